@@ -1,0 +1,65 @@
+# Every target makes its own environment from a pinned lock file, once. `make help` lists the targets.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+# Two test workers suit two cores and more: XLA itself spreads over what is left.
+WORKERS ?= 2
+ARGS ?=
+
+ifneq ($(filter-out help,$(or $(MAKECMDGOALS),help)),)
+INTERPRETER := $(shell requirements/interpreter.sh $(PYTHON))
+ifeq ($(INTERPRETER),)
+$(error PYTHON=$(PYTHON) is no interpreter that runs here; name another, such as PYTHON=python3.12)
+endif
+VERSION := $(shell $(INTERPRETER) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+endif
+LOCK := requirements/$(VERSION).lock
+# The stamp names the version, so another PYTHON makes the environment anew.
+STAMP := $(VENV)/installed-$(VERSION)
+RUN = $(VENV)/bin/python
+
+.PHONY: help demo test lint bench lock
+
+help:  ## List the targets and variables
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@echo 'Variables: PYTHON=python3.12 (interpreter), VENV=.venv (environment), WORKERS=2 (test processes),'
+	@echo '           ARGS="-k sharding" (passed on to pytest)'
+
+demo: $(STAMP)  ## Train a small CLIP, then classify and search images with it (pictures in runs/demo)
+	$(RUN) -m clip_jax.demo --workdir runs/demo
+
+test: $(STAMP)  ## Run the tests
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+lint: $(STAMP)  ## Check style and formatting
+	$(RUN) -m ruff check .
+
+bench: $(STAMP)  ## Measure speed: every benchmark, one after the other
+	@for file in benchmarks/*.py; do \
+	    module=$$(basename $$file .py); \
+	    if [[ $$module == _* || $$module == '*' ]]; then continue; fi; \
+	    echo "== benchmarks.$$module"; \
+	    $(RUN) -m benchmarks.$$module || exit 1; \
+	done
+
+$(STAMP): $(LOCK) setup.py
+	$(INTERPRETER) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r $(LOCK)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(RUN) -m pip check
+	@touch $@
+
+requirements/%.lock:
+	@echo "no lock file for PYTHON=$(PYTHON): there are $(notdir $(wildcard requirements/*.lock))" \
+	    "(choose one with PYTHON=python3.12, or run make lock)" >&2; exit 1
+
+lock: VENV := .venv-lock
+lock:  ## Resolve the dependencies afresh and rewrite the lock file of PYTHON
+	$(INTERPRETER) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[notebooks,dev]'
+	$(RUN) -m pip freeze --all --exclude-editable --exclude pip > requirements/$(VERSION).lock.new
+	mv requirements/$(VERSION).lock.new requirements/$(VERSION).lock
+	rm -r $(VENV)

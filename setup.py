@@ -1,0 +1,76 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+_PACKAGES = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax", "configs")
+_README = Path(__file__).parent / "README.md"
+
+setup(
+    name="multimodal-jax",
+    version="0.1.0",
+    description="CLIP, VQGAN and DALL-E in JAX, trained by one sharded step: from one CPU core to a TPU pod.",
+    long_description=_README.read_text(encoding="utf-8") if _README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=[pattern for name in _PACKAGES for pattern in (name, f"{name}.*")]),
+    # TFDS reads these beside a builder; without them `builder.info` has no description.
+    package_data={"": ["README.md", "TAGS.txt", "CITATIONS.bib", "*.json"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.8",
+        "flax>=0.12.8,<0.13",
+        "ftfy>=6.2",
+        "grain>=0.2.15,<0.3",
+        # 0.3x is what the peers' transformers 4 agrees with, 1.x and later what everyone else has.
+        "huggingface_hub>=0.34,<3",
+        # TFDS imports it on Python 3.11 and does not declare it.
+        "importlib_resources>=6.4",
+        "jax>=0.10,<0.13",
+        "jaxtyping>=0.3.2",
+        "matplotlib>=3.9",
+        "ml_collections>=1.0",
+        "numpy>=2.0,<3",
+        "optax>=0.2.6,<0.3",
+        "orbax-checkpoint>=0.12,<0.13",  # its v1 interface may still change between minor versions
+        "Pillow>=11",
+        "safetensors>=0.5",
+        "scikit-learn>=1.5",
+        "scipy>=1.13",
+        "tensorboardX>=2.6.2",
+        "tensorflow-datasets>=4.9.9,<5",
+        "tokenizers>=0.22,<0.24",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda]"],
+        "tpu": ["jax[tpu]"],
+        "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", "pandas>=2.2"],
+        # The systems this one is compared with, at versions that agree with each other; never needed to train
+        # or to use a model.
+        "peers": [
+            "diffusers==0.35.2",
+            "huggingface_hub<1.0",
+            "torch==2.13.0",
+            "transformers==4.57.1",
+        ],
+        "dev": [
+            "beartype>=0.21",
+            "filelock>=3.16",  # lets parallel test workers share JAX's compilation cache
+            "pandas>=2.2",
+            "pytest>=8.3",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            # For `pip install --no-build-isolation -e .`: environments of Python 3.12 come without it.
+            "setuptools>=77",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "train-jax = train_jax.__main__:cli",
+            "clip-jax = clip_jax.cli:main",
+        ]
+    },
+)

@@ -1,0 +1,124 @@
+"""Strict surroundings for every test: fake devices, checked annotations, no network, nothing left at home.
+
+What JAX reads from the environment is set here, before anything imports JAX, and is inherited by the
+processes that tests start. Warnings are errors (`filterwarnings` in pyproject.toml).
+"""
+
+import functools
+import importlib.util
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+_ROOT = Path(__file__).resolve().parent.parent
+_CACHE = _ROOT / ".cache"
+_DEVICES = 8  # enough for a mesh with all three axes
+_CHECKED = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax")
+_PEERS = ("torch", "transformers", "diffusers")
+
+
+def _set(name: str, value: str | Path) -> None:
+    """Sets an environment variable unless the caller of pytest has chosen a value."""
+    os.environ.setdefault(name, str(value))
+
+
+_set("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={_DEVICES}"
+        # Fake devices share few cores: one that is waited for is slow, not lost.
+        " --xla_cpu_collective_call_warn_stuck_timeout_seconds=60"
+        " --xla_cpu_collective_call_terminate_timeout_seconds=240"
+    ).strip()
+_set("JAX_NUMPY_RANK_PROMOTION", "raise")
+# Programs compiled by an earlier run are read back. A size limit makes JAX lock the directory, so that test
+# workers and the processes they start can share it.
+_set("JAX_COMPILATION_CACHE_DIR", _CACHE / "jax")
+_set("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))
+_set("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+_set("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+# Test workers, Grain's workers and XLA already use every core; other libraries should not start threads.
+for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+    _set(_threads, "1")
+_set("TOKENIZERS_PARALLELISM", "false")
+_set("HF_HUB_OFFLINE", "1")
+_set("TRANSFORMERS_OFFLINE", "1")
+_set("MPLCONFIGDIR", _CACHE / "matplotlib")  # building the font list takes seconds
+_set("JUPYTER_PLATFORM_DIRS", "1")
+
+import flax.struct  # noqa: E402  (it imports JAX, which reads the settings above)
+
+# One folder a session, also when several workers run it: they inherit the first process's choice.
+_own_folder = None
+if "TFDS_DATA_DIR" not in os.environ:
+    _own_folder = tempfile.mkdtemp(prefix="multimodal-jax-tests-")
+    os.environ["TFDS_DATA_DIR"] = f"{_own_folder}/tensorflow_datasets"
+    os.environ["IPYTHONDIR"] = f"{_own_folder}/ipython"
+    os.environ["JUPYTER_CONFIG_DIR"] = f"{_own_folder}/jupyter"
+
+
+def _pytree_dataclass(cls: type | None = None, /, **options):
+    """flax.struct.dataclass with unchecked fields: JAX rebuilds pytrees with shardings, shapes, … in them."""
+    if cls is None:
+        return functools.partial(_pytree_dataclass, **options)
+    made = _flax_dataclass(cls, **options)
+    made.__no_type_check__ = True  # what jaxtyping looks for
+    return made
+
+
+# Annotated shapes and types of our own packages are checked at every call and wherever a dataclass is made.
+_flax_dataclass, flax.struct.dataclass = flax.struct.dataclass, _pytree_dataclass
+install_import_hook(list(_CHECKED), "beartype.beartype")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    del config
+    if _own_folder is not None:
+        shutil.rmtree(_own_folder, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = [name for name in _PEERS if importlib.util.find_spec(name) is None]
+    if not missing:
+        return
+    skip = pytest.mark.skip(reason=f"no {', '.join(missing)}: pip install -e '.[peers]'")
+    for item in items:
+        if item.get_closest_marker("peers"):
+            item.add_marker(skip)
+
+
+def _is_local(family: int, address: object) -> bool:
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        return True  # a socket file, or the kernel
+    host = str(address[0])
+    return host in ("localhost", "::1", "") or host.startswith("127.")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuses connections that leave this machine: tests need no download, and must not come to need one."""
+    connect, connect_ex, lookup = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def refuse(address: object) -> None:
+        raise RuntimeError(f"a test tried to reach {address!r}: tests use no network, make the data here")
+
+    def guarded_connect(self, address):
+        return connect(self, address) if _is_local(self.family, address) else refuse(address)
+
+    def guarded_connect_ex(self, address):
+        return connect_ex(self, address) if _is_local(self.family, address) else refuse(address)
+
+    def guarded_lookup(host, *args, **kwargs):
+        name = host.decode() if isinstance(host, bytes) else host or ""
+        if not _is_local(socket.AF_INET, (name,)) and name != socket.gethostname():
+            refuse(host)
+        return lookup(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded_connect)
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+    monkeypatch.setattr(socket, "getaddrinfo", guarded_lookup)

@@ -1,0 +1,159 @@
+"""Schedules in closed form; every optimiser by name; decay, freezing and clipping by parameter path."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from train_jax import config as config_lib
+from train_jax import optim, sharding
+from train_jax.errors import ConfigError
+
+PARAMS = {
+    "clip": {
+        "dense": {"kernel": jnp.full((4, 6), 0.5), "bias": jnp.full((6,), 0.5)},
+        "stack": {"kernel": jnp.full((3, 4, 2, 5), 0.5)},
+        "logit_scale": jnp.asarray(2.0),
+    }
+}
+AXES = {
+    "clip/dense/kernel": ("embed", "mlp"),
+    "clip/dense/bias": ("mlp",),
+    "clip/stack/kernel": ("layers", "embed", "heads", "head_dim"),
+    "clip/logit_scale": (),
+}
+GRADS = jax.tree.map(lambda x: jnp.linspace(0.1, 1.0, x.size).reshape(x.shape), PARAMS)
+
+
+def options(**changes):
+    full = config_lib.defaults().optim
+    full.update(ConfigDict({"lr": 0.1, "schedule": "constant", "clip": 0.0, **changes}))
+    return full
+
+
+def one_update(opt, params=PARAMS, grads=GRADS):
+    tx, _ = optim.make(opt, params, 100, AXES)
+    updates, state = tx.update(grads, tx.init(params), params)
+    return updates["clip"], state
+
+
+@pytest.mark.parametrize(
+    "name, closed_form",
+    [
+        ("cosine", lambda t: 0.1 * (0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * min(t / 90, 1))))),
+        ("linear", lambda t: 0.1 * (1 - 0.8 * min(t / 90, 1))),
+        ("rsqrt", lambda t: 0.1 * math.sqrt(10 / (10 + t))),
+        ("constant", lambda t: 0.1),
+    ],
+)
+def test_schedules(name, closed_form):
+    schedule = optim.schedule(options(schedule=name, warmup_steps=10, final_lr=0.2), 100)
+    for step in range(10):
+        np.testing.assert_allclose(schedule(step), 0.1 * step / 10, rtol=1e-6)
+    for step in (10, 11, 55, 99, 100):
+        np.testing.assert_allclose(schedule(step), closed_form(step - 10), rtol=1e-6)
+
+
+def test_the_first_update_is_not_wasted_without_warm_up():
+    assert float(optim.schedule(options(schedule="cosine"), 100)(0)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "name", ["adamw", "lion", "adafactor", "sgd", "adam", "contrib.muon", "contrib.schedule_free_adamw", "lamb"]
+)
+def test_every_optimiser_moves_every_parameter(name):
+    updates, _ = one_update(options(name=name))
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        assert np.all(np.isfinite(update)) and np.any(update != 0), path
+        assert np.all(np.sign(update) * np.sign(0.5) <= 0) or name == "contrib.muon", path
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "contrib.muon", "contrib.schedule_free_adamw"])
+def test_weight_decay_is_lr_times_decay_times_weight_and_spares_what_the_paths_say(name):
+    plain, _ = one_update(options(name=name))
+    decayed, _ = one_update(options(name=name, weight_decay=0.3))
+    shrink = 0.1 * 0.3 * 0.5
+    for module in ("dense", "stack"):
+        np.testing.assert_allclose(decayed[module]["kernel"] - plain[module]["kernel"], -shrink, rtol=1e-4)
+    np.testing.assert_array_equal(decayed["dense"]["bias"], plain["dense"]["bias"])
+    np.testing.assert_array_equal(decayed["logit_scale"], plain["logit_scale"])
+
+
+def test_adamw_equals_optax_called_by_hand():
+    updates, _ = one_update(options(weight_decay=0.3, args={"b2": 0.98}))
+    kernel, grad = PARAMS["clip"]["dense"]["kernel"], GRADS["clip"]["dense"]["kernel"]
+    rule = optax.adamw(0.1, b2=0.98, weight_decay=0.3)
+    expected, _ = rule.update(grad, rule.init(kernel), kernel)
+    np.testing.assert_allclose(updates["dense"]["kernel"], expected, rtol=1e-6)
+
+
+def test_muon_orthogonalises_each_layer_of_a_stack_by_itself():
+    # Well-conditioned gradients: the iteration amplifies rounding along small singular values.
+    stack = jax.random.normal(jax.random.key(0), (3, 4, 2, 5))
+    grads = {"clip": {**GRADS["clip"], "stack": {"kernel": stack}}}
+    updates, _ = one_update(options(name="contrib.muon"), grads=grads)
+    rule = optax.contrib.muon(0.1)
+    for layer in range(3):
+        matrix = stack[layer].reshape(4, 10)
+        expected, _ = rule.update({"w": matrix}, rule.init({"w": matrix}), {"w": matrix})
+        np.testing.assert_allclose(
+            updates["stack"]["kernel"][layer].reshape(4, 10), expected["w"], rtol=1e-4, atol=1e-6
+        )
+
+
+def test_schedule_free_evaluates_its_average():
+    rule = optax.contrib.schedule_free_adamw(0.1)
+    tx, _ = optim.make(options(name="contrib.schedule_free_adamw"), PARAMS, 100, AXES)
+    mine, state = PARAMS, tx.init(PARAMS)
+    theirs, their_state = PARAMS, rule.init(PARAMS)
+    for _ in range(5):
+        updates, state = tx.update(GRADS, state, mine)
+        mine = optax.apply_updates(mine, updates)
+        updates, their_state = rule.update(GRADS, their_state, theirs)
+        theirs = optax.apply_updates(theirs, updates)
+    expected = optax.contrib.schedule_free_eval_params(their_state, theirs)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), optim.evaluation_params(state, mine), expected
+    )
+    unchanged = optim.evaluation_params(optax.adam(0.1).init(PARAMS), PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, unchanged, PARAMS)
+
+
+def test_frozen_parameters_have_no_update_and_no_moments():
+    updates, state = one_update(options(freeze=(r"^clip/dense/",), clip=1.0))
+    assert not np.any(updates["dense"]["kernel"]) and not np.any(updates["dense"]["bias"])
+    assert np.any(updates["stack"]["kernel"])
+    assert not any("dense" in sharding.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state))
+
+
+def test_each_player_is_clipped_by_its_own_norm():
+    params = {"a": {"kernel": jnp.zeros((3,))}, "b": {"kernel": jnp.zeros((3,))}}
+    grads = {"a": {"kernel": jnp.array([3.0, 0.0, 4.0])}, "b": {"kernel": jnp.array([0.1, 0.0, 0.0])}}
+    axes = {"a/kernel": (None,), "b/kernel": (None,)}
+    tx, _ = optim.make(options(name="sgd", lr=1.0, clip=1.0), params, 10, axes)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(updates["a"]["kernel"], [-0.6, 0, -0.8], rtol=1e-6)
+    np.testing.assert_allclose(updates["b"]["kernel"], [-0.1, 0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"name": "adamw2"}, "not an optimiser of optax"),
+        ({"name": "clip_by_global_norm"}, "not an optimiser of optax"),
+        ({"schedule": "step"}, "cosine, linear, rsqrt, constant"),
+        ({"args": {"beta2": 0.9}}, "optax's adamw takes"),
+        ({"args": {"mask": True}}, "no_decay"),
+        ({"name": "sgd", "weight_decay": 0.1}, "no weight decay"),
+        ({"freeze": ("vision",)}, "matches no parameter"),
+        ({"no_decay": ("(",)}, "not a regular expression"),
+        ({"players": {"generator": {"lr": 1.0}}}, r"players are \['clip'\]"),
+    ],
+)
+def test_mistakes_are_named(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        optim.make(options(**changes), PARAMS, 100, AXES)

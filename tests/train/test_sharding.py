@@ -1,0 +1,81 @@
+"""The mesh from config, the table of axis names, and what happens when sizes do not fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from train_jax import sharding
+from train_jax.errors import ConfigError
+
+
+def mesh(data=2, fsdp=2, tensor=2):
+    return sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
+
+
+def test_minus_one_is_what_is_left():
+    assert dict(mesh(-1, 2, 1).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert dict(mesh(1, -1, 4).shape) == {"data": 1, "fsdp": 2, "tensor": 4}
+
+
+@pytest.mark.parametrize(
+    "sizes, words",
+    [
+        ((3, 1, 1), "3 does not divide 8"),
+        ((-1, -1, 1), "at most one"),
+        ((2, 2, 1), "uses 4 of 8"),
+        ((0, 1, 1), "positive"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(sizes, words):
+    with pytest.raises(ConfigError, match=words):
+        mesh(*sizes)
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused():
+    sharding.check_batch(mesh(2, 2, 2), 12)
+    with pytest.raises(ConfigError, match="multiple of 4"):
+        sharding.check_batch(mesh(2, 2, 2), 10)
+    with pytest.raises(ConfigError, match="multiple of 12"):
+        sharding.check_batch(mesh(2, 2, 2), 16, accumulate=3)
+
+
+def test_spec_of_a_parameter():
+    m = mesh()
+    assert sharding.spec(("embed", "mlp"), (8, 16), m) == P("fsdp", "tensor")
+    assert sharding.spec(("layers", "heads", "head_dim", "embed"), (3, 4, 5, 8), m) == P(None, "tensor", None, "fsdp")
+    assert sharding.spec(("embed", "embed"), (8, 8), m) == P("fsdp", None), "an axis of the mesh serves once"
+
+
+def test_an_axis_that_does_not_divide_stays_whole_and_is_logged(caplog):
+    assert sharding.spec(("embed", "mlp"), (7, 16), mesh(), "clip/kernel") == P(None, "tensor")
+    assert "clip/kernel" in caplog.text and "length 7" in caplog.text
+
+
+def test_an_unknown_axis_name_is_an_error():
+    with pytest.raises(ConfigError, match="'wdith' is not in"):
+        sharding.spec(("wdith",), (8,), mesh(), "clip/kernel")
+
+
+def test_moments_are_sharded_like_their_parameter_and_factored_ones_are_replicated():
+    params = {"clip": {"kernel": jnp.zeros((256, 256)), "bias": jnp.zeros((256,))}}
+    m = mesh()
+    split = {"clip": {"kernel": jax.NamedSharding(m, P("fsdp", "tensor")), "bias": jax.NamedSharding(m, P("tensor"))}}
+    found = sharding.like_params(jax.eval_shape(optax.adam(1e-3).init, params), params, split, m)
+    assert found[0].mu == split and found[0].nu == split
+    assert found[0].count.spec == P()
+    factored = sharding.like_params(jax.eval_shape(optax.adafactor(1e-3).init, params), params, split, m)
+    by_shape = {}
+    for leaf, s in zip(
+        jax.tree.leaves(jax.eval_shape(optax.adafactor(1e-3).init, params)), jax.tree.leaves(factored), strict=True
+    ):
+        by_shape.setdefault(leaf.shape, set()).add(s.spec)
+    assert by_shape[(256,)] >= {P()}
+
+
+def test_global_batch_is_split_over_data_and_fsdp():
+    m = mesh()
+    x = jax.device_put(np.arange(16.0).reshape(8, 2), sharding.batch_sharding(m))
+    assert x.sharding.shard_shape(x.shape) == (2, 2)

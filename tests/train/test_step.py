@@ -1,0 +1,203 @@
+"""The shared step against loops written by hand: two players, two rules, accumulation, averages, bad gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy_task as toy
+from ml_collections import ConfigDict
+
+from train_jax import config as config_lib
+from train_jax import optim, sharding
+from train_jax.step import BROKEN, init_state, make_train_step
+from train_jax.task import Task
+
+STEPS = 6
+
+
+def options(**changes):
+    full = config_lib.defaults().optim
+    full.update(ConfigDict({"lr": 1e-2, "schedule": "constant", "clip": 0.5, **changes}))
+    return full
+
+
+def build(mesh_sizes=(1, 1, 1), *, optim_options=None, task=toy.TASK, ema=0.0, accumulate=1, batch=None):
+    batch = toy.batch() if batch is None else batch
+    count = int(np.prod(mesh_sizes))
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh_sizes, strict=True)), jax.devices()[:count])
+    schedules = {}
+
+    def make_tx(params, axes):
+        tx, found = optim.make(options() if optim_options is None else optim_options, params, STEPS, axes)
+        schedules.update(found)
+        return tx
+
+    players = ("generator",) if ema else ()
+    create, abstract, tx = init_state(task, make_tx, mesh, batch, seed=3, ema_players=players)
+    step = make_train_step(task, tx, mesh, abstract, seed=3, schedules=schedules, accumulate=accumulate, ema_decay=ema)
+    return mesh, create, abstract, step
+
+
+def train(steps=STEPS, batches=None, **kwargs):
+    mesh, create, _, step = build(**kwargs)
+    history = []
+    with jax.set_mesh(mesh):
+        state = create()
+        for number in range(steps):
+            batch = toy.batch(seed=number) if batches is None else batches[number]
+            state, metrics = step(state, jax.device_put(batch, sharding.batch_sharding(mesh)))
+            history.append(jax.device_get(metrics))
+    return jax.device_get(state), history
+
+
+def noise_key(step):
+    return jax.random.fold_in(jax.random.key(3), step)
+
+
+def by_hand(steps=STEPS):
+    """The textbook loop: two gradients, two optimisers, each with its own clipping."""
+    params, _ = sharding.unbox(toy.init(jax.random.key(3), toy.batch()))
+    rules = {
+        "generator": optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2, weight_decay=0.0)),
+        "discriminator": optax.chain(optax.clip_by_global_norm(0.25), optax.sgd(3e-2, momentum=0.9)),
+    }
+    states = {player: rules[player].init(params[player]) for player in params}
+    losses = {"generator": toy.generator_loss, "discriminator": toy.discriminator_loss}
+    for number in range(steps):
+        batch = toy.batch(seed=number)
+        noise = toy.NOISE * jax.random.normal(noise_key(number), batch["z"].shape)
+        new = {}
+        for position, player in enumerate(("generator", "discriminator")):
+            grads = jax.grad(losses[player], argnums=position)(
+                params["generator"], params["discriminator"], batch, noise
+            )
+            updates, states[player] = rules[player].update(grads, states[player], params[player])
+            new[player] = optax.apply_updates(params[player], updates)
+        params = new
+    return params
+
+
+def assert_close(a, b, tolerance=1e-5):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), a, b)
+
+
+TWO_RULES = {"discriminator": {"name": "sgd", "lr": 3e-2, "clip": 0.25, "args": {"momentum": 0.9}}}
+
+
+def test_two_players_equal_a_loop_with_two_optimisers():
+    state, history = train(optim_options=options(players=TWO_RULES))
+    assert_close(state.params, by_hand(), 1e-6)
+    assert {"grad_norm/generator", "grad_norm/discriminator", "lr/generator", "lr/discriminator"} <= set(history[0])
+    assert history[0]["lr/discriminator"] == np.float32(3e-2)
+
+
+@pytest.mark.parametrize("moved, still", [("generator", "discriminator"), ("discriminator", "generator")])
+def test_the_loss_of_one_player_moves_no_parameter_of_the_other(moved, still):
+    def one_sided(params, extra, batch, rng, step):
+        noise = toy.NOISE * jax.random.normal(rng, batch["z"].shape)
+        frozen = jax.lax.stop_gradient(params)
+        if moved == "generator":
+            value = toy.generator_loss(params["generator"], frozen["discriminator"], batch, noise)
+        else:
+            value = toy.discriminator_loss(frozen["generator"], params["discriminator"], batch, noise)
+        return value, ({}, extra)
+
+    task = Task(init=toy.init, loss=one_sided, example=toy.example)
+    start, _ = sharding.unbox(toy.init(jax.random.key(3), toy.batch()))
+    state, _ = train(task=task, steps=2)
+    assert_close(state.params[still], start[still], 0)
+    assert any(
+        np.any(a != b) for a, b in zip(jax.tree.leaves(state.params[moved]), jax.tree.leaves(start[moved]), strict=True)
+    )
+
+
+@pytest.mark.parametrize("mesh_sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+def test_any_mesh_gives_the_numbers_of_one_device(mesh_sizes):
+    alone, history_alone = train(ema=0.9)
+    spread, history_spread = train(mesh_sizes=mesh_sizes, ema=0.9)
+    assert_close(spread, alone)
+    assert_close(history_spread, history_alone)
+
+
+def test_parameters_moments_and_average_are_really_sharded():
+    mesh, create, _, step = build((2, 2, 2), ema=0.9)
+    with jax.set_mesh(mesh):
+        state, _ = step(create(), jax.device_put(toy.batch(), sharding.batch_sharding(mesh)))
+    kernels = [
+        (sharding.path_name(path), x)
+        for path, x in jax.tree_util.tree_leaves_with_path(state)
+        if "hidden/kernel" in sharding.path_name(path)
+    ]
+    # Two players' parameters, Adam's two moments of each, and one average.
+    assert len(kernels) == 2 + 4 + 1
+    for name, x in kernels:
+        assert x.sharding.shard_shape(x.shape) == (x.shape[0] // 2, x.shape[1] // 2), name
+
+
+def test_accumulation_equals_the_mean_of_the_micro_batches_gradients():
+    task = Task(init=toy.init, loss=quiet_loss, example=toy.example)
+    state, history = train(task=task, accumulate=4, steps=3)
+    whole, whole_history = train(task=task, accumulate=1, steps=3)
+    # These losses are means over examples, so micro-batches of equal size average to the whole batch.
+    assert_close(state.params, whole.params)
+    assert_close(history[-1]["loss"], whole_history[-1]["loss"])
+    spread, _ = train(task=task, accumulate=2, steps=3, mesh_sizes=(4, 2, 1))
+    assert_close(spread.params, whole.params)
+
+
+def quiet_loss(params, extra, batch, rng, step):
+    frozen = jax.lax.stop_gradient(params)
+    noise = jnp.zeros_like(batch["z"])
+    value = toy.generator_loss(params["generator"], frozen["discriminator"], batch, noise)
+    return value + toy.discriminator_loss(frozen["generator"], params["discriminator"], batch, noise), ({}, extra)
+
+
+def test_average_of_the_weights_follows_its_recurrence():
+    decay, expected, path = 0.5, None, []
+    for steps in range(STEPS + 1):
+        path.append(train(steps=steps)[0].params["generator"])
+    for number, params in enumerate(path):
+        if number == 0:
+            expected = params
+            continue
+        d = min(decay, number / (9 + number))  # (1 + n) / (10 + n) with n updates done before this one
+        expected = jax.tree.map(lambda e, p, d=d: d * e + (1 - d) * p, expected, params)
+    state, _ = train(ema=decay)
+    assert set(state.ema) == {"generator"}
+    assert_close(state.ema["generator"], expected)
+
+
+def test_a_bad_batch_changes_nothing_but_the_counters():
+    bad = toy.batch(seed=1)
+    bad["x"][3, 2] = np.nan
+    good = [toy.batch(seed=0), toy.batch(seed=2)]
+    state, history = train(steps=1, batches=good, ema=0.9)
+    after, bad_history = train(steps=2, batches=[good[0], bad], ema=0.9)
+    for part in ("params", "opt_state", "extra", "ema"):
+        assert_close(getattr(after, part), getattr(state, part), 0)
+    assert after.step == 2 and after.counters["skipped"] == 1 and after.counters["streak"] == 1
+    assert not np.isfinite(bad_history[1]["loss"])
+    later, _ = train(steps=3, batches=[good[0], bad, good[1]])
+    assert later.counters["skipped"] == 1 and later.counters["streak"] == 0
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(later.params))
+
+
+def test_replaced_samples_are_added_up():
+    batches = [{**toy.batch(seed=i), BROKEN: np.full((16,), i % 2, np.int32)} for i in range(4)]
+    mesh, create, _, step = build((4, 1, 1))
+    with jax.set_mesh(mesh):
+        state = create()
+        for batch in batches:
+            state, metrics = step(state, jax.device_put(batch, sharding.batch_sharding(mesh)))
+    assert metrics["broken"] == 32
+
+
+def test_the_state_is_donated():
+    mesh, create, _, step = build()
+    with jax.set_mesh(mesh):
+        state = create()
+        step(state, toy.batch())
+    assert all(x.is_deleted() for x in jax.tree.leaves(state.params))

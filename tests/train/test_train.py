@@ -1,0 +1,180 @@
+"""The whole loop on the toy task: a run directory that describes itself, exact resumption, clear refusals."""
+
+import hashlib
+import json
+
+import jax
+import numpy as np
+import pytest
+from drive_toy import config
+from ml_collections import ConfigDict
+
+import train_jax
+from train_jax.errors import ConfigError
+
+TIMES = ("time", "steps_per_second", "examples_per_second", "mfu")
+
+
+def numbers(workdir):
+    """Every metric line, without what depends on the clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    history = train_jax.run(config(), workdir)
+    return workdir, history
+
+
+def test_a_run_directory_describes_itself(whole):
+    workdir, _ = whole
+    described = json.loads((workdir / "config.json").read_text())
+    assert described["task"] == "toy_task" and described["optim"]["name"] == "adamw"
+    assert json.loads((workdir / "artifacts.json").read_text()) == {}
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == [20, 30, 40]
+    assert list((workdir / "samples").glob("*.png")), "the evaluator's picture"
+    assert list(workdir.glob("**/events.out.tfevents*"))
+
+
+def test_history_holds_training_and_evaluation(whole):
+    _, history = whole
+    columns = history.to_dict()
+    assert len(columns["loss"]) == len(history)
+    steps = [row["step"] for row in history if "loss" in row]
+    assert steps == list(range(1, 41))
+    assert [row["step"] for row in history if "end/norm" in row] == [20, 40]
+    assert all(np.isfinite(row["loss"]) for row in history if "loss" in row)
+
+
+def test_a_run_in_two_parts_equals_a_whole_one(whole, tmp_path):
+    train_jax.run(config(checkpoint={"every": 7}, steps=40), tmp_path / "reference")  # its schedule is the same
+    part = config()
+    stopped = _stop_after(23)
+    with stopped:
+        train_jax.run(part, tmp_path / "parts")
+    assert numbers(tmp_path / "parts")[-1]["step"] < 40
+    train_jax.run(part, tmp_path / "parts")
+    assert numbers(tmp_path / "parts") == numbers(whole[0])
+    assert numbers(tmp_path / "reference") == numbers(whole[0]), "checkpoints do not change a run"
+
+
+def _stop_after(step):
+    """Makes the process believe that it was asked to stop after this update."""
+    import contextlib
+    import os
+    import signal
+
+    import toy_task
+
+    @contextlib.contextmanager
+    def patched():
+        from train_jax import metrics
+
+        write = metrics.Writer.write
+
+        def write_and_stop(self, at, values):
+            write(self, at, values)
+            if at == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        metrics.Writer.write = write_and_stop
+        try:
+            yield
+        finally:
+            metrics.Writer.write = write
+
+    assert toy_task
+    return patched()
+
+
+def test_another_mesh_goes_on_where_this_one_stopped(whole, tmp_path):
+    with _stop_after(15):
+        train_jax.run(config(mesh={"data": 2, "fsdp": 2, "tensor": 2}), tmp_path)
+    train_jax.run(config(mesh={"data": 8}), tmp_path)
+    for mine, theirs in zip(numbers(tmp_path), numbers(whole[0]), strict=True):
+        assert mine.keys() == theirs.keys()
+        for key, value in mine.items():
+            np.testing.assert_allclose(value, theirs[key], rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+def test_a_run_directory_of_another_model_is_refused(whole):
+    with pytest.raises(ConfigError, match="holds a run with another model"):
+        train_jax.run(config(model={"dtype": "bfloat16"}), whole[0])
+
+
+def test_a_finished_run_is_not_trained_further(whole):
+    before = numbers(whole[0])
+    train_jax.run(config(), whole[0])
+    assert numbers(whole[0]) == before
+
+
+def test_nan_in_the_loss_ends_the_run_with_advice_and_keeps_the_checkpoints(tmp_path):
+    import toy_task
+
+    poisoned = toy_task.TASK.loss
+
+    def make(c, workdir):
+        import dataclasses
+
+        def loss(params, extra, batch, rng, step):
+            value, aux = poisoned(params, extra, batch, rng, step)
+            return jax.numpy.where(step >= 12, jax.numpy.nan, value), aux
+
+        return dataclasses.replace(original(c, workdir), loss=loss)
+
+    original, toy_task.make = toy_task.make, make
+    try:
+        with pytest.raises(FloatingPointError, match="checkpoint of step 10 is intact.*lower|.*Lower"):
+            train_jax.run(config(optim={"max_skipped": 5}, checkpoint={"every": 10}), tmp_path)
+    finally:
+        toy_task.make = original
+    assert (tmp_path / "checkpoints" / "10").is_dir()
+    rows = numbers(tmp_path)
+    assert [row["skipped"] for row in rows] == [0] * 12 + [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"data": {"batch_size": 12}}, "multiple of 8"),
+        ({"mesh": {"data": 3}}, "3 does not divide 8"),
+        ({"optim": {"nmae": "sgd"}}, "did you mean config.optim.name"),
+        ({"data": {"source": "no-such-set"}}, "no-such-set"),
+    ],
+)
+def test_mistakes_leave_no_run_directory(changes, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        train_jax.run(config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_artifacts_are_written_with_their_hashes(tmp_path):
+    import dataclasses
+
+    import toy_task
+
+    original = toy_task.make
+
+    def make(c, workdir):
+        return dataclasses.replace(original(c, workdir), artifacts={"tokenizer.json": "{}"})
+
+    toy_task.make = make
+    try:
+        train_jax.run(config(steps=3), tmp_path)
+    finally:
+        toy_task.make = original
+    assert (tmp_path / "tokenizer.json").read_text() == "{}"
+    hashes = json.loads((tmp_path / "artifacts.json").read_text())
+    assert hashes == {"tokenizer.json": hashlib.sha256(b"{}").hexdigest()}
+
+
+def test_a_trace_is_written_on_request(tmp_path):
+    train_jax.run(config(steps=16), tmp_path, profile=True)
+    assert list((tmp_path / "profile").glob("**/*.xplane.pb"))
+
+
+def test_config_dict_from_python_is_enough(tmp_path):
+    history = train_jax.run(ConfigDict(config(steps=3, log_every=3).to_dict()), tmp_path)
+    assert [row["step"] for row in history if "loss" in row] == [3]

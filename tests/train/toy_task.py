@@ -1,0 +1,96 @@
+"""A two-player toy: a generator that maps noise to pairs, a discriminator that tells them from the data.
+
+Small enough for its losses and updates to be written by hand, and with everything a GAN asks of the step: two players in
+one scalar, `stop_gradient` between them, state without gradients, randomness, logical axes.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from train_jax.task import Task
+
+
+class Mlp(nn.Module):
+    width: int
+    out: int
+
+    @nn.compact
+    def __call__(self, x):
+        def dense(features, axes, name):
+            init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes)
+            bias = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:])
+            return nn.Dense(features, kernel_init=init, bias_init=bias, name=name)
+
+        x = jnp.tanh(dense(self.width, ("embed", "mlp"), "hidden")(x))
+        x = nn.with_logical_constraint(x, ("batch", "mlp"))
+        return dense(self.out, ("mlp", "embed"), "out")(x)
+
+
+GENERATOR = Mlp(16, 4)
+DISCRIMINATOR = Mlp(16, 1)
+NOISE = 0.1
+
+
+def generator_loss(generator, discriminator, batch, noise):
+    fake = GENERATOR.apply({"params": generator}, batch["z"] + noise)
+    logits = DISCRIMINATOR.apply({"params": discriminator}, fake)
+    return jnp.mean(jax.nn.softplus(-logits)) + 0.1 * jnp.mean((fake - batch["x"]) ** 2)
+
+
+def discriminator_loss(generator, discriminator, batch, noise):
+    fake = GENERATOR.apply({"params": generator}, batch["z"] + noise)
+    real_logits = DISCRIMINATOR.apply({"params": discriminator}, batch["x"])
+    fake_logits = DISCRIMINATOR.apply({"params": discriminator}, fake)
+    return jnp.mean(jax.nn.softplus(-real_logits)) + jnp.mean(jax.nn.softplus(fake_logits))
+
+
+def init(rng, batch):
+    first, second = jax.random.split(rng)
+    params = {
+        "generator": GENERATOR.init(first, batch["z"])["params"],
+        "discriminator": DISCRIMINATOR.init(second, batch["x"])["params"],
+    }
+    return params, {"mean": jnp.zeros((4,))}
+
+
+def loss(params, extra, batch, rng, step):
+    noise = NOISE * jax.random.normal(rng, batch["z"].shape)
+    frozen = jax.lax.stop_gradient(params)
+    loss_g = generator_loss(params["generator"], frozen["discriminator"], batch, noise)
+    loss_d = discriminator_loss(frozen["generator"], params["discriminator"], batch, noise)
+    mean = 0.9 * extra["mean"] + 0.1 * jnp.mean(batch["x"], axis=0)
+    return loss_g + loss_d, ({"loss_g": loss_g, "loss_d": loss_d}, {"mean": mean})
+
+
+def example(record, rng):
+    pixels = np.frombuffer(record["image"][-64:], np.uint8).astype(np.float32) / 255
+    return {"x": pixels[:4], "z": rng.standard_normal(4).astype(np.float32)}
+
+
+def batch(size=16, seed=0):
+    draw = np.random.default_rng(seed)
+    return {
+        "x": draw.standard_normal((size, 4)).astype(np.float32),
+        "z": draw.standard_normal((size, 4)).astype(np.float32),
+    }
+
+
+TASK = Task(init=init, loss=loss, example=example, flops=1e3)
+
+
+def defaults():
+    return ConfigDict({"model": {"dtype": "float32"}, "evaluators": {"norm": {"scale": 1.0}}})
+
+
+def make(config, workdir):
+    def norm(options, context):
+        def evaluate(params, extra):
+            total = sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(params))
+            return {"norm": options.scale * total**0.5}, {"grey": np.full((4, 6, 3), 128, np.uint8)}
+
+        return evaluate
+
+    return Task(init=init, loss=loss, example=example, evaluators={"norm": norm}, flops=1e3)

@@ -1,0 +1,19 @@
+"""How anything trains: one loop, one sharded step, one run directory, for every model of this repository.
+
+    import train_jax
+    history = train_jax.run(config, "runs/clip-shapes")      # what `python -m train_jax` calls
+
+Data flows one way: sources -> pipeline -> task -> step -> run directory. Nothing here knows a model: a model
+package offers a `Task` (see `train_jax.task`), and the config names it.
+"""
+
+__all__ = ["run"]
+
+
+def __getattr__(name: str):
+    # Late, so that a loaded model, which needs only the data rooms of this package, does not import the trainer.
+    if name == "run":
+        from train_jax.train import run
+
+        return run
+    raise AttributeError(f"module 'train_jax' has no attribute {name!r}")

@@ -1,0 +1,230 @@
+"""What survives a run: state and data position together, saved by Orbax in the background, read back onto any mesh.
+
+A checkpoint is a folder `<step>/`. It appears under that name only when it is complete, so a killed process leaves the ones
+before it as they were. One that was damaged later is reported and passed over.
+"""
+
+import logging
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint import v1 as ocp
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """Checkpoints exist and none can be read, or the last one of a run could not be written."""
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      directory: made if missing; unfinished checkpoints of a killed process are removed.
+      every: updates between two checkpoints.
+      keep_last: how many of the newest are kept.
+      keep_every: besides, every checkpoint whose step is a multiple of this is kept; 0: none.
+      config: what each checkpoint tells about the run that made it: a dict that JSON can hold.
+
+    On SIGTERM (or a preemption notice of the cluster) `stopping` becomes true after the next `due`, at the same step on
+    every host; the loop then saves and ends.
+    """
+
+    def __init__(self, directory: str | Path, *, every: int, keep_last: int, keep_every: int = 0, config=None):
+        self._config = config or {}
+        self._directory = Path(directory).resolve()
+        self._every = every
+        self._failure: tuple[int, Exception] | None = None
+        self._saving: tuple[int, ocp.AsyncResponse] | None = None
+        self.stopping = False
+        self._notice = threading.Event()
+        self._previous_handler = None
+        # Handlers can be set in the main thread alone; a run in another thread is stopped by its owner.
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGTERM, lambda *_: self._notice.set())
+        keep = [ocp.training.preservation_policies.LatestN(keep_last)]
+        if keep_every:
+            keep.append(ocp.training.preservation_policies.EveryNSteps(keep_every))
+        self._open = lambda: ocp.training.Checkpointer(
+            self._directory,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+        )
+        self._checkpointer = self._open()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return max(self.steps, default=None)
+
+    def due(self, step: int) -> bool:
+        """Whether to save after this update: by schedule, or because the run is asked to stop. Call it every step."""
+        self.stopping = self._agreed_to_stop(step)
+        return self.stopping or step % self._every == 0
+
+    def _agreed_to_stop(self, step: int) -> bool:
+        if jax.process_count() == 1:
+            return self._notice.is_set()
+        # Every host must stop after the same update, though the notice reaches them at different times.
+        return bool(multihost_utils.process_allgather(np.asarray(self._notice.is_set())).any())
+
+    def save(self, step: int, state, position) -> None:
+        """Starts saving; the state may be donated as soon as this returns.
+
+        `position` is anything with `get_state()`: where the data stream stands on this host. A save that fails (a full
+        disk) is reported, and the run goes on: the checkpoints before it are untouched.
+        """
+        self._finish()
+        if step in self.steps:
+            return
+        # The global stream is cut into batches before it is dealt out to hosts, so every host is at the same place.
+        about = {"position": position.get_state(), "config": self._config}
+        try:
+            response = self._checkpointer.save_async(step, _named(state), force=True, custom_metadata=about)
+            self._saving = (step, response)
+        except Exception as error:
+            self._report(step, error)
+
+    def _finish(self) -> None:
+        """Waits for the save under way, if there is one."""
+        if self._saving is None:
+            return
+        (step, response), self._saving = self._saving, None
+        try:
+            response.result()
+            self._failure = None
+        except Exception as error:
+            self._report(step, error)
+
+    def _report(self, step: int, error: Exception) -> None:
+        self._failure = (step, error)
+        log.error(
+            "checkpoint %d could not be saved (%s: %s); training goes on, earlier checkpoints are untouched",
+            step,
+            type(error).__name__,
+            error,
+        )
+        # What was written of it is removed, and Orbax forgets the failed save, so that the next one starts clean.
+        if jax.process_index() == 0:
+            for remains in self._directory.glob(f"{step}.*"):
+                shutil.rmtree(remains, ignore_errors=True)
+        self._checkpointer = self._open()
+
+    def restore(self, abstract_state, position) -> tuple[object, int] | None:
+        """The newest state that can be read and its step; None if there is no checkpoint.
+
+        The arrays come back with the shardings of `abstract_state`, whatever mesh and number of hosts they were
+        saved from, and `position.set_state` is called with the place in the data. Raises CheckpointError if there are
+        checkpoints and none can be read.
+        """
+        failures = []
+        for step in reversed(self.steps):
+            try:
+                state = _like(abstract_state, self._checkpointer.load(step, _named(abstract_state)))
+                position.set_state(self._checkpointer.metadata(step).custom_metadata["position"])
+            except Exception as error:
+                failures.append(
+                    f"{self._directory / str(step)}: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+                )
+                log.error("checkpoint %s cannot be read, trying the one before it", failures[-1])
+                continue
+            for damaged in [s for s in self.steps if s > step]:
+                if jax.process_index() == 0:
+                    aside = self._directory / f"damaged-{damaged}"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    (self._directory / str(damaged)).rename(aside)
+                    log.error("moved the unreadable checkpoint %d to %s", damaged, aside)
+            if failures:
+                self._checkpointer.close()
+                self._checkpointer = self._open()
+            return state, step
+        if failures:
+            raise CheckpointError("no checkpoint can be read:\n  " + "\n  ".join(failures))
+        return None
+
+    def close(self) -> None:
+        """Waits for the save under way. Raises CheckpointError if the last save of the run failed."""
+        self._finish()
+        self._checkpointer.close()
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)
+            self._previous_handler = None
+        if self._failure is not None:
+            step, error = self._failure
+            raise CheckpointError(
+                f"the last checkpoint (step {step}) could not be saved: {error}. Newest complete one: {self.latest}"
+            ) from error
+
+
+def load_params(directory: str | Path, step: int | None = None) -> tuple[dict, int]:
+    """Parameters of a run for inference and their step: the averaged ones of each player that has an average.
+
+    Reads nothing else of the checkpoint, onto one device, whatever mesh wrote it. `step`: None for the newest readable.
+    Raises FileNotFoundError if there is no checkpoint, CheckpointError if none can be read.
+    """
+    directory = Path(directory).resolve()
+    found = sorted((int(p.name) for p in directory.glob("*") if p.name.isdigit()), reverse=True)
+    if step is not None and step not in found:
+        raise FileNotFoundError(f"{directory} holds no checkpoint of step {step}; it holds {sorted(found) or 'none'}")
+    if not found:
+        raise FileNotFoundError(f"{directory} holds no checkpoint")
+    failures = []
+    for candidate in found if step is None else [step]:
+        try:
+            return _load_params(directory / str(candidate)), candidate
+        except Exception as error:
+            failures.append(f"{directory / str(candidate)}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+            log.error("checkpoint %s cannot be read", failures[-1])
+    raise CheckpointError("no checkpoint can be read:\n  " + "\n  ".join(failures))
+
+
+def _load_params(path: Path) -> dict:
+    saved = ocp.metadata(path).metadata
+    device = SingleDeviceSharding(jax.local_devices()[0])
+
+    def wanted(tree):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
+
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        loaded = ocp.load(path, {part: wanted(saved[part]) for part in ("params", "ema") if saved.get(part)})
+    return {**loaded["params"], **loaded.get("ema", {})}
+
+
+def _named(state) -> dict:
+    """A state as nested dicts with text keys, which can be read again without the classes that made it."""
+    leaves = jax.tree.leaves(state.opt_state)
+    return {
+        "step": state.step,
+        "params": state.params,
+        "extra": state.extra,
+        "ema": state.ema or {},
+        "counters": state.counters,
+        "opt_state": {f"{number:05d}": leaf for number, leaf in enumerate(leaves)},
+    }
+
+
+def _like(abstract, named: dict):
+    leaves = [named["opt_state"][key] for key in sorted(named["opt_state"])]
+    return abstract.replace(
+        step=named["step"],
+        params=named["params"],
+        extra=named["extra"],
+        ema=named["ema"] or None,
+        counters=named["counters"],
+        opt_state=jax.tree.unflatten(jax.tree.structure(abstract.opt_state), leaves),
+    )

@@ -1,0 +1,181 @@
+"""What a config may say: every option of the trainer with its default, and the check of a user's config against it.
+
+A file under `configs/` states what it changes; `resolve` fills in the rest. So every option can be overridden on the
+command line (`--config.optim.lr=3e-4`), whether the file mentions it or not.
+"""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+from train_jax import task as task_lib
+from train_jax.errors import ConfigError
+
+# Options whose keys are the user's own: optax arguments, names of players and of evaluators.
+_FREE = {"optim.args", "optim.players", "evals"}
+_PLAYER_OPTIONS = ("name", "lr", "schedule", "warmup_steps", "final_lr", "weight_decay", "clip", "args")
+
+
+def defaults() -> ConfigDict:
+    """Every option that the trainer itself understands; a task adds its own (`model`, `tokenizer`, …)."""
+    c = ConfigDict()
+    c.task = ""  # module of the task, such as "clip_jax.task"
+    c.seed = 0
+    c.steps = 0  # optimiser updates
+    c.log_every = 50
+
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # devices along each axis; one may be -1: what is left
+
+    c.data = ConfigDict()
+    c.data.source = ""  # "shapes", "digits", "folder:PATH", "tfds:NAME[/config]"
+    c.data.split = "train"
+    c.data.batch_size = 256  # over all devices and hosts
+    c.data.workers = 0  # processes that read and decode; 0: threads of this one
+    c.data.max_broken = 0.01  # share of unreadable samples past which training stops
+    c.data.data_dir = ""  # where TFDS keeps its data sets; "": TFDS's own default
+    c.data.templates = ()  # captions for data sets that have labels only: ("a photo of a {}.",)
+
+    c.optim = ConfigDict()
+    c.optim.name = "adamw"  # any of optax or optax.contrib that takes a learning rate
+    c.optim.lr = 1e-3
+    c.optim.schedule = "cosine"  # cosine, linear, rsqrt, constant; each after a linear warm-up
+    c.optim.warmup_steps = 0
+    c.optim.final_lr = 0.0  # where cosine and linear end, as a share of lr
+    c.optim.weight_decay = 0.0  # decoupled: multiplied by the learning rate
+    c.optim.clip = 1.0  # largest global norm of a player's gradient; 0: no clipping
+    c.optim.args = ConfigDict()  # further arguments of the optimiser, such as {"b2": 0.98}
+    c.optim.no_decay = (r"(^|/)(bias|scale|logit_scale|logit_bias)$",)  # regular expressions on parameter paths
+    c.optim.freeze = ()  # the same: parameters that never change
+    c.optim.players = ConfigDict()  # player -> options above that differ for it
+    c.optim.max_skipped = 20  # updates in a row with non-finite gradients before training stops
+
+    c.accumulate = 1  # micro-batches an update
+    c.ema = ConfigDict({"decay": 0.0, "players": ()})  # average of the weights; 0: none; (): of every player
+
+    c.checkpoint = ConfigDict({"every": 1000, "keep_last": 2, "keep_every": 0})
+    c.evals = ConfigDict()  # name -> {type, every, …options of that type}
+    return c
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The complete, checked config: defaults of the trainer and of the task, overlaid with `config`.
+
+    Raises ConfigError that names the key, the value seen and what is allowed, for an unknown key, a value of the wrong
+    type, or one out of its range.
+    """
+    config = ConfigDict(config.to_dict() if isinstance(config, ConfigDict) else dict(config))
+    module = task_lib.module(config)
+    full = defaults()
+    task_part = module.defaults()
+    evaluators = task_part.get("evaluators", ConfigDict())
+    for key, value in task_part.items():
+        if key != "evaluators":
+            full[key] = value
+    _overlay(full, config, "")
+    for name in full.evals:
+        full.evals[name] = _evaluator(name, full.evals[name], evaluators)
+    for name, options in full.optim.players.items():
+        _player(name, options, full.optim)
+    _check_ranges(full)
+    return full
+
+
+def _overlay(target: ConfigDict, source: ConfigDict, path: str) -> None:
+    for key, value in source.items():
+        here = f"{path}{key}"
+        if path.rstrip(".") in _FREE:
+            target[key] = value
+            continue
+        if key not in target:
+            raise ConfigError(f"config.{here} is not an option{_suggest(key, target, path)}")
+        if isinstance(target[key], ConfigDict):
+            if not hasattr(value, "items"):
+                raise ConfigError(f"config.{here} = {value!r} must be a group of options: {', '.join(target[key])}")
+            _overlay(target[key], value, here + ".")
+        else:
+            target[key] = _typed(here, value, target[key])
+
+
+def _typed(path: str, value, default):
+    """`value` in the type of `default`; an int is a fine float, a list a fine tuple, and nothing else converts."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, tuple) and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if type(value) is not type(default):
+        wanted = type(default).__name__
+        raise ConfigError(
+            f"config.{path} = {value!r} is a {type(value).__name__}; it must be a {wanted}, like {default!r}"
+        )
+    return value
+
+
+def _suggest(key: str, options, path: str) -> str:
+    close = difflib.get_close_matches(key, list(options), n=1)
+    hint = f"; did you mean config.{path}{close[0]}?" if close else "."
+    return f"{hint} Options here: {', '.join(sorted(options))}"
+
+
+def _evaluator(name: str, options: ConfigDict, types: ConfigDict) -> ConfigDict:
+    if "type" not in options or options.type not in types:
+        raise ConfigError(
+            f"config.evals.{name}.type = {options.get('type')!r}; this task's evaluators are: {', '.join(types) or 'none'}"
+        )
+    full = ConfigDict({"type": "", "every": 0})  # every: steps between two evaluations; 0: at the end alone
+    for key, value in types[options.type].items():
+        full[key] = value
+    _overlay(full, options, f"evals.{name}.")
+    return full
+
+
+def _player(name: str, options: ConfigDict, optim: ConfigDict) -> None:
+    for key, value in options.items():
+        if key not in _PLAYER_OPTIONS:
+            allowed = dict.fromkeys(_PLAYER_OPTIONS)
+            raise ConfigError(
+                f"config.optim.players.{name}.{key} is not an option{_suggest(key, allowed, f'optim.players.{name}.')}"
+            )
+        if key != "args":
+            options[key] = _typed(f"optim.players.{name}.{key}", value, optim[key])
+
+
+def _check_ranges(c: ConfigDict) -> None:
+    def require(condition: bool, path: str, value, allowed: str) -> None:
+        if not condition:
+            raise ConfigError(f"config.{path} = {value!r}; it must be {allowed}")
+
+    require(c.steps >= 1, "steps", c.steps, "at least 1")
+    require(c.log_every >= 1, "log_every", c.log_every, "at least 1")
+    require(
+        bool(c.data.source),
+        "data.source",
+        c.data.source,
+        "the name of a source, such as 'shapes' or 'folder:PATH'",
+    )
+    require(c.data.batch_size >= 1, "data.batch_size", c.data.batch_size, "at least 1")
+    require(c.data.workers >= 0, "data.workers", c.data.workers, "0 or more")
+    require(0 <= c.data.max_broken <= 1, "data.max_broken", c.data.max_broken, "a share in [0, 1]")
+    require(c.optim.lr > 0, "optim.lr", c.optim.lr, "positive")
+    require(
+        0 <= c.optim.warmup_steps < c.steps,
+        "optim.warmup_steps",
+        c.optim.warmup_steps,
+        f"in [0, steps = {c.steps})",
+    )
+    require(0 <= c.optim.final_lr <= 1, "optim.final_lr", c.optim.final_lr, "a share of lr in [0, 1]")
+    require(c.optim.weight_decay >= 0, "optim.weight_decay", c.optim.weight_decay, "0 or more")
+    require(c.optim.clip >= 0, "optim.clip", c.optim.clip, "0 (no clipping) or more")
+    require(c.optim.max_skipped >= 1, "optim.max_skipped", c.optim.max_skipped, "at least 1")
+    require(c.accumulate >= 1, "accumulate", c.accumulate, "at least 1")
+    require(
+        c.data.batch_size % c.accumulate == 0,
+        "accumulate",
+        c.accumulate,
+        f"a divisor of data.batch_size = {c.data.batch_size}",
+    )
+    require(0 <= c.ema.decay < 1, "ema.decay", c.ema.decay, "in [0, 1)")
+    require(c.checkpoint.every >= 1, "checkpoint.every", c.checkpoint.every, "at least 1")
+    require(c.checkpoint.keep_last >= 1, "checkpoint.keep_last", c.checkpoint.keep_last, "at least 1")
+    require(c.checkpoint.keep_every >= 0, "checkpoint.keep_every", c.checkpoint.keep_every, "0 (none) or more")
+    for name, options in c.evals.items():
+        require(options.every >= 0, f"evals.{name}.every", options.every, "0 (at the end alone) or more")

@@ -1,0 +1,1 @@
+"""From named sources to batches on devices: `sources` -> `images`, `text` -> `pipeline`."""

@@ -1,0 +1,14 @@
+"""Real scanned digits with captions, from scikit-learn's own files: no download."""
+
+from train_jax.data import embedded
+
+LABEL_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+__all__ = ["LABEL_NAMES", "builder"]
+
+
+def builder(data_dir: str | None = None):
+    """The TFDS builder of the digits, its files made if they are not there yet."""
+    from train_jax.data.digits.digits_dataset_builder import Builder
+
+    return embedded.prepared(Builder, None, data_dir)

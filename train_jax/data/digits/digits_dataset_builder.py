@@ -1,0 +1,75 @@
+"""The TFDS builder of scikit-learn's digits: 1,797 scanned handwritten digits, 8 x 8 pixels in 17 shades of grey.
+
+Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998; the
+test part, as scikit-learn ships it.
+"""
+
+import io
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from train_jax.data.shapes.render import png
+
+SIZE = 32
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TEMPLATES = ("a photo of the digit {}.", "the digit {}", "a handwritten {}", "the number {}", "{}")
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Scanned digits at 32 x 32 pixels with captions; one in five of each class is in `test`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(encoding_format="png"),
+                    "captions": tfds.features.Sequence(tfds.features.Text()),
+                    "label": tfds.features.ClassLabel(names=[str(digit) for digit in range(10)]),
+                    "id": tfds.features.Text(),
+                }
+            )
+        )
+
+    def _split_generators(self, dl_manager):
+        from sklearn.datasets import load_digits  # scikit-learn is needed here alone
+
+        digits = load_digits()
+        test = _every_fifth(digits.target)
+        return {
+            "train": self._generate_examples(digits, np.flatnonzero(~test)),
+            "test": self._generate_examples(digits, np.flatnonzero(test)),
+        }
+
+    def _generate_examples(self, digits, numbers):
+        for number in numbers:
+            label = int(digits.target[number])
+            yield (
+                int(number),
+                {
+                    "image": io.BytesIO(png(picture(digits.images[number]))),
+                    "captions": [t.format(name) for t in TEMPLATES for name in (WORDS[label], str(label))],
+                    "label": label,
+                    "id": f"{number:04d}",
+                },
+            )
+
+
+def _every_fifth(target: np.ndarray) -> np.ndarray:
+    """True for a fifth of each class. Writers come in runs, so the draw is random, from a fixed seed."""
+    test = np.zeros(len(target), bool)
+    rng = np.random.default_rng(0)
+    for label in range(10):
+        members = np.flatnonzero(target == label)
+        test[rng.permutation(members)[: round(len(members) / 5)]] = True
+    return test
+
+
+def picture(scan: np.ndarray) -> np.ndarray:
+    """8 x 8 shades of 0 to 16, ink light -> uint8 [32, 32, 3], ink dark on white, enlarged bicubically."""
+    grey = Image.fromarray((255 - scan * (255 / 16)).round().astype(np.uint8))
+    return np.asarray(grey.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB"))

@@ -1,0 +1,30 @@
+"""Data sets that are made on the spot: prepared once, by whichever process comes first."""
+
+import fcntl
+import logging
+import os
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+def prepared(builder_class, config: str | None, data_dir: str | None):
+    """A TFDS builder whose files are there, made now if need be; several processes may ask at once.
+
+    Raises ValueError for a config that the builder does not have.
+    """
+    configs = list(builder_class.builder_configs)
+    if config is not None and config not in configs:
+        raise ValueError(f"there is no {config!r}: choose one of {', '.join(configs)}")
+    builder = builder_class(config=config, data_dir=data_dir)
+    if builder.is_prepared():
+        return builder
+    lock = Path(os.path.expanduser(builder._data_dir_root)) / f".{builder.name}-{config or 'default'}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # TFDS writes to a folder of its own and renames it, but reads it in between
+        builder = builder_class(config=config, data_dir=data_dir)
+        if not builder.is_prepared():
+            log.info("preparing the data set %s (once)", builder.info.full_name)
+            builder.download_and_prepare(file_format="array_record")
+    return builder_class(config=config, data_dir=data_dir)

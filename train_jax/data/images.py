@@ -1,0 +1,167 @@
+"""Picture files -> uint8 RGB arrays of one size: decode, resize, crop, flip. NumPy and Pillow; no JAX.
+
+Pixels stay uint8 until they are on the device, where a model normalises them with the mean and deviation that
+`Preprocess` carries.
+"""
+
+import dataclasses
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, of WebImageText
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_PIXELS = 100_000_000  # a larger picture is taken for a decompression bomb
+
+_INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class BrokenSample(Exception):
+    """One sample that cannot be used; the message says which and why. Pipelines count it and take another."""
+
+
+def decode(data: bytes | str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture in an encoded file (its bytes or its path) as 8-bit RGB, turned upright.
+
+    EXIF orientation is applied; transparency is laid on white; 16-bit grey is scaled to 8; of an animation the first
+    frame is taken. Raises BrokenSample if the file is damaged, cut off, no picture, or has more than `max_pixels`.
+    """
+    source = io.BytesIO(data) if isinstance(data, bytes) else data
+    try:
+        with Image.open(source) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise BrokenSample(f"{width} x {height} pixels; at most {max_pixels:,} are decoded")
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except BrokenSample:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BrokenSample(f"too many pixels: {error}") from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
+        raise BrokenSample(f"not a readable picture ({type(error).__name__}: {error})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.asarray(image).astype(np.int64)
+        return Image.fromarray((np.clip(grey, 0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise BrokenSample("floating-point pixels have no agreed range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """The middle `size` x `size` pixels, rounded as torchvision rounds."""
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def resize_shortest(image: Image.Image, size: int, interpolation: str = "bicubic") -> Image.Image:
+    """Scaled, antialiased, so that the shorter side has `size` pixels; the other is rounded down."""
+    short, long = sorted(image.size)
+    other = int(size * long / short)
+    target = (size, other) if image.width <= image.height else (other, size)
+    return image if image.size == target else image.resize(target, _INTERPOLATIONS[interpolation])
+
+
+def random_resized_crop(
+    image: Image.Image,
+    size: int,
+    rng: np.random.Generator,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    interpolation: str = "bicubic",
+) -> Image.Image:
+    """A random part of the picture, resized to `size` x `size` (arXiv 1409.4842, section 6).
+
+    The part's area is uniform in `scale` times the picture's, its aspect log-uniform in `ratio`; after ten draws that
+    do not fit, the largest centred part of an allowed aspect is taken.
+    """
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = np.exp(rng.uniform(*np.log(ratio)))
+        w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            break
+    else:
+        aspect = min(max(width / height, ratio[0]), ratio[1])
+        w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
+        left, top = (width - w) // 2, (height - h) // 2
+    return image.resize((size, size), _INTERPOLATIONS[interpolation], box=(left, top, left + w, top + h))
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """How a model wants its pictures; saved beside the weights as `preprocess.json`.
+
+    Attributes:
+      size: side of the square the model sees, in pixels.
+      mode: "crop" resizes the shorter side and takes the middle; "squash" resizes both sides and keeps everything.
+      interpolation: "nearest", "bilinear", "bicubic" or "lanczos", antialiased as Pillow does.
+      mean, std: of each colour channel, on the scale [0, 1]; applied on the device.
+    """
+
+    size: int
+    mode: str = "crop"
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self):
+        if self.mode not in ("crop", "squash"):
+            raise ValueError(f"preprocess mode {self.mode!r} must be 'crop' or 'squash'")
+        if self.interpolation not in _INTERPOLATIONS:
+            raise ValueError(f"interpolation {self.interpolation!r} must be one of {', '.join(_INTERPOLATIONS)}")
+
+    def __call__(self, image: Image.Image | np.ndarray | bytes | str | Path) -> UInt8[np.ndarray, "size size 3"]:
+        """A PIL picture, a uint8 [H, W, 3] array, a file's bytes or its path -> uint8 [size, size, 3].
+
+        Raises BrokenSample for a file that cannot be decoded, ValueError for an array of another kind.
+        """
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+                raise ValueError(f"an image array must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
+            image = Image.fromarray(image)
+        elif isinstance(image, Image.Image):
+            image = _to_rgb(image)
+        else:
+            image = decode(image)
+        if image.size != (self.size, self.size):
+            if self.mode == "crop":
+                image = center_crop(resize_shortest(image, self.size, self.interpolation), self.size)
+            else:
+                image = image.resize((self.size, self.size), _INTERPOLATIONS[self.interpolation])
+        return np.asarray(image)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Preprocess":
+        fields = json.loads(text)
+        return cls(**fields | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+
+
+def normalize(images, mean: tuple[float, ...], std: tuple[float, ...]):
+    """uint8 [..., 3] -> float: `(x / 255 - mean) / std`. Works on NumPy and JAX arrays alike, on any device."""
+    scale = np.asarray([1 / (255 * s) for s in std], np.float32)
+    shift = np.asarray([m / s for m, s in zip(mean, std, strict=True)], np.float32)
+    lead = (1,) * (images.ndim - 1)
+    return images.astype(np.float32) * scale.reshape(*lead, 3) - shift.reshape(*lead, 3)

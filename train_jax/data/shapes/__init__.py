@@ -1,0 +1,23 @@
+"""Rendered scenes with true captions: a data set that is drawn on the spot, and an oracle that reads pictures back.
+
+`scene` says what exists and what is true, `render` draws it, `oracle` reads a picture, and the TFDS builder writes
+the splits `train`, `test` and `novel`.
+"""
+
+from train_jax.data import embedded
+from train_jax.data.shapes import scene as scenes
+from train_jax.data.shapes.scene import LABEL_NAMES
+
+__all__ = ["LABEL_NAMES", "builder", "is_true"]
+
+
+def builder(size: str = "64", data_dir: str | None = None):
+    """The TFDS builder of scenes at 32, 64 or 128 pixels, its files made if they are not there yet."""
+    from train_jax.data.shapes.shapes_dataset_builder import Builder
+
+    return embedded.prepared(Builder, size, data_dir)
+
+
+def is_true(caption: str, record) -> bool:
+    """Whether a caption is true of a record's scene; ValueError for a caption of another world."""
+    return scenes.is_true(caption, scenes.Scene.from_json(record["scene"]))

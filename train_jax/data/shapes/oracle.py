@@ -1,0 +1,88 @@
+"""Reads a picture of a scene back into its objects, knowing nothing but the picture. Later models are graded by it.
+
+The background is light and of low saturation: a plane is fitted to it, what differs from the plane is an object, its colour
+is the nearest of the palette, and its shape is the one whose drawing at the same place and scale differs least.
+"""
+
+import numpy as np
+from jaxtyping import UInt8
+from scipy import ndimage
+
+from train_jax.data.shapes.render import PALETTE, coverage
+from train_jax.data.shapes.scene import SHAPES, Object
+
+_DIFFERENT = 0.2  # colour distance from the background, on [0, 1] channels
+_SMALLEST = 0.008  # share of the picture that an object covers at least
+_ANGLES = np.linspace(-0.2, 0.2, 5)
+_GRID = 64  # pixels across the drawing from which areas and centroids of the unit shapes are measured
+
+
+def _measure(shape: str, angle: float) -> tuple[float, float, float]:
+    """Area and centroid of a shape of radius 1, in that unit."""
+    o = Object("red", shape, 0.5, 0.5, 0.4, angle)
+    cover = coverage(o, _GRID, (0, _GRID), (0, _GRID))
+    ticks = ((np.arange(_GRID) + 0.5) / _GRID - 0.5) / 0.4
+    area = cover.sum()
+    cx, cy = (cover.sum(0) * ticks).sum() / area, (cover.sum(1) * ticks).sum() / area
+    return area / (_GRID * 0.4) ** 2, cx, cy
+
+
+_MEASURES = {(shape, angle): _measure(shape, angle) for shape in SHAPES for angle in _ANGLES}
+_NAMES = tuple(PALETTE)
+_COLOURS = np.array([PALETTE[name] for name in _NAMES]) / 255
+
+
+def read(image: UInt8[np.ndarray, "size size 3"]) -> tuple[Object, ...]:
+    """The objects in a square picture, largest first; none where nothing stands out from the background."""
+    size = image.shape[0]
+    pixels = image / 255
+    smooth = ndimage.uniform_filter(pixels, (3, 3, 1)) if size >= 48 else pixels
+    background = _background(smooth)
+    different = np.linalg.norm(smooth - background, axis=-1) > _DIFFERENT
+    labels, count = ndimage.label(different)
+    areas = ndimage.sum_labels(different, labels, np.arange(1, count + 1)) if count else np.zeros(0)
+    parts = [1 + i for i in np.argsort(-areas) if areas[i] >= _SMALLEST * size**2]
+    return tuple(_recognise(pixels, background, labels == part) for part in parts)
+
+
+def _background(pixels: np.ndarray) -> np.ndarray:
+    """A plane through the colours of the background: fitted to pixels near the median, then once more to those near it."""
+    size = pixels.shape[0]
+    ramp = (np.arange(size) + 0.5) / size - 0.5
+    design = np.stack(np.broadcast_arrays(np.ones((size, size)), ramp[:, None], ramp[None, :]), -1).reshape(-1, 3)
+    flat = pixels.reshape(-1, 3)
+    # The median of the light, grey half of the pixels: objects are dark or saturated.
+    value = flat.min(axis=1)
+    estimate = np.median(flat[value >= np.median(value)], axis=0)[None, :]
+    for near in (_DIFFERENT, _DIFFERENT / 2):
+        mine = np.linalg.norm(flat - estimate, axis=1) < near
+        coefficients = np.linalg.lstsq(design[mine], flat[mine], rcond=None)[0]
+        estimate = design @ coefficients
+    return estimate.reshape(pixels.shape)
+
+
+def _recognise(pixels: np.ndarray, background: np.ndarray, part: np.ndarray) -> Object:
+    size = pixels.shape[0]
+    core = ndimage.binary_erosion(part)
+    colour = np.median(pixels[core if core.sum() >= 5 else part], axis=0)
+    name = _NAMES[int(np.argmin(np.linalg.norm(_COLOURS - colour, axis=1)))]
+
+    # How much of each pixel is the object: its place on the line from the background's colour to the object's.
+    line = colour - background
+    cover = np.clip(((pixels - background) * line).sum(-1) / (line**2).sum(-1), 0, 1)
+    cover = np.where(ndimage.binary_dilation(part, iterations=2), cover, 0)
+    ticks = (np.arange(size) + 0.5) / size
+    area = cover.sum()
+    x, y = (cover.sum(0) * ticks).sum() / area, (cover.sum(1) * ticks).sum() / area
+    rows, columns = (np.flatnonzero(part.any(axis)) for axis in (1, 0))
+    window = [(max(r[0] - 2, 0), min(r[-1] + 3, size)) for r in (rows, columns)]
+    seen = cover[slice(*window[0]), slice(*window[1])]
+
+    best, least = None, np.inf
+    for (shape, angle), (unit_area, cx, cy) in _MEASURES.items():
+        radius = np.sqrt(area / unit_area) / size
+        candidate = Object(name, shape, x - cx * radius, y - cy * radius, radius, angle)
+        error = ((coverage(candidate, size, *window) - seen) ** 2).sum()
+        if error < least:
+            best, least = candidate, error
+    return best

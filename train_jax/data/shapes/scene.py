@@ -1,0 +1,171 @@
+"""Scenes of one or two coloured shapes: what can be in them, how they are described, and which descriptions are true.
+
+Lengths are shares of the picture's side, x to the right and y downwards, so that a scene can be drawn at any size.
+"""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+
+COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "black")
+SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "heart", "ring")
+SIZES = ("small", "medium", "large")
+RADII = (7.5 / 64, 10.5 / 64, 13.5 / 64)  # of each size's circumscribed circle, give or take 4 %
+COLUMNS, ROWS = ("left", "", "right"), ("top", "", "bottom")
+POSITIONS = tuple(f"{row} {column}".strip() or "center" for row in ROWS for column in COLUMNS)
+RELATIONS = ("above", "below", "left of", "right of")
+
+# One pair in eight, every colour once and every shape at least once, is kept out of `train` and `test` altogether.
+NOVEL = tuple((colour, SHAPES[(3 * number + 1) % len(SHAPES)]) for number, colour in enumerate(COLOURS))
+PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+LABEL_NAMES = tuple(f"{colour} {shape}" for colour, shape in PAIRS)
+
+_PREFIXES = ("a photo of ", "a picture of ", "a drawing of ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Object:
+    """One shape: colour, kind, centre and radius of its circumscribed circle, and turn in radians."""
+
+    colour: str
+    shape: str
+    x: float
+    y: float
+    radius: float
+    angle: float = 0.0
+
+    @property
+    def size(self) -> str:
+        return SIZES[int(np.argmin([abs(self.radius - radius) for radius in RADII]))]
+
+    @property
+    def position(self) -> str:
+        """The cell of a 3 x 3 grid in which the centre lies."""
+        column, row = (min(max(int(3 * value), 0), 2) for value in (self.x, self.y))
+        return POSITIONS[3 * row + column]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    objects: tuple[Object, ...]
+    background: str = "plain"  # or "noisy"
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Scene":
+        fields = json.loads(text)
+        return cls(tuple(Object(**o) for o in fields["objects"]), fields["background"])
+
+    @property
+    def label(self) -> int:
+        """Index into LABEL_NAMES of the only object's pair, or -1 if there are two."""
+        first = self.objects[0]
+        return PAIRS.index((first.colour, first.shape)) if len(self.objects) == 1 else -1
+
+
+def relation(a: Object, b: Object) -> str:
+    """Where a is as seen from b, along the axis on which they are farther apart."""
+    dx, dy = a.x - b.x, a.y - b.y
+    if abs(dy) >= abs(dx):
+        return "above" if dy < 0 else "below"
+    return "left of" if dx < 0 else "right of"
+
+
+def sample(rng: np.random.Generator, novel: bool) -> Scene:
+    """A random scene: six in ten have one object. With `novel`, the first object is of a pair in NOVEL, without it none."""
+    background = ("plain", "noisy")[rng.integers(2)]
+    allowed = NOVEL if novel else tuple(pair for pair in PAIRS if pair not in NOVEL)
+    first = _object(rng, allowed)
+    if rng.random() < 0.6:
+        x, y = (16 + 16 * rng.integers(3, size=2) + rng.uniform(-2, 2, 2)) / 64
+        return Scene((_inside(first, x, y),), background)
+    second = _object(rng, PAIRS if novel else allowed)
+    near, far = (15.5 + rng.uniform(-0.5, 0.5)) / 64, (48.5 + rng.uniform(-0.5, 0.5)) / 64
+    across = rng.uniform(20, 44, 2) / 64
+    if rng.integers(2):
+        near, far = far, near
+    if rng.integers(2):
+        return Scene((_inside(first, near, across[0]), _inside(second, far, across[1])), background)
+    return Scene((_inside(first, across[0], near), _inside(second, across[1], far)), background)
+
+
+def _object(rng: np.random.Generator, pairs) -> Object:
+    colour, shape = pairs[rng.integers(len(pairs))]
+    radius = RADII[rng.integers(len(RADII))] * rng.uniform(0.96, 1.04)
+    return Object(colour, shape, 0.5, 0.5, radius, rng.uniform(-0.2, 0.2))
+
+
+def _inside(o: Object, x: float, y: float) -> Object:
+    margin = o.radius + 1 / 64
+    return dataclasses.replace(o, x=float(np.clip(x, margin, 1 - margin)), y=float(np.clip(y, margin, 1 - margin)))
+
+
+def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Eight true captions, from the most to the least specific; a fifth of them begin as captions of photographs do."""
+    a = scene.objects[0]
+    if len(scene.objects) == 1:
+        texts = [
+            f"{_noun(a, 'size colour shape')} in the {a.position}",
+            _noun(a, "size colour shape"),
+            f"{_noun(a, 'colour shape')} in the {a.position}",
+            _noun(a, "colour shape"),
+            _noun(a, "size shape"),
+            _noun(a, "shape"),
+            _noun(a, "colour"),
+            f"{_noun(a, 'colour')} in the {a.position}",
+        ]
+    else:
+        b = scene.objects[1]
+        texts = [
+            f"{_noun(a, 'size colour shape')} {relation(a, b)} {_noun(b, 'size colour shape')}",
+            f"{_noun(b, 'size colour shape')} {relation(b, a)} {_noun(a, 'size colour shape')}",
+            f"{_noun(a, 'colour shape')} {relation(a, b)} {_noun(b, 'colour shape')}",
+            f"{_noun(a, 'shape')} {relation(a, b)} {_noun(b, 'shape')}",
+            f"{_noun(b, 'colour')} {relation(b, a)} {_noun(a, 'colour')}",
+            _noun(a, "size colour shape"),
+            _noun(b, "colour shape"),
+            _noun((a, b)[rng.integers(2)], ("shape", "colour")[rng.integers(2)]),
+        ]
+    return [_PREFIXES[rng.integers(len(_PREFIXES))] + text if rng.random() < 0.2 else text for text in texts]
+
+
+def _noun(o: Object, words: str) -> str:
+    chosen = [getattr(o, word) for word in words.split()]
+    if "shape" not in words:
+        return f"something {' '.join(chosen)}"
+    return f"{'an' if chosen[0][0] in 'aeiou' else 'a'} {' '.join(chosen)}"
+
+
+_NOUN = (
+    rf"(?:(?:an?|the)\s+)?(?:something)?\s*(?P<size{{0}}>{'|'.join(SIZES)})?\s*"
+    rf"(?P<colour{{0}}>{'|'.join(COLOURS)})?\s*(?P<shape{{0}}>{'|'.join(SHAPES)})?"
+)
+_CAPTION = re.compile(
+    rf"(?:{'|'.join(_PREFIXES)})?{_NOUN.format(0)}"
+    rf"(?:\s+in the (?P<position>{'|'.join(sorted(POSITIONS, key=len, reverse=True))})"
+    rf"|\s+(?P<relation>{'|'.join(RELATIONS)})\s+{_NOUN.format(1)})?\s*\.?"
+)
+
+
+def is_true(caption: str, scene: Scene) -> bool:
+    """Whether some object (or pair of objects) of the scene is as the caption says.
+
+    Raises ValueError for a caption that is not of this world, naming it.
+    """
+    found = _CAPTION.fullmatch(caption.strip().lower())
+    said = {key: value for key, value in (found.groupdict() if found else {}).items() if value}
+    if not set(said) - {"position", "relation"}:
+        raise ValueError(f"{caption!r} is no caption of a scene: write one as 'a small red circle above a blue star'")
+
+    def fits(o: Object, number: int) -> bool:
+        words = {key[:-1]: value for key, value in said.items() if key.endswith(str(number))}
+        return all(getattr(o, key) == value for key, value in words.items())
+
+    if "relation" in said:
+        pairs = [(a, b) for a in scene.objects for b in scene.objects if a is not b]
+        return any(relation(a, b) == said["relation"] and fits(a, 0) and fits(b, 1) for a, b in pairs)
+    return any(fits(o, 0) and said.get("position", o.position) == o.position for o in scene.objects)

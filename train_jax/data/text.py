@@ -1,0 +1,174 @@
+"""Text -> token ids: CLIP's clean-up and CLIP's byte-level BPE, by the `tokenizers` library.
+
+A vocabulary is loaded (a `tokenizer.json`, or `vocab.json` beside `merges.txt`) or trained on captions. Its layout is
+that of CLIP: 256 bytes, the same 256 at the end of a word, one token a merge, then begin and end of text.
+"""
+
+import dataclasses
+import hashlib
+import html
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import ftfy
+import numpy as np
+import tokenizers
+from jaxtyping import Bool, Int32
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+_END_OF_WORD = "</w>"
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+SMALLEST_VOCABULARY = 2 * len(_BYTES) + 2
+
+
+def clean(text: str) -> str:
+    """CLIP's clean-up: mend mis-decoded text, undo HTML escapes (twice), lower case, single spaces."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return re.sub(r"\s+", " ", text).strip().lower()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """CLIP's tokenizer. Every text is known to it, since any byte is a token.
+
+    Attributes:
+      bpe: the `tokenizers.Tokenizer` that does the work.
+      context_length: tokens in a row, begin and end included.
+    """
+
+    bpe: tokenizers.Tokenizer
+    context_length: int
+
+    def __post_init__(self):
+        for token in (BOS, EOS):
+            if self.bpe.token_to_id(token) is None:
+                raise ValueError(f"this vocabulary has no {token}: it is not CLIP's kind of tokenizer")
+        if self.context_length < 2:
+            raise ValueError(f"context_length = {self.context_length}; begin and end of text need 2")
+        # A caption that spells out "<|endoftext|>" is text, not the end of it.
+        self.bpe.encode_special_tokens = True
+        self.bpe.no_truncation()
+        self.bpe.no_padding()
+
+    @classmethod
+    def load(cls, path: str | Path, context_length: int = 77) -> "Tokenizer":
+        """From a `tokenizer.json`, or a folder with it or with `vocab.json` and `merges.txt`.
+
+        Raises FileNotFoundError that says what was looked for, ValueError for another kind of tokenizer.
+        """
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if file.is_file():
+            return cls(tokenizers.Tokenizer.from_file(str(file)), context_length)
+        vocab, merges = path / "vocab.json", path / "merges.txt"
+        if vocab.is_file() and merges.is_file():
+            pairs = [tuple(line.split()) for line in merges.read_text("utf-8").splitlines() if line[:8] != "#version"]
+            return cls(_bpe(json.loads(vocab.read_text("utf-8")), [pair for pair in pairs if pair]), context_length)
+        raise FileNotFoundError(f"no tokenizer at {path}: neither tokenizer.json nor vocab.json with merges.txt")
+
+    @classmethod
+    def from_json(cls, text: str, context_length: int = 77) -> "Tokenizer":
+        return cls(tokenizers.Tokenizer.from_str(text), context_length)
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int, context_length: int = 77) -> "Tokenizer":
+        """A vocabulary of at most `vocab_size` tokens learnt from captions; fewer if they hold fewer distinct pieces.
+
+        The same captions give the same vocabulary. Raises ValueError if `vocab_size` leaves no room for the bytes.
+        """
+        if vocab_size < SMALLEST_VOCABULARY:
+            raise ValueError(f"vocab_size = {vocab_size}; bytes and marks alone need {SMALLEST_VOCABULARY}")
+        learner = _bpe({}, [])
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, initial_alphabet=_BYTES, end_of_word_suffix=_END_OF_WORD, show_progress=False
+        )
+        learner.train_from_iterator((clean(caption) for caption in captions), trainer)
+        merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+        tokens = dict.fromkeys([*_BYTES, *(b + _END_OF_WORD for b in _BYTES)])
+        kept = []
+        for pair in merges:
+            if len(tokens) + 2 >= vocab_size:
+                break
+            tokens["".join(pair)] = None
+            kept.append(pair)
+        vocab = {token: index for index, token in enumerate([*tokens, BOS, EOS])}
+        return cls(_bpe(vocab, kept), context_length)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.bpe.get_vocab_size()
+
+    @property
+    def bos_id(self) -> int:
+        return self.bpe.token_to_id(BOS)
+
+    @property
+    def eos_id(self) -> int:
+        return self.bpe.token_to_id(EOS)
+
+    @property
+    def pad_id(self) -> int:
+        """0, as OpenAI pads. Under a causal mask, pooled at the end of text, pads are never seen."""
+        return 0
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the vocabulary, the merges and the context length, in hexadecimal."""
+        model = json.loads(self.bpe.to_str())["model"]
+        content = json.dumps([model["vocab"], model["merges"], self.context_length], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> Int32[np.ndarray, "n length"]:
+        """Texts -> rows of begin, tokens, end and padding. A text that is too long is cut; its end mark is kept."""
+        return self.encode_flagged(texts)[0]
+
+    def encode_flagged(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
+        """The rows of `encode`, and which of the texts were too long and have been cut."""
+        if isinstance(texts, str):
+            raise TypeError("encode takes a list of texts, not one text: write [text]")
+        rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
+        cut = np.zeros(len(texts), bool)
+        encodings = self.bpe.encode_batch([clean(text) for text in texts], add_special_tokens=False)
+        for row, encoding, number in zip(rows, encodings, range(len(texts)), strict=True):
+            ids = encoding.ids
+            cut[number] = len(ids) > self.context_length - 2
+            ids = [self.bos_id, *ids[: self.context_length - 2], self.eos_id]
+            row[: len(ids)] = ids
+        return rows, cut
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The cleaned text that a row of ids stands for, marks and padding left out."""
+        ids = [int(i) for i in ids]
+        if self.bos_id in ids:
+            ids = ids[ids.index(self.bos_id) + 1 :]
+        if self.eos_id in ids:
+            ids = ids[: ids.index(self.eos_id)]
+        return self.bpe.decode(ids).strip()
+
+    def to_json(self) -> str:
+        return self.bpe.to_str(pretty=False)
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(self.to_json(), "utf-8")
+
+
+def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    model = models.BPE(vocab=vocab, merges=merges, end_of_word_suffix=_END_OF_WORD, fuse_unk=False)
+    bpe = tokenizers.Tokenizer(model)
+    bpe.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(_END_OF_WORD, " ")])
+    if vocab:
+        bpe.add_special_tokens([BOS, EOS])
+    return bpe

@@ -1,0 +1,104 @@
+"""Evaluators: named in the config, each with its own schedule, run on the weights one would use.
+
+    config.evals.test = {"type": "zero_shot", "every": 500, "source": "shapes", "split": "test"}
+
+The task offers the types; each becomes a callable `(params, extra) -> (metrics, images)` whose metrics are logged as
+`test/accuracy` and so on.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from train_jax import optim, sharding
+from train_jax.data import pipeline, sources
+from train_jax.step import TrainState
+from train_jax.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What an evaluator may use: the mesh, the run's config, its task, and the data, split over hosts and devices."""
+
+    mesh: Mesh
+    config: ConfigDict
+    task: Task
+
+    def source(self, name: str, split: str) -> sources.Source:
+        """A data set by name, with the run's own data directory and caption templates."""
+        data = self.config.data
+        return sources.open_source(
+            name or data.source,
+            split,
+            data_dir=data.data_dir or None,
+            templates=tuple(data.templates) or None,
+        )
+
+    def to_device(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """This host's rows of a batch -> arrays over all hosts' rows, split over the mesh's data and fsdp axes."""
+        return pipeline.to_device(batch, sharding.batch_sharding(self.mesh))
+
+    def batches(self, records, example: Callable, batch_size: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
+        """Every record once, in order: `(global batch on the mesh, how many of its first rows are real)`.
+
+        `batch_size` is rounded up to what the mesh divides; the last batch is padded.
+        """
+        parts = int(np.prod([self.mesh.shape[axis] for axis in sharding.BATCH]))
+        batch_size = -(-batch_size // parts) * parts
+        batches = pipeline.eval_batches(
+            records,
+            example,
+            batch_size=batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        for number, (batch, _) in enumerate(batches):
+            yield self.to_device(batch), min(batch_size, len(records) - number * batch_size)
+
+    def compute(self, function: Callable, params, records, example: Callable, batch_size: int) -> np.ndarray:
+        """`function(params, batch) -> [B, …]` over every record, in order, as one host array on every host."""
+        run = self.jit(function)
+        return np.concatenate(
+            [np.asarray(run(params, batch))[:real] for batch, real in self.batches(records, example, batch_size)]
+        )
+
+    def jit(self, function: Callable) -> Callable:
+        """`function` compiled under the run's axis rules, its result whole on every device and host."""
+        return jax.jit(sharding.with_rules(function), out_shardings=sharding.replicated(self.mesh))
+
+
+class Evaluations:
+    """The evaluators of a run, made once, run when their turn comes."""
+
+    def __init__(self, config: ConfigDict, task: Task, mesh: Mesh):
+        context = Context(mesh, config, task)
+        self._steps = config.steps
+        self._every = {name: options.every for name, options in config.evals.items()}
+        self._evaluators = {
+            name: task.evaluators[options.type](options, context) for name, options in config.evals.items()
+        }
+
+    def due(self, step: int) -> list[str]:
+        """The evaluators whose turn it is: every `every` updates, and all of them after the last one."""
+        last = step == self._steps
+        return [name for name, every in self._every.items() if last or (every and step % every == 0)]
+
+    def run(self, names: list[str], state: TrainState) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Metrics and images of these evaluators, each name with its evaluator's in front."""
+        metrics, images = {}, {}
+        params = evaluation_params(state) if names else None
+        for name in names:
+            found, pictures = self._evaluators[name](params, state.extra)
+            metrics |= {f"{name}/{key}": float(value) for key, value in found.items()}
+            images |= {f"{name}/{key}": picture for key, picture in pictures.items()}
+        return metrics, images
+
+
+def evaluation_params(state: TrainState):
+    """The weights one would use: the average of each player that has one, else what the optimiser recommends."""
+    params = optim.evaluation_params(state.opt_state, state.params)
+    return params if state.ema is None else {**params, **state.ema}

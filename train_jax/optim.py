@@ -1,0 +1,181 @@
+"""From config to optax: schedules, one optimiser a player, and who is decayed, clipped or frozen, by parameter path."""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from train_jax.errors import ConfigError
+from train_jax.sharding import path_name
+
+FROZEN = "frozen"
+SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
+
+
+def make(
+    optim: ConfigDict, params, steps: int, axes: Mapping[str, tuple[str | None, ...]]
+) -> tuple[optax.GradientTransformation, dict[str, Callable]]:
+    """One optax transformation for all players, and each player's learning-rate schedule.
+
+    Args:
+      optim: the `optim` part of a resolved config.
+      params: dict by player of (abstract) arrays; only its paths matter.
+      steps: updates in the whole run.
+      axes: parameter path -> logical axis names, for optimisers that treat matrices apart (Muon).
+
+    Each player's gradient is clipped to its own global norm, then updated by its own rule. Weight decay is left out
+    where a path matches `optim.no_decay`; a path that matches `optim.freeze` gets no update and no moments.
+    Raises ConfigError for an unknown optimiser, schedule, argument or player, and for a `freeze` pattern that matches
+    nothing.
+    """
+    _check_patterns(optim, axes)
+    unknown = set(optim.players) - set(params)
+    if unknown:
+        raise ConfigError(f"config.optim.players names {sorted(unknown)}; this task's players are {sorted(params)}")
+    clips, rules, schedules = {}, {FROZEN: optax.set_to_zero()}, {}
+    for player in params:
+        options = _player_options(optim, player)
+        schedules[player] = schedule(options, steps)
+        clips[player] = optax.clip_by_global_norm(options.clip) if options.clip else optax.identity()
+        for decayed in (True, False):
+            rules[f"{player}/{decayed}"] = _optimiser(options, schedules[player], decayed, axes)
+
+    def group(path, _):
+        name = path_name(path)
+        if _matches(optim.freeze, name):
+            return FROZEN
+        return f"{name.split('/')[0]}/{not _matches(optim.no_decay, name)}"
+
+    def group_for_clipping(path, _):
+        name = path_name(path)
+        return FROZEN if _matches(optim.freeze, name) else name.split("/")[0]
+
+    tx = optax.chain(
+        optax.partition(clips | {FROZEN: optax.set_to_zero()}, _labels(params, group_for_clipping)),
+        optax.partition(rules, _labels(params, group)),
+    )
+    return tx, schedules
+
+
+def schedule(optim: ConfigDict, steps: int) -> Callable:
+    """Learning rate by update: a linear warm-up from 0 to `lr`, then the shape that `optim.schedule` names.
+
+    cosine and linear end at `final_lr * lr` on the last update; rsqrt decays as 1/sqrt(update), continuous at the end
+    of the warm-up (arXiv 1706.03762, equation 3, with the peak in place of the width).
+    """
+    lr, warmup, end = optim.lr, optim.warmup_steps, optim.lr * optim.final_lr
+    after = steps - warmup
+    shapes = {
+        "cosine": lambda: optax.cosine_decay_schedule(lr, after, alpha=optim.final_lr),
+        "linear": lambda: optax.linear_schedule(lr, end, after),
+        "rsqrt": lambda: lambda count: lr * (max(warmup, 1) / (jnp.maximum(count, 0) + max(warmup, 1))) ** 0.5,
+        "constant": lambda: optax.constant_schedule(lr),
+    }
+    if optim.schedule not in shapes:
+        raise ConfigError(f"config.optim.schedule = {optim.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
+    return optax.join_schedules([optax.linear_schedule(0.0, lr, max(warmup, 1)), shapes[optim.schedule]()], [warmup])
+
+
+def evaluation_params(opt_state, params):
+    """The weights to evaluate: `params`, or for a schedule-free optimiser its average (arXiv 2405.15682, equation 3)."""
+
+    def is_schedule_free(x):
+        return hasattr(x, "z") and hasattr(x, "b1")
+
+    states = [s for s in jax.tree.leaves(opt_state, is_leaf=is_schedule_free) if is_schedule_free(s)]
+    for state in states:  # each holds `z` for its own group of parameters, and nothing for the others
+        z = {path_name(path): value for path, value in jax.tree_util.tree_leaves_with_path(state.z)}
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, y, z=z, b1=state.b1: (y - (1 - b1) * z[path_name(path)]) / b1 if path_name(path) in z else y,
+            params,
+        )
+    return params
+
+
+def _player_options(optim: ConfigDict, player: str) -> ConfigDict:
+    options = optim.copy_and_resolve_references()
+    with options.unlocked():
+        for key, value in optim.players.get(player, {}).items():
+            options[key] = value
+    return options
+
+
+def _optimiser(
+    optim: ConfigDict, learning_rate: Callable, decayed: bool, axes: Mapping
+) -> optax.GradientTransformation:
+    """The optax function that `optim.name` names, with the arguments it has for rate, decay and matrix shapes."""
+    make_rule = _find(optim.name)
+    allowed = inspect.signature(make_rule).parameters
+    arguments = dict(optim.args)
+    for reserved in {"learning_rate", "weight_decay", "weight_decay_rate", "mask", "weight_decay_mask"} & set(
+        arguments
+    ):
+        raise ConfigError(f"config.optim.args.{reserved}: set it by config.optim.lr, weight_decay or no_decay")
+    for key in set(arguments) - set(allowed):
+        raise ConfigError(f"config.optim.args.{key}: optax's {optim.name} takes {', '.join(allowed)}")
+    decay = optim.weight_decay if decayed else 0.0
+    if "weight_decay_rate" in allowed:  # Adafactor's rate is not multiplied by the learning rate: do it here
+        arguments["weight_decay_rate"] = (lambda count: decay * learning_rate(count)) if decay else None
+    elif "weight_decay" in allowed:
+        arguments["weight_decay"] = decay
+    elif optim.weight_decay:
+        raise ConfigError(
+            f"config.optim.weight_decay = {optim.weight_decay}, but optax's {optim.name} has no weight decay: "
+            "set it to 0, or use adamw, lion, adafactor, …"
+        )
+    if "adam_weight_decay" in allowed:
+        arguments.setdefault("adam_weight_decay", decay)
+    if "muon_weight_dimension_numbers" in allowed:
+        arguments["muon_weight_dimension_numbers"] = lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, x: _matrix(path_name(path), axes), params
+        )
+    return make_rule(learning_rate=learning_rate, **arguments)
+
+
+def _find(name: str) -> Callable:
+    home, _, function = name.rpartition(".")
+    rule = getattr({"": optax, "contrib": optax.contrib}.get(home), function, None)
+    if not callable(rule) or "learning_rate" not in inspect.signature(rule).parameters:
+        raise ConfigError(
+            f"config.optim.name = {name!r} is not an optimiser of optax: name one as 'adamw', 'lion', 'adafactor', "
+            "'contrib.muon', 'contrib.schedule_free_adamw'"
+        )
+    return rule
+
+
+def _matrix(path: str, axes: Mapping[str, tuple[str | None, ...]]):
+    """Which axes of a kernel Muon orthogonalises: its inputs against its outputs; None for what is no kernel."""
+    if not path.endswith("/kernel"):
+        return None
+    names = axes[path]
+    first = 1 if names[0] == "layers" else 0  # layers that `scan` stacks are matrices of their own
+    rest = tuple(range(first, len(names)))
+    if len(rest) < 2:
+        return None
+    inputs = rest[:1] if names[first] == "embed" else rest[:-1]
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=rest[len(inputs) :])
+
+
+def _labels(params, group: Callable):
+    return jax.tree_util.tree_map_with_path(group, params)
+
+
+def _matches(patterns, name: str) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _check_patterns(optim: ConfigDict, axes: Mapping) -> None:
+    for option in ("no_decay", "freeze"):
+        for pattern in optim[option]:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"config.optim.{option}: {pattern!r} is not a regular expression: {error}") from error
+    for pattern in optim.freeze:
+        if not any(re.search(pattern, name) for name in axes):
+            some = ", ".join(sorted(axes)[:8])
+            raise ConfigError(f"config.optim.freeze: {pattern!r} matches no parameter; they are named {some}, …")

@@ -1,0 +1,156 @@
+"""What a step costs: floating-point operations in closed form, share of the device's peak, memory plan, traces.
+
+XLA's own cost analysis counts the body of a `scan` once and is per device, so operations are counted here by formula.
+A multiplication and an addition are two operations. A backward pass costs twice the forward one.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BACKWARD = 3  # forward and backward together, in forwards
+
+# Dense peak rates in FLOP/s with bfloat16 inputs and float32 sums, from the makers' data sheets: cloud.google.com/tpu/docs
+# (TPU) and the NVIDIA data sheet of each card, without sparsity. Keys are the beginning of JAX's `device_kind`.
+PEAKS = {
+    "TPU v2": 22.5e12,  # per core, which is a JAX device; a chip has two
+    "TPU v3": 61.5e12,  # per core
+    "TPU v4 lite": 138e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,  # per core; a chip has two
+    "NVIDIA B200": 2250e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA A10G": 70e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+    "Tesla T4": 65e12,  # float16; it has no bfloat16
+    "Tesla V100": 125e12,  # float16
+}
+
+
+def peak_flops(devices: Sequence[jax.Device]) -> float | None:
+    """The highest rate of matrix products of these devices together, in FLOP/s; None if one is not in the table.
+
+    Accelerators: the bfloat16 rate, whatever a model computes in, so that MFU of float32 runs shows what bfloat16 would
+    gain. CPU: what a large float32 product reaches on this machine now; fake devices share it. Measuring runs a program
+    on one device, so call this outside of any `jax.set_mesh`.
+    """
+    kind = devices[0].device_kind
+    if devices[0].platform == "cpu":
+        return _measured_cpu_peak() * len({device.process_index for device in devices})
+    matches = [name for name in PEAKS if kind.startswith(name)]
+    return PEAKS[max(matches, key=len)] * len(devices) if matches else None
+
+
+@functools.cache
+def _measured_cpu_peak() -> float:
+    n = 1536
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((n, n), np.float32), device=jax.local_devices()[0])
+    multiply = jax.jit(lambda a: a @ a)
+    multiply(x).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        multiply(x).block_until_ready()
+        seconds.append(time.perf_counter() - begun)
+    return 2 * n**3 / min(seconds)
+
+
+def mfu(flops: float, seconds: float, peak: float) -> float:
+    """Model FLOPs utilisation (arXiv 2204.02311, appendix B): operations a step needs over what the devices could do."""
+    return flops / (seconds * peak)
+
+
+def dense_flops(rows: int, inputs: int, outputs: int) -> int:
+    """A matrix product [rows, inputs] x [inputs, outputs]."""
+    return 2 * rows * inputs * outputs
+
+
+def conv_flops(height: int, width: int, kernel: int, inputs: int, outputs: int) -> int:
+    """A convolution with a `kernel` x `kernel` window whose *output* has `height` x `width` pixels."""
+    return 2 * height * width * kernel**2 * inputs * outputs
+
+
+def transformer_flops(length: int, width: int, depth: int, mlp_ratio: float = 4.0) -> int:
+    """`depth` blocks over `length` tokens: projections, full attention (a causal mask saves nothing), MLP."""
+    projections = dense_flops(length, width, 4 * width)
+    attention = 2 * dense_flops(length, width, length)
+    mlp = 2 * dense_flops(length, width, int(mlp_ratio * width))
+    return depth * (projections + attention + mlp)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """What a compiled program needs on each device, in bytes."""
+
+    arguments: int
+    outputs: int
+    aliased: int  # outputs that take the place of donated arguments
+    temporaries: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+    def __str__(self) -> str:
+        rows = dataclasses.asdict(self) | {"total": self.total}
+        return "\n".join(f"  {name:<12}{size / 2**20:>12,.1f} MiB" for name, size in rows.items())
+
+
+def memory_plan(compiled: jax.stages.Compiled) -> MemoryPlan:
+    """The compiler's own plan for a program from `jax.jit(f).lower(…).compile()`."""
+    analysis = compiled.memory_analysis()
+    return MemoryPlan(
+        arguments=analysis.argument_size_in_bytes,
+        outputs=analysis.output_size_in_bytes,
+        aliased=analysis.alias_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
+    )
+
+
+@contextlib.contextmanager
+def trace(directory: str | Path) -> Iterator[None]:
+    """Records what runs inside, for TensorBoard's profile tab or ui.perfetto.dev."""
+    jax.profiler.start_trace(str(directory), create_perfetto_trace=True)
+    try:
+        yield
+    finally:
+        jax.profiler.stop_trace()
+
+
+def absent_tpus(topology: str) -> list[jax.Device]:
+    """Devices of a TPU slice that is not there, such as "v5e:4x4", to lower and compile programs for.
+
+    Make a mesh of them (`sharding.make_mesh(sizes, devices)`), then `jax.jit(…).lower(…).compile()`; `memory_plan` of
+    the result is the real one. Needs libtpu: `pip install "jax[tpu]"` in an environment of its own, and
+    `JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1`. Raises RuntimeError that says so where it is missing.
+    """
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except Exception as error:  # JAX raises what the plugin loader meets
+        raise RuntimeError(
+            f"cannot describe the TPU topology {topology!r}: {error}. It needs libtpu (pip install 'jax[tpu]' in an "
+            "environment of its own) and JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1; topologies are named as 'v5e:4x4'"
+        ) from error

@@ -1,0 +1,179 @@
+"""Where arrays live: the mesh of devices, one table from logical to mesh axes, and the shardings of a whole state.
+
+A module names the logical axes of its parameters (`nn.with_logical_partitioning(init, ("embed", "mlp"))`); `RULES` is
+the only place that says what these names mean on a mesh. The same model runs on one device or on thousands.
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from train_jax.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # the mesh axes over which a batch is split
+
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    ("batch", BATCH),
+    ("embed", "fsdp"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("vocab", "tensor"),
+    ("channels_out", "fsdp"),
+    # Axes that are never split: stacked layers, the inside of a head, pixels and positions, inputs of a convolution.
+    ("layers", None),
+    ("head_dim", None),
+    ("length", None),
+    ("patch", None),
+    ("channels_in", None),
+    ("proj", None),
+    ("norm", None),
+)
+
+
+def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh `("data", "fsdp", "tensor")` over all devices of all hosts (or over `devices`).
+
+    `sizes` gives the devices along each axis; one of them may be -1, "what is left". ConfigError if the product is not
+    the number of devices. Axes are of the Auto type: the compiler places collectives, as Linen's constraints expect.
+    """
+    count = jax.device_count() if devices is None else len(devices)
+    shape = [sizes[axis] for axis in AXES]
+    seen = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
+        raise ConfigError(f"config.mesh ({seen}): sizes must be positive, and at most one of them -1 (what is left)")
+    known = math.prod(size for size in shape if size != -1)
+    if count % known:
+        raise ConfigError(f"config.mesh ({seen}) does not fit {count} device(s): {known} does not divide {count}")
+    shape = [count // known if size == -1 else size for size in shape]
+    if math.prod(shape) != count:
+        raise ConfigError(
+            f"config.mesh ({seen}) uses {math.prod(shape)} of {count} device(s): set one axis to -1 to use all of them"
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """A batch is split along its first axis over data and fsdp, and is whole along tensor."""
+    return NamedSharding(mesh, P(BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+    """ConfigError unless every device gets equally many examples of every micro-batch."""
+    parts = math.prod(mesh.shape[axis] for axis in BATCH)
+    if batch_size % (parts * accumulate):
+        micro = f" in {accumulate} micro-batches" if accumulate > 1 else ""
+        raise ConfigError(
+            f"config.data.batch_size = {batch_size}{micro} cannot be split over data x fsdp = "
+            f"{mesh.shape['data']} x {mesh.shape['fsdp']} devices: it must be a multiple of {parts * accumulate}"
+        )
+
+
+def with_rules(function: Callable) -> Callable:
+    """`function`, its modules' logical constraints read by `RULES` while it is traced."""
+
+    @functools.wraps(function)
+    def ruled(*args, **kwargs):
+        with nn.logical_axis_rules(RULES):
+            return function(*args, **kwargs)
+
+    return ruled
+
+
+def is_box(x) -> bool:
+    return isinstance(x, nn.LogicallyPartitioned)
+
+
+def unbox(tree):
+    """The tree without the boxes that carry logical axis names."""
+    return jax.tree.map(lambda x: x.value if is_box(x) else x, tree, is_leaf=is_box)
+
+
+def logical_axes(tree) -> dict[str, tuple[str | None, ...]]:
+    """Path of each parameter -> its logical axis names (None for each axis of a leaf without a box)."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box)
+    return {path_name(path): tuple(x.names) if is_box(x) else (None,) * x.ndim for path, x in leaves}
+
+
+def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh, path: str = "") -> P:
+    """The mesh axes of an array whose axes have these logical names.
+
+    A mesh axis serves one array axis at most: the first that asks for it. An axis whose length the mesh axis does not
+    divide stays whole, and the log says so. ConfigError for a name that `RULES` does not know.
+    """
+    rules = dict(RULES)
+    taken: set[str] = set()
+    result: list[str | tuple[str, ...] | None] = []
+    for name, length in zip(names, shape, strict=True):
+        if name is not None and name not in rules:
+            raise ConfigError(f"{path}: logical axis {name!r} is not in train_jax.sharding.RULES: {', '.join(rules)}")
+        axis = rules[name] if name is not None else None
+        axes = (axis,) if isinstance(axis, str) else (axis or ())
+        if not axes or taken & set(axes):
+            result.append(None)
+        elif length % math.prod(mesh.shape[a] for a in axes):
+            log.warning(
+                "%s: axis %r of length %d is not divisible by the mesh's %s and stays whole",
+                path,
+                name,
+                length,
+                axis,
+            )
+            result.append(None)
+        else:
+            taken |= set(axes)
+            result.append(axis)
+    return P(*result)
+
+
+def shardings(boxed, mesh: Mesh):
+    """For each leaf of a tree of (boxed) abstract arrays, its NamedSharding; leaves without names are replicated."""
+
+    def one(path, x):
+        if not is_box(x):
+            return replicated(mesh)
+        return NamedSharding(mesh, spec(x.names, x.value.shape, mesh, path_name(path)))
+
+    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_box)
+
+
+def like_params(tree, params, param_shardings, mesh: Mesh):
+    """Shardings for a tree that holds copies of the parameters, such as an optimiser's state.
+
+    A leaf whose path ends in a parameter's path and that has its shape (a moment) is sharded as that parameter;
+    anything else (a counter, Adafactor's small row and column statistics) is replicated.
+    """
+    known = {
+        tuple(map(str, path)): (x.shape, s)
+        for (path, x), s in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(param_shardings), strict=True
+        )
+    }
+
+    def one(path, x):
+        keys = tuple(map(str, path))
+        for start in range(len(keys)):
+            shape, sharding = known.get(keys[start:], (None, None))
+            if sharding is not None and shape == x.shape:
+                return sharding
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def path_name(path) -> str:
+    """A key path as `player/module/kernel`, the form in which configs name parameters."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

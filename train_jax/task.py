@@ -1,0 +1,61 @@
+"""The contract between a model and the trainer: what a model package says about itself so that it can be trained.
+
+A config names a module (`config.task = "clip_jax.task"`). That module offers two functions:
+
+    defaults() -> ConfigDict             its part of the config: `model`, `tokenizer`, `augment`, … and `evaluators`,
+                                         a dict from evaluator type to that evaluator's default options
+    make(config, workdir) -> Task        `workdir` is the run directory (its artifacts are reused), or None
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from train_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Plain functions; everything else about training is written once, in this package.
+
+    Attributes:
+      init: `(rng, batch) -> (params, extra)`. `params` is a dict by player (`{"clip": …}`,
+        `{"generator": …, "discriminator": …}`); its leaves may carry logical axis names as
+        `nn.LogicallyPartitioned` boxes. `extra` is the state that changes without a gradient, `{}` for most.
+      loss: `(params, extra, batch, rng, step) -> (scalar, (metrics, extra))`, over the *global* batch. One scalar
+        whatever the number of players: their losses are summed, and `stop_gradient` keeps each from the parameters
+        of the others. `metrics` are scalars by name. `step` counts the updates done before this one.
+      example: `(record, rng) -> dict of numpy arrays` of fixed shapes; images stay uint8. `rng` is a
+        `numpy.random.Generator` that depends on the seed and on the example's place in the stream alone.
+      evaluators: type -> factory `(options, context) -> evaluator`; an evaluator is a callable
+        `(params, extra) -> (metrics, images)`: floats by name, and uint8 [H, W, 3] pictures by name.
+      artifacts: file name -> text that the run directory needs beside the weights, such as `tokenizer.json`.
+      flops: analytic floating-point operations of one example's forward *and* backward pass, or None if unknown.
+    """
+
+    init: Callable
+    loss: Callable
+    example: Callable
+    evaluators: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    artifacts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    flops: float | None = None
+
+
+def module(config: ConfigDict) -> ModuleType:
+    """The module that `config.task` names; ConfigError if it cannot be imported or is not a task module."""
+    name = config.get("task", "")
+    try:
+        found = importlib.import_module(name) if name else None
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name + ".").startswith(error.name + "."):
+            raise  # the module is there, and something that it imports is missing: the plain traceback says what
+        raise ConfigError(f"config.task = {name!r}: there is no module {error.name!r}") from error
+    if found is None or not (hasattr(found, "make") and hasattr(found, "defaults")):
+        raise ConfigError(
+            f"config.task = {name!r} is not a task: name a module that offers defaults() and make(config, workdir), "
+            "such as 'clip_jax.task'"
+        )
+    return found
