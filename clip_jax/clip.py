@@ -13,15 +13,14 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Float32
 from PIL import Image
 
 from clip_jax import model as model_lib
@@ -31,7 +30,10 @@ from train_jax.data.text import Tokenizer
 
 log = logging.getLogger(__name__)
 
-RUN_DIRECTORY = "a run directory, as train-jax writes it, holds config.json, tokenizer.json, preprocess.json, artifacts.json and checkpoints/"
+_RUN_DIRECTORY = (
+    "load opens run directories, as train-jax writes them: config.json, tokenizer.json, preprocess.json, artifacts.json "
+    "and checkpoints/"
+)
 _PLAYER = "clip"  # the key of a run's parameters
 _READERS = 8  # threads that decode pictures; Pillow decodes outside Python's lock
 
@@ -45,16 +47,16 @@ class Clip:
     """A model ready for use. Make one with `load`, or from its parts with `Clip.assemble`.
 
     Attributes:
-      module: the towers, a `clip_jax.model` module.
+      module: the towers and what joins them; see `clip_jax.model`.
       params: its parameters, copied to each of this host's devices.
       tokenizer: turns texts into rows of ids.
       preprocess: turns pictures into uint8 squares.
-      fingerprint: SHA-256, in hexadecimal, of all that decides what an embedding means: parameters, vocabulary,
-        preprocessing.
+      fingerprint: SHA-256, in hexadecimal, of all that decides what an embedding means: parameters, activation,
+        vocabulary, preprocessing. Where and by whom the model was stored does not change it.
       name: where it came from, for people.
     """
 
-    module: nn.Module
+    module: model_lib.CLIP
     params: Any
     tokenizer: Tokenizer
     preprocess: Preprocess
@@ -63,10 +65,10 @@ class Clip:
 
     @classmethod
     def assemble(
-        cls, module: nn.Module, params: Any, tokenizer: Tokenizer, preprocess: Preprocess, name: str
+        cls, module: model_lib.CLIP, params: Any, tokenizer: Tokenizer, preprocess: Preprocess, name: str
     ) -> "Clip":
         """The model made of these parts: takes its fingerprint and copies the parameters to this host's devices."""
-        fingerprint = _fingerprint(params, tokenizer, preprocess)
+        fingerprint = _fingerprint(module, params, tokenizer, preprocess)
         mesh = jax.make_mesh(
             (jax.local_device_count(),), ("batch",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
         )
@@ -90,10 +92,7 @@ class Clip:
             def rows(start: int, stop: int) -> np.ndarray:
                 return np.stack(list(readers.map(self._read, images[start:stop], range(start, stop))))
 
-            encode = functools.partial(
-                _encode_image, self.module, self.params, mean=self.preprocess.mean, std=self.preprocess.std
-            )
-            return self._batched(encode, rows, len(images), (size, size, 3), np.uint8, batch_size)
+            return self._batched(self._programs.encode_image, rows, len(images), (size, size, 3), np.uint8, batch_size)
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float32[np.ndarray, "n dim"]:
         """Embeddings of texts, of unit norm. A text of more tokens than the model reads is cut, and the log says so."""
@@ -104,8 +103,9 @@ class Clip:
                 "%d of %d text(s) are longer than the %d tokens this model reads and were cut; the first is %r",
                 cut.sum(), len(cut), self.tokenizer.context_length, texts[int(cut.argmax())],
             )  # fmt: skip
-        encode = functools.partial(_encode_text, self.module, self.params)
-        return self._batched(encode, lambda a, b: ids[a:b], len(ids), ids.shape[1:], np.int32, batch_size)
+        return self._batched(
+            self._programs.encode_text, lambda a, b: ids[a:b], len(ids), ids.shape[1:], np.int32, batch_size
+        )
 
     def similarity(
         self, images: Sequence[Image.Image | np.ndarray | str | Path], texts: Sequence[str]
@@ -146,7 +146,11 @@ class Clip:
         mean = parts.mean(axis=1)
         mean /= np.linalg.norm(mean, axis=-1, keepdims=True)
         logits = self._logits(self.encode_image(images), mean)
-        return np.asarray(_probabilities(logits, sigmoid=_is_sigmoid(self.params)))
+        return np.asarray(self._programs.probabilities(logits))
+
+    @functools.cached_property
+    def _programs(self) -> "_Programs":
+        return _compile(self.module, self.preprocess)
 
     def _read(self, image: Image.Image | np.ndarray | str | Path, number: int) -> np.ndarray:
         try:
@@ -156,7 +160,7 @@ class Clip:
             raise BrokenSample(f"{which}: {error}") from error
 
     def _logits(self, images: np.ndarray, texts: np.ndarray) -> Float32[np.ndarray, "n_images n_texts"]:
-        return np.asarray(_logits(self.params, images, texts))
+        return np.asarray(self._programs.logits(self.params, images, texts))
 
     def _batched(
         self, encode: Callable, rows: Callable, count: int, shape: tuple[int, ...], dtype, batch_size: int
@@ -173,7 +177,8 @@ class Clip:
         size = -(-size // mesh.size) * mesh.size
         if not count:
             return np.zeros(
-                (0, jax.eval_shape(encode, jax.ShapeDtypeStruct((size, *shape), dtype)).shape[-1]), np.float32
+                (0, jax.eval_shape(encode, self.params, jax.ShapeDtypeStruct((size, *shape), dtype)).shape[-1]),
+                np.float32,
             )
         found = []
         for start in range(0, count, size):
@@ -181,42 +186,35 @@ class Clip:
             part = rows(start, min(start + size, count))
             batch[: len(part)] = part
             # The call returns before the device is done: the next batch is decoded meanwhile.
-            found.append(encode(jax.device_put(batch, NamedSharding(mesh, P("batch")))))
+            found.append(encode(self.params, jax.device_put(batch, NamedSharding(mesh, P("batch")))))
         return np.concatenate([np.asarray(x) for x in found])[:count]
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("mean", "std"))
-def _encode_image(module: nn.Module, params, images, *, mean, std) -> Float[Array, "n dim"]:
-    """uint8 [n, size, size, 3] -> float32 [n, dim] of unit norm."""
-    features = module.apply({"params": params}, normalize(images, mean, std), method="encode_image")
-    return _unit(features)
+class _Programs(NamedTuple):
+    """The compiled functions of one model, kept with it and freed with it. Each compiles once for a size of batch."""
+
+    encode_image: Callable  # (params, uint8 [n, size, size, 3]) -> float32 [n, dim] of unit norm
+    encode_text: Callable  # (params, int32 [n, length]) -> float32 [n, dim] of unit norm
+    logits: Callable  # (params, float32 [n, dim], float32 [m, dim]) -> float32 [n, m]
+    probabilities: Callable  # float32 [n, m] -> float32 [n, m]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode_text(module: nn.Module, params, ids) -> Float[Array, "n dim"]:
-    """int32 [n, length] -> float32 [n, dim] of unit norm."""
-    return _unit(module.apply({"params": params}, ids, method="encode_text"))
+def _compile(module: model_lib.CLIP, preprocess: Preprocess) -> _Programs:
+    def encode_image(params, images):
+        pixels = normalize(images, preprocess.mean, preprocess.std)
+        return module.apply({"params": params}, pixels, method="encode_image")
 
+    def encode_text(params, ids):
+        return module.apply({"params": params}, ids, method="encode_text")
 
-@jax.jit
-def _logits(params, images, texts) -> Float[Array, "n_images n_texts"]:
-    # Cosines are small numbers that a scale of up to 100 magnifies: full precision, also where the default is lower.
-    cosine = jnp.matmul(images, texts.T, precision=jax.lax.Precision.HIGHEST)
-    return jnp.exp(params["logit_scale"]) * cosine + (params["logit_bias"] if _is_sigmoid(params) else 0.0)
+    def logits(params, images, texts):
+        scale, bias = module.apply({"params": params}, method="scale_and_bias")
+        # Cosines are small numbers that a scale of up to 100 magnifies: full precision, also where the default is lower.
+        return scale * jnp.matmul(images, texts.T, precision=jax.lax.Precision.HIGHEST) + bias
 
-
-@functools.partial(jax.jit, static_argnames="sigmoid")
-def _probabilities(logits, *, sigmoid: bool) -> Float[Array, "n_images n_labels"]:
-    return jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits, axis=-1)
-
-
-def _is_sigmoid(params) -> bool:
-    return "logit_bias" in params
-
-
-def _unit(features):
-    features = features.astype(jnp.float32)
-    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+    sigmoid = module.init_logit_bias is not None
+    probabilities = jax.nn.sigmoid if sigmoid else jax.nn.softmax
+    return _Programs(*map(jax.jit, (encode_image, encode_text, logits, probabilities)))
 
 
 def _refuse_single(values, what: str, kinds) -> None:
@@ -225,8 +223,10 @@ def _refuse_single(values, what: str, kinds) -> None:
         raise TypeError(f"{what} must be a list, not one {type(values).__name__}: write [value]")
 
 
-def _fingerprint(params, tokenizer: Tokenizer, preprocess: Preprocess) -> str:
+def _fingerprint(module: model_lib.CLIP, params, tokenizer: Tokenizer, preprocess: Preprocess) -> str:
     digest = hashlib.sha256()
+    for tower in (module.vision, module.text):  # what the shapes of parameters do not tell
+        digest.update(f"{tower.blocks['activation']} {tower.eps}\n".encode())
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     for path in sorted(leaves):
         leaf = np.ascontiguousarray(leaves[path])
@@ -250,7 +250,7 @@ def load(path: str | Path, step: int | None = None) -> Clip:
     directory = Path(path)
     if not directory.is_dir():
         what = "a file" if directory.is_file() else "no such folder"
-        raise LoadError(f"{path}: {what}. load opens run directories: {RUN_DIRECTORY}")
+        raise LoadError(f"{path}: {what}. {_RUN_DIRECTORY}")
     config = _config(directory)
     _check_artifacts(directory)
     tokenizer = Tokenizer.load(directory / "tokenizer.json", config["model"]["text"]["context_length"])
@@ -259,7 +259,7 @@ def load(path: str | Path, step: int | None = None) -> Clip:
         players, found_step = checkpoint.load_params(directory / "checkpoints", step)
     except (FileNotFoundError, checkpoint.CheckpointError) as error:
         raise LoadError(str(error)) from error
-    module = model_lib.build(config["model"], tokenizer.vocab_size)
+    module = model_lib.build(config["model"], tokenizer.vocab_size, tokenizer.eos_id)
     return Clip.assemble(module, players[_PLAYER], tokenizer, preprocess, f"{path} (step {found_step})")
 
 
@@ -267,7 +267,7 @@ def _config(directory: Path) -> dict:
     file = directory / "config.json"
     found = ", ".join(sorted(p.name for p in directory.iterdir())[:8]) or "nothing"
     if not file.is_file():
-        raise LoadError(f"{directory} is no run directory: it holds {found}; {RUN_DIRECTORY}")
+        raise LoadError(f"{directory} is no run directory: it holds {found}. {_RUN_DIRECTORY}")
     try:
         config = json.loads(file.read_text("utf-8"))
     except ValueError as error:
@@ -275,7 +275,7 @@ def _config(directory: Path) -> dict:
     task = config.get("task") if isinstance(config, dict) else None
     if task is None:
         raise LoadError(
-            f"{directory} is no run directory: its config.json names no task, and it holds {found}; {RUN_DIRECTORY}"
+            f"{directory} is no run directory: its config.json names no task, and it holds {found}. {_RUN_DIRECTORY}"
         )
     if task != "clip_jax.task":
         raise LoadError(f"{directory} is a run of {task!r}, not of a CLIP ('clip_jax.task')")

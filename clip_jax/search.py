@@ -1,48 +1,33 @@
-"""Search a folder of pictures by text or by picture: `build` makes an index, `search` asks it.
+"""Search a folder of pictures by text or by picture: `build` makes an index of it, `search` asks the index.
 
-An index is a directory:
+    build(clip, "photos", "photos.index")
+    search(Index.open("photos.index"), clip, text="a dog on a beach", top=9)
 
-    meta.json          version, weights' fingerprint, model, folder, dimension, names of the parts, complete or not
-    <part>.npy         float32 [n, dim] embeddings of unit norm
-    <part>.jsonl       one object a row: path relative to the folder, size in bytes, mtime in nanoseconds
-    broken.jsonl       files that could not be read: path and reason
-
-Replacing `meta.json` is the only act that changes what an index holds, so a process may be killed at any moment: the next
-`build` goes on from there. A finished index is one part, sorted by path.
+`clip_jax.index_files` says how an index is stored.
 """
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
-import fcntl
 import functools
-import json
 import os
 import stat
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float32, Int32
 from PIL import Image
 from tqdm import tqdm
 
 from clip_jax.clip import Clip
+from clip_jax.index_files import SearchError, Store, check_weights, locked, read_meta, read_parts, shown
 from train_jax.data.images import BrokenSample
 from train_jax.data.sources import IMAGE_SUFFIXES
 
-VERSION = 1
-COMMIT_SECONDS = 5.0  # work that a kill can cost
-_META, _BROKEN, _LOCK = "meta.json", "broken.jsonl", "lock"
-_READERS = 8
-
-
-class SearchError(ValueError):
-    """A folder that cannot be indexed, an index that cannot be opened, or a query that does not fit it."""
+_READERS = 8  # threads that decode pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +44,9 @@ class Report:
 
     Attributes:
       indexed: pictures in the index now.
-      encoded, reused, dropped: pictures encoded by this call, taken over from an earlier one, and removed because their
-        file is gone or has changed.
-      broken: path relative to the folder -> reason, for files that look like pictures and could not be read.
+      encoded, reused, dropped: pictures that this call encoded, that it took over from earlier ones, and that it removed
+        because their file is gone or has changed.
+      broken: path relative to the folder -> reason, for files that look like pictures and cannot be read.
       ignored: files of other kinds, by suffix.
     """
 
@@ -81,7 +66,7 @@ class Index:
       directory: where it is stored.
       folder: the folder of pictures.
       paths: of the pictures, relative to `folder`.
-      embeddings: float32 [n, dim], a row a path.
+      embeddings: float32 [n, dim] of unit norm, a row a path.
       fingerprint: of the weights that made it.
       model: where these were loaded from.
       complete: False if the last `build` was interrupted.
@@ -97,17 +82,21 @@ class Index:
 
     @classmethod
     def open(cls, directory: str | Path) -> "Index":
-        """Reads an index. Raises SearchError if `directory` holds none, or a damaged one, or one of another version."""
+        """Reads an index. Raises SearchError if there is none, a damaged one, or one of another version."""
         directory = Path(directory)
-        meta = _read_meta(directory)
+        meta = read_meta(directory)
         if meta is None:
-            raise SearchError(f"{directory} holds no index; make one with: clip-jax index FOLDER --model DIR --out {directory}")
-        entries, rows = _read_parts(directory, meta)
+            raise SearchError(
+                f"{directory}: no index here; make one with clip-jax index FOLDER --model DIR --out {directory}"
+            )
+        entries, rows = read_parts(directory, meta)
+        # While an update is unfinished, a changed file has two rows: the later one is true.
+        last = {entry["path"]: row for row, entry in enumerate(entries)}
         return cls(
             directory,
             Path(meta["folder"]),
-            tuple(entry["path"] for entry in entries),
-            rows,
+            tuple(last),
+            rows[list(last.values())],
             meta["fingerprint"],
             meta["model"],
             meta["complete"],
@@ -117,33 +106,35 @@ class Index:
         return len(self.paths)
 
     @functools.cached_property
-    def _on_device(self) -> jax.Array:
+    def on_device(self) -> Float32[Array, "n dim"]:
+        """The embeddings on the default device, copied there once."""
         return jnp.asarray(self.embeddings)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Asking
-
-
 def search(
-    index: Index, clip: Clip, *, text: str | None = None, image: Image.Image | np.ndarray | str | Path | None = None, top: int = 9
+    index: Index,
+    clip: Clip,
+    *,
+    text: str | None = None,
+    image: Image.Image | np.ndarray | str | Path | None = None,
+    top: int = 9,
 ) -> list[Hit]:
-    """The `top` pictures of the index closest to a text or to a picture, best first; an exact search on the device.
+    """The `top` pictures of the index closest to a text or to a picture, best first: an exact search, on the device.
 
-    Raises SearchError if the index was made with other weights, if it is not exactly one of `text` and `image` that is
-    given, or if `top` is not positive; BrokenSample if the picture cannot be read.
+    Raises SearchError if other weights made the index, if it is empty, if not exactly one of `text` and `image` is given,
+    or if `top` is not positive; BrokenSample if the picture cannot be read.
     """
     if (text is None) == (image is None):
-        raise SearchError("search takes a text or an image: one of them, not both")
+        raise SearchError("search takes a text or an image: one of them")
     if top < 1:
         raise SearchError(f"top = {top} must be at least 1")
-    if index.fingerprint != clip.fingerprint:
-        raise SearchError(
-            f"{index.directory} was made with other weights: the index has fingerprint {index.fingerprint[:16]}… (of "
-            f"{index.model}), the model {clip.name} has {clip.fingerprint[:16]}…. Search with that model, or index again"
-        )
-    query = clip.encode_text([text])[0] if text is not None else clip.encode_image([image])[0]
-    scores, rows = _nearest(index._on_device, query, min(top, len(index)))
+    if not len(index):
+        raise SearchError(f"{index.directory} holds no pictures: index its folder again")
+    check_weights(
+        index.directory, {"fingerprint": index.fingerprint, "model": index.model}, clip.name, clip.fingerprint
+    )
+    query = clip.encode_text([text]) if text is not None else clip.encode_image([image])
+    scores, rows = _nearest(index.on_device, query[0], min(top, len(index)))
     return [
         Hit(index.folder / index.paths[row], float(score))
         for row, score in zip(np.asarray(rows), np.asarray(scores), strict=True)
@@ -151,284 +142,118 @@ def search(
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _nearest(
-    embeddings: Float32[Array, "n dim"], query: Float32[Array, "dim"] | Float32[np.ndarray, "dim"], top: int
-) -> tuple[Float[Array, "top"], Int32[Array, "top"]]:
-    # Exact also on devices that multiply in lower precision unless they are asked not to.
+def _nearest(embeddings, query, top: int) -> tuple[Float32[Array, "top"], Int32[Array, "top"]]:
+    # Devices that multiply in lower precision unless asked not to would shuffle near neighbours.
     return jax.lax.top_k(jnp.matmul(embeddings, query, precision=jax.lax.Precision.HIGHEST), top)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Building
-
-
 def build(
-    clip: Clip, folder: str | Path, out: str | Path, *, model: str | Path = "", batch_size: int = 64, progress: bool = True
+    clip: Clip,
+    folder: str | Path,
+    out: str | Path,
+    *,
+    model: str | Path | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
 ) -> Report:
     """Indexes the pictures below `folder` into the directory `out`, or brings the index there up to date.
 
-    Pictures are files with a picture's suffix, in nested folders too; hidden files and folders are left out. Files that
-    are unchanged since an earlier call (size and time of change) are not read again, deleted ones are dropped, unreadable
-    ones are skipped and listed.
+    Pictures are files with a picture's suffix, nested folders included, hidden ones left out. A file whose size and time of
+    change are as before is not read again, a deleted one is dropped, an unreadable one is skipped and listed. Killed at any
+    moment, the same call goes on.
 
     Args:
-      model: where `clip` was loaded from, remembered so that a search can load it again.
+      model: where `clip` was loaded from, remembered so that a search can load it again; None: its name.
       batch_size: how many pictures go through the model together.
       progress: show a progress bar.
 
-    Raises SearchError if there is no picture that can be read, or if `out` holds something else, an index of another
-    folder, or one made with other weights.
+    Raises SearchError if no picture can be read, or if `out` holds something else, an index of another folder, or one
+    made by other weights.
     """
     folder, out = Path(folder).resolve(), Path(out).resolve()
     if not folder.is_dir():
-        raise SearchError(f"{folder} is no folder")
+        raise SearchError(f"{shown(folder)}: no such folder")
     files, broken, ignored = _scan(folder, out)
     if not files:
-        others = f"; it holds {_count(ignored)} of other kinds" if ignored else ""
-        unreadable = f"; {len(broken)} could not be read" if broken else ""
-        raise SearchError(f"{folder}: no pictures ({', '.join(IMAGE_SUFFIXES)}){others}{unreadable}")
-    with _locked(out):
-        store = _Store.prepare(out, clip, folder, str(model))
+        notes = f"; {sum(ignored.values())} file(s) of other kinds" if ignored else ""
+        notes += f"; {_first(broken)}" if broken else ""
+        raise SearchError(f"{shown(folder)}: no pictures ({' '.join(IMAGE_SUFFIXES)}) in it{notes}")
+    with locked(out):
+        store = Store.prepare(
+            out,
+            fingerprint=clip.fingerprint,
+            model=str(model or clip.name),
+            folder=folder,
+            dim=clip.encode_text([""]).shape[1],
+        )
         reused = store.keep(files)
         waiting = [path for path in sorted(files) if path not in reused]
         with tqdm(total=len(files), initial=len(reused), unit="image", desc="index", disable=not progress) as bar:
-            for paths, pictures, failures in _readable(clip, folder, waiting, batch_size):
+            for paths, pictures, failures in _read(clip, folder, waiting, batch_size):
                 broken |= failures
                 if paths:
-                    store.add([{"path": path, **files[path]} for path in paths], clip.encode_image(pictures, batch_size))
+                    store.add(
+                        [{"path": path, **files[path]} for path in paths], clip.encode_image(pictures, batch_size)
+                    )
                 bar.update(len(paths) + len(failures))
         total = store.finish(broken)
     if not total:
-        first = "; ".join(f"{shown(path)}: {why}" for path, why in list(broken.items())[:3])
-        raise SearchError(f"{folder}: none of {len(files)} picture(s) can be read ({first})")
+        raise SearchError(f"{shown(folder)}: no picture can be read; {_first(broken)}")
     return Report(total, total - len(reused), len(reused), store.dropped, broken, ignored)
 
 
-def shown(path: str | os.PathLike) -> str:
-    """A path as text that can be printed, whatever bytes its name has."""
-    return os.fsencode(path).decode("utf-8", "replace")
+def _first(broken: Mapping[str, str]) -> str:
+    path, why = next(iter(broken.items()))
+    return f"{len(broken)} cannot be read, such as {shown(path)}: {why}"
 
 
 def _scan(folder: Path, out: Path) -> tuple[dict[str, dict], dict[str, str], collections.Counter]:
-    """Below `folder`: candidate path -> its size and time, unreadable path -> reason, other files by suffix."""
+    """Below `folder`: picture -> its size and time, unreadable path -> reason, number of other files by suffix."""
     files, broken, ignored = {}, {}, collections.Counter()
 
     def complain(error: OSError) -> None:
-        broken[os.path.relpath(error.filename, folder)] = error.strerror or str(error)
+        broken[os.path.relpath(error.filename, folder)] = error.strerror
 
     for parent, folders, names in os.walk(folder, onerror=complain):
-        folders[:] = sorted(name for name in folders if name[0] != "." and Path(parent, name) != out)
-        for name in sorted(names):
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name) != out]
+        for name in names:
             if name.startswith("."):
                 continue
             suffix = os.path.splitext(name)[1].lower()
             if suffix not in IMAGE_SUFFIXES:
                 ignored[suffix or "no suffix"] += 1
                 continue
-            file = os.path.join(parent, name)
-            path = os.path.relpath(file, folder)
+            path = os.path.relpath(os.path.join(parent, name), folder)
             try:
-                status = os.stat(file)
+                status = os.stat(folder / path)
             except OSError as error:
-                broken[path] = error.strerror or str(error)
+                broken[path] = error.strerror
                 continue
             if stat.S_ISREG(status.st_mode):
                 files[path] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-            else:  # opening a named pipe would wait for ever
-                broken[path] = "not a regular file"
+            else:
+                broken[path] = "not a regular file"  # opening a named pipe would wait for ever
     return files, broken, ignored
 
 
-def _readable(
+def _read(
     clip: Clip, folder: Path, paths: Sequence[str], batch_size: int
 ) -> Iterator[tuple[list[str], list[np.ndarray], dict[str, str]]]:
-    """Batches of `(paths, pictures, path -> reason for those that are broken)`, the next one read ahead."""
+    """Batches of `(paths, pictures, path -> reason for the broken ones)`; the next is read while one is used."""
 
-    def read(path: str) -> np.ndarray | BrokenSample:
+    def read(path: str) -> np.ndarray | str:
         try:
             return clip.preprocess(folder / path)
         except BrokenSample as error:
-            return error
+            return str(error)
 
-    chunks = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
+        chunks = (paths[start : start + batch_size] for start in range(0, len(paths), batch_size))
         ahead = collections.deque()
-        for chunk in [*chunks, None]:
-            if chunk is not None:
-                ahead.append((chunk, [readers.submit(read, path) for path in chunk]))
-            if ahead and (len(ahead) > 1 or chunk is None):
-                names, pending = ahead.popleft()
-                found = dict(zip(names, [future.result() for future in pending], strict=True))
-                good = [path for path in names if not isinstance(found[path], BrokenSample)]
-                yield good, [found[path] for path in good], {p: str(found[p]) for p in names if p not in set(good)}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Storage
-
-
-@dataclasses.dataclass
-class _Store:
-    """The index directory while it is being built. Rows gather in memory and are committed every few seconds."""
-
-    directory: Path
-    meta: dict
-    entries: list[dict]  # what the parts named in `meta` hold
-    rows: np.ndarray
-    dropped: int = 0
-    new_entries: list[dict] = dataclasses.field(default_factory=list)
-    new_rows: list[np.ndarray] = dataclasses.field(default_factory=list)
-    committed: float = dataclasses.field(default_factory=time.monotonic)
-
-    @classmethod
-    def prepare(cls, directory: Path, clip: Clip, folder: Path, model: str) -> "_Store":
-        meta = _read_meta(directory)
-        if meta is None:
-            meta = {
-                "version": VERSION,
-                "fingerprint": clip.fingerprint,
-                "model": model or clip.name,
-                "folder": str(folder),
-                "dim": clip.encode_text([""]).shape[1],
-                "parts": [],
-                "next": 0,
-                "complete": False,
-            }
-        if meta["fingerprint"] != clip.fingerprint:
-            raise SearchError(
-                f"{directory} was made with other weights: the index has fingerprint {meta['fingerprint'][:16]}… (of "
-                f"{meta['model']}), the model {clip.name} has {clip.fingerprint[:16]}…. Choose another --out, or remove it"
-            )
-        if Path(meta["folder"]) != folder:
-            raise SearchError(f"{directory} is the index of {meta['folder']}, not of {folder}: choose another --out, or remove it")
-        entries, rows = _read_parts(directory, meta)
-        store = cls(directory, meta, entries, rows)
-        store.meta["complete"] = False
-        store._write_meta()
-        for leftover in directory.glob("part-*"):  # of a killed process
-            if leftover.stem not in meta["parts"]:
-                leftover.unlink()
-        return store
-
-    def keep(self, files: Mapping[str, Mapping]) -> set[str]:
-        """Forgets entries whose file is gone or has changed; returns the paths of the others."""
-        same = [files.get(e["path"]) == {"size": e["size"], "mtime_ns": e["mtime_ns"]} for e in self.entries]
-        self.dropped = same.count(False)
-        self.rows = self.rows[np.asarray(same, bool)]
-        self.entries = [entry for entry, good in zip(self.entries, same, strict=True) if good]
-        return {entry["path"] for entry in self.entries}
-
-    def add(self, entries: list[dict], rows: np.ndarray) -> None:
-        self.new_entries += entries
-        self.new_rows.append(rows)
-        if time.monotonic() - self.committed >= COMMIT_SECONDS:
-            self._commit()
-
-    def _commit(self) -> None:
-        rows = np.concatenate(self.new_rows)
-        # A changed file is in an old part with its old size and time, too: the next `keep` tells them apart.
-        self.meta["parts"].append(self._write_part(self.new_entries, rows))
-        self._write_meta()
-        self.entries += self.new_entries
-        self.rows = np.concatenate([self.rows, rows])
-        self.new_entries, self.new_rows = [], []
-        self.committed = time.monotonic()
-
-    def finish(self, broken: Mapping[str, str]) -> int:
-        """Replaces all parts by a single sorted one; returns how many pictures it holds."""
-        entries = self.entries + self.new_entries
-        rows = np.concatenate([self.rows, *self.new_rows])
-        order = sorted(range(len(entries)), key=lambda i: entries[i]["path"])
-        before = self.meta["parts"]
-        self.meta["parts"] = [self._write_part([entries[i] for i in order], rows[order])]
-        _write(self.directory / _BROKEN, _lines({"path": path, "reason": why} for path, why in sorted(broken.items())))
-        self.meta["complete"] = True
-        self._write_meta()
-        for part in before:
-            (self.directory / f"{part}.npy").unlink()
-            (self.directory / f"{part}.jsonl").unlink()
-        return len(entries)
-
-    def _write_part(self, entries: list[dict], rows: np.ndarray) -> str:
-        part = f"part-{self.meta['next']:06d}"
-        self.meta["next"] += 1
-        with open(self.directory / f"{part}.npy", "wb") as file:
-            np.save(file, rows)
-            file.flush()
-            os.fsync(file.fileno())
-        _write(self.directory / f"{part}.jsonl", _lines(entries))
-        return part
-
-    def _write_meta(self) -> None:
-        _write(self.directory / _META, json.dumps(self.meta, indent=2) + "\n")
-
-
-def _read_meta(directory: Path) -> dict | None:
-    """None if the directory is missing or empty; SearchError if it holds something else than an index."""
-    file = directory / _META
-    if not file.is_file():
-        others = [p.name for p in directory.iterdir() if p.name not in (_LOCK, _META + ".new")] if directory.is_dir() else []
-        if others or directory.is_file():
-            held = ", ".join(shown(name) for name in sorted(others)[:4]) or "it is a file"
-            raise SearchError(f"{directory} is no index ({held}): name a new directory, or one made by clip-jax index")
-        return None
-    try:
-        meta = json.loads(file.read_text("utf-8"))
-        version = meta["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SearchError(f"{file} is not the description of an index ({error!r}): remove {directory} and index again") from error
-    if version != VERSION:
-        raise SearchError(f"{directory} is an index of version {version}; version {VERSION} is read here: index again")
-    return meta
-
-
-def _read_parts(directory: Path, meta: Mapping) -> tuple[list[dict], Float32[np.ndarray, "n dim"]]:
-    entries, rows = [], [np.zeros((0, meta["dim"]), np.float32)]
-    for part in meta["parts"]:
-        try:
-            found = np.load(directory / f"{part}.npy")
-            lines = (directory / f"{part}.jsonl").read_text("utf-8").splitlines()
-            described = [json.loads(line) for line in lines]
-        except (OSError, ValueError) as error:
-            raise SearchError(f"{directory}: {part} cannot be read ({error}): remove {directory} and index again") from error
-        if found.shape != (len(described), meta["dim"]) or found.dtype != np.float32:
-            raise SearchError(
-                f"{directory}: {part}.npy is {found.dtype} {list(found.shape)} and {part}.jsonl names {len(described)} "
-                f"picture(s) of dimension {meta['dim']}: remove {directory} and index again"
-            )
-        entries += described
-        rows.append(found)
-    return entries, np.concatenate(rows)
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all, whenever the process or the machine stops."""
-    new = path.with_name(path.name + ".new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-
-
-def _lines(rows) -> str:
-    # ASCII, so that names that are no valid UTF-8 survive as escapes.
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def _count(ignored: Mapping[str, int]) -> str:
-    return f"{sum(ignored.values())} file(s)"
-
-
-@contextlib.contextmanager
-def _locked(directory: Path):
-    """One builder at a time; the system frees the lock of a process that dies."""
-    if directory.is_file():
-        raise SearchError(f"{directory} is a file: name a directory for the index")
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / _LOCK, "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SearchError(f"{directory} is being built by another process: wait for it, or choose another --out") from error
-        yield
+        for chunk in [*chunks, ()]:
+            ahead.append({path: readers.submit(read, path) for path in chunk})
+            if len(ahead) > 1:
+                found = {path: future.result() for path, future in ahead.popleft().items()}
+                failures = {path: why for path, why in found.items() if isinstance(why, str)}
+                good = [path for path in found if path not in failures]
+                yield good, [found[path] for path in good], failures

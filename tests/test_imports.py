@@ -12,12 +12,13 @@ PACKAGES = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax", "config
 OUTSIDE = ("tests", "benchmarks", "notebooks")
 
 # What any module of a package may import of the others. `configs` is in no row: configs are loaded by path.
+# `train_jax.errors` holds no more than the exceptions that the command line knows how to show.
 PACKAGE_EDGES = {
     "nn_jax": set(),
     "train_jax": set(),
-    "clip_jax": {"nn_jax"},
-    "vqgan_jax": {"nn_jax"},
-    "dalle_jax": {"nn_jax", "vqgan_jax"},
+    "clip_jax": {"nn_jax", "train_jax.errors"},
+    "vqgan_jax": {"nn_jax", "train_jax.errors"},
+    "dalle_jax": {"nn_jax", "train_jax.errors", "vqgan_jax"},
     "configs": set(),
 }
 
@@ -33,9 +34,12 @@ MODULE_EDGES = {
     "dalle_jax.unclip.task": {"train_jax"},
     # Loading a run directory reads the trainer's checkpoints, tokeniser and preprocessing, nothing else.
     "clip_jax.clip": {"train_jax.checkpoint", "train_jax.data"},
-    "clip_jax.search": {"train_jax.data"},
     "vqgan_jax.vqgan": {"train_jax.checkpoint", "train_jax.data"},
     "dalle_jax.dalle": {"train_jax.checkpoint", "train_jax.data"},
+    # What reads a user's pictures reads them as the trainer does.
+    "clip_jax.cli": {"train_jax.data"},
+    "clip_jax.search": {"train_jax.data"},
+    "clip_jax.sheets": {"train_jax.data"},
     # The demo calls the trainer as a user would.
     "clip_jax.demo": {"train_jax"},
     # CLIP judges and guides the other models.
@@ -136,6 +140,7 @@ def test_packages_import_only_along_the_edges():
         ("clip_jax/clip.py", "from train_jax.data.text import Tokenizer", True),
         ("clip_jax/clip.py", "from train_jax import checkpoint", True),
         ("clip_jax/clip.py", "from train_jax import run", False),
+        ("clip_jax/model.py", "from train_jax.errors import ConfigError", True),
         ("clip_jax/loss.py", "import vqgan_jax", False),
         ("clip_jax/loss.py", "from configs.clip import shapes", False),
         ("clip_jax/cli.py", "from benchmarks import step", False),
@@ -220,6 +225,12 @@ def test_nothing_imports_notebooks_or_benchmarks():
         if top(name) in {"notebooks", "benchmarks"} - {path.relative_to(ROOT).parts[0]}
     ]
     assert wrong == []
+
+
+def test_every_folder_with_code_is_a_package():
+    """setup.py installs packages only: a folder without `__init__.py` would be missing after `pip install`."""
+    folders = {path.parent for path in sources(*PACKAGES) if module_name(path).split(".")[0] != "configs"}
+    assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
 
 
 def test_file_names_say_what_is_inside():

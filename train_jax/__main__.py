@@ -49,7 +49,9 @@ def cli() -> None:
         except ConfigError as error:
             sys.exit(f"error: {error}")
         # New keys are let through here, and refused with a better message when the whole config is checked.
-        config = config_flags.DEFINE_config_dict("config", full, lock_config=False, accept_new_attributes=True)
+        config = config_flags.DEFINE_config_dict(
+            "config", full, lock_config=False, sys_argv=arguments, accept_new_attributes=True
+        )
     app.run(functools.partial(main, config), argv=arguments)
 
 
@@ -60,7 +62,9 @@ def main(config, argv: list[str]) -> None:
         raise app.UsageError("name a config: --config=configs/clip/shapes.py")
     if not _WORKDIR.value:
         raise app.UsageError("name a run directory: --workdir=runs/clip-shapes")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("train_jax").setLevel(logging.INFO)
+    logging.getLogger(config.value.task.partition(".")[0]).setLevel(logging.INFO)
     try:
         distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS_INDEX.value)
         train_jax.run(config.value, _WORKDIR.value, profile=_PROFILE.value)

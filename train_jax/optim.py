@@ -13,6 +13,7 @@ from train_jax.errors import ConfigError
 from train_jax.sharding import path_name
 
 FROZEN = "frozen"
+_STACKED = ("layers", "qkv")  # axes along which a kernel is several matrices
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
 
 
@@ -152,11 +153,10 @@ def _matrix(path: str, axes: Mapping[str, tuple[str | None, ...]]):
     if not path.endswith("/kernel"):
         return None
     names = axes[path]
-    first = 1 if names[0] == "layers" else 0  # layers that `scan` stacks are matrices of their own
-    rest = tuple(range(first, len(names)))
+    rest = tuple(i for i, name in enumerate(names) if name not in _STACKED)
     if len(rest) < 2:
         return None
-    inputs = rest[:1] if names[first] == "embed" else rest[:-1]
+    inputs = rest[:1] if names[rest[0]] == "embed" else rest[:-1]
     return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=rest[len(inputs) :])
 
 

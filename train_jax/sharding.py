@@ -31,6 +31,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("channels_out", "fsdp"),
     # Axes that are never split: stacked layers, the inside of a head, pixels and positions, inputs of a convolution.
     ("layers", None),
+    ("qkv", None),
     ("head_dim", None),
     ("length", None),
     ("patch", None),

@@ -1,0 +1,264 @@
+"""`clip-jax`: classify pictures, index a folder, search it. Mistakes of the user are one line and exit code 2."""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+_EXAMPLES = {
+    "": """\
+examples:
+  clip-jax classify cat.jpg dog.png --model runs/clip-shapes --labels "a cat,a dog"
+  clip-jax index photos --model runs/clip-shapes --out photos.index
+  clip-jax search photos.index "a dog on a beach" --html hits.html
+
+clip-jax COMMAND --help tells more about each.""",
+    "classify": """\
+examples:
+  clip-jax classify shape.png --model runs/demo/clip --labels "red circle,blue star,green ring"
+  clip-jax classify *.jpg --model DIR --labels "cat,dog" --template "a photo of a {}." --template "a drawing of a {}."
+  clip-jax classify *.jpg --model DIR --labels @labels.txt --json > probabilities.json""",
+    "index": """\
+examples:
+  clip-jax index photos --model runs/clip-shapes --out photos.index
+
+The same command again takes in what is new, changed or deleted, and goes on after an interruption. Files that cannot be
+read are listed at the end and in OUT/broken.jsonl.""",
+    "search": """\
+examples:
+  clip-jax search photos.index "a small red circle above a large blue star"
+  clip-jax search photos.index --image query.jpg --top 20 --png hits.png
+  clip-jax search photos.index "a dog" --html hits.html --json""",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, 1 when interrupted or cut off, 2 for a mistake of the user."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what a terminal cannot show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    arguments = _parser().parse_args(argv)
+    # Late, so that --help and wrong arguments are answered at once.
+    from clip_jax.clip import LoadError
+    from clip_jax.index_files import SearchError
+    from train_jax.data.images import BrokenSample
+
+    try:
+        return arguments.run(arguments)
+    except (LoadError, SearchError, BrokenSample, UserError) as error:
+        message = str(error)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # `| head` has read enough
+            sys.stderr.close()
+            return 1
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except KeyboardInterrupt:
+        message = "interrupted" + ("; the same command goes on from here" if arguments.command == "index" else "")
+        print(f"\nclip-jax: {message}", file=sys.stderr)
+        return 1
+    print(f"clip-jax {arguments.command}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+class UserError(ValueError):
+    """Arguments that parse and cannot be."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    def add(name: str, text: str, run) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=_EXAMPLES[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run, command=name)
+        return sub
+
+    parser = argparse.ArgumentParser(
+        "clip-jax",
+        description="Classify and search pictures with a CLIP.",
+        epilog=_EXAMPLES[""],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    classify = add("classify", "Print the probability of each label for each picture.", _classify)
+    classify.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    classify.add_argument("--model", required=True, metavar="DIR", help="a run directory")
+    classify.add_argument("--labels", required=True, help="labels separated by commas, or @FILE with one label a line")
+    classify.add_argument(
+        "--template",
+        action="append",
+        dest="templates",
+        metavar="TEXT",
+        help='sentence with {} where the label goes (default "a photo of a {}."); several are averaged',
+    )
+    classify.add_argument("--top", type=int, default=5, metavar="N", help="labels shown a picture (default 5)")
+    classify.add_argument("--json", action="store_true", help="print all probabilities as JSON instead of a table")
+
+    index = add("index", "Index the pictures of a folder, or bring its index up to date.", _index)
+    index.add_argument("folder", metavar="FOLDER", help="pictures, in nested folders too")
+    index.add_argument("--model", required=True, metavar="DIR", help="a run directory")
+    index.add_argument("--out", required=True, metavar="INDEX", help="directory for the index")
+    index.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures encoded together (default 64)")
+
+    search = add("search", "Find the pictures of an index that are closest to a text or to a picture.", _search)
+    search.add_argument("index", metavar="INDEX", help="directory made by clip-jax index")
+    search.add_argument("text", nargs="?", metavar="TEXT", help="what to look for")
+    search.add_argument("--image", metavar="FILE", help="look for pictures like this one")
+    search.add_argument("--model", metavar="DIR", help="the model, if it is no longer where the index was made with it")
+    search.add_argument("--top", type=int, default=9, metavar="N", help="number of hits (default 9)")
+    search.add_argument("--html", metavar="FILE", help="write the hits as a page that needs no other file")
+    search.add_argument("--png", metavar="FILE", help="write the hits as a contact sheet")
+    search.add_argument("--json", action="store_true", help="print the hits as JSON instead of a table")
+    return parser
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+def _classify(arguments: argparse.Namespace) -> int:
+    from clip_jax.clip import load
+    from train_jax.data.images import BrokenSample, decode
+
+    labels = _labels(arguments.labels)
+    templates = arguments.templates or ["a photo of a {}."]
+    for template in templates:
+        if "{}" not in template:
+            raise UserError(
+                f"--template {template!r} has no {{}}: write where the label goes, as in 'a photo of a {{}}.'"
+            )
+    if arguments.top < 1:
+        raise UserError(f"--top {arguments.top} must be at least 1")
+    pictures = {}
+    for path in arguments.images:
+        try:
+            pictures[path] = decode(path)
+        except BrokenSample as error:
+            print(f"clip-jax classify: skipped {path}: {error}", file=sys.stderr)
+    if not pictures:
+        raise UserError("no picture could be read")
+    clip = load(arguments.model)
+    probabilities = clip.classify(list(pictures.values()), labels, templates)
+    if arguments.json:
+        found = [
+            {"image": path, "probabilities": dict(zip(labels, map(float, row), strict=True))}
+            for path, row in zip(pictures, probabilities, strict=True)
+        ]
+        print(json.dumps(found, indent=2))
+    else:
+        print(probability_table(list(pictures), labels, probabilities, arguments.top))
+    return 0 if len(pictures) == len(arguments.images) else 2
+
+
+def _labels(text: str) -> list[str]:
+    if text.startswith("@"):
+        labels = Path(text[1:]).read_text("utf-8").splitlines()
+    else:
+        labels = text.split(",")
+    labels = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
+    if not labels:
+        raise UserError(f'--labels {text!r} names no label: write them as in --labels "a cat,a dog"')
+    return labels
+
+
+def probability_table(names: list[str], labels: list[str], probabilities, top: int) -> str:
+    """A block for each picture: its most probable labels with their probabilities and bars."""
+    width = max(map(len, labels))
+    bar = max(10, min(40, shutil.get_terminal_size().columns - width - 14))
+    lines = []
+    for name, row in zip(names, probabilities, strict=True):
+        lines.append(name)
+        order = sorted(range(len(labels)), key=lambda i: -row[i])
+        for i in order[:top]:
+            filled = "█" * round(float(row[i]) * bar)
+            lines.append(f"  {labels[i]:{width}} {100 * float(row[i]):6.2f} %  {filled}".rstrip())
+        if len(order) > top:
+            rest = sum(float(row[i]) for i in order[top:])
+            lines.append(f"  {'…':{width}} {100 * rest:6.2f} %  the other {len(order) - top}")
+    return "\n".join(lines)
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    from clip_jax.clip import load
+    from clip_jax.search import build
+
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size {arguments.batch_size} must be at least 1")
+    if not Path(arguments.folder).is_dir():
+        raise UserError(f"{arguments.folder}: no such folder")
+    clip = load(arguments.model)
+    report = build(
+        clip, arguments.folder, arguments.out, model=Path(arguments.model).resolve(), batch_size=arguments.batch_size
+    )
+    print(summary(report, arguments.out))
+    return 0
+
+
+def summary(report, out: str, most: int = 10) -> str:
+    """What an indexing did, in a few lines."""
+    from clip_jax.index_files import shown
+
+    lines = [
+        f"{out}: {report.indexed:,} picture(s): {report.encoded:,} encoded now, {report.reused:,} from before"
+        + (f", {report.dropped:,} dropped (changed or deleted)" if report.dropped else "")
+    ]
+    if report.ignored:
+        kinds = ", ".join(
+            f"{count} {suffix}" for suffix, count in sorted(report.ignored.items(), key=lambda x: -x[1])[:8]
+        )
+        lines.append(f"{sum(report.ignored.values()):,} other file(s) left out: {kinds}")
+    if report.broken:
+        lines.append(f"{len(report.broken):,} file(s) cannot be read, listed in {Path(out) / 'broken.jsonl'}:")
+        lines += [f"  {shown(path)}: {why}" for path, why in sorted(report.broken.items())[:most]]
+        if len(report.broken) > most:
+            lines.append(f"  … and {len(report.broken) - most:,} more")
+    return "\n".join(lines)
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    from clip_jax import sheets
+    from clip_jax.clip import load
+    from clip_jax.index_files import shown
+    from clip_jax.search import Index, search
+
+    if (arguments.text is None) == (arguments.image is None):
+        raise UserError('give a text or --image FILE, one of them: clip-jax search INDEX "a dog"')
+    if arguments.top < 1:
+        raise UserError(f"--top {arguments.top} must be at least 1")
+    index = Index.open(arguments.index)
+    if not index.complete:
+        print(
+            f"clip-jax search: {arguments.index} is unfinished ({len(index):,} pictures so far); the same clip-jax index "
+            "command completes it",
+            file=sys.stderr,
+        )
+    model = arguments.model or index.model
+    if not Path(model).exists():
+        raise UserError(f"the model {model} is not there: name it with --model DIR")
+    hits = search(index, load(model), text=arguments.text, image=arguments.image, top=arguments.top)
+
+    title = arguments.text if arguments.text is not None else f"like {shown(arguments.image)}"
+    section = sheets.hits_section(title, hits, index.folder)
+    if arguments.html:
+        Path(arguments.html).write_text(sheets.page(f"{title} · {index.folder.name}", [section]), "utf-8")
+        print(f"wrote {arguments.html}", file=sys.stderr)
+    if arguments.png:
+        columns = next(n for n in range(1, 7) if n * n >= len(hits) or n == 6)
+        sheets.contact_sheet([section], columns=max(columns, 2), size=220).save(arguments.png, "PNG")
+        print(f"wrote {arguments.png}", file=sys.stderr)
+    if arguments.json:
+        found = [{"path": shown(hit.path), "score": hit.score} for hit in hits]
+        print(json.dumps({"query": title, "hits": found}, indent=2))
+    else:
+        for rank, hit in enumerate(hits, 1):
+            print(f"{rank:3}  {hit.score:6.3f}  {shown(hit.path)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""How an index of pictures is stored, so that the process that makes it may be killed at any moment.
+
+    meta.json          version, the weights' fingerprint, model, folder, dimension, names of the parts, complete or not
+    part-*.npy         float32 [n, dim] embeddings of unit norm
+    part-*.jsonl       one object a row: path relative to the folder, size in bytes, mtime in nanoseconds
+    broken.jsonl       files that could not be read: path and reason
+    lock               held by the process that builds
+
+Parts are written first; replacing `meta.json`, which names them, is the only act that changes what the index holds. A
+finished index is one part, sorted by path.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+VERSION = 1
+COMMIT_SECONDS = 5.0  # the work that a kill can cost
+_META, _BROKEN, _LOCK = "meta.json", "broken.jsonl", "lock"
+
+
+class SearchError(ValueError):
+    """A folder that cannot be indexed, an index that cannot be opened, or a query that does not fit it."""
+
+
+def shown(path: str | os.PathLike) -> str:
+    """A path as text that can be printed, whatever bytes its name has."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def check_weights(directory: Path, meta: Mapping, name: str, fingerprint: str) -> None:
+    """SearchError, naming both fingerprints, unless the model `name` has the weights that made the index."""
+    if meta["fingerprint"] != fingerprint:
+        raise SearchError(
+            f"{directory} was made with other weights: the index has fingerprint {meta['fingerprint'][:16]} (of "
+            f"{meta['model']}), the model {name} has {fingerprint[:16]}. Use the model that made the index, or index "
+            "again in another directory"
+        )
+
+
+def read_meta(directory: Path) -> dict | None:
+    """The description of an index; None if the directory is missing or empty.
+
+    Raises SearchError if it holds something else than an index, or one of another version.
+    """
+    file = directory / _META
+    if not file.is_file():
+        held = []
+        if directory.is_dir():
+            held = sorted(p.name for p in directory.iterdir() if p.name not in (_LOCK, f"{_META}.new"))
+        if held or directory.is_file():
+            what = f"it holds {', '.join(map(shown, held[:4]))}" if held else "it is a file"
+            raise SearchError(
+                f"{shown(directory)} is no index: {what}. Name a directory made by clip-jax index, or a new one"
+            )
+        return None
+    try:
+        meta = json.loads(file.read_text("utf-8"))
+        version = meta["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SearchError(f"{file} describes no index ({error!r}): remove {directory} and index again") from error
+    if version != VERSION:
+        raise SearchError(f"{directory} is an index of version {version}; version {VERSION} is read here: index again")
+    return meta
+
+
+def read_parts(directory: Path, meta: Mapping) -> tuple[list[dict], Float32[np.ndarray, "n dim"]]:
+    """The rows of all parts: what each describes, and its embedding. Raises SearchError if a part is damaged."""
+    entries, rows = [], [np.zeros((0, meta["dim"]), np.float32)]
+    for part in meta["parts"]:
+        try:
+            found = np.load(directory / f"{part}.npy")
+            described = [json.loads(line) for line in (directory / f"{part}.jsonl").read_text("utf-8").splitlines()]
+        except (OSError, ValueError, EOFError) as error:
+            raise SearchError(
+                f"{directory}: {part} cannot be read ({error}): remove {directory} and index again"
+            ) from error
+        if found.shape != (len(described), meta["dim"]) or found.dtype != np.float32:
+            raise SearchError(
+                f"{directory}: {part}.npy is {found.dtype} {list(found.shape)} while {part}.jsonl describes "
+                f"{len(described)} picture(s) of dimension {meta['dim']}: remove {directory} and index again"
+            )
+        entries += described
+        rows.append(found)
+    return entries, np.concatenate(rows)
+
+
+@dataclasses.dataclass
+class Store:
+    """An index directory while it is being built: rows gather in memory and are committed every few seconds.
+
+    Attributes:
+      directory: of the index.
+      meta: what `meta.json` says.
+      entries, rows: what is committed and still true.
+      dropped: how many rows were forgotten because their file is gone or has changed.
+    """
+
+    directory: Path
+    meta: dict
+    entries: list[dict]
+    rows: np.ndarray
+    dropped: int = 0
+    _new_entries: list[dict] = dataclasses.field(default_factory=list)
+    _new_rows: list[np.ndarray] = dataclasses.field(default_factory=list)
+    _committed: float = dataclasses.field(default_factory=time.monotonic)
+
+    @classmethod
+    def prepare(cls, directory: Path, *, fingerprint: str, model: str, folder: Path, dim: int) -> "Store":
+        """A new index, or the one that is there. Raises SearchError if that one is of other weights or another folder."""
+        meta = read_meta(directory)
+        if meta is None:
+            meta = {
+                "version": VERSION,
+                "fingerprint": fingerprint,
+                "model": model,
+                "folder": str(folder),
+                "dim": dim,
+                "parts": [],
+                "next": 0,
+            }
+        check_weights(directory, meta, model, fingerprint)
+        if Path(meta["folder"]) != folder:
+            raise SearchError(
+                f"{directory} is the index of {shown(meta['folder'])}, not of {shown(folder)}: choose another directory, "
+                "or remove this one"
+            )
+        entries, rows = read_parts(directory, meta)
+        store = cls(directory, meta | {"model": model, "complete": False}, entries, rows)
+        store._write_meta()
+        for leftover in directory.glob("part-*"):  # of a process that was killed
+            if leftover.name.split(".")[0] not in meta["parts"]:
+                leftover.unlink()
+        return store
+
+    def keep(self, files: Mapping[str, Mapping]) -> set[str]:
+        """Forgets rows whose file is gone or has changed; returns the paths of the others."""
+        same = [files.get(e["path"]) == {"size": e["size"], "mtime_ns": e["mtime_ns"]} for e in self.entries]
+        self.dropped = same.count(False)
+        self.rows = self.rows[np.asarray(same, bool)]
+        self.entries = [entry for entry, good in zip(self.entries, same, strict=True) if good]
+        return {entry["path"] for entry in self.entries}
+
+    def add(self, entries: Iterable[Mapping], rows: Float32[np.ndarray, "n dim"]) -> None:
+        """Takes rows; they are safe from the next commit on."""
+        self._new_entries += entries
+        self._new_rows.append(rows)
+        if time.monotonic() - self._committed >= COMMIT_SECONDS:
+            self._commit()
+
+    def _commit(self) -> None:
+        rows = np.concatenate(self._new_rows)
+        self.meta["parts"].append(self._write_part(self._new_entries, rows))
+        self._write_meta()
+        self.entries += self._new_entries
+        self.rows = np.concatenate([self.rows, rows])
+        self._new_entries, self._new_rows = [], []
+        self._committed = time.monotonic()
+
+    def finish(self, broken: Mapping[str, str]) -> int:
+        """Replaces all parts by a single sorted one and lists the broken files; returns the number of rows."""
+        entries = self.entries + self._new_entries
+        rows = np.concatenate([self.rows, *self._new_rows])
+        order = sorted(range(len(entries)), key=lambda i: entries[i]["path"])
+        before = self.meta["parts"]
+        self.meta["parts"] = [self._write_part([entries[i] for i in order], rows[order])]
+        _write(self.directory / _BROKEN, _lines({"path": path, "reason": why} for path, why in sorted(broken.items())))
+        self.meta["complete"] = True
+        self._write_meta()
+        for part in before:
+            (self.directory / f"{part}.npy").unlink()
+            (self.directory / f"{part}.jsonl").unlink()
+        return len(entries)
+
+    def _write_part(self, entries: Iterable[Mapping], rows: np.ndarray) -> str:
+        part = f"part-{self.meta['next']:06d}"
+        self.meta["next"] += 1
+        with open(self.directory / f"{part}.npy", "wb") as file:
+            np.save(file, rows)
+            file.flush()
+            os.fsync(file.fileno())
+        _write(self.directory / f"{part}.jsonl", _lines(entries))
+        return part
+
+    def _write_meta(self) -> None:
+        _write(self.directory / _META, json.dumps(self.meta, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file so that it is there whole or not at all, whenever the process or the machine stops."""
+    new = path.with_name(path.name + ".new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def _lines(rows: Iterable[Mapping]) -> str:
+    # In ASCII, so that names which are no valid UTF-8 survive as escapes.
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Makes the directory; one builder at a time (SearchError for a second). The lock of a dead process is free."""
+    if directory.is_file():
+        raise SearchError(f"{directory} is a file: name a directory for the index")
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / _LOCK, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SearchError(
+                f"{directory} is being built by another process: wait for it, or choose another one"
+            ) from error
+        yield

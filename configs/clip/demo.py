@@ -1,0 +1,17 @@
+"""The short preset of `make demo`: `configs/clip/shapes.py` with fewer updates.
+
+train-jax --config=configs/clip/demo.py --workdir=runs/demo/clip
+"""
+
+from ml_collections import ConfigDict
+
+from configs.clip import shapes
+
+
+def get_config() -> ConfigDict:
+    c = shapes.get_config()
+    c.steps = 600
+    c.checkpoint = ConfigDict({"every": 200, "keep_last": 1})
+    for evaluator in c.evals.values():
+        evaluator.every = 0
+    return c

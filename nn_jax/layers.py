@@ -1,0 +1,95 @@
+"""Small layers with named axes: dense, convolution, norms, activations. What `transformer` and the stems are made of.
+
+Axis names are read by `train_jax.sharding`: "embed" is the width of the residual stream, "mlp" and "heads" what tensor
+parallelism splits, "norm" a vector too small to split.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with (arXiv 1606.08415, section 2)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": quick_gelu,
+}
+
+
+def named(init: Callable, *axes: str) -> Callable:
+    """An initialiser whose parameter carries these logical axis names."""
+    return nn.with_logical_partitioning(init, axes)
+
+
+class Dense(nn.Module):
+    """A linear map from the last `inputs` axes of x to axes of sizes `features`; parameters `kernel` and `bias`.
+
+    (Linen's DenseGeneral initialises a flattened kernel, which cannot carry the names of its unflattened axes.)
+
+    Attributes:
+      axes: names of the kernel's axes, inputs first.
+      std: of the normal distribution the kernel is drawn from.
+    """
+
+    features: tuple[int, ...]
+    axes: tuple[str, ...]
+    std: float
+    dtype: jnp.dtype
+    inputs: int = 1
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (*x.shape[-self.inputs :], *self.features)
+        kernel = self.param("kernel", named(nn.initializers.normal(self.std), *self.axes), shape)
+        summed = (tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs)))
+        y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (summed, ((), ())))
+        if not self.bias:
+            return y
+        names = ("norm" if axis == "embed" else axis for axis in self.axes[self.inputs :])
+        bias = self.param("bias", named(nn.initializers.zeros_init(), *names), self.features)
+        return y + jnp.expand_dims(bias.astype(self.dtype), tuple(range(y.ndim - len(self.features))))
+
+
+def conv(
+    features: int, kernel: int, stride: int, *, axes: tuple[str, str], std: float | None, dtype, name: str, bias: bool
+):
+    """A convolution with `kernel` x `kernel` windows; strides that equal the window tile without padding."""
+    init = nn.initializers.he_normal() if std is None else nn.initializers.normal(std)
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        (stride, stride),
+        padding="VALID" if kernel == stride else "SAME",
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=named(init, "patch", "patch", *axes),
+        bias_init=named(nn.initializers.zeros_init(), "norm"),
+        name=name,
+    )
+
+
+def layer_norm(eps: float, dtype, name: str) -> nn.LayerNorm:
+    """Statistics are computed in float32 whatever `dtype` is."""
+    ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+    return nn.LayerNorm(
+        epsilon=eps, dtype=dtype, scale_init=named(ones, "norm"), bias_init=named(zeros, "norm"), name=name
+    )
+
+
+def group_norm(groups: int, dtype, name: str) -> nn.GroupNorm:
+    ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+    return nn.GroupNorm(groups, dtype=dtype, scale_init=named(ones, "norm"), bias_init=named(zeros, "norm"), name=name)
+
+
+def normalize(x: jax.Array) -> jax.Array:
+    """Vectors of unit norm along the last axis, in float32; a zero vector stays zero, with a finite gradient."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
