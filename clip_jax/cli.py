@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 _EXAMPLES = {
@@ -40,10 +41,14 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     # Late, so that --help and wrong arguments are answered at once.
+    from PIL import Image
+
     from clip_jax.clip import LoadError
     from clip_jax.index_files import SearchError
     from train_jax.data.images import BrokenSample
 
+    # What has too many pixels is reported as a broken file; Pillow's warning would tear the progress bar.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     try:
         return arguments.run(arguments)
     except (LoadError, SearchError, BrokenSample, UserError) as error:
@@ -134,14 +139,17 @@ def _classify(arguments: argparse.Namespace) -> int:
             )
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top} must be at least 1")
-    pictures = {}
+    pictures, failures = {}, []
     for path in arguments.images:
         try:
-            pictures[path] = decode(path)
-        except BrokenSample as error:
-            print(f"clip-jax classify: skipped {path}: {error}", file=sys.stderr)
+            pictures[path] = decode(Path(path).read_bytes())
+        except (BrokenSample, OSError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            failures.append(f"{path}: {why}")
     if not pictures:
-        raise UserError("no picture could be read")
+        raise UserError(f"no picture can be read; {failures[0]}")
+    for failure in failures:
+        print(f"clip-jax classify: left out {failure}", file=sys.stderr)
     clip = load(arguments.model)
     probabilities = clip.classify(list(pictures.values()), labels, templates)
     if arguments.json:
@@ -152,7 +160,7 @@ def _classify(arguments: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2))
     else:
         print(probability_table(list(pictures), labels, probabilities, arguments.top))
-    return 0 if len(pictures) == len(arguments.images) else 2
+    return 2 if failures else 0
 
 
 def _labels(text: str) -> list[str]:
@@ -245,7 +253,7 @@ def _search(arguments: argparse.Namespace) -> int:
     title = arguments.text if arguments.text is not None else f"like {shown(arguments.image)}"
     section = sheets.hits_section(title, hits, index.folder)
     if arguments.html:
-        Path(arguments.html).write_text(sheets.page(f"{title} · {index.folder.name}", [section]), "utf-8")
+        Path(arguments.html).write_text(sheets.page(f"Search in {shown(index.folder.name)}", [section]), "utf-8")
         print(f"wrote {arguments.html}", file=sys.stderr)
     if arguments.png:
         columns = next(n for n in range(1, 7) if n * n >= len(hits) or n == 6)

@@ -30,6 +30,9 @@ from train_jax.data.text import Tokenizer
 
 log = logging.getLogger(__name__)
 
+Picture = Image.Image | np.ndarray | str | Path  # arrays are uint8 [H, W, 3]
+Pictures = Sequence[Picture] | np.ndarray
+
 _RUN_DIRECTORY = (
     "load opens run directories, as train-jax writes them: config.json, tokenizer.json, preprocess.json, artifacts.json "
     "and checkpoints/"
@@ -74,13 +77,11 @@ class Clip:
         )
         return cls(module, jax.device_put(params, NamedSharding(mesh, P())), tokenizer, preprocess, fingerprint, name)
 
-    def encode_image(
-        self, images: Sequence[Image.Image | np.ndarray | str | Path], batch_size: int = 64
-    ) -> Float32[np.ndarray, "n dim"]:
+    def encode_image(self, images: Pictures, batch_size: int = 64) -> Float32[np.ndarray, "n dim"]:
         """Embeddings of pictures, of unit norm.
 
         Args:
-          images: PIL pictures, paths, and uint8 [H, W, 3] arrays of any sizes, also mixed.
+          images: PIL pictures, paths, and uint8 [H, W, 3] arrays of any sizes, also mixed; or one array [n, H, W, 3].
           batch_size: how many at most go through the model together.
 
         Raises BrokenSample, naming the picture, if one cannot be read.
@@ -107,15 +108,13 @@ class Clip:
             self._programs.encode_text, lambda a, b: ids[a:b], len(ids), ids.shape[1:], np.int32, batch_size
         )
 
-    def similarity(
-        self, images: Sequence[Image.Image | np.ndarray | str | Path], texts: Sequence[str]
-    ) -> Float32[np.ndarray, "n_images n_texts"]:
+    def similarity(self, images: Pictures, texts: Sequence[str]) -> Float32[np.ndarray, "n_images n_texts"]:
         """Logits of every picture with every text: cosine times the learnt scale, plus the bias of a sigmoid model."""
         return self._logits(self.encode_image(images), self.encode_text(texts))
 
     def classify(
         self,
-        images: Sequence[Image.Image | np.ndarray | str | Path],
+        images: Pictures,
         labels: Sequence[str],
         templates: Sequence[str] = ("a photo of a {}.",),
     ) -> Float32[np.ndarray, "n_images n_labels"]:
@@ -152,7 +151,7 @@ class Clip:
     def _programs(self) -> "_Programs":
         return _compile(self.module, self.preprocess)
 
-    def _read(self, image: Image.Image | np.ndarray | str | Path, number: int) -> np.ndarray:
+    def _read(self, image: Picture, number: int) -> np.ndarray:
         try:
             return self.preprocess(image)
         except BrokenSample as error:

@@ -7,7 +7,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from clip_jax.model import CLIP
-from nn_jax.layers import normalize
 from train_jax.data.images import Preprocess
 from train_jax.data.images import normalize as normalize_pixels
 from train_jax.data.sources import DataError, Source
@@ -57,7 +56,8 @@ def factories(module: CLIP, tokenizer: Tokenizer, preprocess: Preprocess) -> Map
 
         def evaluate(params, extra):
             text = embed_texts(context, params, sentences, options.batch_size)
-            weights = normalize(text.reshape(len(source.label_names), len(options.templates), -1).mean(axis=1))
+            weights = text.reshape(len(source.label_names), len(options.templates), -1).mean(axis=1)
+            weights /= np.linalg.norm(weights, axis=1, keepdims=True)
 
             def predict(weights, batch):
                 params, weights = weights

@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import flax.core
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
@@ -16,7 +18,7 @@ from nn_jax.transformer import REMAT
 from train_jax.errors import ConfigError
 
 LOSSES = ("softmax", "sigmoid")
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.dtype("float32"), "bfloat16": jnp.dtype("bfloat16")}
 MAX_SCALE = 100.0  # arXiv 2103.00020, section 2.5
 
 
@@ -45,9 +47,10 @@ class CLIP(nn.Module):
         return normalize(self.text(ids, deterministic))
 
     def scale_and_bias(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """What logits are made with: `scale * cosine + bias`. The scale is at most 100; there its gradient is zero."""
-        scale = jnp.exp(jnp.minimum(self.logit_scale, math.log(MAX_SCALE)))
-        return scale, self.logit_bias if self.init_logit_bias is not None else jnp.zeros(())
+        """What logits are made with: `scale * cosine + bias`; the scale is at most 100 (`clamped`)."""
+        return jnp.exp(clamped(self.logit_scale)), self.logit_bias if self.init_logit_bias is not None else jnp.zeros(
+            ()
+        )
 
     def __call__(self, images, ids, deterministic: bool = True):
         """Image embeddings, text embeddings, scale and bias."""
@@ -56,6 +59,29 @@ class CLIP(nn.Module):
             self.encode_text(ids, deterministic),
             *self.scale_and_bias(),
         )
+
+
+@jax.custom_vjp
+def clamped(log_scale: Float[Array, ""]) -> Float[Array, ""]:
+    """The logarithm of the scale, at most log 100.
+
+    Past the limit, a gradient that would lead farther out is dropped and one that leads back is kept, as if the
+    parameter were clipped after every update. A plain minimum has no gradient there: one update too far, and the scale
+    would stay at its limit for ever.
+    """
+    return jnp.minimum(log_scale, math.log(MAX_SCALE))
+
+
+def _clamped_forward(log_scale):
+    return clamped(log_scale), log_scale
+
+
+def _clamped_backward(log_scale, gradient):
+    # Descent goes against the gradient: a positive one leads back.
+    return (jnp.where((log_scale < math.log(MAX_SCALE)) | (gradient > 0), gradient, 0.0),)
+
+
+clamped.defvjp(_clamped_forward, _clamped_backward)
 
 
 def defaults() -> ConfigDict:
@@ -95,16 +121,17 @@ def build(model: Mapping[str, Any] | ConfigDict, vocab_size: int, eos_id: int) -
     _check(model)
     dtype = DTYPES[model.dtype]
 
-    def blocks(tower) -> dict:
-        return {
-            "depth": tower.depth,
-            "heads": tower.heads,
-            "mlp_ratio": tower.mlp_ratio,
-            "activation": model.activation,
-            "dropout": model.dropout,
-            "scan": model.scan,
-            "remat": model.remat,
-        }
+    def blocks(tower) -> flax.core.FrozenDict:
+        # Frozen: a module can be hashed, and so be a static argument of jit, if its attributes can.
+        return flax.core.FrozenDict(
+            depth=tower.depth,
+            heads=tower.heads,
+            mlp_ratio=tower.mlp_ratio,
+            activation=model.activation,
+            dropout=model.dropout,
+            scan=model.scan,
+            remat=model.remat,
+        )
 
     shared = {"embed_dim": model.embed_dim, "eps": model.eps, "dtype": dtype}
     image, text = model.image, model.text

@@ -19,10 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32
-from PIL import Image
 from tqdm import tqdm
 
-from clip_jax.clip import Clip
+from clip_jax.clip import Clip, Picture
 from clip_jax.index_files import SearchError, Store, check_weights, locked, read_meta, read_parts, shown
 from train_jax.data.images import BrokenSample
 from train_jax.data.sources import IMAGE_SUFFIXES
@@ -116,7 +115,7 @@ def search(
     clip: Clip,
     *,
     text: str | None = None,
-    image: Image.Image | np.ndarray | str | Path | None = None,
+    image: Picture | None = None,
     top: int = 9,
 ) -> list[Hit]:
     """The `top` pictures of the index closest to a text or to a picture, best first: an exact search, on the device.
@@ -142,9 +141,12 @@ def search(
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _nearest(embeddings, query, top: int) -> tuple[Float32[Array, "top"], Int32[Array, "top"]]:
+def _nearest(
+    embeddings: Float32[Array, "n dim"], query: Float32[Array, "dim"], top: int
+) -> tuple[Float32[Array, "top"], Int32[Array, "top"]]:
     # Devices that multiply in lower precision unless asked not to would shuffle near neighbours.
-    return jax.lax.top_k(jnp.matmul(embeddings, query, precision=jax.lax.Precision.HIGHEST), top)
+    scores, rows = jax.lax.top_k(jnp.matmul(embeddings, query, precision=jax.lax.Precision.HIGHEST), top)
+    return scores, rows
 
 
 def build(

@@ -1,7 +1,11 @@
 """The text tower: a causal transformer that is read at the end of the text (arXiv 2103.00020, section 2.4)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from nn_jax.layers import Dense, layer_norm, named
@@ -21,8 +25,8 @@ class TextTower(nn.Module):
     embed_dim: int
     eos_id: int
     eps: float
-    dtype: jnp.dtype
-    blocks: dict
+    dtype: DTypeLike
+    blocks: Mapping[str, Any]
 
     @nn.compact
     def __call__(self, ids: Int[Array, "batch length"], deterministic: bool = True) -> Float[Array, "batch embed_dim"]:

@@ -1,9 +1,12 @@
 """The image tower: a vision transformer (arXiv 2010.11929) behind a patch or a convolutional stem."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from nn_jax.layers import Dense, conv, group_norm, layer_norm, named
@@ -18,7 +21,7 @@ class ConvStem(nn.Module):
 
     patch: int
     width: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x):
@@ -51,8 +54,8 @@ class VisionTower(nn.Module):
     pool: str
     pre_norm: bool
     eps: float
-    dtype: jnp.dtype
-    blocks: dict
+    dtype: DTypeLike
+    blocks: Mapping[str, Any]
 
     @nn.compact
     def __call__(

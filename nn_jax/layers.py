@@ -9,6 +9,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -41,7 +42,7 @@ class Dense(nn.Module):
     features: tuple[int, ...]
     axes: tuple[str, ...]
     std: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
     inputs: int = 1
     bias: bool = True
 
@@ -77,10 +78,15 @@ def conv(
 
 
 def layer_norm(eps: float, dtype, name: str) -> nn.LayerNorm:
-    """Statistics are computed in float32 whatever `dtype` is."""
+    """Statistics are computed in float32 whatever `dtype` is, and the variance from differences to the mean."""
     ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
     return nn.LayerNorm(
-        epsilon=eps, dtype=dtype, scale_init=named(ones, "norm"), bias_init=named(zeros, "norm"), name=name
+        epsilon=eps,
+        dtype=dtype,
+        use_fast_variance=False,  # E[x^2] - E[x]^2 loses its digits beside a large mean
+        scale_init=named(ones, "norm"),
+        bias_init=named(zeros, "norm"),
+        name=name,
     )
 
 

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from nn_jax.layers import ACTIVATIONS, Dense, layer_norm
@@ -26,7 +27,7 @@ class Attention(nn.Module):
     heads: int
     std: float
     out_std: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x, mask=None):
@@ -49,7 +50,7 @@ class Block(nn.Module):
     std: float
     out_std: float
     dropout: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x, mask, deterministic: bool):
@@ -85,7 +86,7 @@ class Transformer(nn.Module):
     dropout: float = 0.0
     scan: bool = True
     remat: str = "none"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

@@ -56,8 +56,8 @@ class Checkpoints:
             self._directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,
         )
+        self._remove_unfinished()
         self._checkpointer = self._open()
 
     @property
@@ -87,7 +87,7 @@ class Checkpoints:
         `position` is anything with `get_state()`: where the data stream stands on this host. A save that fails (a full
         disk) is reported, and the run goes on: the checkpoints before it are untouched.
         """
-        self._finish()
+        self.wait()
         if step in self.steps:
             return
         # The global stream is cut into batches before it is dealt out to hosts, so every host is at the same place.
@@ -98,7 +98,7 @@ class Checkpoints:
         except Exception as error:
             self._report(step, error)
 
-    def _finish(self) -> None:
+    def wait(self) -> None:
         """Waits for the save under way, if there is one."""
         if self._saving is None:
             return
@@ -118,10 +118,13 @@ class Checkpoints:
             error,
         )
         # What was written of it is removed, and Orbax forgets the failed save, so that the next one starts clean.
-        if jax.process_index() == 0:
-            for remains in self._directory.glob(f"{step}.*"):
-                shutil.rmtree(remains, ignore_errors=True)
+        self._remove_unfinished()
         self._checkpointer = self._open()
+
+    def _remove_unfinished(self) -> None:
+        if jax.process_index() == 0:
+            for remains in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(remains, ignore_errors=True)
 
     def restore(self, abstract_state, position) -> tuple[object, int] | None:
         """The newest state that can be read and its step; None if there is no checkpoint.
@@ -130,6 +133,7 @@ class Checkpoints:
         saved from, and `position.set_state` is called with the place in the data. Raises CheckpointError if there are
         checkpoints and none can be read.
         """
+        self.wait()
         failures = []
         for step in reversed(self.steps):
             try:
@@ -157,7 +161,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the save under way. Raises CheckpointError if the last save of the run failed."""
-        self._finish()
+        self.wait()
         self._checkpointer.close()
         if self._previous_handler is not None:
             signal.signal(signal.SIGTERM, self._previous_handler)

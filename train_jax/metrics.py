@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -73,8 +74,8 @@ class Writer:
         )
         self._total, self._told = total_steps, time.monotonic()
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds one line, on disk before this returns, and the same to TensorBoard and the progress bar."""
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Adds one line of numbers, on disk before this returns, and the same to TensorBoard and the progress bar."""
         if not self._active or not metrics:
             return
         row = {"step": step, "time": time.time()} | {name: _json_number(value) for name, value in metrics.items()}
@@ -110,7 +111,7 @@ class Writer:
         part.write_text(kept, "utf-8")
         os.replace(part, path)
 
-    def _progress(self, step: int, metrics: Mapping[str, float]) -> None:
+    def _progress(self, step: int, metrics: Mapping[str, Any]) -> None:
         shown = {
             short: metrics[name]
             for short, name in (("loss", "loss"), ("examples/s", "examples_per_second"), ("MFU", "mfu"))
@@ -131,6 +132,6 @@ class Writer:
             )
 
 
-def _json_number(value: float) -> float | str:
+def _json_number(value: Any) -> float | str:
     value = float(value)
     return value if math.isfinite(value) else {math.inf: "inf", -math.inf: "-inf"}.get(value, "nan")

@@ -53,11 +53,16 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
     gain. CPU: what a large float32 product reaches on this machine now; fake devices share it. Measuring runs a program
     on one device, so call this outside of any `jax.set_mesh`.
     """
-    kind = devices[0].device_kind
     if devices[0].platform == "cpu":
         return _measured_cpu_peak() * len({device.process_index for device in devices})
-    matches = [name for name in PEAKS if kind.startswith(name)]
-    return PEAKS[max(matches, key=len)] * len(devices) if matches else None
+    peak = peak_of_kind(devices[0].device_kind)
+    return None if peak is None else peak * len(devices)
+
+
+def peak_of_kind(device_kind: str) -> float | None:
+    """The row of `PEAKS` for a device of this kind: the longest key that its name begins with."""
+    matches = [name for name in PEAKS if device_kind.startswith(name)]
+    return PEAKS[max(matches, key=len)] if matches else None
 
 
 @functools.cache

@@ -1,15 +1,24 @@
-"""One tiny model, as parts and as the run directory of a real, short training, for all tests of this folder."""
+"""One tiny model, as parts and as the run directory of a real, very short training, for the tests of this folder."""
 
-import json
+import contextlib
+import os
+from pathlib import Path
+from unittest import mock
 
+import filelock
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
+import train_jax
 from clip_jax import model as model_lib
-from clip_jax.clip import Clip
+from clip_jax.clip import Clip, load
+from train_jax.data import shapes
 from train_jax.data.images import Preprocess
+from train_jax.data.shapes import shapes_dataset_builder
 from train_jax.data.text import Tokenizer
 
 COLOURS = {"red": (220, 30, 30), "green": (20, 160, 60), "blue": (30, 60, 220), "yellow": (240, 200, 30)}
@@ -18,7 +27,8 @@ CAPTIONS = [f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES]
 MODEL = {
     "embed_dim": 16,
     "image": {"size": 16, "patch": 8, "width": 16, "depth": 1, "heads": 2},
-    "text": {"context_length": 12, "width": 16, "depth": 1, "heads": 2},
+    "text": {"context_length": 32, "width": 16, "depth": 1, "heads": 2},
+    "scan": False,
 }
 
 
@@ -45,8 +55,7 @@ def assemble(seed: int = 0, **changes) -> Clip:
     module = model_lib.build(options, tokenizer.vocab_size, tokenizer.eos_id)
     size = MODEL["image"]["size"]
     images, ids = np.zeros((1, size, size, 3), np.float32), tokenizer.encode(CAPTIONS[:1])
-    params = jax.jit(module.init)(jax.random.key(seed), images, ids)["params"]
-    params = jax.tree.map(lambda x: getattr(x, "value", x), params, is_leaf=lambda x: hasattr(x, "names"))
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(seed), images, ids)["params"])
     return Clip.assemble(module, params, tokenizer, Preprocess(size), f"untrained, seed {seed}")
 
 
@@ -62,13 +71,55 @@ def other_clip() -> Clip:
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory):
-    """A folder of twelve pictures with captions beside them."""
-    folder = tmp_path_factory.mktemp("photos")
-    rows = []
-    for caption in CAPTIONS:
-        name = caption.replace(" ", "-") + ".png"
-        draw(caption).save(folder / name)
-        rows.append(json.dumps({"file": name, "caption": caption}))
-    (folder / "captions.jsonl").write_text("\n".join(rows) + "\n")
-    return folder
+def new_clip():
+    """The function that makes such models."""
+    return assemble
+
+
+@pytest.fixture(scope="session")
+def captions() -> list[str]:
+    return list(CAPTIONS)
+
+
+@pytest.fixture(scope="session")
+def drawn():
+    """The function that draws a caption."""
+    return draw
+
+
+def tiny_config(data_dir: str | Path) -> ConfigDict:
+    """Three updates of a tiny model on the small data set in `data_dir`."""
+    return ConfigDict(
+        {
+            "task": "clip_jax.task",
+            "steps": 3,
+            "log_every": 1,
+            "data": {"source": "shapes/32", "batch_size": 16, "data_dir": str(data_dir)},
+            "model": MODEL,
+            "tokenizer": {"vocab_size": 600},
+            "ema": {"decay": 0.5},
+            "checkpoint": {"every": 2},
+            "evals": {"test": {"type": "zero_shot", "templates": ("a {}",)}},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> tuple[ConfigDict, Path]:
+    """`(config, run directory)` of a finished run, its data set beside it; the same for all test workers."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    config = tiny_config(shared / "tiny-data")
+    with filelock.FileLock(shared / "tiny.lock"):
+        if not (shared / "tiny-run").exists():
+            counts = {"train": 64, "test": 40, "novel": 16}
+            with mock.patch.object(shapes_dataset_builder, "EXAMPLES", counts), contextlib.chdir(shared):
+                shapes.builder("32", data_dir=str(shared / "tiny-data"))
+            train_jax.run(config, shared / "tiny-unfinished")
+            (shared / "tiny-unfinished").rename(shared / "tiny-run")
+    return config, shared / "tiny-run"
+
+
+@pytest.fixture(scope="session")
+def trained(tiny) -> Clip:
+    return load(tiny[1])

@@ -1,1 +1,277 @@
 """The loaded model: its verbs against the module applied by hand, and run directories that are right and wrong."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+from PIL import Image
+
+import clip_jax
+from clip_jax import LoadError
+from train_jax.data.images import CLIP_MEAN, CLIP_STD, BrokenSample
+
+
+def by_hand_image(clip, picture: Image.Image) -> np.ndarray:
+    """One picture through the module, prepared with Pillow and NumPy alone."""
+    size = clip.preprocess.size
+    pixels = np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC), np.float64) / 255
+    pixels = jnp.asarray((pixels - CLIP_MEAN) / CLIP_STD, jnp.float32)
+    return np.asarray(clip.module.apply({"params": jax.device_get(clip.params)}, pixels[None], method="encode_image"))[
+        0
+    ]
+
+
+def by_hand_text(clip, text: str) -> np.ndarray:
+    ids = jnp.asarray(clip.tokenizer.encode([text]))
+    return np.asarray(clip.module.apply({"params": jax.device_get(clip.params)}, ids, method="encode_text"))[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Verbs
+
+
+def test_images_of_every_kind_are_encoded_as_by_hand(clip, captions, drawn, tmp_path):
+    picture = drawn(captions[0])
+    picture.save(tmp_path / "picture.png")
+    np.testing.assert_array_equal(
+        clip.encode_image(np.stack([picture, picture])), clip.encode_image([picture, picture]), "one array of several"
+    )
+    kinds = [picture, np.asarray(picture), tmp_path / "picture.png", str(tmp_path / "picture.png")]
+    found = clip.encode_image(kinds)
+    assert found.dtype == np.float32 and found.shape == (4, 16)
+    for row in found:
+        np.testing.assert_allclose(row, by_hand_image(clip, picture), rtol=1e-5, atol=1e-6)
+
+
+def test_batches_do_not_mix_rows(clip, captions, drawn):
+    pictures = [drawn(caption) for caption in captions]
+    expected = np.stack([by_hand_image(clip, picture) for picture in pictures])
+    for batch_size in (1, 5, 8, 64):
+        np.testing.assert_allclose(clip.encode_image(pictures, batch_size), expected, rtol=1e-5, atol=1e-6)
+    expected = np.stack([by_hand_text(clip, caption) for caption in captions])
+    np.testing.assert_allclose(clip.encode_text(captions, 8), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, rtol=1e-6)
+
+
+def test_one_program_for_any_number_of_batches_split_over_all_devices(new_clip, captions, drawn):
+    clip = new_clip(seed=3)
+    clip.encode_image([drawn(caption) for caption in captions * 5], batch_size=16)  # 60: three batches and a part
+    assert clip._programs.encode_image._cache_size() == 1
+    leaf = jax.tree.leaves(clip.params)[0]
+    assert len(leaf.sharding.device_set) == jax.local_device_count() == 8
+    compiled = clip._programs.encode_text.lower(
+        clip.params,
+        jax.ShapeDtypeStruct(
+            (16, clip.tokenizer.context_length),
+            np.int32,
+            sharding=jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec("batch")),
+        ),
+    ).compile()
+    assert compiled.output_shardings.shard_shape((16, 16)) == (2, 16), "each device works on its own rows"
+
+
+def test_nothing_gives_nothing(clip):
+    assert clip.encode_image([]).shape == (0, 16)
+    assert clip.encode_text([]).shape == (0, 16)
+
+
+def test_similarity_is_the_scaled_cosine(clip, captions, drawn):
+    pictures = [drawn(caption) for caption in captions[:3]]
+    found = clip.similarity(pictures, captions)
+    images = np.stack([by_hand_image(clip, picture) for picture in pictures])
+    texts = np.stack([by_hand_text(clip, caption) for caption in captions])
+    np.testing.assert_allclose(found, images @ texts.T / 0.07, rtol=1e-5, atol=1e-5)
+
+
+def test_classify_averages_templates_and_applies_softmax(clip, captions, drawn):
+    pictures, labels = [drawn(caption) for caption in captions[:4]], ["red circle", "blue square", "hat"]
+    templates = ("a photo of a {}.", "{}, drawn: a {}")
+    found = clip.classify(pictures, labels, templates)
+    classes = []
+    for label in labels:
+        mean = sum(by_hand_text(clip, template.replace("{}", label)) for template in templates) / 2
+        classes.append(mean / np.linalg.norm(mean))
+    logits = np.stack([by_hand_image(clip, picture) for picture in pictures]) @ np.stack(classes).T / 0.07
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_a_sigmoid_model_answers_for_each_label(new_clip, captions, drawn):
+    clip = new_clip(loss="sigmoid", init_logit_bias=-4.0)
+    pictures = [drawn(captions[0])]
+    cosine = by_hand_image(clip, pictures[0]) @ by_hand_text(clip, "a red circle")
+    logit = cosine / 0.07 - 4.0
+    np.testing.assert_allclose(clip.similarity(pictures, ["a red circle"])[0, 0], logit, rtol=1e-5)
+    found = clip.classify(pictures, ["red circle"], ["a {}"])
+    np.testing.assert_allclose(found[0, 0], 1 / (1 + np.exp(-logit)), rtol=1e-5)
+
+
+def test_a_long_text_is_cut_and_reported(clip, caplog):
+    with caplog.at_level(logging.WARNING):
+        found = clip.encode_text(["a red circle", "red " * 100])
+    assert np.isfinite(found).all()
+    assert "1 of 2 text(s) are longer than the 32 tokens" in caplog.text
+
+
+def test_mistakes_are_named(clip, captions, drawn, tmp_path):
+    picture = drawn(captions[0])
+    with pytest.raises(TypeError, match="texts must be a list"):
+        clip.encode_text("a red circle")
+    for single in (np.asarray(picture), "photo.jpg"):
+        with pytest.raises(TypeError, match="images must be a list"):
+            clip.encode_image(single)
+    with pytest.raises(TypeError, match="labels must be a list"):
+        clip.classify([picture], "a cat")
+    with pytest.raises(ValueError, match="at least one label"):
+        clip.classify([picture], [])
+    with pytest.raises(ValueError, match="'a photo' has no {}"):
+        clip.classify([picture], ["cat"], ["a photo"])
+    with pytest.raises(ValueError, match="batch_size = 0"):
+        clip.encode_image([picture], 0)
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    with pytest.raises(BrokenSample, match="broken.jpg: not a readable picture"):
+        clip.encode_image([picture, tmp_path / "broken.jpg"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fingerprint
+
+
+def test_the_fingerprint_changes_with_all_that_changes_an_embedding(clip, other_clip, new_clip):
+    same = clip_jax.Clip.assemble(clip.module, jax.device_get(clip.params), clip.tokenizer, clip.preprocess, "copy")
+    assert same.fingerprint == clip.fingerprint
+    reversed_order = dict(reversed(clip.params.items()))
+    again = clip_jax.Clip.assemble(clip.module, reversed_order, clip.tokenizer, clip.preprocess, "reordered")
+    assert again.fingerprint == clip.fingerprint
+    others = {
+        "weights": other_clip,
+        "activation": new_clip(activation="gelu"),
+        "preprocess": clip_jax.Clip.assemble(
+            clip.module, clip.params, clip.tokenizer, dataclasses.replace(clip.preprocess, mode="squash"), "squash"
+        ),
+    }
+    prints = {name: other.fingerprint for name, other in others.items()} | {"original": clip.fingerprint}
+    assert len(set(prints.values())) == 4, prints
+
+
+def test_two_parameters_that_swap_their_values_are_other_weights(clip):
+    params = jax.device_get(clip.params)
+    tower = dict(params["vision"])
+    names = [n for n in tower if isinstance(tower[n], dict) and set(tower[n]) == {"scale", "bias"}]
+    tower[names[0]] = {"scale": tower[names[0]]["bias"], "bias": tower[names[0]]["scale"]}
+    swapped = clip_jax.Clip.assemble(
+        clip.module, params | {"vision": tower}, clip.tokenizer, clip.preprocess, "swapped"
+    )
+    assert swapped.fingerprint != clip.fingerprint
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Run directories
+
+
+def test_a_run_directory_opens_with_its_averaged_weights(tiny, trained):
+    _, directory = tiny
+    with warnings.catch_warnings(action="ignore"):  # Orbax advises against loading without shapes, as is done here
+        saved = ocp.load_checkpointables(directory / "checkpoints" / "3", {"state": None})["state"]
+    wanted, raw = saved["ema"]["clip"], saved["params"]["clip"]
+    for mine, theirs in zip(jax.tree.leaves(trained.params), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(raw), strict=True))
+    assert trained.name == f"{directory} (step 3)"
+    assert trained.fingerprint == clip_jax.load(str(directory)).fingerprint
+    assert trained.fingerprint != clip_jax.load(directory, step=2).fingerprint
+    assert clip_jax.load(directory, step=2).name.endswith("(step 2)")
+
+
+def test_what_is_loaded_is_what_the_evaluator_graded(tiny, trained):
+    """Zero-shot accuracy by `classify` equals the metric that the run logged."""
+    from train_jax.data.images import decode
+    from train_jax.data.sources import open_source
+
+    config, directory = tiny
+    source = open_source("shapes/32", "test", data_dir=config.data.data_dir)
+    records = [r for r in map(source.__getitem__, range(len(source))) if r["label"] >= 0]
+    probabilities = trained.classify([decode(r["image"]) for r in records], source.label_names, ["a {}"])
+    right = np.mean(probabilities.argmax(axis=1) == [r["label"] for r in records])
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    logged = [line["test/top1"] for line in lines if "test/top1" in line]
+    assert right == pytest.approx(logged[-1], abs=1e-6)
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    """A copy of the run directory, free to be damaged."""
+    return shutil.copytree(tiny[1], tmp_path / "run")
+
+
+def test_a_wrong_tokenizer_is_refused(copy, clip):
+    clip.tokenizer.save(copy / "tokenizer.json")
+    seen = hashlib.sha256((copy / "tokenizer.json").read_bytes()).hexdigest()[:12]
+    with pytest.raises(LoadError, match=f"wrong tokenizer for the weights: .*tokenizer.json has SHA-256 {seen}"):
+        clip_jax.load(copy)
+
+
+def test_wrong_preprocessing_is_refused(copy, clip):
+    (copy / "preprocess.json").write_text(dataclasses.replace(clip.preprocess, mode="squash").to_json())
+    with pytest.raises(LoadError, match="wrong preprocess.json for the weights"):
+        clip_jax.load(copy)
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json is missing: the weights need"),
+        (lambda d: (d / "artifacts.json").unlink(), "artifacts.json cannot be read.*which tokenizer the weights need"),
+        (lambda d: (d / "artifacts.json").write_text("{}"), "does not mention tokenizer.json"),
+        (
+            lambda d: (d / "config.json").unlink(),
+            "no run directory: it holds .*artifacts.json.*load opens run directories",
+        ),
+        (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
+        (
+            lambda d: (d / "config.json").write_text('{"task": "vqgan_jax.task"}'),
+            "run of 'vqgan_jax.task', not of a CLIP",
+        ),
+        (lambda d: shutil.rmtree(d / "checkpoints"), "holds no checkpoint"),
+    ],
+)
+def test_a_damaged_run_directory_says_what_is_wrong(copy, damage, words):
+    damage(copy)
+    with pytest.raises(LoadError, match=words):
+        clip_jax.load(copy)
+
+
+def test_the_newest_readable_checkpoint_is_taken(copy, caplog):
+    for file in (copy / "checkpoints" / "3").rglob("*"):
+        if file.is_file() and file.stat().st_size:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert clip_jax.load(copy).name.endswith("(step 2)")
+    assert "checkpoint" in caplog.text and "cannot be read" in caplog.text
+    shutil.rmtree(copy / "checkpoints" / "2")
+    with pytest.raises(LoadError, match="no checkpoint can be read"):
+        clip_jax.load(copy)
+
+
+def test_what_is_no_run_directory_is_named(tmp_path):
+    with pytest.raises(LoadError, match="nowhere: no such folder. load opens run directories"):
+        clip_jax.load(tmp_path / "nowhere")
+    (tmp_path / "ViT-B-32.pt").write_bytes(b"")
+    with pytest.raises(LoadError, match="ViT-B-32.pt: a file. load opens run directories"):
+        clip_jax.load(tmp_path / "ViT-B-32.pt")
+    other = tmp_path / "hub"
+    other.mkdir()
+    with pytest.raises(LoadError, match="it holds nothing"):
+        clip_jax.load(other)
+    (other / "config.json").write_text('{"model_type": "clip"}')
+    (other / "model.safetensors").write_bytes(b"")
+    with pytest.raises(LoadError, match="config.json names no task, and it holds config.json, model.safetensors"):
+        clip_jax.load(other)

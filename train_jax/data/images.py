@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, of WebImageText
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_PIXELS = 100_000_000  # a larger picture is taken for a decompression bomb
+MAX_PIXELS = 89_478_485  # a larger picture is taken for a decompression bomb; beyond this Pillow warns of one
 
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -71,9 +71,16 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def resize_shortest(image: Image.Image, size: int, interpolation: str = "bicubic") -> Image.Image:
-    """Scaled, antialiased, so that the shorter side has `size` pixels; the other is rounded down."""
+    """Scaled, antialiased, so that the shorter side has `size` pixels; the other is rounded down.
+
+    Raises BrokenSample for a picture so long and thin that more than MAX_PIXELS would come of it.
+    """
     short, long = sorted(image.size)
     other = int(size * long / short)
+    if size * other > MAX_PIXELS:
+        raise BrokenSample(
+            f"{image.width} x {image.height} pixels, too thin: {size} x {other} after resizing; at most {MAX_PIXELS:,}"
+        )
     target = (size, other) if image.width <= image.height else (other, size)
     return image if image.size == target else image.resize(target, _INTERPOLATIONS[interpolation])
 

@@ -47,6 +47,9 @@ class Tokenizer:
         for token in (BOS, EOS):
             if self.bpe.token_to_id(token) is None:
                 raise ValueError(f"this vocabulary has no {token}: it is not CLIP's kind of tokenizer")
+        missing = [b for b in (*_BYTES, *(b + _END_OF_WORD for b in _BYTES)) if self.bpe.token_to_id(b) is None]
+        if missing:  # the library would drop such bytes in silence
+            raise ValueError(f"this vocabulary has no token for {len(missing)} byte(s), such as {missing[0]!r}")
         if self.context_length < 2:
             raise ValueError(f"context_length = {self.context_length}; begin and end of text need 2")
         # A caption that spells out "<|endoftext|>" is text, not the end of it.
@@ -62,17 +65,25 @@ class Tokenizer:
         """
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
-        if file.is_file():
-            return cls(tokenizers.Tokenizer.from_file(str(file)), context_length)
         vocab, merges = path / "vocab.json", path / "merges.txt"
-        if vocab.is_file() and merges.is_file():
-            pairs = [tuple(line.split()) for line in merges.read_text("utf-8").splitlines() if line[:8] != "#version"]
-            return cls(_bpe(json.loads(vocab.read_text("utf-8")), [pair for pair in pairs if pair]), context_length)
+        try:
+            if file.is_file():
+                return cls.from_json(file.read_text("utf-8"), context_length)
+            if vocab.is_file() and merges.is_file():
+                lines = merges.read_text("utf-8").splitlines()
+                pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+                return cls(_bpe(json.loads(vocab.read_text("utf-8")), pairs), context_length)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         raise FileNotFoundError(f"no tokenizer at {path}: neither tokenizer.json nor vocab.json with merges.txt")
 
     @classmethod
     def from_json(cls, text: str, context_length: int = 77) -> "Tokenizer":
-        return cls(tokenizers.Tokenizer.from_str(text), context_length)
+        try:
+            bpe = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises no narrower class
+            raise ValueError(f"not a tokenizer.json ({error})") from error
+        return cls(bpe, context_length)
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int, context_length: int = 77) -> "Tokenizer":
@@ -157,7 +168,10 @@ class Tokenizer:
 
 
 def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
-    model = models.BPE(vocab=vocab, merges=merges, end_of_word_suffix=_END_OF_WORD, fuse_unk=False)
+    try:
+        model = models.BPE(vocab=vocab, merges=merges, end_of_word_suffix=_END_OF_WORD, fuse_unk=False)
+    except Exception as error:  # the library raises no narrower class
+        raise ValueError(f"vocabulary and merges do not fit together ({error})") from error
     bpe = tokenizers.Tokenizer(model)
     bpe.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -169,6 +183,6 @@ def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tok
         ]
     )
     bpe.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(_END_OF_WORD, " ")])
-    if vocab:
-        bpe.add_special_tokens([BOS, EOS])
+    # Marks that a vocabulary lacks would be added to it.
+    bpe.add_special_tokens([token for token in (BOS, EOS) if token in vocab])
     return bpe

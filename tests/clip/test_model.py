@@ -1,0 +1,244 @@
+"""The model: its size and shapes, where each tower reads its result, how it is split, and what it refuses."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax import model as model_lib
+from train_jax import sharding
+from train_jax.errors import ConfigError
+
+VOCAB, EOS, LENGTH, SIZE = 50, 49, 8, 16
+SMALL = {
+    "embed_dim": 12,
+    "image": {"size": SIZE, "patch": 4, "width": 16, "depth": 2, "heads": 4},
+    "text": {"context_length": LENGTH, "width": 16, "depth": 2, "heads": 4},
+}
+
+
+def options(**changes):
+    config = model_lib.defaults()
+    config.update(SMALL)
+    config.update(changes)
+    return config
+
+
+def build(**changes):
+    return model_lib.build(options(**changes), VOCAB, EOS)
+
+
+def inputs(count=2):
+    draw = np.random.default_rng(0)
+    images = jnp.asarray(draw.standard_normal((count, SIZE, SIZE, 3)), jnp.float32)
+    return images, jnp.asarray(draw.integers(0, EOS, (count, LENGTH)), jnp.int32).at[:, 5].set(EOS)
+
+
+def initial(module):
+    return nn.unbox(jax.jit(module.init)(jax.random.key(0), *inputs()))["params"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    module = build()
+    return module, initial(module)
+
+
+def count(module, size):
+    images, ids = jnp.zeros((1, size, size, 3)), jnp.full((1, module.text.context_length), module.text.eos_id)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images, ids)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_the_defaults_have_as_many_parameters_as_openais_vit_b_32(scan):
+    config = model_lib.defaults()
+    config.scan = scan
+    # The number is that of the published weights.
+    assert count(model_lib.build(config, 49408, 49407), 224) == 151_277_313
+
+
+def test_vit_l_14_too():
+    config = model_lib.defaults()
+    config.embed_dim = 768
+    config.image.update({"patch": 14, "width": 1024, "depth": 24, "heads": 16})
+    config.text.update({"width": 768, "heads": 12})
+    assert count(model_lib.build(config, 49408, 49407), 224) == 427_616_513
+
+
+@pytest.mark.parametrize("stem, pool", [("patch", "cls"), ("patch", "mean"), ("conv", "cls"), ("conv", "mean")])
+def test_embeddings_are_float32_of_unit_norm(stem, pool):
+    module = build(image=SMALL["image"] | {"stem": stem, "pool": pool}, dtype="bfloat16")
+    image, text, scale, bias = jax.jit(module.apply)({"params": initial(module)}, *inputs())
+    assert image.shape == text.shape == (2, 12)
+    assert image.dtype == text.dtype == jnp.float32
+    np.testing.assert_allclose(np.linalg.norm(np.concatenate([image, text]), axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose([scale, bias], [1 / 0.07, 0], rtol=1e-6)
+
+
+def test_the_sigmoid_loss_has_a_bias():
+    module = build(loss="sigmoid", init_logit_scale=math.log(10))
+    params = initial(module)
+    found = module.apply({"params": params}, method="scale_and_bias")
+    np.testing.assert_allclose(found, [10, -10], rtol=1e-6)
+
+
+def test_the_scale_is_clamped_to_100(model):
+    module, params = model
+
+    def scale(value):
+        return module.apply({"params": params | {"logit_scale": value}}, method="scale_and_bias")[0]
+
+    np.testing.assert_allclose(scale(jnp.asarray(math.log(100) - 0.01)), 100 * math.exp(-0.01), rtol=1e-5)
+    np.testing.assert_allclose(scale(jnp.asarray(7.0)), 100, rtol=1e-5)
+
+
+def test_a_scale_past_its_limit_can_come_back(model):
+    """One update may carry the parameter past the limit; a gradient that is zero there would hold it for ever."""
+    module, params = model
+
+    def slope(value, sign):
+        def loss(value):
+            return sign * module.apply({"params": params | {"logit_scale": value}}, method="scale_and_bias")[0]
+
+        return float(jax.grad(loss)(jnp.asarray(value)))
+
+    assert slope(4.0, 1.0) == pytest.approx(math.exp(4)) and slope(4.0, -1.0) == pytest.approx(-math.exp(4))
+    assert slope(5.0, 1.0) == pytest.approx(100), "descent would lead back"
+    assert slope(5.0, -1.0) == 0, "descent would lead farther out"
+
+
+def test_patches_are_read_row_by_row_and_mean_pooling_ignores_their_order():
+    """Without positions and with mean pooling, shuffled patches give the same embedding; shuffled pixels do not."""
+    module = build(image=SMALL["image"] | {"stem": "patch", "pool": "mean"})
+    params = initial(module)
+    params["vision"]["positions"] = jnp.zeros_like(params["vision"]["positions"])
+    image = np.asarray(inputs()[0])
+    patches = image.reshape(2, 4, 4, 4, 4, 3).swapaxes(2, 3).reshape(2, 16, 4, 4, 3)  # [B, patch, row, column, C]
+    order = np.random.default_rng(0).permutation(16)
+    shuffled = patches[:, order].reshape(2, 4, 4, 4, 4, 3).swapaxes(2, 3).reshape(image.shape)
+    turned = patches[:, :, ::-1].reshape(2, 4, 4, 4, 4, 3).swapaxes(2, 3).reshape(image.shape)
+    encode = jax.jit(lambda x: module.apply({"params": params}, x, method="encode_image"))
+    np.testing.assert_allclose(encode(image), encode(shuffled), atol=1e-5)
+    assert np.abs(encode(image) - encode(turned)).max() > 1e-2
+
+
+def test_the_class_token_is_read_normed_and_projected():
+    """With blocks that add nothing the image cannot be seen, and the embedding has a closed form."""
+    module = build(image=SMALL["image"] | {"pool": "cls", "pre_norm": False})
+    params = initial(module)
+    block = params["vision"]["transformer"]["blocks"]
+    for branch in (block["attention"]["out"], block["mlp_out"]):
+        branch.update(jax.tree.map(jnp.zeros_like, branch))
+    vision = jax.tree.map(np.asarray, params["vision"])
+    x = (vision["cls"] + vision["positions"][0]).astype(np.float64)
+    x = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+    x = x @ vision["proj"]["kernel"]
+    found = module.apply({"params": params}, inputs()[0], method="encode_image")
+    np.testing.assert_allclose(found, np.stack(2 * [x / np.linalg.norm(x)]), atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", [0, EOS, 7])
+def test_text_is_read_at_the_first_end_whatever_follows(model, padding):
+    module, params = model
+    encode = jax.jit(lambda ids: module.apply({"params": params}, ids, method="encode_text"))
+    short = jnp.asarray([[1, 2, 3, EOS, 0, 0, 0, 0]], jnp.int32)
+    np.testing.assert_allclose(encode(short), encode(short.at[:, 4:].set(padding)), atol=1e-6)
+    assert np.abs(encode(short) - encode(short.at[:, 2].set(4))).max() > 1e-3, "what precedes the end matters"
+    assert np.abs(encode(short) - encode(short.at[:, 3].set(4).at[:, 4].set(EOS))).max() > 1e-3
+
+
+def test_eos_need_not_be_the_largest_id():
+    module = model_lib.build(options(), VOCAB, 2)
+    params = initial(module)
+    encode = jax.jit(lambda ids: module.apply({"params": params}, ids, method="encode_text"))
+    ids = jnp.asarray([[1, 40, 2, 30, 30, 30, 30, 30]], jnp.int32)
+    np.testing.assert_allclose(encode(ids), encode(ids.at[:, 3:].set(45)), atol=1e-6)
+
+
+def test_quick_gelu_and_gelu_differ(model):
+    """The same weights read with the wrong activation are off by a little, which only numbers show."""
+    module, params = model
+    exact = build(activation="gelu")
+    quick, other = (m.apply({"params": params}, inputs()[0], method="encode_image") for m in (module, exact))
+    assert 1e-5 < np.abs(quick - other).max() < 0.3
+
+
+def test_eps_reaches_the_towers():
+    few, many = (build(eps=eps) for eps in (1e-5, 1e-1))
+    params = initial(few)
+    for method, data in zip(("encode_image", "encode_text"), inputs(), strict=True):
+        a, b = (m.apply({"params": params}, data, method=method) for m in (few, many))
+        assert np.abs(a - b).max() > 1e-3
+
+
+def split(mesh_sizes, **changes):
+    """Path -> how many devices each axis of a parameter is split over."""
+    mesh = sharding.make_mesh(mesh_sizes)
+    boxed = jax.eval_shape(build(**changes).init, jax.random.key(0), *inputs())["params"]
+    with_names = sharding.logical_axes(boxed)
+    found = {}
+    leaves = jax.tree_util.tree_leaves_with_path(sharding.shardings(boxed, mesh))
+    shapes = dict(
+        (sharding.path_name(path), leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(sharding.unbox(boxed))
+    )
+    for path, leaf in leaves:
+        name = sharding.path_name(path)
+        shard = leaf.shard_shape(shapes[name])
+        found[name] = tuple(n // s for n, s in zip(shapes[name], shard, strict=True))
+    return with_names, found
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_every_parameter_of_the_towers_names_its_axes(scan, stem):
+    names, _ = split({"data": 8, "fsdp": 1, "tensor": 1}, scan=scan, image=SMALL["image"] | {"stem": stem})
+    unnamed = [path for path, axes in names.items() if axes and None in axes]
+    assert unnamed == []
+    assert len(names) > 30
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_tensor_and_fsdp_really_split_the_kernels(scan):
+    _, found = split({"data": 1, "fsdp": 4, "tensor": 2}, scan=scan)
+    blocks, lead = ("blocks", (1,)) if scan else ("block_1", ())
+    for tower in ("vision", "text"):
+        block = f"{tower}/transformer/{blocks}"
+        assert found[f"{block}/attention/qkv/kernel"] == (*lead, 4, 1, 2, 1)
+        assert found[f"{block}/attention/qkv/bias"] == (*lead, 1, 2, 1)
+        assert found[f"{block}/attention/out/kernel"] == (*lead, 2, 1, 4)
+        assert found[f"{block}/mlp_in/kernel"] == (*lead, 4, 2)
+        assert found[f"{block}/mlp_out/kernel"] == (*lead, 2, 4)
+    assert found["text/tokens"] == (2, 4)
+    assert found["vision/stem/kernel"] == (1, 1, 1, 4)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"activation": "relu"}, "activation = 'relu'.*quick_gelu"),
+        ({"loss": "triplet"}, "loss = 'triplet'.*softmax, sigmoid"),
+        ({"dtype": "float16"}, "dtype = 'float16'.*bfloat16"),
+        ({"remat": "some"}, "remat = 'some'"),
+        ({"duplicates": "maybe"}, "duplicates = 'maybe'"),
+        ({"image": {"stem": "pool"}}, "stem = 'pool'"),
+        ({"image": {"pool": "max"}}, "pool = 'max'"),
+        ({"image": {"heads": 3}}, "heads = 3 does not divide width = 16"),
+        ({"text": {"heads": 5}}, "heads = 5 does not divide width = 16"),
+        ({"image": {"patch": 5}}, "patch = 5 does not divide size = 16"),
+        ({"image": {"size": 18, "patch": 6, "stem": "conv"}}, "patch = 6 must be a power of two"),
+        ({"text": {"context_length": 2}}, "context_length = 2"),
+    ],
+)
+def test_values_that_are_not_allowed_are_named(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        build(**changes)
+
+
+def test_a_dict_from_json_builds_the_same_module():
+    assert model_lib.build(options().to_dict(), VOCAB, EOS) == build()
+    assert hash(build()) == hash(build()), "verbs of a loaded model compile once for equal modules"

@@ -1,0 +1,378 @@
+"""Pictures become the right uint8 squares: decoding every odd kind of file, refusing damaged ones, resizing as Pillow.
+
+Truth comes from the pixels that a file was made of and from direct calls of Pillow; the arithmetic of crops is redone
+by hand.
+"""
+
+import io
+import struct
+import zlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from train_jax.data import images
+from train_jax.data.images import BrokenSample, Preprocess
+
+WHITE = (255, 255, 255)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG file that claims a size and holds a few bytes of it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files of every kind
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG"])
+def test_decodes_file_formats(kind):
+    options = {"WEBP": {"lossless": True}, "GIF": {}}.get(kind, {})
+    image = Image.new("RGB", (20, 10), (250, 20, 30))
+    found = images.decode(encoded(image, kind, **options))
+    assert (found.mode, found.size) == ("RGB", (20, 10))
+    near = 2 if kind == "JPEG" else 0  # JPEG rounds in another colour space
+    assert np.abs(np.asarray(found, int) - np.asarray(image, int)).max() <= near
+
+
+def test_decodes_paths_as_bytes(tmp_path):
+    image = noise(9, 7)
+    file = tmp_path / "a.png"
+    image.save(file)
+    for source in (file, str(file), file.read_bytes()):
+        np.testing.assert_array_equal(images.decode(source), image)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [  # EXIF 2.32, table of tag 0x0112: what the stored picture needs to be seen upright
+        (1, lambda x: x),
+        (2, lambda x: x[:, ::-1]),
+        (3, lambda x: x[::-1, ::-1]),
+        (4, lambda x: x[::-1]),
+        (5, lambda x: x.transpose(1, 0, 2)),
+        (6, lambda x: np.rot90(x, -1)),
+        (7, lambda x: x[::-1, ::-1].transpose(1, 0, 2)),
+        (8, lambda x: np.rot90(x, 1)),
+    ],
+)
+def test_turns_upright_by_exif(orientation, upright):
+    image = noise(12, 8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = images.decode(encoded(image, exif=exif))
+    np.testing.assert_array_equal(found, upright(np.asarray(image)))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_keeps_its_range(kind):
+    exact = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257  # 8-bit shades spread over 16 bits: 255 -> 65535
+    found = np.asarray(images.decode(encoded(Image.fromarray(exact), kind)))
+    np.testing.assert_array_equal(found, np.repeat(np.arange(256).reshape(16, 16, 1), 3, -1))
+
+
+def test_16_bit_grey_within_one_step():
+    shades = np.random.default_rng(0).integers(0, 65536, (16, 16)).astype(np.uint16)
+    found = np.asarray(images.decode(encoded(Image.fromarray(shades))))[..., 0]
+    assert np.abs(found - shades / 257).max() < 1
+
+
+def test_cmyk_jpeg():
+    inks = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # magenta and yellow: red
+    found = np.asarray(images.decode(encoded(inks, "JPEG", quality=95)), int)
+    assert np.abs(found - (255, 0, 0)).max() <= 3
+
+
+def test_grey_and_bilevel():
+    grey = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    np.testing.assert_array_equal(images.decode(encoded(grey)), np.asarray(grey)[..., None].repeat(3, -1))
+    bits = grey.convert("1")
+    np.testing.assert_array_equal(images.decode(encoded(bits)), np.asarray(bits)[..., None].repeat(3, -1) * 255)
+
+
+def test_palette_transparency_lies_on_white():
+    image = Image.new("P", (4, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    image.putdata([0, 1, 2, 1])
+    found = images.decode(encoded(image, transparency=1))
+    assert [found.getpixel((x, 0)) for x in range(4)] == [(255, 0, 0), WHITE, (0, 0, 255), WHITE]
+
+
+def test_palette_of_several_opacities():
+    image = Image.new("P", (3, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    image.putdata([0, 1, 2])
+    found = images.decode(encoded(image, transparency=bytes([255, 0, 51])))
+    assert [found.getpixel((x, 0)) for x in range(3)] == [(255, 0, 0), WHITE, (204, 204, 255)]  # 51 is a fifth
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_alpha_lies_on_white(kind):
+    pixels = np.zeros((2, 3, 4), np.uint8)
+    pixels[:, 0] = (10, 20, 30, 255)
+    pixels[:, 1] = (0, 0, 0, 0)  # black beneath full transparency must not show
+    pixels[:, 2] = (0, 100, 200, 102)  # two fifths of the colour, three of white
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    found = np.asarray(images.decode(encoded(Image.fromarray(pixels), kind, **options)), int)
+    np.testing.assert_array_equal(found[0, :2], [(10, 20, 30), WHITE])
+    assert np.abs(found[0, 2] - (153, 193, 233)).max() <= 1
+
+
+def test_grey_with_alpha_lies_on_white():
+    image = Image.new("LA", (2, 1), (0, 255))
+    image.putpixel((1, 0), (0, 0))
+    found = images.decode(encoded(image))
+    assert [found.getpixel((x, 0)) for x in range(2)] == [(0, 0, 0), WHITE]
+
+
+def test_colour_key_lies_on_white():
+    image = Image.new("RGB", (2, 1), (1, 2, 3))
+    image.putpixel((1, 0), (9, 9, 9))
+    found = images.decode(encoded(image, transparency=(9, 9, 9)))
+    assert [found.getpixel((x, 0)) for x in range(2)] == [(1, 2, 3), WHITE]
+
+
+def test_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (6, 5), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=40)
+    assert Image.open(io.BytesIO(data)).n_frames == 3
+    np.testing.assert_array_equal(images.decode(data), frames[0])
+
+
+def test_floating_point_pixels_are_refused():
+    with pytest.raises(BrokenSample, match="floating-point"):
+        images.decode(encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Damaged files
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not a picture at all\n" * 50, encoded(noise(64, 64), "JPEG")[:-400], encoded(noise(64, 64))[:2000]],
+    ids=["zero-bytes", "text", "truncated-jpeg", "truncated-png"],
+)
+def test_damaged_files_are_broken_samples(data, tmp_path):
+    with pytest.raises(BrokenSample, match="not a readable picture"):
+        images.decode(data)
+    file = tmp_path / "a.jpg"
+    file.write_bytes(data)
+    with pytest.raises(BrokenSample, match="not a readable picture"):
+        images.decode(file)
+
+
+def test_missing_file_is_a_broken_sample(tmp_path):
+    with pytest.raises(BrokenSample, match="nowhere.png"):
+        images.decode(tmp_path / "nowhere.png")
+
+
+def test_limit_of_pixels():
+    data = encoded(noise(20, 10))
+    assert images.decode(data, max_pixels=200).size == (20, 10)
+    with pytest.raises(BrokenSample, match="20 x 10 pixels; at most 199 are decoded"):
+        images.decode(data, max_pixels=199)
+
+
+@pytest.mark.parametrize("side", [9_600, 12_000, 20_000, 60_000])
+def test_bombs_are_refused_by_their_header(side):
+    # Above Pillow's own two limits (a warning at 89 million, an error at twice that) and below them, one answer.
+    with pytest.raises(BrokenSample, match="pixels"):
+        images.decode(png_header(side, side))
+
+
+def test_no_warning_below_the_limit():
+    # The largest square that is allowed: Pillow has nothing against it either. Warnings are errors here.
+    side = int(images.MAX_PIXELS**0.5)
+    assert side * side <= images.MAX_PIXELS
+    with Image.open(io.BytesIO(png_header(side, side))) as image:
+        assert image.size == (side, side)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Resizing and cropping
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize(("size", "target"), [((50, 30), (40, 24)), ((30, 50), (24, 40)), ((31, 47), (24, 36))])
+def test_resize_shortest_is_pillows_resize(interpolation, size, target):
+    # 24 * 47 / 31 = 36.39: rounded down.
+    image = noise(*size)
+    direct = image.resize(target, getattr(Image.Resampling, interpolation.upper()))
+    np.testing.assert_array_equal(images.resize_shortest(image, 24, interpolation), direct)
+
+
+def test_resize_to_the_same_size_changes_nothing():
+    image = noise(24, 30)
+    np.testing.assert_array_equal(images.resize_shortest(image, 24), image)
+
+
+@pytest.mark.parametrize(
+    ("size", "corner"),
+    # Half of the excess, a half rounded to even as Python's and torchvision's round: 3/2 -> 2, 5/2 -> 2, 1/2 -> 0.
+    [((14, 10), (2, 0)), ((13, 10), (2, 0)), ((15, 10), (2, 0)), ((10, 11), (0, 0)), ((10, 17), (0, 4))],
+)
+def test_center_crop(size, corner):
+    image = noise(*size)
+    left, top = corner
+    np.testing.assert_array_equal(images.center_crop(image, 10), np.asarray(image)[top : top + 10, left : left + 10])
+
+
+def test_extreme_shapes_do_not_exhaust_memory():
+    # Scaled to 224 pixels across, this line would be 89.6 million pixels long.
+    with pytest.raises(BrokenSample, match="1 x 400000"):
+        Preprocess(224)(Image.new("RGB", (1, 400_000)))
+
+
+def coordinates(width: int, height: int) -> Image.Image:
+    """A picture whose red says the column and whose green says the row."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
+
+
+def test_random_resized_crop_stays_in_bounds():
+    width, height, scale, ratio = 200, 160, (0.3, 0.7), (3 / 4, 4 / 3)
+    picture = coordinates(width, height)
+    rng = np.random.default_rng(0)
+    areas, aspects = [], []
+    for _ in range(300):
+        part = np.asarray(images.random_resized_crop(picture, 64, rng, scale=scale, interpolation="nearest"), int)
+        assert part.shape == (64, 64, 3)
+        # Nearest pixels of 64 cells: the ends lie half a cell inside the box.
+        w, h = ((part[..., axis].max() - part[..., axis].min()) * 64 / 63 for axis in (0, 1))
+        areas.append(w * h / (width * height))
+        aspects.append(w / h)
+    # Rounding moves a side by 1.5 pixels at most, of at least (0.3 * 200 * 160 * 3 / 4) ** 0.5 = 85: 1.8 %.
+    assert scale[0] * 0.96 < min(areas) < 0.33 and 0.67 < max(areas) < scale[1] * 1.04
+    assert ratio[0] * 0.96 < min(aspects) < 0.78 and 1.28 < max(aspects) < ratio[1] * 1.04
+
+
+def test_random_resized_crop_is_a_box_of_pillows_resize():
+    image = noise(40, 30)
+    found = images.random_resized_crop(image, 16, np.random.default_rng(3), scale=(0.2, 1.0))
+    # The same draws in the same order: area, log of the aspect, left, top.
+    rng = np.random.default_rng(3)
+    while True:
+        area, aspect = 1200 * rng.uniform(0.2, 1.0), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        if w <= 40 and h <= 30:
+            break
+    left, top = rng.integers(40 - w + 1), rng.integers(30 - h + 1)
+    direct = image.resize((16, 16), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
+    np.testing.assert_array_equal(found, direct)
+
+
+def test_random_resized_crop_is_determined_by_its_generator():
+    image = noise(50, 40)
+
+    def crops(seed):
+        rng = np.random.default_rng(seed)
+        return np.stack([images.random_resized_crop(image, 8, rng, scale=(0.2, 1.0)) for _ in range(5)])
+
+    np.testing.assert_array_equal(crops(1), crops(1))
+    assert (crops(1) != crops(2)).any()
+
+
+def test_random_resized_crop_of_everything():
+    image = noise(32, 32)
+    found = images.random_resized_crop(image, 32, np.random.default_rng(0), scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    np.testing.assert_array_equal(found, image)
+
+
+@pytest.mark.parametrize(
+    ("size", "box"), [((200, 20), (86, 0, 113, 20)), ((20, 200), (0, 86, 20, 113))], ids=["wide", "tall"]
+)
+def test_random_resized_crop_falls_back_to_the_centre(size, box):
+    # No part of an allowed aspect has the whole area: 20 pixels by round(20 * 4 / 3) = 27, its corner (200 - 27) // 2.
+    image = noise(*size)
+    found = images.random_resized_crop(image, 16, np.random.default_rng(0), scale=(1.0, 1.0))
+    np.testing.assert_array_equal(found, image.resize((16, 16), Image.Resampling.BICUBIC, box=box))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Preprocess and normalize
+
+
+def test_preprocess_crop_by_hand():
+    image = noise(60, 40)
+    # 40 -> 32 and 60 -> 48, then columns 8 to 40.
+    direct = np.asarray(image.resize((48, 32), Image.Resampling.BICUBIC))[:, 8:40]
+    np.testing.assert_array_equal(Preprocess(32)(image), direct)
+
+
+def test_preprocess_squash_by_hand():
+    image = noise(60, 40)
+    direct = image.resize((32, 32), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(Preprocess(32, mode="squash", interpolation="bilinear")(image), direct)
+
+
+def test_preprocess_takes_every_form_of_a_picture(tmp_path):
+    image = noise(60, 40)
+    file = tmp_path / "a.png"
+    image.save(file)
+    preprocess = Preprocess(16)
+    expected = preprocess(image)
+    assert expected.dtype == np.uint8 and expected.shape == (16, 16, 3)
+    for form in (np.asarray(image), file.read_bytes(), file, str(file)):
+        np.testing.assert_array_equal(preprocess(form), expected)
+
+
+def test_preprocess_converts_pictures_of_other_modes():
+    clear = Image.new("RGBA", (20, 10), (0, 0, 0, 0))
+    np.testing.assert_array_equal(Preprocess(8)(clear), np.full((8, 8, 3), 255))
+    grey = Image.new("L", (20, 10), 77)
+    np.testing.assert_array_equal(Preprocess(8)(grey), np.full((8, 8, 3), 77))
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)]
+)
+def test_preprocess_refuses_other_arrays(array):
+    with pytest.raises(ValueError, match=r"must be uint8 \[H, W, 3\]"):
+        Preprocess(8)(array)
+
+
+def test_preprocess_refuses_unknown_options():
+    with pytest.raises(ValueError, match="'stretch' must be 'crop' or 'squash'"):
+        Preprocess(8, mode="stretch")
+    with pytest.raises(ValueError, match="'cubic' must be one of nearest, bilinear, bicubic, lanczos"):
+        Preprocess(8, interpolation="cubic")
+
+
+def test_preprocess_survives_json():
+    for given in (Preprocess(224), Preprocess(32, "squash", "lanczos", (0.1, 0.2, 0.3), (0.5, 0.25, 1.0))):
+        back = Preprocess.from_json(given.to_json())
+        assert back == given and hash(back) == hash(given)
+
+
+def test_normalize_is_the_formula():
+    x = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
+    formula = (x.astype(np.float64) / 255 - images.CLIP_MEAN) / images.CLIP_STD
+    for array in (x, jnp.asarray(x), x[0]):
+        found = images.normalize(array, images.CLIP_MEAN, images.CLIP_STD)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, formula if array.ndim == 4 else formula[0], rtol=0, atol=1e-6)
+
+
+def test_normalize_of_known_values():
+    # Black, half and white with mean and deviation 1/2 are -1, 0 and 1 (up to 1/255).
+    x = np.array([[[0] * 3, [255] * 3]], np.uint8)
+    np.testing.assert_allclose(images.normalize(x, (0.5,) * 3, (0.5,) * 3), [[[-1.0] * 3, [1.0] * 3]], atol=1e-6)

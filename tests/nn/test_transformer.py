@@ -1,0 +1,170 @@
+"""The transformer against a twin written with loops in NumPy, and against itself where two ways must agree."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nn_jax.transformer import Transformer, causal_mask
+
+WIDTH, DEPTH, HEADS, LENGTH = 8, 3, 2, 5
+
+
+def make(**options):
+    return Transformer(**{"width": WIDTH, "depth": DEPTH, "heads": HEADS, "scan": False} | options)
+
+
+@pytest.fixture(scope="module")
+def x():
+    return jnp.asarray(np.random.default_rng(0).standard_normal((2, LENGTH, WIDTH)), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def params(x):
+    """Unrolled parameters, biases and scales too drawn at random: zeros and ones would hide mistakes."""
+    made = nn.unbox(make().init(jax.random.key(0), x))["params"]
+    draw = np.random.default_rng(1)
+    return jax.tree.map(lambda p: np.asarray(p) + 0.1 * draw.standard_normal(p.shape).astype(np.float32), made)
+
+
+def stacked(params):
+    blocks = [params[f"block_{number}"] for number in range(DEPTH)]
+    return {"blocks": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)}
+
+
+# The twin: float64, one query at a time.
+
+
+def twin_norm(x, p, eps):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * p["scale"] + p["bias"]
+
+
+def twin_attention(x, p, causal):
+    out = np.zeros_like(x) + p["out"]["bias"]
+    for row in range(x.shape[0]):
+        for head in range(HEADS):
+            q, k, v = (x[row] @ p["qkv"]["kernel"][:, part, head] + p["qkv"]["bias"][part, head] for part in range(3))
+            for place in range(x.shape[1]):
+                seen = place + 1 if causal else x.shape[1]
+                scores = k[:seen] @ q[place] / math.sqrt(WIDTH // HEADS)
+                weights = np.exp(scores) / np.exp(scores).sum()
+                out[row, place] += (weights @ v[:seen]) @ p["out"]["kernel"][head]
+    return out
+
+
+def twin_mlp(x, p, activation):
+    hidden = np.vectorize(activation)(x @ p["mlp_in"]["kernel"] + p["mlp_in"]["bias"])
+    return hidden @ p["mlp_out"]["kernel"] + p["mlp_out"]["bias"]
+
+
+def twin(x, params, *, causal=False, eps=1e-5, activation=lambda v: v * 0.5 * (1 + math.erf(v / math.sqrt(2)))):
+    x, params = jax.tree.map(lambda a: np.asarray(a, np.float64), (x, params))
+    for number in range(DEPTH):
+        p = params[f"block_{number}"]
+        x = x + twin_attention(twin_norm(x, p["norm1"], eps), p["attention"], causal)
+        x = x + twin_mlp(twin_norm(x, p["norm2"], eps), p, activation)
+    return x
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_blocks_equal_their_twin(x, params, causal):
+    mask = causal_mask(LENGTH) if causal else None
+    np.testing.assert_allclose(make().apply({"params": params}, x, mask), twin(x, params, causal=causal), atol=1e-5)
+
+
+def test_activation_reaches_the_mlp(x, params):
+    found = make(activation="quick_gelu").apply({"params": params}, x)
+    np.testing.assert_allclose(found, twin(x, params, activation=lambda v: v / (1 + math.exp(-1.702 * v))), atol=1e-5)
+
+
+def test_eps_reaches_every_norm(x, params):
+    small = 1e-2 * x
+    found = make(eps=1e-2).apply({"params": params}, small)
+    np.testing.assert_allclose(found, twin(small, params, eps=1e-2), atol=1e-5)
+    assert np.abs(found - twin(small, params)).max() > 0.1, "this input would not show a forgotten eps"
+
+
+def test_causal_mask_hides_the_future(x, params):
+    changed = x.at[:, 3:].add(1)
+    before, after = (make().apply({"params": params}, v, causal_mask(LENGTH)) for v in (x, changed))
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    assert not np.allclose(before[:, 3:], after[:, 3:])
+
+
+def gradients(module, params, x, **kwargs):
+    def loss(params, x):
+        y = module.apply({"params": params}, x, causal_mask(LENGTH), **kwargs)
+        return jnp.sum(jnp.sin(y))
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+def test_scanned_equals_unrolled_whatever_is_recomputed(x, params, remat):
+    value, (slopes, inner) = gradients(make(), params, x)
+    for scan, given in ((False, params), (True, stacked(params))):
+        found, (found_slopes, found_inner) = gradients(make(scan=scan, remat=remat), given, x)
+        np.testing.assert_allclose(found, value, rtol=1e-5)
+        np.testing.assert_allclose(found_inner, inner, atol=1e-5)
+        expected = stacked(slopes) if scan else slopes
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found_slopes, expected)
+
+
+def saved_bytes(remat, x, params):
+    """Size of what the backward pass keeps of the forward pass."""
+    module = make(remat=remat)
+    _, back = jax.vjp(lambda p: module.apply({"params": p}, x), params)
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(back))
+
+
+def test_remat_saves_less(params):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((16, LENGTH, WIDTH)), jnp.float32)
+    none, dots, full = (saved_bytes(remat, x, params) for remat in ("none", "dots", "full"))
+    assert full < dots < none
+
+
+def test_scanned_layers_begin_differently(x):
+    kernel = nn.unbox(make(scan=True).init(jax.random.key(0), x))["params"]["blocks"]["mlp_in"]["kernel"]
+    assert kernel.shape[0] == DEPTH
+    assert not np.allclose(kernel[0], kernel[1])
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_dropout_acts_in_training_alone_and_on_every_layer_apart(x, params, scan):
+    module = make(dropout=0.5, scan=scan)
+    given = {"params": stacked(params) if scan else params}
+    calm = module.apply(given, x)
+    np.testing.assert_allclose(calm, twin(x, params), atol=1e-5)
+    draws = [module.apply(given, x, None, False, rngs={"dropout": jax.random.key(n)}) for n in (0, 0, 1)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert not np.allclose(draws[0], draws[2])
+    assert not np.allclose(draws[0], calm)
+
+
+def test_bfloat16_computes_short_and_keeps_float32_parameters(x, params):
+    module = make(dtype=jnp.bfloat16)
+    made = nn.unbox(module.init(jax.random.key(0), x))["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype("float32")}
+    found = module.apply({"params": params}, x.astype(jnp.bfloat16))
+    assert found.dtype == jnp.bfloat16
+    exact = twin(x, params)
+    assert np.abs(np.asarray(found, np.float64) - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def names(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "names"))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_every_parameter_names_its_axes(x, scan):
+    found = names(jax.eval_shape(make(scan=scan).init, jax.random.key(0), x)["params"])
+    for path, leaf in found.items():
+        assert len(leaf.names) == len(leaf.value.shape), path
+        assert (leaf.names[0] == "layers") == scan, path
+    prefix, lead = ("blocks", ("layers",)) if scan else ("block_0", ())
+    assert found[f"{prefix}/attention/out/kernel"].names == (*lead, "heads", "head_dim", "embed")
+    assert found[f"{prefix}/mlp_in/kernel"].names == (*lead, "embed", "mlp")

@@ -1,0 +1,104 @@
+"""The record of a run: what is written, what a resumed run keeps, what a killed process leaves readable."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from tensorboardX.proto import event_pb2
+
+from train_jax.metrics import History, Writer, read
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_line_is_on_disk_at_once(tmp_path):
+    writer = Writer(tmp_path, total_steps=10)
+    writer.write(1, {"loss": np.float32(0.5), "steps": 3})
+    row = lines(tmp_path)[0]
+    assert row["step"] == 1 and row["loss"] == 0.5 and row["steps"] == 3 and row["time"] > 1e9
+    writer.close()
+
+
+def test_numbers_that_json_does_not_have(tmp_path):
+    writer = Writer(tmp_path, total_steps=10)
+    writer.write(1, {"a": math.nan, "b": math.inf, "c": -math.inf})
+    writer.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text, "every JSON reader can read it"
+    row = read(tmp_path)[0]
+    assert math.isnan(row["a"]) and row["b"] == math.inf and row["c"] == -math.inf
+
+
+def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
+    writer = Writer(tmp_path, total_steps=10)
+    for step in range(1, 6):
+        writer.write(step, {"loss": step})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')  # the process was killed here
+    writer = Writer(tmp_path, total_steps=10, start_step=3)
+    writer.write(4, {"loss": 40})
+    writer.close()
+    assert [(row["step"], row["loss"]) for row in lines(tmp_path)] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+
+
+def test_an_unfinished_last_line_is_passed_over_when_reading(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert read(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_only_the_active_process_writes(tmp_path):
+    writer = Writer(tmp_path / "run", total_steps=10, active=False)
+    writer.write(1, {"loss": 1.0})
+    writer.images(1, {"x": np.zeros((2, 2, 3), np.uint8)})
+    writer.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_become_files(tmp_path):
+    picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    writer = Writer(tmp_path, total_steps=10)
+    writer.images(7, {"val/sheet": picture})
+    writer.close()
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "samples" / "00000007-val-sheet.png")), picture)
+
+
+def test_tensorboard_gets_the_same_scalars(tmp_path):
+    writer = Writer(tmp_path, total_steps=10)
+    writer.write(3, {"loss": 0.25})
+    writer.close()
+    data = next((tmp_path / "tensorboard").glob("events.out.tfevents*")).read_bytes()
+    found, place = {}, 0
+    while place < len(data):  # TFRecord: length, checksum, payload, checksum
+        length = int.from_bytes(data[place : place + 8], "little")
+        event = event_pb2.Event.FromString(data[place + 12 : place + 12 + length])
+        found |= {value.tag: (event.step, value.simple_value) for value in event.summary.value}
+        place += 16 + length
+    assert found == {"loss": (3, 0.25)}
+
+
+def test_history_is_what_pandas_reads(tmp_path):
+    history = History([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "test/top1": 0.5}])
+    frame = pd.DataFrame(history)
+    assert list(frame["step"]) == [1, 2, 2] and frame["loss"].min() == 1.0
+    assert history.to_dict() == {"step": [1, 2, 2], "loss": [2.0, 1.0, None], "test/top1": [None, None, 0.5]}
+    assert history.last("loss") == 1.0
+    with pytest.raises(KeyError, match="holds step, loss"):
+        history.last("accuracy")
+
+
+def test_without_a_terminal_progress_is_plain_lines(tmp_path, capsys):
+    writer = Writer(tmp_path, total_steps=10)
+    speed: dict = {"loss": 0.5, "steps_per_second": 2.0, "examples_per_second": 32.0, "mfu": 0.25}
+    writer.write(1, speed)  # too soon after the start for a line
+    writer.write(10, speed)
+    writer.close()
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    for words in ("step 10/10", "loss 0.5", "2 steps/s", "examples/s 32", "MFU 0.25", "0.0 min left"):
+        assert words in printed
