@@ -91,7 +91,7 @@ def graded(history: Sequence[Mapping]) -> dict[str, float]:
     found = {}
     for row in history:
         for name, value in row.items():
-            if name.split("/")[-1] == "accuracy" or "/R@" in name:
+            if name.endswith("/top1") or "/R@" in name:
                 found[name] = value
     return found
 
@@ -148,17 +148,14 @@ def _keep(file: Path, data: bytes) -> None:
 
 
 def answer(clip: Clip, index: Index, truth: Mapping[str, scenes.Scene], query: str) -> sheets.Section:
-    """The hits of a query, each marked by whether it is a right answer."""
+    """The hits of a query, each marked by whether it is a right answer; how many of those that there are were found."""
 
     def cell(hit: Hit) -> sheets.Cell:
         return sheets.Cell(hit.path, hit.path.stem, f"{hit.score:.3f}", scenes.is_true(query, truth[hit.path.name]))
 
     cells = [cell(hit) for hit in search(index, clip, text=query, top=HITS)]
     right, possible = sum(c.right for c in cells), sum(scenes.is_true(query, scene) for scene in truth.values())
-    return sheets.Section(
-        f"“{query}”   {right} of the first {len(cells)} are right; {possible} of {len(truth):,} pictures would be",
-        cells,
-    )
+    return sheets.Section(f"“{query}”   {right} of {min(possible, len(cells))} found", cells)
 
 
 def draw_classification(clip: Clip, folder: Path, truth: Mapping[str, scenes.Scene], file: Path, most: int = 6) -> None:
@@ -170,6 +167,7 @@ def draw_classification(clip: Clip, folder: Path, truth: Mapping[str, scenes.Sce
     probabilities = clip.classify([folder / name for name in names], scenes.LABEL_NAMES, TEMPLATES)
     figure = matplotlib.figure.Figure(figsize=(10, 2.2 * len(names)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(h_pad=0.12)
     axes = figure.subplots(len(names), 2, width_ratios=(1, 3), squeeze=False)
     for (left, right), name, row in zip(axes, names, probabilities, strict=True):
         left.imshow(decode(folder / name), interpolation="bicubic")

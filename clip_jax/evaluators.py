@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -21,6 +20,7 @@ def defaults() -> ConfigDict:
     c = ConfigDict()
     data = {"source": "", "split": "test", "batch_size": 256}  # source "": that of the training data
     c.zero_shot = ConfigDict(data | {"templates": ("a photo of a {}.",)})
+    c.zero_shot.per_class = False  # also each class's own top1
     c.retrieval = ConfigDict(data | {"gallery": 1000})  # gallery: the first so many images; 0: all
     return c
 
@@ -41,33 +41,33 @@ def factories(module: CLIP, tokenizer: Tokenizer, preprocess: Preprocess) -> Map
     def text_example(text, rng):
         return {"text": tokenizer.encode([text])[0]}
 
-    def embed_texts(context, params, texts: Sequence[str], batch_size: int) -> np.ndarray:
-        return context.compute(embed_text, params, texts, text_example, batch_size)
-
     def zero_shot(options: ConfigDict, context):
         source = context.source(options.source, options.split)
         if source.label_names is None:
             raise DataError(f"{source.name} has no classes: zero_shot needs a source with labels")
+        if not options.templates:
+            raise ConfigError("zero_shot needs templates, such as ('a photo of a {}.',)")
         for template in options.templates:
             if "{}" not in template:
                 raise ConfigError(f"zero_shot template {template!r} has no {{}} for the name of the class")
+        names = source.label_names
         labelled, labels = _labelled(source)
-        sentences = [t.replace("{}", name) for name in source.label_names for t in options.templates]
+        sentences = [template.replace("{}", name) for name in names for template in options.templates]
+        embed_images = _embedder(context, embed_image, image_example, options.batch_size)
+        embed_texts = _embedder(context, embed_text, text_example, options.batch_size)
 
         def evaluate(params, extra):
-            text = embed_texts(context, params, sentences, options.batch_size)
-            weights = text.reshape(len(source.label_names), len(options.templates), -1).mean(axis=1)
-            weights /= np.linalg.norm(weights, axis=1, keepdims=True)
-
-            def predict(weights, batch):
-                params, weights = weights
-                cosines = embed_image(params, batch) @ weights.T
-                return jax.lax.top_k(cosines, min(5, cosines.shape[1]))[1]
-
-            found = context.compute(predict, (params, weights), labelled, image_example, options.batch_size)
-            right = found == labels[:, None]
+            classes = embed_texts(params, sentences).reshape(len(names), len(options.templates), -1).mean(axis=1)
+            classes /= np.linalg.norm(classes, axis=1, keepdims=True)
+            nearest = _nearest(embed_images(params, labelled), classes, 5)
+            right = nearest == labels[:, None]
             metrics = {"top1": float(right[:, 0].mean()), "images": len(labels)}
-            return metrics | ({"top5": float(right.any(axis=1).mean())} if found.shape[1] == 5 else {}), {}
+            if len(names) > 5:
+                metrics["top5"] = float(right.any(axis=1).mean())
+            if options.per_class:
+                found = np.unique(labels)
+                metrics |= {f"top1/{names[label]}": float(right[labels == label, 0].mean()) for label in found}
+            return metrics, {}
 
         return evaluate
 
@@ -75,15 +75,19 @@ def factories(module: CLIP, tokenizer: Tokenizer, preprocess: Preprocess) -> Map
         source = context.source(options.source, options.split)
         gallery = _First(source, options.gallery or len(source))
         captions, owners = _captions(gallery)
+        truths = None
+        if source.is_true is not None:
+            truths = [{key: value for key, value in record.items() if key != "image"} for record in gallery]
+        embed_images = _embedder(context, embed_image, image_example, options.batch_size)
+        embed_texts = _embedder(context, embed_text, text_example, options.batch_size)
 
         def relevant(caption: int, image: int) -> bool:
-            if source.is_true is not None:
-                return source.is_true(captions[caption], gallery[image])
+            if truths is not None:
+                return source.is_true(captions[caption], truths[image])
             return image in owners[caption]
 
         def evaluate(params, extra):
-            images = context.compute(embed_image, params, gallery, image_example, options.batch_size)
-            texts = embed_texts(context, params, captions, options.batch_size)
+            images, texts = embed_images(params, gallery), embed_texts(params, captions)
             metrics = {"images": len(gallery), "captions": len(captions)}
             metrics |= _recall(texts, images, relevant, "text_to_image")
             metrics |= _recall(images, texts, lambda image, caption: relevant(caption, image), "image_to_text")
@@ -94,16 +98,38 @@ def factories(module: CLIP, tokenizer: Tokenizer, preprocess: Preprocess) -> Map
     return {"zero_shot": zero_shot, "retrieval": retrieval}
 
 
+def _embedder(context, function: Callable, example: Callable, batch_size: int) -> Callable:
+    """`embed(params, records) -> float32 [len(records), dim]`, on every host; compiled once, for all evaluations."""
+    run = context.jit(function)
+
+    def embed(params, records: Sequence) -> np.ndarray:
+        # The device computes one batch while the next is read.
+        found = [(run(params, batch), real) for batch, real in context.batches(records, example, batch_size)]
+        return np.concatenate([np.asarray(x)[:real] for x, real in found])
+
+    return embed
+
+
+def _nearest(queries: np.ndarray, items: np.ndarray, most: int) -> np.ndarray:
+    """Each query's nearest items, best first: int [queries, min(most, items)].
+
+    Of equally near ones the first comes first: a model that maps everything to one place gets what chance would give.
+    """
+    rows = max(1, 2**24 // len(items))  # 64 MiB of similarities at a time
+    parts = [
+        np.argsort(-(queries[start : start + rows] @ items.T), axis=1, kind="stable")[:, :most]
+        for start in range(0, len(queries), rows)
+    ]
+    return np.concatenate(parts)
+
+
 def _recall(queries: np.ndarray, items: np.ndarray, relevant: Callable, name: str) -> dict[str, float]:
     """Share of queries with a relevant item among the k nearest; only those k are looked at."""
-    most = min(max(RANKS), len(items))
-    similar = queries @ items.T
-    nearest = np.argpartition(-similar, most - 1, axis=1)[:, :most]
-    nearest = np.take_along_axis(nearest, np.argsort(-np.take_along_axis(similar, nearest, 1), axis=1), 1)
-    first = np.full(len(queries), most)
+    nearest = _nearest(queries, items, max(RANKS))
+    first = np.full(len(queries), max(RANKS))
     for query, row in enumerate(nearest):
         hits = (rank for rank, item in enumerate(row) if relevant(query, int(item)))
-        first[query] = next(hits, most)
+        first[query] = next(hits, max(RANKS))
     return {f"{name}/r{k}": float((first < k).mean()) for k in RANKS if k <= len(items)}
 
 

@@ -11,6 +11,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from clip_jax.index_files import shown
@@ -18,7 +19,7 @@ from clip_jax.search import Hit
 from train_jax.data.images import BrokenSample, decode
 
 _MARGIN, _GAP, _PAD = 24, 14, 8
-_TITLE_SIZE, _TEXT_SIZE = 20, 13
+_TITLE_SIZE, _TEXT_SIZE = 18, 12
 _INK, _GREY, _PAPER, _CARD = "#1c1e21", "#6b7280", "#ffffff", "#f1f2f4"
 _GOOD, _BAD = "#15803d", "#b91c1c"
 _THUMBNAIL = 256  # pixels, in pages
@@ -107,7 +108,8 @@ def _draw_sign(draw: ImageDraw.ImageDraw, at: tuple, right: bool, colour: str) -
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+    # Pillow's own font stops at ASCII; Matplotlib's has most alphabets.
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, size: int, width: float) -> str:

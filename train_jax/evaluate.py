@@ -27,6 +27,7 @@ class Context:
     mesh: Mesh
     config: ConfigDict
     task: Task
+    _compiled: dict[Callable, Callable] = dataclasses.field(default_factory=dict, repr=False)
 
     def source(self, name: str, split: str) -> sources.Source:
         """A data set by name, with the run's own data directory and caption templates."""
@@ -59,16 +60,15 @@ class Context:
         for number, (batch, _) in enumerate(batches):
             yield self.to_device(batch), min(batch_size, len(records) - number * batch_size)
 
-    def compute(self, function: Callable, params, records, example: Callable, batch_size: int) -> np.ndarray:
-        """`function(params, batch) -> [B, …]` over every record, in order, as one host array on every host."""
-        run = self.jit(function)
-        return np.concatenate(
-            [np.asarray(run(params, batch))[:real] for batch, real in self.batches(records, example, batch_size)]
-        )
-
     def jit(self, function: Callable) -> Callable:
-        """`function` compiled under the run's axis rules, its result whole on every device and host."""
-        return jax.jit(sharding.with_rules(function), out_shardings=sharding.replicated(self.mesh))
+        """`function` compiled under the run's axis rules, its result whole on every device and host.
+
+        The same function is compiled once, however often an evaluator runs.
+        """
+        if function not in self._compiled:
+            ruled = sharding.with_rules(function)
+            self._compiled[function] = jax.jit(ruled, out_shardings=sharding.replicated(self.mesh))
+        return self._compiled[function]
 
 
 class Evaluations:

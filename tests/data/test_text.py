@@ -5,12 +5,14 @@ captions is judged by counting pairs again.
 """
 
 import collections
+import functools
 import json
 import os
 import random
 import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,7 @@ def tokenizer() -> Tokenizer:
 # The twin
 
 
+@functools.cache
 def byte_letters() -> dict[int, str]:
     """OpenAI's letters for bytes: printable ones stand for themselves, the rest are numbered from 256 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -88,17 +91,13 @@ def letters_of(word: str) -> tuple[str, ...]:
 
 
 def merged(parts: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    out: list[str] = []
-    for part in parts:
-        if out and (out[-1], part) == pair:
-            out[-1] = "".join(pair)
-            pair_done = True
-        else:
-            out.append(part)
-            pair_done = False
-        if pair_done:  # a merged part takes no second partner in the same pass
-            out.append("")
-    return tuple(part for part in out if part)
+    """The parts with each `pair` of neighbours joined, from left to right."""
+    out, place = [], 0
+    while place < len(parts):
+        joined = parts[place : place + 2] == pair
+        out.append("".join(pair) if joined else parts[place])
+        place += 2 if joined else 1
+    return tuple(out)
 
 
 def twin(content: dict, cleaned: str) -> list[int]:
@@ -144,7 +143,7 @@ def test_encodes_as_the_twin(tokenizer):
         "'",
         "re",
     ]
-    made = ["".join(rng.choices([*pieces, " ", " "], k=12)) for _ in range(200)]
+    made = ["".join(rng.choices([*pieces, " ", " "], k=12)) for _ in range(100)]
     long = Tokenizer(tokenizer.bpe, context_length=400)
     for caption in (*CAPTIONS, *made):
         row = long.encode([caption])[0]
@@ -266,7 +265,7 @@ def squeezed(caption: str) -> str:
     return re.sub(r"\s", "", caption)
 
 
-@pytest.mark.parametrize("caption", [*CAPTIONS, *NASTY])
+@pytest.mark.parametrize("caption", [*CAPTIONS, *NASTY], ids=ascii)
 def test_any_text_comes_back(tokenizer, caption):
     long = Tokenizer(tokenizer.bpe, context_length=500)
     rows, cut = long.encode_flagged([caption])
@@ -281,7 +280,8 @@ def test_words_come_back_with_their_spaces(tokenizer):
 
 def test_every_character_of_the_first_planes_comes_back(tokenizer):
     long = Tokenizer(tokenizer.bpe, context_length=300)
-    characters = [chr(c) for c in range(0x3000) if not 0xD800 <= c < 0xE000] + [chr(c) for c in range(0x1F300, 0x1F700)]
+    # Those that Python knows: of newer ones it does not know the lower case, and the library may.
+    characters = [chr(c) for c in (*range(0x3000), *range(0x1F300, 0x1F700)) if unicodedata.category(chr(c)) != "Cn"]
     lines = ["".join(characters[n : n + 64]) for n in range(0, len(characters), 64)]
     rows, cut = long.encode_flagged(lines)
     assert not cut.any()
@@ -426,10 +426,12 @@ def test_vocabulary_without_every_byte_is_refused(tokenizer, tmp_path):
         Tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize("merges", [[("x", "§§")], [("a", "b c")]], ids=["unknown-token", "three-tokens"])
-def test_merges_of_another_vocabulary_are_refused(tokenizer, tmp_path, merges):
-    write_pair(tmp_path, {"vocab": content_of(tokenizer)["vocab"], "merges": merges})
-    with pytest.raises(ValueError, match="do not fit together"):
+@pytest.mark.parametrize(
+    ("merge", "complaint"), [(("x", "§§"), "do not fit together"), (("a", "b c"), "two tokens, not 'a b c'")]
+)
+def test_merges_of_another_kind_are_refused(tokenizer, tmp_path, merge, complaint):
+    write_pair(tmp_path, {"vocab": content_of(tokenizer)["vocab"], "merges": [merge]})
+    with pytest.raises(ValueError, match=complaint):
         Tokenizer.load(tmp_path)
 
 

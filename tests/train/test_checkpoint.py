@@ -49,7 +49,10 @@ def make_state(seed=0, ema=True, scale=1.0):
     )
 
 
-def abstract(state, mesh=None, spec=P()):
+WHOLE = P()
+
+
+def abstract(state, mesh=None, spec=WHOLE):
     mesh = mesh or sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
 
     def one(x):

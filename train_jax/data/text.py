@@ -15,7 +15,7 @@ from pathlib import Path
 import ftfy
 import numpy as np
 import tokenizers
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int, Int32
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -70,9 +70,8 @@ class Tokenizer:
             if file.is_file():
                 return cls.from_json(file.read_text("utf-8"), context_length)
             if vocab.is_file() and merges.is_file():
-                lines = merges.read_text("utf-8").splitlines()
-                pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
-                return cls(_bpe(json.loads(vocab.read_text("utf-8")), pairs), context_length)
+                content = json.loads(vocab.read_text("utf-8"))
+                return cls(_bpe(content, _pairs(merges.read_text("utf-8"))), context_length)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         raise FileNotFoundError(f"no tokenizer at {path}: neither tokenizer.json nor vocab.json with merges.txt")
@@ -94,20 +93,21 @@ class Tokenizer:
         if vocab_size < SMALLEST_VOCABULARY:
             raise ValueError(f"vocab_size = {vocab_size}; bytes and marks alone need {SMALLEST_VOCABULARY}")
         learner = _bpe({}, [])
+        ends = [b + _END_OF_WORD for b in _BYTES]
+        # Of pairs equally frequent the trainer takes the one with the lowest ids; it would number the ends of words in
+        # an order that changes from run to run, were they not named here.
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, initial_alphabet=_BYTES, end_of_word_suffix=_END_OF_WORD, show_progress=False
+            vocab_size=vocab_size - 2,
+            initial_alphabet=_BYTES,
+            special_tokens=ends,
+            end_of_word_suffix=_END_OF_WORD,
+            show_progress=False,
         )
         learner.train_from_iterator((clean(caption) for caption in captions), trainer)
-        merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-        tokens = dict.fromkeys([*_BYTES, *(b + _END_OF_WORD for b in _BYTES)])
-        kept = []
-        for pair in merges:
-            if len(tokens) + 2 >= vocab_size:
-                break
-            tokens["".join(pair)] = None
-            kept.append(pair)
+        merges = [(a, b) for a, b in json.loads(learner.to_str())["model"]["merges"]]
+        tokens = dict.fromkeys([*_BYTES, *ends, *("".join(pair) for pair in merges)])
         vocab = {token: index for index, token in enumerate([*tokens, BOS, EOS])}
-        return cls(_bpe(vocab, kept), context_length)
+        return cls(_bpe(vocab, merges), context_length)
 
     @property
     def vocab_size(self) -> int:
@@ -151,7 +151,7 @@ class Tokenizer:
             row[: len(ids)] = ids
         return rows, cut
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, "length"]) -> str:
         """The cleaned text that a row of ids stands for, marks and padding left out."""
         ids = [int(i) for i in ids]
         if self.bos_id in ids:
@@ -165,6 +165,15 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(self.to_json(), "utf-8")
+
+
+def _pairs(merges: str) -> list[tuple[str, str]]:
+    """The merges in a `merges.txt`, one a line."""
+    lines = [line.split() for line in merges.splitlines() if line.strip() and not line.startswith("#version")]
+    wrong = [line for line in lines if len(line) != 2]
+    if wrong:
+        raise ValueError(f"a merge is two tokens, not {' '.join(wrong[0])!r}")
+    return [(a, b) for a, b in lines]
 
 
 def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:

@@ -1,0 +1,99 @@
+"""What the shared step costs beside a bare one, and whether the data keeps up with it.
+
+    python -m benchmarks.step
+
+One run measures, in turns, on this machine: updates of `configs/clip/shapes.py` through `make_train_step` (skipping of bad
+updates, counters, metrics, donation) and through the shortest jitted step that trains the same model with the same
+optimiser; and examples a second out of the pipeline, alone.
+"""
+
+import importlib.util
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import optax
+
+from train_jax import config as config_lib
+from train_jax import optim, profiling, sharding
+from train_jax import task as task_lib
+from train_jax.data import pipeline, sources
+from train_jax.step import BROKEN, init_state, make_train_step
+
+ROUNDS, UPDATES = 5, 4
+
+
+def main() -> None:
+    spec = importlib.util.spec_from_file_location("config", Path(__file__).parents[1] / "configs/clip/shapes.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = config_lib.resolve(module.get_config())
+    task = task_lib.module(config).make(config, None)
+    source = sources.open_source(config.data.source, config.data.split)
+    size = config.data.batch_size
+    iterator = pipeline.train_iterator(source, task.example, batch_size=size, seed=0, process_index=0, process_count=1)
+    host_batch = next(iterator)
+    mesh = sharding.make_mesh(config.mesh)
+    peak = profiling.peak_flops(jax.devices())
+    batch = pipeline.to_device(host_batch, sharding.batch_sharding(mesh))
+    plain = {name: x for name, x in batch.items() if name != BROKEN}
+
+    with jax.set_mesh(mesh):
+        schedules = {}
+
+        def make_tx(params, axes):
+            tx, found = optim.make(config.optim, params, config.steps, axes)
+            schedules.update(found)
+            return tx
+
+        create, abstract, tx = init_state(task, make_tx, mesh, plain, seed=0)
+        shared = make_train_step(task, tx, mesh, abstract, seed=0, schedules=schedules)
+        state = create()
+
+        bare_tx = optax.chain(
+            optax.clip_by_global_norm(config.optim.clip),
+            optax.adamw(schedules["clip"], b2=config.optim.args.b2, weight_decay=config.optim.weight_decay),
+        )
+
+        @jax.jit
+        def bare(params, opt_state, batch, key):
+            grads = jax.grad(lambda p: task.loss(p, {}, batch, key, 0)[0])(params)
+            updates, opt_state = bare_tx.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
+        params = jax.tree.map(lambda x: x.copy(), state.params)
+        opt_state, key = bare_tx.init(params), jax.random.key(0)
+        seconds: dict[str, list[float]] = {"shared step": [], "bare step": []}
+        for turn in range(ROUNDS + 1):  # the first round compiles
+            begun = time.perf_counter()
+            for _ in range(UPDATES):
+                state, _ = shared(state, batch)
+            jax.block_until_ready(state)
+            middle = time.perf_counter()
+            for _ in range(UPDATES):
+                params, opt_state = bare(params, opt_state, plain, key)
+            jax.block_until_ready(params)
+            if turn:
+                seconds["shared step"].append((middle - begun) / UPDATES)
+                seconds["bare step"].append((time.perf_counter() - middle) / UPDATES)
+
+    begun = time.perf_counter()
+    batches = 8
+    for _ in range(batches):
+        next(iterator)
+    pipeline_rate = batches * size / (time.perf_counter() - begun)
+
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    machine = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({platform.machine()})"
+    print(f"{machine}, jax {jax.__version__}, batch {size}, {config.model.dtype}")
+    for name, value in median.items():
+        utilisation = "" if peak is None else f", MFU {profiling.mfu(task.flops * size, value, peak):.3f}"
+        print(f"{name:<12} {value * 1e3:8.1f} ms/update  {size / value:8.0f} examples/s{utilisation}")
+    print(f"shared / bare {median['shared step'] / median['bare step']:.3f}")
+    print(f"pipeline     {pipeline_rate:8.0f} examples/s ({config.data.source}: read, decode, tokenise; two threads)")
+
+
+if __name__ == "__main__":
+    main()
