@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import flax.linen as nn
 import numpy as np
 from ml_collections import ConfigDict
 
-from clip_jax.model import CLIP
 from train_jax.data.images import Preprocess
 from train_jax.data.images import normalize as normalize_pixels
 from train_jax.data.sources import DataError, Source
@@ -25,8 +25,12 @@ def defaults() -> ConfigDict:
     return c
 
 
-def factories(module: CLIP, tokenizer: Tokenizer, preprocess: Preprocess) -> Mapping[str, Callable]:
-    """Evaluator type -> `(options, context) -> evaluator`, for `train_jax.task.Task`."""
+def factories(module: nn.Module, tokenizer: Tokenizer, preprocess: Preprocess) -> Mapping[str, Callable]:
+    """Evaluator type -> `(options, context) -> evaluator`, for `train_jax.task.Task`.
+
+    Args:
+      module: has the methods `encode_image` and `encode_text` of `clip_jax.model.CLIP`.
+    """
 
     def embed_image(params, batch):
         pixels = normalize_pixels(batch["image"], preprocess.mean, preprocess.std)
@@ -77,7 +81,8 @@ def factories(module: CLIP, tokenizer: Tokenizer, preprocess: Preprocess) -> Map
         captions, owners = _captions(gallery)
         truths = None
         if source.is_true is not None:
-            truths = [{key: value for key, value in record.items() if key != "image"} for record in gallery]
+            records = (gallery[number] for number in range(len(gallery)))
+            truths = [{key: value for key, value in record.items() if key != "image"} for record in records]
         embed_images = _embedder(context, embed_image, image_example, options.batch_size)
         embed_texts = _embedder(context, embed_text, text_example, options.batch_size)
 

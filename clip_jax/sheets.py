@@ -112,7 +112,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, size: int, width: float) -> str:
+def _fit(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
     """The text, its middle left out if it is too wide: both ends of a path tell something."""
     text = " ".join(text.split())
     if draw.textlength(text, _font(size)) <= width:
@@ -144,7 +144,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --card: #26282c; --grey: #9ca3af; --good: #4ade80; --bad: #f87171 } }
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2rem 0 .6rem }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .9rem }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .9rem }
 figure { margin: 0; padding: .6rem; border-radius: .5rem; background: var(--card); border: 2px solid transparent }
 figure.right { border-color: var(--good) } figure.wrong { border-color: var(--bad) }
 img, .gone { width: 100%; aspect-ratio: 1; object-fit: contain; display: grid; place-items: center; color: var(--grey) }

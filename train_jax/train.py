@@ -23,7 +23,7 @@ from train_jax.data import pipeline, sources
 from train_jax.errors import ConfigError
 from train_jax.evaluate import Evaluations
 from train_jax.metrics import History, Writer, read
-from train_jax.step import BROKEN, init_state, make_train_step
+from train_jax.step import BROKEN, TrainState, init_state, make_train_step
 from train_jax.task import Task
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,9 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
                 for step in range(start + 1, config.steps + 1):
                     if profile and step == start + _PROFILED_STEPS[0]:
                         tracing.enter_context(profiling.trace(workdir / "profile"))
-                    state, metrics = step_fn(state, next(batches))
+                    with _saving_on_error(checkpoints, step - 1, state, batches):
+                        batch = next(batches)
+                    state, metrics = step_fn(state, batch)
                     if profile and step == start + _PROFILED_STEPS[1]:
                         jax.block_until_ready(state)
                         tracing.close()
@@ -141,7 +143,7 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
                         _check_streak(metrics, config, step, checkpoints.latest)
                     names = evaluations.due(step)
                     if names:
-                        with clock.paused():
+                        with clock.paused(), _saving_on_error(checkpoints, step, state, batches):
                             found, images = evaluations.run(names, state)
                         writer.write(step, found)
                         writer.images(step, images)
@@ -179,6 +181,17 @@ class _Clock:
         begun = time.perf_counter()
         yield
         self._since += time.perf_counter() - begun
+
+
+@contextlib.contextmanager
+def _saving_on_error(checkpoints: Checkpoints, step: int, state: TrainState, batches: pipeline.prefetch):
+    """What training has done so far outlives unreadable data and a failed evaluation."""
+    try:
+        yield
+    except Exception:
+        if step:
+            checkpoints.save(step, state, batches)
+        raise
 
 
 def _without(batch: dict) -> dict:

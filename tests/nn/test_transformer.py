@@ -25,9 +25,13 @@ def x():
 @pytest.fixture(scope="module")
 def params(x):
     """Unrolled parameters, biases and scales too drawn at random: zeros and ones would hide mistakes."""
-    made = nn.unbox(make().init(jax.random.key(0), x))["params"]
+    made = nn.unbox(jax.jit(make().init)(jax.random.key(0), x))["params"]
     draw = np.random.default_rng(1)
     return jax.tree.map(lambda p: np.asarray(p) + 0.1 * draw.standard_normal(p.shape).astype(np.float32), made)
+
+
+def apply(module, variables, *args):
+    return jax.jit(lambda variables: module.apply(variables, *args))(variables)
 
 
 def stacked(params):
@@ -72,24 +76,24 @@ def twin(x, params, *, causal=False, eps=1e-5, activation=lambda v: v * 0.5 * (1
 @pytest.mark.parametrize("causal", [False, True])
 def test_blocks_equal_their_twin(x, params, causal):
     mask = causal_mask(LENGTH) if causal else None
-    np.testing.assert_allclose(make().apply({"params": params}, x, mask), twin(x, params, causal=causal), atol=1e-5)
+    np.testing.assert_allclose(apply(make(), {"params": params}, x, mask), twin(x, params, causal=causal), atol=1e-5)
 
 
 def test_activation_reaches_the_mlp(x, params):
-    found = make(activation="quick_gelu").apply({"params": params}, x)
+    found = apply(make(activation="quick_gelu"), {"params": params}, x)
     np.testing.assert_allclose(found, twin(x, params, activation=lambda v: v / (1 + math.exp(-1.702 * v))), atol=1e-5)
 
 
 def test_eps_reaches_every_norm(x, params):
     small = 1e-2 * x
-    found = make(eps=1e-2).apply({"params": params}, small)
+    found = apply(make(eps=1e-2), {"params": params}, small)
     np.testing.assert_allclose(found, twin(small, params, eps=1e-2), atol=1e-5)
     assert np.abs(found - twin(small, params)).max() > 0.1, "this input would not show a forgotten eps"
 
 
 def test_causal_mask_hides_the_future(x, params):
     changed = x.at[:, 3:].add(1)
-    before, after = (make().apply({"params": params}, v, causal_mask(LENGTH)) for v in (x, changed))
+    before, after = (apply(make(), {"params": params}, v, causal_mask(LENGTH)) for v in (x, changed))
     np.testing.assert_array_equal(before[:, :3], after[:, :3])
     assert not np.allclose(before[:, 3:], after[:, 3:])
 
@@ -116,8 +120,8 @@ def test_scanned_equals_unrolled_whatever_is_recomputed(x, params, remat):
 def saved_bytes(remat, x, params):
     """Size of what the backward pass keeps of the forward pass."""
     module = make(remat=remat)
-    _, back = jax.vjp(lambda p: module.apply({"params": p}, x), params)
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(back))
+    _, back = jax.eval_shape(lambda p: jax.vjp(lambda q: module.apply({"params": q}, x), p), params)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(back))
 
 
 def test_remat_saves_less(params):
@@ -127,7 +131,7 @@ def test_remat_saves_less(params):
 
 
 def test_scanned_layers_begin_differently(x):
-    kernel = nn.unbox(make(scan=True).init(jax.random.key(0), x))["params"]["blocks"]["mlp_in"]["kernel"]
+    kernel = nn.unbox(jax.jit(make(scan=True).init)(jax.random.key(0), x))["params"]["blocks"]["mlp_in"]["kernel"]
     assert kernel.shape[0] == DEPTH
     assert not np.allclose(kernel[0], kernel[1])
 
@@ -136,9 +140,10 @@ def test_scanned_layers_begin_differently(x):
 def test_dropout_acts_in_training_alone_and_on_every_layer_apart(x, params, scan):
     module = make(dropout=0.5, scan=scan)
     given = {"params": stacked(params) if scan else params}
-    calm = module.apply(given, x)
+    calm = apply(module, given, x)
     np.testing.assert_allclose(calm, twin(x, params), atol=1e-5)
-    draws = [module.apply(given, x, None, False, rngs={"dropout": jax.random.key(n)}) for n in (0, 0, 1)]
+    noisy = jax.jit(lambda seed: module.apply(given, x, None, False, rngs={"dropout": jax.random.key(seed)}))
+    draws = [noisy(seed) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.allclose(draws[0], draws[2])
     assert not np.allclose(draws[0], calm)
@@ -146,9 +151,9 @@ def test_dropout_acts_in_training_alone_and_on_every_layer_apart(x, params, scan
 
 def test_bfloat16_computes_short_and_keeps_float32_parameters(x, params):
     module = make(dtype=jnp.bfloat16)
-    made = nn.unbox(module.init(jax.random.key(0), x))["params"]
+    made = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype("float32")}
-    found = module.apply({"params": params}, x.astype(jnp.bfloat16))
+    found = apply(module, {"params": params}, x.astype(jnp.bfloat16))
     assert found.dtype == jnp.bfloat16
     exact = twin(x, params)
     assert np.abs(np.asarray(found, np.float64) - exact).max() < 0.05 * np.abs(exact).max()

@@ -1,15 +1,23 @@
 """The whole loop on the toy task: a run directory that describes itself, exact resumption, clear refusals."""
 
+import contextlib
+import dataclasses
 import hashlib
 import json
+import os
+import signal
 
 import jax
 import numpy as np
 import pytest
+import toy_task
 from drive_toy import config
 from ml_collections import ConfigDict
 
 import train_jax
+from train_jax import metrics
+from train_jax.data.images import BrokenSample
+from train_jax.data.sources import DataError
 from train_jax.errors import ConfigError
 
 TIMES = ("time", "steps_per_second", "examples_per_second", "mfu")
@@ -51,8 +59,7 @@ def test_history_holds_training_and_evaluation(whole):
 def test_a_run_in_two_parts_equals_a_whole_one(whole, tmp_path):
     train_jax.run(config(checkpoint={"every": 7}, steps=40), tmp_path / "reference")  # its schedule is the same
     part = config()
-    stopped = _stop_after(23)
-    with stopped:
+    with _stop_after(23):
         train_jax.run(part, tmp_path / "parts")
     assert numbers(tmp_path / "parts")[-1]["step"] < 40
     train_jax.run(part, tmp_path / "parts")
@@ -60,33 +67,19 @@ def test_a_run_in_two_parts_equals_a_whole_one(whole, tmp_path):
     assert numbers(tmp_path / "reference") == numbers(whole[0]), "checkpoints do not change a run"
 
 
+@contextlib.contextmanager
 def _stop_after(step):
-    """Makes the process believe that it was asked to stop after this update."""
-    import contextlib
-    import os
-    import signal
+    """Sends this process SIGTERM when it has logged this update."""
+    write = metrics.Writer.write
 
-    import toy_task
+    def write_and_stop(self, at, values):
+        write(self, at, values)
+        if at == step:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    @contextlib.contextmanager
-    def patched():
-        from train_jax import metrics
-
-        write = metrics.Writer.write
-
-        def write_and_stop(self, at, values):
-            write(self, at, values)
-            if at == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        metrics.Writer.write = write_and_stop
-        try:
-            yield
-        finally:
-            metrics.Writer.write = write
-
-    assert toy_task
-    return patched()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics.Writer, "write", write_and_stop)
+        yield
 
 
 def test_another_mesh_goes_on_where_this_one_stopped(whole, tmp_path):
@@ -110,29 +103,62 @@ def test_a_finished_run_is_not_trained_further(whole):
     assert numbers(whole[0]) == before
 
 
-def test_nan_in_the_loss_ends_the_run_with_advice_and_keeps_the_checkpoints(tmp_path):
-    import toy_task
-
-    poisoned = toy_task.TASK.loss
-
-    def make(c, workdir):
-        import dataclasses
-
+def test_nan_in_the_loss_ends_the_run_with_advice_and_keeps_the_checkpoints(tmp_path, monkeypatch):
+    def poisoned(c, workdir):
         def loss(params, extra, batch, rng, step):
-            value, aux = poisoned(params, extra, batch, rng, step)
+            value, aux = toy_task.loss(params, extra, batch, rng, step)
             return jax.numpy.where(step >= 12, jax.numpy.nan, value), aux
 
         return dataclasses.replace(original(c, workdir), loss=loss)
 
-    original, toy_task.make = toy_task.make, make
-    try:
-        with pytest.raises(FloatingPointError, match="checkpoint of step 10 is intact.*lower|.*Lower"):
-            train_jax.run(config(optim={"max_skipped": 5}, checkpoint={"every": 10}), tmp_path)
-    finally:
-        toy_task.make = original
+    original = toy_task.make
+    monkeypatch.setattr(toy_task, "make", poisoned)
+    with pytest.raises(FloatingPointError, match=r"checkpoint of step 10 is intact.*Lower config\.optim\.lr"):
+        train_jax.run(config(optim={"max_skipped": 5}, checkpoint={"every": 10}), tmp_path)
     assert (tmp_path / "checkpoints" / "10").is_dir()
     rows = numbers(tmp_path)
     assert [row["skipped"] for row in rows] == [0] * 12 + [1, 2, 3, 4, 5]
+
+
+def test_what_was_trained_outlives_a_failed_evaluation(whole, tmp_path, monkeypatch):
+    def failing(c, workdir):
+        def evaluator(options, context):
+            def evaluate(params, extra):
+                raise OSError("the evaluation's pictures are gone")
+
+            return evaluate
+
+        return dataclasses.replace(original(c, workdir), evaluators={"norm": evaluator})
+
+    original = toy_task.make
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_task, "make", failing)
+        with pytest.raises(OSError, match="pictures are gone"):
+            train_jax.run(config(checkpoint={"every": 1000}), tmp_path)
+    assert (tmp_path / "checkpoints" / "20").is_dir()
+    train_jax.run(config(), tmp_path)
+    assert [row for row in numbers(tmp_path) if row["step"] > 20] == [
+        row for row in numbers(whole[0]) if row["step"] > 20
+    ]
+
+
+def test_what_was_trained_outlives_unreadable_data(tmp_path, monkeypatch):
+    def failing(c, workdir):
+        def example(record, rng):
+            seen.append(record["id"])
+            if len(seen) > 200:
+                raise BrokenSample("gone")
+            return toy_task.example(record, rng)
+
+        return dataclasses.replace(original(c, workdir), example=example)
+
+    seen: list[str] = []
+    original = toy_task.make
+    monkeypatch.setattr(toy_task, "make", failing)
+    with pytest.raises(DataError, match="broken samples in a row"):
+        train_jax.run(config(checkpoint={"every": 1000}, steps=400), tmp_path)
+    last = numbers(tmp_path)[-1]["step"]
+    assert last >= 1 and (tmp_path / "checkpoints" / str(last)).is_dir()
 
 
 @pytest.mark.parametrize(
@@ -150,21 +176,13 @@ def test_mistakes_leave_no_run_directory(changes, words, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_artifacts_are_written_with_their_hashes(tmp_path):
-    import dataclasses
-
-    import toy_task
-
-    original = toy_task.make
-
+def test_artifacts_are_written_with_their_hashes(tmp_path, monkeypatch):
     def make(c, workdir):
         return dataclasses.replace(original(c, workdir), artifacts={"tokenizer.json": "{}"})
 
-    toy_task.make = make
-    try:
-        train_jax.run(config(steps=3), tmp_path)
-    finally:
-        toy_task.make = original
+    original = toy_task.make
+    monkeypatch.setattr(toy_task, "make", make)
+    train_jax.run(config(steps=3), tmp_path)
     assert (tmp_path / "tokenizer.json").read_text() == "{}"
     hashes = json.loads((tmp_path / "artifacts.json").read_text())
     assert hashes == {"tokenizer.json": hashlib.sha256(b"{}").hexdigest()}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import Sharding
 
 from train_jax.data.images import BrokenSample
@@ -43,40 +44,62 @@ class _Examples:
         )
 
 
-def train_iterator(
-    source: Source,
-    example: Callable,
-    *,
-    batch_size: int,
-    seed: int,
-    process_index: int,
-    process_count: int,
-    workers: int = 0,
-) -> grain.DatasetIterator:
-    """An endless iterator over this host's rows of shuffled batches; its state is a checkpointable position.
+class train_iterator:
+    """An endless iterator over this host's rows of shuffled batches; its state is the number of batches drawn.
 
     Args:
       example: `(record, rng) -> dict of arrays`; `rng` depends on the seed and the place in the stream alone.
       batch_size: rows over all hosts; `process_count` must divide it.
       workers: processes that read and decode; 0: threads of this one. The stream is the same.
 
-    Each batch carries under `_broken` how many broken records were passed over for each row.
+    Each batch carries under `_broken` how many broken records were passed over for each row. A state can be taken up
+    with other workers and on another number of hosts.
     """
-    if batch_size % process_count:
-        raise ValueError(f"batch_size = {batch_size} cannot be split over {process_count} processes")
-    stream = (
-        grain.MapDataset.range(len(source))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(_Examples(source, example))
-        .batch(batch_size // process_count)[process_index::process_count]
-    )
-    threads = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    if workers == 0:
-        return iter(stream.to_iter_dataset(threads))
-    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return iter(stream.to_iter_dataset(threads).mp_prefetch(options))
+
+    def __init__(
+        self,
+        source: Source,
+        example: Callable,
+        *,
+        batch_size: int,
+        seed: int,
+        process_index: int,
+        process_count: int,
+        workers: int = 0,
+    ):
+        if batch_size % process_count:
+            raise ValueError(f"batch_size = {batch_size} cannot be split over {process_count} processes")
+        self._stream = (
+            grain.MapDataset.range(len(source))
+            .seed(seed)
+            .shuffle()
+            .repeat()
+            .random_map(_Examples(source, example))
+            .batch(batch_size // process_count)[process_index::process_count]
+        )
+        self._workers = workers
+        self.set_state({"batches": 0})
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch = next(self._iterator)
+        self._drawn += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        return {"batches": self._drawn}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self._drawn = state["batches"]
+        threads = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        rest = self._stream[self._drawn :].to_iter_dataset(threads)
+        if self._workers:
+            if not flags.FLAGS.is_parsed():  # grain reads absl's flags, which no one parses in a script or notebook
+                flags.FLAGS.mark_as_parsed()
+            rest = rest.mp_prefetch(grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2))
+        self._iterator = iter(rest)
 
 
 def eval_batches(
@@ -114,7 +137,7 @@ class prefetch:
     """
 
     def __init__(
-        self, iterator: grain.DatasetIterator, to_device: Callable, *, max_broken: float = 1.0, depth: int = 2
+        self, iterator: train_iterator, to_device: Callable, *, max_broken: float = 1.0, depth: int = 2
     ):
         self._iterator, self._to_device, self._max_broken = iterator, to_device, max_broken
         self._ahead: collections.deque = collections.deque()

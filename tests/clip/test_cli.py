@@ -1,0 +1,280 @@
+"""The command line as a user meets it: what it prints, writes and returns, and how it says that something is wrong."""
+
+import html.parser
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_jax import cli, sheets
+from clip_jax.search import Hit, Index, search
+
+
+def clip_jax(*arguments, capsys):
+    """Exit code, standard output and standard error of one command."""
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    found = capsys.readouterr()
+    return code, found.out, found.err
+
+
+@pytest.fixture
+def run(capsys):
+    return lambda *arguments: clip_jax(*arguments, capsys=capsys)
+
+
+def one_line(error: str) -> str:
+    assert len(error.strip().splitlines()) == 1 and "Traceback" not in error, error
+    return error
+
+
+@pytest.fixture
+def folder(tmp_path, captions, drawn):
+    folder = tmp_path / "my photos"
+    folder.mkdir()
+    for caption in captions:
+        drawn(caption).save(folder / f"{caption}.png")
+    drawn(captions[0]).save(folder / "<b>bold<i> & 'co'.png")
+    return folder
+
+
+@pytest.fixture
+def index(run, tiny, folder, tmp_path):
+    assert run("index", folder, "--model", tiny[1], "--out", tmp_path / "index")[0] == 0
+    return tmp_path / "index"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# classify
+
+
+def test_classify_prints_the_model_s_probabilities(run, tiny, trained, folder):
+    files = [folder / "a red circle.png", folder / "a blue square.png"]
+    labels = ["red circle", "blue square", "green triangle"]
+    expected = trained.classify(files, labels, ["a {}", "a photo of a {}."])
+    options = (
+        "--labels",
+        "red circle, blue square ,,green triangle",
+        "--template",
+        "a {}",
+        "--template",
+        "a photo of a {}.",
+    )
+    code, out, _ = run("classify", *files, "--model", tiny[1], *options, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert [row["image"] for row in found] == [str(file) for file in files]
+    for row, wanted in zip(found, expected, strict=True):
+        assert list(row["probabilities"]) == labels
+        np.testing.assert_allclose(list(row["probabilities"].values()), wanted, rtol=1e-5)
+
+    code, out, _ = run("classify", *files, "--model", tiny[1], *options, "--top", "2")
+    lines = out.splitlines()
+    assert code == 0 and len(lines) == 2 * 4
+    best = int(expected[0].argmax())
+    assert lines[0] == str(files[0])
+    assert lines[1].split("%")[0].split() == [*labels[best].split(), f"{100 * expected[0, best]:.2f}"]
+    assert "the other 1" in lines[3]
+
+
+def test_labels_from_a_file(run, tiny, folder, tmp_path):
+    (tmp_path / "labels.txt").write_text("red circle\n\nblue, or green, square\nred circle\n")
+    options = ("--model", tiny[1], "--labels", f"@{tmp_path / 'labels.txt'}", "--json")
+    code, out, _ = run("classify", folder / "a red circle.png", *options)
+    assert code == 0 and list(json.loads(out)[0]["probabilities"]) == ["red circle", "blue, or green, square"]
+
+
+def test_classify_goes_on_after_a_broken_picture(run, tiny, folder, tmp_path):
+    (tmp_path / "broken.jpg").write_text("no picture")
+    options = ("--model", tiny[1], "--labels", "cat,dog")
+    code, out, error = run("classify", tmp_path / "broken.jpg", folder / "a red circle.png", *options)
+    assert code == 2 and "a red circle.png" in out
+    assert "left out" in one_line(error) and "broken.jpg: not a readable picture" in error
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["nowhere.jpg", "--labels", "cat"], "no picture can be read; nowhere.jpg: No such file"),
+        (["PICTURE", "--labels", " , "], "names no label"),
+        (["PICTURE", "--labels", "@nowhere.txt"], "nowhere.txt: No such file"),
+        (["PICTURE", "--labels", "cat", "--template", "a photo"], "'a photo' has no {}"),
+        (["PICTURE", "--labels", "cat", "--top", "0"], "--top 0 must be at least 1"),
+        (["PICTURE", "--labels", "cat", "--model", "nowhere"], "nowhere: no such folder. load opens run directories"),
+    ],
+)
+def test_mistakes_in_classify_are_one_line(run, tiny, folder, arguments, words):
+    arguments = [folder / "a red circle.png" if a == "PICTURE" else a for a in arguments]
+    code, out, error = run("classify", *([] if "--model" in arguments else ["--model", tiny[1]]), *arguments)
+    assert code == 2 and out == "" and words in one_line(error) and error.startswith("clip-jax classify: error: ")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# index
+
+
+def test_index_reports_what_it_did(run, tiny, folder, tmp_path):
+    (folder / "notes.txt").touch()
+    (folder / "cut.png").write_bytes((folder / "a red circle.png").read_bytes()[:60])
+    command = ("index", folder, "--model", tiny[1], "--out", tmp_path / "index")
+    code, out, error = run(*command)
+    assert code == 0 and "index:" in error and "14/14" in error, "a progress bar"
+    assert "13 picture(s): 13 encoded now, 0 from before" in out
+    assert "1 other file(s) left out: 1 .txt" in out
+    assert "1 file(s) cannot be read" in out and "cut.png: not a readable picture" in out
+    (folder / "a red circle.png").unlink()
+    _, out, _ = run(*command)
+    assert "12 picture(s): 0 encoded now, 12 from before, 1 dropped" in out
+
+
+def test_mistakes_in_index_are_one_line(run, tiny, folder, tmp_path):
+    code, _, error = run("index", tmp_path / "nowhere", "--model", tiny[1], "--out", tmp_path / "index")
+    assert code == 2 and "nowhere: no such folder" in one_line(error)
+    (tmp_path / "empty").mkdir()
+    code, _, error = run("index", tmp_path / "empty", "--model", tiny[1], "--out", tmp_path / "index")
+    assert code == 2 and "empty: no pictures" in one_line(error)
+    code, _, error = run("index", folder, "--model", tiny[1], "--out", folder)
+    assert code == 2 and "is no index" in one_line(error)
+    code, _, error = run("index", folder, "--model", tiny[1], "--out", tmp_path / "index", "--batch-size", "0")
+    assert code == 2 and "--batch-size 0" in one_line(error)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# search
+
+
+def test_search_prints_the_closest_pictures(run, index, trained, folder):
+    names = sorted(p.name for p in folder.iterdir())
+    scores = trained.encode_image([folder / name for name in names]) @ trained.encode_text(["a blue square"])[0]
+    order = np.argsort(-scores, kind="stable")[:4]
+    code, out, _ = run("search", index, "a blue square", "--top", "4", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["query"] == "a blue square"
+    np.testing.assert_allclose([hit["score"] for hit in found["hits"]], scores[order], atol=1e-6)
+    code, out, _ = run("search", index, "a blue square", "--top", "4")
+    assert [line.split("/")[-1] for line in out.splitlines()] == [hit["path"].split("/")[-1] for hit in found["hits"]]
+    code, out, _ = run("search", index, "--image", folder / "a blue square.png", "--top", "1")
+    assert code == 0 and out.split()[:2] == ["1", "1.000"] and out.strip().endswith("a blue square.png")
+
+
+class Page(html.parser.HTMLParser):
+    """The elements and the text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.words = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_search_writes_a_page_that_needs_no_other_file(run, index, tmp_path):
+    query = "<script>alert('a red circle')</script> & more"
+    code, _, error = run("search", index, query, "--top", "13", "--html", tmp_path / "hits.html")
+    assert code == 0 and "wrote" in error
+    text = (tmp_path / "hits.html").read_text("utf-8")
+    page = Page(text)
+    known = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "div", "figure", "img", "figcaption", "span"}
+    assert {tag for tag, _ in page.elements} <= known, "names and query brought no elements"
+    pictures = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert len(pictures) == 13 and all(p["src"].startswith("data:image/png;base64,") for p in pictures)
+    assert query in page.words and "<b>bold<i> & 'co'.png" in [p["alt"] for p in pictures]
+    assert "http" not in text and "url(" not in text
+
+
+def test_search_writes_a_contact_sheet(run, index, tmp_path, trained, folder):
+    code, _, _ = run("search", index, "a red circle", "--top", "9", "--png", tmp_path / "hits.png")
+    assert code == 0
+    with Image.open(tmp_path / "hits.png") as sheet:
+        sheet.load()
+        assert sheet.format == "PNG" and sheet.mode == "RGB" and 600 < sheet.width < 1000 and 600 < sheet.height < 1100
+        found = {colour for _, colour in sheet.getcolors(2**20)}
+    for hit in search(
+        Index.open(index), trained, text="a red circle", top=9
+    ):  # the colour of each picture's shape is somewhere on the sheet
+        colour = Image.open(hit.path).convert("RGB").getpixel((12, 14))
+        assert any(np.abs(np.subtract(colour, other)).max() <= 4 for other in found), hit
+
+
+def test_a_picture_that_is_gone_is_still_listed(run, index, folder, tmp_path):
+    (folder / "a red circle.png").unlink()
+    outputs = ("--html", tmp_path / "hits.html", "--png", tmp_path / "hits.png")
+    code, out, _ = run("search", index, "a red circle", "--top", "13", *outputs)
+    assert code == 0 and "a red circle.png" in out
+    assert "not readable" in (tmp_path / "hits.html").read_text("utf-8")
+
+
+def test_an_unfinished_index_says_so(run, index):
+    text = (index / "meta.json").read_text().replace('"complete": true', '"complete": false')
+    (index / "meta.json").write_text(text)
+    code, out, error = run("search", index, "a red circle", "--top", "2")
+    assert code == 0 and len(out.splitlines()) == 2
+    assert "is unfinished (13 pictures so far)" in one_line(error)
+
+
+def test_mistakes_in_search_are_one_line(run, index, folder, tmp_path, tiny):
+    picture = folder / "a red circle.png"
+    for arguments, words in (
+        ((tmp_path / "nowhere", "x"), "no index here; make one with"),
+        ((folder, "x"), "is no index"),
+        ((index,), "give a text or --image FILE"),
+        ((index, "x", "--image", picture), "give a text or --image FILE"),
+        ((index, "--image", tmp_path / "nowhere.jpg"), "nowhere.jpg: not a readable picture"),
+        ((index, "x", "--top", "0"), "--top 0"),
+        ((index, "x", "--model", tmp_path / "nowhere"), "is not there: name it with --model"),
+        ((index, "x", "--png", tmp_path / "no" / "x.png"), "x.png: No such file or directory"),
+    ):
+        code, _, error = run("search", *arguments)
+        assert code == 2 and words in one_line(error), error
+    meta = json.loads((index / "meta.json").read_text())
+    (index / "meta.json").write_text(json.dumps(meta | {"fingerprint": "0" * 64}))
+    code, _, error = run("search", index, "x")
+    assert code == 2 and "made with other weights" in one_line(error) and "0" * 16 in error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Help, and the sheets by themselves
+
+
+@pytest.mark.parametrize("command", [(), ("classify",), ("index",), ("search",)])
+def test_help_shows_examples(run, command):
+    code, out, _ = run(*command, "--help")
+    assert code == 0 and "examples:" in out and f"clip-jax {' '.join(command)}".strip() in out
+
+
+def test_wrong_commands_are_refused_before_jax_is_loaded():
+    for arguments in (["bogus"], [], ["index"]):
+        code = f"import sys; sys.argv = ['clip-jax'] + {arguments!r}\nfrom clip_jax import cli\ntry: cli.main()\n"
+        code += "finally: assert 'jax' not in sys.modules"
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert found.returncode == 2 and "usage:" in found.stderr and "Traceback" not in found.stderr, found.stderr
+
+
+def test_sheets_show_what_is_right_and_wrong(tmp_path):
+    Image.new("RGB", (300, 100), (10, 200, 10)).save(tmp_path / "wide.png")
+    cells = [
+        sheets.Cell(tmp_path / "wide.png", "a very long name " * 9, "0.5", True),
+        sheets.Cell(Image.new("RGB", (8, 8), (200, 0, 200)), "name", "0.4", False),
+        sheets.Cell(tmp_path / "gone.png", "gone"),
+    ]
+    section = sheets.Section("title " * 60, cells)
+    sheet = np.asarray(sheets.contact_sheet([section, section], columns=2, size=100))
+    assert sheet.dtype == np.uint8 and sheet.shape[2] == 3
+    for colour in ((10, 200, 10), (200, 0, 200), (0x15, 0x80, 0x3D), (0xB9, 0x1C, 0x1C)):
+        assert (sheet == colour).all(axis=2).any(), colour
+    green = np.argwhere((sheet == (10, 200, 10)).all(axis=2))
+    first = green[green[:, 0] < len(sheet) / 2]
+    assert np.ptp(first[:, 1]) + 1 == 100 and np.ptp(first[:, 0]) + 1 == 33, "it keeps its aspect"
+    page = Page(sheets.page("t", [section]))
+    assert [a["class"] for t, a in page.elements if t == "figure" and a] == ["right", "wrong"]
+    hits = [Hit(tmp_path / "a" / "b.png", 0.25)]
+    assert sheets.hits_section("q", hits, tmp_path).cells[0].name == "a/b.png"

@@ -1,0 +1,227 @@
+"""The evaluators against counting by hand, with embeddings that are planted, on one device and on eight."""
+
+import io
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from clip_jax import evaluators
+from train_jax import sharding
+from train_jax.data.images import Preprocess
+from train_jax.data.sources import DataError, Source
+from train_jax.data.text import Tokenizer
+from train_jax.errors import ConfigError
+from train_jax.evaluate import Context
+from train_jax.task import Task
+
+NAMES = ("ant", "bee", "cat", "dog", "eel", "fox")
+TEMPLATES = ("a {}", "the {}")
+WORDS = [*NAMES, "a", "the", "photo", "of", "two", "thing"]
+DIM = 8
+TOKENIZER = Tokenizer.train(WORDS, 700, 8)
+
+
+TRACED = []  # each time an image encoder is traced, and so compiled
+
+
+class Planted(nn.Module):
+    """In place of CLIP: an image is the row that its first pixel chooses, a text the weighted sum of its tokens' rows."""
+
+    def setup(self):
+        self.images = self.param("images", nn.initializers.zeros_init(), (256, DIM))
+        self.tokens = self.param("tokens", nn.initializers.zeros_init(), (TOKENIZER.vocab_size, DIM))
+
+    def encode_image(self, pixels):
+        TRACED.append(pixels.shape)
+        return unit(self.images[jnp.round((pixels[:, 0, 0, 0] * 0.5 + 0.5) * 255).astype(jnp.int32)])
+
+    def encode_text(self, ids):
+        weights = (ids != 0) * jnp.arange(1.0, ids.shape[1] + 1)[None]
+        return unit(jnp.einsum("bl,bld->bd", weights, self.tokens[ids]))
+
+
+def unit(x):
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def params(seed=0):
+    draw = np.random.default_rng(seed)
+    tokens = draw.standard_normal((TOKENIZER.vocab_size, DIM)).astype(np.float32)
+    return {"clip": {"images": draw.standard_normal((256, DIM)).astype(np.float32), "tokens": tokens}}
+
+
+def image(number):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (number, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def records(count=37, seed=1):
+    """Some without a label, with one to four captions, many of which occur under several images."""
+    draw = np.random.default_rng(seed)
+    return [
+        {
+            "image": image(number),
+            "captions": [" ".join(draw.choice(WORDS, 2)) for _ in range(draw.integers(1, 5))],
+            "id": str(number),
+            "label": int(draw.integers(-1, len(NAMES))),
+        }
+        for number in range(count)
+    ]
+
+
+def _never(*args):
+    raise AssertionError("an evaluator has no use for this")
+
+
+def context(source, devices=8):
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 2 if devices == 8 else 1, "tensor": 1}, jax.devices()[:devices])
+
+    class Fake(Context):
+        def source(self, name, split):
+            assert (name, split) == ("", "test")
+            return source
+
+    return Fake(mesh, ConfigDict(), Task(init=_never, loss=_never, example=_never))
+
+
+def evaluate(kind, source, weights, devices=8, **options):
+    full = evaluators.defaults()[kind]
+    full.update({"batch_size": 10} | options)
+    preprocess = Preprocess(4, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    factory = evaluators.factories(Planted(), TOKENIZER, preprocess)[kind]
+    with jax.set_mesh(context(source, devices).mesh):
+        metrics, images = factory(full, context(source, devices))(weights, {})
+    assert images == {}
+    return metrics
+
+
+def embed_texts(weights, texts):
+    tokens = weights["clip"]["tokens"].astype(np.float64)
+    rows = TOKENIZER.encode(texts)
+    found = np.stack([sum((place + 1) * tokens[i] for place, i in enumerate(row) if i != 0) for row in rows])
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def embed_images(weights, rows):
+    found = weights["clip"]["images"][[int(r["id"]) for r in rows]].astype(np.float64)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_zero_shot_counts_what_a_loop_counts(devices):
+    rows, weights = records(), params()
+    found = evaluate("zero_shot", Source("s", rows, NAMES), weights, devices, templates=TEMPLATES, per_class=True)
+    labelled = [r for r in rows if r["label"] >= 0]
+    assert 20 < len(labelled) < len(rows)
+    right, among, by_class = 0, 0, {name: [] for name in NAMES}
+    for row, vector in zip(labelled, embed_images(weights, labelled), strict=True):
+        scores = []
+        for name in NAMES:
+            mean = embed_texts(weights, [t.format(name) for t in TEMPLATES]).mean(0)
+            scores.append(vector @ mean / np.linalg.norm(mean))
+        order = list(np.argsort(scores)[::-1])
+        right += order[0] == row["label"]
+        among += row["label"] in order[:5]
+        by_class[NAMES[row["label"]]].append(order[0] == row["label"])
+    expected = {"top1": right / len(labelled), "top5": among / len(labelled), "images": len(labelled)}
+    expected |= {f"top1/{name}": np.mean(hits) for name, hits in by_class.items()}
+    assert found == pytest.approx(expected)
+
+
+def test_ensembling_averages_unit_vectors_of_sentences():
+    """A template whose sentences have long embeddings must not outweigh the others."""
+    rows = [{"image": image(n), "captions": ["a ant"], "id": str(n), "label": n % 2} for n in range(8)]
+    weights = params()
+    plain = evaluate("zero_shot", Source("s", rows, NAMES), weights, templates=TEMPLATES)
+    for scale in (1e-3, 1e3):
+        scaled = {"clip": jax.tree.map(lambda x, s=scale: x * s, weights["clip"])}
+        assert evaluate("zero_shot", Source("s", rows, NAMES), scaled, templates=TEMPLATES) == plain
+
+
+def test_few_classes_have_no_top5():
+    rows = [{"image": image(n), "captions": ["a ant"], "id": str(n), "label": n % 2} for n in range(3)]
+    assert set(evaluate("zero_shot", Source("s", rows, NAMES[:2]), params())) == {"top1", "images"}
+
+
+@pytest.mark.parametrize(
+    "source, options, error, words",
+    [
+        (Source("s", records()), {}, DataError, "s has no classes"),
+        (Source("s", [r | {"label": -1} for r in records(3)], NAMES), {}, DataError, "no record has a label"),
+        (Source("s", records(3), NAMES), {"templates": ("a thing",)}, ConfigError, "'a thing' has no {}"),
+        (Source("s", records(3), NAMES), {"templates": ()}, ConfigError, "needs templates"),
+    ],
+)
+def test_what_zero_shot_cannot_do_is_said_when_it_is_made(source, options, error, words):
+    with pytest.raises(error, match=words):
+        evaluate("zero_shot", source, params(), **options)
+
+
+def recalls_by_hand(rows, weights, is_true):
+    captions = list(dict.fromkeys(c for r in rows for c in r["captions"]))
+    similar = embed_texts(weights, captions) @ embed_images(weights, rows).T
+    relevant = np.array([[is_true(c, r) for r in rows] for c in captions])
+    expected = {"images": len(rows), "captions": len(captions)}
+    for name, scores, truth in (("text_to_image", similar, relevant), ("image_to_text", similar.T, relevant.T)):
+        # Rank of the best relevant item: how many are nearer than it.
+        ranks = [(s > s[t].max()).sum() if t.any() else np.inf for s, t in zip(scores, truth, strict=True)]
+        expected |= {f"{name}/r{k}": np.mean(np.array(ranks) < k) for k in (1, 5, 10)}
+    return expected
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("gallery", [0, 20])
+def test_retrieval_ranks_as_a_loop_does(devices, gallery):
+    rows, weights = records(), params()
+    found = evaluate("retrieval", Source("s", rows), weights, devices, gallery=gallery)
+    kept = rows[: gallery or None]
+    assert found == pytest.approx(recalls_by_hand(kept, weights, lambda c, r: c in r["captions"]))
+    assert found["captions"] < sum(len(r["captions"]) for r in kept), "equal captions are one"
+
+
+def test_retrieval_asks_the_source_what_is_true():
+    """A caption that nobody wrote under an image may be true of it all the same."""
+
+    def is_true(caption, record):
+        return len(caption) % 3 == int(record["id"]) % 3
+
+    rows, weights = records(), params()
+    found = evaluate("retrieval", Source("s", rows, is_true=is_true), weights)
+    assert found == pytest.approx(recalls_by_hand(rows[:1000], weights, is_true))
+    own = evaluate("retrieval", Source("s", rows), weights)
+    assert own["text_to_image/r1"] < found["text_to_image/r1"] < 1
+
+
+def test_a_small_gallery_leaves_out_ranks_that_mean_nothing():
+    rows = records(4)
+    found = evaluate("retrieval", Source("s", rows), params())
+    assert "text_to_image/r1" in found and "text_to_image/r5" not in found
+
+
+@pytest.mark.parametrize("value", [1.0, np.nan])
+def test_a_collapsed_model_is_graded_as_chance(value):
+    """Everything in one place, or no number at all: ties must not count as hits."""
+    rows = [{"image": image(n), "captions": [f"thing {n}"], "id": str(n), "label": n % 6} for n in range(60)]
+    weights = jax.tree.map(lambda x: np.full_like(x, value), params())
+    found = evaluate("retrieval", Source("s", rows), weights)
+    assert found["text_to_image/r10"] == pytest.approx(10 / 60)
+    assert found["image_to_text/r1"] == pytest.approx(1 / 60)
+    assert evaluate("zero_shot", Source("s", rows, NAMES), weights)["top1"] == pytest.approx(1 / 6)
+
+
+def test_a_second_evaluation_compiles_nothing():
+    source, weights = Source("s", records(12), NAMES), params()
+    where = context(source)
+    factory = evaluators.factories(Planted(), TOKENIZER, Preprocess(4))
+    made = [factory[kind](evaluators.defaults()[kind], where) for kind in ("zero_shot", "retrieval")]
+    with jax.set_mesh(where.mesh):
+        first = [one(weights, {})[0] for one in made]
+        traced = len(TRACED)
+        assert [one(weights, {})[0] for one in made] == first
+    assert len(TRACED) == traced

@@ -1,0 +1,244 @@
+"""CLIP as a task of the trainer: what an example holds, the loss on one device and on eight, options and their errors."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image, ImageOps
+
+from clip_jax import task as clip_task
+from train_jax import config as config_lib
+from train_jax import sharding
+from train_jax.data.images import BrokenSample, Preprocess, normalize
+from train_jax.data.text import Tokenizer
+from train_jax.errors import ConfigError
+
+SIZE, LENGTH = 16, 10
+SMALL = {
+    "task": "clip_jax.task",
+    "steps": 2,
+    "model": {
+        "embed_dim": 8,
+        "image": {"size": SIZE, "patch": 8, "width": 16, "depth": 1, "heads": 2},
+        "text": {"context_length": LENGTH, "width": 16, "depth": 1, "heads": 2},
+    },
+    "tokenizer": {"vocab_size": 600},
+}
+CAPTIONS = ["one red kite", "two blue kites above the sea", "a long story " * 5]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five pictures of two halves, left dark and right light, with three captions each."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rows = []
+    for number in range(5):
+        pixels = np.zeros((20, 40, 3), np.uint8) + np.uint8(20 * number)
+        pixels[:, 20:] = 230
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        rows.append(json.dumps({"file": f"{number}.png", "captions": CAPTIONS}))
+    (folder / "captions.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+def resolve(folder, **changes):
+    config = ConfigDict(SMALL | {"data": {"source": f"folder:{folder}", "batch_size": 8}})
+    for path, value in changes.items():
+        group = config
+        *parents, key = path.split("__")
+        for parent in parents:
+            if parent not in group:
+                group[parent] = ConfigDict()
+            group = group[parent]
+        group[key] = value
+    return config_lib.resolve(config)
+
+
+def record(folder, number=0, captions=CAPTIONS):
+    return {"image": (folder / f"{number}.png").read_bytes(), "captions": captions, "id": str(number)}
+
+
+def test_an_example_is_a_picture_and_one_of_its_captions(folder):
+    task = clip_task.make(resolve(folder), None)
+    tokenizer = Tokenizer.from_json(task.artifacts["tokenizer.json"], LENGTH)
+    seen = set()
+    for seed in range(30):
+        example = task.example(record(folder), np.random.default_rng(seed))
+        assert {name: (x.shape, x.dtype) for name, x in example.items()} == {
+            "image": ((SIZE, SIZE, 3), np.uint8),
+            "text": ((LENGTH,), np.int32),
+            "truncated": ((), bool),
+        }
+        text = tokenizer.decode(example["text"])
+        seen.add(text)
+        assert example["truncated"] == text.startswith("a long story")
+    assert len(seen) == 3
+    with Image.open(folder / "0.png") as image:
+        middle = image.convert("RGB").resize((32, 16), Image.Resampling.BICUBIC).crop((8, 0, 24, 16))
+    np.testing.assert_array_equal(example["image"], np.asarray(middle))
+
+
+def test_the_same_generator_gives_the_same_example(folder):
+    task = clip_task.make(resolve(folder, augment__scale=(0.3, 1.0), augment__flip=True), None)
+    first, second = (task.example(record(folder), np.random.default_rng(3)) for _ in range(2))
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_flips_mirror_half_of_the_pictures(folder):
+    plain = clip_task.make(resolve(folder), None)
+    flipping = clip_task.make(resolve(folder, augment__flip=True), None)
+    straight = plain.example(record(folder), np.random.default_rng(0))["image"]
+    mirrored = np.asarray(ImageOps.mirror(Image.fromarray(straight)))
+    found = [flipping.example(record(folder), np.random.default_rng(seed))["image"] for seed in range(40)]
+    turned = sum(np.array_equal(image, mirrored) for image in found)
+    assert turned + sum(np.array_equal(image, straight) for image in found) == 40
+    assert 10 < turned < 30
+
+
+def test_random_crops_differ_and_keep_the_shape(folder):
+    task = clip_task.make(resolve(folder, augment__scale=(0.2, 0.9)), None)
+    found = [task.example(record(folder), np.random.default_rng(seed))["image"] for seed in range(8)]
+    assert len({image.tobytes() for image in found}) > 1
+    assert {image.shape for image in found} == {(SIZE, SIZE, 3)}
+
+
+def test_a_broken_picture_is_said_to_be_broken(folder):
+    task = clip_task.make(resolve(folder), None)
+    with pytest.raises(BrokenSample):
+        task.example(record(folder) | {"image": b"no picture"}, np.random.default_rng(0))
+
+
+def batch(task, folder, count=8):
+    """Rows with many equal captions."""
+    rows = [task.example(record(folder, n % 5), np.random.default_rng(n)) for n in range(count)]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
+def test_one_device_equals_eight_for_loss_metrics_and_every_gradient(folder, loss, sizes):
+    changes = {"model__loss": loss, "model__image__stem": "conv", "model__image__width": 32, "model__image__pool": "mean"}
+    task = clip_task.make(resolve(folder, **changes), None)
+    data = batch(task, folder)
+    boxed, extra = jax.eval_shape(task.init, jax.random.key(0), data)
+    params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
+
+    def run(params, data):
+        return jax.value_and_grad(task.loss, has_aux=True)(params, {}, data, jax.random.key(1), jnp.asarray(0))
+
+    (value, (metrics, _)), grads = jax.jit(run)(params, data)
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)))
+    split = sharding.shardings(boxed, mesh)
+    with jax.set_mesh(mesh):
+        spread = jax.jit(
+            sharding.with_rules(run), in_shardings=(split, sharding.batch_sharding(mesh)), out_shardings=(None, split)
+        )
+        (found, (found_metrics, _)), found_grads = spread(params, data)
+    if sizes == (2, 2, 2):
+        kernel = found_grads["clip"]["text"]["transformer"]["blocks"]["mlp_in"]["kernel"]
+        assert kernel.sharding.shard_shape(kernel.shape) == (1, 8, 32), "split over fsdp and tensor"
+    np.testing.assert_allclose(found, value, rtol=1e-5)
+    assert jax.tree.map(float, found_metrics) == pytest.approx(jax.tree.map(float, metrics), rel=1e-5)
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        other = found_grads
+        for key in path:
+            other = other[key.key]
+        np.testing.assert_allclose(other, grad, rtol=1e-5, atol=1e-5, err_msg=str(path))
+
+
+def test_the_loss_is_that_of_its_parts(folder):
+    """Against the softmax loss in NumPy, from embeddings that the module gives for pixels normalised here."""
+    config = resolve(folder)
+    task = clip_task.make(config, None)
+    data = batch(task, folder)
+    params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
+    value, (metrics, extra) = task.loss(params, {}, data, jax.random.key(1), 0)
+    tokenizer = Tokenizer.from_json(task.artifacts["tokenizer.json"], LENGTH)
+    preprocess = Preprocess.from_json(task.artifacts["preprocess.json"])
+    module = clip_task.model.build(config.model, tokenizer.vocab_size, tokenizer.eos_id)
+    pixels = (data["image"] / 255 - np.array(preprocess.mean)) / np.array(preprocess.std)
+    np.testing.assert_allclose(normalize(data["image"], preprocess.mean, preprocess.std), pixels, atol=1e-5)
+    given = {"params": params["clip"]}
+    image = module.apply(given, jnp.asarray(pixels, jnp.float32), method="encode_image")
+    text = module.apply(given, jnp.asarray(data["text"]), method="encode_text")
+    logits = np.asarray(image, np.float64) @ np.asarray(text, np.float64).T / 0.07
+    equal = np.array([[np.array_equal(a, b) for b in data["text"]] for a in data["text"]])
+    assert equal.sum() > 8, "some captions are equal"
+    expected = 0
+    for axis in (0, 1):
+        log_p = logits - np.log(np.exp(logits).sum(axis, keepdims=True))
+        expected -= np.mean((equal * log_p).sum(axis) / equal.sum(axis)) / 2
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["truncated"], data["truncated"].mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["logit_scale"], 1 / 0.07, rtol=1e-5)
+    assert extra == {}
+
+
+def test_equal_captions_can_be_negatives(folder):
+    values = {}
+    for duplicates in ("positive", "negative"):
+        task = clip_task.make(resolve(folder, model__duplicates=duplicates), None)
+        data = batch(task, folder)
+        params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
+        values[duplicates] = float(task.loss(params, {}, data, jax.random.key(1), 0)[0])
+    assert values["positive"] != values["negative"]
+
+
+def test_dropout_draws_by_the_key_it_is_given(folder):
+    task = clip_task.make(resolve(folder, model__dropout=0.3), None)
+    data = batch(task, folder)
+    params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
+    loss = jax.jit(lambda seed: task.loss(params, {}, data, jax.random.key(seed), 0)[0])
+    assert loss(1) == loss(1) != loss(2)
+
+
+def test_a_run_directory_s_tokenizer_is_used_again(folder, tmp_path):
+    first = clip_task.make(resolve(folder), None).artifacts["tokenizer.json"]
+    (tmp_path / "tokenizer.json").write_text(first)
+    for caption in folder.glob("captions.jsonl"):
+        caption.write_text("\n".join(json.dumps({"file": f"{n}.png", "caption": "zebra zebra"}) for n in range(5)))
+    again = clip_task.make(resolve(folder), tmp_path).artifacts["tokenizer.json"]
+    assert Tokenizer.from_json(again).fingerprint == Tokenizer.from_json(first).fingerprint
+    assert clip_task.make(resolve(folder), None).artifacts["tokenizer.json"] != first
+
+
+def test_a_tokenizer_can_be_loaded(folder, tmp_path):
+    made = Tokenizer.train(["something else"], 560, LENGTH)
+    made.save(tmp_path / "mine.json")
+    task = clip_task.make(resolve(folder, tokenizer__path=str(tmp_path / "mine.json")), None)
+    assert Tokenizer.from_json(task.artifacts["tokenizer.json"], LENGTH).fingerprint == made.fingerprint
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model__activation": "relu"}, "activation = 'relu'"),
+        ({"model__image__heads": 5}, "heads = 5"),
+        ({"augment__scale": (0.0, 1.0)}, "augment.scale"),
+        ({"augment__scale": (0.9, 0.5)}, "augment.scale"),
+        ({"model__imgae__size": 5}, "did you mean config.model.image"),
+        ({"augment__flip": 1}, "augment.flip = 1 is a int"),
+    ],
+)
+def test_wrong_options_are_named(folder, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        clip_task.make(resolve(folder, **changes), None)
+
+
+@pytest.mark.parametrize("stem, pool", [("patch", "cls"), ("conv", "mean")])
+def test_flops_are_those_the_compiler_counts(folder, stem, pool):
+    """Of an unrolled model, forward; norms, softmax and activations come on top of the formula."""
+    changes = {"stem": stem, "pool": pool, "size": 64, "patch": 16, "width": 128, "depth": 2}
+    config = resolve(folder, model__scan=False, **{f"model__image__{key}": value for key, value in changes.items()})
+    config.model.text.update({"width": 128, "depth": 2})
+    module = clip_task.model.build(config.model, 600, 599)
+    images, ids = jnp.zeros((1, 64, 64, 3)), jnp.full((1, LENGTH), 599, jnp.int32)
+    params = sharding.unbox(jax.eval_shape(module.init, jax.random.key(0), images, ids))
+    counted = jax.jit(module.apply).lower(params, images, ids).compile().cost_analysis()["flops"]
+    assert clip_task.flops(config.model) / 3 == pytest.approx(counted, rel=0.06)
+    assert clip_task.flops(config.model) / 3 < counted
