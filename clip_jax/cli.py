@@ -35,7 +35,7 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 1 when interrupted or cut off, 2 for a mistake of the user."""
+    """Runs one command; returns the exit code: 0, or 2 for a mistake of the user (130 when interrupted, as shells have it)."""
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what a terminal cannot show
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         message = "interrupted" + ("; the same command goes on from here" if arguments.command == "index" else "")
         print(f"\nclip-jax: {message}", file=sys.stderr)
-        return 1
+        return 130
     print(f"clip-jax {arguments.command}: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 

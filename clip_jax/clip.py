@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -258,7 +259,11 @@ def load(path: str | Path, step: int | None = None) -> Clip:
         players, found_step = checkpoint.load_params(directory / "checkpoints", step)
     except (FileNotFoundError, checkpoint.CheckpointError) as error:
         raise LoadError(str(error)) from error
-    module = model_lib.build(config["model"], tokenizer.vocab_size, tokenizer.eos_id)
+    try:
+        module = model_lib.build(config["model"], tokenizer.vocab_size, tokenizer.eos_id)
+    except (ValueError, AttributeError) as error:
+        raise LoadError(f"{directory / 'config.json'} describes no model that can be built: {error}") from error
+    _check_shapes(module, players[_PLAYER], directory)
     return Clip.assemble(module, players[_PLAYER], tokenizer, preprocess, f"{path} (step {found_step})")
 
 
@@ -279,6 +284,26 @@ def _config(directory: Path) -> dict:
     if task != "clip_jax.task":
         raise LoadError(f"{directory} is a run of {task!r}, not of a CLIP ('clip_jax.task')")
     return config
+
+
+def _check_shapes(module: model_lib.CLIP, params, directory: Path) -> None:
+    """The parameters must be those of the model that the config describes."""
+
+    def shapes(tree) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+
+    size = module.vision.size
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, module.text.context_length), jnp.int32)
+    described = shapes(nn.unbox(jax.eval_shape(module.init, jax.random.key(0), images, ids)["params"]))
+    saved = shapes(params)
+    for path in sorted(described.keys() | saved.keys()):
+        if described.get(path) != saved.get(path):
+            raise LoadError(
+                f"{directory}: the parameter {path} is {described.get(path, 'absent')} by config.json and "
+                f"{saved.get(path, 'absent')} in the checkpoint: config.json is not the one that the weights were trained with"
+            )
 
 
 def _check_artifacts(directory: Path) -> None:

@@ -226,6 +226,12 @@ def test_wrong_preprocessing_is_refused(copy, clip):
         clip_jax.load(copy)
 
 
+def edit_model(directory, **changes):
+    config = json.loads((directory / "config.json").read_text())
+    config["model"].update(changes)
+    (directory / "config.json").write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize(
     "damage, words",
     [
@@ -242,6 +248,9 @@ def test_wrong_preprocessing_is_refused(copy, clip):
             "run of 'vqgan_jax.task', not of a CLIP",
         ),
         (lambda d: shutil.rmtree(d / "checkpoints"), "holds no checkpoint"),
+        (lambda d: edit_model(d, embed_dim=32), r"text/projection/kernel is \(16, 32\) by config.json and \(16, 16\)"),
+        (lambda d: edit_model(d, loss="sigmoid"), "logit_bias is .* by config.json and absent in the checkpoint"),
+        (lambda d: edit_model(d, activation="tanh"), "config.json describes no model that can be built: .*tanh"),
     ],
 )
 def test_a_damaged_run_directory_says_what_is_wrong(copy, damage, words):

@@ -182,10 +182,8 @@ def split(mesh_sizes, **changes):
     with_names = sharding.logical_axes(boxed)
     found = {}
     leaves = jax.tree_util.tree_leaves_with_path(sharding.shardings(boxed, mesh))
-    shapes = dict(
-        (sharding.path_name(path), leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(sharding.unbox(boxed))
-    )
+    plain = jax.tree_util.tree_leaves_with_path(sharding.unbox(boxed))
+    shapes = {sharding.path_name(path): leaf.shape for path, leaf in plain}
     for path, leaf in leaves:
         name = sharding.path_name(path)
         shard = leaf.shard_shape(shapes[name])

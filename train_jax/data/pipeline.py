@@ -6,6 +6,7 @@ host takes its rows of every batch. So N hosts see exactly the batches of one.
 
 import collections
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
 import jax
@@ -18,7 +19,16 @@ from train_jax.data.sources import DataError, Source
 from train_jax.step import BROKEN
 
 _TRIES = 100  # records in a row that may be broken before the stream gives up
-_WATCHED = 1000  # examples before the share of broken ones is judged
+_WATCHED = 1000  # samples of which, at least, the share of broken ones is taken
+
+
+def _made(source: Source | Sequence, example: Callable, place: int, rng: np.random.Generator) -> dict[str, Any]:
+    """The example made of the record at a place. BrokenSample names the record."""
+    record = source[place]
+    try:
+        return example(record, rng)
+    except BrokenSample as error:
+        raise BrokenSample(f"{record['id']}: {error}") from error
 
 
 class _Examples:
@@ -27,16 +37,12 @@ class _Examples:
     def __init__(self, source: Source, example: Callable):
         self._source, self._example = source, example
 
-    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         reasons = []
         for step in range(min(_TRIES, len(self._source))):
             place = (int(index) + step) % len(self._source)
             try:
-                record = self._source[place]
-                try:
-                    return self._example(record, rng) | {BROKEN: np.int32(len(reasons))}
-                except BrokenSample as error:
-                    raise BrokenSample(f"{record['id']}: {error}") from error
+                return _made(self._source, self._example, place, rng) | {BROKEN: np.int32(len(reasons))}
             except BrokenSample as error:
                 reasons.append(str(error))
         raise DataError(
@@ -110,16 +116,17 @@ def eval_batches(
     `mask` is bool [rows], False where a row repeats the last record. A broken record is an error here: an evaluation
     with other records than it names would not compare.
     """
+    if batch_size % process_count:
+        raise ValueError(f"batch_size = {batch_size} cannot be split over {process_count} processes")
     local = batch_size // process_count
     for start in range(0, len(source), batch_size):
         places = start + process_index * local + np.arange(local)
         rows = []
         for place in np.minimum(places, len(source) - 1):
-            record = source[int(place)]
             try:
-                rows.append(example(record, np.random.default_rng(int(place))))
+                rows.append(_made(source, example, int(place), np.random.default_rng(int(place))))
             except BrokenSample as error:
-                raise DataError(f"{record['id']}: {error}") from error
+                raise DataError(f"a broken sample in an evaluation: {error}") from error
         yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}, places < len(source)
 
 
@@ -136,9 +143,7 @@ class prefetch:
     of the records read were broken.
     """
 
-    def __init__(
-        self, iterator: train_iterator, to_device: Callable, *, max_broken: float = 1.0, depth: int = 2
-    ):
+    def __init__(self, iterator: train_iterator, to_device: Callable, *, max_broken: float = 1.0, depth: int = 2):
         self._iterator, self._to_device, self._max_broken = iterator, to_device, max_broken
         self._ahead: collections.deque = collections.deque()
         self._depth = depth
@@ -168,7 +173,7 @@ class prefetch:
         broken = int(batch[BROKEN].sum())
         self._read += len(batch[BROKEN]) + broken
         self._broken += broken
-        if self._read >= min(_WATCHED, 1) and self._broken > self._max_broken * max(self._read, _WATCHED):
+        if self._broken > self._max_broken * max(self._read, _WATCHED):
             raise DataError(
                 f"{self._broken} of {self._read} samples read were broken, more than config.data.max_broken = "
                 f"{self._max_broken:.1%}: mend or remove them, or raise that share"

@@ -12,14 +12,12 @@ A record is a dict: `image` (the bytes of an image file), `captions` (one or mor
 import csv
 import dataclasses
 import importlib
-import io
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from train_jax.data.images import BrokenSample
 
@@ -48,7 +46,7 @@ class Source:
     """
 
     name: str
-    records: Sequence[Mapping]
+    records: Sequence  # of mappings; naming them here would let type checkers read one
     label_names: tuple[str, ...] | None = None
     is_true: Callable[[str, Mapping], bool] | None = None
 
@@ -99,7 +97,7 @@ def _embedded(name: str, split: str, data_dir: str | None) -> Source:
     module = importlib.import_module(f"train_jax.data.{family}")
     try:
         builder = module.builder(variant, data_dir=data_dir) if variant else module.builder(data_dir=data_dir)
-    except (KeyError, ValueError, TypeError) as error:
+    except ValueError as error:
         raise DataError(f"{name}: {error}") from error
     rows = _data_source(builder, name, split, "image")
 
@@ -121,14 +119,17 @@ def _tfds(name: str, split: str, data_dir: str | None, templates: Sequence[str])
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError as error:
-        raise DataError(f"tfds:{name}: TFDS knows no such data set ({error})") from error
+        # The message goes on with a list of all data sets.
+        raise DataError(f"tfds:{name}: TFDS knows no such data set ({str(error).strip().splitlines()[0]})") from error
+    except ValueError as error:
+        raise DataError(f"tfds:{name}: {error}") from error
     features = builder.info.features
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     captions = [key for key in features if key in ("captions", "caption", "text")]
     labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     if not images or not (captions or labels):
         raise DataError(f"tfds:{name}: needs an image and captions or a label; its features are {', '.join(features)}")
-    names = tuple(features[labels[0]].names) if labels else None
+    names = tuple(name.replace("_", " ") for name in features[labels[0]].names) if labels else None
     if not builder.is_prepared():
         # Reads with no TensorFlow need ArrayRecord files.
         builder.download_and_prepare(file_format="array_record")
@@ -138,12 +139,13 @@ def _tfds(name: str, split: str, data_dir: str | None, templates: Sequence[str])
         label = int(row[labels[0]]) if labels else -1
         if captions:
             texts = _texts(row[captions[0]])
+        elif label < 0:  # how TFDS marks examples whose class is kept secret
+            raise BrokenSample(f"tfds:{name}:{split}: an example without a label, of which to make a caption")
         else:
-            texts = [template.format(names[label].replace("_", " ")) for template in templates]
-        return {"image": _encoded(row[images[0]]), "captions": texts, "label": label}
+            texts = [template.format(names[label]) for template in templates]
+        return {"image": row[images[0]], "captions": texts, "label": label}
 
-    readable = tuple(n.replace("_", " ") for n in names) if names else None
-    return Source(f"tfds:{name}:{split}", _Mapped(rows, record), readable)
+    return Source(f"tfds:{name}:{split}", _Mapped(rows, record), names)
 
 
 def _data_source(builder, name: str, split: str, image: str):
@@ -165,16 +167,6 @@ def _texts(value) -> list[str]:
     return [item.decode() if isinstance(item, bytes) else str(item) for item in items]
 
 
-def _encoded(value) -> bytes:
-    """TFDS gives the stored file where decoding is skipped, and an array where the data set stores pixels."""
-    if isinstance(value, bytes):
-        return value
-    value = np.asarray(value)
-    buffer = io.BytesIO()
-    Image.fromarray(value[..., 0] if value.shape[-1] == 1 else value).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 class _Mapped(Sequence):
     """A sequence whose items are made by a function when they are asked for; ids count where there are none."""
 
@@ -185,7 +177,8 @@ class _Mapped(Sequence):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict:
-        return {"id": str(index)} | self._function(self._rows[index])
+        place = range(len(self._rows))[index]  # IndexError at the end, which TFDS does not raise
+        return {"id": str(place)} | self._function(self._rows[place])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -198,7 +191,10 @@ def _folder(path: Path, split: str) -> Source:
     tables = [path / file for file in _CAPTION_FILES if (path / file).is_file()]
     if len(tables) > 1:
         raise DataError(f"folder:{path}: keep one of {', '.join(table.name for table in tables)}")
-    captions = _read_table(tables[0]) if tables else _read_neighbours(path)
+    try:
+        captions = _read_table(tables[0]) if tables else _read_neighbours(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{tables[0]}: {error}") from error
     missing = [name for name in captions if not (path / name).is_file()]
     for name in missing[:5]:
         log.warning("folder:%s: %s has a caption and no image", path, name)
@@ -234,7 +230,7 @@ def _images_below(path: Path) -> list[Path]:
 def _read_table(table: Path) -> dict[str, list[str]]:
     """File name -> captions; several rows for one image are several captions."""
     found: dict[str, list[str]] = {}
-    with table.open(encoding="utf-8", newline="") as file:
+    with table.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a file with a mark
         if table.suffix == ".jsonl":
             rows = ((n, _json_row(line, table, n)) for n, line in enumerate(file, 1) if line.strip())
         else:
@@ -243,10 +239,14 @@ def _read_table(table: Path) -> dict[str, list[str]]:
         for number, row in rows:
             name = row.get("file") or row.get("file_name") or row.get("image") or row.get("filepath")
             texts = row.get("captions") or row.get("caption") or row.get("title") or row.get("text")
-            texts = [texts] if isinstance(texts, str) else list(texts or [])
+            texts = texts if isinstance(texts, list) else [texts]
             texts = [text for text in texts if isinstance(text, str) and text.strip()]
-            if not name:
+            if not name or not isinstance(name, str):
                 raise DataError(f"{table}, line {number}: no file name; name the columns 'file' and 'caption'")
+            if None in row:  # where csv puts what is left over
+                raise DataError(
+                    f"{table}, line {number}: more fields than columns; put a caption with commas in quotes"
+                )
             if not texts:
                 log.warning("%s, line %d: %s has no caption and is left out", table, number, name)
                 continue
@@ -269,7 +269,7 @@ def _read_neighbours(path: Path) -> dict[str, list[str]]:
     found = {}
     for image in _images_below(path):
         text = image.with_suffix(".txt")
-        lines = text.read_text("utf-8", errors="replace").splitlines() if text.is_file() else []
+        lines = text.read_text("utf-8-sig", errors="replace").splitlines() if text.is_file() else []
         lines = [line.strip() for line in lines if line.strip()]
         if lines:
             found[str(image.relative_to(path))] = lines

@@ -7,8 +7,8 @@ LABEL_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 __all__ = ["LABEL_NAMES", "builder"]
 
 
-def builder(data_dir: str | None = None):
-    """The TFDS builder of the digits, its files made if they are not there yet."""
+def builder(variant: str | None = None, data_dir: str | None = None):
+    """The TFDS builder of the digits, its files made if they are not there yet. There are no variants of them."""
     from train_jax.data.digits.digits_dataset_builder import Builder
 
-    return embedded.prepared(Builder, None, data_dir)
+    return embedded.prepared(Builder, variant, data_dir)

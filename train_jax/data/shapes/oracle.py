@@ -75,7 +75,7 @@ def _recognise(pixels: np.ndarray, background: np.ndarray, part: np.ndarray) -> 
     area = cover.sum()
     x, y = (cover.sum(0) * ticks).sum() / area, (cover.sum(1) * ticks).sum() / area
     rows, columns = (np.flatnonzero(part.any(axis)) for axis in (1, 0))
-    window = [(max(r[0] - 2, 0), min(r[-1] + 3, size)) for r in (rows, columns)]
+    window = [(max(int(r[0]) - 2, 0), min(int(r[-1]) + 3, size)) for r in (rows, columns)]
     seen = cover[slice(*window[0]), slice(*window[1])]
 
     best, least = None, np.inf

@@ -1,0 +1,91 @@
+"""The demo on a tiny run: it leaves its pictures, tells the truth about hits, and takes up what is there."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_jax import demo
+from clip_jax.search import Index, search
+from train_jax.data.shapes import oracle, scene
+from train_jax.data.sources import open_source
+
+
+@pytest.fixture(scope="module")
+def done(tiny, tmp_path_factory):
+    """`(working directory, results)` after the demo; its run is the tiny one, finished already."""
+    workdir = tmp_path_factory.mktemp("demo")
+    shutil.copytree(tiny[1], workdir / "clip")
+    return workdir, demo.run(tiny[0], workdir)
+
+
+def test_it_leaves_what_it_promises(done, tiny):
+    workdir, results = done
+    logged = [json.loads(line) for line in (tiny[1] / "metrics.jsonl").read_text().splitlines()]
+    assert results == {"test/top1": [row["test/top1"] for row in logged if "test/top1" in row][-1]}
+    for name in ("search.png", "classify.png"):
+        with Image.open(workdir / name) as picture:
+            assert picture.width > 800 and np.asarray(picture.convert("RGB")).std() > 10, name
+    page = (workdir / "index.html").read_text("utf-8")
+    assert all(query in page for query in demo.QUERIES)
+    assert page.count('src="data:image/') == 1 + len(demo.QUERIES) * demo.HITS
+    assert f"{100 * results['test/top1']:.1f} %" in page
+
+
+def test_the_folder_holds_unseen_pictures_and_those_hidden_for_the_longest_query(done, tiny):
+    workdir, _ = done
+    truth = demo.export(tiny[0], workdir / "images")
+    files = {path.name for path in (workdir / "images").iterdir()}
+    assert files == set(truth) and len(files) == 40 + 16 + 3
+    source = open_source("shapes/32", "test", data_dir=tiny[0].data.data_dir)
+    assert (workdir / "images" / f"{source[0]['id']}.png").read_bytes() == source[0]["image"]
+    for number in range(3):
+        hidden = truth[f"hidden-{number}.png"]
+        assert scene.is_true(demo.HIDDEN, hidden)
+
+
+def test_hidden_pictures_show_what_is_said_of_them():
+    """The oracle reads them back, at a size that it is made for."""
+    for number in range(3):
+        rng = np.random.default_rng(number)
+        wanted = demo._hidden(rng, "plain")
+        found = oracle.read(demo.render(wanted, 64, rng))
+        assert scene.is_true(demo.HIDDEN, scene.Scene(tuple(found)))
+
+
+def test_marks_are_the_truth(done, tiny, trained):
+    workdir, _ = done
+    truth, index = demo.export(tiny[0], workdir / "images"), Index.open(workdir / "index")
+    section = demo.answer(trained, index, truth, "something red")
+    hits = search(index, trained, text="something red", top=demo.HITS)
+    assert [cell.picture for cell in section.cells] == [hit.path for hit in hits]
+    red = [any(o.colour == "red" for o in truth[hit.path.name].objects) for hit in hits]
+    assert [cell.right for cell in section.cells] == red
+    possible = sum(any(o.colour == "red" for o in s.objects) for s in truth.values())
+    assert section.title == f"“something red”   {sum(red)} of {min(possible, demo.HITS)} found"
+
+
+def test_a_second_call_takes_up_what_is_there(done, tiny):
+    workdir, results = done
+    before = {path: path.stat().st_mtime_ns for path in (workdir / "images").iterdir()}
+    assert demo.run(tiny[0], workdir) == results
+    assert {path: path.stat().st_mtime_ns for path in (workdir / "images").iterdir()} == before
+    assert json.loads((workdir / "index" / "meta.json").read_text())["complete"]
+
+
+_BAD_CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict({"task": "clip_jax.task", "stepz": 3})
+"""
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    (tmp_path / "config.py").write_text(_BAD_CONFIG)
+    code = demo.main(["--workdir", str(tmp_path / "demo"), "--config", str(tmp_path / "config.py")])
+    assert code == 2 and "config.stepz is not an option" in capsys.readouterr().err
+    assert demo.main(["--config", str(tmp_path / "nowhere.py")]) == 2
+    assert "nowhere.py" in capsys.readouterr().err

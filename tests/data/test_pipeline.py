@@ -1,0 +1,355 @@
+"""The stream of batches: a permutation each epoch, resumed exactly, the same on any number of hosts and workers.
+
+Sources are lists in memory whose records say their place, so that what a batch should hold can be worked out by hand.
+"""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from train_jax.data import pipeline
+from train_jax.data.images import BrokenSample
+from train_jax.data.pipeline import eval_batches, prefetch, train_iterator
+from train_jax.data.sources import DataError, Source
+from train_jax.step import BROKEN
+
+
+def make_source(count: int, broken: tuple[int, ...] = ()) -> Source:
+    """Records that say their place; `broken` ones cannot be made into examples."""
+    records = [{"id": f"r{n}", "place": n, "broken": n in broken} for n in range(count)]
+    return Source("fake:train", records)
+
+
+class Unreadable(list):
+    """Records of which some cannot even be read, as those of a file that has gone."""
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        if record["broken"]:
+            raise BrokenSample(f"{record['id']} has gone")
+        return record
+
+
+def make_example():
+    """A function that other processes can be given: they cannot import this module."""
+    from train_jax.data.images import BrokenSample
+
+    def example(record, rng):
+        draw = rng.random(2, np.float32)  # drawn first: what is drawn for a broken record must not leak into another row
+        if record["broken"]:
+            raise BrokenSample("no picture")
+        return {"place": np.int32(record["place"]), "draw": draw}
+
+    return example
+
+
+def stream(source, *, batch_size=4, seed=0, process_index=0, process_count=1, workers=0):
+    return train_iterator(
+        source,
+        make_example(),
+        batch_size=batch_size,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+        workers=workers,
+    )
+
+
+def take(iterator, count: int) -> list[dict]:
+    return list(itertools.islice(iterator, count))
+
+
+def joined(batches: list[dict], name: str) -> np.ndarray:
+    return np.concatenate([batch[name] for batch in batches])
+
+
+def assert_same(found: list[dict], expected: list[dict]) -> None:
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert set(a) == set(b) == {"place", "draw", BROKEN}
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def send(batch: dict) -> dict[str, jax.Array]:
+    return jax.device_put(batch)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Order
+
+
+def test_every_epoch_is_another_permutation():
+    # Batches of 4 from 10 records: they run over the ends of epochs, so 5 batches are two epochs.
+    epochs = joined(take(stream(make_source(10)), 20), "place").reshape(8, 10)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(10))
+    assert len({tuple(epoch) for epoch in epochs}) == 8
+
+
+def test_seeds_give_other_orders_and_the_same_seed_the_same():
+    source = make_source(50)
+    first, again, other = (take(stream(source, seed=seed), 10) for seed in (1, 1, 2))
+    assert_same(first, again)
+    assert (joined(first, "place") != joined(other, "place")).any()
+    assert not np.isin(joined(first, "draw"), joined(other, "draw")).any()
+
+
+def test_order_is_shuffled_over_the_whole_set():
+    # The mean distance between the place in the epoch and in the set is a third of the set's size, give or take
+    # 0.006 of it: the deviation of |U - V| is 1 / sqrt(18), over sqrt(2000).
+    places = joined(take(stream(make_source(2000), batch_size=100), 20), "place")
+    assert abs(np.abs(places - np.arange(2000)).mean() / 2000 - 1 / 3) < 0.02
+
+
+def test_random_numbers_depend_on_seed_and_position_alone():
+    source = make_source(12)
+    reference = take(stream(source, batch_size=12), 4)
+    draws = joined(reference, "draw")
+    assert len(np.unique(draws)) == draws.size  # other numbers for other rows, also when a record comes again
+    for options in ({"batch_size": 2}, {"batch_size": 6}):
+        found = take(stream(source, **options), 48 // options["batch_size"])
+        np.testing.assert_array_equal(joined(found, "draw"), draws)
+    # Other records at the same positions draw the same numbers.
+    renamed = Source("other", [{"id": "x", "place": 100 + n, "broken": False} for n in range(12)])
+    np.testing.assert_array_equal(joined(take(stream(renamed, batch_size=12), 4), "draw"), draws)
+
+
+def test_one_record_is_enough():
+    batches = take(stream(make_source(1), batch_size=3), 2)
+    assert joined(batches, "place").tolist() == [0] * 6
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_batches_of_one(processes):
+    source = make_source(21, broken=(4,))
+    whole = take(stream(source, batch_size=8), 12)
+    parts = [
+        take(stream(source, batch_size=8, process_index=index, process_count=processes), 12)
+        for index in range(processes)
+    ]
+    assert_same([{name: joined(rows, name) for name in rows[0]} for rows in zip(*parts, strict=True)], whole)
+
+
+def test_batch_that_processes_cannot_share():
+    with pytest.raises(ValueError, match="batch_size = 6 cannot be split over 4 processes"):
+        stream(make_source(9), batch_size=6, process_count=4)
+    with pytest.raises(ValueError, match="batch_size = 6 cannot be split over 4 processes"):
+        next(eval_batches(make_source(9), make_example(), batch_size=6, process_index=0, process_count=4))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# State
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 5])
+def test_state_resumes_exactly(drawn):
+    source = make_source(13, broken=(3,))
+    iterator = stream(source)
+    take(iterator, drawn)
+    state = json.loads(json.dumps(iterator.get_state()))  # as a checkpoint keeps it
+    rest = take(iterator, 9)
+    fresh = stream(source)
+    take(fresh, 2)
+    fresh.set_state(state)
+    assert_same(take(fresh, 9), rest)
+    iterator.set_state(state)
+    assert_same(take(iterator, 9), rest)
+
+
+def test_state_counts_for_other_numbers_of_processes():
+    source = make_source(13)
+    whole = stream(source, batch_size=4)
+    take(whole, 5)
+    parts = [stream(source, batch_size=4, process_index=index, process_count=2) for index in range(2)]
+    for part in parts:
+        part.set_state(whole.get_state())
+    rows = zip(*(take(part, 6) for part in parts), strict=True)
+    assert_same([{name: joined(row, name) for name in row[0]} for row in rows], take(whole, 6))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_prefetch_hands_out_the_same_batches(depth):
+    source = make_source(13, broken=(3,))
+    assert_same(take(prefetch(stream(source), send, depth=depth), 9), take(stream(source), 9))
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 5])
+def test_prefetch_resumes_after_the_batch_last_handed_out(drawn):
+    source = make_source(13)
+    plain, ahead = stream(source), prefetch(stream(source), send, depth=2)
+    take(plain, drawn)
+    take(ahead, drawn)
+    # What is on its way does not count.
+    assert ahead.get_state() == plain.get_state()
+    state = json.loads(json.dumps(ahead.get_state()))
+    expected = take(plain, 8)
+    fresh = prefetch(stream(source), send, depth=2)
+    take(fresh, 3)  # others are on their way, and are dropped
+    fresh.set_state(state)
+    assert fresh.get_state() == state
+    assert_same(take(fresh, 8), expected)
+    assert_same(take(ahead, 8), expected)  # taking a state disturbs nothing
+
+
+def test_prefetch_sends_batches_ahead():
+    sent = []
+
+    def noted(batch):
+        sent.append(send(batch))
+        return sent[-1]
+
+    batches = prefetch(stream(make_source(13)), noted, depth=3)
+    assert not sent
+    first = next(batches)
+    assert len(sent) == 3 and first is sent[0]
+    assert next(batches) is sent[1] and len(sent) == 4
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Broken samples
+
+
+def next_that_works(place: int, count: int, broken: set[int]) -> tuple[int, int]:
+    """Where a row's example comes from in the end, and how many were passed over."""
+    passed = 0
+    while place in broken:
+        place, passed = (place + 1) % count, passed + 1
+    return place, passed
+
+
+@pytest.mark.parametrize("records", [list, Unreadable], ids=["when-made", "when-read"])
+def test_broken_samples_are_replaced_by_the_next_and_counted(records):
+    broken = {2, 6, 7, 12}  # the last has the first as its next
+    whole = make_source(13)
+    damaged = Source("damaged", records(make_source(13, tuple(broken)).records))
+    order = joined(take(stream(whole), 13), "place")  # four epochs
+    batches = take(stream(damaged), 13)
+    expected = [next_that_works(place, 13, broken) for place in order]
+    np.testing.assert_array_equal(np.stack([joined(batches, "place"), joined(batches, BROKEN)], -1), expected)
+    assert joined(batches, BROKEN).dtype == np.int32
+    assert joined(batches, BROKEN).sum() == 4 * (1 + 2 + 1 + 1)  # 6 passes over 7 too
+
+
+@pytest.mark.parametrize("count", [5, 300])
+def test_nothing_but_broken_samples(count):
+    source = make_source(count, tuple(range(count)))
+    tried = min(count, 100)
+    with pytest.raises(DataError, match=rf"fake:train: {tried} broken samples in a row; the first: r\d+: no picture;"):
+        next(stream(source))
+    with pytest.raises(DataError, match="broken samples in a row"):
+        next(prefetch(stream(source), send))
+
+
+def test_too_many_broken_samples():
+    # Every third is broken: of 4 read 1 is replaced, a quarter.
+    source = make_source(300, tuple(range(0, 300, 3)))
+    order = itertools.cycle(joined(take(stream(source, batch_size=10), 30), BROKEN).reshape(-1, 10).sum(1))
+    assert sum(itertools.islice(order, 30)) == 100
+
+    batches = prefetch(stream(source, batch_size=10), send, max_broken=0.24, depth=1)
+    with pytest.raises(DataError, match=r"\d+ of \d+ samples read were broken.*max_broken = 24\.0%"):
+        take(batches, 1000)
+    take(prefetch(stream(source, batch_size=10), send, max_broken=0.26, depth=1), 300)
+
+
+def test_the_first_thousand_samples_are_judged_together():
+    # One in twenty may be broken: the 51st is too much before 1020 are read, however they are strewn.
+    source = make_source(300, tuple(range(0, 300, 3)))
+    counts = [int(batch[BROKEN].sum()) for batch in take(stream(source, batch_size=10), 60)]
+    allowed = next(n for n, total in enumerate(np.cumsum(counts)) if total > 50)
+    batches = prefetch(stream(source, batch_size=10), send, max_broken=0.05, depth=1)
+    take(batches, allowed)
+    with pytest.raises(DataError, match="5[1-9] of [12][0-9]{2} samples read were broken"):
+        next(batches)
+
+
+def test_a_few_broken_samples_at_the_start_are_no_reason_to_stop():
+    source = make_source(40, (0, 1))
+    take(prefetch(stream(source), send, max_broken=0.1, depth=1), 400)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Workers
+
+
+def test_workers_give_the_same_stream():
+    source = make_source(13, broken=(3,))
+    expected = take(stream(source), 9)
+    iterator = stream(source, workers=1)
+    assert_same(take(iterator, 4), expected[:4])
+    # A state passes between numbers of workers.
+    plain = stream(source)
+    plain.set_state(iterator.get_state())
+    assert_same(take(plain, 5), expected[4:])
+    two = stream(source, workers=2)
+    two.set_state(iterator.get_state())
+    assert_same(take(two, 5), expected[4:])
+
+
+def test_errors_come_back_from_workers():
+    source = make_source(5, tuple(range(5)))
+    with pytest.raises(DataError, match="fake:train: 5 broken samples in a row"):
+        next(stream(source, workers=1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 7, 8, 9])
+def test_eval_batches_are_every_record_once_and_padding(count, processes):
+    source = make_source(count)
+    parts = [
+        list(eval_batches(source, make_example(), batch_size=8, process_index=index, process_count=processes))
+        for index in range(processes)
+    ]
+    assert {len(part) for part in parts} == {-(-count // 8)}
+    for number, batches in enumerate(zip(*parts, strict=True)):
+        place = np.concatenate([batch["place"] for batch, _ in batches])
+        mask = np.concatenate([mask for _, mask in batches])
+        assert mask.dtype == bool and place.shape == mask.shape == (8,)
+        real = min(8, count - 8 * number)
+        assert mask.tolist() == [True] * real + [False] * (8 - real)
+        assert place.tolist() == [*range(8 * number, 8 * number + real), *[count - 1] * (8 - real)]
+
+
+def test_eval_examples_draw_by_place():
+    def draws(batch_size):
+        batches = eval_batches(make_source(6), make_example(), batch_size=batch_size, process_index=0, process_count=1)
+        return np.concatenate([batch["draw"][mask] for batch, mask in batches])
+
+    np.testing.assert_array_equal(draws(2), draws(4))
+    assert len(np.unique(draws(6))) == 12
+
+
+@pytest.mark.parametrize("records", [list, Unreadable], ids=["when-made", "when-read"])
+def test_a_broken_sample_ends_an_evaluation(records):
+    source = Source("damaged", records(make_source(6, (4,)).records))
+    batches = eval_batches(source, make_example(), batch_size=2, process_index=0, process_count=1)
+    take(batches, 2)
+    with pytest.raises(DataError, match="a broken sample in an evaluation: r4"):
+        next(batches)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Devices
+
+
+def test_to_device_shards_rows():
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    sharding = NamedSharding(mesh, P("data"))
+    batch = {"image": np.arange(8 * 6, dtype=np.uint8).reshape(8, 6), "label": np.arange(8, dtype=np.int32)}
+    found = pipeline.to_device(batch, sharding)
+    for name, array in batch.items():
+        assert found[name].sharding.is_equivalent_to(sharding, array.ndim) and found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+        for shard in found[name].addressable_shards:
+            assert shard.data.shape[0] == 2
+            np.testing.assert_array_equal(shard.data, array[shard.index])
