@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import warnings
@@ -35,7 +36,7 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, or 2 for a mistake of the user (130 when interrupted, as shells have it)."""
+    """Runs one command; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what a terminal cannot show
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -50,13 +51,15 @@ def main(argv: list[str] | None = None) -> int:
     # What has too many pixels is reported as a broken file; Pillow's warning would tear the progress bar.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     try:
-        return arguments.run(arguments)
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
     except (LoadError, SearchError, BrokenSample, UserError) as error:
         message = str(error)
+    except BrokenPipeError:  # `| head` has read enough; what is left in the buffer has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # `| head` has read enough
-            sys.stderr.close()
-            return 1
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except KeyboardInterrupt:
         message = "interrupted" + ("; the same command goes on from here" if arguments.command == "index" else "")

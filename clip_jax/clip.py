@@ -302,7 +302,7 @@ def _check_shapes(module: model_lib.CLIP, params, directory: Path) -> None:
         if described.get(path) != saved.get(path):
             raise LoadError(
                 f"{directory}: the parameter {path} is {described.get(path, 'absent')} by config.json and "
-                f"{saved.get(path, 'absent')} in the checkpoint: config.json is not the one that the weights were trained with"
+                f"{saved.get(path, 'absent')} in the checkpoint; the weights were trained with another config.json"
             )
 
 

@@ -9,6 +9,7 @@ Leaves in the working directory: `clip/` (the run), `images/` (a folder of pictu
 import argparse
 import logging
 import runpy
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,13 +22,16 @@ from ml_collections import ConfigDict
 
 import train_jax
 from clip_jax import sheets
-from clip_jax.clip import Clip, load
-from clip_jax.search import Hit, Index, build, search
+from clip_jax.clip import Clip, LoadError, load
+from clip_jax.index_files import SearchError, read_meta
+from clip_jax.search import Index, build, search
 from train_jax.data.images import decode
 from train_jax.data.shapes import scene as scenes
 from train_jax.data.shapes.render import png, render
-from train_jax.data.sources import open_source
+from train_jax.data.sources import DataError, open_source
 from train_jax.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "clip" / "demo.py"
 PICTURES = {"test": 1000, "novel": 200}  # how many of each split go into the folder that is searched
@@ -53,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         run(runpy.run_path(str(arguments.config))["get_config"](), Path(arguments.workdir))
-    except (ConfigError, OSError) as error:
+    except (ConfigError, DataError, LoadError, SearchError, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -67,6 +71,10 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     results = graded(history)
     clip = load(workdir / "clip")
     truth = export(config, workdir / "images")
+    meta = read_meta(workdir / "index")
+    if meta is not None and meta["fingerprint"] != clip.fingerprint:
+        log.info("the model has been trained since %s was made: indexing again", workdir / "index")
+        shutil.rmtree(workdir / "index")
     build(clip, workdir / "images", workdir / "index", model=(workdir / "clip").resolve())
     index = Index.open(workdir / "index")
 
@@ -148,14 +156,19 @@ def _keep(file: Path, data: bytes) -> None:
 
 
 def answer(clip: Clip, index: Index, truth: Mapping[str, scenes.Scene], query: str) -> sheets.Section:
-    """The hits of a query, each marked by whether it is a right answer; how many of those that there are were found."""
+    """The hits of a query and how many of the right answers are among them.
 
-    def cell(hit: Hit) -> sheets.Cell:
-        return sheets.Cell(hit.path, hit.path.stem, f"{hit.score:.3f}", scenes.is_true(query, truth[hit.path.name]))
-
-    cells = [cell(hit) for hit in search(index, clip, text=query, top=HITS)]
-    right, possible = sum(c.right for c in cells), sum(scenes.is_true(query, scene) for scene in truth.values())
-    return sheets.Section(f"“{query}”   {right} of {min(possible, len(cells))} found", cells)
+    Right ones are marked, and so are wrong ones that stand where a right one could be: where the folder holds three right
+    answers, only the first three hits can be mistakes.
+    """
+    hits = search(index, clip, text=query, top=HITS)
+    possible = sum(scenes.is_true(query, scene) for scene in truth.values())
+    right = [scenes.is_true(query, truth[hit.path.name]) for hit in hits]
+    cells = [
+        sheets.Cell(hit.path, hit.path.stem, f"{hit.score:.3f}", good if good or rank < possible else None)
+        for rank, (hit, good) in enumerate(zip(hits, right, strict=True))
+    ]
+    return sheets.Section(f"“{query}”   {sum(right)} of {min(possible, len(hits))} found", cells)
 
 
 def draw_classification(clip: Clip, folder: Path, truth: Mapping[str, scenes.Scene], file: Path, most: int = 6) -> None:

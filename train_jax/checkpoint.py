@@ -16,6 +16,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from train_jax import optim
+
 log = logging.getLogger(__name__)
 
 
@@ -92,8 +94,12 @@ class Checkpoints:
             return
         # The global stream is cut into batches before it is dealt out to hosts, so every host is at the same place.
         about = {"position": position.get_state(), "config": self._config}
+        content = _named(state)
+        if optim.has_average(state.opt_state):
+            # For inference alone, which cannot read an optimiser's state.
+            content["average"] = optim.evaluation_params(state.opt_state, state.params)
         try:
-            response = self._checkpointer.save_async(step, _named(state), force=True, custom_metadata=about)
+            response = self._checkpointer.save_async(step, content, force=True, custom_metadata=about)
             self._saving = (step, response)
         except Exception as error:
             self._report(step, error)
@@ -115,7 +121,7 @@ class Checkpoints:
             "checkpoint %d could not be saved (%s: %s); training goes on, earlier checkpoints are untouched",
             step,
             type(error).__name__,
-            error,
+            _first_line(error),
         )
         # What was written of it is removed, and Orbax forgets the failed save, so that the next one starts clean.
         self._remove_unfinished()
@@ -137,12 +143,11 @@ class Checkpoints:
         failures = []
         for step in reversed(self.steps):
             try:
-                state = _like(abstract_state, self._checkpointer.load(step, _named(abstract_state)))
+                with _partial_load():
+                    state = _like(abstract_state, self._checkpointer.load(step, _named(abstract_state)))
                 position.set_state(self._checkpointer.metadata(step).custom_metadata["position"])
             except Exception as error:
-                failures.append(
-                    f"{self._directory / str(step)}: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
-                )
+                failures.append(f"{self._directory / str(step)}: {type(error).__name__}: {_first_line(error)}")
                 log.error("checkpoint %s cannot be read, trying the one before it", failures[-1])
                 continue
             for damaged in [s for s in self.steps if s > step]:
@@ -169,12 +174,12 @@ class Checkpoints:
         if self._failure is not None:
             step, error = self._failure
             raise CheckpointError(
-                f"the last checkpoint (step {step}) could not be saved: {error}. Newest complete one: {self.latest}"
+                f"the last checkpoint (step {step}) could not be saved: {_first_line(error)}. Newest complete one: {self.latest}"
             ) from error
 
 
 def load_params(directory: str | Path, step: int | None = None) -> tuple[dict, int]:
-    """Parameters of a run for inference and their step: the averaged ones of each player that has an average.
+    """Parameters of a run for inference and their step: of each player the average, where there is one.
 
     Reads nothing else of the checkpoint, onto one device, whatever mesh wrote it. `step`: None for the newest readable.
     Raises FileNotFoundError if there is no checkpoint, CheckpointError if none can be read.
@@ -190,7 +195,7 @@ def load_params(directory: str | Path, step: int | None = None) -> tuple[dict, i
         try:
             return _load_params(directory / str(candidate)), candidate
         except Exception as error:
-            failures.append(f"{directory / str(candidate)}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+            failures.append(f"{directory / str(candidate)}: {type(error).__name__}: {_first_line(error)}")
             log.error("checkpoint %s cannot be read", failures[-1])
     raise CheckpointError("no checkpoint can be read:\n  " + "\n  ".join(failures))
 
@@ -202,11 +207,22 @@ def _load_params(path: Path) -> dict:
     def wanted(tree):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
 
+    parts = ("average" if "average" in saved else "params", "ema")
+    with _partial_load():
+        loaded = ocp.load(path, {part: wanted(saved[part]) for part in parts if saved.get(part)})
+    return {player: params for part in parts for player, params in loaded.get(part, {}).items()}
+
+
+def _partial_load():
+    """Reading what is asked for, where a checkpoint holds more."""
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with context:
-        loaded = ocp.load(path, {part: wanted(saved[part]) for part in ("params", "ema") if saved.get(part)})
-    return {**loaded["params"], **loaded.get("ema", {})}
+    return context
+
+
+def _first_line(error: Exception) -> str:
+    """Storage libraries put whole reports into their messages."""
+    return (str(error).splitlines() or [""])[0][:300]
 
 
 def _named(state) -> dict:

@@ -81,20 +81,27 @@ def schedule(optim: ConfigDict, steps: int) -> Callable:
     return optax.join_schedules([optax.linear_schedule(0.0, lr, max(warmup, 1)), shapes[optim.schedule]()], [warmup])
 
 
+def has_average(opt_state) -> bool:
+    """Whether the optimiser keeps an average of the weights of its own, which is what should be used."""
+    return bool(_schedule_free_states(opt_state))
+
+
 def evaluation_params(opt_state, params):
     """The weights to evaluate: `params`, or for a schedule-free optimiser its average (arXiv 2405.15682, equation 3)."""
-
-    def is_schedule_free(x):
-        return hasattr(x, "z") and hasattr(x, "b1")
-
-    states = [s for s in jax.tree.leaves(opt_state, is_leaf=is_schedule_free) if is_schedule_free(s)]
-    for state in states:  # each holds `z` for its own group of parameters, and nothing for the others
+    for state in _schedule_free_states(opt_state):  # each holds `z` for its own group of parameters alone
         z = {path_name(path): value for path, value in jax.tree_util.tree_leaves_with_path(state.z)}
         params = jax.tree_util.tree_map_with_path(
             lambda path, y, z=z, b1=state.b1: (y - (1 - b1) * z[path_name(path)]) / b1 if path_name(path) in z else y,
             params,
         )
     return params
+
+
+def _schedule_free_states(opt_state) -> list:
+    def is_schedule_free(x):
+        return hasattr(x, "z") and hasattr(x, "b1")
+
+    return [s for s in jax.tree.leaves(opt_state, is_leaf=is_schedule_free) if is_schedule_free(s)]
 
 
 def _player_options(optim: ConfigDict, player: str) -> ConfigDict:

@@ -29,7 +29,7 @@ from train_jax.task import Task
 log = logging.getLogger(__name__)
 
 _PROFILED_STEPS = (10, 15)  # after compilation and warm-up
-_IDENTITY = ("task", "model", "tokenizer")  # what a run directory's weights depend on
+_IDENTITY = ("task", "model", "tokenizer", "preprocess")  # what a run directory's weights depend on
 
 
 def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> History:

@@ -259,6 +259,15 @@ def test_wrong_commands_are_refused_before_jax_is_loaded():
         assert found.returncode == 2 and "usage:" in found.stderr and "Traceback" not in found.stderr, found.stderr
 
 
+def test_a_reader_that_stops_early_is_no_error(index):
+    command = [sys.executable, "-m", "clip_jax.cli", "search", str(index), "a red circle"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # before anything is written: no reader is left
+    error = process.stderr.read()
+    assert process.wait() == 0 and error == ""
+    process.stderr.close()
+
+
 def test_sheets_show_what_is_right_and_wrong(tmp_path):
     Image.new("RGB", (300, 100), (10, 200, 10)).save(tmp_path / "wide.png")
     cells = [

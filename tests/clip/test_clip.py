@@ -248,7 +248,7 @@ def edit_model(directory, **changes):
             "run of 'vqgan_jax.task', not of a CLIP",
         ),
         (lambda d: shutil.rmtree(d / "checkpoints"), "holds no checkpoint"),
-        (lambda d: edit_model(d, embed_dim=32), r"text/projection/kernel is \(16, 32\) by config.json and \(16, 16\)"),
+        (lambda d: edit_model(d, embed_dim=32), r"text/proj/kernel is \(16, 32\) by config.json and \(16, 16\)"),
         (lambda d: edit_model(d, loss="sigmoid"), "logit_bias is .* by config.json and absent in the checkpoint"),
         (lambda d: edit_model(d, activation="tanh"), "config.json describes no model that can be built: .*tanh"),
     ],

@@ -55,16 +55,21 @@ def test_hidden_pictures_show_what_is_said_of_them():
         assert scene.is_true(demo.HIDDEN, scene.Scene(tuple(found)))
 
 
-def test_marks_are_the_truth(done, tiny, trained):
+@pytest.mark.parametrize("query, colour, shape", [("something red", "red", None), ("a green heart", "green", "heart")])
+def test_marks_are_the_truth(done, tiny, trained, query, colour, shape):
     workdir, _ = done
     truth, index = demo.export(tiny[0], workdir / "images"), Index.open(workdir / "index")
-    section = demo.answer(trained, index, truth, "something red")
-    hits = search(index, trained, text="something red", top=demo.HITS)
+
+    def is_right(shown):
+        return any(o.colour == colour and shape in (None, o.shape) for o in shown.objects)
+
+    hits = search(index, trained, text=query, top=demo.HITS)
+    possible = sum(map(is_right, truth.values()))
+    wanted = [True if is_right(truth[hit.path.name]) else False if n < possible else None for n, hit in enumerate(hits)]
+    section = demo.answer(trained, index, truth, query)
     assert [cell.picture for cell in section.cells] == [hit.path for hit in hits]
-    red = [any(o.colour == "red" for o in truth[hit.path.name].objects) for hit in hits]
-    assert [cell.right for cell in section.cells] == red
-    possible = sum(any(o.colour == "red" for o in s.objects) for s in truth.values())
-    assert section.title == f"“something red”   {sum(red)} of {min(possible, demo.HITS)} found"
+    assert [cell.right for cell in section.cells] == wanted
+    assert section.title == f"“{query}”   {wanted.count(True)} of {min(possible, demo.HITS)} found"
 
 
 def test_a_second_call_takes_up_what_is_there(done, tiny):
@@ -72,7 +77,11 @@ def test_a_second_call_takes_up_what_is_there(done, tiny):
     before = {path: path.stat().st_mtime_ns for path in (workdir / "images").iterdir()}
     assert demo.run(tiny[0], workdir) == results
     assert {path: path.stat().st_mtime_ns for path in (workdir / "images").iterdir()} == before
-    assert json.loads((workdir / "index" / "meta.json").read_text())["complete"]
+    meta = json.loads((workdir / "index" / "meta.json").read_text())
+    assert meta["complete"]
+    (workdir / "index" / "meta.json").write_text(json.dumps(meta | {"fingerprint": "of other weights"}))
+    demo.run(tiny[0], workdir)
+    assert Index.open(workdir / "index").fingerprint == meta["fingerprint"], "new weights, new index"
 
 
 _BAD_CONFIG = """

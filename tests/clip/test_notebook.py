@@ -82,4 +82,6 @@ def test_the_committed_notebook_is_small_and_shows_results():
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run once, from top to bottom"
     written = [o for cell in code for o in cell.outputs]
     assert not [o for o in written if o.output_type == "error" or o.get("name") == "stderr"]
-    assert not re.search(r'"(/tmp|/home|/root|/work)', "".join(o.get("text", "") for o in written))
+    text = "".join(o.get("text", "") for o in written)
+    assert "../runs/demo/clip (step" in text
+    assert not re.search(r"(?<![\w.])/\w+/\w+", text), "no path of the machine that ran it"

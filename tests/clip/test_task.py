@@ -119,10 +119,14 @@ def batch(task, folder, count=8):
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("loss, sizes", [("softmax", (8, 1, 1)), ("sigmoid", (2, 2, 2))])
 def test_one_device_equals_eight_for_loss_metrics_and_every_gradient(folder, loss, sizes):
-    changes = {"model__loss": loss, "model__image__stem": "conv", "model__image__width": 32, "model__image__pool": "mean"}
+    changes = {
+        "model__loss": loss,
+        "model__image__stem": "conv",
+        "model__image__width": 32,
+        "model__image__pool": "mean",
+    }
     task = clip_task.make(resolve(folder, **changes), None)
     data = jax.tree.map(jnp.asarray, batch(task, folder))
     boxed, extra = jax.eval_shape(task.init, jax.random.key(0), data)
@@ -165,7 +169,9 @@ def test_the_loss_is_that_of_its_parts(folder):
     module = clip_task.model.build(config.model, tokenizer.vocab_size, tokenizer.eos_id)
     pixels = (np.asarray(data["image"]) / 255 - np.array(preprocess.mean)) / np.array(preprocess.std)
     np.testing.assert_allclose(normalize(data["image"], preprocess.mean, preprocess.std), pixels, atol=1e-5)
-    image, text, _, _ = jax.jit(module.apply)({"params": params["clip"]}, jnp.asarray(pixels, jnp.float32), data["text"])
+    image, text, _, _ = jax.jit(module.apply)(
+        {"params": params["clip"]}, jnp.asarray(pixels, jnp.float32), data["text"]
+    )
     logits = np.asarray(image, np.float64) @ np.asarray(text, np.float64).T / 0.07
     equal = np.array([[np.array_equal(a, b) for b in data["text"]] for a in data["text"]])
     assert equal.sum() > 8, "some captions are equal"

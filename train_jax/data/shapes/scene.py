@@ -12,7 +12,7 @@ import numpy as np
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "black")
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "heart", "ring")
 SIZES = ("small", "medium", "large")
-RADII = (7.5 / 64, 10.5 / 64, 13.5 / 64)  # of each size's circumscribed circle, give or take 4 %
+RADII = (7.5 / 64, 10.5 / 64, 13.5 / 64)  # of each size, give or take 4 %
 COLUMNS, ROWS = ("left", "", "right"), ("top", "", "bottom")
 POSITIONS = tuple(f"{row} {column}".strip() or "center" for row in ROWS for column in COLUMNS)
 RELATIONS = ("above", "below", "left of", "right of")
@@ -27,7 +27,7 @@ _PREFIXES = ("a photo of ", "a picture of ", "a drawing of ")
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-    """One shape: colour, kind, centre and radius of its circumscribed circle, and turn in radians."""
+    """One shape: colour, kind, centre, radius of the circle that it roughly fills, and turn in radians."""
 
     colour: str
     shape: str
@@ -141,8 +141,8 @@ def _noun(o: Object, words: str) -> str:
 
 
 _NOUN = (
-    rf"(?:(?:an?|the)\s+)?(?:something)?\s*(?P<size{{0}}>{'|'.join(SIZES)})?\s*"
-    rf"(?P<colour{{0}}>{'|'.join(COLOURS)})?\s*(?P<shape{{0}}>{'|'.join(SHAPES)})?"
+    rf"(?:(?:an?|the)\s+)?(?:something\b)?\s*(?:(?P<size{{0}}>{'|'.join(SIZES)})\b)?\s*"
+    rf"(?:(?P<colour{{0}}>{'|'.join(COLOURS)})\b)?\s*(?:(?P<shape{{0}}>{'|'.join(SHAPES)})\b)?"
 )
 _CAPTION = re.compile(
     rf"(?:{'|'.join(_PREFIXES)})?{_NOUN.format(0)}"
@@ -161,11 +161,14 @@ def is_true(caption: str, scene: Scene) -> bool:
     if not set(said) - {"position", "relation"}:
         raise ValueError(f"{caption!r} is no caption of a scene: write one as 'a small red circle above a blue star'")
 
-    def fits(o: Object, number: int) -> bool:
-        words = {key[:-1]: value for key, value in said.items() if key.endswith(str(number))}
-        return all(getattr(o, key) == value for key, value in words.items())
-
+    first, second = ({key[:-1]: said[key] for key in said if key.endswith(number)} for number in "01")
     if "relation" in said:
         pairs = [(a, b) for a in scene.objects for b in scene.objects if a is not b]
-        return any(relation(a, b) == said["relation"] and fits(a, 0) and fits(b, 1) for a, b in pairs)
-    return any(fits(o, 0) and said.get("position", o.position) == o.position for o in scene.objects)
+        return any(_fits(a, first) and _fits(b, second) and relation(a, b) == said["relation"] for a, b in pairs)
+    if "position" in said:
+        first["position"] = said["position"]
+    return any(_fits(o, first) for o in scene.objects)
+
+
+def _fits(o: Object, words: dict[str, str]) -> bool:
+    return all(getattr(o, key) == value for key, value in words.items())

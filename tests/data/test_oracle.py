@@ -1,0 +1,114 @@
+"""The oracle reads pictures back: it finds the objects of scenes that it was not told, also in pictures that suffered.
+
+What is right is the scene from which a picture was drawn. Models of pictures are graded by this oracle: its own share of
+errors is the floor of theirs.
+"""
+
+import io
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from train_jax.data.shapes import oracle
+from train_jax.data.shapes.oracle import read
+from train_jax.data.shapes.render import render
+from train_jax.data.shapes.scene import COLOURS, SHAPES, Object, Scene
+from train_jax.data.shapes.shapes_dataset_builder import make
+
+COUNT = 300
+
+
+def worn(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The picture blurred, with noise, and saved as a JPEG of low quality."""
+    blurred = np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(0.7)), float)
+    noisy = np.clip(blurred + rng.normal(0, 0.03 * 255, picture.shape), 0, 255)
+    buffer = io.BytesIO()
+    Image.fromarray(noisy.round().astype(np.uint8)).save(buffer, "JPEG", quality=40)
+    with Image.open(buffer) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def right(found: tuple[Object, ...], scene: Scene) -> bool:
+    """As many objects as there are, and every colour and shape."""
+    return Counter((o.colour, o.shape) for o in found) == Counter((o.colour, o.shape) for o in scene.objects)
+
+
+def test_reads_clean_scenes():
+    correct, places, sizes = 0, [], []
+    for number in range(COUNT):
+        scene, picture, _ = make("test", number, 64)
+        found = read(picture)
+        correct += right(found, scene)
+        if right(found, scene) and len(found) == 1:
+            (a,), (b,) = found, scene.objects
+            places.append(64 * max(abs(a.x - b.x), abs(a.y - b.y)))
+            sizes.append(a.radius / b.radius)
+    assert correct >= 0.99 * COUNT, correct
+    # Places to half a pixel, radii to a twentieth.
+    assert len(places) > 150
+    assert max(places) < 0.5 and max(abs(np.array(sizes) - 1)) < 0.05
+
+
+def test_reads_worn_pictures():
+    rng = np.random.default_rng(0)
+    correct = 0
+    for number in range(COUNT):
+        scene, picture, _ = make("test", number, 64)
+        correct += right(read(worn(picture, rng)), scene)
+    assert correct >= 0.95 * COUNT, correct
+
+
+@pytest.mark.parametrize(("size", "share"), [(32, 0.95), (128, 0.99)])
+def test_reads_other_sizes(size, share):
+    count = 60
+    correct = sum(right(read(picture), scene) for scene, picture, _ in (make("novel", n, size) for n in range(count)))
+    assert correct >= share * count, correct
+
+
+def test_every_colour_and_shape_is_told_apart():
+    # Each kind alone, at the least size, on a plain background.
+    for colour in COLOURS:
+        for shape in SHAPES:
+            scene = Scene((Object(colour, shape, 0.45, 0.55, 7.5 / 64, 0.1),))
+            assert right(read(render(scene, 64, np.random.default_rng(0))), scene), (colour, shape)
+
+
+def test_nothing_is_found_in_empty_pictures():
+    for background in ("plain", "noisy"):
+        for seed in range(10):
+            assert read(render(Scene((), background), 64, np.random.default_rng(seed))) == ()
+    for shade in (0, 128, 255):
+        assert read(np.full((64, 64, 3), shade, np.uint8)) == ()
+
+
+def test_objects_come_by_size():
+    small, large = Object("red", "circle", 0.25, 0.5, 7.5 / 64), Object("blue", "square", 0.75, 0.5, 13.5 / 64)
+    found = read(render(Scene((small, large)), 64, np.random.default_rng(0)))
+    assert [(o.colour, o.shape, o.size, o.position) for o in found] == [
+        ("blue", "square", "large", "right"),
+        ("red", "circle", "small", "left"),
+    ]
+
+
+def test_specks_are_no_objects():
+    picture = render(Scene(()), 64, np.random.default_rng(0)).copy()
+    picture[10:12, 10:12] = 0  # 4 of 4,096 pixels
+    assert read(picture) == ()
+
+
+def test_unit_shapes_are_measured():
+    # Areas in units of the squared radius, from school.
+    areas = {
+        "circle": np.pi * 0.95**2,
+        "square": 1.6**2,
+        "triangle": 1.8 * 1.75 / 2,
+        "diamond": 2 / 1.3,
+        "cross": 2 * 0.6 * 1.9 - 0.6**2,
+        "ring": np.pi * (0.96**2 - 0.48**2),
+        "star": 10 * 0.42 * np.sin(np.pi / 5) / 2,
+    }
+    for shape, area in areas.items():
+        for angle in oracle._ANGLES:
+            assert abs(oracle._MEASURES[shape, angle][0] / area - 1) < 0.01
