@@ -28,13 +28,15 @@ from clip_jax.search import Index, build, search
 from train_jax.data.images import decode
 from train_jax.data.shapes import scene as scenes
 from train_jax.data.shapes.render import png, render
-from train_jax.data.sources import DataError, open_source
+from train_jax.data.shapes.shapes_dataset_builder import make
+from train_jax.data.sources import DataError
 from train_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "clip" / "demo.py"
 PICTURES = {"test": 1000, "novel": 200}  # how many of each split go into the folder that is searched
+SIDE = 128  # pixels, for people: the model sees them reduced to its own size
 HIDDEN = "a small red circle above a large blue star"
 QUERIES = (
     HIDDEN,
@@ -64,13 +66,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
-    """Trains what `config` says (a CLIP on a "shapes" source) and makes the pictures; returns the graded results."""
+    """Trains what `config` says (a CLIP on the rendered scenes) and makes the pictures; returns the graded results."""
     begun = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
     history = train_jax.run(config, workdir / "clip")
     results = graded(history)
     clip = load(workdir / "clip")
-    truth = export(config, workdir / "images")
+    truth = export(workdir / "images")
     meta = read_meta(workdir / "index")
     if meta is not None and meta["fingerprint"] != clip.fingerprint:
         log.info("the model has been trained since %s was made: indexing again", workdir / "index")
@@ -79,7 +81,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     index = Index.open(workdir / "index")
 
     sections = [answer(clip, index, truth, query) for query in QUERIES]
-    sheets.contact_sheet(sections, columns=HITS, size=112).save(workdir / "search.png")
+    sheets.contact_sheet(sections, columns=HITS, size=SIDE).save(workdir / "search.png")
     draw_classification(clip, workdir / "images", truth, workdir / "classify.png")
     table = result_table(results)
     page = sheets.page(
@@ -99,7 +101,7 @@ def graded(history: Sequence[Mapping]) -> dict[str, float]:
     found = {}
     for row in history:
         for name, value in row.items():
-            if name.endswith("/top1") or "/R@" in name:
+            if name.rsplit("/", 1)[-1] in ("top1", "r1"):
                 found[name] = value
     return found
 
@@ -113,24 +115,22 @@ def result_table(results: Mapping[str, float]) -> str:
 # A folder to search
 
 
-def export(config: ConfigDict, folder: Path) -> dict[str, scenes.Scene]:
+def export(folder: Path) -> dict[str, scenes.Scene]:
     """Writes pictures that the training did not see, as PNG files; returns what each shows. Files that exist are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     truth = {}
     for split, count in PICTURES.items():
-        source = open_source(config.data.source, split, data_dir=config.data.get("data_dir") or None)
-        for number in range(min(count, len(source))):
-            record = source[number]
-            name = f"{record['id']}.png"
-            truth[name] = scenes.Scene.from_json(record["scene"])
-            _keep(folder / name, record["image"])
+        for number in range(count):
+            scene, picture, _ = make(split, number, SIDE)
+            name = f"{split}-{number:05d}.png"
+            truth[name] = scene
+            _keep(folder / name, png(picture))
     # Hardly any scene of two objects is among a thousand by chance: three that answer the longest query are put there.
-    size = decode(folder / next(iter(truth))).width
     for number in range(3):
         rng = np.random.default_rng(number)
         scene = _hidden(rng, ("plain", "noisy")[number % 2])
         truth[f"hidden-{number}.png"] = scene
-        _keep(folder / f"hidden-{number}.png", png(render(scene, size, rng)))
+        _keep(folder / f"hidden-{number}.png", png(render(scene, SIDE, rng)))
     return truth
 
 

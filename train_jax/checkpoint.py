@@ -174,7 +174,8 @@ class Checkpoints:
         if self._failure is not None:
             step, error = self._failure
             raise CheckpointError(
-                f"the last checkpoint (step {step}) could not be saved: {_first_line(error)}. Newest complete one: {self.latest}"
+                f"the last checkpoint (step {step}) could not be saved: {_first_line(error)}. "
+                f"Newest complete one: {self.latest}"
             ) from error
 
 

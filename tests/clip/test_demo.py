@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ def done(tiny, tmp_path_factory):
     """`(working directory, results)` after the demo; its run is the tiny one, finished already."""
     workdir = tmp_path_factory.mktemp("demo")
     shutil.copytree(tiny[1], workdir / "clip")
-    return workdir, demo.run(tiny[0], workdir)
+    with mock.patch.object(demo, "PICTURES", {"test": 40, "novel": 16}):
+        yield workdir, demo.run(tiny[0], workdir)
 
 
 def test_it_leaves_what_it_promises(done, tiny):
@@ -36,11 +38,13 @@ def test_it_leaves_what_it_promises(done, tiny):
 
 def test_the_folder_holds_unseen_pictures_and_those_hidden_for_the_longest_query(done, tiny):
     workdir, _ = done
-    truth = demo.export(tiny[0], workdir / "images")
+    truth = demo.export(workdir / "images")
     files = {path.name for path in (workdir / "images").iterdir()}
     assert files == set(truth) and len(files) == 40 + 16 + 3
-    source = open_source("shapes/32", "test", data_dir=tiny[0].data.data_dir)
-    assert (workdir / "images" / f"{source[0]['id']}.png").read_bytes() == source[0]["image"]
+    for record in open_source("shapes/32", "test", data_dir=tiny[0].data.data_dir):
+        assert truth[f"{record['id']}.png"].to_json() == record["scene"]
+    with Image.open(workdir / "images" / "novel-00003.png") as picture:
+        assert picture.size == (128, 128)
     for number in range(3):
         hidden = truth[f"hidden-{number}.png"]
         assert scene.is_true(demo.HIDDEN, hidden)
@@ -58,7 +62,7 @@ def test_hidden_pictures_show_what_is_said_of_them():
 @pytest.mark.parametrize("query, colour, shape", [("something red", "red", None), ("a green heart", "green", "heart")])
 def test_marks_are_the_truth(done, tiny, trained, query, colour, shape):
     workdir, _ = done
-    truth, index = demo.export(tiny[0], workdir / "images"), Index.open(workdir / "index")
+    truth, index = demo.export(workdir / "images"), Index.open(workdir / "index")
 
     def is_right(shown):
         return any(o.colour == colour and shape in (None, o.shape) for o in shown.objects)
