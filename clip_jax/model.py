@@ -105,7 +105,9 @@ def defaults() -> ConfigDict:
     c.activation = "quick_gelu"
     c.eps = 1e-5  # of every layer norm
     c.loss = "softmax"  # or "sigmoid"
-    c.duplicates = "positive"  # equal captions in a batch: "positive" pairs of each other's images, or "negative"
+    # Equal captions in a batch: "positive" for each other's images, or "negative". The softmax loss has the same value
+    # both ways (see docs/design.md); the sigmoid loss and the accuracies differ.
+    c.duplicates = "positive"
     c.init_logit_scale = math.log(1 / 0.07)  # a logarithm; SigLIP starts at log 10
     c.init_logit_bias = -10.0  # of the sigmoid loss
     c.scan = True

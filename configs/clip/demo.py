@@ -10,7 +10,7 @@ from configs.clip import shapes
 
 def get_config() -> ConfigDict:
     c = shapes.get_config()
-    c.steps = 600
+    c.steps = 800
     c.checkpoint = ConfigDict({"every": 200, "keep_last": 1})
     for evaluator in c.evals.values():
         evaluator.every = 0
