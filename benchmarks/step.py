@@ -7,15 +7,14 @@ updates, counters, metrics, donation) and through the shortest jitted step that 
 optimiser; and examples a second out of the pipeline, alone.
 """
 
-import importlib.util
 import platform
 import statistics
 import time
-from pathlib import Path
 
 import jax
 import optax
 
+from benchmarks import load_config
 from train_jax import config as config_lib
 from train_jax import optim, profiling, sharding
 from train_jax import task as task_lib
@@ -26,10 +25,7 @@ ROUNDS, UPDATES = 5, 4
 
 
 def main() -> None:
-    spec = importlib.util.spec_from_file_location("config", Path(__file__).parents[1] / "configs/clip/shapes.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = config_lib.resolve(module.get_config())
+    config = config_lib.resolve(load_config("clip/shapes"))
     task = task_lib.module(config).make(config, None)
     source = sources.open_source(config.data.source, config.data.split)
     size = config.data.batch_size
