@@ -2,8 +2,8 @@
 
     python -m benchmarks.composition
 
-Trains `configs/clip/demo.py` for 600 updates as it is, and with one thing changed, and prints zero-shot accuracy on `test` and
-on `novel`. Takes about half an hour on two cores.
+Trains `configs/clip/demo.py` for 600 updates as it is, and with one thing changed, and prints zero-shot accuracy on `test`
+and on `novel`. Takes about half an hour on two cores.
 """
 
 import contextlib
