@@ -214,22 +214,24 @@ def _check_same_experiment(config: ConfigDict, workdir: Path) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    before, now = json.loads(path.read_text()), json.loads(_as_json(config))
-    for key in sorted(set(before) | set(now)):
-        if before.get(key) == now.get(key):
-            continue
-        if key in _IDENTITY:
-            raise ConfigError(
-                f"{workdir} holds a run with another {key}: there {before.get(key)}, here {now.get(key)}. "
-                "Choose another --workdir, or remove this one"
-            )
-        log.warning(
-            "config.%s differs from that of the run in %s: was %s, is %s",
-            key,
-            workdir,
-            before.get(key),
-            now.get(key),
-        )
+    before, now = _flat(json.loads(path.read_text())), _flat(json.loads(_as_json(config)))
+    different = {
+        key: (before.get(key), now.get(key)) for key in sorted({*before, *now}) if before.get(key) != now.get(key)
+    }
+    other = [key for key in different if key.split(".")[0] in _IDENTITY]
+    if other:
+        what = ", ".join(f"config.{key} is {before.get(key)!r} there and {now.get(key)!r} here" for key in other)
+        raise ConfigError(f"{workdir} holds another run: {what}. Choose another --workdir, or remove this one")
+    for key, (was, is_now) in different.items():
+        log.warning("config.%s differs from that of the run in %s: was %r, is %r", key, workdir, was, is_now)
+
+
+def _flat(config: dict, prefix: str = "") -> dict:
+    """Options by dotted name."""
+    found = {}
+    for key, value in config.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _as_json(config: ConfigDict) -> str:
