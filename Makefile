@@ -21,10 +21,10 @@ LOCK := requirements/$(VERSION).lock
 STAMP := $(VENV)/installed-$(VERSION)
 RUN = $(VENV)/bin/python
 
-.PHONY: help demo test lint bench lock
+.PHONY: help demo test test-peers lint bench lock
 
 help:  ## List the targets and variables
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 	@echo 'Variables: PYTHON=python3.12 (interpreter), VENV=.venv (environment), WORKERS=2 (test processes),'
 	@echo '           ARGS="-k sharding" (passed on to pytest)'
 
@@ -33,6 +33,12 @@ demo: $(STAMP)  ## Train a small CLIP, then classify and search images with it (
 
 test: $(STAMP)  ## Run the tests
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-peers: VENV := .venv-peers
+test-peers:  ## Compare with the peers themselves (installs torch and transformers into .venv-peers)
+	test -e $(VENV)/bin/python || $(INTERPRETER) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[peers,dev]'
+	$(RUN) -m pytest -m peers tests/peers $(ARGS)
 
 lint: $(STAMP)  ## Check style and formatting
 	$(RUN) -m ruff check .

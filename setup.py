@@ -31,6 +31,7 @@ setup(
         "jaxtyping>=0.3.2",
         "matplotlib>=3.9",
         "ml_collections>=1.0",
+        "ml_dtypes>=0.5",  # JAX brings it; bfloat16 in weight files
         "numpy>=2.0,<3",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.12,<0.13",  # its v1 interface may still change between minor versions
@@ -46,17 +47,21 @@ setup(
     extras_require={
         "cuda": ["jax[cuda]"],
         "tpu": ["jax[tpu]"],
+        "faiss": ["faiss-cpu>=1.9"],  # approximate search among millions of pictures
         "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", "pandas>=2.2"],
         # The systems this one is compared with, at versions that agree with each other; never needed to train
         # or to use a model.
         "peers": [
             "diffusers==0.35.2",
             "huggingface_hub<1.0",
+            "protobuf>=4",  # with it and sentencepiece, transformers reads SigLIP's tokenizer
+            "sentencepiece>=0.2",
             "torch==2.13.0",
             "transformers==4.57.1",
         ],
         "dev": [
             "beartype>=0.21",
+            "faiss-cpu>=1.9",
             "filelock>=3.16",  # lets parallel test workers share JAX's compilation cache
             "pandas>=2.2",
             "pytest>=8.3",

@@ -6,7 +6,7 @@
 `clip_jax.task` is what the trainer sees, `clip_jax.clip` what users hold, `clip_jax.search` the index of a folder.
 """
 
-__all__ = ["Clip", "LoadError", "load"]
+__all__ = ["Clip", "LoadError", "load", "save_hf"]
 
 
 def __getattr__(name: str):

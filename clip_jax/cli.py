@@ -1,4 +1,4 @@
-"""`clip-jax`: classify pictures, index a folder, search it. Mistakes of the user are one line and exit code 2."""
+"""`clip-jax`: classify pictures, index and search a folder, look into a model. Mistakes are one line and exit code 2."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ examples:
   clip-jax classify cat.jpg dog.png --model runs/clip-shapes --labels "a cat,a dog"
   clip-jax index photos --model runs/clip-shapes --out photos.index
   clip-jax search photos.index "a dog on a beach" --html hits.html
+  clip-jax verify hf:openai/clip-vit-base-patch32
 
 clip-jax COMMAND --help tells more about each.""",
     "classify": """\
@@ -24,15 +25,30 @@ examples:
     "index": """\
 examples:
   clip-jax index photos --model runs/clip-shapes --out photos.index
+  clip-jax index millions --model hf:openai/clip-vit-base-patch32 --out millions.index --half --approximate
 
 The same command again takes in what is new, changed or deleted, and goes on after an interruption. Files that cannot be
 read are listed at the end and in OUT/broken.jsonl.""",
+    "heatmap": """\
+examples:
+  clip-jax heatmap street.jpg "a bicycle" "a traffic light" --model DIR --png heat.png
+
+Shows the patches of the picture by their cosine with each text: hot is close. The scale of each map is its own.""",
+    "verify": """\
+examples:
+  clip-jax verify runs/clip-shapes
+  clip-jax verify ViT-B-32.pt
+
+Prints what was understood of a model. Where torch and transformers are installed, a directory for transformers is also
+compared with them, layer by layer; a relative difference above 1e-4 ends with exit code 1.""",
     "search": """\
 examples:
   clip-jax search photos.index "a small red circle above a large blue star"
   clip-jax search photos.index --image query.jpg --top 20 --png hits.png
   clip-jax search photos.index "a dog" --html hits.html --json""",
 }
+
+_MODEL = "a run directory, a Hugging Face or open_clip directory, a .pt or .npz file, or hf:org/name"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         "clip-jax",
-        description="Classify and search pictures with a CLIP.",
+        description="Classify and search pictures with a CLIP, and look into it.",
         epilog=_EXAMPLES[""],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -95,33 +111,49 @@ def _parser() -> argparse.ArgumentParser:
 
     classify = add("classify", "Print the probability of each label for each picture.", _classify)
     classify.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
-    classify.add_argument("--model", required=True, metavar="DIR", help="a run directory")
+    classify.add_argument("--model", required=True, metavar="MODEL", help=_MODEL)
     classify.add_argument("--labels", required=True, help="labels separated by commas, or @FILE with one label a line")
     classify.add_argument(
         "--template",
         action="append",
         dest="templates",
         metavar="TEXT",
-        help='sentence with {} where the label goes (default "a photo of a {}."); several are averaged',
+        help='sentence with {} for the label, or @FILE with one a line (default "a photo of a {}."); several are averaged',
     )
     classify.add_argument("--top", type=int, default=5, metavar="N", help="labels shown a picture (default 5)")
     classify.add_argument("--json", action="store_true", help="print all probabilities as JSON instead of a table")
 
     index = add("index", "Index the pictures of a folder, or bring its index up to date.", _index)
     index.add_argument("folder", metavar="FOLDER", help="pictures, in nested folders too")
-    index.add_argument("--model", required=True, metavar="DIR", help="a run directory")
+    index.add_argument("--model", required=True, metavar="MODEL", help=_MODEL)
     index.add_argument("--out", required=True, metavar="INDEX", help="directory for the index")
     index.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures encoded together (default 64)")
+    index.add_argument("--half", action="store_true", help="keep embeddings in float16: half the size on disk")
+    index.add_argument(
+        "--approximate", action="store_true", help="make searches among millions fast and approximate (needs faiss)"
+    )
 
     search = add("search", "Find the pictures of an index that are closest to a text or to a picture.", _search)
     search.add_argument("index", metavar="INDEX", help="directory made by clip-jax index")
     search.add_argument("text", nargs="?", metavar="TEXT", help="what to look for")
     search.add_argument("--image", metavar="FILE", help="look for pictures like this one")
-    search.add_argument("--model", metavar="DIR", help="the model, if it is no longer where the index was made with it")
+    search.add_argument(
+        "--model", metavar="MODEL", help="the model, if it is no longer where the index was made with it"
+    )
     search.add_argument("--top", type=int, default=9, metavar="N", help="number of hits (default 9)")
+    search.add_argument("--exact", action="store_true", help="look at all, also in an index made with --approximate")
     search.add_argument("--html", metavar="FILE", help="write the hits as a page that needs no other file")
     search.add_argument("--png", metavar="FILE", help="write the hits as a contact sheet")
     search.add_argument("--json", action="store_true", help="print the hits as JSON instead of a table")
+
+    heatmap = add("heatmap", "Show where in a picture each text is.", _heatmap)
+    heatmap.add_argument("image", metavar="IMAGE", help="a picture file")
+    heatmap.add_argument("texts", nargs="+", metavar="TEXT", help="what to look for")
+    heatmap.add_argument("--model", required=True, metavar="MODEL", help=_MODEL)
+    heatmap.add_argument("--png", required=True, metavar="FILE", help="the sheet to write")
+
+    verify = add("verify", "Print what was understood of a model, and compare it with the peer's own.", _verify)
+    verify.add_argument("model", metavar="MODEL", help="anything that --model takes")
     return parser
 
 
@@ -131,15 +163,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _classify(arguments: argparse.Namespace) -> int:
     from clip_jax.clip import load
+    from clip_jax.templates import read_templates
     from train_jax.data.images import BrokenSample, decode
 
     labels = _labels(arguments.labels)
-    templates = arguments.templates or ["a photo of a {}."]
-    for template in templates:
-        if "{}" not in template:
-            raise UserError(
-                f"--template {template!r} has no {{}}: write where the label goes, as in 'a photo of a {{}}.'"
-            )
+    try:
+        templates = read_templates(arguments.templates or ["a photo of a {}."])
+    except ValueError as error:
+        raise UserError(f"--template: {error}") from error
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top} must be at least 1")
     pictures, failures = {}, []
@@ -204,7 +235,14 @@ def _index(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.folder}: no such folder")
     clip = load(arguments.model)
     report = build(
-        clip, arguments.folder, arguments.out, model=Path(arguments.model).resolve(), batch_size=arguments.batch_size
+        clip,
+        arguments.folder,
+        arguments.out,
+        # A search from another folder must find it again.
+        model=arguments.model if arguments.model.startswith("hf:") else Path(arguments.model).resolve(),
+        batch_size=arguments.batch_size,
+        half=arguments.half,
+        approximate=arguments.approximate,
     )
     print(summary(report, arguments.out))
     return 0
@@ -249,9 +287,11 @@ def _search(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     model = arguments.model or index.model
-    if not Path(model).exists():
+    if not model.startswith("hf:") and not Path(model).exists():
         raise UserError(f"the model {model} is not there: name it with --model DIR")
-    hits = search(index, load(model), text=arguments.text, image=arguments.image, top=arguments.top)
+    hits = search(
+        index, load(model), text=arguments.text, image=arguments.image, top=arguments.top, exact=arguments.exact
+    )
 
     title = arguments.text if arguments.text is not None else f"like {shown(arguments.image)}"
     section = sheets.hits_section(title, hits, index.folder)
@@ -269,6 +309,42 @@ def _search(arguments: argparse.Namespace) -> int:
         for rank, hit in enumerate(hits, 1):
             print(f"{rank:3}  {hit.score:6.3f}  {shown(hit.path)}")
     return 0
+
+
+def _heatmap(arguments: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from clip_jax import sheets
+    from clip_jax.clip import load
+
+    clip = load(arguments.model)
+    maps = clip.heat_map([arguments.image], arguments.texts)[0]
+    seen = Image.fromarray(clip.preprocess(arguments.image))
+    sections = sheets.heat_sections(seen, arguments.texts, maps)
+    sheets.contact_sheet(sections, columns=min(4, 1 + len(maps)), size=256).save(arguments.png, "PNG")
+    print(f"wrote {arguments.png}", file=sys.stderr)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from clip_jax import verify
+    from clip_jax.pretrained import open_checkpoint
+
+    found = open_checkpoint(arguments.model)
+    module = found.module()
+    found.variables(module)  # the weights are all there, and of the shapes that the configuration tells
+    for name, value in verify.describe(found, module).items():
+        print(f"{name:<14} {value}")
+    if not found.kind.startswith("Hugging Face"):
+        return 0
+    if not verify.peer_installed():
+        print("\nnot compared with transformers: torch and transformers are not installed (pip install '.[peers]')")
+        return 0
+    rows = verify.compare(arguments.model)
+    print(f"\n{'beside transformers':<20} {'largest difference':>18} {'relative':>10}")
+    for row in rows:
+        print(f"{row.layer:<20} {row.largest:18.2e} {row.relative:10.1e}")
+    return int(max(row.relative for row in rows) > 1e-4)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The loaded model: a small value with the verbs people come for, and `load`, which opens a run directory.
+"""The loaded model: a small value with the verbs people come for, and `load`.
 
 Data enters as pictures and texts, and leaves as NumPy arrays. Every verb turns its input into batches of one size,
 split over this host's devices, so that each verb is one compiled program however many pictures it is given.
@@ -8,8 +8,8 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import json
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,25 +25,20 @@ from jaxtyping import Float32
 from PIL import Image
 
 from clip_jax import model as model_lib
-from train_jax import checkpoint
+from clip_jax.pretrained import LoadError, open_checkpoint
+from clip_jax.pretrained.layout import flat
+from clip_jax.pretrained.save import save_hf
+from clip_jax.templates import read_templates, sentences
 from train_jax.data.images import BrokenSample, Preprocess, normalize
-from train_jax.data.text import Tokenizer
+from train_jax.data.text import AnyTokenizer
 
+__all__ = ["Clip", "LoadError", "load", "save_hf"]
 log = logging.getLogger(__name__)
 
 Picture = Image.Image | np.ndarray | str | Path  # arrays are uint8 [H, W, 3]
 Pictures = Sequence[Picture] | np.ndarray
 
-_RUN_DIRECTORY = (
-    "load opens run directories, as train-jax writes them: config.json, tokenizer.json, preprocess.json, artifacts.json "
-    "and checkpoints/"
-)
-_PLAYER = "clip"  # the key of a run's parameters
 _READERS = 8  # threads that decode pictures; Pillow decodes outside Python's lock
-
-
-class LoadError(ValueError):
-    """What was given to `load` is no model that it opens, or its parts do not belong together."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +47,8 @@ class Clip:
 
     Attributes:
       module: the towers and what joins them; see `clip_jax.model`.
-      params: its parameters, copied to each of this host's devices.
+      variables: its parameters (`params`), and a ResNet's running statistics (`batch_stats`), copied to each of this
+        host's devices.
       tokenizer: turns texts into rows of ids.
       preprocess: turns pictures into uint8 squares.
       fingerprint: SHA-256, in hexadecimal, of all that decides what an embedding means: parameters, activation,
@@ -61,22 +57,24 @@ class Clip:
     """
 
     module: model_lib.CLIP
-    params: Any
-    tokenizer: Tokenizer
+    variables: Any
+    tokenizer: AnyTokenizer
     preprocess: Preprocess
     fingerprint: str
     name: str
 
     @classmethod
     def assemble(
-        cls, module: model_lib.CLIP, params: Any, tokenizer: Tokenizer, preprocess: Preprocess, name: str
+        cls, module: model_lib.CLIP, variables: Any, tokenizer: AnyTokenizer, preprocess: Preprocess, name: str
     ) -> "Clip":
-        """The model made of these parts: takes its fingerprint and copies the parameters to this host's devices."""
-        fingerprint = _fingerprint(module, params, tokenizer, preprocess)
+        """The model made of these parts: takes its fingerprint and copies the weights to this host's devices."""
+        fingerprint = _fingerprint(module, variables, tokenizer, preprocess)
         mesh = jax.make_mesh(
             (jax.local_device_count(),), ("batch",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
         )
-        return cls(module, jax.device_put(params, NamedSharding(mesh, P())), tokenizer, preprocess, fingerprint, name)
+        return cls(
+            module, jax.device_put(variables, NamedSharding(mesh, P())), tokenizer, preprocess, fingerprint, name
+        )
 
     def encode_image(self, images: Pictures, batch_size: int = 64) -> Float32[np.ndarray, "n dim"]:
         """Embeddings of pictures, of unit norm.
@@ -113,6 +111,22 @@ class Clip:
         """Logits of every picture with every text: cosine times the learnt scale, plus the bias of a sigmoid model."""
         return self._logits(self.encode_image(images), self.encode_text(texts))
 
+    def heat_map(self, images: Pictures, texts: Sequence[str]) -> Float32[np.ndarray, "n_images n_texts side side"]:
+        """Where in a picture a text is: cosine of the text with each patch (arXiv 2112.01071), rows from the top.
+
+        The map lies over what the model sees: with preprocessing "crop", the middle square of the picture.
+        """
+        _refuse_single(images, "images", Image.Image | str | os.PathLike)
+        text = self.encode_text(texts)
+        size = self.preprocess.size
+
+        def rows(start: int, stop: int) -> np.ndarray:
+            return np.stack([self._read(image, start + i) for i, image in enumerate(images[start:stop])])
+
+        patches = self._batched(self._programs.encode_patches, rows, len(images), (size, size, 3), np.uint8, 16)
+        side = math.isqrt(patches.shape[1])
+        return np.einsum("npd,td->ntp", patches, text).reshape(len(images), len(text), side, side)
+
     def classify(
         self,
         images: Pictures,
@@ -124,8 +138,8 @@ class Clip:
         Args:
           images: as in `encode_image`.
           labels: names of the classes.
-          templates: sentences with `{}` where the label goes. The embeddings of a label's sentences are averaged
-            (section 3.1.4).
+          templates: sentences with `{}` where the label goes, or "@FILE" with one a line. The embeddings of a label's
+            sentences are averaged (section 3.1.4).
 
         Rows sum to 1 (softmax), except for a model trained with the sigmoid loss, whose probabilities are independent
         answers (arXiv 2303.15343): a picture that shows none of the labels gets low ones throughout.
@@ -134,15 +148,10 @@ class Clip:
         """
         _refuse_single(labels, "labels", str)
         _refuse_single(templates, "templates", str)
-        if not len(labels) or not len(templates):
-            raise ValueError("classify needs at least one label and one template")
-        for template in templates:
-            if "{}" not in template:
-                raise ValueError(
-                    f"template {template!r} has no {{}}: write where the label goes, as in 'a photo of a {{}}.'"
-                )
-        sentences = [template.replace("{}", label) for label in labels for template in templates]
-        parts = self.encode_text(sentences).reshape(len(labels), len(templates), -1)
+        if not len(labels):
+            raise ValueError("classify needs at least one label")
+        templates = read_templates(templates)
+        parts = self.encode_text(sentences(labels, templates)).reshape(len(labels), len(templates), -1)
         mean = parts.mean(axis=1)
         mean /= np.linalg.norm(mean, axis=-1, keepdims=True)
         logits = self._logits(self.encode_image(images), mean)
@@ -160,11 +169,11 @@ class Clip:
             raise BrokenSample(f"{which}: {error}") from error
 
     def _logits(self, images: np.ndarray, texts: np.ndarray) -> Float32[np.ndarray, "n_images n_texts"]:
-        return np.asarray(self._programs.logits(self.params, images, texts))
+        return np.asarray(self._programs.logits(self.variables, images, texts))
 
     def _batched(
         self, encode: Callable, rows: Callable, count: int, shape: tuple[int, ...], dtype, batch_size: int
-    ) -> Float32[np.ndarray, "n dim"]:
+    ) -> Float32[np.ndarray, "n ..."]:
         """`encode` over `rows(start, stop)` for `count` rows, in batches of one size that all devices share.
 
         A call with few rows takes the next power of two instead of a whole batch, so that one picture on a laptop
@@ -172,49 +181,52 @@ class Clip:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} must be at least 1")
-        mesh: Mesh = jax.tree.leaves(self.params)[0].sharding.mesh
+        mesh: Mesh = jax.tree.leaves(self.variables)[0].sharding.mesh
         size = min(batch_size, 1 << max(count - 1, 0).bit_length())
         size = -(-size // mesh.size) * mesh.size
         if not count:
-            return np.zeros(
-                (0, jax.eval_shape(encode, self.params, jax.ShapeDtypeStruct((size, *shape), dtype)).shape[-1]),
-                np.float32,
-            )
+            found = jax.eval_shape(encode, self.variables, jax.ShapeDtypeStruct((size, *shape), dtype))
+            return np.zeros((0, *found.shape[1:]), np.float32)
         found = []
         for start in range(0, count, size):
             batch = np.zeros((size, *shape), dtype)
             part = rows(start, min(start + size, count))
             batch[: len(part)] = part
             # The call returns before the device is done: the next batch is decoded meanwhile.
-            found.append(encode(self.params, jax.device_put(batch, NamedSharding(mesh, P("batch")))))
+            found.append(encode(self.variables, jax.device_put(batch, NamedSharding(mesh, P("batch")))))
         return np.concatenate([np.asarray(x) for x in found])[:count]
 
 
 class _Programs(NamedTuple):
     """The compiled functions of one model, kept with it and freed with it. Each compiles once for a size of batch."""
 
-    encode_image: Callable  # (params, uint8 [n, size, size, 3]) -> float32 [n, dim] of unit norm
-    encode_text: Callable  # (params, int32 [n, length]) -> float32 [n, dim] of unit norm
-    logits: Callable  # (params, float32 [n, dim], float32 [m, dim]) -> float32 [n, m]
+    encode_image: Callable  # (variables, uint8 [n, size, size, 3]) -> float32 [n, dim] of unit norm
+    encode_patches: Callable  # (variables, uint8 [n, size, size, 3]) -> float32 [n, patches, dim] of unit norm
+    encode_text: Callable  # (variables, int32 [n, length]) -> float32 [n, dim] of unit norm
+    logits: Callable  # (variables, float32 [n, dim], float32 [m, dim]) -> float32 [n, m]
     probabilities: Callable  # float32 [n, m] -> float32 [n, m]
 
 
 def _compile(module: model_lib.CLIP, preprocess: Preprocess) -> _Programs:
-    def encode_image(params, images):
+    def encode_image(variables, images):
         pixels = normalize(images, preprocess.mean, preprocess.std)
-        return module.apply({"params": params}, pixels, method="encode_image")
+        return module.apply(variables, pixels, method="encode_image")
 
-    def encode_text(params, ids):
-        return module.apply({"params": params}, ids, method="encode_text")
+    def encode_patches(variables, images):
+        pixels = normalize(images, preprocess.mean, preprocess.std)
+        return module.apply(variables, pixels, method="encode_patches")
 
-    def logits(params, images, texts):
-        scale, bias = module.apply({"params": params}, method="scale_and_bias")
+    def encode_text(variables, ids):
+        return module.apply(variables, ids, method="encode_text")
+
+    def logits(variables, images, texts):
+        scale, bias = module.apply(variables, method="scale_and_bias")
         # Cosines are small numbers that a scale of up to 100 magnifies: full precision, also where the default is lower.
         return scale * jnp.matmul(images, texts.T, precision=jax.lax.Precision.HIGHEST) + bias
 
     sigmoid = module.init_logit_bias is not None
     probabilities = jax.nn.sigmoid if sigmoid else jax.nn.softmax
-    return _Programs(*map(jax.jit, (encode_image, encode_text, logits, probabilities)))
+    return _Programs(*map(jax.jit, (encode_image, encode_patches, encode_text, logits, probabilities)))
 
 
 def _refuse_single(values, what: str, kinds) -> None:
@@ -223,106 +235,48 @@ def _refuse_single(values, what: str, kinds) -> None:
         raise TypeError(f"{what} must be a list, not one {type(values).__name__}: write [value]")
 
 
-def _fingerprint(module: model_lib.CLIP, params, tokenizer: Tokenizer, preprocess: Preprocess) -> str:
+def _fingerprint(module: model_lib.CLIP, variables, tokenizer: AnyTokenizer, preprocess: Preprocess) -> str:
     digest = hashlib.sha256()
     for tower in (module.vision, module.text):  # what the shapes of parameters do not tell
-        digest.update(f"{tower.blocks['activation']} {tower.eps}\n".encode())
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    for path in sorted(leaves):
-        leaf = np.ascontiguousarray(leaves[path])
-        digest.update(f"{path} {leaf.dtype} {list(leaf.shape)}\n".encode())
+        digest.update(f"{_meaning(tower)}\n".encode())
+    leaves = {f"{kind}/{name}": x for kind, tree in variables.items() for name, x in flat(tree).items()}
+    for name in sorted(leaves):
+        leaf = np.ascontiguousarray(leaves[name])
+        digest.update(f"{name} {leaf.dtype} {list(leaf.shape)}\n".encode())
         digest.update(leaf.view(np.uint8).data if leaf.ndim else leaf.tobytes())
     digest.update(tokenizer.fingerprint.encode())
     digest.update(preprocess.to_json().encode())
     return digest.hexdigest()
 
 
+def _meaning(tower: nn.Module) -> str:
+    """A tower's attributes, without those that change how and not what is computed."""
+    own = {f.name: getattr(tower, f.name) for f in dataclasses.fields(tower) if f.name not in ("parent", "name")}
+    own |= own.pop("blocks", {})
+    return str(
+        sorted((k, v) for k, v in own.items() if k not in ("dtype", "scan", "remat", "dropout", "patch_dropout"))
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Run directories
+# Loading
 
 
-def load(path: str | Path, step: int | None = None) -> Clip:
-    """The model in a run directory: its newest checkpoint (or that of `step`), averaged weights where there are any.
+def load(path: str | Path, step: int | None = None, *, image_size: int | None = None) -> Clip:
+    """The model that `path` holds.
 
-    Raises LoadError that says what was found if `path` is no run directory of a CLIP, if it has no readable checkpoint,
-    or if a file beside the weights (the tokenizer, the preprocessing) is not the one they were trained with.
+    Args:
+      path: a run directory of `train-jax` (averaged weights where there are any); a Hugging Face directory of CLIP or
+        SigLIP; an open_clip directory; a `.pt` file of OpenAI's; a `.npz` file of big_vision's; or "hf:org/name", which
+        huggingface_hub brings.
+      step: of a run directory, the checkpoint; None for the newest readable one.
+      image_size: side in pixels at which pictures shall be seen; positions are interpolated. None: as trained.
+
+    Sizes, activation, pooling, preprocessing and vocabulary come from the files. Raises LoadError that says what was
+    found if they are none of these, are damaged, or do not belong together.
     """
-    directory = Path(path)
-    if not directory.is_dir():
-        what = "a file" if directory.is_file() else "no such folder"
-        raise LoadError(f"{path}: {what}. {_RUN_DIRECTORY}")
-    config = _config(directory)
-    _check_artifacts(directory)
-    tokenizer = Tokenizer.load(directory / "tokenizer.json", config["model"]["text"]["context_length"])
-    preprocess = Preprocess.from_json((directory / "preprocess.json").read_text("utf-8"))
-    try:
-        players, found_step = checkpoint.load_params(directory / "checkpoints", step)
-    except (FileNotFoundError, checkpoint.CheckpointError) as error:
-        raise LoadError(str(error)) from error
-    try:
-        module = model_lib.build(config["model"], tokenizer.vocab_size, tokenizer.eos_id)
-    except (ValueError, AttributeError) as error:
-        raise LoadError(f"{directory / 'config.json'} describes no model that can be built: {error}") from error
-    _check_shapes(module, players[_PLAYER], directory)
-    return Clip.assemble(module, players[_PLAYER], tokenizer, preprocess, f"{path} (step {found_step})")
-
-
-def _config(directory: Path) -> dict:
-    file = directory / "config.json"
-    found = ", ".join(sorted(p.name for p in directory.iterdir())[:8]) or "nothing"
-    if not file.is_file():
-        raise LoadError(f"{directory} is no run directory: it holds {found}. {_RUN_DIRECTORY}")
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise LoadError(f"{file} is not JSON: {error}") from error
-    task = config.get("task") if isinstance(config, dict) else None
-    if task is None:
-        raise LoadError(
-            f"{directory} is no run directory: its config.json names no task, and it holds {found}. {_RUN_DIRECTORY}"
-        )
-    if task != "clip_jax.task":
-        raise LoadError(f"{directory} is a run of {task!r}, not of a CLIP ('clip_jax.task')")
-    return config
-
-
-def _check_shapes(module: model_lib.CLIP, params, directory: Path) -> None:
-    """The parameters must be those of the model that the config describes."""
-
-    def shapes(tree) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-
-    size = module.vision.size
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    ids = jax.ShapeDtypeStruct((1, module.text.context_length), jnp.int32)
-    described = shapes(nn.unbox(jax.eval_shape(module.init, jax.random.key(0), images, ids)["params"]))
-    saved = shapes(params)
-    for path in sorted(described.keys() | saved.keys()):
-        if described.get(path) != saved.get(path):
-            raise LoadError(
-                f"{directory}: the parameter {path} is {described.get(path, 'absent')} by config.json and "
-                f"{saved.get(path, 'absent')} in the checkpoint; the weights were trained with another config.json"
-            )
-
-
-def _check_artifacts(directory: Path) -> None:
-    """The files beside the weights must be those that the weights were trained with."""
-    file = directory / "artifacts.json"
-    try:
-        expected = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{file} cannot be read ({error}), so nothing says which tokenizer the weights need") from error
-    for name in ("tokenizer.json", "preprocess.json"):
-        if name not in expected:
-            raise LoadError(f"{file} does not mention {name}: it holds {', '.join(expected) or 'nothing'}")
-    for name, wanted in expected.items():
-        if not (directory / name).is_file():
-            raise LoadError(f"{directory / name} is missing: the weights need the file of SHA-256 {wanted[:12]}…")
-        seen = hashlib.sha256((directory / name).read_bytes()).hexdigest()
-        if seen != wanted:
-            kind = "tokenizer" if name == "tokenizer.json" else name
-            raise LoadError(
-                f"wrong {kind} for the weights: {directory / name} has SHA-256 {seen[:12]}…, and they were trained with "
-                f"{wanted[:12]}…. Put the original file back, or train in another directory"
-            )
+    found = open_checkpoint(path, step)
+    module = found.module(size=image_size)
+    weights, name = found.variables(module)
+    preprocess = dataclasses.replace(found.preprocess, size=module.vision.size)
+    return Clip.assemble(module, weights, found.tokenizer, preprocess, name)

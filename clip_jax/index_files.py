@@ -1,8 +1,9 @@
 """How an index of pictures is stored, so that the process that makes it may be killed at any moment.
 
     meta.json          version, the weights' fingerprint, model, folder, dimension, names of the parts, complete or not
-    part-*.npy         float32 [n, dim] embeddings of unit norm
+    part-*.npy         float32 or float16 [n, dim] embeddings of unit norm
     part-*.jsonl       one object a row: path relative to the folder, size in bytes, mtime in nanoseconds
+    part-*.faiss       the embeddings in clusters, of a finished index made for approximate search
     broken.jsonl       files that could not be read: path and reason
     lock               held by the process that builds
 
@@ -20,9 +21,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
-VERSION = 1
+from clip_jax import nearest
+
+VERSION = 2
+DTYPES = ("float32", "float16")
 COMMIT_SECONDS = 5.0  # the work that a kill can cost
 _META, _BROKEN, _LOCK = "meta.json", "broken.jsonl", "lock"
 
@@ -72,9 +76,9 @@ def read_meta(directory: Path) -> dict | None:
     return meta
 
 
-def read_parts(directory: Path, meta: Mapping) -> tuple[list[dict], Float32[np.ndarray, "n dim"]]:
+def read_parts(directory: Path, meta: Mapping) -> tuple[list[dict], Float[np.ndarray, "n dim"]]:
     """The rows of all parts: what each describes, and its embedding. Raises SearchError if a part is damaged."""
-    entries, rows = [], [np.zeros((0, meta["dim"]), np.float32)]
+    entries, rows = [], [np.zeros((0, meta["dim"]), meta["dtype"])]
     for part in meta["parts"]:
         try:
             found = np.load(directory / f"{part}.npy")
@@ -83,7 +87,7 @@ def read_parts(directory: Path, meta: Mapping) -> tuple[list[dict], Float32[np.n
             raise SearchError(
                 f"{directory}: {part} cannot be read ({error}): remove {directory} and index again"
             ) from error
-        if found.shape != (len(described), meta["dim"]) or found.dtype != np.float32:
+        if found.shape != (len(described), meta["dim"]) or found.dtype != meta["dtype"]:
             raise SearchError(
                 f"{directory}: {part}.npy is {found.dtype} {list(found.shape)} while {part}.jsonl describes "
                 f"{len(described)} picture(s) of dimension {meta['dim']}: remove {directory} and index again"
@@ -91,6 +95,12 @@ def read_parts(directory: Path, meta: Mapping) -> tuple[list[dict], Float32[np.n
         entries += described
         rows.append(found)
     return entries, np.concatenate(rows)
+
+
+def clusters_file(directory: Path, meta: Mapping) -> Path | None:
+    """The clusters of a finished index that was made with them."""
+    file = directory / f"{meta['parts'][0]}.faiss" if meta.get("complete") else None
+    return file if file and file.is_file() else None
 
 
 @dataclasses.dataclass
@@ -114,8 +124,11 @@ class Store:
     _committed: float = dataclasses.field(default_factory=time.monotonic)
 
     @classmethod
-    def prepare(cls, directory: Path, *, fingerprint: str, model: str, folder: Path, dim: int) -> "Store":
-        """A new index, or the one that is there. Raises SearchError if that one is of other weights or another folder."""
+    def prepare(cls, directory: Path, *, fingerprint: str, model: str, folder: Path, dim: int, dtype: str) -> "Store":
+        """A new index, or the one that is there.
+
+        Raises SearchError if that one is of other weights, another folder or another precision.
+        """
         meta = read_meta(directory)
         if meta is None:
             meta = {
@@ -124,6 +137,7 @@ class Store:
                 "model": model,
                 "folder": str(folder),
                 "dim": dim,
+                "dtype": dtype,
                 "parts": [],
                 "next": 0,
             }
@@ -132,6 +146,10 @@ class Store:
             raise SearchError(
                 f"{directory} is the index of {shown(meta['folder'])}, not of {shown(folder)}: choose another directory, "
                 "or remove this one"
+            )
+        if meta["dtype"] != dtype:
+            raise SearchError(
+                f"{directory} holds {meta['dtype']}, not {dtype}: index with the same precision, or in another directory"
             )
         entries, rows = read_parts(directory, meta)
         store = cls(directory, meta | {"model": model, "complete": False}, entries, rows)
@@ -150,9 +168,9 @@ class Store:
         return {entry["path"] for entry in self.entries}
 
     def add(self, entries: Iterable[Mapping], rows: Float32[np.ndarray, "n dim"]) -> None:
-        """Takes rows; they are safe from the next commit on."""
+        """Takes rows, rounded to the index's precision; they are safe from the next commit on."""
         self._new_entries += entries
-        self._new_rows.append(rows)
+        self._new_rows.append(rows.astype(self.meta["dtype"]))
         if time.monotonic() - self._committed >= COMMIT_SECONDS:
             self._commit()
 
@@ -165,19 +183,25 @@ class Store:
         self._new_entries, self._new_rows = [], []
         self._committed = time.monotonic()
 
-    def finish(self, broken: Mapping[str, str]) -> int:
-        """Replaces all parts by a single sorted one and lists the broken files; returns the number of rows."""
+    def finish(self, broken: Mapping[str, str], approximate: bool) -> int:
+        """Replaces all parts by a single sorted one, in clusters too if `approximate`, and lists the broken files.
+
+        Returns the number of rows.
+        """
         entries = self.entries + self._new_entries
         rows = np.concatenate([self.rows, *self._new_rows])
         order = sorted(range(len(entries)), key=lambda i: entries[i]["path"])
         before = self.meta["parts"]
-        self.meta["parts"] = [self._write_part([entries[i] for i in order], rows[order])]
+        part = self._write_part([entries[i] for i in order], rows[order])
+        if approximate and entries:
+            nearest.write_clusters(self.directory / f"{part}.faiss", rows[order])
+        self.meta["parts"] = [part]
         _write(self.directory / _BROKEN, _lines({"path": path, "reason": why} for path, why in sorted(broken.items())))
         self.meta["complete"] = True
         self._write_meta()
         for part in before:
-            (self.directory / f"{part}.npy").unlink()
-            (self.directory / f"{part}.jsonl").unlink()
+            for file in self.directory.glob(f"{part}.*"):
+                file.unlink()
         return len(entries)
 
     def _write_part(self, entries: Iterable[Mapping], rows: np.ndarray) -> str:

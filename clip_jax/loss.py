@@ -1,32 +1,42 @@
 """Contrastive losses over the global batch: softmax (CLIP) and sigmoid (SigLIP), written as if one device held it all.
 
-Under `jit` with a batch split over devices, the compiler gathers the embeddings. Logits and losses are float32.
+Under `jit` with a batch split over devices, the compiler gathers the embeddings and each device makes its rows of the
+logits; `clip_jax.tiled` computes the same without ever holding them. Logits and losses are float32.
+
+Which text is true of which image is said by groups: whole numbers, one a pair; image i and text j belong together where
+`group[i] == group[j]`. `arange(n)` is the textbook, in which a pair is alone.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Metrics = dict[str, Float[Array, ""]]
 
 
-def same_caption(ids: Int[Array, "n length"]) -> Bool[Array, "n n"]:
-    """True where two rows of ids are equal, the diagonal included."""
-    _, group = jnp.unique(ids, axis=0, size=ids.shape[0], return_inverse=True)
-    group = group.reshape(-1)
-    return group[:, None] == group[None, :]
+def same_caption(ids: Int[Array, "n length"]) -> Int[Array, "n"]:
+    """The same group for equal rows of ids."""
+    # Sorting whole rows would compile a comparison of every column: rows are sorted by two hashes of them, which brings
+    # equal ones together, and neighbours are compared in full.
+    factors = np.random.default_rng(0).integers(1, 2**32, (2, ids.shape[1]), np.uint64).astype(np.uint32) | 1
+    hashes = jnp.sum(ids.astype(jnp.uint32)[None] * factors[:, None], axis=2, dtype=jnp.uint32)
+    order = jnp.lexsort(hashes)
+    ordered = ids[order]
+    new = jnp.any(ordered[1:] != ordered[:-1], axis=1)
+    number = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(new, dtype=jnp.int32)])
+    return jnp.zeros_like(number).at[order].set(number)
 
 
 def softmax_loss(
-    images: Float[Array, "n dim"],
-    texts: Float[Array, "n dim"],
-    scale: Float[Array, ""],
-    positive: Bool[Array, "n n"],
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    images: Float[Array, "n dim"], texts: Float[Array, "n dim"], scale: Float[Array, ""], group: Int[Array, "n"]
+) -> tuple[Float[Array, ""], Metrics]:
     """Mean of the cross-entropies from images to texts and from texts to images (arXiv 2103.00020, figure 3).
 
-    `positive[i, j]`: text j is true of image i; a row's target is spread evenly over its positives (one of them: the
-    identity matrix, is the paper's loss). Returns the loss, and how often the likeliest partner is a positive one.
+    A row's target is spread evenly over its group. Returns the loss, and how often the likeliest partner is of the group.
     """
-    logits = scale * _cosines(images, texts)  # (N, N)
+    logits = scale * cosines(images, texts)  # (N, N)
+    positive = group[:, None] == group[None, :]
     target = positive.astype(jnp.float32)
     to_text = jnp.sum(target * jax.nn.log_softmax(logits, axis=1), axis=1) / jnp.sum(target, axis=1)
     to_image = jnp.sum(target * jax.nn.log_softmax(logits, axis=0), axis=0) / jnp.sum(target, axis=0)
@@ -38,20 +48,21 @@ def sigmoid_loss(
     texts: Float[Array, "n dim"],
     scale: Float[Array, ""],
     bias: Float[Array, ""],
-    positive: Bool[Array, "n n"],
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    group: Int[Array, "n"],
+) -> tuple[Float[Array, ""], Metrics]:
     """Every pair a yes-or-no question (arXiv 2303.15343, algorithm 1): summed over pairs, divided by n."""
-    logits = scale * _cosines(images, texts) + bias
+    logits = scale * cosines(images, texts) + bias
+    positive = group[:, None] == group[None, :]
     sign = jnp.where(positive, 1.0, -1.0)
     return -jnp.sum(jax.nn.log_sigmoid(sign * logits)) / images.shape[0], _accuracy(logits, positive)
 
 
-def _cosines(images, texts):
-    # The scale of up to 100 magnifies rounding: no shortened products, also where accelerators default to them.
+def cosines(images, texts):
+    """float32 [n, m]. The scale of up to 100 magnifies rounding: no shortened products, also where they are the default."""
     return jnp.matmul(images.astype(jnp.float32), texts.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
 
 
-def _accuracy(logits, positive) -> dict[str, Float[Array, ""]]:
+def _accuracy(logits, positive) -> Metrics:
     rows = jnp.arange(logits.shape[0])
     return {
         "accuracy/image_to_text": jnp.mean(positive[rows, jnp.argmax(logits, axis=1)].astype(jnp.float32)),

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from clip_jax.resnet import STRIDE, ResNetTower
+from clip_jax.text import POOLS as TEXT_POOLS
 from clip_jax.text import TextTower
 from clip_jax.vision import POOLS, STEMS, VisionTower
 from nn_jax.layers import ACTIVATIONS, normalize
@@ -18,15 +20,16 @@ from nn_jax.transformer import REMAT
 from train_jax.errors import ConfigError
 
 LOSSES = ("softmax", "sigmoid")
+TOWERS = ("vit", "resnet")
 DTYPES = {"float32": jnp.dtype("float32"), "bfloat16": jnp.dtype("bfloat16")}
 MAX_SCALE = 100.0  # arXiv 2103.00020, section 2.5
 
 
 class CLIP(nn.Module):
     """Image and text towers with a shared space. Parameters: `vision`, `text`, `logit_scale` (a logarithm), and with
-    the sigmoid loss `logit_bias`."""
+    the sigmoid loss `logit_bias`. A ResNet's running statistics are the collection `batch_stats`."""
 
-    vision: VisionTower
+    vision: VisionTower | ResNetTower
     text: TextTower
     init_logit_scale: float
     init_logit_bias: float | None
@@ -41,6 +44,10 @@ class CLIP(nn.Module):
     ) -> Float[Array, "batch dim"]:
         """Normalised pixels -> float32 embeddings of unit norm."""
         return normalize(self.vision(images, deterministic))
+
+    def encode_patches(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch patches dim"]:
+        """Normalised pixels -> an embedding of unit norm for each patch, row by row (of a ResNet: each place of its map)."""
+        return normalize(self.vision(images, True, True))
 
     def encode_text(self, ids: Int[Array, "batch length"], deterministic: bool = True) -> Float[Array, "batch dim"]:
         """Token ids -> float32 embeddings of unit norm."""
@@ -88,26 +95,34 @@ def defaults() -> ConfigDict:
     """Options of a model; those of ViT-B/32 as OpenAI trained it."""
     c = ConfigDict()
     c.embed_dim = 512
-    c.image = ConfigDict(
-        {
-            "size": 224,
-            "patch": 32,
-            "width": 768,
-            "depth": 12,
-            "heads": 12,
-            "mlp_ratio": 4.0,
-            "stem": "patch",
-            "pool": "cls",
-        }
-    )
+    c.image = ConfigDict()
+    c.image.tower = "vit"  # or "resnet": OpenAI's, of which size, width (of the first stage), heads and layers are said
+    c.image.size = 224
+    c.image.patch = 32
+    c.image.width = 768
+    c.image.depth = 12
+    c.image.heads = 12
+    c.image.mlp_ratio = 4.0
+    c.image.stem = "patch"  # or "conv"
+    c.image.stem_bias = False
+    c.image.pool = "cls"  # or "mean", or "map": attention pooling
     c.image.pre_norm = True
+    c.image.proj = True  # False: no linear map at the end, embed_dim is width
+    c.image.patch_dropout = 0.0  # share of patches left out in training
+    c.image.layers = (3, 4, 6, 3)  # of a resnet
     c.text = ConfigDict({"context_length": 77, "width": 512, "depth": 12, "heads": 8, "mlp_ratio": 4.0})
+    c.text.vocab_size = 0  # tokens that are embedded; 0: as many as the tokenizer has
+    c.text.causal = True
+    c.text.pool = "eos"  # "argmax": OpenAI's rule, the largest id; "last": the row's last place
+    c.text.proj_bias = False
     c.activation = "quick_gelu"
     c.eps = 1e-5  # of every layer norm
     c.loss = "softmax"  # or "sigmoid"
     # Equal captions in a batch: "positive" for each other's images, or "negative". The softmax loss has the same value
     # both ways (see docs/design.md); the sigmoid loss and the accuracies differ.
     c.duplicates = "positive"
+    c.tile = 0  # columns of the logits at a time, so that they are never all there; 0: all
+    c.micro_batch = 0  # examples that each tower sees at a time, with the same loss; 0: all
     c.init_logit_scale = math.log(1 / 0.07)  # a logarithm; SigLIP starts at log 10
     c.init_logit_bias = -10.0  # of the sigmoid loss
     c.scan = True
@@ -117,10 +132,31 @@ def defaults() -> ConfigDict:
     return c
 
 
+# Options that say how to compute, not what: a checkpoint has no opinion on them.
+_FREE = (
+    "scan",
+    "remat",
+    "dropout",
+    "dtype",
+    "duplicates",
+    "tile",
+    "micro_batch",
+    "init_logit_scale",
+    "init_logit_bias",
+)
+
+
+def architecture(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a model's options that decide what its weights are and mean."""
+    found = {name: value for name, value in model.items() if name not in _FREE}
+    found["image"] = {name: value for name, value in model["image"].items() if name != "patch_dropout"}
+    return found
+
+
 def build(model: Mapping[str, Any] | ConfigDict, vocab_size: int, eos_id: int) -> CLIP:
     """The module that `model` (see `defaults`) describes. ConfigError for a value that is not allowed."""
     model = ConfigDict(model.to_dict() if isinstance(model, ConfigDict) else dict(model))
-    _check(model)
+    _check(model, vocab_size)
     dtype = DTYPES[model.dtype]
 
     def blocks(tower) -> flax.core.FrozenDict:
@@ -137,22 +173,18 @@ def build(model: Mapping[str, Any] | ConfigDict, vocab_size: int, eos_id: int) -
 
     shared = {"embed_dim": model.embed_dim, "eps": model.eps, "dtype": dtype}
     image, text = model.image, model.text
+    if image.tower == "resnet":
+        vision = ResNetTower(image.size, image.width, tuple(image.layers), image.heads, model.embed_dim, dtype)
+    else:
+        names = ("size", "patch", "width", "stem", "stem_bias", "pool", "pre_norm", "proj", "patch_dropout")
+        vision = VisionTower(**{name: image[name] for name in names}, blocks=blocks(image), **shared)
+    names = ("context_length", "width", "causal", "pool", "proj_bias")
     return CLIP(
-        vision=VisionTower(
-            size=image.size,
-            patch=image.patch,
-            width=image.width,
-            stem=image.stem,
-            pool=image.pool,
-            pre_norm=image.pre_norm,
-            blocks=blocks(image),
-            **shared,
-        ),
+        vision=vision,
         text=TextTower(
-            vocab_size=vocab_size,
-            context_length=text.context_length,
-            width=text.width,
+            vocab_size=text.vocab_size or vocab_size,
             eos_id=eos_id,
+            **{name: text[name] for name in names},
             blocks=blocks(text),
             **shared,
         ),
@@ -161,22 +193,46 @@ def build(model: Mapping[str, Any] | ConfigDict, vocab_size: int, eos_id: int) -
     )
 
 
-def _check(model: ConfigDict) -> None:
+def _check(model: ConfigDict, vocab_size: int) -> None:
     for key, value, allowed in (
         ("activation", model.activation, ACTIVATIONS),
         ("loss", model.loss, LOSSES),
         ("duplicates", model.duplicates, ("positive", "negative")),
         ("remat", model.remat, REMAT),
         ("dtype", model.dtype, DTYPES),
+        ("image.tower", model.image.tower, TOWERS),
         ("image.stem", model.image.stem, STEMS),
         ("image.pool", model.image.pool, POOLS),
+        ("text.pool", model.text.pool, TEXT_POOLS),
     ):
         if value not in allowed:
             raise ConfigError(f"config.model.{key} = {value!r}; it must be one of {', '.join(allowed)}")
-    for name, tower in (("image", model.image), ("text", model.text)):
-        if tower.width % tower.heads:
-            raise ConfigError(f"config.model.{name}.heads = {tower.heads} does not divide width = {tower.width}")
-    image = model.image
+    if model.text.width % model.text.heads:
+        raise ConfigError(f"config.model.text.heads = {model.text.heads} does not divide width = {model.text.width}")
+    (_check_resnet if model.image.tower == "resnet" else _check_vit)(model.image, model.embed_dim)
+    for name in ("tile", "micro_batch"):
+        if model[name] < 0:
+            raise ConfigError(f"config.model.{name} = {model[name]}; it must be 0 (all at once) or more")
+    if model.micro_batch and model.image.tower == "resnet":
+        raise ConfigError(
+            f"config.model.micro_batch = {model.micro_batch} with a resnet: batch norm takes its statistics from the "
+            "whole batch, so parts of it would be another model. Set it to 0"
+        )
+    if model.text.pool == "last" and model.text.causal:
+        raise ConfigError(
+            "config.model.text.pool = 'last' reads the padding: it needs config.model.text.causal = False"
+        )
+    if 0 < model.text.vocab_size < vocab_size:
+        raise ConfigError(
+            f"config.model.text.vocab_size = {model.text.vocab_size} is less than the {vocab_size} tokens of the tokenizer"
+        )
+    if model.text.context_length < 3:
+        raise ConfigError(f"config.model.text.context_length = {model.text.context_length}; it must be at least 3")
+
+
+def _check_vit(image: ConfigDict, embed_dim: int) -> None:
+    if image.width % image.heads:
+        raise ConfigError(f"config.model.image.heads = {image.heads} does not divide width = {image.width}")
     if image.size % image.patch:
         raise ConfigError(f"config.model.image.patch = {image.patch} does not divide size = {image.size}")
     if image.stem == "conv":
@@ -187,5 +243,24 @@ def _check(model: ConfigDict) -> None:
                 f"config.model.image.width = {image.width} must be a multiple of 4 * patch = {4 * image.patch} "
                 "with the conv stem"
             )
-    if model.text.context_length < 3:
-        raise ConfigError(f"config.model.text.context_length = {model.text.context_length}; it must be at least 3")
+    if not image.proj and image.width != embed_dim:
+        raise ConfigError(
+            f"config.model.image.proj = False, so embed_dim = {embed_dim} must be image.width = {image.width}"
+        )
+    if not 0 <= image.patch_dropout < 1:
+        raise ConfigError(f"config.model.image.patch_dropout = {image.patch_dropout}; it must be a share in [0, 1)")
+
+
+def _check_resnet(image: ConfigDict, embed_dim: int) -> None:
+    if image.size % STRIDE:
+        raise ConfigError(f"config.model.image.size = {image.size} must be a multiple of {STRIDE} with a resnet")
+    if len(image.layers) != 4 or min(image.layers) < 1:
+        raise ConfigError(f"config.model.image.layers = {image.layers}; a resnet has four stages of at least one block")
+    if image.width % 2 or (image.width * STRIDE) % image.heads:
+        raise ConfigError(
+            f"config.model.image.heads = {image.heads} must divide 32 * image.width = {STRIDE * image.width}"
+        )
+    if image.patch_dropout:
+        raise ConfigError(
+            f"config.model.image.patch_dropout = {image.patch_dropout}: a resnet has no patches; set it to 0"
+        )

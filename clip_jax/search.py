@@ -15,14 +15,23 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int32
+from jaxtyping import Array, Float, Float32
 from tqdm import tqdm
 
+from clip_jax import nearest
 from clip_jax.clip import Clip, Picture
-from clip_jax.index_files import SearchError, Store, check_weights, locked, read_meta, read_parts, shown
+from clip_jax.index_files import (
+    SearchError,
+    Store,
+    check_weights,
+    clusters_file,
+    locked,
+    read_meta,
+    read_parts,
+    shown,
+)
 from train_jax.data.images import BrokenSample
 from train_jax.data.sources import IMAGE_SUFFIXES
 
@@ -65,19 +74,21 @@ class Index:
       directory: where it is stored.
       folder: the folder of pictures.
       paths: of the pictures, relative to `folder`.
-      embeddings: float32 [n, dim] of unit norm, a row a path.
+      embeddings: float32 or float16 [n, dim] of unit norm, a row a path.
       fingerprint: of the weights that made it.
       model: where these were loaded from.
       complete: False if the last `build` was interrupted.
+      clusters_file: for approximate search; None if it was made without, or has changed since.
     """
 
     directory: Path
     folder: Path
     paths: tuple[str, ...]
-    embeddings: Float32[np.ndarray, "n dim"]
+    embeddings: Float[np.ndarray, "n dim"]
     fingerprint: str
     model: str
     complete: bool
+    clusters_file: Path | None
 
     @classmethod
     def open(cls, directory: str | Path) -> "Index":
@@ -99,6 +110,7 @@ class Index:
             meta["fingerprint"],
             meta["model"],
             meta["complete"],
+            clusters_file(directory, meta),
         )
 
     def __len__(self) -> int:
@@ -106,8 +118,28 @@ class Index:
 
     @functools.cached_property
     def on_device(self) -> Float32[Array, "n dim"]:
-        """The embeddings on the default device, copied there once."""
-        return jnp.asarray(self.embeddings)
+        """The embeddings on the default device, copied there once, as the numbers that a search multiplies."""
+        return jnp.asarray(self.embeddings, jnp.float32)
+
+    @functools.cached_property
+    def clusters(self) -> "nearest.Clusters | None":
+        """The clusters for an approximate search, if the index was made with them; opened once.
+
+        Raises SearchError if they are damaged, or faiss is missing.
+        """
+        if self.clusters_file is None:
+            return None
+        if not nearest.installed():
+            raise SearchError(
+                f"{self.directory} was made for approximate search, which needs faiss: pip install '.[faiss]', or search "
+                "exactly"
+            )
+        try:
+            return nearest.Clusters(self.clusters_file)
+        except RuntimeError as error:
+            raise SearchError(
+                f"{self.clusters_file} cannot be read ({error}): index again, or search exactly"
+            ) from error
 
 
 def search(
@@ -117,8 +149,12 @@ def search(
     text: str | None = None,
     image: Picture | None = None,
     top: int = 9,
+    exact: bool = False,
 ) -> list[Hit]:
-    """The `top` pictures of the index closest to a text or to a picture, best first: an exact search, on the device.
+    """The `top` pictures of the index closest to a text or to a picture, best first.
+
+    A search is exact and on the device, unless the index was made with `approximate`: then among the pictures of the
+    clusters nearest to the query, and `exact` asks for all.
 
     Raises SearchError if other weights made the index, if it is empty, if not exactly one of `text` and `image` is given,
     or if `top` is not positive; BrokenSample if the picture cannot be read.
@@ -133,20 +169,14 @@ def search(
         index.directory, {"fingerprint": index.fingerprint, "model": index.model}, clip.name, clip.fingerprint
     )
     query = clip.encode_text([text]) if text is not None else clip.encode_image([image])
-    scores, rows = _nearest(index.on_device, query[0], min(top, len(index)))
+    if not exact and index.clusters is not None:
+        scores, rows = index.clusters.nearest(index.embeddings, query[0], top)
+    else:
+        scores, rows = nearest.exact(index.on_device, query[0], min(top, len(index)))
     return [
         Hit(index.folder / index.paths[row], float(score))
         for row, score in zip(np.asarray(rows), np.asarray(scores), strict=True)
     ]
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _nearest(
-    embeddings: Float32[Array, "n dim"], query: Float32[Array, "dim"], top: int
-) -> tuple[Float32[Array, "top"], Int32[Array, "top"]]:
-    # Devices that multiply in lower precision unless asked not to would shuffle near neighbours.
-    scores, rows = jax.lax.top_k(jnp.matmul(embeddings, query, precision=jax.lax.Precision.HIGHEST), top)
-    return scores, rows
 
 
 def build(
@@ -156,6 +186,8 @@ def build(
     *,
     model: str | Path | None = None,
     batch_size: int = 64,
+    half: bool = False,
+    approximate: bool = False,
     progress: bool = True,
 ) -> Report:
     """Indexes the pictures below `folder` into the directory `out`, or brings the index there up to date.
@@ -167,14 +199,19 @@ def build(
     Args:
       model: where `clip` was loaded from, remembered so that a search can load it again; None: its name.
       batch_size: how many pictures go through the model together.
+      half: keep embeddings in float16: half the size, and cosines that are right to 1e-3.
+      approximate: also sort the embeddings into clusters, so that a search looks at a few of these only. For collections
+        above a million; needs faiss.
       progress: show a progress bar.
 
-    Raises SearchError if no picture can be read, or if `out` holds something else, an index of another folder, or one
-    made by other weights.
+    Raises SearchError if no picture can be read, if `out` holds something else, an index of another folder, or one made by
+    other weights, or if faiss is needed and missing.
     """
     folder, out = Path(folder).resolve(), Path(out).resolve()
     if not folder.is_dir():
         raise SearchError(f"{shown(folder)}: no such folder")
+    if approximate and not nearest.installed():
+        raise SearchError("approximate search needs faiss: pip install '.[faiss]'")
     files, broken, ignored = _scan(folder, out)
     if not files:
         notes = f"; {sum(ignored.values())} file(s) of other kinds" if ignored else ""
@@ -187,6 +224,7 @@ def build(
             model=str(model or clip.name),
             folder=folder,
             dim=clip.encode_text([""]).shape[1],
+            dtype="float16" if half else "float32",
         )
         reused = store.keep(files)
         waiting = [path for path in sorted(files) if path not in reused]
@@ -198,7 +236,7 @@ def build(
                         [{"path": path, **files[path]} for path in paths], clip.encode_image(pictures, batch_size)
                     )
                 bar.update(len(paths) + len(failures))
-        total = store.finish(broken)
+        total = store.finish(broken, approximate)
     if not total:
         raise SearchError(f"{shown(folder)}: no picture can be read; {_first(broken)}")
     return Report(total, total - len(reused), len(reused), store.dropped, broken, ignored)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from clip_jax.index_files import shown
@@ -56,6 +58,18 @@ def hits_section(title: str, hits: Sequence[Hit], folder: Path) -> Section:
         return shown(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
     return Section(title, [Cell(hit.path, name(hit.path), f"{hit.score:.3f}") for hit in hits])
+
+
+def heat_sections(picture: Image.Image, texts: Sequence[str], maps: Float[np.ndarray, "n side side"]) -> list[Section]:
+    """A picture, and the same below the heat map of each text: cold where the cosine is lowest, hot where it is highest."""
+    grey = ImageOps.grayscale(picture).convert("RGB")
+    cells = [Cell(picture, "what the model sees")]
+    for text, values in zip(texts, maps, strict=True):
+        spread = (values - values.min()) / max(float(np.ptp(values)), 1e-9)
+        heat = Image.fromarray((255 * matplotlib.colormaps["inferno"](spread)[..., :3]).astype(np.uint8))
+        heat = heat.resize(picture.size, Image.Resampling.BICUBIC)
+        cells.append(Cell(Image.blend(grey, heat, 0.65), text, f"cosine {values.min():.3f} to {values.max():.3f}"))
+    return [Section("Where a text is", cells)]
 
 
 def contact_sheet(sections: Sequence[Section], *, columns: int, size: int = 160) -> Image.Image:

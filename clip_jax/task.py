@@ -3,31 +3,42 @@
 Batches: `image` uint8 [B, size, size, 3], `text` int32 [B, length], `truncated` bool [B].
 """
 
+import dataclasses
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from clip_jax import evaluators, model
-from clip_jax.loss import same_caption, sigmoid_loss, softmax_loss
+from clip_jax import evaluators, flops, model, pretrained, tiled
+from clip_jax import loss as dense
+from clip_jax.loss import same_caption
+from train_jax import sharding
 from train_jax.data import images, sources
-from train_jax.data.text import Tokenizer
+from train_jax.data.sentencepiece import SentencePiece
+from train_jax.data.text import AnyTokenizer, Tokenizer, open_tokenizer
 from train_jax.errors import ConfigError
-from train_jax.profiling import BACKWARD, conv_flops, dense_flops, transformer_flops
 from train_jax.task import Task
 
 log = logging.getLogger(__name__)
+
+_METHODS = {"vision": "encode_image", "text": "encode_text"}
 
 
 def defaults() -> ConfigDict:
     """CLIP's part of a config."""
     c = ConfigDict()
+    c.pretrained = (
+        ""  # a checkpoint to start from: anything that clip_jax.load opens; it brings its model and tokenizer
+    )
     c.model = model.defaults()
     c.tokenizer = ConfigDict()
-    c.tokenizer.path = ""  # a tokenizer.json, or a folder with one; "": train one on the captions of data.source
+    # A folder with CLIP's tokenizer (with text.causal = False, SigLIP's), or its file; "": train one on the captions.
+    c.tokenizer.path = ""
     c.tokenizer.vocab_size = 8192  # of a trained one
     c.tokenizer.captions = 100_000  # records whose captions a trained one is learnt from
     c.preprocess = ConfigDict(
@@ -40,6 +51,38 @@ def defaults() -> ConfigDict:
     return c
 
 
+def complete(config: ConfigDict, given: ConfigDict) -> None:
+    """With `config.pretrained`, the model, tokenizer and preprocessing are the checkpoint's.
+
+    Raises ConfigError where the user's own options contradict it.
+    """
+    if not config.pretrained:
+        return
+    found = pretrained.open_checkpoint(config.pretrained)
+    architecture = model.architecture(found.model)
+    _adopt(config.model, given.get("model", {}), architecture, "model", free=("image.size",))
+    fields = dataclasses.asdict(found.preprocess)
+    fields.pop("size")
+    _adopt(config.preprocess, given.get("preprocess", {}), fields, "preprocess", free=())
+    if given.get("tokenizer", {}):
+        raise ConfigError(
+            "config.tokenizer with config.pretrained: the tokenizer comes with the checkpoint; leave it out"
+        )
+
+
+def _adopt(options: ConfigDict, given, found: Mapping, path: str, free: tuple[str, ...]) -> None:
+    for key, value in found.items():
+        here = f"{path}.{key}"
+        if isinstance(value, Mapping):
+            _adopt(options[key], given.get(key, {}), value, here, free)
+        elif key not in given:
+            options[key] = value
+        elif given[key] != value and here.removeprefix("model.") not in free:
+            raise ConfigError(
+                f"config.{here} = {given[key]!r}, but the checkpoint of config.pretrained has {value!r}: leave it out"
+            )
+
+
 def make(config: ConfigDict, workdir: Path | None) -> Task:
     """The task of a resolved config; a run directory's own tokenizer is used again."""
     tokenizer = _tokenizer(config, workdir)
@@ -49,31 +92,35 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     scale = tuple(config.augment.scale)
     if not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
         raise ConfigError(f"config.augment.scale = {scale}; it must be two shares of the area, 0 < from <= to <= 1")
+    parts = _parts(config)
+    locked = {method for tower, method in _METHODS.items() if _is_frozen(config, tower)}
 
     def init(rng, batch):
         pixels = jnp.zeros((1, size, size, 3))
-        return {"clip": module.init(rng, pixels, batch["text"][:1])["params"]}, {}
+        variables = module.init(rng, pixels, batch["text"][:1])
+        return {"clip": variables.pop("params")}, variables
 
     def loss(params, extra, batch, rng, step):
-        pixels = images.normalize(batch["image"], preprocess.mean, preprocess.std)
-        image, text, scale, bias = module.apply(
-            {"params": params["clip"]},
-            pixels,
-            batch["text"],
-            deterministic=config.model.dropout == 0,
-            rngs={"dropout": rng},
-        )
-        if config.model.duplicates == "positive":
-            positive = same_caption(batch["text"])
-        else:
-            positive = jnp.eye(image.shape[0], dtype=bool)
-        if config.model.loss == "softmax":
-            value, metrics = softmax_loss(image, text, scale, positive)
-        else:
-            value, metrics = sigmoid_loss(image, text, scale, bias, positive)
-            metrics["logit_bias"] = bias
+        def image(pixels, key):
+            pixels = images.normalize(pixels, preprocess.mean, preprocess.std)
+            return apply(pixels, key, "encode_image")
+
+        def text(ids, key):
+            return apply(ids, key, "encode_text")
+
+        def apply(inputs, key, method):
+            variables = {"params": params["clip"], **extra}
+            if method in locked:  # as it is, without dropout and with the statistics it came with
+                return jax.lax.stop_gradient(module.apply(variables, inputs, method=method)), extra
+            return module.apply(variables, inputs, False, method=method, rngs={"dropout": key}, mutable=list(extra))
+
+        keys = jax.random.split(rng)
+        image_features, changed = _in_parts(image, batch["image"], keys[0], parts)
+        text_features, _ = _in_parts(text, batch["text"], keys[1], parts)
+        scale, bias = module.apply({"params": params["clip"]}, method="scale_and_bias")
+        value, metrics = _contrast(config.model, image_features, text_features, scale, bias, batch["text"])
         truncated = jnp.mean(batch["truncated"].astype(jnp.float32))
-        return value, (metrics | {"logit_scale": scale, "truncated": truncated}, extra)
+        return value, (metrics | {"logit_scale": scale, "truncated": truncated}, changed)
 
     def example(record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         caption = record["captions"][rng.integers(len(record["captions"]))]
@@ -88,42 +135,66 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         ids, truncated = tokenizer.encode_flagged([caption])
         return {"image": pixels, "text": ids[0], "truncated": truncated[0]}
 
+    def weights():
+        variables, name = pretrained.open_checkpoint(config.pretrained).variables(module)
+        log.info("starting from %s", name)
+        return {"clip": variables.pop("params")}, variables
+
     return Task(
         init=init,
         loss=loss,
         example=example,
         evaluators=evaluators.factories(module, tokenizer, preprocess),
         artifacts={"tokenizer.json": tokenizer.to_json(), "preprocess.json": preprocess.to_json()},
-        flops=flops(config.model),
+        pretrained=weights if config.pretrained else None,
+        flops=flops.training(config.model),
     )
 
 
-def flops(m: ConfigDict) -> float:
-    """Operations of the forward and backward pass of one pair: both towers, the logits left out."""
-    grid = m.image.size // m.image.patch
-    tokens = grid**2 + (m.image.pool == "cls")
-    if m.image.stem == "conv":
-        stem, side, channels = 0, m.image.size, 3
-        while side > grid:
-            side //= 2
-            wider = m.image.width * grid // side
-            stem += conv_flops(side, side, 3, channels, wider)
-            channels = wider
-        stem += conv_flops(grid, grid, 1, channels, m.image.width)
-    else:
-        stem = conv_flops(grid, grid, m.image.patch, 3, m.image.width)
-    vision = stem + transformer_flops(tokens, m.image.width, m.image.depth, m.image.mlp_ratio)
-    text = transformer_flops(m.text.context_length, m.text.width, m.text.depth, m.text.mlp_ratio)
-    heads = dense_flops(1, m.image.width, m.embed_dim) + dense_flops(1, m.text.width, m.embed_dim)
-    return float(BACKWARD * (vision + text + heads))
+def _is_frozen(config: ConfigDict, tower: str) -> bool:
+    """Whether a pattern of `config.optim.freeze` locks a whole tower (as in LiT, arXiv 2111.07991)."""
+    return any(re.search(pattern, f"clip/{tower}/") for pattern in config.optim.freeze)
 
 
-def _tokenizer(config: ConfigDict, workdir: Path | None) -> Tokenizer:
+def _parts(config: ConfigDict) -> int:
+    """How many micro-batches a tower sees one after the other."""
+    size, batch = config.model.micro_batch, config.data.batch_size // config.accumulate
+    if size and batch % size:
+        raise ConfigError(f"config.model.micro_batch = {size} does not divide the {batch} examples of a loss")
+    return batch // size if size else 1
+
+
+def _in_parts(encode: Callable, inputs, key, parts: int):
+    """`encode(inputs, key)` a part of the batch at a time; the backward pass computes each part again, with its key."""
+    if parts == 1:
+        return encode(inputs, key)
+    mesh = jax.sharding.get_abstract_mesh()
+    sharding.check_parts(mesh, inputs.shape[0], parts, "config.model.micro_batch")
+    features, changed = jax.lax.map(
+        lambda part: jax.checkpoint(encode)(*part),
+        (sharding.split_batch(inputs, parts, mesh), jax.random.split(key, parts)),
+    )
+    return sharding.join_batch(features, mesh), changed
+
+
+def _contrast(m: ConfigDict, images, texts, scale, bias, ids):
+    """The loss that `config.model` names, and its metrics."""
+    group = same_caption(ids) if m.duplicates == "positive" else jnp.arange(len(ids))
+    form, options = (tiled, {"tile": m.tile}) if m.tile else (dense, {})
+    if m.loss == "softmax":
+        return form.softmax_loss(images, texts, scale, group, **options)
+    value, metrics = form.sigmoid_loss(images, texts, scale, bias, group, **options)
+    return value, metrics | {"logit_bias": bias}
+
+
+def _tokenizer(config: ConfigDict, workdir: Path | None) -> AnyTokenizer:
     length = config.model.text.context_length
     if workdir is not None and (workdir / "tokenizer.json").is_file():
-        return Tokenizer.load(workdir / "tokenizer.json", length)
+        return open_tokenizer(workdir / "tokenizer.json", length)
+    if config.pretrained:
+        return pretrained.open_checkpoint(config.pretrained).tokenizer
     if config.tokenizer.path:
-        return Tokenizer.load(config.tokenizer.path, length)
+        return (Tokenizer if config.model.text.causal else SentencePiece).load(config.tokenizer.path, length)
     source = sources.open_source(
         config.data.source,
         config.data.split,

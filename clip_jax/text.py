@@ -1,4 +1,4 @@
-"""The text tower: a causal transformer that is read at the end of the text (arXiv 2103.00020, section 2.4)."""
+"""The text tower: a transformer that is read at one token (arXiv 2103.00020, section 2.4; arXiv 2303.15343)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +11,20 @@ from jaxtyping import Array, Float, Int
 from nn_jax.layers import Dense, layer_norm, named
 from nn_jax.transformer import Transformer, causal_mask
 
+POOLS = ("eos", "argmax", "last")
+
 
 class TextTower(nn.Module):
-    """Token ids -> features of width `embed_dim`, read at the *first* end-of-text token.
+    """Token ids -> features of width `embed_dim`.
 
-    What follows that token cannot be seen from it, so padding of any kind is harmless. Every row must hold the token
-    `eos_id`; `train_jax.data.text.Tokenizer` sees to it.
+    Attributes:
+      eos_id: the end-of-text token. Every row must hold it where `pool` is "eos"; the tokenizers see to it.
+      causal: whether a token sees only what comes before it. Then padding of any kind is harmless; a bidirectional
+        tower sees the padding it was trained with as a part of the text.
+      pool: where the text is read: at the *first* end-of-text token ("eos"), at the first of the largest ids
+        ("argmax", as OpenAI's code does), or at the last place of the row ("last").
+      proj_bias: whether the final linear map has a bias.
+      blocks: options of `Transformer`.
     """
 
     vocab_size: int
@@ -24,6 +32,9 @@ class TextTower(nn.Module):
     width: int
     embed_dim: int
     eos_id: int
+    causal: bool
+    pool: str
+    proj_bias: bool
     eps: float
     dtype: DTypeLike
     blocks: Mapping[str, Any]
@@ -38,11 +49,15 @@ class TextTower(nn.Module):
         )
         x = jnp.take(table, ids, axis=0).astype(self.dtype) + positions[: ids.shape[1]].astype(self.dtype)[None]
         x = nn.with_logical_constraint(x, ("batch", None, None))
+        mask = causal_mask(ids.shape[1]) if self.causal else None
         x = Transformer(self.width, **self.blocks, eps=self.eps, dtype=self.dtype, name="transformer")(
-            x, causal_mask(ids.shape[1]), deterministic
+            x, mask, deterministic
         )
-        end = jnp.argmax(ids == self.eos_id, axis=1)
-        x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+        if self.pool == "last":
+            x = x[:, -1]
+        else:
+            end = jnp.argmax(ids == self.eos_id if self.pool == "eos" else ids, axis=1)
+            x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
         x = layer_norm(self.eps, self.dtype, "norm_post")(x)
         std = self.width**-0.5
-        return Dense((self.embed_dim,), ("embed", "proj"), std, self.dtype, bias=False, name="proj")(x)
+        return Dense((self.embed_dim,), ("embed", "proj"), std, self.dtype, bias=self.proj_bias, name="proj")(x)

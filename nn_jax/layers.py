@@ -60,15 +60,30 @@ class Dense(nn.Module):
 
 
 def conv(
-    features: int, kernel: int, stride: int, *, axes: tuple[str, str], std: float | None, dtype, name: str, bias: bool
+    features: int,
+    kernel: int,
+    stride: int,
+    *,
+    axes: tuple[str, str],
+    std: float | None,
+    dtype,
+    name: str,
+    bias: bool,
+    padding: int | None = None,
 ):
-    """A convolution with `kernel` x `kernel` windows; strides that equal the window tile without padding."""
+    """A convolution with `kernel` x `kernel` windows.
+
+    `padding`: zeros on every side; None: what keeps the size (divided by the stride), and none for strides that equal
+    the window. `std`: of the normal distribution the kernel is drawn from; None: He's.
+    """
     init = nn.initializers.he_normal() if std is None else nn.initializers.normal(std)
+    if padding is None:
+        padding = "VALID" if kernel == stride else "SAME"
     return nn.Conv(
         features,
         (kernel, kernel),
         (stride, stride),
-        padding="VALID" if kernel == stride else "SAME",
+        padding=padding,
         use_bias=bias,
         dtype=dtype,
         kernel_init=named(init, "patch", "patch", *axes),

@@ -179,8 +179,8 @@ class Checkpoints:
             ) from error
 
 
-def load_params(directory: str | Path, step: int | None = None) -> tuple[dict, int]:
-    """Parameters of a run for inference and their step: of each player the average, where there is one.
+def load_weights(directory: str | Path, step: int | None = None) -> tuple[dict, dict, int]:
+    """What inference needs of a run: `(params, extra, step)`; of each player the average, where there is one.
 
     Reads nothing else of the checkpoint, onto one device, whatever mesh wrote it. `step`: None for the newest readable.
     Raises FileNotFoundError if there is no checkpoint, CheckpointError if none can be read.
@@ -194,14 +194,14 @@ def load_params(directory: str | Path, step: int | None = None) -> tuple[dict, i
     failures = []
     for candidate in found if step is None else [step]:
         try:
-            return _load_params(directory / str(candidate)), candidate
+            return *_load_weights(directory / str(candidate)), candidate
         except Exception as error:
             failures.append(f"{directory / str(candidate)}: {type(error).__name__}: {_first_line(error)}")
             log.error("checkpoint %s cannot be read", failures[-1])
     raise CheckpointError("no checkpoint can be read:\n  " + "\n  ".join(failures))
 
 
-def _load_params(path: Path) -> dict:
+def _load_weights(path: Path) -> tuple[dict, dict]:
     saved = ocp.metadata(path).metadata
     device = SingleDeviceSharding(jax.local_devices()[0])
 
@@ -210,8 +210,9 @@ def _load_params(path: Path) -> dict:
 
     parts = ("average" if "average" in saved else "params", "ema")
     with _partial_load():
-        loaded = ocp.load(path, {part: wanted(saved[part]) for part in parts if saved.get(part)})
-    return {player: params for part in parts for player, params in loaded.get(part, {}).items()}
+        loaded = ocp.load(path, {part: wanted(saved[part]) for part in (*parts, "extra") if saved.get(part)})
+    params = {player: params for part in parts for player, params in loaded.get(part, {}).items()}
+    return params, loaded.get("extra", {})
 
 
 def _partial_load():

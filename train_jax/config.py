@@ -27,7 +27,7 @@ def defaults() -> ConfigDict:
     c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # devices along each axis; one may be -1: what is left
 
     c.data = ConfigDict()
-    c.data.source = ""  # "shapes", "digits", "folder:PATH", "tfds:NAME[/config]"
+    c.data.source = ""  # see train_jax.data.sources: "shapes", "folder:PATH", "webdataset:PATH", "tfds:NAME"
     c.data.split = "train"
     c.data.batch_size = 256  # over all devices and hosts
     c.data.workers = 0  # processes that read and decode; 0: threads of this one
@@ -46,6 +46,7 @@ def defaults() -> ConfigDict:
     c.optim.args = ConfigDict()  # further arguments of the optimiser, such as {"b2": 0.98}
     c.optim.no_decay = (r"(^|/)(bias|scale|logit_scale|logit_bias)$",)  # regular expressions on parameter paths
     c.optim.freeze = ()  # the same: parameters that never change
+    c.optim.lr_scale = ()  # (pattern, factor) pairs: multiples of the learning rate; the first that matches counts
     c.optim.players = ConfigDict()  # player -> options above that differ for it
     c.optim.max_skipped = 20  # updates in a row with non-finite gradients before training stops
 
@@ -76,6 +77,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
         full.evals[name] = _evaluator(name, full.evals[name], evaluators)
     for name, options in full.optim.players.items():
         _player(name, options, full.optim)
+    if hasattr(module, "complete"):
+        module.complete(full, config)
     _check_ranges(full)
     return full
 

@@ -29,7 +29,8 @@ def make(
       axes: parameter path -> logical axis names, for optimisers that treat matrices apart (Muon).
 
     Each player's gradient is clipped to its own global norm, then updated by its own rule. Weight decay is left out
-    where a path matches `optim.no_decay`; a path that matches `optim.freeze` gets no update and no moments.
+    where a path matches `optim.no_decay`; a path that matches `optim.freeze` gets no update and no moments; the first
+    pattern of `optim.lr_scale` that matches a path multiplies its learning rate, and with it its decay.
     Raises ConfigError for an unknown optimiser, schedule, argument or player, and for a `freeze` pattern that matches
     nothing.
     """
@@ -42,14 +43,17 @@ def make(
         options = _player_options(optim, player)
         schedules[player] = schedule(options, steps)
         clips[player] = optax.clip_by_global_norm(options.clip) if options.clip else optax.identity()
-        for decayed in (True, False):
-            rules[f"{player}/{decayed}"] = _optimiser(options, schedules[player], decayed, axes)
+        for factor in {1.0, *(factor for _, factor in optim.lr_scale)}:
+            for decayed in (True, False):
+                rate = _scaled(schedules[player], factor)
+                rules[f"{player}/{decayed}/{factor}"] = _optimiser(options, rate, decayed, axes)
 
     def group(path, _):
         name = path_name(path)
         if _matches(optim.freeze, name):
             return FROZEN
-        return f"{name.split('/')[0]}/{not _matches(optim.no_decay, name)}"
+        factor = next((factor for pattern, factor in optim.lr_scale if re.search(pattern, name)), 1.0)
+        return f"{name.split('/')[0]}/{not _matches(optim.no_decay, name)}/{factor}"
 
     def group_for_clipping(path, _):
         name = path_name(path)
@@ -167,6 +171,10 @@ def _matrix(path: str, axes: Mapping[str, tuple[str | None, ...]]):
     return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=rest[len(inputs) :])
 
 
+def _scaled(rate: Callable, factor: float) -> Callable:
+    return rate if factor == 1.0 else lambda count: factor * rate(count)
+
+
 def _labels(params, group: Callable):
     return jax.tree_util.tree_map_with_path(group, params)
 
@@ -176,13 +184,25 @@ def _matches(patterns, name: str) -> bool:
 
 
 def _check_patterns(optim: ConfigDict, axes: Mapping) -> None:
-    for option in ("no_decay", "freeze"):
-        for pattern in optim[option]:
+    for pair in optim.lr_scale:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str) and pair[1] > 0):
+            raise ConfigError(
+                f"config.optim.lr_scale holds {pair!r}; it must be pairs of a regular expression and a factor above 0, such "
+                "as (('vision', 0.1),)"
+            )
+    scaled = [pattern for pattern, _ in optim.lr_scale]
+    for option, patterns in (("no_decay", optim.no_decay), ("freeze", optim.freeze), ("lr_scale", scaled)):
+        for pattern in patterns:
             try:
                 re.compile(pattern)
             except re.error as error:
                 raise ConfigError(f"config.optim.{option}: {pattern!r} is not a regular expression: {error}") from error
-    for pattern in optim.freeze:
-        if not any(re.search(pattern, name) for name in axes):
-            some = ", ".join(sorted(axes)[:8])
-            raise ConfigError(f"config.optim.freeze: {pattern!r} matches no parameter; they are named {some}, …")
+    for option, patterns in (("freeze", optim.freeze), ("lr_scale", scaled)):
+        for pattern in patterns:
+            if not any(re.search(pattern, name) for name in axes):
+                some = ", ".join(sorted(axes)[:8])
+                stacked = any("/blocks/" in name for name in axes)
+                hint = ". Blocks are stacked: with config.model.scan = False each has its own name, block_0 …"
+                raise ConfigError(
+                    f"config.optim.{option}: {pattern!r} matches no parameter; they are named {some}, …{hint * stacked}"
+                )

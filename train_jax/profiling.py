@@ -98,7 +98,7 @@ def transformer_flops(length: int, width: int, depth: int, mlp_ratio: float = 4.
     """`depth` blocks over `length` tokens: projections, full attention (a causal mask saves nothing), MLP."""
     projections = dense_flops(length, width, 4 * width)
     attention = 2 * dense_flops(length, width, length)
-    mlp = 2 * dense_flops(length, width, int(mlp_ratio * width))
+    mlp = 2 * dense_flops(length, width, round(mlp_ratio * width))
     return depth * (projections + attention + mlp)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
@@ -19,6 +19,7 @@ from train_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+AnyMesh = Mesh | AbstractMesh
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the mesh axes over which a batch is split
 
@@ -80,6 +81,27 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
         raise ConfigError(
             f"config.data.batch_size = {batch_size}{micro} cannot be split over data x fsdp = "
             f"{mesh.shape['data']} x {mesh.shape['fsdp']} devices: it must be a multiple of {parts * accumulate}"
+        )
+
+
+def split_batch(x: jax.Array, parts: int, mesh: AnyMesh) -> jax.Array:
+    """[B, …] -> [parts, B / parts, …]; part i takes rows i, i + parts, … so that no row changes its device."""
+    x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, BATCH)))
+
+
+def join_batch(x: jax.Array, mesh: AnyMesh) -> jax.Array:
+    """What `split_batch` split, in the rows' first order."""
+    x = x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(BATCH)))
+
+
+def check_parts(mesh: AnyMesh, rows: int, parts: int, option: str) -> None:
+    """ConfigError that names the option unless each of `parts` parts of a batch can be split over the devices."""
+    devices = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH)
+    if rows % (parts * devices):
+        raise ConfigError(
+            f"{option}: {rows // parts} of {rows} examples at a time cannot be split over data x fsdp = {devices} devices"
         )
 
 

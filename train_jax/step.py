@@ -12,9 +12,9 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from train_jax import sharding
 from train_jax.errors import ConfigError
@@ -65,7 +65,9 @@ def init_state(
     tx = make_tx(sharding.unbox(boxed_params), sharding.logical_axes(boxed_params))
 
     def create(key, batch) -> TrainState:
-        params, extra = sharding.unbox(task.init(key, batch))
+        return begin(*sharding.unbox(task.init(key, batch)))
+
+    def begin(params, extra) -> TrainState:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -85,8 +87,20 @@ def init_state(
     )
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, state_shardings)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
-    create_sharded = jax.jit(create, out_shardings=state_shardings)
-    return lambda: create_sharded(key, zeros), abstract, tx
+
+    def make() -> TrainState:
+        if task.pretrained is None:
+            return jax.jit(create, out_shardings=state_shardings)(key, zeros)
+        # Not drawn inside a compiled function, of which the weights would become a part.
+        weights = jax.tree.map(_placed, task.pretrained(), (abstract.params, abstract.extra))
+        return jax.jit(begin, out_shardings=state_shardings, donate_argnums=(0, 1))(*weights)
+
+    return make, abstract, tx
+
+
+def _placed(value: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """An array that every host has, on the devices that shall hold it."""
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda part: np.asarray(value[part], like.dtype))
 
 
 def make_train_step(
@@ -131,7 +145,7 @@ def make_train_step(
             return (extra, jax.tree.map(jnp.add, grads, new)), (value, metrics)
 
         zeros = jax.tree.map(jnp.zeros_like, params)
-        inputs = (jax.tree.map(lambda x: _split(x, accumulate, mesh), batch), jnp.arange(accumulate))
+        inputs = (jax.tree.map(lambda x: sharding.split_batch(x, accumulate, mesh), batch), jnp.arange(accumulate))
         (extra, grads), (values, metrics) = jax.lax.scan(micro, (extra, zeros), inputs)
         grads = jax.tree.map(lambda g: g / accumulate, grads)
         return jnp.mean(values), jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics), extra, grads
@@ -182,9 +196,3 @@ def make_train_step(
         out_shardings=(state_shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
-
-
-def _split(x: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
-    """[B, …] -> [parts, B / parts, …]; micro-batch i takes rows i, i + parts, … so that no row changes its device."""
-    x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, sharding.BATCH)))

@@ -5,6 +5,10 @@ A config names a module (`config.task = "clip_jax.task"`). That module offers tw
     defaults() -> ConfigDict             its part of the config: `model`, `tokenizer`, `augment`, … and `evaluators`,
                                          a dict from evaluator type to that evaluator's default options
     make(config, workdir) -> Task        `workdir` is the run directory (its artifacts are reused), or None
+
+and it may offer a third, where some options follow from others (from a checkpoint that is to be trained on):
+
+    complete(config, given)              fills in `config`, which has every option; `given` holds those that were said
 """
 
 import dataclasses
@@ -33,6 +37,8 @@ class Task:
       evaluators: type -> factory `(options, context) -> evaluator`; an evaluator is a callable
         `(params, extra) -> (metrics, images)`: floats by name, and uint8 [H, W, 3] pictures by name.
       artifacts: file name -> text that the run directory needs beside the weights, such as `tokenizer.json`.
+      pretrained: `() -> (params, extra)` as NumPy arrays, of the shapes that `init` gives and without boxes: what a new
+        run starts from, instead of what `init` draws. None: `init`.
       flops: analytic floating-point operations of one example's forward *and* backward pass, or None if unknown.
     """
 
@@ -41,6 +47,7 @@ class Task:
     example: Callable
     evaluators: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
     artifacts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    pretrained: Callable | None = None
     flops: float | None = None
 
 

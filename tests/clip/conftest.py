@@ -55,8 +55,8 @@ def assemble(seed: int = 0, **changes) -> Clip:
     module = model_lib.build(options, tokenizer.vocab_size, tokenizer.eos_id)
     size = MODEL["image"]["size"]
     images, ids = np.zeros((1, size, size, 3), np.float32), tokenizer.encode(CAPTIONS[:1])
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(seed), images, ids)["params"])
-    return Clip.assemble(module, params, tokenizer, Preprocess(size), f"untrained, seed {seed}")
+    variables = nn.unbox(jax.jit(module.init)(jax.random.key(seed), images, ids))
+    return Clip.assemble(module, variables, tokenizer, Preprocess(size), f"untrained, seed {seed}")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import html.parser
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 
 from clip_jax import cli, sheets
 from clip_jax.search import Hit, Index, search
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "clip"
 
 
 def clip_jax(*arguments, capsys):
@@ -105,7 +108,10 @@ def test_classify_goes_on_after_a_broken_picture(run, tiny, folder, tmp_path):
         (["PICTURE", "--labels", "@nowhere.txt"], "nowhere.txt: No such file"),
         (["PICTURE", "--labels", "cat", "--template", "a photo"], "'a photo' has no {}"),
         (["PICTURE", "--labels", "cat", "--top", "0"], "--top 0 must be at least 1"),
-        (["PICTURE", "--labels", "cat", "--model", "nowhere"], "nowhere: no such folder. load opens run directories"),
+        (
+            ["PICTURE", "--labels", "cat", "--model", "nowhere"],
+            "nowhere: no such file or folder. load opens run directories",
+        ),
     ],
 )
 def test_mistakes_in_classify_are_one_line(run, tiny, folder, arguments, words):
@@ -287,3 +293,47 @@ def test_sheets_show_what_is_right_and_wrong(tmp_path):
     assert [a["class"] for t, a in page.elements if t == "figure" and a] == ["right", "wrong"]
     hits = [Hit(tmp_path / "a" / "b.png", 0.25)]
     assert sheets.hits_section("q", hits, tmp_path).cells[0].name == "a/b.png"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# heatmap, verify
+
+
+def test_heatmap_writes_a_sheet_of_the_picture_and_a_map_for_each_text(run, tiny, folder, tmp_path):
+    code, _, error = run(
+        "heatmap", folder / "a red circle.png", "red", "a circle", "--model", tiny[1], "--png", tmp_path / "heat.png"
+    )
+    assert code == 0 and "wrote" in error
+    with Image.open(tmp_path / "heat.png") as sheet:
+        assert sheet.width > 3 * 256 and sheet.height > 256
+    code, _, error = run("heatmap", tmp_path / "none.png", "red", "--model", tiny[1], "--png", tmp_path / "no.png")
+    assert code == 2 and "none.png" in one_line(error) and not (tmp_path / "no.png").exists()
+
+
+def test_heat_sections_show_the_hot_place_hot():
+    picture = Image.new("RGB", (40, 40), (128, 128, 128))
+    (section,) = sheets.heat_sections(picture, ["x"], np.array([[[0.1, 0.1], [0.1, 0.4]]], np.float32))
+    shown = np.asarray(section.cells[1].picture, np.float32).sum(-1)
+    assert shown[35, 35] > 2 * shown[5, 5] and section.cells[1].note == "cosine 0.100 to 0.400"
+
+
+def test_verify_says_what_was_understood(run, tiny):
+    code, out, _ = run("verify", tiny[1])
+    assert code == 0
+    found = dict(line.split(maxsplit=1) for line in out.splitlines() if line.strip())
+    assert found["embedding"] == "16" and found["loss"] == "softmax" and found["format"].startswith("run directory")
+    assert "image tower    ViT, 1 layers, width 16, 2 heads, patches of 8 px; 16 px; pooling: class token" in out
+
+
+@pytest.mark.parametrize("kind", ["hf-clip", "hf-siglip"])
+def test_verify_without_the_peer_says_that_it_did_not_compare(run, monkeypatch, kind):
+    from clip_jax import verify
+
+    monkeypatch.setattr(verify, "peer_installed", lambda: False)
+    code, out, _ = run("verify", GOLDEN / kind)
+    assert code == 0 and "not compared with transformers" in out and "activation" in out
+
+
+def test_verify_of_what_is_no_model(run, tmp_path):
+    code, _, error = run("verify", tmp_path)
+    assert code == 2 and str(tmp_path) in one_line(error)

@@ -24,14 +24,12 @@ def by_hand_image(clip, picture: Image.Image) -> np.ndarray:
     size = clip.preprocess.size
     pixels = np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC), np.float64) / 255
     pixels = jnp.asarray((pixels - CLIP_MEAN) / CLIP_STD, jnp.float32)
-    return np.asarray(clip.module.apply({"params": jax.device_get(clip.params)}, pixels[None], method="encode_image"))[
-        0
-    ]
+    return np.asarray(clip.module.apply(jax.device_get(clip.variables), pixels[None], method="encode_image"))[0]
 
 
 def by_hand_text(clip, text: str) -> np.ndarray:
     ids = jnp.asarray(clip.tokenizer.encode([text]))
-    return np.asarray(clip.module.apply({"params": jax.device_get(clip.params)}, ids, method="encode_text"))[0]
+    return np.asarray(clip.module.apply(jax.device_get(clip.variables), ids, method="encode_text"))[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -65,10 +63,10 @@ def test_one_program_for_any_number_of_batches_split_over_all_devices(new_clip, 
     clip = new_clip(seed=3)
     clip.encode_image([drawn(caption) for caption in captions * 5], batch_size=16)  # 60: three batches and a part
     assert clip._programs.encode_image._cache_size() == 1
-    leaf = jax.tree.leaves(clip.params)[0]
+    leaf = jax.tree.leaves(clip.variables)[0]
     assert len(leaf.sharding.device_set) == jax.local_device_count() == 8
     compiled = clip._programs.encode_text.lower(
-        clip.params,
+        clip.variables,
         jax.ShapeDtypeStruct(
             (16, clip.tokenizer.context_length),
             np.int32,
@@ -147,16 +145,16 @@ def test_mistakes_are_named(clip, captions, drawn, tmp_path):
 
 
 def test_the_fingerprint_changes_with_all_that_changes_an_embedding(clip, other_clip, new_clip):
-    same = clip_jax.Clip.assemble(clip.module, jax.device_get(clip.params), clip.tokenizer, clip.preprocess, "copy")
+    same = clip_jax.Clip.assemble(clip.module, jax.device_get(clip.variables), clip.tokenizer, clip.preprocess, "copy")
     assert same.fingerprint == clip.fingerprint
-    reversed_order = dict(reversed(clip.params.items()))
+    reversed_order = {"params": dict(reversed(clip.variables["params"].items()))}
     again = clip_jax.Clip.assemble(clip.module, reversed_order, clip.tokenizer, clip.preprocess, "reordered")
     assert again.fingerprint == clip.fingerprint
     others = {
         "weights": other_clip,
         "activation": new_clip(activation="gelu"),
         "preprocess": clip_jax.Clip.assemble(
-            clip.module, clip.params, clip.tokenizer, dataclasses.replace(clip.preprocess, mode="squash"), "squash"
+            clip.module, clip.variables, clip.tokenizer, dataclasses.replace(clip.preprocess, mode="squash"), "squash"
         ),
     }
     prints = {name: other.fingerprint for name, other in others.items()} | {"original": clip.fingerprint}
@@ -164,12 +162,12 @@ def test_the_fingerprint_changes_with_all_that_changes_an_embedding(clip, other_
 
 
 def test_two_parameters_that_swap_their_values_are_other_weights(clip):
-    params = jax.device_get(clip.params)
+    params = jax.device_get(clip.variables)["params"]
     tower = dict(params["vision"])
     names = [n for n in tower if isinstance(tower[n], dict) and set(tower[n]) == {"scale", "bias"}]
     tower[names[0]] = {"scale": tower[names[0]]["bias"], "bias": tower[names[0]]["scale"]}
     swapped = clip_jax.Clip.assemble(
-        clip.module, params | {"vision": tower}, clip.tokenizer, clip.preprocess, "swapped"
+        clip.module, {"params": params | {"vision": tower}}, clip.tokenizer, clip.preprocess, "swapped"
     )
     assert swapped.fingerprint != clip.fingerprint
 
@@ -183,7 +181,7 @@ def test_a_run_directory_opens_with_its_averaged_weights(tiny, trained):
     with warnings.catch_warnings(action="ignore"):  # Orbax advises against loading without shapes, as is done here
         saved = ocp.load_checkpointables(directory / "checkpoints" / "3", {"state": None})["state"]
     wanted, raw = saved["ema"]["clip"], saved["params"]["clip"]
-    for mine, theirs in zip(jax.tree.leaves(trained.params), jax.tree.leaves(wanted), strict=True):
+    for mine, theirs in zip(jax.tree.leaves(trained.variables), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(raw), strict=True))
     assert trained.name == f"{directory} (step 3)"
@@ -240,7 +238,7 @@ def edit_model(directory, **changes):
         (lambda d: (d / "artifacts.json").write_text("{}"), "does not mention tokenizer.json"),
         (
             lambda d: (d / "config.json").unlink(),
-            "no run directory: it holds .*artifacts.json.*load opens run directories",
+            "no model: it holds .*artifacts.json.*load opens run directories",
         ),
         (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
         (
@@ -248,9 +246,9 @@ def edit_model(directory, **changes):
             "run of 'vqgan_jax.task', not of a CLIP",
         ),
         (lambda d: shutil.rmtree(d / "checkpoints"), "holds no checkpoint"),
-        (lambda d: edit_model(d, embed_dim=32), r"text/proj/kernel is \(16, 32\) by config.json and \(16, 16\)"),
-        (lambda d: edit_model(d, loss="sigmoid"), "logit_bias is .* by config.json and absent in the checkpoint"),
-        (lambda d: edit_model(d, activation="tanh"), "config.json describes no model that can be built: .*tanh"),
+        (lambda d: edit_model(d, embed_dim=32), r"text/proj/kernel is \(16, 32\) by the configuration and \(16, 16\)"),
+        (lambda d: edit_model(d, loss="sigmoid"), "logit_bias is .* by the configuration and absent in the weights"),
+        (lambda d: edit_model(d, activation="tanh"), "describes no model that can be built: .*tanh"),
     ],
 )
 def test_a_damaged_run_directory_says_what_is_wrong(copy, damage, words):
@@ -270,17 +268,29 @@ def test_the_newest_readable_checkpoint_is_taken(copy, caplog):
         clip_jax.load(copy)
 
 
-def test_what_is_no_run_directory_is_named(tmp_path):
-    with pytest.raises(LoadError, match="nowhere: no such folder. load opens run directories"):
+def test_what_is_no_model_is_named(tmp_path):
+    with pytest.raises(LoadError, match="nowhere: no such file or folder. load opens run directories"):
         clip_jax.load(tmp_path / "nowhere")
-    (tmp_path / "ViT-B-32.pt").write_bytes(b"")
-    with pytest.raises(LoadError, match="ViT-B-32.pt: a file. load opens run directories"):
-        clip_jax.load(tmp_path / "ViT-B-32.pt")
+    (tmp_path / "notes.txt").write_bytes(b"")
+    with pytest.raises(LoadError, match="notes.txt is no model: it holds a .txt file. load opens run directories"):
+        clip_jax.load(tmp_path / "notes.txt")
     other = tmp_path / "hub"
     other.mkdir()
     with pytest.raises(LoadError, match="it holds nothing"):
         clip_jax.load(other)
-    (other / "config.json").write_text('{"model_type": "clip"}')
+    (other / "config.json").write_text("{}")
     (other / "model.safetensors").write_bytes(b"")
-    with pytest.raises(LoadError, match="config.json names no task, and it holds config.json, model.safetensors"):
+    with pytest.raises(LoadError, match="hub is no model: it holds config.json, model.safetensors"):
         clip_jax.load(other)
+
+
+def test_a_heat_map_has_a_place_for_each_patch(clip, captions, drawn):
+    pictures = [drawn(caption, (30, 24)) for caption in captions[:3]]
+    maps = clip.heat_map(pictures, captions[:2])
+    assert maps.shape == (3, 2, 2, 2) and maps.dtype == np.float32 and (np.abs(maps) <= 1 + 1e-6).all()
+    # Pixels of one patch reach that patch's own value most.
+    changed = np.array(clip.preprocess(pictures[0]))
+    changed[:8, 8:] = 255 - changed[:8, 8:]
+    moved = np.abs(clip.heat_map([changed], captions[:1]) - clip.heat_map(pictures[:1], captions[:1]))[0, 0]
+    assert moved.argmax() == 1
+    assert clip.heat_map([], captions[:2]).shape == (0, 2, 2, 2)

@@ -155,12 +155,59 @@ def test_few_classes_have_no_top5():
         (Source("s", records()), {}, DataError, "s has no classes"),
         (Source("s", [r | {"label": -1} for r in records(3)], NAMES), {}, DataError, "no record has a label"),
         (Source("s", records(3), NAMES), {"templates": ("a thing",)}, ConfigError, "'a thing' has no {}"),
-        (Source("s", records(3), NAMES), {"templates": ()}, ConfigError, "needs templates"),
+        (Source("s", records(3), NAMES), {"templates": ()}, ConfigError, "there are no templates"),
     ],
 )
 def test_what_zero_shot_cannot_do_is_said_when_it_is_made(source, options, error, words):
     with pytest.raises(error, match=words):
         evaluate("zero_shot", source, params(), **options)
+
+
+def test_templates_from_a_file_are_those_written_out(tmp_path):
+    (tmp_path / "templates.txt").write_text("".join(f"{template}\n\n" for template in TEMPLATES))
+    rows, weights = records(), params()
+    written = evaluate("zero_shot", Source("s", rows, NAMES), weights, templates=TEMPLATES)
+    assert (
+        evaluate("zero_shot", Source("s", rows, NAMES), weights, templates=(f"@{tmp_path}/templates.txt",)) == written
+    )
+
+
+def test_confidence_intervals_are_those_of_resampled_answers():
+    rows, weights = records(), params()
+    found = evaluate("zero_shot", Source("s", rows, NAMES), weights, bootstrap=4000)
+    count, right = found["images"], round(found["top1"] * found["images"])
+    answers = np.arange(count) < right
+    rng = np.random.default_rng(1)
+    shares = [answers[rng.integers(count, size=count)].mean() for _ in range(4000)]
+    low, high = np.quantile(shares, (0.025, 0.975))
+    assert found["top1/low"] == pytest.approx(low, abs=2 / count) and found["top1/high"] == pytest.approx(
+        high, abs=2 / count
+    )
+    assert found["top1/low"] < found["top1"] < found["top1/high"]
+    assert "text_to_image/r1/low" in evaluate("retrieval", Source("s", rows), weights, bootstrap=10)
+
+
+def test_a_linear_probe_learns_from_features_what_is_in_them():
+    """Classes that a direction of the feature space tells apart; against ridge-penalised Newton steps by hand."""
+    rows, weights = records(), params()
+    labelled = [r for r in rows if r["label"] >= 0]
+    features = embed_images(weights, labelled)
+    side = (features @ features[0] > np.median(features @ features[0])).astype(int)
+    rows = [r | {"label": int(s)} for r, s in zip(labelled, side, strict=True)]
+    source = Source("s", rows, NAMES[:2])
+    found = evaluate("linear_probe", source, weights, strength=0.01, train_split="test")
+    x, w = np.c_[features, np.ones(len(rows))], np.zeros(features.shape[1] + 1)
+    penalty = 0.01 * np.diag([1.0] * features.shape[1] + [0.0])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-x @ w))
+        hessian = x.T @ (x * (p * (1 - p))[:, None]) + penalty
+        w -= np.linalg.solve(hessian, x.T @ (p - side) + penalty @ w)
+    assert found == {"top1": np.mean((x @ w > 0) == side), "images": len(rows), "train": len(rows)}
+    assert found["top1"] > 0.9
+    few = evaluate("linear_probe", source, weights, most=10, train_split="test")
+    assert few["train"] == 10
+    with pytest.raises(DataError, match="two classes at least"):
+        evaluate("linear_probe", Source("s", [r | {"label": 0} for r in rows], NAMES), weights, train_split="test")
 
 
 def recalls_by_hand(rows, weights, is_true):

@@ -1,4 +1,6 @@
-"""The losses against loops over pairs, with duplicates, and the same on one device as on eight."""
+"""The losses against loops over pairs, with duplicates; dense and tiled, on one device and on eight: one loss."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from clip_jax.loss import same_caption, sigmoid_loss, softmax_loss
+from clip_jax import loss, tiled
 from train_jax import sharding
+from train_jax.errors import ConfigError
 
 N, DIM, SCALE, BIAS = 16, 8, 14.0, -3.0
 
@@ -45,65 +48,116 @@ def sigmoid_by_hand(images, texts, scale, bias, ids):
     return total / N
 
 
+FORMS = {"dense": (loss.softmax_loss, loss.sigmoid_loss)} | {
+    f"tiles of {tile}": tuple(functools.partial(form, tile=tile) for form in (tiled.softmax_loss, tiled.sigmoid_loss))
+    for tile in (1, 4, 16)
+}
+
+
 @pytest.mark.parametrize("ids", [jnp.arange(2 * N).reshape(N, 2), IDS], ids=["distinct", "duplicates"])
-def test_losses_equal_loops_over_pairs(ids):
-    positive = same_caption(ids)
-    found, _ = softmax_loss(IMAGES, TEXTS, jnp.asarray(SCALE), positive)
+@pytest.mark.parametrize("form", FORMS)
+def test_losses_equal_loops_over_pairs(ids, form):
+    group = loss.same_caption(ids)
+    softmax, sigmoid = FORMS[form]
+    found, _ = softmax(IMAGES, TEXTS, jnp.asarray(SCALE), group)
     np.testing.assert_allclose(found, softmax_by_hand(IMAGES, TEXTS, SCALE, ids), rtol=1e-5)
-    found, _ = sigmoid_loss(IMAGES, TEXTS, jnp.asarray(SCALE), jnp.asarray(BIAS), positive)
+    found, _ = sigmoid(IMAGES, TEXTS, jnp.asarray(SCALE), jnp.asarray(BIAS), group)
     np.testing.assert_allclose(found, sigmoid_by_hand(IMAGES, TEXTS, SCALE, BIAS, ids), rtol=1e-5)
 
 
-def test_distinct_captions_give_the_papers_cross_entropy():
-    found, _ = softmax_loss(IMAGES, TEXTS, jnp.asarray(SCALE), jnp.eye(N, dtype=bool))
+@pytest.mark.parametrize("form", FORMS)
+def test_distinct_captions_give_the_papers_cross_entropy(form):
+    found, _ = FORMS[form][0](IMAGES, TEXTS, jnp.asarray(SCALE), jnp.arange(N))
     logits = SCALE * IMAGES @ TEXTS.T
     rows = -np.mean(np.diag(logits) - np.log(np.exp(logits).sum(1)))
     columns = -np.mean(np.diag(logits) - np.log(np.exp(logits).sum(0)))
     np.testing.assert_allclose(found, (rows + columns) / 2, rtol=1e-5)
 
 
-def test_same_caption_is_equality_of_rows():
-    ids = np.asarray(IDS).tolist()
-    expected = [[a == b for b in ids] for a in ids]
-    np.testing.assert_array_equal(same_caption(IDS), expected)
+@pytest.mark.parametrize("length", [1, 2, 77])
+def test_same_caption_is_equality_of_rows(length):
+    ids = np.random.default_rng(length).integers(0, 3, (40, length)).astype(np.int32)
+    ids[20:] = ids[np.random.default_rng(0).permutation(20)]
+    group = np.asarray(loss.same_caption(jnp.asarray(ids)))
+    rows = ids.tolist()
+    np.testing.assert_array_equal(group[:, None] == group[None], [[a == b for b in rows] for a in rows])
 
 
-def test_accuracy_counts_any_positive_partner():
+@pytest.mark.parametrize("form", FORMS)
+def test_accuracy_counts_any_positive_partner(form):
     images = jnp.eye(DIM)[jnp.arange(N) % DIM]
     ids = (jnp.arange(N) % DIM)[:, None]
-    _, metrics = softmax_loss(images, images, jnp.asarray(SCALE), same_caption(ids))
+    softmax, sigmoid = FORMS[form]
+    _, metrics = softmax(images, images, jnp.asarray(SCALE), loss.same_caption(ids))
     assert metrics["accuracy/image_to_text"] == 1 and metrics["accuracy/text_to_image"] == 1
-    _, metrics = softmax_loss(images, images, jnp.asarray(SCALE), jnp.eye(N, dtype=bool))
+    _, metrics = sigmoid(images, images, jnp.asarray(SCALE), jnp.asarray(BIAS), jnp.arange(N))
     assert metrics["accuracy/image_to_text"] == 0.5, "ties go to the first of two equal captions"
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1)])
-def test_one_device_equals_eight_for_loss_and_every_gradient(sizes):
-    def both(images, texts, scale, bias, ids):
-        positive = same_caption(ids)
-        return softmax_loss(images, texts, scale, positive)[0] + sigmoid_loss(images, texts, scale, bias, positive)[0]
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_dense_and_tiled_on_one_device_and_on_eight_are_one_loss(kind, sizes):
+    """Loss, accuracies and every gradient, logit scale and bias included, to 1e-5."""
 
-    arguments = (IMAGES, TEXTS, jnp.asarray(SCALE), jnp.asarray(BIAS))
-    value, grads = jax.value_and_grad(both, argnums=(0, 1, 2, 3))(*arguments, IDS)
+    def run(module, **options):
+        def value(images, texts, scale, bias, ids):
+            group = loss.same_caption(ids)
+            if kind == "softmax":
+                return module.softmax_loss(images, texts, scale, group, **options)
+            return module.sigmoid_loss(images, texts, scale, bias, group, **options)
+
+        return jax.value_and_grad(value, argnums=(0, 1, 2, 3), has_aux=True)
+
+    arguments = (IMAGES, TEXTS, jnp.asarray(SCALE), jnp.asarray(BIAS), IDS)
+    wanted = run(loss)(*arguments)
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)))
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    found = [run(tiled, tile=4)(*arguments)]
     with jax.set_mesh(mesh):
-        run = jax.jit(jax.value_and_grad(both, argnums=(0, 1, 2, 3)), in_shardings=(rows, rows, whole, whole, rows))
-        placed = [
-            jax.device_put(x, s) for x, s in zip((*arguments, IDS), (rows, rows, whole, whole, rows), strict=True)
-        ]
-        found, found_grads = run(*placed)
-    np.testing.assert_allclose(found, value, rtol=1e-5)
-    for mine, theirs in zip(found_grads, grads, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+        places = (rows, rows, whole, whole, rows)
+        placed = [jax.device_put(x, s) for x, s in zip(arguments, places, strict=True)]
+        for function in (run(loss), run(tiled, tile=2), run(tiled, tile=1)):
+            found.append(jax.jit(function, in_shardings=places)(*placed))
+    for one in found:
+        for mine, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
     assert rows.spec == P(("data", "fsdp"))
 
 
+def test_a_tile_that_does_not_divide_is_refused():
+    with pytest.raises(ConfigError, match=r"tile = 6 does not divide the 16 rows of a device: .* such as 2 or 16"):
+        tiled.softmax_loss(IMAGES, TEXTS, jnp.asarray(SCALE), jnp.arange(N), tile=6)
+
+
+def test_tiles_never_hold_all_logits():
+    """Temporary memory of the compiled backward pass, 8 devices: rows x tile, where the dense form has rows x n."""
+    n, dim = 4096, 16
+    mesh = sharding.make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
+    rows = sharding.batch_sharding(mesh)
+
+    def bytes_of(function):
+        shapes = [jax.ShapeDtypeStruct((n, dim), jnp.float32, sharding=rows)] * 2
+        gradient = jax.grad(lambda x, y: function(x, y, jnp.asarray(SCALE), jnp.arange(n))[0], argnums=(0, 1))
+        with jax.set_mesh(mesh):
+            return jax.jit(gradient).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    local = n // 8
+    assert bytes_of(functools.partial(tiled.softmax_loss, tile=32)) < 4 * (8 * local * 32 + 40 * local * dim)
+    assert bytes_of(loss.softmax_loss) > 4 * local * n
+
+
+def test_both_forms_have_a_gradient_in_half_precision():
+    half = [jnp.asarray(x, jnp.bfloat16) for x in (IMAGES, TEXTS)]
+    for softmax, _ in FORMS.values():
+        grads = jax.grad(lambda x, y, f=softmax: f(x, y, jnp.asarray(SCALE), jnp.arange(N))[0], argnums=(0, 1))(*half)
+        assert all(g.dtype == jnp.bfloat16 and jnp.isfinite(g).all() for g in grads)
+
+
 def test_half_precision_embeddings_are_compared_in_float32():
-    half = softmax_loss(
-        jnp.asarray(IMAGES, jnp.bfloat16), jnp.asarray(TEXTS, jnp.bfloat16), jnp.asarray(SCALE), jnp.eye(N, dtype=bool)
+    half = loss.softmax_loss(
+        jnp.asarray(IMAGES, jnp.bfloat16), jnp.asarray(TEXTS, jnp.bfloat16), jnp.asarray(SCALE), jnp.arange(N)
     )[0]
     rounded = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in (IMAGES, TEXTS)]
-    full = softmax_loss(*rounded, jnp.asarray(SCALE), jnp.eye(N, dtype=bool))[0]
+    full = loss.softmax_loss(*rounded, jnp.asarray(SCALE), jnp.arange(N))[0]
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, full, rtol=1e-6)

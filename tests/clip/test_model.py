@@ -240,3 +240,34 @@ def test_values_that_are_not_allowed_are_named(changes, words):
 def test_a_dict_from_json_builds_the_same_module():
     assert model_lib.build(options().to_dict(), VOCAB, EOS) == build()
     assert hash(build()) == hash(build()), "verbs of a loaded model compile once for equal modules"
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("pool", ["mean", "map"])
+def test_the_only_patch_says_what_the_picture_says(pool, scan):
+    clip, variables, images = _small({"size": 8, "patch": 8, "pool": pool}, scan)
+    whole = clip.apply(variables, images, method="encode_image")
+    patches = clip.apply(variables, images, method="encode_patches")
+    np.testing.assert_allclose(patches[:, 0], whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("image", [{"pool": "cls"}, {"pool": "mean"}, {"pool": "map"}])
+def test_in_the_last_block_a_patch_sees_itself_alone(image):
+    """With one block, another patch changes nothing; with two it does."""
+    for depth, same in ((1, True), (2, False)):
+        clip, variables, images = _small({"size": 24, "patch": 8, "depth": depth, **image}, True)
+        before = clip.apply(variables, images, method="encode_patches")
+        after = clip.apply(variables, images.at[:, :8, 8:16].add(1.0), method="encode_patches")
+        moved = np.abs(np.asarray(before - after)).max(axis=(0, 2)) > 1e-6
+        assert moved[1] and moved.sum() == (1 if same else 9)
+
+
+def _small(image: dict, scan: bool):
+    options = model_lib.defaults()
+    options.update({"embed_dim": 16, "scan": scan})
+    options.image.update({"width": 16, "depth": 2, "heads": 2, **image})
+    options.text.update({"width": 16, "depth": 1, "heads": 2, "context_length": 8})
+    clip = model_lib.build(options, 20, 19)
+    images = jax.random.normal(jax.random.key(1), (2, options.image.size, options.image.size, 3))
+    variables = nn.unbox(clip.init(jax.random.key(0), images, jnp.full((2, 8), 19)))
+    return clip, variables, images

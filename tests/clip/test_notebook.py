@@ -66,7 +66,7 @@ def test_its_numbers_are_those_of_the_model(executed, trained):
     shares = [float(share) for share in re.findall(r"([\d.]+)%", text)]
     assert len(shares) == 4 and all(0 <= share <= 100 for share in shares)
     text, _ = outputs(executed, '"scale"')
-    scale = np.exp(float(trained.params["logit_scale"]))
+    scale = np.exp(float(trained.variables["params"]["logit_scale"]))
     assert float(text.split()[-1]) == pytest.approx(scale, abs=0.01)
 
 

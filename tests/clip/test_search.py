@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import index_files, search
+from clip_jax import index_files, nearest, search
 from clip_jax.index_files import SearchError, shown
 from clip_jax.search import Index, build
 from train_jax.data.images import MAX_PIXELS
@@ -35,6 +35,19 @@ def folder(tmp_path, captions, drawn):
 
 def quiet(clip, folder, out, **options):
     return build(clip, folder, out, progress=False, **options)
+
+
+def test_half_precision_halves_the_index_and_finds_the_same(clip, folder, tmp_path):
+    for name, half in (("whole", False), ("half", True)):
+        quiet(clip, folder, tmp_path / name, half=half)
+    whole, half = (Index.open(tmp_path / name) for name in ("whole", "half"))
+    assert half.embeddings.dtype == np.float16 and whole.embeddings.dtype == np.float32
+    np.testing.assert_allclose(half.embeddings, whole.embeddings, atol=5e-4)
+    scores = [{h.path: h.score for h in search.search(i, clip, text="a red circle", top=12)} for i in (whole, half)]
+    assert all(abs(scores[0][path] - scores[1][path]) < 1e-3 for path in scores[0])
+    assert quiet(clip, folder, tmp_path / "half", half=True).reused == 12
+    with pytest.raises(SearchError, match="holds float16, not float32: index with the same precision"):
+        quiet(clip, folder, tmp_path / "half")
 
 
 def expected(clip, folder, paths):
@@ -265,7 +278,7 @@ def test_damaged_indices_are_refused(clip, folder, tmp_path):
     quiet(clip, folder, out)
     text = (out / "meta.json").read_text()
     part = meta(out)["parts"][0]
-    for broken, words in (("{", "describes no index"), (text.replace('"version": 1', '"version": 2'), "version 2")):
+    for broken, words in (("{", "describes no index"), (text.replace('"version": 2', '"version": 3'), "version 3")):
         (out / "meta.json").write_text(broken)
         with pytest.raises(SearchError, match=words):
             Index.open(out)
@@ -363,3 +376,51 @@ def test_sigkill_loses_nothing_that_was_committed(tiny, trained, tmp_path, drawn
     index = Index.open(out)
     wanted = expected(trained, folder, index.paths)
     np.testing.assert_allclose(index.embeddings, wanted, rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Approximate
+
+
+def test_clusters_find_nearly_what_all_rows_hold(tmp_path):
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((50, 32))
+    rows = centres[rng.integers(0, 50, 20_000)] + 0.3 * rng.standard_normal((20_000, 32))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    nearest.write_clusters(tmp_path / "rows.faiss", rows)
+    clusters = nearest.Clusters(tmp_path / "rows.faiss")
+    found = 0
+    for query in rows[rng.choice(len(rows), 50, replace=False)].astype(np.float32):
+        scores, chosen = clusters.nearest(rows, query, 10)
+        wanted, expected = map(np.asarray, nearest.exact(rows.astype(np.float32), query, 10))
+        np.testing.assert_allclose(scores, rows[chosen].astype(np.float32) @ query, rtol=1e-6)
+        assert (np.diff(scores) <= 0).all() and scores[0] == pytest.approx(wanted[0], abs=1e-6)
+        found += len(set(chosen.tolist()) & set(expected.tolist()))
+    assert found >= 0.95 * 50 * 10
+
+
+def test_an_approximate_index_answers_until_it_changes(clip, folder, tmp_path, drawn):
+    out = tmp_path / "index"
+    quiet(clip, folder, out, approximate=True)
+    index = Index.open(out)
+    assert index.clusters_file.is_file()
+    hits, exact = (search.search(index, clip, text="a red circle", top=12, exact=exact) for exact in (False, True))
+    assert [hit.path for hit in hits] == [hit.path for hit in exact]  # twelve rows are one cluster
+    np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in exact], rtol=1e-5)
+    index.clusters_file.write_bytes(b"no clusters")
+    with pytest.raises(SearchError, match="cannot be read.*index again, or search exactly"):
+        search.search(Index.open(out), clip, text="a red circle")
+    drawn("a red circle").save(folder / "new.png")
+    quiet(clip, folder, out)
+    assert Index.open(out).clusters_file is None and not list(out.glob("*.faiss"))
+
+
+def test_approximate_search_without_faiss(clip, folder, tmp_path, monkeypatch):
+    quiet(clip, folder, tmp_path / "index", approximate=True)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    index = Index.open(tmp_path / "index")
+    with pytest.raises(SearchError, match=r"needs faiss: pip install '.\[faiss\]', or search exactly"):
+        search.search(index, clip, text="a red circle")
+    assert search.search(index, clip, text="a red circle", exact=True)
+    with pytest.raises(SearchError, match="needs faiss"):
+        quiet(clip, folder, tmp_path / "another", approximate=True)

@@ -1,6 +1,7 @@
 """CLIP as a task of the trainer: what an example holds, the loss on one device and on eight, options and their errors."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
+import clip_jax
+import train_jax
 from clip_jax import task as clip_task
 from train_jax import config as config_lib
 from train_jax import sharding
@@ -119,35 +122,63 @@ def batch(task, folder, count=8):
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-@pytest.mark.parametrize("loss, sizes", [("softmax", (8, 1, 1)), ("sigmoid", (2, 2, 2))])
-def test_one_device_equals_eight_for_loss_metrics_and_every_gradient(folder, loss, sizes):
-    changes = {
-        "model__loss": loss,
-        "model__image__stem": "conv",
-        "model__image__width": 32,
-        "model__image__pool": "mean",
-    }
-    task = clip_task.make(resolve(folder, **changes), None)
-    data = jax.tree.map(jnp.asarray, batch(task, folder))
-    boxed, extra = jax.eval_shape(task.init, jax.random.key(0), data)
-    params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
+CONV = {"stem": "conv", "width": 32, "pool": "mean"}
+RESNET = {"tower": "resnet", "size": 64, "width": 4, "layers": (1, 1, 1, 1), "heads": 4}
 
-    def run(params, data):
-        return jax.value_and_grad(task.loss, has_aux=True)(params, {}, data, jax.random.key(1), jnp.asarray(0))
 
-    (value, (metrics, _)), grads = jax.jit(run)(params, data)
+@pytest.mark.parametrize(
+    "sizes, options, image",
+    [
+        ((8, 1, 1), {"loss": "softmax"}, CONV),
+        ((2, 2, 2), {"loss": "sigmoid"}, CONV),
+        ((2, 2, 2), {"loss": "softmax", "tile": 2}, CONV),
+        ((4, 2, 1), {"loss": "sigmoid", "tile": 1}, {"pool": "map"}),
+        ((4, 1, 2), {"loss": "softmax", "micro_batch": 8}, CONV),
+        ((2, 2, 2), {"loss": "sigmoid", "micro_batch": 4, "tile": 4, "duplicates": "negative"}, {"pool": "map"}),
+        ((2, 2, 2), {"loss": "softmax", "tile": 4}, RESNET),
+    ],
+)
+def test_dense_tiled_and_in_parts_on_one_device_and_on_eight_are_one_loss(folder, sizes, options, image):
+    """Loss, metrics and every gradient, of the plain task on one device and of the other on eight."""
+    options = {f"model__{key}": value for key, value in options.items()}
+    options |= {f"model__image__{key}": value for key, value in image.items()}
+    how = ("model__tile", "model__micro_batch")
+    plain = clip_task.make(resolve(folder, **{k: v for k, v in options.items() if k not in how}), None)
+    task = clip_task.make(resolve(folder, data__batch_size=16, **options), None)
+    data = jax.tree.map(jnp.asarray, batch(task, folder, 16))
+    # Equal pictures would be equally near to a text, and which of them comes first differs.
+    data["image"] = jax.random.randint(jax.random.key(2), data["image"].shape, 0, 256).astype(jnp.uint8)
+    if options.get("model__duplicates") == "negative":  # and so would equal texts
+        data["text"] = data["text"].at[:, 1].set(jnp.arange(16))
+    boxed, _ = jax.eval_shape(task.init, jax.random.key(0), data)
+    params, extra = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data))
+
+    def run(task):
+        def gradients(params, data):
+            loss = jax.value_and_grad(task.loss, has_aux=True)
+            return loss(params, extra, data, jax.random.key(1), jnp.asarray(0))
+
+        return gradients
+
+    (value, (metrics, changed)), grads = jax.jit(run(plain))(params, data)
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)))
     split = sharding.shardings(boxed, mesh)
     with jax.set_mesh(mesh):
         spread = jax.jit(
-            sharding.with_rules(run), in_shardings=(split, sharding.batch_sharding(mesh)), out_shardings=(None, split)
+            sharding.with_rules(run(task)),
+            in_shardings=(split, sharding.batch_sharding(mesh)),
+            out_shardings=(None, split),
         )
-        (found, (found_metrics, _)), found_grads = spread(params, data)
+        (found, (found_metrics, found_changed)), found_grads = spread(params, data)
     if sizes == (2, 2, 2):
         kernel = found_grads["clip"]["text"]["transformer"]["blocks"]["mlp_in"]["kernel"]
         assert kernel.sharding.shard_shape(kernel.shape) == (1, 8, 32), "split over fsdp and tensor"
     np.testing.assert_allclose(found, value, rtol=1e-5)
     assert jax.tree.map(float, found_metrics) == pytest.approx(jax.tree.map(float, metrics), rel=1e-5)
+    # A ResNet's statistics are those of the whole batch, wherever its rows are.
+    for mine, theirs in zip(jax.tree.leaves(found_changed), jax.tree.leaves(changed), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert bool(jax.tree.leaves(changed)) == (image is RESNET)
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         other = found_grads
         for key in path:
@@ -206,6 +237,116 @@ def test_dropout_draws_by_the_key_it_is_given(folder):
     assert loss(1) == loss(1) != loss(2)
 
 
+def test_parts_draw_their_own_dropout_the_same_in_both_passes(folder):
+    """A part's gradient is that of its features with the key it had forward: by differences along a direction."""
+    task = clip_task.make(resolve(folder, model__dropout=0.3, model__micro_batch=4), None)
+    data = jax.tree.map(jnp.asarray, batch(task, folder))
+    params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
+    loss = jax.jit(lambda params: task.loss(params, {}, data, jax.random.key(1), 0)[0])
+    grads = jax.jit(jax.grad(loss))(params)
+    kernel = grads["clip"]["vision"]["proj"]["kernel"]
+    step = 1e-2 * kernel / jnp.linalg.norm(kernel)
+
+    def moved(sign):
+        clip = params["clip"] | {"vision": params["clip"]["vision"] | {"proj": {"kernel": old + sign * step}}}
+        return float(loss({"clip": clip}))
+
+    old = params["clip"]["vision"]["proj"]["kernel"]
+    slope = (moved(1) - moved(-1)) / 2e-2
+    assert slope == pytest.approx(float(jnp.linalg.norm(kernel)), rel=2e-3)
+
+
+def test_patch_dropout_leaves_patches_out_while_training(folder):
+    task = clip_task.make(resolve(folder, model__image__patch_dropout=0.5), None)
+    whole = clip_task.make(resolve(folder), None)
+    data = jax.tree.map(jnp.asarray, batch(task, folder))
+    params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
+    loss = jax.jit(lambda seed: task.loss(params, {}, data, jax.random.key(seed), 0)[0])
+    assert loss(1) == loss(1) != loss(2)
+    assert task.flops < whole.flops
+    text = jax.make_jaxpr(lambda p: task.loss(p, {}, data, jax.random.key(0), 0)[0])(params).pretty_print()
+    assert "8,3,3,2,8]" in text and "8,5,3,2,8]" not in text, "attention over the class token and two of four patches"
+
+
+def test_a_locked_tower_keeps_its_weights_and_its_statistics(folder):
+    changes = {f"model__image__{key}": value for key, value in RESNET.items()}
+    task = clip_task.make(resolve(folder, optim__freeze=("^clip/vision/",), **changes), None)
+    data = jax.tree.map(jnp.asarray, batch(task, folder))
+    params, extra = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data))
+    run = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
+    (_, (_, changed)), grads = run(params, extra, data, jax.random.key(1), 0)
+    assert all((g == 0).all() for g in jax.tree.leaves(grads["clip"]["vision"]))
+    assert any((g != 0).any() for g in jax.tree.leaves(grads["clip"]["text"]))
+    for mine, theirs in zip(jax.tree.leaves(changed), jax.tree.leaves(extra), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Starting from a checkpoint
+
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "clip"
+
+
+def fine_tuning(folder, kind, **changes):
+    config = ConfigDict({"task": "clip_jax.task", "steps": 2, "pretrained": str(GOLDEN / kind), "log_every": 1})
+    config.data = ConfigDict({"source": f"folder:{folder}", "batch_size": 8})
+    config.optim = ConfigDict({"lr": 1e-3, "schedule": "constant"})
+    for path, value in changes.items():
+        *groups, key = path.split(".")
+        part = config
+        for group in groups:
+            if group not in part:
+                part[group] = ConfigDict()
+            part = part[group]
+        part[key] = value
+    return config
+
+
+@pytest.mark.parametrize("kind", ["hf-clip", "hf-siglip", "open-clip-resnet"])
+def test_training_goes_on_from_a_public_checkpoint(folder, tmp_path, kind):
+    """At rate 0 nothing changes: what is loaded from the run is what was loaded from the peer. Otherwise it learns."""
+    peer = clip_jax.load(GOLDEN / kind)
+    still = fine_tuning(folder, kind, **{"optim.lr": 1e-30, "optim.freeze": ("vision",)})
+    history = train_jax.run(still, tmp_path / "still")
+    run = clip_jax.load(tmp_path / "still")
+    pictures = sorted(folder.glob("*.png"))
+    np.testing.assert_allclose(run.encode_image(pictures), peer.encode_image(pictures), atol=1e-6)
+    np.testing.assert_allclose(run.similarity(pictures, CAPTIONS), peer.similarity(pictures, CAPTIONS), atol=1e-4)
+    assert run.preprocess == peer.preprocess and run.tokenizer.fingerprint == peer.tokenizer.fingerprint
+    assert np.isfinite(history[-1]["loss"])
+    train_jax.run(fine_tuning(folder, kind), tmp_path / "moves")
+    assert np.abs(clip_jax.load(tmp_path / "moves").encode_image(pictures) - peer.encode_image(pictures)).max() > 1e-3
+
+
+def test_a_checkpoint_is_trained_at_another_size(folder, tmp_path):
+    train_jax.run(fine_tuning(folder, "hf-clip", **{"model.image.size": 40}), tmp_path / "run")
+    clip = clip_jax.load(tmp_path / "run")
+    assert clip.preprocess.size == 40 and clip.variables["params"]["vision"]["positions"].shape == (26, 32)
+
+
+def test_a_schedule_free_optimiser_starts_at_the_checkpoint(folder, tmp_path):
+    changes = {"optim.name": "contrib.schedule_free_adamw", "optim.lr": 1e-30}
+    train_jax.run(fine_tuning(folder, "hf-clip", **changes), tmp_path / "run")
+    mine, theirs = clip_jax.load(tmp_path / "run"), clip_jax.load(GOLDEN / "hf-clip")
+    np.testing.assert_allclose(mine.encode_text(CAPTIONS), theirs.encode_text(CAPTIONS), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model.image.width": 64}, r"config.model.image.width = 64, but the checkpoint .* has 32: leave it out"),
+        ({"model.activation": "gelu"}, "config.model.activation = 'gelu', but"),
+        ({"preprocess.mode": "squash"}, "config.preprocess.mode = 'squash', but"),
+        ({"tokenizer.vocab_size": 700}, "the tokenizer comes with the checkpoint"),
+        ({"pretrained": "nowhere"}, "nowhere: no such file or folder"),
+    ],
+)
+def test_options_that_contradict_the_checkpoint_are_named(folder, tmp_path, changes, words):
+    with pytest.raises(ValueError, match=words):
+        train_jax.run(fine_tuning(folder, "hf-clip", **changes), tmp_path / "run")
+
+
 def test_a_run_directory_s_tokenizer_is_used_again(folder, tmp_path):
     first = clip_task.make(resolve(folder), None).artifacts["tokenizer.json"]
     (tmp_path / "tokenizer.json").write_text(first)
@@ -231,6 +372,13 @@ def test_a_tokenizer_can_be_loaded(folder, tmp_path):
         ({"augment__scale": (0.0, 1.0)}, "augment.scale"),
         ({"augment__scale": (0.9, 0.5)}, "augment.scale"),
         ({"model__imgae__size": 5}, "did you mean config.model.image"),
+        ({"model__micro_batch": 3}, "micro_batch = 3 does not divide the 8 examples"),
+        ({"model__image__patch_dropout": 1.0}, "patch_dropout = 1.0"),
+        ({"model__image__proj": False}, "embed_dim = 8 must be image.width = 16"),
+        ({"model__text__pool": "last"}, "pool = 'last' reads the padding"),
+        ({"model__text__vocab_size": 5}, "vocab_size = 5 is less than"),
+        ({"model__image__tower": "resnet"}, "size = 16 must be a multiple of 32"),
+        ({"model__image__tower": "resnet", "model__image__size": 32, "model__micro_batch": 4}, "batch norm takes"),
         ({"augment__flip": 1}, "augment.flip = 1 is a int"),
     ],
 )
@@ -239,7 +387,7 @@ def test_wrong_options_are_named(folder, changes, words):
         clip_task.make(resolve(folder, **changes), None)
 
 
-@pytest.mark.parametrize("stem, pool", [("patch", "cls"), ("conv", "mean")])
+@pytest.mark.parametrize("stem, pool", [("patch", "cls"), ("conv", "mean"), ("patch", "map")])
 def test_flops_are_those_the_compiler_counts(folder, stem, pool):
     """Of an unrolled model, forward; norms, softmax and activations come on top of the formula."""
     changes = {"stem": stem, "pool": pool, "size": 64, "patch": 16, "width": 128, "depth": 2}
@@ -249,4 +397,17 @@ def test_flops_are_those_the_compiler_counts(folder, stem, pool):
     images, ids = jnp.zeros((1, 64, 64, 3)), jnp.full((1, LENGTH), 599, jnp.int32)
     params = sharding.unbox(jax.eval_shape(module.init, jax.random.key(0), images, ids))
     counted = jax.jit(module.apply).lower(params, images, ids).compile().cost_analysis()["flops"]
-    assert clip_task.flops(config.model) / 3 == pytest.approx(counted, rel=0.06)
+    assert sum(clip_task.flops.forward(config.model)) == pytest.approx(counted, rel=0.06)
+
+
+def test_flops_of_a_resnet_are_those_the_compiler_counts(folder):
+    changes = {f"model__image__{key}": value for key, value in (RESNET | {"size": 64, "width": 16}).items()}
+    config = resolve(folder, **changes)
+    module = clip_task.model.build(config.model, 600, 599)
+    images = jnp.zeros((1, 64, 64, 3))
+    variables = sharding.unbox(
+        jax.eval_shape(module.init, jax.random.key(0), images, jnp.full((1, LENGTH), 599, jnp.int32))
+    )
+    run = jax.jit(lambda variables, images: module.apply(variables, images, method="encode_image"))
+    counted = run.lower(variables, images).compile().cost_analysis()["flops"]
+    assert clip_task.flops.forward(config.model)[0] == pytest.approx(counted, rel=0.08)

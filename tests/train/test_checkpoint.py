@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from train_jax import sharding
-from train_jax.checkpoint import CheckpointError, Checkpoints, load_params
+from train_jax.checkpoint import CheckpointError, Checkpoints, load_weights
 from train_jax.step import TrainState
 
 # After a write that failed, the storage library's threads report to an event loop that is gone; pytest would blame
@@ -114,7 +114,7 @@ def test_inference_reads_the_average_where_there_is_one_onto_one_device(tmp_path
     checkpoints = Checkpoints(tmp_path, every=1, keep_last=1)
     checkpoints.save(5, placed, Position())
     checkpoints.close()
-    params, step = load_params(tmp_path)
+    params, _, step = load_weights(tmp_path)
     assert step == 5
     assert_equal(params, {"clip": state.ema["clip"], "other": state.params["other"]})
     assert {len(x.devices()) for x in jax.tree.leaves(params)} == {1}
@@ -133,7 +133,7 @@ def test_inference_reads_a_schedule_free_optimisers_average(tmp_path):
     restored, _ = checkpoints.restore(abstract(state), Position())
     checkpoints.close()
     assert_equal(restored, state)
-    assert_equal(load_params(tmp_path)[0], optax.contrib.schedule_free_eval_params(opt_state, params))
+    assert_equal(load_weights(tmp_path)[0], optax.contrib.schedule_free_eval_params(opt_state, params))
 
 
 def test_retention_keeps_the_last_and_every_mth(tmp_path):
@@ -162,7 +162,7 @@ def test_nothing_to_restore(tmp_path):
     assert checkpoints.restore(abstract(make_state()), Position()) is None
     checkpoints.close()
     with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
-        load_params(tmp_path)
+        load_weights(tmp_path)
 
 
 def damage(path, how):
@@ -192,13 +192,13 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(how, tmp_pa
     assert str(tmp_path / "3") in caplog.text
     checkpoints.save(3, make_state(33), Position(33))  # the place of the damaged one is free again
     checkpoints.close()
-    assert_equal(load_params(tmp_path)[0]["other"], make_state(33).params["other"])
+    assert_equal(load_weights(tmp_path)[0]["other"], make_state(33).params["other"])
 
 
 def test_inference_passes_over_a_damaged_checkpoint(tmp_path):
     save(tmp_path, [1, 2])
     damage(tmp_path / "2", "truncated")
-    params, step = load_params(tmp_path)
+    params, _, step = load_weights(tmp_path)
     assert step == 1
     assert_equal(params["other"], make_state(1).params["other"])
 
@@ -212,7 +212,7 @@ def test_if_none_can_be_read_each_is_named(tmp_path):
         checkpoints.restore(abstract(make_state()), Position())
     checkpoints.close()
     with pytest.raises(CheckpointError, match=r"(?s)/2:.*/1:"):
-        load_params(tmp_path)
+        load_weights(tmp_path)
 
 
 def test_a_full_disk_leaves_the_older_checkpoints_and_the_run_goes_on(tmp_path, caplog):
@@ -235,7 +235,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_and_the_run_goes_on(tmp_path, 
     assert checkpoints.steps == [1, 2]
     checkpoints.save(4, make_state(4), Position(4))
     checkpoints.close()
-    assert_equal(load_params(tmp_path)[0]["other"], make_state(4).params["other"])
+    assert_equal(load_weights(tmp_path)[0]["other"], make_state(4).params["other"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "4"]
 
 
@@ -254,7 +254,7 @@ def test_a_run_whose_last_save_failed_ends_with_an_error(tmp_path):
         signal.signal(signal.SIGXFSZ, ignored)
     with pytest.raises(CheckpointError, match="last checkpoint .step 2. could not be saved.*complete one: 1"):
         checkpoints.close()
-    assert load_params(tmp_path)[1] == 1
+    assert load_weights(tmp_path)[2] == 1
 
 
 def test_what_a_killed_save_left_behind_is_removed(tmp_path):

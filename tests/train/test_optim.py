@@ -130,6 +130,19 @@ def test_frozen_parameters_have_no_update_and_no_moments():
     assert not any("dense" in sharding.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state))
 
 
+@pytest.mark.parametrize("name", ["adamw", "lion", "contrib.muon", "contrib.schedule_free_adamw"])
+def test_a_factor_on_the_rate_is_a_rate_of_its_own(name):
+    """Parameters with a factor of 0.1 move as in a run with a tenth of the rate, the others as in one with the whole."""
+    scaled, _ = one_update(options(name=name, weight_decay=0.5, lr_scale=(("stack", 0.1), ("clip/", 1.0))))
+    whole, _ = one_update(options(name=name, weight_decay=0.5))
+    tenth, _ = one_update(options(name=name, weight_decay=0.5, lr=0.01))
+    # Muon's iterations blow up small singular values, and with them the rounding of products formed in another order.
+    tight = {"rtol": 1e-4, "atol": 3e-6} if name == "contrib.muon" else {"rtol": 1e-6}
+    np.testing.assert_allclose(scaled["stack"]["kernel"], tenth["stack"]["kernel"], **tight)
+    np.testing.assert_allclose(scaled["dense"]["kernel"], whole["dense"]["kernel"], **tight)
+    np.testing.assert_allclose(scaled["logit_scale"], whole["logit_scale"], rtol=1e-6)
+
+
 def test_each_player_is_clipped_by_its_own_norm():
     params = {"a": {"kernel": jnp.zeros((3,))}, "b": {"kernel": jnp.zeros((3,))}}
     grads = {"a": {"kernel": jnp.array([3.0, 0.0, 4.0])}, "b": {"kernel": jnp.array([0.1, 0.0, 0.0])}}

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from train_jax.data.errors import BrokenSample
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, of WebImageText
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 89_478_485  # a larger picture is taken for a decompression bomb; beyond this Pillow warns of one
@@ -24,10 +26,6 @@ _INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-
-class BrokenSample(Exception):
-    """One sample that cannot be used; the message says which and why. Pipelines count it and take another."""
 
 
 def decode(data: bytes | str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Image.Image:

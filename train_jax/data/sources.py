@@ -4,6 +4,8 @@
     digits               scikit-learn's scanned digits (train, test); needs no download
     tfds:NAME[/CONFIG]   any TFDS data set that has images; labels become captions by templates
     folder:PATH          images with captions.jsonl | .csv | .tsv, or a .txt beside each image
+    webdataset:PATH      tars of images and captions; {000..099} in the path counts, {a,b} lists, * matches
+    3 SOURCE | 1 SOURCE  several of them, drawn by weight
 
 A record is a dict: `image` (the bytes of an image file), `captions` (one or more), `id`, and where they are known
 `label` (int, -1 for none) and `scene` (the truth about a rendered scene, as JSON).
@@ -19,7 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from train_jax.data.images import BrokenSample
+from train_jax.data import mixture
+from train_jax.data.errors import BrokenSample, DataError
+from train_jax.data.tars import Tars
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +31,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _EMBEDDED = ("shapes", "digits")
 _CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.tsv")
-
-
-class DataError(ValueError):
-    """Data that cannot be used at all: nothing there, captions missing, or too many broken samples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,27 +65,41 @@ def open_source(
     Args:
       name: one of the forms at the top of this file.
       split: such as "train"; TFDS's slices ("train[:90%]") work for TFDS sets and the embedded ones. A folder has no
-        splits of its own: it is "all", or a slice of it ("all[:90%]"); "train" means all of it.
+        splits of its own, nor have tars: it is "all", or a slice of it ("all[:90%]"); "train" means all of it.
       data_dir: where TFDS keeps data sets; None: its own default.
       templates: captions made of a label, `{}` standing for its name.
 
     Raises DataError for an unknown name, an unknown split, or a source without records.
     """
+    if mixture.SEPARATOR in name:
+        return _mixed(name, split, data_dir=data_dir, templates=templates)
     kind, _, rest = name.partition(":")
     templates = tuple(templates or DEFAULT_TEMPLATES)
     if kind == "folder" and rest:
         source = _folder(Path(rest), split)
+    elif kind == "webdataset" and rest:
+        source = _webdataset(rest, split)
     elif kind == "tfds" and rest:
         source = _tfds(rest, split, data_dir, templates)
     elif name.split("/")[0] in _EMBEDDED:
         source = _embedded(name, split, data_dir)
     else:
         raise DataError(
-            f"there is no source {name!r}: name one as shapes, shapes/SIZE, digits, folder:PATH or tfds:NAME[/CONFIG]"
+            f"there is no source {name!r}: name one as shapes, shapes/SIZE, digits, folder:PATH, webdataset:PATH or "
+            "tfds:NAME[/CONFIG]"
         )
     if not len(source):
         raise DataError(f"{source.name}: no records")
     return source
+
+
+def _mixed(name: str, split: str, **options) -> Source:
+    weights, names = zip(*mixture.parse(name), strict=True)
+    parts = [open_source(part, split, **options) for part in names]
+    first = parts[0]
+    alike = all(p.label_names == first.label_names and p.is_true == first.is_true for p in parts)
+    truth = (first.label_names, first.is_true) if alike else (None, None)
+    return Source(f"{name}:{split}", mixture.Mixed(parts, weights), *truth)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -220,7 +234,7 @@ def _folder(path: Path, split: str) -> Source:
         except OSError as error:
             raise BrokenSample(f"{name}: {error}") from error
 
-    return Source(f"folder:{path}:{split}", _Mapped(_slice(names, split, path), record))
+    return Source(f"folder:{path}:{split}", _Mapped(_slice(names, split, f"folder:{path}"), record))
 
 
 def _images_below(path: Path) -> list[Path]:
@@ -276,12 +290,18 @@ def _read_neighbours(path: Path) -> dict[str, list[str]]:
     return found
 
 
-def _slice(names: list[str], split: str, path: Path) -> list[str]:
+def _webdataset(pattern: str, split: str) -> Source:
+    tars = Tars(pattern)
+    places = _slice(range(len(tars)), split, f"webdataset:{pattern}")
+    return Source(f"webdataset:{pattern}:{split}", _Mapped(places, tars.__getitem__))
+
+
+def _slice(names: Sequence, split: str, where: str) -> list:
     """`all`, `train`, or a slice of them such as `all[:90%]`, `train[100:]`."""
     base, bracket, rest = split.partition("[")
     bounds = rest.rstrip("]").split(":") if bracket else ["", ""]
     if base not in ("all", "train") or len(bounds) != 2 or (bracket and not rest.endswith("]")):
-        raise DataError(f"folder:{path} has no split {split!r}: write 'all', or a slice of it such as 'all[:90%]'")
+        raise DataError(f"{where} has no split {split!r}: write 'all', or a slice of it such as 'all[:90%]'")
 
     def place(bound: str, default: int) -> int:
         if not bound:
@@ -289,7 +309,7 @@ def _slice(names: list[str], split: str, path: Path) -> list[str]:
         try:
             return round(len(names) * float(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
         except ValueError:
-            raise DataError(f"folder:{path}: {bound!r} in split {split!r} is no number and no percentage") from None
+            raise DataError(f"{where}: {bound!r} in split {split!r} is no number and no percentage") from None
 
     # Files are sorted by name, and names often tell the class: cut a shuffled list, the same on every host.
     order = np.random.default_rng(0).permutation(len(names))[place(bounds[0], 0) : place(bounds[1], len(names))]

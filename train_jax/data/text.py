@@ -5,8 +5,10 @@ that of CLIP: 256 bytes, the same 256 at the end of a word, one token a merge, t
 """
 
 import dataclasses
+import gzip
 import hashlib
 import html
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -17,6 +19,8 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int, Int32
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+from train_jax.data.sentencepiece import SentencePiece
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 _END_OF_WORD = "</w>"
@@ -77,6 +81,13 @@ class Tokenizer:
         raise FileNotFoundError(f"no tokenizer at {path}: neither tokenizer.json nor vocab.json with merges.txt")
 
     @classmethod
+    def from_merges(cls, path: str | Path, context_length: int = 77) -> "Tokenizer":
+        """From OpenAI's `bpe_simple_vocab_16e6.txt.gz`, of which CLIP uses the first 48,894 merges."""
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            merges = _pairs("".join(itertools.islice(file, 1, 49_152 - 256 - 2 + 1)))
+        return cls(_bpe(_vocabulary(merges), merges), context_length)
+
+    @classmethod
     def from_json(cls, text: str, context_length: int = 77) -> "Tokenizer":
         try:
             bpe = tokenizers.Tokenizer.from_str(text)
@@ -105,9 +116,7 @@ class Tokenizer:
         )
         learner.train_from_iterator((clean(caption) for caption in captions), trainer)
         merges = [(a, b) for a, b in json.loads(learner.to_str())["model"]["merges"]]
-        tokens = dict.fromkeys([*_BYTES, *ends, *("".join(pair) for pair in merges)])
-        vocab = {token: index for index, token in enumerate([*tokens, BOS, EOS])}
-        return cls(_bpe(vocab, merges), context_length)
+        return cls(_bpe(_vocabulary(merges), merges), context_length)
 
     @property
     def vocab_size(self) -> int:
@@ -167,6 +176,21 @@ class Tokenizer:
         Path(path).write_text(self.to_json(), "utf-8")
 
 
+AnyTokenizer = Tokenizer | SentencePiece
+
+
+def open_tokenizer(file: str | Path, context_length: int) -> AnyTokenizer:
+    """The tokenizer of either kind that was saved in a `tokenizer.json` (`Tokenizer.save`, `SentencePiece.save`).
+
+    Raises FileNotFoundError or ValueError as their `load` does.
+    """
+    try:
+        padded = json.loads(Path(file).read_text("utf-8")).get("padding")
+    except ValueError as error:
+        raise ValueError(f"{file}: not a tokenizer.json ({error})") from error
+    return (SentencePiece if padded else Tokenizer).load(file, context_length)
+
+
 def _pairs(merges: str) -> list[tuple[str, str]]:
     """The merges in a `merges.txt`, one a line."""
     lines = [line.split() for line in merges.splitlines() if line.strip() and not line.startswith("#version")]
@@ -174,6 +198,13 @@ def _pairs(merges: str) -> list[tuple[str, str]]:
     if wrong:
         raise ValueError(f"a merge is two tokens, not {' '.join(wrong[0])!r}")
     return [(a, b) for a, b in lines]
+
+
+def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
+    """CLIP's layout: bytes, bytes at the end of a word, one token a merge, two marks."""
+    ends = (b + _END_OF_WORD for b in _BYTES)
+    tokens = dict.fromkeys([*_BYTES, *ends, *("".join(pair) for pair in merges)])
+    return {token: index for index, token in enumerate([*tokens, BOS, EOS])}
 
 
 def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:

@@ -1,0 +1,208 @@
+"""ViT-B/32 beside transformers' FlaxCLIPModel and CLIPModel (PyTorch): the same weights, batch and precision, in turns.
+
+    python -m benchmarks.clip [--batch 16] [--rounds 5]         (with the `peers` extra; without it ours alone is measured)
+
+Images and texts through their towers, and training pairs through the loss and its gradient (no optimiser). On a GPU our side
+is measured in bfloat16 too, with its share of the device's peak.
+"""
+
+import argparse
+import contextlib
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import load_config
+from clip_jax import loss, model
+from clip_jax.flops import forward, training
+from clip_jax.pretrained.hugging_face import clip_entries
+from clip_jax.pretrained.layout import flat, give
+from train_jax import config as config_lib
+from train_jax import profiling
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.clip", description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of our side and of Flax's")
+    arguments = parser.parse_args()
+    config = load_config("clip/vit_b32")
+    config.model.update({"dtype": arguments.dtype, "tile": 0, "activation": "quick_gelu"})
+    options = config_lib.resolve(config).model
+    options.scan = False  # unrolled, as the peers are
+    rng = np.random.default_rng(0)
+    pixels = rng.standard_normal((arguments.batch, 224, 224, 3)).astype(np.float32)
+    ids = rng.integers(1, 49_000, (arguments.batch, 77)).astype(np.int32)
+    ids[:, -1] = 49_407
+
+    contestants = {}
+    contestants["ours"], params = _ours(options, pixels, ids)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            _write(folder, options, params)
+            contestants["PyTorch"] = _torch(folder, pixels, ids)
+            contestants["Flax"] = _flax(folder, pixels, ids, arguments.dtype)
+        except ImportError as error:
+            print(f"a peer is not installed ({error}): pip install -e '.[peers]'")
+        _check(contestants)
+        rates = _race(contestants, arguments.rounds, arguments.batch)
+
+    machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
+    print(f"ViT-B/32, batch {arguments.batch}, {arguments.dtype}, {machine}, jax {jax.__version__}; rates a second")
+    names = list(rates)
+    print("| " + " | ".join(["", *names, "ours / fastest peer", "ours, GFLOP/s"]) + " |")
+    print("| " + " | ".join(["---"] * (len(names) + 3)) + " |")
+    flops = {"images": forward(options)[0], "texts": forward(options)[1], "training pairs": training(options)}
+    for what in flops:
+        fastest = max((rates[name][what] for name in names if name != "ours"), default=float("nan"))
+        mine = rates["ours"][what]
+        cells = [
+            what,
+            *(f"{rates[name][what]:.1f}" for name in names),
+            f"{mine / fastest:.2f}",
+            f"{mine * flops[what] * 1e-9:.0f}",
+        ]
+        print("| " + " | ".join(cells) + " |")
+    peak = profiling.peak_flops(jax.devices())
+    if peak:
+        print(f"training: {rates['ours']['training pairs'] * flops['training pairs'] / peak:.1%} of the device's peak")
+
+
+Contestant = dict[str, Callable]
+
+
+def _ours(options, pixels, ids) -> tuple[Contestant, dict]:
+    module = model.build(options, options.text.vocab_size, 49_407)
+    x, t = jnp.asarray(pixels), jnp.asarray(ids)
+    params = jax.jit(lambda key: model_params(module, key, x[:1], t[:1]))(jax.random.key(0))
+    image = jax.jit(lambda p: module.apply({"params": p}, x, method="encode_image"))
+    text = jax.jit(lambda p: module.apply({"params": p}, t, method="encode_text"))
+
+    def value(p):
+        images, texts, scale, _ = module.apply({"params": p}, x, t)
+        return loss.softmax_loss(images, texts, scale, jnp.arange(len(ids)))[0]
+
+    train = jax.jit(jax.value_and_grad(value))
+    run = {"images": lambda: image(params), "texts": lambda: text(params), "training pairs": lambda: train(params)}
+    return {name: _blocking(function) for name, function in run.items()}, params
+
+
+def model_params(module, key, images, ids):
+    import flax.linen as nn
+
+    return nn.unbox(module.init(key, images, ids)["params"])
+
+
+def _blocking(function: Callable) -> Callable:
+    return lambda: jax.block_until_ready(function())
+
+
+def _write(folder: str, options, params) -> None:
+    """The same weights as a directory for transformers."""
+    import transformers
+    from safetensors.numpy import save_file
+
+    table = clip_entries({"image": options.image.to_dict(), "text": options.text.to_dict()})
+    weights = give(flat(jax.tree.map(np.asarray, params)), table)
+    save_file(
+        {k: np.array(v, np.float32, order="C") for k, v in weights.items()},
+        f"{folder}/model.safetensors",
+        {"format": "pt"},
+    )
+    text = {"eos_token_id": 49_407, "vocab_size": options.text.vocab_size}
+    transformers.CLIPConfig(text_config=text, vision_config={"patch_size": 32}, projection_dim=512).save_pretrained(
+        folder
+    )
+
+
+def _torch(folder: str, pixels, ids) -> Contestant:
+    import torch
+    import transformers
+
+    peer = transformers.CLIPModel.from_pretrained(folder).eval()
+    x, t = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), torch.from_numpy(ids).long()
+
+    def unit(features):
+        return torch.nn.functional.normalize(features, dim=-1)
+
+    def train():
+        peer.zero_grad(set_to_none=True)
+        value = peer(input_ids=t, pixel_values=x, return_loss=True).loss
+        value.backward()
+        return value.detach()
+
+    def quietly(function: Callable) -> Callable:
+        def run():
+            with torch.inference_mode():
+                return unit(function())
+
+        return run
+
+    return {
+        "images": quietly(lambda: peer.get_image_features(pixel_values=x)),
+        "texts": quietly(lambda: peer.get_text_features(input_ids=t)),
+        "training pairs": train,
+    }
+
+
+def _flax(folder: str, pixels, ids, dtype: str) -> Contestant:
+    import transformers
+
+    peer = transformers.FlaxCLIPModel.from_pretrained(folder, from_pt=True, dtype=jnp.dtype(dtype))
+    x, t = jnp.asarray(pixels.transpose(0, 3, 1, 2)), jnp.asarray(ids)
+    params = peer.params
+
+    def unit(features):
+        return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+
+    image = jax.jit(lambda p: unit(peer.get_image_features(x, params=p)))
+    text = jax.jit(lambda p: unit(peer.get_text_features(t, params=p)))
+
+    def value(p):
+        logits = peer(t, x, params=p).logits_per_image
+        diagonal = jnp.arange(len(ids))
+        rows = jax.nn.log_softmax(logits, axis=1)[diagonal, diagonal]
+        columns = jax.nn.log_softmax(logits, axis=0)[diagonal, diagonal]
+        return -(jnp.mean(rows) + jnp.mean(columns)) / 2
+
+    train = jax.jit(jax.value_and_grad(value))
+    run = {"images": lambda: image(params), "texts": lambda: text(params), "training pairs": lambda: train(params)}
+    return {name: _blocking(function) for name, function in run.items()}
+
+
+def _check(contestants: dict[str, Contestant]) -> None:
+    """The race is fair only between those that compute the same."""
+    for what in ("images", "texts"):
+        mine = np.asarray(contestants["ours"][what](), np.float32)
+        for name, other in contestants.items():
+            difference = np.abs(mine - np.asarray(other[what](), np.float32)).max()
+            if difference > 2e-2:
+                raise SystemExit(f"{name} computes other {what}: they differ by {difference:.1e}")
+
+
+def _race(contestants: dict[str, Contestant], rounds: int, batch: int) -> dict[str, dict[str, float]]:
+    """Rates a second: the median of `rounds` turns, in which every contestant has one."""
+    seconds = {name: {what: [] for what in functions} for name, functions in contestants.items()}
+    for turn in range(rounds + 1):  # the first compiles
+        for name, functions in contestants.items():
+            for what, function in functions.items():
+                begun = time.perf_counter()
+                function()
+                if turn:
+                    seconds[name][what].append(time.perf_counter() - begun)
+    return {
+        name: {what: batch / statistics.median(values) for what, values in found.items()}
+        for name, found in seconds.items()
+    }
+
+
+if __name__ == "__main__":
+    main()

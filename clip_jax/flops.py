@@ -1,0 +1,67 @@
+"""Floating-point operations of a model, counted from its options."""
+
+from ml_collections import ConfigDict
+
+from train_jax.profiling import BACKWARD, conv_flops, dense_flops, transformer_flops
+
+
+def forward(m: ConfigDict) -> tuple[int, int]:
+    """Operations of one image's and of one text's forward pass, for a resolved `config.model`."""
+    image = _resnet(m) if m.image.tower == "resnet" else _vit(m)
+    text = transformer_flops(m.text.context_length, m.text.width, m.text.depth, m.text.mlp_ratio)
+    return image, text + dense_flops(1, m.text.width, m.embed_dim)
+
+
+def training(m: ConfigDict) -> float:
+    """Operations of the forward and backward pass of one pair: both towers, the logits left out."""
+    image, text = forward(m)
+    if m.image.tower == "vit" and m.image.patch_dropout:
+        image = _vit(m, m.image.patch_dropout)
+    return float(BACKWARD * (image + text))
+
+
+def _vit(m: ConfigDict, patch_dropout: float = 0.0) -> int:
+    image = m.image
+    grid = image.size // image.patch
+    tokens = int((1 - patch_dropout) * grid**2) + (image.pool == "cls")
+    if image.stem == "conv":
+        stem, side, channels = 0, image.size, 3
+        while side > grid:
+            side //= 2
+            wider = image.width * grid // side
+            stem += conv_flops(side, side, 3, channels, wider)
+            channels = wider
+        stem += conv_flops(grid, grid, 1, channels, image.width)
+    else:
+        stem = conv_flops(grid, grid, image.patch, 3, image.width)
+    body = transformer_flops(tokens, image.width, image.depth, image.mlp_ratio)
+    head = dense_flops(1, image.width, m.embed_dim) if image.proj else 0
+    if image.pool == "map":
+        hidden = round(image.mlp_ratio * image.width)
+        head += _attention_of_one(tokens, image.width, image.width) + 2 * dense_flops(1, image.width, hidden)
+    return stem + body + head
+
+
+def _resnet(m: ConfigDict) -> int:
+    image = m.image
+    side = image.size // 2
+    half = image.width // 2
+    total = conv_flops(side, side, 3, 3, half) + conv_flops(side, side, 3, half, half)
+    total += conv_flops(side, side, 3, half, image.width)
+    side, channels = side // 2, image.width
+    for stage, blocks in enumerate(image.layers):
+        width = image.width * 2**stage
+        for number in range(blocks):
+            after = side // 2 if stage and not number else side
+            total += conv_flops(side, side, 1, channels, width) + conv_flops(side, side, 3, width, width)
+            total += conv_flops(after, after, 1, width, 4 * width)
+            if not number:
+                total += conv_flops(after, after, 1, channels, 4 * width)
+            side, channels = after, 4 * width
+    return total + _attention_of_one(side**2 + 1, channels, m.embed_dim)
+
+
+def _attention_of_one(tokens: int, width: int, features: int) -> int:
+    """One query that attends to some tokens."""
+    projections = dense_flops(1, width, width) + dense_flops(tokens, width, 2 * width)
+    return projections + 2 * dense_flops(tokens, width, 1) + dense_flops(1, width, features)

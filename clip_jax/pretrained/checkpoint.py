@@ -1,0 +1,96 @@
+"""What every format is opened as: the model it tells of, how its input is prepared, and how to read its weights."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clip_jax import model as model_lib
+from clip_jax.pretrained.errors import LoadError
+from clip_jax.pretrained.layout import STATS, nested
+from clip_jax.vision import resize_positions
+from train_jax.data.images import Preprocess
+from train_jax.data.text import AnyTokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A model in files, its weights not read yet.
+
+    Attributes:
+      name: where it came from, for people.
+      kind: the format, for people.
+      model: options that decide what the weights are and mean, as in `clip_jax.model.defaults`; what is absent is as there.
+      tokenizer, preprocess: how texts and pictures are prepared.
+      read: reads the weights: unrolled names (see `clip_jax.pretrained.layout`) -> float32 arrays, and a name that tells
+        which they are.
+    """
+
+    name: str
+    kind: str
+    model: Mapping
+    tokenizer: AnyTokenizer
+    preprocess: Preprocess
+    read: Callable[[], tuple[dict[str, np.ndarray], str]]
+
+    def module(self, size: int | None = None, scan: bool | None = None) -> model_lib.CLIP:
+        """The model.
+
+        `size`: of the pictures it shall see, None for the size it was trained with. `scan`: whether its blocks are stacked,
+        None for as it was trained (of other formats: stacked).
+
+        LoadError if no model can be built so.
+        """
+        options = model_lib.defaults()
+        options.update({name: dict(x) if isinstance(x, Mapping) else x for name, x in self.model.items()})
+        options.image.size = size or options.image.size
+        options.scan = options.scan if scan is None else scan
+        try:
+            return model_lib.build(options, self.tokenizer.vocab_size, self.tokenizer.eos_id)
+        except (ValueError, AttributeError) as error:
+            raise LoadError(f"{self.name} describes no model that can be built: {error}") from error
+
+    def variables(self, module: model_lib.CLIP) -> tuple[dict, str]:
+        """The weights in the shapes of `module` (`params`, and `batch_stats` of a ResNet), and which they are, for people.
+
+        Positions are interpolated where the picture's size differs. Raises LoadError where the shapes do not fit.
+        """
+        flat, name = self.read()
+        wanted = abstract_variables(module)
+        shapes = _shapes(wanted["params"])
+        positions = next((p for p in ("vision/positions", "vision/pool/positions") if p in flat), "")
+        if positions in shapes:
+            first = int("vision/cls" in flat or positions == "vision/pool/positions")
+            flat[positions] = resize_positions(flat[positions], shapes[positions][0] - first, first)
+        scan = any("/blocks/" in path for path in shapes)
+        params = nested({name: x for name, x in flat.items() if not name.startswith(STATS)}, scan)
+        stats = nested({name.removeprefix(STATS): x for name, x in flat.items() if name.startswith(STATS)}, False)
+        variables = {"params": params} | ({"batch_stats": stats} if stats else {})
+        check_shapes(variables, wanted, self.name)
+        return variables, name
+
+
+def abstract_variables(module: model_lib.CLIP) -> dict:
+    """Shapes of a model's variables, without boxes."""
+    images = jax.ShapeDtypeStruct((1, module.vision.size, module.vision.size, 3), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, module.text.context_length), jnp.int32)
+    return nn.unbox(jax.eval_shape(module.init, jax.random.key(0), images, ids))
+
+
+def check_shapes(variables: Mapping, wanted: Mapping, where: str) -> None:
+    """LoadError unless the arrays have the names and shapes of the model that the configuration describes."""
+    described, saved = _shapes(wanted), _shapes(variables)
+    for path in sorted(described.keys() | saved.keys()):
+        if described.get(path) != saved.get(path):
+            raise LoadError(
+                f"{where}: {path} is {described.get(path, 'absent')} by the configuration and "
+                f"{saved.get(path, 'absent')} in the weights; they belong to different models"
+            )
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}

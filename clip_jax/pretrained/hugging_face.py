@@ -1,0 +1,280 @@
+"""Hugging Face directories of CLIP and SigLIP: what `transformers` saves, and what it opens.
+
+config.json, model.safetensors (or pytorch_model.bin, or parts with an index), tokenizer files,
+preprocessor_config.json
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from clip_jax.pretrained.checkpoint import Checkpoint
+from clip_jax.pretrained.errors import LoadError
+from clip_jax.pretrained.layout import Entry, take
+from clip_jax.pretrained.openai import attention, linear, norm
+from clip_jax.pretrained.tensors import Tensor, open_tensors
+from train_jax.data.images import Preprocess
+from train_jax.data.sentencepiece import SentencePiece
+from train_jax.data.text import AnyTokenizer, Tokenizer
+
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+LEGACY_EOS = 2  # what older configs say of every CLIP; it means: read the text at its largest id
+_IGNORED = (r"embeddings\.position_ids$",)
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def open_directory(path: Path) -> Checkpoint | None:
+    """The checkpoint in a directory; None if its config.json is not one of `transformers`."""
+    file = path / "config.json"
+    if not file.is_file():
+        return None
+    config = read_json(file)
+    kind = config.get("model_type")
+    if kind is None or "task" in config:
+        return None
+    if kind not in ("clip", "siglip", "siglip2") or "vision_config" not in config or "text_config" not in config:
+        raise LoadError(f"{file}: model_type {kind!r} is neither a whole 'clip' nor a whole 'siglip' model")
+    model = clip_options(config, file) if kind == "clip" else siglip_options(config, file)
+    make = clip_entries if kind == "clip" else siglip_entries
+    tensors = open_weights(path)
+    where = str(path)
+    return Checkpoint(
+        name=where,
+        kind=f"Hugging Face {kind}",
+        model=model,
+        tokenizer=_tokenizer(path, config, model),
+        preprocess=_preprocess(path, model["image"]["size"]),
+        read=lambda: (take(tensors, make(model), where, _IGNORED), where),
+    )
+
+
+def read_json(file: Path) -> dict:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise LoadError(f"{file} is missing") from None
+    except ValueError as error:
+        raise LoadError(f"{file} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise LoadError(f"{file} must hold an object, not a {type(found).__name__}")
+    return found
+
+
+def open_weights(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a directory, in one file or in parts that an index lists."""
+    for name in _WEIGHTS:
+        if (path / name).is_file():
+            return open_tensors(path / name)
+        index = path / f"{name}.index.json"
+        if index.is_file():
+            parts = sorted(set(read_json(index)["weight_map"].values()))
+            wrong = [part for part in parts if Path(part).name != part]
+            if wrong:
+                raise LoadError(f"{index} names {wrong[0]!r}, which lies outside the directory")
+            return {key: tensor for part in parts for key, tensor in open_tensors(path / part).items()}
+    raise LoadError(f"{path} holds no weights: neither {' nor '.join(_WEIGHTS)}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model that a config tells of
+
+
+def _tower(part: Mapping, file: Path, defaults: Mapping) -> dict:
+    """Sizes of a tower; `defaults` are those of transformers, which leaves out what equals them."""
+    found = {**defaults, **part}
+    if found["hidden_act"] not in ACTIVATIONS:
+        raise LoadError(f"{file}: activation {found['hidden_act']!r} is not known: {', '.join(ACTIVATIONS)}")
+    return {
+        "width": found["hidden_size"],
+        "depth": found["num_hidden_layers"],
+        "heads": found["num_attention_heads"],
+        "mlp_ratio": found["intermediate_size"] / found["hidden_size"],
+    }
+
+
+def _shared(text: Mapping, image: Mapping, file: Path) -> dict:
+    """What both towers must agree on."""
+    if text["hidden_act"] != image["hidden_act"] or text["layer_norm_eps"] != image["layer_norm_eps"]:
+        raise LoadError(f"{file}: towers of different activations or layer norms are not supported")
+    return {"activation": ACTIVATIONS[text["hidden_act"]], "eps": text["layer_norm_eps"]}
+
+
+_CLIP = {"num_attention_heads": 8, "num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_CLIP_TEXT = _CLIP | {
+    "hidden_size": 512, "intermediate_size": 2048, "max_position_embeddings": 77, "eos_token_id": 49407, "vocab_size": 49408,
+}  # fmt: skip
+_CLIP_IMAGE = _CLIP | {
+    "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "image_size": 224, "patch_size": 32,
+}  # fmt: skip
+_SIGLIP = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12,
+    "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
+}  # fmt: skip
+_SIGLIP_TEXT = _SIGLIP | {"max_position_embeddings": 64, "vocab_size": 32000}
+_SIGLIP_IMAGE = _SIGLIP | {"image_size": 224, "patch_size": 16}
+
+
+def clip_options(config: Mapping, file: Path) -> dict:
+    text, image = _CLIP_TEXT | config["text_config"], _CLIP_IMAGE | config["vision_config"]
+    return {
+        "embed_dim": config.get("projection_dim", 512),
+        "image": {
+            **_tower(image, file, _CLIP_IMAGE),
+            "size": image["image_size"],
+            "patch": image["patch_size"],
+            "pool": "cls",
+            "pre_norm": True,
+        },
+        "text": {
+            **_tower(text, file, _CLIP_TEXT),
+            "context_length": text["max_position_embeddings"],
+            "vocab_size": text["vocab_size"],
+            "pool": "argmax" if text["eos_token_id"] == LEGACY_EOS else "eos",
+        },
+        **_shared(text, image, file),
+        "loss": "softmax",
+    }
+
+
+def siglip_options(config: Mapping, file: Path) -> dict:
+    text, image = _SIGLIP_TEXT | config["text_config"], _SIGLIP_IMAGE | config["vision_config"]
+    if "num_patches" in image:
+        raise LoadError(f"{file}: SigLIP 2 of variable resolution (NaFlex) is not supported; its fixed sizes are")
+    if not image.get("vision_use_head", True):
+        raise LoadError(f"{file}: a SigLIP without its pooling head (vision_use_head) has no embedding")
+    return {
+        "embed_dim": text.get("projection_size") or text["hidden_size"],
+        "image": {
+            **_tower(image, file, _SIGLIP_IMAGE),
+            "size": image["image_size"],
+            "patch": image["patch_size"],
+            "stem_bias": True,
+            "pool": "map",
+            "pre_norm": False,
+            "proj": False,
+        },
+        "text": {
+            **_tower(text, file, _SIGLIP_TEXT),
+            "context_length": text["max_position_embeddings"],
+            "vocab_size": text["vocab_size"],
+            "causal": False,
+            "pool": "last",
+            "proj_bias": True,
+        },
+        **_shared(text, image, file),
+        "loss": "sigmoid",
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names
+
+
+def _blocks(ours: str, theirs: str, tower: Mapping) -> Iterator[Entry]:
+    heads = tower["heads"]
+    for number in range(tower["depth"]):
+        mine, block = f"{ours}/transformer/block_{number}", f"{theirs}.encoder.layers.{number}"
+        parts = [f"{block}.self_attn.{part}_proj" for part in "qkv"]
+        yield from norm(f"{mine}/norm1", f"{block}.layer_norm1")
+        yield Entry(f"{mine}/attention/qkv/kernel", tuple(f"{part}.weight" for part in parts), "qkv", heads)
+        yield Entry(f"{mine}/attention/qkv/bias", tuple(f"{part}.bias" for part in parts), "qkv_bias", heads)
+        yield from linear(f"{mine}/attention/out", f"{block}.self_attn.out_proj", "heads_in", heads)
+        yield from norm(f"{mine}/norm2", f"{block}.layer_norm2")
+        yield from linear(f"{mine}/mlp_in", f"{block}.mlp.fc1")
+        yield from linear(f"{mine}/mlp_out", f"{block}.mlp.fc2")
+
+
+def clip_entries(model: Mapping) -> list[Entry]:
+    return [
+        Entry("vision/stem/kernel", ("vision_model.embeddings.patch_embedding.weight",), "conv"),
+        Entry("vision/cls", ("vision_model.embeddings.class_embedding",)),
+        Entry("vision/positions", ("vision_model.embeddings.position_embedding.weight",)),
+        *norm("vision/norm_pre", "vision_model.pre_layrnorm"),
+        *_blocks("vision", "vision_model", model["image"]),
+        *norm("vision/norm_post", "vision_model.post_layernorm"),
+        Entry("vision/proj/kernel", ("visual_projection.weight",), "linear"),
+        Entry("text/tokens", ("text_model.embeddings.token_embedding.weight",)),
+        Entry("text/positions", ("text_model.embeddings.position_embedding.weight",)),
+        *_blocks("text", "text_model", model["text"]),
+        *norm("text/norm_post", "text_model.final_layer_norm"),
+        Entry("text/proj/kernel", ("text_projection.weight",), "linear"),
+        Entry("logit_scale", ("logit_scale",), "number"),
+    ]
+
+
+def siglip_entries(model: Mapping) -> list[Entry]:
+    heads, head = model["image"]["heads"], "vision_model.head"
+    return [
+        *linear("vision/stem", "vision_model.embeddings.patch_embedding", "conv"),
+        Entry("vision/positions", ("vision_model.embeddings.position_embedding.weight",)),
+        *_blocks("vision", "vision_model", model["image"]),
+        *norm("vision/norm_post", "vision_model.post_layernorm"),
+        Entry("vision/head/probe", (f"{head}.probe",), "row"),
+        *attention("vision/head/attention", f"{head}.attention", heads),
+        *norm("vision/head/norm", f"{head}.layernorm"),
+        *linear("vision/head/mlp_in", f"{head}.mlp.fc1"),
+        *linear("vision/head/mlp_out", f"{head}.mlp.fc2"),
+        Entry("text/tokens", ("text_model.embeddings.token_embedding.weight",)),
+        Entry("text/positions", ("text_model.embeddings.position_embedding.weight",)),
+        *_blocks("text", "text_model", model["text"]),
+        *norm("text/norm_post", "text_model.final_layer_norm"),
+        *linear("text/proj", "text_model.head"),
+        Entry("logit_scale", ("logit_scale",), "number"),
+        Entry("logit_bias", ("logit_bias",), "number"),
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Input
+
+
+def _tokenizer(path: Path, config: Mapping, model: Mapping) -> AnyTokenizer:
+    tokenizer = open_tokenizer(path, model)
+    eos_id = config["text_config"].get("eos_token_id", _CLIP_TEXT["eos_token_id"])
+    if model["text"].get("pool") == "eos" and tokenizer.eos_id != eos_id:
+        raise LoadError(
+            f"{path}: the tokenizer ends a text with token {tokenizer.eos_id}, and config.json says {eos_id} (eos_token_id)"
+        )
+    return tokenizer
+
+
+def open_tokenizer(path: Path, model: Mapping) -> AnyTokenizer:
+    """The tokenizer beside some weights: CLIP's, or SigLIP's for a text tower that sees its padding."""
+    kind = Tokenizer if model["text"].get("causal", True) else SentencePiece
+    try:
+        tokenizer = kind.load(path, model["text"]["context_length"])
+    except (ValueError, FileNotFoundError) as error:
+        raise LoadError(str(error)) from error
+    if tokenizer.vocab_size > model["text"]["vocab_size"]:
+        raise LoadError(
+            f"wrong tokenizer for the weights: {path} has {tokenizer.vocab_size} tokens, and the weights embed "
+            f"{model['text']['vocab_size']}"
+        )
+    return tokenizer
+
+
+def _preprocess(path: Path, size: int) -> Preprocess:
+    """What preprocessor_config.json says, in its old form and its new one."""
+    file = path / "preprocessor_config.json"
+    if not file.is_file():
+        file = path / "processor_config.json"
+    found = read_json(file)
+    found = found.get("image_processor", found)
+    shape, crop = found.get("size", {}), found.get("crop_size", {})
+    squash = isinstance(shape, Mapping) and "height" in shape
+    sides = {v for x in (shape, crop if not squash else {}) for v in (x.values() if isinstance(x, Mapping) else [x])}
+    if not found.get("do_resize", True) or not found.get("do_normalize", True) or sides - {size}:
+        raise LoadError(f"{file}: resizing to {sorted(sides)} and normalising are what the model of {size} px needs")
+    resample = found.get("resample", 3)
+    if resample not in RESAMPLE:
+        raise LoadError(f"{file}: resample = {resample!r} is not one of {RESAMPLE}")
+    if "image_mean" not in found or "image_std" not in found:
+        raise LoadError(f"{file} lacks image_mean or image_std")
+    return Preprocess(
+        size,
+        mode="squash" if squash else "crop",
+        interpolation=RESAMPLE[resample],
+        mean=tuple(found["image_mean"]),
+        std=tuple(found["image_std"]),
+    )

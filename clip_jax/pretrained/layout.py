@@ -1,0 +1,154 @@
+"""How a peer's arrays become ours and back: a table of entries, one a parameter of ours.
+
+Ours are named as in an unrolled model (`vision/transformer/block_0/attention/qkv/kernel`), whether the model that they go
+into is unrolled or stacked.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from clip_jax.pretrained.errors import LoadError
+
+STATS = "batch_stats/"  # in front of the names of running statistics
+_BLOCK = re.compile(r"^(.*)/block_(\d+)/(.*)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One parameter of ours.
+
+    Attributes:
+      ours: its name.
+      theirs: the names it is made of: one, or several that are put together.
+      kind: how they differ.
+        same            not at all
+        linear          [out, in] -> [in, out]
+        conv            [out, in, height, width] -> [height, width, in, out]
+        qkv             [3 * heads * head_dim, width], or three of [heads * head_dim, width] -> [width, 3, heads, head_dim]
+        qkv_bias        the same without `width`
+        heads_in        [out, heads * head_dim] -> [heads, head_dim, out]
+        row, rows       [1, 1, width] -> [1, width], [1, length, width] -> [length, width]
+        stack_first     several of one shape, stacked along a new first axis
+        stack_second    the same along a new second axis
+        number          any shape of one element -> []
+      heads: of the attention, where there are some.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    kind: str = "same"
+    heads: int = 0
+
+    def take(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        arrays = [np.asarray(array).astype(np.float32) for array in arrays]
+        if self.kind in ("stack_first", "stack_second"):
+            return np.stack(arrays, axis=int(self.kind == "stack_second"))
+        x = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+        if self.kind == "linear":
+            return x.T
+        if self.kind == "conv":
+            return x.transpose(2, 3, 1, 0)
+        if self.kind == "qkv":
+            return x.T.reshape(x.shape[1], 3, self.heads, -1)
+        if self.kind == "qkv_bias":
+            return x.reshape(3, self.heads, -1)
+        if self.kind == "heads_in":
+            return x.T.reshape(self.heads, -1, x.shape[0])
+        if self.kind in ("row", "rows"):
+            return x[0]
+        return x.reshape(()) if self.kind == "number" else x
+
+    def give(self, x: np.ndarray) -> list[np.ndarray]:
+        """The arrays that `take` makes `x` of."""
+        if self.kind == "linear":
+            x = x.T
+        elif self.kind == "conv":
+            x = x.transpose(3, 2, 0, 1)
+        elif self.kind == "qkv":
+            x = x.reshape(x.shape[0], -1).T
+        elif self.kind == "qkv_bias":
+            x = x.reshape(-1)
+        elif self.kind == "heads_in":
+            x = x.reshape(-1, x.shape[-1]).T
+        elif self.kind in ("row", "rows"):
+            x = x[None]
+        return [np.ascontiguousarray(part) for part in np.split(x, len(self.theirs))] if len(self.theirs) > 1 else [x]
+
+
+def take(tensors: Mapping, entries: Sequence[Entry], where: str, ignored: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Our parameters out of a peer's, by name.
+
+    Args:
+      tensors: name -> anything that NumPy makes an array of.
+      where: the file, for messages.
+      ignored: regular expressions on names that are known to mean nothing.
+
+    Raises LoadError if tensors are missing, or if there are some that no entry uses: a model with more parts than we
+    know would silently be another model.
+    """
+    wanted = [name for entry in entries for name in entry.theirs]
+    missing = [name for name in wanted if name not in tensors]
+    rest = set(tensors) - set(wanted)
+    unknown = sorted(name for name in rest if not any(re.search(pattern, name) for pattern in ignored))
+    for what, names in (("lacks", missing), ("has parts that are not understood:", unknown)):
+        if names:
+            raise LoadError(f"{where} {what} {len(names)} tensor(s), such as {', '.join(names[:3])}")
+    return {entry.ours: entry.take([np.asarray(tensors[name]) for name in entry.theirs]) for entry in entries}
+
+
+def give(params: Mapping[str, np.ndarray], entries: Sequence[Entry]) -> dict[str, np.ndarray]:
+    """A peer's parameters out of ours, by name. Each of ours is used exactly once (else it is a KeyError)."""
+    left = dict(params)
+    found: dict[str, np.ndarray] = {}
+    for entry in entries:
+        found.update(zip(entry.theirs, entry.give(left.pop(entry.ours)), strict=True))
+    if left:
+        raise KeyError(f"no entry for {', '.join(sorted(left)[:3])}")
+    return found
+
+
+def nested(flat: Mapping[str, np.ndarray], scan: bool) -> dict:
+    """Parameters by name -> the tree of a model; with `scan` the blocks of a transformer are stacked."""
+    if scan:
+        flat = _stacked(flat)
+    tree: dict = {}
+    for name, value in flat.items():
+        *folders, last = name.split("/")
+        here = tree
+        for folder in folders:
+            here = here.setdefault(folder, {})
+        here[last] = value
+    return tree
+
+
+def flat(tree: Mapping) -> dict[str, np.ndarray]:
+    """The tree of a model, stacked or unrolled -> parameters by unrolled name."""
+    found: dict[str, np.ndarray] = {}
+
+    def visit(prefix: str, value) -> None:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                visit(f"{prefix}/{key}" if prefix else key, item)
+        elif "/blocks/" in prefix:
+            for number, layer in enumerate(np.asarray(value)):
+                found[prefix.replace("/blocks/", f"/block_{number}/")] = layer
+        else:
+            found[prefix] = np.asarray(value)
+
+    visit("", tree)
+    return found
+
+
+def _stacked(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    layers: dict[str, dict[int, np.ndarray]] = {}
+    for name, value in params.items():
+        match = _BLOCK.match(name)
+        if match is None:
+            found[name] = value
+        else:
+            layers.setdefault(f"{match[1]}/blocks/{match[3]}", {})[int(match[2])] = value
+    return found | {name: np.stack([parts[i] for i in range(len(parts))]) for name, parts in layers.items()}

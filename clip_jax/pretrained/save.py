@@ -1,0 +1,167 @@
+"""Writing a model as a directory that `transformers` opens, with the same outputs."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from clip_jax import model as model_lib
+from clip_jax.pretrained.hugging_face import ACTIVATIONS, LEGACY_EOS, RESAMPLE, clip_entries, siglip_entries
+from clip_jax.pretrained.layout import flat, give
+from clip_jax.resnet import ResNetTower
+from train_jax.data.images import Preprocess
+from train_jax.data.sentencepiece import SentencePiece
+from train_jax.data.text import BOS, EOS, AnyTokenizer
+
+_THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+# What their two models are made of, in our options; everything else they have no place for.
+_CLIP = {
+    "image": {"stem": "patch", "stem_bias": False, "pool": "cls", "pre_norm": True, "proj": True},
+    "text": {"causal": True, "proj_bias": False},
+    "bias": False,
+}
+_SIGLIP = {
+    "image": {"stem": "patch", "stem_bias": True, "pool": "map", "pre_norm": False, "proj": False},
+    "text": {"causal": False, "pool": "last", "proj_bias": True},
+    "bias": True,
+}
+
+
+def save_hf(clip, directory: str | Path) -> None:
+    """Writes `clip` (a `clip_jax.Clip`) as a Hugging Face directory of CLIPModel or SiglipModel.
+
+    With it go a preprocessor_config.json, and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or a
+    tokenizer.json that AutoTokenizer opens. Raises ValueError that names the part for which transformers has no place (a
+    ResNet, a convolutional stem, mean pooling, …), FileExistsError if the directory holds files already.
+    """
+    module, directory = clip.module, Path(directory)
+    kind = "siglip" if module.init_logit_bias is not None else "clip"
+    _check_expressible(module, _SIGLIP if kind == "siglip" else _CLIP, kind)
+    if directory.is_dir() and any(directory.iterdir()):
+        raise FileExistsError(f"{directory} holds files already; name a new directory")
+    options = _options(module)
+    table = (siglip_entries if kind == "siglip" else clip_entries)(options)
+    weights = {name: np.array(x, order="C") for name, x in give(flat(clip.variables["params"]), table).items()}
+    if kind == "siglip":
+        weights |= {name: weights[name].reshape(1) for name in ("logit_scale", "logit_bias")}
+    directory.mkdir(parents=True, exist_ok=True)
+    _write(directory / "config.json", _config(module, kind, clip.tokenizer))
+    _write(directory / "preprocessor_config.json", _preprocessor(clip.preprocess, kind))
+    _save_tokenizer(clip.tokenizer, directory)
+    # Last: a directory with weights is a complete one.
+    safetensors.numpy.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def _check_expressible(module: model_lib.CLIP, wanted: Mapping, kind: str) -> None:
+    if isinstance(module.vision, ResNetTower):
+        raise ValueError("transformers has no CLIP with a ResNet; save_hf cannot write this model")
+    for name, tower in (("image", module.vision), ("text", module.text)):
+        for option, value in wanted[name].items():
+            if getattr(tower, option) != value:
+                raise ValueError(
+                    f"transformers' {kind} model has {name}.{option} = {value!r}, and this one {getattr(tower, option)!r}: "
+                    "save_hf cannot write it"
+                )
+    if kind == "siglip" and module.vision.embed_dim != module.vision.width:
+        raise ValueError(
+            "transformers' siglip model has an embedding as wide as its image tower; save_hf cannot write it"
+        )
+
+
+def _options(module: model_lib.CLIP) -> dict:
+    """As much of a model's options as the tables of names need."""
+    towers = {"image": module.vision, "text": module.text}
+    return {name: {"depth": tower.blocks["depth"], "heads": tower.blocks["heads"]} for name, tower in towers.items()}
+
+
+def _tower(tower) -> dict:
+    return {
+        "hidden_size": tower.width,
+        "intermediate_size": round(tower.blocks["mlp_ratio"] * tower.width),
+        "num_hidden_layers": tower.blocks["depth"],
+        "num_attention_heads": tower.blocks["heads"],
+        "hidden_act": _THEIR_ACTIVATIONS[tower.blocks["activation"]],
+        "layer_norm_eps": tower.eps,
+    }
+
+
+def _config(module: model_lib.CLIP, kind: str, tokenizer: AnyTokenizer) -> dict:
+    text = module.text
+    image = module.vision
+    eos = LEGACY_EOS if text.pool == "argmax" else tokenizer.eos_id
+    text_config = _tower(text) | {
+        "vocab_size": text.vocab_size,
+        "max_position_embeddings": text.context_length,
+        "eos_token_id": eos,
+        "pad_token_id": tokenizer.pad_id,
+    }
+    vision_config = _tower(image) | {"image_size": image.size, "patch_size": image.patch}
+    if kind == "siglip":
+        text_config["projection_size"] = text.embed_dim
+    else:
+        text_config |= {"bos_token_id": tokenizer.bos_id, "projection_dim": text.embed_dim}
+        vision_config["projection_dim"] = text.embed_dim
+    found = {
+        "architectures": ["SiglipModel" if kind == "siglip" else "CLIPModel"],
+        "model_type": kind,
+        "text_config": text_config | {"model_type": f"{kind}_text_model"},
+        "vision_config": vision_config | {"model_type": f"{kind}_vision_model"},
+    }
+    return found if kind == "siglip" else found | {"projection_dim": text.embed_dim}
+
+
+def _preprocessor(preprocess: Preprocess, kind: str) -> dict:
+    sides = {"height": preprocess.size, "width": preprocess.size}
+    resample = next(number for number, name in RESAMPLE.items() if name == preprocess.interpolation)
+    found = {
+        "image_processor_type": "SiglipImageProcessor" if preprocess.mode == "squash" else "CLIPImageProcessor",
+        "do_resize": True,
+        "resample": resample,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+        "processor_class": "SiglipProcessor" if kind == "siglip" else "CLIPProcessor",
+    }
+    if preprocess.mode == "squash":
+        return found | {"size": sides}
+    return found | {
+        "size": {"shortest_edge": preprocess.size},
+        "do_center_crop": True,
+        "crop_size": sides,
+        "do_convert_rgb": True,
+    }
+
+
+def _save_tokenizer(tokenizer: AnyTokenizer, directory: Path) -> None:
+    if isinstance(tokenizer, SentencePiece):
+        tokenizer.save(directory / "tokenizer.json")
+        pad = tokenizer.pieces.padding["pad_token"]
+        end = tokenizer.pieces.id_to_token(tokenizer.eos_id)
+        _write(
+            directory / "tokenizer_config.json",
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "model_max_length": tokenizer.context_length,
+                "pad_token": pad,
+                "eos_token": end,
+            },
+        )
+        return
+    content = json.loads(tokenizer.to_json())["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["merges"]]
+    (directory / "vocab.json").write_text(json.dumps(content["vocab"], ensure_ascii=False), "utf-8")
+    (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
+    marks = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
+    _write(
+        directory / "tokenizer_config.json",
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.context_length, **marks},
+    )
+    _write(directory / "special_tokens_map.json", marks)
+
+
+def _write(file: Path, content: Mapping) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

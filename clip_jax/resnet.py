@@ -1,0 +1,117 @@
+"""The image tower as OpenAI's modified ResNet: RN50, RN101, RN50x4, RN50x16, RN50x64 (arXiv 2103.00020, section 2.4).
+
+Three convolutions as the stem, average pooling before every strided convolution, attention pooling at the end. The batch
+norms' running statistics are the collection `batch_stats`; in training, statistics are those of the global batch.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from nn_jax.layers import conv, named
+from nn_jax.transformer import CrossAttention
+
+STRIDE = 32  # pixels a place of the last feature map stands for
+_CONV_AXES = ("channels_in", "channels_out")
+
+
+def _batch_norm(name: str, dtype, deterministic: bool, start: float = 1.0) -> nn.BatchNorm:
+    return nn.BatchNorm(
+        use_running_average=deterministic,
+        momentum=0.9,  # the share of the old value: PyTorch's default of 0.1 is that of the new one
+        epsilon=1e-5,
+        dtype=dtype,
+        scale_init=named(nn.initializers.constant(start), "norm"),
+        bias_init=named(nn.initializers.zeros_init(), "norm"),
+        name=name,
+    )
+
+
+def _conv(features: int, kernel: int, stride: int, dtype, name: str):
+    return conv(
+        features, kernel, stride, axes=_CONV_AXES, std=None, dtype=dtype, name=name, bias=False, padding=kernel // 2
+    )
+
+
+def _average(x, stride: int):
+    return nn.avg_pool(x, (stride, stride), (stride, stride)) if stride > 1 else x
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3, average pool, 1 x 1 to four times the width, beside a shortcut."""
+
+    width: int
+    stride: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x, deterministic: bool):
+        wide = 4 * self.width
+        y = nn.relu(_batch_norm("norm1", self.dtype, deterministic)(_conv(self.width, 1, 1, self.dtype, "conv1")(x)))
+        y = nn.relu(_batch_norm("norm2", self.dtype, deterministic)(_conv(self.width, 3, 1, self.dtype, "conv2")(y)))
+        y = _conv(wide, 1, 1, self.dtype, "conv3")(_average(y, self.stride))
+        y = _batch_norm("norm3", self.dtype, deterministic, 0.0)(y)  # starts as the shortcut
+        if self.stride > 1 or x.shape[-1] != wide:
+            x = _conv(wide, 1, 1, self.dtype, "shortcut")(_average(x, self.stride))
+            x = _batch_norm("shortcut_norm", self.dtype, deterministic)(x)
+        return nn.relu(x + y)
+
+
+class AttentionPool(nn.Module):
+    """The mean of all places asks all places, itself included; each has a learnt position."""
+
+    embed_dim: int
+    heads: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], each_place: bool = False
+    ) -> Float[Array, "batch embed_dim"] | Float[Array, "batch places embed_dim"]:
+        channels = x.shape[-1]
+        x = x.reshape(x.shape[0], -1, channels)
+        x = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)
+        init = named(nn.initializers.normal(channels**-0.5), "length", "embed")
+        x = x + self.param("positions", init, x.shape[1:]).astype(self.dtype)[None]
+        attention = CrossAttention(self.heads, self.embed_dim, self.dtype, name="attention")
+        if each_place:  # alone, as if there were no others (arXiv 2112.01071, section 3.3)
+            places = x[:, 1:].reshape(-1, 1, channels)
+            return attention(places, places).reshape(x.shape[0], -1, self.embed_dim)
+        return attention(x[:, :1], x)[:, 0]
+
+
+class ResNetTower(nn.Module):
+    """Pixels -> features of width `embed_dim`.
+
+    Attributes:
+      size: side of the picture in pixels, a multiple of 32.
+      width: channels of the first stage; the last one has 32 times as many.
+      layers: blocks in each of the four stages.
+      heads: of the attention pooling; `width * 32 / 64` in OpenAI's models.
+    """
+
+    size: int
+    width: int
+    layers: tuple[int, ...]
+    heads: int
+    embed_dim: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch size size 3"], deterministic: bool = True, each_patch: bool = False
+    ) -> Float[Array, "batch embed_dim"] | Float[Array, "batch patches embed_dim"]:
+        """Features of pictures; with `each_patch` of the places of the last feature map, row by row."""
+        x = images.astype(self.dtype)
+        for number, (features, stride) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 1)), 1):
+            x = _conv(features, 3, stride, self.dtype, f"conv{number}")(x)
+            x = nn.relu(_batch_norm(f"norm{number}", self.dtype, deterministic)(x))
+        x = _average(x, 2)
+        for stage, blocks in enumerate(self.layers):
+            for number in range(blocks):
+                stride = 2 if stage and not number else 1
+                name = f"stage{stage + 1}_{number}"
+                x = Bottleneck(self.width * 2**stage, stride, self.dtype, name=name)(x, deterministic)
+        x = nn.with_logical_constraint(x, ("batch", None, None, None))
+        return AttentionPool(self.embed_dim, self.heads, self.dtype, name="pool")(x, each_patch)

@@ -1,0 +1,17 @@
+"""CLIP RN50 at its published size (arXiv 2103.00020, table 19): OpenAI's ResNet with attention pooling.
+
+    train-jax --config=configs/clip/rn50.py --workdir=runs/rn50 --config.data.source='webdataset:laion/*.tar'
+
+102,007,137 parameters. Batch norm takes its statistics over the whole batch, on however many devices it lies.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.clip import vit_b32
+
+
+def get_config() -> ConfigDict:
+    c = vit_b32.get_config()
+    c.model.embed_dim = 1024
+    c.model.image = ConfigDict({"tower": "resnet", "size": 224, "width": 64, "layers": (3, 4, 6, 3), "heads": 32})
+    return c

@@ -1,0 +1,17 @@
+"""CLIP ViT-B/16 at its published size (arXiv 2103.00020, table 20): `configs/clip/vit_b32.py` with patches of 16 pixels.
+
+    train-jax --config=configs/clip/vit_b16.py --workdir=runs/vit-b16 --config.data.source='webdataset:laion/*.tar'
+
+149,620,737 parameters.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.clip import vit_b32
+
+
+def get_config() -> ConfigDict:
+    c = vit_b32.get_config()
+    c.model.image.patch = 16
+    c.model.remat = "dots"
+    return c

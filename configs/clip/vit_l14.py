@@ -1,0 +1,20 @@
+"""CLIP ViT-L/14 at its published size (arXiv 2103.00020, table 20), its parameters split over the devices of a host.
+
+    train-jax --config=configs/clip/vit_l14.py --workdir=runs/vit-l14 --config.data.source='webdataset:laion/*.tar'
+
+427,616,513 parameters.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.clip import vit_b32
+
+
+def get_config() -> ConfigDict:
+    c = vit_b32.get_config()
+    c.mesh = ConfigDict({"data": -1, "fsdp": 8})
+    c.model.embed_dim = 768
+    c.model.image = ConfigDict({"size": 224, "patch": 14, "width": 1024, "depth": 24, "heads": 16})
+    c.model.text.update({"width": 768, "heads": 12})
+    c.model.remat = "full"
+    return c

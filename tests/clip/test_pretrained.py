@@ -1,0 +1,320 @@
+"""Models of every format, saved by the peers themselves, give the peers' numbers. `tests/golden/make_clip.py` made them."""
+
+import gzip
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+import clip_jax
+from clip_jax import LoadError
+from train_jax.data.images import CLIP_MEAN
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "clip"
+TEXTS = [
+    "a photo of a cat.",
+    "Two DOGS  and a red ball",
+    "the sea at night, with many, many, many ships far away",
+    "42",
+]
+PICTURE = GOLDEN / "hf-clip" / "pictures" / "0.png"
+KINDS = sorted(folder.name for folder in GOLDEN.iterdir())
+
+
+def place(kind: str) -> Path:
+    files = [*(GOLDEN / kind).glob("*.pt"), *(GOLDEN / kind).glob("*.npz")]
+    files = [file for file in files if file.name != "expected.npz"]
+    return files[0] if files else GOLDEN / kind
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def opened(request):
+    """`(model, what the peer computed, pictures)`."""
+    pictures = sorted((GOLDEN / request.param / "pictures").iterdir())
+    return clip_jax.load(place(request.param)), np.load(GOLDEN / request.param / "expected.npz"), pictures
+
+
+def test_texts_become_the_peers_ids(opened):
+    clip, expected, _ = opened
+    ids = clip.tokenizer.encode(TEXTS)
+    if clip.module.text.causal:  # what follows the end of the text is never seen: transformers writes another padding
+        seen = np.cumsum(ids == clip.tokenizer.eos_id, axis=1) - (ids == clip.tokenizer.eos_id) == 0
+        assert seen.any(axis=1).all()
+    else:
+        seen = np.ones_like(ids, bool)
+    np.testing.assert_array_equal(ids[seen], expected["ids"][seen])
+
+
+def test_features_and_logits_are_the_peers(opened):
+    clip, expected, pictures = opened
+    np.testing.assert_allclose(clip.encode_image(pictures), expected["image"], atol=1e-5)
+    np.testing.assert_allclose(clip.encode_text(TEXTS), expected["text"], atol=1e-5)
+    # Logits are cosines times about 12.
+    np.testing.assert_allclose(clip.similarity(pictures, TEXTS), expected["logits"], atol=2e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Saving for transformers
+
+
+@pytest.mark.parametrize("kind", ["hf-clip", "hf-clip-legacy", "hf-siglip"])
+def test_saved_for_transformers_as_transformers_saves(kind, tmp_path):
+    """The same tensors under the same names, and a config that says the same, as the peer wrote itself."""
+    clip_jax.save_hf(clip_jax.load(GOLDEN / kind), tmp_path / "saved")
+    theirs, mine = (load_file(folder / "model.safetensors") for folder in (GOLDEN / kind, tmp_path / "saved"))
+    assert mine.keys() == theirs.keys()
+    for name in theirs:
+        assert mine[name].dtype == np.float32 and mine[name].shape == theirs[name].shape, name
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+    wanted = json.loads((GOLDEN / kind / "config.json").read_text())
+    found = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert found["architectures"] == wanted["architectures"] and found["model_type"] == wanted["model_type"]
+    assert found.get("projection_dim") == wanted.get("projection_dim")
+    for part in ("text_config", "vision_config"):
+        for key, value in found[part].items():
+            if key not in ("pad_token_id", "bos_token_id", "eos_token_id", "projection_dim"):
+                assert wanted[part][key] == value, (part, key)
+    if kind != "hf-siglip":
+        assert found["text_config"]["eos_token_id"] == wanted["text_config"]["eos_token_id"]
+    wanted = json.loads((GOLDEN / kind / "preprocessor_config.json").read_text())
+    for key, value in json.loads((tmp_path / "saved" / "preprocessor_config.json").read_text()).items():
+        assert key in ("processor_class", "do_convert_rgb") or wanted[key] == value, key
+
+
+@pytest.mark.parametrize("kind", ["hf-clip", "hf-siglip", "open-clip-quick", "openai-vit", "big-vision"])
+def test_what_is_saved_is_the_same_model(kind, tmp_path):
+    clip = clip_jax.load(place(kind))
+    clip_jax.save_hf(clip, tmp_path / "saved")
+    again = clip_jax.load(tmp_path / "saved")
+    np.testing.assert_array_equal(again.tokenizer.encode(TEXTS), clip.tokenizer.encode(TEXTS))
+    pictures = sorted((GOLDEN / kind / "pictures").iterdir())
+    np.testing.assert_array_equal(again.similarity(pictures, TEXTS), clip.similarity(pictures, TEXTS))
+
+
+def test_what_transformers_has_no_place_for_is_refused(tmp_path, trained, new_clip):
+    with pytest.raises(ValueError, match="no CLIP with a ResNet"):
+        clip_jax.save_hf(clip_jax.load(place("openai-resnet")), tmp_path / "saved")
+    with pytest.raises(ValueError, match="siglip model has image.stem_bias = True, and this one False"):
+        clip_jax.save_hf(clip_jax.load(place("open-clip-custom")), tmp_path / "saved")
+    with pytest.raises(ValueError, match="clip model has image.pool = 'cls', and this one 'mean'"):
+        clip_jax.save_hf(
+            new_clip(image={"size": 16, "patch": 8, "width": 16, "depth": 1, "heads": 2, "pool": "mean"}),
+            tmp_path / "saved",
+        )
+    assert not (tmp_path / "saved").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match="holds files already"):
+        clip_jax.save_hf(trained, tmp_path / "full")
+
+
+def test_a_model_of_our_own_goes_to_transformers_and_back(trained, tmp_path):
+    clip_jax.save_hf(trained, tmp_path / "saved")
+    again = clip_jax.load(tmp_path / "saved")
+    texts = ["a red circle", "a small blue star above a large ring"]
+    np.testing.assert_array_equal(again.encode_text(texts), trained.encode_text(texts))
+    np.testing.assert_array_equal(again.preprocess, trained.preprocess)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sizes
+
+
+def test_pictures_of_another_size():
+    """Positions for more patches: Pillow's own bicubic filter, which antialiases, resizes each of their channels."""
+    clip = clip_jax.load(GOLDEN / "hf-clip", image_size=40)
+    small = clip_jax.load(GOLDEN / "hf-clip")
+    assert clip.preprocess.size == 40 and clip.encode_image([PICTURE]).shape == (1, 20)
+    for new, model in ((5, clip), (2, clip_jax.load(GOLDEN / "hf-clip", image_size=16))):
+        old = np.asarray(small.variables["params"]["vision"]["positions"])
+        grid = old[1:].reshape(3, 3, -1)
+        channels = [Image.fromarray(grid[:, :, c]).resize((new, new), Image.Resampling.BICUBIC) for c in range(32)]
+        wanted = np.stack([np.asarray(c) for c in channels], axis=-1).reshape(new * new, -1)
+        found = np.asarray(model.variables["params"]["vision"]["positions"])
+        np.testing.assert_allclose(found[1:], wanted, atol=2e-6)
+        np.testing.assert_array_equal(found[0], old[0])
+    with pytest.raises(LoadError, match="patch = 8 does not divide size = 30"):
+        clip_jax.load(GOLDEN / "hf-clip", image_size=30)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Traps, and files that are not what they seem
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of a kind's folder, free to be changed."""
+    return lambda kind: Path(shutil.copytree(GOLDEN / kind, tmp_path / kind))
+
+
+def edit(folder: Path, file: str, *path, **changes) -> None:
+    content = json.loads((folder / file).read_text())
+    part = content
+    for key in path:
+        part = part[key]
+    part.update(changes)
+    (folder / file).write_text(json.dumps(content))
+
+
+def test_the_legacy_rule_reads_at_the_largest_id(copy):
+    """With eos_token_id 2 the text ends at its largest id, wherever token 2 stands; else at the first end mark."""
+    legacy, new = clip_jax.load(GOLDEN / "hf-clip-legacy"), clip_jax.load(GOLDEN / "hf-clip")
+    assert legacy.module.text.pool == "argmax" and new.module.text.pool == "eos"
+    folder = copy("hf-clip")
+    edit(folder, "config.json", "text_config", eos_token_id=3)
+    with pytest.raises(LoadError, match="ends a text with token 556, and config.json says 3"):
+        clip_jax.load(folder)
+
+
+def test_padding_does_not_matter_to_a_causal_tower_and_does_to_another():
+    for kind, same in (("hf-clip", True), ("hf-siglip", False)):
+        clip = clip_jax.load(GOLDEN / kind)
+        ids = clip.tokenizer.encode(["42"])
+        other = ids.copy()
+        end = int(np.argmax(ids[0] == clip.tokenizer.eos_id))
+        other[0, end + 1 :] = 7
+        found = [clip.module.apply(clip.variables, jnp.asarray(x), method="encode_text") for x in (ids, other)]
+        assert np.allclose(*found, atol=1e-6) == same
+
+
+def test_old_position_ids_are_passed_over(copy):
+    folder = copy("hf-clip")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["text_model.embeddings.position_ids"] = np.arange(16)[None]
+    tensors["vision_model.embeddings.position_ids"] = np.arange(10)[None]
+    save_file(tensors, folder / "model.safetensors")
+    assert clip_jax.load(folder).fingerprint == clip_jax.load(GOLDEN / "hf-clip").fingerprint
+
+
+def test_the_activation_is_taken_from_the_config(copy):
+    kinds = {"hf-clip": "quick_gelu", "hf-clip-legacy": "gelu", "hf-siglip": "gelu_tanh"}
+    kinds |= {"open-clip": "gelu", "open-clip-quick": "quick_gelu", "openai-vit": "quick_gelu"}
+    for kind, wanted in kinds.items():
+        clip = clip_jax.load(place(kind))
+        assert clip.module.text.blocks["activation"] == clip.module.vision.blocks["activation"] == wanted
+    folder = copy("hf-clip")
+    for part in ("text_config", "vision_config"):
+        edit(folder, "config.json", part, hidden_act="gelu")
+    before, after = (clip_jax.load(x).encode_image([PICTURE]) for x in (GOLDEN / "hf-clip", folder))
+    assert np.abs(before - after).max() > 1e-3
+    edit(folder, "config.json", "vision_config", hidden_act="swish")
+    with pytest.raises(LoadError, match="'swish' is not known"):
+        clip_jax.load(folder)
+
+
+def test_heads_follow_the_width_of_a_head(copy):
+    folder = copy("open-clip")
+    assert clip_jax.load(folder).module.vision.blocks["heads"] == 2
+    edit(folder, "open_clip_config.json", "model_cfg", "vision_cfg", head_width=8)
+    assert clip_jax.load(folder).module.vision.blocks["heads"] == 4
+
+
+def test_preprocessing_comes_with_the_model():
+    clip, siglip = clip_jax.load(GOLDEN / "hf-clip").preprocess, clip_jax.load(GOLDEN / "hf-siglip").preprocess
+    assert (clip.mode, clip.interpolation, clip.mean) == ("crop", "bicubic", CLIP_MEAN)
+    assert (siglip.mode, siglip.interpolation, siglip.mean, siglip.std) == ("squash", "bicubic", (0.5,) * 3, (0.5,) * 3)
+
+
+def test_the_clean_up_is_more_than_the_tokenizer_file_says():
+    clip = clip_jax.load(GOLDEN / "hf-clip")
+    plain, dirty = clip.tokenizer.encode(["cat & dog's", "  CAT &amp;amp;  dog\u2019s\n"])
+    np.testing.assert_array_equal(plain, dirty)
+
+
+def test_eps_comes_from_the_config(copy):
+    for kind, eps in (("hf-clip", 1e-5), ("hf-siglip", 1e-6), ("big-vision", 1e-6), ("open-clip", 1e-5)):
+        assert clip_jax.load(place(kind)).module.vision.eps == eps
+    folder = copy("hf-clip")
+    for part in ("text_config", "vision_config"):
+        edit(folder, "config.json", part, layer_norm_eps=1e-2)
+    assert clip_jax.load(folder).module.text.eps == 1e-2
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, ("touch /tmp/this-should-never-appear",))
+
+
+def test_a_pickle_with_a_program_in_it_is_refused(copy):
+    folder = copy("openai-resnet")
+    with zipfile.ZipFile(folder / "RN-tiny.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"visual.conv1.weight": Evil()}))
+    with pytest.raises(LoadError, match="holds (posix|nt|os).system, which is no tensor"):
+        clip_jax.load(folder / "RN-tiny.pt")
+
+
+@pytest.mark.parametrize("kind", ["hf-clip", "open-clip", "openai-resnet", "big-vision"])
+def test_a_damaged_file_is_named(kind, copy):
+    folder = copy(kind)
+    weights = next(
+        p for p in folder.iterdir() if p.suffix in (".pt", ".npz", ".safetensors") and p.name != "expected.npz"
+    )
+    weights.write_bytes(weights.read_bytes()[:-5000])
+    with pytest.raises(LoadError, match=f"{weights.name} cannot be read as weights"):
+        clip_jax.load(weights if kind in ("openai-resnet", "big-vision") else folder)
+
+
+@pytest.mark.parametrize(
+    "kind, change, words",
+    [
+        ("hf-clip", lambda d: (d / "model.safetensors").unlink(), "holds no weights"),
+        ("hf-clip", lambda d: [(d / f).unlink() for f in ("vocab.json", "tokenizer.json")], "no tokenizer at"),
+        ("hf-clip", lambda d: (d / "preprocessor_config.json").unlink(), "processor_config.json is missing"),
+        ("hf-clip", lambda d: edit(d, "config.json", model_type="bert"), "model_type 'bert' is neither"),
+        ("hf-clip", lambda d: edit(d, "config.json", "text_config", vocab_size=300), "wrong tokenizer for the weights"),
+        ("hf-clip", lambda d: edit(d, "config.json", projection_dim=7), r"text/proj/kernel is \(32, 7\) by the conf"),
+        (
+            "hf-clip",
+            lambda d: edit(d, "config.json", "text_config", num_hidden_layers=1),
+            "has parts that are not under",
+        ),
+        ("hf-clip", lambda d: edit(d, "config.json", "text_config", num_hidden_layers=3), "lacks 16 tensor"),
+        (
+            "open-clip",
+            lambda d: edit(d, "open_clip_config.json", "model_cfg", "vision_cfg", timm_model_name="x"),
+            "timm's",
+        ),
+        (
+            "open-clip",
+            lambda d: edit(d, "open_clip_config.json", "model_cfg", "text_cfg", ls_init_value=1),
+            "ls_init_value",
+        ),
+        ("open-clip", lambda d: (d / "open_clip_model.safetensors").unlink(), "holds no weights"),
+        ("hf-siglip", lambda d: (d / "spiece.model").write_bytes(b"junk"), "spiece.model|SentencePiece"),
+    ],
+)
+def test_a_directory_that_is_not_whole_says_so(kind, change, words, copy):
+    folder = copy(kind)
+    change(folder)
+    with pytest.raises(LoadError, match=words):
+        clip_jax.load(folder)
+
+
+def test_openais_files_ask_for_their_vocabulary(copy, tmp_path):
+    folder = copy("openai-vit")
+    wanted = clip_jax.load(folder / "ViT-tiny.pt").encode_text(TEXTS)
+    merges = (folder / "merges.txt").read_text()
+    for file in (*folder.glob("*.json"), folder / "merges.txt"):
+        file.unlink()
+    with pytest.raises(LoadError, match="hold no vocabulary: put bpe_simple_vocab_16e6.txt.gz"):
+        clip_jax.load(folder / "ViT-tiny.pt")
+    with gzip.open(folder / "bpe_simple_vocab_16e6.txt.gz", "wt") as file:
+        file.write(merges)
+    np.testing.assert_array_equal(clip_jax.load(folder / "ViT-tiny.pt").encode_text(TEXTS), wanted)
+
+
+def test_the_hub_offline_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(LoadError, match=r"copy \*.json.* of https://huggingface.co/openai/clip-vit-base-patch32 into"):
+        clip_jax.load("hf:openai/clip-vit-base-patch32")
+    with pytest.raises(LoadError, match="write hf:organisation/name"):
+        clip_jax.load("hf:clip")

@@ -1,0 +1,160 @@
+"""Tars as sources: every sample found again by number, damage and malice passed over and named."""
+
+import io
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train_jax.data.errors import BrokenSample, DataError
+from train_jax.data.sources import open_source
+from train_jax.data.tars import Tars, expand
+
+
+def png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path, members: dict[str, bytes | tarfile.TarInfo]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            if isinstance(data, tarfile.TarInfo):
+                tar.addfile(data)
+            else:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two tars of three samples each, with captions of every kind."""
+    for number in range(2):
+        a, b, c = (3 * number + i for i in range(3))
+        write(
+            tmp_path / f"part-{number:03}.tar",
+            {
+                f"{a}.png": png(a),
+                f"{a}.txt": f"number {a}\n".encode(),
+                f"deep/{b}.PNG": png(b),
+                f"deep/{b}.json": json.dumps({"caption": f"number {b}", "label": b}).encode(),
+                f"{c}.txt": f"number {c}\nthe number {c}".encode(),  # the caption first
+                f"{c}.seg.json": b"{}",
+                f"{c}.png": png(c),
+            },
+        )
+    return tmp_path
+
+
+def test_samples_by_number(two):
+    source = open_source(f"webdataset:{two}/part-{{000..001}}.tar", "train")
+    assert len(source) == 6
+    for number in (5, 0, 3, 1, 4, 2):
+        record = source[number]
+        assert record["image"] == png(number)
+        assert record["captions"] == [f"number {number}"] + [f"the number {number}"] * (number % 3 == 2)
+    assert source[4]["label"] == 4 and source[4]["id"] == "part-001.tar:deep/4"
+    assert [r["captions"][0] for r in open_source(f"webdataset:{two}/*.tar", "all[:50%]")] != []
+    assert len(open_source(f"webdataset:{two}/*.tar", "all[4:]")) == 2
+    with pytest.raises(DataError, match="has no split 'test'"):
+        open_source(f"webdataset:{two}/*.tar", "test")
+
+
+def test_the_index_is_made_once_and_again_for_another_file(two):
+    Tars(f"{two}/part-000.tar")
+    index = two / "part-000.tar.index.json"
+    saved = json.loads(index.read_text())
+    saved["samples"] = saved["samples"][:1]
+    index.write_text(json.dumps(saved))
+    assert len(Tars(f"{two}/part-000.tar")) == 1, "read from the index"
+    write(two / "part-000.tar", {"x.png": png(1), "x.txt": b"x", "y.png": png(2), "y.txt": b"y"})
+    assert [r["id"] for r in Tars(f"{two}/part-000.tar")] == ["part-000.tar:x", "part-000.tar:y"]
+    index.write_text("{")
+    assert len(Tars(f"{two}/part-000.tar")) == 2
+
+
+def test_a_folder_that_cannot_be_written_keeps_its_index_in_the_cache(two, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (two / "part-000.tar.index.json").mkdir()  # nothing can be written there
+    assert len(Tars(f"{two}/part-000.tar")) == 3
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 1
+    assert len(Tars(f"{two}/part-000.tar")) == 3
+
+
+def test_workers_get_their_own_files(two):
+    tars = Tars(f"{two}/part-000.tar")
+    first = tars[0]
+    copy = pickle.loads(pickle.dumps(tars))
+    assert copy._files == {} and copy[0] == first
+
+
+def test_hostile_members_are_refused_and_named(tmp_path, caplog):
+    link = tarfile.TarInfo("b.txt")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    members = {"a.png": png(1), "a.txt": b"fine", "../../evil.png": png(2), "../../evil.txt": b"evil"}
+    members |= {"/root/c.png": png(3), "/root/c.txt": b"absolute", "b.png": png(4), "b.txt": link}
+    write(tmp_path / "hostile.tar", members)
+    tars = Tars(str(tmp_path / "hostile.tar"))
+    assert [record["captions"] for record in tars] == [["fine"]]
+    for word in ("5 member(s) refused", "../../evil.png (leads out of the tar)", "b (no caption)"):
+        assert word in caplog.text
+
+
+def test_a_truncated_tar_gives_what_comes_before(two, caplog):
+    path = two / "part-000.tar"
+    with tarfile.open(path) as tar:
+        cut = tar.getmember("deep/1.PNG").offset_data + 20
+    path.write_bytes(path.read_bytes()[:cut])
+    assert [r["captions"] for r in Tars(str(path))] == [["number 0"]]
+    assert "deep/1.PNG (cut off)" in caplog.text
+
+
+def test_a_tar_that_shrinks_later_breaks_samples_not_runs(two):
+    tars = Tars(f"{two}/part-000.tar")
+    path = two / "part-000.tar"
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(BrokenSample, match="part-000.tar:2: the tar ends"):
+        tars[2]
+
+
+def test_missing_halves_are_left_out_and_named(tmp_path, caplog):
+    write(tmp_path / "half.tar", {"a.png": png(1), "a.txt": b"both", "b.png": png(2), "c.txt": b"alone"})
+    assert len(Tars(str(tmp_path / "half.tar"))) == 1
+    assert "2 sample(s) left out: b (no caption), c (no image)" in caplog.text
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"\n \n"])
+def test_a_caption_that_is_none_is_a_broken_sample(tmp_path, data):
+    write(tmp_path / "x.tar", {"a.png": png(1), "a.txt": data, "b.png": png(1), "b.json": b"[1]"})
+    tars = Tars(str(tmp_path / "x.tar"))
+    for place, name in ((0, "x.tar:a"), (1, "x.tar:b")):
+        with pytest.raises(BrokenSample, match=name):
+            tars[place]
+
+
+def test_patterns(tmp_path):
+    for name in ("a-07.tar", "a-08.tar", "b-07.tar"):
+        (tmp_path / name).touch()
+    assert [p.name for p in expand(f"{tmp_path}/a-{{07..08}}.tar")] == ["a-07.tar", "a-08.tar"]
+    assert [p.name for p in expand(f"{tmp_path}/{{b,a}}-07.tar")] == ["b-07.tar", "a-07.tar"]
+    assert [p.name for p in expand(f"{tmp_path}/*.tar")] == ["a-07.tar", "a-08.tar", "b-07.tar"]
+    with pytest.raises(DataError, match=r"there is no file .*/a-09.tar"):
+        expand(f"{tmp_path}/a-{{07..09}}.tar")
+    with pytest.raises(DataError, match="counts downwards"):
+        expand("{9..1}.tar")
+    with pytest.raises(DataError, match=r"write \{000..099\}"):
+        expand("{1-3}.tar")
+
+
+def test_what_is_no_tar_is_named(tmp_path):
+    (tmp_path / "x.tar").write_bytes(b"not a tar" * 1000)
+    with pytest.raises(DataError, match="x.tar is no tar file"):
+        Tars(str(tmp_path / "x.tar"))
+    with pytest.raises(DataError, match="no records"):
+        write(tmp_path / "empty.tar", {})
+        open_source(f"webdataset:{tmp_path}/empty.tar", "train")

@@ -1,0 +1,316 @@
+"""Makes `tests/golden/clip/`: tiny random models of every kind, saved by the peers, and what the peers compute with them.
+
+    python tests/golden/make_clip.py          (in an environment with the `peers` extra)
+
+Each folder holds a model as its users would find it, `pictures/*.png`, and `expected.npz`: `ids`, `image` and `text`
+features of unit norm, `logits` [images, texts]. The tests of `tests/clip/test_pretrained.py` need none of the peers.
+"""
+
+import json
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import packaging.version
+import sentencepiece
+import torch
+import transformers
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = Path(__file__).resolve().parent / "clip"
+TEXTS = [
+    "a photo of a cat.",
+    "Two DOGS  and a red ball",
+    "the sea at night, with many, many, many ships far away",
+    "42",
+]
+LENGTH = 16
+
+
+def tokenizer_files(folder: Path) -> int:
+    """vocab.json and merges.txt of a small vocabulary in CLIP's layout; returns its size."""
+    sys.path.insert(0, str(ROOT))
+    from train_jax.data.text import Tokenizer
+
+    content = json.loads(Tokenizer.train([*TEXTS, "a dog", "a red cat", "the red ship"], 600).to_json())["model"]
+    (folder / "vocab.json").write_text(json.dumps(content["vocab"], ensure_ascii=False))
+    merges = "\n".join(" ".join(pair) for pair in content["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    return len(content["vocab"])
+
+
+def clip_tokenizer(folder: Path) -> transformers.CLIPTokenizerFast:
+    tokenizer_files(folder)
+    options = {"pad_token": "<|endoftext|>", "model_max_length": LENGTH}
+    tokenizer = transformers.CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"), **options)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def pictures(folder: Path) -> list[Image.Image]:
+    (folder / "pictures").mkdir(parents=True)
+    found = []
+    for number, (width, height) in enumerate(((40, 31), (24, 37), (32, 32))):
+        rng = np.random.default_rng(number)
+        small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+        found.append(small.resize((width, height), Image.Resampling.BICUBIC))
+        found[-1].save(folder / "pictures" / f"{number}.png")
+    return found
+
+
+def new_folder(name: str) -> Path:
+    shutil.rmtree(OUT / name, ignore_errors=True)
+    (OUT / name).mkdir(parents=True)
+    return OUT / name
+
+
+def randomise(model: torch.nn.Module, seed: int) -> None:
+    """Weights that make every part matter: norms and biases that are not ones and zeros, attention that is not flat."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim >= 2:
+                p.normal_(0, 2.0 / p[0].numel() ** 0.5)
+            elif name.endswith("logit_scale"):
+                p.fill_(2.5)
+            elif name.endswith("logit_bias"):
+                p.fill_(-1.5)
+            else:
+                p.copy_(torch.randn_like(p) * 0.3 + (1.0 if name.endswith("weight") else 0.0))
+        for name, b in model.named_buffers():
+            if name.endswith("running_mean"):
+                b.normal_(0, 0.3)
+            elif name.endswith("running_var"):
+                b.uniform_(0.5, 2.0)
+
+
+def expected(folder: Path, ids, image, text, logits) -> None:
+    unit = [torch.nn.functional.normalize(x.detach().float(), dim=-1).numpy() for x in (image, text)]
+    np.savez(
+        folder / "expected.npz",
+        ids=np.asarray(ids),
+        image=unit[0],
+        text=unit[1],
+        logits=logits.detach().float().numpy(),
+    )
+
+
+TOWER = {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def hf_clip(name: str, eos_token_id: int | None, activation: str, seed: int) -> None:
+    folder = new_folder(name)
+    tokenizer = clip_tokenizer(folder)
+    eos = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
+    shared = {"hidden_act": activation, "layer_norm_eps": 1e-5}
+    config = transformers.CLIPConfig(
+        text_config=TOWER | shared | {
+            "vocab_size": len(tokenizer), "max_position_embeddings": LENGTH, "eos_token_id": eos, "bos_token_id": 0,
+        },
+        vision_config=TOWER | shared | {"image_size": 24, "patch_size": 8},
+        projection_dim=20,
+    )  # fmt: skip
+    model = transformers.CLIPModel(config).eval()
+    randomise(model, seed)
+    model.save_pretrained(folder)
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    processor.save_pretrained(folder)
+    pixels = processor(pictures(folder), return_tensors="pt")["pixel_values"]
+    batch = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+    out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], pixel_values=pixels)
+    expected(folder, batch["input_ids"], out.image_embeds, out.text_embeds, out.logits_per_image)
+
+
+def hf_siglip(name: str, seed: int) -> tuple[Path, transformers.SiglipModel]:
+    folder = new_folder(name)
+    corpus = folder / "corpus.txt"
+    corpus.write_text("\n".join([t.lower() for t in TEXTS] * 20 + ["a dog and a cat", "the red ship at night"] * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=60, model_type="unigram",
+        pad_id=-1, bos_id=-1, eos_id=1, unk_id=2, control_symbols=["<pad>"], hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    tokenizer = transformers.SiglipTokenizer(str(folder / "spiece.model"), model_max_length=LENGTH)
+    corpus.unlink()
+    (folder / "spiece.vocab").unlink()
+    tokenizer.save_pretrained(folder)
+    shared = {"layer_norm_eps": 1e-6}
+    config = transformers.SiglipConfig(
+        text_config=TOWER | shared | {"vocab_size": 80, "max_position_embeddings": LENGTH, "projection_size": 32},
+        vision_config=TOWER | shared | {"image_size": 24, "patch_size": 8},
+    )
+    model = transformers.SiglipModel(config).eval()
+    randomise(model, seed)
+    model.save_pretrained(folder)
+    processor = transformers.SiglipImageProcessor(size={"height": 24, "width": 24}, resample=3)
+    processor.save_pretrained(folder)
+    pixels = processor(pictures(folder), return_tensors="pt")["pixel_values"]
+    batch = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+    out = model(input_ids=batch["input_ids"], pixel_values=pixels)
+    expected(folder, batch["input_ids"], out.image_embeds, out.text_embeds, out.logits_per_image)
+    return folder, model
+
+
+def big_vision(name: str, origin: Path, model: transformers.SiglipModel) -> None:
+    """The same model under big_vision's names, which transformers' own conversion script reads."""
+    folder = new_folder(name)
+    for file in ("expected.npz", "spiece.model", "tokenizer_config.json"):
+        shutil.copy(origin / file, folder / file)
+    shutil.copytree(origin / "pictures", folder / "pictures")
+    state = {key: value.numpy() for key, value in model.state_dict().items()}
+    heads, found = TOWER["num_attention_heads"], {}
+
+    def attention(theirs: str, parts: dict[str, tuple[np.ndarray, np.ndarray]], out: str) -> None:
+        for part, (weight, bias) in parts.items():
+            found[f"{theirs}/{part}/kernel"] = weight.T.reshape(weight.shape[1], heads, -1)
+            found[f"{theirs}/{part}/bias"] = bias.reshape(heads, -1)
+        found[f"{theirs}/out/kernel"] = state[f"{out}.weight"].T.reshape(heads, -1, state[f"{out}.weight"].shape[0])
+        found[f"{theirs}/out/bias"] = state[f"{out}.bias"]
+
+    def plain(theirs: str, ours: str, weight: str = "kernel") -> None:
+        value = state[f"{ours}.weight"]
+        found[f"{theirs}/{weight}"] = value.T if weight == "kernel" else value
+        found[f"{theirs}/bias"] = state[f"{ours}.bias"]
+
+    for theirs, ours in (("params/img/Transformer", "vision_model"), ("params/txt/Encoder_0", "text_model")):
+        for number in range(TOWER["num_hidden_layers"]):
+            block, layer = f"{theirs}/encoderblock_{number}", f"{ours}.encoder.layers.{number}"
+            plain(f"{block}/LayerNorm_0", f"{layer}.layer_norm1", "scale")
+            plain(f"{block}/LayerNorm_1", f"{layer}.layer_norm2", "scale")
+            plain(f"{block}/MlpBlock_0/Dense_0", f"{layer}.mlp.fc1")
+            plain(f"{block}/MlpBlock_0/Dense_1", f"{layer}.mlp.fc2")
+            parts = {
+                part: tuple(state[f"{layer}.self_attn.{part[0]}_proj.{kind}"] for kind in ("weight", "bias"))
+                for part in ("query", "key", "value")
+            }
+            attention(f"{block}/MultiHeadDotProductAttention_0", parts, f"{layer}.self_attn.out_proj")
+    plain("params/img/Transformer/encoder_norm", "vision_model.post_layernorm", "scale")
+    plain("params/txt/Encoder_0/encoder_norm", "text_model.final_layer_norm", "scale")
+    head, pool = "vision_model.head", "params/img/MAPHead_0"
+    weights = np.split(state[f"{head}.attention.in_proj_weight"], 3)
+    biases = np.split(state[f"{head}.attention.in_proj_bias"], 3)
+    parts = dict(zip(("query", "key", "value"), zip(weights, biases, strict=True), strict=True))
+    attention(f"{pool}/MultiHeadDotProductAttention_0", parts, f"{head}.attention.out_proj")
+    found[f"{pool}/probe"] = state[f"{head}.probe"]
+    plain(f"{pool}/LayerNorm_0", f"{head}.layernorm", "scale")
+    plain(f"{pool}/MlpBlock_0/Dense_0", f"{head}.mlp.fc1")
+    plain(f"{pool}/MlpBlock_0/Dense_1", f"{head}.mlp.fc2")
+    found["params/img/embedding/kernel"] = state["vision_model.embeddings.patch_embedding.weight"].transpose(2, 3, 1, 0)
+    found["params/img/embedding/bias"] = state["vision_model.embeddings.patch_embedding.bias"]
+    found["params/img/pos_embedding"] = state["vision_model.embeddings.position_embedding.weight"][None]
+    found["params/txt/Embed_0/embedding"] = state["text_model.embeddings.token_embedding.weight"]
+    found["params/txt/pos_embedding"] = state["text_model.embeddings.position_embedding.weight"][None]
+    plain("params/txt/head", "text_model.head")
+    found["params/t"], found["params/b"] = state["logit_scale"], state["logit_bias"]
+    np.savez(folder / "siglip.npz", **found)
+
+
+def without_torchvision() -> None:
+    """open_clip and OpenAI's CLIP import torchvision for their own preprocessing, which is not what is compared here."""
+
+    class Named(type):
+        def __getattr__(cls, name: str):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return f"{cls.__name__}.{name}"
+
+    class Anything(types.ModuleType):
+        def __getattr__(self, name: str):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return Named(name, (), {"__init__": lambda self, *_, **__: None})
+
+    names = ["torchvision"]
+    names += [f"torchvision.{name}" for name in ("transforms", "ops", "datasets", "utils", "models")]
+    names += ["torchvision.transforms.functional", "torchvision.ops.misc", "torchvision.models.feature_extraction"]
+    for name in names:
+        module = sys.modules[name] = Anything(name)
+        module.__path__ = []
+        parent, _, last = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], last, module)
+    sys.modules["pkg_resources"] = Anything("pkg_resources")  # of which OpenAI's package compares versions
+    sys.modules["pkg_resources"].packaging = packaging
+
+
+def pixels_of(folder: Path, size: int) -> torch.Tensor:
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    return processor(pictures(folder), return_tensors="pt")["pixel_values"]
+
+
+def zero_padded(tokenizer) -> torch.Tensor:
+    """As OpenAI and open_clip pad."""
+    batch = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+    return batch["input_ids"] * batch["attention_mask"]
+
+
+def open_clip_directory(name: str, vision: dict, seed: int, **options) -> None:
+    import open_clip
+    from safetensors.torch import save_file
+
+    folder = new_folder(name)
+    tokenizer = clip_tokenizer(folder)
+    text = {"context_length": LENGTH, "vocab_size": len(tokenizer), "width": 32, "heads": 4, "layers": 2}
+    config = {"embed_dim": 20, "vision_cfg": vision, "text_cfg": text} | options
+    kind = open_clip.model.CustomTextCLIP if options.pop("custom_text", False) else open_clip.model.CLIP
+    arguments = {key: value for key, value in config.items() if key != "custom_text"}
+    model = kind(**arguments).eval()
+    randomise(model, seed)
+    mean, std = open_clip.constants.OPENAI_DATASET_MEAN, open_clip.constants.OPENAI_DATASET_STD
+    preprocess = {"mean": mean, "std": std, "interpolation": "bicubic", "resize_mode": "shortest"}
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2)
+    )
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    if seed % 2:
+        save_file(state, folder / "open_clip_model.safetensors")
+    else:
+        torch.save(state, folder / "open_clip_pytorch_model.bin")
+    ids, pixels = zero_padded(tokenizer), pixels_of(folder, vision["image_size"])
+    image, text = model.encode_image(pixels, normalize=True), model.encode_text(ids, normalize=True)
+    logits = model.logit_scale.exp() * image @ text.T
+    if model.logit_bias is not None:
+        logits = logits + model.logit_bias
+    expected(folder, ids, image, text, logits)
+
+
+def openai_file(name: str, vision_layers, vision_width: int, seed: int, script: bool) -> None:
+    from clip.model import CLIP
+
+    folder = new_folder(name)
+    tokenizer = clip_tokenizer(folder)
+    size, patch = (24, 8) if isinstance(vision_layers, int) else (32, None)
+    model = CLIP(20, size, vision_layers, vision_width, patch, LENGTH, len(tokenizer), 64, 1, 1).eval()
+    randomise(model, seed)
+    model.half().float()  # what is left of the weights in half precision
+    ids, pixels = zero_padded(tokenizer), pixels_of(folder, size)
+    image, text = model.encode_image(pixels), model.encode_text(ids)
+    logits = model(pixels, ids)[0]
+    if script:
+        with torch.no_grad():
+            torch.jit.save(torch.jit.trace(model, (pixels, ids), check_trace=False), folder / "ViT-tiny.pt")
+    else:
+        numbers = {"input_resolution": size, "context_length": LENGTH, "vocab_size": len(tokenizer)}
+        state = {key: value.half() for key, value in model.state_dict().items()}
+        torch.save(state | {key: torch.tensor(value) for key, value in numbers.items()}, folder / "RN-tiny.pt")
+    expected(folder, ids, image, text, logits)
+
+
+def main() -> None:
+    hf_clip("hf-clip", None, "quick_gelu", 1)
+    hf_clip("hf-clip-legacy", 2, "gelu", 2)
+    big_vision("big-vision", *hf_siglip("hf-siglip", 3))
+    without_torchvision()
+    vit = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16, "mlp_ratio": 2.5}
+    open_clip_directory("open-clip", vit, 5)
+    open_clip_directory("open-clip-quick", vit, 6, quick_gelu=True)
+    open_clip_directory("open-clip-custom", vit, 7, custom_text=True, init_logit_bias=-10.0)
+    open_clip_directory("open-clip-resnet", {"image_size": 32, "layers": [1, 2, 1, 1], "width": 4, "head_width": 64}, 9)
+    openai_file("openai-vit", 1, 64, 10, script=True)
+    openai_file("openai-resnet", (1, 1, 2, 1), 4, 11, script=False)
+
+
+if __name__ == "__main__":
+    main()

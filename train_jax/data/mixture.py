@@ -1,0 +1,47 @@
+"""Several sources as one: `3 shapes/64 | 1 folder:PATH` draws three quarters of its records from the first."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from train_jax.data.errors import DataError
+
+SEPARATOR = "|"
+
+
+def parse(name: str) -> list[tuple[float, str]]:
+    """`(weight, name)` of each part; a part without a number weighs 1. DataError for an empty part or a weight of 0."""
+    found = []
+    for part in name.split(SEPARATOR):
+        match = re.fullmatch(r"\s*(?:(\d+(?:\.\d*)?|\.\d+)\s+)?(\S(?:.*\S)?)\s*", part)
+        weight = float(match[1] or 1) if match else 0.0
+        if not weight:
+            raise DataError(f"{name!r}: each part of a mixture is WEIGHT SOURCE, with a weight above 0, not {part!r}")
+        found.append((weight, match[2]))
+    return found
+
+
+class Mixed(Sequence):
+    """Records of several sources in the shares of their weights.
+
+    It is as long as it takes for every record to occur: the source that is largest for its weight occurs once, the others
+    begin again. Records of one source stand together; the pipeline shuffles all of them.
+    """
+
+    def __init__(self, sources: Sequence, weights: Sequence[float | int]):
+        total = sum(weights)
+        length = max(len(source) * total / weight for source, weight in zip(sources, weights, strict=True))
+        self._sources = list(sources)
+        # The small subtraction keeps rounding from adding a record.
+        self._counts = [math.ceil(length * weight / total - 1e-9) for weight in weights]
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    def __getitem__(self, index: int):
+        place = range(len(self))[index]
+        for source, count in zip(self._sources, self._counts, strict=True):
+            if place < count:
+                return source[place % len(source)]
+            place -= count
+        raise IndexError(index)

@@ -1,0 +1,182 @@
+"""Text -> token ids as SigLIP reads it: pieces of a SentencePiece vocabulary, in rows that are all text and padding.
+
+The `tokenizers` library does the work. All that makes a row (the clean-up, the end mark, cutting and padding) is a part of
+the `tokenizer.json`, so that one file says everything.
+"""
+
+import dataclasses
+import hashlib
+import json
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from jaxtyping import Bool, Int, Int32
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+_SPACE = "▁"  # SentencePiece's mark for a space
+_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # kinds of pieces in a SentencePiece model
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePiece:
+    """A tokenizer whose rows need no further care.
+
+    Attributes:
+      pieces: the `tokenizers.Tokenizer` that does the work, cutting and padding included.
+      context_length: tokens in a row.
+    """
+
+    pieces: tokenizers.Tokenizer
+    context_length: int
+
+    def __post_init__(self):
+        if not self.pieces.padding or self.pieces.padding.get("length") is None:
+            raise ValueError("this tokenizer.json pads to no length: it is not one that SentencePiece.load has made")
+
+    @classmethod
+    def load(cls, path: str | Path, context_length: int = 64) -> "SentencePiece":
+        """From a directory that `transformers` saved (`tokenizer.json`, or `spiece.model`), or a `tokenizer.json` of ours.
+
+        Raises FileNotFoundError that says what was looked for, ValueError for another kind of tokenizer.
+        """
+        path = Path(path)
+        file = path if path.is_file() else path / "tokenizer.json"
+        if file.is_file():
+            try:
+                pieces = tokenizers.Tokenizer.from_file(str(file))
+            except Exception as error:  # the library raises no narrower class
+                raise ValueError(f"{file}: not a tokenizer.json ({error})") from error
+            if pieces.padding and pieces.padding.get("length") == context_length:
+                return cls(pieces, context_length)
+        elif (path / "spiece.model").is_file():
+            pieces = _unigram((path / "spiece.model").read_bytes())
+        else:
+            raise FileNotFoundError(f"no tokenizer at {path}: neither tokenizer.json nor spiece.model")
+        config = path / "tokenizer_config.json"
+        options = json.loads(config.read_text("utf-8")) if config.is_file() else {}
+        return cls(_completed(pieces, options, context_length, path), context_length)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.pieces.get_vocab_size()
+
+    @property
+    def pad_id(self) -> int:
+        return self.pieces.padding["pad_id"]
+
+    @property
+    def eos_id(self) -> int:
+        """The end mark; the padding's id where there is none."""
+        found = [self.pieces.token_to_id(token) for token in ("</s>", "<eos>")]
+        return next((i for i in found if i is not None), self.pad_id)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the rows, in hexadecimal."""
+        content = json.loads(self.to_json())
+        if content["model"].get("type") == "Unigram":  # whose scores lose a last digit in a file; they are float32
+            content["model"]["vocab"] = [[piece, float(np.float32(s))] for piece, s in content["model"]["vocab"]]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> Int32[np.ndarray, "n length"]:
+        """Texts -> rows of tokens, end mark and padding. A text that is too long is cut."""
+        return self.encode_flagged(texts)[0]
+
+    def encode_flagged(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
+        """The rows of `encode`, and which of the texts were too long and have been cut."""
+        if isinstance(texts, str):
+            raise TypeError("encode takes a list of texts, not one text: write [text]")
+        found = self.pieces.encode_batch(list(texts))
+        rows = np.array([encoding.ids for encoding in found], np.int32).reshape(len(texts), self.context_length)
+        return rows, np.array([bool(encoding.overflowing) for encoding in found], bool)
+
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, "length"]) -> str:
+        """The cleaned text that a row of ids stands for, marks and padding left out."""
+        return self.pieces.decode([int(i) for i in ids if int(i) != self.pad_id]).strip()
+
+    def to_json(self) -> str:
+        return self.pieces.to_str(pretty=False)
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(self.to_json(), "utf-8")
+
+
+def _completed(pieces: tokenizers.Tokenizer, options: Mapping, length: int, path: Path) -> tokenizers.Tokenizer:
+    """With SigLIP's clean-up in front (arXiv 2303.15343's code: lower case, no punctuation), cut and padded to `length`."""
+    before = [normalizers.Lowercase()]
+    if "Gemma" not in options.get("tokenizer_class", ""):  # SigLIP 2 keeps punctuation
+        before += [
+            normalizers.Replace(Regex("[" + "".join("\\" + c for c in string.punctuation) + "]"), ""),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    pieces.normalizer = normalizers.Sequence([*before, *([pieces.normalizer] if pieces.normalizer else [])])
+    pad = options.get("pad_token", "</s>")
+    pad = pad["content"] if isinstance(pad, Mapping) else pad
+    pad_id = pieces.token_to_id(pad)
+    if pad_id is None:
+        raise ValueError(f"{path}: its padding {pad!r} is not in its vocabulary")
+    pieces.enable_truncation(length)
+    pieces.enable_padding(length=length, pad_id=pad_id, pad_token=pad)
+    return pieces
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# SentencePiece's own file
+
+
+def _unigram(data: bytes) -> tokenizers.Tokenizer:
+    """A `spiece.model` of the unigram kind. The file is a Protocol Buffers message (sentencepiece_model.proto)."""
+    vocab, kinds, unknown, charsmap = [], [], None, b""
+    for number, value in _fields(data):
+        if number == 1:  # a piece: text, score, kind
+            piece = dict(_fields(value))
+            vocab.append((piece[1].decode(), float(np.frombuffer(piece.get(2, b"\0\0\0\0"), "<f4")[0])))
+            kinds.append(piece.get(3, _NORMAL))
+            if kinds[-1] == _UNKNOWN:
+                unknown = len(vocab) - 1
+        elif number == 2 and dict(_fields(value)).get(3, 1) != 1:  # what trained it: 1 is unigram
+            raise ValueError("this spiece.model is not of the unigram kind; save a tokenizer.json with transformers")
+        elif number == 3:  # normalisation
+            charsmap = dict(_fields(value)).get(2, b"")
+    if unknown is None:
+        raise ValueError("this spiece.model has no piece for what is unknown")
+    pieces = tokenizers.Tokenizer(models.Unigram(vocab, unknown, _BYTE in kinds))
+    pieces.add_special_tokens([vocab[i][0] for i, kind in enumerate(kinds) if kind == _CONTROL])
+    steps = [normalizers.Precompiled(charsmap)] if charsmap else []
+    pieces.normalizer = normalizers.Sequence([*steps, normalizers.Replace(Regex(" {2,}"), " ")])
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always")
+    pieces.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme="always")
+    end = pieces.token_to_id("</s>")
+    pieces.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])
+    return pieces
+
+
+def _fields(data: bytes):
+    """(number, value) of each field of a Protocol Buffers message: integers, and bytes of everything else."""
+    place = 0
+
+    def varint() -> int:
+        nonlocal place
+        value = shift = 0
+        while True:
+            byte = data[place]
+            value |= (byte & 127) << shift
+            place, shift = place + 1, shift + 7
+            if byte < 128:
+                return value
+
+    while place < len(data):
+        key = varint()
+        number, kind = key >> 3, key & 7
+        if kind == 0:
+            yield number, varint()
+            continue
+        size = {1: 8, 5: 4}.get(kind) or varint()
+        if kind not in (1, 2, 5) or place + size > len(data):
+            raise ValueError("not a SentencePiece model: the file is damaged or of another kind")
+        yield number, data[place : place + size]
+        place += size
