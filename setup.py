@@ -36,6 +36,7 @@ setup(
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.12,<0.13",  # its v1 interface may still change between minor versions
         "Pillow>=11",
+        "PyYAML>=6",  # configurations of taming-transformers
         "safetensors>=0.5",
         "scikit-learn>=1.5",
         "scipy>=1.13",
@@ -76,6 +77,7 @@ setup(
         "console_scripts": [
             "train-jax = train_jax.__main__:cli",
             "clip-jax = clip_jax.cli:main",
+            "vqgan-jax = vqgan_jax.cli:main",
         ]
     },
 )

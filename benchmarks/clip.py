@@ -22,9 +22,9 @@ from benchmarks import load_config
 from clip_jax import loss, model
 from clip_jax.flops import forward, training
 from clip_jax.pretrained.hugging_face import clip_entries
-from clip_jax.pretrained.layout import flat, give
 from train_jax import config as config_lib
 from train_jax import profiling
+from train_jax.weights.layout import flat, give
 
 
 def main() -> None:

@@ -19,18 +19,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Float32
 from PIL import Image
 
 from clip_jax import model as model_lib
 from clip_jax.pretrained import LoadError, open_checkpoint
-from clip_jax.pretrained.layout import flat
 from clip_jax.pretrained.save import save_hf
 from clip_jax.templates import read_templates, sentences
+from train_jax import inference
 from train_jax.data.images import BrokenSample, Preprocess, normalize
 from train_jax.data.text import AnyTokenizer
+from train_jax.weights.layout import flat
 
 __all__ = ["Clip", "LoadError", "load", "save_hf"]
 log = logging.getLogger(__name__)
@@ -69,12 +68,7 @@ class Clip:
     ) -> "Clip":
         """The model made of these parts: takes its fingerprint and copies the weights to this host's devices."""
         fingerprint = _fingerprint(module, variables, tokenizer, preprocess)
-        mesh = jax.make_mesh(
-            (jax.local_device_count(),), ("batch",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
-        )
-        return cls(
-            module, jax.device_put(variables, NamedSharding(mesh, P())), tokenizer, preprocess, fingerprint, name
-        )
+        return cls(module, inference.on_devices(variables), tokenizer, preprocess, fingerprint, name)
 
     def encode_image(self, images: Pictures, batch_size: int = 64) -> Float32[np.ndarray, "n dim"]:
         """Embeddings of pictures, of unit norm.
@@ -174,27 +168,7 @@ class Clip:
     def _batched(
         self, encode: Callable, rows: Callable, count: int, shape: tuple[int, ...], dtype, batch_size: int
     ) -> Float32[np.ndarray, "n ..."]:
-        """`encode` over `rows(start, stop)` for `count` rows, in batches of one size that all devices share.
-
-        A call with few rows takes the next power of two instead of a whole batch, so that one picture on a laptop
-        does not cost a batch of them; there are only a handful of such sizes to compile.
-        """
-        if batch_size < 1:
-            raise ValueError(f"batch_size = {batch_size} must be at least 1")
-        mesh: Mesh = jax.tree.leaves(self.variables)[0].sharding.mesh
-        size = min(batch_size, 1 << max(count - 1, 0).bit_length())
-        size = -(-size // mesh.size) * mesh.size
-        if not count:
-            found = jax.eval_shape(encode, self.variables, jax.ShapeDtypeStruct((size, *shape), dtype))
-            return np.zeros((0, *found.shape[1:]), np.float32)
-        found = []
-        for start in range(0, count, size):
-            batch = np.zeros((size, *shape), dtype)
-            part = rows(start, min(start + size, count))
-            batch[: len(part)] = part
-            # The call returns before the device is done: the next batch is decoded meanwhile.
-            found.append(encode(self.variables, jax.device_put(batch, NamedSharding(mesh, P("batch")))))
-        return np.concatenate([np.asarray(x) for x in found])[:count]
+        return inference.batched(encode, self.variables, rows, count, jax.ShapeDtypeStruct(shape, dtype), batch_size)
 
 
 class _Programs(NamedTuple):

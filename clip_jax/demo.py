@@ -25,6 +25,7 @@ from clip_jax import sheets
 from clip_jax.clip import Clip, LoadError, load
 from clip_jax.index_files import SearchError, read_meta
 from clip_jax.search import Index, build, search
+from train_jax import page
 from train_jax.data.images import decode
 from train_jax.data.shapes import scene as scenes
 from train_jax.data.shapes.render import png, render
@@ -84,13 +85,12 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     sheets.contact_sheet(sections, columns=HITS, size=SIDE).save(workdir / "search.png")
     draw_classification(clip, workdir / "images", truth, workdir / "classify.png")
     table = result_table(results)
-    page = sheets.page(
-        "CLIP on shapes", sections, text=table, images=[("Zero-shot classification", workdir / "classify.png")]
-    )
-    (workdir / "index.html").write_text(page, "utf-8")
+    parts = [page.heading("CLIP on shapes", 1), page.block(table), page.heading("Zero-shot classification", 2)]
+    parts += [page.image(workdir / "classify.png"), sheets.body(sections)]
+    shown = page.add_part(workdir, "1-clip", "\n".join(parts))
 
     print(f"\n{table}\n")
-    print(f"pictures: {workdir / 'search.png'}, {workdir / 'classify.png'}; all on one page: {workdir / 'index.html'}")
+    print(f"pictures: {workdir / 'search.png'}, {workdir / 'classify.png'}; all on one page: {shown}")
     print(f'try:      clip-jax search {workdir / "index"} "a large orange heart" --html hits.html')
     print(f"took {(time.monotonic() - begun) / 60:.1f} minutes")
     return results

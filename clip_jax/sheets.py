@@ -3,11 +3,9 @@
 Data enters as sections of cells: a query with its hits, each a picture with a few words below.
 """
 
-import base64
 import dataclasses
 import functools
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from clip_jax.index_files import shown
 from clip_jax.search import Hit
 from train_jax.data.images import BrokenSample, decode
+from train_jax.page import data_uri, document, heading, printable
 
 _MARGIN, _GAP, _PAD = 24, 14, 8
 _TITLE_SIZE, _TEXT_SIZE = 18, 12
@@ -153,68 +152,29 @@ def _thumbnail(picture: Path | Image.Image, size: int, *, enlarge: bool) -> Imag
 # ---------------------------------------------------------------------------------------------------------------------
 # Pages
 
-_STYLE = """
-:root { color-scheme: light dark; --card: #f1f2f4; --grey: #6b7280; --good: #15803d; --bad: #b91c1c }
-@media (prefers-color-scheme: dark) { :root { --card: #26282c; --grey: #9ca3af; --good: #4ade80; --bad: #f87171 } }
-body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2rem 0 .6rem }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .9rem }
-figure { margin: 0; padding: .6rem; border-radius: .5rem; background: var(--card); border: 2px solid transparent }
-figure.right { border-color: var(--good) } figure.wrong { border-color: var(--bad) }
-img, .gone { width: 100%; aspect-ratio: 1; object-fit: contain; display: grid; place-items: center; color: var(--grey) }
-figcaption { overflow-wrap: anywhere; font-size: .85rem; margin-top: .4rem }
-figcaption span { color: var(--grey); display: block }
-.right figcaption span::after { content: " \\2713"; color: var(--good) }
-.wrong figcaption span::after { content: " \\2717"; color: var(--bad) }
-pre { background: var(--card); padding: 1rem; border-radius: .5rem; overflow-x: auto }
-""".strip()
+
+def page(title: str, sections: Sequence[Section]) -> str:
+    """One HTML document that needs no other file: pictures are embedded, names and queries are escaped."""
+    return document(title, "\n".join([heading(title, 1), body(sections)]))
 
 
-def page(title: str, sections: Sequence[Section], *, text: str = "", images: Sequence[tuple[str, Path]] = ()) -> str:
-    """One HTML document that needs no other file: pictures are embedded, names and queries are escaped.
-
-    Args:
-      text: shown as it is, in a fixed-width font, above the sections.
-      images: (title, file) of whole pictures to show before the sections.
-    """
-    escaped = html.escape(_printable(title))
-    body = [f"<h1>{escaped}</h1>"]
-    if text:
-        body.append(f"<pre>{html.escape(_printable(text))}</pre>")
-    for heading, file in images:
-        source = _data_uri(decode(file), "PNG")
-        body.append(f'<h2>{html.escape(heading)}</h2>\n<img src="{source}" alt="" style="aspect-ratio: auto">')
+def body(sections: Sequence[Section]) -> str:
+    """The part of a page that shows sections."""
+    found = []
     for section in sections:
         cells = "\n".join(_figure(cell) for cell in section.cells)
-        body.append(f'<h2>{html.escape(_printable(section.title))}</h2>\n<div class="grid">\n{cells}\n</div>')
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escaped}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
-    )
+        found.append(f'{heading(section.title, 2)}\n<div class="grid">\n{cells}\n</div>')
+    return "\n".join(found)
 
 
 def _figure(cell: Cell) -> str:
     picture = _thumbnail(cell.picture, _THUMBNAIL, enlarge=False)
-    name, note = html.escape(_printable(cell.name)), html.escape(_printable(cell.note))
+    name, note = html.escape(printable(cell.name)), html.escape(printable(cell.note))
     if picture is None:
         shown_picture = '<div class="gone">not readable</div>'
     else:
         # PNG for the small and drawn, JPEG where it is much smaller.
         kind = "PNG" if max(picture.size) <= 64 else "JPEG"
-        shown_picture = f'<img src="{_data_uri(picture, kind)}" alt="{name}">'
+        shown_picture = f'<img src="{data_uri(picture, kind)}" alt="{name}">'
     mark = {None: "", True: ' class="right"', False: ' class="wrong"'}[cell.right]
     return f"<figure{mark}>{shown_picture}<figcaption>{name}<span>{note}</span></figcaption></figure>"
-
-
-def _data_uri(picture: Image.Image, kind: str) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {"optimize": True}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _printable(text: str) -> str:
-    """Names that are no valid UTF-8 reach Python as lone surrogates, which no file can hold."""
-    return text.encode("utf-8", "replace").decode()

@@ -89,9 +89,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     size = config.model.image.size
     preprocess = images.Preprocess(size=size, **config.preprocess)
     module = model.build(config.model, tokenizer.vocab_size, tokenizer.eos_id)
-    scale = tuple(config.augment.scale)
-    if not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
-        raise ConfigError(f"config.augment.scale = {scale}; it must be two shares of the area, 0 < from <= to <= 1")
+    augment = images.Augment(preprocess, tuple(config.augment.scale), config.augment.flip)
     parts = _parts(config)
     locked = {method for tower, method in _METHODS.items() if _is_frozen(config, tower)}
 
@@ -124,14 +122,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
 
     def example(record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         caption = record["captions"][rng.integers(len(record["captions"]))]
-        picture = images.decode(record["image"])
-        if scale != (1.0, 1.0):
-            picture = images.random_resized_crop(
-                picture, size, rng, scale=scale, interpolation=preprocess.interpolation
-            )
-        pixels = preprocess(picture)
-        if config.augment.flip and rng.random() < 0.5:
-            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        pixels = augment(record["image"], rng)
         ids, truncated = tokenizer.encode_flagged([caption])
         return {"image": pixels, "text": ids[0], "truncated": truncated[0]}
 

@@ -92,7 +92,7 @@ def conv(
     )
 
 
-def layer_norm(eps: float, dtype, name: str) -> nn.LayerNorm:
+def layer_norm(eps: float, dtype, name: str | None) -> nn.LayerNorm:
     """Statistics are computed in float32 whatever `dtype` is, and the variance from differences to the mean."""
     ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
     return nn.LayerNorm(

@@ -1,10 +1,17 @@
-"""Pre-norm transformer blocks (arXiv 1706.03762; pre-norm as in GPT-2), stacked by `scan` or unrolled."""
+"""Pre-norm transformer blocks (arXiv 1706.03762; pre-norm as in GPT-2), stacked by `scan` or unrolled.
+
+What comes token by token (`nn_jax.decode`) keeps the keys and values of earlier tokens in a cache, so that a token costs one
+row of each matrix product, and sees exactly what it would see in a whole sequence.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from nn_jax.layers import ACTIVATIONS, Dense, layer_norm, named
 
@@ -20,8 +27,36 @@ def causal_mask(length: int) -> Bool[Array, "1 1 length length"]:
     return jnp.tril(jnp.ones((1, 1, length, length), bool))
 
 
+class Cache(NamedTuple):
+    """Keys and values of one block, for every place of a sequence, whether it is known yet or not."""
+
+    keys: Float[Array, "batch heads length head_dim"]
+    values: Float[Array, "batch heads length head_dim"]
+
+
+def empty_cache(
+    batch: int, length: int, *, depth: int, heads: int, head_dim: int, dtype: DTypeLike
+) -> tuple[Cache, ...]:
+    """A cache for each of `depth` blocks, with room for `length` tokens."""
+    zeros = jnp.zeros((batch, heads, length, head_dim), dtype)
+    return tuple(Cache(zeros, zeros) for _ in range(depth))
+
+
+def unrolled(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a `Transformer` with `scan` as those of one without."""
+    if "blocks" not in params:
+        return dict(params)
+    depth = len(jax.tree.leaves(params["blocks"])[0])
+    return {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(depth)}
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention. Kernels: qkv [width, 3, heads, head_dim], out [heads, head_dim, width]."""
+    """Multi-head self-attention. Kernels: qkv [width, 3, heads, head_dim], out [heads, head_dim, width].
+
+    `(y, cache)` comes out: with a cache, the new keys and values are written into it from `position` on. Where `position` is
+    a number known now, nothing came before it (it is 0), and the tokens look at one another alone; else they look at the
+    whole cache, of which `mask` must hide what is not written yet.
+    """
 
     width: int
     heads: int
@@ -30,15 +65,31 @@ class Attention(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, rows: Float[Array, "rows width"], batch: int, mask=None):
+    def __call__(self, rows: Float[Array, "rows width"], batch: int, mask=None, cache: Cache | None = None, position=0):
         shape = (3, self.heads, self.width // self.heads)
         axes = ("embed", "qkv", "heads", "head_dim")
         qkv = Dense(shape, axes, self.std, self.dtype, name="qkv")(rows)
         qkv = qkv.reshape(batch, -1, *shape)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # (B, T, N, H)
-        y = jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(-1, *shape[1:])
+        if cache is not None:
+            new = (x.transpose(0, 2, 1, 3) for x in (k, v))
+            place = (0, 0, position, 0)
+            cache = Cache(*(jax.lax.dynamic_update_slice(old, x, place) for old, x in zip(cache, new, strict=True)))
+        if cache is None or isinstance(position, int):
+            y = jax.nn.dot_product_attention(q, k, v, mask=mask)
+        else:
+            y = _attend(q, cache, mask)
+        y = y.reshape(-1, *shape[1:])
         axes = ("heads", "head_dim", "embed")
-        return Dense((self.width,), axes, self.out_std, self.dtype, inputs=2, name="out")(y)
+        return Dense((self.width,), axes, self.out_std, self.dtype, inputs=2, name="out")(y), cache
+
+
+def _attend(q: Float[Array, "b t n h"], cache: Cache, mask: Bool[Array, "..."]) -> Float[Array, "b t n h"]:
+    """What `jax.nn.dot_product_attention` computes, from keys and values as the cache holds them."""
+    scores = jnp.einsum("btnh,bnsh->bnts", q, cache.keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    return jnp.einsum("bnts,bnsh->btnh", weights, cache.values)
 
 
 class CrossAttention(nn.Module):
@@ -95,12 +146,13 @@ class Block(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x, mask, deterministic: bool):
+    def __call__(self, x, mask, deterministic: bool, cache: Cache | None = None, position=0):
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         batch, length, _ = x.shape
         x = x.reshape(batch * length, -1)
         y = layer_norm(self.eps, self.dtype, "norm1")(x)
-        y = Attention(self.width, self.heads, self.std, self.out_std, self.dtype, name="attention")(y, batch, mask)
+        attention = Attention(self.width, self.heads, self.std, self.out_std, self.dtype, name="attention")
+        y, cache = attention(y, batch, mask, cache, position)
         x = x + drop(y)
         y = layer_norm(self.eps, self.dtype, "norm2")(x)
         y = Dense((self.mlp_dim,), ("embed", "mlp"), (2 * self.width) ** -0.5, self.dtype, name="mlp_in")(y)
@@ -108,7 +160,7 @@ class Block(nn.Module):
         y = nn.with_logical_constraint(y, ("batch", "mlp"))
         y = Dense((self.width,), ("mlp", "embed"), self.out_std, self.dtype, name="mlp_out")(y)
         x = (x + drop(y)).reshape(batch, length, -1)
-        return nn.with_logical_constraint(x, ("batch", None, None))
+        return nn.with_logical_constraint(x, ("batch", None, None)), cache
 
 
 class Transformer(nn.Module):
@@ -140,8 +192,17 @@ class Transformer(nn.Module):
         mask: Bool[Array, "..."] | None = None,
         deterministic: bool = True,
         last_mask: Bool[Array, "..."] | None = None,
-    ) -> Float[Array, "batch length width"]:
-        """`mask`: where a token (row) may look, the same in all blocks; `last_mask`: another one for the last block."""
+        cache: tuple[Cache, ...] | None = None,
+        position: int | Int[Array, ""] = 0,
+    ):
+        """The stream after all blocks; with a cache `(stream, cache)`, for unrolled blocks alone.
+
+        Args:
+          mask: where a token (row) may look, the same in all blocks.
+          last_mask: another one for the last block.
+          cache: of each block, as `empty_cache` makes it.
+          position: of `x`'s first token in the cache; see `Attention`.
+        """
         block = Block
         if self.remat != "none":
             block = nn.remat(Block, policy=REMAT[self.remat], static_argnums=(3,), prevent_cse=not self.scan)
@@ -157,10 +218,15 @@ class Transformer(nn.Module):
             "dtype": self.dtype,
         }
         if not self.scan:
+            found = []
             for number in range(self.depth):
                 seen = last_mask if last_mask is not None and number == self.depth - 1 else mask
-                x = block(**options, name=f"block_{number}")(x, seen, deterministic)
-            return x
+                here = () if cache is None else (cache[number], position)
+                x, after = block(**options, name=f"block_{number}")(x, seen, deterministic, *here)
+                found.append(after)
+            return x if cache is None else (x, tuple(found))
+        if cache is not None:
+            raise ValueError("a cache needs unrolled blocks: scan=False, with parameters as `unrolled` gives them")
 
         def seen_at(number):
             if last_mask is None:
@@ -168,7 +234,7 @@ class Transformer(nn.Module):
             return jnp.where(number == self.depth - 1, last_mask, True if mask is None else mask)
 
         stack = nn.scan(
-            lambda module, x, number: (module(x, seen_at(number), deterministic), None),
+            lambda module, x, number: module(x, seen_at(number), deterministic),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             length=self.depth,

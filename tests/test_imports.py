@@ -33,23 +33,33 @@ MODULE_EDGES = {
     "dalle_jax.evaluators": {"train_jax"},
     "dalle_jax.unclip.task": {"train_jax"},
     # Loading a run directory reads the trainer's checkpoints, tokeniser and preprocessing, nothing else.
-    "clip_jax.clip": {"train_jax.data"},
-    "clip_jax.pretrained": {"train_jax.data"},
+    "clip_jax.clip": {"train_jax.data", "train_jax.inference", "train_jax.weights"},
+    "clip_jax.pretrained": {"train_jax.data", "train_jax.weights"},
     "clip_jax.pretrained.run_directory": {"train_jax.checkpoint"},
     # The tiled loss walks over the axes that the batch is split over; FLOPs are counted with the trainer's formulas.
     "clip_jax.tiled": {"train_jax.sharding"},
     "clip_jax.flops": {"train_jax.profiling"},
-    "vqgan_jax.vqgan": {"train_jax.checkpoint", "train_jax.data"},
+    "vqgan_jax.vqgan": {"train_jax.data", "train_jax.inference", "train_jax.weights"},
+    "vqgan_jax.prior.task": {"train_jax"},
+    "vqgan_jax.prior.evaluators": {"train_jax"},
+    "vqgan_jax.prior.prior": {"train_jax.checkpoint", "train_jax.inference"},
+    "vqgan_jax.prior.taming": {"train_jax.weights"},
+    "vqgan_jax.codes": {"train_jax.data"},
+    "vqgan_jax.cli": {"train_jax.data", "train_jax.__main__"},
     "dalle_jax.dalle": {"train_jax.checkpoint", "train_jax.data"},
     # What reads a user's pictures reads them as the trainer does.
     "clip_jax.cli": {"train_jax.data"},
     "clip_jax.search": {"train_jax.data"},
-    "clip_jax.sheets": {"train_jax.data"},
-    # The demo calls the trainer as a user would.
+    "clip_jax.sheets": {"train_jax.data", "train_jax.page"},
+    # The demos call the trainer as a user would.
     "clip_jax.demo": {"train_jax"},
+    "vqgan_jax.demo": {"train_jax"},
     # CLIP judges and guides the other models.
     "vqgan_jax.guided": {"clip_jax"},
-    "vqgan_jax.perceptual": {"clip_jax"},
+    "vqgan_jax.perceptual": {"clip_jax", "train_jax.weights"},
+    "vqgan_jax.features": {"clip_jax"},
+    "vqgan_jax.inception": {"train_jax.weights"},
+    "vqgan_jax.pretrained": {"train_jax.checkpoint", "train_jax.data", "train_jax.weights"},
     "dalle_jax.rerank": {"clip_jax"},
     "dalle_jax.unclip": {"clip_jax"},
 }

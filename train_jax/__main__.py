@@ -22,7 +22,7 @@ import train_jax
 from train_jax import config as config_lib
 from train_jax import distributed
 from train_jax.data.sources import DataError
-from train_jax.errors import ConfigError
+from train_jax.errors import ConfigError, LoadError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; made if missing, resumed if not.")
 _PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few updates to WORKDIR/profile.")
@@ -33,6 +33,10 @@ _PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Index of this proc
 
 def cli() -> None:
     """The console command: takes --config=FILE out of the arguments, then lets absl parse the rest."""
+    if {"--help", "-help", "-h", "-?"} & set(sys.argv[1:]):
+        # absl would describe the script that called, not this module.
+        print(f"{__doc__}\n{flags.FLAGS.module_help(__name__)}")
+        return
     arguments = sys.argv[:1]
     path = None
     words = iter(sys.argv[1:])
@@ -46,7 +50,7 @@ def cli() -> None:
     if path is not None:
         try:
             full = config_lib.resolve(load(path))
-        except ConfigError as error:
+        except (ConfigError, LoadError) as error:
             sys.exit(f"error: {error}")
         # New keys are let through here, and refused with a better message when the whole config is checked.
         config = config_flags.DEFINE_config_dict(
@@ -68,7 +72,7 @@ def main(config, argv: list[str]) -> None:
     try:
         distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS_INDEX.value)
         train_jax.run(config.value, _WORKDIR.value, profile=_PROFILE.value)
-    except (ConfigError, DataError, FloatingPointError) as error:
+    except (ConfigError, LoadError, DataError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -60,6 +60,10 @@ class Context:
         for number, (batch, _) in enumerate(batches):
             yield self.to_device(batch), min(batch_size, len(records) - number * batch_size)
 
+    def whole(self, x: jax.Array) -> jax.Array:
+        """An array that is split over hosts and devices, on every one of them."""
+        return jax.jit(lambda y: y, out_shardings=sharding.replicated(self.mesh))(x)
+
     def jit(self, function: Callable) -> Callable:
         """`function` compiled under the run's axis rules, its result whole on every device and host.
 

@@ -30,8 +30,11 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("heads", "tensor"),
     ("vocab", "tensor"),
     ("channels_out", "fsdp"),
-    # Axes that are never split: stacked layers, the inside of a head, pixels and positions, inputs of a convolution.
+    # Axes that are never split: stacked layers, codes, classes, the inside of a head, pixels and positions, inputs of a
+    # convolution.
     ("layers", None),
+    ("codes", None),
+    ("classes", None),
     ("qkv", None),
     ("head_dim", None),
     ("length", None),

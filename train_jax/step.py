@@ -91,16 +91,46 @@ def init_state(
     def make() -> TrainState:
         if task.pretrained is None:
             return jax.jit(create, out_shardings=state_shardings)(key, zeros)
-        # Not drawn inside a compiled function, of which the weights would become a part.
-        weights = jax.tree.map(_placed, task.pretrained(), (abstract.params, abstract.extra))
+        drawn = jax.jit(
+            lambda key, batch: sharding.unbox(task.init(key, batch)),
+            out_shardings=(state_shardings.params, state_shardings.extra),
+        )(key, zeros)
+        # Not inside a compiled function, of which the weights would become a part.
+        weights = _overlaid(drawn, task.pretrained())
         return jax.jit(begin, out_shardings=state_shardings, donate_argnums=(0, 1))(*weights)
 
     return make, abstract, tx
 
 
-def _placed(value: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
-    """An array that every host has, on the devices that shall hold it."""
-    return jax.make_array_from_callback(like.shape, like.sharding, lambda part: np.asarray(value[part], like.dtype))
+def _overlaid(drawn, given):
+    """`drawn` with the arrays of `given`, whose structure is a part of its."""
+    if isinstance(drawn, Mapping | tuple):
+        pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
+        found = dict(drawn.items() if isinstance(drawn, Mapping) else enumerate(drawn))
+        for name, value in pairs:
+            found[name] = _overlaid(found[name], value)
+        return found if isinstance(drawn, Mapping) else tuple(found.values())
+    # Every host has the array; its devices take their parts.
+    return jax.make_array_from_callback(
+        drawn.shape, drawn.sharding, lambda part: np.asarray(given[part], dtype=drawn.dtype)
+    )
+
+
+def _moved(tree, moved: Mapping[str, jax.Array], change: Callable):
+    """`tree` with `change(leaf, mask of rows)` for each leaf whose path ends with a parameter's of which rows moved."""
+
+    def visit(path, leaf):
+        name = sharding.path_name(path)
+        for parameter, rows in moved.items():
+            if (name == parameter or name.endswith(f"/{parameter}")) and leaf.shape[:1] == rows.shape:
+                return change(leaf, rows.reshape(-1, *(1,) * (leaf.ndim - 1)), parameter)
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(visit, tree)
+
+
+def _by_path(params) -> dict[str, jax.Array]:
+    return {sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def make_train_step(
@@ -161,10 +191,16 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
+        moved = {}
+        if task.revise is not None:
+            params, extra, moved = task.revise(params, extra, state.step)
+            opt_state = _moved(opt_state, moved, lambda leaf, rows, _: jnp.where(rows, 0, leaf))
         if ema is not None:
             done = (state.step - state.counters["skipped"]).astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1 + done) / (10 + done))
             ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, {player: params[player] for player in ema})
+            fresh = _by_path(params)
+            ema = _moved(ema, moved, lambda leaf, rows, name: jnp.where(rows, fresh[name], leaf))
 
         def keep_if_finite(new, old):
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

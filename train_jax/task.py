@@ -36,9 +36,15 @@ class Task:
         `numpy.random.Generator` that depends on the seed and on the example's place in the stream alone.
       evaluators: type -> factory `(options, context) -> evaluator`; an evaluator is a callable
         `(params, extra) -> (metrics, images)`: floats by name, and uint8 [H, W, 3] pictures by name.
-      artifacts: file name -> text that the run directory needs beside the weights, such as `tokenizer.json`.
-      pretrained: `() -> (params, extra)` as NumPy arrays, of the shapes that `init` gives and without boxes: what a new
-        run starts from, instead of what `init` draws. None: `init`.
+      artifacts: file name -> text or bytes that the run directory needs beside the weights, such as `tokenizer.json`.
+      records: `(source) -> sequence` with the source's length: what `example` gets instead of the source's own records,
+        such as codes of the pictures, computed once. None: the source's own.
+      pretrained: `() -> (params, extra)` as NumPy arrays, of the shapes that `init` gives and without boxes, or parts of
+        these trees: what a new run starts from, instead of what `init` draws. None: `init`.
+      revise: `(params, extra, step) -> (params, extra, moved)` after each update: what changes by a rule and not by a
+        gradient, such as unused codes of a codebook. `moved`: path of a parameter -> bool [rows], the rows that moved;
+        their moments are set to zero, and their average to the new value.
+      warnings: `(metrics, step) -> list of sentences` that the log shall warn with, about the metrics of a logged update.
       flops: analytic floating-point operations of one example's forward *and* backward pass, or None if unknown.
     """
 
@@ -46,8 +52,11 @@ class Task:
     loss: Callable
     example: Callable
     evaluators: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
-    artifacts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    artifacts: Mapping[str, str | bytes] = dataclasses.field(default_factory=dict)
+    records: Callable | None = None
     pretrained: Callable | None = None
+    revise: Callable | None = None
+    warnings: Callable | None = None
     flops: float | None = None
 
 

@@ -29,7 +29,7 @@ from train_jax.task import Task
 log = logging.getLogger(__name__)
 
 _PROFILED_STEPS = (10, 15)  # after compilation and warm-up
-_IDENTITY = ("task", "model", "tokenizer", "preprocess")  # what a run directory's weights depend on
+_IDENTITY = ("task", "model", "tokenizer", "preprocess", "vqgan")  # what a run directory's weights depend on
 
 
 def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> History:
@@ -66,8 +66,9 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
         data_dir=config.data.data_dir or None,
         templates=tuple(config.data.templates) or None,
     )
+    records = source if task.records is None else task.records(source)
     iterator = pipeline.train_iterator(
-        source,
+        records,
         task.example,
         batch_size=config.data.batch_size,
         seed=config.seed,
@@ -141,6 +142,8 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
                         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
                         writer.write(step, metrics | clock.read(step))
                         _check_streak(metrics, config, step, checkpoints.latest)
+                        for sentence in task.warnings(metrics, step) if task.warnings else ():
+                            log.warning("step %d: %s", step, sentence)
                     names = evaluations.due(step)
                     if names:
                         with clock.paused(), _saving_on_error(checkpoints, step, state, batches):
@@ -242,10 +245,14 @@ def _describe(config: ConfigDict, task: Task, workdir: Path) -> None:
     """Writes what a reader of the run directory needs beside the weights."""
     workdir.mkdir(parents=True, exist_ok=True)
     hashes = {}
-    for name, text in {"config.json": _as_json(config), **task.artifacts}.items():
-        (workdir / name).write_text(text)
+    for name, content in {"config.json": _as_json(config), **task.artifacts}.items():
+        content = content if isinstance(content, bytes) else content.encode()
+        # A run that is stopped here must still find the old file, whole.
+        unfinished = workdir / f"{name}.unfinished"
+        unfinished.write_bytes(content)
+        unfinished.replace(workdir / name)
         if name != "config.json":
-            hashes[name] = hashlib.sha256(text.encode()).hexdigest()
+            hashes[name] = hashlib.sha256(content).hexdigest()
     (workdir / "artifacts.json").write_text(json.dumps(hashes, indent=2, sort_keys=True) + "\n")
 
 

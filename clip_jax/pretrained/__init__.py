@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clip_jax.pretrained import big_vision, hub, hugging_face, open_clip, openai_file, run_directory
 from clip_jax.pretrained.checkpoint import Checkpoint
-from clip_jax.pretrained.errors import LoadError
+from train_jax.errors import LoadError
 
 __all__ = ["Checkpoint", "LoadError", "open_checkpoint"]
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from clip_jax.pretrained.checkpoint import Checkpoint
-from clip_jax.pretrained.errors import LoadError
 from clip_jax.pretrained.hugging_face import open_tokenizer
-from clip_jax.pretrained.layout import Entry, take
-from clip_jax.pretrained.tensors import Tensor, open_tensors
 from train_jax.data.images import Preprocess
+from train_jax.errors import LoadError
+from train_jax.weights.layout import Entry, take
+from train_jax.weights.tensors import Tensor, open_tensors
 
 _HALF = (0.5, 0.5, 0.5)
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from clip_jax import model as model_lib
-from clip_jax.pretrained.errors import LoadError
-from clip_jax.pretrained.layout import STATS, nested
 from clip_jax.vision import resize_positions
 from train_jax.data.images import Preprocess
 from train_jax.data.text import AnyTokenizer
+from train_jax.errors import LoadError
+from train_jax.weights.layout import STATS, nested
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Checkpoint:
       kind: the format, for people.
       model: options that decide what the weights are and mean, as in `clip_jax.model.defaults`; what is absent is as there.
       tokenizer, preprocess: how texts and pictures are prepared.
-      read: reads the weights: unrolled names (see `clip_jax.pretrained.layout`) -> float32 arrays, and a name that tells
+      read: reads the weights: unrolled names (see `train_jax.weights.layout`) -> float32 arrays, and a name that tells
         which they are.
     """
 

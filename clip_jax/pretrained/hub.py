@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clip_jax.pretrained.errors import LoadError
+from train_jax.errors import LoadError
 
 PREFIX = "hf:"
 # One kind of weights is enough; of the others a repository often holds a copy.

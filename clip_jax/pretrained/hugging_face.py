@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from clip_jax.pretrained.checkpoint import Checkpoint
-from clip_jax.pretrained.errors import LoadError
-from clip_jax.pretrained.layout import Entry, take
 from clip_jax.pretrained.openai import attention, linear, norm
-from clip_jax.pretrained.tensors import Tensor, open_tensors
 from train_jax.data.images import Preprocess
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import AnyTokenizer, Tokenizer
+from train_jax.errors import LoadError
+from train_jax.weights.layout import Entry, take
+from train_jax.weights.tensors import Tensor, open_tensors
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers

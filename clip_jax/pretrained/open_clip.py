@@ -5,12 +5,12 @@ from pathlib import Path
 
 from clip_jax.pretrained import openai
 from clip_jax.pretrained.checkpoint import Checkpoint
-from clip_jax.pretrained.errors import LoadError
 from clip_jax.pretrained.hugging_face import open_tokenizer, read_json
-from clip_jax.pretrained.layout import take
 from clip_jax.pretrained.openai_file import bare
-from clip_jax.pretrained.tensors import open_tensors
 from train_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocess
+from train_jax.errors import LoadError
+from train_jax.weights.layout import take
+from train_jax.weights.tensors import open_tensors
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin")

@@ -7,9 +7,9 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
-from clip_jax.pretrained.errors import LoadError
-from clip_jax.pretrained.layout import STATS, Entry
-from clip_jax.pretrained.tensors import Tensor
+from train_jax.errors import LoadError
+from train_jax.weights.layout import STATS, Entry
+from train_jax.weights.tensors import Tensor
 
 IGNORED = (r"^(input_resolution|context_length|vocab_size)$", r"num_batches_tracked$", r"attn_mask$")
 

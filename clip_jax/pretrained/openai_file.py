@@ -5,12 +5,12 @@ from pathlib import Path
 
 from clip_jax.pretrained import openai
 from clip_jax.pretrained.checkpoint import Checkpoint
-from clip_jax.pretrained.errors import LoadError
 from clip_jax.pretrained.hugging_face import open_tokenizer
-from clip_jax.pretrained.layout import take
-from clip_jax.pretrained.tensors import Tensor, open_tensors
 from train_jax.data.images import Preprocess
 from train_jax.data.text import Tokenizer
+from train_jax.errors import LoadError
+from train_jax.weights.layout import take
+from train_jax.weights.tensors import Tensor, open_tensors
 
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # its name in openai/CLIP
 

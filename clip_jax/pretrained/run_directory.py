@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from clip_jax.pretrained.checkpoint import Checkpoint
-from clip_jax.pretrained.errors import LoadError
 from clip_jax.pretrained.hugging_face import read_json
-from clip_jax.pretrained.layout import STATS, flat
 from train_jax import checkpoint
 from train_jax.data.images import Preprocess
 from train_jax.data.text import open_tokenizer
+from train_jax.errors import LoadError
+from train_jax.weights.layout import STATS, flat
 
 _PLAYER = "clip"  # the key of a run's parameters
 

@@ -9,11 +9,11 @@ import safetensors.numpy
 
 from clip_jax import model as model_lib
 from clip_jax.pretrained.hugging_face import ACTIVATIONS, LEGACY_EOS, RESAMPLE, clip_entries, siglip_entries
-from clip_jax.pretrained.layout import flat, give
 from clip_jax.resnet import ResNetTower
 from train_jax.data.images import Preprocess
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import BOS, EOS, AnyTokenizer
+from train_jax.weights.layout import flat, give
 
 _THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 # What their two models are made of, in our options; everything else they have no place for.

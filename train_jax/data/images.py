@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from train_jax.data.errors import BrokenSample
+from train_jax.errors import ConfigError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, of WebImageText
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -162,6 +163,40 @@ class Preprocess:
     def from_json(cls, text: str) -> "Preprocess":
         fields = json.loads(text)
         return cls(**fields | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """What training does to a picture before the model sees it.
+
+    Attributes:
+      preprocess: what everybody does to it.
+      scale: share of the picture's area in a random resized crop; (1, 1): none.
+      flip: left to right, half of the time; it makes "left of" untrue.
+
+    Raises ConfigError for an impossible scale.
+    """
+
+    preprocess: Preprocess
+    scale: tuple[float, float] = (1.0, 1.0)
+    flip: bool = False
+
+    def __post_init__(self):
+        if not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1):
+            raise ConfigError(
+                f"config.augment.scale = {self.scale}; it must be two shares of the area, 0 < from <= to <= 1"
+            )
+
+    def __call__(self, image: bytes | str | Path, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
+        """A picture file's bytes or path -> uint8 [size, size, 3]. Raises BrokenSample if it cannot be decoded."""
+        picture, size = decode(image), self.preprocess.size
+        if self.scale != (1.0, 1.0):
+            interpolation = self.preprocess.interpolation
+            picture = random_resized_crop(picture, size, rng, scale=self.scale, interpolation=interpolation)
+        pixels = self.preprocess(picture)
+        if self.flip and rng.random() < 0.5:
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        return pixels
 
 
 def normalize(images, mean: tuple[float, ...], std: tuple[float, ...]):

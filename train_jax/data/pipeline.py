@@ -34,7 +34,7 @@ def _made(source: Source | Sequence, example: Callable, place: int, rng: np.rand
 class _Examples:
     """Example number i of the stream: the record there, or if it is broken the next one that is not."""
 
-    def __init__(self, source: Source, example: Callable):
+    def __init__(self, source: Source | Sequence, example: Callable):
         self._source, self._example = source, example
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -45,9 +45,8 @@ class _Examples:
                 return _made(self._source, self._example, place, rng) | {BROKEN: np.int32(len(reasons))}
             except BrokenSample as error:
                 reasons.append(str(error))
-        raise DataError(
-            f"{self._source.name}: {len(reasons)} broken samples in a row; the first: {'; '.join(reasons[:3])}"
-        )
+        name = getattr(self._source, "name", "the data")
+        raise DataError(f"{name}: {len(reasons)} broken samples in a row; the first: {'; '.join(reasons[:3])}")
 
 
 class train_iterator:
@@ -64,7 +63,7 @@ class train_iterator:
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Sequence,
         example: Callable,
         *,
         batch_size: int,

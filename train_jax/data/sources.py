@@ -43,12 +43,14 @@ class Source:
       label_names: name of each class, or None where records have no labels.
       is_true: `(caption, record) -> bool`, the ground truth about any caption, or None where only a record's own
         captions are known to be true.
+      read: `(uint8 [size, size, 3]) -> what the picture shows`, to be compared, or None where no program can tell.
     """
 
     name: str
     records: Sequence  # of mappings; naming them here would let type checkers read one
     label_names: tuple[str, ...] | None = None
     is_true: Callable[[str, Mapping], bool] | None = None
+    read: Callable[[np.ndarray], object] | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -97,8 +99,8 @@ def _mixed(name: str, split: str, **options) -> Source:
     weights, names = zip(*mixture.parse(name), strict=True)
     parts = [open_source(part, split, **options) for part in names]
     first = parts[0]
-    alike = all(p.label_names == first.label_names and p.is_true == first.is_true for p in parts)
-    truth = (first.label_names, first.is_true) if alike else (None, None)
+    alike = all((p.label_names, p.is_true, p.read) == (first.label_names, first.is_true, first.read) for p in parts)
+    truth = (first.label_names, first.is_true, first.read) if alike else (None, None, None)
     return Source(f"{name}:{split}", mixture.Mixed(parts, weights), *truth)
 
 
@@ -124,7 +126,13 @@ def _embedded(name: str, split: str, data_dir: str | None) -> Source:
         }
         return found | ({"scene": row["scene"].decode()} if "scene" in row else {})
 
-    return Source(f"{name}:{split}", _Mapped(rows, record), module.LABEL_NAMES, getattr(module, "is_true", None))
+    return Source(
+        f"{name}:{split}",
+        _Mapped(rows, record),
+        module.LABEL_NAMES,
+        getattr(module, "is_true", None),
+        getattr(module, "read", None),
+    )
 
 
 def _tfds(name: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:

@@ -39,7 +39,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         from sklearn.datasets import load_digits  # scikit-learn is needed here alone
 
         digits = load_digits()
-        test = _every_fifth(digits.target)
+        test = every_fifth(digits.target)
         return {
             "train": self._generate_examples(digits, np.flatnonzero(~test)),
             "test": self._generate_examples(digits, np.flatnonzero(test)),
@@ -59,8 +59,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             )
 
 
-def _every_fifth(target: np.ndarray) -> np.ndarray:
-    """True for a fifth of each class. Writers come in runs, so the draw is random, from a fixed seed."""
+def every_fifth(target: np.ndarray) -> np.ndarray:
+    """True for a fifth of each class: the test split. Writers come in runs, so the draw is random, from a fixed seed."""
     test = np.zeros(len(target), bool)
     rng = np.random.default_rng(0)
     for label in range(10):

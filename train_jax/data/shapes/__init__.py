@@ -8,7 +8,7 @@ from train_jax.data import embedded
 from train_jax.data.shapes import scene as scenes
 from train_jax.data.shapes.scene import LABEL_NAMES
 
-__all__ = ["LABEL_NAMES", "builder", "is_true"]
+__all__ = ["LABEL_NAMES", "builder", "is_true", "read"]
 
 
 def builder(size: str = "64", data_dir: str | None = None):
@@ -21,3 +21,10 @@ def builder(size: str = "64", data_dir: str | None = None):
 def is_true(caption: str, record) -> bool:
     """Whether a caption is true of a record's scene; ValueError for a caption of another world."""
     return scenes.is_true(caption, scenes.Scene.from_json(record["scene"]))
+
+
+def read(image) -> tuple[tuple[str, str], ...]:
+    """Colour and shape of each object that the oracle sees in a picture, in the order of their names."""
+    from train_jax.data.shapes import oracle
+
+    return tuple(sorted((o.colour, o.shape) for o in oracle.read(image)))

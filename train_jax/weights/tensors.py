@@ -9,14 +9,15 @@ import dataclasses
 import functools
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
-from clip_jax.pretrained.errors import LoadError
+from train_jax.errors import LoadError
 
 _STORAGES = {
     "FloatStorage": np.dtype("float32"),
@@ -43,8 +44,12 @@ class Tensor:
         return np.asarray(self.load(), dtype)
 
 
-def open_tensors(path: Path) -> Mapping[str, Tensor]:
+def open_tensors(path: Path, classes: Collection[tuple[str, str]] = ()) -> Mapping[str, Tensor]:
     """The tensors in a weight file, by name; none is read yet.
+
+    Args:
+      classes: (module, name) of classes of which a PyTorch file may hold objects. They are not imported: of such an object
+        the attributes are read. Of any other class, nothing is.
 
     Raises LoadError for a file that is damaged, of another kind, or holds what only a program could unpack.
     """
@@ -53,7 +58,7 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
             return _safetensors(path)
         if path.suffix == ".npz":
             return _npz(path)
-        return _flat(_torch(path))
+        return _flat(_torch(path, classes))
     except (LoadError, FileNotFoundError):
         raise
     except Exception as error:  # zip, pickle and safetensors raise classes of their own, of every kind
@@ -104,13 +109,18 @@ class _Storage:
 
 
 class _Bag:
-    """A module of a TorchScript archive: its attributes, and no code."""
+    """A module of a TorchScript archive, or of a class that was named: its attributes, and no code."""
+
+    attributes: Any = None
+
+    def __init__(self, *arguments):
+        pass
 
     def __setstate__(self, state):
         self.attributes = state
 
 
-def _torch(path: Path):
+def _torch(path: Path, classes: Collection[tuple[str, str]] = ()):
     """What was saved by `torch.save` or `torch.jit.save`, tensors unread."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
@@ -127,13 +137,13 @@ def _torch(path: Path):
         if order in archive.namelist() and archive.read(order) != b"little":
             raise LoadError(f"{path} was written on a big-endian machine, which is not supported")
         with archive.open(pickles[0]) as file:
-            return _Unpickler(file, path, folder).load()
+            return _Unpickler(file, path, folder, classes).load()
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file, path: Path, folder: str):
+    def __init__(self, file, path: Path, folder: str, classes: Collection[tuple[str, str]]):
         super().__init__(file)
-        self._path, self._folder = path, folder
+        self._path, self._folder, self._classes = path, folder, classes
 
     def find_class(self, module: str, name: str):
         if (module, name) == ("collections", "OrderedDict"):
@@ -142,7 +152,7 @@ class _Unpickler(pickle.Unpickler):
             return _STORAGES[name]
         if (module, name) in (("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter")):
             return self._tensor if name == "_rebuild_tensor_v2" else (lambda data, *_: data)
-        if module.startswith("__torch__"):
+        if module.startswith("__torch__") or (module, name) in self._classes:
             return _Bag
         if (module, name) == ("torch.jit._pickle", "restore_type_tag"):
             return lambda value, _: value

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from clip_jax.pretrained.errors import LoadError
+from train_jax.errors import LoadError
 
 STATS = "batch_stats/"  # in front of the names of running statistics
 _BLOCK = re.compile(r"^(.*)/block_(\d+)/(.*)$")
@@ -27,6 +27,8 @@ class Entry:
         same            not at all
         linear          [out, in] -> [in, out]
         conv            [out, in, height, width] -> [height, width, in, out]
+        point           [out, in] -> [1, 1, in, out], a 1 x 1 convolution
+        one_by_one      [out, in, 1, 1] -> [in, out]
         qkv             [3 * heads * head_dim, width], or three of [heads * head_dim, width] -> [width, 3, heads, head_dim]
         qkv_bias        the same without `width`
         heads_in        [out, heads * head_dim] -> [heads, head_dim, out]
@@ -51,6 +53,10 @@ class Entry:
             return x.T
         if self.kind == "conv":
             return x.transpose(2, 3, 1, 0)
+        if self.kind == "point":
+            return x.T[None, None]
+        if self.kind == "one_by_one":
+            return x[:, :, 0, 0].T
         if self.kind == "qkv":
             return x.T.reshape(x.shape[1], 3, self.heads, -1)
         if self.kind == "qkv_bias":
@@ -67,6 +73,10 @@ class Entry:
             x = x.T
         elif self.kind == "conv":
             x = x.transpose(3, 2, 0, 1)
+        elif self.kind == "point":
+            x = x[0, 0].T
+        elif self.kind == "one_by_one":
+            x = x.T[:, :, None, None]
         elif self.kind == "qkv":
             x = x.reshape(x.shape[0], -1).T
         elif self.kind == "qkv_bias":

@@ -1,0 +1,54 @@
+"""What the choice of a quantiser is worth: every one at the same bit rate, all else equal.
+
+    python -m benchmarks.quantizers
+
+Trains `configs/vqgan/demo.py` for 2,000 updates with each quantiser at 12 bits a code (4,096 codes, 8 x 8 codes a picture)
+and prints what reconstructions of `test` are like, and how much of the codebook they use. About 20 minutes on two cores.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import train_jax
+from benchmarks import load_config
+
+UPDATES = 2000
+POINTS = {"size": 4096, "revive": 100, "kmeans": True}
+QUANTIZERS = {
+    "nearest, 16 numbers a code": {"type": "nearest", "dim": 16, **POINTS},
+    "nearest, no k-means, no revival": {"type": "nearest", "dim": 16, "size": 4096},
+    "nearest, 8 numbers, unit norm": {"type": "nearest", "dim": 8, "unit": True, **POINTS},
+    "EMA, 16 numbers a code": {"type": "ema", "dim": 16, **POINTS},
+    "Gumbel-softmax": {"type": "gumbel", "dim": 16, "size": 4096},
+    "FSQ, 8 x 8 x 8 x 8": {"type": "fsq", "levels": (8, 8, 8, 8)},
+    "LFQ, 12 bits": {"type": "lfq", "bits": 12},
+}
+
+
+def measure(options: dict) -> str:
+    """A row's figures: the last evaluation of a run, and its minutes."""
+    config = load_config("vqgan/demo")
+    config.steps = UPDATES
+    config.model.quantizer = options
+    config.evals = {"test": {"type": "reconstruction", "shown": 0}}
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        history = train_jax.run(config, Path(folder) / "run")
+    minutes = (time.monotonic() - begun) / 60
+    found = {name: value for row in history for name, value in row.items()}
+    return (
+        f"{found['test/psnr']:.2f} dB | {100 * found['test/usage']:.0f} % | {found['test/perplexity']:,.0f} | "
+        f"{found['steps_per_second']:.1f} | {minutes:.1f} min"
+    )
+
+
+def main() -> None:
+    print("| quantiser | PSNR on `test` | codes used | perplexity | updates/s | time |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, options in QUANTIZERS.items():
+        print(f"| {name} | {measure(options)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

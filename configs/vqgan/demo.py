@@ -1,0 +1,18 @@
+"""The short preset of `make demo`: `configs/vqgan/shapes.py` with fewer updates and no adversary.
+
+train-jax --config=configs/vqgan/demo.py --workdir=runs/demo/vqgan
+"""
+
+from ml_collections import ConfigDict
+
+from configs.vqgan import shapes
+
+
+def get_config() -> ConfigDict:
+    c = shapes.get_config()
+    c.steps = 3000
+    c.loss.adversarial = "none"
+    c.optim.players = ConfigDict()
+    c.checkpoint = ConfigDict({"every": 1000, "keep_last": 1})
+    c.evals.test.every = 0
+    return c

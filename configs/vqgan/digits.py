@@ -1,0 +1,19 @@
+"""A VQGAN of scanned digits: 32 x 32 pixels as 8 x 8 codes out of 512.
+
+train-jax --config=configs/vqgan/digits.py --workdir=runs/vqgan-digits
+"""
+
+from ml_collections import ConfigDict
+
+from configs.vqgan import shapes
+
+
+def get_config() -> ConfigDict:
+    c = shapes.get_config()
+    c.steps = 1500
+    c.data.source = "digits"
+    c.model.quantizer = ConfigDict({"type": "fsq", "levels": (8, 8, 8)})
+    c.loss.update({"start": 1000, "alone": 100, "rise": 200})
+    c.evals = ConfigDict({"test": {"type": "reconstruction", "split": "test", "every": 500}})
+    c.evals.classifier = ConfigDict({"type": "reading", "split": "test"})
+    return c

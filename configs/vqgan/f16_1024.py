@@ -1,0 +1,33 @@
+"""VQGAN f16 with 1,024 codes (arXiv 2012.09841, ImageNet), at its published size: 72,141,699 parameters in the generator.
+
+    train-jax --config=configs/vqgan/f16_1024.py --workdir=runs/vqgan-f16 --config.data.source='webdataset:imagenet/*.tar' \
+        --config.perceptual.path=taming.ckpt
+
+Taming's recipe: learning rate 4.5e-6 an example of the batch, Adam with b1 0.5, LPIPS, a discriminator from update 250,001
+on. For 8 devices of 16 GB and more; not trained here.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.task = "vqgan_jax.task"
+    c.steps = 600_000
+    c.log_every = 100
+    c.data = ConfigDict({"source": "webdataset:imagenet/*.tar", "batch_size": 96, "workers": 8})
+    c.mesh = ConfigDict({"data": -1})
+
+    c.model = ConfigDict({"channels": 128, "multipliers": (1, 1, 2, 2, 4), "blocks": 2, "attention": (16,)})
+    c.model.update({"resolution": 256, "z_channels": 256, "dtype": "bfloat16"})
+    c.model.quantizer = ConfigDict({"type": "nearest", "size": 1024, "dim": 256, "beta": 0.25})
+    c.discriminator = ConfigDict({"channels": 64, "layers": 3, "norm": "group"})
+    c.perceptual = ConfigDict({"type": "lpips", "path": "", "weight": 1.0})
+    c.loss = ConfigDict({"pixels": "l1", "adversarial": "hinge", "weight": 0.8, "start": 250_001})
+    c.augment = ConfigDict({"scale": (0.8, 1.0), "flip": True})
+
+    c.optim = ConfigDict({"name": "adam", "lr": 4.5e-6 * 96, "schedule": "constant", "warmup_steps": 1000, "clip": 0.0})
+    c.optim.args = ConfigDict({"b1": 0.5, "b2": 0.9})
+    c.ema = ConfigDict({"decay": 0.9999, "players": ("generator",)})
+    c.checkpoint = ConfigDict({"every": 5000, "keep_last": 2, "keep_every": 50_000})
+    return c

@@ -1,0 +1,14 @@
+"""VQGAN f16 with 16,384 codes, at the size that taming-transformers publishes: `f16_1024` with a larger codebook.
+
+    train-jax --config=configs/vqgan/f16_16384.py --workdir=runs/vqgan-f16-16384 --config.perceptual.path=taming.ckpt
+
+76,073,859 parameters in the generator; not trained here.
+"""
+
+from configs.vqgan import f16_1024
+
+
+def get_config():
+    c = f16_1024.get_config()
+    c.model.quantizer.update({"size": 16_384, "revive": 1000})
+    return c

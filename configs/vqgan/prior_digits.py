@@ -1,0 +1,23 @@
+"""The second stage for digits: a transformer over the codes of `configs/vqgan/digits.py`, by class.
+
+train-jax --config=configs/vqgan/prior_digits.py --workdir=runs/prior-digits --config.vqgan.path=runs/vqgan-digits
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.task = "vqgan_jax.prior.task"
+    c.steps = 1500
+    c.log_every = 100
+    c.data = ConfigDict({"source": "digits", "batch_size": 32})
+    c.vqgan = ConfigDict({"path": "runs/vqgan-digits"})
+    c.model = ConfigDict({"classes": 10, "width": 192, "depth": 4, "heads": 6, "dropout": 0.2})
+    c.optim = ConfigDict({"lr": 1e-3, "warmup_steps": 50, "weight_decay": 0.05, "args": {"b2": 0.98}})
+    c.ema = ConfigDict({"decay": 0.995})
+    c.checkpoint = ConfigDict({"every": 500, "keep_last": 1})
+    c.evals = ConfigDict()
+    c.evals.test = ConfigDict({"type": "likelihood", "split": "test", "every": 250})
+    c.evals.look = ConfigDict({"type": "samples", "n": 40, "columns": 10, "top_p": 0.95, "guidance": 1.5, "every": 500})
+    return c

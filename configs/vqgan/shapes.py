@@ -1,0 +1,31 @@
+"""A VQGAN of scenes at 32 pixels: 8 x 8 codes out of 4,096, by finite scalar quantisation.
+
+train-jax --config=configs/vqgan/shapes.py --workdir=runs/vqgan-shapes
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.task = "vqgan_jax.task"
+    c.steps = 8000
+    c.log_every = 100
+    # Small batches: on a CPU an update costs what its pictures cost, and eight pictures teach nearly as much as 32.
+    c.data = ConfigDict({"source": "shapes/32", "batch_size": 8})
+
+    c.model = ConfigDict({"channels": 16, "multipliers": (1, 2, 4), "blocks": 1, "resolution": 32, "attention": (8,)})
+    c.model.z_channels = 64
+    c.model.groups = 8
+    c.model.quantizer = ConfigDict({"type": "fsq", "levels": (8, 8, 8, 8)})
+    c.discriminator = ConfigDict({"channels": 16, "layers": 2})
+    # Squared errors look at the objects; absolute ones also at the noise of the background, which nothing can foretell.
+    c.loss = ConfigDict({"pixels": "l2", "weight": 0.1, "start": 6500, "alone": 200, "rise": 500, "lecam": 0.001})
+    c.optim = ConfigDict({"name": "adamw", "lr": 1e-3, "warmup_steps": 50, "args": {"b1": 0.9, "b2": 0.99}})
+    c.optim.players = ConfigDict({"discriminator": {"lr": 3e-4, "args": {"b1": 0.5, "b2": 0.9}}})
+    c.ema = ConfigDict({"decay": 0.99, "players": ("generator",)})
+    c.checkpoint = ConfigDict({"every": 2000, "keep_last": 2})
+    c.evals = ConfigDict()
+    c.evals.test = ConfigDict({"type": "reconstruction", "split": "test", "every": 2000})
+    c.evals.oracle = ConfigDict({"type": "reading", "split": "test"})
+    return c

@@ -1,0 +1,179 @@
+"""Sampling against probabilities counted by hand, and against a plain loop."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nn_jax import transformer
+from nn_jax.decode import Sampling, decode, draw
+
+RNG = np.random.default_rng(0)
+LOGITS = np.array([1.5, -0.3, 0.9, 0.2, -2.0, 0.9], np.float32)
+
+
+def softmax(x):
+    e = np.exp(x - np.max(x))
+    return e / e.sum()
+
+
+def by_hand(logits, temperature=1.0, top_k=0, top_p=1.0):
+    """Probabilities after temperature, then top-k, then top-p, code by code."""
+    p = softmax(logits.astype(np.float64) / temperature)
+    order = sorted(range(len(p)), key=lambda c: (-p[c], c))[: top_k or len(p)]
+    whole = sum(p[c] for c in order)
+    found, reached = np.zeros(len(p)), 0.0
+    for c in order:
+        if reached >= top_p:
+            break
+        found[c] = p[c] / whole
+        reached += found[c]
+    return found / found.sum()
+
+
+@pytest.mark.parametrize(
+    "options, most",
+    [
+        ({}, 0),
+        ({"temperature": 0.5}, 0),
+        ({"temperature": 2.0, "top_k": 3}, 3),
+        ({"top_k": 2}, 5),
+        ({"top_p": 0.7}, 6),
+        ({"top_p": 0.01}, 6),
+        ({"temperature": 1.5, "top_k": 4, "top_p": 0.8}, 6),
+    ],
+)
+def test_codes_are_drawn_with_the_probabilities_counted_by_hand(options, most):
+    count = 40_000
+    codes = jax.jit(
+        jax.vmap(lambda key: draw(key, jnp.asarray(LOGITS), Sampling(**options), most)),
+    )(jax.random.split(jax.random.key(1), count))
+    found, wanted = np.bincount(codes, minlength=6) / count, by_hand(LOGITS, **options)
+    assert not found[wanted == 0].any()
+    assert np.all(np.abs(found - wanted) < 5 * np.sqrt(wanted * (1 - wanted) / count) + 1e-9)
+
+
+def test_temperature_zero_takes_the_most_likely_code():
+    keys = jax.random.split(jax.random.key(0), 50)
+    for most in (0, 6):
+        assert set(np.asarray(jax.vmap(lambda k, m=most: draw(k, jnp.asarray(LOGITS), Sampling(0.0), m))(keys))) == {0}
+
+
+def test_filters_that_let_everything_through_change_nothing():
+    keys = jax.random.split(jax.random.key(0), 200)
+    plain = jax.vmap(lambda k: draw(k, jnp.asarray(LOGITS), Sampling(), 0))(keys)
+    for sampling in (Sampling(top_p=1.0), Sampling(top_k=6), Sampling(top_k=0)):
+        np.testing.assert_array_equal(jax.vmap(lambda k, s=sampling: draw(k, jnp.asarray(LOGITS), s, 6))(keys), plain)
+
+
+def markov(v=4, length=3):
+    """A model whose logits depend on the place and on the code before: `(first logits, tables)`."""
+    return RNG.normal(size=v).astype(np.float32) * 1.5, RNG.normal(size=(length, v, v)).astype(np.float32) * 1.5
+
+
+def chain(tables):
+    tables = jnp.asarray(tables)
+    return lambda codes, index, cache: (tables[index, codes], cache + 1)
+
+
+def test_sequences_have_the_probabilities_of_the_chain_rule():
+    first, tables = markov()
+    count = 60_000
+    keys = jax.random.split(jax.random.key(3), count)
+    codes, log_probs, (_, steps) = jax.jit(
+        lambda keys: decode(
+            chain(tables), jnp.tile(first, (count, 1)), jnp.zeros(()), keys, Sampling(), places=jnp.arange(3)
+        )
+    )(keys)
+    assert steps == 3
+    wanted = {
+        s: softmax(first)[s[0]] * softmax(tables[0, s[0]])[s[1]] * softmax(tables[1, s[1]])[s[2]]
+        for s in itertools.product(range(4), repeat=3)
+    }
+    seen = dict.fromkeys(wanted, 0)
+    for row in np.asarray(codes):
+        seen[tuple(int(c) for c in row)] += 1
+    for s, p in wanted.items():
+        assert abs(seen[s] / count - p) < 5 * np.sqrt(p * (1 - p) / count)
+    for row, values in zip(np.asarray(codes[:20]), np.asarray(log_probs[:20]), strict=True):
+        np.testing.assert_allclose(values.sum(), np.log(wanted[tuple(int(c) for c in row)]), atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
+def test_guidance_acts_at_every_step(guidance):
+    """The most likely codes, by a plain loop over both chains."""
+    (f1, t1), (f0, t0) = markov(8, 6), markov(8, 6)
+    wanted, c, u = [], f1, f0
+    for i in range(6):
+        code = int(np.argmax(u + guidance * (c - u)))
+        wanted.append(code)
+        c, u = t1[i, code], t0[i, code]
+    both = jnp.stack([t1, t0])
+
+    def step(codes, index, cache):
+        assert codes.shape == (4,)
+        pairs = codes.reshape(2, 2)
+        return jax.vmap(lambda pair: both[jnp.arange(2), index, pair])(pairs).reshape(4, -1), cache
+
+    logits = jnp.tile(jnp.stack([f1, f0]), (2, 1))
+    codes, log_probs, _ = decode(
+        step, logits, 0, jax.random.split(jax.random.key(0), 2), Sampling(0.0, guidance=guidance), places=jnp.arange(6),
+        guided=True,
+    )  # fmt: skip
+    np.testing.assert_array_equal(codes, [wanted, wanted])
+    conditional = [softmax(f1)[wanted[0]], *(softmax(t1[i, wanted[i]])[wanted[i + 1]] for i in range(5))]
+    np.testing.assert_allclose(log_probs[0], np.log(conditional), atol=1e-5)
+
+
+def test_given_codes_stay_and_the_others_follow_from_them():
+    first, tables = markov(8, 5)
+    kept = np.array([[0, 7, 0, 3, 0]])
+    keep = np.array([[False, True, False, True, False]])
+    codes, _, _ = decode(
+        chain(tables), jnp.asarray(first)[None], 0, jax.random.split(jax.random.key(0), 1), Sampling(0.0),
+        places=jnp.arange(5), kept=jnp.asarray(kept), keep=jnp.asarray(keep),
+    )  # fmt: skip
+    wanted = [np.argmax(first), 7, np.argmax(tables[1, 7]), 3, np.argmax(tables[3, 3])]
+    np.testing.assert_array_equal(codes[0], wanted)
+
+
+def test_a_sequence_is_the_same_in_any_batch_and_in_parts():
+    first, tables = markov(8, 6)
+    keys = jax.random.split(jax.random.key(5), 5)
+
+    def run(keys, places, start=None, index=0):
+        logits, cache = (jnp.tile(first, (len(keys), 1)), jnp.zeros(())) if start is None else start
+        return decode(chain(tables), logits, cache, keys, Sampling(), places=places, first=index)
+
+    whole, _, _ = run(keys, jnp.arange(6))
+    np.testing.assert_array_equal(run(keys[2:4], jnp.arange(6))[0], whole[2:4])
+    front, _, carry = run(keys, jnp.arange(4))
+    back, _, _ = run(keys, jnp.arange(4, 6), carry, 4)
+    np.testing.assert_array_equal(jnp.concatenate([front, back], axis=1), whole)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_tokens_one_by_one_see_what_they_see_in_a_whole_sequence(scan):
+    module = transformer.Transformer(32, 3, 4, scan=scan)
+    x = jnp.asarray(RNG.normal(size=(2, 7, 32)), jnp.float32)
+    params = jax.tree.map(
+        lambda p: getattr(p, "value", p),
+        module.init(jax.random.key(0), x)["params"],
+        is_leaf=lambda p: hasattr(p, "names"),
+    )
+    wanted = module.apply({"params": params}, x, transformer.causal_mask(7))
+    plain, params = module.clone(scan=False), {"params": transformer.unrolled(params)}
+    for before in (1, 4):
+        cache = transformer.empty_cache(2, 9, depth=3, heads=4, head_dim=8, dtype=jnp.float32)
+        found, cache = plain.apply(params, x[:, :before], transformer.causal_mask(before), cache=cache)
+        parts = [found]
+        for i in range(before, 7):
+            seen = (jnp.arange(9) <= i)[None, None, None]
+            y, cache = plain.apply(params, x[:, i : i + 1], seen, cache=cache, position=jnp.asarray(i))
+            parts.append(y)
+        np.testing.assert_allclose(jnp.concatenate(parts, axis=1), wanted, atol=1e-5)
+    if scan:
+        with pytest.raises(ValueError, match="unrolled"):
+            module.apply(params, x, cache=cache)

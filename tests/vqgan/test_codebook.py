@@ -1,0 +1,56 @@
+"""A codebook's health, counted by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vqgan_jax import codebook
+
+
+def test_usage_is_counted_over_a_window_of_updates(monkeypatch):
+    monkeypatch.setattr(codebook, "WINDOW", 3)
+    state = codebook.start(4, None)
+    batches = [[0, 0, 1], [0, 0, 0], [2, 0, 0], [0, 0, 0], [0, 0, 0]]
+    usage = []
+    for step, codes in enumerate(batches):
+        state, metrics = codebook.follow(state, jnp.asarray(codes, jnp.int32).reshape(1, 1, -1), jnp.asarray(step))
+        recent = {c for past in batches[max(0, step - 2) : step + 1] for c in past}
+        assert metrics["usage"] == len(recent) / 4
+        usage.append(float(metrics["usage"]))
+    assert usage == [0.5, 0.5, 0.75, 0.5, 0.5]
+
+
+def test_perplexity_of_evenly_used_codes_is_their_number():
+    codes = jnp.arange(8, dtype=jnp.int32).reshape(1, 2, 4)
+    _, metrics = codebook.follow(codebook.start(16, None), codes, jnp.asarray(0))
+    np.testing.assert_allclose(metrics["perplexity"], 8, rtol=1e-5)
+
+
+def test_kmeans_finds_clusters():
+    rng = np.random.default_rng(0)
+    true = np.array([[0, 0], [10, 0], [0, 10], [10, 10]], np.float32)
+    points = (true[:, None] + 0.1 * rng.standard_normal((4, 50, 2))).astype(np.float32).reshape(-1, 2)
+    begin = points[[0, 50, 100, 150]] + 2
+    found = np.asarray(codebook.centres(jnp.asarray(points), jnp.asarray(begin)))
+    np.testing.assert_allclose(found, points.reshape(4, 50, 2).mean(1), atol=1e-5)
+
+
+def test_dead_codes_move_onto_latents_and_get_the_whole_time_again():
+    state = codebook.start(3, 2) | {"last": jnp.array([7, 2, -1]), "latents": jnp.full((3, 2), 5.0)}
+    points = jnp.zeros((3, 2))
+    state, points, moved = codebook.revived(state, points, jnp.asarray(8), 6, False)
+    assert moved.tolist() == [False, True, True]
+    assert points.tolist() == [[0, 0], [5, 5], [5, 5]]
+    assert state["last"].tolist() == [7, 8, 8]
+    _, _, moved = codebook.revived(state, points, jnp.asarray(9), 6, False)
+    assert not moved.any()
+    _, _, moved = codebook.revived(codebook.start(3, 2), points, jnp.asarray(0), 0, True)
+    assert moved.all(), "k-means moves all codes after the first update"
+
+
+def test_latents_are_rows_of_the_batch():
+    latents = jnp.arange(24.0).reshape(2, 2, 3, 2)
+    state = codebook.remember(codebook.start(4, 2), latents, jnp.asarray(3), jax.random.key(0), True)
+    rows = {tuple(row) for row in np.asarray(latents).reshape(-1, 2).tolist()}
+    chosen = [tuple(row) for row in np.asarray(state["latents"]).tolist()]
+    assert set(chosen) <= rows and len(set(chosen)) == 4

@@ -1,0 +1,245 @@
+"""Peers' files: the same codes and pictures as the peers, both ways; what does not fit is listed."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from ml_collections import ConfigDict
+
+import vqgan_jax
+from train_jax import config as config_lib
+from vqgan_jax import LoadError, task
+from vqgan_jax.pretrained import open_checkpoint
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "vqgan"
+KINDS = {
+    "diffusers": "diffusers",
+    "taming": "taming/last.ckpt",
+    "dalle-mini": "dalle-mini",
+    "gumbel": "gumbel/stage1.ckpt",
+    "dvae": "dvae",
+}
+
+
+def golden(kind: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / kind / "outputs.npz") as file:
+        return dict(file)
+
+
+def assert_same(vq, kind: str) -> None:
+    wanted = golden(kind)
+    x = wanted["images"].astype(np.float32) / 127.5 - 1
+    latents = jax.jit(lambda v, x: vq.module.apply(v, x, method="latents"))(vq.variables, x)
+    np.testing.assert_allclose(latents, wanted["latents"], atol=1e-4)
+    codes = vq.encode(wanted["images"])
+    np.testing.assert_array_equal(codes, wanted["codes"])
+    np.testing.assert_allclose(2 * vq.decode(codes) - 1, np.clip(wanted["reconstructions"], -1, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_and_pictures_are_the_peers(kind):
+    assert_same(vqgan_jax.load(GOLDEN / KINDS[kind]), kind)
+
+
+def test_a_folder_with_one_checkpoint_is_that_checkpoint():
+    found = open_checkpoint(GOLDEN / "taming")
+    assert found.kind == "taming-transformers" and found.model["attention"] == (16,)
+
+
+def test_saved_for_diffusers_it_is_the_file_that_it_came_from(tmp_path):
+    vq = vqgan_jax.load(GOLDEN / "diffusers")
+    vqgan_jax.save_diffusers(vq, tmp_path / "out")
+    ours = safetensors.numpy.load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
+    theirs = safetensors.numpy.load_file(GOLDEN / "diffusers" / "diffusion_pytorch_model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    wanted = json.loads((GOLDEN / "diffusers" / "config.json").read_text())
+    assert {k: v for k, v in wanted.items() if k in config and k != "scaling_factor"} == {
+        k: v for k, v in config.items() if k != "scaling_factor"
+    }
+    assert_same(vqgan_jax.load(tmp_path / "out"), "diffusers")
+    with pytest.raises(FileExistsError, match="holds files already"):
+        vqgan_jax.save_diffusers(vq, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["taming", "gumbel"])
+def test_saved_for_taming_it_opens_again(kind, tmp_path):
+    vq = vqgan_jax.load(GOLDEN / KINDS[kind])
+    vqgan_jax.save_taming(vq, tmp_path / "model.safetensors")
+    assert_same(vqgan_jax.load(tmp_path / "model.safetensors"), kind)
+    with pytest.raises(FileExistsError, match="is there already"):
+        vqgan_jax.save_taming(vq, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="NAME.safetensors"):
+        vqgan_jax.save_taming(vq, tmp_path / "model.ckpt")
+    with pytest.raises(ValueError, match="group norms have 32 groups, this model's 4"):
+        vqgan_jax.save_taming(vqgan_jax.load(GOLDEN / "diffusers"), tmp_path / "other.safetensors")
+
+
+def copy(tmp_path, kind: str) -> Path:
+    return Path(shutil.copytree(GOLDEN / kind, tmp_path / kind))
+
+
+def test_wrong_and_missing_tensors_are_listed_with_their_shapes(tmp_path):
+    folder = copy(tmp_path, "diffusers")
+    file = folder / "diffusion_pytorch_model.safetensors"
+    weights = safetensors.numpy.load_file(file)
+    smaller = weights | {"quantize.embedding.weight": np.zeros((7, 4), np.float32)}
+    safetensors.numpy.save_file(smaller, file)
+    with pytest.raises(LoadError, match=r"quantizer/codebook \[32, 4\] by the configuration, \[7, 4\] in the weights"):
+        vqgan_jax.load(folder)
+    safetensors.numpy.save_file({k: v for k, v in weights.items() if "mid_block" not in k}, file)
+    with pytest.raises(LoadError, match=r"lacks \d+ tensor\(s\), such as"):
+        vqgan_jax.load(folder)
+    safetensors.numpy.save_file(weights | {"encoder.more": np.zeros(3, np.float32)}, file)
+    with pytest.raises(LoadError, match="parts that are not understood: 1 tensor.*encoder.more"):
+        vqgan_jax.load(folder)
+    file.unlink()
+    with pytest.raises(LoadError, match="lacks its weights: diffusion_pytorch_model.safetensors or"):
+        vqgan_jax.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"act_fn": "relu"}, "act_fn = 'relu'; only 'silu'"),
+        ({"norm_type": "spatial"}, "norm_type = 'spatial'"),
+        ({"mid_block_add_attention": False}, "mid_block_add_attention = False"),
+        ({"up_block_types": ["UpDecoderBlock2D"] * 3}, "attention at different levels"),
+        ({"down_block_types": ["CrossAttnDownBlock2D"] * 3}, "a block of kind 'CrossAttnDownBlock2D'"),
+        ({"block_out_channels": [8, 12, 16]}, "no multiples of the first"),
+        ({"norm_num_groups": 3}, "describes no VQGAN that can be built"),
+    ],
+)
+def test_what_diffusers_can_say_and_is_not_built_here_is_refused(tmp_path, changes, words):
+    folder = copy(tmp_path, "diffusers")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(LoadError, match=words):
+        vqgan_jax.load(folder)
+
+
+def test_taming_checkpoints_that_cannot_be_opened_say_why(tmp_path):
+    folder = copy(tmp_path, "taming")
+    (folder / "last.yaml").rename(folder / "elsewhere.txt")
+    with pytest.raises(LoadError, match="has no .yaml beside it.*put it there as last.yaml"):
+        vqgan_jax.load(folder / "last.ckpt")
+    (folder / "last.yaml").write_text(
+        "model:\n  target: taming.models.cond_transformer.Net2NetTransformer\n  params: {}\n"
+    )
+    with pytest.raises(LoadError, match="Net2NetTransformer, which has no ddconfig"):
+        vqgan_jax.load(folder / "last.ckpt")
+    (folder / "last.yaml").write_text("nothing: here")
+    with pytest.raises(LoadError, match="describes no model of taming-transformers"):
+        vqgan_jax.load(folder / "last.ckpt")
+    shutil.copy(folder / "last.ckpt", folder / "other.ckpt")
+    with pytest.raises(LoadError, match="holds several checkpoints: name one of"):
+        vqgan_jax.load(folder)
+    with pytest.raises(LoadError, match="no such file or folder"):
+        vqgan_jax.load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LoadError, match="is no VQGAN: it holds nothing"):
+        vqgan_jax.load(tmp_path / "empty")
+
+
+def test_dalle_mini_s_text_model_is_refused_by_name(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "dallebart"}')
+    shutil.copy(GOLDEN / "dalle-mini" / "flax_model.msgpack", tmp_path)
+    with pytest.raises(LoadError, match="'dallebart'.*another architecture"):
+        vqgan_jax.load(tmp_path)
+
+
+def test_dalle_mini_s_damaged_files_are_refused(tmp_path):
+    shutil.copytree(GOLDEN / "dalle-mini", tmp_path / "cut")
+    weights = (tmp_path / "cut" / "flax_model.msgpack").read_bytes()
+    (tmp_path / "cut" / "flax_model.msgpack").write_bytes(weights[:1000])
+    with pytest.raises(LoadError, match="flax_model.msgpack cannot be read"):
+        vqgan_jax.load(tmp_path / "cut")
+    config = json.loads((GOLDEN / "dalle-mini" / "config.json").read_text())
+    (tmp_path / "cut" / "flax_model.msgpack").write_bytes(weights)
+    (tmp_path / "cut" / "config.json").write_text(json.dumps(config | {"double_z": True}))
+    with pytest.raises(LoadError, match="double_z = True; only False is built here"):
+        vqgan_jax.load(tmp_path / "cut")
+    (tmp_path / "cut" / "config.json").write_text(json.dumps(config | {"num_res_blocks": 2}))
+    with pytest.raises(LoadError, match="lacks .* such as encoder.down_0.block_1.norm1.scale"):
+        vqgan_jax.load(tmp_path / "cut")
+
+
+def test_what_a_peer_has_no_place_for_is_not_written(tmp_path):
+    vq = vqgan_jax.load(GOLDEN / "dalle-mini")
+    for save in (vqgan_jax.save_diffusers, vqgan_jax.save_taming):
+        with pytest.raises(ValueError, match="has no place for model.attention_order = 'all'"):
+            save(vq, tmp_path / "model.safetensors")
+
+
+def test_taming_s_second_stage_has_its_logits():
+    wanted = golden("gumbel")
+    prior = vqgan_jax.load_prior(GOLDEN / "gumbel" / "stage2.ckpt")
+    assert prior.window == (16, 16) and prior.classes == 24
+    assert_same(prior.vqgan, "gumbel")
+    codes = wanted["codes"].reshape(2, -1)
+    logits = jax.jit(prior.module.apply)({"params": prior.variables}, codes, wanted["labels"].astype(np.int32))
+    np.testing.assert_allclose(logits[:, ::16], wanted["logits"][..., :20], atol=1e-4)
+    assert prior.sample_codes(2, [3, 11], top_k=5).shape == (2, 16, 16)
+    with pytest.raises(ValueError, match="knows no image without a label; name `labels`, 0 to 23"):
+        prior.sample_codes(1)
+    with pytest.raises(ValueError, match="never shown images without their label"):
+        prior.sample_codes(1, 2, guidance=2)
+
+
+def test_taming_s_second_stages_with_other_conditions_are_refused(tmp_path):
+    shutil.copy(GOLDEN / "gumbel" / "stage2.ckpt", tmp_path)
+    text = (GOLDEN / "gumbel" / "stage2.yaml").read_text()
+    (tmp_path / "stage2.yaml").write_text(text.replace("dummy_cond_stage.DummyCondStage", "coord.CoordStage"))
+    with pytest.raises(LoadError, match="condition 'taming.models.coord.CoordStage'; only labels, or none"):
+        vqgan_jax.load_prior(tmp_path / "stage2.ckpt")
+    (tmp_path / "stage2.yaml").write_text(text.replace("n_layer: 2", "n_layer: 3"))
+    with pytest.raises(LoadError, match="lacks 16 tensor.s., such as transformer.blocks.2.ln1.weight"):
+        vqgan_jax.load_prior(tmp_path / "stage2.ckpt")
+    with pytest.raises(LoadError, match="neither a run directory nor taming's Net2NetTransformer"):
+        vqgan_jax.load_prior(GOLDEN / "gumbel" / "stage1.ckpt")
+
+
+@pytest.mark.parametrize("name", ["os.system", "dall_e.encoder.Other", "builtins.eval"])
+def test_a_pickle_that_holds_anything_else_is_refused_and_not_run(name, tmp_path):
+    shutil.copytree(GOLDEN / "dvae", tmp_path / "dvae")
+    module, function = name.rsplit(".", 1)
+    trace = tmp_path / "trace"
+    text = f"open({str(trace)!r}, 'w')" if function == "eval" else f"touch {trace}"
+    # Protocol 2, by hand: GLOBAL, argument, TUPLE1, REDUCE.
+    data = b"\x80\x02c" + f"{module}\n{function}\n".encode() + b"X" + len(text).to_bytes(4, "little") + text.encode()
+    with zipfile.ZipFile(tmp_path / "dvae" / "encoder.pkl", "w") as archive:
+        archive.writestr("encoder/data.pkl", data + b"\x85R.")
+    with pytest.raises(LoadError, match=f"encoder.pkl holds {name}, which is no tensor"):
+        vqgan_jax.load(tmp_path / "dvae")
+    assert not trace.exists()
+
+
+def test_a_dvae_is_for_use_alone(tmp_path):
+    vq = vqgan_jax.load(GOLDEN / "dvae")
+    assert vq.codes == 30 and vq.factor == 8 and vq.size == 256
+    with pytest.raises(ValueError, match="taming has no dvae"):
+        vqgan_jax.save_taming(vq, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="'dvae' cannot be trained here"):
+        resolved = config_lib.resolve(ConfigDict({"task": "vqgan_jax.task", "steps": 1, "data": {"source": "shapes"}}))
+        resolved.model.architecture = "dvae"
+        task.make(resolved, None)
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "dalle-mini", "dvae"])
+def test_a_model_in_one_file_is_the_same_model(kind, tmp_path):
+    vq = vqgan_jax.load(GOLDEN / kind)
+    vqgan_jax.save(vq, tmp_path / "model.safetensors")
+    found = vqgan_jax.load(tmp_path / "model.safetensors")
+    assert found.fingerprint == vq.fingerprint
+    assert_same(found, kind)
+    with pytest.raises(FileExistsError, match="is there already"):
+        vqgan_jax.save(vq, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="NAME.safetensors"):
+        vqgan_jax.save(vq, tmp_path / "model.bin")

@@ -1,0 +1,177 @@
+"""Each quantiser against NumPy written from the paper's equations."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from train_jax.errors import ConfigError
+from vqgan_jax import quantize
+
+rng = np.random.default_rng(0)
+Z = rng.standard_normal((2, 3, 4, 6)).astype(np.float32)
+
+
+def apply(module, variables, *inputs, **options):
+    """`module.apply` on JAX arrays."""
+    inputs = [jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in inputs]
+    return module.apply(jax.tree.map(jnp.asarray, variables), *inputs, **options)
+
+
+def made(z=Z, **options):
+    """A quantiser, its variables, and its options."""
+    full = quantize.defaults()
+    full.update(options)
+    module = quantize.build(full)
+    key = jax.random.key(0)
+    variables = nn.unbox(module.init({"params": key, "dropout": key}, jnp.asarray(z[..., : module.inputs]), True, 1.0))
+    return module, variables
+
+
+def by_hand(z, points):
+    distances = ((z[..., None, :].astype(np.float64) - points) ** 2).sum(-1)
+    return distances.argmin(-1)
+
+
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_nearest_is_the_nearest_and_beta_weighs_what_the_paper_says(unit, legacy):
+    module, variables = made(type="nearest", size=16, dim=6, unit=unit, legacy=legacy, beta=0.25)
+    book = np.asarray(rng.standard_normal((16, 6)), np.float32)
+    variables = {"params": {"codebook": book}}
+
+    def loss(book, z):
+        return apply(module, {"params": {"codebook": book}}, z, True, 1.0).loss
+
+    found = apply(module, variables, Z, True, 1.0)
+    norm = (lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)) if unit else (lambda x: x)
+    z, points = norm(Z), norm(book)
+    codes = by_hand(z, points)
+    np.testing.assert_array_equal(found.codes, codes)
+    np.testing.assert_allclose(found.vectors, points[codes], atol=1e-6)
+    np.testing.assert_allclose(
+        apply(module, variables, codes.astype(np.int32), method="embed"), points[codes], atol=1e-6
+    )
+    gap = np.mean((z - points[codes]) ** 2)
+    np.testing.assert_allclose(found.loss, 1.25 * gap, rtol=1e-5)
+    if not unit:  # the two halves of the loss have the same value: only gradients tell them apart
+        to_book, to_z = jax.grad(loss, (0, 1))(jnp.asarray(book), jnp.asarray(Z))
+        slope = 2 * (z - points[codes]) / z.size
+        weights = (0.25, 1.0) if legacy else (1.0, 0.25)
+        expected = np.zeros_like(book)
+        np.add.at(expected, codes, -slope)
+        np.testing.assert_allclose(to_book, weights[0] * expected, atol=1e-6)
+        np.testing.assert_allclose(to_z, weights[1] * slope, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [
+    {"type": "nearest", "size": 16, "dim": 6}, {"type": "ema", "size": 16, "dim": 6}, {"type": "lfq", "bits": 6},
+])  # fmt: skip
+def test_gradients_pass_straight_through(options):
+    module, variables = made(**options)
+    weights = rng.standard_normal(Z.shape).astype(np.float32)
+    slope = jax.grad(lambda z: jnp.sum(weights * apply(module, variables, z, False, 1.0).vectors))(jnp.asarray(Z))
+    np.testing.assert_allclose(slope, weights, atol=1e-6)
+
+
+def test_ema_codes_are_moving_means():
+    module, variables = made(type="ema", size=5, dim=6, decay=0.9)
+    state = {k: np.asarray(v, np.float64) for k, v in variables["codebook"].items()}
+    for _ in range(3):
+        _, changed = apply(module, variables, Z, True, 1.0, mutable=["codebook"])
+        codes = by_hand(Z, state["points"]).ravel()
+        used = np.bincount(codes, minlength=5)
+        summed = np.stack([Z.reshape(-1, 6)[codes == k].sum(0) for k in range(5)])
+        state["count"] = 0.9 * state["count"] + 0.1 * used
+        state["total"] = 0.9 * state["total"] + 0.1 * summed
+        n = state["count"].sum()
+        state["points"] = state["total"] / ((state["count"] + 1e-5) * n / (n + 5e-5))[:, None]
+        for name, value in state.items():
+            np.testing.assert_allclose(changed["codebook"][name], value, rtol=1e-4, atol=1e-5)
+        variables = {"codebook": changed["codebook"]}
+    with pytest.raises(Exception, match="codebook"):  # outside of training nothing may change
+        apply(module, variables, Z, True, 1.0)
+    same, kept = apply(module, variables, Z, False, 1.0, mutable=["codebook"])
+    np.testing.assert_array_equal(kept["codebook"]["points"], variables["codebook"]["points"])
+    assert same.codes.shape == (2, 3, 4)
+
+
+def test_gumbel_samples_what_its_logits_say():
+    module, variables = made(type="gumbel", size=4, dim=6, kl_weight=0.5)
+    z = np.repeat(Z[:1, :1, :1], 4000, axis=0)
+    p = jax.tree.map(np.asarray, variables["params"])
+    logits = z[0, 0, 0] @ p["proj"]["kernel"] + p["proj"]["bias"]
+    wanted = np.exp(logits) / np.exp(logits).sum()
+    drawn = apply(module, variables, z, True, 0.5, rngs={"dropout": jax.random.key(1)})
+    shares = np.bincount(np.asarray(drawn.codes).ravel(), minlength=4) / 4000
+    np.testing.assert_allclose(shares, wanted, atol=4 * np.sqrt(0.25 / 4000))
+    np.testing.assert_allclose(drawn.loss, 0.5 * np.sum(wanted * np.log(4 * wanted)), rtol=1e-4)
+    np.testing.assert_allclose(drawn.vectors[:, 0, 0], p["codebook"][np.asarray(drawn.codes).ravel()], atol=1e-5)
+    still = apply(module, variables, Z, False, 1.0)
+    np.testing.assert_array_equal(still.codes, np.argmax(Z @ p["proj"]["kernel"] + p["proj"]["bias"], -1))
+
+
+@pytest.mark.parametrize("levels", [(3, 5), (8, 5, 5), (4, 4, 2)])
+def test_fsq_codes_are_all_combinations_of_levels(levels):
+    module, _ = made(np.zeros((1, 1, 1, 8), np.float32), type="fsq", levels=levels)
+    size = int(np.prod(levels))
+    vectors = np.asarray(apply(module, {}, np.arange(size, dtype=np.int32).reshape(1, 1, -1), method="embed"))[0, 0]
+    # Levels lie evenly between -1 and 1 (an even number of them reaches -1 only).
+    grids = [(np.arange(n) - n // 2) / (n // 2) for n in levels]
+    wanted = {tuple(np.round(v, 5)) for v in itertools.product(*grids)}
+    assert {tuple(np.round(v.astype(float), 5)) for v in vectors} == wanted and len(wanted) == size
+    z = 3 * rng.standard_normal((1, 20, 20, len(levels))).astype(np.float32)
+    found = apply(module, {}, z, True, 1.0)
+    np.testing.assert_allclose(apply(module, {}, found.codes, method="embed"), found.vectors, atol=1e-6)
+    assert int(found.codes.min()) >= 0 and int(found.codes.max()) < size
+    ends = np.full((1, 1, 2, len(levels)), 99, np.float32) * np.array([-1, 1], np.float32)[None, None, :, None]
+    extremes = apply(module, {}, ends, True, 1.0)
+    assert extremes.codes.ravel().tolist() == [0, size - 1]
+    assert found.loss == 0
+
+
+def test_lfq_reads_signs_and_its_entropies_are_those_of_the_softmax():
+    module, _ = made(type="lfq", bits=6, beta=0.3, entropy=0.2)
+    found = apply(module, {}, Z, True, 1.0)
+    bits = (Z > 0).astype(int)
+    np.testing.assert_array_equal(found.codes, (bits * 2 ** np.arange(6)).sum(-1))
+    np.testing.assert_array_equal(apply(module, {}, found.codes, method="embed"), 2.0 * bits - 1)
+    points = np.array(list(itertools.product([-1, 1], repeat=6)), np.float64)
+    logits = -((Z.reshape(-1, 1, 6) - points) ** 2).sum(-1)
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    each, mean = -(p * np.log(p)).sum(1).mean(), -(p.mean(0) * np.log(p.mean(0))).sum()
+    np.testing.assert_allclose(found.metrics["entropy_each"], each, rtol=1e-4)
+    np.testing.assert_allclose(found.metrics["entropy_mean"], mean, rtol=1e-4)
+    commitment = np.mean((Z - (2.0 * bits - 1)) ** 2)
+    np.testing.assert_allclose(found.loss, 0.3 * commitment + 0.2 * (each - mean), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"type": "vq"}, "one of nearest, ema, gumbel, fsq, lfq"),
+        ({"type": "fsq", "revive": 5}, "no codebook of points"),
+        ({"type": "gumbel", "kmeans": True}, "kmeans = True; it must be False"),
+        ({"type": "ema", "unit": True}, "unit = True; it must be False"),
+        ({"type": "ema", "decay": 1.0}, r"decay = 1.0; it must be in \(0, 1\)"),
+        ({"type": "gumbel", "temperature": (1.0, 0.0)}, "two positive numbers"),
+        ({"type": "fsq", "levels": (8, 1)}, "at least 2"),
+        ({"type": "lfq", "bits": 30}, "in 1 to 20"),
+    ],
+)
+def test_wrong_options_are_named(options, words):
+    full = quantize.defaults()
+    full.update(options)
+    with pytest.raises(ConfigError, match=words):
+        quantize.build(full)
+
+
+def test_temperature_falls_geometrically():
+    options = ConfigDict({"temperature": (1.0, 0.25)})
+    found = [float(quantize.temperature(options, step, 5)) for step in range(6)]
+    np.testing.assert_allclose(found, [1, 0.25**0.25, 0.5, 0.25**0.75, 0.25, 0.25], rtol=1e-5)

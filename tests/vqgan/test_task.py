@@ -1,0 +1,279 @@
+"""The two-player step against the textbook's two passes; players kept apart; the same on one device and on eight."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from train_jax import config as config_lib
+from train_jax import sharding
+from train_jax.errors import ConfigError
+from train_jax.step import init_state, make_train_step
+from vqgan_jax import loss as loss_lib
+from vqgan_jax import model, task
+
+SIZE = 16
+BATCH = {"image": np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), np.uint8)}
+
+
+def config(**changes) -> ConfigDict:
+    c = ConfigDict({"task": "vqgan_jax.task", "steps": 10, "data": {"source": "shapes/32", "batch_size": 8}})
+    c.model = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "resolution": SIZE, "attention": (8,), "groups": 4}
+    c.model.z_channels = 8
+    c.model.quantizer = {"size": 16, "dim": 4}
+    c.discriminator = {"channels": 8, "layers": 2}
+    c.loss, c.perceptual, c.augment = {"weight": 0.5}, {}, {}
+    c.update_from_flattened_dict(changes)
+    return config_lib.resolve(c)
+
+
+def started(c: ConfigDict):
+    """The task, its parameters and extra state."""
+    made = task.make(c, None)
+    params, extra = sharding.unbox(jax.jit(made.init)(jax.random.key(1), BATCH))
+    return made, params, extra
+
+
+def gradients(made, params, extra, step=5, batch=BATCH):
+    def value(params):
+        return made.loss(params, extra, jax.tree.map(jnp.asarray, batch), jax.random.key(2), jnp.asarray(step))
+
+    (total, (metrics, changed)), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(params)
+    return total, metrics, changed, grads
+
+
+def textbook(c: ConfigDict, params, extra, kind: str):
+    """Both players' gradients by taming's recipe: one pass to balance, one for the generator, one for the discriminator."""
+    module, judge = model.build(c.model), task.discriminator.build(c.discriminator, model.DTYPES)
+    x = jnp.asarray(BATCH["image"] / 127.5 - 1, jnp.float32)
+
+    def judged(d, pictures):
+        return judge.apply({"params": d, **extra["discriminator"]}, pictures, True, mutable=["batch_stats"])[0]
+
+    def forward(g):
+        h, quantized = module.apply({"params": g}, x, False, 1.0, method="features")
+        return module.apply({"params": g}, h, method="pixels"), quantized
+
+    def nll(g):
+        return jnp.mean(jnp.abs(forward(g)[0] - x))
+
+    def fool(g):
+        return loss_lib.generator_loss(kind, judged(params["discriminator"], forward(g)[0]))
+
+    def last(grads):
+        return jnp.linalg.norm(grads["decoder"]["conv_out"]["kernel"].ravel())
+
+    g = params["generator"]
+    weight = jnp.clip(last(jax.grad(nll)(g)) / (last(jax.grad(fool)(g)) + 1e-4), 0, 1e4)
+    generator = jax.grad(lambda g: nll(g) + c.loss.weight * weight * fool(g) + forward(g)[1].loss)(g)
+    fake = forward(g)[0]
+    against = jax.grad(lambda d: loss_lib.discriminator_loss(kind, judged(d, x), judged(d, fake)))(
+        params["discriminator"]
+    )
+    return {"generator": generator, "discriminator": against}, weight
+
+
+def assert_close(found, wanted, tolerance=1e-5):
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(wanted))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance * scale, rtol=1e-4, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("kind", loss_lib.ADVERSARIAL)
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_one_backward_gives_the_gradients_of_the_textbook_s_three(kind, norm):
+    c = config(**{"loss.adversarial": kind, "discriminator.norm": norm})
+    made, params, extra = started(c)
+    _, metrics, _, found = gradients(made, params, extra)
+    wanted, weight = jax.jit(lambda p, e: textbook(c, p, e, kind))(params, extra)
+    np.testing.assert_allclose(metrics["adaptive_weight"], weight, rtol=1e-4)
+    for player in wanted:
+        assert_close(found[player], wanted[player])
+
+
+def test_the_value_is_the_sum_of_the_reported_losses():
+    made, params, extra = started(config())
+    total, metrics, _, _ = gradients(made, params, extra)
+    wanted = metrics["loss_pixels"] + metrics["loss_codebook"] + metrics["loss_discriminator"]
+    np.testing.assert_allclose(total, wanted, rtol=1e-5)
+    shares = [value for name, value in metrics.items() if name.startswith("gradient_share/")]
+    np.testing.assert_allclose(sum(shares), 1, rtol=1e-5)
+
+
+def test_players_do_not_touch_each_other():
+    """What one player's loss is has no effect on the other's gradient."""
+    plain = gradients(*started(config()))[3]
+    # The generator's losses: other weights, the same discriminator gradient.
+    louder = gradients(*started(config(**{"loss.pixel_weight": 3.0, "loss.weight": 0.1})))[3]
+    assert_close(louder["discriminator"], plain["discriminator"], 1e-6)
+    assert not np.allclose(
+        louder["generator"]["decoder"]["conv_out"]["kernel"], plain["generator"]["decoder"]["conv_out"]["kernel"]
+    )
+    # The discriminator's loss: with regularisers, the same generator gradient.
+    strict = gradients(*started(config(**{"loss.lecam": 0.5, "loss.r1": 2.0})))[3]
+    assert_close(strict["generator"], plain["generator"], 1e-6)
+    assert not np.allclose(strict["discriminator"]["conv0"]["kernel"], plain["discriminator"]["conv0"]["kernel"])
+    # A generator that does not listen trains as one without a discriminator.
+    deaf = gradients(*started(config(**{"loss.weight": 0.0})))[3]
+    alone = gradients(*started(config(**{"loss.adversarial": "none"})))[3]
+    assert_close(deaf["generator"], alone["generator"], 1e-6)
+
+
+def convolutions(jaxpr) -> int:
+    """First convolutions of the encoder: those from three channels to eight."""
+    count = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval.shape
+            count += kernel == (3, 3, 3, 24)
+        for value in eqn.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(part, "jaxpr", part)
+                count += convolutions(inner) if hasattr(inner, "eqns") else 0
+    return count
+
+
+def test_the_step_holds_one_generator_forward():
+    c = config(**{"model.channels": 24, "model.multipliers": (2, 2)})  # no other layer has a kernel like the first
+    made, params, extra = started(c)
+
+    def value(params):
+        return made.loss(params, extra, jax.tree.map(jnp.asarray, BATCH), jax.random.key(2), jnp.asarray(5))[0]
+
+    assert convolutions(jax.make_jaxpr(jax.grad(value))(params).jaxpr) == 1
+
+
+def test_the_discriminator_starts_alone_and_its_weight_rises():
+    c = config(**{"loss.start": 2, "loss.alone": 2, "loss.rise": 4, "loss.adaptive": False})
+    made, params, extra = started(c)
+    shares, learns = [], []
+    for step in range(10):
+        _, metrics, _, grads = gradients(made, params, extra, step)
+        shares.append(float(metrics["gradient_share/adversarial"]))
+        learns.append(bool(optax.tree.norm(grads["discriminator"]) > 0))
+    assert learns == [step >= 2 for step in range(10)]
+    assert shares[:4] == [0] * 4 and np.all(np.diff(shares[3:8]) > 0)
+    np.testing.assert_allclose(shares[7:], shares[7], rtol=1e-5)
+    assert [round(float(loss_lib.ramp(s, 2, 2, 4)), 4) for s in range(3, 9)] == [0, 0.25, 0.5, 0.75, 1, 1]
+
+
+def run_steps(c: ConfigDict, devices: int, fsdp: int = 1, steps: int = 3):
+    mesh = sharding.make_mesh({"data": -1, "fsdp": fsdp, "tensor": 1}, jax.devices()[:devices])
+    made = task.make(c, None)
+    with jax.set_mesh(mesh):
+        create, abstract, tx = init_state(
+            made, lambda params, axes: optax.sgd(0.05), mesh, BATCH, seed=0, ema_players=("generator",)
+        )
+        schedules = {"generator": lambda _: 0.05, "discriminator": lambda _: 0.05}
+        step = make_train_step(made, tx, mesh, abstract, seed=0, schedules=schedules, ema_decay=0.9)
+        state, seen = create(), []
+        batch = jax.device_put(BATCH, sharding.batch_sharding(mesh))
+        for _ in range(steps):
+            state, metrics = step(state, batch)
+            seen.append(jax.device_get(metrics))
+    return jax.device_get(state), seen
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"discriminator.norm": "batch", "loss.lecam": 0.1, "loss.r1": 0.1},
+        {"model.quantizer.type": "ema", "model.quantizer.revive": 2, "model.quantizer.kmeans": True},
+        {"model.quantizer.unit": True, "model.quantizer.revive": 2, "model.quantizer.kmeans": True},
+    ],
+    ids=["batch-norm", "ema", "unit"],
+)
+def test_eight_devices_compute_what_one_does(changes):
+    c = config(**changes)
+    one, seen = run_steps(c, 1)
+    for fsdp in (1, 4):
+        eight, found = run_steps(c, 8, fsdp)
+        for a, b in zip(seen, found, strict=True):
+            for name in a:
+                np.testing.assert_allclose(b[name], a[name], rtol=2e-4, atol=2e-5, err_msg=f"{name}, fsdp {fsdp}")
+        assert_close(eight.params, one.params, 1e-5)
+        assert_close(eight.extra, one.extra, 1e-5)
+
+
+def test_a_revived_code_forgets_its_moments():
+    c = config(**{"model.quantizer.revive": 1})
+    made = task.make(c, None)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        create, abstract, tx = init_state(
+            made, lambda p, a: optax.adam(1e-2), mesh, BATCH, seed=0, ema_players=("generator",)
+        )
+        schedules = {player: lambda _: 1e-2 for player in ("generator", "discriminator")}
+        step = make_train_step(made, tx, mesh, abstract, seed=0, schedules=schedules, ema_decay=0.9)
+        state = create()
+        for _ in range(3):
+            state, _ = step(state, BATCH)
+    last = np.asarray(state.extra["usage"]["last"])
+    used = np.asarray(state.extra["usage"]["share"]) > 0
+    book = state.params["generator"]["quantizer"]["codebook"]
+    moments = state.opt_state[0].mu["generator"]["quantizer"]["codebook"]
+    moved = np.all(np.asarray(book) == np.asarray(state.extra["usage"]["latents"]), axis=1)
+    assert moved.any() and not moved.all() and used.any() and (last[moved] == 2).all()
+    assert not np.any(np.asarray(moments)[moved])
+    assert np.any(np.asarray(moments)[~moved])
+    np.testing.assert_array_equal(state.ema["generator"]["quantizer"]["codebook"][moved], book[moved])
+
+
+def test_an_update_with_broken_numbers_changes_neither_player():
+    c = config()
+    made = task.make(c, None)
+
+    def broken(params, extra, batch, rng, step):
+        value, (metrics, extra) = made.loss(params, extra, batch, rng, step)
+        return value + jnp.where(step == 1, jnp.nan, 0.0), (metrics, extra)
+
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        poisoned = dataclasses.replace(made, loss=broken)
+        create, abstract, tx = init_state(poisoned, lambda p, a: optax.adam(1e-2), mesh, BATCH, seed=0)
+        schedules = {player: lambda _: 1e-2 for player in ("generator", "discriminator")}
+        step = make_train_step(poisoned, tx, mesh, abstract, seed=0, schedules=schedules)
+        state, _ = step(create(), BATCH)
+        before = jax.device_get(state)
+        after, metrics = step(state, BATCH)
+    assert metrics["skipped"] == 1
+    jax.tree.map(np.testing.assert_array_equal, before.params, jax.device_get(after.params))
+    jax.tree.map(np.testing.assert_array_equal, before.extra, jax.device_get(after.extra))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loss.adversarial": "wgan"}, "hinge, vanilla, non_saturating, none"),
+        ({"loss.pixels": "l3"}, "one of l1, l2"),
+        ({"loss.rise": 0}, "rise = 0 must be at least 1"),
+        ({"loss.r1": -1.0}, "r1 = -1.0 must be 0 or more"),
+        ({"perceptual.type": "lpips"}, "needs config.perceptual.path: weights of LPIPS"),
+        ({"perceptual.type": "vgg"}, "one of none, lpips, clip"),
+        ({"perceptual.type": "clip", "perceptual.path": "/nowhere"}, "no such file or folder"),
+        ({"model.groups": 3}, "groups = 3 does not divide the 8 channels of level 0"),
+        ({"model.resolution": 17}, "resolution = 17 is not divisible by f = 2"),
+        ({"model.attention": (5,)}, "attention has 5; the maps are"),
+        ({"model.dtype": "float16"}, "one of float32, bfloat16"),
+        ({"discriminator.norm": "layer"}, "one of group, batch"),
+        ({"augment.scale": (0.0, 1.0)}, "two shares of the area"),
+    ],
+)
+def test_wrong_options_are_named(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        task.make(config(**changes), None)
+
+
+def test_the_log_warns_of_collapse_and_of_a_discriminator_that_wins():
+    made = task.make(config(), None)
+    fine = {"usage": 0.5, "loss_discriminator": 0.4}
+    assert made.warnings(fine, 500) == []
+    (words,) = made.warnings(fine | {"usage": 0.01}, 500)
+    assert "the codebook has collapsed: 1.0 % of 16 codes" in words
+    assert made.warnings(fine | {"usage": 0.01}, 100) == []
+    (words,) = made.warnings(fine | {"loss_discriminator": 0.001}, 500)
+    assert "the discriminator wins outright" in words

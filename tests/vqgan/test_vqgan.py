@@ -1,0 +1,193 @@
+"""A trained run, loaded and used: codes, pictures, files, the command line, and going on where it stopped."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import train_jax
+import vqgan_jax
+from train_jax import metrics
+from train_jax.data.images import BrokenSample
+from vqgan_jax import cli
+
+rng = np.random.default_rng(3)
+PIXELS = rng.integers(0, 256, (3, 16, 24, 3), np.uint8)
+
+
+def test_a_run_reports_its_health_and_its_reconstructions(tiny):
+    history = [json.loads(line) for line in (tiny[1] / "metrics.jsonl").read_text().splitlines()]
+    logged = history[2]
+    wanted = {
+        "psnr", "usage", "perplexity", "adaptive_weight", "logits_real", "logits_fake", "loss_pixels", "loss_codebook",
+        "loss_adversarial", "loss_discriminator", "gradient_share/pixels", "gradient_share/adversarial", "commitment",
+        "lr/generator", "lr/discriminator",
+    }  # fmt: skip
+    assert wanted <= logged.keys()
+    assert {"test/psnr", "test/ssim", "test/usage", "test/perplexity", "oracle/same"} <= history[-1].keys()
+    assert history[-1]["test/images"] == 24 and history[-1]["oracle/images"] == 10
+    (sheet,) = (tiny[1] / "samples").glob("*reconstructions*")
+    with Image.open(sheet) as image:
+        assert image.size == (8 * 18 - 2, 2 * 18 - 2)
+
+
+def test_a_run_goes_on_exactly_where_it_stopped(tiny, tmp_path):
+    config, write = tiny[0].copy_and_resolve_references(), metrics.Writer.write
+
+    def write_and_stop(self, step, values):
+        write(self, step, values)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics.Writer, "write", write_and_stop)
+        train_jax.run(config, tmp_path / "run")
+    assert max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()) < 4
+    train_jax.run(config, tmp_path / "run")
+    histories = [
+        {json.loads(line)["step"]: json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()}
+        for folder in (tiny[1], tmp_path / "run")
+    ]
+    timing = ("time", "steps_per_second", "examples_per_second")
+    for step in (3, 4):
+        whole, resumed = ({k: v for k, v in found[step].items() if k not in timing} for found in histories)
+        assert whole == resumed
+
+
+def test_codes_decode_to_the_reconstruction(trained):
+    codes = trained.encode(PIXELS)
+    assert codes.shape == (3, 8, 12) and codes.dtype == np.int32 and codes.max() < trained.codes
+    pictures = trained.decode(codes)
+    assert pictures.shape == PIXELS.shape and pictures.dtype == np.float32
+    assert pictures.min() >= 0 and pictures.max() <= 1
+    np.testing.assert_allclose(trained.reconstruct(PIXELS), pictures, atol=1e-6)
+    np.testing.assert_array_equal(trained.encode(PIXELS.astype(np.float32) / 255), codes)
+    np.testing.assert_array_equal(trained.encode(PIXELS[1:2], batch_size=1), codes[1:2])
+    assert trained.encode(PIXELS[:0]).shape == (0, 8, 12)
+
+
+def test_codes_are_those_nearest_to_the_averaged_encoder_s_latents(trained):
+    x = PIXELS.astype(np.float32) / 127.5 - 1
+    z = np.asarray(jax.jit(lambda v, x: trained.module.apply(v, x, method="latents"))(trained.variables, x))
+    points = np.asarray(trained.variables["codebook"]["quantizer"]["points"])
+    wanted = ((z[..., None, :] - points) ** 2).sum(-1).argmin(-1)
+    np.testing.assert_array_equal(trained.encode(PIXELS), wanted)
+
+
+def test_pictures_of_any_size_are_cropped_to_the_model_s(trained, tmp_path):
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    found = trained.encode([tmp_path / "a.png", Image.fromarray(PIXELS[0]), PIXELS[0]])
+    assert found.shape == (3, 8, 8)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_mistakes_are_named(trained, tmp_path):
+    for images, words in (
+        (PIXELS[:, :15], "15 x 24 pixels: both sides must be divisible by 2"),
+        (PIXELS[0], r"must be \[n, H, W, 3\]"),
+        (PIXELS.astype(np.int32), "not int32"),
+        (PIXELS.astype(np.float32), r"must lie in \[0, 1\]; these reach from"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            trained.encode(images)
+    with pytest.raises(ValueError, match="this model has 0 to 15"):
+        trained.decode(np.full((1, 2, 2), 16, np.int32))
+    with pytest.raises(BrokenSample):
+        trained.encode([tmp_path / "missing.png"])
+
+
+def test_an_ema_codebook_is_saved_as_its_points(trained, tmp_path):
+    vqgan_jax.save_diffusers(trained, tmp_path / "out")
+    again = vqgan_jax.load(tmp_path / "out")
+    np.testing.assert_array_equal(again.encode(PIXELS), trained.encode(PIXELS))
+    np.testing.assert_allclose(again.reconstruct(PIXELS), trained.reconstruct(PIXELS), atol=1e-5)
+    assert again.fingerprint != trained.fingerprint
+
+
+def test_runs_of_other_tasks_are_refused(tiny, tmp_path):
+    text = (tiny[1] / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace("vqgan_jax.task", "clip_jax.task"))
+    with pytest.raises(vqgan_jax.LoadError, match="is a run of 'clip_jax.task', not of a VQGAN"):
+        vqgan_jax.load(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments):
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.jpg", "more/c.png")):
+        Image.fromarray(rng.integers(0, 256, (20 + number, 30, 3), np.uint8)).save(folder / name)
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_reconstruct_writes_a_sheet(run, tiny, folder, tmp_path):
+    code, out, error = run(
+        "reconstruct", *sorted(folder.glob("*.*")), "--model", tiny[1], "--out", tmp_path / "sheet.png"
+    )
+    assert code == 2 and "left out" in error and "broken.png" in error
+    assert [line.split()[1] for line in out.splitlines()] == ["dB", "dB"]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (8 * 34, 8 * 34)
+    code, _, error = run("reconstruct", folder / "a.png", "--model", tiny[1], "--out", tmp_path / "sheet.jpg")
+    assert code == 2 and "the sheet is a PNG" in error and "Traceback" not in error
+
+
+def test_encode_and_decode_a_folder(run, tiny, trained, folder, tmp_path):
+    code, out, error = run("encode", folder, "--model", tiny[1], "--out", tmp_path / "codes.npz")
+    assert code == 2 and "3 picture(s), 8 x 8 codes each" in out and "broken.png" in error
+    with np.load(tmp_path / "codes.npz") as file:
+        assert file["paths"].tolist() == ["a.png", "b.jpg", "more/c.png"]
+        np.testing.assert_array_equal(file["codes"][0], trained.encode([folder / "a.png"])[0])
+        content = dict(file)
+    code, out, _ = run("decode", tmp_path / "codes.npz", "--model", tiny[1], "--out", tmp_path / "out")
+    assert code == 0 and "wrote 3 picture(s)" in out
+    with Image.open(tmp_path / "out" / "more" / "c.png") as picture:
+        wanted = np.round(255 * trained.decode(content["codes"][2:]))[0]
+        np.testing.assert_array_equal(np.asarray(picture), wanted)
+    for changes, words in (
+        ({"fingerprint": "0123"}, "made by a model of fingerprint 0123"),
+        ({"paths": np.array(["../a", "b", "c"])}, "leads out of"),
+    ):
+        np.savez(tmp_path / "other.npz", **(content | changes))
+        code, _, error = run("decode", tmp_path / "other.npz", "--model", tiny[1], "--out", tmp_path / "out")
+        assert code == 2 and words in error
+    np.savez(tmp_path / "other.npz", codes=content["codes"])
+    code, _, error = run("decode", tmp_path / "other.npz", "--model", tiny[1], "--out", tmp_path / "out")
+    assert code == 2 and "holds no codes" in error
+
+
+def test_mistakes_on_the_command_line_are_one_line(run, tiny, folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for arguments, words in (
+        (("encode", tmp_path / "none", "--model", tiny[1], "--out", tmp_path / "x"), "no such folder"),
+        (("encode", tmp_path / "empty", "--model", tiny[1], "--out", tmp_path / "x"), "no pictures"),
+        (("encode", folder, "--model", tmp_path / "empty", "--out", tmp_path / "x"), "is no VQGAN"),
+        (("reconstruct", folder / "broken.png", "--model", tiny[1], "--out", tmp_path / "x.png"), "no picture can be"),
+    ):
+        code, _, error = run(*arguments)
+        assert code == 2 and words in error.splitlines()[-1] and "Traceback" not in error
+    code, out, _ = run("--help")
+    assert code == 0 and "vqgan-jax reconstruct" in out

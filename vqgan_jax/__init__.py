@@ -1,0 +1,27 @@
+"""VQGAN: images to tokens and back; trained by `train_jax`, used through a few verbs.
+
+    vq = vqgan_jax.load("runs/vqgan-shapes")
+    codes = vq.encode(images)        # int32 [n, h, w]
+    vq.decode(codes)                 # float32 [n, H, W, 3] in [0, 1]
+
+    prior = vqgan_jax.load_prior("runs/prior-digits")
+    prior.sample(16, labels=3)       # uint8 [16, H, W, 3]
+
+`vqgan_jax.task` and `vqgan_jax.prior.task` are what the trainer sees, `vqgan_jax.vqgan` and `vqgan_jax.prior.prior` what
+users hold.
+"""
+
+__all__ = ["LoadError", "Prior", "Vqgan", "load", "load_prior", "save", "save_diffusers", "save_taming"]
+
+
+def __getattr__(name: str):
+    # Late: `vqgan-jax --help` and a config that names `vqgan_jax.task` need neither JAX devices nor checkpoints.
+    if name in ("Prior", "load_prior"):
+        from vqgan_jax.prior import prior
+
+        return getattr(prior, {"load_prior": "load"}.get(name, name))
+    if name in __all__:
+        from vqgan_jax import vqgan
+
+        return getattr(vqgan, name)
+    raise AttributeError(f"module 'vqgan_jax' has no attribute {name!r}")

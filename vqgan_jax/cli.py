@@ -1,0 +1,273 @@
+"""`vqgan-jax`: train, reconstruct pictures, turn them into codes, draw new ones. Mistakes are one line and exit code 2."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+_EXAMPLES = {
+    "": """\
+examples:
+  vqgan-jax train --config=configs/vqgan/shapes.py --workdir=runs/vqgan-shapes
+  vqgan-jax reconstruct photo.jpg shape.png --model runs/vqgan-shapes --out sheet.png
+  vqgan-jax encode photos --model runs/vqgan-shapes --out codes.npz
+  vqgan-jax decode codes.npz --model runs/vqgan-shapes --out pictures
+  vqgan-jax sample --model runs/prior-digits --n 16 --class 3 --out grid.png
+
+vqgan-jax COMMAND --help tells more about each.""",
+    "train": """\
+The same as train-jax; vqgan-jax train --help lists its options.""",
+    "sample": """\
+examples:
+  vqgan-jax sample --model runs/prior-digits --n 16 --class 3 --out grid.png
+  vqgan-jax sample --model runs/prior-digits --n 4 --top-p 0.9 --guidance 2 --class 7 --seed 1 --out grid.png
+  vqgan-jax sample --model runs/prior --size 64x128 --stride 2 --out wide.png
+
+The model is a run of the second stage (task vqgan_jax.prior.task). Picture i of a seed is always the same.""",
+    "reconstruct": """\
+examples:
+  vqgan-jax reconstruct *.png --model runs/vqgan-shapes --out sheet.png
+
+The sheet shows the pictures above and their reconstructions below; PSNR of each is printed.""",
+    "encode": """\
+examples:
+  vqgan-jax encode photos --model runs/vqgan-shapes --out codes.npz
+
+Writes codes [n, h, w], paths relative to the folder, and the fingerprint of the model. Files that cannot be read are named
+and left out.""",
+    "decode": """\
+examples:
+  vqgan-jax decode codes.npz --model runs/vqgan-shapes --out pictures
+
+Writes a PNG for each row of codes. Codes of another model are refused.""",
+}
+_MODEL = "a run directory, a directory of diffusers' VQModel, or taming's .ckpt with its .yaml beside it"
+_BATCH = 32
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"]:
+        return _train(argv[1:])
+    arguments = _parser().parse_args(argv)
+    # Late, so that --help and wrong arguments are answered at once.
+    from train_jax.data.images import BrokenSample
+    from train_jax.errors import LoadError
+
+    try:
+        return arguments.run(arguments)
+    except (LoadError, BrokenSample, UserError) as error:
+        message = str(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except KeyboardInterrupt:
+        print("\nvqgan-jax: interrupted", file=sys.stderr)
+        return 130
+    print(f"vqgan-jax {arguments.command}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+class UserError(ValueError):
+    """Arguments that parse and cannot be."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "vqgan-jax", description="Images to tokens and back.", epilog=_EXAMPLES[""], formatter_class=raw
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    commands.add_parser("train", help="Train what a config says, as train-jax does.", epilog=_EXAMPLES["train"])
+
+    def add(name: str, text: str, run, model: str = _MODEL) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, epilog=_EXAMPLES[name], formatter_class=raw)
+        sub.set_defaults(run=run, command=name)
+        sub.add_argument("--model", required=True, metavar="MODEL", help=model)
+        return sub
+
+    reconstruct = add("reconstruct", "Show pictures beside their reconstructions.", _reconstruct)
+    reconstruct.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    reconstruct.add_argument("--out", required=True, metavar="FILE", help="the sheet to write, a .png")
+
+    encode = add("encode", "Turn the pictures of a folder into codes.", _encode)
+    encode.add_argument("folder", metavar="FOLDER", help="pictures, in nested folders too")
+    encode.add_argument("--out", required=True, metavar="FILE", help="the .npz to write")
+
+    decode = add("decode", "Turn codes into pictures.", _decode)
+    decode.add_argument("codes", metavar="CODES", help="an .npz that encode wrote")
+    decode.add_argument("--out", required=True, metavar="FOLDER", help="where the pictures go; made if missing")
+
+    sample = add("sample", "Draw new pictures, code by code.", _sample, "a run directory of the second stage")
+    sample.add_argument("--out", required=True, metavar="FILE", help="the grid to write, a .png")
+    sample.add_argument("--n", type=int, default=16, help="how many (default 16)")
+    sample.add_argument("--class", type=int, dest="label", metavar="LABEL", help="their class (default: none)")
+    sample.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    sample.add_argument("--temperature", type=float, default=1.0, help="divides the logits; 0: most likely codes")
+    sample.add_argument("--top-k", type=int, help="draw from the so many most likely codes")
+    sample.add_argument("--top-p", type=float, help="draw from the most likely codes that reach this probability")
+    sample.add_argument("--guidance", type=float, default=1.0, help="how far beyond the class to go (default 1: not)")
+    sample.add_argument("--size", metavar="HxW", help="in pixels; larger than trained on by a sliding window")
+    sample.add_argument("--stride", type=int, help="codes between two windows (default: half a window)")
+    sample.add_argument("--columns", type=int, default=8, help="of the grid (default 8)")
+    return parser
+
+
+def _train(argv: list[str]) -> int:
+    from train_jax.__main__ import cli
+
+    sys.argv = ["vqgan-jax train", *argv]
+    cli()
+    return 0
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from vqgan_jax.pictures import grid
+    from vqgan_jax.prior.prior import load
+
+    out = _png(arguments.out, "the grid")
+    if arguments.columns < 1:
+        raise UserError(f"--columns {arguments.columns}: at least 1")
+    size = None
+    if arguments.size:
+        sides = arguments.size.lower().split("x")
+        if len(sides) != 2 or not all(side.isdigit() for side in sides):
+            raise UserError(f"--size {arguments.size}: write height and width in pixels, such as 64x128")
+        size = (int(sides[0]), int(sides[1]))
+    prior = load(arguments.model)
+    options = {key: getattr(arguments, key) for key in ("seed", "temperature", "top_k", "top_p", "guidance", "stride")}
+    try:
+        pictures = prior.sample(arguments.n, arguments.label, size=size, progress=True, **options)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    columns = arguments.columns
+    rows = [list(pictures[i : i + columns]) for i in range(0, len(pictures), columns)]
+    _enlarged(Image.fromarray(grid(rows)), prior.size).save(out)
+    print(f"wrote {out}", file=sys.stderr)
+    return 0
+
+
+def _png(path: str, what: str) -> Path:
+    if Path(path).suffix.lower() != ".png":
+        raise UserError(f"--out {path}: {what} is a PNG; name it so")
+    return Path(path)
+
+
+def _enlarged(sheet, size: int):
+    """A sheet of pictures of `size` pixels, for people to see."""
+    from PIL import Image
+
+    times = max(1, 128 // size)
+    return sheet.resize((sheet.width * times, sheet.height * times), Image.Resampling.NEAREST)
+
+
+def _read(vq, paths: list[Path]) -> tuple[list[Path], list]:
+    """The pictures that can be read, as the model sees them; the others are named on standard error."""
+    from train_jax.data.images import BrokenSample
+
+    good, pictures = [], []
+    for path in paths:
+        try:
+            pictures.append(vq.pixels([path])[0])
+            good.append(path)
+        except (BrokenSample, OSError) as error:
+            print(f"left out {path}: {error}", file=sys.stderr)
+    return good, pictures
+
+
+def _reconstruct(arguments: argparse.Namespace) -> int:
+    import numpy as np
+    from PIL import Image
+
+    from vqgan_jax.pictures import grid
+    from vqgan_jax.vqgan import load
+
+    out = _png(arguments.out, "the sheet")
+    vq = load(arguments.model)
+    paths, pictures = _read(vq, [Path(image) for image in arguments.images])
+    if not pictures:
+        raise UserError("no picture can be read")
+    found = vq.reconstruct(np.stack(pictures))
+    error = np.mean((found - np.stack(pictures) / 255) ** 2, axis=(1, 2, 3))
+    for path, mse in zip(paths, error, strict=True):
+        print(f"{-10 * np.log10(max(mse, 1e-10)):6.2f} dB  {path}")
+    columns = 8
+    rows = []
+    shown = np.round(255 * found).astype(np.uint8)
+    for start in range(0, len(pictures), columns):
+        rows += [pictures[start : start + columns], list(shown[start : start + columns])]
+    _enlarged(Image.fromarray(grid(rows)), vq.size).save(out)
+    print(f"wrote {out}", file=sys.stderr)
+    return 0 if len(paths) == len(arguments.images) else 2
+
+
+def _encode(arguments: argparse.Namespace) -> int:
+    import numpy as np
+    from tqdm import tqdm
+
+    from train_jax.data.sources import IMAGE_SUFFIXES
+    from vqgan_jax.vqgan import load
+
+    folder = Path(arguments.folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not files:
+        raise UserError(f"{folder}: no pictures ({' '.join(IMAGE_SUFFIXES)}) in it")
+    vq = load(arguments.model)
+    paths, codes = [], []
+    with tqdm(total=len(files), unit="image", desc="encode") as bar:
+        for start in range(0, len(files), _BATCH):
+            chunk = files[start : start + _BATCH]
+            good, pictures = _read(vq, chunk)
+            if good:
+                codes.append(vq.encode(np.stack(pictures), _BATCH))
+                paths += [str(path.relative_to(folder)) for path in good]
+            bar.update(len(chunk))
+    if not paths:
+        raise UserError(f"{folder}: no picture can be read")
+    # Through an open file, so that NumPy adds no suffix of its own.
+    with open(arguments.out, "wb") as file:
+        np.savez_compressed(file, codes=np.concatenate(codes), paths=np.asarray(paths), fingerprint=vq.fingerprint)
+    print(f"wrote {arguments.out}: {len(paths):,} picture(s), {codes[0].shape[1]} x {codes[0].shape[2]} codes each")
+    return 0 if len(paths) == len(files) else 2
+
+
+def _decode(arguments: argparse.Namespace) -> int:
+    import numpy as np
+    from PIL import Image
+
+    from vqgan_jax.vqgan import load
+
+    try:
+        with np.load(arguments.codes, allow_pickle=False) as file:
+            codes, paths, fingerprint = file["codes"], file["paths"], str(file["fingerprint"])
+    except (ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{arguments.codes} holds no codes of vqgan-jax encode ({error})") from error
+    vq = load(arguments.model)
+    if fingerprint != vq.fingerprint:
+        raise UserError(
+            f"{arguments.codes} was made by a model of fingerprint {fingerprint[:16]}; {vq.name} has {vq.fingerprint[:16]}"
+        )
+    out = Path(arguments.out)
+    for start in range(0, len(codes), _BATCH):
+        pictures = np.round(255 * vq.decode(codes[start : start + _BATCH])).astype(np.uint8)
+        for path, picture in zip(paths[start : start + _BATCH], pictures, strict=True):
+            # Names come from a file: they may not lead out of the folder.
+            target = (out / str(path)).with_suffix(".png")
+            if not target.resolve().is_relative_to(out.resolve()):
+                raise UserError(f"{arguments.codes}: the path {path} leads out of {out}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(target)
+    print(f"wrote {len(codes):,} picture(s) to {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

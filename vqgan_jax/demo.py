@@ -1,0 +1,96 @@
+"""Trains a small VQGAN on rendered scenes, shows pictures beside their reconstructions, says how good they are.
+
+    python -m vqgan_jax.demo --workdir runs/demo
+
+Leaves in the working directory: `vqgan/` (the run), `reconstructions.png`, and its part of `index.html`. A second call takes
+up what an earlier one has done.
+"""
+
+import argparse
+import logging
+import runpy
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+import train_jax
+from train_jax import page
+from train_jax.data import images, sources
+from train_jax.data.sources import DataError
+from train_jax.errors import ConfigError
+from vqgan_jax.pictures import grid
+from vqgan_jax.vqgan import LoadError, Vqgan, load
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "vqgan" / "demo.py"
+SHOWN = {"test": 16, "novel": 8}  # pictures of each split in the sheet
+COLUMNS = 12
+ENLARGED = 3
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m vqgan_jax.demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", default="runs/demo", help="where everything goes (default runs/demo)")
+    parser.add_argument("--config", default=CONFIG, help="what to train (default configs/vqgan/demo.py)")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        run(runpy.run_path(str(arguments.config))["get_config"](), Path(arguments.workdir))
+    except (ConfigError, DataError, LoadError, FloatingPointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
+    """Trains what `config` says and makes the pictures; returns the graded results."""
+    begun = time.monotonic()
+    workdir.mkdir(parents=True, exist_ok=True)
+    results = graded(train_jax.run(config, workdir / "vqgan"))
+    vq = load(workdir / "vqgan")
+    data = config.data
+    pictures = []
+    for split, count in SHOWN.items():
+        source = sources.open_source(data.source, split, data_dir=data.get("data_dir") or None)
+        pictures += [images.decode(source[number]["image"]) for number in range(min(count, len(source)))]
+    sheet = workdir / "reconstructions.png"
+    draw(vq, pictures).save(sheet)
+    table = "\n".join(f"{name:18} {value:8.3f}" for name, value in results.items())
+    side = vq.size // vq.factor
+    text = f"pixels {vq.size} x {vq.size} -> {side} x {side} codes out of {vq.codes}\n{table}"
+    parts = [page.heading("VQGAN on shapes", 1), page.block(text)]
+    parts += [page.heading("Pictures it never saw, and below each what it made of its codes", 2), page.image(sheet)]
+    shown = page.add_part(workdir, "2-vqgan", "\n".join(parts))
+    print(f"\n{text}\n\npicture: {sheet}; page: {shown}")
+    print(
+        f"try:     vqgan-jax reconstruct {workdir / 'images'}/*-0000?.png --model {workdir / 'vqgan'} --out sheet.png"
+    )
+    print(f"took {(time.monotonic() - begun) / 60:.1f} minutes")
+    return results
+
+
+def graded(history: Sequence[Mapping]) -> dict[str, float]:
+    """What the run's evaluators found last, by name."""
+    found = {}
+    for row in history:
+        found |= {name: row[name] for name in ("test/psnr", "test/ssim", "test/usage", "oracle/same") if name in row}
+    return found
+
+
+def draw(vq: Vqgan, pictures: Sequence) -> Image.Image:
+    """Rows of pictures, each above its reconstruction, enlarged for people."""
+    seen = vq.pixels(pictures)
+    found = np.round(255 * vq.reconstruct(seen)).astype(np.uint8)
+    rows = []
+    for start in range(0, len(seen), COLUMNS):
+        rows += [list(seen[start : start + COLUMNS]), list(found[start : start + COLUMNS])]
+    sheet = Image.fromarray(grid(rows))
+    return sheet.resize((sheet.width * ENLARGED, sheet.height * ENLARGED), Image.Resampling.NEAREST)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

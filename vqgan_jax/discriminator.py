@@ -1,0 +1,69 @@
+"""PatchGAN's discriminator (arXiv 1611.07004, section 3.2.2): a logit for each patch of a picture, real or not."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from nn_jax.layers import conv, named
+from train_jax.errors import ConfigError
+
+NORMS = ("group", "batch")
+
+
+class Discriminator(nn.Module):
+    """Pixels in [-1, 1] -> logits of overlapping patches.
+
+    Attributes:
+      channels: of the first convolution; doubled by each of `layers`, up to eight times.
+      layers: convolutions of stride 2.
+      norm: "group" sees each picture alone and shards freely; "batch" is taming's, over the whole global batch. Its running
+        statistics are the collection `batch_stats`.
+    """
+
+    channels: int
+    layers: int
+    norm: str
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w 3"], train: bool = True) -> Float[Array, "b h2 w2"]:
+        def convolve(features: int, stride: int, number: int, bias: bool, x):
+            axes = ("channels_in", "norm" if features == 1 else "channels_out")
+            options = {"axes": axes, "std": 0.02, "dtype": self.dtype, "bias": bias, "padding": 1}
+            return conv(features, 4, stride, name=f"conv{number}", **options)(x)
+
+        x = nn.leaky_relu(convolve(self.channels, 2, 0, True, x.astype(self.dtype)), 0.2)
+        for number in range(1, self.layers + 1):
+            features = self.channels * min(2**number, 8)
+            stride = 2 if number < self.layers else 1
+            x = convolve(features, stride, number, self.norm == "group", x)
+            x = nn.leaky_relu(self._normed(x, f"norm{number}", train), 0.2)
+        return convolve(1, 1, self.layers + 1, True, x)[..., 0].astype(jnp.float32)
+
+    def _normed(self, x, name: str, train: bool):
+        # Scales start at N(1, 0.02), as the weights' initialiser of pix2pix has it.
+        scale = named(lambda key, shape, dtype=jnp.float32: 1 + nn.initializers.normal(0.02)(key, shape, dtype), "norm")
+        bias = named(nn.initializers.zeros_init(), "norm")
+        options = {"scale_init": scale, "bias_init": bias, "dtype": self.dtype, "name": name, "epsilon": 1e-5}
+        if self.norm == "batch":
+            return nn.BatchNorm(not train, momentum=0.9, use_fast_variance=False, **options)(x)
+        return nn.GroupNorm(min(32, x.shape[-1] // 2), use_fast_variance=False, **options)(x)
+
+
+def defaults() -> ConfigDict:
+    """Options of the discriminator."""
+    return ConfigDict({"channels": 64, "layers": 3, "norm": "group", "dtype": "float32"})
+
+
+def build(options: ConfigDict, dtypes) -> Discriminator:
+    """The module of resolved options. Raises ConfigError for options it does not have."""
+    for key, allowed in (("norm", NORMS), ("dtype", tuple(dtypes))):
+        if options[key] not in allowed:
+            raise ConfigError(f"config.discriminator.{key} = {options[key]!r}; it must be one of {', '.join(allowed)}")
+    if options.channels < 2 or options.layers < 1:
+        raise ConfigError(
+            f"config.discriminator: channels = {options.channels} must be at least 2, layers = {options.layers} at least 1"
+        )
+    return Discriminator(options.channels, options.layers, options.norm, dtypes[options.dtype])

@@ -1,0 +1,154 @@
+"""How good a VQGAN's reconstructions are: PSNR, SSIM, perceptual distance, use of the codebook, and what they show."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from train_jax.data.images import Preprocess, normalize
+from train_jax.data.sources import DataError, Source
+from vqgan_jax.features import open_features
+from vqgan_jax.pictures import grid
+
+_WINDOW, _SIGMA = 11, 1.5  # of SSIM
+
+
+def defaults() -> ConfigDict:
+    """Evaluator type -> its options."""
+    c = ConfigDict()
+    # source "": that of the training data. most: the first so many pictures; 0: all. shown: pictures in the samples.
+    c.reconstruction = ConfigDict({"source": "", "split": "test", "batch_size": 64, "most": 0, "shown": 8})
+    # Reads pictures and their reconstructions by the source's own reader, such as the shapes' oracle.
+    c.reading = ConfigDict({"source": "", "split": "test", "batch_size": 64, "most": 500})
+    # How far reconstructions are from the originals as a collection. features: a CLIP, or inception:FILE; see
+    # vqgan_jax.features.
+    c.distribution = ConfigDict({"source": "", "split": "test", "batch_size": 64, "most": 0, "features": ""})
+    return c
+
+
+def psnr(found: Float[Array, "b h w 3"], wanted: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
+    """Peak signal-to-noise ratio of pictures in [0, 1], in dB; at most 100."""
+    mse = jnp.mean((found - wanted) ** 2, axis=(1, 2, 3))
+    return -10 * jnp.log10(jnp.maximum(mse, 1e-10))
+
+
+def ssim(found: Float[Array, "b h w 3"], wanted: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
+    """Structural similarity of pictures in [0, 1] (Wang et al. 2004, equation 13), Gaussian window, mean over channels.
+
+    Raises ValueError for pictures smaller than the window.
+    """
+    if min(found.shape[1:3]) < _WINDOW:
+        raise ValueError(f"SSIM needs pictures of at least {_WINDOW} x {_WINDOW} pixels, not {found.shape[1:3]}")
+    offsets = np.arange(_WINDOW) - _WINDOW // 2
+    bell = np.exp(-(offsets**2) / (2 * _SIGMA**2))
+    bell = jnp.asarray(bell / bell.sum(), jnp.float32)
+
+    def blur(x):
+        b, h, w, c = x.shape
+        x = x.transpose(0, 3, 1, 2).reshape(b * c, 1, h, w)
+        for kernel in (bell[None, None, :, None], bell[None, None, None, :]):
+            x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", precision=jax.lax.Precision.HIGHEST)
+        return x.reshape(b, c, *x.shape[2:])
+
+    a, b = blur(found), blur(wanted)
+    aa, bb, ab = blur(found**2) - a**2, blur(wanted**2) - b**2, blur(found * wanted) - a * b
+    c1, c2 = 0.01**2, 0.03**2
+    values = (2 * a * b + c1) * (2 * ab + c2) / ((a**2 + b**2 + c1) * (aa + bb + c2))
+    return jnp.mean(values, axis=(1, 2, 3))
+
+
+def factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[str, Callable]:
+    """Evaluator type -> `(options, context) -> evaluator`, for `train_jax.task.Task`.
+
+    Args:
+      distance: the task's perceptual distance (`vqgan_jax.perceptual.Distance`), or None.
+    """
+
+    def example(record, rng):
+        return {"image": preprocess(record["image"])}
+
+    def reconstruct(params, extra, batch):
+        variables = {"params": params["generator"], **extra["generator"]}
+        x = normalize(batch["image"], preprocess.mean, preprocess.std)
+        codes = module.apply(variables, x, method="encode")
+        found = jnp.clip(module.apply(variables, codes, method="decode"), -1, 1)
+        a, b = (found + 1) / 2, (x + 1) / 2
+        values = {"psnr": psnr(a, b), "ssim": ssim(a, b), "l1": jnp.mean(jnp.abs(a - b), axis=(1, 2, 3))}
+        if distance is not None:
+            one = jax.vmap(lambda f, w: distance.function(extra["perceptual"], f[None], w[None]))
+            values["perceptual"] = one(found, x)
+        return values, codes, jnp.round(255 * a).astype(jnp.uint8)
+
+    def reconstruction(options: ConfigDict, context):
+        records = _First(context.source(options.source, options.split), options.most)
+
+        def evaluate(params, extra):
+            program = context.jit(reconstruct)
+            sums, counts, shown = {}, np.zeros(module.quantizer.size), []
+            for batch, real in context.batches(records, example, options.batch_size):
+                values, codes, pictures = jax.device_get(program(params, extra, batch))
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + float(np.sum(value[:real], dtype=np.float64))
+                counts += np.bincount(codes[:real].ravel(), minlength=len(counts))
+                if len(shown) < options.shown:
+                    originals = jax.device_get(context.whole(batch["image"]))
+                    shown += list(zip(originals[:real], pictures[:real], strict=True))
+            p = counts[counts > 0] / counts.sum()
+            metrics = {name: value / len(records) for name, value in sums.items()}
+            metrics |= {"usage": float(np.mean(counts > 0)), "perplexity": float(np.exp(-np.sum(p * np.log(p))))}
+            metrics["images"] = len(records)
+            pairs = shown[: options.shown]
+            sheet = grid([[a for a, _ in pairs], [b for _, b in pairs]]) if pairs else None
+            return metrics, {} if sheet is None else {"reconstructions": sheet}
+
+        return evaluate
+
+    def reading(options: ConfigDict, context):
+        source = context.source(options.source, options.split)
+        if source.read is None:
+            raise DataError(f"{source.name} cannot be read by a program: the evaluator 'reading' needs one that can")
+        records = _First(source, options.most)
+
+        def evaluate(params, extra):
+            program = context.jit(reconstruct)
+            same = []
+            for batch, real in context.batches(records, example, options.batch_size):
+                pictures = jax.device_get(program(params, extra, batch)[2])[:real]
+                originals = jax.device_get(context.whole(batch["image"]))[:real]
+                same += [source.read(a) == source.read(b) for a, b in zip(originals, pictures, strict=True)]
+            return {"same": float(np.mean(same)), "images": len(same)}, {}
+
+        return evaluate
+
+    def distribution(options: ConfigDict, context):
+        features = open_features(options.features)
+        records = _First(context.source(options.source, options.split), options.most)
+
+        def evaluate(params, extra):
+            program = context.jit(reconstruct)
+            originals, found = [], []
+            for batch, real in context.batches(records, example, options.batch_size):
+                originals.append(jax.device_get(context.whole(batch["image"]))[:real])
+                found.append(jax.device_get(program(params, extra, batch)[2])[:real])
+            return features.compare(features.of(found), features.of(originals)) | {"images": len(records)}, {}
+
+        return evaluate
+
+    return {"reconstruction": reconstruction, "reading": reading, "distribution": distribution}
+
+
+class _First(Sequence):
+    """The first `most` records of a source; 0: all."""
+
+    def __init__(self, source: Source, most: int):
+        self._source, self._count = source, min(most or len(source), len(source))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int):
+        return self._source[index]

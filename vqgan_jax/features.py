@@ -1,0 +1,66 @@
+"""Features by which collections of images are compared: those of a CLIP, or of FID's Inception."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+
+import clip_jax
+from train_jax.errors import ConfigError, LoadError
+from vqgan_jax import inception
+from vqgan_jax.distribution import cmmd, frechet_distance
+
+_INCEPTION = "inception:"
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What an image is described by.
+
+    Attributes:
+      name: of the network; figures of different ones do not compare.
+      describe: uint8 [n, H, W, 3] -> float32 [n, d].
+      unit: whether features have unit norm, as CMMD wants them.
+    """
+
+    name: str
+    describe: Callable[[np.ndarray], Float32[np.ndarray, "n d"]]
+    unit: bool
+
+    def compare(self, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+        """Distances of two collections of features, with the network's name in theirs."""
+        found = {f"frechet/{self.name}": frechet_distance(a, b)}
+        return found | ({f"cmmd/{self.name}": cmmd(a, b)} if self.unit else {})
+
+    def of(self, batches: Iterable[np.ndarray]) -> Float32[np.ndarray, "n d"]:
+        """Features of all images of some batches."""
+        return np.concatenate([self.describe(batch) for batch in batches])
+
+
+def open_features(spec: str) -> Features:
+    """The network that `spec` names: whatever `clip_jax.load` opens, or `inception:FILE` (see `vqgan_jax.inception`).
+
+    Raises ConfigError if it is empty or cannot be opened.
+    """
+    if not spec:
+        raise ConfigError(
+            "features = '' names no network: give a CLIP (anything that clip_jax.load opens), or inception:FILE with the "
+            "weights pt_inception-2015-12-05-6726825d.pth"
+        )
+    try:
+        if spec.startswith(_INCEPTION):
+            return _inception(Path(spec.removeprefix(_INCEPTION)))
+        clip = clip_jax.load(spec)
+    except (LoadError, OSError) as error:
+        raise ConfigError(f"features = {spec!r}: {error}") from error
+    return Features(f"clip-{clip.fingerprint[:8]}", lambda images: clip.encode_image(list(images)), unit=True)
+
+
+def _inception(path: Path) -> Features:
+    weights = jax.device_put(inception.load(path))
+    program = jax.jit(lambda w, x: inception.features(w, x.astype(jnp.float32) / 255))
+    return Features("inception", lambda images: np.asarray(program(weights, images)), unit=False)

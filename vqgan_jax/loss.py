@@ -1,0 +1,79 @@
+"""The losses of a VQGAN, and how its generator gets one gradient from two of them.
+
+taming-transformers runs the generator's forward twice, and its backward three times a step, to balance reconstruction
+against the discriminator (arXiv 2012.09841, equation 7). Both losses are functions of the reconstruction alone, so here
+their gradients are taken there, balanced at the last layer by two small backward passes through it, and sent back once.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+ADVERSARIAL = ("hinge", "vanilla", "non_saturating")
+PIXELS = ("l1", "l2")
+MAX_WEIGHT = 1e4  # taming's bound of the adaptive weight
+_LECAM_DECAY = 0.99
+
+
+def pixel_loss(kind: str, found: Float[Array, "b h w 3"], wanted: Float[Array, "b h w 3"]) -> Float[Array, ""]:
+    """Mean absolute ("l1") or squared ("l2") difference of pixels in [-1, 1]."""
+    difference = found - wanted
+    return jnp.mean(jnp.abs(difference) if kind == "l1" else difference**2)
+
+
+def generator_loss(kind: str, fake: Float[Array, "..."]) -> Float[Array, ""]:
+    """What the generator minimises, of the logits of its pictures.
+
+    hinge (arXiv 1705.02894) and vanilla, as in taming: -mean; non_saturating (arXiv 1406.2661): -log sigmoid.
+    """
+    return jnp.mean(jax.nn.softplus(-fake)) if kind == "non_saturating" else -jnp.mean(fake)
+
+
+def discriminator_loss(kind: str, real: Float[Array, "..."], fake: Float[Array, "..."]) -> Float[Array, ""]:
+    """What the discriminator minimises: hinge, or (vanilla, non_saturating) cross-entropy, halved as in taming."""
+    if kind == "hinge":
+        return 0.5 * (jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake)))
+    return 0.5 * (jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake)))
+
+
+def lecam(state: dict[str, Array], real: Float[Array, "..."], fake: Float[Array, "..."]) -> Float[Array, ""]:
+    """Regulariser that keeps logits near moving means of the other side's (arXiv 2104.03310, equation 3)."""
+    return jnp.mean(jax.nn.relu(real - state["fake"]) ** 2) + jnp.mean(jax.nn.relu(state["real"] - fake) ** 2)
+
+
+def lecam_state(state: dict[str, Array], real: Float[Array, "..."], fake: Float[Array, "..."]) -> dict[str, Array]:
+    """The moving means after a batch."""
+    means = jax.lax.stop_gradient({"real": jnp.mean(real), "fake": jnp.mean(fake)})
+    return {name: state[name] + (1 - _LECAM_DECAY) * (means[name] - state[name]) for name in means}
+
+
+def gradient_penalty(judge: Callable, images: Float[Array, "b h w 3"]) -> Float[Array, ""]:
+    """R1: half the mean squared norm of the gradient of a picture's summed logits (arXiv 1801.04406, equation 9)."""
+    slopes = jax.grad(lambda x: jnp.sum(judge(x)))(images)
+    return 0.5 * jnp.mean(jnp.sum(slopes**2, axis=(1, 2, 3)))
+
+
+def adaptive_weight(
+    last: Callable,
+    kernel: Float[Array, "..."],
+    reconstruction: Float[Array, "b h w 3"],
+    adversarial: Float[Array, "b h w 3"],
+) -> Float[Array, ""]:
+    """By how much the adversarial gradient is scaled to weigh as much as that of reconstruction (2012.09841, equation 7).
+
+    Args:
+      last: kernel -> pictures, the last layer on fixed features.
+      reconstruction, adversarial: gradients of the two losses with respect to the pictures.
+
+    Both norms are taken at the kernel, in float32; the weight is at most MAX_WEIGHT.
+    """
+    _, pull = jax.vjp(last, kernel)
+    norms = [jnp.sqrt(jnp.sum(pull(g)[0].astype(jnp.float32) ** 2)) for g in (reconstruction, adversarial)]
+    return jnp.clip(norms[0] / (norms[1] + 1e-4), 0.0, MAX_WEIGHT)
+
+
+def ramp(step, start: int, alone: int, rise: int):
+    """Share of the adversarial weight at an update: 0 until `alone` updates after `start`, then rising to 1 in `rise`."""
+    return jnp.clip((step - start - alone) / max(rise, 1) + (1 / max(rise, 1)), 0.0, 1.0)

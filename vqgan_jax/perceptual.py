@@ -1,0 +1,159 @@
+"""Distances in the features of a frozen network: LPIPS on VGG16, or a CLIP of ours.
+
+    distance = open_distance(options)            reads the weights, or None for "none"
+    value = distance(weights, found, wanted)     pixels in [-1, 1] -> scalar
+
+The weights are part of the training state (`extra["perceptual"]`), so that a run directory resumes without their file.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from clip_jax import pretrained
+from nn_jax.transformer import Block
+from train_jax.errors import ConfigError, LoadError
+from train_jax.weights.tensors import open_tensors
+
+TYPES = ("none", "lpips", "clip")
+# VGG16's convolutions, by their place in torchvision's `features`; a pooling before each slice but the first.
+_SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+_SHIFT = np.asarray([-0.030, -0.088, -0.188], np.float32)  # LPIPS's scaling layer, for pixels in [-1, 1]
+_SCALE = np.asarray([0.458, 0.448, 0.450], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distance:
+    """A perceptual distance: its weights as NumPy arrays, and the function `(weights, found, wanted) -> scalar`."""
+
+    weights: Any
+    function: Callable
+
+
+def open_distance(options: ConfigDict) -> Distance | None:
+    """The distance that resolved options name.
+
+    Raises ConfigError if it needs a file and none is named, or the file holds no such weights.
+    """
+    if options.type not in TYPES:
+        raise ConfigError(f"config.perceptual.type = {options.type!r}; it must be one of {', '.join(TYPES)}")
+    if options.type == "none":
+        return None
+    if not options.path:
+        what = "weights of LPIPS (a .safetensors, .pt or .npz file, or a taming checkpoint)"
+        what = what if options.type == "lpips" else "a CLIP, anything that clip_jax.load opens"
+        raise ConfigError(f"config.perceptual.type = {options.type!r} needs config.perceptual.path: {what}")
+    try:
+        return _lpips(options.path) if options.type == "lpips" else _clip(options.path)
+    except LoadError as error:
+        raise ConfigError(f"config.perceptual.path: {error}") from error
+
+
+def defaults() -> ConfigDict:
+    """Options of the perceptual loss."""
+    return ConfigDict({"type": "none", "path": "", "weight": 1.0})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# LPIPS
+
+
+def _lpips(path: str) -> Distance:
+    """Weights from taming's checkpoint (`loss.perceptual_loss.*`), or files of LPIPS's or torchvision's own names."""
+    found = open_tensors(Path(path))
+    for prefix in ("state_dict.loss.perceptual_loss.", "loss.perceptual_loss.", "perceptual_loss.", ""):
+        if f"{prefix}lin0.model.1.weight" in found:
+            break
+    else:
+        raise LoadError(f"{path} holds no LPIPS: no lin0.model.1.weight among its {len(found)} tensors")
+    weights = {"vgg": {}, "lin": []}
+    missing = []
+    for number, slices in enumerate(_SLICES):
+        for place in slices:
+            names = {kind: f"{prefix}net.slice{number + 1}.{place}.{kind}" for kind in ("weight", "bias")}
+            missing += [name for name in names.values() if name not in found]
+            if not missing:
+                kernel = np.asarray(found[names["weight"]], np.float32).transpose(2, 3, 1, 0)
+                weights["vgg"][str(place)] = {"kernel": kernel, "bias": np.asarray(found[names["bias"]], np.float32)}
+        name = f"{prefix}lin{number}.model.1.weight"
+        missing += [name] if name not in found else []
+        if not missing:
+            weights["lin"].append(np.asarray(found[name], np.float32).reshape(-1))
+    if missing:
+        raise LoadError(f"{path} lacks tensors of LPIPS: {', '.join(missing[:6])}")
+    weights["lin"] = {str(number): value for number, value in enumerate(weights["lin"])}
+    return Distance(weights, lpips)
+
+
+def lpips(weights, found: Float[Array, "b h w 3"], wanted: Float[Array, "b h w 3"]) -> Float[Array, ""]:
+    """LPIPS (arXiv 1801.03924, equation 1): mean over the batch; pixels in [-1, 1], at least 16 wide and high."""
+    total = 0.0
+    for number, (a, b) in enumerate(zip(_vgg(weights, found), _vgg(weights, wanted), strict=True)):
+        difference = (_unit(a) - _unit(b)) ** 2
+        total += jnp.mean(difference @ weights["lin"][str(number)])
+    return total
+
+
+def _unit(x):
+    # The epsilon inside the root: a zero vector has a finite gradient.
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-10)
+
+
+def _vgg(weights, x) -> list:
+    x = (x - _SHIFT[None, None, None]) / _SCALE[None, None, None]
+    found = []
+    for number, slices in enumerate(_SLICES):
+        if number:
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        for place in slices:
+            layer = weights["vgg"][str(place)]
+            x = jax.lax.conv_general_dilated(
+                x, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            x = jax.nn.relu(x + layer["bias"][None, None, None])
+        found.append(x)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# CLIP
+
+
+def _clip(path: str) -> Distance:
+    """Mean squared difference of unit features after the first third and the second third of a ViT's blocks."""
+    found = pretrained.open_checkpoint(path)
+    module = found.module(scan=False)
+    if not hasattr(module.vision, "blocks"):
+        raise LoadError(f"{path}: a CLIP with a ResNet has no blocks of tokens; name one with a ViT")
+    variables, _ = found.variables(module)
+    depth, size = module.vision.blocks["depth"], module.vision.size
+    chosen = sorted({max(1, round(depth / 3)), max(1, round(2 * depth / 3))})
+    mean, std = (np.asarray(v, np.float32)[None, None, None] for v in (found.preprocess.mean, found.preprocess.std))
+
+    def features(weights, x):
+        x = ((x + 1) / 2 - mean) / std
+        if x.shape[1:3] != (size, size):
+            x = jax.image.resize(x, (x.shape[0], size, size, 3), "bicubic")
+        _, state = module.apply(
+            weights,
+            x,
+            method="encode_image",
+            capture_intermediates=lambda part, _: isinstance(part, Block),
+            mutable=["intermediates"],
+        )
+        blocks = state["intermediates"]["vision"]["transformer"]
+        return [_unit(blocks[f"block_{number - 1}"]["__call__"][0][0].astype(jnp.float32)) for number in chosen]
+
+    def distance(weights, found, wanted):
+        pairs = zip(features(weights, found), features(weights, wanted), strict=True)
+        return sum(jnp.mean(jnp.sum((a - b) ** 2, axis=-1)) for a, b in pairs) / len(chosen)
+
+    params = {name: value for name, value in variables["params"].items() if name != "text"}
+    return Distance({"params": params}, distance)

@@ -1,0 +1,86 @@
+"""dalle-mini's VQGAN: a directory of `config.json` and `flax_model.msgpack`, as its Flax implementation saves it.
+
+It sees and gives pixels in [0, 1], and each residual block is followed by all of its level's attention blocks.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from flax.serialization import msgpack_restore
+from flax.traverse_util import flatten_dict
+
+from train_jax.errors import LoadError
+from train_jax.weights.layout import Entry, nested, take
+from vqgan_jax.pretrained import taming
+from vqgan_jax.pretrained.checkpoint import Checkpoint
+
+WEIGHTS = "flax_model.msgpack"
+_FIXED = {"double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": True, "give_pre_end": False}
+
+
+def open_directory(path: Path) -> Checkpoint | None:
+    """The model in a folder; None if it holds no such files."""
+    if not ((path / "config.json").is_file() and (path / WEIGHTS).is_file()):
+        return None
+    try:
+        config = json.loads((path / "config.json").read_text("utf-8"))
+    except ValueError as error:
+        raise LoadError(f"{path / 'config.json'} is not JSON: {error}") from error
+    model = options(config, path)
+
+    def read() -> tuple[dict, str]:
+        try:
+            found = msgpack_restore((path / WEIGHTS).read_bytes())
+            tensors = {".".join(name): np.asarray(x) for name, x in flatten_dict(found).items()}
+        except Exception as error:  # msgpack's own errors have no common class
+            raise LoadError(f"{path / WEIGHTS} cannot be read: {type(error).__name__}: {error}") from error
+        return {"params": nested(take(tensors, entries(model), str(path)), False)}, str(path)
+
+    return Checkpoint(name=str(path), kind="dalle-mini", model=model, read=read)
+
+
+def options(config: Mapping, where: Path) -> dict:
+    """Our options out of its configuration."""
+    if "ch_mult" not in config:
+        raise LoadError(
+            f"{where}: its config.json describes no VQGAN of dalle-mini (no ch_mult; model_type "
+            f"{config.get('model_type', '?')!r}). dalle-mini's encoder-decoder for text is another architecture"
+        )
+    for key, value in _FIXED.items():
+        if config.get(key, value) != value:
+            raise LoadError(f"{where}: {key} = {config[key]}; only {value} is built here")
+    return {
+        "channels": config["ch"],
+        "multipliers": tuple(config["ch_mult"]),
+        "blocks": config["num_res_blocks"],
+        "resolution": config["resolution"],
+        "attention": tuple(config["attn_resolutions"]),
+        "attention_order": "all",
+        "z_channels": config["z_channels"],
+        "dropout": float(config.get("dropout", 0.0)),
+        "pixels": "unit",
+        "quantizer": {"type": "nearest", "size": config["n_embed"], "dim": config["embed_dim"]},
+    }
+
+
+def entries(model: Mapping) -> list[Entry]:
+    """The table of names: taming's, as Flax numbers them; arrays are laid out as ours."""
+    return [Entry(entry.ours, (_flax_name(entry),)) for entry in taming.entries(model)]
+
+
+def _flax_name(entry: Entry) -> str:
+    (theirs,) = entry.theirs
+    module, _ = theirs.rsplit(".", 1)
+    leaf = entry.ours.rsplit("/", 1)[1]
+    if theirs == "quantize.embedding.weight":
+        return "quantize.embedding.embedding"
+    parts, words = module.split("."), []
+    for part in parts:
+        # down.0.block.1 -> down_0.block_1
+        if part.isdigit():
+            words[-1] += f"_{part}"
+        else:
+            words.append(part)
+    return ".".join([*words, leaf])

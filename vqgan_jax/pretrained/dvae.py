@@ -1,0 +1,92 @@
+"""OpenAI's discrete autoencoder: a directory of `encoder.pkl` and `decoder.pkl`, whole pickled modules.
+
+The pickles are read by an unpickler that knows the few classes they are made of and makes bags of attributes of them; any
+other name is refused before anything runs.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from train_jax.errors import LoadError
+from train_jax.weights.layout import Entry, nested, take
+from train_jax.weights.tensors import Tensor, open_tensors
+from vqgan_jax.pretrained.checkpoint import Checkpoint
+
+_CLASSES = frozenset(
+    {
+        ("__builtin__", "set"),
+        ("builtins", "set"),
+        ("dall_e.encoder", "Encoder"),
+        ("dall_e.encoder", "EncoderBlock"),
+        ("dall_e.decoder", "Decoder"),
+        ("dall_e.decoder", "DecoderBlock"),
+        ("dall_e.utils", "Conv2d"),
+        ("torch", "device"),
+        ("torch.nn.modules.activation", "ReLU"),
+        ("torch.nn.modules.container", "Sequential"),
+        ("torch.nn.modules.linear", "Identity"),
+        ("torch.nn.modules.pooling", "MaxPool2d"),
+        ("torch.nn.modules.upsampling", "Upsample"),
+    }
+)
+
+
+def open_directory(path: Path) -> Checkpoint | None:
+    """The model in a folder; None if it does not hold both files."""
+    files = {coder: path / f"{coder}.pkl" for coder in ("encoder", "decoder")}
+    if not all(file.is_file() for file in files.values()):
+        return None
+    tensors = {}
+    for coder, file in files.items():
+        for name, tensor in open_tensors(file, _CLASSES).items():
+            tensors[f"{coder}.{name.replace('_modules.', '').replace('_parameters.', '')}"] = tensor
+    model = _options(tensors, path)
+
+    def read() -> tuple[dict, str]:
+        return {"params": nested(take(tensors, entries(model), str(path)), False)}, str(path)
+
+    return Checkpoint(name=str(path), kind="OpenAI's dVAE", model=model, read=read)
+
+
+def _options(tensors: Mapping[str, Tensor], where: Path) -> dict:
+    """Our options, out of the shapes."""
+    try:
+        first, last = tensors["encoder.blocks.input.w"].shape, tensors["encoder.blocks.output.conv.w"].shape
+        start = tensors["decoder.blocks.input.w"].shape[0]
+    except KeyError as error:
+        raise LoadError(f"{where} holds no dVAE: no tensor {error} among its {len(tensors)}") from error
+    blocks = {name.split(".")[3] for name in tensors if name.startswith("encoder.blocks.group_1.block_")}
+    return {
+        "architecture": "dvae",
+        "channels": first[0],
+        "blocks": len(blocks),
+        "z_channels": start,
+        "resolution": 256,
+        "quantizer": {"type": "gumbel", "size": last[0], "dim": last[0]},
+    }
+
+
+def entries(model: Mapping) -> list[Entry]:
+    """The table of names."""
+    found = []
+
+    def conv(ours: str, theirs: str) -> None:
+        found.extend([Entry(f"{ours}/kernel", (f"{theirs}.w",), "conv"), Entry(f"{ours}/bias", (f"{theirs}.b",))])
+
+    width = model["channels"]
+    after = {"encoder": [width << g for g in range(4)], "decoder": [width << g for g in (3, 2, 1, 0)]}
+    for coder, before in (("encoder", width), ("decoder", model["z_channels"])):
+        conv(f"{coder}/conv_in", f"{coder}.blocks.input")
+        for group in range(4):
+            for number in range(model["blocks"]):
+                ours, theirs = (
+                    f"{coder}/group{group}_block{number}",
+                    f"{coder}.blocks.group_{group + 1}.block_{number + 1}",
+                )
+                for part in (1, 2, 3, 4):
+                    conv(f"{ours}/conv{part}", f"{theirs}.res_path.conv_{part}")
+                if before != after[coder][group]:
+                    conv(f"{ours}/shortcut", f"{theirs}.id_path")
+                before = after[coder][group]
+        conv(f"{coder}/conv_out", f"{coder}.blocks.output.conv")
+    return found

@@ -1,0 +1,42 @@
+"""A model in one file of ours: a safetensors file whose metadata holds the options."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from train_jax.errors import LoadError
+from train_jax.weights.tensors import open_tensors
+from vqgan_jax.pretrained.checkpoint import Checkpoint
+
+_KEY = "vqgan_jax"  # of the metadata
+
+
+def to_bytes(options: Mapping, variables: Mapping[str, Any]) -> bytes:
+    """The file's content."""
+    arrays = {name: np.array(x, order="C") for name, x in flatten_dict(dict(variables), sep="/").items()}
+    return safetensors.numpy.save(arrays, metadata={_KEY: json.dumps(options)})
+
+
+def open_file(path: Path) -> Checkpoint | None:
+    """The model in `path`; None if it is no file of ours."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            text = (file.metadata() or {}).get(_KEY)
+    except safetensors.SafetensorError as error:
+        raise LoadError(f"{path} cannot be read: {error}") from error
+    if text is None:
+        return None
+
+    def read() -> tuple[dict, str]:
+        arrays = {name: tensor.load() for name, tensor in open_tensors(path).items()}
+        return unflatten_dict(arrays, sep="/"), str(path)
+
+    return Checkpoint(name=str(path), kind="single file", model=json.loads(text), read=read)

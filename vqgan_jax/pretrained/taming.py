@@ -1,0 +1,212 @@
+"""taming-transformers' checkpoints: a `.ckpt` and the `.yaml` that describes it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from train_jax.errors import LoadError
+from train_jax.weights.layout import Entry, nested, take
+from train_jax.weights.tensors import open_tensors
+from vqgan_jax.pretrained.checkpoint import Checkpoint
+
+# What else a checkpoint carries: losses with their networks, counters, running averages.
+_IGNORED = (r"^loss\.", r"^colorize$", r"^quantize\.(cluster_size|embed_avg|used)$", r"^first_stage_model\.loss\.")
+
+
+def open_directory(path: Path) -> Checkpoint | None:
+    """The one checkpoint in a folder (or in its `checkpoints`); None if there is none."""
+    files = sorted([*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")])
+    if len(files) > 1:
+        raise LoadError(f"{path} holds several checkpoints: name one of {', '.join(str(f) for f in files[:4])}")
+    return open_file(files[0]) if files else None
+
+
+def open_file(path: Path) -> Checkpoint | None:
+    """A `.ckpt` file with its `.yaml` beside it or in `../configs`; None if it is no such file."""
+    if path.suffix not in (".ckpt", ".pt", ".pth", ".safetensors"):
+        return None
+    tensors = open_tensors(path)
+    for prefix in ("state_dict.", ""):
+        if f"{prefix}encoder.conv_in.weight" in tensors:
+            break
+    else:
+        raise LoadError(f"{path} holds no encoder.conv_in.weight: no VQGAN among its {len(tensors)} tensors")
+    tensors = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    # Lightning keeps the optimiser's state beside the weights, under names of its own.
+    tensors = {name: x for name, x in tensors.items() if not prefix or "." in name or name in ("colorize",)}
+    return checkpoint(read_config(path), tensors, path)
+
+
+def checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoint:
+    """A first stage of this configuration whose tensors have their own names."""
+    model = options(config, path)
+
+    def read() -> tuple[dict, str]:
+        return {"params": nested(take(tensors, entries(model), str(path), _IGNORED), False)}, str(path)
+
+    return Checkpoint(name=str(path), kind="taming-transformers", model=model, read=read)
+
+
+def _config_file(path: Path) -> Path:
+    near = [path.with_suffix(".yaml"), path.parent / "config.yaml", path.parent / "model.yaml"]
+    folders = [path.parent, path.parent.parent / "configs"]
+    found = [file for file in near if file.is_file()] or [
+        f for folder in folders for f in sorted(folder.glob("*.yaml"))
+    ]
+    project = [file for file in found if "project" in file.name]  # Lightning's own, beside it, has no model
+    found = project or found
+    if not found:
+        raise LoadError(
+            f"{path} has no .yaml beside it, which says what the model is: put it there as {path.with_suffix('.yaml').name}"
+        )
+    return found[0]
+
+
+def read_config(path: Path) -> dict:
+    """The `model` part of the configuration that lies beside a checkpoint."""
+    import yaml
+
+    file = _config_file(path)
+    try:
+        config = yaml.safe_load(file.read_text("utf-8"))
+        return config["model"]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise LoadError(f"{file} describes no model of taming-transformers: {error!r}") from error
+
+
+def options(config: Mapping, where: Path) -> dict:
+    """Our options out of the `model` part of a taming configuration."""
+    params = config.get("params", {})
+    if "ddconfig" not in params:
+        target = config.get("target", "?")
+        raise LoadError(f"{where}: its configuration is of {target}, which has no ddconfig: no first stage")
+    dd, target = params["ddconfig"], str(config.get("target", ""))
+    for key, value in (("double_z", False), ("in_channels", 3), ("out_ch", 3)):
+        if dd.get(key, value) != value:
+            raise LoadError(f"{where}: ddconfig.{key} = {dd[key]}; only {value} is built here")
+    gumbel = target.endswith("GumbelVQ")
+    quantizer = {"type": "gumbel" if gumbel else "nearest", "size": params["n_embed"], "dim": params["embed_dim"]}
+    return {
+        "channels": dd["ch"],
+        "multipliers": tuple(dd["ch_mult"]),
+        "blocks": dd["num_res_blocks"],
+        "resolution": dd["resolution"],
+        "attention": tuple(dd["attn_resolutions"]),
+        "z_channels": dd["z_channels"],
+        "dropout": float(dd.get("dropout", 0.0)),
+        "quantizer": quantizer,
+    }
+
+
+def config(model: Mapping) -> dict:
+    """The `model` part of a taming configuration, for our options."""
+    quantizer = model["quantizer"]
+    name = "GumbelVQ" if quantizer["type"] == "gumbel" else "VQModel"
+    dd = {
+        "double_z": False,
+        "z_channels": model["z_channels"],
+        "resolution": model["resolution"],
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": model["channels"],
+        "ch_mult": list(model["multipliers"]),
+        "num_res_blocks": model["blocks"],
+        "attn_resolutions": list(model["attention"]),
+        "dropout": model["dropout"],
+    }
+    params = {"embed_dim": quantizer["dim"], "n_embed": quantizer["size"], "ddconfig": dd}
+    params["lossconfig"] = {"target": "taming.modules.losses.DummyLoss"}
+    return {"target": f"taming.models.vqgan.{name}", "params": params}
+
+
+def entries(model: Mapping) -> list[Entry]:
+    """The table of names."""
+    found = []
+
+    def conv(ours: str, theirs: str) -> None:
+        found.extend(
+            [Entry(f"{ours}/kernel", (f"{theirs}.weight",), "conv"), Entry(f"{ours}/bias", (f"{theirs}.bias",))]
+        )
+
+    def norm(ours: str, theirs: str) -> None:
+        found.extend([Entry(f"{ours}/scale", (f"{theirs}.weight",)), Entry(f"{ours}/bias", (f"{theirs}.bias",))])
+
+    def residual(ours: str, theirs: str, changes: bool) -> None:
+        for number in (1, 2):
+            norm(f"{ours}/norm{number}", f"{theirs}.norm{number}")
+            conv(f"{ours}/conv{number}", f"{theirs}.conv{number}")
+        if changes:
+            conv(f"{ours}/shortcut", f"{theirs}.nin_shortcut")
+
+    def attention(ours: str, theirs: str) -> None:
+        norm(f"{ours}/norm", f"{theirs}.norm")
+        for name in "qkv":
+            conv(f"{ours}/{name}", f"{theirs}.{name}")
+        conv(f"{ours}/out", f"{theirs}.proj_out")
+
+    for level in levels(model):
+        p, q = f"{level.coder}.{level.way}.{level.number}", f"{level.coder}/{level.way}{level.number}"
+        for number in range(level.blocks):
+            residual(f"{q}_block{number}", f"{p}.block.{number}", level.changes and not number)
+            if level.attends:
+                attention(f"{q}_attention{number}", f"{p}.attn.{number}")
+        if level.resizes:
+            conv(f"{q}/conv", f"{p}.{level.way}sample.conv")
+    for coder in ("encoder", "decoder"):
+        conv(f"{coder}/conv_in", f"{coder}.conv_in")
+        residual(f"{coder}/mid_block1", f"{coder}.mid.block_1", False)
+        attention(f"{coder}/mid_attention", f"{coder}.mid.attn_1")
+        residual(f"{coder}/mid_block2", f"{coder}.mid.block_2", False)
+        norm(f"{coder}/norm_out", f"{coder}.norm_out")
+        conv(f"{coder}/conv_out", f"{coder}.conv_out")
+    conv("quant_conv", "quant_conv")
+    conv("post_quant_conv", "post_quant_conv")
+    return found + _quantizer(model)
+
+
+def _quantizer(model: Mapping) -> list[Entry]:
+    if model["quantizer"]["type"] == "gumbel":
+        return [
+            Entry("quantizer/codebook", ("quantize.embed.weight",)),
+            Entry("quantizer/proj/kernel", ("quantize.proj.weight",), "one_by_one"),
+            Entry("quantizer/proj/bias", ("quantize.proj.bias",)),
+        ]
+    return [Entry("quantizer/codebook", ("quantize.embedding.weight",))]
+
+
+class Level:
+    """A level of a coder: `changes` if its first block changes the number of channels."""
+
+    def __init__(self, coder, way, number, blocks, changes, attends, resizes):
+        self.coder, self.way, self.number, self.blocks = coder, way, number, blocks
+        self.changes, self.attends, self.resizes = changes, attends, resizes
+
+
+def levels(model: Mapping) -> list[Level]:
+    """All levels of both coders, numbered from the highest resolution."""
+    multipliers, last = tuple(model["multipliers"]), len(model["multipliers"]) - 1
+    attends = [model["resolution"] >> level in tuple(model["attention"]) for level in range(last + 1)]
+    before = (1, *multipliers)  # channels come down from the level above
+    after = (*multipliers[1:], multipliers[-1])  # and up from the one below
+    down = [
+        Level("encoder", "down", i, model["blocks"], before[i] != multipliers[i], attends[i], i < last)
+        for i in range(last + 1)
+    ]
+    up = [
+        Level("decoder", "up", i, model["blocks"] + 1, after[i] != multipliers[i], attends[i], i > 0)
+        for i in range(last + 1)
+    ]
+    return down + up
+
+
+def save(model: Mapping, weights: Mapping[str, np.ndarray], path: Path) -> None:
+    """Writes a `.safetensors` with taming's names under `state_dict`'s, and its `.yaml`."""
+    import safetensors.numpy
+    import yaml
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".yaml").write_text(yaml.safe_dump({"model": config(model)}, sort_keys=False), "utf-8")
+    arrays = {name: np.array(x, np.float32, order="C") for name, x in weights.items()}
+    safetensors.numpy.save_file(arrays, path, metadata={"format": "pt", "model": json.dumps(config(model))})

@@ -1,0 +1,346 @@
+"""Latents -> codes: the quantisers, behind one interface.
+
+    quantized = quantizer(latents, train, temperature)     latents float32 [B, h, w, inputs]
+    vectors = quantizer.embed(codes)                       float32 [B, h, w, dim]
+
+`quantized.vectors` carries gradients to the latents (straight-through, arXiv 1308.3432), `quantized.loss` trains the
+codebook and keeps latents near it.
+"""
+
+import math
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from nn_jax.layers import named, normalize
+from train_jax.errors import ConfigError
+
+TYPES = ("nearest", "ema", "gumbel", "fsq", "lfq")
+LEARNT = ("nearest", "ema")  # those with a codebook of points, whose dead ones can be revived
+
+
+@flax.struct.dataclass
+class Quantized:
+    """What a quantiser says of latents.
+
+    Attributes:
+      vectors: float32 [B, h, w, dim], what the decoder sees.
+      codes: int32 [B, h, w].
+      latents: float32 [B, h, w, inputs], as they were compared.
+      loss: to be minimised beside the reconstruction.
+      metrics: scalars by name.
+    """
+
+    vectors: jax.Array
+    codes: jax.Array
+    latents: jax.Array
+    loss: jax.Array
+    metrics: dict[str, jax.Array]
+
+
+def _straight_through(z, q):
+    return z + jax.lax.stop_gradient(q - z)
+
+
+def nearest_codes(z: Float[Array, "*lead d"], codebook: Float[Array, "k d"]) -> Int[Array, "*lead"]:
+    """The row of the codebook nearest to each vector; of equals the first."""
+    squares = jnp.sum(codebook**2, axis=1)
+    products = jnp.matmul(z, codebook.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.argmin(squares[(None,) * (z.ndim - 1)] - 2 * products, axis=-1).astype(jnp.int32)
+
+
+class Nearest(nn.Module):
+    """The nearest code, learnt by gradient (arXiv 1711.00937, equation 3; 2012.09841, equation 4).
+
+    Attributes:
+      unit: compare directions: latents and codes are of unit norm (arXiv 2110.04627, section 3.1).
+      beta: weight of the term that draws latents to their code.
+      legacy: taming-transformers' first releases weighed the other term, which draws codes to latents, by beta.
+    """
+
+    size: int
+    dim: int
+    beta: float
+    unit: bool
+    legacy: bool
+
+    @property
+    def inputs(self) -> int:
+        return self.dim
+
+    def setup(self):
+        def init(key, shape):
+            return jax.random.uniform(key, shape, minval=-1 / self.size, maxval=1 / self.size)
+
+        self.codebook = self.param("codebook", named(init, "codes", "embed"), (self.size, self.dim))
+
+    def _points(self):
+        return normalize(self.codebook) if self.unit else self.codebook
+
+    def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
+        return self._points()[codes]
+
+    def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
+        z = normalize(z) if self.unit else z
+        points = self._points()
+        codes = nearest_codes(*jax.lax.stop_gradient((z, points)))
+        q = points[codes]
+        to_code = jnp.mean((z - jax.lax.stop_gradient(q)) ** 2)
+        to_latent = jnp.mean((q - jax.lax.stop_gradient(z)) ** 2)
+        loss = to_code + self.beta * to_latent if self.legacy else to_latent + self.beta * to_code
+        return Quantized(_straight_through(z, q), codes, z, loss, {"commitment": to_code})
+
+
+class Ema(nn.Module):
+    """The nearest code; each code is a moving mean of its latents (arXiv 1711.00937, appendix A.1).
+
+    The codebook and its statistics are the collection `codebook`, of no optimiser's concern.
+    """
+
+    size: int
+    dim: int
+    beta: float
+    decay: float
+
+    @property
+    def inputs(self) -> int:
+        return self.dim
+
+    def setup(self):
+        def points():
+            limit = 1 / self.size
+            return jax.random.uniform(self.make_rng("params"), (self.size, self.dim), minval=-limit, maxval=limit)
+
+        self.points = self.variable("codebook", "points", points)
+        self.count = self.variable("codebook", "count", lambda: jnp.ones((self.size,)))
+        self.total = self.variable("codebook", "total", lambda: self.points.value)
+
+    def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
+        return self.points.value[codes]
+
+    def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
+        points = self.points.value
+        codes = nearest_codes(jax.lax.stop_gradient(z), points)
+        q = points[codes]
+        if train and not self.is_initializing():
+            flat = jax.lax.stop_gradient(z).reshape(-1, self.dim)
+            used = jnp.zeros((self.size,)).at[codes.reshape(-1)].add(1.0)
+            summed = jnp.zeros((self.size, self.dim)).at[codes.reshape(-1)].add(flat)
+            count = self.decay * self.count.value + (1 - self.decay) * used
+            total = self.decay * self.total.value + (1 - self.decay) * summed
+            # Laplace smoothing keeps the mean of an unused code finite.
+            smooth = (count + 1e-5) * (jnp.sum(count) / (jnp.sum(count) + self.size * 1e-5))
+            self.count.value, self.total.value, self.points.value = count, total, total / smooth[:, None]
+        commitment = jnp.mean((z - q) ** 2)
+        return Quantized(_straight_through(z, q), codes, z, self.beta * commitment, {"commitment": commitment})
+
+
+class Gumbel(nn.Module):
+    """A categorical latent, relaxed by Gumbel noise while training (arXiv 1611.01144; as in DALL-E, 2102.12092, 2.1).
+
+    Attributes:
+      kl_weight: of the divergence from the uniform distribution over codes.
+    """
+
+    size: int
+    dim: int
+    kl_weight: float
+
+    @property
+    def inputs(self) -> int:
+        return self.dim
+
+    def setup(self):
+        kernel = named(nn.initializers.normal((3 * self.dim) ** -0.5), "channels_in", "codes")
+        bias = named(nn.initializers.zeros_init(), "codes")
+        self.proj = nn.Dense(self.size, kernel_init=kernel, bias_init=bias)
+        init = named(nn.initializers.normal(1.0), "codes", "embed")
+        self.codebook = self.param("codebook", init, (self.size, self.dim))
+
+    def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
+        return self.codebook[codes]
+
+    def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
+        logits = self.proj(z)
+        q = jax.nn.softmax(logits)
+        kl = jnp.mean(jnp.sum(q * jnp.log(q * self.size + 1e-10), axis=-1))
+        if not train:
+            codes = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            return Quantized(self.codebook[codes], codes, z, self.kl_weight * kl, {"kl": kl})
+        noise = jax.random.gumbel(self.make_rng("dropout"), logits.shape)
+        soft = jax.nn.softmax((logits + noise) / temperature)
+        codes = jnp.argmax(soft, axis=-1).astype(jnp.int32)
+        hard = _straight_through(soft, jax.nn.one_hot(codes, self.size))
+        return Quantized(hard @ self.codebook, codes, z, self.kl_weight * kl, {"kl": kl})
+
+
+class Fsq(nn.Module):
+    """Each channel rounded to a few levels: a codebook without parameters (arXiv 2309.15505, section 3.1)."""
+
+    levels: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.levels)
+
+    @property
+    def dim(self) -> int:
+        return len(self.levels)
+
+    inputs = dim
+
+    @property
+    def _basis(self) -> np.ndarray:
+        return np.cumprod([1, *self.levels[:-1]]).astype(np.int32)
+
+    def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
+        levels = np.asarray(self.levels)
+        digits = codes[..., None] // self._basis[(None,) * codes.ndim] % levels[(None,) * codes.ndim]
+        half = levels // 2
+        return ((digits - half[(None,) * codes.ndim]) / half[(None,) * codes.ndim]).astype(jnp.float32)
+
+    def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
+        lead = (None,) * (z.ndim - 1)
+        levels = np.asarray(self.levels)
+        half = (levels - 1) * (1 + 1e-3) / 2
+        offset = np.where(levels % 2 == 0, 0.5, 0.0)
+        shift = np.arctanh(offset / half)
+        bounded = jnp.tanh(z + shift[lead].astype(np.float32)) * half[lead].astype(np.float32)
+        bounded = bounded - offset[lead].astype(np.float32)
+        rounded = _straight_through(bounded, jnp.round(bounded))
+        width = (levels // 2)[lead]
+        digits = jnp.round(bounded).astype(jnp.int32) + width
+        codes = jnp.sum(digits * self._basis[lead], axis=-1).astype(jnp.int32)
+        return Quantized(rounded / width.astype(np.float32), codes, z, jnp.zeros(()), {})
+
+
+class Lfq(nn.Module):
+    """Each channel's sign is a bit of the code (arXiv 2310.05737, section 3.1, equations 3 to 6).
+
+    Attributes:
+      bits: of a code.
+      beta: weight of the term that draws latents to -1 and 1.
+      entropy: weight of: sure of each code, and every code used alike.
+      sharpness: inverse temperature of the probabilities that the entropies are of.
+    """
+
+    bits: int
+    beta: float
+    entropy: float
+    sharpness: float = 1.0
+
+    @property
+    def size(self) -> int:
+        return 2**self.bits
+
+    @property
+    def dim(self) -> int:
+        return self.bits
+
+    inputs = dim
+
+    def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
+        return 2.0 * self._digits(codes) - 1.0
+
+    def _digits(self, codes):
+        return codes[..., None] >> np.arange(self.bits)[(None,) * codes.ndim] & 1
+
+    def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
+        positive = z > 0
+        q = jnp.where(positive, 1.0, -1.0)
+        weights = (1 << np.arange(self.bits))[(None,) * (z.ndim - 1)]
+        codes = jnp.sum(positive * weights, axis=-1).astype(jnp.int32)
+        each, mean = lfq_entropies(z.reshape(-1, self.bits), self.sharpness)
+        commitment = jnp.mean((z - q) ** 2)
+        loss = self.beta * commitment + self.entropy * (each - mean)
+        metrics = {"commitment": commitment, "entropy_each": each, "entropy_mean": mean}
+        return Quantized(_straight_through(z, q), codes, z, loss, metrics)
+
+
+def lfq_entropies(z: Float[Array, "n bits"], sharpness: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean entropy of a latent's distribution over codes, and the entropy of the mean distribution, in nats.
+
+    Code c has probability softmax(-sharpness |z - c|^2): its bits are independent, so the first is a sum over bits, and the
+    mean distribution over 2^bits codes a product of two matrices, one for the lower and one for the upper half of the bits.
+    """
+    logits = 4 * sharpness * z
+    on, off = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    each = -jnp.mean(jnp.sum(jnp.exp(on) * on + jnp.exp(off) * off, axis=1))
+
+    def joint(first: int, last: int):
+        p = jnp.ones((z.shape[0], 1))
+        for bit in range(first, last):
+            both = jnp.exp(jnp.stack([off[:, bit], on[:, bit]], axis=1))
+            p = (both[:, :, None] * p[:, None, :]).reshape(z.shape[0], -1)
+        return p
+
+    half = z.shape[1] // 2
+    mean = joint(half, z.shape[1]).T @ joint(0, half) / z.shape[0]
+    return each, -jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-12)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From options
+
+
+def defaults() -> ConfigDict:
+    """Options of all quantisers; each reads its own."""
+    c = ConfigDict()
+    c.type = "nearest"  # or "ema", "gumbel", "fsq", "lfq"
+    c.size = 1024  # codes; of fsq the product of `levels`, of lfq 2 ** bits
+    c.dim = 256  # of a code (nearest, ema, gumbel)
+    c.unit = False  # nearest: codes and latents of unit norm, best with dim 8 to 32
+    c.beta = 0.25  # weight of what draws latents to their codes (nearest, ema, lfq)
+    c.legacy = False  # nearest: beta on the other term, as taming's first releases have it
+    c.decay = 0.99  # ema
+    c.kl_weight = 5e-4  # gumbel
+    c.temperature = (1.0, 1 / 16)  # gumbel: from the first update to the last, geometrically
+    c.levels = (8, 5, 5, 5)  # fsq
+    c.bits = 10  # lfq
+    c.entropy = 0.1  # lfq
+    c.revive = 0  # nearest, ema: a code that no latent took for so many updates moves onto a latent; 0: never
+    c.kmeans = False  # nearest, ema: the first batch's k-means are the first codes
+    return c
+
+
+def build(options: ConfigDict) -> nn.Module:
+    """The quantiser of resolved options. Raises ConfigError for options that do not fit together."""
+
+    def require(condition: bool, key: str, allowed: str) -> None:
+        if not condition:
+            raise ConfigError(f"config.model.quantizer.{key} = {options[key]!r}; it must be {allowed}")
+
+    require(options.type in TYPES, "type", f"one of {', '.join(TYPES)}")
+    require(
+        not options.revive or options.type in LEARNT, "revive", f"0 for {options.type}, which has no codebook of points"
+    )
+    require(not options.kmeans or options.type in LEARNT, "kmeans", f"False for {options.type}")
+    require(not options.unit or options.type == "nearest", "unit", f"False for {options.type}")
+    require(options.size >= 2, "size", "at least 2")
+    require(options.dim >= 1, "dim", "at least 1")
+    if options.type == "nearest":
+        return Nearest(options.size, options.dim, options.beta, options.unit, options.legacy)
+    if options.type == "ema":
+        require(0 < options.decay < 1, "decay", "in (0, 1)")
+        return Ema(options.size, options.dim, options.beta, options.decay)
+    if options.type == "gumbel":
+        ends = options.temperature
+        require(len(ends) == 2 and min(ends) > 0, "temperature", "two positive numbers, first and last")
+        return Gumbel(options.size, options.dim, options.kl_weight)
+    if options.type == "fsq":
+        levels = options.levels
+        require(len(levels) > 0 and min(levels) >= 2, "levels", "numbers of at least 2, such as (8, 5, 5, 5)")
+        return Fsq(tuple(levels))
+    require(1 <= options.bits <= 20, "bits", "in 1 to 20")
+    return Lfq(options.bits, options.beta, options.entropy)
+
+
+def temperature(options: ConfigDict, step, steps: int):
+    """Of the Gumbel noise at an update."""
+    first, last = options.temperature
+    return first * (last / first) ** jnp.clip(step / max(steps - 1, 1), 0, 1)

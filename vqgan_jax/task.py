@@ -1,0 +1,259 @@
+"""VQGAN as a task: two players, one scalar; generator and quantiser against a patch discriminator.
+
+Batches: `image` uint8 [B, size, size, 3]. `extra`: `generator` and `discriminator` (collections that change without a
+gradient: an EMA codebook, batch statistics), `usage` (`vqgan_jax.codebook`), `lecam`, `perceptual` (frozen weights).
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from train_jax.data import images
+from train_jax.errors import ConfigError
+from train_jax.task import Task
+from vqgan_jax import codebook, discriminator, evaluators, loss, model, perceptual, quantize
+
+HALF = (0.5, 0.5, 0.5)  # mean and deviation that bring pixels to [-1, 1]
+_COLLAPSED = 0.05  # share of codes in use
+_WON = 0.02  # loss of a discriminator that is hardly ever wrong
+
+
+def defaults() -> ConfigDict:
+    """VQGAN's part of a config."""
+    c = ConfigDict()
+    c.model = model.defaults()
+    c.discriminator = discriminator.defaults()
+    c.perceptual = perceptual.defaults()
+    c.loss = ConfigDict()
+    c.loss.pixels = "l1"  # or "l2"
+    c.loss.pixel_weight = 1.0
+    c.loss.codebook_weight = 1.0
+    c.loss.adversarial = "hinge"  # or "vanilla", "non_saturating", or "none": no discriminator at all
+    c.loss.weight = 0.8  # of the adversarial loss, times the adaptive weight
+    c.loss.adaptive = True
+    c.loss.start = 0  # update at which the discriminator begins to learn
+    c.loss.alone = 0  # updates from then on during which it learns and the generator does not hear of it
+    c.loss.rise = 1  # updates in which its weight then rises to the whole
+    c.loss.lecam = 0.0  # weight; 0: without
+    c.loss.r1 = 0.0  # weight; 0: without
+    c.preprocess = ConfigDict({"mode": "crop", "interpolation": "bicubic"})
+    c.augment = ConfigDict({"scale": (1.0, 1.0), "flip": False})  # as of CLIP
+    c.evaluators = evaluators.defaults()
+    return c
+
+
+def make(config: ConfigDict, workdir: Path | None) -> Task:
+    """The task of a resolved config. Raises ConfigError for options that contradict each other."""
+    _check(config)
+    m, options = config.model, config.loss
+    size = m.resolution
+    preprocess = images.Preprocess(size=size, mean=HALF, std=HALF, **config.preprocess)
+    augment = images.Augment(preprocess, tuple(config.augment.scale), config.augment.flip)
+    module = model.build(m)
+    judge = discriminator.build(config.discriminator, model.DTYPES) if options.adversarial != "none" else None
+    distance = perceptual.open_distance(config.perceptual)
+    follows = bool(m.quantizer.revive or m.quantizer.kmeans)
+
+    def init(rng, batch):
+        first, second = jax.random.split(rng)
+        x = jnp.zeros((1, size, size, 3))
+        variables = module.init({"params": first, "dropout": first}, x)
+        params, extra = {"generator": variables.pop("params")}, {"generator": variables}
+        if judge is not None:
+            variables = judge.init(second, x)
+            params["discriminator"] = variables.pop("params")
+            extra["discriminator"] = variables
+            if options.lecam:
+                extra["lecam"] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
+        extra["usage"] = codebook.start(module.quantizer.size, module.quantizer.dim if follows else None)
+        if distance is not None:
+            extra["perceptual"] = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), distance.weights)
+        return params, extra
+
+    def reconstruct(generator, extra, x, rng, step):
+        """Reconstructions, features of the last layer, what the quantiser says, its latents, and changed collections."""
+        temperature = quantize.temperature(m.quantizer, step, config.steps)
+        (h, quantized), changed = module.apply(
+            {"params": generator, **extra["generator"]},
+            x,
+            False,
+            temperature,
+            method="features",
+            rngs={"dropout": rng},
+            mutable=list(extra["generator"]),
+        )
+        return last(generator, h), h, quantized, changed
+
+    def last(generator, h):
+        return module.apply({"params": generator}, h, method="pixels")
+
+    def distances(found, x, extra):
+        """Losses of a reconstruction, and the gradient of each with respect to it."""
+        values, slopes = {}, {}
+        values["pixels"], slopes["pixels"] = jax.value_and_grad(
+            lambda r: options.pixel_weight * loss.pixel_loss(options.pixels, r, x)
+        )(found)
+        if distance is not None:
+            values["perceptual"], slopes["perceptual"] = jax.value_and_grad(
+                lambda r: config.perceptual.weight * distance.function(extra["perceptual"], r, x)
+            )(found)
+        return values, slopes
+
+    def fooled(params, extra, found, h, slope, step):
+        """The adversarial loss, its gradient at the reconstruction, weighted, and the adaptive weight."""
+
+        def verdict(r):
+            logits, _ = _judged(judge, params["discriminator"], extra["discriminator"], r)
+            return loss.generator_loss(options.adversarial, logits)
+
+        def weighed():
+            value, pull = jax.value_and_grad(verdict)(found)
+            weight = jnp.ones(())
+            if options.adaptive:
+                kernel = params["generator"]["decoder"]["conv_out"]["kernel"]
+                weight = loss.adaptive_weight(
+                    lambda k: last(_with_last_kernel(params["generator"], k), h), kernel, slope, pull
+                )
+            share = loss.ramp(step, options.start, options.alone, options.rise)
+            return value, options.weight * share * weight * pull, weight
+
+        begun = step >= options.start + options.alone
+        return jax.lax.cond(begun, weighed, lambda: (jnp.zeros(()), jnp.zeros_like(found), jnp.zeros(())))
+
+    def tell_apart(params, extra, x, found, step):
+        """The discriminator's loss, its metrics, and what changed."""
+        state = {name: extra[name] for name in ("discriminator", "lecam") if name in extra}
+
+        def learnt():
+            real, changed = _judged(judge, params, extra["discriminator"], x)
+            fake, changed = _judged(judge, params, changed, found)
+            value = loss.discriminator_loss(options.adversarial, real, fake)
+            new = {"discriminator": changed}
+            total = value
+            if options.lecam:
+                total += options.lecam * loss.lecam(extra["lecam"], real, fake)
+                new["lecam"] = loss.lecam_state(extra["lecam"], real, fake)
+            if options.r1:
+                penalty = loss.gradient_penalty(lambda r: _judged(judge, params, extra["discriminator"], r)[0], x)
+                total += options.r1 * penalty
+            return total, {"loss_discriminator": value, "logits_real": real.mean(), "logits_fake": fake.mean()}, new
+
+        def waiting():
+            zero = jnp.zeros(())
+            return zero, dict.fromkeys(("loss_discriminator", "logits_real", "logits_fake"), zero), state
+
+        return jax.lax.cond(step >= options.start, learnt, waiting)
+
+    def total_loss(params, extra, batch, rng, step):
+        x = images.normalize(batch["image"], HALF, HALF)
+        rngs = jax.random.split(rng)
+        found, h, quantized, changed = reconstruct(params["generator"], extra, x, rngs[0], step)
+        fixed, h = jax.lax.stop_gradient((found, h))
+        frozen = jax.lax.stop_gradient(params)
+        values, slopes = distances(fixed, x, extra)
+        slope = sum(slopes.values())
+        extra = extra | {"generator": changed}
+        metrics = {f"loss_{name}": value for name, value in values.items()} | {"loss_codebook": quantized.loss}
+        true = sum(values.values()) + options.codebook_weight * quantized.loss
+        pushed = slope
+        others = 0.0
+        if judge is not None:
+            value, push, weight = fooled(frozen, extra, fixed, h, slope, step)
+            slopes["adversarial"], pushed = push, slope + push
+            others, found_metrics, new = tell_apart(params["discriminator"], extra, x, fixed, step)
+            extra = extra | new
+            metrics |= found_metrics | {"loss_adversarial": value, "adaptive_weight": weight}
+        # The one gradient of the generator: its value is the losses', its slope at the pictures the balanced sum.
+        generator = jnp.sum(pushed * (found - fixed)) + options.codebook_weight * quantized.loss
+        generator += jax.lax.stop_gradient(true - options.codebook_weight * quantized.loss)
+
+        norms = {name: jnp.linalg.norm(s.ravel()) for name, s in slopes.items()}
+        whole = jnp.maximum(sum(norms.values()), 1e-12)
+        metrics |= {f"gradient_share/{name}": norm / whole for name, norm in norms.items()}
+        metrics |= quantized.metrics
+        usage, health = codebook.follow(extra["usage"], quantized.codes, step)
+        if follows:
+            usage = codebook.remember(usage, quantized.latents, step, rngs[1], m.quantizer.kmeans)
+        mse = jnp.mean((jnp.clip(fixed, -1, 1) - x) ** 2, axis=(1, 2, 3)) / 4
+        psnr = jnp.mean(-10 * jnp.log10(jnp.maximum(mse, 1e-10)))
+        return generator + others, (metrics | health | {"psnr": psnr}, extra | {"usage": usage})
+
+    def revise(params, extra, step):
+        options = m.quantizer
+        if options.type == "nearest":
+            place = params["generator"]["quantizer"]
+            usage, points, moved = codebook.revived(
+                extra["usage"], place["codebook"], step, options.revive, options.kmeans
+            )
+            generator = params["generator"] | {"quantizer": place | {"codebook": points}}
+            moved = {"generator/quantizer/codebook": moved}
+            return params | {"generator": generator}, extra | {"usage": usage}, moved
+        place = extra["generator"]["codebook"]["quantizer"]
+        usage, points, moved = codebook.revived(extra["usage"], place["points"], step, options.revive, options.kmeans)
+        place = {
+            "points": points,
+            "count": jnp.where(moved, 1.0, place["count"]),
+            "total": jnp.where(moved[:, None], points, place["total"]),
+        }
+        return params, extra | {"usage": usage, "generator": {"codebook": {"quantizer": place}}}, {}
+
+    def example(record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"image": augment(record["image"], rng)}
+
+    def warnings(metrics: dict[str, float], step: int) -> list[str]:
+        found = []
+        if step >= 2 * codebook.WINDOW and metrics["usage"] < _COLLAPSED:
+            found.append(
+                f"the codebook has collapsed: {100 * metrics['usage']:.1f} % of {module.quantizer.size} codes were used in "
+                f"the last {codebook.WINDOW} updates. Try model.quantizer.revive = 100, kmeans = True, unit = True with "
+                "dim = 8, or type = 'fsq'"
+            )
+        if judge is not None and step > options.start + 100 and metrics["loss_discriminator"] < _WON:
+            found.append(
+                f"the discriminator wins outright (loss {metrics['loss_discriminator']:.3f}): its verdict teaches "
+                "the generator nothing. Try loss.lecam = 0.001, loss.r1 = 1, or a lower optim.players.discriminator.lr"
+            )
+        return found
+
+    return Task(
+        init=init,
+        loss=total_loss,
+        example=example,
+        evaluators=evaluators.factories(module, preprocess, distance),
+        artifacts={"preprocess.json": preprocess.to_json()},
+        pretrained=None if distance is None else (lambda: ({}, {"perceptual": distance.weights})),
+        revise=revise if follows else None,
+        warnings=warnings,
+    )
+
+
+def _judged(judge, params, collections, pictures):
+    """Logits of pictures, and the collections after them."""
+    return judge.apply({"params": params, **collections}, pictures, True, mutable=list(collections))
+
+
+def _with_last_kernel(generator, kernel):
+    decoder = generator["decoder"]
+    return generator | {"decoder": decoder | {"conv_out": decoder["conv_out"] | {"kernel": kernel}}}
+
+
+def _check(config: ConfigDict) -> None:
+    options = config.loss
+    if config.model.architecture != "vqgan":
+        raise ConfigError(
+            f"config.model.architecture = {config.model.architecture!r} cannot be trained here; vqgan with quantizer.type = "
+            "'gumbel' is nearest to it"
+        )
+    if options.pixels not in loss.PIXELS:
+        raise ConfigError(f"config.loss.pixels = {options.pixels!r}; it must be one of {', '.join(loss.PIXELS)}")
+    if options.adversarial not in (*loss.ADVERSARIAL, "none"):
+        allowed = ", ".join((*loss.ADVERSARIAL, "none"))
+        raise ConfigError(f"config.loss.adversarial = {options.adversarial!r}; it must be one of {allowed}")
+    for key in ("pixel_weight", "codebook_weight", "weight", "start", "alone", "lecam", "r1"):
+        if options[key] < 0:
+            raise ConfigError(f"config.loss.{key} = {options[key]} must be 0 or more")
+    if options.rise < 1:
+        raise ConfigError(f"config.loss.rise = {options.rise} must be at least 1")

@@ -1,0 +1,280 @@
+"""The loaded VQGAN: a small value with the verbs people come for, `load`, and writing it for peers."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32, Int32
+from ml_collections import ConfigDict
+from PIL import Image
+
+from train_jax import inference
+from train_jax.data.images import Preprocess
+from train_jax.errors import LoadError
+from train_jax.weights.layout import flat, give
+from vqgan_jax import model as model_lib
+from vqgan_jax.pretrained import diffusers, open_checkpoint, single_file, taming
+
+__all__ = ["LoadError", "Vqgan", "load", "save", "save_diffusers", "save_taming", "to_bytes"]
+
+Picture = Image.Image | np.ndarray | str | Path
+Pictures = Sequence[Picture] | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vqgan:
+    """A model ready for use. Make one with `load`, or from its parts with `Vqgan.assemble`.
+
+    Attributes:
+      module: see `vqgan_jax.model`.
+      variables: on this host's devices.
+      options: resolved options of the model.
+      fingerprint: SHA-256 of the weights and of what their shapes do not tell: what codes mean depends on it.
+      name: where it came from, for people.
+    """
+
+    module: model_lib.Autoencoder
+    variables: Any
+    options: ConfigDict
+    fingerprint: str
+    name: str
+
+    @classmethod
+    def assemble(cls, options: ConfigDict, variables: Any, name: str) -> "Vqgan":
+        """The model of these options and weights, its weights copied to this host's devices."""
+        fingerprint = _fingerprint(options, variables)
+        return cls(model_lib.build(options), inference.on_devices(variables), options, fingerprint, name)
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures it was trained on, to which single pictures are brought."""
+        return self.options.resolution
+
+    @property
+    def codes(self) -> int:
+        """How many codes there are."""
+        return self.module.quantizer.size
+
+    @property
+    def factor(self) -> int:
+        """Pixels along a side of one code."""
+        return self.module.factor
+
+    def encode(self, images: Pictures, batch_size: int = 32) -> Int32[np.ndarray, "n h w"]:
+        """Codes of pictures.
+
+        Args:
+          images: one array [n, H, W, 3], uint8 or float in [0, 1], with H and W divisible by `factor`; or PIL pictures,
+            paths and uint8 arrays of any sizes, which are cropped to `size` x `size`.
+
+        Raises ValueError for other arrays, BrokenSample for a picture that cannot be read.
+        """
+        pixels = self._pixels(images)
+        return self._batched(self._programs.encode, pixels, batch_size)
+
+    def decode(self, codes: Int32[np.ndarray, "n h w"], batch_size: int = 32) -> Float32[np.ndarray, "n H W 3"]:
+        """Pictures of codes, in [0, 1]. Raises ValueError for a code that does not exist."""
+        codes = np.asarray(codes, np.int32)
+        if codes.ndim != 3:
+            raise ValueError(f"codes must be [n, h, w], not {list(codes.shape)}")
+        if codes.size and not (codes.min() >= 0 and codes.max() < self.codes):
+            raise ValueError(f"codes {codes.min()} to {codes.max()}: this model has 0 to {self.codes - 1}")
+        return self._batched(self._programs.decode, codes, batch_size)
+
+    def reconstruct(self, images: Pictures, batch_size: int = 32) -> Float32[np.ndarray, "n H W 3"]:
+        """Pictures after a journey through the codes, in [0, 1]; `images` as in `encode`."""
+        return self._batched(self._programs.reconstruct, self._pixels(images), batch_size)
+
+    def pixels(self, images: Pictures) -> np.ndarray:
+        """What `encode` sees of `images`: uint8 or float32 [n, H, W, 3]."""
+        return self._pixels(images)
+
+    @functools.cached_property
+    def _programs(self) -> "_Programs":
+        return _compile(self.module)
+
+    def _batched(self, program: Callable, values: np.ndarray, batch_size: int) -> np.ndarray:
+        return inference.batched(
+            program,
+            self.variables,
+            lambda a, b: values[a:b],
+            len(values),
+            jax.ShapeDtypeStruct(values.shape[1:], values.dtype),
+            batch_size,
+        )
+
+    def _pixels(self, images: Pictures) -> np.ndarray:
+        if isinstance(images, str | Path | Image.Image):
+            raise TypeError(f"images must be a list, not one {type(images).__name__}: write [value]")
+        if not isinstance(images, np.ndarray):
+            preprocess = Preprocess(self.size)
+            return np.stack([preprocess(image) for image in images]) if len(images) else self._none()
+        if images.ndim != 4 or images.shape[-1] != 3 or not (images.dtype == np.uint8 or images.dtype.kind == "f"):
+            raise ValueError(
+                f"images must be [n, H, W, 3], uint8 or float in [0, 1], not {images.dtype} {list(images.shape)}"
+            )
+        if any(side % self.factor for side in images.shape[1:3]):
+            raise ValueError(
+                f"pictures of {images.shape[1]} x {images.shape[2]} pixels: both sides must be divisible by {self.factor}"
+            )
+        if images.dtype.kind == "f":
+            if images.size and (images.min() < 0 or images.max() > 1):
+                raise ValueError(
+                    f"float pictures must lie in [0, 1]; these reach from {images.min()} to {images.max()}"
+                )
+            return images.astype(np.float32)
+        return images
+
+    def _none(self) -> np.ndarray:
+        return np.zeros((0, self.size, self.size, 3), np.uint8)
+
+
+class _Programs(NamedTuple):
+    """Compiled once for a shape of batch."""
+
+    encode: Callable
+    decode: Callable
+    reconstruct: Callable
+
+
+def _compile(module: model_lib.Autoencoder) -> _Programs:
+    def signed(images):
+        x = images.astype(jnp.float32)
+        return 2 * (x / 255 if images.dtype == jnp.uint8 else x) - 1
+
+    def unsigned(pixels):
+        return jnp.clip((pixels + 1) / 2, 0, 1)
+
+    def encode(variables, images):
+        return module.apply(variables, signed(images), method="encode")
+
+    def decode(variables, codes):
+        return unsigned(module.apply(variables, codes, method="decode"))
+
+    def reconstruct(variables, images):
+        return decode(variables, encode(variables, images))
+
+    return _Programs(*map(jax.jit, (encode, decode, reconstruct)))
+
+
+def _fingerprint(options: ConfigDict, variables: Mapping) -> str:
+    digest = hashlib.sha256()
+    meaning = {key: value for key, value in options.to_dict().items() if key not in ("dropout", "dtype")}
+    digest.update(json.dumps(meaning, sort_keys=True).encode())
+    leaves = {f"{kind}/{name}": x for kind, tree in variables.items() for name, x in flat(tree).items()}
+    for name in sorted(leaves):
+        leaf = np.ascontiguousarray(leaves[name])
+        digest.update(f"{name} {leaf.dtype} {list(leaf.shape)}\n".encode() + leaf.tobytes())
+    return digest.hexdigest()
+
+
+def load(path: str | Path, step: int | None = None) -> Vqgan:
+    """The model that `path` holds.
+
+    Args:
+      path: a run directory of `train-jax` (averaged weights where there are any), a `.safetensors` of `save`, a directory of
+        diffusers' VQModel, of dalle-mini's VQGAN or of OpenAI's dVAE, or a checkpoint of taming-transformers with its
+        `.yaml` beside it.
+      step: of a run directory, the checkpoint; None for the newest readable one.
+
+    Raises LoadError that says what was found if it is none of these, is damaged, or does not belong together.
+    """
+    found = open_checkpoint(path, step)
+    variables, name = found.variables(found.module())
+    return Vqgan.assemble(options(found.model), variables, name)
+
+
+def options(given: Mapping) -> ConfigDict:
+    """All options of a model of which a file tells some."""
+    found = model_lib.defaults()
+    found.update({key: dict(x) if isinstance(x, Mapping) else x for key, x in given.items()})
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def to_bytes(vq: Vqgan) -> bytes:
+    """The content of a `.safetensors` file that `load` opens: weights and options, nothing else."""
+    return single_file.to_bytes(vq.options.to_dict(), jax.tree.map(np.asarray, vq.variables))
+
+
+def save(vq: Vqgan, path: str | Path) -> None:
+    """Writes `to_bytes` as a `.safetensors` file. ValueError for another suffix, FileExistsError if it is there."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: name the file as NAME.safetensors")
+    if path.exists():
+        raise FileExistsError(f"{path} is there already")
+    path.write_bytes(to_bytes(vq))
+
+
+def save_diffusers(vq: Vqgan, directory: str | Path) -> None:
+    """Writes a directory that diffusers' VQModel opens, with the same codes and pictures.
+
+    Raises ValueError if diffusers has no place for the model (its quantiser), FileExistsError if the directory holds files.
+    """
+    import safetensors.numpy
+
+    directory = Path(directory)
+    model, params = _with_plain_codebook(vq, "diffusers")
+    if directory.is_dir() and any(directory.iterdir()):
+        raise FileExistsError(f"{directory} holds files already; name a new directory")
+    weights = give(params, diffusers.entries(model))
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(diffusers.config(model), indent=2) + "\n", "utf-8")
+    arrays = {name: np.array(x, np.float32, order="C") for name, x in weights.items()}
+    # Last: a directory with weights is a complete one.
+    safetensors.numpy.save_file(arrays, directory / f"{diffusers.WEIGHTS}.safetensors", metadata={"format": "pt"})
+
+
+def save_taming(vq: Vqgan, path: str | Path) -> None:
+    """Writes a state dict with taming-transformers' names as `.safetensors`, and its `.yaml` beside it.
+
+    Raises ValueError if taming has no place for the model, or the name is no `.safetensors`; FileExistsError if it is there.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"{path}: name the file as NAME.safetensors; PyTorch opens it with safetensors.torch.load_file"
+        )
+    model, params = _with_plain_codebook(vq, "taming", gumbel=True)
+    if model["groups"] != 32:
+        raise ValueError(
+            f"taming's group norms have 32 groups, this model's {model['groups']}: save_taming cannot write it"
+        )
+    if path.exists():
+        raise FileExistsError(f"{path} is there already")
+    taming.save(model, give(params, taming.entries(model)), path)
+
+
+def _with_plain_codebook(vq: Vqgan, peer: str, gumbel: bool = False) -> tuple[dict, dict[str, np.ndarray]]:
+    """Options and parameters with the codebook as the points that the peer compares latents with."""
+    model = vq.options.to_dict()
+    kind = model["quantizer"]["type"]
+    if kind not in ("nearest", "ema", *(["gumbel"] if gumbel else [])):
+        raise ValueError(f"{peer} has no quantiser of type {kind!r}: this model cannot be written for it")
+    if model["architecture"] != "vqgan":
+        raise ValueError(f"{peer} has no {model['architecture']}: this model cannot be written for it")
+    if (model["attention_order"], model["pixels"]) != ("each", "signed"):
+        raise ValueError(
+            f"{peer} has no place for model.attention_order = {model['attention_order']!r} with model.pixels = "
+            f"{model['pixels']!r}: this model cannot be written for it"
+        )
+    params = flat(jax.tree.map(np.asarray, vq.variables["params"]))
+    if kind == "ema":
+        params["quantizer/codebook"] = np.asarray(vq.variables["codebook"]["quantizer"]["points"])
+        model["quantizer"]["type"] = "nearest"
+    elif model["quantizer"]["unit"]:
+        # Of points of unit norm, the nearest to a latent is the one of its direction, whatever the latent's norm.
+        points = params["quantizer/codebook"]
+        params["quantizer/codebook"] = points / np.linalg.norm(points, axis=1, keepdims=True)
+    return model, params
