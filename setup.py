@@ -78,6 +78,7 @@ setup(
             "train-jax = train_jax.__main__:cli",
             "clip-jax = clip_jax.cli:main",
             "vqgan-jax = vqgan_jax.cli:main",
+            "dalle-jax = dalle_jax.cli:main",
         ]
     },
 )

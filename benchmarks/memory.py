@@ -3,7 +3,8 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu python -m benchmarks.memory
 
 Nothing is run: the plans are those of the compiled programs, per device. The training step is the trainer's own, with the
-config's optimiser; the losses are forward and backward at global batches of 8,192 to 131,072 embeddings of 512 numbers.
+config's optimiser and averages; the losses are forward and backward at global batches of 8,192 to 131,072 embeddings of 512
+numbers.
 """
 
 import argparse
@@ -11,16 +12,23 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks import load_config
 from clip_jax import loss, model, tiled
 from clip_jax.flops import training
+from dalle_jax import model as dalle_model
+from dalle_jax.task import stream_loss
 from train_jax import config as config_lib
 from train_jax import optim, profiling, sharding
+from train_jax import task as task_lib
 from train_jax.step import init_state, make_train_step
 from train_jax.task import Task
 
 MODELS = ("vit_b32", "vit_b16", "vit_l14", "siglip_b16", "rn50")
+VQGANS = ("f16_1024", "f16_16384", "f8_gumbel")
+# Codes, and rows and columns of them, of the VQGANs that these were trained with.
+DALLES = {"mindalle_1b3": (16_384, (16, 16)), "dalle1_12b": (8_192, (32, 32))}
 MESHES = ({"data": -1, "fsdp": 8, "tensor": 1}, {"data": -1, "fsdp": 2, "tensor": 4})
 BATCH = 256
 DIM = 512
@@ -28,18 +36,32 @@ DIM = 512
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("models", "losses"), help="one of the two tables")
+    parser.add_argument("--only", choices=("models", "vqgans", "dalles", "losses"), help="one of the tables")
     only = parser.parse_args().only
     if jax.device_count() != 8:
         raise SystemExit("set XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu")
-    if only != "losses":
+    if only in (None, "models"):
         print(f"Training step, batch {BATCH}, per device:")
         _row("model", "mesh", "parameters", "state and batch", "temporaries", "total", "GFLOP a pair")
         _row(*["---"] * 7)
         for name in MODELS:
             for mesh in MESHES:
                 step_plan(name, mesh)
-    if only != "models":
+    if only in (None, "vqgans"):
+        print("\nGAN step of VQGAN at 256 pixels, the config's batch, per device:")
+        _row("model", "mesh", "batch", "parameters", "state and batch", "temporaries", "total")
+        _row(*["---"] * 7)
+        for name in VQGANS:
+            for mesh in ({"data": 8, "fsdp": 1, "tensor": 1}, {"data": 1, "fsdp": 8, "tensor": 1}):
+                vqgan_plan(name, mesh)
+    if only in (None, "dalles"):
+        print("\nTraining step of DALL·E, the config's batch, per device:")
+        _row("model", "mesh", "batch", "parameters", "state and batch", "temporaries", "total")
+        _row(*["---"] * 7)
+        for name, size in DALLES.items():
+            for mesh in ({"data": 1, "fsdp": 8, "tensor": 1}, {"data": 1, "fsdp": 4, "tensor": 2}):
+                dalle_plan(name, size, mesh)
+    if only in (None, "losses"):
         print(f"\nTemporary memory of the softmax loss and its gradient, 8 devices, {DIM} numbers, per device:")
         _row("global batch", "dense", "tiles of 1,024")
         _row(*["---"] * 3)
@@ -83,6 +105,68 @@ def step_plan(name: str, sizes: dict) -> None:
         "image": jax.ShapeDtypeStruct((BATCH, m.image.size, m.image.size, 3), jnp.uint8),
         "text": jax.ShapeDtypeStruct((BATCH, m.text.context_length), jnp.int32),
     }
+    count, plan = _plan(task, config, mesh, batch)
+    sizes = (_mib(x) for x in (plan.arguments, plan.temporaries, plan.total))
+    _row(name, _shape(mesh), f"{count:,}", *sizes, f"{training(m) * 1e-9:,.0f}")
+
+
+def vqgan_plan(name: str, sizes: dict) -> None:
+    """Compiles the two players' step for a published size, without a perceptual loss, and prints its plan."""
+    config = load_config(f"vqgan/{name}")
+    config.mesh, config.perceptual = sizes, {"type": "none"}
+    config = config_lib.resolve(config)
+    mesh, size = sharding.make_mesh(config.mesh), config.model.resolution
+    batch = {"image": jax.ShapeDtypeStruct((config.data.batch_size, size, size, 3), jnp.uint8)}
+    count, plan = _plan(task_lib.module(config).make(config, None), config, mesh, batch)
+    sizes = (_mib(x) for x in (plan.arguments, plan.temporaries, plan.total))
+    _row(name, _shape(mesh), str(config.data.batch_size), f"{count:,}", *sizes)
+
+
+class _Captions:
+    """Stands in for a tokenizer: a program depends on its sizes alone."""
+
+    def __init__(self, vocab_size: int, length: int):
+        self.vocab_size, self.length, self.size = vocab_size, length, vocab_size + length
+
+    def encode(self, texts):
+        return np.zeros((len(texts), self.length), np.int32)
+
+    def counted(self, rows):
+        return rows < self.vocab_size
+
+
+def dalle_plan(name: str, codes: tuple[int, tuple[int, int]], sizes: dict) -> None:
+    """Compiles the training step of a published size and prints its plan."""
+    config = load_config(f"dalle/{name}")
+    config.mesh = sizes
+    config = config_lib.resolve(config)
+    captions = _Captions(config.tokenizer.vocab_size, config.model.text_length)
+    module = dalle_model.build(config.model, captions.size, *codes)
+    losses = stream_loss(module, captions, config)
+    rows = config.data.batch_size
+    batch = {"text": jax.ShapeDtypeStruct((rows, captions.length), jnp.int32)}
+    batch["codes"] = jax.ShapeDtypeStruct((rows, *codes[1]), jnp.int32)
+
+    def init(rng, batch):
+        text, image = jnp.zeros((1, captions.length), jnp.int32), jnp.zeros((1, module.length), jnp.int32)
+        return {"dalle": module.init(rng, text, image)["params"]}, {}
+
+    def loss(params, extra, batch, rng, step):
+        value, metrics = losses(params["dalle"], batch["text"], batch["codes"], rng)
+        return value, (metrics, extra)
+
+    mesh = sharding.make_mesh(config.mesh)
+    count, plan = _plan(Task(init=init, loss=loss, example=None), config, mesh, batch)
+    sizes = (_mib(x) for x in (plan.arguments, plan.temporaries, plan.total))
+    _row(name, _shape(mesh), str(rows), f"{count:,}", *sizes)
+
+
+def _shape(mesh) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+
+
+def _plan(task: Task, config, mesh, batch) -> tuple[int, profiling.MemoryPlan]:
+    """Parameters of all players, and the memory plan of the trainer's compiled step."""
     with jax.set_mesh(mesh):
         schedules = {}
 
@@ -91,13 +175,10 @@ def step_plan(name: str, sizes: dict) -> None:
             schedules.update(found)
             return tx
 
-        _, abstract, tx = init_state(task, make_tx, mesh, batch, seed=0)
-        step = make_train_step(task, tx, mesh, abstract, seed=0, schedules=schedules)
+        _, abstract, tx = init_state(task, make_tx, mesh, batch, seed=0, ema_players=tuple(config.ema.players))
+        step = make_train_step(task, tx, mesh, abstract, seed=0, schedules=schedules, ema_decay=config.ema.decay)
         plan = profiling.memory_plan(step.lower(abstract, batch).compile())
-    count = sum(x.size for x in jax.tree.leaves(abstract.params))
-    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-    sizes = (_mib(x) for x in (plan.arguments, plan.temporaries, plan.total))
-    _row(name, shape, f"{count:,}", *sizes, f"{training(m) * 1e-9:,.0f}")
+    return sum(x.size for x in jax.tree.leaves(abstract.params)), plan
 
 
 def loss_plans(size: int) -> None:

@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import os
 import shutil
 import sys
-import warnings
 from pathlib import Path
+
+from train_jax.errors import UserError
 
 _EXAMPLES = {
     "": """\
@@ -53,40 +53,13 @@ _MODEL = "a run directory, a Hugging Face or open_clip directory, a .pt or .npz 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
-    for stream in (sys.stdout, sys.stderr):  # names of files may hold what a terminal cannot show
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     # Late, so that --help and wrong arguments are answered at once.
-    from PIL import Image
-
-    from clip_jax.clip import LoadError
     from clip_jax.index_files import SearchError
-    from train_jax.data.images import BrokenSample
+    from train_jax.command import answer
 
-    # What has too many pixels is reported as a broken file; Pillow's warning would tear the progress bar.
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    try:
-        code = arguments.run(arguments)
-        sys.stdout.flush()
-        return code
-    except (LoadError, SearchError, BrokenSample, UserError) as error:
-        message = str(error)
-    except BrokenPipeError:  # `| head` has read enough; what is left in the buffer has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except KeyboardInterrupt:
-        message = "interrupted" + ("; the same command goes on from here" if arguments.command == "index" else "")
-        print(f"\nclip-jax: {message}", file=sys.stderr)
-        return 130
-    print(f"clip-jax {arguments.command}: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
-
-
-class UserError(ValueError):
-    """Arguments that parse and cannot be."""
+    again = "; the same command goes on from here" if arguments.command == "index" else ""
+    return answer("clip-jax", arguments, (SearchError,), again)
 
 
 def _parser() -> argparse.ArgumentParser:

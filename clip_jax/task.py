@@ -6,7 +6,7 @@ Batches: `image` uint8 [B, size, size, 3], `text` int32 [B, length], `truncated`
 import dataclasses
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -18,9 +18,11 @@ from clip_jax import evaluators, flops, model, pretrained, tiled
 from clip_jax import loss as dense
 from clip_jax.loss import same_caption
 from train_jax import sharding
-from train_jax.data import images, sources
+from train_jax.config import adopt
+from train_jax.data import images
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import AnyTokenizer, Tokenizer, open_tokenizer
+from train_jax.data.vocabulary import learn
 from train_jax.errors import ConfigError
 from train_jax.task import Task
 
@@ -60,27 +62,14 @@ def complete(config: ConfigDict, given: ConfigDict) -> None:
         return
     found = pretrained.open_checkpoint(config.pretrained)
     architecture = model.architecture(found.model)
-    _adopt(config.model, given.get("model", {}), architecture, "model", free=("image.size",))
+    adopt(config.model, given.get("model", {}), architecture, "model", free=("image.size",))
     fields = dataclasses.asdict(found.preprocess)
     fields.pop("size")
-    _adopt(config.preprocess, given.get("preprocess", {}), fields, "preprocess", free=())
+    adopt(config.preprocess, given.get("preprocess", {}), fields, "preprocess")
     if given.get("tokenizer", {}):
         raise ConfigError(
             "config.tokenizer with config.pretrained: the tokenizer comes with the checkpoint; leave it out"
         )
-
-
-def _adopt(options: ConfigDict, given, found: Mapping, path: str, free: tuple[str, ...]) -> None:
-    for key, value in found.items():
-        here = f"{path}.{key}"
-        if isinstance(value, Mapping):
-            _adopt(options[key], given.get(key, {}), value, here, free)
-        elif key not in given:
-            options[key] = value
-        elif given[key] != value and here.removeprefix("model.") not in free:
-            raise ConfigError(
-                f"config.{here} = {given[key]!r}, but the checkpoint of config.pretrained has {value!r}: leave it out"
-            )
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
@@ -186,21 +175,4 @@ def _tokenizer(config: ConfigDict, workdir: Path | None) -> AnyTokenizer:
         return pretrained.open_checkpoint(config.pretrained).tokenizer
     if config.tokenizer.path:
         return (Tokenizer if config.model.text.causal else SentencePiece).load(config.tokenizer.path, length)
-    source = sources.open_source(
-        config.data.source,
-        config.data.split,
-        data_dir=config.data.data_dir or None,
-        templates=tuple(config.data.templates) or None,
-    )
-    tokenizer = Tokenizer.train(_captions(source, config.tokenizer.captions), config.tokenizer.vocab_size, length)
-    log.info("learnt a vocabulary of %d tokens from %s", tokenizer.vocab_size, source.name)
-    return tokenizer
-
-
-def _captions(source: sources.Source, most: int) -> Iterator[str]:
-    """The captions of evenly spread records; one that cannot be read is passed over."""
-    for index in np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int)):
-        try:
-            yield from source[int(index)]["captions"]
-        except images.BrokenSample as error:
-            log.warning("%s: %s", source.name, error)
+    return learn(config.data, config.tokenizer.captions, config.tokenizer.vocab_size, length)

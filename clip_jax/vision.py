@@ -100,9 +100,13 @@ class VisionTower(nn.Module):
         x = nn.with_logical_constraint(x, ("batch", None, None))
         if self.pre_norm:
             x = layer_norm(self.eps, self.dtype, "norm_pre")(x)
-        alone = jnp.eye(x.shape[1], dtype=bool)[None, None] if each_patch else None
-        x = Transformer(self.width, **self.blocks, eps=self.eps, dtype=self.dtype, name="transformer")(
-            x, None, deterministic, alone
+        mask, kinds = None, ()
+        if each_patch:
+            length = x.shape[1]
+            mask = jnp.stack([jnp.ones((length, length), bool), jnp.eye(length, dtype=bool)])[:, None, None]
+            kinds = (0,) * (self.blocks["depth"] - 1) + (1,)
+        x = Transformer(self.width, **self.blocks, eps=self.eps, dtype=self.dtype, kinds=kinds, name="transformer")(
+            x, mask, deterministic
         )
         x = self._pooled(x, each_patch)
         if not self.proj:

@@ -172,6 +172,7 @@ class Transformer(nn.Module):
       eps: of the layer norms; 1e-5 in CLIP.
       scan: one compiled block for all depths, parameters stacked under `blocks` with a leading axis; else `block_<i>`.
       remat: "none"; "full" recomputes each block in the backward pass; "dots" keeps matrix products.
+      kinds: of each block, which of the masks it sees; (): there is one mask for all.
     """
 
     width: int
@@ -184,6 +185,7 @@ class Transformer(nn.Module):
     scan: bool = True
     remat: str = "none"
     dtype: DTypeLike = jnp.float32
+    kinds: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(
@@ -191,15 +193,13 @@ class Transformer(nn.Module):
         x: Float[Array, "batch length width"],
         mask: Bool[Array, "..."] | None = None,
         deterministic: bool = True,
-        last_mask: Bool[Array, "..."] | None = None,
         cache: tuple[Cache, ...] | None = None,
         position: int | Int[Array, ""] = 0,
     ):
         """The stream after all blocks; with a cache `(stream, cache)`, for unrolled blocks alone.
 
         Args:
-          mask: where a token (row) may look, the same in all blocks.
-          last_mask: another one for the last block.
+          mask: where a token (row) may look; with `kinds`, stacked masks [kinds, ...], of which each block takes its own.
           cache: of each block, as `empty_cache` makes it.
           position: of `x`'s first token in the cache; see `Attention`.
         """
@@ -217,10 +217,12 @@ class Transformer(nn.Module):
             "dropout": self.dropout,
             "dtype": self.dtype,
         }
+        if self.kinds and len(self.kinds) != self.depth:
+            raise ValueError(f"kinds names the masks of {len(self.kinds)} blocks; there are {self.depth}")
         if not self.scan:
             found = []
             for number in range(self.depth):
-                seen = last_mask if last_mask is not None and number == self.depth - 1 else mask
+                seen = mask[self.kinds[number]] if self.kinds else mask
                 here = () if cache is None else (cache[number], position)
                 x, after = block(**options, name=f"block_{number}")(x, seen, deterministic, *here)
                 found.append(after)
@@ -228,16 +230,11 @@ class Transformer(nn.Module):
         if cache is not None:
             raise ValueError("a cache needs unrolled blocks: scan=False, with parameters as `unrolled` gives them")
 
-        def seen_at(number):
-            if last_mask is None:
-                return mask
-            return jnp.where(number == self.depth - 1, last_mask, True if mask is None else mask)
-
         stack = nn.scan(
-            lambda module, x, number: module(x, seen_at(number), deterministic),
+            lambda module, x, kind: module(x, mask[kind] if self.kinds else mask, deterministic),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             length=self.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return stack(block(**options, name="blocks"), x, jnp.arange(self.depth))[0]
+        return stack(block(**options, name="blocks"), x, jnp.asarray(self.kinds or (0,) * self.depth))[0]

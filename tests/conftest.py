@@ -122,3 +122,41 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded_connect)
     monkeypatch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
     monkeypatch.setattr(socket, "getaddrinfo", guarded_lookup)
+
+
+@pytest.fixture(scope="session")
+def run_notebook():
+    """`run_notebook(name, **variables) -> outputs`: a notebook runs from top to bottom, in the folder where it lies.
+
+    `outputs(word)`: the text and the pictures that the cell whose code holds `word` gave.
+    """
+    import base64
+    import io
+
+    import nbformat
+    from nbclient import NotebookClient
+    from PIL import Image
+
+    def run(name: str, **variables: str):
+        notebook = nbformat.read(_ROOT / "notebooks" / name, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs = []
+        env = os.environ | variables | {"PYTHONPATH": str(_ROOT)}
+        env.pop("MPLBACKEND", None)  # the notebook's own: figures become outputs
+        where = {"metadata": {"path": _ROOT / "notebooks"}}
+        NotebookClient(notebook, timeout=240, kernel_name="python3", resources=where).execute(env=env)
+
+        def outputs(word: str) -> tuple[str, list]:
+            cell = next(c for c in notebook.cells if c.cell_type == "code" and word in c.source)
+            text = "".join(o.text for o in cell.outputs if o.output_type == "stream")
+            pictures = [
+                Image.open(io.BytesIO(base64.b64decode(o.data["image/png"]))).convert("RGB")
+                for o in cell.outputs
+                if o.output_type == "display_data" and "image/png" in o.data
+            ]
+            return text, pictures
+
+        return outputs
+
+    return run

@@ -111,9 +111,13 @@ class Checkpoints:
         (step, response), self._saving = self._saving, None
         try:
             response.result()
-            self._failure = None
         except Exception as error:
             self._report(step, error)
+            return
+        if self._failure is not None:
+            # A thread of the failed save may have written on after `_report` had cleared its remains away.
+            self._remove_unfinished()
+            self._failure = None
 
     def _report(self, step: int, error: Exception) -> None:
         self._failure = (step, error)
@@ -124,6 +128,10 @@ class Checkpoints:
             _first_line(error),
         )
         # What was written of it is removed, and Orbax forgets the failed save, so that the next one starts clean.
+        try:
+            self._checkpointer.close()  # waits for the threads of the save
+        except Exception as again:
+            log.debug("closing after the failed save: %s", _first_line(again))
         self._remove_unfinished()
         self._checkpointer = self._open()
 

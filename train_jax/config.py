@@ -5,6 +5,7 @@ command line (`--config.optim.lr=3e-4`), whether the file mentions it or not.
 """
 
 import difflib
+from collections.abc import Collection, Mapping
 
 from ml_collections import ConfigDict
 
@@ -182,3 +183,28 @@ def _check_ranges(c: ConfigDict) -> None:
     require(c.checkpoint.keep_every >= 0, "checkpoint.keep_every", c.checkpoint.keep_every, "0 (none) or more")
     for name, options in c.evals.items():
         require(options.every >= 0, f"evals.{name}.every", options.every, "0 (at the end alone) or more")
+
+
+def adopt(
+    options: ConfigDict, given: Mapping | ConfigDict, found: Mapping, path: str, free: Collection[str] = ()
+) -> None:
+    """Options that follow from a checkpoint: each of `found` is set, unless the user gave it.
+
+    Args:
+      options: complete; changed in place.
+      given: those that the user stated.
+      path: of `options` in the config, such as "model".
+      free: options, by their dotted path below `path`, that the user may choose otherwise.
+
+    Raises ConfigError where the user's own contradict the checkpoint.
+    """
+    for key, value in found.items():
+        if isinstance(value, Mapping):
+            inside = [name.removeprefix(f"{key}.") for name in free if name.startswith(f"{key}.")]
+            adopt(options[key], given.get(key, {}), value, f"{path}.{key}", inside)
+        elif key not in given:
+            options[key] = value
+        elif given[key] != value and key not in free:
+            raise ConfigError(
+                f"config.{path}.{key} = {given[key]!r}, but the checkpoint of config.pretrained has {value!r}: leave it out"
+            )

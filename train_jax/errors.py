@@ -7,3 +7,7 @@ class ConfigError(ValueError):
 
 class LoadError(ValueError):
     """What was given is no model that can be opened, or its parts do not belong together."""
+
+
+class UserError(ValueError):
+    """Arguments of a command that parse and cannot be."""

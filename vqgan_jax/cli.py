@@ -1,9 +1,10 @@
 """`vqgan-jax`: train, reconstruct pictures, turn them into codes, draw new ones. Mistakes are one line and exit code 2."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
+
+from train_jax.errors import UserError
 
 _EXAMPLES = {
     "": """\
@@ -52,27 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         return _train(argv[1:])
     arguments = _parser().parse_args(argv)
     # Late, so that --help and wrong arguments are answered at once.
-    from train_jax.data.images import BrokenSample
-    from train_jax.errors import LoadError
+    from train_jax.command import answer
 
-    try:
-        return arguments.run(arguments)
-    except (LoadError, BrokenSample, UserError) as error:
-        message = str(error)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except KeyboardInterrupt:
-        print("\nvqgan-jax: interrupted", file=sys.stderr)
-        return 130
-    print(f"vqgan-jax {arguments.command}: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
-
-
-class UserError(ValueError):
-    """Arguments that parse and cannot be."""
+    return answer("vqgan-jax", arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -126,12 +109,10 @@ def _train(argv: list[str]) -> int:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from PIL import Image
-
-    from vqgan_jax.pictures import grid
+    from vqgan_jax.pictures import png, sheet
     from vqgan_jax.prior.prior import load
 
-    out = _png(arguments.out, "the grid")
+    out = png(arguments.out, "the grid")
     if arguments.columns < 1:
         raise UserError(f"--columns {arguments.columns}: at least 1")
     size = None
@@ -148,23 +129,9 @@ def _sample(arguments: argparse.Namespace) -> int:
         raise UserError(str(error)) from error
     columns = arguments.columns
     rows = [list(pictures[i : i + columns]) for i in range(0, len(pictures), columns)]
-    _enlarged(Image.fromarray(grid(rows)), prior.size).save(out)
+    sheet(rows).save(out)
     print(f"wrote {out}", file=sys.stderr)
     return 0
-
-
-def _png(path: str, what: str) -> Path:
-    if Path(path).suffix.lower() != ".png":
-        raise UserError(f"--out {path}: {what} is a PNG; name it so")
-    return Path(path)
-
-
-def _enlarged(sheet, size: int):
-    """A sheet of pictures of `size` pixels, for people to see."""
-    from PIL import Image
-
-    times = max(1, 128 // size)
-    return sheet.resize((sheet.width * times, sheet.height * times), Image.Resampling.NEAREST)
 
 
 def _read(vq, paths: list[Path]) -> tuple[list[Path], list]:
@@ -183,12 +150,11 @@ def _read(vq, paths: list[Path]) -> tuple[list[Path], list]:
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
     import numpy as np
-    from PIL import Image
 
-    from vqgan_jax.pictures import grid
+    from vqgan_jax.pictures import png, sheet
     from vqgan_jax.vqgan import load
 
-    out = _png(arguments.out, "the sheet")
+    out = png(arguments.out, "the sheet")
     vq = load(arguments.model)
     paths, pictures = _read(vq, [Path(image) for image in arguments.images])
     if not pictures:
@@ -202,7 +168,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     shown = np.round(255 * found).astype(np.uint8)
     for start in range(0, len(pictures), columns):
         rows += [pictures[start : start + columns], list(shown[start : start + columns])]
-    _enlarged(Image.fromarray(grid(rows)), vq.size).save(out)
+    sheet(rows).save(out)
     print(f"wrote {out}", file=sys.stderr)
     return 0 if len(paths) == len(arguments.images) else 2
 

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.images import Preprocess
 from train_jax.data.sources import Source
-from vqgan_jax.vqgan import Vqgan
+from train_jax.errors import ConfigError
+from vqgan_jax.vqgan import Vqgan, load
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,17 @@ def with_codes(vq: Vqgan, source: Source, directory: Path, *, size: int = 0, fli
     codes = np.load(file, mmap_mode="r", allow_pickle=False)
     _check(codes, source, file)
     return Coded(source, codes)
+
+
+def open_frozen(path: str, kept: Path | None) -> Vqgan:
+    """The tokenizer of a run that learns codes: its own copy, `kept`, or, for a new run, what `config.vqgan.path` names."""
+    if kept is not None and kept.is_file():
+        return load(kept)
+    if not path:
+        raise ConfigError(
+            "config.vqgan.path is empty: name the VQGAN whose codes are to be learnt, such as a run directory"
+        )
+    return load(path)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,10 +1,15 @@
 """Pictures side by side."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
+from train_jax.errors import UserError
+
+_SEEN = 128  # pixels along a picture that people can look at
 _GAP = 2  # pixels between pictures
 _PAPER = 255
 
@@ -19,3 +24,17 @@ def grid(rows: Sequence[Sequence[np.ndarray]]) -> UInt8[np.ndarray, "H W 3"]:
             top, left = y * (height + _GAP), x * (width + _GAP)
             sheet[top : top + height, left : left + width] = picture
     return sheet
+
+
+def sheet(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
+    """A `grid` in which small pictures are enlarged for people."""
+    picture = Image.fromarray(grid(rows))
+    times = max(1, _SEEN // rows[0][0].shape[0])
+    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+
+
+def png(path: str, what: str) -> Path:
+    """The path of a PNG to write; UserError for another suffix. `what` goes there, for the message."""
+    if Path(path).suffix.lower() != ".png":
+        raise UserError(f"--out {path}: {what} is a PNG; name it so")
+    return Path(path)

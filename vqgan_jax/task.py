@@ -11,12 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from train_jax.config import adopt
 from train_jax.data import images
 from train_jax.errors import ConfigError
 from train_jax.task import Task
-from vqgan_jax import codebook, discriminator, evaluators, loss, model, perceptual, quantize
+from vqgan_jax import codebook, discriminator, evaluators, loss, model, perceptual, pretrained, quantize
 
 HALF = (0.5, 0.5, 0.5)  # mean and deviation that bring pixels to [-1, 1]
+# What a run that starts from a checkpoint may choose otherwise: shapes and the meaning of codes do not depend on it.
+_FREE = ("resolution", "dropout", "dtype", "quantizer.beta", "quantizer.legacy", "quantizer.kl_weight", "quantizer.decay",
+         "quantizer.temperature", "quantizer.revive", "quantizer.kmeans", "quantizer.entropy")  # fmt: skip
 _COLLAPSED = 0.05  # share of codes in use
 _WON = 0.02  # loss of a discriminator that is hardly ever wrong
 
@@ -24,8 +28,10 @@ _WON = 0.02  # loss of a discriminator that is hardly ever wrong
 def defaults() -> ConfigDict:
     """VQGAN's part of a config."""
     c = ConfigDict()
+    c.pretrained = ""  # a VQGAN to start from, anything that vqgan_jax.load opens; it brings its model
     c.model = model.defaults()
     c.discriminator = discriminator.defaults()
+    c.fresh_discriminator = False  # with pretrained: start anew, though taming's checkpoint holds one
     c.perceptual = perceptual.defaults()
     c.loss = ConfigDict()
     c.loss.pixels = "l1"  # or "l2"
@@ -43,6 +49,20 @@ def defaults() -> ConfigDict:
     c.augment = ConfigDict({"scale": (1.0, 1.0), "flip": False})  # as of CLIP
     c.evaluators = evaluators.defaults()
     return c
+
+
+def complete(config: ConfigDict, given: ConfigDict) -> None:
+    """With `config.pretrained`, the model is the checkpoint's. ConfigError where the user's own options contradict it."""
+    if config.pretrained:
+        found = pretrained.open_checkpoint(config.pretrained)
+        adopt(config.model, given.get("model", {}), found.model, "model", free=_FREE)
+        if _takes_over(config, found):
+            adopt(config.discriminator, given.get("discriminator", {}), found.discriminator[0], "discriminator")
+
+
+def _takes_over(config: ConfigDict, found: pretrained.Checkpoint) -> bool:
+    """Whether a new run goes on with the checkpoint's discriminator."""
+    return found.discriminator is not None and config.loss.adversarial != "none" and not config.fresh_discriminator
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
@@ -218,13 +238,27 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
             )
         return found
 
+    def weights():
+        """What a new run starts from instead of what `init` draws."""
+        params, extra = {}, {}
+        if config.pretrained:
+            found = pretrained.open_checkpoint(config.pretrained)
+            variables, _ = found.variables(found.module())
+            params = {"generator": variables.pop("params")}
+            extra = {"generator": variables}
+            if _takes_over(config, found):
+                variables = found.discriminator[1]()
+                params["discriminator"] = variables.pop("params")
+                extra["discriminator"] = variables
+        return params, extra if distance is None else extra | {"perceptual": distance.weights}
+
     return Task(
         init=init,
         loss=total_loss,
         example=example,
         evaluators=evaluators.factories(module, preprocess, distance),
         artifacts={"preprocess.json": preprocess.to_json()},
-        pretrained=None if distance is None else (lambda: ({}, {"perceptual": distance.weights})),
+        pretrained=weights if config.pretrained or distance is not None else None,
         revise=revise if follows else None,
         warnings=warnings,
     )

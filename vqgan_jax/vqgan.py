@@ -96,6 +96,13 @@ class Vqgan:
         """What `encode` sees of `images`: uint8 or float32 [n, H, W, 3]."""
         return self._pixels(images)
 
+    def codes_of(self, variables: Any, images: jax.Array) -> jax.Array:
+        """What `encode` computes, as a pure function for the programs of others: uint8 [n, H, W, 3] -> int32 [n, h, w].
+
+        `variables` have the form of this value's own, wherever they lie.
+        """
+        return self._programs.encode(variables, images)
+
     @functools.cached_property
     def _programs(self) -> "_Programs":
         return _compile(self.module)

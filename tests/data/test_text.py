@@ -440,3 +440,28 @@ def test_context_must_hold_both_marks(tokenizer):
     with pytest.raises(ValueError, match="context_length = 1"):
         Tokenizer(tokenizer.bpe, context_length=1)
     assert Tokenizer(tokenizer.bpe, 2).encode(["a"]).tolist() == [[tokenizer.bos_id, tokenizer.eos_id]]
+
+
+def test_bpe_dropout_is_the_librarys_bpe_where_nothing_is_left_out(tokenizer_of_captions):
+    tokenizer, texts = tokenizer_of_captions
+    rows, cut = tokenizer.encode_flagged(texts, dropout=1e-12, rng=np.random.default_rng(0))
+    np.testing.assert_array_equal(rows, tokenizer.encode(texts))
+    np.testing.assert_array_equal(cut, tokenizer.encode_flagged(texts)[1])
+
+
+def test_bpe_dropout_cuts_otherwise_and_says_the_same(tokenizer_of_captions):
+    tokenizer, texts = tokenizer_of_captions
+    draws = [tokenizer.encode_flagged(texts, 0.5, np.random.default_rng(seed))[0] for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert (draws[0] != draws[2]).any() and (draws[0] != tokenizer.encode(texts)).any()
+    for row, plain in zip(draws[0], tokenizer.encode(texts), strict=True):
+        assert tokenizer.decode(row) == tokenizer.decode(plain)
+    # Without a single merge a word is its bytes.
+    letters = tokenizer.encode_flagged(["red"], 1.0 - 1e-12, np.random.default_rng(0))[0][0]
+    assert [tokenizer.bpe.id_to_token(i) for i in letters[1:4]] == ["r", "e", "d</w>"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_of_captions():
+    texts = ["a photo of a small red circle", "a blue star, above it's ring 42", "naïve café", "", "something RED"]
+    return Tokenizer.train(texts * 5, 600, 40), texts

@@ -158,15 +158,7 @@ def gumbel(dd: dict) -> None:
 
     side, width, heads, depth, vocab = SIZE // 2, 16, 2, 2, 24
     shapes = {"tok_emb.weight": (vocab, width), "pos_emb": (1, side * side, width), "head.weight": (vocab, width)}
-    shapes |= {"ln_f.weight": (width,), "ln_f.bias": (width,)}
-    for i in range(depth):
-        b = f"blocks.{i}."
-        shapes |= {f"{b}ln{n}.{part}": (width,) for n in (1, 2) for part in ("weight", "bias")}
-        for name, (o, n) in {
-            **{f"attn.{x}": (width, width) for x in ("key", "query", "value", "proj")},
-            "mlp.0": (4 * width, width), "mlp.2": (width, 4 * width),
-        }.items():  # fmt: skip
-            shapes |= {f"{b}{name}.weight": (o, n), f"{b}{name}.bias": (o,)}
+    shapes |= block_shapes(width, depth)
     gpt = {n: (0.3 * torch.randn(s, generator=generator)).half().float() for n, s in shapes.items()}
     labels = torch.tensor([3, 11])
     logits = mingpt(gpt, torch.cat([labels[:, None], codes.reshape(2, -1)[:, :-1]], 1), depth, heads)
@@ -192,9 +184,14 @@ def gumbel(dd: dict) -> None:
 
 
 def mingpt(w: dict[str, torch.Tensor], tokens: torch.Tensor, depth: int, heads: int) -> torch.Tensor:
-    """Logits of minGPT, written down from its description: pre-norm blocks, exact GELU, causal attention."""
-    functional = torch.nn.functional
+    """Logits of minGPT."""
     x = w["tok_emb.weight"][tokens] + w["pos_emb"][:, : tokens.shape[1]]
+    return blocks(w, x, depth, heads) @ w["head.weight"].T
+
+
+def blocks(w: dict[str, torch.Tensor], x: torch.Tensor, depth: int, heads: int) -> torch.Tensor:
+    """minGPT's stream, written down from its description: pre-norm blocks, exact GELU, causal attention."""
+    functional = torch.nn.functional
     b, t, c = x.shape
 
     def linear(name, y):
@@ -213,7 +210,21 @@ def mingpt(w: dict[str, torch.Tensor], tokens: torch.Tensor, depth: int, heads: 
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + linear(f"{p}.attn.proj", y.transpose(1, 2).reshape(b, t, c))
         x = x + linear(f"{p}.mlp.2", functional.gelu(linear(f"{p}.mlp.0", norm(f"{p}.ln2", x))))
-    return norm("ln_f", x) @ w["head.weight"].T
+    return norm("ln_f", x)
+
+
+def block_shapes(width: int, depth: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of minGPT's blocks, by name."""
+    shapes = {"ln_f.weight": (width,), "ln_f.bias": (width,)}
+    for i in range(depth):
+        b = f"blocks.{i}."
+        shapes |= {f"{b}ln{n}.{part}": (width,) for n in (1, 2) for part in ("weight", "bias")}
+        for name, (o, n) in {
+            **{f"attn.{x}": (width, width) for x in ("key", "query", "value", "proj")},
+            "mlp.0": (4 * width, width), "mlp.2": (width, 4 * width),
+        }.items():  # fmt: skip
+            shapes |= {f"{b}{name}.weight": (o, n), f"{b}{name}.bias": (o,)}
+    return shapes
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -13,7 +14,9 @@ from ml_collections import ConfigDict
 
 import vqgan_jax
 from train_jax import config as config_lib
-from vqgan_jax import LoadError, task
+from train_jax.errors import ConfigError
+from train_jax.weights.tensors import open_tensors
+from vqgan_jax import LoadError, discriminator, model, task
 from vqgan_jax.pretrained import open_checkpoint
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "vqgan"
@@ -95,7 +98,7 @@ def test_wrong_and_missing_tensors_are_listed_with_their_shapes(tmp_path):
     with pytest.raises(LoadError, match=r"quantizer/codebook \[32, 4\] by the configuration, \[7, 4\] in the weights"):
         vqgan_jax.load(folder)
     safetensors.numpy.save_file({k: v for k, v in weights.items() if "mid_block" not in k}, file)
-    with pytest.raises(LoadError, match=r"lacks \d+ tensor\(s\), such as"):
+    with pytest.raises(LoadError, match=r"lacks \d+ tensor\(s\): "):
         vqgan_jax.load(folder)
     safetensors.numpy.save_file(weights | {"encoder.more": np.zeros(3, np.float32)}, file)
     with pytest.raises(LoadError, match="parts that are not understood: 1 tensor.*encoder.more"):
@@ -167,7 +170,7 @@ def test_dalle_mini_s_damaged_files_are_refused(tmp_path):
     with pytest.raises(LoadError, match="double_z = True; only False is built here"):
         vqgan_jax.load(tmp_path / "cut")
     (tmp_path / "cut" / "config.json").write_text(json.dumps(config | {"num_res_blocks": 2}))
-    with pytest.raises(LoadError, match="lacks .* such as encoder.down_0.block_1.norm1.scale"):
+    with pytest.raises(LoadError, match="lacks .*: encoder.down_0.block_1.norm1.scale"):
         vqgan_jax.load(tmp_path / "cut")
 
 
@@ -200,7 +203,7 @@ def test_taming_s_second_stages_with_other_conditions_are_refused(tmp_path):
     with pytest.raises(LoadError, match="condition 'taming.models.coord.CoordStage'; only labels, or none"):
         vqgan_jax.load_prior(tmp_path / "stage2.ckpt")
     (tmp_path / "stage2.yaml").write_text(text.replace("n_layer: 2", "n_layer: 3"))
-    with pytest.raises(LoadError, match="lacks 16 tensor.s., such as transformer.blocks.2.ln1.weight"):
+    with pytest.raises(LoadError, match="lacks 16 tensor.s.: transformer.blocks.2.ln1.weight"):
         vqgan_jax.load_prior(tmp_path / "stage2.ckpt")
     with pytest.raises(LoadError, match="neither a run directory nor taming's Net2NetTransformer"):
         vqgan_jax.load_prior(GOLDEN / "gumbel" / "stage1.ckpt")
@@ -243,3 +246,101 @@ def test_a_model_in_one_file_is_the_same_model(kind, tmp_path):
         vqgan_jax.save(vq, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="NAME.safetensors"):
         vqgan_jax.save(vq, tmp_path / "model.bin")
+
+
+@pytest.mark.parametrize("kind", ["taming/last.ckpt", "diffusers", "run"])
+def test_a_run_starts_from_a_checkpoint(kind, tiny):
+    path = str(tiny[1] if kind == "run" else GOLDEN / kind)
+    vq = vqgan_jax.load(path)
+    config = config_lib.resolve(
+        ConfigDict({"task": "vqgan_jax.task", "steps": 2, "data": {"source": "shapes"}, "pretrained": path})
+    )
+    params, extra = task.make(config, None).pretrained()
+    jax.tree.map(np.testing.assert_array_equal, params, {"generator": jax.device_get(vq.variables["params"])})
+    rest = {name: x for name, x in jax.device_get(vq.variables).items() if name != "params"}
+    jax.tree.map(np.testing.assert_array_equal, extra, {"generator": rest})
+    assert config.model.channels == vq.options.channels
+
+
+def test_options_that_contradict_a_checkpoint_are_refused():
+    given = {
+        "task": "vqgan_jax.task",
+        "steps": 2,
+        "data": {"source": "shapes"},
+        "pretrained": str(GOLDEN / "diffusers"),
+    }
+    full = config_lib.resolve(ConfigDict(given | {"model": {"quantizer": {"beta": 0.5}, "dropout": 0.1}}))
+    assert full.model.quantizer.beta == 0.5 and full.model.dropout == 0.1
+    with pytest.raises(
+        ConfigError, match=r"config.model.quantizer.size = 7, but the checkpoint .* has 32: leave it out"
+    ):
+        config_lib.resolve(ConfigDict(given | {"model": {"quantizer": {"size": 7}}}))
+
+
+@pytest.fixture
+def with_discriminator(tmp_path):
+    """`(checkpoint with a discriminator inside, its arrays by PyTorch's names)`."""
+    rng = np.random.default_rng(0)
+    prefix = "loss.discriminator.main."
+    widths = (3, 4, 8, 16, 1)  # three channels, one convolution, two with norms, the logits
+    arrays = {}
+    for number, (place, bias) in enumerate(((0, True), (2, False), (5, False), (8, True))):
+        arrays[f"{prefix}{place}.weight"] = rng.normal(0, 0.2, (widths[number + 1], widths[number], 4, 4))
+        if bias:
+            arrays[f"{prefix}{place}.bias"] = rng.normal(size=widths[number + 1])
+    for place, width in ((3, 8), (6, 16)):
+        for part in ("weight", "bias", "running_mean"):
+            arrays[f"{prefix}{place}.{part}"] = rng.normal(size=width)
+        arrays[f"{prefix}{place}.running_var"] = rng.uniform(0.5, 2, width)
+        arrays[f"{prefix}{place}.num_batches_tracked"] = np.array(7.0)
+    arrays = {name: x.astype(np.float32) for name, x in arrays.items()}
+    tensors = {n: np.asarray(x) for n, x in open_tensors(GOLDEN / "taming" / "last.ckpt").items()}
+    generator = {
+        n.removeprefix("state_dict."): x for n, x in tensors.items() if n.startswith("state_dict.") and "loss" not in n
+    }
+    safetensors.numpy.save_file(generator | arrays, tmp_path / "last.safetensors")
+    shutil.copy(GOLDEN / "taming" / "last.yaml", tmp_path / "last.yaml")
+    return tmp_path / "last.safetensors", {name.removeprefix(prefix): x for name, x in arrays.items()}
+
+
+def pytorchs_logits(w, x):
+    """The discriminator as pix2pix's source has it, evaluated with its running statistics; x [b, 3, h, w]."""
+
+    def conv(x, place, stride):
+        dims = ("NCHW", "OIHW", "NCHW")
+        y = jax.lax.conv_general_dilated(
+            x, w[f"{place}.weight"], (stride, stride), [(1, 1)] * 2, dimension_numbers=dims
+        )
+        return y + w.get(f"{place}.bias", np.zeros(y.shape[1], np.float32))[None, :, None, None]
+
+    def leaky(x):
+        return np.where(x > 0, x, 0.2 * x)
+
+    x = leaky(conv(x, 0, 2))
+    for place, stride in ((2, 2), (5, 1)):
+        x = np.asarray(conv(x, place, stride))
+        part = {
+            k: w[f"{place + 1}.{k}"][None, :, None, None] for k in ("weight", "bias", "running_mean", "running_var")
+        }
+        x = leaky((x - part["running_mean"]) / np.sqrt(part["running_var"] + 1e-5) * part["weight"] + part["bias"])
+    return np.asarray(conv(x, 8, 1))[:, 0]
+
+
+def test_a_run_goes_on_with_the_discriminator_of_a_checkpoint(with_discriminator):
+    path, arrays = with_discriminator
+    given = {"task": "vqgan_jax.task", "steps": 2, "data": {"source": "shapes"}, "pretrained": str(path)}
+    config = config_lib.resolve(ConfigDict(given))
+    assert config.discriminator.to_dict() == {"channels": 4, "layers": 2, "norm": "batch", "dtype": "float32"}
+    params, extra = task.make(config, None).pretrained()
+    judge = discriminator.build(config.discriminator, model.DTYPES)
+    x = np.random.default_rng(1).normal(size=(2, 3, 24, 24)).astype(np.float32)
+    variables = {"params": params["discriminator"], **extra["discriminator"]}
+    found = judge.apply(variables, jnp.asarray(x.transpose(0, 2, 3, 1)), False)
+    np.testing.assert_allclose(found, pytorchs_logits(arrays, x), atol=1e-4)
+
+    fresh = config_lib.resolve(ConfigDict(given | {"fresh_discriminator": True, "discriminator": {"channels": 8}}))
+    assert "discriminator" not in task.make(fresh, None).pretrained()[0]
+    with pytest.raises(
+        ConfigError, match="config.discriminator.channels = 8, but the checkpoint .* has 4: leave it out"
+    ):
+        config_lib.resolve(ConfigDict(given | {"discriminator": {"channels": 8}}))

@@ -215,7 +215,7 @@ def test_a_run_keeps_its_tokenizer(run, trained, tmp_path, monkeypatch):
         found.vqgan.encode(np.zeros((1, 16, 16, 3), np.uint8)), trained.encode(np.zeros((1, 16, 16, 3), np.uint8))
     )
     (moved / "vqgan.safetensors").write_bytes(b"x")
-    with pytest.raises(LoadError, match="vqgan.safetensors cannot be read"):
+    with pytest.raises(LoadError, match="wrong vqgan.safetensors for the weights"):
         vqgan_jax.load_prior(moved)
 
 

@@ -44,6 +44,7 @@ class Source:
       is_true: `(caption, record) -> bool`, the ground truth about any caption, or None where only a record's own
         captions are known to be true.
       read: `(uint8 [size, size, 3]) -> what the picture shows`, to be compared, or None where no program can tell.
+      shows: `(uint8 [size, size, 3], caption) -> whether the caption is true of what the picture shows`, or None.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Source:
     label_names: tuple[str, ...] | None = None
     is_true: Callable[[str, Mapping], bool] | None = None
     read: Callable[[np.ndarray], object] | None = None
+    shows: Callable[[np.ndarray, str], bool] | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -98,9 +100,8 @@ def open_source(
 def _mixed(name: str, split: str, **options) -> Source:
     weights, names = zip(*mixture.parse(name), strict=True)
     parts = [open_source(part, split, **options) for part in names]
-    first = parts[0]
-    alike = all((p.label_names, p.is_true, p.read) == (first.label_names, first.is_true, first.read) for p in parts)
-    truth = (first.label_names, first.is_true, first.read) if alike else (None, None, None)
+    truths = [(p.label_names, p.is_true, p.read, p.shows) for p in parts]
+    truth = truths[0] if truths.count(truths[0]) == len(parts) else ()
     return Source(f"{name}:{split}", mixture.Mixed(parts, weights), *truth)
 
 
@@ -132,6 +133,7 @@ def _embedded(name: str, split: str, data_dir: str | None) -> Source:
         module.LABEL_NAMES,
         getattr(module, "is_true", None),
         getattr(module, "read", None),
+        getattr(module, "shows", None),
     )
 
 

@@ -5,6 +5,7 @@ that of CLIP: 256 bytes, the same 256 at the end of a word, one token a merge, t
 """
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import html
@@ -146,19 +147,49 @@ class Tokenizer:
         """Texts -> rows of begin, tokens, end and padding. A text that is too long is cut; its end mark is kept."""
         return self.encode_flagged(texts)[0]
 
-    def encode_flagged(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
-        """The rows of `encode`, and which of the texts were too long and have been cut."""
+    def encode_flagged(
+        self, texts: Sequence[str], dropout: float = 0.0, rng: np.random.Generator | None = None
+    ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
+        """The rows of `encode`, and which of the texts were too long and have been cut.
+
+        Args:
+          dropout: share of merges that are left out by chance, so that a text is cut into other tokens each time (BPE
+            dropout, arXiv 1910.13267); `rng` draws them.
+        """
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts, not one text: write [text]")
         rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
         cut = np.zeros(len(texts), bool)
-        encodings = self.bpe.encode_batch([clean(text) for text in texts], add_special_tokens=False)
-        for row, encoding, number in zip(rows, encodings, range(len(texts)), strict=True):
-            ids = encoding.ids
+        cleaned = [clean(text) for text in texts]
+        if dropout:
+            encodings = [self._dropped_out(text, dropout, rng) for text in cleaned]
+        else:
+            encodings = [e.ids for e in self.bpe.encode_batch(cleaned, add_special_tokens=False)]
+        for row, ids, number in zip(rows, encodings, range(len(texts)), strict=True):
             cut[number] = len(ids) > self.context_length - 2
             ids = [self.bos_id, *ids[: self.context_length - 2], self.eos_id]
             row[: len(ids)] = ids
         return rows, cut
+
+    @functools.cached_property
+    def _ranks(self) -> dict[tuple[str, str], int]:
+        merges = json.loads(self.bpe.to_str())["model"]["merges"]
+        return {tuple(pair): rank for rank, pair in enumerate(merges)}
+
+    def _dropped_out(self, text: str, dropout: float, rng: np.random.Generator) -> list[int]:
+        """Ids of a clean text. The library's own dropout cannot be seeded."""
+        ids = []
+        for word, _ in self.bpe.pre_tokenizer.pre_tokenize_str(self.bpe.normalizer.normalize_str(text)):
+            pieces = [*word[:-1], word[-1] + _END_OF_WORD]
+            while len(pieces) > 1:
+                pairs = ((self._ranks.get(pair), place) for place, pair in enumerate(itertools.pairwise(pieces)))
+                kept = [(rank, place) for rank, place in pairs if rank is not None and rng.random() >= dropout]
+                if not kept:
+                    break
+                _, place = min(kept)
+                pieces[place : place + 2] = ["".join(pieces[place : place + 2])]
+            ids += [self.bpe.token_to_id(piece) for piece in pieces]
+        return ids
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "length"]) -> str:
         """The cleaned text that a row of ids stands for, marks and padding left out."""

@@ -23,12 +23,15 @@ class Checkpoint:
       model: options, as in `vqgan_jax.model.defaults`; what is absent is as there.
       read: reads the weights: variables of the module (`params`, and `codebook` of an EMA quantiser) as float32 arrays, and
         a name that tells which they are.
+      discriminator: the second player's options and what reads its collections (`params`, `batch_stats`), where the files
+        hold one.
     """
 
     name: str
     kind: str
     model: Mapping
     read: Callable[[], tuple[dict, str]]
+    discriminator: tuple[Mapping, Callable[[], dict]] | None = None
 
     def module(self) -> model_lib.Autoencoder:
         """The model. LoadError if the options describe none that can be built."""

@@ -1,10 +1,11 @@
 """taming-transformers' checkpoints: a `.ckpt` and the `.yaml` that describes it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, nested, take
@@ -12,6 +13,7 @@ from train_jax.weights.tensors import open_tensors
 from vqgan_jax.pretrained.checkpoint import Checkpoint
 
 # What else a checkpoint carries: losses with their networks, counters, running averages.
+_JUDGE = "loss.discriminator.main."
 _IGNORED = (r"^loss\.", r"^colorize$", r"^quantize\.(cluster_size|embed_avg|used)$", r"^first_stage_model\.loss\.")
 
 
@@ -46,7 +48,40 @@ def checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoint:
     def read() -> tuple[dict, str]:
         return {"params": nested(take(tensors, entries(model), str(path), _IGNORED), False)}, str(path)
 
-    return Checkpoint(name=str(path), kind="taming-transformers", model=model, read=read)
+    judge = _discriminator(tensors, path)
+    return Checkpoint(name=str(path), kind="taming-transformers", model=model, read=read, discriminator=judge)
+
+
+def _discriminator(tensors: Mapping, path: Path) -> tuple[Mapping, Callable[[], dict]] | None:
+    """The second player that training left in a checkpoint: convolutions, and batch norms after all but the first and last.
+
+    None where there is none, or one with activation norm instead, which is not built here.
+    """
+    first = tensors.get(f"{_JUDGE}0.weight")
+    layers = sum(f"{_JUDGE}{3 * n}.running_mean" in tensors for n in range(1, 10))
+    if first is None or len(first.shape) != 4 or not layers:
+        return None
+    found = [
+        Entry("params/conv0/kernel", (f"{_JUDGE}0.weight",), "conv"),
+        Entry("params/conv0/bias", (f"{_JUDGE}0.bias",)),
+    ]
+    for n in range(1, layers + 1):
+        found.append(Entry(f"params/conv{n}/kernel", (f"{_JUDGE}{3 * n - 1}.weight",), "conv"))
+        for ours, theirs in (
+            ("params/norm{}/scale", "weight"),
+            ("params/norm{}/bias", "bias"),
+            ("batch_stats/norm{}/mean", "running_mean"),
+            ("batch_stats/norm{}/var", "running_var"),
+        ):
+            found.append(Entry(ours.format(n), (f"{_JUDGE}{3 * n}.{theirs}",)))
+    last = f"{_JUDGE}{3 * layers + 2}"
+    found += [
+        Entry(f"params/conv{layers + 1}/kernel", (f"{last}.weight",), "conv"),
+        Entry(f"params/conv{layers + 1}/bias", (f"{last}.bias",)),
+    ]
+    own = {name: x for name, x in tensors.items() if name.startswith(_JUDGE)}
+    options = {"channels": first.shape[0], "layers": layers, "norm": "batch"}
+    return options, lambda: unflatten_dict(take(own, found, str(path), (r"num_batches_tracked$",)), sep="/")
 
 
 def _config_file(path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from nn_jax.decode import Sampling
-from train_jax import checkpoint, inference
+from train_jax import inference, run_directory
 from train_jax.errors import ConfigError, LoadError
 from vqgan_jax.prior import model as model_lib
 from vqgan_jax.prior import sampling, taming
@@ -233,25 +232,16 @@ def load(path: str | Path, step: int | None = None) -> Prior:
     path = Path(path)
     if path.is_file():
         return _load_taming(path)
-    file = path / "config.json"
-    if not file.is_file():
-        raise LoadError(f"{path} is no run directory: it has no config.json")
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise LoadError(f"{file} is not JSON: {error}") from error
-    if config.get("task") != "vqgan_jax.prior.task":
-        raise LoadError(f"{path} is a run of {config.get('task')!r}, not of a second stage ('vqgan_jax.prior.task')")
-    try:
-        params, _, found = checkpoint.load_weights(path / "checkpoints", step)
-    except (FileNotFoundError, checkpoint.CheckpointError) as error:
-        raise LoadError(str(error)) from error
+    config = run_directory.open_config(path, "vqgan_jax.prior.task", "a second stage", (TOKENIZER,))
+    if config is None:
+        raise LoadError(f"{path} is no run directory: it has no config.json with a task")
+    params, _, name = run_directory.load_weights(path, step)
     vqgan = load_vqgan(path / TOKENIZER)
     options = model_lib.defaults()
     options.update(config["model"])
     size = config["vqgan"]["size"] or vqgan.size
     params = jax.tree.map(np.asarray, params["prior"])
-    return Prior.assemble(options, params, vqgan, size, f"{path} (step {found})")
+    return Prior.assemble(options, params, vqgan, size, name)
 
 
 def _load_taming(path: Path) -> Prior:

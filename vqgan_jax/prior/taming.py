@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from train_jax.errors import LoadError
+from train_jax.weights import gpt
 from train_jax.weights.layout import Entry, nested, take
 from train_jax.weights.tensors import open_tensors
 from vqgan_jax.pretrained import taming
@@ -40,7 +41,7 @@ def open_file(path: Path):
         raise LoadError(
             f"{path}: a second stage with the condition {condition!r}; only labels, or none, are built here"
         )
-    gpt = params["transformer_config"]["params"]
+    hparams = params["transformer_config"]["params"]
     tensors = open_tensors(path)
     tensors = {name.removeprefix("state_dict."): x for name, x in tensors.items()}
     first = taming.checkpoint(
@@ -50,7 +51,10 @@ def open_file(path: Path):
     )
     codes = first.model["quantizer"]["size"]
     found = take(
-        {name: x for name, x in tensors.items() if name.startswith("transformer.")}, _entries(gpt), str(path), _IGNORED
+        {name: x for name, x in tensors.items() if name.startswith("transformer.")},
+        _entries(hparams),
+        str(path),
+        _IGNORED,
     )
     table, positions = found["tokens"], found.pop("positions")[0]
     # No row for "no label": such a model was never shown one.
@@ -58,15 +62,15 @@ def open_file(path: Path):
     found["tokens"], found["head/kernel"] = table[:codes], found["head/kernel"][:, :codes]
     options = {
         "classes": 0 if free else len(table),
-        "width": gpt["n_embd"],
-        "depth": gpt["n_layer"],
-        "heads": gpt["n_head"],
-        "dropout": float(gpt.get("resid_pdrop", 0.0)),
+        "width": hparams["n_embd"],
+        "depth": hparams["n_layer"],
+        "heads": hparams["n_head"],
+        "dropout": float(hparams.get("resid_pdrop", 0.0)),
     }
     return options, nested(found | {"positions": positions}, True), first
 
 
-def _entries(gpt: Mapping) -> list[Entry]:
+def _entries(hparams: Mapping) -> list[Entry]:
     """The table of names."""
     found = [
         Entry("tokens", ("transformer.tok_emb.weight",)),
@@ -75,23 +79,6 @@ def _entries(gpt: Mapping) -> list[Entry]:
         Entry("norm/bias", ("transformer.ln_f.bias",)),
         Entry("head/kernel", ("transformer.head.weight",), "linear"),
     ]
-    heads = gpt["n_head"]
-    for number in range(gpt["n_layer"]):
-        ours, theirs = f"transformer/block_{number}", f"transformer.blocks.{number}"
-        qkv = [f"{theirs}.attn.{name}" for name in ("query", "key", "value")]
-        found += [
-            Entry(f"{ours}/norm{n}/{kind}", (f"{theirs}.ln{n}.{part}",))
-            for n in (1, 2)
-            for kind, part in (("scale", "weight"), ("bias", "bias"))
-        ]
-        found += [
-            Entry(f"{ours}/attention/qkv/kernel", tuple(f"{x}.weight" for x in qkv), "qkv", heads),
-            Entry(f"{ours}/attention/qkv/bias", tuple(f"{x}.bias" for x in qkv), "qkv_bias", heads),
-            Entry(f"{ours}/attention/out/kernel", (f"{theirs}.attn.proj.weight",), "heads_in", heads),
-            Entry(f"{ours}/attention/out/bias", (f"{theirs}.attn.proj.bias",)),
-            Entry(f"{ours}/mlp_in/kernel", (f"{theirs}.mlp.0.weight",), "linear"),
-            Entry(f"{ours}/mlp_in/bias", (f"{theirs}.mlp.0.bias",)),
-            Entry(f"{ours}/mlp_out/kernel", (f"{theirs}.mlp.2.weight",), "linear"),
-            Entry(f"{ours}/mlp_out/bias", (f"{theirs}.mlp.2.bias",)),
-        ]
+    for number in range(hparams["n_layer"]):
+        found += gpt.block(f"transformer/block_{number}", f"transformer.blocks.{number}", hparams["n_head"])
     return found

@@ -39,7 +39,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     """The task of a resolved config. ConfigError for options that cannot be, LoadError for a tokenizer that cannot."""
     if not 0 <= config.label_dropout < 1:
         raise ConfigError(f"config.label_dropout = {config.label_dropout} must be in [0, 1)")
-    vq = open_tokenizer(config, workdir)
+    vq = codes_lib.open_frozen(config.vqgan.path, workdir / TOKENIZER if workdir else None)
     size = config.vqgan.size or vq.size
     if size % vq.factor:
         raise ConfigError(f"config.vqgan.size = {size} must be divisible by {vq.factor}, the pixels along a code")
@@ -83,14 +83,3 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         records=records,
         flops=float(BACKWARD * forward),
     )
-
-
-def open_tokenizer(config: ConfigDict, workdir: Path | None) -> vqgan_lib.Vqgan:
-    """The run's own copy of its tokenizer, or, for a new run, the one that the config names."""
-    if workdir is not None and (workdir / TOKENIZER).is_file():
-        return vqgan_lib.load(workdir / TOKENIZER)
-    if not config.vqgan.path:
-        raise ConfigError(
-            "config.vqgan.path is empty: name the VQGAN whose codes are to be learnt, such as a run directory"
-        )
-    return vqgan_lib.load(config.vqgan.path)

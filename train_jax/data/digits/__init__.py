@@ -1,10 +1,12 @@
 """Real scanned digits with captions, from scikit-learn's own files: no download."""
 
+import re
+
 from train_jax.data import embedded
 
 LABEL_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-__all__ = ["LABEL_NAMES", "builder", "read"]
+__all__ = ["LABEL_NAMES", "builder", "read", "shows"]
 
 
 def builder(variant: str | None = None, data_dir: str | None = None):
@@ -19,3 +21,12 @@ def read(image) -> int:
     from train_jax.data.digits import classifier
 
     return classifier.read(image)
+
+
+def shows(image, caption: str) -> bool:
+    """Whether the digit that a caption names is the one that a picture shows; ValueError for a caption that names none."""
+    named = [word for word in re.findall(r"[a-z]+|[0-9]+", caption.lower()) if word in (*LABEL_NAMES, *"0123456789")]
+    if len(named) != 1:
+        raise ValueError(f"{caption!r} names no digit, or several: write one as 'the digit three' or 'a handwritten 3'")
+    label = int(named[0]) if named[0].isdigit() else LABEL_NAMES.index(named[0])
+    return read(image) == label

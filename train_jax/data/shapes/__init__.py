@@ -8,7 +8,7 @@ from train_jax.data import embedded
 from train_jax.data.shapes import scene as scenes
 from train_jax.data.shapes.scene import LABEL_NAMES
 
-__all__ = ["LABEL_NAMES", "builder", "is_true", "read"]
+__all__ = ["LABEL_NAMES", "builder", "is_true", "read", "shows"]
 
 
 def builder(size: str = "64", data_dir: str | None = None):
@@ -28,3 +28,10 @@ def read(image) -> tuple[tuple[str, str], ...]:
     from train_jax.data.shapes import oracle
 
     return tuple(sorted((o.colour, o.shape) for o in oracle.read(image)))
+
+
+def shows(image, caption: str) -> bool:
+    """Whether a caption is true of what the oracle sees in a picture; ValueError for a caption of another world."""
+    from train_jax.data.shapes import oracle
+
+    return scenes.is_true(caption, scenes.Scene(oracle.read(image)))

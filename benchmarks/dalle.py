@@ -1,0 +1,197 @@
+"""Sampling of codes beside a cached sampler in PyTorch: the same model, weights, prompts and precision, in turns.
+
+    python -m benchmarks.dalle [--models 72m 1b3] [--batches 1 8 64] [--codes 64]      (with the `peers` extra)
+
+Codes a second, the prompt's prefill included, and the share of the memory bandwidth that weights and caches take at that
+rate, where `--bandwidth` names it. Before the race both draw the most likely codes, which must be the same.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dalle_jax import model as model_lib
+from dalle_jax import sampling
+from nn_jax.decode import Sampling
+from train_jax import inference
+from train_jax.weights.layout import flat
+
+GRID, TEXT = (16, 16), 64
+MODELS = {
+    "72m": {"width": 640, "depth": 12, "heads": 10, "text_size": 2048, "size": 8192},
+    "1b3": {"width": 1536, "depth": 42, "heads": 24, "text_size": 16_384, "size": 16_384},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.dalle", description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64])
+    parser.add_argument("--codes", type=int, default=64, help="of the 256 of a picture, that are drawn")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--bandwidth", type=float, default=0.0, help="of the machine's memory, in GB/s")
+    arguments = parser.parse_args()
+    machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
+    print(f"{arguments.dtype}, {machine}, jax {jax.__version__}, {arguments.codes} codes; codes a second\n")
+    header = ["model", "parameters", "batch", "ours", "PyTorch", "ours / PyTorch", "share of bandwidth"]
+    print("| " + " | ".join(header) + " |\n| " + " | ".join(["---"] * len(header)) + " |")
+    for name in arguments.models:
+        options = dict(MODELS[name])
+        text_size, size = options.pop("text_size"), options.pop("size")
+        config = model_lib.defaults()
+        config.update(options | {"text_length": TEXT, "positions": "learned", "dtype": arguments.dtype, "dropout": 0.0})
+        module = model_lib.build(config, text_size, size, GRID)
+        params = _random(module)
+        count = sum(x.size for x in jax.tree.leaves(params))
+        ours, theirs = _ours(module, params, arguments.codes), _torch(module, params, arguments.codes, arguments.dtype)
+        for batch in arguments.batches:
+            prompts = np.random.default_rng(batch).integers(0, text_size, (batch, TEXT)).astype(np.int32)
+            contestants = {"ours": ours(prompts)} | ({"PyTorch": theirs(prompts)} if theirs else {})
+            _check(contestants)
+            seconds = _race(contestants, arguments.rounds)
+            rates = {who: batch * arguments.codes / t for who, t in seconds.items()}
+            share = "not known"
+            if arguments.bandwidth:
+                width = 4 if arguments.dtype == "float32" else 2
+                cache = 2 * config.depth * config.width * (TEXT + arguments.codes / 2) * batch
+                read = width * (count - (text_size + size) * config.width + cache) * arguments.codes
+                share = f"{100 * read / seconds['ours'] / 1e9 / arguments.bandwidth:.0f} %"
+            peer = f"{rates['PyTorch']:.1f} | {rates['ours'] / rates['PyTorch']:.2f}" if theirs else "| "
+            print(f"| {name} | {count:,} | {batch} | {rates['ours']:.1f} | {peer} | {share} |", flush=True)
+
+
+def _random(module: model_lib.Dalle) -> dict:
+    rng = np.random.default_rng(0)
+    shapes = model_lib.shapes(module)
+    return jax.tree.map(
+        lambda s: rng.standard_normal(s, np.float32) * np.float32(0.05), shapes, is_leaf=lambda s: isinstance(s, tuple)
+    )
+
+
+def _ours(module: model_lib.Dalle, params: dict, length: int) -> Callable:
+    programs, variables = sampling.compile_programs(module), inference.on_devices(params)
+    mesh = jax.tree.leaves(variables)[0].sharding.mesh
+
+    def prepare(prompts: np.ndarray) -> Callable[[float], np.ndarray]:
+        batch = len(prompts)
+        split = NamedSharding(mesh, P("batch"))
+        seeds = jax.device_put(
+            np.stack([np.zeros(batch), np.zeros(batch), np.arange(batch)], 1).astype(np.uint32), split
+        )
+        nothing = jax.device_put(np.zeros((batch, length), np.int32), split)
+        rows = sampling.Rows(seeds, nothing, nothing.astype(bool))
+        text, which = jax.device_put((prompts, np.arange(batch, dtype=np.int32)), split)
+
+        def run(temperature: float) -> np.ndarray:
+            settings = Sampling(temperature=np.float32(temperature))
+            with jax.set_mesh(mesh):
+                carry = programs.expand(programs.prefill(variables, text), which, guided=False)
+                codes, _, _ = programs.advance(
+                    variables, settings, carry, rows, jnp.int32(0), length=length, most=0, guided=False
+                )
+                return np.asarray(codes)
+
+        return run
+
+    return prepare
+
+
+def _torch(module: model_lib.Dalle, params: dict, length: int, dtype: str) -> Callable | None:
+    """minDALL-E's sampler, with a cache that is allocated once."""
+    try:
+        import torch
+    except ImportError as error:
+        print(f"the peer is not installed ({error}): pip install -e '.[peers]'")
+        return None
+    functional = torch.nn.functional
+    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+    kind = getattr(torch, dtype)
+    w = {k: torch.from_numpy(np.array(x)).to(device, kind) for k, x in flat(params).items()}
+    width, heads, depth = module.width, module.heads, module.depth
+    blocks = []
+    for i in range(depth):
+        p = f"transformer/block_{i}"
+        blocks.append(
+            {
+                "qkv": (w[f"{p}/attention/qkv/kernel"].reshape(width, -1).T, w[f"{p}/attention/qkv/bias"].reshape(-1)),
+                "out": (w[f"{p}/attention/out/kernel"].reshape(-1, width).T, w[f"{p}/attention/out/bias"]),
+                "in": (w[f"{p}/mlp_in/kernel"].T, w[f"{p}/mlp_in/bias"]),
+                "down": (w[f"{p}/mlp_out/kernel"].T, w[f"{p}/mlp_out/bias"]),
+                "norm1": (w[f"{p}/norm1/scale"], w[f"{p}/norm1/bias"]),
+                "norm2": (w[f"{p}/norm2/scale"], w[f"{p}/norm2/bias"]),
+            }
+        )
+    blocks = [{k: tuple(x.contiguous() for x in pair) for k, pair in block.items()} for block in blocks]
+    head = w["head/kernel"].T.contiguous()
+
+    def stream(x, keys, values, start):
+        batch, t, _ = x.shape
+        for i, b in enumerate(blocks):
+            y = functional.layer_norm(x, (width,), *b["norm1"], 1e-5)
+            q, k, v = functional.linear(y, *b["qkv"]).reshape(batch, t, 3, heads, -1).permute(2, 0, 3, 1, 4)
+            keys[i, :, :, start : start + t], values[i, :, :, start : start + t] = k, v
+            seen = (keys[i, :, :, : start + t], values[i, :, :, : start + t])
+            y = functional.scaled_dot_product_attention(q, *seen, is_causal=t > 1)
+            x = x + functional.linear(y.transpose(1, 2).reshape(batch, t, width), *b["out"])
+            y = functional.layer_norm(x, (width,), *b["norm2"], 1e-5)
+            x = x + functional.linear(functional.gelu(functional.linear(y, *b["in"])), *b["down"])
+        last = functional.layer_norm(x[:, -1], (width,), w["norm/scale"], w["norm/bias"], 1e-5)
+        return functional.linear(last, head).float()
+
+    def prepare(prompts: np.ndarray) -> Callable[[float], np.ndarray]:
+        text, batch = torch.from_numpy(prompts).long().to(device), len(prompts)
+
+        @torch.no_grad()
+        def run(temperature: float) -> np.ndarray:
+            shape = (depth, batch, heads, TEXT + length, width // heads)
+            keys, values = torch.zeros(shape, dtype=kind, device=device), torch.zeros(shape, dtype=kind, device=device)
+            logits = stream(w["text_tokens"][text] + w["text_positions"], keys, values, 0)
+            found = []
+            for place in range(length):
+                if temperature:
+                    code = torch.multinomial(torch.softmax(logits / temperature, -1), 1)[:, 0]
+                else:
+                    code = logits.argmax(-1)
+                found.append(code)
+                if place + 1 < length:
+                    x = w["tokens"][code] + w["positions"][place]
+                    logits = stream(x[:, None], keys, values, TEXT + place)
+            return torch.stack(found, 1).cpu().numpy()
+
+        return run
+
+    return prepare
+
+
+def _check(contestants: dict[str, Callable]) -> None:
+    """The contestants must draw the same most likely codes before they race."""
+    found = [run(0.0) for run in contestants.values()]
+    # One pair of codes that are nearly as likely changes all that follow in that row: few rows may differ.
+    share = np.mean(found[0] == found[-1])
+    if share < 0.9:
+        raise SystemExit(f"ours and PyTorch agree in {share:.0%} of the codes alone: no race")
+
+
+def _race(contestants: dict[str, Callable], rounds: int) -> dict[str, float]:
+    """Seconds, the median of some turns."""
+    seconds = {who: [] for who in contestants}
+    for turn in range(rounds + 1):  # the first warms up
+        for who, run in contestants.items():
+            begun = time.perf_counter()
+            run(1.0)
+            if turn:
+                seconds[who].append(time.perf_counter() - begun)
+    return {who: statistics.median(t) for who, t in seconds.items()}
+
+
+if __name__ == "__main__":
+    main()

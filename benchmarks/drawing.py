@@ -1,0 +1,77 @@
+"""How often a DALL·E of scenes draws what it was asked for: by temperature and guidance, and when the best of n are chosen.
+
+    python -m benchmarks.drawing --model runs/dalle-shapes --clip runs/clip-shapes [--prompts 256]
+
+The oracle reads every drawing. `seen`: "a {colour} {shape}" of pairs that training shows; `novel`: of the ten that it does
+not; `two`: two objects and their relation, as captions name them.
+"""
+
+import argparse
+
+import numpy as np
+
+import clip_jax
+import dalle_jax
+from dalle_jax import rerank
+from dalle_jax.evaluators import asked
+from dalle_jax.evaluators import defaults as evaluators
+from train_jax.data.sources import open_source
+
+CHOICES = (1, 2, 4, 8, 16, 32)
+TEMPERATURES = (0.0, 0.5, 0.7, 0.85, 1.0)
+GUIDANCES = (1.0, 1.5, 2.0, 3.0)
+KINDS = {"seen": ("test", "labels"), "novel": ("novel", "labels"), "two": ("test", "pairs")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.drawing", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="runs/dalle-shapes")
+    parser.add_argument("--clip", default="runs/clip-shapes")
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--top-p", type=float, default=0.95, help="of the table of choices")
+    parser.add_argument("--guidance", type=float, default=1.5, help="of the table of choices")
+    arguments = parser.parse_args()
+    dalle, clip = dalle_jax.load(arguments.model), clip_jax.load(arguments.clip)
+    prompts = {kind: questions(*where, arguments.prompts) for kind, where in KINDS.items()}
+    sources = {kind: open_source("shapes/32", split) for kind, (split, _) in KINDS.items()}
+
+    def right(kind: str, images: np.ndarray) -> np.ndarray:
+        shows = sources[kind].shows
+        return np.array([[shows(x, p) for x in row] for p, row in zip(prompts[kind], images, strict=True)])
+
+    print("One drawing of each prompt, right by temperature (rows) and guidance, `seen` / `novel` / `two`:\n")
+    _row("temperature", *(f"guidance {g:g}" for g in GUIDANCES))
+    _row(*["---"] * (1 + len(GUIDANCES)))
+    for t in TEMPERATURES:
+        cells = []
+        for g in GUIDANCES:
+            drawn = {k: dalle.generate(p, temperature=t, guidance=g, progress=False) for k, p in prompts.items()}
+            cells.append(" / ".join(f"{100 * right(k, images).mean():.0f} %" for k, images in drawn.items()))
+        _row(f"{t:g}", *cells)
+
+    print(f"\nThe best of n, top-p {arguments.top_p:g}, guidance {arguments.guidance:g}:\n")
+    _row("n", *(f"{kind}, chosen by {judge}" for kind in KINDS for judge in ("CLIP", "likelihood")))
+    _row(*["---"] * (1 + 2 * len(KINDS)))
+    columns = []
+    for kind, texts in prompts.items():
+        drawn = dalle.draw(texts, max(CHOICES), top_p=arguments.top_p, guidance=arguments.guidance, progress=False)
+        good = right(kind, drawn.images)
+        for scores in (rerank.fit(clip, texts, drawn.images), drawn.log_probs):
+            best = [np.argmax(scores[:, :n], axis=1) for n in CHOICES]
+            columns.append([good[np.arange(len(good)), b].mean() for b in best])
+    for n, cells in zip(CHOICES, zip(*columns, strict=True), strict=True):
+        _row(str(n), *(f"{100 * cell:.1f} %" for cell in cells))
+
+
+def questions(split: str, about: str, count: int) -> list[str]:
+    options = evaluators().drawing
+    options.update({"about": about, "prompts": count})
+    return asked(open_source("shapes/32", split), options)
+
+
+def _row(*cells: str) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""VQGAN f16 at 256 pixels beside the textbook's step in PyTorch: the same weights, pictures and precision, in turns.
+
+    python -m benchmarks.vqgan [--batch 1] [--rounds 5]         (with the `peers` extra; without it ours alone is measured)
+
+Reconstructions a second, and full GAN updates (generator, discriminator, adaptive weight, both optimisers). Also prints how
+many of a generator's forward passes the compiled update costs, by the compiler's own count of operations.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import load_config
+from train_jax import config as config_lib
+from train_jax import optim, sharding
+from train_jax import task as task_lib
+from train_jax.data import pipeline
+from train_jax.step import init_state, make_train_step
+from train_jax.weights.layout import flat, give
+from vqgan_jax import model as model_lib
+from vqgan_jax.pretrained import taming
+
+LR = 1e-5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.vqgan", description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--size", type=int, default=256, help="side of the pictures, in pixels")
+    arguments = parser.parse_args()
+    config = load_config("vqgan/f16_1024")
+    config.model.dtype = config.discriminator.dtype = arguments.dtype
+    config.perceptual = {"type": "none"}
+    config.loss.start = 0
+    config.augment = {}
+    config.ema = {}
+    config.data.batch_size = arguments.batch
+    config.optim = {"name": "adam", "lr": LR, "schedule": "constant", "clip": 0.0, "args": {"b1": 0.5, "b2": 0.9}}
+    config = config_lib.resolve(config)
+    shape = (arguments.batch, arguments.size, arguments.size, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+    contestants = {}
+    contestants["ours"], params, passes = _ours(config, images)
+    try:
+        contestants["PyTorch"] = _torch(config, images, params, arguments.dtype)
+    except ImportError as error:
+        print(f"the peer is not installed ({error}): pip install -e '.[peers]'")
+    _check(contestants)
+    rates = _race(contestants, arguments.rounds, arguments.batch)
+    machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
+    print(
+        f"f16-1024 at {arguments.size} px, batch {arguments.batch}, {arguments.dtype}, {machine}, jax {jax.__version__}; "
+        "pictures a second"
+    )
+    print("| " + " | ".join(["", *rates, "ours / PyTorch"]) + " |")
+    print("| " + " | ".join(["---"] * (len(rates) + 2)) + " |")
+    for what in ("reconstructions", "GAN updates"):
+        cells = [f"{rates[name][what]:.3f}" for name in rates]
+        ratio = rates["ours"][what] / rates["PyTorch"][what] if "PyTorch" in rates else float("nan")
+        print("| " + " | ".join([what, *cells, f"{ratio:.2f}"]) + " |")
+    print(f"the compiled update costs {passes}")
+
+
+Contestant = dict[str, Callable[[], np.ndarray]]
+
+
+def _ours(config, images) -> tuple[Contestant, dict, str]:
+    task = task_lib.module(config).make(config, None)
+    module = model_lib.build(config.model)
+    mesh = sharding.make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        batch = pipeline.to_device({"image": images}, sharding.batch_sharding(mesh))
+        schedules = {}
+
+        def make_tx(params, axes):
+            tx, found = optim.make(config.optim, params, config.steps, axes)
+            schedules.update(found)
+            return tx
+
+        create, abstract, tx = init_state(task, make_tx, mesh, batch, seed=0)
+        step = make_train_step(task, tx, mesh, abstract, seed=0, schedules=schedules)
+        step = step.lower(abstract, batch).compile()
+        state = create()
+        params = jax.tree.map(np.asarray, nn.unbox(state.params["generator"]))
+
+    x = images.astype(np.float32) / 127.5 - 1
+
+    def forward(params, x):
+        return module.apply({"params": params}, x, method="__call__", rngs={"dropout": jax.random.key(0)})
+
+    compiled = jax.jit(forward).lower(params, x).compile()
+    reconstruct = jax.jit(
+        lambda p, x: module.apply({"params": p}, module.apply({"params": p}, x, method="encode"), method="decode")
+    )
+    on_device = jax.device_put((params, jnp.asarray(x)))
+    flops = [program.cost_analysis()["flops"] for program in (step, compiled)]
+    passes = f"{flops[0] / flops[1]:.2f} forward passes of the generator (forward and backward alone: 3)"
+
+    def update():
+        nonlocal state
+        with jax.set_mesh(mesh):
+            state, metrics = step(state, batch)
+        return np.asarray(jax.block_until_ready(metrics["loss_discriminator"]))
+
+    return {"reconstructions": lambda: np.asarray(reconstruct(*on_device)), "GAN updates": update}, params, passes
+
+
+def _torch(config, images, params, dtype: str) -> Contestant:
+    import torch
+
+    from benchmarks import textbook_vqgan
+
+    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+    model = textbook_vqgan.VQGAN(config.model)
+    weights = give(flat(params), taming.entries(config.model.to_dict()))
+    model.load_state_dict({name: torch.from_numpy(np.array(x, np.float32)) for name, x in weights.items()})
+    judge = textbook_vqgan.discriminator(config.discriminator.channels, config.discriminator.layers)
+    model, judge = model.to(device), judge.to(device)
+    trainer = textbook_vqgan.Trainer(model, judge, LR, config.loss.weight)
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1).to(device)
+    precision = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def reconstruct():
+        with torch.no_grad(), precision:
+            return model(x)[0].float().cpu().numpy().transpose(0, 2, 3, 1)
+
+    def update():
+        with precision:
+            return trainer.update(x).cpu().numpy()
+
+    return {"reconstructions": reconstruct, "GAN updates": update}
+
+
+def _check(contestants: dict[str, Contestant]) -> None:
+    """The contestants must compute the same pictures before they race."""
+    if "PyTorch" in contestants:
+        a, b = (contestants[name]["reconstructions"]() for name in ("ours", "PyTorch"))
+        # Codes at a tie may differ, and with them a patch.
+        share = np.mean(np.abs(a - b) < 1e-2)
+        if share < 0.95:
+            raise SystemExit(f"ours and PyTorch agree in {share:.0%} of the pixels alone: no race")
+
+
+def _race(contestants: dict[str, Contestant], rounds: int, batch: int) -> dict[str, dict[str, float]]:
+    seconds = {name: {what: [] for what in found} for name, found in contestants.items()}
+    for turn in range(rounds + 1):  # the first warms up
+        for name, found in contestants.items():
+            for what, run in found.items():
+                begun = time.perf_counter()
+                run()
+                if turn:
+                    seconds[name][what].append(time.perf_counter() - begun)
+    return {n: {what: batch / statistics.median(t) for what, t in found.items()} for n, found in seconds.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""DALL·E 1 at its published size (arXiv 2102.12092, section 2.2, appendix B): 12 billion parameters, 64 blocks of 62 heads.
+
+    train-jax --config=configs/dalle/dalle1_12b.py --workdir=runs/dalle1 --config.vqgan.path=DIR \
+        --config.data.source='webdataset:cc12m/*.tar'
+
+256 text tokens and 32 x 32 codes out of 8,192 in one vocabulary; row and column attention, the last block a convolution of
+11 x 11; losses weighted 1/8 and 7/8; BPE dropout of 10 %. For a pod; not trained here. Memory on 8 devices, which is more
+than those of today hold: `python -m benchmarks.memory --only dalles`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.task = "dalle_jax.task"
+    c.steps = 430_000
+    c.data = ConfigDict({"source": "webdataset:cc12m/*.tar", "batch_size": 1024, "workers": 8})
+    c.mesh = ConfigDict({"data": -1, "fsdp": 8})
+    c.vqgan = ConfigDict({"path": ""})
+    c.tokenizer = ConfigDict({"vocab_size": 16_384, "dropout": 0.1})
+    c.model = ConfigDict({"text_length": 256, "width": 3968, "depth": 64, "heads": 62, "dropout": 0.0})
+    c.model.update({"vocabulary": "joint", "attention": ("row", "column", "row", "row"), "last_attention": "conv"})
+    c.model.update({"kernel": 11, "remat": "full", "dtype": "bfloat16"})
+    c.loss = ConfigDict({"text": 1 / 8, "image": 7 / 8})
+    c.caption_dropout = 0.0
+    c.optim = ConfigDict({"lr": 4.5e-4, "warmup_steps": 5000, "weight_decay": 4.5e-2})
+    c.optim.args = ConfigDict({"b1": 0.9, "b2": 0.96, "eps": 1e-8})
+    c.optim.clip = 4.0
+    c.ema = ConfigDict({"decay": 0.999})
+    c.checkpoint = ConfigDict({"every": 2500})
+    return c

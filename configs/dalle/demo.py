@@ -1,0 +1,20 @@
+"""The short preset of `make demo`: `configs/dalle/shapes.py` with fewer updates, on the demo's own VQGAN.
+
+train-jax --config=configs/dalle/demo.py --workdir=runs/demo/dalle
+
+No figures yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.dalle import shapes
+
+
+def get_config() -> ConfigDict:
+    c = shapes.get_config()
+    c.steps = 1200
+    c.vqgan.path = "runs/demo/vqgan"
+    c.checkpoint = ConfigDict({"every": 400, "keep_last": 1})
+    for evaluator in c.evals.values():
+        evaluator.every = 0
+    return c

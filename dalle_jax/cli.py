@@ -1,0 +1,240 @@
+"""`dalle-jax`: train, draw, complete, and tell how likely pictures are. Mistakes are one line and exit code 2."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from train_jax.errors import UserError
+
+_EXAMPLES = {
+    "": """\
+examples:
+  dalle-jax train --config=configs/dalle/shapes.py --workdir=runs/dalle-shapes
+  dalle-jax generate "a small red circle above a large blue star" --model runs/dalle-shapes --n 9 --out grid.png
+  dalle-jax complete half.png "a red circle" --model runs/dalle-shapes --keep top --out completed.png
+  dalle-jax score shape.png --prompts "a red circle,a blue star" --model runs/dalle-shapes
+
+dalle-jax COMMAND --help tells more about each.""",
+    "train": """\
+The same as train-jax; dalle-jax train --help lists its options.""",
+    "generate": """\
+examples:
+  dalle-jax generate "a red circle" --model runs/dalle-shapes --n 9 --out grid.png
+  dalle-jax generate "a red circle" "a blue star" --model DIR --n 32 --best 4 --rerank runs/clip-shapes --out best.png
+  dalle-jax generate @prompts.txt --model DIR --top-p 0.95 --guidance 2 --seed 1 --out grid.png --folder pictures
+
+The grid has a row a prompt. Picture i of a prompt and a seed is always the same. Every PNG tells in its text "dalle" the
+prompts, the seed, the settings and the fingerprint of the model.""",
+    "complete": """\
+examples:
+  dalle-jax complete half.png "a red circle" --model runs/dalle-shapes --keep top --n 8 --out completed.png
+  dalle-jax complete photo.png "a cat" --model DIR --keep mask.png --out completed.png
+
+What is kept: top, bottom, left or right half, or the white places of a PNG. A code knows what comes before it in reading
+order.""",
+    "score": """\
+examples:
+  dalle-jax score a.png b.png --prompts "a red circle,a blue star" --model runs/dalle-shapes
+
+Prints the natural logarithm of each picture's probability given each prompt, in nats a code; the largest is marked.""",
+}
+_HALVES = ("top", "bottom", "left", "right")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"]:
+        return _train(argv[1:])
+    arguments = _parser().parse_args(argv)
+    # Late, so that --help and wrong arguments are answered at once.
+    from train_jax.command import answer
+
+    return answer("dalle-jax", arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "dalle-jax", description="Pictures from prompts.", epilog=_EXAMPLES[""], formatter_class=raw
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("train", help="Train what a config says, as train-jax does.", epilog=_EXAMPLES["train"])
+
+    def add(name: str, text: str, run) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, epilog=_EXAMPLES[name], formatter_class=raw)
+        sub.set_defaults(run=run, command=name)
+        sub.add_argument("--model", required=True, metavar="MODEL", help="a run directory, or one of minDALL-E")
+        return sub
+
+    def drawing(sub: argparse.ArgumentParser, n: int) -> None:
+        sub.add_argument("--out", required=True, metavar="FILE", help="the grid to write, a .png")
+        sub.add_argument("--folder", metavar="FOLDER", help="write each picture by itself, too")
+        sub.add_argument("--n", type=int, default=n, help=f"pictures of each prompt (default {n})")
+        sub.add_argument("--best", type=int, help="show the so many best of them; see --rerank")
+        sub.add_argument("--rerank", metavar="JUDGE", help='what ranks them: the path of a CLIP, or "likelihood"')
+        sub.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+        sub.add_argument("--temperature", type=float, default=1.0, help="divides the logits; 0: most likely codes")
+        sub.add_argument("--top-k", type=int, help="draw from the so many most likely codes")
+        sub.add_argument("--top-p", type=float, help="draw from the most likely codes that reach this probability")
+        sub.add_argument("--guidance", type=float, default=1.0, help="how far beyond the prompt to go (default 1: not)")
+        sub.add_argument("--batch-size", type=int, default=64, help="pictures drawn together at most (default 64)")
+
+    generate = add("generate", "Draw pictures of prompts.", _generate)
+    generate.add_argument("prompts", nargs="+", metavar="PROMPT", help="sentences, or @FILE with one a line")
+    generate.add_argument("--preview", metavar="FILE", help="a .png to show pictures in as they grow")
+    drawing(generate, 9)
+
+    complete = add("complete", "Keep a part of a picture, and draw the rest.", _complete)
+    complete.add_argument("image", metavar="IMAGE", help="a picture file")
+    complete.add_argument(
+        "prompt", nargs="?", default="", metavar="PROMPT", help="what it shows (default: nothing is said)"
+    )
+    complete.add_argument(
+        "--keep", required=True, metavar="PART", help=f"{', '.join(_HALVES)}, or a .png, white where kept"
+    )
+    drawing(complete, 8)
+
+    score = add("score", "Tell how likely pictures are, given prompts.", _score)
+    score.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    score.add_argument("--prompts", required=True, help="prompts separated by commas, or @FILE with one a line")
+    score.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _train(argv: list[str]) -> int:
+    from train_jax.__main__ import cli
+
+    sys.argv = ["dalle-jax train", *argv]
+    cli()
+    return 0
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of @FILE."""
+    file = Path(text[1:])
+    found = [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
+    if not found:
+        raise UserError(f"{text}: {file} has no line with a prompt")
+    return found
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    prompts = [line for prompt in arguments.prompts for line in (_lines(prompt) if prompt[:1] == "@" else [prompt])]
+    return _draw(arguments, prompts)
+
+
+def _complete(arguments: argparse.Namespace) -> int:
+    return _draw(arguments, [arguments.prompt], image=arguments.image)
+
+
+def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None = None) -> int:
+    from dalle_jax.dalle import load
+    from vqgan_jax.pictures import png, sheet
+
+    out = png(arguments.out, "the grid")
+    if arguments.best is not None and not arguments.rerank:
+        raise UserError(f"--best {arguments.best}: say by --rerank what makes pictures the best")
+    settings = {key: getattr(arguments, key) for key in ("seed", "temperature", "top_k", "top_p", "guidance")}
+    dalle = load(arguments.model)
+    given = {"init_image": image, "keep": _kept(arguments.keep, dalle.grid)} if image else {}
+    preview = getattr(arguments, "preview", None)
+    shown = _previewer(png(preview, "the preview")) if preview else None
+    try:
+        drawn = dalle.draw(
+            prompts,
+            arguments.n,
+            **settings,
+            **given,
+            rerank=arguments.rerank,
+            best=arguments.best,
+            batch_size=arguments.batch_size,
+            preview=shown,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    about = {"model": dalle.fingerprint, **settings, "rerank": arguments.rerank}
+    if image:
+        about |= {"init_image": Path(image).name, "keep": arguments.keep}
+    rows = [list(row) for row in drawn.images]
+    if len(rows) == 1:  # one prompt: a square rather than a line
+        side = int(len(rows[0]) ** 0.5 + 0.999)
+        rows = [rows[0][i : i + side] for i in range(0, len(rows[0]), side)]
+    _save(sheet(rows), out, about | {"prompts": prompts, "samples": drawn.samples.tolist()})
+    if arguments.folder:
+        _save_each(drawn, prompts, Path(arguments.folder), about)
+    print(f"wrote {out}", file=sys.stderr)
+    return 0
+
+
+def _save(picture, path: Path, about: dict) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_itxt("dalle", json.dumps(about, ensure_ascii=False))
+    picture.save(path, pnginfo=text)
+
+
+def _save_each(drawn, prompts: list[str], folder: Path, about: dict) -> None:
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (prompt, images, samples) in enumerate(zip(prompts, drawn.images, drawn.samples, strict=True)):
+        for image, sample in zip(images, samples, strict=True):
+            file = folder / f"{number:04d}-{sample:04d}.png"
+            _save(Image.fromarray(image), file, about | {"prompt": prompt, "sample": int(sample)})
+
+
+def _previewer(file: Path):
+    from vqgan_jax.pictures import sheet
+
+    def show(first: int, rows: int, images) -> None:
+        sheet([list(images[i : i + 8]) for i in range(0, len(images), 8)]).save(file)
+
+    return show
+
+
+def _kept(part: str, grid: tuple[int, int]):
+    """Which codes stay."""
+    import numpy as np
+    from PIL import Image
+
+    rows, columns = np.indices(grid)
+    halves = {
+        "top": rows < grid[0] // 2,
+        "bottom": rows >= grid[0] // 2,
+        "left": columns < grid[1] // 2,
+        "right": columns >= grid[1] // 2,
+    }
+    if part in halves:
+        return halves[part]
+    if Path(part).suffix.lower() != ".png":
+        raise UserError(f"--keep {part}: name one of {', '.join(_HALVES)}, or a .png that is white where codes stay")
+    with Image.open(part) as mask:
+        shades = np.asarray(mask.convert("L").resize(grid[::-1], Image.Resampling.BOX))
+    return shades > 127
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from dalle_jax.dalle import load
+
+    asked = arguments.prompts
+    prompts = _lines(asked) if asked[:1] == "@" else [part.strip() for part in asked.split(",") if part.strip()]
+    if not prompts:
+        raise UserError("--prompts names none")
+    dalle = load(arguments.model)
+    scores = dalle.score(prompts, [Path(image) for image in arguments.images]) / dalle.module.length
+    if arguments.json:
+        rows = (dict(zip(prompts, map(float, row), strict=True)) for row in scores)
+        print(json.dumps(dict(zip(arguments.images, rows, strict=True)), indent=2, ensure_ascii=False))
+        return 0
+    for image, row in zip(arguments.images, scores, strict=True):
+        print(image)
+        for prompt, value in zip(prompts, row, strict=True):
+            print(f"  {value:8.4f}  {prompt}{'  *' if value == row.max() else ''}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

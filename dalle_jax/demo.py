@@ -1,0 +1,105 @@
+"""Trains a small DALL·E on the codes of the demo's VQGAN, draws prompts, lets the demo's CLIP choose, shows what came out.
+
+    python -m dalle_jax.demo --workdir runs/demo
+
+Needs `clip/` and `vqgan/` in the working directory, as the other demos leave them. Leaves `dalle/` (the run),
+`drawings.png`, and its part of `index.html`. A second call takes up what an earlier one has done.
+"""
+
+import argparse
+import logging
+import runpy
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from ml_collections import ConfigDict
+
+import train_jax
+from dalle_jax.dalle import Dalle, LoadError, load
+from train_jax import page
+from train_jax.data import shapes
+from train_jax.data.sources import DataError
+from train_jax.errors import ConfigError
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "dalle" / "demo.py"
+PROMPTS = (
+    "a green heart",
+    "a large purple ring",
+    "a pink cross in the top left",
+    "a yellow square",
+    "a cyan cross",  # a pair that the training never shows
+    "a small red circle above a large blue star",
+    "a black ring left of an orange circle",
+)
+DRAWN, SHOWN = 32, 8  # pictures of each prompt, and how many CLIP chooses
+VQGAN = "vqgan"  # in the working directory
+SETTINGS = {"top_p": 0.95, "guidance": 1.5, "seed": 0}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m dalle_jax.demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", default="runs/demo", help="where everything goes (default runs/demo)")
+    parser.add_argument("--config", default=CONFIG, help="what to train (default configs/dalle/demo.py)")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        run(runpy.run_path(str(arguments.config))["get_config"](), Path(arguments.workdir))
+    except (ConfigError, DataError, LoadError, FloatingPointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
+    """Trains what `config` says on the codes of `workdir`'s VQGAN and draws; returns the graded results."""
+    begun = time.monotonic()
+    config.vqgan.path = str(workdir / VQGAN)
+    results = graded(train_jax.run(config, workdir / "dalle"))
+    dalle: Dalle = load(workdir / "dalle")
+    drawn = dalle.draw(PROMPTS, DRAWN, rerank=workdir / "clip", best=SHOWN, **SETTINGS).images
+    right = np.array([[shapes.shows(x, prompt) for x in row] for prompt, row in zip(PROMPTS, drawn, strict=True)])
+    sheet = workdir / "drawings.png"
+    draw(PROMPTS, drawn, right, sheet)
+    table = "\n".join(f"{name:26} {value:8.3f}" for name, value in results.items())
+    parts = [page.heading("DALL·E on shapes", 1), page.block(table)]
+    parts += [page.heading(f"The {SHOWN} of {DRAWN} drawings that CLIP likes best", 2), page.image(sheet)]
+    shown = page.add_part(workdir, "3-dalle", "\n".join(parts))
+    print(f"\n{table}\n\npicture: {sheet}; page: {shown}")
+    print(f'try:     dalle-jax generate "an orange star" --model {workdir / "dalle"} --n 9 --out grid.png')
+    print(f"took {(time.monotonic() - begun) / 60:.1f} minutes")
+    return results
+
+
+def graded(history: Sequence[Mapping]) -> dict[str, float]:
+    """What the run's evaluators found last, by name."""
+    found = {}
+    for row in history:
+        found |= {k: v for k, v in row.items() if "/right" in k or k.startswith("test/bits")}
+    return found
+
+
+def draw(prompts: Sequence[str], pictures: np.ndarray, right: np.ndarray, file: Path) -> None:
+    """A row a prompt; a green frame where the oracle sees what was asked for, a red one where it does not."""
+    rows, columns = right.shape
+    figure = matplotlib.figure.Figure(figsize=(1.25 * columns, 1.5 * rows), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
+    for part, prompt, images, marks in zip(parts, prompts, pictures, right, strict=True):
+        part.suptitle(f"“{prompt}”", x=0.01, ha="left", fontsize=10)
+        for place, image, good in zip(part.subplots(1, columns, squeeze=False)[0], images, marks, strict=True):
+            place.imshow(image, interpolation="nearest")
+            place.set_xticks([])
+            place.set_yticks([])
+            for side in place.spines.values():
+                side.set_color("#15803d" if good else "#b91c1c")
+                side.set_linewidth(2)
+    figure.savefig(file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""DALL·Es in files: one module a format.
+
+open_checkpoint(path) -> Checkpoint     what the files tell, before the weights of the transformer are read
+"""
+
+from pathlib import Path
+
+from dalle_jax.pretrained import dalle_mini, min_dalle, run_directory
+from dalle_jax.pretrained.checkpoint import Checkpoint
+from train_jax.errors import LoadError
+
+__all__ = ["Checkpoint", "LoadError", "open_checkpoint"]
+
+_KINDS = (
+    "load opens run directories of train-jax (config.json with the task dalle_jax.task, tokenizer.json, vqgan.safetensors, "
+    "checkpoints/) and directories of minDALL-E (config.yaml, stage1_last.ckpt, stage2_last.ckpt, tokenizer/)"
+)
+
+
+def open_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
+    """What the files at `path` tell of a model (see `dalle_jax.load`). Raises LoadError if that is none that is known."""
+    if not path.is_dir():
+        held = "it is a file" if path.is_file() else "there is no such folder"
+        raise LoadError(f"{path} is no DALL·E: {held}. {_KINDS}")
+    found = run_directory.open_directory(path, step) or min_dalle.open_directory(path)
+    if found is None:
+        dalle_mini.refuse(path)
+        held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        raise LoadError(f"{path} is no DALL·E: it holds {held}. {_KINDS}")
+    return found

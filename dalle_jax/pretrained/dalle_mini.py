@@ -1,0 +1,22 @@
+"""dalle-mini and dalle-mega: encoder-decoders (BART), which read a prompt in another way than one stream does."""
+
+import json
+from pathlib import Path
+
+from train_jax.errors import LoadError
+
+
+def refuse(path: Path) -> None:
+    """Raises LoadError that says so, where a folder holds one."""
+    file = path / "config.json"
+    if not file.is_file():
+        return
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except ValueError:
+        return
+    if config.get("model_type") == "dallebart" or "DalleBart" in config.get("architectures", ()):
+        raise LoadError(
+            f"{path} is dalle-mini's encoder-decoder (BART), which is not built here: only models of one stream of text and "
+            "codes are. Its VQGAN opens with vqgan_jax.load"
+        )

@@ -1,0 +1,87 @@
+"""From prompts to codes: a prompt is read once, whatever the number of its pictures; the rest is one compiled scan.
+
+prefilled = programs.prefill(params, text)            logits of the first code and a cache, a row a prompt
+carry = programs.expand(prefilled, prompts, guided)   a row a picture, or two where it is guided
+codes, log_probs, carry = programs.advance(params, sampling, carry, rows, first, length, most, guided)
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Int, UInt32
+
+from dalle_jax.model import Dalle, for_sampling
+from nn_jax.decode import Sampling, decode
+
+
+class Rows(NamedTuple):
+    """What is asked for, a picture a row.
+
+    Attributes:
+      seeds: (seed, hash of the prompt, number of the sample): a picture depends on them alone, whatever is drawn beside it.
+      kept: codes, given where `keep` is true.
+    """
+
+    seeds: UInt32[Array, "b 3"]
+    kept: Int[Array, "b l"]
+    keep: Bool[Array, "b l"]
+
+
+class Programs(NamedTuple):
+    prefill: Callable
+    expand: Callable
+    advance: Callable
+
+
+def compile_programs(module: Dalle) -> Programs:
+    """The three programs above, compiled for each shape once; the numbers of `Sampling` may change."""
+
+    def prefill(params, text: Int[Array, "p n"]):
+        plain, params = for_sampling(module, params)
+        return plain.apply({"params": params}, text, method="begin")
+
+    def expand(prefilled: Any, prompts: Int[Array, "b"], guided: bool):
+        """Rows of `prefilled` for pictures; for a guided one a second row, without the prompt: the last of `prefilled`."""
+        if guided:
+            nothing = jnp.full_like(prompts, len(prefilled[0]) - 1)
+            prompts = jnp.stack([prompts, nothing], axis=1).reshape(-1)
+        rows = jax.tree.map(lambda x: jnp.take(x, prompts, axis=0), prefilled)
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P("batch")), rows)
+
+    def advance(params, sampling: Sampling, carry: Any, rows: Rows, first, length: int, most: int, guided: bool):
+        """Codes `first` to `first + length`, of which `rows.kept` and `rows.keep` are."""
+        plain, params = for_sampling(module, params)
+        keys = jax.vmap(lambda s: functools.reduce(jax.random.fold_in, s[1:], jax.random.key(s[0])))(rows.seeds)
+        return decode(
+            lambda codes, index, cache: plain.apply({"params": params}, codes, index, cache, method="step"),
+            *carry,
+            keys,
+            sampling,
+            places=first + jnp.arange(length),
+            most=most,
+            guided=guided,
+            kept=rows.kept,
+            keep=rows.keep,
+            first=first,
+        )
+
+    return Programs(
+        jax.jit(prefill),
+        jax.jit(expand, static_argnames="guided"),
+        jax.jit(advance, static_argnames=("length", "most", "guided"), donate_argnums=2),
+    )
+
+
+def parts(prompts: int, n: int, most: int) -> Iterator[tuple[range, range]]:
+    """`(prompts, samples)` of batches of at most `most` pictures: many samples of one prompt, or all of several."""
+    if n >= most:
+        for prompt in range(prompts):
+            for start in range(0, n, most):
+                yield range(prompt, prompt + 1), range(start, min(start + most, n))
+    else:
+        for start in range(0, prompts, most // n):
+            yield range(start, min(start + most // n, prompts)), range(n)

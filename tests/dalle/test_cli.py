@@ -1,0 +1,117 @@
+"""`dalle-jax`, called as a user does."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dalle_jax import cli
+
+
+def call(*arguments) -> int:
+    return cli.main([str(a) for a in arguments])
+
+
+def about(path) -> dict:
+    with Image.open(path) as picture:
+        return json.loads(picture.text["dalle"])
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    file = tmp_path_factory.mktemp("pictures") / "half.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)).save(file)
+    return file
+
+
+def test_generate_writes_a_grid_that_tells_how_it_was_made(tiny, trained, tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    options = ("--n", 5, "--seed", 7, "--top-p", 0.9, "--guidance", 1.5)
+    assert call("generate", "the digit three", "--model", tiny[1], "--out", out, *options) == 0
+    assert "wrote" in capsys.readouterr().err
+    drawn = trained.draw(["the digit three"], 5, seed=7, top_p=0.9, guidance=1.5, progress=False).images[0]
+    with Image.open(out) as sheet:  # 3 columns, 2 rows, 8 times as large, lines between
+        assert sheet.size == (8 * (3 * 16 + 2 * 2), 8 * (2 * 16 + 2))
+        np.testing.assert_array_equal(np.asarray(sheet)[: 8 * 16 : 8, : 8 * 16 : 8], drawn[0])
+    found = about(out)
+    assert found["model"] == trained.fingerprint and found["prompts"] == ["the digit three"]
+    assert (found["seed"], found["top_p"], found["guidance"], found["samples"]) == (7, 0.9, 1.5, [[0, 1, 2, 3, 4]])
+
+
+def test_generate_writes_each_best_picture_and_previews(tiny, trained, tmp_path):
+    (tmp_path / "prompts.txt").write_text("zero\n\nnine\n")
+    folder = tmp_path / "each"
+    code = call(
+        "generate", f"@{tmp_path / 'prompts.txt'}", "--model", tiny[1], "--out", tmp_path / "g.png", "--n", 4,
+        "--rerank", "likelihood", "--best", 2, "--folder", folder, "--preview", tmp_path / "p.png",
+    )  # fmt: skip
+    assert code == 0 and (tmp_path / "p.png").is_file()
+    ranked = trained.draw(["zero", "nine"], 4, rerank="likelihood", best=2, progress=False)
+    names = [f"{p:04d}-{s:04d}.png" for p in range(2) for s in ranked.samples[p]]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(names)
+    with Image.open(folder / names[0]) as best:
+        np.testing.assert_array_equal(np.asarray(best), ranked.images[0, 0])
+    assert about(folder / names[2])["prompt"] == "nine" and about(folder / names[2])["sample"] == ranked.samples[1, 0]
+
+
+@pytest.mark.parametrize("part", ["top", "bottom", "left", "right", "mask"])
+def test_complete_keeps_what_is_said(tiny, trained, picture, tmp_path, part):
+    wanted = np.zeros((4, 4), bool)
+    where = {"top": np.s_[:2], "bottom": np.s_[2:], "left": np.s_[:, :2], "right": np.s_[:, 2:], "mask": np.s_[1, 2]}[
+        part
+    ]
+    wanted[where] = True
+    if part == "mask":
+        part = tmp_path / "mask.png"
+        Image.fromarray(np.kron(255 * wanted.astype(np.uint8), np.ones((5, 5), np.uint8))).save(part)
+    out = tmp_path / "c.png"
+    assert call("complete", picture, "three", "--model", tiny[1], "--keep", part, "--n", 1, "--out", out) == 0
+    drawn = trained.draw(["three"], init_image=picture, keep=wanted, progress=False).images[0, 0]
+    with Image.open(out) as sheet:
+        np.testing.assert_array_equal(np.asarray(sheet)[::8, ::8], drawn)
+    assert about(out)["init_image"] == "half.png"
+
+
+def test_score_prints_a_table_or_json(tiny, trained, picture, capsys):
+    assert call("score", picture, "--model", tiny[1], "--prompts", "three, four") == 0
+    table = capsys.readouterr().out.splitlines()
+    scores = trained.score(["three", "four"], [picture])[0] / 16
+    assert table[0] == str(picture) and sum(line.endswith("*") for line in table) == 1
+    assert [float(line.split()[0]) for line in table[1:]] == pytest.approx(scores, abs=1e-4)
+    assert call("score", picture, "--model", tiny[1], "--prompts", "three,four", "--json") == 0
+    found = json.loads(capsys.readouterr().out)[str(picture)]
+    assert list(found) == ["three", "four"] and list(found.values()) == pytest.approx(scores, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["generate", "a", "--out", "grid.jpg"], "the grid is a PNG; name it so"),
+        (["generate", "a", "--out", "g.png", "--n", "0"], "n = 0 must be at least 1"),
+        (["generate", "a", "--out", "g.png", "--best", "1"], "say by --rerank"),
+        (["generate", "a", "--out", "g.png", "--rerank", "nowhere"], "nowhere: no such file"),
+        (["generate", "@missing.txt", "--out", "g.png"], "missing.txt: No such file"),
+        (["complete", "PICTURE", "--keep", "middle", "--out", "c.png"], "--keep middle: name one of top"),
+        (["complete", "missing.png", "--keep", "top", "--out", "c.png"], "missing.png"),
+        (["score", "PICTURE", "--prompts", " , "], "--prompts names none"),
+    ],
+)
+def test_mistakes_are_one_line(tiny, picture, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(picture) if a == "PICTURE" else a for a in arguments]
+    assert call(*arguments, "--model", tiny[1]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and message in error[0] and error[0].startswith(f"dalle-jax {arguments[0]}: error: ")
+
+
+def test_a_model_that_is_none(tmp_path, capsys):
+    assert call("generate", "a", "--model", tmp_path, "--out", "g.png") == 2
+    assert "it holds nothing. load opens run directories" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "complete", "score"])
+def test_help_is_there(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call(command, "--help")
+    assert stop.value.code == 0 and f"dalle-jax {command}" in capsys.readouterr().out

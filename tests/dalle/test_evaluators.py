@@ -1,0 +1,108 @@
+"""Drawings that a reader grades; prompts about records."""
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from dalle_jax import evaluators
+from train_jax import config as config_lib
+from train_jax import sharding
+from train_jax import task as task_lib
+from train_jax.data import digits, shapes, sources
+from train_jax.data.shapes.shapes_dataset_builder import make
+from train_jax.data.sources import DataError
+from train_jax.errors import ConfigError
+from train_jax.evaluate import Context
+
+RECORDS = [
+    {"label": 2, "captions": ["a two"]},
+    {"label": -1, "captions": ["a one left of a two", "two things"]},
+    {"label": 1, "captions": ["a one"]},
+]
+SOURCE = sources.Source("some", RECORDS, ("zero", "one", "two"))
+
+
+def options(**changes):
+    c = ConfigDict(evaluators.defaults().drawing.to_dict())
+    c.update(changes)
+    return c
+
+
+@pytest.mark.parametrize(
+    "about, wanted",
+    [
+        ("labels", ["the two", "the one"]),
+        ("captions", ["a two", "a one left of a two", "a one"]),
+        ("pairs", ["a one left of a two"]),
+    ],
+)
+def test_what_is_asked(about, wanted):
+    assert evaluators.asked(SOURCE, options(about=about, template="the {}")) == wanted
+    assert evaluators.asked(SOURCE, options(about=about, template="the {}", prompts=1)) == wanted[:1]
+
+
+def test_no_records_to_ask_about():
+    with pytest.raises(DataError, match="no records about which to ask: about = 'pairs'"):
+        evaluators.asked(sources.Source("some", RECORDS[:1], ("zero", "one", "two")), options(about="pairs"))
+
+
+def test_readers_know_what_pictures_show():
+    for number in range(12):
+        scene, picture, captions = make("test", number, 64)
+        assert shapes.shows(picture, captions[0])
+        first = scene.objects[0]
+        other = "a green heart" if first.colour != "green" else "a red heart"
+        assert not shapes.shows(picture, other) or any(f"{o.colour} {o.shape}" in other for o in scene.objects)
+    with pytest.raises(ValueError, match="no caption of a scene"):
+        shapes.shows(picture, "a dog")
+
+
+def test_digits_are_read():
+    from sklearn.datasets import load_digits
+
+    from train_jax.data.digits.digits_dataset_builder import every_fifth, picture
+
+    scans = load_digits()
+    for number in np.flatnonzero(~every_fifth(scans.target))[:10]:  # of those that the reader knows
+        image = picture(scans.images[number])
+        assert digits.shows(image, f"a handwritten {scans.target[number]}")
+        assert not digits.shows(image, f"the digit {digits.LABEL_NAMES[(scans.target[number] + 1) % 10]}")
+    with pytest.raises(ValueError, match="names no digit, or several"):
+        digits.shows(image, "one or two")
+
+
+@pytest.fixture(scope="module")
+def context(tiny):
+    config = config_lib.resolve(tiny[0])
+    task = task_lib.module(config).make(config, tiny[1])
+    return Context(sharding.make_mesh(config.mesh), config, task)
+
+
+def test_drawings_are_graded_by_the_reader(context, trained, monkeypatch):
+    """The evaluator's shares, counted again from the same drawings."""
+    from dalle_jax import rerank
+
+    monkeypatch.setattr(rerank, "open_judge", lambda path: path)
+    monkeypatch.setattr(rerank, "fit", lambda judge, prompts, images: images.mean((2, 3, 4)).astype(np.float32))
+    some = options(template="the digit {}", prompts=6, n=3, clip="a judge", seed=1)
+    metrics, shown = context.task.evaluators["drawing"](some, context)({"dalle": trained.variables}, {})
+    source = sources.open_source("digits", "test", data_dir=context.config.data.data_dir)
+    prompts = [f"the digit {digits.LABEL_NAMES[source[i]['label']]}" for i in range(6)]
+    images = trained.draw(prompts, 3, seed=1, progress=False).images
+    right = np.array([[digits.shows(x, p) for x in row] for p, row in zip(prompts, images, strict=True)])
+    best = images.mean((2, 3, 4)).argmax(1)
+    assert metrics["right"] == right[:, 0].mean() and metrics["prompts"] == 6
+    assert metrics["right_best_of_3"] == right[np.arange(6), best].mean()
+    np.testing.assert_array_equal(shown["drawings"][:16, :16], images[0, 0])
+
+
+def test_a_source_without_a_reader_is_refused(context, monkeypatch):
+    monkeypatch.setattr(Context, "source", lambda self, name, split: SOURCE)
+    with pytest.raises(DataError, match="some has no reader of pictures"):
+        context.task.evaluators["drawing"](options(), context)
+
+
+@pytest.mark.parametrize("changes", [{"n": 0}, {"temperature": -1.0}, {"top_k": 13}, {"top_p": 0.0}, {"about": "all"}])
+def test_options_that_cannot_be_are_refused_before_the_run(context, changes):
+    with pytest.raises(ConfigError, match=f"{next(iter(changes))} = "):
+        context.task.evaluators["drawing"](options(**changes), context)

@@ -1,0 +1,120 @@
+"""minDALL-E's files, against what PyTorch computes with them (`tests/golden/make_dalle.py`)."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import dalle_jax
+from dalle_jax import LoadError
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "dalle" / "mindalle"
+
+
+@pytest.fixture(scope="module")
+def outputs():
+    with np.load(GOLDEN / "outputs.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return dalle_jax.load(GOLDEN)
+
+
+def test_prompts_become_the_same_tokens(model, outputs):
+    prompts = [str(prompt) for prompt in outputs["prompts"]]
+    rows, cut = model.captions.encode_flagged(prompts)
+    np.testing.assert_array_equal(rows, outputs["text"])
+    assert cut.tolist() == [False, True, False]
+    assert model.captions.counted(rows)[:, :3].tolist() == [[True] * 3, [True] * 3, [False] * 3]
+
+
+def test_logits_are_those_of_pytorch(model, outputs):
+    text_logits, code_logits = model.logits(outputs["text"], outputs["codes"])
+    np.testing.assert_allclose(text_logits, outputs["text_logits"], atol=1e-4)
+    np.testing.assert_allclose(code_logits, outputs["code_logits"], atol=1e-4)
+
+
+def test_the_most_likely_codes_and_their_pictures_are_those_of_pytorch(model, outputs):
+    prompts = [str(prompt) for prompt in outputs["prompts"]]
+    drawn = model.draw(prompts, temperature=0, progress=False)
+    np.testing.assert_array_equal(drawn.codes.reshape(3, -1), outputs["codes"])
+    np.testing.assert_allclose(drawn.images[:, 0] / 255, outputs["pictures"], atol=0.5 / 255 + 1e-4)
+
+
+def test_guidance_is_allowed_and_the_log_says_what_to_expect(model, caplog):
+    model.generate(["a red circle"], guidance=2.0, progress=False)
+    assert "was never trained without a caption" in caplog.text
+
+
+def edited(tmp_path, *keys, value) -> Path:
+    folder = tmp_path / "mindalle"
+    shutil.copytree(GOLDEN, folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    place = config
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "keys, value, message",
+    [
+        (("stage2", "type"), "transformer2d", "stages of the types"),
+        (("stage2", "hparams", "n_layers"), 3, "only dense layers"),
+        (("stage2", "hparams", "n_dense_layers"), 1, "only dense layers"),
+        (("stage2", "hparams", "mlp_bias"), False, "only layers with biases"),
+        (("stage2", "hparams", "ctx_len_img"), 12, "no square of codes"),
+        (("stage2", "vocab_size_txt"), 20, "where the model knows 20"),
+        (("stage2", "hparams", "n_heads"), 3, "embed_dim = 16 is no multiple of n_heads = 3"),
+        (("stage2", "hparams"), {}, "does not say"),
+        (("stage1",), 1, "no configuration of minDALL-E"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_refused(tmp_path, keys, value, message):
+    with pytest.raises(LoadError, match=message):
+        dalle_jax.load(edited(tmp_path, *keys, value=value))
+
+
+def test_missing_tensors_are_listed(tmp_path):
+    folder = edited(tmp_path, "stage2", "hparams", "n_layers", value=3)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["stage2"]["hparams"]["n_dense_layers"] = 3
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(
+        LoadError, match=r"stage2_last.ckpt lacks 16 tensor\(s\): blocks.2.ln1.weight, .*blocks.2.mlp.2.bias"
+    ):
+        dalle_jax.load(folder)
+
+
+@pytest.mark.parametrize("name", ["stage1_last.ckpt", "stage2_last.ckpt", "tokenizer/bpe-16k-merges.txt"])
+def test_a_missing_file_is_named(tmp_path, name):
+    shutil.copytree(GOLDEN, tmp_path / "mindalle")
+    (tmp_path / "mindalle" / name).unlink()
+    with pytest.raises(LoadError, match=Path(name).name):
+        dalle_jax.load(tmp_path / "mindalle")
+
+
+def test_dalle_mini_is_refused_with_the_way_out(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dallebart"}))
+    with pytest.raises(LoadError, match=r"encoder-decoder \(BART\).*Its VQGAN opens with vqgan_jax.load"):
+        dalle_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content, message", [(None, "no such folder"), ("x", "it is a file"), ({}, "it holds nothing")]
+)
+def test_what_is_no_model_is_refused(tmp_path, content, message):
+    path = tmp_path / "thing"
+    if content == "x":
+        path.write_text("x")
+    elif content is not None:
+        path.mkdir()
+    with pytest.raises(LoadError, match=f"{message}.*run directories of train-jax"):
+        dalle_jax.load(path)

@@ -1,0 +1,22 @@
+"""Notebooks as they are committed: run once, from top to bottom, and small."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_committed_notebook_is_small_and_shows_results(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert path.stat().st_size < 600_000
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run once, from top to bottom"
+    written = [o for cell in code for o in cell.outputs]
+    assert not [o for o in written if o.output_type == "error" or o.get("name") == "stderr"]
+    text = "".join(o.get("text", "") for o in written)
+    assert "../runs/demo/" in text and "(step" in text
+    assert not re.search(r"(?<![\w.])/\w+/\w+", text), "no path of the machine that ran it"

@@ -1,0 +1,32 @@
+"""A tokenizer learnt on the captions of a training set."""
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from train_jax.data import sources
+from train_jax.data.errors import BrokenSample
+from train_jax.data.text import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+def learn(data: ConfigDict, most: int, vocab_size: int, context_length: int) -> Tokenizer:
+    """At most `vocab_size` tokens, learnt on the captions of `most` records of `config.data`'s source."""
+    source = sources.open_source(
+        data.source, data.split, data_dir=data.data_dir or None, templates=tuple(data.templates) or None
+    )
+    tokenizer = Tokenizer.train(_captions(source, most), vocab_size, context_length)
+    log.info("learnt a vocabulary of %d tokens from %s", tokenizer.vocab_size, source.name)
+    return tokenizer
+
+
+def _captions(source: sources.Source, most: int) -> Iterator[str]:
+    """The captions of evenly spread records; one that cannot be read is passed over."""
+    for index in np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int)):
+        try:
+            yield from source[int(index)]["captions"]
+        except BrokenSample as error:
+            log.warning("%s: %s", source.name, error)
