@@ -104,20 +104,27 @@ def test_the_value_is_the_sum_of_the_reported_losses():
     np.testing.assert_allclose(sum(shares), 1, rtol=1e-5)
 
 
-def test_players_do_not_touch_each_other():
-    """What one player's loss is has no effect on the other's gradient."""
-    plain = gradients(*started(config()))[3]
-    # The generator's losses: other weights, the same discriminator gradient.
+@pytest.fixture(scope="module")
+def plain():
+    """Each player's gradient with the losses as they are."""
+    return gradients(*started(config()))[3]
+
+
+def test_the_generator_s_losses_do_not_touch_the_discriminator(plain):
     louder = gradients(*started(config(**{"loss.pixel_weight": 3.0, "loss.weight": 0.1})))[3]
     assert_close(louder["discriminator"], plain["discriminator"], 1e-6)
     assert not np.allclose(
         louder["generator"]["decoder"]["conv_out"]["kernel"], plain["generator"]["decoder"]["conv_out"]["kernel"]
     )
-    # The discriminator's loss: with regularisers, the same generator gradient.
+
+
+def test_the_discriminator_s_losses_do_not_touch_the_generator(plain):
     strict = gradients(*started(config(**{"loss.lecam": 0.5, "loss.r1": 2.0})))[3]
     assert_close(strict["generator"], plain["generator"], 1e-6)
     assert not np.allclose(strict["discriminator"]["conv0"]["kernel"], plain["discriminator"]["conv0"]["kernel"])
-    # A generator that does not listen trains as one without a discriminator.
+
+
+def test_a_generator_that_does_not_listen_trains_as_one_without_a_discriminator():
     deaf = gradients(*started(config(**{"loss.weight": 0.0})))[3]
     alone = gradients(*started(config(**{"loss.adversarial": "none"})))[3]
     assert_close(deaf["generator"], alone["generator"], 1e-6)
