@@ -106,7 +106,7 @@ def take(tensors: Mapping, entries: Sequence[Entry], where: str, ignored: Sequen
     unknown = sorted(name for name in rest if not any(re.search(pattern, name) for pattern in ignored))
     for what, names in (("lacks", missing), ("has parts that are not understood:", unknown)):
         if names:
-            shown = [f"{name} {list(np.shape(tensors[name]))}" if name in tensors else name for name in names[:_NAMED]]
+            shown = [f"{name} {list(tensors[name].shape)}" if name in tensors else name for name in names[:_NAMED]]
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             raise LoadError(f"{where} {what} {len(names)} tensor(s): {', '.join(shown)}{more}")
     return {entry.ours: entry.take([np.asarray(tensors[name]) for name in entry.theirs]) for entry in entries}
