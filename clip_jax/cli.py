@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from train_jax import command
 from train_jax.errors import UserError
 
 _EXAMPLES = {
@@ -56,31 +57,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     # Late, so that --help and wrong arguments are answered at once.
     from clip_jax.index_files import SearchError
-    from train_jax.command import answer
 
     again = "; the same command goes on from here" if arguments.command == "index" else ""
-    return answer("clip-jax", arguments, (SearchError,), again)
+    return command.answer("clip-jax", arguments, (SearchError,), again)
 
 
 def _parser() -> argparse.ArgumentParser:
-    def add(name: str, text: str, run) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=_EXAMPLES[name],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(run=run, command=name)
-        return sub
-
-    parser = argparse.ArgumentParser(
-        "clip-jax",
-        description="Classify and search pictures with a CLIP, and look into it.",
-        epilog=_EXAMPLES[""],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser, add = command.parser("clip-jax", "Classify and search pictures with a CLIP, and look into it.", _EXAMPLES)
 
     classify = add("classify", "Print the probability of each label for each picture.", _classify)
     classify.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")

@@ -6,9 +6,7 @@ Leaves in the working directory: `clip/` (the run), `images/` (a folder of pictu
 `classify.png` and `index.html`. Every step takes up what an earlier call has done.
 """
 
-import argparse
 import logging
-import runpy
 import shutil
 import sys
 import time
@@ -22,16 +20,14 @@ from ml_collections import ConfigDict
 
 import train_jax
 from clip_jax import sheets
-from clip_jax.clip import Clip, LoadError, load
+from clip_jax.clip import Clip, load
 from clip_jax.index_files import SearchError, read_meta
 from clip_jax.search import Index, build, search
-from train_jax import page
+from train_jax import command, page
 from train_jax.data.images import decode
 from train_jax.data.shapes import scene as scenes
 from train_jax.data.shapes.render import png, render
 from train_jax.data.shapes.shapes_dataset_builder import make
-from train_jax.data.sources import DataError
-from train_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -53,17 +49,7 @@ HITS = 8
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m clip_jax.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", default="runs/demo", help="where everything goes (default runs/demo)")
-    parser.add_argument("--config", default=CONFIG, help="what to train (default configs/clip/demo.py)")
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        run(runpy.run_path(str(arguments.config))["get_config"](), Path(arguments.workdir))
-    except (ConfigError, DataError, LoadError, SearchError, FloatingPointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command.demo(argv, "clip_jax.demo", __doc__.splitlines()[0], CONFIG, run, (SearchError,))
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:

@@ -15,13 +15,12 @@ from clip_jax.resnet import STRIDE, ResNetTower
 from clip_jax.text import POOLS as TEXT_POOLS
 from clip_jax.text import TextTower
 from clip_jax.vision import POOLS, STEMS, VisionTower
-from nn_jax.layers import ACTIVATIONS, normalize
+from nn_jax.layers import ACTIVATIONS, DTYPES, normalize
 from nn_jax.transformer import REMAT
 from train_jax.errors import ConfigError
 
 LOSSES = ("softmax", "sigmoid")
 TOWERS = ("vit", "resnet")
-DTYPES = {"float32": jnp.dtype("float32"), "bfloat16": jnp.dtype("bfloat16")}
 MAX_SCALE = 100.0  # arXiv 2103.00020, section 2.5
 
 

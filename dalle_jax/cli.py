@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from train_jax import command
 from train_jax.errors import UserError
 
 _EXAMPLES = {
@@ -46,25 +47,16 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
-        return _train(argv[1:])
-    arguments = _parser().parse_args(argv)
-    # Late, so that --help and wrong arguments are answered at once.
-    from train_jax.command import answer
-
-    return answer("dalle-jax", arguments)
+        return command.train("dalle-jax", argv[1:])
+    return command.answer("dalle-jax", _parser().parse_args(argv))
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "dalle-jax", description="Pictures from prompts.", epilog=_EXAMPLES[""], formatter_class=raw
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    commands.add_parser("train", help="Train what a config says, as train-jax does.", epilog=_EXAMPLES["train"])
+    parser, command_parser = command.parser("dalle-jax", "Pictures from prompts.", _EXAMPLES)
+    command_parser("train", "Train what a config says, as train-jax does.")
 
     def add(name: str, text: str, run) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, epilog=_EXAMPLES[name], formatter_class=raw)
-        sub.set_defaults(run=run, command=name)
+        sub = command_parser(name, text, run)
         sub.add_argument("--model", required=True, metavar="MODEL", help="a run directory, or one of minDALL-E")
         return sub
 
@@ -101,14 +93,6 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--prompts", required=True, help="prompts separated by commas, or @FILE with one a line")
     score.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
-
-
-def _train(argv: list[str]) -> int:
-    from train_jax.__main__ import cli
-
-    sys.argv = ["dalle-jax train", *argv]
-    cli()
-    return 0
 
 
 def _lines(text: str) -> list[str]:

@@ -6,9 +6,6 @@ Needs `clip/` and `vqgan/` in the working directory, as the other demos leave th
 `drawings.png`, and its part of `index.html`. A second call takes up what an earlier one has done.
 """
 
-import argparse
-import logging
-import runpy
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,11 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from ml_collections import ConfigDict
 
 import train_jax
-from dalle_jax.dalle import Dalle, LoadError, load
-from train_jax import page
+from dalle_jax.dalle import Dalle, load
+from train_jax import command, page
 from train_jax.data import shapes
-from train_jax.data.sources import DataError
-from train_jax.errors import ConfigError
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "dalle" / "demo.py"
 PROMPTS = (
@@ -42,17 +37,7 @@ SETTINGS = {"top_p": 0.95, "guidance": 1.5, "seed": 0}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m dalle_jax.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", default="runs/demo", help="where everything goes (default runs/demo)")
-    parser.add_argument("--config", default=CONFIG, help="what to train (default configs/dalle/demo.py)")
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        run(runpy.run_path(str(arguments.config))["get_config"](), Path(arguments.workdir))
-    except (ConfigError, DataError, LoadError, FloatingPointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command.demo(argv, "dalle_jax.demo", __doc__.splitlines()[0], CONFIG, run)
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:

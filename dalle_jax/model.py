@@ -15,13 +15,13 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from dalle_jax import attention
-from nn_jax.layers import ACTIVATIONS, Dense, layer_norm, named
-from nn_jax.transformer import REMAT, Cache, Transformer, empty_cache, unrolled
+from nn_jax import transformer
+from nn_jax.layers import DTYPES, Dense, layer_norm, named
+from nn_jax.transformer import Cache, Transformer, empty_cache, unrolled
 from train_jax.errors import ConfigError
 
 VOCABULARIES = ("separate", "joint")
 POSITIONS = ("axial", "learned")
-DTYPES = {"float32": jnp.dtype("float32"), "bfloat16": jnp.dtype("bfloat16")}
 
 
 class Dalle(nn.Module):
@@ -178,11 +178,7 @@ def build(options: ConfigDict, text_size: int, size: int, grid: tuple[int, int])
             raise ConfigError(f"config.model.{key} = {options[key]!r}; it must be {allowed}")
 
     require(options.text_length >= 2, "text_length", "at least 2")
-    require(options.heads >= 1, "heads", "at least 1")
-    require(options.width >= 1 and options.width % options.heads == 0, "width", "a multiple of model.heads")
-    require(options.depth >= 1, "depth", "at least 1")
-    require(0 <= options.dropout < 1, "dropout", "in [0, 1)")
-    require(options.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
+    transformer.check(options.to_dict(), require)
     require(options.vocabulary in VOCABULARIES, "vocabulary", f"one of {', '.join(VOCABULARIES)}")
     require(options.positions in POSITIONS, "positions", f"one of {', '.join(POSITIONS)}")
     known = f"of {', '.join(attention.PATTERNS)}"
@@ -190,8 +186,6 @@ def build(options: ConfigDict, text_size: int, size: int, grid: tuple[int, int])
     require(bool(patterns) and set(patterns) <= set(attention.PATTERNS), "attention", f"one or more {known}")
     require(options.last_attention in ("", *attention.PATTERNS), "last_attention", f'"" or one {known}')
     require(options.kernel >= 1 and options.kernel % 2 == 1, "kernel", "odd and positive")
-    require(options.remat in REMAT, "remat", f"one of {', '.join(REMAT)}")
-    require(options.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
     distinct, kinds = attention.kinds(patterns, options.last_attention, options.depth)
     blocks = {key: options[key] for key in ("mlp_ratio", "activation", "scan", "remat")}
     return Dalle(

@@ -24,6 +24,9 @@ ACTIVATIONS: dict[str, Callable] = {
 }
 
 
+DTYPES = {"float32": jnp.dtype("float32"), "bfloat16": jnp.dtype("bfloat16")}  # of computation
+
+
 def named(init: Callable, *axes: str) -> Callable:
     """An initialiser whose parameter carries these logical axis names."""
     return nn.with_logical_partitioning(init, axes)

@@ -4,7 +4,7 @@ What comes token by token (`nn_jax.decode`) keeps the keys and values of earlier
 row of each matrix product, and sees exactly what it would see in a whole sequence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,13 +13,30 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from nn_jax.layers import ACTIVATIONS, Dense, layer_norm, named
+from nn_jax.layers import ACTIVATIONS, DTYPES, Dense, layer_norm, named
 
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+
+def check(options: Mapping[str, Any], require: Callable[[bool, str, str], None]) -> None:
+    """Refuses options of which no `Transformer` can be made.
+
+    Args:
+      options: width, depth, heads, mlp_ratio, dropout, activation, remat, dtype.
+      require: `(condition, key, allowed)` raises, where the condition does not hold, an error that names all three.
+    """
+    require(options["heads"] >= 1, "heads", "at least 1")
+    require(options["width"] >= 1 and options["width"] % options["heads"] == 0, "width", "a multiple of model.heads")
+    require(options["depth"] >= 1, "depth", "at least 1")
+    require(round(options["mlp_ratio"] * options["width"]) >= 1, "mlp_ratio", "positive")
+    require(0 <= options["dropout"] < 1, "dropout", "in [0, 1)")
+    require(options["activation"] in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
+    require(options["remat"] in REMAT, "remat", f"one of {', '.join(REMAT)}")
+    require(options["dtype"] in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
 
 
 def causal_mask(length: int) -> Bool[Array, "1 1 length length"]:

@@ -31,6 +31,8 @@ _set("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={_DEVICES}"
+        # Most of a test's time is compiling programs that run once: machine code may be slow here.
+        " --xla_backend_optimization_level=0"
         # Fake devices share few cores: one that is waited for is slow, not lost.
         " --xla_cpu_collective_call_warn_stuck_timeout_seconds=60"
         " --xla_cpu_collective_call_terminate_timeout_seconds=240"

@@ -1,14 +1,42 @@
-"""How the models' command lines answer: mistakes of the user are one line and exit code 2."""
+"""How the models' command lines are made and how they answer: mistakes of the user are one line and exit code 2."""
 
 import argparse
+import logging
 import os
+import runpy
 import sys
 import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from PIL import Image
+from train_jax.errors import ConfigError, LoadError, UserError
 
-from train_jax.data.errors import BrokenSample
-from train_jax.errors import LoadError, UserError
+
+def parser(program: str, text: str, examples: Mapping[str, str]) -> tuple[argparse.ArgumentParser, Callable]:
+    """`(parser, add)` of a program with commands; `add(name, text, run)` gives a command its parser.
+
+    Args:
+      examples: what stands at the end of the help of each command, by its name; "": of the program.
+    """
+    raw = argparse.RawDescriptionHelpFormatter
+    whole = argparse.ArgumentParser(program, description=text, epilog=examples[""], formatter_class=raw)
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, run: Callable[[argparse.Namespace], int] | None = None) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, epilog=examples[name], formatter_class=raw)
+        sub.set_defaults(run=run, command=name)
+        return sub
+
+    return whole, add
+
+
+def train(program: str, argv: list[str]) -> int:
+    """`PROGRAM train …`: the same as `train-jax …`."""
+    from train_jax.__main__ import cli
+
+    sys.argv = [f"{program} train", *argv]
+    cli()
+    return 0
 
 
 def answer(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ...] = (), again: str = "") -> int:
@@ -19,6 +47,11 @@ def answer(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ..
       mistakes: exceptions that are the user's doing, besides those of all commands.
       again: what an interrupted command says about itself.
     """
+    # Late, so that --help and wrong arguments are answered at once.
+    from PIL import Image
+
+    from train_jax.data.errors import BrokenSample
+
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what a terminal cannot show
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -40,3 +73,30 @@ def answer(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ..
         return 130
     print(f"{program} {arguments.command}: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def demo(
+    argv: list[str] | None, module: str, text: str, config: Path, run: Callable, mistakes: tuple[type, ...] = ()
+) -> int:
+    """The command line of a part of `make demo`; returns the exit code.
+
+    Args:
+      module: to be called as `python -m`.
+      config: what it trains unless told otherwise.
+      run: `(config, working directory)`.
+      mistakes: as in `answer`.
+    """
+    from train_jax.data.errors import DataError
+
+    asked = argparse.ArgumentParser(f"python -m {module}", description=text)
+    asked.add_argument("--workdir", default="runs/demo", help="where everything goes (default runs/demo)")
+    shown = "/".join(config.parts[-3:])
+    asked.add_argument("--config", default=config, help=f"what to train (default {shown})")
+    arguments = asked.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        run(runpy.run_path(str(arguments.config))["get_config"](), Path(arguments.workdir))
+    except (ConfigError, DataError, LoadError, FloatingPointError, OSError, *mistakes) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from train_jax import command
 from train_jax.errors import UserError
 
 _EXAMPLES = {
@@ -50,26 +51,16 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
-        return _train(argv[1:])
-    arguments = _parser().parse_args(argv)
-    # Late, so that --help and wrong arguments are answered at once.
-    from train_jax.command import answer
-
-    return answer("vqgan-jax", arguments)
+        return command.train("vqgan-jax", argv[1:])
+    return command.answer("vqgan-jax", _parser().parse_args(argv))
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "vqgan-jax", description="Images to tokens and back.", epilog=_EXAMPLES[""], formatter_class=raw
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    commands.add_parser("train", help="Train what a config says, as train-jax does.", epilog=_EXAMPLES["train"])
+    parser, command_parser = command.parser("vqgan-jax", "Images to tokens and back.", _EXAMPLES)
+    command_parser("train", "Train what a config says, as train-jax does.")
 
     def add(name: str, text: str, run, model: str = _MODEL) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, epilog=_EXAMPLES[name], formatter_class=raw)
-        sub.set_defaults(run=run, command=name)
+        sub = command_parser(name, text, run)
         sub.add_argument("--model", required=True, metavar="MODEL", help=model)
         return sub
 
@@ -98,14 +89,6 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--stride", type=int, help="codes between two windows (default: half a window)")
     sample.add_argument("--columns", type=int, default=8, help="of the grid (default 8)")
     return parser
-
-
-def _train(argv: list[str]) -> int:
-    from train_jax.__main__ import cli
-
-    sys.argv = ["vqgan-jax train", *argv]
-    cli()
-    return 0
 
 
 def _sample(arguments: argparse.Namespace) -> int:

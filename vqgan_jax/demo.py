@@ -6,9 +6,6 @@ Leaves in the working directory: `vqgan/` (the run), `reconstructions.png`, and 
 up what an earlier one has done.
 """
 
-import argparse
-import logging
-import runpy
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,12 +16,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import train_jax
-from train_jax import page
+from train_jax import command, page
 from train_jax.data import images, sources
-from train_jax.data.sources import DataError
-from train_jax.errors import ConfigError
 from vqgan_jax.pictures import grid
-from vqgan_jax.vqgan import LoadError, Vqgan, load
+from vqgan_jax.vqgan import Vqgan, load
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "vqgan" / "demo.py"
 SHOWN = {"test": 16, "novel": 8}  # pictures of each split in the sheet
@@ -33,17 +28,7 @@ ENLARGED = 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m vqgan_jax.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", default="runs/demo", help="where everything goes (default runs/demo)")
-    parser.add_argument("--config", default=CONFIG, help="what to train (default configs/vqgan/demo.py)")
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        run(runpy.run_path(str(arguments.config))["get_config"](), Path(arguments.workdir))
-    except (ConfigError, DataError, LoadError, FloatingPointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command.demo(argv, "vqgan_jax.demo", __doc__.splitlines()[0], CONFIG, run)
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:

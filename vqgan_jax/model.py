@@ -14,13 +14,11 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from nn_jax.conv import AttentionBlock, Downsample, ResidualBlock, Upsample, map_conv
-from nn_jax.layers import group_norm
+from nn_jax.layers import DTYPES, group_norm
 from train_jax.errors import ConfigError
 from vqgan_jax import quantize
 from vqgan_jax.dvae import DVAE, Codes
 from vqgan_jax.quantize import Quantized
-
-DTYPES = {"float32": jnp.dtype("float32"), "bfloat16": jnp.dtype("bfloat16")}
 
 
 class _Maps(nn.Module):

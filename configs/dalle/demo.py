@@ -1,4 +1,4 @@
-"""The short preset of `make demo`: `configs/dalle/shapes.py` with fewer updates, on the demo's own VQGAN.
+"""The short preset of `make demo`: `configs/dalle/shapes.py` with fewer updates.
 
 train-jax --config=configs/dalle/demo.py --workdir=runs/demo/dalle
 
@@ -12,9 +12,8 @@ from configs.dalle import shapes
 
 def get_config() -> ConfigDict:
     c = shapes.get_config()
-    c.steps = 1200
-    c.vqgan.path = "runs/demo/vqgan"
-    c.checkpoint = ConfigDict({"every": 400, "keep_last": 1})
+    c.steps = 1000
+    c.checkpoint = ConfigDict({"every": 500, "keep_last": 1})
     for evaluator in c.evals.values():
         evaluator.every = 0
     return c

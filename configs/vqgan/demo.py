@@ -1,4 +1,4 @@
-"""The short preset of `make demo`: `configs/vqgan/shapes.py` with fewer updates and no adversary.
+"""The short preset of `make demo`: `configs/vqgan/shapes.py` with 240 codes, fewer updates and no adversary.
 
 train-jax --config=configs/vqgan/demo.py --workdir=runs/demo/vqgan
 
@@ -14,6 +14,8 @@ from configs.vqgan import shapes
 def get_config() -> ConfigDict:
     c = shapes.get_config()
     c.steps = 3000
+    # Few codes: what predicts them later has less noise to learn, and that decides how soon its pictures are right.
+    c.model.quantizer.levels = (8, 6, 5)
     c.loss.adversarial = "none"
     c.optim.players = ConfigDict()
     c.checkpoint = ConfigDict({"every": 1000, "keep_last": 1})

@@ -13,10 +13,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from nn_jax.layers import ACTIVATIONS, Dense, layer_norm, named
-from nn_jax.transformer import REMAT, Cache, Transformer, causal_mask, empty_cache, unrolled
+from nn_jax import transformer
+from nn_jax.layers import DTYPES, Dense, layer_norm, named
+from nn_jax.transformer import Cache, Transformer, causal_mask, empty_cache, unrolled
 from train_jax.errors import ConfigError
-from vqgan_jax.model import DTYPES
 
 
 class CodeTransformer(nn.Module):
@@ -120,14 +120,8 @@ def build(options: ConfigDict, size: int, length: int) -> CodeTransformer:
         if not condition:
             raise ConfigError(f"config.model.{key} = {options[key]!r}; it must be {allowed}")
 
-    require(options.width >= 1 and options.width % max(options.heads, 1) == 0, "width", "a multiple of model.heads")
-    require(options.heads >= 1, "heads", "at least 1")
-    require(options.depth >= 1, "depth", "at least 1")
+    transformer.check(options.to_dict(), require)
     require(options.classes >= 0, "classes", "0 (no labels) or their number")
-    require(0 <= options.dropout < 1, "dropout", "in [0, 1)")
-    require(options.activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
-    require(options.remat in REMAT, "remat", f"one of {', '.join(REMAT)}")
-    require(options.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
     blocks = {key: options[key] for key in ("mlp_ratio", "activation", "scan", "remat")}
     return CodeTransformer(
         size,
