@@ -3,12 +3,12 @@
     painting = vqgan_jax.guided.paint(vq, clip, "a castle | sunset:0.5 | blur:-0.3", steps=300, seed=0)
     painting.images                 # uint8 [n, H, W, 3]
     grid = vqgan_jax.guided.paint_many(vq, clip, ["a star"], seeds=(0, 1), settings=[{"lr": 0.05}, {"lr": 0.1}])
-    story = vqgan_jax.guided.animate(vq, clip, "a seed ^ a tree", frames=60, zoom=1.02)
+    story = vqgan_jax.guided.animate(vq, clip, "a seed ^ a tree", motion=guided.Motion(frames=60, zoom=1.02))
 
 `options` has every option, `prompts` the grammar of prompts, `trajectory` the compiled scan.
 """
 
-__all__ = ["Animation", "Painting", "PromptError", "animate", "paint", "paint_many"]
+__all__ = ["Animation", "Motion", "Painting", "PromptError", "animate", "paint", "paint_many"]
 
 
 def __getattr__(name: str):
@@ -17,7 +17,7 @@ def __getattr__(name: str):
         from vqgan_jax.guided import painting
 
         return getattr(painting, name)
-    if name in ("Animation", "animate"):
+    if name in ("Animation", "Motion", "animate"):
         from vqgan_jax.guided import animation
 
         return getattr(animation, name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from vqgan_jax.guided.prompts import Scene, parse
 from vqgan_jax.vqgan import Vqgan
 
 
+@typing.no_type_check  # values of any type arrive here, to be refused with what is allowed
 @dataclasses.dataclass(frozen=True)
 class Motion:
     """How a picture moves from frame to frame. Raises ConfigError for what cannot be.
@@ -72,7 +74,7 @@ def animate(
     *,
     motion: Motion | None = None,
     seed: int = 0,
-    clip_weights: Sequence[float] | None = None,
+    clip_weights: Sequence[float | int] | None = None,
     progress: bool = True,
     preview: Callable[[int, np.ndarray], None] | None = None,
     **options,

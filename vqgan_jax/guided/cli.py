@@ -1,4 +1,4 @@
-"""`vqgan-jax paint`. Its arguments are made from the table of options; a config file and a painted PNG give the same ones."""
+"""`vqgan-jax paint`. Its arguments are made from the table of options; a config file and a painted PNG give the same."""
 
 import argparse
 import dataclasses

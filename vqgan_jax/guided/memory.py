@@ -25,7 +25,7 @@ class Fit(NamedTuple):
     plan: MemoryPlan
 
 
-def fit(compile_with: Callable[[int, bool], jax.stages.Compiled], cuts: int, devices: int, budget: float) -> Fit:
+def fit(compile_with: Callable[[int, bool], jax.stages.Compiled], cuts: int, devices: int, budget: float | int) -> Fit:
     """The first program within the budget, from the fastest to the most frugal.
 
     Args:

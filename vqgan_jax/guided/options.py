@@ -7,6 +7,7 @@ need no other program, and pictures with different ones are painted together (`p
 import dataclasses
 import difflib
 import math
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def _option(default: Any, kind: str, text: str, within=None):
     return dataclasses.field(default=default, metadata={"kind": kind, "help": text, "within": within})
 
 
+@typing.no_type_check  # values of any type arrive here, to be refused with what is allowed
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What can be said about a painting. Made by `resolve`; raises ConfigError for what cannot be."""
@@ -211,7 +213,7 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         raise ConfigError(f"{name} = {value!r}; it must be {allowed}")
 
 
-def _range(low: float, high: float) -> str:
+def _range(low: float | int, high: float | int) -> str:
     if high == math.inf:
         return "" if low == -math.inf else "above 0" if 0 < low < 1e-300 else f"of at least {low:g}"
     return f"in [{low:g}, {high:g}]"

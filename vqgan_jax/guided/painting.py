@@ -64,7 +64,7 @@ def paint(
     *,
     seed: int = 0,
     n: int = 1,
-    clip_weights: Sequence[float] | None = None,
+    clip_weights: Sequence[float | int] | None = None,
     resume_from: str | Path | None = None,
     state_file: str | Path | None = None,
     progress: bool = True,
@@ -107,8 +107,8 @@ def paint_many(
     prompts: Sequence[str],
     *,
     seeds: Sequence[int] = (0,),
-    settings: Sequence[Mapping[str, float]] = ({},),
-    clip_weights: Sequence[float] | None = None,
+    settings: Sequence[Mapping[str, float | int]] = ({},),
+    clip_weights: Sequence[float | int] | None = None,
     at_once: int | None = None,
     progress: bool = True,
     **options,
@@ -163,7 +163,7 @@ _keys = jax.jit(jax.vmap(jax.random.key))
 class Painter:
     """Models and jobs made ready: arrays on the devices, programs by structure. What `paint` and `animate` share."""
 
-    def __init__(self, vq: Vqgan, clip: Clips, jobs: Sequence[Job], clip_weights: Sequence[float] | None = None):
+    def __init__(self, vq: Vqgan, clip: Clips, jobs: Sequence[Job], clip_weights: Sequence[float | int] | None = None):
         self.vq, self.jobs, self.options = vq, list(jobs), jobs[0].options
         self.clips = targets.several(clip)
         self.eye_weights = targets.shares(clip_weights, len(self.clips))

@@ -22,7 +22,7 @@ def several(clip: Clip | Sequence[Clip]) -> tuple[Clip, ...]:
     return clips
 
 
-def shares(weights: Sequence[float] | None, count: int) -> Float32[np.ndarray, "c"]:
+def shares(weights: Sequence[float | int] | None, count: int) -> Float32[np.ndarray, "c"]:
     """The weights of the CLIPs; by default all alike, their sum 1."""
     if weights is None:
         return np.full(count, 1 / count, np.float32)

@@ -1,10 +1,14 @@
 """A VQGAN and CLIPs that nobody trained, small, and the same for all tests of this folder."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import clip_jax
 import vqgan_jax
@@ -50,19 +54,33 @@ def make_clip(seed: int = 0, size: int = 8) -> "clip_jax.Clip":
     return clip_jax.Clip.assemble(module, variables, tokenizer, Preprocess(size), f"untrained, seed {seed}")
 
 
-@pytest.fixture(scope="session")
-def vq():
-    return make_vqgan()
+def alone(model):
+    """The model on the first device only: programs for one are quick to compile."""
+    mesh = jax.make_mesh((1,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    variables = jax.tree.map(np.asarray, model.variables)
+    return dataclasses.replace(model, variables=jax.device_put(variables, NamedSharding(mesh, P())))
 
 
 @pytest.fixture(scope="session")
-def clip():
-    return make_clip()
+def everywhere():
+    """VQGAN and CLIP on all devices."""
+    return make_vqgan(), make_clip()
+
+
+@pytest.fixture(scope="session")
+def vq(everywhere):
+    return alone(everywhere[0])
+
+
+@pytest.fixture(scope="session")
+def clip(everywhere):
+    return alone(everywhere[1])
 
 
 @pytest.fixture(scope="session")
 def other_clip():
-    return make_clip(1, 12)
+    """Of another seed, and of another resolution."""
+    return alone(make_clip(1, 12))
 
 
 @pytest.fixture(scope="session")
