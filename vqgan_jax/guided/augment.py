@@ -1,9 +1,10 @@
 """What happens to a cut before CLIP sees it: so that a painting pleases CLIP from every side, and not from one alone.
 
-Geometry is one resampling by one homography; colour is one 3 x 3 matrix. Hue is turned in the YIQ space, where it is linear:
-by way of HSV its gradient is not finite at grey.
+Geometry is one resampling by one homography; colour is one 3 x 3 matrix. Hue is turned in the YIQ space, where it is linear;
+HSV has a kink at grey, through which gradients would go.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ class Kinds(NamedTuple):
     noise: bool
 
 
-def kinds(numbers: dict[str, np.ndarray]) -> Kinds:
+def kinds(numbers: Mapping[str, np.ndarray | np.floating]) -> Kinds:
     """Of options, each a number or an array with one a painting."""
 
     def some(*names: str) -> bool:

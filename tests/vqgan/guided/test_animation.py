@@ -1,5 +1,6 @@
 """Stories and motion: the weights of each frame, where things move, and what is painted on."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,11 +22,10 @@ def test_scenes_give_way_over_their_last_frames():
 
 def test_motion_moves_things_where_it_says():
     # A dot's next place, in pixels from the middle of a picture that is not square.
-    image = np.zeros((24, 48, 1), np.float32)
-    image[6, 32] = 1.0  # 8.5 right of and 5.5 above the middle
+    image = jnp.zeros((24, 48, 1)).at[6, 32].set(1.0)  # 8.5 right of and 5.5 above the middle
 
     def place(**how):
-        moved = np.asarray(augment.warp(image, animation.matrix(Motion(**how), (24, 48))))[..., 0]
+        moved = np.asarray(augment.warp(image, jnp.asarray(animation.matrix(Motion(**how), (24, 48)))))[..., 0]
         weights = moved / moved.sum()
         return (weights.sum(0) @ (np.arange(48) - 23.5), weights.sum(1) @ (np.arange(24) - 11.5))
 
