@@ -85,13 +85,27 @@ def models(dtype: str, small: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.Clip"]
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     # From a small picture: the model is convolutional.
     side = 2 ** (len(c.model.multipliers) - 1)
-    variables = nn.unbox(jax.jit(module.init)(keys, np.zeros((1, side, side, 3), np.float32)))
-    vq = vqgan_jax.Vqgan.assemble(c.model, jax.tree.map(np.asarray, variables), "random")
+    shapes = jax.eval_shape(module.init, keys, np.zeros((1, side, side, 3), np.float32))
+    vq = vqgan_jax.Vqgan.assemble(c.model, drawn(shapes), "random")
     tokenizer = Tokenizer.train(PROMPTS, 600, v.text.context_length)
     tower = clip_model.build(v, tokenizer.vocab_size, tokenizer.eos_id)
     images, ids = np.zeros((1, v.image.size, v.image.size, 3), np.float32), tokenizer.encode(PROMPTS[:1])
-    found = nn.unbox(jax.jit(tower.init)(jax.random.key(2), images, ids))
-    return vq, clip_jax.Clip.assemble(tower, found, tokenizer, Preprocess(v.image.size), "random")
+    shapes = jax.eval_shape(tower.init, jax.random.key(2), images, ids)
+    return vq, clip_jax.Clip.assemble(tower, drawn(shapes), tokenizer, Preprocess(v.image.size), "random")
+
+
+def drawn(shapes):
+    """Weights of these shapes that keep activations of size 1; in NumPy, which compiles nothing."""
+    rng = np.random.default_rng(0)
+
+    def leaf(path, x):
+        name = str(path[-1].key)
+        if x.ndim < 2:
+            return np.full(x.shape, float(name == "scale"), np.float32)
+        fan_in = 1 if name in ("codebook", "embedding") else max(1, int(np.prod(x.shape[:-1])))
+        return (rng.standard_normal(x.shape) / np.sqrt(fan_in)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, nn.unbox(shapes))
 
 
 def contestant(name: str, vq, clip, arguments, size: int) -> Callable[[], None]:

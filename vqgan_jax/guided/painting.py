@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from vqgan_jax.guided import options as options_lib
 from vqgan_jax.guided.options import Options
 from vqgan_jax.guided.prompts import Scene, single
 from vqgan_jax.vqgan import Vqgan
+
+log = logging.getLogger(__name__)
 
 Clips = Clip | Sequence[Clip]
 
@@ -189,7 +192,7 @@ class Painter:
         """The rest of the steps, of which `begun` are done."""
         o, done = self.options, begun.shape[1]
         losses, shots = [begun], []
-        found = self.picture(state)
+        found = None
         with tqdm(total=o.steps, initial=done, unit="step", desc="paint", disable=not progress) as bar:
             while done < o.steps:
                 length = min(o.save_every - done % o.save_every, o.steps - done)
@@ -205,7 +208,7 @@ class Painter:
                     keep(state, so_far)
                 if preview is not None:
                     preview(done, found[0], so_far)
-        images, codes, z = found
+        images, codes, z = found or self.picture(state)
         snapshots = np.stack(shots or [images], axis=1)
         fit = next(iter(self.fits.values()), None)
         split = (fit.plan, fit.micro, fit.remat) if fit else (None, o.micro_cuts or o.cuts, o.remat)
@@ -248,7 +251,13 @@ class Painter:
         o = self.options
 
         def compile_with(micro: int, remat: bool):
-            return self._programs(micro, remat).compiled(length, self.mesh, self.variables, self.problem, state)
+            programs = self._programs(micro, remat)
+            if self.mesh.size > 1 and not programs.structure.split:
+                log.warning(
+                    "neither %d painting(s) nor %d cut(s) at a time divide over %d devices: each device computes all",
+                    len(self.jobs), micro, self.mesh.size,
+                )  # fmt: skip
+            return programs.compiled(length, self.mesh, self.variables, self.problem, state)
 
         earlier = next(iter(self.fits.values()), None)
         if earlier is not None or o.memory is None:  # how it is split is decided once

@@ -129,7 +129,8 @@ def begin(optimizer: str, first: Float[Array, "n h w x"]) -> State:
     """The state before the first step of `optimizer` from these latents."""
     n = first.shape[0]
     rule = jax.vmap(direction(optimizer).init)(first)
-    return State(first, rule, jnp.zeros_like(first), jnp.zeros(n), jnp.zeros(n, jnp.int32))
+    # A copy: the state is donated to the next step, and the problem keeps `first`.
+    return State(jnp.copy(first), rule, jnp.zeros_like(first), jnp.zeros(n), jnp.zeros(n, jnp.int32))
 
 
 class Programs:

@@ -1,14 +1,19 @@
 """Against a plain loop of single steps; split and whole, one device and eight, alone and together, resumed and not."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import vqgan_jax
 from train_jax.errors import ConfigError, LoadError
 from vqgan_jax import guided
-from vqgan_jax.guided import augment, cutouts, options, painting, trajectory
+from vqgan_jax.guided import augment, cutouts, losses, options, painting, trajectory
+from vqgan_jax.guided.prompts import single
 
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "vqgan"
 PROMPT = "a red star | a blue circle:0.5:0.4 | a green square:-0.3"
 FEW = {"steps": 6, "save_every": 3, "cuts": 8, "progress": False}  # chunks of one length: one program
 TOGETHER = {"steps": 3, "save_every": 3, "cuts": 4, "progress": False}
@@ -35,7 +40,7 @@ def loop(vq, clip, seed: int, steps: int):
         def loss(z):
             seen = z + jax.lax.stop_gradient(rounded - z)
             x = (vq.module.apply(vq.variables, seen[None], method="decode_vectors")[0] + 1) / 2
-            x = painting.trajectory.losses.clamp(x)
+            x = losses.clamp(x)
             total = 0.0
             for i in range(8):
                 place, change = jax.random.split(jax.random.fold_in(cut_key, i))
@@ -63,10 +68,10 @@ def loop(vq, clip, seed: int, steps: int):
 
 
 def test_the_scan_is_a_plain_loop_of_single_steps(vq, clip, plain):
-    losses, z = loop(vq, clip, seed=3, steps=6)
-    np.testing.assert_allclose(plain.losses[0], losses, rtol=1e-5, atol=1e-5)
+    values, z = loop(vq, clip, seed=3, steps=6)
+    np.testing.assert_allclose(plain.losses[0], values, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(plain.latents[0], z, atol=1e-4)
-    assert losses.std() > 1e-3
+    assert values.std() > 1e-3
 
 
 def test_what_is_returned(vq, plain):
@@ -86,7 +91,9 @@ def test_the_seed_decides(vq, clip, plain):
 
 def test_one_device_and_eight(everywhere, plain):
     assert jax.device_count() == 8
-    found = guided.paint(*everywhere, PROMPT, seed=3, **FEW)  # its cuts are split
+    found = guided.paint(*everywhere, PROMPT, seed=3, **FEW)
+    jobs = [painting.Job(single(PROMPT), 3, options.resolve({"cuts": 8}))]
+    assert painting.Painter(*everywhere, jobs)._structure(8, False).split == "cuts"
     np.testing.assert_allclose(found.losses, plain.losses, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.latents, plain.latents, atol=1e-4)
 
@@ -97,15 +104,16 @@ def test_paintings_are_split_over_the_devices(everywhere, plain):
     assert len({image.tobytes() for image in found.images[0, :, 0]}) == 8
 
 
-@pytest.mark.parametrize("split", [{"micro_cuts": 2}, {"remat": True, "micro_cuts": 4}, {"memory": 1e-9}])
+@pytest.mark.parametrize("split", [{"micro_cuts": 2}, {"remat": True, "micro_cuts": 4}])
 def test_split_cuts_give_the_same_losses(vq, clip, plain, split):
-    if "memory" in split:
-        with pytest.raises(ConfigError, match=r"memory = 1e-09 GiB a device: the most frugal step needs"):
-            guided.paint(vq, clip, PROMPT, seed=3, **FEW | split)
-        return
     found = guided.paint(vq, clip, PROMPT, seed=3, **FEW | split)
     np.testing.assert_allclose(found.losses, plain.losses, rtol=1e-5, atol=1e-5)
     assert found.micro_cuts == split["micro_cuts"] and found.remat == split.get("remat", False)
+
+
+def test_a_budget_that_cannot_be_met_is_refused(vq, clip):
+    with pytest.raises(ConfigError, match="memory = 1e-09 GiB a device: the most frugal step needs"):
+        guided.paint(vq, clip, PROMPT, seed=3, **FEW | {"cuts": 1}, memory=1e-9)
 
 
 def test_within_a_budget_nothing_is_split(vq, clip, plain):
@@ -136,9 +144,9 @@ def test_previews_show_the_snapshots(vq, clip, plain):
     seen = []
     guided.paint(vq, clip, PROMPT, seed=3, preview=lambda *now: seen.append(now), **FEW)
     assert [step for step, _, _ in seen] == [3, 6]
-    for i, (step, images, losses) in enumerate(seen):
+    for i, (step, images, values) in enumerate(seen):
         np.testing.assert_array_equal(images, plain.snapshots[:, i])
-        np.testing.assert_array_equal(losses, plain.losses[:, :step])
+        np.testing.assert_array_equal(values, plain.losses[:, :step])
 
 
 @pytest.fixture(scope="module")
@@ -209,14 +217,14 @@ def test_paintings_may_go_in_parts(vq, clip):
 
 
 def test_several_clips_have_weights(vq, clip, other_clip):
-    def losses(clips, **weights):
+    def before(clips, **weights):
         return guided.paint(vq, clips, "a red star", **TOGETHER | {"steps": 1, "save_every": 1}, **weights).losses[0, 0]
 
-    first, second = losses([clip]), losses([other_clip])
-    assert losses([clip, other_clip], clip_weights=(0.25, 0.5)) == pytest.approx(0.25 * first + 0.5 * second, rel=1e-5)
-    assert losses([clip, other_clip]) == pytest.approx((first + second) / 2, rel=1e-5)
+    first, second = before([clip]), before([other_clip])
+    assert before([clip, other_clip], clip_weights=(0.25, 0.5)) == pytest.approx(0.25 * first + 0.5 * second, rel=1e-5)
+    assert before([clip, other_clip]) == pytest.approx((first + second) / 2, rel=1e-5)
     with pytest.raises(ConfigError, match="2 CLIP"):
-        losses([clip, other_clip], clip_weights=(1,))
+        before([clip, other_clip], clip_weights=(1,))
 
 
 @pytest.fixture(scope="module")
@@ -284,3 +292,12 @@ def test_a_head_of_another_clip_is_refused(vq, clip, tmp_path):
     np.savez(tmp_path / "head.npz", weight=np.zeros(5, np.float32), bias=np.float32(0))
     with pytest.raises(ConfigError, match=r"weight \[5\].*needs weight \[8\]"):
         guided.paint(vq, clip, "a", aesthetic=str(tmp_path / "head.npz"), **FEW)
+
+
+def test_the_dvae_is_painted_with_by_probabilities(clip):
+    dvae = vqgan_jax.load(GOLDEN / "dvae")
+    few = TOGETHER | {"size": (16, 16), "steps": 1, "save_every": 1}
+    with pytest.raises(ConfigError, match="latents = 'straight' needs vectors of codes"):
+        guided.paint(dvae, clip, "a", **few)
+    found = guided.paint(dvae, clip, "a red star", latents="soft", **few)
+    assert found.latents.shape == (1, 2, 2, dvae.codes) and np.isfinite(found.losses).all()
