@@ -23,7 +23,9 @@ CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for sha
 def make_vqgan(quantizer: dict | None = None) -> "vqgan_jax.Vqgan":
     """16 x 16 pixels to 4 x 4 codes out of 12."""
     options = vqgan_model.defaults()
-    options.update({"channels": 8, "multipliers": (1, 1, 2), "blocks": 1, "resolution": 16, "attention": (), "groups": 4})
+    options.update(
+        {"channels": 8, "multipliers": (1, 1, 2), "blocks": 1, "resolution": 16, "attention": (), "groups": 4}
+    )
     options.quantizer.update(quantizer or {"type": "nearest", "size": 12, "dim": 4})
     options.z_channels = 8
     module = vqgan_model.build(options)
@@ -54,11 +56,17 @@ def make_clip(seed: int = 0, size: int = 8) -> "clip_jax.Clip":
     return clip_jax.Clip.assemble(module, variables, tokenizer, Preprocess(size), f"untrained, seed {seed}")
 
 
-def alone(model):
+def on_one_device(model):
     """The model on the first device only: programs for one are quick to compile."""
     mesh = jax.make_mesh((1,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     variables = jax.tree.map(np.asarray, model.variables)
     return dataclasses.replace(model, variables=jax.device_put(variables, NamedSharding(mesh, P())))
+
+
+@pytest.fixture(scope="session")
+def alone():
+    """The function that puts a model on one device."""
+    return on_one_device
 
 
 @pytest.fixture(scope="session")
@@ -69,18 +77,18 @@ def everywhere():
 
 @pytest.fixture(scope="session")
 def vq(everywhere):
-    return alone(everywhere[0])
+    return on_one_device(everywhere[0])
 
 
 @pytest.fixture(scope="session")
 def clip(everywhere):
-    return alone(everywhere[1])
+    return on_one_device(everywhere[1])
 
 
 @pytest.fixture(scope="session")
 def other_clip():
     """Of another seed, and of another resolution."""
-    return alone(make_clip(1, 12))
+    return on_one_device(make_clip(1, 12))
 
 
 @pytest.fixture(scope="session")

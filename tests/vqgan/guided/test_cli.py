@@ -11,7 +11,9 @@ import vqgan_jax
 from vqgan_jax import cli, guided
 from vqgan_jax.guided import metadata
 
-FEW = ("--steps", 3, "--save-every", 3, "--cuts", 4)
+PLAIN = ("--rotate", 0, "--shift", 0, "--perspective", 0, "--jitter", 0)  # smaller programs
+FEW = ("--steps", 3, "--save-every", 3, "--cuts", 4, *PLAIN)
+SAME = {"steps": 3, "save_every": 3, "cuts": 4, "rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}
 
 
 def call(*arguments) -> int:
@@ -26,13 +28,22 @@ def models(vq, clip, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_device(alone):
+    """Models are loaded as ever, and then moved."""
+    with pytest.MonkeyPatch.context() as patch:
+        for package in (vqgan_jax, clip_jax):
+            patch.setattr(package, "load", lambda path, load=package.load: alone(load(path)), raising=False)
+        yield
+
+
 @pytest.fixture
 def given(models):
     return ("--vqgan", models / "vqgan.safetensors", "--clip", models / "clip")
 
 
 @pytest.fixture(scope="module")
-def loaded(models):
+def loaded(models, _one_device):
     return vqgan_jax.load(models / "vqgan.safetensors"), clip_jax.load(models / "clip")
 
 
@@ -49,7 +60,7 @@ def test_a_picture_tells_how_it_was_painted_and_is_painted_again(given, loaded, 
         == 0
     )
     assert "wrote" in capsys.readouterr().err
-    wanted = guided.paint(*loaded, prompt, seed=7, lr=0.2, steps=3, save_every=3, cuts=4, progress=False).images[0]
+    wanted = guided.paint(*loaded, prompt, seed=7, lr=0.2, progress=False, **SAME).images[0]
     np.testing.assert_array_equal(pixels(out), wanted)
     np.testing.assert_array_equal(pixels(tmp_path / "p.png"), wanted)
     about = metadata.read(out)
@@ -65,8 +76,7 @@ def test_lists_of_prompts_make_a_grid_and_a_folder(given, loaded, tmp_path):
     folder = tmp_path / "each"
     arguments = (f"@{tmp_path / 'prompts.txt'}", *given, *FEW, "--n", 2, "--seed", 5, "--folder", folder)
     assert call("paint", *arguments, "--out", tmp_path / "grid.png", "--video", tmp_path / "v.gif") == 0
-    few = {"steps": 3, "save_every": 3, "cuts": 4, "progress": False}
-    found = guided.paint(*loaded, ["a red star", "a blue circle"], seed=5, n=2, **few).images
+    found = guided.paint(*loaded, ["a red star", "a blue circle"], seed=5, n=2, progress=False, **SAME).images
     assert pixels(tmp_path / "grid.png").shape == (8 * 34, 8 * 34, 3)
     names = [f"{p:04d}-{i:04d}.png" for p in range(2) for i in range(2)]
     assert sorted(file.name for file in folder.iterdir()) == names
@@ -84,19 +94,16 @@ def test_a_config_file_says_what_the_command_line_does_not(models, loaded, tmp_p
         "clip": [str(models / "clip")],
         "lr": 0.2,
         "seed": 1,
-        "steps": 3,
-        "cuts": 4,
-        "save_every": 3,
-    }
+    } | SAME
     (tmp_path / "options.yaml").write_text(json.dumps(about))  # JSON is YAML
     assert call("paint", "--config", tmp_path / "options.yaml", "--seed", 7, "--out", tmp_path / "out.png") == 0
-    wanted = guided.paint(*loaded, "a red star", seed=7, lr=0.2, steps=3, save_every=3, cuts=4, progress=False)
+    wanted = guided.paint(*loaded, "a red star", seed=7, lr=0.2, progress=False, **SAME)
     np.testing.assert_array_equal(pixels(tmp_path / "out.png"), wanted.images[0])
 
 
 def test_states_go_on(given, tmp_path):
     state = tmp_path / "state.npz"
-    few = ("--save-every", 3, "--cuts", 4)
+    few = ("--save-every", 3, "--cuts", 4, *PLAIN)
     assert call("paint", "a star", *given, *few, "--steps", 3, "--state", state, "--out", tmp_path / "half.png") == 0
     assert call("paint", "a star", *given, *few, "--steps", 6, "--resume", state, "--out", tmp_path / "a.png") == 0
     assert call("paint", "a star", *given, *few, "--steps", 6, "--out", tmp_path / "b.png") == 0
