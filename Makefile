@@ -28,9 +28,10 @@ help:  ## List the targets and variables
 	@echo 'Variables: PYTHON=python3.12 (interpreter), VENV=.venv (environment), WORKERS=2 (test processes),'
 	@echo '           ARGS="-k sharding" (passed on to pytest)'
 
-demo: $(STAMP)  ## Train a small CLIP and a small VQGAN, search and reconstruct images (runs/demo/index.html)
+demo: $(STAMP)  ## Train a small CLIP and VQGAN, search, reconstruct and paint images (runs/demo/index.html)
 	$(RUN) -m clip_jax.demo --workdir runs/demo
 	$(RUN) -m vqgan_jax.demo --workdir runs/demo
+	$(RUN) -m vqgan_jax.guided.demo --workdir runs/demo
 
 test: $(STAMP)  ## Run the tests
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)

@@ -25,6 +25,7 @@ setup(
         "grain>=0.2.15,<0.3",
         # 0.3x is what the peers' transformers 4 agrees with, 1.x and later what everyone else has.
         "huggingface_hub>=0.34,<3",
+        "imageio-ffmpeg>=0.6",  # videos; brings its own ffmpeg
         # TFDS imports it on Python 3.11 and does not declare it.
         "importlib_resources>=6.4",
         "jax>=0.10,<0.13",

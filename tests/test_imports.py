@@ -59,7 +59,8 @@ MODULE_EDGES = {
     "clip_jax.demo": {"train_jax"},
     "vqgan_jax.demo": {"train_jax"},
     # CLIP judges and guides the other models.
-    "vqgan_jax.guided": {"clip_jax"},
+    "vqgan_jax.guided": {"clip_jax", "train_jax.data", "train_jax.profiling"},
+    "vqgan_jax.guided.demo": {"train_jax"},
     "vqgan_jax.perceptual": {"clip_jax", "train_jax.weights"},
     "vqgan_jax.features": {"clip_jax"},
     "vqgan_jax.inception": {"train_jax.weights"},

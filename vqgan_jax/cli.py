@@ -1,4 +1,7 @@
-"""`vqgan-jax`: train, reconstruct pictures, turn them into codes, draw new ones. Mistakes are one line and exit code 2."""
+"""`vqgan-jax`: train, reconstruct pictures, turn them into codes, draw new ones, paint sentences.
+
+Mistakes are one line and exit code 2.
+"""
 
 import argparse
 import sys
@@ -6,6 +9,7 @@ from pathlib import Path
 
 from train_jax import command
 from train_jax.errors import UserError
+from vqgan_jax.guided import cli as guided
 
 _EXAMPLES = {
     "": """\
@@ -15,6 +19,7 @@ examples:
   vqgan-jax encode photos --model runs/vqgan-shapes --out codes.npz
   vqgan-jax decode codes.npz --model runs/vqgan-shapes --out pictures
   vqgan-jax sample --model runs/prior-digits --n 16 --class 3 --out grid.png
+  vqgan-jax paint "a red star" --vqgan runs/vqgan-shapes --clip runs/clip-shapes --out star.png
 
 vqgan-jax COMMAND --help tells more about each.""",
     "train": """\
@@ -88,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--size", metavar="HxW", help="in pixels; larger than trained on by a sliding window")
     sample.add_argument("--stride", type=int, help="codes between two windows (default: half a window)")
     sample.add_argument("--columns", type=int, default=8, help="of the grid (default 8)")
+
+    guided.add(commands, raw)
     return parser
 
 

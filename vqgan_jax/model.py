@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import flax.core
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -232,16 +233,17 @@ def build(options: ConfigDict) -> Autoencoder:
             raise ConfigError(f"config.model.{key} = {options[key]!r}; it must be one of {', '.join(allowed)}")
     if options.dtype not in DTYPES:
         raise ConfigError(f"config.model.dtype = {options.dtype!r}; it must be one of {', '.join(DTYPES)}")
-    maps = {
-        "channels": options.channels,
-        "multipliers": tuple(options.multipliers),
-        "blocks": options.blocks,
-        "attention": tuple(size in tuple(options.attention) for size in sizes),
-        "all_attention": options.attention_order == "all",
-        "groups": options.groups,
-        "dropout": options.dropout,
-        "dtype": DTYPES[options.dtype],
-    }
+    # Frozen: a module can be hashed, and so be a static argument of jit, if its attributes can.
+    maps = flax.core.FrozenDict(
+        channels=options.channels,
+        multipliers=tuple(options.multipliers),
+        blocks=options.blocks,
+        attention=tuple(size in tuple(options.attention) for size in sizes),
+        all_attention=options.attention_order == "all",
+        groups=options.groups,
+        dropout=options.dropout,
+        dtype=DTYPES[options.dtype],
+    )
     return VQGAN(maps, options.z_channels, quantize.build(options.quantizer), options.pixels == "unit")
 
 

@@ -1,0 +1,244 @@
+"""Guided painting beside the textbook's loop in PyTorch: VQGAN f16, CLIP ViT-B/32, the same weights and cuts, in turns.
+
+    python -m benchmarks.guided [--size 256 512] [--cuts 32] [--rounds 3]       (with the `peers` extra; else ours alone)
+
+Steps a second, and peak memory: what a process of its own, which only paints, came to hold (on a GPU: of the GPU). Then
+eight prompts at once beside eight runs in a row. Weights are random: speed does not depend on them.
+"""
+
+import argparse
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+import clip_jax
+import vqgan_jax
+from benchmarks import load_config
+from clip_jax import model as clip_model
+from train_jax import config as config_lib
+from train_jax.data.images import Preprocess
+from train_jax.data.text import Tokenizer
+from train_jax.weights.layout import flat, give
+from vqgan_jax import model as vqgan_model
+from vqgan_jax.guided import options as options_lib
+from vqgan_jax.guided import painting, prompts, starts
+from vqgan_jax.pretrained import taming
+
+PROMPTS = [f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("castle", "star", "tree", "house")]
+# The textbook's cuts: squares, mirrored or not, with noise.
+PLAIN = {"rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}
+LR = 0.1
+CONTESTANTS = ("ours", "PyTorch")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.guided", description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, nargs="+", default=[256, 512], help="sides of the pictures, in pixels")
+    parser.add_argument("--cuts", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=5, help="of a turn")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of our side")
+    parser.add_argument("--together", type=int, default=len(PROMPTS), help="prompts painted at once; 0: leave that out")
+    parser.add_argument("--small", action="store_true", help="toy models, to try the benchmark itself")
+    parser.add_argument("--only", choices=CONTESTANTS, help="paint a turn at the first size and print the peak memory")
+    arguments = parser.parse_args()
+    vq, clip = models(arguments.dtype, arguments.small)
+    if arguments.only:
+        contestant(arguments.only, vq, clip, arguments, arguments.size[0])()
+        print(f"peak {peak(arguments.only)}")
+        return
+    machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
+    print(f"f16, ViT-B/32, {arguments.cuts} cuts, {arguments.dtype}, {machine}, jax {jax.__version__}; steps a second\n")
+    _row("size", *CONTESTANTS, "ours / PyTorch", *(f"peak of {name}, MiB" for name in CONTESTANTS))
+    _row(*["---"] * 6)
+    for size in arguments.size:
+        rates = race(vq, clip, arguments, size)
+        ratio = rates["ours"] / rates["PyTorch"] if "PyTorch" in rates else float("nan")
+        peaks = [alone(name, arguments, size) if name in rates else "" for name in CONTESTANTS]
+        _row(str(size), *(f"{rates[n]:.3f}" if n in rates else "" for n in CONTESTANTS), f"{ratio:.2f}", *peaks)
+    if arguments.together:
+        together(vq, clip, arguments)
+
+
+def models(dtype: str, small: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.Clip"]:
+    """Random weights of the published sizes."""
+    c = config_lib.resolve(load_config("vqgan/f16_1024"))
+    c.model.dtype = dtype
+    v = config_lib.resolve(load_config("clip/vit_b32")).model
+    v.update({"dtype": dtype, "activation": "quick_gelu", "tile": 0})
+    v.text.vocab_size = 0
+    v.scan = False
+    if small:
+        c.model.channels, c.model.z_channels = 32, 32
+        v.image.update({"width": 64, "depth": 1, "heads": 2})
+    v.text.update({"width": 64, "depth": 1, "heads": 2})  # the text tower speaks once, before the first step
+    module = vqgan_model.build(c.model)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    # From a small picture: the model is convolutional.
+    side = 2 ** (len(c.model.multipliers) - 1)
+    shapes = jax.eval_shape(module.init, keys, np.zeros((1, side, side, 3), np.float32))
+    vq = vqgan_jax.Vqgan.assemble(c.model, drawn(shapes), "random")
+    tokenizer = Tokenizer.train(PROMPTS, 600, v.text.context_length)
+    tower = clip_model.build(v, tokenizer.vocab_size, tokenizer.eos_id)
+    images, ids = np.zeros((1, v.image.size, v.image.size, 3), np.float32), tokenizer.encode(PROMPTS[:1])
+    shapes = jax.eval_shape(tower.init, jax.random.key(2), images, ids)
+    return vq, clip_jax.Clip.assemble(tower, drawn(shapes), tokenizer, Preprocess(v.image.size), "random")
+
+
+def drawn(shapes):
+    """Weights of these shapes that keep activations of size 1; in NumPy, which compiles nothing."""
+    rng = np.random.default_rng(0)
+
+    def leaf(path, x):
+        name = str(path[-1].key)
+        if x.ndim < 2:
+            return np.full(x.shape, float(name == "scale"), np.float32)
+        fan_in = 1 if name in ("codebook", "embedding") else max(1, int(np.prod(x.shape[:-1])))
+        return (rng.standard_normal(x.shape) / np.sqrt(fan_in)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, nn.unbox(shapes))
+
+
+def contestant(name: str, vq, clip, arguments, size: int) -> Callable[[], None]:
+    """A function that paints a turn."""
+    if name == "ours":
+        painter = painting.Painter(vq, clip, jobs(arguments, size, PROMPTS[:1]))
+        return turn(painter, arguments.steps)
+    painter = textbook(vq, clip, arguments, size)
+    return lambda: [painter.step() for _ in range(arguments.steps)]
+
+
+def jobs(arguments, size: int, texts) -> list[painting.Job]:
+    given = {"size": (size, size), "steps": 10**6, "cuts": arguments.cuts, "lr": LR}
+    return [painting.Job(prompts.single(text), 0, options_lib.resolve(given | PLAIN)) for text in texts]
+
+
+def turn(painter: painting.Painter, steps: int) -> Callable[[], None]:
+    state = painter.state
+
+    def paint():
+        nonlocal state
+        state, _ = painter.advance(state, steps)
+
+    return paint
+
+
+def textbook(vq, clip, arguments, size: int):
+    """PyTorch's contestant, with our weights; ImportError where the peer is not installed."""
+    import torch
+    import transformers
+
+    from benchmarks import textbook_guided, textbook_vqgan
+    from clip_jax.pretrained.save import save_hf
+
+    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+    model = textbook_vqgan.VQGAN(vq.options)
+    weights = give(flat(jax.tree.map(np.asarray, vq.variables["params"])), taming.entries(vq.options.to_dict()))
+    model.load_state_dict({name: torch.from_numpy(np.array(x, np.float32)) for name, x in weights.items()})
+    with tempfile.TemporaryDirectory() as folder:
+        save_hf(clip, f"{folder}/clip")
+        eye = transformers.CLIPVisionModelWithProjection.from_pretrained(f"{folder}/clip").eval()
+    for network in (model, eye):
+        network.to(device).requires_grad_(False)
+    target = torch.from_numpy(np.array(clip.encode_text(PROMPTS[:1])[0])).to(device)
+    codes = torch.from_numpy(starts.codes(0, (size // vq.factor,) * 2, vq.codes)).long().to(device)
+    mean, std = clip.preprocess.mean, clip.preprocess.std
+    painter = textbook_guided.Painter(
+        model, lambda x: eye(pixel_values=x).image_embeds, clip.preprocess.size, mean, std, target, codes,
+        arguments.cuts, LR, noise=0.1,
+    )  # fmt: skip
+    with torch.no_grad():
+        check(vq, clip, codes.cpu().numpy(), painter, device)
+    return painter
+
+
+def check(vq, clip, codes, painter, device: str) -> None:
+    """Both must paint the same picture of the same codes, and see the same in it, before they race."""
+    import torch
+
+    ours = vq.decode(codes[None].astype(np.int32))[0]
+    theirs = painter.picture()[0].permute(1, 2, 0).cpu().numpy()
+    share = np.mean(np.abs(ours - theirs) < 1e-2)
+    pixels = np.random.default_rng(0).integers(0, 256, (clip.preprocess.size,) * 2 + (3,), np.uint8)
+    seen = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None].to(device)
+    cosine = float(painter.features(seen)[0].cpu().numpy() @ clip.encode_image([pixels])[0])
+    if share < 0.95 or cosine < 0.999:
+        raise SystemExit(f"ours and PyTorch agree in {share:.0%} of the pixels, cosine {cosine:.4f}: no race")
+
+
+def race(vq, clip, arguments, size: int) -> dict[str, float]:
+    """Steps a second of each contestant, median over turns."""
+    runs = {}
+    for name in CONTESTANTS:
+        try:
+            runs[name] = contestant(name, vq, clip, arguments, size)
+        except ImportError as error:
+            print(f"the peer is not installed ({error}): pip install -e '.[peers]'", file=sys.stderr)
+    seconds = {name: [] for name in runs}
+    for number in range(arguments.rounds + 1):  # the first warms up
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - begun)
+    return {name: arguments.steps / statistics.median(times) for name, times in seconds.items()}
+
+
+def alone(name: str, arguments, size: int) -> str:
+    """The peak memory, in MiB, of a process that only paints one turn."""
+    command = [sys.executable, "-m", "benchmarks.guided", "--only", name, "--size", str(size)]
+    command += ["--cuts", str(arguments.cuts), "--steps", "2", "--dtype", arguments.dtype]
+    command += ["--small"] if arguments.small else []
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return found.strip().splitlines()[-1].removeprefix("peak ")
+
+
+def peak(name: str) -> str:
+    if jax.default_backend() == "gpu":
+        if name == "ours":
+            return f"{jax.local_devices()[0].memory_stats()['peak_bytes_in_use'] / 2**20:,.0f}"
+        import torch
+
+        return f"{torch.cuda.max_memory_allocated() / 2**20:,.0f}"
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:,.0f}"
+
+
+def together(vq, clip, arguments) -> None:
+    """Prompts at once beside the same in a row, at the first size."""
+    size, texts = arguments.size[0], PROMPTS[: arguments.together]
+    at_once = turn(painting.Painter(vq, clip, jobs(arguments, size, texts)), arguments.steps)
+    single = turn(painting.Painter(vq, clip, jobs(arguments, size, texts[:1])), arguments.steps)
+
+    def in_a_row():
+        for _ in texts:
+            single()
+
+    seconds = {"at once": [], "in a row": []}
+    for number in range(arguments.rounds + 1):
+        for name, run in (("at once", at_once), ("in a row", in_a_row)):
+            begun = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - begun)
+    rates = {name: len(texts) * arguments.steps / statistics.median(times) for name, times in seconds.items()}
+    print(f"\n{len(texts)} prompts at {size} px, steps a second of all together:\n")
+    _row("at once", "in a row", "ratio")
+    _row(*["---"] * 3)
+    _row(*(f"{rate:.3f}" for rate in rates.values()), f"{rates['at once'] / rates['in a row']:.2f}")
+
+
+def _row(*cells: str) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""VQGAN+CLIP in PyTorch as its notebooks paint, for comparison: one step at a time, cuts one after the other.
+
+Written here from the description of the method in arXiv 2204.08583; needs the `peers` extra.
+"""
+
+import torch
+from torch.nn import functional
+
+
+class ClampWithGradient(torch.autograd.Function):
+    """To [0, 1]; a gradient passes outside only where it leads back."""
+
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(x)
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(context, g):
+        (x,) = context.saved_tensors
+        return g * (g * (x - x.clamp(0, 1)) >= 0)
+
+
+class Painter:
+    """Latents of `model` (a `textbook_vqgan.VQGAN`) that follow what `eye` sees.
+
+    Args:
+      eye: normalised pixels [n, 3, R, R] -> features [n, d].
+      target: unit vector [d].
+      codes: where to start, [h, w].
+    """
+
+    def __init__(self, model, eye, size: int, mean, std, target, codes, cuts: int, lr: float, noise: float):
+        self.model, self.eye, self.size, self.cuts, self.noise = model, eye, size, cuts, noise
+        self.target = target
+        self.mean, self.std = (torch.tensor(x, device=target.device)[None, :, None, None] for x in (mean, std))
+        points = model.quantize.embedding.weight
+        self.low, self.high = (x[None, :, None, None] for x in (points.min(0).values, points.max(0).values))
+        self.z = points[codes].permute(2, 0, 1)[None].detach().clone().requires_grad_()
+        self.optimiser = torch.optim.Adam([self.z], lr)
+
+    def picture(self):
+        z = self.z.permute(0, 2, 3, 1)
+        points = self.model.quantize.embedding.weight
+        flat = z.reshape(-1, z.shape[-1])
+        distances = (flat**2).sum(1, keepdim=True) + (points**2).sum(1) - 2 * flat @ points.T
+        nearest = points[distances.argmin(1)].reshape(z.shape)
+        seen = z + (nearest - z).detach()
+        return ClampWithGradient.apply((self.model.decoder(self.model.post_quant_conv(seen.permute(0, 3, 1, 2))) + 1) / 2)
+
+    def features(self, x):
+        """Unit vectors of pixels in [0, 1]."""
+        return functional.normalize(self.eye((x - self.mean) / self.std), dim=-1)
+
+    def cut(self, x):
+        height, width = x.shape[2:]
+        largest, smallest = min(height, width), min(height, width, self.size)
+        found = []
+        for _ in range(self.cuts):
+            side = int(torch.rand(()) * (largest - smallest) + smallest)
+            left = int(torch.randint(0, width - side + 1, ()))
+            top = int(torch.randint(0, height - side + 1, ()))
+            piece = functional.adaptive_avg_pool2d(x[:, :, top : top + side, left : left + side], self.size)
+            found.append(piece.flip(3) if torch.rand(()) < 0.5 else piece)
+        cuts = torch.cat(found)
+        strength = cuts.new_empty(self.cuts, 1, 1, 1).uniform_(0, self.noise)
+        return cuts + strength * torch.randn_like(cuts)
+
+    def step(self) -> float:
+        self.optimiser.zero_grad(set_to_none=True)
+        u = self.features(self.cut(self.picture()))
+        loss = ((u - self.target[None]).norm(dim=-1) / 2).arcsin().pow(2).mul(2).mean()
+        loss.backward()
+        self.optimiser.step()
+        with torch.no_grad():
+            self.z.copy_(self.z.maximum(self.low).minimum(self.high))
+        return float(loss)

@@ -1,0 +1,83 @@
+"""Stories and motion: the weights of each frame, where things move, and what is painted on."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train_jax.errors import ConfigError
+from vqgan_jax import guided
+from vqgan_jax.guided import animation, augment
+from vqgan_jax.guided.animation import Motion
+from vqgan_jax.guided.prompts import PromptError, parse
+
+PLAIN = {"rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}  # smaller programs
+FEW = PLAIN | {"steps": 3, "save_every": 3, "cuts": 4, "progress": False}
+
+
+def test_scenes_give_way_over_their_last_frames():
+    found = animation.weights(parse("a:2 | b:-1 ^ c"), frames=4, blend=2)
+    t = np.array([0, 0, 1 / 3, 2 / 3, 1, 1, 1, 1])
+    np.testing.assert_allclose(found, np.stack([2 * (1 - t), -1 * (1 - t), t], axis=1), atol=1e-6)
+    np.testing.assert_allclose(animation.weights(parse("a ^ b"), 2, 0), [[1, 0], [1, 0], [0, 1], [0, 1]])
+
+
+def test_motion_moves_things_where_it_says():
+    # A dot's next place, in pixels from the middle of a picture that is not square.
+    image = jnp.zeros((24, 48, 1)).at[6, 32].set(1.0)  # 8.5 right of and 5.5 above the middle
+
+    def place(**how):
+        moved = np.asarray(augment.warp(image, jnp.asarray(animation.matrix(Motion(**how), (24, 48)))))[..., 0]
+        weights = moved / moved.sum()
+        return (weights.sum(0) @ (np.arange(48) - 23.5), weights.sum(1) @ (np.arange(24) - 11.5))
+
+    assert place(zoom=1.2) == pytest.approx((1.2 * 8.5, 1.2 * -5.5), abs=0.2)
+    assert place(right=0.125, down=0.25) == pytest.approx((8.5 + 6, -5.5 + 6), abs=1e-3)
+    cos, sin = np.cos(np.radians(30)), np.sin(np.radians(30))
+    x, y = 8.5, 5.5  # upwards, in which angles are counter-clockwise
+    assert place(turn=30.0) == pytest.approx((cos * x - sin * y, -(sin * x + cos * y)), abs=0.2)
+
+
+def test_a_still_story_is_one_long_painting(vq, clip):
+    # Without motion and with the same scene throughout, the frames are the snapshots of a painting.
+    motion = Motion(frames=2, frame_steps=3, blend=0)
+    found = guided.animate(vq, clip, "a red star", motion=motion, seed=2, **FEW)
+    plain = guided.paint(vq, clip, "a red star", seed=2, **FEW | {"steps": 9})
+    np.testing.assert_array_equal(found.frames, plain.snapshots[0, 1:])
+    np.testing.assert_allclose(found.losses.ravel(), plain.losses[0, 3:], rtol=1e-6)
+
+
+def test_every_frame_of_a_motion_starts_from_the_moved_picture(vq, clip):
+    seen = []
+    motion = Motion(frames=2, frame_steps=3, blend=1, zoom=1.3, turn=5.0)
+    options = FEW | {"lr": 1e-6}  # so that the optimiser changes nothing
+    found = guided.animate(
+        vq, clip, "a red star ^ a blue circle", motion=motion, preview=lambda *now: seen.append(now), **options
+    )
+    assert found.frames.shape == (4, 16, 16, 3) and found.losses.shape == (4, 3)
+    assert [number for number, _ in seen] == [0, 1, 2, 3]
+    moved = np.asarray(animation._moved(found.frames[0], animation.matrix(motion, (16, 16))))
+    wanted = np.round(255 * vq.reconstruct(np.clip(moved, 0, 1)[None])[0]).astype(int)
+    np.testing.assert_allclose(found.frames[1].astype(int), wanted, atol=1)
+    np.testing.assert_array_equal(seen[3][1], found.frames[3])
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ({"frames": 0}, "frames = 0"),
+        ({"frame_steps": 1.5}, "frame_steps = 1.5"),
+        ({"zoom": 0.1}, r"zoom = 0.1; it must be a number in \[0.5, 2.0\]"),
+        ({"turn": "left"}, "turn = 'left'"),
+        ({"frames": 10, "blend": 10}, "blend = 10 must be less than frames = 10"),
+    ],
+)
+def test_motions_that_cannot_be(how, message):
+    with pytest.raises(ConfigError, match=message):
+        Motion(**how)
+
+
+def test_what_has_no_meaning_in_an_animation(vq, clip):
+    with pytest.raises(ConfigError, match="an animation has no last one"):
+        guided.animate(vq, clip, "a", lr_decay=0.1, **FEW)
+    with pytest.raises(PromptError):
+        guided.animate(vq, clip, "a ^", **FEW)

@@ -1,0 +1,180 @@
+"""`vqgan-jax paint`, called as a user does."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import clip_jax
+import vqgan_jax
+from vqgan_jax import cli, guided
+from vqgan_jax.guided import metadata
+
+PLAIN = ("--rotate", 0, "--shift", 0, "--perspective", 0, "--jitter", 0)  # smaller programs
+FEW = ("--steps", 3, "--save-every", 3, "--cuts", 4, *PLAIN)
+SAME = {"steps": 3, "save_every": 3, "cuts": 4, "rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}
+
+
+def call(*arguments) -> int:
+    return cli.main([str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def models(vq, clip, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    vqgan_jax.save(vq, folder / "vqgan.safetensors")
+    clip_jax.save_hf(clip, folder / "clip")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_device(alone):
+    """Models are loaded as ever, and then moved."""
+    with pytest.MonkeyPatch.context() as patch:
+        for package in (vqgan_jax, clip_jax):
+            patch.setattr(package, "load", lambda path, load=package.load: alone(load(path)), raising=False)
+        yield
+
+
+@pytest.fixture
+def given(models):
+    return ("--vqgan", models / "vqgan.safetensors", "--clip", models / "clip")
+
+
+@pytest.fixture(scope="module")
+def loaded(models, _one_device):
+    return vqgan_jax.load(models / "vqgan.safetensors"), clip_jax.load(models / "clip")
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_a_picture_tells_how_it_was_painted_and_is_painted_again(given, loaded, tmp_path, capsys):
+    out = tmp_path / "out.png"
+    prompt = "a red star | noise:-0.3"
+    assert (
+        call("paint", prompt, *given, *FEW, "--seed", 7, "--lr", 0.2, "--out", out, "--preview", tmp_path / "p.png")
+        == 0
+    )
+    assert "wrote" in capsys.readouterr().err
+    wanted = guided.paint(*loaded, prompt, seed=7, lr=0.2, progress=False, **SAME).images[0]
+    np.testing.assert_array_equal(pixels(out), wanted)
+    np.testing.assert_array_equal(pixels(tmp_path / "p.png"), wanted)
+    about = metadata.read(out)
+    assert about["prompts"] == [prompt] and about["seed"] == 7 and about["options"]["lr"] == 0.2
+    assert about["vqgan"]["sha256"] == loaded[0].fingerprint and about["clips"][0]["sha256"] == loaded[1].fingerprint
+    assert call("paint", "--repeat", out, "--out", tmp_path / "again.png") == 0
+    np.testing.assert_array_equal(pixels(tmp_path / "again.png"), wanted)
+    assert metadata.read(tmp_path / "again.png") == about
+
+
+def test_lists_of_prompts_make_a_grid_and_a_folder(given, loaded, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red star\n\na blue circle\n")
+    folder = tmp_path / "each"
+    arguments = (f"@{tmp_path / 'prompts.txt'}", *given, *FEW, "--n", 2, "--seed", 5, "--folder", folder)
+    assert call("paint", *arguments, "--out", tmp_path / "grid.png", "--video", tmp_path / "v.gif") == 0
+    found = guided.paint(*loaded, ["a red star", "a blue circle"], seed=5, n=2, progress=False, **SAME).images
+    assert pixels(tmp_path / "grid.png").shape == (8 * 34, 8 * 34, 3)
+    names = [f"{p:04d}-{i:04d}.png" for p in range(2) for i in range(2)]
+    assert sorted(file.name for file in folder.iterdir()) == names
+    for name, image in zip(names, found, strict=True):
+        np.testing.assert_array_equal(pixels(folder / name), image)
+    about = metadata.read(folder / names[3])
+    assert (about["prompts"], about["seed"], about["n"]) == (["a blue circle"], 6, 1)
+    assert (tmp_path / "v.gif").stat().st_size > 0
+
+
+def test_a_config_file_says_what_the_command_line_does_not(models, loaded, tmp_path):
+    about = {
+        "prompts": "a red star",
+        "vqgan": str(models / "vqgan.safetensors"),
+        "clip": [str(models / "clip")],
+        "lr": 0.2,
+        "seed": 1,
+    } | SAME
+    (tmp_path / "options.yaml").write_text(json.dumps(about))  # JSON is YAML
+    assert call("paint", "--config", tmp_path / "options.yaml", "--seed", 7, "--out", tmp_path / "out.png") == 0
+    wanted = guided.paint(*loaded, "a red star", seed=7, lr=0.2, progress=False, **SAME)
+    np.testing.assert_array_equal(pixels(tmp_path / "out.png"), wanted.images[0])
+
+
+def test_states_go_on(given, tmp_path):
+    state = tmp_path / "state.npz"
+    few = ("--save-every", 3, "--cuts", 4, *PLAIN)
+    assert call("paint", "a star", *given, *few, "--steps", 3, "--state", state, "--out", tmp_path / "half.png") == 0
+    assert call("paint", "a star", *given, *few, "--steps", 6, "--resume", state, "--out", tmp_path / "a.png") == 0
+    assert call("paint", "a star", *given, *few, "--steps", 6, "--out", tmp_path / "b.png") == 0
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+
+
+def test_a_story_is_a_video(given, tmp_path):
+    video = tmp_path / "story.gif"
+    motion = ("--frames", 2, "--blend", 1, "--frame-steps", 3, "--zoom", 1.1)
+    out = tmp_path / "last.png"
+    assert call("paint", "a star ^ a circle", *given, *FEW, *motion, "--video", video, "--out", out) == 0
+    with Image.open(video) as found:
+        assert found.n_frames == 4 and found.size == (128, 128)
+    assert call("paint", "--repeat", out, "--out", tmp_path / "again.png") == 0
+    np.testing.assert_array_equal(pixels(tmp_path / "again.png"), pixels(out))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("a castle: at night",), "prompt, character 11"),
+        (("a", "--out", "a.jpg"), "the picture is a PNG"),
+        (("a", "--video", "a.avi"), "a video is one of .gif, .mp4"),
+        (("a", "--fps", 20), "--fps 20 is of a video"),
+        (("a", "--quality", "superb"), "quality = 'superb'; it must be one of draft"),
+        (("a", "--init-weight", 1), "init_weight = 1.0 pulls to a start"),
+        (("a", "--zoom", 1.1), "--zoom is of an animation: say by --frames"),
+        (("a ^ b",), "starts another scene"),
+        (("a", "--frames", 3, "--blend", 0), "--frames makes an animation: name its file by --video"),
+        (("a", "b", "--frames", 3, "--blend", 0, "--video", "a.gif"), "an animation has one prompt"),
+        (("a", "--frames", 3, "--blend", 0, "--video", "a.gif", "--state", "s.npz"), "--state is of pictures"),
+        (("a", "--clip-weights", "1,2"), "1 CLIP(s) guide"),
+        (("image=nowhere.png",), "nowhere.png"),
+        (("a", "--overlay", "nowhere.png"), "nowhere.png"),
+        (("a", "--resume", "nowhere.npz"), "nowhere.npz"),
+        (("@nowhere.txt",), "nowhere.txt"),
+        (("a", "--repeat", "a.png"), "--prompts would make it another picture"),
+        (("--repeat", "nowhere.png"), "nowhere.png"),
+        (("--config", "strange.yaml"), "stepz is no option (in strange.yaml): did you mean steps"),
+        ((), "a prompt is missing"),
+    ],
+)
+def test_mistakes_are_one_line(given, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "strange.yaml").write_text("stepz: 3")
+    few = () if "--repeat" in arguments else FEW
+    models = () if "--repeat" in arguments else given
+    assert call("paint", "--out", "out.png", *models, *few, *arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("vqgan-jax paint: error: ") and message in error
+
+
+def test_a_repetition_needs_the_same_weights_and_files(given, models, new_vqgan, tmp_path, capsys):
+    out = tmp_path / "out.png"
+    Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(tmp_path / "start.png")
+    assert call("paint", "a star", *given, *FEW, "--init-image", tmp_path / "start.png", "--out", out) == 0
+    vqgan_jax.save(new_vqgan({"type": "fsq", "levels": (4, 3)}), tmp_path / "other.safetensors")
+    assert call("paint", "--repeat", out, "--vqgan", tmp_path / "other.safetensors", "--out", tmp_path / "x.png") == 2
+    assert "was painted by weights of SHA-256" in capsys.readouterr().err
+    Image.fromarray(np.full((16, 16, 3), 91, np.uint8)).save(tmp_path / "start.png")
+    assert call("paint", "--repeat", out, "--out", tmp_path / "x.png") == 2
+    assert "start.png of SHA-256" in capsys.readouterr().err
+    Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
+    assert call("paint", "--repeat", tmp_path / "plain.png", "--out", tmp_path / "x.png") == 2
+    assert "does not tell how it was painted" in capsys.readouterr().err
+
+
+def test_help_tells_every_option(capsys):
+    with pytest.raises(SystemExit):
+        call("paint", "--help")
+    text = capsys.readouterr().out
+    from vqgan_jax.guided.options import FIELDS
+
+    assert all(f"--{name.replace('_', '-')}" in text for name in FIELDS)

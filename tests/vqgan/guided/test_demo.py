@@ -1,0 +1,28 @@
+"""The demo on models that nobody trained: its sheet, and its part of the page."""
+
+import numpy as np
+from PIL import Image
+
+import clip_jax
+import vqgan_jax
+from vqgan_jax.guided import demo
+
+
+def test_it_leaves_a_sheet_and_a_part_of_the_page(vq, clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(vqgan_jax, "load", lambda path: {"vqgan": vq}[path.name], raising=False)
+    monkeypatch.setattr(clip_jax, "load", lambda path: {"clip": clip}[path.name], raising=False)
+    monkeypatch.setattr(demo, "PROMPTS", demo.PROMPTS[:2])
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "2-vqgan.html").write_text("<h1>before</h1>")
+    painting = demo.run(tmp_path, steps=3, save_every=3, cuts=4, progress=False)
+    with Image.open(tmp_path / "painting.png") as sheet:
+        shown = np.asarray(sheet)[::3, ::3]
+    np.testing.assert_array_equal(shown[18:34, :16], painting.images[1])
+    page = (tmp_path / "index.html").read_text("utf-8")
+    assert page.index("<h1>before</h1>") < page.index("Painted by the gradient") and 'src="data:image/png' in page
+    assert "a red star" in capsys.readouterr().out
+
+
+def test_missing_runs_are_one_line(tmp_path, capsys):
+    assert demo.main(["--workdir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

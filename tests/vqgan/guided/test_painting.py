@@ -1,0 +1,305 @@
+"""Against a plain loop of single steps; split and whole, one device and eight, alone and together, resumed and not."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vqgan_jax
+from train_jax.errors import ConfigError, LoadError
+from vqgan_jax import guided
+from vqgan_jax.guided import augment, cutouts, losses, options, painting, trajectory
+from vqgan_jax.guided.prompts import single
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "vqgan"
+PROMPT = "a red star | a blue circle:0.5:0.4 | a green square:-0.3"
+FEW = {"steps": 6, "save_every": 3, "cuts": 8, "progress": False}  # chunks of one length: one program
+PLAIN = {"rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}  # smaller programs
+TOGETHER = PLAIN | {"steps": 3, "save_every": 3, "cuts": 4, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def plain(vq, clip):
+    return guided.paint(vq, clip, PROMPT, seed=3, **FEW)
+
+
+def loop(vq, clip, seed: int, steps: int):
+    """The textbook's loop: one gradient and one step of Adam at a time, every cut and every part by itself."""
+    numbers = jax.tree.map(jnp.asarray, options.resolve({"steps": steps, "cuts": 8}).numbers())
+    parts = [("a red star", 1.0, -np.inf), ("a blue circle", 0.5, 0.4), ("a green square", -0.3, -np.inf)]
+    targets = clip.encode_text([text for text, _, _ in parts])
+    points = np.asarray(vq.variables["params"]["quantizer"]["codebook"])
+    mean, std = (np.array(x, np.float32)[None, None] for x in (clip.preprocess.mean, clip.preprocess.std))
+    key = jax.random.key(seed)
+
+    @jax.jit
+    def gradient(z, rounded, step):
+        cut_key = jax.random.split(jax.random.fold_in(key, step))[1]
+
+        def loss(z):
+            seen = z + jax.lax.stop_gradient(rounded - z)
+            x = (vq.module.apply(vq.variables, seen[None], method="decode_vectors")[0] + 1) / 2
+            x = losses.clamp(x)
+            total = 0.0
+            for i in range(8):
+                place, change = jax.random.split(jax.random.fold_in(cut_key, i))
+                cut = cutouts.crop(x, *cutouts.square(place, (16, 16), 8, numbers), 8)
+                cut = augment.augment(change, cut, numbers, augment.Kinds(True, True, True, False, True))
+                u = clip.module.apply(clip.variables, ((cut - mean) / std)[None], method="encode_image")[0]
+                for v, (_, weight, stop) in zip(targets, parts, strict=True):
+                    distance = 2 * jnp.arcsin(jnp.linalg.norm(u - v) / 2) ** 2
+                    signed = np.sign(weight) * distance
+                    total += abs(weight) * jnp.where(signed > stop, signed, jax.lax.stop_gradient(signed)) / 8
+            return total
+
+        return jax.value_and_grad(loss)(z)
+
+    z = points[np.random.default_rng(seed).integers(0, 12, (4, 4), np.int32)]
+    m, v, found = np.zeros_like(z), np.zeros_like(z), []
+    for step in range(steps):
+        nearest = np.argmin(((z[:, :, None] - points[None, None]) ** 2).sum(-1), axis=-1)
+        value, g = map(np.asarray, gradient(z, points[nearest], step))
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        z = z - 0.1 * (m / (1 - 0.9 ** (step + 1))) / (np.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-8)
+        z = np.clip(z, points.min(0), points.max(0)).astype(np.float32)
+        found.append(value)
+    return np.array(found), z
+
+
+def test_the_scan_is_a_plain_loop_of_single_steps(vq, clip, plain):
+    values, z = loop(vq, clip, seed=3, steps=6)
+    np.testing.assert_allclose(plain.losses[0], values, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(plain.latents[0], z, atol=1e-4)
+    assert values.std() > 1e-3
+
+
+def test_what_is_returned(vq, plain):
+    assert plain.images.shape == (1, 16, 16, 3) and plain.images.dtype == np.uint8
+    assert plain.losses.shape == (1, 6) and plain.snapshots.shape == (1, 2, 16, 16, 3)
+    np.testing.assert_array_equal(plain.snapshots[:, -1], plain.images)
+    np.testing.assert_array_equal(plain.images, np.round(255 * vq.decode(plain.codes)).astype(np.uint8))
+    assert plain.plan.total > 0 and (plain.micro_cuts, plain.remat) == (8, False)
+
+
+def test_the_seed_decides(vq, clip, plain):
+    again = guided.paint(vq, clip, PROMPT, seed=3, **FEW)
+    np.testing.assert_array_equal(again.images, plain.images)
+    np.testing.assert_array_equal(again.losses, plain.losses)
+    assert (guided.paint(vq, clip, PROMPT, seed=4, **FEW).images != plain.images).any()
+
+
+def test_one_device_and_eight(everywhere, plain):
+    assert jax.device_count() == 8
+    found = guided.paint(*everywhere, PROMPT, seed=3, **FEW)
+    jobs = [painting.Job(single(PROMPT), 3, options.resolve({"cuts": 8}))]
+    assert painting.Painter(*everywhere, jobs)._structure(8, False).split == "cuts"
+    np.testing.assert_allclose(found.losses, plain.losses, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.latents, plain.latents, atol=1e-4)
+
+
+def test_paintings_are_split_over_the_devices(everywhere, plain):
+    found = guided.paint_many(*everywhere, [PROMPT], seeds=range(8), **FEW | {"steps": 3})
+    np.testing.assert_allclose(found.losses[0, 3, 0], plain.losses[0, :3], rtol=1e-5, atol=1e-5)
+    assert len({image.tobytes() for image in found.images[0, :, 0]}) == 8
+
+
+@pytest.mark.parametrize("split", [{"micro_cuts": 2}, {"remat": True, "micro_cuts": 4}])
+def test_split_cuts_give_the_same_losses(vq, clip, plain, split):
+    found = guided.paint(vq, clip, PROMPT, seed=3, **FEW | split)
+    np.testing.assert_allclose(found.losses, plain.losses, rtol=1e-5, atol=1e-5)
+    assert found.micro_cuts == split["micro_cuts"] and found.remat == split.get("remat", False)
+
+
+def test_a_budget_that_cannot_be_met_is_refused(vq, clip):
+    with pytest.raises(ConfigError, match="memory = 1e-09 GiB a device: the most frugal step needs"):
+        guided.paint(vq, clip, PROMPT, seed=3, **TOGETHER | {"cuts": 1}, memory=1e-9)
+
+
+def test_within_a_budget_nothing_is_split(vq, clip, plain):
+    found = guided.paint(vq, clip, PROMPT, seed=3, **FEW, memory=1)
+    np.testing.assert_array_equal(found.losses, plain.losses)
+    assert (found.micro_cuts, found.remat) == (8, False)
+
+
+def test_a_resumed_painting_is_the_uninterrupted_one(vq, clip, plain, tmp_path):
+    state = tmp_path / "state.npz"
+    guided.paint(vq, clip, PROMPT, seed=3, state_file=state, **FEW | {"steps": 3})
+    found = guided.paint(vq, clip, PROMPT, seed=3, resume_from=state, **FEW)
+    np.testing.assert_array_equal(found.latents, plain.latents)
+    np.testing.assert_array_equal(found.losses, plain.losses)
+    for changes, message in (
+        ({"seed": 4}, r"its seeds is \[3\], and \[4\] is asked for"),
+        ({"lr": 0.2}, "its options lr is 0.1, and 0.2 is asked for"),
+        ({"steps": 2}, "3 steps are done already"),
+    ):
+        with pytest.raises(LoadError, match=message):
+            guided.paint(vq, clip, PROMPT, resume_from=state, **{"seed": 3} | FEW | changes)
+    state.write_bytes(b"nothing")
+    with pytest.raises(LoadError, match="holds no state"):
+        guided.paint(vq, clip, PROMPT, resume_from=state, **FEW)
+
+
+def test_previews_show_the_snapshots(vq, clip, plain):
+    seen = []
+    guided.paint(vq, clip, PROMPT, seed=3, preview=lambda *now: seen.append(now), **FEW)
+    assert [step for step, _, _ in seen] == [3, 6]
+    for i, (step, images, values) in enumerate(seen):
+        np.testing.assert_array_equal(images, plain.snapshots[:, i])
+        np.testing.assert_array_equal(values, plain.losses[:, :step])
+
+
+@pytest.fixture(scope="module")
+def many(vq, clip):
+    """Every term of the loss weighed in one painting each, in one program; the first painting weighs none."""
+    settings = [
+        {},
+        {"smoothness": 3.0},
+        {"saturation": -1.0},
+        {"symmetry": 3.0},
+        {"edge": 3.0, "edge_width": 0.25},
+        {"average": 0.5},
+        {"lr_decay": 0.1, "lr_decay_at": 0.3},
+    ]
+    found = guided.paint_many(vq, clip, ["a red star", "a blue circle:-1"], settings=settings, **TOGETHER)
+    return settings, found
+
+
+def test_many_at_once_are_as_one_by_one(vq, clip, many):
+    settings, found = many
+    assert found.images.shape == (2, 1, 7, 16, 16, 3) and found.losses.shape == (2, 1, 7, 3)
+    for p, t, prompt in ((0, 0, "a red star"), (1, 0, "a blue circle:-1"), (0, 5, "a red star")):
+        alone = guided.paint(vq, clip, prompt, **TOGETHER, **settings[t])
+        np.testing.assert_allclose(found.losses[p, 0, t], alone.losses[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found.latents[p, 0, t], alone.latents[0], atol=1e-4)
+
+
+def test_terms_are_added_with_their_weights(many):
+    settings, found = many
+    # Before the first step all settings of a prompt and seed show the same picture: differences of losses are the terms.
+    first = found.losses[..., 0]
+    added = first - first[:, :, :1]
+    assert (added[:, :, 1:5] > 1e-4).all()  # each of them is a cost
+    np.testing.assert_allclose(added[..., 5:], 0, atol=1e-6)
+    np.testing.assert_allclose(added[0, :, 1:5], added[1, :, 1:5], rtol=1e-2, atol=1e-5)  # whatever the prompt
+
+
+def test_a_decaying_rate_starts_as_it_does_and_ends_slower(many):
+    _, found = many
+    steady, decaying = found.latents[0, 0, 0], found.latents[0, 0, 6]
+    np.testing.assert_allclose(found.losses[0, 0, 6, :2], found.losses[0, 0, 0, :2], atol=1e-5)
+    assert np.abs(steady - decaying).max() == pytest.approx(0.18, abs=0.03)  # two steps of 0.01 instead of 0.1
+
+
+def test_an_average_lies_between(vq, clip, many):
+    _, found = many
+    shots = [
+        guided.paint(vq, clip, "a red star", **TOGETHER | {"steps": n, "save_every": 1}).latents[0] for n in (1, 2, 3)
+    ]
+    wanted = (0.25 * shots[0] + 0.5 * shots[1] + shots[2]) / 1.75  # decay 0.5, without the weight of what never was
+    np.testing.assert_allclose(found.latents[0, 0, 5], wanted, atol=1e-4)
+
+
+def test_settings_are_numbers(vq, clip):
+    with pytest.raises(ConfigError, match="cuts is no number that may differ"):
+        guided.paint_many(vq, clip, ["a"], settings=[{"cuts": 3}], **TOGETHER)
+    with pytest.raises(TypeError, match="write \\[text\\]"):
+        guided.paint_many(vq, clip, "a", **TOGETHER)
+
+
+def test_paintings_may_go_in_parts(vq, clip):
+    settings = [{"lr": 0.1}, {"lr": 0.05}, {"lr": 0.02}]
+    whole = guided.paint_many(vq, clip, ["a red star"], settings=settings, **TOGETHER)
+    parts = guided.paint_many(vq, clip, ["a red star"], settings=settings, at_once=1, **TOGETHER)
+    np.testing.assert_allclose(whole.losses, parts.losses, rtol=1e-5, atol=1e-5)
+    moved = np.abs(whole.latents[0, 0] - whole.latents[0, 0, :1]).max((1, 2, 3))
+    assert moved[0] == 0 and (np.diff(moved) > 0).all()
+
+
+def test_several_clips_have_weights(vq, clip, other_clip):
+    def before(clips, **weights):
+        return guided.paint(vq, clips, "a red star", **TOGETHER, **weights).losses[0, 0]
+
+    first, second = (before([clip, other_clip], clip_weights=w) for w in ((1, 0), (0, 1)))
+    assert first == pytest.approx(before([clip]), rel=1e-5) and second != pytest.approx(first, rel=1e-2)
+    assert before([clip, other_clip], clip_weights=(0.25, 0.5)) == pytest.approx(0.25 * first + 0.5 * second, rel=1e-5)
+    assert before([clip, other_clip]) == pytest.approx((first + second) / 2, rel=1e-5)
+    with pytest.raises(ConfigError, match="2 CLIP"):
+        before([clip, other_clip], clip_weights=(1,))
+
+
+@pytest.fixture(scope="module")
+def layers(tmp_path_factory, clip):
+    """Files that options name."""
+    folder = tmp_path_factory.mktemp("layers")
+    rng = np.random.default_rng(0)
+    from PIL import Image
+
+    layer = np.zeros((16, 16, 4), np.uint8)
+    layer[:, :4] = (250, 10, 60, 255)
+    Image.fromarray(layer).save(folder / "overlay.png")
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / "start.png")
+    np.savez(folder / "head.npz", weight=rng.standard_normal(8).astype(np.float32), bias=np.float32(0.5))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["soft", "gumbel"])
+def test_everything_at_once_with_probabilities_of_codes(vq, clip, layers, kind):
+    # One program with all terms that need files, other latents, other cuts and another optimiser.
+    found = guided.paint(
+        vq, clip, f"image={layers / 'start.png'} | noise=3:0.5", latents=kind, cut_method="pooling", optimizer="rmsprop",
+        init_image=layers / "start.png", init_weight=0.1, init_pixels=2.0, palette=("red", "#0000ff"), erase=0.5,
+        overlay=layers / "overlay.png", aesthetic=str(layers / "head.npz"), temperature=0.5, temperature_end=0.1, **TOGETHER,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.images[0, :, :4], np.broadcast_to((250, 10, 60), (16, 4, 3)))
+    assert np.isfinite(found.losses).all() and found.latents.shape == (1, 4, 4, 12)
+    start = vq.encode([layers / "start.png"])
+    assert (np.argmax(found.latents, -1) == start).mean() > 0.5, "it began from the picture's codes"
+
+
+@pytest.mark.parametrize("name", options.OPTIMIZERS)
+def test_first_steps_of_the_optimisers(name):
+    g = np.array([0.5, -2.0, 0.01], np.float32)
+    rule = trajectory.direction(name)
+    move, _ = rule.update(jnp.asarray(g), rule.init(jnp.zeros(3)), jnp.zeros(3))
+    wanted = {
+        "sgd": g,
+        "radam": g,  # without enough steps for a variance, only the corrected first moment
+        "adagrad": g / np.sqrt(0.1 + g**2),
+        "rmsprop": g / np.sqrt(0.1 * g**2 + 1e-8),
+        "nadam": np.sign(g) * (0.9 * 0.1 / (1 - 0.9**2) + 0.1 / (1 - 0.9)),
+    }.get(name, np.sign(g))
+    np.testing.assert_allclose(move, wanted, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"prompts": []}, "at least one text"),
+        ({"n": 0}, "n = 0 must be at least 1"),
+        ({"seed": -1}, "seed = -1"),
+        ({"seed": 2**32 - 1, "n": 2}, "seed = 4294967295"),
+        ({"size": (16, 20)}, "both sides must be divisible by 4"),
+        ({"stepz": 3}, "stepz is no option: did you mean steps"),
+        ({"prompts": "a ^ b"}, "starts another scene"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(vq, clip, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        guided.paint(vq, clip, **{"prompts": "a"} | arguments)
+
+
+def test_a_head_of_another_clip_is_refused(vq, clip, tmp_path):
+    np.savez(tmp_path / "head.npz", weight=np.zeros(5, np.float32), bias=np.float32(0))
+    with pytest.raises(ConfigError, match=r"weight \[5\].*needs weight \[8\]"):
+        guided.paint(vq, clip, "a", aesthetic=str(tmp_path / "head.npz"), **FEW)
+
+
+def test_the_dvae_is_painted_with_by_probabilities(clip, alone):
+    dvae = alone(vqgan_jax.load(GOLDEN / "dvae"))
+    few = TOGETHER | {"size": (16, 16), "steps": 1, "save_every": 1}
+    with pytest.raises(ConfigError, match="latents = 'straight' needs vectors of codes"):
+        guided.paint(dvae, clip, "a", **few)
+    found = guided.paint(dvae, clip, "a red star", latents="soft", **few)
+    assert found.latents.shape == (1, 2, 2, dvae.codes) and np.isfinite(found.losses).all()

@@ -1,0 +1,62 @@
+"""The grammar, by examples; mistakes point at the character."""
+
+import math
+
+import pytest
+
+from vqgan_jax.guided.prompts import Part, PromptError, parse, single
+
+
+@pytest.mark.parametrize(
+    "prompt, parts",
+    [
+        ("a castle", [Part("a castle")]),
+        (" a castle : 0.5 | sunset:-2:-1.5 ", [Part("a castle", 0.5), Part("sunset", -2.0, -1.5)]),
+        ("a red star | noise:-0.3", [Part("a red star"), Part("noise", -0.3)]),
+        (
+            "image=a dir/x.png:2 | noise=7:1:0.25",
+            [Part("a dir/x.png", 2.0, -math.inf, "image"), Part("7", 1.0, 0.25, "noise")],
+        ),
+        (r"2\:1\|2 \^ \= \\", [Part("2:1|2 ^ = \\")]),
+        ("☃ ∑:1e-1", [Part("☃ ∑", 0.1)]),
+    ],
+)
+def test_parts(prompt, parts):
+    assert single(prompt) == tuple(parts)
+
+
+def test_scenes():
+    assert parse("a ^ b|c:2 ^ d") == ((Part("a"),), (Part("b"), Part("c", 2.0)), (Part("d"),))
+
+
+@pytest.mark.parametrize(
+    "prompt, character, message",
+    [
+        ("", 1, "a text is missing"),
+        ("a | ", 5, "a text is missing"),
+        ("a || b", 4, "a text is missing"),
+        ("a:1 ^", 6, "a text is missing"),
+        ("a castle: at night", 11, "'at night' is no weight"),
+        ("a:1:low", 5, "'low' is no stop"),
+        ("a:", 3, "'' is no weight"),
+        ("a:nan", 3, "'nan' is no weight"),
+        ("a:inf", 3, "'inf' is no weight"),
+        ("a:0", 3, "weight 0 says nothing"),
+        ("a:1:2:3", 6, "no third colon"),
+        ("picture=x.png", 8, "not 'picture'="),
+        ("image= :2", 8, "image= needs a value"),
+        ("noise=x", 6, "a whole number, not 'x'"),
+        ("noise=-1", 6, "a whole number, not '-1'"),
+        ("a\\b", 2, "a backslash stands before"),
+        ("a\\", 2, "a backslash stands before"),
+    ],
+)
+def test_mistakes_point_at_the_character(prompt, character, message):
+    with pytest.raises(PromptError, match=f"character {character} ") as error:
+        parse(prompt)
+    assert message in str(error.value)
+
+
+def test_a_picture_shows_one_scene():
+    with pytest.raises(PromptError, match="character 3 .*another scene.*animate"):
+        single("a ^ b")

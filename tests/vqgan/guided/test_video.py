@@ -1,0 +1,44 @@
+"""Videos are read back."""
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+
+from train_jax.errors import UserError
+from vqgan_jax.guided import video
+
+FRAMES = [np.full((15, 21, 3), (shade, 255 - shade, 90), np.uint8) for shade in (0, 60, 120, 180, 240)]
+
+
+def test_gif(tmp_path):
+    video.write(tmp_path / "a.gif", FRAMES, 10)
+    with Image.open(tmp_path / "a.gif") as found:
+        assert found.n_frames == 5 and found.size == (9 * 21, 9 * 15)
+        for number, frame in enumerate(FRAMES):
+            found.seek(number)
+            assert found.info["duration"] == 100
+            np.testing.assert_allclose(np.asarray(found.convert("RGB"))[0, 0], frame[0, 0], atol=4)
+
+
+def test_mp4(tmp_path):
+    video.write(tmp_path / "a.mp4", FRAMES, 10)
+    reader = imageio_ffmpeg.read_frames(str(tmp_path / "a.mp4"))
+    about = next(reader)
+    assert about["fps"] == 10 and about["size"] == (190, 136)  # 9 x 21 and 9 x 15, made even
+    found = [np.frombuffer(frame, np.uint8).reshape(136, 190, 3) for frame in reader]
+    assert len(found) == 5
+    for frame, wanted in zip(found, FRAMES, strict=True):
+        np.testing.assert_allclose(frame[60, 90].astype(int), wanted[0, 0].astype(int), atol=12)
+
+
+def test_large_frames_keep_their_size():
+    assert video.enlarged(np.zeros((128, 200, 3), np.uint8)).shape == (128, 200, 3)
+
+
+@pytest.mark.parametrize("name, fps, message", [("a.avi", 10, "one of .gif, .mp4"), ("a.gif", 0, "--fps 0")])
+def test_what_cannot_be(tmp_path, name, fps, message):
+    with pytest.raises(UserError, match=message):
+        video.write(tmp_path / name, FRAMES, fps)
+    with pytest.raises(UserError, match="no frame"):
+        video.write(tmp_path / "a.gif", [], 10)

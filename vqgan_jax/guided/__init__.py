@@ -1,0 +1,28 @@
+"""Painting from a sentence: a VQGAN's latents follow the gradient of what CLIP sees (VQGAN+CLIP, arXiv 2204.08583).
+
+    painting = vqgan_jax.guided.paint(vq, clip, "a castle | sunset:0.5 | blur:-0.3", steps=300, seed=0)
+    painting.images                 # uint8 [n, H, W, 3]
+    grid = vqgan_jax.guided.paint_many(vq, clip, ["a star"], seeds=(0, 1), settings=[{"lr": 0.05}, {"lr": 0.1}])
+    story = vqgan_jax.guided.animate(vq, clip, "a seed ^ a tree", motion=guided.Motion(frames=60, zoom=1.02))
+
+`options` has every option, `prompts` the grammar of prompts, `trajectory` the compiled scan.
+"""
+
+__all__ = ["Animation", "Motion", "Painting", "PromptError", "animate", "paint", "paint_many"]
+
+
+def __getattr__(name: str):
+    # Late: `vqgan-jax --help` needs no JAX.
+    if name in ("Painting", "paint", "paint_many"):
+        from vqgan_jax.guided import painting
+
+        return getattr(painting, name)
+    if name in ("Animation", "Motion", "animate"):
+        from vqgan_jax.guided import animation
+
+        return getattr(animation, name)
+    if name == "PromptError":
+        from vqgan_jax.guided.prompts import PromptError
+
+        return PromptError
+    raise AttributeError(f"module 'vqgan_jax.guided' has no attribute {name!r}")

@@ -1,0 +1,306 @@
+"""`vqgan-jax paint`. Its arguments are made from the table of options; a config file and a painted PNG give the same."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train_jax.errors import ConfigError, UserError
+from vqgan_jax.guided import options as options_lib
+
+EXAMPLES = """\
+examples:
+  vqgan-jax paint "a red star | noise:-0.3" --vqgan runs/vqgan-shapes --clip runs/clip-shapes --out star.png
+  vqgan-jax paint "a castle" --vqgan DIR --clip DIR --size 256x384 --quality best --video castle.mp4 --out castle.png
+  vqgan-jax paint @prompts.txt --vqgan DIR --clip DIR --n 2 --out grid.png --folder pictures
+  vqgan-jax paint "a seed ^ a tree" --vqgan DIR --clip DIR --frames 60 --zoom 1.02 --video story.mp4 --out last.png
+  vqgan-jax paint --repeat star.png --out again.png
+  vqgan-jax paint --config options.yaml --lr 0.2 --out out.png
+
+A prompt is text:weight:stop | text:weight | image=FILE:weight | noise=SEED:weight. A negative weight pushes away, below its
+stop a part no longer pulls, ^ stands between the scenes of a story, and \\ before one of | ^ : = makes it a letter.
+The same seed gives the same picture. Every PNG tells how it was painted, and --repeat paints it again."""
+
+# What is said about a painting besides the options of `guided.options`.
+_RUN = {"prompts": [], "vqgan": None, "clip": [], "clip_weights": None, "seed": 0, "n": 1}
+_MOTION = {
+    "frames": (int, "frames of each scene: makes an animation"),
+    "frame_steps": (int, "steps of the optimiser in a frame (default 10)"),
+    "blend": (int, "frames at the end of a scene in which the next one comes in (default 10)"),
+    "zoom": (float, "size of things, relative to the frame before (default 1)"),
+    "turn": (float, "degrees a frame, counter-clockwise (default 0)"),
+    "right": (float, "share of the width that things move to the right in a frame (default 0)"),
+    "down": (float, "share of the height that things move down in a frame (default 0)"),
+}
+_VIDEO_STEPS = 5  # between a video's frames, unless --save-every says otherwise
+_FPS = 15
+
+
+def add(commands, formatter: type) -> None:
+    """Adds the command to `vqgan-jax`."""
+    text = "Paint what a sentence says, by the gradient of CLIP."
+    sub = commands.add_parser("paint", help=text, description=text, epilog=EXAMPLES, formatter_class=formatter)
+    sub.set_defaults(run=_paint, command="paint")
+    later = argparse.SUPPRESS  # so that what was not said can be told from what was
+    sub.add_argument("prompts", nargs="*", metavar="PROMPT", default=later, help="prompts, or @FILE with one a line")
+    sub.add_argument("--vqgan", default=later, metavar="MODEL", help="any model that vqgan_jax.load opens")
+    sub.add_argument(
+        "--clip", default=later, metavar="MODEL", action="append", help="any model that clip_jax.load opens; may be repeated"
+    )
+    sub.add_argument("--clip-weights", default=later, type=_numbers, metavar="W,W", help="of the CLIPs (default: alike)")
+    sub.add_argument("--seed", type=int, default=later, help="of the first picture of a prompt (default 0)")
+    sub.add_argument("--n", type=int, default=later, help="pictures of each prompt (default 1)")
+    sub.add_argument("--out", required=True, metavar="FILE", help="the picture, or the grid of several, a .png")
+    sub.add_argument("--folder", metavar="FOLDER", help="write each picture by itself, too")
+    sub.add_argument("--video", metavar="FILE", help="how it was painted, or the animation: a .mp4 or .gif")
+    sub.add_argument("--fps", type=float, default=_FPS, help=f"frames a second of the video (default {_FPS})")
+    sub.add_argument("--preview", metavar="FILE", help="a .png to show the picture in as it is painted")
+    sub.add_argument("--state", metavar="FILE", help="an .npz to keep the state in as it is painted")
+    sub.add_argument("--resume", metavar="FILE", help="a state to go on from")
+    sub.add_argument("--config", metavar="FILE", help="a .yaml with any of these options; the command line overrides it")
+    sub.add_argument("--repeat", metavar="FILE", help="a painted .png to paint again")
+    motion = sub.add_argument_group("animation")
+    for name, (kind, text) in _MOTION.items():
+        motion.add_argument(_flag(name), type=kind, default=later, metavar="N", help=text)
+    group = sub.add_argument_group("options", "All of them may stand in a config file, too.")
+    for name, field in options_lib.FIELDS.items():
+        _add_option(group, name, field)
+
+
+def _add_option(group, name: str, field: dataclasses.Field) -> None:
+    kind, text, within = (field.metadata[key] for key in ("kind", "help", "within"))
+    if kind == "flag":
+        group.add_argument(_flag(name), action="store_true", default=argparse.SUPPRESS, help=text)
+        return
+    types = {"number": float, "float": float, "int": int, "size": _size, "colours": _texts}
+    if kind == "choice":
+        text += f": {', '.join(within)}"
+    if field.default not in (None, 0, ()):
+        text += f" (default {field.default})"
+    metavar = "HxW" if kind == "size" else kind.upper()
+    group.add_argument(
+        _flag(name), type=types.get(kind, str), default=argparse.SUPPRESS, metavar=metavar, help=text.replace("%", "%%")
+    )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdigit() for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r}: write height and width in pixels, such as 256x384")
+    return int(sides[0]), int(sides[1])
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: write numbers separated by commas") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What is to be painted: `run` as `_RUN` names it, options of the picture, and of its motion."""
+
+    run: dict[str, Any]
+    options: dict[str, Any]
+    motion: dict[str, Any]
+
+
+def order(arguments: argparse.Namespace) -> Order:
+    """From the command line, a config file, or a painted PNG. UserError or ConfigError for what is unknown or at odds."""
+    said = vars(arguments)
+    names = {**_RUN, **_MOTION, **options_lib.FIELDS}
+    given = {name: said[name] for name in names if name in said and said[name] != []}
+    if arguments.repeat:
+        extra = sorted(given.keys() - {"vqgan", "clip"}) + (["config"] if arguments.config else [])
+        if extra:
+            raise UserError(f"--repeat paints the same again: {_flag(extra[0])} would make it another picture; leave it out")
+        given = _repeated(arguments.repeat) | given
+    elif arguments.config:
+        found = _config(arguments.config)
+        options_lib.refuse_unknown(found, names, f"option (in {arguments.config})")
+        given = found | given
+    run = _RUN | {name: given[name] for name in _RUN if name in given}
+    for name in ("prompts", "clip"):
+        run[name] = [run[name]] if isinstance(run[name], str) else list(run[name])
+    run["prompts"] = [line for prompt in run["prompts"] for line in _lines(prompt)]
+    for name, what in (("prompts", "a prompt"), ("vqgan", "--vqgan MODEL"), ("clip", "--clip MODEL")):
+        if not run[name]:
+            raise UserError(f"say what to paint, and with which models: {what} is missing")
+    motion = {name: given[name] for name in _MOTION if name in given}
+    if motion and "frames" not in motion:
+        raise UserError(f"{_flag(next(iter(motion)))} is of an animation: say by --frames how many frames a scene has")
+    return Order(run, {name: given[name] for name in options_lib.FIELDS if name in given}, motion)
+
+
+def _repeated(path: str) -> dict[str, Any]:
+    from vqgan_jax.guided import metadata
+
+    about = metadata.read(path)
+    models = {"vqgan": about["vqgan"]["path"], "clip": [clip["path"] for clip in about["clips"]]}
+    told = {name: about[name] for name in ("prompts", "clip_weights", "seed", "n")}
+    return told | models | about["options"] | about["motion"]
+
+
+def _config(path: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(path).read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no YAML: {error}") from error
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path} must hold options as name: value, not a {type(found).__name__}")
+    return dict(found)
+
+
+def _lines(prompt: str) -> list[str]:
+    """A prompt, or the lines of @FILE."""
+    if prompt[:1] != "@":
+        return [prompt]
+    file = Path(prompt[1:])
+    found = [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
+    if not found:
+        raise UserError(f"{prompt}: {file} has no line with a prompt")
+    return found
+
+
+def _paint(arguments: argparse.Namespace) -> int:
+    from vqgan_jax.guided import video
+    from vqgan_jax.pictures import png
+
+    out = png(arguments.out, "the picture")
+    if arguments.video:
+        video.check(arguments.video, arguments.fps)
+    elif arguments.fps != _FPS:
+        raise UserError(f"--fps {arguments.fps:g} is of a video: name it by --video")
+    try:
+        wanted = order(arguments)
+        if arguments.video and not wanted.motion and not arguments.repeat:
+            wanted.options.setdefault("save_every", _VIDEO_STEPS)
+        options_lib.resolve(wanted.options)  # before models are loaded
+        vq, clips = _models(wanted, arguments.repeat)
+        draw = _animated if wanted.motion else _painted
+        draw(arguments, wanted, vq, clips, out)
+    except ConfigError as error:
+        raise UserError(str(error)) from error
+    print(f"wrote {out}{f' and {arguments.video}' if arguments.video else ''}", file=sys.stderr)
+    return 0
+
+
+def _models(wanted: Order, repeat: str | None):
+    import clip_jax
+    import vqgan_jax
+    from vqgan_jax.guided import metadata
+
+    vq = vqgan_jax.load(wanted.run["vqgan"])
+    clips = [clip_jax.load(path) for path in wanted.run["clip"]]
+    if repeat:
+        about = metadata.read(repeat)
+        told = [about["vqgan"]["sha256"], *(clip["sha256"] for clip in about["clips"])]
+        found = [vq.fingerprint, *(clip.fingerprint for clip in clips)]
+        if told != found:
+            raise UserError(
+                f"{repeat} was painted by weights of SHA-256 {', '.join(x[:12] for x in told)}; these have "
+                f"{', '.join(x[:12] for x in found)}. Name the right ones by --vqgan and --clip"
+            )
+        metadata.unchanged(_files(wanted), about["files"], repeat)
+    return vq, clips
+
+
+def _files(wanted: Order) -> dict[str, str]:
+    from vqgan_jax.guided import metadata
+    from vqgan_jax.guided.prompts import parse
+
+    scenes = [scene for prompt in wanted.run["prompts"] for scene in parse(prompt)]
+    return metadata.files(options_lib.resolve(wanted.options), scenes)
+
+
+def _about(wanted: Order, vq, clips, **changes) -> dict[str, Any]:
+    """What a PNG carries."""
+    run = wanted.run
+    return {
+        "prompts": run["prompts"],
+        "seed": run["seed"],
+        "n": run["n"],
+        "clip_weights": run["clip_weights"],
+        "vqgan": {"path": run["vqgan"], "sha256": vq.fingerprint},
+        "clips": [{"path": p, "sha256": c.fingerprint} for p, c in zip(run["clip"], clips, strict=True)],
+        "files": _files(wanted),
+        "motion": wanted.motion,
+        "options": options_lib.resolve(wanted.options).to_json(),
+    } | changes
+
+
+def _painted(arguments, wanted: Order, vq, clips, out: Path) -> None:
+    from PIL import Image
+
+    from vqgan_jax.guided import metadata, video
+    from vqgan_jax.guided.painting import paint
+    from vqgan_jax.pictures import grid, png, sheet
+
+    n, prompts = wanted.run["n"], wanted.run["prompts"]
+
+    def rows(images) -> list[list]:
+        """A row a prompt."""
+        return [list(images[i : i + n]) for i in range(0, len(images), n)]
+
+    def shown(images) -> Image.Image:
+        return Image.fromarray(images[0]) if len(images) == 1 else sheet(rows(images))
+
+    preview = png(arguments.preview, "the preview") if arguments.preview else None
+    painting = paint(
+        vq, clips, prompts, seed=wanted.run["seed"], n=n, clip_weights=wanted.run["clip_weights"],
+        resume_from=arguments.resume, state_file=arguments.state,
+        preview=preview and (lambda step, images, losses: shown(images).save(preview)), **wanted.options,
+    )  # fmt: skip
+    metadata.save(shown(painting.images), out, _about(wanted, vq, clips))
+    if arguments.folder:
+        folder = Path(arguments.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(painting.images):
+            prompt, seed = prompts[number // n], wanted.run["seed"] + number % n
+            one = dataclasses.replace(wanted, run=wanted.run | {"prompts": [prompt], "seed": seed, "n": 1})
+            name = folder / f"{number // n:04d}-{number % n:04d}.png"
+            metadata.save(Image.fromarray(image), name, _about(one, vq, clips))
+    if arguments.video:
+        frames = [grid(rows(painting.snapshots[:, i])) for i in range(painting.snapshots.shape[1])]
+        video.write(arguments.video, frames, arguments.fps)
+
+
+def _animated(arguments, wanted: Order, vq, clips, out: Path) -> None:
+    from PIL import Image
+
+    from vqgan_jax.guided import metadata, video
+    from vqgan_jax.guided.animation import Motion, animate
+    from vqgan_jax.pictures import png
+
+    if len(wanted.run["prompts"]) > 1 or wanted.run["n"] != 1:
+        raise UserError("an animation has one prompt, of scenes separated by ^, and one picture: leave out --n")
+    if not arguments.video and not arguments.repeat:
+        raise UserError("--frames makes an animation: name its file by --video")
+    for name in ("state", "resume", "folder"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name} is of pictures, not of an animation: leave it out")
+    preview = png(arguments.preview, "the preview") if arguments.preview else None
+    found = animate(
+        vq, clips, wanted.run["prompts"][0], motion=Motion(**wanted.motion), seed=wanted.run["seed"],
+        clip_weights=wanted.run["clip_weights"],
+        preview=preview and (lambda number, image: Image.fromarray(image).save(preview)), **wanted.options,
+    )  # fmt: skip
+    metadata.save(Image.fromarray(found.frames[-1]), out, _about(wanted, vq, clips))
+    if arguments.video:
+        video.write(arguments.video, list(found.frames), arguments.fps)

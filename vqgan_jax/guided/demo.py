@@ -1,0 +1,81 @@
+"""Paints sentences with the demo's VQGAN and CLIP, and shows how the pictures came to be.
+
+    python -m vqgan_jax.guided.demo --workdir runs/demo
+
+Leaves in the working directory: `painting.png` and a part of `index.html`. Needs the runs `vqgan/` and `clip/` that
+`vqgan_jax.demo` and `clip_jax.demo` leave there.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import clip_jax
+import vqgan_jax
+from train_jax import page
+from train_jax.data import shapes
+from train_jax.errors import LoadError
+from vqgan_jax.guided.painting import Painting, paint
+from vqgan_jax.pictures import grid
+
+PROMPTS = ("a red star", "a blue circle", "a green heart", "a yellow square", "a purple ring", "a black cross")
+OPTIONS = {"quality": "normal"}
+SHOWN = 6  # pictures of a painting's way
+ENLARGED = 3
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m vqgan_jax.guided.demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", default="runs/demo", help="where the runs are (default runs/demo)")
+    arguments = parser.parse_args(argv)
+    try:
+        run(Path(arguments.workdir))
+    except (LoadError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(workdir: Path, **options) -> Painting:
+    """Paints, and makes the part of the page; options as in `guided.paint`, instead of the demo's."""
+    begun = time.monotonic()
+    vq, clip = vqgan_jax.load(workdir / "vqgan"), clip_jax.load(workdir / "clip")
+    painting = paint(vq, clip, PROMPTS, **OPTIONS | options)
+    sheet = workdir / "painting.png"
+    draw(painting).save(sheet)
+    text = table(clip, painting)
+    parts = [page.heading("Painted by the gradient of CLIP", 1), page.block(text), page.image(sheet)]
+    shown = page.add_part(workdir, "4-painting", "\n".join(parts))
+    print(f"\n{text}\n\npicture: {sheet}; page: {shown}")
+    print(
+        f'try:     vqgan-jax paint "a cyan heart" --vqgan {workdir / "vqgan"} --clip {workdir / "clip"} --out heart.png'
+    )
+    print(f"took {(time.monotonic() - begun) / 60:.1f} minutes")
+    return painting
+
+
+def draw(painting: Painting) -> Image.Image:
+    """A row a prompt: what it was on its way, and last what it became."""
+    count = painting.snapshots.shape[1]
+    places = np.unique(np.linspace(0, count - 1, SHOWN).round().astype(int))
+    sheet = Image.fromarray(grid([list(shots[places]) for shots in painting.snapshots]))
+    return sheet.resize((sheet.width * ENLARGED, sheet.height * ENLARGED), Image.Resampling.NEAREST)
+
+
+def table(clip: "clip_jax.Clip", painting: Painting) -> str:
+    """What CLIP takes each picture for, and what the oracle reads in it."""
+    probabilities = clip.classify(painting.images, PROMPTS, templates=("{}",))
+    rows = [f"{'prompt':18}{'CLIP takes it for':22}{'the oracle reads':24}loss"]
+    for prompt, image, row, losses in zip(PROMPTS, painting.images, probabilities, painting.losses, strict=True):
+        seen = ", ".join(" ".join(pair) for pair in shapes.read(image)) or "nothing"
+        best = int(np.argmax(row))
+        rows.append(f"{prompt:18}{PROMPTS[best]:15}{100 * row[best]:5.1f} % {seen:24}{losses[0]:.3f} -> {losses[-1]:.3f}")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""What is minimised: distances on the sphere, the rule of weights and stops, and what pictures should be like besides."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+_TINY = 1e-12
+
+
+@jax.custom_vjp
+def clamp(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """To [0, 1]; outside, a gradient passes only where following it leads back into the range (VQGAN+CLIP's clamp)."""
+    return jnp.clip(x, 0, 1)
+
+
+def _clamp_forward(x):
+    return jnp.clip(x, 0, 1), x
+
+
+def _clamp_backward(x, g):
+    return (jnp.where(g * (x - jnp.clip(x, 0, 1)) >= 0, g, 0),)
+
+
+clamp.defvjp(_clamp_forward, _clamp_backward)
+
+
+def _length(x, axis=-1):
+    """The norm, with gradient 0 at 0, where it has none."""
+    square = jnp.sum(x**2, axis=axis)
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def spherical(u: Float[Array, "*n d"], v: Float[Array, "*n d"]) -> Float[Array, "*n"]:
+    """Half the squared angle between vectors of equal length, 2 asin(|u - v| / 2)^2 of unit ones.
+
+    By atan2, whose gradient is finite at an angle of 0, where asin's argument has none, and at pi, where asin has none.
+    """
+    return 2 * jnp.arctan2(_length(u - v), _length(u + v)) ** 2
+
+
+def pull(distance: Float[Array, "..."], weight: Float[Array, "..."], stop: Float[Array, "..."]) -> Float[Array, "..."]:
+    """|weight| * sign(weight) * distance, without a gradient where sign(weight) * distance is not above `stop`."""
+    signed = jnp.sign(weight) * distance
+    return jnp.abs(weight) * jnp.where(signed > stop, signed, jax.lax.stop_gradient(signed))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Of a picture [H, W, 3] in [0, 1]
+
+
+def total_variation(x: Float[Array, "H W 3"]) -> Float[Array, ""]:
+    """Mean squared difference of neighbours, down and right."""
+    return jnp.mean((x[1:] - x[:-1]) ** 2) + jnp.mean((x[:, 1:] - x[:, :-1]) ** 2)
+
+
+def colourfulness(x: Float[Array, "H W 3"]) -> Float[Array, ""]:
+    """Hasler and Süsstrunk's (Measuring colourfulness in natural images, 2003), of colours in [0, 1]."""
+    red_green = x[..., 0] - x[..., 1]
+    yellow_blue = (x[..., 0] + x[..., 1]) / 2 - x[..., 2]
+
+    def root(a, b):
+        return jnp.sqrt(a + b + _TINY)
+
+    spread = root(jnp.var(red_green), jnp.var(yellow_blue))
+    return spread + 0.3 * root(jnp.mean(red_green) ** 2, jnp.mean(yellow_blue) ** 2)
+
+
+def asymmetry(x: Float[Array, "H W 3"]) -> Float[Array, ""]:
+    """Mean squared difference to the mirror image, left to right."""
+    return jnp.mean((x - x[:, ::-1]) ** 2)
+
+
+def frame(x: Float[Array, "H W 3"], colour: Float[Array, "3"], width) -> Float[Array, ""]:
+    """Mean squared difference to a colour within `width` of the border, as a share of the shorter side."""
+    h, w = x.shape[:2]
+    rows, columns = np.arange(h), np.arange(w)
+    to_edge = np.minimum(np.minimum(rows, h - 1 - rows)[:, None], np.minimum(columns, w - 1 - columns)[None])
+    inside = (to_edge < width * min(h, w)).astype(jnp.float32)
+    return jnp.sum(inside[..., None] * (x - colour[None, None]) ** 2) / jnp.maximum(3 * jnp.sum(inside), 1)
+
+
+def off_palette(x: Float[Array, "H W 3"], palette: Float[Array, "k 3"]) -> Float[Array, ""]:
+    """Mean squared distance of pixels to the nearest colour."""
+    distance = jnp.sum((x[:, :, None] - palette[None, None]) ** 2, axis=-1)
+    return jnp.mean(jnp.min(distance, axis=-1))

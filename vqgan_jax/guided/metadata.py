@@ -1,0 +1,58 @@
+"""What a PNG tells of its painting, enough to paint it again: prompts, seeds, options, and hashes of weights and files."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from train_jax.errors import UserError
+from vqgan_jax.guided.options import PICTURES, Options
+from vqgan_jax.guided.prompts import Scene
+
+KEY = "vqgan-jax paint"
+
+
+def files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
+    """SHA-256 of every file that options and prompts name, and of arrays and pictures by the option's name."""
+    named = [part.what for scene in scenes for part in scene if part.kind == "image"]
+    named += [options.aesthetic] if options.aesthetic else []
+    found = {}
+    for name in PICTURES:
+        value = getattr(options, name)
+        if isinstance(value, str | Path):
+            named.append(str(value))
+        elif value is not None:
+            found[name] = hashlib.sha256(value.tobytes()).hexdigest()
+    return found | {name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in named}
+
+
+def save(image: Image.Image, path: str | Path, about: dict[str, Any]) -> None:
+    """Writes a PNG that carries `about`."""
+    text = PngInfo()
+    text.add_itxt(KEY, json.dumps(about, ensure_ascii=False))
+    image.save(path, pnginfo=text)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """What `save` wrote. UserError for a picture that carries nothing of the kind."""
+    try:
+        with Image.open(path) as image:
+            text = getattr(image, "text", {}).get(KEY)
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is no readable PNG ({error})") from error
+    if text is None:
+        raise UserError(f"{path} does not tell how it was painted: only PNGs of vqgan-jax paint do")
+    return json.loads(text)
+
+
+def unchanged(found: dict[str, str], wanted: dict[str, str], path: str | Path) -> None:
+    """UserError for a file that is not the one a painting was made with."""
+    for name, digest in wanted.items():
+        if found.get(name) != digest:
+            raise UserError(f"{path} was painted with {name} of SHA-256 {digest[:12]}…, and there it is no longer that")

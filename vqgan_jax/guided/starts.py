@@ -1,0 +1,98 @@
+"""Where a painting begins: a random code for every cell, a picture, or a picture of noise. NumPy alone, by seed."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int32
+from PIL import Image, ImageOps
+
+from train_jax.data.errors import BrokenSample
+from train_jax.data.images import decode
+
+_OCTAVES = 6  # of fractal noise
+_FALL = 0.6  # amplitude of an octave, relative to the one of twice its wavelength
+
+
+def codes(seed: int, shape: tuple[int, int], count: int) -> Int32[np.ndarray, "h w"]:
+    """A uniformly random code for every cell."""
+    return np.random.default_rng(seed).integers(0, count, shape, np.int32)
+
+
+def noise(kind: str, seed: int, size: tuple[int, int]) -> Float32[np.ndarray, "H W 3"]:
+    """A picture of noise in [0, 1]: "pixels", "gradient" between random corners, or "fractal" clouds."""
+    rng = np.random.default_rng(seed)
+    if kind == "pixels":
+        return rng.random((*size, 3), np.float32)
+    if kind == "gradient":
+        return _enlarged(rng.random((2, 2, 3), np.float32), size)
+    if kind != "fractal":
+        raise ValueError(f"noise of kind {kind!r}: there are pixels, gradient, fractal")
+    total = np.zeros((*size, 3), np.float32)
+    for octave in range(1, _OCTAVES + 1):
+        grid = [min(2**octave, side) for side in size]
+        total += _FALL**octave * (_enlarged(rng.random((*grid, 3), np.float32), size) - 0.5)
+    low, high = total.min((0, 1), keepdims=True), total.max((0, 1), keepdims=True)
+    return (total - low) / np.maximum(high - low, 1e-6)
+
+
+def _enlarged(grid: Float32[np.ndarray, "h w 3"], size: tuple[int, int]) -> Float32[np.ndarray, "H W 3"]:
+    """Bilinear between the grid's points, whose outermost lie on the picture's corners."""
+    for axis, side in enumerate(size):
+        place = np.linspace(0, grid.shape[axis] - 1, side, dtype=np.float32)
+        below = np.minimum(place.astype(np.int32), max(grid.shape[axis] - 2, 0))
+        above = np.minimum(below + 1, grid.shape[axis] - 1)
+        share = np.expand_dims(place - below, [i for i in range(3) if i != axis])
+        grid = (1 - share) * grid.take(below, axis) + share * grid.take(above, axis)
+    return grid.astype(np.float32)
+
+
+def picture(source, size: tuple[int, int], name: str) -> Float32[np.ndarray, "H W 3"]:
+    """A picture in [0, 1] that fills `size`: scaled to cover it, and its middle taken.
+
+    Args:
+      source: a path, a PIL picture, or an array [H, W, 3], uint8 or float in [0, 1].
+      name: what it is for, for messages.
+
+    Raises BrokenSample for a file that cannot be read, ValueError for another array.
+    """
+    if isinstance(source, np.ndarray):
+        source = Image.fromarray(_bytes(source, 3, name))
+    elif isinstance(source, str | Path):
+        source = _named(source, name)
+    fitted = ImageOps.fit(source.convert("RGB"), size[::-1], Image.Resampling.LANCZOS)
+    return np.asarray(fitted, np.float32) / 255
+
+
+def overlay(source, size: tuple[int, int]) -> Float32[np.ndarray, "H W 4"]:
+    """As `picture`, with the opacity as fourth channel. Raises ValueError for a picture without transparency."""
+    if isinstance(source, np.ndarray):
+        source = Image.fromarray(_bytes(source, 4, "overlay"))
+    elif isinstance(source, str | Path):
+        try:
+            with Image.open(source) as opened:
+                source = opened.convert("RGBA") if opened.has_transparency_data else opened.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise BrokenSample(f"overlay {source}: not a readable picture ({error})") from error
+    if not source.has_transparency_data:
+        raise ValueError("overlay has no transparency: nothing would be left to paint")
+    fitted = ImageOps.fit(source.convert("RGBA"), size[::-1], Image.Resampling.LANCZOS)
+    return np.asarray(fitted, np.float32) / 255
+
+
+def _named(path: str | Path, name: str) -> Image.Image:
+    try:
+        return decode(path)
+    except BrokenSample as error:
+        raise BrokenSample(f"{name} {path}: {error}") from error
+
+
+def _bytes(array: np.ndarray, channels: int, name: str) -> np.ndarray:
+    if array.ndim != 3 or array.shape[-1] != channels or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
+        raise ValueError(
+            f"{name} must be [H, W, {channels}], uint8 or float in [0, 1], not {array.dtype} {list(array.shape)}"
+        )
+    if array.dtype == np.uint8:
+        return array
+    if array.size and not (array.min() >= 0 and array.max() <= 1):
+        raise ValueError(f"{name}: float pictures must lie in [0, 1]; this reaches from {array.min()} to {array.max()}")
+    return np.round(255 * array).astype(np.uint8)
