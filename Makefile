@@ -20,6 +20,8 @@ LOCK := requirements/$(VERSION).lock
 # The stamp names the version, so another PYTHON makes the environment anew.
 STAMP := $(VENV)/installed-$(VERSION)
 RUN = $(VENV)/bin/python
+# XLA takes and gives back large buffers in every update; an allocator that keeps them trains up to 1.5 times as fast on a CPU.
+PRELOAD ?= $(firstword $(wildcard /usr/lib/*/libtcmalloc_minimal.so.4 /usr/lib64/libtcmalloc_minimal.so.4))
 
 .PHONY: help demo test test-peers lint bench lock
 
@@ -28,9 +30,11 @@ help:  ## List the targets and variables
 	@echo 'Variables: PYTHON=python3.12 (interpreter), VENV=.venv (environment), WORKERS=2 (test processes),'
 	@echo '           ARGS="-k sharding" (passed on to pytest)'
 
-demo: $(STAMP)  ## Train a small CLIP and VQGAN, search, reconstruct and paint images (runs/demo/index.html)
+demo: export LD_PRELOAD := $(PRELOAD)
+demo: $(STAMP)  ## Train a small CLIP, VQGAN and DALL-E; search, reconstruct, draw and paint images (runs/demo/index.html)
 	$(RUN) -m clip_jax.demo --workdir runs/demo
 	$(RUN) -m vqgan_jax.demo --workdir runs/demo
+	$(RUN) -m dalle_jax.demo --workdir runs/demo
 	$(RUN) -m vqgan_jax.guided.demo --workdir runs/demo
 
 test: $(STAMP)  ## Run the tests

@@ -76,26 +76,28 @@ def answer(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ..
 
 
 def demo(
-    argv: list[str] | None, module: str, text: str, config: Path, run: Callable, mistakes: tuple[type, ...] = ()
+    argv: list[str] | None, module: str, text: str, config: Path | None, run: Callable, mistakes: tuple[type, ...] = ()
 ) -> int:
     """The command line of a part of `make demo`; returns the exit code.
 
     Args:
       module: to be called as `python -m`.
-      config: what it trains unless told otherwise.
-      run: `(config, working directory)`.
+      config: what it trains unless told otherwise; None: nothing.
+      run: `(config, working directory)`, or `(working directory)` where nothing is trained.
       mistakes: as in `answer`.
     """
     from train_jax.data.errors import DataError
 
     asked = argparse.ArgumentParser(f"python -m {module}", description=text)
     asked.add_argument("--workdir", default="runs/demo", help="where everything goes (default runs/demo)")
-    shown = "/".join(config.parts[-3:])
-    asked.add_argument("--config", default=config, help=f"what to train (default {shown})")
+    if config is not None:
+        shown = "/".join(config.parts[-3:])
+        asked.add_argument("--config", default=config, help=f"what to train (default {shown})")
     arguments = asked.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        run(runpy.run_path(str(arguments.config))["get_config"](), Path(arguments.workdir))
+        what = () if config is None else (runpy.run_path(str(arguments.config))["get_config"](),)
+        run(*what, Path(arguments.workdir))
     except (ConfigError, DataError, LoadError, FloatingPointError, OSError, *mistakes) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -22,6 +22,7 @@ examples:
   vqgan-jax paint "a red star" --vqgan runs/vqgan-shapes --clip runs/clip-shapes --out star.png
 
 vqgan-jax COMMAND --help tells more about each.""",
+    "paint": guided.EXAMPLES,
     "train": """\
 The same as train-jax; vqgan-jax train --help lists its options.""",
     "sample": """\
@@ -94,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--stride", type=int, help="codes between two windows (default: half a window)")
     sample.add_argument("--columns", type=int, default=8, help="of the grid (default 8)")
 
-    guided.add(commands, raw)
+    guided.add(command_parser)
     return parser
 
 

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,9 @@ _VIDEO_STEPS = 5  # between a video's frames, unless --save-every says otherwise
 _FPS = 15
 
 
-def add(commands, formatter: type) -> None:
-    """Adds the command to `vqgan-jax`."""
-    text = "Paint what a sentence says, by the gradient of CLIP."
-    sub = commands.add_parser("paint", help=text, description=text, epilog=EXAMPLES, formatter_class=formatter)
-    sub.set_defaults(run=_paint, command="paint")
+def add(command_parser: Callable) -> None:
+    """Adds the command to `vqgan-jax`; `command_parser` as `train_jax.command.parser` gives it."""
+    sub = command_parser("paint", "Paint what a sentence says, by the gradient of CLIP.", _paint)
     later = argparse.SUPPRESS  # so that what was not said can be told from what was
     sub.add_argument("prompts", nargs="*", metavar="PROMPT", default=later, help="prompts, or @FILE with one a line")
     sub.add_argument("--vqgan", default=later, metavar="MODEL", help="any model that vqgan_jax.load opens")

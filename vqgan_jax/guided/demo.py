@@ -6,7 +6,6 @@ Leaves in the working directory: `painting.png` and a part of `index.html`. Need
 `vqgan_jax.demo` and `clip_jax.demo` leave there.
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -16,9 +15,8 @@ from PIL import Image
 
 import clip_jax
 import vqgan_jax
-from train_jax import page
+from train_jax import command, page
 from train_jax.data import shapes
-from train_jax.errors import LoadError
 from vqgan_jax.guided.painting import Painting, paint
 from vqgan_jax.pictures import grid
 
@@ -29,15 +27,7 @@ ENLARGED = 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m vqgan_jax.guided.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", default="runs/demo", help="where the runs are (default runs/demo)")
-    arguments = parser.parse_args(argv)
-    try:
-        run(Path(arguments.workdir))
-    except (LoadError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command.demo(argv, "vqgan_jax.guided.demo", __doc__.splitlines()[0], None, run)
 
 
 def run(workdir: Path, **options) -> Painting:
