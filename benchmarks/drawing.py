@@ -1,6 +1,6 @@
 """How often a DALL·E of scenes draws what it was asked for: by temperature and guidance, and when the best of n are chosen.
 
-    python -m benchmarks.drawing --model runs/dalle-shapes --clip runs/clip-shapes [--prompts 256]
+    python -m benchmarks.drawing --model runs/dalle-shapes --clip runs/demo/clip [--prompts 256]
 
 The oracle reads every drawing. `seen`: "a {colour} {shape}" of pairs that training shows; `novel`: of the ten that it does
 not; `two`: two objects and their relation, as captions name them.
@@ -18,18 +18,18 @@ from dalle_jax.evaluators import defaults as evaluators
 from train_jax.data.sources import open_source
 
 CHOICES = (1, 2, 4, 8, 16, 32)
-TEMPERATURES = (0.0, 0.5, 0.7, 0.85, 1.0)
-GUIDANCES = (1.0, 1.5, 2.0, 3.0)
+TEMPERATURES = (0.0, 0.5, 0.8, 1.0)
+GUIDANCES = (1.0, 2.0, 3.0, 5.0)
 KINDS = {"seen": ("test", "labels"), "novel": ("novel", "labels"), "two": ("test", "pairs")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.drawing", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="runs/dalle-shapes")
-    parser.add_argument("--clip", default="runs/clip-shapes")
+    parser.add_argument("--clip", default="runs/demo/clip")
     parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--top-p", type=float, default=0.95, help="of the table of choices")
-    parser.add_argument("--guidance", type=float, default=1.5, help="of the table of choices")
+    parser.add_argument("--top-p", type=float, default=0.9, help="of the table of choices")
+    parser.add_argument("--guidance", type=float, default=3.0, help="of the table of choices")
     arguments = parser.parse_args()
     dalle, clip = dalle_jax.load(arguments.model), clip_jax.load(arguments.clip)
     prompts = {kind: questions(*where, arguments.prompts) for kind, where in KINDS.items()}

@@ -68,6 +68,7 @@ def factories(
             return {
                 "bits_per_text_token": sums[0] / sums[1] / NATS,
                 "bits_per_code": sums[2] / len(coded) / NATS,
+                "unigram_bits_per_code": unigram_bits(coded.codes[:, 0]),
                 "images": len(coded),
             }, {}
 
@@ -121,6 +122,16 @@ def nats(module: Model, logits, text, codes):
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     codes = codes.reshape(len(codes), -1) + module.first_code
     return cross_entropy(logits[0], text[:, 1:]), cross_entropy(logits[1], codes)
+
+
+def unigram_bits(codes: np.ndarray) -> float:
+    """Entropy of the codes' frequencies, in bits: what a model reaches that knows neither text nor neighbours.
+
+    Places below 0, of pictures that cannot be read, do not count.
+    """
+    counts = np.bincount(codes[codes >= 0])
+    p = counts[counts > 0] / counts.sum()
+    return float(-np.sum(p * np.log2(p)))
 
 
 def asked(source: Source, options: ConfigDict) -> list[str]:

@@ -90,6 +90,16 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     def frozen():
         return {}, {"vqgan": jax.tree.map(np.asarray, vq.variables)}
 
+    guessing = float(np.log2(module.first_code + module.size))
+
+    def warnings(metrics: dict[str, float], step: int) -> list[str]:
+        if step < max(2 * config.optim.warmup_steps, 100) or metrics["bits_per_code"] < guessing:
+            return []
+        return [
+            f"the model knows less than one that guesses: {metrics['bits_per_code']:.2f} bits a code, where all codes "
+            f"alike are {guessing:.2f}. Try a lower optim.lr or a longer optim.warmup_steps; what is normal is in docs/results.md"
+        ]
+
     m = config.model
     stream = module.text_length + module.length - 1
     forward = transformer_flops(stream, m.width, m.depth, m.mlp_ratio)
@@ -103,6 +113,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         artifacts={TOKENIZER: captions.tokenizer.to_json(), VQGAN: vqgan_lib.to_bytes(vq)},
         records=records if config.codes.cached else None,
         pretrained=None if config.codes.cached else frozen,
+        warnings=warnings,
         flops=float(BACKWARD * forward),
     )
 

@@ -28,7 +28,7 @@ def test_it_leaves_a_sheet_and_a_part_of_the_page(tiny, tmp_path, monkeypatch, c
     path = config.vqgan.path
     monkeypatch.setattr(demo, "VQGAN", path)
     results = demo.run(config, tmp_path)
-    assert results.keys() == {"test/bits_per_code", "test/bits_per_text_token"}
+    assert results.keys() == {"test/bits_per_code", "test/bits_per_text_token", "test/unigram_bits_per_code"}
     with Image.open(tmp_path / "drawings.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3).astype(int)
     for colour in ((0x15, 0x80, 0x3D), (0xB9, 0x1C, 0x1C)):  # right, and wrong

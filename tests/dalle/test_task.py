@@ -158,3 +158,12 @@ def test_options_that_cannot_be_are_refused(tiny, tmp_path, changes, message):
     merged = {key: plain.get(key, {}) | value if isinstance(value, dict) else value for key, value in changes.items()}
     with pytest.raises(ConfigError, match=message):
         made(tiny, tmp_path, **merged)
+
+
+def test_a_model_that_learns_nothing_is_named(tiny, tmp_path):
+    task, _ = made(tiny, tmp_path)
+    guessing = np.log2(12)
+    assert task.warnings({"bits_per_code": guessing - 0.1}, 500) == []
+    assert task.warnings({"bits_per_code": guessing + 1}, 50) == [], "at the start everything is guessed"
+    (words,) = task.warnings({"bits_per_code": guessing + 1}, 500)
+    assert "4.58 bits a code, where all codes alike are 3.58" in words and "optim.lr" in words
