@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--model", default="runs/dalle-shapes")
     parser.add_argument("--clip", default="runs/demo/clip")
     parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--sweep", type=int, default=64, help="prompts of the table of temperatures and guidances")
     parser.add_argument("--top-p", type=float, default=0.9, help="of the table of choices")
     parser.add_argument("--guidance", type=float, default=3.0, help="of the table of choices")
     arguments = parser.parse_args()
@@ -35,32 +36,30 @@ def main() -> None:
     prompts = {kind: questions(*where, arguments.prompts) for kind, where in KINDS.items()}
     sources = {kind: open_source("shapes/32", split) for kind, (split, _) in KINDS.items()}
 
-    def right(kind: str, images: np.ndarray) -> np.ndarray:
+    def right(kind: str, texts: list[str], images: np.ndarray) -> np.ndarray:
         shows = sources[kind].shows
-        return np.array([[shows(x, p) for x in row] for p, row in zip(prompts[kind], images, strict=True)])
+        return np.array([[shows(x, text) for x in row] for text, row in zip(texts, images, strict=True)])
 
-    print("One drawing of each prompt, right by temperature (rows) and guidance, `seen` / `novel` / `two`:\n")
+    print(f"The best of n, of {arguments.prompts} prompts; top-p {arguments.top_p:g}, guidance {arguments.guidance:g}:\n")
+    _row("prompts", "chosen by", *(f"n = {n}" for n in CHOICES))
+    _row(*["---"] * (2 + len(CHOICES)))
+    for kind, texts in prompts.items():
+        drawn = dalle.draw(texts, max(CHOICES), top_p=arguments.top_p, guidance=arguments.guidance, progress=False)
+        good = right(kind, texts, drawn.images)
+        for judge, scores in (("CLIP", rerank.fit(clip, texts, drawn.images)), ("likelihood", drawn.log_probs)):
+            best = [np.argmax(scores[:, :n], axis=1) for n in CHOICES]
+            _row(f"`{kind}`", judge, *(f"{100 * good[np.arange(len(good)), b].mean():.1f} %" for b in best))
+
+    some = {kind: texts[: arguments.sweep] for kind, texts in prompts.items()}
+    print(f"\nOne drawing of each of {arguments.sweep} prompts, right by temperature and guidance, {' / '.join(KINDS)}:\n")
     _row("temperature", *(f"guidance {g:g}" for g in GUIDANCES))
     _row(*["---"] * (1 + len(GUIDANCES)))
     for t in TEMPERATURES:
         cells = []
         for g in GUIDANCES:
-            drawn = {k: dalle.generate(p, temperature=t, guidance=g, progress=False) for k, p in prompts.items()}
-            cells.append(" / ".join(f"{100 * right(k, images).mean():.0f} %" for k, images in drawn.items()))
+            drawn = {k: dalle.generate(p, temperature=t, guidance=g, progress=False) for k, p in some.items()}
+            cells.append(" / ".join(f"{100 * right(k, some[k], images).mean():.0f} %" for k, images in drawn.items()))
         _row(f"{t:g}", *cells)
-
-    print(f"\nThe best of n, top-p {arguments.top_p:g}, guidance {arguments.guidance:g}:\n")
-    _row("n", *(f"{kind}, chosen by {judge}" for kind in KINDS for judge in ("CLIP", "likelihood")))
-    _row(*["---"] * (1 + 2 * len(KINDS)))
-    columns = []
-    for kind, texts in prompts.items():
-        drawn = dalle.draw(texts, max(CHOICES), top_p=arguments.top_p, guidance=arguments.guidance, progress=False)
-        good = right(kind, drawn.images)
-        for scores in (rerank.fit(clip, texts, drawn.images), drawn.log_probs):
-            best = [np.argmax(scores[:, :n], axis=1) for n in CHOICES]
-            columns.append([good[np.arange(len(good)), b].mean() for b in best])
-    for n, cells in zip(CHOICES, zip(*columns, strict=True), strict=True):
-        _row(str(n), *(f"{100 * cell:.1f} %" for cell in cells))
 
 
 def questions(split: str, about: str, count: int) -> list[str]:
