@@ -97,7 +97,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
             return []
         return [
             f"the model knows less than one that guesses: {metrics['bits_per_code']:.2f} bits a code, where all codes "
-            f"alike are {guessing:.2f}. Try a lower optim.lr or more optim.warmup_steps; docs/results.md shows what is normal"
+            f"alike are {guessing:.2f}. Try a lower optim.lr or more optim.warmup_steps; what is normal: docs/results.md"
         ]
 
     m = config.model
