@@ -12,7 +12,7 @@ SUFFIXES = (".gif", ".mp4")
 _SEEN = 128  # pixels along the shorter side that people can look at; smaller frames are enlarged
 
 
-def check(path: str | Path, fps: float) -> Path:
+def check(path: str | Path, fps: float | int) -> Path:
     """The path of a video to write. UserError for another suffix, or frames a second that cannot be."""
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -22,7 +22,7 @@ def check(path: str | Path, fps: float) -> Path:
     return path
 
 
-def write(path: str | Path, frames: Sequence[np.ndarray], fps: float = 15) -> None:
+def write(path: str | Path, frames: Sequence[np.ndarray], fps: float | int = 15) -> None:
     """Writes uint8 [F, H, W, 3] frames. Small ones are enlarged; of an .mp4, sides become even, which H.264 asks for."""
     path = check(path, fps)
     if not len(frames):
