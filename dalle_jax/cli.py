@@ -1,6 +1,7 @@
 """`dalle-jax`: train, draw, complete, and tell how likely pictures are. Mistakes are one line and exit code 2."""
 
 import argparse
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -115,6 +116,7 @@ def _complete(arguments: argparse.Namespace) -> int:
 
 def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None = None) -> int:
     from dalle_jax.dalle import load
+    from dalle_jax.rerank import open_judge
     from vqgan_jax.pictures import png, sheet
 
     out = png(arguments.out, "the grid")
@@ -122,7 +124,10 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
         raise UserError(f"--best {arguments.best}: say by --rerank what makes pictures the best")
     settings = {key: getattr(arguments, key) for key in ("seed", "temperature", "top_k", "top_p", "guidance")}
     dalle = load(arguments.model)
-    given = {"init_image": image, "keep": _kept(arguments.keep, dalle.grid)} if image else {}
+    given = {} if image is None else {"init_image": image, "keep": _kept(arguments.keep, image, dalle)}
+    judge = arguments.rerank
+    if judge not in (None, "likelihood"):
+        judge = open_judge(judge)
     preview = getattr(arguments, "preview", None)
     shown = _previewer(png(preview, "the preview")) if preview else None
     try:
@@ -131,16 +136,18 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
             arguments.n,
             **settings,
             **given,
-            rerank=arguments.rerank,
+            rerank=judge,
             best=arguments.best,
             batch_size=arguments.batch_size,
             preview=shown,
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    about = {"model": dalle.fingerprint, **settings, "rerank": arguments.rerank}
-    if image:
-        about |= {"init_image": Path(image).name, "keep": arguments.keep}
+    about = {"model": dalle.fingerprint, **settings, "n": arguments.n, "best": arguments.best}
+    about["rerank"] = getattr(judge, "fingerprint", judge)
+    if image is not None:
+        digest = hashlib.sha256(Path(image).read_bytes()).hexdigest()
+        about |= {"init_image": Path(image).name, "init_image_sha256": digest, "keep": arguments.keep}
     rows = [list(row) for row in drawn.images]
     if len(rows) == 1:  # one prompt: a square rather than a line
         side = int(len(rows[0]) ** 0.5 + 0.999)
@@ -179,11 +186,14 @@ def _previewer(file: Path):
     return show
 
 
-def _kept(part: str, grid: tuple[int, int]):
+def _kept(part: str, image: str, dalle):
     """Which codes stay."""
     import numpy as np
     from PIL import Image
 
+    from train_jax.data.images import Preprocess, decode
+
+    grid = dalle.grid
     rows, columns = np.indices(grid)
     halves = {
         "top": rows < grid[0] // 2,
@@ -195,9 +205,16 @@ def _kept(part: str, grid: tuple[int, int]):
         return halves[part]
     if Path(part).suffix.lower() != ".png":
         raise UserError(f"--keep {part}: name one of {', '.join(_HALVES)}, or a .png that is white where codes stay")
-    with Image.open(part) as mask:
-        shades = np.asarray(mask.convert("L").resize(grid[::-1], Image.Resampling.BOX))
-    return shades > 127
+    with Image.open(part) as opened:
+        mask = opened.convert("RGB")
+    if mask.size == (size := decode(image).size):  # it goes the picture's way: the model sees a square of its middle
+        mask = Image.fromarray(Preprocess(dalle.size)(mask))
+    elif mask.width != mask.height:
+        raise UserError(
+            f"--keep {part}: {mask.width} x {mask.height} pixels; it must be as large as the picture, {size[0]} x "
+            f"{size[1]}, or a square, of what the model sees of it"
+        )
+    return np.asarray(mask.convert("L").resize(grid[::-1], Image.Resampling.BOX)) > 127
 
 
 def _score(arguments: argparse.Namespace) -> int:

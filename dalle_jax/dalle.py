@@ -371,8 +371,9 @@ class Dalle:
             if not condition:
                 raise ValueError(f"{name} = {value} must be {allowed}")
 
-        require(n >= 1, "n", n, "at least 1")
-        require(0 <= seed < 2**32, "seed", seed, "in [0, 2^32)")
+        require(isinstance(n, int | np.integer) and n >= 1, "n", n, "a whole number, at least 1")
+        whole = isinstance(seed, int | np.integer)
+        require(whole and 0 <= seed < 2**32, "seed", seed, "a whole number in [0, 2^32)")
         require(temperature >= 0, "temperature", temperature, "0 or more")
         size = self.module.size
         require(top_k is None or 1 <= top_k <= size, "top_k", top_k, f"in [1, {size}], or None for all codes")

@@ -171,9 +171,15 @@ def check_sampling(options: ConfigDict, module: Model) -> None:
             raise ConfigError(f"config.evals.….{key} = {options[key]!r}; it must be {allowed}")
 
     require(options.n >= 1, "n", "at least 1")
+    require(0 <= options.seed < 2**32, "seed", "in [0, 2^32)")
+    require(bool(np.isfinite(options.guidance)), "guidance", "a number; 1 is none")
     require(options.temperature >= 0, "temperature", "0 or more")
     require(0 <= options.top_k <= module.size, "top_k", f"in [0, {module.size}], 0 for all codes")
     require(0 < options.top_p <= 1, "top_p", "in (0, 1]")
     require(options.batch_size >= 1, "batch_size", "at least 1")
+    if "rows" in options:
+        require(options.rows >= 1, "rows", "at least 1")
     if "about" in options:
+        require(options.prompts >= 1, "prompts", "at least 1")
+        require(options.n == 1 or bool(options.clip), "n", "1 where no clip ranks the pictures")
         require(options.about in ("labels", "captions", "pairs"), "about", "labels, captions or pairs")

@@ -73,6 +73,26 @@ def test_complete_keeps_what_is_said(tiny, trained, picture, tmp_path, part):
     assert about(out)["init_image"] == "half.png"
 
 
+def test_a_mask_of_the_pictures_size_is_cropped_with_it(tiny, trained, picture, tmp_path, capsys):
+    """The picture is 24 x 20: the model sees its middle 20 columns, so two on each side of the mask are of no use."""
+    white = np.zeros((20, 24), np.uint8)
+    white[:, :7] = 255  # columns 2 to 6 of what is seen: the first of four codes
+    Image.fromarray(white).save(tmp_path / "mask.png")
+    arguments = ("--model", tiny[1], "--n", 1, "--out", tmp_path / "c.png")
+    assert call("complete", picture, "three", "--keep", tmp_path / "mask.png", *arguments) == 0
+    wanted = np.zeros((4, 4), bool)
+    wanted[:, 0] = True
+    drawn = trained.draw(["three"], init_image=picture, keep=wanted, progress=False).images[0, 0]
+    with Image.open(tmp_path / "c.png") as sheet:
+        np.testing.assert_array_equal(np.asarray(sheet)[::8, ::8], drawn)
+    assert len(about(tmp_path / "c.png")["init_image_sha256"]) == 64
+
+    Image.fromarray(white[:10]).save(tmp_path / "mask.png")
+    assert call("complete", picture, "three", "--keep", tmp_path / "mask.png", *arguments) == 2
+    assert "24 x 10 pixels; it must be as large as the picture, 24 x 20" in capsys.readouterr().err
+    assert call("complete", "", "three", "--keep", "top", *arguments) == 2, "an empty name is no picture"
+
+
 def test_score_prints_a_table_or_json(tiny, trained, picture, capsys):
     assert call("score", picture, "--model", tiny[1], "--prompts", "three, four") == 0
     table = capsys.readouterr().out.splitlines()
@@ -88,7 +108,7 @@ def test_score_prints_a_table_or_json(tiny, trained, picture, capsys):
     "arguments, message",
     [
         (["generate", "a", "--out", "grid.jpg"], "the grid is a PNG; name it so"),
-        (["generate", "a", "--out", "g.png", "--n", "0"], "n = 0 must be at least 1"),
+        (["generate", "a", "--out", "g.png", "--n", "0"], "n = 0 must be a whole number, at least 1"),
         (["generate", "a", "--out", "g.png", "--best", "1"], "say by --rerank"),
         (["generate", "a", "--out", "g.png", "--rerank", "nowhere"], "nowhere: no such file"),
         (["generate", "@missing.txt", "--out", "g.png"], "missing.txt: No such file"),

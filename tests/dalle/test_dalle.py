@@ -180,8 +180,8 @@ def test_prompts_that_are_empty_strange_or_too_long(strong, caplog):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"n": 0}, "n = 0 must be at least 1"),
-        ({"seed": -1}, "seed = -1 must be in"),
+        ({"n": 0}, "n = 0 must be a whole number, at least 1"),
+        ({"seed": -1}, "seed = -1 must be a whole number in"),
         ({"temperature": -0.1}, "temperature = -0.1"),
         ({"top_k": 0}, r"top_k = 0 must be in \[1, 12\]"),
         ({"top_k": 13}, "top_k = 13"),

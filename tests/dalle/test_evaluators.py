@@ -102,7 +102,11 @@ def test_a_source_without_a_reader_is_refused(context, monkeypatch):
         context.task.evaluators["drawing"](options(), context)
 
 
-@pytest.mark.parametrize("changes", [{"n": 0}, {"temperature": -1.0}, {"top_k": 13}, {"top_p": 0.0}, {"about": "all"}])
+BAD = [{"n": 0}, {"n": 2}, {"temperature": -1.0}, {"top_k": 13}, {"top_p": 0.0}, {"about": "all"}, {"seed": -1}]
+BAD += [{"guidance": float("nan")}, {"prompts": 0}]
+
+
+@pytest.mark.parametrize("changes", BAD)
 def test_options_that_cannot_be_are_refused_before_the_run(context, changes):
     with pytest.raises(ConfigError, match=f"{next(iter(changes))} = "):
         context.task.evaluators["drawing"](options(**changes), context)
