@@ -15,7 +15,7 @@ from tqdm import tqdm
 from train_jax.errors import ConfigError
 from vqgan_jax.guided import augment, trajectory
 from vqgan_jax.guided import options as options_lib
-from vqgan_jax.guided.painting import Clips, Job, Painter
+from vqgan_jax.guided.painting import Clips, Job, Painter, check
 from vqgan_jax.guided.prompts import Scene, parse
 from vqgan_jax.vqgan import Vqgan
 
@@ -28,7 +28,7 @@ class Motion:
     Attributes:
       frames: of each scene.
       frame_steps: steps of the optimiser in a frame.
-      blend: frames at the end of a scene in which its prompt gives way to the next one's.
+      blend: frames at the end of a scene in which its prompt gives way to the next one's; None: ten, if the scene is longer.
       zoom: size of things, relative to the frame before.
       turn: degrees, counter-clockwise.
       right, down: shares of the picture's width and height.
@@ -36,13 +36,15 @@ class Motion:
 
     frames: int = 30
     frame_steps: int = 10
-    blend: int = 10
+    blend: int | None = None
     zoom: float = 1.0
     turn: float = 0.0
     right: float = 0.0
     down: float = 0.0
 
     def __post_init__(self):
+        if self.blend is None and type(self.frames) is int:
+            object.__setattr__(self, "blend", max(min(10, self.frames - 1), 0))
         for name, low in (("frames", 1), ("frame_steps", 1), ("blend", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < low:
@@ -87,6 +89,7 @@ def animate(
     Raises as `paint`, and ConfigError for schedules over the steps, of which an animation knows no last.
     """
     motion = motion or Motion()
+    check(seed, 1, [prompt])
     resolved = options_lib.resolve(options)
     if resolved.lr_decay != 1 or resolved.temperature_end:
         raise ConfigError("lr_decay and temperature_end are schedules over a painting's steps: an animation has no last one")

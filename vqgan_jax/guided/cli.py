@@ -28,7 +28,7 @@ _RUN = {"prompts": [], "vqgan": None, "clip": [], "clip_weights": None, "seed": 
 _MOTION = {
     "frames": (int, "frames of each scene: makes an animation"),
     "frame_steps": (int, "steps of the optimiser in a frame (default 10)"),
-    "blend": (int, "frames at the end of a scene in which the next one comes in (default 10)"),
+    "blend": (int, "frames at the end of a scene in which the next one comes in (default 10, if the scene is longer)"),
     "zoom": (float, "size of things, relative to the frame before (default 1)"),
     "turn": (float, "degrees a frame, counter-clockwise (default 0)"),
     "right": (float, "share of the width that things move to the right in a frame (default 0)"),
@@ -181,6 +181,10 @@ def _paint(arguments: argparse.Namespace) -> int:
     from vqgan_jax.pictures import png
 
     out = png(arguments.out, "the picture")
+    for name in ("out", "video", "preview", "state"):  # before hours of painting, not after them
+        path = getattr(arguments, name)
+        if path and not Path(path).resolve().parent.is_dir():
+            raise UserError(f"{_flag(name)} {path}: there is no folder {Path(path).parent}")
     if arguments.video:
         video.check(arguments.video, arguments.fps)
     elif arguments.fps != _FPS:
@@ -193,7 +197,7 @@ def _paint(arguments: argparse.Namespace) -> int:
         vq, clips = _models(wanted, arguments.repeat)
         draw = _animated if wanted.motion else _painted
         draw(arguments, wanted, vq, clips, out)
-    except ConfigError as error:
+    except (ConfigError, FloatingPointError) as error:
         raise UserError(str(error)) from error
     print(f"wrote {out}{f' and {arguments.video}' if arguments.video else ''}", file=sys.stderr)
     return 0

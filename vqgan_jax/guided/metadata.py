@@ -14,6 +14,7 @@ from vqgan_jax.guided.options import PICTURES, Options
 from vqgan_jax.guided.prompts import Scene
 
 KEY = "vqgan-jax paint"
+_TOLD = {"prompts", "seed", "n", "clip_weights", "vqgan", "clips", "files", "motion", "options"}
 
 
 def files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
@@ -48,7 +49,14 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is no readable PNG ({error})") from error
     if text is None:
         raise UserError(f"{path} does not tell how it was painted: only PNGs of vqgan-jax paint do")
-    return json.loads(text)
+    try:
+        about = json.loads(text)
+        complete = about.keys() >= _TOLD
+    except (ValueError, AttributeError):
+        complete = False
+    if not complete:
+        raise UserError(f"{path}: what it tells of its painting is damaged")
+    return about
 
 
 def unchanged(found: dict[str, str], wanted: dict[str, str], path: str | Path) -> None:

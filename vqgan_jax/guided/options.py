@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from train_jax.errors import ConfigError
+from vqgan_jax.guided.prompts import in_float32
 
 QUALITIES = {
     "draft": {"steps": 100, "cuts": 8},
@@ -194,6 +195,8 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     elif kind in ("number", "float"):
         good = isinstance(value, int | float | np.floating) and not isinstance(value, bool) and math.isfinite(value)
         good, allowed = good and within[0] <= value <= within[1], f"a number {_range(*within)}"
+        if good and not in_float32(value):
+            good, allowed = False, "a number that float32 can tell from 0 and from infinity"
     elif kind == "int":
         good = isinstance(value, int | np.integer) and not isinstance(value, bool) and within[0] <= value <= within[1]
         allowed = f"a whole number {_range(*within)}"

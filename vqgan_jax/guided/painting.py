@@ -92,7 +92,7 @@ def paint(
     BrokenSample for a picture that cannot be read, LoadError for a state file of another painting.
     """
     listed = [prompts] if isinstance(prompts, str) else list(prompts)
-    _check(seed, n, listed)
+    check(seed, n, listed)
     resolved = options_lib.resolve(options)
     jobs = [Job(single(prompt), seed + i, resolved) for prompt in listed for i in range(n)]
     painter = Painter(vq, clip, jobs, clip_weights)
@@ -126,7 +126,7 @@ def paint_many(
     The arrays of the result begin with the axes [prompts, seeds, settings].
     """
     for seed in seeds:
-        _check(seed, 1, prompts)
+        check(seed, 1, prompts)
     if not len(seeds) or not len(settings):
         raise ConfigError("seeds and settings must each have at least one entry")
     if at_once is not None and at_once < 1:
@@ -149,7 +149,8 @@ def paint_many(
     return dataclasses.replace(found[0], **joined)
 
 
-def _check(seed: int, n: int, prompts: Sequence[str]) -> None:
+def check(seed: int, n: int, prompts: Sequence[str]) -> None:
+    """ConfigError for seeds and numbers of paintings that cannot be; TypeError for one text instead of a list."""
     if isinstance(prompts, str):
         raise TypeError("prompts must be a list, not one text: write [text]")
     if not len(prompts):
@@ -215,12 +216,20 @@ class Painter:
         return Painting(images, np.concatenate(losses, axis=1), snapshots, z, codes, *split)
 
     def advance(self, state: trajectory.State, length: int) -> tuple[trajectory.State, Float32[np.ndarray, "n length"]]:
-        """So many steps further."""
+        """So many steps further. FloatingPointError where a loss is not finite: latents without a value show nothing."""
         if length not in self.fits:
             self.fits[length] = self._fitted(state, length)
+        done = int(state.step[0])
         with jax.set_mesh(self.mesh):
             state, values = self.fits[length].program(self.variables, self.problem, state)
-        return state, np.asarray(values)
+        values = np.asarray(values)
+        if not np.isfinite(values).all():
+            number, step = np.argwhere(~np.isfinite(values))[0]
+            raise FloatingPointError(
+                f"painting {number}: the loss is {values[number, step]} after {done + step} steps. Try a lower lr, or "
+                "smaller weights of the prompt's parts and of what the picture should be like"
+            )
+        return state, values
 
     def picture(self, state: trajectory.State) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`(uint8 [n, H, W, 3], codes [n, h, w], latents)` of a state."""

@@ -12,6 +12,8 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+import numpy as np
+
 from train_jax.errors import UserError
 
 KINDS = ("text", "image", "noise")
@@ -97,6 +99,11 @@ def _part(prompt: str, field: _Field) -> Part:
     if weight == 0:
         _refuse(prompt, _start(*fields[1]), "weight 0 says nothing: leave the part out")
     stop = _number(prompt, *fields[2], "stop") if len(fields) > 2 else -math.inf
+    # Half a squared angle lies between 0 and pi^2 / 2, and pushing away counts below 0.
+    most = 0.0 if weight < 0 else math.pi**2 / 2
+    if stop >= most:
+        why = f"with stop {stop:g} a part of weight {weight:g} never pulls; it must be below {most:.3g}"
+        _refuse(prompt, _start(*fields[2]), why)
     return Part(what, weight, stop, kind)
 
 
@@ -124,9 +131,16 @@ def _number(prompt: str, letters: list[_Letter], end: int, name: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if not in_float32(value):
         _refuse(prompt, _start(letters, end), rf"{text!r} is no {name}, a number; write \: for a colon of the text")
     return value
+
+
+def in_float32(value: float | int) -> bool:
+    """Whether float32, in which programs compute, has the number: not as infinity, nor as 0 if it is not."""
+    with np.errstate(over="ignore"):
+        seen = float(np.float32(value))
+    return math.isfinite(seen) and (seen == 0) == (value == 0)
 
 
 def _start(letters: list[_Letter], end: int) -> int:

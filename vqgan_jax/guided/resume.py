@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def read(path: str | Path, about: dict, like: trajectory.State, steps: int) -> t
             found = json.loads(str(file["about"]))
             losses = np.asarray(file["losses"], np.float32)
             leaves = [file[f"leaf{i}"] for i in range(len(jax.tree.leaves(like)))]
-    except (ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise LoadError(f"{path} holds no state of a painting ({error})") from error
     for name, wanted in about.items():
         if found.get(name) != wanted:

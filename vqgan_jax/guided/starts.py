@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 
 from train_jax.data.errors import BrokenSample
 from train_jax.data.images import decode
+from train_jax.errors import ConfigError
 
 _OCTAVES = 6  # of fractal noise
 _FALL = 0.6  # amplitude of an octave, relative to the one of twice its wavelength
@@ -53,7 +54,7 @@ def picture(source, size: tuple[int, int], name: str) -> Float32[np.ndarray, "H 
       source: a path, a PIL picture, or an array [H, W, 3], uint8 or float in [0, 1].
       name: what it is for, for messages.
 
-    Raises BrokenSample for a file that cannot be read, ValueError for another array.
+    Raises BrokenSample for a file that cannot be read, ConfigError for another array.
     """
     if isinstance(source, np.ndarray):
         source = Image.fromarray(_bytes(source, 3, name))
@@ -64,7 +65,7 @@ def picture(source, size: tuple[int, int], name: str) -> Float32[np.ndarray, "H 
 
 
 def overlay(source, size: tuple[int, int]) -> Float32[np.ndarray, "H W 4"]:
-    """As `picture`, with the opacity as fourth channel. Raises ValueError for a picture without transparency."""
+    """As `picture`, with the opacity as fourth channel. Raises ConfigError for a picture without transparency."""
     if isinstance(source, np.ndarray):
         source = Image.fromarray(_bytes(source, 4, "overlay"))
     elif isinstance(source, str | Path):
@@ -74,7 +75,7 @@ def overlay(source, size: tuple[int, int]) -> Float32[np.ndarray, "H W 4"]:
         except (OSError, SyntaxError, ValueError) as error:
             raise BrokenSample(f"overlay {source}: not a readable picture ({error})") from error
     if not source.has_transparency_data:
-        raise ValueError("overlay has no transparency: nothing would be left to paint")
+        raise ConfigError("overlay has no transparency: nothing would be left to paint")
     fitted = ImageOps.fit(source.convert("RGBA"), size[::-1], Image.Resampling.LANCZOS)
     return np.asarray(fitted, np.float32) / 255
 
@@ -88,11 +89,11 @@ def _named(path: str | Path, name: str) -> Image.Image:
 
 def _bytes(array: np.ndarray, channels: int, name: str) -> np.ndarray:
     if array.ndim != 3 or array.shape[-1] != channels or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
-        raise ValueError(
+        raise ConfigError(
             f"{name} must be [H, W, {channels}], uint8 or float in [0, 1], not {array.dtype} {list(array.shape)}"
         )
     if array.dtype == np.uint8:
         return array
     if array.size and not (array.min() >= 0 and array.max() <= 1):
-        raise ValueError(f"{name}: float pictures must lie in [0, 1]; this reaches from {array.min()} to {array.max()}")
+        raise ConfigError(f"{name}: float pictures must lie in [0, 1]; this reaches from {array.min()} to {array.max()}")
     return np.round(255 * array).astype(np.uint8)

@@ -1,5 +1,6 @@
 """What a prompt's parts are to CLIP: unit vectors, with weights and stops; and the linear head of an aesthetic score."""
 
+import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,7 +83,7 @@ def head(path: str | None, clip: Clip) -> Float32[np.ndarray, "d1"]:
     try:
         with np.load(path, allow_pickle=False) as file:
             weight, bias = np.asarray(file["weight"], np.float32), np.asarray(file["bias"], np.float32)
-    except (ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ConfigError(f"aesthetic = {path}: it must be an .npz with weight [d] and bias [] ({error})") from error
     if weight.shape != (width,) or bias.shape != ():
         raise ConfigError(

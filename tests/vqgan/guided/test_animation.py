@@ -81,3 +81,7 @@ def test_what_has_no_meaning_in_an_animation(vq, clip):
         guided.animate(vq, clip, "a", lr_decay=0.1, **FEW)
     with pytest.raises(PromptError):
         guided.animate(vq, clip, "a ^", **FEW)
+
+
+def test_a_short_scene_blends_as_long_as_it_can():
+    assert [Motion(frames=frames).blend for frames in (1, 5, 30)] == [0, 4, 10]

@@ -28,6 +28,8 @@ def test_presets_give_steps_and_cuts_unless_they_are_given():
         ({"lr": 0}, "lr = 0; it must be a number above 0"),
         ({"lr": "fast"}, "lr = 'fast'; it must be a number above 0"),
         ({"lr": float("nan")}, "lr = nan"),
+        ({"lr": 1e-60}, "lr = 1e-60; it must be a number that float32 can tell from 0"),
+        ({"smoothness": 1e39}, r"smoothness = 1e\+39; it must be a number that float32"),
         ({"lr": None}, "lr = None; leave it out for its default, 0.1"),
         ({"flip": 1.5}, r"flip = 1.5; it must be a number in \[0, 1\]"),
         ({"noise": -1}, "noise = -1; it must be a number of at least 0"),

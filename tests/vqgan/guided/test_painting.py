@@ -1,5 +1,6 @@
 """Against a plain loop of single steps; split and whole, one device and eight, alone and together, resumed and not."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -73,6 +74,12 @@ def test_the_scan_is_a_plain_loop_of_single_steps(vq, clip, plain):
     np.testing.assert_allclose(plain.losses[0], values, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(plain.latents[0], z, atol=1e-4)
     assert values.std() > 1e-3
+
+
+def test_a_loss_that_is_not_finite_ends_the_painting(vq, clip):
+    broken = dataclasses.replace(vq, variables=jax.tree.map(lambda x: x * np.nan, vq.variables))
+    with pytest.raises(FloatingPointError, match="painting 0: the loss is nan after 0 steps"):
+        guided.paint(broken, clip, PROMPT, seed=3, **FEW)
 
 
 def test_what_is_returned(vq, plain):
