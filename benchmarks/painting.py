@@ -1,10 +1,11 @@
 """Does a painting show what was asked for? Prompts of one object, judged by the guiding CLIP and by one that took no part.
 
-    python -m benchmarks.painting --vqgan runs/demo/vqgan --clip runs/demo/clip --judge runs/clip-other [--seeds 1]
+    python -m benchmarks.painting --vqgan runs/demo/vqgan --clip runs/demo/clip --judge runs/clip-judge [--seeds 1]
 
 Of each painting: whether its own prompt is the nearest of all prompts, by each CLIP, and whether the oracle reads what was
 asked for. The judge is the same kind of model trained from another seed (`--config.seed=1`): what only the guiding CLIP
-believes is over-fitting to it. Options of a painting may follow as name=value, and several settings separated by commas.
+believes is over-fitting to it. Options of a
+painting may follow as name=value.
 """
 
 import argparse
