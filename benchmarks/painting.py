@@ -4,8 +4,7 @@
 
 Of each painting: whether its own prompt is the nearest of all prompts, by each CLIP, and whether the oracle reads what was
 asked for. The judge is the same kind of model trained from another seed (`--config.seed=1`): what only the guiding CLIP
-believes is over-fitting to it. Options of a
-painting may follow as name=value.
+believes is over-fitting to it. Options of a painting may follow as name=value.
 """
 
 import argparse
