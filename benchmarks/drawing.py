@@ -28,30 +28,33 @@ def main() -> None:
     parser.add_argument("--model", default="runs/dalle-shapes")
     parser.add_argument("--clip", default="runs/demo/clip")
     parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--most", type=int, default=max(CHOICES), choices=CHOICES, help="drawings of a prompt")
     parser.add_argument("--sweep", type=int, default=64, help="prompts of the table of temperatures and guidances")
     parser.add_argument("--top-p", type=float, default=0.9, help="of the table of choices")
     parser.add_argument("--guidance", type=float, default=3.0, help="of the table of choices")
     arguments = parser.parse_args()
     dalle, clip = dalle_jax.load(arguments.model), clip_jax.load(arguments.clip)
-    prompts = {kind: questions(*where, arguments.prompts) for kind, where in KINDS.items()}
-    sources = {kind: open_source("shapes/32", split) for kind, (split, _) in KINDS.items()}
+    prompts = {kind: questions(*KINDS[kind], arguments.prompts) for kind in arguments.kinds}
+    sources = {kind: open_source("shapes/32", KINDS[kind][0]) for kind in arguments.kinds}
+    choices = [n for n in CHOICES if n <= arguments.most]
 
     def right(kind: str, texts: list[str], images: np.ndarray) -> np.ndarray:
         shows = sources[kind].shows
         return np.array([[shows(x, text) for x in row] for text, row in zip(texts, images, strict=True)])
 
     print(f"The best of n, of {arguments.prompts} prompts; top-p {arguments.top_p:g}, guidance {arguments.guidance:g}:\n")
-    _row("prompts", "chosen by", *(f"n = {n}" for n in CHOICES))
-    _row(*["---"] * (2 + len(CHOICES)))
+    _row("prompts", "chosen by", *(f"n = {n}" for n in choices))
+    _row(*["---"] * (2 + len(choices)))
     for kind, texts in prompts.items():
-        drawn = dalle.draw(texts, max(CHOICES), top_p=arguments.top_p, guidance=arguments.guidance, progress=False)
+        drawn = dalle.draw(texts, arguments.most, top_p=arguments.top_p, guidance=arguments.guidance, progress=False)
         good = right(kind, texts, drawn.images)
         for judge, scores in (("CLIP", rerank.fit(clip, texts, drawn.images)), ("likelihood", drawn.log_probs)):
-            best = [np.argmax(scores[:, :n], axis=1) for n in CHOICES]
+            best = [np.argmax(scores[:, :n], axis=1) for n in choices]
             _row(f"`{kind}`", judge, *(f"{100 * good[np.arange(len(good)), b].mean():.1f} %" for b in best))
 
     some = {kind: texts[: arguments.sweep] for kind, texts in prompts.items()}
-    print(f"\nOne drawing of each of {arguments.sweep} prompts, right by temperature and guidance, {' / '.join(KINDS)}:\n")
+    print(f"\nOne drawing of each of {arguments.sweep} prompts, right by temperature and guidance, {' / '.join(prompts)}:\n")
     _row("temperature", *(f"guidance {g:g}" for g in GUIDANCES))
     _row(*["---"] * (1 + len(GUIDANCES)))
     for t in TEMPERATURES:

@@ -139,6 +139,7 @@ class Dalle:
 
         Args:
           prompts: sentences; "" draws what the model draws when told nothing. Too long ones are cut, and the log says so.
+            A sentence that occurs again gets other pictures: those that `n` would have gone on to.
           n: pictures of each.
           seed: 0 to 2^32 - 1. Picture i of a prompt is the same whatever else is drawn, in batches of whatever size.
           temperature, top_k, top_p, guidance: see `nn_jax.decode.Sampling`; guidance goes beyond the prompt.
@@ -155,6 +156,7 @@ class Dalle:
         Raises ValueError for arguments that cannot be, BrokenSample for an `init_image` that cannot be read.
         """
         self._check(prompts, n, seed, temperature, top_k, top_p, guidance, batch_size)
+        prompts = list(prompts)
         judge = self._judge(rerank, best, n)
         kept, keep = self._kept(init_image, keep)
         rows_at_once = max(1, self.grid[0] // _PREVIEWS) if preview_rows is None else preview_rows
@@ -165,6 +167,7 @@ class Dalle:
         settings = Sampling(np.float32(temperature), np.int32(top_k or 0), np.float32(top_p or 1), np.float32(guidance))
         most = self._most(top_k, top_p)
         hashes = [zlib.crc32(prompt.encode()) for prompt in prompts]
+        begin = np.array([n * prompts[:place].count(prompt) for place, prompt in enumerate(prompts)])
         codes = np.zeros((len(prompts), n, self.module.length), np.int32)
         log_probs = np.zeros((len(prompts), n), np.float32)
         text = self._text(prompts)
@@ -172,7 +175,7 @@ class Dalle:
         with tqdm(total=total * self.grid[0], unit="row", desc="draw", disable=not progress) as bar:
             for some, samples in sampling.parts(len(prompts), n, batch_size):
                 here = [(prompt, sample) for prompt in some for sample in samples]
-                seeds = np.array([(seed, hashes[prompt], sample) for prompt, sample in here], np.uint32)
+                seeds = np.array([(seed, hashes[p], begin[p] + sample) for p, sample in here], np.uint32)
                 which = np.array([prompt - some.start for prompt, _ in here], np.int32)
                 part = (slice(some.start, some.stop), slice(samples.start, samples.stop))
                 shape = (len(some), len(samples))
@@ -195,7 +198,8 @@ class Dalle:
             order = np.argsort(-scores, axis=1, kind="stable")[:, : best or n]
             scores = np.take_along_axis(scores, order, axis=1)
         rows = np.arange(len(prompts))[:, None]
-        return Drawing(images[rows, order], codes[rows, order], log_probs[rows, order], scores, np.array(order))
+        numbers = begin[:, None] + order
+        return Drawing(images[rows, order], codes[rows, order], log_probs[rows, order], scores, numbers)
 
     def logits(
         self, text_ids: Int[np.ndarray, "b n"], image_codes: Int[np.ndarray, "b l"]

@@ -177,6 +177,13 @@ def test_prompts_that_are_empty_strange_or_too_long(strong, caplog):
     assert "longer than the 12 tokens this model reads and were cut" in caplog.text
 
 
+def test_a_prompt_that_occurs_again_gets_other_pictures(strong):
+    whole = strong.draw(["three"], 4, progress=False)
+    twice = strong.draw(("three", "four", "three"), 2, progress=False)
+    np.testing.assert_array_equal(twice.codes[[0, 2]].reshape(whole.codes.shape), whole.codes)
+    assert twice.samples.tolist() == [[0, 1], [0, 1], [2, 3]]
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -28,8 +28,8 @@ clamp.defvjp(_clamp_forward, _clamp_backward)
 def _length(x, axis=-1):
     """The norm, with gradient 0 at 0, where it has none."""
     square = jnp.sum(x**2, axis=axis)
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+    zero = square == 0  # what is no number stays none
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
 def spherical(u: Float[Array, "*n d"], v: Float[Array, "*n d"]) -> Float[Array, "*n"]:

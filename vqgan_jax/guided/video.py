@@ -1,5 +1,6 @@
 """Frames -> a .gif or an .mp4."""
 
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ def check(path: str | Path, fps: float | int) -> Path:
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--video {path}: a video is one of {', '.join(SUFFIXES)}; name it so")
+    if path.suffix.lower() == ".mp4":
+        _program(path)  # now, and not after hours of painting
     if not 0.1 <= fps <= 100:
         raise UserError(f"--fps {fps:g}: frames a second must be in [0.1, 100]")
     return path
@@ -32,17 +35,25 @@ def write(path: str | Path, frames: Sequence[np.ndarray], fps: float | int = 15)
         first, *rest = [Image.fromarray(frame) for frame in shown]
         first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
         return
-    import imageio_ffmpeg  # late: it looks for its program when it is imported
-
     height, width = (side + side % 2 for side in shown[0].shape[:2])
-    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, macro_block_size=1)
-    writer.send(None)
+    padding = [(0, height - shown[0].shape[0]), (0, width - shown[0].shape[1]), (0, 0)]
+    # Not the package's own writer: it forks, which JAX's threads may not survive.
+    command = [_program(path), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command += ["-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-", "-an", "-vcodec", "libx264", "-pix_fmt", "yuv420p"]
+    pixels = b"".join(np.pad(frame, padding, mode="edge").tobytes() for frame in shown)
+    done = subprocess.run([*command, str(path)], input=pixels, capture_output=True, check=False)
+    if done.returncode:
+        raise UserError(f"--video {path}: ffmpeg ended with {done.stderr.decode(errors='replace').strip()!r}")
+
+
+def _program(path: Path) -> str:
+    """The path of ffmpeg."""
+    import imageio_ffmpeg
+
     try:
-        for frame in shown:
-            padding = [(0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0)]
-            writer.send(np.ascontiguousarray(np.pad(frame, padding, mode="edge")))
-    finally:
-        writer.close()
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise UserError(f"--video {path}: {error}; a .gif needs no ffmpeg") from error
 
 
 def enlarged(frame: np.ndarray) -> np.ndarray:

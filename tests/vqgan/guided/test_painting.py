@@ -287,7 +287,7 @@ def test_first_steps_of_the_optimisers(name):
         ({"n": 0}, "n = 0 must be at least 1"),
         ({"seed": -1}, "seed = -1"),
         ({"seed": 2**32 - 1, "n": 2}, "seed = 4294967295"),
-        ({"size": (16, 20)}, "both sides must be divisible by 4"),
+        ({"size": (16, 18)}, "both sides must be divisible by 4"),
         ({"stepz": 3}, "stepz is no option: did you mean steps"),
         ({"prompts": "a ^ b"}, "starts another scene"),
     ],
