@@ -146,8 +146,8 @@ def test_previews_grow_and_change_nothing(strong, rows):
     flat = plain.images.reshape(9, 16, 16, 3)
     for first, done, images in seen:
         assert (images[:, 4 * done :] == 127).all() and (images[:, : 4 * done] != 127).any()
-        if done == 4:
-            np.testing.assert_array_equal(images, flat[first : first + len(images)])
+        if done == 4:  # decoded in a batch of another size, in which the last bit of a sum may round to the next shade
+            np.testing.assert_allclose(images.astype(int), flat[first : first + len(images)], atol=1)
 
 
 class Darkness:
