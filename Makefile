@@ -31,10 +31,11 @@ help:  ## List the targets and variables
 	@echo '           ARGS="-k sharding" (passed on to pytest)'
 
 demo: export LD_PRELOAD := $(PRELOAD)
-demo: $(STAMP)  ## Train a small CLIP, VQGAN and DALL-E; search, reconstruct and draw images (runs/demo/index.html)
+demo: $(STAMP)  ## Train a small CLIP, VQGAN and DALL-E; search, reconstruct, draw and paint images (runs/demo/index.html)
 	$(RUN) -m clip_jax.demo --workdir runs/demo
 	$(RUN) -m vqgan_jax.demo --workdir runs/demo
 	$(RUN) -m dalle_jax.demo --workdir runs/demo
+	$(RUN) -m vqgan_jax.guided.demo --workdir runs/demo
 
 test: $(STAMP)  ## Run the tests
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)

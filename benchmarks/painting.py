@@ -2,9 +2,9 @@
 
     python -m benchmarks.painting --vqgan runs/demo/vqgan --clip runs/demo/clip --judge runs/clip-judge [--seeds 1]
 
-Of each painting: whether its own prompt is the nearest of all prompts, by each CLIP, and whether the oracle reads what was
-asked for. The judge is the same kind of model trained from another seed (`--config.seed=1`): what only the guiding CLIP
-believes is over-fitting to it. Options of a painting may follow as name=value.
+Painted with the options of `vqgan_jax.guided.demo`, after which others may be given as name=value. Of each painting: whether
+its own prompt is the nearest of all prompts, by each CLIP, and whether the oracle reads what was asked for. The judge is the
+same kind of model trained from another seed (`--config.seed=1`): what only the guiding CLIP believes is over-fitting to it.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from train_jax.data.shapes import oracle
 from train_jax.data.shapes import scene as scenes
 from train_jax.errors import UserError
 from vqgan_jax import guided
+from vqgan_jax.guided.demo import OPTIONS
 from vqgan_jax.pictures import sheet
 
 PROMPTS = 24
@@ -39,7 +40,7 @@ def main() -> None:
     clips, judge = [clip_jax.load(path) for path in arguments.clip], clip_jax.load(arguments.judge)
     texts = questions(arguments.prompts)
     begun = time.monotonic()
-    given = dict(map(option, arguments.options))
+    given = OPTIONS | dict(map(option, arguments.options))
     found = guided.paint_many(vq, clips, texts, seeds=range(arguments.seeds), **given)
     images = found.images[:, :, 0].reshape(-1, *found.images.shape[3:])
     took = time.monotonic() - begun

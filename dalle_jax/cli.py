@@ -129,7 +129,7 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
     if judge not in (None, "likelihood"):
         judge = open_judge(judge)
     preview = getattr(arguments, "preview", None)
-    shown = _previewer(png(preview, "the preview")) if preview else None
+    shown = _previewer(png(preview, "the preview", "--preview")) if preview else None
     try:
         drawn = dalle.draw(
             prompts,
@@ -224,6 +224,7 @@ def _score(arguments: argparse.Namespace) -> int:
     prompts = _lines(asked) if asked[:1] == "@" else [part.strip() for part in asked.split(",") if part.strip()]
     if not prompts:
         raise UserError("--prompts names none")
+    prompts = list(dict.fromkeys(prompts))
     dalle = load(arguments.model)
     scores = dalle.score(prompts, [Path(image) for image in arguments.images]) / dalle.module.length
     if arguments.json:

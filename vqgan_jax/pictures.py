@@ -33,8 +33,8 @@ def sheet(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
     return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
 
 
-def png(path: str, what: str) -> Path:
-    """The path of a PNG to write; UserError for another suffix. `what` goes there, for the message."""
+def png(path: str, what: str, option: str = "--out") -> Path:
+    """The path of a PNG to write; UserError for another suffix. `what` goes there, and `option` gave it, for the message."""
     if Path(path).suffix.lower() != ".png":
-        raise UserError(f"--out {path}: {what} is a PNG; name it so")
+        raise UserError(f"{option} {path}: {what} is a PNG; name it so")
     return Path(path)

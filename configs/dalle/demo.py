@@ -12,8 +12,9 @@ from configs.dalle import shapes
 
 def get_config() -> ConfigDict:
     c = shapes.get_config()
-    c.steps = 1000
-    c.checkpoint = ConfigDict({"every": 500, "keep_last": 1})
+    c.steps = 2000
+    c.model.dropout = 0.0
+    c.checkpoint = ConfigDict({"every": 1000, "keep_last": 1})
     for evaluator in c.evals.values():
         evaluator.every = 0
     return c

@@ -14,21 +14,21 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.task = "dalle_jax.task"
-    c.steps = 2600
+    c.steps = 6000
     c.log_every = 100
     c.data = ConfigDict({"source": "shapes/32", "batch_size": 32})
     c.vqgan = ConfigDict({"path": "runs/demo/vqgan"})
     c.tokenizer = ConfigDict({"vocab_size": 640})
-    c.model = ConfigDict({"text_length": 20, "width": 192, "depth": 4, "heads": 6, "dropout": 0.0, "scan": False})
+    c.model = ConfigDict({"text_length": 20, "width": 192, "depth": 4, "heads": 6, "dropout": 0.1, "scan": False})
     c.model.activation = "gelu_tanh"
     # Muon needs a third of AdamW's updates here. Its updates are brought to the size of Adam's, which has all but kernels.
     c.optim = ConfigDict({"name": "contrib.muon", "lr": 3e-3, "warmup_steps": 100, "weight_decay": 0.05})
     c.optim.args = ConfigDict({"consistent_rms": 0.2, "adam_b2": 0.98, "eps": 1e-7})
     c.ema = ConfigDict({"decay": 0.99})
-    c.checkpoint = ConfigDict({"every": 1300, "keep_last": 1})
-    draw = {"type": "drawing", "every": 1300, "prompts": 256, "top_p": 0.9, "guidance": 3.0}
+    c.checkpoint = ConfigDict({"every": 1500, "keep_last": 1})
+    draw = {"type": "drawing", "every": 1500, "prompts": 256, "top_p": 0.9, "guidance": 3.0}
     c.evals = ConfigDict()
-    c.evals.test = ConfigDict({"type": "likelihood", "split": "test", "every": 1300})
+    c.evals.test = ConfigDict({"type": "likelihood", "split": "test", "every": 1500})
     c.evals.seen = ConfigDict({**draw, "split": "test"})
     c.evals.novel = ConfigDict({**draw, "split": "novel"})
     c.evals.two = ConfigDict({**draw, "split": "test", "about": "pairs"})

@@ -41,7 +41,7 @@ def decode(data: bytes | str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> 
             width, height = image.size
             if width * height > max_pixels:
                 raise BrokenSample(f"{width} x {height} pixels; at most {max_pixels:,} are decoded")
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(image)
     except BrokenSample:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -50,7 +50,9 @@ def decode(data: bytes | str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> 
         raise BrokenSample(f"not a readable picture ({type(error).__name__}: {error})") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """As `decode`, of a picture that is opened already. Raises BrokenSample for floating-point pixels."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image).astype(np.int64)
         return Image.fromarray((np.clip(grey, 0, 65535) // 257).astype(np.uint8)).convert("RGB")
@@ -146,7 +148,7 @@ class Preprocess:
                 raise ValueError(f"an image array must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
             image = Image.fromarray(image)
         elif isinstance(image, Image.Image):
-            image = _to_rgb(image)
+            image = to_rgb(image)
         else:
             image = decode(image)
         if image.size != (self.size, self.size):

@@ -8,21 +8,21 @@
 `options` has every option, `prompts` the grammar of prompts, `trajectory` the compiled scan.
 """
 
-__all__ = ["Animation", "Motion", "Painting", "PromptError", "animate", "paint", "paint_many"]
+import importlib
+
+_NAMES = {
+    "painting": ("Painting", "paint", "paint_many"),
+    "animation": ("Animation", "Motion", "animate"),
+    "options": ("Options",),
+    "prompts": ("PromptError",),
+}
+__all__ = ["Animation", "Motion", "Options", "Painting", "PromptError", "animate", "paint", "paint_many"]
 
 
 def __getattr__(name: str):
     # Late: `vqgan-jax --help` needs no JAX.
-    if name in ("Painting", "paint", "paint_many"):
-        from vqgan_jax.guided import painting
-
-        return getattr(painting, name)
-    if name in ("Animation", "Motion", "animate"):
-        from vqgan_jax.guided import animation
-
-        return getattr(animation, name)
-    if name == "PromptError":
-        from vqgan_jax.guided.prompts import PromptError
-
-        return PromptError
+    for module, names in _NAMES.items():
+        if name == module or name in names:
+            found = importlib.import_module(f"vqgan_jax.guided.{module}")
+            return found if name == module else getattr(found, name)
     raise AttributeError(f"module 'vqgan_jax.guided' has no attribute {name!r}")

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, UInt8
 from tqdm import tqdm
 
 from train_jax.errors import ConfigError
-from vqgan_jax.guided import augment, trajectory
+from vqgan_jax.guided import augment
 from vqgan_jax.guided import options as options_lib
 from vqgan_jax.guided.painting import Clips, Job, Painter, check
 from vqgan_jax.guided.prompts import Scene, parse
@@ -28,7 +28,8 @@ class Motion:
     Attributes:
       frames: of each scene.
       frame_steps: steps of the optimiser in a frame.
-      blend: frames at the end of a scene in which its prompt gives way to the next one's; None: ten, if the scene is longer.
+      blend: frames at the end of a scene in which its prompt gives way to the next one's; None: ten, if there is a next
+        one and the scene is longer.
       zoom: size of things, relative to the frame before.
       turn: degrees, counter-clockwise.
       right, down: shares of the picture's width and height.
@@ -43,18 +44,21 @@ class Motion:
     down: float = 0.0
 
     def __post_init__(self):
-        if self.blend is None and type(self.frames) is int:
-            object.__setattr__(self, "blend", max(min(10, self.frames - 1), 0))
         for name, low in (("frames", 1), ("frame_steps", 1), ("blend", 0)):
             value = getattr(self, name)
-            if type(value) is not int or value < low:
+            if (name, value) != ("blend", None) and (type(value) is not int or value < low):
                 raise ConfigError(f"{name} = {value!r}; it must be a whole number of at least {low}")
         for name, low, high in (("zoom", 0.5, 2.0), ("turn", -180, 180), ("right", -1, 1), ("down", -1, 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise ConfigError(f"{name} = {value!r}; it must be a number in [{low}, {high}]")
-        if self.blend >= self.frames:
+        if self.blend is not None and self.blend >= self.frames:
             raise ConfigError(f"blend = {self.blend} must be less than frames = {self.frames}, those of a scene")
+
+    @property
+    def overlap(self) -> int:
+        """Frames in which scenes blend."""
+        return min(10, self.frames - 1) if self.blend is None else self.blend
 
     @property
     def still(self) -> bool:
@@ -83,23 +87,29 @@ def animate(
 ) -> Animation:
     """Scenes one after the other, each of `motion.frames` frames; arguments as in `paint`.
 
-    Where the picture moves, every frame starts from the codes of the moved picture and from a fresh optimiser; where it
-    stands still, latents and optimiser go on. `preview` is called after every frame: `(its number, uint8 [H, W, 3])`.
+    Where the picture moves, every frame starts from the codes of the moved picture and from a fresh optimiser, and
+    `init_weight` and `init_pixels` pull to this start of its own; an overlay stays where it is. Where the picture stands
+    still, latents and optimiser go on. `preview` is called after every frame: `(its number, uint8 [H, W, 3])`.
 
-    Raises as `paint`, and ConfigError for schedules over the steps, of which an animation knows no last.
+    Raises as `paint`, and ConfigError for schedules over the steps, of which an animation knows no last, for snapshots,
+    which are its frames, and for a blend of a single scene.
     """
     motion = motion or Motion()
     check(seed, 1, [prompt])
     resolved = options_lib.resolve(options)
     if resolved.lr_decay != 1 or resolved.temperature_end:
         raise ConfigError("lr_decay and temperature_end are schedules over a painting's steps: an animation has no last one")
+    if "save_every" in options:
+        raise ConfigError("save_every is of a painting's snapshots: an animation gives its frames; set frame_steps instead")
     scenes = parse(prompt)
+    if motion.blend is not None and len(scenes) == 1:
+        raise ConfigError(f"blend = {motion.blend} is of scenes that follow each other, and the prompt has one: write A ^ B")
     every = tuple(part for scene in scenes for part in scene)
     painter = Painter(vq, clip, [Job(every, seed, resolved)], clip_weights)
     # Without a last step the schedules stay where they begin.
     numbers = painter.problem.numbers | {"steps": jnp.full_like(painter.problem.numbers["steps"], jnp.inf)}
     problem, state = painter.problem._replace(numbers=numbers), painter.state
-    schedule = weights(scenes, motion.frames, motion.blend)
+    schedule = weights(scenes, motion.frames, motion.overlap)
     frames, losses = [], []
     move = functools.partial(_moved, matrix=matrix(motion, painter.size))
     with tqdm(total=len(schedule), unit="frame", desc="animate", disable=not progress) as bar:
@@ -108,7 +118,11 @@ def animate(
             if number == 0:
                 state, _ = painter.advance(state, resolved.steps)
             elif not motion.still:
-                state = _restarted(painter, state, np.asarray(move(frames[-1])))
+                start = np.clip(np.asarray(move(painter.bare(state)[0])), 0, 1)[None]
+                first = painter.first(vq.encode(start))
+                painter.problem = painter.problem._replace(first=first, start=painter.place(start))
+                # Steps are counted on, so that a frame draws cuts that no other has seen.
+                state = painter.begin(first)._replace(step=state.step)
             state, values = painter.advance(state, motion.frame_steps)
             frames.append(painter.picture(state)[0][0])
             losses.append(values[0])
@@ -144,11 +158,5 @@ def matrix(motion: Motion, size: tuple[int, int]) -> Float32[np.ndarray, "3 3"]:
 
 
 @jax.jit
-def _moved(image: UInt8[Any, "H W 3"], matrix: Float[Any, "3 3"]):
-    return augment.warp(image.astype(jnp.float32) / 255, matrix)
-
-
-def _restarted(painter: Painter, state: trajectory.State, image: Float32[np.ndarray, "H W 3"]) -> trajectory.State:
-    """A fresh state that shows the picture, with the count of steps going on: it draws cuts that no frame has seen."""
-    codes = painter.vq.encode(np.clip(image, 0, 1)[None])
-    return painter.begin(painter.first(codes))._replace(step=state.step)
+def _moved(image: Float[Any, "H W 3"], matrix: Float[Any, "3 3"]):
+    return augment.warp(image, matrix)

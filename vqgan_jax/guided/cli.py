@@ -57,8 +57,9 @@ def add(command_parser: Callable) -> None:
     sub.add_argument("--preview", metavar="FILE", help="a .png to show the picture in as it is painted")
     sub.add_argument("--state", metavar="FILE", help="an .npz to keep the state in as it is painted")
     sub.add_argument("--resume", metavar="FILE", help="a state to go on from")
-    sub.add_argument("--config", metavar="FILE", help="a .yaml with any of these options; the command line overrides it")
-    sub.add_argument("--repeat", metavar="FILE", help="a painted .png to paint again")
+    said = "a .yaml that says prompts, vqgan, clip, clip_weights, seed, n, and options below; the command line overrides it"
+    sub.add_argument("--config", metavar="FILE", help=said)
+    sub.add_argument("--repeat", metavar="FILE", help="a painted .png to paint again, with all that was painted beside it")
     motion = sub.add_argument_group("animation")
     for name, (kind, text) in _MOTION.items():
         motion.add_argument(_flag(name), type=kind, default=later, metavar="N", help=text)
@@ -72,14 +73,13 @@ def _add_option(group, name: str, field: dataclasses.Field) -> None:
     if kind == "flag":
         group.add_argument(_flag(name), action="store_true", default=argparse.SUPPRESS, help=text)
         return
-    types = {"number": float, "float": float, "int": int, "size": _size, "colours": _texts}
     if kind == "choice":
         text += f": {', '.join(within)}"
     if field.default not in (None, 0, ()):
         text += f" (default {field.default})"
     metavar = "HxW" if kind == "size" else kind.upper()
     group.add_argument(
-        _flag(name), type=types.get(kind, str), default=argparse.SUPPRESS, metavar=metavar, help=text.replace("%", "%%")
+        _flag(name), type=_TYPES.get(kind, str), default=argparse.SUPPRESS, metavar=metavar, help=text.replace("%", "%%")
     )
 
 
@@ -105,16 +105,23 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r}: write numbers separated by commas") from error
 
 
+_TYPES = {"number": float, "float": float, "int": int, "size": _size, "colours": _texts}
+
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """What is to be painted: `run` as `_RUN` names it, options of the picture, and of its motion."""
+    """What is to be painted: `run` as `_RUN` names it, options of the picture, and of its motion.
+
+    Attributes:
+      only: the number of the one picture that is kept of those painted together, if it is one.
+    """
 
     run: dict[str, Any]
     options: dict[str, Any]
     motion: dict[str, Any]
+    only: int | None = None
 
 
 def order(arguments: argparse.Namespace) -> Order:
@@ -122,35 +129,45 @@ def order(arguments: argparse.Namespace) -> Order:
     said = vars(arguments)
     names = {**_RUN, **_MOTION, **options_lib.FIELDS}
     given = {name: said[name] for name in names if name in said and said[name] != []}
+    only = None
     if arguments.repeat:
         extra = sorted(given.keys() - {"vqgan", "clip"}) + (["config"] if arguments.config else [])
         if extra:
-            raise UserError(f"--repeat paints the same again: {_flag(extra[0])} would make it another picture; leave it out")
-        given = _repeated(arguments.repeat) | given
+            what = "a PROMPT" if extra[0] == "prompts" else _flag(extra[0])
+            raise UserError(f"--repeat paints the same again: {what} would make it another picture; leave it out")
+        found, only = _repeated(arguments.repeat)
+        given = found | given
     elif arguments.config:
         found = _config(arguments.config)
         options_lib.refuse_unknown(found, names, f"option (in {arguments.config})")
         given = found | given
     run = _RUN | {name: given[name] for name in _RUN if name in given}
     for name in ("prompts", "clip"):
-        run[name] = [run[name]] if isinstance(run[name], str) else list(run[name])
-    run["prompts"] = [line for prompt in run["prompts"] for line in _lines(prompt)]
+        run[name] = [run[name]] if isinstance(run[name], str) else run[name]
+        if not isinstance(run[name], list) or not all(isinstance(text, str) for text in run[name]):
+            raise UserError(f"{name} = {run[name]!r}; it must be a text, or a list of texts")
+    if not arguments.repeat:  # what was painted tells each prompt as it is
+        run["prompts"] = [line for prompt in run["prompts"] for line in _lines(prompt)]
     for name, what in (("prompts", "a prompt"), ("vqgan", "--vqgan MODEL"), ("clip", "--clip MODEL")):
         if not run[name]:
             raise UserError(f"say what to paint, and with which models: {what} is missing")
     motion = {name: given[name] for name in _MOTION if name in given}
     if motion and "frames" not in motion:
         raise UserError(f"{_flag(next(iter(motion)))} is of an animation: say by --frames how many frames a scene has")
-    return Order(run, {name: given[name] for name in options_lib.FIELDS if name in given}, motion)
+    return Order(run, {name: given[name] for name in options_lib.FIELDS if name in given}, motion, only)
 
 
-def _repeated(path: str) -> dict[str, Any]:
+def _repeated(path: str) -> tuple[dict[str, Any], int | None]:
+    """What was said of a painted picture, and its number if others were painted beside it."""
     from vqgan_jax.guided import metadata
 
     about = metadata.read(path)
     models = {"vqgan": about["vqgan"]["path"], "clip": [clip["path"] for clip in about["clips"]]}
     told = {name: about[name] for name in ("prompts", "clip_weights", "seed", "n")}
-    return told | models | about["options"] | about["motion"]
+    options = about["options"]
+    if about["motion"]:
+        options = {name: value for name, value in options.items() if name != "save_every"}
+    return told | models | options | about["motion"], about["only"]
 
 
 def _config(path: str) -> dict[str, Any]:
@@ -162,7 +179,21 @@ def _config(path: str) -> dict[str, Any]:
         raise UserError(f"{path} is no YAML: {error}") from error
     if not isinstance(found, Mapping):
         raise UserError(f"{path} must hold options as name: value, not a {type(found).__name__}")
-    return dict(found)
+    return {name: _said(path, name, value) for name, value in found.items()}
+
+
+def _said(path: str, name: str, value: Any) -> Any:
+    """A text of a config file as the command line would read it: YAML takes 1e-3 and 256x384 for texts."""
+    kinds = {name: kind for name, (kind, _) in _MOTION.items()} | {"seed": int, "n": int, "clip_weights": _numbers}
+    kinds |= {name: _TYPES.get(field.metadata["kind"], str) for name, field in options_lib.FIELDS.items()}
+    if not isinstance(value, str) or name not in kinds:
+        return value
+    try:
+        return kinds[name](value)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{path}: {name}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {name} = {value!r}; it must be a number") from error
 
 
 def _lines(prompt: str) -> list[str]:
@@ -174,6 +205,21 @@ def _lines(prompt: str) -> list[str]:
     if not found:
         raise UserError(f"{prompt}: {file} has no line with a prompt")
     return found
+
+
+def _check(wanted: Order) -> None:
+    """What can be refused before any model is loaded."""
+    from vqgan_jax.guided import animation, painting, targets
+    from vqgan_jax.guided.prompts import parse, single
+
+    run = wanted.run
+    options_lib.resolve(wanted.options)
+    painting.check(run["seed"], run["n"], run["prompts"])
+    targets.shares(run["clip_weights"], len(run["clip"]))
+    for prompt in run["prompts"]:
+        (parse if wanted.motion else single)(prompt)
+    if wanted.motion:
+        animation.Motion(**wanted.motion)
 
 
 def _paint(arguments: argparse.Namespace) -> int:
@@ -193,7 +239,7 @@ def _paint(arguments: argparse.Namespace) -> int:
         wanted = order(arguments)
         if arguments.video and not wanted.motion and not arguments.repeat:
             wanted.options.setdefault("save_every", _VIDEO_STEPS)
-        options_lib.resolve(wanted.options)  # before models are loaded
+        _check(wanted)
         vq, clips = _models(wanted, arguments.repeat)
         draw = _animated if wanted.motion else _painted
         draw(arguments, wanted, vq, clips, out)
@@ -231,7 +277,7 @@ def _files(wanted: Order) -> dict[str, str]:
     return metadata.files(options_lib.resolve(wanted.options), scenes)
 
 
-def _about(wanted: Order, vq, clips, **changes) -> dict[str, Any]:
+def _about(wanted: Order, vq, clips) -> dict[str, Any]:
     """What a PNG carries."""
     run = wanted.run
     return {
@@ -243,8 +289,9 @@ def _about(wanted: Order, vq, clips, **changes) -> dict[str, Any]:
         "clips": [{"path": p, "sha256": c.fingerprint} for p, c in zip(run["clip"], clips, strict=True)],
         "files": _files(wanted),
         "motion": wanted.motion,
+        "only": wanted.only,
         "options": options_lib.resolve(wanted.options).to_json(),
-    } | changes
+    }
 
 
 def _painted(arguments, wanted: Order, vq, clips, out: Path) -> None:
@@ -263,23 +310,25 @@ def _painted(arguments, wanted: Order, vq, clips, out: Path) -> None:
     def shown(images) -> Image.Image:
         return Image.fromarray(images[0]) if len(images) == 1 else sheet(rows(images))
 
-    preview = png(arguments.preview, "the preview") if arguments.preview else None
+    preview = png(arguments.preview, "the preview", "--preview") if arguments.preview else None
     painting = paint(
         vq, clips, prompts, seed=wanted.run["seed"], n=n, clip_weights=wanted.run["clip_weights"],
         resume_from=arguments.resume, state_file=arguments.state,
         preview=preview and (lambda step, images, losses: shown(images).save(preview)), **wanted.options,
     )  # fmt: skip
-    metadata.save(shown(painting.images), out, _about(wanted, vq, clips))
+    kept = slice(None) if wanted.only is None else slice(wanted.only, wanted.only + 1)
+    metadata.save(shown(painting.images[kept]), out, _about(wanted, vq, clips))
     if arguments.folder:
         folder = Path(arguments.folder)
         folder.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(painting.images):
-            prompt, seed = prompts[number // n], wanted.run["seed"] + number % n
-            one = dataclasses.replace(wanted, run=wanted.run | {"prompts": [prompt], "seed": seed, "n": 1})
+            # Painted alone, by another program, it would be the same but for rounding: it tells what was beside it.
+            one = dataclasses.replace(wanted, only=number if len(painting.images) > 1 else None)
             name = folder / f"{number // n:04d}-{number % n:04d}.png"
             metadata.save(Image.fromarray(image), name, _about(one, vq, clips))
     if arguments.video:
-        frames = [grid(rows(painting.snapshots[:, i])) for i in range(painting.snapshots.shape[1])]
+        shots = painting.snapshots[kept]
+        frames = [grid(rows(shots[:, i])) for i in range(shots.shape[1])]
         video.write(arguments.video, frames, arguments.fps)
 
 
@@ -297,7 +346,7 @@ def _animated(arguments, wanted: Order, vq, clips, out: Path) -> None:
     for name in ("state", "resume", "folder"):
         if getattr(arguments, name):
             raise UserError(f"--{name} is of pictures, not of an animation: leave it out")
-    preview = png(arguments.preview, "the preview") if arguments.preview else None
+    preview = png(arguments.preview, "the preview", "--preview") if arguments.preview else None
     found = animate(
         vq, clips, wanted.run["prompts"][0], motion=Motion(**wanted.motion), seed=wanted.run["seed"],
         clip_weights=wanted.run["clip_weights"],

@@ -14,7 +14,7 @@ from vqgan_jax.guided.options import PICTURES, Options
 from vqgan_jax.guided.prompts import Scene
 
 KEY = "vqgan-jax paint"
-_TOLD = {"prompts", "seed", "n", "clip_weights", "vqgan", "clips", "files", "motion", "options"}
+_TOLD = {"prompts", "seed", "n", "clip_weights", "vqgan", "clips", "files", "motion", "only", "options"}
 
 
 def files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:

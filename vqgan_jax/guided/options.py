@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,6 @@ class Options:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
-        _contradictions(self)
 
     def numbers(self) -> dict[str, np.float32]:
         """The traced options."""
@@ -122,18 +121,32 @@ PICTURES = tuple(name for name, field in FIELDS.items() if field.metadata["kind"
 
 def resolve(given: Mapping[str, Any]) -> Options:
     """All options, of which some are given. ConfigError for unknown ones, of the wrong type, or at odds."""
-    given = dict(given)
+    return resolve_many(given, [{}])[0]
+
+
+def resolve_many(given: Mapping[str, Any], settings: Sequence[Mapping[str, Any]]) -> list[Options]:
+    """`given` with each of `settings`. What has a meaning in one of them is not at odds with the others."""
+    found = [_completed(given | setting) for setting in settings]
+    _contradictions(found)
+    return found
+
+
+def _completed(given: Mapping[str, Any]) -> Options:
     refuse_unknown(given, FIELDS, "option")
+    given = {name: _plain(value) for name, value in given.items()}
     quality = given.get("quality", "normal")
     if quality not in QUALITIES:
         raise ConfigError(f"quality = {quality!r}; it must be one of {', '.join(QUALITIES)}")
-    if isinstance(given.get("size"), list):
-        given["size"] = tuple(given["size"])
-    if isinstance(given.get("palette"), list):
-        given["palette"] = tuple(given["palette"])
     for name in [name for name, value in given.items() if value is None and FIELDS[name].default is not None]:
         raise ConfigError(f"{name} = None; leave it out for its default, {FIELDS[name].default!r}")
     return Options(**QUALITIES[quality] | given)
+
+
+def _plain(value: Any) -> Any:
+    """Without NumPy's scalars, which JSON does not know, and lists, which cannot be compared with defaults."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def refuse_unknown(given: Mapping, known: Mapping, what: str) -> None:
@@ -161,9 +174,18 @@ def pixels(options: Options, trained: int, factor: int) -> tuple[int, int]:
             )
         return options.size
     width, height = aspect(options.aspect or "square")
-    side = trained * options.scale
     ratio = math.sqrt(width / height)
-    return tuple(max(factor, round(x / factor) * factor) for x in (side / ratio, side * ratio))
+
+    def codes(side) -> tuple[int, int]:
+        return tuple(max(factor, round(x / factor) * factor) for x in (side / ratio, side * ratio))
+
+    found = codes(trained * options.scale)
+    if options.scale != 1 and found == codes(trained):
+        raise ConfigError(
+            f"scale = {options.scale:g}: in whole codes of {factor} pixels the picture stays {found[0]} x {found[1]}; "
+            "change it by more, or give size"
+        )
+    return found
 
 
 def aspect(text: str) -> tuple[float, float]:
@@ -193,12 +215,12 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     if kind == "choice":
         good, allowed = value in within, f"one of {', '.join(within)}"
     elif kind in ("number", "float"):
-        good = isinstance(value, int | float | np.floating) and not isinstance(value, bool) and math.isfinite(value)
+        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         good, allowed = good and within[0] <= value <= within[1], f"a number {_range(*within)}"
         if good and not in_float32(value):
             good, allowed = False, "a number that float32 can tell from 0 and from infinity"
     elif kind == "int":
-        good = isinstance(value, int | np.integer) and not isinstance(value, bool) and within[0] <= value <= within[1]
+        good = isinstance(value, int) and not isinstance(value, bool) and within[0] <= value <= within[1]
         allowed = f"a whole number {_range(*within)}"
     elif kind == "flag":
         good, allowed = isinstance(value, bool), "True or False"
@@ -222,15 +244,17 @@ def _range(low: float | int, high: float | int) -> str:
     return f"in [{low:g}, {high:g}]"
 
 
-def _contradictions(o: Options) -> None:
-    def changed(name: str) -> bool:
-        return getattr(o, name) != FIELDS[name].default
+def _contradictions(settings: Sequence[Options]) -> None:
+    """ConfigError for an option that has no effect in any setting, or excludes another."""
+    o = settings[0]  # settings differ in numbers alone
 
     def need(condition: bool, name: str, what: str) -> None:
-        if changed(name) and not condition:
-            raise ConfigError(f"{name} = {getattr(o, name)!r} {what}")
+        for setting in settings:
+            if getattr(setting, name) != FIELDS[name].default and not condition:
+                raise ConfigError(f"{name} = {getattr(setting, name)!r} {what}")
 
     started = o.init_image is not None or o.init_noise is not None
+    decays, framed = any(s.lr_decay != 1 for s in settings), any(s.edge != 0 for s in settings)
     need(o.size is None, "aspect", f"beside size = {o.size}: give one of them")
     need(o.size is None, "scale", f"beside size = {o.size}: give one of them")
     need(o.init_image is None, "init_noise", "beside init_image: a painting starts from one of them")
@@ -238,11 +262,11 @@ def _contradictions(o: Options) -> None:
     need(started, "init_pixels", "pulls to a start: give init_image or init_noise")
     need(o.latents != "straight", "temperature", "is of codes' probabilities: choose latents = soft or gumbel")
     need(o.latents != "straight", "temperature_end", "is of codes' probabilities: choose latents = soft or gumbel")
-    need(o.lr_decay != 1, "lr_decay_at", "says when lr_decay begins: give lr_decay")
+    need(decays, "lr_decay_at", "says when lr_decay begins: give lr_decay")
     need(o.cut_method == "crops", "cut_power", "sizes crops: choose cut_method = crops")
     need(o.cut_method == "crops", "cut_min", "sizes crops: choose cut_method = crops")
-    need(o.edge != 0, "edge_colour", "is of the frame: give its weight, edge")
-    need(o.edge != 0, "edge_width", "is of the frame: give its weight, edge")
+    need(framed, "edge_colour", "is of the frame: give its weight, edge")
+    need(framed, "edge_width", "is of the frame: give its weight, edge")
     need(bool(o.palette), "palette_weight", "is of a palette: give palette")
     need(o.aesthetic is not None, "aesthetic_weight", "is of a head: give aesthetic")
     need(o.memory is None, "micro_cuts", "beside memory, which chooses it: give one of them")

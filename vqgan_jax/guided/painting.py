@@ -133,7 +133,7 @@ def paint_many(
         raise ConfigError(f"at_once = {at_once}; it must be at least 1")
     for setting in settings:
         options_lib.refuse_unknown(setting, dict.fromkeys(options_lib.NUMBERS), "number that may differ")
-    resolved = [options_lib.resolve(options | dict(setting)) for setting in settings]
+    resolved = options_lib.resolve_many(options, settings)
     scenes = [single(prompt) for prompt in prompts]
     jobs = [Job(scene, seed, o) for scene in scenes for seed in seeds for o in resolved]
     size = at_once or len(jobs)
@@ -155,10 +155,10 @@ def check(seed: int, n: int, prompts: Sequence[str]) -> None:
         raise TypeError("prompts must be a list, not one text: write [text]")
     if not len(prompts):
         raise ConfigError("prompts must hold at least one text")
-    if not (isinstance(n, int) and n >= 1):
-        raise ConfigError(f"n = {n} must be at least 1")
-    if not (isinstance(seed, int | np.integer) and seed >= 0 and seed + n <= 2**32):
-        raise ConfigError(f"seed = {seed} must be a whole number in [0, 2^32 - 1]")
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise ConfigError(f"n = {n!r} must be a whole number of at least 1")
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed <= 2**32 - n:
+        raise ConfigError(f"seed = {seed!r} must be a whole number in [0, 2^32 - 1], that of the last picture, too")
 
 
 _keys = jax.jit(jax.vmap(jax.random.key))
@@ -172,6 +172,7 @@ class Painter:
         self.clips = targets.several(clip)
         self.eye_weights = targets.shares(clip_weights, len(self.clips))
         self.size = options_lib.pixels(self.options, vq.size, vq.factor)
+        self._cuts_differ()
         self.mesh = jax.tree.leaves(vq.variables)[0].sharding.mesh
         if self.options.latents == "straight" and latents.table(vq.module, vq.variables) is None:
             raise ConfigError("latents = 'straight' needs vectors of codes, and the dVAE has none: use 'soft' or 'gumbel'")
@@ -238,6 +239,12 @@ class Painter:
             x, codes, z = programs.picture(self.variables, self.problem, state)
         return np.round(255 * np.asarray(x)).astype(np.uint8), np.asarray(codes), np.asarray(z)
 
+    def bare(self, state: trajectory.State) -> Float32[np.ndarray, "n H W 3"]:
+        """What `picture` shows without the overlay, in [0, 1]."""
+        programs = self._programs(1, False, overlay=False)
+        with jax.set_mesh(self.mesh):
+            return np.asarray(programs.picture(self.variables, self.problem, state)[0])
+
     def first(self, codes: Int32[np.ndarray, "n h w"]) -> jax.Array:
         """Latents [n, h, w, x] that show codes, as the options say what latents are."""
         with jax.set_mesh(self.mesh):
@@ -255,6 +262,17 @@ class Painter:
         return jax.device_put(tree, NamedSharding(self.mesh, split))
 
     # -----------------------------------------------------------------------------------------------------------------
+
+    def _cuts_differ(self) -> None:
+        """ConfigError for a `cut_power` that sizes nothing."""
+        each = [job.options for job in self.jobs]
+        smallest = min(clip.preprocess.size for clip in self.clips)
+        if min(self.size) <= smallest and all(o.cut_min == 0 for o in each):
+            for power in (o.cut_power for o in each if o.cut_power != 1):
+                raise ConfigError(
+                    f"cut_power = {power:g}: a picture of {self.size[0]} x {self.size[1]} is no larger than CLIP's "
+                    f"{smallest} x {smallest}, so every cut is the whole shorter side; give cut_min, such as 0.5"
+                )
 
     def _fitted(self, state: trajectory.State, length: int) -> memory.Fit:
         o = self.options
@@ -276,12 +294,13 @@ class Painter:
         devices = self.mesh.size if len(self.jobs) % self.mesh.size else 1
         return memory.fit(compile_with, o.cuts, devices, o.memory)
 
-    def _programs(self, micro: int, remat: bool) -> trajectory.Programs:
+    def _programs(self, micro: int, remat: bool, overlay: bool = True) -> trajectory.Programs:
         eyes = tuple(
             trajectory.Eye(c.module, c.preprocess.size, tuple(c.preprocess.mean), tuple(c.preprocess.std))
             for c in self.clips
         )
-        return trajectory.programs(self.vq.module, eyes, self._structure(micro, remat))
+        structure = self._structure(micro, remat)
+        return trajectory.programs(self.vq.module, eyes, structure._replace(overlay=structure.overlay and overlay))
 
     def _structure(self, micro: int, remat: bool) -> trajectory.Structure:
         o = self.options

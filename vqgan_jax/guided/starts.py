@@ -7,7 +7,7 @@ from jaxtyping import Float32, Int32
 from PIL import Image, ImageOps
 
 from train_jax.data.errors import BrokenSample
-from train_jax.data.images import decode
+from train_jax.data.images import decode, to_rgb
 from train_jax.errors import ConfigError
 
 _OCTAVES = 6  # of fractal noise
@@ -58,9 +58,11 @@ def picture(source, size: tuple[int, int], name: str) -> Float32[np.ndarray, "H 
     """
     if isinstance(source, np.ndarray):
         source = Image.fromarray(_bytes(source, 3, name))
-    elif isinstance(source, str | Path):
-        source = _named(source, name)
-    fitted = ImageOps.fit(source.convert("RGB"), size[::-1], Image.Resampling.LANCZOS)
+    try:
+        source = to_rgb(source) if isinstance(source, Image.Image) else decode(source)
+    except BrokenSample as error:
+        raise BrokenSample(f"{name} {source}: {error}") from error
+    fitted = ImageOps.fit(source, size[::-1], Image.Resampling.LANCZOS)
     return np.asarray(fitted, np.float32) / 255
 
 
@@ -78,13 +80,6 @@ def overlay(source, size: tuple[int, int]) -> Float32[np.ndarray, "H W 4"]:
         raise ConfigError("overlay has no transparency: nothing would be left to paint")
     fitted = ImageOps.fit(source.convert("RGBA"), size[::-1], Image.Resampling.LANCZOS)
     return np.asarray(fitted, np.float32) / 255
-
-
-def _named(path: str | Path, name: str) -> Image.Image:
-    try:
-        return decode(path)
-    except BrokenSample as error:
-        raise BrokenSample(f"{name} {path}: {error}") from error
 
 
 def _bytes(array: np.ndarray, channels: int, name: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from vqgan_jax.guided.animation import Motion
 from vqgan_jax.guided.prompts import PromptError, parse
 
 PLAIN = {"rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}  # smaller programs
-FEW = PLAIN | {"steps": 3, "save_every": 3, "cuts": 4, "progress": False}
+FEW = PLAIN | {"steps": 3, "cuts": 4, "progress": False}
 
 
 def test_scenes_give_way_over_their_last_frames():
@@ -39,9 +39,9 @@ def test_motion_moves_things_where_it_says():
 
 def test_a_still_story_is_one_long_painting(vq, clip):
     # Without motion and with the same scene throughout, the frames are the snapshots of a painting.
-    motion = Motion(frames=2, frame_steps=3, blend=0)
+    motion = Motion(frames=2, frame_steps=3)
     found = guided.animate(vq, clip, "a red star", motion=motion, seed=2, **FEW)
-    plain = guided.paint(vq, clip, "a red star", seed=2, **FEW | {"steps": 9})
+    plain = guided.paint(vq, clip, "a red star", seed=2, **FEW | {"steps": 9, "save_every": 3})
     np.testing.assert_array_equal(found.frames, plain.snapshots[0, 1:])
     np.testing.assert_allclose(found.losses.ravel(), plain.losses[0, 3:], rtol=1e-6)
 
@@ -55,10 +55,35 @@ def test_every_frame_of_a_motion_starts_from_the_moved_picture(vq, clip):
     )
     assert found.frames.shape == (4, 16, 16, 3) and found.losses.shape == (4, 3)
     assert [number for number, _ in seen] == [0, 1, 2, 3]
-    moved = np.asarray(animation._moved(found.frames[0], animation.matrix(motion, (16, 16))))
+    shown = found.frames[0].astype(np.float32) / 255
+    moved = np.asarray(animation._moved(shown, animation.matrix(motion, (16, 16))))
     wanted = np.round(255 * vq.reconstruct(np.clip(moved, 0, 1)[None])[0]).astype(int)
     np.testing.assert_allclose(found.frames[1].astype(int), wanted, atol=1)
     np.testing.assert_array_equal(seen[3][1], found.frames[3])
+
+
+def test_an_overlay_stays_while_the_picture_moves(vq, clip):
+    layer = np.zeros((16, 16, 4), np.uint8)
+    layer[6:10, 6:10] = (250, 10, 60, 255)
+    motion = Motion(frames=2, frame_steps=1, right=0.5)
+    start = np.full((16, 16, 3), 128, np.uint8)
+    options = FEW | {"steps": 1, "lr": 1e-6, "init_image": start, "init_pixels": 1.0}
+    bare = guided.animate(vq, clip, "a red star", motion=motion, **options)
+    found = guided.animate(vq, clip, "a red star", motion=motion, overlay=layer, **options)
+    inside = np.zeros((16, 16), bool)
+    inside[6:10, 6:10] = True
+    for frame, plain in zip(found.frames, bare.frames, strict=True):
+        assert (frame[inside] == (250, 10, 60)).all()
+        np.testing.assert_array_equal(frame[~inside], plain[~inside])
+
+
+def test_each_frame_is_pulled_to_its_own_start(vq, clip):
+    # At the first step of a frame its latents are its start's: the pull costs nothing there, and something later.
+    options = FEW | {"steps": 2, "init_noise": "fractal"}
+    motion = Motion(frames=3, frame_steps=2, zoom=1.5)
+    free, held = (guided.animate(vq, clip, "a", motion=motion, init_weight=w, **options).losses for w in (1e-6, 50.0))
+    np.testing.assert_allclose(held[1, 0], free[1, 0], rtol=0.2)
+    assert (held[1:, 1] - held[1:, 0] > 0.1).all()
 
 
 @pytest.mark.parametrize(
@@ -79,9 +104,13 @@ def test_motions_that_cannot_be(how, message):
 def test_what_has_no_meaning_in_an_animation(vq, clip):
     with pytest.raises(ConfigError, match="an animation has no last one"):
         guided.animate(vq, clip, "a", lr_decay=0.1, **FEW)
+    with pytest.raises(ConfigError, match="save_every is of a painting's snapshots"):
+        guided.animate(vq, clip, "a", save_every=3, **FEW)
+    with pytest.raises(ConfigError, match="blend = 2 is of scenes that follow each other"):
+        guided.animate(vq, clip, "a", motion=Motion(frames=3, blend=2), **FEW)
     with pytest.raises(PromptError):
         guided.animate(vq, clip, "a ^", **FEW)
 
 
 def test_a_short_scene_blends_as_long_as_it_can():
-    assert [Motion(frames=frames).blend for frames in (1, 5, 30)] == [0, 4, 10]
+    assert [Motion(frames=frames).overlap for frames in (1, 5, 30)] == [0, 4, 10]

@@ -1,6 +1,7 @@
 """`vqgan-jax paint`, called as a user does."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from vqgan_jax import cli, guided
 from vqgan_jax.guided import metadata
 
 PLAIN = ("--rotate", 0, "--shift", 0, "--perspective", 0, "--jitter", 0)  # smaller programs
-FEW = ("--steps", 3, "--save-every", 3, "--cuts", 4, *PLAIN)
+STILL = ("--steps", 3, "--cuts", 4, *PLAIN)
+FEW = ("--save-every", 3, *STILL)
 SAME = {"steps": 3, "save_every": 3, "cuts": 4, "rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}
 
 
@@ -83,7 +85,10 @@ def test_lists_of_prompts_make_a_grid_and_a_folder(given, loaded, tmp_path):
     for name, image in zip(names, found, strict=True):
         np.testing.assert_array_equal(pixels(folder / name), image)
     about = metadata.read(folder / names[3])
-    assert (about["prompts"], about["seed"], about["n"]) == (["a blue circle"], 6, 1)
+    assert (about["prompts"], about["seed"], about["n"], about["only"]) == (["a red star", "a blue circle"], 5, 2, 3)
+    assert call("paint", "--repeat", folder / names[3], "--out", tmp_path / "again.png") == 0
+    np.testing.assert_array_equal(pixels(tmp_path / "again.png"), found[3])
+    assert metadata.read(tmp_path / "again.png") == about
     assert (tmp_path / "v.gif").stat().st_size > 0
 
 
@@ -92,7 +97,8 @@ def test_a_config_file_says_what_the_command_line_does_not(models, loaded, tmp_p
         "prompts": "a red star",
         "vqgan": str(models / "vqgan.safetensors"),
         "clip": [str(models / "clip")],
-        "lr": 0.2,
+        "lr": "2e-1",  # for YAML a text
+        "size": "16x16",
         "seed": 1,
     } | SAME
     (tmp_path / "options.yaml").write_text(json.dumps(about))  # JSON is YAML
@@ -114,7 +120,7 @@ def test_a_story_is_a_video(given, tmp_path):
     video = tmp_path / "story.gif"
     motion = ("--frames", 2, "--blend", 1, "--frame-steps", 3, "--zoom", 1.1)
     out = tmp_path / "last.png"
-    assert call("paint", "a star ^ a circle", *given, *FEW, *motion, "--video", video, "--out", out) == 0
+    assert call("paint", "a star ^ a circle", *given, *STILL, *motion, "--video", video, "--out", out) == 0
     with Image.open(video) as found:
         assert found.n_frames == 4 and found.size == (128, 128)
     assert call("paint", "--repeat", out, "--out", tmp_path / "again.png") == 0
@@ -132,15 +138,21 @@ def test_a_story_is_a_video(given, tmp_path):
         (("a", "--init-weight", 1), "init_weight = 1.0 pulls to a start"),
         (("a", "--zoom", 1.1), "--zoom is of an animation: say by --frames"),
         (("a ^ b",), "starts another scene"),
-        (("a", "--frames", 3, "--blend", 0), "--frames makes an animation: name its file by --video"),
-        (("a", "b", "--frames", 3, "--blend", 0, "--video", "a.gif"), "an animation has one prompt"),
-        (("a", "--frames", 3, "--blend", 0, "--video", "a.gif", "--state", "s.npz"), "--state is of pictures"),
+        (("a", "--frames", 3), "--frames makes an animation: name its file by --video"),
+        (("a", "b", "--frames", 3, "--video", "a.gif"), "an animation has one prompt"),
+        (("a", "--frames", 3, "--video", "a.gif", "--state", "s.npz"), "--state is of pictures"),
         (("a", "--clip-weights", "1,2"), "1 CLIP(s) guide"),
+        (("a", "--clip-weights", "nan"), "they must be finite"),
+        (("a", "--seed", -1), "seed = -1 must be a whole number"),
+        (("a", "--preview", "a.jpg"), "--preview a.jpg: the preview is a PNG"),
+        (("a", "--frames", 3, "--blend", 0, "--video", "a.gif"), "is of scenes that follow each other"),
+        (("--config", "three.yaml"), "clip = 3; it must be a text, or a list of texts"),
+        (("--config", "word.yaml"), "word.yaml: lr = 'fast'; it must be a number"),
         (("image=nowhere.png",), "nowhere.png"),
         (("a", "--overlay", "nowhere.png"), "nowhere.png"),
         (("a", "--resume", "nowhere.npz"), "nowhere.npz"),
         (("@nowhere.txt",), "nowhere.txt"),
-        (("a", "--repeat", "a.png"), "--prompts would make it another picture"),
+        (("a", "--repeat", "a.png"), "a PROMPT would make it another picture"),
         (("--repeat", "nowhere.png"), "nowhere.png"),
         (("--config", "strange.yaml"), "stepz is no option (in strange.yaml): did you mean steps"),
         ((), "a prompt is missing"),
@@ -149,8 +161,10 @@ def test_a_story_is_a_video(given, tmp_path):
 def test_mistakes_are_one_line(given, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "strange.yaml").write_text("stepz: 3")
-    few = () if "--repeat" in arguments else FEW
-    models = () if "--repeat" in arguments else given
+    (tmp_path / "three.yaml").write_text("clip: 3\nprompts: a\nvqgan: a")
+    (tmp_path / "word.yaml").write_text("lr: fast")
+    few = () if "--repeat" in arguments else STILL if "--frames" in arguments else FEW
+    models = () if "--repeat" in arguments or "three.yaml" in arguments else given
     assert call("paint", "--out", "out.png", *models, *few, *arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("vqgan-jax paint: error: ") and message in error
@@ -177,4 +191,5 @@ def test_help_tells_every_option(capsys):
     text = capsys.readouterr().out
     from vqgan_jax.guided.options import FIELDS
 
-    assert all(f"--{name.replace('_', '-')}" in text for name in FIELDS)
+    told = set(re.findall(r"--[a-z-]+", text))
+    assert not {f"--{name.replace('_', '-')}" for name in FIELDS} - told

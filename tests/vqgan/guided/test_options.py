@@ -1,5 +1,7 @@
 """Every option is checked: unknown, of the wrong type, out of range, or at odds with another."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -82,6 +84,25 @@ def test_what_cannot_be_is_refused(given, message):
 )
 def test_sizes_are_whole_codes(given, size):
     assert lib.pixels(lib.resolve(given), 256, 16) == size
+
+
+def test_a_scale_that_changes_nothing_is_refused():
+    with pytest.raises(ConfigError, match="scale = 1.02: in whole codes of 16 pixels the picture stays 256 x 256"):
+        lib.pixels(lib.resolve({"scale": 1.02}), 256, 16)
+
+
+def test_settings_may_differ_across_a_default():
+    found = lib.resolve_many({"edge_colour": "black", "lr_decay_at": 0.5}, [{"edge": 0.0}, {"edge": 1, "lr_decay": 0.1}])
+    assert [o.edge for o in found] == [0, 1] and [o.lr_decay for o in found] == [1, 0.1]
+    with pytest.raises(ConfigError, match="edge_colour = 'black' is of the frame"):
+        lib.resolve_many({"edge_colour": "black"}, [{"lr": 0.1}, {"lr": 0.2}])
+
+
+def test_numpys_numbers_become_pythons():
+    given = {"lr": np.float32(0.5), "steps": np.int64(3), "size": (np.int64(32), 64), "smoothness": np.int64(1)}
+    found = lib.resolve(given | {"remat": np.True_, "palette": ["red"]})
+    assert json.loads(json.dumps(found.to_json()))["steps"] == 3
+    assert (found.lr, found.size, found.remat, found.palette) == (0.5, (32, 64), True, ("red",))
 
 
 def test_a_size_between_codes_is_refused():

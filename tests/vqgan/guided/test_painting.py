@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import vqgan_jax
 from train_jax.errors import ConfigError, LoadError
@@ -107,6 +108,8 @@ def test_one_device_and_eight(everywhere, plain):
 
 
 def test_paintings_are_split_over_the_devices(everywhere, plain):
+    jobs = [painting.Job(single(PROMPT), seed, options.resolve({"cuts": 8})) for seed in range(8)]
+    assert painting.Painter(*everywhere, jobs)._structure(8, False).split == "paintings"
     found = guided.paint_many(*everywhere, [PROMPT], seeds=range(8), **FEW | {"steps": 3})
     np.testing.assert_allclose(found.losses[0, 3, 0], plain.losses[0, :3], rtol=1e-5, atol=1e-5)
     assert len({image.tobytes() for image in found.images[0, :, 0]}) == 8
@@ -241,14 +244,42 @@ def layers(tmp_path_factory, clip):
     """Files that options name."""
     folder = tmp_path_factory.mktemp("layers")
     rng = np.random.default_rng(0)
-    from PIL import Image
-
     layer = np.zeros((16, 16, 4), np.uint8)
     layer[:, :4] = (250, 10, 60, 255)
     Image.fromarray(layer).save(folder / "overlay.png")
     Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / "start.png")
     np.savez(folder / "head.npz", weight=rng.standard_normal(8).astype(np.float32), bias=np.float32(0.5))
     return folder
+
+
+def test_what_files_and_colours_ask_for_is_in_the_loss(vq, clip, layers):
+    # Cuts are the whole picture, unchanged, and z is moved from its start: every term can be told by hand.
+    still = {"cut_min": 1.0, "noise": 0.0, "flip": 0.0, "init_image": layers / "start.png", **TOGETHER, **PLAIN}
+    still |= {"palette": ("red", "#0000ff"), "aesthetic": str(layers / "head.npz")}
+    del still["progress"]
+    none = {"palette_weight": 0.0, "aesthetic_weight": 0.0}
+    each = [{"init_weight": 0.5}, {"init_pixels": 2.0}, {"palette_weight": 3.0}, {"aesthetic_weight": 0.7}]
+    settings = options.resolve_many(still, [none, *(none | one for one in each)])
+    painter = painting.Painter(vq, clip, [painting.Job(single("a red star"), 0, o) for o in settings])
+    moved = painter.state.z + 0.1
+    _, values = painter.advance(painter.begin(moved), 1)
+
+    points = np.asarray(vq.variables["params"]["quantizer"]["codebook"])
+    nearest = np.argmin(((np.asarray(moved[0])[:, :, None] - points[None, None]) ** 2).sum(-1), axis=-1)
+    x = np.clip(vq.decode(nearest[None].astype(np.int32))[0], 0, 1)
+    start = np.asarray(Image.open(layers / "start.png"), np.float32) / 255
+    colours = np.array([[1, 0, 0], [0, 0, 1]], np.float32)
+    seen = jax.image.resize(x, (8, 8, 3), "linear", antialias=True)
+    mean, std = (np.array(s, np.float32)[None, None] for s in (clip.preprocess.mean, clip.preprocess.std))
+    u = clip.module.apply(clip.variables, ((seen - mean) / std)[None], method="encode_image")[0]
+    head = np.load(layers / "head.npz")
+    wanted = [
+        0.5 * 0.1**2,
+        2 * np.mean((x - start) ** 2),
+        3 * np.mean([min(((pixel - colour) ** 2).sum() for colour in colours) for pixel in x.reshape(-1, 3)]),
+        -0.7 * (u @ head["weight"] + head["bias"]),
+    ]
+    np.testing.assert_allclose(values[1:, 0] - values[0, 0], wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["soft", "gumbel"])
@@ -284,7 +315,7 @@ def test_first_steps_of_the_optimisers(name):
     "arguments, message",
     [
         ({"prompts": []}, "at least one text"),
-        ({"n": 0}, "n = 0 must be at least 1"),
+        ({"n": 0}, "n = 0 must be a whole number of at least 1"),
         ({"seed": -1}, "seed = -1"),
         ({"seed": 2**32 - 1, "n": 2}, "seed = 4294967295"),
         ({"size": (16, 18)}, "both sides must be divisible by 4"),
@@ -295,6 +326,14 @@ def test_first_steps_of_the_optimisers(name):
 def test_arguments_that_cannot_be_are_refused(vq, clip, arguments, message):
     with pytest.raises(ValueError, match=message):
         guided.paint(vq, clip, **{"prompts": "a"} | arguments)
+
+
+def test_a_power_that_sizes_nothing_is_refused(vq, clip, other_clip):
+    small = {"size": (8, 16), "cut_power": 2.0}
+    with pytest.raises(ConfigError, match="cut_power = 2: a picture of 8 x 16 is no larger than CLIP's 8 x 8"):
+        guided.paint(vq, clip, "a", **FEW | small)
+    jobs = [painting.Job(single("a"), 0, o) for o in options.resolve_many(small, [{}, {"cut_min": 0.5}])]
+    painting.Painter(vq, clip, jobs)  # it sizes something in one of them
 
 
 def test_a_head_of_another_clip_is_refused(vq, clip, tmp_path):
