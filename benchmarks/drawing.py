@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=max(CHOICES), choices=CHOICES, help="drawings of a prompt")
     parser.add_argument("--sweep", type=int, default=64, help="prompts of the table of temperatures and guidances")
     parser.add_argument("--top-p", type=float, default=0.9, help="of the table of choices")
-    parser.add_argument("--guidance", type=float, default=3.0, help="of the table of choices")
+    parser.add_argument("--guidance", type=float, default=5.0, help="of the table of choices")
     arguments = parser.parse_args()
     dalle, clip = dalle_jax.load(arguments.model), clip_jax.load(arguments.clip)
     prompts = {kind: questions(*KINDS[kind], arguments.prompts) for kind in arguments.kinds}

@@ -33,7 +33,7 @@ PROMPTS = (
 )
 DRAWN, SHOWN = 32, 8  # pictures of each prompt, and how many CLIP chooses
 VQGAN = "vqgan"  # in the working directory
-SETTINGS = {"top_p": 0.9, "guidance": 3.0, "seed": 0}
+SETTINGS = {"top_p": 0.9, "guidance": 5.0, "seed": 0}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     c.optim.args = ConfigDict({"consistent_rms": 0.2, "adam_b2": 0.98, "eps": 1e-7})
     c.ema = ConfigDict({"decay": 0.99})
     c.checkpoint = ConfigDict({"every": 1500, "keep_last": 1})
-    draw = {"type": "drawing", "every": 1500, "prompts": 256, "top_p": 0.9, "guidance": 3.0}
+    draw = {"type": "drawing", "every": 1500, "prompts": 256, "top_p": 0.9, "guidance": 5.0}
     c.evals = ConfigDict()
     c.evals.test = ConfigDict({"type": "likelihood", "split": "test", "every": 1500})
     c.evals.seen = ConfigDict({**draw, "split": "test"})
