@@ -15,6 +15,7 @@ import numpy as np
 
 import clip_jax
 import vqgan_jax
+from dalle_jax.evaluators import worded
 from train_jax.data import shapes
 from train_jax.data.shapes import oracle
 from train_jax.data.shapes import scene as scenes
@@ -71,7 +72,7 @@ def questions(count: int) -> list[str]:
     """Captions of one object, spread over colours and shapes so that each occurs about equally often."""
     colours, kinds = list(dict.fromkeys(n.split()[0] for n in shapes.LABEL_NAMES)), list(scenes.SHAPES)
     pairs = [(i % len(colours), (i + i // len(colours)) % len(kinds)) for i in range(len(colours) * len(kinds))]
-    return [f"a {colours[c]} {kinds[s]}" for c, s in dict.fromkeys(pairs)][:count]
+    return [worded("a {}", f"{colours[c]} {kinds[s]}") for c, s in dict.fromkeys(pairs)][:count]
 
 
 def nearest(clip, images: np.ndarray, texts: list[str]) -> np.ndarray:

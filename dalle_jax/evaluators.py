@@ -1,5 +1,6 @@
 """How good a DALL·E is: bits a token on held-out pictures, samples to look at, and whether they show what was asked for."""
 
+import re
 from collections.abc import Callable, Mapping
 
 import jax
@@ -141,7 +142,7 @@ def asked(source: Source, options: ConfigDict) -> list[str]:
         record = source[place]
         label = record.get("label", -1)
         if options.about == "labels" and label >= 0:
-            found.append(options.template.format(source.label_names[label]))
+            found.append(worded(options.template, source.label_names[label]))
         elif options.about == "captions" or (options.about == "pairs" and label < 0):
             found.append(record["captions"][0])
         if len(found) == options.prompts:
@@ -149,6 +150,13 @@ def asked(source: Source, options: ConfigDict) -> list[str]:
     if not found:
         raise DataError(f"{source.name} has no records about which to ask: about = {options.about!r}")
     return found
+
+
+def worded(template: str, name: str) -> str:
+    """The template about a label; "a {}" becomes "an {}" before a vowel, as captions have it."""
+    if name[:1].lower() in tuple("aeiou"):
+        template = re.sub(r"\b([Aa]) \{\}", r"\1n {}", template)
+    return template.format(name)
 
 
 def drawn_by(options: ConfigDict) -> dict:

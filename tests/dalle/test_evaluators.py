@@ -41,6 +41,13 @@ def test_what_is_asked(about, wanted):
     assert evaluators.asked(SOURCE, options(about=about, template="the {}", prompts=1)) == wanted[:1]
 
 
+def test_templates_have_the_article_that_captions_have():
+    assert evaluators.worded("a {}", "orange star") == "an orange star"
+    assert evaluators.worded("a {}", "red star") == "a red star"
+    assert evaluators.worded("A photo of a {}.", "orange star") == "A photo of an orange star."
+    assert evaluators.worded("the {}", "orange star") == "the orange star"
+
+
 def test_no_records_to_ask_about():
     with pytest.raises(DataError, match="no records about which to ask: about = 'pairs'"):
         evaluators.asked(sources.Source("some", RECORDS[:1], ("zero", "one", "two")), options(about="pairs"))
