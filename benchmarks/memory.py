@@ -27,8 +27,8 @@ from train_jax.task import Task
 
 MODELS = ("vit_b32", "vit_b16", "vit_l14", "siglip_b16", "rn50")
 VQGANS = ("f16_1024", "f16_16384", "f8_gumbel")
-# Codes, and rows and columns of them, of the VQGANs that these were trained with.
-DALLES = {"mindalle_1b3": (16_384, (16, 16)), "dalle1_12b": (8_192, (32, 32))}
+# Codes, and rows and columns of them, of the VQGANs that these were trained with; and micro-batches that fit eight devices.
+DALLES = {"mindalle_1b3": (16_384, (16, 16), 8), "dalle1_12b": (8_192, (32, 32), 64)}
 MESHES = ({"data": -1, "fsdp": 8, "tensor": 1}, {"data": -1, "fsdp": 2, "tensor": 4})
 BATCH = 256
 DIM = 512
@@ -56,11 +56,12 @@ def main() -> None:
                 vqgan_plan(name, mesh)
     if only in (None, "dalles"):
         print("\nTraining step of DALL·E, the config's batch, per device:")
-        _row("model", "mesh", "batch", "parameters", "state and batch", "temporaries", "total")
-        _row(*["---"] * 7)
-        for name, size in DALLES.items():
-            for mesh in ({"data": 1, "fsdp": 8, "tensor": 1}, {"data": 1, "fsdp": 4, "tensor": 2}):
-                dalle_plan(name, size, mesh)
+        _row("model", "mesh", "batch", "micro-batches", "parameters", "state and batch", "temporaries", "total")
+        _row(*["---"] * 8)
+        for name, (*codes, parts) in DALLES.items():
+            for accumulate in (1, parts):
+                for mesh in ({"data": 1, "fsdp": 8, "tensor": 1}, {"data": 1, "fsdp": 4, "tensor": 2}):
+                    dalle_plan(name, codes, accumulate, mesh)
     if only in (None, "losses"):
         print(f"\nTemporary memory of the softmax loss and its gradient, 8 devices, {DIM} numbers, per device:")
         _row("global batch", "dense", "tiles of 1,024")
@@ -135,10 +136,10 @@ class _Captions:
         return rows < self.vocab_size
 
 
-def dalle_plan(name: str, codes: tuple[int, tuple[int, int]], sizes: dict) -> None:
+def dalle_plan(name: str, codes: tuple[int, tuple[int, int]], accumulate: int, sizes: dict) -> None:
     """Compiles the training step of a published size and prints its plan."""
     config = load_config(f"dalle/{name}")
-    config.mesh = sizes
+    config.mesh, config.accumulate = sizes, accumulate
     config = config_lib.resolve(config)
     captions = _Captions(config.tokenizer.vocab_size, config.model.text_length)
     module = dalle_model.build(config.model, captions.size, *codes)
@@ -158,7 +159,7 @@ def dalle_plan(name: str, codes: tuple[int, tuple[int, int]], sizes: dict) -> No
     mesh = sharding.make_mesh(config.mesh)
     count, plan = _plan(Task(init=init, loss=loss, example=None), config, mesh, batch)
     sizes = (_mib(x) for x in (plan.arguments, plan.temporaries, plan.total))
-    _row(name, _shape(mesh), str(rows), f"{count:,}", *sizes)
+    _row(name, _shape(mesh), str(rows), str(accumulate), f"{count:,}", *sizes)
 
 
 def _shape(mesh) -> str:
@@ -176,7 +177,16 @@ def _plan(task: Task, config, mesh, batch) -> tuple[int, profiling.MemoryPlan]:
             return tx
 
         _, abstract, tx = init_state(task, make_tx, mesh, batch, seed=0, ema_players=tuple(config.ema.players))
-        step = make_train_step(task, tx, mesh, abstract, seed=0, schedules=schedules, ema_decay=config.ema.decay)
+        step = make_train_step(
+            task,
+            tx,
+            mesh,
+            abstract,
+            seed=0,
+            accumulate=config.accumulate,
+            schedules=schedules,
+            ema_decay=config.ema.decay,
+        )
         plan = profiling.memory_plan(step.lower(abstract, batch).compile())
     return sum(x.size for x in jax.tree.leaves(abstract.params)), plan
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import clip_jax
 import vqgan_jax
@@ -26,14 +26,16 @@ PROMPTS = ("a red star", "a blue circle", "a green heart", "a yellow square", "a
 PAPER = np.full((1, 1, 3), 225, np.uint8)
 OPTIONS = {
     "steps": 300,
+    "save_every": 10,
     "cuts": 8,
     "init_image": PAPER,
     "init_pixels": 3.0,
     "cut_min": 0.6,
     "jitter": 0.0,
 }
-SHOWN = 6  # pictures of a painting's way
+SHOWN = (10, 20, 40, 80, 160, 300)  # steps after which a painting is shown
 ENLARGED = 3
+MARGIN = 130  # pixels for the prompts
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +50,9 @@ def run(workdir: Path, **options) -> Painting:
     sheet = workdir / "painting.png"
     draw(painting).save(sheet)
     text = table(clip, painting)
-    parts = [page.heading("Painted by the gradient of CLIP", 1), page.block(text), page.image(sheet)]
+    steps = ", ".join(map(str, SHOWN))
+    parts = [page.heading("Painted by the gradient of CLIP", 1), page.block(text)]
+    parts += [page.heading(f"After {steps} steps", 2), page.image(sheet)]
     shown = page.add_part(workdir, "4-painting", "\n".join(parts))
     print(f"\n{text}\n\npicture: {sheet}; page: {shown}")
     print(
@@ -61,19 +65,27 @@ def run(workdir: Path, **options) -> Painting:
 def draw(painting: Painting) -> Image.Image:
     """A row a prompt: what it was on its way, and last what it became."""
     count = painting.snapshots.shape[1]
-    places = np.unique(np.linspace(0, count - 1, SHOWN).round().astype(int))
-    sheet = Image.fromarray(grid([list(shots[places]) for shots in painting.snapshots]))
-    return sheet.resize((sheet.width * ENLARGED, sheet.height * ENLARGED), Image.Resampling.NEAREST)
+    places = sorted({min(step // OPTIONS["save_every"], count) - 1 for step in SHOWN})
+    rows = Image.fromarray(grid([list(shots[places]) for shots in painting.snapshots]))
+    rows = rows.resize((rows.width * ENLARGED, rows.height * ENLARGED), Image.Resampling.NEAREST)
+    sheet = Image.new("RGB", (MARGIN + rows.width, rows.height), "white")
+    sheet.paste(rows, (MARGIN, 0))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for number, prompt in enumerate(PROMPTS):
+        middle = (number + 0.5) * rows.height / len(PROMPTS)
+        pen.text((MARGIN - 8, middle), prompt, "black", font, anchor="rm")
+    return sheet
 
 
 def table(clip: "clip_jax.Clip", painting: Painting) -> str:
     """What CLIP takes each picture for, and what the oracle reads in it."""
     probabilities = clip.classify(painting.images, PROMPTS, templates=("{}",))
-    rows = [f"{'prompt':18}{'CLIP takes it for':22}{'the oracle reads':24}loss"]
+    rows = [f"{'prompt':18}{'CLIP takes it for':25}{'loss':17}the oracle reads"]
     for prompt, image, row, losses in zip(PROMPTS, painting.images, probabilities, painting.losses, strict=True):
         seen = ", ".join(" ".join(pair) for pair in shapes.read(image)) or "nothing"
         best = int(np.argmax(row))
-        rows.append(f"{prompt:18}{PROMPTS[best]:15}{100 * row[best]:5.1f} % {seen:24}{losses[0]:.3f} -> {losses[-1]:.3f}")
+        way = f"{losses[0]:.3f} -> {losses[-1]:.3f}"
+        rows.append(f"{prompt:18}{PROMPTS[best]:15} {100 * row[best]:5.1f} % {way:17}{seen}")
     return "\n".join(rows)
 
 

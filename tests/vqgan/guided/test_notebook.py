@@ -1,0 +1,42 @@
+"""The notebook runs from top to bottom, on models that nobody trained, and shows what it promises."""
+
+import re
+
+import numpy as np
+import pytest
+
+import clip_jax
+import vqgan_jax
+
+
+@pytest.fixture(scope="module")
+def outputs(vq, clip, other_clip, tmp_path_factory, run_notebook):
+    folder = tmp_path_factory.mktemp("notebook")
+    vqgan_jax.save(vq, folder / "vqgan.safetensors")
+    clip_jax.save_hf(clip, folder / "clip")
+    clip_jax.save_hf(other_clip, folder / "judge")
+    paths = {"VQGAN_RUN": folder / "vqgan.safetensors", "CLIP_RUN": folder / "clip", "JUDGE_RUN": folder / "judge"}
+    return run_notebook("vqgan_clip.ipynb", PAINT_STEPS="2", **{name: str(path) for name, path in paths.items()})
+
+
+def test_it_loads_what_it_is_pointed_at(outputs, vq):
+    text, _ = outputs("vqgan_jax.load(")
+    assert "vqgan.safetensors" in text and vq.fingerprint[:16] in text and "/judge" in text
+
+
+@pytest.mark.parametrize(
+    "word, count",
+    [("painting = guided.paint", 1), ("painting.losses[0], color", 1), ("def cut(", 1), ("by_cuts = {", 2),
+     ("plt.subplots(1, 2", 1), ("story = guided.animate", 1)],
+)  # fmt: skip
+def test_it_shows_what_it_talks_about(outputs, word, count):
+    _, pictures = outputs(word)
+    assert len(pictures) == count
+    for picture in pictures:
+        assert picture.width > 100 and np.asarray(picture).std() > 3
+
+
+def test_two_judges_grade_every_setting(outputs):
+    text, _ = outputs("def right(")
+    rows = [[float(share) for share in re.findall(r"(\d+)%", line)] for line in text.splitlines()[1:]]
+    assert len(rows) == 8 and all(len(row) == 2 and all(0 <= share <= 100 for share in row) for row in rows)
