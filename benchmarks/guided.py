@@ -2,9 +2,10 @@
 
     python -m benchmarks.guided [--size 256 512] [--cuts 32] [--rounds 3]       (with the `peers` extra; else ours alone)
 
-Steps a second, and peak memory: the most that a turn takes beyond what was held before it, weights above all, in a process
-of its own (on a GPU: of the GPU; else as Linux tells it). Then eight prompts at once beside eight runs in a row. Weights are
-random: speed does not depend on them. On a GPU both multiply float32 by TF32, which is JAX's default.
+Steps a second, and peak memory: the most that a turn takes beyond what was held before, weights above all, in a process of
+its own (on a GPU: of the GPU; else as Linux tells it, with what was freed and not given back). Then eight prompts at once
+beside eight runs in a row. Weights are random: speed does not depend on them. On a GPU both multiply float32 by TF32, which
+is JAX's default.
 """
 
 import argparse
@@ -204,11 +205,11 @@ def alone(name: str, arguments, size: int) -> str:
 
 
 def peak(name: str, run: Callable[[], None]) -> str:
-    """MiB that a second turn takes at most beyond what is held before it."""
+    """MiB that a second turn takes at most beyond what was held before the first."""
+    before = _resident("VmRSS")
     run()  # compiles, chooses algorithms
     if jax.default_backend() != "gpu":
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-        before = _resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far, of compilation
         run()
         return f"{(_resident('VmHWM') - before) / 2**10:,.0f}"
     if name == "ours":

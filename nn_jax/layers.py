@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from nn_jax.convolve import convolve
+
 
 def quick_gelu(x: jax.Array) -> jax.Array:
     """x * sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with (arXiv 1606.08415, section 2)."""
@@ -91,6 +93,7 @@ def conv(
         dtype=dtype,
         kernel_init=named(init, "patch", "patch", *axes),
         bias_init=named(nn.initializers.zeros_init(), "norm"),
+        conv_general_dilated=convolve,
         name=name,
     )
 

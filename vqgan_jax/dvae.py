@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from nn_jax.convolve import convolve
+
 _EPS = 0.1  # pixels in [0, 1] are drawn together to [0.1, 0.9]
 _GROUPS = 4
 
@@ -30,7 +32,7 @@ class _Block(nn.Module):
 
 
 def _conv(features: int, kernel: int, name: str) -> nn.Conv:
-    return nn.Conv(features, (kernel, kernel), padding=kernel // 2, name=name)
+    return nn.Conv(features, (kernel, kernel), padding=kernel // 2, conv_general_dilated=convolve, name=name)
 
 
 class _Encoder(nn.Module):

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from nn_jax.conv import AttentionBlock, Downsample, ResidualBlock, Upsample, map_conv
+from nn_jax.convolve import convolve
 from nn_jax.layers import DTYPES, group_norm
 from train_jax.errors import ConfigError
 from vqgan_jax import quantize
@@ -95,6 +96,7 @@ class Decoder(_Maps):
                 ("patch", "patch", "channels_in", "norm"),
             ),
             bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",)),
+            conv_general_dilated=convolve,
         )
 
     @nn.compact
@@ -134,7 +136,9 @@ class VQGAN(nn.Module):
         def one_by_one(features: int, inputs: int):
             kernel = named(nn.initializers.normal((3 * inputs) ** -0.5), ("patch", "patch", "channels_in", "norm"))
             bias = named(nn.initializers.zeros_init(), ("norm",))
-            return nn.Conv(features, (1, 1), dtype=dtype, kernel_init=kernel, bias_init=bias)
+            return nn.Conv(
+                features, (1, 1), dtype=dtype, kernel_init=kernel, bias_init=bias, conv_general_dilated=convolve
+            )
 
         self.quant_conv = one_by_one(self.quantizer.inputs, self.z_channels)
         self.post_quant_conv = one_by_one(self.z_channels, self.quantizer.dim)
