@@ -8,6 +8,7 @@ from pathlib import Path
 
 from train_jax import command
 from train_jax.errors import UserError
+from vqgan_jax.pictures import lines
 
 _EXAMPLES = {
     "": """\
@@ -96,17 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _lines(text: str) -> list[str]:
-    """The lines of @FILE."""
-    file = Path(text[1:])
-    found = [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
-    if not found:
-        raise UserError(f"{text}: {file} has no line with a prompt")
-    return found
-
-
 def _generate(arguments: argparse.Namespace) -> int:
-    prompts = [line for prompt in arguments.prompts for line in (_lines(prompt) if prompt[:1] == "@" else [prompt])]
+    prompts = [line for prompt in arguments.prompts for line in (lines(prompt) if prompt[:1] == "@" else [prompt])]
     return _draw(arguments, prompts)
 
 
@@ -117,9 +109,12 @@ def _complete(arguments: argparse.Namespace) -> int:
 def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None = None) -> int:
     from dalle_jax.dalle import load
     from dalle_jax.rerank import open_judge
-    from vqgan_jax.pictures import png, sheet
+    from vqgan_jax.pictures import places, png, sheet
 
-    out = png(arguments.out, "the grid")
+    out, preview = png(arguments.out, "the grid"), getattr(arguments, "preview", None)
+    if preview:
+        png(preview, "the preview", "--preview")
+    places(out=arguments.out, preview=preview, folder=arguments.folder)
     if arguments.best is not None and not arguments.rerank:
         raise UserError(f"--best {arguments.best}: say by --rerank what makes pictures the best")
     settings = {key: getattr(arguments, key) for key in ("seed", "temperature", "top_k", "top_p", "guidance")}
@@ -128,8 +123,7 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
     judge = arguments.rerank
     if judge not in (None, "likelihood"):
         judge = open_judge(judge)
-    preview = getattr(arguments, "preview", None)
-    shown = _previewer(png(preview, "the preview", "--preview")) if preview else None
+    shown = _previewer(Path(preview)) if preview else None
     try:
         drawn = dalle.draw(
             prompts,
@@ -205,8 +199,13 @@ def _kept(part: str, image: str, dalle):
         return halves[part]
     if Path(part).suffix.lower() != ".png":
         raise UserError(f"--keep {part}: name one of {', '.join(_HALVES)}, or a .png that is white where codes stay")
-    with Image.open(part) as opened:
-        mask = opened.convert("RGB")
+    try:
+        with Image.open(part) as opened:
+            shown = opened.convert("RGBA")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"--keep {part}: not a readable picture ({error})") from error
+    # What is transparent was erased: it is not kept.
+    mask = Image.alpha_composite(Image.new("RGBA", shown.size, (0, 0, 0, 255)), shown).convert("RGB")
     if mask.size == (size := decode(image).size):  # it goes the picture's way: the model sees a square of its middle
         mask = Image.fromarray(Preprocess(dalle.size)(mask))
     elif mask.width != mask.height:
@@ -214,14 +213,18 @@ def _kept(part: str, image: str, dalle):
             f"--keep {part}: {mask.width} x {mask.height} pixels; it must be as large as the picture, {size[0]} x "
             f"{size[1]}, or a square, of what the model sees of it"
         )
-    return np.asarray(mask.convert("L").resize(grid[::-1], Image.Resampling.BOX)) > 127
+    kept = np.asarray(mask.convert("L").resize(grid[::-1], Image.Resampling.BOX)) > 127
+    if kept.all() or not kept.any():
+        what = "keeps every code: nothing is left to draw" if kept.all() else "keeps no code: use generate"
+        raise UserError(f"--keep {part} {what}")
+    return kept
 
 
 def _score(arguments: argparse.Namespace) -> int:
     from dalle_jax.dalle import load
 
     asked = arguments.prompts
-    prompts = _lines(asked) if asked[:1] == "@" else [part.strip() for part in asked.split(",") if part.strip()]
+    prompts = lines(asked) if asked[:1] == "@" else [part.strip() for part in asked.split(",") if part.strip()]
     if not prompts:
         raise UserError("--prompts names none")
     prompts = list(dict.fromkeys(prompts))

@@ -27,8 +27,9 @@ from dalle_jax.pretrained import open_checkpoint
 from dalle_jax.rerank import fit, open_judge
 from nn_jax.decode import Sampling
 from train_jax import inference
+from train_jax.data.errors import BrokenSample
 from train_jax.data.images import Preprocess
-from train_jax.errors import ConfigError, LoadError
+from train_jax.errors import ConfigError, LoadError, in_float32
 from train_jax.weights.layout import flat
 from vqgan_jax.vqgan import Picture, Pictures, Vqgan
 
@@ -328,7 +329,7 @@ class Dalle:
     def _codes(self, images: Pictures) -> Int32[np.ndarray, "n h w"]:
         if not isinstance(images, np.ndarray):
             preprocess = Preprocess(self.size)
-            images = np.stack([preprocess(image) for image in images]) if len(images) else self._none()
+            images = np.stack([_seen(preprocess, image) for image in images]) if len(images) else self._none()
         if images.shape[1:3] != (self.size, self.size):
             raise ValueError(f"pictures of {images.shape[1]} x {images.shape[2]} pixels; the model knows {self.size}")
         return self.vqgan.encode(images)
@@ -378,14 +379,21 @@ class Dalle:
         require(isinstance(n, int | np.integer) and n >= 1, "n", n, "a whole number, at least 1")
         whole = isinstance(seed, int | np.integer)
         require(whole and 0 <= seed < 2**32, "seed", seed, "a whole number in [0, 2^32)")
-        require(temperature >= 0, "temperature", temperature, "0 or more")
+        require(temperature >= 0 and in_float32(temperature), "temperature", temperature, "0 or more, as float32 has it")
         size = self.module.size
         require(top_k is None or 1 <= top_k <= size, "top_k", top_k, f"in [1, {size}], or None for all codes")
         require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "in (0, 1], or None for all codes")
-        require(bool(np.isfinite(guidance)), "guidance", guidance, "a number; 1 is none")
+        require(in_float32(guidance), "guidance", guidance, "a number that float32 has; 1 is none")
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         if guidance != 1 and not self.captions.guides:
             log.warning("guidance = %g: %s was never trained without a caption; expect less of it", guidance, self.name)
+
+
+def _seen(preprocess: Preprocess, image) -> np.ndarray:
+    try:
+        return preprocess(image)
+    except BrokenSample as error:
+        raise BrokenSample(f"{image}: {error}" if isinstance(image, str | Path) else str(error)) from error
 
 
 def load(path: str | Path, step: int | None = None) -> Dalle:

@@ -1,5 +1,9 @@
 """What a user can get wrong; command lines show these in one line, without a traceback."""
 
+import math
+
+import numpy as np
+
 
 class ConfigError(ValueError):
     """An option that is unknown, of the wrong type, out of range, or at odds with the machine or the run directory."""
@@ -11,3 +15,10 @@ class LoadError(ValueError):
 
 class UserError(ValueError):
     """Arguments of a command that parse and cannot be."""
+
+
+def in_float32(value: float | int | np.number) -> bool:
+    """Whether float32, in which programs compute, has the number: not as infinity, nor as 0 if it is not."""
+    with np.errstate(over="ignore"):
+        seen = float(np.float32(value))
+    return math.isfinite(seen) and (seen == 0) == (value == 0)

@@ -41,7 +41,7 @@ def decode(data: bytes | str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> 
             width, height = image.size
             if width * height > max_pixels:
                 raise BrokenSample(f"{width} x {height} pixels; at most {max_pixels:,} are decoded")
-            return to_rgb(image)
+            return to_rgb(ImageOps.exif_transpose(image))
     except BrokenSample:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -51,8 +51,7 @@ def decode(data: bytes | str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> 
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """As `decode`, of a picture that is opened already. Raises BrokenSample for floating-point pixels."""
-    image = ImageOps.exif_transpose(image)
+    """As `decode`, of a picture that is opened already, and not turned. Raises BrokenSample for floating-point pixels."""
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image).astype(np.int64)
         return Image.fromarray((np.clip(grey, 0, 65535) // 257).astype(np.uint8)).convert("RGB")

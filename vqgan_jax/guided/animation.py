@@ -44,6 +44,9 @@ class Motion:
     down: float = 0.0
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), np.generic):
+                object.__setattr__(self, field.name, value.item())
         for name, low in (("frames", 1), ("frame_steps", 1), ("blend", 0)):
             value = getattr(self, name)
             if (name, value) != ("blend", None) and (type(value) is not int or value < low):
@@ -79,7 +82,7 @@ def animate(
     prompt: str,
     *,
     motion: Motion | None = None,
-    seed: int = 0,
+    seed: int | np.integer = 0,
     clip_weights: Sequence[float | int] | None = None,
     progress: bool = True,
     preview: Callable[[int, np.ndarray], None] | None = None,

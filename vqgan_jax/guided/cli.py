@@ -3,12 +3,13 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from train_jax.errors import ConfigError, UserError
 from vqgan_jax.guided import options as options_lib
+from vqgan_jax.pictures import lines
 
 EXAMPLES = """\
 examples:
@@ -56,7 +57,7 @@ def add(command_parser: Callable) -> None:
     sub.add_argument("--fps", type=float, default=_FPS, help=f"frames a second of the video (default {_FPS})")
     sub.add_argument("--preview", metavar="FILE", help="a .png to show the picture in as it is painted")
     sub.add_argument("--state", metavar="FILE", help="an .npz to keep the state in as it is painted")
-    sub.add_argument("--resume", metavar="FILE", help="a state to go on from")
+    sub.add_argument("--resume", metavar="FILE", help="a state to go on from; a video shows what follows it")
     said = "a .yaml that says prompts, vqgan, clip, clip_weights, seed, n, and options below; the command line overrides it"
     sub.add_argument("--config", metavar="FILE", help=said)
     sub.add_argument("--repeat", metavar="FILE", help="a painted .png to paint again, with all that was painted beside it")
@@ -95,7 +96,10 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _texts(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+    return found
 
 
 def _numbers(text: str) -> list[float]:
@@ -146,8 +150,10 @@ def order(arguments: argparse.Namespace) -> Order:
         run[name] = [run[name]] if isinstance(run[name], str) else run[name]
         if not isinstance(run[name], list) or not all(isinstance(text, str) for text in run[name]):
             raise UserError(f"{name} = {run[name]!r}; it must be a text, or a list of texts")
+    if not isinstance(run["vqgan"], str | None):
+        raise UserError(f"vqgan = {run['vqgan']!r}; it must be a text")
     if not arguments.repeat:  # what was painted tells each prompt as it is
-        run["prompts"] = [line for prompt in run["prompts"] for line in _lines(prompt)]
+        run["prompts"] = [line for prompt in run["prompts"] for line in (lines(prompt) if prompt[:1] == "@" else [prompt])]
     for name, what in (("prompts", "a prompt"), ("vqgan", "--vqgan MODEL"), ("clip", "--clip MODEL")):
         if not run[name]:
             raise UserError(f"say what to paint, and with which models: {what} is missing")
@@ -165,6 +171,10 @@ def _repeated(path: str) -> tuple[dict[str, Any], int | None]:
     models = {"vqgan": about["vqgan"]["path"], "clip": [clip["path"] for clip in about["clips"]]}
     told = {name: about[name] for name in ("prompts", "clip_weights", "seed", "n")}
     options = about["options"]
+    options_lib.refuse_unknown(options, options_lib.FIELDS, f"option of this version (in {path})")
+    options_lib.refuse_unknown(about["motion"], _MOTION, f"motion of this version (in {path})")
+    for name in options_lib.FIELDS.keys() - options.keys():
+        raise UserError(f"{path} does not tell {name}: it was painted by another version")
     if about["motion"]:
         options = {name: value for name, value in options.items() if name != "save_every"}
     return told | models | options | about["motion"], about["only"]
@@ -175,7 +185,7 @@ def _config(path: str) -> dict[str, Any]:
 
     try:
         found = yaml.safe_load(Path(path).read_text("utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no YAML: {error}") from error
     if not isinstance(found, Mapping):
         raise UserError(f"{path} must hold options as name: value, not a {type(found).__name__}")
@@ -186,6 +196,8 @@ def _said(path: str, name: str, value: Any) -> Any:
     """A text of a config file as the command line would read it: YAML takes 1e-3 and 256x384 for texts."""
     kinds = {name: kind for name, (kind, _) in _MOTION.items()} | {"seed": int, "n": int, "clip_weights": _numbers}
     kinds |= {name: _TYPES.get(field.metadata["kind"], str) for name, field in options_lib.FIELDS.items()}
+    if name == "aspect" and isinstance(value, int | float):
+        raise UserError(f"{path}: YAML reads the aspect as the number {value}; write it in quotes, such as '16:9'")
     if not isinstance(value, str) or name not in kinds:
         return value
     try:
@@ -193,22 +205,12 @@ def _said(path: str, name: str, value: Any) -> Any:
     except argparse.ArgumentTypeError as error:
         raise UserError(f"{path}: {name}: {error}") from error
     except ValueError as error:
-        raise UserError(f"{path}: {name} = {value!r}; it must be a number") from error
+        what = "a whole number" if kinds[name] is int else "a number"
+        raise UserError(f"{path}: {name} = {value!r}; it must be {what}") from error
 
 
-def _lines(prompt: str) -> list[str]:
-    """A prompt, or the lines of @FILE."""
-    if prompt[:1] != "@":
-        return [prompt]
-    file = Path(prompt[1:])
-    found = [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
-    if not found:
-        raise UserError(f"{prompt}: {file} has no line with a prompt")
-    return found
-
-
-def _check(wanted: Order) -> None:
-    """What can be refused before any model is loaded."""
+def _check(wanted: Order, outputs: Sequence[str | None]) -> None:
+    """What can be refused before any model is loaded; `outputs` are files that will be written."""
     from vqgan_jax.guided import animation, painting, targets
     from vqgan_jax.guided.prompts import parse, single
 
@@ -220,17 +222,20 @@ def _check(wanted: Order) -> None:
         (parse if wanted.motion else single)(prompt)
     if wanted.motion:
         animation.Motion(**wanted.motion)
+    written = {Path(path).resolve(): path for path in outputs if path}
+    for path in _files(wanted):
+        if Path(path).resolve() in written:
+            raise UserError(f"{path} is a picture to paint from: write to another file")
 
 
 def _paint(arguments: argparse.Namespace) -> int:
     from vqgan_jax.guided import video
-    from vqgan_jax.pictures import png
+    from vqgan_jax.pictures import places, png
 
     out = png(arguments.out, "the picture")
-    for name in ("out", "video", "preview", "state"):  # before hours of painting, not after them
-        path = getattr(arguments, name)
-        if path and not Path(path).resolve().parent.is_dir():
-            raise UserError(f"{_flag(name)} {path}: there is no folder {Path(path).parent}")
+    if arguments.preview:
+        png(arguments.preview, "the preview", "--preview")
+    places(**{name: getattr(arguments, name) for name in ("out", "video", "preview", "state", "folder")})
     if arguments.video:
         video.check(arguments.video, arguments.fps)
     elif arguments.fps != _FPS:
@@ -239,7 +244,9 @@ def _paint(arguments: argparse.Namespace) -> int:
         wanted = order(arguments)
         if arguments.video and not wanted.motion and not arguments.repeat:
             wanted.options.setdefault("save_every", _VIDEO_STEPS)
-        _check(wanted)
+        _check(wanted, [getattr(arguments, name) for name in ("out", "video", "preview", "state")])
+        if wanted.motion and not arguments.video and not arguments.repeat:
+            raise UserError("--frames makes an animation: name its file by --video")
         vq, clips = _models(wanted, arguments.repeat)
         draw = _animated if wanted.motion else _painted
         draw(arguments, wanted, vq, clips, out)
@@ -299,7 +306,7 @@ def _painted(arguments, wanted: Order, vq, clips, out: Path) -> None:
 
     from vqgan_jax.guided import metadata, video
     from vqgan_jax.guided.painting import paint
-    from vqgan_jax.pictures import grid, png, sheet
+    from vqgan_jax.pictures import grid, sheet
 
     n, prompts = wanted.run["n"], wanted.run["prompts"]
 
@@ -310,22 +317,21 @@ def _painted(arguments, wanted: Order, vq, clips, out: Path) -> None:
     def shown(images) -> Image.Image:
         return Image.fromarray(images[0]) if len(images) == 1 else sheet(rows(images))
 
-    preview = png(arguments.preview, "the preview", "--preview") if arguments.preview else None
+    preview, about = arguments.preview, _about(wanted, vq, clips)  # files are hashed as they are now
     painting = paint(
         vq, clips, prompts, seed=wanted.run["seed"], n=n, clip_weights=wanted.run["clip_weights"],
         resume_from=arguments.resume, state_file=arguments.state,
         preview=preview and (lambda step, images, losses: shown(images).save(preview)), **wanted.options,
     )  # fmt: skip
     kept = slice(None) if wanted.only is None else slice(wanted.only, wanted.only + 1)
-    metadata.save(shown(painting.images[kept]), out, _about(wanted, vq, clips))
+    metadata.save(shown(painting.images[kept]), out, about)
     if arguments.folder:
         folder = Path(arguments.folder)
         folder.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(painting.images):
             # Painted alone, by another program, it would be the same but for rounding: it tells what was beside it.
-            one = dataclasses.replace(wanted, only=number if len(painting.images) > 1 else None)
-            name = folder / f"{number // n:04d}-{number % n:04d}.png"
-            metadata.save(Image.fromarray(image), name, _about(one, vq, clips))
+            one = about | {"only": number if len(painting.images) > 1 else None}
+            metadata.save(Image.fromarray(image), folder / f"{number // n:04d}-{number % n:04d}.png", one)
     if arguments.video:
         shots = painting.snapshots[kept]
         frames = [grid(rows(shots[:, i])) for i in range(shots.shape[1])]
@@ -337,21 +343,18 @@ def _animated(arguments, wanted: Order, vq, clips, out: Path) -> None:
 
     from vqgan_jax.guided import metadata, video
     from vqgan_jax.guided.animation import Motion, animate
-    from vqgan_jax.pictures import png
 
     if len(wanted.run["prompts"]) > 1 or wanted.run["n"] != 1:
         raise UserError("an animation has one prompt, of scenes separated by ^, and one picture: leave out --n")
-    if not arguments.video and not arguments.repeat:
-        raise UserError("--frames makes an animation: name its file by --video")
     for name in ("state", "resume", "folder"):
         if getattr(arguments, name):
             raise UserError(f"--{name} is of pictures, not of an animation: leave it out")
-    preview = png(arguments.preview, "the preview", "--preview") if arguments.preview else None
+    preview, about = arguments.preview, _about(wanted, vq, clips)  # files are hashed as they are now
     found = animate(
         vq, clips, wanted.run["prompts"][0], motion=Motion(**wanted.motion), seed=wanted.run["seed"],
         clip_weights=wanted.run["clip_weights"],
         preview=preview and (lambda number, image: Image.fromarray(image).save(preview)), **wanted.options,
     )  # fmt: skip
-    metadata.save(Image.fromarray(found.frames[-1]), out, _about(wanted, vq, clips))
+    metadata.save(Image.fromarray(found.frames[-1]), out, about)
     if arguments.video:
         video.write(arguments.video, list(found.frames), arguments.fps)

@@ -45,18 +45,27 @@ def read(path: str | Path) -> dict[str, Any]:
             text = getattr(image, "text", {}).get(KEY)
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is no readable PNG ({error})") from error
     if text is None:
         raise UserError(f"{path} does not tell how it was painted: only PNGs of vqgan-jax paint do")
     try:
         about = json.loads(text)
-        complete = about.keys() >= _TOLD
-    except (ValueError, AttributeError):
+        complete = about.keys() >= _TOLD and _readable(about)
+    except (ValueError, AttributeError, KeyError, TypeError):
         complete = False
     if not complete:
         raise UserError(f"{path}: what it tells of its painting is damaged")
     return about
+
+
+def _readable(about: dict[str, Any]) -> bool:
+    """Whether everything has the type that `save` gave it."""
+    models = [about["vqgan"], *about["clips"]]
+    good = all(isinstance(model[key], str) for model in models for key in ("path", "sha256"))
+    good = good and all(isinstance(about[name], dict) for name in ("files", "motion", "options"))
+    good = good and all(isinstance(prompt, str) for prompt in about["prompts"]) and isinstance(about["prompts"], list)
+    return good and (about["only"] is None or 0 <= about["only"] < about["n"] * len(about["prompts"]))
 
 
 def unchanged(found: dict[str, str], wanted: dict[str, str], path: str | Path) -> None:

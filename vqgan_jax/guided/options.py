@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor
 
-from train_jax.errors import ConfigError
-from vqgan_jax.guided.prompts import in_float32
+from train_jax.errors import ConfigError, in_float32
 
 QUALITIES = {
     "draft": {"steps": 100, "cuts": 8},
@@ -135,7 +134,7 @@ def _completed(given: Mapping[str, Any]) -> Options:
     refuse_unknown(given, FIELDS, "option")
     given = {name: _plain(value) for name, value in given.items()}
     quality = given.get("quality", "normal")
-    if quality not in QUALITIES:
+    if not isinstance(quality, str) or quality not in QUALITIES:
         raise ConfigError(f"quality = {quality!r}; it must be one of {', '.join(QUALITIES)}")
     for name in [name for name, value in given.items() if value is None and FIELDS[name].default is not None]:
         raise ConfigError(f"{name} = None; leave it out for its default, {FIELDS[name].default!r}")
@@ -213,7 +212,7 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     if value is None and field.default is None:
         return
     if kind == "choice":
-        good, allowed = value in within, f"one of {', '.join(within)}"
+        good, allowed = isinstance(value, str) and value in within, f"one of {', '.join(within)}"
     elif kind in ("number", "float"):
         good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         good, allowed = good and within[0] <= value <= within[1], f"a number {_range(*within)}"
@@ -267,6 +266,14 @@ def _contradictions(settings: Sequence[Options]) -> None:
     need(o.cut_method == "crops", "cut_min", "sizes crops: choose cut_method = crops")
     need(framed, "edge_colour", "is of the frame: give its weight, edge")
     need(framed, "edge_width", "is of the frame: give its weight, edge")
+    def pointless(name: str, value: int, condition: bool, why: str) -> None:
+        if condition and all(getattr(setting, name) == value for setting in settings):
+            raise ConfigError(f"{name} = {value} {why}")
+
+    pointless("edge_width", 0, framed, "leaves the frame, which edge weighs, without a pixel")
+    pointless("lr_decay_at", 1, decays, "is after the last step: lr_decay would never begin")
+    sized = any(setting.cut_power != 1 for setting in settings)
+    pointless("cut_min", 1, sized, "makes every cut the whole shorter side: cut_power would size nothing")
     need(bool(o.palette), "palette_weight", "is of a palette: give palette")
     need(o.aesthetic is not None, "aesthetic_weight", "is of a head: give aesthetic")
     need(o.memory is None, "micro_cuts", "beside memory, which chooses it: give one of them")

@@ -65,8 +65,8 @@ def paint(
     clip: Clips,
     prompts: str | Sequence[str],
     *,
-    seed: int = 0,
-    n: int = 1,
+    seed: int | np.integer = 0,
+    n: int | np.integer = 1,
     clip_weights: Sequence[float | int] | None = None,
     resume_from: str | Path | None = None,
     state_file: str | Path | None = None,
@@ -93,6 +93,7 @@ def paint(
     """
     listed = [prompts] if isinstance(prompts, str) else list(prompts)
     check(seed, n, listed)
+    seed = int(seed)  # NumPy's small integers wrap around
     resolved = options_lib.resolve(options)
     jobs = [Job(single(prompt), seed + i, resolved) for prompt in listed for i in range(n)]
     painter = Painter(vq, clip, jobs, clip_weights)
@@ -109,10 +110,10 @@ def paint_many(
     clip: Clips,
     prompts: Sequence[str],
     *,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int | np.integer] = (0,),
     settings: Sequence[Mapping[str, float | int]] = ({},),
     clip_weights: Sequence[float | int] | None = None,
-    at_once: int | None = None,
+    at_once: int | np.integer | None = None,
     progress: bool = True,
     **options,
 ) -> Painting:
@@ -127,10 +128,11 @@ def paint_many(
     """
     for seed in seeds:
         check(seed, 1, prompts)
+    seeds = [int(seed) for seed in seeds]
     if not len(seeds) or not len(settings):
         raise ConfigError("seeds and settings must each have at least one entry")
-    if at_once is not None and at_once < 1:
-        raise ConfigError(f"at_once = {at_once}; it must be at least 1")
+    if at_once is not None and not (isinstance(at_once, int | np.integer) and at_once >= 1):
+        raise ConfigError(f"at_once = {at_once!r}; it must be a whole number of at least 1")
     for setting in settings:
         options_lib.refuse_unknown(setting, dict.fromkeys(options_lib.NUMBERS), "number that may differ")
     resolved = options_lib.resolve_many(options, settings)
@@ -149,15 +151,15 @@ def paint_many(
     return dataclasses.replace(found[0], **joined)
 
 
-def check(seed: int, n: int, prompts: Sequence[str]) -> None:
+def check(seed: int | np.integer, n: int | np.integer, prompts: Sequence[str]) -> None:
     """ConfigError for seeds and numbers of paintings that cannot be; TypeError for one text instead of a list."""
     if isinstance(prompts, str):
         raise TypeError("prompts must be a list, not one text: write [text]")
     if not len(prompts):
         raise ConfigError("prompts must hold at least one text")
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+    if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1:
         raise ConfigError(f"n = {n!r} must be a whole number of at least 1")
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed <= 2**32 - n:
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= int(seed) <= 2**32 - n:
         raise ConfigError(f"seed = {seed!r} must be a whole number in [0, 2^32 - 1], that of the last picture, too")
 
 

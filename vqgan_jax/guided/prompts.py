@@ -12,9 +12,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-import numpy as np
-
-from train_jax.errors import UserError
+from train_jax.errors import UserError, in_float32
 
 KINDS = ("text", "image", "noise")
 _SPECIAL = "|^:=\\"
@@ -45,7 +43,9 @@ Scene = tuple[Part, ...]
 
 
 def parse(prompt: str) -> tuple[Scene, ...]:
-    """The scenes of a prompt. Raises PromptError that points at the character."""
+    """The scenes of a prompt. Raises PromptError that points at the character, TypeError for what is no text."""
+    if not isinstance(prompt, str):
+        raise TypeError(f"prompt = {prompt!r}; it must be one text")
     whole = (list(_letters(prompt)), len(prompt))
     return tuple(tuple(_part(prompt, part) for part in _split(scene, "|")) for scene in _split(whole, "^"))
 
@@ -134,13 +134,6 @@ def _number(prompt: str, letters: list[_Letter], end: int, name: str) -> float:
     if not in_float32(value):
         _refuse(prompt, _start(letters, end), rf"{text!r} is no {name}, a number; write \: for a colon of the text")
     return value
-
-
-def in_float32(value: float | int) -> bool:
-    """Whether float32, in which programs compute, has the number: not as infinity, nor as 0 if it is not."""
-    with np.errstate(over="ignore"):
-        seen = float(np.float32(value))
-    return math.isfinite(seen) and (seen == 0) == (value == 0)
 
 
 def _start(letters: list[_Letter], end: int) -> int:

@@ -74,7 +74,7 @@ def overlay(source, size: tuple[int, int]) -> Float32[np.ndarray, "H W 4"]:
         try:
             with Image.open(source) as opened:
                 source = opened.convert("RGBA") if opened.has_transparency_data else opened.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise BrokenSample(f"overlay {source}: not a readable picture ({error})") from error
     if not source.has_transparency_data:
         raise ConfigError("overlay has no transparency: nothing would be left to paint")

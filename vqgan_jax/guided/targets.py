@@ -23,10 +23,13 @@ def several(clip: Clip | Sequence[Clip]) -> tuple[Clip, ...]:
     return clips
 
 
-def shares(weights: Sequence[float | int] | None, count: int) -> Float32[np.ndarray, "c"]:
+def shares(weights, count: int) -> Float32[np.ndarray, "c"]:
     """The weights of the CLIPs; by default all alike, their sum 1."""
     if weights is None:
         return np.full(count, 1 / count, np.float32)
+    listed = isinstance(weights, list | tuple | np.ndarray) and np.ndim(weights) == 1
+    if not listed or not all(isinstance(w, int | float | np.number) and not isinstance(w, bool) for w in weights):
+        raise ConfigError(f"clip_weights = {weights!r}; it must be a list of numbers, one a CLIP")
     if len(weights) != count:
         raise ConfigError(f"clip_weights = {list(weights)}: {count} CLIP(s) guide, so give {count} number(s)")
     if not np.all(np.isfinite(weights)) or not np.any(np.asarray(weights) != 0):

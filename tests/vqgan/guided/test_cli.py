@@ -152,6 +152,13 @@ def test_a_story_is_a_video(given, tmp_path):
         (("a", "--overlay", "nowhere.png"), "nowhere.png"),
         (("a", "--resume", "nowhere.npz"), "nowhere.npz"),
         (("@nowhere.txt",), "nowhere.txt"),
+        (("a", "--out", "a.png", "--init-image", "a.png"), "a.png is a picture to paint from"),
+        (("a", "--out", "a.png", "--preview", "a.png"), "--out and --preview name the same file"),
+        (("a", "--folder", "strange.yaml"), "--folder strange.yaml: that is a file"),
+        (("a", "--state", "."), "--state .: that is a folder"),
+        (("@utf16.txt",), "utf16.txt is not UTF-8"),
+        (("--config", "utf16.txt"), "utf16.txt is no YAML"),
+        (("--config", "aspect.yaml"), "write it in quotes, such as '16:9'"),
         (("a", "--repeat", "a.png"), "a PROMPT would make it another picture"),
         (("--repeat", "nowhere.png"), "nowhere.png"),
         (("--config", "strange.yaml"), "stepz is no option (in strange.yaml): did you mean steps"),
@@ -163,6 +170,9 @@ def test_mistakes_are_one_line(given, tmp_path, monkeypatch, capsys, arguments, 
     (tmp_path / "strange.yaml").write_text("stepz: 3")
     (tmp_path / "three.yaml").write_text("clip: 3\nprompts: a\nvqgan: a")
     (tmp_path / "word.yaml").write_text("lr: fast")
+    (tmp_path / "aspect.yaml").write_text("aspect: 16:9")
+    (tmp_path / "utf16.txt").write_bytes("a star".encode("utf-16"))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     few = () if "--repeat" in arguments else STILL if "--frames" in arguments else FEW
     models = () if "--repeat" in arguments or "three.yaml" in arguments else given
     assert call("paint", "--out", "out.png", *models, *few, *arguments) == 2
@@ -180,9 +190,26 @@ def test_a_repetition_needs_the_same_weights_and_files(given, models, new_vqgan,
     Image.fromarray(np.full((16, 16, 3), 91, np.uint8)).save(tmp_path / "start.png")
     assert call("paint", "--repeat", out, "--out", tmp_path / "x.png") == 2
     assert "start.png of SHA-256" in capsys.readouterr().err
+    about = metadata.read(out)
+    for change, message in (
+        ({"options": about["options"] | {"new": 1}}, "new is no option of this version"),
+        ({"options": {k: v for k, v in about["options"].items() if k != "lr"}}, "does not tell lr"),
+        ({"only": 1}, "is damaged"),
+        ({"vqgan": "x"}, "is damaged"),
+        ({"motion": None}, "is damaged"),
+    ):
+        metadata.save(Image.new("RGB", (4, 4)), tmp_path / "odd.png", about | change)
+        assert call("paint", "--repeat", tmp_path / "odd.png", "--out", tmp_path / "x.png") == 2
+        assert message in capsys.readouterr().err
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     assert call("paint", "--repeat", tmp_path / "plain.png", "--out", tmp_path / "x.png") == 2
     assert "does not tell how it was painted" in capsys.readouterr().err
+
+
+def test_a_palette_names_colours(given, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        call("paint", "a", *given, "--out", tmp_path / "a.png", "--palette", ",")
+    assert "',' names nothing" in capsys.readouterr().err
 
 
 def test_help_tells_every_option(capsys):

@@ -12,7 +12,7 @@ from PIL import Image
 import vqgan_jax
 from train_jax.errors import ConfigError, LoadError
 from vqgan_jax import guided
-from vqgan_jax.guided import augment, cutouts, losses, options, painting, trajectory
+from vqgan_jax.guided import augment, cutouts, losses, options, painting, targets, trajectory
 from vqgan_jax.guided.prompts import single
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "vqgan"
@@ -321,11 +321,19 @@ def test_first_steps_of_the_optimisers(name):
         ({"size": (16, 18)}, "both sides must be divisible by 4"),
         ({"stepz": 3}, "stepz is no option: did you mean steps"),
         ({"prompts": "a ^ b"}, "starts another scene"),
+        ({"clip_weights": [True]}, "it must be a list of numbers"),
+        ({"seed": np.uint8(250), "n": 2**32 - 200}, "seed = "),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(vq, clip, arguments, message):
     with pytest.raises(ValueError, match=message):
         guided.paint(vq, clip, **{"prompts": "a"} | arguments)
+
+
+def test_weights_of_clips_are_a_list_of_numbers():
+    for odd in (1.0, "ab", ["a"], [[1.0]]):
+        with pytest.raises(ConfigError, match="it must be a list of numbers"):
+            targets.shares(odd, 1)
 
 
 def test_a_power_that_sizes_nothing_is_refused(vq, clip, other_clip):
