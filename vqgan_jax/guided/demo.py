@@ -23,12 +23,11 @@ from vqgan_jax.pictures import grid
 PROMPTS = ("a red star", "a blue circle", "a green heart", "a yellow square", "a purple ring", "a black cross")
 # Light paper, as the scenes have it, and a pull to it: what CLIP does not ask for stays paper. Cuts are smaller than the
 # picture, which is no larger than CLIP's own, and keep their hue, which prompts ask for.
-PAPER = np.full((1, 1, 3), 225, np.uint8)
 OPTIONS = {
     "steps": 300,
     "save_every": 10,
     "cuts": 8,
-    "init_image": PAPER,
+    "init_noise": "plain",
     "init_pixels": 3.0,
     "cut_min": 0.6,
     "jitter": 0.0,

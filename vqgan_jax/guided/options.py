@@ -27,7 +27,7 @@ ASPECTS = {"square": "1:1", "widescreen": "16:9", "portrait": "2:3"}
 OPTIMIZERS = ("adam", "amsgrad", "nadam", "radam", "adagrad", "rmsprop", "lion", "sgd")
 LATENTS = ("straight", "soft", "gumbel")
 CUT_METHODS = ("crops", "pooling")
-INIT_NOISES = ("pixels", "gradient", "fractal")
+INIT_NOISES = ("pixels", "gradient", "fractal", "plain")
 
 _ANY = (-math.inf, math.inf)
 _POSITIVE = (np.nextafter(0, 1), math.inf)
@@ -52,7 +52,7 @@ class Options:
     save_every: int = _option(50, "int", "steps between snapshots", (1, 10**6))
 
     init_image: Any = _option(None, "picture", "a picture to start from")
-    init_noise: str | None = _option(None, "choice", "noise to start from; default: a random code a cell", INIT_NOISES)
+    init_noise: str | None = _option(None, "choice", "noise, or paper, to start from; default: random codes", INIT_NOISES)
     init_weight: float = _option(0.0, "number", "pull of the latents to the start's", (0.0, math.inf))
     init_pixels: float = _option(0.0, "number", "pull of the pixels to the start's", (0.0, math.inf))
 

@@ -10,6 +10,7 @@ from train_jax.data.errors import BrokenSample
 from train_jax.data.images import decode, to_rgb
 from train_jax.errors import ConfigError
 
+_PAPER = 225 / 255  # of plain paper
 _OCTAVES = 6  # of fractal noise
 _FALL = 0.6  # amplitude of an octave, relative to the one of twice its wavelength
 
@@ -20,14 +21,16 @@ def codes(seed: int, shape: tuple[int, int], count: int) -> Int32[np.ndarray, "h
 
 
 def noise(kind: str, seed: int, size: tuple[int, int]) -> Float32[np.ndarray, "H W 3"]:
-    """A picture of noise in [0, 1]: "pixels", "gradient" between random corners, or "fractal" clouds."""
+    """A picture in [0, 1]: noisy "pixels", a "gradient" between random corners, "fractal" clouds, or "plain" light paper."""
+    if kind == "plain":
+        return np.full((*size, 3), _PAPER, np.float32)
     rng = np.random.default_rng(seed)
     if kind == "pixels":
         return rng.random((*size, 3), np.float32)
     if kind == "gradient":
         return _enlarged(rng.random((2, 2, 3), np.float32), size)
     if kind != "fractal":
-        raise ValueError(f"noise of kind {kind!r}: there are pixels, gradient, fractal")
+        raise ValueError(f"noise of kind {kind!r}: there are pixels, gradient, fractal, plain")
     total = np.zeros((*size, 3), np.float32)
     for octave in range(1, _OCTAVES + 1):
         grid = [min(2**octave, side) for side in size]

@@ -39,7 +39,7 @@ def test_presets_give_steps_and_cuts_unless_they_are_given():
         ({"size": (32, 32.5)}, "size"),
         ({"size": 64}, r"size = 64; it must be \(height, width\)"),
         ({"optimizer": "adams"}, "optimizer = 'adams'; it must be one of adam, "),
-        ({"init_noise": "clouds"}, "init_noise = 'clouds'; it must be one of pixels, gradient, fractal"),
+        ({"init_noise": "clouds"}, "init_noise = 'clouds'; it must be one of pixels, gradient, fractal, plain"),
         ({"init_image": 3}, "init_image = 3; it must be a path, a picture or an array"),
         ({"palette": "red"}, "palette = 'red'; it must be names of colours"),
         ({"palette": ("red", "rouge")}, "'rouge' is no colour"),

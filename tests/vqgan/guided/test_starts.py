@@ -16,6 +16,10 @@ def test_noise_is_the_same_for_a_seed_and_in_range(kind):
     assert (x != starts.noise(kind, 4, (24, 40))).any()
 
 
+def test_paper_is_plain():
+    np.testing.assert_array_equal(starts.noise("plain", 3, (4, 6)), np.full((4, 6, 3), 225 / 255, np.float32))
+
+
 def test_a_gradient_runs_between_its_corners():
     x = starts.noise("gradient", 0, (9, 5))
     corners = np.random.default_rng(0).random((2, 2, 3), np.float32)
