@@ -43,7 +43,7 @@ def _backward(padding, precision, kept, g):
     sides = kernel.shape[:2]
     around = tuple((side - 1 - low, side - 1 - high) for side, (low, high) in zip(sides, padding, strict=True))
     dx = _applied(g, kernel[::-1, ::-1].swapaxes(2, 3), around, precision)
-    (dkernel,) = jax.vjp(lambda kernel: _applied(x, kernel, padding, precision), kernel)[1](g)
+    (dkernel,) = jax.linear_transpose(lambda kernel: _applied(x, kernel, padding, precision), kernel)(g)
     return dx, dkernel
 
 
