@@ -14,7 +14,7 @@ from dalle_jax.captions import Captions
 from dalle_jax.dalle import Dalle
 from dalle_jax.model import Dalle as Model
 from train_jax.data.sources import DataError, Source
-from train_jax.errors import ConfigError
+from train_jax.errors import ConfigError, in_float32
 from vqgan_jax.pictures import grid
 from vqgan_jax.vqgan import Vqgan
 
@@ -180,8 +180,8 @@ def check_sampling(options: ConfigDict, module: Model) -> None:
 
     require(options.n >= 1, "n", "at least 1")
     require(0 <= options.seed < 2**32, "seed", "in [0, 2^32)")
-    require(bool(np.isfinite(options.guidance)), "guidance", "a number; 1 is none")
-    require(options.temperature >= 0, "temperature", "0 or more")
+    require(in_float32(options.guidance), "guidance", "a number that float32 has; 1 is none")
+    require(options.temperature >= 0 and in_float32(options.temperature), "temperature", "0 or more, as float32 has it")
     require(0 <= options.top_k <= module.size, "top_k", f"in [0, {module.size}], 0 for all codes")
     require(0 < options.top_p <= 1, "top_p", "in (0, 1]")
     require(options.batch_size >= 1, "batch_size", "at least 1")

@@ -14,12 +14,16 @@ _ORDER = ("NHWC", "HWIO", "NHWC")
 _Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
-def convolve(x, kernel, strides, padding, *, precision=None, **options):
+def convolve(
+    x, kernel, strides, padding, *, dimension_numbers, lhs_dilation=(1, 1), rhs_dilation=(1, 1), feature_group_count=1,
+    precision=None,
+):  # fmt: skip
     """`lax.conv_general_dilated` of [b, h, w, c] and [kh, kw, c, d]; without strides, dilation and groups by `_plain`."""
-    plain = all(s == 1 for s in strides) and x.ndim == 4 and options.get("feature_group_count", 1) == 1
-    plain = plain and all(d == 1 for name in ("lhs_dilation", "rhs_dilation") for d in options.get(name) or (1,))
-    if not plain:
-        return lax.conv_general_dilated(x, kernel, strides, padding, precision=precision, **options)
+    if feature_group_count != 1 or any(step != 1 for step in (*strides, *lhs_dilation, *rhs_dilation)):
+        return lax.conv_general_dilated(
+            x, kernel, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
+            precision=precision,
+        )  # fmt: skip
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     return _plain(x, kernel, tuple((int(low), int(high)) for low, high in padding), precision)

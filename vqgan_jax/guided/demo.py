@@ -54,7 +54,7 @@ def run(workdir: Path, **options) -> Painting:
     parts += [page.heading(f"After {steps} steps", 2), page.image(sheet)]
     shown = page.add_part(workdir, "4-painting", "\n".join(parts))
     print(f"\n{text}\n\npicture: {sheet}; page: {shown}")
-    looks = "--init-noise plain --init-pixels 3 --cut-min 0.6 --jitter 0"
+    looks = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in OPTIONS.items() if name != "save_every")
     models = f"--vqgan {workdir / 'vqgan'} --clip {workdir / 'clip'}"
     print(f'try:     vqgan-jax paint "a cyan heart" {models} {looks} --out heart.png')
     print(f"took {(time.monotonic() - begun) / 60:.1f} minutes")

@@ -252,6 +252,10 @@ def _contradictions(settings: Sequence[Options]) -> None:
             if getattr(setting, name) != FIELDS[name].default and not condition:
                 raise ConfigError(f"{name} = {getattr(setting, name)!r} {what}")
 
+    def pointless(name: str, value: int, condition: bool, why: str) -> None:
+        if condition and all(getattr(setting, name) == value for setting in settings):
+            raise ConfigError(f"{name} = {value} {why}")
+
     started = o.init_image is not None or o.init_noise is not None
     decays, framed = any(s.lr_decay != 1 for s in settings), any(s.edge != 0 for s in settings)
     need(o.size is None, "aspect", f"beside size = {o.size}: give one of them")
@@ -266,10 +270,6 @@ def _contradictions(settings: Sequence[Options]) -> None:
     need(o.cut_method == "crops", "cut_min", "sizes crops: choose cut_method = crops")
     need(framed, "edge_colour", "is of the frame: give its weight, edge")
     need(framed, "edge_width", "is of the frame: give its weight, edge")
-    def pointless(name: str, value: int, condition: bool, why: str) -> None:
-        if condition and all(getattr(setting, name) == value for setting in settings):
-            raise ConfigError(f"{name} = {value} {why}")
-
     pointless("edge_width", 0, framed, "leaves the frame, which edge weighs, without a pixel")
     pointless("lr_decay_at", 1, decays, "is after the last step: lr_decay would never begin")
     sized = any(setting.cut_power != 1 for setting in settings)

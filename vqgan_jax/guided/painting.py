@@ -269,12 +269,12 @@ class Painter:
         """ConfigError for a `cut_power` that sizes nothing."""
         each = [job.options for job in self.jobs]
         smallest = min(clip.preprocess.size for clip in self.clips)
-        if min(self.size) <= smallest and all(o.cut_min == 0 for o in each):
-            for power in (o.cut_power for o in each if o.cut_power != 1):
-                raise ConfigError(
-                    f"cut_power = {power:g}: a picture of {self.size[0]} x {self.size[1]} is no larger than CLIP's "
-                    f"{smallest} x {smallest}, so every cut is the whole shorter side; give cut_min, such as 0.5"
-                )
+        power = next((o.cut_power for o in each if o.cut_power != 1), 1)
+        if power != 1 and min(self.size) <= smallest and all(o.cut_min == 0 for o in each):
+            raise ConfigError(
+                f"cut_power = {power:g}: a picture of {self.size[0]} x {self.size[1]} is no larger than CLIP's "
+                f"{smallest} x {smallest}, so every cut is the whole shorter side; give cut_min, such as 0.5"
+            )
 
     def _fitted(self, state: trajectory.State, length: int) -> memory.Fit:
         o = self.options
