@@ -27,7 +27,7 @@ from clip_jax.pretrained import LoadError, open_checkpoint
 from clip_jax.pretrained.save import save_hf
 from clip_jax.templates import read_templates, sentences
 from train_jax import inference
-from train_jax.data.images import BrokenSample, Preprocess, normalize
+from train_jax.data.images import Preprocess, normalize
 from train_jax.data.text import AnyTokenizer
 from train_jax.weights.layout import flat
 
@@ -84,7 +84,7 @@ class Clip:
         with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
 
             def rows(start: int, stop: int) -> np.ndarray:
-                return np.stack(list(readers.map(self._read, images[start:stop], range(start, stop))))
+                return np.stack(list(readers.map(self.preprocess.named, images[start:stop], range(start, stop))))
 
             return self._batched(self._programs.encode_image, rows, len(images), (size, size, 3), np.uint8, batch_size)
 
@@ -115,7 +115,7 @@ class Clip:
         size = self.preprocess.size
 
         def rows(start: int, stop: int) -> np.ndarray:
-            return np.stack([self._read(image, start + i) for i, image in enumerate(images[start:stop])])
+            return np.stack([self.preprocess.named(image, start + i) for i, image in enumerate(images[start:stop])])
 
         patches = self._batched(self._programs.encode_patches, rows, len(images), (size, size, 3), np.uint8, 16)
         side = math.isqrt(patches.shape[1])
@@ -154,13 +154,6 @@ class Clip:
     @functools.cached_property
     def _programs(self) -> "_Programs":
         return _compile(self.module, self.preprocess)
-
-    def _read(self, image: Picture, number: int) -> np.ndarray:
-        try:
-            return self.preprocess(image)
-        except BrokenSample as error:
-            which = f"image {number}" if isinstance(image, (Image.Image, np.ndarray)) else os.fspath(image)
-            raise BrokenSample(f"{which}: {error}") from error
 
     def _logits(self, images: np.ndarray, texts: np.ndarray) -> Float32[np.ndarray, "n_images n_texts"]:
         return np.asarray(self._programs.logits(self.variables, images, texts))

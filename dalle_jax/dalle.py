@@ -27,7 +27,6 @@ from dalle_jax.pretrained import open_checkpoint
 from dalle_jax.rerank import fit, open_judge
 from nn_jax.decode import Sampling
 from train_jax import inference
-from train_jax.data.errors import BrokenSample
 from train_jax.data.images import Preprocess
 from train_jax.errors import ConfigError, LoadError, in_float32
 from train_jax.weights.layout import flat
@@ -329,7 +328,7 @@ class Dalle:
     def _codes(self, images: Pictures) -> Int32[np.ndarray, "n h w"]:
         if not isinstance(images, np.ndarray):
             preprocess = Preprocess(self.size)
-            images = np.stack([_seen(preprocess, image) for image in images]) if len(images) else self._none()
+            images = np.stack([preprocess.named(x, i) for i, x in enumerate(images)]) if len(images) else self._none()
         if images.shape[1:3] != (self.size, self.size):
             raise ValueError(f"pictures of {images.shape[1]} x {images.shape[2]} pixels; the model knows {self.size}")
         return self.vqgan.encode(images)
@@ -387,13 +386,6 @@ class Dalle:
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         if guidance != 1 and not self.captions.guides:
             log.warning("guidance = %g: %s was never trained without a caption; expect less of it", guidance, self.name)
-
-
-def _seen(preprocess: Preprocess, image) -> np.ndarray:
-    try:
-        return preprocess(image)
-    except BrokenSample as error:
-        raise BrokenSample(f"{image}: {error}" if isinstance(image, str | Path) else str(error)) from error
 
 
 def load(path: str | Path, step: int | None = None) -> Dalle:

@@ -157,6 +157,14 @@ class Preprocess:
                 image = image.resize((self.size, self.size), _INTERPOLATIONS[self.interpolation])
         return np.asarray(image)
 
+    def named(self, image: Image.Image | np.ndarray | bytes | str | Path, number: int) -> UInt8[np.ndarray, "size size 3"]:
+        """As called; a BrokenSample says which image it is, by its path or its number."""
+        try:
+            return self(image)
+        except BrokenSample as error:
+            which = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
+            raise BrokenSample(f"{which}: {error}") from error
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
