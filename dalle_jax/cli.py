@@ -8,7 +8,7 @@ from pathlib import Path
 
 from train_jax import command
 from train_jax.errors import UserError
-from vqgan_jax.pictures import lines
+from vqgan_jax import arguments as arguments_lib
 
 _EXAMPLES = {
     "": """\
@@ -98,8 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    prompts = [line for prompt in arguments.prompts for line in (lines(prompt) if prompt[:1] == "@" else [prompt])]
-    return _draw(arguments, prompts)
+    return _draw(arguments, arguments_lib.prompts(arguments.prompts))
 
 
 def _complete(arguments: argparse.Namespace) -> int:
@@ -109,12 +108,12 @@ def _complete(arguments: argparse.Namespace) -> int:
 def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None = None) -> int:
     from dalle_jax.dalle import load
     from dalle_jax.rerank import open_judge
-    from vqgan_jax.pictures import places, png, sheet
+    from vqgan_jax.pictures import sheet
 
-    out, preview = png(arguments.out, "the grid"), getattr(arguments, "preview", None)
+    out, preview = arguments_lib.png(arguments.out, "the grid"), getattr(arguments, "preview", None)
     if preview:
-        png(preview, "the preview", "--preview")
-    places(out=arguments.out, preview=preview, folder=arguments.folder)
+        arguments_lib.png(preview, "the preview", "--preview")
+    arguments_lib.places(out=arguments.out, preview=preview, folder=arguments.folder)
     if arguments.best is not None and not arguments.rerank:
         raise UserError(f"--best {arguments.best}: say by --rerank what makes pictures the best")
     settings = {key: getattr(arguments, key) for key in ("seed", "temperature", "top_k", "top_p", "guidance")}
@@ -224,7 +223,8 @@ def _score(arguments: argparse.Namespace) -> int:
     from dalle_jax.dalle import load
 
     asked = arguments.prompts
-    prompts = lines(asked) if asked[:1] == "@" else [part.strip() for part in asked.split(",") if part.strip()]
+    listed = asked[:1] == "@"
+    prompts = arguments_lib.prompts([asked]) if listed else [part.strip() for part in asked.split(",") if part.strip()]
     if not prompts:
         raise UserError("--prompts names none")
     prompts = list(dict.fromkeys(prompts))

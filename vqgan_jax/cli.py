@@ -9,6 +9,7 @@ from pathlib import Path
 
 from train_jax import command
 from train_jax.errors import UserError
+from vqgan_jax import arguments as arguments_lib
 from vqgan_jax.guided import cli as guided
 
 _EXAMPLES = {
@@ -100,10 +101,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from vqgan_jax.pictures import png, sheet
+    from vqgan_jax.pictures import sheet
     from vqgan_jax.prior.prior import load
 
-    out = png(arguments.out, "the grid")
+    out = arguments_lib.png(arguments.out, "the grid")
     if arguments.columns < 1:
         raise UserError(f"--columns {arguments.columns}: at least 1")
     size = None
@@ -142,10 +143,10 @@ def _read(vq, paths: list[Path]) -> tuple[list[Path], list]:
 def _reconstruct(arguments: argparse.Namespace) -> int:
     import numpy as np
 
-    from vqgan_jax.pictures import png, sheet
+    from vqgan_jax.pictures import sheet
     from vqgan_jax.vqgan import load
 
-    out = png(arguments.out, "the sheet")
+    out = arguments_lib.png(arguments.out, "the sheet")
     vq = load(arguments.model)
     paths, pictures = _read(vq, [Path(image) for image in arguments.images])
     if not pictures:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from train_jax.errors import ConfigError, UserError
+from vqgan_jax import arguments as arguments_lib
 from vqgan_jax.guided import options as options_lib
-from vqgan_jax.pictures import lines
 
 EXAMPLES = """\
 examples:
@@ -110,6 +110,10 @@ def _numbers(text: str) -> list[float]:
 
 
 _TYPES = {"number": float, "float": float, "int": int, "size": _size, "colours": _texts}
+# How texts of a config file are read, by name.
+_READERS = {"seed": int, "n": int, "clip_weights": _numbers}
+_READERS |= {name: kind for name, (kind, _) in _MOTION.items()}
+_READERS |= {name: _TYPES.get(field.metadata["kind"], str) for name, field in options_lib.FIELDS.items()}
 
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -153,7 +157,7 @@ def order(arguments: argparse.Namespace) -> Order:
     if not isinstance(run["vqgan"], str | None):
         raise UserError(f"vqgan = {run['vqgan']!r}; it must be a text")
     if not arguments.repeat:  # what was painted tells each prompt as it is
-        run["prompts"] = [line for prompt in run["prompts"] for line in (lines(prompt) if prompt[:1] == "@" else [prompt])]
+        run["prompts"] = arguments_lib.prompts(run["prompts"])
     for name, what in (("prompts", "a prompt"), ("vqgan", "--vqgan MODEL"), ("clip", "--clip MODEL")):
         if not run[name]:
             raise UserError(f"say what to paint, and with which models: {what} is missing")
@@ -194,23 +198,24 @@ def _config(path: str) -> dict[str, Any]:
 
 def _said(path: str, name: str, value: Any) -> Any:
     """A text of a config file as the command line would read it: YAML takes 1e-3 and 256x384 for texts."""
-    kinds = {name: kind for name, (kind, _) in _MOTION.items()} | {"seed": int, "n": int, "clip_weights": _numbers}
-    kinds |= {name: _TYPES.get(field.metadata["kind"], str) for name, field in options_lib.FIELDS.items()}
     if name == "aspect" and isinstance(value, int | float):
         raise UserError(f"{path}: YAML reads the aspect as the number {value}; write it in quotes, such as '16:9'")
-    if not isinstance(value, str) or name not in kinds:
+    if not isinstance(value, str) or name not in _READERS:
         return value
     try:
-        return kinds[name](value)
+        return _READERS[name](value)
     except argparse.ArgumentTypeError as error:
         raise UserError(f"{path}: {name}: {error}") from error
     except ValueError as error:
-        what = "a whole number" if kinds[name] is int else "a number"
+        what = "a whole number" if _READERS[name] is int else "a number"
         raise UserError(f"{path}: {name} = {value!r}; it must be {what}") from error
 
 
-def _check(wanted: Order, outputs: Sequence[str | None]) -> None:
-    """What can be refused before any model is loaded; `outputs` are files that will be written."""
+def _checked(wanted: Order, outputs: Sequence[str | None]) -> dict[str, str]:
+    """Refuses what can be before any model is loaded; the files to paint from, with their hashes as they are now.
+
+    `outputs`: files that will be written.
+    """
     from vqgan_jax.guided import animation, painting, targets
     from vqgan_jax.guided.prompts import parse, single
 
@@ -222,20 +227,21 @@ def _check(wanted: Order, outputs: Sequence[str | None]) -> None:
         (parse if wanted.motion else single)(prompt)
     if wanted.motion:
         animation.Motion(**wanted.motion)
-    written = {Path(path).resolve(): path for path in outputs if path}
-    for path in _files(wanted):
+    files = _files(wanted)
+    written = {Path(path).resolve() for path in outputs if path}
+    for path in files:
         if Path(path).resolve() in written:
             raise UserError(f"{path} is a picture to paint from: write to another file")
+    return files
 
 
 def _paint(arguments: argparse.Namespace) -> int:
     from vqgan_jax.guided import video
-    from vqgan_jax.pictures import places, png
 
-    out = png(arguments.out, "the picture")
+    out = arguments_lib.png(arguments.out, "the picture")
     if arguments.preview:
-        png(arguments.preview, "the preview", "--preview")
-    places(**{name: getattr(arguments, name) for name in ("out", "video", "preview", "state", "folder")})
+        arguments_lib.png(arguments.preview, "the preview", "--preview")
+    arguments_lib.places(**{name: getattr(arguments, name) for name in ("out", "video", "preview", "state", "folder")})
     if arguments.video:
         video.check(arguments.video, arguments.fps)
     elif arguments.fps != _FPS:
@@ -244,19 +250,19 @@ def _paint(arguments: argparse.Namespace) -> int:
         wanted = order(arguments)
         if arguments.video and not wanted.motion and not arguments.repeat:
             wanted.options.setdefault("save_every", _VIDEO_STEPS)
-        _check(wanted, [getattr(arguments, name) for name in ("out", "video", "preview", "state")])
+        files = _checked(wanted, [getattr(arguments, name) for name in ("out", "video", "preview", "state")])
         if wanted.motion and not arguments.video and not arguments.repeat:
             raise UserError("--frames makes an animation: name its file by --video")
-        vq, clips = _models(wanted, arguments.repeat)
+        vq, clips = _models(wanted, arguments.repeat, files)
         draw = _animated if wanted.motion else _painted
-        draw(arguments, wanted, vq, clips, out)
+        draw(arguments, wanted, vq, clips, out, _about(wanted, vq, clips, files))
     except (ConfigError, FloatingPointError) as error:
         raise UserError(str(error)) from error
     print(f"wrote {out}{f' and {arguments.video}' if arguments.video else ''}", file=sys.stderr)
     return 0
 
 
-def _models(wanted: Order, repeat: str | None):
+def _models(wanted: Order, repeat: str | None, files: Mapping[str, str]):
     import clip_jax
     import vqgan_jax
     from vqgan_jax.guided import metadata
@@ -272,7 +278,7 @@ def _models(wanted: Order, repeat: str | None):
                 f"{repeat} was painted by weights of SHA-256 {', '.join(x[:12] for x in told)}; these have "
                 f"{', '.join(x[:12] for x in found)}. Name the right ones by --vqgan and --clip"
             )
-        metadata.unchanged(_files(wanted), about["files"], repeat)
+        metadata.unchanged(files, about["files"], repeat)
     return vq, clips
 
 
@@ -284,7 +290,7 @@ def _files(wanted: Order) -> dict[str, str]:
     return metadata.files(options_lib.resolve(wanted.options), scenes)
 
 
-def _about(wanted: Order, vq, clips) -> dict[str, Any]:
+def _about(wanted: Order, vq, clips, files: Mapping[str, str]) -> dict[str, Any]:
     """What a PNG carries."""
     run = wanted.run
     return {
@@ -294,14 +300,14 @@ def _about(wanted: Order, vq, clips) -> dict[str, Any]:
         "clip_weights": run["clip_weights"],
         "vqgan": {"path": run["vqgan"], "sha256": vq.fingerprint},
         "clips": [{"path": p, "sha256": c.fingerprint} for p, c in zip(run["clip"], clips, strict=True)],
-        "files": _files(wanted),
+        "files": files,
         "motion": wanted.motion,
         "only": wanted.only,
         "options": options_lib.resolve(wanted.options).to_json(),
     }
 
 
-def _painted(arguments, wanted: Order, vq, clips, out: Path) -> None:
+def _painted(arguments, wanted: Order, vq, clips, out: Path, about: dict[str, Any]) -> None:
     from PIL import Image
 
     from vqgan_jax.guided import metadata, video
@@ -317,7 +323,7 @@ def _painted(arguments, wanted: Order, vq, clips, out: Path) -> None:
     def shown(images) -> Image.Image:
         return Image.fromarray(images[0]) if len(images) == 1 else sheet(rows(images))
 
-    preview, about = arguments.preview, _about(wanted, vq, clips)  # files are hashed as they are now
+    preview = arguments.preview
     painting = paint(
         vq, clips, prompts, seed=wanted.run["seed"], n=n, clip_weights=wanted.run["clip_weights"],
         resume_from=arguments.resume, state_file=arguments.state,
@@ -338,7 +344,7 @@ def _painted(arguments, wanted: Order, vq, clips, out: Path) -> None:
         video.write(arguments.video, frames, arguments.fps)
 
 
-def _animated(arguments, wanted: Order, vq, clips, out: Path) -> None:
+def _animated(arguments, wanted: Order, vq, clips, out: Path, about: dict[str, Any]) -> None:
     from PIL import Image
 
     from vqgan_jax.guided import metadata, video
@@ -349,7 +355,7 @@ def _animated(arguments, wanted: Order, vq, clips, out: Path) -> None:
     for name in ("state", "resume", "folder"):
         if getattr(arguments, name):
             raise UserError(f"--{name} is of pictures, not of an animation: leave it out")
-    preview, about = arguments.preview, _about(wanted, vq, clips)  # files are hashed as they are now
+    preview = arguments.preview
     found = animate(
         vq, clips, wanted.run["prompts"][0], motion=Motion(**wanted.motion), seed=wanted.run["seed"],
         clip_weights=wanted.run["clip_weights"],
