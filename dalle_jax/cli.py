@@ -184,6 +184,7 @@ def _kept(part: str, image: str, dalle):
     import numpy as np
     from PIL import Image
 
+    from train_jax.data.errors import BrokenSample
     from train_jax.data.images import Preprocess, decode
 
     grid = dalle.grid
@@ -199,10 +200,9 @@ def _kept(part: str, image: str, dalle):
     if Path(part).suffix.lower() != ".png":
         raise UserError(f"--keep {part}: name one of {', '.join(_HALVES)}, or a .png that is white where codes stay")
     try:
-        with Image.open(part) as opened:
-            shown = opened.convert("RGBA")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"--keep {part}: not a readable picture ({error})") from error
+        shown = decode(part, convert=lambda image: image.convert("RGBA"))
+    except BrokenSample as error:
+        raise UserError(f"--keep {part}: {error}") from error
     # What is transparent was erased: it is not kept.
     mask = Image.alpha_composite(Image.new("RGBA", shown.size, (0, 0, 0, 255)), shown).convert("RGB")
     if mask.size == (size := decode(image).size):  # it goes the picture's way: the model sees a square of its middle

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,29 +30,8 @@ _INTERPOLATIONS = {
 }
 
 
-def decode(data: bytes | str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in an encoded file (its bytes or its path) as 8-bit RGB, turned upright.
-
-    EXIF orientation is applied; transparency is laid on white; 16-bit grey is scaled to 8; of an animation the first
-    frame is taken. Raises BrokenSample if the file is damaged, cut off, no picture, or has more than `max_pixels`.
-    """
-    source = io.BytesIO(data) if isinstance(data, bytes) else data
-    try:
-        with Image.open(source) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise BrokenSample(f"{width} x {height} pixels; at most {max_pixels:,} are decoded")
-            return to_rgb(ImageOps.exif_transpose(image))
-    except BrokenSample:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BrokenSample(f"too many pixels: {error}") from error
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
-        raise BrokenSample(f"not a readable picture ({type(error).__name__}: {error})") from error
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
-    """As `decode`, of a picture that is opened already, and not turned. Raises BrokenSample for floating-point pixels."""
+    """8-bit RGB: transparency is laid on white, 16-bit grey scaled to 8. Raises BrokenSample for floating-point pixels."""
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image).astype(np.int64)
         return Image.fromarray((np.clip(grey, 0, 65535) // 257).astype(np.uint8)).convert("RGB")
@@ -62,6 +42,32 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def decode(
+    data: bytes | str | os.PathLike,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    convert: Callable[[Image.Image], Image.Image] = to_rgb,
+) -> Image.Image:
+    """The picture in an encoded file (its bytes or its path), turned upright and converted: to 8-bit RGB by `to_rgb`.
+
+    EXIF orientation is applied; of an animation the first frame is taken. Raises BrokenSample if the file is damaged, cut
+    off, no picture, or has more than `max_pixels`.
+    """
+    source = io.BytesIO(data) if isinstance(data, bytes) else data
+    try:
+        with Image.open(source) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise BrokenSample(f"{width} x {height} pixels; at most {max_pixels:,} are decoded")
+            return convert(ImageOps.exif_transpose(image))
+    except BrokenSample:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BrokenSample(f"too many pixels: {error}") from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
+        raise BrokenSample(f"not a readable picture ({type(error).__name__}: {error})") from error
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:

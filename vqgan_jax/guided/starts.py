@@ -75,14 +75,17 @@ def overlay(source, size: tuple[int, int]) -> Float32[np.ndarray, "H W 4"]:
         source = Image.fromarray(_bytes(source, 4, "overlay"))
     elif isinstance(source, str | Path):
         try:
-            with Image.open(source) as opened:
-                source = opened.convert("RGBA") if opened.has_transparency_data else opened.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise BrokenSample(f"overlay {source}: not a readable picture ({error})") from error
+            source = decode(source, convert=_layer)
+        except BrokenSample as error:
+            raise BrokenSample(f"overlay {source}: {error}") from error
     if not source.has_transparency_data:
         raise ConfigError("overlay has no transparency: nothing would be left to paint")
     fitted = ImageOps.fit(source.convert("RGBA"), size[::-1], Image.Resampling.LANCZOS)
     return np.asarray(fitted, np.float32) / 255
+
+
+def _layer(image: Image.Image) -> Image.Image:
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def _bytes(array: np.ndarray, channels: int, name: str) -> np.ndarray:
