@@ -72,7 +72,7 @@ def conv(
     axes: tuple[str, str],
     std: float | None,
     dtype,
-    name: str,
+    name: str | None,
     bias: bool,
     padding: int | None = None,
 ):

@@ -162,3 +162,17 @@ def run_notebook():
         return outputs
 
     return run
+
+
+@pytest.fixture(scope="session")
+def shown():
+    """`shown(outputs, word, count, width, contrast)`: a cell gave so many pictures, each wide enough and not blank."""
+    import numpy as np
+
+    def check(outputs, word: str, count: int, width: int = 100, contrast: float = 3) -> None:
+        _, pictures = outputs(word)
+        assert len(pictures) == count
+        for picture in pictures:
+            assert picture.width > width and np.asarray(picture).std() > contrast, "not blank"
+
+    return check

@@ -15,8 +15,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from nn_jax.conv import AttentionBlock, Downsample, ResidualBlock, Upsample, map_conv
-from nn_jax.convolve import convolve
-from nn_jax.layers import DTYPES, group_norm
+from nn_jax.layers import DTYPES, conv, group_norm
 from train_jax.errors import ConfigError
 from vqgan_jax import quantize
 from vqgan_jax.dvae import DVAE, Codes
@@ -86,17 +85,9 @@ class Decoder(_Maps):
     """Feature map -> what the last convolution makes pixels of; `last` is that convolution."""
 
     def setup(self):
-        self.conv_out = nn.Conv(
-            self.out,
-            (3, 3),
-            padding=1,
-            dtype=self.dtype,
-            kernel_init=nn.with_logical_partitioning(
-                nn.initializers.normal((27 * self.channels * self.multipliers[0]) ** -0.5),
-                ("patch", "patch", "channels_in", "norm"),
-            ),
-            bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("norm",)),
-            conv_general_dilated=convolve,
+        std = (27 * self.channels * self.multipliers[0]) ** -0.5
+        self.conv_out = conv(
+            self.out, 3, 1, axes=("channels_in", "norm"), std=std, dtype=self.dtype, name=None, bias=True
         )
 
     @nn.compact
@@ -131,14 +122,10 @@ class VQGAN(nn.Module):
         self.encoder = Encoder(out=self.z_channels, **self.maps)
         self.decoder = Decoder(out=3, **self.maps)
         dtype = self.maps["dtype"]
-        named = nn.with_logical_partitioning
 
         def one_by_one(features: int, inputs: int):
-            kernel = named(nn.initializers.normal((3 * inputs) ** -0.5), ("patch", "patch", "channels_in", "norm"))
-            bias = named(nn.initializers.zeros_init(), ("norm",))
-            return nn.Conv(
-                features, (1, 1), dtype=dtype, kernel_init=kernel, bias_init=bias, conv_general_dilated=convolve
-            )
+            std = (3 * inputs) ** -0.5
+            return conv(features, 1, 1, axes=("channels_in", "norm"), std=std, dtype=dtype, name=None, bias=True)
 
         self.quant_conv = one_by_one(self.quantizer.inputs, self.z_channels)
         self.post_quant_conv = one_by_one(self.z_channels, self.quantizer.dim)

@@ -1,6 +1,5 @@
 """The notebook runs from top to bottom, on tiny runs, and shows what it promises."""
 
-import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -31,8 +30,5 @@ def test_it_loads_the_run_it_is_pointed_at(outputs, tiny):
     [("show([pictures[:12]", 1), ("psnr.mean()", 2), ("perplexity", 1), ("frequent[0]", 1), ("blend", 1), ("load_prior", 1),
      ("temperature=t", 1), ("keep=keep", 1)],
 )  # fmt: skip
-def test_it_shows_what_it_talks_about(outputs, word, count):
-    _, pictures = outputs(word)
-    assert len(pictures) == count
-    for picture in pictures:
-        assert picture.width > 100 and np.asarray(picture).std() > 3
+def test_it_shows_what_it_talks_about(outputs, shown, word, count):
+    shown(outputs, word, count)
