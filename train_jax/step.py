@@ -20,6 +20,7 @@ from train_jax import sharding
 from train_jax.errors import ConfigError
 from train_jax.task import Task
 
+COUNTERS = ("skipped", "streak", "longest_streak", "broken")
 BROKEN = "_broken"  # int32 [B]: how many unreadable samples the pipeline replaced to fill each row
 
 
@@ -33,8 +34,8 @@ class TrainState:
       extra: the task's state without gradients.
       opt_state: optax's.
       ema: average of the parameters of the players that have one, else None.
-      counters: int32 by name: `skipped` updates with non-finite gradients, `streak` of them without a good one
-        between, `broken` samples that were replaced.
+      counters: int32 by name, since the beginning of the run: `skipped` updates with non-finite gradients, `streak` of
+        them up to now without a good one between, `longest_streak` so far, `broken` samples that were replaced.
     """
 
     step: jax.Array
@@ -75,7 +76,7 @@ def init_state(
             opt_state=tx.init(params),
             # Copies: a donated buffer must not appear twice.
             ema={player: jax.tree.map(jnp.copy, params[player]) for player in ema_players} or None,
-            counters={name: jnp.zeros((), jnp.int32) for name in ("skipped", "streak", "broken")},
+            counters={name: jnp.zeros((), jnp.int32) for name in COUNTERS},
         )
 
     abstract = jax.eval_shape(create, key, batch)
@@ -155,8 +156,7 @@ def make_train_step(
       ema_decay: decay of the average; it starts at `(1 + n) / (10 + n)` after n updates so that early weights fade.
 
     Metrics are scalars: the task's own (averaged over micro-batches), `loss`, `grad_norm[/player]`, `lr[/player]`,
-    `skipped`, `streak` and `broken`. An update whose loss or gradient norm is not finite changes nothing but `step`
-    and the counters.
+    and the state's counters. An update whose loss or gradient norm is not finite changes nothing but `step` and these.
     """
 
     def gradients(params, extra, batch, key, step):
@@ -206,6 +206,7 @@ def make_train_step(
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
         skipped = 1 - finite.astype(jnp.int32)
+        streak = (state.counters["streak"] + 1) * skipped
         new_state = TrainState(
             step=state.step + 1,
             params=keep_if_finite(params, state.params),
@@ -214,7 +215,8 @@ def make_train_step(
             ema=keep_if_finite(ema, state.ema),
             counters={
                 "skipped": state.counters["skipped"] + skipped,
-                "streak": (state.counters["streak"] + 1) * skipped,
+                "streak": streak,
+                "longest_streak": jnp.maximum(state.counters["longest_streak"], streak),
                 "broken": state.counters["broken"] + broken,
             },
         )
