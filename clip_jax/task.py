@@ -74,12 +74,12 @@ def complete(config: ConfigDict, given: ConfigDict) -> None:
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
     """The task of a resolved config; a run directory's own tokenizer is used again."""
+    parts = _parts(config)
     tokenizer = _tokenizer(config, workdir)
     size = config.model.image.size
     preprocess = images.Preprocess(size=size, **config.preprocess)
     module = model.build(config.model, tokenizer.vocab_size, tokenizer.eos_id)
     augment = images.Augment(preprocess, tuple(config.augment.scale), config.augment.flip)
-    parts = _parts(config)
     locked = {method for tower, method in _METHODS.items() if _is_frozen(config, tower)}
 
     def init(rng, batch):
@@ -138,7 +138,13 @@ def _is_frozen(config: ConfigDict, tower: str) -> bool:
 
 def _parts(config: ConfigDict) -> int:
     """How many micro-batches a tower sees one after the other."""
-    size, batch = config.model.micro_batch, config.data.batch_size // config.accumulate
+    size, batch = config.model.micro_batch, config.data.batch_size
+    if config.accumulate > 1:
+        raise ConfigError(
+            f"config.accumulate = {config.accumulate}: a contrastive loss compares all examples of a batch, and each "
+            f"micro-batch would have an easier one of its own. Set config.model.micro_batch = {batch // config.accumulate} "
+            "instead: the towers see so many examples at a time, and the loss all of them"
+        )
     if size and batch % size:
         raise ConfigError(f"config.model.micro_batch = {size} does not divide the {batch} examples of a loss")
     return batch // size if size else 1

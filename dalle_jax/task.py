@@ -77,7 +77,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         codes = batch["codes"] if config.codes.cached else vq.codes_of(extra["vqgan"], batch["image"])
         value, metrics = two_losses(params["dalle"], batch["text"], codes, rng)
         metrics["truncated"] = jnp.mean(batch["truncated"].astype(jnp.float32))
-        return value, (metrics, extra)
+        return value, (metrics, {})
 
     def example(record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         caption = record["captions"][rng.integers(len(record["captions"]))]

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -46,18 +46,18 @@ def make(
         for factor in {1.0, *(factor for _, factor in optim.lr_scale)}:
             for decayed in (True, False):
                 rate = _scaled(schedules[player], factor)
-                rules[f"{player}/{decayed}/{factor}"] = _optimiser(options, rate, decayed, axes)
+                rules[_group(player, decayed, factor)] = _optimiser(options, rate, decayed, axes)
 
     def group(path, _):
         name = path_name(path)
-        if _matches(optim.freeze, name):
+        if matches(optim.freeze, name):
             return FROZEN
         factor = next((factor for pattern, factor in optim.lr_scale if re.search(pattern, name)), 1.0)
-        return f"{name.split('/')[0]}/{not _matches(optim.no_decay, name)}/{factor}"
+        return _group(name.split("/")[0], not matches(optim.no_decay, name), factor)
 
     def group_for_clipping(path, _):
         name = path_name(path)
-        return FROZEN if _matches(optim.freeze, name) else name.split("/")[0]
+        return FROZEN if matches(optim.freeze, name) else name.split("/")[0]
 
     tx = optax.chain(
         optax.partition(clips | {FROZEN: optax.set_to_zero()}, _labels(params, group_for_clipping)),
@@ -69,7 +69,8 @@ def make(
 def schedule(optim: ConfigDict, steps: int) -> Callable:
     """Learning rate by update: a linear warm-up from 0 to `lr`, then the shape that `optim.schedule` names.
 
-    cosine and linear end at `final_lr * lr` on the last update; rsqrt decays as 1/sqrt(update), continuous at the end
+    It counts the updates that were made: a skipped one does not move it on, so that cosine and linear, which end at
+    `final_lr * lr` after `steps` updates, end that much later. rsqrt decays as 1/sqrt(update), continuous at the end
     of the warm-up (arXiv 1706.03762, equation 3, with the peak in place of the width).
     """
     lr, warmup, end = optim.lr, optim.warmup_steps, optim.lr * optim.final_lr
@@ -83,6 +84,21 @@ def schedule(optim: ConfigDict, steps: int) -> Callable:
     if optim.schedule not in shapes:
         raise ConfigError(f"config.optim.schedule = {optim.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
     return optax.join_schedules([optax.linear_schedule(0.0, lr, max(warmup, 1)), shapes[optim.schedule]()], [warmup])
+
+
+def with_clock(opt_state, updates):
+    """An optimiser's state whose schedules stand where they do after so many updates."""
+
+    def is_clock(x):
+        return getattr(x, "_fields", None) == (
+            "count",
+        )  # a schedule's state; Adam's count, for one, has moments beside it
+
+    return jax.tree.map(
+        lambda x: x._replace(count=jnp.asarray(updates, x.count.dtype)) if is_clock(x) else x,
+        opt_state,
+        is_leaf=is_clock,
+    )
 
 
 def has_average(opt_state) -> bool:
@@ -171,6 +187,11 @@ def _matrix(path: str, axes: Mapping[str, tuple[str | None, ...]]):
     return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=rest[len(inputs) :])
 
 
+def _group(player: str, decayed: bool, factor: float) -> str:
+    """What a group of parameters with one rule is called, in checkpoints too."""
+    return f"{player}, {'decayed' if decayed else 'not decayed'}, lr x {factor:g}"
+
+
 def _scaled(rate: Callable, factor: float) -> Callable:
     return rate if factor == 1.0 else lambda count: factor * rate(count)
 
@@ -179,7 +200,8 @@ def _labels(params, group: Callable):
     return jax.tree_util.tree_map_with_path(group, params)
 
 
-def _matches(patterns, name: str) -> bool:
+def matches(patterns: Iterable[str], name: str) -> bool:
+    """Whether one of these regular expressions is found in a parameter's path."""
     return any(re.search(pattern, name) for pattern in patterns)
 
 

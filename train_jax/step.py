@@ -6,7 +6,7 @@ It knows no model. Two players (a GAN) are two keys of `params`: their losses ar
 one gradient, and the optimiser gives each its own rule.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -16,9 +16,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from train_jax import sharding
+from train_jax import optim, sharding
 from train_jax.errors import ConfigError
-from train_jax.task import Task
+from train_jax.task import Task, averaged
 
 COUNTERS = ("skipped", "streak", "longest_streak", "broken")
 BROKEN = "_broken"  # int32 [B]: how many unreadable samples the pipeline replaced to fill each row
@@ -49,24 +49,26 @@ class TrainState:
 def init_state(
     task: Task, make_tx: Callable, mesh: Mesh, batch, *, seed: int, ema_players: tuple[str, ...] = ()
 ) -> tuple[Callable[[], TrainState], TrainState, optax.GradientTransformation]:
-    """How to make the first state, its abstract twin with shardings, and the optimiser. Nothing is allocated yet.
+    """How to make the first state, its abstract twin with shardings, and the optimiser. Nothing is allocated or run yet.
 
     Args:
       make_tx: `(abstract params, logical axes by path) -> optax transformation`.
-      batch: dict of arrays or ShapeDtypeStructs with the global batch's shapes.
+      batch: dict of arrays or ShapeDtypeStructs with a batch's shapes, of any number of examples.
       ema_players: the players whose parameters are averaged.
 
     The same seed gives the same parameters on any mesh.
     """
-    key = jax.random.key(seed)
-    boxed_params, boxed_extra = jax.eval_shape(task.init, key, batch)
+    example = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+
+    def draw():
+        # Inside the compiled program: made outside, key and zeros would be arrays on every device.
+        return task.init(_keys(seed)[0], jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example))
+
+    boxed_params, boxed_extra = jax.eval_shape(draw)
     unknown = set(ema_players) - set(boxed_params)
     if unknown:
         raise ConfigError(f"config.ema.players names {sorted(unknown)}; this task's players are {sorted(boxed_params)}")
     tx = make_tx(sharding.unbox(boxed_params), sharding.logical_axes(boxed_params))
-
-    def create(key, batch) -> TrainState:
-        return begin(*sharding.unbox(task.init(key, batch)))
 
     def begin(params, extra) -> TrainState:
         return TrainState(
@@ -79,7 +81,10 @@ def init_state(
             counters={name: jnp.zeros((), jnp.int32) for name in COUNTERS},
         )
 
-    abstract = jax.eval_shape(create, key, batch)
+    def create() -> TrainState:
+        return begin(*sharding.unbox(draw()))
+
+    abstract = jax.eval_shape(create)
     param_shardings = sharding.shardings(boxed_params, mesh)
     state_shardings = sharding.like_params(abstract, abstract.params, param_shardings, mesh).replace(
         params=param_shardings,
@@ -87,20 +92,22 @@ def init_state(
         ema={player: param_shardings[player] for player in ema_players} or None,
     )
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, state_shardings)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
 
     def make() -> TrainState:
         if task.pretrained is None:
-            return jax.jit(create, out_shardings=state_shardings)(key, zeros)
-        drawn = jax.jit(
-            lambda key, batch: sharding.unbox(task.init(key, batch)),
-            out_shardings=(state_shardings.params, state_shardings.extra),
-        )(key, zeros)
+            return jax.jit(create, out_shardings=state_shardings)()
+        drawn = jax.jit(lambda: sharding.unbox(draw()), out_shardings=(state_shardings.params, state_shardings.extra))()
         # Not inside a compiled function, of which the weights would become a part.
         weights = _overlaid(drawn, task.pretrained())
         return jax.jit(begin, out_shardings=state_shardings, donate_argnums=(0, 1))(*weights)
 
     return make, abstract, tx
+
+
+def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    """The key of the first weights, and that of training. `split(key)[i]` is `fold_in(key, i)`: one key would serve both."""
+    weights, training = jax.random.split(jax.random.key(seed))
+    return weights, training
 
 
 def _overlaid(drawn, given):
@@ -144,6 +151,7 @@ def make_train_step(
     schedules: Mapping[str, Callable],
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    freeze: Sequence[str] = (),
 ) -> Callable:
     """The jitted `step(state, batch) -> (state, metrics)`; `state` is donated, its shardings are kept.
 
@@ -151,40 +159,48 @@ def make_train_step(
       abstract_state: as `init_state` gives it, with shardings.
       seed: keys are folded from (seed, step, micro-batch): a resumed run draws what the uninterrupted one would.
       schedules: learning rate by player, for the metrics.
-      accumulate: micro-batches whose gradients are averaged before the update. Losses over a batch (contrastive ones)
-        then see the micro-batch alone.
+      accumulate: micro-batches whose gradients are averaged before the update. Each begins with the same state; what
+        follows from their statistics (`Task.revise`) follows once, from all of them. Inside a loss, whatever is taken over
+        a batch (batch norm, an entropy of mean probabilities) is over the micro-batch alone.
       ema_decay: decay of the average; it starts at `(1 + n) / (10 + n)` after n updates so that early weights fade.
+      freeze: patterns of paths of parameters that get no gradient.
 
-    Metrics are scalars: the task's own (averaged over micro-batches), `loss`, `grad_norm[/player]`, `lr[/player]`,
-    and the state's counters. An update whose loss or gradient norm is not finite changes nothing but `step` and these.
+    Metrics are scalars: the task's own (averaged over micro-batches), `loss`, `grad_norm[/player]`, the `lr[/player]` of
+    this update, and the state's counters. An update whose loss or gradient norm is not finite changes nothing but `step`
+    and the counters; schedules, which count the updates that were made, stand still.
     """
+    frozen = jax.tree_util.tree_map_with_path(
+        lambda path, _: optim.matches(freeze, sharding.path_name(path)), abstract_state.params
+    )
 
     def gradients(params, extra, batch, key, step):
-        def loss(params, extra, batch, key):
-            return task.loss(params, extra, batch, key, step)
+        """Loss, metrics, gradients; and the statistics, stacked by micro-batch."""
 
-        value_and_grad = jax.value_and_grad(sharding.with_rules(loss), has_aux=True)
+        @sharding.with_rules
+        def loss(params, batch, key):
+            trained = jax.tree.map(lambda p, fixed: jax.lax.stop_gradient(p) if fixed else p, params, frozen)
+            return task.loss(trained, extra, batch, key, step)
+
+        value_and_grad = jax.value_and_grad(loss, has_aux=True)
         if accumulate == 1:
-            (value, (metrics, extra)), grads = value_and_grad(params, extra, batch, key)
-            return value, metrics, extra, grads
+            (value, (metrics, statistics)), grads = value_and_grad(params, batch, key)
+            return value, metrics, grads, jax.tree.map(lambda x: x[None], statistics)
 
-        def micro(carry, inputs):
-            extra, grads = carry
+        def micro(grads, inputs):
             batch, index = inputs
-            (value, (metrics, extra)), new = value_and_grad(params, extra, batch, jax.random.fold_in(key, index))
-            return (extra, jax.tree.map(jnp.add, grads, new)), (value, metrics)
+            (value, (metrics, statistics)), new = value_and_grad(params, batch, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, grads, new), (value, metrics, statistics)
 
         zeros = jax.tree.map(jnp.zeros_like, params)
         inputs = (jax.tree.map(lambda x: sharding.split_batch(x, accumulate, mesh), batch), jnp.arange(accumulate))
-        (extra, grads), (values, metrics) = jax.lax.scan(micro, (extra, zeros), inputs)
-        grads = jax.tree.map(lambda g: g / accumulate, grads)
-        return jnp.mean(values), jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics), extra, grads
+        grads, (values, metrics, statistics) = jax.lax.scan(micro, zeros, inputs)
+        return jnp.mean(values), averaged(metrics), jax.tree.map(lambda g: g / accumulate, grads), statistics
 
     def step(state: TrainState, batch):
         batch = dict(batch)
         broken = jnp.sum(batch.pop(BROKEN, jnp.zeros((1,), jnp.int32)))
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        loss, metrics, extra, grads = gradients(state.params, state.extra, batch, key, state.step)
+        loss_key, revise_key = jax.random.split(jax.random.fold_in(_keys(seed)[1], state.step))
+        loss, metrics, grads, statistics = gradients(state.params, state.extra, batch, loss_key, state.step)
 
         norms = {player: optax.tree.norm(g) for player, g in grads.items()}
         finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
@@ -192,11 +208,15 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         moved = {}
-        if task.revise is not None:
-            params, extra, moved = task.revise(params, extra, state.step)
+        if task.revise is None:
+            extra = state.extra | averaged(statistics)
+        else:
+            revise = sharding.with_rules(task.revise)
+            params, extra, moved, found = revise(params, state.extra, statistics, revise_key, state.step)
             opt_state = _moved(opt_state, moved, lambda leaf, rows, _: jnp.where(rows, 0, leaf))
+            metrics |= found
+        done = state.step - state.counters["skipped"]
         if ema is not None:
-            done = (state.step - state.counters["skipped"]).astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1 + done) / (10 + done))
             ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, {player: params[player] for player in ema})
             fresh = _by_path(params)
@@ -224,7 +244,7 @@ def make_train_step(
         metrics = dict(metrics, loss=loss, **new_state.counters)
         for player, norm in norms.items():
             metrics["grad_norm" if alone else f"grad_norm/{player}"] = norm
-            metrics["lr" if alone else f"lr/{player}"] = schedules[player](state.step)
+            metrics["lr" if alone else f"lr/{player}"] = schedules[player](done)
         return new_state, metrics
 
     state_shardings = jax.tree.map(lambda x: x.sharding, abstract_state)

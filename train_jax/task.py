@@ -16,6 +16,8 @@ import importlib
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from train_jax.errors import ConfigError
@@ -26,12 +28,13 @@ class Task:
     """Plain functions; everything else about training is written once, in this package.
 
     Attributes:
-      init: `(rng, batch) -> (params, extra)`. `params` is a dict by player (`{"clip": …}`,
-        `{"generator": …, "discriminator": …}`); its leaves may carry logical axis names as
-        `nn.LogicallyPartitioned` boxes. `extra` is the state that changes without a gradient, `{}` for most.
-      loss: `(params, extra, batch, rng, step) -> (scalar, (metrics, extra))`, over the *global* batch. One scalar
-        whatever the number of players: their losses are summed, and `stop_gradient` keeps each from the parameters
-        of the others. `metrics` are scalars by name. `step` counts the updates done before this one.
+      init: `(rng, batch) -> (params, extra)`, where the batch is one example of zeros. `params` is a dict by player
+        (`{"clip": …}`, `{"generator": …, "discriminator": …}`); its leaves may carry logical axis names as
+        `nn.LogicallyPartitioned` boxes. `extra` is a dict: the state that changes without a gradient, `{}` for most.
+      loss: `(params, extra, batch, rng, step) -> (scalar, (metrics, statistics))`, over the *global* batch or, with
+        `config.accumulate`, a micro-batch of it. One scalar whatever the number of players: their losses are summed, and
+        `stop_gradient` keeps each from the parameters of the others. `metrics` are scalars by name; `statistics`, a dict,
+        are what `extra` changes by. `step` counts the updates tried before this one.
       example: `(record, rng) -> dict of numpy arrays` of fixed shapes; images stay uint8. `rng` is a
         `numpy.random.Generator` that depends on the seed and on the example's place in the stream alone.
       evaluators: type -> factory `(options, context) -> evaluator`; an evaluator is a callable
@@ -41,9 +44,11 @@ class Task:
         such as codes of the pictures, computed once. None: the source's own.
       pretrained: `() -> (params, extra)` as NumPy arrays, of the shapes that `init` gives and without boxes, or parts of
         these trees: what a new run starts from, instead of what `init` draws. None: `init`.
-      revise: `(params, extra, step) -> (params, extra, moved)` after each update: what changes by a rule and not by a
-        gradient, such as unused codes of a codebook. `moved`: path of a parameter -> bool [rows], the rows that moved;
-        their moments are set to zero, and their average to the new value.
+      revise: `(params, extra, statistics, rng, step) -> (params, extra, moved, metrics)` once after each update: what
+        changes by a rule and not by a gradient, such as unused codes of a codebook. Each array of `statistics` has an
+        axis of micro-batches first. `moved`: path of a parameter -> bool [rows], the rows that moved; their moments are
+        set to zero, and their average to the new value. None: the means of the statistics over micro-batches are the new
+        entries of `extra` (right for running means, of batch norm for one).
       warnings: `(metrics, step) -> list of sentences` that the log shall warn with, about the metrics of a logged update.
       flops: analytic floating-point operations of one example's forward *and* backward pass, or None if unknown.
     """
@@ -58,6 +63,11 @@ class Task:
     revise: Callable | None = None
     warnings: Callable | None = None
     flops: float | None = None
+
+
+def averaged(statistics):
+    """The means over micro-batches, the first axis, of what losses tell."""
+    return jax.tree.map(lambda x: jnp.mean(x, axis=0), statistics)
 
 
 def module(config: ConfigDict) -> ModuleType:

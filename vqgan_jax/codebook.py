@@ -1,10 +1,9 @@
-"""A codebook's health: which codes are in use, over a window of updates; reviving dead ones; a start by k-means.
+"""What follows a codebook's use in an update: moving means, which codes are in use, reviving dead ones, a start by k-means.
 
-The state (`extra["usage"]`) changes with every update:
+All of it sees all latents of the update at once, however many micro-batches they came in. The state (`extra["usage"]`):
 
     last       int32 [K]     the update at which a code was last taken, -1 for never
     share      float32 [K]   moving mean of the share of latents that took a code
-    latents    float32 [K, D] latents of this batch, onto which dead codes may move (with revive or kmeans)
 """
 
 import flax.linen as nn
@@ -18,10 +17,9 @@ WINDOW = 100  # updates over which usage and perplexity are measured
 _ROUNDS = 10  # of k-means
 
 
-def start(size: int, dim: int | None) -> dict[str, jax.Array]:
-    """The state before the first update; `dim` of the codes if latents are kept."""
-    state = {"last": jnp.full((size,), -1, jnp.int32), "share": jnp.zeros((size,))}
-    return state if dim is None else state | {"latents": jnp.zeros((size, dim))}
+def start(size: int) -> dict[str, jax.Array]:
+    """The state before the first update."""
+    return {"last": jnp.full((size,), -1, jnp.int32), "share": jnp.zeros((size,))}
 
 
 def follow(state: dict, codes: Int[Array, "b h w"], step) -> tuple[dict, dict[str, jax.Array]]:
@@ -39,21 +37,37 @@ def follow(state: dict, codes: Int[Array, "b h w"], step) -> tuple[dict, dict[st
     p = share / jnp.maximum(jnp.sum(share), 1e-12)
     entropy = -jnp.sum(p * jnp.log(jnp.maximum(p, 1e-12)))
     metrics = {"usage": jnp.mean(recent.astype(jnp.float32)), "perplexity": jnp.exp(entropy)}
-    return state | {"last": last, "share": share}, metrics
+    return {"last": last, "share": share}, metrics
 
 
-def remember(state: dict, latents: Float[Array, "b h w d"], step, key, kmeans: bool) -> dict:
-    """The state with some of the batch's latents, drawn with `key`; at the first update, with `kmeans`, their centres."""
-    size, dim = state["latents"].shape
-    flat = jax.lax.stop_gradient(latents).reshape(-1, dim)
-    draw = jax.random.choice(key, flat.shape[0], (size,), replace=flat.shape[0] < size)
-    chosen = flat[draw]
-    if kmeans:
-        # Gathered first: the rounds then run on every device alone, instead of meeting in each of them.
-        chosen = jax.lax.cond(
-            step == 0, lambda: centres(nn.with_logical_constraint(flat, (None, None)), chosen), lambda: chosen
-        )
-    return state | {"latents": chosen}
+def moving_means(
+    book: dict[str, jax.Array], codes: Int[Array, "b h w"], latents: Float[Array, "b h w d"], decay: float
+) -> dict[str, jax.Array]:
+    """An EMA codebook after an update: each code is the moving mean of its latents (arXiv 1711.00937, appendix A.1).
+
+    `book`: `points` [K, D], and the moving `count` [K] and `total` [K, D] of the latents that took each code.
+    """
+    size, dim = book["points"].shape
+    flat = codes.reshape(-1)
+    used = jnp.zeros((size,)).at[flat].add(1.0)
+    summed = jnp.zeros((size, dim)).at[flat].add(latents.reshape(-1, dim))
+    count = decay * book["count"] + (1 - decay) * used
+    total = decay * book["total"] + (1 - decay) * summed
+    # Laplace smoothing keeps the mean of an unused code finite.
+    smooth = (count + 1e-5) * (jnp.sum(count) / (jnp.sum(count) + size * 1e-5))
+    return {"points": total / smooth[:, None], "count": count, "total": total}
+
+
+def replacements(latents: Float[Array, "b h w d"], size: int, step, key, kmeans: bool) -> Float[Array, "k d"]:
+    """Where `size` codes may move: latents drawn with `key`; at the first update, with `kmeans`, the centres of all."""
+    flat = latents.reshape(-1, latents.shape[-1])
+    drawn = flat[jax.random.choice(key, flat.shape[0], (size,), replace=flat.shape[0] < size)]
+    if not kmeans:
+        return drawn
+    # Gathered first: the rounds then run on every device alone, instead of meeting in each of them.
+    return jax.lax.cond(
+        step == 0, lambda: centres(nn.with_logical_constraint(flat, (None, None)), drawn), lambda: drawn
+    )
 
 
 def centres(points: Float[Array, "n d"], begin: Float[Array, "k d"]) -> Float[Array, "k d"]:
@@ -69,17 +83,19 @@ def centres(points: Float[Array, "n d"], begin: Float[Array, "k d"]) -> Float[Ar
 
 
 def revived(
-    state: dict, points: Float[Array, "k d"], step, revive: int, kmeans: bool
-) -> tuple[dict, Float[Array, "k d"], Array]:
-    """The state and the codes after dead ones moved onto latents, and which did: bool [K].
+    state: dict, book: dict[str, jax.Array], fresh: Float[Array, "k d"], step, revive: int, kmeans: bool
+) -> tuple[dict, dict[str, jax.Array], Array]:
+    """The state and the codebook after dead codes moved onto `fresh`, and which did: bool [K].
 
     A code is dead if none of the last `revive` updates took it. With `kmeans` all codes move after the first update.
+    `book`: `points` [K, D], and if it is one of moving means its `count` and `total`, which start anew.
     """
-    moved = jnp.zeros(points.shape[:1], bool)
+    moved = jnp.zeros(fresh.shape[:1], bool)
     if revive:
         moved = (step - jnp.maximum(state["last"], 0) >= revive) & (step > 0)
     if kmeans:
         moved = moved | (step == 0)
-    points = jnp.where(moved[:, None], state["latents"], points)
+    anew = {"points": fresh, "count": jnp.ones(fresh.shape[:1]), "total": fresh}
+    book = {name: jnp.where(moved.reshape(-1, *(1,) * (x.ndim - 1)), anew[name], x) for name, x in book.items()}
     # As if just taken: it has the whole time again.
-    return state | {"last": jnp.where(moved, step, state["last"]).astype(jnp.int32)}, points, moved
+    return state | {"last": jnp.where(moved, step, state["last"]).astype(jnp.int32)}, book, moved

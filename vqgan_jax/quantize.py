@@ -99,13 +99,13 @@ class Nearest(nn.Module):
 class Ema(nn.Module):
     """The nearest code; each code is a moving mean of its latents (arXiv 1711.00937, appendix A.1).
 
-    The codebook and its statistics are the collection `codebook`, of no optimiser's concern.
+    The codebook and its statistics are the collection `codebook`, of no optimiser's concern: after an update,
+    `vqgan_jax.codebook.moving_means` moves it.
     """
 
     size: int
     dim: int
     beta: float
-    decay: float
 
     @property
     def inputs(self) -> int:
@@ -127,15 +127,6 @@ class Ema(nn.Module):
         points = self.points.value
         codes = nearest_codes(jax.lax.stop_gradient(z), points)
         q = points[codes]
-        if train and not self.is_initializing():
-            flat = jax.lax.stop_gradient(z).reshape(-1, self.dim)
-            used = jnp.zeros((self.size,)).at[codes.reshape(-1)].add(1.0)
-            summed = jnp.zeros((self.size, self.dim)).at[codes.reshape(-1)].add(flat)
-            count = self.decay * self.count.value + (1 - self.decay) * used
-            total = self.decay * self.total.value + (1 - self.decay) * summed
-            # Laplace smoothing keeps the mean of an unused code finite.
-            smooth = (count + 1e-5) * (jnp.sum(count) / (jnp.sum(count) + self.size * 1e-5))
-            self.count.value, self.total.value, self.points.value = count, total, total / smooth[:, None]
         commitment = jnp.mean((z - q) ** 2)
         return Quantized(_straight_through(z, q), codes, z, self.beta * commitment, {"commitment": commitment})
 
@@ -327,7 +318,7 @@ def build(options: ConfigDict) -> nn.Module:
         return Nearest(options.size, options.dim, options.beta, options.unit, options.legacy)
     if options.type == "ema":
         require(0 < options.decay < 1, "decay", "in (0, 1)")
-        return Ema(options.size, options.dim, options.beta, options.decay)
+        return Ema(options.size, options.dim, options.beta)
     if options.type == "gumbel":
         ends = options.temperature
         require(len(ends) == 2 and min(ends) > 0, "temperature", "two positive numbers, first and last")

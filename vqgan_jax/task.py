@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from train_jax import sharding
 from train_jax.config import adopt
 from train_jax.data import images
 from train_jax.errors import ConfigError
-from train_jax.task import Task
+from train_jax.task import Task, averaged
 from vqgan_jax import codebook, discriminator, evaluators, loss, model, perceptual, pretrained, quantize
 
 HALF = (0.5, 0.5, 0.5)  # mean and deviation that bring pixels to [-1, 1]
@@ -75,7 +76,8 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     module = model.build(m)
     judge = discriminator.build(config.discriminator, model.DTYPES) if options.adversarial != "none" else None
     distance = perceptual.open_distance(config.perceptual)
-    follows = bool(m.quantizer.revive or m.quantizer.kmeans)
+    revive, kmeans, is_ema = m.quantizer.revive, m.quantizer.kmeans, m.quantizer.type == "ema"
+    follows = bool(revive or kmeans or is_ema)  # whether latents change the codebook by a rule
 
     def init(rng, batch):
         first, second = jax.random.split(rng)
@@ -88,24 +90,23 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
             extra["discriminator"] = variables
             if options.lecam:
                 extra["lecam"] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
-        extra["usage"] = codebook.start(module.quantizer.size, module.quantizer.dim if follows else None)
+        extra["usage"] = codebook.start(module.quantizer.size)
         if distance is not None:
             extra["perceptual"] = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), distance.weights)
         return params, extra
 
     def reconstruct(generator, extra, x, rng, step):
-        """Reconstructions, features of the last layer, what the quantiser says, its latents, and changed collections."""
+        """Reconstructions, features of the last layer, what the quantiser says."""
         temperature = quantize.temperature(m.quantizer, step, config.steps)
-        (h, quantized), changed = module.apply(
+        h, quantized = module.apply(
             {"params": generator, **extra["generator"]},
             x,
             False,
             temperature,
             method="features",
             rngs={"dropout": rng},
-            mutable=list(extra["generator"]),
         )
-        return last(generator, h), h, quantized, changed
+        return last(generator, h), h, quantized
 
     def last(generator, h):
         return module.apply({"params": generator}, h, method="pixels")
@@ -169,13 +170,14 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
 
     def total_loss(params, extra, batch, rng, step):
         x = images.normalize(batch["image"], HALF, HALF)
-        rngs = jax.random.split(rng)
-        found, h, quantized, changed = reconstruct(params["generator"], extra, x, rngs[0], step)
+        found, h, quantized = reconstruct(params["generator"], extra, x, rng, step)
         fixed, h = jax.lax.stop_gradient((found, h))
         frozen = jax.lax.stop_gradient(params)
         values, slopes = distances(fixed, x, extra)
         slope = sum(slopes.values())
-        extra = extra | {"generator": changed}
+        statistics = {"codes": quantized.codes}
+        if follows:
+            statistics["latents"] = jax.lax.stop_gradient(quantized.latents)
         metrics = {f"loss_{name}": value for name, value in values.items()} | {"loss_codebook": quantized.loss}
         true = sum(values.values()) + options.codebook_weight * quantized.loss
         pushed = slope
@@ -184,7 +186,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
             value, push, weight = fooled(frozen, extra, fixed, h, slope, step)
             slopes["adversarial"], pushed = push, slope + push
             others, found_metrics, new = tell_apart(params["discriminator"], extra, x, fixed, step)
-            extra = extra | new
+            statistics |= new
             metrics |= found_metrics | {"loss_adversarial": value, "adaptive_weight": weight}
         # The one gradient of the generator: its value is the losses', its slope at the pictures the balanced sum.
         generator = jnp.sum(pushed * (found - fixed)) + options.codebook_weight * quantized.loss
@@ -194,31 +196,32 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         whole = jnp.maximum(sum(norms.values()), 1e-12)
         metrics |= {f"gradient_share/{name}": norm / whole for name, norm in norms.items()}
         metrics |= quantized.metrics
-        usage, health = codebook.follow(extra["usage"], quantized.codes, step)
-        if follows:
-            usage = codebook.remember(usage, quantized.latents, step, rngs[1], m.quantizer.kmeans)
         mse = jnp.mean((jnp.clip(fixed, -1, 1) - x) ** 2, axis=(1, 2, 3)) / 4
         psnr = jnp.mean(-10 * jnp.log10(jnp.maximum(mse, 1e-10)))
-        return generator + others, (metrics | health | {"psnr": psnr}, extra | {"usage": usage})
+        return generator + others, (metrics | {"psnr": psnr}, statistics)
 
-    def revise(params, extra, step):
-        options = m.quantizer
-        if options.type == "nearest":
-            place = params["generator"]["quantizer"]
-            usage, points, moved = codebook.revived(
-                extra["usage"], place["codebook"], step, options.revive, options.kmeans
-            )
-            generator = params["generator"] | {"quantizer": place | {"codebook": points}}
-            moved = {"generator/quantizer/codebook": moved}
-            return params | {"generator": generator}, extra | {"usage": usage}, moved
-        place = extra["generator"]["codebook"]["quantizer"]
-        usage, points, moved = codebook.revived(extra["usage"], place["points"], step, options.revive, options.kmeans)
-        place = {
-            "points": points,
-            "count": jnp.where(moved, 1.0, place["count"]),
-            "total": jnp.where(moved[:, None], points, place["total"]),
-        }
-        return params, extra | {"usage": usage, "generator": {"codebook": {"quantizer": place}}}, {}
+    def revise(params, extra, statistics, rng, step):
+        """Codebook, its health and all running means, by all micro-batches of an update at once."""
+        mesh = jax.sharding.get_abstract_mesh()
+        codes = sharding.join_batch(statistics["codes"], mesh)
+        usage, health = codebook.follow(extra["usage"], codes, step)
+        means = {name: x for name, x in statistics.items() if name not in ("codes", "latents")}
+        extra = extra | averaged(means) | {"usage": usage}
+        if not follows:
+            return params, extra, {}, health
+        latents = sharding.join_batch(statistics["latents"], mesh)
+        generator = params["generator"]
+        if is_ema:
+            book = extra["generator"]["codebook"]["quantizer"]
+            book = codebook.moving_means(book, codes, latents, m.quantizer.decay)
+        else:
+            book = {"points": generator["quantizer"]["codebook"]}
+        fresh = codebook.replacements(latents, m.quantizer.size, step, rng, kmeans)
+        extra["usage"], book, moved = codebook.revived(usage, book, fresh, step, revive, kmeans)
+        if is_ema:
+            return params, extra | {"generator": {"codebook": {"quantizer": book}}}, {}, health
+        generator = generator | {"quantizer": generator["quantizer"] | {"codebook": book["points"]}}
+        return params | {"generator": generator}, extra, {"generator/quantizer/codebook": moved}, health
 
     def example(record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return {"image": augment(record["image"], rng)}
@@ -259,7 +262,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         evaluators=evaluators.factories(module, preprocess, distance),
         artifacts={"preprocess.json": preprocess.to_json()},
         pretrained=weights if config.pretrained or distance is not None else None,
-        revise=revise if follows else None,
+        revise=revise,
         warnings=warnings,
     )
 

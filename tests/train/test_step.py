@@ -25,19 +25,30 @@ def options(**changes):
 
 
 def build(mesh_sizes=(1, 1, 1), *, optim_options=None, task=toy.TASK, ema=0.0, accumulate=1, batch=None):
+    optim_options = options() if optim_options is None else optim_options
     batch = toy.batch() if batch is None else batch
     count = int(np.prod(mesh_sizes))
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh_sizes, strict=True)), jax.devices()[:count])
     schedules = {}
 
     def make_tx(params, axes):
-        tx, found = optim.make(options() if optim_options is None else optim_options, params, STEPS, axes)
+        tx, found = optim.make(optim_options, params, STEPS, axes)
         schedules.update(found)
         return tx
 
     players = ("generator",) if ema else ()
     create, abstract, tx = init_state(task, make_tx, mesh, batch, seed=3, ema_players=players)
-    step = make_train_step(task, tx, mesh, abstract, seed=3, schedules=schedules, accumulate=accumulate, ema_decay=ema)
+    step = make_train_step(
+        task,
+        tx,
+        mesh,
+        abstract,
+        seed=3,
+        schedules=schedules,
+        accumulate=accumulate,
+        ema_decay=ema,
+        freeze=optim_options.freeze,
+    )
     return mesh, create, abstract, step
 
 
@@ -53,20 +64,29 @@ def train(steps=STEPS, batches=None, **kwargs):
     return jax.device_get(state), history
 
 
+WEIGHTS, TRAINING = jax.random.split(jax.random.key(3))
+
+
 def noise_key(step):
-    return jax.random.fold_in(jax.random.key(3), step)
+    return jax.random.split(jax.random.fold_in(TRAINING, step))[0]
 
 
-def by_hand(steps=STEPS):
+@jax.jit
+def first_params():
+    return sharding.unbox(toy.init(WEIGHTS, toy.batch()))[0]
+
+
+@jax.jit
+def by_hand():
     """The textbook loop: two gradients, two optimisers, each with its own clipping."""
-    params, _ = sharding.unbox(toy.init(jax.random.key(3), toy.batch()))
+    params = first_params()
     rules = {
         "generator": optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2, weight_decay=0.0)),
         "discriminator": optax.chain(optax.clip_by_global_norm(0.25), optax.sgd(3e-2, momentum=0.9)),
     }
     states = {player: rules[player].init(params[player]) for player in params}
     losses = {"generator": toy.generator_loss, "discriminator": toy.discriminator_loss}
-    for number in range(steps):
+    for number in range(STEPS):
         batch = toy.batch(seed=number)
         noise = toy.NOISE * jax.random.normal(noise_key(number), batch["z"].shape)
         new = {}
@@ -106,7 +126,7 @@ def test_the_loss_of_one_player_moves_no_parameter_of_the_other(moved, still):
         return value, ({}, extra)
 
     task = Task(init=toy.init, loss=one_sided, example=toy.example)
-    start, _ = sharding.unbox(toy.init(jax.random.key(3), toy.batch()))
+    start = first_params()
     state, _ = train(task=task, steps=2)
     assert_close(state.params[still], start[still], 0)
     assert any(
@@ -201,3 +221,67 @@ def test_the_state_is_donated():
         state = create()
         step(state, toy.batch())
     assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
+
+
+def test_a_state_is_planned_without_an_array_and_made_without_a_batch():
+    before = {id(x) for x in jax.live_arrays()}
+    batch = {name: np.zeros((4096, 4), np.float32) for name in ("x", "z")}
+    mesh, create, _, step = build((8, 1, 1), batch=batch)
+    assert {id(x) for x in jax.live_arrays()} <= before, "init_state runs nothing, not even where devices are absent"
+    with jax.set_mesh(mesh):
+        state = create()
+    made = [x for x in jax.live_arrays() if id(x) not in before]
+    assert len(made) <= len(jax.tree.leaves(state)) and all(4096 not in x.shape for x in made)
+
+
+def test_keys_of_the_first_weights_are_never_those_of_training():
+    def init(rng, batch):
+        keys = [rng, *jax.random.split(rng, 4)]
+        return {"player": {"w": jnp.zeros(())}}, {"keys": jnp.stack([jax.random.key_data(key) for key in keys])}
+
+    def loss(params, extra, batch, rng, step):
+        return params["player"]["w"], ({"key": jax.random.key_data(rng)}, extra)
+
+    state, history = train(task=Task(init=init, loss=loss, example=toy.example), steps=4)
+    drawn = [tuple(np.asarray(row["key"]).tolist()) for row in history]
+    assert len(set(drawn)) == 4 and not set(drawn) & {tuple(key) for key in np.asarray(state.extra["keys"]).tolist()}
+
+
+def sum_of_weights(bad):
+    """A task whose gradient is 1, and whose updates at the steps in `bad` are non-finite."""
+
+    def loss(params, extra, batch, rng, step):
+        is_bad = jnp.any(jnp.asarray(bad) == step)
+        return jnp.where(is_bad, jnp.nan, jnp.sum(params["player"]["w"])), ({}, extra)
+
+    return Task(init=lambda rng, batch: ({"player": {"w": jnp.zeros((1,))}}, {}), loss=loss, example=toy.example)
+
+
+def test_the_logged_rate_is_the_one_used_also_after_skipped_updates():
+    rule = options(name="sgd", lr=0.1, clip=0.0, schedule="linear", players={})
+    mesh, create, _, step = build(optim_options=rule, task=sum_of_weights((1, 2, 4)))
+    used, logged = [], []
+    with jax.set_mesh(mesh):
+        state = create()
+        for _ in range(STEPS):
+            before = float(state.params["player"]["w"][0])
+            state, metrics = step(state, toy.batch())
+            used.append(before - float(state.params["player"]["w"][0]))
+            logged.append(float(metrics["lr"]))
+    good = [0, 3, 5]
+    np.testing.assert_allclose([used[i] for i in good], 0.1 * (1 - np.arange(3) / STEPS), rtol=1e-5)
+    np.testing.assert_allclose([logged[i] for i in good], [used[i] for i in good], rtol=1e-5)
+
+
+def test_frozen_parameters_count_neither_in_the_norm_nor_as_non_finite():
+    def loss(params, extra, batch, rng, step):
+        value, aux = toy.loss(params, extra, batch, rng, step)
+        return value + jnp.sqrt(jnp.sum(params["generator"]["hidden"]["bias"])), aux  # whose slope at 0 is infinite
+
+    task = Task(init=toy.init, loss=loss, example=toy.example)
+    state, history = train(task=task, steps=1, optim_options=options(freeze=("generator/hidden",)))
+    assert state.counters["skipped"] == 0
+    grads = jax.jit(jax.grad(lambda p: toy.loss(p, {"mean": 0.0}, toy.batch(), noise_key(0), 0)[0]))(first_params())
+    expected = optax.tree.norm(grads["generator"]["out"])
+    np.testing.assert_allclose(history[0]["grad_norm/generator"], expected, rtol=1e-5)
+    assert np.any(state.params["generator"]["out"]["kernel"] != first_params()["generator"]["out"]["kernel"])

@@ -9,7 +9,7 @@ from vqgan_jax import codebook
 
 def test_usage_is_counted_over_a_window_of_updates(monkeypatch):
     monkeypatch.setattr(codebook, "WINDOW", 3)
-    state = codebook.start(4, None)
+    state = codebook.start(4)
     batches = [[0, 0, 1], [0, 0, 0], [2, 0, 0], [0, 0, 0], [0, 0, 0]]
     usage = []
     for step, codes in enumerate(batches):
@@ -22,7 +22,7 @@ def test_usage_is_counted_over_a_window_of_updates(monkeypatch):
 
 def test_perplexity_of_evenly_used_codes_is_their_number():
     codes = jnp.arange(8, dtype=jnp.int32).reshape(1, 2, 4)
-    _, metrics = codebook.follow(codebook.start(16, None), codes, jnp.asarray(0))
+    _, metrics = codebook.follow(codebook.start(16), codes, jnp.asarray(0))
     np.testing.assert_allclose(metrics["perplexity"], 8, rtol=1e-5)
 
 
@@ -36,21 +36,22 @@ def test_kmeans_finds_clusters():
 
 
 def test_dead_codes_move_onto_latents_and_get_the_whole_time_again():
-    state = codebook.start(3, 2) | {"last": jnp.array([7, 2, -1]), "latents": jnp.full((3, 2), 5.0)}
-    points = jnp.zeros((3, 2))
-    state, points, moved = codebook.revived(state, points, jnp.asarray(8), 6, False)
+    state, fresh = codebook.start(3) | {"last": jnp.array([7, 2, -1])}, jnp.full((3, 2), 5.0)
+    book = {"points": jnp.zeros((3, 2)), "count": jnp.full((3,), 9.0), "total": jnp.zeros((3, 2))}
+    state, book, moved = codebook.revived(state, book, fresh, jnp.asarray(8), 6, False)
     assert moved.tolist() == [False, True, True]
-    assert points.tolist() == [[0, 0], [5, 5], [5, 5]]
+    assert book["points"].tolist() == book["total"].tolist() == [[0, 0], [5, 5], [5, 5]]
+    assert book["count"].tolist() == [9, 1, 1]
     assert state["last"].tolist() == [7, 8, 8]
-    _, _, moved = codebook.revived(state, points, jnp.asarray(9), 6, False)
+    _, _, moved = codebook.revived(state, book, fresh, jnp.asarray(9), 6, False)
     assert not moved.any()
-    _, _, moved = codebook.revived(codebook.start(3, 2), points, jnp.asarray(0), 0, True)
+    _, _, moved = codebook.revived(codebook.start(3), {"points": fresh}, fresh, jnp.asarray(0), 0, True)
     assert moved.all(), "k-means moves all codes after the first update"
 
 
 def test_latents_are_rows_of_the_batch():
     latents = jnp.arange(24.0).reshape(2, 2, 3, 2)
-    state = codebook.remember(codebook.start(4, 2), latents, jnp.asarray(3), jax.random.key(0), True)
+    drawn = codebook.replacements(latents, 4, jnp.asarray(3), jax.random.key(0), True)
     rows = {tuple(row) for row in np.asarray(latents).reshape(-1, 2).tolist()}
-    chosen = [tuple(row) for row in np.asarray(state["latents"]).tolist()]
+    chosen = [tuple(row) for row in np.asarray(drawn).tolist()]
     assert set(chosen) <= rows and len(set(chosen)) == 4

@@ -168,7 +168,7 @@ def test_the_discriminator_starts_alone_and_its_weight_rises():
     assert [round(float(loss_lib.ramp(s, 2, 2, 4)), 4) for s in range(3, 9)] == [0, 0.25, 0.5, 0.75, 1, 1]
 
 
-def run_steps(c: ConfigDict, devices: int, fsdp: int = 1, steps: int = 3):
+def run_steps(c: ConfigDict, devices: int, fsdp: int = 1, steps: int = 3, accumulate: int = 1):
     mesh = sharding.make_mesh({"data": -1, "fsdp": fsdp, "tensor": 1}, jax.devices()[:devices])
     made = task.make(c, None)
     with jax.set_mesh(mesh):
@@ -176,7 +176,9 @@ def run_steps(c: ConfigDict, devices: int, fsdp: int = 1, steps: int = 3):
             made, lambda params, axes: optax.sgd(0.05), mesh, BATCH, seed=0, ema_players=("generator",)
         )
         schedules = {"generator": lambda _: 0.05, "discriminator": lambda _: 0.05}
-        step = make_train_step(made, tx, mesh, abstract, seed=0, schedules=schedules, ema_decay=0.9)
+        step = make_train_step(
+            made, tx, mesh, abstract, seed=0, schedules=schedules, ema_decay=0.9, accumulate=accumulate
+        )
         state, seen = create(), []
         batch = jax.device_put(BATCH, sharding.batch_sharding(mesh))
         for _ in range(steps):
@@ -205,24 +207,53 @@ def test_eight_devices_compute_what_one_does(changes):
     assert_close(eight.extra, one.extra, 1e-5)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.quantizer.type": "ema", "model.quantizer.revive": 2, "loss.lecam": 0.1},
+        {"model.quantizer.kmeans": True},
+    ],
+    ids=["ema", "kmeans"],
+)
+def test_micro_batches_change_the_codebook_once_and_by_the_whole_batch(changes):
+    c = config(**changes)
+    (whole, (seen,)), (parts, (found,)) = run_steps(c, 1, steps=1), run_steps(c, 1, steps=1, accumulate=4)
+    books = [
+        state.extra["generator"].get("codebook") or state.params["generator"]["quantizer"] for state in (whole, parts)
+    ]
+    for wanted, got in (books, (whole.extra, parts.extra)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-6), wanted, got)
+    for name in ("usage", "perplexity"):
+        np.testing.assert_allclose(found[name], seen[name], rtol=1e-6)
+    if "model.quantizer.kmeans" in changes:
+        start, _ = run_steps(c, 1, steps=0)
+        assert np.abs(books[0]["codebook"] - start.params["generator"]["quantizer"]["codebook"]).max() > 0.01
+
+
 def test_a_revived_code_forgets_its_moments():
     c = config(**{"model.quantizer.revive": 1})
     made = task.make(c, None)
+
+    def telling(*state):
+        params, extra, moved, metrics = made.revise(*state)
+        return params, extra, moved, metrics | {"moved": moved["generator/quantizer/codebook"]}
+
+    task_with_mask = dataclasses.replace(made, revise=telling)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
         create, abstract, tx = init_state(
-            made, lambda p, a: optax.adam(1e-2), mesh, BATCH, seed=0, ema_players=("generator",)
+            task_with_mask, lambda p, a: optax.adam(1e-2), mesh, BATCH, seed=0, ema_players=("generator",)
         )
         schedules = {player: lambda _: 1e-2 for player in ("generator", "discriminator")}
-        step = make_train_step(made, tx, mesh, abstract, seed=0, schedules=schedules, ema_decay=0.9)
+        step = make_train_step(task_with_mask, tx, mesh, abstract, seed=0, schedules=schedules, ema_decay=0.9)
         state = create()
         for _ in range(3):
-            state, _ = step(state, BATCH)
+            state, metrics = step(state, BATCH)
     last = np.asarray(state.extra["usage"]["last"])
     used = np.asarray(state.extra["usage"]["share"]) > 0
     book = state.params["generator"]["quantizer"]["codebook"]
     moments = state.opt_state[0].mu["generator"]["quantizer"]["codebook"]
-    moved = np.all(np.asarray(book) == np.asarray(state.extra["usage"]["latents"]), axis=1)
+    moved = np.asarray(metrics["moved"])
     assert moved.any() and not moved.all() and used.any() and (last[moved] == 2).all()
     assert not np.any(np.asarray(moments)[moved])
     assert np.any(np.asarray(moments)[~moved])

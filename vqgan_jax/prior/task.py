@@ -61,7 +61,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         logits = module.apply({"params": params["prior"]}, codes, labels, False, rngs={"dropout": drop})
         value = optax.softmax_cross_entropy_with_integer_labels(logits, codes).mean()
         right = jnp.mean(jnp.argmax(logits, axis=-1) == codes)
-        return value, ({"bits_per_code": value / NATS, "accuracy": right}, extra)
+        return value, ({"bits_per_code": value / NATS, "accuracy": right}, {})
 
     def example(record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         label = -1
