@@ -5,7 +5,7 @@
     train-jax --config=configs/clip/shapes.py --workdir=runs/fsdp --config.mesh.fsdp=4 --profile
 
 The same as `python -m train_jax`. Any option can be overridden by `--config.…`; an unknown one is an error. The same
-command again resumes the run. On Slurm, Open MPI, GKE and TPU pods the hosts find each other; elsewhere start one process a
+command again resumes the run; once with --reset-optimizer, under other options of the optimiser. On Slurm, Open MPI, GKE and TPU pods the hosts find each other; elsewhere start one process a
 host with --coordinator=HOST:PORT --processes=N --process_index=I.
 """
 
@@ -26,6 +26,9 @@ from train_jax.errors import ConfigError, LoadError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; made if missing, resumed if not.")
 _PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few updates to WORKDIR/profile.")
+_RESET_OPTIMIZER = flags.DEFINE_bool(
+    "reset-optimizer", False, "Resume with fresh moments, for other options of the optimiser than the checkpoint's."
+)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster is recognised.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
 _PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Index of this process, with --coordinator.")
@@ -71,7 +74,7 @@ def main(config, argv: list[str]) -> None:
     logging.getLogger(config.value.task.partition(".")[0]).setLevel(logging.INFO)
     try:
         distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS_INDEX.value)
-        train_jax.run(config.value, _WORKDIR.value, profile=_PROFILE.value)
+        train_jax.run(config.value, _WORKDIR.value, profile=_PROFILE.value, reset_optimizer=_RESET_OPTIMIZER.value)
     except (ConfigError, LoadError, DataError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 

@@ -16,7 +16,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from train_jax import optim
+from train_jax import optim, resume
+from train_jax.errors import ConfigError
+from train_jax.sharding import path_name
 
 log = logging.getLogger(__name__)
 
@@ -140,20 +142,34 @@ class Checkpoints:
             for remains in self._directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(remains, ignore_errors=True)
 
-    def restore(self, abstract_state, position) -> tuple[object, int] | None:
+    def restore(self, abstract_state, position, *, reset_optimizer: bool = False) -> tuple[object, int] | None:
         """The newest state that can be read and its step; None if there is no checkpoint.
+
+        Without the optimiser's state with `reset_optimizer`, and without averages that the checkpoint has not:
+        `resume.completed` adds them.
 
         The arrays come back with the shardings of `abstract_state`, whatever mesh and number of hosts they were
         saved from, and `position.set_state` is called with the place in the data. Raises CheckpointError if there are
-        checkpoints and none can be read.
+        checkpoints and none can be read, ConfigError for one that another optimiser or another model has saved.
         """
         self.wait()
         failures = []
         for step in reversed(self.steps):
             try:
+                metadata = self._checkpointer.metadata(step)
+                about = metadata.custom_metadata
+                parts = resume.usable(
+                    metadata.metadata,
+                    _named(abstract_state),
+                    about["config"],
+                    self._config,
+                    reset_optimizer=reset_optimizer,
+                )
                 with _partial_load():
-                    state = _like(abstract_state, self._checkpointer.load(step, _named(abstract_state)))
-                position.set_state(self._checkpointer.metadata(step).custom_metadata["position"])
+                    state = _like(abstract_state, self._checkpointer.load(step, parts))
+                position.set_state(about["position"])
+            except ConfigError:
+                raise
             except Exception as error:
                 failures.append(f"{self._directory / str(step)}: {type(error).__name__}: {_first_line(error)}")
                 log.error("checkpoint %s cannot be read, trying the one before it", failures[-1])
@@ -237,24 +253,21 @@ def _first_line(error: Exception) -> str:
 
 def _named(state) -> dict:
     """A state as nested dicts with text keys, which can be read again without the classes that made it."""
-    leaves = jax.tree.leaves(state.opt_state)
     return {
         "step": state.step,
         "params": state.params,
         "extra": state.extra,
         "ema": state.ema or {},
         "counters": state.counters,
-        "opt_state": {f"{number:05d}": leaf for number, leaf in enumerate(leaves)},
+        "opt_state": {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)},
     }
 
 
 def _like(abstract, named: dict):
-    leaves = [named["opt_state"][key] for key in sorted(named["opt_state"])]
-    return abstract.replace(
-        step=named["step"],
-        params=named["params"],
-        extra=named["extra"],
-        ema=named["ema"] or None,
-        counters=named["counters"],
-        opt_state=jax.tree.unflatten(jax.tree.structure(abstract.opt_state), leaves),
-    )
+    """The state of these parts; None for an optimiser's state that is not among them."""
+    opt_state = None
+    if "opt_state" in named:
+        opt_state = jax.tree_util.tree_map_with_path(
+            lambda path, _: named["opt_state"][path_name(path)], abstract.opt_state
+        )
+    return abstract.replace(**{**named, "ema": named["ema"] or None, "opt_state": opt_state})

@@ -45,13 +45,16 @@ def defaults() -> ConfigDict:
     c.optim.weight_decay = 0.0  # decoupled: multiplied by the learning rate
     c.optim.clip = 1.0  # largest global norm of a player's gradient; 0: no clipping
     c.optim.args = ConfigDict()  # further arguments of the optimiser, such as {"b2": 0.98}
-    c.optim.no_decay = (r"(^|/)(bias|scale|logit_scale|logit_bias)$",)  # regular expressions on parameter paths
+    # Regular expressions on parameter paths. The default: all but kernels. Embeddings, positions and codebooks are no maps.
+    c.optim.no_decay = (r"(^|/)(?!kernel$)[^/]+$",)
     c.optim.freeze = ()  # the same: parameters that never change
     c.optim.lr_scale = ()  # (pattern, factor) pairs: multiples of the learning rate; the first that matches counts
     c.optim.players = ConfigDict()  # player -> options above that differ for it
     c.optim.max_skipped = 20  # updates in a row with non-finite gradients before training stops
 
-    c.accumulate = 1  # micro-batches an update
+    # Micro-batches an update. Codebooks and running means see all of it at once; what a loss itself takes over its examples
+    # (batch norm, LFQ's entropy of the mean, the adaptive weight) is each micro-batch's own.
+    c.accumulate = 1
     c.ema = ConfigDict({"decay": 0.0, "players": ()})  # average of the weights; 0: none; (): of every player
 
     c.checkpoint = ConfigDict({"every": 1000, "keep_last": 2, "keep_every": 0})

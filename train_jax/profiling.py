@@ -111,6 +111,7 @@ class MemoryPlan:
     aliased: int  # outputs that take the place of donated arguments
     temporaries: int
     code: int
+    peak: int | None  # of all at once, as the compiler schedules them; None where it does not say
 
     @property
     def total(self) -> int:
@@ -118,7 +119,7 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         rows = dataclasses.asdict(self) | {"total": self.total}
-        return "\n".join(f"  {name:<12}{size / 2**20:>12,.1f} MiB" for name, size in rows.items())
+        return "\n".join(f"  {name:<12}{size / 2**20:>12,.1f} MiB" for name, size in rows.items() if size is not None)
 
 
 def memory_plan(compiled: jax.stages.Compiled) -> MemoryPlan:
@@ -130,6 +131,7 @@ def memory_plan(compiled: jax.stages.Compiled) -> MemoryPlan:
         aliased=analysis.alias_size_in_bytes,
         temporaries=analysis.temp_size_in_bytes,
         code=analysis.generated_code_size_in_bytes,
+        peak=getattr(analysis, "peak_memory_in_bytes", None),
     )
 
 

@@ -33,7 +33,7 @@ def open_config(directory: Path, task: str, what: str, artifacts: Sequence[str] 
     if config["task"] != task:
         raise LoadError(f"{directory} is a run of {config['task']!r}, not of {what} ({task!r})")
     if artifacts:
-        _check(directory, artifacts)
+        check_artifacts(directory, artifacts)
     return config
 
 
@@ -49,7 +49,8 @@ def load_weights(directory: Path, step: int | None = None) -> tuple[dict, dict, 
     return params, extra, f"{directory} (step {found})"
 
 
-def _check(directory: Path, artifacts: Sequence[str]) -> None:
+def check_artifacts(directory: Path, artifacts: Sequence[str] = ()) -> None:
+    """LoadError unless a run's artifacts, these at least, are the files that it was trained with."""
     file = directory / "artifacts.json"
     try:
         expected = json.loads(file.read_text("utf-8"))

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from train_jax import config as config_lib
-from train_jax import optim, profiling, sharding
+from train_jax import optim, profiling, resume, run_directory, sharding
 from train_jax import task as task_lib
 from train_jax.checkpoint import Checkpoints
 from train_jax.data import pipeline, sources
@@ -32,7 +32,7 @@ _PROFILED_STEPS = (10, 15)  # after compilation and warm-up
 _IDENTITY = ("task", "model", "tokenizer", "preprocess", "vqgan")  # what a run directory's weights depend on
 
 
-def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> History:
+def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False, reset_optimizer: bool = False) -> History:
     """Trains what `config` says, in `workdir`, and returns the history of metrics.
 
     Resumes from the newest readable checkpoint of `workdir`, if there is one, and continues exactly: metrics equal
@@ -42,10 +42,14 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
       config: a ConfigDict; see `train_jax.config.defaults` for the options and `configs/` for examples.
       workdir: the run directory; made if missing.
       profile: write a trace of a few updates to `workdir/profile` (TensorBoard, Perfetto).
+      reset_optimizer: a resumed run keeps its weights and its place in data and schedules, and begins with fresh moments:
+        for other options of `config.optim` than its checkpoint's.
 
     Raises:
       ConfigError: an option that is unknown, of the wrong type or out of range; a batch that the mesh does not divide;
         a run directory that holds another experiment. Nothing is compiled before these are known.
+        A checkpoint of another optimiser, without `reset_optimizer`.
+      LoadError: the tokenizer or another artifact in the run directory is not the one that the run was trained with.
       train_jax.data.sources.DataError: no data, or too many unreadable samples.
       FloatingPointError: `config.optim.max_skipped` updates in a row had non-finite gradients.
     """
@@ -59,6 +63,8 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
     first = jax.process_index() == 0
 
     # Task and data.
+    if (workdir / "artifacts.json").is_file():
+        run_directory.check_artifacts(workdir)
     task = task_lib.module(config).make(config, workdir)
     source = sources.open_source(
         config.data.source,
@@ -76,8 +82,6 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
         process_count=jax.process_count(),
         workers=config.data.workers,
     )
-    if first:
-        _describe(config, task, workdir)
 
     with jax.set_mesh(mesh):
         # State: abstract shapes first, then the step is compiled, then memory is taken.
@@ -104,6 +108,7 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
             schedules=schedules,
             accumulate=config.accumulate,
             ema_decay=config.ema.decay,
+            freeze=config.optim.freeze,
         )
         step_fn = step_fn.lower(abstract_state, batch_shapes).compile()
         _report(config, mesh, abstract_state, step_fn, len(source))
@@ -111,10 +116,13 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
         # Restore: the newest checkpoint that can be read brings state and data position back together.
         checkpoints = Checkpoints(workdir / "checkpoints", **config.checkpoint, config=json.loads(_as_json(config)))
         with contextlib.closing(checkpoints):
-            restored = checkpoints.restore(abstract_state, iterator)
+            restored = checkpoints.restore(abstract_state, iterator, reset_optimizer=reset_optimizer)
             state, start = (create_state(), 0) if restored is None else restored
             if start:
+                state = resume.completed(state, abstract_state, tx.init)
                 log.info("resumed from step %d", start)
+            if first:
+                _describe(config, task, workdir)
 
             # Loop.
             evaluations = Evaluations(config, task, mesh)
@@ -217,24 +225,13 @@ def _check_same_experiment(config: ConfigDict, workdir: Path) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    before, now = _flat(json.loads(path.read_text())), _flat(json.loads(_as_json(config)))
-    different = {
-        key: (before.get(key), now.get(key)) for key in sorted({*before, *now}) if before.get(key) != now.get(key)
-    }
+    different = resume.changed(json.loads(path.read_text()), json.loads(_as_json(config)))
     other = [key for key in different if key.split(".")[0] in _IDENTITY]
     if other:
-        what = ", ".join(f"config.{key} is {before.get(key)!r} there and {now.get(key)!r} here" for key in other)
+        what = ", ".join("config.{} is {!r} there and {!r} here".format(key, *different[key]) for key in other)
         raise ConfigError(f"{workdir} holds another run: {what}. Choose another --workdir, or remove this one")
     for key, (was, is_now) in different.items():
         log.warning("config.%s differs from that of the run in %s: was %r, is %r", key, workdir, was, is_now)
-
-
-def _flat(config: dict, prefix: str = "") -> dict:
-    """Options by dotted name."""
-    found = {}
-    for key, value in config.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def _as_json(config: ConfigDict) -> str:

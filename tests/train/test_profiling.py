@@ -1,5 +1,7 @@
 """Formulas for operations against XLA's own count of unrolled programs; the memory plan; peaks; traces."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +51,9 @@ def test_memory_plan_of_a_donating_program():
     plan = profiling.memory_plan(compiled)
     assert plan.arguments == plan.outputs == x.nbytes
     assert plan.total == plan.arguments + plan.outputs - plan.aliased + plan.temporaries + plan.code
-    assert "total" in str(plan) and "MiB" in str(plan)
+    assert plan.peak == compiled.memory_analysis().peak_memory_in_bytes > 0
+    assert "total" in str(plan) and "peak" in str(plan) and "MiB" in str(plan)
+    assert "peak" not in str(dataclasses.replace(plan, peak=None)), "of a compiler that does not say"
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,19 @@ def test_another_mesh_goes_on_where_this_one_stopped(whole, tmp_path):
             np.testing.assert_allclose(value, theirs[key], rtol=1e-5, atol=1e-5, err_msg=key)
 
 
+def test_a_running_trainer_holds_no_batch_but_those_on_their_way(tmp_path, monkeypatch):
+    def write(self, at, values):
+        if at == 3:
+            live.extend(x for x in jax.live_arrays() if x.shape[:1] == (80,))
+
+    live: list[jax.Array] = []
+    monkeypatch.setattr(metrics.Writer, "write", write)
+    train_jax.run(config(steps=4, data={"batch_size": 80}, evals={}), tmp_path)
+    # The batch of the update that was logged, and two that are prefetched: x, z, and the counts of replaced samples.
+    assert 3 <= len(live) <= 9
+    assert all(x.sharding.shard_shape(x.shape)[0] == 10 for x in live), "each split over the devices"
+
+
 def test_a_run_directory_of_another_model_is_refused(whole):
     with pytest.raises(ConfigError, match=r"holds another run: config.model\.\w+ is .* there and .* here"):
         train_jax.run(config(model={"dtype": "bfloat16"}), whole[0])

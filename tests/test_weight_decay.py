@@ -1,0 +1,96 @@
+"""Which parameters of every family are decayed by default: kernels, and nothing else."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import clip_jax.model
+import dalle_jax.model
+import vqgan_jax.discriminator
+import vqgan_jax.model
+import vqgan_jax.prior.model
+from train_jax import config as config_lib
+from train_jax import sharding
+
+
+def clip(**changes):
+    options = clip_jax.model.defaults()
+    options.update_from_flattened_dict(changes)
+    module = clip_jax.model.build(options, 100, 99)
+    size, length = options.image.size, options.text.context_length
+    return module.init, jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32)
+
+
+def vqgan(**changes):
+    options = vqgan_jax.model.defaults()
+    options.update_from_flattened_dict(changes)
+    module = vqgan_jax.model.build(options)
+    return lambda key, x: module.init({"params": key, "dropout": key}, x), jnp.zeros((1, 256, 256, 3))
+
+
+def discriminator():
+    module = vqgan_jax.discriminator.build(vqgan_jax.discriminator.defaults(), vqgan_jax.model.DTYPES)
+    return module.init, jnp.zeros((1, 256, 256, 3))
+
+
+def prior():
+    options = vqgan_jax.prior.model.defaults()
+    options.classes = 10
+    module = vqgan_jax.prior.model.build(options, 64, 16)
+    return module.init, jnp.zeros((1, 16), jnp.int32), jnp.zeros((1,), jnp.int32)
+
+
+def dalle(**changes):
+    options = dalle_jax.model.defaults()
+    options.update(changes)
+    module = dalle_jax.model.build(options, 100, 64, (4, 4))
+    return module.init, jnp.zeros((1, options.text_length), jnp.int32), jnp.zeros((1, 16), jnp.int32)
+
+
+PLAIN = {"bias", "scale"}
+CLIP = PLAIN | {"positions", "tokens", "logit_scale"}
+SIGLIP = {"loss": "sigmoid", "image.pool": "map"}
+STREAM = PLAIN | {"text_tokens", "text_positions", "tokens"}
+
+
+@pytest.mark.parametrize(
+    ("model", "spared"),
+    [
+        (clip, CLIP | {"cls"}),
+        (lambda: clip(**SIGLIP), CLIP | {"probe", "logit_bias"}),
+        (lambda: clip(**{"image.tower": "resnet", "image.heads": 32, "image.width": 64, "scan": False}), CLIP),
+        (vqgan, PLAIN | {"codebook"}),
+        (lambda: vqgan(**{"quantizer.type": "gumbel"}), PLAIN | {"codebook"}),
+        (lambda: vqgan(**{"quantizer.type": "ema"}), PLAIN),
+        (lambda: vqgan(**{"quantizer.type": "fsq"}), PLAIN),
+        (lambda: vqgan(**{"quantizer.type": "lfq"}), PLAIN),
+        (discriminator, PLAIN),
+        (prior, PLAIN | {"conditions", "tokens", "positions"}),
+        (dalle, STREAM | {"rows", "columns"}),
+        (lambda: dalle(positions="learned", vocabulary="joint"), STREAM | {"positions"}),
+    ],
+    ids=[
+        "vit",
+        "siglip",
+        "resnet",
+        "nearest",
+        "gumbel",
+        "ema",
+        "fsq",
+        "lfq",
+        "discriminator",
+        "prior",
+        "dalle",
+        "joint",
+    ],
+)
+def test_kernels_alone_are_decayed(model, spared):
+    init, *inputs = model()
+    boxed = jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
+    patterns = config_lib.defaults().optim.no_decay
+    names = {True: set(), False: set()}
+    for path in sharding.logical_axes({"player": boxed}):
+        names[any(re.search(pattern, path) for pattern in patterns)].add(path.rpartition("/")[2])
+    assert names == {True: spared, False: {"kernel"}}
