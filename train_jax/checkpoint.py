@@ -156,17 +156,7 @@ class Checkpoints:
         failures = []
         for step in reversed(self.steps):
             try:
-                metadata = self._checkpointer.metadata(step)
-                about = metadata.custom_metadata
-                parts = resume.usable(
-                    metadata.metadata,
-                    _named(abstract_state),
-                    about["config"],
-                    self._config,
-                    reset_optimizer=reset_optimizer,
-                )
-                with _partial_load():
-                    state = _like(abstract_state, self._checkpointer.load(step, parts))
+                state, about = self._load(step, abstract_state, reset_optimizer)
                 position.set_state(about["position"])
             except ConfigError:
                 raise
@@ -187,6 +177,16 @@ class Checkpoints:
         if failures:
             raise CheckpointError("no checkpoint can be read:\n  " + "\n  ".join(failures))
         return None
+
+    def _load(self, step: int, abstract_state, reset_optimizer: bool):
+        """A state, and what was saved about it."""
+        saved = self._checkpointer.metadata(step)
+        about = saved.custom_metadata
+        parts = resume.usable(
+            saved.metadata, _named(abstract_state), about["config"], self._config, reset_optimizer=reset_optimizer
+        )
+        with _partial_load():
+            return _like(abstract_state, self._checkpointer.load(step, parts)), about
 
     def close(self) -> None:
         """Waits for the save under way. Raises CheckpointError if the last save of the run failed."""

@@ -38,12 +38,12 @@ def usable(saved: Mapping, expected: Mapping, was: Mapping, now: Mapping, *, res
     for name in ("params", "extra", "counters"):
         if what := _difference(saved[name], parts[name]):
             raise ConfigError(
-                f"the checkpoint's {name} are not this run's: {what}{_options(was, now)}. Go back to the options it was "
+                f"the checkpoint's {name} are not this run's{_options(was, now)}: {what}. Go back to the options it was "
                 "saved under, or choose another --workdir"
             )
     if what := _difference(saved["opt_state"], parts.get("opt_state", saved["opt_state"])):
         raise ConfigError(
-            f"the checkpoint holds the state of another optimiser: {what}{_options(was, now, 'optim.')}. Go back to the "
+            f"the checkpoint holds the state of another optimiser{_options(was, now, 'optim.')}: {what}. Go back to the "
             "options it was saved under, or go on with --reset-optimizer: with its weights and fresh moments"
         )
     return parts

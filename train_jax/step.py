@@ -20,7 +20,7 @@ from train_jax import optim, sharding
 from train_jax.errors import ConfigError
 from train_jax.task import Task, averaged
 
-COUNTERS = ("skipped", "streak", "longest_streak", "broken")
+COUNTERS = ("skipped", "streak", "broken")
 BROKEN = "_broken"  # int32 [B]: how many unreadable samples the pipeline replaced to fill each row
 
 
@@ -35,7 +35,7 @@ class TrainState:
       opt_state: optax's.
       ema: average of the parameters of the players that have one, else None.
       counters: int32 by name, since the beginning of the run: `skipped` updates with non-finite gradients, `streak` of
-        them up to now without a good one between, `longest_streak` so far, `broken` samples that were replaced.
+        them up to now without a good one between, `broken` samples that were replaced.
     """
 
     step: jax.Array
@@ -226,7 +226,6 @@ def make_train_step(
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
         skipped = 1 - finite.astype(jnp.int32)
-        streak = (state.counters["streak"] + 1) * skipped
         new_state = TrainState(
             step=state.step + 1,
             params=keep_if_finite(params, state.params),
@@ -235,8 +234,7 @@ def make_train_step(
             ema=keep_if_finite(ema, state.ema),
             counters={
                 "skipped": state.counters["skipped"] + skipped,
-                "streak": streak,
-                "longest_streak": jnp.maximum(state.counters["longest_streak"], streak),
+                "streak": (state.counters["streak"] + 1) * skipped,
                 "broken": state.counters["broken"] + broken,
             },
         )

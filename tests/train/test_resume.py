@@ -55,7 +55,7 @@ def made(optimiser, params=PARAMS, ema=(), steps=0):
 
 
 def saved(directory, state, optimiser):
-    checkpoints = Checkpoints(directory, every=1, keep_last=1, config={"optim": optimiser.to_dict()})
+    checkpoints = Checkpoints(directory, every=1, keep_last=1, config={"optim": json.loads(optimiser.to_json())})
     checkpoints.save(7, state, Position())
     checkpoints.close()
 
@@ -64,7 +64,7 @@ def restored(directory, state, optimiser, **how):
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     replicated = sharding.replicated(mesh)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state)
-    checkpoints = Checkpoints(directory, every=1, keep_last=1, config={"optim": optimiser.to_dict()})
+    checkpoints = Checkpoints(directory, every=1, keep_last=1, config={"optim": json.loads(optimiser.to_json())})
     try:
         return checkpoints.restore(abstract, Position(), **how)[0], abstract
     finally:
@@ -76,8 +76,8 @@ def restored(directory, state, optimiser, **how):
     [
         ({"name": "lion"}, "config.optim.name: 'adamw' → 'lion'"),
         ({"name": "sgd", "weight_decay": 0.0}, "config.optim.name: 'adamw' → 'sgd'"),
-        ({"freeze": ("a/dense",)}, "config.optim.freeze: () → ('a/dense',)"),
-        ({"lr_scale": (("a/", 0.5),)}, "config.optim.lr_scale: () → (('a/', 0.5),)"),
+        ({"freeze": ("a/dense",)}, "config.optim.freeze: [] → ['a/dense']"),
+        ({"lr_scale": (("a/", 0.5),)}, "config.optim.lr_scale: [] → [['a/', 0.5]]"),
         ({"no_decay": ("kernel",)}, "config.optim.no_decay: "),
     ],
 )
@@ -85,7 +85,7 @@ def test_another_optimiser_is_refused_by_the_option_that_differs(changes, words,
     state, _ = made(options())
     saved(tmp_path, state, options())
     other, _ = made(options(**changes))
-    with pytest.raises(ConfigError, match=rf"(?s)another optimiser: .*{re.escape(words)}.*--reset-optimizer"):
+    with pytest.raises(ConfigError, match=rf"another optimiser \({re.escape(words)}.*\): .*; .*--reset-optimizer"):
         restored(tmp_path, other, options(**changes))
     found, _ = restored(tmp_path, other, options(**changes), reset_optimizer=True)
     assert found.opt_state is None
