@@ -5,7 +5,7 @@
     train-jax --config=configs/clip/shapes.py --workdir=runs/fsdp --config.mesh.fsdp=4 --profile
 
 The same as `python -m train_jax`. Any option can be overridden by `--config.…`; an unknown one is an error. The same
-command again resumes the run; once with --reset-optimizer, under other options of the optimiser. On Slurm, Open MPI, GKE and TPU pods the hosts find each other; elsewhere start one process a
+command again resumes the run. On Slurm, Open MPI, GKE and TPU pods the hosts find each other; elsewhere start one process a
 host with --coordinator=HOST:PORT --processes=N --process_index=I.
 """
 

@@ -163,9 +163,7 @@ class Preprocess:
                 image = image.resize((self.size, self.size), _INTERPOLATIONS[self.interpolation])
         return np.asarray(image)
 
-    def named(
-        self, image: Image.Image | np.ndarray | bytes | str | Path, number: int
-    ) -> UInt8[np.ndarray, "size size 3"]:
+    def named(self, image: Image.Image | np.ndarray | bytes | str | Path, number: int) -> UInt8[np.ndarray, "size size 3"]:
         """As called; a BrokenSample says which image it is, by its path or its number."""
         try:
             return self(image)
