@@ -22,7 +22,7 @@ import train_jax
 from train_jax import config as config_lib
 from train_jax import distributed
 from train_jax.data.sources import DataError
-from train_jax.errors import ConfigError, LoadError
+from train_jax.errors import ConfigError, LoadError, Stopped
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; made if missing, resumed if not.")
 _PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few updates to WORKDIR/profile.")
@@ -74,6 +74,9 @@ def main(config, argv: list[str]) -> None:
         train_jax.run(config.value, _WORKDIR.value, profile=_PROFILE.value)
     except (ConfigError, LoadError, DataError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
 
 
 def load(path: str) -> ConfigDict:
