@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from train_jax import optim, sharding
+from train_jax import agreement, optim, sharding
 from train_jax.data import pipeline, sources
 from train_jax.step import TrainState
 from train_jax.task import Task
@@ -39,26 +39,20 @@ class Context:
             templates=tuple(data.templates) or None,
         )
 
-    def to_device(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """This host's rows of a batch -> arrays over all hosts' rows, split over the mesh's data and fsdp axes."""
-        return pipeline.to_device(batch, sharding.batch_sharding(self.mesh))
-
     def batches(self, records, example: Callable, batch_size: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
         """Every record once, in order: `(global batch on the mesh, how many of its first rows are real)`.
 
-        `batch_size` is rounded up to what the mesh divides; the last batch is padded.
+        `batch_size` is rounded up to what the mesh divides; the last batch is padded. Hosts read their own rows and hand out
+        a batch when all have read it: a record that one of them cannot read is an error on each, before a program runs.
         """
-        parts = int(np.prod([self.mesh.shape[axis] for axis in sharding.BATCH]))
+        parts = sharding.parts(self.mesh)
         batch_size = -(-batch_size // parts) * parts
-        batches = pipeline.eval_batches(
-            records,
-            example,
-            batch_size=batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        split = sharding.batch_sharding(self.mesh)
+        rows = sharding.host_rows(split, batch_size)
+        batches = pipeline.eval_batches(records, example, batch_size=batch_size, rows=rows)
         for number, (batch, _) in enumerate(batches):
-            yield self.to_device(batch), min(batch_size, len(records) - number * batch_size)
+            agreement.gather()
+            yield pipeline.to_device(batch, split, batch_size), min(batch_size, len(records) - number * batch_size)
 
     def whole(self, x: jax.Array) -> jax.Array:
         """An array that is split over hosts and devices, on every one of them."""
