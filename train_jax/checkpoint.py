@@ -33,9 +33,13 @@ class Checkpoints:
       config: what each checkpoint tells about the run that made it: a dict that JSON can hold.
 
     On several hosts, all must make the same calls.
+
+    Attributes:
+      evaluated: whether the state that was restored had been evaluated, where its turn had come.
     """
 
     def __init__(self, directory: str | Path, *, every: int, keep_last: int, keep_every: int = 0, config=None):
+        self.evaluated = True
         self._config = config or {}
         self._directory = Path(directory).resolve()
         self._every = every
@@ -66,7 +70,7 @@ class Checkpoints:
         """Whether the schedule saves after this update."""
         return step % self._every == 0
 
-    def save(self, step: int, state, position) -> None:
+    def save(self, step: int, state, position, *, evaluated: bool = True) -> None:
         """Starts saving; the state may be donated as soon as this returns.
 
         `position` is anything with `get_state()`: where the data stream stands on this host. A save that fails (a full
@@ -76,7 +80,7 @@ class Checkpoints:
         if agreement.from_first(step in self.steps):
             return
         # Hosts take rows of the same global batches, so every host is at the same place.
-        about = {"position": position.get_state(), "config": self._config}
+        about = {"position": position.get_state(), "evaluated": evaluated, "config": self._config}
         content = _named(state)
         if optim.has_average(state.opt_state):
             # For inference alone, which cannot read an optimiser's state.
@@ -144,14 +148,15 @@ class Checkpoints:
         failures = []
         steps = agreement.from_first(self.steps)
         for step in reversed(steps):
-            failure, restored, place = None, None, None
+            failure, restored, about = None, None, None
             try:
-                restored, place = self._load(step, abstract_state)
+                restored, about = self._load(step, abstract_state)
             except Exception as error:
                 failure = error
             errors = _by_process(failure)
             if not errors:
-                position.set_state(place)
+                position.set_state(about["position"])
+                self.evaluated = about["evaluated"]
                 self._set_aside([damaged for damaged in steps if damaged > step])
                 return restored, step
             failures.append(f"{self._directory / str(step)}: {'; '.join(errors)}")
@@ -161,11 +166,11 @@ class Checkpoints:
         return None
 
     def _load(self, step: int, abstract_state):
-        """A state and its place in the data."""
+        """A state and what was saved about it."""
         about = self._checkpointer.metadata(step).custom_metadata
         with _partial_load():
             state = _like(abstract_state, self._checkpointer.load(step, _named(abstract_state)))
-        return state, about["position"]
+        return state, about
 
     def _set_aside(self, steps: list[int]) -> None:
         """Renames damaged checkpoints, so that their places are free again."""

@@ -9,7 +9,7 @@ _GRACE = 5.0  # seconds in which the second signal may end the process in its ow
 
 
 class StopRequest:
-    """While it is open, the first SIGTERM or SIGINT is noted; then the handlers before it are back.
+    """While it is entered, the first SIGTERM or SIGINT is noted; then the handlers before it are back.
 
     A process whose main thread waits for a device runs no handler, so that a thread watches for the second signal.
     In a thread other than the main one, where no handler can be set, nothing is noted.
@@ -21,16 +21,19 @@ class StopRequest:
     def __init__(self):
         self.signal_number = 0
         self._previous = {}
+
+    def __enter__(self):
         if threading.current_thread() is not threading.main_thread():
-            return
+            return self
         self._closed = threading.Event()
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, daemon=True).start()
         self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
 
-    def close(self) -> None:
+    def __exit__(self, *error) -> None:
         if not self._previous:
             return
         self._restore()

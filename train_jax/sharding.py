@@ -48,7 +48,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 )
 
 
-def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence | None = None) -> Mesh:
     """The mesh `("data", "fsdp", "tensor")` over all devices of all hosts (or over `devices`).
 
     `sizes` gives the devices along each axis; one of them may be -1, "what is left". ConfigError if the product is not
@@ -71,7 +71,7 @@ def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence[jax.Devic
     return Mesh(_laid_out(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _laid_out(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+def _laid_out(shape: Sequence[int], devices: Sequence) -> np.ndarray:
     """Devices in an array of this shape: neighbours in the network along its last axes, several TPU slices along data."""
     slices = {device.slice_index for device in devices} if devices[0].platform == "tpu" else {0}
     if len(slices) == 1:

@@ -21,7 +21,7 @@ from train_jax import task as task_lib
 from train_jax.checkpoint import Checkpoints
 from train_jax.data import pipeline, sources
 from train_jax.errors import ConfigError, Stopped
-from train_jax.evaluate import Evaluations
+from train_jax.evaluate import Evaluations, Interrupted
 from train_jax.lockstep import AHEAD, Lockstep
 from train_jax.metrics import History, Writer, read
 from train_jax.ownership import Ownership
@@ -82,6 +82,7 @@ def _run(config: ConfigDict, workdir: str | Path, profile: bool, held: contextli
         data_dir=config.data.data_dir or None,
         templates=tuple(config.data.templates) or None,
     )
+    stop = StopRequest()
     records = source if task.records is None else task.records(source)
     split = sharding.batch_sharding(mesh)
     iterator = pipeline.train_iterator(
@@ -128,7 +129,7 @@ def _run(config: ConfigDict, workdir: str | Path, profile: bool, held: contextli
         _report(config, mesh, abstract_state, step_fn, len(source))
 
         # Restore: the newest checkpoint that can be read brings state and data position back together.
-        stop = held.enter_context(contextlib.closing(StopRequest()))
+        held.enter_context(stop)
         checkpoints = Checkpoints(workdir / "checkpoints", **config.checkpoint, config=json.loads(_as_json(config)))
         held.enter_context(contextlib.closing(checkpoints))
         restored = checkpoints.restore(abstract_state, iterator)
@@ -137,7 +138,7 @@ def _run(config: ConfigDict, workdir: str | Path, profile: bool, held: contextli
             log.info("resumed from step %d", start)
 
         # Loop.
-        evaluations = Evaluations(config, task, mesh)
+        evaluations = Evaluations(config, task, mesh, lambda: stop.signal_number)
         writer = Writer(workdir, total_steps=config.steps, active=first, start_step=start)
         held.enter_context(contextlib.closing(writer))
         tracing = held.enter_context(contextlib.ExitStack())
@@ -153,14 +154,31 @@ def _run(config: ConfigDict, workdir: str | Path, profile: bool, held: contextli
 
         def meet() -> int:
             """The signal that asks a host to stop, on all of them; raises what keeps a host from going on."""
-            if errors():
+            if errors() and not stop.signal_number:  # Ctrl-C ends the processes that read, too
                 raise errors()[0]
             return max(agreement.gather(stop.signal_number))
+
+        def evaluate() -> None:
+            names = evaluations.due(step)
+            if not names:
+                return
+            try:
+                with clock.paused():
+                    results, images = evaluations.run(names, state)
+                    agreement.gather()
+            except Interrupted as interrupted:
+                checkpoints.save(step, state, batches, evaluated=False)
+                raise Stopped(step, interrupted.signal_number) from interrupted
+            with lockstep.carried():
+                writer.write(step, results)
+                writer.images(step, images)
 
         step = start
         try:
             batches.fill()
             meet()
+            if not checkpoints.evaluated:
+                evaluate()
             while step < config.steps:
                 finished = lockstep.finished()
                 if finished is not None:
@@ -168,7 +186,7 @@ def _run(config: ConfigDict, workdir: str | Path, profile: bool, held: contextli
                         _check_streak(finished, config, step - AHEAD + 1, checkpoints.latest)
                         examples = (step - AHEAD + 1 - start) * config.data.batch_size
                         pipeline.check_broken(int(finished["broken"]) - broken_before, examples, config.data.max_broken)
-                    if finished[NOTICE] and (signal_number := meet()):
+                    if int(finished[NOTICE]) and (signal_number := meet()):
                         checkpoints.save(step, state, batches)
                         raise Stopped(step, signal_number)
 
@@ -190,15 +208,7 @@ def _run(config: ConfigDict, workdir: str | Path, profile: bool, held: contextli
                         _check_streak(metrics, config, step, checkpoints.latest)
                         for sentence in task.warnings(metrics, step) if task.warnings else ():
                             log.warning("step %d: %s", step, sentence)
-                names = evaluations.due(step)
-                if names:
-                    with clock.paused():
-                        results, images = evaluations.run(names, state)
-                        agreement.gather()
-                    with lockstep.carried():
-                        writer.write(step, results)
-                        writer.images(step, images)
-
+                evaluate()
                 # The iterator's state is that of the batch just used: nothing may be drawn before this save.
                 if last or checkpoints.due(step):
                     with clock.paused():
@@ -303,7 +313,7 @@ def _report(config: ConfigDict, mesh, abstract_state, compiled, examples: int) -
 
 
 def _check_streak(metrics: dict, config: ConfigDict, step: int, checkpoint: int | None) -> None:
-    if metrics["streak"] >= config.optim.max_skipped:
+    if int(metrics["streak"]) >= config.optim.max_skipped:
         norms = [float(norm) for name, norm in metrics.items() if name.startswith("grad_norm")]
         saved = "there is no checkpoint yet" if checkpoint is None else f"the checkpoint of step {checkpoint} is intact"
         raise FloatingPointError(

@@ -8,7 +8,7 @@ from train_jax import distributed
 from train_jax.errors import ConfigError
 
 SLURM = {"SLURM_JOB_ID": "77", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
-GKE = {"TPU_WORKER_ID": "1"}
+GKE = {"TPU_WORKER_ID": "1", "MEGASCALE_NUM_SLICES": "1"}
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ def other_process():
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     yield process
     process.kill()
+    process.wait()
 
 
 def write(workdir, beat=0, **owner):

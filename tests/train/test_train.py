@@ -71,6 +71,26 @@ def test_a_run_in_two_parts_equals_a_whole_one(whole, tmp_path):
     assert numbers(tmp_path / "reference") == numbers(whole[0]), "checkpoints do not change a run"
 
 
+def test_an_evaluation_is_left_when_asked_to_stop_and_made_up_for(whole, tmp_path, monkeypatch):
+    changes = {"steps": 4, "evals": {"order": {"type": "order", "every": 2}}}
+    train_jax.run(config(**changes), tmp_path / "whole")
+
+    def example(record, rng):
+        if not read:
+            os.kill(os.getpid(), signal.SIGTERM)
+        read.append(record["id"])
+        return original(record, rng)
+
+    read: list[str] = []
+    original = toy_task.evaluated_example
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="after step 2"):
+        patch.setattr(toy_task, "evaluated_example", example)
+        train_jax.run(config(**changes), tmp_path / "parts")
+    assert [row["step"] for row in numbers(tmp_path / "parts")] == [1, 2] and len(read) == 8, "one batch of four"
+    train_jax.run(config(**changes), tmp_path / "parts")
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+
+
 @contextlib.contextmanager
 def _stop_after(step):
     """Sends this process SIGTERM when it has logged this update."""
