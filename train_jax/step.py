@@ -22,6 +22,7 @@ from train_jax.task import Task, averaged
 
 COUNTERS = ("skipped", "streak", "broken")
 BROKEN = "_broken"  # int32 [B]: how many unreadable samples the pipeline replaced to fill each row
+NOTICE = "_notice"  # int32 [parts of the batch]: not 0 where a host has something to tell; see train_jax.train
 
 
 @flax.struct.dataclass
@@ -166,8 +167,8 @@ def make_train_step(
       freeze: patterns of paths of parameters that get no gradient.
 
     Metrics are scalars: the task's own (averaged over micro-batches), `loss`, `grad_norm[/player]`, the `lr[/player]` of
-    this update, and the state's counters. An update whose loss or gradient norm is not finite changes nothing but `step`
-    and the counters; schedules, which count the updates that were made, stand still.
+    this update, the state's counters, and the hosts' largest `NOTICE`. An update whose loss or gradient norm is not finite
+    changes nothing but `step` and the counters; schedules, which count the updates that were made, stand still.
     """
     frozen = jax.tree_util.tree_map_with_path(
         lambda path, _: optim.matches(freeze, sharding.path_name(path)), abstract_state.params
@@ -198,6 +199,7 @@ def make_train_step(
 
     def step(state: TrainState, batch):
         batch = dict(batch)
+        notice = sharding.largest(batch.pop(NOTICE, jnp.zeros((sharding.parts(mesh),), jnp.int32)), mesh)
         broken = jnp.sum(batch.pop(BROKEN, jnp.zeros((1,), jnp.int32)))
         loss_key, revise_key = jax.random.split(jax.random.fold_in(_keys(seed)[1], state.step))
         loss, metrics, grads, statistics = gradients(state.params, state.extra, batch, loss_key, state.step)
@@ -239,7 +241,7 @@ def make_train_step(
             },
         )
         alone = len(norms) == 1
-        metrics = dict(metrics, loss=loss, **new_state.counters)
+        metrics = dict(metrics, loss=loss, **{NOTICE: notice}, **new_state.counters)
         for player, norm in norms.items():
             metrics["grad_norm" if alone else f"grad_norm/{player}"] = norm
             metrics["lr" if alone else f"lr/{player}"] = schedules[player](done)
