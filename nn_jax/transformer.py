@@ -70,9 +70,9 @@ def unrolled(params: Mapping[str, Any]) -> dict[str, Any]:
 class Attention(nn.Module):
     """Multi-head self-attention. Kernels: qkv [width, 3, heads, head_dim], out [heads, head_dim, width].
 
-    `(y, cache)` comes out: with a cache, the new keys and values are written into it from `position` on. Where `position` is
-    a number known now, nothing came before it (it is 0), and the tokens look at one another alone; else they look at the
-    whole cache, of which `mask` must hide what is not written yet.
+    `(y, cache)` comes out: with a cache, the new keys and values are written into it from `position` on. At the position 0
+    (a Python int: a prefill) the tokens look at one another alone; at any other, or a traced one, they look at the whole
+    cache, of which `mask` must hide what is not written yet.
     """
 
     width: int
@@ -92,7 +92,7 @@ class Attention(nn.Module):
             new = (x.transpose(0, 2, 1, 3) for x in (k, v))
             place = (0, 0, position, 0)
             cache = Cache(*(jax.lax.dynamic_update_slice(old, x, place) for old, x in zip(cache, new, strict=True)))
-        if cache is None or isinstance(position, int):
+        if cache is None or (isinstance(position, int) and position == 0):
             y = jax.nn.dot_product_attention(q, k, v, mask=mask)
         else:
             y = _attend(q, cache, mask)
@@ -115,6 +115,7 @@ class CrossAttention(nn.Module):
     heads: int
     features: int
     dtype: DTypeLike
+    out_dtype: DTypeLike | None = None  # see `Dense`
 
     @nn.compact
     def __call__(
@@ -128,7 +129,7 @@ class CrossAttention(nn.Module):
         kv = jnp.einsum("bmd,dchk->bmchk", keys.astype(self.dtype), kernel[:, 1:]) + bias[1:][None, None]
         y = jax.nn.dot_product_attention(q, kv[:, :, 0], kv[:, :, 1])
         axes = ("heads", "head_dim", "embed")
-        return Dense((self.features,), axes, std, self.dtype, inputs=2, name="out")(y)
+        return Dense((self.features,), axes, std, self.dtype, inputs=2, out_dtype=self.out_dtype, name="out")(y)
 
 
 class _Kernel(nn.Module):

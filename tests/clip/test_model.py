@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clip_jax import model as model_lib
+from nn_jax.layers import Dense
 from train_jax import sharding
 from train_jax.errors import ConfigError
 
@@ -77,6 +78,37 @@ def test_embeddings_are_float32_of_unit_norm(stem, pool):
     assert image.dtype == text.dtype == jnp.float32
     np.testing.assert_allclose(np.linalg.norm(np.concatenate([image, text]), axis=1), 1, atol=1e-6)
     np.testing.assert_allclose([scale, bias], [1 / 0.07, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["cls", "map", "resnet"])
+def test_embeddings_of_bfloat16_are_float32_sums_of_its_products(pool):
+    image = {"tower": "resnet", "width": 8, "layers": (1, 1, 1, 1), "size": 32} if pool == "resnet" else {"pool": pool}
+    image = SMALL["image"] | image
+    if pool == "map":
+        image |= {"proj": False, "width": 12}  # as SigLIP has it: the last product is that of the pool's MLP
+    module = build(image=image, dtype="bfloat16", activation="gelu")
+    images, ids = jnp.ones((2, image["size"], image["size"], 3)), inputs()[1]
+    variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), images, ids))
+    last = {"cls": ("vision", "proj"), "map": ("vision", "head"), "resnet": ("vision", "pool")}[pool]
+    wanted = []
+
+    def listen(call, args, kwargs, context):
+        y = call(*args, **kwargs)
+        if isinstance(context.module, Dense) and context.module.out_dtype is not None:
+            kernel = context.module.variables["params"]["kernel"]
+            bias = context.module.variables["params"].get("bias", 0.0)
+            x, kernel = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (args[0], kernel))
+            inputs = context.module.inputs
+            exact = np.tensordot(x, kernel, (range(x.ndim - inputs, x.ndim), range(inputs))) + bias
+            assert y.dtype == jnp.float32
+            np.testing.assert_allclose(y, exact, rtol=1e-6, atol=1e-6 * np.abs(exact).max())
+            wanted.append(context.module.path)
+        return y
+
+    with nn.intercept_methods(listen):
+        image, text, *_ = module.apply(variables, images, ids)
+    assert [path[:2] for path in wanted] == [last, ("text", "proj")]
+    assert image.dtype == text.dtype == jnp.float32
 
 
 def test_the_sigmoid_loss_has_a_bias():

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError, LoadError
 from vqgan_jax import cli
 from vqgan_jax import codes as codes_lib
+from vqgan_jax.prior import model as model_lib
 from vqgan_jax.prior import sampling
 
 RNG = np.random.default_rng(0)
@@ -116,6 +118,32 @@ def test_cached_sampling_is_what_whole_sequences_say(prior, guidance):
     found = prior.sample_codes(3, [0, 5, 79], temperature=0, guidance=guidance)
     np.testing.assert_array_equal(found, uncached(prior, [0, 5, 79], guidance))
     assert guidance == 1 or (found != uncached(prior, [0, 5, 79])).any()
+
+
+def test_bfloat16_with_a_cache_is_the_whole_sequence_and_its_logits_are_float32_sums():
+    options = model_lib.defaults()
+    options.update({"classes": 5, "width": 16, "depth": 3, "heads": 2, "dtype": "bfloat16"})
+    module = model_lib.build(options, 20, 8)
+    codes, labels = jnp.asarray(RNG.integers(0, 20, (2, 8)), jnp.int32), jnp.asarray([3, -1])
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), codes, labels))["params"]
+    params = jax.tree.map(lambda x: x + 0.3 * RNG.standard_normal(x.shape, np.float32), params)
+    listening = {"capture_intermediates": lambda part, _: part.name == "norm", "mutable": ["intermediates"]}
+
+    def check(logits, state):
+        (x,) = state["intermediates"]["norm"]["__call__"]
+        kernel = np.asarray(jnp.asarray(params["head"]["kernel"], jnp.bfloat16), np.float64)
+        assert x.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+        np.testing.assert_allclose(logits, np.asarray(x, np.float64) @ kernel, rtol=1e-6, atol=1e-5)
+
+    whole, state = module.apply({"params": params}, codes, labels, **listening)
+    check(whole, state)
+    plain, unrolled = model_lib.for_sampling(module, params)
+    (logits, cache), state = plain.apply({"params": unrolled}, labels, codes[:, :2], method="begin", **listening)
+    step = jax.jit(lambda *inputs: plain.apply({"params": unrolled}, *inputs, method="step", **listening))
+    for place in range(2, 8):
+        check(logits, state)
+        np.testing.assert_allclose(logits, whole[:, place], atol=2e-2 * np.abs(whole).max())
+        (logits, cache), state = step(codes[:, place], jnp.int32(place), cache)
 
 
 def test_picture_i_is_the_same_in_any_batch(prior):
@@ -217,6 +245,17 @@ def test_a_run_keeps_its_tokenizer(run, trained, tmp_path, monkeypatch):
     (moved / "vqgan.safetensors").write_bytes(b"x")
     with pytest.raises(LoadError, match="wrong vqgan.safetensors for the weights"):
         vqgan_jax.load_prior(moved)
+
+
+def test_guidance_is_refused_to_a_run_that_hid_no_labels(run, tmp_path):
+    shutil.copytree(run[1], tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"label_dropout": 0.0}))
+    found = vqgan_jax.load_prior(tmp_path / "run")
+    with pytest.raises(ValueError, match="guidance = 2: .* train with label_dropout above 0"):
+        found.sample_codes(1, 3, guidance=2)
+    with pytest.raises(ValueError, match="knows no image without a label"):
+        found.sample_codes(1)
 
 
 def test_other_things_are_no_second_stage(tiny, tmp_path):
