@@ -386,8 +386,8 @@ class Dalle:
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         if guidance != 1 and not self.captions.guides:
             raise ValueError(
-                f"guidance = {guidance}: {self.name} was never trained on pictures without their caption, so there is nothing "
-                "to go beyond. Leave guidance at 1, or train with caption_dropout above 0"
+                f"guidance = {guidance}: {self.name} was never trained on pictures without their caption, so there is "
+                "nothing to go beyond. Leave guidance at 1, or train with caption_dropout above 0"
             )
 
 

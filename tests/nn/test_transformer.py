@@ -79,6 +79,26 @@ def test_blocks_equal_their_twin(x, params, causal):
     np.testing.assert_allclose(apply(make(), {"params": params}, x, mask), twin(x, params, causal=causal), atol=1e-5)
 
 
+def test_tokens_are_rows_for_a_cpu_alone(x, params):
+    device = jax.sharding.AbstractDevice("TPU v5e", 1, "tpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+
+    def traced():
+        program = jax.make_jaxpr(lambda p, x: make().apply({"params": p}, x, causal_mask(LENGTH)))(params, x)
+        products = [eqn for eqn in program.eqns if eqn.primitive.name == "dot_general"]
+        return program, {eqn.invars[0].aval.ndim for eqn in products if eqn.invars[1].aval.shape[0] in (WIDTH, 4 * WIDTH)}
+
+    (_, here), (program, there) = traced(), _under(mesh, traced)
+    assert here == {2} and there == {3}
+    (found,) = jax.core.eval_jaxpr(program.jaxpr, program.consts, *jax.tree.leaves((params, x)))
+    np.testing.assert_allclose(found, twin(x, params, causal=True), atol=1e-5)
+
+
+def _under(mesh, function):
+    with jax.sharding.use_abstract_mesh(mesh):
+        return function()
+
+
 def test_activation_reaches_the_mlp(x, params):
     found = apply(make(activation="quick_gelu"), {"params": params}, x)
     np.testing.assert_allclose(found, twin(x, params, activation=lambda v: v / (1 + math.exp(-1.702 * v))), atol=1e-5)

@@ -136,7 +136,7 @@ def test_fsq_codes_are_all_combinations_of_levels(levels):
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 8])
 def test_fsq_learns_with_any_number_of_levels(count):
-    """Latents around 0 take all levels, and the slope is that of the bounded latent, which is nowhere near 0 in the middle."""
+    """Latents around 0 take all levels, and the slope is that of the bounded latent, which is not near 0 in the middle."""
     module, _ = made(np.zeros((1, 1, 1, 1), np.float32), type="fsq", levels=(count,))
     z = jnp.linspace(-2.5, 2.5, 501).reshape(1, 1, -1, 1)
     found = apply(module, {}, z, True, 1.0)
