@@ -148,10 +148,10 @@ class _Kernel(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), with dropout on both branches.
 
-    For a CPU tokens are rows of one matrix, which matrix products read as it is. Were there a reshape between them, XLA's CPU
-    compiler would compute the residual stream's gradient anew, from the last block on, for each of its readers: in unrolled
-    blocks that cost grows with the square of the depth (a fifth to a third of a training step at depth 12). Elsewhere tokens
-    keep their axis, and the compiler chooses.
+    For a CPU tokens are rows of one matrix, which matrix products read as it is. Were there a reshape between them, XLA's
+    CPU compiler would compute the residual stream's gradient anew, from the last block on, for each of its readers: in
+    unrolled blocks that cost grows with the square of the depth (a fifth to a third of a training step at depth 12).
+    Elsewhere tokens keep their axis, and the compiler chooses.
     """
 
     width: int

@@ -90,25 +90,33 @@ def test_embeddings_of_bfloat16_are_float32_sums_of_its_products(pool):
     images, ids = jnp.ones((2, image["size"], image["size"], 3)), inputs()[1]
     variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), images, ids))
     last = {"cls": ("vision", "proj"), "map": ("vision", "head"), "resnet": ("vision", "pool")}[pool]
-    wanted = []
 
-    def listen(call, args, kwargs, context):
-        y = call(*args, **kwargs)
-        if isinstance(context.module, Dense) and context.module.out_dtype is not None:
-            kernel = context.module.variables["params"]["kernel"]
-            bias = context.module.variables["params"].get("bias", 0.0)
-            x, kernel = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (args[0], kernel))
-            inputs = context.module.inputs
-            exact = np.tensordot(x, kernel, (range(x.ndim - inputs, x.ndim), range(inputs))) + bias
-            assert y.dtype == jnp.float32
-            np.testing.assert_allclose(y, exact, rtol=1e-6, atol=1e-6 * np.abs(exact).max())
-            wanted.append(context.module.path)
-        return y
+    @jax.jit
+    def products(variables):
+        """Of the last products of both towers: what went in, the parameters, what came out."""
+        heard = {}
 
-    with nn.intercept_methods(listen):
-        image, text, *_ = module.apply(variables, images, ids)
-    assert [path[:2] for path in wanted] == [last, ("text", "proj")]
+        def listen(call, args, kwargs, context):
+            y = call(*args, **kwargs)
+            path = context.module.path
+            if isinstance(context.module, Dense) and (path[:2] == last or path == ("text", "proj")):
+                heard["/".join(path)] = (args[0], context.module.variables["params"], y)
+            return y
+
+        with nn.intercept_methods(listen):
+            image, text, *_ = module.apply(variables, images, ids)
+        *_, vision = (name for name in heard if name.startswith("vision"))
+        return image, text, {name: heard[name] for name in (vision, "text/proj")}
+
+    image, text, heard = products(variables)
     assert image.dtype == text.dtype == jnp.float32
+    for x, params, y in heard.values():
+        x, kernel = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (x, params["kernel"]))
+        summed = kernel.ndim - 1
+        exact = np.tensordot(x, kernel, (range(x.ndim - summed, x.ndim), range(summed)))
+        exact += np.asarray(params.get("bias", 0.0))
+        assert y.dtype == jnp.float32
+        np.testing.assert_allclose(y, exact, rtol=1e-6, atol=1e-6 * np.abs(exact).max())
 
 
 def test_the_sigmoid_loss_has_a_bias():

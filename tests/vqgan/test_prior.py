@@ -15,6 +15,7 @@ from PIL import Image
 import train_jax
 import vqgan_jax
 from train_jax import config as config_lib
+from train_jax import evaluate, sharding
 from train_jax.data import sources
 from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError, LoadError
@@ -114,7 +115,7 @@ def test_a_rule_is_learnt_in_bfloat16_as_in_float32(tiny, trained, learn):
         c = prior_config(tiny)
         c.steps, c.evals, c.label_dropout = steps, {}, 0.0
         c.model = {"classes": 64, "width": 32, "depth": 2, "heads": 2, "dropout": 0.0, "dtype": dtype}
-        c.optim = {"lr": 1e-2, "warmup_steps": 5}
+        c.optim = {"lr": 1e-2, "schedule": "constant"}
         config = config_lib.resolve(c)
         state, history = learn(prior_task.make(config, None), config, batch)
         curves[dtype] = [float(metrics["loss"]) for metrics in history]
@@ -281,6 +282,16 @@ def test_guidance_is_refused_to_a_run_that_hid_no_labels(run, tmp_path):
         found.sample_codes(1, 3, guidance=2)
     with pytest.raises(ValueError, match="knows no image without a label"):
         found.sample_codes(1)
+
+
+@pytest.mark.parametrize("change", [{"label_dropout": 0.0}, {"model": {"classes": 0, "width": 16, "heads": 2}}])
+def test_guidance_is_refused_before_a_run_that_has_nothing_to_guide(tiny, change):
+    config = config_lib.resolve(ConfigDict(prior_config(tiny).to_dict() | {"evals": {}} | change))
+    made = prior_task.make(config, None)
+    options = ConfigDict(prior_task.evaluators.defaults().samples.to_dict() | {"guidance": 2.0})
+    context = evaluate.Context(sharding.make_mesh(config.mesh), config, made)
+    with pytest.raises(ConfigError, match="guidance = 2.0 must be 1 where config.model.classes or config.label_dropout"):
+        made.evaluators["samples"](options, context)
 
 
 def test_other_things_are_no_second_stage(tiny, tmp_path):

@@ -158,7 +158,8 @@ def test_eight_pictures_are_learnt_by_heart_in_bfloat16_as_in_float32(learn):
     curves = {}
     for dtype, steps in (("float32", 150), ("bfloat16", 12)):
         options = {"model.dtype": dtype, "model.quantizer.size": 64, "model.attention": (), "loss.adversarial": "none"}
-        options |= {"codebook.start": "kmeans", "codebook.revive": 10, "optim.lr": 1e-2, "steps": steps}
+        options |= {"codebook.start": "kmeans", "codebook.revive": 10, "steps": steps, "optim.lr": 1e-2}
+        options["optim.schedule"] = "constant"
         c = config(**options)
         state, history = learn(task.make(c, None), c, batch)
         curves[dtype] = [float(metrics["loss"]) for metrics in history]
