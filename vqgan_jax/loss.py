@@ -50,9 +50,18 @@ def lecam_state(state: dict[str, Array], real: Float[Array, "..."], fake: Float[
 
 
 def gradient_penalty(judge: Callable, images: Float[Array, "b h w 3"]) -> Float[Array, ""]:
-    """R1: half the mean squared norm of the gradient of a picture's summed logits (arXiv 1801.04406, equation 9)."""
-    slopes = jax.grad(lambda x: jnp.sum(judge(x)))(images)
-    return 0.5 * jnp.mean(jnp.sum(slopes**2, axis=(1, 2, 3)))
+    """R1 (arXiv 1801.04406, equation 9) for logits of patches: half the patches' mean squared gradient norm, on average.
+
+    The squared norm of the gradient of a picture's mean logit, times its number of patches. So a discriminator whose patches
+    do not overlap is punished as one of a single patch is, whatever the picture's size; for one logit a picture it is R1.
+    """
+
+    def summed(x):
+        logits = judge(x)
+        return jnp.sum(logits), logits
+
+    slopes, logits = jax.grad(summed, has_aux=True)(images)
+    return 0.5 * jnp.sum(slopes**2) / logits.size
 
 
 def adaptive_weight(
