@@ -189,7 +189,7 @@ class Dalle:
                     done = row
                     if preview is not None:
                         preview(some.start * n + samples.start, row, self._unfinished(drawn, row))
-        images = self._pictures(codes.reshape(total, *self.grid)).reshape(len(prompts), n, self.size, self.size, 3)
+        images = self.vqgan.decode_uint8(codes.reshape(total, *self.grid)).reshape(len(prompts), n, self.size, self.size, 3)
         codes = codes.reshape(len(prompts), n, *self.grid)
         scores = None
         order = np.broadcast_to(np.arange(n), (len(prompts), n))
@@ -301,14 +301,11 @@ class Dalle:
                 nats = nats + np.asarray(log_probs)[:count].sum(axis=1)
                 yield (first + length) // self.grid[1], np.concatenate(found, axis=1), nats
 
-    def _pictures(self, codes: Int32[np.ndarray, "b h w"]) -> UInt8[np.ndarray, "b H W 3"]:
-        return np.round(255 * self.vqgan.decode(codes)).astype(np.uint8)
-
     def _unfinished(self, codes: Int32[np.ndarray, "b l"], rows: int) -> UInt8[np.ndarray, "b H W 3"]:
         """Pictures of which the first `rows` rows are known, the rest grey."""
         whole = np.zeros((len(codes), self.module.length), np.int32)
         whole[:, : codes.shape[1]] = codes
-        pictures = self._pictures(whole.reshape(-1, *self.grid))
+        pictures = self.vqgan.decode_uint8(whole.reshape(-1, *self.grid))
         pictures[:, rows * self.vqgan.factor :] = _GREY
         return pictures
 
