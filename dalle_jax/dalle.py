@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import logging
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,30 +165,28 @@ class Dalle:
             rows_at_once = self.grid[0]
         settings = Sampling(np.float32(temperature), np.int32(top_k or 0), np.float32(top_p or 1), np.float32(guidance))
         most = self._most(top_k, top_p)
-        hashes = [zlib.crc32(prompt.encode()) for prompt in prompts]
-        begin = np.array([n * prompts[:place].count(prompt) for place, prompt in enumerate(prompts)])
+        seeds = sampling.seeds(prompts, n, seed)
         codes = np.zeros((len(prompts), n, self.module.length), np.int32)
         log_probs = np.zeros((len(prompts), n), np.float32)
         text = self._text(prompts)
         total = len(prompts) * n
         with tqdm(total=total * self.grid[0], unit="row", desc="draw", disable=not progress) as bar:
             for some, samples in sampling.parts(len(prompts), n, batch_size):
-                here = [(prompt, sample) for prompt in some for sample in samples]
-                seeds = np.array([(seed, hashes[p], begin[p] + sample) for p, sample in here], np.uint32)
-                which = np.array([prompt - some.start for prompt, _ in here], np.int32)
+                which = np.repeat(np.arange(len(some), dtype=np.int32), len(samples))
                 part = (slice(some.start, some.stop), slice(samples.start, samples.stop))
                 shape = (len(some), len(samples))
                 done = 0
                 for row, drawn, nats in self._decode(
-                    text[some.start : some.stop], which, seeds, settings, kept, keep, most, guidance != 1, rows_at_once
+                    text[part[0]], which, seeds[part].reshape(-1, 3), settings, kept, keep, most, guidance != 1, rows_at_once
                 ):
                     codes[(*part, slice(drawn.shape[1]))] = drawn.reshape(*shape, -1)
                     log_probs[part] = nats.reshape(shape)
-                    bar.update(len(here) * (row - done))
+                    bar.update(len(which) * (row - done))
                     done = row
                     if preview is not None:
                         preview(some.start * n + samples.start, row, self._unfinished(drawn, row))
-        images = self.vqgan.decode_uint8(codes.reshape(total, *self.grid)).reshape(len(prompts), n, self.size, self.size, 3)
+        images = self.vqgan.decode_uint8(codes.reshape(total, *self.grid))
+        images = images.reshape(len(prompts), n, self.size, self.size, 3)
         codes = codes.reshape(len(prompts), n, *self.grid)
         scores = None
         order = np.broadcast_to(np.arange(n), (len(prompts), n))
@@ -198,7 +195,7 @@ class Dalle:
             order = np.argsort(-scores, axis=1, kind="stable")[:, : best or n]
             scores = np.take_along_axis(scores, order, axis=1)
         rows = np.arange(len(prompts))[:, None]
-        numbers = begin[:, None] + order
+        numbers = np.take_along_axis(seeds[..., 2].astype(int), order, axis=1)
         return Drawing(images[rows, order], codes[rows, order], log_probs[rows, order], scores, numbers)
 
     def logits(

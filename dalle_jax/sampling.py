@@ -5,12 +5,15 @@ carry = programs.expand(prefilled, prompts, guided)   a row a picture, or two wh
 codes, log_probs, carry = programs.advance(params, sampling, carry, rows, first, length, most, guided)
 """
 
+import collections
 import functools
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Int, UInt32
 
@@ -39,6 +42,16 @@ class Programs(NamedTuple):
 
 def compile_programs(module: Dalle) -> Programs:
     """The three programs above, compiled for each shape once; the numbers of `Sampling` may change."""
+    plain = functions(module)
+    return Programs(
+        jax.jit(plain.prefill),
+        jax.jit(plain.expand, static_argnames="guided"),
+        jax.jit(plain.advance, static_argnames=("length", "most", "guided"), donate_argnums=2),
+    )
+
+
+def functions(module: Dalle) -> Programs:
+    """The three programs above as pure functions."""
 
     def prefill(params, text: Int[Array, "p n"]):
         plain, params = for_sampling(module, params)
@@ -69,11 +82,19 @@ def compile_programs(module: Dalle) -> Programs:
             first=first,
         )
 
-    return Programs(
-        jax.jit(prefill),
-        jax.jit(expand, static_argnames="guided"),
-        jax.jit(advance, static_argnames=("length", "most", "guided"), donate_argnums=2),
-    )
+    return Programs(prefill, expand, advance)
+
+
+def seeds(prompts: Sequence[str], n: int, seed: int) -> UInt32[np.ndarray, "p n 3"]:
+    """`Rows.seeds` of `n` pictures of each prompt; a prompt that occurs again goes on counting its samples."""
+    drawn = collections.Counter()
+    found = np.empty((len(prompts), n, 3), np.uint32)
+    found[..., 0] = seed
+    for place, prompt in enumerate(prompts):
+        found[place, :, 1] = zlib.crc32(prompt.encode())
+        found[place, :, 2] = np.arange(drawn[prompt], drawn[prompt] + n)
+        drawn[prompt] += n
+    return found
 
 
 def parts(prompts: int, n: int, most: int) -> Iterator[tuple[range, range]]:

@@ -86,6 +86,7 @@ class Coded(Sequence):
         """CRC-32 of each picture's file, or its complement (negative) where it could not be read and has no codes."""
         return np.load(code_files.crc_file(self.file), mmap_mode="r", allow_pickle=False)
 
+    @functools.cached_property
     def histogram(self) -> Int64[np.ndarray, "codes"]:
         """How often each code occurs, up to the largest that does; mirror images do not count."""
         counts = np.zeros(0, np.int64)
@@ -107,8 +108,7 @@ class Coded(Sequence):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Mapping:
-        record = dict(self.source[index])
-        record.pop("image")
+        record = self.source.described(index)
         if self.checksums[index] < 0:
             raise BrokenSample(f"{record['id']}: the picture could not be read when codes were made")
         return record | {"codes": self.codes[index].astype(np.int32)}
