@@ -14,12 +14,15 @@ from PIL import Image
 import train_jax
 import vqgan_jax
 from train_jax import config as config_lib
+from train_jax import sharding
 from train_jax.data import sources
 from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError, LoadError
+from train_jax.evaluate import Context
 from vqgan_jax import cli
 from vqgan_jax import codes as codes_lib
 from vqgan_jax.prior import sampling
+from vqgan_jax.prior import task as task_lib
 
 RNG = np.random.default_rng(0)
 
@@ -57,6 +60,29 @@ def test_a_run_reports_bits_and_shows_samples(run):
     assert history[0]["bits_per_code"] == pytest.approx(4, abs=0.2), "16 codes, before anything is learnt"
     assert history[-1]["test/images"] == 24 and history[-1]["test/bits_per_code"] < 4.2
     assert list((run[1] / "samples").glob("*samples*"))
+
+
+def test_samples_of_an_evaluation_are_those_of_the_loaded_model(run, prior, compilations):
+    """In batches of eight of eleven pictures, the last one padded; compiled once for all batches and evaluations."""
+    config = config_lib.resolve(run[0])
+    task = task_lib.make(config, run[1])
+    context = Context(sharding.make_mesh(config.mesh), config, task)
+    options = config.evals.look
+    options.update({"n": 11, "columns": 11, "batch_size": 8})
+    evaluate = task.evaluators["samples"](options, context)
+    with jax.set_mesh(context.mesh):
+        params = {"prior": jax.tree.map(np.asarray, prior.variables)}
+        metrics, images = evaluate(params, {})
+        assert [program._cache_size() for program in context._compiled.values()] == [1]
+        compilations.clear()
+        np.testing.assert_array_equal(evaluate(params, {})[1]["samples"], images["samples"])
+        assert not compilations
+    codes = prior.sample_codes(11, np.arange(11), top_p=0.9)
+    assert metrics["distinct_codes"] == len(np.unique(codes))
+    pictures = np.round(255 * prior.vqgan.decode(codes))
+    sheet = images["samples"].reshape(16, -1, 3)
+    for number, picture in enumerate(pictures):
+        np.testing.assert_array_equal(sheet[:, 18 * number : 18 * number + 16], picture)
 
 
 def test_codes_are_computed_once_and_are_those_of_the_pictures(run, trained, monkeypatch):
