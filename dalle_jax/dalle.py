@@ -166,28 +166,30 @@ class Dalle:
         settings = Sampling(np.float32(temperature), np.int32(top_k or 0), np.float32(top_p or 1), np.float32(guidance))
         most = self._most(top_k, top_p)
         seeds = sampling.seeds(prompts, n, seed)
-        codes = np.zeros((len(prompts), n, self.module.length), np.int32)
-        log_probs = np.zeros((len(prompts), n), np.float32)
-        text = self._text(prompts)
         total = len(prompts) * n
+        codes = np.zeros((total, self.module.length), np.int32)
+        log_probs = np.zeros(total, np.float32)
+        text = self._text(prompts)
+        which = np.repeat(np.arange(len(prompts), dtype=np.int32), n)
+        sizes = sampling.padded_sizes(len(prompts), n, batch_size)
         with tqdm(total=total * self.grid[0], unit="row", desc="draw", disable=not progress) as bar:
-            for some, samples in sampling.parts(len(prompts), n, batch_size):
-                which = np.repeat(np.arange(len(some), dtype=np.int32), len(samples))
-                part = (slice(some.start, some.stop), slice(samples.start, samples.stop))
-                shape = (len(some), len(samples))
+            for start in range(0, total, batch_size):
+                part = slice(start, min(start + batch_size, total))
+                first, last = which[part][[0, -1]]
                 done = 0
                 for row, drawn, nats in self._decode(
-                    text[part[0]], which, seeds[part].reshape(-1, 3), settings, kept, keep, most, guidance != 1, rows_at_once
-                ):
-                    codes[(*part, slice(drawn.shape[1]))] = drawn.reshape(*shape, -1)
-                    log_probs[part] = nats.reshape(shape)
-                    bar.update(len(which) * (row - done))
+                    text[first : last + 1], which[part] - first, seeds.reshape(total, 3)[part], sizes, settings, kept, keep,
+                    most, guidance != 1, rows_at_once,
+                ):  # fmt: skip
+                    codes[part, : drawn.shape[1]], log_probs[part] = drawn, nats
+                    bar.update(len(drawn) * (row - done))
                     done = row
                     if preview is not None:
-                        preview(some.start * n + samples.start, row, self._unfinished(drawn, row))
+                        preview(start, row, self._unfinished(drawn, row))
         images = self.vqgan.decode_uint8(codes.reshape(total, *self.grid))
         images = images.reshape(len(prompts), n, self.size, self.size, 3)
         codes = codes.reshape(len(prompts), n, *self.grid)
+        log_probs = log_probs.reshape(len(prompts), n)
         scores = None
         order = np.broadcast_to(np.arange(n), (len(prompts), n))
         if judge is not None:
@@ -266,17 +268,23 @@ class Dalle:
 
         return jax.jit(score)
 
-    def _decode(self, text, which, seeds, settings, kept, keep, most, guided, rows_at_once):
-        """As pictures of the prompts `text[which]` grow: `(rows done, codes so far [b, …], their log-probabilities [b])`."""
+    def _decode(self, text, which, seeds, sizes, settings, kept, keep, most, guided, rows_at_once):
+        """As pictures of the prompts `text[which]` grow: `(rows done, codes so far [b, …], their log-probabilities [b])`.
+
+        Texts and pictures are padded to `sizes`, so that other numbers of them need no other programs.
+        """
         programs = self._generation
         mesh = jax.tree.leaves(self.variables)[0].sharding.mesh
         count = len(which)
-        padded = -(-count // mesh.size) * mesh.size
+        texts, pictures = sizes[0], -(-sizes[1] // mesh.size) * mesh.size
+
+        def padded(x, size):
+            return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])
 
         def split(x):
-            full = np.concatenate([x, np.repeat(x[-1:], padded - count, axis=0)])
-            return jax.device_put(full, NamedSharding(mesh, P("batch")))
+            return jax.device_put(padded(x, pictures), NamedSharding(mesh, P("batch")))
 
+        text = padded(text, texts)
         if guided:
             text = np.concatenate([text, self._nothing])
         step = rows_at_once * self.grid[1]

@@ -82,7 +82,9 @@ def factories(module: Model, captions: Captions, vq: Vqgan, records: Callable) -
         """
         text, cut = captions.encode_flagged(prompts)
         if cut.any():
-            log.warning("%d prompt(s) are too long and were cut; the first is %r", cut.sum(), prompts[int(cut.argmax())])
+            log.warning(
+                "%d prompt(s) are too long and were cut; the first is %r", cut.sum(), prompts[int(cut.argmax())]
+            )
         guided = options.guidance != 1
         # A guided picture has a second row, without its prompt.
         text = np.stack([text, np.repeat(captions.encode([""]), len(text), axis=0)] if guided else [text], axis=1)

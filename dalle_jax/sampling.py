@@ -8,7 +8,7 @@ codes, log_probs, carry = programs.advance(params, sampling, carry, rows, first,
 import collections
 import functools
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -97,12 +97,14 @@ def seeds(prompts: Sequence[str], n: int, seed: int) -> UInt32[np.ndarray, "p n 
     return found
 
 
-def parts(prompts: int, n: int, most: int) -> Iterator[tuple[range, range]]:
-    """`(prompts, samples)` of batches of at most `most` pictures: many samples of one prompt, or all of several."""
-    if n >= most:
-        for prompt in range(prompts):
-            for start in range(0, n, most):
-                yield range(prompt, prompt + 1), range(start, min(start + most, n))
-    else:
-        for start in range(0, prompts, most // n):
-            yield range(start, min(start + most // n, prompts)), range(n)
+def padded_sizes(prompts: int, n: int, batch_size: int) -> tuple[int, int]:
+    """Rows of texts and of pictures that hold any `batch_size` pictures in a row, of `n` of each prompt.
+
+    Both are powers of two, or `batch_size` itself, so that calls of other sizes seldom need other programs.
+    """
+    touched = min(prompts, max(batch_size - 2, 0) // n + 2)  # by pictures that begin in the middle of a prompt's
+    return _power_of_two(touched), min(batch_size, _power_of_two(prompts * n))
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
