@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--approximate", action="store_true", help="make searches among millions fast and approximate (needs faiss)"
     )
 
-    index.add_argument("--part", metavar="I/N", type=_part, help="encode only share I of N, beside INDEX")
+    index.add_argument("--part", metavar="I/N", help="encode only share I of N, beside INDEX")
 
     search = add("search", "Find the pictures of an index that are closest to a text or to a picture.", _search)
     search.add_argument("index", metavar="INDEX", help="directory made by clip-jax index")
@@ -195,6 +195,7 @@ def _index(arguments: argparse.Namespace) -> int:
         raise UserError(f"--batch-size {arguments.batch_size} must be at least 1")
     if not Path(arguments.folder).is_dir():
         raise UserError(f"{arguments.folder}: no such folder")
+    part = _part(arguments.part) if arguments.part else None
     clip = load(arguments.model)
     report = build(
         clip,
@@ -205,12 +206,12 @@ def _index(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         half=arguments.half,
         approximate=arguments.approximate,
-        part=arguments.part,
+        part=part,
     )
-    if arguments.part is None:
+    if part is None:
         print(summary(report, arguments.out))
     else:
-        print(summary(report, str(share_directory(Path(arguments.out), *arguments.part))))
+        print(summary(report, str(share_directory(Path(arguments.out), *part))))
         print("the same command without --part joins all shares")
     return 0
 
@@ -218,7 +219,7 @@ def _index(arguments: argparse.Namespace) -> int:
 def _part(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} must be I/N, such as 2/4, with I from 1 to N")
+        raise UserError(f"--part {text} must be I/N, such as 2/4, with I from 1 to N")
     return int(found[1]), int(found[2])
 
 

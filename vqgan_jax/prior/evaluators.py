@@ -65,6 +65,9 @@ def factories(
         most = options.top_k or (module.size if options.top_p < 1 else 0)
         if not 0 <= options.top_k <= module.size:
             raise ConfigError(f"config.evals.….top_k = {options.top_k} must be in [0, {module.size}], 0 for all codes")
+        for key in ("n", "columns", "batch_size"):
+            if options[key] < 1:
+                raise ConfigError(f"config.evals.….{key} = {options[key]} must be at least 1")
         length, guided = module.length, options.guidance != 1
         batch_size = min(options.batch_size, options.n)
         features = open_features(options.features) if options.features else None
