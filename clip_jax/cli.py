@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -27,9 +28,11 @@ examples:
 examples:
   clip-jax index photos --model runs/clip-shapes --out photos.index
   clip-jax index millions --model hf:openai/clip-vit-base-patch32 --out millions.index --half --approximate
+  clip-jax index millions --model hf:openai/clip-vit-base-patch32 --out millions.index --half --part 2/4
 
 The same command again takes in what is new, changed or deleted, and goes on after an interruption. Files that cannot be
-read are listed at the end and in OUT/broken.jsonl.""",
+read are listed at the end and in OUT/broken.jsonl. Four machines share the work with --part 1/4 to --part 4/4; the same
+command without --part then joins what they made.""",
     "heatmap": """\
 examples:
   clip-jax heatmap street.jpg "a bicycle" "a traffic light" --model DIR --png heat.png
@@ -88,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument(
         "--approximate", action="store_true", help="make searches among millions fast and approximate (needs faiss)"
     )
+
+    index.add_argument("--part", metavar="I/N", help="encode only share I of N, beside INDEX")
 
     search = add("search", "Find the pictures of an index that are closest to a text or to a picture.", _search)
     search.add_argument("index", metavar="INDEX", help="directory made by clip-jax index")
@@ -183,12 +188,14 @@ def probability_table(names: list[str], labels: list[str], probabilities, top: i
 
 def _index(arguments: argparse.Namespace) -> int:
     from clip_jax.clip import load
+    from clip_jax.index_files import share_directory
     from clip_jax.search import build
 
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size {arguments.batch_size} must be at least 1")
     if not Path(arguments.folder).is_dir():
         raise UserError(f"{arguments.folder}: no such folder")
+    part = _part(arguments.part) if arguments.part else None
     clip = load(arguments.model)
     report = build(
         clip,
@@ -199,9 +206,21 @@ def _index(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         half=arguments.half,
         approximate=arguments.approximate,
+        part=part,
     )
-    print(summary(report, arguments.out))
+    if part is None:
+        print(summary(report, arguments.out))
+    else:
+        print(summary(report, str(share_directory(Path(arguments.out), *part))))
+        print("the same command without --part joins all shares")
     return 0
+
+
+def _part(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--part {text} must be I/N, such as 2/4, with I from 1 to N")
+    return int(found[1]), int(found[2])
 
 
 def summary(report, out: str, most: int = 10) -> str:

@@ -5,6 +5,7 @@ Every share comes with the bounds of its 95 % confidence interval where `bootstr
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 
 from clip_jax.templates import read_templates, sentences
+from train_jax import inference
 from train_jax.data.images import Preprocess
 from train_jax.data.images import normalize as normalize_pixels
 from train_jax.data.sources import DataError, Source
@@ -91,17 +93,14 @@ def factories(module: nn.Module, tokenizer: AnyTokenizer, preprocess: Preprocess
     def retrieval(options: ConfigDict, context):
         source = context.source(options.source, options.split)
         gallery = _First(source, options.gallery or len(source))
-        captions, owners = _captions(gallery)
-        truths = None
-        if source.is_true is not None:
-            records = (gallery[number] for number in range(len(gallery)))
-            truths = [{key: value for key, value in record.items() if key != "image"} for record in records]
+        records = [source.described(number) for number in range(len(gallery))]
+        captions, owners = _captions(records)
         embed_images = _embedder(context, embed_image, image_example, options.batch_size)
         embed_texts = _embedder(context, embed_text, text_example, options.batch_size)
 
         def relevant(caption: int, image: int) -> bool:
-            if truths is not None:
-                return source.is_true(captions[caption], truths[image])
+            if source.is_true is not None:
+                return source.is_true(captions[caption], records[image])
             return image in owners[caption]
 
         def evaluate(params, extra):
@@ -117,10 +116,8 @@ def factories(module: nn.Module, tokenizer: AnyTokenizer, preprocess: Preprocess
 
     def linear_probe(options: ConfigDict, context):
         train, test = (context.source(options.source, split) for split in (options.train_split, options.split))
-        (train_images, train_labels), (images, labels) = (_labelled(source) for source in (train, test))
-        if len(train_labels) > options.most:
-            kept = np.random.default_rng(0).choice(len(train_labels), options.most, replace=False)
-            train_images, train_labels = _At(train_images, kept), train_labels[kept]
+        train_images, train_labels = _labelled(train, options.most)
+        images, labels = _labelled(test)
         if len(set(train_labels.tolist())) < 2:
             raise DataError(f"{train.name}: a linear probe needs pictures of two classes at least")
         embed_images = _embedder(context, embed_image, image_example, options.batch_size)
@@ -157,9 +154,8 @@ def _embedder(context, function: Callable, example: Callable, batch_size: int) -
     run = context.jit(function)
 
     def embed(variables, records: Sequence) -> np.ndarray:
-        # The device computes one batch while the next is read.
-        found = [(run(variables, batch), real) for batch, real in context.batches(records, example, batch_size)]
-        return np.concatenate([np.asarray(x)[:real] for x, real in found])
+        outputs = ((run(variables, batch), real) for batch, real in context.batches(records, example, batch_size))
+        return np.concatenate([rows[:real] for rows, real in inference.overlapped(outputs)])
 
     return embed
 
@@ -217,19 +213,21 @@ class _At(Sequence):
         return self._source[int(self._places[index])]
 
 
-def _labelled(source: Source) -> tuple[_At, np.ndarray]:
-    """The records that have a class, and their classes."""
-    labels = np.array([source[i].get("label", -1) for i in range(len(source))])
-    places = np.flatnonzero(labels >= 0)
-    if not len(places):
+def _labelled(source: Source, most: int | None = None) -> tuple[_At, np.ndarray]:
+    """The records that have a class, and their classes; of more than `most`, so many at random."""
+    places = np.arange(len(source)) if most is None else np.random.default_rng(0).permutation(len(source))
+    described = ((place, source.described(int(place)).get("label", -1)) for place in places)
+    found = sorted(itertools.islice((pair for pair in described if pair[1] >= 0), most))
+    if not found:
         raise DataError(f"{source.name}: no record has a label")
-    return _At(source, places), labels[places]
+    places, labels = np.array(found).T
+    return _At(source, places), labels
 
 
 def _captions(records: Sequence) -> tuple[list[str], list[set[int]]]:
     """The distinct captions of some records, and for each the records it belongs to."""
     owners: dict[str, set[int]] = {}
-    for number in range(len(records)):
-        for caption in records[number]["captions"]:
+    for number, record in enumerate(records):
+        for caption in record["captions"]:
             owners.setdefault(caption, set()).add(number)
     return list(owners), list(owners.values())

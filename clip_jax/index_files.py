@@ -8,14 +8,17 @@
     lock               held by the process that builds
 
 Parts are written first; replacing `meta.json`, which names them, is the only act that changes what the index holds. A
-finished index is one part, sorted by path.
+finished index is one part, sorted by path. Machines that share the work each make an index beside it, `INDEX.2-of-4`, whose
+rows the index itself then takes over.
 """
 
 import contextlib
 import dataclasses
 import fcntl
+import glob
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -141,16 +144,7 @@ class Store:
                 "parts": [],
                 "next": 0,
             }
-        check_weights(directory, meta, model, fingerprint)
-        if Path(meta["folder"]) != folder:
-            raise SearchError(
-                f"{directory} is the index of {shown(meta['folder'])}, not of {shown(folder)}: choose another directory, "
-                "or remove this one"
-            )
-        if meta["dtype"] != dtype:
-            raise SearchError(
-                f"{directory} holds {meta['dtype']}, not {dtype}: index with the same precision, or in another directory"
-            )
+        _check_same(directory, meta, fingerprint=fingerprint, model=model, folder=str(folder), dtype=dtype)
         entries, rows = read_parts(directory, meta)
         store = cls(directory, meta | {"model": model, "complete": False}, entries, rows)
         store._write_meta()
@@ -159,13 +153,27 @@ class Store:
                 leftover.unlink()
         return store
 
-    def keep(self, files: Mapping[str, Mapping]) -> set[str]:
-        """Forgets rows whose file is gone or has changed; returns the paths of the others."""
-        same = [files.get(e["path"]) == {"size": e["size"], "mtime_ns": e["mtime_ns"]} for e in self.entries]
+    def keep(self, files: Mapping[str, Mapping]) -> None:
+        """Forgets rows whose file is gone or has changed."""
+        same = [_is_true(entry, files) for entry in self.entries]
         self.dropped = same.count(False)
         self.rows = self.rows[np.asarray(same, bool)]
         self.entries = [entry for entry, good in zip(self.entries, same, strict=True) if good]
-        return {entry["path"] for entry in self.entries}
+
+    def adopt(self, directory: Path, files: Mapping[str, Mapping]) -> None:
+        """Takes over the rows of another index that are true of `files` and not here yet.
+
+        Raises SearchError if that one is of other weights, another folder or another precision.
+        """
+        meta = read_meta(directory)
+        if meta is None:
+            return
+        _check_same(directory, meta, **{key: self.meta[key] for key in ("fingerprint", "model", "folder", "dtype")})
+        entries, rows = read_parts(directory, meta)
+        held = {entry["path"] for entry in self.entries}
+        new = [row for row, entry in enumerate(entries) if entry["path"] not in held and _is_true(entry, files)]
+        self.entries += [entries[row] for row in new]
+        self.rows = np.concatenate([self.rows, rows[new]])
 
     def add(self, entries: Iterable[Mapping], rows: Float32[np.ndarray, "n dim"]) -> None:
         """Takes rows, rounded to the index's precision; they are safe from the next commit on."""
@@ -218,6 +226,24 @@ class Store:
         _write(self.directory / _META, json.dumps(self.meta, indent=2) + "\n")
 
 
+def _check_same(directory: Path, meta: Mapping, *, fingerprint: str, model: str, folder: str, dtype: str) -> None:
+    check_weights(directory, meta, model, fingerprint)
+    if meta["folder"] != folder:
+        raise SearchError(
+            f"{directory} is the index of {shown(meta['folder'])}, not of {shown(folder)}: choose another directory, "
+            "or remove this one"
+        )
+    if meta["dtype"] != dtype:
+        raise SearchError(
+            f"{directory} holds {meta['dtype']}, not {dtype}: index with the same precision, or in another directory"
+        )
+
+
+def _is_true(entry: Mapping, files: Mapping[str, Mapping]) -> bool:
+    """Whether a row's file is there and as it was."""
+    return files.get(entry["path"]) == {"size": entry["size"], "mtime_ns": entry["mtime_ns"]}
+
+
 def _write(path: Path, text: str) -> None:
     """Writes a file so that it is there whole or not at all, whenever the process or the machine stops."""
     new = path.with_name(path.name + ".new")
@@ -231,6 +257,27 @@ def _write(path: Path, text: str) -> None:
 def _lines(rows: Iterable[Mapping]) -> str:
     # In ASCII, so that names which are no valid UTF-8 survive as escapes.
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def share_directory(directory: Path, number: int, count: int) -> Path:
+    """Where one of `count` machines makes its share of an index."""
+    return directory.with_name(f"{directory.name}.{number}-of-{count}")
+
+
+def share_directories(directory: Path) -> list[Path]:
+    """The shares that lie beside an index."""
+    beside = directory.parent.glob(f"{glob.escape(directory.name)}.*")
+    return sorted(path for path in beside if re.fullmatch(r"\.\d+-of-\d+", path.name.removeprefix(directory.name)))
+
+
+def discard(directory: Path) -> None:
+    """Removes an index so that, stopped at any moment, what is left of it is an index or nothing."""
+    meta = read_meta(directory)
+    if meta is not None:
+        _write(directory / _META, json.dumps(meta | {"parts": [], "complete": False}))
+    for file in sorted(directory.iterdir(), key=lambda file: file.name == _META):
+        file.unlink()
+    directory.rmdir()
 
 
 @contextlib.contextmanager

@@ -8,10 +8,12 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
 import stat
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -27,9 +29,12 @@ from clip_jax.index_files import (
     Store,
     check_weights,
     clusters_file,
+    discard,
     locked,
     read_meta,
     read_parts,
+    share_directories,
+    share_directory,
     shown,
 )
 from train_jax.data.images import BrokenSample
@@ -189,6 +194,7 @@ def build(
     half: bool = False,
     approximate: bool = False,
     progress: bool = True,
+    part: tuple[int, int] | None = None,
 ) -> Report:
     """Indexes the pictures below `folder` into the directory `out`, or brings the index there up to date.
 
@@ -203,6 +209,8 @@ def build(
       approximate: also sort the embeddings into clusters, so that a search looks at a few of these only. For collections
         above a million; needs faiss.
       progress: show a progress bar.
+      part: `(i, n)`: encode only number i of n shares of the pictures, into a directory beside `out`; i counts from 1. So n
+        machines index at once; a call without `part` then joins their shares, and encodes what is missing.
 
     Raises SearchError if no picture can be read, if `out` holds something else, an index of another folder, or one made by
     other weights, or if faiss is needed and missing.
@@ -212,21 +220,31 @@ def build(
         raise SearchError(f"{shown(folder)}: no such folder")
     if approximate and not nearest.installed():
         raise SearchError("approximate search needs faiss: pip install '.[faiss]'")
-    files, broken, ignored = _scan(folder, out)
+    shares = share_directories(out)
+    files, broken, ignored = _scan(folder, {out, *shares})
     if not files:
         notes = f"; {sum(ignored.values())} file(s) of other kinds" if ignored else ""
         notes += f"; {_first(broken)}" if broken else ""
         raise SearchError(f"{shown(folder)}: no pictures ({' '.join(IMAGE_SUFFIXES)}) in it{notes}")
-    with locked(out):
+    target, others = out, shares
+    if part is not None:
+        target, others = share_directory(out, *part), [out]
+        files, broken = ({path: x for path, x in some.items() if _in_share(path, *part)} for some in (files, broken))
+    with contextlib.ExitStack() as locks:
+        for directory in [target] if part else [target, *shares]:
+            locks.enter_context(locked(directory))
         store = Store.prepare(
-            out,
+            target,
             fingerprint=clip.fingerprint,
             model=str(model or clip.name),
             folder=folder,
             dim=clip.encode_text([""]).shape[1],
             dtype="float16" if half else "float32",
         )
-        reused = store.keep(files)
+        store.keep(files)
+        for directory in others:
+            store.adopt(directory, files)
+        reused = {entry["path"] for entry in store.entries}
         waiting = [path for path in sorted(files) if path not in reused]
         with tqdm(total=len(files), initial=len(reused), unit="image", desc="index", disable=not progress) as bar:
             for paths, pictures, failures in _read(clip, folder, waiting, batch_size):
@@ -236,8 +254,10 @@ def build(
                         [{"path": path, **files[path]} for path in paths], clip.encode_image(pictures, batch_size)
                     )
                 bar.update(len(paths) + len(failures))
-        total = store.finish(broken, approximate)
-    if not total:
+        total = store.finish(broken, approximate and part is None)
+        for share in shares if part is None else ():
+            discard(share)
+    if not total and broken:
         raise SearchError(f"{shown(folder)}: no picture can be read; {_first(broken)}")
     return Report(total, total - len(reused), len(reused), store.dropped, broken, ignored)
 
@@ -247,7 +267,12 @@ def _first(broken: Mapping[str, str]) -> str:
     return f"{len(broken)} cannot be read, such as {shown(path)}: {why}"
 
 
-def _scan(folder: Path, out: Path) -> tuple[dict[str, dict], dict[str, str], collections.Counter]:
+def _in_share(path: str, number: int, count: int) -> bool:
+    """By the path alone, so that shares stay the same when pictures are added."""
+    return zlib.crc32(os.fsencode(path)) % count == number - 1
+
+
+def _scan(folder: Path, indices: set[Path]) -> tuple[dict[str, dict], dict[str, str], collections.Counter]:
     """Below `folder`: picture -> its size and time, unreadable path -> reason, number of other files by suffix."""
     files, broken, ignored = {}, {}, collections.Counter()
 
@@ -255,7 +280,7 @@ def _scan(folder: Path, out: Path) -> tuple[dict[str, dict], dict[str, str], col
         broken[os.path.relpath(error.filename, folder)] = error.strerror
 
     for parent, folders, names in os.walk(folder, onerror=complain):
-        folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name) != out]
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name) not in indices]
         for name in names:
             if name.startswith("."):
                 continue

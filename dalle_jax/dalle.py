@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import logging
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,31 +165,31 @@ class Dalle:
             rows_at_once = self.grid[0]
         settings = Sampling(np.float32(temperature), np.int32(top_k or 0), np.float32(top_p or 1), np.float32(guidance))
         most = self._most(top_k, top_p)
-        hashes = [zlib.crc32(prompt.encode()) for prompt in prompts]
-        begin = np.array([n * prompts[:place].count(prompt) for place, prompt in enumerate(prompts)])
-        codes = np.zeros((len(prompts), n, self.module.length), np.int32)
-        log_probs = np.zeros((len(prompts), n), np.float32)
-        text = self._text(prompts)
+        seeds = sampling.seeds(prompts, n, seed)
         total = len(prompts) * n
+        codes = np.zeros((total, self.module.length), np.int32)
+        log_probs = np.zeros(total, np.float32)
+        text = self._text(prompts)
+        which = np.repeat(np.arange(len(prompts), dtype=np.int32), n)
+        sizes = sampling.padded_sizes(len(prompts), n, batch_size)
         with tqdm(total=total * self.grid[0], unit="row", desc="draw", disable=not progress) as bar:
-            for some, samples in sampling.parts(len(prompts), n, batch_size):
-                here = [(prompt, sample) for prompt in some for sample in samples]
-                seeds = np.array([(seed, hashes[p], begin[p] + sample) for p, sample in here], np.uint32)
-                which = np.array([prompt - some.start for prompt, _ in here], np.int32)
-                part = (slice(some.start, some.stop), slice(samples.start, samples.stop))
-                shape = (len(some), len(samples))
+            for start in range(0, total, batch_size):
+                part = slice(start, min(start + batch_size, total))
+                first, last = which[part][[0, -1]]
                 done = 0
                 for row, drawn, nats in self._decode(
-                    text[some.start : some.stop], which, seeds, settings, kept, keep, most, guidance != 1, rows_at_once
-                ):
-                    codes[(*part, slice(drawn.shape[1]))] = drawn.reshape(*shape, -1)
-                    log_probs[part] = nats.reshape(shape)
-                    bar.update(len(here) * (row - done))
+                    text[first : last + 1], which[part] - first, seeds.reshape(total, 3)[part], sizes, settings, kept, keep,
+                    most, guidance != 1, rows_at_once,
+                ):  # fmt: skip
+                    codes[part, : drawn.shape[1]], log_probs[part] = drawn, nats
+                    bar.update(len(drawn) * (row - done))
                     done = row
                     if preview is not None:
-                        preview(some.start * n + samples.start, row, self._unfinished(drawn, row))
-        images = self._pictures(codes.reshape(total, *self.grid)).reshape(len(prompts), n, self.size, self.size, 3)
+                        preview(start, row, self._unfinished(drawn, row))
+        images = self.vqgan.decode_uint8(codes.reshape(total, *self.grid))
+        images = images.reshape(len(prompts), n, self.size, self.size, 3)
         codes = codes.reshape(len(prompts), n, *self.grid)
+        log_probs = log_probs.reshape(len(prompts), n)
         scores = None
         order = np.broadcast_to(np.arange(n), (len(prompts), n))
         if judge is not None:
@@ -198,7 +197,7 @@ class Dalle:
             order = np.argsort(-scores, axis=1, kind="stable")[:, : best or n]
             scores = np.take_along_axis(scores, order, axis=1)
         rows = np.arange(len(prompts))[:, None]
-        numbers = begin[:, None] + order
+        numbers = np.take_along_axis(seeds[..., 2].astype(int), order, axis=1)
         return Drawing(images[rows, order], codes[rows, order], log_probs[rows, order], scores, numbers)
 
     def logits(
@@ -269,17 +268,23 @@ class Dalle:
 
         return jax.jit(score)
 
-    def _decode(self, text, which, seeds, settings, kept, keep, most, guided, rows_at_once):
-        """As pictures of the prompts `text[which]` grow: `(rows done, codes so far [b, …], their log-probabilities [b])`."""
+    def _decode(self, text, which, seeds, sizes, settings, kept, keep, most, guided, rows_at_once):
+        """As pictures of the prompts `text[which]` grow: `(rows done, codes so far [b, …], their log-probabilities [b])`.
+
+        Texts and pictures are padded to `sizes`, so that other numbers of them need no other programs.
+        """
         programs = self._generation
         mesh = jax.tree.leaves(self.variables)[0].sharding.mesh
         count = len(which)
-        padded = -(-count // mesh.size) * mesh.size
+        texts, pictures = sizes[0], -(-sizes[1] // mesh.size) * mesh.size
+
+        def padded(x, size):
+            return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)])
 
         def split(x):
-            full = np.concatenate([x, np.repeat(x[-1:], padded - count, axis=0)])
-            return jax.device_put(full, NamedSharding(mesh, P("batch")))
+            return jax.device_put(padded(x, pictures), NamedSharding(mesh, P("batch")))
 
+        text = padded(text, texts)
         if guided:
             text = np.concatenate([text, self._nothing])
         step = rows_at_once * self.grid[1]
@@ -301,14 +306,11 @@ class Dalle:
                 nats = nats + np.asarray(log_probs)[:count].sum(axis=1)
                 yield (first + length) // self.grid[1], np.concatenate(found, axis=1), nats
 
-    def _pictures(self, codes: Int32[np.ndarray, "b h w"]) -> UInt8[np.ndarray, "b H W 3"]:
-        return np.round(255 * self.vqgan.decode(codes)).astype(np.uint8)
-
     def _unfinished(self, codes: Int32[np.ndarray, "b l"], rows: int) -> UInt8[np.ndarray, "b H W 3"]:
         """Pictures of which the first `rows` rows are known, the rest grey."""
         whole = np.zeros((len(codes), self.module.length), np.int32)
         whole[:, : codes.shape[1]] = codes
-        pictures = self._pictures(whole.reshape(-1, *self.grid))
+        pictures = self.vqgan.decode_uint8(whole.reshape(-1, *self.grid))
         pictures[:, rows * self.vqgan.factor :] = _GREY
         return pictures
 

@@ -1,22 +1,26 @@
 """How good a DALL·E is: bits a token on held-out pictures, samples to look at, and whether they show what was asked for."""
 
+import functools
+import logging
 import re
 from collections.abc import Callable, Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from dalle_jax import rerank
+from dalle_jax import rerank, sampling
 from dalle_jax.captions import AnyCaptions, Captions
-from dalle_jax.dalle import Dalle
 from dalle_jax.model import Dalle as Model
+from nn_jax.decode import Sampling
+from train_jax import inference
 from train_jax.data.sources import DataError, Source
 from train_jax.errors import ConfigError, in_float32
 from vqgan_jax.pictures import grid
 from vqgan_jax.vqgan import Vqgan
+
+log = logging.getLogger(__name__)
 
 NATS = float(np.log(2))  # in a bit
 
@@ -37,15 +41,8 @@ def defaults() -> ConfigDict:
     return c
 
 
-def factories(
-    module: Model, model: ConfigDict, captions: Captions, vq: Vqgan, records: Callable
-) -> Mapping[str, Callable]:
-    """Evaluator type -> `(options, context) -> evaluator`.
-
-    Args:
-      model: the options that `module` was built of.
-      records: `(source) -> records with codes`.
-    """
+def factories(module: Model, captions: Captions, vq: Vqgan, records: Callable) -> Mapping[str, Callable]:
+    """Evaluator type -> `(options, context) -> evaluator`; `records`: `(source) -> records with codes`."""
 
     def first_caption(record, rng):
         return {"text": captions.encode(record["captions"][:1])[0], "codes": record["codes"][0]}
@@ -58,38 +55,78 @@ def factories(
         return jnp.sum(text_nats * told, axis=1), jnp.sum(told, axis=1), jnp.mean(image_nats, axis=1)
 
     def likelihood(options: ConfigDict, context):
-        coded = records(context.source(options.source, options.split))
+        source = context.source(options.source, options.split)
+        with_codes = functools.cache(lambda: records(source))  # not before the first evaluation: they may take hours
+        program = context.jit(losses)
 
         def evaluate(params, extra):
-            program = context.jit(losses)
+            coded = with_codes()
+            batches = context.batches(coded, first_caption, options.batch_size)
+            outputs = ((program(params, extra, batch), real) for batch, real in batches)
             sums = np.zeros(3)
-            for batch, real in context.batches(coded, first_caption, options.batch_size):
-                found = jax.device_get(program(params, extra, batch))
+            for found, real in inference.overlapped(outputs):
                 sums += [np.sum(x[:real], dtype=np.float64) for x in found]
             return {
                 "bits_per_text_token": sums[0] / sums[1] / NATS,
                 "bits_per_code": sums[2] / len(coded) / NATS,
-                "unigram_bits_per_code": unigram_bits(coded.codes[:, 0]),
+                "unigram_bits_per_code": unigram_bits(coded.histogram),
                 "images": len(coded),
             }, {}
 
         return evaluate
 
-    def loaded(context, params) -> Dalle:
-        """The model as its users have it: the weights, wherever they lie, whole on each of this host's devices."""
-        whole = jax.device_get(jax.tree.map(context.whole, params["dalle"]))
-        return Dalle.assemble(model, whole, captions, vq, module.grid[0] * vq.factor, "this run")
+    def drawer(options: ConfigDict, context, prompts: list[str]) -> Callable:
+        """`params -> uint8 [prompts, n, H, W, 3]`: what `Dalle.draw` draws, with the weights as they lie on the run's mesh.
+
+        All hosts draw together; one program serves all batches and all evaluations.
+        """
+        text, cut = captions.encode_flagged(prompts)
+        if cut.any():
+            log.warning(
+                "%d prompt(s) are too long and were cut; the first is %r", cut.sum(), prompts[int(cut.argmax())]
+            )
+        guided = options.guidance != 1
+        # A guided picture has a second row, without its prompt.
+        text = np.stack([text, np.repeat(captions.encode([""]), len(text), axis=0)] if guided else [text], axis=1)
+        seeds = sampling.seeds(prompts, options.n, options.seed)
+        pictures = list(np.ndindex(len(prompts), options.n))
+        settings = Sampling(options.temperature, options.top_k, options.top_p, options.guidance)
+        most = options.top_k or (module.size if options.top_p < 1 else 0)
+        generation = sampling.functions(module)
+
+        def example(place, rng):
+            return {"text": text[place[0]], "seeds": seeds[place]}
+
+        def draw(params, extra, batch):
+            known = jnp.zeros((len(batch["seeds"]), module.length), jnp.int32)
+            rows = sampling.Rows(batch["seeds"], known, known > 0)
+            carry = generation.prefill(params["dalle"], batch["text"].reshape(-1, module.text_length))
+            codes, _, _ = generation.advance(params["dalle"], settings, carry, rows, 0, module.length, most, guided)
+            return codes.reshape(-1, *module.grid)
+
+        program = context.jit(draw)
+
+        def drawn(params):
+            batches = context.batches(pictures, example, min(options.batch_size, len(pictures)))
+            outputs = ((program(params, {}, batch), real) for batch, real in batches)
+            images = [
+                inference.split_over_hosts(vq.decode_uint8, codes)[:real]
+                for codes, real in inference.overlapped(outputs)
+            ]
+            return np.concatenate(images).reshape(len(prompts), options.n, *images[0].shape[1:])
+
+        return drawn
 
     def samples(options: ConfigDict, context):
         check_sampling(options, module, captions)
         prompts = list(options.prompts)
         if not prompts:
             source = context.source(options.source, options.split)
-            prompts = [source[place]["captions"][0] for place in range(min(options.rows, len(source)))]
+            prompts = [source.described(place)["captions"][0] for place in range(min(options.rows, len(source)))]
+        draw = drawer(options, context, prompts)
 
         def evaluate(params, extra):
-            pictures = loaded(context, params).generate(prompts, options.n, progress=False, **drawn_by(options))
-            return {}, {"samples": grid([list(row) for row in pictures])}
+            return {}, {"samples": grid([list(row) for row in draw(params)])}
 
         return evaluate
 
@@ -99,16 +136,21 @@ def factories(
         if source.shows is None:
             raise DataError(f"{source.name} has no reader of pictures: the evaluator 'drawing' needs one")
         prompts = asked(source, options)
+        draw = drawer(options, context, prompts)
         judge = rerank.open_judge(options.clip) if options.clip else None
 
         def evaluate(params, extra):
-            drawn = loaded(context, params).draw(prompts, options.n, progress=False, **drawn_by(options)).images
+            drawn = draw(params)
             right = np.array(
                 [[source.shows(x, prompt) for x in row] for prompt, row in zip(prompts, drawn, strict=True)]
             )
             metrics = {"right": float(np.mean(right[:, 0])), "prompts": len(prompts)}
             if judge is not None:
-                best = np.argmax(rerank.fit(judge, prompts, drawn), axis=1)
+                scores = inference.split_over_hosts(
+                    lambda places: rerank.fit(judge, [prompts[place] for place in places], drawn[places]),
+                    np.arange(len(prompts)),
+                )
+                best = np.argmax(scores, axis=1)
                 metrics[f"right_best_of_{options.n}"] = float(np.mean(right[np.arange(len(prompts)), best]))
             shown = [list(drawn[i : i + 16, 0]) for i in range(0, min(len(drawn), 64), 16)]
             return metrics, {"drawings": grid(shown)}
@@ -125,12 +167,8 @@ def nats(module: Model, logits, text, codes):
     return cross_entropy(logits[0], text[:, 1:]), cross_entropy(logits[1], codes)
 
 
-def unigram_bits(codes: np.ndarray) -> float:
-    """Entropy of the codes' frequencies, in bits: what a model reaches that knows neither text nor neighbours.
-
-    Places below 0, of pictures that cannot be read, do not count.
-    """
-    counts = np.bincount(codes[codes >= 0])
+def unigram_bits(counts: np.ndarray) -> float:
+    """Entropy of codes that occur so often, in bits: what a model reaches that knows neither text nor neighbours."""
     p = counts[counts > 0] / counts.sum()
     return float(-np.sum(p * np.log2(p)))
 
@@ -139,7 +177,7 @@ def asked(source: Source, options: ConfigDict) -> list[str]:
     """What to draw: so many prompts about the source's records, in their order, which is random."""
     found = []
     for place in range(len(source)):
-        record = source[place]
+        record = source.described(place)
         label = record.get("label", -1)
         if options.about == "labels" and label >= 0:
             found.append(worded(options.template, source.label_names[label]))
@@ -157,18 +195,6 @@ def worded(template: str, name: str) -> str:
     if name[:1].lower() in tuple("aeiou"):
         template = re.sub(r"\b([Aa]) \{\}", r"\1n {}", template)
     return template.format(name)
-
-
-def drawn_by(options: ConfigDict) -> dict:
-    """The arguments of `Dalle.draw`."""
-    return {
-        "seed": options.seed,
-        "temperature": options.temperature,
-        "top_k": options.top_k or None,
-        "top_p": options.top_p,
-        "guidance": options.guidance,
-        "batch_size": options.batch_size,
-    }
 
 
 def check_sampling(options: ConfigDict, module: Model, captions: AnyCaptions) -> None:

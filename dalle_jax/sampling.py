@@ -5,12 +5,15 @@ carry = programs.expand(prefilled, prompts, guided)   a row a picture, or two wh
 codes, log_probs, carry = programs.advance(params, sampling, carry, rows, first, length, most, guided)
 """
 
+import collections
 import functools
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Int, UInt32
 
@@ -39,6 +42,16 @@ class Programs(NamedTuple):
 
 def compile_programs(module: Dalle) -> Programs:
     """The three programs above, compiled for each shape once; the numbers of `Sampling` may change."""
+    plain = functions(module)
+    return Programs(
+        jax.jit(plain.prefill),
+        jax.jit(plain.expand, static_argnames="guided"),
+        jax.jit(plain.advance, static_argnames=("length", "most", "guided"), donate_argnums=2),
+    )
+
+
+def functions(module: Dalle) -> Programs:
+    """The three programs above as pure functions."""
 
     def prefill(params, text: Int[Array, "p n"]):
         plain, params = for_sampling(module, params)
@@ -69,19 +82,29 @@ def compile_programs(module: Dalle) -> Programs:
             first=first,
         )
 
-    return Programs(
-        jax.jit(prefill),
-        jax.jit(expand, static_argnames="guided"),
-        jax.jit(advance, static_argnames=("length", "most", "guided"), donate_argnums=2),
-    )
+    return Programs(prefill, expand, advance)
 
 
-def parts(prompts: int, n: int, most: int) -> Iterator[tuple[range, range]]:
-    """`(prompts, samples)` of batches of at most `most` pictures: many samples of one prompt, or all of several."""
-    if n >= most:
-        for prompt in range(prompts):
-            for start in range(0, n, most):
-                yield range(prompt, prompt + 1), range(start, min(start + most, n))
-    else:
-        for start in range(0, prompts, most // n):
-            yield range(start, min(start + most // n, prompts)), range(n)
+def seeds(prompts: Sequence[str], n: int, seed: int) -> UInt32[np.ndarray, "p n 3"]:
+    """`Rows.seeds` of `n` pictures of each prompt; a prompt that occurs again goes on counting its samples."""
+    drawn = collections.Counter()
+    found = np.empty((len(prompts), n, 3), np.uint32)
+    found[..., 0] = seed
+    for place, prompt in enumerate(prompts):
+        found[place, :, 1] = zlib.crc32(prompt.encode())
+        found[place, :, 2] = np.arange(drawn[prompt], drawn[prompt] + n)
+        drawn[prompt] += n
+    return found
+
+
+def padded_sizes(prompts: int, n: int, batch_size: int) -> tuple[int, int]:
+    """Rows of texts and of pictures that hold any `batch_size` pictures in a row, of `n` of each prompt.
+
+    Both are powers of two, or `batch_size` itself, so that calls of other sizes seldom need other programs.
+    """
+    touched = min(prompts, max(batch_size - 2, 0) // n + 2)  # by pictures that begin in the middle of a prompt's
+    return _power_of_two(touched), min(batch_size, _power_of_two(prompts * n))
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()

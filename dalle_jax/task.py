@@ -109,7 +109,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         init=init,
         loss=loss,
         example=example,
-        evaluators=evaluators.factories(module, config.model, captions, vq, records),
+        evaluators=evaluators.factories(module, captions, vq, records),
         artifacts={TOKENIZER: captions.tokenizer.to_json(), VQGAN: vqgan_lib.to_bytes(vq)},
         records=records if config.codes.cached else None,
         pretrained=None if config.codes.cached else frozen,

@@ -126,6 +126,23 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", guarded_lookup)
 
 
+@pytest.fixture
+def compilations():
+    """A list that grows by one with every program that is compiled, or read from the cache of compiled ones."""
+    import jax.monitoring
+
+    found = []
+
+    def listen(event: str, duration: float, **kwargs) -> None:
+        del duration
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(kwargs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture(scope="session")
 def learn():
     """`learn(task, config, batch) -> (state, metrics of each update)`: `config.steps` updates on one batch and device."""

@@ -70,7 +70,7 @@ class Context:
 
     def whole(self, x: jax.Array) -> jax.Array:
         """An array that is split over hosts and devices, on every one of them."""
-        return jax.jit(lambda y: y, out_shardings=sharding.replicated(self.mesh))(x)
+        return self.jit(_identity)(x)
 
     def jit(self, function: Callable) -> Callable:
         """`function` compiled under the run's axis rules, its result whole on every device and host.
@@ -81,6 +81,10 @@ class Context:
             ruled = sharding.with_rules(function)
             self._compiled[function] = jax.jit(ruled, out_shardings=sharding.replicated(self.mesh))
         return self._compiled[function]
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    return x
 
 
 class Evaluations:

@@ -1,10 +1,11 @@
 """Running a model over many examples: batches of one size, split over this host's devices, one compiled program."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -51,11 +52,37 @@ def batched(
         batch[: len(part)] = part
         return jax.device_put(batch, NamedSharding(mesh, P("batch")))
 
-    found = []
+    found = None
+    starts = range(0, count, size)
     # Evaluators call this in the middle of training, under another mesh.
     with jax.set_mesh(mesh):
-        for start in range(0, count, size):
-            batch = jax.tree.map(padded, rows(start, min(start + size, count)), whole)
-            # The call returns before the device is done: the next batch is made meanwhile.
-            found.append(program(variables, batch))
-    return np.concatenate([np.asarray(x) for x in found])[:count]
+        batches = (jax.tree.map(padded, rows(start, min(start + size, count)), whole) for start in starts)
+        for start, output in zip(starts, overlapped(program(variables, batch) for batch in batches), strict=True):
+            if found is None:
+                found = np.empty((count, *output.shape[1:]), output.dtype)
+            found[start : start + size] = output[: count - start]
+    return found
+
+
+def overlapped(outputs: Iterable[Any]) -> Iterator[Any]:
+    """Copies each of a program's outputs (arrays, or trees of them) to the host while the device computes the next one.
+
+    Two of them at most are on the devices at a time.
+    """
+    previous = None
+    for output in outputs:
+        if previous is not None:
+            yield jax.device_get(previous)
+        previous = output
+    if previous is not None:
+        yield jax.device_get(previous)
+
+
+def split_over_hosts(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """`function(rows)`, a share of the rows computed on each host, the result on every host.
+
+    All hosts must call it with the same rows.
+    """
+    share = -(-len(rows) // jax.process_count())
+    places = np.minimum(jax.process_index() * share + np.arange(share), len(rows) - 1)
+    return multihost_utils.process_allgather(function(rows[places]), tiled=True)[: len(rows)]

@@ -7,43 +7,43 @@ it.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
-import logging
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
-from jaxtyping import Int32
-from tqdm import tqdm
+from jaxtyping import Int32, Int64, Integer
 
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.images import Preprocess
 from train_jax.data.sources import Source
 from train_jax.errors import ConfigError
+from vqgan_jax import code_files
 from vqgan_jax.vqgan import Vqgan, load
 
-log = logging.getLogger(__name__)
-
-_BATCH = 64
+_FORMAT = 2  # of the files
 _PROBED = 512  # records whose pictures are compared before codes are used again
-_BROKEN = -1  # in the place of every code of a picture that cannot be read
+_BLOCK = 4096  # records whose codes are in memory together
 
 
 def with_codes(vq: Vqgan, source: Source, directory: Path, *, size: int = 0, flip: bool = False) -> "Coded":
     """The records of `source` with the codes of their pictures, which are computed where `directory` does not hold them.
 
+    All hosts must call it: each computes a share (see `vqgan_jax.code_files`).
+
     Args:
       size: pictures are cropped to `size` x `size` pixels; 0: the tokenizer's own size.
       flip: also of the pictures mirrored left to right, so that an example can be either.
 
-    Raises DataError for codes of this name that were made of other pictures: the collection has changed.
+    Raises DataError for codes of this name that were made of other pictures (the collection has changed), and if no picture
+    can be read; ConfigError for a directory that the hosts do not share.
     """
     preprocess = Preprocess(size or vq.size)
     made_of = {
+        "format": _FORMAT,
         "tokenizer": vq.fingerprint,
         "source": source.name,
         "records": len(source),
@@ -52,17 +52,10 @@ def with_codes(vq: Vqgan, source: Source, directory: Path, *, size: int = 0, fli
     }
     name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     file = directory / f"codes-{name}.npy"
-    if not file.is_file() and jax.process_index() == 0:
-        _write(vq, source, preprocess, flip, file, made_of)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(f"codes {name}")
-        if not file.is_file():  # a directory that the hosts do not share
-            _write(vq, source, preprocess, flip, file, made_of)
-    codes = np.load(file, mmap_mode="r", allow_pickle=False)
-    _check(codes, source, file)
-    return Coded(source, codes)
+    code_files.ensure(vq, source, preprocess, flip, file, made_of)
+    coded = Coded(source, file)
+    _check(coded)
+    return coded
 
 
 def open_frozen(path: str, kept: Path | None) -> Vqgan:
@@ -78,29 +71,47 @@ def open_frozen(path: str, kept: Path | None) -> Vqgan:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Coded(Sequence):
-    """Records with codes.
-
-    Attributes:
-      codes: int32 [records, 1 or 2, h, w]: of the picture, and of its mirror image.
-    """
+    """Records with codes: int32 [1 or 2, h, w], of the picture and of its mirror image. Pickled without its arrays."""
 
     source: Source
-    codes: np.ndarray
+    file: Path
+
+    @functools.cached_property
+    def codes(self) -> Integer[np.ndarray, "records v h w"]:
+        """Codes of all records, mapped from the disk, in the smallest unsigned type that holds them."""
+        return np.load(self.file, mmap_mode="r", allow_pickle=False)
+
+    @functools.cached_property
+    def checksums(self) -> Int64[np.ndarray, "records"]:
+        """CRC-32 of each picture's file, or its complement (negative) where it could not be read and has no codes."""
+        return np.load(code_files.crc_file(self.file), mmap_mode="r", allow_pickle=False)
+
+    @functools.cached_property
+    def histogram(self) -> Int64[np.ndarray, "codes"]:
+        """How often each code occurs, up to the largest that does; mirror images do not count."""
+        counts = np.zeros(0, np.int64)
+        for start in range(0, len(self), _BLOCK):
+            block = np.s_[start : start + _BLOCK]
+            more = np.bincount(self.codes[block, 0][self.checksums[block] >= 0].ravel(), minlength=len(counts))
+            more[: len(counts)] += counts
+            counts = more
+        return counts
 
     @property
     def name(self) -> str:
         return f"codes of {self.source.name}"
 
+    def __reduce__(self):
+        return Coded, (self.source, self.file)
+
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Mapping:
-        record = dict(self.source[index])
-        record.pop("image")
-        codes = self.codes[index]
-        if codes.flat[0] == _BROKEN:
+        record = self.source.described(index)
+        if self.checksums[index] < 0:
             raise BrokenSample(f"{record['id']}: the picture could not be read when codes were made")
-        return record | {"codes": np.asarray(codes)}
+        return record | {"codes": self.codes[index].astype(np.int32)}
 
 
 def choose(codes: Int32[np.ndarray, "v h w"], rng: np.random.Generator) -> Int32[np.ndarray, "h w"]:
@@ -108,54 +119,15 @@ def choose(codes: Int32[np.ndarray, "v h w"], rng: np.random.Generator) -> Int32
     return codes[rng.integers(len(codes))] if len(codes) > 1 else codes[0]
 
 
-def _write(vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, file: Path, made_of: Mapping) -> None:
-    side = preprocess.size // vq.factor
-    codes = np.full((len(source), 1 + flip, side, side), _BROKEN, np.int32)
-    sums = np.zeros(len(source), np.uint32)
-    broken = 0
-    with tqdm(total=len(source), unit="image", desc=f"codes of {source.name}") as bar:
-        for start in range(0, len(source), _BATCH):
-            places, pictures = [], []
-            for place in range(start, min(start + _BATCH, len(source))):
-                try:
-                    record = source[place]
-                    sums[place] = zlib.crc32(record["image"])
-                    pictures.append(preprocess(record["image"]))
-                    places.append(place)
-                except BrokenSample as error:
-                    broken += 1
-                    log.warning("%s: %s", source.name, error)
-            if places:
-                batch = np.stack(pictures)
-                codes[places, 0] = vq.encode(batch, batch_size=_BATCH)
-                if flip:
-                    codes[places, 1] = vq.encode(batch[:, :, ::-1], batch_size=_BATCH)
-            bar.update(min(start + _BATCH, len(source)) - start)
-    if broken == len(source):
-        raise DataError(f"{source.name}: none of its {broken} pictures can be read")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # The codes come last: a file that is there is whole, and what it was made of stands beside it.
-    _replace(file.with_suffix(".json"), lambda f: f.write(json.dumps(dict(made_of), indent=2).encode()))
-    _replace(file.with_suffix(".crc.npy"), lambda f: np.save(f, sums))
-    _replace(file, lambda f: np.save(f, codes))
-
-
-def _replace(file: Path, write) -> None:
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
-    with unfinished.open("wb") as f:
-        write(f)
-    unfinished.replace(file)
-
-
-def _check(codes: np.ndarray, source: Source, file: Path) -> None:
+def _check(coded: Coded) -> None:
     """Pictures of records spread over the collection must be those that the codes were made of."""
-    sums = np.load(file.with_suffix(".crc.npy"), allow_pickle=False)
+    source, file = coded.source, coded.file
     for place in sorted(set(np.linspace(0, len(source) - 1, _PROBED).astype(int).tolist())):
         try:
-            found = zlib.crc32(source[place]["image"])
+            checksum = zlib.crc32(source[place]["image"])
         except BrokenSample:
-            found = 0
-        if found != sums[place] or len(codes) != len(source):
+            checksum = -1
+        if coded.checksums[place] not in (checksum, ~checksum):
             raise DataError(
                 f"{file} is stale: record {place} of {source.name} has another picture than when codes were made. Remove "
                 f"{file.with_suffix('.*')} to make them anew"

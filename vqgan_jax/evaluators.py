@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from train_jax import inference
 from train_jax.data.images import Preprocess, normalize
 from train_jax.data.sources import DataError, Source
 from vqgan_jax import averaging
@@ -84,26 +85,30 @@ def factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[st
             values["perceptual"] = one(found, x)
         return values, codes, jnp.round(255 * a).astype(jnp.uint8)
 
+    def reconstructed(options: ConfigDict, context, records, params, extra):
+        """Batch by batch `(originals, (values, codes, pictures), how many are real)`, on the host."""
+        program = context.jit(reconstruct)
+        batches = context.batches(records, example, options.batch_size)
+        return inference.overlapped(
+            (context.whole(batch["image"]), program(params, extra, batch), real) for batch, real in batches
+        )
+
     def reconstruction(options: ConfigDict, context):
-        records = _First(context.source(options.source, options.split), options.most)
+        records = First(context.source(options.source, options.split), options.most)
 
         def evaluate(params, extra):
-            program = context.jit(reconstruct)
             sums, counts, shown = {}, np.zeros(module.quantizer.size), []
-            for batch, real in context.batches(records, example, options.batch_size):
-                values, codes, pictures = jax.device_get(program(params, extra, batch))
+            for originals, (values, codes, pictures), real in reconstructed(options, context, records, params, extra):
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + float(np.sum(value[:real], dtype=np.float64))
                 counts += np.bincount(codes[:real].ravel(), minlength=len(counts))
-                if len(shown) < options.shown:
-                    originals = jax.device_get(context.whole(batch["image"]))
-                    shown += list(zip(originals[:real], pictures[:real], strict=True))
+                rest = min(real, options.shown - len(shown))
+                shown += zip(originals[:rest], pictures[:rest], strict=True)
             p = counts[counts > 0] / counts.sum()
             metrics = {name: value / len(records) for name, value in sums.items()}
             metrics |= {"usage": float(np.mean(counts > 0)), "perplexity": float(np.exp(-np.sum(p * np.log(p))))}
             metrics["images"] = len(records)
-            pairs = shown[: options.shown]
-            sheet = grid([[a for a, _ in pairs], [b for _, b in pairs]]) if pairs else None
+            sheet = grid([[a for a, _ in shown], [b for _, b in shown]]) if shown else None
             return metrics, {} if sheet is None else {"reconstructions": sheet}
 
         return evaluate
@@ -112,37 +117,34 @@ def factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[st
         source = context.source(options.source, options.split)
         if source.read is None:
             raise DataError(f"{source.name} cannot be read by a program: the evaluator 'reading' needs one that can")
-        records = _First(source, options.most)
+        records = First(source, options.most)
 
         def evaluate(params, extra):
-            program = context.jit(reconstruct)
             same = []
-            for batch, real in context.batches(records, example, options.batch_size):
-                pictures = jax.device_get(program(params, extra, batch)[2])[:real]
-                originals = jax.device_get(context.whole(batch["image"]))[:real]
-                same += [source.read(a) == source.read(b) for a, b in zip(originals, pictures, strict=True)]
+            for originals, (_, _, pictures), real in reconstructed(options, context, records, params, extra):
+                pairs = zip(originals[:real], pictures[:real], strict=True)
+                same += [source.read(a) == source.read(b) for a, b in pairs]
             return {"same": float(np.mean(same)), "images": len(same)}, {}
 
         return evaluate
 
     def distribution(options: ConfigDict, context):
         features = open_features(options.features)
-        records = _First(context.source(options.source, options.split), options.most)
+        records = First(context.source(options.source, options.split), options.most)
 
         def evaluate(params, extra):
-            program = context.jit(reconstruct)
-            originals, found = [], []
-            for batch, real in context.batches(records, example, options.batch_size):
-                originals.append(jax.device_get(context.whole(batch["image"]))[:real])
-                found.append(jax.device_get(program(params, extra, batch)[2])[:real])
-            return features.compare(features.of(found), features.of(originals)) | {"images": len(records)}, {}
+            described = []  # features alone: pictures of a whole collection need not fit into memory
+            for originals, (_, _, pictures), real in reconstructed(options, context, records, params, extra):
+                described.append((features.of(pictures)[:real], features.of(originals)[:real]))
+            found, wanted = map(np.concatenate, zip(*described, strict=True))
+            return features.compare(found, wanted) | {"images": len(records)}, {}
 
         return evaluate
 
     return {"reconstruction": reconstruction, "reading": reading, "distribution": distribution}
 
 
-class _First(Sequence):
+class First(Sequence):
     """The first `most` records of a source; 0: all."""
 
     def __init__(self, source: Source, most: int):

@@ -1,20 +1,22 @@
 """Features by which collections of images are compared: those of a CLIP, or of FID's Inception."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 import clip_jax
+from train_jax import inference
 from train_jax.errors import ConfigError, LoadError
 from vqgan_jax import inception
 from vqgan_jax.distribution import cmmd, frechet_distance
 
 _INCEPTION = "inception:"
+_BATCH = 64  # images at most that Inception describes together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +38,9 @@ class Features:
         found = {f"frechet/{self.name}": frechet_distance(a, b)}
         return found | ({f"cmmd/{self.name}": cmmd(a, b)} if self.unit else {})
 
-    def of(self, batches: Iterable[np.ndarray]) -> Float32[np.ndarray, "n d"]:
-        """Features of all images of some batches."""
-        return np.concatenate([self.describe(batch) for batch in batches])
+    def of(self, images: UInt8[np.ndarray, "n H W 3"]) -> Float32[np.ndarray, "n d"]:
+        """Features of images that all hosts have; each host describes a share of them."""
+        return inference.split_over_hosts(self.describe, images)
 
 
 def open_features(spec: str) -> Features:
@@ -61,6 +63,11 @@ def open_features(spec: str) -> Features:
 
 
 def _inception(path: Path) -> Features:
-    weights = jax.device_put(inception.load(path))
+    weights = inference.on_devices(inception.load(path))
     program = jax.jit(lambda w, x: inception.features(w, x.astype(jnp.float32) / 255))
-    return Features("inception", lambda images: np.asarray(program(weights, images)), unit=False)
+
+    def describe(images: np.ndarray) -> np.ndarray:
+        row = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
+        return inference.batched(program, weights, lambda a, b: images[a:b], len(images), row, _BATCH)
+
+    return Features("inception", describe, unit=False)

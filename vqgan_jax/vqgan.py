@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -81,12 +81,11 @@ class Vqgan:
 
     def decode(self, codes: Int32[np.ndarray, "n h w"], batch_size: int = 32) -> Float32[np.ndarray, "n H W 3"]:
         """Pictures of codes, in [0, 1]. Raises ValueError for a code that does not exist."""
-        codes = np.asarray(codes, np.int32)
-        if codes.ndim != 3:
-            raise ValueError(f"codes must be [n, h, w], not {list(codes.shape)}")
-        if codes.size and not (codes.min() >= 0 and codes.max() < self.codes):
-            raise ValueError(f"codes {codes.min()} to {codes.max()}: this model has 0 to {self.codes - 1}")
-        return self._batched(self._programs.decode, codes, batch_size)
+        return self._batched(self._programs.decode, self._check_codes(codes), batch_size)
+
+    def decode_uint8(self, codes: Int32[np.ndarray, "n h w"], batch_size: int = 32) -> UInt8[np.ndarray, "n H W 3"]:
+        """`decode`, rounded to 0 to 255 on the device: a quarter of the memory, for many pictures."""
+        return self._batched(self._programs.decode_uint8, self._check_codes(codes), batch_size)
 
     def reconstruct(self, images: Pictures, batch_size: int = 32) -> Float32[np.ndarray, "n H W 3"]:
         """Pictures after a journey through the codes, in [0, 1]; `images` as in `encode`."""
@@ -116,6 +115,14 @@ class Vqgan:
             jax.ShapeDtypeStruct(values.shape[1:], values.dtype),
             batch_size,
         )
+
+    def _check_codes(self, codes: np.ndarray) -> Int32[np.ndarray, "n h w"]:
+        codes = np.asarray(codes, np.int32)
+        if codes.ndim != 3:
+            raise ValueError(f"codes must be [n, h, w], not {list(codes.shape)}")
+        if codes.size and not (codes.min() >= 0 and codes.max() < self.codes):
+            raise ValueError(f"codes {codes.min()} to {codes.max()}: this model has 0 to {self.codes - 1}")
+        return codes
 
     def _pixels(self, images: Pictures) -> np.ndarray:
         if isinstance(images, str | Path | Image.Image):
@@ -148,6 +155,7 @@ class _Programs(NamedTuple):
 
     encode: Callable
     decode: Callable
+    decode_uint8: Callable
     reconstruct: Callable
 
 
@@ -165,10 +173,13 @@ def _compile(module: model_lib.Autoencoder) -> _Programs:
     def decode(variables, codes):
         return unsigned(module.apply(variables, codes, method="decode"))
 
+    def decode_uint8(variables, codes):
+        return jnp.round(255 * decode(variables, codes)).astype(jnp.uint8)
+
     def reconstruct(variables, images):
         return decode(variables, encode(variables, images))
 
-    return _Programs(*map(jax.jit, (encode, decode, reconstruct)))
+    return _Programs(*map(jax.jit, (encode, decode, decode_uint8, reconstruct)))
 
 
 def _fingerprint(options: ConfigDict, variables: Mapping) -> str:

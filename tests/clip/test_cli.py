@@ -138,6 +138,15 @@ def test_index_reports_what_it_did(run, tiny, folder, tmp_path):
     assert "12 picture(s): 0 encoded now, 12 from before, 1 dropped" in out
 
 
+def test_an_index_is_made_in_shares_and_joined(run, tiny, folder, tmp_path):
+    command = ("index", folder, "--model", tiny[1], "--out", tmp_path / "index")
+    for part in ("1/2", "2/2"):
+        code, out, _ = run(*command, "--part", part)
+        assert code == 0 and f"index.{part[0]}-of-2: " in out and "without --part joins all shares" in out
+    code, out, _ = run(*command)
+    assert code == 0 and ": 0 encoded now" in out
+
+
 def test_mistakes_in_index_are_one_line(run, tiny, folder, tmp_path):
     code, _, error = run("index", tmp_path / "nowhere", "--model", tiny[1], "--out", tmp_path / "index")
     assert code == 2 and "nowhere: no such folder" in one_line(error)
@@ -146,6 +155,9 @@ def test_mistakes_in_index_are_one_line(run, tiny, folder, tmp_path):
     assert code == 2 and "empty: no pictures" in one_line(error)
     code, _, error = run("index", folder, "--model", tiny[1], "--out", folder)
     assert code == 2 and "is no index" in one_line(error)
+    for part in ("5/4", "0/4", "2", "-1/2"):
+        code, _, error = run("index", folder, "--model", tiny[1], "--out", tmp_path / "index", f"--part={part}")
+        assert code == 2 and f"--part {part} must be I/N, such as 2/4" in one_line(error)
     code, _, error = run("index", folder, "--model", tiny[1], "--out", tmp_path / "index", "--batch-size", "0")
     assert code == 2 and "--batch-size 0" in one_line(error)
 

@@ -262,13 +262,41 @@ def test_a_collapsed_model_is_graded_as_chance(value):
     assert evaluate("zero_shot", Source("s", rows, NAMES), weights)["top1"] == pytest.approx(1 / 6)
 
 
-def test_a_second_evaluation_compiles_nothing():
+def test_a_second_evaluation_compiles_nothing(compilations):
     source, weights = Source("s", records(12), NAMES), params()
     where = context(source)
     factory = evaluators.factories(Planted(), TOKENIZER, Preprocess(4))
+    probe = evaluators.defaults().linear_probe
+    probe.train_split = "test"
     made = [factory[kind](evaluators.defaults()[kind], where) for kind in ("zero_shot", "retrieval")]
+    made.append(factory["linear_probe"](probe, where))
     with jax.set_mesh(where.mesh):
         first = [one(weights, {})[0] for one in made]
-        traced = len(TRACED)
+        traced, compiled = len(TRACED), len(compilations)
+        assert compiled > 0
         assert [one(weights, {})[0] for one in made] == first
-    assert len(TRACED) == traced
+    assert len(TRACED) == traced and len(compilations) == compiled
+
+
+def test_labels_and_captions_are_read_without_pictures():
+    """And a probe of few pictures looks at few records of a large collection."""
+    rows, looked = records(), []
+
+    class Apart(list):
+        def __getitem__(self, index):
+            raise AssertionError("a picture is read before it is needed")
+
+        def described(self, index):
+            looked.append(index)
+            return {"captions": rows[index]["captions"], "label": rows[index]["label"]}
+
+    source = Source("s", Apart(rows), NAMES, is_true=lambda caption, record: caption in record["captions"])
+    where = context(source)
+    factory = evaluators.factories(Planted(), TOKENIZER, Preprocess(4))
+    for kind in ("zero_shot", "retrieval", "linear_probe"):
+        options = evaluators.defaults()[kind]
+        if kind == "linear_probe":
+            options.update({"train_split": "test", "most": 4})
+        looked.clear()
+        factory[kind](options, where)
+        assert len(looked) <= len(rows) + (10 if kind == "linear_probe" else 0)

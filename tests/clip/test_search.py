@@ -253,6 +253,68 @@ def meta(out):
     return json.loads((out / "meta.json").read_text())
 
 
+def test_shares_of_several_machines_joined_are_the_index_of_one(clip, folder, tmp_path, drawn, monkeypatch):
+    (folder / "broken.png").write_bytes(b"none")
+    quiet(clip, folder, tmp_path / "alone")
+    alone = Index.open(tmp_path / "alone")
+    encoded = []
+    encode = type(clip).encode_image
+    monkeypatch.setattr(type(clip), "encode_image", lambda self, x, b: encoded.extend(x) or encode(self, x, b))
+    out = folder / "index"  # shares inside of the folder hold no pictures
+    reports = [quiet(clip, folder, out, part=(i, 3)) for i in (1, 2)]
+    assert all(0 < report.indexed < 12 for report in reports) and not out.exists()
+    assert quiet(clip, folder, out, part=(2, 3)).encoded == 0
+    # The third machine never came: joining encodes its share.
+    report = quiet(clip, folder, out)
+    assert report.indexed == 12 and report.reused == sum(r.indexed for r in reports) and len(encoded) == 12
+    index = Index.open(out)
+    assert index.paths == alone.paths and index.complete and list(report.broken) == ["broken.png"]
+    np.testing.assert_allclose(index.embeddings, alone.embeddings, atol=1e-6)
+    assert not list(folder.glob("index.*")), "joined shares are removed"
+
+    drawn("a red circle").save(folder / "new.png")
+    reports = [quiet(clip, folder, out, part=(i, 2)) for i in (1, 2)]
+    assert sum(r.encoded for r in reports) == 1 and sum(r.indexed for r in reports) == 13
+    assert sum(r.dropped for r in reports) == 0
+    report = quiet(clip, folder, out)
+    assert (report.indexed, report.encoded) == (13, 0)
+
+
+def test_shares_that_do_not_belong_to_the_index_are_refused(clip, other_clip, folder, tmp_path):
+    quiet(other_clip, folder, tmp_path / "index", part=(1, 2))
+    with pytest.raises(SearchError, match="index.1-of-2 was made with other weights"):
+        quiet(clip, folder, tmp_path / "index")
+    with (
+        index_files.locked(tmp_path / "index.1-of-2"),
+        pytest.raises(SearchError, match="index.1-of-2 is being built by another process"),
+    ):
+        quiet(other_clip, folder, tmp_path / "index")
+    # A share with no picture of its own is no mistake.
+    for number in range(1, 30):
+        quiet(other_clip, folder, tmp_path / "index", part=(number, 29))
+    assert quiet(other_clip, folder, tmp_path / "index").encoded == 0
+
+
+@pytest.mark.parametrize("stop", range(4))
+def test_a_share_that_is_half_removed_is_an_index_or_nothing(clip, folder, tmp_path, monkeypatch, stop):
+    quiet(clip, folder, tmp_path / "index", part=(1, 1))
+    share, removed = tmp_path / "index.1-of-1", []
+    unlink = type(share).unlink
+
+    def killed(self, *arguments, **options):
+        if len(removed) == stop:
+            raise KeyboardInterrupt
+        removed.append(self)
+        unlink(self, *arguments, **options)
+
+    monkeypatch.setattr(type(share), "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        index_files.discard(share)
+    monkeypatch.undo()
+    assert quiet(clip, folder, tmp_path / "index").indexed == 12
+    assert not share.exists()
+
+
 def test_the_index_may_lie_inside_the_folder(clip, folder):
     quiet(clip, folder, folder / "index")
     assert quiet(clip, folder, folder / "index").reused == 12

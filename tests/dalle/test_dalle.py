@@ -9,6 +9,7 @@ from PIL import Image
 
 import dalle_jax
 from dalle_jax import model as model_lib
+from dalle_jax import sampling
 from train_jax.errors import LoadError
 
 PROMPTS = ["the digit three", "a handwritten 7", "zero"]
@@ -77,6 +78,27 @@ def test_other_numbers_need_no_other_program(strong):
     for top_k in (6, 7, 8):
         strong.draw(PROMPTS[:1], 2, top_k=top_k, progress=False)
     assert program._cache_size() == after
+
+
+def test_other_numbers_of_pictures_need_no_other_program(strong):
+    """Neither a last batch that is not full, nor another number of prompts or of pictures of each."""
+    strong.draw(PROMPTS, 7, batch_size=16, guidance=1.5, progress=False)  # 16 and 5 pictures
+    programs = strong._generation.advance, strong._generation.prefill
+    before = [program._cache_size() for program in programs]
+    for prompts, n in ((PROMPTS, 6), (PROMPTS, 9), (PROMPTS[:2] * 2, 4)):
+        strong.draw(prompts, n, batch_size=16, guidance=1.5, progress=False)
+    assert [program._cache_size() for program in programs] == before
+
+
+@pytest.mark.parametrize(
+    "prompts, n, batch_size", [(1, 1, 1), (5, 3, 7), (5, 3, 1), (9, 1, 4), (2, 64, 16), (40, 5, 64)]
+)
+def test_padded_sizes_hold_every_batch(prompts, n, batch_size):
+    texts, pictures = sampling.padded_sizes(prompts, n, batch_size)
+    which = np.repeat(np.arange(prompts), n)
+    batches = [which[start : start + batch_size] for start in range(0, len(which), batch_size)]
+    assert max(map(len, batches)) <= pictures <= batch_size
+    assert max(len(set(batch)) for batch in batches) <= texts < 2 * min(prompts, batch_size + 1)
 
 
 def test_samples_are_as_frequent_as_their_probability(strong):

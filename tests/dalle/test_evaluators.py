@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from dalle_jax import evaluators
 from train_jax import config as config_lib
-from train_jax import sharding
+from train_jax import inference, sharding
 from train_jax import task as task_lib
 from train_jax.data import digits, shapes, sources
 from train_jax.data.shapes.shapes_dataset_builder import make
@@ -87,17 +87,25 @@ def context(tiny):
     return Context(sharding.make_mesh(config.mesh), config, task)
 
 
-def test_drawings_are_graded_by_the_reader(context, trained, monkeypatch):
-    """The evaluator's shares, counted again from the same drawings."""
+SAMPLING = {"guidance": 2.0, "top_k": 5, "seed": 1}
+
+
+def test_drawings_are_graded_by_the_reader(context, trained, monkeypatch, compilations):
+    """The evaluator's shares, counted again from drawings of the loaded model; weights stay where they are."""
     from dalle_jax import rerank
 
     monkeypatch.setattr(rerank, "open_judge", lambda path: path)
     monkeypatch.setattr(rerank, "fit", lambda judge, prompts, images: images.mean((2, 3, 4)).astype(np.float32))
-    some = options(template="the digit {}", prompts=6, n=3, clip="a judge", seed=1)
-    metrics, shown = context.task.evaluators["drawing"](some, context)({"dalle": trained.variables}, {})
+    monkeypatch.setattr(inference, "on_devices", None)
+    some = options(template="the digit {}", prompts=6, n=3, clip="a judge", batch_size=8, **SAMPLING)
+    evaluate = context.task.evaluators["drawing"](some, context)
+    metrics, shown = evaluate({"dalle": trained.variables}, {})
+    before = len(compilations)
+    again, _ = evaluate({"dalle": trained.variables}, {})
+    assert len(compilations) == before and again == metrics
     source = sources.open_source("digits", "test", data_dir=context.config.data.data_dir)
     prompts = [f"the digit {digits.LABEL_NAMES[source[i]['label']]}" for i in range(6)]
-    images = trained.draw(prompts, 3, seed=1, progress=False).images
+    images = trained.draw(prompts, 3, progress=False, **SAMPLING).images
     right = np.array([[digits.shows(x, p) for x in row] for p, row in zip(prompts, images, strict=True)])
     best = images.mean((2, 3, 4)).argmax(1)
     assert metrics["right"] == right[:, 0].mean() and metrics["prompts"] == 6
@@ -129,6 +137,5 @@ def test_guidance_is_refused_before_a_run_that_hides_no_captions(tiny, context):
 
 
 def test_unigram_bits_are_the_entropy_of_frequencies():
-    codes = np.array([[[0, 1], [2, 3]], [[0, 0], [0, 0]], [[-1, -1], [-1, -1]]])  # 5 of 8, and thrice 1 of 8
     wanted = 5 / 8 * np.log2(8 / 5) + 3 * 1 / 8 * 3
-    np.testing.assert_allclose(evaluators.unigram_bits(codes), wanted, rtol=1e-12)
+    np.testing.assert_allclose(evaluators.unigram_bits(np.array([5, 1, 0, 1, 1])), wanted, rtol=1e-12)

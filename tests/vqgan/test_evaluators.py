@@ -1,10 +1,14 @@
 """PSNR and SSIM against loops over pixels; evaluators through a trained run."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqgan_jax import evaluators
+from train_jax import config as config_lib
+from train_jax import sharding
+from train_jax.evaluate import Context
+from vqgan_jax import evaluators, features, task
 
 RNG = np.random.default_rng(0)
 
@@ -42,3 +46,41 @@ def test_ssim_by_loops_over_windows():
 def test_ssim_needs_pictures_as_large_as_its_window():
     with pytest.raises(ValueError, match="at least 11"):
         evaluators.ssim(jnp.zeros((1, 8, 16, 3)), jnp.zeros((1, 8, 16, 3)))
+
+
+def test_a_second_evaluation_compiles_nothing(tiny, trained, compilations):
+    config = config_lib.resolve(tiny[0])
+    made = task.make(config, tiny[1])
+    context = Context(sharding.make_mesh(config.mesh), config, made)
+    params = {"generator": trained.variables["params"]}
+    weights = jax.device_get((params, {"generator": {"codebook": trained.variables["codebook"]}}))
+    evaluate = [made.evaluators[config.evals[name].type](config.evals[name], context) for name in ("test", "oracle")]
+    with jax.set_mesh(context.mesh):
+        first = [one(*weights)[0] for one in evaluate]
+        compilations.clear()
+        assert [one(*weights)[0] for one in evaluate] == first
+    assert not compilations, "two batches, of 16 and of 8 pictures; originals are gathered, too"
+
+
+def test_few_pictures_are_in_memory_while_collections_are_compared(tiny, trained, monkeypatch):
+    """Each batch becomes features before the third one is read."""
+    config = config_lib.resolve(tiny[0])
+    made = task.make(config, tiny[1])
+    context = Context(sharding.make_mesh(config.mesh), config, made)
+    described, batches = [], Context.batches
+    network = features.Features("mean", lambda x: described.append(x.dtype) or x.mean((1, 2)).astype(np.float32), False)
+    monkeypatch.setattr(evaluators, "open_features", lambda spec: network)
+
+    def watched(self, *arguments):
+        for number, batch in enumerate(batches(self, *arguments)):
+            assert len(described) >= 2 * (number - 1)
+            yield batch
+
+    monkeypatch.setattr(Context, "batches", watched)
+    options = evaluators.defaults().distribution
+    options.batch_size = 8
+    params = {"generator": trained.variables["params"]}
+    weights = jax.device_get((params, {"generator": {"codebook": trained.variables["codebook"]}}))
+    with jax.set_mesh(context.mesh):
+        metrics, _ = made.evaluators["distribution"](options, context)(*weights)
+    assert metrics["images"] == 24 and set(described) == {np.dtype(np.uint8)} and len(described) == 6

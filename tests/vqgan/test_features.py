@@ -48,7 +48,7 @@ def test_a_network_must_be_named():
         features.open_features("nowhere")
 
 
-def test_reconstructions_are_compared_with_the_originals(tiny, trained, tmp_path):
+def test_reconstructions_are_compared_with_the_originals(tiny, trained, tmp_path, compilations):
     shutil.copytree(GOLDEN / "clip" / "hf-clip", tmp_path / "clip")
     clip = clip_jax.load(tmp_path / "clip")
     config = tiny[0].copy_and_resolve_references()
@@ -62,6 +62,9 @@ def test_reconstructions_are_compared_with_the_originals(tiny, trained, tmp_path
     extra = {"generator": {"codebook": trained.variables["codebook"]}}
     with jax.set_mesh(mesh):
         metrics, _ = evaluator(*jax.device_get((params, extra)))
+        compilations.clear()
+        assert evaluator(*jax.device_get((params, extra)))[0] == metrics
+        assert not compilations, "neither for the last batch nor for originals"
     source = evaluate.Context(mesh, config, made).source("", "test")
     images = trained.pixels([task.images.decode(source[i]["image"]) for i in range(10)])
     a = clip.encode_image(list(np.round(255 * trained.reconstruct(images)).astype(np.uint8)))

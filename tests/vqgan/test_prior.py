@@ -15,15 +15,16 @@ from PIL import Image
 import train_jax
 import vqgan_jax
 from train_jax import config as config_lib
-from train_jax import evaluate, sharding
+from train_jax import sharding
 from train_jax.data import sources
 from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError, LoadError
+from train_jax.evaluate import Context
 from vqgan_jax import cli
 from vqgan_jax import codes as codes_lib
 from vqgan_jax.prior import model as model_lib
 from vqgan_jax.prior import sampling
-from vqgan_jax.prior import task as prior_task
+from vqgan_jax.prior import task as task_lib
 from vqgan_jax.prior.prior import Prior
 
 RNG = np.random.default_rng(0)
@@ -62,6 +63,29 @@ def test_a_run_reports_bits_and_shows_samples(run):
     assert history[0]["bits_per_code"] == pytest.approx(4, abs=0.2), "16 codes, before anything is learnt"
     assert history[-1]["test/images"] == 24 and history[-1]["test/bits_per_code"] < 4.2
     assert list((run[1] / "samples").glob("*samples*"))
+
+
+def test_samples_of_an_evaluation_are_those_of_the_loaded_model(run, prior, compilations):
+    """In batches of eight of eleven pictures, the last one padded; compiled once for all batches and evaluations."""
+    config = config_lib.resolve(run[0])
+    task = task_lib.make(config, run[1])
+    context = Context(sharding.make_mesh(config.mesh), config, task)
+    options = config.evals.look
+    options.update({"n": 11, "columns": 11, "batch_size": 8})
+    evaluate = task.evaluators["samples"](options, context)
+    with jax.set_mesh(context.mesh):
+        params = {"prior": jax.tree.map(np.asarray, prior.variables)}
+        metrics, images = evaluate(params, {})
+        assert [program._cache_size() for program in context._compiled.values()] == [1]
+        compilations.clear()
+        np.testing.assert_array_equal(evaluate(params, {})[1]["samples"], images["samples"])
+        assert not compilations
+    codes = prior.sample_codes(11, np.arange(11), top_p=0.9)
+    assert metrics["distinct_codes"] == len(np.unique(codes))
+    pictures = np.round(255 * prior.vqgan.decode(codes))
+    sheet = images["samples"].reshape(16, -1, 3)
+    for number, picture in enumerate(pictures):
+        np.testing.assert_array_equal(sheet[:, 18 * number : 18 * number + 16], picture)
 
 
 def test_codes_are_computed_once_and_are_those_of_the_pictures(run, trained, monkeypatch):
@@ -117,7 +141,7 @@ def test_a_rule_is_learnt_in_bfloat16_as_in_float32(tiny, trained, learn):
         c.model = {"classes": 64, "width": 32, "depth": 2, "heads": 2, "dropout": 0.0, "dtype": dtype}
         c.optim = {"lr": 1e-2, "schedule": "constant"}
         config = config_lib.resolve(c)
-        state, history = learn(prior_task.make(config, None), config, batch)
+        state, history = learn(task_lib.make(config, None), config, batch)
         curves[dtype] = [float(metrics["loss"]) for metrics in history]
         if dtype == "float32":
             assert history[-1]["bits_per_code"] < 0.1
@@ -287,9 +311,9 @@ def test_guidance_is_refused_to_a_run_that_hid_no_labels(run, tmp_path):
 @pytest.mark.parametrize("change", [{"label_dropout": 0.0}, {"model": {"classes": 0, "width": 16, "heads": 2}}])
 def test_guidance_is_refused_before_a_run_that_has_nothing_to_guide(tiny, change):
     config = config_lib.resolve(ConfigDict(prior_config(tiny).to_dict() | {"evals": {}} | change))
-    made = prior_task.make(config, None)
-    options = ConfigDict(prior_task.evaluators.defaults().samples.to_dict() | {"guidance": 2.0})
-    context = evaluate.Context(sharding.make_mesh(config.mesh), config, made)
+    made = task_lib.make(config, None)
+    options = ConfigDict(task_lib.evaluators.defaults().samples.to_dict() | {"guidance": 2.0})
+    context = Context(sharding.make_mesh(config.mesh), config, made)
     with pytest.raises(ConfigError, match="guidance = 2.0 must be 1 where config.model.classes or config.label_dropout"):
         made.evaluators["samples"](options, context)
 
@@ -315,7 +339,7 @@ def test_wrong_options_are_named(tiny, change, message):
     full = config_lib.resolve(config)
     full.update_from_flattened_dict(change)
     with pytest.raises(ConfigError, match=message):
-        prior_task.make(full, None)
+        task_lib.make(full, None)
 
 
 def test_the_command_line_draws_what_the_model_draws(run, prior, tmp_path, capsys):

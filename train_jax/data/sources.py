@@ -60,6 +60,11 @@ class Source:
     def __getitem__(self, index: int) -> Mapping:
         return self.records[index]
 
+    def described(self, index: int) -> Mapping:
+        """A record without its picture, whose bytes are not read where they lie apart from the rest."""
+        record = getattr(self.records, "described", self.records.__getitem__)(index)
+        return {key: value for key, value in record.items() if key != "image"}
+
 
 def open_source(
     name: str, split: str, *, data_dir: str | None = None, templates: Sequence[str] | None = None
@@ -194,15 +199,22 @@ def _texts(value) -> list[str]:
 class _Mapped(Sequence):
     """A sequence whose items are made by a function when they are asked for; ids count where there are none."""
 
-    def __init__(self, rows, function: Callable):
-        self._rows, self._function = rows, function
+    def __init__(self, rows, function: Callable, described: Callable | None = None):
+        self._rows, self._function, self._described = rows, function, described or function
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict:
+        return self._made(index, self._function)
+
+    def described(self, index: int) -> dict:
+        """Item number `index` without its picture, where that can be made without reading it."""
+        return self._made(index, self._described)
+
+    def _made(self, index: int, function: Callable) -> dict:
         place = range(len(self._rows))[index]  # IndexError at the end, which TFDS does not raise
-        return {"id": str(place)} | self._function(self._rows[place])
+        return {"id": str(place)} | function(self._rows[place])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -238,13 +250,16 @@ def _folder(path: Path, split: str) -> Source:
             f"{', '.join(_CAPTION_FILES)} (columns file, caption), or in a .txt beside each image"
         )
 
+    def described(name: str) -> dict:
+        return {"captions": captions[name], "id": name}
+
     def record(name: str) -> dict:
         try:
-            return {"image": (path / name).read_bytes(), "captions": captions[name], "id": name}
+            return {"image": (path / name).read_bytes()} | described(name)
         except OSError as error:
             raise BrokenSample(f"{name}: {error}") from error
 
-    return Source(f"folder:{path}:{split}", _Mapped(_slice(names, split, f"folder:{path}"), record))
+    return Source(f"folder:{path}:{split}", _Mapped(_slice(names, split, f"folder:{path}"), record, described))
 
 
 def _images_below(path: Path) -> list[Path]:
@@ -303,7 +318,7 @@ def _read_neighbours(path: Path) -> dict[str, list[str]]:
 def _webdataset(pattern: str, split: str) -> Source:
     tars = Tars(pattern)
     places = _slice(range(len(tars)), split, f"webdataset:{pattern}")
-    return Source(f"webdataset:{pattern}:{split}", _Mapped(places, tars.__getitem__))
+    return Source(f"webdataset:{pattern}:{split}", _Mapped(places, tars.__getitem__, tars.described))
 
 
 def _slice(names: Sequence, split: str, where: str) -> list:

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from nn_jax.decode import Sampling
+from train_jax import inference
 from train_jax.data.images import Preprocess
 from train_jax.errors import ConfigError
+from vqgan_jax.evaluators import First
 from vqgan_jax.features import open_features
 from vqgan_jax.pictures import grid
 from vqgan_jax.prior import sampling
@@ -18,13 +19,15 @@ from vqgan_jax.prior.model import CodeTransformer
 from vqgan_jax.vqgan import Vqgan
 
 NATS = float(np.log(2))  # in a bit
+_SHOWN = 64  # pictures of a sheet
 
 
 def defaults() -> ConfigDict:
     """Evaluator type -> its options."""
     c = ConfigDict()
     c.likelihood = ConfigDict({"source": "", "split": "test", "batch_size": 64})
-    c.samples = ConfigDict({"n": 16, "columns": 8, "seed": 0})  # labels in turn, where there are some
+    # labels in turn, where there are some; batch_size: pictures that are drawn together.
+    c.samples = ConfigDict({"n": 16, "columns": 8, "seed": 0, "batch_size": 64})
     c.samples.update({"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance": 1.0})
     # features: by which samples are compared with as many pictures of the split, "" for no comparison; vqgan_jax.features.
     c.samples.update({"features": "", "source": "", "split": "test"})
@@ -44,11 +47,14 @@ def factories(
     def likelihood(options: ConfigDict, context):
         coded = records(context.source(options.source, options.split))
 
+        program = context.jit(losses)
+
         def evaluate(params, extra):
-            program = context.jit(losses)
             total = 0.0
-            for batch, real in context.batches(coded, example, options.batch_size):
-                total += float(np.sum(jax.device_get(program(params, extra, batch))[:real], dtype=np.float64))
+            batches = context.batches(coded, example, options.batch_size)
+            outputs = ((program(params, extra, batch), real) for batch, real in batches)
+            for nats, real in inference.overlapped(outputs):
+                total += float(np.sum(nats[:real], dtype=np.float64))
             return {"bits_per_code": total / len(coded) / NATS, "images": len(coded)}, {}
 
         return evaluate
@@ -64,33 +70,45 @@ def factories(
                 f"config.evals.….guidance = {options.guidance} must be 1 where config.model.classes or config.label_dropout "
                 "is 0: nothing is learnt of images without their label, or of labels"
             )
-        labels = np.arange(options.n) % module.classes if module.classes else np.full(options.n, -1)
-        length = module.length
+        for key in ("n", "columns", "batch_size"):
+            if options[key] < 1:
+                raise ConfigError(f"config.evals.….{key} = {options[key]} must be at least 1")
+        length, guided = module.length, options.guidance != 1
+        batch_size = min(options.batch_size, options.n)
         features = open_features(options.features) if options.features else None
         if features is not None:
-            pictured = context.source(options.source, options.split)
+            pictured = First(context.source(options.source, options.split), options.n)
             preprocess = Preprocess(shape[0] * vq.factor)
-            count = min(options.n, len(pictured))
-            originals = features.of([np.stack([preprocess(pictured[i]["image"]) for i in range(count)])])
+            batches = context.batches(pictured, lambda record, rng: {"image": preprocess(record["image"])}, batch_size)
+            images = inference.overlapped((context.whole(batch["image"]), real) for batch, real in batches)
+            originals = np.concatenate([features.of(batch)[:real] for batch, real in images])
 
-        def whole(params, extra, batch):
-            rows = sampling.Rows(
-                seeds=np.stack([np.full(options.n, options.seed), np.arange(options.n)], axis=1).astype(np.uint32),
-                labels=labels.astype(np.int32),
-                before=np.zeros((options.n, 0), np.int32),
-                kept=np.zeros((options.n, length), np.int32),
-                keep=np.zeros((options.n, length), bool),
-            )
-            rows = jax.tree.map(jnp.asarray, rows)
-            return draw(params["prior"], settings, rows, np.arange(length), most, options.guidance != 1)
+        def asked(number: int, rng) -> dict[str, np.ndarray]:
+            label = number % module.classes if module.classes else -1
+            return {"seeds": np.array([options.seed, number], np.uint32), "label": np.int32(label)}
+
+        def sample(params, extra, batch):
+            known = jnp.zeros((len(batch["label"]), length), jnp.int32)
+            rows = sampling.Rows(batch["seeds"], batch["label"], known[:, :0], known, known > 0)
+            codes = draw(params["prior"], settings, rows, np.arange(length), most, guided)
+            return codes.reshape(-1, *shape)
+
+        program = context.jit(sample)
 
         def evaluate(params, extra):
-            codes = jax.device_get(context.jit(whole)(params, extra, {}))
-            pictures = np.round(255 * vq.decode(codes.reshape(-1, *shape))).astype(np.uint8)
-            rows = [list(pictures[i : i + options.columns]) for i in range(0, len(pictures), options.columns)]
-            metrics = {"distinct_codes": float(len(np.unique(codes)))}
+            batches = context.batches(range(options.n), asked, batch_size)
+            outputs = ((program(params, extra, batch), real) for batch, real in batches)
+            distinct, shown, described = np.zeros(module.size, bool), [], []
+            for codes, real in inference.overlapped(outputs):
+                distinct[codes[:real]] = True
+                pictures = inference.split_over_hosts(vq.decode_uint8, codes)
+                shown += list(pictures[: min(real, _SHOWN - len(shown))])
+                if features is not None:
+                    described.append(features.of(pictures)[:real])
+            metrics = {"distinct_codes": float(distinct.sum())}
             if features is not None:
-                metrics |= features.compare(features.of([pictures]), originals)
+                metrics |= features.compare(np.concatenate(described), originals)
+            rows = [shown[i : i + options.columns] for i in range(0, len(shown), options.columns)]
             return metrics, {"samples": grid(rows)}
 
         return evaluate

@@ -71,8 +71,7 @@ class Prior:
 
     def sample(self, n: int = 1, labels: Sequence[int] | int | None = None, **options) -> UInt8[np.ndarray, "n H W 3"]:
         """New pictures. Arguments as in `sample_codes`."""
-        codes = self.sample_codes(n, labels, **options)
-        return np.round(255 * self.vqgan.decode(codes)).astype(np.uint8)
+        return self.vqgan.decode_uint8(self.sample_codes(n, labels, **options))
 
     def sample_codes(
         self,

@@ -1,0 +1,119 @@
+"""Codes and drawings of all hosts of a job, and what they say when one of them fails.
+
+python drive_hosts.py FOLDER OUT COORDINATOR PROCESSES INDEX
+
+FOLDER: that of the fixture `tiny`.
+"""
+
+import json
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def config(folder: Path, codes: Path):
+    from train_jax import config as config_lib
+
+    c = runpy.run_path(str(Path(__file__).with_name("conftest.py")))["tiny_config"](folder)
+    c.codes = {"dir": str(codes)}
+    sampling = {"batch_size": 6, "guidance": 2.0, "top_k": 5, "seed": 3}
+    c.evals = {
+        "test": {"type": "likelihood", "batch_size": 128},
+        "look": {"type": "samples", "prompts": ("one", "the digit two", "one", "seven", ""), "n": 3, **sampling},
+    }
+    return config_lib.resolve(c)
+
+
+def figures(folder: Path, codes: Path) -> dict[str, np.ndarray]:
+    """What the evaluators of DALL·E and of a second stage find, the weights split over a mesh of all devices."""
+    import jax
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    import dalle_jax
+    from dalle_jax import task as dalle_task
+    from train_jax import sharding
+    from train_jax.evaluate import Context
+    from vqgan_jax.prior import evaluators as prior_evaluators
+    from vqgan_jax.prior import model as prior_model
+
+    settings = config(folder, codes)
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 2, "tensor": 1})
+    task = dalle_task.make(settings, folder / "run")
+    context = Context(mesh, settings, task)
+    trained = dalle_jax.load(folder / "run")
+
+    def split(x):
+        x = np.asarray(x)
+        spec = P("fsdp") if x.ndim and x.shape[0] % 2 == 0 else P()
+        return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
+
+    options = prior_model.defaults()
+    options.update({"classes": 10, "width": 16, "depth": 1, "heads": 2})
+    prior = prior_model.build(options, trained.vqgan.codes, trained.module.length)
+    empty = np.zeros((1, prior.length), np.int32), np.zeros(1, np.int32)
+    prior_params = dalle_task.model.nn.unbox(jax.jit(prior.init)(jax.random.key(0), *empty))["params"]
+    sample = prior_evaluators.defaults().samples
+    sample.update({"n": 11, "columns": 4, "batch_size": 4, "top_p": 0.9})
+    factories = prior_evaluators.factories(prior, trained.vqgan, None, None, trained.grid)
+    params = jax.tree.map(split, {"dalle": trained.variables, "prior": prior_params})
+    with jax.set_mesh(mesh):
+        metrics, _ = task.evaluators["likelihood"](settings.evals.test, context)(params, {})
+        found = {f"likelihood/{name}": np.asarray(value) for name, value in metrics.items()}
+        found |= task.evaluators["samples"](settings.evals.look, context)(params, {})[1]
+        metrics, images = factories["samples"](sample, context)(params, {})
+    return found | {"prior": images["samples"], "prior/distinct": np.asarray(metrics["distinct_codes"])}
+
+
+class Watched(Sequence):
+    """Records of which one host cannot read any, if `fails`."""
+
+    def __init__(self, records: Sequence, fails: bool):
+        self.records, self.fails, self.read = records, fails, 0
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int):
+        if self.fails:
+            raise OSError("the disk is gone")
+        self.read += 1
+        return self.records[index]
+
+
+def failures(folder: Path, codes: Path, index: int) -> list:
+    """What this host says where host 1 fails, how many records it reads after that, and where directories are its own."""
+    import vqgan_jax
+    from train_jax.data import sources
+    from vqgan_jax.codes import with_codes
+
+    vq = vqgan_jax.load(folder / "vqgan.safetensors")
+    source = sources.open_source("digits", "test", data_dir=str(folder / "data"))
+    found = []
+    for fails, where in ((index == 1, codes), (False, codes), (False, codes / f"of-host-{index}")):
+        records = Watched(source, fails)
+        try:
+            with_codes(vq, sources.Source("watched", records), where)
+            found.append(records.read)
+        except (OSError, ValueError) as error:
+            found.append(f"{type(error).__name__}: {error}")
+    return found
+
+
+if __name__ == "__main__":
+    from train_jax import distributed
+
+    here, out, *job = sys.argv[1:]
+    distributed.initialize(job[0], int(job[1]), int(job[2]))
+    from vqgan_jax import code_files
+    from vqgan_jax import codes as codes_lib
+
+    code_files._PART, code_files._POLL, code_files._VISIBLE, codes_lib._PROBED = 32, 0.05, 0.2, 2
+    result = figures(Path(here), Path(out) / "codes")
+    np.savez(Path(out) / f"figures-{job[2]}.npz", **result)
+    (Path(out) / f"failures-{job[2]}.json").write_text(
+        json.dumps(failures(Path(here), Path(out) / "codes", int(job[2])))
+    )

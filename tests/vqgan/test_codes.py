@@ -1,0 +1,116 @@
+"""Codes of a collection on disk: small, mapped, resumed where they stopped; broken pictures apart from all codes."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from train_jax.data import sources
+from train_jax.data.errors import BrokenSample, DataError
+from train_jax.data.shapes.render import png
+from train_jax.errors import ConfigError
+from vqgan_jax import code_files
+from vqgan_jax import codes as codes_lib
+
+COUNT = 10
+RNG = np.random.default_rng(0)
+PICTURES = [png(RNG.integers(0, 256, (16, 16, 3), np.uint8)) for _ in range(COUNT)]
+RECORDS = [{"image": x, "id": str(i), "captions": ["a"]} for i, x in enumerate(PICTURES)]
+
+
+class Counted(list):
+    """Records that remember which of them were read, and of which one may fail."""
+
+    def __init__(self, fails: int | None = None):
+        super().__init__(RECORDS)
+        self.read, self.fails = [], fails
+
+    def __getitem__(self, index):
+        if index == self.fails:
+            raise OSError(f"record {index}: the disk is gone")
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(code_files, "_PART", 3)
+    monkeypatch.setattr(codes_lib, "_PROBED", 0)
+
+
+def test_a_job_that_died_goes_on_where_it_stopped(trained, tmp_path):
+    with pytest.raises(OSError, match="record 7"):
+        codes_lib.with_codes(trained, sources.Source("s", Counted(7)), tmp_path)
+    assert len(list(tmp_path.glob("*.parts/*.npz"))) == 2 and not list(tmp_path.glob("codes-*.npy"))
+    again = Counted()
+    coded = codes_lib.with_codes(trained, sources.Source("s", again), tmp_path, flip=False)
+    assert again.read == [6, 7, 8, 9], "parts of records 0 to 5 were there"
+    expected = trained.encode(np.stack([trained.pixels([sources_picture(r)])[0] for r in RECORDS]))
+    np.testing.assert_array_equal(coded.codes[:, 0], expected)
+    assert not list(tmp_path.glob("*.parts")), "joined parts are removed"
+
+
+def sources_picture(record):
+    from train_jax.data.images import decode
+
+    return decode(record["image"])
+
+
+@pytest.mark.parametrize("size, dtype", [(256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.uint32)])
+def test_codes_lie_in_the_smallest_unsigned_type(trained, tmp_path, monkeypatch, size, dtype):
+    """The largest code of each vocabulary, which no mark for broken pictures may use up."""
+    last = np.full((1, 8, 8), size - 1, np.int32)
+    monkeypatch.setattr(type(trained), "codes", property(lambda self: size))
+    monkeypatch.setattr(type(trained), "encode", lambda self, x, batch_size: np.repeat(last, len(x), axis=0))
+    records = [*RECORDS[:2], {"image": b"none", "id": "b", "captions": ["b"]}]
+    coded = codes_lib.with_codes(trained, sources.Source("s", records), tmp_path)
+    assert coded.codes.dtype == dtype
+    record = coded[1]
+    assert "image" not in record and record["codes"].dtype == np.int32 and (record["codes"] == size - 1).all()
+    with pytest.raises(BrokenSample, match="b: the picture could not be read"):
+        coded[2]
+    assert coded.histogram[size - 1] == 2 * 64 == coded.histogram.sum()
+
+
+def test_codes_are_mapped_from_the_disk_here_and_in_workers(trained, tmp_path):
+    coded = codes_lib.with_codes(trained, sources.Source("s", RECORDS), tmp_path)
+    assert isinstance(coded.codes, np.memmap)
+    alone = codes_lib.Coded(sources.Source("s", []), coded.file)
+    sent = pickle.dumps(alone)
+    assert len(sent) < 1000
+    np.testing.assert_array_equal(pickle.loads(sent).codes, coded.codes)
+
+
+def test_what_codes_were_made_of_is_told_beside_them(trained, tmp_path):
+    coded = codes_lib.with_codes(trained, sources.Source("s", RECORDS), tmp_path)
+    made_of = json.loads(coded.file.with_suffix(".json").read_text())
+    assert made_of["tokenizer"] == trained.fingerprint and made_of["records"] == COUNT
+
+
+def test_a_damaged_part_is_named(trained, tmp_path):
+    with pytest.raises(OSError):
+        codes_lib.with_codes(trained, sources.Source("s", Counted(7)), tmp_path)
+    part = min(tmp_path.glob("*.parts/*.npz"))
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(DataError, match=f"{part.name} is damaged .*: remove it"):
+        codes_lib.with_codes(trained, sources.Source("s", RECORDS), tmp_path)
+    part.unlink()
+    codes_lib.with_codes(trained, sources.Source("s", RECORDS), tmp_path)
+
+
+def test_another_host_that_fails_or_stands_still_ends_the_waiting(tmp_path, monkeypatch):
+    (tmp_path / "failed-3").write_text("OSError: no space left")
+    with pytest.raises(DataError, match="by host 3: OSError: no space left"):
+        code_files._wait(tmp_path, lambda names: False)
+    (tmp_path / "failed-3").unlink()
+    monkeypatch.setattr(code_files, "_PATIENCE", 0.05)
+    monkeypatch.setattr(code_files, "_POLL", 0.01)
+    with pytest.raises(DataError, match="0 files, and no host has added one for 0 seconds"):
+        code_files._wait(tmp_path, lambda names: False)
+
+
+def test_a_directory_that_hosts_do_not_share_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(code_files.multihost_utils, "process_allgather", lambda x: np.array([True, False, False]))
+    with pytest.raises(ConfigError, match=r"host\(s\) 1, 2 do not see it: name by config.codes.dir"):
+        code_files._await_visible(tmp_path)

@@ -1,0 +1,206 @@
+"""Files with the codes of a collection: computed by all hosts together, part by part, so that nothing is lost if one dies.
+
+    codes-HASH.npy        uint8, uint16 or uint32 [records, 1 or 2, h, w]
+    codes-HASH.crc.npy    int64 [records]: CRC-32 of a picture's file, or its complement (negative) if it has no codes
+    codes-HASH.json       what they were made of
+    codes-HASH.parts/     codes of some records each, until all are there
+
+Each host encodes a contiguous share of the parts on its own devices and waits for nobody meanwhile; process 0 joins them.
+Hosts tell each other by files alone, since collectives give up after minutes: a host that fails says why in `failed-N`.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from train_jax.data.errors import BrokenSample, DataError
+from train_jax.data.images import Preprocess
+from train_jax.data.sources import Source
+from train_jax.errors import ConfigError
+from vqgan_jax.vqgan import Vqgan
+
+log = logging.getLogger(__name__)
+
+_BATCH = 64
+_PART = 16 * _BATCH  # records: the work that a kill can cost a host
+_POLL = 1.0  # seconds between two looks at the other hosts' files
+_PATIENCE = 1800.0  # seconds without a new part, after which waiting ends
+_VISIBLE = 60.0  # seconds that a network file system may take to show a new file to the other hosts
+
+
+def crc_file(file: Path) -> Path:
+    return file.with_suffix(".crc.npy")
+
+
+def ensure(vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, file: Path, made_of: Mapping) -> None:
+    """Computes the codes of a collection unless `file` is there; returns when every host sees it.
+
+    All hosts must call it. Raises DataError, on every host, if no picture can be read or if one of the hosts fails;
+    ConfigError if the hosts do not share the file's directory.
+    """
+    exists, token = multihost_utils.broadcast_one_to_all(np.array([file.is_file(), secrets.randbits(31)], np.int32))
+    if exists:
+        _await_visible(file)
+        return
+    parts = file.with_suffix(".parts")
+    started = parts / f"job-{token}"
+    if jax.process_index() == 0:
+        parts.mkdir(parents=True, exist_ok=True)
+        for note in parts.glob("failed-*"):  # of jobs that ended
+            note.unlink(missing_ok=True)
+        started.touch()
+    _await_visible(started)
+
+    starts = range(0, len(source), _PART)
+    share = np.array_split(np.asarray(starts), jax.process_count())[jax.process_index()].tolist()
+    records = sum(min(_PART, len(source) - start) for start in share)
+    with tqdm(total=records, unit="image", desc=f"codes of {source.name}", disable=jax.process_index() > 0) as bar:
+        for start in share:
+            if file.is_file():  # another job was faster
+                break
+            stop = min(start + _PART, len(source))
+            with _telling_others(parts):
+                if not (parts / _name(start)).is_file():
+                    codes, crc = _encode(vq, source, preprocess, flip, start, stop)
+                    _write(parts, parts / _name(start), lambda f, c=codes, s=crc: np.savez(f, codes=c, crc=s))
+            bar.update(stop - start)
+            _check_others(parts)
+    if jax.process_index() == 0:
+        wanted = set(map(_name, starts))
+        _wait(parts, lambda names: wanted <= names or file.is_file())
+        if not file.is_file():
+            with _telling_others(parts):
+                _join(parts, len(source), file, source, made_of)
+        shutil.rmtree(parts, ignore_errors=True)
+    _wait(parts, lambda names: file.is_file())
+
+
+def _encode(vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, start: int, stop: int):
+    """Codes [n, 1 or 2, h, w] of records `start` to `stop`, and the checksums of their pictures int64 [n]."""
+    side = preprocess.size // vq.factor
+    codes = np.zeros((stop - start, 1 + flip, side, side), np.min_scalar_type(vq.codes - 1))
+    crc = np.full(stop - start, -1, np.int64)
+    for first in range(start, stop, _BATCH):
+        places, pictures = [], []
+        for place in range(first, min(first + _BATCH, stop)):
+            try:
+                record = source[place]
+                crc[place - start] = ~zlib.crc32(record["image"])
+                pictures.append(preprocess(record["image"]))
+                places.append(place - start)
+            except BrokenSample as error:
+                log.warning("%s: %s", source.name, error)
+        if places:
+            batch = np.stack(pictures)
+            crc[places] = ~crc[places]
+            codes[places, 0] = vq.encode(batch, batch_size=_BATCH)
+            if flip:
+                codes[places, 1] = vq.encode(batch[:, :, ::-1], batch_size=_BATCH)
+    return codes, crc
+
+
+def _join(parts: Path, count: int, file: Path, source: Source, made_of: Mapping) -> None:
+    """Makes one array of all parts, a part at a time."""
+    crc = np.empty(count, np.int64)
+    unfinished = parts / file.name
+    codes = None
+    for start in range(0, count, _PART):
+        part_codes, crc[start : start + _PART] = _read(parts / _name(start))
+        if codes is None:
+            shape = (count, *part_codes.shape[1:])
+            codes = np.lib.format.open_memmap(unfinished, "w+", part_codes.dtype, shape)
+        codes[start : start + _PART] = part_codes
+    codes.flush()
+    if (crc < 0).all():
+        shutil.rmtree(parts)  # pictures that are mended have to be read again
+        raise DataError(f"{source.name}: none of its {count} pictures can be read")
+    # The codes come last: a file that is there is complete, and what it was made of stands beside it.
+    _write(parts, file.with_suffix(".json"), lambda f: f.write(json.dumps(dict(made_of), indent=2).encode()))
+    _write(parts, crc_file(file), lambda f: np.save(f, crc))
+    unfinished.replace(file)
+
+
+def _read(part: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(part, allow_pickle=False) as arrays:
+            return arrays["codes"], arrays["crc"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{part} is damaged ({error}): remove it, and its codes are computed again") from error
+
+
+def _name(start: int) -> str:
+    return f"{start:012d}-{_PART}.npz"
+
+
+def _write(parts: Path, file: Path, write: Callable) -> None:
+    """Writes a file so that it is there completely or not at all."""
+    parts.mkdir(parents=True, exist_ok=True)
+    unfinished = parts / f"{file.name}.{os.getpid()}"
+    with unfinished.open("wb") as f:
+        write(f)
+        f.flush()
+        os.fsync(f.fileno())
+    unfinished.replace(file)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hosts
+
+
+@contextlib.contextmanager
+def _telling_others(parts: Path) -> Iterator[None]:
+    """Whatever ends this host's work is written down for the others, who would wait for it."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # a full disk must not hide what happened first
+            parts.mkdir(parents=True, exist_ok=True)
+            (parts / f"failed-{jax.process_index()}").write_text(f"{type(error).__name__}: {error}", "utf-8")
+        raise
+
+
+def _check_others(parts: Path) -> None:
+    """DataError that names the hosts that have failed, and why."""
+    notes = sorted(parts.glob("failed-*"))
+    if notes:
+        reasons = "; ".join(f"host {note.name.split('-')[1]}: {note.read_text('utf-8')}" for note in notes)
+        raise DataError(f"codes could not be computed by {reasons}. What is done is kept in {parts}")
+
+
+def _wait(parts: Path, done: Callable[[set[str]], bool]) -> None:
+    """Until `done(names of the files in parts)`, as long as no host fails and parts are added."""
+    count, since = -1, 0.0
+    while not done(names := {path.name for path in parts.glob("*")}):
+        _check_others(parts)
+        if len(names) != count:
+            count, since = len(names), time.monotonic()
+        elif time.monotonic() - since > _PATIENCE:
+            raise DataError(f"{parts}: {count} files, and no host has added one for {_PATIENCE:.0f} seconds")
+        time.sleep(_POLL)
+
+
+def _await_visible(path: Path) -> None:
+    """Until every host sees a file of process 0. ConfigError, on every host, if one does not."""
+    deadline = time.monotonic() + _VISIBLE
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(_POLL / 10)
+    visible = multihost_utils.process_allgather(np.asarray(path.exists()))
+    if not visible.all():
+        blind = ", ".join(map(str, np.flatnonzero(~visible)))
+        raise ConfigError(
+            f"{path}: written by host 0, but host(s) {blind} do not see it: name by config.codes.dir a directory that all "
+            "hosts share"
+        )
