@@ -1,5 +1,6 @@
 """How good a DALL·E is: bits a token on held-out pictures, samples to look at, and whether they show what was asked for."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 
@@ -58,9 +59,11 @@ def factories(
         return jnp.sum(text_nats * told, axis=1), jnp.sum(told, axis=1), jnp.mean(image_nats, axis=1)
 
     def likelihood(options: ConfigDict, context):
-        coded = records(context.source(options.source, options.split))
+        source = context.source(options.source, options.split)
+        with_codes = functools.cache(lambda: records(source))  # not before the first evaluation: they may take hours
 
         def evaluate(params, extra):
+            coded = with_codes()
             program = context.jit(losses)
             sums = np.zeros(3)
             for batch, real in context.batches(coded, first_caption, options.batch_size):

@@ -66,6 +66,7 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
         data_dir=config.data.data_dir or None,
         templates=tuple(config.data.templates) or None,
     )
+    evaluations = Evaluations(config, task, mesh)
     records = source if task.records is None else task.records(source)
     iterator = pipeline.train_iterator(
         records,
@@ -76,8 +77,6 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
         process_count=jax.process_count(),
         workers=config.data.workers,
     )
-    if first:
-        _describe(config, task, workdir)
 
     with jax.set_mesh(mesh):
         # State: abstract shapes first, then the step is compiled, then memory is taken.
@@ -105,7 +104,11 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
             accumulate=config.accumulate,
             ema_decay=config.ema.decay,
         )
-        step_fn = step_fn.lower(abstract_state, batch_shapes).compile()
+        # Tracing refuses what is left to refuse: nothing has been written yet.
+        step_fn = step_fn.lower(abstract_state, batch_shapes)
+        if first:
+            _describe(config, task, workdir)
+        step_fn = step_fn.compile()
         _report(config, mesh, abstract_state, step_fn, len(source))
 
         # Restore: the newest checkpoint that can be read brings state and data position back together.
@@ -117,7 +120,6 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
                 log.info("resumed from step %d", start)
 
             # Loop.
-            evaluations = Evaluations(config, task, mesh)
             writer = Writer(workdir, total_steps=config.steps, active=first, start_step=start)
             flops = None if task.flops is None else task.flops * config.data.batch_size
             with contextlib.closing(writer), contextlib.ExitStack() as tracing:
@@ -214,6 +216,9 @@ def _global_shapes(iterator, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]
 
 
 def _check_same_experiment(config: ConfigDict, workdir: Path) -> None:
+    for place in (workdir, *workdir.parents):
+        if place.is_file():
+            raise ConfigError(f"{workdir} cannot be a run directory: {place} is a file. Choose another --workdir")
     path = workdir / "config.json"
     if not path.exists():
         return

@@ -7,7 +7,7 @@
 
 from ml_collections import ConfigDict
 
-from configs.clip import vit_b32
+from . import vit_b32
 
 
 def get_config() -> ConfigDict:

@@ -5,7 +5,7 @@
 76,073,859 parameters in the generator; 25 GiB a device of 8, as of `f16_1024`; not trained here.
 """
 
-from configs.vqgan import f16_1024
+from . import f16_1024
 
 
 def get_config():

@@ -5,7 +5,7 @@
 68,995,971 parameters in the generator; 30 GiB a device of 8, counted as that of `f16_1024`; not trained here.
 """
 
-from configs.vqgan import f16_1024
+from . import f16_1024
 
 
 def get_config():
