@@ -19,7 +19,7 @@ import train_jax
 from train_jax import config_file, distributed
 from train_jax.checkpoint import CheckpointError
 from train_jax.data.sources import DataError
-from train_jax.errors import ConfigError, LoadError
+from train_jax.errors import ConfigError, LoadError, Stopped
 
 
 def cli(argv: list[str] | None = None) -> None:
@@ -41,6 +41,9 @@ def cli(argv: list[str] | None = None) -> None:
         main(arguments, overrides)
     except (ConfigError, LoadError, DataError, CheckpointError, FloatingPointError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
 
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> None:

@@ -1,6 +1,7 @@
 """What a user can get wrong; command lines show these in one line, without a traceback."""
 
 import math
+import signal
 
 import numpy as np
 
@@ -15,6 +16,21 @@ class LoadError(ValueError):
 
 class UserError(ValueError):
     """Arguments of a command that parse and cannot be."""
+
+
+class Stopped(Exception):
+    """A run that was asked to stop by a signal has saved its state and is not finished; running it again goes on.
+
+    Attributes:
+      step: the update after which it stopped.
+      exit_code: what a command line ends with, 128 + signal: 130 for SIGINT, 143 for SIGTERM.
+    """
+
+    def __init__(self, step: int, signal_number: int):
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped after step {step} by {name}; the same command goes on from there")
+        self.step = step
+        self.exit_code = 128 + signal_number
 
 
 def in_float32(value: float | int | np.number) -> bool:

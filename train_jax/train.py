@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import signal
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from train_jax import optim, profiling, sharding
 from train_jax import task as task_lib
 from train_jax.checkpoint import Checkpoints
 from train_jax.data import pipeline, sources
-from train_jax.errors import ConfigError
+from train_jax.errors import ConfigError, Stopped
 from train_jax.evaluate import Evaluations
 from train_jax.metrics import History, Writer, read
 from train_jax.step import BROKEN, TrainState, init_state, make_train_step
@@ -36,7 +37,7 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
     """Trains what `config` says, in `workdir`, and returns the history of metrics.
 
     Resumes from the newest readable checkpoint of `workdir`, if there is one, and continues exactly: metrics equal
-    those of a run that was never interrupted. On SIGTERM or a preemption notice it saves and returns early.
+    those of a run that was never interrupted.
 
     Args:
       config: a ConfigDict; see `train_jax.config.defaults` for the options and `configs/` for examples.
@@ -47,6 +48,7 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
       ConfigError: an option that is unknown, of the wrong type or out of range; a batch that the mesh does not divide;
         a run directory that holds another experiment. Nothing is compiled before these are known.
       train_jax.data.sources.DataError: no data, or too many unreadable samples.
+      Stopped: the process was asked to stop (SIGTERM); what was trained is saved, and running it again goes on.
       FloatingPointError: `config.optim.max_skipped` updates in a row had non-finite gradients.
     """
     # Config and mesh: everything that can be wrong is found out here, before memory or a compiler is touched.
@@ -157,9 +159,8 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
                     if last or checkpoints.due(step):
                         with clock.paused():
                             checkpoints.save(step, state, batches)
-                    if checkpoints.stopping:
-                        log.warning("stopping after step %d as asked; the same command goes on from here", step)
-                        break
+                    if checkpoints.stopping and not last:
+                        raise Stopped(step, signal.SIGTERM)
     return read(workdir)
 
 

@@ -38,5 +38,10 @@ if __name__ == "__main__":
     if job:
         distributed.initialize(job[0], int(job[1]), int(job[2]))
     import train_jax
+    from train_jax.errors import Stopped
 
-    train_jax.run(config(**json.loads(changes)), workdir)
+    try:
+        train_jax.run(config(**json.loads(changes)), workdir)
+    except Stopped as stopped:
+        print(stopped)
+        sys.exit(stopped.exit_code)

@@ -83,8 +83,8 @@ def test_sigterm_saves_and_exits_cleanly(uninterrupted, tmp_path):
     process = start(tmp_path, LONG)
     wait_for_step(process, tmp_path, 50)
     process.send_signal(signal.SIGTERM)
-    output = finish(process, code=0)
-    assert "stopping after step" in output
+    output = finish(process, code=143)
+    assert "stopped after step" in output
     last = lines(tmp_path)[-1]["step"]
     assert (tmp_path / "checkpoints" / str(last)).is_dir(), "saved where it stopped, not at the last multiple"
     finish(start(tmp_path, LONG))
@@ -95,7 +95,7 @@ def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(uninterrupte
     process = start(tmp_path, LONG)
     wait_for_step(process, tmp_path, 130)
     process.send_signal(signal.SIGTERM)
-    finish(process)
+    finish(process, code=143)
     checkpoints = sorted(
         (p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name)
     )
@@ -147,7 +147,7 @@ def test_two_processes_stop_together_and_resume(tmp_path):
     for process in first:  # what a scheduler does: every process of the job gets the notice
         process.send_signal(signal.SIGTERM)
     for process in first:
-        finish(process)
+        finish(process, code=143)
     stopped = lines(tmp_path)[-1]["step"]
     assert stopped < 300
     outputs = [finish(process) for process in pair()]

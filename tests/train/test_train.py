@@ -19,7 +19,7 @@ from train_jax import __main__ as entry
 from train_jax import metrics
 from train_jax.data.images import BrokenSample
 from train_jax.data.sources import DataError
-from train_jax.errors import ConfigError
+from train_jax.errors import ConfigError, Stopped
 
 TIMES = ("time", "steps_per_second", "examples_per_second", "mfu")
 
@@ -60,8 +60,9 @@ def test_history_holds_training_and_evaluation(whole):
 def test_a_run_in_two_parts_equals_a_whole_one(whole, tmp_path):
     train_jax.run(config(checkpoint={"every": 7}, steps=40), tmp_path / "reference")  # its schedule is the same
     part = config()
-    with _stop_after(23):
+    with _stop_after(23), pytest.raises(Stopped, match=r"stopped after step 2\d by SIGTERM") as stopped:
         train_jax.run(part, tmp_path / "parts")
+    assert stopped.value.exit_code == 143
     assert numbers(tmp_path / "parts")[-1]["step"] < 40
     train_jax.run(part, tmp_path / "parts")
     assert numbers(tmp_path / "parts") == numbers(whole[0])
@@ -84,7 +85,7 @@ def _stop_after(step):
 
 
 def test_another_mesh_goes_on_where_this_one_stopped(whole, tmp_path):
-    with _stop_after(15):
+    with _stop_after(15), pytest.raises(Stopped):
         train_jax.run(config(mesh={"data": 2, "fsdp": 2, "tensor": 2}), tmp_path)
     train_jax.run(config(mesh={"data": 8}), tmp_path)
     for mine, theirs in zip(numbers(tmp_path), numbers(whole[0]), strict=True):
