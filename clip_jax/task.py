@@ -174,10 +174,11 @@ def _tokenizer(config: ConfigDict, workdir: Path | None) -> AnyTokenizer:
         try:
             return kind.load(config.tokenizer.path, length)
         except (OSError, ValueError) as error:
-            example = "openai/clip-vit-base-patch32" if kind is Tokenizer else "google/siglip-base-patch16-224"
+            remedy = {Tokenizer: "openai/clip-vit-base-patch32 tokenizer.json"}.get(
+                kind, "google/siglip-base-patch16-224 spiece.model"
+            )
             raise ConfigError(
-                f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. Name a folder that holds one (such as what "
-                f"`hf download {example} --include '*token*' '*.txt' 'vocab.json' '*.model' --local-dir "
-                f"{config.tokenizer.path}` leaves), or learn one from the captions: --config.tokenizer.path="
+                f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. `hf download {remedy} --local-dir "
+                f"{config.tokenizer.path}` puts one there; --config.tokenizer.path= learns one from the captions"
             ) from error
     return learn(config.data, config.tokenizer.captions, config.tokenizer.vocab_size, length)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from train_jax.errors import ConfigError, LoadError, UserError
+from train_jax.errors import ConfigError, LoadError, Stopped, UserError
 
 
 def parser(program: str, text: str, examples: Mapping[str, str]) -> tuple[argparse.ArgumentParser, Callable]:
@@ -76,7 +76,8 @@ def answer(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ..
 def demo(
     argv: list[str] | None, module: str, text: str, config: str | None, run: Callable, mistakes: tuple[type, ...] = ()
 ) -> int:
-    """The command line of a part of `make demo`; returns the exit code.
+    """The command line of a part of `make demo`; returns the exit code: 0, 2 for a mistake of the user, 130 or 143 where a
+    signal stopped it, which leaves results, pictures and page as they were.
 
     Args:
       module: to be called as `python -m`.
@@ -99,4 +100,10 @@ def demo(
     except (ConfigError, DataError, LoadError, FloatingPointError, OSError, *mistakes) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        print(f"python -m {module}: interrupted; the same command goes on", file=sys.stderr)
+        return 130
     return 0

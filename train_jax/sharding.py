@@ -48,8 +48,9 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh `("data", "fsdp", "tensor")` over all devices of all hosts (or over `devices`).
 
-    `sizes` gives the devices along each axis; one of them may be -1, "what is left", and then no other is larger than the
-    number of devices: what is split over 8 is whole on one. ConfigError if the product is not the number of devices. Axes are of the Auto type: the compiler places collectives, as Linen's constraints expect.
+    `sizes` gives the devices along each axis; one of them may be -1, "what is left", and then the others are reduced to
+    the number of devices: what is split over eight is not sharded on one. ConfigError if the product is not the number of
+    devices. Axes are of the Auto type: the compiler places collectives, as Linen's constraints expect.
     """
     count = jax.device_count() if devices is None else len(devices)
     shape = [sizes[axis] for axis in AXES]
