@@ -134,7 +134,9 @@ def _suggest(key: str, options, path: str) -> str:
     return f"{hint} Options here: {', '.join(sorted(options))}"
 
 
-def _evaluator(name: str, options: ConfigDict, types: ConfigDict) -> ConfigDict:
+def _evaluator(name: str, options: object, types: ConfigDict) -> ConfigDict:
+    if not isinstance(options, ConfigDict):
+        raise ConfigError(f"config.evals.{name} = {options!r} must be a group of options, with type, or None")
     if "type" not in options or options.type not in types:
         raise ConfigError(
             f"config.evals.{name}.type = {options.get('type')!r}; this task's evaluators are: {', '.join(types) or 'none'}"
