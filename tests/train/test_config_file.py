@@ -27,7 +27,7 @@ def test_a_config_is_a_file_or_one_of_the_shipped_by_its_name(monkeypatch, tmp_p
 
 def test_a_file_imports_its_neighbours_and_leaves_no_trace(tmp_path):
     """Two folders with files of equal names, and a file that is written anew, are each what they say now."""
-    body = "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'task': 'toy_task', 'steps': 1})\n"
+    body = "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'steps': 1})\n"
     changed = "from . import base\ndef get_config():\n    c = base.get_config()\n    c.steps += 1\n    return c\n"
     for number, folder in enumerate((tmp_path / "a.b", tmp_path / "b")):
         written(folder, body.replace("1}", f"{10 * number}}}"), "base.py")
