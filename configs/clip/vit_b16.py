@@ -2,7 +2,7 @@
 
     train-jax --config=configs/clip/vit_b16.py --workdir=runs/vit-b16 --config.data.source='webdataset:laion/*.tar'
 
-149,620,737 parameters. A pair keeps 41 MiB for the backward pass; a device encodes at most 128 at a time (5.2 GiB).
+149,620,737 parameters. A pair keeps 42 MiB for the backward pass; a device encodes at most 128 at a time (5.2 GiB).
 """
 
 from ml_collections import ConfigDict

@@ -11,7 +11,7 @@ from PIL import Image
 import clip_jax
 import vqgan_jax
 from train_jax import __main__ as entry
-from train_jax import train
+from train_jax import config_file, train
 from train_jax.errors import Stopped
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -131,10 +131,15 @@ def test_a_missing_tokenizer_says_where_there_is_one(config, remedy, refused, fo
 OWN = ["--config.data.batch_size=8", "--config.model.dtype=float32"]
 
 
-@pytest.mark.parametrize("config", ["clip/shapes", "clip/digits", "clip/demo", "vqgan/shapes", "vqgan/digits", "vqgan/demo"])
+SMALL = [name for name in config_file.names() if name.split("/")[1].split("_")[-1] in ("shapes", "digits", "demo")]
+
+
+@pytest.mark.parametrize("config", SMALL)
 def test_ones_own_pictures_train_by_every_small_config(config, refused, folder, tmp_path, monkeypatch):
     """Evaluators that the folder cannot serve are named with the way out, and without them training begins."""
     words = [f"--config={config}", f"--config.data.source=folder:{folder}", *OWN]
+    if "prior" in config or "dalle" in config:
+        words.append(f"--config.vqgan.path={VQGAN}")
     line = refused(*words)
     assert "--config.evals=none" in line and "has no split" in line
 
