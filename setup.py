@@ -2,7 +2,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-_PACKAGES = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax", "configs")
+_PACKAGES = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax")
+# Installed inside train_jax: `configs` alone is a name that any project may have.
+_CONFIGS = ("configs", "configs.clip", "configs.vqgan", "configs.dalle")
 _README = Path(__file__).parent / "README.md"
 
 setup(
@@ -14,7 +16,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=[pattern for name in _PACKAGES for pattern in (name, f"{name}.*")]),
+    packages=find_packages(include=[pattern for name in _PACKAGES for pattern in (name, f"{name}.*")])
+    + [f"train_jax.{name}" for name in _CONFIGS],
+    package_dir={"train_jax.configs": "configs"},
     # TFDS reads these beside a builder; without them `builder.info` has no description.
     package_data={"": ["README.md", "TAGS.txt", "CITATIONS.bib", "*.json"]},
     install_requires=[

@@ -1,13 +1,5 @@
 """Speed and memory, measured side by side in one run; and what a choice is worth. `make bench` runs every module here."""
 
-import runpy
-from pathlib import Path
+from train_jax.config_file import load as load_config
 
-from ml_collections import ConfigDict
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
-
-def load_config(name: str) -> ConfigDict:
-    """The config in `configs/<name>.py`."""
-    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+__all__ = ["load_config"]

@@ -31,6 +31,7 @@ VQGANS = ("f16_1024", "f16_16384", "f8_gumbel")
 DALLES = {"mindalle_1b3": (16_384, (16, 16), 8), "dalle1_12b": (8_192, (32, 32), 64)}
 MESHES = ({"data": -1, "fsdp": 8, "tensor": 1}, {"data": -1, "fsdp": 2, "tensor": 4})
 BATCH = 256
+VQGAN_BATCH = 96
 DIM = 512
 
 
@@ -48,7 +49,7 @@ def main() -> None:
             for mesh in MESHES:
                 step_plan(name, mesh)
     if only in (None, "vqgans"):
-        print("\nGAN step of VQGAN at 256 pixels, the config's batch, per device:")
+        print("\nGAN step of VQGAN at 256 pixels, per device:")
         _row("model", "mesh", "batch", "parameters", "state and batch", "temporaries", "total")
         _row(*["---"] * 7)
         for name in VQGANS:
@@ -114,7 +115,7 @@ def step_plan(name: str, sizes: dict) -> None:
 def vqgan_plan(name: str, sizes: dict) -> None:
     """Compiles the two players' step for a published size, without a perceptual loss, and prints its plan."""
     config = load_config(f"vqgan/{name}")
-    config.mesh, config.perceptual = sizes, {"type": "none"}
+    config.mesh, config.perceptual, config.data.batch_size = sizes, {"type": "none"}, VQGAN_BATCH
     config = config_lib.resolve(config)
     mesh, size = sharding.make_mesh(config.mesh), config.model.resolution
     batch = {"image": jax.ShapeDtypeStruct((config.data.batch_size, size, size, 3), jnp.uint8)}

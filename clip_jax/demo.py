@@ -31,7 +31,7 @@ from train_jax.data.shapes.shapes_dataset_builder import make
 
 log = logging.getLogger(__name__)
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "clip" / "demo.py"
+CONFIG = "clip/demo"
 PICTURES = {"test": 1000, "novel": 200}  # how many of each split go into the folder that is searched
 SIDE = 128  # pixels, for people: the model sees them reduced to its own size
 HIDDEN = "a small red circle above a large blue star"

@@ -120,8 +120,9 @@ def defaults() -> ConfigDict:
     # Equal captions in a batch: "positive" for each other's images, or "negative". The softmax loss has the same value
     # both ways (see docs/design.md); the sigmoid loss and the accuracies differ.
     c.duplicates = "positive"
-    c.tile = 0  # columns of the logits at a time, so that they are never all there; 0: all
-    c.micro_batch = 0  # examples that each tower sees at a time, with the same loss; 0: all
+    # At most so many rows of a device at a time, as many as divide its rows; 0: all. The loss is the same.
+    c.tile = 0  # columns of the logits, which are then never all there
+    c.micro_batch = 0  # examples that each tower sees; with dropout, other masks
     c.init_logit_scale = math.log(1 / 0.07)  # a logarithm; SigLIP starts at log 10
     c.init_logit_bias = -10.0  # of the sigmoid loss
     c.scan = True

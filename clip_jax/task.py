@@ -28,6 +28,7 @@ from train_jax.task import Task
 
 log = logging.getLogger(__name__)
 
+_FINETUNE = "clip/finetune"  # the shipped config that starts from a checkpoint
 _METHODS = {"vision": "encode_image", "text": "encode_text"}
 
 
@@ -53,28 +54,29 @@ def defaults() -> ConfigDict:
     return c
 
 
-def complete(config: ConfigDict, given: ConfigDict) -> None:
+def complete(config: ConfigDict, stated: ConfigDict) -> None:
     """With `config.pretrained`, the model, tokenizer and preprocessing are the checkpoint's.
 
     Raises ConfigError where the user's own options contradict it.
     """
     if not config.pretrained:
         return
-    found = pretrained.open_checkpoint(config.pretrained)
-    architecture = model.architecture(found.model)
-    adopt(config.model, given.get("model", {}), architecture, "model", free=("image.size",))
-    fields = dataclasses.asdict(found.preprocess)
+    checkpoint = pretrained.open_checkpoint(config.pretrained)
+    architecture = model.architecture(checkpoint.model)
+    adopt(config.model, stated.get("model", {}), architecture, "model", free=("image.size",), example=_FINETUNE)
+    fields = dataclasses.asdict(checkpoint.preprocess)
     fields.pop("size")
-    adopt(config.preprocess, given.get("preprocess", {}), fields, "preprocess")
-    if given.get("tokenizer", {}):
+    adopt(config.preprocess, stated.get("preprocess", {}), fields, "preprocess", example=_FINETUNE)
+    if config.tokenizer != defaults().tokenizer:
         raise ConfigError(
-            "config.tokenizer with config.pretrained: the tokenizer comes with the checkpoint; leave it out"
+            "config.tokenizer with config.pretrained: the tokenizer comes with the checkpoint; leave it out. A config that "
+            f"leaves it to the checkpoint is --config={_FINETUNE}"
         )
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
     """The task of a resolved config; a run directory's own tokenizer is used again."""
-    parts = _parts(config)
+    _check_accumulate(config)
     tokenizer = _tokenizer(config, workdir)
     size = config.model.image.size
     preprocess = images.Preprocess(size=size, **config.preprocess)
@@ -102,8 +104,8 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
             return module.apply(variables, inputs, False, method=method, rngs={"dropout": key}, mutable=list(extra))
 
         keys = jax.random.split(rng)
-        image_features, changed = _in_parts(image, batch["image"], keys[0], parts)
-        text_features, _ = _in_parts(text, batch["text"], keys[1], parts)
+        image_features, changed = _in_parts(image, batch["image"], keys[0], config.model.micro_batch)
+        text_features, _ = _in_parts(text, batch["text"], keys[1], config.model.micro_batch)
         scale, bias = module.apply({"params": params["clip"]}, method="scale_and_bias")
         value, metrics = _contrast(config.model, image_features, text_features, scale, bias, batch["text"])
         truncated = jnp.mean(batch["truncated"].astype(jnp.float32))
@@ -136,26 +138,24 @@ def _is_frozen(config: ConfigDict, tower: str) -> bool:
     return any(re.search(pattern, f"clip/{tower}/") for pattern in config.optim.freeze)
 
 
-def _parts(config: ConfigDict) -> int:
-    """How many micro-batches a tower sees one after the other."""
-    size, batch = config.model.micro_batch, config.data.batch_size
+def _check_accumulate(config: ConfigDict) -> None:
     if config.accumulate > 1:
         raise ConfigError(
             f"config.accumulate = {config.accumulate}: a contrastive loss compares all examples of a batch, and each "
-            f"micro-batch would have an easier one of its own. Set config.model.micro_batch = {batch // config.accumulate} "
-            "instead: the towers see so many examples at a time, and the loss all of them"
+            "micro-batch would have an easier one of its own. Set config.model.micro_batch = "
+            f"{config.data.batch_size // config.accumulate} instead: the towers see so many examples at a time, the loss all"
         )
-    if size and batch % size:
-        raise ConfigError(f"config.model.micro_batch = {size} does not divide the {batch} examples of a loss")
-    return batch // size if size else 1
 
 
-def _in_parts(encode: Callable, inputs, key, parts: int):
-    """`encode(inputs, key)` a part of the batch at a time; the backward pass computes each part again, with its key."""
+def _in_parts(encode: Callable, inputs, key, most: int):
+    """`encode(inputs, key)`, at most `most` examples of a device at a time (0: all).
+
+    The backward pass computes each part again, with its key.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = sharding.parts_of(sharding.rows_per_device(mesh, inputs.shape[0]), most) if most else 1
     if parts == 1:
         return encode(inputs, key)
-    mesh = jax.sharding.get_abstract_mesh()
-    sharding.check_parts(mesh, inputs.shape[0], parts, "config.model.micro_batch")
     features, changed = jax.lax.map(
         lambda part: jax.checkpoint(encode)(*part),
         (sharding.split_batch(inputs, parts, mesh), jax.random.split(key, parts)),
@@ -180,5 +180,15 @@ def _tokenizer(config: ConfigDict, workdir: Path | None) -> AnyTokenizer:
     if config.pretrained:
         return pretrained.open_checkpoint(config.pretrained).tokenizer
     if config.tokenizer.path:
-        return (Tokenizer if config.model.text.causal else SentencePiece).load(config.tokenizer.path, length)
+        kind = Tokenizer if config.model.text.causal else SentencePiece
+        try:
+            return kind.load(config.tokenizer.path, length)
+        except (OSError, ValueError) as error:
+            remedy = {Tokenizer: "openai/clip-vit-base-patch32 tokenizer.json"}.get(
+                kind, "google/siglip-base-patch16-224 spiece.model"
+            )
+            raise ConfigError(
+                f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. `hf download {remedy} --local-dir "
+                f"{config.tokenizer.path}` puts one there; --config.tokenizer.path= learns one from the captions"
+            ) from error
     return learn(config.data, config.tokenizer.captions, config.tokenizer.vocab_size, length)

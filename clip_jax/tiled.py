@@ -15,8 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from clip_jax.loss import Metrics, cosines
-from train_jax.errors import ConfigError
-from train_jax.sharding import BATCH
+from train_jax.sharding import BATCH, parts_of, rows_per_device
 
 _NEVER = -1e30  # below any logit; of two minus infinities the difference would be no number
 
@@ -29,12 +28,12 @@ def softmax_loss(
     *,
     tile: int,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """`clip_jax.loss.softmax_loss`, `tile` columns at a time.
+    """`clip_jax.loss.softmax_loss`, at most `tile` columns at a time.
 
-    Under `jax.set_mesh` the rows are split over its data and fsdp axes. Raises ConfigError if `tile` does not divide the
-    rows of a device.
+    Under `jax.set_mesh` the rows are split over its data and fsdp axes; a tile is the largest divisor of a device's rows
+    that is no larger than `tile`.
     """
-    return _checked("softmax", images, texts, scale, jnp.zeros(()), group, tile)
+    return _tiled("softmax", images, texts, scale, jnp.zeros(()), group, tile)
 
 
 def sigmoid_loss(
@@ -46,21 +45,14 @@ def sigmoid_loss(
     *,
     tile: int,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """`clip_jax.loss.sigmoid_loss`, `tile` columns at a time; otherwise as `softmax_loss` here."""
-    return _checked("sigmoid", images, texts, scale, bias, group, tile)
+    """`clip_jax.loss.sigmoid_loss`, at most `tile` columns at a time; otherwise as `softmax_loss` here."""
+    return _tiled("sigmoid", images, texts, scale, bias, group, tile)
 
 
-def _checked(kind: str, images, texts, scale, bias, group, tile: int):
-    mesh = jax.sharding.get_abstract_mesh()
-    devices = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH)
-    rows = images.shape[0] // devices
-    if rows % tile:
-        raise ConfigError(
-            f"config.model.tile = {tile} does not divide the {rows} rows of a device: choose a divisor, such as "
-            f"{math.gcd(rows, tile)} or {rows}"
-        )
+def _tiled(kind: str, images, texts, scale, bias, group, tile: int):
+    tiles = parts_of(rows_per_device(jax.sharding.get_abstract_mesh(), images.shape[0]), tile)
     texts, images = texts.astype(jnp.float32), images.astype(jnp.float32)
-    loss, to_text, to_image = _loss(kind, rows // tile, images, texts, scale, bias, group)
+    loss, to_text, to_image = _loss(kind, tiles, images, texts, scale, bias, group)
     return loss, {"accuracy/image_to_text": to_text, "accuracy/text_to_image": to_image}
 
 

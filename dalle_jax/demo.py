@@ -21,7 +21,7 @@ from dalle_jax.dalle import Dalle, load
 from train_jax import command, page
 from train_jax.data import shapes
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "dalle" / "demo.py"
+CONFIG = "dalle/demo"
 PROMPTS = (
     "a green heart",
     "a large purple ring",

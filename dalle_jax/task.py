@@ -168,5 +168,11 @@ def _tokenizer(config: ConfigDict, workdir: Path | None) -> Tokenizer:
     if workdir is not None and (workdir / TOKENIZER).is_file():
         return Tokenizer.load(workdir / TOKENIZER, length)
     if config.tokenizer.path:
-        return Tokenizer.load(config.tokenizer.path, length)
+        try:
+            return Tokenizer.load(config.tokenizer.path, length)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. Name a folder that holds one, or learn one "
+                "from the captions: --config.tokenizer.path="
+            ) from error
     return learn(config.data, config.tokenizer.captions, config.tokenizer.vocab_size, length)

@@ -3,13 +3,12 @@
 import argparse
 import logging
 import os
-import runpy
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from train_jax.errors import ConfigError, LoadError, UserError
+from train_jax.errors import ConfigError, LoadError, Stopped, UserError
 
 
 def parser(program: str, text: str, examples: Mapping[str, str]) -> tuple[argparse.ArgumentParser, Callable]:
@@ -30,12 +29,11 @@ def parser(program: str, text: str, examples: Mapping[str, str]) -> tuple[argpar
     return whole, add
 
 
-def train(program: str, argv: list[str]) -> int:
+def train(argv: list[str]) -> int:
     """`PROGRAM train …`: the same as `train-jax …`."""
     from train_jax.__main__ import cli
 
-    sys.argv = [f"{program} train", *argv]
-    cli()
+    cli(argv)
     return 0
 
 
@@ -76,29 +74,36 @@ def answer(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ..
 
 
 def demo(
-    argv: list[str] | None, module: str, text: str, config: Path | None, run: Callable, mistakes: tuple[type, ...] = ()
+    argv: list[str] | None, module: str, text: str, config: str | None, run: Callable, mistakes: tuple[type, ...] = ()
 ) -> int:
-    """The command line of a part of `make demo`; returns the exit code.
+    """The command line of a part of `make demo`; returns the exit code: 0, 2 for a mistake of the user, 130 or 143 where a
+    signal stopped it, which leaves results, pictures and page as they were.
 
     Args:
       module: to be called as `python -m`.
-      config: what it trains unless told otherwise; None: nothing.
+      config: name of what it trains unless told otherwise; None: nothing.
       run: `(config, working directory)`, or `(working directory)` where nothing is trained.
       mistakes: as in `answer`.
     """
+    from train_jax import config_file
     from train_jax.data.errors import DataError
 
     asked = argparse.ArgumentParser(f"python -m {module}", description=text)
     asked.add_argument("--workdir", default="runs/demo", help="where everything goes (default runs/demo)")
     if config is not None:
-        shown = "/".join(config.parts[-3:])
-        asked.add_argument("--config", default=config, help=f"what to train (default {shown})")
+        asked.add_argument("--config", default=config, help="what to train, a file or a name (default %(default)s)")
     arguments = asked.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        what = () if config is None else (runpy.run_path(str(arguments.config))["get_config"](),)
+        what = () if config is None else (config_file.load(arguments.config),)
         run(*what, Path(arguments.workdir))
     except (ConfigError, DataError, LoadError, FloatingPointError, OSError, *mistakes) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        print(f"python -m {module}: interrupted; the same command goes on", file=sys.stderr)
+        return 130
     return 0

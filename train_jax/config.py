@@ -65,13 +65,26 @@ def defaults() -> ConfigDict:
 def resolve(config: ConfigDict) -> ConfigDict:
     """The complete, checked config: defaults of the trainer and of the task, overlaid with `config`.
 
-    Raises ConfigError that names the key, the value seen and what is allowed, for an unknown key, a value of the wrong
-    type, or one out of its range.
+    An evaluator that is None is left out, and with `evals = None` all are. Raises ConfigError that names the key, the value
+    seen and what is allowed, for an unknown key, a value of the wrong type, or one out of its range.
     """
-    config = ConfigDict(config.to_dict() if isinstance(config, ConfigDict) else dict(config))
-    module = task_lib.module(config)
+    config = _copy(config)
+    full = fill(config)
+    module = task_lib.module(full)
+    if hasattr(module, "complete"):
+        module.complete(full, config)
+    _check_ranges(full)
+    return full
+
+
+def fill(config: ConfigDict) -> ConfigDict:
+    """Every option, as `config` or its default has it; not yet those that follow from others, nor any range checked."""
+    config = _copy(config)
+    evals = config.get("evals")
+    if isinstance(evals, ConfigDict) or evals is None:
+        config.evals = ConfigDict({name: options for name, options in (evals or {}).items() if options is not None})
     full = defaults()
-    task_part = module.defaults()
+    task_part = task_lib.module(config).defaults()
     evaluators = task_part.get("evaluators", ConfigDict())
     for key, value in task_part.items():
         if key != "evaluators":
@@ -81,10 +94,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
         full.evals[name] = _evaluator(name, full.evals[name], evaluators)
     for name, options in full.optim.players.items():
         _player(name, options, full.optim)
-    if hasattr(module, "complete"):
-        module.complete(full, config)
-    _check_ranges(full)
     return full
+
+
+def _copy(config: Mapping | ConfigDict) -> ConfigDict:
+    return ConfigDict(config.to_dict() if isinstance(config, ConfigDict) else dict(config))
 
 
 def _overlay(target: ConfigDict, source: ConfigDict, path: str) -> None:
@@ -123,7 +137,9 @@ def _suggest(key: str, options, path: str) -> str:
     return f"{hint} Options here: {', '.join(sorted(options))}"
 
 
-def _evaluator(name: str, options: ConfigDict, types: ConfigDict) -> ConfigDict:
+def _evaluator(name: str, options: object, types: ConfigDict) -> ConfigDict:
+    if not isinstance(options, ConfigDict):
+        raise ConfigError(f"config.evals.{name} = {options!r} must be a group of options, with type, or None")
     if "type" not in options or options.type not in types:
         raise ConfigError(
             f"config.evals.{name}.type = {options.get('type')!r}; this task's evaluators are: {', '.join(types) or 'none'}"
@@ -189,25 +205,36 @@ def _check_ranges(c: ConfigDict) -> None:
 
 
 def adopt(
-    options: ConfigDict, given: Mapping | ConfigDict, found: Mapping, path: str, free: Collection[str] = ()
+    options: ConfigDict,
+    stated: Mapping | ConfigDict,
+    checkpoint: Mapping,
+    path: str,
+    free: Collection[str] = (),
+    *,
+    example: str,
 ) -> None:
-    """Options that follow from a checkpoint: each of `found` is set, unless the user gave it.
+    """Options that follow from a checkpoint: each of `checkpoint` is set, unless the user stated it.
 
     Args:
       options: complete; changed in place.
-      given: those that the user stated.
+      stated: those that the user's config holds.
       path: of `options` in the config, such as "model".
       free: options, by their dotted path below `path`, that the user may choose otherwise.
+      example: name of a shipped config that starts from checkpoints.
 
     Raises ConfigError where the user's own contradict the checkpoint.
     """
-    for key, value in found.items():
+    for key, value in checkpoint.items():
         if isinstance(value, Mapping):
             inside = [name.removeprefix(f"{key}.") for name in free if name.startswith(f"{key}.")]
-            adopt(options[key], given.get(key, {}), value, f"{path}.{key}", inside)
-        elif key not in given:
+            adopt(options[key], stated.get(key, {}), value, f"{path}.{key}", inside, example=example)
+            continue
+        if key in options and isinstance(options[key], tuple):
+            value = tuple(value)  # lists in JSON
+        if key not in stated:
             options[key] = value
-        elif given[key] != value and key not in free:
+        elif options[key] != value and key not in free:
             raise ConfigError(
-                f"config.{path}.{key} = {given[key]!r}, but the checkpoint of config.pretrained has {value!r}: leave it out"
+                f"config.{path}.{key} = {options[key]!r}, but the checkpoint of config.pretrained has {value!r}: leave it "
+                f"out. A config that leaves such options to the checkpoint is --config={example}"
             )

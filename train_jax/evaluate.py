@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from train_jax import agreement, optim, sharding
 from train_jax.data import pipeline, sources
+from train_jax.data.errors import DataError
 from train_jax.step import TrainState
 from train_jax.task import Task
 
@@ -95,8 +96,18 @@ class Evaluations:
         self._steps = config.steps
         self._every = {name: options.every for name, options in config.evals.items()}
         self._evaluators = {
-            name: task.evaluators[options.type](options, context) for name, options in config.evals.items()
+            name: self._evaluator(name, options, task, context) for name, options in config.evals.items()
         }
+
+    @staticmethod
+    def _evaluator(name: str, options: ConfigDict, task: Task, context: Context) -> Callable:
+        try:
+            return task.evaluators[options.type](options, context)
+        except DataError as error:
+            raise DataError(
+                f"config.evals.{name} ({options.type}): {error}. Name data that it can use (--config.evals.{name}.source=…, "
+                f".split=…), or leave it out: --config.evals.{name}=none, or all: --config.evals=none"
+            ) from error
 
     def due(self, step: int) -> list[str]:
         """The evaluators whose turn it is: every `every` updates, and all of them after the last one."""

@@ -51,8 +51,9 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence | None = None) -> Mesh:
     """The mesh `("data", "fsdp", "tensor")` over all devices of all hosts (or over `devices`).
 
-    `sizes` gives the devices along each axis; one of them may be -1, "what is left". ConfigError if the product is not
-    the number of devices. Axes are of the Auto type: the compiler places collectives, as Linen's constraints expect.
+    `sizes` gives the devices along each axis; one of them may be -1, "what is left", and then the others are reduced to
+    the number of devices: what is split over eight is not sharded on one. ConfigError if the product is not the number of
+    devices. Axes are of the Auto type: the compiler places collectives, as Linen's constraints expect.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -60,6 +61,9 @@ def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence | None = 
     seen = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
     if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
         raise ConfigError(f"config.mesh ({seen}): sizes must be positive, and at most one of them -1 (what is left)")
+    if -1 in shape and max(shape) > count:
+        shape = [min(size, count) for size in shape]
+        log.warning("config.mesh (%s) is reduced to %d device(s)", seen, count)
     known = math.prod(size for size in shape if size != -1)
     if count % known:
         raise ConfigError(f"config.mesh ({seen}) does not fit {count} device(s): {known} does not divide {count}")
@@ -145,13 +149,14 @@ def join_batch(x: jax.Array, mesh: AnyMesh) -> jax.Array:
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(BATCH)))
 
 
-def check_parts(mesh: AnyMesh, rows: int, parts: int, option: str) -> None:
-    """ConfigError that names the option unless each of `parts` parts of a batch can be split over the devices."""
-    devices = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH)
-    if rows % (parts * devices):
-        raise ConfigError(
-            f"{option}: {rows // parts} of {rows} examples at a time cannot be split over data x fsdp = {devices} devices"
-        )
+def rows_per_device(mesh: AnyMesh, rows: int) -> int:
+    """How many of a batch's rows lie on each device."""
+    return rows if mesh.empty else rows // math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def parts_of(rows: int, most: int) -> int:
+    """Into how few equal parts of at most `most` rows so many rows can be cut."""
+    return next(parts for parts in range(-(-rows // most), rows + 1) if rows % parts == 0)
 
 
 def with_rules(function: Callable) -> Callable:

@@ -8,7 +8,7 @@ A config names a module (`config.task = "clip_jax.task"`). That module offers tw
 
 and it may offer a third, where some options follow from others (from a checkpoint that is to be trained on):
 
-    complete(config, given)              fills in `config`, which has every option; `given` holds those that were said
+    complete(config, stated)             fills in `config`, which has every option; `stated` holds the user's own alone
 """
 
 import dataclasses

@@ -91,6 +91,7 @@ def _run(
         templates=tuple(config.data.templates) or None,
     )
     stop = StopRequest()
+    evaluations = Evaluations(config, task, mesh, lambda: stop.signal_number)
     records = source if task.records is None else task.records(source)
     split = sharding.batch_sharding(mesh)
     iterator = pipeline.train_iterator(
@@ -102,8 +103,6 @@ def _run(
         workers=config.data.workers,
     )
     batch_shapes = iterator.shapes()
-    agreement.gather()  # every host has come so far: what follows is done together
-    ownership = held.enter_context(contextlib.closing(Ownership(workdir)))
 
     with jax.set_mesh(mesh):
         # State: abstract shapes first, then the step is compiled, then memory is taken.
@@ -132,7 +131,11 @@ def _run(
             freeze=config.optim.freeze,
         )
         lockstep = Lockstep(mesh)
-        step_fn = step_fn.lower(abstract_state, batch_shapes | lockstep.notice()).compile()
+        # Tracing refuses what is left to refuse: nothing has been written yet.
+        step_fn = step_fn.lower(abstract_state, batch_shapes | lockstep.notice())
+        agreement.gather()  # every host has come so far: what follows is done together
+        ownership = held.enter_context(contextlib.closing(Ownership(workdir)))
+        step_fn = step_fn.compile()
         _report(config, mesh, abstract_state, step_fn, len(source))
 
         # Restore: the newest checkpoint that can be read brings state and data position back together.
@@ -148,7 +151,6 @@ def _run(
             _describe(config, task, workdir)
 
         # Loop.
-        evaluations = Evaluations(config, task, mesh, lambda: stop.signal_number)
         writer = Writer(workdir, total_steps=config.steps, active=first, start_step=start)
         held.enter_context(contextlib.closing(writer))
         tracing = held.enter_context(contextlib.ExitStack())
@@ -271,6 +273,9 @@ def _players(task: Task, seed: int, batch_shapes) -> list[str]:
 
 
 def _check_same_experiment(config: ConfigDict, workdir: Path) -> None:
+    for place in (workdir, *workdir.parents):
+        if place.is_file():
+            raise ConfigError(f"{workdir} cannot be a run directory: {place} is a file. Choose another --workdir")
     path = workdir / "config.json"
     if not path.exists():
         return

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
-        return command.train("vqgan-jax", argv[1:])
+        return command.train(argv[1:])
     return command.answer("vqgan-jax", _parser().parse_args(argv))
 
 

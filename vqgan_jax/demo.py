@@ -21,7 +21,7 @@ from train_jax.data import images, sources
 from vqgan_jax.pictures import grid
 from vqgan_jax.vqgan import Vqgan, load
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "vqgan" / "demo.py"
+CONFIG = "vqgan/demo"
 SHOWN = {"test": 16, "novel": 8}  # pictures of each split in the sheet
 COLUMNS = 12
 ENLARGED = 3

@@ -23,6 +23,7 @@ HALF = (0.5, 0.5, 0.5)  # mean and deviation that bring pixels to [-1, 1]
 # What a run that starts from a checkpoint may choose otherwise: shapes and the meaning of codes do not depend on it.
 _FREE = ("resolution", "dropout", "dtype", "quantizer.beta", "quantizer.legacy", "quantizer.kl_weight", "quantizer.decay",
          "quantizer.temperature", "quantizer.entropy", "quantizer.entropy_temperature")  # fmt: skip
+_FINETUNE = "vqgan/finetune"  # the shipped config that starts from a checkpoint
 _COLLAPSED = 0.05  # share of codes in use
 _WON = 0.02  # loss of a discriminator that is hardly ever wrong
 
@@ -56,13 +57,14 @@ def defaults() -> ConfigDict:
     return c
 
 
-def complete(config: ConfigDict, given: ConfigDict) -> None:
+def complete(config: ConfigDict, stated: ConfigDict) -> None:
     """With `config.pretrained`, the model is the checkpoint's. ConfigError where the user's own options contradict it."""
     if config.pretrained:
-        found = pretrained.open_checkpoint(config.pretrained)
-        adopt(config.model, given.get("model", {}), found.model, "model", free=_FREE)
-        if _takes_over(config, found):
-            adopt(config.discriminator, given.get("discriminator", {}), found.discriminator[0], "discriminator")
+        checkpoint = pretrained.open_checkpoint(config.pretrained)
+        adopt(config.model, stated.get("model", {}), checkpoint.model, "model", free=_FREE, example=_FINETUNE)
+        if _takes_over(config, checkpoint):
+            options, own = checkpoint.discriminator[0], stated.get("discriminator", {})
+            adopt(config.discriminator, own, options, "discriminator", example=_FINETUNE)
 
 
 def _takes_over(config: ConfigDict, found: pretrained.Checkpoint) -> bool:

@@ -2,16 +2,19 @@
 
     train-jax --config=configs/clip/rn50.py --workdir=runs/rn50 --config.data.source='webdataset:laion/*.tar'
 
-102,007,137 parameters. Batch norm takes its statistics over the whole batch, on however many devices it lies.
+102,007,137 parameters. Batch norm takes its statistics over the whole batch, on however many devices it lies, and so
+forbids micro-batches: a pair keeps 181 MiB for the backward pass, for which the published batch needs a pod. On fewer
+devices lower `data.batch_size`.
 """
 
 from ml_collections import ConfigDict
 
-from configs.clip import vit_b32
+from . import vit_b32
 
 
 def get_config() -> ConfigDict:
     c = vit_b32.get_config()
     c.model.embed_dim = 1024
     c.model.image = ConfigDict({"tower": "resnet", "size": 224, "width": 64, "layers": (3, 4, 6, 3), "heads": 32})
+    c.model.micro_batch = 0
     return c

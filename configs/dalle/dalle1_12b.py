@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.task = "dalle_jax.task"
     c.steps = 430_000
-    c.data = ConfigDict({"source": "webdataset:cc12m/*.tar", "batch_size": 1024, "workers": 8})
+    c.data = ConfigDict({"source": "webdataset:cc12m/*.tar", "split": "train[1%:]", "batch_size": 1024, "workers": 8})
     c.mesh = ConfigDict({"data": -1, "fsdp": 8})
     c.vqgan = ConfigDict({"path": ""})
     c.tokenizer = ConfigDict({"vocab_size": 16_384, "dropout": 0.1})
@@ -29,4 +29,5 @@ def get_config() -> ConfigDict:
     c.optim.clip = 4.0
     c.ema = ConfigDict({"decay": 0.999})
     c.checkpoint = ConfigDict({"every": 2500})
+    c.evals = ConfigDict({"test": {"type": "likelihood", "split": "train[:1%]", "every": 10_000}})
     return c

@@ -10,7 +10,7 @@ token.
 
 from ml_collections import ConfigDict
 
-from configs.dalle import shapes
+from . import shapes
 
 
 def get_config() -> ConfigDict:

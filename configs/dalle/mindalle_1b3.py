@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.task = "dalle_jax.task"
     c.steps = 300_000
-    c.data = ConfigDict({"source": "webdataset:cc12m/*.tar", "batch_size": 512, "workers": 8})
+    c.data = ConfigDict({"source": "webdataset:cc12m/*.tar", "split": "train[1%:]", "batch_size": 512, "workers": 8})
     c.mesh = ConfigDict({"data": -1, "fsdp": 8})
     c.vqgan = ConfigDict({"path": ""})
     c.tokenizer = ConfigDict({"vocab_size": 16_384})
@@ -22,4 +22,5 @@ def get_config() -> ConfigDict:
     c.model.update({"positions": "learned", "remat": "full", "dtype": "bfloat16"})
     c.optim = ConfigDict({"lr": 1e-4, "warmup_steps": 2000, "weight_decay": 0.01, "args": {"b2": 0.96}})
     c.checkpoint = ConfigDict({"every": 5000})
+    c.evals = ConfigDict({"test": {"type": "likelihood", "split": "train[:1%]", "every": 10_000}})
     return c

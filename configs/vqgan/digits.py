@@ -8,7 +8,7 @@ classifier of real scans reads 99.7 % of reconstructions as the originals.
 
 from ml_collections import ConfigDict
 
-from configs.vqgan import shapes
+from . import shapes
 
 
 def get_config() -> ConfigDict:

@@ -3,9 +3,10 @@
     train-jax --config=configs/vqgan/f16_1024.py --workdir=runs/vqgan-f16 --config.data.source='webdataset:imagenet/*.tar' \
         --config.perceptual.path=taming.ckpt
 
-Taming's recipe: learning rate 4.5e-6 an example of the batch, Adam with b1 0.5, LPIPS, a discriminator from update 250,001
-on. On 8 devices a step of 96 pictures needs 25 GiB each by XLA's plan for a CPU, which holds bfloat16 products in float32
-(`python -m benchmarks.memory --only vqgans`); not trained here.
+Taming's recipe: learning rate 4.5e-6 an example of the batch, Adam with b1 0.5, LPIPS, a discriminator after 24 million
+examples. The batch of 256 can be split over as many devices; 12 pictures of a device need 25 GiB by XLA's plan for a CPU,
+which holds bfloat16 products in float32 (`python -m benchmarks.memory --only vqgans`), so on few devices cut the batch by
+`--config.accumulate`. One hundredth of the data is held out. Not trained here.
 """
 
 from ml_collections import ConfigDict
@@ -14,9 +15,9 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.task = "vqgan_jax.task"
-    c.steps = 600_000
+    c.steps = 225_000
     c.log_every = 100
-    c.data = ConfigDict({"source": "webdataset:imagenet/*.tar", "batch_size": 96, "workers": 8})
+    c.data = ConfigDict({"source": "webdataset:imagenet/*.tar", "split": "train[1%:]", "batch_size": 256, "workers": 8})
     c.mesh = ConfigDict({"data": -1})
 
     c.model = ConfigDict({"channels": 128, "multipliers": (1, 1, 2, 2, 4), "blocks": 2, "attention": (16,)})
@@ -24,11 +25,13 @@ def get_config() -> ConfigDict:
     c.model.quantizer = ConfigDict({"type": "nearest", "size": 1024, "dim": 256, "beta": 0.25})
     c.discriminator = ConfigDict({"channels": 64, "layers": 3, "norm": "group"})
     c.perceptual = ConfigDict({"type": "lpips", "path": "", "weight": 1.0})
-    c.loss = ConfigDict({"pixels": "l1", "adversarial": "hinge", "weight": 0.8, "start": 250_001})
+    c.loss = ConfigDict({"pixels": "l1", "adversarial": "hinge", "weight": 0.8, "start": 93_751})
     c.augment = ConfigDict({"scale": (0.8, 1.0), "flip": True})
 
-    c.optim = ConfigDict({"name": "adam", "lr": 4.5e-6 * 96, "schedule": "constant", "warmup_steps": 1000, "clip": 0.0})
+    c.optim = ConfigDict({"name": "adam", "lr": 4.5e-6 * 256, "schedule": "constant", "warmup_steps": 1000, "clip": 0.0})
     c.optim.args = ConfigDict({"b1": 0.5, "b2": 0.9})
     c.ema = ConfigDict({"decay": 0.9999, "players": ("generator",)})
     c.checkpoint = ConfigDict({"every": 5000, "keep_last": 2, "keep_every": 50_000})
+    c.evals = ConfigDict()
+    c.evals.test = ConfigDict({"type": "reconstruction", "split": "train[:1%]", "most": 5000, "every": 5000})
     return c

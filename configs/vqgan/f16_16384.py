@@ -2,10 +2,10 @@
 
     train-jax --config=configs/vqgan/f16_16384.py --workdir=runs/vqgan-f16-16384 --config.perceptual.path=taming.ckpt
 
-76,073,859 parameters in the generator; 25 GiB a device of 8, as of `f16_1024`; not trained here.
+76,073,859 parameters in the generator; memory as of `f16_1024`; not trained here.
 """
 
-from configs.vqgan import f16_1024
+from . import f16_1024
 
 
 def get_config():

@@ -2,10 +2,11 @@
 
     train-jax --config=configs/vqgan/f8_gumbel.py --workdir=runs/vqgan-f8 --config.perceptual.path=taming.ckpt
 
-68,995,971 parameters in the generator; 30 GiB a device of 8, counted as that of `f16_1024`; not trained here.
+68,995,971 parameters in the generator; 12 pictures of a device need 30 GiB, counted as in `f16_1024`; not
+trained here.
 """
 
-from configs.vqgan import f16_1024
+from . import f16_1024
 
 
 def get_config():

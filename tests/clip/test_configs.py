@@ -1,17 +1,20 @@
 """The configs of published models have the published models' parameters, as many as the peers' own code counts."""
 
-import runpy
-from pathlib import Path
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from clip_jax import model
 from clip_jax.pretrained.checkpoint import abstract_variables
 from train_jax import config as config_lib
+from train_jax import config_file, optim, sharding
+from train_jax.weights.layout import nested
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "clip"
+CONFIGS = config_file.FOLDER / "clip"
 # Counted with transformers 4.57 (CLIPModel, SiglipModel) and openai/CLIP (RN50).
 PARAMETERS = {
     "vit_b32": 151_277_313,
@@ -22,8 +25,13 @@ PARAMETERS = {
 }
 
 
+# MiB that a pair of which both towers are trained keeps for the backward pass.
+RESIDUALS = {"vit_b32": 17, "vit_b16": 42, "vit_l14": 17, "siglip_b16": 45, "rn50": 181}
+GIB = 2**30
+
+
 def options(name):
-    return config_lib.resolve(runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()).model
+    return config_lib.resolve(config_file.load(f"clip/{name}")).model
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -41,8 +49,66 @@ def _told(name: str) -> str:
     return text.split(" parameters.")[0].split()[-1]
 
 
+def residual_bytes(m, pairs: int) -> int:
+    """What the backward pass of both towers reads besides its own arguments, weights included."""
+    module = model.build(m, m.text.vocab_size, m.text.vocab_size - 1)
+    variables = dict(abstract_variables(module))
+    params = variables.pop("params")
+    pixels = jax.ShapeDtypeStruct((pairs, m.image.size, m.image.size, 3), jnp.float32)
+    ids = jax.ShapeDtypeStruct((pairs, m.text.context_length), jnp.int32)
+
+    def backward(params, variables, pixels, ids):
+        def towers(params):
+            rngs = {"dropout": jax.random.key(0)}
+            return module.apply({"params": params, **variables}, pixels, ids, False, mutable=list(variables), rngs=rngs)[0]
+
+        return jax.vjp(towers, params)[1]
+
+    kept = jax.eval_shape(backward, params, variables, pixels, ids)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_what_the_backward_pass_keeps_fits_every_number_of_devices(name):
+    config = config_lib.resolve(config_file.load(f"clip/{name}"))
+    pair = (residual_bytes(config.model, 8) - residual_bytes(config.model, 4)) / 4  # without the weights
+    assert pair < RESIDUALS[name] * 2**20
+    assert re.search(rf"keeps?\s+{RESIDUALS[name]} MiB", _docstring(name))
+    if name == "rn50":  # batch norm sees the whole batch at once: the docstring says what that takes
+        return
+    for devices in (1, 8, 32, 128, 256):
+        rows = config.data.batch_size // devices
+        assert rows / sharding.parts_of(rows, config.model.micro_batch) * pair < 6 * GIB
+
+
+def _docstring(name: str) -> str:
+    return (CONFIGS / f"{name}.py").read_text().split('"""')[1]
+
+
+def test_siglip_decays_as_big_vision_does():
+    """big_vision's chain (big_vision/optax.py, `make`): Adam, lr, add_decayed_weights(wd) on kernels, the schedule, -1."""
+    config = config_lib.resolve(config_file.load("clip/siglip_b16"))
+    names = ("vision/positions", "vision/transformer/blocks/mlp_in/kernel", "text/tokens/embedding", "logit_bias")
+    names += ("vision/transformer/blocks/norm1/scale", "vision/transformer/blocks/mlp_in/bias")
+    rng = np.random.default_rng(0)
+    params = {"clip": nested({name: rng.normal(size=3).astype(np.float32) for name in names}, False)}
+    grads = jax.tree.map(lambda x: rng.normal(size=3).astype(np.float32), params)
+    axes = {sharding.path_name(path): (None,) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    config.optim.update({"schedule": "constant", "warmup_steps": 0, "clip": 0.0})
+    ours, _ = optim.make(config.optim, params, config.steps, axes)
+    kernels = jax.tree_util.tree_map_with_path(lambda path, _: sharding.path_name(path).endswith("/kernel"), params)
+    theirs = optax.chain(
+        optax.scale_by_adam(b1=0.9, b2=0.95, eps=config.optim.args.get("eps", 1e-8)),
+        optax.scale(1e-3),
+        optax.add_decayed_weights(1e-4, kernels),
+        optax.scale(-1.0),
+    )
+    moved = [tx.update(grads, tx.init(params), params)[0] for tx in (ours, theirs)]
+    for mine, peer in zip(*map(jax.tree.leaves, moved), strict=True):
+        np.testing.assert_allclose(mine, peer, rtol=1e-5)
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("[a-z]*.py")), ids=lambda path: path.stem)
 def test_every_config_is_complete_and_its_docstring_tells_how_to_run_it(path):
-    found = runpy.run_path(str(path))
-    config_lib.resolve(found["get_config"]())
-    assert f"train-jax --config=configs/clip/{path.name} --workdir=" in found["__doc__"]
+    config_lib.fill(config_file.load(path))
+    assert f"train-jax --config=configs/clip/{path.name} --workdir=" in _docstring(path.stem)

@@ -25,6 +25,20 @@ def test_the_users_config_is_not_changed():
     assert config.to_dict() == before
 
 
+@pytest.mark.parametrize("evals, left", [(None, []), ({"end": None, "late": {"type": "norm"}}, ["late"])])
+def test_evaluators_that_are_none_are_left_out(evals, left):
+    full = config_lib.resolve(minimal(evals=evals))
+    assert list(full.evals) == left and config_lib.resolve(full) == full
+
+
+def test_a_checkpoint_and_the_user_may_say_the_same_in_lists_and_tuples():
+    options = ConfigDict({"layers": (3, 4, 6, 3), "width": 64})
+    config_lib.adopt(options, {"layers": [3, 4, 6, 3]}, {"layers": [3, 4, 6, 3], "width": 32}, "model", example="x")
+    assert options.to_dict() == {"layers": (3, 4, 6, 3), "width": 32}
+    with pytest.raises(ConfigError, match=r"layers = \(3, 4, 6, 3\), but .* has \(1, 1, 1, 1\): leave it out.*--config=x"):
+        config_lib.adopt(options, {"layers": (3, 4, 6, 3)}, {"layers": [1, 1, 1, 1]}, "model", example="x")
+
+
 def test_evaluators_get_the_defaults_of_their_type():
     full = config_lib.resolve(minimal(evals={"end": {"type": "norm", "every": 5}}))
     assert full.evals.end.to_dict() == {"type": "norm", "every": 5, "scale": 1.0}

@@ -37,6 +37,22 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes, words):
         mesh(*sizes)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_mesh_for_more_devices_is_reduced_to_those_there_are(count, caplog):
+    sizes = {"data": -1, "fsdp": 8, "tensor": 1}
+    reduced = sharding.make_mesh(sizes, jax.devices()[:count])
+    assert dict(reduced.shape) == {"data": 1, "fsdp": count, "tensor": 1} and "reduced" in caplog.text
+    with pytest.raises(ConfigError, match="8 does not divide"):
+        sharding.make_mesh(sizes | {"data": 1}, jax.devices()[:count])
+
+
+def test_a_batch_is_cut_into_as_few_equal_parts_as_may_be():
+    for rows in range(1, 40):
+        for most in range(1, 50):
+            sizes = [size for size in range(1, most + 1) if rows % size == 0]  # by hand: the largest divisor
+            assert sharding.parts_of(rows, most) == rows // max(sizes)
+
+
 def test_a_batch_that_the_mesh_does_not_divide_is_refused():
     sharding.check_batch(mesh(2, 2, 2), 12)
     with pytest.raises(ConfigError, match="multiple of 4"):

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 import train_jax
-from train_jax import __main__ as entry
 from train_jax import metrics, sharding
 from train_jax.data.images import BrokenSample
 from train_jax.data.sources import DataError
@@ -268,10 +267,3 @@ def test_a_trace_is_written_on_request(tmp_path):
 def test_config_dict_from_python_is_enough(tmp_path):
     history = train_jax.run(ConfigDict(config(steps=3, log_every=3).to_dict()), tmp_path)
     assert [row["step"] for row in history if "loss" in row] == [3]
-
-
-def test_help_lists_the_options(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["train-jax", "--help"])
-    entry.cli()
-    shown = capsys.readouterr().out
-    assert "--workdir: Run directory" in shown and "train-jax --config=configs/clip/shapes.py" in shown

@@ -7,8 +7,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from train_jax.data import sources
-from train_jax.data.errors import BrokenSample
+from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.text import Tokenizer
+from train_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +19,12 @@ def learn(data: ConfigDict, most: int, vocab_size: int, context_length: int) -> 
     source = sources.open_source(
         data.source, data.split, data_dir=data.data_dir or None, templates=tuple(data.templates) or None
     )
-    tokenizer = Tokenizer.train(_captions(source, most), vocab_size, context_length)
+    try:
+        tokenizer = Tokenizer.train(_captions(source, most), vocab_size, context_length)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"config.tokenizer: {error}") from error
     log.info("learnt a vocabulary of %d tokens from %s", tokenizer.vocab_size, source.name)
     return tokenizer
 

@@ -1,5 +1,6 @@
 """How good a second stage is: bits a code on held-out images, and samples to look at."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
@@ -45,11 +46,13 @@ def factories(
         return optax.softmax_cross_entropy_with_integer_labels(logits, codes).mean(axis=1)
 
     def likelihood(options: ConfigDict, context):
-        coded = records(context.source(options.source, options.split))
+        source = context.source(options.source, options.split)
+        with_codes = functools.cache(lambda: records(source))  # not before the first evaluation: they may take hours
 
         program = context.jit(losses)
 
         def evaluate(params, extra):
+            coded = with_codes()
             total = 0.0
             batches = context.batches(coded, example, options.batch_size)
             outputs = ((program(params, extra, batch), real) for batch, real in batches)

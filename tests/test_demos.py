@@ -1,0 +1,47 @@
+"""A demo that is stopped, or whose training is, grades, draws and publishes nothing, and says so to `make`."""
+
+import importlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from train_jax.errors import Stopped
+
+TRAINING = {"clip_jax.demo": "clip", "vqgan_jax.demo": "vqgan", "dalle_jax.demo": "dalle"}
+
+
+@pytest.mark.parametrize("module", TRAINING)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_training_publishes_nothing(module, number, tmp_path, monkeypatch, capsys):
+    def stopped(config, workdir, **_):
+        workdir.mkdir(parents=True)
+        raise Stopped(179, number)
+
+    monkeypatch.setattr("train_jax.run", stopped, raising=False)
+    code = importlib.import_module(module).main(["--workdir", str(tmp_path)])
+    assert code == 128 + number
+    told = capsys.readouterr()
+    assert "stopped after step 179" in told.err and told.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == [TRAINING[module]]
+
+
+@pytest.mark.parametrize("module", [*TRAINING, "vqgan_jax.guided.demo"])
+def test_an_interrupted_demo_ends_as_one(module, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    demo = importlib.import_module(module)
+    monkeypatch.setattr(demo, "run", interrupted)
+    assert demo.main(["--workdir", str(tmp_path)]) == 130
+    assert "interrupted" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_make_goes_no_further_than_a_stopped_part():
+    """The recipe itself, its interpreter replaced by a shell that ends as a stopped demo does."""
+    root = Path(__file__).resolve().parents[1]
+    command = ["make", "--no-print-directory", "demo", "STAMP=", "RUN=@echo part; exit 143; :"]
+    done = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0 and done.stdout == "part\n", done.stderr

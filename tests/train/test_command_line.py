@@ -1,0 +1,208 @@
+"""`train-jax` as it is typed: files, names, public weights, one's own pictures; mistakes are one line, before any work."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import clip_jax
+import vqgan_jax
+from train_jax import __main__ as entry
+from train_jax import config_file, train
+from train_jax.errors import Stopped
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+CLIP, VQGAN = GOLDEN / "clip" / "hf-clip", GOLDEN / "vqgan" / "diffusers"
+
+
+class Traced(Exception):
+    """All that can be refused has been; what comes next is a directory, a compiler and work."""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Sixteen captioned pictures of one's own."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(16):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"photo number {number}")
+    return folder
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """`refused(words...)` -> the one line that is printed; there is no run directory and nothing was compiled."""
+
+    def call(*words):
+        def compiled(*_):
+            raise AssertionError("compiled before everything was checked")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax.stages.Lowered, "compile", compiled)
+            with pytest.raises(SystemExit) as caught:
+                entry.cli([f"--workdir={tmp_path / 'run'}", *words])
+        assert not (tmp_path / "run").exists()
+        line = str(caught.value.code) if caught.value.code != 2 else capsys.readouterr().err
+        assert "Traceback" not in line
+        assert caught.value.code == 2 or (line.startswith("error: ") and "\n" not in line)
+        return line
+
+    return call
+
+
+def train_on(words, tmp_path):
+    entry.cli([f"--workdir={tmp_path / 'run'}", *words])
+    return json.loads((tmp_path / "run" / "config.json").read_text())
+
+
+def test_a_clip_goes_on_from_public_weights(folder, tmp_path):
+    """README's command on a small directory; at a rate of almost nothing the run is the checkpoint."""
+    words = ["--config=configs/clip/finetune.py", f"--config.pretrained={CLIP}", f"--config.data.source=folder:{folder}"]
+    words += ["--config.steps=2", "--config.data.batch_size=8", "--config.optim.warmup_steps=1", "--config.optim.lr=1e-30"]
+    config = train_on([*words, "--config.data.split=train[50%:]", "--config.evals.retrieval.split=train[:50%]"], tmp_path)
+    assert config["model"]["embed_dim"] == 20 and config["optim"]["lr"] == 1e-30
+    pictures = sorted(folder.glob("*.png"))[:2]
+    mine, theirs = clip_jax.load(tmp_path / "run"), clip_jax.load(CLIP)
+    np.testing.assert_allclose(mine.encode_image(pictures), theirs.encode_image(pictures), atol=1e-6)
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["retrieval/images"] for row in logged if "retrieval/images" in row] == [8]
+    entry.cli([f"--workdir={tmp_path / 'run'}", *words[:-4], "--config.steps=2", "--config.optim.warmup_steps=1",
+               "--config.data.batch_size=8", "--config.evals=none", "--config.data.split=train[50%:]"])  # fmt: skip
+
+
+def test_a_vqgan_goes_on_from_weights(folder, tmp_path):
+    words = ["--config=vqgan/finetune", f"--config.pretrained={VQGAN}", f"--config.data.source=folder:{folder}"]
+    words += ["--config.steps=1", "--config.data.batch_size=8", "--config.optim.warmup_steps=0", "--config.optim.lr=1e-30"]
+    words += ["--config.perceptual.type=none", "--config.loss.adversarial=none", "--config.model.resolution=16"]
+    config = train_on([*words, "--config.evals=none", "--config.ema.decay=0.0"], tmp_path)
+    theirs = vqgan_jax.load(VQGAN)
+    assert config["model"]["quantizer"]["size"] == theirs.options.quantizer.size == 32
+    mine = vqgan_jax.load(tmp_path / "run").variables["params"]
+    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs.variables["params"]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_a_stopped_run_ends_with_the_code_of_its_signal(monkeypatch, tmp_path, capsys):
+    def stopped(*_, **__):
+        raise Stopped(3, 15)
+
+    monkeypatch.setattr("train_jax.run", stopped, raising=False)
+    with pytest.raises(SystemExit) as caught:
+        entry.cli(["--config=clip/shapes", f"--workdir={tmp_path}"])
+    assert caught.value.code == 143 and "stopped after step 3" in capsys.readouterr().err
+
+
+def test_help_lists_the_options(capsys):
+    with pytest.raises(SystemExit) as caught:
+        entry.cli(["--help"])
+    shown = capsys.readouterr().out
+    assert caught.value.code == 0 and "--workdir" in shown and "train-jax --config=configs/clip/shapes.py" in shown
+
+
+@pytest.mark.parametrize("config", ["clip/vit_b32", "clip/siglip_b16", "clip/rn50"])
+def test_what_contradicts_a_checkpoint_names_the_config_that_does_not(config, refused):
+    line = refused(f"--config={config}", f"--config.pretrained={CLIP}")
+    assert "but the checkpoint of config.pretrained has" in line and "--config=clip/finetune" in line
+
+
+def test_a_vqgan_that_contradicts_a_checkpoint_names_the_config_that_does_not(refused):
+    line = refused("--config=vqgan/f16_1024", f"--config.pretrained={VQGAN}")
+    assert "but the checkpoint of config.pretrained has" in line and "--config=vqgan/finetune" in line
+
+
+@pytest.mark.parametrize(
+    "config, remedy",
+    [
+        ("vit_b32", "hf download openai/clip-vit-base-patch32 tokenizer.json --local-dir tokenizers/clip"),
+        ("siglip_b16", "hf download google/siglip-base-patch16-224 spiece.model --local-dir tokenizers/siglip"),
+    ],
+)
+def test_a_missing_tokenizer_says_where_there_is_one(config, remedy, refused, folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # as a fresh clone, without tokenizers/
+    assert remedy in refused(f"--config=clip/{config}", f"--config.data.source=folder:{folder}")
+
+
+# What a tiny CLIP or VQGAN of one's own folder needs besides.
+OWN = ["--config.data.batch_size=8", "--config.model.dtype=float32"]
+
+
+SMALL = [name for name in config_file.names() if name.split("/")[1].split("_")[-1] in ("shapes", "digits", "demo")]
+
+
+@pytest.mark.parametrize("config", SMALL)
+def test_ones_own_pictures_train_by_every_small_config(config, refused, folder, tmp_path, monkeypatch):
+    """Evaluators that the folder cannot serve are named with the way out, and without them training begins."""
+    words = [f"--config={config}", f"--config.data.source=folder:{folder}", *OWN]
+    if "prior" in config or "dalle" in config:
+        words.append(f"--config.vqgan.path={VQGAN}")
+    line = refused(*words)
+    assert "--config.evals=none" in line and "has no split" in line
+
+    def traced(*_):
+        raise Traced
+
+    monkeypatch.setattr(train, "_describe", traced)
+    with pytest.raises(Traced):
+        entry.cli([f"--workdir={tmp_path / 'run'}", *words, "--config.evals=none"])
+
+
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (["--config=clip/shaeps"], "did you mean --config=clip/shapes?"),
+        (["--config=clip/shapes", "--config.optim.lr=fast"], "config.optim.lr = 'fast' is a str"),
+        (["--config=clip/shapes", "--config.stepz=3"], "did you mean config.steps?"),
+        (["--config=clip/shapes", "--config.steps"], "an option is written --config.NAME=VALUE"),
+        (["--config=clip/shapes", "--config.steps", "3"], "unexpected argument '3'"),
+        (["--config=clip/shapes", "steps=3"], "unexpected argument 'steps=3'"),
+        (["--config=clip/shapes", "--prolife"], "unexpected argument '--prolife'"),
+        (["--config=clip/shapes", "--coordinator=localhost:1"], "give all three"),
+        ([], "--config"),
+        (["--config=clip/shapes", "--config.tokenizer.vocab_size=3"], "vocab_size = 3"),
+        (["--config=clip/shapes", "--config.mesh.data=3"], "3 does not divide 8"),
+        (["--config=clip/shapes", "--config.data.batch_size=12"], "multiple of 8"),
+        (["--config=clip/shapes", "--config.data.split=tarin"], "has no split 'tarin'"),
+        (["--config=clip/shapes", "--config.evals.novel.templates=('no place',)"], "has no {}"),
+        (["--config=clip/shapes", "--config.evals.x.type=linear_probe", "--config.evals.x.train_split=none"], "evals.x"),
+        (["--config=clip/shapes", "--config.optim.name=adamm"], "is not an optimiser of optax"),
+        (["--config=clip/shapes", "--config.optim.freeze=visoin"], "matches no parameter"),
+        (["--config=clip/shapes", "--config.ema.decay=0.9", "--config.ema.players=dalle"], "config.ema.players"),
+        (["--config=vqgan/shapes", "--config.loss.pixels=l3"], "config.loss.pixels = 'l3'"),
+        (["--config=vqgan/f16_1024"], "config.perceptual.path"),
+        (["--config=dalle/mindalle_1b3"], "config.vqgan.path is empty"),
+    ],
+)
+def test_mistakes_are_one_line(words, line, refused, shapes_data):
+    assert line in refused(*words, *([f"--config.data.data_dir={shapes_data}"] if words and "shapes" in words[0] else []))
+
+
+@pytest.fixture(scope="module")
+def shapes_data(tmp_path_factory):
+    from unittest import mock
+
+    from train_jax.data import shapes
+    from train_jax.data.shapes import shapes_dataset_builder
+
+    folder = tmp_path_factory.mktemp("shapes")
+    with mock.patch.object(shapes_dataset_builder, "EXAMPLES", {"train": 64, "test": 40, "novel": 16}):
+        shapes.builder("32", data_dir=str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("inside", ["", "below"])
+def test_a_workdir_that_is_a_file_is_refused(inside, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit, match="is a file. Choose another --workdir"):
+        entry.cli(["--config=clip/digits", f"--workdir={tmp_path / 'file' / inside}"])
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_config_that_fails_is_one_line(refused, tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config():\n    return undefined\n")
+    line = refused(f"--config={tmp_path / 'mine.py'}")
+    assert "NameError: name 'undefined' is not defined (line 2)" in line

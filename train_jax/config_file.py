@@ -1,0 +1,117 @@
+"""Config files by path or by name, and what a command line overrides in them.
+
+    load("configs/clip/shapes.py"), load("clip/shapes")     what the file's `get_config()` returns
+    override(config, ["--config.optim.lr=3e-4"])            the same, as if the file stated these options, too
+
+A file is loaded as part of its folder: `from . import shapes` names its neighbour `shapes.py`.
+"""
+
+import ast
+import difflib
+import sys
+import traceback
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from train_jax import config as config_lib
+from train_jax.errors import ConfigError
+
+OPTION = "--config."  # what an override begins with
+_HERE = Path(__file__).resolve().parent
+# Installed inside this package; in a clone beside it.
+FOLDER = next(folder for folder in (_HERE / "configs", _HERE.parent / "configs") if folder.is_dir())
+_PACKAGE = "_folder_of_a_config"  # what a file's folder is called while the file runs
+_LITERALS = {"true": "True", "false": "False", "none": "None"}
+
+
+def load(name: str | Path) -> ConfigDict:
+    """The config that the Python file `name` makes, or the shipped one of that name, such as "clip/shapes".
+
+    Raises ConfigError if there is no such file, or none that makes a config.
+    """
+    file = _find(str(name))
+    package = types.ModuleType(_PACKAGE)
+    package.__path__ = [str(file.parent)]
+    namespace = {"__name__": "config", "__package__": _PACKAGE, "__file__": str(file)}
+    sys.modules[_PACKAGE] = package
+    try:
+        exec(compile(file.read_bytes(), str(file), "exec"), namespace)
+        if "get_config" not in namespace:
+            raise ConfigError(f"--config={name}: the file defines no get_config()")
+        config = namespace["get_config"]()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--config={name}: {type(error).__name__}: {error}{_line(error, file)}") from error
+    finally:
+        for module in [module for module in sys.modules if module.partition(".")[0] == _PACKAGE]:
+            del sys.modules[module]
+    if not isinstance(config, Mapping | ConfigDict):
+        raise ConfigError(f"--config={name}: get_config() returns a {type(config).__name__}; it must be a ConfigDict")
+    return ConfigDict(config)
+
+
+def names() -> list[str]:
+    """The shipped configs."""
+    return sorted(file.relative_to(FOLDER).with_suffix("").as_posix() for file in FOLDER.glob("*/[!_]*.py"))
+
+
+def override(config: ConfigDict, words: Sequence[str]) -> ConfigDict:
+    """`config` with the options that words of the form `--config.NAME=VALUE` state.
+
+    Texts are taken as they are, all other values as Python writes them (`3e-4`, `(3, 4, 6, 3)`, `true`, `none`); a single
+    value for a tuple is its only item. What the option is, the defaults say. Raises ConfigError for words of another form;
+    unknown options and values of the wrong type are for `train_jax.config.resolve` to refuse.
+    """
+    full = config_lib.fill(config)
+    options = config.to_dict()
+    for word in words:
+        path, equals, text = word.removeprefix(OPTION).partition("=")
+        if not equals or not all(path.split(".")):
+            raise ConfigError(f"{word}: an option is written {OPTION}NAME=VALUE")
+        *groups, key = path.split(".")
+        place = options
+        for group in groups:
+            if place.get(group) is None:
+                place[group] = {}
+            place = place[group]
+            if not isinstance(place, dict):
+                raise ConfigError(f"{word}: config.{group} is one option, not a group of options")
+        place[key] = _value(text, _option(full, path))
+    return ConfigDict(options)
+
+
+def _find(name: str) -> Path:
+    shipped = FOLDER / f"{name}.py"
+    for file in (Path(name), shipped):
+        if file.is_file():
+            return file.resolve()
+    close = difflib.get_close_matches(name.removeprefix("configs/").removesuffix(".py"), names(), n=1)
+    hint = f"; did you mean --config={close[0]}?" if close else "."
+    raise ConfigError(f"--config={name}: there is no such file or config{hint} Configs by name: {', '.join(names())}")
+
+
+def _line(error: Exception, file: Path) -> str:
+    """Where in the file an error arose."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f" (line {lines[-1]})" if lines else ""
+
+
+def _option(options: ConfigDict, path: str):
+    """The option of a dotted name; None if there is none."""
+    for key in path.split("."):
+        options = options.get(key) if isinstance(options, ConfigDict) else None
+    return options
+
+
+def _value(text: str, default):
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(_LITERALS.get(text.lower(), text))
+    except (ValueError, SyntaxError):
+        value = text
+    return (value,) if isinstance(default, tuple) and not isinstance(value, tuple | list) else value
