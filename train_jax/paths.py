@@ -40,6 +40,12 @@ def path(name: str | os.PathLike) -> AnyPath:
     return epath.Path(f"{scheme}://{text[url.end() :]}")
 
 
+def absolute(name: str | os.PathLike) -> AnyPath:
+    """As `path`, from the root on; links are resolved."""
+    found = path(name)
+    return found.resolve() if isinstance(found, Path) else found
+
+
 def cache() -> Path:
     """The folder in which this project keeps what it can make again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "train_jax"

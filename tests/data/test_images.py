@@ -225,9 +225,9 @@ def test_damaged_files_are_broken_samples(data, tmp_path):
 
 
 def test_damaged_pil_pictures_are_broken_samples():
-    with Image.open(io.BytesIO(encoded(noise(64, 64), "JPEG")[:-400])) as cut_off:
-        with pytest.raises(BrokenSample, match="not a readable picture .OSError"):
-            Preprocess(8)(cut_off)
+    cut_off = Image.open(io.BytesIO(encoded(noise(64, 64), "JPEG")[:-400]))
+    with cut_off, pytest.raises(BrokenSample, match="not a readable picture .OSError"):
+        Preprocess(8)(cut_off)
     with pytest.raises(BrokenSample, match="not a readable picture"):
         Preprocess(8)(cut_off)
 

@@ -1,6 +1,7 @@
 """Files that users wrote: their bytes, and their text in whatever encoding it says of itself."""
 
 import codecs
+import errno
 import logging
 import os
 import time
@@ -15,21 +16,24 @@ log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 _WAITS = (0.1, 1.0, 5.0)  # seconds before each new try
 # What is wrong with one file, not with the machine, its disks or its network.
-_OF_ONE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_OF_ONE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
+_OF_ONE_NAME = (errno.ELOOP, errno.ENAMETOOLONG)
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
-def retried(read: Callable[[], _Result], name: object) -> _Result:
-    """What `read()` returns, tried again where a disk, a network or the system fails, which is no fault of a sample.
+def retried(read: Callable[[], _Result], name: object, unreadable: type[Exception] = BrokenSample) -> _Result:
+    """What `read()` returns, tried again where the system, a disk or a network fails, which is no fault of a sample.
 
-    Raises BrokenSample for a file that is not there or cannot be opened by this user, DataError if the failure stays.
+    Raises `unreadable` for a file that is not there or cannot be opened by this user, DataError if the failure stays.
     """
     for wait in (*_WAITS, None):
         try:
             return read()
-        except _OF_ONE_FILE as error:
-            raise BrokenSample(f"{name}: {error.strerror or error}") from error
-        except OSError as error:
+        except (BrokenSample, DataError):
+            raise
+        except Exception as error:  # packages for storage have errors of their own
+            if isinstance(error, _OF_ONE_FILE) or getattr(error, "errno", None) in _OF_ONE_NAME:
+                raise unreadable(f"{name}: {getattr(error, 'strerror', None) or error}") from error
             if wait is None:
                 raise DataError(f"{name} cannot be read, after {len(_WAITS) + 1} tries: {error}") from error
             log.warning("%s: %s; trying again", name, error)

@@ -21,7 +21,7 @@ from train_jax.errors import ConfigError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, of WebImageText
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")  # of picture files
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")  # of picture files
 MAX_PIXELS = 89_478_485  # a larger picture is taken for a decompression bomb; beyond this Pillow warns of one
 
 _INTERPOLATIONS = {
@@ -202,7 +202,9 @@ class Preprocess:
                 image = image.resize((self.size, self.size), _INTERPOLATIONS[self.interpolation])
         return np.asarray(image)
 
-    def named(self, image: Image.Image | np.ndarray | bytes | str | os.PathLike, number: int) -> UInt8[np.ndarray, "size size 3"]:
+    def named(
+        self, image: Image.Image | np.ndarray | bytes | str | os.PathLike, number: int
+    ) -> UInt8[np.ndarray, "size size 3"]:
         """As called; its errors say which image it is, by its path or its number."""
         try:
             return self(image)
