@@ -38,7 +38,7 @@ from clip_jax.index_files import (
     shown,
 )
 from train_jax.data.images import BrokenSample
-from train_jax.data.sources import IMAGE_SUFFIXES
+from train_jax.data.images import IMAGE_SUFFIXES
 
 _READERS = 8  # threads that decode pictures
 

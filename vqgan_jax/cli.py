@@ -169,7 +169,7 @@ def _encode(arguments: argparse.Namespace) -> int:
     import numpy as np
     from tqdm import tqdm
 
-    from train_jax.data.sources import IMAGE_SUFFIXES
+    from train_jax.data.images import IMAGE_SUFFIXES
     from vqgan_jax.vqgan import load
 
     folder = Path(arguments.folder)

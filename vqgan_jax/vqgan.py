@@ -129,7 +129,7 @@ class Vqgan:
             raise TypeError(f"images must be a list, not one {type(images).__name__}: write [value]")
         if not isinstance(images, np.ndarray):
             preprocess = Preprocess(self.size)
-            return np.stack([preprocess(image) for image in images]) if len(images) else self._none()
+            return np.stack([preprocess.named(x, i) for i, x in enumerate(images)]) if len(images) else self._none()
         if images.ndim != 4 or images.shape[-1] != 3 or not (images.dtype == np.uint8 or images.dtype.kind == "f"):
             raise ValueError(
                 f"images must be [n, H, W, 3], uint8 or float in [0, 1], not {images.dtype} {list(images.shape)}"

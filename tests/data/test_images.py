@@ -9,12 +9,14 @@ import struct
 import zlib
 
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from train_jax.data import images
-from train_jax.data.images import BrokenSample, Preprocess
+from train_jax.data.errors import BrokenSample, DataError
+from train_jax.data.images import Preprocess
 
 WHITE = (255, 255, 255)
 
@@ -43,13 +45,13 @@ def png_header(width: int, height: int) -> bytes:
 # Files of every kind
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG"])
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG", "AVIF"])
 def test_decodes_file_formats(kind):
     options = {"WEBP": {"lossless": True}, "GIF": {}}.get(kind, {})
     image = Image.new("RGB", (20, 10), (250, 20, 30))
     found = images.decode(encoded(image, kind, **options))
     assert (found.mode, found.size) == ("RGB", (20, 10))
-    near = 2 if kind == "JPEG" else 0  # JPEG rounds in another colour space
+    near = 2 if kind in ("JPEG", "AVIF") else 0  # they round in another colour space
     assert np.abs(np.asarray(found, int) - np.asarray(image, int)).max() <= near
 
 
@@ -80,6 +82,48 @@ def test_turns_upright_by_exif(orientation, upright):
     exif[0x0112] = orientation
     found = images.decode(encoded(image, exif=exif))
     np.testing.assert_array_equal(found, upright(np.asarray(image)))
+
+
+def tiff_header(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF with these (tag, type, count, four bytes) entries."""
+    body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in sorted(entries))
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4)
+
+
+def with_exif_chunk(png: bytes, content: bytes) -> bytes:
+    chunk = struct.pack(">I", len(content)) + b"eXIf" + content + struct.pack(">I", zlib.crc32(b"eXIf" + content))
+    return png[:33] + chunk + png[33:]  # after the header
+
+
+def test_broken_exif_is_no_broken_picture():
+    image = noise(12, 8)
+    np.testing.assert_array_equal(images.decode(with_exif_chunk(encoded(image), b"hello")), image)
+    cut_off = tiff_header((0x0112, 3, 1, b"\6\0\0\0"))[:-9]
+    np.testing.assert_array_equal(images.decode(with_exif_chunk(encoded(image), cut_off[6:])), image)
+
+
+def test_what_else_stands_in_exif_does_not_keep_a_picture_from_being_turned():
+    # ImageWidth is a number; here it is the text "12", with which EXIF cannot be written again.
+    exif = tiff_header((0x0100, 2, 3, b"12\0\0"), (0x0112, 3, 1, b"\6\0\0\0"))
+    image = noise(12, 8)
+    plain, turned = images.decode(encoded(image, "JPEG")), images.decode(encoded(image, "JPEG", exif=exif))
+    np.testing.assert_array_equal(turned, np.rot90(plain, -1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_path_its_bytes_and_its_pil_picture_are_one_picture(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / "a"
+    file.write_bytes(encoded(noise(12, 8), kind, exif=exif))
+    preprocess = Preprocess(8)
+    with Image.open(file) as unread, Image.open(file) as read:
+        read.load()
+        forms = [preprocess(form) for form in (file, file.read_bytes(), unread, read)]
+        shown = ImageOps.exif_transpose(read).convert("RGB")
+    for form in forms:
+        np.testing.assert_array_equal(form, preprocess(np.asarray(shown)))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -178,6 +222,33 @@ def test_damaged_files_are_broken_samples(data, tmp_path):
     file.write_bytes(data)
     with pytest.raises(BrokenSample, match="not a readable picture"):
         images.decode(file)
+
+
+def test_damaged_pil_pictures_are_broken_samples():
+    cut_off = Image.open(io.BytesIO(encoded(noise(64, 64), "JPEG")[:-400]))
+    with cut_off, pytest.raises(BrokenSample, match="not a readable picture .OSError"):
+        Preprocess(8)(cut_off)
+    with pytest.raises(BrokenSample, match="not a readable picture"):
+        Preprocess(8)(cut_off)
+
+
+@pytest.mark.parametrize(
+    "nothing", [Image.new("RGB", (0, 5)), Image.new("L", (5, 0)), np.zeros((0, 5, 3), np.uint8)], ids=repr
+)
+def test_pictures_of_no_pixels_are_broken_samples(nothing):
+    for mode in ("crop", "squash"):
+        with pytest.raises(BrokenSample, match="image 3: [05] x [05] pixels: there is nothing to see"):
+            Preprocess(8, mode).named(nothing, 3)
+
+
+@pytest.mark.parametrize("nothing", [None, 7, ["a.png"]])
+def test_what_is_no_picture_is_named(nothing):
+    jaxtyping.config.update("jaxtyping_disable", True)  # what annotations say is checked in tests alone
+    try:
+        with pytest.raises(DataError, match="image 0: an image is a path, .* not (NoneType|int|list)"):
+            Preprocess(8).named(nothing, 0)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_missing_file_is_a_broken_sample(tmp_path):

@@ -6,6 +6,7 @@ fewer examples than they have. Nothing here has TensorFlow, and nothing loads it
 
 import collections
 import csv
+import errno
 import io
 import json
 import logging
@@ -20,7 +21,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from train_jax.data import images, sources
+from train_jax.data import files, images, sources
 from train_jax.data.images import BrokenSample
 from train_jax.data.shapes import scene as scenes
 from train_jax.data.shapes import shapes_dataset_builder
@@ -91,6 +92,77 @@ def test_other_names_of_columns(tmp_path, columns):
     fill(tmp_path, "a.png", "b.png", "sub/c.png")
     write_table(tmp_path, "csv", columns)
     assert captions_of(open_source(f"folder:{tmp_path}", "all")) == CAPTIONS
+
+
+def test_a_quote_that_is_never_closed_ends_with_its_line(tmp_path):
+    fill(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    rows = ["file\tcaption", "a.png\tsaid \"so\"", 'b.png\t"The Scream', 'c.png\t"quoted, ""twice"""', "d.png\td"]
+    (tmp_path / "captions.tsv").write_text("\n".join(rows))
+    assert captions_of(open_source(f"folder:{tmp_path}", "all")) == {
+        "a.png": ['said "so"'],
+        "b.png": ['"The Scream'],
+        "c.png": ['quoted, "twice"'],
+        "d.png": ["d"],
+    }
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_delimiter_of_a_csv_is_the_one_in_its_first_line(tmp_path, delimiter):
+    fill(tmp_path, "a.png", "b.png")
+    rows = [["id", "file", "caption"], ["1", "a.png", "a, b; c | d"], ["2", "b.png", "two\nlines"]]
+    with (tmp_path / "captions.csv").open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+    assert captions_of(open_source(f"folder:{tmp_path}", "all")) == {"a.png": ["a, b; c | d"], "b.png": ["two\nlines"]}
+
+
+def test_the_hubs_tables(tmp_path):
+    fill(tmp_path, "train/a.jfif", "b.avif")
+    rows = [{"file_name": "train/a.jfif", "text": "a\u2028b"}, {"file_name": "./b.avif", "text": "b", "extra": None}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "metadata.jsonl").write_bytes(text.encode("utf-16"))
+    assert captions_of(open_source(f"folder:{tmp_path}", "all")) == {"train/a.jfif": ["a\u2028b"], "./b.avif": ["b"]}
+
+
+def test_linked_folders_and_files_are_read(tmp_path):
+    fill(tmp_path / "elsewhere", "a.png", "b.png")
+    for name in "ab":
+        (tmp_path / "elsewhere" / f"{name}.txt").write_text(name)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "folder")
+    (tmp_path / "folder" / "c.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "folder" / "c.txt").write_text("c")
+    found = captions_of(open_source(f"folder:{tmp_path}/folder", "all"))
+    assert found == {"c.png": ["c"], "linked/a.png": ["a"], "linked/b.png": ["b"]}
+
+
+def test_names_that_no_file_can_have_are_captions_without_an_image(tmp_path, caplog):
+    fill(tmp_path, "a.png")
+    rows = [{"file": name, "caption": "x"} for name in ("a.png", "n" * 5000, "\0", "\ud800", "a.png/b")]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert captions_of(open_source(f"folder:{tmp_path}", "all")) == {"a.png": ["x"]}
+    assert "4 caption(s) without an image are left out" in caplog.text
+
+
+def test_a_disk_that_fails_is_no_broken_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_WAITS", ())
+    fill(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text("a")
+    source = open_source(f"folder:{tmp_path}", "all")
+
+    def read(path):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    with pytest.raises(DataError, match="a.png cannot be read, after 1 tries: .*Too many open files"):
+        source[0]
+
+
+def test_text_in_another_encoding_is_named(tmp_path):
+    fill(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes("für".encode("latin-1"))
+    with pytest.raises(DataError, match=r"a\.txt: byte 1 is not UTF-8"):
+        open_source(f"folder:{tmp_path}", "all")
 
 
 def test_several_captions_in_one_line(tmp_path):
@@ -173,9 +245,13 @@ def test_folders_without_use(tmp_path):
         ("captions.jsonl", b'{"caption": "x"}\n', "line 1: no file name"),
         ("captions.jsonl", b'{"file": 7, "caption": "x"}\n', "line 1: no file name"),
         ("captions.csv", b"name,caption\na.png,x\n", "line 2: no file name; name the columns 'file' and 'caption'"),
+        ("captions.csv", b'file,caption\na.png,x\n\nb.png,"open\nc.png,x\n', "line 4: unexpected end of data; is a quote"),
+        ("captions.csv", b'file,caption\na.png,"x" y\n', "line 2: .*; is a quote left open"),
+        ("captions.jsonl", b"[" * 100_000, "line 1: not JSON .nested too deeply"),
+        ("captions.tsv", b"file\tcaption\na.png\tx\ty\n", "line 2: more fields than columns"),
         ("captions.csv", b"file,caption\na.png,red, blue\n", "line 2: more fields than columns"),
-        ("captions.csv", b"file,caption\na.png,caf\xe9\n", r"captions\.csv: 'utf-8' codec can't decode"),
-        ("captions.csv", b"file,caption\na.png," + b"x" * 200_000, r"captions\.csv: field larger than field limit"),
+        ("captions.csv", b"file,caption\na.png,caf\xe9\n", r"captions\.csv: byte 22 is not UTF-8"),
+        ("captions.csv", b"file,caption\na.png," + b"x" * 200_000, r"captions\.csv, line 2: field larger than field limit"),
     ],
 )
 def test_damaged_tables_are_named_with_their_line(tmp_path, file, content, complaint):
@@ -228,13 +304,15 @@ def test_folder_slices_are_drawn_over_all_names(tmp_path):
 
 @pytest.mark.parametrize("split", ["test", "validation[:10%]", "all[", "all[:10%", "all[5]", "all[1:2:3]", ""])
 def test_bad_splits_of_folders(ten, split):
-    with pytest.raises(DataError, match="has no split .* write 'all', or a slice of it"):
+    with pytest.raises(DataError, match="has no split .*: all .or train.*'all.90%:.'.*--config.evals.NAME.split"):
         open_source(ten, split)
 
 
 def test_bounds_that_are_no_numbers(ten):
     with pytest.raises(DataError, match="'half' in split .* is no number and no percentage"):
         open_source(ten, "all[:half]")
+    with pytest.raises(DataError, match="'inf%' in split .* is no number and no percentage"):
+        open_source(ten, "all[:inf%]")
     with pytest.raises(DataError, match="no records"):
         open_source(ten, "all[5:5]")
 

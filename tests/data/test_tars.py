@@ -1,14 +1,19 @@
 """Tars as sources: every sample found again by number, damage and malice passed over and named."""
 
+import concurrent.futures
+import errno
 import io
 import json
+import os
 import pickle
+import resource
 import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from train_jax.data import files
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.sources import open_source
 from train_jax.data.tars import Tars, expand
@@ -57,7 +62,8 @@ def test_samples_by_number(two):
     for number in (5, 0, 3, 1, 4, 2):
         record = source[number]
         assert record["image"] == png(number)
-        assert record["captions"] == [f"number {number}"] + [f"the number {number}"] * (number % 3 == 2)
+        # A .txt is one caption, whatever line breaks it has.
+        assert record["captions"] == [f"number {number}" + f"\nthe number {number}" * (number % 3 == 2)]
     assert source[4]["label"] == 4 and source[4]["id"] == "part-001.tar:deep/4"
     assert [r["captions"][0] for r in open_source(f"webdataset:{two}/*.tar", "all[:50%]")] != []
     assert len(open_source(f"webdataset:{two}/*.tar", "all[4:]")) == 2
@@ -86,11 +92,98 @@ def test_a_folder_that_cannot_be_written_keeps_its_index_in_the_cache(two, monke
     assert len(Tars(f"{two}/part-000.tar")) == 3
 
 
-def test_workers_get_their_own_files(two):
+def test_workers_read_as_their_parent_does(two):
     tars = Tars(f"{two}/part-000.tar")
     first = tars[0]
-    copy = pickle.loads(pickle.dumps(tars))
-    assert copy._files == {} and copy[0] == first
+    assert pickle.loads(pickle.dumps(tars))[0] == first
+
+
+@pytest.fixture
+def many(tmp_path):
+    for number in range(100):
+        write(tmp_path / f"{number:03}.tar", {"a.png": png(number), "a.txt": str(number).encode()})
+    return Tars(f"{tmp_path}/*.tar")
+
+
+def test_more_tars_than_a_process_may_open_lose_no_sample(many):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(map(int, os.listdir("/proc/self/fd")))
+    order = np.random.default_rng(0).permutation(np.repeat(np.arange(100), 3)).tolist()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 70, before[1]))
+    try:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            found = [record["captions"] for record in pool.map(many.__getitem__, order)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert found == [[str(number)] for number in order]
+
+
+def test_other_files_of_the_process_may_take_the_descriptors(many, monkeypatch):
+    monkeypatch.setattr(files, "_WAITS", (0.0, 0.0))
+    assert [many[number]["captions"] for number in range(60)] == [[str(number)] for number in range(60)]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, before[1]))
+    try:
+        found = many[80]["captions"]  # by closing the 60 that are open
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert found == ["80"]
+
+
+def test_a_failing_disk_breaks_no_sample(two, monkeypatch):
+    monkeypatch.setattr(files, "_WAITS", (0.0, 0.0))
+    tars = Tars(f"{two}/part-000.tar")
+    failures = [errno.ESTALE, errno.EIO]
+
+    def read(descriptor, size, offset, pread=os.pread):
+        if failures:
+            raise OSError(failures[0], os.strerror(failures.pop(0)))
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", read)
+    assert tars[0]["captions"] == ["number 0"]
+    failures += [errno.EIO] * 100
+    with pytest.raises(DataError, match="part-000.tar:0 cannot be read, after 3 tries"):
+        tars[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "captions"),
+    [
+        ("a.json", {"captions": ["a cat", None, "", " "]}, ["a cat"]),
+        ("a.json", {"captions": [{"text": "a bird"}, {"id": 7, "raw": " two birds"}]}, ["a bird", "two birds"]),
+        ("a.json", {"caption": None, "text": "a fish"}, ["a fish"]),
+        ("a.json", {"caption": {"en": "a dog"}}, "a caption is text, not an object of en"),
+        ("a.json", {"caption": [["a dog"]]}, "a caption is text, not list"),
+        ("a.json", {"caption": ["a dog", 7]}, "a caption is text, not int"),
+        ("a.json", {"caption": "\ud800"}, "surrogates not allowed"),
+        ("a.json", {"captions": [None, ""]}, "is empty"),
+        ("a.json", {"captions": []}, "is empty"),
+        ("a.txt", b"\xef\xbb\xbfwith\r\na mark\n", ["with\na mark"]),
+        ("a.txt", "ein Käfer".encode("utf-16"), ["ein Käfer"]),
+        ("a.txt", "ein Käfer".encode("latin-1"), "byte 5 is not UTF-8"),
+    ],
+)
+def test_captions_are_text_and_nothing_else(tmp_path, name, data, captions):
+    data = data if isinstance(data, bytes) else json.dumps(data).encode()
+    write(tmp_path / "x.tar", {"a.png": png(1), name: data})
+    tars = Tars(str(tmp_path / "x.tar"))
+    if isinstance(captions, list):
+        assert tars[0]["captions"] == captions
+    else:
+        with pytest.raises(BrokenSample, match=rf"x.tar:a: its .*{captions}"):
+            tars[0]
+
+
+def test_labels_of_cls_files(tmp_path):
+    members = {"a.cls": b"17\n", "b.cls": b"n01440764", "c.json": b'{"caption": "c", "label": true}'}
+    members |= {f"{key}.jfif": png(1) for key in "abcd"} | {f"{key}.txt": key.encode() for key in "abd"}
+    write(tmp_path / "x.tar", members)
+    tars = Tars(str(tmp_path / "x.tar"))
+    assert tars[0]["label"] == 17 and tars[0]["captions"] == ["a"]
+    with pytest.raises(BrokenSample, match="x.tar:b: its .cls is b'n01440764', not the number of a class"):
+        tars[1]
+    assert "label" not in tars[2] and "label" not in tars[3]
 
 
 def test_hostile_members_are_refused_and_named(tmp_path, caplog):
@@ -128,7 +221,7 @@ def test_missing_halves_are_left_out_and_named(tmp_path, caplog):
     assert "2 sample(s) left out: b (no caption), c (no image)" in caplog.text
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"\n \n"])
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe\xff", b"\n \n"])
 def test_a_caption_that_is_none_is_a_broken_sample(tmp_path, data):
     write(tmp_path / "x.tar", {"a.png": png(1), "a.txt": data, "b.png": png(1), "b.json": b"[1]"})
     tars = Tars(str(tmp_path / "x.tar"))

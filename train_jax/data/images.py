@@ -4,22 +4,24 @@ Pixels stay uint8 until they are on the device, where a model normalises them wi
 `Preprocess` carries.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
-from train_jax.data.errors import BrokenSample
+from train_jax.data import files
+from train_jax.data.errors import BrokenSample, DataError
 from train_jax.errors import ConfigError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, of WebImageText
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")  # of picture files
 MAX_PIXELS = 89_478_485  # a larger picture is taken for a decompression bomb; beyond this Pillow warns of one
 
 _INTERPOLATIONS = {
@@ -27,6 +29,16 @@ _INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
+}
+# What turns a picture upright, by its EXIF orientation.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 
 
@@ -45,24 +57,53 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode(
-    data: bytes | str | os.PathLike,
+    image: Image.Image | bytes | str | os.PathLike,
     *,
     max_pixels: int = MAX_PIXELS,
     convert: Callable[[Image.Image], Image.Image] = to_rgb,
 ) -> Image.Image:
-    """The picture in an encoded file (its bytes or its path), turned upright and converted: to 8-bit RGB by `to_rgb`.
+    """A picture (PIL's, an encoded file's bytes, or a path), turned upright and converted: to 8-bit RGB by `to_rgb`.
 
-    EXIF orientation is applied; of an animation the first frame is taken. Raises BrokenSample if the file is damaged, cut
-    off, no picture, or has more than `max_pixels`.
+    EXIF orientation is applied, EXIF that cannot be read is passed over; of an animation the first frame is taken. Raises
+    BrokenSample if the file is missing, damaged, cut off, no picture, or has no pixels or more than `max_pixels`; DataError
+    for what is none of these, and for a disk that fails.
     """
-    source = io.BytesIO(data) if isinstance(data, bytes) else data
+    if isinstance(image, Image.Image):
+        return _upright(image, convert)
+    if not isinstance(image, bytes | str | os.PathLike):
+        raise DataError(f"an image is a path, a file's bytes, a PIL picture or an array, not {type(image).__name__}")
+    data = image if isinstance(image, bytes) else files.read_bytes(image)
+    with _named_errors(), Image.open(io.BytesIO(data)) as opened:
+        width, height = opened.size
+        if width * height > max_pixels:
+            raise BrokenSample(f"{width} x {height} pixels; at most {max_pixels:,} are decoded")
+        return _upright(opened, convert)
+
+
+def _upright(image: Image.Image, convert: Callable) -> Image.Image:
+    if not image.width * image.height:
+        raise BrokenSample(f"{image.width} x {image.height} pixels: there is nothing to see")
+    with _named_errors():
+        image.load()  # before its EXIF is asked for: TIFF turns itself here
+        method = _UPRIGHT.get(_orientation(image))
+        return convert(image if method is None else image.transpose(method))
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation; None where there is none, or none that can be read: that is no fault of the pixels."""
     try:
-        with Image.open(source) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise BrokenSample(f"{width} x {height} pixels; at most {max_pixels:,} are decoded")
-            return convert(ImageOps.exif_transpose(image))
-    except BrokenSample:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # SyntaxError, struct.error, ValueError, …
+        return None
+    return orientation if isinstance(orientation, int) else None
+
+
+@contextlib.contextmanager
+def _named_errors():
+    """Whatever a decoder raises, as a BrokenSample."""
+    try:
+        yield
+    except (BrokenSample, DataError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BrokenSample(f"too many pixels: {error}") from error
@@ -143,19 +184,17 @@ class Preprocess:
         if self.interpolation not in _INTERPOLATIONS:
             raise ValueError(f"interpolation {self.interpolation!r} must be one of {', '.join(_INTERPOLATIONS)}")
 
-    def __call__(self, image: Image.Image | np.ndarray | bytes | str | Path) -> UInt8[np.ndarray, "size size 3"]:
+    def __call__(self, image: Image.Image | np.ndarray | bytes | str | os.PathLike) -> UInt8[np.ndarray, "size size 3"]:
         """A PIL picture, a uint8 [H, W, 3] array, a file's bytes or its path -> uint8 [size, size, 3].
 
-        Raises BrokenSample for a file that cannot be decoded, ValueError for an array of another kind.
+        Pictures are turned upright, whatever form they come in. Raises BrokenSample for one that cannot be decoded or has
+        no pixels, DataError for an array of another kind and for what is no picture.
         """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-                raise ValueError(f"an image array must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
-            image = Image.fromarray(image)
-        elif isinstance(image, Image.Image):
-            image = to_rgb(image)
-        else:
-            image = decode(image)
+                raise DataError(f"an image array must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
+            image = Image.fromarray(image) if image.size else Image.new("RGB", image.shape[1::-1])
+        image = decode(image)
         if image.size != (self.size, self.size):
             if self.mode == "crop":
                 image = center_crop(resize_shortest(image, self.size, self.interpolation), self.size)
@@ -163,13 +202,15 @@ class Preprocess:
                 image = image.resize((self.size, self.size), _INTERPOLATIONS[self.interpolation])
         return np.asarray(image)
 
-    def named(self, image: Image.Image | np.ndarray | bytes | str | Path, number: int) -> UInt8[np.ndarray, "size size 3"]:
-        """As called; a BrokenSample says which image it is, by its path or its number."""
+    def named(
+        self, image: Image.Image | np.ndarray | bytes | str | os.PathLike, number: int
+    ) -> UInt8[np.ndarray, "size size 3"]:
+        """As called; its errors say which image it is, by its path or its number."""
         try:
             return self(image)
-        except BrokenSample as error:
+        except (BrokenSample, DataError) as error:
             which = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
-            raise BrokenSample(f"{which}: {error}") from error
+            raise type(error)(f"{which}: {error}") from error
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -202,7 +243,7 @@ class Augment:
                 f"config.augment.scale = {self.scale}; it must be two shares of the area, 0 < from <= to <= 1"
             )
 
-    def __call__(self, image: bytes | str | Path, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
+    def __call__(self, image: bytes | str | os.PathLike, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
         """A picture file's bytes or path -> uint8 [size, size, 3]. Raises BrokenSample if it cannot be decoded."""
         picture, size = decode(image), self.preprocess.size
         if self.scale != (1.0, 1.0):

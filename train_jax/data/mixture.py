@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from train_jax.data.errors import DataError
 
 SEPARATOR = "|"
+_MOST = 2.0**53  # records, which float64 counts one by one
 
 
 def parse(name: str) -> list[tuple[float, str]]:
@@ -15,7 +16,7 @@ def parse(name: str) -> list[tuple[float, str]]:
     for part in name.split(SEPARATOR):
         match = re.fullmatch(r"\s*(?:(\d+(?:\.\d*)?|\.\d+)\s+)?(\S(?:.*\S)?)\s*", part)
         weight = float(match[1] or 1) if match else 0.0
-        if not weight:
+        if not 0 < weight < math.inf:
             raise DataError(f"{name!r}: each part of a mixture is WEIGHT SOURCE, with a weight above 0, not {part!r}")
         found.append((weight, match[2]))
     return found
@@ -25,12 +26,15 @@ class Mixed(Sequence):
     """Records of several sources in the shares of their weights.
 
     It is as long as it takes for every record to occur: the source that is largest for its weight occurs once, the others
-    begin again. Records of one source stand together; the pipeline shuffles all of them.
+    begin again. Records of one source stand together; the pipeline shuffles all of them. Raises DataError for weights so far
+    apart that their records cannot be counted.
     """
 
     def __init__(self, sources: Sequence, weights: Sequence[float | int]):
         total = sum(weights)
         length = max(len(source) * total / weight for source, weight in zip(sources, weights, strict=True))
+        if not length < _MOST:
+            raise DataError(f"weights {list(weights)} are too far apart: every record would occur after {length:.1g} others")
         self._sources = list(sources)
         # The small subtraction keeps rounding from adding a record.
         self._counts = [math.ceil(length * weight / total - 1e-9) for weight in weights]

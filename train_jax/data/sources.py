@@ -3,7 +3,7 @@
     shapes[/SIZE]        rendered scenes with true captions (train, test, novel); needs no download
     digits               scikit-learn's scanned digits (train, test); needs no download
     tfds:NAME[/CONFIG]   any TFDS data set that has images; labels become captions by templates
-    folder:PATH          images with captions.jsonl | .csv | .tsv, or a .txt beside each image
+    folder:PATH          images with captions.jsonl | .csv | .tsv, metadata.jsonl, or a .txt beside each image
     webdataset:PATH      tars of images and captions; {000..099} in the path counts, {a,b} lists, * matches
     3 SOURCE | 1 SOURCE  several of them, drawn by weight
 
@@ -11,26 +11,21 @@ A record is a dict: `image` (the bytes of an image file), `captions` (one or mor
 `label` (int, -1 for none) and `scene` (the truth about a rendered scene, as JSON).
 """
 
-import csv
 import dataclasses
 import importlib
-import json
-import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from train_jax.data import mixture
+from train_jax import paths
+from train_jax.data import captions as caption_lib
+from train_jax.data import files, folders, mixture
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.tars import Tars
 
-log = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _EMBEDDED = ("shapes", "digits")
-_CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.tsv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +79,12 @@ def open_source(
         return _mixed(name, split, data_dir=data_dir, templates=templates)
     kind, _, rest = name.partition(":")
     templates = tuple(templates or DEFAULT_TEMPLATES)
+    for template in templates:
+        if "{}" not in template:
+            raise DataError(f"template {template!r} has no {{}}: write where the label goes, as in 'a photo of a {{}}.'")
+    data_dir = data_dir and os.fspath(paths.path(data_dir))
     if kind == "folder" and rest:
-        source = _folder(Path(rest), split)
+        source = _folder(rest, split)
     elif kind == "webdataset" and rest:
         source = _webdataset(rest, split)
     elif kind == "tfds" and rest:
@@ -160,21 +159,34 @@ def _tfds(name: str, split: str, data_dir: str | None, templates: Sequence[str])
         raise DataError(f"tfds:{name}: needs an image and captions or a label; its features are {', '.join(features)}")
     names = tuple(name.replace("_", " ") for name in features[labels[0]].names) if labels else None
     if not builder.is_prepared():
-        # Reads with no TensorFlow need ArrayRecord files.
-        builder.download_and_prepare(file_format="array_record")
+        try:
+            # Reads with no TensorFlow need ArrayRecord files.
+            builder.download_and_prepare(file_format="array_record")
+        except Exception as error:  # no network, no room, a missing package: whatever its builder meets
+            raise DataError(f"tfds:{name} cannot be prepared ({type(error).__name__}: {error})") from error
     rows = _data_source(builder, f"tfds:{name}", split, images[0])
 
     def record(row) -> dict:
         label = int(row[labels[0]]) if labels else -1
         if captions:
-            texts = _texts(row[captions[0]])
+            texts = _captions(row[captions[0]], f"tfds:{name}:{split}")
         elif label < 0:  # how TFDS marks examples whose class is kept secret
             raise BrokenSample(f"tfds:{name}:{split}: an example without a label, of which to make a caption")
         else:
-            texts = [template.format(names[label]) for template in templates]
+            texts = [template.replace("{}", names[label]) for template in templates]
         return {"image": row[images[0]], "captions": texts, "label": label}
 
     return Source(f"tfds:{name}:{split}", _Mapped(rows, record), names)
+
+
+def _captions(value, where: str) -> list[str]:
+    try:
+        texts = caption_lib.texts(value)
+    except ValueError as error:
+        raise BrokenSample(f"{where}: {error}") from error
+    if not texts:
+        raise BrokenSample(f"{where}: an example without a caption")
+    return texts
 
 
 def _data_source(builder, name: str, split: str, image: str):
@@ -184,16 +196,9 @@ def _data_source(builder, name: str, split: str, image: str):
         # Files stay files: decoding is done, and its failures are counted, where examples are made.
         return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
     except (ValueError, KeyError) as error:
-        raise DataError(f"{name} has no split {split!r}: {', '.join(builder.info.splits) or 'none'}") from error
-
-
-def _texts(value) -> list[str]:
-    """Captions in TFDS's shapes: one string, a list of strings, or a list of dicts with a text inside."""
-    if isinstance(value, Mapping):
-        value = value.get("text", value.get("raw", []))
-    items = [value] if isinstance(value, (str, bytes)) else list(np.ravel(np.asarray(value, dtype=object)))
-    items = [item["text"] if isinstance(item, Mapping) else item for item in items]
-    return [item.decode() if isinstance(item, bytes) else str(item) for item in items]
+        raise _no_split(name, split, ", ".join(builder.info.splits) or "none") from error
+    except NotImplementedError as error:
+        raise DataError(f"{name}: {error}; prepare it again with file_format='array_record'") from error
 
 
 class _Mapped(Sequence):
@@ -218,101 +223,21 @@ class _Mapped(Sequence):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Folders
+# Folders and tars
 
 
-def _folder(path: Path, split: str) -> Source:
-    if not path.is_dir():
-        raise DataError(f"folder:{path}: there is no such folder")
-    tables = [path / file for file in _CAPTION_FILES if (path / file).is_file()]
-    if len(tables) > 1:
-        raise DataError(f"folder:{path}: keep one of {', '.join(table.name for table in tables)}")
-    try:
-        captions = _read_table(tables[0]) if tables else _read_neighbours(path)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{tables[0]}: {error}") from error
-    missing = [name for name in captions if not (path / name).is_file()]
-    for name in missing[:5]:
-        log.warning("folder:%s: %s has a caption and no image", path, name)
-    if missing:
-        log.warning("folder:%s: %d caption(s) without an image are left out", path, len(missing))
-    images = {str(p.relative_to(path)) for p in _images_below(path)}
-    silent = sorted(images - {str(Path(name)) for name in captions})
-    if silent:
-        log.warning(
-            "folder:%s: %d image(s) without a caption are left out: %s%s",
-            path, len(silent), ", ".join(silent[:5]), ", …" if len(silent) > 5 else "",
-        )  # fmt: skip
-    names = sorted(set(captions) - set(missing))
-    if not names:
-        raise DataError(
-            f"folder:{path}: no image with a caption ({len(images)} image(s) found). Captions stand in one of "
-            f"{', '.join(_CAPTION_FILES)} (columns file, caption), or in a .txt beside each image"
-        )
+def _folder(name: str, split: str) -> Source:
+    folder = paths.path(name)
+    captions_of = folders.read(folder)
 
     def described(name: str) -> dict:
-        return {"captions": captions[name], "id": name}
+        return {"captions": captions_of[name], "id": name}
 
     def record(name: str) -> dict:
-        try:
-            return {"image": (path / name).read_bytes()} | described(name)
-        except OSError as error:
-            raise BrokenSample(f"{name}: {error}") from error
+        return {"image": files.read_bytes(folder / name)} | described(name)
 
-    return Source(f"folder:{path}:{split}", _Mapped(_slice(names, split, f"folder:{path}"), record, described))
-
-
-def _images_below(path: Path) -> list[Path]:
-    return [p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-
-
-def _read_table(table: Path) -> dict[str, list[str]]:
-    """File name -> captions; several rows for one image are several captions."""
-    found: dict[str, list[str]] = {}
-    with table.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a file with a mark
-        if table.suffix == ".jsonl":
-            rows = ((n, _json_row(line, table, n)) for n, line in enumerate(file, 1) if line.strip())
-        else:
-            reader = csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ",")
-            rows = ((reader.line_num, row) for row in reader)
-        for number, row in rows:
-            name = row.get("file") or row.get("file_name") or row.get("image") or row.get("filepath")
-            texts = row.get("captions") or row.get("caption") or row.get("title") or row.get("text")
-            texts = texts if isinstance(texts, list) else [texts]
-            texts = [text for text in texts if isinstance(text, str) and text.strip()]
-            if not name or not isinstance(name, str):
-                raise DataError(f"{table}, line {number}: no file name; name the columns 'file' and 'caption'")
-            if None in row:  # where csv puts what is left over
-                raise DataError(
-                    f"{table}, line {number}: more fields than columns; put a caption with commas in quotes"
-                )
-            if not texts:
-                log.warning("%s, line %d: %s has no caption and is left out", table, number, name)
-                continue
-            found.setdefault(name, []).extend(texts)
-    return found
-
-
-def _json_row(line: str, table: Path, number: int) -> Mapping:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{table}, line {number}: not JSON ({error})") from error
-    if not isinstance(row, Mapping):
-        raise DataError(f"{table}, line {number}: must be an object with 'file' and 'caption'")
-    return row
-
-
-def _read_neighbours(path: Path) -> dict[str, list[str]]:
-    """Captions in text files beside the images, one a line."""
-    found = {}
-    for image in _images_below(path):
-        text = image.with_suffix(".txt")
-        lines = text.read_text("utf-8-sig", errors="replace").splitlines() if text.is_file() else []
-        lines = [line.strip() for line in lines if line.strip()]
-        if lines:
-            found[str(image.relative_to(path))] = lines
-    return found
+    names = _slice(list(captions_of), split, f"folder:{folder}")
+    return Source(f"folder:{folder}:{split}", _Mapped(names, record, described))
 
 
 def _webdataset(pattern: str, split: str) -> Source:
@@ -326,16 +251,23 @@ def _slice(names: Sequence, split: str, where: str) -> list:
     base, bracket, rest = split.partition("[")
     bounds = rest.rstrip("]").split(":") if bracket else ["", ""]
     if base not in ("all", "train") or len(bounds) != 2 or (bracket and not rest.endswith("]")):
-        raise DataError(f"{where} has no split {split!r}: write 'all', or a slice of it such as 'all[:90%]'")
+        raise _no_split(where, split, "all (or train), and slices of it such as 'all[:90%]' and 'all[90%:]'")
 
     def place(bound: str, default: int) -> int:
         if not bound:
             return default
         try:
             return round(len(names) * float(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise DataError(f"{where}: {bound!r} in split {split!r} is no number and no percentage") from None
 
     # Files are sorted by name, and names often tell the class: cut a shuffled list, the same on every host.
     order = np.random.default_rng(0).permutation(len(names))[place(bounds[0], 0) : place(bounds[1], len(names))]
     return [names[i] for i in sorted(order)]
+
+
+def _no_split(name: str, split: str, splits: str) -> DataError:
+    return DataError(
+        f"{name} has no split {split!r}: {splits}. Name one of its own: --config.data.split=… for training, "
+        "--config.evals.NAME.split=… for an evaluator"
+    )

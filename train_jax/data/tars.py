@@ -1,11 +1,12 @@
 """Tar files of captioned images (the WebDataset layout) with random access.
 
-Files of one sample share their name up to the first dot: `000/cat.jpg`, `000/cat.txt` (a caption), `000/cat.json`. Each tar
-is read through once for an index (where every sample's files begin), which is kept beside it, or in the cache folder where
+Files of one sample share their name up to the first dot: `000/cat.jpg`, `000/cat.txt` (one caption), `000/cat.json` (one or
+several, and a label), `000/cat.cls` (a label). Each tar is read through once for an index (where every sample's files begin), which is kept beside it, or in the cache folder where
 that cannot be written. So shuffling is global, and a run resumes exactly. Nothing is ever unpacked.
 """
 
 import dataclasses
+import functools
 import glob
 import hashlib
 import itertools
@@ -17,29 +18,56 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from train_jax import paths
+from train_jax.data import captions, files
 from train_jax.data.errors import BrokenSample, DataError
+from train_jax.data.images import IMAGE_SUFFIXES
+from train_jax.paths import AnyPath
 
 log = logging.getLogger(__name__)
 
-_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+_IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _CAPTIONS = ("txt", "caption", "json")
-_FORMAT = 1  # of an index file
+_FORMAT = 2  # of an index file
+_CLASSES = 10**9  # more than any data set has; labels are int32
+_MOST_OPEN = 64  # tars at once, of the 1,024 files that a process may open by default
 _NAMED = 3  # examples in a message
 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """One sample: where the bytes of its image and caption lie in a tar."""
+    """One sample: where the bytes of its image, caption and label lie in a tar."""
 
     tar: int
     key: str
     image: tuple[int, int]  # offset, size
     caption: tuple[int, int]
     kind: str  # the caption's suffix
+    label: tuple[int, int] | None  # of a .cls
+
+
+class _OpenFile:
+    """A descriptor that is closed when nobody reads from it any more, however many threads do."""
+
+    def __init__(self, path: Path):
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
+
+    def __del__(self):
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+
+@functools.lru_cache(maxsize=_MOST_OPEN)
+def _opened(path: Path, stamp: tuple[int, ...]) -> _OpenFile:
+    """The tar as it was when it was indexed; a collection may have more tars than a process may have files."""
+    return _OpenFile(path)
 
 
 class Tars(Sequence):
-    """The samples of some tars, in their order: records with `image`, `captions`, `id`, and `label` where a .json has one.
+    """The samples of some tars, in their order: records with `image`, `captions`, `id`, and `label` where there is one.
 
     Args:
       pattern: a path; `{000..099}` counts, `{a,b}` lists, `*` and `?` match.
@@ -49,18 +77,12 @@ class Tars(Sequence):
 
     def __init__(self, pattern: str):
         self._paths = expand(pattern)
+        self._stamps: list[tuple[int, ...]] = []
         self._places: list[_Place] = []
         for number, path in enumerate(self._paths):
-            samples = _index(path)
+            stamp, samples = files.retried(functools.partial(_index, path), path, DataError)
+            self._stamps.append(stamp)
             self._places += [_Place(number, *sample) for sample in samples]
-        self._files: dict[int, int] = {}
-
-    def __getstate__(self):
-        return self.__dict__ | {"_files": {}}  # descriptors stay in their process
-
-    def __del__(self):
-        for descriptor in getattr(self, "_files", {}).values():
-            os.close(descriptor)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -73,19 +95,28 @@ class Tars(Sequence):
         """A record without its picture, whose bytes are not read."""
         place = self._places[index]
         name = self._name(place)
-        return {"id": name} | _described(self._read(place.tar, place.caption, name), place.kind, name)
+        record = {"id": name} | _described(self._read(place.tar, place.caption, name), place.kind, name)
+        if place.label is not None:
+            record["label"] = _label(self._read(place.tar, place.label, name), name)
+        return record
 
     def _name(self, place: _Place) -> str:
         return f"{self._paths[place.tar].name}:{place.key}"
 
     def _read(self, tar: int, where: tuple[int, int], name: str) -> bytes:
         offset, size = where
-        try:
-            if tar not in self._files:
-                self._files[tar] = os.open(self._paths[tar], os.O_RDONLY)
-            data = os.pread(self._files[tar], size, offset)
-        except OSError as error:
-            raise BrokenSample(f"{name}: {error}") from error
+        path, stamp = self._paths[tar], self._stamps[tar]
+
+        def read() -> bytes:
+            if not isinstance(path, Path):
+                return paths.read_range(path, offset, size)
+            try:
+                return _opened(path, stamp).read(offset, size)
+            except OSError:
+                _opened.cache_clear()  # too many files are open, or a network disk has forgotten this one
+                raise
+
+        data = files.retried(read, name)
         if len(data) < size:
             raise BrokenSample(f"{name}: the tar ends in the middle of it")
         return data
@@ -93,31 +124,35 @@ class Tars(Sequence):
 
 def _described(data: bytes, kind: str, name: str) -> dict:
     try:
-        text = data.decode("utf-8")
-        if kind != "json":
-            captions, found = [line.strip() for line in text.splitlines() if line.strip()], {}
-        else:
-            content = json.loads(text)
-            value = next(content[key] for key in ("captions", "caption", "text", "TEXT") if content.get(key))
-            captions = [value] if isinstance(value, str) else [str(item) for item in value]
-            found = {"label": content["label"]} if isinstance(content.get("label"), int) else {}
-    except (UnicodeDecodeError, ValueError, StopIteration, AttributeError, TypeError) as error:
-        raise BrokenSample(f"{name}: its .{kind} holds no caption ({type(error).__name__})") from error
-    if not captions:
+        text = files.decode_text(data)
+        row = captions.parse_json(text) if kind == "json" else {"text": text}
+        texts = captions.of_row(row)
+    except ValueError as error:
+        raise BrokenSample(f"{name}: its .{kind} holds no caption ({error})") from error
+    if not texts:
         raise BrokenSample(f"{name}: its .{kind} is empty")
-    return {"captions": captions} | found
+    label = row.get("label")
+    return {"captions": texts} | ({"label": label} if type(label) is int and abs(label) < _CLASSES else {})
 
 
-def expand(pattern: str) -> list[Path]:
+def _label(data: bytes, name: str) -> int:
+    text = data.strip()
+    if not re.fullmatch(rb"\d{1,9}", text):
+        raise BrokenSample(f"{name}: its .cls is {text[:20]!r}, not the number of a class")
+    return int(text)
+
+
+def expand(pattern: str) -> list[AnyPath]:
     """The files that a pattern names, in order. DataError if there are none, or if one that it names is missing."""
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices = [_choices(part, pattern) if number % 2 else [part] for number, part in enumerate(parts)]
-    found: list[Path] = []
+    found: list[AnyPath] = []
     for name in map("".join, itertools.product(*choices)):
-        matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name] * os.path.isfile(name)
+        matches = paths.glob(name) if glob.has_magic(name) else [paths.path(name)]
+        matches = [path for path in matches if path.is_file()]
         if not matches:
             raise DataError(f"webdataset:{pattern}: there is no file {name}")
-        found += map(Path, matches)
+        found += matches
     return found
 
 
@@ -137,21 +172,20 @@ def _choices(inside: str, pattern: str) -> list[str]:
 # Index
 
 
-def _index(path: Path) -> list[tuple]:
-    """`(key, image, caption, kind)` of each sample of a tar; kept in a file for the next time."""
-    stat = path.stat()
-    stamp = [_FORMAT, stat.st_size, stat.st_mtime_ns]
-    files = [path.with_name(path.name + ".index.json"), _cache(path)]
-    for file in files:
+def _index(path: AnyPath) -> tuple[tuple[int, ...], list[tuple]]:
+    """Its stamp, and `(key, image, caption, kind, label)` of each sample of a tar; kept in a file for the next time."""
+    stamp = [_FORMAT, *paths.stamp(path)]
+    kept = [path.with_name(path.name + ".index.json"), _cache(path)]
+    for file in kept:
         try:
             saved = json.loads(file.read_text("utf-8"))
             if saved["stamp"] == stamp:
-                return [(key, tuple(image), tuple(caption), kind) for key, image, caption, kind in saved["samples"]]
+                return tuple(stamp), [tuple(map(_tupled, sample)) for sample in saved["samples"]]
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not there, of another time, or cut off: it is made anew
-    samples = list(_scan(path))
+    samples = list(_scan(path, stamp[1]))
     text = json.dumps({"stamp": stamp, "samples": samples})
-    for file in files:
+    for file in kept:
         new = file.with_name(f"{file.name}.{os.getpid()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -160,19 +194,22 @@ def _index(path: Path) -> list[tuple]:
             break
         except OSError:
             continue
-    return samples
+    return tuple(stamp), samples
 
 
-def _cache(path: Path) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "train_jax" / "tars" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
+def _tupled(value):
+    return tuple(value) if isinstance(value, list) else value
 
 
-def _scan(path: Path) -> Iterator[tuple]:
+def _cache(path: AnyPath) -> Path:
+    return paths.cache() / "tars" / f"{hashlib.sha256(str(paths.absolute(path)).encode()).hexdigest()[:32]}.json"
+
+
+def _scan(path: AnyPath, size: int) -> Iterator[tuple]:
     groups: dict[str, dict[str, tuple[int, int]]] = {}
-    refused, size = [], path.stat().st_size
+    refused = []
     try:
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 name = PurePosixPath(member.name)
                 if not member.isreg() or member.sparse is not None:
@@ -186,7 +223,9 @@ def _scan(path: Path) -> Iterator[tuple]:
                     stem, _, suffix = name.name.partition(".")
                     key = str(name.with_name(stem)) if stem else str(name)
                     groups.setdefault(key, {})[suffix.lower()] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
+    except OSError:
+        raise
+    except Exception as error:  # TarError, and what odd headers make of numbers and names
         if not groups:
             raise DataError(
                 f"{path} is no tar file that can be read ({error}); unpack compressed ones first"
@@ -194,17 +233,17 @@ def _scan(path: Path) -> Iterator[tuple]:
         log.warning("%s: damaged after %d sample(s) (%s); what comes before is used", path, len(groups), error)
     _warn(path, refused, "member(s) refused")
     lonely = []
-    for key, files in groups.items():
-        image = next((files[suffix] for suffix in _IMAGES if suffix in files), None)
-        kind = next((suffix for suffix in _CAPTIONS if suffix in files), None)
+    for key, members in groups.items():
+        image = next((members[suffix] for suffix in _IMAGES if suffix in members), None)
+        kind = next((suffix for suffix in _CAPTIONS if suffix in members), None)
         if image is None or kind is None:
             lonely.append(f"{key} (no {'image' if image is None else 'caption'})")
         else:
-            yield key, image, files[kind], kind
+            yield key, image, members[kind], kind, members.get("cls")
     _warn(path, lonely, "sample(s) left out")
 
 
-def _warn(path: Path, names: list[str], what: str) -> None:
+def _warn(path: AnyPath, names: list[str], what: str) -> None:
     if names:
         more = ", …" if len(names) > _NAMED else ""
         log.warning("%s: %d %s: %s%s", path, len(names), what, ", ".join(names[:_NAMED]), more)

@@ -1,13 +1,11 @@
 """Where a painting begins: a random code for every cell, a picture, or a picture of noise. NumPy alone, by seed."""
 
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import Float32, Int32
 from PIL import Image, ImageOps
 
 from train_jax.data.errors import BrokenSample
-from train_jax.data.images import decode, to_rgb
+from train_jax.data.images import decode
 from train_jax.errors import ConfigError
 
 _PAPER = 225 / 255  # of plain paper
@@ -62,7 +60,7 @@ def picture(source, size: tuple[int, int], name: str) -> Float32[np.ndarray, "H 
     if isinstance(source, np.ndarray):
         source = Image.fromarray(_bytes(source, 3, name))
     try:
-        source = to_rgb(source) if isinstance(source, Image.Image) else decode(source)
+        source = decode(source)
     except BrokenSample as error:
         raise BrokenSample(f"{name} {source}: {error}") from error
     fitted = ImageOps.fit(source, size[::-1], Image.Resampling.LANCZOS)
@@ -73,11 +71,10 @@ def overlay(source, size: tuple[int, int]) -> Float32[np.ndarray, "H W 4"]:
     """As `picture`, with the opacity as fourth channel. Raises ConfigError for a picture without transparency."""
     if isinstance(source, np.ndarray):
         source = Image.fromarray(_bytes(source, 4, "overlay"))
-    elif isinstance(source, str | Path):
-        try:
-            source = decode(source, convert=_layer)
-        except BrokenSample as error:
-            raise BrokenSample(f"overlay {source}: {error}") from error
+    try:
+        source = decode(source, convert=_layer)
+    except BrokenSample as error:
+        raise BrokenSample(f"overlay {source}: {error}") from error
     if not source.has_transparency_data:
         raise ConfigError("overlay has no transparency: nothing would be left to paint")
     fitted = ImageOps.fit(source.convert("RGBA"), size[::-1], Image.Resampling.LANCZOS)

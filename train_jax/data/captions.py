@@ -1,0 +1,54 @@
+"""Captions in the shapes that data sets have them in."""
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+_KEYS = ("captions", "caption", "title", "text", "TEXT")  # of the hub's, OpenCLIP's and img2dataset's files
+_INSIDE = ("text", "raw", "caption")  # of COCO's captions, which are objects
+
+
+def texts(value) -> list[str]:
+    """The captions in a text, a list of texts, or COCO's objects with a text inside; null and empty ones are left out.
+
+    Raises ValueError for anything else, and for text that is no Unicode.
+    """
+    if isinstance(value, Mapping):
+        value = _inside(value)
+    items = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
+    found = [_text(_inside(item) if isinstance(item, Mapping) else item) for item in items]
+    return [text for text in found if text]
+
+
+def of_row(row) -> list[str]:
+    """The captions of a row of a table or of an object in JSON, by the usual names of columns. Raises as `texts` does."""
+    if not isinstance(row, Mapping):
+        raise ValueError(f"must be an object with captions, not {type(row).__name__}")
+    return texts(next((row[key] for key in _KEYS if row.get(key)), None))
+
+
+def parse_json(text: str):
+    """What JSON says. Raises ValueError for what is none, or too deep to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _inside(item: Mapping):
+    key = next((key for key in _INSIDE if key in item), None)
+    if key is None:
+        raise ValueError(f"a caption is text, not an object of {', '.join(map(str, item)) or 'nothing'}")
+    return item[key]
+
+
+def _text(value) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8")
+    if not isinstance(value, str):
+        raise ValueError(f"a caption is text, not {type(value).__name__}")
+    value.encode("utf-8")  # raises UnicodeEncodeError for half a surrogate pair, which JSON can spell
+    return value.strip()
