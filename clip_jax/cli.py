@@ -8,6 +8,7 @@ from pathlib import Path
 
 from train_jax import command
 from train_jax.errors import UserError
+from train_jax.weights import hub
 
 _EXAMPLES = {
     "": """\
@@ -195,7 +196,7 @@ def _index(arguments: argparse.Namespace) -> int:
         arguments.folder,
         arguments.out,
         # A search from another folder must find it again.
-        model=arguments.model if arguments.model.startswith("hf:") else Path(arguments.model).resolve(),
+        model=arguments.model if hub.is_name(arguments.model) else Path(arguments.model).resolve(),
         batch_size=arguments.batch_size,
         half=arguments.half,
         approximate=arguments.approximate,
@@ -243,7 +244,7 @@ def _search(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     model = arguments.model or index.model
-    if not model.startswith("hf:") and not Path(model).exists():
+    if not hub.is_name(model) and not Path(model).exists():
         raise UserError(f"the model {model} is not there: name it with --model DIR")
     hits = search(
         index, load(model), text=arguments.text, image=arguments.image, top=arguments.top, exact=arguments.exact

@@ -6,15 +6,18 @@ open_checkpoint(path) -> Checkpoint     what the files tell, before any weight i
 from collections.abc import Callable
 from pathlib import Path
 
-from clip_jax.pretrained import big_vision, hub, hugging_face, open_clip, openai_file, run_directory
+from clip_jax.pretrained import big_vision, hugging_face, open_clip, openai_file, run_directory
 from clip_jax.pretrained.checkpoint import Checkpoint
 from train_jax.errors import LoadError
+from train_jax.weights import hub
 
 __all__ = ["Checkpoint", "LoadError", "open_checkpoint"]
 
 # open_clip's directories often hold a config.json for transformers as well: either would do.
 _DIRECTORIES: tuple[Callable, ...] = (hugging_face.open_directory, open_clip.open_directory)
 _FILES: tuple[Callable, ...] = (big_vision.open_file, openai_file.open_file)
+_HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+_HUB_FALLBACK = ("pytorch_model*.bin", "open_clip_pytorch_model.bin")
 _KINDS = (
     "load opens run directories of train-jax (config.json with a task, tokenizer.json, preprocess.json, artifacts.json, "
     "checkpoints/), Hugging Face directories of CLIP and SigLIP (config.json with a model_type), open_clip directories "
@@ -24,9 +27,7 @@ _KINDS = (
 
 def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
     """What the files at `path` tell of a model (see `clip_jax.load`). Raises LoadError if that is none that is known."""
-    if str(path).startswith(hub.PREFIX):
-        path = hub.fetch(str(path))
-    path = Path(path)
+    path = hub.resolve(path, _HUB_FILES, _HUB_FALLBACK)
     if path.is_dir():
         found = run_directory.open_directory(path, step) or _first(_DIRECTORIES, path)
         held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"

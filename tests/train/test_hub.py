@@ -1,0 +1,50 @@
+"""Names of the hub as local directories; the hub itself is a stand-in, nothing is brought from a network."""
+
+from pathlib import Path
+
+import pytest
+
+from train_jax.errors import LoadError
+from train_jax.weights import hub
+
+FILES, FALLBACK = ("*.json", "*.safetensors"), ("*.bin",)
+
+
+@pytest.fixture
+def downloads(monkeypatch, tmp_path):
+    """What was asked of the hub, which brings a repository without safetensors."""
+    calls = []
+
+    def snapshot_download(repository, *, revision, allow_patterns):
+        calls.append((repository, revision, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return calls
+
+
+def test_a_path_is_itself(downloads):
+    assert hub.resolve("some/folder", FILES) == Path("some/folder") and not downloads
+
+
+def test_older_formats_are_brought_only_where_there_are_no_safetensors(downloads, tmp_path):
+    assert hub.resolve("hf:org/name", FILES, FALLBACK) == tmp_path
+    assert downloads == [("org/name", None, list(FILES)), ("org/name", None, [*FILES, *FALLBACK])]
+    downloads.clear()
+    (tmp_path / "model.safetensors").touch()
+    assert hub.resolve("hf:org/name@v1.0", FILES, FALLBACK) == tmp_path
+    assert downloads == [("org/name", "v1.0", list(FILES))]
+
+
+@pytest.mark.parametrize("name", ["hf:clip", "hf:", "hf:/name", "hf:org/", "hf:org/name/file"])
+def test_what_is_no_name_is_refused_before_the_hub_is_asked(name, downloads):
+    with pytest.raises(LoadError, match="write hf:organisation/name"):
+        hub.resolve(name, FILES)
+    assert not downloads
+
+
+def test_offline_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(LoadError, match=r"copy \*.json, \*.safetensors, \*.bin of https://huggingface.co/org/name into a f"):
+        hub.resolve("hf:org/name", FILES, FALLBACK)
