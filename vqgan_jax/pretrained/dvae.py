@@ -1,7 +1,6 @@
 """OpenAI's discrete autoencoder: a directory of `encoder.pkl` and `decoder.pkl`, whole pickled modules.
 
-The pickles are read by an unpickler that knows the few classes they are made of and makes bags of attributes of them; any
-other name is refused before anything runs.
+Of a module the attributes are read (`train_jax.weights.tensors`); its class is neither imported nor needed.
 """
 
 from collections.abc import Mapping
@@ -12,24 +11,6 @@ from train_jax.weights.layout import Entry, nested, take
 from train_jax.weights.tensors import Tensor, open_tensors
 from vqgan_jax.pretrained.checkpoint import Checkpoint
 
-_CLASSES = frozenset(
-    {
-        ("__builtin__", "set"),
-        ("builtins", "set"),
-        ("dall_e.encoder", "Encoder"),
-        ("dall_e.encoder", "EncoderBlock"),
-        ("dall_e.decoder", "Decoder"),
-        ("dall_e.decoder", "DecoderBlock"),
-        ("dall_e.utils", "Conv2d"),
-        ("torch", "device"),
-        ("torch.nn.modules.activation", "ReLU"),
-        ("torch.nn.modules.container", "Sequential"),
-        ("torch.nn.modules.linear", "Identity"),
-        ("torch.nn.modules.pooling", "MaxPool2d"),
-        ("torch.nn.modules.upsampling", "Upsample"),
-    }
-)
-
 
 def open_directory(path: Path) -> Checkpoint | None:
     """The model in a folder; None if it does not hold both files."""
@@ -38,7 +19,7 @@ def open_directory(path: Path) -> Checkpoint | None:
         return None
     tensors = {}
     for coder, file in files.items():
-        for name, tensor in open_tensors(file, _CLASSES).items():
+        for name, tensor in open_tensors(file).items():
             tensors[f"{coder}.{name.replace('_modules.', '').replace('_parameters.', '')}"] = tensor
     model = _options(tensors, path)
 
