@@ -9,7 +9,7 @@ from pathlib import Path
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, nested, take
 from train_jax.weights.tensors import Tensor, open_tensors
-from vqgan_jax.pretrained.checkpoint import Checkpoint
+from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
 
 
 def open_directory(path: Path) -> Checkpoint | None:
@@ -21,7 +21,8 @@ def open_directory(path: Path) -> Checkpoint | None:
     for coder, file in files.items():
         for name, tensor in open_tensors(file).items():
             tensors[f"{coder}.{name.replace('_modules.', '').replace('_parameters.', '')}"] = tensor
-    model = _options(tensors, path)
+    with describing(path):
+        model = _options(tensors, path)
 
     def read() -> tuple[dict, str]:
         return {"params": nested(take(tensors, entries(model), str(path)), False)}, str(path)

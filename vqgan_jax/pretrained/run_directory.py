@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from train_jax import run_directory
-from vqgan_jax.pretrained.checkpoint import Checkpoint
+from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
 
 
 def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
@@ -20,4 +20,5 @@ def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
         variables = {"params": params["generator"], **extra.get("generator", {})}
         return jax.tree.map(np.asarray, variables), name
 
-    return Checkpoint(name=str(path), kind="run directory", model=config["model"], read=read)
+    with describing(path):
+        return Checkpoint(name=str(path), kind="run directory", model=dict(config["model"]), read=read)
