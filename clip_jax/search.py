@@ -37,8 +37,7 @@ from clip_jax.index_files import (
     share_directory,
     shown,
 )
-from train_jax.data.images import BrokenSample
-from train_jax.data.images import IMAGE_SUFFIXES
+from train_jax.data.images import IMAGE_SUFFIXES, BrokenSample
 
 _READERS = 8  # threads that decode pictures
 

@@ -397,12 +397,13 @@ def load(path: str | Path, step: int | None = None) -> Dalle:
     """The model that `path` holds, with its tokenizers of text and of pictures.
 
     Args:
-      path: a run directory (averaged weights where there are any), or a directory of minDALL-E.
+      path: a run directory (averaged weights where there are any), a directory of minDALL-E, or "hf:org/name" for a
+        repository that holds its files.
       step: of a run directory, the checkpoint; None for the newest readable one.
 
     Raises LoadError that says what was found if it is none of these, is damaged, or does not belong together.
     """
-    found = open_checkpoint(Path(path), step)
+    found = open_checkpoint(path, step)
     options = model_lib.defaults()
     options.update(found.options)
     params, name = found.read()

@@ -29,14 +29,14 @@ class _Maps(nn.Module):
       multipliers: channels of each level, in multiples of `channels`, from the highest resolution to the lowest.
       blocks: residual blocks a level (the decoder has one more).
       attention: for each level, whether its blocks are followed by attention.
-      all_attention: whether each block is followed by all attention blocks of its level, instead of by its own.
+      middle_attention: whether there is attention between the two residual blocks in the middle.
     """
 
     channels: int
     multipliers: tuple[int, ...]
     blocks: int
     attention: tuple[bool, ...]
-    all_attention: bool
+    middle_attention: bool
     out: int
     groups: int
     dropout: float
@@ -51,16 +51,16 @@ class _Maps(nn.Module):
 
     def middle(self, x, deterministic: bool):
         x = self.residual(x, -1, "mid_block1", deterministic)
-        return self.residual(self.attend("mid_attention")(x), -1, "mid_block2", deterministic)
+        if self.middle_attention:
+            x = self.attend("mid_attention")(x)
+        return self.residual(x, -1, "mid_block2", deterministic)
 
     def level(self, x, level: int, name: str, blocks: int, deterministic: bool):
         """The residual blocks of a level, with their attention."""
-        count = blocks if self.attention[level] else 0
-        attends = [self.attend(f"{name}_attention{number}") for number in range(count)]
         for number in range(blocks):
             x = self.residual(x, level, f"{name}_block{number}", deterministic)
-            for attend in attends if self.all_attention else attends[number : number + 1]:
-                x = attend(x)
+            if self.attention[level]:
+                x = self.attend(f"{name}_attention{number}")(x)
         return x
 
 
@@ -186,7 +186,7 @@ def defaults() -> ConfigDict:
     c.blocks = 2
     c.resolution = 256  # of the pictures, for which `attention` says where
     c.attention = (16,)  # sizes of the map at which there is attention
-    c.attention_order = "each"  # a residual block's own attention follows it; "all": all of the level's (dalle-mini)
+    c.middle_attention = True  # at the lowest resolution, between encoder and codes and between codes and decoder
     c.pixels = "signed"  # what the layers see: in [-1, 1]; "unit": in [0, 1] (dalle-mini)
     c.z_channels = 256
     c.groups = 32  # of the group norms; divides the channels of every level
@@ -218,9 +218,8 @@ def build(options: ConfigDict) -> Autoencoder:
     for size in options.attention:
         if size not in sizes:
             raise ConfigError(f"config.model.attention has {size}; the maps are {sizes} wide")
-    for key, allowed in (("attention_order", ("each", "all")), ("pixels", ("signed", "unit"))):
-        if options[key] not in allowed:
-            raise ConfigError(f"config.model.{key} = {options[key]!r}; it must be one of {', '.join(allowed)}")
+    if options.pixels not in ("signed", "unit"):
+        raise ConfigError(f"config.model.pixels = {options.pixels!r}; it must be one of signed, unit")
     if options.dtype not in DTYPES:
         raise ConfigError(f"config.model.dtype = {options.dtype!r}; it must be one of {', '.join(DTYPES)}")
     # Frozen: a module can be hashed, and so be a static argument of jit, if its attributes can.
@@ -229,7 +228,7 @@ def build(options: ConfigDict) -> Autoencoder:
         multipliers=tuple(options.multipliers),
         blocks=options.blocks,
         attention=tuple(size in tuple(options.attention) for size in sizes),
-        all_attention=options.attention_order == "all",
+        middle_attention=options.middle_attention,
         groups=options.groups,
         dropout=options.dropout,
         dtype=DTYPES[options.dtype],

@@ -198,8 +198,8 @@ def load(path: str | Path, step: int | None = None) -> Vqgan:
 
     Args:
       path: a run directory of `train-jax` (averaged weights where there are any), a `.safetensors` of `save`, a directory of
-        diffusers' VQModel, of dalle-mini's VQGAN or of OpenAI's dVAE, or a checkpoint of taming-transformers with its
-        `.yaml` beside it.
+        diffusers' VQModel (or of a pipeline with one), of dalle-mini's VQGAN or of OpenAI's dVAE, a checkpoint of
+        taming-transformers with its `.yaml` beside it (of a second stage, the first stage in it), or "hf:org/name".
       step: of a run directory, the checkpoint; None for the newest readable one.
 
     Raises LoadError that says what was found if it is none of these, is damaged, or does not belong together.
@@ -269,6 +269,8 @@ def save_taming(vq: Vqgan, path: str | Path) -> None:
         raise ValueError(
             f"taming's group norms have 32 groups, this model's {model['groups']}: save_taming cannot write it"
         )
+    if not model["middle_attention"]:
+        raise ValueError("taming's models have attention in the middle, this one has none: save_taming cannot write it")
     if path.exists():
         raise FileExistsError(f"{path} is there already")
     taming.save(model, give(params, taming.entries(model)), path)
@@ -282,10 +284,9 @@ def _with_plain_codebook(vq: Vqgan, peer: str, gumbel: bool = False) -> tuple[di
         raise ValueError(f"{peer} has no quantiser of type {kind!r}: this model cannot be written for it")
     if model["architecture"] != "vqgan":
         raise ValueError(f"{peer} has no {model['architecture']}: this model cannot be written for it")
-    if (model["attention_order"], model["pixels"]) != ("each", "signed"):
+    if model["pixels"] != "signed":
         raise ValueError(
-            f"{peer} has no place for model.attention_order = {model['attention_order']!r} with model.pixels = "
-            f"{model['pixels']!r}: this model cannot be written for it"
+            f"{peer} has no place for model.pixels = {model['pixels']!r}: this model cannot be written for it"
         )
     params = flat(jax.tree.map(np.asarray, vq.variables["params"]))
     if kind == "ema":

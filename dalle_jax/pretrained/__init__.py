@@ -8,17 +8,21 @@ from pathlib import Path
 from dalle_jax.pretrained import dalle_mini, min_dalle, run_directory
 from dalle_jax.pretrained.checkpoint import Checkpoint
 from train_jax.errors import LoadError
+from train_jax.weights import hub
 
 __all__ = ["Checkpoint", "LoadError", "open_checkpoint"]
 
+_HUB_FILES = ("config.yaml", "config.json", "stage1_last.ckpt", "stage2_last.ckpt", "tokenizer/*")
 _KINDS = (
     "load opens run directories of train-jax (config.json with the task dalle_jax.task, tokenizer.json, vqgan.safetensors, "
-    "checkpoints/) and directories of minDALL-E (config.yaml, stage1_last.ckpt, stage2_last.ckpt, tokenizer/)"
+    "checkpoints/), directories of minDALL-E (config.yaml, stage1_last.ckpt, stage2_last.ckpt, tokenizer/), and hf:org/name "
+    "for a repository with these"
 )
 
 
-def open_checkpoint(path: Path, step: int | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
     """What the files at `path` tell of a model (see `dalle_jax.load`). Raises LoadError if that is none that is known."""
+    path = hub.resolve(path, _HUB_FILES)
     if not path.is_dir():
         held = "it is a file" if path.is_file() else "there is no such folder"
         raise LoadError(f"{path} is no DALL·E: {held}. {_KINDS}")

@@ -1,9 +1,9 @@
 """dalle-mini and dalle-mega: encoder-decoders (BART), which read a prompt in another way than one stream does."""
 
-import json
 from pathlib import Path
 
 from train_jax.errors import LoadError
+from vqgan_jax.pretrained.checkpoint import read_config
 
 
 def refuse(path: Path) -> None:
@@ -12,10 +12,10 @@ def refuse(path: Path) -> None:
     if not file.is_file():
         return
     try:
-        config = json.loads(file.read_text("utf-8"))
-    except ValueError:
+        config = read_config(file)
+    except LoadError:  # whatever it is, it is none of dalle-mini's
         return
-    if config.get("model_type") == "dallebart" or "DalleBart" in config.get("architectures", ()):
+    if config.get("model_type") == "dallebart" or "DalleBart" in str(config.get("architectures")):
         raise LoadError(
             f"{path} is dalle-mini's encoder-decoder (BART), which is not built here: only models of one stream of text and "
             "codes are. Its VQGAN opens with vqgan_jax.load"

@@ -13,8 +13,8 @@ from dalle_jax.pretrained.checkpoint import Checkpoint
 from train_jax.errors import LoadError
 from train_jax.weights import gpt
 from train_jax.weights.layout import Entry, nested, take
-from train_jax.weights.tensors import open_tensors
 from vqgan_jax.pretrained import taming
+from vqgan_jax.pretrained.checkpoint import describing, read_config
 from vqgan_jax.vqgan import Vqgan
 from vqgan_jax.vqgan import options as vqgan_options
 
@@ -22,6 +22,30 @@ CONFIG, FIRST, SECOND = "config.yaml", "stage1_last.ckpt", "stage2_last.ckpt"
 _VOCAB, _MERGES = "bpe-16k-vocab.json", "bpe-16k-merges.txt"
 _PAD, _UNKNOWN = "[PAD]", "[UNK]"
 _IGNORED = (r"\.attn\.mask$",)
+
+
+# What kakaobrain's loader takes for what a configuration leaves out; it refuses any other option.
+_DEFAULTS = {
+    "dataset": {
+        "dataset": None, "tokenizer_type": "CharBPE", "context_length": 64, "image_resolution": 256,
+        "transforms": "dalle-vqvae", "bpe_pdrop": None,
+    },
+    "stage1": {
+        "type": "vqgan", "embed_dim": 256, "n_embed": 16384,
+        "hparams": {
+            "double_z": False, "z_channels": 256, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
+            "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "attn_resolutions": [16], "pdrop": 0.0,
+        },
+    },
+    "stage2": {
+        "type": "transformer1d", "vocab_size_txt": 16384, "vocab_size_img": 16384, "use_cls_cond": None,
+        "hparams": {
+            "embed_dim": 1536, "n_layers": 42, "n_heads": 24, "n_dense_layers": 42, "ctx_len_img": 256, "ctx_len_txt": 64,
+            "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0, "mlp_bias": True, "attn_bias": True,
+            "gelu_use_approx": False, "use_head_txt": True, "n_classes": None,
+        },
+    },
+}  # fmt: skip
 
 
 def open_directory(path: Path) -> Checkpoint | None:
@@ -32,46 +56,53 @@ def open_directory(path: Path) -> Checkpoint | None:
     for name in (FIRST, SECOND):
         if not (path / name).is_file():
             raise LoadError(f"{path} has minDALL-E's {CONFIG}, but no {name}")
-    try:
-        first, second = config["stage1"], config["stage2"]
-        hparams, text_length = second["hparams"], config["dataset"]["context_length"]
+    first, second, text_length = config["stage1"], config["stage2"], config["dataset"]["context_length"]
+    hparams = second["hparams"]
+    with describing(path / CONFIG):
         model = _options(hparams, text_length)
         side = round(hparams["ctx_len_img"] ** 0.5)
-        vq = {"target": "VQModel", "params": {"n_embed": first["n_embed"], "embed_dim": first["embed_dim"]}}
-        vq["params"]["ddconfig"] = {"attn_resolutions": [], **first["hparams"]}
-        vq_model = taming.options(vq, path / CONFIG)
-    except KeyError as error:
-        raise LoadError(f"{path / CONFIG} does not say {error}, which minDALL-E's configuration does") from error
-    factor = 2 ** (len(vq_model["multipliers"]) - 1)
-    if side**2 != hparams["ctx_len_img"]:
-        raise LoadError(f"{path / CONFIG}: stage2.hparams.ctx_len_img = {hparams['ctx_len_img']} is no square of codes")
-    tensors = _tensors(path / FIRST)
-    found = taming.checkpoint(vq, tensors, path / FIRST)
+        if side**2 != hparams["ctx_len_img"]:
+            raise LoadError(f"{path / CONFIG}: ctx_len_img = {hparams['ctx_len_img']} is no square of codes")
+        vq = {"n_embed": first["n_embed"], "embed_dim": first["embed_dim"], "ddconfig": first["hparams"]}
+        found = taming.checkpoint({"target": "VQModel", "params": vq}, taming.open_state(path / FIRST), path / FIRST)
+        entries = _entries(hparams)
+        captions = _tokenizer(path / "tokenizer", text_length, second["vocab_size_txt"])
     variables, name = found.variables(found.module())
-    vqgan = Vqgan.assemble(vqgan_options(vq_model), variables, name)
+    vqgan = Vqgan.assemble(vqgan_options(found.model), variables, name)
 
     def read() -> tuple[dict, str]:
-        entries = _entries(hparams)
-        return nested(take(_tensors(path / SECOND), entries, str(path / SECOND), _IGNORED), True), str(path)
+        tensors = taming.open_state(path / SECOND)
+        return nested(take(tensors, entries, str(path / SECOND), _IGNORED), True), str(path)
 
-    captions = _tokenizer(path / "tokenizer", text_length, second["vocab_size_txt"])
-    return Checkpoint(str(path), model, captions, vqgan, side * factor, read)
+    return Checkpoint(str(path), model, captions, vqgan, side * vqgan.factor, read)
 
 
 def _read_config(file: Path) -> dict:
-    import yaml
-
-    try:
-        config = yaml.safe_load(file.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise LoadError(f"{file} is not YAML: {error}") from error
-    parts = ("stage1", "stage2", "dataset")
-    if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in parts):
-        raise LoadError(f"{file} is no configuration of minDALL-E: it has no stage1, stage2 and dataset")
-    kinds = (config["stage1"].get("type", "vqgan"), config["stage2"].get("type", "transformer1d"))
+    config = read_config(file)
+    if not isinstance(config.get("stage1"), dict) or not isinstance(config.get("stage2"), dict):
+        raise LoadError(f"{file} is no configuration of minDALL-E: it has no stage1 and stage2")
+    config = {part: _completed(_DEFAULTS[part], config.get(part, {}), f"{file}: {part}") for part in _DEFAULTS}
+    kinds = (config["stage1"]["type"], config["stage2"]["type"])
     if kinds != ("vqgan", "transformer1d"):
         raise LoadError(f"{file}: stages of the types {kinds}; only vqgan and transformer1d are built here")
     return config
+
+
+def _completed(defaults: Mapping, stated: Mapping, where: str) -> dict:
+    """The options that are stated, and the defaults of the others. LoadError for one that the peer does not know."""
+    if not isinstance(stated, Mapping):
+        raise LoadError(f"{where} is {stated!r}; it must be a mapping")
+    if unknown := stated.keys() - defaults.keys():
+        raise LoadError(f"{where} has {', '.join(map(str, unknown))}; minDALL-E knows {', '.join(defaults)}")
+    full = {}
+    for key, default in defaults.items():
+        value = stated.get(key, default)
+        if isinstance(default, dict):
+            value = _completed(default, stated.get(key, {}), f"{where}.{key}")
+        elif default is not None and not isinstance(value, (float, int) if type(default) is float else type(default)):
+            raise LoadError(f"{where}.{key} = {value!r}; it must be of the type {type(default).__name__}")
+        full[key] = value
+    return full
 
 
 def _options(hparams: Mapping, text_length: int) -> dict:
@@ -79,30 +110,24 @@ def _options(hparams: Mapping, text_length: int) -> dict:
         raise LoadError(
             f"stage2.hparams: embed_dim = {hparams['embed_dim']} is no multiple of n_heads = {hparams['n_heads']}"
         )
-    dense = hparams.get("n_dense_layers", hparams["n_layers"])
+    dense = hparams["n_dense_layers"]
     if dense != hparams["n_layers"]:
         raise LoadError(
             f"stage2.hparams.n_dense_layers = {dense} of {hparams['n_layers']}; only dense layers are built here"
         )
     for key in ("mlp_bias", "attn_bias"):
-        if not hparams.get(key, True):
-            raise LoadError(f"stage2.hparams.{key} = False; only layers with biases are built here")
+        if not hparams[key]:
+            raise LoadError(f"stage2.hparams.{key} = {hparams[key]}; only layers with biases are built here")
     return {
         "text_length": text_length,
         "width": hparams["embed_dim"],
         "depth": hparams["n_layers"],
         "heads": hparams["n_heads"],
-        "activation": "quick_gelu" if hparams.get("gelu_use_approx") else "gelu",
-        "dropout": float(hparams.get("resid_pdrop", 0.0)),
+        "activation": "quick_gelu" if hparams["gelu_use_approx"] else "gelu",
+        "dropout": float(hparams["resid_pdrop"]),
         "positions": "learned",
         "vocabulary": "separate",
     }
-
-
-def _tensors(file: Path) -> dict:
-    tensors = open_tensors(file)
-    inside = {name.removeprefix("state_dict."): x for name, x in tensors.items() if name.startswith("state_dict.")}
-    return inside or dict(tensors)
 
 
 def _tokenizer(folder: Path, length: int, size: int) -> CharBpe:

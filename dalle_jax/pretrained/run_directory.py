@@ -9,6 +9,7 @@ from dalle_jax.captions import Captions
 from dalle_jax.pretrained.checkpoint import Checkpoint
 from train_jax import run_directory
 from train_jax.data.text import Tokenizer
+from vqgan_jax.pretrained.checkpoint import describing
 from vqgan_jax.vqgan import load as load_vqgan
 
 TOKENIZER, VQGAN = "tokenizer.json", "vqgan.safetensors"  # beside the weights
@@ -26,11 +27,12 @@ def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
         params, _, name = run_directory.load_weights(path, step)
         return jax.tree.map(np.asarray, params["dalle"]), name
 
-    return Checkpoint(
-        name=str(path),
-        options=config["model"],
-        captions=Captions(tokenizer, guides=config["caption_dropout"] > 0),
-        vqgan=vqgan,
-        size=config["vqgan"]["size"] or vqgan.size,
-        read=read,
-    )
+    with describing(path):
+        return Checkpoint(
+            name=str(path),
+            options=config["model"],
+            captions=Captions(tokenizer, guides=config["caption_dropout"] > 0),
+            vqgan=vqgan,
+            size=config["vqgan"]["size"] or vqgan.size,
+            read=read,
+        )

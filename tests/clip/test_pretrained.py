@@ -243,12 +243,13 @@ class Evil:
         return (os.system, ("touch /tmp/this-should-never-appear",))
 
 
-def test_a_pickle_with_a_program_in_it_is_refused(copy):
+def test_a_program_in_a_pickle_is_not_run(copy):
     folder = copy("openai-resnet")
     with zipfile.ZipFile(folder / "RN-tiny.pt", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({"visual.conv1.weight": Evil()}))
-    with pytest.raises(LoadError, match="holds (posix|nt|os).system, which is no tensor"):
+    with pytest.raises(LoadError, match="RN-tiny.pt"):
         clip_jax.load(folder / "RN-tiny.pt")
+    assert not Path("/tmp/this-should-never-appear").exists()
 
 
 @pytest.mark.parametrize("kind", ["hf-clip", "open-clip", "openai-resnet", "big-vision"])

@@ -109,7 +109,17 @@ def take(tensors: Mapping, entries: Sequence[Entry], where: str, ignored: Sequen
             shown = [f"{name} {list(tensors[name].shape)}" if name in tensors else name for name in names[:_NAMED]]
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             raise LoadError(f"{where} {what} {len(names)} tensor(s): {', '.join(shown)}{more}")
-    return {entry.ours: entry.take([np.asarray(tensors[name]) for name in entry.theirs]) for entry in entries}
+    return {entry.ours: _taken(entry, tensors, where) for entry in entries}
+
+
+def _taken(entry: Entry, tensors: Mapping, where: str) -> np.ndarray:
+    """Our parameter of an entry. LoadError where a tensor has other axes or numbers than the entry is of."""
+    arrays = [np.asarray(tensors[name]) for name in entry.theirs]
+    try:
+        return entry.take(arrays)
+    except (IndexError, TypeError, ValueError) as error:
+        shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in zip(entry.theirs, arrays, strict=True))
+        raise LoadError(f"{where}: {shapes} cannot be {entry.ours} ({error})") from error
 
 
 def give(params: Mapping[str, np.ndarray], entries: Sequence[Entry]) -> dict[str, np.ndarray]:

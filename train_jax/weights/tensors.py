@@ -1,24 +1,25 @@
 """Weight files as mappings from names to arrays: safetensors, PyTorch's zip archives, NumPy's npz. Needs no PyTorch.
 
-A PyTorch file is a pickle. It is read here by an unpickler that knows a dozen harmless names (tensors, ordered dicts, the
-modules of a TorchScript archive as plain bags of attributes) and refuses every other one, so that no code in it can run.
+A PyTorch file is a pickle. It is read as plain values (`pickles`): tensors are understood, and of every other object that
+a file holds (modules, callbacks of a trainer, options) the attributes are kept and no code runs.
 """
 
-import collections
+import contextlib
 import dataclasses
 import functools
-import pickle
+import math
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
 from train_jax.errors import LoadError
+from train_jax.weights.pickles import Global, Interpreter, Record
 
+_MOST = 200_000  # values of a file: a few bytes can describe any number, if each stands in two places of the next
 _STORAGES = {
     "FloatStorage": np.dtype("float32"),
     "DoubleStorage": np.dtype("float64"),
@@ -44,31 +45,37 @@ class Tensor:
         return np.asarray(self.load(), dtype)
 
 
-def open_tensors(path: Path, classes: Collection[tuple[str, str]] = ()) -> Mapping[str, Tensor]:
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns whatever a damaged file makes its library raise into a LoadError; as a decorator, too."""
+    try:
+        yield
+    except (LoadError, FileNotFoundError):
+        raise
+    except Exception as error:  # zip, zlib, NumPy and safetensors raise classes of their own, of every kind
+        raise LoadError(f"{path} cannot be read as weights ({type(error).__name__}: {error})") from error
+
+
+def open_tensors(path: Path) -> Mapping[str, Tensor]:
     """The tensors in a weight file, by name; none is read yet.
 
-    Args:
-      classes: (module, name) of classes of which a PyTorch file may hold objects. They are not imported: of such an object
-        the attributes are read. Of any other class, nothing is.
+    In a PyTorch file a name is the way to the tensor through dicts and through attributes of objects, joined by dots.
 
-    Raises LoadError for a file that is damaged, of another kind, or holds what only a program could unpack.
+    Raises LoadError, also when a tensor is read, for a file that is damaged or of another kind.
     """
-    try:
+    with _reading(path):
         if path.suffix == ".safetensors":
             return _safetensors(path)
         if path.suffix == ".npz":
             return _npz(path)
-        return _flat(_torch(path, classes))
-    except (LoadError, FileNotFoundError):
-        raise
-    except Exception as error:  # zip, pickle and safetensors raise classes of their own, of every kind
-        raise LoadError(f"{path} cannot be read as weights ({type(error).__name__}: {error})") from error
+        return _flat(_torch(path), path)
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     with safetensors.safe_open(path, "numpy") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
+    @_reading(path)
     def load(name: str) -> np.ndarray:
         with safetensors.safe_open(path, "numpy") as file:
             return file.get_tensor(name)
@@ -92,7 +99,7 @@ def _npz(path: Path) -> dict[str, Tensor]:
 
 
 def _npz_member(path: Path, name: str) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as file:
+    with _reading(path), np.load(path, allow_pickle=False) as file:
         array = file[name]
     # NumPy writes bfloat16 as two raw bytes.
     return array.view(ml_dtypes.bfloat16) if array.dtype.kind == "V" and array.dtype.itemsize == 2 else array
@@ -105,22 +112,10 @@ def _npz_member(path: Path, name: str) -> np.ndarray:
 @dataclasses.dataclass(frozen=True)
 class _Storage:
     key: str
-    dtype: np.dtype
+    kind: str
 
 
-class _Bag:
-    """A module of a TorchScript archive, or of a class that was named: its attributes, and no code."""
-
-    attributes: Any = None
-
-    def __init__(self, *arguments):
-        pass
-
-    def __setstate__(self, state):
-        self.attributes = state
-
-
-def _torch(path: Path, classes: Collection[tuple[str, str]] = ()):
+def _torch(path: Path):
     """What was saved by `torch.save` or `torch.jit.save`, tensors unread."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
@@ -134,68 +129,79 @@ def _torch(path: Path, classes: Collection[tuple[str, str]] = ()):
             raise LoadError(f"{path} is no PyTorch file: it holds {', '.join(archive.namelist()[:5])}")
         folder = pickles[0].removesuffix("data.pkl")
         order = folder + "byteorder"
-        if order in archive.namelist() and archive.read(order) != b"little":
+        if order in archive.namelist() and _member(archive, order) != b"little":
             raise LoadError(f"{path} was written on a big-endian machine, which is not supported")
-        with archive.open(pickles[0]) as file:
-            return _Unpickler(file, path, folder, classes).load()
+        data = _member(archive, pickles[0])
+    calls = {
+        "collections.OrderedDict": lambda pairs=(): {key: value for key, value in pairs if isinstance(key, str)},
+        "torch._utils._rebuild_tensor_v2": functools.partial(_tensor, path, folder),
+        "torch._utils._rebuild_tensor_v3": lambda storage, offset, shape, strides, _, __, dtype, *___: _tensor(
+            path, folder, _Storage(storage.key, dtype.name.removeprefix("torch.")), offset, shape, strides
+        ),
+        "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+        "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
+        "torch._tensor._rebuild_from_type_v2": lambda call, _, arguments, __: calls[call.name](*arguments),
+        "torch.jit._pickle.restore_type_tag": lambda value, _: value,
+        **{
+            f"torch.jit._pickle.build_{kind}list": lambda values: values for kind in ("int", "double", "bool", "tensor")
+        },
+    }
+    try:
+        return Interpreter(calls, _storage).load(data)
+    except LoadError as error:
+        raise LoadError(f"{path} holds {error}") from error
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file, path: Path, folder: str, classes: Collection[tuple[str, str]]):
-        super().__init__(file)
-        self._path, self._folder, self._classes = path, folder, classes
-
-    def find_class(self, module: str, name: str):
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        if (module, name) in (("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter")):
-            return self._tensor if name == "_rebuild_tensor_v2" else (lambda data, *_: data)
-        if module.startswith("__torch__") or (module, name) in self._classes:
-            return _Bag
-        if (module, name) == ("torch.jit._pickle", "restore_type_tag"):
-            return lambda value, _: value
-        if module == "torch.jit._pickle" and name.startswith("build_") and name.endswith("list"):
-            return lambda values: values
-        raise LoadError(
-            f"{self._path} holds {module}.{name}, which is no tensor: opening it could run a program, so it is refused. "
-            "If you trust the file, load it with PyTorch and save its state dict as safetensors"
-        )
-
-    def persistent_load(self, saved) -> _Storage:
-        kind, dtype, key, *_ = saved
-        if kind != "storage" or not isinstance(dtype, np.dtype) or not str(key).isdigit():
-            raise LoadError(f"{self._path} refers to {saved!r}, which is no storage of numbers")
-        return _Storage(str(key), dtype)
-
-    def _tensor(self, storage: _Storage, offset: int, shape, strides, *_) -> Tensor:
-        shape, strides = tuple(map(int, shape)), tuple(map(int, strides))
-
-        def load() -> np.ndarray:
-            with zipfile.ZipFile(self._path) as archive:
-                data = np.frombuffer(archive.read(f"{self._folder}data/{storage.key}"), storage.dtype)
-            last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-            if min((offset, *strides), default=0) < 0 or (0 not in shape and last >= len(data)):
-                raise LoadError(f"{self._path}: a tensor of shape {list(shape)} lies outside its storage")
-            steps = [step * data.itemsize for step in strides]
-            return np.lib.stride_tricks.as_strided(data[offset:], shape, steps).copy()
-
-        return Tensor(shape, load)
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:  # a few bytes could unpack to any number
+        raise LoadError(f"{archive.filename}: {name} is compressed, which PyTorch does not do")
+    return archive.read(name)
 
 
-def _flat(saved) -> dict[str, Tensor]:
+def _storage(saved) -> _Storage:
+    kind, dtype, key, *_ = saved
+    if kind != "storage" or not isinstance(dtype, Global) or not str(key).isdigit():
+        raise LoadError("a reference to what is no storage of numbers")
+    return _Storage(str(key), dtype.name.removeprefix("torch."))
+
+
+def _tensor(path: Path, folder: str, storage: _Storage, offset: int, shape, strides, *_) -> Tensor:
+    shape, strides = tuple(map(int, shape)), tuple(map(int, strides))
+
+    @_reading(path)
+    def load() -> np.ndarray:
+        if storage.kind not in _STORAGES:
+            raise LoadError(f"{path} holds numbers of the kind {storage.kind}; known are {', '.join(_STORAGES)}")
+        with zipfile.ZipFile(path) as archive:
+            data = np.frombuffer(_member(archive, f"{folder}data/{storage.key}"), _STORAGES[storage.kind])
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if min((offset, *strides, *shape), default=0) < 0 or (0 not in shape and last >= len(data)):
+            raise LoadError(f"{path}: a tensor of shape {list(shape)} lies outside its storage")
+        if math.prod(shape) > len(data):
+            raise LoadError(f"{path}: a tensor of shape {list(shape)} has more numbers than its storage")
+        steps = [step * data.itemsize for step in strides]
+        return np.lib.stride_tricks.as_strided(data[offset:], shape, steps).copy()
+
+    return Tensor(shape, load)
+
+
+def _flat(saved, path: Path) -> dict[str, Tensor]:
     """Tensors by dotted name, whatever they are nested in; what is not one (numbers, names of epochs) is left out."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
+    visited = 0
 
     def visit(prefix: str, value) -> None:
+        nonlocal visited
+        visited += 1
+        if visited > _MOST:
+            raise LoadError(f"{path} holds more than {_MOST:,} values: it is no file of weights")
         if isinstance(value, Tensor):
-            found[prefix] = value
-        elif isinstance(value, _Bag):
-            visit(prefix, value.attributes)
+            tensors[prefix] = value
+        elif isinstance(value, Record):
+            visit(prefix, value.state)
         elif isinstance(value, Mapping):
             for key, item in value.items():
                 visit(f"{prefix}.{key}" if prefix else str(key), item)
 
     visit("", saved)
-    return found
+    return tensors

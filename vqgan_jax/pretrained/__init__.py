@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from train_jax.errors import LoadError
+from train_jax.weights import hub
 from vqgan_jax.pretrained import dalle_mini, diffusers, dvae, run_directory, single_file, taming
 from vqgan_jax.pretrained.checkpoint import Checkpoint
 
@@ -18,17 +19,26 @@ _DIRECTORIES: tuple[Callable, ...] = (
     dvae.open_directory,
     taming.open_directory,
 )
+# By whole names: "*.safetensors" would bring every part of a pipeline.
+_HUB_FILES = (
+    "config.json", "diffusion_pytorch_model.safetensors", "vqvae/config.json", "vqvae/diffusion_pytorch_model.safetensors",
+)  # fmt: skip
+_HUB_FALLBACK = (
+    "diffusion_pytorch_model*", "vqvae/diffusion_pytorch_model*", "flax_model.msgpack", "encoder.pkl", "decoder.pkl",
+    "*.ckpt", "*.yaml", "*.yml",
+)  # fmt: skip
 _KINDS = (
     "load opens run directories of train-jax (config.json with a task, preprocess.json, checkpoints/), directories of "
-    "diffusers' VQModel (config.json, diffusion_pytorch_model.safetensors), of dalle-mini's VQGAN (config.json, "
-    "flax_model.msgpack) and of OpenAI's dVAE (encoder.pkl, decoder.pkl), .safetensors files of vqgan_jax.save, and "
-    "taming-transformers' .ckpt files with their .yaml beside them"
+    "diffusers' VQModel (config.json, diffusion_pytorch_model.safetensors; of a pipeline, in vqvae/), of dalle-mini's VQGAN "
+    "(config.json, flax_model.msgpack) and of OpenAI's dVAE (encoder.pkl, decoder.pkl), .safetensors files of "
+    "vqgan_jax.save, taming-transformers' .ckpt files with their .yaml beside them, and hf:org/name for a repository that "
+    "holds one of these"
 )
 
 
 def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
     """What the files at `path` tell of a model (see `vqgan_jax.load`). Raises LoadError if that is none that is known."""
-    path = Path(path)
+    path = hub.resolve(path, _HUB_FILES, _HUB_FALLBACK)
     if path.is_dir():
         found = run_directory.open_directory(path, step)
         found = found or next((found for opener in _DIRECTORIES if (found := opener(path)) is not None), None)

@@ -1,16 +1,44 @@
 """What any file says of a VQGAN, before its weights are read."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train_jax.errors import ConfigError, LoadError
+from train_jax.errors import LoadError
 from train_jax.weights.layout import flat
 from vqgan_jax import model as model_lib
+
+
+def read_config(file: Path) -> dict:
+    """A configuration in JSON or YAML. LoadError if the file holds none."""
+    import yaml
+
+    with describing(file):
+        text = file.read_text("utf-8")
+        config = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+        if not isinstance(config, dict):
+            raise LoadError(f"{file} holds a {type(config).__name__}; a configuration is a mapping")
+        return config
+
+
+@contextlib.contextmanager
+def describing(where: str | Path) -> Iterator[None]:
+    """Turns what a wrong configuration makes its reader raise into a LoadError that names the file."""
+    try:
+        yield
+    except LoadError:
+        raise
+    except KeyError as error:
+        raise LoadError(f"{where} describes no model that can be built: it lacks {error}") from error
+    except Exception as error:  # any value can stand in any place of a file
+        raise LoadError(f"{where} describes no model that can be built ({type(error).__name__}: {error})") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +64,18 @@ class Checkpoint:
     def module(self) -> model_lib.Autoencoder:
         """The model. LoadError if the options describe none that can be built."""
         options = model_lib.defaults()
-        try:
+        with describing(self.name):
             options.update({name: dict(x) if isinstance(x, Mapping) else x for name, x in self.model.items()})
             return model_lib.build(options)
-        except (ConfigError, KeyError, TypeError, ValueError) as error:
-            raise LoadError(f"{self.name} describes no VQGAN that can be built: {error}") from error
 
     def variables(self, module: model_lib.Autoencoder) -> tuple[dict, str]:
         """The weights, and which they are, for people. LoadError that lists wrong or missing ones with their shapes."""
+        with describing(self.name):
+            expected = abstract_variables(module)
         variables, name = self.read()
         wanted, found = (
             {f"{kind}/{path}": tuple(x.shape) for kind, part in tree.items() for path, x in flat(part).items()}
-            for tree in (abstract_variables(module), variables)
+            for tree in (expected, variables)
         )
         wrong = [
             f"{path} {list(wanted[path]) if path in wanted else 'absent'} by the configuration, "

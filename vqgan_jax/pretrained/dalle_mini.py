@@ -1,9 +1,8 @@
 """dalle-mini's VQGAN: a directory of `config.json` and `flax_model.msgpack`, as its Flax implementation saves it.
 
-It sees and gives pixels in [0, 1], and each residual block is followed by all of its level's attention blocks.
+It sees and gives pixels in [0, 1].
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, nested, take
 from vqgan_jax.pretrained import taming
-from vqgan_jax.pretrained.checkpoint import Checkpoint
+from vqgan_jax.pretrained.checkpoint import Checkpoint, describing, read_config
 
 WEIGHTS = "flax_model.msgpack"
 _FIXED = {"double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": True, "give_pre_end": False}
@@ -24,11 +23,8 @@ def open_directory(path: Path) -> Checkpoint | None:
     """The model in a folder; None if it holds no such files."""
     if not ((path / "config.json").is_file() and (path / WEIGHTS).is_file()):
         return None
-    try:
-        config = json.loads((path / "config.json").read_text("utf-8"))
-    except ValueError as error:
-        raise LoadError(f"{path / 'config.json'} is not JSON: {error}") from error
-    model = options(config, path)
+    with describing(path):
+        model = options(read_config(path / "config.json"), path)
 
     def read() -> tuple[dict, str]:
         try:
@@ -57,7 +53,6 @@ def options(config: Mapping, where: Path) -> dict:
         "blocks": config["num_res_blocks"],
         "resolution": config["resolution"],
         "attention": tuple(config["attn_resolutions"]),
-        "attention_order": "all",
         "z_channels": config["z_channels"],
         "dropout": float(config.get("dropout", 0.0)),
         "pixels": "unit",

@@ -1,6 +1,6 @@
-"""Directories of diffusers' VQModel: config.json and diffusion_pytorch_model.safetensors (or .bin)."""
+"""Directories of diffusers' VQModel: config.json and diffusion_pytorch_model.safetensors (or .fp16.safetensors, .bin)."""
 
-import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,33 +8,41 @@ from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, nested, take
 from train_jax.weights.tensors import open_tensors
 from vqgan_jax.pretrained import taming
-from vqgan_jax.pretrained.checkpoint import Checkpoint
+from vqgan_jax.pretrained.checkpoint import Checkpoint, describing, read_config
 
 WEIGHTS = "diffusion_pytorch_model"
+_ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 _BLOCKS = {
     "DownEncoderBlock2D": False,
     "AttnDownEncoderBlock2D": True,
     "UpDecoderBlock2D": False,
     "AttnUpDecoderBlock2D": True,
 }
-# What a VQModel may say and only one value of which is built here.
-_FIXED = {"act_fn": "silu", "norm_type": "group", "in_channels": 3, "out_channels": 3, "lookup_from_codebook": False}
+# What a VQModel may say and only some values of which are built here; the first is diffusers' default.
+_FIXED = {"act_fn": ("silu", "swish"), "norm_type": ("group",), "in_channels": (3,), "out_channels": (3,)}
+_DEFAULTS = {
+    "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"], "block_out_channels": [64],
+    "layers_per_block": 1, "latent_channels": 3, "sample_size": 32, "num_vq_embeddings": 256, "norm_num_groups": 32,
+    "vq_embed_dim": None, "mid_block_add_attention": True,
+}  # fmt: skip
+# Attention as diffusers named it until 0.16, and since.
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def open_directory(path: Path) -> Checkpoint | None:
-    """The checkpoint in a directory; None if its config.json is not one of VQModel."""
-    file = path / "config.json"
-    if not file.is_file():
+    """The checkpoint in a directory, or in the `vqvae` of a pipeline's; None if its config.json is not one of VQModel."""
+    folder = next((folder for folder in (path, path / "vqvae") if (folder / "config.json").is_file()), None)
+    if folder is None:
         return None
-    config = json.loads(file.read_text("utf-8"))
+    config = read_config(folder / "config.json")
     if config.get("_class_name") != "VQModel":
         return None
-    model = options(config, file)
-    files = [path / f"{WEIGHTS}.safetensors", path / f"{WEIGHTS}.bin"]
-    weights = next((f for f in files if f.is_file()), None)
+    with describing(folder):
+        model = options(config, folder)
+    weights = next((file for end in _ENDINGS if (file := folder / f"{WEIGHTS}{end}").is_file()), None)
     if weights is None:
-        raise LoadError(f"{path} lacks its weights: {' or '.join(f.name for f in files)}")
-    tensors = open_tensors(weights)
+        raise LoadError(f"{folder} lacks its weights: {' or '.join(f'{WEIGHTS}{end}' for end in _ENDINGS)}")
+    tensors = {_new_name(name): x for name, x in open_tensors(weights).items()}
 
     def read() -> tuple[dict, str]:
         return {"params": nested(take(tensors, entries(model), str(weights)), False)}, str(path)
@@ -42,13 +50,17 @@ def open_directory(path: Path) -> Checkpoint | None:
     return Checkpoint(name=str(path), kind="diffusers VQModel", model=model, read=read)
 
 
+def _new_name(name: str) -> str:
+    old = "|".join(_OLD_NAMES)
+    return re.sub(rf"(\.attentions\.\d+)\.({old})\.", lambda match: f"{match[1]}.{_OLD_NAMES[match[2]]}.", name)
+
+
 def options(config: Mapping, where: Path) -> dict:
     """Our options out of a VQModel's configuration."""
-    for key, value in _FIXED.items():
-        if config.get(key, value) != value:
-            raise LoadError(f"{where}: {key} = {config[key]!r}; only {value!r} is built here")
-    if not config.get("mid_block_add_attention", True):
-        raise LoadError(f"{where}: mid_block_add_attention = False; only True is built here")
+    for key, values in _FIXED.items():
+        if config.get(key, values[0]) not in values:
+            raise LoadError(f"{where}: {key} = {config[key]!r}; only {' or '.join(map(repr, values))} is built here")
+    config = _DEFAULTS | config
     kinds = [*config["down_block_types"], *reversed(config["up_block_types"])]
     for kind in kinds:
         if kind not in _BLOCKS:
@@ -62,9 +74,10 @@ def options(config: Mapping, where: Path) -> dict:
     if any(c % first for c in channels):
         raise LoadError(f"{where}: block_out_channels {channels} are no multiples of the first")
     factor = 2 ** (count - 1)
-    size = config.get("sample_size") or 32
-    size = size if size % factor == 0 else 16 * factor
-    dim = config.get("vq_embed_dim") or config["latent_channels"]
+    size = config["sample_size"] or 0
+    # Many files say 32, the default, whatever the model was trained on: nobody trains on 2 x 2 codes.
+    size = size if size % factor == 0 and size >= 8 * factor else 16 * factor
+    dim = config["vq_embed_dim"] or config["latent_channels"]
     return {
         "channels": first,
         "multipliers": tuple(c // first for c in channels),
@@ -72,7 +85,8 @@ def options(config: Mapping, where: Path) -> dict:
         "resolution": size,
         "attention": tuple(size >> level for level in range(count) if attends[level]),
         "z_channels": config["latent_channels"],
-        "groups": config.get("norm_num_groups", 32),
+        "groups": config["norm_num_groups"],
+        "middle_attention": config["mid_block_add_attention"],
         "quantizer": {"type": "nearest", "size": config["num_vq_embeddings"], "dim": dim},
     }
 
@@ -95,6 +109,7 @@ def config(model: Mapping) -> dict:
         "num_vq_embeddings": model["quantizer"]["size"],
         "vq_embed_dim": model["quantizer"]["dim"],
         "norm_num_groups": model["groups"],
+        "mid_block_add_attention": model["middle_attention"],
         "scaling_factor": 1.0,
     }
 

@@ -1,7 +1,6 @@
 """OpenAI's discrete autoencoder: a directory of `encoder.pkl` and `decoder.pkl`, whole pickled modules.
 
-The pickles are read by an unpickler that knows the few classes they are made of and makes bags of attributes of them; any
-other name is refused before anything runs.
+Of a module the attributes are read (`train_jax.weights.tensors`); its class is neither imported nor needed.
 """
 
 from collections.abc import Mapping
@@ -10,25 +9,7 @@ from pathlib import Path
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, nested, take
 from train_jax.weights.tensors import Tensor, open_tensors
-from vqgan_jax.pretrained.checkpoint import Checkpoint
-
-_CLASSES = frozenset(
-    {
-        ("__builtin__", "set"),
-        ("builtins", "set"),
-        ("dall_e.encoder", "Encoder"),
-        ("dall_e.encoder", "EncoderBlock"),
-        ("dall_e.decoder", "Decoder"),
-        ("dall_e.decoder", "DecoderBlock"),
-        ("dall_e.utils", "Conv2d"),
-        ("torch", "device"),
-        ("torch.nn.modules.activation", "ReLU"),
-        ("torch.nn.modules.container", "Sequential"),
-        ("torch.nn.modules.linear", "Identity"),
-        ("torch.nn.modules.pooling", "MaxPool2d"),
-        ("torch.nn.modules.upsampling", "Upsample"),
-    }
-)
+from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
 
 
 def open_directory(path: Path) -> Checkpoint | None:
@@ -38,9 +19,10 @@ def open_directory(path: Path) -> Checkpoint | None:
         return None
     tensors = {}
     for coder, file in files.items():
-        for name, tensor in open_tensors(file, _CLASSES).items():
+        for name, tensor in open_tensors(file).items():
             tensors[f"{coder}.{name.replace('_modules.', '').replace('_parameters.', '')}"] = tensor
-    model = _options(tensors, path)
+    with describing(path):
+        model = _options(tensors, path)
 
     def read() -> tuple[dict, str]:
         return {"params": nested(take(tensors, entries(model), str(path)), False)}, str(path)

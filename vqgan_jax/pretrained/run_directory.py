@@ -7,7 +7,7 @@ import numpy as np
 
 from train_jax import run_directory
 from vqgan_jax import averaging
-from vqgan_jax.pretrained.checkpoint import Checkpoint
+from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
 
 
 def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
@@ -20,4 +20,5 @@ def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
         params, extra, name = run_directory.load_weights(path, step)
         return jax.tree.map(np.asarray, averaging.variables(params, extra)), name
 
-    return Checkpoint(name=str(path), kind="run directory", model=config["model"], read=read)
+    with describing(path):
+        return Checkpoint(name=str(path), kind="run directory", model=dict(config["model"]), read=read)

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from train_jax.errors import LoadError
 from train_jax.weights.tensors import open_tensors
-from vqgan_jax.pretrained.checkpoint import Checkpoint
+from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
 
 _KEY = "vqgan_jax"  # of the metadata
 
@@ -39,4 +39,6 @@ def open_file(path: Path) -> Checkpoint | None:
         arrays = {name: tensor.load() for name, tensor in open_tensors(path).items()}
         return unflatten_dict(arrays, sep="/"), str(path)
 
-    return Checkpoint(name=str(path), kind="single file", model=json.loads(text), read=read)
+    with describing(path):
+        model = dict(json.loads(text))
+    return Checkpoint(name=str(path), kind="single file", model=model, read=read)

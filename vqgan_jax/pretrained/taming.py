@@ -9,41 +9,70 @@ from flax.traverse_util import unflatten_dict
 
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, nested, take
-from train_jax.weights.tensors import open_tensors
-from vqgan_jax.pretrained.checkpoint import Checkpoint
+from train_jax.weights.tensors import Tensor, open_tensors
+from vqgan_jax.pretrained.checkpoint import Checkpoint, describing, read_config
 
+SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
+FIRST_STAGE = "first_stage_model."  # in front of a VQGAN's names in the file of a second stage
 # What else a checkpoint carries: losses with their networks, counters, running averages.
 _JUDGE = "loss.discriminator.main."
-_IGNORED = (r"^loss\.", r"^colorize$", r"^quantize\.(cluster_size|embed_avg|used)$", r"^first_stage_model\.loss\.")
+_IGNORED = (r"^loss\.", r"^colorize$", r"^quantize\.(embedding\.)?(cluster_size|embed_avg|used)$", r"^model_ema\.")
+_WRAPPERS = ("_orig_mod", "module")  # parts of names: of compiled models, of those trained on several devices
+# Of what taming's and latent diffusion's configurations may say, the one value that is built here.
+_FIXED = {
+    "double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": True, "give_pre_end": False, "tanh_out": False,
+    "attn_type": "vanilla", "use_linear_attn": False,
+}  # fmt: skip
 
 
-def open_directory(path: Path) -> Checkpoint | None:
+def find_file(path: Path) -> Path | None:
     """The one checkpoint in a folder (or in its `checkpoints`); None if there is none."""
     files = sorted([*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")])
     if len(files) > 1:
         raise LoadError(f"{path} holds several checkpoints: name one of {', '.join(str(f) for f in files[:4])}")
-    return open_file(files[0]) if files else None
+    return files[0] if files else None
+
+
+def open_directory(path: Path) -> Checkpoint | None:
+    """The one checkpoint in a folder (or in its `checkpoints`); None if there is none."""
+    file = find_file(path)
+    return open_file(file) if file else None
 
 
 def open_file(path: Path) -> Checkpoint | None:
-    """A `.ckpt` file with its `.yaml` beside it or in `../configs`; None if it is no such file."""
-    if path.suffix not in (".ckpt", ".pt", ".pth", ".safetensors"):
+    """A `.ckpt` file with its `.yaml` beside it or in `../configs`; None if it is no such file.
+
+    Of a second stage, which holds both, the first stage.
+    """
+    if path.suffix not in SUFFIXES:
         return None
-    tensors = open_tensors(path)
-    for prefix in ("state_dict.", ""):
-        if f"{prefix}encoder.conv_in.weight" in tensors:
-            break
-    else:
+    tensors = open_state(path)
+    tensors = first_stage(tensors) or tensors
+    if "encoder.conv_in.weight" not in tensors:
         raise LoadError(f"{path} holds no encoder.conv_in.weight: no VQGAN among its {len(tensors)} tensors")
-    tensors = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-    # Lightning keeps the optimiser's state beside the weights, under names of its own.
-    tensors = {name: x for name, x in tensors.items() if not prefix or "." in name or name in ("colorize",)}
-    return checkpoint(read_config(path), tensors, path)
+    config = read_model(path)
+    with describing(path):
+        config = config.get("params", {}).get("first_stage_config", config)
+    return checkpoint(config, tensors, path)
+
+
+def open_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a model, by the names that the model gives them, out of Lightning's checkpoint or a bare state dict."""
+    tensors = open_tensors(path)
+    prefix = "state_dict."
+    inside = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    return {".".join(part for part in n.split(".") if part not in _WRAPPERS): x for n, x in (inside or tensors).items()}
+
+
+def first_stage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The VQGAN's tensors among those of a second stage."""
+    return {name.removeprefix(FIRST_STAGE): x for name, x in tensors.items() if name.startswith(FIRST_STAGE)}
 
 
 def checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoint:
     """A first stage of this configuration whose tensors have their own names."""
-    model = options(config, path)
+    with describing(path):
+        model = options(config, path)
 
     def read() -> tuple[dict, str]:
         return {"params": nested(take(tensors, entries(model), str(path), _IGNORED), False)}, str(path)
@@ -85,42 +114,45 @@ def _discriminator(tensors: Mapping, path: Path) -> tuple[Mapping, Callable[[], 
 
 
 def _config_file(path: Path) -> Path:
-    near = [path.with_suffix(".yaml"), path.parent / "config.yaml", path.parent / "model.yaml"]
-    folders = [path.parent, path.parent.parent / "configs"]
-    found = [file for file in near if file.is_file()] or [
-        f for folder in folders for f in sorted(folder.glob("*.yaml"))
+    near = [
+        path.with_suffix(".yaml"),
+        path.with_suffix(".yml"),
+        path.parent / "config.yaml",
+        path.parent / "model.yaml",
     ]
-    project = [file for file in found if "project" in file.name]  # Lightning's own, beside it, has no model
-    found = project or found
-    if not found:
-        raise LoadError(
-            f"{path} has no .yaml beside it, which says what the model is: put it there as {path.with_suffix('.yaml').name}"
-        )
-    return found[0]
+    if file := next((file for file in near if file.is_file()), None):
+        return file
+    folders = (path.parent, path.parent.parent / "configs")
+    files = [file for folder in folders for kind in ("*.yaml", "*.yml") for file in sorted(folder.glob(kind))]
+    # A run writes Lightning's own options, which name no model, and its project's, again each time it is resumed.
+    if projects := [file for file in files if "project" in file.name]:
+        return projects[-1]
+    if len(files) != 1:
+        some = f"several ({', '.join(file.name for file in files[:4])})" if files else "no .yaml beside it"
+        raise LoadError(f"{path} has {some}: put the one that says what the model is there as {path.stem}.yaml")
+    return files[0]
 
 
-def read_config(path: Path) -> dict:
+def read_model(path: Path) -> dict:
     """The `model` part of the configuration that lies beside a checkpoint."""
-    import yaml
-
     file = _config_file(path)
-    try:
-        config = yaml.safe_load(file.read_text("utf-8"))
-        return config["model"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise LoadError(f"{file} describes no model of taming-transformers: {error!r}") from error
+    config = read_config(file).get("model")
+    if not isinstance(config, dict) or not isinstance(config.get("params", {}), dict):
+        raise LoadError(f"{file} describes no model of taming-transformers: it has no model with params")
+    return config
 
 
 def options(config: Mapping, where: Path) -> dict:
     """Our options out of the `model` part of a taming configuration."""
-    params = config.get("params", {})
+    params, target = config.get("params", {}), str(config.get("target", "?"))
     if "ddconfig" not in params:
-        target = config.get("target", "?")
         raise LoadError(f"{where}: its configuration is of {target}, which has no ddconfig: no first stage")
-    dd, target = params["ddconfig"], str(config.get("target", ""))
-    for key, value in (("double_z", False), ("in_channels", 3), ("out_ch", 3)):
+    dd = params["ddconfig"]
+    for key, value in _FIXED.items():
         if dd.get(key, value) != value:
             raise LoadError(f"{where}: ddconfig.{key} = {dd[key]}; only {value} is built here")
+    if params.get("remap") is not None:
+        raise LoadError(f"{where}: remap = {params['remap']!r}; codes with other numbers are not built here")
     gumbel = target.endswith("GumbelVQ")
     quantizer = {"type": "gumbel" if gumbel else "nearest", "size": params["n_embed"], "dim": params["embed_dim"]}
     return {
@@ -192,7 +224,8 @@ def entries(model: Mapping) -> list[Entry]:
     for coder in ("encoder", "decoder"):
         conv(f"{coder}/conv_in", f"{coder}.conv_in")
         residual(f"{coder}/mid_block1", f"{coder}.mid.block_1", False)
-        attention(f"{coder}/mid_attention", f"{coder}.mid.attn_1")
+        if model.get("middle_attention", True):
+            attention(f"{coder}/mid_attention", f"{coder}.mid.attn_1")
         residual(f"{coder}/mid_block2", f"{coder}.mid.block_2", False)
         norm(f"{coder}/norm_out", f"{coder}.norm_out")
         conv(f"{coder}/conv_out", f"{coder}.conv_out")

@@ -16,6 +16,8 @@ from tqdm import tqdm
 from nn_jax.decode import Sampling
 from train_jax import inference, run_directory
 from train_jax.errors import ConfigError, LoadError
+from train_jax.weights import hub
+from vqgan_jax.pretrained.taming import find_file
 from vqgan_jax.prior import model as model_lib
 from vqgan_jax.prior import sampling, taming
 from vqgan_jax.prior.task import TOKENIZER
@@ -225,15 +227,15 @@ def load(path: str | Path, step: int | None = None) -> Prior:
     """A second stage, with its tokenizer.
 
     Args:
-      path: a run directory (averaged weights where there are any), or taming-transformers' `.ckpt` of a second stage with
-        its `.yaml` beside it.
+      path: a run directory (averaged weights where there are any), taming-transformers' `.ckpt` of a second stage with its
+        `.yaml` beside it (or a folder of one), or "hf:org/name" for a repository that holds these.
       step: of a run directory, the checkpoint; None for the newest readable one.
 
     Raises LoadError that says what was found if it is none, is damaged, or does not belong together.
     """
-    path = Path(path)
-    if path.is_file():
-        return _load_taming(path)
+    path = hub.resolve(path, ("*.ckpt", "*.yaml", "*.yml"))
+    if file := path if path.is_file() else find_file(path):
+        return _load_taming(file)
     config = run_directory.open_config(path, "vqgan_jax.prior.task", "a second stage", (TOKENIZER,))
     if config is None:
         raise LoadError(f"{path} is no run directory: it has no config.json with a task")

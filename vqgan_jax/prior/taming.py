@@ -12,62 +12,89 @@ import numpy as np
 from train_jax.errors import LoadError
 from train_jax.weights import gpt
 from train_jax.weights.layout import Entry, nested, take
-from train_jax.weights.tensors import open_tensors
 from vqgan_jax.pretrained import taming
+from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
 
-_TARGET = "Net2NetTransformer"
-_UNCONDITIONAL = "SOSProvider"
-_LABELLED = ("DummyCondStage", "Labelator")
-_IGNORED = (r"\.attn\.mask$", r"^first_stage_model\.", r"^cond_stage_model\.")
+_IGNORED = (r"\.attn\.mask$",)
+_DEFAULTS = {"n_layer": 12, "n_head": 8, "n_embd": 256, "n_unmasked": 0, "resid_pdrop": 0.0}  # of its GPT
 
 
-def open_file(path: Path):
+def open_file(path: Path) -> tuple[dict, dict, Checkpoint] | None:
     """`(options of the transformer, its parameters, Checkpoint of the first stage)`; None if it is no such file.
 
     Raises LoadError for a model that cannot be built here (other conditions than labels), or tensors that are wrong.
     """
-    if path.suffix not in (".ckpt", ".pt", ".pth", ".safetensors"):
+    if path.suffix not in taming.SUFFIXES:
         return None
-    config = taming.read_config(path)
-    if not str(config.get("target", "")).endswith(_TARGET):
+    config = taming.read_model(path)
+    if _name(config) != "Net2NetTransformer":
         return None
-    params = config["params"]
-    condition = params.get("cond_stage_config", {})
-    condition = condition if isinstance(condition, str) else str(condition.get("target", ""))
-    free = (
-        bool(params.get("unconditional")) or condition.endswith(_UNCONDITIONAL) or condition == "__is_unconditional__"
-    )
-    if not free and not condition.endswith(_LABELLED):
-        raise LoadError(
-            f"{path}: a second stage with the condition {condition!r}; only labels, or none, are built here"
-        )
-    hparams = params["transformer_config"]["params"]
-    tensors = open_tensors(path)
-    tensors = {name.removeprefix("state_dict."): x for name, x in tensors.items()}
-    first = taming.checkpoint(
-        params["first_stage_config"],
-        {n.removeprefix("first_stage_model."): x for n, x in tensors.items() if n.startswith("first_stage_model.")},
-        path,
-    )
-    codes = first.model["quantizer"]["size"]
+    with describing(path):
+        params = config["params"]
+        classes, hparams = _classes(params, path), _hparams(params, path)
+        entries = _entries(hparams)
+    tensors = taming.open_state(path)
+    with describing(path):
+        first = taming.checkpoint(params["first_stage_config"], taming.first_stage(tensors), path)
     found = take(
-        {name: x for name, x in tensors.items() if name.startswith("transformer.")},
-        _entries(hparams),
-        str(path),
-        _IGNORED,
+        {name: x for name, x in tensors.items() if name.startswith("transformer.")}, entries, str(path), _IGNORED
     )
-    table, positions = found["tokens"], found.pop("positions")[0]
+    table, positions, codes = found["tokens"], found.pop("positions")[0], first.model["quantizer"]["size"]
+    if not max(classes, codes) <= len(table):
+        raise LoadError(f"{path}: {len(table)} tokens are too few for {codes} codes and {classes} labels, which share them")
     # No row for "no label": such a model was never shown one.
-    found["conditions"] = table[[params.get("sos_token", 0)]] if free else np.concatenate([table, 0 * table[:1]])
+    rows = np.concatenate([table[:classes], 0 * table[:1]])
+    found["conditions"] = rows if classes else table[[_first_token(params)]]
     found["tokens"], found["head/kernel"] = table[:codes], found["head/kernel"][:, :codes]
     options = {
-        "classes": 0 if free else len(table),
+        "classes": classes,
         "width": hparams["n_embd"],
         "depth": hparams["n_layer"],
         "heads": hparams["n_head"],
-        "dropout": float(hparams.get("resid_pdrop", 0.0)),
+        "dropout": float(hparams["resid_pdrop"]),
     }
     return options, nested(found | {"positions": positions}, True), first
+
+
+def _name(config: Mapping | str | None) -> str:
+    """The class that a part of a configuration names, without its module; or the word that stands in its place."""
+    target = config.get("target", "") if isinstance(config, Mapping) else config
+    return str(target).rsplit(".", 1)[-1]
+
+
+def _classes(params: Mapping, path: Path) -> int:
+    """How many labels the model knows; 0 for one that begins with a fixed token."""
+    condition = params.get("cond_stage_config")
+    name = _name(condition)
+    if params.get("unconditional") or name in ("SOSProvider", "__is_unconditional__"):
+        return 0
+    if name != "Labelator":
+        raise LoadError(
+            f"{path}: a second stage with the condition {name}; only labels (Labelator), or none, are built here. "
+            "vqgan_jax.load opens its first stage"
+        )
+    classes = condition["params"]["n_classes"]
+    if not (isinstance(classes, int) and classes > 0):
+        raise LoadError(f"{path}: n_classes = {classes!r} must be a number above 0")
+    return classes
+
+
+def _first_token(params: Mapping) -> int:
+    """The token with which a model without labels begins."""
+    condition = params.get("cond_stage_config")
+    own = condition.get("params") if _name(condition) == "SOSProvider" and isinstance(condition, Mapping) else None
+    return (own or params).get("sos_token", 0)
+
+
+def _hparams(params: Mapping, path: Path) -> Mapping:
+    """The transformer's sizes."""
+    for key, built in (("transformer_config", "GPT"), ("permuter_config", "Identity")):
+        if (name := _name(params.get(key, {"target": built}))) not in (built, "None"):
+            raise LoadError(f"{path}: a second stage with {key} {name}; only {built} is built here")
+    hparams = _DEFAULTS | params["transformer_config"]["params"]
+    if hparams["n_unmasked"]:
+        raise LoadError(f"{path}: n_unmasked = {hparams['n_unmasked']}; only 0, plain causal attention, is built here")
+    return hparams
 
 
 def _entries(hparams: Mapping) -> list[Entry]:
