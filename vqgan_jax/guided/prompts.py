@@ -115,9 +115,8 @@ def _refuse_clock_time(prompt: str, colon: int) -> None:
     """PromptError where the colon at this place has a digit on either side."""
     before, after = re.search(r"\d*$", prompt[:colon]).group(), re.match(r"\d*", prompt[colon + 1 :]).group()
     if before and after:
-        _refuse(
-            prompt, colon, rf"is {after} a weight? Write {before} :{after} if it is, {before}\:{after} if it is a part of the text"
-        )
+        why = rf"is {after} a weight? Write {before} :{after} if it is, {before}\:{after} if it is a part of the text"
+        _refuse(prompt, colon, why)
 
 
 def _what(prompt: str, letters: list[_Letter], end: int) -> tuple[str, str]:
