@@ -60,7 +60,7 @@ MODULE_EDGES = {
     "clip_jax.demo": {"train_jax"},
     "vqgan_jax.demo": {"train_jax"},
     # CLIP judges and guides the other models.
-    "vqgan_jax.guided": {"clip_jax", "train_jax.arguments", "train_jax.data", "train_jax.profiling"},
+    "vqgan_jax.guided": {"clip_jax", "train_jax.arguments", "train_jax.data", "train_jax.memory", "train_jax.profiling"},
     "vqgan_jax.guided.demo": {"train_jax"},
     "vqgan_jax.perceptual": {"clip_jax", "train_jax.weights"},
     "vqgan_jax.features": {"clip_jax"},
