@@ -20,7 +20,9 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8",
+        "etils[epath]>=1.13",
         "flax>=0.12.8,<0.13",
+        "fsspec>=2024.6",  # object storage; gcsfs and s3fs open gs:// and s3://
         "ftfy>=6.2",
         "grain>=0.2.15,<0.3",
         # 0.3x is what the peers' transformers 4 agrees with, 1.x and later what everyone else has.

@@ -12,13 +12,14 @@ PACKAGES = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax", "config
 OUTSIDE = ("tests", "benchmarks", "notebooks")
 
 # What any module of a package may import of the others. `configs` is in no row: configs are loaded by path.
-# `train_jax.errors` holds no more than the exceptions that the command line knows how to show.
+# `train_jax.errors` holds no more than the exceptions that the command line knows how to show, `train_jax.paths` what
+# opens the paths that users name.
 PACKAGE_EDGES = {
     "nn_jax": set(),
     "train_jax": set(),
-    "clip_jax": {"nn_jax", "train_jax.errors"},
-    "vqgan_jax": {"nn_jax", "train_jax.errors"},
-    "dalle_jax": {"nn_jax", "train_jax.errors", "vqgan_jax"},
+    "clip_jax": {"nn_jax", "train_jax.errors", "train_jax.paths"},
+    "vqgan_jax": {"nn_jax", "train_jax.errors", "train_jax.paths"},
+    "dalle_jax": {"nn_jax", "train_jax.errors", "train_jax.paths", "vqgan_jax"},
     "configs": set(),
 }
 
