@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from train_jax.data.files import read_lines
 from train_jax.errors import UserError
 
 
@@ -33,10 +34,10 @@ def check_outputs(**paths: str | None) -> None:
 
 def check_folder(path: str | Path, option: str) -> None:
     """UserError for a folder that cannot be made or written to."""
-    path = Path(path).resolve()
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    absolute = Path(path).resolve()
+    existing = next(parent for parent in (absolute, *absolute.parents) if parent.exists())
     if not existing.is_dir():
-        which = "that" if existing == path else f"{existing}"
+        which = "that" if existing == absolute else f"{existing}"
         raise UserError(f"{option} {path}: {which} is a file; name a folder")
     if not os.access(existing, os.W_OK):
         raise UserError(f"{option} {path}: no permission to write there")
@@ -55,7 +56,7 @@ def lines(texts: Sequence[str], what: str) -> list[str]:
     Args:
       what: a line holds, for messages, such as "a prompt".
 
-    UserError for a file without such lines, or of an unknown encoding; OSError for one that cannot be opened.
+    UserError for a file without such lines, DataError for one of an unknown encoding, OSError for one that cannot be opened.
     """
     return [line for text in texts for line in (_lines_of(text, what) if text[:1] == "@" else [text])]
 
@@ -70,11 +71,7 @@ def listed(text: str, what: str, option: str) -> list[str]:
 
 
 def _lines_of(text: str, what: str) -> list[str]:
-    file = Path(text[1:])
-    try:
-        found = [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{text}: {file} is not UTF-8 ({error.reason}); save it as such") from error
-    if not found:
-        raise UserError(f"{text}: {file} has no line with {what}")
-    return found
+    entries = read_lines(text[1:])
+    if not entries:
+        raise UserError(f"{text}: {text[1:]} has no line with {what}")
+    return entries

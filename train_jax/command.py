@@ -50,7 +50,7 @@ def answer(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ..
     # Late, so that --help and wrong arguments are answered at once.
     from PIL import Image
 
-    from train_jax.data.errors import BrokenSample
+    from train_jax.data.errors import BrokenSample, DataError
 
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what a terminal cannot show
         if hasattr(stream, "reconfigure"):
@@ -61,7 +61,7 @@ def answer(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ..
         code = arguments.run(arguments)
         sys.stdout.flush()
         return code
-    except (LoadError, BrokenSample, UserError, *mistakes) as error:
+    except (ConfigError, LoadError, BrokenSample, DataError, UserError, *mistakes) as error:
         message = str(error)
     except BrokenPipeError:  # `| head` has read enough; what is left in the buffer has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -189,12 +189,15 @@ def test_encode_and_decode_a_folder(run, tiny, trained, folder, tmp_path):
 def test_pictures_that_differ_in_their_suffix_alone_are_all_written(run, tiny, folder, tmp_path):
     both = tmp_path / "both"
     both.mkdir()
-    for number, name in enumerate(("a.png", "a.jpg", "b.jpg")):
+    (tmp_path / "outside").mkdir()
+    (both / "linked").symlink_to(tmp_path / "outside")
+    for number, name in enumerate(("a.png", "a.jpg", "linked/b.jpg")):
         Image.new("RGB", (20, 20), (80 * number, 0, 0)).save(both / name)
     assert run("encode", both, "--model", tiny[1], "--out", tmp_path / "codes.npz")[0] == 0
     code, out, _ = run("decode", tmp_path / "codes.npz", "--model", tiny[1], "--out", tmp_path / "out")
     assert code == 0 and "wrote 3 picture(s)" in out
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.jpg.png", "a.png.png", "b.jpg.png"]
+    names = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").glob("**/*.png"))
+    assert names == ["a.jpg.png", "a.png.png", "linked/b.jpg.png"]
 
 
 def test_mistakes_on_the_command_line_are_one_line(run, tiny, folder, tmp_path):

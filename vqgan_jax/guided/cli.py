@@ -187,9 +187,11 @@ def _repeated(path: str) -> tuple[dict[str, Any], int | None]:
 def _config(path: str) -> dict[str, Any]:
     import yaml
 
+    from train_jax.data.files import read_text
+
     try:
-        found = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        found = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise UserError(f"{path} is no YAML: {error}") from error
     if not isinstance(found, Mapping):
         raise UserError(f"{path} must hold options as name: value, not a {type(found).__name__}")
