@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import os
 import re
 import shutil
 import sys
 from pathlib import Path
 
+from train_jax import arguments as arguments_lib
 from train_jax import command
 from train_jax.errors import UserError
 from train_jax.weights import hub
@@ -126,27 +128,28 @@ def _parser() -> argparse.ArgumentParser:
 def _classify(arguments: argparse.Namespace) -> int:
     from clip_jax.clip import load
     from clip_jax.templates import read_templates
-    from train_jax.data.images import BrokenSample, decode
+    from train_jax.data.images import BrokenSample
 
-    labels = _labels(arguments.labels)
+    labels = arguments_lib.listed(arguments.labels, "a label", "--labels")
     try:
         templates = read_templates(arguments.templates or ["a photo of a {}."])
     except ValueError as error:
         raise UserError(f"--template: {error}") from error
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top} must be at least 1")
+    if not any(os.path.isfile(path) for path in arguments.images):
+        raise UserError(f"no picture can be read; {arguments.images[0]}: No such file")
+    clip = load(arguments.model)
     pictures, failures = {}, []
     for path in arguments.images:
         try:
-            pictures[path] = decode(Path(path).read_bytes())
-        except (BrokenSample, OSError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            failures.append(f"{path}: {why}")
+            pictures[path] = clip.preprocess(path)  # photographs at their full size would fill the memory
+        except BrokenSample as error:
+            failures.append(f"{path}: {error}")
     if not pictures:
         raise UserError(f"no picture can be read; {failures[0]}")
     for failure in failures:
         print(f"clip-jax classify: left out {failure}", file=sys.stderr)
-    clip = load(arguments.model)
     probabilities = clip.classify(list(pictures.values()), labels, templates)
     if arguments.json:
         found = [
@@ -157,17 +160,6 @@ def _classify(arguments: argparse.Namespace) -> int:
     else:
         print(probability_table(list(pictures), labels, probabilities, arguments.top))
     return 2 if failures else 0
-
-
-def _labels(text: str) -> list[str]:
-    if text.startswith("@"):
-        labels = Path(text[1:]).read_text("utf-8").splitlines()
-    else:
-        labels = text.split(",")
-    labels = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
-    if not labels:
-        raise UserError(f'--labels {text!r} names no label: write them as in --labels "a cat,a dog"')
-    return labels
 
 
 def probability_table(names: list[str], labels: list[str], probabilities, top: int) -> str:
@@ -196,6 +188,7 @@ def _index(arguments: argparse.Namespace) -> int:
         raise UserError(f"--batch-size {arguments.batch_size} must be at least 1")
     if not Path(arguments.folder).is_dir():
         raise UserError(f"{arguments.folder}: no such folder")
+    arguments_lib.check_folder(arguments.out, "--out")
     part = _part(arguments.part) if arguments.part else None
     clip = load(arguments.model)
     report = build(
@@ -255,6 +248,7 @@ def _search(arguments: argparse.Namespace) -> int:
         raise UserError('give a text or --image FILE, one of them: clip-jax search INDEX "a dog"')
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top} must be at least 1")
+    arguments_lib.check_outputs(html=arguments.html, png=arguments.png)
     index = Index.open(arguments.index)
     if not index.complete:
         print(
@@ -293,6 +287,7 @@ def _heatmap(arguments: argparse.Namespace) -> int:
     from clip_jax import sheets
     from clip_jax.clip import load
 
+    arguments_lib.check_outputs(png=arguments.png)
     clip = load(arguments.model)
     maps = clip.heat_map([arguments.image], arguments.texts)[0]
     seen = Image.fromarray(clip.preprocess(arguments.image))

@@ -79,7 +79,7 @@ class Clip:
 
         Raises BrokenSample, naming the picture, if one cannot be read.
         """
-        _refuse_single(images, "images", Image.Image | str | os.PathLike)
+        _check_list(images, "images", Image.Image | str | os.PathLike)
         size = self.preprocess.size
         with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
 
@@ -90,7 +90,7 @@ class Clip:
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float32[np.ndarray, "n dim"]:
         """Embeddings of texts, of unit norm. A text of more tokens than the model reads is cut, and the log says so."""
-        _refuse_single(texts, "texts", str)
+        _check_list(texts, "texts", str)
         ids, cut = self.tokenizer.encode_flagged(list(texts))
         if cut.any():
             log.warning(
@@ -110,7 +110,7 @@ class Clip:
 
         The map lies over what the model sees: with preprocessing "crop", the middle square of the picture.
         """
-        _refuse_single(images, "images", Image.Image | str | os.PathLike)
+        _check_list(images, "images", Image.Image | str | os.PathLike)
         text = self.encode_text(texts)
         size = self.preprocess.size
 
@@ -140,8 +140,8 @@ class Clip:
 
         Raises ValueError for no labels, or a template without `{}`.
         """
-        _refuse_single(labels, "labels", str)
-        _refuse_single(templates, "templates", str)
+        _check_list(labels, "labels", str)
+        _check_list(templates, "templates", str)
         if not len(labels):
             raise ValueError("classify needs at least one label")
         templates = read_templates(templates)
@@ -196,10 +196,14 @@ def _compile(module: model_lib.CLIP, preprocess: Preprocess) -> _Programs:
     return _Programs(*map(jax.jit, (encode_image, encode_patches, encode_text, logits, probabilities)))
 
 
-def _refuse_single(values, what: str, kinds) -> None:
-    """A single value where a list belongs would be taken apart letter by letter, or pixel row by pixel row."""
+def _check_list(values, what: str, kinds) -> None:
+    """TypeError for a single value, and for an entry that is no text where texts belong."""
+    # A single value would be taken apart letter by letter, or pixel row by pixel row.
     if isinstance(values, kinds) or (isinstance(values, np.ndarray) and what == "images" and values.ndim == 3):
         raise TypeError(f"{what} must be a list, not one {type(values).__name__}: write [value]")
+    for number, value in enumerate(values if kinds is str else ()):
+        if not isinstance(value, str):
+            raise TypeError(f"{what}[{number}] is a {type(value).__name__}, {value!r}; it must be a text")
 
 
 def _fingerprint(module: model_lib.CLIP, variables, tokenizer: AnyTokenizer, preprocess: Preprocess) -> str:

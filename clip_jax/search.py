@@ -197,9 +197,9 @@ def build(
 ) -> Report:
     """Indexes the pictures below `folder` into the directory `out`, or brings the index there up to date.
 
-    Pictures are files with a picture's suffix, nested folders included, hidden ones left out. A file whose size and time of
-    change are as before is not read again, a deleted one is dropped, an unreadable one is skipped and listed. Killed at any
-    moment, the same call goes on.
+    Pictures are files with a picture's suffix, nested and linked folders included, hidden ones left out. A file whose size
+    and time of change are as before is not read again, a deleted one is dropped, an unreadable one is skipped and listed.
+    Killed at any moment, the same call goes on.
 
     Args:
       model: where `clip` was loaded from, remembered so that a search can load it again; None: its name.
@@ -278,8 +278,14 @@ def _scan(folder: Path, indices: set[Path]) -> tuple[dict[str, dict], dict[str, 
     def complain(error: OSError) -> None:
         broken[os.path.relpath(error.filename, folder)] = error.strerror
 
-    for parent, folders, names in os.walk(folder, onerror=complain):
+    above = {str(folder): {os.path.realpath(folder)}}  # folder -> the real folders that hold it: links may lead back
+    for parent, folders, names in os.walk(folder, onerror=complain, followlinks=True):
+        inside = above.pop(parent)
         folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name) not in indices]
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(parent, name)) not in inside]
+        for name in folders:
+            below = os.path.join(parent, name)
+            above[below] = inside | {os.path.realpath(below)}
         for name in names:
             if name.startswith("."):
                 continue

@@ -1,20 +1,16 @@
 """Sentences for labels: templates such as `a photo of a {}.`, given one by one or as the lines of a file."""
 
 from collections.abc import Sequence
-from pathlib import Path
+
+from train_jax.arguments import lines
 
 
 def read_templates(templates: Sequence[str]) -> list[str]:
     """Sentences with `{}` for a label; `@FILE` stands for the lines of a file.
 
-    Raises ValueError if there are none, or one has no `{}`; OSError for a file that cannot be read.
+    Raises ValueError if there are none, or one has no `{}`; OSError for a file that cannot be opened.
     """
-    found = []
-    for template in templates:
-        if template.startswith("@"):
-            found += [line.strip() for line in Path(template[1:]).read_text("utf-8").splitlines() if line.strip()]
-        else:
-            found.append(template)
+    found = lines(templates, "a template")
     if not found:
         raise ValueError("there are no templates; write sentences such as 'a photo of a {}.'")
     for template in found:

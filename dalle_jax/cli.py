@@ -6,9 +6,9 @@ import json
 import sys
 from pathlib import Path
 
+from train_jax import arguments as arguments_lib
 from train_jax import command
 from train_jax.errors import UserError
-from vqgan_jax import arguments as arguments_lib
 
 _EXAMPLES = {
     "": """\
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    return _draw(arguments, arguments_lib.prompts(arguments.prompts))
+    return _draw(arguments, arguments_lib.lines(arguments.prompts, "a prompt"))
 
 
 def _complete(arguments: argparse.Namespace) -> int:
@@ -113,7 +113,7 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
     out, preview = arguments_lib.png(arguments.out, "the grid"), getattr(arguments, "preview", None)
     if preview:
         arguments_lib.png(preview, "the preview", "--preview")
-    arguments_lib.places(out=arguments.out, preview=preview, folder=arguments.folder)
+    arguments_lib.check_outputs(out=arguments.out, preview=preview, folder=arguments.folder)
     if arguments.best is not None and not arguments.rerank:
         raise UserError(f"--best {arguments.best}: say by --rerank what makes pictures the best")
     settings = {key: getattr(arguments, key) for key in ("seed", "temperature", "top_k", "top_p", "guidance")}
@@ -222,12 +222,7 @@ def _kept(part: str, image: str, dalle):
 def _score(arguments: argparse.Namespace) -> int:
     from dalle_jax.dalle import load
 
-    asked = arguments.prompts
-    listed = asked[:1] == "@"
-    prompts = arguments_lib.prompts([asked]) if listed else [part.strip() for part in asked.split(",") if part.strip()]
-    if not prompts:
-        raise UserError("--prompts names none")
-    prompts = list(dict.fromkeys(prompts))
+    prompts = arguments_lib.listed(arguments.prompts, "a prompt", "--prompts")
     dalle = load(arguments.model)
     scores = dalle.score(prompts, [Path(image) for image in arguments.images]) / dalle.module.length
     if arguments.json:

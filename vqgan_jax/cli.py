@@ -5,11 +5,12 @@ Mistakes are one line and exit code 2.
 
 import argparse
 import sys
+import zipfile
 from pathlib import Path
 
+from train_jax import arguments as arguments_lib
 from train_jax import command
 from train_jax.errors import UserError
-from vqgan_jax import arguments as arguments_lib
 from vqgan_jax.guided import cli as guided
 
 _EXAMPLES = {
@@ -48,7 +49,8 @@ and left out.""",
 examples:
   vqgan-jax decode codes.npz --model runs/vqgan-shapes --out pictures
 
-Writes a PNG for each row of codes. Codes of another model are refused.""",
+Writes a PNG for each row of codes: a.png for a.jpg; where two pictures would have one name, a.jpg.png for every a.jpg. Codes
+of another model are refused.""",
 }
 _MODEL = "a run directory, a directory of diffusers' VQModel, or taming's .ckpt with its .yaml beside it"
 _BATCH = 32
@@ -105,6 +107,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     from vqgan_jax.prior.prior import load
 
     out = arguments_lib.png(arguments.out, "the grid")
+    arguments_lib.check_outputs(out=arguments.out)
     if arguments.columns < 1:
         raise UserError(f"--columns {arguments.columns}: at least 1")
     size = None
@@ -147,6 +150,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     from vqgan_jax.vqgan import load
 
     out = arguments_lib.png(arguments.out, "the sheet")
+    arguments_lib.check_outputs(out=arguments.out)
     vq = load(arguments.model)
     paths, pictures = _read(vq, [Path(image) for image in arguments.images])
     if not pictures:
@@ -170,12 +174,14 @@ def _encode(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from train_jax.data.images import IMAGE_SUFFIXES
+    from train_jax.paths import walk
     from vqgan_jax.vqgan import load
 
+    arguments_lib.check_outputs(out=arguments.out)
     folder = Path(arguments.folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    files = [file for file in walk(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise UserError(f"{folder}: no pictures ({' '.join(IMAGE_SUFFIXES)}) in it")
     vq = load(arguments.model)
@@ -203,28 +209,50 @@ def _decode(arguments: argparse.Namespace) -> int:
 
     from vqgan_jax.vqgan import load
 
+    out = Path(arguments.out)
+    arguments_lib.check_folder(out, "--out")
     try:
         with np.load(arguments.codes, allow_pickle=False) as file:
             codes, paths, fingerprint = file["codes"], file["paths"], str(file["fingerprint"])
-    except (ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(f"{arguments.codes} holds no codes of vqgan-jax encode ({error})") from error
+    if codes.ndim != 3 or codes.dtype.kind not in "iu" or paths.shape != codes.shape[:1] or paths.dtype.kind != "U":
+        raise UserError(
+            f"{arguments.codes} holds no codes of vqgan-jax encode: codes {codes.dtype} {list(codes.shape)}, paths "
+            f"{paths.dtype} {list(paths.shape)}; it writes whole numbers [n, h, w] and a text for each of the n"
+        )
+    targets = _targets(out, [str(path) for path in paths], arguments.codes)
     vq = load(arguments.model)
     if fingerprint != vq.fingerprint:
         raise UserError(
             f"{arguments.codes} was made by a model of fingerprint {fingerprint[:16]}; {vq.name} has {vq.fingerprint[:16]}"
         )
-    out = Path(arguments.out)
+    if codes.size and not 0 <= codes.min() <= codes.max() < vq.codes:
+        raise UserError(f"{arguments.codes}: codes {codes.min()} to {codes.max()}; {vq.name} has 0 to {vq.codes - 1}")
     for start in range(0, len(codes), _BATCH):
         pictures = np.round(255 * vq.decode(codes[start : start + _BATCH])).astype(np.uint8)
-        for path, picture in zip(paths[start : start + _BATCH], pictures, strict=True):
-            # Names come from a file: they may not lead out of the folder.
-            target = (out / str(path)).with_suffix(".png")
-            if not target.resolve().is_relative_to(out.resolve()):
-                raise UserError(f"{arguments.codes}: the path {path} leads out of {out}")
+        for target, picture in zip(targets[start : start + _BATCH], pictures, strict=True):
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(target)
     print(f"wrote {len(codes):,} picture(s) to {out}")
     return 0
+
+
+def _targets(out: Path, paths: list[str], file: str) -> list[Path]:
+    """The PNG of each picture: its path with the suffix exchanged, or added where that would give two one name.
+
+    UserError for a path of `file` that leads out of the folder or occurs twice.
+    """
+    for path in paths:
+        if "\0" in path or out.resolve() not in (out / path).resolve().parents:
+            raise UserError(f"{file}: the path {path!r} leads out of {out}")
+    targets = [(out / path).with_suffix(".png") for path in paths]
+    if len(set(targets)) < len(targets):
+        targets = [out / f"{path}.png" for path in paths]
+    if len(set(targets)) < len(targets):
+        twice = next(path for number, path in enumerate(paths) if path in paths[:number])
+        raise UserError(f"{file}: the path {twice!r} occurs twice")
+    return targets
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_classify_prints_the_model_s_probabilities(run, tiny, trained, folder):
 
 
 def test_labels_from_a_file(run, tiny, folder, tmp_path):
-    (tmp_path / "labels.txt").write_text("red circle\n\nblue, or green, square\nred circle\n")
+    (tmp_path / "labels.txt").write_text("red circle\n\nblue, or green, square\nred circle\n", "utf-8-sig")
     options = ("--model", tiny[1], "--labels", f"@{tmp_path / 'labels.txt'}", "--json")
     code, out, _ = run("classify", folder / "a red circle.png", *options)
     assert code == 0 and list(json.loads(out)[0]["probabilities"]) == ["red circle", "blue, or green, square"]
@@ -104,7 +104,10 @@ def test_classify_goes_on_after_a_broken_picture(run, tiny, folder, tmp_path):
     "arguments, words",
     [
         (["nowhere.jpg", "--labels", "cat"], "no picture can be read; nowhere.jpg: No such file"),
-        (["PICTURE", "--labels", " , "], "names no label"),
+        (["PICTURE", "--labels", " , "], "--labels ' , ' names none"),
+        (["PICTURE", "--labels", "@LATIN"], "latin.txt: byte 3 is not UTF-8"),
+        (["PICTURE", "--labels", "cat", "--template", "@LATIN"], "latin.txt: byte 3 is not UTF-8"),
+        (["PICTURE", "--labels", "@BLANK"], "blank.txt has no line with a label"),
         (["PICTURE", "--labels", "@nowhere.txt"], "nowhere.txt: No such file"),
         (["PICTURE", "--labels", "cat", "--template", "a photo"], "'a photo' has no {}"),
         (["PICTURE", "--labels", "cat", "--top", "0"], "--top 0 must be at least 1"),
@@ -114,8 +117,15 @@ def test_classify_goes_on_after_a_broken_picture(run, tiny, folder, tmp_path):
         ),
     ],
 )
-def test_mistakes_in_classify_are_one_line(run, tiny, folder, arguments, words):
-    arguments = [folder / "a red circle.png" if a == "PICTURE" else a for a in arguments]
+def test_mistakes_in_classify_are_one_line(run, tiny, folder, tmp_path, arguments, words):
+    (tmp_path / "latin.txt").write_bytes("gar\u00e7on".encode("latin-1"))
+    (tmp_path / "blank.txt").write_text(" \n\n")
+    names = {
+        "PICTURE": folder / "a red circle.png",
+        "@LATIN": f"@{tmp_path / 'latin.txt'}",
+        "@BLANK": f"@{tmp_path / 'blank.txt'}",
+    }
+    arguments = [names.get(a, a) for a in arguments]
     code, out, error = run("classify", *([] if "--model" in arguments else ["--model", tiny[1]]), *arguments)
     assert code == 2 and out == "" and words in one_line(error) and error.startswith("clip-jax classify: error: ")
 
@@ -249,7 +259,8 @@ def test_mistakes_in_search_are_one_line(run, index, folder, tmp_path, tiny):
         ((index, "--image", tmp_path / "nowhere.jpg"), "nowhere.jpg: not a readable picture"),
         ((index, "x", "--top", "0"), "--top 0"),
         ((index, "x", "--model", tmp_path / "nowhere"), "is not there: name it with --model"),
-        ((index, "x", "--png", tmp_path / "no" / "x.png"), "x.png: No such file or directory"),
+        ((index, "x", "--html", tmp_path / "no" / "x.html"), "x.html: there is no folder"),
+        ((index, "x", "--png", tmp_path / "no" / "x.png"), "x.png: there is no folder"),
     ):
         code, _, error = run("search", *arguments)
         assert code == 2 and words in one_line(error), error

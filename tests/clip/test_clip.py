@@ -16,6 +16,7 @@ from PIL import Image
 
 import clip_jax
 from clip_jax import LoadError
+from clip_jax import clip as clip_module
 from train_jax.data.images import CLIP_MEAN, CLIP_STD, BrokenSample
 
 
@@ -122,6 +123,8 @@ def test_a_long_text_is_cut_and_reported(clip, caplog):
 
 def test_mistakes_are_named(clip, captions, drawn, tmp_path):
     picture = drawn(captions[0])
+    with pytest.raises(TypeError, match=r"texts\[1\] is a NoneType, None; it must be a text"):
+        clip_module._check_list(["a", None], "texts", str)
     with pytest.raises(TypeError, match="texts must be a list"):
         clip.encode_text("a red circle")
     for single in (np.asarray(picture), "photo.jpg"):

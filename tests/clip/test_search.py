@@ -187,6 +187,17 @@ def test_what_may_not_be_read_is_listed(clip, folder, tmp_path):
     assert set(report.broken) == {"a", "b/01.png"} and report.indexed == 7
 
 
+def test_linked_folders_are_walked_and_links_back_are_not(tmp_path):
+    """Two folders that link to each other, and one outside."""
+    for name in ("photos/a", "photos/b", "outside"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "x.png").write_bytes(b"")
+    for link, target in (("photos/a/b", "photos/b"), ("photos/b/a", "photos/a"), ("photos/c", "outside")):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    files, broken, _ = search._scan(tmp_path / "photos", {tmp_path / "index"})
+    assert sorted(files) == ["a/b/x.png", "a/x.png", "b/a/x.png", "b/x.png", "c/x.png"] and not broken
+
+
 def test_folders_without_pictures(clip, tmp_path):
     with pytest.raises(SearchError, match="nowhere: no such folder"):
         quiet(clip, tmp_path / "nowhere", tmp_path / "index")

@@ -114,7 +114,8 @@ def test_score_prints_a_table_or_json(tiny, trained, picture, capsys):
         (["generate", "@missing.txt", "--out", "g.png"], "missing.txt: No such file"),
         (["complete", "PICTURE", "--keep", "middle", "--out", "c.png"], "--keep middle: name one of top"),
         (["complete", "missing.png", "--keep", "top", "--out", "c.png"], "missing.png"),
-        (["score", "PICTURE", "--prompts", " , "], "--prompts names none"),
+        (["score", "PICTURE", "--prompts", " , "], "--prompts ' , ' names none"),
+        (["generate", "a", "--out", "no/g.png"], "--out no/g.png: there is no folder no"),
     ],
 )
 def test_mistakes_are_one_line(tiny, picture, tmp_path, monkeypatch, capsys, arguments, message):

@@ -170,13 +170,34 @@ def test_encode_and_decode_a_folder(run, tiny, trained, folder, tmp_path):
     for changes, words in (
         ({"fingerprint": "0123"}, "made by a model of fingerprint 0123"),
         ({"paths": np.array(["../a", "b", "c"])}, "leads out of"),
+        ({"paths": np.array(["a", ".", "c"])}, "leads out of"),
+        ({"paths": np.array(["a", "b", "a"])}, "the path 'a' occurs twice"),
+        ({"paths": np.array(["a", "b"])}, "paths <U1 [2]"),
+        ({"codes": content["codes"][0]}, "codes int32 [8, 8]"),
+        ({"codes": content["codes"] + 0.5}, "codes float64"),
+        ({"codes": content["codes"] - 10_000}, "has 0 to 15"),
     ):
         np.savez(tmp_path / "other.npz", **(content | changes))
         code, _, error = run("decode", tmp_path / "other.npz", "--model", tiny[1], "--out", tmp_path / "out")
         assert code == 2 and words in error
+    assert not list((tmp_path / "out").glob("**/*.png.png")) and len(list((tmp_path / "out").glob("**/*.png"))) == 3
     np.savez(tmp_path / "other.npz", codes=content["codes"])
     code, _, error = run("decode", tmp_path / "other.npz", "--model", tiny[1], "--out", tmp_path / "out")
     assert code == 2 and "holds no codes" in error
+
+
+def test_pictures_that_differ_in_their_suffix_alone_are_all_written(run, tiny, folder, tmp_path):
+    both = tmp_path / "both"
+    both.mkdir()
+    (tmp_path / "outside").mkdir()
+    (both / "linked").symlink_to(tmp_path / "outside")
+    for number, name in enumerate(("a.png", "a.jpg", "linked/b.jpg")):
+        Image.new("RGB", (20, 20), (80 * number, 0, 0)).save(both / name)
+    assert run("encode", both, "--model", tiny[1], "--out", tmp_path / "codes.npz")[0] == 0
+    code, out, _ = run("decode", tmp_path / "codes.npz", "--model", tiny[1], "--out", tmp_path / "out")
+    assert code == 0 and "wrote 3 picture(s)" in out
+    names = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").glob("**/*.png"))
+    assert names == ["a.jpg.png", "a.png.png", "linked/b.jpg.png"]
 
 
 def test_mistakes_on_the_command_line_are_one_line(run, tiny, folder, tmp_path):
@@ -186,6 +207,13 @@ def test_mistakes_on_the_command_line_are_one_line(run, tiny, folder, tmp_path):
         (("encode", tmp_path / "empty", "--model", tiny[1], "--out", tmp_path / "x"), "no pictures"),
         (("encode", folder, "--model", tmp_path / "empty", "--out", tmp_path / "x"), "is no VQGAN"),
         (("reconstruct", folder / "broken.png", "--model", tiny[1], "--out", tmp_path / "x.png"), "no picture can be"),
+        # Places to write are looked at first: there is no model called "none".
+        (("encode", folder, "--model", "none", "--out", tmp_path / "no" / "x.npz"), "there is no folder"),
+        (("encode", folder, "--model", "none", "--out", tmp_path), "that is a folder; name a file"),
+        (("reconstruct", folder / "a.png", "--model", "none", "--out", tmp_path / "no" / "x.png"), "there is no folder"),
+        (("sample", "--model", "none", "--out", tmp_path / "no" / "x.png"), "there is no folder"),
+        (("decode", "none.npz", "--model", "none", "--out", folder / "a.png"), "that is a file; name a folder"),
+        (("decode", folder / "a.png", "--model", "none", "--out", tmp_path / "out"), "holds no codes"),
     ):
         code, _, error = run(*arguments)
         assert code == 2 and words in error.splitlines()[-1] and "Traceback" not in error

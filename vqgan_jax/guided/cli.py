@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from train_jax import arguments as arguments_lib
 from train_jax.errors import ConfigError, UserError
-from vqgan_jax import arguments as arguments_lib
 from vqgan_jax.guided import options as options_lib
 
 EXAMPLES = """\
@@ -157,7 +157,7 @@ def order(arguments: argparse.Namespace) -> Order:
     if not isinstance(run["vqgan"], str | None):
         raise UserError(f"vqgan = {run['vqgan']!r}; it must be a text")
     if not arguments.repeat:  # what was painted tells each prompt as it is
-        run["prompts"] = arguments_lib.prompts(run["prompts"])
+        run["prompts"] = arguments_lib.lines(run["prompts"], "a prompt")
     for name, what in (("prompts", "a prompt"), ("vqgan", "--vqgan MODEL"), ("clip", "--clip MODEL")):
         if not run[name]:
             raise UserError(f"say what to paint, and with which models: {what} is missing")
@@ -187,9 +187,11 @@ def _repeated(path: str) -> tuple[dict[str, Any], int | None]:
 def _config(path: str) -> dict[str, Any]:
     import yaml
 
+    from train_jax.data.files import read_text
+
     try:
-        found = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        found = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise UserError(f"{path} is no YAML: {error}") from error
     if not isinstance(found, Mapping):
         raise UserError(f"{path} must hold options as name: value, not a {type(found).__name__}")
@@ -241,7 +243,8 @@ def _paint(arguments: argparse.Namespace) -> int:
     out = arguments_lib.png(arguments.out, "the picture")
     if arguments.preview:
         arguments_lib.png(arguments.preview, "the preview", "--preview")
-    arguments_lib.places(**{name: getattr(arguments, name) for name in ("out", "video", "preview", "state", "folder")})
+    outputs = ("out", "video", "preview", "state", "folder")
+    arguments_lib.check_outputs(**{name: getattr(arguments, name) for name in outputs})
     if arguments.video:
         video.check(arguments.video, arguments.fps)
     elif arguments.fps != _FPS:

@@ -4,14 +4,20 @@ What a step computes stays the same: parts of the cuts go through CLIP one after
 backward pass; the decoder may be, too.
 """
 
+import functools
 import logging
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from train_jax import memory as free_memory
 from train_jax.errors import ConfigError
 from train_jax.profiling import MemoryPlan, memory_plan
+from vqgan_jax.vqgan import Vqgan
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +52,27 @@ def fit(compile_with: Callable[[int, bool], jax.stages.Compiled], cuts: int, dev
         f"memory = {budget:g} GiB a device: the most frugal step needs {needed:.2f} GiB. Paint a smaller size, or fewer "
         "pictures at once"
     )
+
+
+def check_decoder(vq: Vqgan, size: tuple[int, int], paintings: int, mesh: Mesh) -> None:
+    """ConfigError for pictures that no program could decode in the memory there is; costs nothing but a trace.
+
+    Args:
+      size: height and width in pixels.
+      paintings: decoded at once, over the devices of `mesh`.
+    """
+    codes = jax.ShapeDtypeStruct((1, size[0] // vq.factor, size[1] // vq.factor), jnp.int32)
+    decode = functools.partial(vq.module.apply, method="decode")
+    # A convolution's input and output are there at once.
+    needed = 2 * free_memory.largest_array(decode, vq.variables, codes) * math.ceil(paintings / mesh.size)
+    what = f"decoding {paintings} picture(s) of {size[0]} x {size[1]} takes at least"
+    free_memory.require(needed, mesh.local_devices[0], what, "paint a smaller size, or fewer pictures at once")
+
+
+def check_plan(plan: MemoryPlan, mesh: Mesh) -> None:
+    """ConfigError for a compiled step that takes more memory than there is beside its arguments, which are there already."""
+    remedy = "split the cuts (memory, or --memory, in GiB a device), paint a smaller size, or fewer pictures at once"
+    free_memory.require(plan.total - plan.arguments, mesh.local_devices[0], "a step takes", remedy)
 
 
 def candidates(cuts: int, devices: int) -> Iterator[tuple[int, bool]]:

@@ -178,6 +178,7 @@ class Painter:
         self.mesh = jax.tree.leaves(vq.variables)[0].sharding.mesh
         if self.options.latents == "straight" and latents.table(vq.module, vq.variables) is None:
             raise ConfigError("latents = 'straight' needs vectors of codes, and the dVAE has none: use 'soft' or 'gumbel'")
+        memory.check_decoder(vq, self.size, len(self.jobs), self.mesh)
         with jax.set_mesh(self.mesh):
             points = latents.table(vq.module, vq.variables)
             self.variables = trajectory.Variables(vq.variables, points, tuple(c.variables for c in self.clips))
@@ -292,7 +293,9 @@ class Painter:
         if earlier is not None or o.memory is None:  # how it is split is decided once
             micro, remat = (earlier.micro, earlier.remat) if earlier else (o.micro_cuts or o.cuts, o.remat)
             program = compile_with(micro, remat)
-            return memory.Fit(program, micro, remat, memory.memory_plan(program))
+            fitted = memory.Fit(program, micro, remat, memory.memory_plan(program))
+            memory.check_plan(fitted.plan, self.mesh)
+            return fitted
         devices = self.mesh.size if len(self.jobs) % self.mesh.size else 1
         return memory.fit(compile_with, o.cuts, devices, o.memory)
 

@@ -6,10 +6,12 @@
     what    = text | "image=" path | "noise=" seed
 
 A negative weight pushes away. Below its stop a part no longer pulls. `\\` before one of `| ^ : = \\` makes it a letter.
+A colon between two digits of a text is refused: in "a clock at 12:30" it is a letter, in "route 66:0.5" it begins a weight.
 """
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 
 from train_jax.errors import UserError, in_float32
@@ -93,6 +95,8 @@ def _split(field: _Field, mark: str) -> list[_Field]:
 def _part(prompt: str, field: _Field) -> Part:
     fields = _split(field, ":")
     what, kind = _what(prompt, *fields[0])
+    if kind == "text" and len(fields) > 1:
+        _refuse_clock_time(prompt, fields[0][1])
     if len(fields) > 3:
         _refuse(prompt, fields[2][1], r"a part is text:weight:stop, with no third colon; write \: for a colon of the text")
     weight = _number(prompt, *fields[1], "weight") if len(fields) > 1 else 1.0
@@ -105,6 +109,14 @@ def _part(prompt: str, field: _Field) -> Part:
         why = f"with stop {stop:g} a part of weight {weight:g} never pulls; it must be below {most:.3g}"
         _refuse(prompt, _start(*fields[2]), why)
     return Part(what, weight, stop, kind)
+
+
+def _refuse_clock_time(prompt: str, colon: int) -> None:
+    """PromptError where the colon at this place has a digit on either side."""
+    before, after = re.search(r"\d*$", prompt[:colon]).group(), re.match(r"\d*", prompt[colon + 1 :]).group()
+    if before and after:
+        why = rf"is {after} a weight? Write {before} :{after} if it is, {before}\:{after} if it is a part of the text"
+        _refuse(prompt, colon, why)
 
 
 def _what(prompt: str, letters: list[_Letter], end: int) -> tuple[str, str]:

@@ -156,8 +156,8 @@ def test_a_story_is_a_video(given, tmp_path):
         (("a", "--out", "a.png", "--preview", "a.png"), "--out and --preview name the same file"),
         (("a", "--folder", "strange.yaml"), "--folder strange.yaml: that is a file"),
         (("a", "--state", "."), "--state .: that is a folder"),
-        (("@utf16.txt",), "utf16.txt is not UTF-8"),
-        (("--config", "utf16.txt"), "utf16.txt is no YAML"),
+        (("@latin.txt",), "latin.txt: byte 0 is not UTF-8"),
+        (("--config", "latin.txt"), "latin.txt: byte 0 is not UTF-8"),
         (("--config", "aspect.yaml"), "write it in quotes, such as '16:9'"),
         (("a", "--repeat", "a.png"), "a PROMPT would make it another picture"),
         (("--repeat", "nowhere.png"), "nowhere.png"),
@@ -171,7 +171,7 @@ def test_mistakes_are_one_line(given, tmp_path, monkeypatch, capsys, arguments, 
     (tmp_path / "three.yaml").write_text("clip: 3\nprompts: a\nvqgan: a")
     (tmp_path / "word.yaml").write_text("lr: fast")
     (tmp_path / "aspect.yaml").write_text("aspect: 16:9")
-    (tmp_path / "utf16.txt").write_bytes("a star".encode("utf-16"))
+    (tmp_path / "latin.txt").write_bytes("étoile".encode("latin-1"))
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     few = () if "--repeat" in arguments else STILL if "--frames" in arguments else FEW
     models = () if "--repeat" in arguments or "three.yaml" in arguments else given

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import vqgan_jax
+from train_jax import memory
 from train_jax.errors import ConfigError, LoadError
 from vqgan_jax import guided
 from vqgan_jax.guided import augment, cutouts, losses, options, painting, targets, trajectory
@@ -350,6 +351,27 @@ def test_a_power_that_sizes_nothing_is_refused(vq, clip, other_clip):
         guided.paint(vq, clip, "a", **FEW | small)
     jobs = [painting.Job(single("a"), 0, o) for o in options.resolve_many(small, [{}, {"cut_min": 0.5}])]
     painting.Painter(vq, clip, jobs)  # it sizes something in one of them
+
+
+def test_what_memory_cannot_hold_is_refused_before_it_is_taken(vq, clip, monkeypatch):
+    # The decoder's last convolutions map [H, W, 8] float32 to the same.
+    monkeypatch.setattr(memory, "free", lambda device: 2 * 40 * 40 * 8 * 4 - 1)
+    monkeypatch.setattr(painting.Painter, "_problem", lambda self: pytest.fail("arrays were made"))
+    with pytest.raises(ConfigError, match="decoding 1 picture.* of 40 x 40 takes at least 0.0 GiB.*: paint a smaller size"):
+        guided.paint(vq, clip, "a", size=(40, 40))
+    # There the largest are the attention's logits, float32 of each of 256 places with each.
+    monkeypatch.setattr(memory, "free", lambda device: 2 * 256 * 256 * 4 - 1)
+    with pytest.raises(ConfigError, match="decoding 1 picture.* of 64 x 64 takes"):
+        guided.paint(vq, clip, "a", size=(64, 64))
+    monkeypatch.setattr(memory, "free", lambda device: 2 * 256 * 256 * 4)
+    with pytest.raises(pytest.fail.Exception, match="arrays were made"):
+        guided.paint(vq, clip, "a", size=(64, 64))
+
+
+def test_a_step_that_memory_cannot_hold_is_refused(vq, clip, monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda device: 20_000)
+    with pytest.raises(ConfigError, match="a step takes 0.0 GiB .*: split the cuts"):
+        guided.paint(vq, clip, "a", **FEW)
 
 
 def test_a_head_of_another_clip_is_refused(vq, clip, tmp_path):

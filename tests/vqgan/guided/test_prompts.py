@@ -19,6 +19,8 @@ from vqgan_jax.guided.prompts import Part, PromptError, parse, single
         ),
         (r"2\:1\|2 \^ \= \\", [Part("2:1|2 ^ = \\")]),
         ("☃ ∑:1e-1", [Part("☃ ∑", 0.1)]),
+        (r"a clock at 12\:30", [Part("a clock at 12:30")]),
+        ("route 66 :0.5 | route 66: 2:1", [Part("route 66", 0.5), Part("route 66", 2.0, 1.0)]),
     ],
 )
 def test_parts(prompt, parts):
@@ -39,6 +41,8 @@ def test_scenes():
         ("a castle: at night", 11, "'at night' is no weight"),
         ("a:1:low", 5, "'low' is no stop"),
         ("a:", 3, "'' is no weight"),
+        ("a clock at 12:30", 14, r"Write 12 :30 if it is, 12\:30 if it is a part of the text"),
+        ("a day | 12:30:45", 11, "is 30 a weight?"),
         ("a:nan", 3, "'nan' is no weight"),
         ("a:inf", 3, "'inf' is no weight"),
         ("a:0", 3, "weight 0 says nothing"),

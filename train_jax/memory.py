@@ -1,0 +1,42 @@
+"""How much memory a device has left, and programs that would take more: refused before the system ends the process."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from train_jax.errors import ConfigError
+
+_MEMORY, _LIMIT, _USED = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+
+
+def free(device: jax.Device) -> int | None:
+    """Bytes that programs may still take on a device; None where neither the device nor the system tells.
+
+    The devices of a CPU share its memory, each a part of the same size.
+    """
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    if device.platform != "cpu" or not _MEMORY.is_file():
+        return None
+    available = next(int(line.split()[1]) for line in _MEMORY.read_text().splitlines() if line.startswith("MemAvailable"))
+    left = 1024 * available
+    if _LIMIT.is_file() and (limit := _LIMIT.read_text().strip()) != "max":  # of a container
+        left = min(left, int(limit) - int(_USED.read_text()))
+    return left // jax.local_device_count()
+
+
+def require(needed: int, device: jax.Device, what: str, remedy: str) -> None:
+    """ConfigError if `needed` bytes are more than a device has left; `what` needs them, and `remedy` says what to do."""
+    left = free(device)
+    if left is not None and needed > left:
+        raise ConfigError(
+            f"{what} {needed / 2**30:.1f} GiB a device, and {max(left, 0) / 2**30:.1f} GiB are free: {remedy}"
+        )
+
+
+def largest_array(function: Callable, *arguments) -> int:
+    """Bytes of the largest intermediate array of a function of arrays or ShapeDtypeStructs; nothing is computed."""
+    jaxpr = jax.make_jaxpr(function)(*arguments)
+    return max(x.aval.size * x.aval.dtype.itemsize for equation in jaxpr.eqns for x in equation.outvars)
