@@ -210,7 +210,7 @@ def _without(batch: dict) -> dict:
 
 
 def _players(task: Task, seed: int, batch_shapes) -> list[str]:
-    return list(jax.eval_shape(task.init, jax.random.key(seed), _without(batch_shapes))[0])
+    return list(jax.eval_shape(lambda batch: task.init(jax.random.key(seed), batch), _without(batch_shapes))[0])
 
 
 def _global_shapes(iterator, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
