@@ -284,4 +284,4 @@ def _like(abstract, named: dict):
         opt_state = jax.tree_util.tree_map_with_path(
             lambda path, _: named["opt_state"][path_name(path)], abstract.opt_state
         )
-    return abstract.replace(**{**named, "ema": named["ema"] or None, "opt_state": opt_state})
+    return abstract.replace(**{**named, "ema": named.get("ema") or None, "opt_state": opt_state})

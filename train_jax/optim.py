@@ -90,9 +90,8 @@ def with_clock(opt_state, updates):
     """An optimiser's state whose schedules stand where they do after so many updates."""
 
     def is_clock(x):
-        return getattr(x, "_fields", None) == (
-            "count",
-        )  # a schedule's state; Adam's count, for one, has moments beside it
+        # A schedule's state is a count alone; an optimiser's own, Adam's for one, has moments beside it.
+        return getattr(x, "_fields", None) == ("count",)
 
     return jax.tree.map(
         lambda x: x._replace(count=jnp.asarray(updates, x.count.dtype)) if is_clock(x) else x,

@@ -32,6 +32,8 @@ def usable(saved: Mapping, expected: Mapping, was: Mapping, now: Mapping, *, res
         elif player not in expected["ema"]:
             log.warning("config.ema no longer averages %s: the checkpoint's average is dropped", player)
     parts["ema"] = {player: average for player, average in expected["ema"].items() if player in saved["ema"]}
+    if not parts["ema"]:
+        del parts["ema"]  # the library takes an empty dict for another structure, not for a part
     if reset_optimizer:
         log.warning("the optimiser's state starts anew")
         del parts["opt_state"]

@@ -269,7 +269,7 @@ def _without(batch: dict) -> dict:
 
 
 def _players(task: Task, seed: int, batch_shapes) -> list[str]:
-    return list(jax.eval_shape(task.init, jax.random.key(seed), _without(batch_shapes))[0])
+    return list(jax.eval_shape(lambda batch: task.init(jax.random.key(seed), batch), _without(batch_shapes))[0])
 
 
 def _check_same_experiment(config: ConfigDict, workdir: Path) -> None:
