@@ -32,8 +32,9 @@ from clip_jax.index_files import (
     read_parts,
     shown,
 )
-from train_jax.data.images import BrokenSample
+from train_jax.data.errors import BrokenSample
 from train_jax.data.images import IMAGE_SUFFIXES
+from train_jax.paths import walk_folders
 
 _READERS = 8  # threads that decode pictures
 
@@ -254,7 +255,7 @@ def _scan(folder: Path, out: Path) -> tuple[dict[str, dict], dict[str, str], col
     def complain(error: OSError) -> None:
         broken[os.path.relpath(error.filename, folder)] = error.strerror
 
-    for parent, folders, names in os.walk(folder, onerror=complain):
+    for parent, folders, names in walk_folders(folder, complain):
         folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name) != out]
         for name in names:
             if name.startswith("."):

@@ -26,7 +26,7 @@ from dalle_jax.captions import AnyCaptions
 from dalle_jax.pretrained import open_checkpoint
 from dalle_jax.rerank import fit, open_judge
 from nn_jax.decode import Sampling
-from train_jax import inference
+from train_jax import inference, paths
 from train_jax.data.images import Preprocess
 from train_jax.errors import ConfigError, LoadError, in_float32
 from train_jax.weights.layout import flat
@@ -397,7 +397,7 @@ def load(path: str | Path, step: int | None = None) -> Dalle:
 
     Raises LoadError that says what was found if it is none of these, is damaged, or does not belong together.
     """
-    found = open_checkpoint(Path(path), step)
+    found = open_checkpoint(paths.weights(path), step)
     options = model_lib.defaults()
     options.update(found.options)
     params, name = found.read()

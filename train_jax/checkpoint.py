@@ -5,10 +5,9 @@ before it as they were. One that was damaged later is reported and passed over.
 """
 
 import logging
-import shutil
+import os
 import signal
 import threading
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from train_jax import optim
+from train_jax import optim, paths
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +38,9 @@ class Checkpoints:
     every host; the loop then saves and ends.
     """
 
-    def __init__(self, directory: str | Path, *, every: int, keep_last: int, keep_every: int = 0, config=None):
+    def __init__(self, directory: str | os.PathLike, *, every: int, keep_last: int, keep_every: int = 0, config=None):
         self._config = config or {}
-        self._directory = Path(directory).resolve()
+        self._directory = paths.run_directory(directory)
         self._every = every
         self._failure: tuple[int, Exception] | None = None
         self._saving: tuple[int, ocp.AsyncResponse] | None = None
@@ -138,7 +137,7 @@ class Checkpoints:
     def _remove_unfinished(self) -> None:
         if jax.process_index() == 0:
             for remains in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(remains, ignore_errors=True)
+                paths.remove(remains)
 
     def restore(self, abstract_state, position) -> tuple[object, int] | None:
         """The newest state that can be read and its step; None if there is no checkpoint.
@@ -161,7 +160,7 @@ class Checkpoints:
             for damaged in [s for s in self.steps if s > step]:
                 if jax.process_index() == 0:
                     aside = self._directory / f"damaged-{damaged}"
-                    shutil.rmtree(aside, ignore_errors=True)
+                    paths.remove(aside)
                     (self._directory / str(damaged)).rename(aside)
                     log.error("moved the unreadable checkpoint %d to %s", damaged, aside)
             if failures:
@@ -187,13 +186,13 @@ class Checkpoints:
             ) from error
 
 
-def load_weights(directory: str | Path, step: int | None = None) -> tuple[dict, dict, int]:
+def load_weights(directory: str | os.PathLike, step: int | None = None) -> tuple[dict, dict, int]:
     """What inference needs of a run: `(params, extra, step)`; of each player the average, where there is one.
 
     Reads nothing else of the checkpoint, onto one device, whatever mesh wrote it. `step`: None for the newest readable.
     Raises FileNotFoundError if there is no checkpoint, CheckpointError if none can be read.
     """
-    directory = Path(directory).resolve()
+    directory = paths.run_directory(directory)
     found = sorted((int(p.name) for p in directory.glob("*") if p.name.isdigit()), reverse=True)
     if step is not None and step not in found:
         raise FileNotFoundError(f"{directory} holds no checkpoint of step {step}; it holds {sorted(found) or 'none'}")
@@ -209,7 +208,7 @@ def load_weights(directory: str | Path, step: int | None = None) -> tuple[dict, 
     raise CheckpointError("no checkpoint can be read:\n  " + "\n  ".join(failures))
 
 
-def _load_weights(path: Path) -> tuple[dict, dict]:
+def _load_weights(path: paths.AnyPath) -> tuple[dict, dict]:
     saved = ocp.metadata(path).metadata
     device = SingleDeviceSharding(jax.local_devices()[0])
 

@@ -8,21 +8,22 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from train_jax import config as config_lib
-from train_jax import optim, profiling, sharding
+from train_jax import optim, paths, profiling, sharding
 from train_jax import task as task_lib
 from train_jax.checkpoint import Checkpoints
 from train_jax.data import pipeline, sources
 from train_jax.errors import ConfigError
 from train_jax.evaluate import Evaluations
 from train_jax.metrics import History, Writer, read
+from train_jax.paths import AnyPath
 from train_jax.step import BROKEN, TrainState, init_state, make_train_step
 from train_jax.task import Task
 
@@ -32,7 +33,7 @@ _PROFILED_STEPS = (10, 15)  # after compilation and warm-up
 _IDENTITY = ("task", "model", "tokenizer", "preprocess", "vqgan")  # what a run directory's weights depend on
 
 
-def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> History:
+def run(config: ConfigDict, workdir: str | os.PathLike, *, profile: bool = False) -> History:
     """Trains what `config` says, in `workdir`, and returns the history of metrics.
 
     Resumes from the newest readable checkpoint of `workdir`, if there is one, and continues exactly: metrics equal
@@ -51,7 +52,7 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
     """
     # Config and mesh: everything that can be wrong is found out here, before memory or a compiler is touched.
     config = config_lib.resolve(config)
-    workdir = Path(workdir).resolve()
+    workdir = paths.run_directory(workdir)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, config.data.batch_size, config.accumulate)
     _check_same_experiment(config, workdir)
@@ -213,7 +214,7 @@ def _global_shapes(iterator, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]
     return {name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for name, x in batch.items()}
 
 
-def _check_same_experiment(config: ConfigDict, workdir: Path) -> None:
+def _check_same_experiment(config: ConfigDict, workdir: AnyPath) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
@@ -241,7 +242,7 @@ def _as_json(config: ConfigDict) -> str:
     return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True) + "\n"
 
 
-def _describe(config: ConfigDict, task: Task, workdir: Path) -> None:
+def _describe(config: ConfigDict, task: Task, workdir: AnyPath) -> None:
     """Writes what a reader of the run directory needs beside the weights."""
     workdir.mkdir(parents=True, exist_ok=True)
     hashes = {}

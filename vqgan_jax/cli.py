@@ -170,12 +170,13 @@ def _encode(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from train_jax.data.images import IMAGE_SUFFIXES
+    from train_jax.paths import walk
     from vqgan_jax.vqgan import load
 
-    folder = Path(arguments.folder)
+    folder = Path(arguments.folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    files = sorted(p for p in walk(folder) if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise UserError(f"{folder}: no pictures ({' '.join(IMAGE_SUFFIXES)}) in it")
     vq = load(arguments.model)

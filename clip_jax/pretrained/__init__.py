@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clip_jax.pretrained import big_vision, hub, hugging_face, open_clip, openai_file, run_directory
 from clip_jax.pretrained.checkpoint import Checkpoint
+from train_jax import paths
 from train_jax.errors import LoadError
 
 __all__ = ["Checkpoint", "LoadError", "open_checkpoint"]
@@ -26,7 +27,7 @@ def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
     """What the files at `path` tell of a model (see `clip_jax.load`). Raises LoadError if that is none that is known."""
     if str(path).startswith(hub.PREFIX):
         path = hub.fetch(str(path))
-    path = Path(path)
+    path = paths.weights(path)
     if path.is_dir():
         found = run_directory.open_directory(path, step) or _first(_DIRECTORIES, path)
         held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"

@@ -1,8 +1,9 @@
 """Tar files of captioned images (the WebDataset layout) with random access.
 
 Files of one sample share their name up to the first dot: `000/cat.jpg`, `000/cat.txt` (one caption), `000/cat.json` (one or
-several, and a label), `000/cat.cls` (a label). Each tar is read through once for an index (where every sample's files begin), which is kept beside it, or in the cache folder where
-that cannot be written. So shuffling is global, and a run resumes exactly. Nothing is ever unpacked.
+several, and a label), `000/cat.cls` (a label). Each tar is read once for an index (where every sample's files begin),
+which is kept beside it, or in the cache folder where that cannot be written. So shuffling is global, and a run resumes
+exactly. Nothing is ever unpacked.
 """
 
 import dataclasses

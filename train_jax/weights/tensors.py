@@ -17,7 +17,9 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from train_jax import paths
 from train_jax.errors import LoadError
+from train_jax.paths import AnyPath
 
 _STORAGES = {
     "FloatStorage": np.dtype("float32"),
@@ -38,13 +40,22 @@ class Tensor:
     """An array in a file: its shape, and how to read it."""
 
     shape: tuple[int, ...]
-    load: Callable[[], np.ndarray]
+    read: Callable[[], np.ndarray]
+
+    def load(self) -> np.ndarray:
+        """Raises LoadError where the file is damaged."""
+        try:
+            return self.read()
+        except LoadError:
+            raise
+        except Exception as error:  # as of opening it
+            raise LoadError(f"weights cannot be read ({type(error).__name__}: {error})") from error
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self.load(), dtype)
 
 
-def open_tensors(path: Path, classes: Collection[tuple[str, str]] = ()) -> Mapping[str, Tensor]:
+def open_tensors(path: AnyPath, classes: Collection[tuple[str, str]] = ()) -> Mapping[str, Tensor]:
     """The tensors in a weight file, by name; none is read yet.
 
     Args:
@@ -53,6 +64,7 @@ def open_tensors(path: Path, classes: Collection[tuple[str, str]] = ()) -> Mappi
 
     Raises LoadError for a file that is damaged, of another kind, or holds what only a program could unpack.
     """
+    path = paths.local(path)
     try:
         if path.suffix == ".safetensors":
             return _safetensors(path)

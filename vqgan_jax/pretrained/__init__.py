@@ -6,6 +6,7 @@ open_checkpoint(path) -> Checkpoint     what the files tell, before any weight i
 from collections.abc import Callable
 from pathlib import Path
 
+from train_jax import paths
 from train_jax.errors import LoadError
 from vqgan_jax.pretrained import dalle_mini, diffusers, dvae, run_directory, single_file, taming
 from vqgan_jax.pretrained.checkpoint import Checkpoint
@@ -28,7 +29,7 @@ _KINDS = (
 
 def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
     """What the files at `path` tell of a model (see `vqgan_jax.load`). Raises LoadError if that is none that is known."""
-    path = Path(path)
+    path = paths.weights(path)
     if path.is_dir():
         found = run_directory.open_directory(path, step)
         found = found or next((found for opener in _DIRECTORIES if (found := opener(path)) is not None), None)

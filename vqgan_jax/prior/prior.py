@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from nn_jax.decode import Sampling
-from train_jax import inference, run_directory
+from train_jax import inference, paths, run_directory
 from train_jax.errors import ConfigError, LoadError
 from vqgan_jax.prior import model as model_lib
 from vqgan_jax.prior import sampling, taming
@@ -229,7 +229,7 @@ def load(path: str | Path, step: int | None = None) -> Prior:
 
     Raises LoadError that says what was found if it is none, is damaged, or does not belong together.
     """
-    path = Path(path)
+    path = paths.weights(path)
     if path.is_file():
         return _load_taming(path)
     config = run_directory.open_config(path, "vqgan_jax.prior.task", "a second stage", (TOKENIZER,))
