@@ -32,12 +32,13 @@ class Context:
     def source(self, name: str, split: str) -> sources.Source:
         """A data set by name, with the run's own data directory and caption templates."""
         data = self.config.data
-        return sources.open_source(
+        source = sources.open_source(
             name or data.source,
             split,
             data_dir=data.data_dir or None,
             templates=tuple(data.templates) or None,
         )
+        return sources.readable(source, data.max_broken_eval) if data.max_broken_eval else source
 
     def to_device(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """This host's rows of a batch -> arrays over all hosts' rows, split over the mesh's data and fsdp axes."""

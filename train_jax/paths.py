@@ -87,6 +87,14 @@ def local(name: AnyPath) -> Path:
     return copy / name.relative_to(folder)
 
 
+def copy(folder: Path, target: AnyPath) -> None:
+    """Copies the files below a folder."""
+    for file in walk(folder):
+        new = target / file.relative_to(folder)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        new.write_bytes(file.read_bytes())
+
+
 def weights(name: str | os.PathLike) -> AnyPath:
     """The model that a user names: as `path`, and as `local` unless it is a run directory, whose checkpoints may stay."""
     found = path(name)

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import train_jax
-from train_jax import checkpoint, metrics, paths
+from train_jax import checkpoint, metrics, paths, profiling
 from train_jax.data import files, sources
 from train_jax.errors import ConfigError
 from train_jax.weights.tensors import open_tensors
@@ -73,6 +73,14 @@ def test_a_run_in_storage_is_a_run(bucket, tmp_path, monkeypatch):
     np.testing.assert_array_equal(
         from_storage[0]["generator"]["out"]["kernel"], from_disk[0]["generator"]["out"]["kernel"]
     )
+
+
+def test_traces_go_to_storage(bucket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with profiling.trace("gs://bucket/profile"):
+        pass
+    assert any(path.is_file() for path in (bucket / "profile").rglob("*"))
+    assert not (tmp_path / "gs:").exists()
 
 
 @pytest.mark.parametrize(
