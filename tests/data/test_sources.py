@@ -13,6 +13,7 @@ import logging
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -579,3 +580,24 @@ def test_processes_prepare_a_set_once(tmp_path):
     assert [process.returncode for process in together] == [0, 0], told
     assert [out.split()[-1] for out, _ in told] == ["1438", "1438"]
     assert sum("Downloading and preparing" in out for out, _ in told) == 1
+
+
+def test_records_are_described_without_reading_their_pictures(tmp_path, monkeypatch):
+    """As records, but for the image: of a folder, a tar, and a mixture of both."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.png").write_bytes(b"not looked at")
+    (tmp_path / "folder" / "a.txt").write_text("a cat\n")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, content in (("b.jpg", b"nor this"), ("b.json", b'{"caption": "a dog", "label": 3}')):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    source = open_source(f"folder:{tmp_path / 'folder'} | webdataset:{tmp_path / 'x.tar'}", "all")
+    full = list(source)
+    assert [record["image"] for record in full] == [b"not looked at", b"nor this"]
+    (tmp_path / "folder" / "a.png").unlink()
+    sizes, pread = [], os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, offset: sizes.append(size) or pread(file, size, offset))
+    for index, record in enumerate(full):
+        assert source.described(index) == {key: value for key, value in record.items() if key != "image"}
+    assert sizes == [32], "the caption alone"

@@ -43,9 +43,18 @@ class Mixed(Sequence):
         return sum(self._counts)
 
     def __getitem__(self, index: int):
+        source, place = self._locate(index)
+        return source[place]
+
+    def described(self, index: int):
+        """A record without its picture."""
+        source, place = self._locate(index)
+        return source.described(place)
+
+    def _locate(self, index: int) -> tuple:
         place = range(len(self))[index]
         for source, count in zip(self._sources, self._counts, strict=True):
             if place < count:
-                return source[place % len(source)]
+                return source, place % len(source)
             place -= count
         raise IndexError(index)

@@ -58,6 +58,11 @@ class Source:
     def __getitem__(self, index: int) -> Mapping:
         return self.records[index]
 
+    def described(self, index: int) -> Mapping:
+        """A record without its picture, whose bytes are not read where they lie apart from the rest."""
+        record = getattr(self.records, "described", self.records.__getitem__)(index)
+        return {key: value for key, value in record.items() if key != "image"}
+
 
 def open_source(
     name: str, split: str, *, data_dir: str | None = None, templates: Sequence[str] | None = None
@@ -119,7 +124,7 @@ def readable(source: Source, max_broken: float) -> Source:
     if broken:
         log.warning("%s: evaluated without %d picture(s) that cannot be read: %s", source.name, len(broken), broken[0])
     name = f"{source.name}, {len(places)} readable" if broken else source.name
-    return dataclasses.replace(source, name=name, records=_Mapped(places, source.records.__getitem__))
+    return dataclasses.replace(source, name=name, records=_Mapped(places, source.__getitem__, source.described))
 
 
 def _mixed(name: str, split: str, **options) -> Source:
@@ -225,15 +230,22 @@ def _data_source(builder, name: str, split: str, image: str):
 class _Mapped(Sequence):
     """A sequence whose items are made by a function when they are asked for; ids count where there are none."""
 
-    def __init__(self, rows, function: Callable):
-        self._rows, self._function = rows, function
+    def __init__(self, rows, function: Callable, described: Callable | None = None):
+        self._rows, self._function, self._described = rows, function, described or function
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict:
+        return self._made(index, self._function)
+
+    def described(self, index: int) -> dict:
+        """Item number `index` without its picture, where that can be made without reading it."""
+        return self._made(index, self._described)
+
+    def _made(self, index: int, function: Callable) -> dict:
         place = range(len(self._rows))[index]  # IndexError at the end, which TFDS does not raise
-        return {"id": str(place)} | self._function(self._rows[place])
+        return {"id": str(place)} | function(self._rows[place])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -244,16 +256,20 @@ def _folder(name: str, split: str) -> Source:
     folder = paths.path(name)
     captions_of = folders.read(folder)
 
-    def record(name: str) -> dict:
-        return {"image": files.read_bytes(folder / name), "captions": captions_of[name], "id": name}
+    def described(name: str) -> dict:
+        return {"captions": captions_of[name], "id": name}
 
-    return Source(f"folder:{folder}:{split}", _Mapped(_slice(list(captions_of), split, f"folder:{folder}"), record))
+    def record(name: str) -> dict:
+        return {"image": files.read_bytes(folder / name)} | described(name)
+
+    names = _slice(list(captions_of), split, f"folder:{folder}")
+    return Source(f"folder:{folder}:{split}", _Mapped(names, record, described))
 
 
 def _webdataset(pattern: str, split: str) -> Source:
     tars = Tars(pattern)
     places = _slice(range(len(tars)), split, f"webdataset:{pattern}")
-    return Source(f"webdataset:{pattern}:{split}", _Mapped(places, tars.__getitem__))
+    return Source(f"webdataset:{pattern}:{split}", _Mapped(places, tars.__getitem__, tars.described))
 
 
 def _slice(names: Sequence, split: str, where: str) -> list:

@@ -90,12 +90,19 @@ class Tars(Sequence):
 
     def __getitem__(self, index: int) -> dict:
         place = self._places[index]
-        name = f"{self._paths[place.tar].name}:{place.key}"
-        record = {"image": self._read(place.tar, place.image, name), "id": name}
-        record |= _described(self._read(place.tar, place.caption, name), place.kind, name)
+        return {"image": self._read(place.tar, place.image, self._name(place))} | self.described(index)
+
+    def described(self, index: int) -> dict:
+        """A record without its picture, whose bytes are not read."""
+        place = self._places[index]
+        name = self._name(place)
+        record = {"id": name} | _described(self._read(place.tar, place.caption, name), place.kind, name)
         if place.label is not None:
             record["label"] = _label(self._read(place.tar, place.label, name), name)
         return record
+
+    def _name(self, place: _Place) -> str:
+        return f"{self._paths[place.tar].name}:{place.key}"
 
     def _read(self, tar: int, where: tuple[int, int], name: str) -> bytes:
         offset, size = where

@@ -40,16 +40,7 @@ class Tensor:
     """An array in a file: its shape, and how to read it."""
 
     shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
-
-    def load(self) -> np.ndarray:
-        """Raises LoadError where the file is damaged."""
-        try:
-            return self.read()
-        except LoadError:
-            raise
-        except Exception as error:  # as of opening it
-            raise LoadError(f"weights cannot be read ({type(error).__name__}: {error})") from error
+    load: Callable[[], np.ndarray]
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.asarray(self.load(), dtype)
