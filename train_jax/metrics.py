@@ -94,7 +94,10 @@ class Writer:
         self._total, self._told = total_steps, time.monotonic()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Adds one line of numbers, on disk before this returns, and the same to TensorBoard and the progress bar."""
+        """Adds one line of numbers, and the same to TensorBoard and the progress bar.
+
+        It is on disk before this returns; in object storage within half a minute.
+        """
         if not self._active or not metrics:
             return
         row = {"step": step, "time": time.time()} | {name: _json_number(value) for name, value in metrics.items()}

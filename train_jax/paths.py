@@ -54,6 +54,14 @@ def run_directory(name: str | os.PathLike) -> AnyPath:
     return found
 
 
+def on_disk(name: str | os.PathLike, option: str) -> Path:
+    """As `path`, for files that are mapped into memory. Raises ConfigError that names `option` for object storage."""
+    found = path(name)
+    if not isinstance(found, Path):
+        raise ConfigError(f"{found}: files that are mapped into memory lie on a local disk; name a folder there: {option}")
+    return found
+
+
 def cache() -> Path:
     """The folder in which this project keeps what it can make again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "train_jax"

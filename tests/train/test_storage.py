@@ -97,6 +97,13 @@ def test_run_directories_that_nobody_can_write_are_refused_first(tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_mapped_into_memory_lies_on_a_disk(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert paths.on_disk("~/codes", "config.codes.dir") == tmp_path / "codes"
+    with pytest.raises(ConfigError, match="gs://bucket/run/codes: .* name a folder there: config.codes.dir"):
+        paths.on_disk(paths.path("gs://bucket/run") / "codes", "config.codes.dir")
+
+
 def test_a_run_below_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
