@@ -9,6 +9,7 @@ is repeated by its number. The first of each kind is printed, and then the exit 
 import argparse
 import collections
 import contextlib
+import gzip
 import io
 import json
 import logging
@@ -275,9 +276,9 @@ def spiece() -> bytes:
 
 
 def read_tokenizer(file: pathlib.Path) -> None:
-    for kind in (Tokenizer, SentencePiece):
+    for load in (Tokenizer.load, SentencePiece.load, Tokenizer.from_merges):
         try:
-            kind.load(file, 16).encode(["a red ☃", "\ud800"])
+            load(file, 16).encode(["a red ☃", "\ud800"])
         except ValueError as error:  # which the loaders of models put into their own words
             if "tokenizer" not in str(error) and "vocabulary" not in str(error) and str(file) not in str(error):
                 raise
@@ -309,7 +310,7 @@ READERS: dict[str, tuple[str, Callable[[], list[bytes]], Callable, bool]] = {
     "configs": (".json", lambda: [json.dumps(_CONFIG).encode()], read_config, True),
     "runs": (".json", lambda: _RUN, read_run, True),
     "names": (".txt", lambda: _NAMES, read_name, False),
-    "tokenizers": (".json", lambda: [tokenizer_json()], read_tokenizer, False),
+    "tokenizers": (".json", lambda: [tokenizer_json(), gzip.compress(b"#version\na b\nab c</w>\n")], read_tokenizer, False),
     "spiece": (".model", lambda: [spiece()], read_spiece, False),
 }
 NAMED = (BrokenSample, DataError, ConfigError, LoadError, UserError)

@@ -12,6 +12,7 @@ import html
 import itertools
 import json
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -86,8 +87,12 @@ class Tokenizer:
     @classmethod
     def from_merges(cls, path: str | Path, context_length: int = 77) -> "Tokenizer":
         """From OpenAI's `bpe_simple_vocab_16e6.txt.gz`, of which CLIP uses the first 48,894 merges."""
-        with gzip.open(paths.local(paths.path(path)), "rt", encoding="utf-8") as file:
-            merges = _pairs("".join(itertools.islice(file, 1, 49_152 - 256 - 2 + 1)))
+        file = paths.path(path)
+        try:
+            lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
+        except (gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
+            raise ValueError(f"{file}: not OpenAI's merges ({error})") from error
+        merges = _pairs("\n".join(lines[1 : 49_152 - 256 - 2 + 1]))
         return cls(_bpe(_vocabulary(merges), merges), context_length)
 
     @classmethod
