@@ -23,7 +23,7 @@ RUN = $(VENV)/bin/python
 # XLA takes and gives back large buffers in every update; an allocator that keeps them trains up to 1.5 times as fast on a CPU.
 PRELOAD ?= $(firstword $(wildcard /usr/lib/*/libtcmalloc_minimal.so.4 /usr/lib64/libtcmalloc_minimal.so.4))
 
-.PHONY: help demo test test-peers lint bench lock
+.PHONY: help demo test test-peers fuzz lint bench lock
 
 help:  ## List the targets and variables
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -45,6 +45,9 @@ test-peers:  ## Compare with the peers themselves (installs torch and transforme
 	test -e $(VENV)/bin/python || $(INTERPRETER) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[peers,dev]'
 	$(RUN) -m pytest -m peers tests/peers $(ARGS)
+
+fuzz: $(STAMP)  ## Feed damaged files to everything that reads files (ARGS="--cases 100000 --seed 1")
+	$(RUN) -m tests.fuzz.readers $(ARGS)
 
 lint: $(STAMP)  ## Check style and formatting
 	$(RUN) -m ruff check .

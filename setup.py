@@ -42,7 +42,7 @@ setup(
         "numpy>=2.0,<3",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.12,<0.13",  # its v1 interface may still change between minor versions
-        "Pillow>=11",
+        "Pillow>=11.3",  # reads AVIF
         "PyYAML>=6",  # configurations of taming-transformers
         "safetensors>=0.5",
         "scikit-learn>=1.5",

@@ -38,6 +38,7 @@ from clip_jax.index_files import (
     shown,
 )
 from train_jax.data.images import IMAGE_SUFFIXES, BrokenSample
+from train_jax.paths import walk_folders
 
 _READERS = 8  # threads that decode pictures
 
@@ -278,14 +279,8 @@ def _scan(folder: Path, indices: set[Path]) -> tuple[dict[str, dict], dict[str, 
     def complain(error: OSError) -> None:
         broken[os.path.relpath(error.filename, folder)] = error.strerror
 
-    above = {str(folder): {os.path.realpath(folder)}}  # folder -> the real folders that hold it: links may lead back
-    for parent, folders, names in os.walk(folder, onerror=complain, followlinks=True):
-        inside = above.pop(parent)
+    for parent, folders, names in walk_folders(folder, complain):
         folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name) not in indices]
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(parent, name)) not in inside]
-        for name in folders:
-            below = os.path.join(parent, name)
-            above[below] = inside | {os.path.realpath(below)}
         for name in names:
             if name.startswith("."):
                 continue

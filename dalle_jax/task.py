@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from dalle_jax import evaluators, model
 from dalle_jax.captions import AnyCaptions, Captions
 from dalle_jax.pretrained.run_directory import TOKENIZER, VQGAN
+from train_jax import paths
 from train_jax.data import images
 from train_jax.data.text import Tokenizer
 from train_jax.data.vocabulary import learn
@@ -57,7 +58,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     grid = (size // vq.factor,) * 2
     captions = Captions(_tokenizer(config, workdir), guides=config.caption_dropout > 0)
     module = model.build(config.model, captions.size, vq.codes, grid)
-    directory = Path(config.codes.dir) if config.codes.dir else (workdir or Path()) / "codes"
+    directory = paths.on_disk(config.codes.dir or (workdir or Path()) / "codes", "config.codes.dir")
     empty = captions.encode([""])[0]
     augment = images.Augment(images.Preprocess(size), tuple(config.augment.scale), config.augment.flip)
 

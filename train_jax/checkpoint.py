@@ -6,14 +6,13 @@ whether all could read it, what is set aside, and whether a save succeeded.
 """
 
 import logging
-import shutil
-from pathlib import Path
+import os
 
 import jax
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from train_jax import agreement, optim, resume
+from train_jax import agreement, optim, paths, resume
 from train_jax.errors import ConfigError
 from train_jax.sharding import path_name
 
@@ -40,10 +39,10 @@ class Checkpoints:
       evaluated: whether the state that was restored had been evaluated, where its turn had come.
     """
 
-    def __init__(self, directory: str | Path, *, every: int, keep_last: int, keep_every: int = 0, config=None):
+    def __init__(self, directory: str | os.PathLike, *, every: int, keep_last: int, keep_every: int = 0, config=None):
         self.evaluated = True
         self._config = config or {}
-        self._directory = Path(directory).resolve()
+        self._directory = paths.run_directory(directory)
         self._every = every
         self._failure: tuple[int, Exception] | None = None
         self._saving: tuple[int, ocp.AsyncResponse] | None = None
@@ -137,7 +136,7 @@ class Checkpoints:
     def _remove_unfinished(self) -> None:
         if jax.process_index() == 0:
             for remains in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(remains, ignore_errors=True)
+                paths.remove(remains)
 
     def restore(self, abstract_state, position, *, reset_optimizer: bool = False) -> tuple[object, int] | None:
         """The newest state that can be read and its step; None if there is no checkpoint.
@@ -189,7 +188,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             for step in steps:
                 aside = self._directory / f"damaged-{step}"
-                shutil.rmtree(aside, ignore_errors=True)
+                paths.remove(aside)
                 (self._directory / str(step)).rename(aside)
                 log.error("moved the unreadable checkpoint %d to %s", step, aside)
         agreement.gather()
@@ -208,13 +207,13 @@ class Checkpoints:
             ) from error
 
 
-def load_weights(directory: str | Path, step: int | None = None) -> tuple[dict, dict, int]:
+def load_weights(directory: str | os.PathLike, step: int | None = None) -> tuple[dict, dict, int]:
     """What inference needs of a run: `(params, extra, step)`; of each player the average, where there is one.
 
     Reads nothing else of the checkpoint, onto one device, whatever mesh wrote it. `step`: None for the newest readable.
     Raises FileNotFoundError if there is no checkpoint, CheckpointError if none can be read.
     """
-    directory = Path(directory).resolve()
+    directory = paths.run_directory(directory)
     found = sorted((int(p.name) for p in directory.glob("*") if p.name.isdigit()), reverse=True)
     if step is not None and step not in found:
         raise FileNotFoundError(f"{directory} holds no checkpoint of step {step}; it holds {sorted(found) or 'none'}")
@@ -230,7 +229,7 @@ def load_weights(directory: str | Path, step: int | None = None) -> tuple[dict, 
     raise CheckpointError("no checkpoint can be read:\n  " + "\n  ".join(failures))
 
 
-def _load_weights(path: Path) -> tuple[dict, dict]:
+def _load_weights(path: paths.AnyPath) -> tuple[dict, dict]:
     saved = ocp.metadata(path).metadata
     device = SingleDeviceSharding(jax.local_devices()[0])
 

@@ -33,6 +33,7 @@ def defaults() -> ConfigDict:
     c.data.batch_size = 256  # over all devices and hosts
     c.data.workers = 0  # processes that read and decode; 0: threads of this one
     c.data.max_broken = 0.01  # share of unreadable samples past which training stops
+    c.data.max_broken_eval = 0.0  # share of unreadable pictures that evaluations may leave out
     c.data.data_dir = ""  # where TFDS keeps its data sets; "": TFDS's own default
     c.data.templates = ()  # captions for data sets that have labels only: ("a photo of a {}.",)
 
@@ -178,6 +179,7 @@ def _check_ranges(c: ConfigDict) -> None:
     require(c.data.batch_size >= 1, "data.batch_size", c.data.batch_size, "at least 1")
     require(c.data.workers >= 0, "data.workers", c.data.workers, "0 or more")
     require(0 <= c.data.max_broken <= 1, "data.max_broken", c.data.max_broken, "a share in [0, 1]")
+    require(0 <= c.data.max_broken_eval < 1, "data.max_broken_eval", c.data.max_broken_eval, "a share in [0, 1)")
     require(c.optim.lr > 0, "optim.lr", c.optim.lr, "positive")
     require(
         0 <= c.optim.warmup_steps < c.steps,

@@ -45,12 +45,13 @@ class Context:
     def source(self, name: str, split: str) -> sources.Source:
         """A data set by name, with the run's own data directory and caption templates."""
         data = self.config.data
-        return sources.open_source(
+        source = sources.open_source(
             name or data.source,
             split,
             data_dir=data.data_dir or None,
             templates=tuple(data.templates) or None,
         )
+        return sources.readable(source, data.max_broken_eval) if data.max_broken_eval else source
 
     def batches(self, records, example: Callable, batch_size: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
         """Every record once, in order: `(global batch on the mesh, how many of its first rows are real)`.

@@ -4,6 +4,7 @@
 "inf", "-inf", which JSON has no numbers for.
 """
 
+import io
 import json
 import math
 import os
@@ -16,10 +17,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from tensorboardX import SummaryWriter
+from tensorboardX.record_writer import register_writer_factory
 from tqdm import tqdm
+
+from train_jax import paths
+from train_jax.data.errors import DataError
+from train_jax.paths import AnyPath
 
 _FILE = "metrics.jsonl"
 _WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_STORED_EVERY = 30.0  # seconds between two uploads of a file
 _PLAIN_LINE_EVERY = 30.0  # seconds between progress lines where standard error is no terminal
 
 
@@ -39,15 +46,28 @@ class History(list):
         raise KeyError(f"no {name!r} in this history; it holds {', '.join(self.to_dict())}")
 
 
-def read(workdir: str | Path) -> History:
-    """The history of a run directory; a line that a killed process left unfinished is passed over."""
-    path = Path(workdir) / _FILE
-    text = path.read_text("utf-8") if path.exists() else ""
-    rows = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+def read(workdir: str | os.PathLike) -> History:
+    """The history of a run directory; a line that a killed process left unfinished is passed over.
+
+    Raises DataError for lines that no run has written.
+    """
     return History(
         {key: _WORDS.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
-        for row in rows
+        for _, row in _rows(paths.path(workdir) / _FILE)
     )
+
+
+def _rows(file: AnyPath) -> list[tuple[str, dict]]:
+    """The complete lines of a file, and what they say."""
+    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            rows.append((line.decode(), row | {"step": int(row["step"])}))
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{file}, line {number} is no row of metrics ({error}): remove it") from error
+    return rows
 
 
 class Writer:
@@ -60,14 +80,13 @@ class Writer:
         that the run resumes from, and will be written again.
     """
 
-    def __init__(self, workdir: str | Path, *, total_steps: int, active: bool = True, start_step: int = 0):
+    def __init__(self, workdir: str | os.PathLike, *, total_steps: int, active: bool = True, start_step: int = 0):
         self._active = active
         if not active:
             return
-        self._workdir = Path(workdir)
+        self._workdir = paths.path(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
-        self._keep_until(start_step)
-        self._file = (self._workdir / _FILE).open("a", encoding="utf-8")
+        self._file = self._open(start_step)
         self._events = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=30)
         self._bar = tqdm(
             total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
@@ -75,11 +94,14 @@ class Writer:
         self._total, self._told = total_steps, time.monotonic()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Adds one line of numbers, on disk before this returns, and the same to TensorBoard and the progress bar."""
+        """Adds one line of numbers, and the same to TensorBoard and the progress bar.
+
+        It is on disk before this returns; in object storage within half a minute.
+        """
         if not self._active or not metrics:
             return
         row = {"step": step, "time": time.time()} | {name: _json_number(value) for name, value in metrics.items()}
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write((json.dumps(row) + "\n").encode())
         self._file.flush()
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
@@ -92,7 +114,9 @@ class Writer:
         for name, image in images.items():
             folder = self._workdir / "samples"
             folder.mkdir(exist_ok=True)
-            Image.fromarray(image).save(folder / f"{step:08d}-{name.replace('/', '-')}.png")
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, "PNG")
+            (folder / f"{step:08d}-{name.replace('/', '-')}.png").write_bytes(png.getvalue())
             self._events.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
@@ -101,15 +125,17 @@ class Writer:
             self._events.close()
             self._bar.close()
 
-    def _keep_until(self, step: int) -> None:
+    def _open(self, step: int):
+        """The record, opened to append to, without the lines of later steps."""
         path = self._workdir / _FILE
-        if not path.exists():
-            return
-        lines = [line for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
+        kept = "".join(f"{line}\n" for line, row in _rows(path) if row["step"] <= step).encode()
+        if not isinstance(path, Path):
+            register_writer_factory(str(path).partition(":")[0], _StoredFiles())
+            return _StoredFile(path, kept)
         part = path.with_suffix(".part")
-        part.write_text(kept, "utf-8")
-        os.replace(part, path)
+        part.write_bytes(kept)
+        part.replace(path)
+        return path.open("ab")
 
     def _progress(self, step: int, metrics: Mapping[str, Any]) -> None:
         shown = {
@@ -130,6 +156,35 @@ class Writer:
             print(
                 f"step {step}/{self._total}  {numbers}  {speed}  {left / 60:.1f} min left", file=sys.stderr, flush=True
             )
+
+
+class _StoredFile:
+    """A file in object storage, to which nothing can be appended: it is written anew, now and then and at the end."""
+
+    def __init__(self, path: AnyPath, content: bytes = b""):
+        self._path, self._content = path, bytearray(content)
+        self._next = 0.0
+
+    def write(self, data: bytes) -> None:
+        self._content += data
+
+    def flush(self) -> None:
+        if time.monotonic() >= self._next:
+            self.close()
+
+    def close(self) -> None:
+        self._path.write_bytes(bytes(self._content))
+        self._next = time.monotonic() + _STORED_EVERY
+
+
+class _StoredFiles:
+    """How TensorBoard's writer opens files in object storage."""
+
+    def open(self, path: str) -> _StoredFile:
+        return _StoredFile(paths.path(path))
+
+    def directory_check(self, path: str) -> None:
+        """Storage needs no folders."""
 
 
 def _json_number(value: Any) -> float | str:

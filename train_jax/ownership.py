@@ -18,6 +18,7 @@ import jax
 
 from train_jax import agreement
 from train_jax.errors import ConfigError
+from train_jax.paths import AnyPath
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Ownership:
       error: why the claim is lost: another run has taken the directory. None while it is held.
     """
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: AnyPath):
         self.error: Exception | None = None
         self._file = workdir / _FILE
         self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex, "beat": 0}
@@ -65,14 +66,23 @@ class Ownership:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         while True:
             try:
-                with self._file.open("x") as file:
-                    json.dump(self._owner, file)
+                self._create()
                 return
             except FileExistsError:
                 other = self._read()
             if self._lives(other):
                 raise self._refusal()
             self._file.unlink(missing_ok=True)
+
+    def _create(self) -> None:
+        """Writes the file; FileExistsError if there is one. Object storage does not tell two writers of one moment apart."""
+        if isinstance(self._file, Path):
+            with self._file.open("x") as file:
+                json.dump(self._owner, file)
+        elif self._file.exists():
+            raise FileExistsError(self._file)
+        else:
+            self._file.write_text(json.dumps(self._owner))
 
     def _lives(self, owner: dict | None) -> bool:
         """Whether the owner is a process that runs; None: the file was not readable, as one that is just being written."""

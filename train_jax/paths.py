@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from etils import epath
@@ -46,6 +46,22 @@ def absolute(name: str | os.PathLike) -> AnyPath:
     return found.resolve() if isinstance(found, Path) else found
 
 
+def run_directory(name: str | os.PathLike) -> AnyPath:
+    """As `absolute`. Raises ConfigError also for storage other than `gs://`, for whose arrays Orbax takes the local disk."""
+    found = absolute(name)
+    if not isinstance(found, Path) and not str(found).startswith("gs://"):
+        raise ConfigError(f"{found}: checkpoints are kept in local folders and in gs:// alone; choose such a run directory")
+    return found
+
+
+def on_disk(name: str | os.PathLike, option: str) -> Path:
+    """As `path`, for files that are mapped into memory. Raises ConfigError that names `option` for object storage."""
+    found = path(name)
+    if not isinstance(found, Path):
+        raise ConfigError(f"{found}: files that are mapped into memory lie on a local disk; name a folder there: {option}")
+    return found
+
+
 def cache() -> Path:
     """The folder in which this project keeps what it can make again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "train_jax"
@@ -57,19 +73,40 @@ def stamp(file: AnyPath) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns] if isinstance(file, Path) else [stat.length, stat.mtime]
 
 
-def local(file: AnyPath) -> Path:
-    """The file itself, or a copy in the cache of one in object storage, for readers that need a local one."""
-    if isinstance(file, Path):
-        return file
-    key = hashlib.sha256(f"{file} {stamp(file)}".encode()).hexdigest()[:32]
-    copy = cache() / "files" / key / file.name
-    if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = copy.with_name(f"{copy.name}.{os.getpid()}")
-        with file.open("rb") as source, unfinished.open("wb") as target:
-            shutil.copyfileobj(source, target, 2**24)
-        unfinished.replace(copy)
-    return copy
+def local(name: AnyPath) -> Path:
+    """The file or folder itself; of one in object storage a copy in the cache, with the .json and .yaml beside a file."""
+    if isinstance(name, Path):
+        return name
+    folder, files = name, list(walk(name))
+    if not name.is_dir():
+        folder = name.parent
+        files = [file for file in folder.iterdir() if file == name or file.suffix in (".json", ".yaml")]
+    key = hashlib.sha256(str([(str(file), stamp(file)) for file in sorted(files)]).encode()).hexdigest()[:32]
+    copy = cache() / "files" / key
+    for file in files:
+        target = copy / file.relative_to(folder)
+        if target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f"{target.name}.{os.getpid()}")
+        with file.open("rb") as source, unfinished.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 2**24)
+        unfinished.replace(target)
+    return copy / name.relative_to(folder)
+
+
+def copy(folder: Path, target: AnyPath) -> None:
+    """Copies the files below a folder."""
+    for file in walk(folder):
+        new = target / file.relative_to(folder)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        new.write_bytes(file.read_bytes())
+
+
+def weights(name: str | os.PathLike) -> AnyPath:
+    """The model that a user names: as `path`, and as `local` unless it is a run directory, whose checkpoints may stay."""
+    found = path(name)
+    return found if isinstance(found, Path) or (found / "checkpoints").is_dir() else local(found)
 
 
 def remove(folder: AnyPath) -> None:
@@ -80,21 +117,29 @@ def remove(folder: AnyPath) -> None:
         folder.rmtree(missing_ok=True)
 
 
-def walk(folder: AnyPath, _above: frozenset[str] = frozenset()) -> Iterator[AnyPath]:
-    """The files below a folder, by name. Links to folders are followed, except back to a folder that holds them.
-
-    Raises OSError for a folder that cannot be read.
-    """
+def walk(folder: AnyPath) -> Iterator[AnyPath]:
+    """The files below a folder. Raises OSError for a folder that cannot be read."""
     if not isinstance(folder, Path):
         filesystem, inside = _storage(folder)
         yield from (path(filesystem.unstrip_protocol(name)) for name in sorted(filesystem.find(inside)))
         return
-    above = _above | {os.path.realpath(folder)}
-    for name in sorted(os.listdir(folder)):
-        if os.path.isfile(folder / name):
-            yield folder / name
-        elif os.path.isdir(folder / name) and os.path.realpath(folder / name) not in above:
-            yield from walk(folder / name, above)
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for parent, _, names in walk_folders(folder, stop):
+        yield from (file for file in (Path(parent, name) for name in sorted(names)) if os.path.isfile(file))
+
+
+def walk_folders(folder: Path, on_error: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` that follows links to folders, except back to a folder that it has come through."""
+    above = {str(folder): frozenset({os.path.realpath(folder)})}
+    for parent, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
+        passed = above.pop(parent)
+        real = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
+        folders[:] = sorted(name for name in folders if real[name] not in passed)
+        yield parent, folders, names
+        above |= {os.path.join(parent, name): passed | {real[name]} for name in folders}
 
 
 def glob(pattern: str) -> list[AnyPath]:

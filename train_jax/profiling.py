@@ -7,6 +7,8 @@ A multiplication and an addition are two operations. A backward pass costs twice
 import contextlib
 import dataclasses
 import functools
+import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +16,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from train_jax import paths
 
 BACKWARD = 3  # forward and backward together, in forwards
 
@@ -136,13 +140,17 @@ def memory_plan(compiled: jax.stages.Compiled) -> MemoryPlan:
 
 
 @contextlib.contextmanager
-def trace(directory: str | Path) -> Iterator[None]:
+def trace(directory: str | os.PathLike) -> Iterator[None]:
     """Records what runs inside, for TensorBoard's profile tab or ui.perfetto.dev."""
-    jax.profiler.start_trace(str(directory), create_perfetto_trace=True)
-    try:
-        yield
-    finally:
-        jax.profiler.stop_trace()
+    target = paths.path(directory)
+    with contextlib.nullcontext(target) if isinstance(target, Path) else tempfile.TemporaryDirectory() as local:
+        jax.profiler.start_trace(str(local), create_perfetto_trace=True)
+        try:
+            yield
+        finally:
+            jax.profiler.stop_trace()
+            if target != local:
+                paths.copy(Path(local), target)
 
 
 def absent_tpus(topology: str) -> list[jax.Device]:

@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from train_jax import checkpoint
 from train_jax.errors import LoadError
+from train_jax.paths import AnyPath
 
 
-def open_config(directory: Path, task: str, what: str, artifacts: Sequence[str] = ()) -> dict | None:
+def open_config(directory: AnyPath, task: str, what: str, artifacts: Sequence[str] = ()) -> dict | None:
     """The config of a run, as its `config.json` holds it; None if the folder is no run's.
 
     Args:
@@ -37,7 +37,7 @@ def open_config(directory: Path, task: str, what: str, artifacts: Sequence[str] 
     return config
 
 
-def load_weights(directory: Path, step: int | None = None) -> tuple[dict, dict, str]:
+def load_weights(directory: AnyPath, step: int | None = None) -> tuple[dict, dict, str]:
     """`(params, extra, name)` of a run, as `checkpoint.load_weights` finds them; `name` tells the step.
 
     Raises LoadError if there are none that can be read.
@@ -49,12 +49,12 @@ def load_weights(directory: Path, step: int | None = None) -> tuple[dict, dict, 
     return params, extra, f"{directory} (step {found})"
 
 
-def check_artifacts(directory: Path, artifacts: Sequence[str] = ()) -> None:
+def check_artifacts(directory: AnyPath, artifacts: Sequence[str] = ()) -> None:
     """LoadError unless a run's artifacts, these at least, are the files that it was trained with."""
     file = directory / "artifacts.json"
     try:
-        expected = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        expected = dict(json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise LoadError(
             f"{file} cannot be read ({error}), so nothing says which {' and which '.join(artifacts)} the weights need"
         ) from error

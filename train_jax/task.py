@@ -74,7 +74,7 @@ def module(config: ConfigDict) -> ModuleType:
     """The module that `config.task` names; ConfigError if it cannot be imported or is not a task module."""
     name = config.get("task", "")
     try:
-        found = importlib.import_module(name) if name else None
+        found = importlib.import_module(name) if isinstance(name, str) and name.strip(".") == name != "" else None
     except ModuleNotFoundError as error:
         if error.name is None or not (name + ".").startswith(error.name + "."):
             raise  # the module is there, and something that it imports is missing: the plain traceback says what

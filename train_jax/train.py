@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from train_jax import agreement, optim, profiling, resume, run_directory, sharding
+from train_jax import agreement, optim, paths, profiling, resume, run_directory, sharding
 from train_jax import config as config_lib
 from train_jax import task as task_lib
 from train_jax.checkpoint import Checkpoints
@@ -25,6 +26,7 @@ from train_jax.evaluate import Evaluations, Interrupted
 from train_jax.lockstep import AHEAD, Lockstep
 from train_jax.metrics import History, Writer, read
 from train_jax.ownership import Ownership
+from train_jax.paths import AnyPath
 from train_jax.preemption import StopRequest
 from train_jax.step import BROKEN, NOTICE, init_state, make_train_step
 from train_jax.task import Task
@@ -35,7 +37,9 @@ _PROFILED_STEPS = (10, 15)  # after compilation and warm-up
 _IDENTITY = ("task", "model", "tokenizer", "preprocess", "vqgan")  # what a run directory's weights depend on
 
 
-def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False, reset_optimizer: bool = False) -> History:
+def run(
+    config: ConfigDict, workdir: str | os.PathLike, *, profile: bool = False, reset_optimizer: bool = False
+) -> History:
     """Trains what `config` says, in `workdir`, and returns the history of metrics.
 
     Resumes from the newest readable checkpoint of `workdir`, if there is one, and continues exactly: metrics equal
@@ -68,11 +72,11 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False, reset
 
 
 def _run(
-    config: ConfigDict, workdir: str | Path, profile: bool, reset_optimizer: bool, held: contextlib.ExitStack
+    config: ConfigDict, workdir: str | os.PathLike, profile: bool, reset_optimizer: bool, held: contextlib.ExitStack
 ) -> History:
     # Config and mesh: everything that can be wrong is found out here, before memory or a compiler is touched.
     config = config_lib.resolve(config)
-    workdir = Path(workdir).resolve()
+    workdir = paths.run_directory(workdir)
     agreement.check_connected()
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, config.data.batch_size, config.accumulate)
@@ -272,9 +276,9 @@ def _players(task: Task, seed: int, batch_shapes) -> list[str]:
     return list(jax.eval_shape(lambda batch: task.init(jax.random.key(seed), batch), _without(batch_shapes))[0])
 
 
-def _check_same_experiment(config: ConfigDict, workdir: Path) -> None:
+def _check_same_experiment(config: ConfigDict, workdir: AnyPath) -> None:
     for place in (workdir, *workdir.parents):
-        if place.is_file():
+        if isinstance(place, Path) and place.is_file():
             raise ConfigError(f"{workdir} cannot be a run directory: {place} is a file. Choose another --workdir")
     path = workdir / "config.json"
     if not path.exists():
@@ -292,7 +296,7 @@ def _as_json(config: ConfigDict) -> str:
     return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True) + "\n"
 
 
-def _describe(config: ConfigDict, task: Task, workdir: Path) -> None:
+def _describe(config: ConfigDict, task: Task, workdir: AnyPath) -> None:
     """Writes what a reader of the run directory needs beside the weights."""
     workdir.mkdir(parents=True, exist_ok=True)
     hashes = {}

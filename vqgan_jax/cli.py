@@ -178,7 +178,7 @@ def _encode(arguments: argparse.Namespace) -> int:
     from vqgan_jax.vqgan import load
 
     arguments_lib.check_outputs(out=arguments.out)
-    folder = Path(arguments.folder)
+    folder = Path(arguments.folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     files = [file for file in walk(folder) if file.suffix.lower() in IMAGE_SUFFIXES]

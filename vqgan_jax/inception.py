@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from train_jax import paths
 from train_jax.errors import LoadError
 from train_jax.weights.tensors import open_tensors
 
@@ -110,7 +111,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 def load(path: str | Path) -> dict[str, np.ndarray]:
     """The weights in a file (.pth, .safetensors, .npz). LoadError that lists missing and wrong tensors with their shapes."""
-    found = open_tensors(Path(path))
+    found = open_tensors(paths.path(path))
     wrong = [
         f"{name} {list(found[name].shape) if name in found else 'missing'}, wanted {list(shape)}"
         for name, shape in shapes().items()

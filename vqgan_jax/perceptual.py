@@ -8,7 +8,6 @@ The weights are part of the training state (`extra["perceptual"]`), so that a ru
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 
 from clip_jax import pretrained
 from nn_jax.transformer import Block
+from train_jax import paths
 from train_jax.errors import ConfigError, LoadError
 from train_jax.weights.tensors import open_tensors
 
@@ -67,7 +67,7 @@ def defaults() -> ConfigDict:
 
 def _lpips(path: str) -> Distance:
     """Weights from taming's checkpoint (`loss.perceptual_loss.*`), or files of LPIPS's or torchvision's own names."""
-    found = open_tensors(Path(path))
+    found = open_tensors(paths.path(path))
     for prefix in ("state_dict.loss.perceptual_loss.", "loss.perceptual_loss.", "perceptual_loss.", ""):
         if f"{prefix}lin0.model.1.weight" in found:
             break

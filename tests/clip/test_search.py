@@ -143,7 +143,12 @@ def odd_files(folder, drawn):
     (folder / ".thumbnails").mkdir()
     picture.save(folder / ".thumbnails" / "t.png")
     os.symlink(folder / "plain.jpg", folder / "link.jpg")
-    return [*readable, "link.jpg"], broken, {".txt": 1, ".mp4": 1, "no suffix": 1}
+    elsewhere = folder.parent / "elsewhere"
+    elsewhere.mkdir()
+    picture.save(elsewhere / "far.jfif", "JPEG")
+    os.symlink(folder, elsewhere / "circle")
+    os.symlink(elsewhere, folder / "album")
+    return [*readable, "link.jpg", "album/far.jfif"], broken, {".txt": 1, ".mp4": 1, "no suffix": 1}
 
 
 def test_odd_files_are_indexed_or_listed(clip, tmp_path, drawn):

@@ -5,6 +5,7 @@ by hand.
 """
 
 import io
+import json
 import struct
 import zlib
 
@@ -17,6 +18,7 @@ from PIL import Image, ImageOps
 from train_jax.data import images
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.images import Preprocess
+from train_jax.errors import LoadError
 
 WHITE = (255, 255, 255)
 
@@ -432,6 +434,17 @@ def test_preprocess_survives_json():
     for given in (Preprocess(224), Preprocess(32, "squash", "lanczos", (0.1, 0.2, 0.3), (0.5, 0.25, 1.0))):
         back = Preprocess.from_json(given.to_json())
         assert back == given and hash(back) == hash(given)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"mean": None}, {"std": [1, 0, 1]}, {"mean": [0.5]}, {"mean": "abc"}, {"size": 0}, {"size": 8.5}, {"crop": 1}],
+)
+def test_a_damaged_preprocess_json_is_named(changes):
+    fields = json.loads(Preprocess(8).to_json()) | changes
+    for text in (json.dumps(fields), "[1]", "{", "null"):
+        with pytest.raises(LoadError, match=r"preprocess\.json is damaged"):
+            Preprocess.from_json(text)
 
 
 def test_normalize_is_the_formula():

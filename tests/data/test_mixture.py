@@ -12,6 +12,14 @@ from train_jax.data.mixture import Mixed, parse
 from train_jax.data.sources import open_source
 
 
+@pytest.mark.parametrize("weights", [(1e-300, 1e300), (1.0, 1e17)])
+def test_weights_too_far_apart_are_refused(weights):
+    with pytest.raises(DataError, match="are too far apart"):
+        Mixed([range(3), range(3)], weights)
+    with pytest.raises(DataError, match="with a weight above 0"):
+        parse(f"{'9' * 400} a | b")
+
+
 def test_shares_follow_the_weights_and_every_record_occurs():
     a, b, c = [("a", i) for i in range(10)], [("b", i) for i in range(100)], [("c", i) for i in range(7)]
     mixed = Mixed([a, b, c], [3, 5, 2])

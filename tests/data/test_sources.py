@@ -19,13 +19,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 from PIL import Image
 
+from train_jax import sharding
 from train_jax.data import files, images, sources
 from train_jax.data.images import BrokenSample
 from train_jax.data.shapes import scene as scenes
 from train_jax.data.shapes import shapes_dataset_builder
 from train_jax.data.sources import DataError, open_source
+from train_jax.evaluate import Context
+from train_jax.task import Task
 
 
 def png(shade: int) -> bytes:
@@ -209,6 +213,23 @@ def test_image_deleted_after_opening_is_a_broken_sample(tmp_path):
     assert source[0]["id"] == "a.png"
     with pytest.raises(BrokenSample, match=r"b\.png"):
         source[1]
+
+
+def test_evaluations_may_leave_out_a_share_of_unreadable_pictures(tmp_path, caplog):
+    fill(tmp_path, *(f"{n}.png" for n in range(10)))
+    for number in range(10):
+        (tmp_path / f"{number}.txt").write_text(str(number))
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    options = ConfigDict({"data": {"source": f"folder:{tmp_path}", "max_broken_eval": 0.1, "data_dir": "", "templates": ()}})
+    context = Context(sharding.make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})), options, Task(len, len, len))
+    source = context.source("", "all")
+    assert [record["captions"] for record in source] == [[str(n)] for n in range(10) if n != 3]
+    assert source[3]["id"] == "4.png" and "evaluated without 1 picture(s) that cannot be read" in caplog.text
+    (tmp_path / "4.png").write_bytes(b"")
+    with pytest.raises(DataError, match="2 of 10 pictures cannot be read, more than config.data.max_broken_eval = 10.0%"):
+        context.source("", "all")
+    options.data.max_broken_eval = 0.0
+    assert len(context.source("", "all")) == 10
 
 
 def test_records_are_a_sequence(tmp_path):

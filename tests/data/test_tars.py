@@ -105,7 +105,7 @@ def many(tmp_path):
     return Tars(f"{tmp_path}/*.tar")
 
 
-def test_more_tars_than_a_process_may_open_lose_no_sample(many):
+def test_more_tars_than_a_process_may_open_lose_no_sample(many, caplog):
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = max(map(int, os.listdir("/proc/self/fd")))
     order = np.random.default_rng(0).permutation(np.repeat(np.arange(100), 3)).tolist()
@@ -116,6 +116,7 @@ def test_more_tars_than_a_process_may_open_lose_no_sample(many):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert found == [[str(number)] for number in order]
+    assert "trying again" not in caplog.text, "the limit is kept to, not run into"
 
 
 def test_other_files_of_the_process_may_take_the_descriptors(many, monkeypatch):

@@ -15,11 +15,15 @@ import sys
 import unicodedata
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import tokenizers
 
+from tests.fuzz import readers
 from train_jax.data import text
+from train_jax.data.errors import DataError
+from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import BOS, EOS, Tokenizer
 
 CAPTIONS = (
@@ -465,3 +469,21 @@ def test_bpe_dropout_cuts_otherwise_and_says_the_same(tokenizer_of_captions):
 def tokenizer_of_captions():
     texts = ["a photo of a small red circle", "a blue star, above it's ring 42", "naïve café", "", "something RED"]
     return Tokenizer.train(texts * 5, 600, 40), texts
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_what_is_no_text_is_named(tokenizer, tmp_path, kind):
+    if kind == "siglip":
+        (tmp_path / "spiece.model").write_bytes(readers.spiece())
+        tokenizer = SentencePiece.load(tmp_path, 8)
+    jaxtyping.config.update("jaxtyping_disable", True)  # what annotations say is checked in tests alone
+    try:
+        for nothing in (None, 7, b"a"):
+            with pytest.raises(DataError, match=f"text 1 is no text but {type(nothing).__name__}"):
+                tokenizer.encode(["a", nothing])
+        with pytest.raises(TypeError, match="a list of texts, not one text"):
+            tokenizer.encode("a")
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    # Half a surrogate pair is what a command line makes of bytes that are no UTF-8.
+    np.testing.assert_array_equal(tokenizer.encode(["caf\udce9 b"]), tokenizer.encode(["caf\ufffd b"]))

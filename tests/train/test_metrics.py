@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
+from train_jax.data.errors import DataError
 from train_jax.metrics import History, Writer, read
 
 
@@ -50,6 +51,14 @@ def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
 def test_an_unfinished_last_line_is_passed_over_when_reading(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert read(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+@pytest.mark.parametrize("line", ['{"loss": 1.0}', "[1]", "half a li", "\xff", '{"step": "x"}', "null"])
+def test_lines_that_no_run_has_written_are_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n', "latin-1")
+    for attempt in (lambda: read(tmp_path), lambda: Writer(tmp_path, total_steps=10)):
+        with pytest.raises(DataError, match=r"metrics\.jsonl, line 2 is no row of metrics"):
+            attempt()
 
 
 def test_only_the_active_process_writes(tmp_path):

@@ -136,7 +136,10 @@ def run(capsys):
 @pytest.fixture
 def folder(tmp_path):
     folder = tmp_path / "photos"
-    (folder / "more").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    folder.mkdir()
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "circle").symlink_to(folder)
     for number, name in enumerate(("a.png", "b.jpg", "more/c.png")):
         Image.fromarray(rng.integers(0, 256, (20 + number, 30, 3), np.uint8)).save(folder / name)
     (folder / "broken.png").write_bytes(b"no picture")

@@ -1,9 +1,11 @@
 """Captions in the shapes that data sets have them in."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from train_jax.data.errors import DataError
 
 _KEYS = ("captions", "caption", "title", "text", "TEXT")  # of the hub's, OpenCLIP's and img2dataset's files
 _INSIDE = ("text", "raw", "caption")  # of COCO's captions, which are objects
@@ -34,6 +36,19 @@ def parse_json(text: str):
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def checked(texts: Sequence) -> list[str]:
+    """The texts, as a list; half a surrogate pair, which command lines make of bytes that are no UTF-8, becomes "\ufffd".
+
+    Raises TypeError for one text instead of a list, DataError for what is no text.
+    """
+    if isinstance(texts, str):
+        raise TypeError("encode takes a list of texts, not one text: write [text]")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"text {number} is no text but {type(text).__name__}")
+    return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
 
 
 def _inside(item: Mapping):

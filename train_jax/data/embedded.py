@@ -2,8 +2,9 @@
 
 import fcntl
 import logging
-import os
 from pathlib import Path
+
+from train_jax import paths
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,8 @@ def prepared(builder_class, config: str | None, data_dir: str | None):
     builder = builder_class(config=config, data_dir=data_dir)
     if builder.is_prepared():
         return builder
-    lock = Path(os.path.expanduser(builder._data_dir_root)) / f".{builder.name}-{config or 'default'}.lock"
+    root = paths.path(builder._data_dir_root)
+    lock = (root if isinstance(root, Path) else paths.cache()) / f".{builder.name}-{config or 'default'}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # TFDS writes to a folder of its own and renames it, but reads it in between

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 
 from train_jax.data import files
 from train_jax.data.errors import BrokenSample, DataError
-from train_jax.errors import ConfigError
+from train_jax.errors import ConfigError, LoadError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, of WebImageText
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -179,10 +179,12 @@ class Preprocess:
     std: tuple[float, float, float] = CLIP_STD
 
     def __post_init__(self):
+        if type(self.size) is not int or self.size < 1:
+            raise ConfigError(f"preprocess size {self.size!r} must be a number of pixels, 1 or more")
         if self.mode not in ("crop", "squash"):
-            raise ValueError(f"preprocess mode {self.mode!r} must be 'crop' or 'squash'")
-        if self.interpolation not in _INTERPOLATIONS:
-            raise ValueError(f"interpolation {self.interpolation!r} must be one of {', '.join(_INTERPOLATIONS)}")
+            raise ConfigError(f"preprocess mode {self.mode!r} must be 'crop' or 'squash'")
+        if not isinstance(self.interpolation, str) or self.interpolation not in _INTERPOLATIONS:
+            raise ConfigError(f"interpolation {self.interpolation!r} must be one of {', '.join(_INTERPOLATIONS)}")
 
     def __call__(self, image: Image.Image | np.ndarray | bytes | str | os.PathLike) -> UInt8[np.ndarray, "size size 3"]:
         """A PIL picture, a uint8 [H, W, 3] array, a file's bytes or its path -> uint8 [size, size, 3].
@@ -217,8 +219,15 @@ class Preprocess:
 
     @classmethod
     def from_json(cls, text: str) -> "Preprocess":
-        fields = json.loads(text)
-        return cls(**fields | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        """Raises LoadError for what `to_json` has not written."""
+        try:
+            fields = json.loads(text)
+            mean, std = (tuple(float(x) for x in fields[name]) for name in ("mean", "std"))
+            if not len(mean) == len(std) == 3 or not np.isfinite(mean + std).all() or min(std) <= 0:
+                raise ValueError(f"mean {mean} and std {std} must be three numbers each")
+            return cls(**fields | {"mean": mean, "std": std})
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise LoadError(f"preprocess.json is damaged: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,9 @@ import tokenizers
 from jaxtyping import Bool, Int, Int32
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from train_jax import paths
+from train_jax.data import captions
+
 _SPACE = "▁"  # SentencePiece's mark for a space
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # kinds of pieces in a SentencePiece model
 
@@ -42,17 +45,20 @@ class SentencePiece:
 
         Raises FileNotFoundError that says what was looked for, ValueError for another kind of tokenizer.
         """
-        path = Path(path)
+        path = paths.path(path)
         file = path if path.is_file() else path / "tokenizer.json"
         if file.is_file():
             try:
-                pieces = tokenizers.Tokenizer.from_file(str(file))
+                pieces = tokenizers.Tokenizer.from_file(str(paths.local(file)))
             except Exception as error:  # the library raises no narrower class
                 raise ValueError(f"{file}: not a tokenizer.json ({error})") from error
             if pieces.padding and pieces.padding.get("length") == context_length:
                 return cls(pieces, context_length)
         elif (path / "spiece.model").is_file():
-            pieces = _unigram((path / "spiece.model").read_bytes())
+            try:
+                pieces = _unigram((path / "spiece.model").read_bytes())
+            except Exception as error:  # of numbers and texts where the format has others, and of the library
+                raise ValueError(f"{path / 'spiece.model'}: not a SentencePiece model ({error!r})") from error
         else:
             raise FileNotFoundError(f"no tokenizer at {path}: neither tokenizer.json nor spiece.model")
         config = path / "tokenizer_config.json"
@@ -87,9 +93,7 @@ class SentencePiece:
 
     def encode_flagged(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
         """The rows of `encode`, and which of the texts were too long and have been cut."""
-        if isinstance(texts, str):
-            raise TypeError("encode takes a list of texts, not one text: write [text]")
-        found = self.pieces.encode_batch(list(texts))
+        found = self.pieces.encode_batch(captions.checked(texts))
         rows = np.array([encoding.ids for encoding in found], np.int32).reshape(len(texts), self.context_length)
         return rows, np.array([bool(encoding.overflowing) for encoding in found], bool)
 
@@ -101,20 +105,20 @@ class SentencePiece:
         return self.pieces.to_str(pretty=False)
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(self.to_json(), "utf-8")
+        paths.path(path).write_text(self.to_json(), "utf-8")
 
 
-def _completed(pieces: tokenizers.Tokenizer, options: Mapping, length: int, path: Path) -> tokenizers.Tokenizer:
+def _completed(pieces: tokenizers.Tokenizer, options: Mapping, length: int, path: paths.AnyPath) -> tokenizers.Tokenizer:
     """With SigLIP's clean-up in front (arXiv 2303.15343's code: lower case, no punctuation), cut and padded to `length`."""
     before = [normalizers.Lowercase()]
-    if "Gemma" not in options.get("tokenizer_class", ""):  # SigLIP 2 keeps punctuation
+    if "Gemma" not in str(options.get("tokenizer_class")):  # SigLIP 2 keeps punctuation
         before += [
             normalizers.Replace(Regex("[" + "".join("\\" + c for c in string.punctuation) + "]"), ""),
             normalizers.Replace(Regex(r"\s+"), " "),
             normalizers.Strip(),
         ]
     pieces.normalizer = normalizers.Sequence([*before, *([pieces.normalizer] if pieces.normalizer else [])])
-    pad = options.get("pad_token", "</s>")
+    pad = options.get("pad_token") or "</s>"
     pad = pad["content"] if isinstance(pad, Mapping) else pad
     pad_id = pieces.token_to_id(pad)
     if pad_id is None:

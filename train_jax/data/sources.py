@@ -13,6 +13,7 @@ A record is a dict: `image` (the bytes of an image file), `captions` (one or mor
 
 import dataclasses
 import importlib
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,9 +21,11 @@ import numpy as np
 
 from train_jax import paths
 from train_jax.data import captions as caption_lib
-from train_jax.data import files, folders, mixture
+from train_jax.data import files, folders, images, mixture
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.tars import Tars
+
+log = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _EMBEDDED = ("shapes", "digits")
@@ -101,6 +104,29 @@ def open_source(
     return source
 
 
+def readable(source: Source, max_broken: float) -> Source:
+    """The records whose pictures can be decoded, for evaluations, which must know beforehand what they evaluate.
+
+    Every picture is read once for it. Raises DataError if more than the share `max_broken` cannot be decoded.
+    """
+    places, broken = [], []
+    for place in range(len(source)):
+        try:
+            images.decode(source[place]["image"])
+            places.append(place)
+        except BrokenSample as error:
+            broken.append(str(error))
+    if len(broken) > max_broken * len(source) or not places:
+        raise DataError(
+            f"{source.name}: {len(broken)} of {len(source)} pictures cannot be read, more than "
+            f"config.data.max_broken_eval = {max_broken:.1%}; the first: {'; '.join(broken[:3])}"
+        )
+    if broken:
+        log.warning("%s: evaluated without %d picture(s) that cannot be read: %s", source.name, len(broken), broken[0])
+    name = f"{source.name}, {len(places)} readable" if broken else source.name
+    return dataclasses.replace(source, name=name, records=_Mapped(places, source.__getitem__, source.described))
+
+
 def _mixed(name: str, split: str, **options) -> Source:
     weights, names = zip(*mixture.parse(name), strict=True)
     parts = [open_source(part, split, **options) for part in names]
@@ -152,10 +178,10 @@ def _tfds(name: str, split: str, data_dir: str | None, templates: Sequence[str])
     except ValueError as error:
         raise DataError(f"tfds:{name}: {error}") from error
     features = builder.info.features
-    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     captions = [key for key in features if key in ("captions", "caption", "text")]
     labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
-    if not images or not (captions or labels):
+    if not pictures or not (captions or labels):
         raise DataError(f"tfds:{name}: needs an image and captions or a label; its features are {', '.join(features)}")
     names = tuple(name.replace("_", " ") for name in features[labels[0]].names) if labels else None
     if not builder.is_prepared():
@@ -164,7 +190,7 @@ def _tfds(name: str, split: str, data_dir: str | None, templates: Sequence[str])
             builder.download_and_prepare(file_format="array_record")
         except Exception as error:  # no network, no room, a missing package: whatever its builder meets
             raise DataError(f"tfds:{name} cannot be prepared ({type(error).__name__}: {error})") from error
-    rows = _data_source(builder, f"tfds:{name}", split, images[0])
+    rows = _data_source(builder, f"tfds:{name}", split, pictures[0])
 
     def record(row) -> dict:
         label = int(row[labels[0]]) if labels else -1
@@ -174,7 +200,7 @@ def _tfds(name: str, split: str, data_dir: str | None, templates: Sequence[str])
             raise BrokenSample(f"tfds:{name}:{split}: an example without a label, of which to make a caption")
         else:
             texts = [template.replace("{}", names[label]) for template in templates]
-        return {"image": row[images[0]], "captions": texts, "label": label}
+        return {"image": row[pictures[0]], "captions": texts, "label": label}
 
     return Source(f"tfds:{name}:{split}", _Mapped(rows, record), names)
 

@@ -12,6 +12,7 @@ import html
 import itertools
 import json
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ import tokenizers
 from jaxtyping import Bool, Int, Int32
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from train_jax import paths
+from train_jax.data import captions
 from train_jax.data.sentencepiece import SentencePiece
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -68,7 +71,7 @@ class Tokenizer:
 
         Raises FileNotFoundError that says what was looked for, ValueError for another kind of tokenizer.
         """
-        path = Path(path)
+        path = paths.path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
         vocab, merges = path / "vocab.json", path / "merges.txt"
         try:
@@ -77,15 +80,19 @@ class Tokenizer:
             if vocab.is_file() and merges.is_file():
                 content = json.loads(vocab.read_text("utf-8"))
                 return cls(_bpe(content, _pairs(merges.read_text("utf-8"))), context_length)
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from error
         raise FileNotFoundError(f"no tokenizer at {path}: neither tokenizer.json nor vocab.json with merges.txt")
 
     @classmethod
     def from_merges(cls, path: str | Path, context_length: int = 77) -> "Tokenizer":
         """From OpenAI's `bpe_simple_vocab_16e6.txt.gz`, of which CLIP uses the first 48,894 merges."""
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            merges = _pairs("".join(itertools.islice(file, 1, 49_152 - 256 - 2 + 1)))
+        file = paths.path(path)
+        try:
+            lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
+        except (gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
+            raise ValueError(f"{file}: not OpenAI's merges ({error})") from error
+        merges = _pairs("\n".join(lines[1 : 49_152 - 256 - 2 + 1]))
         return cls(_bpe(_vocabulary(merges), merges), context_length)
 
     @classmethod
@@ -156,8 +163,7 @@ class Tokenizer:
           dropout: share of merges that are left out by chance, so that a text is cut into other tokens each time (BPE
             dropout, arXiv 1910.13267); `rng` draws them.
         """
-        if isinstance(texts, str):
-            raise TypeError("encode takes a list of texts, not one text: write [text]")
+        texts = captions.checked(texts)
         rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
         cut = np.zeros(len(texts), bool)
         cleaned = [clean(text) for text in texts]
@@ -204,7 +210,7 @@ class Tokenizer:
         return self.bpe.to_str(pretty=False)
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(self.to_json(), "utf-8")
+        paths.path(path).write_text(self.to_json(), "utf-8")
 
 
 AnyTokenizer = Tokenizer | SentencePiece
@@ -216,8 +222,8 @@ def open_tokenizer(file: str | Path, context_length: int) -> AnyTokenizer:
     Raises FileNotFoundError or ValueError as their `load` does.
     """
     try:
-        padded = json.loads(Path(file).read_text("utf-8")).get("padding")
-    except ValueError as error:
+        padded = json.loads(paths.path(file).read_text("utf-8")).get("padding")
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"{file}: not a tokenizer.json ({error})") from error
     return (SentencePiece if padded else Tokenizer).load(file, context_length)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from train_jax import paths
 from train_jax.errors import LoadError
 
 PREFIX = "hf:"
@@ -13,11 +14,11 @@ def is_name(path: str | Path) -> bool:
     return str(path).startswith(PREFIX)
 
 
-def resolve(path: str | Path, files: Sequence[str], fallback: Sequence[str] = ()) -> Path:
+def resolve(path: str | Path, files: Sequence[str], fallback: Sequence[str] = ()) -> paths.AnyPath:
     """Local path of a model: of `hf:org/name` or `hf:org/name@revision` its directory in the hub's cache.
 
     Args:
-      path: the name; anything else is returned as a Path.
+      path: the name; anything else is a place, as `train_jax.paths.weights` has it.
       files: patterns of the files to bring, such as "*.json" and "*.safetensors".
       fallback: patterns of weights in older formats, brought only where `files` brought no safetensors: a repository often
         holds the same weights in several formats.
@@ -26,7 +27,7 @@ def resolve(path: str | Path, files: Sequence[str], fallback: Sequence[str] = ()
     reached or refuses.
     """
     if not is_name(path):
-        return Path(path)
+        return paths.weights(path)
     import huggingface_hub
 
     repository, _, revision = str(path).removeprefix(PREFIX).partition("@")

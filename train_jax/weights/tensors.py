@@ -16,7 +16,9 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from train_jax import paths
 from train_jax.errors import LoadError
+from train_jax.paths import AnyPath
 from train_jax.weights.pickles import Global, Interpreter, Record
 
 _MOST = 200_000  # values of a file: a few bytes can describe any number, if each stands in two places of the next
@@ -56,13 +58,14 @@ def _reading(path: Path) -> Iterator[None]:
         raise LoadError(f"{path} cannot be read as weights ({type(error).__name__}: {error})") from error
 
 
-def open_tensors(path: Path) -> Mapping[str, Tensor]:
+def open_tensors(path: AnyPath) -> Mapping[str, Tensor]:
     """The tensors in a weight file, by name; none is read yet.
 
     In a PyTorch file a name is the way to the tensor through dicts and through attributes of objects, joined by dots.
 
     Raises LoadError, also when a tensor is read, for a file that is damaged or of another kind.
     """
+    path = paths.local(path)
     with _reading(path):
         if path.suffix == ".safetensors":
             return _safetensors(path)

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from train_jax import paths
 from train_jax.data.errors import BrokenSample
 from train_jax.errors import ConfigError
 from train_jax.profiling import BACKWARD, dense_flops, transformer_flops
@@ -45,7 +46,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         raise ConfigError(f"config.vqgan.size = {size} must be divisible by {vq.factor}, the pixels along a code")
     shape = (size // vq.factor,) * 2
     module = model.build(config.model, vq.codes, shape[0] * shape[1])
-    directory = Path(config.codes.dir) if config.codes.dir else (workdir or Path()) / "codes"
+    directory = paths.on_disk(config.codes.dir or (workdir or Path()) / "codes", "config.codes.dir")
 
     def records(source):
         return codes_lib.with_codes(vq, source, directory, size=size, flip=config.codes.flip)
