@@ -172,6 +172,7 @@ def test_ones_own_pictures_train_by_every_small_config(config, refused, folder, 
         (["--config=clip/shapes", "--config.ema.decay=0.9", "--config.ema.players=dalle"], "config.ema.players"),
         (["--config=vqgan/shapes", "--config.loss.pixels=l3"], "config.loss.pixels = 'l3'"),
         (["--config=vqgan/f16_1024"], "config.perceptual.path"),
+        (["--config=vqgan/f16_1024", "--config.perceptual.path=nowhere.ckpt"], "config.perceptual.path: "),
         (["--config=dalle/mindalle_1b3"], "config.vqgan.path is empty"),
     ],
 )
