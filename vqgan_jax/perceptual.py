@@ -52,7 +52,7 @@ def open_distance(options: ConfigDict) -> Distance | None:
         raise ConfigError(f"config.perceptual.type = {options.type!r} needs config.perceptual.path: {what}")
     try:
         return _lpips(options.path) if options.type == "lpips" else _clip(options.path)
-    except LoadError as error:
+    except (LoadError, OSError) as error:
         raise ConfigError(f"config.perceptual.path: {error}") from error
 
 

@@ -5,6 +5,7 @@ gradient: an EMA codebook, batch statistics), `averaged` (an EMA codebook's poin
 (`vqgan_jax.codebook`), `lecam`, `perceptual` (frozen weights).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -61,10 +62,20 @@ def complete(config: ConfigDict, stated: ConfigDict) -> None:
     """With `config.pretrained`, the model is the checkpoint's. ConfigError where the user's own options contradict it."""
     if config.pretrained:
         checkpoint = pretrained.open_checkpoint(config.pretrained)
-        adopt(config.model, stated.get("model", {}), checkpoint.model, "model", free=_FREE, example=_FINETUNE)
+        own = stated.get("model", {})
+        options = _resized(checkpoint.model, own.get("resolution"))
+        adopt(config.model, own, options, "model", free=_FREE, example=_FINETUNE)
         if _takes_over(config, checkpoint):
-            options, own = checkpoint.discriminator[0], stated.get("discriminator", {})
-            adopt(config.discriminator, own, options, "discriminator", example=_FINETUNE)
+            own = stated.get("discriminator", {})
+            adopt(config.discriminator, own, checkpoint.discriminator[0], "discriminator", example=_FINETUNE)
+
+
+def _resized(options: Mapping, resolution: int | None) -> Mapping:
+    """A model's options for pictures of another size, attention in the same layers."""
+    if resolution is None or "attention" not in options:
+        return options
+    attention = tuple(size * resolution // options["resolution"] for size in options["attention"])
+    return {**options, "attention": attention}
 
 
 def _takes_over(config: ConfigDict, found: pretrained.Checkpoint) -> bool:

@@ -367,6 +367,13 @@ def test_options_that_contradict_the_checkpoint_are_named(folder, tmp_path, chan
         train_jax.run(fine_tuning(folder, "hf-clip", **changes), tmp_path / "run")
 
 
+@pytest.mark.parametrize("kind", ["hf-clip", "hf-siglip", "open-clip-resnet"])
+def test_a_run_starts_again_from_its_own_complete_config(folder, kind):
+    """What a run directory's config.json holds, lists for tuples, is no contradiction of the checkpoint."""
+    full = config_lib.resolve(fine_tuning(folder, kind))
+    assert config_lib.resolve(full) == full == config_lib.resolve(ConfigDict(json.loads(full.to_json())))
+
+
 def test_a_run_directory_s_tokenizer_is_used_again(folder, tmp_path):
     first = clip_task.make(resolve(folder), None).artifacts["tokenizer.json"]
     (tmp_path / "tokenizer.json").write_text(first)

@@ -1,6 +1,7 @@
-"""Traces the loss and gradient of published configs on many fake devices, nothing compiled: `trace_published.py FOLDER`.
+"""Traces published configs on many fake devices, nothing compiled: `trace_published.py FOLDER`.
 
-Prints one JSON object: config -> devices -> "" or what was refused.
+Mesh, batch, optimiser and the state's shardings for every number of devices; loss and gradient, which take seconds, where
+their program depends on it. Prints one JSON object: config -> devices -> "" or what was refused.
 """
 
 import io
@@ -28,6 +29,9 @@ CONFIGS = {
     **dict.fromkeys(("vqgan/f16_1024", "vqgan/f16_16384", "vqgan/f8_gumbel")),
     **dict.fromkeys(("dalle/mindalle_1b3", "dalle/dalle1_12b"), "hf-clip"),
 }
+# Rings and tiles of the losses depend on the number; of the others the largest is enough, of like programs one.
+TRACED = dict.fromkeys(("clip/vit_b32", "clip/vit_l14", "clip/siglip_b16"), (1, 32, 256))
+TRACED |= dict.fromkeys(("vqgan/f16_16384", "vqgan/f8_gumbel"), ())
 CODES = {"dalle/mindalle_1b3": (16_384, 4), "dalle/dalle1_12b": (8192, 3)}  # and halvings of 256 pixels
 
 
@@ -43,7 +47,7 @@ def vqgan(folder: Path, codes: int, halvings: int) -> str:
 
 
 def prepared(name: str, folder: Path):
-    """`(config, task, one example's arrays)`."""
+    """`(config, task, abstract batch, abstract parameters and state with their axes)`."""
     config = config_file.load(name)
     side = 0
     if CONFIGS[name]:
@@ -58,30 +62,31 @@ def prepared(name: str, folder: Path):
     picture = io.BytesIO()
     Image.new("RGB", (300, 300)).save(picture, "PNG")
     record = {"image": picture.getvalue(), "captions": ["a"], "id": "0", "codes": np.zeros((1, side, side), np.int32)}
-    return config, task, task.example(record, np.random.default_rng(0))
+    example = {name: np.asarray(x) for name, x in task.example(record, np.random.default_rng(0)).items()}
+    batch = {name: jax.ShapeDtypeStruct((config.data.batch_size, *x.shape), x.dtype) for name, x in example.items()}
+    return config, task, batch, jax.eval_shape(task.init, jax.random.key(0), batch)
 
 
-def trace(config, task, example, mesh) -> None:
-    size = config.data.batch_size
-    sharding.check_batch(mesh, size, config.accumulate)
-    batch = {name: jax.ShapeDtypeStruct((size, *np.shape(x)), np.asarray(x).dtype) for name, x in example.items()}
-    with jax.set_mesh(mesh):
-        boxed, extra = jax.eval_shape(task.init, jax.random.key(0), batch)
-        sharding.shardings(boxed, mesh)
-        params, extra = sharding.unbox((boxed, extra))
-        optim.make(config.optim, params, config.steps, sharding.logical_axes(boxed))
+def check(config, task, batch, boxed, mesh, traced: bool) -> None:
+    sharding.check_batch(mesh, config.data.batch_size, config.accumulate)
+    sharding.shardings(boxed, mesh)
+    params, extra = sharding.unbox(boxed)
+    optim.make(config.optim, params, config.steps, sharding.logical_axes(boxed[0]))
+    if traced:
         gradient = sharding.with_rules(jax.value_and_grad(task.loss, has_aux=True))
-        jax.eval_shape(gradient, params, extra, batch, jax.random.key(0), jax.ShapeDtypeStruct((), jnp.int32))
+        with jax.set_mesh(mesh):
+            jax.eval_shape(gradient, params, extra, batch, jax.random.key(0), jax.ShapeDtypeStruct((), jnp.int32))
 
 
 def main(folder: Path) -> None:
     answers = {}
     for name in CONFIGS:
-        config, task, example = prepared(name, folder)
+        config, *parts = prepared(name, folder)
         answers[name] = {}
         for count in COUNTS:
             try:
-                trace(config, task, example, sharding.make_mesh(config.mesh, jax.devices()[:count]))
+                mesh = sharding.make_mesh(config.mesh, jax.devices()[:count])
+                check(config, *parts, mesh, count in TRACED.get(name, COUNTS[-1:]))
                 answers[name][count] = ""
             except ValueError as error:
                 answers[name][count] = f"{type(error).__name__}: {error}"

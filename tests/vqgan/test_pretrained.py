@@ -18,6 +18,7 @@ from train_jax.errors import ConfigError
 from train_jax.weights.tensors import open_tensors
 from vqgan_jax import LoadError, discriminator, model, task
 from vqgan_jax.pretrained import open_checkpoint
+from vqgan_jax.pretrained.checkpoint import abstract_variables
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "vqgan"
 KINDS = {
@@ -260,6 +261,16 @@ def test_a_run_starts_from_a_checkpoint(kind, tiny):
     rest = {name: x for name, x in jax.device_get(vq.variables).items() if name != "params"}
     jax.tree.map(np.testing.assert_array_equal, extra, {"generator": rest})
     assert config.model.channels == vq.options.channels
+
+
+@pytest.mark.parametrize("kind", ["taming/last.ckpt", "diffusers"])
+def test_a_run_of_another_resolution_has_the_layers_of_its_checkpoint(kind):
+    given = {"task": "vqgan_jax.task", "steps": 2, "data": {"source": "shapes"}, "pretrained": str(GOLDEN / kind)}
+    whole = config_lib.resolve(ConfigDict(given))
+    half = config_lib.resolve(ConfigDict(given | {"model": {"resolution": whole.model.resolution // 2}}))
+    assert config_lib.resolve(half) == half and half.model.resolution == whole.model.resolution // 2
+    shapes = [jax.tree.map(jnp.shape, abstract_variables(model.build(c.model))) for c in (whole, half)]
+    assert whole.model.attention and shapes[0] == shapes[1]
 
 
 def test_options_that_contradict_a_checkpoint_are_refused():
