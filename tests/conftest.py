@@ -145,13 +145,13 @@ def compilations():
 
 @pytest.fixture(scope="session")
 def learn():
-    """`learn(task, config, batch) -> (state, metrics of each update)`: `config.steps` updates on one batch and device."""
+    """`learn(task, config, batch, updates) -> (state, metrics of each)`: a run's first updates, on one batch and device."""
     import jax
 
     from train_jax import optim, sharding
     from train_jax.step import init_state, make_train_step
 
-    def run(task, config, batch):
+    def run(task, config, batch, updates: int):
         mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
         schedules, history = {}, []
 
@@ -164,7 +164,7 @@ def learn():
             create, abstract, tx = init_state(task, make_tx, mesh, batch, seed=config.seed)
             step = make_train_step(task, tx, mesh, abstract, seed=config.seed, schedules=schedules)
             state, batch = create(), jax.device_put(batch, sharding.batch_sharding(mesh))
-            for _ in range(config.steps):
+            for _ in range(updates):
                 state, metrics = step(state, batch)
                 history.append(metrics)
             return jax.device_get((state, history))

@@ -50,10 +50,10 @@ def lecam_state(state: dict[str, Array], real: Float[Array, "..."], fake: Float[
 
 
 def gradient_penalty(judge: Callable, images: Float[Array, "b h w 3"]) -> Float[Array, ""]:
-    """R1 (arXiv 1801.04406, equation 9) for logits of patches: half the patches' mean squared gradient norm, on average.
+    """R1 (arXiv 1801.04406, equation 9): half the squared norm of the gradient of a picture's mean logit, times its patches.
 
-    The squared norm of the gradient of a picture's mean logit, times its number of patches. So a discriminator whose patches
-    do not overlap is punished as one of a single patch is, whatever the picture's size; for one logit a picture it is R1.
+    In squared logits per squared pixel, pixels in [-1, 1]. The mean over N patches that do not overlap has 1/N of a patch's
+    squared gradient norm: the factor N makes the penalty a patch's own, whatever the size of pictures.
     """
 
     def summed(x):

@@ -84,14 +84,12 @@ def test_four_captions_are_learnt_by_heart_in_bfloat16_as_in_float32(tiny, tmp_p
     codes = np.random.default_rng(0).integers(0, 12, (4, 4, 4)).astype(np.int32)
     small = {"text_length": 12, "width": 32, "depth": 2, "heads": 2, "dropout": 0.0}
     curves = {}
-    for dtype, steps in (("float32", 120), ("bfloat16", 12)):
-        optim = {"lr": 1e-2, "schedule": "constant"}
-        task, config = made(
-            tiny, tmp_path, model=small | {"dtype": dtype}, steps=steps, caption_dropout=0.0, optim=optim
-        )
+    for dtype, updates in (("float32", 120), ("bfloat16", 12)):
+        model = small | {"dtype": dtype}
+        task, config = made(tiny, tmp_path, model=model, steps=120, caption_dropout=0.0, optim={"lr": 1e-2})
         captions = Captions(Tokenizer.from_json(task.artifacts["tokenizer.json"], 12))
         batch = {"text": captions.encode(prompts), "codes": codes, "truncated": np.zeros(4, bool)}
-        state, history = learn(task, config, batch)
+        state, history = learn(task, config, batch, updates)
         curves[dtype] = [float(metrics["loss"]) for metrics in history]
         if dtype == "float32":
             assert history[-1]["bits_per_code"] < 0.05 and history[-1]["bits_per_text_token"] < 1

@@ -135,13 +135,12 @@ def test_a_rule_is_learnt_in_bfloat16_as_in_float32(tiny, trained, learn):
     codes = ((label + 5 * row + column) % 16).astype(np.int32)
     batch = {"codes": codes, "label": np.arange(64, dtype=np.int32)}
     curves = {}
-    for dtype, steps in (("float32", 150), ("bfloat16", 12)):
+    for dtype, updates in (("float32", 150), ("bfloat16", 12)):
         c = prior_config(tiny)
-        c.steps, c.evals, c.label_dropout = steps, {}, 0.0
+        c.steps, c.evals, c.label_dropout = 150, {}, 0.0
         c.model = {"classes": 64, "width": 32, "depth": 2, "heads": 2, "dropout": 0.0, "dtype": dtype}
-        c.optim = {"lr": 1e-2, "schedule": "constant"}
         config = config_lib.resolve(c)
-        state, history = learn(task_lib.make(config, None), config, batch)
+        state, history = learn(task_lib.make(config, None), config, batch, updates)
         curves[dtype] = [float(metrics["loss"]) for metrics in history]
         if dtype == "float32":
             assert history[-1]["bits_per_code"] < 0.1

@@ -104,14 +104,18 @@ def test_both_players_get_in_bfloat16_the_gradients_of_float32():
     short = {"model.dtype": "bfloat16", "discriminator.dtype": "bfloat16"}
     options = {"loss.r1": 0.1, "loss.lecam": 0.1}
     made, params, extra = started(config(**options))
+    # Weights far from their small beginnings, at which gradients are differences of nearly equal sums.
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), params)
+    params["generator"]["quantizer"]["codebook"] = jnp.asarray(rng.standard_normal((16, 4), np.float32))
     total, metrics, _, grads = gradients(made, params, extra)
     value, found, _, slopes = gradients(task.make(config(**options, **short), None), params, extra)
     assert {x.dtype for x in jax.tree.leaves((slopes, found, value))} == {np.dtype("float32")}
-    # Products are rounded to 8 bits, and through a dozen layers the errors of many of them add up at random.
-    for player in grads:
-        assert cosine(slopes[player], grads[player]) > 0.99, player
+    # Products are rounded to 8 bits in some twenty layers, and some latents fall to another code.
+    assert cosine(slopes["discriminator"], grads["discriminator"]) > 0.99
+    assert cosine(slopes["generator"], grads["generator"]) > 0.97
     np.testing.assert_allclose(value, total, rtol=0.02)
-    np.testing.assert_allclose(found["adaptive_weight"], metrics["adaptive_weight"], rtol=0.05)
+    np.testing.assert_allclose(found["adaptive_weight"], metrics["adaptive_weight"], rtol=0.1)
 
 
 @pytest.mark.parametrize("kind", task.quantize.TYPES)
@@ -147,7 +151,7 @@ def test_every_quantiser_works_on_a_bfloat16_encoder(kind):
     assert {x.dtype for x in jax.tree.leaves((found.vectors, found.latents, found.loss, slopes))} == {np.dtype("float32")}
     assert np.mean(np.asarray(found.codes) == wanted.codes) > 0.97
     np.testing.assert_allclose(value, exact, rtol=0.03)
-    assert cosine(slopes, grads) > 0.97
+    assert cosine(slopes, grads) > 0.95  # a code that flips changes the gradient by its whole share
 
 
 def test_eight_pictures_are_learnt_by_heart_in_bfloat16_as_in_float32(learn):
@@ -156,12 +160,11 @@ def test_eight_pictures_are_learnt_by_heart_in_bfloat16_as_in_float32(learn):
     waves = [np.sin(rng.uniform(2, 7, 3) * row[..., None] + rng.uniform(2, 7, 3) * column[..., None]) for _ in range(8)]
     batch = {"image": np.round(127.5 + 120 * np.stack(waves)).astype(np.uint8)}
     curves = {}
-    for dtype, steps in (("float32", 150), ("bfloat16", 12)):
+    for dtype, updates in (("float32", 200), ("bfloat16", 12)):
         options = {"model.dtype": dtype, "model.quantizer.size": 64, "model.attention": (), "loss.adversarial": "none"}
-        options |= {"codebook.start": "kmeans", "codebook.revive": 10, "steps": steps, "optim.lr": 1e-2}
-        options["optim.schedule"] = "constant"
+        options |= {"codebook.start": "kmeans", "codebook.revive": 10, "steps": 200, "optim.lr": 5e-3}
         c = config(**options)
-        state, history = learn(task.make(c, None), c, batch)
+        state, history = learn(task.make(c, None), c, batch, updates)
         curves[dtype] = [float(metrics["loss"]) for metrics in history]
         if dtype == "float32":
             assert history[-1]["psnr"] > 25, "dB"
@@ -331,19 +334,20 @@ def test_micro_batches_change_the_codebook_once_and_by_the_whole_batch(changes):
     if "codebook.start" in changes:
         start, _ = run_steps(c, 1, steps=0)
         assert np.abs(books[0]["codebook"] - start.params["generator"]["quantizer"]["codebook"]).max() > 0.01
+
+
 @pytest.mark.parametrize("kind", ["nearest", "ema"])
 def test_a_run_from_its_own_weights_keeps_its_codebook(kind, tmp_path):
     """A training that began with k-means, and others that go on from it, with and without asking for k-means again."""
-    first = config(**{"model.quantizer.type": kind, "codebook.start": "kmeans"})
+    first = config(**{"model.quantizer.type": kind, "codebook.start": "kmeans", "loss.adversarial": "none"})
     trained, _ = run_steps(first, 1, steps=2)
     variables = {"params": trained.params["generator"], **trained.extra["generator"]}
     vqgan_jax.save(vqgan_jax.Vqgan.assemble(first.model, variables, "trained"), tmp_path / "first.safetensors")
 
     def going_on(start: str):
         c = {"task": "vqgan_jax.task", "steps": 10, "data": {"source": "shapes/32", "batch_size": 8}}
-        c |= {"pretrained": str(tmp_path / "first.safetensors"), "codebook": {"start": start}}
-        c = config_lib.resolve(ConfigDict(c | {"discriminator": {"channels": 8, "layers": 2}}))
-        return run_steps(c, 1, steps=1, lr=0.0)[0]
+        c |= {"pretrained": str(tmp_path / "first.safetensors"), "loss": {"adversarial": "none"}}
+        return run_steps(config_lib.resolve(ConfigDict(c | {"codebook": {"start": start}})), 1, steps=1, lr=0.0)[0]
 
     found, wanted = going_on("kmeans"), going_on("random")
     jax.tree.map(np.testing.assert_array_equal, found.extra, wanted.extra)
@@ -352,7 +356,8 @@ def test_a_run_from_its_own_weights_keeps_its_codebook(kind, tmp_path):
 
 
 def test_an_ema_codebook_is_averaged_with_its_encoder():
-    c = config(**{"model.quantizer.type": "ema", "codebook.revive": 1, "ema.decay": 0.9, "ema.players": ("generator",)})
+    options = {"model.quantizer.type": "ema", "codebook.revive": 1, "loss.adversarial": "none"}
+    c = config(**options, **{"ema.decay": 0.9, "ema.players": ("generator",)})
     wanted = run_steps(c, 1, steps=0)[0].extra["averaged"].astype(np.float64)
     for number in range(3):
         state, _ = run_steps(c, 1, steps=number + 1)
