@@ -7,6 +7,7 @@ Pixels stay uint8 until they are on the device, where a model normalises them wi
 import dataclasses
 import io
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from train_jax.data import bilinear
 from train_jax.data.errors import BrokenSample
 from train_jax.errors import ConfigError
 
@@ -28,6 +30,7 @@ _INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_ALIASED = "bilinear_aliased"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -70,14 +73,21 @@ def decode(
         raise BrokenSample(f"not a readable picture ({type(error).__name__}: {error})") from error
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The middle `size` x `size` pixels, rounded as torchvision rounds."""
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+def center_crop(image: Image.Image, size: int, rounded: Callable[[float], int] = round) -> Image.Image:
+    """The middle `size` x `size` pixels; an odd margin is split as torchvision does, or as `rounded` rounds its half."""
+    left, top = rounded((image.width - size) / 2), rounded((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))
 
 
+def _resize(image: Image.Image, size: tuple[int, int], interpolation: str, box: tuple | None = None) -> Image.Image:
+    """The picture, or the part of it in `box`, with `size` = (width, height) pixels."""
+    if interpolation == _ALIASED:
+        return Image.fromarray(bilinear.resize(np.asarray(image.crop(box) if box else image), *size))
+    return image.resize(size, _INTERPOLATIONS[interpolation], box=box)
+
+
 def resize_shortest(image: Image.Image, size: int, interpolation: str = "bicubic") -> Image.Image:
-    """Scaled, antialiased, so that the shorter side has `size` pixels; the other is rounded down.
+    """Scaled so that the shorter side has `size` pixels; the other is rounded down.
 
     Raises BrokenSample for a picture so long and thin that more than MAX_PIXELS would come of it.
     """
@@ -88,7 +98,7 @@ def resize_shortest(image: Image.Image, size: int, interpolation: str = "bicubic
             f"{image.width} x {image.height} pixels, too thin: {size} x {other} after resizing; at most {MAX_PIXELS:,}"
         )
     target = (size, other) if image.width <= image.height else (other, size)
-    return image if image.size == target else image.resize(target, _INTERPOLATIONS[interpolation])
+    return image if image.size == target else _resize(image, target, interpolation)
 
 
 def random_resized_crop(
@@ -117,7 +127,7 @@ def random_resized_crop(
         aspect = min(max(width / height, ratio[0]), ratio[1])
         w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
         left, top = (width - w) // 2, (height - h) // 2
-    return image.resize((size, size), _INTERPOLATIONS[interpolation], box=(left, top, left + w, top + h))
+    return _resize(image, (size, size), interpolation, (left, top, left + w, top + h))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +136,10 @@ class Preprocess:
 
     Attributes:
       size: side of the square the model sees, in pixels.
-      mode: "crop" resizes the shorter side and takes the middle; "squash" resizes both sides and keeps everything.
-      interpolation: "nearest", "bilinear", "bicubic" or "lanczos", antialiased as Pillow does.
+      mode: "crop" resizes the shorter side and takes the middle; "crop_floor" does so with odd margins rounded down, as
+        transformers rounds; "squash" resizes both sides and keeps everything.
+      interpolation: "nearest", "bilinear", "bicubic" or "lanczos", antialiased as Pillow does; "bilinear_aliased" is not
+        antialiased, as big_vision's is not.
       mean, std: of each colour channel, on the scale [0, 1]; applied on the device.
     """
 
@@ -138,10 +150,11 @@ class Preprocess:
     std: tuple[float, float, float] = CLIP_STD
 
     def __post_init__(self):
-        if self.mode not in ("crop", "squash"):
-            raise ValueError(f"preprocess mode {self.mode!r} must be 'crop' or 'squash'")
-        if self.interpolation not in _INTERPOLATIONS:
-            raise ValueError(f"interpolation {self.interpolation!r} must be one of {', '.join(_INTERPOLATIONS)}")
+        if self.mode not in ("crop", "crop_floor", "squash"):
+            raise ValueError(f"preprocess mode {self.mode!r} must be 'crop', 'crop_floor' or 'squash'")
+        if self.interpolation not in (*_INTERPOLATIONS, _ALIASED):
+            names = ", ".join([*_INTERPOLATIONS, _ALIASED])
+            raise ValueError(f"interpolation {self.interpolation!r} must be one of {names}")
 
     def __call__(self, image: Image.Image | np.ndarray | bytes | str | Path) -> UInt8[np.ndarray, "size size 3"]:
         """A PIL picture, a uint8 [H, W, 3] array, a file's bytes or its path -> uint8 [size, size, 3].
@@ -157,10 +170,11 @@ class Preprocess:
         else:
             image = decode(image)
         if image.size != (self.size, self.size):
-            if self.mode == "crop":
-                image = center_crop(resize_shortest(image, self.size, self.interpolation), self.size)
+            if self.mode == "squash":
+                image = _resize(image, (self.size, self.size), self.interpolation)
             else:
-                image = image.resize((self.size, self.size), _INTERPOLATIONS[self.interpolation])
+                rounded = round if self.mode == "crop" else math.floor
+                image = center_crop(resize_shortest(image, self.size, self.interpolation), self.size, rounded)
         return np.asarray(image)
 
     def named(self, image: Image.Image | np.ndarray | bytes | str | Path, number: int) -> UInt8[np.ndarray, "size size 3"]:

@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 
 from train_jax.errors import LoadError
+from train_jax.weights import float8
 
 _STORAGES = {
     "FloatStorage": np.dtype("float32"),
@@ -68,8 +69,13 @@ def open_tensors(path: Path, classes: Collection[tuple[str, str]] = ()) -> Mappi
 def _safetensors(path: Path) -> dict[str, Tensor]:
     with safetensors.safe_open(path, "numpy") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        eight_bits = {name for name in shapes if file.get_slice(name).get_dtype() in float8.DTYPES}
+    if eight_bits:
+        float8.refuse_scaled(path, shapes)
 
     def load(name: str) -> np.ndarray:
+        if name in eight_bits:
+            return float8.read(path, name)
         with safetensors.safe_open(path, "numpy") as file:
             return file.get_tensor(name)
 
