@@ -39,7 +39,7 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
         raise LoadError(f"{file}: SigLIP 2 of variable resolution (NaFlex) is not supported; its fixed sizes are")
     if kind not in ("clip", "siglip") or "vision_config" not in config or "text_config" not in config:
         raise LoadError(f"{file}: model_type {kind!r} is neither a whole 'clip' nor a whole 'siglip' model")
-    config |= {name: section(config, name, file) for name in ("text_config", "vision_config")}
+    config |= {name: _section(config, name, file) for name in ("text_config", "vision_config")}
     model = clip_options(config, file) if kind == "clip" else siglip_options(config, file)
     make = clip_entries if kind == "clip" else siglip_entries
     files = [weights] if weights else weight_files(path)
@@ -98,6 +98,14 @@ def _shared(text: Mapping, image: Mapping, file: Path) -> dict:
     if text["hidden_act"] != image["hidden_act"] or text["layer_norm_eps"] != image["layer_norm_eps"]:
         raise LoadError(f"{file}: towers of different activations or layer norms are not supported")
     return {"activation": ACTIVATIONS[text["hidden_act"]], "eps": text["layer_norm_eps"]}
+
+
+def _section(config: Mapping, name: str, file: Path) -> dict:
+    """`text_config` or `vision_config`. In older files of CLIP an object NAME_dict overrides it, its absent values too."""
+    part, override = section(config, name, file), config.get(f"{name}_dict")
+    if override is None or config["model_type"] != "clip":
+        return part
+    return part | (_CLIP_TEXT if name == "text_config" else _CLIP_IMAGE) | section(config, f"{name}_dict", file)
 
 
 _CLIP = {"num_attention_heads": 8, "num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}

@@ -119,6 +119,18 @@ def test_of_two_configurations_one_may_be_beyond_understanding(copy, caplog):
     assert "resize_mode = 'longest' is not supported" in caplog.records[0].getMessage()
 
 
+def test_the_older_configuration_overrides(copy):
+    """As in transformers' CLIPConfig: what text_config_dict leaves out has its default there, whatever text_config says."""
+    folder = copy("hf-clip-legacy")
+    sizes = json.loads((folder / "config.json").read_text())["text_config"]
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings", "vocab_size")
+    older = {name: sizes[name] for name in names} | {"num_attention_heads": 2, "eos_token_id": 2}
+    edit(folder / "config.json", text_config_dict=older, vision_config_dict=None)
+    edit(folder / "config.json", "vision_config", hidden_act="quick_gelu")
+    model = open_checkpoint(folder).model
+    assert (model["activation"], model["text"]["heads"], model["image"]["heads"]) == ("quick_gelu", 2, 4)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Wrappers of trainers, other precisions
 
