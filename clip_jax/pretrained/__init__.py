@@ -41,13 +41,14 @@ def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
         # Configurations are other people's: any value can be of any kind.
         raise LoadError(f"{path}: a configuration is not as expected ({type(error).__name__}: {error})") from error
     if checkpoint is None:
-        held = (
-            ", ".join(sorted(p.name for p in path.iterdir())[:8])
-            if path.is_dir()
-            else f"a {path.suffix or 'nameless'} file"
-        )
-        raise LoadError(f"{path} is no model: it holds {held or 'nothing'}. {_KINDS}")
+        raise LoadError(f"{path} is no model: it holds {_content(path)}. {_KINDS}")
     return checkpoint
+
+
+def _content(path: Path) -> str:
+    if path.is_dir():
+        return ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    return f"a {path.suffix or 'nameless'} file"
 
 
 def _open_directory(path: Path, step: int | None) -> Checkpoint | None:

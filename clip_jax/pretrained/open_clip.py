@@ -1,6 +1,6 @@
 """open_clip's directories: `open_clip_config.json` beside the weights and a tokenizer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clip_jax.pretrained import openai
@@ -131,5 +131,5 @@ def _stated(config: Mapping) -> dict:
     return {name: value for name, value in config.items() if value is not None}
 
 
-def _channels(values: float | list) -> tuple[float, ...]:
+def _channels(values: float | Sequence[float]) -> tuple[float, ...]:
     return tuple(float(x) for x in (values if isinstance(values, (list, tuple)) else (values,) * 3))

@@ -325,7 +325,6 @@ def leaves(content, path=()):
     "kind, file",
     [
         ("hf-clip", "config.json"),
-        ("hf-siglip", "config.json"),
         ("hf-clip", "preprocessor_config.json"),
         ("open-clip", OPEN_CLIP),
     ],
