@@ -40,7 +40,7 @@ def resolve(path: str | Path, files: Sequence[str], fallback: Sequence[str] = ()
 
     try:
         directory = snapshot(files)
-        if fallback and not any(directory.glob("*.safetensors")):
+        if fallback and not any(directory.rglob("*.safetensors")):
             directory = snapshot([*files, *fallback])
         return directory
     except Exception as error:  # offline, not there, no access: the hub's errors share no class over its versions

@@ -97,8 +97,8 @@ def take(tensors: Mapping, entries: Sequence[Entry], where: str, ignored: Sequen
       where: the file, for messages.
       ignored: regular expressions on names that are known to mean nothing.
 
-    Raises LoadError if tensors are missing or have a shape that their entry cannot use, or if there are some that no entry
-    uses: a model with more parts than we know would silently be another model.
+    Raises LoadError if tensors are missing, or if there are some that no entry uses: a model with more parts than we
+    know would silently be another model.
     """
     wanted = [name for entry in entries for name in entry.theirs]
     missing = [name for name in wanted if name not in tensors]
@@ -109,18 +109,17 @@ def take(tensors: Mapping, entries: Sequence[Entry], where: str, ignored: Sequen
             shown = [f"{name} {list(tensors[name].shape)}" if name in tensors else name for name in names[:_NAMED]]
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             raise LoadError(f"{where} {what} {len(names)} tensor(s): {', '.join(shown)}{more}")
-    return {entry.ours: _take(tensors, entry, where) for entry in entries}
+    return {entry.ours: _taken(entry, tensors, where) for entry in entries}
 
 
-def _take(tensors: Mapping, entry: Entry, where: str) -> np.ndarray:
+def _taken(entry: Entry, tensors: Mapping, where: str) -> np.ndarray:
+    """Our parameter of an entry. LoadError where a tensor has other axes or numbers than the entry is of."""
     arrays = [np.asarray(tensors[name]) for name in entry.theirs]
     try:
         return entry.take(arrays)
-    except ValueError as error:  # NumPy's, of axes and sizes
+    except (IndexError, TypeError, ValueError) as error:
         shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in zip(entry.theirs, arrays, strict=True))
-        raise LoadError(
-            f"{where}: {shapes} cannot be {entry.ours} ({error}); is the configuration another's?"
-        ) from error
+        raise LoadError(f"{where}: {shapes} cannot be {entry.ours} ({error})") from error
 
 
 def give(params: Mapping[str, np.ndarray], entries: Sequence[Entry]) -> dict[str, np.ndarray]:
