@@ -55,7 +55,7 @@ examples:
   clip-jax search photos.index "a dog" --html hits.html --json""",
 }
 
-_MODEL = "a run directory, a Hugging Face or open_clip directory, a .pt or .npz file, or hf:org/name"
+_MODEL = "a run directory, a Hugging Face or open_clip directory, a weight file, or hf:org/name"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -306,7 +306,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     found.variables(module)  # the weights are all there, and of the shapes that the configuration tells
     for name, value in verify.describe(found, module).items():
         print(f"{name:<14} {value}")
-    if not found.kind.startswith("Hugging Face"):
+    if not verify.comparable(found):
         return 0
     if not verify.peer_installed():
         print("\nnot compared with transformers: torch and transformers are not installed (pip install '.[peers]')")

@@ -238,8 +238,8 @@ def load(path: str | Path, step: int | None = None, *, image_size: int | None = 
 
     Args:
       path: a run directory of `train-jax` (averaged weights where there are any); a Hugging Face directory of CLIP or
-        SigLIP; an open_clip directory; a `.pt` file of OpenAI's; a `.npz` file of big_vision's; or "hf:org/name", which
-        huggingface_hub brings.
+        SigLIP; an open_clip directory; a weight file in one of these, open_clip's training checkpoints included; a `.pt`
+        file of OpenAI's; a `.npz` file of big_vision's; or "hf:org/name", which huggingface_hub brings.
       step: of a run directory, the checkpoint; None for the newest readable one.
       image_size: side in pixels at which pictures shall be seen; positions are interpolated. None: as trained.
 

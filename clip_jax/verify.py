@@ -49,12 +49,18 @@ def describe(found: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
         "loss": "sigmoid" if module.init_logit_bias is not None else "softmax",
         "preprocessing": f"{preprocess.mode} to {preprocess.size} px, {preprocess.interpolation}, "
         f"mean {_numbers(preprocess.mean)}, std {_numbers(preprocess.std)}",
+        "read from": found.files,
         "tokenizer": f"{type(found.tokenizer).__name__}, {found.tokenizer.vocab_size} tokens, rows of {text.context_length}",
     }
 
 
 def _numbers(values) -> str:
     return " ".join(f"{value:.4g}" for value in values)
+
+
+def comparable(found: Checkpoint) -> bool:
+    """Whether it is a directory that transformers opens."""
+    return found.kind.startswith("Hugging Face") and Path(found.name).is_dir()
 
 
 def peer_installed() -> bool:
@@ -70,7 +76,7 @@ def compare(path: str | Path) -> list[Difference]:
     import transformers
 
     found = open_checkpoint(path)
-    if not found.kind.startswith("Hugging Face"):
+    if not comparable(found):
         raise LoadError(
             f"{path} is a model of {found.kind}: only directories for transformers can be compared layer by layer"
         )

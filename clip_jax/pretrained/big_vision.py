@@ -1,5 +1,6 @@
 """big_vision's `.npz` files of SigLIP: Flax parameters by path. A tokenizer lies beside them."""
 
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -15,21 +16,35 @@ from train_jax.weights.tensors import Tensor, open_tensors
 _HALF = (0.5, 0.5, 0.5)
 
 
-def open_file(path: Path) -> Checkpoint | None:
-    """The checkpoint in a `.npz` file; None for another kind of file."""
-    if path.suffix != ".npz":
-        return None
-    tensors = open_tensors(path)
-    where = str(path)
+def open_file(path: Path) -> Checkpoint:
+    """The checkpoint in a `.npz` file."""
+    tensors, where = _unrolled(open_tensors(path)), str(path)
     model = options(tensors, where)
     return Checkpoint(
         name=where,
         kind="big_vision",
         model=model,
         tokenizer=open_tokenizer(path.parent, model),
-        preprocess=Preprocess(model["image"]["size"], "squash", "bicubic", _HALF, _HALF),
+        # big_vision's `resize(size)|value_range(-1, 1)`, as its demonstrations and evaluations of SigLIP have it
+        preprocess=Preprocess(model["image"]["size"], "squash", "bilinear_aliased", _HALF, _HALF),
         read=lambda: (take(tensors, entries(model), where), where),
+        files=f"{path.name} (activation and preprocessing: big_vision's)",
     )
+
+
+def _unrolled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, those of a model of stacked blocks (`scan=True`) a block at a time, under unrolled names."""
+    unrolled = {}
+    for name, x in tensors.items():
+        match = re.match(r"^(.*/encoderblock)(/.*)$", name)
+        if match is None:
+            unrolled[name] = x
+            continue
+        load = functools.cache(x.load)  # a file's tensor is read once, not once a block
+        for number in range(x.shape[0]):
+            block = functools.partial(lambda load, number: load()[number], load, number)
+            unrolled[f"{match[1]}_{number}{match[2]}"] = Tensor(x.shape[1:], block)
+    return unrolled
 
 
 def options(tensors: Mapping[str, Tensor], where: str) -> dict:
@@ -44,15 +59,23 @@ def options(tensors: Mapping[str, Tensor], where: str) -> dict:
     missing = [name for name in needed if name not in tensors]
     if missing:
         raise LoadError(f"{where} is no SigLIP of big_vision: it has no {missing[0]}")
+    stem, positions = tensors["params/img/embedding/kernel"].shape, tensors["params/img/pos_embedding"].shape
+    if len(stem) == 2:
+        raise LoadError(f"{where}: SigLIP 2 of variable resolution (NaFlex) is not supported; its fixed sizes are")
+    if len(stem) != 4 or stem[0] != stem[1] or len(positions) != 3 or math.isqrt(positions[1]) ** 2 != positions[1]:
+        raise LoadError(
+            f"{where}: patches {list(stem)} and positions {list(positions)} are not those of square pictures"
+        )
 
     def tower(block: str, width: int) -> dict:
         found = {int(m[1]) for name in tensors if (m := re.match(rf"^params/{block}_(\d+)/", name))}
+        if not found:
+            raise LoadError(f"{where} is no SigLIP of big_vision: it has no params/{block}_0")
         query = tensors[f"params/{block}_0/MultiHeadDotProductAttention_0/query/kernel"]
         hidden = tensors[f"params/{block}_0/MlpBlock_0/Dense_0/kernel"]
         return {"width": width, "depth": len(found), "heads": query.shape[1], "mlp_ratio": hidden.shape[1] / width}
 
-    patch, _, _, width = tensors["params/img/embedding/kernel"].shape
-    grid = math.isqrt(tensors["params/img/pos_embedding"].shape[1])
+    patch, width, grid = stem[0], stem[-1], math.isqrt(positions[1])
     rows, text_width = tensors["params/txt/Embed_0/embedding"].shape
     return {
         "embed_dim": tensors["params/txt/head/kernel"].shape[1],

@@ -27,6 +27,7 @@ class Checkpoint:
       tokenizer, preprocess: how texts and pictures are prepared.
       read: reads the weights: unrolled names (see `train_jax.weights.layout`) -> float32 arrays, and a name that tells
         which they are.
+      files: the files that all this is read from, for people.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Checkpoint:
     tokenizer: AnyTokenizer
     preprocess: Preprocess
     read: Callable[[], tuple[dict[str, np.ndarray], str]]
+    files: str
 
     def module(self, size: int | None = None, scan: bool | None = None) -> model_lib.CLIP:
         """The model.
@@ -45,12 +47,12 @@ class Checkpoint:
         LoadError if no model can be built so.
         """
         options = model_lib.defaults()
-        options.update({name: dict(x) if isinstance(x, Mapping) else x for name, x in self.model.items()})
-        options.image.size = size or options.image.size
-        options.scan = options.scan if scan is None else scan
         try:
+            options.update({name: dict(x) if isinstance(x, Mapping) else x for name, x in self.model.items()})
+            options.image.size = size or options.image.size
+            options.scan = options.scan if scan is None else scan
             return model_lib.build(options, self.tokenizer.vocab_size, self.tokenizer.eos_id)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, TypeError, ZeroDivisionError) as error:
             raise LoadError(f"{self.name} describes no model that can be built: {error}") from error
 
     def variables(self, module: model_lib.CLIP) -> tuple[dict, str]:

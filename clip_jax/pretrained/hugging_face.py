@@ -4,76 +4,76 @@ config.json, model.safetensors (or pytorch_model.bin, or parts with an index), t
 preprocessor_config.json
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from clip_jax.pretrained.checkpoint import Checkpoint
+from clip_jax.pretrained.image_processor import FILES, open_preprocess
+from clip_jax.pretrained.json_files import read_json, section
 from clip_jax.pretrained.openai import attention, linear, norm
-from train_jax.data.images import Preprocess
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import AnyTokenizer, Tokenizer
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, take
-from train_jax.weights.tensors import Tensor, open_tensors
+from train_jax.weights.tensors import open_tensors
+from train_jax.weights.wrappers import unwrap
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
-RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 LEGACY_EOS = 2  # what older configs say of every CLIP; it means: read the text at its largest id
 _IGNORED = (r"embeddings\.position_ids$",)
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin")
+ANCHOR = "text_model.embeddings.token_embedding.weight"  # a tensor that CLIP and SigLIP have under this name alone
 
 
-def open_directory(path: Path) -> Checkpoint | None:
-    """The checkpoint in a directory; None if its config.json is not one of `transformers`."""
+def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None:
+    """The checkpoint in a directory, with the weights of the file `weights` or those it has; None without `weights` if its
+    config.json is not one of `transformers`."""
     file = path / "config.json"
-    if not file.is_file():
+    if weights is None and not file.is_file():
         return None
     config = read_json(file)
-    kind = config.get("model_type")
-    if kind is None or "task" in config:
+    if weights is None and ("model_type" not in config or "task" in config):
         return None
-    if kind not in ("clip", "siglip", "siglip2") or "vision_config" not in config or "text_config" not in config:
+    kind = config.get("model_type")
+    if kind == "siglip2":
+        raise LoadError(f"{file}: SigLIP 2 of variable resolution (NaFlex) is not supported; its fixed sizes are")
+    if kind not in ("clip", "siglip") or "vision_config" not in config or "text_config" not in config:
         raise LoadError(f"{file}: model_type {kind!r} is neither a whole 'clip' nor a whole 'siglip' model")
+    config |= {name: _section(config, name, file) for name in ("text_config", "vision_config")}
     model = clip_options(config, file) if kind == "clip" else siglip_options(config, file)
     make = clip_entries if kind == "clip" else siglip_entries
-    tensors = open_weights(path)
-    where = str(path)
+    files = [weights] if weights else weight_files(path)
+    if not files:
+        raise LoadError(f"{path} holds no weights: none of {', '.join(_WEIGHTS)}")
+    where = str(weights or path)
+    tensors = unwrap({name: x for part in files for name, x in open_tensors(part).items()}, ANCHOR, where)
+    preprocess = open_preprocess(path, model["image"]["size"], "CLIP" if kind == "clip" else "Siglip")
+    if preprocess is None:
+        raise LoadError(f"{path}: {' or '.join(FILES)} is missing, which says how pictures are prepared")
     return Checkpoint(
         name=where,
         kind=f"Hugging Face {kind}",
         model=model,
         tokenizer=_tokenizer(path, config, model),
-        preprocess=_preprocess(path, model["image"]["size"]),
+        preprocess=preprocess,
         read=lambda: (take(tensors, make(model), where, _IGNORED), where),
+        files=f"{files[0].name}, config.json, {next(name for name in FILES if (path / name).is_file())}",
     )
 
 
-def read_json(file: Path) -> dict:
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise LoadError(f"{file} is missing") from None
-    except ValueError as error:
-        raise LoadError(f"{file} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise LoadError(f"{file} must hold an object, not a {type(found).__name__}")
-    return found
-
-
-def open_weights(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a directory, in one file or in parts that an index lists."""
+def weight_files(path: Path) -> list[Path]:
+    """The files of a directory's weights: one, or the parts that an index lists; none if there is neither."""
     for name in _WEIGHTS:
         if (path / name).is_file():
-            return open_tensors(path / name)
+            return [path / name]
         index = path / f"{name}.index.json"
         if index.is_file():
-            parts = sorted(set(read_json(index)["weight_map"].values()))
-            wrong = [part for part in parts if Path(part).name != part]
-            if wrong:
-                raise LoadError(f"{index} names {wrong[0]!r}, which lies outside the directory")
-            return {key: tensor for part in parts for key, tensor in open_tensors(path / part).items()}
-    raise LoadError(f"{path} holds no weights: neither {' nor '.join(_WEIGHTS)}")
+            parts = sorted(set(section(read_json(index), "weight_map", index).values()))
+            absent = [part for part in parts if Path(part).name != part or not (path / part).is_file()]
+            if absent:
+                raise LoadError(f"{index} names {absent[0]!r}, which is no file in {path}")
+            return [path / part for part in parts]
+    return []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -98,6 +98,14 @@ def _shared(text: Mapping, image: Mapping, file: Path) -> dict:
     if text["hidden_act"] != image["hidden_act"] or text["layer_norm_eps"] != image["layer_norm_eps"]:
         raise LoadError(f"{file}: towers of different activations or layer norms are not supported")
     return {"activation": ACTIVATIONS[text["hidden_act"]], "eps": text["layer_norm_eps"]}
+
+
+def _section(config: Mapping, name: str, file: Path) -> dict:
+    """`text_config` or `vision_config`. In older files of CLIP an object NAME_dict overrides it, its absent values too."""
+    part, override = section(config, name, file), config.get(f"{name}_dict")
+    if override is None or config["model_type"] != "clip":
+        return part
+    return part | (_CLIP_TEXT if name == "text_config" else _CLIP_IMAGE) | section(config, f"{name}_dict", file)
 
 
 _CLIP = {"num_attention_heads": 8, "num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
@@ -139,8 +147,6 @@ def clip_options(config: Mapping, file: Path) -> dict:
 
 def siglip_options(config: Mapping, file: Path) -> dict:
     text, image = _SIGLIP_TEXT | config["text_config"], _SIGLIP_IMAGE | config["vision_config"]
-    if "num_patches" in image:
-        raise LoadError(f"{file}: SigLIP 2 of variable resolution (NaFlex) is not supported; its fixed sizes are")
     if not image.get("vision_use_head", True):
         raise LoadError(f"{file}: a SigLIP without its pooling head (vision_use_head) has no embedding")
     return {
@@ -252,29 +258,3 @@ def open_tokenizer(path: Path, model: Mapping) -> AnyTokenizer:
             f"{model['text']['vocab_size']}"
         )
     return tokenizer
-
-
-def _preprocess(path: Path, size: int) -> Preprocess:
-    """What preprocessor_config.json says, in its old form and its new one."""
-    file = path / "preprocessor_config.json"
-    if not file.is_file():
-        file = path / "processor_config.json"
-    found = read_json(file)
-    found = found.get("image_processor", found)
-    shape, crop = found.get("size", {}), found.get("crop_size", {})
-    squash = isinstance(shape, Mapping) and "height" in shape
-    sides = {v for x in (shape, crop if not squash else {}) for v in (x.values() if isinstance(x, Mapping) else [x])}
-    if not found.get("do_resize", True) or not found.get("do_normalize", True) or sides - {size}:
-        raise LoadError(f"{file}: resizing to {sorted(sides)} and normalising are what the model of {size} px needs")
-    resample = found.get("resample", 3)
-    if resample not in RESAMPLE:
-        raise LoadError(f"{file}: resample = {resample!r} is not one of {RESAMPLE}")
-    if "image_mean" not in found or "image_std" not in found:
-        raise LoadError(f"{file} lacks image_mean or image_std")
-    return Preprocess(
-        size,
-        mode="squash" if squash else "crop",
-        interpolation=RESAMPLE[resample],
-        mean=tuple(found["image_mean"]),
-        std=tuple(found["image_std"]),
-    )

@@ -1,82 +1,103 @@
 """open_clip's directories: `open_clip_config.json` beside the weights and a tokenizer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clip_jax.pretrained import openai
 from clip_jax.pretrained.checkpoint import Checkpoint
-from clip_jax.pretrained.hugging_face import open_tokenizer, read_json
-from clip_jax.pretrained.openai_file import bare
+from clip_jax.pretrained.hugging_face import open_tokenizer
+from clip_jax.pretrained.json_files import read_json, section
 from train_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocess
 from train_jax.errors import LoadError
 from train_jax.weights.layout import take
 from train_jax.weights.tensors import open_tensors
+from train_jax.weights.wrappers import unwrap
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin")
-# Options of the towers that change nothing here: training's, and those that say what is so anyway.
-_HARMLESS = {"patch_dropout", "hf_tokenizer_name", "tokenizer_kwargs", "text_mask", "pad_id", "eos_id", "output_tokens"}
-_IMAGE = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "heads"}
-_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
+# open_clip's own defaults: sizes, and options of which this is the only value that is understood.
+_IMAGE = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16, "head_width": 64, "mlp_ratio": 4.0}
+_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0}
+_ONLY_IMAGE = {"pool_type": "tok", "pos_embed_type": "learnable"}
+_ONLY_TEXT = {"pool_type": "argmax", "proj_type": "linear", "text_arch": "clip"}
+# Options that change nothing here: training's, the tokenizer's, and those of towers that are refused anyway.
+_HARMLESS = {
+    "patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool",
+    "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path", "timm_model_kwargs", "hf_model_pretrained", "hf_proj_type",
+    "hf_pooler_type", "hf_model_config", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "tokenizer_type",
+    "tiktoken_name", "text_mask", "pad_id", "bos_id", "eos_id", "attention_mode", "pos_embed", "rope_temperature",
+    "mlp_type", "norm_eps", "norm_placement", "variable_text",
+}  # fmt: skip
 
 
-def open_directory(path: Path) -> Checkpoint | None:
-    """The checkpoint in a directory; None if there is no `open_clip_config.json`."""
+def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None:
+    """The checkpoint in a directory, with the weights of the file `weights` or those it has; None if there is no
+    `open_clip_config.json`."""
     file = path / CONFIG
     if not file.is_file():
         return None
-    config = read_json(file)
-    if "model_cfg" not in config:
-        raise LoadError(f"{file} has no model_cfg")
-    model = options(config["model_cfg"], file)
-    weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+    model = options(_model_config(file), file)
+    name = str(weights or path)
+    weights = weights or next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if weights is None:
         raise LoadError(f"{path} holds no weights: none of {', '.join(WEIGHTS)}")
-    tensors = {name.removeprefix("text."): x for name, x in bare(open_tensors(weights)).items()}
     where = str(weights)
+    tensors = unwrap(open_tensors(weights), openai.ANCHOR, where)
+    tensors = {name.removeprefix("text."): x for name, x in tensors.items()}
     return Checkpoint(
-        name=str(path),
+        name=name,
         kind="open_clip",
         model=model,
         tokenizer=open_tokenizer(path, model),
-        preprocess=_preprocess(config.get("preprocess_cfg", {}), model["image"]["size"], file),
+        preprocess=open_preprocess(path, model["image"]["size"]),
         read=lambda: (take(tensors, openai.entries(model), where, openai.IGNORED), where),
+        files=f"{weights.name}, {CONFIG}",
     )
+
+
+def _model_config(file: Path) -> dict:
+    """The `model_cfg`; a file may be one itself, as those of open_clip's `model_configs` are."""
+    config = read_json(file)
+    return config if "model_cfg" not in config and "vision_cfg" in config else section(config, "model_cfg", file)
 
 
 def options(config: Mapping, file: Path) -> dict:
     """Our options for open_clip's `model_cfg`. LoadError for a part that is not known: it may change every feature."""
-    image, text = config["vision_cfg"], config["text_cfg"]
-    if "timm_model_name" in image or "hf_model_name" in text:
+    image, text = (section(config, name, file) for name in ("vision_cfg", "text_cfg"))
+    if image.get("timm_model_name") or text.get("hf_model_name"):
         raise LoadError(
             f"{file}: its towers are timm's or another library's ({image.get('timm_model_name') or text['hf_model_name']}); "
             "the file does not tell how they compute. Of a SigLIP take the directory for transformers (google/siglip-…)"
         )
-    for name, part, known in (("vision_cfg", image, _IMAGE), ("text_cfg", text, _TEXT)):
-        unknown = [key for key, value in part.items() if key not in known | _HARMLESS and value not in (None, False)]
-        if unknown:
-            raise LoadError(f"{file}: {name}.{unknown[0]} = {part[unknown[0]]!r} is not supported")
+    if not isinstance(config.get("embed_dim"), int):
+        raise LoadError(f"{file}: embed_dim = {config.get('embed_dim')!r}; it must be a whole number")
+    for name, part, sizes, only in (("vision_cfg", image, _IMAGE, _ONLY_IMAGE), ("text_cfg", text, _TEXT, _ONLY_TEXT)):
+        for key, value in part.items():
+            if key not in sizes and key not in _HARMLESS and value not in (None, False, only.get(key)):
+                raise LoadError(f"{file}: {name}.{key} = {value!r} is not supported")
+    image, text = ({**sizes, **_stated(part)} for sizes, part in ((_IMAGE, image), (_TEXT, text)))
+    image, text = ({**part, "mlp_ratio": float(part["mlp_ratio"])} for part in (image, text))
     if isinstance(image["layers"], (list, tuple)):
-        heads = image["width"] * 32 // image.get("head_width", 64)
-        tower = {"tower": "resnet", "layers": tuple(image["layers"]), "heads": heads}
+        tower = {"tower": "resnet", "layers": tuple(image["layers"])}
+        heads = openai.heads(image["width"] * 32, image["head_width"], f"{file}: vision_cfg")
     else:
         tower = {
             "tower": "vit",
             "patch": image["patch_size"],
             "depth": image["layers"],
-            "heads": image["width"] // image.get("head_width", 64),
-            "mlp_ratio": float(image.get("mlp_ratio", 4.0)),
+            "mlp_ratio": image["mlp_ratio"],
         }
+        heads = openai.heads(image["width"], image["head_width"], f"{file}: vision_cfg")
     return {
         "embed_dim": config["embed_dim"],
-        "image": {"size": image["image_size"], "width": image["width"], **tower},
+        "image": {"size": image["image_size"], "width": image["width"], "heads": heads, **tower},
         "text": {
-            "context_length": text.get("context_length", 77),
-            "vocab_size": text.get("vocab_size", 49408),
+            "context_length": text["context_length"],
+            "vocab_size": text["vocab_size"],
             "width": text["width"],
             "depth": text["layers"],
             "heads": text["heads"],
-            "mlp_ratio": float(text.get("mlp_ratio", 4.0)),
+            "mlp_ratio": text["mlp_ratio"],
             "pool": "argmax",
         },
         "activation": "quick_gelu" if config.get("quick_gelu") else "gelu",
@@ -84,18 +105,31 @@ def options(config: Mapping, file: Path) -> dict:
     }
 
 
-def _preprocess(config: Mapping, size: int, file: Path) -> Preprocess:
-    modes = {"shortest": "crop", "squash": "squash"}
-    mode = config.get("resize_mode", "shortest")
+def open_preprocess(path: Path, size: int) -> Preprocess | None:
+    """What the directory's `preprocess_cfg` says, else what open_clip does by default; None without a configuration."""
+    file = path / CONFIG
+    if not file.is_file():
+        return None
+    config = _stated(read_json(file).get("preprocess_cfg") or {})
+    modes, interpolations = {"shortest": "crop", "squash": "squash"}, ("bilinear", "bicubic", "random")
+    mode, interpolation = config.get("resize_mode", "shortest"), config.get("interpolation", "bicubic")
     if mode not in modes:
         raise LoadError(f"{file}: resize_mode = {mode!r} is not supported: {', '.join(modes)}")
-    interpolation = config.get("interpolation", "bicubic")
-    if interpolation == "random":  # what was trained with; open_clip itself evaluates so
-        interpolation = "bicubic"
+    if interpolation not in interpolations:
+        raise LoadError(f"{file}: interpolation = {interpolation!r} is not supported: {', '.join(interpolations)}")
     return Preprocess(
         size,
         mode=modes[mode],
-        interpolation=interpolation,
-        mean=tuple(config.get("mean", CLIP_MEAN)),
-        std=tuple(config.get("std", CLIP_STD)),
+        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",  # random: trained so, evaluated bicubic
+        mean=_channels(config.get("mean", CLIP_MEAN)),
+        std=_channels(config.get("std", CLIP_STD)),
     )
+
+
+def _stated(config: Mapping) -> dict:
+    """Options without those that are left open (null), which have their defaults."""
+    return {name: value for name, value in config.items() if value is not None}
+
+
+def _channels(values: float | Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(x) for x in (values if isinstance(values, (list, tuple)) else (values,) * 3))

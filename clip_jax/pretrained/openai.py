@@ -11,6 +11,8 @@ from train_jax.errors import LoadError
 from train_jax.weights.layout import STATS, Entry
 from train_jax.weights.tensors import Tensor
 
+ANCHOR = "visual.conv1.weight"  # a tensor that every model of this kind has under this name alone
+_HEAD_WIDTH = 64
 IGNORED = (r"^(input_resolution|context_length|vocab_size)$", r"num_batches_tracked$", r"attn_mask$")
 
 
@@ -98,7 +100,7 @@ def _resnet(image: Mapping) -> Iterator[Entry]:
 
 
 def options(tensors: Mapping[str, Tensor], where: str) -> dict:
-    """The model that the shapes tell of, with OpenAI's activation and widths of a head (64).
+    """The model that the shapes tell of, with OpenAI's activation and width of a head.
 
     Raises LoadError if the names are not those of a CLIP.
     """
@@ -117,14 +119,15 @@ def options(tensors: Mapping[str, Tensor], where: str) -> dict:
             "patch": patch,
             "width": width,
             "depth": _count(tensors, r"^visual\.transformer\.resblocks\.(\d+)\."),
-            "heads": width // 64,
+            "heads": heads(width, _HEAD_WIDTH, where),
             "mlp_ratio": tensors["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / width,
         }
     else:
         width = tensors["visual.layer1.0.conv1.weight"].shape[0]
         grid = math.isqrt(tensors["visual.attnpool.positional_embedding"].shape[0] - 1)
         layers = tuple(_count(tensors, rf"^visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
-        image = {"tower": "resnet", "size": grid * 32, "width": width, "layers": layers, "heads": width * 32 // 64}
+        image = {"tower": "resnet", "size": grid * 32, "width": width, "layers": layers}
+        image["heads"] = heads(width * 32, _HEAD_WIDTH, where)
     return {
         "embed_dim": tensors["text_projection"].shape[1],
         "image": image,
@@ -133,13 +136,23 @@ def options(tensors: Mapping[str, Tensor], where: str) -> dict:
             "vocab_size": tensors["token_embedding.weight"].shape[0],
             "width": text_width,
             "depth": text_depth,
-            "heads": text_width // 64,
+            "heads": heads(text_width, _HEAD_WIDTH, where),
             "mlp_ratio": tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / text_width,
             "pool": "argmax",
         },
         "activation": "quick_gelu",
         "loss": "softmax",
     }
+
+
+def heads(width: int, head_width: int, where: str) -> int:
+    """Attention heads of a tower. LoadError where no whole number of them makes up its width."""
+    number = width // head_width if head_width else 0
+    if not number or width % number:
+        raise LoadError(
+            f"{where}: a width of {width} cannot be split into heads of {head_width} (open_clip's head_width; OpenAI's 64)"
+        )
+    return number
 
 
 def _count(tensors: Mapping, pattern: str) -> int:

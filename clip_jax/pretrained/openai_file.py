@@ -1,9 +1,10 @@
-"""OpenAI's own files (`ViT-B-32.pt`, `RN50.pt`, …), and state dicts of the same names. The vocabulary lies beside them."""
+"""OpenAI's own files (`ViT-B-32.pt`, `RN50.pt`, …). The vocabulary lies beside them."""
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from clip_jax.pretrained import openai
+from clip_jax.pretrained import open_clip, openai
 from clip_jax.pretrained.checkpoint import Checkpoint
 from clip_jax.pretrained.hugging_face import open_tokenizer
 from train_jax.data.images import Preprocess
@@ -11,16 +12,27 @@ from train_jax.data.text import Tokenizer
 from train_jax.errors import LoadError
 from train_jax.weights.layout import take
 from train_jax.weights.tensors import Tensor, open_tensors
+from train_jax.weights.wrappers import unwrap
 
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # its name in openai/CLIP
+_MARKS = {"input_resolution", "context_length", "vocab_size"}  # numbers that OpenAI put among the tensors, nobody else
 
 
-def open_file(path: Path) -> Checkpoint | None:
-    """The checkpoint in a `.pt` file (or its state dict as `.safetensors`); None for another kind of file."""
-    if path.suffix not in (".pt", ".pth", ".bin", ".safetensors"):
-        return None
-    tensors = bare(open_tensors(path))
+def open_file(path: Path) -> Checkpoint:
+    """The checkpoint in a file of OpenAI's tensor names.
+
+    Raises LoadError unless OpenAI saved it, which its marks or its being a TorchScript archive show: open_clip's files have
+    the same names, another activation, other heads and other means.
+    """
     where = str(path)
+    tensors = unwrap(open_tensors(path), openai.ANCHOR, where)
+    if not is_openais(path, tensors):
+        raise LoadError(
+            f"{path} does not say which activation, heads and preprocessing its model has: it is no file of OpenAI's own "
+            f"(with {', '.join(sorted(_MARKS))} in it), and no {open_clip.CONFIG} lies beside it. Put one there: that of "
+            "its repository, or the file of open_clip's model_configs/ that the model was trained as (one with "
+            '"quick_gelu": true if it goes back to weights of OpenAI\'s)'
+        )
     model = openai.options(tensors, where)
     return Checkpoint(
         name=where,
@@ -29,14 +41,19 @@ def open_file(path: Path) -> Checkpoint | None:
         tokenizer=_tokenizer(path.parent, model),
         preprocess=Preprocess(model["image"]["size"]),
         read=lambda: (take(tensors, openai.entries(model), where, openai.IGNORED), where),
+        files=f"{path.name} (activation, heads and preprocessing: OpenAI's)",
     )
 
 
-def bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what trainers put in front of them; of a training checkpoint the model alone."""
-    if any(name.startswith("state_dict.") for name in tensors):
-        tensors = {name: x for name, x in tensors.items() if name.startswith("state_dict.")}
-    return {name.removeprefix("state_dict.").removeprefix("module."): x for name, x in tensors.items()}
+def is_openais(path: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether OpenAI saved this file: it has their marks, or is a TorchScript archive that is not of open_clip's code."""
+    if tensors.keys() >= _MARKS:
+        return True
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        code = [name for name in archive.namelist() if "/code/__torch__/" in name]
+    return bool(code) and not any("/__torch__/open_clip" in name for name in code)
 
 
 def _tokenizer(folder: Path, model: Mapping) -> Tokenizer:

@@ -33,4 +33,5 @@ def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
         tokenizer=open_tokenizer(path / _TOKENIZER, model["text"]["context_length"]),
         preprocess=Preprocess.from_json((path / _PREPROCESS).read_text("utf-8")),
         read=read,
+        files=f"checkpoints, config.json, {_TOKENIZER}, {_PREPROCESS}",
     )

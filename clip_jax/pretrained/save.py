@@ -8,7 +8,8 @@ import numpy as np
 import safetensors.numpy
 
 from clip_jax import model as model_lib
-from clip_jax.pretrained.hugging_face import ACTIVATIONS, LEGACY_EOS, RESAMPLE, clip_entries, siglip_entries
+from clip_jax.pretrained.hugging_face import ACTIVATIONS, LEGACY_EOS, clip_entries, siglip_entries
+from clip_jax.pretrained.image_processor import RESAMPLE
 from clip_jax.resnet import ResNetTower
 from train_jax.data.images import Preprocess
 from train_jax.data.sentencepiece import SentencePiece
@@ -34,11 +35,17 @@ def save_hf(clip, directory: str | Path) -> None:
 
     With it go a preprocessor_config.json, and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or a
     tokenizer.json that AutoTokenizer opens. Raises ValueError that names the part for which transformers has no place (a
-    ResNet, a convolutional stem, mean pooling, …), FileExistsError if the directory holds files already.
+    ResNet, a convolutional stem, mean pooling, …), FileExistsError if the directory holds files already. Of a picture's odd
+    margin transformers crops the half rounded down, whatever the rounding here.
     """
     module, directory = clip.module, Path(directory)
     kind = "siglip" if module.init_logit_bias is not None else "clip"
     _check_expressible(module, _SIGLIP if kind == "siglip" else _CLIP, kind)
+    if clip.preprocess.interpolation not in RESAMPLE.values():
+        raise ValueError(
+            f"transformers has no interpolation {clip.preprocess.interpolation!r}: save_hf cannot write this preprocessing. "
+            "Clip.assemble the model with another; Google's own conversions of SigLIP say bicubic, of SigLIP 2 bilinear"
+        )
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} holds files already; name a new directory")
     options = _options(module)

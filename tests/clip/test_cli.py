@@ -355,6 +355,15 @@ def test_verify_without_the_peer_says_that_it_did_not_compare(run, monkeypatch, 
     monkeypatch.setattr(verify, "peer_installed", lambda: False)
     code, out, _ = run("verify", GOLDEN / kind)
     assert code == 0 and "not compared with transformers" in out and "activation" in out
+    assert "read from      model.safetensors, config.json, preprocessor_config.json" in out
+
+
+def test_verify_of_a_file_says_what_lies_beside_it(run):
+    code, out, _ = run("verify", GOLDEN / "open-clip" / "open_clip_model.safetensors")
+    assert code == 0 and "read from      open_clip_model.safetensors, open_clip_config.json" in out
+    assert "activation     gelu," in out and "width 32, 2 heads" in out
+    code, out, _ = run("verify", GOLDEN / "big-vision" / "siglip.npz")
+    assert code == 0 and "preprocessing  squash to 24 px, bilinear_aliased" in out
 
 
 def test_verify_of_what_is_no_model(run, tmp_path):

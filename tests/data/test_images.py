@@ -8,6 +8,7 @@ import io
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import jax.numpy as jnp
 import jaxtyping
@@ -21,6 +22,8 @@ from train_jax.data.images import Preprocess
 from train_jax.errors import LoadError
 
 WHITE = (255, 255, 255)
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "resize.npz"
+CLIP_PICTURES = GOLDEN.parent / "clip" / "hf-siglip" / "pictures"
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -397,6 +400,44 @@ def test_preprocess_squash_by_hand():
     np.testing.assert_array_equal(Preprocess(32, mode="squash", interpolation="bilinear")(image), direct)
 
 
+def _picture(width: int, height: int) -> np.ndarray:  # as tests/golden/make_resize.py draws it
+    return np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_bilinear_aliased_is_big_visions_resize():
+    """Pictures that big_vision's own code made, to the last bit."""
+    golden = np.load(GOLDEN)
+    for name in golden.files:
+        place, size = name.split("_")[0], len(golden[name])
+        drawn = CLIP_PICTURES / f"{name[-1]}.png" if place == "clip" else _picture(*map(int, place.split("x")))
+        resized = Preprocess(size, mode="squash", interpolation="bilinear_aliased")(drawn)
+        np.testing.assert_array_equal(resized, golden[name], err_msg=name)
+
+
+def test_bilinear_aliased_by_brute_force():
+    """A loop over pixels, in float64: what is cut to a whole number differs by one where float32 falls just below it."""
+    pixels = _picture(13, 9)
+    resized = Preprocess(6, mode="squash", interpolation="bilinear_aliased")(pixels)
+    for row, column in np.ndindex(6, 6):
+        y, x = (row + 0.5) * 9 / 6 - 0.5, (column + 0.5) * 13 / 6 - 0.5
+        total = sum(
+            pixels[min(max(int(np.floor(y)) + i, 0), 8), min(max(int(np.floor(x)) + j, 0), 12)].astype(float)
+            * (y % 1 if i else 1 - y % 1)
+            * (x % 1 if j else 1 - x % 1)
+            for i in (0, 1)
+            for j in (0, 1)
+        )
+        assert np.all(np.abs(resized[row, column] + 0.5 - total) <= 0.5 + 1e-4)
+
+
+@pytest.mark.parametrize("margin, offset, floor", [(1, 0, 0), (3, 2, 1), (5, 2, 2), (6, 3, 3), (7, 4, 3)])
+def test_odd_margins_of_a_crop(margin, offset, floor):
+    """Python's `round` of the half margin, as torchvision; rounded down, as transformers."""
+    pixels = _picture(16 + margin, 16)
+    for mode, left in (("crop", offset), ("crop_floor", floor)):
+        np.testing.assert_array_equal(Preprocess(16, mode)(pixels), pixels[:, left : left + 16])
+
+
 def test_preprocess_takes_every_form_of_a_picture(tmp_path):
     image = noise(60, 40)
     file = tmp_path / "a.png"
@@ -424,9 +465,9 @@ def test_preprocess_refuses_other_arrays(array):
 
 
 def test_preprocess_refuses_unknown_options():
-    with pytest.raises(ValueError, match="'stretch' must be 'crop' or 'squash'"):
+    with pytest.raises(ValueError, match="'stretch' must be 'crop', 'crop_floor' or 'squash'"):
         Preprocess(8, mode="stretch")
-    with pytest.raises(ValueError, match="'cubic' must be one of nearest, bilinear, bicubic, lanczos"):
+    with pytest.raises(ValueError, match="'cubic' must be one of nearest, bilinear, bicubic, lanczos, bilinear_aliased"):
         Preprocess(8, interpolation="cubic")
 
 

@@ -3,13 +3,15 @@
     python tests/golden/make_clip.py          (in an environment with the `peers` extra)
 
 Each folder holds a model as its users would find it, `pictures/*.png`, and `expected.npz`: `ids`, `image` and `text`
-features of unit norm, `logits` [images, texts]. The tests of `tests/clip/test_pretrained.py` need none of the peers.
+features of unit norm, `logits` [images, texts]. Beside the folders, `clip_pixels.npz` holds what transformers' image
+processors make of pictures. The tests of `tests/clip/` need none of the peers.
 """
 
 import json
 import shutil
 import sys
 import types
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -154,11 +156,19 @@ def hf_siglip(name: str, seed: int) -> tuple[Path, transformers.SiglipModel]:
 
 
 def big_vision(name: str, origin: Path, model: transformers.SiglipModel) -> None:
-    """The same model under big_vision's names, which transformers' own conversion script reads."""
+    """The same model under big_vision's names, which transformers' own conversion script reads.
+
+    Its pictures are those that big_vision's own code has resized (`make_resize.py`).
+    """
     folder = new_folder(name)
-    for file in ("expected.npz", "spiece.model", "tokenizer_config.json"):
+    for file in ("spiece.model", "tokenizer_config.json"):
         shutil.copy(origin / file, folder / file)
     shutil.copytree(origin / "pictures", folder / "pictures")
+    resized = np.load(OUT.parent / "resize.npz")
+    images = torch.from_numpy(np.stack([resized[f"clip_{number}"] for number in range(3)])).permute(0, 3, 1, 2)
+    ids = torch.from_numpy(np.load(origin / "expected.npz")["ids"])
+    out = model(input_ids=ids, pixel_values=images.float() / 127.5 - 1)
+    expected(folder, ids, out.image_embeds, out.text_embeds, out.logits_per_image)
     state = {key: value.numpy() for key, value in model.state_dict().items()}
     heads, found = TOWER["num_attention_heads"], {}
 
@@ -246,7 +256,7 @@ def zero_padded(tokenizer) -> torch.Tensor:
     return batch["input_ids"] * batch["attention_mask"]
 
 
-def open_clip_directory(name: str, vision: dict, seed: int, **options) -> None:
+def open_clip_directory(name: str, vision: dict, seed: int, training: bool = False, **options) -> None:
     import open_clip
     from safetensors.torch import save_file
 
@@ -260,14 +270,20 @@ def open_clip_directory(name: str, vision: dict, seed: int, **options) -> None:
     randomise(model, seed)
     mean, std = open_clip.constants.OPENAI_DATASET_MEAN, open_clip.constants.OPENAI_DATASET_STD
     preprocess = {"mean": mean, "std": std, "interpolation": "bicubic", "resize_mode": "shortest"}
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2)
-    )
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    if seed % 2:
+    if training:  # a checkpoint of open_clip's trainer, and a config in which every default is written out
+        config["vision_cfg"] = asdict(open_clip.CLIPVisionCfg(**vision))
+        config["text_cfg"] = asdict(open_clip.CLIPTextCfg(**text))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1).state_dict()
+        state = {f"module.{key}": value for key, value in state.items()}
+        torch.save({"epoch": 3, "name": "run", "state_dict": state, "optimizer": optimizer}, folder / "epoch_3.pt")
+    elif seed % 2:
         save_file(state, folder / "open_clip_model.safetensors")
     else:
         torch.save(state, folder / "open_clip_pytorch_model.bin")
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2)
+    )
     ids, pixels = zero_padded(tokenizer), pixels_of(folder, vision["image_size"])
     image, text = model.encode_image(pixels, normalize=True), model.encode_text(ids, normalize=True)
     logits = model.logit_scale.exp() * image @ text.T
@@ -298,7 +314,38 @@ def openai_file(name: str, vision_layers, vision_width: int, seed: int, script: 
     expected(folder, ids, image, text, logits)
 
 
+# What may stand in a preprocessor_config.json, beside transformers' defaults for 24 pixels.
+CROP, SQUARE = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}, {"height": 24, "width": 24}
+PROCESSORS = {
+    "crop": ("CLIP", CROP),
+    "numbers": ("CLIP", {"size": 24, "crop_size": 24}),
+    "signed": ("CLIP", CROP | {"rescale_factor": 1 / 127.5, "image_mean": [1, 1, 1], "image_std": [1, 1, 1]}),
+    "bytes": ("CLIP", CROP | {"do_rescale": False}),
+    "plain": ("CLIP", CROP | {"do_normalize": False}),
+    "whole": ("CLIP", {"size": SQUARE, "do_center_crop": False}),
+    "bilinear": ("CLIP", CROP | {"resample": 2, "do_convert_rgb": False}),
+    "lanczos": ("CLIP", CROP | {"resample": 1}),
+    "nearest": ("CLIP", CROP | {"resample": 0}),
+    "siglip": ("Siglip", {"size": SQUARE}),
+    "siglip2": ("Siglip", {"size": SQUARE, "resample": 2}),
+}
+
+
+def image_processors() -> None:
+    """`clip_pixels.npz`: of each of PROCESSORS the file that it saves (`NAME_config`), and its pixels (`NAME_pixels`
+    [3, 24, 24, 3]) of the pictures `picture_N`, uint8 [height, width, 3], whose odd margins show how a crop is rounded."""
+    sizes = ((40, 31), (31, 24), (24, 35))
+    images = [np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8) for width, height in sizes]
+    found = {f"picture_{number}": image for number, image in enumerate(images)}
+    for name, (family, options) in PROCESSORS.items():
+        processor = getattr(transformers, f"{family}ImageProcessor")(**options)
+        pixels = processor([Image.fromarray(image) for image in images], return_tensors="np")["pixel_values"]
+        found |= {f"{name}_config": processor.to_json_string(), f"{name}_pixels": pixels.transpose(0, 2, 3, 1)}
+    np.savez_compressed(OUT.parent / "clip_pixels.npz", **found)
+
+
 def main() -> None:
+    image_processors()
     hf_clip("hf-clip", None, "quick_gelu", 1)
     hf_clip("hf-clip-legacy", 2, "gelu", 2)
     big_vision("big-vision", *hf_siglip("hf-siglip", 3))
@@ -306,6 +353,7 @@ def main() -> None:
     vit = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16, "mlp_ratio": 2.5}
     open_clip_directory("open-clip", vit, 5)
     open_clip_directory("open-clip-quick", vit, 6, quick_gelu=True)
+    open_clip_directory("open-clip-training", vit, 8, training=True)
     open_clip_directory("open-clip-custom", vit, 7, custom_text=True, init_logit_bias=-10.0)
     open_clip_directory("open-clip-resnet", {"image_size": 32, "layers": [1, 2, 1, 1], "width": 4, "head_width": 64}, 9)
     openai_file("openai-vit", 1, 64, 10, script=True)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
-from train_jax.data import files
+from train_jax.data import bilinear, files
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.errors import ConfigError, LoadError
 
@@ -40,6 +41,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ALIASED = "bilinear_aliased"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -111,14 +113,21 @@ def _named_errors():
         raise BrokenSample(f"not a readable picture ({type(error).__name__}: {error})") from error
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The middle `size` x `size` pixels, rounded as torchvision rounds."""
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+def center_crop(image: Image.Image, size: int, rounded: Callable[[float], int] = round) -> Image.Image:
+    """The middle `size` x `size` pixels; an odd margin is split as torchvision does, or as `rounded` rounds its half."""
+    left, top = rounded((image.width - size) / 2), rounded((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))
 
 
+def _resize(image: Image.Image, size: tuple[int, int], interpolation: str, box: tuple | None = None) -> Image.Image:
+    """The picture, or the part of it in `box`, with `size` = (width, height) pixels."""
+    if interpolation == _ALIASED:
+        return Image.fromarray(bilinear.resize(np.asarray(image.crop(box) if box else image), *size))
+    return image.resize(size, _INTERPOLATIONS[interpolation], box=box)
+
+
 def resize_shortest(image: Image.Image, size: int, interpolation: str = "bicubic") -> Image.Image:
-    """Scaled, antialiased, so that the shorter side has `size` pixels; the other is rounded down.
+    """Scaled so that the shorter side has `size` pixels; the other is rounded down.
 
     Raises BrokenSample for a picture so long and thin that more than MAX_PIXELS would come of it.
     """
@@ -129,7 +138,7 @@ def resize_shortest(image: Image.Image, size: int, interpolation: str = "bicubic
             f"{image.width} x {image.height} pixels, too thin: {size} x {other} after resizing; at most {MAX_PIXELS:,}"
         )
     target = (size, other) if image.width <= image.height else (other, size)
-    return image if image.size == target else image.resize(target, _INTERPOLATIONS[interpolation])
+    return image if image.size == target else _resize(image, target, interpolation)
 
 
 def random_resized_crop(
@@ -158,7 +167,7 @@ def random_resized_crop(
         aspect = min(max(width / height, ratio[0]), ratio[1])
         w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
         left, top = (width - w) // 2, (height - h) // 2
-    return image.resize((size, size), _INTERPOLATIONS[interpolation], box=(left, top, left + w, top + h))
+    return _resize(image, (size, size), interpolation, (left, top, left + w, top + h))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +176,10 @@ class Preprocess:
 
     Attributes:
       size: side of the square the model sees, in pixels.
-      mode: "crop" resizes the shorter side and takes the middle; "squash" resizes both sides and keeps everything.
-      interpolation: "nearest", "bilinear", "bicubic" or "lanczos", antialiased as Pillow does.
+      mode: "crop" resizes the shorter side and takes the middle; "crop_floor" does so with odd margins rounded down, as
+        transformers rounds; "squash" resizes both sides and keeps everything.
+      interpolation: "nearest", "bilinear", "bicubic" or "lanczos", antialiased as Pillow does; "bilinear_aliased" is not
+        antialiased, as big_vision's is not.
       mean, std: of each colour channel, on the scale [0, 1]; applied on the device.
     """
 
@@ -181,10 +192,11 @@ class Preprocess:
     def __post_init__(self):
         if type(self.size) is not int or self.size < 1:
             raise ConfigError(f"preprocess size {self.size!r} must be a number of pixels, 1 or more")
-        if self.mode not in ("crop", "squash"):
-            raise ConfigError(f"preprocess mode {self.mode!r} must be 'crop' or 'squash'")
-        if not isinstance(self.interpolation, str) or self.interpolation not in _INTERPOLATIONS:
-            raise ConfigError(f"interpolation {self.interpolation!r} must be one of {', '.join(_INTERPOLATIONS)}")
+        if self.mode not in ("crop", "crop_floor", "squash"):
+            raise ConfigError(f"preprocess mode {self.mode!r} must be 'crop', 'crop_floor' or 'squash'")
+        if not isinstance(self.interpolation, str) or self.interpolation not in (*_INTERPOLATIONS, _ALIASED):
+            names = ", ".join([*_INTERPOLATIONS, _ALIASED])
+            raise ConfigError(f"interpolation {self.interpolation!r} must be one of {names}")
 
     def __call__(self, image: Image.Image | np.ndarray | bytes | str | os.PathLike) -> UInt8[np.ndarray, "size size 3"]:
         """A PIL picture, a uint8 [H, W, 3] array, a file's bytes or its path -> uint8 [size, size, 3].
@@ -198,10 +210,11 @@ class Preprocess:
             image = Image.fromarray(image) if image.size else Image.new("RGB", image.shape[1::-1])
         image = decode(image)
         if image.size != (self.size, self.size):
-            if self.mode == "crop":
-                image = center_crop(resize_shortest(image, self.size, self.interpolation), self.size)
+            if self.mode == "squash":
+                image = _resize(image, (self.size, self.size), self.interpolation)
             else:
-                image = image.resize((self.size, self.size), _INTERPOLATIONS[self.interpolation])
+                rounded = round if self.mode == "crop" else math.floor
+                image = center_crop(resize_shortest(image, self.size, self.interpolation), self.size, rounded)
         return np.asarray(image)
 
     def named(

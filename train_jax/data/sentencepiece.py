@@ -109,9 +109,12 @@ class SentencePiece:
 
 
 def _completed(pieces: tokenizers.Tokenizer, options: Mapping, length: int, path: paths.AnyPath) -> tokenizers.Tokenizer:
-    """With SigLIP's clean-up in front (arXiv 2303.15343's code: lower case, no punctuation), cut and padded to `length`."""
+    """With SigLIP's clean-up in front (arXiv 2303.15343's code: lower case, no punctuation), cut and padded to `length`.
+
+    Vocabularies tell SigLIP from SigLIP 2; the names of their tokenizers' classes change with the version of transformers.
+    """
     before = [normalizers.Lowercase()]
-    if "Gemma" not in str(options.get("tokenizer_class")):  # SigLIP 2 keeps punctuation
+    if isinstance(pieces.model, models.Unigram):  # SigLIP 2, which has Gemma's vocabulary (a BPE), keeps punctuation
         before += [
             normalizers.Replace(Regex("[" + "".join("\\" + c for c in string.punctuation) + "]"), ""),
             normalizers.Replace(Regex(r"\s+"), " "),

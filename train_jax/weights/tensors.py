@@ -19,6 +19,7 @@ import safetensors
 from train_jax import paths
 from train_jax.errors import LoadError
 from train_jax.paths import AnyPath
+from train_jax.weights import float8
 from train_jax.weights.pickles import Global, Interpreter, Record
 
 _MOST = 200_000  # values of a file: a few bytes can describe any number, if each stands in two places of the next
@@ -77,9 +78,14 @@ def open_tensors(path: AnyPath) -> Mapping[str, Tensor]:
 def _safetensors(path: Path) -> dict[str, Tensor]:
     with safetensors.safe_open(path, "numpy") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        eight_bits = {name for name in shapes if file.get_slice(name).get_dtype() in float8.DTYPES}
+    if eight_bits:
+        float8.refuse_scaled(path, shapes)
 
     @_reading(path)
     def load(name: str) -> np.ndarray:
+        if name in eight_bits:
+            return float8.read(path, name)
         with safetensors.safe_open(path, "numpy") as file:
             return file.get_tensor(name)
 

@@ -1,0 +1,104 @@
+"""`preprocessor_config.json` of Hugging Face directories: what transformers does to a picture of 8 bits, as a Preprocess."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from clip_jax.pretrained.json_files import read_json
+from train_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocess
+from train_jax.errors import LoadError
+
+FILES = ("preprocessor_config.json", "processor_config.json")
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_HALF = (0.5, 0.5, 0.5)
+_SQUARE = {"height": 224, "width": 224}
+_KNOWN = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+# transformers' own defaults: CLIPImageProcessor's and SiglipImageProcessor's.
+_SHARED = {
+    "do_resize": True,
+    "resample": 3,
+    "crop_size": _SQUARE,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+}
+_DEFAULTS = {
+    "CLIP": {"size": {"shortest_edge": 224}, "do_center_crop": True, "image_mean": CLIP_MEAN, "image_std": CLIP_STD},
+    "Siglip": {"size": _SQUARE, "do_center_crop": False, "image_mean": _HALF, "image_std": _HALF},
+}
+
+
+def open_preprocess(path: Path, size: int, family: str = "CLIP") -> Preprocess | None:
+    """What the directory says of pictures for a model that sees `size` pixels a side; None if it says nothing.
+
+    Args:
+      family: "CLIP" or "Siglip", whose processor it is if the file does not say so.
+
+    Options are honoured as transformers honours them, those that are absent have its defaults. Raises LoadError that names
+    an option that would lead to pictures of another size, or that is not known.
+    """
+    file, config = _read(path)
+    if config is None:
+        return None
+
+    def refuse(option: str, why: str) -> NoReturn:
+        raise LoadError(f"{file}: {option} = {config.get(option)!r} is not supported: {why}")
+
+    kind = config.get("image_processor_type") or config.get("feature_extractor_type") or f"{family}ImageProcessor"
+    match = re.fullmatch(r"(CLIP|Siglip)(ImageProcessor|FeatureExtractor)(Fast|Pil)?", str(kind))
+    if match is None:
+        raise LoadError(f"{file}: {kind} is not known; CLIPImageProcessor and SiglipImageProcessor are")
+    config = _SHARED | _DEFAULTS[match[1]] | config
+    unknown = [name for name, value in config.items() if name.startswith("do_") and value and name not in _KNOWN]
+    if unknown:
+        refuse(unknown[0], f"of what is done to a picture, {', '.join(_KNOWN)} are")
+    if not config["do_resize"]:
+        refuse("do_resize", f"the model sees {size} x {size} pixels")
+    sides, crop = _sides(config["size"], "shortest_edge"), _sides(config["crop_size"], "height")
+    squash = sides.keys() == {"height", "width"}
+    if set(sides.values()) != {size} or not (squash or sides.keys() == {"shortest_edge"}):
+        refuse("size", f"the model sees {size} x {size} pixels")
+    if config["do_center_crop"] and set(crop.values()) != {size}:
+        refuse("crop_size", f"the model sees {size} x {size} pixels")
+    if not config["do_center_crop"] and not squash:
+        refuse("do_center_crop", f"the model sees {size} x {size} pixels, and a resized picture need not be square")
+    if config["resample"] not in RESAMPLE:
+        refuse("resample", f"it must be one of {RESAMPLE}")
+    mean, std = _statistics(config, refuse)
+    return Preprocess(size, "squash" if squash else "crop_floor", RESAMPLE[config["resample"]], mean, std)
+
+
+def _read(path: Path) -> tuple[Path, dict | None]:
+    """The file, and what it says without what it leaves open (null)."""
+    for file in (path / name for name in FILES):
+        config = read_json(file) if file.is_file() else {}
+        if file.name == "processor_config.json":  # of transformers 5: one file for tokenizer and pictures
+            config = config.get("image_processor")
+        if config:
+            return file, {name: value for name, value in config.items() if value is not None}
+    return path / FILES[0], None
+
+
+def _sides(value, name: str) -> dict[str, int]:
+    """A size as transformers writes it today: of older files, a number is the side `name` (of a square: both)."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (list, tuple)):
+        return dict(zip(("height", "width"), value, strict=True))
+    return {"height": value, "width": value} if name == "height" else {name: value}
+
+
+def _statistics(config: Mapping, refuse) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation on the scale [0, 1], of a picture that is rescaled by any factor, or not at all."""
+    mean, std = (0.0, 1.0) if not config["do_normalize"] else (config["image_mean"], config["image_std"])
+    if config["do_rescale"] and not config["rescale_factor"] > 0:
+        refuse("rescale_factor", "it must be more than 0")
+    scale = 255 * (config["rescale_factor"] if config["do_rescale"] else 1)
+    channels = ((x,) * 3 if isinstance(x, (int, float)) else x for x in (mean, std))
+    mean, std = (tuple(float(x) / scale for x in values) for values in channels)
+    if len(mean) != 3:
+        refuse("image_mean", "it must be a number for each of three channels")
+    if len(std) != 3 or min(std) <= 0:
+        refuse("image_std", "it must be a number above 0 for each of three channels")
+    return mean, std

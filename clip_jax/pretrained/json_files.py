@@ -1,0 +1,27 @@
+"""Configurations in JSON files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from train_jax.errors import LoadError
+
+
+def read_json(file: Path) -> dict:
+    """The object in a file. LoadError if the file is missing or holds anything else."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise LoadError(f"{file} is missing" if isinstance(error, FileNotFoundError) else f"{file}: {error}") from None
+    except ValueError as error:
+        raise LoadError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise LoadError(f"{file} must hold an object, not a {type(content).__name__}")
+    return content
+
+
+def section(config: Mapping, name: str, file: Path) -> dict:
+    """The object that a configuration holds under `name`. LoadError if it holds none."""
+    if not isinstance(config.get(name), Mapping):
+        raise LoadError(f"{file}: {name} = {config.get(name)!r}; it must be an object")
+    return dict(config[name])

@@ -1,0 +1,345 @@
+"""Weight files as people have them: beside another configuration, wrapped by trainers, in 8 bits, damaged, or no weights.
+
+Each opens with the numbers that the peer computed, or ends in a LoadError that names what is missing.
+"""
+
+import contextlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tokenizers
+from safetensors.numpy import load_file, save_file
+
+import clip_jax
+from clip_jax.pretrained import LoadError, open_checkpoint
+from train_jax.data.sentencepiece import SentencePiece
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "clip"
+OPEN_CLIP, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of a kind's folder, free to be changed."""
+    return lambda kind: Path(shutil.copytree(GOLDEN / kind, tmp_path / kind))
+
+
+def edit(file: Path, *path, **changes) -> None:
+    content = json.loads(file.read_text())
+    part = content
+    for key in path:
+        part = part[key]
+    part.update(changes)
+    file.write_text(json.dumps(content))
+
+
+def rename(file: Path, pattern: str, target: str | None = None, **more) -> Path:
+    """The tensors of a safetensors file under other names, in the file `target`."""
+    tensors = {pattern.format(name): x for name, x in load_file(file).items()}
+    save_file(tensors | more, file.with_name(target or file.name))
+    return file.with_name(target or file.name)
+
+
+def assert_peers_numbers(path: Path, kind: str) -> None:
+    expected = np.load(GOLDEN / kind / "expected.npz")
+    found = clip_jax.load(path).encode_image(sorted((GOLDEN / kind / "pictures").iterdir()))
+    np.testing.assert_allclose(found, expected["image"], atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A file and the configuration beside it
+
+
+@pytest.mark.parametrize(
+    "kind, file, config",
+    [
+        ("open-clip", WEIGHTS, OPEN_CLIP),
+        ("open-clip-quick", "open_clip_pytorch_model.bin", OPEN_CLIP),
+        ("open-clip-training", "epoch_3.pt", OPEN_CLIP),
+        ("hf-clip-legacy", "model.safetensors", "config.json"),
+    ],
+)
+def test_a_file_is_what_the_configuration_beside_it_says(kind, file, config, copy):
+    folder = copy(kind)
+    in_folder = open_checkpoint(folder) if kind != "open-clip-training" else open_checkpoint(folder / file)
+    alone = open_checkpoint(folder / file)
+    assert (alone.kind, alone.model, alone.preprocess) == (in_folder.kind, in_folder.model, in_folder.preprocess)
+    (folder / config).unlink()
+    with pytest.raises(LoadError, match=f"{file} does not say which activation|{config} is missing"):
+        open_checkpoint(folder / file)
+
+
+def test_a_file_of_open_clip_has_the_numbers_of_open_clip():
+    assert_peers_numbers(GOLDEN / "open-clip" / WEIGHTS, "open-clip")
+
+
+def test_a_configuration_as_open_clip_ships_them_will_do(copy):
+    folder = copy("open-clip")
+    config = json.loads((folder / OPEN_CLIP).read_text())["model_cfg"]
+    (folder / OPEN_CLIP).write_text(json.dumps(config))
+    assert open_checkpoint(folder / WEIGHTS).model == open_checkpoint(GOLDEN / "open-clip").model
+
+
+@pytest.mark.parametrize("kind, file", [("openai-vit", "ViT-tiny.pt"), ("openai-resnet", "RN-tiny.pt")])
+def test_openais_own_files_are_openais_whatever_lies_beside_them(kind, file, copy):
+    folder = copy(kind)
+    shutil.copy(GOLDEN / "open-clip" / OPEN_CLIP, folder)
+    checkpoint = open_checkpoint(folder / file)
+    assert checkpoint.kind == "OpenAI" and checkpoint.model["activation"] == "quick_gelu"
+
+
+def test_a_directory_of_two_configurations_says_which_it_uses(copy, caplog):
+    caplog.set_level(logging.WARNING)
+    folder = copy("hf-clip")
+    for file in (OPEN_CLIP, WEIGHTS):
+        shutil.copy(GOLDEN / "open-clip" / file, folder)
+    assert open_checkpoint(folder).kind == "Hugging Face clip" and not caplog.records  # they agree
+    edit(folder / OPEN_CLIP, "preprocess_cfg", resize_mode="squash")
+    assert open_checkpoint(folder).preprocess.mode == "crop_floor"
+    (record,) = caplog.records
+    assert "two configurations prepare pictures differently" in record.getMessage()
+    assert open_checkpoint(folder / WEIGHTS).preprocess.mode == "squash"
+    caplog.clear()
+    (folder / "model.safetensors").unlink()  # what is left is open_clip's
+    checkpoint = open_checkpoint(folder)
+    assert (checkpoint.kind, checkpoint.preprocess.mode, len(caplog.records)) == ("open_clip", "squash", 1)
+
+
+def test_of_two_configurations_one_may_be_beyond_understanding(copy, caplog):
+    caplog.set_level(logging.WARNING)
+    folder = copy("hf-clip")
+    shutil.copy(GOLDEN / "open-clip" / OPEN_CLIP, folder)
+    edit(folder / OPEN_CLIP, "preprocess_cfg", resize_mode="longest")
+    open_checkpoint(folder)
+    assert "resize_mode = 'longest' is not supported" in caplog.records[0].getMessage()
+
+
+def test_the_older_configuration_overrides(copy):
+    """As in transformers' CLIPConfig: what text_config_dict leaves out has its default there, whatever text_config says."""
+    folder = copy("hf-clip-legacy")
+    sizes = json.loads((folder / "config.json").read_text())["text_config"]
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings", "vocab_size")
+    older = {name: sizes[name] for name in names} | {"num_attention_heads": 2, "eos_token_id": 2}
+    edit(folder / "config.json", text_config_dict=older, vision_config_dict=None)
+    edit(folder / "config.json", "vision_config", hidden_act="quick_gelu")
+    model = open_checkpoint(folder).model
+    assert (model["activation"], model["text"]["heads"], model["image"]["heads"]) == ("quick_gelu", 2, 4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Wrappers of trainers, other precisions
+
+
+@pytest.mark.parametrize("pattern", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "state_dict.model.{}"])
+@pytest.mark.parametrize("kind, file", [("hf-clip", "model.safetensors"), ("open-clip", WEIGHTS)])
+def test_what_trainers_put_in_front_is_taken_off(kind, file, pattern, copy):
+    folder = copy(kind)
+    more = {} if pattern.startswith("_orig_mod") else {"optimizer": np.zeros(3)}  # left out with the model's own names
+    rename(folder / file, pattern, **more)
+    for name, x in open_checkpoint(folder).read()[0].items():
+        np.testing.assert_array_equal(x, open_checkpoint(GOLDEN / kind).read()[0][name], err_msg=name)
+
+
+def test_parts_that_were_compiled_alone(copy):
+    folder = copy("open-clip")
+    tensors = load_file(folder / WEIGHTS)
+    compiled = {name.replace("visual.", "visual._orig_mod.", 1): x for name, x in tensors.items()}
+    save_file(compiled, folder / WEIGHTS)
+    assert open_checkpoint(folder).read()[0].keys() == open_checkpoint(GOLDEN / "open-clip").read()[0].keys()
+
+
+def test_two_models_in_a_file_are_refused(copy):
+    folder = copy("open-clip")
+    average = {f"ema.{name}": x for name, x in load_file(folder / WEIGHTS).items()}
+    rename(folder / WEIGHTS, "model.{}", **average)
+    with pytest.raises(LoadError, match=r"holds 2 models, under 'ema\.', 'model\.'"):
+        open_checkpoint(folder)
+
+
+def test_half_precision_by_its_name(copy):
+    folder = copy("hf-clip")
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    assert open_checkpoint(folder).files.startswith("model.fp16.safetensors")
+
+
+def eight_bits(file: Path, dtype, name: str, **more) -> None:
+    """Writes the file again in 8 bits, by hand, as safetensors' NumPy side cannot: the header's length, the header, data."""
+    arrays = {key: (name, x.astype(dtype)) if x.ndim else ("F32", x) for key, x in load_file(file).items()}
+    header, data = {}, b""
+    for key, (kind, x) in (arrays | more).items():
+        content = np.ascontiguousarray(x).tobytes()
+        place = [len(data), len(data) + len(content)]
+        header[key], data = {"dtype": kind, "shape": list(x.shape), "data_offsets": place}, data + content
+    encoded = json.dumps(header).encode()
+    file.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
+
+
+@pytest.mark.parametrize("dtype, name", [(ml_dtypes.float8_e4m3fn, "F8_E4M3"), (ml_dtypes.float8_e5m2, "F8_E5M2")])
+def test_weights_of_eight_bits(dtype, name, copy):
+    folder = copy("hf-clip")
+    eight_bits(folder / "model.safetensors", dtype, name)
+    original = open_checkpoint(GOLDEN / "hf-clip").read()[0]
+    for key, x in open_checkpoint(folder).read()[0].items():
+        wanted = original[key].astype(dtype if x.ndim else np.float32).astype(np.float32)
+        np.testing.assert_array_equal(x, wanted, err_msg=key)
+    scale = {"visual_projection.weight_scale": ("F32", np.ones(1, np.float32))}
+    shutil.copy(GOLDEN / "hf-clip" / "model.safetensors", folder)
+    eight_bits(folder / "model.safetensors", dtype, name, **scale)
+    with pytest.raises(LoadError, match="8-bit floats with scales of their own .*visual_projection.weight_scale"):
+        open_checkpoint(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# SigLIP
+
+
+@pytest.mark.parametrize("name", ["Siglip2Tokenizer", "GemmaTokenizerFast", "TokenizersBackend", None])
+def test_siglip_2_keeps_punctuation(name, tmp_path):
+    """Whatever the version of transformers calls the tokenizer: its vocabulary is Gemma's, a BPE."""
+    pieces = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=60, special_tokens=["<pad>", "<eos>", "<unk>"], show_progress=False
+    )
+    pieces.train_from_iterator(["a cat, a dog! who's there? (nobody)"], trainer)
+    pieces.save(str(tmp_path / "tokenizer.json"))
+    config = {"pad_token": "<pad>"} | ({"tokenizer_class": name} if name else {})
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ids = SentencePiece.load(tmp_path, 24).encode(["A cat, a DOG!"])[0]
+    wanted = pieces.encode("a cat, a dog!").ids
+    assert ids[: len(wanted)].tolist() == wanted != pieces.encode("a cat a dog").ids
+
+
+@pytest.mark.parametrize("name", ["SiglipTokenizer", "TokenizersBackend"])
+def test_siglip_1_has_none(name, copy):
+    folder = copy("hf-siglip")
+    edit(folder / "tokenizer_config.json", tokenizer_class=name)
+    with_it, without = SentencePiece.load(folder, 16).encode(["A cat, a DOG!", "a cat a dog"])
+    np.testing.assert_array_equal(with_it, without)
+
+
+def test_stacked_blocks_of_big_vision(copy):
+    folder = copy("big-vision")
+    tensors = {}
+    blocks: dict[str, list] = {}
+    for name, x in sorted(np.load(folder / "siglip.npz").items()):
+        head, mark, tail = name.partition("/encoderblock_")
+        if mark:  # sorted: block 0 before block 1
+            blocks.setdefault(f"{head}/encoderblock/{tail.partition('/')[2]}", []).append(x)
+        else:
+            tensors[name] = x
+    np.savez(folder / "siglip.npz", **tensors, **{name: np.stack(parts) for name, parts in blocks.items()})
+    assert_peers_numbers(folder / "siglip.npz", "big-vision")
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"params/img/embedding/kernel": np.zeros((192, 32))}, "NaFlex"),
+        ({"params/img/pos_embedding": np.zeros((1, 8, 32))}, "not those of square pictures"),
+        ({"params/img/pos_embedding": np.zeros((3, 3, 32))}, "not those of square pictures"),
+        ({"params/img/head/kernel": np.zeros((32, 32))}, "parts that are not understood: .*params/img/head/kernel"),
+    ],
+)
+def test_other_models_of_big_vision_are_named(changes, words, copy):
+    folder = copy("big-vision")
+    np.savez(folder / "siglip.npz", **dict(np.load(folder / "siglip.npz")) | changes)
+    with pytest.raises(LoadError, match=words):
+        open_checkpoint(folder / "siglip.npz").read()
+
+
+def test_naflex_of_transformers_is_named(copy):
+    folder = copy("hf-siglip")
+    edit(folder / "config.json", model_type="siglip2")
+    with pytest.raises(LoadError, match="NaFlex"):
+        open_checkpoint(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files that cannot be a model
+
+
+def test_heads_wider_than_a_tower(copy):
+    folder = copy("open-clip")
+    edit(folder / OPEN_CLIP, "model_cfg", "vision_cfg", head_width=64)
+    with pytest.raises(LoadError, match="width of 32 cannot be split into heads of 64"):
+        open_checkpoint(folder)
+    marks = {name: np.zeros((), np.int64) for name in ("input_resolution", "context_length", "vocab_size")}
+    with pytest.raises(LoadError, match="width of 32 cannot be split into heads of 64"):
+        open_checkpoint(rename(folder / WEIGHTS, "{}", "openai.safetensors", **marks))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".ckpt", ".safetensors", ".npz"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<html>404</html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", b"PK\x03\x04 and no more"],
+)
+def test_what_is_no_weight_file(content, suffix, tmp_path):
+    (tmp_path / f"model{suffix}").write_bytes(content)
+    with pytest.raises(LoadError, match=f"model{suffix}"):
+        open_checkpoint(tmp_path / f"model{suffix}")
+
+
+def test_weights_of_another_kind(tmp_path):
+    save_file({"decoder.conv_in.weight": np.zeros((4, 4), np.float32)}, tmp_path / "vae.safetensors")
+    with pytest.raises(LoadError, match=r"vae.safetensors holds no CLIP: neither visual\.conv1\.weight nor text_model"):
+        open_checkpoint(tmp_path / "vae.safetensors")
+
+
+@pytest.mark.parametrize("name", ["none", "none.pt", "none.npz", "notes.txt"])
+def test_what_is_not_there_or_of_another_kind(name, tmp_path):
+    (tmp_path / "notes.txt").write_text("no model")
+    with pytest.raises(LoadError, match=f"{name}: no such file|{name} is no model"):
+        open_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ('{"weight_map": {"a": "part-1.safetensors"}}', "'part-1.safetensors', which is no file"),
+        ('{"weight_map": {"a": "../config.json"}}', "'../config.json', which is no file"),
+        ('{"weight_map": []}', "weight_map = .* must be an object"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_an_index_of_parts_that_is_wrong(content, words, copy):
+    folder = copy("hf-clip")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(LoadError, match=words):
+        open_checkpoint(folder)
+
+
+def leaves(content, path=()):
+    for key, value in content.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+
+
+@pytest.mark.parametrize(
+    "kind, file",
+    [
+        ("hf-clip", "config.json"),
+        ("hf-clip", "preprocessor_config.json"),
+        ("open-clip", OPEN_CLIP),
+    ],
+)
+def test_values_of_any_kind_in_a_configuration(kind, file, copy):
+    """Each value of a file is left out, and made into each of these: a model that can be built, or a LoadError."""
+    folder = copy(kind)
+    original = (folder / file).read_text()
+    for path in leaves(json.loads(original)):
+        for value in (None, "x", 0, -1, 7.5, [], {}, [1, 2], "left out"):
+            content = json.loads(original)
+            part = content
+            for key in path[:-1]:
+                part = part[key]
+            part.pop(path[-1]) if value == "left out" else part.update({path[-1]: value})
+            (folder / file).write_text(json.dumps(content))
+            with contextlib.suppress(LoadError):
+                open_checkpoint(folder).module()
