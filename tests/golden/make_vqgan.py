@@ -72,7 +72,14 @@ def save_yaml(path: Path, model: dict) -> None:
 # diffusers
 
 
-def diffusers(folder: Path, variant: str | None = None, **changes) -> None:
+def diffusers() -> None:
+    vq_model(HERE / "diffusers")
+    amused = {"block_out_channels": (8, 16, 24), "down_block_types": ("DownEncoderBlock2D",) * 3}
+    amused |= {"up_block_types": ("UpDecoderBlock2D",) * 3, "latent_channels": 4, "vq_embed_dim": 4}
+    vq_model(HERE / "amused", "fp16", mid_block_add_attention=False, lookup_from_codebook=True, **amused)
+
+
+def vq_model(folder: Path, variant: str | None = None, **changes) -> None:
     options = {
         "block_out_channels": (8, 16, 16),
         "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
@@ -200,10 +207,7 @@ def gumbel() -> None:
 
 
 if __name__ == "__main__":
-    diffusers(HERE / "diffusers")
-    amused = {"block_out_channels": (8, 16, 24), "down_block_types": ("DownEncoderBlock2D",) * 3}
-    amused |= {"up_block_types": ("UpDecoderBlock2D",) * 3, "latent_channels": 4, "vq_embed_dim": 4}
-    diffusers(HERE / "amused", "fp16", mid_block_add_attention=False, lookup_from_codebook=True, **amused)
+    diffusers()
     open_taming(sys.argv[1])
     taming()
     gumbel()

@@ -121,7 +121,7 @@ def test_wrong_and_missing_tensors_are_listed_with_their_shapes(tmp_path):
         ({"up_block_types": ["UpDecoderBlock2D"] * 3}, "attention at different levels"),
         ({"down_block_types": ["CrossAttnDownBlock2D"] * 3}, "a block of kind 'CrossAttnDownBlock2D'"),
         ({"block_out_channels": [8, 12, 16]}, "no multiples of the first"),
-        ({"norm_num_groups": 3}, "describes no VQGAN that can be built"),
+        ({"norm_num_groups": 3}, "describes no model that can be built"),
     ],
 )
 def test_what_diffusers_can_say_and_is_not_built_here_is_refused(tmp_path, changes, words):
@@ -175,7 +175,7 @@ def test_taming_checkpoints_that_cannot_be_opened_say_why(tmp_path):
     with pytest.raises(LoadError, match="Net2NetTransformer, which has no ddconfig"):
         vqgan_jax.load(folder / "last.ckpt")
     (folder / "last.yaml").write_text("nothing: here")
-    with pytest.raises(LoadError, match="describes no model of taming-transformers"):
+    with pytest.raises(LoadError, match="describes no model of taming-transformers: it has no model"):
         vqgan_jax.load(folder / "last.ckpt")
     shutil.copy(folder / "last.ckpt", folder / "other.ckpt")
     with pytest.raises(LoadError, match="holds several checkpoints: name one of"):
@@ -195,7 +195,7 @@ def test_taming_checkpoints_that_cannot_be_opened_say_why(tmp_path):
         ("double_z: false", "double_z = True; only False"),
         ("dropout: 0.0", "tanh_out = True; only False"),
         ("embed_dim: 4", "remap = 'used.npy'; codes with other numbers"),
-        ("ch: 32", "last.ckpt describes no VQGAN|describes no model that can be built"),
+        ("ch: 32", "last.ckpt describes no model that can be built"),
     ],
 )
 def test_taming_configurations_that_mean_another_model_are_refused(text, words, tmp_path):
