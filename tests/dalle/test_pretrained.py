@@ -1,4 +1,4 @@
-"""minDALL-E's files, against what PyTorch computes with them (`tests/golden/make_dalle.py`)."""
+"""minDALL-E's files, against what kakaobrain's own code computes with them (`tests/golden/make_dalle.py`)."""
 
 import json
 import shutil
@@ -33,13 +33,13 @@ def test_prompts_become_the_same_tokens(model, outputs):
     assert model.captions.counted(rows)[:, :3].tolist() == [[True] * 3, [True] * 3, [False] * 3]
 
 
-def test_logits_are_those_of_pytorch(model, outputs):
+def test_logits_are_those_of_the_peer(model, outputs):
     text_logits, code_logits = model.logits(outputs["text"], outputs["codes"])
     np.testing.assert_allclose(text_logits, outputs["text_logits"], atol=1e-4)
     np.testing.assert_allclose(code_logits, outputs["code_logits"], atol=1e-4)
 
 
-def test_the_most_likely_codes_and_their_pictures_are_those_of_pytorch(model, outputs):
+def test_the_most_likely_codes_and_their_pictures_are_those_of_the_peer(model, outputs):
     prompts = [str(prompt) for prompt in outputs["prompts"]]
     drawn = model.draw(prompts, temperature=0, progress=False)
     np.testing.assert_array_equal(drawn.codes.reshape(3, -1), outputs["codes"])
@@ -57,7 +57,7 @@ def edited(tmp_path, *keys, value) -> Path:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     place = config
     for key in keys[:-1]:
-        place = place[key]
+        place = place.setdefault(key, {})
     place[keys[-1]] = value
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
@@ -73,13 +73,48 @@ def edited(tmp_path, *keys, value) -> Path:
         (("stage2", "hparams", "ctx_len_img"), 12, "no square of codes"),
         (("stage2", "vocab_size_txt"), 20, "where the model knows 20"),
         (("stage2", "hparams", "n_heads"), 3, "embed_dim = 16 is no multiple of n_heads = 3"),
-        (("stage2", "hparams"), {}, "does not say"),
+        (("stage2", "hparams", "n_embd"), 16, "stage2.hparams has n_embd; minDALL-E knows embed_dim"),
+        (("stage2", "hparams", "n_layers"), "two", "stage2.hparams.n_layers = 'two'; it must be of the type int"),
+        (("stage2", "hparams"), 3, "stage2.hparams is 3; it must be a mapping"),
+        (("dataset", "context_length"), 10, "text_positions"),
+        (("dataset",), 10, "dataset is 10; it must be a mapping"),
         (("stage1",), 1, "no configuration of minDALL-E"),
+        (("stage1", "hparams", "ch"), 48, "stage1_last.ckpt"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(tmp_path, keys, value, message):
     with pytest.raises(LoadError, match=message):
         dalle_jax.load(edited(tmp_path, *keys, value=value))
+
+
+def test_what_a_configuration_leaves_out_is_as_in_the_published_model(model, tmp_path):
+    """As kakaobrain's loader does it: the published file has no `dataset`, and these options have their defaults."""
+    assert "dataset" not in yaml.safe_load((GOLDEN / "config.yaml").read_text())
+    assert model.module.text_length == 64
+    folder = edited(tmp_path, "dataset", value={"image_resolution": 256})
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for key in ("ctx_len_txt", "mlp_bias", "attn_bias", "gelu_use_approx", "resid_pdrop"):
+        del config["stage2"]["hparams"][key]
+    for key in ("double_z", "in_channels", "out_ch", "pdrop"):
+        del config["stage1"]["hparams"][key]
+    del config["stage1"]["type"], config["stage2"]["type"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert dalle_jax.load(folder).fingerprint == model.fingerprint
+
+
+def test_a_name_of_the_hub_is_its_directory(model, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, **_: str(GOLDEN))
+    assert dalle_jax.load("hf:org/name").fingerprint == model.fingerprint
+
+
+@pytest.mark.parametrize("name", ["stage1_last.ckpt", "stage2_last.ckpt", "config.yaml", "tokenizer/bpe-16k-vocab.json"])
+def test_a_damaged_file_is_named(tmp_path, name):
+    shutil.copytree(GOLDEN, tmp_path / "mindalle")
+    file = tmp_path / "mindalle" / name
+    for content in (b"", b"\xff\xfe", file.read_bytes()[: file.stat().st_size // 2]):
+        file.write_bytes(content)
+        with pytest.raises(LoadError, match=Path(name).name):
+            dalle_jax.load(tmp_path / "mindalle")
 
 
 def test_missing_tensors_are_listed(tmp_path):

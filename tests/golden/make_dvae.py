@@ -1,117 +1,42 @@
-"""Makes `tests/golden/vqgan/dvae`: a tiny random dVAE, pickled whole by PyTorch as OpenAI's files are.
+"""Makes `tests/golden/vqgan/dvae`: a tiny random dVAE, built, run and pickled whole by OpenAI's own code.
 
-python tests/golden/make_dvae.py           (with the `peers` extra)
+python tests/golden/make_dvae.py DALLE           (with the `peers` extra, attrs and requests)
 
-The classes are written down here from the published description, and stand in modules of the names that the files mention.
+DALLE is a checkout of openai/DALL-E. Its files run unchanged. Nothing of it is kept but numbers.
 """
 
 import sys
-import types
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 
 HERE = Path(__file__).resolve().parent / "vqgan" / "dvae"
-HIDDEN, START, CODES, BLOCKS = 8, 6, 30, 2
-EPS = 0.1
-
-
-class Conv2d(nn.Module):
-    def __init__(self, n_in, n_out, size):
-        super().__init__()
-        self.device = torch.device("cpu")
-        self.w = nn.Parameter(torch.randn(n_out, n_in, size, size) * (2 / (n_in * size**2)) ** 0.5)
-        self.b = nn.Parameter(0.2 * torch.randn(n_out))
-
-    def forward(self, x):
-        return functional.conv2d(x, self.w, self.b, padding=(self.w.shape[-1] - 1) // 2)
-
-
-class _Block(nn.Module):
-    sizes = ()
-
-    def __init__(self, n_in, n_out):
-        super().__init__()
-        widths = [n_in, *(n_out // 4,) * 3, n_out]
-        self.post_gain = 1 / (4 * BLOCKS) ** 2
-        self.id_path = Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
-        path = OrderedDict()
-        for i, size in enumerate(self.sizes, 1):
-            path[f"relu_{i}"] = nn.ReLU()
-            path[f"conv_{i}"] = Conv2d(widths[i - 1], widths[i], size)
-        self.res_path = nn.Sequential(path)
-
-    def forward(self, x):
-        return self.id_path(x) + self.post_gain * self.res_path(x)
-
-
-class EncoderBlock(_Block):
-    sizes = (3, 3, 3, 1)
-
-
-class DecoderBlock(_Block):
-    sizes = (1, 3, 3, 3)
-
-
-class _Coder(nn.Module):
-    def forward(self, x):
-        return self.blocks(x)
-
-
-def groups(block, widths, between):
-    found = []
-    for g in range(4):
-        parts = OrderedDict()
-        for i in range(BLOCKS):
-            parts[f"block_{i + 1}"] = block(widths[g] if i == 0 else widths[g + 1], widths[g + 1])
-        if g < 3:
-            parts["pool" if isinstance(between, nn.MaxPool2d) else "upsample"] = between
-        found.append((f"group_{g + 1}", nn.Sequential(parts)))
-    return found
-
-
-class Encoder(_Coder):
-    def __init__(self):
-        super().__init__()
-        middle = groups(EncoderBlock, [HIDDEN, HIDDEN, 2 * HIDDEN, 4 * HIDDEN, 8 * HIDDEN], nn.MaxPool2d(2))
-        out = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=Conv2d(8 * HIDDEN, CODES, 1)))
-        self.blocks = nn.Sequential(OrderedDict([("input", Conv2d(3, HIDDEN, 7)), *middle, ("output", out)]))
-
-
-class Decoder(_Coder):
-    def __init__(self):
-        super().__init__()
-        widths = [START, 8 * HIDDEN, 4 * HIDDEN, 2 * HIDDEN, HIDDEN]
-        middle = groups(DecoderBlock, widths, nn.Upsample(scale_factor=2, mode="nearest"))
-        out = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=Conv2d(HIDDEN, 6, 1)))
-        self.blocks = nn.Sequential(OrderedDict([("input", Conv2d(CODES, START, 1)), *middle, ("output", out)]))
+HIDDEN, START, CODES = 8, 6, 30
 
 
 def main() -> None:
-    HERE.mkdir(parents=True, exist_ok=True)
-    sys.modules["dall_e"] = types.ModuleType("dall_e")
-    places = {"encoder": (Encoder, EncoderBlock), "decoder": (Decoder, DecoderBlock), "utils": (Conv2d,)}
-    for name, classes in places.items():
-        sys.modules[f"dall_e.{name}"] = module = types.ModuleType(f"dall_e.{name}")
-        for item in classes:
-            item.__module__ = module.__name__
-            setattr(module, item.__name__, item)
+    sys.path.insert(0, sys.argv[1])
+    import dall_e
+
     torch.manual_seed(0)
-    encoder, decoder = Encoder().eval(), Decoder().eval()
+    encoder = dall_e.Encoder(n_hid=HIDDEN, vocab_size=CODES).eval()
+    decoder = dall_e.Decoder(n_init=START, n_hid=HIDDEN, vocab_size=CODES).eval()
+    for coder in (encoder, decoder):
+        for name, p in coder.named_parameters():
+            p.data = 2**0.5 * p.data if name.endswith("w") else 0.2 * torch.randn_like(p)
     images = np.random.default_rng(7).integers(0, 256, (2, 32, 64, 3), np.uint8)
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)
     with torch.no_grad():
-        x = (1 - 2 * EPS) * x + EPS
+        x = dall_e.map_pixels(x)
         encoder.blocks.output.conv.b -= encoder(x).mean((0, 2, 3))  # as many codes as can be
         logits = encoder(x)
         codes = logits.argmax(1)
-        found = decoder(functional.one_hot(codes, CODES).permute(0, 3, 1, 2).float())[:, :3].sigmoid()
-        found = ((found - EPS) / (1 - 2 * EPS)).clamp(0, 1)
+        statistics = decoder(functional.one_hot(codes, CODES).permute(0, 3, 1, 2).float())
+        found = dall_e.unmap_pixels(torch.sigmoid(statistics[:, :3]))
     assert len(codes.unique()) > 8, "too few codes for a test"
+    HERE.mkdir(parents=True, exist_ok=True)
     torch.save(encoder, HERE / "encoder.pkl")
     torch.save(decoder, HERE / "decoder.pkl")
     np.savez_compressed(

@@ -1,21 +1,28 @@
-"""Makes `tests/golden/vqgan`: tiny random models as diffusers saves them, with what diffusers says of some pictures.
+"""Makes `tests/golden/vqgan/{diffusers,amused,taming,gumbel}`: tiny random models, and what the peers' own code computes.
 
-python tests/golden/make_vqgan.py           (with the `peers` extra)
+python tests/golden/make_vqgan.py TAMING           (with the `peers` extra, omegaconf and einops)
 
-diffusers/   VQModel.save_pretrained; `outputs.npz`: images, codes, reconstructions
-taming/      a checkpoint with taming-transformers' names, which diffusers' own converter translates into a VQModel:
-             that says what it computes. With it go the discriminator and what Lightning adds.
-gumbel/      a second stage by class (minGPT, written down here in PyTorch) together with its Gumbel first stage
+TAMING is a checkout of CompVis/taming-transformers. Its files run unchanged; PyTorch Lightning, torchvision and its `main`
+are stubs. Nothing of it is kept but numbers.
+
+diffusers/   diffusers' VQModel as its `save_pretrained` writes it; `outputs.npz`: images, codes, reconstructions
+amused/      the same, with aMUSEd's options, in float16 as a variant
+taming/      taming's VQModel in a checkpoint as Lightning writes it: callbacks, options, counters, scalars of NumPy
+gumbel/      taming's GumbelVQ, and its Net2NetTransformer by class, with that as its first stage
 """
 
-import re
+import argparse
+import datetime
+import importlib
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
 from diffusers import VQModel
-from diffusers.pipelines.stable_diffusion.convert_from_ckpt import convert_ldm_vae_checkpoint
+from omegaconf import OmegaConf
+from stubs import stub
 
 HERE = Path(__file__).resolve().parent / "vqgan"
 SIZE = 32
@@ -25,30 +32,54 @@ def images() -> np.ndarray:
     return np.random.default_rng(7).integers(0, 256, (2, SIZE, 2 * SIZE, 3), np.uint8)  # not square
 
 
-def outputs(model: VQModel, path: Path) -> None:
-    pixels = images()
-    x = torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
-    with torch.no_grad():
-        h = model.encode(x).latents
-        quantized, _, (_, _, codes) = model.quantize(h)
-        found = model.decode(h).sample
-    latents = h.numpy().transpose(0, 2, 3, 1)
-    codes = codes.numpy().reshape(latents.shape[:3]).astype(np.int32)
-    found = found.numpy().transpose(0, 2, 3, 1)
-    assert len(np.unique(codes)) > 8, "too few codes for a test"
-    np.savez_compressed(path / "outputs.npz", images=pixels, latents=latents, codes=codes, reconstructions=found)
+def tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
 
 
-def spread(model: VQModel) -> None:
+def channels_last(x: torch.Tensor) -> np.ndarray:
+    return x.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def shake(model: torch.nn.Module) -> None:
+    """Norms and biases that are not the defaults; weights that float16 holds."""
+    for name, p in model.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            p.data += 0.2 * torch.randn_like(p)
+    model.half().float()
+
+
+def spread(table: torch.Tensor, latents: torch.Tensor) -> None:
     """A codebook that the latents of a random model reach."""
-    x = torch.from_numpy(images().transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
-    with torch.no_grad():
-        h = model.encode(x).latents.permute(0, 2, 3, 1).reshape(-1, model.quantize.vq_embed_dim)
-        chosen = torch.from_numpy(np.random.default_rng(0).choice(len(h), model.quantize.n_e, replace=False))
-        model.quantize.embedding.weight.copy_(h[chosen] + 0.05 * torch.randn(model.quantize.n_e, h.shape[1]))
+    latents = latents.permute(0, 2, 3, 1).reshape(-1, table.shape[1])
+    chosen = torch.from_numpy(np.random.default_rng(0).choice(len(latents), len(table), replace=False))
+    table.data.copy_((latents[chosen] + 0.05 * torch.randn_like(table)).half())
 
 
-def make(**changes) -> VQModel:
+def save_outputs(path: Path, pixels, latents, codes, reconstructions, **more) -> None:
+    codes = codes.numpy().reshape(len(codes), *latents.shape[2:]).astype(np.int32)
+    assert len(np.unique(codes)) > 8, "too few codes for a test"
+    np.savez_compressed(
+        path / "outputs.npz", images=pixels, latents=channels_last(latents), codes=codes,
+        reconstructions=channels_last(reconstructions), **more,
+    )  # fmt: skip
+
+
+def save_yaml(path: Path, model: dict) -> None:
+    path.write_text(yaml.safe_dump({"model": model}, sort_keys=False))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# diffusers
+
+
+def diffusers() -> None:
+    vq_model(HERE / "diffusers")
+    amused = {"block_out_channels": (8, 16, 24), "down_block_types": ("DownEncoderBlock2D",) * 3}
+    amused |= {"up_block_types": ("UpDecoderBlock2D",) * 3, "latent_channels": 4, "vq_embed_dim": 4}
+    vq_model(HERE / "amused", "fp16", mid_block_add_attention=False, lookup_from_codebook=True, **amused)
+
+
+def vq_model(folder: Path, variant: str | None = None, **changes) -> None:
     options = {
         "block_out_channels": (8, 16, 16),
         "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
@@ -62,170 +93,121 @@ def make(**changes) -> VQModel:
     }
     torch.manual_seed(0)
     model = VQModel(**options | changes).eval()
-    for name, p in model.named_parameters():  # norms and biases that are not the defaults
-        if "norm" in name or name.endswith("bias"):
-            p.data += 0.2 * torch.randn_like(p)
-    spread(model)
-    return model
-
-
-def taming_names(model: VQModel) -> dict[str, torch.Tensor]:
-    """The model's weights under taming's names, as written in taming's source."""
-    last = len(model.config.block_out_channels) - 1
-    found = {}
-    for name, value in model.state_dict().items():
-        name = re.sub(r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2", name)
-        name = re.sub(r"down_blocks\.(\d)\.attentions\.(\d)", r"down.\1.attn.\2", name)
-        name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", name)
-        name = re.sub(r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{last - int(m[1])}.block.{m[2]}", name)
-        name = re.sub(r"up_blocks\.(\d)\.attentions\.(\d)", lambda m: f"up.{last - int(m[1])}.attn.{m[2]}", name)
-        name = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{last - int(m[1])}.upsample", name)
-        name = name.replace("mid_block.resnets.0", "mid.block_1").replace("mid_block.resnets.1", "mid.block_2")
-        name = name.replace("mid_block.attentions.0", "mid.attn_1").replace("conv_norm_out", "norm_out")
-        name = name.replace("conv_shortcut", "nin_shortcut")
-        if "attn" in name:
-            for theirs, ours in (
-                ("group_norm", "norm"),
-                ("to_q", "q"),
-                ("to_k", "k"),
-                ("to_v", "v"),
-                ("to_out.0", "proj_out"),
-            ):
-                name = name.replace(f".{theirs}.", f".{ours}.")
-            if value.ndim == 2:
-                value = value[:, :, None, None]
-        found[name] = value.clone()
-    return found
-
-
-def main() -> None:
-    folder = HERE / "diffusers"
+    shake(model)
+    x = tensor(images())
+    with torch.no_grad():
+        latents = model.encode(x).latents
+        spread(model.quantize.embedding.weight, latents)
+        codes = model.quantize(latents)[2][2].reshape(len(x), -1)
+        found = model(x).sample
     folder.mkdir(parents=True, exist_ok=True)
-    model = make()
-    model.save_pretrained(folder)
-    outputs(model, folder)
+    (model.half() if variant else model).save_pretrained(folder, variant=variant)
+    save_outputs(folder, images(), latents, codes, found)
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# taming-transformers
+
+
+def open_taming(checkout: str) -> None:
+    def instantiate_from_config(config):
+        module, name = config["target"].rsplit(".", 1)
+        return getattr(importlib.import_module(module), name)(**config.get("params", {}))
+
+    sys.path.insert(0, checkout)
+    stub("main", instantiate_from_config=instantiate_from_config)
+    stub("torchvision", models=None)
+    stub("pytorch_lightning", LightningModule=torch.nn.Module)
+    stub("pytorch_lightning.callbacks.model_checkpoint", ModelCheckpoint=type("ModelCheckpoint", (), {}))
+    stub("transformers", top_k_top_p_filtering=None)  # of older versions
+
+
+def first_stage(target: str, codes: int, dim: int, attention: list[int], **more) -> tuple[torch.nn.Module, dict]:
+    """A model of taming's, and the `model` part of its configuration."""
+    dd = {"double_z": False, "z_channels": 8, "resolution": SIZE, "in_channels": 3, "out_ch": 3, "ch": 32}
+    dd |= {"ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": attention, "dropout": 0.0}
+    params = {"embed_dim": dim, "n_embed": codes, "ddconfig": dd, **more}
+    config = {"base_learning_rate": 4.5e-6, "target": f"taming.models.vqgan.{target}", "params": params}
+    params["lossconfig"] = {"target": "taming.modules.losses.DummyLoss"}
+    torch.manual_seed(0)
+    model = sys.modules["main"].instantiate_from_config(config).eval()
+    shake(model)
+    return model, config
+
+
+def half(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: x.half() if x.is_floating_point() else x for name, x in model.state_dict().items()}
+
+
+def taming() -> None:
     folder = HERE / "taming"
     folder.mkdir(parents=True, exist_ok=True)
-    options = {"norm_num_groups": 32, "block_out_channels": (32, 32), "num_vq_embeddings": 24}
-    options["down_block_types"] = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
-    options["up_block_types"] = ("AttnUpDecoderBlock2D", "UpDecoderBlock2D")
-    model = make(**options).half().float()  # half the size in the file
-    weights = taming_names(model)
-    # diffusers' converter checks the names: it must bring back the model that they came from. It knows no attention but
-    # the middle's.
-    again = make(**options)
-    known = {n: value for n, value in weights.items() if not n.startswith("quantize") and not re.search(r"\d\.attn", n)}
-    converted = convert_ldm_vae_checkpoint(known, {"down_block_types": (1, 1), "up_block_types": (1, 1)})
-    theirs = model.state_dict()
-    rest = {n: value for n, value in theirs.items() if "quantize" in n or re.search(r"blocks.\d.attentions", n)}
-    again.load_state_dict(converted | rest)
-    outputs(again, folder)
-    weights = {name: value.half() for name, value in weights.items()}
-    extras = {f"loss.discriminator.main.{i}.weight": torch.zeros(4) for i in (0, 2)} | {"loss.logvar": torch.zeros(())}
-    saved = {"state_dict": weights | extras, "epoch": 3, "global_step": 10, "pytorch-lightning_version": "1.0.8"}
-    saved["optimizer_states"] = [{"state": {0: {"step": 1, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4}]}]
+    model, config = first_stage("VQModel", 24, 4, [16])
+    x = tensor(images())
+    with torch.no_grad():
+        latents = model.quant_conv(model.encoder(x))
+        spread(model.quantize.embedding.weight, latents)
+        quantized, _, (_, _, codes) = model.encode(x)
+        found = model.decode(quantized)
+    save_outputs(folder, images(), latents, codes.reshape(len(x), -1), found)
+    save_yaml(folder / "last.yaml", config)
+
+    state = half(model)
+    state |= {f"loss.discriminator.main.{i}.weight": torch.zeros(4) for i in (0, 2)} | {"loss.logvar": torch.zeros(())}
+    state |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.decoderconv_outbias": torch.zeros(3)}
+    best = {"best_model_score": torch.tensor(0.1), "best_model_path": Path("checkpoints/last.ckpt")}
+    best |= {"monitor": "val/rec_loss", "wait": np.float64(0.5), "scores": np.arange(3), "at": datetime.datetime(2021, 4, 1)}
+    callback = sys.modules["pytorch_lightning.callbacks.model_checkpoint"].ModelCheckpoint
+    adam = {"state": {0: {"step": 1, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": np.float32(1e-4)}]}
+    saved = {"epoch": 3, "global_step": np.int64(10), "pytorch-lightning_version": "1.0.8", "state_dict": state}
+    saved |= {"callbacks": {callback: best}, "optimizer_states": [adam], "lr_schedulers": []}
+    saved |= {"hparams": argparse.Namespace(lr=1e-4, gpus="0,"), "hyper_parameters": OmegaConf.create({"a": [1, {"b": 2}]})}
     torch.save(saved, folder / "last.ckpt")
-    dd = {"double_z": False, "z_channels": 8, "resolution": SIZE, "in_channels": 3, "out_ch": 3, "ch": 32}
-    dd |= {"ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [16], "dropout": 0.0}
-    params = {"embed_dim": 4, "n_embed": 24, "ddconfig": dd, "lossconfig": {"target": "taming.modules.losses.VQLPIPS"}}
-    config = {"model": {"base_learning_rate": 4.5e-6, "target": "taming.models.vqgan.VQModel", "params": params}}
-    (folder / "last.yaml").write_text(yaml.safe_dump(config))
-    gumbel(dd)
 
 
-def gumbel(dd: dict) -> None:
+def gumbel() -> None:
     folder = HERE / "gumbel"
     folder.mkdir(parents=True, exist_ok=True)
-    options = {"norm_num_groups": 32, "block_out_channels": (32, 32), "num_vq_embeddings": 20, "vq_embed_dim": 8}
-    options["down_block_types"] = ("DownEncoderBlock2D",) * 2
-    options["up_block_types"] = ("UpDecoderBlock2D",) * 2
-    model = make(**options).half().float()
-    weights = {n: x for n, x in taming_names(model).items() if not n.startswith("quantize.")}
-    generator = torch.Generator().manual_seed(3)
-    table = torch.randn(20, 8, generator=generator).half().float()
+    ramp = {"warm_up_steps": 0, "max_decay_steps": 10, "lr_start": 0.9, "lr_max": 0.9, "lr_min": 1e-6}
+    scheduler = {"target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler", "params": ramp}
+    model, config = first_stage("GumbelVQ", 20, 8, [], temperature_scheduler_config=scheduler)
     pixels = images()[:, :, :SIZE]
     with torch.no_grad():
-        h = model.encode(torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)).latents
-        kernel = torch.randn(20, 8, 1, 1, generator=generator)
+        latents = model.encode_to_prequant(tensor(pixels))
         # As many codes as can be: logits are centred for each code.
-        bias = -torch.nn.functional.conv2d(h, kernel).mean((0, 2, 3))
-        kernel, bias = kernel.half().float(), bias.half().float()
-        codes = torch.nn.functional.conv2d(h, kernel, bias).argmax(1)
-        found = model.decode(table[codes].permute(0, 3, 1, 2), force_not_quantize=True).sample
-    assert len(codes.unique()) > 8, "too few codes for a test"
-    weights |= {"quantize.proj.weight": kernel, "quantize.proj.bias": bias, "quantize.embed.weight": table}
+        model.quantize.proj.weight.data = torch.randn(20, 8, 1, 1).half().float()
+        model.quantize.proj.bias.data -= model.quantize.proj(latents).mean((0, 2, 3))
+        model.half().float()
+        # The peer draws codes also in use; the most likely one is what is meant by "the code".
+        codes = model.quantize.proj(latents).argmax(1)
+        quantized = model.quantize.get_codebook_entry(codes.flatten(), (*codes.shape, 8))
+        found = model.decode(quantized)
+    save_yaml(folder / "stage1.yaml", config)
+    torch.save({"state_dict": half(model)}, folder / "stage1.ckpt")
 
-    side, width, heads, depth, vocab = SIZE // 2, 16, 2, 2, 24
-    shapes = {"tok_emb.weight": (vocab, width), "pos_emb": (1, side * side, width), "head.weight": (vocab, width)}
-    shapes |= block_shapes(width, depth)
-    gpt = {n: (0.3 * torch.randn(s, generator=generator)).half().float() for n, s in shapes.items()}
-    labels = torch.tensor([3, 11])
-    logits = mingpt(gpt, torch.cat([labels[:, None], codes.reshape(2, -1)[:, :-1]], 1), depth, heads)
-    arrays = {
-        "images": pixels, "latents": h.numpy().transpose(0, 2, 3, 1), "codes": codes.numpy().astype(np.int32),
-        "reconstructions": found.numpy().transpose(0, 2, 3, 1), "labels": labels.numpy(),
-        "logits": logits.numpy()[:, ::16],
-    }  # fmt: skip
-    np.savez_compressed(folder / "outputs.npz", **arrays)
-    state = {f"first_stage_model.{n}": x.half() for n, x in weights.items()}
-    state |= {f"transformer.{n}": x.half() for n, x in gpt.items()}
-    state |= {f"transformer.blocks.{i}.attn.mask": torch.ones(1, 1, 4, 4) for i in range(depth)}
-    torch.save({"state_dict": state, "epoch": 1}, folder / "stage2.ckpt")
-    torch.save({"state_dict": {n: x.half() for n, x in weights.items()}}, folder / "stage1.ckpt")
-    first = {"target": "taming.models.vqgan.GumbelVQ", "params": {"embed_dim": 8, "n_embed": 20}}
-    first["params"]["ddconfig"] = dd | {"attn_resolutions": []}
-    size = {"vocab_size": vocab, "block_size": side * side, "n_layer": depth, "n_head": heads, "n_embd": width}
-    params = {"first_stage_config": first, "transformer_config": {"target": "taming.mingpt.GPT", "params": size}}
-    params["cond_stage_config"] = {"target": "taming.models.dummy_cond_stage.DummyCondStage"}
+    side, vocab, classes = SIZE // 2, 24, 12
+    size = {"vocab_size": vocab, "block_size": side * side, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    params = {"cond_stage_key": "class_label", "first_stage_config": config}
+    params["transformer_config"] = {"target": "taming.modules.transformer.mingpt.GPT", "params": size}
+    params["cond_stage_config"] = {"target": "taming.modules.util.Labelator", "params": {"n_classes": classes}}
     second = {"target": "taming.models.cond_transformer.Net2NetTransformer", "params": params}
-    (folder / "stage1.yaml").write_text(yaml.safe_dump({"model": first}))
-    (folder / "stage2.yaml").write_text(yaml.safe_dump({"model": second}))
-
-
-def mingpt(w: dict[str, torch.Tensor], tokens: torch.Tensor, depth: int, heads: int) -> torch.Tensor:
-    """Logits of minGPT."""
-    x = w["tok_emb.weight"][tokens] + w["pos_emb"][:, : tokens.shape[1]]
-    return blocks(w, x, depth, heads) @ w["head.weight"].T
-
-
-def blocks(w: dict[str, torch.Tensor], x: torch.Tensor, depth: int, heads: int) -> torch.Tensor:
-    """minGPT's stream, written down from its description: pre-norm blocks, exact GELU, causal attention."""
-    functional = torch.nn.functional
-    b, t, c = x.shape
-
-    def linear(name, y):
-        return functional.linear(y, w[f"{name}.weight"], w[f"{name}.bias"])
-
-    def norm(name, y):
-        return functional.layer_norm(y, (c,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-5)
-
-    def split(y):
-        return y.reshape(b, t, heads, c // heads).transpose(1, 2)
-
-    for i in range(depth):
-        p = f"blocks.{i}"
-        y = norm(f"{p}.ln1", x)
-        q, k, v = (split(linear(f"{p}.attn.{name}", y)) for name in ("query", "key", "value"))
-        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + linear(f"{p}.attn.proj", y.transpose(1, 2).reshape(b, t, c))
-        x = x + linear(f"{p}.mlp.2", functional.gelu(linear(f"{p}.mlp.0", norm(f"{p}.ln2", x))))
-    return norm("ln_f", x)
-
-
-def block_shapes(width: int, depth: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of minGPT's blocks, by name."""
-    shapes = {"ln_f.weight": (width,), "ln_f.bias": (width,)}
-    for i in range(depth):
-        b = f"blocks.{i}."
-        shapes |= {f"{b}ln{n}.{part}": (width,) for n in (1, 2) for part in ("weight", "bias")}
-        for name, (o, n) in {
-            **{f"attn.{x}": (width, width) for x in ("key", "query", "value", "proj")},
-            "mlp.0": (4 * width, width), "mlp.2": (width, 4 * width),
-        }.items():  # fmt: skip
-            shapes |= {f"{b}{name}.weight": (o, n), f"{b}{name}.bias": (o,)}
-    return shapes
+    net = sys.modules["main"].instantiate_from_config(second).eval()
+    net.first_stage_model.load_state_dict(model.state_dict())
+    for p in net.transformer.parameters():
+        p.data = (0.3 * torch.randn_like(p)).half().float()
+    labels = torch.tensor([3, 11])
+    with torch.no_grad():
+        conditions = net.encode_to_c(labels)[1]
+        logits = net.transformer(torch.cat([conditions, codes.reshape(2, -1)], 1)[:, :-1])[0]
+    more = {"labels": labels.numpy(), "logits": logits[:, ::16].numpy()}
+    save_outputs(folder, pixels, latents, codes, found, **more)
+    save_yaml(folder / "stage2.yaml", second)
+    state = {name: x[..., :4, :4] if name.endswith("attn.mask") else x for name, x in half(net).items()}  # smaller
+    torch.save({"state_dict": state, "epoch": 1}, folder / "stage2.ckpt")
 
 
 if __name__ == "__main__":
-    main()
+    diffusers()
+    open_taming(sys.argv[1])
+    taming()
+    gumbel()

@@ -198,6 +198,7 @@ def _flat(saved, path: Path) -> dict[str, Tensor]:
     """Tensors by dotted name, whatever they are nested in; what is not one (numbers, names of epochs) is left out."""
     tensors: dict[str, Tensor] = {}
     visited = 0
+    ancestors: set[int] = set()  # objects may refer to those that hold them
 
     def visit(prefix: str, value) -> None:
         nonlocal visited
@@ -206,11 +207,14 @@ def _flat(saved, path: Path) -> dict[str, Tensor]:
             raise LoadError(f"{path} holds more than {_MOST:,} values: it is no file of weights")
         if isinstance(value, Tensor):
             tensors[prefix] = value
-        elif isinstance(value, Record):
-            visit(prefix, value.state)
-        elif isinstance(value, Mapping):
-            for key, item in value.items():
-                visit(f"{prefix}.{key}" if prefix else str(key), item)
+        elif isinstance(value, Record | Mapping) and id(value) not in ancestors:
+            ancestors.add(id(value))
+            if isinstance(value, Record):
+                visit(prefix, value.state)
+            else:
+                for key, item in value.items():
+                    visit(f"{prefix}.{key}" if prefix else str(key), item)
+            ancestors.remove(id(value))
 
     visit("", saved)
     return tensors
