@@ -257,7 +257,7 @@ def build(
         total = store.finish(broken, approximate and part is None)
         for share in shares if part is None else ():
             discard(share)
-    if not total and broken:
+    if not total and part is None:
         raise SearchError(f"{shown(folder)}: no picture can be read; {_first(broken)}")
     return Report(total, total - len(reused), len(reused), store.dropped, broken, ignored)
 
