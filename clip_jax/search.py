@@ -235,6 +235,7 @@ def build(
             locks.enter_context(locked(directory))
         store = Store.prepare(
             target,
+            others,
             fingerprint=clip.fingerprint,
             model=str(model or clip.name),
             folder=folder,
