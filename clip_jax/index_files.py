@@ -20,7 +20,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -127,10 +127,12 @@ class Store:
     _committed: float = dataclasses.field(default_factory=time.monotonic)
 
     @classmethod
-    def prepare(cls, directory: Path, *, fingerprint: str, model: str, folder: Path, dim: int, dtype: str) -> "Store":
-        """A new index, or the one that is there.
+    def prepare(
+        cls, directory: Path, others: Sequence[Path], *, fingerprint: str, model: str, folder: Path, dim: int, dtype: str
+    ) -> "Store":
+        """A new index, or the one that is there; `others` are indices that it will `adopt`.
 
-        Raises SearchError if that one is of other weights, another folder or another precision.
+        Raises SearchError if one of them is of other weights, another folder or another precision.
         """
         meta = read_meta(directory)
         if meta is None:
@@ -144,7 +146,9 @@ class Store:
                 "parts": [],
                 "next": 0,
             }
-        _check_same(directory, meta, fingerprint=fingerprint, model=model, folder=str(folder), dtype=dtype)
+        for path, its in [(directory, meta), *((other, read_meta(other)) for other in others)]:
+            if its is not None:
+                _check_same(path, its, fingerprint=fingerprint, model=model, folder=str(folder), dtype=dtype)
         entries, rows = read_parts(directory, meta)
         store = cls(directory, meta | {"model": model, "complete": False}, entries, rows)
         store._write_meta()
@@ -161,14 +165,10 @@ class Store:
         self.entries = [entry for entry, good in zip(self.entries, same, strict=True) if good]
 
     def adopt(self, directory: Path, files: Mapping[str, Mapping]) -> None:
-        """Takes over the rows of another index that are true of `files` and not here yet.
-
-        Raises SearchError if that one is of other weights, another folder or another precision.
-        """
+        """Takes over the rows of another index, if it is there, that are true of `files` and not here yet."""
         meta = read_meta(directory)
         if meta is None:
             return
-        _check_same(directory, meta, **{key: self.meta[key] for key in ("fingerprint", "model", "folder", "dtype")})
         entries, rows = read_parts(directory, meta)
         held = {entry["path"] for entry in self.entries}
         new = [row for row, entry in enumerate(entries) if entry["path"] not in held and _is_true(entry, files)]

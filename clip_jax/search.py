@@ -235,6 +235,7 @@ def build(
             locks.enter_context(locked(directory))
         store = Store.prepare(
             target,
+            others,
             fingerprint=clip.fingerprint,
             model=str(model or clip.name),
             folder=folder,
@@ -257,7 +258,7 @@ def build(
         total = store.finish(broken, approximate and part is None)
         for share in shares if part is None else ():
             discard(share)
-    if not total and broken:
+    if not total and part is None:
         raise SearchError(f"{shown(folder)}: no picture can be read; {_first(broken)}")
     return Report(total, total - len(reused), len(reused), store.dropped, broken, ignored)
 

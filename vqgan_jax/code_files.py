@@ -135,7 +135,7 @@ def _join(parts: Path, count: int, file: Path, source: Source, made_of: Mapping)
 
 def _read(part: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(part, allow_pickle=False) as arrays:
+        with part.open("rb") as f, np.load(f, allow_pickle=False) as arrays:
             return arrays["codes"], arrays["crc"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{part} is damaged ({error}): remove it, and its codes are computed again") from error

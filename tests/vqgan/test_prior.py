@@ -80,7 +80,7 @@ def test_samples_of_an_evaluation_are_those_of_the_loaded_model(run, prior, comp
         compilations.clear()
         np.testing.assert_array_equal(evaluate(params, {})[1]["samples"], images["samples"])
         assert not compilations
-    codes = prior.sample_codes(11, np.arange(11), top_p=0.9)
+    codes = prior.sample_codes(11, list(range(11)), top_p=0.9)
     assert metrics["distinct_codes"] == len(np.unique(codes))
     pictures = np.round(255 * prior.vqgan.decode(codes))
     sheet = images["samples"].reshape(16, -1, 3)
