@@ -29,7 +29,7 @@ def main() -> None:
     task = task_lib.module(config).make(config, None)
     source = sources.open_source(config.data.source, config.data.split)
     size = config.data.batch_size
-    iterator = pipeline.train_iterator(source, task.example, batch_size=size, seed=0, process_index=0, process_count=1)
+    iterator = pipeline.train_iterator(source, task.example, batch_size=size, seed=0)
     host_batch = next(iterator)
     mesh = sharding.make_mesh(config.mesh)
     peak = profiling.peak_flops(jax.devices())

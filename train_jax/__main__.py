@@ -5,8 +5,8 @@
     train-jax --config=configs/clip/shapes.py --workdir=runs/fsdp --config.mesh.fsdp=4 --profile
 
 The same as `python -m train_jax`. Any option can be overridden by `--config.…`; an unknown one is an error. The same
-command again resumes the run. On Slurm, Open MPI, GKE and TPU pods the hosts find each other; elsewhere start one process a
-host with --coordinator=HOST:PORT --processes=N --process_index=I.
+command again resumes the run. On TPU pods, Slurm, Open MPI and Kubernetes the hosts find each other; elsewhere start one
+process a host with --coordinator=HOST:PORT --processes=N --process_index=I. All share the --workdir.
 """
 
 import functools
@@ -21,11 +21,15 @@ from ml_collections import ConfigDict, config_flags
 import train_jax
 from train_jax import config as config_lib
 from train_jax import distributed
+from train_jax.agreement import PeerError
 from train_jax.data.sources import DataError
 from train_jax.errors import ConfigError, LoadError, Stopped
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; made if missing, resumed if not.")
 _PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few updates to WORKDIR/profile.")
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "auto", distributed.MODES, "Join the hosts of a cluster: where JAX recognises one; always; never."
+)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster is recognised.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
 _PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Index of this process, with --coordinator.")
@@ -70,9 +74,9 @@ def main(config, argv: list[str]) -> None:
     logging.getLogger("train_jax").setLevel(logging.INFO)
     logging.getLogger(config.value.task.partition(".")[0]).setLevel(logging.INFO)
     try:
-        distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS_INDEX.value)
+        distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS_INDEX.value, mode=_DISTRIBUTED.value)
         train_jax.run(config.value, _WORKDIR.value, profile=_PROFILE.value)
-    except (ConfigError, LoadError, DataError, FloatingPointError) as error:
+    except (ConfigError, LoadError, DataError, FloatingPointError, PeerError) as error:
         sys.exit(f"error: {error}")
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -1,22 +1,20 @@
 """What survives a run: state and data position together, saved by Orbax in the background, read back onto any mesh.
 
 A checkpoint is a folder `<step>/`. It appears under that name only when it is complete, so a killed process leaves the ones
-before it as they were. One that was damaged later is reported and passed over.
+before it as they were. One that was damaged later is reported and passed over. Hosts agree on each of these: what is read,
+whether all could read it, what is set aside, and whether a save succeeded.
 """
 
 import logging
 import shutil
-import signal
-import threading
 from pathlib import Path
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator  # its tests align it in the same way
 
-from train_jax import optim
+from train_jax import agreement, optim
 
 log = logging.getLogger(__name__)
 
@@ -35,22 +33,19 @@ class Checkpoints:
       keep_every: besides, every checkpoint whose step is a multiple of this is kept; 0: none.
       config: what each checkpoint tells about the run that made it: a dict that JSON can hold.
 
-    On SIGTERM (or a preemption notice of the cluster) `stopping` becomes true after the next `due`, at the same step on
-    every host; the loop then saves and ends.
+    On several hosts, all must make the same calls.
+
+    Attributes:
+      evaluated: whether the state that was restored had been evaluated, where its turn had come.
     """
 
     def __init__(self, directory: str | Path, *, every: int, keep_last: int, keep_every: int = 0, config=None):
+        self.evaluated = True
         self._config = config or {}
         self._directory = Path(directory).resolve()
         self._every = every
         self._failure: tuple[int, Exception] | None = None
         self._saving: tuple[int, ocp.AsyncResponse] | None = None
-        self.stopping = False
-        self._notice = threading.Event()
-        self._previous_handler = None
-        # Handlers can be set in the main thread alone; a run in another thread is stopped by its owner.
-        if threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGTERM, lambda *_: self._notice.set())
         keep = [ocp.training.preservation_policies.LatestN(keep_last)]
         if keep_every:
             keep.append(ocp.training.preservation_policies.EveryNSteps(keep_every))
@@ -73,51 +68,53 @@ class Checkpoints:
         return max(self.steps, default=None)
 
     def due(self, step: int) -> bool:
-        """Whether to save after this update: by schedule, or because the run is asked to stop. Call it every step."""
-        self.stopping = self._agreed_to_stop(step)
-        return self.stopping or step % self._every == 0
+        """Whether the schedule saves after this update."""
+        return step % self._every == 0
 
-    def _agreed_to_stop(self, step: int) -> bool:
-        if jax.process_count() == 1:
-            return self._notice.is_set()
-        # Every host must stop after the same update, though the notice reaches them at different times.
-        return bool(multihost_utils.process_allgather(np.asarray(self._notice.is_set())).any())
-
-    def save(self, step: int, state, position) -> None:
+    def save(self, step: int, state, position, *, evaluated: bool = True) -> None:
         """Starts saving; the state may be donated as soon as this returns.
 
         `position` is anything with `get_state()`: where the data stream stands on this host. A save that fails (a full
         disk) is reported, and the run goes on: the checkpoints before it are untouched.
         """
         self.wait()
-        if step in self.steps:
+        if agreement.from_first(step in self.steps):
             return
-        # The global stream is cut into batches before it is dealt out to hosts, so every host is at the same place.
-        about = {"position": position.get_state(), "config": self._config}
+        # Hosts take rows of the same global batches, so every host is at the same place.
+        about = {"position": position.get_state(), "evaluated": evaluated, "config": self._config}
         content = _named(state)
         if optim.has_average(state.opt_state):
             # For inference alone, which cannot read an optimiser's state.
             content["average"] = optim.evaluation_params(state.opt_state, state.params)
+        failure = None
         try:
-            response = self._checkpointer.save_async(step, content, force=True, custom_metadata=about)
-            self._saving = (step, response)
+            self._saving = (step, self._checkpointer.save_async(step, content, force=True, custom_metadata=about))
         except Exception as error:
-            self._report(step, error)
+            failure = error
+        self._agree_on_failure(step, failure)
 
     def wait(self) -> None:
         """Waits for the save under way, if there is one."""
         if self._saving is None:
             return
         (step, response), self._saving = self._saving, None
+        failure = None
         try:
             response.result()
         except Exception as error:
-            self._report(step, error)
-            return
-        if self._failure is not None:
+            failure = error
+        if not self._agree_on_failure(step, failure) and self._failure is not None:
             # A thread of the failed save may have written on after `_report` had cleared its remains away.
             self._remove_unfinished()
             self._failure = None
+
+    def _agree_on_failure(self, step: int, failure: Exception | None) -> bool:
+        """Whether saving failed on any host; then it has on all."""
+        failures = _by_process(failure)
+        if failures:
+            self._saving = None
+            self._report(step, failure or agreement.PeerError("; ".join(failures)))
+        return bool(failures)
 
     def _report(self, step: int, error: Exception) -> None:
         self._failure = (step, error)
@@ -133,6 +130,7 @@ class Checkpoints:
         except Exception as again:
             log.debug("closing after the failed save: %s", _first_line(again))
         self._remove_unfinished()
+        _realign()
         self._checkpointer = self._open()
 
     def _remove_unfinished(self) -> None:
@@ -149,36 +147,50 @@ class Checkpoints:
         """
         self.wait()
         failures = []
-        for step in reversed(self.steps):
+        steps = agreement.from_first(self.steps)
+        for step in reversed(steps):
+            failure, restored, about = None, None, None
             try:
-                with _partial_load():
-                    state = _like(abstract_state, self._checkpointer.load(step, _named(abstract_state)))
-                position.set_state(self._checkpointer.metadata(step).custom_metadata["position"])
+                restored, about = self._load(step, abstract_state)
             except Exception as error:
-                failures.append(f"{self._directory / str(step)}: {type(error).__name__}: {_first_line(error)}")
-                log.error("checkpoint %s cannot be read, trying the one before it", failures[-1])
-                continue
-            for damaged in [s for s in self.steps if s > step]:
-                if jax.process_index() == 0:
-                    aside = self._directory / f"damaged-{damaged}"
-                    shutil.rmtree(aside, ignore_errors=True)
-                    (self._directory / str(damaged)).rename(aside)
-                    log.error("moved the unreadable checkpoint %d to %s", damaged, aside)
-            if failures:
-                self._checkpointer.close()
-                self._checkpointer = self._open()
-            return state, step
+                failure = error
+            errors = _by_process(failure)
+            if not errors:
+                position.set_state(about["position"])
+                self.evaluated = about["evaluated"]
+                self._set_aside([damaged for damaged in steps if damaged > step])
+                return restored, step
+            failures.append(f"{self._directory / str(step)}: {'; '.join(errors)}")
+            log.error("checkpoint %s cannot be read, trying the one before it", failures[-1])
         if failures:
             raise CheckpointError("no checkpoint can be read:\n  " + "\n  ".join(failures))
         return None
+
+    def _load(self, step: int, abstract_state):
+        """A state and what was saved about it."""
+        about = self._checkpointer.metadata(step).custom_metadata
+        with _partial_load():
+            state = _like(abstract_state, self._checkpointer.load(step, _named(abstract_state)))
+        return state, about
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Renames damaged checkpoints, so that their places are free again."""
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                aside = self._directory / f"damaged-{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._directory / str(step)).rename(aside)
+                log.error("moved the unreadable checkpoint %d to %s", step, aside)
+        _realign()
+        self._checkpointer.close()
+        self._checkpointer = self._open()
 
     def close(self) -> None:
         """Waits for the save under way. Raises CheckpointError if the last save of the run failed."""
         self.wait()
         self._checkpointer.close()
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGTERM, self._previous_handler)
-            self._previous_handler = None
         if self._failure is not None:
             step, error = self._failure
             raise CheckpointError(
@@ -224,10 +236,27 @@ def _load_weights(path: Path) -> tuple[dict, dict]:
 
 
 def _partial_load():
-    """Reading what is asked for, where a checkpoint holds more."""
+    """Reading what is asked for, where a checkpoint holds more, each host by itself: one that fails keeps none waiting."""
     context = ocp.Context()
     context.pytree.loading.partial_load = True
+    context.multiprocessing.primary_host = jax.process_index()
+    context.multiprocessing.active_processes = {jax.process_index()}
     return context
+
+
+def _realign() -> None:
+    """Gives all hosts the same count of Orbax's operations, after which it names its barriers: a failure may skip one."""
+    count = OperationIdGenerator
+    highest = max(agreement.gather(int(count.get_current_operation_id())))
+    while int(count.get_current_operation_id()) < highest:
+        count.next_operation_id()
+
+
+def _by_process(failure: Exception | None) -> list[str]:
+    """What failed on which host, one text each; empty if nothing did on any."""
+    texts = agreement.gather(None if failure is None else f"{type(failure).__name__}: {_first_line(failure)}")
+    alone = len(texts) == 1
+    return [text if alone else f"process {number}: {text}" for number, text in enumerate(texts) if text is not None]
 
 
 def _first_line(error: Exception) -> str:

@@ -1,39 +1,75 @@
-"""Several hosts as one: `jax.distributed`, found by itself on Slurm, Open MPI, GKE and TPU pods, or told by flags."""
+"""Several hosts as one: `jax.distributed`, where JAX recognises a cluster by itself, or told by flags."""
 
 import os
 
 import jax
+from jax._src.clusters import ClusterEnv  # how JAX recognises clusters, for which there is no public name
 
 from train_jax.errors import ConfigError
 
+MODES = ("auto", "on", "off")
+_MPI = ("PMI_SIZE", "MPI_WORLD_SIZE")  # processes that MPICH's launchers started; JAX asks them through mpi4py
 
-def initialize(coordinator: str | None = None, processes: int | None = None, index: int | None = None) -> None:
-    """Joins this process with the others of its job; does nothing when it is alone.
+
+def initialize(
+    coordinator: str | None = None, processes: int | None = None, index: int | None = None, *, mode: str = "auto"
+) -> None:
+    """Joins this process with the others of its job; to be called before anything else of JAX.
+
+    JAX recognises TPU VMs (by their metadata), Slurm, Open MPI, Kubernetes, and, with mpi4py, other MPIs.
 
     Args:
       coordinator: `host:port` of process 0; with `processes` and `index` it overrides what the cluster says.
+      mode: "auto": joins if there is a cluster; "on": ConfigError if there is none; "off": trains alone.
 
-    ConfigError if only some of the three are given.
+    ConfigError if only some of the three are given, if they stand beside "off", or if the job's other processes cannot be
+    reached.
     """
-    given = [x is not None for x in (coordinator, processes, index)]
-    if any(given) and not all(given):
+    told = [x is not None for x in (coordinator, processes, index)]
+    if mode not in MODES:
+        raise ConfigError(f"--distributed={mode}: it must be {', '.join(MODES)}")
+    if any(told) and not all(told):
         raise ConfigError(
             f"--coordinator={coordinator} --processes={processes} --process_index={index}: give all three, or none "
-            "on a cluster that is recognised (Slurm, Open MPI, GKE, TPU pods)"
+            "on a cluster that JAX recognises (TPU VMs, Slurm, Open MPI, Kubernetes)"
         )
-    if all(given):
-        jax.distributed.initialize(coordinator, processes, index)
-    elif _in_cluster(os.environ):
-        jax.distributed.initialize()
+    if mode == "off":
+        if any(told):
+            raise ConfigError("--distributed=off and --coordinator exclude each other: leave one of them out")
+        return
+    try:
+        if all(told):
+            jax.distributed.initialize(coordinator, processes, index)
+            return
+        cluster = _cluster()
+        if cluster is not None:
+            jax.distributed.initialize(cluster_detection_method=cluster.name if cluster.opt_in_only_method else None)
+        elif mode == "on":
+            raise ConfigError(
+                "--distributed=on: JAX recognises no cluster of several processes here (TPU VMs, Slurm, Open MPI, "
+                "Kubernetes). Give --coordinator, --processes and --process_index, or leave --distributed out"
+            )
+    except ConfigError:
+        raise
+    except Exception as error:  # each cluster's own: of its metadata server, its variables, its packages
+        raise ConfigError(
+            f"the other processes of this job cannot be joined ({type(error).__name__}: {error}). Name them by "
+            "--coordinator, --processes and --process_index, or train on this host alone with --distributed=off"
+        ) from error
 
 
-def _in_cluster(environment) -> bool:
-    """Whether a job launcher's variables name more than one process."""
-    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
-    return (
-        int(environment.get("SLURM_NTASKS", 1)) > 1
-        and "SLURM_PROCID" in environment
-        or int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
-        or len(hosts.split(",")) > 1
-        or "MEGASCALE_COORDINATOR_ADDRESS" in environment
-    )
+def _cluster() -> type[ClusterEnv] | None:
+    """The kind of cluster that started this process as one of several; None if it is alone.
+
+    A cluster of one process is left alone: JAX would use one of the host's GPUs.
+    """
+    mpi = any(int(os.environ.get(name) or 1) > 1 for name in _MPI)
+    for cluster in ClusterEnv._cluster_types:
+        if (mpi or not cluster.opt_in_only_method) and cluster.is_env_present():
+            return cluster if cluster.get_process_count() > 1 else None
+    if mpi:
+        raise ConfigError(
+            "MPI started this process as one of several, and JAX asks MPI through mpi4py, which is not installed: pip "
+            "install mpi4py; or give --coordinator, --processes and --process_index, or --distributed=off"
+        )
+    return None

@@ -14,19 +14,31 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from train_jax import optim, sharding
+from train_jax import agreement, optim, sharding
 from train_jax.data import pipeline, sources
 from train_jax.step import TrainState
 from train_jax.task import Task
 
 
+class Interrupted(Exception):
+    """An evaluation that was left because a host is asked to stop, by the signal of this number."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(f"signal {signal_number}")
+        self.signal_number = signal_number
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What an evaluator may use: the mesh, the run's config, its task, and the data, split over hosts and devices."""
+    """What an evaluator may use: the mesh, the run's config, its task, and the data, split over hosts and devices.
+
+    `asked_to_stop` tells the number of the signal that asks this host to stop, or 0.
+    """
 
     mesh: Mesh
     config: ConfigDict
     task: Task
+    asked_to_stop: Callable[[], int] = lambda: 0
     _compiled: dict[Callable, Callable] = dataclasses.field(default_factory=dict, repr=False)
 
     def source(self, name: str, split: str) -> sources.Source:
@@ -39,26 +51,22 @@ class Context:
             templates=tuple(data.templates) or None,
         )
 
-    def to_device(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """This host's rows of a batch -> arrays over all hosts' rows, split over the mesh's data and fsdp axes."""
-        return pipeline.to_device(batch, sharding.batch_sharding(self.mesh))
-
     def batches(self, records, example: Callable, batch_size: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
         """Every record once, in order: `(global batch on the mesh, how many of its first rows are real)`.
 
-        `batch_size` is rounded up to what the mesh divides; the last batch is padded.
+        `batch_size` is rounded up to what the mesh divides; the last batch is padded. Hosts read their own rows and hand out
+        a batch when all have read it: a record that one of them cannot read is an error on each, before a program runs.
+        Raises Interrupted if a host is asked to stop.
         """
-        parts = int(np.prod([self.mesh.shape[axis] for axis in sharding.BATCH]))
+        parts = sharding.parts(self.mesh)
         batch_size = -(-batch_size // parts) * parts
-        batches = pipeline.eval_batches(
-            records,
-            example,
-            batch_size=batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        split = sharding.batch_sharding(self.mesh)
+        rows = sharding.host_rows(split, batch_size)
+        batches = pipeline.eval_batches(records, example, batch_size=batch_size, rows=rows)
         for number, (batch, _) in enumerate(batches):
-            yield self.to_device(batch), min(batch_size, len(records) - number * batch_size)
+            if signal_number := max(agreement.gather(self.asked_to_stop())):
+                raise Interrupted(signal_number)
+            yield pipeline.to_device(batch, split, batch_size), min(batch_size, len(records) - number * batch_size)
 
     def whole(self, x: jax.Array) -> jax.Array:
         """An array that is split over hosts and devices, on every one of them."""
@@ -78,8 +86,8 @@ class Context:
 class Evaluations:
     """The evaluators of a run, made once, run when their turn comes."""
 
-    def __init__(self, config: ConfigDict, task: Task, mesh: Mesh):
-        context = Context(mesh, config, task)
+    def __init__(self, config: ConfigDict, task: Task, mesh: Mesh, asked_to_stop: Callable[[], int] = lambda: 0):
+        context = Context(mesh, config, task, asked_to_stop)
         self._steps = config.steps
         self._every = {name: options.every for name, options in config.evals.items()}
         self._evaluators = {

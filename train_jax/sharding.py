@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -45,13 +48,14 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 )
 
 
-def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence | None = None) -> Mesh:
     """The mesh `("data", "fsdp", "tensor")` over all devices of all hosts (or over `devices`).
 
     `sizes` gives the devices along each axis; one of them may be -1, "what is left". ConfigError if the product is not
     the number of devices. Axes are of the Auto type: the compiler places collectives, as Linen's constraints expect.
     """
-    count = jax.device_count() if devices is None else len(devices)
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     shape = [sizes[axis] for axis in AXES]
     seen = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
     if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
@@ -64,7 +68,23 @@ def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence[jax.Devic
         raise ConfigError(
             f"config.mesh ({seen}) uses {math.prod(shape)} of {count} device(s): set one axis to -1 to use all of them"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(_laid_out(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _laid_out(shape: Sequence[int], devices: Sequence) -> np.ndarray:
+    """Devices in an array of this shape: neighbours in the network along its last axes, several TPU slices along data."""
+    slices = {getattr(device, "slice_index", 0) for device in devices} if devices[0].platform == "tpu" else {0}
+    if len(slices) == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    data, *rest = shape
+    if data % len(slices):
+        raise ConfigError(
+            f"config.mesh.data = {data} cannot be split over {len(slices)} slices, between which only gradients should "
+            f"travel: it must be a multiple of {len(slices)}"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // len(slices), *rest), (len(slices), 1, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -72,18 +92,44 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH))
 
 
+def host_rows(batch_sharding: NamedSharding, batch_size: int, process: int | None = None) -> np.ndarray:
+    """The rows of a batch that a host's devices hold, ascending: int [rows]. None: this host's.
+
+    The mesh follows the network, not the processes' numbers, so that they need not be contiguous. Hosts hold the same rows
+    where a row's replicas (along `tensor`) lie on several.
+    """
+    process = jax.process_index() if process is None else process
+    held = np.zeros(batch_size, bool)
+    for device, (rows,) in batch_sharding.devices_indices_map((batch_size,)).items():
+        if device.process_index == process:
+            held[rows] = True
+    return np.flatnonzero(held)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def parts(mesh: AnyMesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def largest(x: jax.Array, mesh: Mesh) -> jax.Array:
+    """The largest number that any device holds of an array that is split as a batch, also where replicas of it differ."""
+    return jax.shard_map(
+        lambda x: jax.lax.pmax(jnp.max(x), AXES), mesh=mesh, in_specs=P(BATCH), out_specs=P(), check_vma=False
+    )(x)
+
+
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
     """ConfigError unless every device gets equally many examples of every micro-batch."""
-    parts = math.prod(mesh.shape[axis] for axis in BATCH)
-    if batch_size % (parts * accumulate):
+    count = parts(mesh) * accumulate
+    if batch_size % count:
         micro = f" in {accumulate} micro-batches" if accumulate > 1 else ""
         raise ConfigError(
             f"config.data.batch_size = {batch_size}{micro} cannot be split over data x fsdp = "
-            f"{mesh.shape['data']} x {mesh.shape['fsdp']} devices: it must be a multiple of {parts * accumulate}"
+            f"{mesh.shape['data']} x {mesh.shape['fsdp']} devices: it must be a multiple of {count}"
         )
 
 

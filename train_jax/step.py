@@ -21,6 +21,7 @@ from train_jax.errors import ConfigError
 from train_jax.task import Task
 
 BROKEN = "_broken"  # int32 [B]: how many unreadable samples the pipeline replaced to fill each row
+NOTICE = "_notice"  # int32 [parts of the batch]: not 0 where a host has something to tell; see train_jax.train
 
 
 @flax.struct.dataclass
@@ -155,8 +156,8 @@ def make_train_step(
       ema_decay: decay of the average; it starts at `(1 + n) / (10 + n)` after n updates so that early weights fade.
 
     Metrics are scalars: the task's own (averaged over micro-batches), `loss`, `grad_norm[/player]`, `lr[/player]`,
-    `skipped`, `streak` and `broken`. An update whose loss or gradient norm is not finite changes nothing but `step`
-    and the counters.
+    `skipped`, `streak`, `broken`, and the hosts' largest `NOTICE`. An update whose loss or gradient norm is not finite
+    changes nothing but `step` and the counters.
     """
 
     def gradients(params, extra, batch, key, step):
@@ -182,6 +183,7 @@ def make_train_step(
 
     def step(state: TrainState, batch):
         batch = dict(batch)
+        notice = sharding.largest(batch.pop(NOTICE, jnp.zeros((sharding.parts(mesh),), jnp.int32)), mesh)
         broken = jnp.sum(batch.pop(BROKEN, jnp.zeros((1,), jnp.int32)))
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         loss, metrics, extra, grads = gradients(state.params, state.extra, batch, key, state.step)
@@ -219,7 +221,7 @@ def make_train_step(
             },
         )
         alone = len(norms) == 1
-        metrics = dict(metrics, loss=loss, **new_state.counters)
+        metrics = dict(metrics, loss=loss, **{NOTICE: notice}, **new_state.counters)
         for player, norm in norms.items():
             metrics["grad_norm" if alone else f"grad_norm/{player}"] = norm
             metrics["lr" if alone else f"lr/{player}"] = schedules[player](state.step)

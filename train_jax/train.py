@@ -8,23 +8,24 @@ import contextlib
 import hashlib
 import json
 import logging
-import signal
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from train_jax import agreement, optim, profiling, sharding
 from train_jax import config as config_lib
-from train_jax import optim, profiling, sharding
 from train_jax import task as task_lib
 from train_jax.checkpoint import Checkpoints
 from train_jax.data import pipeline, sources
 from train_jax.errors import ConfigError, Stopped
-from train_jax.evaluate import Evaluations
+from train_jax.evaluate import Evaluations, Interrupted
+from train_jax.lockstep import AHEAD, Lockstep
 from train_jax.metrics import History, Writer, read
-from train_jax.step import BROKEN, TrainState, init_state, make_train_step
+from train_jax.ownership import Ownership
+from train_jax.preemption import StopRequest
+from train_jax.step import BROKEN, NOTICE, init_state, make_train_step
 from train_jax.task import Task
 
 log = logging.getLogger(__name__)
@@ -48,12 +49,24 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
       ConfigError: an option that is unknown, of the wrong type or out of range; a batch that the mesh does not divide;
         a run directory that holds another experiment. Nothing is compiled before these are known.
       train_jax.data.sources.DataError: no data, or too many unreadable samples.
-      Stopped: the process was asked to stop (SIGTERM); what was trained is saved, and running it again goes on.
+      Stopped: a process of the run was asked to stop (SIGTERM or SIGINT, the first time); what was trained is saved, and
+        running it again goes on. A second signal ends the process at once.
+      train_jax.agreement.PeerError: another host failed; what was trained is saved.
       FloatingPointError: `config.optim.max_skipped` updates in a row had non-finite gradients.
     """
+    with contextlib.ExitStack() as held:
+        try:
+            return _run(config, workdir, profile, held)
+        except Exception as error:
+            agreement.share(error)
+            raise
+
+
+def _run(config: ConfigDict, workdir: str | Path, profile: bool, held: contextlib.ExitStack) -> History:
     # Config and mesh: everything that can be wrong is found out here, before memory or a compiler is touched.
     config = config_lib.resolve(config)
     workdir = Path(workdir).resolve()
+    agreement.check_connected()
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, config.data.batch_size, config.accumulate)
     _check_same_experiment(config, workdir)
@@ -68,22 +81,25 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
         data_dir=config.data.data_dir or None,
         templates=tuple(config.data.templates) or None,
     )
+    stop = StopRequest()
     records = source if task.records is None else task.records(source)
+    split = sharding.batch_sharding(mesh)
     iterator = pipeline.train_iterator(
         records,
         task.example,
         batch_size=config.data.batch_size,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.host_rows(split, config.data.batch_size),
         workers=config.data.workers,
     )
+    batch_shapes = iterator.shapes()
+    agreement.gather()  # every host has come so far: what follows is done together
+    ownership = held.enter_context(contextlib.closing(Ownership(workdir)))
     if first:
         _describe(config, task, workdir)
 
     with jax.set_mesh(mesh):
         # State: abstract shapes first, then the step is compiled, then memory is taken.
-        batch_shapes = _global_shapes(iterator, config.data.batch_size)
         schedules = {}
 
         def make_tx(params, axes):
@@ -107,95 +123,107 @@ def run(config: ConfigDict, workdir: str | Path, *, profile: bool = False) -> Hi
             accumulate=config.accumulate,
             ema_decay=config.ema.decay,
         )
-        step_fn = step_fn.lower(abstract_state, batch_shapes).compile()
+        lockstep = Lockstep(mesh)
+        step_fn = step_fn.lower(abstract_state, batch_shapes | lockstep.notice()).compile()
         _report(config, mesh, abstract_state, step_fn, len(source))
 
         # Restore: the newest checkpoint that can be read brings state and data position back together.
+        held.enter_context(stop)
         checkpoints = Checkpoints(workdir / "checkpoints", **config.checkpoint, config=json.loads(_as_json(config)))
-        with contextlib.closing(checkpoints):
-            restored = checkpoints.restore(abstract_state, iterator)
-            state, start = (create_state(), 0) if restored is None else restored
-            if start:
-                log.info("resumed from step %d", start)
+        held.enter_context(contextlib.closing(checkpoints))
+        restored = checkpoints.restore(abstract_state, iterator)
+        state, start = (create_state(), 0) if restored is None else restored
+        if start:
+            log.info("resumed from step %d", start)
 
-            # Loop.
-            evaluations = Evaluations(config, task, mesh)
-            writer = Writer(workdir, total_steps=config.steps, active=first, start_step=start)
-            flops = None if task.flops is None else task.flops * config.data.batch_size
-            with contextlib.closing(writer), contextlib.ExitStack() as tracing:
-                batches = pipeline.prefetch(
-                    iterator,
-                    lambda batch: pipeline.to_device(batch, sharding.batch_sharding(mesh)),
-                    max_broken=config.data.max_broken,
-                )
-                clock = _Clock(config.data.batch_size, flops, peak, start)
-                for step in range(start + 1, config.steps + 1):
-                    if profile and step == start + _PROFILED_STEPS[0]:
-                        tracing.enter_context(profiling.trace(workdir / "profile"))
-                    with _saving_on_error(checkpoints, step - 1, state, batches):
-                        batch = next(batches)
-                    state, metrics = step_fn(state, batch)
-                    if profile and step == start + _PROFILED_STEPS[1]:
-                        jax.block_until_ready(state)
-                        tracing.close()
+        # Loop.
+        evaluations = Evaluations(config, task, mesh, lambda: stop.signal_number)
+        writer = Writer(workdir, total_steps=config.steps, active=first, start_step=start)
+        held.enter_context(contextlib.closing(writer))
+        tracing = held.enter_context(contextlib.ExitStack())
+        batches = pipeline.prefetch(
+            iterator, lambda batch: pipeline.to_device(batch, split, config.data.batch_size), depth=AHEAD + 1
+        )
+        flops = None if task.flops is None else task.flops * config.data.batch_size
+        throughput = profiling.ThroughputMeter(config.data.batch_size, flops, peak, start)
+        broken_before = int(state.counters["broken"])
 
-                    last = step == config.steps
-                    if step % config.log_every == 0 or last:
-                        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                        writer.write(step, metrics | clock.read(step))
-                        _check_streak(metrics, config, step, checkpoints.latest)
+        def errors() -> list[Exception]:
+            return [error for error in (lockstep.error, batches.error, ownership.error) if error is not None]
+
+        def meet() -> int:
+            """The signal that asks a host to stop, on all of them; raises what keeps a host from going on."""
+            if errors() and not stop.signal_number:  # Ctrl-C ends the processes that read, too
+                raise errors()[0]
+            return max(agreement.gather(stop.signal_number))
+
+        def evaluate() -> None:
+            names = evaluations.due(step)
+            if not names:
+                return
+            try:
+                with throughput.paused():
+                    results, images = evaluations.run(names, state)
+                    agreement.gather()
+            except Interrupted as interrupted:
+                checkpoints.save(step, state, batches, evaluated=False)
+                raise Stopped(step, interrupted.signal_number) from interrupted
+            with lockstep.carried():
+                writer.write(step, results)
+                writer.images(step, images)
+
+        step = start
+        try:
+            batches.fill()
+            meet()
+            if not checkpoints.evaluated:
+                evaluate()
+            while step < config.steps:
+                finished = lockstep.finished()
+                if finished is not None:
+                    with lockstep.carried():
+                        _check_streak(finished, config, step - AHEAD + 1, checkpoints)
+                        examples = (step - AHEAD + 1 - start) * config.data.batch_size
+                        pipeline.check_broken(int(finished["broken"]) - broken_before, examples, config.data.max_broken)
+                    if int(finished[NOTICE]) and (signal_number := meet()):
+                        checkpoints.save(step, state, batches)
+                        raise Stopped(step, signal_number)
+
+                if profile and step == start + _PROFILED_STEPS[0] - 1:
+                    tracing.enter_context(profiling.trace(workdir / "profile"))
+                batch = next(batches) | lockstep.notice(*errors(), stop.signal_number)
+                state, metrics = step_fn(state, batch)
+                lockstep.started(metrics)
+                step += 1
+                if profile and step == start + _PROFILED_STEPS[1]:
+                    jax.block_until_ready(state)
+                    tracing.close()
+
+                last = step == config.steps
+                if step % config.log_every == 0 or last:
+                    metrics = {name: float(value) for name, value in jax.device_get(metrics).items() if name != NOTICE}
+                    with lockstep.carried():
+                        writer.write(step, metrics | throughput.read(step))
+                        _check_streak(metrics, config, step, checkpoints)
                         for sentence in task.warnings(metrics, step) if task.warnings else ():
                             log.warning("step %d: %s", step, sentence)
-                    names = evaluations.due(step)
-                    if names:
-                        with clock.paused(), _saving_on_error(checkpoints, step, state, batches):
-                            found, images = evaluations.run(names, state)
-                        writer.write(step, found)
-                        writer.images(step, images)
-
-                    # The iterator's state is that of the batch just used: nothing may be drawn before this save.
-                    if last or checkpoints.due(step):
-                        with clock.paused():
-                            checkpoints.save(step, state, batches)
-                    if checkpoints.stopping and not last:
-                        raise Stopped(step, signal.SIGTERM)
+                evaluate()
+                # The iterator's state is that of the batch just used: nothing may be drawn before this save.
+                if last or checkpoints.due(step):
+                    with throughput.paused():
+                        checkpoints.save(step, state, batches)
+            if lockstep.error is not None:
+                raise lockstep.error
+            agreement.gather()
+        except Stopped:
+            raise
+        except Exception as error:
+            # What training has done so far outlives unreadable data and a failed evaluation.
+            agreement.share(error)
+            if step:
+                checkpoints.save(step, state, batches)
+            raise
     return read(workdir)
-
-
-class _Clock:
-    """Speed since the last reading, evaluations and checkpoints left out."""
-
-    def __init__(self, batch_size: int, flops: float | None, peak: float | None, step: int):
-        self._batch_size = batch_size
-        self._flops, self._peak = flops, peak
-        self._step = step
-        self._since = time.perf_counter()
-
-    def read(self, step: int) -> dict[str, float]:
-        now = time.perf_counter()
-        seconds = (now - self._since) / (step - self._step)
-        self._since, self._step = now, step
-        speed = {"steps_per_second": 1 / seconds, "examples_per_second": self._batch_size / seconds}
-        if self._flops is not None and self._peak is not None:
-            speed["mfu"] = profiling.mfu(self._flops, seconds, self._peak)
-        return speed
-
-    @contextlib.contextmanager
-    def paused(self):
-        begun = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - begun
-
-
-@contextlib.contextmanager
-def _saving_on_error(checkpoints: Checkpoints, step: int, state: TrainState, batches: pipeline.prefetch):
-    """What training has done so far outlives unreadable data and a failed evaluation."""
-    try:
-        yield
-    except Exception:
-        if step:
-            checkpoints.save(step, state, batches)
-        raise
 
 
 def _without(batch: dict) -> dict:
@@ -204,14 +232,6 @@ def _without(batch: dict) -> dict:
 
 def _players(task: Task, seed: int, batch_shapes) -> list[str]:
     return list(jax.eval_shape(task.init, jax.random.key(seed), _without(batch_shapes))[0])
-
-
-def _global_shapes(iterator, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the global batch. The batch that is drawn to learn them is put back."""
-    before = iterator.get_state()
-    batch = next(iterator)
-    iterator.set_state(before)
-    return {name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for name, x in batch.items()}
 
 
 def _check_same_experiment(config: ConfigDict, workdir: Path) -> None:
@@ -266,11 +286,13 @@ def _report(config: ConfigDict, mesh, abstract_state, compiled, examples: int) -
     log.info("memory of the compiled step, per device:\n%s", profiling.memory_plan(compiled))
 
 
-def _check_streak(metrics: dict[str, float], config: ConfigDict, step: int, checkpoint: int | None) -> None:
-    if metrics["streak"] >= config.optim.max_skipped:
+def _check_streak(metrics: dict, config: ConfigDict, step: int, checkpoints: Checkpoints) -> None:
+    if int(metrics["streak"]) >= config.optim.max_skipped:
+        norms = [float(norm) for name, norm in metrics.items() if name.startswith("grad_norm")]
+        checkpoint = checkpoints.latest
         saved = "there is no checkpoint yet" if checkpoint is None else f"the checkpoint of step {checkpoint} is intact"
         raise FloatingPointError(
-            f"the last {metrics['streak']:.0f} updates up to step {step} had a non-finite loss or gradient and were skipped "
-            f"(loss {metrics['loss']}, grad_norm {[v for k, v in metrics.items() if k.startswith('grad_norm')]}); {saved}. "
+            f"the last {int(metrics['streak'])} updates up to step {step} had a non-finite loss or gradient and were "
+            f"skipped (loss {float(metrics['loss'])}, grad_norm {norms}); {saved}. "
             "Lower config.optim.lr, lengthen config.optim.warmup_steps, or set config.model.dtype to float32"
         )

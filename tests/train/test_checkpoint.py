@@ -148,16 +148,6 @@ def test_the_schedule(tmp_path):
     checkpoints.close()
 
 
-def test_sigterm_is_due_at_once_and_the_handler_goes_back(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    checkpoints = Checkpoints(tmp_path, every=1000, keep_last=1)
-    assert not checkpoints.due(1) and not checkpoints.stopping
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert checkpoints.due(2) and checkpoints.stopping
-    checkpoints.close()
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
 def test_nothing_to_restore(tmp_path):
     checkpoints = Checkpoints(tmp_path, every=1, keep_last=1)
     assert checkpoints.restore(abstract(make_state()), Position()) is None

@@ -1,5 +1,8 @@
 """The mesh from config, the table of axis names, and what happens when sizes do not fit."""
 
+import dataclasses
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,3 +82,78 @@ def test_global_batch_is_split_over_data_and_fsdp():
     m = mesh()
     x = jax.device_put(np.arange(16.0).reshape(8, 2), sharding.batch_sharding(m))
     assert x.sharding.shard_shape(x.shape) == (2, 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TPU slices: devices that are not here
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What the layout of a mesh asks of a device."""
+
+    id: int
+    coords: tuple[int, int, int]
+    process_index: int
+    device_kind: str
+    slice_index: int = 0
+    platform: str = "tpu"
+    core_on_chip: int = 0
+
+
+def tpu(kind, shape, slices=1):
+    """The chips of TPU slices; a host has 2 x 2 of them."""
+    chips = []
+    for number in range(slices):
+        for z, y, x in itertools.product(*(range(size) for size in reversed(shape))):
+            hosts = (x // 2, y // 2, z)
+            columns, rows = shape[0] // 2, shape[1] // 2
+            host = hosts[0] + columns * (hosts[1] + rows * hosts[2])
+            chips.append(Chip(len(chips), (x, y, z), number * columns * rows * shape[2] + host, kind, number))
+    return chips
+
+
+SLICES = {
+    "v5e:4x4": tpu("TPU v5 lite", (4, 4, 1)),
+    "v5p:4x4x4": tpu("TPU v5", (4, 4, 4)),
+    "v6e:4x4": tpu("TPU v6 lite", (4, 4, 1)),
+}
+
+
+@pytest.mark.parametrize("sizes", [(-1, 1, 1), (-1, 8, 1), (-1, 2, 2), (-1, 1, 4), (-1, 1, 8)])
+@pytest.mark.parametrize("name", SLICES)
+def test_every_host_makes_the_rows_of_its_own_chips(name, sizes):
+    chips = SLICES[name]
+    m = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), chips)
+    assert set(m.devices.flat) == set(chips) and m.axis_types == (jax.sharding.AxisType.Auto,) * 3
+    data, fsdp, _ = m.devices.shape
+    of_host = {chip.process_index: set() for chip in chips}
+    for (i, j, _), chip in np.ndenumerate(m.devices):  # a batch of three rows a part, dealt out by hand
+        of_host[chip.process_index] |= {3 * (i * fsdp + j) + row for row in range(3)}
+    for host, rows in of_host.items():
+        found = sharding.host_rows(sharding.batch_sharding(m), 3 * data * fsdp, host)
+        assert found.tolist() == sorted(rows)
+
+
+def test_a_host_of_a_tpu_slice_holds_rows_that_are_not_contiguous():
+    m = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, SLICES["v5e:4x4"])
+    rows = sharding.host_rows(sharding.batch_sharding(m), 16, 0)
+    assert len(rows) == 4 and rows.max() - rows.min() > 3, "or the tests of evaluations prove nothing"
+
+
+def test_data_goes_over_the_network_between_slices():
+    chips = tpu("TPU v5 lite", (4, 4, 1), slices=2)
+    m = sharding.make_mesh({"data": 8, "fsdp": 2, "tensor": 2}, chips)
+    slices = np.vectorize(lambda chip: chip.slice_index)(m.devices)
+    assert (slices[:4] == 0).all() and (slices[4:] == 1).all()
+    with pytest.raises(ConfigError, match="config.mesh.data = 1 .* 2 slices.*multiple of 2"):
+        sharding.make_mesh({"data": 1, "fsdp": 32, "tensor": 1}, chips)
+
+
+def test_the_largest_of_what_devices_hold_counts_also_where_replicas_differ():
+    m = mesh(2, 2, 2)
+    split = sharding.batch_sharding(m)
+    for loud in m.devices.flat:
+        parts = [jax.device_put(jnp.full((1,), int(device == loud), jnp.int32), device) for device in m.devices.flat]
+        x = jax.make_array_from_single_device_arrays((4,), split, parts)
+        assert int(jax.jit(lambda x: sharding.largest(x, m), in_shardings=split)(x)) == 1

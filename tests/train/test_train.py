@@ -13,13 +13,15 @@ import pytest
 import toy_task
 from drive_toy import config
 from ml_collections import ConfigDict
+from orbax.checkpoint import v1 as ocp
 
 import train_jax
 from train_jax import __main__ as entry
-from train_jax import metrics
+from train_jax import metrics, sharding
 from train_jax.data.images import BrokenSample
 from train_jax.data.sources import DataError
 from train_jax.errors import ConfigError, Stopped
+from train_jax.lockstep import Lockstep
 
 TIMES = ("time", "steps_per_second", "examples_per_second", "mfu")
 
@@ -67,6 +69,26 @@ def test_a_run_in_two_parts_equals_a_whole_one(whole, tmp_path):
     train_jax.run(part, tmp_path / "parts")
     assert numbers(tmp_path / "parts") == numbers(whole[0])
     assert numbers(tmp_path / "reference") == numbers(whole[0]), "checkpoints do not change a run"
+
+
+def test_an_evaluation_is_left_when_asked_to_stop_and_made_up_for(whole, tmp_path, monkeypatch):
+    changes = {"steps": 4, "evals": {"order": {"type": "order", "every": 2}}}
+    train_jax.run(config(**changes), tmp_path / "whole")
+
+    def example(record, rng):
+        if not read:
+            os.kill(os.getpid(), signal.SIGTERM)
+        read.append(record["id"])
+        return original(record, rng)
+
+    read: list[str] = []
+    original = toy_task.evaluated_example
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="after step 2"):
+        patch.setattr(toy_task, "evaluated_example", example)
+        train_jax.run(config(**changes), tmp_path / "parts")
+    assert [row["step"] for row in numbers(tmp_path / "parts")] == [1, 2] and len(read) == 8, "one batch of four"
+    train_jax.run(config(**changes), tmp_path / "parts")
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
 
 
 @contextlib.contextmanager
@@ -176,6 +198,41 @@ def test_mistakes_leave_no_run_directory(changes, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         train_jax.run(config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_many_skipped_updates_between_two_logs_end_the_run(tmp_path, monkeypatch):
+    def poisoned(c, workdir):
+        def loss(params, extra, batch, rng, step):
+            value, aux = toy_task.loss(params, extra, batch, rng, step)
+            return jax.numpy.where((step >= 12) & (step < 18), jax.numpy.nan, value), aux
+
+        return dataclasses.replace(original(c, workdir), loss=loss)
+
+    original = toy_task.make
+    monkeypatch.setattr(toy_task, "make", poisoned)
+    with pytest.raises(FloatingPointError, match="the last 5 updates up to step 17"):
+        train_jax.run(config(optim={"max_skipped": 5}, log_every=40), tmp_path)
+
+
+def test_another_batch_size_goes_on_at_the_same_example(tmp_path):
+    def position(step):
+        with contextlib.closing(ocp.training.Checkpointer(tmp_path / "checkpoints")) as checkpoints:
+            return checkpoints.metadata(step).custom_metadata["position"]
+
+    train_jax.run(config(steps=4, evals={}), tmp_path)
+    assert position(4) == {"examples": 64}
+    train_jax.run(config(steps=6, evals={}, data={"batch_size": 32}), tmp_path)
+    assert position(6) == {"examples": 128}
+
+
+def test_no_more_than_two_updates_are_under_way():
+    lockstep = Lockstep(sharding.make_mesh({"data": 8, "fsdp": 1, "tensor": 1}))
+    finished = []
+    for step in range(5):
+        if (metrics := lockstep.finished()) is not None:
+            finished.append(int(metrics["step"]))
+        lockstep.started({"step": jax.numpy.asarray(step)})
+    assert finished == [0, 1, 2], "before the third starts, the first is done"
 
 
 def test_artifacts_are_written_with_their_hashes(tmp_path, monkeypatch):

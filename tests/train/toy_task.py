@@ -81,16 +81,41 @@ def batch(size=16, seed=0):
 TASK = Task(init=init, loss=loss, example=example, flops=1e3)
 
 
+def norm_of(params):
+    return sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(params)) ** 0.5
+
+
+def evaluated_example(record, rng):
+    return {"pixels": np.frombuffer(record["image"][-64:], np.uint8).astype(np.float32)}
+
+
+def pixels_of(params, extra, batch):
+    return batch["pixels"]
+
+
 def defaults():
-    return ConfigDict({"model": {"dtype": "float32"}, "evaluators": {"norm": {"scale": 1.0}}})
+    return ConfigDict({"model": {"dtype": "float32"}, "evaluators": {"norm": {"scale": 1.0}, "order": {"records": 27}}})
 
 
 def make(config, workdir):
     def norm(options, context):
         def evaluate(params, extra):
-            total = sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(params))
-            return {"norm": options.scale * total**0.5}, {"grey": np.full((4, 6, 3), 128, np.uint8)}
+            return {"norm": options.scale * norm_of(params)}, {"grey": np.full((4, 6, 3), 128, np.uint8)}
 
         return evaluate
 
-    return Task(init=init, loss=loss, example=example, evaluators={"norm": norm}, flops=1e3)
+    def order(options, context):
+        """How many records' results are another record's."""
+        source = context.source("", "test")
+        records = [source[i] for i in range(options.records)]
+        expected = np.stack([np.frombuffer(record["image"][-64:], np.uint8) for record in records])
+
+        def evaluate(params, extra):
+            program = context.jit(pixels_of)
+            batches = context.batches(records, evaluated_example, 8)
+            results = [np.asarray(program(params, extra, batch))[:real] for batch, real in batches]
+            return {"misplaced": float(np.sum(np.any(np.concatenate(results) != expected, axis=1)))}, {}
+
+        return evaluate
+
+    return Task(init=init, loss=loss, example=example, evaluators={"norm": norm, "order": order}, flops=1e3)

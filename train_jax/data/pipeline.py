@@ -1,7 +1,8 @@
 """Records -> shuffled, batched arrays on devices: seeded, resumable, the same stream on any number of hosts.
 
-Order of things: the global stream is formed first (shuffle, one example a record, batches of contiguous rows), then each
-host takes its rows of every batch. So N hosts see exactly the batches of one.
+Order of things: the global stream is formed first (shuffle, one example a record, batches of contiguous examples), then
+each host makes the rows of every batch that its devices hold (`train_jax.sharding.host_rows`), which need not be
+contiguous, and which hosts may share. So N hosts see exactly the batches of one, however their devices are laid out.
 """
 
 import collections
@@ -12,14 +13,16 @@ import grain
 import jax
 import numpy as np
 from absl import flags
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding
 
+from train_jax import sharding as sharding_lib
 from train_jax.data.images import BrokenSample
 from train_jax.data.sources import DataError, Source
 from train_jax.step import BROKEN
 
 _TRIES = 100  # records in a row that may be broken before the stream gives up
 _WATCHED = 1000  # samples of which, at least, the share of broken ones is taken
+_ENDLESS = 2**40  # batches; Grain counts in floats, and in 63 bits
 
 
 def _made(source: Source | Sequence, example: Callable, place: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -49,16 +52,31 @@ class _Examples:
         raise DataError(f"{name}: {len(reasons)} broken samples in a row; the first: {'; '.join(reasons[:3])}")
 
 
+class _HostExamples:
+    """This host's examples, batch after batch: its rows of the batches that begin at the stream's example `start`."""
+
+    def __init__(self, examples: grain.MapDataset, start: int, rows: np.ndarray, batch_size: int):
+        self._examples, self._start, self._rows, self._batch_size = examples, start, rows, batch_size
+
+    def __len__(self) -> int:
+        return _ENDLESS * len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch, row = divmod(int(index), len(self._rows))
+        return self._examples[self._start + batch * self._batch_size + int(self._rows[row])]
+
+
 class train_iterator:
-    """An endless iterator over this host's rows of shuffled batches; its state is the number of batches drawn.
+    """An endless iterator over this host's rows of shuffled batches; its state is the examples drawn by all hosts.
 
     Args:
       example: `(record, rng) -> dict of arrays`; `rng` depends on the seed and the place in the stream alone.
-      batch_size: rows over all hosts; `process_count` must divide it.
+      batch_size: rows over all hosts.
+      rows: the rows of a batch that this host makes, ascending; None: all of them.
       workers: processes that read and decode; 0: threads of this one. The stream is the same.
 
     Each batch carries under `_broken` how many broken records were passed over for each row. A state can be taken up
-    with other workers and on another number of hosts.
+    with another batch size, other workers and on another number of hosts. Workers start with the first batch.
     """
 
     def __init__(
@@ -68,97 +86,127 @@ class train_iterator:
         *,
         batch_size: int,
         seed: int,
-        process_index: int,
-        process_count: int,
+        rows: np.ndarray | None = None,
         workers: int = 0,
     ):
-        if batch_size % process_count:
-            raise ValueError(f"batch_size = {batch_size} cannot be split over {process_count} processes")
-        self._stream = (
-            grain.MapDataset.range(len(source))
-            .seed(seed)
-            .shuffle()
-            .repeat()
-            .random_map(_Examples(source, example))
-            .batch(batch_size // process_count)[process_index::process_count]
+        self._examples = (
+            grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(_Examples(source, example))
         )
+        self._batch_size = batch_size
+        self._rows = np.arange(batch_size) if rows is None else rows
         self._workers = workers
-        self.set_state({"batches": 0})
+        self.set_state({"examples": 0})
 
     def __iter__(self):
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            self._iterator = self._start()
         batch = next(self._iterator)
-        self._drawn += 1
+        self._drawn += self._batch_size
         return batch
 
     def get_state(self) -> dict[str, int]:
-        return {"batches": self._drawn}
+        return {"examples": self._drawn}
 
     def set_state(self, state: dict[str, int]) -> None:
-        self._drawn = state["batches"]
-        threads = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        rest = self._stream[self._drawn :].to_iter_dataset(threads)
+        self._drawn = state["examples"]
+        self._iterator = None
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch over all hosts, as the stream's first example has them."""
+        example = {name: np.asarray(x) for name, x in self._examples[0].items()}
+        return {name: jax.ShapeDtypeStruct((self._batch_size, *x.shape), x.dtype) for name, x in example.items()}
+
+    def _start(self):
+        mine = _HostExamples(self._examples, self._drawn, self._rows, self._batch_size)
+        batches = grain.MapDataset.source(mine).batch(len(self._rows))
+        batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
         if self._workers:
             if not flags.FLAGS.is_parsed():  # grain reads absl's flags, which no one parses in a script or notebook
                 flags.FLAGS.mark_as_parsed()
-            rest = rest.mp_prefetch(grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2))
-        self._iterator = iter(rest)
+            batches = batches.mp_prefetch(grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2))
+        return iter(batches)
 
 
 def eval_batches(
-    source: Source | Sequence, example: Callable, *, batch_size: int, process_index: int, process_count: int
+    source: Source | Sequence, example: Callable, *, batch_size: int, rows: np.ndarray | None = None
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """This host's rows of every batch, each record once and in order: `(batch, mask)`, the last batch padded.
 
-    `mask` is bool [rows], False where a row repeats the last record. A broken record is an error here: an evaluation
-    with other records than it names would not compare.
+    `rows` are those of a batch that this host makes; None: all. `mask` is bool [rows], False where a row repeats the last
+    record. A broken record is an error here: an evaluation with other records than it names would not compare.
     """
-    if batch_size % process_count:
-        raise ValueError(f"batch_size = {batch_size} cannot be split over {process_count} processes")
-    local = batch_size // process_count
+    rows = np.arange(batch_size) if rows is None else rows
     for start in range(0, len(source), batch_size):
-        places = start + process_index * local + np.arange(local)
-        rows = []
+        places = start + rows
+        examples = []
         for place in np.minimum(places, len(source) - 1):
             try:
-                rows.append(_made(source, example, int(place), np.random.default_rng(int(place))))
+                examples.append(_made(source, example, int(place), np.random.default_rng(int(place))))
             except BrokenSample as error:
                 raise DataError(f"a broken sample in an evaluation: {error}") from error
-        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}, places < len(source)
+        yield {name: np.stack([x[name] for x in examples]) for name in examples[0]}, places < len(source)
 
 
-def to_device(batch: dict[str, np.ndarray], sharding: Sharding) -> dict[str, jax.Array]:
-    """This host's rows -> global arrays over all hosts, sharded along their first axis."""
-    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+def to_device(
+    batch: dict[str, np.ndarray], sharding: NamedSharding, batch_size: int | None = None
+) -> dict[str, jax.Array]:
+    """This host's rows -> global arrays over all hosts, sharded along their first axis.
+
+    `batch_size`: rows over all hosts; None: as many as here, on one host.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    batch_size = batch_size or len(next(iter(batch.values())))
+    rows = sharding_lib.host_rows(sharding, batch_size)
+
+    def place(x: np.ndarray) -> jax.Array:
+        def of_device(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            return x[slice(*np.searchsorted(rows, (start, stop)))]
+
+        return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, of_device)
+
+    return {name: place(x) for name, x in batch.items()}
 
 
 class prefetch:
     """An iterator over `to_device(batch)` that keeps `depth` batches on their way.
 
     `get_state` tells the position after the batch that was last handed out, however many are on their way, so that a
-    checkpoint taken after an update resumes with the next batch. Raises DataError when more than the share `max_broken`
-    of the records read were broken.
+    checkpoint taken after an update resumes with the next batch.
+
+    Attributes:
+      error: why there are no more batches than those on their way, None while there are. It is raised in place of the
+        first one that is missing, `depth` calls after it is known: in time to tell other hosts.
     """
 
-    def __init__(self, iterator: train_iterator, to_device: Callable, *, max_broken: float = 1.0, depth: int = 2):
-        self._iterator, self._to_device, self._max_broken = iterator, to_device, max_broken
+    def __init__(self, iterator: train_iterator, to_device: Callable, *, depth: int = 3):
+        self._iterator, self._to_device = iterator, to_device
         self._ahead: collections.deque = collections.deque()
         self._depth = depth
         self._state = iterator.get_state()
-        self._read = self._broken = 0
+        self.error: Exception | None = None
 
     def __iter__(self):
         return self
 
     def __next__(self) -> dict[str, jax.Array]:
-        while len(self._ahead) < self._depth:
-            batch = next(self._iterator)
-            self._check(batch)
-            self._ahead.append((self._to_device(batch), self._iterator.get_state()))
+        self.fill()
+        if not self._ahead:
+            raise self.error
         batch, self._state = self._ahead.popleft()
         return batch
+
+    def fill(self) -> None:
+        """Reads until `depth` batches are on their way, or there is an error."""
+        while len(self._ahead) < self._depth and self.error is None:
+            try:
+                self._ahead.append((self._to_device(next(self._iterator)), self._iterator.get_state()))
+            except Exception as error:
+                self.error = error
 
     def get_state(self):
         return self._state
@@ -166,14 +214,14 @@ class prefetch:
     def set_state(self, state) -> None:
         self._ahead.clear()
         self._iterator.set_state(state)
-        self._state = state
+        self._state, self.error = state, None
 
-    def _check(self, batch: dict[str, np.ndarray]) -> None:
-        broken = int(batch[BROKEN].sum())
-        self._read += len(batch[BROKEN]) + broken
-        self._broken += broken
-        if self._broken > self._max_broken * max(self._read, _WATCHED):
-            raise DataError(
-                f"{self._broken} of {self._read} samples read were broken, more than config.data.max_broken = "
-                f"{self._max_broken:.1%}: mend or remove them, or raise that share"
-            )
+
+def check_broken(broken: int, examples: int, max_broken: float) -> None:
+    """DataError if of the records read for so many examples a larger share than `max_broken` was broken."""
+    read = examples + broken
+    if broken > max_broken * max(read, _WATCHED):
+        raise DataError(
+            f"{broken} of {read} samples read were broken, more than config.data.max_broken = {max_broken:.1%}: mend or "
+            "remove them, or raise that share"
+        )

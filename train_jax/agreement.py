@@ -1,0 +1,83 @@
+"""What the hosts of a job tell each other, so that all take the same way: values, errors, requests to stop.
+
+Hosts meet through JAX's coordination service, not on the devices: a meeting works while devices wait for a program that
+one host will never join. Every host must call `gather` equally often. A host that fails calls `share` instead: it joins
+the next meeting of the others, whatever that is about, and they raise PeerError there.
+"""
+
+import itertools
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+import jax
+from jax._src import distributed  # the coordination service's client; there is no public name for it
+
+from train_jax.errors import ConfigError
+
+_DAY = 24 * 3600.0
+PATIENCE = 120.0  # seconds that a host that failed waits for the others, which may be stuck in a program with it
+
+_meetings = itertools.count()
+
+
+class PeerError(RuntimeError):
+    """Another host of the job failed; the message says which and why."""
+
+
+def gather(value: Any = None) -> list:
+    """The value of each host, by process number; values are what JSON holds. PeerError if another host failed."""
+    replies = _meet({"value": value}, _DAY)
+    errors = [f"process {number} failed: {reply['error']}" for number, reply in enumerate(replies) if "error" in reply]
+    if errors:
+        raise PeerError("; ".join(errors))
+    return [reply["value"] for reply in replies]
+
+
+def from_first(value: Any = None) -> Any:
+    """The value of process 0, on every host."""
+    return gather(value if jax.process_index() == 0 else None)[0]
+
+
+def share(error: Exception) -> None:
+    """Tells the other hosts why this one fails; returns when all know it, and may then save together.
+
+    An error that they know already (PeerError, or shared before) is not told again. If the others do not come to hear it,
+    nothing can be done together any more: the error is printed and this process ends, upon which JAX ends the others.
+    """
+    if jax.process_count() == 1 or isinstance(error, PeerError) or getattr(error, "_shared", False):
+        return
+    error._shared = True
+    try:
+        _meet({"error": f"{type(error).__name__}: {error}"}, PATIENCE)
+    except Exception as absent:
+        traceback.print_exception(error)
+        print(f"error: {error}\nthe other hosts do not answer ({absent}); ending without them", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def check_connected() -> None:
+    """ConfigError if JAX sees several hosts that cannot talk to each other."""
+    if jax.process_count() > 1 and distributed.global_state.client is None:
+        raise ConfigError(
+            f"JAX sees {jax.process_count()} hosts, and jax.distributed is not initialised: start with --distributed=on, "
+            "or call train_jax.distributed.initialize() first"
+        )
+
+
+def _meet(message: dict, timeout: float) -> list[dict]:
+    if jax.process_count() == 1:
+        return [message]
+    client = distributed.global_state.client
+    meeting = next(_meetings)
+    folder = f"train_jax/{meeting}"
+    client.key_value_set(f"{folder}/{jax.process_index()}", json.dumps(message))
+    client.wait_at_barrier(folder, int(1000 * timeout))
+    if jax.process_index() == 0 and meeting:
+        client.key_value_delete(f"train_jax/{meeting - 1}")  # all have read it, or they would not be here
+    messages = {int(key.rsplit("/", 1)[1]): json.loads(text) for key, text in client.key_value_dir_get(folder)}
+    return [messages[process] for process in range(jax.process_count())]

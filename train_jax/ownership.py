@@ -1,0 +1,137 @@
+"""One run in a run directory at a time: a file that names the process that trains there, and that it renews while it lives.
+
+A killed process leaves its file behind. It is taken over at once if that process was on this host and is gone, and else when
+it has not been renewed for a while; nothing has to be removed by hand. The file's token shows other hosts of a job, too,
+that they see the same directory.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import jax
+
+from train_jax import agreement
+from train_jax.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+_FILE = "owner.json"
+_BEAT = 5.0  # seconds between renewals
+_SILENCE = 30.0  # seconds without one after which an owner counts as gone; also for which other hosts look for the file
+
+
+class Ownership:
+    """This job's claim on a run directory, from its making until `close`. Process 0 holds it for all hosts.
+
+    Raises ConfigError if another run holds the directory, or if a host of this job sees another directory under its name.
+
+    Attributes:
+      error: why the claim is lost: another run has taken the directory. None while it is held.
+    """
+
+    def __init__(self, workdir: Path):
+        self.error: Exception | None = None
+        self._file = workdir / _FILE
+        self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex, "beat": 0}
+        self._closed = threading.Event()
+        self._thread = None
+        if jax.process_index() == 0:
+            self._claim()
+            self._thread = threading.Thread(target=self._renew, daemon=True)
+            self._thread.start()
+        try:
+            self._find(agreement.from_first(self._owner["token"]))
+            agreement.gather()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._thread is None:
+            return
+        self._closed.set()
+        self._thread.join()
+        self._thread = None
+        if (self._read() or {}).get("token") == self._owner["token"]:
+            self._file.unlink()
+
+    def _claim(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                with self._file.open("x") as file:
+                    json.dump(self._owner, file)
+                return
+            except FileExistsError:
+                other = self._read()
+            if self._lives(other):
+                raise self._refusal()
+            self._file.unlink(missing_ok=True)
+
+    def _lives(self, owner: dict | None) -> bool:
+        """Whether the owner is a process that runs; None: the file was not readable, as one that is just being written."""
+        me = self._owner
+        if owner and owner["host"] == me["host"] and (owner["pid"] == me["pid"] or not _runs(owner["pid"])):
+            return False
+        log.info("%s: watching for %.0f s whether its owner lives", self._file, _SILENCE)
+        deadline = time.monotonic() + _SILENCE
+        while time.monotonic() < deadline:
+            time.sleep(_BEAT / 5)
+            now = self._read()
+            if now != owner:
+                return now is not None  # renewed, or taken by another; or released
+        return False
+
+    def _refusal(self) -> ConfigError:
+        other = self._read() or {"pid": "unknown", "host": "another host"}
+        return ConfigError(
+            f"{self._file.parent} is being trained in by process {other['pid']} of {other['host']}: wait for it, stop it, "
+            "or choose another --workdir. If these are hosts of one job, they have not found each other: see --distributed"
+        )
+
+    def _find(self, token: str) -> None:
+        """Waits for the file to be there, as shared file systems take a while to show it."""
+        deadline = time.monotonic() + _SILENCE
+        while (self._read() or {}).get("token") != token:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"process {jax.process_index()} does not see in {self._file.parent} what process 0 wrote there: name a "
+                    "--workdir that all hosts share"
+                )
+            time.sleep(_BEAT / 50)
+
+    def _renew(self) -> None:
+        while not self._closed.wait(_BEAT):
+            owner = self._read()
+            if owner is not None and owner["token"] != self._owner["token"]:  # two took over from the same dead owner
+                self.error = self._refusal()
+                return
+            self._owner["beat"] += 1
+            unfinished = self._file.with_suffix(".unfinished")
+            try:
+                unfinished.write_text(json.dumps(self._owner))
+                unfinished.replace(self._file)
+            except OSError as error:
+                log.warning("%s cannot be renewed: %s", self._file, error)
+
+    def _read(self) -> dict | None:
+        try:
+            return json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            return None
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,0 +1,59 @@
+"""Signals as requests: the first SIGTERM or SIGINT asks a run to save and stop, the second ends the process."""
+
+import os
+import signal
+import threading
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_GRACE = 5.0  # seconds in which the second signal may end the process in its own way
+
+
+class StopRequest:
+    """While it is entered, the first SIGTERM or SIGINT is noted; then the handlers before it are back.
+
+    A process whose main thread waits for a device runs no handler, so that a thread watches for the second signal.
+    In a thread other than the main one, where no handler can be set, nothing is noted.
+
+    Attributes:
+      signal_number: of the signal that asked to stop; 0: none has.
+    """
+
+    def __init__(self):
+        self.signal_number = 0
+        self._previous = {}
+
+    def __enter__(self):
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        self._closed = threading.Event()
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, daemon=True).start()
+        self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *error) -> None:
+        if not self._previous:
+            return
+        self._restore()
+        signal.set_wakeup_fd(self._wakeup)
+        self._closed.set()
+        os.close(self._writer)  # ends the thread
+        self._previous = {}
+
+    def _note(self, number: int, frame) -> None:
+        self.signal_number = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _watch(self) -> None:
+        signals = 0
+        while received := os.read(self._reader, 1):
+            signals += received[0] in _SIGNALS
+            if signals == 2 and not self._closed.wait(_GRACE):
+                os._exit(128 + received[0])
+        os.close(self._reader)
