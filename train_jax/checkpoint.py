@@ -11,6 +11,7 @@ import os
 import jax
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator  # its tests align it in the same way
 
 from train_jax import agreement, optim, paths, resume
 from train_jax.errors import ConfigError
@@ -130,7 +131,7 @@ class Checkpoints:
         except Exception as again:
             log.debug("closing after the failed save: %s", _first_line(again))
         self._remove_unfinished()
-        agreement.gather()
+        _realign()
         self._checkpointer = self._open()
 
     def _remove_unfinished(self) -> None:
@@ -191,7 +192,7 @@ class Checkpoints:
                 paths.remove(aside)
                 (self._directory / str(step)).rename(aside)
                 log.error("moved the unreadable checkpoint %d to %s", step, aside)
-        agreement.gather()
+        _realign()
         self._checkpointer.close()
         self._checkpointer = self._open()
 
@@ -250,6 +251,14 @@ def _partial_load():
     context.multiprocessing.primary_host = jax.process_index()
     context.multiprocessing.active_processes = {jax.process_index()}
     return context
+
+
+def _realign() -> None:
+    """Gives all hosts the same count of Orbax's operations, after which it names its barriers: a failure may skip one."""
+    count = OperationIdGenerator
+    highest = max(agreement.gather(int(count.get_current_operation_id())))
+    while int(count.get_current_operation_id()) < highest:
+        count.next_operation_id()
 
 
 def _by_process(failure: Exception | None) -> list[str]:

@@ -88,6 +88,31 @@ def mfu(flops: float, seconds: float, peak: float) -> float:
     return flops / (seconds * peak)
 
 
+class ThroughputMeter:
+    """Steps and examples a second since the last reading, without the time spent in `paused`; MFU where it is known."""
+
+    def __init__(self, batch_size: int, flops: float | None, peak: float | None, step: int):
+        self._batch_size = batch_size
+        self._flops, self._peak = flops, peak
+        self._step = step
+        self._since = time.perf_counter()
+
+    def read(self, step: int) -> dict[str, float]:
+        now = time.perf_counter()
+        seconds = (now - self._since) / (step - self._step)
+        self._since, self._step = now, step
+        speed = {"steps_per_second": 1 / seconds, "examples_per_second": self._batch_size / seconds}
+        if self._flops is not None and self._peak is not None:
+            speed["mfu"] = mfu(self._flops, seconds, self._peak)
+        return speed
+
+    @contextlib.contextmanager
+    def paused(self):
+        begun = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - begun
+
+
 def dense_flops(rows: int, inputs: int, outputs: int) -> int:
     """A matrix product [rows, inputs] x [inputs, outputs]."""
     return 2 * rows * inputs * outputs

@@ -77,7 +77,7 @@ def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence | None = 
 
 def _laid_out(shape: Sequence[int], devices: Sequence) -> np.ndarray:
     """Devices in an array of this shape: neighbours in the network along its last axes, several TPU slices along data."""
-    slices = {device.slice_index for device in devices} if devices[0].platform == "tpu" else {0}
+    slices = {getattr(device, "slice_index", 0) for device in devices} if devices[0].platform == "tpu" else {0}
     if len(slices) == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     data, *rest = shape

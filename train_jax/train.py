@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 from pathlib import Path
 
 import jax
@@ -162,7 +161,7 @@ def _run(
             iterator, lambda batch: pipeline.to_device(batch, split, config.data.batch_size), depth=AHEAD + 1
         )
         flops = None if task.flops is None else task.flops * config.data.batch_size
-        clock = _Clock(config.data.batch_size, flops, peak, start)
+        throughput = profiling.ThroughputMeter(config.data.batch_size, flops, peak, start)
         broken_before = int(state.counters["broken"])
 
         def errors() -> list[Exception]:
@@ -179,7 +178,7 @@ def _run(
             if not names:
                 return
             try:
-                with clock.paused():
+                with throughput.paused():
                     results, images = evaluations.run(names, state)
                     agreement.gather()
             except Interrupted as interrupted:
@@ -199,7 +198,7 @@ def _run(
                 finished = lockstep.finished()
                 if finished is not None:
                     with lockstep.carried():
-                        _check_streak(finished, config, step - AHEAD + 1, checkpoints.latest)
+                        _check_streak(finished, config, step - AHEAD + 1, checkpoints)
                         examples = (step - AHEAD + 1 - start) * config.data.batch_size
                         pipeline.check_broken(int(finished["broken"]) - broken_before, examples, config.data.max_broken)
                     if int(finished[NOTICE]) and (signal_number := meet()):
@@ -220,14 +219,14 @@ def _run(
                 if step % config.log_every == 0 or last:
                     metrics = {name: float(value) for name, value in jax.device_get(metrics).items() if name != NOTICE}
                     with lockstep.carried():
-                        writer.write(step, metrics | clock.read(step))
-                        _check_streak(metrics, config, step, checkpoints.latest)
+                        writer.write(step, metrics | throughput.read(step))
+                        _check_streak(metrics, config, step, checkpoints)
                         for sentence in task.warnings(metrics, step) if task.warnings else ():
                             log.warning("step %d: %s", step, sentence)
                 evaluate()
                 # The iterator's state is that of the batch just used: nothing may be drawn before this save.
                 if last or checkpoints.due(step):
-                    with clock.paused():
+                    with throughput.paused():
                         checkpoints.save(step, state, batches)
             if lockstep.error is not None:
                 raise lockstep.error
@@ -241,31 +240,6 @@ def _run(
                 checkpoints.save(step, state, batches)
             raise
     return read(workdir)
-
-
-class _Clock:
-    """Speed since the last reading, evaluations and checkpoints left out."""
-
-    def __init__(self, batch_size: int, flops: float | None, peak: float | None, step: int):
-        self._batch_size = batch_size
-        self._flops, self._peak = flops, peak
-        self._step = step
-        self._since = time.perf_counter()
-
-    def read(self, step: int) -> dict[str, float]:
-        now = time.perf_counter()
-        seconds = (now - self._since) / (step - self._step)
-        self._since, self._step = now, step
-        speed = {"steps_per_second": 1 / seconds, "examples_per_second": self._batch_size / seconds}
-        if self._flops is not None and self._peak is not None:
-            speed["mfu"] = profiling.mfu(self._flops, seconds, self._peak)
-        return speed
-
-    @contextlib.contextmanager
-    def paused(self):
-        begun = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - begun
 
 
 def _without(batch: dict) -> dict:
@@ -320,9 +294,10 @@ def _report(config: ConfigDict, mesh, abstract_state, compiled, examples: int) -
     log.info("memory of the compiled step, per device:\n%s", profiling.memory_plan(compiled))
 
 
-def _check_streak(metrics: dict, config: ConfigDict, step: int, checkpoint: int | None) -> None:
+def _check_streak(metrics: dict, config: ConfigDict, step: int, checkpoints: Checkpoints) -> None:
     if int(metrics["streak"]) >= config.optim.max_skipped:
         norms = [float(norm) for name, norm in metrics.items() if name.startswith("grad_norm")]
+        checkpoint = checkpoints.latest
         saved = "there is no checkpoint yet" if checkpoint is None else f"the checkpoint of step {checkpoint} is intact"
         raise FloatingPointError(
             f"the last {int(metrics['streak'])} updates up to step {step} had a non-finite loss or gradient and were "
