@@ -42,7 +42,7 @@ MODULE_EDGES = {
     "vqgan_jax.vqgan": {"train_jax.data", "train_jax.inference", "train_jax.weights"},
     "vqgan_jax.prior.task": {"train_jax"},
     "vqgan_jax.prior.evaluators": {"train_jax"},
-    "vqgan_jax.prior.prior": {"train_jax.run_directory", "train_jax.inference"},
+    "vqgan_jax.prior.prior": {"train_jax.run_directory", "train_jax.inference", "train_jax.weights"},
     "vqgan_jax.prior.taming": {"train_jax.weights"},
     "vqgan_jax.codes": {"train_jax.data"},
     "vqgan_jax.code_files": {"train_jax.data"},

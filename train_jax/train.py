@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from train_jax import agreement, optim, paths, profiling, resume, run_directory, sharding
+from train_jax import agreement, memory, optim, paths, profiling, resume, run_directory, sharding
 from train_jax import config as config_lib
 from train_jax import task as task_lib
 from train_jax.checkpoint import Checkpoints
@@ -291,7 +291,10 @@ def _report(config: ConfigDict, mesh, abstract_state, compiled, examples: int) -
         log.info("%s: %s parameters", player, f"{count:,}")
     log.info("mesh %s over %d %s device(s)", dict(mesh.shape), mesh.size, mesh.devices.flat[0].device_kind)
     log.info("%s examples; %.2f epochs", f"{examples:,}", config.steps * config.data.batch_size / examples)
-    log.info("memory of the compiled step, per device:\n%s", profiling.memory_plan(compiled))
+    plan = profiling.memory_plan(compiled)
+    log.info("memory of the compiled step, per device:\n%s", plan)
+    remedy = "lower config.data.batch_size, set config.model.remat, or spread the run over more devices (config.mesh.fsdp)"
+    memory.require(plan.total if plan.peak is None else plan.peak, mesh.local_devices[0], "the compiled step takes", remedy)
 
 
 def _check_streak(metrics: dict, config: ConfigDict, step: int, checkpoints: Checkpoints) -> None:

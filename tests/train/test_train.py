@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 import train_jax
-from train_jax import metrics, sharding
+from train_jax import memory, metrics, sharding
 from train_jax.data.images import BrokenSample
 from train_jax.data.sources import DataError
 from train_jax.errors import ConfigError, Stopped
@@ -267,3 +267,10 @@ def test_a_trace_is_written_on_request(tmp_path):
 def test_config_dict_from_python_is_enough(tmp_path):
     history = train_jax.run(ConfigDict(config(steps=3, log_every=3).to_dict()), tmp_path)
     assert [row["step"] for row in history if "loss" in row] == [3]
+
+
+def test_a_step_that_memory_cannot_hold_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda device: 1000)
+    with pytest.raises(ConfigError, match="the compiled step takes 0.0 GiB .* free: lower config.data.batch_size"):
+        train_jax.run(config(steps=1), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
