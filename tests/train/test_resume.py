@@ -166,13 +166,13 @@ def test_a_run_is_not_gone_on_with_by_another_tokenizer(tmp_path, monkeypatch):
 
     content, original = '{"a": 0, "b": 1}', toy_task.make
     monkeypatch.setattr(toy_task, "make", make)
-    train_jax.run(config(steps=2), tmp_path)
+    train_jax.run(config(steps=3), tmp_path)
     hashes = (tmp_path / "artifacts.json").read_text()
     (tmp_path / "tokenizer.json").write_text('{"a": 1, "b": 0}')
     for _ in range(2):
         with pytest.raises(LoadError, match="wrong tokenizer for the weights.*Put the original file back"):
-            train_jax.run(config(steps=4), tmp_path)
+            train_jax.run(config(steps=5), tmp_path)
         assert (tmp_path / "artifacts.json").read_text() == hashes
     (tmp_path / "tokenizer.json").write_text(content)
-    train_jax.run(config(steps=3), tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 3
+    train_jax.run(config(steps=4), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 4
