@@ -42,7 +42,7 @@ MODULE_EDGES = {
     "vqgan_jax.vqgan": {"train_jax.data", "train_jax.inference", "train_jax.weights"},
     "vqgan_jax.prior.task": {"train_jax"},
     "vqgan_jax.prior.evaluators": {"train_jax"},
-    "vqgan_jax.prior.prior": {"train_jax.run_directory", "train_jax.inference"},
+    "vqgan_jax.prior.prior": {"train_jax.run_directory", "train_jax.inference", "train_jax.weights"},
     "vqgan_jax.prior.taming": {"train_jax.weights"},
     "vqgan_jax.codes": {"train_jax.data"},
     "vqgan_jax.cli": {"train_jax.command", "train_jax.data", "train_jax.__main__"},
@@ -52,7 +52,7 @@ MODULE_EDGES = {
     "dalle_jax.cli": {"train_jax.command", "train_jax.data", "train_jax.__main__"},
     "dalle_jax.demo": {"train_jax"},
     # What reads a user's pictures reads them as the trainer does.
-    "clip_jax.cli": {"train_jax.command", "train_jax.data"},
+    "clip_jax.cli": {"train_jax.command", "train_jax.data", "train_jax.weights"},
     "clip_jax.search": {"train_jax.data"},
     "clip_jax.sheets": {"train_jax.data", "train_jax.page"},
     # The demos call the trainer as a user would.
