@@ -30,15 +30,14 @@ def open_file(path: Path) -> tuple[dict, dict, Checkpoint] | None:
     if _name(config) != "Net2NetTransformer":
         return None
     with describing(path):
-        params = config["params"]
-        classes, hparams = _classes(params, path), _hparams(params, path)
-        entries = _entries(hparams)
-    tensors = taming.open_state(path)
-    with describing(path):
-        first = taming.checkpoint(params["first_stage_config"], taming.first_stage(tensors), path)
-    found = take(
-        {name: x for name, x in tensors.items() if name.startswith("transformer.")}, entries, str(path), _IGNORED
-    )
+        return _open(config["params"], path)
+
+
+def _open(params: Mapping, path: Path) -> tuple[dict, dict, Checkpoint]:
+    classes, hparams, tensors = _classes(params, path), _hparams(params, path), taming.open_state(path)
+    first = taming.checkpoint(params["first_stage_config"], taming.first_stage(tensors), path)
+    transformer = {name: x for name, x in tensors.items() if name.startswith("transformer.")}
+    found = take(transformer, _entries(hparams), str(path), _IGNORED)
     table, positions, codes = found["tokens"], found.pop("positions")[0], first.model["quantizer"]["size"]
     if not max(classes, codes) <= len(table):
         raise LoadError(f"{path}: {len(table)} tokens are too few for {codes} codes and {classes} labels, which share them")
