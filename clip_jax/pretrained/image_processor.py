@@ -71,13 +71,11 @@ def open_preprocess(path: Path, size: int, family: str = "CLIP") -> Preprocess |
 
 def _read(path: Path) -> tuple[Path, dict | None]:
     """The file, and what it says without what it leaves open (null)."""
-    for file in (path / name for name in FILES):
-        config = read_json(file) if file.is_file() else {}
-        if file.name == "processor_config.json":  # of transformers 5: one file for tokenizer and pictures
-            config = config.get("image_processor")
-        if config:
-            return file, {name: value for name, value in config.items() if value is not None}
-    return path / FILES[0], None
+    file, combined = (path / name for name in FILES)  # transformers 5 may have one file for tokenizer and pictures
+    config = read_json(file) if file.is_file() else None
+    if config is None and combined.is_file():
+        file, config = combined, read_json(combined).get("image_processor")
+    return file, None if config is None else {name: value for name, value in config.items() if value is not None}
 
 
 def _sides(value, name: str) -> dict[str, int]:
