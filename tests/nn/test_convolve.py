@@ -36,6 +36,41 @@ def test_value_and_gradients_are_laxs(side, padding):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_derivatives_in_both_directions_and_of_second_order():
+    x, kernel, dx, dkernel = arrays((2, 5, 6, 3), (3, 3, 3, 4), (2, 5, 6, 3), (3, 3, 3, 4))
+
+    def value(convolution):
+        return lambda x, kernel: jnp.sum(jnp.sin(convolution(x, kernel, (1, 1), "SAME", dimension_numbers=ORDER)))
+
+    ours, theirs = value(convolve), value(lax.conv_general_dilated)
+    for tangents in ((dx, dkernel), (dx, 0 * dkernel), (0 * dx, dkernel)):
+        found, wanted = (jax.jvp(f, (x, kernel), tangents)[1] for f in (ours, theirs))
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    found, wanted = (jax.jvp(jax.grad(f, (0, 1)), (x, kernel), (dx, dkernel))[1] for f in (ours, theirs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, wanted)
+    found, wanted = (jax.grad(lambda x, f=f: jnp.sum(jax.grad(f)(x, kernel) ** 2))(x) for f in (ours, theirs))
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+    mapped = [jax.vmap(jax.grad(f), (0, None))(x[:, None], kernel) for f in (ours, theirs)]
+    np.testing.assert_allclose(*mapped, atol=1e-5)
+
+
+def told(function, platform: str) -> list[str]:
+    """The convolutions, and how often a kernel is transposed, of a gradient as it is handed to a platform's compiler."""
+    x, kernel = arrays((2, 8, 8, 3), (3, 3, 3, 5))
+
+    def loss(x, kernel):
+        return jnp.sum(function(x, kernel, (1, 1), "SAME", dimension_numbers=ORDER) ** 2)
+
+    text = jax.jit(jax.grad(loss, (0, 1))).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+    numbers = [line.split("dim_numbers = ")[1].split(", window")[0] for line in text.splitlines() if "convolution" in line]
+    return [*sorted(numbers), str(text.count("stablehlo.transpose"))]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+def test_only_a_cpu_is_told_another_gradient(platform):
+    assert (told(convolve, platform) == told(lax.conv_general_dilated, platform)) == (platform != "cpu")
+
+
 @pytest.mark.parametrize("options", [{"strides": (2, 2)}, {"rhs_dilation": (2, 2)}, {"feature_group_count": 3}])
 def test_others_are_laxs_own(options):
     x, kernel = arrays((2, 8, 8, 3), (3, 3, 3 // options.get("feature_group_count", 1), 6))

@@ -1,0 +1,118 @@
+"""Every module can be differentiated forwards: `jax.jvp` is the transpose of `jax.vjp`."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from clip_jax import model as clip_model
+from clip_jax.resnet import ResNetTower
+from dalle_jax import model as dalle_model
+from vqgan_jax import discriminator, dvae, perceptual
+from vqgan_jax import model as vqgan_model
+from vqgan_jax.prior import model as prior_model
+
+DRAW = np.random.default_rng(0)
+PICTURES = DRAW.uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
+CODES = jnp.asarray(DRAW.integers(0, 9, (1, 16)), jnp.int32)
+
+
+def options(defaults, **changes):
+    found = defaults()
+    found.update(changes)
+    return found
+
+
+def drawn(module, *inputs):
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    return nn.unbox(jax.jit(module.init)(keys, *inputs))
+
+
+def clip():
+    blocks = {"width": 16, "depth": 1, "heads": 2}
+    image, text = {"size": 16, "patch": 4, "stem": "conv", "pool": "map"} | blocks, {"context_length": 8} | blocks
+    module = clip_model.build(options(clip_model.defaults, embed_dim=8, image=image, text=text), 20, 19)
+    ids = jnp.full((1, 8), 19, jnp.int32)
+
+    def embeddings(v, x):
+        return module.apply(v, x, method="encode_image"), module.apply(v, ids, method="encode_text")
+
+    return embeddings, drawn(module, PICTURES, ids)
+
+
+def resnet():
+    module = ResNetTower(32, 4, (1, 1, 1, 1), 2, 8, jnp.float32)
+    large = np.tile(PICTURES, (1, 2, 2, 1))
+    return lambda v, x: module.apply(v, jnp.tile(x, (1, 2, 2, 1))), drawn(module, large)
+
+
+def vqgan():
+    model = {"channels": 4, "multipliers": (1, 2), "blocks": 1, "resolution": 16, "attention": (8,), "groups": 2}
+    module = vqgan_model.build(options(vqgan_model.defaults, **model, z_channels=4, quantizer={"size": 9, "dim": 4}))
+
+    def reconstruct(v, x):  # without the rounding, which has no slope
+        return module.apply(v, module.apply(v, x, method="latents"), method="decode_vectors")
+
+    return reconstruct, drawn(module, PICTURES)
+
+
+def dall_e_s_vae():
+    module = dvae.DVAE(dvae.Codes(9), 4, 1, 4)
+
+    def reconstruct(v, x):
+        return module.apply(v, jax.nn.softmax(module.apply(v, x, method="latents")), method="decode_vectors")
+
+    return reconstruct, drawn(module, PICTURES)
+
+
+def patches():
+    module = discriminator.Discriminator(4, 2, "group", jnp.float32)
+    return module.apply, drawn(module, PICTURES)
+
+
+def lpips():
+    def layer(inputs: int):
+        return {"kernel": DRAW.normal(0, 0.3, (3, 3, inputs, 4)).astype(np.float32), "bias": np.ones(4, np.float32)}
+
+    places = [place for part in perceptual._SLICES for place in part]
+    weights = {"vgg": {str(place): layer(4 if place else 3) for place in places}}
+    weights["lin"] = {str(number): np.ones(4, np.float32) for number in range(5)}
+    return lambda v, x: perceptual.lpips(v, x, jnp.zeros_like(x)), weights
+
+
+def prior():
+    small = {"classes": 3, "width": 16, "depth": 1, "heads": 2}
+    module = prior_model.build(options(prior_model.defaults, **small), 9, 16)
+    return lambda v, x: module.apply(v, CODES, jnp.zeros(1, jnp.int32)), drawn(module, CODES, jnp.zeros(1, jnp.int32))
+
+
+def dalle():
+    small = {"text_length": 4, "width": 16, "depth": 1, "heads": 2}
+    module = dalle_model.build(options(dalle_model.defaults, **small), 20, 9, (4, 4))
+    text = jnp.zeros((1, 4), jnp.int32)
+    return lambda v, x: module.apply(v, text, CODES), drawn(module, text, CODES)
+
+
+@pytest.mark.parametrize("make", [clip, resnet, vqgan, dall_e_s_vae, patches, lpips, prior, dalle])
+def test_forwards_is_the_transpose_of_backwards(make):
+    function, variables = make()
+    at = (variables, jnp.asarray(PICTURES))
+    leaves, tree = jax.tree.flatten(at)
+    along = tree.unflatten([jnp.asarray(DRAW.normal(size=x.shape), x.dtype) for x in leaves])
+
+    def flat(variables, x):
+        return jnp.concatenate([y.ravel() for y in jax.tree.leaves(function(variables, x))])
+
+    @jax.jit
+    def both(at, along):
+        y, tangent = jax.jvp(flat, at, along)
+        weights = jnp.cos(jnp.arange(y.size, dtype=jnp.float32))
+        slopes = jax.vjp(flat, *at)[1](weights)
+        return tangent, jnp.vdot(weights, tangent), optax.tree.vdot(slopes, along)
+
+    tangent, forwards, backwards = both(at, along)
+    scale = float(jnp.linalg.norm(tangent))
+    assert scale > 0
+    np.testing.assert_allclose(forwards, backwards, rtol=1e-4, atol=1e-4 * scale)
