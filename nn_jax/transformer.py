@@ -70,9 +70,9 @@ def unrolled(params: Mapping[str, Any]) -> dict[str, Any]:
 class Attention(nn.Module):
     """Multi-head self-attention. Kernels: qkv [width, 3, heads, head_dim], out [heads, head_dim, width].
 
-    `(y, cache)` comes out: with a cache, the new keys and values are written into it from `position` on. Where `position` is
-    a number known now, nothing came before it (it is 0), and the tokens look at one another alone; else they look at the
-    whole cache, of which `mask` must hide what is not written yet.
+    `(y, cache)` comes out: with a cache, the new keys and values are written into it from `position` on. At the position 0
+    (a Python int: a prefill) the tokens look at one another alone; at any other, or a traced one, they look at the whole
+    cache, of which `mask` must hide what is not written yet.
     """
 
     width: int
@@ -82,21 +82,21 @@ class Attention(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, rows: Float[Array, "rows width"], batch: int, mask=None, cache: Cache | None = None, position=0):
+    def __call__(self, x: Float[Array, "... width"], batch: int, mask=None, cache: Cache | None = None, position=0):
         shape = (3, self.heads, self.width // self.heads)
         axes = ("embed", "qkv", "heads", "head_dim")
-        qkv = Dense(shape, axes, self.std, self.dtype, name="qkv")(rows)
+        qkv = Dense(shape, axes, self.std, self.dtype, name="qkv")(x)
         qkv = qkv.reshape(batch, -1, *shape)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # (B, T, N, H)
         if cache is not None:
-            new = (x.transpose(0, 2, 1, 3) for x in (k, v))
+            new = (y.transpose(0, 2, 1, 3) for y in (k, v))
             place = (0, 0, position, 0)
-            cache = Cache(*(jax.lax.dynamic_update_slice(old, x, place) for old, x in zip(cache, new, strict=True)))
-        if cache is None or isinstance(position, int):
+            cache = Cache(*(jax.lax.dynamic_update_slice(old, y, place) for old, y in zip(cache, new, strict=True)))
+        if cache is None or (isinstance(position, int) and position == 0):
             y = jax.nn.dot_product_attention(q, k, v, mask=mask)
         else:
             y = _attend(q, cache, mask)
-        y = y.reshape(-1, *shape[1:])
+        y = y.reshape(*x.shape[:-1], *shape[1:])
         axes = ("heads", "head_dim", "embed")
         return Dense((self.width,), axes, self.out_std, self.dtype, inputs=2, name="out")(y), cache
 
@@ -115,6 +115,7 @@ class CrossAttention(nn.Module):
     heads: int
     features: int
     dtype: DTypeLike
+    out_dtype: DTypeLike | None = None  # see `Dense`
 
     @nn.compact
     def __call__(
@@ -128,7 +129,7 @@ class CrossAttention(nn.Module):
         kv = jnp.einsum("bmd,dchk->bmchk", keys.astype(self.dtype), kernel[:, 1:]) + bias[1:][None, None]
         y = jax.nn.dot_product_attention(q, kv[:, :, 0], kv[:, :, 1])
         axes = ("heads", "head_dim", "embed")
-        return Dense((self.features,), axes, std, self.dtype, inputs=2, name="out")(y)
+        return Dense((self.features,), axes, std, self.dtype, inputs=2, out_dtype=self.out_dtype, name="out")(y)
 
 
 class _Kernel(nn.Module):
@@ -147,9 +148,10 @@ class _Kernel(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), with dropout on both branches.
 
-    Tokens are rows of one matrix, which matrix products read as it is. Were there a reshape between them, XLA's CPU compiler
-    would compute the residual stream's gradient anew, from the last block on, for each of its readers: in unrolled blocks
-    that cost grows with the square of the depth (a fifth to a third of a training step at depth 12).
+    For a CPU tokens are rows of one matrix, which matrix products read as it is. Were there a reshape between them, XLA's
+    CPU compiler would compute the residual stream's gradient anew, from the last block on, for each of its readers: in
+    unrolled blocks that cost grows with the square of the depth (a fifth to a third of a training step at depth 12).
+    Elsewhere tokens keep their axis, and the compiler chooses.
     """
 
     width: int
@@ -166,7 +168,9 @@ class Block(nn.Module):
     def __call__(self, x, mask, deterministic: bool, cache: Cache | None = None, position=0):
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         batch, length, _ = x.shape
-        x = x.reshape(batch * length, -1)
+        rows = _for_cpu()
+        if rows:
+            x = x.reshape(batch * length, -1)
         y = layer_norm(self.eps, self.dtype, "norm1")(x)
         attention = Attention(self.width, self.heads, self.std, self.out_std, self.dtype, name="attention")
         y, cache = attention(y, batch, mask, cache, position)
@@ -174,10 +178,16 @@ class Block(nn.Module):
         y = layer_norm(self.eps, self.dtype, "norm2")(x)
         y = Dense((self.mlp_dim,), ("embed", "mlp"), (2 * self.width) ** -0.5, self.dtype, name="mlp_in")(y)
         y = ACTIVATIONS[self.activation](y)
-        y = nn.with_logical_constraint(y, ("batch", "mlp"))
+        y = nn.with_logical_constraint(y, ("batch", "mlp") if rows else ("batch", None, "mlp"))
         y = Dense((self.width,), ("mlp", "embed"), self.out_std, self.dtype, name="mlp_out")(y)
         x = (x + drop(y)).reshape(batch, length, -1)
         return nn.with_logical_constraint(x, ("batch", None, None)), cache
+
+
+def _for_cpu() -> bool:
+    """Whether this program is traced for a CPU: for the devices of the mesh that is set, or else for JAX's default ones."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.default_backend() if device is None else device.platform) == "cpu"
 
 
 class Transformer(nn.Module):

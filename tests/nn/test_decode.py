@@ -174,6 +174,12 @@ def test_tokens_one_by_one_see_what_they_see_in_a_whole_sequence(scan):
             y, cache = plain.apply(params, x[:, i : i + 1], seen, cache=cache, position=jnp.asarray(i))
             parts.append(y)
         np.testing.assert_allclose(jnp.concatenate(parts, axis=1), wanted, atol=1e-5)
+    for position in (4, jnp.asarray(4)):  # a number known now, and one that is traced
+        cache = transformer.empty_cache(2, 9, depth=3, heads=4, head_dim=8, dtype=jnp.float32)
+        _, cache = plain.apply(params, x[:, :4], transformer.causal_mask(4), cache=cache)
+        mask = transformer.causal_mask(9)[..., 4:7, :]
+        found, _ = plain.apply(params, x[:, 4:], mask, cache=cache, position=position)
+        np.testing.assert_allclose(found, wanted[:, 4:], atol=1e-5)
     if scan:
         with pytest.raises(ValueError, match="unrolled"):
             module.apply(params, x, cache=cache)

@@ -79,6 +79,26 @@ def test_blocks_equal_their_twin(x, params, causal):
     np.testing.assert_allclose(apply(make(), {"params": params}, x, mask), twin(x, params, causal=causal), atol=1e-5)
 
 
+def test_tokens_are_rows_for_a_cpu_alone(x, params):
+    device = jax.sharding.AbstractDevice("TPU v5e", 1, "tpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+
+    def traced():
+        program = jax.make_jaxpr(lambda p, x: make().apply({"params": p}, x, causal_mask(LENGTH)))(params, x)
+        products = [eqn for eqn in program.eqns if eqn.primitive.name == "dot_general"]
+        return program, {eqn.invars[0].aval.ndim for eqn in products if eqn.invars[1].aval.shape[0] in (WIDTH, 4 * WIDTH)}
+
+    (_, here), (program, there) = traced(), _under(mesh, traced)
+    assert here == {2} and there == {3}
+    (found,) = jax.core.eval_jaxpr(program.jaxpr, program.consts, *jax.tree.leaves((params, x)))
+    np.testing.assert_allclose(found, twin(x, params, causal=True), atol=1e-5)
+
+
+def _under(mesh, function):
+    with jax.sharding.use_abstract_mesh(mesh):
+        return function()
+
+
 def test_activation_reaches_the_mlp(x, params):
     found = apply(make(activation="quick_gelu"), {"params": params}, x)
     np.testing.assert_allclose(found, twin(x, params, activation=lambda v: v / (1 + math.exp(-1.702 * v))), atol=1e-5)
@@ -117,17 +137,24 @@ def test_scanned_equals_unrolled_whatever_is_recomputed(x, params, remat):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found_slopes, expected)
 
 
-def saved_bytes(remat, x, params):
-    """Size of what the backward pass keeps of the forward pass."""
-    module = make(remat=remat)
-    _, back = jax.eval_shape(lambda p: jax.vjp(lambda q: module.apply({"params": q}, x), p), params)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(back))
+def size(tree):
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def test_remat_saves_less(params):
+@pytest.mark.parametrize("scan", [False, True])
+def test_remat_keeps_of_each_block_what_it_says(params, scan):
+    """In streams [batch, length, width] a block, beside the parameters: what the backward pass keeps of the forward pass."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((16, LENGTH, WIDTH)), jnp.float32)
-    none, dots, full = (saved_bytes(remat, x, params) for remat in ("none", "dots", "full"))
-    assert full < dots < none
+    given = stacked(params) if scan else params
+
+    def kept(remat):
+        module = make(remat=remat, scan=scan)
+        _, back = jax.eval_shape(lambda p: jax.vjp(lambda q: module.apply({"params": q}, x), p), given)
+        return (size(back) - size(given)) / (DEPTH * x.nbytes)
+
+    assert kept("full") == pytest.approx(1, abs=0.05), "the block's input"
+    assert kept("dots") == pytest.approx(9, abs=0.05), "and queries, keys, values, attention's output, the MLP's four"
+    assert kept("none") > 25
 
 
 def test_scanned_layers_begin_differently(x):
