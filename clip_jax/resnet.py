@@ -22,6 +22,7 @@ def _batch_norm(name: str, dtype, deterministic: bool, start: float = 1.0) -> nn
         momentum=0.9,  # the share of the old value: PyTorch's default of 0.1 is that of the new one
         epsilon=1e-5,
         dtype=dtype,
+        use_fast_variance=False,
         scale_init=named(nn.initializers.constant(start), "norm"),
         bias_init=named(nn.initializers.zeros_init(), "norm"),
         name=name,
@@ -74,7 +75,7 @@ class AttentionPool(nn.Module):
         x = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)
         init = named(nn.initializers.normal(channels**-0.5), "length", "embed")
         x = x + self.param("positions", init, x.shape[1:]).astype(self.dtype)[None]
-        attention = CrossAttention(self.heads, self.embed_dim, self.dtype, name="attention")
+        attention = CrossAttention(self.heads, self.embed_dim, self.dtype, jnp.float32, name="attention")
         if each_place:  # alone, as if there were no others (arXiv 2112.01071, section 3.3)
             places = x[:, 1:].reshape(-1, 1, channels)
             return attention(places, places).reshape(x.shape[0], -1, self.embed_dim)
@@ -82,7 +83,7 @@ class AttentionPool(nn.Module):
 
 
 class ResNetTower(nn.Module):
-    """Pixels -> features of width `embed_dim`.
+    """Pixels -> features of width `embed_dim`, float32.
 
     Attributes:
       size: side of the picture in pixels, a multiple of 32.

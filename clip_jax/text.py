@@ -15,7 +15,7 @@ POOLS = ("eos", "argmax", "last")
 
 
 class TextTower(nn.Module):
-    """Token ids -> features of width `embed_dim`.
+    """Token ids -> features of width `embed_dim`, float32.
 
     Attributes:
       eos_id: the end-of-text token. Every row must hold it where `pool` is "eos"; the tokenizers see to it.
@@ -60,4 +60,5 @@ class TextTower(nn.Module):
             x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
         x = layer_norm(self.eps, self.dtype, "norm_post")(x)
         std = self.width**-0.5
-        return Dense((self.embed_dim,), ("embed", "proj"), std, self.dtype, bias=self.proj_bias, name="proj")(x)
+        options = {"bias": self.proj_bias, "out_dtype": jnp.float32, "name": "proj"}
+        return Dense((self.embed_dim,), ("embed", "proj"), std, self.dtype, **options)(x)

@@ -56,11 +56,11 @@ class MapHead(nn.Module):
         z = layer_norm(self.eps, self.dtype, "norm")(y)
         z = Dense((self.mlp_dim,), ("embed", "mlp"), std, self.dtype, name="mlp_in")(z)
         z = ACTIVATIONS[self.activation](z)
-        return y + Dense((self.width,), ("mlp", "embed"), std, self.dtype, name="mlp_out")(z)
+        return y + Dense((self.width,), ("mlp", "embed"), std, self.dtype, out_dtype=jnp.float32, name="mlp_out")(z)
 
 
 class VisionTower(nn.Module):
-    """Pixels -> features of width `embed_dim`.
+    """Pixels -> features of width `embed_dim`; float32 wherever a product makes them (`proj`, or the "map" pool's MLP).
 
     Attributes:
       size, patch: side of the picture and of a patch, in pixels.
@@ -111,7 +111,8 @@ class VisionTower(nn.Module):
         x = self._pooled(x, each_patch)
         if not self.proj:
             return x
-        return Dense((self.embed_dim,), ("embed", "proj"), self.width**-0.5, self.dtype, bias=False, name="proj")(x)
+        options = {"bias": False, "out_dtype": jnp.float32, "name": "proj"}
+        return Dense((self.embed_dim,), ("embed", "proj"), self.width**-0.5, self.dtype, **options)(x)
 
     def _patches(self, x, deterministic: bool):
         """Embedded patches with their positions, the class token first: [batch, tokens, width]."""

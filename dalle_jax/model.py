@@ -87,7 +87,7 @@ class Dalle(nn.Module):
         self.text_head = self._projection(self.text_size) if self.vocabulary == "separate" else self.head
 
     def _projection(self, features: int) -> Dense:
-        return Dense((features,), ("embed", "vocab"), 0.02, self.dtype, bias=False)
+        return Dense((features,), ("embed", "vocab"), 0.02, self.dtype, bias=False, out_dtype=jnp.float32)
 
     def __call__(
         self, text: Int[Array, "b n"], codes: Int[Array, "b l"], deterministic: bool = True
@@ -100,7 +100,7 @@ class Dalle(nn.Module):
         x = self.drop(x, deterministic=deterministic)
         x = self.norm(self.transformer(x, self._mask(x.shape[1]), deterministic))
         seen = self.text_length - 1
-        return self.text_head(x[:, :seen]).astype(jnp.float32), self.head(x[:, seen:]).astype(jnp.float32)
+        return self.text_head(x[:, :seen]), self.head(x[:, seen:])
 
     def begin(self, text: Int[Array, "b n"]) -> tuple[Float[Array, "b k"], tuple[Cache, ...]]:
         """Logits of the first code (of codes alone, whatever the vocabulary), and a cache with room for all of them."""
@@ -143,7 +143,7 @@ class Dalle(nn.Module):
         return jnp.asarray(np.stack(masks) if self.blocks["kinds"] else masks[0])
 
     def _next(self, x):
-        return self.head(self.norm(x))[:, self.first_code :].astype(jnp.float32)
+        return self.head(self.norm(x))[:, self.first_code :]
 
 
 def defaults() -> ConfigDict:

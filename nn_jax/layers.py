@@ -42,6 +42,7 @@ class Dense(nn.Module):
     Attributes:
       axes: names of the kernel's axes, inputs first.
       std: of the normal distribution the kernel is drawn from.
+      out_dtype: of the result, None: `dtype`. Logits are float32: sums of bfloat16 products, not rounded to bfloat16.
     """
 
     features: tuple[int, ...]
@@ -50,18 +51,20 @@ class Dense(nn.Module):
     dtype: DTypeLike
     inputs: int = 1
     bias: bool = True
+    out_dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x):
         shape = (*x.shape[-self.inputs :], *self.features)
         kernel = self.param("kernel", named(nn.initializers.normal(self.std), *self.axes), shape)
         summed = (tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs)))
-        y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (summed, ((), ())))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = jax.lax.dot_general(x, kernel, (summed, ((), ())), preferred_element_type=self.out_dtype)
         if not self.bias:
             return y
         names = ("norm" if axis == "embed" else axis for axis in self.axes[self.inputs :])
         bias = self.param("bias", named(nn.initializers.zeros_init(), *names), self.features)
-        return y + jnp.expand_dims(bias.astype(self.dtype), tuple(range(y.ndim - len(self.features))))
+        return y + jnp.expand_dims(bias.astype(y.dtype), tuple(range(y.ndim - len(self.features))))
 
 
 def conv(
@@ -112,8 +115,16 @@ def layer_norm(eps: float, dtype, name: str | None) -> nn.LayerNorm:
 
 
 def group_norm(groups: int, dtype, name: str) -> nn.GroupNorm:
+    """Statistics as those of `layer_norm`."""
     ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
-    return nn.GroupNorm(groups, dtype=dtype, scale_init=named(ones, "norm"), bias_init=named(zeros, "norm"), name=name)
+    return nn.GroupNorm(
+        groups,
+        dtype=dtype,
+        use_fast_variance=False,
+        scale_init=named(ones, "norm"),
+        bias_init=named(zeros, "norm"),
+        name=name,
+    )
 
 
 def normalize(x: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clip_jax import model as model_lib
+from nn_jax.layers import Dense
 from train_jax import sharding
 from train_jax.errors import ConfigError
 
@@ -77,6 +78,45 @@ def test_embeddings_are_float32_of_unit_norm(stem, pool):
     assert image.dtype == text.dtype == jnp.float32
     np.testing.assert_allclose(np.linalg.norm(np.concatenate([image, text]), axis=1), 1, atol=1e-6)
     np.testing.assert_allclose([scale, bias], [1 / 0.07, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["cls", "map", "resnet"])
+def test_embeddings_of_bfloat16_are_float32_sums_of_its_products(pool):
+    image = {"tower": "resnet", "width": 8, "layers": (1, 1, 1, 1), "size": 32} if pool == "resnet" else {"pool": pool}
+    image = SMALL["image"] | image
+    if pool == "map":
+        image |= {"proj": False, "width": 12}  # as SigLIP has it: the last product is that of the pool's MLP
+    module = build(image=image, dtype="bfloat16", activation="gelu")
+    images, ids = jnp.ones((2, image["size"], image["size"], 3)), inputs()[1]
+    variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), images, ids))
+    last = {"cls": ("vision", "proj"), "map": ("vision", "head"), "resnet": ("vision", "pool")}[pool]
+
+    @jax.jit
+    def products(variables):
+        """Of the last products of both towers: what went in, the parameters, what came out."""
+        heard = {}
+
+        def listen(call, args, kwargs, context):
+            y = call(*args, **kwargs)
+            path = context.module.path
+            if isinstance(context.module, Dense) and (path[:2] == last or path == ("text", "proj")):
+                heard["/".join(path)] = (args[0], context.module.variables["params"], y)
+            return y
+
+        with nn.intercept_methods(listen):
+            image, text, *_ = module.apply(variables, images, ids)
+        *_, vision = (name for name in heard if name.startswith("vision"))
+        return image, text, {name: heard[name] for name in (vision, "text/proj")}
+
+    image, text, heard = products(variables)
+    assert image.dtype == text.dtype == jnp.float32
+    for x, params, y in heard.values():
+        x, kernel = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (x, params["kernel"]))
+        summed = kernel.ndim - 1
+        exact = np.tensordot(x, kernel, (range(x.ndim - summed, x.ndim), range(summed)))
+        exact += np.asarray(params.get("bias", 0.0))
+        assert y.dtype == jnp.float32
+        np.testing.assert_allclose(y, exact, rtol=1e-6, atol=1e-6 * np.abs(exact).max())
 
 
 def test_the_sigmoid_loss_has_a_bias():

@@ -32,15 +32,19 @@ def build(**changes):
     return module, variables, text, codes
 
 
-@pytest.mark.parametrize("changes", VARIANTS)
+BFLOAT16 = [changes | {"dtype": "bfloat16"} for changes in (VARIANTS[1], VARIANTS[2])]
+
+
+@pytest.mark.parametrize("changes", [*VARIANTS, *BFLOAT16])
 def test_code_by_code_with_a_cache_is_the_whole_stream(changes):
+    tolerance = 2e-2 if "dtype" in changes else 1e-5
     module, variables, text, codes = build(**changes)
     whole = np.asarray(module.apply(variables, text, codes)[1])[..., module.first_code :]
     plain, params = model.for_sampling(module, variables["params"])
     step = jax.jit(lambda c, i, cache: plain.apply({"params": params}, c, i, cache, method="step"))
     logits, cache = plain.apply({"params": params}, text, method="begin")
     for place in range(12):
-        np.testing.assert_allclose(logits, whole[:, place], atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(logits, whole[:, place], atol=tolerance * np.abs(whole).max(), rtol=tolerance)
         logits, cache = step(codes[:, place], jnp.int32(place), cache)
 
 
@@ -66,6 +70,30 @@ def test_a_token_knows_what_its_masks_let_through_and_nothing_else(changes):
         changed = np.concatenate([np.abs(a - b).max(axis=(0, 2)) > 1e-6 for a, b in zip(after, before, strict=True)])
         # Output number i stands at place i of the stream.
         assert changed.tolist() == reach[: n + length - 1, place].tolist(), place
+
+
+@pytest.mark.parametrize("changes", BFLOAT16)
+def test_logits_of_bfloat16_are_float32_sums_of_its_products(changes):
+    module, variables, text, codes = build(**changes)
+    params = {"params": variables["params"]}
+    options = {"capture_intermediates": lambda part, _: part.name == "norm", "mutable": ["intermediates"]}
+
+    def product(state, name):
+        (x,) = state["intermediates"]["norm"]["__call__"]
+        assert x.dtype == jnp.bfloat16
+        kernel = jnp.asarray(variables["params"][name]["kernel"], jnp.bfloat16)
+        return np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+
+    (text_logits, code_logits), state = module.apply(params, text, codes, **options)
+    heads = ("head", "head") if module.vocabulary == "joint" else ("text_head", "head")
+    for found, name, part in ((text_logits, heads[0], np.s_[:, :5]), (code_logits, heads[1], np.s_[:, 5:])):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, product(state, name)[part], rtol=1e-6, atol=1e-6 * np.abs(found).max())
+    plain, unrolled = model.for_sampling(module, variables["params"])
+    (found, cache), state = plain.apply({"params": unrolled}, text, method="begin", **options)
+    np.testing.assert_allclose(found, product(state, "head")[..., module.first_code :], rtol=1e-6, atol=1e-5)
+    (found, _), state = plain.apply({"params": unrolled}, codes[:, 0], jnp.int32(0), cache, method="step", **options)
+    np.testing.assert_allclose(found, product(state, "head")[..., module.first_code :], rtol=1e-6, atol=1e-5)
 
 
 def test_joint_logits_hold_text_first():

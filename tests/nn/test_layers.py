@@ -45,6 +45,15 @@ def test_dense_sums_over_several_axes():
     np.testing.assert_allclose(module.apply({"params": {"kernel": kernel, "bias": bias}}, x), expected, atol=1e-5)
 
 
+def test_dense_sums_in_out_dtype_what_it_multiplies_in_dtype():
+    x, kernel, bias = jnp.asarray(normal(5, 64), jnp.bfloat16), normal(64, 7), normal(7)
+    module = layers.Dense((7,), ("embed", "vocab"), 0.02, jnp.bfloat16, out_dtype=jnp.float32)
+    found = module.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+    short = np.asarray(jnp.asarray(kernel, jnp.bfloat16), np.float64)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, np.asarray(x, np.float64) @ short + bias, rtol=1e-6, atol=1e-5)
+
+
 def test_dense_draws_its_kernel_with_the_deviation_it_is_given():
     module = layers.Dense((500,), ("embed", "mlp"), 0.03, jnp.float32)
     params = values(module.init(jax.random.key(0), normal(1, 400)))["params"]
@@ -89,6 +98,15 @@ def test_layer_norm_keeps_its_digits_beside_a_large_mean():
     x = x.astype(np.float64)
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_group_norm_keeps_its_digits_beside_a_large_mean():
+    x = normal(2, 5, 6, 8) + 300
+    ones, zeros = np.ones(8, np.float32), np.zeros(8, np.float32)
+    found = layers.group_norm(2, jnp.float32, "norm").apply({"params": {"scale": ones, "bias": zeros}}, x)
+    groups = x.astype(np.float64).reshape(2, 30, 2, 4)
+    mean, variance = groups.mean((1, 3), keepdims=True), groups.var((1, 3), keepdims=True)
+    np.testing.assert_allclose(found, ((groups - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape), atol=1e-3)
 
 
 def test_normalize_gives_unit_vectors_in_float32_and_is_harmless_at_zero():

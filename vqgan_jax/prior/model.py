@@ -52,7 +52,7 @@ class CodeTransformer(nn.Module):
             self.width, self.depth, self.heads, dropout=self.dropout, dtype=self.dtype, **self.blocks
         )
         self.norm = layer_norm(1e-5, self.dtype, None)
-        self.head = Dense((self.size,), ("embed", "vocab"), 0.02, self.dtype, bias=False)
+        self.head = Dense((self.size,), ("embed", "vocab"), 0.02, self.dtype, bias=False, out_dtype=jnp.float32)
 
     def __call__(
         self, codes: Int[Array, "b l"], labels: Int[Array, "b"], deterministic: bool = True
@@ -94,7 +94,7 @@ class CodeTransformer(nn.Module):
         return nn.with_logical_constraint(x, ("batch", None, None))
 
     def _logits(self, x):
-        return self.head(self.norm(x)).astype(jnp.float32)
+        return self.head(self.norm(x))
 
 
 def defaults() -> ConfigDict:
