@@ -127,6 +127,35 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def learn():
+    """`learn(task, config, batch, updates) -> (state, metrics of each)`: a run's first updates, on one batch and device."""
+    import jax
+
+    from train_jax import optim, sharding
+    from train_jax.step import init_state, make_train_step
+
+    def run(task, config, batch, updates: int):
+        mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+        schedules, history = {}, []
+
+        def make_tx(params, axes):
+            tx, found = optim.make(config.optim, params, config.steps, axes)
+            schedules.update(found)
+            return tx
+
+        with jax.set_mesh(mesh):
+            create, abstract, tx = init_state(task, make_tx, mesh, batch, seed=config.seed)
+            step = make_train_step(task, tx, mesh, abstract, seed=config.seed, schedules=schedules)
+            state, batch = create(), jax.device_put(batch, sharding.batch_sharding(mesh))
+            for _ in range(updates):
+                state, metrics = step(state, batch)
+                history.append(metrics)
+            return jax.device_get((state, history))
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def run_notebook():
     """`run_notebook(name, **variables) -> outputs`: a notebook runs from top to bottom, in the folder where it lies.
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from train_jax.data.images import Preprocess, normalize
 from train_jax.data.sources import DataError, Source
+from vqgan_jax import averaging
 from vqgan_jax.features import open_features
 from vqgan_jax.pictures import grid
 
@@ -72,7 +73,7 @@ def factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[st
         return {"image": preprocess(record["image"])}
 
     def reconstruct(params, extra, batch):
-        variables = {"params": params["generator"], **extra["generator"]}
+        variables = averaging.variables(params, extra)
         x = normalize(batch["image"], preprocess.mean, preprocess.std)
         codes = module.apply(variables, x, method="encode")
         found = jnp.clip(module.apply(variables, codes, method="decode"), -1, 1)

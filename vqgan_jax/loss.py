@@ -50,9 +50,18 @@ def lecam_state(state: dict[str, Array], real: Float[Array, "..."], fake: Float[
 
 
 def gradient_penalty(judge: Callable, images: Float[Array, "b h w 3"]) -> Float[Array, ""]:
-    """R1: half the mean squared norm of the gradient of a picture's summed logits (arXiv 1801.04406, equation 9)."""
-    slopes = jax.grad(lambda x: jnp.sum(judge(x)))(images)
-    return 0.5 * jnp.mean(jnp.sum(slopes**2, axis=(1, 2, 3)))
+    """R1 (arXiv 1801.04406, equation 9): half the squared norm of the gradient of a picture's mean logit, times its patches.
+
+    In squared logits per squared pixel, pixels in [-1, 1]. The mean over N patches that do not overlap has 1/N of a patch's
+    squared gradient norm: the factor N makes the penalty a patch's own, whatever the size of pictures.
+    """
+
+    def summed(x):
+        logits = judge(x)
+        return jnp.sum(logits), logits
+
+    slopes, logits = jax.grad(summed, has_aux=True)(images)
+    return 0.5 * jnp.sum(slopes**2) / logits.size
 
 
 def adaptive_weight(

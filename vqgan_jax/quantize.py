@@ -209,7 +209,8 @@ class Fsq(nn.Module):
         levels = np.asarray(self.levels)
         half = (levels - 1) * (1 + 1e-3) / 2
         offset = np.where(levels % 2 == 0, 0.5, 0.0)
-        shift = np.arctanh(offset / half)
+        # A level lies at 0. Two levels are 0's two sides: to centre one of them would leave no slope there.
+        shift = np.where(levels > 2, np.arctanh(offset / half), 0.0)
         bounded = jnp.tanh(z + shift[lead].astype(np.float32)) * half[lead].astype(np.float32)
         bounded = bounded - offset[lead].astype(np.float32)
         rounded = _straight_through(bounded, jnp.round(bounded))
@@ -226,13 +227,13 @@ class Lfq(nn.Module):
       bits: of a code.
       beta: weight of the term that draws latents to -1 and 1.
       entropy: weight of: sure of each code, and every code used alike.
-      sharpness: inverse temperature of the probabilities that the entropies are of.
+      entropy_temperature: of the distribution over codes whose entropies these are; 0.01 in MaskGIT and Open-MAGVIT2.
     """
 
     bits: int
     beta: float
     entropy: float
-    sharpness: float = 1.0
+    entropy_temperature: float
 
     @property
     def size(self) -> int:
@@ -255,20 +256,20 @@ class Lfq(nn.Module):
         q = jnp.where(positive, 1.0, -1.0)
         weights = (1 << np.arange(self.bits))[(None,) * (z.ndim - 1)]
         codes = jnp.sum(positive * weights, axis=-1).astype(jnp.int32)
-        each, mean = lfq_entropies(z.reshape(-1, self.bits), self.sharpness)
+        each, mean = lfq_entropies(z.reshape(-1, self.bits), self.entropy_temperature)
         commitment = jnp.mean((z - q) ** 2)
         loss = self.beta * commitment + self.entropy * (each - mean)
         metrics = {"commitment": commitment, "entropy_each": each, "entropy_mean": mean}
         return Quantized(_straight_through(z, q), codes, z, loss, metrics)
 
 
-def lfq_entropies(z: Float[Array, "n bits"], sharpness: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def lfq_entropies(z: Float[Array, "n bits"], temperature: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean entropy of a latent's distribution over codes, and the entropy of the mean distribution, in nats.
 
-    Code c has probability softmax(-sharpness |z - c|^2): its bits are independent, so the first is a sum over bits, and the
-    mean distribution over 2^bits codes a product of two matrices, one for the lower and one for the upper half of the bits.
+    Code c has probability softmax(-|z - c|^2 / temperature): its bits are independent, so the first is a sum over bits, and
+    the mean distribution over 2^bits codes a product of two matrices, one for the lower and one for the upper half of them.
     """
-    logits = 4 * sharpness * z
+    logits = 4 * z / temperature
     on, off = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
     each = -jnp.mean(jnp.sum(jnp.exp(on) * on + jnp.exp(off) * off, axis=1))
 
@@ -303,8 +304,7 @@ def defaults() -> ConfigDict:
     c.levels = (8, 5, 5, 5)  # fsq
     c.bits = 10  # lfq
     c.entropy = 0.1  # lfq
-    c.revive = 0  # nearest, ema: a code that no latent took for so many updates moves onto a latent; 0: never
-    c.kmeans = False  # nearest, ema: the first batch's k-means are the first codes
+    c.entropy_temperature = 0.01  # lfq
     return c
 
 
@@ -316,10 +316,6 @@ def build(options: ConfigDict) -> nn.Module:
             raise ConfigError(f"config.model.quantizer.{key} = {options[key]!r}; it must be {allowed}")
 
     require(options.type in TYPES, "type", f"one of {', '.join(TYPES)}")
-    require(
-        not options.revive or options.type in LEARNT, "revive", f"0 for {options.type}, which has no codebook of points"
-    )
-    require(not options.kmeans or options.type in LEARNT, "kmeans", f"False for {options.type}")
     require(not options.unit or options.type == "nearest", "unit", f"False for {options.type}")
     require(options.size >= 2, "size", "at least 2")
     require(options.dim >= 1, "dim", "at least 1")
@@ -337,7 +333,8 @@ def build(options: ConfigDict) -> nn.Module:
         require(len(levels) > 0 and min(levels) >= 2, "levels", "numbers of at least 2, such as (8, 5, 5, 5)")
         return Fsq(tuple(levels))
     require(1 <= options.bits <= 20, "bits", "in 1 to 20")
-    return Lfq(options.bits, options.beta, options.entropy)
+    require(options.entropy_temperature > 0, "entropy_temperature", "positive")
+    return Lfq(options.bits, options.beta, options.entropy, options.entropy_temperature)
 
 
 def temperature(options: ConfigDict, step, steps: int):

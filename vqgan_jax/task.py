@@ -1,7 +1,8 @@
 """VQGAN as a task: two players, one scalar; generator and quantiser against a patch discriminator.
 
 Batches: `image` uint8 [B, size, size, 3]. `extra`: `generator` and `discriminator` (collections that change without a
-gradient: an EMA codebook, batch statistics), `usage` (`vqgan_jax.codebook`), `lecam`, `perceptual` (frozen weights).
+gradient: an EMA codebook, batch statistics), `averaged` (an EMA codebook's points, where the generator is averaged), `usage`
+(`vqgan_jax.codebook`), `lecam`, `perceptual` (frozen weights).
 """
 
 from pathlib import Path
@@ -15,12 +16,12 @@ from train_jax.config import adopt
 from train_jax.data import images
 from train_jax.errors import ConfigError
 from train_jax.task import Task
-from vqgan_jax import codebook, discriminator, evaluators, loss, model, perceptual, pretrained, quantize
+from vqgan_jax import averaging, codebook, discriminator, evaluators, loss, model, perceptual, pretrained, quantize
 
 HALF = (0.5, 0.5, 0.5)  # mean and deviation that bring pixels to [-1, 1]
 # What a run that starts from a checkpoint may choose otherwise: shapes and the meaning of codes do not depend on it.
 _FREE = ("resolution", "dropout", "dtype", "quantizer.beta", "quantizer.legacy", "quantizer.kl_weight", "quantizer.decay",
-         "quantizer.temperature", "quantizer.revive", "quantizer.kmeans", "quantizer.entropy")  # fmt: skip
+         "quantizer.temperature", "quantizer.entropy", "quantizer.entropy_temperature")  # fmt: skip
 _COLLAPSED = 0.05  # share of codes in use
 _WON = 0.02  # loss of a discriminator that is hardly ever wrong
 
@@ -30,6 +31,9 @@ def defaults() -> ConfigDict:
     c = ConfigDict()
     c.pretrained = ""  # a VQGAN to start from, anything that vqgan_jax.load opens; it brings its model
     c.model = model.defaults()
+    c.codebook = ConfigDict()
+    c.codebook.start = "random"  # or "kmeans": centres of the first batch's latents; with pretrained, the checkpoint's codes
+    c.codebook.revive = 0  # a code that no latent took for so many updates moves onto a latent; 0: never
     c.discriminator = discriminator.defaults()
     c.fresh_discriminator = False  # with pretrained: start anew, though taming's checkpoint holds one
     c.perceptual = perceptual.defaults()
@@ -75,13 +79,18 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     module = model.build(m)
     judge = discriminator.build(config.discriminator, model.DTYPES) if options.adversarial != "none" else None
     distance = perceptual.open_distance(config.perceptual)
-    follows = bool(m.quantizer.revive or m.quantizer.kmeans)
+    revive = config.codebook.revive
+    kmeans = config.codebook.start == "kmeans" and not config.pretrained
+    follows = bool(revive or kmeans)
+    averages = averaging.averages(config)
 
     def init(rng, batch):
         first, second = jax.random.split(rng)
         x = jnp.zeros((1, size, size, 3))
         variables = module.init({"params": first, "dropout": first}, x)
         params, extra = {"generator": variables.pop("params")}, {"generator": variables}
+        if averages:
+            extra["averaged"] = jnp.copy(variables["codebook"]["quantizer"]["points"])
         if judge is not None:
             variables = judge.init(second, x)
             params["discriminator"] = variables.pop("params")
@@ -196,29 +205,31 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         metrics |= quantized.metrics
         usage, health = codebook.follow(extra["usage"], quantized.codes, step)
         if follows:
-            usage = codebook.remember(usage, quantized.latents, step, rngs[1], m.quantizer.kmeans)
+            usage = codebook.remember(usage, quantized.latents, step, rngs[1], kmeans)
         mse = jnp.mean((jnp.clip(fixed, -1, 1) - x) ** 2, axis=(1, 2, 3)) / 4
         psnr = jnp.mean(-10 * jnp.log10(jnp.maximum(mse, 1e-10)))
         return generator + others, (metrics | health | {"psnr": psnr}, extra | {"usage": usage})
 
     def revise(params, extra, step):
-        options = m.quantizer
-        if options.type == "nearest":
+        if m.quantizer.type == "nearest":
             place = params["generator"]["quantizer"]
-            usage, points, moved = codebook.revived(
-                extra["usage"], place["codebook"], step, options.revive, options.kmeans
-            )
+            usage, points, moved = codebook.revived(extra["usage"], place["codebook"], step, revive, kmeans)
             generator = params["generator"] | {"quantizer": place | {"codebook": points}}
             moved = {"generator/quantizer/codebook": moved}
             return params | {"generator": generator}, extra | {"usage": usage}, moved
-        place = extra["generator"]["codebook"]["quantizer"]
-        usage, points, moved = codebook.revived(extra["usage"], place["points"], step, options.revive, options.kmeans)
-        place = {
-            "points": points,
-            "count": jnp.where(moved, 1.0, place["count"]),
-            "total": jnp.where(moved[:, None], points, place["total"]),
-        }
-        return params, extra | {"usage": usage, "generator": {"codebook": {"quantizer": place}}}, {}
+        place, moved = extra["generator"]["codebook"]["quantizer"], jnp.zeros((m.quantizer.size,), bool)
+        if follows:
+            usage, points, moved = codebook.revived(extra["usage"], place["points"], step, revive, kmeans)
+            place = {
+                "points": points,
+                "count": jnp.where(moved, 1.0, place["count"]),
+                "total": jnp.where(moved[:, None], points, place["total"]),
+            }
+            extra = extra | {"usage": usage, "generator": {"codebook": {"quantizer": place}}}
+        if averages:
+            average = averaging.follow(extra["averaged"], place["points"], moved, step, config.ema.decay)
+            extra = extra | {"averaged": average}
+        return params, extra, {}
 
     def example(record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return {"image": augment(record["image"], rng)}
@@ -228,8 +239,8 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         if step >= 2 * codebook.WINDOW and metrics["usage"] < _COLLAPSED:
             found.append(
                 f"the codebook has collapsed: {100 * metrics['usage']:.1f} % of {module.quantizer.size} codes were used in "
-                f"the last {codebook.WINDOW} updates. Try model.quantizer.revive = 100, kmeans = True, unit = True with "
-                "dim = 8, or type = 'fsq'"
+                f"the last {codebook.WINDOW} updates. Try codebook.revive = 100, codebook.start = 'kmeans', "
+                "model.quantizer.unit = True with dim = 8, or model.quantizer.type = 'fsq'"
             )
         if judge is not None and step > options.start + 100 and metrics["loss_discriminator"] < _WON:
             found.append(
@@ -246,6 +257,8 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
             variables, _ = found.variables(found.module())
             params = {"generator": variables.pop("params")}
             extra = {"generator": variables}
+            if averages:
+                extra["averaged"] = variables["codebook"]["quantizer"]["points"]
             if _takes_over(config, found):
                 variables = found.discriminator[1]()
                 params["discriminator"] = variables.pop("params")
@@ -259,7 +272,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         evaluators=evaluators.factories(module, preprocess, distance),
         artifacts={"preprocess.json": preprocess.to_json()},
         pretrained=weights if config.pretrained or distance is not None else None,
-        revise=revise if follows else None,
+        revise=revise if follows or averages else None,
         warnings=warnings,
     )
 
@@ -281,6 +294,16 @@ def _check(config: ConfigDict) -> None:
             f"config.model.architecture = {config.model.architecture!r} cannot be trained here; vqgan with quantizer.type = "
             "'gumbel' is nearest to it"
         )
+    kind, book = config.model.quantizer.type, config.codebook
+    if book.start not in ("random", "kmeans"):
+        raise ConfigError(f"config.codebook.start = {book.start!r}; it must be one of random, kmeans")
+    if book.revive < 0:
+        raise ConfigError(f"config.codebook.revive = {book.revive} must be 0 or more")
+    for key, none in (("start", "random"), ("revive", 0)):
+        if book[key] != none and kind in quantize.TYPES and kind not in quantize.LEARNT:
+            raise ConfigError(
+                f"config.codebook.{key} = {book[key]!r}; it must be {none!r} for {kind}, which has no codebook of points"
+            )
     if options.pixels not in loss.PIXELS:
         raise ConfigError(f"config.loss.pixels = {options.pixels!r}; it must be one of {', '.join(loss.PIXELS)}")
     if options.adversarial not in (*loss.ADVERSARIAL, "none"):

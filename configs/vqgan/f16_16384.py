@@ -10,5 +10,6 @@ from configs.vqgan import f16_1024
 
 def get_config():
     c = f16_1024.get_config()
-    c.model.quantizer.update({"size": 16_384, "revive": 1000})
+    c.model.quantizer.size = 16_384
+    c.codebook = {"revive": 1000}
     return c

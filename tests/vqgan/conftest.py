@@ -21,7 +21,8 @@ def tiny_config(data_dir: str | Path) -> ConfigDict:
     c.data = {"source": "shapes/32", "batch_size": 8, "data_dir": str(data_dir)}
     c.model = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "resolution": 16, "attention": (8,), "groups": 4}
     c.model.z_channels = 8
-    c.model.quantizer = {"type": "ema", "size": 16, "dim": 4, "revive": 2, "kmeans": True}
+    c.model.quantizer = {"type": "ema", "size": 16, "dim": 4}
+    c.codebook = {"start": "kmeans", "revive": 2}
     c.discriminator = {"channels": 8, "layers": 2, "norm": "batch"}
     c.loss = {"start": 1, "alone": 1, "rise": 2, "lecam": 0.01}
     c.optim = {"lr": 1e-3, "args": {"b1": 0.5}}

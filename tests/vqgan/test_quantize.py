@@ -134,17 +134,34 @@ def test_fsq_codes_are_all_combinations_of_levels(levels):
     assert found.loss == 0
 
 
-def test_lfq_reads_signs_and_its_entropies_are_those_of_the_softmax():
-    module, _ = made(type="lfq", bits=6, beta=0.3, entropy=0.2)
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 8])
+def test_fsq_learns_with_any_number_of_levels(count):
+    """Latents around 0 take all levels, and the slope is that of the bounded latent, which is not near 0 in the middle."""
+    module, _ = made(np.zeros((1, 1, 1, 1), np.float32), type="fsq", levels=(count,))
+    z = jnp.linspace(-2.5, 2.5, 501).reshape(1, 1, -1, 1)
+    found = apply(module, {}, z, True, 1.0)
+    assert np.bincount(found.codes.ravel(), minlength=count).min() > 0.05 * z.size
+    slope = jax.grad(lambda z: jnp.sum(apply(module, {}, z, True, 1.0).vectors))(z)
+    half = (count - 1) * (1 + 1e-3) / 2
+    shift = np.arctanh(0.5 / half) if count % 2 == 0 and count > 2 else 0.0
+    np.testing.assert_allclose(slope, half / (count // 2) / np.cosh(z + shift) ** 2, rtol=1e-4)
+    assert slope[0, 0, 250, 0] > 0.4
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.01])
+def test_lfq_reads_signs_and_its_entropies_are_those_of_the_softmax(temperature):
+    options = {} if temperature == 0.01 else {"entropy_temperature": temperature}  # the published one is the default
+    module, _ = made(type="lfq", bits=6, beta=0.3, entropy=0.2, **options)
     found = apply(module, {}, Z, True, 1.0)
     bits = (Z > 0).astype(int)
     np.testing.assert_array_equal(found.codes, (bits * 2 ** np.arange(6)).sum(-1))
     np.testing.assert_array_equal(apply(module, {}, found.codes, method="embed"), 2.0 * bits - 1)
     points = np.array(list(itertools.product([-1, 1], repeat=6)), np.float64)
-    logits = -((Z.reshape(-1, 1, 6) - points) ** 2).sum(-1)
+    logits = -((Z.reshape(-1, 1, 6).astype(np.float64) - points) ** 2).sum(-1) / temperature
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
-    each, mean = -(p * np.log(p)).sum(1).mean(), -(p.mean(0) * np.log(p.mean(0))).sum()
+    each = -(p * np.log(np.maximum(p, 1e-300))).sum(1).mean()
+    mean = -(p.mean(0) * np.log(np.maximum(p.mean(0), 1e-300))).sum()
     np.testing.assert_allclose(found.metrics["entropy_each"], each, rtol=1e-4)
     np.testing.assert_allclose(found.metrics["entropy_mean"], mean, rtol=1e-4)
     commitment = np.mean((Z - (2.0 * bits - 1)) ** 2)
@@ -155,13 +172,12 @@ def test_lfq_reads_signs_and_its_entropies_are_those_of_the_softmax():
     ("options", "words"),
     [
         ({"type": "vq"}, "one of nearest, ema, gumbel, fsq, lfq"),
-        ({"type": "fsq", "revive": 5}, "no codebook of points"),
-        ({"type": "gumbel", "kmeans": True}, "kmeans = True; it must be False"),
         ({"type": "ema", "unit": True}, "unit = True; it must be False"),
         ({"type": "ema", "decay": 1.0}, r"decay = 1.0; it must be in \(0, 1\)"),
         ({"type": "gumbel", "temperature": (1.0, 0.0)}, "two positive numbers"),
         ({"type": "fsq", "levels": (8, 1)}, "at least 2"),
         ({"type": "lfq", "bits": 30}, "in 1 to 20"),
+        ({"type": "lfq", "entropy_temperature": 0.0}, "entropy_temperature = 0.0; it must be positive"),
     ],
 )
 def test_wrong_options_are_named(options, words):

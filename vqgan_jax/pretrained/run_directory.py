@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from train_jax import run_directory
+from vqgan_jax import averaging
 from vqgan_jax.pretrained.checkpoint import Checkpoint
 
 
@@ -17,7 +18,6 @@ def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
 
     def read() -> tuple[dict, str]:
         params, extra, name = run_directory.load_weights(path, step)
-        variables = {"params": params["generator"], **extra.get("generator", {})}
-        return jax.tree.map(np.asarray, variables), name
+        return jax.tree.map(np.asarray, averaging.variables(params, extra)), name
 
     return Checkpoint(name=str(path), kind="run directory", model=config["model"], read=read)
