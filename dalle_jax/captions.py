@@ -19,11 +19,14 @@ Rows = np.ndarray | jax.Array  # on the host, or inside a compiled program
 
 @dataclasses.dataclass(frozen=True)
 class Captions:
-    """Rows of begin, tokens, end, and pads: `tokenizer`'s, but for pads. The pad of place p is `vocab_size + p`."""
+    """Rows of begin, tokens, end, and pads: `tokenizer`'s, but for pads. The pad of place p is `vocab_size + p`.
+
+    Attributes:
+      guides: whether the training shows pictures without their caption, beyond which guidance can go.
+    """
 
     tokenizer: Tokenizer
-
-    guides = True  # "" is a caption that the training shows
+    guides: bool = True
 
     @property
     def length(self) -> int:
@@ -70,7 +73,7 @@ class CharBpe:
     size: int
     pad: int
 
-    guides = False
+    guides = False  # minDALL-E's training always showed the caption
 
     @property
     def fingerprint(self) -> str:

@@ -385,7 +385,10 @@ class Dalle:
         require(in_float32(guidance), "guidance", guidance, "a number that float32 has; 1 is none")
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         if guidance != 1 and not self.captions.guides:
-            log.warning("guidance = %g: %s was never trained without a caption; expect less of it", guidance, self.name)
+            raise ValueError(
+                f"guidance = {guidance}: {self.name} was never trained on pictures without their caption, so there is "
+                "nothing to go beyond. Leave guidance at 1, or train with caption_dropout above 0"
+            )
 
 
 def load(path: str | Path, step: int | None = None) -> Dalle:

@@ -10,7 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dalle_jax import rerank
-from dalle_jax.captions import Captions
+from dalle_jax.captions import AnyCaptions, Captions
 from dalle_jax.dalle import Dalle
 from dalle_jax.model import Dalle as Model
 from train_jax.data.sources import DataError, Source
@@ -81,7 +81,7 @@ def factories(
         return Dalle.assemble(model, whole, captions, vq, module.grid[0] * vq.factor, "this run")
 
     def samples(options: ConfigDict, context):
-        check_sampling(options, module)
+        check_sampling(options, module, captions)
         prompts = list(options.prompts)
         if not prompts:
             source = context.source(options.source, options.split)
@@ -94,7 +94,7 @@ def factories(
         return evaluate
 
     def drawing(options: ConfigDict, context):
-        check_sampling(options, module)
+        check_sampling(options, module, captions)
         source = context.source(options.source, options.split)
         if source.shows is None:
             raise DataError(f"{source.name} has no reader of pictures: the evaluator 'drawing' needs one")
@@ -171,7 +171,7 @@ def drawn_by(options: ConfigDict) -> dict:
     }
 
 
-def check_sampling(options: ConfigDict, module: Model) -> None:
+def check_sampling(options: ConfigDict, module: Model, captions: AnyCaptions) -> None:
     """ConfigError for options that `Dalle.draw` would refuse, before the run begins."""
 
     def require(condition: bool, key: str, allowed: str) -> None:
@@ -181,6 +181,7 @@ def check_sampling(options: ConfigDict, module: Model) -> None:
     require(options.n >= 1, "n", "at least 1")
     require(0 <= options.seed < 2**32, "seed", "in [0, 2^32)")
     require(in_float32(options.guidance), "guidance", "a number that float32 has; 1 is none")
+    require(options.guidance == 1 or captions.guides, "guidance", "1 where config.caption_dropout is 0")
     require(options.temperature >= 0 and in_float32(options.temperature), "temperature", "0 or more, as float32 has it")
     require(0 <= options.top_k <= module.size, "top_k", f"in [0, {module.size}], 0 for all codes")
     require(0 < options.top_p <= 1, "top_p", "in (0, 1]")

@@ -55,7 +55,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     if size % vq.factor:
         raise ConfigError(f"config.vqgan.size = {size} must be divisible by {vq.factor}, the pixels along a code")
     grid = (size // vq.factor,) * 2
-    captions = Captions(_tokenizer(config, workdir))
+    captions = Captions(_tokenizer(config, workdir), guides=config.caption_dropout > 0)
     module = model.build(config.model, captions.size, vq.codes, grid)
     directory = Path(config.codes.dir) if config.codes.dir else (workdir or Path()) / "codes"
     empty = captions.encode([""])[0]

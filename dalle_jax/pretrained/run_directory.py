@@ -20,6 +20,7 @@ def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
     if config is None:
         return None
     vqgan = load_vqgan(path / VQGAN)
+    tokenizer = Tokenizer.load(path / TOKENIZER, config["model"]["text_length"])
 
     def read() -> tuple[dict, str]:
         params, _, name = run_directory.load_weights(path, step)
@@ -28,7 +29,7 @@ def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
     return Checkpoint(
         name=str(path),
         options=config["model"],
-        captions=Captions(Tokenizer.load(path / TOKENIZER, config["model"]["text_length"])),
+        captions=Captions(tokenizer, guides=config["caption_dropout"] > 0),
         vqgan=vqgan,
         size=config["vqgan"]["size"] or vqgan.size,
         read=read,

@@ -236,6 +236,17 @@ def test_a_run_of_another_kind_or_with_other_files_is_refused(tiny, trained, tmp
         dalle_jax.load(copy)
 
 
+def test_guidance_is_refused_to_a_run_that_hid_no_captions(tiny, tmp_path):
+    import json
+    import shutil
+
+    shutil.copytree(tiny[1], tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"caption_dropout": 0.0}))
+    with pytest.raises(ValueError, match="guidance = 1.5: .* train with caption_dropout above 0"):
+        dalle_jax.load(tmp_path / "run").draw(PROMPTS, guidance=1.5)
+
+
 def test_weights_of_another_model_are_listed(strong, trained):
     params = jax.tree.map(np.asarray, strong.variables)
     options = model_lib.defaults()

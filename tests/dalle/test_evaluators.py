@@ -1,5 +1,7 @@
 """Drawings that a reader grades; prompts about records."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -117,6 +119,13 @@ BAD += [{"guidance": float("nan")}, {"prompts": 0}]
 def test_options_that_cannot_be_are_refused_before_the_run(context, changes):
     with pytest.raises(ConfigError, match=f"{next(iter(changes))} = "):
         context.task.evaluators["drawing"](options(**changes), context)
+
+
+def test_guidance_is_refused_before_a_run_that_hides_no_captions(tiny, context):
+    config = config_lib.resolve(ConfigDict(tiny[0].to_dict() | {"caption_dropout": 0.0}))
+    task = task_lib.module(config).make(config, tiny[1])
+    with pytest.raises(ConfigError, match="guidance = 2.0; it must be 1 where config.caption_dropout is 0"):
+        task.evaluators["drawing"](options(guidance=2.0), dataclasses.replace(context, config=config, task=task))
 
 
 def test_unigram_bits_are_the_entropy_of_frequencies():

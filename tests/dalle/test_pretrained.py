@@ -46,9 +46,9 @@ def test_the_most_likely_codes_and_their_pictures_are_those_of_pytorch(model, ou
     np.testing.assert_allclose(drawn.images[:, 0] / 255, outputs["pictures"], atol=0.5 / 255 + 1e-4)
 
 
-def test_guidance_is_allowed_and_the_log_says_what_to_expect(model, caplog):
-    model.generate(["a red circle"], guidance=2.0, progress=False)
-    assert "was never trained without a caption" in caplog.text
+def test_guidance_is_refused_to_a_model_that_always_saw_the_caption(model):
+    with pytest.raises(ValueError, match="guidance = 2.0: .* was never trained on pictures without their caption"):
+        model.generate(["a red circle"], guidance=2.0, progress=False)
 
 
 def edited(tmp_path, *keys, value) -> Path:

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +15,16 @@ from PIL import Image
 import train_jax
 import vqgan_jax
 from train_jax import config as config_lib
+from train_jax import evaluate, sharding
 from train_jax.data import sources
 from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError, LoadError
 from vqgan_jax import cli
 from vqgan_jax import codes as codes_lib
+from vqgan_jax.prior import model as model_lib
 from vqgan_jax.prior import sampling
+from vqgan_jax.prior import task as prior_task
+from vqgan_jax.prior.prior import Prior
 
 RNG = np.random.default_rng(0)
 
@@ -100,6 +105,28 @@ def trained_png() -> bytes:
     return png(RNG.integers(0, 256, (16, 16, 3), np.uint8))
 
 
+def test_a_rule_is_learnt_in_bfloat16_as_in_float32(tiny, trained, learn):
+    """64 grids of codes, each of which follows from its label: in the end each is drawn for its label."""
+    label, row, column = np.ogrid[:64, :8, :8]
+    codes = ((label + 5 * row + column) % 16).astype(np.int32)
+    batch = {"codes": codes, "label": np.arange(64, dtype=np.int32)}
+    curves = {}
+    for dtype, updates in (("float32", 150), ("bfloat16", 12)):
+        c = prior_config(tiny)
+        c.steps, c.evals, c.label_dropout = 150, {}, 0.0
+        c.model = {"classes": 64, "width": 32, "depth": 2, "heads": 2, "dropout": 0.0, "dtype": dtype}
+        config = config_lib.resolve(c)
+        state, history = learn(prior_task.make(config, None), config, batch, updates)
+        curves[dtype] = [float(metrics["loss"]) for metrics in history]
+        if dtype == "float32":
+            assert history[-1]["bits_per_code"] < 0.1
+            made = Prior.assemble(config.model, state.params["prior"], trained, 16, "rule")
+            np.testing.assert_array_equal(made.sample_codes(64, list(range(64)), temperature=0), codes)
+    # Products are rounded to 8 bits: a loss is off by less than a hundredth, and Adam's steps keep it so.
+    np.testing.assert_allclose(curves["bfloat16"], curves["float32"][:12], rtol=0.02)
+    assert curves["bfloat16"][-1] < 0.95 * curves["bfloat16"][0]
+
+
 def uncached(prior, labels, guidance=1.0):
     """The most likely codes, the whole sequence computed anew for each."""
     logits_of = jax.jit(lambda codes, labels: prior.module.apply({"params": prior.variables}, codes, labels))
@@ -116,6 +143,32 @@ def test_cached_sampling_is_what_whole_sequences_say(prior, guidance):
     found = prior.sample_codes(3, [0, 5, 79], temperature=0, guidance=guidance)
     np.testing.assert_array_equal(found, uncached(prior, [0, 5, 79], guidance))
     assert guidance == 1 or (found != uncached(prior, [0, 5, 79])).any()
+
+
+def test_bfloat16_with_a_cache_is_the_whole_sequence_and_its_logits_are_float32_sums():
+    options = model_lib.defaults()
+    options.update({"classes": 5, "width": 16, "depth": 3, "heads": 2, "dtype": "bfloat16"})
+    module = model_lib.build(options, 20, 8)
+    codes, labels = jnp.asarray(RNG.integers(0, 20, (2, 8)), jnp.int32), jnp.asarray([3, -1])
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), codes, labels))["params"]
+    params = jax.tree.map(lambda x: x + 0.3 * RNG.standard_normal(x.shape, np.float32), params)
+    listening = {"capture_intermediates": lambda part, _: part.name == "norm", "mutable": ["intermediates"]}
+
+    def check(logits, state):
+        (x,) = state["intermediates"]["norm"]["__call__"]
+        kernel = np.asarray(jnp.asarray(params["head"]["kernel"], jnp.bfloat16), np.float64)
+        assert x.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+        np.testing.assert_allclose(logits, np.asarray(x, np.float64) @ kernel, rtol=1e-6, atol=1e-5)
+
+    whole, state = module.apply({"params": params}, codes, labels, **listening)
+    check(whole, state)
+    plain, unrolled = model_lib.for_sampling(module, params)
+    (logits, cache), state = plain.apply({"params": unrolled}, labels, codes[:, :2], method="begin", **listening)
+    step = jax.jit(lambda *inputs: plain.apply({"params": unrolled}, *inputs, method="step", **listening))
+    for place in range(2, 8):
+        check(logits, state)
+        np.testing.assert_allclose(logits, whole[:, place], atol=2e-2 * np.abs(whole).max())
+        (logits, cache), state = step(codes[:, place], jnp.int32(place), cache)
 
 
 def test_picture_i_is_the_same_in_any_batch(prior):
@@ -219,6 +272,27 @@ def test_a_run_keeps_its_tokenizer(run, trained, tmp_path, monkeypatch):
         vqgan_jax.load_prior(moved)
 
 
+def test_guidance_is_refused_to_a_run_that_hid_no_labels(run, tmp_path):
+    shutil.copytree(run[1], tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"label_dropout": 0.0}))
+    found = vqgan_jax.load_prior(tmp_path / "run")
+    with pytest.raises(ValueError, match="guidance = 2: .* train with label_dropout above 0"):
+        found.sample_codes(1, 3, guidance=2)
+    with pytest.raises(ValueError, match="knows no image without a label"):
+        found.sample_codes(1)
+
+
+@pytest.mark.parametrize("change", [{"label_dropout": 0.0}, {"model": {"classes": 0, "width": 16, "heads": 2}}])
+def test_guidance_is_refused_before_a_run_that_has_nothing_to_guide(tiny, change):
+    config = config_lib.resolve(ConfigDict(prior_config(tiny).to_dict() | {"evals": {}} | change))
+    made = prior_task.make(config, None)
+    options = ConfigDict(prior_task.evaluators.defaults().samples.to_dict() | {"guidance": 2.0})
+    context = evaluate.Context(sharding.make_mesh(config.mesh), config, made)
+    with pytest.raises(ConfigError, match="guidance = 2.0 must be 1 where config.model.classes or config.label_dropout"):
+        made.evaluators["samples"](options, context)
+
+
 def test_other_things_are_no_second_stage(tiny, tmp_path):
     with pytest.raises(LoadError, match="is a run of 'vqgan_jax.task'"):
         vqgan_jax.load_prior(tiny[1])
@@ -239,10 +313,8 @@ def test_wrong_options_are_named(tiny, change, message):
     config = prior_config(tiny)
     full = config_lib.resolve(config)
     full.update_from_flattened_dict(change)
-    from vqgan_jax.prior import task
-
     with pytest.raises(ConfigError, match=message):
-        task.make(full, None)
+        prior_task.make(full, None)
 
 
 def test_the_command_line_draws_what_the_model_draws(run, prior, tmp_path, capsys):

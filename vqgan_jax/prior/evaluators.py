@@ -59,6 +59,11 @@ def factories(
         most = options.top_k or (module.size if options.top_p < 1 else 0)
         if not 0 <= options.top_k <= module.size:
             raise ConfigError(f"config.evals.….top_k = {options.top_k} must be in [0, {module.size}], 0 for all codes")
+        if options.guidance != 1 and not (module.classes and context.config.label_dropout):
+            raise ConfigError(
+                f"config.evals.….guidance = {options.guidance} must be 1 where config.model.classes or config.label_dropout "
+                "is 0: nothing is learnt of images without their label, or of labels"
+            )
         labels = np.arange(options.n) % module.classes if module.classes else np.full(options.n, -1)
         length = module.length
         features = open_features(options.features) if options.features else None

@@ -189,7 +189,10 @@ class Prior:
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"top_p = {top_p} must be in (0, 1], or None for all codes")
         if guidance != 1 and not self.label_free:
-            raise ValueError(f"guidance = {guidance}: {self.name} was never shown images without their label")
+            raise ValueError(
+                f"guidance = {guidance}: {self.name} was never shown images without their label, so there is nothing to go "
+                "beyond. Leave guidance at 1, or train with label_dropout above 0"
+            )
         if guidance != 1 and not self.classes:
             raise ValueError(
                 f"guidance = {guidance}: {self.name} was trained without labels, so there is nothing to guide"
@@ -241,7 +244,8 @@ def load(path: str | Path, step: int | None = None) -> Prior:
     options.update(config["model"])
     size = config["vqgan"]["size"] or vqgan.size
     params = jax.tree.map(np.asarray, params["prior"])
-    return Prior.assemble(options, params, vqgan, size, name)
+    label_free = not options.classes or config["label_dropout"] > 0
+    return Prior.assemble(options, params, vqgan, size, name, label_free)
 
 
 def _load_taming(path: Path) -> Prior:
