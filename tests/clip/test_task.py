@@ -110,6 +110,27 @@ def test_random_crops_differ_and_keep_the_shape(folder):
     assert {image.shape for image in found} == {(SIZE, SIZE, 3)}
 
 
+def test_pairs_are_learnt_by_heart_in_bfloat16_as_in_float32(folder, learn):
+    """Sixteen pictures find their captions, and captions their pictures."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (16, 2, 2, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    curves = {}
+    for dtype, updates in (("float32", 150), ("bfloat16", 12)):
+        config = resolve(folder, steps=150, model__dtype=dtype, optim__lr=3e-3)
+        task = clip_task.make(config, None)
+        tokenizer = Tokenizer.from_json(task.artifacts["tokenizer.json"], LENGTH)
+        text = tokenizer.encode([f"{a} {b}" for a in "abcd" for b in "wxyz"])
+        batch = {"image": pictures, "text": text, "truncated": np.zeros(16, bool)}
+        _, history = learn(task, config, batch, updates)
+        curves[dtype] = [float(metrics["loss"]) for metrics in history]
+        if dtype == "float32":
+            assert history[-1]["accuracy/image_to_text"] == history[-1]["accuracy/text_to_image"] == 1
+            assert curves[dtype][-1] < 0.1
+    # Cosines of 8 numbers are off by some 2^-8, and the scale that multiplies them is 14 at the start.
+    np.testing.assert_allclose(curves["bfloat16"], curves["float32"][:12], atol=0.1)
+    assert curves["bfloat16"][-1] < 0.8 * curves["bfloat16"][0]
+
+
 def test_a_broken_picture_is_said_to_be_broken(folder):
     task = clip_task.make(resolve(folder), None)
     with pytest.raises(BrokenSample):

@@ -20,14 +20,14 @@ from vqgan_jax import model as vqgan_model
 CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("circle", "square", "star")]
 
 
-def make_vqgan(quantizer: dict | None = None) -> "vqgan_jax.Vqgan":
+def make_vqgan(quantizer: dict | None = None, dtype: str = "float32") -> "vqgan_jax.Vqgan":
     """16 x 16 pixels to 4 x 4 codes out of 12."""
     options = vqgan_model.defaults()
     options.update(
         {"channels": 8, "multipliers": (1, 1, 2), "blocks": 1, "resolution": 16, "attention": (), "groups": 4}
     )
     options.quantizer.update(quantizer or {"type": "nearest", "size": 12, "dim": 4})
-    options.z_channels = 8
+    options.z_channels, options.dtype = 8, dtype
     module = vqgan_model.build(options)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     variables = jax.jit(module.init)(keys, jnp.zeros((1, 16, 16, 3)))
@@ -38,7 +38,7 @@ def make_vqgan(quantizer: dict | None = None) -> "vqgan_jax.Vqgan":
     return vqgan_jax.Vqgan.assemble(options, variables, "untrained")
 
 
-def make_clip(seed: int = 0, size: int = 8) -> "clip_jax.Clip":
+def make_clip(seed: int = 0, size: int = 8, dtype: str = "float32") -> "clip_jax.Clip":
     """Sees 8 x 8 pixels, in 4 patches."""
     tokenizer = Tokenizer.train(CAPTIONS, 600, 16)
     options = clip_model.defaults()
@@ -48,6 +48,7 @@ def make_clip(seed: int = 0, size: int = 8) -> "clip_jax.Clip":
             "image": {"size": size, "patch": 4, "width": 8, "depth": 1, "heads": 2},
             "text": {"context_length": 16, "width": 8, "depth": 1, "heads": 2},
             "scan": False,
+            "dtype": dtype,
         }
     )
     module = clip_model.build(options, tokenizer.vocab_size, tokenizer.eos_id)
@@ -89,6 +90,12 @@ def clip(everywhere):
 def other_clip():
     """Of another seed, and of another resolution."""
     return on_one_device(make_clip(1, 12))
+
+
+@pytest.fixture(scope="session")
+def short():
+    """VQGAN and CLIP that compute in bfloat16, on one device."""
+    return on_one_device(make_vqgan(dtype="bfloat16")), on_one_device(make_clip(dtype="bfloat16"))
 
 
 @pytest.fixture(scope="session")
