@@ -3,7 +3,6 @@
 pixels in [-1, 1] -> encode -> latents [B, h, w, D] -> quantise -> codes [B, h, w] -> decode -> pixels
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -236,9 +235,3 @@ def build(options: ConfigDict) -> Autoencoder:
         dtype=DTYPES[options.dtype],
     )
     return VQGAN(maps, options.z_channels, quantize.build(options.quantizer), options.pixels == "unit")
-
-
-def bits_per_picture(options: ConfigDict, size: int) -> float:
-    """Information in the codes of a picture of `size` x `size` pixels."""
-    side = size // 2 ** (len(options.multipliers) - 1)
-    return side * side * math.log2(quantize.build(options.quantizer).size)
