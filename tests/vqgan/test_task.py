@@ -313,7 +313,6 @@ def test_eight_devices_compute_what_one_does(changes):
     assert_close(eight.extra, one.extra, 1e-5)
 
 
-<<<<<<< ours
 @pytest.mark.parametrize(
     "changes",
     [
@@ -335,9 +334,7 @@ def test_micro_batches_change_the_codebook_once_and_by_the_whole_batch(changes):
     if "codebook.start" in changes:
         start, _ = run_steps(c, 1, steps=0)
         assert np.abs(books[0]["codebook"] - start.params["generator"]["quantizer"]["codebook"]).max() > 0.01
-=======
 FLAT = {"model.multipliers": (1,), "model.attention": (), "loss.adversarial": "none"}  # quick to compile
->>>>>>> theirs
 
 
 @pytest.mark.parametrize("kind", ["nearest", "ema"])
