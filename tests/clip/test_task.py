@@ -400,7 +400,7 @@ def test_a_tokenizer_can_be_loaded(folder, tmp_path):
         ({"augment__scale": (0.0, 1.0)}, "augment.scale"),
         ({"augment__scale": (0.9, 0.5)}, "augment.scale"),
         ({"model__imgae__size": 5}, "did you mean config.model.image"),
-        ({"accumulate": 2}, "accumulate = 2: a contrastive loss .* config.model.micro_batch = 4 instead"),
+        ({"accumulate": 2}, "accumulate = 2: a contrastive loss .* Set config.model.micro_batch instead"),
         ({"model__image__patch_dropout": 1.0}, "patch_dropout = 1.0"),
         ({"model__image__proj": False}, "embed_dim = 8 must be image.width = 16"),
         ({"model__text__pool": "last"}, "pool = 'last' reads the padding"),
