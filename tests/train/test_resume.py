@@ -113,7 +113,9 @@ def test_another_model_is_refused_by_the_array_that_differs(tmp_path):
         restored(tmp_path, other, options())
 
 
-@pytest.mark.parametrize(("before", "after"), [((), ("a", "b")), (("a",), ("b",)), (("a", "b"), ()), (("a", "b"), ("b",))])
+@pytest.mark.parametrize(
+    ("before", "after"), [((), ("a", "b")), (("a",), ("b",)), (("a", "b"), ()), (("a", "b"), ("b",))]
+)
 def test_averages_that_are_switched_on_begin_at_the_weights_and_others_are_dropped(before, after, tmp_path, caplog):
     old, tx = made(options(), ema=before)
     saved(tmp_path, old, options())

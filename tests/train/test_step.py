@@ -236,11 +236,12 @@ def test_a_state_is_planned_without_an_array_and_made_without_a_batch():
 
 def test_keys_of_the_first_weights_are_never_those_of_training():
     def init(rng, batch):
-        keys = [rng, *jax.random.split(rng, 4)]
+        parts = jax.random.split(rng, 4)
+        keys = [rng, *parts, *(key for part in parts for key in jax.random.split(part))]
         return {"player": {"w": jnp.zeros(())}}, {"keys": jnp.stack([jax.random.key_data(key) for key in keys])}
 
     def loss(params, extra, batch, rng, step):
-        return params["player"]["w"], ({"key": jax.random.key_data(rng)}, extra)
+        return params["player"]["w"], ({"key": jax.random.key_data(rng)}, {})
 
     state, history = train(task=Task(init=init, loss=loss, example=toy.example), steps=4)
     drawn = [tuple(np.asarray(row["key"]).tolist()) for row in history]
