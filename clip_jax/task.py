@@ -142,8 +142,8 @@ def _check_accumulate(config: ConfigDict) -> None:
     if config.accumulate > 1:
         raise ConfigError(
             f"config.accumulate = {config.accumulate}: a contrastive loss compares all examples of a batch, and each "
-            "micro-batch would have an easier one of its own. Set config.model.micro_batch instead: the towers see at most so "
-            "many examples of a device at a time, and the loss all of them"
+            "micro-batch would have an easier one of its own. Set config.model.micro_batch instead: the towers see at most "
+            "so many examples of a device at a time, and the loss all of them"
         )
 
 
