@@ -58,15 +58,18 @@ def moving_means(
     return {"points": total / smooth[:, None], "count": count, "total": total}
 
 
-def replacements(latents: Float[Array, "b h w d"], size: int, step, key, kmeans: bool) -> Float[Array, "k d"]:
-    """Where `size` codes may move: latents drawn with `key`; at the first update, with `kmeans`, the centres of all."""
+def replacements(latents: Float[Array, "b h w d"], size: int, first, key, kmeans: bool) -> Float[Array, "k d"]:
+    """Where `size` codes may move: latents drawn with `key`; at the first update, with `kmeans`, the centres of all.
+
+    `first`: whether no update has been made yet, skipped ones left out.
+    """
     flat = latents.reshape(-1, latents.shape[-1])
     drawn = flat[jax.random.choice(key, flat.shape[0], (size,), replace=flat.shape[0] < size)]
     if not kmeans:
         return drawn
     # Gathered first: the rounds then run on every device alone, instead of meeting in each of them.
     return jax.lax.cond(
-        step == 0, lambda: centres(nn.with_logical_constraint(flat, (None, None)), drawn), lambda: drawn
+        first, lambda: centres(nn.with_logical_constraint(flat, (None, None)), drawn), lambda: drawn
     )
 
 
@@ -83,7 +86,7 @@ def centres(points: Float[Array, "n d"], begin: Float[Array, "k d"]) -> Float[Ar
 
 
 def revived(
-    state: dict, book: dict[str, jax.Array], fresh: Float[Array, "k d"], step, revive: int, kmeans: bool
+    state: dict, book: dict[str, jax.Array], fresh: Float[Array, "k d"], step, first, revive: int, kmeans: bool
 ) -> tuple[dict, dict[str, jax.Array], Array]:
     """The state and the codebook after dead codes moved onto `fresh`, and which did: bool [K].
 
@@ -92,9 +95,9 @@ def revived(
     """
     moved = jnp.zeros(fresh.shape[:1], bool)
     if revive:
-        moved = (step - jnp.maximum(state["last"], 0) >= revive) & (step > 0)
+        moved = (step - jnp.maximum(state["last"], 0) >= revive) & ~first
     if kmeans:
-        moved = moved | (step == 0)
+        moved = moved | first
     anew = {"points": fresh, "count": jnp.ones(fresh.shape[:1]), "total": fresh}
     book = {name: jnp.where(moved.reshape(-1, *(1,) * (x.ndim - 1)), anew[name], x) for name, x in book.items()}
     # As if just taken: it has the whole time again.

@@ -225,6 +225,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         """Codebook, its health and all running means, by all micro-batches of an update at once."""
         mesh = jax.sharding.get_abstract_mesh()
         codes = sharding.join_batch(statistics["codes"], mesh)
+        first = jnp.all(extra["usage"]["last"] < 0)
         usage, health = codebook.follow(extra["usage"], codes, step)
         means = {name: x for name, x in statistics.items() if name not in ("codes", "latents")}
         extra = extra | averaged(means) | {"usage": usage}
@@ -237,8 +238,8 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
             book = codebook.moving_means(book, codes, latents, m.quantizer.decay)
         else:
             book = {"points": generator["quantizer"]["codebook"]}
-        fresh = codebook.replacements(latents, m.quantizer.size, step, rng, kmeans)
-        extra["usage"], book, moved = codebook.revived(usage, book, fresh, step, revive, kmeans)
+        fresh = codebook.replacements(latents, m.quantizer.size, first, rng, kmeans)
+        extra["usage"], book, moved = codebook.revived(usage, book, fresh, step, first, revive, kmeans)
         if averages:
             extra["averaged"] = averaging.follow(extra["averaged"], book["points"], moved, step, config.ema.decay)
         if is_ema:

@@ -238,7 +238,7 @@ def test_damaged_pil_pictures_are_broken_samples():
 
 
 @pytest.mark.parametrize(
-    "nothing", [Image.new("RGB", (0, 5)), Image.new("L", (5, 0)), np.zeros((0, 5, 3), np.uint8)], ids=repr
+    "nothing", [Image.new("RGB", (0, 5)), Image.new("L", (5, 0)), np.zeros((0, 5, 3), np.uint8)], ids=["RGB", "L", "array"]
 )
 def test_pictures_of_no_pixels_are_broken_samples(nothing):
     for mode in ("crop", "squash"):

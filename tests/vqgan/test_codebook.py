@@ -38,20 +38,21 @@ def test_kmeans_finds_clusters():
 def test_dead_codes_move_onto_latents_and_get_the_whole_time_again():
     state, fresh = codebook.start(3) | {"last": jnp.array([7, 2, -1])}, jnp.full((3, 2), 5.0)
     book = {"points": jnp.zeros((3, 2)), "count": jnp.full((3,), 9.0), "total": jnp.zeros((3, 2))}
-    state, book, moved = codebook.revived(state, book, fresh, jnp.asarray(8), 6, False)
+    state, book, moved = codebook.revived(state, book, fresh, jnp.asarray(8), jnp.asarray(False), 6, False)
     assert moved.tolist() == [False, True, True]
     assert book["points"].tolist() == book["total"].tolist() == [[0, 0], [5, 5], [5, 5]]
     assert book["count"].tolist() == [9, 1, 1]
     assert state["last"].tolist() == [7, 8, 8]
-    _, _, moved = codebook.revived(state, book, fresh, jnp.asarray(9), 6, False)
+    _, _, moved = codebook.revived(state, book, fresh, jnp.asarray(9), jnp.asarray(False), 6, False)
     assert not moved.any()
-    _, _, moved = codebook.revived(codebook.start(3), {"points": fresh}, fresh, jnp.asarray(0), 0, True)
+    first = jnp.asarray(True)  # of all updates that were made: the first five were skipped
+    _, _, moved = codebook.revived(codebook.start(3), {"points": fresh}, fresh, jnp.asarray(5), first, 0, True)
     assert moved.all(), "k-means moves all codes after the first update"
 
 
 def test_latents_are_rows_of_the_batch():
     latents = jnp.arange(24.0).reshape(2, 2, 3, 2)
-    drawn = codebook.replacements(latents, 4, jnp.asarray(3), jax.random.key(0), True)
+    drawn = codebook.replacements(latents, 4, jnp.asarray(False), jax.random.key(0), True)
     rows = {tuple(row) for row in np.asarray(latents).reshape(-1, 2).tolist()}
     chosen = [tuple(row) for row in np.asarray(drawn).tolist()]
     assert set(chosen) <= rows and len(set(chosen)) == 4
