@@ -52,7 +52,7 @@ MODULE_EDGES = {
     "dalle_jax.cli": {"train_jax.command", "train_jax.data", "train_jax.__main__"},
     "dalle_jax.demo": {"train_jax"},
     # What reads a user's pictures reads them as the trainer does.
-    "clip_jax.cli": {"train_jax.command", "train_jax.data"},
+    "clip_jax.cli": {"train_jax.command", "train_jax.data", "train_jax.weights"},
     "clip_jax.search": {"train_jax.data"},
     "clip_jax.sheets": {"train_jax.data", "train_jax.page"},
     # The demos call the trainer as a user would.
