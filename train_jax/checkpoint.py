@@ -20,6 +20,14 @@ from train_jax.sharding import path_name
 log = logging.getLogger(__name__)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not the tracebacks that Orbax logs of each thread of a failed save: `Checkpoints` reports the failure in one line."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+logging.getLogger("absl").addFilter(_is_news)
+
+
 class CheckpointError(RuntimeError):
     """Checkpoints exist and none can be read, or the last one of a run could not be written."""
 
