@@ -42,14 +42,14 @@ def read(folder: AnyPath) -> dict[str, list[str]]:
         raise DataError(f"folder:{folder}: {error}") from error
     missing = [name for name in found if str(PurePosixPath(name)) not in pictures and not _is_file(folder, name)]
     for name in missing[:_NAMED]:
-        log.warning("folder:%s: %s has a caption and no image", folder, name)
+        log.warning("folder:%s: %r has a caption and no image", folder, name)
     if missing:
         log.warning("folder:%s: %d caption(s) without an image are left out", folder, len(missing))
     silent = sorted(set(pictures) - {str(PurePosixPath(name)) for name in found})
     if silent:
         log.warning(
             "folder:%s: %d image(s) without a caption are left out: %s%s",
-            folder, len(silent), ", ".join(silent[:_NAMED]), ", …" if len(silent) > _NAMED else "",
+            folder, len(silent), ", ".join(map(repr, silent[:_NAMED])), ", …" if len(silent) > _NAMED else "",
         )  # fmt: skip
     if len(missing) == len(found):
         raise DataError(
@@ -96,7 +96,7 @@ def read_table(table: AnyPath) -> dict[str, list[str]]:
         if texts:
             found.setdefault(name, []).extend(texts)
         else:
-            log.warning("%s, line %d: %s has no caption and is left out%s", table, line, name, why)
+            log.warning("%s, line %d: %r has no caption and is left out%s", table, line, name, why)
     return found
 
 
