@@ -189,7 +189,7 @@ def test_text_files_beside_the_images(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         source = open_source(f"folder:{tmp_path}", "all")
     assert captions_of(source) == {"a.png": ["first line", "second line"], "deep/er/b.JPG": ["übrig"]}
-    assert "2 image(s) without a caption are left out: empty.png, silent.webp" in caplog.text
+    assert "2 image(s) without a caption are left out: 'empty.png', 'silent.webp'" in caplog.text
 
 
 def test_missing_image_and_missing_caption_are_told(tmp_path, caplog):
@@ -199,10 +199,10 @@ def test_missing_image_and_missing_caption_are_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         source = open_source(f"folder:{tmp_path}", "all")
     assert captions_of(source) == {"a.png": ["a"]}
-    assert "gone.png has a caption and no image" in caplog.text
+    assert "'gone.png' has a caption and no image" in caplog.text
     assert "1 caption(s) without an image are left out" in caplog.text
-    assert "line 3: a.png has no caption and is left out" in caplog.text
-    assert "1 image(s) without a caption are left out: alone.png" in caplog.text
+    assert "line 3: 'a.png' has no caption and is left out" in caplog.text
+    assert "1 image(s) without a caption are left out: 'alone.png'" in caplog.text
 
 
 def test_image_deleted_after_opening_is_a_broken_sample(tmp_path):
@@ -287,7 +287,7 @@ def test_captions_that_are_no_text_are_left_out(tmp_path, caplog):
     rows = [{"file": "a.png", "caption": 5}, {"file": "b.png", "captions": [None, "b"]}]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert captions_of(open_source(f"folder:{tmp_path}", "all")) == {"b.png": ["b"]}
-    assert "line 1: a.png has no caption" in caplog.text
+    assert "line 1: 'a.png' has no caption" in caplog.text
 
 
 @pytest.fixture
