@@ -124,10 +124,16 @@ def test_other_files_of_the_process_may_take_the_descriptors(many, monkeypatch):
     assert [many[number]["captions"] for number in range(60)] == [[str(number)] for number in range(60)]
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, before[1]))
+    others = []
     try:
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                others.append(os.open(os.devnull, os.O_RDONLY))
         found = many[80]["captions"]  # by closing the 60 that are open
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for descriptor in others:
+            os.close(descriptor)
     assert found == ["80"]
 
 
