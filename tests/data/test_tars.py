@@ -7,7 +7,10 @@ import json
 import os
 import pickle
 import resource
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,6 +120,13 @@ def test_more_tars_than_a_process_may_open_lose_no_sample(many, caplog):
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert found == [[str(number)] for number in order]
     assert "trying again" not in caplog.text, "the limit is kept to, not run into"
+
+
+def test_a_process_that_ends_with_open_tars_says_nothing(many):
+    script = f"from train_jax.data.tars import Tars\nprint(len([record for record in Tars({many._paths[0].as_posix()!r})]))"
+    environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 def test_other_files_of_the_process_may_take_the_descriptors(many, monkeypatch):
