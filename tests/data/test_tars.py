@@ -7,7 +7,10 @@ import json
 import os
 import pickle
 import resource
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,15 +122,28 @@ def test_more_tars_than_a_process_may_open_lose_no_sample(many, caplog):
     assert "trying again" not in caplog.text, "the limit is kept to, not run into"
 
 
+def test_a_process_that_ends_with_open_tars_says_nothing(many):
+    script = f"from train_jax.data.tars import Tars\nprint(len([record for record in Tars({many._paths[0].as_posix()!r})]))"
+    environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
 def test_other_files_of_the_process_may_take_the_descriptors(many, monkeypatch):
     monkeypatch.setattr(files, "_WAITS", (0.0, 0.0))
     assert [many[number]["captions"] for number in range(60)] == [[str(number)] for number in range(60)]
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, before[1]))
+    others = []
     try:
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                others.append(os.open(os.devnull, os.O_RDONLY))
         found = many[80]["captions"]  # by closing the 60 that are open
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for descriptor in others:
+            os.close(descriptor)
     assert found == ["80"]
 
 

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import tarfile
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -52,13 +53,10 @@ class _OpenFile:
 
     def __init__(self, path: Path):
         self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, offset: int, size: int) -> bytes:
         return os.pread(self._descriptor, size, offset)
-
-    def __del__(self):
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
 
 
 @functools.lru_cache(maxsize=_MOST_OPEN)
