@@ -21,12 +21,8 @@ from train_jax import config as config_lib
 from train_jax.errors import ConfigError
 from train_jax.weights.tensors import open_tensors
 from vqgan_jax import LoadError, discriminator, model, task
-<<<<<<< HEAD
-from vqgan_jax.pretrained import open_checkpoint
-from vqgan_jax.pretrained.checkpoint import abstract_variables
-=======
 from vqgan_jax.pretrained import diffusers, open_checkpoint, taming
->>>>>>> w-vqw
+from vqgan_jax.pretrained.checkpoint import abstract_variables
 from vqgan_jax.prior import taming as prior_taming
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "vqgan"
