@@ -11,16 +11,12 @@ from pathlib import Path
 from unittest import mock
 
 import jax
-import numpy as np
 
-
-def like_a_tpu(shape, devices):
-    """The devices of two hosts as two TPU hosts of 2 x 2 chips side by side: rows of chips run over both."""
-    return np.asarray(devices).reshape(2, 2, 2).transpose(1, 0, 2).reshape(shape)
-
+sys.path.insert(0, str(Path(__file__).parent / "train"))
 
 if __name__ == "__main__":
     configs, coordinator, index = sys.argv[1:]
+    from drive_hosts import like_a_tpu
     from ml_collections import ConfigDict
 
     import train_jax
