@@ -19,6 +19,8 @@ import vqgan_jax
 from train_jax.data import shapes
 from train_jax.data.shapes import shapes_dataset_builder
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 _CLOCK = ("time", "steps_per", "examples_per", "mfu")
 FAMILIES = ("clip", "vqgan", "dalle")

@@ -13,6 +13,8 @@ from clip_jax.search import Index, search
 from train_jax.data.shapes import oracle, scene
 from train_jax.data.sources import open_source
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def done(tiny, tmp_path_factory):

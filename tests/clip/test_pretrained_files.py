@@ -321,6 +321,7 @@ def leaves(content, path=()):
             yield from leaves(value, (*path, key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, file",
     [

@@ -3,10 +3,13 @@
 import shutil
 
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
 from dalle_jax import demo
+
+pytestmark = pytest.mark.slow
 
 
 def test_it_leaves_a_sheet_and_a_part_of_the_page(tiny, tmp_path, monkeypatch, capsys):

@@ -6,6 +6,8 @@ from ml_collections import ConfigDict
 import dalle_jax
 import train_jax
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def outputs(tiny, tmp_path_factory, run_notebook):

@@ -19,6 +19,7 @@ PUBLISHED = ("vit_b32", "vit_b16", "vit_l14", "rn50", "siglip_b16", "f16_1024", 
              "dalle1_12b")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_published_configs_are_traced_on_1_to_256_devices(tmp_path):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=256", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", str(DRIVER), str(tmp_path)]

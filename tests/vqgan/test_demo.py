@@ -3,9 +3,12 @@
 import shutil
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from vqgan_jax import demo
+
+pytestmark = pytest.mark.slow
 
 
 def test_it_leaves_a_sheet_and_a_part_of_the_page(tiny, trained, tmp_path, capsys):

@@ -6,6 +6,8 @@ from ml_collections import ConfigDict
 import train_jax
 import vqgan_jax
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def outputs(tiny, tmp_path_factory, run_notebook):

@@ -356,6 +356,7 @@ def test_damaged_weights_are_a_load_error(kind, tmp_path):
         found.variables(found.module())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["diffusers", "dalle-mini", "taming/last.ckpt", "gumbel/stage1.ckpt", "gumbel/stage2.ckpt"])
 def test_no_configuration_is_anything_but_a_load_error(name, tmp_path, monkeypatch):
     """Each option in turn is missing, or of another type."""

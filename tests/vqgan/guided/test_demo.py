@@ -1,11 +1,14 @@
 """The demo on models that nobody trained: its sheet, and its part of the page."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import clip_jax
 import vqgan_jax
 from vqgan_jax.guided import demo
+
+pytestmark = pytest.mark.slow
 
 
 def test_it_leaves_a_sheet_and_a_part_of_the_page(vq, clip, tmp_path, monkeypatch, capsys):

@@ -7,6 +7,8 @@ import pytest
 import clip_jax
 import vqgan_jax
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def outputs(vq, clip, other_clip, tmp_path_factory, run_notebook):
