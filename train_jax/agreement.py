@@ -47,7 +47,8 @@ def share(error: Exception) -> None:
     An error that they know already (PeerError, or shared before) is not told again. If the others do not come to hear it,
     nothing can be done together any more: the error is printed and this process ends, upon which JAX ends the others.
     """
-    if jax.process_count() == 1 or isinstance(error, PeerError) or getattr(error, "_shared", False):
+    alone = distributed.global_state.client is None or jax.process_count() == 1
+    if alone or isinstance(error, PeerError) or getattr(error, "_shared", False):
         return
     error._shared = True
     try:

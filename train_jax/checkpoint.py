@@ -91,12 +91,12 @@ class Checkpoints:
             return
         # Hosts take rows of the same global batches, so every host is at the same place.
         about = {"position": position.get_state(), "evaluated": evaluated, "config": self._config}
-        content = _named(state)
-        if optim.has_average(state.opt_state):
-            # For inference alone, which cannot read an optimiser's state.
-            content["average"] = optim.evaluation_params(state.opt_state, state.params)
         failure = None
         try:
+            content = _named(state)
+            if optim.has_average(state.opt_state):
+                # For inference alone, which cannot read an optimiser's state.
+                content["average"] = optim.evaluation_params(state.opt_state, state.params)
             self._saving = (step, self._checkpointer.save_async(step, content, force=True, custom_metadata=about))
         except Exception as error:
             failure = error

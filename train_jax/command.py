@@ -86,6 +86,8 @@ def demo(
       mistakes: as in `answer`.
     """
     from train_jax import config_file
+    from train_jax.agreement import PeerError
+    from train_jax.checkpoint import CheckpointError
     from train_jax.data.errors import DataError
 
     asked = argparse.ArgumentParser(f"python -m {module}", description=text)
@@ -97,7 +99,9 @@ def demo(
     try:
         what = () if config is None else (config_file.load(arguments.config),)
         run(*what, Path(arguments.workdir))
-    except (ConfigError, DataError, LoadError, FloatingPointError, OSError, *mistakes) as error:
+    except (
+        ConfigError, DataError, LoadError, CheckpointError, PeerError, FloatingPointError, OSError, *mistakes
+    ) as error:  # fmt: skip
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:

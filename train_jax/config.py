@@ -5,6 +5,7 @@ command line (`--config.optim.lr=3e-4`), whether the file mentions it or not.
 """
 
 import difflib
+import re
 from collections.abc import Collection, Mapping
 
 from ml_collections import ConfigDict
@@ -191,6 +192,7 @@ def _check_ranges(c: ConfigDict) -> None:
     require(c.optim.weight_decay >= 0, "optim.weight_decay", c.optim.weight_decay, "0 or more")
     require(c.optim.clip >= 0, "optim.clip", c.optim.clip, "0 (no clipping) or more")
     require(c.optim.max_skipped >= 1, "optim.max_skipped", c.optim.max_skipped, "at least 1")
+    _check_patterns(c.optim)
     require(c.accumulate >= 1, "accumulate", c.accumulate, "at least 1")
     require(
         c.data.batch_size % c.accumulate == 0,
@@ -204,6 +206,25 @@ def _check_ranges(c: ConfigDict) -> None:
     require(c.checkpoint.keep_every >= 0, "checkpoint.keep_every", c.checkpoint.keep_every, "0 (none) or more")
     for name, options in c.evals.items():
         require(options.every >= 0, f"evals.{name}.every", options.every, "0 (at the end alone) or more")
+        for key, least in {"batch_size": 1, "most": 0, "gallery": 0, "bootstrap": 0, "shown": 0}.items():
+            require(options.get(key, least) >= least, f"evals.{name}.{key}", options.get(key), f"at least {least}")
+
+
+def _check_patterns(optim: ConfigDict) -> None:
+    for pair in optim.lr_scale:
+        is_pair = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
+        if not (is_pair and isinstance(pair[1], int | float) and pair[1] > 0):
+            raise ConfigError(
+                f"config.optim.lr_scale holds {pair!r}; it must be pairs of a regular expression and a factor above 0, such "
+                "as (('vision', 0.1),)"
+            )
+    scaled = [pattern for pattern, _ in optim.lr_scale]
+    for option, patterns in (("no_decay", optim.no_decay), ("freeze", optim.freeze), ("lr_scale", scaled)):
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except (re.error, TypeError) as error:
+                raise ConfigError(f"config.optim.{option}: {pattern!r} is not a regular expression: {error}") from error
 
 
 def adopt(

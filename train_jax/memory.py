@@ -7,7 +7,9 @@ import jax
 
 from train_jax.errors import ConfigError
 
-_MEMORY, _LIMIT, _USED = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+_MEMORY = Path("/proc/meminfo")
+_LIMIT, _USED, _PARTS = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current", "stat"))
+_CACHE = ("inactive_file", "active_file")  # pages of files, which the system gives back
 
 
 def free(device: jax.Device) -> int | None:
@@ -23,7 +25,9 @@ def free(device: jax.Device) -> int | None:
     available = next(int(line.split()[1]) for line in _MEMORY.read_text().splitlines() if line.startswith("MemAvailable"))
     left = 1024 * available
     if _LIMIT.is_file() and (limit := _LIMIT.read_text().strip()) != "max":  # of a container
-        left = min(left, int(limit) - int(_USED.read_text()))
+        parts = dict(line.split() for line in _PARTS.read_text().splitlines())
+        used = int(_USED.read_text()) - sum(int(parts[name]) for name in _CACHE)
+        left = min(left, int(limit) - used)
     return left // jax.local_device_count()
 
 

@@ -39,7 +39,8 @@ class Ownership:
     def __init__(self, workdir: AnyPath):
         self.error: Exception | None = None
         self._file = workdir / _FILE
-        self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex, "beat": 0}
+        self._owner = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid()}
+        self._owner |= {"token": uuid.uuid4().hex, "beat": 0}
         self._closed = threading.Event()
         self._thread = None
         if jax.process_index() == 0:
@@ -87,7 +88,7 @@ class Ownership:
     def _lives(self, owner: dict | None) -> bool:
         """Whether the owner is a process that runs; None: the file was not readable, as one that is just being written."""
         me = self._owner
-        if owner and owner["host"] == me["host"] and (owner["pid"] == me["pid"] or not _runs(owner["pid"])):
+        if owner and owner.get("machine") == me["machine"] and (owner["pid"] == me["pid"] or not _runs(owner["pid"])):
             return False
         log.info("%s: watching for %.0f s whether its owner lives", self._file, _SILENCE)
         deadline = time.monotonic() + _SILENCE
@@ -117,24 +118,41 @@ class Ownership:
             time.sleep(_BEAT / 50)
 
     def _renew(self) -> None:
+        failed = False
         while not self._closed.wait(_BEAT):
-            owner = self._read()
-            if owner is not None and owner["token"] != self._owner["token"]:  # two took over from the same dead owner
-                self.error = self._refusal()
-                return
-            self._owner["beat"] += 1
-            unfinished = self._file.with_suffix(".unfinished")
             try:
+                owner = self._read()
+                if owner is not None and owner["token"] != self._owner["token"]:  # two took over from the same dead owner
+                    self.error = self._refusal()
+                    return
+                self._owner["beat"] += 1
+                unfinished = self._file.with_suffix(".unfinished")
                 unfinished.write_text(json.dumps(self._owner))
                 unfinished.replace(self._file)
-            except OSError as error:
-                log.warning("%s cannot be renewed: %s", self._file, error)
+                failed = False
+            except Exception as error:  # storage raises classes of its own; a claim that is not renewed is lost
+                if not failed:
+                    log.warning("%s cannot be renewed: %s", self._file, error)
+                failed = True
 
     def _read(self) -> dict | None:
         try:
-            return json.loads(self._file.read_text())
+            owner = json.loads(self._file.read_text())
         except (OSError, ValueError):
             return None
+        return owner if isinstance(owner, dict) else None
+
+
+def _machine() -> str:
+    """What processes share that see each other's numbers: the machine since it was started, and the space of its numbers."""
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    return " ".join(
+        [
+            socket.gethostname(),
+            boot.read_text().strip() if boot.exists() else "",
+            os.readlink(space) if space.exists() else "",
+        ]
+    )
 
 
 def _runs(pid: int) -> bool:

@@ -55,9 +55,8 @@ def check_artifacts(directory: AnyPath, artifacts: Sequence[str] = ()) -> None:
     try:
         expected = dict(json.loads(file.read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise LoadError(
-            f"{file} cannot be read ({error}), so nothing says which {' and which '.join(artifacts)} the weights need"
-        ) from error
+        files = " and which ".join(artifacts) or "files"
+        raise LoadError(f"{file} cannot be read ({error}), so nothing says which {files} the weights need") from error
     for name in artifacts:
         if name not in expected:
             raise LoadError(f"{file} does not mention {name}: it holds {', '.join(expected) or 'nothing'}")

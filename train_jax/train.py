@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from train_jax import agreement, memory, optim, paths, profiling, resume, run_directory, sharding
 from train_jax import config as config_lib
 from train_jax import task as task_lib
-from train_jax.checkpoint import Checkpoints
+from train_jax.checkpoint import CheckpointError, Checkpoints
 from train_jax.data import pipeline, sources
-from train_jax.errors import ConfigError, Stopped
+from train_jax.errors import ConfigError, LoadError, Stopped
 from train_jax.evaluate import Evaluations, Interrupted
 from train_jax.lockstep import AHEAD, Lockstep
 from train_jax.metrics import History, Writer, read
@@ -64,15 +64,16 @@ def run(
     """
     with contextlib.ExitStack() as held:
         try:
-            return _run(config, workdir, profile, reset_optimizer, held)
+            _run(config, workdir, profile, reset_optimizer, held)
         except Exception as error:
             agreement.share(error)
             raise
+    return read(paths.run_directory(workdir))  # all is written once the writer is closed
 
 
 def _run(
     config: ConfigDict, workdir: str | os.PathLike, profile: bool, reset_optimizer: bool, held: contextlib.ExitStack
-) -> History:
+) -> None:
     # Config and mesh: everything that can be wrong is found out here, before memory or a compiler is touched.
     config = config_lib.resolve(config)
     workdir = paths.run_directory(workdir)
@@ -144,7 +145,7 @@ def _run(
         # Restore: the newest checkpoint that can be read brings state and data position back together.
         held.enter_context(stop)
         checkpoints = Checkpoints(workdir / "checkpoints", **config.checkpoint, config=json.loads(_as_json(config)))
-        held.enter_context(contextlib.closing(checkpoints))
+        held.enter_context(_closing(checkpoints))
         restored = checkpoints.restore(abstract_state, iterator, reset_optimizer=reset_optimizer)
         state, start = (create_state(), 0) if restored is None else restored
         if start:
@@ -173,10 +174,14 @@ def _run(
                 raise errors()[0]
             return max(agreement.gather(stop.signal_number))
 
+        evaluated = True  # whether the evaluations whose turn has come were made
+
         def evaluate() -> None:
+            nonlocal evaluated
             names = evaluations.due(step)
             if not names:
                 return
+            evaluated = False
             try:
                 with throughput.paused():
                     results, images = evaluations.run(names, state)
@@ -184,6 +189,7 @@ def _run(
             except Interrupted as interrupted:
                 checkpoints.save(step, state, batches, evaluated=False)
                 raise Stopped(step, interrupted.signal_number) from interrupted
+            evaluated = True
             with lockstep.carried():
                 writer.write(step, results)
                 writer.images(step, images)
@@ -236,10 +242,26 @@ def _run(
         except Exception as error:
             # What training has done so far outlives unreadable data and a failed evaluation.
             agreement.share(error)
-            if step:
-                checkpoints.save(step, state, batches)
+            lost = any(agreement.gather(ownership.error is not None))  # another run trains there now
+            if step and not lost:
+                checkpoints.save(step, state, batches, evaluated=evaluated)
             raise
-    return read(workdir)
+
+
+@contextlib.contextmanager
+def _closing(checkpoints: Checkpoints):
+    """Closes checkpoints; a last save that failed is an error, or is logged beside the error that ended the run."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            checkpoints.close()
+        except CheckpointError as failed:
+            if isinstance(error, Stopped):
+                raise
+            log.error("%s", failed)
+        raise
+    checkpoints.close()
 
 
 def _without(batch: dict) -> dict:
@@ -257,7 +279,11 @@ def _check_same_experiment(config: ConfigDict, workdir: AnyPath) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    different = resume.changed(json.loads(path.read_text()), json.loads(_as_json(config)))
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise LoadError(f"{path} is not JSON ({error}): choose another --workdir, or remove this one") from error
+    different = resume.changed(before, json.loads(_as_json(config)))
     other = [key for key in different if key.split(".")[0] in _IDENTITY]
     if other:
         what = ", ".join("config.{} is {!r} there and {!r} here".format(key, *different[key]) for key in other)
@@ -273,16 +299,18 @@ def _as_json(config: ConfigDict) -> str:
 def _describe(config: ConfigDict, task: Task, workdir: AnyPath) -> None:
     """Writes what a reader of the run directory needs beside the weights."""
     workdir.mkdir(parents=True, exist_ok=True)
-    hashes = {}
-    for name, content in {"config.json": _as_json(config), **task.artifacts}.items():
-        content = content if isinstance(content, bytes) else content.encode()
+    artifacts = {name: x if isinstance(x, bytes) else x.encode() for name, x in task.artifacts.items()}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in artifacts.items()}
+    described = {
+        "config.json": _as_json(config).encode(),
+        **artifacts,
+        "artifacts.json": (json.dumps(hashes, indent=2, sort_keys=True) + "\n").encode(),
+    }
+    for name, content in described.items():
         # A run that is stopped here must still find the old file, whole.
         unfinished = workdir / f"{name}.unfinished"
         unfinished.write_bytes(content)
         unfinished.replace(workdir / name)
-        if name != "config.json":
-            hashes[name] = hashlib.sha256(content).hexdigest()
-    (workdir / "artifacts.json").write_text(json.dumps(hashes, indent=2, sort_keys=True) + "\n")
 
 
 def _report(config: ConfigDict, mesh, abstract_state, compiled, examples: int) -> None:

@@ -17,7 +17,8 @@ def test_an_accelerator_tells_what_it_has_left():
 
 
 def test_a_cpu_s_devices_share_what_the_system_and_the_container_leave(tmp_path, monkeypatch):
-    for name, text in (("_MEMORY", "MemFree: 1 kB\nMemAvailable:  800 kB\n"), ("_LIMIT", "max\n"), ("_USED", "1024\n")):
+    for name, text in (("_MEMORY", "MemFree: 1 kB\nMemAvailable:  800 kB\n"), ("_LIMIT", "max\n"), ("_USED", "4096\n"),
+                       ("_PARTS", "anon 1024\ninactive_file 2048\nactive_file 1024\n")):  # fmt: skip
         (tmp_path / name).write_text(text)
         monkeypatch.setattr(memory, name, tmp_path / name)
     device = jax.local_devices()[0]

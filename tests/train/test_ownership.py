@@ -29,7 +29,8 @@ def other_process():
 
 
 def write(workdir, beat=0, **owner):
-    owner = {"host": socket.gethostname(), "pid": 1, "token": "other", "beat": beat} | owner
+    here = {"host": socket.gethostname(), "machine": ownership._machine()}
+    owner = here | {"pid": 1, "token": "other", "beat": beat} | owner
     unfinished = workdir / "owner.part"
     unfinished.write_text(json.dumps(owner))
     unfinished.replace(workdir / "owner.json")
@@ -64,8 +65,12 @@ def test_the_file_is_there_while_the_run_is(tmp_path):
 
 
 @pytest.mark.parametrize("host", [socket.gethostname(), "another-host"])
-def test_a_directory_in_which_another_process_trains_is_refused(host, tmp_path, other_process):
-    stop = renewing(tmp_path, host=host, pid=other_process.pid)
+@pytest.mark.parametrize("machine", [ownership._machine(), "a container with numbers of its own"])
+def test_a_directory_in_which_another_process_trains_is_refused(host, machine, tmp_path, other_process):
+    if machine != ownership._machine():  # where it lives, this number is another process's; here it is none
+        other_process.kill()
+        other_process.wait()
+    stop = renewing(tmp_path, host=host, machine=machine, pid=other_process.pid)
     try:
         with pytest.raises(ConfigError, match=rf"trained in by process {other_process.pid} of {host}.*--distributed"):
             Ownership(tmp_path)
@@ -84,7 +89,7 @@ def test_what_a_killed_process_left_is_taken_over_at_once(tmp_path, other_proces
 
 @pytest.mark.parametrize("text", ["another host", "", "{"])
 def test_a_silent_owner_is_taken_over_after_a_while(text, tmp_path):
-    write(tmp_path, host="another-host")
+    write(tmp_path, host="another-host", machine="another machine")
     if text != "another host":  # killed while it wrote
         (tmp_path / "owner.json").write_text(text)
     begun = time.monotonic()

@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 import train_jax
-from train_jax import memory, metrics, sharding
+from train_jax import checkpoint, memory, metrics, sharding, train
 from train_jax.data.images import BrokenSample
 from train_jax.data.sources import DataError
-from train_jax.errors import ConfigError, Stopped
+from train_jax.errors import ConfigError, LoadError, Stopped
 from train_jax.lockstep import Lockstep
 
 TIMES = ("time", "steps_per_second", "examples_per_second", "mfu")
@@ -88,6 +88,38 @@ def test_an_evaluation_is_left_when_asked_to_stop_and_made_up_for(whole, tmp_pat
     assert [row["step"] for row in numbers(tmp_path / "parts")] == [1, 2] and len(read) == 8, "one batch of four"
     train_jax.run(config(**changes), tmp_path / "parts")
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+
+
+def test_a_failed_evaluation_is_made_up_for(whole, tmp_path, monkeypatch):
+    changes = {"steps": 4, "evals": {"order": {"type": "order", "every": 2}}}
+    train_jax.run(config(**changes), tmp_path / "whole")
+
+    def example(record, rng):
+        raise DataError("the disk is gone")
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="the disk is gone"):
+        patch.setattr(toy_task, "evaluated_example", example)
+        train_jax.run(config(**changes), tmp_path / "parts")
+    train_jax.run(config(**changes), tmp_path / "parts")
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+
+
+def test_a_damaged_config_of_a_run_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"steps": 4')
+    with pytest.raises(LoadError, match="config.json is not JSON"):
+        train_jax.run(config(), tmp_path)
+
+
+def test_what_ended_a_run_is_not_hidden_by_a_save_that_fails(tmp_path):
+    class Failing(checkpoint.Checkpoints):
+        def close(self):
+            super().close()
+            raise checkpoint.CheckpointError("the last checkpoint could not be saved")
+
+    with pytest.raises(ZeroDivisionError), train._closing(Failing(tmp_path, every=1, keep_last=1)):
+        1 / 0  # noqa: B018
+    with pytest.raises(checkpoint.CheckpointError), train._closing(Failing(tmp_path, every=1, keep_last=1)):
+        pass
 
 
 @contextlib.contextmanager
