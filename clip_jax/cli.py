@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from train_jax import arguments as arguments_lib
-from train_jax import command
+from train_jax import command, paths
 from train_jax.errors import UserError
 from train_jax.weights import hub
 
@@ -196,7 +196,7 @@ def _index(arguments: argparse.Namespace) -> int:
         arguments.folder,
         arguments.out,
         # A search from another folder must find it again.
-        model=arguments.model if hub.is_name(arguments.model) else Path(arguments.model).resolve(),
+        model=arguments.model if hub.is_name(arguments.model) else paths.absolute(arguments.model),
         batch_size=arguments.batch_size,
         half=arguments.half,
         approximate=arguments.approximate,
@@ -257,7 +257,7 @@ def _search(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     model = arguments.model or index.model
-    if not hub.is_name(model) and not Path(model).exists():
+    if not hub.is_name(model) and not paths.path(model).exists():
         raise UserError(f"the model {model} is not there: name it with --model DIR")
     hits = search(
         index, load(model), text=arguments.text, image=arguments.image, top=arguments.top, exact=arguments.exact

@@ -207,6 +207,10 @@ def _check(model: ConfigDict, vocab_size: int) -> None:
     ):
         if value not in allowed:
             raise ConfigError(f"config.model.{key} = {value!r}; it must be one of {', '.join(allowed)}")
+    for name, tower in (("image", model.image), ("text", model.text)):
+        for key in ("width", "heads", "patch", "size"):
+            if tower.get(key, 1) < 1:
+                raise ConfigError(f"config.model.{name}.{key} = {tower[key]}; it must be at least 1")
     if model.text.width % model.text.heads:
         raise ConfigError(f"config.model.text.heads = {model.text.heads} does not divide width = {model.text.width}")
     (_check_resnet if model.image.tower == "resnet" else _check_vit)(model.image, model.embed_dim)

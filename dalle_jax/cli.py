@@ -108,6 +108,7 @@ def _complete(arguments: argparse.Namespace) -> int:
 def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None = None) -> int:
     from dalle_jax.dalle import load
     from dalle_jax.rerank import open_judge
+    from train_jax.data.files import read_bytes
     from vqgan_jax.pictures import sheet
 
     out, preview = arguments_lib.png(arguments.out, "the grid"), getattr(arguments, "preview", None)
@@ -122,6 +123,7 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
     judge = arguments.rerank
     if judge not in (None, "likelihood"):
         judge = open_judge(judge)
+    digest = None if image is None else hashlib.sha256(read_bytes(image)).hexdigest()
     shown = _previewer(Path(preview)) if preview else None
     try:
         drawn = dalle.draw(
@@ -139,7 +141,6 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
     about = {"model": dalle.fingerprint, **settings, "n": arguments.n, "best": arguments.best}
     about["rerank"] = getattr(judge, "fingerprint", judge)
     if image is not None:
-        digest = hashlib.sha256(Path(image).read_bytes()).hexdigest()
         about |= {"init_image": Path(image).name, "init_image_sha256": digest, "keep": arguments.keep}
     rows = [list(row) for row in drawn.images]
     if len(rows) == 1:  # one prompt: a square rather than a line

@@ -161,7 +161,8 @@ def _player(name: str, options: ConfigDict, optim: ConfigDict) -> None:
                 f"config.optim.players.{name}.{key} is not an option{_suggest(key, allowed, f'optim.players.{name}.')}"
             )
         if key != "args":
-            options[key] = _typed(f"optim.players.{name}.{key}", value, optim[key])
+            with options.ignore_type():  # a whole number is a fine float
+                options[key] = _typed(f"optim.players.{name}.{key}", value, optim[key])
 
 
 def _check_ranges(c: ConfigDict) -> None:
@@ -181,16 +182,15 @@ def _check_ranges(c: ConfigDict) -> None:
     require(c.data.workers >= 0, "data.workers", c.data.workers, "0 or more")
     require(0 <= c.data.max_broken <= 1, "data.max_broken", c.data.max_broken, "a share in [0, 1]")
     require(0 <= c.data.max_broken_eval < 1, "data.max_broken_eval", c.data.max_broken_eval, "a share in [0, 1)")
-    require(c.optim.lr > 0, "optim.lr", c.optim.lr, "positive")
-    require(
-        0 <= c.optim.warmup_steps < c.steps,
-        "optim.warmup_steps",
-        c.optim.warmup_steps,
-        f"in [0, steps = {c.steps})",
-    )
-    require(0 <= c.optim.final_lr <= 1, "optim.final_lr", c.optim.final_lr, "a share of lr in [0, 1]")
-    require(c.optim.weight_decay >= 0, "optim.weight_decay", c.optim.weight_decay, "0 or more")
-    require(c.optim.clip >= 0, "optim.clip", c.optim.clip, "0 (no clipping) or more")
+    for player, options in {"": {}, **c.optim.players}.items():
+        at = f"optim.players.{player}" if player else "optim"
+        o = {key: options.get(key, c.optim[key]) for key in _PLAYER_OPTIONS}
+        require(o["lr"] > 0, f"{at}.lr", o["lr"], "positive")
+        warmup = o["warmup_steps"]
+        require(0 <= warmup < c.steps, f"{at}.warmup_steps", warmup, f"in [0, steps = {c.steps})")
+        require(0 <= o["final_lr"] <= 1, f"{at}.final_lr", o["final_lr"], "a share of lr in [0, 1]")
+        require(o["weight_decay"] >= 0, f"{at}.weight_decay", o["weight_decay"], "0 or more")
+        require(o["clip"] >= 0, f"{at}.clip", o["clip"], "0 (no clipping) or more")
     require(c.optim.max_skipped >= 1, "optim.max_skipped", c.optim.max_skipped, "at least 1")
     _check_patterns(c.optim)
     require(c.accumulate >= 1, "accumulate", c.accumulate, "at least 1")

@@ -14,6 +14,7 @@ from train_jax.errors import ConfigError
 
 AnyPath = Path | epath.Path
 
+_BESIDE = (".json", ".yaml", ".yml", ".txt", ".model", ".gz")  # configurations and vocabularies of a weight file
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}  # what opens each scheme
 
 
@@ -74,13 +75,13 @@ def stamp(file: AnyPath) -> list[int]:
 
 
 def local(name: AnyPath) -> Path:
-    """The file or folder itself; of one in object storage a copy in the cache, with the .json and .yaml beside a file."""
+    """The file or folder itself; of one in object storage a copy in the cache, with what may belong to a file."""
     if isinstance(name, Path):
         return name
     folder, files = name, list(walk(name))
     if not name.is_dir():
         folder = name.parent
-        files = [file for file in folder.iterdir() if file == name or file.suffix in (".json", ".yaml")]
+        files = [file for file in folder.iterdir() if file == name or file.suffix in _BESIDE]
     key = hashlib.sha256(str([(str(file), stamp(file)) for file in sorted(files)]).encode()).hexdigest()[:32]
     copy = cache() / "files" / key
     for file in files:

@@ -5,7 +5,6 @@ Mistakes are one line and exit code 2.
 
 import argparse
 import sys
-import zipfile
 from pathlib import Path
 
 from train_jax import arguments as arguments_lib
@@ -207,14 +206,14 @@ def _decode(arguments: argparse.Namespace) -> int:
     import numpy as np
     from PIL import Image
 
+    from train_jax.data.files import read_arrays
     from vqgan_jax.vqgan import load
 
     out = Path(arguments.out)
     arguments_lib.check_folder(out, "--out")
     try:
-        with np.load(arguments.codes, allow_pickle=False) as file:
-            codes, paths, fingerprint = file["codes"], file["paths"], str(file["fingerprint"])
-    except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        codes, paths, fingerprint = read_arrays(arguments.codes, ("codes", "paths", "fingerprint")).values()
+    except ValueError as error:
         raise UserError(f"{arguments.codes} holds no codes of vqgan-jax encode ({error})") from error
     if codes.ndim != 3 or codes.dtype.kind not in "iu" or paths.shape != codes.shape[:1] or paths.dtype.kind != "U":
         raise UserError(
@@ -223,6 +222,7 @@ def _decode(arguments: argparse.Namespace) -> int:
         )
     targets = _targets(out, [str(path) for path in paths], arguments.codes)
     vq = load(arguments.model)
+    fingerprint = str(fingerprint)
     if fingerprint != vq.fingerprint:
         raise UserError(
             f"{arguments.codes} was made by a model of fingerprint {fingerprint[:16]}; {vq.name} has {vq.fingerprint[:16]}"

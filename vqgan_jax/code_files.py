@@ -16,7 +16,6 @@ import os
 import secrets
 import shutil
 import time
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -135,9 +134,8 @@ def _join(parts: Path, count: int, file: Path, source: Source, made_of: Mapping)
 
 def _read(part: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with part.open("rb") as f, np.load(f, allow_pickle=False) as arrays:
-            return arrays["codes"], arrays["crc"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        return tuple(read_arrays(part, ("codes", "crc")).values())
+    except (OSError, ValueError) as error:
         raise DataError(f"{part} is damaged ({error}): remove it, and its codes are computed again") from error
 
 

@@ -203,6 +203,8 @@ def build(options: ConfigDict) -> Autoencoder:
     if options.architecture != "vqgan":
         raise ConfigError(f"config.model.architecture = {options.architecture!r}; it must be one of vqgan, dvae")
     levels = len(options.multipliers)
+    if options.groups < 1:
+        raise ConfigError(f"config.model.groups = {options.groups}; it must be at least 1")
     for level, multiplier in enumerate(options.multipliers):
         if options.channels * multiplier % options.groups:
             raise ConfigError(

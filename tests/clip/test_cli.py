@@ -256,7 +256,7 @@ def test_mistakes_in_search_are_one_line(run, index, folder, tmp_path, tiny):
         ((folder, "x"), "is no index"),
         ((index,), "give a text or --image FILE"),
         ((index, "x", "--image", picture), "give a text or --image FILE"),
-        ((index, "--image", tmp_path / "nowhere.jpg"), "nowhere.jpg: not a readable picture"),
+        ((index, "--image", tmp_path / "nowhere.jpg"), f"error: {tmp_path / 'nowhere.jpg'}: No such file"),
         ((index, "x", "--top", "0"), "--top 0"),
         ((index, "x", "--model", tmp_path / "nowhere"), "is not there: name it with --model"),
         ((index, "x", "--html", tmp_path / "no" / "x.html"), "x.html: there is no folder"),

@@ -9,6 +9,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import clip_jax
-from clip_jax import LoadError
+from clip_jax import LoadError, verify
+from clip_jax.pretrained import open_checkpoint
 from train_jax.data.images import CLIP_MEAN
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "clip"
@@ -322,3 +324,13 @@ def test_the_hub_offline_says_what_to_do(monkeypatch, tmp_path):
         clip_jax.load("hf:openai/clip-vit-base-patch32")
     with pytest.raises(LoadError, match="write hf:organisation/name"):
         clip_jax.load("hf:clip")
+
+
+def test_layers_to_compare_are_the_outputs_of_blocks():
+    found = open_checkpoint(GOLDEN / "hf-clip")
+    module = found.module(scan=False)
+    variables = jax.tree.map(jnp.asarray, found.variables(module)[0])
+    size = module.vision.size
+    layers, features = verify._layers(module, variables, "image", np.zeros((2, size, size, 3), np.float32))
+    assert layers and features.shape[0] == 2
+    assert all(layer.shape == layers[0].shape and layer.shape[0] == 2 for layer in layers)

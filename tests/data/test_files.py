@@ -1,8 +1,10 @@
 """Text of users' files: every encoding that says what it is, and by name and place whatever is none."""
 
+import contextlib
 import errno
 import os
 
+import numpy as np
 import pytest
 
 from train_jax import paths
@@ -87,3 +89,23 @@ def test_links_to_folders_are_followed_and_circles_are_not(tmp_path):
     (inside / "self").symlink_to(inside / "self")
     (inside / "dangling").symlink_to(inside / "nothing")
     assert [str(file.relative_to(inside)) for file in paths.walk(inside)] == ["a", "d", "deep/b", "linked/c"]
+
+
+def test_damaged_arrays_are_a_value_error(tmp_path):
+    file = tmp_path / "a.npz"
+    np.savez_compressed(file, a=np.arange(1000), b=np.ones(3))
+    content = file.read_bytes()
+    assert files.read_arrays(file, ("b",))["b"].tolist() == [1, 1, 1]
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(content)
+        damaged[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        file.write_bytes(bytes(damaged))
+        with contextlib.suppress(ValueError):
+            files.read_arrays(file, ("a", "b"))
+    np.save(tmp_path / "c.npy", np.ones(3))
+    for other, names in ((tmp_path / "c.npy", ("a",)), (file, ("c",))):
+        with pytest.raises(ValueError):
+            files.read_arrays(other, names)
+    with pytest.raises(FileNotFoundError):
+        files.read_arrays(tmp_path / "none.npz", ("a",))

@@ -501,3 +501,9 @@ def test_normalize_of_known_values():
     # Black, half and white with mean and deviation 1/2 are -1, 0 and 1 (up to 1/255).
     x = np.array([[[0] * 3, [255] * 3]], np.uint8)
     np.testing.assert_allclose(images.normalize(x, (0.5,) * 3, (0.5,) * 3), [[[-1.0] * 3, [1.0] * 3]], atol=1e-6)
+
+
+def test_pictures_that_other_programs_draw_are_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n")
+    with pytest.raises(BrokenSample, match="EPS is drawn by a program of its own"):
+        images.decode(tmp_path / "a.png")

@@ -268,3 +268,22 @@ def test_what_is_no_tar_is_named(tmp_path):
     with pytest.raises(DataError, match="no records"):
         write(tmp_path / "empty.tar", {})
         open_source(f"webdataset:{tmp_path}/empty.tar", "train")
+
+
+def test_a_label_may_stand_in_the_json_beside_a_caption(tmp_path):
+    write(tmp_path / "a.tar", {"a.png": png(0), "a.txt": b"a cat", "a.json": b'{"label": 5}'})
+    write(tmp_path / "b.tar", {"b.png": png(1), "b.txt": b"a dog", "b.json": b'{"width": 5}'})
+    assert open_source(f"webdataset:{tmp_path}/a.tar", "all")[0]["label"] == 5
+    assert "label" not in open_source(f"webdataset:{tmp_path}/b.tar", "all")[0]
+
+
+def test_a_size_below_zero_is_the_end(tmp_path, caplog):
+    write(tmp_path / "a.tar", {"a.png": png(0), "a.txt": b"a cat", "b.png": png(1), "b.txt": b"a dog"})
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    header = data.index(b"b.png\0")
+    data[header + 124 : header + 136] = b"\xff" * 10 + b"\xfe\x00"  # -512, in base 256
+    data[header + 148 : header + 156] = b" " * 8
+    data[header + 148 : header + 156] = b"%06o\0 " % sum(data[header : header + 512])
+    (tmp_path / "a.tar").write_bytes(data)
+    source = open_source(f"webdataset:{tmp_path}/a.tar", "all")
+    assert len(source) == 1 and "b.png has a size below 0" in caplog.text

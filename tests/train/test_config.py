@@ -71,8 +71,16 @@ def test_evaluators_get_the_defaults_of_their_type():
             "config.optim.players.generator.freeze is not an option",
         ),
         ({"optim": {"players": {"generator": {"lr": "x"}}}}, "config.optim.players.generator.lr = 'x'"),
+        ({"optim": {"players": {"generator": {"lr": -1}}}}, "config.optim.players.generator.lr = -1.0; it must be positive"),
+        ({"optim": {"players": {"generator": {"clip": -1.0}}}}, "config.optim.players.generator.clip = -1.0"),
+        ({"optim": {"players": {"generator": {"warmup_steps": 99}}}}, "config.optim.players.generator.warmup_steps = 99"),
     ],
 )
 def test_mistakes_are_named(changes, words):
     with pytest.raises(ConfigError, match=words):
         config_lib.resolve(minimal(**changes))
+
+
+def test_a_player_s_whole_numbers_are_fine_floats():
+    full = config_lib.resolve(minimal(optim={"players": {"generator": {"clip": 1, "lr": 1}}}))
+    assert isinstance(full.optim.players.generator.clip, float) and full.optim.players.generator.lr == 1.0

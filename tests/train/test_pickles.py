@@ -217,3 +217,32 @@ def test_tensors_are_read_and_odd_ones_named(tmp_path):
     path = tensor_file(tmp_path / "w.pt", "FloatStorage", large, b"K\x00K\x00\x86", numbers)
     with pytest.raises(LoadError, match="has more numbers than its storage"):
         np.asarray(open_tensors(path)["w"])
+
+
+def doubled(depth: int) -> list:
+    value = []
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+def test_what_a_file_built_is_never_printed(tmp_path):
+    """A list that holds itself twice, sixty times over, has 2^60 items in print."""
+    name = b"\x80\x04" + pickle.dumps(doubled(60), 4)[11:-1] + b"\x8c\x01x\x93."  # STACK_GLOBAL of it and "x"
+    with pytest.raises(LoadError, match="a name that is no text"):
+        read(name)
+
+
+def test_names_of_tensors_have_an_end(tmp_path):
+    key, state = "k" * 900, 1
+    for _ in range(5):
+        state = {key: state}
+    with zipfile.ZipFile(tmp_path / "weights.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(state, 2))
+    with pytest.raises(LoadError, match="names of more than 1,000 letters"):
+        open_tensors(tmp_path / "weights.pt")
+
+
+def test_numbers_of_one_hash_are_no_trap():
+    keys = [number * (2**61 - 1) for number in range(1, 50)]
+    assert read(pickle.dumps(dict.fromkeys(keys, 0))) == {str(key): 0 for key in keys}

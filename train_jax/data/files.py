@@ -5,8 +5,10 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
+
+import numpy as np
 
 from train_jax import paths
 from train_jax.data.errors import BrokenSample, DataError
@@ -56,6 +58,16 @@ def read_text(file: str | os.PathLike) -> str:
         return decode_text(file.read_bytes())
     except ValueError as error:
         raise DataError(f"{file}: {error}") from error
+
+
+def read_arrays(file: str | os.PathLike, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays of an .npz, by name. Raises ValueError if it is damaged, none, or lacks one; OSError if it cannot be opened."""
+    with paths.path(file).open("rb") as stream:
+        try:
+            with np.load(stream, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in names}
+        except Exception as error:  # zip, zlib, tokenize and NumPy raise classes of their own
+            raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def read_lines(file: str | os.PathLike) -> list[str]:

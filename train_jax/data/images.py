@@ -41,6 +41,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_DRAWN_BY_PROGRAMS = ("EPS", "WMF")
 _ALIASED = "bilinear_aliased"
 
 
@@ -77,6 +78,8 @@ def decode(
     data = image if isinstance(image, bytes) else files.read_bytes(image)
     with _named_errors(), Image.open(io.BytesIO(data)) as opened:
         width, height = opened.size
+        if opened.format in _DRAWN_BY_PROGRAMS:
+            raise BrokenSample(f"{opened.format} is drawn by a program of its own, not decoded")
         if width * height > max_pixels:
             raise BrokenSample(f"{width} x {height} pixels; at most {max_pixels:,} are decoded")
         return _upright(opened, convert)
@@ -225,7 +228,8 @@ class Preprocess:
             return self(image)
         except (BrokenSample, DataError) as error:
             which = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
-            raise type(error)(f"{which}: {error}") from error
+            said = str(error)
+            raise type(error)(said if said.startswith(which) else f"{which}: {said}") from error
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -171,6 +171,8 @@ def _fields(data: bytes):
         value = shift = 0
         while True:
             byte = data[place]
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
             value |= (byte & 127) << shift
             place, shift = place + 1, shift + 7
             if byte < 128:

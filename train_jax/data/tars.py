@@ -17,7 +17,7 @@ import os
 import re
 import tarfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from train_jax import paths
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _CAPTIONS = ("txt", "caption", "json")
-_FORMAT = 2  # of an index file
+_FORMAT = 3  # of an index file
 _CLASSES = 10**9  # more than any data set has; labels are int32
 _MOST_OPEN = 64  # tars at once, of the 1,024 files that a process may open by default
 _NAMED = 3  # examples in a message
@@ -96,7 +96,7 @@ class Tars(Sequence):
         name = self._name(place)
         record = {"id": name} | _described(self._read(place.tar, place.caption, name), place.kind, name)
         if place.label is not None:
-            record["label"] = _label(self._read(place.tar, place.label, name), name)
+            record |= _label(self._read(place.tar, place.label, name), name)
         return record
 
     def _name(self, place: _Place) -> str:
@@ -130,15 +130,27 @@ def _described(data: bytes, kind: str, name: str) -> dict:
         raise BrokenSample(f"{name}: its .{kind} holds no caption ({error})") from error
     if not texts:
         raise BrokenSample(f"{name}: its .{kind} is empty")
-    label = row.get("label")
-    return {"captions": texts} | ({"label": label} if type(label) is int and abs(label) < _CLASSES else {})
+    return {"captions": texts} | _label_of(row)
 
 
-def _label(data: bytes, name: str) -> int:
+def _label_of(row: Mapping) -> dict[str, int]:
+    label = row.get("label") if isinstance(row, Mapping) else None
+    return {"label": label} if type(label) is int and abs(label) < _CLASSES else {}
+
+
+def _label(data: bytes, name: str) -> dict[str, int]:
+    """The label that a `.cls` holds, or the `.json` beside another file of captions; {} for a `.json` without one."""
     text = data.strip()
+    if text.startswith(b"{"):
+        try:
+            return _label_of(captions.parse_json(files.decode_text(data)))
+        except ValueError as error:
+            raise BrokenSample(f"{name}: its .json cannot be read ({error})") from error
+    if text.startswith(b"["):  # captions, which stand beside others
+        return {}
     if not re.fullmatch(rb"\d{1,9}", text):
         raise BrokenSample(f"{name}: its .cls is {text[:20]!r}, not the number of a class")
-    return int(text)
+    return {"label": int(text)}
 
 
 def expand(pattern: str) -> list[AnyPath]:
@@ -210,6 +222,8 @@ def _scan(path: AnyPath, size: int) -> Iterator[tuple]:
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
+                if member.size < 0:  # after which the reader would come back to it for ever
+                    raise DataError(f"{member.name} has a size below 0")
                 name = PurePosixPath(member.name)
                 if not member.isreg() or member.sparse is not None:
                     if not member.isdir():
@@ -238,7 +252,7 @@ def _scan(path: AnyPath, size: int) -> Iterator[tuple]:
         if image is None or kind is None:
             lonely.append(f"{key} (no {'image' if image is None else 'caption'})")
         else:
-            yield key, image, members[kind], kind, members.get("cls")
+            yield key, image, members[kind], kind, members.get("cls") or (members.get("json") if kind != "json" else None)
     _warn(path, lonely, "sample(s) left out")
 
 

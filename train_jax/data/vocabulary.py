@@ -33,6 +33,6 @@ def _captions(source: sources.Source, most: int) -> Iterator[str]:
     """The captions of evenly spread records; one that cannot be read is passed over."""
     for index in np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int)):
         try:
-            yield from source[int(index)]["captions"]
+            yield from source.described(int(index))["captions"]
         except BrokenSample as error:
             log.warning("%s: %s", source.name, error)

@@ -149,8 +149,10 @@ class Interpreter:
 
     def _key(self, key: Any) -> Any:
         """Plain keys as they are. Others by name or number: to hash what a file built can take any time and stack."""
-        if key is None or isinstance(key, str | bytes | int | float):
+        if key is None or isinstance(key, str | bytes):
             return key
+        if isinstance(key, int | float):
+            return key if abs(key) < 2**31 else str(key)  # larger ones may be chosen to have one hash
         return key.name if isinstance(key, Global) else f"{type(key).__name__} {len(self._stack[-1])}"
 
     # -- calls ----------------------------------------------------------------------------------------------------------
@@ -160,6 +162,8 @@ class Interpreter:
 
     def _stack_global(self, _) -> None:
         module, name = self._stack[-2:]
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise LoadError("a pickle with a name that is no text")
         self._stack[-2:] = [Global(f"{module}.{name}")]
 
     def _call(self, callee: Any, arguments: Any) -> None:

@@ -22,6 +22,7 @@ from train_jax.paths import AnyPath
 from train_jax.weights import float8
 from train_jax.weights.pickles import Global, Interpreter, Record
 
+_LONGEST = 1000  # letters of a tensor's name
 _MOST = 200_000  # values of a file: a few bytes can describe any number, if each stands in two places of the next
 _STORAGES = {
     "FloatStorage": np.dtype("float32"),
@@ -169,7 +170,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 def _storage(saved) -> _Storage:
     kind, dtype, key, *_ = saved
-    if kind != "storage" or not isinstance(dtype, Global) or not str(key).isdigit():
+    if kind != "storage" or not isinstance(dtype, Global) or not (isinstance(key, str | int) and str(key).isdigit()):
         raise LoadError("a reference to what is no storage of numbers")
     return _Storage(str(key), dtype.name.removeprefix("torch."))
 
@@ -205,6 +206,8 @@ def _flat(saved, path: Path) -> dict[str, Tensor]:
         visited += 1
         if visited > _MOST:
             raise LoadError(f"{path} holds more than {_MOST:,} values: it is no file of weights")
+        if len(prefix) > _LONGEST:
+            raise LoadError(f"{path} holds names of more than {_LONGEST:,} letters, such as {prefix[:60]}…")
         if isinstance(value, Tensor):
             tensors[prefix] = value
         elif isinstance(value, Record | Mapping) and id(value) not in ancestors:

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from train_jax.data.files import read_bytes
 from train_jax.errors import UserError
 from vqgan_jax.guided.options import PICTURES, Options
 from vqgan_jax.guided.prompts import Scene
@@ -28,7 +29,7 @@ def files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
             named.append(str(value))
         elif value is not None:
             found[name] = hashlib.sha256(value.tobytes()).hexdigest()
-    return found | {name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in named}
+    return found | {name: hashlib.sha256(read_bytes(name)).hexdigest() for name in named}
 
 
 def save(image: Image.Image, path: str | Path, about: dict[str, Any]) -> None:

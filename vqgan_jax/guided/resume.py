@@ -2,7 +2,6 @@
 
 import json
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from train_jax.data.files import read_arrays
 from train_jax.errors import LoadError
 from vqgan_jax.guided import metadata, trajectory
 
@@ -52,11 +52,12 @@ def write(path: str | Path, about: dict, state: trajectory.State, losses: np.nda
 def read(path: str | Path, about: dict, like: trajectory.State, steps: int) -> tuple[trajectory.State, np.ndarray]:
     """The state and the losses so far. LoadError if the file is none, or of another painting, which it names."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = json.loads(str(file["about"]))
-            losses = np.asarray(file["losses"], np.float32)
-            leaves = [file[f"leaf{i}"] for i in range(len(jax.tree.leaves(like)))]
-    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        names = [f"leaf{i}" for i in range(len(jax.tree.leaves(like)))]
+        file = read_arrays(path, ("about", "losses", *names))
+        found = dict(json.loads(str(file["about"])))
+        losses = np.asarray(file["losses"], np.float32)
+        leaves = [file[name] for name in names]
+    except (ValueError, TypeError) as error:
         raise LoadError(f"{path} holds no state of a painting ({error})") from error
     for name, wanted in about.items():
         if found.get(name) != wanted:

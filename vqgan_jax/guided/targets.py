@@ -1,6 +1,5 @@
 """What a prompt's parts are to CLIP: unit vectors, with weights and stops; and the linear head of an aesthetic score."""
 
-import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +7,7 @@ from jaxtyping import Float32
 
 from clip_jax.clip import Clip
 from train_jax.data.errors import BrokenSample
+from train_jax.data.files import read_arrays
 from train_jax.errors import ConfigError
 from vqgan_jax.guided.prompts import Scene
 
@@ -84,9 +84,8 @@ def head(path: str | None, clip: Clip) -> Float32[np.ndarray, "d1"]:
     if path is None:
         return np.zeros(width + 1, np.float32)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            weight, bias = np.asarray(file["weight"], np.float32), np.asarray(file["bias"], np.float32)
-    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        weight, bias = (x.astype(np.float32) for x in read_arrays(path, ("weight", "bias")).values())
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"aesthetic = {path}: it must be an .npz with weight [d] and bias [] ({error})") from error
     if weight.shape != (width,) or bias.shape != ():
         raise ConfigError(

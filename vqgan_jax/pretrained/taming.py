@@ -1,6 +1,7 @@
 """taming-transformers' checkpoints: a `.ckpt` and the `.yaml` that describes it."""
 
 import json
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -150,9 +151,9 @@ def options(config: Mapping, where: Path) -> dict:
     dd = params["ddconfig"]
     for key, value in _FIXED.items():
         if dd.get(key, value) != value:
-            raise LoadError(f"{where}: ddconfig.{key} = {dd[key]}; only {value} is built here")
+            raise LoadError(f"{where}: ddconfig.{key} = {reprlib.repr(dd[key])}; only {value} is built here")
     if params.get("remap") is not None:
-        raise LoadError(f"{where}: remap = {params['remap']!r}; codes with other numbers are not built here")
+        raise LoadError(f"{where}: remap = {reprlib.repr(params['remap'])}; codes with other numbers are not built here")
     gumbel = target.endswith("GumbelVQ")
     quantizer = {"type": "gumbel" if gumbel else "nearest", "size": params["n_embed"], "dim": params["embed_dim"]}
     return {

@@ -108,6 +108,8 @@ class Prior:
         """
         asked = self._labels(n, labels)
         self._check(temperature, top_k, top_p, guidance)
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed = {seed} must be in [0, 2^32)")
         grid = self._grid(size)
         stride = max(self.window[0] // 2, 1) if stride is None else stride
         if not 1 <= stride <= min(self.window):
