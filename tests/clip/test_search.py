@@ -174,7 +174,7 @@ def test_odd_files_are_indexed_or_listed(clip, tmp_path, drawn):
     row = dict(zip(index.paths, index.embeddings, strict=True))
     np.testing.assert_allclose(row["moving.gif"], clip.encode_image([drawn("a red circle")])[0], atol=0.05)
     with Image.open(folder / "rotated.jpg") as image:
-        upright = image.transpose(Image.Transpose.ROTATE_270)
+        upright = Image.fromarray(np.asarray(image.transpose(Image.Transpose.ROTATE_270)))  # without its EXIF
     np.testing.assert_allclose(row["rotated.jpg"], clip.encode_image([upright])[0], rtol=1e-5, atol=1e-6)
     hits = search.search(index, clip, text="a red circle", top=99)
     assert sorted(str(hit.path.relative_to(folder.resolve())) for hit in hits) == sorted(readable)
