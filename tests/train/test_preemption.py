@@ -54,7 +54,9 @@ def test_in_another_thread_nothing_is_noted():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_second_ends_a_process_that_is_stuck(number):
-    process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True)
+    # A shell lets what it starts in the background ignore SIGINT.
+    script = f"import signal; signal.signal({int(signal.SIGINT)}, signal.default_int_handler)\n{STUCK}"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
     time.sleep(0.3)
