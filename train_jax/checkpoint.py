@@ -177,6 +177,7 @@ class Checkpoints:
             failures.append(f"{self._directory / str(step)}: {'; '.join(errors)}")
             log.error("checkpoint %s cannot be read, trying the one before it", failures[-1])
         if failures:
+            _realign()  # a process may go on with another run
             raise CheckpointError("no checkpoint can be read:\n  " + "\n  ".join(failures))
         return None
 

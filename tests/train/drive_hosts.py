@@ -151,11 +151,11 @@ def one_host_cannot_read(workdir):
     first = run(workdir, checkpoint={"every": 10, "keep_last": 5})
     load, tries = Checkpoints._load, []
 
-    def failing(self, step, state):
+    def failing(self, step, *arguments):
         tries.append(step)
         if len(tries) == 1:
             raise OSError("stale file handle")
-        return load(self, step, state)
+        return load(self, step, *arguments)
 
     with on_host(1, Checkpoints, "_load", failing):
         second = run(workdir, steps=20, checkpoint={"every": 10, "keep_last": 5})
