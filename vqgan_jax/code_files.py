@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from train_jax.data.errors import BrokenSample, DataError
+from train_jax.data.files import read_arrays
 from train_jax.data.images import Preprocess
 from train_jax.data.sources import Source
 from train_jax.errors import ConfigError
