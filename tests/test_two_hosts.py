@@ -43,7 +43,6 @@ def configs(folder: Path) -> dict:
     made = {family: module(family).tiny_config(folder / "data") for family in ("clip", "vqgan")}
     made["dalle"] = dalle.tiny_config(folder)
     made["clip"].evals.search = {"type": "retrieval"}
-    made["clip"].evals.probe = {"type": "linear_probe"}
     return made
 
 
