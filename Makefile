@@ -23,7 +23,7 @@ RUN = $(VENV)/bin/python
 # XLA takes and gives back large buffers in every update; an allocator that keeps them trains up to 1.5 times as fast on a CPU.
 PRELOAD ?= $(firstword $(wildcard /usr/lib/*/libtcmalloc_minimal.so.4 /usr/lib64/libtcmalloc_minimal.so.4))
 
-.PHONY: help demo test test-peers fuzz lint bench lock
+.PHONY: help demo test slow test-peers fuzz lint bench lock
 
 help:  ## List the targets and variables
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -38,7 +38,10 @@ demo: $(STAMP)  ## Train a small CLIP, VQGAN and DALL-E; search, reconstruct, dr
 	$(RUN) -m vqgan_jax.guided.demo --workdir runs/demo
 
 test: $(STAMP)  ## Run the tests
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
+
+slow: $(STAMP)  ## Run the tests that take long: pairs of hosts, demos, notebooks, many damaged files
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
 
 test-peers: VENV := .venv-peers
 test-peers:  ## Compare with the peers themselves (installs torch and transformers into .venv-peers)
