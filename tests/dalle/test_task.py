@@ -84,7 +84,7 @@ def test_four_captions_are_learnt_by_heart_in_bfloat16_as_in_float32(tiny, tmp_p
     codes = np.random.default_rng(0).integers(0, 12, (4, 4, 4)).astype(np.int32)
     small = {"text_length": 12, "width": 32, "depth": 2, "heads": 2, "dropout": 0.0}
     curves = {}
-    for dtype, updates in (("float32", 120), ("bfloat16", 12)):
+    for dtype, updates in (("float32", 120), ("bfloat16", 8)):
         model = small | {"dtype": dtype}
         task, config = made(tiny, tmp_path, model=model, steps=120, caption_dropout=0.0, optim={"lr": 1e-2})
         captions = Captions(Tokenizer.from_json(task.artifacts["tokenizer.json"], 12))
@@ -97,7 +97,7 @@ def test_four_captions_are_learnt_by_heart_in_bfloat16_as_in_float32(tiny, tmp_p
             dalle = dalle_jax.Dalle.assemble(config.model, state.params["dalle"], captions, vq, 16, "by heart")
             np.testing.assert_array_equal(dalle.draw(prompts, temperature=0, progress=False).codes[:, 0], codes)
     # Products are rounded to 8 bits: a loss is off by less than a hundredth, and Adam's steps keep it so.
-    np.testing.assert_allclose(curves["bfloat16"], curves["float32"][:12], rtol=0.02)
+    np.testing.assert_allclose(curves["bfloat16"], curves["float32"][:8], rtol=0.02)
     assert curves["bfloat16"][-1] < 0.8 * curves["bfloat16"][0]
 
 
