@@ -16,7 +16,6 @@ from collections.abc import Iterator
 
 from train_jax.errors import UserError, in_float32
 
-KINDS = ("text", "image", "noise")
 _SPECIAL = "|^:=\\"
 _SHOWN = 20  # characters around a mistake that its message shows
 
