@@ -60,7 +60,7 @@ _MODEL = "a run directory, a Hugging Face or open_clip directory, a weight file,
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(arguments_lib.expanded(argv))
     # Late, so that --help and wrong arguments are answered at once.
     from clip_jax.index_files import SearchError
 

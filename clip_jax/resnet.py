@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from nn_jax.layers import conv, named
+from nn_jax.layers import add, conv, named
 from nn_jax.transformer import CrossAttention
 
 STRIDE = 32  # pixels a place of the last feature map stands for
@@ -74,7 +74,7 @@ class AttentionPool(nn.Module):
         x = x.reshape(x.shape[0], -1, channels)
         x = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)
         init = named(nn.initializers.normal(channels**-0.5), "length", "embed")
-        x = x + self.param("positions", init, x.shape[1:]).astype(self.dtype)[None]
+        x = add(x, self.param("positions", init, x.shape[1:]))
         attention = CrossAttention(self.heads, self.embed_dim, self.dtype, jnp.float32, name="attention")
         if each_place:  # alone, as if there were no others (arXiv 2112.01071, section 3.3)
             places = x[:, 1:].reshape(-1, 1, channels)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from nn_jax.layers import ACTIVATIONS, Dense, conv, group_norm, layer_norm, named
+from nn_jax.layers import ACTIVATIONS, Dense, add, conv, group_norm, layer_norm, named
 from nn_jax.transformer import CrossAttention, Transformer
 
 STEMS = ("patch", "conv")
@@ -126,13 +126,13 @@ class VisionTower(nn.Module):
         first = int(self.pool == "cls")
         shape = (x.shape[1] + first, self.width)
         positions = self.param("positions", named(nn.initializers.normal(std), "length", "embed"), shape)
-        x = x + positions[first:].astype(self.dtype)[None]
+        x = add(x, positions[first:])
         if self.patch_dropout and not deterministic:
             x = _some(x, 1 - self.patch_dropout, self.make_rng("dropout"))
         if self.pool == "cls":
             token = self.param("cls", named(nn.initializers.normal(std), "embed"), (self.width,))
-            token = (token + positions[0]).astype(self.dtype)[None, None, :]
-            x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], axis=1)
+            token = jnp.broadcast_to(token + positions[0], (x.shape[0], 1, self.width)).astype(self.dtype)
+            x = jnp.concatenate([token, x], axis=1)
         return x
 
     def _pooled(self, x, each_patch: bool):

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
         return command.train(argv[1:])
-    return command.answer("dalle-jax", _parser().parse_args(argv))
+    return command.answer("dalle-jax", _parser().parse_args(arguments_lib.expanded(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,8 +16,9 @@ from dalle_jax.model import Dalle as Model
 from nn_jax.decode import Sampling
 from train_jax import inference
 from train_jax.data.sources import DataError, Source
-from train_jax.errors import ConfigError, in_float32
+from train_jax.errors import ConfigError
 from vqgan_jax.pictures import grid
+from vqgan_jax.prior.evaluators import check_drawing
 from vqgan_jax.vqgan import Vqgan
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def defaults() -> ConfigDict:
 
 
 def factories(module: Model, captions: Captions, vq: Vqgan, records: Callable) -> Mapping[str, Callable]:
-    """Evaluator type -> `(options, context) -> evaluator`; `records`: `(source) -> records with codes`."""
+    """Evaluator type -> `(options, context) -> evaluator`; `records`: `(source, asked_to_stop) -> records with codes`."""
 
     def first_caption(record, rng):
         return {"text": captions.encode(record["captions"][:1])[0], "codes": record["codes"][0]}
@@ -56,7 +57,8 @@ def factories(module: Model, captions: Captions, vq: Vqgan, records: Callable) -
 
     def likelihood(options: ConfigDict, context):
         source = context.source(options.source, options.split)
-        with_codes = functools.cache(lambda: records(source))  # not before the first evaluation: they may take hours
+        # Not before the first evaluation: they may take hours.
+        with_codes = functools.cache(lambda: records(source, context.asked_to_stop))
         program = context.jit(losses)
 
         def evaluate(params, extra):
@@ -204,16 +206,7 @@ def check_sampling(options: ConfigDict, module: Model, captions: AnyCaptions) ->
         if not condition:
             raise ConfigError(f"config.evals.….{key} = {options[key]!r}; it must be {allowed}")
 
-    require(options.n >= 1, "n", "at least 1")
-    require(0 <= options.seed < 2**32, "seed", "in [0, 2^32)")
-    require(in_float32(options.guidance), "guidance", "a number that float32 has; 1 is none")
-    require(options.guidance == 1 or captions.guides, "guidance", "1 where config.caption_dropout is 0")
-    require(options.temperature >= 0 and in_float32(options.temperature), "temperature", "0 or more, as float32 has it")
-    require(0 <= options.top_k <= module.size, "top_k", f"in [0, {module.size}], 0 for all codes")
-    require(0 < options.top_p <= 1, "top_p", "in (0, 1]")
-    require(options.batch_size >= 1, "batch_size", "at least 1")
-    if "rows" in options:
-        require(options.rows >= 1, "rows", "at least 1")
+    check_drawing(options, module.size, "" if captions.guides else "config.caption_dropout is 0")
     if "about" in options:
         require(options.prompts >= 1, "prompts", "at least 1")
         require(options.n == 1 or bool(options.clip), "n", "1 where no clip ranks the pictures")

@@ -62,8 +62,9 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     empty = captions.encode([""])[0]
     augment = images.Augment(images.Preprocess(size), tuple(config.augment.scale), config.augment.flip)
 
-    def records(source):
-        return codes_lib.with_codes(vq, source, directory, size=size, flip=config.codes.flip)
+    def records(source, asked_to_stop: Callable[[], int] = lambda: 0):
+        options = {"size": size, "flip": config.codes.flip, "asked_to_stop": asked_to_stop}
+        return codes_lib.with_codes(vq, source, directory, **options)
 
     def init(rng, batch):
         text, codes = jnp.asarray(empty)[None], jnp.zeros((1, module.length), jnp.int32)

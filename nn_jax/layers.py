@@ -9,9 +9,10 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from nn_jax.convolve import convolve
+from nn_jax.product import product
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -57,14 +58,42 @@ class Dense(nn.Module):
     def __call__(self, x):
         shape = (*x.shape[-self.inputs :], *self.features)
         kernel = self.param("kernel", named(nn.initializers.normal(self.std), *self.axes), shape)
-        summed = (tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs)))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        y = jax.lax.dot_general(x, kernel, (summed, ((), ())), preferred_element_type=self.out_dtype)
+        y = product(jnp.asarray(x, self.dtype), kernel, self.inputs, self.out_dtype)
         if not self.bias:
             return y
         names = ("norm" if axis == "embed" else axis for axis in self.axes[self.inputs :])
-        bias = self.param("bias", named(nn.initializers.zeros_init(), *names), self.features)
-        return y + jnp.expand_dims(bias.astype(y.dtype), tuple(range(y.ndim - len(self.features))))
+        return add(y, self.param("bias", named(nn.initializers.zeros_init(), *names), self.features))
+
+
+def add(x: jax.Array, term: ArrayLike) -> jax.Array:
+    """x plus a parameter for its last axes, in the dtype of x; the parameter's gradient is summed in its own dtype."""
+    wide = jnp.expand_dims(term, tuple(range(x.ndim - jnp.ndim(term))))
+    return (x + wide).astype(x.dtype)
+
+
+class Conv(nn.Module):
+    """A convolution [b, h, w, c] -> [b, h2, w2, features]; parameters `kernel` and `bias`.
+
+    Attributes:
+      window: side of the kernel.
+      padding: zeros on every side, or "SAME" or "VALID".
+    """
+
+    features: int
+    window: int
+    stride: int
+    padding: int | str
+    dtype: DTypeLike
+    kernel_init: Callable
+    bias_init: Callable
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", self.kernel_init, (self.window, self.window, x.shape[-1], self.features))
+        padding = self.padding if isinstance(self.padding, str) else ((self.padding,) * 2,) * 2
+        y = convolve(jnp.asarray(x, self.dtype), kernel, (self.stride, self.stride), padding)
+        return add(y, self.param("bias", self.bias_init, (self.features,))) if self.bias else y
 
 
 def conv(
@@ -78,7 +107,7 @@ def conv(
     name: str | None,
     bias: bool,
     padding: int | None = None,
-):
+) -> Conv:
     """A convolution with `kernel` x `kernel` windows.
 
     `padding`: zeros on every side; None: what keeps the size (divided by the stride), and none for strides that equal
@@ -87,16 +116,15 @@ def conv(
     init = nn.initializers.he_normal() if std is None else nn.initializers.normal(std)
     if padding is None:
         padding = "VALID" if kernel == stride else "SAME"
-    return nn.Conv(
+    return Conv(
         features,
-        (kernel, kernel),
-        (stride, stride),
-        padding=padding,
-        use_bias=bias,
-        dtype=dtype,
+        kernel,
+        stride,
+        padding,
+        dtype,
         kernel_init=named(init, "patch", "patch", *axes),
         bias_init=named(nn.initializers.zeros_init(), "norm"),
-        conv_general_dilated=convolve,
+        bias=bias,
         name=name,
     )
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from nn_jax.layers import ACTIVATIONS, DTYPES, Dense, layer_norm, named
+from nn_jax.layers import ACTIVATIONS, DTYPES, Dense, add, layer_norm, named
+from nn_jax.product import product
 
 REMAT = {
     "none": None,
@@ -123,10 +124,9 @@ class CrossAttention(nn.Module):
     ) -> Float[Array, "batch n features"]:
         width = queries.shape[-1]
         std, shape = width**-0.5, (3, self.heads, width // self.heads)
-        qkv = _Kernel((width, *shape), ("embed", "qkv", "heads", "head_dim"), std, name="qkv")()
-        kernel, bias = (x.astype(self.dtype) for x in qkv)
-        q = jnp.einsum("bnd,dhk->bnhk", queries.astype(self.dtype), kernel[:, 0]) + bias[0][None, None]
-        kv = jnp.einsum("bmd,dchk->bmchk", keys.astype(self.dtype), kernel[:, 1:]) + bias[1:][None, None]
+        kernel, bias = _Kernel((width, *shape), ("embed", "qkv", "heads", "head_dim"), std, name="qkv")()
+        q = add(product(queries.astype(self.dtype), kernel[:, 0], 1), bias[0])
+        kv = add(product(keys.astype(self.dtype), kernel[:, 1:], 1), bias[1:])
         y = jax.nn.dot_product_attention(q, kv[:, :, 0], kv[:, :, 1])
         axes = ("heads", "head_dim", "embed")
         return Dense((self.features,), axes, std, self.dtype, inputs=2, out_dtype=self.out_dtype, name="out")(y)

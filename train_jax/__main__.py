@@ -18,6 +18,7 @@ import sys
 import train_jax
 from train_jax import config_file, distributed
 from train_jax.agreement import PeerError
+from train_jax.arguments import expanded
 from train_jax.checkpoint import CheckpointError
 from train_jax.data.sources import DataError
 from train_jax.errors import ConfigError, LoadError, Stopped
@@ -43,7 +44,7 @@ def cli(argv: list[str] | None = None) -> None:
     parser.add_argument("--coordinator", help="HOST:PORT of process 0, where no cluster is recognised")
     parser.add_argument("--processes", type=int, help="number of processes, with --coordinator")
     parser.add_argument("--process_index", type=int, help="index of this process, with --coordinator")
-    arguments, overrides = parser.parse_known_args(argv)
+    arguments, overrides = parser.parse_known_args(expanded(argv))
     for word in overrides:
         if not word.startswith(config_file.OPTION):
             parser.error(f"unexpected argument {word!r}: options are written {config_file.OPTION}NAME=VALUE")
@@ -54,6 +55,9 @@ def cli(argv: list[str] | None = None) -> None:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:  # before the loop, which saves
+        print("train-jax: interrupted before the first update; the same command starts again", file=sys.stderr)
+        sys.exit(130)
 
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> None:

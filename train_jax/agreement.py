@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from jax._src import distributed  # the coordination service's client; there is no public name for it
 
+from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError
 
 _DAY = 24 * 3600.0
@@ -39,6 +40,14 @@ def gather(value: Any = None) -> list:
 def from_first(value: Any = None) -> Any:
     """The value of process 0, on every host."""
     return gather(value if jax.process_index() == 0 else None)[0]
+
+
+def check_same(count: int, what: str) -> None:
+    """DataError, on every host, if hosts count differently: they would wait for batches that others do not have."""
+    counts = gather(count)
+    if len(set(counts)) > 1:
+        listed = ", ".join(f"process {process}: {count:,}" for process, count in enumerate(counts))
+        raise DataError(f"hosts see different data: {what}: {listed}. Give all of them the same files")
 
 
 def share(error: Exception) -> None:

@@ -2,11 +2,22 @@
 
 import itertools
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from train_jax.data.files import read_lines
 from train_jax.errors import UserError
+
+
+def expanded(argv: Sequence[str] | None = None) -> list[str]:
+    """A command line's words (None: this process's), the `~` of `--option=~/file` expanded, which shells leave alone."""
+    words = []
+    for word in sys.argv[1:] if argv is None else argv:
+        option, equals, value = word.partition("=")
+        home = option.startswith("--") and value.startswith("~/")
+        words.append(f"{option}={os.path.expanduser(value)}" if home else word)
+    return words
 
 
 def check_outputs(**paths: str | None) -> None:

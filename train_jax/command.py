@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from train_jax.arguments import expanded
 from train_jax.errors import ConfigError, LoadError, Stopped, UserError
 
 
@@ -94,7 +95,7 @@ def demo(
     asked.add_argument("--workdir", default="runs/demo", help="where everything goes (default runs/demo)")
     if config is not None:
         asked.add_argument("--config", default=config, help="what to train, a file or a name (default %(default)s)")
-    arguments = asked.parse_args(argv)
+    arguments = asked.parse_args(expanded(argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         what = () if config is None else (config_file.load(arguments.config),)

@@ -60,6 +60,7 @@ class Context:
         a batch when all have read it: a record that one of them cannot read is an error on each, before a program runs.
         Raises Interrupted if a host is asked to stop.
         """
+        agreement.check_same(len(records), "records to evaluate")
         parts = sharding.parts(self.mesh)
         batch_size = -(-batch_size // parts) * parts
         split = sharding.batch_sharding(self.mesh)

@@ -107,6 +107,18 @@ class Writer:
             self._events.add_scalar(name, value, step)
         self._progress(step, metrics)
 
+    def tells_of(self, step: int, names: list[str]) -> bool:
+        """Whether the run directory holds metrics or pictures of one of these evaluators after this update."""
+        if not self._active:
+            return False
+        rows = [row for _, row in _rows(self._workdir / _FILE) if row["step"] == step]
+        pictures = [picture.name for picture in (self._workdir / "samples").glob(f"{step:08d}-*.png")]
+        return any(
+            any(key.startswith(f"{name}/") for row in rows for key in row)
+            or any(picture.startswith(f"{step:08d}-{name}-") for picture in pictures)
+            for name in names
+        )
+
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Saves uint8 [H, W, 3] pictures as `samples/<step>-<name>.png` and in TensorBoard."""
         if not self._active:

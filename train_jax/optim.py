@@ -100,6 +100,41 @@ def with_clock(opt_state, updates):
     )
 
 
+def by_path(tree) -> dict[str, jax.Array]:
+    """The leaves of a tree by the names of their paths."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def replace_rows(tree, moved: Mapping[str, jax.Array], values: Mapping[str, jax.Array]):
+    """`tree` with the rows that moved taken from `values`, in every leaf whose path ends with that of their parameter.
+
+    moved: path of a parameter -> bool [rows]. values: path of a parameter -> what broadcasts to its shape.
+    """
+
+    def replaced(path, leaf):
+        name = path_name(path)
+        for parameter, rows in moved.items():
+            if (name == parameter or name.endswith(f"/{parameter}")) and leaf.shape[:1] == rows.shape:
+                return jnp.where(jnp.expand_dims(rows, tuple(range(1, leaf.ndim))), values[parameter], leaf)
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(replaced, tree)
+
+
+def begin_anew(opt_state, moved: Mapping[str, jax.Array], params):
+    """The optimiser's state after rows of parameters moved by a rule: their moments are zero.
+
+    A schedule-free optimiser's `z`, a second iterate and no moment, moves to where they are now.
+    """
+    opt_state = replace_rows(opt_state, moved, dict.fromkeys(moved, jnp.zeros(())))
+    values = by_path(params)
+    return jax.tree.map(
+        lambda s: s._replace(z=replace_rows(s.z, moved, values)) if _is_schedule_free(s) else s,
+        opt_state,
+        is_leaf=_is_schedule_free,
+    )
+
+
 def has_average(opt_state) -> bool:
     """Whether the optimiser keeps an average of the weights of its own, which is what should be used."""
     return bool(_schedule_free_states(opt_state))
@@ -116,11 +151,12 @@ def evaluation_params(opt_state, params):
     return params
 
 
-def _schedule_free_states(opt_state) -> list:
-    def is_schedule_free(x):
-        return hasattr(x, "z") and hasattr(x, "b1")
+def _is_schedule_free(x) -> bool:
+    return hasattr(x, "z") and hasattr(x, "b1")
 
-    return [s for s in jax.tree.leaves(opt_state, is_leaf=is_schedule_free) if is_schedule_free(s)]
+
+def _schedule_free_states(opt_state) -> list:
+    return [s for s in jax.tree.leaves(opt_state, is_leaf=_is_schedule_free) if _is_schedule_free(s)]
 
 
 def _player_options(optim: ConfigDict, player: str) -> ConfigDict:

@@ -125,23 +125,6 @@ def _overlaid(drawn, given):
     )
 
 
-def _moved(tree, moved: Mapping[str, jax.Array], change: Callable):
-    """`tree` with `change(leaf, mask of rows)` for each leaf whose path ends with a parameter's of which rows moved."""
-
-    def visit(path, leaf):
-        name = sharding.path_name(path)
-        for parameter, rows in moved.items():
-            if (name == parameter or name.endswith(f"/{parameter}")) and leaf.shape[:1] == rows.shape:
-                return change(leaf, rows.reshape(-1, *(1,) * (leaf.ndim - 1)), parameter)
-        return leaf
-
-    return jax.tree_util.tree_map_with_path(visit, tree)
-
-
-def _by_path(params) -> dict[str, jax.Array]:
-    return {sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-
-
 def make_train_step(
     task: Task,
     tx: optax.GradientTransformation,
@@ -210,19 +193,18 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         moved = {}
+        done = state.step - state.counters["skipped"]
         if task.revise is None:
             extra = state.extra | averaged(statistics)
         else:
             revise = sharding.with_rules(task.revise)
-            params, extra, moved, found = revise(params, state.extra, statistics, revise_key, state.step)
-            opt_state = _moved(opt_state, moved, lambda leaf, rows, _: jnp.where(rows, 0, leaf))
+            params, extra, moved, found = revise(params, state.extra, statistics, revise_key, done)
+            opt_state = optim.begin_anew(opt_state, moved, params)
             metrics |= found
-        done = state.step - state.counters["skipped"]
         if ema is not None:
             decay = jnp.minimum(ema_decay, (1 + done) / (10 + done))
             ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, {player: params[player] for player in ema})
-            fresh = _by_path(params)
-            ema = _moved(ema, moved, lambda leaf, rows, name: jnp.where(rows, fresh[name], leaf))
+            ema = optim.replace_rows(ema, moved, optim.by_path(params))
 
         def keep_if_finite(new, old):
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

@@ -41,14 +41,16 @@ class Task:
         `(params, extra) -> (metrics, images)`: floats by name, and uint8 [H, W, 3] pictures by name.
       artifacts: file name -> text or bytes that the run directory needs beside the weights, such as `tokenizer.json`.
       records: `(source) -> sequence` with the source's length: what `example` gets instead of the source's own records,
-        such as codes of the pictures, computed once. None: the source's own.
+        such as codes of the pictures, computed once; `init` then needs no batch, and is also called with `{}`. None: the
+        source's own.
       pretrained: `() -> (params, extra)` as NumPy arrays, of the shapes that `init` gives and without boxes, or parts of
         these trees: what a new run starts from, instead of what `init` draws. None: `init`.
-      revise: `(params, extra, statistics, rng, step) -> (params, extra, moved, metrics)` once after each update: what
-        changes by a rule and not by a gradient, such as unused codes of a codebook. Each array of `statistics` has an
-        axis of micro-batches first. `moved`: path of a parameter -> bool [rows], the rows that moved; their moments are
-        set to zero, and their average to the new value. None: the means of the statistics over micro-batches are the new
-        entries of `extra` (right for running means, of batch norm for one).
+      revise: `(params, extra, statistics, rng, step) -> (params, extra, moved, metrics)` once after each update that is
+        made, `step` of which were made before: what changes by a rule and not by a gradient, such as unused codes of a
+        codebook. Each array of `statistics` has an axis of micro-batches first. `moved`: path of a parameter ->
+        bool [rows], the rows that moved; their moments are set to zero, and their average to the new value. None: the
+        means of the statistics over micro-batches are the new entries of `extra` (right for running means, of batch norm
+        for one).
       warnings: `(metrics, step) -> list of sentences` that the log shall warn with, about the metrics of a logged update.
       flops: analytic floating-point operations of one example's forward *and* backward pass, or None if unknown.
     """

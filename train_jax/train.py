@@ -96,7 +96,10 @@ def _run(
     )
     stop = StopRequest()
     evaluations = Evaluations(config, task, mesh, lambda: stop.signal_number)
+    if task.records is not None:
+        _check_optimizer(config, task)  # records, such as codes, may take hours
     records = source if task.records is None else task.records(source)
+    agreement.check_same(len(records), f"records of {source.name}")
     split = sharding.batch_sharding(mesh)
     iterator = pipeline.train_iterator(
         records,
@@ -198,7 +201,8 @@ def _run(
         try:
             batches.fill()
             meet()
-            if not checkpoints.evaluated:
+            # A checkpoint cannot be told afterwards that its evaluation was made up for: the record tells.
+            if not checkpoints.evaluated and not agreement.from_first(writer.tells_of(step, evaluations.due(step))):
                 evaluate()
             while step < config.steps:
                 finished = lockstep.finished()
@@ -270,6 +274,12 @@ def _without(batch: dict) -> dict:
 
 def _players(task: Task, seed: int, batch_shapes) -> list[str]:
     return list(jax.eval_shape(lambda batch: task.init(jax.random.key(seed), batch), _without(batch_shapes))[0])
+
+
+def _check_optimizer(config: ConfigDict, task: Task) -> None:
+    """ConfigError for an optimiser that cannot be, before a batch has been seen."""
+    params, _ = jax.eval_shape(lambda: task.init(jax.random.key(config.seed), {}))
+    optim.make(config.optim, sharding.unbox(params), config.steps, sharding.logical_axes(params))
 
 
 def _check_same_experiment(config: ConfigDict, workdir: AnyPath) -> None:

@@ -8,23 +8,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-def averages(config) -> bool:
-    """Whether a resolved config has an EMA codebook beside an averaged generator."""
+def decay(config) -> float:
+    """Of a resolved config: that of the generator's average; 0 without one, where the average is the codebook itself."""
     players = config.ema.players
-    return bool(config.ema.decay) and (not players or "generator" in players) and config.model.quantizer.type == "ema"
+    return config.ema.decay if not players or "generator" in players else 0.0
 
 
 def follow(
     average: Float[Array, "k d"], points: Float[Array, "k d"], moved: Bool[Array, "k"], step: jax.Array, decay: float
 ) -> Float[Array, "k d"]:
-    """The average after an update, by the rule of the parameters' (`train_jax.step`); codes that moved begin anew."""
+    """The average after an update, by the rule of the parameters' (`train_jax.step`); codes that moved begin anew.
+
+    step: updates made before this one.
+    """
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jnp.where(moved[:, None], points, average + (1 - decay) * (points - average))
+    return jnp.where(moved[:, None], points, decay * average + (1 - decay) * points)
 
 
 def variables(params: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """The generator's variables for use, of a run's parameters (averaged ones where there are any) and its `extra`."""
-    found = {"params": params["generator"], **extra.get("generator", {})}
+    state = dict(extra.get("generator", {}))
     if "averaged" in extra:
-        found["codebook"] = {"quantizer": found["codebook"]["quantizer"] | {"points": extra["averaged"]}}
-    return found
+        state["codebook"] = {"quantizer": state["codebook"]["quantizer"] | {"points": extra["averaged"]}}
+    return {"params": params["generator"], **state}

@@ -6,7 +6,8 @@
     codes-HASH.parts/     codes of some records each, until all are there
 
 Each host encodes a contiguous share of the parts on its own devices and waits for nobody meanwhile; process 0 joins them.
-Hosts tell each other by files alone, since collectives give up after minutes: a host that fails says why in `failed-N`.
+Hosts tell each other by files alone, since collectives give up after minutes: a host that fails says why in `failed-N`, one
+that is asked to stop by which signal in `stopped-N`.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from train_jax.data.files import read_arrays
 from train_jax.data.images import Preprocess
 from train_jax.data.sources import Source
 from train_jax.errors import ConfigError
+from train_jax.evaluate import Interrupted
 from vqgan_jax.vqgan import Vqgan
 
 log = logging.getLogger(__name__)
@@ -45,11 +47,21 @@ def crc_file(file: Path) -> Path:
     return file.with_suffix(".crc.npy")
 
 
-def ensure(vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, file: Path, made_of: Mapping) -> None:
+def ensure(
+    vq: Vqgan,
+    source: Source,
+    preprocess: Preprocess,
+    flip: bool,
+    file: Path,
+    made_of: Mapping,
+    asked_to_stop: Callable[[], int],
+) -> None:
     """Computes the codes of a collection unless `file` is there; returns when every host sees it.
 
-    All hosts must call it. Raises DataError, on every host, if no picture can be read or if one of the hosts fails;
-    ConfigError if the hosts do not share the file's directory.
+    All hosts must call it. `asked_to_stop` tells the number of the signal that asks this host to stop, or 0.
+
+    Raises DataError, on every host, if no picture can be read or if one of the hosts fails; Interrupted, on every host, if
+    one is asked to stop: what is done is kept; ConfigError if the hosts do not share the file's directory.
     """
     exists, token = multihost_utils.broadcast_one_to_all(np.array([file.is_file(), secrets.randbits(31)], np.int32))
     if exists:
@@ -59,7 +71,7 @@ def ensure(vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, file: 
     started = parts / f"job-{token}"
     if jax.process_index() == 0:
         parts.mkdir(parents=True, exist_ok=True)
-        for note in parts.glob("failed-*"):  # of jobs that ended
+        for note in (*parts.glob("failed-*"), *parts.glob("stopped-*")):  # of jobs that ended
             note.unlink(missing_ok=True)
         started.touch()
     _await_visible(started)
@@ -77,15 +89,15 @@ def ensure(vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, file: 
                     codes, crc = _encode(vq, source, preprocess, flip, start, stop)
                     _write(parts, parts / _name(start), lambda f, c=codes, s=crc: np.savez(f, codes=c, crc=s))
             bar.update(stop - start)
-            _check_others(parts)
+            _check_hosts(parts, asked_to_stop)
     if jax.process_index() == 0:
         wanted = set(map(_name, starts))
-        _wait(parts, lambda names: wanted <= names or file.is_file())
+        _wait(parts, lambda names: wanted <= names or file.is_file(), asked_to_stop)
         if not file.is_file():
             with _telling_others(parts):
                 _join(parts, len(source), file, source, made_of)
         shutil.rmtree(parts, ignore_errors=True)
-    _wait(parts, lambda names: file.is_file())
+    _wait(parts, lambda names: file.is_file(), asked_to_stop)
 
 
 def _encode(vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, start: int, stop: int):
@@ -171,19 +183,24 @@ def _telling_others(parts: Path) -> Iterator[None]:
         raise
 
 
-def _check_others(parts: Path) -> None:
-    """DataError that names the hosts that have failed, and why."""
+def _check_hosts(parts: Path, asked_to_stop: Callable[[], int]) -> None:
+    """DataError that names the hosts that have failed, and why; Interrupted if one is asked to stop."""
     notes = sorted(parts.glob("failed-*"))
     if notes:
         reasons = "; ".join(f"host {note.name.split('-')[1]}: {note.read_text('utf-8')}" for note in notes)
         raise DataError(f"codes could not be computed by {reasons}. What is done is kept in {parts}")
+    if signal_number := asked_to_stop():
+        parts.mkdir(parents=True, exist_ok=True)
+        (parts / f"stopped-{jax.process_index()}.{signal_number}").touch()
+    for note in sorted(parts.glob("stopped-*")):
+        raise Interrupted(int(note.suffix[1:]))
 
 
-def _wait(parts: Path, done: Callable[[set[str]], bool]) -> None:
-    """Until `done(names of the files in parts)`, as long as no host fails and parts are added."""
+def _wait(parts: Path, done: Callable[[set[str]], bool], asked_to_stop: Callable[[], int]) -> None:
+    """Until `done(names of the files in parts)`, as long as no host fails or is asked to stop, and parts are added."""
     count, since = -1, 0.0
     while not done(names := {path.name for path in parts.glob("*")}):
-        _check_others(parts)
+        _check_hosts(parts, asked_to_stop)
         if len(names) != count:
             count, since = len(names), time.monotonic()
         elif time.monotonic() - since > _PATIENCE:

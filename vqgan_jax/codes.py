@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,15 @@ _PROBED = 512  # records whose pictures are compared before codes are used again
 _BLOCK = 4096  # records whose codes are in memory together
 
 
-def with_codes(vq: Vqgan, source: Source, directory: Path, *, size: int = 0, flip: bool = False) -> "Coded":
+def with_codes(
+    vq: Vqgan,
+    source: Source,
+    directory: Path,
+    *,
+    size: int = 0,
+    flip: bool = False,
+    asked_to_stop: Callable[[], int] = lambda: 0,
+) -> "Coded":
     """The records of `source` with the codes of their pictures, which are computed where `directory` does not hold them.
 
     All hosts must call it: each computes a share (see `vqgan_jax.code_files`).
@@ -37,9 +45,10 @@ def with_codes(vq: Vqgan, source: Source, directory: Path, *, size: int = 0, fli
     Args:
       size: pictures are cropped to `size` x `size` pixels; 0: the tokenizer's own size.
       flip: also of the pictures mirrored left to right, so that an example can be either.
+      asked_to_stop: tells the number of the signal that asks this host to stop, or 0.
 
     Raises DataError for codes of this name that were made of other pictures (the collection has changed), and if no picture
-    can be read; ConfigError for a directory that the hosts do not share.
+    can be read; ConfigError for a directory that the hosts do not share; Interrupted if a host is asked to stop.
     """
     preprocess = Preprocess(size or vq.size)
     made_of = {
@@ -52,7 +61,7 @@ def with_codes(vq: Vqgan, source: Source, directory: Path, *, size: int = 0, fli
     }
     name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     file = directory / f"codes-{name}.npy"
-    code_files.ensure(vq, source, preprocess, flip, file, made_of)
+    code_files.ensure(vq, source, preprocess, flip, file, made_of, asked_to_stop)
     coded = Coded(source, file)
     _check(coded)
     return coded

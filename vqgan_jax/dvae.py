@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nn_jax.convolve import convolve
+from nn_jax.layers import Conv, conv
 
 _EPS = 0.1  # pixels in [0, 1] are drawn together to [0.1, 0.9]
 _GROUPS = 4
@@ -31,8 +31,9 @@ class _Block(nn.Module):
         return shortcut + self.gain * y
 
 
-def _conv(features: int, kernel: int, name: str) -> nn.Conv:
-    return nn.Conv(features, (kernel, kernel), padding=kernel // 2, conv_general_dilated=convolve, name=name)
+def _conv(features: int, window: int, name: str) -> Conv:
+    axes = ("channels_in", "channels_out")
+    return conv(features, window, 1, axes=axes, std=None, dtype=jnp.float32, name=name, bias=True, padding=window // 2)
 
 
 class _Encoder(nn.Module):

@@ -96,14 +96,14 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     revive, is_ema = config.codebook.revive, m.quantizer.type == "ema"
     kmeans = config.codebook.start == "kmeans" and not config.pretrained
     follows = bool(revive or kmeans or is_ema)  # whether latents change the codebook by a rule
-    averages = averaging.averages(config)
+    decay = averaging.decay(config)
 
     def init(rng, batch):
         first, second = jax.random.split(rng)
         x = jnp.zeros((1, size, size, 3))
         variables = module.init({"params": first, "dropout": first}, x)
         params, extra = {"generator": variables.pop("params")}, {"generator": variables}
-        if averages:
+        if is_ema:
             extra["averaged"] = jnp.copy(variables["codebook"]["quantizer"]["points"])
         if judge is not None:
             variables = judge.init(second, x)
@@ -240,9 +240,8 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
             book = {"points": generator["quantizer"]["codebook"]}
         fresh = codebook.replacements(latents, m.quantizer.size, first, rng, kmeans)
         extra["usage"], book, moved = codebook.revived(usage, book, fresh, step, first, revive, kmeans)
-        if averages:
-            extra["averaged"] = averaging.follow(extra["averaged"], book["points"], moved, step, config.ema.decay)
         if is_ema:
+            extra["averaged"] = averaging.follow(extra["averaged"], book["points"], moved, step, decay)
             return params, extra | {"generator": {"codebook": {"quantizer": book}}}, {}, health
         generator = generator | {"quantizer": generator["quantizer"] | {"codebook": book["points"]}}
         return params | {"generator": generator}, extra, {"generator/quantizer/codebook": moved}, health
@@ -273,7 +272,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
             variables, _ = found.variables(found.module())
             params = {"generator": variables.pop("params")}
             extra = {"generator": variables}
-            if averages:
+            if is_ema:
                 extra["averaged"] = variables["codebook"]["quantizer"]["points"]
             if _takes_over(config, found):
                 variables = found.discriminator[1]()

@@ -88,7 +88,7 @@ def _read_config(file: Path) -> dict:
     return config
 
 
-def _completed(defaults: Mapping, stated: Mapping, where: str) -> dict:
+def _completed(defaults: Mapping, stated, where: str) -> dict:
     """The options that are stated, and the defaults of the others. LoadError for one that the peer does not know."""
     if not isinstance(stated, Mapping):
         raise LoadError(f"{where} is {stated!r}; it must be a mapping")

@@ -21,13 +21,13 @@ def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
     if config is None:
         return None
     vqgan = load_vqgan(path / VQGAN)
-    tokenizer = Tokenizer.load(path / TOKENIZER, config["model"]["text_length"])
 
     def read() -> tuple[dict, str]:
         params, _, name = run_directory.load_weights(path, step)
         return jax.tree.map(np.asarray, params["dalle"]), name
 
     with describing(path):
+        tokenizer = Tokenizer.load(path / TOKENIZER, config["model"]["text_length"])
         return Checkpoint(
             name=str(path),
             options=config["model"],

@@ -220,9 +220,9 @@ def test_prefetch_resumes_after_the_batch_last_handed_out(drawn):
     assert ahead.get_state() == plain.get_state()
     state = json.loads(json.dumps(ahead.get_state()))
     expected = take(plain, 8)
-    fresh = prefetch(stream(source), send, depth=2)
-    take(fresh, 3)  # others are on their way, and are dropped
-    fresh.set_state(state)
+    resumed = stream(source)
+    resumed.set_state(state)
+    fresh = prefetch(resumed, send, depth=2)
     assert fresh.get_state() == state
     assert_same(take(fresh, 8), expected)
     assert_same(take(ahead, 8), expected)  # taking a state disturbs nothing

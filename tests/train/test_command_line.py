@@ -11,7 +11,7 @@ from PIL import Image
 import clip_jax
 import vqgan_jax
 from train_jax import __main__ as entry
-from train_jax import config_file, sharding, train
+from train_jax import arguments, config_file, sharding, train
 from train_jax.errors import Stopped
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -108,6 +108,26 @@ def test_a_stopped_run_ends_with_the_code_of_its_signal(monkeypatch, tmp_path, c
     with pytest.raises(SystemExit) as caught:
         entry.cli(["--config=clip/shapes", f"--workdir={tmp_path}"])
     assert caught.value.code == 143 and "stopped after step 3" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_the_first_update_is_one_line(monkeypatch, tmp_path, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train_jax.run", interrupted, raising=False)
+    with pytest.raises(SystemExit) as caught:
+        entry.cli(["--config=clip/shapes", f"--workdir={tmp_path}"])
+    assert caught.value.code == 130 and "interrupted before the first update" in capsys.readouterr().err
+
+
+def test_a_tilde_after_an_equals_sign_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["--out=~/a.png", "--config=~/my.py", "--config.pretrained=~/b"]
+    others = ["a ~/c", "~/d", "--prompt=a ~/ b", "--x", "=~/e"]
+    expected = ["--out=/home/me/a.png", "--config=/home/me/my.py", "--config.pretrained=/home/me/b"]
+    assert arguments.expanded([*words, *others]) == [*expected, *others]
+    with pytest.raises(SystemExit, match="there is no such file or config"):
+        entry.cli(["--config=~/my.py", "--workdir=x"])
 
 
 def test_help_lists_the_options(capsys):

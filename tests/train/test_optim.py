@@ -123,6 +123,32 @@ def test_schedule_free_evaluates_its_average():
     jax.tree.map(np.testing.assert_array_equal, unchanged, PARAMS)
 
 
+@pytest.mark.parametrize("name", ["adamw", "contrib.schedule_free_adamw"])
+def test_rows_that_moved_begin_anew(name):
+    """Their moments are zero, what is evaluated of them is where they are; the other rows' states stay."""
+    params = {"generator": {"codebook": jnp.arange(12.0).reshape(4, 3), "kernel": jnp.ones((4, 3))}}
+    axes = {"generator/codebook": ("codes", "embed"), "generator/kernel": ("embed", "mlp")}
+    tx, _ = optim.make(options(name=name, lr=0.1, warmup_steps=0, clip=0.0, weight_decay=0.0), params, 10, axes)
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+    rows = jnp.array([False, True, False, True])
+    params["generator"]["codebook"] = jnp.where(rows[:, None], 7.0, params["generator"]["codebook"])
+    anew = optim.begin_anew(state, {"generator/codebook": rows}, params)
+
+    evaluated = optim.evaluation_params(anew, params)["generator"]
+    np.testing.assert_allclose(evaluated["codebook"][rows], 7.0, rtol=1e-6)
+    before = optim.evaluation_params(state, params)["generator"]
+    np.testing.assert_array_equal(evaluated["codebook"][~rows], before["codebook"][~rows])
+    np.testing.assert_array_equal(evaluated["kernel"], before["kernel"])
+    ends = ("mu/generator/codebook", "nu/generator/codebook")
+    moments = {path: x for path, x in optim.by_path(anew).items() if path.endswith(ends)}
+    assert moments
+    for path, x in moments.items():
+        assert not np.any(x[rows]) and np.array_equal(x[~rows], optim.by_path(state)[path][~rows])
+
+
 def test_frozen_parameters_have_no_update_and_no_moments():
     updates, state = one_update(options(freeze=(r"^clip/dense/",), clip=1.0))
     assert not np.any(updates["dense"]["kernel"]) and not np.any(updates["dense"]["bias"])

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 import train_jax
-from train_jax import checkpoint, memory, metrics, sharding, train
+from train_jax import agreement, checkpoint, memory, metrics, sharding, train
 from train_jax.data.images import BrokenSample
 from train_jax.data.sources import DataError
 from train_jax.errors import ConfigError, LoadError, Stopped
@@ -102,6 +102,40 @@ def test_a_failed_evaluation_is_made_up_for(whole, tmp_path, monkeypatch):
         train_jax.run(config(**changes), tmp_path / "parts")
     train_jax.run(config(**changes), tmp_path / "parts")
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+
+
+def test_a_finished_run_makes_up_for_an_evaluation_once(tmp_path, monkeypatch):
+    changes = {"steps": 4, "evals": {"order": {"type": "order", "every": 0}}}
+
+    def example(record, rng):
+        raise DataError("the disk is gone")
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="the disk is gone"):
+        patch.setattr(toy_task, "evaluated_example", example)
+        train_jax.run(config(**changes), tmp_path / "run")
+    train_jax.run(config(**changes), tmp_path / "run")
+    before = numbers(tmp_path / "run")
+    assert "order/misplaced" in before[-1]
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_task, "evaluated_example", example)
+        train_jax.run(config(**changes), tmp_path / "run")
+    assert numbers(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("name", ["order", "norm"])
+def test_a_run_directory_tells_which_evaluations_were_made(name, tmp_path):
+    """By metrics or by pictures alone."""
+    with contextlib.closing(metrics.Writer(tmp_path, total_steps=4)) as writer:
+        writer.write(2, {"loss": 1.0, "order/misplaced": 0.0})
+        writer.images(2, {"norm/grey": np.zeros((4, 6, 3), np.uint8)})
+        assert writer.tells_of(2, [name, "other"])
+        assert not writer.tells_of(1, [name]) and not writer.tells_of(2, ["other"]) and not writer.tells_of(2, [name[:2]])
+
+
+def test_hosts_that_see_different_data_are_an_error(monkeypatch):
+    monkeypatch.setattr(agreement, "gather", lambda value: [value, value - 1])
+    with pytest.raises(DataError, match="records of shapes: process 0: 1,000, process 1: 999. Give all of them the same"):
+        agreement.check_same(1000, "records of shapes")
 
 
 def test_a_damaged_config_of_a_run_is_named(tmp_path):

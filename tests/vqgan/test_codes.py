@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from train_jax.data import sources
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.shapes.render import png
 from train_jax.errors import ConfigError
+from train_jax.evaluate import Interrupted
 from vqgan_jax import code_files
 from vqgan_jax import codes as codes_lib
 
@@ -102,12 +104,26 @@ def test_a_damaged_part_is_named(trained, tmp_path):
 def test_another_host_that_fails_or_stands_still_ends_the_waiting(tmp_path, monkeypatch):
     (tmp_path / "failed-3").write_text("OSError: no space left")
     with pytest.raises(DataError, match="by host 3: OSError: no space left"):
-        code_files._wait(tmp_path, lambda names: False)
+        code_files._wait(tmp_path, lambda names: False, lambda: 0)
     (tmp_path / "failed-3").unlink()
     monkeypatch.setattr(code_files, "_PATIENCE", 0.05)
     monkeypatch.setattr(code_files, "_POLL", 0.01)
     with pytest.raises(DataError, match="0 files, and no host has added one for 0 seconds"):
-        code_files._wait(tmp_path, lambda names: False)
+        code_files._wait(tmp_path, lambda names: False, lambda: 0)
+
+
+def test_a_host_that_is_asked_to_stop_ends_the_work_of_all_and_keeps_what_is_done(trained, tmp_path):
+    records = Counted()
+    with pytest.raises(Interrupted) as caught:
+        codes_lib.with_codes(trained, sources.Source("s", records), tmp_path, asked_to_stop=lambda: signal.SIGTERM)
+    assert caught.value.signal_number == signal.SIGTERM and records.read == [0, 1, 2], "one part"
+    (parts,) = tmp_path.glob("*.parts")
+    with pytest.raises(Interrupted) as caught:  # what another host sees
+        code_files._wait(parts, lambda names: False, lambda: 0)
+    assert caught.value.signal_number == signal.SIGTERM
+    again = Counted()
+    assert len(codes_lib.with_codes(trained, sources.Source("s", again), tmp_path).codes) == COUNT
+    assert again.read == list(range(3, COUNT))
 
 
 def test_a_directory_that_hosts_do_not_share_is_refused(tmp_path, monkeypatch):

@@ -313,8 +313,52 @@ def test_guidance_is_refused_before_a_run_that_has_nothing_to_guide(tiny, change
     made = task_lib.make(config, None)
     options = ConfigDict(task_lib.evaluators.defaults().samples.to_dict() | {"guidance": 2.0})
     context = Context(sharding.make_mesh(config.mesh), config, made)
-    with pytest.raises(ConfigError, match="guidance = 2.0 must be 1 where config.model.classes or config.label_dropout"):
+    message = "guidance = 2.0; it must be 1 where config.model.classes or config.label_dropout is 0"
+    with pytest.raises(ConfigError, match=message):
         made.evaluators["samples"](options, context)
+
+
+@pytest.mark.parametrize(
+    "option, allowed",
+    [
+        ({"n": 0}, "at least 1"),
+        ({"columns": 0}, "at least 1"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"seed": 2**32}, r"in \[0, 2\^32\)"),
+        ({"temperature": -1.0}, "0 or more"),
+        ({"temperature": 1e39}, "0 or more, as float32 has it"),
+        ({"top_k": 13}, r"in \[0, 12\], 0 for all codes"),
+        ({"top_p": 0.0}, r"in \(0, 1\]"),
+        ({"guidance": 1e39}, "a number that float32 has"),
+    ],
+)
+def test_options_by_which_nothing_can_be_drawn_are_named(option, allowed):
+    options = ConfigDict(task_lib.evaluators.defaults().samples.to_dict() | option)
+    with pytest.raises(ConfigError, match=f"config.evals.….{next(iter(option))} = .*; it must be {allowed}"):
+        task_lib.evaluators.check_drawing(options, 12, "")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"optim": {"name": "adamx"}}, "adamx"),
+        ({"optim": {"freeze": ("nothing",)}}, "nothing"),
+        ({"optim": {"players": {"generator": {"lr": 1e-3}}}}, "names .*generator.* this task's players are .*prior"),
+    ],
+)
+def test_mistakes_of_the_optimiser_are_found_before_codes_are_computed(tiny, change, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        train_jax.run(ConfigDict(prior_config(tiny).to_dict() | change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", [{"vqgan": 3}, {"label_dropout": "none"}, {"model": {"widths": 3}}])
+def test_a_run_whose_config_is_odd_is_named(run, tmp_path, change):
+    shutil.copytree(run[1], tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(LoadError, match="describes no model that can be built"):
+        vqgan_jax.load_prior(tmp_path / "run")
 
 
 def test_other_things_are_no_second_stage(tiny, tmp_path):

@@ -14,7 +14,7 @@ from train_jax import config as config_lib
 from train_jax import sharding
 from train_jax.errors import ConfigError
 from train_jax.step import init_state, make_train_step
-from vqgan_jax import averaging, model, task
+from vqgan_jax import averaging, model, quantize, task
 from vqgan_jax import loss as loss_lib
 
 SIZE = 16
@@ -100,7 +100,8 @@ def cosine(a, b) -> float:
     return float(optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b)))
 
 
-def test_both_players_get_in_bfloat16_the_gradients_of_float32():
+def test_both_players_get_in_bfloat16_the_gradients_of_float32(monkeypatch):
+    """With the codes of float32: a latent between two codes may fall to the other, and the players see other pictures."""
     short = {"model.dtype": "bfloat16", "discriminator.dtype": "bfloat16"}
     options = {"loss.r1": 0.1, "loss.lecam": 0.1}
     made, params, extra = started(config(**options))
@@ -108,12 +109,13 @@ def test_both_players_get_in_bfloat16_the_gradients_of_float32():
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), params)
     params["generator"]["quantizer"]["codebook"] = jnp.asarray(rng.standard_normal((16, 4), np.float32))
-    total, metrics, _, grads = gradients(made, params, extra)
+    total, metrics, statistics, grads = gradients(made, params, extra)
+    monkeypatch.setattr(quantize, "nearest_codes", lambda z, codebook: jnp.asarray(statistics["codes"]))
     value, found, _, slopes = gradients(task.make(config(**options, **short), None), params, extra)
     assert {x.dtype for x in jax.tree.leaves((slopes, found, value))} == {np.dtype("float32")}
-    # Products are rounded to 8 bits in some twenty layers, and latents fall to other codes: the players see other pictures.
-    assert cosine(slopes["discriminator"], grads["discriminator"]) > 0.9
-    assert cosine(slopes["generator"], grads["generator"]) > 0.9
+    # Twenty layers there and back that round to 2^-8 are off by sqrt(40) 2^-8 = 2.5 %; norms of small groups double it.
+    for player in ("discriminator", "generator"):
+        assert cosine(slopes[player], grads[player]) > 1 - 0.05**2 / 2
     np.testing.assert_allclose(value, total, rtol=0.02)
     np.testing.assert_allclose(found["adaptive_weight"], metrics["adaptive_weight"], rtol=0.1)
 
@@ -151,7 +153,8 @@ def test_every_quantiser_works_on_a_bfloat16_encoder(kind):
     assert {x.dtype for x in jax.tree.leaves((found.vectors, found.latents, found.loss, slopes))} == {np.dtype("float32")}
     assert np.mean(np.asarray(found.codes) == wanted.codes) > 0.97
     np.testing.assert_allclose(value, exact, rtol=0.03)
-    assert cosine(slopes, grads) > 0.95  # a code that flips changes the gradient by its whole share
+    # A code that flips takes its share of the gradient away, and another one in: 2 x 3 % at most, and rounding.
+    assert cosine(slopes, grads) > 0.94
 
 
 def test_eight_pictures_are_learnt_by_heart_in_bfloat16_as_in_float32(learn):
@@ -356,21 +359,52 @@ def test_a_run_from_its_own_weights_keeps_its_codebook(kind, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, found.params["generator"], trained.params["generator"])
 
 
+EMA = {"model.quantizer.type": "ema", "model.quantizer.size": 256, "ema.decay": 0.9, "ema.players": ("generator",)}
+
+
 def test_an_ema_codebook_is_averaged_with_its_encoder():
-    options = {"model.quantizer.type": "ema", "codebook.revive": 1, "ema.decay": 0.9, "ema.players": ("generator",)}
-    c = config(**options, **FLAT)
-    wanted = run_steps(c, 1, steps=0)[0].extra["averaged"].astype(np.float64)
-    for number in range(3):
-        state, _ = run_steps(c, 1, steps=number + 1)
+    c = config(**EMA, **{"codebook.revive": 1}, **FLAT)
+    average = run_steps(c, 1, steps=0)[0].extra["averaged"].astype(np.float64)
+    for updates in range(3):
+        state, _ = run_steps(c, 1, steps=updates + 1)
         book = state.extra["generator"]["codebook"]["quantizer"]
-        points, fresh = book["points"], np.all(book["total"] == book["points"], axis=1)  # as a revived code begins
-        assert fresh.any() == (number > 0)
-        decay = min(0.9, (1 + number) / (10 + number))
-        wanted = np.where(fresh[:, None], points, wanted + (1 - decay) * (points - wanted))
-        np.testing.assert_allclose(state.extra["averaged"], wanted, atol=1e-6)
-    assert np.abs(wanted - points).max() > 1e-3, "an average that lags behind"
-    found = averaging.variables({"generator": state.ema["generator"]}, state.extra)
-    np.testing.assert_array_equal(found["codebook"]["quantizer"]["points"], state.extra["averaged"])
+        points, revived = book["points"], np.all(book["total"] == book["points"], axis=1)  # so a revived code begins
+        assert revived.any() == (updates > 0) and not revived.all()
+        decay = min(0.9, (1 + updates) / (10 + updates))
+        average = np.where(revived[:, None], points, average + (1 - decay) * (points - average))
+        np.testing.assert_allclose(state.extra["averaged"], average, atol=1e-6)
+    assert np.abs(average - points).max() > 1e-3, "an average that lags behind"
+    variables = averaging.variables({"generator": state.ema["generator"]}, state.extra)
+    np.testing.assert_array_equal(variables["codebook"]["quantizer"]["points"], state.extra["averaged"])
+
+
+@pytest.mark.parametrize("off", [{"ema.decay": 0.0}, {"ema.players": ("discriminator",)}])
+def test_without_an_average_of_the_generator_that_of_its_ema_codebook_is_the_codebook(off):
+    """So that the average can be switched on and off where a run goes on: its checkpoint has the same arrays."""
+    c = config(**EMA | off, **FLAT)
+    state, _ = run_steps(c, 1, steps=2)
+    np.testing.assert_array_equal(state.extra["averaged"], state.extra["generator"]["codebook"]["quantizer"]["points"])
+
+
+def test_the_average_of_an_ema_codebook_does_not_count_skipped_updates():
+    c = config(**EMA, **FLAT)
+    good, bad = BATCH, {name: np.full_like(x, np.nan, np.float32) for name, x in BATCH.items()}
+    found = []
+    for batches in ((good, good), (bad, bad, good, good)):
+        with jax.set_mesh(mesh := sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])):
+            made = task.make(c, None)
+            create, abstract, tx = init_state(
+                made, lambda p, a: optax.sgd(0.0), mesh, BATCH, seed=0, ema_players=("generator",)
+            )
+            step = make_train_step(
+                made, tx, mesh, abstract, seed=0, schedules={"generator": lambda _: 0.0}, ema_decay=0.9
+            )
+            state = create()
+            for batch in batches:
+                state, _ = step(state, batch)
+        found.append(jax.device_get(state))
+    assert found[1].counters["skipped"] == 2
+    jax.tree.map(np.testing.assert_array_equal, found[0].extra, found[1].extra)
 
 
 def test_a_revived_code_forgets_its_moments():

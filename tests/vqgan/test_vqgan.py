@@ -45,7 +45,8 @@ def test_a_run_goes_on_exactly_where_it_stopped(tiny, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics.Writer, "write", write_and_stop)
-        train_jax.run(config, tmp_path / "run")
+        with pytest.raises(train_jax.Stopped):
+            train_jax.run(config, tmp_path / "run")
     assert max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()) < 4
     train_jax.run(config, tmp_path / "run")
     histories = [

@@ -211,11 +211,6 @@ class prefetch:
     def get_state(self):
         return self._state
 
-    def set_state(self, state) -> None:
-        self._ahead.clear()
-        self._iterator.set_state(state)
-        self._state, self.error = state, None
-
 
 def check_broken(broken: int, examples: int, max_broken: float) -> None:
     """DataError if of the records read for so many examples a larger share than `max_broken` was broken."""

@@ -203,8 +203,8 @@ def _index(path: AnyPath) -> tuple[tuple[int, ...], list[tuple]]:
             new.write_text(text, "utf-8")
             new.replace(file)
             break
-        except OSError:
-            continue
+        except Exception as error:  # a folder without permission; storage raises errors of its own
+            log.debug("the index of %s cannot be kept in %s: %s", path, file, error)
     return tuple(stamp), samples
 
 

@@ -66,7 +66,8 @@ def _readable(about: dict[str, Any]) -> bool:
     good = all(isinstance(model[key], str) for model in models for key in ("path", "sha256"))
     good = good and all(isinstance(about[name], dict) for name in ("files", "motion", "options"))
     good = good and all(isinstance(prompt, str) for prompt in about["prompts"]) and isinstance(about["prompts"], list)
-    return good and (about["only"] is None or 0 <= about["only"] < about["n"] * len(about["prompts"]))
+    pictures = type(about["n"]) is int and about["n"] * len(about["prompts"])
+    return good and (about["only"] is None or (type(about["only"]) is int and 0 <= about["only"] < pictures))
 
 
 def unchanged(found: dict[str, str], wanted: dict[str, str], path: str | Path) -> None:

@@ -62,9 +62,12 @@ def read(path: str | Path, about: dict, like: trajectory.State, steps: int) -> t
     for name, wanted in about.items():
         if found.get(name) != wanted:
             raise LoadError(f"{path} is the state of another painting: {_difference(name, found.get(name), wanted)}")
+    places, structure = jax.tree.flatten(like)
+    odd = [name for name, leaf, place in zip(names, leaves, places, strict=True) if leaf.shape != place.shape]
+    if odd or losses.ndim != 2:
+        raise LoadError(f"{path} holds no state of this painting: {', '.join(odd) or 'losses'} of another shape")
     if losses.shape[1] > steps:
         raise LoadError(f"{path}: {losses.shape[1]} steps are done already; steps = {steps} must be at least that")
-    places, structure = jax.tree.flatten(like)
     placed = [jax.device_put(leaf, place.sharding) for leaf, place in zip(leaves, places, strict=True)]
     return jax.tree.unflatten(structure, placed), losses
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from nn_jax.decode import Sampling
 from train_jax import inference
 from train_jax.data.images import Preprocess
-from train_jax.errors import ConfigError
+from train_jax.errors import ConfigError, in_float32
 from vqgan_jax.evaluators import First
 from vqgan_jax.features import open_features
 from vqgan_jax.pictures import grid
@@ -35,6 +35,29 @@ def defaults() -> ConfigDict:
     return c
 
 
+def check_drawing(options: ConfigDict, size: int, unguided: str) -> None:
+    """ConfigError for options of evaluators that no pictures can be drawn by.
+
+    Args:
+      options: n, seed, batch_size, temperature, top_k, top_p, guidance; perhaps rows, columns.
+      size: how many codes there are.
+      unguided: why nothing can be guided; "": something can.
+    """
+
+    def require(condition: bool, key: str, allowed: str) -> None:
+        if not condition:
+            raise ConfigError(f"config.evals.….{key} = {options[key]!r}; it must be {allowed}")
+
+    for key in ("n", "batch_size", "rows", "columns"):
+        require(options.get(key, 1) >= 1, key, "at least 1")
+    require(0 <= options.seed < 2**32, "seed", "in [0, 2^32)")
+    require(in_float32(options.guidance), "guidance", "a number that float32 has; 1 is none")
+    require(options.guidance == 1 or not unguided, "guidance", f"1 where {unguided}")
+    require(options.temperature >= 0 and in_float32(options.temperature), "temperature", "0 or more, as float32 has it")
+    require(0 <= options.top_k <= size, "top_k", f"in [0, {size}], 0 for all codes")
+    require(0 < options.top_p <= 1, "top_p", "in (0, 1]")
+
+
 def factories(
     module: CodeTransformer, vq: Vqgan, records: Callable, example: Callable, shape: tuple[int, int]
 ) -> Mapping[str, Callable]:
@@ -47,7 +70,8 @@ def factories(
 
     def likelihood(options: ConfigDict, context):
         source = context.source(options.source, options.split)
-        with_codes = functools.cache(lambda: records(source))  # not before the first evaluation: they may take hours
+        # Not before the first evaluation: they may take hours.
+        with_codes = functools.cache(lambda: records(source, context.asked_to_stop))
 
         program = context.jit(losses)
 
@@ -66,16 +90,8 @@ def factories(
         draw = sampling.program(module)
         settings = Sampling(options.temperature, options.top_k, options.top_p, options.guidance)
         most = options.top_k or (module.size if options.top_p < 1 else 0)
-        if not 0 <= options.top_k <= module.size:
-            raise ConfigError(f"config.evals.….top_k = {options.top_k} must be in [0, {module.size}], 0 for all codes")
-        if options.guidance != 1 and not (module.classes and context.config.label_dropout):
-            raise ConfigError(
-                f"config.evals.….guidance = {options.guidance} must be 1 where config.model.classes or config.label_dropout "
-                "is 0: nothing is learnt of images without their label, or of labels"
-            )
-        for key in ("n", "columns", "batch_size"):
-            if options[key] < 1:
-                raise ConfigError(f"config.evals.….{key} = {options[key]} must be at least 1")
+        learnt = module.classes and context.config.label_dropout
+        check_drawing(options, module.size, "" if learnt else "config.model.classes or config.label_dropout is 0")
         length, guided = module.length, options.guidance != 1
         batch_size = min(options.batch_size, options.n)
         features = open_features(options.features) if options.features else None

@@ -17,6 +17,7 @@ from nn_jax.decode import Sampling
 from train_jax import inference, run_directory
 from train_jax.errors import ConfigError, LoadError
 from train_jax.weights import hub
+from vqgan_jax.pretrained.checkpoint import describing
 from vqgan_jax.pretrained.taming import find_file
 from vqgan_jax.prior import model as model_lib
 from vqgan_jax.prior import sampling, taming
@@ -244,10 +245,11 @@ def load(path: str | Path, step: int | None = None) -> Prior:
     params, _, name = run_directory.load_weights(path, step)
     vqgan = load_vqgan(path / TOKENIZER)
     options = model_lib.defaults()
-    options.update(config["model"])
-    size = config["vqgan"]["size"] or vqgan.size
-    params = jax.tree.map(np.asarray, params["prior"])
-    label_free = not options.classes or config["label_dropout"] > 0
+    with describing(path):
+        options.update(config["model"])
+        size = config["vqgan"]["size"] or vqgan.size
+        label_free = not options.classes or config["label_dropout"] > 0
+        params = jax.tree.map(np.asarray, params["prior"])
     return Prior.assemble(options, params, vqgan, size, name, label_free)
 
 

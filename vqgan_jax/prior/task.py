@@ -4,6 +4,7 @@ Batches: `codes` int32 [B, h, w], `label` int32 [B]. The run directory keeps the
 `vqgan.safetensors`, and needs the one it came from no more.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -48,8 +49,9 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     module = model.build(config.model, vq.codes, shape[0] * shape[1])
     directory = paths.on_disk(config.codes.dir or (workdir or Path()) / "codes", "config.codes.dir")
 
-    def records(source):
-        return codes_lib.with_codes(vq, source, directory, size=size, flip=config.codes.flip)
+    def records(source, asked_to_stop: Callable[[], int] = lambda: 0):
+        options = {"size": size, "flip": config.codes.flip, "asked_to_stop": asked_to_stop}
+        return codes_lib.with_codes(vq, source, directory, **options)
 
     def init(rng, batch):
         codes, labels = jnp.zeros((1, module.length), jnp.int32), jnp.zeros((1,), jnp.int32)

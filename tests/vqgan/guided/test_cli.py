@@ -195,6 +195,8 @@ def test_a_repetition_needs_the_same_weights_and_files(given, models, new_vqgan,
         ({"options": about["options"] | {"new": 1}}, "new is no option of this version"),
         ({"options": {k: v for k, v in about["options"].items() if k != "lr"}}, "does not tell lr"),
         ({"only": 1}, "is damaged"),
+        ({"only": 0.5}, "is damaged"),
+        ({"n": "x", "only": 0}, "is damaged"),
         ({"vqgan": "x"}, "is damaged"),
         ({"motion": None}, "is damaged"),
     ):

@@ -155,6 +155,12 @@ def test_a_resumed_painting_is_the_uninterrupted_one(vq, clip, plain, tmp_path):
     ):
         with pytest.raises(LoadError, match=message):
             guided.paint(vq, clip, PROMPT, resume_from=state, **{"seed": 3} | FEW | changes)
+    with np.load(state) as arrays:
+        kept = dict(arrays)
+    for damage, words in (({"leaf0": np.zeros((1, 2))}, "leaf0 of another"), ({"losses": np.zeros(3)}, "losses of another")):
+        np.savez(state, **kept | damage)
+        with pytest.raises(LoadError, match=f"holds no state of this painting: {words} shape"):
+            guided.paint(vq, clip, PROMPT, resume_from=state, **{"seed": 3} | FEW)
     state.write_bytes(b"nothing")
     with pytest.raises(LoadError, match="holds no state"):
         guided.paint(vq, clip, PROMPT, resume_from=state, **FEW)

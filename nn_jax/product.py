@@ -1,0 +1,54 @@
+"""Matrix products of activations with parameters in mixed precision: bfloat16 products, gradients summed in float32.
+
+The gradient of a parameter is a sum over all examples, and so over the devices that hold them. Were a float32 kernel rounded
+to bfloat16 before the product, its gradient would be one of bfloat16, and XLA would round the part of every device before it
+adds them up. So the rounding is a part of the product, and the sum is one of float32.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike, DTypeLike
+
+# Products of bfloat16 numbers, summed in float32: what matrix units do with numbers that bfloat16 holds.
+_SHORT = lax.DotAlgorithmPreset.BF16_BF16_F32
+
+
+def product(x: jax.Array, kernel: ArrayLike, axes: int, out_dtype: DTypeLike | None = None) -> jax.Array:
+    """The product of x [..., inputs] and a kernel [inputs, outputs] over `axes` axes, in the dtype of x.
+
+    out_dtype: of the result; None: that of x. Where x and kernel are of one dtype, all is `lax.dot_general`'s own.
+    """
+    if x.dtype == kernel.dtype:
+        return _dot(x, kernel, axes, out_dtype)
+    return _mixed(x, kernel, axes, jnp.dtype(out_dtype or x.dtype))
+
+
+def _dot(x, kernel, axes: int, out_dtype, precision=None):
+    summed = (tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes)))
+    return lax.dot_general(x, kernel, (summed, ((), ())), precision=precision, preferred_element_type=out_dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _mixed(x, kernel, axes: int, out_dtype):
+    return _dot(x, kernel.astype(x.dtype), axes, out_dtype)
+
+
+def _tangent(axes, out_dtype, primals, tangents):
+    (x, kernel), (dx, dkernel) = primals, tangents
+    terms = []
+    if type(dx) is not SymbolicZero:
+        short = kernel.astype(x.dtype)
+        if out_dtype == x.dtype:
+            terms.append(_dot(dx, short, axes, out_dtype))
+        else:  # its transpose multiplies a float32 gradient with the kernel
+            terms.append(_dot(dx.astype(out_dtype), short.astype(out_dtype), axes, out_dtype, _SHORT))
+    if type(dkernel) is not SymbolicZero:
+        terms.append(_dot(x.astype(kernel.dtype), dkernel, axes, kernel.dtype, _SHORT).astype(out_dtype))
+    return _mixed(x, kernel, axes, out_dtype), sum(terms[1:], terms[0])
+
+
+_mixed.defjvp(_tangent, symbolic_zeros=True)

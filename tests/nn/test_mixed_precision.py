@@ -1,0 +1,81 @@
+"""bfloat16 products with float32 parameters: gradients against float64 sums, and the same on one device as on eight."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from nn_jax.convolve import convolve
+from nn_jax.layers import add
+from nn_jax.product import product
+
+RNG = np.random.default_rng(4)
+OPERATIONS = {
+    "product": (lambda x, kernel: product(x, kernel, 1), (64, 24), (24, 8)),
+    "product of float32 logits": (lambda x, kernel: product(x, kernel, 1, jnp.float32), (64, 24), (24, 8)),
+    "product over two axes": (lambda x, kernel: product(x, kernel, 2), (64, 6, 4), (6, 4, 8)),
+    "convolution": (lambda x, kernel: convolve(x, kernel, (1, 1), "SAME"), (64, 5, 6, 3), (3, 3, 3, 4)),
+    "strided convolution": (lambda x, kernel: convolve(x, kernel, (2, 2), "VALID"), (64, 6, 6, 3), (2, 2, 3, 4)),
+    "bias": (add, (64, 3, 5), (5,)),
+}  # operation, shapes of input and parameter
+
+
+def short(x):
+    """Rounded to bfloat16, in float64."""
+    return np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
+
+
+@pytest.fixture(params=OPERATIONS)
+def case(request):
+    function, shape, parameter = OPERATIONS[request.param]
+    x, w = (jnp.asarray(RNG.standard_normal(shape), jnp.float32) for shape in (shape, parameter))
+    g = jnp.asarray(RNG.standard_normal(jax.eval_shape(function, x, w).shape), jnp.bfloat16)
+    return function, x.astype(jnp.bfloat16), w, g
+
+
+def pull(function, x, w, g):
+    y, backward = jax.vjp(function, x, w)
+    return (y, *backward(g.astype(y.dtype)))
+
+
+def test_the_gradient_of_a_parameter_is_a_float32_sum(case):
+    function, x, w, g = case
+    y, to_x, to_w = pull(function, x, w, g)
+    assert to_w.dtype == jnp.float32 and to_x.dtype == jnp.bfloat16
+    with jax.enable_x64(True):
+        inputs = [jnp.asarray(short(a)) for a in (x, w, g)]
+        if function is add:
+            inputs[1] = jnp.asarray(np.asarray(w, np.float64))  # a term is added as it is
+        wanted, wanted_to_x, wanted_to_w = map(np.asarray, pull(function, *inputs))
+    np.testing.assert_allclose(to_w, wanted_to_w, rtol=1e-5, atol=1e-5)  # a bfloat16 sum is off by 1e-2
+    scale = np.abs(wanted_to_x).max()
+    np.testing.assert_allclose(np.asarray(to_x, np.float64), wanted_to_x, atol=2**-7 * scale)
+    rounding = 1e-5 if y.dtype == jnp.float32 else 2**-7
+    np.testing.assert_allclose(np.asarray(y, np.float64), wanted, atol=rounding * np.abs(wanted).max())
+
+
+def test_eight_devices_sum_gradients_as_one_does(case):
+    function, x, w, g = case
+    *_, alone = pull(function, x, w, g)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    x, g = (jax.device_put(a, NamedSharding(mesh, P("data"))) for a in (x, g))
+    compiled = jax.jit(functools.partial(pull, function), out_shardings=NamedSharding(mesh, P()))
+    *_, together = compiled(x, jax.device_put(w, NamedSharding(mesh, P())), g)
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-4)  # of sums of up to 2,000 terms of size 1
+
+
+def test_derivatives_in_both_directions_agree(case):
+    function, x, w, g = case
+    dx, dw = (jnp.asarray(RNG.standard_normal(a.shape), a.dtype) for a in (x, w))
+    y, dy = jax.jvp(function, (x, w), (dx, dw))
+    _, to_x, to_w = pull(function, x, w, g)
+    assert dy.dtype == y.dtype
+    forward = np.vdot(np.asarray(g, np.float64), np.asarray(dy, np.float64))
+    backward = np.vdot(short(to_x), short(dx)) + np.vdot(np.asarray(to_w, np.float64), np.asarray(dw, np.float64))
+    size = np.linalg.norm(np.asarray(g, np.float64)) * np.linalg.norm(np.asarray(dy, np.float64))
+    assert abs(forward - backward) < 2**-7 * size
+    jax.vmap(jax.grad(lambda w, x: function(x, w).astype(jnp.float32).sum()), (None, 0))(w, x[:, None])
