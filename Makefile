@@ -23,7 +23,7 @@ RUN = $(VENV)/bin/python
 # XLA takes and gives back large buffers in every update; an allocator that keeps them trains up to 1.5 times as fast on a CPU.
 PRELOAD ?= $(firstword $(wildcard /usr/lib/*/libtcmalloc_minimal.so.4 /usr/lib64/libtcmalloc_minimal.so.4))
 
-.PHONY: help demo test slow test-peers fuzz lint bench lock
+.PHONY: help demo test smoke slow test-peers fuzz lint bench lock
 
 help:  ## List the targets and variables
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -39,6 +39,13 @@ demo: $(STAMP)  ## Train a small CLIP, VQGAN and DALL-E; search, reconstruct, dr
 
 test: $(STAMP)  ## Run the tests
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
+
+# What depends on the versions of interpreter and libraries: every package is imported, trained, saved, loaded and used once.
+SMOKE := tests/test_imports.py tests/nn tests/train tests/data/test_pipeline.py tests/clip/test_clip.py tests/clip/test_cli.py \
+    tests/vqgan/test_vqgan.py tests/vqgan/test_prior.py tests/vqgan/guided/test_cli.py tests/dalle/test_dalle.py \
+    tests/dalle/test_cli.py
+smoke: $(STAMP)  ## Run the tests that use everything once
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(SMOKE) $(ARGS)
 
 slow: $(STAMP)  ## Run the tests that take long: pairs of hosts, demos, notebooks, many damaged files
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)

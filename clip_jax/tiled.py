@@ -82,9 +82,9 @@ _loss.defvjp(_forward, _backward)
 
 
 def _on_devices(function: Callable, split, whole, out_specs):
-    """`function(*split, *whole, total, around)` on every device's rows of `split`; on one device where there is no mesh.
+    """`function(*split, *whole, devices, total, hand_on)` on every device's rows of `split`; on one where there is no mesh.
 
-    total: `x -> x` summed over devices. around: `tree -> tree` handed on to the next device, and `ring` of them.
+    devices: how many there are. total: `x -> x` summed over them. hand_on: `tree ->` that of the device before, in a ring.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

@@ -1,6 +1,6 @@
 """A convolution whose gradients are exact on many devices and fast in a CPU's loops.
 
-The input's dtype is the product's: a float32 kernel meets a bfloat16 input as bfloat16. The kernel's gradient is a sum over
+A float32 kernel meets a bfloat16 input as bfloat16. The kernel's gradient is a sum over
 all examples, and so over devices: it is summed in the kernel's dtype (see `nn_jax.product`).
 
 JAX tells the gradient with respect to the input by dimension numbers that swap the kernel's channels. XLA's CPU compiler
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 _ORDER = ("NHWC", "HWIO", "NHWC")
 _SWAPPED = ("NHWC", "HWOI", "NHWC")
@@ -23,44 +23,50 @@ _Pads = tuple[tuple[int, int], tuple[int, int]]
 _Strides = tuple[int, int]
 
 
-def convolve(x: jax.Array, kernel: ArrayLike, strides: _Strides, padding: str | _Pads) -> jax.Array:
-    """`lax.conv_general_dilated` of x [b, h, w, c] and a kernel [kh, kw, c, d], in the dtype of x.
+def convolve(
+    x: jax.Array, kernel: ArrayLike, strides: _Strides, padding: str | _Pads, out_dtype: DTypeLike | None = None
+) -> jax.Array:
+    """`lax.conv_general_dilated` of x [b, h, w, c] and a kernel [kh, kw, c, d], which is rounded to the dtype of x.
 
-    padding: zeros before and after rows and columns, or "SAME" or "VALID".
+    padding: zeros before and after rows and columns, or "SAME" or "VALID". out_dtype: of the result; None: that of x.
     """
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    return _convolved(x, kernel, strides, tuple((int(low), int(high)) for low, high in padding))
+    padding = tuple((int(low), int(high)) for low, high in padding)
+    return _convolved(x, kernel, strides, padding, jnp.dtype(out_dtype or x.dtype))
 
 
-def _applied(x, kernel, strides: _Strides, padding: _Pads, order=_ORDER):
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=order)
+def _applied(x, kernel, strides: _Strides, padding: _Pads, out_dtype, order=_ORDER):
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=order, preferred_element_type=out_dtype
+    )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _convolved(x, kernel, strides: _Strides, padding: _Pads):
-    return _applied(x, jnp.asarray(kernel, x.dtype), strides, padding)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def _convolved(x, kernel, strides: _Strides, padding: _Pads, out_dtype):
+    return _applied(x, jnp.asarray(kernel, x.dtype), strides, padding, out_dtype)
 
 
-def _tangent(strides, padding, primals, tangents):
+def _tangent(strides, padding, out_dtype, primals, tangents):
     (x, kernel), (dx, dkernel) = primals, tangents
     terms = []
     if type(dx) is not SymbolicZero:
 
         def swapped(dx, kernel):
-            return _applied(dx, kernel.swapaxes(2, 3), strides, padding, _SWAPPED)
+            return _applied(dx, kernel.swapaxes(2, 3), strides, padding, out_dtype, _SWAPPED)
 
         def in_order(dx, kernel):
-            return _applied(dx, kernel, strides, padding)
+            return _applied(dx, kernel, strides, padding, out_dtype)
 
-        short = kernel.astype(x.dtype)
+        # The transpose of a product multiplies numbers of one dtype: that of its result.
+        dx, short = dx.astype(out_dtype), kernel.astype(x.dtype).astype(out_dtype)
         if strides == (1, 1):
             terms.append(lax.platform_dependent(dx, short, cpu=swapped, default=in_order))
         else:
             terms.append(in_order(dx, short))
     if type(dkernel) is not SymbolicZero:
-        terms.append(_applied(x.astype(kernel.dtype), dkernel, strides, padding).astype(x.dtype))
-    return _convolved(x, kernel, strides, padding), sum(terms[1:], terms[0])
+        terms.append(_applied(x.astype(kernel.dtype), dkernel, strides, padding, kernel.dtype).astype(out_dtype))
+    return _convolved(x, kernel, strides, padding, out_dtype), sum(terms[1:], terms[0])
 
 
 _convolved.defjvp(_tangent, symbolic_zeros=True)

@@ -76,6 +76,7 @@ class Conv(nn.Module):
 
     Attributes:
       window: side of the kernel.
+      out_dtype: see `Dense`.
       padding: zeros on every side, or "SAME" or "VALID".
     """
 
@@ -87,12 +88,13 @@ class Conv(nn.Module):
     kernel_init: Callable
     bias_init: Callable
     bias: bool = True
+    out_dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (self.window, self.window, x.shape[-1], self.features))
         padding = self.padding if isinstance(self.padding, str) else ((self.padding,) * 2,) * 2
-        y = convolve(jnp.asarray(x, self.dtype), kernel, (self.stride, self.stride), padding)
+        y = convolve(jnp.asarray(x, self.dtype), kernel, (self.stride, self.stride), padding, self.out_dtype)
         return add(y, self.param("bias", self.bias_init, (self.features,))) if self.bias else y
 
 
@@ -107,6 +109,7 @@ def conv(
     name: str | None,
     bias: bool,
     padding: int | None = None,
+    out_dtype: DTypeLike | None = None,
 ) -> Conv:
     """A convolution with `kernel` x `kernel` windows.
 
@@ -125,6 +128,7 @@ def conv(
         kernel_init=named(init, "patch", "patch", *axes),
         bias_init=named(nn.initializers.zeros_init(), "norm"),
         bias=bias,
+        out_dtype=out_dtype,
         name=name,
     )
 

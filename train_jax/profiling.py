@@ -146,6 +146,11 @@ class MemoryPlan:
     def total(self) -> int:
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
+    @property
+    def needed(self) -> int:
+        """All at once: the peak, or where the compiler does not say, the sum of the parts."""
+        return self.total if self.peak is None else self.peak
+
     def __str__(self) -> str:
         rows = dataclasses.asdict(self) | {"total": self.total}
         return "\n".join(f"  {name:<12}{size / 2**20:>12,.1f} MiB" for name, size in rows.items() if size is not None)
@@ -176,21 +181,3 @@ def trace(directory: str | os.PathLike) -> Iterator[None]:
             jax.profiler.stop_trace()
             if target != local:
                 paths.copy(Path(local), target)
-
-
-def absent_tpus(topology: str) -> list[jax.Device]:
-    """Devices of a TPU slice that is not there, such as "v5e:4x4", to lower and compile programs for.
-
-    Make a mesh of them (`sharding.make_mesh(sizes, devices)`), then `jax.jit(…).lower(…).compile()`; `memory_plan` of
-    the result is the real one. Needs libtpu: `pip install "jax[tpu]"` in an environment of its own, and
-    `JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1`. Raises RuntimeError that says so where it is missing.
-    """
-    from jax.experimental import topologies
-
-    try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    except Exception as error:  # JAX raises what the plugin loader meets
-        raise RuntimeError(
-            f"cannot describe the TPU topology {topology!r}: {error}. It needs libtpu (pip install 'jax[tpu]' in an "
-            "environment of its own) and JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1; topologies are named as 'v5e:4x4'"
-        ) from error

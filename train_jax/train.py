@@ -332,7 +332,7 @@ def _report(config: ConfigDict, mesh, abstract_state, compiled, examples: int) -
     plan = profiling.memory_plan(compiled)
     log.info("memory of the compiled step, per device:\n%s", plan)
     remedy = "lower config.data.batch_size, set config.model.remat, or spread the run over more devices (config.mesh.fsdp)"
-    memory.require(plan.total if plan.peak is None else plan.peak, mesh.local_devices[0], "the compiled step takes", remedy)
+    memory.require(plan.needed, mesh.local_devices[0], "the compiled step takes", remedy)
 
 
 def _check_streak(metrics: dict, config: ConfigDict, step: int, checkpoints: Checkpoints) -> None:

@@ -29,10 +29,10 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w 3"], train: bool = True) -> Float[Array, "b h2 w2"]:
-        def convolve(features: int, stride: int, number: int, bias: bool, x):
+        def convolve(features: int, stride: int, number: int, bias: bool, x, out_dtype=None):
             axes = ("channels_in", "norm" if features == 1 else "channels_out")
             options = {"axes": axes, "std": 0.02, "dtype": self.dtype, "bias": bias, "padding": 1}
-            return conv(features, 4, stride, name=f"conv{number}", **options)(x)
+            return conv(features, 4, stride, name=f"conv{number}", out_dtype=out_dtype, **options)(x)
 
         x = nn.leaky_relu(convolve(self.channels, 2, 0, True, x.astype(self.dtype)), 0.2)
         for number in range(1, self.layers + 1):
@@ -40,7 +40,7 @@ class Discriminator(nn.Module):
             stride = 2 if number < self.layers else 1
             x = convolve(features, stride, number, self.norm == "group", x)
             x = nn.leaky_relu(self._normed(x, f"norm{number}", train), 0.2)
-        return convolve(1, 1, self.layers + 1, True, x)[..., 0].astype(jnp.float32)
+        return convolve(1, 1, self.layers + 1, True, x, jnp.float32)[..., 0]
 
     def _normed(self, x, name: str, train: bool):
         # Scales start at N(1, 0.02), as the weights' initialiser of pix2pix has it.

@@ -85,9 +85,8 @@ class Decoder(_Maps):
 
     def setup(self):
         std = (27 * self.channels * self.multipliers[0]) ** -0.5
-        self.conv_out = conv(
-            self.out, 3, 1, axes=("channels_in", "norm"), std=std, dtype=self.dtype, name=None, bias=True
-        )
+        options = {"axes": ("channels_in", "norm"), "std": std, "dtype": self.dtype, "bias": True}
+        self.conv_out = conv(self.out, 3, 1, name=None, out_dtype=jnp.float32, **options)
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w z"], deterministic: bool = True) -> Float[Array, "b h2 w2 c"]:
@@ -102,7 +101,7 @@ class Decoder(_Maps):
 
     def last(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
         """Pixels, float32."""
-        return self.conv_out(x).astype(jnp.float32)
+        return self.conv_out(x)
 
 
 class VQGAN(nn.Module):
@@ -122,11 +121,11 @@ class VQGAN(nn.Module):
         self.decoder = Decoder(out=3, **self.maps)
         dtype = self.maps["dtype"]
 
-        def one_by_one(features: int, inputs: int):
-            std = (3 * inputs) ** -0.5
-            return conv(features, 1, 1, axes=("channels_in", "norm"), std=std, dtype=dtype, name=None, bias=True)
+        def one_by_one(features: int, inputs: int, out_dtype=None):
+            options = {"axes": ("channels_in", "norm"), "std": (3 * inputs) ** -0.5, "dtype": dtype, "bias": True}
+            return conv(features, 1, 1, name=None, out_dtype=out_dtype, **options)
 
-        self.quant_conv = one_by_one(self.quantizer.inputs, self.z_channels)
+        self.quant_conv = one_by_one(self.quantizer.inputs, self.z_channels, jnp.float32)
         self.post_quant_conv = one_by_one(self.z_channels, self.quantizer.dim)
 
     @property
@@ -137,7 +136,7 @@ class VQGAN(nn.Module):
     def latents(self, images: Float[Array, "b h w 3"], deterministic: bool = True) -> Float[Array, "b h2 w2 d"]:
         """Pixels in [-1, 1] -> what the quantiser rounds, float32."""
         images = (images + 1) / 2 if self.unit else images
-        return self.quant_conv(self.encoder(images, deterministic)).astype(jnp.float32)
+        return self.quant_conv(self.encoder(images, deterministic))
 
     def features(
         self, images: Float[Array, "b h w 3"], deterministic: bool, temperature=1.0

@@ -154,8 +154,13 @@ RESNET = {"tower": "resnet", "size": 64, "width": 4, "layers": (1, 1, 1, 1), "he
         ((2, 2, 2), {"loss": "sigmoid"}, CONV),
         ((2, 2, 2), {"loss": "softmax", "tile": 2}, CONV),
         ((4, 2, 1), {"loss": "sigmoid", "tile": 1}, {"pool": "map"}),
-        ((4, 1, 2), {"loss": "softmax", "micro_batch": 3}, CONV),  # of the 4 rows of a device at most 3: twice 2
-        ((2, 2, 2), {"loss": "sigmoid", "micro_batch": 1, "tile": 4, "duplicates": "negative"}, {"pool": "map"}),
+        # Of the 4 rows of a device at most 3: twice 2.
+        ((4, 1, 2), {"loss": "softmax", "micro_batch": 3, "remat": "dots", "scan": False}, CONV),
+        (
+            (2, 2, 2),
+            {"loss": "sigmoid", "micro_batch": 1, "tile": 4, "duplicates": "negative", "remat": "full"},
+            {"pool": "map"},
+        ),
         ((2, 2, 2), {"loss": "softmax", "tile": 4}, RESNET),
     ],
 )
@@ -163,7 +168,7 @@ def test_dense_tiled_and_in_parts_on_one_device_and_on_eight_are_one_loss(folder
     """Loss, metrics and every gradient, of the plain task on one device and of the other on eight."""
     options = {f"model__{key}": value for key, value in options.items()}
     options |= {f"model__image__{key}": value for key, value in image.items()}
-    how = ("model__tile", "model__micro_batch")
+    how = ("model__tile", "model__micro_batch", "model__remat")
     plain = clip_task.make(resolve(folder, **{k: v for k, v in options.items() if k not in how}), None)
     task = clip_task.make(resolve(folder, data__batch_size=16, **options), None)
     data = jax.tree.map(jnp.asarray, batch(task, folder, 16))

@@ -120,6 +120,14 @@ def test_ctrl_c_before_the_first_update_is_one_line(monkeypatch, tmp_path, capsy
     assert caught.value.code == 130 and "interrupted before the first update" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words, reset", [([], False), (["--reset-optimizer"], True)])
+def test_the_optimiser_is_reset_on_request(words, reset, monkeypatch, tmp_path):
+    asked = {}
+    monkeypatch.setattr("train_jax.run", lambda config, workdir, **options: asked.update(options), raising=False)
+    entry.cli(["--config=clip/shapes", f"--workdir={tmp_path}", *words])
+    assert asked == {"profile": False, "reset_optimizer": reset}
+
+
 def test_a_tilde_after_an_equals_sign_is_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     words = ["--out=~/a.png", "--config=~/my.py", "--config.pretrained=~/b"]

@@ -86,8 +86,3 @@ def test_a_trace_is_written(tmp_path):
     with profiling.trace(tmp_path):
         np.asarray(jnp.ones((8, 8)) @ jnp.ones((8, 8)))
     assert list(tmp_path.glob("**/*.xplane.pb")) and list(tmp_path.glob("**/perfetto_trace.json.gz"))
-
-
-def test_absent_hardware_without_its_compiler_says_what_to_install():
-    with pytest.raises(RuntimeError, match=r"libtpu \(pip install 'jax\[tpu\]'"):
-        profiling.absent_tpus("v5e:4x4")

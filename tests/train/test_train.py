@@ -132,6 +132,12 @@ def test_a_run_directory_tells_which_evaluations_were_made(name, tmp_path):
         assert not writer.tells_of(1, [name]) and not writer.tells_of(2, ["other"]) and not writer.tells_of(2, [name[:2]])
 
 
+def test_hosts_that_cannot_talk_to_each_other_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="JAX sees 2 hosts, and jax.distributed is not initialised: .*--distributed=on"):
+        agreement.check_connected()
+
+
 def test_hosts_that_see_different_data_are_an_error(monkeypatch):
     monkeypatch.setattr(agreement, "gather", lambda value: [value, value - 1])
     with pytest.raises(DataError, match="records of shapes: process 0: 1,000, process 1: 999. Give all of them the same"):
@@ -179,6 +185,8 @@ def test_another_mesh_goes_on_where_this_one_stopped(whole, tmp_path):
         assert mine.keys() == theirs.keys()
         for key, value in mine.items():
             np.testing.assert_allclose(value, theirs[key], rtol=1e-5, atol=1e-5, err_msg=key)
+    weights = [checkpoint.load_weights(folder / "checkpoints")[0] for folder in (tmp_path, whole[0])]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *weights)
 
 
 def test_a_running_trainer_holds_no_batch_but_those_on_their_way(tmp_path, monkeypatch):

@@ -84,6 +84,26 @@ def test_codes_are_mapped_from_the_disk_here_and_in_workers(trained, tmp_path):
     np.testing.assert_array_equal(pickle.loads(sent).codes, coded.codes)
 
 
+class Described:
+    """Records that tell of themselves without their pictures, which are gone."""
+
+    def __len__(self):
+        return COUNT
+
+    def described(self, index):
+        return {key: value for key, value in RECORDS[index].items() if key != "image"}
+
+    def __getitem__(self, index):
+        raise OSError("the picture is gone")
+
+
+def test_codes_need_no_pictures_any_more(trained, tmp_path):
+    coded = codes_lib.with_codes(trained, sources.Source("s", RECORDS), tmp_path)
+    alone = codes_lib.Coded(sources.Source("s", Described()), coded.file)
+    np.testing.assert_array_equal(alone[3]["codes"], coded[3]["codes"])
+    assert alone[3]["id"] == "3"
+
+
 def test_what_codes_were_made_of_is_told_beside_them(trained, tmp_path):
     coded = codes_lib.with_codes(trained, sources.Source("s", RECORDS), tmp_path)
     made_of = json.loads(coded.file.with_suffix(".json").read_text())

@@ -21,10 +21,14 @@ SIZE = 16
 BATCH = {"image": np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), np.uint8)}
 
 
+DEEP = {"model.multipliers": (1, 2), "model.attention": (8,), "model.middle_attention": True}  # slow to compile
+ALONE = {"loss.adversarial": "none"}
+
+
 def config(**changes) -> ConfigDict:
     c = ConfigDict({"task": "vqgan_jax.task", "steps": 10, "data": {"source": "shapes/32", "batch_size": 8}})
-    c.model = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "resolution": SIZE, "attention": (8,), "groups": 4}
-    c.model.z_channels = 8
+    c.model = {"channels": 8, "multipliers": (1,), "blocks": 1, "resolution": SIZE, "attention": (), "groups": 4}
+    c.model.update({"z_channels": 8, "middle_attention": False})
     c.model.quantizer = {"size": 16, "dim": 4}
     c.discriminator = {"channels": 8, "layers": 2}
     c.loss, c.perceptual, c.augment, c.codebook, c.ema, c.optim = {"weight": 0.5}, {}, {}, {}, {}, {}
@@ -32,19 +36,33 @@ def config(**changes) -> ConfigDict:
     return config_lib.resolve(c)
 
 
+DRAWN: dict[str, tuple] = {}
+
+
 def started(c: ConfigDict):
-    """The task, its parameters and extra state."""
+    """The task, its parameters and extra state, which are drawn once for all configs that have the same."""
     made = task.make(c, None)
-    params, extra = sharding.unbox(jax.jit(made.init)(jax.random.key(1), BATCH))
-    return made, params, extra
+    key = repr((c.model, c.discriminator, c.loss.adversarial, c.loss.lecam > 0, bool(c.ema.decay)))
+    if key not in DRAWN:
+        DRAWN[key] = sharding.unbox(jax.jit(made.init)(jax.random.key(1), BATCH))
+    return made, *jax.tree.map(lambda x: x, DRAWN[key])
 
 
-def gradients(made, params, extra, step=5, batch=BATCH):
-    def value(params):
-        return made.loss(params, extra, jax.tree.map(jnp.asarray, batch), jax.random.key(2), jnp.asarray(step))
+def gradient_function(made):
+    """Compiled once: `(params, extra, step) -> total, metrics, statistics, gradients`."""
 
-    (total, (metrics, changed)), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(params)
-    return total, metrics, changed, grads
+    @jax.jit
+    def function(params, extra, step):
+        batch = jax.tree.map(jnp.asarray, BATCH)
+        value = jax.value_and_grad(made.loss, has_aux=True)
+        (total, (metrics, statistics)), grads = value(params, extra, batch, jax.random.key(2), step)
+        return total, metrics, statistics, grads
+
+    return function
+
+
+def gradients(made, params, extra):
+    return gradient_function(made)(params, extra, 5)
 
 
 def textbook(c: ConfigDict, params, extra, kind: str):
@@ -84,16 +102,22 @@ def assert_close(found, wanted, tolerance=1e-5):
         np.testing.assert_allclose(a, b, atol=tolerance * scale, rtol=1e-4, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("kind", loss_lib.ADVERSARIAL)
-@pytest.mark.parametrize("norm", ["group", "batch"])
-def test_one_backward_gives_the_gradients_of_the_textbook_s_three(kind, norm):
-    c = config(**{"loss.adversarial": kind, "discriminator.norm": norm})
+@pytest.mark.parametrize(
+    "kind, norm, size", [("hinge", "group", DEEP), ("vanilla", "batch", {}), ("non_saturating", "group", {})]
+)
+def test_one_backward_gives_the_gradients_of_the_textbook_s_three(kind, norm, size):
+    c = config(**{"loss.adversarial": kind, "discriminator.norm": norm} | size)
     made, params, extra = started(c)
     _, metrics, _, found = gradients(made, params, extra)
     wanted, weight = jax.jit(lambda p, e: textbook(c, p, e, kind))(params, extra)
     np.testing.assert_allclose(metrics["adaptive_weight"], weight, rtol=1e-4)
     for player in wanted:
         assert_close(found[player], wanted[player])
+
+
+def distance(a, b) -> float:
+    """Relative, of two trees."""
+    return float(optax.tree.norm(optax.tree.sub(a, b)) / optax.tree.norm(b))
 
 
 def cosine(a, b) -> float:
@@ -103,7 +127,7 @@ def cosine(a, b) -> float:
 def test_both_players_get_in_bfloat16_the_gradients_of_float32(monkeypatch):
     """With the codes of float32: a latent between two codes may fall to the other, and the players see other pictures."""
     short = {"model.dtype": "bfloat16", "discriminator.dtype": "bfloat16"}
-    options = {"loss.r1": 0.1, "loss.lecam": 0.1}
+    options = {"loss.r1": 0.1, "loss.lecam": 0.1} | DEEP
     made, params, extra = started(config(**options))
     # Weights far from their small beginnings, at which gradients are differences of nearly equal sums.
     rng = np.random.default_rng(0)
@@ -113,9 +137,10 @@ def test_both_players_get_in_bfloat16_the_gradients_of_float32(monkeypatch):
     monkeypatch.setattr(quantize, "nearest_codes", lambda z, codebook: jnp.asarray(statistics["codes"]))
     value, found, _, slopes = gradients(task.make(config(**options, **short), None), params, extra)
     assert {x.dtype for x in jax.tree.leaves((slopes, found, value))} == {np.dtype("float32")}
-    # Twenty layers there and back that round to 2^-8 are off by sqrt(40) 2^-8 = 2.5 %; norms of small groups double it.
+    # Each layer rounds four times, weights, inputs, outputs and the gradient coming back: twice the error of weights alone.
+    *_, rounded = gradients(made, jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params), extra)
     for player in ("discriminator", "generator"):
-        assert cosine(slopes[player], grads[player]) > 1 - 0.05**2 / 2
+        assert distance(slopes[player], grads[player]) < 2 * distance(rounded[player], grads[player]) < 0.2
     np.testing.assert_allclose(value, total, rtol=0.02)
     np.testing.assert_allclose(found["adaptive_weight"], metrics["adaptive_weight"], rtol=0.1)
 
@@ -266,9 +291,9 @@ def test_the_step_holds_one_generator_forward():
 def test_the_discriminator_starts_alone_and_its_weight_rises():
     c = config(**{"loss.start": 2, "loss.alone": 2, "loss.rise": 4, "loss.adaptive": False})
     made, params, extra = started(c)
-    shares, learns = [], []
+    shares, learns, function = [], [], gradient_function(made)
     for step in range(10):
-        _, metrics, _, grads = gradients(made, params, extra, step)
+        _, metrics, _, grads = function(params, extra, step)
         shares.append(float(metrics["gradient_share/adversarial"]))
         learns.append(bool(optax.tree.norm(grads["discriminator"]) > 0))
     assert learns == [step >= 2 for step in range(10)]
@@ -277,7 +302,8 @@ def test_the_discriminator_starts_alone_and_its_weight_rises():
     assert [round(float(loss_lib.ramp(s, 2, 2, 4)), 4) for s in range(3, 9)] == [0, 0.25, 0.5, 0.75, 1, 1]
 
 
-def run_steps(c: ConfigDict, devices: int, fsdp: int = 1, steps: int = 3, accumulate: int = 1, lr: float = 0.05):
+def run_steps(c: ConfigDict, devices: int = 1, *, fsdp=1, batches=(BATCH,) * 3, accumulate=1, lr=0.05):
+    """`(states, metrics)`: the state before and after each update, and the metrics of each."""
     mesh = sharding.make_mesh({"data": -1, "fsdp": fsdp, "tensor": 1}, jax.devices()[:devices])
     made = task.make(c, None)
     with jax.set_mesh(mesh):
@@ -288,12 +314,13 @@ def run_steps(c: ConfigDict, devices: int, fsdp: int = 1, steps: int = 3, accumu
         step = make_train_step(
             made, tx, mesh, abstract, seed=0, schedules=schedules, ema_decay=0.9, accumulate=accumulate
         )
-        state, seen = create(), []
-        batch = jax.device_put(BATCH, sharding.batch_sharding(mesh))
-        for _ in range(steps):
-            state, metrics = step(state, batch)
+        state = create()
+        states, seen = [jax.device_get(state)], []
+        for batch in batches:
+            state, metrics = step(state, jax.device_put(batch, sharding.batch_sharding(mesh)))
+            states.append(jax.device_get(state))
             seen.append(jax.device_get(metrics))
-    return jax.device_get(state), seen
+    return states, seen
 
 
 @pytest.mark.parametrize(
@@ -307,8 +334,8 @@ def run_steps(c: ConfigDict, devices: int, fsdp: int = 1, steps: int = 3, accumu
 )
 def test_eight_devices_compute_what_one_does(changes):
     c = config(**changes)
-    one, seen = run_steps(c, 1)
-    eight, found = run_steps(c, 8, fsdp=4)  # the batch is split over both axes, parameters over one
+    (*_, one), seen = run_steps(c)
+    (*_, eight), found = run_steps(c, 8, fsdp=4)  # the batch is split over both axes, parameters over one
     for a, b in zip(seen, found, strict=True):
         for name in a:
             np.testing.assert_allclose(b[name], a[name], rtol=2e-4, atol=2e-5, err_msg=name)
@@ -326,7 +353,8 @@ def test_eight_devices_compute_what_one_does(changes):
 )
 def test_micro_batches_change_the_codebook_once_and_by_the_whole_batch(changes):
     c = config(**changes)
-    (whole, (seen,)), (parts, (found,)) = run_steps(c, 1, steps=1), run_steps(c, 1, steps=1, accumulate=4)
+    (start, whole), (seen,) = run_steps(c, batches=[BATCH])
+    (_, parts), (found,) = run_steps(c, batches=[BATCH], accumulate=4)
     books = [
         state.extra["generator"].get("codebook") or state.params["generator"]["quantizer"] for state in (whole, parts)
     ]
@@ -335,23 +363,22 @@ def test_micro_batches_change_the_codebook_once_and_by_the_whole_batch(changes):
     for name in ("usage", "perplexity"):
         np.testing.assert_allclose(found[name], seen[name], rtol=1e-6)
     if "codebook.start" in changes:
-        start, _ = run_steps(c, 1, steps=0)
         assert np.abs(books[0]["codebook"] - start.params["generator"]["quantizer"]["codebook"]).max() > 0.01
-FLAT = {"model.multipliers": (1,), "model.attention": (), "loss.adversarial": "none"}  # quick to compile
 
 
 @pytest.mark.parametrize("kind", ["nearest", "ema"])
 def test_a_run_from_its_own_weights_keeps_its_codebook(kind, tmp_path):
     """A training that began with k-means, and others that go on from it, with and without asking for k-means again."""
-    first = config(**{"model.quantizer.type": kind, "codebook.start": "kmeans"}, **FLAT)
-    trained, _ = run_steps(first, 1, steps=2)
+    first = config(**{"model.quantizer.type": kind, "codebook.start": "kmeans"}, **ALONE)
+    (*_, trained), _ = run_steps(first, batches=[BATCH] * 2)
     variables = {"params": trained.params["generator"], **trained.extra["generator"]}
     vqgan_jax.save(vqgan_jax.Vqgan.assemble(first.model, variables, "trained"), tmp_path / "first.safetensors")
 
     def going_on(start: str):
         c = {"task": "vqgan_jax.task", "steps": 10, "data": {"source": "shapes/32", "batch_size": 8}}
         c |= {"pretrained": str(tmp_path / "first.safetensors"), "loss": {"adversarial": "none"}}
-        return run_steps(config_lib.resolve(ConfigDict(c | {"codebook": {"start": start}})), 1, steps=1, lr=0.0)[0]
+        full = config_lib.resolve(ConfigDict(c | {"codebook": {"start": start}}))
+        return run_steps(full, batches=[BATCH], lr=0.0)[0][-1]
 
     found, wanted = going_on("kmeans"), going_on("random")
     jax.tree.map(np.testing.assert_array_equal, found.extra, wanted.extra)
@@ -363,10 +390,9 @@ EMA = {"model.quantizer.type": "ema", "model.quantizer.size": 256, "ema.decay": 
 
 
 def test_an_ema_codebook_is_averaged_with_its_encoder():
-    c = config(**EMA, **{"codebook.revive": 1}, **FLAT)
-    average = run_steps(c, 1, steps=0)[0].extra["averaged"].astype(np.float64)
-    for updates in range(3):
-        state, _ = run_steps(c, 1, steps=updates + 1)
+    states, _ = run_steps(config(**EMA, **{"codebook.revive": 1}, **ALONE))
+    average = states[0].extra["averaged"].astype(np.float64)
+    for updates, state in enumerate(states[1:]):
         book = state.extra["generator"]["codebook"]["quantizer"]
         points, revived = book["points"], np.all(book["total"] == book["points"], axis=1)  # so a revived code begins
         assert revived.any() == (updates > 0) and not revived.all()
@@ -381,34 +407,21 @@ def test_an_ema_codebook_is_averaged_with_its_encoder():
 @pytest.mark.parametrize("off", [{"ema.decay": 0.0}, {"ema.players": ("discriminator",)}])
 def test_without_an_average_of_the_generator_that_of_its_ema_codebook_is_the_codebook(off):
     """So that the average can be switched on and off where a run goes on: its checkpoint has the same arrays."""
-    c = config(**EMA | off, **FLAT)
-    state, _ = run_steps(c, 1, steps=2)
+    (*_, state), _ = run_steps(config(**EMA | off, **ALONE))
     np.testing.assert_array_equal(state.extra["averaged"], state.extra["generator"]["codebook"]["quantizer"]["points"])
 
 
 def test_the_average_of_an_ema_codebook_does_not_count_skipped_updates():
-    c = config(**EMA, **FLAT)
-    good, bad = BATCH, {name: np.full_like(x, np.nan, np.float32) for name, x in BATCH.items()}
-    found = []
-    for batches in ((good, good), (bad, bad, good, good)):
-        with jax.set_mesh(mesh := sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])):
-            made = task.make(c, None)
-            create, abstract, tx = init_state(
-                made, lambda p, a: optax.sgd(0.0), mesh, BATCH, seed=0, ema_players=("generator",)
-            )
-            step = make_train_step(
-                made, tx, mesh, abstract, seed=0, schedules={"generator": lambda _: 0.0}, ema_decay=0.9
-            )
-            state = create()
-            for batch in batches:
-                state, _ = step(state, batch)
-        found.append(jax.device_get(state))
-    assert found[1].counters["skipped"] == 2
-    jax.tree.map(np.testing.assert_array_equal, found[0].extra, found[1].extra)
+    c = config(**EMA, **ALONE)
+    bad = {name: np.full_like(x, np.nan, np.float32) for name, x in BATCH.items()}
+    (*_, good), _ = run_steps(c, batches=[BATCH] * 2, lr=0.0)
+    (*_, skipping), _ = run_steps(c, batches=[bad, bad, BATCH, BATCH], lr=0.0)
+    assert skipping.counters["skipped"] == 2
+    jax.tree.map(np.testing.assert_array_equal, good.extra, skipping.extra)
 
 
 def test_a_revived_code_forgets_its_moments():
-    c = config(**{"codebook.revive": 1})
+    c = config(**{"codebook.revive": 1, "model.quantizer.size": 256})
     made = task.make(c, None)
 
     def telling(*state):
@@ -474,7 +487,7 @@ def test_an_update_with_broken_numbers_changes_neither_player():
         ({"perceptual.type": "vgg"}, "one of none, lpips, clip"),
         ({"perceptual.type": "clip", "perceptual.path": "/nowhere"}, "no such file or folder"),
         ({"model.groups": 3}, "groups = 3 does not divide the 8 channels of level 0"),
-        ({"model.resolution": 17}, "resolution = 17 is not divisible by f = 2"),
+        ({"model.resolution": 17, "model.multipliers": (1, 2)}, "resolution = 17 is not divisible by f = 2"),
         ({"model.attention": (5,)}, "attention has 5; the maps are"),
         ({"model.dtype": "float16"}, "one of float32, bfloat16"),
         ({"discriminator.norm": "layer"}, "one of group, batch"),

@@ -44,7 +44,7 @@ def fit(compile_with: Callable[[int, bool], jax.stages.Compiled], cuts: int, dev
     for micro, remat in candidates(cuts, devices):
         program = compile_with(micro, remat)
         found = Fit(program, micro, remat, memory_plan(program))
-        needed = found.plan.total / 2**30
+        needed = found.plan.needed / 2**30
         log.info("%d of %d cuts together%s: %.2f GiB a device", micro, cuts, ", remat" if remat else "", needed)
         if needed <= budget:
             return found
@@ -72,7 +72,7 @@ def check_decoder(vq: Vqgan, size: tuple[int, int], paintings: int, mesh: Mesh) 
 def check_plan(plan: MemoryPlan, mesh: Mesh) -> None:
     """ConfigError for a compiled step that takes more memory than there is beside its arguments, which are there already."""
     remedy = "split the cuts (memory, or --memory, in GiB a device), paint a smaller size, or fewer pictures at once"
-    free_memory.require(plan.total - plan.arguments, mesh.local_devices[0], "a step takes", remedy)
+    free_memory.require(plan.needed - plan.arguments, mesh.local_devices[0], "a step takes", remedy)
 
 
 def candidates(cuts: int, devices: int) -> Iterator[tuple[int, bool]]:
