@@ -17,6 +17,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike, DTypeLike
 
+from nn_jax.product import keeping_inputs
+
 _ORDER = ("NHWC", "HWIO", "NHWC")
 _SWAPPED = ("NHWC", "HWOI", "NHWC")
 _Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -49,6 +51,12 @@ def _convolved(x, kernel, strides: _Strides, padding: _Pads, out_dtype):
 
 def _tangent(strides, padding, out_dtype, primals, tangents):
     (x, kernel), (dx, dkernel) = primals, tangents
+
+    @keeping_inputs
+    def wide(x, kernel):
+        x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
+        return _applied(x, kernel, strides, padding, jnp.float32).astype(out_dtype)
+
     terms = []
     if type(dx) is not SymbolicZero:
 
@@ -65,7 +73,8 @@ def _tangent(strides, padding, out_dtype, primals, tangents):
         else:
             terms.append(in_order(dx, short))
     if type(dkernel) is not SymbolicZero:
-        terms.append(_applied(x.astype(kernel.dtype), dkernel, strides, padding, kernel.dtype).astype(out_dtype))
+        same = x.dtype == kernel.dtype
+        terms.append(_applied(x, dkernel, strides, padding, out_dtype) if same else wide(x, dkernel))
     return _convolved(x, kernel, strides, padding, out_dtype), sum(terms[1:], terms[0])
 
 

@@ -17,6 +17,10 @@ from jax.typing import ArrayLike, DTypeLike
 _SHORT = lax.DotAlgorithmPreset.BF16_BF16_F32
 
 
+# Of what a function computes from its inputs alone, nothing is kept for the backward pass but the inputs.
+keeping_inputs = functools.partial(jax.checkpoint, prevent_cse=False)
+
+
 def product(x: jax.Array, kernel: ArrayLike, axes: int, out_dtype: DTypeLike | None = None) -> jax.Array:
     """The product of x [..., inputs] and a kernel [inputs, outputs] over `axes` axes, in the dtype of x.
 
@@ -39,15 +43,19 @@ def _mixed(x, kernel, axes: int, out_dtype):
 
 def _tangent(axes, out_dtype, primals, tangents):
     (x, kernel), (dx, dkernel) = primals, tangents
+
+    # The backward pass keeps x in bfloat16 and widens it anew.
+    @keeping_inputs
+    def wide(x, kernel):
+        return _dot(x.astype(jnp.float32), kernel.astype(jnp.float32), axes, jnp.float32, _SHORT).astype(out_dtype)
+
     terms = []
     if type(dx) is not SymbolicZero:
         short = kernel.astype(x.dtype)
-        if out_dtype == x.dtype:
-            terms.append(_dot(dx, short, axes, out_dtype))
-        else:  # its transpose multiplies a float32 gradient with the kernel
-            terms.append(_dot(dx.astype(out_dtype), short.astype(out_dtype), axes, out_dtype, _SHORT))
+        # The transpose of a product with a float32 result multiplies a float32 gradient with the kernel.
+        terms.append(_dot(dx, short, axes, out_dtype) if out_dtype == x.dtype else wide(dx, short))
     if type(dkernel) is not SymbolicZero:
-        terms.append(_dot(x.astype(kernel.dtype), dkernel, axes, kernel.dtype, _SHORT).astype(out_dtype))
+        terms.append(wide(x, dkernel))
     return _mixed(x, kernel, axes, out_dtype), sum(terms[1:], terms[0])
 
 

@@ -33,6 +33,14 @@ class Stopped(Exception):
         self.exit_code = 128 + signal_number
 
 
+class Interrupted(Exception):
+    """Work that was left because a host is asked to stop, by the signal of this number."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(f"signal {signal_number}")
+        self.signal_number = signal_number
+
+
 def in_float32(value: float | int | np.number) -> bool:
     """Whether float32, in which programs compute, has the number: not as infinity, nor as 0 if it is not."""
     with np.errstate(over="ignore"):

@@ -17,16 +17,9 @@ from ml_collections import ConfigDict
 from train_jax import agreement, optim, sharding
 from train_jax.data import pipeline, sources
 from train_jax.data.errors import DataError
+from train_jax.errors import Interrupted
 from train_jax.step import TrainState
 from train_jax.task import Task
-
-
-class Interrupted(Exception):
-    """An evaluation that was left because a host is asked to stop, by the signal of this number."""
-
-    def __init__(self, signal_number: int):
-        super().__init__(f"signal {signal_number}")
-        self.signal_number = signal_number
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,8 @@ from train_jax import config as config_lib
 from train_jax import task as task_lib
 from train_jax.checkpoint import CheckpointError, Checkpoints
 from train_jax.data import pipeline, sources
-from train_jax.errors import ConfigError, LoadError, Stopped
-from train_jax.evaluate import Evaluations, Interrupted
+from train_jax.errors import ConfigError, Interrupted, LoadError, Stopped
+from train_jax.evaluate import Evaluations
 from train_jax.lockstep import AHEAD, Lockstep
 from train_jax.metrics import History, Writer, read
 from train_jax.ownership import Ownership

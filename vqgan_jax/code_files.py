@@ -30,8 +30,7 @@ from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.files import read_arrays
 from train_jax.data.images import Preprocess
 from train_jax.data.sources import Source
-from train_jax.errors import ConfigError
-from train_jax.evaluate import Interrupted
+from train_jax.errors import ConfigError, Interrupted
 from vqgan_jax.vqgan import Vqgan
 
 log = logging.getLogger(__name__)

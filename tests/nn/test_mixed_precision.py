@@ -100,3 +100,10 @@ def test_derivatives_in_both_directions_agree(case):
     size = np.linalg.norm(np.asarray(g, np.float64)) * np.linalg.norm(np.asarray(dy, np.float64))
     assert abs(forward - backward) < 2**-7 * size
     jax.vmap(jax.grad(lambda w, x: function(x, w).astype(jnp.float32).sum()), (None, 0))(w, x[:, None])
+
+
+def test_the_backward_pass_keeps_inputs_in_bfloat16(case):
+    function, x, w, _ = case
+    _, backward = jax.vjp(function, x, w)
+    kept = [(leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(backward) if leaf.size >= x.size]
+    assert (x.shape, "float32") not in kept and len(kept) <= 1

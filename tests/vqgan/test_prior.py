@@ -352,7 +352,7 @@ def test_mistakes_of_the_optimiser_are_found_before_codes_are_computed(tiny, cha
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("change", [{"vqgan": 3}, {"label_dropout": "none"}, {"model": {"widths": 3}}])
+@pytest.mark.parametrize("change", [{"vqgan": 3}, {"label_dropout": "none"}, {"model": 3}])
 def test_a_run_whose_config_is_odd_is_named(run, tmp_path, change):
     shutil.copytree(run[1], tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())

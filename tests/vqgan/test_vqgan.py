@@ -13,6 +13,7 @@ import train_jax
 import vqgan_jax
 from train_jax import metrics
 from train_jax.data.images import BrokenSample
+from train_jax.errors import Stopped
 from vqgan_jax import cli
 
 rng = np.random.default_rng(3)
@@ -45,7 +46,7 @@ def test_a_run_goes_on_exactly_where_it_stopped(tiny, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics.Writer, "write", write_and_stop)
-        with pytest.raises(train_jax.Stopped):
+        with pytest.raises(Stopped):
             train_jax.run(config, tmp_path / "run")
     assert max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()) < 4
     train_jax.run(config, tmp_path / "run")
