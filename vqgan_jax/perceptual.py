@@ -102,8 +102,9 @@ def lpips(weights, found: Float[Array, "b h w 3"], wanted: Float[Array, "b h w 3
 
 
 def _unit(x):
-    # The epsilon inside the root: a zero vector has a finite gradient.
-    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-10)
+    squares = jnp.sum(x * x, axis=-1, keepdims=True)
+    # A zero vector stays zero, with a finite gradient; beside the norms of others 1e-10 is nothing, inside the root it is not.
+    return x / (jnp.sqrt(jnp.where(squares > 0, squares, 1.0)) + 1e-10)
 
 
 def _vgg(weights, x) -> list:
