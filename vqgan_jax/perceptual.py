@@ -103,7 +103,7 @@ def lpips(weights, found: Float[Array, "b h w 3"], wanted: Float[Array, "b h w 3
 
 def _unit(x):
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
-    # A zero vector stays zero, with a finite gradient; beside the norms of others 1e-10 is nothing, inside the root it is not.
+    # A zero vector stays zero, with a finite gradient. Inside the root, 1e-10 would change small vectors.
     return x / (jnp.sqrt(jnp.where(squares > 0, squares, 1.0)) + 1e-10)
 
 

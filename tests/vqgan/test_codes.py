@@ -3,6 +3,7 @@
 import json
 import pickle
 import signal
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_codes_are_mapped_from_the_disk_here_and_in_workers(trained, tmp_path):
     np.testing.assert_array_equal(pickle.loads(sent).codes, coded.codes)
 
 
-class Described:
+class Described(Sequence):
     """Records that tell of themselves without their pictures, which are gone."""
 
     def __len__(self):
