@@ -90,8 +90,8 @@ def factories(
         draw = sampling.program(module)
         settings = Sampling(options.temperature, options.top_k, options.top_p, options.guidance)
         most = options.top_k or (module.size if options.top_p < 1 else 0)
-        learnt = module.classes and context.config.label_dropout
-        check_drawing(options, module.size, "" if learnt else "config.model.classes or config.label_dropout is 0")
+        guides = options.guidance == 1 or (module.classes and context.config.label_dropout)
+        check_drawing(options, module.size, "" if guides else "config.model.classes or config.label_dropout is 0")
         length, guided = module.length, options.guidance != 1
         batch_size = min(options.batch_size, options.n)
         features = open_features(options.features) if options.features else None
