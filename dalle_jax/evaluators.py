@@ -16,9 +16,8 @@ from dalle_jax.model import Dalle as Model
 from nn_jax.decode import Sampling
 from train_jax import inference
 from train_jax.data.sources import DataError, Source
-from train_jax.errors import ConfigError
 from vqgan_jax.pictures import grid
-from vqgan_jax.prior.evaluators import check_drawing
+from vqgan_jax.prior.evaluators import check_drawing, requirement
 from vqgan_jax.vqgan import Vqgan
 
 log = logging.getLogger(__name__)
@@ -202,12 +201,9 @@ def worded(template: str, name: str) -> str:
 def check_sampling(options: ConfigDict, module: Model, captions: AnyCaptions) -> None:
     """ConfigError for options that `Dalle.draw` would refuse, before the run begins."""
 
-    def require(condition: bool, key: str, allowed: str) -> None:
-        if not condition:
-            raise ConfigError(f"config.evals.….{key} = {options[key]!r}; it must be {allowed}")
-
     check_drawing(options, module.size, "" if captions.guides else "config.caption_dropout is 0")
     if "about" in options:
+        require = requirement(options)
         require(options.prompts >= 1, "prompts", "at least 1")
         require(options.n == 1 or bool(options.clip), "n", "1 where no clip ranks the pictures")
         require(options.about in ("labels", "captions", "pairs"), "about", "labels, captions or pairs")

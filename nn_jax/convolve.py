@@ -1,7 +1,7 @@
 """A convolution whose gradients are exact on many devices and fast in a CPU's loops.
 
-A float32 kernel meets a bfloat16 input as bfloat16. The kernel's gradient is a sum over
-all examples, and so over devices: it is summed in the kernel's dtype (see `nn_jax.product`).
+A float32 kernel meets a bfloat16 input as bfloat16. The kernel's gradient is a sum over all examples, and so over devices:
+it is summed in the kernel's dtype (see `nn_jax.product`).
 
 JAX tells the gradient with respect to the input by dimension numbers that swap the kernel's channels. XLA's CPU compiler
 puts such numbers in order in a program's outermost computation only; in the body of a `scan` it falls back on loops that

@@ -76,8 +76,8 @@ class Conv(nn.Module):
 
     Attributes:
       window: side of the kernel.
-      out_dtype: see `Dense`.
       padding: zeros on every side, or "SAME" or "VALID".
+      out_dtype: see `Dense`.
     """
 
     features: int

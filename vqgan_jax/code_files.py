@@ -184,15 +184,14 @@ def _telling_others(parts: Path) -> Iterator[None]:
 
 def _check_hosts(parts: Path, asked_to_stop: Callable[[], int]) -> None:
     """DataError that names the hosts that have failed, and why; Interrupted if one is asked to stop."""
-    notes = sorted(parts.glob("failed-*"))
-    if notes:
+    if notes := sorted(parts.glob("failed-*")):
         reasons = "; ".join(f"host {note.name.split('-')[1]}: {note.read_text('utf-8')}" for note in notes)
         raise DataError(f"codes could not be computed by {reasons}. What is done is kept in {parts}")
     if signal_number := asked_to_stop():
         parts.mkdir(parents=True, exist_ok=True)
         (parts / f"stopped-{jax.process_index()}.{signal_number}").touch()
-    for note in sorted(parts.glob("stopped-*")):
-        raise Interrupted(int(note.suffix[1:]))
+    if notes := sorted(parts.glob("stopped-*")):
+        raise Interrupted(int(notes[0].suffix[1:]))
 
 
 def _wait(parts: Path, done: Callable[[set[str]], bool], asked_to_stop: Callable[[], int]) -> None:

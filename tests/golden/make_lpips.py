@@ -42,10 +42,10 @@ def model(checkout: str) -> nn.Module:
     peer = importlib.import_module("taming.modules.losses.lpips")
     peer.LPIPS.load_from_pretrained = lambda self: None
     torch.manual_seed(0)
-    found = peer.LPIPS().eval()
+    lpips = peer.LPIPS().eval()
     for stage, width in enumerate(WIDTHS):
-        setattr(found, f"lin{stage}", peer.NetLinLayer(width, use_dropout=True).eval())
-    for name, p in found.named_parameters():
+        setattr(lpips, f"lin{stage}", peer.NetLinLayer(width, use_dropout=True).eval())
+    for name, p in lpips.named_parameters():
         p.requires_grad = False
         if p.ndim == 1:
             p.normal_(0, 0.1)
@@ -53,7 +53,7 @@ def model(checkout: str) -> nn.Module:
             p.uniform_()  # distances are weighed by numbers above 0
         else:
             p.normal_(0, (2 / p[0].numel()) ** 0.5)
-    return found
+    return lpips
 
 
 def main() -> None:

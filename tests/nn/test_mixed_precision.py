@@ -71,12 +71,12 @@ def test_the_gradient_of_a_parameter_is_a_float32_sum(case):
         inputs = [jnp.asarray(short(a)) for a in (x, w, g)]
         if function is add:
             inputs[1] = jnp.asarray(np.asarray(w, np.float64))  # a term is added as it is
-        wanted, wanted_to_x, wanted_to_w = map(np.asarray, pull(function, *inputs))
-    np.testing.assert_allclose(to_w, wanted_to_w, rtol=1e-5, atol=1e-5)  # a bfloat16 sum is off by 1e-2
-    scale = np.abs(wanted_to_x).max()
-    np.testing.assert_allclose(np.asarray(to_x, np.float64), wanted_to_x, atol=2**-7 * scale)
+        expected, expected_to_x, expected_to_w = map(np.asarray, pull(function, *inputs))
+    np.testing.assert_allclose(to_w, expected_to_w, rtol=1e-5, atol=1e-5)  # a bfloat16 sum is off by 1e-2
+    scale = np.abs(expected_to_x).max()
+    np.testing.assert_allclose(np.asarray(to_x, np.float64), expected_to_x, atol=2**-7 * scale)
     rounding = 1e-5 if y.dtype == jnp.float32 else 2**-7
-    np.testing.assert_allclose(np.asarray(y, np.float64), wanted, atol=rounding * np.abs(wanted).max())
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, atol=rounding * np.abs(expected).max())
 
 
 def test_eight_devices_sum_gradients_as_one_does(case):

@@ -90,15 +90,23 @@ def test_an_evaluation_is_left_when_asked_to_stop_and_made_up_for(whole, tmp_pat
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
 
 
-def test_a_failed_evaluation_is_made_up_for(whole, tmp_path, monkeypatch):
-    changes = {"steps": 4, "evals": {"order": {"type": "order", "every": 2}}}
-    train_jax.run(config(**changes), tmp_path / "whole")
+@contextlib.contextmanager
+def failing_evaluations(monkeypatch):
+    """No record can be evaluated."""
 
     def example(record, rng):
         raise DataError("the disk is gone")
 
-    with monkeypatch.context() as patch, pytest.raises(DataError, match="the disk is gone"):
+    with monkeypatch.context() as patch:
         patch.setattr(toy_task, "evaluated_example", example)
+        yield
+
+
+def test_a_failed_evaluation_is_made_up_for(whole, tmp_path, monkeypatch):
+    changes = {"steps": 4, "evals": {"order": {"type": "order", "every": 2}}}
+    train_jax.run(config(**changes), tmp_path / "whole")
+
+    with failing_evaluations(monkeypatch), pytest.raises(DataError, match="the disk is gone"):
         train_jax.run(config(**changes), tmp_path / "parts")
     train_jax.run(config(**changes), tmp_path / "parts")
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
@@ -107,17 +115,12 @@ def test_a_failed_evaluation_is_made_up_for(whole, tmp_path, monkeypatch):
 def test_a_finished_run_makes_up_for_an_evaluation_once(tmp_path, monkeypatch):
     changes = {"steps": 4, "evals": {"order": {"type": "order", "every": 0}}}
 
-    def example(record, rng):
-        raise DataError("the disk is gone")
-
-    with monkeypatch.context() as patch, pytest.raises(DataError, match="the disk is gone"):
-        patch.setattr(toy_task, "evaluated_example", example)
+    with failing_evaluations(monkeypatch), pytest.raises(DataError, match="the disk is gone"):
         train_jax.run(config(**changes), tmp_path / "run")
     train_jax.run(config(**changes), tmp_path / "run")
     before = numbers(tmp_path / "run")
     assert "order/misplaced" in before[-1]
-    with monkeypatch.context() as patch:
-        patch.setattr(toy_task, "evaluated_example", example)
+    with failing_evaluations(monkeypatch):
         train_jax.run(config(**changes), tmp_path / "run")
     assert numbers(tmp_path / "run") == before
 

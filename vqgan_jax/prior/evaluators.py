@@ -35,6 +35,16 @@ def defaults() -> ConfigDict:
     return c
 
 
+def requirement(options: ConfigDict) -> Callable[[bool, str, str], None]:
+    """`(condition, key, allowed)` that raises ConfigError for an evaluator's option where the condition does not hold."""
+
+    def require(condition: bool, key: str, allowed: str) -> None:
+        if not condition:
+            raise ConfigError(f"config.evals.….{key} = {options[key]!r}; it must be {allowed}")
+
+    return require
+
+
 def check_drawing(options: ConfigDict, size: int, unguided: str) -> None:
     """ConfigError for options of evaluators that no pictures can be drawn by.
 
@@ -43,11 +53,7 @@ def check_drawing(options: ConfigDict, size: int, unguided: str) -> None:
       size: how many codes there are.
       unguided: why nothing can be guided; "": something can.
     """
-
-    def require(condition: bool, key: str, allowed: str) -> None:
-        if not condition:
-            raise ConfigError(f"config.evals.….{key} = {options[key]!r}; it must be {allowed}")
-
+    require = requirement(options)
     for key in ("n", "batch_size", "rows", "columns"):
         require(options.get(key, 1) >= 1, key, "at least 1")
     require(0 <= options.seed < 2**32, "seed", "in [0, 2^32)")
