@@ -140,7 +140,7 @@ class MemoryPlan:
     aliased: int  # outputs that take the place of donated arguments
     temporaries: int
     code: int
-    peak: int | None  # of all at once, as the compiler schedules them; None where it does not say
+    peak: int | None  # of all at once, as the compiler schedules them; None where it does not say (CPU)
 
     @property
     def total(self) -> int:
@@ -159,13 +159,15 @@ class MemoryPlan:
 def memory_plan(compiled: jax.stages.Compiled) -> MemoryPlan:
     """The compiler's own plan for a program from `jax.jit(f).lower(…).compile()`."""
     analysis = compiled.memory_analysis()
+    # On a CPU the "peak" is arguments and outputs, without the temporaries.
+    device = next(iter(jax.tree.leaves(compiled.output_shardings)[0].device_set))
     return MemoryPlan(
         arguments=analysis.argument_size_in_bytes,
         outputs=analysis.output_size_in_bytes,
         aliased=analysis.alias_size_in_bytes,
         temporaries=analysis.temp_size_in_bytes,
         code=analysis.generated_code_size_in_bytes,
-        peak=getattr(analysis, "peak_memory_in_bytes", None),
+        peak=None if device.platform == "cpu" else getattr(analysis, "peak_memory_in_bytes", None),
     )
 
 
