@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from nn_jax.layers import Dense, add, layer_norm, named
+from nn_jax.layers import Dense, add, embed, layer_norm, named
 from nn_jax.transformer import Transformer, causal_mask
 
 POOLS = ("eos", "argmax", "last")
@@ -47,7 +47,7 @@ class TextTower(nn.Module):
         positions = self.param(
             "positions", named(nn.initializers.normal(0.01), "length", "embed"), (self.context_length, self.width)
         )
-        x = add(jnp.take(table, ids, axis=0).astype(self.dtype), positions[: ids.shape[1]])
+        x = add(embed(table, ids).astype(self.dtype), positions[: ids.shape[1]])
         x = nn.with_logical_constraint(x, ("batch", None, None))
         mask = causal_mask(ids.shape[1]) if self.causal else None
         x = Transformer(self.width, **self.blocks, eps=self.eps, dtype=self.dtype, name="transformer")(

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from dalle_jax import attention
 from nn_jax import transformer
-from nn_jax.layers import DTYPES, Dense, layer_norm, named
+from nn_jax.layers import DTYPES, Dense, embed, layer_norm, named
 from nn_jax.transformer import Cache, Transformer, empty_cache, unrolled
 from train_jax.errors import ConfigError
 
@@ -120,7 +120,7 @@ class Dalle(nn.Module):
         self, codes: Int[Array, "b"], index: Int[Array, ""], cache: tuple[Cache, ...]
     ) -> tuple[Float[Array, "b k"], tuple[Cache, ...]]:
         """Logits of the code after code number `index`, and the cache with that one in it."""
-        x = jnp.take(self.tokens, codes, axis=0) + self.places[index][None]
+        x = embed(self.tokens, codes) + self.places[index][None]
         place = self.text_length + index
         seen = self._mask(self.text_length + self.length)[..., place, :]
         x = x[:, None].astype(self.dtype)
@@ -128,9 +128,9 @@ class Dalle(nn.Module):
         return self._next(x[:, 0]), cache
 
     def _begin(self, text, codes):
-        x = jnp.take(self.text_tokens, text, axis=0) + self.text_places[None]
+        x = embed(self.text_tokens, text) + self.text_places[None]
         if codes is not None:
-            y = jnp.take(self.tokens, codes, axis=0) + self.places[None, : codes.shape[1]]
+            y = embed(self.tokens, codes) + self.places[None, : codes.shape[1]]
             x = jnp.concatenate([x, y], axis=1)
         return nn.with_logical_constraint(x.astype(self.dtype), ("batch", None, None))
 

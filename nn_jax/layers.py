@@ -71,6 +71,15 @@ def add(x: jax.Array, term: ArrayLike) -> jax.Array:
     return (x + wide).astype(x.dtype)
 
 
+def embed(table: jax.Array, ids: jax.Array, axis: str = "vocab") -> jax.Array:
+    """The rows `ids` [...] of an embedding table [n, width]: [..., width]. `axis` is the name of the table's first axis.
+
+    The table is first gathered over the devices that share its width, as a kernel is before its product. Looked up in
+    parts, rows would come out split by width, and the whole batch be replicated in order to be split by examples again.
+    """
+    return jnp.take(nn.with_logical_constraint(table, (axis, None)), ids, axis=0)
+
+
 class Conv(nn.Module):
     """A convolution [b, h, w, c] -> [b, h2, w2, features]; parameters `kernel` and `bias`.
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from nn_jax import transformer
-from nn_jax.layers import DTYPES, Dense, layer_norm, named
+from nn_jax.layers import DTYPES, Dense, embed, layer_norm, named
 from nn_jax.transformer import Cache, Transformer, causal_mask, empty_cache, unrolled
 from train_jax.errors import ConfigError
 
@@ -81,7 +81,7 @@ class CodeTransformer(nn.Module):
         self, codes: Int[Array, "b"], index: Int[Array, ""], cache: tuple[Cache, ...]
     ) -> tuple[Float[Array, "b k"], tuple[Cache, ...]]:
         """Logits of the code after code number `index`, and the cache with that one in it."""
-        x = jnp.take(self.tokens, codes, axis=0) + jnp.take(self.positions, index + 1, axis=0, mode="clip")[None]
+        x = embed(self.tokens, codes) + jnp.take(self.positions, index + 1, axis=0, mode="clip")[None]
         seen = jnp.arange(self.length + 1) <= index + 1
         x = x[:, None].astype(self.dtype)
         x, cache = self.transformer(x, seen[None, None, None], cache=cache, position=index + 1)
@@ -89,7 +89,7 @@ class CodeTransformer(nn.Module):
 
     def _start(self, labels, codes):
         rows = jnp.where(labels < 0, self.classes, labels)
-        x = jnp.concatenate([self.conditions[rows][:, None], jnp.take(self.tokens, codes, axis=0)], axis=1)
+        x = jnp.concatenate([embed(self.conditions, rows, "classes")[:, None], embed(self.tokens, codes)], axis=1)
         x = (x + self.positions[None, : x.shape[1]]).astype(self.dtype)
         return nn.with_logical_constraint(x, ("batch", None, None))
 
