@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from dalle_jax import evaluators, model
 from dalle_jax.captions import AnyCaptions, Captions
 from dalle_jax.pretrained.run_directory import TOKENIZER, VQGAN
-from train_jax import paths
 from train_jax.data import images
 from train_jax.data.text import Tokenizer
 from train_jax.data.vocabulary import learn
@@ -58,13 +57,9 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     grid = (size // vq.factor,) * 2
     captions = Captions(_tokenizer(config, workdir), guides=config.caption_dropout > 0)
     module = model.build(config.model, captions.size, vq.codes, grid)
-    directory = paths.on_disk(config.codes.dir or (workdir or Path()) / "codes", "config.codes.dir")
+    records = codes_lib.records_of(vq, config.codes, size, workdir)
     empty = captions.encode([""])[0]
     augment = images.Augment(images.Preprocess(size), tuple(config.augment.scale), config.augment.flip)
-
-    def records(source, asked_to_stop: Callable[[], int] = lambda: 0):
-        options = {"size": size, "flip": config.codes.flip, "asked_to_stop": asked_to_stop}
-        return codes_lib.with_codes(vq, source, directory, **options)
 
     def init(rng, batch):
         text, codes = jnp.asarray(empty)[None], jnp.zeros((1, module.length), jnp.int32)

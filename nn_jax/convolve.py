@@ -75,7 +75,9 @@ def _tangent(strides, padding, out_dtype, primals, tangents):
     if type(dkernel) is not SymbolicZero:
         same = x.dtype == kernel.dtype
         terms.append(_applied(x, dkernel, strides, padding, out_dtype) if same else wide(x, dkernel))
-    return _convolved(x, kernel, strides, padding, out_dtype), sum(terms[1:], terms[0])
+    # As in `nn_jax.product`: what a rematerialisation policy may see.
+    value = _applied(x, jnp.asarray(kernel, x.dtype), strides, padding, out_dtype)
+    return value, sum(terms[1:], terms[0])
 
 
 _convolved.defjvp(_tangent, symbolic_zeros=True)

@@ -24,7 +24,8 @@ keeping_inputs = functools.partial(jax.checkpoint, prevent_cse=False)
 def product(x: jax.Array, kernel: ArrayLike, axes: int, out_dtype: DTypeLike | None = None) -> jax.Array:
     """The product of x [..., inputs] and a kernel [inputs, outputs] over `axes` axes, in the dtype of x.
 
-    out_dtype: of the result; None: that of x. Where x and kernel are of one dtype, all is `lax.dot_general`'s own.
+    The kernel's dtype is that of x, and then all is `lax.dot_general`'s own, or a wider one. out_dtype: of the result; None:
+    that of x.
     """
     if x.dtype == kernel.dtype:
         return _dot(x, kernel, axes, out_dtype)
@@ -56,7 +57,8 @@ def _tangent(axes, out_dtype, primals, tangents):
         terms.append(_dot(dx, short, axes, out_dtype) if out_dtype == x.dtype else wide(dx, short))
     if type(dkernel) is not SymbolicZero:
         terms.append(wide(x, dkernel))
-    return _mixed(x, kernel, axes, out_dtype), sum(terms[1:], terms[0])
+    # The product itself, so that a rematerialisation policy sees it (`_mixed` would be opaque to it).
+    return _dot(x, kernel.astype(x.dtype), axes, out_dtype), sum(terms[1:], terms[0])
 
 
 _mixed.defjvp(_tangent, symbolic_zeros=True)

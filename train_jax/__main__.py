@@ -55,8 +55,8 @@ def cli(argv: list[str] | None = None) -> None:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
-    except KeyboardInterrupt:  # before the loop, which saves
-        print("train-jax: interrupted before the first update; the same command starts again", file=sys.stderr)
+    except KeyboardInterrupt:  # before the loop, which saves, or a second time, upon which nothing is saved
+        print("train-jax: interrupted; the same command goes on from the newest checkpoint, if any", file=sys.stderr)
         sys.exit(130)
 
 

@@ -24,7 +24,7 @@ from train_jax import paths
 from train_jax.data.errors import DataError
 from train_jax.paths import AnyPath
 
-_FILE = "metrics.jsonl"
+_FILE, _PICTURES = "metrics.jsonl", "samples"
 _WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _STORED_EVERY = 30.0  # seconds between two uploads of a file
 _PLAIN_LINE_EVERY = 30.0  # seconds between progress lines where standard error is no terminal
@@ -76,8 +76,8 @@ class Writer:
     Args:
       workdir: run directory.
       total_steps: for the progress bar.
-      start_step: where the run goes on. Lines of later steps are dropped first: they were written after the checkpoint
-        that the run resumes from, and will be written again.
+      start_step: where the run goes on. Lines and pictures of later steps are dropped first: they were written after the
+        checkpoint that the run resumes from, and will be written again.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, total_steps: int, active: bool = True, start_step: int = 0):
@@ -86,6 +86,9 @@ class Writer:
             return
         self._workdir = paths.path(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
+        for picture in (self._workdir / _PICTURES).glob("*.png"):
+            if picture.name[:8].isdigit() and int(picture.name[:8]) > start_step:
+                picture.unlink()
         self._file = self._open(start_step)
         self._events = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=30)
         self._bar = tqdm(
@@ -112,7 +115,7 @@ class Writer:
         if not self._active:
             return False
         rows = [row for _, row in _rows(self._workdir / _FILE) if row["step"] == step]
-        pictures = [picture.name for picture in (self._workdir / "samples").glob(f"{step:08d}-*.png")]
+        pictures = [picture.name for picture in (self._workdir / _PICTURES).glob(f"{step:08d}-*.png")]
         return any(
             any(key.startswith(f"{name}/") for row in rows for key in row)
             or any(picture.startswith(f"{step:08d}-{name}-") for picture in pictures)
@@ -124,7 +127,7 @@ class Writer:
         if not self._active:
             return
         for name, image in images.items():
-            folder = self._workdir / "samples"
+            folder = self._workdir / _PICTURES
             folder.mkdir(exist_ok=True)
             png = io.BytesIO()
             Image.fromarray(image).save(png, "PNG")

@@ -39,9 +39,10 @@ def usable(saved: Mapping, expected: Mapping, was: Mapping, now: Mapping, *, res
         del parts["opt_state"]
     for name in ("params", "extra", "counters"):
         if what := _difference(saved[name], parts[name]):
+            options = _options(was, now)
+            remedy = "Go back to the options it was saved under" if options else "Go back to the version that saved it"
             raise ConfigError(
-                f"the checkpoint's {name} are not this run's{_options(was, now)}: {what}. Go back to the options it was "
-                "saved under, or choose another --workdir"
+                f"the checkpoint's {name} are not this run's{options}: {what}. {remedy}, or choose another --workdir"
             )
     if what := _difference(saved["opt_state"], parts.get("opt_state", saved["opt_state"])):
         raise ConfigError(

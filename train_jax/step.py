@@ -6,7 +6,7 @@ It knows no model. Two players (a GAN) are two keys of `params`: their losses ar
 one gradient, and the optimiser gives each its own rule.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -66,9 +66,7 @@ def init_state(
         return task.init(_keys(seed)[0], jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example))
 
     boxed_params, boxed_extra = jax.eval_shape(draw)
-    unknown = set(ema_players) - set(boxed_params)
-    if unknown:
-        raise ConfigError(f"config.ema.players names {sorted(unknown)}; this task's players are {sorted(boxed_params)}")
+    check_averaged(ema_players, boxed_params)
     tx = make_tx(sharding.unbox(boxed_params), sharding.logical_axes(boxed_params))
 
     def begin(params, extra) -> TrainState:
@@ -103,6 +101,12 @@ def init_state(
         return jax.jit(begin, out_shardings=state_shardings, donate_argnums=(0, 1))(*weights)
 
     return make, abstract, tx
+
+
+def check_averaged(averaged: Sequence[str], players: Iterable[str]) -> None:
+    """ConfigError for averages of players that a task does not have."""
+    if unknown := set(averaged) - set(players):
+        raise ConfigError(f"config.ema.players names {sorted(unknown)}; this task's players are {sorted(players)}")
 
 
 def _keys(seed: int) -> tuple[jax.Array, jax.Array]:

@@ -27,7 +27,7 @@ from train_jax.metrics import History, Writer, read
 from train_jax.ownership import Ownership
 from train_jax.paths import AnyPath
 from train_jax.preemption import StopRequest
-from train_jax.step import BROKEN, NOTICE, init_state, make_train_step
+from train_jax.step import BROKEN, NOTICE, check_averaged, init_state, make_train_step
 from train_jax.task import Task
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def _run(
     stop = StopRequest()
     evaluations = Evaluations(config, task, mesh, lambda: stop.signal_number)
     if task.records is not None:
-        _check_optimizer(config, task)  # records, such as codes, may take hours
+        _check_training(config, task)  # records, such as codes, may take hours
     records = source if task.records is None else task.records(source)
     agreement.check_same(len(records), f"records of {source.name}")
     split = sharding.batch_sharding(mesh)
@@ -276,9 +276,10 @@ def _players(task: Task, seed: int, batch_shapes) -> list[str]:
     return list(jax.eval_shape(lambda batch: task.init(jax.random.key(seed), batch), _without(batch_shapes))[0])
 
 
-def _check_optimizer(config: ConfigDict, task: Task) -> None:
-    """ConfigError for an optimiser that cannot be, before a batch has been seen."""
+def _check_training(config: ConfigDict, task: Task) -> None:
+    """ConfigError for an optimiser or averages that cannot be, before a batch has been seen."""
     params, _ = jax.eval_shape(lambda: task.init(jax.random.key(config.seed), {}))
+    check_averaged(config.ema.players, params)
     optim.make(config.optim, sharding.unbox(params), config.steps, sharding.logical_axes(params))
 
 

@@ -6,11 +6,13 @@
     codes-HASH.parts/     codes of some records each, until all are there
 
 Each host encodes a contiguous share of the parts on its own devices and waits for nobody meanwhile; process 0 joins them.
-Hosts tell each other by files alone, since collectives give up after minutes: a host that fails says why in `failed-N`, one
-that is asked to stop by which signal in `stopped-N`.
+While they work, hosts tell each other by files alone, since collectives give up after minutes: host N of job J says why it
+fails in `failed-J-N`, and by which signal it is asked to stop in `stopped-J-N`. Other jobs, which may share the folder, do
+not read these. At the end all hosts meet, so that one goes on only if all do.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -26,6 +28,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from train_jax import agreement
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.files import read_arrays
 from train_jax.data.images import Preprocess
@@ -66,15 +69,26 @@ def ensure(
     if exists:
         _await_visible(file)
         return
-    parts = file.with_suffix(".parts")
-    started = parts / f"job-{token}"
+    job = _Job(file.with_suffix(".parts"), int(token), asked_to_stop)
+    started = job.parts / f"job-{token}"
     if jax.process_index() == 0:
-        parts.mkdir(parents=True, exist_ok=True)
-        for note in (*parts.glob("failed-*"), *parts.glob("stopped-*")):  # of jobs that ended
-            note.unlink(missing_ok=True)
+        job.parts.mkdir(parents=True, exist_ok=True)
         started.touch()
     _await_visible(started)
+    signal_number = 0
+    try:
+        _compute(job, vq, source, preprocess, flip, file, made_of)
+    except Interrupted as interrupted:
+        signal_number = interrupted.signal_number
+    if signal_number := max(agreement.gather(signal_number)):
+        raise Interrupted(signal_number)
 
+
+def _compute(
+    job: "_Job", vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, file: Path, made_of: Mapping
+) -> None:
+    """This host's part of the work; returns when `file` is there."""
+    parts = job.parts
     starts = range(0, len(source), _PART)
     share = np.array_split(np.asarray(starts), jax.process_count())[jax.process_index()].tolist()
     records = sum(min(_PART, len(source) - start) for start in share)
@@ -83,20 +97,20 @@ def ensure(
             if file.is_file():  # another job was faster
                 break
             stop = min(start + _PART, len(source))
-            with _telling_others(parts):
+            with job.telling_others():
                 if not (parts / _name(start)).is_file():
                     codes, crc = _encode(vq, source, preprocess, flip, start, stop)
                     _write(parts, parts / _name(start), lambda f, c=codes, s=crc: np.savez(f, codes=c, crc=s))
             bar.update(stop - start)
-            _check_hosts(parts, asked_to_stop)
+            job.check()
     if jax.process_index() == 0:
         wanted = set(map(_name, starts))
-        _wait(parts, lambda names: wanted <= names or file.is_file(), asked_to_stop)
+        job.wait(lambda names: wanted <= names or file.is_file())
         if not file.is_file():
-            with _telling_others(parts):
+            with job.telling_others():
                 _join(parts, len(source), file, source, made_of)
         shutil.rmtree(parts, ignore_errors=True)
-    _wait(parts, lambda names: file.is_file(), asked_to_stop)
+    job.wait(lambda names: file.is_file())
 
 
 def _encode(vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, start: int, stop: int):
@@ -170,40 +184,56 @@ def _write(parts: Path, file: Path, write: Callable) -> None:
 # Hosts
 
 
-@contextlib.contextmanager
-def _telling_others(parts: Path) -> Iterator[None]:
-    """Whatever ends this host's work is written down for the others, who would wait for it."""
-    try:
-        yield
-    except BaseException as error:
-        with contextlib.suppress(OSError):  # a full disk must not hide what happened first
-            parts.mkdir(parents=True, exist_ok=True)
-            (parts / f"failed-{jax.process_index()}").write_text(f"{type(error).__name__}: {error}", "utf-8")
-        raise
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What the hosts of one job tell each other in the folder of parts.
 
+    Attributes:
+      token: a number that tells the job from others.
+      asked_to_stop: the number of the signal that asks this host to stop, or 0.
+    """
 
-def _check_hosts(parts: Path, asked_to_stop: Callable[[], int]) -> None:
-    """DataError that names the hosts that have failed, and why; Interrupted if one is asked to stop."""
-    if notes := sorted(parts.glob("failed-*")):
-        reasons = "; ".join(f"host {note.name.split('-')[1]}: {note.read_text('utf-8')}" for note in notes)
-        raise DataError(f"codes could not be computed by {reasons}. What is done is kept in {parts}")
-    if signal_number := asked_to_stop():
-        parts.mkdir(parents=True, exist_ok=True)
-        (parts / f"stopped-{jax.process_index()}.{signal_number}").touch()
-    if notes := sorted(parts.glob("stopped-*")):
-        raise Interrupted(int(notes[0].suffix[1:]))
+    parts: Path
+    token: int
+    asked_to_stop: Callable[[], int]
 
+    @contextlib.contextmanager
+    def telling_others(self) -> Iterator[None]:
+        """Whatever ends this host's work is written down for the others, who would wait for it."""
+        try:
+            yield
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # a full disk must not hide what happened first
+                self._note("failed").write_text(f"{type(error).__name__}: {error}", "utf-8")
+            raise
 
-def _wait(parts: Path, done: Callable[[set[str]], bool], asked_to_stop: Callable[[], int]) -> None:
-    """Until `done(names of the files in parts)`, as long as no host fails or is asked to stop, and parts are added."""
-    count, since = -1, 0.0
-    while not done(names := {path.name for path in parts.glob("*")}):
-        _check_hosts(parts, asked_to_stop)
-        if len(names) != count:
-            count, since = len(names), time.monotonic()
-        elif time.monotonic() - since > _PATIENCE:
-            raise DataError(f"{parts}: {count} files, and no host has added one for {_PATIENCE:.0f} seconds")
-        time.sleep(_POLL)
+    def check(self) -> None:
+        """DataError that names the hosts that have failed, and why; Interrupted if one is asked to stop."""
+        if notes := self._notes("failed"):
+            reasons = "; ".join(f"host {note.name.split('-')[2]}: {note.read_text('utf-8')}" for note in notes)
+            raise DataError(f"codes could not be computed by {reasons}. What is done is kept in {self.parts}")
+        if signal_number := self.asked_to_stop():
+            self._note("stopped", f".{signal_number}").touch()
+        if notes := self._notes("stopped"):
+            raise Interrupted(int(notes[0].suffix[1:]))
+
+    def wait(self, done: Callable[[set[str]], bool]) -> None:
+        """Until `done(names of the files in parts)`, as long as no host fails or is asked to stop, and parts are added."""
+        count, since = -1, 0.0
+        while not done(names := {path.name for path in self.parts.glob("*")}):
+            self.check()
+            if len(names) != count:
+                count, since = len(names), time.monotonic()
+            elif time.monotonic() - since > _PATIENCE:
+                raise DataError(f"{self.parts}: {count} files, and no host has added one for {_PATIENCE:.0f} seconds")
+            time.sleep(_POLL)
+
+    def _note(self, what: str, suffix: str = "") -> Path:
+        self.parts.mkdir(parents=True, exist_ok=True)
+        return self.parts / f"{what}-{self.token}-{jax.process_index()}{suffix}"
+
+    def _notes(self, what: str) -> list[Path]:
+        return sorted(self.parts.glob(f"{what}-{self.token}-*"))
 
 
 def _await_visible(path: Path) -> None:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32, Int64, Integer
+from ml_collections import ConfigDict
 
+from train_jax import paths
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.images import Preprocess
 from train_jax.data.sources import Source
@@ -76,6 +78,20 @@ def open_frozen(path: str, kept: Path | None) -> Vqgan:
             "config.vqgan.path is empty: name the VQGAN whose codes are to be learnt, such as a run directory"
         )
     return load(path)
+
+
+def records_of(vq: Vqgan, options: ConfigDict, size: int, workdir: Path | None) -> Callable:
+    """`Task.records` of a run that learns codes: `(source, asked_to_stop) -> records with codes`.
+
+    Args:
+      options: `dir`, where codes are kept, "" for the run directory's `codes/`; `flip`: see `with_codes`.
+    """
+    directory = paths.on_disk(options.dir or (workdir or Path()) / "codes", "config.codes.dir")
+
+    def records(source: Source, asked_to_stop: Callable[[], int] = lambda: 0) -> Coded:
+        return with_codes(vq, source, directory, size=size, flip=options.flip, asked_to_stop=asked_to_stop)
+
+    return records
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

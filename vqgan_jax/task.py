@@ -1,7 +1,7 @@
 """VQGAN as a task: two players, one scalar; generator and quantiser against a patch discriminator.
 
 Batches: `image` uint8 [B, size, size, 3]. `extra`: `generator` and `discriminator` (collections that change without a
-gradient: an EMA codebook, batch statistics), `averaged` (an EMA codebook's points, where the generator is averaged), `usage`
+gradient: an EMA codebook, batch statistics), `averaged` (an EMA codebook's points, as evaluation uses them), `usage`
 (`vqgan_jax.codebook`), `lecam`, `perceptual` (frozen weights).
 """
 

@@ -142,14 +142,15 @@ def size(tree):
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("scan", [False, True])
-def test_remat_keeps_of_each_block_what_it_says(params, scan):
+def test_remat_keeps_of_each_block_what_it_says(params, scan, dtype):
     """In streams [batch, length, width] a block, beside the parameters: what the backward pass keeps of the forward pass."""
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((16, LENGTH, WIDTH)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((16, LENGTH, WIDTH)), dtype)
     given = stacked(params) if scan else params
 
     def kept(remat):
-        module = make(remat=remat, scan=scan)
+        module = make(remat=remat, scan=scan, dtype=dtype)
         _, back = jax.eval_shape(lambda p: jax.vjp(lambda q: module.apply({"params": q}, x), p), given)
         return (size(back) - size(given)) / (DEPTH * x.nbytes)
 

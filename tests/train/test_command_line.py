@@ -117,7 +117,7 @@ def test_ctrl_c_before_the_first_update_is_one_line(monkeypatch, tmp_path, capsy
     monkeypatch.setattr("train_jax.run", interrupted, raising=False)
     with pytest.raises(SystemExit) as caught:
         entry.cli(["--config=clip/shapes", f"--workdir={tmp_path}"])
-    assert caught.value.code == 130 and "interrupted before the first update" in capsys.readouterr().err
+    assert caught.value.code == 130 and "interrupted; the same command goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words, reset", [([], False), (["--reset-optimizer"], True)])

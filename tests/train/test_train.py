@@ -133,6 +133,8 @@ def test_a_run_directory_tells_which_evaluations_were_made(name, tmp_path):
         writer.images(2, {"norm/grey": np.zeros((4, 6, 3), np.uint8)})
         assert writer.tells_of(2, [name, "other"])
         assert not writer.tells_of(1, [name]) and not writer.tells_of(2, ["other"]) and not writer.tells_of(2, [name[:2]])
+    with contextlib.closing(metrics.Writer(tmp_path, total_steps=4, start_step=1)) as writer:  # goes on from before
+        assert not writer.tells_of(2, [name])
 
 
 def test_hosts_that_cannot_talk_to_each_other_are_refused(monkeypatch):

@@ -122,14 +122,15 @@ def test_a_damaged_part_is_named(trained, tmp_path):
 
 
 def test_another_host_that_fails_or_stands_still_ends_the_waiting(tmp_path, monkeypatch):
-    (tmp_path / "failed-3").write_text("OSError: no space left")
+    job = code_files._Job(tmp_path, 7, lambda: 0)
+    (tmp_path / "failed-7-3").write_text("OSError: no space left")
     with pytest.raises(DataError, match="by host 3: OSError: no space left"):
-        code_files._wait(tmp_path, lambda names: False, lambda: 0)
-    (tmp_path / "failed-3").unlink()
+        job.wait(lambda names: False)
+    (tmp_path / "failed-7-3").unlink()
     monkeypatch.setattr(code_files, "_PATIENCE", 0.05)
     monkeypatch.setattr(code_files, "_POLL", 0.01)
     with pytest.raises(DataError, match="0 files, and no host has added one for 0 seconds"):
-        code_files._wait(tmp_path, lambda names: False, lambda: 0)
+        job.wait(lambda names: False)
 
 
 def test_a_host_that_is_asked_to_stop_ends_the_work_of_all_and_keeps_what_is_done(trained, tmp_path):
@@ -137,13 +138,32 @@ def test_a_host_that_is_asked_to_stop_ends_the_work_of_all_and_keeps_what_is_don
     with pytest.raises(Interrupted) as caught:
         codes_lib.with_codes(trained, sources.Source("s", records), tmp_path, asked_to_stop=lambda: signal.SIGTERM)
     assert caught.value.signal_number == signal.SIGTERM and records.read == [0, 1, 2], "one part"
-    (parts,) = tmp_path.glob("*.parts")
-    with pytest.raises(Interrupted) as caught:  # what another host sees
-        code_files._wait(parts, lambda names: False, lambda: 0)
+    (note,) = tmp_path.glob("*.parts/stopped-*")
+    token = int(note.name.split("-")[1])
+    with pytest.raises(Interrupted) as caught:  # what another host of this job sees
+        code_files._Job(note.parent, token, lambda: 0).wait(lambda names: False)
     assert caught.value.signal_number == signal.SIGTERM
+    code_files._Job(note.parent, token + 1, lambda: 0).check()  # and what another job sees: nothing
     again = Counted()
     assert len(codes_lib.with_codes(trained, sources.Source("s", again), tmp_path).codes) == COUNT
     assert again.read == list(range(3, COUNT))
+
+
+def test_a_host_that_was_done_before_another_was_asked_to_stop_stops_too(trained, tmp_path, monkeypatch):
+    """Such as process 0, which looks at no notes while it joins the parts."""
+    told = []
+
+    def gather(value):
+        told.append(value)
+        return [value, signal.SIGTERM]
+
+    monkeypatch.setattr(code_files.agreement, "gather", gather)
+    with pytest.raises(Interrupted) as caught:
+        codes_lib.with_codes(trained, sources.Source("s", Counted()), tmp_path)
+    assert caught.value.signal_number == signal.SIGTERM
+    with pytest.raises(Interrupted):
+        codes_lib.with_codes(trained, sources.Source("t", Counted()), tmp_path, asked_to_stop=lambda: signal.SIGINT)
+    assert told == [0, signal.SIGINT], "every host meets the others, also one that stops"
 
 
 def test_a_directory_that_hosts_do_not_share_is_refused(tmp_path, monkeypatch):

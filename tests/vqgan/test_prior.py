@@ -344,9 +344,10 @@ def test_options_by_which_nothing_can_be_drawn_are_named(option, allowed):
         ({"optim": {"name": "adamx"}}, "adamx"),
         ({"optim": {"freeze": ("nothing",)}}, "nothing"),
         ({"optim": {"players": {"generator": {"lr": 1e-3}}}}, "names .*generator.* this task's players are .*prior"),
+        ({"ema": {"players": ("generator",)}}, "config.ema.players names .*generator.* this task's players are .*prior"),
     ],
 )
-def test_mistakes_of_the_optimiser_are_found_before_codes_are_computed(tiny, change, message, tmp_path):
+def test_mistakes_of_training_are_found_before_codes_are_computed(tiny, change, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         train_jax.run(ConfigDict(prior_config(tiny).to_dict() | change), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -4,7 +4,6 @@ Batches: `codes` int32 [B, h, w], `label` int32 [B]. The run directory keeps the
 `vqgan.safetensors`, and needs the one it came from no more.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -13,7 +12,6 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from train_jax import paths
 from train_jax.data.errors import BrokenSample
 from train_jax.errors import ConfigError
 from train_jax.profiling import BACKWARD, dense_flops, transformer_flops
@@ -47,11 +45,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         raise ConfigError(f"config.vqgan.size = {size} must be divisible by {vq.factor}, the pixels along a code")
     shape = (size // vq.factor,) * 2
     module = model.build(config.model, vq.codes, shape[0] * shape[1])
-    directory = paths.on_disk(config.codes.dir or (workdir or Path()) / "codes", "config.codes.dir")
-
-    def records(source, asked_to_stop: Callable[[], int] = lambda: 0):
-        options = {"size": size, "flip": config.codes.flip, "asked_to_stop": asked_to_stop}
-        return codes_lib.with_codes(vq, source, directory, **options)
+    records = codes_lib.records_of(vq, config.codes, size, workdir)
 
     def init(rng, batch):
         codes, labels = jnp.zeros((1, module.length), jnp.int32), jnp.zeros((1,), jnp.int32)
