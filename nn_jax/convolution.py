@@ -1,0 +1,188 @@
+"""Convolutions on feature maps [B, H, W, C], and the blocks of convolutional autoencoders (arXiv 2012.09841, DDPM).
+
+Gradients are exact on many devices: a float32 kernel meets a bfloat16 input as bfloat16, and its gradient, a sum over all
+examples and so over devices, is one of float32 (see `nn_jax.mixed_precision`).
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float
+
+from nn_jax.attention import attend
+from nn_jax.layers import add_parameter, group_norm, with_axis_names
+from nn_jax.mixed_precision import save_only_inputs
+
+# JAX tells the gradient with respect to the input by dimension numbers that swap the kernel's channels. XLA's CPU compiler
+# puts such numbers in order in a program's outermost computation only; in the body of a `scan` it falls back on loops that
+# are five times as slow. So on a CPU the tangent is told with swapped channels, and its transpose, the gradient, is in
+# order. Elsewhere all is as `lax` has it, which the compilers of GPUs and TPUs know.
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_SWAPPED_DIMENSIONS = ("NHWC", "HWOI", "NHWC")
+_Padding = tuple[tuple[int, int], tuple[int, int]]
+_Strides = tuple[int, int]
+
+
+def convolve(
+    x: jax.Array, kernel: ArrayLike, strides: _Strides, padding: str | _Padding, out_dtype: DTypeLike | None = None
+) -> jax.Array:
+    """`lax.conv_general_dilated` of x [b, h, w, c] and a kernel [kh, kw, c, d], which is cast to the dtype of x.
+
+    Args:
+      padding: zeros before and after rows and columns, or "SAME" or "VALID".
+      out_dtype: of the result; None: that of x.
+    """
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    padding = tuple((int(low), int(high)) for low, high in padding)
+    return _mixed_convolution(x, kernel, strides, padding, jnp.dtype(out_dtype or x.dtype))
+
+
+def _convolution(x, kernel, strides: _Strides, padding: _Padding, out_dtype, dimensions=_DIMENSIONS):
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=dimensions, preferred_element_type=out_dtype
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def _mixed_convolution(x, kernel, strides: _Strides, padding: _Padding, out_dtype):
+    return _convolution(x, jnp.asarray(kernel, x.dtype), strides, padding, out_dtype)
+
+
+def _mixed_convolution_jvp(strides, padding, out_dtype, primals, tangents):
+    (x, kernel), (dx, dkernel) = primals, tangents
+
+    @save_only_inputs
+    def float32_convolution(x, kernel):
+        x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
+        return _convolution(x, kernel, strides, padding, jnp.float32).astype(out_dtype)
+
+    terms = []
+    if type(dx) is not SymbolicZero:
+
+        def on_cpu(dx, kernel):
+            return _convolution(dx, kernel.swapaxes(2, 3), strides, padding, out_dtype, _SWAPPED_DIMENSIONS)
+
+        def elsewhere(dx, kernel):
+            return _convolution(dx, kernel, strides, padding, out_dtype)
+
+        # The transpose of a product multiplies numbers of one dtype: that of its result.
+        dx, rounded = dx.astype(out_dtype), kernel.astype(x.dtype).astype(out_dtype)
+        if strides == (1, 1):
+            terms.append(lax.platform_dependent(dx, rounded, cpu=on_cpu, default=elsewhere))
+        else:
+            terms.append(elsewhere(dx, rounded))
+    if type(dkernel) is not SymbolicZero:
+        convolution = float32_convolution
+        if x.dtype == kernel.dtype:
+            convolution = functools.partial(_convolution, strides=strides, padding=padding, out_dtype=out_dtype)
+        terms.append(convolution(x, dkernel))
+    # As in `nn_jax.mixed_precision.dot`: what a rematerialisation policy may see.
+    value = _convolution(x, jnp.asarray(kernel, x.dtype), strides, padding, out_dtype)
+    return value, sum(terms[1:], terms[0])
+
+
+_mixed_convolution.defjvp(_mixed_convolution_jvp, symbolic_zeros=True)
+
+
+class Conv(nn.Module):
+    """A convolution [b, h, w, c] -> [b, h2, w2, features]; parameters `kernel` and `bias`.
+
+    Attributes:
+      window: side of the kernel.
+      padding: zeros on every side; None: SAME, or VALID where the stride is the window (patches).
+      std: of the normal distribution the kernel is drawn from; None: PyTorch's default variance, 1 / (3 inputs); "he":
+        He's (arXiv 1502.01852).
+      axes: logical names of the kernel's input and output channels.
+      out_dtype: see `nn_jax.layers.Dense`.
+    """
+
+    features: int
+    window: int
+    dtype: DTypeLike
+    stride: int = 1
+    padding: int | None = None
+    bias: bool = True
+    std: float | str | None = None
+    axes: tuple[str, str] = ("channels_in", "channels_out")
+    out_dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 features"]:
+        shape = (self.window, self.window, x.shape[-1], self.features)
+        std = (3 * self.window**2 * x.shape[-1]) ** -0.5 if self.std is None else self.std
+        init = nn.initializers.he_normal() if std == "he" else nn.initializers.normal(std)
+        kernel = self.param("kernel", with_axis_names(init, "patch", "patch", *self.axes), shape)
+        padding = ((self.padding,) * 2,) * 2
+        if self.padding is None:
+            padding = "VALID" if self.stride == self.window else "SAME"
+        y = convolve(jnp.asarray(x, self.dtype), kernel, (self.stride, self.stride), padding, self.out_dtype)
+        if not self.bias:
+            return y
+        return add_parameter(y, self.param("bias", with_axis_names(nn.initializers.zeros_init(), "norm"), (self.features,)))
+
+
+def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Twice the height and width; each place is repeated."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(swish(norm(conv(swish(norm(x)))))); a 1 x 1 convolution on x where the number of channels changes."""
+
+    features: int
+    groups: int
+    dropout: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], deterministic: bool = True) -> Float[Array, "b h w d"]:
+        y = nn.swish(group_norm(self.groups, self.dtype, "norm1")(x))
+        y = Conv(self.features, 3, self.dtype, name="conv1")(y)
+        y = nn.swish(group_norm(self.groups, self.dtype, "norm2")(y))
+        y = nn.Dropout(self.dropout, deterministic=deterministic)(y)
+        y = Conv(self.features, 3, self.dtype, name="conv2")(y)
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, 1, self.dtype, name="shortcut")(x)
+        return x + y
+
+
+class AttentionBlock(nn.Module):
+    """x + attention over all places of norm(x), with one head as wide as the map has channels."""
+
+    groups: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        y = group_norm(self.groups, self.dtype, "norm")(x)
+        q, k, v = (Conv(c, 1, self.dtype, name=name)(y).reshape(b, h * w, 1, c) for name in "qkv")
+        return x + Conv(c, 1, self.dtype, name="out")(attend(q, k, v).reshape(b, h, w, c))
+
+
+class Downsample(nn.Module):
+    """Half the size: a 3 x 3 convolution of stride 2 on the map with one row and column of zeros below and at the right."""
+
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+        return Conv(x.shape[-1], 3, self.dtype, stride=2, padding=0, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Twice the size: nearest neighbours, then a 3 x 3 convolution."""
+
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        return Conv(x.shape[-1], 3, self.dtype, name="conv")(upsample_nearest(x))
