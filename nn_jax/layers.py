@@ -65,7 +65,7 @@ class Dense(nn.Module):
 
 
 def add_parameter(x: jax.Array, parameter: ArrayLike) -> jax.Array:
-    """x plus a bias or position embedding for its last axes, in the dtype of x; the gradient is summed in the parameter's."""
+    """x plus a bias or position embedding for its last axes, in the dtype of x; its gradient is summed in its own dtype."""
     expanded = jnp.expand_dims(parameter, tuple(range(x.ndim - jnp.ndim(parameter))))
     return (x + expanded).astype(x.dtype)
 

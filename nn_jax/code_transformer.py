@@ -1,0 +1,179 @@
+"""The autoregressive transformer over image codes (arXiv 2012.09841, section 3.2; DALL-E, arXiv 2102.12092, section 2).
+
+A stream is a condition (a class, or the tokens of a text) followed by a grid of codes in reading order:
+
+    condition [B, C], codes [B, L] -> logits of condition tokens 1 to C - 1 [B, C - 1, T], and of all L codes [B, L, K]
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from nn_jax.attention import KVCache
+from nn_jax.attention_patterns import attention_mask
+from nn_jax.layers import Dense, embedding_lookup, layer_norm, with_axis_names
+from nn_jax.transformer import Transformer, unstack_blocks
+
+
+class TokenEmbedding(nn.Module):
+    """Token plus position embeddings. Parameters `tokens`, and `positions` or, for axial ones, `rows` and `columns`.
+
+    Attributes:
+      grid: rows and columns of the tokens; a sequence is one row.
+      axial: a position's vector is its row's plus its column's (arXiv 1912.12180); else each has its own.
+    """
+
+    vocabulary_size: int
+    grid: tuple[int, int]
+    width: int
+    axial: bool = False
+
+    def setup(self):
+        def table(name: str, rows: int, axis: str, std: float):
+            init = with_axis_names(nn.initializers.normal(std), axis, "embed")
+            return self.param(name, init, (rows, self.width))
+
+        rows, columns = self.grid
+        self.tokens = table("tokens", self.vocabulary_size, "vocab", 0.02)
+        if self.axial:
+            by_row, by_column = table("rows", rows, "length", 0.01), table("columns", columns, "length", 0.01)
+            self.positions = (by_row[:, None] + by_column[None]).reshape(rows * columns, self.width)
+        else:
+            self.positions = table("positions", rows * columns, "length", 0.01)
+
+    def __call__(self, ids: Int[Array, "b n"], start: int | Int[Array, ""] = 0) -> Float[Array, "b n width"]:
+        """Embeddings of tokens at the positions from `start` on, float32."""
+        positions = jax.lax.dynamic_slice_in_dim(self.positions, start, ids.shape[1])
+        return embedding_lookup(self.tokens, ids) + positions[None]
+
+
+class CodeTransformer(nn.Module):
+    """Parameters: `condition` and `codes` (see `TokenEmbedding`), `transformer`, `norm`, `head`, and `condition_head` where
+    condition tokens are predicted with a vocabulary of their own.
+
+    Attributes:
+      condition_size: vocabulary size of condition tokens.
+      condition_length: condition tokens of a stream.
+      num_codes: vocabulary size of codes.
+      grid: rows and columns of codes.
+      predicts_condition: whether there are logits of condition tokens 1 to C - 1, as in DALL-E.
+      joint_vocabulary: logits are over condition tokens and codes together, codes last, as in DALL-E's paper.
+      axial: see `TokenEmbedding`, of codes.
+      patterns: distinct attention patterns of the blocks; see `nn_jax.attention_patterns`. Which block has which is
+        `mask_index` of `blocks`.
+      conv_window: side of the "conv" pattern's window.
+      blocks: options of `Transformer`.
+    """
+
+    condition_size: int
+    condition_length: int
+    num_codes: int
+    grid: tuple[int, int]
+    width: int
+    depth: int
+    heads: int
+    dropout: float
+    predicts_condition: bool
+    joint_vocabulary: bool
+    axial: bool
+    patterns: tuple[str, ...]
+    conv_window: int
+    dtype: DTypeLike
+    blocks: Mapping[str, Any]
+
+    @property
+    def length(self) -> int:
+        """Codes of an image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def code_offset(self) -> int:
+        """The index of code 0 among the logits of a code."""
+        return self.condition_size if self.joint_vocabulary else 0
+
+    def setup(self):
+        self.condition = TokenEmbedding(self.condition_size, (1, self.condition_length), self.width)
+        self.codes = TokenEmbedding(self.num_codes, self.grid, self.width, self.axial)
+        self.drop = nn.Dropout(self.dropout)
+        options = {"dropout": self.dropout, "causal": True, "dtype": self.dtype, **self.blocks}
+        self.transformer = Transformer(self.width, self.depth, self.heads, **options)
+        self.norm = layer_norm(1e-5, self.dtype, None)
+
+        def projection(features: int) -> Dense:
+            return Dense((features,), ("embed", "vocab"), 0.02, self.dtype, bias=False, out_dtype=jnp.float32)
+
+        self.head = projection(self.code_offset + self.num_codes)
+        if self.predicts_condition and not self.joint_vocabulary:
+            self.condition_head = projection(self.condition_size)
+
+    def __call__(
+        self, condition: Int[Array, "b c"], codes: Int[Array, "b l"], deterministic: bool = True
+    ) -> tuple[Float[Array, "b c1 t"] | None, Float[Array, "b l k"]]:
+        """Logits, float32: of the condition's tokens but the first (None unless they are predicted), and of the codes.
+
+        With a joint vocabulary both are over the whole of it; code k is at `code_offset + k`.
+        """
+        x = self._embed(condition, codes[:, :-1])
+        x = self.drop(x, deterministic=deterministic)
+        x = self.norm(self.transformer(x, self._masks(x.shape[1]), deterministic))
+        last = self.condition_length - 1  # this token predicts the first code
+        condition_logits = None
+        if self.predicts_condition:
+            head = self.head if self.joint_vocabulary else self.condition_head
+            condition_logits = head(x[:, :last])
+        return condition_logits, self.head(x[:, last:])
+
+    def prefill(
+        self, condition: Int[Array, "b c"], codes: Int[Array, "b p"]
+    ) -> tuple[Float[Array, "b k"], tuple[KVCache, ...]]:
+        """Logits of the code after `codes` (there may be none), over codes alone, and caches with room for a whole stream."""
+        x = self._embed(condition, codes)
+        caches = self.transformer.empty_caches(len(condition), self.condition_length + self.length)
+        x, caches = self.transformer.prefill(x, caches, self._masks(x.shape[1]))
+        return self._code_logits(x[:, -1]), caches
+
+    def decode_step(
+        self, codes: Int[Array, "b"], index: Int[Array, ""], caches: tuple[KVCache, ...]
+    ) -> tuple[Float[Array, "b k"], tuple[KVCache, ...]]:
+        """Logits of the code after code number `index`, and the caches with that one in them."""
+        x = self.codes(codes[:, None], index).astype(self.dtype)
+        position = self.condition_length + index
+        masks = self._masks(self.condition_length + self.length)
+        if masks is not None:
+            masks = jax.lax.dynamic_slice_in_dim(masks, position, 1, axis=-2)
+        x, caches = self.transformer.decode_step(x, caches, position, masks)
+        return self._code_logits(x[:, 0]), caches
+
+    def _embed(self, condition, codes):
+        x = jnp.concatenate([self.condition(condition), self.codes(codes)], axis=1)
+        return nn.with_logical_constraint(x.astype(self.dtype), ("batch", None, None))
+
+    def _masks(self, length: int):
+        """None where all blocks are dense; of several patterns [patterns, 1, 1, length, length]."""
+        if self.patterns == ("dense",):
+            return None
+        masks = [attention_mask(p, self.condition_length, self.grid, self.conv_window) for p in self.patterns]
+        masks = np.stack(masks)[:, None, None, :length, :length]
+        return jnp.asarray(masks if self.blocks["mask_index"] else masks[0])
+
+    def _code_logits(self, x):
+        return self.head(self.norm(x))[:, self.code_offset :]
+
+
+def for_decoding(module: CodeTransformer, params: Mapping[str, Any]) -> tuple[CodeTransformer, dict[str, Any]]:
+    """The same model with its blocks unrolled, as KV caches need them."""
+    blocks = {**module.blocks, "scan": False, "remat": "none"}
+    return module.clone(blocks=blocks), {**params, "transformer": unstack_blocks(params["transformer"])}
+
+
+def shapes(module: CodeTransformer) -> dict[str, Any]:
+    """The tree of the parameters' shapes."""
+    condition, codes = jnp.zeros((1, module.condition_length), jnp.int32), jnp.zeros((1, module.length), jnp.int32)
+    params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), condition, codes)["params"])
+    return jax.tree.map(lambda x: x.shape, params)
