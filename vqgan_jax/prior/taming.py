@@ -13,14 +13,18 @@ from train_jax.errors import LoadError
 from train_jax.weights import gpt
 from train_jax.weights.layout import Entry, nested, take
 from vqgan_jax.pretrained import taming
-from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
+from vqgan_jax.pretrained.checkpoint import describing
+from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
+from vqgan_jax.stage2.condition import ClassCondition
+from vqgan_jax.vqgan import Vqgan
+from vqgan_jax.vqgan import options as vqgan_options
 
 _IGNORED = (r"\.attn\.mask$",)
 _DEFAULTS = {"n_layer": 12, "n_head": 8, "n_embd": 256, "n_unmasked": 0, "resid_pdrop": 0.0}  # of its GPT
 
 
-def open_file(path: Path) -> tuple[dict, dict, Checkpoint] | None:
-    """`(options of the transformer, its parameters, Checkpoint of the first stage)`; None if it is no such file.
+def open_file(path: Path) -> Stage2Checkpoint | None:
+    """The second stage in a file, with its first; None if it is no such file.
 
     Raises LoadError for a model that cannot be built here (other conditions than labels), or tensors that are wrong.
     """
@@ -33,26 +37,40 @@ def open_file(path: Path) -> tuple[dict, dict, Checkpoint] | None:
         return _open(config["params"], path)
 
 
-def _open(params: Mapping, path: Path) -> tuple[dict, dict, Checkpoint]:
-    classes, hparams, tensors = _classes(params, path), _hparams(params, path), taming.open_state(path)
-    first = taming.checkpoint(params["first_stage_config"], taming.first_stage(tensors), path)
+def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
+    classes, hparams, tensors = _classes(config, path), _hparams(config, path), taming.open_state(path)
+    first = taming.checkpoint(config["first_stage_config"], taming.first_stage(tensors), path)
     transformer = {name: x for name, x in tensors.items() if name.startswith("transformer.")}
-    found = take(transformer, _entries(hparams), str(path), _IGNORED)
-    table, positions, codes = found["tokens"], found.pop("positions")[0], first.model["quantizer"]["size"]
-    if not max(classes, codes) <= len(table):
-        raise LoadError(f"{path}: {len(table)} tokens are too few for {codes} codes and {classes} labels, which share them")
+    params = take(transformer, _entries(hparams), str(path), _IGNORED)
+    table, positions, num_codes = params.pop("tokens"), params.pop("positions")[0], first.model["quantizer"]["size"]
+    if not max(classes, num_codes) <= len(table):
+        raise LoadError(
+            f"{path}: {len(table)} tokens are too few for {num_codes} codes and {classes} labels, which share them"
+        )
+    side = round(len(positions) ** 0.5)
+    if side * side != len(positions):
+        raise LoadError(f"{path}: {len(positions)} positions are no square of codes")
     # No row for "no label": such a model was never shown one.
-    rows = np.concatenate([table[:classes], 0 * table[:1]])
-    found["conditions"] = rows if classes else table[[_first_token(params)]]
-    found["tokens"], found["head/kernel"] = table[:codes], found["head/kernel"][:, :codes]
+    labels = np.concatenate([table[:classes], 0 * table[:1]]) if classes else table[[_first_token(config)]]
+    # Position 0 is the condition's; nothing follows the last code, whose position taming does not have.
+    params |= {
+        "condition/tokens": labels,
+        "condition/positions": positions[:1],
+        "codes/tokens": table[:num_codes],
+        "codes/positions": np.concatenate([positions[1:], 0 * positions[:1]]),
+        "head/kernel": params["head/kernel"][:, :num_codes],
+    }
     options = {
-        "classes": classes,
         "width": hparams["n_embd"],
         "depth": hparams["n_layer"],
         "heads": hparams["n_head"],
         "dropout": float(hparams["resid_pdrop"]),
     }
-    return options, nested(found | {"positions": positions}, True), first
+    variables, name = first.variables(first.module())
+    vqgan = Vqgan.assemble(vqgan_options(first.model), variables, name)
+    condition = ClassCondition(classes, droppable=not classes)
+    tree = nested(params, True)
+    return Stage2Checkpoint(str(path), options, condition, vqgan, side * vqgan.factor, lambda: (tree, str(path)))
 
 
 def _name(config: Mapping | str | None) -> str:

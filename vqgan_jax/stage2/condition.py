@@ -1,0 +1,107 @@
+"""What the codes of a second stage are conditioned on: tokens in front of them."""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int, Int32
+
+from train_jax.data.errors import BrokenSample
+
+Tokens = np.ndarray | jax.Array  # on the host, or inside a compiled program
+
+
+class Condition(Protocol):
+    """How conditions become tokens.
+
+    Attributes:
+      kind: the noun for a condition, for messages and metrics: "class", "text".
+      length: tokens of a condition.
+      vocabulary_size: how many different tokens there are.
+      predicted: whether the model predicts the condition's tokens, too, as DALL-E does.
+      droppable: whether the model was trained on codes without condition, too, as classifier-free guidance needs.
+      fingerprint: a hash of what tokens mean.
+    """
+
+    kind: str
+    length: int
+    vocabulary_size: int
+    predicted: bool
+    droppable: bool
+    fingerprint: str
+
+    @property
+    def null(self) -> Int32[np.ndarray, "length"]:
+        """The tokens of no condition."""
+
+    def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
+        """Tokens of conditions. Raises ValueError or TypeError for what is none."""
+
+    def seed(self, condition: Any) -> int:
+        """A hash of a condition, below 2^32, for the noise of its samples."""
+
+    def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        """`condition`, int32 [length], of a record, and flags to average; without `rng` that of evaluations."""
+
+    def of_source(self, source, count: int) -> list[Any]:
+        """The first `count` conditions of a source, to sample by."""
+
+    def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
+        """True for tokens that a condition's likelihood is made of."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassCondition:
+    """One token: the class, or, for images without label, `classes`.
+
+    Attributes:
+      classes: how many there are; 0: images have no labels.
+    """
+
+    classes: int
+    droppable: bool = True
+
+    kind = "class"
+    length = 1
+    predicted = False
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.classes + 1
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.classes} classes"
+
+    @property
+    def null(self) -> Int32[np.ndarray, "length"]:
+        return np.array([self.classes], np.int32)
+
+    def encode(self, conditions: Sequence[int | None]) -> Int32[np.ndarray, "n length"]:
+        """Tokens of labels, None for no label. Raises ValueError for labels that the model does not know."""
+        for label in conditions:
+            if label is None and not self.droppable:
+                raise ValueError(f"this model knows no image without a label; name labels, 0 to {self.classes - 1}")
+            if label is not None and not self.classes:
+                raise ValueError("this model was trained without labels; leave them out")
+            if label is not None and not (isinstance(label, int | np.integer) and 0 <= label < self.classes):
+                raise ValueError(f"label {label!r}: this model knows 0 to {self.classes - 1}")
+        return np.array([[self.classes if label is None else label] for label in conditions], np.int32).reshape(-1, 1)
+
+    def seed(self, condition: int | None) -> int:
+        return zlib.crc32(str(condition).encode())
+
+    def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        label = int(record.get("label", -1)) if self.classes else -1  # below 0: an image without a label
+        if label >= self.classes:
+            raise BrokenSample(f"label {label}, where config.model.classes = {self.classes}")
+        return {"condition": np.array([label if label >= 0 else self.classes], np.int32)}
+
+    def of_source(self, source, count: int) -> list[int | None]:
+        return [number % self.classes if self.classes else None for number in range(count)]
+
+    def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
+        return tokens >= 0

@@ -1,0 +1,215 @@
+"""How good a second stage is: bits a code on held-out pictures, and samples to look at and to compare as a collection."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from nn_jax.code_transformer import CodeTransformer
+from nn_jax.decoding import Sampling, max_candidates
+from train_jax import inference
+from train_jax.data.images import Preprocess
+from train_jax.errors import ConfigError, in_float32
+from train_jax.pictures import image_grid
+from vqgan_jax.evaluators import First
+from vqgan_jax.features import open_features
+from vqgan_jax.stage2 import sampling
+from vqgan_jax.stage2 import task as task_lib
+from vqgan_jax.stage2.condition import Condition
+from vqgan_jax.vqgan import Vqgan
+
+_MAX_SHOWN = 64  # pictures of a grid of samples
+SAMPLING = {"seed": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance": 1.0, "batch_size": 64}
+
+
+def defaults() -> ConfigDict:
+    """Evaluator type -> its options."""
+    c = ConfigDict()
+    c.likelihood = ConfigDict({"source": "", "split": "test", "batch_size": 64})  # of a record's first condition
+    # `n` pictures of each condition; conditions (): `rows` of them from the split, its first texts or the classes in turn.
+    c.samples = ConfigDict({"source": "", "split": "test", "conditions": (), "rows": 6, "n": 8, **SAMPLING})
+    # features: by which samples are compared with as many pictures of the split, "" for no comparison; vqgan_jax.features.
+    c.samples.features = ""
+    return c
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """What is evaluated.
+
+    Attributes:
+      records: `(source, asked_to_stop) -> records with codes`, as the task's.
+    """
+
+    module: CodeTransformer
+    condition: Condition
+    vqgan: Vqgan
+    records: Callable
+
+
+def factories(stage: Evaluated) -> Mapping[str, Callable]:
+    """Evaluator type -> `(options, context) -> evaluator`."""
+    return {"likelihood": functools.partial(Likelihood, stage), "samples": functools.partial(Samples, stage)}
+
+
+class Likelihood:
+    """Bits a code, and a condition token where they are predicted, of held-out pictures."""
+
+    def __init__(self, stage: Evaluated, options: ConfigDict, context):
+        self._stage, self._context, self._batch_size = stage, context, options.batch_size
+        source = context.source(options.source, options.split)
+        # Not before the first evaluation: they may take hours.
+        self._records = functools.cache(lambda: stage.records(source, context.asked_to_stop))
+        self._program = context.jit(self._sums)
+
+    def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        records, condition = self._records(), self._stage.condition
+
+        def example(record, rng):
+            return {"condition": condition.example(record, None)["condition"], "codes": record["codes"][0]}
+
+        batches = self._context.batches(records, example, self._batch_size)
+        outputs = ((self._program(params, extra, batch), real) for batch, real in batches)
+        sums: dict[str, float] = {}
+        for values, real in inference.overlapped(outputs):
+            for name, x in values.items():
+                sums[name] = sums.get(name, 0.0) + float(np.sum(x[:real], dtype=np.float64))
+        metrics = {
+            "bits_per_code": sums["code_nats"] / len(records) / task_lib.NATS_PER_BIT,
+            "unigram_bits_per_code": entropy_bits(records.histogram),
+            "images": len(records),
+        }
+        if "condition_nats" in sums:
+            nats = sums["condition_nats"] / sums["condition_tokens"]
+            metrics[f"bits_per_{condition.kind}_token"] = nats / task_lib.NATS_PER_BIT
+        return metrics, {}
+
+    def _sums(self, params, extra, batch):
+        tokens, codes = batch["condition"], batch["codes"]
+        module = self._stage.module
+        logits = module.apply({"params": params["generator"]}, tokens, codes.reshape(len(codes), -1))
+        condition_nats, code_nats = task_lib.negative_log_likelihoods(module, logits, tokens, codes)
+        values = {"code_nats": jnp.mean(code_nats, axis=1)}
+        if condition_nats is not None:
+            scored = self._stage.condition.scored(tokens[:, 1:])
+            values |= {"condition_nats": jnp.sum(condition_nats * scored, axis=1), "condition_tokens": jnp.sum(scored, axis=1)}
+        return values
+
+
+class Sampler:
+    """Samples pictures as `CodeGenerator.draw` does, with the weights as they lie on the run's mesh.
+
+    All hosts sample together; one program serves all batches and all evaluations.
+
+    Args:
+      options: n, seed, batch_size, temperature, top_k, top_p, guidance.
+    """
+
+    def __init__(self, stage: Evaluated, options: ConfigDict, context, conditions: list[Any]):
+        module, condition = stage.module, stage.condition
+        self._stage, self._context, self._options = stage, context, options
+        self._count = len(conditions)
+        guided = options.guidance != 1
+        tokens = condition.encode(conditions)
+        # A guided sample has a second row, without its condition.
+        null = np.broadcast_to(condition.null, tokens.shape)
+        self._tokens = np.stack([tokens, null] if guided else [tokens], axis=1)
+        self._seeds = sampling.seeds(condition, conditions, options.n, options.seed)
+        settings = Sampling(options.temperature, options.top_k, options.top_p, options.guidance)
+        candidates = max_candidates(module.num_codes, options.top_k, options.top_p)
+        programs = sampling.pure_programs(module)
+
+        def sample(params, extra, batch):
+            params, batch_size = params["generator"], len(batch["seeds"])
+            unknown = jnp.zeros((batch_size, module.length), jnp.int32)
+            requests = sampling.Requests(batch["seeds"], jnp.arange(module.length), unknown, unknown > 0)
+            tokens = batch["tokens"].reshape(-1, module.condition_length)
+            carry = programs.prefill(params, tokens, jnp.zeros((len(tokens), 0), jnp.int32))
+            codes, _, _ = programs.decode_chunk(params, settings, carry, requests, 0, candidates, guided)
+            return codes.reshape(-1, *module.grid)
+
+        self._program = context.jit(sample)
+
+    def codes(self, params) -> np.ndarray:
+        """int32 [conditions, n, h, w], on every host."""
+        rows = list(np.ndindex(self._count, self._options.n))
+        batches = self._context.batches(rows, self._example, min(self._options.batch_size, len(rows)))
+        outputs = ((self._program(params, {}, batch), real) for batch, real in batches)
+        codes = np.concatenate([codes[:real] for codes, real in inference.overlapped(outputs)])
+        return codes.reshape(self._count, self._options.n, *self._stage.module.grid)
+
+    def pictures(self, codes: np.ndarray) -> UInt8[np.ndarray, "p n H W 3"]:
+        images = inference.split_over_hosts(self._stage.vqgan.decode_uint8, codes.reshape(-1, *codes.shape[2:]))
+        return images.reshape(*codes.shape[:2], *images.shape[1:])
+
+    def _example(self, row: tuple[int, int], rng) -> dict[str, np.ndarray]:
+        return {"tokens": self._tokens[row[0]], "seeds": self._seeds[row]}
+
+
+class Samples:
+    """A grid of samples, a row a condition; and with `features` how far they are from as many real pictures."""
+
+    def __init__(self, stage: Evaluated, options: ConfigDict, context):
+        check_sampling(options, stage)
+        self._stage = stage
+        source = context.source(options.source, options.split)
+        conditions = list(options.conditions) or stage.condition.of_source(source, options.rows)
+        self._sampler = Sampler(stage, options, context, conditions)
+        self._features = open_features(options.features) if options.features else None
+        if self._features is not None:
+            records = First(source, len(conditions) * options.n)
+            preprocess = Preprocess(stage.module.grid[0] * stage.vqgan.factor)
+            batches = context.batches(
+                records, lambda record, rng: {"image": preprocess(record["image"])}, options.batch_size
+            )
+            images = inference.overlapped((context.whole(batch["image"]), real) for batch, real in batches)
+            self._originals = np.concatenate([self._features.of(batch)[:real] for batch, real in images])
+
+    def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        codes = self._sampler.codes(params)
+        pictures = self._sampler.pictures(codes)
+        metrics = {"distinct_codes": float(len(np.unique(codes)))}
+        if self._features is not None:
+            described = self._features.of(pictures.reshape(-1, *pictures.shape[2:]))
+            metrics |= self._features.compare(described, self._originals)
+        rows = max(1, _MAX_SHOWN // pictures.shape[1])
+        return metrics, {"samples": image_grid([list(row) for row in pictures[:rows]])}
+
+
+def entropy_bits(counts: np.ndarray) -> float:
+    """Entropy of codes that occur so often, in bits: what a model reaches that knows neither condition nor neighbours."""
+    p = counts[counts > 0] / counts.sum()
+    return float(-np.sum(p * np.log2(p)))
+
+
+def requirement(options: ConfigDict) -> Callable[[bool, str, str], None]:
+    """`(condition, key, allowed)` that raises ConfigError for an evaluator's option where the condition does not hold."""
+
+    def require(holds: bool, key: str, allowed: str) -> None:
+        if not holds:
+            raise ConfigError(f"config.evals.….{key} = {options[key]!r}; it must be {allowed}")
+
+    return require
+
+
+def check_sampling(options: ConfigDict, stage: Evaluated) -> None:
+    """ConfigError for options that `CodeGenerator.draw` would refuse, before the run begins."""
+    require, size = requirement(options), stage.module.num_codes
+    for key in ("n", "batch_size", "rows"):
+        require(options.get(key, 1) >= 1, key, "at least 1")
+    require(0 <= options.seed < 2**32, "seed", "in [0, 2^32)")
+    require(in_float32(options.guidance), "guidance", "a number that float32 has; 1 is none")
+    can_guide = stage.condition.droppable and stage.condition.vocabulary_size > 1
+    require(
+        options.guidance == 1 or can_guide,
+        "guidance",
+        "1 where there is no condition, or config.condition_dropout is 0",
+    )
+    require(options.temperature >= 0 and in_float32(options.temperature), "temperature", "0 or more, as float32 has it")
+    require(0 <= options.top_k <= size, "top_k", f"in [0, {size}], 0 for all codes")
+    require(0 < options.top_p <= 1, "top_p", "in (0, 1]")

@@ -1,0 +1,440 @@
+"""The loaded second stage: a value that samples pictures of conditions, completes pictures, and scores them."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Bool, Float32, Int, Int32, UInt8
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from nn_jax import code_transformer
+from nn_jax.code_transformer import CodeTransformer
+from nn_jax.decoding import Sampling, max_candidates
+from train_jax import inference
+from train_jax.data.images import Preprocess
+from train_jax.errors import ConfigError, LoadError, in_float32
+from train_jax.weights.layout import flat
+from vqgan_jax.stage2 import model as model_lib
+from vqgan_jax.stage2 import sampling
+from vqgan_jax.stage2.condition import Condition
+from vqgan_jax.stage2.rerank import clip_scores, open_reranker
+from vqgan_jax.vqgan import Picture, Pictures, Vqgan
+
+LIKELIHOOD = "likelihood"  # a way to rank
+_PREVIEWS = 8  # steps of the progress bar in a window
+_GREY = 127
+_RUN_OPTIONS = ("dropout", "scan", "remat", "dtype")  # they do not change what a model samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """Pictures of conditions, and what is known about them. Where they were ranked, the best of each condition come first.
+
+    Attributes:
+      images: [conditions, pictures, H, W, 3].
+      codes: their codes.
+      log_probs: natural logarithm of the probability of the codes that were sampled, given the condition and the codes before
+        them; of the model itself, without guidance, temperature or filters.
+      scores: by which they were ranked, or None.
+      samples: the number of each among those of its condition, as it was drawn.
+    """
+
+    images: UInt8[np.ndarray, "p n H W 3"]
+    codes: Int32[np.ndarray, "p n h w"]
+    log_probs: Float32[np.ndarray, "p n"]
+    scores: Float32[np.ndarray, "p n"] | None
+    samples: Int[np.ndarray, "p n"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CodeGenerator:
+    """A second stage ready for use, with the VQGAN whose codes it knows.
+
+    Attributes:
+      module: see `nn_jax.code_transformer`.
+      variables: on this host's devices.
+      condition: turns conditions into tokens.
+      vqgan: turns codes into pictures.
+      size: side of the pictures it was trained on.
+      fingerprint: SHA-256 of the weights of both stages, the options and what conditions mean.
+      name: where it came from, for people.
+    """
+
+    module: CodeTransformer
+    variables: Any
+    condition: Condition
+    vqgan: Vqgan
+    size: int
+    fingerprint: str
+    name: str
+
+    @classmethod
+    def assemble(
+        cls, options: ConfigDict, params: Mapping, condition: Condition, vqgan: Vqgan, size: int, name: str
+    ) -> Self:
+        """The model of these options and weights; LoadError if they do not belong together."""
+        grid = (size // vqgan.factor,) * 2
+        try:
+            module = model_lib.build(options, condition, vqgan.codes, grid)
+        except ConfigError as error:
+            raise LoadError(f"{name} describes no model that can be built: {error}") from error
+        expected = flatten_dict(code_transformer.shapes(module), sep="/")
+        shapes = {key: np.shape(x) for key, x in flatten_dict(dict(params), sep="/").items()}
+        if expected != shapes:
+            wrong = sorted(k for k in expected.keys() | shapes.keys() if expected.get(k) != shapes.get(k))
+            lines = [f"{k}: {shapes.get(k, 'missing')}, where {expected.get(k, 'nothing')} belongs" for k in wrong[:8]]
+            raise LoadError(f"{name}: weights and configuration belong to different models:\n  " + "\n  ".join(lines))
+        digest = hashlib.sha256(f"{vqgan.fingerprint} {condition.fingerprint} {size}".encode())
+        meaning = {key: value for key, value in options.to_dict().items() if key not in _RUN_OPTIONS}
+        digest.update(json.dumps(meaning, sort_keys=True).encode())
+        for key, leaf in sorted(flat(params).items()):
+            digest.update(f"{key} {leaf.dtype} {list(leaf.shape)}\n".encode() + np.ascontiguousarray(leaf).tobytes())
+        return cls(module, inference.on_devices(params), condition, vqgan, size, digest.hexdigest(), name)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the codes it was trained on."""
+        return self.module.grid
+
+    def generate(self, conditions: Sequence | None = None, n: int = 1, **options) -> UInt8[np.ndarray, "p n H W 3"]:
+        """Pictures of conditions; arguments as in `draw`."""
+        return self.draw(conditions, n, **options).images
+
+    def draw(
+        self,
+        conditions: Sequence | None = None,
+        n: int = 1,
+        *,
+        seed: int = 0,
+        temperature: float | int = 1.0,
+        top_k: int | None = None,
+        top_p: float | int | None = None,
+        guidance: float | int = 1.0,
+        size: tuple[int, int] | None = None,
+        stride: int | None = None,
+        init_image: Picture | None = None,
+        keep: np.ndarray | None = None,
+        rerank: Any = None,
+        best: int | None = None,
+        batch_size: int = 64,
+        progress: bool = True,
+        preview: Callable[[int, int, np.ndarray], None] | None = None,
+        preview_rows: int | None = None,
+    ) -> Drawing:
+        """Pictures of conditions, and what is known about them.
+
+        Args:
+          conditions: classes or texts, None for one without condition. One that occurs again gets other pictures: those
+            that `n` would have gone on to.
+          n: pictures of each.
+          seed: 0 to 2^32 - 1. Picture i of a condition is the same whatever else is drawn, in batches of whatever size.
+          temperature, top_k, top_p, guidance: see `nn_jax.decoding.Sampling`.
+          size: (height, width) in pixels, at least those it was trained on; larger ones by a sliding window.
+          stride: codes between two windows; 1 gives every code the most context, None is half a window.
+          init_image, keep: a picture of this size, and bool [rows, columns]: the codes of it that are kept. A code knows
+            what comes before it in reading order; kept ones behind it do not change it.
+          rerank: puts the best first: a CLIP or the path of one, by how well a picture fits its text; or "likelihood".
+          best: return the so many best alone.
+          batch_size: pictures at most that are drawn together.
+          progress: show a bar.
+          preview: called as pictures grow: `(number of the first, rows of codes done, uint8 [b, H, W, 3])`; pictures are
+            numbered condition by condition, what is not drawn yet is grey. It changes no picture.
+          preview_rows: rows of codes between two calls; None: an eighth of a window.
+
+        Raises ValueError for arguments that cannot be, BrokenSample for an `init_image` that cannot be read.
+        """
+        conditions = [self.condition.none] if conditions is None else conditions
+        self._check(conditions, n, seed, temperature, top_k, top_p, guidance, batch_size, best, rerank)
+        conditions = list(conditions)
+        reranker = rerank if rerank is None or rerank == LIKELIHOOD else open_reranker(rerank)
+        grid, stride = self._output_grid(size), self._stride(stride)
+        known_codes, known_mask = self._known(grid, init_image, keep)
+        rows_at_once = max(1, self.grid[0] // _PREVIEWS) if preview_rows is None else preview_rows
+        if not 1 <= rows_at_once <= self.grid[0]:
+            raise ValueError(f"preview_rows = {preview_rows} must be in [1, {self.grid[0]}], the rows of codes")
+        if preview is None and not progress:
+            rows_at_once = self.grid[0]
+        settings = Sampling(np.float32(temperature), np.int32(top_k or 0), np.float32(top_p or 1), np.float32(guidance))
+        static = {
+            "max_candidates": max_candidates(self.module.num_codes, top_k or 0, top_p or 1),
+            "guided": guidance != 1,
+        }
+        seeds = sampling.seeds(self.condition, conditions, n, seed)
+        total = len(conditions) * n
+        codes = np.repeat(known_codes[None], total, axis=0)
+        log_probs = np.zeros(total, np.float32)
+        tokens = self.condition.encode(conditions)
+        which = np.repeat(np.arange(len(conditions), dtype=np.int32), n)
+        padded_sizes = sampling.padded_sizes(len(conditions), n, batch_size)
+        windows = list(sampling.windows(grid, self.grid, stride, known_mask))
+        chunks = sum(-(-(self.module.length - w.prefix) // (rows_at_once * self.grid[1])) for w in windows)
+        with tqdm(total=total * chunks, unit="chunk", desc="draw", disable=not progress) as bar:
+            for start in range(0, total, batch_size):
+                part = slice(start, min(start + batch_size, total))
+                first, last = which[part][[0, -1]]
+                decoder = _Decoder(
+                    self, settings, static, tokens[first : last + 1], which[part] - first, seeds.reshape(-1, 3)[part],
+                    padded_sizes,
+                )  # fmt: skip
+                done = known_mask.copy()
+                for log_probs[part] in decoder.decode(codes[part], done, windows, rows_at_once):
+                    bar.update(part.stop - part.start)
+                    if preview is not None:
+                        preview(start, int(done.all(axis=1).cumprod().sum()), self._unfinished(codes[part], done))
+        images = self.vqgan.decode_uint8(codes)
+        codes = codes.reshape(len(conditions), n, *grid)
+        images = images.reshape(len(conditions), n, *images.shape[1:])
+        log_probs = log_probs.reshape(len(conditions), n)
+        order, scores = np.tile(np.arange(n), (len(conditions), 1)), None
+        if reranker is not None:
+            scores = log_probs if reranker == LIKELIHOOD else clip_scores(reranker, conditions, images)
+            order = np.argsort(-scores, axis=1, kind="stable")[:, : best or n]
+            scores = np.take_along_axis(scores, order, axis=1)
+        rows = np.arange(len(conditions))[:, None]
+        numbers = np.take_along_axis(seeds[..., 2].astype(int), order, axis=1)
+        return Drawing(images[rows, order], codes[rows, order], log_probs[rows, order], scores, numbers)
+
+    def logits(
+        self, condition_tokens: Int[np.ndarray, "b c"], image_codes: Int[np.ndarray, "b ..."]
+    ) -> tuple[Float32[np.ndarray, "b c1 t"] | None, Float32[np.ndarray, "b l k"]]:
+        """Logits of each token given those before it: see `nn_jax.code_transformer.CodeTransformer`.
+
+        Args:
+          condition_tokens: as `condition.encode` gives them.
+          image_codes: in reading order, [b, L], or [b, h, w].
+
+        Raises ValueError for tokens or codes that do not exist.
+        """
+        tokens, codes = np.asarray(condition_tokens, np.int32), np.asarray(image_codes, np.int32)
+        codes = codes.reshape(len(codes), -1)
+        for name, x, shape, size in (
+            ("condition_tokens", tokens, (len(codes), self.condition.length), self.condition.vocabulary_size),
+            ("image_codes", codes, (len(tokens), self.module.length), self.vqgan.codes),
+        ):
+            if x.shape != shape:
+                raise ValueError(f"{name} must be {list(shape)}, not {list(x.shape)}")
+            if x.size and not (x.min() >= 0 and x.max() < size):
+                raise ValueError(f"{name} {x.min()} to {x.max()}: this model has 0 to {size - 1}")
+        condition_logits, code_logits = self._logits(self.variables, tokens, codes)
+        return None if condition_logits is None else np.asarray(condition_logits), np.asarray(code_logits)
+
+    def score(
+        self, conditions: Sequence, images: Pictures, batch_size: int = 32
+    ) -> Float32[np.ndarray, "images conditions"]:
+        """Natural logarithm of each picture's probability given each condition; the largest in a row classifies the picture.
+
+        Args:
+          images: pictures of any sizes, brought to `size` x `size`; or one array [n, size, size, 3] as for `Vqgan.encode`.
+        """
+        self._check_conditions(conditions)
+        tokens, codes = self.condition.encode(list(conditions)), self._encode(images)
+        codes = codes.reshape(len(codes), -1)
+        row = tuple(jax.ShapeDtypeStruct(x.shape[1:], np.int32) for x in (tokens, codes))
+
+        def rows(start: int, stop: int):
+            pairs = np.arange(start, stop)
+            return tokens[pairs % len(tokens)], codes[pairs // len(tokens)]
+
+        count = len(tokens) * len(codes)
+        scores = inference.batched(self._scores, self.variables, rows, count, row, batch_size)
+        return scores.reshape(len(codes), len(tokens))
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _programs(self) -> sampling.Programs:
+        return sampling.compile_programs(self.module)
+
+    @functools.cached_property
+    def _logits(self) -> Callable:
+        return jax.jit(lambda params, tokens, codes: self.module.apply({"params": params}, tokens, codes))
+
+    @functools.cached_property
+    def _scores(self) -> Callable:
+        def score(params, rows):
+            tokens, codes = rows
+            logits = self.module.apply({"params": params}, tokens, codes)[1][..., self.module.code_offset :]
+            log_probs = jax.nn.log_softmax(logits)
+            return jnp.take_along_axis(log_probs, codes[..., None], axis=2).sum(axis=(1, 2))
+
+        return jax.jit(score)
+
+    def _unfinished(self, codes: Int32[np.ndarray, "b h w"], done: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "b H W 3"]:
+        """Pictures of which only the codes at `done` are known, the rest grey."""
+        pictures = self.vqgan.decode_uint8(codes)
+        pictures[:, ~np.kron(done, np.ones((self.vqgan.factor,) * 2, bool))] = _GREY
+        return pictures
+
+    def _encode(self, images: Pictures) -> Int32[np.ndarray, "n h w"]:
+        if not isinstance(images, np.ndarray):
+            preprocess = Preprocess(self.size)
+            pictures = [preprocess.named(x, i) for i, x in enumerate(images)]
+            images = np.stack(pictures) if pictures else np.zeros((0, self.size, self.size, 3), np.uint8)
+        if images.shape[1:3] != (self.size, self.size):
+            raise ValueError(f"pictures of {images.shape[1]} x {images.shape[2]} pixels; the model knows {self.size}")
+        return self.vqgan.encode(images)
+
+    def _known(self, grid: tuple[int, int], init_image, keep) -> tuple[Int32[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+        if init_image is None and keep is None:
+            return np.zeros(grid, np.int32), np.zeros(grid, bool)
+        if init_image is None or keep is None:
+            raise ValueError("init_image and keep belong together: the picture, and which of its codes stay")
+        keep = np.asarray(keep, bool)
+        if keep.shape != grid:
+            raise ValueError(f"keep is {list(keep.shape)}; a picture has {list(grid)} codes")
+        codes = self._encode([init_image]) if grid == self.grid else self.vqgan.encode(np.asarray(init_image)[None])
+        if codes.shape[1:] != grid:
+            raise ValueError(f"init_image has codes {list(codes.shape[1:])}; one picture of {list(grid)} codes is to be made")
+        return codes[0], keep
+
+    def _output_grid(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        factor = self.vqgan.factor
+        if size is None:
+            return self.grid
+        if any(side < self.size or side % factor for side in size):
+            raise ValueError(
+                f"size = {tuple(size)}: height and width must be at least {self.size}, the size it was trained on, and "
+                f"divisible by {factor}"
+            )
+        return size[0] // factor, size[1] // factor
+
+    def _stride(self, stride: int | None) -> int:
+        stride = max(self.grid[0] // 2, 1) if stride is None else stride
+        if not 1 <= stride <= min(self.grid):
+            raise ValueError(f"stride = {stride} must be in [1, {min(self.grid)}], the side of a window in codes")
+        return stride
+
+    def _check_conditions(self, conditions) -> None:
+        if isinstance(conditions, str | int) or not isinstance(conditions, Sequence | np.ndarray):
+            raise TypeError(f"conditions must be a list, not one {type(conditions).__name__}: write [value]")
+        if not len(conditions):
+            raise ValueError("conditions must be a list of at least one")
+
+    def _check(self, conditions, n, seed, temperature, top_k, top_p, guidance, batch_size, best, rerank) -> None:
+        self._check_conditions(conditions)
+
+        def require(holds: bool, name: str, value, allowed: str) -> None:
+            if not holds:
+                raise ValueError(f"{name} = {value} must be {allowed}")
+
+        require(isinstance(n, int | np.integer) and n >= 1, "n", n, "a whole number, at least 1")
+        whole = isinstance(seed, int | np.integer)
+        require(whole and 0 <= seed < 2**32, "seed", seed, "a whole number in [0, 2^32)")
+        require(temperature >= 0 and in_float32(temperature), "temperature", temperature, "0 or more, as float32 has it")
+        size = self.module.num_codes
+        require(top_k is None or 1 <= top_k <= size, "top_k", top_k, f"in [1, {size}], or None for all codes")
+        require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "in (0, 1], or None for all codes")
+        require(in_float32(guidance), "guidance", guidance, "a number that float32 has; 1 is none")
+        require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+        if guidance != 1 and not self.condition.droppable:
+            raise ValueError(
+                f"guidance = {guidance}: {self.name} was never trained on pictures without their {self.condition.kind}, so "
+                "there is nothing to go beyond. Leave guidance at 1, or train with condition_dropout above 0"
+            )
+        if guidance != 1 and self.condition.vocabulary_size == 1:
+            raise ValueError(f"guidance = {guidance}: {self.name} knows no conditions, so there is nothing to guide")
+        if best is not None:
+            require(1 <= best <= n, "best", best, f"in [1, n = {n}]")
+            if rerank is None:
+                raise ValueError("best says how many to return; name by `rerank` what makes them the best")
+        if rerank is not None and rerank != LIKELIHOOD and self.condition.kind != "text":
+            raise ValueError(f"rerank = {rerank!r}: CLIP ranks pictures by texts, and this model knows none: 'likelihood'")
+
+
+@dataclasses.dataclass
+class _Decoder:
+    """Decodes one batch of samples, window by window.
+
+    Attributes:
+      static: `max_candidates` and `guided` of `sampling.Programs.decode_chunk`.
+      tokens: of the conditions in this batch; sample i is of condition `which[i]`.
+      padded_sizes: rows of conditions and of samples that programs are compiled for.
+    """
+
+    generator: CodeGenerator
+    settings: Sampling
+    static: dict[str, Any]
+    tokens: Int32[np.ndarray, "p c"]
+    which: Int[np.ndarray, "b"]
+    seeds: np.ndarray
+    padded_sizes: tuple[int, int]
+
+    def __post_init__(self):
+        self._mesh = jax.tree.leaves(self.generator.variables)[0].sharding.mesh
+        self._rows = -(-self.padded_sizes[1] // self._mesh.size) * self._mesh.size
+
+    def decode(
+        self,
+        codes: Int32[np.ndarray, "b h w"],
+        done: Bool[np.ndarray, "h w"],
+        windows: Sequence[sampling.Window],
+        rows_at_once: int,
+    ) -> Iterator[Float32[np.ndarray, "b"]]:
+        """Fills in `codes` and `done`; yields the log-probabilities of what is sampled so far, after each chunk of rows."""
+        module, count = self.generator.module, len(codes)
+        height, width = module.grid
+        numbers = np.arange(done.size, dtype=np.int32).reshape(done.shape)
+        log_probs = np.zeros(count, np.float32)
+        chunk = rows_at_once * width
+        with jax.set_mesh(self._mesh):
+            for window in windows:
+                if window.prefix == module.length:
+                    continue
+                area = np.s_[window.top : window.top + height, window.left : window.left + width]
+                inside = codes[:, *area].reshape(count, -1)
+                positions = numbers[area].reshape(-1)
+                carry = self._prefill(inside[:, : window.prefix])
+                for start in range(window.prefix, module.length, chunk):
+                    part = slice(start, min(start + chunk, module.length))
+                    known = window.known[part.start - window.prefix : part.stop - window.prefix]
+                    requests = sampling.Requests(
+                        self._split(self.seeds),
+                        positions[part],
+                        self._split(inside[:, part]),
+                        self._split(np.broadcast_to(known, (count, len(known)))),
+                    )
+                    sampled, nats, carry = self.generator._programs.decode_chunk(
+                        self.generator.variables, self.settings, carry, requests, np.int32(start), **self.static
+                    )
+                    inside[:, part] = np.asarray(sampled)[:count]
+                    log_probs = log_probs + np.where(known, 0, np.asarray(nats)[:count]).sum(axis=1)
+                    codes[:, *area] = inside.reshape(count, height, width)
+                    done[area][: part.stop // width] = True
+                    yield log_probs
+
+    def _prefill(self, prefix: Int32[np.ndarray, "b k"]):
+        """The carry after the conditions and `prefix`: a row a sample, or two where it is guided.
+
+        A condition is read once for all its samples, unless their known codes differ.
+        """
+        programs, null = self.generator._programs, self.generator.condition.null[None]
+        shared = not prefix.size or (prefix == prefix[:1]).all()
+        tokens, rows = (self.tokens, self.which) if shared else (self.tokens[self.which], np.arange(len(prefix)))
+        tokens = _padded(tokens, self.padded_sizes[0] if shared else self._rows)
+        known = _padded(prefix[:1] if shared else prefix, len(tokens))
+        unconditional_rows = None
+        if self.static["guided"]:
+            unconditional_rows = np.full_like(rows, len(tokens)) if shared else len(tokens) + rows
+            nulls = np.repeat(null, 1 if shared else len(tokens), axis=0)
+            tokens, known = np.concatenate([tokens, nulls]), np.concatenate([known, known[: len(nulls)]])
+            unconditional_rows = self._split(unconditional_rows.astype(np.int32))
+        prefilled = programs.prefill(self.generator.variables, tokens, known)
+        return programs.replicate(prefilled, self._split(rows.astype(np.int32)), unconditional_rows)
+
+    def _split(self, x: np.ndarray) -> jax.Array:
+        return jax.device_put(_padded(x, self._rows), NamedSharding(self._mesh, P("batch")))
+
+
+def _padded(x: np.ndarray, rows: int) -> np.ndarray:
+    """`x` with its last row repeated."""
+    return np.concatenate([x, np.repeat(x[-1:], rows - len(x), axis=0)])

@@ -1,0 +1,175 @@
+"""A second stage as a task: a condition and the codes of a frozen VQGAN, one stream, one or two losses.
+
+Batches: `condition` int32 [B, C], flags of the condition bool [B], and `codes` int32 [B, h, w] (computed once, kept on disk)
+or, with `codes.cached = False`, `image` uint8 [B, size, size, 3]. The run directory keeps the VQGAN beside the weights, in
+`vqgan.safetensors`, and needs the one that it came from no more.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from nn_jax.code_transformer import CodeTransformer
+from train_jax.data import images
+from train_jax.errors import ConfigError
+from train_jax.profiling import BACKWARD, dense_flops, transformer_flops
+from train_jax.task import Task
+from vqgan_jax import codes as codes_lib
+from vqgan_jax import vqgan as vqgan_lib
+from vqgan_jax.stage2 import evaluators, model
+from vqgan_jax.stage2.condition import Condition
+
+VQGAN = "vqgan.safetensors"  # beside the weights
+NATS_PER_BIT = float(np.log(2))
+
+
+def defaults() -> ConfigDict:
+    """A second stage's part of a config, but for its condition's."""
+    c = ConfigDict()
+    c.vqgan = ConfigDict({"path": "", "size": 0})  # what vqgan_jax.load opens; side of the pictures, 0: its own
+    c.codes = ConfigDict()
+    c.codes.cached = True  # computed once; False: in every update, of pictures that `augment` has changed
+    c.codes.dir = ""  # where they are kept; "": in the run directory
+    c.codes.flip = False  # mirrored pictures as well; it makes "left of" untrue
+    c.augment = ConfigDict({"scale": (1.0, 1.0), "flip": False})  # without the cache: see clip_jax.task
+    c.model = model.defaults()
+    c.condition_dropout = 0.1  # share of conditions that are dropped in training, for classifier-free guidance
+    c.evaluators = evaluators.defaults()
+    return c
+
+
+def make(
+    config: ConfigDict,
+    workdir: Path | None,
+    condition: Condition,
+    *,
+    artifacts: Mapping[str, str] | None = None,
+    more_evaluators: Callable | None = None,
+) -> Task:
+    """The task of a resolved config. ConfigError for options that cannot be, LoadError for a VQGAN that cannot.
+
+    Args:
+      artifacts: what the condition needs beside the weights.
+      more_evaluators: `(evaluators.Evaluated) -> factories` of the condition's own.
+    """
+    _check(config)
+    vq = codes_lib.open_frozen(config.vqgan.path, workdir / VQGAN if workdir else None)
+    size = config.vqgan.size or vq.size
+    if size % vq.factor:
+        raise ConfigError(f"config.vqgan.size = {size} must be divisible by {vq.factor}, the pixels along a code")
+    module = model.build(config.model, condition, vq.codes, (size // vq.factor,) * 2)
+    records = codes_lib.records_of(vq, config.codes, size, workdir)
+    augment = images.Augment(images.Preprocess(size), tuple(config.augment.scale), config.augment.flip)
+    stage = evaluators.Evaluated(module, condition, vq, records)
+
+    def init(rng, batch):
+        tokens, codes = jnp.asarray(condition.null)[None], jnp.zeros((1, module.length), jnp.int32)
+        extra = {}
+        if not config.codes.cached:  # filled by `frozen`, not by numbers compiled into this program
+            extra = {"vqgan": jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), vq.variables)}
+        return {"generator": module.init(rng, tokens, codes)["params"]}, extra
+
+    stream_loss = make_loss(module, condition, config)
+
+    def loss(params, extra, batch, rng, step):
+        codes = batch["codes"] if config.codes.cached else vq.codes_of(extra["vqgan"], batch["image"])
+        value, metrics = stream_loss(params["generator"], batch["condition"], codes, rng)
+        flags = {name: jnp.mean(x.astype(jnp.float32)) for name, x in batch.items() if x.dtype == bool}
+        return value, (metrics | flags, {})
+
+    def example(record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        tokens = condition.example(record, rng)
+        if config.codes.cached:
+            return tokens | {"codes": codes_lib.choose(record["codes"], rng)}
+        return tokens | {"image": augment(record["image"], rng)}
+
+    def frozen():
+        return {}, {"vqgan": jax.tree.map(np.asarray, vq.variables)}
+
+    uniform = float(np.log2(module.code_offset + module.num_codes))
+
+    def warnings(metrics: dict[str, float], step: int) -> list[str]:
+        if step < max(2 * config.optim.warmup_steps, 100) or metrics["bits_per_code"] < uniform:
+            return []
+        return [
+            f"the model knows less than one that guesses: {metrics['bits_per_code']:.2f} bits a code, where all codes "
+            f"alike are {uniform:.2f}. Try a lower optim.lr or more optim.warmup_steps; what is normal: docs/results.md"
+        ]
+
+    return Task(
+        init=init,
+        loss=loss,
+        example=example,
+        evaluators=evaluators.factories(stage) | (more_evaluators(stage) if more_evaluators else {}),
+        artifacts={**(artifacts or {}), VQGAN: vqgan_lib.to_bytes(vq)},
+        records=records if config.codes.cached else None,
+        pretrained=None if config.codes.cached else frozen,
+        warnings=warnings,
+        flops=float(BACKWARD * _forward_flops(module, config.model)),
+    )
+
+
+def make_loss(module: CodeTransformer, condition: Condition, config: ConfigDict) -> Callable:
+    """`(params, tokens [B, C], codes [B, h, w], rng) -> (loss, metrics)`: cross-entropy of the codes given the condition.
+
+    Where the condition's tokens are predicted, too, the weighted sum of both means (arXiv 2102.12092, section 2.2): over
+    tokens that are scored, of conditions that are not dropped.
+    """
+
+    def loss(params, tokens, codes, rng):
+        dropout_key, drop = jax.random.split(rng)
+        is_dropped = jax.random.bernoulli(dropout_key, config.condition_dropout, (len(codes),))
+        tokens = jnp.where(is_dropped[:, None], condition.null[None], tokens)
+        codes = codes.reshape(len(codes), -1)
+        logits = module.apply({"params": params}, tokens, codes, False, rngs={"dropout": drop})
+        condition_nats, code_nats = negative_log_likelihoods(module, logits, tokens, codes)
+        accuracy = jnp.mean(jnp.argmax(logits[1][..., module.code_offset :], axis=-1) == codes)
+        code_loss = jnp.mean(code_nats)
+        metrics = {"bits_per_code": code_loss / NATS_PER_BIT, "accuracy": accuracy}
+        if condition_nats is None:
+            return code_loss, metrics
+        scored = condition.scored(tokens[:, 1:]) & ~is_dropped[:, None]
+        condition_loss = jnp.sum(condition_nats * scored) / jnp.maximum(jnp.sum(scored), 1)
+        metrics[f"bits_per_{condition.kind}_token"] = condition_loss / NATS_PER_BIT
+        return config.loss.condition * condition_loss + config.loss.codes * code_loss, metrics
+
+    return loss
+
+
+def negative_log_likelihoods(module: CodeTransformer, logits, tokens, codes):
+    """In nats: of each condition token but the first [B, C - 1] (None unless they are predicted), and of each code [B, L]."""
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    condition_logits, code_logits = logits
+    code_nats = cross_entropy(code_logits, codes.reshape(len(codes), -1) + module.code_offset)
+    return None if condition_logits is None else cross_entropy(condition_logits, tokens[:, 1:]), code_nats
+
+
+def _forward_flops(module: CodeTransformer, options: ConfigDict) -> int:
+    stream = module.condition_length + module.length - 1
+    flops = transformer_flops(stream, options.width, options.depth, options.mlp_ratio)
+    if module.predicts_condition:
+        flops += dense_flops(module.condition_length - 1, options.width, module.condition_size)
+    return flops + dense_flops(module.length, options.width, module.code_offset + module.num_codes)
+
+
+def _check(config: ConfigDict) -> None:
+    def require(holds: bool, path: str, value, allowed: str) -> None:
+        if not holds:
+            raise ConfigError(f"config.{path} = {value!r}; it must be {allowed}")
+
+    require(0 <= config.condition_dropout < 1, "condition_dropout", config.condition_dropout, "in [0, 1)")
+    augmented = tuple(config.augment.scale) != (1.0, 1.0) or config.augment.flip
+    require(
+        not (config.codes.cached and augmented),
+        "augment",
+        config.augment.to_dict(),
+        "the default with codes.cached = True",
+    )
+    require(
+        config.codes.cached or not config.codes.flip, "codes.flip", True, "False without the cache: see augment.flip"
+    )
