@@ -1,102 +1,133 @@
-"""Captions -> rows of text tokens. What stands after the end of a caption is a token of its own for every position.
-
-(arXiv 2102.12092, section 2.2: such pads did better on captions unlike those of the training.)
-"""
+"""Captions as conditions of a second stage: rows of text tokens (arXiv 2102.12092, section 2.2)."""
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import logging
+import zlib
+from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int, Int32
 
 from train_jax.data.text import Tokenizer
+from vqgan_jax.stage2.condition import Tokens
 
-Rows = np.ndarray | jax.Array  # on the host, or inside a compiled program
+log = logging.getLogger(__name__)
+
+
+class _Text:
+    """What all captions share; see `vqgan_jax.stage2.condition.Condition`."""
+
+    kind = "text"
+    none = ""
+    predicted = True
+
+    @property
+    def null(self) -> Int32[np.ndarray, "length"]:
+        return self.encode([""])[0]
+
+    def encode(self, conditions: Sequence[str]) -> Int32[np.ndarray, "n length"]:
+        """Rows of tokens. Too long texts are truncated, and the log says so."""
+        if isinstance(conditions, str):
+            raise TypeError("prompts must be a list of texts, not one text: write [text]")
+        if not all(isinstance(text, str) for text in conditions):
+            raise ValueError("prompts must be a list of texts")
+        rows, truncated = self.encode_flagged(list(conditions))
+        if truncated.any():
+            log.warning(
+                "%d of %d prompt(s) are longer than the %d tokens this model reads and were cut; the first is %r",
+                truncated.sum(), len(truncated), self.length, conditions[int(truncated.argmax())],
+            )  # fmt: skip
+        return rows
+
+    def seed(self, condition: str) -> int:
+        return zlib.crc32(condition.encode())
+
+    def of_source(self, source, count: int) -> list[str]:
+        return [source.described(place)["captions"][0] for place in range(min(count, len(source)))]
+
+    def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        captions = record["captions"]
+        text = captions[0] if rng is None else captions[rng.integers(len(captions))]
+        rows, truncated = self.encode_flagged([text], rng)
+        return {"condition": rows[0], "truncated": truncated[0]}
 
 
 @dataclasses.dataclass(frozen=True)
-class Captions:
-    """Rows of begin, tokens, end, and pads: `tokenizer`'s, but for pads. The pad of place p is `vocab_size + p`.
+class Captions(_Text):
+    """Rows of begin, tokens, end, and pads; the pad of position p is a token of its own, `vocab_size + p`.
+
+    (arXiv 2102.12092, section 2.2: such pads did better on captions unlike those of the training.)
 
     Attributes:
-      guides: whether the training shows pictures without their caption, beyond which guidance can go.
+      bpe_dropout: share of merges left out in training (arXiv 1910.13267).
     """
 
     tokenizer: Tokenizer
-    guides: bool = True
+    droppable: bool = True
+    bpe_dropout: float = 0.0
 
     @property
     def length(self) -> int:
         return self.tokenizer.context_length
 
     @property
-    def size(self) -> int:
-        """Of the vocabulary, pads included."""
+    def vocabulary_size(self) -> int:
         return self.tokenizer.vocab_size + self.length
 
     @property
     def fingerprint(self) -> str:
         return self.tokenizer.fingerprint
 
-    def encode(self, texts: Sequence[str]) -> Int32[np.ndarray, "n length"]:
-        return self.encode_flagged(texts)[0]
-
     def encode_flagged(
-        self, texts: Sequence[str], dropout: float = 0.0, rng: np.random.Generator | None = None
+        self, texts: Sequence[str], rng: np.random.Generator | None = None
     ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
-        """Rows, and which of the texts were too long and have been cut. Arguments as in `Tokenizer.encode_flagged`."""
-        rows, cut = self.tokenizer.encode_flagged(texts, dropout, rng)
+        """Rows, and which of the texts were truncated; with `rng` as training sees them, with BPE dropout."""
+        rows, truncated = self.tokenizer.encode_flagged(texts, 0.0 if rng is None else self.bpe_dropout, rng)
         ends = np.argmax(rows == self.tokenizer.eos_id, axis=1)
-        places = np.arange(self.length)
-        return np.where(places > ends[:, None], self.tokenizer.vocab_size + places, rows).astype(np.int32), cut
+        positions = np.arange(self.length)
+        pads = self.tokenizer.vocab_size + positions
+        return np.where(positions > ends[:, None], pads, rows).astype(np.int32), truncated
 
-    def counted(self, rows: Int[Rows, "n length"]) -> Bool[Rows, "n length"]:
-        """True for what a text's likelihood is made of: its tokens and its end. Where it ends, all pads are known."""
-        return rows < self.tokenizer.vocab_size
+    def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
+        """True for a text's tokens and its end; pads follow from the end."""
+        return tokens < self.tokenizer.vocab_size
 
 
 @dataclasses.dataclass(frozen=True)
-class CharBpe:
-    """minDALL-E's captions: a character BPE without marks, one pad for all positions (kakaobrain/minDALL-E).
+class CharBpeCaptions(_Text):
+    """minDALL-E's captions: a character BPE without begin and end, one pad for all positions (kakaobrain/minDALL-E).
 
     Attributes:
       bpe: the `tokenizers.Tokenizer`, which lowers the case.
       length: tokens in a row.
-      size: of the vocabulary that the model knows; the tokenizer's may be smaller.
+      vocabulary_size: that the model knows; the tokenizer's may be smaller.
     """
 
     bpe: tokenizers.Tokenizer
     length: int
-    size: int
+    vocabulary_size: int
     pad: int
 
-    guides = False  # minDALL-E's training always showed the caption
+    droppable = False  # minDALL-E's training always showed the caption
 
     @property
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.length} {self.bpe.to_str()}".encode()).hexdigest()
 
-    def encode(self, texts: Sequence[str]) -> Int32[np.ndarray, "n length"]:
-        return self.encode_flagged(texts)[0]
-
-    def encode_flagged(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
-        """Rows, and which of the texts were too long and have been cut."""
-        if isinstance(texts, str):
-            raise TypeError("encode takes a list of texts, not one text: write [text]")
+    def encode_flagged(
+        self, texts: Sequence[str], rng: np.random.Generator | None = None
+    ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
+        """Rows, and which of the texts were truncated."""
         rows = np.full((len(texts), self.length), self.pad, np.int32)
-        cut = np.zeros(len(texts), bool)
+        truncated = np.zeros(len(texts), bool)
         for number, encoding in enumerate(self.bpe.encode_batch(list(texts), add_special_tokens=False)):
             ids = encoding.ids[: self.length]
             rows[number, : len(ids)] = ids
-            cut[number] = len(encoding.ids) > self.length
-        return rows, cut
+            truncated[number] = len(encoding.ids) > self.length
+        return rows, truncated
 
-    def counted(self, rows: Int[Rows, "n length"]) -> Bool[Rows, "n length"]:
-        """True for what a text's likelihood is made of: all tokens but pads."""
-        return rows != self.pad
-
-
-AnyCaptions = Captions | CharBpe
+    def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
+        """True for all tokens but pads."""
+        return tokens != self.pad

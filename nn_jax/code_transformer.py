@@ -132,7 +132,7 @@ class CodeTransformer(nn.Module):
     def prefill(
         self, condition: Int[Array, "b c"], codes: Int[Array, "b p"]
     ) -> tuple[Float[Array, "b k"], tuple[KVCache, ...]]:
-        """Logits of the code after `codes` (there may be none), over codes alone, and caches with room for a whole stream."""
+        """Logits, over codes alone, of the code after `codes` (there may be none), and caches with room for a stream."""
         x = self._embed(condition, codes)
         caches = self.transformer.empty_caches(len(condition), self.condition_length + self.length)
         x, caches = self.transformer.prefill(x, caches, self._masks(x.shape[1]))

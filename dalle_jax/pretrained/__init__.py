@@ -1,16 +1,16 @@
 """DALL·Es in files: one module a format.
 
-open_checkpoint(path) -> Checkpoint     what the files tell, before the weights of the transformer are read
+open_checkpoint(path) -> Stage2Checkpoint     what the files tell, before the weights of the transformer are read
 """
 
 from pathlib import Path
 
 from dalle_jax.pretrained import dalle_mini, min_dalle, run_directory
-from dalle_jax.pretrained.checkpoint import Checkpoint
 from train_jax.errors import LoadError
 from train_jax.weights import hub
+from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
 
-__all__ = ["Checkpoint", "LoadError", "open_checkpoint"]
+__all__ = ["LoadError", "open_checkpoint"]
 
 _HUB_FILES = ("config.yaml", "config.json", "stage1_last.ckpt", "stage2_last.ckpt", "tokenizer/*")
 _KINDS = (
@@ -20,7 +20,7 @@ _KINDS = (
 )
 
 
-def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, step: int | None = None) -> Stage2Checkpoint:
     """What the files at `path` tell of a model (see `dalle_jax.load`). Raises LoadError if that is none that is known."""
     path = hub.resolve(path, _HUB_FILES)
     if not path.is_dir():

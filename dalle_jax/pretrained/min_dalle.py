@@ -8,13 +8,13 @@ from pathlib import Path
 
 from tokenizers.implementations import CharBPETokenizer
 
-from dalle_jax.captions import CharBpe
-from dalle_jax.pretrained.checkpoint import Checkpoint
+from dalle_jax.captions import CharBpeCaptions
 from train_jax.errors import LoadError
 from train_jax.weights import gpt
 from train_jax.weights.layout import Entry, nested, take
 from vqgan_jax.pretrained import taming
 from vqgan_jax.pretrained.checkpoint import describing, read_config
+from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
 from vqgan_jax.vqgan import Vqgan
 from vqgan_jax.vqgan import options as vqgan_options
 
@@ -48,7 +48,7 @@ _DEFAULTS = {
 }  # fmt: skip
 
 
-def open_directory(path: Path) -> Checkpoint | None:
+def open_directory(path: Path) -> Stage2Checkpoint | None:
     """The model in a folder; None if it is no such folder."""
     if not (path / CONFIG).is_file():
         return None
@@ -74,7 +74,7 @@ def open_directory(path: Path) -> Checkpoint | None:
         tensors = taming.open_state(path / SECOND)
         return nested(take(tensors, entries, str(path / SECOND), _IGNORED), True), str(path)
 
-    return Checkpoint(str(path), model, captions, vqgan, side * vqgan.factor, read)
+    return Stage2Checkpoint(str(path), model, captions, vqgan, side * vqgan.factor, read)
 
 
 def _read_config(file: Path) -> dict:
@@ -130,7 +130,7 @@ def _options(hparams: Mapping, text_length: int) -> dict:
     }
 
 
-def _tokenizer(folder: Path, length: int, size: int) -> CharBpe:
+def _tokenizer(folder: Path, length: int, size: int) -> CharBpeCaptions:
     vocab, merges = folder / _VOCAB, folder / _MERGES
     for file in (vocab, merges):
         if not file.is_file():
@@ -142,19 +142,19 @@ def _tokenizer(folder: Path, length: int, size: int) -> CharBpe:
     bpe.add_special_tokens([_PAD])
     if bpe.get_vocab_size() > size:
         raise LoadError(f"{folder}: a tokenizer of {bpe.get_vocab_size()} tokens, where the model knows {size}")
-    return CharBpe(bpe._tokenizer, length, size, bpe.token_to_id(_PAD))
+    return CharBpeCaptions(bpe._tokenizer, length, size, bpe.token_to_id(_PAD))
 
 
 def _entries(hparams: Mapping) -> list[Entry]:
     """The table of names."""
     found = [
-        Entry("text_tokens", ("tok_emb_txt.weight",)),
-        Entry("tokens", ("tok_emb_img.weight",)),
-        Entry("text_positions", ("pos_emb_txt.weight",)),
-        Entry("positions", ("pos_emb_img.weight",)),
+        Entry("condition/tokens", ("tok_emb_txt.weight",)),
+        Entry("codes/tokens", ("tok_emb_img.weight",)),
+        Entry("condition/positions", ("pos_emb_txt.weight",)),
+        Entry("codes/positions", ("pos_emb_img.weight",)),
         Entry("norm/scale", ("ln_f.weight",)),
         Entry("norm/bias", ("ln_f.bias",)),
-        Entry("text_head/kernel", ("head_txt.weight",), "linear"),
+        Entry("condition_head/kernel", ("head_txt.weight",), "linear"),
         Entry("head/kernel", ("head_img.weight",), "linear"),
     ]
     for number in range(hparams["n_layers"]):

@@ -19,6 +19,7 @@ class Condition(Protocol):
 
     Attributes:
       kind: the noun for a condition, for messages and metrics: "class", "text".
+      none: the value that stands for no condition: None, or the empty text.
       length: tokens of a condition.
       vocabulary_size: how many different tokens there are.
       predicted: whether the model predicts the condition's tokens, too, as DALL-E does.
@@ -27,6 +28,7 @@ class Condition(Protocol):
     """
 
     kind: str
+    none: Any
     length: int
     vocabulary_size: int
     predicted: bool
@@ -65,6 +67,7 @@ class ClassCondition:
     droppable: bool = True
 
     kind = "class"
+    none = None
     length = 1
     predicted = False
 

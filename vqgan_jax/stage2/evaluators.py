@@ -19,8 +19,8 @@ from train_jax.pictures import image_grid
 from vqgan_jax.evaluators import First
 from vqgan_jax.features import open_features
 from vqgan_jax.stage2 import sampling
-from vqgan_jax.stage2 import task as task_lib
 from vqgan_jax.stage2.condition import Condition
+from vqgan_jax.stage2.likelihood import NATS_PER_BIT, entropy_bits, negative_log_likelihoods
 from vqgan_jax.vqgan import Vqgan
 
 _MAX_SHOWN = 64  # pictures of a grid of samples
@@ -80,24 +80,25 @@ class Likelihood:
             for name, x in values.items():
                 sums[name] = sums.get(name, 0.0) + float(np.sum(x[:real], dtype=np.float64))
         metrics = {
-            "bits_per_code": sums["code_nats"] / len(records) / task_lib.NATS_PER_BIT,
+            "bits_per_code": sums["code_nats"] / len(records) / NATS_PER_BIT,
             "unigram_bits_per_code": entropy_bits(records.histogram),
             "images": len(records),
         }
         if "condition_nats" in sums:
             nats = sums["condition_nats"] / sums["condition_tokens"]
-            metrics[f"bits_per_{condition.kind}_token"] = nats / task_lib.NATS_PER_BIT
+            metrics[f"bits_per_{condition.kind}_token"] = nats / NATS_PER_BIT
         return metrics, {}
 
     def _sums(self, params, extra, batch):
         tokens, codes = batch["condition"], batch["codes"]
         module = self._stage.module
         logits = module.apply({"params": params["generator"]}, tokens, codes.reshape(len(codes), -1))
-        condition_nats, code_nats = task_lib.negative_log_likelihoods(module, logits, tokens, codes)
+        condition_nats, code_nats = negative_log_likelihoods(module, logits, tokens, codes)
         values = {"code_nats": jnp.mean(code_nats, axis=1)}
         if condition_nats is not None:
             scored = self._stage.condition.scored(tokens[:, 1:])
-            values |= {"condition_nats": jnp.sum(condition_nats * scored, axis=1), "condition_tokens": jnp.sum(scored, axis=1)}
+            values["condition_nats"] = jnp.sum(condition_nats * scored, axis=1)
+            values["condition_tokens"] = jnp.sum(scored, axis=1)
         return values
 
 
@@ -179,12 +180,6 @@ class Samples:
             metrics |= self._features.compare(described, self._originals)
         rows = max(1, _MAX_SHOWN // pictures.shape[1])
         return metrics, {"samples": image_grid([list(row) for row in pictures[:rows]])}
-
-
-def entropy_bits(counts: np.ndarray) -> float:
-    """Entropy of codes that occur so often, in bits: what a model reaches that knows neither condition nor neighbours."""
-    p = counts[counts > 0] / counts.sum()
-    return float(-np.sum(p * np.log2(p)))
 
 
 def requirement(options: ConfigDict) -> Callable[[bool, str, str], None]:

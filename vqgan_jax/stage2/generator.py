@@ -43,8 +43,8 @@ class Drawing:
     Attributes:
       images: [conditions, pictures, H, W, 3].
       codes: their codes.
-      log_probs: natural logarithm of the probability of the codes that were sampled, given the condition and the codes before
-        them; of the model itself, without guidance, temperature or filters.
+      log_probs: natural logarithm of the probability of the codes that were sampled, given the condition and the codes
+        before them; of the model itself, without guidance, temperature or filters.
       scores: by which they were ranked, or None.
       samples: the number of each among those of its condition, as it was drawn.
     """
@@ -187,7 +187,8 @@ class CodeGenerator:
                     padded_sizes,
                 )  # fmt: skip
                 done = known_mask.copy()
-                for log_probs[part] in decoder.decode(codes[part], done, windows, rows_at_once):
+                for nats in decoder.decode(codes[part], done, windows, rows_at_once):
+                    log_probs[part] = nats
                     bar.update(part.stop - part.start)
                     if preview is not None:
                         preview(start, int(done.all(axis=1).cumprod().sum()), self._unfinished(codes[part], done))
@@ -294,7 +295,7 @@ class CodeGenerator:
             raise ValueError(f"keep is {list(keep.shape)}; a picture has {list(grid)} codes")
         codes = self._encode([init_image]) if grid == self.grid else self.vqgan.encode(np.asarray(init_image)[None])
         if codes.shape[1:] != grid:
-            raise ValueError(f"init_image has codes {list(codes.shape[1:])}; one picture of {list(grid)} codes is to be made")
+            raise ValueError(f"init_image has codes {list(codes.shape[1:])}; a picture of {list(grid)} codes is to be made")
         return codes[0], keep
 
     def _output_grid(self, size: tuple[int, int] | None) -> tuple[int, int]:

@@ -34,7 +34,7 @@ def defaults() -> ConfigDict:
 
 
 def build(options: ConfigDict, condition: Condition, num_codes: int, grid: tuple[int, int]) -> CodeTransformer:
-    """The module of resolved options, for a grid of codes out of `num_codes`. Raises ConfigError for options that cannot be."""
+    """The module of resolved options, for a grid of codes out of `num_codes`. ConfigError for options that cannot be."""
 
     def require(holds: bool, key: str, allowed: str) -> None:
         if not holds:

@@ -25,7 +25,7 @@ class Requests(NamedTuple):
     """What to sample, a sample a row.
 
     Attributes:
-      seeds: (seed, hash of the condition, number of the sample): a sample depends on them alone, whatever is drawn beside it.
+      seeds: (seed, hash of the condition, number of the sample): a sample depends on them alone, whatever is beside it.
       positions: by which the noise of codes differs; see `nn_jax.decoding.decode`.
       known_codes, known_mask: codes that are given where the mask is true.
     """

@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from nn_jax.code_transformer import CodeTransformer
@@ -23,9 +22,9 @@ from vqgan_jax import codes as codes_lib
 from vqgan_jax import vqgan as vqgan_lib
 from vqgan_jax.stage2 import evaluators, model
 from vqgan_jax.stage2.condition import Condition
+from vqgan_jax.stage2.likelihood import NATS_PER_BIT, negative_log_likelihoods
 
 VQGAN = "vqgan.safetensors"  # beside the weights
-NATS_PER_BIT = float(np.log(2))
 
 
 def defaults() -> ConfigDict:
@@ -139,14 +138,6 @@ def make_loss(module: CodeTransformer, condition: Condition, config: ConfigDict)
         return config.loss.condition * condition_loss + config.loss.codes * code_loss, metrics
 
     return loss
-
-
-def negative_log_likelihoods(module: CodeTransformer, logits, tokens, codes):
-    """In nats: of each condition token but the first [B, C - 1] (None unless they are predicted), and of each code [B, L]."""
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-    condition_logits, code_logits = logits
-    code_nats = cross_entropy(code_logits, codes.reshape(len(codes), -1) + module.code_offset)
-    return None if condition_logits is None else cross_entropy(condition_logits, tokens[:, 1:]), code_nats
 
 
 def _forward_flops(module: CodeTransformer, options: ConfigDict) -> int:
