@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from nn_jax.decode import Sampling
 
 from dalle_jax import model as model_lib
 from dalle_jax import sampling
-from nn_jax.decode import Sampling
 from train_jax import inference
 from train_jax.weights.layout import flat
 

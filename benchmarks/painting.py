@@ -12,6 +12,7 @@ import ast
 import time
 
 import numpy as np
+from vqgan_jax.pictures import sheet
 
 import clip_jax
 import vqgan_jax
@@ -22,7 +23,6 @@ from train_jax.data.shapes import scene as scenes
 from train_jax.errors import UserError
 from vqgan_jax import guided
 from vqgan_jax.guided.demo import OPTIONS
-from vqgan_jax.pictures import sheet
 
 PROMPTS = 24
 

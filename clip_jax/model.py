@@ -15,7 +15,7 @@ from clip_jax.resnet import STRIDE, ResNetTower
 from clip_jax.text import POOLS as TEXT_POOLS
 from clip_jax.text import TextTower
 from clip_jax.vision import POOLS, STEMS, VisionTower
-from nn_jax.layers import ACTIVATIONS, DTYPES, normalize
+from nn_jax.layers import ACTIVATIONS, DTYPES, l2_normalize
 from nn_jax.transformer import REMAT
 from train_jax.errors import ConfigError
 
@@ -42,15 +42,15 @@ class CLIP(nn.Module):
         self, images: Float[Array, "batch size size 3"], deterministic: bool = True
     ) -> Float[Array, "batch dim"]:
         """Normalised pixels -> float32 embeddings of unit norm."""
-        return normalize(self.vision(images, deterministic))
+        return l2_normalize(self.vision(images, deterministic))
 
     def encode_patches(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch patches dim"]:
         """Normalised pixels -> an embedding of unit norm for each patch, row by row (of a ResNet: each place of its map)."""
-        return normalize(self.vision(images, True, True))
+        return l2_normalize(self.vision(images, True, True))
 
     def encode_text(self, ids: Int[Array, "batch length"], deterministic: bool = True) -> Float[Array, "batch dim"]:
         """Token ids -> float32 embeddings of unit norm."""
-        return normalize(self.text(ids, deterministic))
+        return l2_normalize(self.text(ids, deterministic))
 
     def scale_and_bias(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """What logits are made with: `scale * cosine + bias`; the scale is at most 100 (`clamped`)."""

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from nn_jax.layers import add, conv, named
-from nn_jax.transformer import CrossAttention
+from nn_jax.attention import CrossAttention
+from nn_jax.convolution import Conv
+from nn_jax.layers import add_parameter, with_axis_names
 
 STRIDE = 32  # pixels a place of the last feature map stands for
-_CONV_AXES = ("channels_in", "channels_out")
 
 
 def _batch_norm(name: str, dtype, deterministic: bool, start: float = 1.0) -> nn.BatchNorm:
@@ -23,16 +23,14 @@ def _batch_norm(name: str, dtype, deterministic: bool, start: float = 1.0) -> nn
         epsilon=1e-5,
         dtype=dtype,
         use_fast_variance=False,
-        scale_init=named(nn.initializers.constant(start), "norm"),
-        bias_init=named(nn.initializers.zeros_init(), "norm"),
+        scale_init=with_axis_names(nn.initializers.constant(start), "norm"),
+        bias_init=with_axis_names(nn.initializers.zeros_init(), "norm"),
         name=name,
     )
 
 
 def _conv(features: int, kernel: int, stride: int, dtype, name: str):
-    return conv(
-        features, kernel, stride, axes=_CONV_AXES, std=None, dtype=dtype, name=name, bias=False, padding=kernel // 2
-    )
+    return Conv(features, kernel, dtype, stride=stride, padding=kernel // 2, bias=False, std="he", name=name)
 
 
 def _average(x, stride: int):
@@ -73,8 +71,8 @@ class AttentionPool(nn.Module):
         channels = x.shape[-1]
         x = x.reshape(x.shape[0], -1, channels)
         x = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)
-        init = named(nn.initializers.normal(channels**-0.5), "length", "embed")
-        x = add(x, self.param("positions", init, x.shape[1:]))
+        init = with_axis_names(nn.initializers.normal(channels**-0.5), "length", "embed")
+        x = add_parameter(x, self.param("positions", init, x.shape[1:]))
         attention = CrossAttention(self.heads, self.embed_dim, self.dtype, jnp.float32, name="attention")
         if each_place:  # alone, as if there were no others (arXiv 2112.01071, section 3.3)
             places = x[:, 1:].reshape(-1, 1, channels)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from nn_jax.layers import Dense, add, embed, layer_norm, named
-from nn_jax.transformer import Transformer, causal_mask
+from nn_jax.layers import Dense, add_parameter, embedding_lookup, layer_norm, with_axis_names
+from nn_jax.transformer import Transformer
 
 POOLS = ("eos", "argmax", "last")
 
@@ -42,17 +42,15 @@ class TextTower(nn.Module):
     @nn.compact
     def __call__(self, ids: Int[Array, "batch length"], deterministic: bool = True) -> Float[Array, "batch embed_dim"]:
         table = self.param(
-            "tokens", named(nn.initializers.normal(0.02), "vocab", "embed"), (self.vocab_size, self.width)
+            "tokens", with_axis_names(nn.initializers.normal(0.02), "vocab", "embed"), (self.vocab_size, self.width)
         )
         positions = self.param(
-            "positions", named(nn.initializers.normal(0.01), "length", "embed"), (self.context_length, self.width)
+            "positions", with_axis_names(nn.initializers.normal(0.01), "length", "embed"), (self.context_length, self.width)
         )
-        x = add(embed(table, ids).astype(self.dtype), positions[: ids.shape[1]])
+        x = add_parameter(embedding_lookup(table, ids).astype(self.dtype), positions[: ids.shape[1]])
         x = nn.with_logical_constraint(x, ("batch", None, None))
-        mask = causal_mask(ids.shape[1]) if self.causal else None
-        x = Transformer(self.width, **self.blocks, eps=self.eps, dtype=self.dtype, name="transformer")(
-            x, mask, deterministic
-        )
+        options = {"eps": self.eps, "causal": self.causal, "dtype": self.dtype, "name": "transformer"}
+        x = Transformer(self.width, **self.blocks, **options)(x, None, deterministic)
         if self.pool == "last":
             x = x[:, -1]
         else:

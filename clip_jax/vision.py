@@ -11,8 +11,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from nn_jax.layers import ACTIVATIONS, Dense, add, conv, group_norm, layer_norm, named
-from nn_jax.transformer import CrossAttention, Transformer
+from nn_jax.attention import CrossAttention
+from nn_jax.convolution import Conv
+from nn_jax.layers import ACTIVATIONS, Dense, add_parameter, group_norm, layer_norm, with_axis_names
+from nn_jax.transformer import Transformer
 
 STEMS = ("patch", "conv")
 POOLS = ("cls", "mean", "map")
@@ -30,11 +32,10 @@ class ConvStem(nn.Module):
         steps = int(math.log2(self.patch))
         for number in range(steps):
             channels = self.width // 2 ** (steps - 1 - number)
-            axes = ("channels_in", "channels_out")
-            x = conv(channels, 3, 2, axes=axes, std=None, dtype=self.dtype, name=f"conv_{number}", bias=False)(x)
+            x = Conv(channels, 3, self.dtype, stride=2, bias=False, std="he", name=f"conv_{number}")(x)
             x = nn.relu(group_norm(8, self.dtype, f"norm_{number}")(x))
         axes = ("channels_in", "embed")
-        return conv(self.width, 1, 1, axes=axes, std=self.width**-0.5, dtype=self.dtype, name="proj", bias=True)(x)
+        return Conv(self.width, 1, self.dtype, std=self.width**-0.5, axes=axes, name="proj")(x)
 
 
 class MapHead(nn.Module):
@@ -50,7 +51,7 @@ class MapHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch width"]:
         std = self.width**-0.5
-        probe = self.param("probe", named(nn.initializers.xavier_uniform(), "length", "embed"), (1, self.width))
+        probe = self.param("probe", with_axis_names(nn.initializers.xavier_uniform(), "length", "embed"), (1, self.width))
         probe = jnp.broadcast_to(probe[None], (x.shape[0], 1, self.width))
         y = CrossAttention(self.heads, self.width, self.dtype, name="attention")(probe, x)[:, 0]
         z = layer_norm(self.eps, self.dtype, "norm")(y)
@@ -100,14 +101,13 @@ class VisionTower(nn.Module):
         x = nn.with_logical_constraint(x, ("batch", None, None))
         if self.pre_norm:
             x = layer_norm(self.eps, self.dtype, "norm_pre")(x)
-        mask, kinds = None, ()
+        masks, mask_index = None, ()
         if each_patch:
             length = x.shape[1]
-            mask = jnp.stack([jnp.ones((length, length), bool), jnp.eye(length, dtype=bool)])[:, None, None]
-            kinds = (0,) * (self.blocks["depth"] - 1) + (1,)
-        x = Transformer(self.width, **self.blocks, eps=self.eps, dtype=self.dtype, kinds=kinds, name="transformer")(
-            x, mask, deterministic
-        )
+            masks = jnp.stack([jnp.ones((length, length), bool), jnp.eye(length, dtype=bool)])[:, None, None]
+            mask_index = (0,) * (self.blocks["depth"] - 1) + (1,)
+        options = {"eps": self.eps, "dtype": self.dtype, "mask_index": mask_index, "name": "transformer"}
+        x = Transformer(self.width, **self.blocks, **options)(x, masks, deterministic)
         x = self._pooled(x, each_patch)
         if not self.proj:
             return x
@@ -120,17 +120,17 @@ class VisionTower(nn.Module):
         if self.stem == "conv":
             x = ConvStem(self.patch, self.width, self.dtype, name="stem")(x)
         else:
-            options = {"axes": ("channels_in", "embed"), "std": std, "dtype": self.dtype, "bias": self.stem_bias}
-            x = conv(self.width, self.patch, self.patch, **options, name="stem")(x)
+            options = {"stride": self.patch, "bias": self.stem_bias, "std": std, "axes": ("channels_in", "embed")}
+            x = Conv(self.width, self.patch, self.dtype, **options, name="stem")(x)
         x = x.reshape(x.shape[0], -1, self.width)
         first = int(self.pool == "cls")
         shape = (x.shape[1] + first, self.width)
-        positions = self.param("positions", named(nn.initializers.normal(std), "length", "embed"), shape)
-        x = add(x, positions[first:])
+        positions = self.param("positions", with_axis_names(nn.initializers.normal(std), "length", "embed"), shape)
+        x = add_parameter(x, positions[first:])
         if self.patch_dropout and not deterministic:
-            x = _some(x, 1 - self.patch_dropout, self.make_rng("dropout"))
+            x = patch_dropout(x, self.patch_dropout, self.make_rng("dropout"))
         if self.pool == "cls":
-            token = self.param("cls", named(nn.initializers.normal(std), "embed"), (self.width,))
+            token = self.param("cls", with_axis_names(nn.initializers.normal(std), "embed"), (self.width,))
             token = jnp.broadcast_to(token + positions[0], (x.shape[0], 1, self.width)).astype(self.dtype)
             x = jnp.concatenate([token, x], axis=1)
         return x
@@ -149,11 +149,11 @@ class VisionTower(nn.Module):
         return head(norm(x))
 
 
-def _some(x: Float[Array, "batch length width"], share: float, key) -> Float[Array, "batch kept width"]:
-    """A random choice of each row's tokens, in their order."""
-    kept = max(1, int(share * x.shape[1]))
-    _, places = jax.lax.top_k(jax.random.uniform(key, x.shape[:2]), kept)
-    return jnp.take_along_axis(x, jnp.sort(places, axis=1)[:, :, None], axis=1)
+def patch_dropout(x: Float[Array, "batch length width"], rate: float, key) -> Float[Array, "batch kept width"]:
+    """Drops a random share of each picture's patches (arXiv 2212.00794); the others keep their order."""
+    kept = max(1, int((1 - rate) * x.shape[1]))
+    _, positions = jax.lax.top_k(jax.random.uniform(key, x.shape[:2]), kept)
+    return jnp.take_along_axis(x, jnp.sort(positions, axis=1)[:, :, None], axis=1)
 
 
 def resize_positions(

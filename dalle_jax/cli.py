@@ -42,6 +42,7 @@ examples:
 
 Prints the natural logarithm of each picture's probability given each prompt, in nats a code; the largest is marked.""",
 }
+KEY = "dalle"  # of a PNG's text
 _HALVES = ("top", "bottom", "left", "right")
 
 
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--folder", metavar="FOLDER", help="write each picture by itself, too")
         sub.add_argument("--n", type=int, default=n, help=f"pictures of each prompt (default {n})")
         sub.add_argument("--best", type=int, help="show the so many best of them; see --rerank")
-        sub.add_argument("--rerank", metavar="JUDGE", help='what ranks them: the path of a CLIP, or "likelihood"')
+        sub.add_argument("--rerank", metavar="CLIP", help='what ranks them: the path of a CLIP, or "likelihood"')
         sub.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
         sub.add_argument("--temperature", type=float, default=1.0, help="divides the logits; 0: most likely codes")
         sub.add_argument("--top-k", type=int, help="draw from the so many most likely codes")
@@ -107,9 +108,9 @@ def _complete(arguments: argparse.Namespace) -> int:
 
 def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None = None) -> int:
     from dalle_jax.dalle import load
-    from dalle_jax.rerank import open_judge
     from train_jax.data.files import read_bytes
-    from vqgan_jax.pictures import sheet
+    from train_jax.pictures import enlarged_grid, in_rows, save_png
+    from vqgan_jax.stage2.rerank import open_reranker
 
     out, preview = arguments_lib.png(arguments.out, "the grid"), getattr(arguments, "preview", None)
     if preview:
@@ -120,9 +121,9 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
     settings = {key: getattr(arguments, key) for key in ("seed", "temperature", "top_k", "top_p", "guidance")}
     dalle = load(arguments.model)
     given = {} if image is None else {"init_image": image, "keep": _kept(arguments.keep, image, dalle)}
-    judge = arguments.rerank
-    if judge not in (None, "likelihood"):
-        judge = open_judge(judge)
+    reranker = arguments.rerank
+    if reranker not in (None, "likelihood"):
+        reranker = open_reranker(reranker)
     digest = None if image is None else hashlib.sha256(read_bytes(image)).hexdigest()
     shown = _previewer(Path(preview)) if preview else None
     try:
@@ -131,7 +132,7 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
             arguments.n,
             **settings,
             **given,
-            rerank=judge,
+            rerank=reranker,
             best=arguments.best,
             batch_size=arguments.batch_size,
             preview=shown,
@@ -139,43 +140,36 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
     except ValueError as error:
         raise UserError(str(error)) from error
     about = {"model": dalle.fingerprint, **settings, "n": arguments.n, "best": arguments.best}
-    about["rerank"] = getattr(judge, "fingerprint", judge)
+    about["rerank"] = getattr(reranker, "fingerprint", reranker)
     if image is not None:
         about |= {"init_image": Path(image).name, "init_image_sha256": digest, "keep": arguments.keep}
     rows = [list(row) for row in drawn.images]
     if len(rows) == 1:  # one prompt: a square rather than a line
-        side = int(len(rows[0]) ** 0.5 + 0.999)
-        rows = [rows[0][i : i + side] for i in range(0, len(rows[0]), side)]
-    _save(sheet(rows), out, about | {"prompts": prompts, "samples": drawn.samples.tolist()})
+        rows = in_rows(rows[0])
+    save_png(enlarged_grid(rows), out, KEY, about | {"prompts": prompts, "samples": drawn.samples.tolist()})
     if arguments.folder:
         _save_each(drawn, prompts, Path(arguments.folder), about)
     print(f"wrote {out}", file=sys.stderr)
     return 0
 
 
-def _save(picture, path: Path, about: dict) -> None:
-    from PIL.PngImagePlugin import PngInfo
-
-    text = PngInfo()
-    text.add_itxt("dalle", json.dumps(about, ensure_ascii=False))
-    picture.save(path, pnginfo=text)
-
-
 def _save_each(drawn, prompts: list[str], folder: Path, about: dict) -> None:
     from PIL import Image
+
+    from train_jax.pictures import save_png
 
     folder.mkdir(parents=True, exist_ok=True)
     for number, (prompt, images, samples) in enumerate(zip(prompts, drawn.images, drawn.samples, strict=True)):
         for image, sample in zip(images, samples, strict=True):
             file = folder / f"{number:04d}-{sample:04d}.png"
-            _save(Image.fromarray(image), file, about | {"prompt": prompt, "sample": int(sample)})
+            save_png(Image.fromarray(image), file, KEY, about | {"prompt": prompt, "sample": int(sample)})
 
 
 def _previewer(file: Path):
-    from vqgan_jax.pictures import sheet
+    from train_jax.pictures import enlarged_grid, in_rows
 
     def show(first: int, rows: int, images) -> None:
-        sheet([list(images[i : i + 8]) for i in range(0, len(images), 8)]).save(file)
+        enlarged_grid(in_rows(images, 8)).save(file)
 
     return show
 

@@ -2,15 +2,15 @@
 
 import re
 
+import dalle_jax.model
 import jax
 import jax.numpy as jnp
 import pytest
+import vqgan_jax.prior.model
 
 import clip_jax.model
-import dalle_jax.model
 import vqgan_jax.discriminator
 import vqgan_jax.model
-import vqgan_jax.prior.model
 from train_jax import config as config_lib
 from train_jax import sharding
 

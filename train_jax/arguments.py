@@ -86,3 +86,11 @@ def _lines_of(text: str, what: str) -> list[str]:
     if not entries:
         raise UserError(f"{text}: {text[1:]} has no line with {what}")
     return entries
+
+
+def size(text: str) -> tuple[int, int]:
+    """(height, width) of "64x128", as a type of `argparse`."""
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdigit() for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r}: write height and width in pixels, such as 64x128")
+    return int(sides[0]), int(sides[1])

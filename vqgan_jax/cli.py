@@ -93,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--top-k", type=int, help="draw from the so many most likely codes")
     sample.add_argument("--top-p", type=float, help="draw from the most likely codes that reach this probability")
     sample.add_argument("--guidance", type=float, default=1.0, help="how far beyond the class to go (default 1: not)")
-    sample.add_argument("--size", metavar="HxW", help="in pixels; larger than trained on by a sliding window")
+    sample.add_argument(
+        "--size", type=arguments_lib.size, metavar="HxW", help="in pixels; larger than trained on by a sliding window"
+    )
     sample.add_argument("--stride", type=int, help="codes between two windows (default: half a window)")
     sample.add_argument("--columns", type=int, default=8, help="of the grid (default 8)")
 
@@ -102,28 +104,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from vqgan_jax.pictures import sheet
+    from train_jax.pictures import enlarged_grid, in_rows
     from vqgan_jax.prior.prior import load
 
     out = arguments_lib.png(arguments.out, "the grid")
     arguments_lib.check_outputs(out=arguments.out)
     if arguments.columns < 1:
         raise UserError(f"--columns {arguments.columns}: at least 1")
-    size = None
-    if arguments.size:
-        sides = arguments.size.lower().split("x")
-        if len(sides) != 2 or not all(side.isdigit() for side in sides):
-            raise UserError(f"--size {arguments.size}: write height and width in pixels, such as 64x128")
-        size = (int(sides[0]), int(sides[1]))
     prior = load(arguments.model)
-    options = {key: getattr(arguments, key) for key in ("seed", "temperature", "top_k", "top_p", "guidance", "stride")}
+    names = ("seed", "temperature", "top_k", "top_p", "guidance", "size", "stride")
     try:
-        pictures = prior.sample(arguments.n, arguments.label, size=size, progress=True, **options)
+        pictures = prior.generate([arguments.label], arguments.n, **{name: getattr(arguments, name) for name in names})[0]
     except ValueError as error:
         raise UserError(str(error)) from error
-    columns = arguments.columns
-    rows = [list(pictures[i : i + columns]) for i in range(0, len(pictures), columns)]
-    sheet(rows).save(out)
+    enlarged_grid(in_rows(pictures, arguments.columns)).save(out)
     print(f"wrote {out}", file=sys.stderr)
     return 0
 
@@ -145,7 +139,8 @@ def _read(vq, paths: list[Path]) -> tuple[list[Path], list]:
 def _reconstruct(arguments: argparse.Namespace) -> int:
     import numpy as np
 
-    from vqgan_jax.pictures import sheet
+    from train_jax.pictures import enlarged_grid
+    from vqgan_jax.evaluators import psnr
     from vqgan_jax.vqgan import load
 
     out = arguments_lib.png(arguments.out, "the sheet")
@@ -155,15 +150,14 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     if not pictures:
         raise UserError("no picture can be read")
     found = vq.reconstruct(np.stack(pictures))
-    error = np.mean((found - np.stack(pictures) / 255) ** 2, axis=(1, 2, 3))
-    for path, mse in zip(paths, error, strict=True):
-        print(f"{-10 * np.log10(max(mse, 1e-10)):6.2f} dB  {path}")
+    for path, decibels in zip(paths, psnr(found, np.stack(pictures) / 255), strict=True):
+        print(f"{decibels:6.2f} dB  {path}")
     columns = 8
     rows = []
     shown = np.round(255 * found).astype(np.uint8)
     for start in range(0, len(pictures), columns):
         rows += [pictures[start : start + columns], list(shown[start : start + columns])]
-    sheet(rows).save(out)
+    enlarged_grid(rows).save(out)
     print(f"wrote {out}", file=sys.stderr)
     return 0 if len(paths) == len(arguments.images) else 2
 

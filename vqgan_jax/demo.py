@@ -18,7 +18,7 @@ from PIL import Image
 import train_jax
 from train_jax import command, page
 from train_jax.data import images, sources
-from vqgan_jax.pictures import grid
+from train_jax.pictures import image_grid
 from vqgan_jax.vqgan import Vqgan, load
 
 CONFIG = "vqgan/demo"
@@ -73,7 +73,7 @@ def draw(vq: Vqgan, pictures: Sequence) -> Image.Image:
     rows = []
     for start in range(0, len(seen), COLUMNS):
         rows += [list(seen[start : start + COLUMNS]), list(found[start : start + COLUMNS])]
-    sheet = Image.fromarray(grid(rows))
+    sheet = Image.fromarray(image_grid(rows))
     return sheet.resize((sheet.width * ENLARGED, sheet.height * ENLARGED), Image.Resampling.NEAREST)
 
 

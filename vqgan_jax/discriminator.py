@@ -6,7 +6,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from nn_jax.layers import conv, named
+from nn_jax.convolution import Conv
+from nn_jax.layers import with_axis_names
 from train_jax.errors import ConfigError
 
 NORMS = ("group", "batch")
@@ -31,8 +32,8 @@ class Discriminator(nn.Module):
     def __call__(self, x: Float[Array, "b h w 3"], train: bool = True) -> Float[Array, "b h2 w2"]:
         def convolve(features: int, stride: int, number: int, bias: bool, x, out_dtype=None):
             axes = ("channels_in", "norm" if features == 1 else "channels_out")
-            options = {"axes": axes, "std": 0.02, "dtype": self.dtype, "bias": bias, "padding": 1}
-            return conv(features, 4, stride, name=f"conv{number}", out_dtype=out_dtype, **options)(x)
+            options = {"stride": stride, "padding": 1, "bias": bias, "std": 0.02, "axes": axes, "out_dtype": out_dtype}
+            return Conv(features, 4, self.dtype, name=f"conv{number}", **options)(x)
 
         x = nn.leaky_relu(convolve(self.channels, 2, 0, True, x.astype(self.dtype)), 0.2)
         for number in range(1, self.layers + 1):
@@ -44,8 +45,8 @@ class Discriminator(nn.Module):
 
     def _normed(self, x, name: str, train: bool):
         # Scales start at N(1, 0.02), as the weights' initialiser of pix2pix has it.
-        scale = named(lambda key, shape, dtype=jnp.float32: 1 + nn.initializers.normal(0.02)(key, shape, dtype), "norm")
-        bias = named(nn.initializers.zeros_init(), "norm")
+        scale = with_axis_names(lambda key, shape, dtype=jnp.float32: 1 + nn.initializers.normal(0.02)(key, shape, dtype), "norm")
+        bias = with_axis_names(nn.initializers.zeros_init(), "norm")
         options = {"scale_init": scale, "bias_init": bias, "dtype": self.dtype, "name": name, "epsilon": 1e-5}
         if self.norm == "batch":
             return nn.BatchNorm(not train, momentum=0.9, use_fast_variance=False, **options)(x)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nn_jax.layers import Conv, conv
+from nn_jax.convolution import Conv, upsample_nearest
 
 _EPS = 0.1  # pixels in [0, 1] are drawn together to [0.1, 0.9]
 _GROUPS = 4
@@ -32,8 +32,7 @@ class _Block(nn.Module):
 
 
 def _conv(features: int, window: int, name: str) -> Conv:
-    axes = ("channels_in", "channels_out")
-    return conv(features, window, 1, axes=axes, std=None, dtype=jnp.float32, name=name, bias=True, padding=window // 2)
+    return Conv(features, window, jnp.float32, std="he", name=name)
 
 
 class _Encoder(nn.Module):
@@ -66,8 +65,7 @@ class _Decoder(nn.Module):
                 gain, width = (_GROUPS * self.blocks) ** -2, self.channels << (_GROUPS - 1 - group)
                 x = _Block(width, (1, 3, 3, 3), gain, name=f"group{group}_block{number}")(x)
             if group < _GROUPS - 1:
-                b, h, w, c = x.shape
-                x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+                x = upsample_nearest(x)
         return _conv(6, 1, "conv_out")(nn.relu(x))
 
 

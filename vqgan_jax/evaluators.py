@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from train_jax import inference
 from train_jax.data.images import Preprocess, normalize
 from train_jax.data.sources import DataError, Source
+from train_jax.pictures import image_grid
 from vqgan_jax import averaging
 from vqgan_jax.features import open_features
-from vqgan_jax.pictures import grid
 
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM
 
@@ -108,7 +108,7 @@ def factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[st
             metrics = {name: value / len(records) for name, value in sums.items()}
             metrics |= {"usage": float(np.mean(counts > 0)), "perplexity": float(np.exp(-np.sum(p * np.log(p))))}
             metrics["images"] = len(records)
-            sheet = grid([[a for a, _ in shown], [b for _, b in shown]]) if shown else None
+            sheet = image_grid([[a for a, _ in shown], [b for _, b in shown]]) if shown else None
             return metrics, {} if sheet is None else {"reconstructions": sheet}
 
         return evaluate

@@ -13,8 +13,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from nn_jax.conv import AttentionBlock, Downsample, ResidualBlock, Upsample, map_conv
-from nn_jax.layers import DTYPES, conv, group_norm
+from nn_jax.convolution import AttentionBlock, Conv, Downsample, ResidualBlock, Upsample
+from nn_jax.layers import DTYPES, group_norm
 from train_jax.errors import ConfigError
 from vqgan_jax import quantize
 from vqgan_jax.dvae import DVAE, Codes
@@ -69,7 +69,7 @@ class Encoder(_Maps):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w 3"], deterministic: bool = True) -> Float[Array, "b h2 w2 out"]:
-        x = map_conv(self.channels, 3, x.astype(self.dtype), self.dtype, "conv_in")
+        x = Conv(self.channels, 3, self.dtype, name="conv_in")(x.astype(self.dtype))
         for level in range(len(self.multipliers)):
             x = self.level(x, level, f"down{level}", self.blocks, deterministic)
             if level < len(self.multipliers) - 1:
@@ -77,20 +77,18 @@ class Encoder(_Maps):
             x = nn.with_logical_constraint(x, ("batch", None, None, None))
         x = self.middle(x, deterministic)
         x = nn.swish(group_norm(self.groups, self.dtype, "norm_out")(x))
-        return map_conv(self.out, 3, x, self.dtype, "conv_out")
+        return Conv(self.out, 3, self.dtype, name="conv_out")(x)
 
 
 class Decoder(_Maps):
     """Feature map -> what the last convolution makes pixels of; `last` is that convolution."""
 
     def setup(self):
-        std = (27 * self.channels * self.multipliers[0]) ** -0.5
-        options = {"axes": ("channels_in", "norm"), "std": std, "dtype": self.dtype, "bias": True}
-        self.conv_out = conv(self.out, 3, 1, name=None, out_dtype=jnp.float32, **options)
+        self.conv_out = Conv(self.out, 3, self.dtype, axes=("channels_in", "norm"), out_dtype=jnp.float32)
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w z"], deterministic: bool = True) -> Float[Array, "b h2 w2 c"]:
-        x = map_conv(self.channels * self.multipliers[-1], 3, x.astype(self.dtype), self.dtype, "conv_in")
+        x = Conv(self.channels * self.multipliers[-1], 3, self.dtype, name="conv_in")(x.astype(self.dtype))
         x = self.middle(x, deterministic)
         for level in reversed(range(len(self.multipliers))):
             x = self.level(x, level, f"up{level}", self.blocks + 1, deterministic)
@@ -121,12 +119,9 @@ class VQGAN(nn.Module):
         self.decoder = Decoder(out=3, **self.maps)
         dtype = self.maps["dtype"]
 
-        def one_by_one(features: int, inputs: int, out_dtype=None):
-            options = {"axes": ("channels_in", "norm"), "std": (3 * inputs) ** -0.5, "dtype": dtype, "bias": True}
-            return conv(features, 1, 1, name=None, out_dtype=out_dtype, **options)
-
-        self.quant_conv = one_by_one(self.quantizer.inputs, self.z_channels, jnp.float32)
-        self.post_quant_conv = one_by_one(self.z_channels, self.quantizer.dim)
+        axes = ("channels_in", "norm")
+        self.quant_conv = Conv(self.quantizer.inputs, 1, dtype, axes=axes, out_dtype=jnp.float32)
+        self.post_quant_conv = Conv(self.z_channels, 1, dtype, axes=axes)
 
     @property
     def factor(self) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from nn_jax.layers import named, normalize
+from nn_jax.layers import l2_normalize, with_axis_names
 from train_jax.errors import ConfigError
 
 TYPES = ("nearest", "ema", "gumbel", "fsq", "lfq")
@@ -77,16 +77,16 @@ class Nearest(nn.Module):
         def init(key, shape):
             return jax.random.uniform(key, shape, minval=-1 / self.size, maxval=1 / self.size)
 
-        self.codebook = self.param("codebook", named(init, "codes", "embed"), (self.size, self.dim))
+        self.codebook = self.param("codebook", with_axis_names(init, "codes", "embed"), (self.size, self.dim))
 
     def _points(self):
-        return normalize(self.codebook) if self.unit else self.codebook
+        return l2_normalize(self.codebook) if self.unit else self.codebook
 
     def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
         return self._points()[codes]
 
     def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
-        z = normalize(z) if self.unit else z
+        z = l2_normalize(z) if self.unit else z
         points = self._points()
         codes = nearest_codes(*jax.lax.stop_gradient((z, points)))
         q = points[codes]
@@ -147,10 +147,10 @@ class Gumbel(nn.Module):
         return self.dim
 
     def setup(self):
-        kernel = named(nn.initializers.normal((3 * self.dim) ** -0.5), "channels_in", "codes")
-        bias = named(nn.initializers.zeros_init(), "codes")
+        kernel = with_axis_names(nn.initializers.normal((3 * self.dim) ** -0.5), "channels_in", "codes")
+        bias = with_axis_names(nn.initializers.zeros_init(), "codes")
         self.proj = nn.Dense(self.size, kernel_init=kernel, bias_init=bias)
-        init = named(nn.initializers.normal(1.0), "codes", "embed")
+        init = with_axis_names(nn.initializers.normal(1.0), "codes", "embed")
         self.codebook = self.param("codebook", init, (self.size, self.dim))
 
     def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:

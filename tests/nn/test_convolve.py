@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-
 from nn_jax.convolve import convolve
 
 RNG = np.random.default_rng(0)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from nn_jax.decode import Sampling, decode, draw
 
 from nn_jax import transformer
-from nn_jax.decode import Sampling, decode, draw
 
 RNG = np.random.default_rng(0)
 LOGITS = np.array([1.5, -0.3, 0.9, 0.2, -2.0, 0.9], np.float32)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from nn_jax.convolve import convolve
+from nn_jax.product import product
 
 from nn_jax import layers
-from nn_jax.convolve import convolve
 from nn_jax.layers import add
-from nn_jax.product import product
 
 OPTIONS = {"axes": ("channels_in", "embed"), "std": 1.0, "name": None, "bias": True}
 

@@ -88,13 +88,6 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _size(text: str) -> tuple[int, int]:
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdigit() for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r}: write height and width in pixels, such as 256x384")
-    return int(sides[0]), int(sides[1])
-
-
 def _texts(text: str) -> tuple[str, ...]:
     found = tuple(part.strip() for part in text.split(",") if part.strip())
     if not found:
@@ -313,9 +306,9 @@ def _about(wanted: Order, vq, clips, files: Mapping[str, str]) -> dict[str, Any]
 def _painted(arguments, wanted: Order, vq, clips, out: Path, about: dict[str, Any]) -> None:
     from PIL import Image
 
+    from train_jax.pictures import enlarged_grid, image_grid
     from vqgan_jax.guided import metadata, video
     from vqgan_jax.guided.painting import paint
-    from vqgan_jax.pictures import grid, sheet
 
     n, prompts = wanted.run["n"], wanted.run["prompts"]
 
@@ -324,7 +317,7 @@ def _painted(arguments, wanted: Order, vq, clips, out: Path, about: dict[str, An
         return [list(images[i : i + n]) for i in range(0, len(images), n)]
 
     def shown(images) -> Image.Image:
-        return Image.fromarray(images[0]) if len(images) == 1 else sheet(rows(images))
+        return Image.fromarray(images[0]) if len(images) == 1 else enlarged_grid(rows(images))
 
     preview = arguments.preview
     painting = paint(
@@ -343,7 +336,7 @@ def _painted(arguments, wanted: Order, vq, clips, out: Path, about: dict[str, An
             metadata.save(Image.fromarray(image), folder / f"{number // n:04d}-{number % n:04d}.png", one)
     if arguments.video:
         shots = painting.snapshots[kept]
-        frames = [grid(rows(shots[:, i])) for i in range(shots.shape[1])]
+        frames = [image_grid(rows(shots[:, i])) for i in range(shots.shape[1])]
         video.write(arguments.video, frames, arguments.fps)
 
 

@@ -17,8 +17,8 @@ import clip_jax
 import vqgan_jax
 from train_jax import command, page
 from train_jax.data import shapes
+from train_jax.pictures import image_grid
 from vqgan_jax.guided.painting import Painting, paint
-from vqgan_jax.pictures import grid
 
 PROMPTS = ("a red star", "a blue circle", "a green heart", "a yellow square", "a purple ring", "a black cross")
 # Light paper, as the scenes have it, and a pull to it: what CLIP does not ask for stays paper. Cuts are smaller than the
@@ -65,7 +65,7 @@ def draw(painting: Painting) -> Image.Image:
     """A row a prompt: what it was on its way, and last what it became."""
     count = painting.snapshots.shape[1]
     places = sorted({min(step // OPTIONS["save_every"], count) - 1 for step in SHOWN})
-    rows = Image.fromarray(grid([list(shots[places]) for shots in painting.snapshots]))
+    rows = Image.fromarray(image_grid([list(shots[places]) for shots in painting.snapshots]))
     rows = rows.resize((rows.width * ENLARGED, rows.height * ENLARGED), Image.Resampling.NEAREST)
     sheet = Image.new("RGB", (MARGIN + rows.width, rows.height), "white")
     sheet.paste(rows, (MARGIN, 0))

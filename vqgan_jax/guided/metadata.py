@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from train_jax.data.files import read_bytes
 from train_jax.errors import UserError
+from train_jax.pictures import read_png_text, save_png
 from vqgan_jax.guided.options import PICTURES, Options
 from vqgan_jax.guided.prompts import Scene
 
@@ -34,20 +34,12 @@ def files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
 
 def save(image: Image.Image, path: str | Path, about: dict[str, Any]) -> None:
     """Writes a PNG that carries `about`."""
-    text = PngInfo()
-    text.add_itxt(KEY, json.dumps(about, ensure_ascii=False))
-    image.save(path, pnginfo=text)
+    save_png(image, path, KEY, about)
 
 
 def read(path: str | Path) -> dict[str, Any]:
     """What `save` wrote. UserError for a picture that carries nothing of the kind."""
-    try:
-        with Image.open(path) as image:
-            text = getattr(image, "text", {}).get(KEY)
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no readable PNG ({error})") from error
+    text = read_png_text(path, KEY)
     if text is None:
         raise UserError(f"{path} does not tell how it was painted: only PNGs of vqgan-jax paint do")
     try:
