@@ -24,7 +24,7 @@ from clip_jax.flops import forward, training
 from clip_jax.pretrained.hugging_face import clip_entries
 from train_jax import config as config_lib
 from train_jax import profiling
-from train_jax.weights.layout import flat, give
+from train_jax.weights.layout import flat, to_peer
 
 
 def main() -> None:
@@ -111,7 +111,7 @@ def _write(folder: str, options, params) -> None:
     from safetensors.numpy import save_file
 
     table = clip_entries({"image": options.image.to_dict(), "text": options.text.to_dict()})
-    weights = give(flat(jax.tree.map(np.asarray, params)), table)
+    weights = to_peer(flat(jax.tree.map(np.asarray, params)), table)
     save_file(
         {k: np.array(v, np.float32, order="C") for k, v in weights.items()},
         f"{folder}/model.safetensors",

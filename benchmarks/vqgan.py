@@ -23,7 +23,7 @@ from train_jax import optim, sharding
 from train_jax import task as task_lib
 from train_jax.data import pipeline
 from train_jax.step import init_state, make_train_step
-from train_jax.weights.layout import flat, give
+from train_jax.weights.layout import flat, to_peer
 from vqgan_jax import model as model_lib
 from vqgan_jax.pretrained import taming
 
@@ -122,7 +122,7 @@ def _torch(config, images, params, dtype: str) -> Contestant:
 
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     model = textbook_vqgan.VQGAN(config.model)
-    weights = give(flat(params), taming.entries(config.model.to_dict()))
+    weights = to_peer(flat(params), taming.entries(config.model.to_dict()))
     model.load_state_dict({name: torch.from_numpy(np.array(x, np.float32)) for name, x in weights.items()})
     judge = textbook_vqgan.discriminator(config.discriminator.channels, config.discriminator.layers)
     model, judge = model.to(device), judge.to(device)

@@ -45,7 +45,8 @@ class Discriminator(nn.Module):
 
     def _normed(self, x, name: str, train: bool):
         # Scales start at N(1, 0.02), as the weights' initialiser of pix2pix has it.
-        scale = with_axis_names(lambda key, shape, dtype=jnp.float32: 1 + nn.initializers.normal(0.02)(key, shape, dtype), "norm")
+        normal = nn.initializers.normal(0.02)
+        scale = with_axis_names(lambda key, shape, dtype=jnp.float32: 1 + normal(key, shape, dtype), "norm")
         bias = with_axis_names(nn.initializers.zeros_init(), "norm")
         options = {"scale_init": scale, "bias_init": bias, "dtype": self.dtype, "name": name, "epsilon": 1e-5}
         if self.norm == "batch":

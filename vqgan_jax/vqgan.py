@@ -18,7 +18,7 @@ from PIL import Image
 from train_jax import inference
 from train_jax.data.images import Preprocess
 from train_jax.errors import LoadError
-from train_jax.weights.layout import flat, give
+from train_jax.weights.layout import flat, to_peer
 from vqgan_jax import model as model_lib
 from vqgan_jax.pretrained import diffusers, open_checkpoint, single_file, taming
 
@@ -246,7 +246,7 @@ def save_diffusers(vq: Vqgan, directory: str | Path) -> None:
     model, params = _with_plain_codebook(vq, "diffusers")
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} holds files already; name a new directory")
-    weights = give(params, diffusers.entries(model))
+    weights = to_peer(params, diffusers.entries(model))
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(diffusers.config(model), indent=2) + "\n", "utf-8")
     arrays = {name: np.array(x, np.float32, order="C") for name, x in weights.items()}
@@ -273,7 +273,7 @@ def save_taming(vq: Vqgan, path: str | Path) -> None:
         raise ValueError("taming's models have attention in the middle, this one has none: save_taming cannot write it")
     if path.exists():
         raise FileExistsError(f"{path} is there already")
-    taming.save(model, give(params, taming.entries(model)), path)
+    taming.save(model, to_peer(params, taming.entries(model)), path)
 
 
 def _with_plain_codebook(vq: Vqgan, peer: str, gumbel: bool = False) -> tuple[dict, dict[str, np.ndarray]]:

@@ -10,7 +10,7 @@ from clip_jax.pretrained.checkpoint import Checkpoint
 from clip_jax.pretrained.hugging_face import open_tokenizer
 from train_jax.data.images import Preprocess
 from train_jax.errors import LoadError
-from train_jax.weights.layout import Entry, take
+from train_jax.weights.layout import Entry, from_peer
 from train_jax.weights.tensors import Tensor, open_tensors
 
 _HALF = (0.5, 0.5, 0.5)
@@ -27,7 +27,7 @@ def open_file(path: Path) -> Checkpoint:
         tokenizer=open_tokenizer(path.parent, model),
         # big_vision's `resize(size)|value_range(-1, 1)`, as its demonstrations and evaluations of SigLIP have it
         preprocess=Preprocess(model["image"]["size"], "squash", "bilinear_aliased", _HALF, _HALF),
-        read=lambda: (take(tensors, entries(model), where), where),
+        read=lambda: (from_peer(tensors, entries(model), where), where),
         files=f"{path.name} (activation and preprocessing: big_vision's)",
     )
 
@@ -110,7 +110,7 @@ def entries(model: Mapping) -> list[Entry]:
         *_blocks("vision", "params/img/Transformer", model["image"]["depth"]),
         *_plain("vision/norm_post", "params/img/Transformer/encoder_norm", "scale"),
         Entry("vision/head/probe", (f"{head}/probe",), "row"),
-        *_attention("vision/head/attention", f"{head}/MultiHeadDotProductAttention_0"),
+        *_cross_attention("vision/head/attention", f"{head}/MultiHeadDotProductAttention_0"),
         *_plain("vision/head/norm", f"{head}/LayerNorm_0", "scale"),
         *_mlp("vision/head", f"{head}/MlpBlock_0"),
         Entry("text/tokens", ("params/txt/Embed_0/embedding",)),
@@ -132,6 +132,12 @@ def _attention(ours: str, theirs: str) -> Iterator[Entry]:
     parts = [f"{theirs}/{part}" for part in ("query", "key", "value")]
     yield Entry(f"{ours}/qkv/kernel", tuple(f"{part}/kernel" for part in parts), "stack_second")
     yield Entry(f"{ours}/qkv/bias", tuple(f"{part}/bias" for part in parts), "stack_first")
+    yield from _plain(f"{ours}/out", f"{theirs}/out")
+
+
+def _cross_attention(ours: str, theirs: str) -> Iterator[Entry]:
+    for name, part in zip("qkv", ("query", "key", "value"), strict=True):
+        yield from _plain(f"{ours}/{name}", f"{theirs}/{part}")
     yield from _plain(f"{ours}/out", f"{theirs}/out")
 
 

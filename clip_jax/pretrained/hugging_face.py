@@ -10,11 +10,11 @@ from pathlib import Path
 from clip_jax.pretrained.checkpoint import Checkpoint
 from clip_jax.pretrained.image_processor import FILES, open_preprocess
 from clip_jax.pretrained.json_files import read_json, section
-from clip_jax.pretrained.openai import attention, linear, norm
+from clip_jax.pretrained.openai import cross_attention, linear, norm
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import AnyTokenizer, Tokenizer
 from train_jax.errors import LoadError
-from train_jax.weights.layout import Entry, take
+from train_jax.weights.layout import Entry, from_peer
 from train_jax.weights.tensors import open_tensors
 from train_jax.weights.wrappers import unwrap
 
@@ -56,7 +56,7 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
         model=model,
         tokenizer=_tokenizer(path, config, model),
         preprocess=preprocess,
-        read=lambda: (take(tensors, make(model), where, _IGNORED), where),
+        read=lambda: (from_peer(tensors, make(model), where, _IGNORED), where),
         files=f"{files[0].name}, config.json, {next(name for name in FILES if (path / name).is_file())}",
     )
 
@@ -217,7 +217,7 @@ def siglip_entries(model: Mapping) -> list[Entry]:
         *_blocks("vision", "vision_model", model["image"]),
         *norm("vision/norm_post", "vision_model.post_layernorm"),
         Entry("vision/head/probe", (f"{head}.probe",), "row"),
-        *attention("vision/head/attention", f"{head}.attention", heads),
+        *cross_attention("vision/head/attention", f"{head}.attention", heads),
         *norm("vision/head/norm", f"{head}.layernorm"),
         *linear("vision/head/mlp_in", f"{head}.mlp.fc1"),
         *linear("vision/head/mlp_out", f"{head}.mlp.fc2"),

@@ -9,7 +9,7 @@ from clip_jax.pretrained.hugging_face import open_tokenizer
 from clip_jax.pretrained.json_files import read_json, section
 from train_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocess
 from train_jax.errors import LoadError
-from train_jax.weights.layout import take
+from train_jax.weights.layout import from_peer
 from train_jax.weights.tensors import open_tensors
 from train_jax.weights.wrappers import unwrap
 
@@ -50,7 +50,7 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
         model=model,
         tokenizer=open_tokenizer(path, model),
         preprocess=open_preprocess(path, model["image"]["size"]),
-        read=lambda: (take(tensors, openai.entries(model), where, openai.IGNORED), where),
+        read=lambda: (from_peer(tensors, openai.entries(model), where, openai.IGNORED), where),
         files=f"{weights.name}, {CONFIG}",
     )
 

@@ -50,6 +50,14 @@ def attention(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
     yield from linear(f"{ours}/out", f"{theirs}.out_proj", "heads_in", heads)
 
 
+def cross_attention(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
+    """The same for `nn_jax.attention.CrossAttention`, whose queries, keys and values have kernels of their own."""
+    for third, name in enumerate("qkv"):
+        yield Entry(f"{ours}/{name}/kernel", (f"{theirs}.in_proj_weight",), "heads_out", heads, third)
+        yield Entry(f"{ours}/{name}/bias", (f"{theirs}.in_proj_bias",), "heads_bias", heads, third)
+    yield from linear(f"{ours}/out", f"{theirs}.out_proj", "heads_in", heads)
+
+
 def _blocks(ours: str, theirs: str, tower: Mapping) -> Iterator[Entry]:
     for number in range(tower["depth"]):
         mine, block = f"{ours}/block_{number}", f"{theirs}.resblocks.{number}"
@@ -92,10 +100,10 @@ def _resnet(image: Mapping) -> Iterator[Entry]:
                     f"{mine}/shortcut", f"{theirs}.downsample.0", f"{theirs}.downsample.1", f"{mine}/shortcut_norm"
                 )
     pool, theirs, heads = "vision/pool", "visual.attnpool", image["heads"]
-    parts = [f"{theirs}.{part}_proj" for part in "qkv"]
     yield Entry(f"{pool}/positions", (f"{theirs}.positional_embedding",))
-    yield Entry(f"{pool}/attention/qkv/kernel", tuple(f"{part}.weight" for part in parts), "qkv", heads)
-    yield Entry(f"{pool}/attention/qkv/bias", tuple(f"{part}.bias" for part in parts), "qkv_bias", heads)
+    for name in "qkv":
+        yield Entry(f"{pool}/attention/{name}/kernel", (f"{theirs}.{name}_proj.weight",), "heads_out", heads)
+        yield Entry(f"{pool}/attention/{name}/bias", (f"{theirs}.{name}_proj.bias",), "heads_bias", heads)
     yield from linear(f"{pool}/attention/out", f"{theirs}.c_proj", "heads_in", heads)
 
 

@@ -10,7 +10,7 @@ from clip_jax.pretrained.hugging_face import open_tokenizer
 from train_jax.data.images import Preprocess
 from train_jax.data.text import Tokenizer
 from train_jax.errors import LoadError
-from train_jax.weights.layout import take
+from train_jax.weights.layout import from_peer
 from train_jax.weights.tensors import Tensor, open_tensors
 from train_jax.weights.wrappers import unwrap
 
@@ -40,7 +40,7 @@ def open_file(path: Path) -> Checkpoint:
         model=model,
         tokenizer=_tokenizer(path.parent, model),
         preprocess=Preprocess(model["image"]["size"]),
-        read=lambda: (take(tensors, openai.entries(model), where, openai.IGNORED), where),
+        read=lambda: (from_peer(tensors, openai.entries(model), where, openai.IGNORED), where),
         files=f"{path.name} (activation, heads and preprocessing: OpenAI's)",
     )
 

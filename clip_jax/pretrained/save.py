@@ -14,7 +14,7 @@ from clip_jax.resnet import ResNetTower
 from train_jax.data.images import Preprocess
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import BOS, EOS, AnyTokenizer
-from train_jax.weights.layout import flat, give
+from train_jax.weights.layout import flat, to_peer
 
 _THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 # What their two models are made of, in our options; everything else they have no place for.
@@ -50,7 +50,7 @@ def save_hf(clip, directory: str | Path) -> None:
         raise FileExistsError(f"{directory} holds files already; name a new directory")
     options = _options(module)
     table = (siglip_entries if kind == "siglip" else clip_entries)(options)
-    weights = {name: np.array(x, order="C") for name, x in give(flat(clip.variables["params"]), table).items()}
+    weights = {name: np.array(x, order="C") for name, x in to_peer(flat(clip.variables["params"]), table).items()}
     if kind == "siglip":
         weights |= {name: weights[name].reshape(1) for name in ("logit_scale", "logit_bias")}
     directory.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from tokenizers.implementations import CharBPETokenizer
 from dalle_jax.captions import CharBpeCaptions
 from train_jax.errors import LoadError
 from train_jax.weights import gpt
-from train_jax.weights.layout import Entry, nested, take
+from train_jax.weights.layout import Entry, from_peer, nested
 from vqgan_jax.pretrained import taming
 from vqgan_jax.pretrained.checkpoint import describing, read_config
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
@@ -72,7 +72,7 @@ def open_directory(path: Path) -> Stage2Checkpoint | None:
 
     def read() -> tuple[dict, str]:
         tensors = taming.open_state(path / SECOND)
-        return nested(take(tensors, entries, str(path / SECOND), _IGNORED), True), str(path)
+        return nested(from_peer(tensors, entries, str(path / SECOND), _IGNORED), True), str(path)
 
     return Stage2Checkpoint(str(path), model, captions, vqgan, side * vqgan.factor, read)
 

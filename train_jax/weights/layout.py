@@ -33,20 +33,27 @@ class Entry:
         qkv             [3 * heads * head_dim, width], or three of [heads * head_dim, width] -> [width, 3, heads, head_dim]
         qkv_bias        the same without `width`
         heads_in        [out, heads * head_dim] -> [heads, head_dim, out]
+        heads_out       [heads * head_dim, width] -> [width, heads, head_dim]
+        heads_bias      the same without `width`
         row, rows       [1, 1, width] -> [1, width], [1, length, width] -> [length, width]
         stack_first     several of one shape, stacked along a new first axis
         stack_second    the same along a new second axis
         number          any shape of one element -> []
       heads: of the attention, where there are some.
+      third: which third of the peer's tensor, along its first axis, it is; None: it is the whole.
     """
 
     ours: str
     theirs: tuple[str, ...]
     kind: str = "same"
     heads: int = 0
+    third: int | None = None
 
-    def take(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    def from_peer(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Our parameter of the peer's arrays."""
         arrays = [np.asarray(array).astype(np.float32) for array in arrays]
+        if self.third is not None:
+            arrays = [np.split(array, 3)[self.third] for array in arrays]
         if self.kind in ("stack_first", "stack_second"):
             return np.stack(arrays, axis=int(self.kind == "stack_second"))
         x = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
@@ -64,12 +71,16 @@ class Entry:
             return x.reshape(3, self.heads, -1)
         if self.kind == "heads_in":
             return x.T.reshape(self.heads, -1, x.shape[0])
+        if self.kind == "heads_out":
+            return x.T.reshape(x.shape[1], self.heads, -1)
+        if self.kind == "heads_bias":
+            return x.reshape(self.heads, -1)
         if self.kind in ("row", "rows"):
             return x[0]
         return x.reshape(()) if self.kind == "number" else x
 
-    def give(self, x: np.ndarray) -> list[np.ndarray]:
-        """The arrays that `take` makes `x` of."""
+    def to_peer(self, x: np.ndarray) -> list[np.ndarray]:
+        """The arrays, or thirds of one, that `from_peer` makes `x` of."""
         if self.kind == "linear":
             x = x.T
         elif self.kind == "conv":
@@ -80,8 +91,10 @@ class Entry:
             x = x.T[:, :, None, None]
         elif self.kind == "qkv":
             x = x.reshape(x.shape[0], -1).T
-        elif self.kind == "qkv_bias":
+        elif self.kind in ("qkv_bias", "heads_bias"):
             x = x.reshape(-1)
+        elif self.kind == "heads_out":
+            x = x.reshape(x.shape[0], -1).T
         elif self.kind == "heads_in":
             x = x.reshape(-1, x.shape[-1]).T
         elif self.kind in ("row", "rows"):
@@ -89,7 +102,7 @@ class Entry:
         return [np.ascontiguousarray(part) for part in np.split(x, len(self.theirs))] if len(self.theirs) > 1 else [x]
 
 
-def take(tensors: Mapping, entries: Sequence[Entry], where: str, ignored: Sequence[str] = ()) -> dict[str, np.ndarray]:
+def from_peer(tensors: Mapping, entries: Sequence[Entry], where: str, ignored: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Our parameters out of a peer's, by name.
 
     Args:
@@ -109,28 +122,33 @@ def take(tensors: Mapping, entries: Sequence[Entry], where: str, ignored: Sequen
             shown = [f"{name} {list(tensors[name].shape)}" if name in tensors else name for name in names[:_NAMED]]
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             raise LoadError(f"{where} {what} {len(names)} tensor(s): {', '.join(shown)}{more}")
-    return {entry.ours: _taken(entry, tensors, where) for entry in entries}
+    return {entry.ours: _from_peer(entry, tensors, where) for entry in entries}
 
 
-def _taken(entry: Entry, tensors: Mapping, where: str) -> np.ndarray:
+def _from_peer(entry: Entry, tensors: Mapping, where: str) -> np.ndarray:
     """Our parameter of an entry. LoadError where a tensor has other axes or numbers than the entry is of."""
     arrays = [np.asarray(tensors[name]) for name in entry.theirs]
     try:
-        return entry.take(arrays)
+        return entry.from_peer(arrays)
     except (IndexError, TypeError, ValueError) as error:
         shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in zip(entry.theirs, arrays, strict=True))
         raise LoadError(f"{where}: {shapes} cannot be {entry.ours} ({error})") from error
 
 
-def give(params: Mapping[str, np.ndarray], entries: Sequence[Entry]) -> dict[str, np.ndarray]:
+def to_peer(params: Mapping[str, np.ndarray], entries: Sequence[Entry]) -> dict[str, np.ndarray]:
     """A peer's parameters out of ours, by name. Each of ours is used exactly once (else it is a KeyError)."""
     left = dict(params)
-    found: dict[str, np.ndarray] = {}
-    for entry in entries:
-        found.update(zip(entry.theirs, entry.give(left.pop(entry.ours)), strict=True))
+    tensors: dict[str, np.ndarray] = {}
+    thirds: dict[str, list[np.ndarray]] = {}
+    for entry in sorted(entries, key=lambda entry: entry.third or 0):
+        arrays = entry.to_peer(left.pop(entry.ours))
+        if entry.third is None:
+            tensors.update(zip(entry.theirs, arrays, strict=True))
+        else:
+            thirds.setdefault(entry.theirs[0], []).extend(arrays)
     if left:
         raise KeyError(f"no entry for {', '.join(sorted(left)[:3])}")
-    return found
+    return tensors | {name: np.concatenate(parts) for name, parts in thirds.items()}
 
 
 def nested(flat: Mapping[str, np.ndarray], scan: bool) -> dict:

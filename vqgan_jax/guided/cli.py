@@ -102,7 +102,7 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r}: write numbers separated by commas") from error
 
 
-_TYPES = {"number": float, "float": float, "int": int, "size": _size, "colours": _texts}
+_TYPES = {"number": float, "float": float, "int": int, "size": arguments_lib.size, "colours": _texts}
 # How texts of a config file are read, by name.
 _READERS = {"seed": int, "n": int, "clip_weights": _numbers}
 _READERS |= {name: kind for name, (kind, _) in _MOTION.items()}

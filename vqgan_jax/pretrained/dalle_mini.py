@@ -11,7 +11,7 @@ from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
 
 from train_jax.errors import LoadError
-from train_jax.weights.layout import Entry, nested, take
+from train_jax.weights.layout import Entry, from_peer, nested
 from vqgan_jax.pretrained import taming
 from vqgan_jax.pretrained.checkpoint import Checkpoint, describing, read_config
 
@@ -32,7 +32,7 @@ def open_directory(path: Path) -> Checkpoint | None:
             tensors = {".".join(name): np.asarray(x) for name, x in flatten_dict(found).items()}
         except Exception as error:  # msgpack's own errors have no common class
             raise LoadError(f"{path / WEIGHTS} cannot be read: {type(error).__name__}: {error}") from error
-        return {"params": nested(take(tensors, entries(model), str(path)), False)}, str(path)
+        return {"params": nested(from_peer(tensors, entries(model), str(path)), False)}, str(path)
 
     return Checkpoint(name=str(path), kind="dalle-mini", model=model, read=read)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from train_jax.errors import LoadError
-from train_jax.weights.layout import Entry, nested, take
+from train_jax.weights.layout import Entry, from_peer, nested
 from train_jax.weights.tensors import Tensor, open_tensors
 from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
 
@@ -25,7 +25,7 @@ def open_directory(path: Path) -> Checkpoint | None:
         model = _options(tensors, path)
 
     def read() -> tuple[dict, str]:
-        return {"params": nested(take(tensors, entries(model), str(path)), False)}, str(path)
+        return {"params": nested(from_peer(tensors, entries(model), str(path)), False)}, str(path)
 
     return Checkpoint(name=str(path), kind="OpenAI's dVAE", model=model, read=read)
 

@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from train_jax.errors import LoadError
-from train_jax.weights.layout import Entry, nested, take
+from train_jax.weights.layout import Entry, from_peer, nested
 from train_jax.weights.tensors import Tensor, open_tensors
 from vqgan_jax.pretrained.checkpoint import Checkpoint, describing, read_config
 
@@ -76,7 +76,7 @@ def checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoint:
         model = options(config, path)
 
     def read() -> tuple[dict, str]:
-        return {"params": nested(take(tensors, entries(model), str(path), _IGNORED), False)}, str(path)
+        return {"params": nested(from_peer(tensors, entries(model), str(path), _IGNORED), False)}, str(path)
 
     judge = _discriminator(tensors, path)
     return Checkpoint(name=str(path), kind="taming-transformers", model=model, read=read, discriminator=judge)
@@ -111,7 +111,7 @@ def _discriminator(tensors: Mapping, path: Path) -> tuple[Mapping, Callable[[], 
     ]
     own = {name: x for name, x in tensors.items() if name.startswith(_JUDGE)}
     options = {"channels": first.shape[0], "layers": layers, "norm": "batch"}
-    return options, lambda: unflatten_dict(take(own, found, str(path), (r"num_batches_tracked$",)), sep="/")
+    return options, lambda: unflatten_dict(from_peer(own, found, str(path), (r"num_batches_tracked$",)), sep="/")
 
 
 def _config_file(path: Path) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 
 from train_jax.errors import LoadError
 from train_jax.weights import gpt
-from train_jax.weights.layout import Entry, nested, take
+from train_jax.weights.layout import Entry, from_peer, nested
 from vqgan_jax.pretrained import taming
 from vqgan_jax.pretrained.checkpoint import describing
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
@@ -41,7 +41,7 @@ def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
     classes, hparams, tensors = _classes(config, path), _hparams(config, path), taming.open_state(path)
     first = taming.checkpoint(config["first_stage_config"], taming.first_stage(tensors), path)
     transformer = {name: x for name, x in tensors.items() if name.startswith("transformer.")}
-    params = take(transformer, _entries(hparams), str(path), _IGNORED)
+    params = from_peer(transformer, _entries(hparams), str(path), _IGNORED)
     table, positions, num_codes = params.pop("tokens"), params.pop("positions")[0], first.model["quantizer"]["size"]
     if not max(classes, num_codes) <= len(table):
         raise LoadError(
