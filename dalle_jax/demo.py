@@ -64,7 +64,7 @@ def graded(history: Sequence[Mapping]) -> dict[str, float]:
     """What the run's evaluators found last, by name."""
     found = {}
     for row in history:
-        found |= {k: v for k, v in row.items() if "/right" in k or "bits_per_" in k and "/" in k}
+        found |= {k: v for k, v in row.items() if "/correct" in k or "bits_per_" in k and "/" in k}
     return found
 
 

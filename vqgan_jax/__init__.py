@@ -5,7 +5,7 @@
     vq.decode(codes)                 # float32 [n, H, W, 3] in [0, 1]
 
     prior = vqgan_jax.load_prior("runs/prior-digits")
-    prior.sample(16, labels=3)       # uint8 [16, H, W, 3]
+    prior.generate([3], n=16)        # uint8 [1, 16, H, W, 3]
 
 `vqgan_jax.task` and `vqgan_jax.prior.task` are what the trainer sees, `vqgan_jax.vqgan` and `vqgan_jax.prior.prior` what
 users hold.

@@ -21,9 +21,9 @@ def get_config() -> ConfigDict:
     c.tokenizer = ConfigDict({"vocab_size": 16_384, "dropout": 0.1})
     c.model = ConfigDict({"text_length": 256, "width": 3968, "depth": 64, "heads": 62, "dropout": 0.0})
     c.model.update({"vocabulary": "joint", "attention": ("row", "column", "row", "row"), "last_attention": "conv"})
-    c.model.update({"kernel": 11, "remat": "full", "dtype": "bfloat16"})
-    c.loss = ConfigDict({"text": 1 / 8, "image": 7 / 8})
-    c.caption_dropout = 0.0
+    c.model.update({"conv_window": 11, "remat": "full", "dtype": "bfloat16"})
+    c.loss = ConfigDict({"condition": 1 / 8, "codes": 7 / 8})
+    c.condition_dropout = 0.0
     c.optim = ConfigDict({"lr": 4.5e-4, "warmup_steps": 5000, "weight_decay": 4.5e-2})
     c.optim.args = ConfigDict({"b1": 0.9, "b2": 0.96, "eps": 1e-8})
     c.optim.clip = 4.0

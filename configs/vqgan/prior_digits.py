@@ -21,5 +21,5 @@ def get_config() -> ConfigDict:
     c.checkpoint = ConfigDict({"every": 500, "keep_last": 1})
     c.evals = ConfigDict()
     c.evals.test = ConfigDict({"type": "likelihood", "split": "test", "every": 250})
-    c.evals.look = ConfigDict({"type": "samples", "n": 40, "columns": 10, "top_p": 0.95, "guidance": 1.5, "every": 500})
+    c.evals.look = ConfigDict({"type": "samples", "rows": 10, "n": 4, "top_p": 0.95, "guidance": 1.5, "every": 500})
     return c
