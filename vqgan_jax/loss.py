@@ -1,9 +1,4 @@
-"""The losses of a VQGAN, and how its generator gets one gradient from two of them.
-
-taming-transformers runs the generator's forward twice, and its backward three times a step, to balance reconstruction
-against the discriminator (arXiv 2012.09841, equation 7). Both losses are functions of the reconstruction alone, so here
-their gradients are taken there, balanced at the last layer by two small backward passes through it, and sent back once.
-"""
+"""The losses of a VQGAN's generator and discriminator (arXiv 2012.09841, section 3.1); `vqgan_jax.gan` sums them."""
 
 from collections.abc import Callable
 
@@ -17,9 +12,11 @@ MAX_WEIGHT = 1e4  # taming's bound of the adaptive weight
 _LECAM_DECAY = 0.99
 
 
-def pixel_loss(kind: str, found: Float[Array, "b h w 3"], wanted: Float[Array, "b h w 3"]) -> Float[Array, ""]:
+def pixel_loss(
+    kind: str, reconstruction: Float[Array, "b h w 3"], original: Float[Array, "b h w 3"]
+) -> Float[Array, ""]:
     """Mean absolute ("l1") or squared ("l2") difference of pixels in [-1, 1]."""
-    difference = found - wanted
+    difference = reconstruction - original
     return jnp.mean(jnp.abs(difference) if kind == "l1" else difference**2)
 
 
@@ -49,7 +46,7 @@ def lecam_state(state: dict[str, Array], real: Float[Array, "..."], fake: Float[
     return {name: state[name] + (1 - _LECAM_DECAY) * (means[name] - state[name]) for name in means}
 
 
-def gradient_penalty(judge: Callable, images: Float[Array, "b h w 3"]) -> Float[Array, ""]:
+def gradient_penalty(discriminator: Callable, images: Float[Array, "b h w 3"]) -> Float[Array, ""]:
     """R1 (arXiv 1801.04406, equation 9): half the squared norm of the gradient of a picture's mean logit, times its patches.
 
     In squared logits per squared pixel, pixels in [-1, 1]. The mean over N patches that do not overlap has 1/N of a patch's
@@ -57,15 +54,15 @@ def gradient_penalty(judge: Callable, images: Float[Array, "b h w 3"]) -> Float[
     """
 
     def summed(x):
-        logits = judge(x)
+        logits = discriminator(x)
         return jnp.sum(logits), logits
 
-    slopes, logits = jax.grad(summed, has_aux=True)(images)
-    return 0.5 * jnp.sum(slopes**2) / logits.size
+    grad, logits = jax.grad(summed, has_aux=True)(images)
+    return 0.5 * jnp.sum(grad**2) / logits.size
 
 
 def adaptive_weight(
-    last: Callable,
+    last_layer: Callable,
     kernel: Float[Array, "..."],
     reconstruction: Float[Array, "b h w 3"],
     adversarial: Float[Array, "b h w 3"],
@@ -73,16 +70,16 @@ def adaptive_weight(
     """By how much the adversarial gradient is scaled to weigh as much as that of reconstruction (2012.09841, equation 7).
 
     Args:
-      last: kernel -> pictures, the last layer on fixed features.
+      last_layer: kernel -> pictures, on fixed features.
       reconstruction, adversarial: gradients of the two losses with respect to the pictures.
 
     Both norms are taken at the kernel, in float32; the weight is at most MAX_WEIGHT.
     """
-    _, pull = jax.vjp(last, kernel)
-    norms = [jnp.sqrt(jnp.sum(pull(g)[0].astype(jnp.float32) ** 2)) for g in (reconstruction, adversarial)]
+    _, vjp = jax.vjp(last_layer, kernel)
+    norms = [jnp.sqrt(jnp.sum(vjp(g)[0].astype(jnp.float32) ** 2)) for g in (reconstruction, adversarial)]
     return jnp.clip(norms[0] / (norms[1] + 1e-4), 0.0, MAX_WEIGHT)
 
 
-def ramp(step, start: int, alone: int, rise: int):
-    """Share of the adversarial weight at an update: 0 until `alone` updates after `start`, then rising to 1 in `rise`."""
-    return jnp.clip((step - start - alone) / max(rise, 1) + (1 / max(rise, 1)), 0.0, 1.0)
+def ramp(step, start: int, updates: int):
+    """A factor of the adversarial weight: 0 before update `start`, then rising linearly to 1 in so many updates."""
+    return jnp.clip((step - start + 1) / updates, 0.0, 1.0)

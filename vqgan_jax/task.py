@@ -5,9 +5,11 @@ gradient: an EMA codebook, batch statistics), `averaged` (an EMA codebook's poin
 (`vqgan_jax.codebook`), `lecam`, `perceptual` (frozen weights).
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,9 @@ from train_jax.config import adopt
 from train_jax.data import images
 from train_jax.errors import ConfigError
 from train_jax.task import Task, averaged
-from vqgan_jax import averaging, codebook, discriminator, evaluators, loss, model, perceptual, pretrained, quantize
+from vqgan_jax import averaging, codebook, discriminator, evaluators, model, perceptual, pretrained, quantize
+from vqgan_jax import loss as loss_lib
+from vqgan_jax.gan import TwoPlayerLoss
 
 HALF = (0.5, 0.5, 0.5)  # mean and deviation that bring pixels to [-1, 1]
 # What a run that starts from a checkpoint may choose otherwise: shapes and the meaning of codes do not depend on it.
@@ -47,9 +51,9 @@ def defaults() -> ConfigDict:
     c.loss.adversarial = "hinge"  # or "vanilla", "non_saturating", or "none": no discriminator at all
     c.loss.weight = 0.8  # of the adversarial loss, times the adaptive weight
     c.loss.adaptive = True
-    c.loss.start = 0  # update at which the discriminator begins to learn
-    c.loss.alone = 0  # updates from then on during which it learns and the generator does not hear of it
-    c.loss.rise = 1  # updates in which its weight then rises to the whole
+    c.loss.disc_start = 0  # update at which the discriminator begins to learn
+    c.loss.disc_warmup = 0  # updates from then on in which it learns without the adversarial loss
+    c.loss.disc_ramp = 1  # updates in which the weight of the adversarial loss then rises from 0 to the whole
     c.loss.lecam = 0.0  # weight; 0: without
     c.loss.r1 = 0.0  # weight; 0: without
     c.preprocess = ConfigDict({"mode": "crop", "interpolation": "bicubic"})
@@ -86,220 +90,142 @@ def _takes_over(config: ConfigDict, found: pretrained.Checkpoint) -> bool:
 def make(config: ConfigDict, workdir: Path | None) -> Task:
     """The task of a resolved config. Raises ConfigError for options that contradict each other."""
     _check(config)
-    m, options = config.model, config.loss
-    size = m.resolution
-    preprocess = images.Preprocess(size=size, mean=HALF, std=HALF, **config.preprocess)
+    preprocess = images.Preprocess(size=config.model.resolution, mean=HALF, std=HALF, **config.preprocess)
     augment = images.Augment(preprocess, tuple(config.augment.scale), config.augment.flip)
-    module = model.build(m)
-    judge = discriminator.build(config.discriminator, model.DTYPES) if options.adversarial != "none" else None
-    distance = perceptual.open_distance(config.perceptual)
-    revive, is_ema = config.codebook.revive, m.quantizer.type == "ema"
-    kmeans = config.codebook.start == "kmeans" and not config.pretrained
-    follows = bool(revive or kmeans or is_ema)  # whether latents change the codebook by a rule
-    decay = averaging.decay(config)
+    generator = model.build(config.model)
+    players = Players(
+        config,
+        generator,
+        discriminator.build(config.discriminator, model.DTYPES) if config.loss.adversarial != "none" else None,
+        perceptual.open_distance(config.perceptual),
+        codebook_rule(config),
+    )
+    two_player_loss = TwoPlayerLoss(
+        generator, players.discriminator, players.distance, config, keeps_latents=players.rule.needs_latents
+    )
 
-    def init(rng, batch):
-        first, second = jax.random.split(rng)
-        x = jnp.zeros((1, size, size, 3))
-        variables = module.init({"params": first, "dropout": first}, x)
-        params, extra = {"generator": variables.pop("params")}, {"generator": variables}
-        if is_ema:
-            extra["averaged"] = jnp.copy(variables["codebook"]["quantizer"]["points"])
-        if judge is not None:
-            variables = judge.init(second, x)
-            params["discriminator"] = variables.pop("params")
-            extra["discriminator"] = variables
-            if options.lecam:
-                extra["lecam"] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
-        extra["usage"] = codebook.start(module.quantizer.size)
-        if distance is not None:
-            extra["perceptual"] = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), distance.weights)
-        return params, extra
-
-    def reconstruct(generator, extra, x, rng, step):
-        """Reconstructions, features of the last layer, what the quantiser says."""
-        temperature = quantize.temperature(m.quantizer, step, config.steps)
-        h, quantized = module.apply(
-            {"params": generator, **extra["generator"]},
-            x,
-            False,
-            temperature,
-            method="features",
-            rngs={"dropout": rng},
-        )
-        return last(generator, h), h, quantized
-
-    def last(generator, h):
-        return module.apply({"params": generator}, h, method="pixels")
-
-    def distances(found, x, extra):
-        """Losses of a reconstruction, and the gradient of each with respect to it."""
-        values, slopes = {}, {}
-        values["pixels"], slopes["pixels"] = jax.value_and_grad(
-            lambda r: options.pixel_weight * loss.pixel_loss(options.pixels, r, x)
-        )(found)
-        if distance is not None:
-            values["perceptual"], slopes["perceptual"] = jax.value_and_grad(
-                lambda r: config.perceptual.weight * distance.function(extra["perceptual"], r, x)
-            )(found)
-        return values, slopes
-
-    def fooled(params, extra, found, h, slope, step):
-        """The adversarial loss, its gradient at the reconstruction, weighted, and the adaptive weight."""
-
-        def verdict(r):
-            logits, _ = _judged(judge, params["discriminator"], extra["discriminator"], r)
-            return loss.generator_loss(options.adversarial, logits)
-
-        def weighed():
-            value, pull = jax.value_and_grad(verdict)(found)
-            weight = jnp.ones(())
-            if options.adaptive:
-                kernel = params["generator"]["decoder"]["conv_out"]["kernel"]
-                weight = loss.adaptive_weight(
-                    lambda k: last(_with_last_kernel(params["generator"], k), h), kernel, slope, pull
-                )
-            share = loss.ramp(step, options.start, options.alone, options.rise)
-            return value, options.weight * share * weight * pull, weight
-
-        begun = step >= options.start + options.alone
-        return jax.lax.cond(begun, weighed, lambda: (jnp.zeros(()), jnp.zeros_like(found), jnp.zeros(())))
-
-    def tell_apart(params, extra, x, found, step):
-        """The discriminator's loss, its metrics, and what changed."""
-        state = {name: extra[name] for name in ("discriminator", "lecam") if name in extra}
-
-        def learnt():
-            real, changed = _judged(judge, params, extra["discriminator"], x)
-            fake, changed = _judged(judge, params, changed, found)
-            value = loss.discriminator_loss(options.adversarial, real, fake)
-            new = {"discriminator": changed}
-            total = value
-            if options.lecam:
-                total += options.lecam * loss.lecam(extra["lecam"], real, fake)
-                new["lecam"] = loss.lecam_state(extra["lecam"], real, fake)
-            if options.r1:
-                penalty = loss.gradient_penalty(lambda r: _judged(judge, params, extra["discriminator"], r)[0], x)
-                total += options.r1 * penalty
-            return total, {"loss_discriminator": value, "logits_real": real.mean(), "logits_fake": fake.mean()}, new
-
-        def waiting():
-            zero = jnp.zeros(())
-            return zero, dict.fromkeys(("loss_discriminator", "logits_real", "logits_fake"), zero), state
-
-        return jax.lax.cond(step >= options.start, learnt, waiting)
-
-    def total_loss(params, extra, batch, rng, step):
-        x = images.normalize(batch["image"], HALF, HALF)
-        found, h, quantized = reconstruct(params["generator"], extra, x, rng, step)
-        fixed, h = jax.lax.stop_gradient((found, h))
-        frozen = jax.lax.stop_gradient(params)
-        values, slopes = distances(fixed, x, extra)
-        slope = sum(slopes.values())
-        statistics = {"codes": quantized.codes}
-        if follows:
-            statistics["latents"] = jax.lax.stop_gradient(quantized.latents)
-        metrics = {f"loss_{name}": value for name, value in values.items()} | {"loss_codebook": quantized.loss}
-        true = sum(values.values()) + options.codebook_weight * quantized.loss
-        pushed = slope
-        others = 0.0
-        if judge is not None:
-            value, push, weight = fooled(frozen, extra, fixed, h, slope, step)
-            slopes["adversarial"], pushed = push, slope + push
-            others, found_metrics, new = tell_apart(params["discriminator"], extra, x, fixed, step)
-            statistics |= new
-            metrics |= found_metrics | {"loss_adversarial": value, "adaptive_weight": weight}
-        # The one gradient of the generator: its value is the losses', its slope at the pictures the balanced sum.
-        generator = jnp.sum(pushed * (found - fixed)) + options.codebook_weight * quantized.loss
-        generator += jax.lax.stop_gradient(true - options.codebook_weight * quantized.loss)
-
-        norms = {name: jnp.linalg.norm(s.ravel()) for name, s in slopes.items()}
-        whole = jnp.maximum(sum(norms.values()), 1e-12)
-        metrics |= {f"gradient_share/{name}": norm / whole for name, norm in norms.items()}
-        metrics |= quantized.metrics
-        mse = jnp.mean((jnp.clip(fixed, -1, 1) - x) ** 2, axis=(1, 2, 3)) / 4
-        psnr = jnp.mean(-10 * jnp.log10(jnp.maximum(mse, 1e-10)))
-        return generator + others, (metrics | {"psnr": psnr}, statistics)
-
-    def revise(params, extra, statistics, rng, step):
-        """Codebook, its health and all running means, by all micro-batches of an update at once."""
-        mesh = jax.sharding.get_abstract_mesh()
-        codes = sharding.join_batch(statistics["codes"], mesh)
-        first = jnp.all(extra["usage"]["last"] < 0)
-        usage, health = codebook.follow(extra["usage"], codes, step)
-        means = {name: x for name, x in statistics.items() if name not in ("codes", "latents")}
-        extra = extra | averaged(means) | {"usage": usage}
-        if not follows:
-            return params, extra, {}, health
-        latents = sharding.join_batch(statistics["latents"], mesh)
-        generator = params["generator"]
-        if is_ema:
-            book = extra["generator"]["codebook"]["quantizer"]
-            book = codebook.moving_means(book, codes, latents, m.quantizer.decay)
-        else:
-            book = {"points": generator["quantizer"]["codebook"]}
-        fresh = codebook.replacements(latents, m.quantizer.size, first, rng, kmeans)
-        extra["usage"], book, moved = codebook.revived(usage, book, fresh, step, first, revive, kmeans)
-        if is_ema:
-            extra["averaged"] = averaging.follow(extra["averaged"], book["points"], moved, step, decay)
-            return params, extra | {"generator": {"codebook": {"quantizer": book}}}, {}, health
-        generator = generator | {"quantizer": generator["quantizer"] | {"codebook": book["points"]}}
-        return params | {"generator": generator}, extra, {"generator/quantizer/codebook": moved}, health
+    def loss(params, extra, batch, rng, step):
+        return two_player_loss(params, extra, images.normalize(batch["image"], HALF, HALF), rng, step)
 
     def example(record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return {"image": augment(record["image"], rng)}
 
-    def warnings(metrics: dict[str, float], step: int) -> list[str]:
-        found = []
-        if step >= 2 * codebook.WINDOW and metrics["usage"] < _COLLAPSED:
-            found.append(
-                f"the codebook has collapsed: {100 * metrics['usage']:.1f} % of {module.quantizer.size} codes were used in "
-                f"the last {codebook.WINDOW} updates. Try codebook.revive = 100, codebook.start = 'kmeans', "
-                "model.quantizer.unit = True with dim = 8, or model.quantizer.type = 'fsq'"
-            )
-        if judge is not None and step > options.start + 100 and metrics["loss_discriminator"] < _WON:
-            found.append(
-                f"the discriminator wins outright (loss {metrics['loss_discriminator']:.3f}): its verdict teaches "
-                "the generator nothing. Try loss.lecam = 0.001, loss.r1 = 1, or a lower optim.players.discriminator.lr"
-            )
-        return found
-
-    def weights():
-        """What a new run starts from instead of what `init` draws."""
-        params, extra = {}, {}
-        if config.pretrained:
-            found = pretrained.open_checkpoint(config.pretrained)
-            variables, _ = found.variables(found.module())
-            params = {"generator": variables.pop("params")}
-            extra = {"generator": variables}
-            if is_ema:
-                extra["averaged"] = variables["codebook"]["quantizer"]["points"]
-            if _takes_over(config, found):
-                variables = found.discriminator[1]()
-                params["discriminator"] = variables.pop("params")
-                extra["discriminator"] = variables
-        return params, extra if distance is None else extra | {"perceptual": distance.weights}
-
+    starts_from_weights = bool(config.pretrained) or players.distance is not None
     return Task(
-        init=init,
-        loss=total_loss,
+        init=players.init,
+        loss=loss,
         example=example,
-        evaluators=evaluators.factories(module, preprocess, distance),
+        evaluators=evaluators.factories(generator, preprocess, players.distance),
         artifacts={"preprocess.json": preprocess.to_json()},
-        pretrained=weights if config.pretrained or distance is not None else None,
-        revise=revise,
-        warnings=warnings,
+        pretrained=players.pretrained if starts_from_weights else None,
+        revise=players.revise,
+        warnings=players.warnings,
     )
 
 
-def _judged(judge, params, collections, pictures):
-    """Logits of pictures, and the collections after them."""
-    return judge.apply({"params": params, **collections}, pictures, True, mutable=list(collections))
+def codebook_rule(config: ConfigDict) -> codebook.Rule:
+    """How the run's codebook changes without a gradient."""
+    quantizer = config.model.quantizer
+    return codebook.Rule(
+        num_codes=quantizer.size,
+        is_ema=quantizer.type == "ema",
+        decay=quantizer.decay,
+        revive_after=config.codebook.revive,
+        kmeans=config.codebook.start == "kmeans" and not config.pretrained,
+    )
 
 
-def _with_last_kernel(generator, kernel):
-    decoder = generator["decoder"]
-    return generator | {"decoder": decoder | {"conv_out": decoder["conv_out"] | {"kernel": kernel}}}
+@dataclasses.dataclass(frozen=True)
+class Players:
+    """Generator and discriminator of a run: how they begin, and what changes them without a gradient.
+
+    Attributes:
+      config: the run's.
+      discriminator, distance: None where the run has none.
+    """
+
+    config: ConfigDict
+    generator: nn.Module
+    discriminator: nn.Module | None
+    distance: perceptual.Distance | None
+    rule: codebook.Rule
+
+    def init(self, rng, batch):
+        """`Task.init`."""
+        generator_key, discriminator_key = jax.random.split(rng)
+        size = self.config.model.resolution
+        x = jnp.zeros((1, size, size, 3))
+        variables = self.generator.init({"params": generator_key, "dropout": generator_key}, x)
+        params, extra = {"generator": variables.pop("params")}, {"generator": variables}
+        if self.rule.is_ema:
+            extra["averaged"] = jnp.copy(variables["codebook"]["quantizer"]["points"])
+        if self.discriminator is not None:
+            variables = self.discriminator.init(discriminator_key, x)
+            params["discriminator"] = variables.pop("params")
+            extra["discriminator"] = variables
+            if self.config.loss.lecam:
+                extra["lecam"] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
+        extra["usage"] = codebook.initial_usage(self.generator.quantizer.size)
+        if self.distance is not None:
+            extra["perceptual"] = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), self.distance.weights)
+        return params, extra
+
+    def pretrained(self):
+        """`Task.pretrained`: the weights that a new run starts from instead of what `init` draws."""
+        params, extra = {}, {}
+        if self.config.pretrained:
+            checkpoint = pretrained.open_checkpoint(self.config.pretrained)
+            variables, _ = checkpoint.variables(checkpoint.module())
+            params, extra = {"generator": variables.pop("params")}, {"generator": variables}
+            if self.rule.is_ema:
+                extra["averaged"] = variables["codebook"]["quantizer"]["points"]
+            if _takes_over(self.config, checkpoint):
+                variables = checkpoint.discriminator[1]()
+                params["discriminator"] = variables.pop("params")
+                extra["discriminator"] = variables
+        return params, extra if self.distance is None else extra | {"perceptual": self.distance.weights}
+
+    def revise(self, params, extra, statistics, rng, step):
+        """`Task.revise`: codebook, its usage and all running means, by all micro-batches of an update at once."""
+        mesh = jax.sharding.get_abstract_mesh()
+        codes = sharding.join_batch(statistics["codes"], mesh)
+        is_first = jnp.all(extra["usage"]["last"] < 0)
+        usage, metrics = codebook.update_usage(extra["usage"], codes, step)
+        means = {name: x for name, x in statistics.items() if name not in ("codes", "latents")}
+        extra = extra | averaged(means)
+        if not self.rule.needs_latents:
+            return params, extra | {"usage": usage}, {}, metrics
+        latents = sharding.join_batch(statistics["latents"], mesh)
+        generator = params["generator"]
+        if self.rule.is_ema:
+            book = extra["generator"]["codebook"]["quantizer"]
+        else:
+            book = {"points": generator["quantizer"]["codebook"]}
+        usage, book, moved = self.rule.update(usage, book, codes, latents, rng, step, is_first)
+        extra = extra | {"usage": usage}
+        if self.rule.is_ema:
+            decay = averaging.decay(self.config)
+            average = averaging.follow(extra["averaged"], book["points"], moved, step, decay)
+            return params, extra | {"averaged": average, "generator": {"codebook": {"quantizer": book}}}, {}, metrics
+        generator = generator | {"quantizer": generator["quantizer"] | {"codebook": book["points"]}}
+        return params | {"generator": generator}, extra, {"generator/quantizer/codebook": moved}, metrics
+
+    def warnings(self, metrics: dict[str, float], step: int) -> list[str]:
+        """`Task.warnings`."""
+        sentences = []
+        if step >= 2 * codebook.WINDOW and metrics["usage"] < _COLLAPSED:
+            sentences.append(
+                f"the codebook has collapsed: {100 * metrics['usage']:.1f} % of {self.generator.quantizer.size} codes were "
+                f"used in the last {codebook.WINDOW} updates. Try codebook.revive = 100, codebook.start = 'kmeans', "
+                "model.quantizer.unit = True with dim = 8, or model.quantizer.type = 'fsq'"
+            )
+        trains = self.discriminator is not None and step > self.config.loss.disc_start + 100
+        if trains and metrics["loss_discriminator"] < _WON:
+            sentences.append(
+                f"the discriminator wins outright (loss {metrics['loss_discriminator']:.3f}): its logits teach "
+                "the generator nothing. Try loss.lecam = 0.001, loss.r1 = 1, or a lower optim.players.discriminator.lr"
+            )
+        return sentences
 
 
 def _check(config: ConfigDict) -> None:
@@ -319,13 +245,13 @@ def _check(config: ConfigDict) -> None:
             raise ConfigError(
                 f"config.codebook.{key} = {book[key]!r}; it must be {none!r} for {kind}, which has no codebook of points"
             )
-    if options.pixels not in loss.PIXELS:
-        raise ConfigError(f"config.loss.pixels = {options.pixels!r}; it must be one of {', '.join(loss.PIXELS)}")
-    if options.adversarial not in (*loss.ADVERSARIAL, "none"):
-        allowed = ", ".join((*loss.ADVERSARIAL, "none"))
+    if options.pixels not in loss_lib.PIXELS:
+        raise ConfigError(f"config.loss.pixels = {options.pixels!r}; it must be one of {', '.join(loss_lib.PIXELS)}")
+    if options.adversarial not in (*loss_lib.ADVERSARIAL, "none"):
+        allowed = ", ".join((*loss_lib.ADVERSARIAL, "none"))
         raise ConfigError(f"config.loss.adversarial = {options.adversarial!r}; it must be one of {allowed}")
-    for key in ("pixel_weight", "codebook_weight", "weight", "start", "alone", "lecam", "r1"):
+    for key in ("pixel_weight", "codebook_weight", "weight", "disc_start", "disc_warmup", "lecam", "r1"):
         if options[key] < 0:
             raise ConfigError(f"config.loss.{key} = {options[key]} must be 0 or more")
-    if options.rise < 1:
-        raise ConfigError(f"config.loss.rise = {options.rise} must be at least 1")
+    if options.disc_ramp < 1:
+        raise ConfigError(f"config.loss.disc_ramp = {options.disc_ramp} must be at least 1")

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     c.steps = 1500
     c.data.source = "digits"
     c.model.quantizer = ConfigDict({"type": "fsq", "levels": (8, 8, 8)})
-    c.loss.update({"start": 1000, "alone": 100, "rise": 200})
+    c.loss.update({"disc_start": 1000, "disc_warmup": 100, "disc_ramp": 200})
     c.evals = ConfigDict({"test": {"type": "reconstruction", "split": "test", "every": 500}})
     c.evals.classifier = ConfigDict({"type": "reading", "split": "test"})
     return c

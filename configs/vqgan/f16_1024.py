@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     c.model.quantizer = ConfigDict({"type": "nearest", "size": 1024, "dim": 256, "beta": 0.25})
     c.discriminator = ConfigDict({"channels": 64, "layers": 3, "norm": "group"})
     c.perceptual = ConfigDict({"type": "lpips", "path": "", "weight": 1.0})
-    c.loss = ConfigDict({"pixels": "l1", "adversarial": "hinge", "weight": 0.8, "start": 93_751})
+    c.loss = ConfigDict({"pixels": "l1", "adversarial": "hinge", "weight": 0.8, "disc_start": 93_751})
     c.augment = ConfigDict({"scale": (0.8, 1.0), "flip": True})
 
     c.optim = ConfigDict({"name": "adam", "lr": 4.5e-6 * 256, "schedule": "constant", "warmup_steps": 1000, "clip": 0.0})

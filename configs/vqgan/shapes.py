@@ -23,7 +23,8 @@ def get_config() -> ConfigDict:
     c.model.quantizer = ConfigDict({"type": "fsq", "levels": (8, 8, 8, 8)})
     c.discriminator = ConfigDict({"channels": 16, "layers": 2})
     # Squared errors look at the objects; absolute ones also at the noise of the background, which nothing can foretell.
-    c.loss = ConfigDict({"pixels": "l2", "weight": 0.1, "start": 6500, "alone": 200, "rise": 500, "lecam": 0.001})
+    c.loss = ConfigDict({"pixels": "l2", "weight": 0.1, "lecam": 0.001})
+    c.loss.update({"disc_start": 6500, "disc_warmup": 200, "disc_ramp": 500})
     c.optim = ConfigDict({"name": "adamw", "lr": 1e-3, "warmup_steps": 50, "args": {"b1": 0.9, "b2": 0.99}})
     c.optim.players = ConfigDict({"discriminator": {"lr": 3e-4, "args": {"b1": 0.5, "b2": 0.9}}})
     c.ema = ConfigDict({"decay": 0.99, "players": ("generator",)})

@@ -1,0 +1,39 @@
+"""How close reconstructions are to their originals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+_WINDOW, _SIGMA = 11, 1.5  # of SSIM
+
+
+def psnr(reconstruction: Float[Array, "b h w 3"], original: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
+    """Peak signal-to-noise ratio of pictures in [0, 1], in dB; at most 100."""
+    mse = jnp.mean((reconstruction - original) ** 2, axis=(1, 2, 3))
+    return -10 * jnp.log10(jnp.maximum(mse, 1e-10))
+
+
+def ssim(reconstruction: Float[Array, "b h w 3"], original: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
+    """Structural similarity of pictures in [0, 1] (Wang et al. 2004, equation 13), Gaussian window, mean over channels.
+
+    Raises ValueError for pictures smaller than the window.
+    """
+    if min(reconstruction.shape[1:3]) < _WINDOW:
+        raise ValueError(f"SSIM needs pictures of at least {_WINDOW} x {_WINDOW} pixels, not {reconstruction.shape[1:3]}")
+    offsets = np.arange(_WINDOW) - _WINDOW // 2
+    bell = np.exp(-(offsets**2) / (2 * _SIGMA**2))
+    bell = jnp.asarray(bell / bell.sum(), jnp.float32)
+
+    def blur(x):
+        b, h, w, c = x.shape
+        x = x.transpose(0, 3, 1, 2).reshape(b * c, 1, h, w)
+        for kernel in (bell[None, None, :, None], bell[None, None, None, :]):
+            x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", precision=jax.lax.Precision.HIGHEST)
+        return x.reshape(b, c, *x.shape[2:])
+
+    a, b = blur(reconstruction), blur(original)
+    aa, bb, ab = blur(reconstruction**2) - a**2, blur(original**2) - b**2, blur(reconstruction * original) - a * b
+    c1, c2 = 0.01**2, 0.03**2
+    values = (2 * a * b + c1) * (2 * ab + c2) / ((a**2 + b**2 + c1) * (aa + bb + c2))
+    return jnp.mean(values, axis=(1, 2, 3))
