@@ -5,6 +5,7 @@ before it as they were. One that was damaged later is reported and passed over. 
 whether all could read it, what is set aside, and whether a save succeeded.
 """
 
+import contextlib
 import logging
 import os
 
@@ -14,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator  # its tests align it in the same way
 
 from train_jax import agreement, optim, paths, resume
-from train_jax.errors import ConfigError
+from train_jax.errors import ConfigError, Stopped
 from train_jax.sharding import path_name
 
 log = logging.getLogger(__name__)
@@ -215,6 +216,22 @@ class Checkpoints:
                 f"the last checkpoint (step {step}) could not be saved: {_first_line(error)}. "
                 f"Newest complete one: {self.latest}"
             ) from error
+
+
+@contextlib.contextmanager
+def closing(checkpoints: Checkpoints):
+    """Closes checkpoints; a last save that failed is an error, or is logged beside the error that ended the run."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            checkpoints.close()
+        except CheckpointError as failed:
+            if isinstance(error, Stopped):
+                raise
+            log.error("%s", failed)
+        raise
+    checkpoints.close()
 
 
 def load_weights(directory: str | os.PathLike, step: int | None = None) -> tuple[dict, dict, int]:

@@ -61,6 +61,7 @@ def defaults() -> ConfigDict:
 
     c.checkpoint = ConfigDict({"every": 1000, "keep_last": 2, "keep_every": 0})
     c.evals = ConfigDict()  # name -> {type, every, …options of that type}
+    c.hooks = ()  # classes of train_jax.hooks.Hook by name, such as "train_jax.hooks.WeightHistograms"
     return c
 
 

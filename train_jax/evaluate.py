@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from train_jax import agreement, optim, sharding
-from train_jax.data import pipeline, sources
+from train_jax import agreement, feed, optim, sharding
+from train_jax.data import sources, stream
 from train_jax.data.errors import DataError
 from train_jax.errors import Interrupted
 from train_jax.step import TrainState
@@ -38,12 +38,7 @@ class Context:
     def source(self, name: str, split: str) -> sources.Source:
         """A data set by name, with the run's own data directory and caption templates."""
         data = self.config.data
-        source = sources.open_source(
-            name or data.source,
-            split,
-            data_dir=data.data_dir or None,
-            templates=tuple(data.templates) or None,
-        )
+        source = sources.from_config(data, name or data.source, split)
         return sources.readable(source, data.max_broken_eval) if data.max_broken_eval else source
 
     def batches(self, records, example: Callable, batch_size: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
@@ -58,11 +53,11 @@ class Context:
         batch_size = -(-batch_size // parts) * parts
         split = sharding.batch_sharding(self.mesh)
         rows = sharding.host_rows(split, batch_size)
-        batches = pipeline.eval_batches(records, example, batch_size=batch_size, rows=rows)
+        batches = stream.eval_batches(records, example, batch_size=batch_size, rows=rows)
         for number, (batch, _) in enumerate(batches):
             if signal_number := max(agreement.gather(self.asked_to_stop())):
                 raise Interrupted(signal_number)
-            yield pipeline.to_device(batch, split, batch_size), min(batch_size, len(records) - number * batch_size)
+            yield feed.to_device(batch, split, batch_size), min(batch_size, len(records) - number * batch_size)
 
     def whole(self, x: jax.Array) -> jax.Array:
         """An array that is split over hosts and devices, on every one of them."""

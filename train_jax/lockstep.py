@@ -12,8 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from train_jax import sharding
-from train_jax.data import pipeline
+from train_jax import feed, sharding
 from train_jax.step import NOTICE
 
 AHEAD = 2  # updates that are under way at most: one runs, the next is queued
@@ -33,7 +32,7 @@ class Lockstep:
         split = sharding.batch_sharding(mesh)
         mine = len(sharding.host_rows(split, parts))
         self._notices = [
-            pipeline.to_device({NOTICE: np.full(mine, value, np.int32)}, split, parts) for value in (False, True)
+            feed.to_device({NOTICE: np.full(mine, value, np.int32)}, split, parts) for value in (False, True)
         ]
 
     def notice(self, *reasons) -> dict[str, jax.Array]:

@@ -134,6 +134,11 @@ class Writer:
             (folder / f"{step:08d}-{name.replace('/', '-')}.png").write_bytes(png.getvalue())
             self._events.add_image(name, image, step, dataformats="HWC")
 
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """Adds a histogram of numbers to TensorBoard."""
+        if self._active:
+            self._events.add_histogram(name, values, step)
+
     def close(self) -> None:
         if self._active:
             self._file.close()

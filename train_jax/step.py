@@ -17,11 +17,11 @@ import optax
 from jax.sharding import Mesh
 
 from train_jax import optim, sharding
+from train_jax.data.stream import BROKEN
 from train_jax.errors import ConfigError
 from train_jax.task import Task, averaged
 
 COUNTERS = ("skipped", "streak", "broken")
-BROKEN = "_broken"  # int32 [B]: how many unreadable samples the pipeline replaced to fill each row
 NOTICE = "_notice"  # int32 [parts of the batch]: not 0 where a host has something to tell; see train_jax.train
 
 

@@ -1,39 +1,33 @@
-"""The training loop, top to bottom: config -> mesh -> task and data -> state -> step -> restore -> loop.
+"""Training: prepare, compile, restore, loop.
 
 The run directory describes itself: `config.json`, the task's artifacts (`tokenizer.json`, …) with `artifacts.json`
 (their hashes), `checkpoints/<step>/`, `metrics.jsonl`, TensorBoard events, `samples/*.png`.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
-from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from train_jax import agreement, memory, optim, paths, profiling, resume, run_directory, sharding
-from train_jax import config as config_lib
-from train_jax import task as task_lib
-from train_jax.checkpoint import CheckpointError, Checkpoints
-from train_jax.data import pipeline, sources
-from train_jax.errors import ConfigError, Interrupted, LoadError, Stopped
-from train_jax.evaluate import Evaluations
-from train_jax.lockstep import AHEAD, Lockstep
+from train_jax import agreement, feed, memory, paths, profiling, resume
+from train_jax.checkpoint import Checkpoints, closing
+from train_jax.data import stream as stream_lib
+from train_jax.errors import Interrupted, Stopped
+from train_jax.lockstep import AHEAD
 from train_jax.metrics import History, Writer, read
 from train_jax.ownership import Ownership
 from train_jax.paths import AnyPath
 from train_jax.preemption import StopRequest
-from train_jax.step import BROKEN, NOTICE, check_averaged, init_state, make_train_step
-from train_jax.task import Task
+from train_jax.prepare import Prepared, as_json, describe, prepare
+from train_jax.step import NOTICE
 
 log = logging.getLogger(__name__)
 
 _PROFILED_STEPS = (10, 15)  # after compilation and warm-up
-_IDENTITY = ("task", "model", "tokenizer", "preprocess", "vqgan")  # what a run directory's weights depend on
 
 
 def run(
@@ -62,287 +56,204 @@ def run(
       train_jax.agreement.PeerError: another host failed; what was trained is saved.
       FloatingPointError: `config.optim.max_skipped` updates in a row had non-finite gradients.
     """
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         try:
-            _run(config, workdir, profile, reset_optimizer, held)
+            workdir = paths.run_directory(workdir)
+            stop = StopRequest()
+            prepared = prepare(config, workdir, asked_to_stop=lambda: stop.signal_number)
+            with jax.set_mesh(prepared.mesh):
+                agreement.gather()  # every host has come so far: what follows is done together
+                ownership = stack.enter_context(contextlib.closing(Ownership(workdir)))
+                step = prepared.step.compile()
+                report(prepared, step)
+                stack.enter_context(stop)
+                loop = Loop(prepared, step, workdir, stop, ownership, stack, reset_optimizer, profile)
+                loop.run()
         except Exception as error:
             agreement.share(error)
             raise
-    return read(paths.run_directory(workdir))  # all is written once the writer is closed
+    return read(workdir)  # all is written once the writer is closed
 
 
-def _run(
-    config: ConfigDict, workdir: str | os.PathLike, profile: bool, reset_optimizer: bool, held: contextlib.ExitStack
-) -> None:
-    # Config and mesh: everything that can be wrong is found out here, before memory or a compiler is touched.
-    config = config_lib.resolve(config)
-    workdir = paths.run_directory(workdir)
-    agreement.check_connected()
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(mesh, config.data.batch_size, config.accumulate)
-    _check_same_experiment(config, workdir)
-    peak = profiling.peak_flops(jax.devices())
-    first = jax.process_index() == 0
+class Loop:
+    """The training loop of one run, from its newest checkpoint on.
 
-    # Task and data.
-    if (workdir / "artifacts.json").is_file():
-        run_directory.check_artifacts(workdir)
-    task = task_lib.module(config).make(config, workdir)
-    source = sources.open_source(
-        config.data.source,
-        config.data.split,
-        data_dir=config.data.data_dir or None,
-        templates=tuple(config.data.templates) or None,
-    )
-    stop = StopRequest()
-    evaluations = Evaluations(config, task, mesh, lambda: stop.signal_number)
-    if task.records is not None:
-        _check_training(config, task)  # records, such as codes, may take hours
-    records = source if task.records is None else task.records(source)
-    agreement.check_same(len(records), f"records of {source.name}")
-    split = sharding.batch_sharding(mesh)
-    iterator = pipeline.train_iterator(
-        records,
-        task.example,
-        batch_size=config.data.batch_size,
-        seed=config.seed,
-        rows=sharding.host_rows(split, config.data.batch_size),
-        workers=config.data.workers,
-    )
-    batch_shapes = iterator.shapes()
+    What hosts do together, they do at the same updates: a host that cannot go on, or is asked to stop, says so in its next
+    batch (`train_jax.lockstep`), and all meet.
+    """
 
-    with jax.set_mesh(mesh):
-        # State: abstract shapes first, then the step is compiled, then memory is taken.
-        schedules = {}
-
-        def make_tx(params, axes):
-            tx, found = optim.make(config.optim, params, config.steps, axes)
-            schedules.update(found)
-            return tx
-
-        ema_players = ()
-        if config.ema.decay:
-            ema_players = tuple(config.ema.players) or tuple(_players(task, config.seed, batch_shapes))
-        create_state, abstract_state, tx = init_state(
-            task, make_tx, mesh, _without(batch_shapes), seed=config.seed, ema_players=ema_players
+    def __init__(
+        self,
+        prepared: Prepared,
+        compiled: jax.stages.Compiled,
+        workdir: AnyPath,
+        stop: StopRequest,
+        ownership: Ownership,
+        stack: contextlib.ExitStack,
+        reset_optimizer: bool = False,
+        profile: bool = False,
+    ):
+        self.prepared, self.config, self.workdir = prepared, prepared.config, workdir
+        self._compiled, self._stop, self._ownership, self._profile = compiled, stop, ownership, profile
+        config, is_first = self.config, jax.process_index() == 0
+        self.checkpoints = Checkpoints(
+            workdir / "checkpoints", **config.checkpoint, config=json.loads(as_json(config))
         )
-        step_fn = make_train_step(
-            task,
-            tx,
-            mesh,
-            abstract_state,
-            seed=config.seed,
-            schedules=schedules,
-            accumulate=config.accumulate,
-            ema_decay=config.ema.decay,
-            freeze=config.optim.freeze,
+        stack.enter_context(closing(self.checkpoints))
+        # The newest checkpoint that can be read brings state and data position back together.
+        restored = self.checkpoints.restore(prepared.abstract_state, prepared.stream, reset_optimizer=reset_optimizer)
+        self.state, self.start = (prepared.create_state(), 0) if restored is None else restored
+        if self.start:
+            self.state = resume.completed(self.state, prepared.abstract_state, prepared.tx.init)
+            log.info("resumed from step %d", self.start)
+        if is_first:
+            describe(prepared, workdir)
+        self.step = self.start
+        self._lockstep = prepared.lockstep
+        self._batches = feed.Prefetch(prepared.stream, prepared.to_device, depth=AHEAD + 1)
+        self._writer = Writer(workdir, total_steps=config.steps, active=is_first, start_step=self.start)
+        stack.enter_context(contextlib.closing(self._writer))
+        self._tracing = stack.enter_context(contextlib.ExitStack())
+        flops = prepared.task.flops
+        self._throughput = profiling.ThroughputMeter(
+            config.data.batch_size,
+            None if flops is None else flops * config.data.batch_size,
+            profiling.peak_flops(jax.devices()),
+            self.start,
         )
-        lockstep = Lockstep(mesh)
-        # Tracing refuses what is left to refuse: nothing has been written yet.
-        step_fn = step_fn.lower(abstract_state, batch_shapes | lockstep.notice())
-        agreement.gather()  # every host has come so far: what follows is done together
-        ownership = held.enter_context(contextlib.closing(Ownership(workdir)))
-        step_fn = step_fn.compile()
-        _report(config, mesh, abstract_state, step_fn, len(source))
+        self._broken_before = int(self.state.counters["broken"])
+        self._evaluated = True  # whether the evaluations whose turn has come were made
+        self._hooks = [hook(prepared, self._writer) for hook in prepared.hooks]
 
-        # Restore: the newest checkpoint that can be read brings state and data position back together.
-        held.enter_context(stop)
-        checkpoints = Checkpoints(workdir / "checkpoints", **config.checkpoint, config=json.loads(_as_json(config)))
-        held.enter_context(_closing(checkpoints))
-        restored = checkpoints.restore(abstract_state, iterator, reset_optimizer=reset_optimizer)
-        state, start = (create_state(), 0) if restored is None else restored
-        if start:
-            state = resume.completed(state, abstract_state, tx.init)
-            log.info("resumed from step %d", start)
-        if first:
-            _describe(config, task, workdir)
-
-        # Loop.
-        writer = Writer(workdir, total_steps=config.steps, active=first, start_step=start)
-        held.enter_context(contextlib.closing(writer))
-        tracing = held.enter_context(contextlib.ExitStack())
-        batches = pipeline.prefetch(
-            iterator, lambda batch: pipeline.to_device(batch, split, config.data.batch_size), depth=AHEAD + 1
-        )
-        flops = None if task.flops is None else task.flops * config.data.batch_size
-        throughput = profiling.ThroughputMeter(config.data.batch_size, flops, peak, start)
-        broken_before = int(state.counters["broken"])
-
-        def errors() -> list[Exception]:
-            return [error for error in (lockstep.error, batches.error, ownership.error) if error is not None]
-
-        def meet() -> int:
-            """The signal that asks a host to stop, on all of them; raises what keeps a host from going on."""
-            if errors() and not stop.signal_number:  # Ctrl-C ends the processes that read, too
-                raise errors()[0]
-            return max(agreement.gather(stop.signal_number))
-
-        evaluated = True  # whether the evaluations whose turn has come were made
-
-        def evaluate() -> None:
-            nonlocal evaluated
-            names = evaluations.due(step)
-            if not names:
-                return
-            evaluated = False
-            try:
-                with throughput.paused():
-                    results, images = evaluations.run(names, state)
-                    agreement.gather()
-            except Interrupted as interrupted:
-                checkpoints.save(step, state, batches, evaluated=False)
-                raise Stopped(step, interrupted.signal_number) from interrupted
-            evaluated = True
-            with lockstep.carried():
-                writer.write(step, results)
-                writer.images(step, images)
-
-        step = start
+    def run(self) -> None:
+        """Updates until `config.steps`, with everything that is due between them."""
         try:
-            batches.fill()
-            meet()
+            self._batches.fill()
+            self._meet()
             # A checkpoint cannot be told afterwards that its evaluation was made up for: the record tells.
-            if not checkpoints.evaluated and not agreement.from_first(writer.tells_of(step, evaluations.due(step))):
-                evaluate()
-            while step < config.steps:
-                finished = lockstep.finished()
-                if finished is not None:
-                    with lockstep.carried():
-                        _check_streak(finished, config, step - AHEAD + 1, checkpoints)
-                        examples = (step - AHEAD + 1 - start) * config.data.batch_size
-                        pipeline.check_broken(int(finished["broken"]) - broken_before, examples, config.data.max_broken)
-                    if int(finished[NOTICE]) and (signal_number := meet()):
-                        checkpoints.save(step, state, batches)
-                        raise Stopped(step, signal_number)
-
-                if profile and step == start + _PROFILED_STEPS[0] - 1:
-                    tracing.enter_context(profiling.trace(workdir / "profile"))
-                batch = next(batches) | lockstep.notice(*errors(), stop.signal_number)
-                state, metrics = step_fn(state, batch)
-                lockstep.started(metrics)
-                step += 1
-                if profile and step == start + _PROFILED_STEPS[1]:
-                    jax.block_until_ready(state)
-                    tracing.close()
-
-                last = step == config.steps
-                if step % config.log_every == 0 or last:
-                    metrics = {name: float(value) for name, value in jax.device_get(metrics).items() if name != NOTICE}
-                    with lockstep.carried():
-                        writer.write(step, metrics | throughput.read(step))
-                        _check_streak(metrics, config, step, checkpoints)
-                        for sentence in task.warnings(metrics, step) if task.warnings else ():
-                            log.warning("step %d: %s", step, sentence)
-                evaluate()
+            due = self.prepared.evaluations.due(self.step)
+            if not self.checkpoints.evaluated and not agreement.from_first(self._writer.tells_of(self.step, due)):
+                self._evaluate()
+            while self.step < self.config.steps:
+                self._check_finished_update()
+                metrics = self._update()
+                is_last = self.step == self.config.steps
+                if self.step % self.config.log_every == 0 or is_last:
+                    self._log(metrics)
+                self._evaluate()
                 # The iterator's state is that of the batch just used: nothing may be drawn before this save.
-                if last or checkpoints.due(step):
-                    with throughput.paused():
-                        checkpoints.save(step, state, batches)
-            if lockstep.error is not None:
-                raise lockstep.error
+                if is_last or self.checkpoints.due(self.step):
+                    with self._throughput.paused():
+                        self.checkpoints.save(self.step, self.state, self._batches)
+            if self._lockstep.error is not None:
+                raise self._lockstep.error
             agreement.gather()
         except Stopped:
             raise
         except Exception as error:
             # What training has done so far outlives unreadable data and a failed evaluation.
             agreement.share(error)
-            lost = any(agreement.gather(ownership.error is not None))  # another run trains there now
-            if step and not lost:
-                checkpoints.save(step, state, batches, evaluated=evaluated)
+            is_lost = any(agreement.gather(self._ownership.error is not None))  # another run trains there now
+            if self.step and not is_lost:
+                self.checkpoints.save(self.step, self.state, self._batches, evaluated=self._evaluated)
             raise
 
+    def _update(self) -> dict[str, jax.Array]:
+        """Starts the next update; its metrics, on the devices."""
+        if self._profile and self.step == self.start + _PROFILED_STEPS[0] - 1:
+            self._tracing.enter_context(profiling.trace(self.workdir / "profile"))
+        notice = self._lockstep.notice(*self._errors(), self._stop.signal_number)
+        self.state, metrics = self._compiled(self.state, next(self._batches) | notice)
+        self._lockstep.started(metrics)
+        self.step += 1
+        if self._profile and self.step == self.start + _PROFILED_STEPS[1]:
+            jax.block_until_ready(self.state)
+            self._tracing.close()
+        for hook in self._hooks:
+            hook.on_update(self.step, self.state)
+        return metrics
 
-@contextlib.contextmanager
-def _closing(checkpoints: Checkpoints):
-    """Closes checkpoints; a last save that failed is an error, or is logged beside the error that ended the run."""
-    try:
-        yield
-    except BaseException as error:
+    def _check_finished_update(self) -> None:
+        """Looks at the metrics of the update before the last: streaks, broken samples, and whether a host wants to meet."""
+        metrics = self._lockstep.finished()
+        if metrics is None:
+            return
+        with self._lockstep.carried():
+            step = self.step - AHEAD + 1
+            self._check_streak(metrics, step)
+            examples = (step - self.start) * self.config.data.batch_size
+            broken = int(metrics["broken"]) - self._broken_before
+            stream_lib.check_broken(broken, examples, self.config.data.max_broken)
+        if int(metrics[NOTICE]) and (signal_number := self._meet()):
+            self.checkpoints.save(self.step, self.state, self._batches)
+            raise Stopped(self.step, signal_number)
+
+    def _errors(self) -> list[Exception]:
+        errors = (self._lockstep.error, self._batches.error, self._ownership.error)
+        return [error for error in errors if error is not None]
+
+    def _meet(self) -> int:
+        """The signal that asks a host to stop, on all of them; raises what keeps a host from going on."""
+        errors = self._errors()
+        if errors and not self._stop.signal_number:  # Ctrl-C ends the processes that read, too
+            raise errors[0]
+        return max(agreement.gather(self._stop.signal_number))
+
+    def _log(self, metrics: dict[str, jax.Array]) -> None:
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items() if name != NOTICE}
+        with self._lockstep.carried():
+            self._writer.write(self.step, metrics | self._throughput.read(self.step))
+            self._check_streak(metrics, self.step)
+            warnings = self.prepared.task.warnings
+            for sentence in warnings(metrics, self.step) if warnings else ():
+                log.warning("step %d: %s", self.step, sentence)
+            for hook in self._hooks:
+                hook.on_log(self.step, self.state, metrics)
+
+    def _evaluate(self) -> None:
+        """Runs the evaluators whose turn it is."""
+        names = self.prepared.evaluations.due(self.step)
+        if not names:
+            return
+        self._evaluated = False
         try:
-            checkpoints.close()
-        except CheckpointError as failed:
-            if isinstance(error, Stopped):
-                raise
-            log.error("%s", failed)
-        raise
-    checkpoints.close()
+            with self._throughput.paused():
+                results, images = self.prepared.evaluations.run(names, self.state)
+                agreement.gather()
+        except Interrupted as interrupted:
+            self.checkpoints.save(self.step, self.state, self._batches, evaluated=False)
+            raise Stopped(self.step, interrupted.signal_number) from interrupted
+        self._evaluated = True
+        with self._lockstep.carried():
+            self._writer.write(self.step, results)
+            self._writer.images(self.step, images)
+            for hook in self._hooks:
+                hook.on_evaluation(self.step, results, images)
 
-
-def _without(batch: dict) -> dict:
-    return {name: x for name, x in batch.items() if name != BROKEN}
-
-
-def _players(task: Task, seed: int, batch_shapes) -> list[str]:
-    return list(jax.eval_shape(lambda batch: task.init(jax.random.key(seed), batch), _without(batch_shapes))[0])
-
-
-def _check_training(config: ConfigDict, task: Task) -> None:
-    """ConfigError for an optimiser or averages that cannot be, before a batch has been seen."""
-    params, _ = jax.eval_shape(lambda: task.init(jax.random.key(config.seed), {}))
-    check_averaged(config.ema.players, params)
-    optim.make(config.optim, sharding.unbox(params), config.steps, sharding.logical_axes(params))
-
-
-def _check_same_experiment(config: ConfigDict, workdir: AnyPath) -> None:
-    for place in (workdir, *workdir.parents):
-        if isinstance(place, Path) and place.is_file():
-            raise ConfigError(f"{workdir} cannot be a run directory: {place} is a file. Choose another --workdir")
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    try:
-        before = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise LoadError(f"{path} is not JSON ({error}): choose another --workdir, or remove this one") from error
-    different = resume.changed(before, json.loads(_as_json(config)))
-    other = [key for key in different if key.split(".")[0] in _IDENTITY]
-    if other:
-        what = ", ".join("config.{} is {!r} there and {!r} here".format(key, *different[key]) for key in other)
-        raise ConfigError(f"{workdir} holds another run: {what}. Choose another --workdir, or remove this one")
-    for key, (was, is_now) in different.items():
-        log.warning("config.%s differs from that of the run in %s: was %r, is %r", key, workdir, was, is_now)
-
-
-def _as_json(config: ConfigDict) -> str:
-    return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True) + "\n"
-
-
-def _describe(config: ConfigDict, task: Task, workdir: AnyPath) -> None:
-    """Writes what a reader of the run directory needs beside the weights."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    artifacts = {name: x if isinstance(x, bytes) else x.encode() for name, x in task.artifacts.items()}
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in artifacts.items()}
-    described = {
-        "config.json": _as_json(config).encode(),
-        **artifacts,
-        "artifacts.json": (json.dumps(hashes, indent=2, sort_keys=True) + "\n").encode(),
-    }
-    for name, content in described.items():
-        # A run that is stopped here must still find the old file, whole.
-        unfinished = workdir / f"{name}.unfinished"
-        unfinished.write_bytes(content)
-        unfinished.replace(workdir / name)
-
-
-def _report(config: ConfigDict, mesh, abstract_state, compiled, examples: int) -> None:
-    for player, params in abstract_state.params.items():
-        count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
-        log.info("%s: %s parameters", player, f"{count:,}")
-    log.info("mesh %s over %d %s device(s)", dict(mesh.shape), mesh.size, mesh.devices.flat[0].device_kind)
-    log.info("%s examples; %.2f epochs", f"{examples:,}", config.steps * config.data.batch_size / examples)
-    plan = profiling.memory_plan(compiled)
-    log.info("memory of the compiled step, per device:\n%s", plan)
-    remedy = "lower config.data.batch_size, set config.model.remat, or spread the run over more devices (config.mesh.fsdp)"
-    memory.require(plan.needed, mesh.local_devices[0], "the compiled step takes", remedy)
-
-
-def _check_streak(metrics: dict, config: ConfigDict, step: int, checkpoints: Checkpoints) -> None:
-    if int(metrics["streak"]) >= config.optim.max_skipped:
+    def _check_streak(self, metrics: dict, step: int) -> None:
+        """FloatingPointError where too many updates in a row were skipped."""
+        if int(metrics["streak"]) < self.config.optim.max_skipped:
+            return
         norms = [float(norm) for name, norm in metrics.items() if name.startswith("grad_norm")]
-        checkpoint = checkpoints.latest
-        saved = "there is no checkpoint yet" if checkpoint is None else f"the checkpoint of step {checkpoint} is intact"
+        latest = self.checkpoints.latest
+        saved = "there is no checkpoint yet" if latest is None else f"the checkpoint of step {latest} is intact"
         raise FloatingPointError(
             f"the last {int(metrics['streak'])} updates up to step {step} had a non-finite loss or gradient and were "
             f"skipped (loss {float(metrics['loss'])}, grad_norm {norms}); {saved}. "
             "Lower config.optim.lr, lengthen config.optim.warmup_steps, or set config.model.dtype to float32"
         )
+
+
+def report(prepared: Prepared, compiled: jax.stages.Compiled) -> None:
+    """Logs sizes of model, mesh, data and the compiled step. ConfigError for a step that does not fit into memory."""
+    config, mesh = prepared.config, prepared.mesh
+    for player, params in prepared.abstract_state.params.items():
+        count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
+        log.info("%s: %s parameters", player, f"{count:,}")
+    log.info("mesh %s over %d %s device(s)", dict(mesh.shape), mesh.size, mesh.devices.flat[0].device_kind)
+    epochs = config.steps * config.data.batch_size / prepared.records
+    log.info("%s examples; %.2f epochs", f"{prepared.records:,}", epochs)
+    plan = profiling.memory_plan(compiled)
+    log.info("memory of the compiled step, per device:\n%s", plan)
+    remedy = "lower config.data.batch_size, set config.model.remat, or spread the run over more devices (config.mesh.fsdp)"
+    memory.require(plan.needed, mesh.local_devices[0], "the compiled step takes", remedy)

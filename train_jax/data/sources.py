@@ -64,6 +64,12 @@ class Source:
         return {key: value for key, value in record.items() if key != "image"}
 
 
+def from_config(data, name: str = "", split: str = "") -> Source:
+    """The source of a config's `data`, or another one by name and split, with its data directory and templates."""
+    options = {"data_dir": data.data_dir or None, "templates": tuple(data.templates) or None}
+    return open_source(name or data.source, split or data.split, **options)
+
+
 def open_source(
     name: str, split: str, *, data_dir: str | None = None, templates: Sequence[str] | None = None
 ) -> Source:

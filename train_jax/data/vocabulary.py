@@ -16,9 +16,7 @@ log = logging.getLogger(__name__)
 
 def learn(data: ConfigDict, most: int, vocab_size: int, context_length: int) -> Tokenizer:
     """At most `vocab_size` tokens, learnt on the captions of `most` records of `config.data`'s source."""
-    source = sources.open_source(
-        data.source, data.split, data_dir=data.data_dir or None, templates=tuple(data.templates) or None
-    )
+    source = sources.from_config(data)
     try:
         tokenizer = Tokenizer.train(_captions(source, most), vocab_size, context_length)
     except DataError:

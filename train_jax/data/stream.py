@@ -1,25 +1,23 @@
-"""Records -> shuffled, batched arrays on devices: seeded, resumable, the same stream on any number of hosts.
+"""Records -> a stream of shuffled batches of NumPy arrays: seeded, resumable, the same on any number of hosts.
+
+Without JAX: processes that read and decode import this module, and need not wait for more.
 
 Order of things: the global stream is formed first (shuffle, one example a record, batches of contiguous examples), then
 each host makes the rows of every batch that its devices hold (`train_jax.sharding.host_rows`), which need not be
 contiguous, and which hosts may share. So N hosts see exactly the batches of one, however their devices are laid out.
 """
 
-import collections
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
-import jax
 import numpy as np
 from absl import flags
-from jax.sharding import NamedSharding
 
-from train_jax import sharding as sharding_lib
-from train_jax.data.images import BrokenSample
-from train_jax.data.sources import DataError, Source
-from train_jax.step import BROKEN
+from train_jax.data.errors import BrokenSample, DataError
+from train_jax.data.sources import Source
 
+BROKEN = "_broken"  # int32 [B]: how many unreadable samples were replaced to fill each row
 _TRIES = 100  # records in a row that may be broken before the stream gives up
 _WATCHED = 1000  # samples of which, at least, the share of broken ones is taken
 _ENDLESS = 2**40  # batches; Grain counts in floats, and in 63 bits
@@ -66,7 +64,7 @@ class _HostExamples:
         return self._examples[self._start + batch * self._batch_size + int(self._rows[row])]
 
 
-class train_iterator:
+class TrainStream:
     """An endless iterator over this host's rows of shuffled batches; its state is the examples drawn by all hosts.
 
     Args:
@@ -114,10 +112,9 @@ class train_iterator:
         self._drawn = state["examples"]
         self._iterator = None
 
-    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a batch over all hosts, as the stream's first example has them."""
-        example = {name: np.asarray(x) for name, x in self._examples[0].items()}
-        return {name: jax.ShapeDtypeStruct((self._batch_size, *x.shape), x.dtype) for name, x in example.items()}
+    def first_example(self) -> dict[str, np.ndarray]:
+        """The stream's first example, which tells the shapes of all."""
+        return {name: np.asarray(x) for name, x in self._examples[0].items()}
 
     def _start(self):
         mine = _HostExamples(self._examples, self._drawn, self._rows, self._batch_size)
@@ -148,68 +145,6 @@ def eval_batches(
             except BrokenSample as error:
                 raise DataError(f"a broken sample in an evaluation: {error}") from error
         yield {name: np.stack([x[name] for x in examples]) for name in examples[0]}, places < len(source)
-
-
-def to_device(
-    batch: dict[str, np.ndarray], sharding: NamedSharding, batch_size: int | None = None
-) -> dict[str, jax.Array]:
-    """This host's rows -> global arrays over all hosts, sharded along their first axis.
-
-    `batch_size`: rows over all hosts; None: as many as here, on one host.
-    """
-    if jax.process_count() == 1:
-        return jax.device_put(batch, sharding)
-    batch_size = batch_size or len(next(iter(batch.values())))
-    rows = sharding_lib.host_rows(sharding, batch_size)
-
-    def place(x: np.ndarray) -> jax.Array:
-        def of_device(index: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = index[0].indices(batch_size)
-            return x[slice(*np.searchsorted(rows, (start, stop)))]
-
-        return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, of_device)
-
-    return {name: place(x) for name, x in batch.items()}
-
-
-class prefetch:
-    """An iterator over `to_device(batch)` that keeps `depth` batches on their way.
-
-    `get_state` tells the position after the batch that was last handed out, however many are on their way, so that a
-    checkpoint taken after an update resumes with the next batch.
-
-    Attributes:
-      error: why there are no more batches than those on their way, None while there are. It is raised in place of the
-        first one that is missing, `depth` calls after it is known: in time to tell other hosts.
-    """
-
-    def __init__(self, iterator: train_iterator, to_device: Callable, *, depth: int = 3):
-        self._iterator, self._to_device = iterator, to_device
-        self._ahead: collections.deque = collections.deque()
-        self._depth = depth
-        self._state = iterator.get_state()
-        self.error: Exception | None = None
-
-    def __iter__(self):
-        return self
-
-    def __next__(self) -> dict[str, jax.Array]:
-        self.fill()
-        if not self._ahead:
-            raise self.error
-        batch, self._state = self._ahead.popleft()
-        return batch
-
-    def fill(self) -> None:
-        """Reads until `depth` batches are on their way, or there is an error."""
-        while len(self._ahead) < self._depth and self.error is None:
-            try:
-                self._ahead.append((self._to_device(next(self._iterator)), self._iterator.get_state()))
-            except Exception as error:
-                self.error = error
-
-    def get_state(self):
-        return self._state
 
 
 def check_broken(broken: int, examples: int, max_broken: float) -> None:

@@ -1,0 +1,63 @@
+"""Hooks: what a run does beside training, named in its config, so that the loop need not be edited.
+
+    config.hooks = ("train_jax.hooks.WeightHistograms", "my_package.MirrorToWandb")
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from train_jax.errors import ConfigError
+from train_jax.metrics import Writer
+from train_jax.sharding import path_name
+from train_jax.step import TrainState
+
+if TYPE_CHECKING:
+    from train_jax.prepare import Prepared
+
+
+class Hook:
+    """Does nothing; derive from it and override what is needed. On several hosts all of them call each method.
+
+    Args:
+      writer: of the run's metrics, TensorBoard events and pictures; it writes on process 0 alone.
+    """
+
+    def __init__(self, prepared: "Prepared", writer: Writer):
+        self.prepared, self.writer = prepared, writer
+
+    def on_update(self, step: int, state: TrainState) -> None:
+        """After update `step` was started; whoever reads `state` waits for it."""
+
+    def on_log(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """After metrics of update `step` were written, every `config.log_every` updates."""
+
+    def on_evaluation(self, step: int, metrics: Mapping[str, float], images: Mapping[str, np.ndarray]) -> None:
+        """After evaluators ran."""
+
+
+class WeightHistograms(Hook):
+    """Histograms of all parameters in TensorBoard, at every logged update."""
+
+    def on_log(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
+        for path, value in jax.tree_util.tree_leaves_with_path(state.params):
+            if value.is_fully_addressable:
+                self.writer.histogram(step, f"params/{path_name(path)}", np.asarray(value))
+
+
+def classes(names: Sequence[str]) -> list[type[Hook]]:
+    """The hooks that a config names. ConfigError for a name that is no class of hooks."""
+    kinds = []
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        try:
+            kind = getattr(importlib.import_module(module), attribute) if module else None
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"config.hooks has {name!r}: {error}") from error
+        if not (isinstance(kind, type) and issubclass(kind, Hook)):
+            raise ConfigError(f"config.hooks has {name!r}; name classes of train_jax.hooks.Hook, as PACKAGE.MODULE.CLASS")
+        kinds.append(kind)
+    return kinds

@@ -1,0 +1,200 @@
+"""From a config to everything a run needs, before anything is compiled, allocated or written."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from train_jax import agreement, feed, hooks, optim, resume, run_directory, sharding
+from train_jax import config as config_lib
+from train_jax import task as task_lib
+from train_jax.data import sources
+from train_jax.data.stream import BROKEN, TrainStream
+from train_jax.errors import ConfigError, LoadError
+from train_jax.evaluate import Evaluations
+from train_jax.hooks import Hook
+from train_jax.lockstep import Lockstep
+from train_jax.paths import AnyPath
+from train_jax.step import TrainState, check_averaged, init_state, make_train_step
+from train_jax.task import Task
+
+log = logging.getLogger(__name__)
+
+_IDENTITY = ("task", "model", "tokenizer", "preprocess", "vqgan")  # what a run directory's weights depend on
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run that could start.
+
+    Attributes:
+      config: resolved: every option has its value.
+      records: how many the training data has; `stream` gives examples of them.
+      create_state: `() -> TrainState`, the first state, sharded.
+      abstract_state: its shapes, dtypes and shardings.
+      tx: the optimiser.
+      step: the training step, lowered for the mesh and the batch: `.compile()` it.
+      hooks: classes of `config.hooks`.
+      lockstep: what batches carry between hosts; see `train_jax.lockstep`.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    task: Task
+    records: int
+    stream: TrainStream
+    evaluations: Evaluations
+    create_state: Callable[[], TrainState]
+    abstract_state: TrainState
+    tx: optax.GradientTransformation
+    step: jax.stages.Lowered
+    lockstep: Lockstep
+    hooks: Sequence[type[Hook]]
+
+    def to_device(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        """This host's rows of a batch as global arrays on the mesh."""
+        return feed.to_device(batch, sharding.batch_sharding(self.mesh), self.config.data.batch_size)
+
+
+def prepare(
+    config: ConfigDict,
+    workdir: AnyPath | None = None,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    asked_to_stop: Callable[[], int] = lambda: 0,
+) -> Prepared:
+    """Makes mesh, task, data, evaluators and the training step of a config.
+
+    Args:
+      config: the user's; what it leaves out has its default.
+      workdir: the run directory, whose artifacts are used again where they are; None for a run that keeps nothing.
+      devices: of the mesh; None: all.
+      asked_to_stop: tells the number of the signal that asks this host to stop, or 0.
+
+    Everything that can be wrong is found out here: raises as `train_jax.run` does. Traced, not compiled.
+    """
+    config = config_lib.resolve(config)
+    hook_classes = hooks.classes(config.hooks)
+    agreement.check_connected()
+    mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.check_batch(mesh, config.data.batch_size, config.accumulate)
+    if workdir is not None:
+        check_same_experiment(config, workdir)
+        if (workdir / "artifacts.json").is_file():
+            run_directory.check_artifacts(workdir)
+    task = task_lib.module(config).make(config, workdir)
+    source = sources.from_config(config.data)
+    evaluations = Evaluations(config, task, mesh, asked_to_stop)
+    if task.records is not None:
+        _check_training(config, task)  # records, such as codes, may take hours
+    records = source if task.records is None else task.records(source)
+    agreement.check_same(len(records), f"records of {source.name}")
+    stream = TrainStream(
+        records,
+        task.example,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        rows=sharding.host_rows(sharding.batch_sharding(mesh), config.data.batch_size),
+        workers=config.data.workers,
+    )
+    batch = feed.batch_shapes(stream, config.data.batch_size)
+    example = {name: x for name, x in batch.items() if name != BROKEN}
+    with jax.set_mesh(mesh):
+        schedules = {}
+
+        def make_tx(params, axes):
+            tx, found = optim.make(config.optim, params, config.steps, axes)
+            schedules.update(found)
+            return tx
+
+        ema_players = ()
+        if config.ema.decay:
+            players = jax.eval_shape(lambda batch: task.init(jax.random.key(config.seed), batch), example)[0]
+            ema_players = tuple(config.ema.players) or tuple(players)
+        create_state, abstract_state, tx = init_state(
+            task, make_tx, mesh, example, seed=config.seed, ema_players=ema_players
+        )
+        step = make_train_step(
+            task,
+            tx,
+            mesh,
+            abstract_state,
+            seed=config.seed,
+            schedules=schedules,
+            accumulate=config.accumulate,
+            ema_decay=config.ema.decay,
+            freeze=config.optim.freeze,
+        )
+        lockstep = Lockstep(mesh)
+        lowered = step.lower(abstract_state, batch | lockstep.notice())
+    return Prepared(
+        config=config,
+        mesh=mesh,
+        task=task,
+        records=len(source),
+        stream=stream,
+        evaluations=evaluations,
+        create_state=create_state,
+        abstract_state=abstract_state,
+        tx=tx,
+        step=lowered,
+        lockstep=lockstep,
+        hooks=hook_classes,
+    )
+
+
+def _check_training(config: ConfigDict, task: Task) -> None:
+    """ConfigError for an optimiser or averages that cannot be, before a batch has been seen."""
+    params, _ = jax.eval_shape(lambda: task.init(jax.random.key(config.seed), {}))
+    check_averaged(config.ema.players, params)
+    optim.make(config.optim, sharding.unbox(params), config.steps, sharding.logical_axes(params))
+
+
+def check_same_experiment(config: ConfigDict, workdir: AnyPath) -> None:
+    """ConfigError for a run directory that holds another run; logs options that differ otherwise."""
+    for place in (workdir, *workdir.parents):
+        if isinstance(place, Path) and place.is_file():
+            raise ConfigError(f"{workdir} cannot be a run directory: {place} is a file. Choose another --workdir")
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise LoadError(f"{path} is not JSON ({error}): choose another --workdir, or remove this one") from error
+    different = resume.changed(before, json.loads(as_json(config)))
+    other = [key for key in different if key.split(".")[0] in _IDENTITY]
+    if other:
+        what = ", ".join("config.{} is {!r} there and {!r} here".format(key, *different[key]) for key in other)
+        raise ConfigError(f"{workdir} holds another run: {what}. Choose another --workdir, or remove this one")
+    for key, (was, is_now) in different.items():
+        log.warning("config.%s differs from that of the run in %s: was %r, is %r", key, workdir, was, is_now)
+
+
+def as_json(config: ConfigDict) -> str:
+    return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True) + "\n"
+
+
+def describe(prepared: Prepared, workdir: AnyPath) -> None:
+    """Writes what a reader of the run directory needs beside the weights: the config, artifacts and their hashes."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    artifacts = {name: x if isinstance(x, bytes) else x.encode() for name, x in prepared.task.artifacts.items()}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in artifacts.items()}
+    files = {
+        "config.json": as_json(prepared.config).encode(),
+        **artifacts,
+        "artifacts.json": (json.dumps(hashes, indent=2, sort_keys=True) + "\n").encode(),
+    }
+    for name, content in files.items():
+        # A run that is stopped here must still find the old file, whole.
+        unfinished = workdir / f"{name}.unfinished"
+        unfinished.write_bytes(content)
+        unfinished.replace(workdir / name)
