@@ -4,6 +4,7 @@ Every share comes with the bounds of its 95 % confidence interval where `bootstr
 `…/high`.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from train_jax import inference
 from train_jax.data.images import Preprocess
 from train_jax.data.images import normalize as normalize_pixels
 from train_jax.data.sources import DataError, Source
+from train_jax.data.subset import Subset, first
 from train_jax.data.text import AnyTokenizer
 from train_jax.errors import ConfigError
 
@@ -45,183 +47,184 @@ def factories(module: nn.Module, tokenizer: AnyTokenizer, preprocess: Preprocess
     Args:
       module: has the methods `encode_image` and `encode_text` of `clip_jax.model.CLIP`.
     """
+    encoders = Encoders(module, tokenizer, preprocess)
+    kinds = {"zero_shot": ZeroShot, "retrieval": Retrieval, "linear_probe": LinearProbe}
+    return {name: functools.partial(kind, encoders) for name, kind in kinds.items()}
 
-    def embed_image(variables, batch):
-        pixels = normalize_pixels(batch["image"], preprocess.mean, preprocess.std)
-        return module.apply(variables, pixels, method="encode_image")
 
-    def embed_text(variables, batch):
-        return module.apply(variables, batch["text"], method="encode_text")
+@dataclasses.dataclass(frozen=True)
+class Encoders:
+    """The towers, and how pictures and texts reach them."""
 
-    def image_example(record, rng):
-        return {"image": preprocess(record["image"])}
+    module: nn.Module
+    tokenizer: AnyTokenizer
+    preprocess: Preprocess
 
-    def text_example(text, rng):
-        return {"text": tokenizer.encode([text])[0]}
+    def images(self, context, batch_size: int) -> Callable:
+        """`encode(variables, records) -> float32 [n, dim]`, on every host; compiled once, for all evaluations."""
 
-    def zero_shot(options: ConfigDict, context):
+        def example(record, rng):
+            return {"image": self.preprocess(record["image"])}
+
+        return self._encoder(context, self._encode_image, example, batch_size)
+
+    def texts(self, context, batch_size: int) -> Callable:
+        """The same of texts."""
+
+        def example(text, rng):
+            return {"text": self.tokenizer.encode([text])[0]}
+
+        return self._encoder(context, self._encode_text, example, batch_size)
+
+    def _encode_image(self, variables, batch):
+        pixels = normalize_pixels(batch["image"], self.preprocess.mean, self.preprocess.std)
+        return self.module.apply(variables, pixels, method="encode_image")
+
+    def _encode_text(self, variables, batch):
+        return self.module.apply(variables, batch["text"], method="encode_text")
+
+    @staticmethod
+    def _encoder(context, function: Callable, example: Callable, batch_size: int) -> Callable:
+        program = context.jit(function)
+
+        def encode(variables, records: Sequence) -> np.ndarray:
+            batches = context.batches(records, example, batch_size)
+            outputs = ((program(variables, batch), real) for batch, real in batches)
+            return np.concatenate([rows[:real] for rows, real in inference.overlapped(outputs)])
+
+        return encode
+
+
+class ZeroShot:
+    """Zero-shot classification with prompt ensembling (arXiv 2103.00020, section 3.1): top-1 and top-5 accuracy."""
+
+    def __init__(self, encoders: Encoders, options: ConfigDict, context):
         source = context.source(options.source, options.split)
         if source.label_names is None:
             raise DataError(f"{source.name} has no classes: zero_shot needs a source with labels")
         try:
-            templates = read_templates(options.templates)
+            self._templates = read_templates(options.templates)
         except ValueError as error:
             raise ConfigError(f"zero_shot: {error}") from error
-        names = source.label_names
-        labelled, labels = _labelled(source)
-        embed_images = _embedder(context, embed_image, image_example, options.batch_size)
-        embed_texts = _embedder(context, embed_text, text_example, options.batch_size)
+        self._options, self._names = options, source.label_names
+        self._records, self._labels = _labelled(source)
+        self._encode_images = encoders.images(context, options.batch_size)
+        self._encode_texts = encoders.texts(context, options.batch_size)
 
-        def evaluate(params, extra):
-            weights = {"params": params["clip"], **extra}
-            classes = (
-                embed_texts(weights, sentences(names, templates)).reshape(len(names), len(templates), -1).mean(axis=1)
-            )
-            classes /= np.linalg.norm(classes, axis=1, keepdims=True)
-            nearest = _nearest(embed_images(weights, labelled), classes, 5)
-            right = nearest == labels[:, None]
-            metrics = _share("top1", right[:, 0], options.bootstrap) | {"images": len(labels)}
-            if len(names) > 5:
-                metrics |= _share("top5", right.any(axis=1), options.bootstrap)
-            if options.per_class:
-                found = np.unique(labels)
-                metrics |= {f"top1/{names[label]}": float(right[labels == label, 0].mean()) for label in found}
-            return metrics, {}
+    def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
+        variables, names, options = {"params": params["clip"], **extra}, self._names, self._options
+        texts = self._encode_texts(variables, sentences(names, self._templates))
+        classes = texts.reshape(len(names), len(self._templates), -1).mean(axis=1)
+        classes /= np.linalg.norm(classes, axis=1, keepdims=True)
+        ranked = nearest(self._encode_images(variables, self._records), classes, 5)
+        correct = ranked == self._labels[:, None]
+        metrics = accuracy_with_ci("top1", correct[:, 0], options.bootstrap) | {"images": len(correct)}
+        if len(names) > 5:
+            metrics |= accuracy_with_ci("top5", correct.any(axis=1), options.bootstrap)
+        if options.per_class:
+            for label in np.unique(self._labels):
+                metrics[f"top1/{names[label]}"] = float(correct[self._labels == label, 0].mean())
+        return metrics, {}
 
-        return evaluate
 
-    def retrieval(options: ConfigDict, context):
-        source = context.source(options.source, options.split)
-        gallery = _First(source, options.gallery or len(source))
-        records = [source.described(number) for number in range(len(gallery))]
-        captions, owners = _captions(records)
-        embed_images = _embedder(context, embed_image, image_example, options.batch_size)
-        embed_texts = _embedder(context, embed_text, text_example, options.batch_size)
+class Retrieval:
+    """Recall at 1, 5 and 10 of images by text and of texts by image."""
 
-        def relevant(caption: int, image: int) -> bool:
-            if source.is_true is not None:
-                return source.is_true(captions[caption], records[image])
-            return image in owners[caption]
+    def __init__(self, encoders: Encoders, options: ConfigDict, context):
+        self._options = options
+        self._source = context.source(options.source, options.split)
+        self._gallery = first(self._source, options.gallery)
+        self._records = [self._source.described(number) for number in range(len(self._gallery))]
+        self._captions, self._owners = _captions(self._records)
+        self._encode_images = encoders.images(context, options.batch_size)
+        self._encode_texts = encoders.texts(context, options.batch_size)
 
-        def evaluate(params, extra):
-            weights = {"params": params["clip"], **extra}
-            images, texts = embed_images(weights, gallery), embed_texts(weights, captions)
-            metrics = {"images": len(gallery), "captions": len(captions)}
-            metrics |= _recall(texts, images, relevant, "text_to_image", options.bootstrap)
-            of_image = functools.partial(_swapped, relevant)
-            metrics |= _recall(images, texts, of_image, "image_to_text", options.bootstrap)
-            return metrics, {}
+    def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
+        variables, resamples = {"params": params["clip"], **extra}, self._options.bootstrap
+        images = self._encode_images(variables, self._gallery)
+        texts = self._encode_texts(variables, self._captions)
+        metrics = {"images": len(images), "captions": len(texts)}
+        for name, queries, items, relevant in (
+            ("text_to_image", texts, images, self._is_relevant),
+            ("image_to_text", images, texts, lambda image, caption: self._is_relevant(caption, image)),
+        ):
+            ranks = first_relevant_rank(queries, items, relevant, max(RANKS))
+            for k in RANKS:
+                if k <= len(items):
+                    metrics |= accuracy_with_ci(f"{name}/r{k}", ranks < k, resamples)
+        return metrics, {}
 
-        return evaluate
+    def _is_relevant(self, caption: int, image: int) -> bool:
+        if self._source.is_true is not None:
+            return self._source.is_true(self._captions[caption], self._records[image])
+        return image in self._owners[caption]
 
-    def linear_probe(options: ConfigDict, context):
+
+class LinearProbe:
+    """Accuracy of a logistic regression on frozen image features (arXiv 2103.00020, section 3.2)."""
+
+    def __init__(self, encoders: Encoders, options: ConfigDict, context):
+        self._options = options
         train, test = (context.source(options.source, split) for split in (options.train_split, options.split))
-        train_images, train_labels = _labelled(train, options.most)
-        images, labels = _labelled(test)
-        if len(set(train_labels.tolist())) < 2:
+        self._train, self._train_labels = _labelled(train, options.most)
+        self._test, self._test_labels = _labelled(test)
+        if len(set(self._train_labels.tolist())) < 2:
             raise DataError(f"{train.name}: a linear probe needs pictures of two classes at least")
-        embed_images = _embedder(context, embed_image, image_example, options.batch_size)
+        self._encode_images = encoders.images(context, options.batch_size)
 
-        def evaluate(params, extra):
-            weights = {"params": params["clip"], **extra}
-            probe = LogisticRegression(C=1 / options.strength, max_iter=1000)  # L-BFGS, as in section 3.2 of the paper
-            probe.fit(embed_images(weights, train_images), train_labels)
-            right = probe.predict(embed_images(weights, images)) == labels
-            return _share("top1", right, options.bootstrap) | {"images": len(labels), "train": len(train_labels)}, {}
-
-        return evaluate
-
-    return {"zero_shot": zero_shot, "retrieval": retrieval, "linear_probe": linear_probe}
+    def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
+        variables = {"params": params["clip"], **extra}
+        probe = LogisticRegression(C=1 / self._options.strength, max_iter=1000)  # L-BFGS, as in the paper
+        probe.fit(self._encode_images(variables, self._train), self._train_labels)
+        correct = probe.predict(self._encode_images(variables, self._test)) == self._test_labels
+        counts = {"images": len(correct), "train": len(self._train_labels)}
+        return accuracy_with_ci("top1", correct, self._options.bootstrap) | counts, {}
 
 
-def _swapped(relevant: Callable[[int, int], bool], image: int, caption: int) -> bool:
-    return relevant(caption, image)
-
-
-def _share(name: str, right: np.ndarray, resamples: int) -> dict[str, float]:
-    """The share of right answers and, with resamples, the 2.5 % and 97.5 % quantiles of their bootstrap."""
-    found = {name: float(right.mean())}
+def accuracy_with_ci(name: str, correct: np.ndarray, resamples: int) -> dict[str, float]:
+    """The share of correct answers and, with resamples, the 2.5 % and 97.5 % quantiles of their bootstrap."""
+    metrics = {name: float(correct.mean())}
     if resamples:
-        # Of n answers, k of them right, a resample holds a binomial number of right ones.
-        drawn = np.random.default_rng(0).binomial(len(right), right.mean(), resamples) / len(right)
-        low, high = np.quantile(drawn, (0.025, 0.975))
-        found |= {f"{name}/low": float(low), f"{name}/high": float(high)}
-    return found
+        # Of n answers, k of them correct, a resample holds a binomial number of correct ones.
+        means = np.random.default_rng(0).binomial(len(correct), correct.mean(), resamples) / len(correct)
+        low, high = np.quantile(means, (0.025, 0.975))
+        metrics |= {f"{name}/low": float(low), f"{name}/high": float(high)}
+    return metrics
 
 
-def _embedder(context, function: Callable, example: Callable, batch_size: int) -> Callable:
-    """`embed(variables, records) -> float32 [len(records), dim]`, on every host; compiled once, for all evaluations."""
-    run = context.jit(function)
-
-    def embed(variables, records: Sequence) -> np.ndarray:
-        outputs = ((run(variables, batch), real) for batch, real in context.batches(records, example, batch_size))
-        return np.concatenate([rows[:real] for rows, real in inference.overlapped(outputs)])
-
-    return embed
-
-
-def _nearest(queries: np.ndarray, items: np.ndarray, most: int) -> np.ndarray:
-    """Each query's nearest items, best first: int [queries, min(most, items)].
+def nearest(queries: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
+    """Each query's k nearest items, best first: int [queries, min(k, items)].
 
     Of equally near ones the first comes first: a model that maps everything to one place gets what chance would give.
     """
     rows = max(1, 2**24 // len(items))  # 64 MiB of similarities at a time
     parts = [
-        np.argsort(-(queries[start : start + rows] @ items.T), axis=1, kind="stable")[:, :most]
+        np.argsort(-(queries[start : start + rows] @ items.T), axis=1, kind="stable")[:, :k]
         for start in range(0, len(queries), rows)
     ]
     return np.concatenate(parts)
 
 
-def _recall(queries: np.ndarray, items: np.ndarray, relevant: Callable, name: str, resamples: int) -> dict[str, float]:
-    """Share of queries with a relevant item among the k nearest; only those k are looked at."""
-    nearest = _nearest(queries, items, max(RANKS))
-    first = np.full(len(queries), max(RANKS))
-    for query, row in enumerate(nearest):
-        hits = (rank for rank, item in enumerate(row) if relevant(query, int(item)))
-        first[query] = next(hits, max(RANKS))
-    found: dict[str, float] = {}
-    for k in RANKS:
-        if k <= len(items):
-            found |= _share(f"{name}/r{k}", first < k, resamples)
-    return found
+def first_relevant_rank(
+    queries: np.ndarray, items: np.ndarray, is_relevant: Callable[[int, int], bool], k: int
+) -> np.ndarray:
+    """The rank, from 0, of each query's first relevant item among its k nearest, or k: int [queries]."""
+    ranks = np.full(len(queries), k)
+    for query, row in enumerate(nearest(queries, items, k)):
+        hits = (rank for rank, item in enumerate(row) if is_relevant(query, int(item)))
+        ranks[query] = next(hits, k)
+    return ranks
 
 
-class _First(Sequence):
-    """The first records of a source."""
-
-    def __init__(self, source: Source, most: int):
-        self._source, self._length = source, min(most, len(source))
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int):
-        return self._source[index]
-
-
-class _At(Sequence):
-    """The records of a source at some places."""
-
-    def __init__(self, source: Source | Sequence, places: np.ndarray):
-        self._source, self._places = source, places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: int):
-        return self._source[int(self._places[index])]
-
-
-def _labelled(source: Source, most: int | None = None) -> tuple[_At, np.ndarray]:
+def _labelled(source: Source, most: int | None = None) -> tuple[Subset, np.ndarray]:
     """The records that have a class, and their classes; of more than `most`, so many at random."""
     places = np.arange(len(source)) if most is None else np.random.default_rng(0).permutation(len(source))
-    described = ((place, source.described(int(place)).get("label", -1)) for place in places)
-    found = sorted(itertools.islice((pair for pair in described if pair[1] >= 0), most))
-    if not found:
+    pairs = ((place, source.described(int(place)).get("label", -1)) for place in places)
+    labelled = sorted(itertools.islice((pair for pair in pairs if pair[1] >= 0), most))
+    if not labelled:
         raise DataError(f"{source.name}: no record has a label")
-    places, labels = np.array(found).T
-    return _At(source, places), labels
+    places, labels = np.array(labelled).T
+    return Subset(source, places), labels
 
 
 def _captions(records: Sequence) -> tuple[list[str], list[set[int]]]:

@@ -1,6 +1,6 @@
 """How good a VQGAN's reconstructions are: PSNR, SSIM, perceptual distance, use of the codebook, and what they show."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from train_jax import inference
 from train_jax.data.images import Preprocess, normalize
-from train_jax.data.sources import DataError, Source
+from train_jax.data.sources import DataError
+from train_jax.data.subset import first
 from train_jax.pictures import image_grid
 from vqgan_jax import averaging
 from vqgan_jax.features import open_features
@@ -61,7 +62,7 @@ def factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[st
         )
 
     def reconstruction(options: ConfigDict, context):
-        records = First(context.source(options.source, options.split), options.most)
+        records = first(context.source(options.source, options.split), options.most)
 
         def evaluate(params, extra):
             sums, counts, shown = {}, np.zeros(module.quantizer.size), []
@@ -84,7 +85,7 @@ def factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[st
         source = context.source(options.source, options.split)
         if source.read is None:
             raise DataError(f"{source.name} cannot be read by a program: the evaluator 'reading' needs one that can")
-        records = First(source, options.most)
+        records = first(source, options.most)
 
         def evaluate(params, extra):
             same = []
@@ -97,7 +98,7 @@ def factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[st
 
     def distribution(options: ConfigDict, context):
         features = open_features(options.features)
-        records = First(context.source(options.source, options.split), options.most)
+        records = first(context.source(options.source, options.split), options.most)
 
         def evaluate(params, extra):
             described = []  # features alone: pictures of a whole collection need not fit into memory
@@ -109,16 +110,3 @@ def factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[st
         return evaluate
 
     return {"reconstruction": reconstruction, "reading": reading, "distribution": distribution}
-
-
-class First(Sequence):
-    """The first `most` records of a source; 0: all."""
-
-    def __init__(self, source: Source, most: int):
-        self._source, self._count = source, min(most or len(source), len(source))
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int):
-        return self._source[index]

@@ -14,9 +14,9 @@ from nn_jax.code_transformer import CodeTransformer
 from nn_jax.decoding import Sampling, max_candidates
 from train_jax import inference
 from train_jax.data.images import Preprocess
+from train_jax.data.subset import first
 from train_jax.errors import ConfigError, in_float32
 from train_jax.pictures import image_grid
-from vqgan_jax.evaluators import First
 from vqgan_jax.features import open_features
 from vqgan_jax.stage2 import sampling
 from vqgan_jax.stage2.condition import Condition
@@ -163,7 +163,7 @@ class Samples:
         self._sampler = Sampler(stage, options, context, conditions)
         self._features = open_features(options.features) if options.features else None
         if self._features is not None:
-            records = First(source, len(conditions) * options.n)
+            records = first(source, len(conditions) * options.n)
             preprocess = Preprocess(stage.module.grid[0] * stage.vqgan.factor)
             batches = context.batches(
                 records, lambda record, rng: {"image": preprocess(record["image"])}, options.batch_size

@@ -1,0 +1,23 @@
+"""Some records of a collection."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class Subset(Sequence):
+    """The records at some places of a collection, in their order."""
+
+    def __init__(self, records: Sequence, places: Sequence[int] | np.ndarray):
+        self._records, self._places = records, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int):
+        return self._records[int(self._places[index])]
+
+
+def first(records: Sequence, count: int) -> Subset:
+    """The first `count` records; 0: all."""
+    return Subset(records, range(min(count or len(records), len(records))))
