@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import load_config
-from clip_jax import loss, model, tiled
+from clip_jax import loss, model, ring_loss
 from clip_jax.flops import training
 from dalle_jax import model as dalle_model
 from dalle_jax.task import stream_loss
@@ -197,7 +197,7 @@ def loss_plans(size: int) -> None:
     mesh = sharding.make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
     shapes = [jax.ShapeDtypeStruct((size, DIM), jnp.float32, sharding=sharding.batch_sharding(mesh))] * 2
     found = []
-    for function in (loss.softmax_loss, functools.partial(tiled.softmax_loss, tile=1024)):
+    for function in (loss.softmax_loss, functools.partial(ring_loss.softmax_loss, tile=1024)):
         gradient = jax.grad(lambda x, y, f=function: f(x, y, jnp.float32(50), jnp.arange(size))[0], argnums=(0, 1))
         with jax.set_mesh(mesh):
             compiled = jax.jit(gradient).lower(*shapes).compile()

@@ -1,7 +1,7 @@
 """Contrastive losses over the global batch: softmax (CLIP) and sigmoid (SigLIP), written as if one device held it all.
 
 Under `jit` with a batch split over devices, the compiler gathers the embeddings and each device makes its rows of the
-logits; `clip_jax.tiled` computes the same without ever holding them. Logits and losses are float32.
+logits; `clip_jax.ring_loss` computes the same without ever holding them. Logits and losses are float32.
 
 Which text is true of which image is said by groups: whole numbers, one a pair; image i and text j belong together where
 `group[i] == group[j]`. `arange(n)` is the textbook, in which a pair is alone.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from clip_jax import evaluators, flops, model, pretrained, tiled
+from clip_jax import evaluators, flops, model, pretrained, ring_loss
 from clip_jax import loss as dense
 from clip_jax.loss import same_caption
 from train_jax import sharding
@@ -166,7 +166,7 @@ def _in_parts(encode: Callable, inputs, key, most: int):
 def _contrast(m: ConfigDict, images, texts, scale, bias, ids):
     """The loss that `config.model` names, and its metrics."""
     group = same_caption(ids) if m.duplicates == "positive" else jnp.arange(len(ids))
-    form, options = (tiled, {"tile": m.tile}) if m.tile else (dense, {})
+    form, options = (ring_loss, {"tile": m.tile}) if m.tile else (dense, {})
     if m.loss == "softmax":
         return form.softmax_loss(images, texts, scale, group, **options)
     value, metrics = form.sigmoid_loss(images, texts, scale, bias, group, **options)
