@@ -2,8 +2,8 @@
 
 train-jax --config=configs/vqgan/digits.py --workdir=runs/vqgan-digits
 
-On 2 CPU cores: 8 minutes on a busy machine. On the 359 held-out scans: PSNR 37.2 dB, 78.5 % of the codes in use; a
-classifier of real scans reads 99.7 % of reconstructions as the originals.
+On 2 CPU cores: 8 minutes on a busy machine. On the 359 held-out scans: PSNR 37.3 dB, 62.7 % of the codes in use; a
+classifier of real scans reads 99.2 % of reconstructions as the originals.
 """
 
 from ml_collections import ConfigDict

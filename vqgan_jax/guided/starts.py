@@ -8,7 +8,7 @@ from train_jax.data.errors import BrokenSample
 from train_jax.data.images import decode
 from train_jax.errors import ConfigError
 
-_PAPER = 225 / 255  # of plain paper
+_PAPER = 200 / 255  # of plain paper: light, and dark enough that every colour is a small step away
 _OCTAVES = 6  # of fractal noise
 _FALL = 0.6  # amplitude of an octave, relative to the one of twice its wavelength
 
