@@ -11,11 +11,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from clip_jax import evaluators, flops, model, pretrained, ring_loss
 from clip_jax import loss as dense
+from clip_jax.example import PairExample
 from clip_jax.loss import same_caption
 from train_jax import sharding
 from train_jax.config import adopt
@@ -111,12 +111,6 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         truncated = jnp.mean(batch["truncated"].astype(jnp.float32))
         return value, (metrics | {"logit_scale": scale, "truncated": truncated}, changed)
 
-    def example(record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        caption = record["captions"][rng.integers(len(record["captions"]))]
-        pixels = augment(record["image"], rng)
-        ids, truncated = tokenizer.encode_flagged([caption])
-        return {"image": pixels, "text": ids[0], "truncated": truncated[0]}
-
     def weights():
         variables, name = pretrained.open_checkpoint(config.pretrained).variables(module)
         log.info("starting from %s", name)
@@ -125,7 +119,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     return Task(
         init=init,
         loss=loss,
-        example=example,
+        example=PairExample(augment, tokenizer),
         evaluators=evaluators.factories(module, tokenizer, preprocess),
         artifacts={"tokenizer.json": tokenizer.to_json(), "preprocess.json": preprocess.to_json()},
         pretrained=weights if config.pretrained else None,

@@ -34,6 +34,7 @@ from train_jax.data.files import read_arrays
 from train_jax.data.images import Preprocess
 from train_jax.data.sources import Source
 from train_jax.errors import ConfigError, Interrupted
+from vqgan_jax.coded import checksum_file
 from vqgan_jax.vqgan import Vqgan
 
 log = logging.getLogger(__name__)
@@ -43,10 +44,6 @@ _PART = 16 * _BATCH  # records: the work that a kill can cost a host
 _POLL = 1.0  # seconds between two looks at the other hosts' files
 _PATIENCE = 1800.0  # seconds without a new part, after which waiting ends
 _VISIBLE = 60.0  # seconds that a network file system may take to show a new file to the other hosts
-
-
-def crc_file(file: Path) -> Path:
-    return file.with_suffix(".crc.npy")
 
 
 def ensure(
@@ -154,7 +151,7 @@ def _join(parts: Path, count: int, file: Path, source: Source, made_of: Mapping)
         raise DataError(f"{source.name}: none of its {count} pictures can be read")
     # The codes come last: a file that is there is complete, and what it was made of stands beside it.
     _write(parts, file.with_suffix(".json"), lambda f: f.write(json.dumps(dict(made_of), indent=2).encode()))
-    _write(parts, crc_file(file), lambda f: np.save(f, crc))
+    _write(parts, checksum_file(file), lambda f: np.save(f, crc))
     unfinished.replace(file)
 
 

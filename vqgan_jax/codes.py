@@ -6,16 +6,13 @@ A file is named by a hash of the tokenizer's weights, the collection and the tra
 it.
 """
 
-import dataclasses
-import functools
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int32, Int64, Integer
 from ml_collections import ConfigDict
 
 from train_jax import paths
@@ -24,11 +21,11 @@ from train_jax.data.images import Preprocess
 from train_jax.data.sources import Source
 from train_jax.errors import ConfigError
 from vqgan_jax import code_files
+from vqgan_jax.coded import Coded
 from vqgan_jax.vqgan import Vqgan, load
 
 _FORMAT = 2  # of the files
 _PROBED = 512  # records whose pictures are compared before codes are used again
-_BLOCK = 4096  # records whose codes are in memory together
 
 
 def with_codes(
@@ -39,7 +36,7 @@ def with_codes(
     size: int = 0,
     flip: bool = False,
     asked_to_stop: Callable[[], int] = lambda: 0,
-) -> "Coded":
+) -> Coded:
     """The records of `source` with the codes of their pictures, which are computed where `directory` does not hold them.
 
     All hosts must call it: each computes a share (see `vqgan_jax.code_files`).
@@ -92,56 +89,6 @@ def records_of(vq: Vqgan, options: ConfigDict, size: int, workdir: Path | None) 
         return with_codes(vq, source, directory, size=size, flip=options.flip, asked_to_stop=asked_to_stop)
 
     return records
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Coded(Sequence):
-    """Records with codes: int32 [1 or 2, h, w], of the picture and of its mirror image. Pickled without its arrays."""
-
-    source: Source
-    file: Path
-
-    @functools.cached_property
-    def codes(self) -> Integer[np.ndarray, "records v h w"]:
-        """Codes of all records, mapped from the disk, in the smallest unsigned type that holds them."""
-        return np.load(self.file, mmap_mode="r", allow_pickle=False)
-
-    @functools.cached_property
-    def checksums(self) -> Int64[np.ndarray, "records"]:
-        """CRC-32 of each picture's file, or its complement (negative) where it could not be read and has no codes."""
-        return np.load(code_files.crc_file(self.file), mmap_mode="r", allow_pickle=False)
-
-    @functools.cached_property
-    def histogram(self) -> Int64[np.ndarray, "codes"]:
-        """How often each code occurs, up to the largest that does; mirror images do not count."""
-        counts = np.zeros(0, np.int64)
-        for start in range(0, len(self), _BLOCK):
-            block = np.s_[start : start + _BLOCK]
-            more = np.bincount(self.codes[block, 0][self.checksums[block] >= 0].ravel(), minlength=len(counts))
-            more[: len(counts)] += counts
-            counts = more
-        return counts
-
-    @property
-    def name(self) -> str:
-        return f"codes of {self.source.name}"
-
-    def __reduce__(self):
-        return Coded, (self.source, self.file)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Mapping:
-        record = self.source.described(index)
-        if self.checksums[index] < 0:
-            raise BrokenSample(f"{record['id']}: the picture could not be read when codes were made")
-        return record | {"codes": self.codes[index].astype(np.int32)}
-
-
-def choose(codes: Int32[np.ndarray, "v h w"], rng: np.random.Generator) -> Int32[np.ndarray, "h w"]:
-    """One of a record's codes: of the picture, or of its mirror image where there is one."""
-    return codes[rng.integers(len(codes))] if len(codes) > 1 else codes[0]
 
 
 def _check(coded: Coded) -> None:

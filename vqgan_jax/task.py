@@ -12,7 +12,6 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from train_jax import sharding
@@ -22,6 +21,7 @@ from train_jax.errors import ConfigError
 from train_jax.task import Task, averaged
 from vqgan_jax import averaging, codebook, discriminator, evaluators, model, perceptual, pretrained, quantize
 from vqgan_jax import loss as loss_lib
+from vqgan_jax.example import ImageExample
 from vqgan_jax.gan import TwoPlayerLoss
 
 HALF = (0.5, 0.5, 0.5)  # mean and deviation that bring pixels to [-1, 1]
@@ -107,14 +107,11 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     def loss(params, extra, batch, rng, step):
         return two_player_loss(params, extra, images.normalize(batch["image"], HALF, HALF), rng, step)
 
-    def example(record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return {"image": augment(record["image"], rng)}
-
     starts_from_weights = bool(config.pretrained) or players.distance is not None
     return Task(
         init=players.init,
         loss=loss,
-        example=example,
+        example=ImageExample(augment),
         evaluators=evaluators.factories(generator, preprocess, players.distance),
         artifacts={"preprocess.json": preprocess.to_json()},
         pretrained=players.pretrained if starts_from_weights else None,

@@ -5,13 +5,12 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from train_jax.data.errors import BrokenSample
 
-Tokens = np.ndarray | jax.Array  # on the host, or inside a compiled program
+Tokens = Any  # NumPy's on the host, JAX's inside a compiled program
 
 
 class Condition(Protocol):

@@ -22,6 +22,7 @@ from vqgan_jax import codes as codes_lib
 from vqgan_jax import vqgan as vqgan_lib
 from vqgan_jax.stage2 import evaluators, model
 from vqgan_jax.stage2.condition import Condition
+from vqgan_jax.stage2.example import StreamExample
 from vqgan_jax.stage2.likelihood import NATS_PER_BIT, negative_log_likelihoods
 
 VQGAN = "vqgan.safetensors"  # beside the weights
@@ -81,12 +82,6 @@ def make(
         flags = {name: jnp.mean(x.astype(jnp.float32)) for name, x in batch.items() if x.dtype == bool}
         return value, (metrics | flags, {})
 
-    def example(record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        tokens = condition.example(record, rng)
-        if config.codes.cached:
-            return tokens | {"codes": codes_lib.choose(record["codes"], rng)}
-        return tokens | {"image": augment(record["image"], rng)}
-
     def frozen():
         return {}, {"vqgan": jax.tree.map(np.asarray, vq.variables)}
 
@@ -103,7 +98,7 @@ def make(
     return Task(
         init=init,
         loss=loss,
-        example=example,
+        example=StreamExample(condition, None if config.codes.cached else augment),
         evaluators=evaluators.factories(stage) | (more_evaluators(stage) if more_evaluators else {}),
         artifacts={**(artifacts or {}), VQGAN: vqgan_lib.to_bytes(vq)},
         records=records if config.codes.cached else None,

@@ -1,0 +1,18 @@
+"""Examples of pictures. Without JAX: processes that read examples import this module."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from train_jax.data.images import Augment
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageExample:
+    """`(record, rng) -> {"image"}`."""
+
+    augment: Augment
+
+    def __call__(self, record: Mapping, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"image": self.augment(record["image"], rng)}
