@@ -17,17 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from nn_jax.decode import Sampling
 
-from dalle_jax import model as model_lib
-from dalle_jax import sampling
+from dalle_jax.captions import CharBpeCaptions
+from nn_jax.code_transformer import CodeTransformer, shapes
+from nn_jax.decoding import Sampling
 from train_jax import inference
 from train_jax.weights.layout import flat
+from vqgan_jax.stage2 import model as model_lib
+from vqgan_jax.stage2 import sampling
 
 GRID, TEXT = (16, 16), 64
 MODELS = {
-    "72m": {"width": 640, "depth": 12, "heads": 10, "text_size": 2048, "size": 8192},
-    "1b3": {"width": 1536, "depth": 42, "heads": 24, "text_size": 16_384, "size": 16_384},
+    "72m": {"width": 640, "depth": 12, "heads": 10, "text_size": 2048, "num_codes": 8192},
+    "1b3": {"width": 1536, "depth": 42, "heads": 24, "text_size": 16_384, "num_codes": 16_384},
 }
 
 
@@ -46,10 +48,11 @@ def main() -> None:
     print("| " + " | ".join(header) + " |\n| " + " | ".join(["---"] * len(header)) + " |")
     for name in arguments.models:
         options = dict(MODELS[name])
-        text_size, size = options.pop("text_size"), options.pop("size")
+        text_size, num_codes = options.pop("text_size"), options.pop("num_codes")
         config = model_lib.defaults()
-        config.update(options | {"text_length": TEXT, "positions": "learned", "dtype": arguments.dtype, "dropout": 0.0})
-        module = model_lib.build(config, text_size, size, GRID)
+        config.update(options | {"positions": "learned", "dtype": arguments.dtype, "dropout": 0.0})
+        captions = CharBpeCaptions(bpe=None, length=TEXT, vocabulary_size=text_size, pad=0)
+        module = model_lib.build(config, captions, num_codes, GRID)
         params = _random(module)
         count = sum(x.size for x in jax.tree.leaves(params))
         ours, theirs = _ours(module, params, arguments.codes), _torch(module, params, arguments.codes, arguments.dtype)
@@ -63,21 +66,22 @@ def main() -> None:
             if arguments.bandwidth:
                 width = 4 if arguments.dtype == "float32" else 2
                 cache = 2 * config.depth * config.width * (TEXT + arguments.codes / 2) * batch
-                read = width * (count - (text_size + size) * config.width + cache) * arguments.codes
+                read = width * (count - (text_size + num_codes) * config.width + cache) * arguments.codes
                 share = f"{100 * read / seconds['ours'] / 1e9 / arguments.bandwidth:.0f} %"
             peer = f"{rates['PyTorch']:.1f} | {rates['ours'] / rates['PyTorch']:.2f}" if theirs else "| "
             print(f"| {name} | {count:,} | {batch} | {rates['ours']:.1f} | {peer} | {share} |", flush=True)
 
 
-def _random(module: model_lib.Dalle) -> dict:
+def _random(module: CodeTransformer) -> dict:
     rng = np.random.default_rng(0)
-    shapes = model_lib.shapes(module)
     return jax.tree.map(
-        lambda s: rng.standard_normal(s, np.float32) * np.float32(0.05), shapes, is_leaf=lambda s: isinstance(s, tuple)
+        lambda s: rng.standard_normal(s, np.float32) * np.float32(0.05),
+        shapes(module),
+        is_leaf=lambda s: isinstance(s, tuple),
     )
 
 
-def _ours(module: model_lib.Dalle, params: dict, length: int) -> Callable:
+def _ours(module: CodeTransformer, params: dict, length: int) -> Callable:
     programs, variables = sampling.compile_programs(module), inference.on_devices(params)
     mesh = jax.tree.leaves(variables)[0].sharding.mesh
 
@@ -88,15 +92,15 @@ def _ours(module: model_lib.Dalle, params: dict, length: int) -> Callable:
             np.stack([np.zeros(batch), np.zeros(batch), np.arange(batch)], 1).astype(np.uint32), split
         )
         nothing = jax.device_put(np.zeros((batch, length), np.int32), split)
-        rows = sampling.Rows(seeds, nothing, nothing.astype(bool))
+        requests = sampling.Requests(seeds, np.arange(length), nothing, nothing.astype(bool))
         text, which = jax.device_put((prompts, np.arange(batch, dtype=np.int32)), split)
 
         def run(temperature: float) -> np.ndarray:
             settings = Sampling(temperature=np.float32(temperature))
             with jax.set_mesh(mesh):
-                carry = programs.expand(programs.prefill(variables, text), which, guided=False)
-                codes, _, _ = programs.advance(
-                    variables, settings, carry, rows, jnp.int32(0), length=length, most=0, guided=False
+                carry = programs.replicate(programs.prefill(variables, text, nothing[:, :0]), which, None)
+                codes, _, _ = programs.decode_chunk(
+                    variables, settings, carry, requests, jnp.int32(0), max_candidates=0, guided=False
                 )
                 return np.asarray(codes)
 
@@ -105,7 +109,7 @@ def _ours(module: model_lib.Dalle, params: dict, length: int) -> Callable:
     return prepare
 
 
-def _torch(module: model_lib.Dalle, params: dict, length: int, dtype: str) -> Callable | None:
+def _torch(module: CodeTransformer, params: dict, length: int, dtype: str) -> Callable | None:
     """minDALL-E's sampler, with a cache that is allocated once."""
     try:
         import torch
@@ -154,7 +158,7 @@ def _torch(module: model_lib.Dalle, params: dict, length: int, dtype: str) -> Ca
         def run(temperature: float) -> np.ndarray:
             shape = (depth, batch, heads, TEXT + length, width // heads)
             keys, values = torch.zeros(shape, dtype=kind, device=device), torch.zeros(shape, dtype=kind, device=device)
-            logits = stream(w["text_tokens"][text] + w["text_positions"], keys, values, 0)
+            logits = stream(w["condition/tokens"][text] + w["condition/positions"], keys, values, 0)
             found = []
             for place in range(length):
                 if temperature:
@@ -163,7 +167,7 @@ def _torch(module: model_lib.Dalle, params: dict, length: int, dtype: str) -> Ca
                     code = logits.argmax(-1)
                 found.append(code)
                 if place + 1 < length:
-                    x = w["tokens"][code] + w["positions"][place]
+                    x = w["codes/tokens"][code] + w["codes/positions"][place]
                     logits = stream(x[:, None], keys, values, TEXT + place)
             return torch.stack(found, 1).cpu().numpy()
 

@@ -12,10 +12,10 @@ import numpy as np
 
 import clip_jax
 import dalle_jax
-from dalle_jax import rerank
-from dalle_jax.evaluators import asked
 from dalle_jax.evaluators import defaults as evaluators
+from dalle_jax.evaluators import prompts as prompts_of
 from train_jax.data.sources import open_source
+from vqgan_jax.stage2.rerank import clip_scores
 
 CHOICES = (1, 2, 4, 8, 16, 32)
 TEMPERATURES = (0.0, 0.5, 0.8, 1.0)
@@ -49,7 +49,7 @@ def main() -> None:
     for kind, texts in prompts.items():
         drawn = dalle.draw(texts, arguments.most, top_p=arguments.top_p, guidance=arguments.guidance, progress=False)
         good = right(kind, texts, drawn.images)
-        for judge, scores in (("CLIP", rerank.fit(clip, texts, drawn.images)), ("likelihood", drawn.log_probs)):
+        for judge, scores in (("CLIP", clip_scores(clip, texts, drawn.images)), ("likelihood", drawn.log_probs)):
             best = [np.argmax(scores[:, :n], axis=1) for n in choices]
             _row(f"`{kind}`", judge, *(f"{100 * good[np.arange(len(good)), b].mean():.1f} %" for b in best))
 
@@ -68,7 +68,7 @@ def main() -> None:
 def questions(split: str, about: str, count: int) -> list[str]:
     options = evaluators().drawing
     options.update({"about": about, "prompts": count})
-    return asked(open_source("shapes/32", split), options)
+    return prompts_of(open_source("shapes/32", split), options)
 
 
 def _row(*cells: str) -> None:

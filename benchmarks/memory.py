@@ -17,13 +17,14 @@ import numpy as np
 from benchmarks import load_config
 from clip_jax import loss, model, ring_loss
 from clip_jax.flops import training
-from dalle_jax import model as dalle_model
-from dalle_jax.task import stream_loss
+from dalle_jax.captions import CharBpeCaptions
 from train_jax import config as config_lib
-from train_jax import optim, profiling, sharding
+from train_jax import profiling, sharding
 from train_jax import task as task_lib
-from train_jax.step import init_state, make_train_step
+from train_jax.prepare import lower_step
 from train_jax.task import Task
+from vqgan_jax.stage2 import model as stage2_model
+from vqgan_jax.stage2.task import make_loss
 
 MODELS = ("vit_b32", "vit_b16", "vit_l14", "siglip_b16", "rn50")
 VQGANS = ("f16_1024", "f16_16384", "f8_gumbel")
@@ -124,17 +125,12 @@ def vqgan_plan(name: str, sizes: dict) -> None:
     _row(name, _shape(mesh), str(config.data.batch_size), f"{count:,}", *sizes)
 
 
-class _Captions:
-    """Stands in for a tokenizer: a program depends on its sizes alone."""
+class _Captions(CharBpeCaptions):
+    """Captions of some size, without a tokenizer."""
 
-    def __init__(self, vocab_size: int, length: int):
-        self.vocab_size, self.length, self.size = vocab_size, length, vocab_size + length
-
-    def encode(self, texts):
-        return np.zeros((len(texts), self.length), np.int32)
-
-    def counted(self, rows):
-        return rows < self.vocab_size
+    @property
+    def null(self):
+        return np.zeros(self.length, np.int32)
 
 
 def dalle_plan(name: str, codes: tuple[int, tuple[int, int]], accumulate: int, sizes: dict) -> None:
@@ -142,19 +138,20 @@ def dalle_plan(name: str, codes: tuple[int, tuple[int, int]], accumulate: int, s
     config = load_config(f"dalle/{name}")
     config.mesh, config.accumulate = sizes, accumulate
     config = config_lib.resolve(config)
-    captions = _Captions(config.tokenizer.vocab_size, config.model.text_length)
-    module = dalle_model.build(config.model, captions.size, *codes)
-    losses = stream_loss(module, captions, config)
+    length = config.model.text_length
+    captions = _Captions(bpe=None, length=length, vocabulary_size=config.tokenizer.vocab_size + length, pad=0)
+    module = stage2_model.build(config.model, captions, *codes)
+    stream_loss = make_loss(module, captions, config)
     rows = config.data.batch_size
-    batch = {"text": jax.ShapeDtypeStruct((rows, captions.length), jnp.int32)}
+    batch = {"condition": jax.ShapeDtypeStruct((rows, length), jnp.int32)}
     batch["codes"] = jax.ShapeDtypeStruct((rows, *codes[1]), jnp.int32)
 
     def init(rng, batch):
-        text, image = jnp.zeros((1, captions.length), jnp.int32), jnp.zeros((1, module.length), jnp.int32)
-        return {"dalle": module.init(rng, text, image)["params"]}, {}
+        tokens, image = jnp.zeros((1, length), jnp.int32), jnp.zeros((1, module.length), jnp.int32)
+        return {"generator": module.init(rng, tokens, image)["params"]}, {}
 
     def loss(params, extra, batch, rng, step):
-        value, metrics = losses(params["dalle"], batch["text"], batch["codes"], rng)
+        value, metrics = stream_loss(params["generator"], batch["condition"], batch["codes"], rng)
         return value, (metrics, extra)
 
     mesh = sharding.make_mesh(config.mesh)
@@ -169,27 +166,10 @@ def _shape(mesh) -> str:
 
 def _plan(task: Task, config, mesh, batch) -> tuple[int, profiling.MemoryPlan]:
     """Parameters of all players, and the memory plan of the trainer's compiled step."""
+    state, step = lower_step(config, task, mesh, batch, {})
     with jax.set_mesh(mesh):
-        schedules = {}
-
-        def make_tx(params, axes):
-            tx, found = optim.make(config.optim, params, config.steps, axes)
-            schedules.update(found)
-            return tx
-
-        _, abstract, tx = init_state(task, make_tx, mesh, batch, seed=0, ema_players=tuple(config.ema.players))
-        step = make_train_step(
-            task,
-            tx,
-            mesh,
-            abstract,
-            seed=0,
-            accumulate=config.accumulate,
-            schedules=schedules,
-            ema_decay=config.ema.decay,
-        )
-        plan = profiling.memory_plan(step.lower(abstract, batch).compile())
-    return sum(x.size for x in jax.tree.leaves(abstract.params)), plan
+        plan = profiling.memory_plan(step.compile())
+    return sum(x.size for x in jax.tree.leaves(state.abstract.params)), plan
 
 
 def loss_plans(size: int) -> None:

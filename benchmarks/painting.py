@@ -12,15 +12,15 @@ import ast
 import time
 
 import numpy as np
-from vqgan_jax.pictures import sheet
 
 import clip_jax
 import vqgan_jax
-from dalle_jax.evaluators import worded
+from dalle_jax.evaluators import fill_template
 from train_jax.data import shapes
 from train_jax.data.shapes import oracle
 from train_jax.data.shapes import scene as scenes
 from train_jax.errors import UserError
+from train_jax.pictures import enlarged_grid, in_rows
 from vqgan_jax import guided
 from vqgan_jax.guided.demo import OPTIONS
 
@@ -54,7 +54,7 @@ def main() -> None:
     for what, right in read(images, [texts[i] for i in truth]).items():
         print(f"| the oracle: {what} | {100 * np.mean(right):.1f} % |")
     if arguments.sheet:
-        sheet([list(images[i : i + 8]) for i in range(0, len(images), 8)]).save(arguments.sheet)
+        enlarged_grid(in_rows(images, 8)).save(arguments.sheet)
 
 
 def option(text: str) -> tuple[str, object]:
@@ -72,7 +72,7 @@ def questions(count: int) -> list[str]:
     """Captions of one object, spread over colours and shapes so that each occurs about equally often."""
     colours, kinds = list(dict.fromkeys(n.split()[0] for n in shapes.LABEL_NAMES)), list(scenes.SHAPES)
     pairs = [(i % len(colours), (i + i // len(colours)) % len(kinds)) for i in range(len(colours) * len(kinds))]
-    return [worded("a {}", f"{colours[c]} {kinds[s]}") for c, s in dict.fromkeys(pairs)][:count]
+    return [fill_template("a {}", f"{colours[c]} {kinds[s]}") for c, s in dict.fromkeys(pairs)][:count]
 
 
 def nearest(clip, images: np.ndarray, texts: list[str]) -> np.ndarray:

@@ -16,10 +16,11 @@ import optax
 
 from benchmarks import load_config
 from train_jax import config as config_lib
-from train_jax import optim, profiling, sharding
+from train_jax import feed, profiling, sharding
 from train_jax import task as task_lib
-from train_jax.data import pipeline, sources
-from train_jax.step import BROKEN, init_state, make_train_step
+from train_jax.data import sources
+from train_jax.data.stream import BROKEN, TrainStream
+from train_jax.prepare import lower_step
 
 ROUNDS, UPDATES = 5, 4
 
@@ -29,28 +30,21 @@ def main() -> None:
     task = task_lib.module(config).make(config, None)
     source = sources.open_source(config.data.source, config.data.split)
     size = config.data.batch_size
-    iterator = pipeline.train_iterator(source, task.example, batch_size=size, seed=0)
+    iterator = TrainStream(source, task.example, batch_size=size, seed=0)
     host_batch = next(iterator)
     mesh = sharding.make_mesh(config.mesh)
     peak = profiling.peak_flops(jax.devices())
-    batch = pipeline.to_device(host_batch, sharding.batch_sharding(mesh))
+    batch = feed.to_device(host_batch, sharding.batch_sharding(mesh))
     plain = {name: x for name, x in batch.items() if name != BROKEN}
 
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
+    plan, lowered = lower_step(config, task, mesh, shapes, {})
     with jax.set_mesh(mesh):
-        schedules = {}
-
-        def make_tx(params, axes):
-            tx, found = optim.make(config.optim, params, config.steps, axes)
-            schedules.update(found)
-            return tx
-
-        create, abstract, tx = init_state(task, make_tx, mesh, plain, seed=0)
-        shared = make_train_step(task, tx, mesh, abstract, seed=0, schedules=schedules)
-        state = create()
+        shared, state = lowered.compile(), plan.create()
 
         bare_tx = optax.chain(
             optax.clip_by_global_norm(config.optim.clip),
-            optax.adamw(schedules["clip"], b2=config.optim.args.b2, weight_decay=config.optim.weight_decay),
+            optax.adamw(plan.optimizer.schedules["clip"], b2=config.optim.args.b2, weight_decay=config.optim.weight_decay),
         )
 
         @jax.jit

@@ -19,10 +19,9 @@ import numpy as np
 
 from benchmarks import load_config
 from train_jax import config as config_lib
-from train_jax import optim, sharding
+from train_jax import feed, sharding
 from train_jax import task as task_lib
-from train_jax.data import pipeline
-from train_jax.step import init_state, make_train_step
+from train_jax.prepare import lower_step
 from train_jax.weights.layout import flat, to_peer
 from vqgan_jax import model as model_lib
 from vqgan_jax.pretrained import taming
@@ -79,18 +78,10 @@ def _ours(config, images) -> tuple[Contestant, dict, str]:
     module = model_lib.build(config.model)
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        batch = pipeline.to_device({"image": images}, sharding.batch_sharding(mesh))
-        schedules = {}
-
-        def make_tx(params, axes):
-            tx, found = optim.make(config.optim, params, config.steps, axes)
-            schedules.update(found)
-            return tx
-
-        create, abstract, tx = init_state(task, make_tx, mesh, batch, seed=0)
-        step = make_train_step(task, tx, mesh, abstract, seed=0, schedules=schedules)
-        step = step.lower(abstract, batch).compile()
-        state = create()
+        batch = feed.to_device({"image": images}, sharding.batch_sharding(mesh))
+        shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
+        plan, lowered = lower_step(config, task, mesh, shapes, {})
+        step, state = lowered.compile(), plan.create()
         params = jax.tree.map(np.asarray, nn.unbox(state.params["generator"]))
 
     x = images.astype(np.float32) / 127.5 - 1

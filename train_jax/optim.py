@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,15 @@ _STACKED = ("layers", "qkv")  # axes along which a kernel is several matrices
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
 
 
-def make(
-    optim: ConfigDict, params, steps: int, axes: Mapping[str, tuple[str | None, ...]]
-) -> tuple[optax.GradientTransformation, dict[str, Callable]]:
-    """One optax transformation for all players, and each player's learning-rate schedule.
+class Optimizer(NamedTuple):
+    """One optax transformation for all players, and each player's learning rate: updates made -> rate."""
+
+    tx: optax.GradientTransformation
+    schedules: Mapping[str, Callable]
+
+
+def make(optim: ConfigDict, params, steps: int, axes: Mapping[str, tuple[str | None, ...]]) -> Optimizer:
+    """The optimiser of a config.
 
     Args:
       optim: the `optim` part of a resolved config.
@@ -63,7 +69,7 @@ def make(
         optax.partition(clips | {FROZEN: optax.set_to_zero()}, _labels(params, group_for_clipping)),
         optax.partition(rules, _labels(params, group)),
     )
-    return tx, schedules
+    return Optimizer(tx, schedules)
 
 
 def schedule(optim: ConfigDict, steps: int) -> Callable:

@@ -4,12 +4,11 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -23,7 +22,7 @@ from train_jax.evaluate import Evaluations
 from train_jax.hooks import Hook
 from train_jax.lockstep import Lockstep
 from train_jax.paths import AnyPath
-from train_jax.step import TrainState, check_averaged, init_state, make_train_step
+from train_jax.step import StatePlan, check_averaged, make_train_step, plan_state
 from train_jax.task import Task
 
 log = logging.getLogger(__name__)
@@ -38,9 +37,7 @@ class Prepared:
     Attributes:
       config: resolved: every option has its value.
       records: how many the training data has; `stream` gives examples of them.
-      create_state: `() -> TrainState`, the first state, sharded.
-      abstract_state: its shapes, dtypes and shardings.
-      tx: the optimiser.
+      state: the first state, planned.
       step: the training step, lowered for the mesh and the batch: `.compile()` it.
       hooks: classes of `config.hooks`.
       lockstep: what batches carry between hosts; see `train_jax.lockstep`.
@@ -52,9 +49,7 @@ class Prepared:
     records: int
     stream: TrainStream
     evaluations: Evaluations
-    create_state: Callable[[], TrainState]
-    abstract_state: TrainState
-    tx: optax.GradientTransformation
+    state: StatePlan
     step: jax.stages.Lowered
     lockstep: Lockstep
     hooks: Sequence[type[Hook]]
@@ -106,35 +101,8 @@ def prepare(
         workers=config.data.workers,
     )
     batch = feed.batch_shapes(stream, config.data.batch_size)
-    example = {name: x for name, x in batch.items() if name != BROKEN}
-    with jax.set_mesh(mesh):
-        schedules = {}
-
-        def make_tx(params, axes):
-            tx, found = optim.make(config.optim, params, config.steps, axes)
-            schedules.update(found)
-            return tx
-
-        ema_players = ()
-        if config.ema.decay:
-            players = jax.eval_shape(lambda batch: task.init(jax.random.key(config.seed), batch), example)[0]
-            ema_players = tuple(config.ema.players) or tuple(players)
-        create_state, abstract_state, tx = init_state(
-            task, make_tx, mesh, example, seed=config.seed, ema_players=ema_players
-        )
-        step = make_train_step(
-            task,
-            tx,
-            mesh,
-            abstract_state,
-            seed=config.seed,
-            schedules=schedules,
-            accumulate=config.accumulate,
-            ema_decay=config.ema.decay,
-            freeze=config.optim.freeze,
-        )
-        lockstep = Lockstep(mesh)
-        lowered = step.lower(abstract_state, batch | lockstep.notice())
+    lockstep = Lockstep(mesh)
+    plan, step = lower_step(config, task, mesh, batch, lockstep.notice())
     return Prepared(
         config=config,
         mesh=mesh,
@@ -142,13 +110,40 @@ def prepare(
         records=len(source),
         stream=stream,
         evaluations=evaluations,
-        create_state=create_state,
-        abstract_state=abstract_state,
-        tx=tx,
-        step=lowered,
+        state=plan,
+        step=step,
         lockstep=lockstep,
         hooks=hook_classes,
     )
+
+
+def lower_step(
+    config: ConfigDict, task: Task, mesh: Mesh, batch: Mapping[str, jax.ShapeDtypeStruct], notice: Mapping[str, Any]
+) -> tuple[StatePlan, jax.stages.Lowered]:
+    """The planned state and the lowered training step of a resolved config, for batches of these shapes."""
+    example = {name: x for name, x in batch.items() if name != BROKEN}
+    with jax.set_mesh(mesh):
+        players = jax.eval_shape(lambda batch: task.init(jax.random.key(config.seed), batch), example)[0]
+        ema_players = (tuple(config.ema.players) or tuple(players)) if config.ema.decay else ()
+        plan = plan_state(
+            task,
+            lambda params, axes: optim.make(config.optim, params, config.steps, axes),
+            mesh,
+            example,
+            seed=config.seed,
+            ema_players=ema_players,
+        )
+        step = make_train_step(
+            task,
+            plan.optimizer,
+            mesh,
+            plan.abstract,
+            seed=config.seed,
+            accumulate=config.accumulate,
+            ema_decay=config.ema.decay,
+            freeze=config.optim.freeze,
+        )
+        return plan, step.lower(plan.abstract, {**batch, **notice})
 
 
 def _check_training(config: ConfigDict, task: Task) -> None:

@@ -7,7 +7,7 @@ one gradient, and the optimiser gives each its own rule.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -47,13 +47,26 @@ class TrainState:
     counters: dict[str, jax.Array]
 
 
-def init_state(
-    task: Task, make_tx: Callable, mesh: Mesh, batch, *, seed: int, ema_players: tuple[str, ...] = ()
-) -> tuple[Callable[[], TrainState], TrainState, optax.GradientTransformation]:
-    """How to make the first state, its abstract twin with shardings, and the optimiser. Nothing is allocated or run yet.
+class StatePlan(NamedTuple):
+    """A first state that is not made yet.
+
+    Attributes:
+      create: makes it, sharded.
+      abstract: its shapes, dtypes and shardings.
+    """
+
+    create: Callable[[], TrainState]
+    abstract: TrainState
+    optimizer: optim.Optimizer
+
+
+def plan_state(
+    task: Task, make_optimizer: Callable, mesh: Mesh, batch, *, seed: int, ema_players: tuple[str, ...] = ()
+) -> StatePlan:
+    """The first state of a run, planned: nothing is allocated or run yet.
 
     Args:
-      make_tx: `(abstract params, logical axes by path) -> optax transformation`.
+      make_optimizer: `(abstract params, logical axes by path) -> Optimizer`.
       batch: dict of arrays or ShapeDtypeStructs with a batch's shapes, of any number of examples.
       ema_players: the players whose parameters are averaged.
 
@@ -67,14 +80,14 @@ def init_state(
 
     boxed_params, boxed_extra = jax.eval_shape(draw)
     check_averaged(ema_players, boxed_params)
-    tx = make_tx(sharding.unbox(boxed_params), sharding.logical_axes(boxed_params))
+    optimizer = make_optimizer(sharding.unbox(boxed_params), sharding.logical_axes(boxed_params))
 
     def begin(params, extra) -> TrainState:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             extra=extra,
-            opt_state=tx.init(params),
+            opt_state=optimizer.tx.init(params),
             # Copies: a donated buffer must not appear twice.
             ema={player: jax.tree.map(jnp.copy, params[player]) for player in ema_players} or None,
             counters={name: jnp.zeros((), jnp.int32) for name in COUNTERS},
@@ -100,7 +113,7 @@ def init_state(
         weights = _overlaid(drawn, task.pretrained())
         return jax.jit(begin, out_shardings=state_shardings, donate_argnums=(0, 1))(*weights)
 
-    return make, abstract, tx
+    return StatePlan(make, abstract, optimizer)
 
 
 def check_averaged(averaged: Sequence[str], players: Iterable[str]) -> None:
@@ -131,12 +144,11 @@ def _overlaid(drawn, given):
 
 def make_train_step(
     task: Task,
-    tx: optax.GradientTransformation,
+    optimizer: optim.Optimizer,
     mesh: Mesh,
     abstract_state: TrainState,
     *,
     seed: int,
-    schedules: Mapping[str, Callable],
     accumulate: int = 1,
     ema_decay: float = 0.0,
     freeze: Sequence[str] = (),
@@ -144,9 +156,8 @@ def make_train_step(
     """The jitted `step(state, batch) -> (state, metrics)`; `state` is donated, its shardings are kept.
 
     Args:
-      abstract_state: as `init_state` gives it, with shardings.
+      abstract_state: as `plan_state` gives it, with shardings.
       seed: keys are folded from (seed, step, micro-batch): a resumed run draws what the uninterrupted one would.
-      schedules: learning rate by player, for the metrics.
       accumulate: micro-batches whose gradients are averaged before the update. Each begins with the same state; what
         follows from their statistics (`Task.revise`) follows once, from all of them. Inside a loss, whatever is taken over
         a batch (batch norm, an entropy of mean probabilities) is over the micro-batch alone.
@@ -193,7 +204,7 @@ def make_train_step(
 
         norms = {player: optax.tree.norm(g) for player, g in grads.items()}
         finite = jnp.isfinite(loss) & jnp.isfinite(sum(norms.values()))
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         moved = {}
@@ -230,7 +241,7 @@ def make_train_step(
         metrics = dict(metrics, loss=loss, **{NOTICE: notice}, **new_state.counters)
         for player, norm in norms.items():
             metrics["grad_norm" if alone else f"grad_norm/{player}"] = norm
-            metrics["lr" if alone else f"lr/{player}"] = schedules[player](done)
+            metrics["lr" if alone else f"lr/{player}"] = optimizer.schedules[player](done)
         return new_state, metrics
 
     state_shardings = jax.tree.map(lambda x: x.sharding, abstract_state)

@@ -101,10 +101,10 @@ class Loop:
         )
         stack.enter_context(closing(self.checkpoints))
         # The newest checkpoint that can be read brings state and data position back together.
-        restored = self.checkpoints.restore(prepared.abstract_state, prepared.stream, reset_optimizer=reset_optimizer)
-        self.state, self.start = (prepared.create_state(), 0) if restored is None else restored
+        restored = self.checkpoints.restore(prepared.state.abstract, prepared.stream, reset_optimizer=reset_optimizer)
+        self.state, self.start = (prepared.state.create(), 0) if restored is None else restored
         if self.start:
-            self.state = resume.completed(self.state, prepared.abstract_state, prepared.tx.init)
+            self.state = resume.completed(self.state, prepared.state.abstract, prepared.state.optimizer.tx.init)
             log.info("resumed from step %d", self.start)
         if is_first:
             describe(prepared, workdir)
@@ -247,7 +247,7 @@ class Loop:
 def report(prepared: Prepared, compiled: jax.stages.Compiled) -> None:
     """Logs sizes of model, mesh, data and the compiled step. ConfigError for a step that does not fit into memory."""
     config, mesh = prepared.config, prepared.mesh
-    for player, params in prepared.abstract_state.params.items():
+    for player, params in prepared.state.abstract.params.items():
         count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
         log.info("%s: %s parameters", player, f"{count:,}")
     log.info("mesh %s over %d %s device(s)", dict(mesh.shape), mesh.size, mesh.devices.flat[0].device_kind)
