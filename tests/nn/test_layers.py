@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nn_jax import layers
+from nn_jax import convolution, layers
 
 DRAW = np.random.default_rng(0)
 
@@ -65,7 +65,7 @@ def test_dense_draws_its_kernel_with_the_deviation_it_is_given():
 def test_convolution_by_loops(kernel, stride, before):
     x = normal(2, 8, 8, 3)
     axes = ("channels_in", "channels_out")
-    module = layers.conv(5, kernel, stride, axes=axes, std=None, dtype=jnp.float32, name="conv", bias=True)
+    module = convolution.Conv(5, kernel, jnp.float32, stride=stride, axes=axes, std="he")
     params = values(module.init(jax.random.key(0), x))["params"]
     params["bias"] = normal(5)
     found = np.asarray(module.apply({"params": params}, x))
@@ -111,10 +111,10 @@ def test_group_norm_keeps_its_digits_beside_a_large_mean():
 
 def test_normalize_gives_unit_vectors_in_float32_and_is_harmless_at_zero():
     x = jnp.asarray(normal(5, 8), jnp.bfloat16)
-    found = layers.normalize(x)
+    found = layers.l2_normalize(x)
     assert found.dtype == jnp.float32
     exact = np.asarray(x, np.float64)
     np.testing.assert_allclose(found, exact / np.linalg.norm(exact, axis=-1, keepdims=True), atol=1e-6)
     zero = jnp.zeros((2, 8))
-    assert not layers.normalize(zero).any()
-    assert jnp.isfinite(jax.grad(lambda v: layers.normalize(v).sum())(zero)).all()
+    assert not layers.l2_normalize(zero).any()
+    assert jnp.isfinite(jax.grad(lambda v: layers.l2_normalize(v).sum())(zero)).all()

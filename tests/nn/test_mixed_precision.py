@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from nn_jax.convolve import convolve
-from nn_jax.product import product
 
 from nn_jax import layers
-from nn_jax.layers import add
+from nn_jax.convolution import Conv, convolve
+from nn_jax.layers import add_parameter
+from nn_jax.mixed_precision import dot
 
-OPTIONS = {"axes": ("channels_in", "embed"), "std": 1.0, "name": None, "bias": True}
+OPTIONS = {"axes": ("channels_in", "embed"), "std": 1.0}
 
 
 def at_least_float32(x):
@@ -29,18 +29,18 @@ def applied(module, x, kernel):
 
 RNG = np.random.default_rng(4)
 OPERATIONS = {  # fmt: skip
-    "product": (lambda x, kernel: product(x, kernel, 1), (64, 24), (24, 8)),
-    "product of float32 logits": (lambda x, kernel: product(x, kernel, 1, at_least_float32(x)), (64, 24), (24, 8)),
-    "product over two axes": (lambda x, kernel: product(x, kernel, 2), (64, 6, 4), (6, 4, 8)),
+    "product": (lambda x, kernel: dot(x, kernel, 1), (64, 24), (24, 8)),
+    "product of float32 logits": (lambda x, kernel: dot(x, kernel, 1, at_least_float32(x)), (64, 24), (24, 8)),
+    "product over two axes": (lambda x, kernel: dot(x, kernel, 2), (64, 6, 4), (6, 4, 8)),
     "convolution": (lambda x, kernel: convolve(x, kernel, (1, 1), "SAME"), (64, 5, 6, 3), (3, 3, 3, 4)),
     "convolution of float32 logits": (
         lambda x, kernel: convolve(x, kernel, (1, 1), "VALID", at_least_float32(x)), (64, 5, 6, 3), (3, 3, 3, 4),
     ),
     "strided convolution": (lambda x, kernel: convolve(x, kernel, (2, 2), "VALID"), (64, 6, 6, 3), (2, 2, 3, 4)),
-    "bias": (add, (64, 3, 5), (5,)),
+    "bias": (add_parameter, (64, 3, 5), (5,)),
     "dense": (lambda x, kernel: applied(layers.Dense((8,), ("embed", "mlp"), 1.0, x.dtype), x, kernel), (64, 24), (24, 8)),
     "patches": (
-        lambda x, kernel: applied(layers.conv(4, 2, 2, dtype=x.dtype, **OPTIONS), x, kernel), (64, 6, 6, 3), (2, 2, 3, 4),
+        lambda x, kernel: applied(Conv(4, 2, x.dtype, stride=2, **OPTIONS), x, kernel), (64, 6, 6, 3), (2, 2, 3, 4),
     ),
 }  # operation, shapes of input and parameter
 

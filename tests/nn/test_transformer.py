@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nn_jax import transformer
-from nn_jax.transformer import Transformer, causal_mask
+from nn_jax.transformer import Transformer
 
 WIDTH, DEPTH, HEADS, LENGTH = 8, 3, 2, 5
 
@@ -76,8 +76,8 @@ def twin(x, params, *, causal=False, eps=1e-5, activation=lambda v: v * 0.5 * (1
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_blocks_equal_their_twin(x, params, causal):
-    mask = causal_mask(LENGTH) if causal else None
-    np.testing.assert_allclose(apply(make(), {"params": params}, x, mask), twin(x, params, causal=causal), atol=1e-5)
+    found = apply(make(causal=causal), {"params": params}, x)
+    np.testing.assert_allclose(found, twin(x, params, causal=causal), atol=1e-5)
 
 
 def test_tokens_are_rows_for_a_cpu_alone(x, params, monkeypatch):
@@ -85,13 +85,13 @@ def test_tokens_are_rows_for_a_cpu_alone(x, params, monkeypatch):
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
 
     def traced():
-        program = jax.make_jaxpr(lambda p, x: make().apply({"params": p}, x, causal_mask(LENGTH)))(params, x)
+        program = jax.make_jaxpr(lambda p, x: make(causal=True).apply({"params": p}, x))(params, x)
         products = [eqn for eqn in program.eqns if eqn.primitive.name == "dot_general"]
         return {eqn.invars[0].aval.ndim for eqn in products if eqn.invars[1].aval.shape[0] in (WIDTH, 4 * WIDTH)}
 
     assert traced() == {2} and _under(mesh, traced) == {3}
-    monkeypatch.setattr(transformer, "_for_cpu", lambda: False)
-    found = make().apply({"params": params}, x, causal_mask(LENGTH))
+    monkeypatch.setattr(transformer, "_compiles_for_cpu", lambda: False)
+    found = make(causal=True).apply({"params": params}, x)
     np.testing.assert_allclose(found, twin(x, params, causal=True), atol=1e-5)
 
 
@@ -114,14 +114,14 @@ def test_eps_reaches_every_norm(x, params):
 
 def test_causal_mask_hides_the_future(x, params):
     changed = x.at[:, 3:].add(1)
-    before, after = (apply(make(), {"params": params}, v, causal_mask(LENGTH)) for v in (x, changed))
+    before, after = (apply(make(causal=True), {"params": params}, v) for v in (x, changed))
     np.testing.assert_array_equal(before[:, :3], after[:, :3])
     assert not np.allclose(before[:, 3:], after[:, 3:])
 
 
 def gradients(module, params, x, **kwargs):
     def loss(params, x):
-        y = module.apply({"params": params}, x, causal_mask(LENGTH), **kwargs)
+        y = module.apply({"params": params}, x, **kwargs)
         return jnp.sum(jnp.sin(y))
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
@@ -129,9 +129,9 @@ def gradients(module, params, x, **kwargs):
 
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
 def test_scanned_equals_unrolled_whatever_is_recomputed(x, params, remat):
-    value, (slopes, inner) = gradients(make(), params, x)
+    value, (slopes, inner) = gradients(make(causal=True), params, x)
     for scan, given in ((False, params), (True, stacked(params))):
-        found, (found_slopes, found_inner) = gradients(make(scan=scan, remat=remat), given, x)
+        found, (found_slopes, found_inner) = gradients(make(causal=True, scan=scan, remat=remat), given, x)
         np.testing.assert_allclose(found, value, rtol=1e-5)
         np.testing.assert_allclose(found_inner, inner, atol=1e-5)
         expected = stacked(slopes) if scan else slopes

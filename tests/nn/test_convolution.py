@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from nn_jax.convolve import convolve
+
+from nn_jax.convolution import convolve
 
 RNG = np.random.default_rng(0)
 ORDER = ("NHWC", "HWIO", "NHWC")

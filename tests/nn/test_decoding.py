@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nn_jax.decode import Sampling, decode, draw
 
 from nn_jax import transformer
+from nn_jax.decoding import Sampling, decode, sample_code
 
 RNG = np.random.default_rng(0)
 LOGITS = np.array([1.5, -0.3, 0.9, 0.2, -2.0, 0.9], np.float32)
@@ -34,7 +34,7 @@ def by_hand(logits, temperature=1.0, top_k=0, top_p=1.0):
 
 
 @pytest.mark.parametrize(
-    "options, most",
+    "options, candidates",
     [
         ({}, 0),
         ({"temperature": 0.5}, 0),
@@ -45,10 +45,10 @@ def by_hand(logits, temperature=1.0, top_k=0, top_p=1.0):
         ({"temperature": 1.5, "top_k": 4, "top_p": 0.8}, 6),
     ],
 )
-def test_codes_are_drawn_with_the_probabilities_counted_by_hand(options, most):
+def test_codes_are_drawn_with_the_probabilities_counted_by_hand(options, candidates):
     count = 40_000
     codes = jax.jit(
-        jax.vmap(lambda key: draw(key, jnp.asarray(LOGITS), Sampling(**options), most)),
+        jax.vmap(lambda key: sample_code(key, jnp.asarray(LOGITS), Sampling(**options), candidates)),
     )(jax.random.split(jax.random.key(1), count))
     found, wanted = np.bincount(codes, minlength=6) / count, by_hand(LOGITS, **options)
     assert not found[wanted == 0].any()
@@ -57,15 +57,16 @@ def test_codes_are_drawn_with_the_probabilities_counted_by_hand(options, most):
 
 def test_temperature_zero_takes_the_most_likely_code():
     keys = jax.random.split(jax.random.key(0), 50)
-    for most in (0, 6):
-        assert set(np.asarray(jax.vmap(lambda k, m=most: draw(k, jnp.asarray(LOGITS), Sampling(0.0), m))(keys))) == {0}
+    for candidates in (0, 6):
+        codes = jax.vmap(lambda k, m=candidates: sample_code(k, jnp.asarray(LOGITS), Sampling(0.0), m))(keys)
+        assert set(np.asarray(codes)) == {0}
 
 
 def test_filters_that_let_everything_through_change_nothing():
     keys = jax.random.split(jax.random.key(0), 200)
-    plain = jax.vmap(lambda k: draw(k, jnp.asarray(LOGITS), Sampling(), 0))(keys)
+    plain = jax.vmap(lambda k: sample_code(k, jnp.asarray(LOGITS), Sampling(), 0))(keys)
     for sampling in (Sampling(top_p=1.0), Sampling(top_k=6), Sampling(top_k=0)):
-        np.testing.assert_array_equal(jax.vmap(lambda k, s=sampling: draw(k, jnp.asarray(LOGITS), s, 6))(keys), plain)
+        np.testing.assert_array_equal(jax.vmap(lambda k, s=sampling: sample_code(k, jnp.asarray(LOGITS), s, 6))(keys), plain)
 
 
 def markov(v=4, length=3):
@@ -84,7 +85,7 @@ def test_sequences_have_the_probabilities_of_the_chain_rule():
     keys = jax.random.split(jax.random.key(3), count)
     codes, log_probs, (_, steps) = jax.jit(
         lambda keys: decode(
-            chain(tables), jnp.tile(first, (count, 1)), jnp.zeros(()), keys, Sampling(), places=jnp.arange(3)
+            chain(tables), jnp.tile(first, (count, 1)), jnp.zeros(()), keys, Sampling(), positions=jnp.arange(3)
         )
     )(keys)
     assert steps == 3
@@ -119,7 +120,7 @@ def test_guidance_acts_at_every_step(guidance):
 
     logits = jnp.tile(jnp.stack([f1, f0]), (2, 1))
     codes, log_probs, _ = decode(
-        step, logits, 0, jax.random.split(jax.random.key(0), 2), Sampling(0.0, guidance=guidance), places=jnp.arange(6),
+        step, logits, 0, jax.random.split(jax.random.key(0), 2), Sampling(0.0, guidance=guidance), positions=jnp.arange(6),
         guided=True,
     )  # fmt: skip
     np.testing.assert_array_equal(codes, [wanted, wanted])
@@ -133,7 +134,7 @@ def test_given_codes_stay_and_the_others_follow_from_them():
     keep = np.array([[False, True, False, True, False]])
     codes, _, _ = decode(
         chain(tables), jnp.asarray(first)[None], 0, jax.random.split(jax.random.key(0), 1), Sampling(0.0),
-        places=jnp.arange(5), kept=jnp.asarray(kept), keep=jnp.asarray(keep),
+        positions=jnp.arange(5), known_codes=jnp.asarray(kept), known_mask=jnp.asarray(keep),
     )  # fmt: skip
     wanted = [np.argmax(first), 7, np.argmax(tables[1, 7]), 3, np.argmax(tables[3, 3])]
     np.testing.assert_array_equal(codes[0], wanted)
@@ -145,7 +146,7 @@ def test_a_sequence_is_the_same_in_any_batch_and_in_parts():
 
     def run(keys, places, start=None, index=0):
         logits, cache = (jnp.tile(first, (len(keys), 1)), jnp.zeros(())) if start is None else start
-        return decode(chain(tables), logits, cache, keys, Sampling(), places=places, first=index)
+        return decode(chain(tables), logits, cache, keys, Sampling(), positions=places, start=index)
 
     whole, _, _ = run(keys, jnp.arange(6))
     np.testing.assert_array_equal(run(keys[2:4], jnp.arange(6))[0], whole[2:4])
@@ -156,30 +157,23 @@ def test_a_sequence_is_the_same_in_any_batch_and_in_parts():
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_tokens_one_by_one_see_what_they_see_in_a_whole_sequence(scan):
-    module = transformer.Transformer(32, 3, 4, scan=scan)
+    module = transformer.Transformer(32, 3, 4, causal=True, scan=scan)
     x = jnp.asarray(RNG.normal(size=(2, 7, 32)), jnp.float32)
     params = jax.tree.map(
         lambda p: getattr(p, "value", p),
         module.init(jax.random.key(0), x)["params"],
         is_leaf=lambda p: hasattr(p, "names"),
     )
-    wanted = module.apply({"params": params}, x, transformer.causal_mask(7))
-    plain, params = module.clone(scan=False), {"params": transformer.unrolled(params)}
-    for before in (1, 4):
-        cache = transformer.empty_cache(2, 9, depth=3, heads=4, head_dim=8, dtype=jnp.float32)
-        found, cache = plain.apply(params, x[:, :before], transformer.causal_mask(before), cache=cache)
-        parts = [found]
-        for i in range(before, 7):
-            seen = (jnp.arange(9) <= i)[None, None, None]
-            y, cache = plain.apply(params, x[:, i : i + 1], seen, cache=cache, position=jnp.asarray(i))
+    expected = module.apply({"params": params}, x)
+    unrolled, params = module.clone(scan=False), {"params": transformer.unstack_blocks(params)}
+    for prefix in (1, 4):
+        caches = unrolled.empty_caches(2, 9)
+        y, caches = unrolled.apply(params, x[:, :prefix], caches, method="prefill")
+        parts = [y]
+        for i in range(prefix, 7):
+            y, caches = unrolled.apply(params, x[:, i : i + 1], caches, jnp.asarray(i), method="decode_step")
             parts.append(y)
-        np.testing.assert_allclose(jnp.concatenate(parts, axis=1), wanted, atol=1e-5)
-    for position in (4, jnp.asarray(4)):  # a number known now, and one that is traced
-        cache = transformer.empty_cache(2, 9, depth=3, heads=4, head_dim=8, dtype=jnp.float32)
-        _, cache = plain.apply(params, x[:, :4], transformer.causal_mask(4), cache=cache)
-        mask = transformer.causal_mask(9)[..., 4:7, :]
-        found, _ = plain.apply(params, x[:, 4:], mask, cache=cache, position=position)
-        np.testing.assert_allclose(found, wanted[:, 4:], atol=1e-5)
+        np.testing.assert_allclose(jnp.concatenate(parts, axis=1), expected, atol=1e-5)
     if scan:
         with pytest.raises(ValueError, match="unrolled"):
-            module.apply(params, x, cache=cache)
+            module.apply(params, x, caches, method="prefill")
