@@ -71,7 +71,7 @@ def add(x: jax.Array, term: ArrayLike) -> jax.Array:
     return (x + wide).astype(x.dtype)
 
 
-def embed(table: jax.Array, ids: jax.Array, axis: str = "vocab") -> jax.Array:
+def embed(table: ArrayLike, ids: ArrayLike, axis: str = "vocab") -> jax.Array:
     """The rows `ids` [...] of an embedding table [n, width]: [..., width]. `axis` is the name of the table's first axis.
 
     The table is first gathered over the devices that share its width, as a kernel is before its product. Looked up in
