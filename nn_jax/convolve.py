@@ -9,7 +9,6 @@ are five times as slow. So on a CPU the tangent is told with swapped channels, a
 Elsewhere all is as `lax` has it, which the compilers of GPUs and TPUs know.
 """
 
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +43,11 @@ def _applied(x, kernel, strides: _Strides, padding: _Pads, out_dtype, order=_ORD
     )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
-def _convolved(x, kernel, strides: _Strides, padding: _Pads, out_dtype):
+def _rounded(x, kernel, strides: _Strides, padding: _Pads, out_dtype):
     return _applied(x, jnp.asarray(kernel, x.dtype), strides, padding, out_dtype)
+
+
+_convolved = jax.custom_jvp(_rounded, nondiff_argnums=(2, 3, 4))
 
 
 def _tangent(strides, padding, out_dtype, primals, tangents):
@@ -76,8 +77,7 @@ def _tangent(strides, padding, out_dtype, primals, tangents):
         same = x.dtype == kernel.dtype
         terms.append(_applied(x, dkernel, strides, padding, out_dtype) if same else wide(x, dkernel))
     # As in `nn_jax.product`: what a rematerialisation policy may see.
-    value = _applied(x, jnp.asarray(kernel, x.dtype), strides, padding, out_dtype)
-    return value, sum(terms[1:], terms[0])
+    return _rounded(x, kernel, strides, padding, out_dtype), sum(terms[1:], terms[0])
 
 
 _convolved.defjvp(_tangent, symbolic_zeros=True)

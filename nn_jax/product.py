@@ -37,9 +37,11 @@ def _dot(x, kernel, axes: int, out_dtype, precision=None):
     return lax.dot_general(x, kernel, (summed, ((), ())), precision=precision, preferred_element_type=out_dtype)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _mixed(x, kernel, axes: int, out_dtype):
+def _rounded(x, kernel, axes: int, out_dtype):
     return _dot(x, kernel.astype(x.dtype), axes, out_dtype)
+
+
+_mixed = jax.custom_jvp(_rounded, nondiff_argnums=(2, 3))
 
 
 def _tangent(axes, out_dtype, primals, tangents):
@@ -58,7 +60,7 @@ def _tangent(axes, out_dtype, primals, tangents):
     if type(dkernel) is not SymbolicZero:
         terms.append(wide(x, dkernel))
     # The product itself, so that a rematerialisation policy sees it (`_mixed` would be opaque to it).
-    return _dot(x, kernel.astype(x.dtype), axes, out_dtype), sum(terms[1:], terms[0])
+    return _rounded(x, kernel, axes, out_dtype), sum(terms[1:], terms[0])
 
 
 _mixed.defjvp(_tangent, symbolic_zeros=True)
