@@ -49,9 +49,11 @@ def _convolution(x, kernel, strides: _Strides, padding: _Padding, out_dtype, dim
     )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
-def _mixed_convolution(x, kernel, strides: _Strides, padding: _Padding, out_dtype):
+def _rounded_convolution(x, kernel, strides: _Strides, padding: _Padding, out_dtype):
     return _convolution(x, jnp.asarray(kernel, x.dtype), strides, padding, out_dtype)
+
+
+_mixed_convolution = jax.custom_jvp(_rounded_convolution, nondiff_argnums=(2, 3, 4))
 
 
 def _mixed_convolution_jvp(strides, padding, out_dtype, primals, tangents):
@@ -83,8 +85,7 @@ def _mixed_convolution_jvp(strides, padding, out_dtype, primals, tangents):
             convolution = functools.partial(_convolution, strides=strides, padding=padding, out_dtype=out_dtype)
         terms.append(convolution(x, dkernel))
     # As in `nn_jax.mixed_precision.dot`: what a rematerialisation policy may see.
-    value = _convolution(x, jnp.asarray(kernel, x.dtype), strides, padding, out_dtype)
-    return value, sum(terms[1:], terms[0])
+    return _rounded_convolution(x, kernel, strides, padding, out_dtype), sum(terms[1:], terms[0])
 
 
 _mixed_convolution.defjvp(_mixed_convolution_jvp, symbolic_zeros=True)

@@ -70,7 +70,7 @@ def add_parameter(x: jax.Array, parameter: ArrayLike) -> jax.Array:
     return (x + expanded).astype(x.dtype)
 
 
-def embedding_lookup(table: jax.Array, ids: jax.Array, axis: str = "vocab") -> jax.Array:
+def embedding_lookup(table: ArrayLike, ids: ArrayLike, axis: str = "vocab") -> jax.Array:
     """The rows `ids` [...] of an embedding table [n, width]: [..., width].
 
     The table is first gathered over the devices that share its width, as FSDP gathers a kernel before its product. Looked

@@ -38,9 +38,11 @@ def _dot(x, kernel, axes: int, out_dtype, precision=None):
     return lax.dot_general(x, kernel, (contracting, ((), ())), precision=precision, preferred_element_type=out_dtype)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _mixed_dot(x, kernel, axes: int, out_dtype):
+def _rounded_dot(x, kernel, axes: int, out_dtype):
     return _dot(x, kernel.astype(x.dtype), axes, out_dtype)
+
+
+_mixed_dot = jax.custom_jvp(_rounded_dot, nondiff_argnums=(2, 3))
 
 
 def _mixed_dot_jvp(axes, out_dtype, primals, tangents):
@@ -60,7 +62,7 @@ def _mixed_dot_jvp(axes, out_dtype, primals, tangents):
     if type(dkernel) is not SymbolicZero:
         terms.append(float32_dot(x, dkernel))
     # Not `_mixed_dot`: a rematerialisation policy looks for dot_general, and sees no further than a custom_jvp.
-    return _dot(x, kernel.astype(x.dtype), axes, out_dtype), sum(terms[1:], terms[0])
+    return _rounded_dot(x, kernel, axes, out_dtype), sum(terms[1:], terms[0])
 
 
 _mixed_dot.defjvp(_mixed_dot_jvp, symbolic_zeros=True)

@@ -45,7 +45,8 @@ MODULE_EDGES = {
     "vqgan_jax.prior.prior": {"train_jax.run_directory", "train_jax.inference", "train_jax.weights"},
     "vqgan_jax.prior.taming": {"train_jax.weights"},
     "vqgan_jax.codes": {"train_jax.data"},
-    "vqgan_jax.code_files": {"train_jax.data"},
+    # Hosts that compute codes together agree as those that train together do.
+    "vqgan_jax.code_files": {"train_jax.data", "train_jax.agreement"},
     "vqgan_jax.cli": {"train_jax.arguments", "train_jax.command", "train_jax.data", "train_jax.__main__"},
     "dalle_jax.dalle": {"train_jax.data", "train_jax.inference", "train_jax.weights"},
     "dalle_jax.captions": {"train_jax.data"},

@@ -116,9 +116,9 @@ def plan_state(
     return StatePlan(make, abstract, optimizer)
 
 
-def check_averaged(averaged: Sequence[str], players: Iterable[str]) -> None:
+def check_averaged(ema_players: Sequence[str], players: Iterable[str]) -> None:
     """ConfigError for averages of players that a task does not have."""
-    if unknown := set(averaged) - set(players):
+    if unknown := set(ema_players) - set(players):
         raise ConfigError(f"config.ema.players names {sorted(unknown)}; this task's players are {sorted(players)}")
 
 

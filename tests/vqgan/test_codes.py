@@ -151,10 +151,10 @@ def test_a_host_that_is_asked_to_stop_ends_the_work_of_all_and_keeps_what_is_don
 
 def test_a_host_that_was_done_before_another_was_asked_to_stop_stops_too(trained, tmp_path, monkeypatch):
     """Such as process 0, which looks at no notes while it joins the parts."""
-    told = []
+    signals = []
 
     def gather(value):
-        told.append(value)
+        signals.append(value)
         return [value, signal.SIGTERM]
 
     monkeypatch.setattr(code_files.agreement, "gather", gather)
@@ -163,7 +163,7 @@ def test_a_host_that_was_done_before_another_was_asked_to_stop_stops_too(trained
     assert caught.value.signal_number == signal.SIGTERM
     with pytest.raises(Interrupted):
         codes_lib.with_codes(trained, sources.Source("t", Counted()), tmp_path, asked_to_stop=lambda: signal.SIGINT)
-    assert told == [0, signal.SIGINT], "every host meets the others, also one that stops"
+    assert signals == [0, signal.SIGINT], "every host meets the others, also one that stops"
 
 
 def test_a_directory_that_hosts_do_not_share_is_refused(tmp_path, monkeypatch):

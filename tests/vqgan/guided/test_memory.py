@@ -15,7 +15,8 @@ def program(total: float):
         argument_size_in_bytes=0, output_size_in_bytes=0, alias_size_in_bytes=0, temp_size_in_bytes=int(total * 2**30),
         generated_code_size_in_bytes=0,
     )  # fmt: skip
-    return mock.Mock(spec=jax.stages.Compiled, memory_analysis=lambda: analysis)
+    shardings = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return mock.Mock(spec=jax.stages.Compiled, memory_analysis=lambda: analysis, output_shardings=shardings)
 
 
 def need(micro: int, remat: bool) -> float:
