@@ -149,21 +149,19 @@ def learn():
     import jax
 
     from train_jax import optim, sharding
-    from train_jax.step import init_state, make_train_step
+    from train_jax.step import make_train_step, plan_state
 
     def run(task, config, batch, updates: int):
         mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-        schedules, history = {}, []
+        history = []
 
-        def make_tx(params, axes):
-            tx, found = optim.make(config.optim, params, config.steps, axes)
-            schedules.update(found)
-            return tx
+        def make_optimizer(params, axes):
+            return optim.make(config.optim, params, config.steps, axes)
 
         with jax.set_mesh(mesh):
-            create, abstract, tx = init_state(task, make_tx, mesh, batch, seed=config.seed)
-            step = make_train_step(task, tx, mesh, abstract, seed=config.seed, schedules=schedules)
-            state, batch = create(), jax.device_put(batch, sharding.batch_sharding(mesh))
+            plan = plan_state(task, make_optimizer, mesh, batch, seed=config.seed)
+            step = make_train_step(task, plan.optimizer, mesh, plan.abstract, seed=config.seed)
+            state, batch = plan.create(), jax.device_put(batch, sharding.batch_sharding(mesh))
             for _ in range(updates):
                 state, metrics = step(state, batch)
                 history.append(metrics)
