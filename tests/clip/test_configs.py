@@ -95,7 +95,7 @@ def test_siglip_decays_as_big_vision_does():
     grads = jax.tree.map(lambda x: rng.normal(size=3).astype(np.float32), params)
     axes = {sharding.path_name(path): (None,) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
     config.optim.update({"schedule": "constant", "warmup_steps": 0, "clip": 0.0})
-    ours, _ = optim.make(config.optim, params, config.steps, axes)
+    ours = optim.make(config.optim, params, config.steps, axes).tx
     kernels = jax.tree_util.tree_map_with_path(lambda path, _: sharding.path_name(path).endswith("/kernel"), params)
     theirs = optax.chain(
         optax.scale_by_adam(b1=0.9, b2=0.95, eps=config.optim.args.get("eps", 1e-8)),

@@ -1,4 +1,4 @@
-"""The losses against loops over pairs, with duplicates; dense and tiled, on one device and on eight: one loss."""
+"""The losses against loops over pairs, with duplicates; dense and around the ring, on one device and on eight: one loss."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from clip_jax import loss, tiled
+from clip_jax import loss, ring_loss
 from train_jax import sharding
 
 N, DIM, SCALE, BIAS = 16, 8, 14.0, -3.0
@@ -48,7 +48,9 @@ def sigmoid_by_hand(images, texts, scale, bias, ids):
 
 
 FORMS = {"dense": (loss.softmax_loss, loss.sigmoid_loss)} | {
-    f"tiles of {tile}": tuple(functools.partial(form, tile=tile) for form in (tiled.softmax_loss, tiled.sigmoid_loss))
+    f"tiles of {tile}": tuple(
+        functools.partial(form, tile=tile) for form in (ring_loss.softmax_loss, ring_loss.sigmoid_loss)
+    )
     for tile in (1, 6, 100)  # at most: of 16 rows 1, 4 and 16
 }
 
@@ -95,7 +97,7 @@ def test_accuracy_counts_any_positive_partner(form):
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-def test_dense_and_tiled_on_one_device_and_on_eight_are_one_loss(kind, sizes):
+def test_dense_and_ring_on_one_device_and_on_eight_are_one_loss(kind, sizes):
     """Loss, accuracies and every gradient, logit scale and bias included, to 1e-5."""
 
     def run(module, **options):
@@ -111,11 +113,11 @@ def test_dense_and_tiled_on_one_device_and_on_eight_are_one_loss(kind, sizes):
     wanted = run(loss)(*arguments)
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)))
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    found = [run(tiled, tile=4)(*arguments)]
+    found = [run(ring_loss, tile=4)(*arguments)]
     with jax.set_mesh(mesh):
         places = (rows, rows, whole, whole, rows)
         placed = [jax.device_put(x, s) for x, s in zip(arguments, places, strict=True)]
-        for function in (run(loss), run(tiled, tile=2), run(tiled, tile=1)):
+        for function in (run(loss), run(ring_loss, tile=2), run(ring_loss, tile=1)):
             found.append(jax.jit(function, in_shardings=places)(*placed))
     for one in found:
         for mine, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(wanted), strict=True):
@@ -136,7 +138,7 @@ def test_tiles_never_hold_all_logits():
             return jax.jit(gradient).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
     local = n // 8
-    assert bytes_of(functools.partial(tiled.softmax_loss, tile=32)) < 4 * (8 * local * 32 + 40 * local * dim)
+    assert bytes_of(functools.partial(ring_loss.softmax_loss, tile=32)) < 4 * (8 * local * 32 + 40 * local * dim)
     assert bytes_of(loss.softmax_loss) > 4 * local * n
 
 

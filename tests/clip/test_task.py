@@ -164,7 +164,7 @@ RESNET = {"tower": "resnet", "size": 64, "width": 4, "layers": (1, 1, 1, 1), "he
         ((2, 2, 2), {"loss": "softmax", "tile": 4}, RESNET),
     ],
 )
-def test_dense_tiled_and_in_parts_on_one_device_and_on_eight_are_one_loss(folder, sizes, options, image):
+def test_dense_ring_and_in_parts_on_one_device_and_on_eight_are_one_loss(folder, sizes, options, image):
     """Loss, metrics and every gradient, of the plain task on one device and of the other on eight."""
     options = {f"model__{key}": value for key, value in options.items()}
     options |= {f"model__image__{key}": value for key, value in image.items()}
