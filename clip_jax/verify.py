@@ -126,7 +126,7 @@ def _layers(module: model_lib.CLIP, variables, tower: str, inputs) -> tuple[list
         mutable=["intermediates"],
     )
     blocks = state["intermediates"]["vision" if tower == "image" else "text"]["transformer"]
-    outputs = [np.asarray(blocks[f"block_{number}"]["__call__"][0][0]) for number in range(len(blocks))]
+    outputs = [np.asarray(blocks[f"block_{number}"]["__call__"][0]) for number in range(len(blocks))]
     return outputs, np.asarray(features)
 
 
