@@ -100,7 +100,7 @@ class Ema(nn.Module):
     """The nearest code; each code is a moving mean of its latents (arXiv 1711.00937, appendix A.1).
 
     The codebook and its statistics are the collection `codebook`, of no optimiser's concern: after an update,
-    `vqgan_jax.codebook.moving_means` moves it.
+    `vqgan_jax.codebook.update_moving_means` moves it.
     """
 
     size: int
