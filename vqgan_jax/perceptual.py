@@ -150,7 +150,7 @@ def _clip(path: str) -> Distance:
             mutable=["intermediates"],
         )
         blocks = state["intermediates"]["vision"]["transformer"]
-        return [_unit(blocks[f"block_{number - 1}"]["__call__"][0][0].astype(jnp.float32)) for number in chosen]
+        return [_unit(blocks[f"block_{number - 1}"]["__call__"][0].astype(jnp.float32)) for number in chosen]
 
     def distance(weights, found, wanted):
         pairs = zip(features(weights, found), features(weights, wanted), strict=True)
