@@ -140,7 +140,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from train_jax.pictures import enlarged_grid
-    from vqgan_jax.evaluators import psnr
+    from vqgan_jax.metrics import psnr
     from vqgan_jax.vqgan import load
 
     out = arguments_lib.png(arguments.out, "the sheet")

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM
 
 
-def psnr(reconstruction: Float[Array, "b h w 3"], original: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
+def psnr(reconstruction: Float[ArrayLike, "b h w 3"], original: Float[ArrayLike, "b h w 3"]) -> Float[Array, "b"]:
     """Peak signal-to-noise ratio of pictures in [0, 1], in dB; at most 100."""
     mse = jnp.mean((reconstruction - original) ** 2, axis=(1, 2, 3))
     return -10 * jnp.log10(jnp.maximum(mse, 1e-10))
