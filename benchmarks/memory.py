@@ -176,13 +176,13 @@ def loss_plans(size: int) -> None:
     """Temporary memory of the loss and its gradient, dense and in tiles."""
     mesh = sharding.make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
     shapes = [jax.ShapeDtypeStruct((size, DIM), jnp.float32, sharding=sharding.batch_sharding(mesh))] * 2
-    found = []
+    sizes = []
     for function in (loss.softmax_loss, functools.partial(ring_loss.softmax_loss, tile=1024)):
         gradient = jax.grad(lambda x, y, f=function: f(x, y, jnp.float32(50), jnp.arange(size))[0], argnums=(0, 1))
         with jax.set_mesh(mesh):
             compiled = jax.jit(gradient).lower(*shapes).compile()
-        found.append(compiled.memory_analysis().temp_size_in_bytes)
-    _row(f"{size:,}", *map(_mib, found))
+        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+    _row(f"{size:,}", *map(_mib, sizes))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ import train_jax
 from benchmarks import load_config
 
 UPDATES = 2000
-KEPT = {"start": "kmeans", "revive": 100}
+KMEANS_AND_REVIVAL = {"start": "kmeans", "revive": 100}
 QUANTIZERS = {  # options of the quantiser, and of its codebook
-    "nearest, 16 numbers a code": ({"type": "nearest", "dim": 16, "size": 4096}, KEPT),
+    "nearest, 16 numbers a code": ({"type": "nearest", "dim": 16, "size": 4096}, KMEANS_AND_REVIVAL),
     "nearest, no k-means, no revival": ({"type": "nearest", "dim": 16, "size": 4096}, {}),
-    "nearest, 8 numbers, unit norm": ({"type": "nearest", "dim": 8, "size": 4096, "unit": True}, KEPT),
-    "EMA, 16 numbers a code": ({"type": "ema", "dim": 16, "size": 4096}, KEPT),
+    "nearest, 8 numbers, unit norm": ({"type": "nearest", "dim": 8, "size": 4096, "unit": True}, KMEANS_AND_REVIVAL),
+    "EMA, 16 numbers a code": ({"type": "ema", "dim": 16, "size": 4096}, KMEANS_AND_REVIVAL),
     "Gumbel-softmax": ({"type": "gumbel", "dim": 16, "size": 4096}, {}),
     "FSQ, 8 x 8 x 8 x 8": ({"type": "fsq", "levels": (8, 8, 8, 8)}, {}),
     "LFQ, 12 bits": ({"type": "lfq", "bits": 12}, {}),
@@ -36,10 +36,10 @@ def measure(quantizer: dict, codebook: dict) -> str:
     with tempfile.TemporaryDirectory() as folder:
         history = train_jax.run(config, Path(folder) / "run")
     minutes = (time.monotonic() - begun) / 60
-    found = {name: value for row in history for name, value in row.items()}
+    metrics = {name: value for row in history for name, value in row.items()}
     return (
-        f"{found['test/psnr']:.2f} dB | {100 * found['test/usage']:.0f} % | {found['test/perplexity']:,.0f} | "
-        f"{found['steps_per_second']:.1f} | {minutes:.1f} min"
+        f"{metrics['test/psnr']:.2f} dB | {100 * metrics['test/usage']:.0f} % | {metrics['test/perplexity']:,.0f} | "
+        f"{metrics['steps_per_second']:.1f} | {minutes:.1f} min"
     )
 
 

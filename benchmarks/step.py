@@ -44,7 +44,9 @@ def main() -> None:
 
         bare_tx = optax.chain(
             optax.clip_by_global_norm(config.optim.clip),
-            optax.adamw(plan.optimizer.schedules["clip"], b2=config.optim.args.b2, weight_decay=config.optim.weight_decay),
+            optax.adamw(
+                plan.optimizer.schedules["clip"], b2=config.optim.args.b2, weight_decay=config.optim.weight_decay
+            ),
         )
 
         @jax.jit

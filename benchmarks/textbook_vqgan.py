@@ -150,42 +150,44 @@ class VQGAN(nn.Module):
 
 def discriminator(channels: int, layers: int) -> nn.Sequential:
     """PatchGAN with group norms, as ours."""
-    found = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
+    modules = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
     before = channels
     for i in range(1, layers + 1):
         width = channels * min(2**i, 8)
         stride = 2 if i < layers else 1
-        found += [nn.Conv2d(before, width, 4, stride, 1), nn.GroupNorm(32, width), nn.LeakyReLU(0.2)]
+        modules += [nn.Conv2d(before, width, 4, stride, 1), nn.GroupNorm(32, width), nn.LeakyReLU(0.2)]
         before = width
-    return nn.Sequential(*found, nn.Conv2d(before, 1, 4, 1, 1))
+    return nn.Sequential(*modules, nn.Conv2d(before, 1, 4, 1, 1))
 
 
 class Trainer:
     """The textbook's update: the generator, with two gradients at its last layer for the weight; then the discriminator."""
 
-    def __init__(self, model: VQGAN, judge: nn.Sequential, lr: float, weight: float):
-        self.model, self.judge, self.weight = model, judge, weight
-        self.generator_optimiser = torch.optim.Adam(model.parameters(), lr, betas=(0.5, 0.9))
-        self.judge_optimiser = torch.optim.Adam(judge.parameters(), lr, betas=(0.5, 0.9))
+    def __init__(self, model: VQGAN, discriminator: nn.Sequential, lr: float, weight: float):
+        self.model, self.discriminator, self.weight = model, discriminator, weight
+        self.generator_optimizer = torch.optim.Adam(model.parameters(), lr, betas=(0.5, 0.9))
+        self.discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), lr, betas=(0.5, 0.9))
 
     def update(self, x: torch.Tensor) -> torch.Tensor:
-        found, codebook = self.model(x)
-        pixels = (x - found).abs().mean()
-        fooled = -self.judge(found).mean()
-        last = self.model.decoder.conv_out.weight
-        wanted, pull = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (pixels, fooled))
-        balance = (wanted / (pull + 1e-4)).clamp(0, 1e4).detach()
-        loss = pixels + self.weight * balance * fooled + codebook
-        self.generator_optimiser.zero_grad(set_to_none=True)
+        reconstruction, codebook_loss = self.model(x)
+        nll_loss = (x - reconstruction).abs().mean()
+        g_loss = -self.discriminator(reconstruction).mean()
+        last_layer = self.model.decoder.conv_out.weight
+        nll_norm, g_norm = (
+            torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm() for loss in (nll_loss, g_loss)
+        )
+        adaptive_weight = (nll_norm / (g_norm + 1e-4)).clamp(0, 1e4).detach()
+        loss = nll_loss + self.weight * adaptive_weight * g_loss + codebook_loss
+        self.generator_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.generator_optimiser.step()
+        self.generator_optimizer.step()
 
         # Lightning runs the generator again for the second optimiser, without a gradient.
         with torch.no_grad():
-            found, _ = self.model(x)
-        real, fake = self.judge(x), self.judge(found)
+            reconstruction, _ = self.model(x)
+        real, fake = self.discriminator(x), self.discriminator(reconstruction)
         loss = 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())
-        self.judge_optimiser.zero_grad(set_to_none=True)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.judge_optimiser.step()
+        self.discriminator_optimizer.step()
         return loss.detach()

@@ -39,7 +39,7 @@ def main() -> None:
     config = load_config("vqgan/f16_1024")
     config.model.dtype = config.discriminator.dtype = arguments.dtype
     config.perceptual = {"type": "none"}
-    config.loss.start = 0
+    config.loss.disc_start = 0
     config.augment = {}
     config.ema = {}
     config.data.batch_size = arguments.batch
@@ -115,9 +115,9 @@ def _torch(config, images, params, dtype: str) -> Contestant:
     model = textbook_vqgan.VQGAN(config.model)
     weights = to_peer(flat(params), taming.entries(config.model.to_dict()))
     model.load_state_dict({name: torch.from_numpy(np.array(x, np.float32)) for name, x in weights.items()})
-    judge = textbook_vqgan.discriminator(config.discriminator.channels, config.discriminator.layers)
-    model, judge = model.to(device), judge.to(device)
-    trainer = textbook_vqgan.Trainer(model, judge, LR, config.loss.weight)
+    discriminator = textbook_vqgan.discriminator(config.discriminator.channels, config.discriminator.layers)
+    model, discriminator = model.to(device), discriminator.to(device)
+    trainer = textbook_vqgan.Trainer(model, discriminator, LR, config.loss.weight)
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1).to(device)
     precision = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
 
@@ -143,15 +143,17 @@ def _check(contestants: dict[str, Contestant]) -> None:
 
 
 def _race(contestants: dict[str, Contestant], rounds: int, batch: int) -> dict[str, dict[str, float]]:
-    seconds = {name: {what: [] for what in found} for name, found in contestants.items()}
+    seconds = {name: {what: [] for what in functions} for name, functions in contestants.items()}
     for turn in range(rounds + 1):  # the first warms up
-        for name, found in contestants.items():
-            for what, run in found.items():
+        for name, functions in contestants.items():
+            for what, run in functions.items():
                 begun = time.perf_counter()
                 run()
                 if turn:
                     seconds[name][what].append(time.perf_counter() - begun)
-    return {n: {what: batch / statistics.median(t) for what, t in found.items()} for n, found in seconds.items()}
+    return {
+        n: {what: batch / statistics.median(t) for what, t in functions.items()} for n, functions in seconds.items()
+    }
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def tiny_config(data_dir: str | Path) -> ConfigDict:
     c.model.quantizer = {"type": "ema", "size": 16, "dim": 4}
     c.codebook = {"start": "kmeans", "revive": 2}
     c.discriminator = {"channels": 8, "layers": 2, "norm": "batch"}
-    c.loss = {"start": 1, "alone": 1, "rise": 2, "lecam": 0.01}
+    c.loss = {"disc_start": 1, "disc_warmup": 1, "disc_ramp": 2, "lecam": 0.01}
     c.optim = {"lr": 1e-3, "args": {"b1": 0.5}}
     c.ema = {"decay": 0.5, "players": ("generator",)}
     c.checkpoint = {"every": 2}

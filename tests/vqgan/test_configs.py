@@ -31,9 +31,9 @@ def test_published_sizes(name):
 def test_the_discriminator_of_taming_has_2_765_633_parameters():
     options = discriminator.defaults()
     options.norm = "batch"
-    judge = discriminator.build(options, model.DTYPES)
-    found = jax.eval_shape(lambda key: judge.init(key, jnp.zeros((1, 64, 64, 3))), jax.random.key(0))
-    assert count(found["params"]) == 2_765_633
+    module = discriminator.build(options, model.DTYPES)
+    variables = jax.eval_shape(lambda key: module.init(key, jnp.zeros((1, 64, 64, 3))), jax.random.key(0))
+    assert count(variables["params"]) == 2_765_633
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("[a-z]*.py")), ids=lambda path: path.stem)

@@ -8,7 +8,7 @@ import pytest
 from train_jax import config as config_lib
 from train_jax import sharding
 from train_jax.evaluate import Context
-from vqgan_jax import evaluators, features, task
+from vqgan_jax import evaluators, features, metrics, task
 
 RNG = np.random.default_rng(0)
 
@@ -16,8 +16,8 @@ RNG = np.random.default_rng(0)
 def test_psnr_in_closed_form():
     wanted = jnp.full((2, 8, 8, 3), 0.5)
     found = wanted + jnp.asarray([0.1, 0.01])[:, None, None, None]
-    np.testing.assert_allclose(evaluators.psnr(found, wanted), [20, 40], rtol=1e-4)
-    np.testing.assert_allclose(evaluators.psnr(wanted, wanted), 100)
+    np.testing.assert_allclose(metrics.psnr(found, wanted), [20, 40], rtol=1e-4)
+    np.testing.assert_allclose(metrics.psnr(wanted, wanted), 100)
 
 
 def test_ssim_by_loops_over_windows():
@@ -38,14 +38,14 @@ def test_ssim_by_loops_over_windows():
                     cov = (bell * (p - mp) * (q - mq)).sum()
                     values.append((2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
         wanted.append(np.mean(values))
-    found = evaluators.ssim(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+    found = metrics.ssim(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
-    np.testing.assert_allclose(evaluators.ssim(jnp.asarray(a, jnp.float32), jnp.asarray(a, jnp.float32)), 1, rtol=1e-6)
+    np.testing.assert_allclose(metrics.ssim(jnp.asarray(a, jnp.float32), jnp.asarray(a, jnp.float32)), 1, rtol=1e-6)
 
 
 def test_ssim_needs_pictures_as_large_as_its_window():
     with pytest.raises(ValueError, match="at least 11"):
-        evaluators.ssim(jnp.zeros((1, 8, 16, 3)), jnp.zeros((1, 8, 16, 3)))
+        metrics.ssim(jnp.zeros((1, 8, 16, 3)), jnp.zeros((1, 8, 16, 3)))
 
 
 def test_a_second_evaluation_compiles_nothing(tiny, trained, compilations):
@@ -82,5 +82,5 @@ def test_few_pictures_are_in_memory_while_collections_are_compared(tiny, trained
     params = {"generator": trained.variables["params"]}
     weights = jax.device_get((params, {"generator": {"codebook": trained.variables["codebook"]}}))
     with jax.set_mesh(context.mesh):
-        metrics, _ = made.evaluators["distribution"](options, context)(*weights)
-    assert metrics["images"] == 24 and set(described) == {np.dtype(np.uint8)} and len(described) == 6
+        results, _ = made.evaluators["distribution"](options, context)(*weights)
+    assert results["images"] == 24 and set(described) == {np.dtype(np.uint8)} and len(described) == 6

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import clip_jax
-from nn_jax.transformer import unrolled
+from nn_jax.transformer import unstack_blocks
 from train_jax.errors import ConfigError
 from vqgan_jax import perceptual
 
@@ -86,7 +86,7 @@ def test_clip_s_distance_is_that_of_its_blocks_features(tmp_path):
         module = clip.module.vision.clone(
             blocks={**clip.module.vision.blocks, "depth": count, "scan": False}, parent=None
         )
-        params = {**vision, "transformer": unrolled(vision["transformer"])}
+        params = {**vision, "transformer": unstack_blocks(vision["transformer"])}
         x = jnp.asarray(((x + 1) / 2 - mean) / std)
         _, state = module.apply({"params": params}, x, capture_intermediates=lambda part, _: part.name == "transformer")
         found = np.asarray(state["intermediates"]["transformer"]["__call__"][0])

@@ -120,7 +120,10 @@ def test_wrong_and_missing_tensors_are_listed_with_their_shapes(tmp_path):
     [
         ({"act_fn": "relu"}, "act_fn = 'relu'; only 'silu'"),
         ({"norm_type": "spatial"}, "norm_type = 'spatial'"),
-        ({"mid_block_add_attention": False}, "parts that are not understood: 20 tensor.s.: decoder.mid_block.attentions.0"),
+        (
+            {"mid_block_add_attention": False},
+            "parts that are not understood: 20 tensor.s.: decoder.mid_block.attentions.0",
+        ),
         ({"up_block_types": ["UpDecoderBlock2D"] * 3}, "attention at different levels"),
         ({"down_block_types": ["CrossAttnDownBlock2D"] * 3}, "a block of kind 'CrossAttnDownBlock2D'"),
         ({"block_out_channels": [8, 12, 16]}, "no multiples of the first"),
@@ -266,18 +269,19 @@ def test_what_a_peer_has_no_place_for_is_not_written(tmp_path):
 def test_taming_s_second_stage_has_its_logits():
     wanted = golden("gumbel")
     prior = vqgan_jax.load_prior(GOLDEN / "gumbel" / "stage2.ckpt")
-    assert prior.window == (16, 16) and prior.classes == 12  # n_classes; the table that labels and codes share has 24 rows
+    assert (
+        prior.grid == (16, 16) and prior.classes == 12
+    )  # n_classes; the table that labels and codes share has 24 rows
     assert prior.vqgan.fingerprint == vqgan_jax.load(GOLDEN / "gumbel" / "stage1.ckpt").fingerprint
-    codes = wanted["codes"].reshape(2, -1)
-    logits = jax.jit(prior.module.apply)({"params": prior.variables}, codes, wanted["labels"].astype(np.int32))
+    _, logits = prior.logits(prior.condition.encode(wanted["labels"].tolist()), wanted["codes"])
     np.testing.assert_allclose(logits[:, ::16], wanted["logits"][..., :20], atol=1e-4)
-    assert prior.sample_codes(2, [3, 11], top_k=5).shape == (2, 16, 16)
-    with pytest.raises(ValueError, match="knows no image without a label; name `labels`, 0 to 11"):
-        prior.sample_codes(1)
-    with pytest.raises(ValueError, match="labels 12 to 12: this model knows 0 to 11"):
-        prior.sample_codes(1, 12)
-    with pytest.raises(ValueError, match="never shown images without their label"):
-        prior.sample_codes(1, 2, guidance=2)
+    assert prior.draw([3, 11], top_k=5, progress=False).codes.shape == (2, 1, 16, 16)
+    with pytest.raises(ValueError, match="knows no image without a label; name labels, 0 to 11"):
+        prior.draw()
+    with pytest.raises(ValueError, match="label 12: this model knows 0 to 11"):
+        prior.draw([12])
+    with pytest.raises(ValueError, match="never trained on pictures without their class"):
+        prior.draw([2], guidance=2)
 
 
 LABELS = "target: taming.modules.util.Labelator\n      params:\n        n_classes: 12"
@@ -293,7 +297,11 @@ LABELS = "target: taming.modules.util.Labelator\n      params:\n        n_classe
         ("n_layer: 2", "n_layer: 3", "lacks 16 tensor.s.: transformer.blocks.2.ln1.weight"),
         ("n_layer: 2", "n_layer: 2\n        n_unmasked: 4", "n_unmasked = 4; only 0"),
         ("mingpt.GPT", "mingpt.CodeGPT", "transformer_config CodeGPT; only GPT is built here"),
-        ("cond_stage_key:", "permuter_config: {target: any.ZCurve}\n    cond_stage_key:", "permuter_config ZCurve; only"),
+        (
+            "cond_stage_key:",
+            "permuter_config: {target: any.ZCurve}\n    cond_stage_key:",
+            "permuter_config ZCurve; only",
+        ),
         ("n_head: 2", "n_head: 3", "stage2.ckpt"),
     ],
 )
@@ -320,7 +328,8 @@ def test_a_second_stage_without_labels_begins_with_its_token(tmp_path):
         (tmp_path / "stage2.yaml").write_text(text.replace(LABELS, new))
         prior = vqgan_jax.load_prior(tmp_path / "stage2.ckpt")
         assert prior.classes == 0
-        np.testing.assert_array_equal(prior.variables["conditions"], table[[token]])
+        np.testing.assert_array_equal(prior.variables["condition"]["tokens"], table[[token]])
+        np.testing.assert_array_equal(prior.condition.encode([None]), [[0]])
 
 
 @pytest.mark.parametrize("name", ["os.system", "builtins.eval"])
@@ -357,7 +366,9 @@ def test_damaged_weights_are_a_load_error(kind, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["diffusers", "dalle-mini", "taming/last.ckpt", "gumbel/stage1.ckpt", "gumbel/stage2.ckpt"])
+@pytest.mark.parametrize(
+    "name", ["diffusers", "dalle-mini", "taming/last.ckpt", "gumbel/stage1.ckpt", "gumbel/stage2.ckpt"]
+)
 def test_no_configuration_is_anything_but_a_load_error(name, tmp_path, monkeypatch):
     """Each option in turn is missing, or of another type."""
     import yaml
@@ -538,11 +549,11 @@ def test_a_run_goes_on_with_the_discriminator_of_a_checkpoint(with_discriminator
     config = config_lib.resolve(ConfigDict(given))
     assert config.discriminator.to_dict() == {"channels": 4, "layers": 2, "norm": "batch", "dtype": "float32"}
     params, extra = task.make(config, None).pretrained()
-    judge = discriminator.build(config.discriminator, model.DTYPES)
+    module = discriminator.build(config.discriminator, model.DTYPES)
     x = np.random.default_rng(1).normal(size=(2, 3, 24, 24)).astype(np.float32)
     variables = {"params": params["discriminator"], **extra["discriminator"]}
-    found = judge.apply(variables, jnp.asarray(x.transpose(0, 2, 3, 1)), False)
-    np.testing.assert_allclose(found, pytorchs_logits(arrays, x), atol=1e-4)
+    logits = module.apply(variables, jnp.asarray(x.transpose(0, 2, 3, 1)), False)
+    np.testing.assert_allclose(logits, pytorchs_logits(arrays, x), atol=1e-4)
 
     fresh = config_lib.resolve(ConfigDict(given | {"fresh_discriminator": True, "discriminator": {"channels": 8}}))
     assert "discriminator" not in task.make(fresh, None).pretrained()[0]

@@ -84,7 +84,7 @@ def test_ema_codes_are_moving_means():
     state = {k: np.asarray(v, np.float64) for k, v in book.items()}
     for _ in range(3):
         found = apply(module, {"codebook": book}, Z, True, 1.0)
-        book = codebook.moving_means(book, found.codes, found.latents, 0.9)
+        book = codebook.update_moving_means(book, found.codes, found.latents, 0.9)
         codes = by_hand(Z, state["points"]).ravel()
         used = np.bincount(codes, minlength=5)
         summed = np.stack([Z.reshape(-1, 6)[codes == k].sum(0) for k in range(5)])

@@ -13,8 +13,9 @@ import vqgan_jax
 from train_jax import config as config_lib
 from train_jax import sharding
 from train_jax.errors import ConfigError
-from train_jax.step import init_state, make_train_step
-from vqgan_jax import averaging, model, quantize, task
+from train_jax.optim import Optimizer
+from train_jax.step import make_train_step, plan_state
+from vqgan_jax import averaging, discriminator, model, quantize, task
 from vqgan_jax import loss as loss_lib
 
 SIZE = 16
@@ -67,33 +68,33 @@ def gradients(made, params, extra):
 
 def textbook(c: ConfigDict, params, extra, kind: str):
     """Both players' gradients by taming's recipe: one pass to balance, one for the generator, one for the discriminator."""
-    module, judge = model.build(c.model), task.discriminator.build(c.discriminator, model.DTYPES)
+    module, critic = model.build(c.model), discriminator.build(c.discriminator, model.DTYPES)
     x = jnp.asarray(BATCH["image"] / 127.5 - 1, jnp.float32)
 
-    def judged(d, pictures):
-        return judge.apply({"params": d, **extra["discriminator"]}, pictures, True, mutable=["batch_stats"])[0]
+    def logits(d, pictures):
+        return critic.apply({"params": d, **extra["discriminator"]}, pictures, True, mutable=["batch_stats"])[0]
 
     def forward(g):
         h, quantized = module.apply({"params": g}, x, False, 1.0, method="features")
         return module.apply({"params": g}, h, method="pixels"), quantized
 
-    def nll(g):
+    def nll_loss(g):
         return jnp.mean(jnp.abs(forward(g)[0] - x))
 
-    def fool(g):
-        return loss_lib.generator_loss(kind, judged(params["discriminator"], forward(g)[0]))
+    def g_loss(g):
+        return loss_lib.generator_loss(kind, logits(params["discriminator"], forward(g)[0]))
 
-    def last(grads):
+    def last_layer_norm(grads):
         return jnp.linalg.norm(grads["decoder"]["conv_out"]["kernel"].ravel())
 
     g = params["generator"]
-    weight = jnp.clip(last(jax.grad(nll)(g)) / (last(jax.grad(fool)(g)) + 1e-4), 0, 1e4)
-    generator = jax.grad(lambda g: nll(g) + c.loss.weight * weight * fool(g) + forward(g)[1].loss)(g)
+    weight = jnp.clip(last_layer_norm(jax.grad(nll_loss)(g)) / (last_layer_norm(jax.grad(g_loss)(g)) + 1e-4), 0, 1e4)
+    generator_grads = jax.grad(lambda g: nll_loss(g) + c.loss.weight * weight * g_loss(g) + forward(g)[1].loss)(g)
     fake = forward(g)[0]
-    against = jax.grad(lambda d: loss_lib.discriminator_loss(kind, judged(d, x), judged(d, fake)))(
+    discriminator_grads = jax.grad(lambda d: loss_lib.discriminator_loss(kind, logits(d, x), logits(d, fake)))(
         params["discriminator"]
     )
-    return {"generator": generator, "discriminator": against}, weight
+    return {"generator": generator_grads, "discriminator": discriminator_grads}, weight
 
 
 def assert_close(found, wanted, tolerance=1e-5):
@@ -135,17 +136,17 @@ def test_both_players_get_in_bfloat16_the_gradients_of_float32(monkeypatch):
     params["generator"]["quantizer"]["codebook"] = jnp.asarray(rng.standard_normal((16, 4), np.float32))
     total, metrics, statistics, grads = gradients(made, params, extra)
     monkeypatch.setattr(quantize, "nearest_codes", lambda z, codebook: jnp.asarray(statistics["codes"]))
-    value, found, _, slopes = gradients(task.make(config(**options, **short), None), params, extra)
-    assert {x.dtype for x in jax.tree.leaves((slopes, found, value))} == {np.dtype("float32")}
+    value, found, _, short_grads = gradients(task.make(config(**options, **short), None), params, extra)
+    assert {x.dtype for x in jax.tree.leaves((short_grads, found, value))} == {np.dtype("float32")}
     # Each layer rounds four times, weights, inputs, outputs and the gradient coming back: twice the error of weights alone.
     *_, rounded = gradients(made, jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params), extra)
     for player in ("discriminator", "generator"):
-        assert distance(slopes[player], grads[player]) < 2 * distance(rounded[player], grads[player]) < 0.2
+        assert distance(short_grads[player], grads[player]) < 2 * distance(rounded[player], grads[player]) < 0.2
     np.testing.assert_allclose(value, total, rtol=0.02)
     np.testing.assert_allclose(found["adaptive_weight"], metrics["adaptive_weight"], rtol=0.1)
 
 
-@pytest.mark.parametrize("kind", task.quantize.TYPES)
+@pytest.mark.parametrize("kind", quantize.TYPES)
 def test_every_quantiser_works_on_a_bfloat16_encoder(kind):
     """Latents are compared in float32; codes, losses and gradients are those of a float32 model but for rounding."""
     small = {"multipliers": (1,), "attention": (), "channels": 4, "groups": 2, "blocks": 1, "z_channels": 4}
@@ -174,12 +175,13 @@ def test_every_quantiser_works_on_a_bfloat16_encoder(kind):
     def both(params):
         return [jax.value_and_grad(loss, has_aux=True)(params, module) for module in (plain, short)]
 
-    ((exact, wanted), grads), ((value, found), slopes) = jax.jit(both)(variables["params"])
-    assert {x.dtype for x in jax.tree.leaves((found.vectors, found.latents, found.loss, slopes))} == {np.dtype("float32")}
+    ((exact, wanted), grads), ((value, found), short_grads) = jax.jit(both)(variables["params"])
+    dtypes = {x.dtype for x in jax.tree.leaves((found.vectors, found.latents, found.loss, short_grads))}
+    assert dtypes == {np.dtype("float32")}
     assert np.mean(np.asarray(found.codes) == wanted.codes) > 0.97
     np.testing.assert_allclose(value, exact, rtol=0.03)
     # A code that flips takes its share of the gradient away, and another one in: 2 x 3 % at most, and rounding.
-    assert cosine(slopes, grads) > 0.94
+    assert cosine(short_grads, grads) > 0.94
 
 
 def test_eight_pictures_are_learnt_by_heart_in_bfloat16_as_in_float32(learn):
@@ -243,17 +245,19 @@ def test_r1_does_not_depend_on_the_size_of_pictures(side):
         return jnp.einsum("bhiwjc,ijc->bhw", x.reshape(3, side // 8, 8, side // 8, 8, 3), weights)
 
     np.testing.assert_allclose(loss_lib.gradient_penalty(linear, x), 0.5 * jnp.sum(weights**2), rtol=1e-5)
-    one = loss_lib.gradient_penalty(lambda x: jnp.sum(x**2, axis=(1, 2, 3)), x)  # a logit a picture: R1 as it is published
+    one = loss_lib.gradient_penalty(
+        lambda x: jnp.sum(x**2, axis=(1, 2, 3)), x
+    )  # a logit a picture: R1 as it is published
     np.testing.assert_allclose(one, 0.5 * np.mean(np.sum((2 * x) ** 2, axis=(1, 2, 3))), rtol=1e-5)
 
 
 def test_r1_of_a_discriminator_is_alike_at_two_sizes():
-    judge = task.discriminator.build(config(**{"discriminator.channels": 4}).discriminator, model.DTYPES)
+    module = discriminator.build(config(**{"discriminator.channels": 4}).discriminator, model.DTYPES)
     penalties = []
     for side in (64, 128):
         x = jnp.asarray(np.random.default_rng(0).normal(size=(2, side, side, 3)), jnp.float32)
-        variables = jax.jit(judge.init)(jax.random.key(0), x)
-        penalty = jax.jit(lambda v, x: loss_lib.gradient_penalty(lambda y: judge.apply(v, y), x))
+        variables = jax.jit(module.init)(jax.random.key(0), x)
+        penalty = jax.jit(lambda v, x: loss_lib.gradient_penalty(lambda y: module.apply(v, y), x))
         penalties.append(float(penalty(variables, x)))
     assert 0.7 < penalties[0] / penalties[1] < 1.4
 
@@ -289,7 +293,7 @@ def test_the_step_holds_one_generator_forward():
 
 
 def test_the_discriminator_starts_alone_and_its_weight_rises():
-    c = config(**{"loss.start": 2, "loss.alone": 2, "loss.rise": 4, "loss.adaptive": False})
+    c = config(**{"loss.disc_start": 2, "loss.disc_warmup": 2, "loss.disc_ramp": 4, "loss.adaptive": False})
     made, params, extra = started(c)
     shares, learns, function = [], [], gradient_function(made)
     for step in range(10):
@@ -299,7 +303,12 @@ def test_the_discriminator_starts_alone_and_its_weight_rises():
     assert learns == [step >= 2 for step in range(10)]
     assert shares[:4] == [0] * 4 and np.all(np.diff(shares[3:8]) > 0)
     np.testing.assert_allclose(shares[7:], shares[7], rtol=1e-5)
-    assert [round(float(loss_lib.ramp(s, 2, 2, 4)), 4) for s in range(3, 9)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert [round(float(loss_lib.ramp(s, 2 + 2, 4)), 4) for s in range(3, 9)] == [0, 0.25, 0.5, 0.75, 1, 1]
+
+
+def optimizer(tx: optax.GradientTransformation, lr: float):
+    """`plan_state`'s make_optimizer: one rule for both players."""
+    return lambda params, axes: Optimizer(tx, dict.fromkeys(params, lambda _: lr))
 
 
 def run_steps(c: ConfigDict, devices: int = 1, *, fsdp=1, batches=(BATCH,) * 3, accumulate=1, lr=0.05):
@@ -307,14 +316,10 @@ def run_steps(c: ConfigDict, devices: int = 1, *, fsdp=1, batches=(BATCH,) * 3, 
     mesh = sharding.make_mesh({"data": -1, "fsdp": fsdp, "tensor": 1}, jax.devices()[:devices])
     made = task.make(c, None)
     with jax.set_mesh(mesh):
-        create, abstract, tx = init_state(
-            made, lambda params, axes: optax.sgd(lr), mesh, BATCH, seed=0, ema_players=("generator",)
-        )
-        schedules = {"generator": lambda _: lr, "discriminator": lambda _: lr}
-        step = make_train_step(
-            made, tx, mesh, abstract, seed=0, schedules=schedules, ema_decay=0.9, accumulate=accumulate
-        )
-        state = create()
+        plan = plan_state(made, optimizer(optax.sgd(lr), lr), mesh, BATCH, seed=0, ema_players=("generator",))
+        options = {"seed": 0, "ema_decay": 0.9, "accumulate": accumulate}
+        step = make_train_step(made, plan.optimizer, mesh, plan.abstract, **options)
+        state = plan.create()
         states, seen = [jax.device_get(state)], []
         for batch in batches:
             state, metrics = step(state, jax.device_put(batch, sharding.batch_sharding(mesh)))
@@ -431,12 +436,10 @@ def test_a_revived_code_forgets_its_moments():
     task_with_mask = dataclasses.replace(made, revise=telling)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        create, abstract, tx = init_state(
-            task_with_mask, lambda p, a: optax.adam(1e-2), mesh, BATCH, seed=0, ema_players=("generator",)
-        )
-        schedules = {player: lambda _: 1e-2 for player in ("generator", "discriminator")}
-        step = make_train_step(task_with_mask, tx, mesh, abstract, seed=0, schedules=schedules, ema_decay=0.9)
-        state = create()
+        adam = optimizer(optax.adam(1e-2), 1e-2)
+        plan = plan_state(task_with_mask, adam, mesh, BATCH, seed=0, ema_players=("generator",))
+        step = make_train_step(task_with_mask, plan.optimizer, mesh, plan.abstract, seed=0, ema_decay=0.9)
+        state = plan.create()
         for _ in range(3):
             state, metrics = step(state, BATCH)
     last = np.asarray(state.extra["usage"]["last"])
@@ -461,10 +464,9 @@ def test_an_update_with_broken_numbers_changes_neither_player():
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
         poisoned = dataclasses.replace(made, loss=broken)
-        create, abstract, tx = init_state(poisoned, lambda p, a: optax.adam(1e-2), mesh, BATCH, seed=0)
-        schedules = {player: lambda _: 1e-2 for player in ("generator", "discriminator")}
-        step = make_train_step(poisoned, tx, mesh, abstract, seed=0, schedules=schedules)
-        state, _ = step(create(), BATCH)
+        plan = plan_state(poisoned, optimizer(optax.adam(1e-2), 1e-2), mesh, BATCH, seed=0)
+        step = make_train_step(poisoned, plan.optimizer, mesh, plan.abstract, seed=0)
+        state, _ = step(plan.create(), BATCH)
         before = jax.device_get(state)
         after, metrics = step(state, BATCH)
     assert metrics["skipped"] == 1
@@ -477,11 +479,14 @@ def test_an_update_with_broken_numbers_changes_neither_player():
     [
         ({"codebook.start": "zeros"}, "codebook.start = 'zeros'; it must be one of random, kmeans"),
         ({"codebook.revive": -1}, "codebook.revive = -1 must be 0 or more"),
-        ({"model.quantizer.type": "fsq", "codebook.revive": 5}, "revive = 5; it must be 0 for fsq, which has no codebook"),
+        (
+            {"model.quantizer.type": "fsq", "codebook.revive": 5},
+            "revive = 5; it must be 0 for fsq, which has no codebook",
+        ),
         ({"model.quantizer.type": "gumbel", "codebook.start": "kmeans"}, "it must be 'random' for gumbel"),
         ({"loss.adversarial": "wgan"}, "hinge, vanilla, non_saturating, none"),
         ({"loss.pixels": "l3"}, "one of l1, l2"),
-        ({"loss.rise": 0}, "rise = 0 must be at least 1"),
+        ({"loss.disc_ramp": 0}, "disc_ramp = 0 must be at least 1"),
         ({"loss.r1": -1.0}, "r1 = -1.0 must be 0 or more"),
         ({"perceptual.type": "lpips"}, "needs config.perceptual.path: weights of LPIPS"),
         ({"perceptual.type": "vgg"}, "one of none, lpips, clip"),
