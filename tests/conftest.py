@@ -171,6 +171,30 @@ def learn():
 
 
 @pytest.fixture(scope="session")
+def untrained_vqgan():
+    """A VQGAN that nobody trained: 16 x 16 pixels to 4 x 4 codes out of 12."""
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import vqgan_jax
+    from vqgan_jax import model
+
+    options = model.defaults()
+    options.update(
+        {"channels": 8, "multipliers": (1, 1, 2), "blocks": 1, "resolution": 16, "attention": (), "groups": 4}
+    )
+    options.quantizer.update({"type": "fsq", "levels": (4, 3)})
+    options.z_channels = 8
+    module = model.build(options)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    variables = jax.jit(module.init)(keys, jnp.zeros((1, 16, 16, 3)))
+    variables = jax.tree.map(lambda x: 3 * np.asarray(x), nn.unbox(variables))  # so that pictures differ in their codes
+    return vqgan_jax.Vqgan.assemble(options, variables, "untrained")
+
+
+@pytest.fixture(scope="session")
 def run_notebook():
     """`run_notebook(name, **variables) -> outputs`: a notebook runs from top to bottom, in the folder where it lies.
 

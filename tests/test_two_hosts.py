@@ -34,23 +34,22 @@ def module(family: str):
     return loaded
 
 
-def configs(folder: Path) -> dict:
+def configs(folder: Path, vqgan: vqgan_jax.Vqgan) -> dict:
     counts = {"train": 64, "test": 40, "novel": 16}
     with mock.patch.object(shapes_dataset_builder, "EXAMPLES", counts), contextlib.chdir(folder):
         shapes.builder("32", data_dir=str(folder / "data"))
-    dalle = module("dalle")
-    vqgan_jax.save(dalle.untrained_vqgan(), folder / "vqgan.safetensors")
+    vqgan_jax.save(vqgan, folder / "vqgan.safetensors")
     made = {family: module(family).tiny_config(folder / "data") for family in ("clip", "vqgan")}
-    made["dalle"] = dalle.tiny_config(folder)
+    made["dalle"] = module("dalle").tiny_config(folder)
     made["clip"].evals.search = {"type": "retrieval"}
     return made
 
 
 @pytest.fixture(scope="module")
-def metrics(tmp_path_factory) -> dict:
+def metrics(tmp_path_factory, untrained_vqgan) -> dict:
     """`{family: (rows of one process of eight devices, rows of two of four)}`."""
     folder = tmp_path_factory.mktemp("families")
-    made = configs(folder)
+    made = configs(folder, untrained_vqgan)
     for family, config in made.items():
         train_jax.run(config, folder / "one" / family)
     for family in ("clip", "vqgan"):

@@ -1,0 +1,167 @@
+"""The stream: causal, the same with a KV cache as without, with every option."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nn_jax.attention_patterns import attention_mask, patterns_of_blocks
+from nn_jax.code_transformer import CodeTransformer, for_decoding, shapes
+from nn_jax.layers import DTYPES
+
+TOKENS, CODES, GRID, DEPTH = 30, 20, (3, 4), 3
+LENGTH = GRID[0] * GRID[1]
+CLASS = {"condition_length": 1, "predicts_condition": False}  # the others are conditions of six tokens, as texts are
+VARIANTS = [
+    {},
+    {"joint_vocabulary": True, "axial": False, "scan": False, "activation": "quick_gelu"},
+    {"attention": ("row", "column", "row", "row"), "last_attention": "conv", "conv_window": 3},
+    {"attention": ("column", "dense"), "scan": False, "remat": "full"},
+    CLASS | {"axial": False},
+]
+BFLOAT16 = [changes | {"dtype": "bfloat16"} for changes in (VARIANTS[1], VARIANTS[2], VARIANTS[4])]
+
+
+def build(
+    attention=("dense",), last_attention="", scan=True, remat="none", activation="gelu", dtype="float32", **changes
+):
+    """`(module, parameters, condition, codes)`: weights that are far from their small beginnings."""
+    patterns, mask_index = patterns_of_blocks(attention, last_attention, DEPTH)
+    blocks = {"scan": scan, "remat": remat, "activation": activation}
+    blocks["mask_index"] = mask_index if len(patterns) > 1 else ()
+    options = {
+        "condition_length": 6,
+        "dropout": 0.0,
+        "predicts_condition": True,
+        "joint_vocabulary": False,
+        "axial": True,
+        "conv_window": 11,
+    }
+    module = CodeTransformer(
+        condition_size=TOKENS, num_codes=CODES, grid=GRID, width=16, depth=DEPTH, heads=2, patterns=patterns,
+        dtype=DTYPES[dtype], blocks=blocks, **(options | changes),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    condition, codes = rng.integers(0, TOKENS, (2, module.condition_length)), rng.integers(0, CODES, (2, LENGTH))
+    condition, codes = jnp.asarray(condition, jnp.int32), jnp.asarray(codes, jnp.int32)
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), condition, codes))["params"]
+    params = jax.tree.map(lambda x: x + 0.3 * rng.standard_normal(x.shape, np.float32), params)
+    return module, params, condition, codes
+
+
+def apply(module, params, *inputs, **options):
+    return jax.jit(lambda params, *inputs: module.apply({"params": params}, *inputs, **options))(params, *inputs)
+
+
+@pytest.mark.parametrize("changes", [*VARIANTS, *BFLOAT16])
+def test_code_by_code_with_a_cache_is_the_whole_stream(changes):
+    """The cache is filled with the condition alone, or with the first codes, too."""
+    tolerance = 2e-2 if "dtype" in changes else 1e-5
+    module, params, condition, codes = build(**changes)
+    whole = np.asarray(apply(module, params, condition, codes)[1])[..., module.code_offset :]
+    unrolled, params = for_decoding(module, params)
+    decode_step = jax.jit(
+        lambda code, i, caches: unrolled.apply({"params": params}, code, i, caches, method="decode_step")
+    )
+    for prefix in (0, 5):
+        logits, caches = apply(unrolled, params, condition, codes[:, :prefix], method="prefill")
+        for index in range(prefix, LENGTH):
+            expected = whole[:, index]
+            np.testing.assert_allclose(logits, expected, atol=tolerance * np.abs(whole).max(), rtol=tolerance)
+            logits, caches = decode_step(codes[:, index], jnp.int32(index), caches)
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_a_token_knows_what_its_masks_let_through_and_nothing_else(changes):
+    """What changes when one token does, against the masks multiplied through the blocks."""
+    module, params, condition, codes = build(**changes)
+    n = module.condition_length
+    patterns = changes.get("attention", ("dense",))
+    distinct, index = patterns_of_blocks(patterns, changes.get("last_attention", ""), DEPTH)
+    reach = np.eye(n + LENGTH, dtype=bool)
+    for block in range(DEPTH):
+        mask = attention_mask(distinct[index[block]], n, GRID, changes.get("conv_window", 11))
+        reach = (mask.astype(int) @ reach.astype(int)) > 0
+
+    @jax.jit
+    def logits(condition, codes):
+        by_kind = module.apply({"params": params}, condition, codes)
+        return [x for x in by_kind if x is not None]
+
+    before = [np.asarray(x) for x in logits(condition, codes)]
+    for position in range(n + LENGTH - 1):
+        t, c = condition, codes
+        if position < n:
+            t = t.at[:, position].set((t[:, position] + 1) % TOKENS)
+        else:
+            c = c.at[:, position - n].set((c[:, position - n] + 1) % CODES)
+        pairs = zip(logits(t, c), before, strict=True)
+        changed = np.concatenate([np.abs(np.asarray(a) - b).max(axis=(0, 2)) > 1e-6 for a, b in pairs])
+        # Output number i stands at position i of the stream.
+        assert changed.tolist() == reach[: n + LENGTH - 1, position].tolist(), position
+
+
+@pytest.mark.parametrize("changes", BFLOAT16)
+def test_logits_of_bfloat16_are_float32_sums_of_its_products(changes):
+    module, params, condition, codes = build(**changes)
+    options = {"capture_intermediates": lambda part, _: part.name == "norm", "mutable": ["intermediates"]}
+
+    def product(state, name):
+        (x,) = state["intermediates"]["norm"]["__call__"]
+        assert x.dtype == jnp.bfloat16
+        kernel = jnp.asarray(params[name]["kernel"], jnp.bfloat16)
+        return np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+
+    (condition_logits, code_logits), state = apply(module, params, condition, codes, **options)
+    last = module.condition_length - 1
+    checks = [(code_logits, "head", np.s_[:, last:])]
+    if module.predicts_condition:
+        checks.append((condition_logits, "head" if module.joint_vocabulary else "condition_head", np.s_[:, :last]))
+    for logits, name, part in checks:
+        assert logits.dtype == jnp.float32
+        np.testing.assert_allclose(logits, product(state, name)[part], rtol=1e-6, atol=1e-6 * np.abs(logits).max())
+    unrolled, unstacked = for_decoding(module, params)
+
+    def check(logits, state):
+        assert logits.dtype == jnp.float32
+        np.testing.assert_allclose(logits, product(state, "head")[..., module.code_offset :], rtol=1e-6, atol=1e-5)
+
+    (logits, caches), state = apply(unrolled, unstacked, condition, codes[:, :2], method="prefill", **options)
+    check(logits, state)
+    (logits, _), state = apply(
+        unrolled, unstacked, codes[:, 2], jnp.int32(2), caches, method="decode_step", **options
+    )
+    check(logits, state)
+
+
+def test_joint_logits_hold_condition_tokens_first():
+    module, params, condition, codes = build(joint_vocabulary=True)
+    condition_logits, code_logits = apply(module, params, condition, codes)
+    assert condition_logits.shape == (2, 5, TOKENS + CODES) and code_logits.shape == (2, LENGTH, TOKENS + CODES)
+    assert module.code_offset == TOKENS and "condition_head" not in params
+
+
+def test_a_condition_that_is_not_predicted_has_neither_logits_nor_head():
+    module, params, condition, codes = build(**CLASS)
+    condition_logits, code_logits = apply(module, params, condition, codes)
+    assert condition_logits is None and code_logits.shape == (2, LENGTH, CODES)
+    assert module.code_offset == 0 and "condition_head" not in params
+
+
+def test_a_position_is_its_row_and_its_column():
+    module, params, condition, codes = build()
+    learned = build(axial=False)[0]
+    tables = dict(params["codes"])
+    rows, columns = tables.pop("rows"), tables.pop("columns")
+    tables["positions"] = (rows[:, None] + columns[None]).reshape(LENGTH, -1)
+    pairs = zip(
+        apply(learned, params | {"codes": tables}, condition, codes), apply(module, params, condition, codes), strict=True
+    )
+    for logits, expected in pairs:
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_shapes_are_those_of_the_parameters():
+    module, params, _, _ = build(**VARIANTS[2])
+    assert shapes(module) == jax.tree.map(np.shape, params)
