@@ -15,6 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -37,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.dalle", description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64])
-    parser.add_argument("--codes", type=int, default=64, help="of the 256 of a picture, that are drawn")
+    parser.add_argument("--codes", type=int, default=64, help="of the 256 of a picture, that are sampled")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--bandwidth", type=float, default=0.0, help="of the machine's memory, in GB/s")
@@ -51,7 +52,8 @@ def main() -> None:
         text_size, num_codes = options.pop("text_size"), options.pop("num_codes")
         config = model_lib.defaults()
         config.update(options | {"positions": "learned", "dtype": arguments.dtype, "dropout": 0.0})
-        captions = CharBpeCaptions(bpe=None, length=TEXT, vocabulary_size=text_size, pad=0)
+        bpe = tokenizers.Tokenizer(tokenizers.models.BPE())  # prompts are rows of tokens already
+        captions = CharBpeCaptions(bpe, length=TEXT, vocabulary_size=text_size, pad=0)
         module = model_lib.build(config, captions, num_codes, GRID)
         params = _random(module)
         count = sum(x.size for x in jax.tree.leaves(params))

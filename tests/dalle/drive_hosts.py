@@ -22,13 +22,14 @@ def config(folder: Path, codes: Path):
     sampling = {"batch_size": 6, "guidance": 2.0, "top_k": 5, "seed": 3}
     c.evals = {
         "test": {"type": "likelihood", "batch_size": 128},
-        "look": {"type": "samples", "prompts": ("one", "the digit two", "one", "seven", ""), "n": 3, **sampling},
+        "look": {"type": "samples", "conditions": ("one", "the digit two", "one", "seven", ""), "n": 3, **sampling},
     }
     return config_lib.resolve(c)
 
 
 def figures(folder: Path, codes: Path) -> dict[str, np.ndarray]:
     """What the evaluators of DALL·E and of a second stage find, the weights split over a mesh of all devices."""
+    import flax.linen as nn
     import jax
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
@@ -37,8 +38,9 @@ def figures(folder: Path, codes: Path) -> dict[str, np.ndarray]:
     from dalle_jax import task as dalle_task
     from train_jax import sharding
     from train_jax.evaluate import Context
-    from vqgan_jax.prior import evaluators as prior_evaluators
-    from vqgan_jax.prior import model as prior_model
+    from vqgan_jax.stage2 import evaluators
+    from vqgan_jax.stage2 import model as stage2_model
+    from vqgan_jax.stage2.condition import ClassCondition
 
     settings = config(folder, codes)
     mesh = sharding.make_mesh({"data": -1, "fsdp": 2, "tensor": 1})
@@ -51,20 +53,21 @@ def figures(folder: Path, codes: Path) -> dict[str, np.ndarray]:
         spec = P("fsdp") if x.ndim and x.shape[0] % 2 == 0 else P()
         return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
 
-    options = prior_model.defaults()
-    options.update({"classes": 10, "width": 16, "depth": 1, "heads": 2})
-    prior = prior_model.build(options, trained.vqgan.codes, trained.module.length)
-    empty = np.zeros((1, prior.length), np.int32), np.zeros(1, np.int32)
-    prior_params = dalle_task.model.nn.unbox(jax.jit(prior.init)(jax.random.key(0), *empty))["params"]
-    sample = prior_evaluators.defaults().samples
-    sample.update({"n": 11, "columns": 4, "batch_size": 4, "top_p": 0.9})
-    factories = prior_evaluators.factories(prior, trained.vqgan, unused, unused, trained.grid)
-    params = jax.tree.map(split, {"dalle": trained.variables, "prior": prior_params})
+    condition = ClassCondition(10)
+    options = stage2_model.defaults()
+    options.update({"width": 16, "depth": 1, "heads": 2})
+    module = stage2_model.build(options, condition, trained.vqgan.codes, trained.grid)
+    empty = np.zeros((1, 1), np.int32), np.zeros((1, module.length), np.int32)
+    prior_params = nn.unbox(jax.jit(module.init)(jax.random.key(0), *empty))["params"]
+    sample = evaluators.defaults().samples
+    sample.update({"rows": 11, "n": 1, "batch_size": 4, "top_p": 0.9})
+    prior = evaluators.Evaluated(module, condition, trained.vqgan, unused)
+    params, prior_params = ({"generator": jax.tree.map(split, x)} for x in (trained.variables, prior_params))
     with jax.set_mesh(mesh):
         metrics, _ = task.evaluators["likelihood"](settings.evals.test, context)(params, {})
         found = {f"likelihood/{name}": np.asarray(value) for name, value in metrics.items()}
         found |= task.evaluators["samples"](settings.evals.look, context)(params, {})[1]
-        metrics, images = factories["samples"](sample, context)(params, {})
+        metrics, images = evaluators.factories(prior)["samples"](sample, context)(prior_params, {})
     return found | {"prior": images["samples"], "prior/distinct": np.asarray(metrics["distinct_codes"])}
 
 

@@ -13,7 +13,7 @@ def call(*arguments) -> int:
     return cli.main([str(a) for a in arguments])
 
 
-def about(path) -> dict:
+def metadata(path) -> dict:
     with Image.open(path) as picture:
         return json.loads(picture.text["dalle"])
 
@@ -34,9 +34,9 @@ def test_generate_writes_a_grid_that_tells_how_it_was_made(tiny, trained, tmp_pa
     with Image.open(out) as sheet:  # 3 columns, 2 rows, 8 times as large, lines between
         assert sheet.size == (8 * (3 * 16 + 2 * 2), 8 * (2 * 16 + 2))
         np.testing.assert_array_equal(np.asarray(sheet)[: 8 * 16 : 8, : 8 * 16 : 8], drawn[0])
-    found = about(out)
-    assert found["model"] == trained.fingerprint and found["prompts"] == ["the digit three"]
-    assert (found["seed"], found["top_p"], found["guidance"], found["samples"]) == (7, 0.9, 1.5, [[0, 1, 2, 3, 4]])
+    about = metadata(out)
+    assert about["model"] == trained.fingerprint and about["prompts"] == ["the digit three"]
+    assert (about["seed"], about["top_p"], about["guidance"], about["samples"]) == (7, 0.9, 1.5, [[0, 1, 2, 3, 4]])
 
 
 def test_generate_writes_each_best_picture_and_previews(tiny, trained, tmp_path):
@@ -52,25 +52,24 @@ def test_generate_writes_each_best_picture_and_previews(tiny, trained, tmp_path)
     assert sorted(p.name for p in folder.iterdir()) == sorted(names)
     with Image.open(folder / names[0]) as best:
         np.testing.assert_array_equal(np.asarray(best), ranked.images[0, 0])
-    assert about(folder / names[2])["prompt"] == "nine" and about(folder / names[2])["sample"] == ranked.samples[1, 0]
+    about = metadata(folder / names[2])
+    assert about["prompt"] == "nine" and about["sample"] == ranked.samples[1, 0]
 
 
 @pytest.mark.parametrize("part", ["top", "bottom", "left", "right", "mask"])
 def test_complete_keeps_what_is_said(tiny, trained, picture, tmp_path, part):
-    wanted = np.zeros((4, 4), bool)
-    where = {"top": np.s_[:2], "bottom": np.s_[2:], "left": np.s_[:, :2], "right": np.s_[:, 2:], "mask": np.s_[1, 2]}[
-        part
-    ]
-    wanted[where] = True
+    halves = {"top": np.s_[:2], "bottom": np.s_[2:], "left": np.s_[:, :2], "right": np.s_[:, 2:]}
+    keep = np.zeros((4, 4), bool)
+    keep[halves.get(part, np.s_[1, 2])] = True
     if part == "mask":
         part = tmp_path / "mask.png"
-        Image.fromarray(np.kron(255 * wanted.astype(np.uint8), np.ones((5, 5), np.uint8))).save(part)
+        Image.fromarray(np.kron(255 * keep.astype(np.uint8), np.ones((5, 5), np.uint8))).save(part)
     out = tmp_path / "c.png"
     assert call("complete", picture, "three", "--model", tiny[1], "--keep", part, "--n", 1, "--out", out) == 0
-    drawn = trained.draw(["three"], init_image=picture, keep=wanted, progress=False).images[0, 0]
+    drawn = trained.draw(["three"], init_image=picture, keep=keep, progress=False).images[0, 0]
     with Image.open(out) as sheet:
         np.testing.assert_array_equal(np.asarray(sheet)[::8, ::8], drawn)
-    assert about(out)["init_image"] == "half.png"
+    assert metadata(out)["init_image"] == "half.png"
 
 
 def test_a_mask_of_the_pictures_size_is_cropped_with_it(tiny, trained, picture, tmp_path, capsys):
@@ -80,12 +79,12 @@ def test_a_mask_of_the_pictures_size_is_cropped_with_it(tiny, trained, picture, 
     Image.fromarray(white).save(tmp_path / "mask.png")
     arguments = ("--model", tiny[1], "--n", 1, "--out", tmp_path / "c.png")
     assert call("complete", picture, "three", "--keep", tmp_path / "mask.png", *arguments) == 0
-    wanted = np.zeros((4, 4), bool)
-    wanted[:, 0] = True
-    drawn = trained.draw(["three"], init_image=picture, keep=wanted, progress=False).images[0, 0]
+    keep = np.zeros((4, 4), bool)
+    keep[:, 0] = True
+    drawn = trained.draw(["three"], init_image=picture, keep=keep, progress=False).images[0, 0]
     with Image.open(tmp_path / "c.png") as sheet:
         np.testing.assert_array_equal(np.asarray(sheet)[::8, ::8], drawn)
-    assert len(about(tmp_path / "c.png")["init_image_sha256"]) == 64
+    assert len(metadata(tmp_path / "c.png")["init_image_sha256"]) == 64
 
     Image.fromarray(white[:10]).save(tmp_path / "mask.png")
     assert call("complete", picture, "three", "--keep", tmp_path / "mask.png", *arguments) == 2
@@ -100,8 +99,8 @@ def test_score_prints_a_table_or_json(tiny, trained, picture, capsys):
     assert table[0] == str(picture) and sum(line.endswith("*") for line in table) == 1
     assert [float(line.split()[0]) for line in table[1:]] == pytest.approx(scores, abs=1e-4)
     assert call("score", picture, "--model", tiny[1], "--prompts", "three,four", "--json") == 0
-    found = json.loads(capsys.readouterr().out)[str(picture)]
-    assert list(found) == ["three", "four"] and list(found.values()) == pytest.approx(scores, rel=1e-5)
+    printed = json.loads(capsys.readouterr().out)[str(picture)]
+    assert list(printed) == ["three", "four"] and list(printed.values()) == pytest.approx(scores, rel=1e-5)
 
 
 @pytest.mark.parametrize(

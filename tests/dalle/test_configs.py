@@ -3,10 +3,13 @@
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
-from dalle_jax import model
+from dalle_jax.captions import CharBpeCaptions
+from nn_jax.code_transformer import CodeTransformer, shapes
 from train_jax import config as config_lib
 from train_jax import config_file
+from vqgan_jax.stage2 import model
 
 CONFIGS = config_file.FOLDER / "dalle"
 
@@ -15,33 +18,42 @@ def options(name: str):
     return config_lib.resolve(config_file.load(f"dalle/{name}"))
 
 
+def build(options, text_size: int, num_codes: int, grid: tuple[int, int]) -> CodeTransformer:
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    captions = CharBpeCaptions(bpe, length=options.text_length, vocabulary_size=text_size, pad=0)
+    return model.build(options, captions, num_codes, grid)
+
+
 def count(module) -> int:
-    return sum(int(np.prod(s)) for s in jax.tree.leaves(model.shapes(module), is_leaf=lambda s: isinstance(s, tuple)))
+    return sum(int(np.prod(s)) for s in jax.tree.leaves(shapes(module), is_leaf=lambda s: isinstance(s, tuple)))
 
 
-def by_hand(width, depth, text_size, text_length, codes, places, joint):
+def by_hand(width, depth, text_size, text_length, codes, positions):
     """Parameters, layer by layer."""
     block = 4 * width + 3 * width * width + 3 * width + width * width + width + 8 * width * width + 5 * width
     heads = width * (text_size + codes)
-    return text_size * width + text_length * width + codes * width + places * width + depth * block + 2 * width + heads
+    return (
+        text_size * width + text_length * width + codes * width + positions * width + depth * block + 2 * width + heads
+    )
 
 
 def test_mindalle_has_1_291_billion_parameters():
     c = options("mindalle_1b3").model
-    found = count(model.build(c, 16_384, 16_384, (16, 16)))  # one pad for all places is a token of the vocabulary
-    assert found == by_hand(1536, 42, 16_384, 64, 16_384, 256, False)
-    assert round(found / 1e9, 3) == 1.291
+    parameters = count(build(c, 16_384, 16_384, (16, 16)))  # one pad for all positions is a token of the vocabulary
+    assert parameters == by_hand(1536, 42, 16_384, 64, 16_384, 256)
+    assert round(parameters / 1e9, 3) == 1.291
 
 
 def test_dalle_1_has_12_billion_parameters():
     c = options("dalle1_12b")
-    module = model.build(c.model, c.tokenizer.vocab_size + 256, 8192, (32, 32))
-    assert count(module) == by_hand(3968, 64, 16_640, 256, 8192, 64, True)
+    module = build(c.model, c.tokenizer.vocab_size + 256, 8192, (32, 32))
+    assert count(module) == by_hand(3968, 64, 16_640, 256, 8192, 64)
     assert round(count(module) / 1e9) == 12
-    kinds = [module.patterns[kind] for kind in module.blocks["kinds"]]
-    assert kinds[:4] == ["row", "column", "row", "row"] and kinds[-1] == "conv"
+    patterns = [module.patterns[i] for i in module.blocks["mask_index"]]
+    assert patterns[:4] == ["row", "column", "row", "row"] and patterns[-1] == "conv"
     # "column attention if i - 2 mod 4 = 0", counting blocks from 1
-    assert all((kind == "column") == ((i - 2) % 4 == 0) for i, kind in enumerate(kinds[:-1], 1))
+    assert all((pattern == "column") == ((i - 2) % 4 == 0) for i, pattern in enumerate(patterns[:-1], 1))
+    assert module.conv_window == 11
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("[a-z]*.py")), ids=lambda path: path.stem)

@@ -15,6 +15,7 @@ from train_jax.data.shapes.shapes_dataset_builder import make
 from train_jax.data.sources import DataError
 from train_jax.errors import ConfigError
 from train_jax.evaluate import Context
+from vqgan_jax.stage2 import rerank
 
 RECORDS = [
     {"label": 2, "captions": ["a two"]},
@@ -31,28 +32,28 @@ def options(**changes):
 
 
 @pytest.mark.parametrize(
-    "about, wanted",
+    "about, expected",
     [
         ("labels", ["the two", "the one"]),
         ("captions", ["a two", "a one left of a two", "a one"]),
         ("pairs", ["a one left of a two"]),
     ],
 )
-def test_what_is_asked(about, wanted):
-    assert evaluators.asked(SOURCE, options(about=about, template="the {}")) == wanted
-    assert evaluators.asked(SOURCE, options(about=about, template="the {}", prompts=1)) == wanted[:1]
+def test_prompts_are_about_labels_captions_or_pairs(about, expected):
+    assert evaluators.prompts(SOURCE, options(about=about, template="the {}")) == expected
+    assert evaluators.prompts(SOURCE, options(about=about, template="the {}", prompts=1)) == expected[:1]
 
 
 def test_templates_have_the_article_that_captions_have():
-    assert evaluators.worded("a {}", "orange star") == "an orange star"
-    assert evaluators.worded("a {}", "red star") == "a red star"
-    assert evaluators.worded("A photo of a {}.", "orange star") == "A photo of an orange star."
-    assert evaluators.worded("the {}", "orange star") == "the orange star"
+    assert evaluators.fill_template("a {}", "orange star") == "an orange star"
+    assert evaluators.fill_template("a {}", "red star") == "a red star"
+    assert evaluators.fill_template("A photo of a {}.", "orange star") == "A photo of an orange star."
+    assert evaluators.fill_template("the {}", "orange star") == "the orange star"
 
 
 def test_no_records_to_ask_about():
     with pytest.raises(DataError, match="no records about which to ask: about = 'pairs'"):
-        evaluators.asked(sources.Source("some", RECORDS[:1], ("zero", "one", "two")), options(about="pairs"))
+        evaluators.prompts(sources.Source("some", RECORDS[:1], ("zero", "one", "two")), options(about="pairs"))
 
 
 def test_readers_know_what_pictures_show():
@@ -92,25 +93,23 @@ SAMPLING = {"guidance": 2.0, "top_k": 5, "seed": 1}
 
 def test_drawings_are_graded_by_the_reader(context, trained, monkeypatch, compilations):
     """The evaluator's shares, counted again from drawings of the loaded model; weights stay where they are."""
-    from dalle_jax import rerank
-
-    monkeypatch.setattr(rerank, "open_judge", lambda path: path)
-    monkeypatch.setattr(rerank, "fit", lambda judge, prompts, images: images.mean((2, 3, 4)).astype(np.float32))
+    monkeypatch.setattr(rerank, "open_reranker", lambda path: path)
+    monkeypatch.setattr(rerank, "clip_scores", lambda clip, texts, images: images.mean((2, 3, 4)).astype(np.float32))
     monkeypatch.setattr(inference, "on_devices", None)
-    some = options(template="the digit {}", prompts=6, n=3, clip="a judge", batch_size=8, **SAMPLING)
+    some = options(template="the digit {}", prompts=6, n=3, clip="a reranker", batch_size=8, **SAMPLING)
     evaluate = context.task.evaluators["drawing"](some, context)
-    metrics, shown = evaluate({"dalle": trained.variables}, {})
+    metrics, pictures = evaluate({"generator": trained.variables}, {})
     before = len(compilations)
-    again, _ = evaluate({"dalle": trained.variables}, {})
+    again, _ = evaluate({"generator": trained.variables}, {})
     assert len(compilations) == before and again == metrics
     source = sources.open_source("digits", "test", data_dir=context.config.data.data_dir)
     prompts = [f"the digit {digits.LABEL_NAMES[source[i]['label']]}" for i in range(6)]
     images = trained.draw(prompts, 3, progress=False, **SAMPLING).images
-    right = np.array([[digits.shows(x, p) for x in row] for p, row in zip(prompts, images, strict=True)])
+    correct = np.array([[digits.shows(x, p) for x in row] for p, row in zip(prompts, images, strict=True)])
     best = images.mean((2, 3, 4)).argmax(1)
-    assert metrics["right"] == right[:, 0].mean() and metrics["prompts"] == 6
-    assert metrics["right_best_of_3"] == right[np.arange(6), best].mean()
-    np.testing.assert_array_equal(shown["drawings"][:16, :16], images[0, 0])
+    assert metrics["correct"] == correct[:, 0].mean() and metrics["prompts"] == 6
+    assert metrics["correct_best_of_3"] == correct[np.arange(6), best].mean()
+    np.testing.assert_array_equal(pictures["drawings"][:16, :16], images[0, 0])
 
 
 def test_a_source_without_a_reader_is_refused(context, monkeypatch):
@@ -119,23 +118,14 @@ def test_a_source_without_a_reader_is_refused(context, monkeypatch):
         context.task.evaluators["drawing"](options(), context)
 
 
-BAD = [{"n": 0}, {"n": 2}, {"temperature": -1.0}, {"top_k": 13}, {"top_p": 0.0}, {"about": "all"}, {"seed": -1}]
-BAD += [{"guidance": float("nan")}, {"prompts": 0}]
-
-
-@pytest.mark.parametrize("changes", BAD)
+@pytest.mark.parametrize("changes", [{"n": 2}, {"prompts": 0}, {"about": "all"}, {"top_p": 0.0}])
 def test_options_that_cannot_be_are_refused_before_the_run(context, changes):
     with pytest.raises(ConfigError, match=f"{next(iter(changes))} = "):
         context.task.evaluators["drawing"](options(**changes), context)
 
 
-def test_guidance_is_refused_before_a_run_that_hides_no_captions(tiny, context):
-    config = config_lib.resolve(ConfigDict(tiny[0].to_dict() | {"caption_dropout": 0.0}))
+def test_guidance_is_refused_before_a_run_that_drops_no_captions(tiny, context):
+    config = config_lib.resolve(ConfigDict(tiny[0].to_dict() | {"condition_dropout": 0.0}))
     task = task_lib.module(config).make(config, tiny[1])
-    with pytest.raises(ConfigError, match="guidance = 2.0; it must be 1 where config.caption_dropout is 0"):
+    with pytest.raises(ConfigError, match="guidance = 2.0; it must be 1 where .* config.condition_dropout is 0"):
         task.evaluators["drawing"](options(guidance=2.0), dataclasses.replace(context, config=config, task=task))
-
-
-def test_unigram_bits_are_the_entropy_of_frequencies():
-    wanted = 5 / 8 * np.log2(8 / 5) + 3 * 1 / 8 * 3
-    np.testing.assert_allclose(evaluators.unigram_bits(np.array([5, 1, 0, 1, 1])), wanted, rtol=1e-12)

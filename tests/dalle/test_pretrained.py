@@ -27,10 +27,10 @@ def model():
 
 def test_prompts_become_the_same_tokens(model, outputs):
     prompts = [str(prompt) for prompt in outputs["prompts"]]
-    rows, cut = model.captions.encode_flagged(prompts)
+    rows, truncated = model.condition.encode_flagged(prompts)
     np.testing.assert_array_equal(rows, outputs["text"])
-    assert cut.tolist() == [False, True, False]
-    assert model.captions.counted(rows)[:, :3].tolist() == [[True] * 3, [True] * 3, [False] * 3]
+    assert truncated.tolist() == [False, True, False]
+    assert model.condition.scored(rows)[:, :3].tolist() == [[True] * 3, [True] * 3, [False] * 3]
 
 
 def test_logits_are_those_of_the_peer(model, outputs):
@@ -47,7 +47,7 @@ def test_the_most_likely_codes_and_their_pictures_are_those_of_the_peer(model, o
 
 
 def test_guidance_is_refused_to_a_model_that_always_saw_the_caption(model):
-    with pytest.raises(ValueError, match="guidance = 2.0: .* was never trained on pictures without their caption"):
+    with pytest.raises(ValueError, match="guidance = 2.0: .* was never trained on pictures without their text"):
         model.generate(["a red circle"], guidance=2.0, progress=False)
 
 
@@ -76,7 +76,7 @@ def edited(tmp_path, *keys, value) -> Path:
         (("stage2", "hparams", "n_embd"), 16, "stage2.hparams has n_embd; minDALL-E knows embed_dim"),
         (("stage2", "hparams", "n_layers"), "two", "stage2.hparams.n_layers = 'two'; it must be of the type int"),
         (("stage2", "hparams"), 3, "stage2.hparams is 3; it must be a mapping"),
-        (("dataset", "context_length"), 10, "text_positions"),
+        (("dataset", "context_length"), 10, "condition/positions"),
         (("dataset",), 10, "dataset is 10; it must be a mapping"),
         (("stage1",), 1, "no configuration of minDALL-E"),
         (("stage1", "hparams", "ch"), 48, "stage1_last.ckpt"),
@@ -90,7 +90,7 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path, keys, value, mes
 def test_what_a_configuration_leaves_out_is_as_in_the_published_model(model, tmp_path):
     """As kakaobrain's loader does it: the published file has no `dataset`, and these options have their defaults."""
     assert "dataset" not in yaml.safe_load((GOLDEN / "config.yaml").read_text())
-    assert model.module.text_length == 64
+    assert model.module.condition_length == 64
     folder = edited(tmp_path, "dataset", value={"image_resolution": 256})
     config = yaml.safe_load((folder / "config.yaml").read_text())
     for key in ("ctx_len_txt", "mlp_bias", "attn_bias", "gelu_use_approx", "resid_pdrop"):
@@ -107,7 +107,9 @@ def test_a_name_of_the_hub_is_its_directory(model, monkeypatch):
     assert dalle_jax.load("hf:org/name").fingerprint == model.fingerprint
 
 
-@pytest.mark.parametrize("name", ["stage1_last.ckpt", "stage2_last.ckpt", "config.yaml", "tokenizer/bpe-16k-vocab.json"])
+@pytest.mark.parametrize(
+    "name", ["stage1_last.ckpt", "stage2_last.ckpt", "config.yaml", "tokenizer/bpe-16k-vocab.json"]
+)
 def test_a_damaged_file_is_named(tmp_path, name):
     shutil.copytree(GOLDEN, tmp_path / "mindalle")
     file = tmp_path / "mindalle" / name

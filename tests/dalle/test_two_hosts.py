@@ -48,7 +48,9 @@ def test_two_hosts_compute_and_draw_what_one_does(tiny, pair, tmp_path):
         with np.load(pair / f"figures-{host}.npz") as found:
             assert found.keys() == expected.keys()
             for name, value in expected.items():
-                if value.dtype == np.uint8:  # equal codes, decoded in batches of another size: a shade may round otherwise
+                if (
+                    value.dtype == np.uint8
+                ):  # equal codes, decoded in batches of another size: a shade may round otherwise
                     difference = np.abs(found[name].astype(int) - value)
                     assert difference.max() <= 1 and np.mean(difference > 0) < 1e-3, name
                 else:

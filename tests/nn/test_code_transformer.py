@@ -129,9 +129,7 @@ def test_logits_of_bfloat16_are_float32_sums_of_its_products(changes):
 
     (logits, caches), state = apply(unrolled, unstacked, condition, codes[:, :2], method="prefill", **options)
     check(logits, state)
-    (logits, _), state = apply(
-        unrolled, unstacked, codes[:, 2], jnp.int32(2), caches, method="decode_step", **options
-    )
+    (logits, _), state = apply(unrolled, unstacked, codes[:, 2], jnp.int32(2), caches, method="decode_step", **options)
     check(logits, state)
 
 
@@ -156,7 +154,9 @@ def test_a_position_is_its_row_and_its_column():
     rows, columns = tables.pop("rows"), tables.pop("columns")
     tables["positions"] = (rows[:, None] + columns[None]).reshape(LENGTH, -1)
     pairs = zip(
-        apply(learned, params | {"codes": tables}, condition, codes), apply(module, params, condition, codes), strict=True
+        apply(learned, params | {"codes": tables}, condition, codes),
+        apply(module, params, condition, codes),
+        strict=True,
     )
     for logits, expected in pairs:
         np.testing.assert_allclose(logits, expected, atol=1e-5)

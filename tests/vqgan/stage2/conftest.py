@@ -1,0 +1,88 @@
+"""Two small second stages with random weights, of a class and of a text, over the codes of one VQGAN."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import vqgan_jax
+from dalle_jax.captions import Captions
+from train_jax import config as config_lib
+from train_jax.data.digits import LABEL_NAMES
+from train_jax.data.text import Tokenizer
+from vqgan_jax.stage2 import model, task
+from vqgan_jax.stage2.condition import ClassCondition
+from vqgan_jax.stage2.generator import CodeGenerator
+
+KINDS = ("class", "text")
+TASKS = {"class": "vqgan_jax.prior.task", "text": "dalle_jax.task"}
+SMALL = {"width": 16, "depth": 2, "heads": 2, "dropout": 0.0}
+CONDITION = {"class": {"classes": 10}, "text": {"text_length": 12, "positions": "axial"}}
+
+
+@pytest.fixture(scope="session")
+def conditions():
+    """The condition of each kind."""
+    captions = [f"{words} {name}" for words in ("the digit", "a handwritten") for name in LABEL_NAMES]
+    return {"class": ClassCondition(10), "text": Captions(Tokenizer.train(captions * 5, 560, 12))}
+
+
+@pytest.fixture(scope="session")
+def assemble(conditions, untrained_vqgan):
+    """`assemble(kind, **options) -> CodeGenerator`: weights so large that conditions and codes matter."""
+
+    def make(kind: str, **options) -> CodeGenerator:
+        config = model.defaults()
+        config.update(SMALL | {key: x for key, x in CONDITION[kind].items() if key in config} | options)
+        condition, side = conditions[kind], 16 // untrained_vqgan.factor
+        module = model.build(config, condition, untrained_vqgan.codes, (side, side))
+        empty = jnp.zeros((1, condition.length), jnp.int32), jnp.zeros((1, module.length), jnp.int32)
+        params, rng = nn.unbox(jax.jit(module.init)(jax.random.key(0), *empty))["params"], np.random.default_rng(0)
+        params = jax.tree.map(lambda x: np.asarray(x) + 0.3 * rng.standard_normal(x.shape, np.float32), params)
+        return CodeGenerator.assemble(config, params, condition, untrained_vqgan, 16, f"of a {kind}")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def by_class(assemble) -> CodeGenerator:
+    return assemble("class")
+
+
+@pytest.fixture(scope="session")
+def by_text(assemble) -> CodeGenerator:
+    return assemble("text")
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def generator(request, by_class, by_text) -> CodeGenerator:
+    """Each of both in turn."""
+    return {"class": by_class, "text": by_text}[request.param]
+
+
+@pytest.fixture(scope="session")
+def vqgan_file(untrained_vqgan, tmp_path_factory):
+    file = tmp_path_factory.mktemp("vqgan") / "vqgan.safetensors"
+    vqgan_jax.save(untrained_vqgan, file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def make_task(conditions, vqgan_file):
+    """`make_task(kind, **changes) -> (task, config)`: changes of the config, those of a dict one by one."""
+
+    def make(kind: str, **changes):
+        config = ConfigDict({"task": TASKS[kind], "steps": 4, "data": {"source": "digits", "batch_size": 8}})
+        config.vqgan = {"path": str(vqgan_file)}
+        config.model = SMALL | CONDITION[kind]
+        for key, value in changes.items():
+            if isinstance(value, dict):
+                config[key] = config.get(key, ConfigDict()).to_dict() | value
+            else:
+                config[key] = value
+        config = config_lib.resolve(config)
+        return task.make(config, None, conditions[kind]), config
+
+    return make

@@ -1,0 +1,52 @@
+"""Options of the transformer, and the module that they describe."""
+
+import pytest
+
+from train_jax.errors import ConfigError
+from vqgan_jax.stage2 import model
+
+
+def build(condition, **changes):
+    options = model.defaults()
+    options.update({"width": 16, "depth": 3, "heads": 2} | changes)
+    return model.build(options, condition, 20, (3, 4))
+
+
+def test_a_module_is_what_its_options_and_its_condition_say(conditions):
+    module = build(conditions["class"])
+    assert (module.condition_size, module.condition_length, module.predicts_condition) == (11, 1, False)
+    assert (module.num_codes, module.grid, module.axial, module.joint_vocabulary) == (20, (3, 4), False, False)
+    assert module.patterns == ("dense",) and module.blocks["mask_index"] == ()
+    attention = {"attention": ("row", "column"), "last_attention": "conv", "conv_window": 3}
+    module = build(conditions["text"], vocabulary="joint", positions="axial", **attention)
+    assert (module.condition_size, module.condition_length) == (conditions["text"].vocabulary_size, 12)
+    assert module.predicts_condition and module.axial and module.joint_vocabulary
+    assert module.patterns == ("row", "column", "conv") and module.blocks["mask_index"] == (0, 1, 2)
+    assert module.conv_window == 3
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"width": 15}, "config.model.width = 15; it must be a multiple of model.heads"),
+        ({"attention": ("row", "diagonal")}, "attention = .*diagonal.*one or more of dense, row, column, conv"),
+        ({"last_attention": "all"}, "last_attention = 'all'"),
+        ({"conv_window": 4}, "conv_window = 4; it must be odd"),
+        ({"vocabulary": "both"}, "vocabulary = 'both'; it must be one of separate, joint"),
+        ({"positions": "sinusoidal"}, "positions = 'sinusoidal'; it must be one of axial, learned"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"activation": "tanh"}, "activation"),
+        ({"remat": "all"}, "remat"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"heads": 0}, "heads"),
+        ({"depth": 0}, "depth"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(conditions, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build(conditions["text"], **changes)
+
+
+def test_a_condition_that_is_not_predicted_shares_no_vocabulary(conditions):
+    with pytest.raises(ConfigError, match="vocabulary = 'joint'; it must be separate for a class"):
+        build(conditions["class"], vocabulary="joint")

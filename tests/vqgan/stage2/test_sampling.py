@@ -1,0 +1,50 @@
+"""Seeds, sizes of programs, and windows over large images."""
+
+import numpy as np
+import pytest
+
+from vqgan_jax.stage2 import sampling
+
+
+def test_a_condition_that_occurs_again_goes_on_counting_its_samples(conditions):
+    condition = conditions["class"]
+    seeds = sampling.seeds(condition, [3, None, 3], 2, 7)
+    assert seeds.dtype == np.uint32 and (seeds[..., 0] == 7).all()
+    assert seeds[..., 1].tolist() == [[condition.seed(label)] * 2 for label in (3, None, 3)]
+    assert seeds[..., 2].tolist() == [[0, 1], [0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    "conditions, n, batch_size", [(1, 1, 1), (5, 3, 7), (5, 3, 1), (9, 1, 4), (2, 64, 16), (40, 5, 64)]
+)
+def test_padded_sizes_hold_every_batch(conditions, n, batch_size):
+    rows, samples = sampling.padded_sizes(conditions, n, batch_size)
+    which = np.repeat(np.arange(conditions), n)
+    batches = [which[start : start + batch_size] for start in range(0, len(which), batch_size)]
+    assert max(map(len, batches)) <= samples <= batch_size
+    assert max(len(set(batch)) for batch in batches) <= rows < 2 * min(conditions, batch_size + 1)
+
+
+@pytest.mark.parametrize("size, stride", [((8, 8), 4), ((8, 13), 4), ((21, 8), 1), ((11, 14), 3), ((16, 16), 8)])
+def test_windows_cover_every_code_once_with_all_they_can_see(size, stride):
+    done = np.zeros(size, int)
+    for top, left, prefix, known in sampling.windows(size, (8, 8), stride, done > 0):
+        part = done[top : top + 8, left : left + 8]
+        assert prefix % 8 == 0 and part.reshape(-1)[:prefix].all()
+        np.testing.assert_array_equal(known, part.reshape(-1)[prefix:] > 0)
+        fresh = part == 0
+        # What is sampled lies below or right of what is known: rows of a window end alike.
+        assert (np.diff(fresh.astype(int), axis=1) >= 0).all() and (np.diff(fresh.astype(int), axis=0) >= 0).all()
+        part += fresh
+    assert (done == 1).all()
+
+
+def test_codes_that_are_given_are_known_from_the_first_window_on():
+    given = np.zeros((6, 4), bool)
+    given[:3], given[4, 1] = True, True
+    first, second = sampling.windows((6, 4), (4, 4), 2, given)
+    assert (first.prefix, second.prefix) == (12, 8), "whole rows"
+    assert not first.known.any() and second.known.tolist() == [False, True, False, False, *[False] * 4]
+    assert given.sum() == 13, "the caller's array stays as it is"
+    (whole,) = sampling.windows((4, 4), (4, 4), 2, np.ones((4, 4), bool))
+    assert whole.prefix == 16 and not len(whole.known)
