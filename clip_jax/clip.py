@@ -8,6 +8,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import json
 import logging
 import math
 import os
@@ -15,7 +16,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,8 +191,7 @@ def _compile(module: model_lib.CLIP, preprocess: Preprocess) -> _Programs:
         # Cosines are small numbers that a scale of up to 100 magnifies: full precision, also where the default is lower.
         return scale * jnp.matmul(images, texts.T, precision=jax.lax.Precision.HIGHEST) + bias
 
-    sigmoid = module.init_logit_bias is not None
-    probabilities = jax.nn.sigmoid if sigmoid else jax.nn.softmax
+    probabilities = jax.nn.sigmoid if module.options.loss == "sigmoid" else jax.nn.softmax
     return _Programs(*map(jax.jit, (encode_image, encode_patches, encode_text, logits, probabilities)))
 
 
@@ -208,8 +207,8 @@ def _check_list(values, what: str, kinds) -> None:
 
 def _fingerprint(module: model_lib.CLIP, variables, tokenizer: AnyTokenizer, preprocess: Preprocess) -> str:
     digest = hashlib.sha256()
-    for tower in (module.vision, module.text):  # what the shapes of parameters do not tell
-        digest.update(f"{_meaning(tower)}\n".encode())
+    meaning = {**module.options.identity(), "eos_id": module.eos_id}  # what the shapes of parameters do not tell
+    digest.update(json.dumps(meaning, sort_keys=True).encode())
     leaves = {f"{kind}/{name}": x for kind, tree in variables.items() for name, x in flat(tree).items()}
     for name in sorted(leaves):
         leaf = np.ascontiguousarray(leaves[name])
@@ -218,15 +217,6 @@ def _fingerprint(module: model_lib.CLIP, variables, tokenizer: AnyTokenizer, pre
     digest.update(tokenizer.fingerprint.encode())
     digest.update(preprocess.to_json().encode())
     return digest.hexdigest()
-
-
-def _meaning(tower: nn.Module) -> str:
-    """A tower's attributes, without those that change how and not what is computed."""
-    own = {f.name: getattr(tower, f.name) for f in dataclasses.fields(tower) if f.name not in ("parent", "name")}
-    own |= own.pop("blocks", {})
-    return str(
-        sorted((k, v) for k, v in own.items() if k not in ("dtype", "scan", "remat", "dropout", "patch_dropout"))
-    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -249,5 +239,5 @@ def load(path: str | Path, step: int | None = None, *, image_size: int | None = 
     found = open_checkpoint(path, step)
     module = found.module(size=image_size)
     weights, name = found.variables(module)
-    preprocess = dataclasses.replace(found.preprocess, size=module.vision.size)
+    preprocess = dataclasses.replace(found.preprocess, size=module.options.image.size)
     return Clip.assemble(module, weights, found.tokenizer, preprocess, name)

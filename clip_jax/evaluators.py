@@ -16,29 +16,52 @@ from sklearn.linear_model import LogisticRegression
 
 from clip_jax.templates import read_templates, sentences
 from train_jax import inference
+from train_jax.config import EvaluatorOptions
 from train_jax.data.images import Preprocess
 from train_jax.data.images import normalize as normalize_pixels
 from train_jax.data.sources import DataError, Source
 from train_jax.data.subset import Subset, first
 from train_jax.data.text import AnyTokenizer
 from train_jax.errors import ConfigError
+from train_jax.options import option
 
 RANKS = (1, 5, 10)
 
 
-def defaults() -> ConfigDict:
-    """Evaluator type -> its options."""
-    c = ConfigDict()
-    # source "": that of the training data. bootstrap: resamples of the queries for the confidence interval; 0: none.
-    data = {"source": "", "split": "test", "batch_size": 256, "bootstrap": 0}
-    c.zero_shot = ConfigDict(data | {"templates": ("a photo of a {}.",)})  # "@FILE": the lines of a file
-    c.zero_shot.per_class = False  # also each class's own top1
-    c.retrieval = ConfigDict(data | {"gallery": 1000})  # gallery: the first so many images; 0: all
-    c.linear_probe = ConfigDict(data | {"train_split": "train", "most": 10_000})  # most: training images that are used
-    c.linear_probe.strength = (
-        0.316  # of the L2 penalty, as CLIP's authors set it for ImageNet (scikit-learn's C inverted)
-    )
-    return c
+@dataclasses.dataclass(frozen=True)
+class AccuracyOptions(EvaluatorOptions):
+    """What evaluators of shares have."""
+
+    batch_size: int = option(256, "pictures at a time, over all devices and hosts", least=1)
+    bootstrap: int = option(0, "resamples for the 95 % confidence interval; 0: none", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShotOptions(AccuracyOptions):
+    """Zero-shot classification."""
+
+    templates: tuple[str, ...] = option(("a photo of a {}.",), "sentences about a class; '@FILE': the lines of a file")
+    per_class: bool = option(False, "also each class's own accuracy")
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalOptions(AccuracyOptions):
+    """Retrieval both ways."""
+
+    gallery: int = option(1000, "the first so many pictures; 0: all", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearProbeOptions(AccuracyOptions):
+    """A linear probe."""
+
+    train_split: str = option("train", "of the source, on which the probe is trained")
+    most: int = option(10_000, "pictures that it is trained on", least=1)
+    # As CLIP's authors set it for ImageNet; scikit-learn's C inverted.
+    strength: float = option(0.316, "of the L2 penalty", above=0)
+
+
+EVALUATORS = {"zero_shot": ZeroShotOptions, "retrieval": RetrievalOptions, "linear_probe": LinearProbeOptions}
 
 
 def factories(module: nn.Module, tokenizer: AnyTokenizer, preprocess: Preprocess) -> Mapping[str, Callable]:

@@ -1,26 +1,25 @@
 """Floating-point operations of a model, counted from its options."""
 
-from ml_collections import ConfigDict
-
+from clip_jax.options import CLIPOptions
 from train_jax.profiling import BACKWARD, conv_flops, dense_flops, transformer_flops
 
 
-def forward(m: ConfigDict) -> tuple[int, int]:
-    """Operations of one image's and of one text's forward pass, for a resolved `config.model`."""
+def forward(m: CLIPOptions) -> tuple[int, int]:
+    """Operations of one image's and of one text's forward pass."""
     image = _resnet(m) if m.image.tower == "resnet" else _vit(m)
     text = transformer_flops(m.text.context_length, m.text.width, m.text.depth, m.text.mlp_ratio)
     return image, text + dense_flops(1, m.text.width, m.embed_dim)
 
 
-def training(m: ConfigDict) -> float:
+def training(m: CLIPOptions, patch_dropout: float = 0.0) -> float:
     """Operations of the forward and backward pass of one pair: both towers, the logits left out."""
     image, text = forward(m)
-    if m.image.tower == "vit" and m.image.patch_dropout:
-        image = _vit(m, m.image.patch_dropout)
+    if patch_dropout:
+        image = _vit(m, patch_dropout)
     return float(BACKWARD * (image + text))
 
 
-def _vit(m: ConfigDict, patch_dropout: float = 0.0) -> int:
+def _vit(m: CLIPOptions, patch_dropout: float = 0.0) -> int:
     image = m.image
     grid = image.size // image.patch
     tokens = int((1 - patch_dropout) * grid**2) + (image.pool == "cls")
@@ -42,7 +41,7 @@ def _vit(m: ConfigDict, patch_dropout: float = 0.0) -> int:
     return stem + body + head
 
 
-def _resnet(m: ConfigDict) -> int:
+def _resnet(m: CLIPOptions) -> int:
     image = m.image
     side = image.size // 2
     half = image.width // 2

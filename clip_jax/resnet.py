@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from clip_jax.options import CLIPOptions
 from nn_jax.attention import CrossAttention
 from nn_jax.convolution import Conv
 from nn_jax.layers import add_parameter, with_axis_names
-
-STRIDE = 32  # pixels a place of the last feature map stands for
+from train_jax.compute import Compute
 
 
 def _batch_norm(name: str, dtype, deterministic: bool, start: float = 1.0) -> nn.BatchNorm:
@@ -81,36 +81,26 @@ class AttentionPool(nn.Module):
 
 
 class ResNetTower(nn.Module):
-    """Pixels -> features of width `embed_dim`, float32.
+    """Pixels -> features of width `embed_dim`, float32. Its last stage has 32 times the channels of `image.width`."""
 
-    Attributes:
-      size: side of the picture in pixels, a multiple of 32.
-      width: channels of the first stage; the last one has 32 times as many.
-      layers: blocks in each of the four stages.
-      heads: of the attention pooling; `width * 32 / 64` in OpenAI's models.
-    """
-
-    size: int
-    width: int
-    layers: tuple[int, ...]
-    heads: int
-    embed_dim: int
-    dtype: DTypeLike
+    options: CLIPOptions
+    compute: Compute
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "batch size size 3"], deterministic: bool = True, each_patch: bool = False
     ) -> Float[Array, "batch embed_dim"] | Float[Array, "batch patches embed_dim"]:
         """Features of pictures; with `each_patch` of the places of the last feature map, row by row."""
-        x = images.astype(self.dtype)
-        for number, (features, stride) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 1)), 1):
-            x = _conv(features, 3, stride, self.dtype, f"conv{number}")(x)
-            x = nn.relu(_batch_norm(f"norm{number}", self.dtype, deterministic)(x))
+        image, dtype = self.options.image, self.compute.array_dtype
+        x = images.astype(dtype)
+        for number, (features, stride) in enumerate(((image.width // 2, 2), (image.width // 2, 1), (image.width, 1)), 1):
+            x = _conv(features, 3, stride, dtype, f"conv{number}")(x)
+            x = nn.relu(_batch_norm(f"norm{number}", dtype, deterministic)(x))
         x = _average(x, 2)
-        for stage, blocks in enumerate(self.layers):
+        for stage, blocks in enumerate(image.layers):
             for number in range(blocks):
                 stride = 2 if stage and not number else 1
                 name = f"stage{stage + 1}_{number}"
-                x = Bottleneck(self.width * 2**stage, stride, self.dtype, name=name)(x, deterministic)
+                x = Bottleneck(image.width * 2**stage, stride, dtype, name=name)(x, deterministic)
         x = nn.with_logical_constraint(x, ("batch", None, None, None))
-        return AttentionPool(self.embed_dim, self.heads, self.dtype, name="pool")(x, each_patch)
+        return AttentionPool(self.options.embed_dim, image.heads, dtype, name="pool")(x, each_patch)

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,17 @@ from clip_jax import evaluators, flops, model, pretrained, ring_loss
 from clip_jax import loss as dense
 from clip_jax.example import PairExample
 from clip_jax.loss import same_caption
+from clip_jax.options import CLIPCompute, CLIPOptions
 from train_jax import sharding
 from train_jax.config import adopt
 from train_jax.data import images
+from train_jax.data.images import CLIP_MEAN, CLIP_STD
+from train_jax.data.options import AugmentOptions, PreprocessOptions, TokenizerOptions
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import AnyTokenizer, Tokenizer, open_tokenizer
 from train_jax.data.vocabulary import learn
 from train_jax.errors import ConfigError
+from train_jax.options import Options, option
 from train_jax.task import Task
 
 log = logging.getLogger(__name__)
@@ -32,26 +37,56 @@ _FINETUNE = "clip/finetune"  # the shipped config that starts from a checkpoint
 _METHODS = {"vision": "encode_image", "text": "encode_text"}
 
 
-def defaults() -> ConfigDict:
+@dataclasses.dataclass(frozen=True)
+class ContrastiveOptions(Options):
+    """How a batch is compared: `config.contrastive`."""
+
+    # The softmax loss has the same value both ways (see docs/design.md); the sigmoid loss and the accuracies differ.
+    duplicates: str = option(
+        "positive",
+        "whether equal captions of a batch are positives or negatives of each other's images",
+        choices=("positive", "negative"),
+    )
+    tile: int = option(0, "columns of the logits at a time, which are then never all there; 0: all", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class NormalizeOptions(PreprocessOptions):
+    """How pictures become squares, and their pixels numbers around 0."""
+
+    mean: tuple[float, ...] = option(CLIP_MEAN, "of each colour, on the scale [0, 1]")
+    std: tuple[float, ...] = option(CLIP_STD, "of each colour, on the scale [0, 1]", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPTaskOptions(Options):
     """CLIP's part of a config."""
-    c = ConfigDict()
-    c.pretrained = (
-        ""  # a checkpoint to start from: anything that clip_jax.load opens; it brings its model and tokenizer
-    )
-    c.model = model.defaults()
-    c.tokenizer = ConfigDict()
-    # A folder with CLIP's tokenizer (with text.causal = False, SigLIP's), or its file; "": train one on the captions.
-    c.tokenizer.path = ""
-    c.tokenizer.vocab_size = 8192  # of a trained one
-    c.tokenizer.captions = 100_000  # records whose captions a trained one is learnt from
-    c.preprocess = ConfigDict(
-        {"mode": "crop", "interpolation": "bicubic", "mean": images.CLIP_MEAN, "std": images.CLIP_STD}
-    )
-    c.augment = ConfigDict()
-    c.augment.scale = (1.0, 1.0)  # share of the picture's area in a random resized crop; (1, 1): none
-    c.augment.flip = False  # left to right, half of the time; it makes "left of" untrue
-    c.evaluators = evaluators.defaults()
-    return c
+
+    pretrained: str = option("", "a checkpoint to start from, which brings its model and tokenizer; see clip_jax.load")
+    model: CLIPOptions = CLIPOptions()
+    compute: CLIPCompute = CLIPCompute()
+    contrastive: ContrastiveOptions = ContrastiveOptions()
+    dropout: float = option(0.0, "of the towers' blocks", least=0, below=1)
+    patch_dropout: float = option(0.0, "share of a picture's patches left out (arXiv 2212.00794)", least=0, below=1)
+    tokenizer: TokenizerOptions = TokenizerOptions()  # CLIP's, or with text.causal = False SigLIP's
+    preprocess: NormalizeOptions = NormalizeOptions()
+    augment: AugmentOptions = AugmentOptions()
+
+    def identity(self) -> dict[str, Any]:
+        return {name: getattr(self, name).identity() for name in ("model", "tokenizer", "preprocess")}
+
+    def check(self, path: str) -> None:
+        if self.model.image.tower == "resnet":
+            self.require(self.patch_dropout == 0, path, "patch_dropout", "0: a resnet has no patches")
+            self.require(
+                self.compute.micro_batch == 0,
+                path,
+                "compute.micro_batch",
+                "0 with a resnet: batch norm takes its statistics from the whole batch",
+            )
+
+
+OPTIONS, EVALUATORS = CLIPTaskOptions, evaluators.EVALUATORS
 
 
 def complete(config: ConfigDict, stated: ConfigDict) -> None:
@@ -62,12 +97,12 @@ def complete(config: ConfigDict, stated: ConfigDict) -> None:
     if not config.pretrained:
         return
     checkpoint = pretrained.open_checkpoint(config.pretrained)
-    architecture = model.architecture(checkpoint.model)
+    architecture = CLIPOptions.parse(checkpoint.model, "model").identity()
     adopt(config.model, stated.get("model", {}), architecture, "model", free=("image.size",), example=_FINETUNE)
     fields = dataclasses.asdict(checkpoint.preprocess)
     fields.pop("size")
     adopt(config.preprocess, stated.get("preprocess", {}), fields, "preprocess", example=_FINETUNE)
-    if config.tokenizer != defaults().tokenizer:
+    if config.tokenizer != TokenizerOptions.defaults():
         raise ConfigError(
             "config.tokenizer with config.pretrained: the tokenizer comes with the checkpoint; leave it out. A config that "
             f"leaves it to the checkpoint is --config={_FINETUNE}"
@@ -76,13 +111,22 @@ def complete(config: ConfigDict, stated: ConfigDict) -> None:
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
     """The task of a resolved config; a run directory's own tokenizer is used again."""
-    _check_accumulate(config)
+    if config.accumulate > 1:
+        raise ConfigError(
+            f"config.accumulate = {config.accumulate}: a contrastive loss compares all examples of a batch, and each "
+            "micro-batch would have an easier one of its own. Set config.compute.micro_batch instead: the towers encode at "
+            "most so many examples of a device at a time, and the loss compares all of them"
+        )
+    compute = CLIPCompute.parse(config.compute, "compute")
+    contrastive = ContrastiveOptions.parse(config.contrastive, "contrastive")
     tokenizer = _tokenizer(config, workdir)
     size = config.model.image.size
     preprocess = images.Preprocess(size=size, **config.preprocess)
-    module = model.build(config.model, tokenizer.vocab_size, tokenizer.eos_id)
+    module = model.build(
+        config.model, tokenizer.vocab_size, tokenizer.eos_id, compute, config.dropout, config.patch_dropout
+    )
     augment = images.Augment(preprocess, tuple(config.augment.scale), config.augment.flip)
-    locked = {method for tower, method in _METHODS.items() if _is_frozen(config, tower)}
+    frozen_towers = {method for tower, method in _METHODS.items() if _is_frozen(config, tower)}
 
     def init(rng, batch):
         pixels = jnp.zeros((1, size, size, 3))
@@ -99,17 +143,19 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
 
         def apply(inputs, key, method):
             variables = {"params": params["clip"], **extra}
-            if method in locked:  # as it is, without dropout and with the statistics it came with
+            if method in frozen_towers:  # as it is, without dropout and with the statistics it came with
                 return jax.lax.stop_gradient(module.apply(variables, inputs, method=method)), extra
             return module.apply(variables, inputs, False, method=method, rngs={"dropout": key}, mutable=list(extra))
 
         keys = jax.random.split(rng)
-        image_features, changed = _in_parts(image, batch["image"], keys[0], config.model.micro_batch)
-        text_features, _ = _in_parts(text, batch["text"], keys[1], config.model.micro_batch)
+        image_features, updated_variables = _encode_microbatched(image, batch["image"], keys[0], compute.micro_batch)
+        text_features, _ = _encode_microbatched(text, batch["text"], keys[1], compute.micro_batch)
         scale, bias = module.apply({"params": params["clip"]}, method="scale_and_bias")
-        value, metrics = _contrast(config.model, image_features, text_features, scale, bias, batch["text"])
+        value, metrics = _contrastive_loss(
+            module.options.loss, contrastive, image_features, text_features, scale, bias, batch["text"]
+        )
         truncated = jnp.mean(batch["truncated"].astype(jnp.float32))
-        return value, (metrics | {"logit_scale": scale, "truncated": truncated}, changed)
+        return value, (metrics | {"logit_scale": scale, "truncated": truncated}, updated_variables)
 
     def weights():
         variables, name = pretrained.open_checkpoint(config.pretrained).variables(module)
@@ -123,7 +169,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         evaluators=evaluators.factories(module, tokenizer, preprocess),
         artifacts={"tokenizer.json": tokenizer.to_json(), "preprocess.json": preprocess.to_json()},
         pretrained=weights if config.pretrained else None,
-        flops=flops.training(config.model),
+        flops=flops.training(module.options, config.patch_dropout),
     )
 
 
@@ -132,36 +178,28 @@ def _is_frozen(config: ConfigDict, tower: str) -> bool:
     return any(re.search(pattern, f"clip/{tower}/") for pattern in config.optim.freeze)
 
 
-def _check_accumulate(config: ConfigDict) -> None:
-    if config.accumulate > 1:
-        raise ConfigError(
-            f"config.accumulate = {config.accumulate}: a contrastive loss compares all examples of a batch, and each "
-            "micro-batch would have an easier one of its own. Set config.model.micro_batch instead: the towers see at most "
-            "so many examples of a device at a time, and the loss all of them"
-        )
+def _encode_microbatched(encode: Callable, inputs, key, micro_batch: int):
+    """`encode(inputs, key)`, at most `micro_batch` examples of a device at a time (0: all).
 
-
-def _in_parts(encode: Callable, inputs, key, most: int):
-    """`encode(inputs, key)`, at most `most` examples of a device at a time (0: all).
-
-    The backward pass computes each part again, with its key.
+    The backward pass computes each micro-batch again, with its key.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    parts = sharding.parts_of(sharding.rows_per_device(mesh, inputs.shape[0]), most) if most else 1
-    if parts == 1:
+    rows = sharding.rows_per_device(mesh, inputs.shape[0])
+    num_microbatches = sharding.parts_of(rows, micro_batch) if micro_batch else 1
+    if num_microbatches == 1:
         return encode(inputs, key)
-    features, changed = jax.lax.map(
+    features, updated_variables = jax.lax.map(
         lambda part: jax.checkpoint(encode)(*part),
-        (sharding.split_batch(inputs, parts, mesh), jax.random.split(key, parts)),
+        (sharding.split_batch(inputs, num_microbatches, mesh), jax.random.split(key, num_microbatches)),
     )
-    return sharding.join_batch(features, mesh), changed
+    return sharding.join_batch(features, mesh), updated_variables
 
 
-def _contrast(m: ConfigDict, images, texts, scale, bias, ids):
-    """The loss that `config.model` names, and its metrics."""
-    group = same_caption(ids) if m.duplicates == "positive" else jnp.arange(len(ids))
-    form, options = (ring_loss, {"tile": m.tile}) if m.tile else (dense, {})
-    if m.loss == "softmax":
+def _contrastive_loss(loss: str, options: ContrastiveOptions, images, texts, scale, bias, ids):
+    """The loss of embeddings of a whole batch, and its metrics."""
+    group = same_caption(ids) if options.duplicates == "positive" else jnp.arange(len(ids))
+    form, options = (ring_loss, {"tile": options.tile}) if options.tile else (dense, {})
+    if loss == "softmax":
         return form.softmax_loss(images, texts, scale, group, **options)
     value, metrics = form.sigmoid_loss(images, texts, scale, bias, group, **options)
     return value, metrics | {"logit_bias": bias}

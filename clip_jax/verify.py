@@ -10,7 +10,6 @@ import numpy as np
 
 from clip_jax import model as model_lib
 from clip_jax.pretrained import Checkpoint, LoadError, open_checkpoint
-from clip_jax.resnet import ResNetTower
 from nn_jax.transformer import Block
 
 TEXTS = ("a photo of a cat.", "two dogs play with a red ball", "42")
@@ -27,26 +26,27 @@ class Difference:
 
 def describe(found: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
     """What was understood: name -> value, for people."""
-    image, text, preprocess = module.vision, module.text, found.preprocess
-    if isinstance(image, ResNetTower):
+    options, preprocess = module.options, found.preprocess
+    image, text = options.image, options.text
+    if image.tower == "resnet":
         tower = (
             f"ResNet, {'-'.join(map(str, image.layers))} blocks, width {image.width}, {image.heads} heads at the end"
         )
         pooling = "attention"
     else:
-        blocks = f"{image.blocks['depth']} layers, width {image.width}, {image.blocks['heads']} heads"
+        blocks = f"{image.depth} layers, width {image.width}, {image.heads} heads"
         tower = f"ViT, {blocks}, patches of {image.patch} px"
         pooling = {"cls": "class token", "mean": "mean", "map": "attention (MAP)"}[image.pool]
-    where = {"eos": f"first token {text.eos_id}", "argmax": "largest id", "last": "last place"}[text.pool]
+    where = {"eos": f"first token {module.eos_id}", "argmax": "largest id", "last": "last place"}[text.pool]
     sees = "what comes before" if text.causal else "all"
     return {
         "format": found.kind,
-        "embedding": str(text.embed_dim),
+        "embedding": str(options.embed_dim),
         "image tower": f"{tower}; {image.size} px; pooling: {pooling}",
-        "text tower": f"{text.blocks['depth']} layers, width {text.width}, {text.blocks['heads']} heads; "
+        "text tower": f"{text.depth} layers, width {text.width}, {text.heads} heads; "
         f"a token sees {sees}; read at: {where}",
-        "activation": f"{text.blocks['activation']}, layer norms with eps {text.eps:g}",
-        "loss": "sigmoid" if module.init_logit_bias is not None else "softmax",
+        "activation": f"{options.activation}, layer norms with eps {options.eps:g}",
+        "loss": options.loss,
         "preprocessing": f"{preprocess.mode} to {preprocess.size} px, {preprocess.interpolation}, "
         f"mean {_numbers(preprocess.mean)}, std {_numbers(preprocess.std)}",
         "read from": found.files,
@@ -82,7 +82,7 @@ def compare(path: str | Path) -> list[Difference]:
         )
     module = found.module(scan=False)
     variables = jax.tree.map(jnp.asarray, found.variables(module)[0])
-    size = module.vision.size
+    size = module.options.image.size
     pixels = np.random.default_rng(0).standard_normal((2, size, size, 3)).astype(np.float32)
     ids = found.tokenizer.encode(TEXTS)
 

@@ -1,8 +1,6 @@
 """The image tower as a vision transformer (arXiv 2010.11929) behind a patch or a convolutional stem."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,13 +9,12 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from clip_jax.options import CLIPOptions
 from nn_jax.attention import CrossAttention
 from nn_jax.convolution import Conv
 from nn_jax.layers import ACTIVATIONS, Dense, add_parameter, group_norm, layer_norm, with_axis_names
 from nn_jax.transformer import Transformer
-
-STEMS = ("patch", "conv")
-POOLS = ("cls", "mean", "map")
+from train_jax.compute import TransformerCompute
 
 
 class ConvStem(nn.Module):
@@ -64,29 +61,14 @@ class VisionTower(nn.Module):
     """Pixels -> features of width `embed_dim`; float32 wherever a product makes them (`proj`, or the "map" pool's MLP).
 
     Attributes:
-      size, patch: side of the picture and of a patch, in pixels.
-      stem: "patch", one strided convolution, or "conv" (`ConvStem`).
-      stem_bias: whether the strided convolution has a bias.
-      pool: "cls", a learnt token that sees all patches, "mean" over the patches, or "map" (`MapHead`).
-      pre_norm: a layer norm before the blocks, as CLIP has.
-      proj: a linear map to `embed_dim` at the end; without it `embed_dim` is `width`.
-      patch_dropout: share of the patches left out of each picture while training (arXiv 2212.00794).
-      blocks: options of `Transformer`.
+      dropout: of the blocks, in training.
+      patch_dropout: share of the patches left out of each picture in training (arXiv 2212.00794).
     """
 
-    size: int
-    patch: int
-    width: int
-    embed_dim: int
-    stem: str
-    stem_bias: bool
-    pool: str
-    pre_norm: bool
-    proj: bool
+    options: CLIPOptions
+    compute: TransformerCompute
+    dropout: float
     patch_dropout: float
-    eps: float
-    dtype: DTypeLike
-    blocks: Mapping[str, Any]
 
     @nn.compact
     def __call__(
@@ -97,55 +79,58 @@ class VisionTower(nn.Module):
         A patch's feature is what the tower would say of it alone, after all blocks but the last have told it about the
         others: in the last block it sees only itself, and it is pooled by itself (arXiv 2112.01071, section 3.3).
         """
-        x = self._patches(images.astype(self.dtype), deterministic)
+        image, dtype = self.options.image, self.compute.array_dtype
+        x = self._embed_patches(images.astype(dtype), deterministic)
         x = nn.with_logical_constraint(x, ("batch", None, None))
-        if self.pre_norm:
-            x = layer_norm(self.eps, self.dtype, "norm_pre")(x)
+        if image.pre_norm:
+            x = layer_norm(self.options.eps, dtype, "norm_pre")(x)
         masks, mask_index = None, ()
         if each_patch:
             length = x.shape[1]
             masks = jnp.stack([jnp.ones((length, length), bool), jnp.eye(length, dtype=bool)])[:, None, None]
-            mask_index = (0,) * (self.blocks["depth"] - 1) + (1,)
-        options = {"eps": self.eps, "dtype": self.dtype, "mask_index": mask_index, "name": "transformer"}
-        x = Transformer(self.width, **self.blocks, **options)(x, masks, deterministic)
-        x = self._pooled(x, each_patch)
-        if not self.proj:
+            mask_index = (0,) * (image.depth - 1) + (1,)
+        attributes = {"mlp_ratio": image.mlp_ratio, "activation": self.options.activation, "eps": self.options.eps}
+        attributes |= {"dropout": self.dropout, "mask_index": mask_index, **self.compute.transformer}
+        transformer = Transformer(image.width, image.depth, image.heads, **attributes, name="transformer")
+        x = self._pool(transformer(x, masks, deterministic), each_patch)
+        if not image.proj:
             return x
-        options = {"bias": False, "out_dtype": jnp.float32, "name": "proj"}
-        return Dense((self.embed_dim,), ("embed", "proj"), self.width**-0.5, self.dtype, **options)(x)
+        attributes = {"bias": False, "out_dtype": jnp.float32, "name": "proj"}
+        return Dense((self.options.embed_dim,), ("embed", "proj"), image.width**-0.5, dtype, **attributes)(x)
 
-    def _patches(self, x, deterministic: bool):
+    def _embed_patches(self, x, deterministic: bool):
         """Embedded patches with their positions, the class token first: [batch, tokens, width]."""
-        std = self.width**-0.5
-        if self.stem == "conv":
-            x = ConvStem(self.patch, self.width, self.dtype, name="stem")(x)
+        image, dtype = self.options.image, self.compute.array_dtype
+        std = image.width**-0.5
+        if image.stem == "conv":
+            x = ConvStem(image.patch, image.width, dtype, name="stem")(x)
         else:
-            options = {"stride": self.patch, "bias": self.stem_bias, "std": std, "axes": ("channels_in", "embed")}
-            x = Conv(self.width, self.patch, self.dtype, **options, name="stem")(x)
-        x = x.reshape(x.shape[0], -1, self.width)
-        first = int(self.pool == "cls")
-        shape = (x.shape[1] + first, self.width)
+            options = {"stride": image.patch, "bias": image.stem_bias, "std": std, "axes": ("channels_in", "embed")}
+            x = Conv(image.width, image.patch, dtype, **options, name="stem")(x)
+        x = x.reshape(x.shape[0], -1, image.width)
+        first = int(image.pool == "cls")
+        shape = (x.shape[1] + first, image.width)
         positions = self.param("positions", with_axis_names(nn.initializers.normal(std), "length", "embed"), shape)
         x = add_parameter(x, positions[first:])
         if self.patch_dropout and not deterministic:
             x = patch_dropout(x, self.patch_dropout, self.make_rng("dropout"))
-        if self.pool == "cls":
-            token = self.param("cls", with_axis_names(nn.initializers.normal(std), "embed"), (self.width,))
-            token = jnp.broadcast_to(token + positions[0], (x.shape[0], 1, self.width)).astype(self.dtype)
+        if image.pool == "cls":
+            token = self.param("cls", with_axis_names(nn.initializers.normal(std), "embed"), (image.width,))
+            token = jnp.broadcast_to(token + positions[0], (x.shape[0], 1, image.width)).astype(dtype)
             x = jnp.concatenate([token, x], axis=1)
         return x
 
-    def _pooled(self, x, each_patch: bool):
-        norm = layer_norm(self.eps, self.dtype, "norm_post")
-        if self.pool == "cls":
+    def _pool(self, x, each_patch: bool):
+        image, eps, dtype = self.options.image, self.options.eps, self.compute.array_dtype
+        norm = layer_norm(eps, dtype, "norm_post")
+        if image.pool == "cls":
             return norm(x[:, 1:] if each_patch else x[:, 0])
-        if self.pool == "mean":
+        if image.pool == "mean":
             return norm(x) if each_patch else jnp.mean(norm(x), axis=1)
-        blocks = self.blocks
-        mlp_dim = round(blocks["mlp_ratio"] * self.width)
-        head = MapHead(self.width, blocks["heads"], mlp_dim, blocks["activation"], self.eps, self.dtype, name="head")
+        mlp_dim = round(image.mlp_ratio * image.width)
+        head = MapHead(image.width, image.heads, mlp_dim, self.options.activation, eps, dtype, name="head")
         if each_patch:
-            return head(norm(x).reshape(-1, 1, self.width)).reshape(x.shape)
+            return head(norm(x).reshape(-1, 1, image.width)).reshape(x.shape)
         return head(norm(x))
 
 

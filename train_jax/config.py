@@ -1,68 +1,142 @@
-"""What a config may say: every option of the trainer with its default, and the check of a user's config against it.
+"""The trainer's options, and the check of a user's config: every option that is not stated has its default.
 
 A file under `configs/` states what it changes; `resolve` fills in the rest. So every option can be overridden on the
 command line (`--config.optim.lr=3e-4`), whether the file mentions it or not.
 """
 
-import difflib
+import dataclasses
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from train_jax import task as task_lib
 from train_jax.errors import ConfigError
+from train_jax.options import Options, join, option, suggestion, typed
 
-# Options whose keys are the user's own: optax arguments, names of players and of evaluators.
-_FREE = {"optim.args", "optim.players", "evals"}
 _PLAYER_OPTIONS = ("name", "lr", "schedule", "warmup_steps", "final_lr", "weight_decay", "clip", "args")
 
 
-def defaults() -> ConfigDict:
-    """Every option that the trainer itself understands; a task adds its own (`model`, `tokenizer`, …)."""
-    c = ConfigDict()
-    c.task = ""  # module of the task, such as "clip_jax.task"
-    c.seed = 0
-    c.steps = 0  # optimiser updates
-    c.log_every = 50
+@dataclasses.dataclass(frozen=True)
+class MeshOptions(Options):
+    """Devices along each axis of the mesh; one may be -1: what is left."""
 
-    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # devices along each axis; one may be -1: what is left
+    data: int = option(-1, "each has its own examples", least=-1)
+    fsdp: int = option(1, "as data, and parameters are split over them", least=-1)
+    tensor: int = option(1, "share the examples; widths are split over them", least=-1)
 
-    c.data = ConfigDict()
-    c.data.source = ""  # see train_jax.data.sources: "shapes", "folder:PATH", "webdataset:PATH", "tfds:NAME"
-    c.data.split = "train"
-    c.data.batch_size = 256  # over all devices and hosts
-    c.data.workers = 0  # processes that read and decode; 0: threads of this one
-    c.data.max_broken = 0.01  # share of unreadable samples past which training stops
-    c.data.max_broken_eval = 0.0  # share of unreadable pictures that evaluations may leave out
-    c.data.data_dir = ""  # where TFDS keeps its data sets; "": TFDS's own default
-    c.data.templates = ()  # captions for data sets that have labels only: ("a photo of a {}.",)
 
-    c.optim = ConfigDict()
-    c.optim.name = "adamw"  # any of optax or optax.contrib that takes a learning rate
-    c.optim.lr = 1e-3
-    c.optim.schedule = "cosine"  # cosine, linear, rsqrt, constant; each after a linear warm-up
-    c.optim.warmup_steps = 0
-    c.optim.final_lr = 0.0  # where cosine and linear end, as a share of lr
-    c.optim.weight_decay = 0.0  # decoupled: multiplied by the learning rate
-    c.optim.clip = 1.0  # largest global norm of a player's gradient; 0: no clipping
-    c.optim.args = ConfigDict()  # further arguments of the optimiser, such as {"b2": 0.98}
-    # Regular expressions on parameter paths. The default: all but kernels. Embeddings, positions and codebooks are no maps.
-    c.optim.no_decay = (r"(^|/)(?!kernel$)[^/]+$",)
-    c.optim.freeze = ()  # the same: parameters that never change
-    c.optim.lr_scale = ()  # (pattern, factor) pairs: multiples of the learning rate; the first that matches counts
-    c.optim.players = ConfigDict()  # player -> options above that differ for it
-    c.optim.max_skipped = 20  # updates in a row with non-finite gradients before training stops
+@dataclasses.dataclass(frozen=True)
+class DataOptions(Options):
+    """What is trained on."""
 
-    # Micro-batches an update. Codebooks and running means see all of it at once; what a loss itself takes over its examples
-    # (batch norm, LFQ's entropy of the mean, the adaptive weight) is each micro-batch's own.
-    c.accumulate = 1
-    c.ema = ConfigDict({"decay": 0.0, "players": ()})  # average of the weights; 0: none; (): of every player
+    source: str = option("", "shapes, folder:PATH, webdataset:PATH, tfds:NAME, …; see train_jax.data.sources")
+    split: str = option("train", "of the source; a share of it is train[10%:]")
+    batch_size: int = option(256, "examples an update, over all devices and hosts", least=1)
+    workers: int = option(0, "processes that read and decode; 0: threads of this one", least=0)
+    max_broken: float = option(0.01, "share of unreadable samples past which training stops", least=0, most=1)
+    max_broken_eval: float = option(0.0, "share of unreadable pictures that evaluations leave out", least=0, below=1)
+    data_dir: str = option("", "where TFDS keeps its data sets; empty: TFDS's own place")
+    templates: tuple[str, ...] = option((), "captions for data that has labels only, such as 'a photo of a {}.'")
 
-    c.checkpoint = ConfigDict({"every": 1000, "keep_last": 2, "keep_every": 0})
-    c.evals = ConfigDict()  # name -> {type, every, …options of that type}
-    c.hooks = ()  # classes of train_jax.hooks.Hook by name, such as "train_jax.hooks.WeightHistograms"
-    return c
+    def check(self, path: str) -> None:
+        self.require(bool(self.source), path, "source", "the name of a source, such as 'shapes' or 'folder:PATH'")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimOptions(Options):
+    """The optimiser of all players, but for what `players` says of one."""
+
+    name: str = option("adamw", "any of optax or optax.contrib that takes a learning rate")
+    lr: float = option(1e-3, "peak learning rate", above=0)
+    schedule: str = option("cosine", "after a linear warm-up: cosine, linear, rsqrt, constant")
+    warmup_steps: int = option(0, "updates of the warm-up", least=0)
+    final_lr: float = option(0.0, "where cosine and linear end, as a share of lr", least=0, most=1)
+    weight_decay: float = option(0.0, "decoupled: multiplied by the learning rate", least=0)
+    clip: float = option(1.0, "largest global norm of a player's gradient; 0: no clipping", least=0)
+    args: FrozenConfigDict = option(FrozenConfigDict(), "further arguments of the optimiser, such as {'b2': 0.98}")
+    # All but kernels: embeddings, positions and codebooks are no linear maps.
+    no_decay: tuple[str, ...] = option((r"(^|/)(?!kernel$)[^/]+$",), "regular expressions of parameters without decay")
+    freeze: tuple[str, ...] = option((), "regular expressions of parameters that never change")
+    lr_scale: tuple = option((), "(regular expression, factor) pairs: multiples of lr; the first that matches counts")
+    players: FrozenConfigDict = option(FrozenConfigDict(), "player -> options above that differ for it")
+    max_skipped: int = option(20, "updates in a row with non-finite gradients before training stops", least=1)
+
+    def check(self, path: str) -> None:
+        for pair in self.lr_scale:
+            is_pair = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
+            if not (is_pair and isinstance(pair[1], int | float) and pair[1] > 0):
+                raise ConfigError(
+                    f"config.{path}.lr_scale holds {pair!r}; it must be pairs of a regular expression and a factor above 0, "
+                    "such as (('vision', 0.1),)"
+                )
+        scaled = [pattern for pattern, _ in self.lr_scale]
+        for name, patterns in (("no_decay", self.no_decay), ("freeze", self.freeze), ("lr_scale", scaled)):
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except (re.error, TypeError) as error:
+                    raise ConfigError(
+                        f"config.{path}.{name}: {pattern!r} is not a regular expression: {error}"
+                    ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class EmaOptions(Options):
+    """A moving average of the weights, with which a run is evaluated."""
+
+    decay: float = option(0.0, "0: no average", least=0, below=1)
+    players: tuple[str, ...] = option((), "whose weights; (): all players'")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOptions(Options):
+    """When checkpoints are written, and which are kept."""
+
+    every: int = option(1000, "updates between two", least=1)
+    keep_last: int = option(2, "the newest so many", least=1)
+    keep_every: int = option(0, "and those of steps that this divides; 0: none", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(Options):
+    """Every option of the trainer; a task adds its own (`model`, `compute`, `tokenizer`, …)."""
+
+    task: str = option("", "module of the task, such as clip_jax.task")
+    seed: int = option(0, "of everything random")
+    steps: int = option(0, "optimiser updates", least=1)
+    log_every: int = option(50, "updates between two lines of metrics", least=1)
+    mesh: MeshOptions = MeshOptions()
+    data: DataOptions = DataOptions()
+    optim: OptimOptions = OptimOptions()
+    # Codebooks and running means see all micro-batches at once; what a loss itself takes over its examples (batch norm,
+    # LFQ's entropy of the mean, the adaptive weight) is each micro-batch's own.
+    accumulate: int = option(1, "micro-batches an update", least=1)
+    ema: EmaOptions = EmaOptions()
+    checkpoint: CheckpointOptions = CheckpointOptions()
+    evals: FrozenConfigDict = option(FrozenConfigDict(), "name -> {type, every, …options of that type}; None: left out")
+    hooks: tuple[str, ...] = option((), "classes of train_jax.hooks.Hook, such as train_jax.hooks.WeightHistograms")
+
+    def check(self, path: str) -> None:
+        self.require(
+            self.data.batch_size % self.accumulate == 0,
+            path,
+            "accumulate",
+            f"a divisor of data.batch_size = {self.data.batch_size}",
+        )
+        allowed = f"in [0, steps = {self.steps})"
+        self.require(self.optim.warmup_steps < self.steps, path, "optim.warmup_steps", allowed)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatorOptions(Options):
+    """What every evaluator has."""
+
+    every: int = option(0, "updates between two evaluations; 0: at the end alone", least=0)
+    source: str = option("", "of the data; empty: that of training")
+    split: str = option("test", "of the source")
+    batch_size: int = option(64, "examples at a time, over all devices and hosts", least=1)
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -76,7 +150,15 @@ def resolve(config: ConfigDict) -> ConfigDict:
     module = task_lib.module(full)
     if hasattr(module, "complete"):
         module.complete(full, config)
-    _check_ranges(full)
+    for options in (TrainOptions, module.OPTIONS):
+        options.parse({field.name: full[field.name] for field in dataclasses.fields(options)}, "")
+    for name, options in full.evals.items():
+        module.EVALUATORS[options.type].parse({key: x for key, x in options.items() if key != "type"}, f"evals.{name}")
+    for name, options in full.optim.players.items():
+        shared = {key: options.get(key, full.optim[key]) for key in _PLAYER_OPTIONS}
+        path = f"optim.players.{name}"
+        player = OptimOptions.parse(shared, path)
+        player.require(player.warmup_steps < full.steps, path, "warmup_steps", f"in [0, steps = {full.steps})")
     return full
 
 
@@ -86,146 +168,67 @@ def fill(config: ConfigDict) -> ConfigDict:
     evals = config.get("evals")
     if isinstance(evals, ConfigDict) or evals is None:
         config.evals = ConfigDict({name: options for name, options in (evals or {}).items() if options is not None})
-    full = defaults()
-    task_part = task_lib.module(config).defaults()
-    evaluators = task_part.get("evaluators", ConfigDict())
-    for key, value in task_part.items():
-        if key != "evaluators":
-            full[key] = value
-    _overlay(full, config, "")
+    module = task_lib.module(config)
+    full = TrainOptions.defaults()
+    for key, value in module.OPTIONS.defaults().items():
+        full[key] = value
+    _overlay(full, config, "", free={"optim.args", "optim.players", "evals"})
     for name in full.evals:
-        full.evals[name] = _evaluator(name, full.evals[name], evaluators)
+        full.evals[name] = _evaluator(name, full.evals[name], module.EVALUATORS)
     for name, options in full.optim.players.items():
         _player(name, options, full.optim)
     return full
+
+
+def documentation(config: ConfigDict) -> Iterator[tuple[str, Any, str]]:
+    """Of every option of the trainer, of the config's task and of its evaluators: name, default, meaning."""
+    module = task_lib.module(config)
+    yield from TrainOptions.documentation("")
+    yield from module.OPTIONS.documentation("")
+    for kind, options in module.EVALUATORS.items():
+        yield from options.documentation(f"evals.<{kind}>")
 
 
 def _copy(config: Mapping | ConfigDict) -> ConfigDict:
     return ConfigDict(config.to_dict() if isinstance(config, ConfigDict) else dict(config))
 
 
-def _overlay(target: ConfigDict, source: ConfigDict, path: str) -> None:
+def _overlay(target: ConfigDict, source: ConfigDict, path: str, free: Collection[str] = ()) -> None:
+    """Sets the options of `target` that `source` states. `free`: groups whose names are the user's own."""
     for key, value in source.items():
-        here = f"{path}{key}"
-        if path.rstrip(".") in _FREE:
+        name = join(path, key)
+        if path in free:
             target[key] = value
-            continue
-        if key not in target:
-            raise ConfigError(f"config.{here} is not an option{_suggest(key, target, path)}")
-        if isinstance(target[key], ConfigDict):
+        elif key not in target:
+            raise ConfigError(f"config.{name} is not an option{suggestion(key, target, path)}")
+        elif isinstance(target[key], ConfigDict):
             if not hasattr(value, "items"):
-                raise ConfigError(f"config.{here} = {value!r} must be a group of options: {', '.join(target[key])}")
-            _overlay(target[key], value, here + ".")
+                raise ConfigError(f"config.{name} = {value!r} must be a group of options: {', '.join(target[key])}")
+            _overlay(target[key], value, name, free)
         else:
-            target[key] = _typed(here, value, target[key])
+            target[key] = typed(name, value, target[key])
 
 
-def _typed(path: str, value, default):
-    """`value` in the type of `default`; an int is a fine float, a list a fine tuple, and nothing else converts."""
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(default, tuple) and isinstance(value, (list, tuple)):
-        return tuple(value)
-    if type(value) is not type(default):
-        wanted = type(default).__name__
-        raise ConfigError(
-            f"config.{path} = {value!r} is a {type(value).__name__}; it must be a {wanted}, like {default!r}"
-        )
-    return value
-
-
-def _suggest(key: str, options, path: str) -> str:
-    close = difflib.get_close_matches(key, list(options), n=1)
-    hint = f"; did you mean config.{path}{close[0]}?" if close else "."
-    return f"{hint} Options here: {', '.join(sorted(options))}"
-
-
-def _evaluator(name: str, options: object, types: ConfigDict) -> ConfigDict:
+def _evaluator(name: str, options: object, types: Mapping[str, type[Options]]) -> ConfigDict:
     if not isinstance(options, ConfigDict):
         raise ConfigError(f"config.evals.{name} = {options!r} must be a group of options, with type, or None")
     if "type" not in options or options.type not in types:
         raise ConfigError(
             f"config.evals.{name}.type = {options.get('type')!r}; this task's evaluators are: {', '.join(types) or 'none'}"
         )
-    full = ConfigDict({"type": "", "every": 0})  # every: steps between two evaluations; 0: at the end alone
-    for key, value in types[options.type].items():
-        full[key] = value
-    _overlay(full, options, f"evals.{name}.")
+    full = ConfigDict({"type": "", **types[options.type].defaults()})
+    _overlay(full, options, f"evals.{name}")
     return full
 
 
 def _player(name: str, options: ConfigDict, optim: ConfigDict) -> None:
+    path = f"optim.players.{name}"
     for key, value in options.items():
         if key not in _PLAYER_OPTIONS:
-            allowed = dict.fromkeys(_PLAYER_OPTIONS)
-            raise ConfigError(
-                f"config.optim.players.{name}.{key} is not an option{_suggest(key, allowed, f'optim.players.{name}.')}"
-            )
+            raise ConfigError(f"config.{path}.{key} is not an option{suggestion(key, _PLAYER_OPTIONS, path)}")
         if key != "args":
             with options.ignore_type():  # a whole number is a fine float
-                options[key] = _typed(f"optim.players.{name}.{key}", value, optim[key])
-
-
-def _check_ranges(c: ConfigDict) -> None:
-    def require(condition: bool, path: str, value, allowed: str) -> None:
-        if not condition:
-            raise ConfigError(f"config.{path} = {value!r}; it must be {allowed}")
-
-    require(c.steps >= 1, "steps", c.steps, "at least 1")
-    require(c.log_every >= 1, "log_every", c.log_every, "at least 1")
-    require(
-        bool(c.data.source),
-        "data.source",
-        c.data.source,
-        "the name of a source, such as 'shapes' or 'folder:PATH'",
-    )
-    require(c.data.batch_size >= 1, "data.batch_size", c.data.batch_size, "at least 1")
-    require(c.data.workers >= 0, "data.workers", c.data.workers, "0 or more")
-    require(0 <= c.data.max_broken <= 1, "data.max_broken", c.data.max_broken, "a share in [0, 1]")
-    require(0 <= c.data.max_broken_eval < 1, "data.max_broken_eval", c.data.max_broken_eval, "a share in [0, 1)")
-    for player, options in {"": {}, **c.optim.players}.items():
-        at = f"optim.players.{player}" if player else "optim"
-        o = {key: options.get(key, c.optim[key]) for key in _PLAYER_OPTIONS}
-        require(o["lr"] > 0, f"{at}.lr", o["lr"], "positive")
-        warmup = o["warmup_steps"]
-        require(0 <= warmup < c.steps, f"{at}.warmup_steps", warmup, f"in [0, steps = {c.steps})")
-        require(0 <= o["final_lr"] <= 1, f"{at}.final_lr", o["final_lr"], "a share of lr in [0, 1]")
-        require(o["weight_decay"] >= 0, f"{at}.weight_decay", o["weight_decay"], "0 or more")
-        require(o["clip"] >= 0, f"{at}.clip", o["clip"], "0 (no clipping) or more")
-    require(c.optim.max_skipped >= 1, "optim.max_skipped", c.optim.max_skipped, "at least 1")
-    _check_patterns(c.optim)
-    require(c.accumulate >= 1, "accumulate", c.accumulate, "at least 1")
-    require(
-        c.data.batch_size % c.accumulate == 0,
-        "accumulate",
-        c.accumulate,
-        f"a divisor of data.batch_size = {c.data.batch_size}",
-    )
-    require(0 <= c.ema.decay < 1, "ema.decay", c.ema.decay, "in [0, 1)")
-    require(c.checkpoint.every >= 1, "checkpoint.every", c.checkpoint.every, "at least 1")
-    require(c.checkpoint.keep_last >= 1, "checkpoint.keep_last", c.checkpoint.keep_last, "at least 1")
-    require(c.checkpoint.keep_every >= 0, "checkpoint.keep_every", c.checkpoint.keep_every, "0 (none) or more")
-    for name, options in c.evals.items():
-        require(options.every >= 0, f"evals.{name}.every", options.every, "0 (at the end alone) or more")
-        for key, least in {"batch_size": 1, "most": 0, "gallery": 0, "bootstrap": 0, "shown": 0}.items():
-            require(options.get(key, least) >= least, f"evals.{name}.{key}", options.get(key), f"at least {least}")
-
-
-def _check_patterns(optim: ConfigDict) -> None:
-    for pair in optim.lr_scale:
-        is_pair = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
-        if not (is_pair and isinstance(pair[1], int | float) and pair[1] > 0):
-            raise ConfigError(
-                f"config.optim.lr_scale holds {pair!r}; it must be pairs of a regular expression and a factor above 0, such "
-                "as (('vision', 0.1),)"
-            )
-    scaled = [pattern for pattern, _ in optim.lr_scale]
-    for option, patterns in (("no_decay", optim.no_decay), ("freeze", optim.freeze), ("lr_scale", scaled)):
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except (re.error, TypeError) as error:
-                raise ConfigError(f"config.optim.{option}: {pattern!r} is not a regular expression: {error}") from error
+                options[key] = typed(f"{path}.{key}", value, optim[key])
 
 
 def adopt(

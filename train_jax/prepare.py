@@ -27,8 +27,6 @@ from train_jax.task import Task
 
 log = logging.getLogger(__name__)
 
-_IDENTITY = ("task", "model", "tokenizer", "preprocess", "vqgan")  # what a run directory's weights depend on
-
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
@@ -165,13 +163,27 @@ def check_same_experiment(config: ConfigDict, workdir: AnyPath) -> None:
         before = dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise LoadError(f"{path} is not JSON ({error}): choose another --workdir, or remove this one") from error
-    different = resume.changed(before, json.loads(as_json(config)))
-    other = [key for key in different if key.split(".")[0] in _IDENTITY]
+    now = json.loads(as_json(config))
+    other = resume.changed({"task": before.get("task")}, {"task": now["task"]})
+    other = other or resume.changed(_identity(before, workdir), _identity(now, workdir))
     if other:
-        what = ", ".join("config.{} is {!r} there and {!r} here".format(key, *different[key]) for key in other)
+        what = ", ".join(f"config.{key} is {was!r} there and {is_now!r} here" for key, (was, is_now) in other.items())
         raise ConfigError(f"{workdir} holds another run: {what}. Choose another --workdir, or remove this one")
-    for key, (was, is_now) in different.items():
+    for key, (was, is_now) in resume.changed(before, now).items():
         log.warning("config.%s differs from that of the run in %s: was %r, is %r", key, workdir, was, is_now)
+
+
+def _identity(config: Mapping, workdir: AnyPath) -> dict[str, Any]:
+    """The options that decide what a run's weights are and mean."""
+    try:
+        options = task_lib.module(ConfigDict(config)).OPTIONS
+        names = {field.name for field in dataclasses.fields(options)}
+        stated = {key: value for key, value in config.items() if key in names}
+        return options.parse(stated, "").identity()
+    except (ConfigError, KeyError) as error:
+        raise ConfigError(
+            f"{workdir} holds a run of another version: {error}. Choose another --workdir, or remove this one"
+        ) from error
 
 
 def as_json(config: ConfigDict) -> str:

@@ -1,14 +1,15 @@
 """The contract between a model and the trainer: what a model package says about itself so that it can be trained.
 
-A config names a module (`config.task = "clip_jax.task"`). That module offers two functions:
+A config names a module (`config.task = "clip_jax.task"`). That module offers
 
-    defaults() -> ConfigDict             its part of the config: `model`, `tokenizer`, `augment`, … and `evaluators`,
-                                         a dict from evaluator type to that evaluator's default options
-    make(config, workdir) -> Task        `workdir` is the run directory (its artifacts are reused), or None
+    OPTIONS: type[Options]                               its part of the config: `model`, `tokenizer`, `augment`, …
+    EVALUATORS: Mapping[str, type[EvaluatorOptions]]     the options of each type of evaluator
+    make(config, workdir) -> Task                        `workdir` is the run directory (its artifacts are reused), or None
 
-and it may offer a third, where some options follow from others (from a checkpoint that is to be trained on):
+and, where some options follow from others (from a checkpoint that is to be trained on),
 
-    complete(config, stated)             fills in `config`, which has every option; `stated` holds the user's own alone
+    complete(config, stated)                             fills in `config`, which has every option; `stated` holds the
+                                                         user's own alone
 """
 
 import dataclasses
@@ -81,9 +82,9 @@ def module(config: ConfigDict) -> ModuleType:
         if error.name is None or not (name + ".").startswith(error.name + "."):
             raise  # the module is there, and something that it imports is missing: the plain traceback says what
         raise ConfigError(f"config.task = {name!r}: there is no module {error.name!r}") from error
-    if found is None or not (hasattr(found, "make") and hasattr(found, "defaults")):
+    if found is None or not all(hasattr(found, attribute) for attribute in ("OPTIONS", "EVALUATORS", "make")):
         raise ConfigError(
-            f"config.task = {name!r} is not a task: name a module that offers defaults() and make(config, workdir), "
-            "such as 'clip_jax.task'"
+            f"config.task = {name!r} is not a task: name a module that offers OPTIONS, EVALUATORS and make(config, "
+            "workdir), such as 'clip_jax.task'"
         )
     return found

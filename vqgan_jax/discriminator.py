@@ -1,5 +1,7 @@
 """PatchGAN's discriminator (arXiv 1611.07004, section 3.2.2): a logit for each patch of a picture, real or not."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -8,9 +10,8 @@ from ml_collections import ConfigDict
 
 from nn_jax.convolution import Conv
 from nn_jax.layers import with_axis_names
-from train_jax.errors import ConfigError
-
-NORMS = ("group", "batch")
+from train_jax.compute import Compute
+from train_jax.options import Options, option
 
 
 class Discriminator(nn.Module):
@@ -54,18 +55,16 @@ class Discriminator(nn.Module):
         return nn.GroupNorm(min(32, x.shape[-1] // 2), use_fast_variance=False, **options)(x)
 
 
-def defaults() -> ConfigDict:
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorOptions(Options):
     """Options of the discriminator."""
-    return ConfigDict({"channels": 64, "layers": 3, "norm": "group", "dtype": "float32"})
+
+    channels: int = option(64, "of the first convolution; doubled by each layer, up to eight times", least=2)
+    layers: int = option(3, "convolutions of stride 2", least=1)
+    norm: str = option("group", "batch is taming's, over the whole global batch", choices=("group", "batch"))
 
 
-def build(options: ConfigDict, dtypes) -> Discriminator:
-    """The module of resolved options. Raises ConfigError for options it does not have."""
-    for key, allowed in (("norm", NORMS), ("dtype", tuple(dtypes))):
-        if options[key] not in allowed:
-            raise ConfigError(f"config.discriminator.{key} = {options[key]!r}; it must be one of {', '.join(allowed)}")
-    if options.channels < 2 or options.layers < 1:
-        raise ConfigError(
-            f"config.discriminator: channels = {options.channels} must be at least 2, layers = {options.layers} at least 1"
-        )
-    return Discriminator(options.channels, options.layers, options.norm, dtypes[options.dtype])
+def build(options: ConfigDict, compute: Compute) -> Discriminator:
+    """The module that `config.discriminator` describes. ConfigError if none can be."""
+    options = DiscriminatorOptions.parse(options, "discriminator")
+    return Discriminator(options.channels, options.layers, options.norm, compute.array_dtype)

@@ -1,6 +1,9 @@
 """How good a VQGAN's reconstructions are: PSNR, SSIM, perceptual distance, use of the codebook, and what they show."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,104 +12,147 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from train_jax import inference
+from train_jax.config import EvaluatorOptions
 from train_jax.data.images import Preprocess, normalize
 from train_jax.data.sources import DataError
 from train_jax.data.subset import first
+from train_jax.options import option
 from train_jax.pictures import image_grid
 from vqgan_jax import averaging
 from vqgan_jax.features import open_features
 from vqgan_jax.metrics import psnr, ssim
 
 
-def defaults() -> ConfigDict:
-    """Evaluator type -> its options."""
-    c = ConfigDict()
-    # source "": that of the training data. most: the first so many pictures; 0: all. shown: pictures in the samples.
-    c.reconstruction = ConfigDict({"source": "", "split": "test", "batch_size": 64, "most": 0, "shown": 8})
-    # Reads pictures and their reconstructions by the source's own reader, such as the shapes' oracle.
-    c.reading = ConfigDict({"source": "", "split": "test", "batch_size": 64, "most": 500})
-    # How far reconstructions are from the originals as a collection. features: a CLIP, or inception:FILE; see
-    # vqgan_jax.features.
-    c.distribution = ConfigDict({"source": "", "split": "test", "batch_size": 64, "most": 0, "features": ""})
-    return c
+@dataclasses.dataclass(frozen=True)
+class ReconstructionOptions(EvaluatorOptions):
+    """Distances between pictures and their reconstructions."""
+
+    most: int = option(0, "the first so many pictures; 0: all", least=0)
+    shown: int = option(8, "pictures in the sheet of samples", least=0)
 
 
-def factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[str, Callable]:
-    """Evaluator type -> `(options, context) -> evaluator`, for `train_jax.task.Task`.
+@dataclasses.dataclass(frozen=True)
+class ReadingOptions(EvaluatorOptions):
+    """Pictures and their reconstructions read by the source's own reader, such as the shapes' oracle."""
 
-    Args:
+    most: int = option(500, "the first so many pictures; 0: all", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributionOptions(EvaluatorOptions):
+    """How far reconstructions are from the originals as a collection."""
+
+    most: int = option(0, "the first so many pictures; 0: all", least=0)
+    features: str = option("", "a CLIP, or inception:FILE; see vqgan_jax.features")
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoencoder:
+    """What is evaluated.
+
+    Attributes:
       distance: the task's perceptual distance (`vqgan_jax.perceptual.Distance`), or None.
     """
 
-    def example(record, rng):
-        return {"image": preprocess(record["image"])}
+    module: nn.Module
+    preprocess: Preprocess
+    distance: Any
 
-    def reconstruct(params, extra, batch):
-        variables = averaging.variables(params, extra)
-        x = normalize(batch["image"], preprocess.mean, preprocess.std)
-        codes = module.apply(variables, x, method="encode")
-        found = jnp.clip(module.apply(variables, codes, method="decode"), -1, 1)
-        a, b = (found + 1) / 2, (x + 1) / 2
-        values = {"psnr": psnr(a, b), "ssim": ssim(a, b), "l1": jnp.mean(jnp.abs(a - b), axis=(1, 2, 3))}
-        if distance is not None:
-            one = jax.vmap(lambda f, w: distance.function(extra["perceptual"], f[None], w[None]))
-            values["perceptual"] = one(found, x)
-        return values, codes, jnp.round(255 * a).astype(jnp.uint8)
-
-    def reconstructed(options: ConfigDict, context, records, params, extra):
+    def reconstructions(self, options: ConfigDict, context, records, params, extra):
         """Batch by batch `(originals, (values, codes, pictures), how many are real)`, on the host."""
-        program = context.jit(reconstruct)
-        batches = context.batches(records, example, options.batch_size)
+        program = context.jit(self._reconstruct)
+        batches = context.batches(records, self._example, options.batch_size)
         return inference.overlapped(
             (context.whole(batch["image"]), program(params, extra, batch), real) for batch, real in batches
         )
 
-    def reconstruction(options: ConfigDict, context):
-        records = first(context.source(options.source, options.split), options.most)
+    def _example(self, record, rng):
+        return {"image": self.preprocess(record["image"])}
 
-        def evaluate(params, extra):
-            sums, counts, shown = {}, np.zeros(module.quantizer.size), []
-            for originals, (values, codes, pictures), real in reconstructed(options, context, records, params, extra):
-                for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + float(np.sum(value[:real], dtype=np.float64))
-                counts += np.bincount(codes[:real].ravel(), minlength=len(counts))
-                rest = min(real, options.shown - len(shown))
-                shown += zip(originals[:rest], pictures[:rest], strict=True)
-            p = counts[counts > 0] / counts.sum()
-            metrics = {name: value / len(records) for name, value in sums.items()}
-            metrics |= {"usage": float(np.mean(counts > 0)), "perplexity": float(np.exp(-np.sum(p * np.log(p))))}
-            metrics["images"] = len(records)
-            sheet = image_grid([[a for a, _ in shown], [b for _, b in shown]]) if shown else None
-            return metrics, {} if sheet is None else {"reconstructions": sheet}
+    def _reconstruct(self, params, extra, batch):
+        variables = averaging.variables(params, extra)
+        x = normalize(batch["image"], self.preprocess.mean, self.preprocess.std)
+        codes = self.module.apply(variables, x, method="encode")
+        decoded = jnp.clip(self.module.apply(variables, codes, method="decode"), -1, 1)
+        a, b = (decoded + 1) / 2, (x + 1) / 2
+        values = {"psnr": psnr(a, b), "ssim": ssim(a, b), "l1": jnp.mean(jnp.abs(a - b), axis=(1, 2, 3))}
+        if self.distance is not None:
+            one = jax.vmap(lambda f, w: self.distance.function(extra["perceptual"], f[None], w[None]))
+            values["perceptual"] = one(decoded, x)
+        return values, codes, jnp.round(255 * a).astype(jnp.uint8)
 
-        return evaluate
 
-    def reading(options: ConfigDict, context):
+class Reconstruction:
+    """PSNR, SSIM and other distances of reconstructions, and the use of the codebook."""
+
+    def __init__(self, model: Autoencoder, options: ConfigDict, context):
+        self._model, self._options, self._context = model, options, context
+        self._records = first(context.source(options.source, options.split), options.most)
+
+    def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        records, options = self._records, self._options
+        sums, counts, shown = {}, np.zeros(self._model.module.quantizer.size), []
+        batches = self._model.reconstructions(options, self._context, records, params, extra)
+        for originals, (values, codes, pictures), real in batches:
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + float(np.sum(value[:real], dtype=np.float64))
+            counts += np.bincount(codes[:real].ravel(), minlength=len(counts))
+            rest = min(real, options.shown - len(shown))
+            shown += zip(originals[:rest], pictures[:rest], strict=True)
+        metrics = {name: value / len(records) for name, value in sums.items()}
+        metrics |= {"usage": float(np.mean(counts > 0)), "perplexity": perplexity(counts), "images": len(records)}
+        sheet = image_grid([[a for a, _ in shown], [b for _, b in shown]]) if shown else None
+        return metrics, {} if sheet is None else {"reconstructions": sheet}
+
+
+class Reading:
+    """The share of pictures of which the source's reader says the same before and after."""
+
+    def __init__(self, model: Autoencoder, options: ConfigDict, context):
+        self._model, self._options, self._context = model, options, context
         source = context.source(options.source, options.split)
         if source.read is None:
             raise DataError(f"{source.name} cannot be read by a program: the evaluator 'reading' needs one that can")
-        records = first(source, options.most)
+        self._read, self._records = source.read, first(source, options.most)
 
-        def evaluate(params, extra):
-            same = []
-            for originals, (_, _, pictures), real in reconstructed(options, context, records, params, extra):
-                pairs = zip(originals[:real], pictures[:real], strict=True)
-                same += [source.read(a) == source.read(b) for a, b in pairs]
-            return {"same": float(np.mean(same)), "images": len(same)}, {}
+    def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
+        same = []
+        batches = self._model.reconstructions(self._options, self._context, self._records, params, extra)
+        for originals, (_, _, pictures), real in batches:
+            pairs = zip(originals[:real], pictures[:real], strict=True)
+            same += [self._read(a) == self._read(b) for a, b in pairs]
+        return {"same": float(np.mean(same)), "images": len(same)}, {}
 
-        return evaluate
 
-    def distribution(options: ConfigDict, context):
-        features = open_features(options.features)
-        records = first(context.source(options.source, options.split), options.most)
+class Distribution:
+    """Distances between the features of all reconstructions and those of all originals (FID for one)."""
 
-        def evaluate(params, extra):
-            described = []  # features alone: pictures of a whole collection need not fit into memory
-            for originals, (_, _, pictures), real in reconstructed(options, context, records, params, extra):
-                described.append((features.of(pictures)[:real], features.of(originals)[:real]))
-            found, wanted = map(np.concatenate, zip(*described, strict=True))
-            return features.compare(found, wanted) | {"images": len(records)}, {}
+    def __init__(self, model: Autoencoder, options: ConfigDict, context):
+        self._model, self._options, self._context = model, options, context
+        self._features = open_features(options.features)
+        self._records = first(context.source(options.source, options.split), options.most)
 
-        return evaluate
+    def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
+        of_reconstructions, of_originals = [], []  # features alone: pictures of a collection need not fit into memory
+        batches = self._model.reconstructions(self._options, self._context, self._records, params, extra)
+        for originals, (_, _, pictures), real in batches:
+            of_reconstructions.append(self._features.of(pictures)[:real])
+            of_originals.append(self._features.of(originals)[:real])
+        metrics = self._features.compare(np.concatenate(of_reconstructions), np.concatenate(of_originals))
+        return metrics | {"images": len(self._records)}, {}
 
-    return {"reconstruction": reconstruction, "reading": reading, "distribution": distribution}
+
+def perplexity(counts: np.ndarray) -> float:
+    """The exponential of the entropy of how often codes occur: 1 for one code, their number where all occur alike."""
+    p = counts[counts > 0] / counts.sum()
+    return float(np.exp(-np.sum(p * np.log(p))))
+
+
+EVALUATORS = {"reconstruction": ReconstructionOptions, "reading": ReadingOptions, "distribution": DistributionOptions}
+
+
+def factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[str, Callable]:
+    """Evaluator type -> `(options, context) -> evaluator`, for `train_jax.task.Task`."""
+    model = Autoencoder(module, preprocess, distance)
+    kinds = {"reconstruction": Reconstruction, "reading": Reading, "distribution": Distribution}
+    return {name: functools.partial(kind, model) for name, kind in kinds.items()}

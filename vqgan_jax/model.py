@@ -3,6 +3,7 @@
 pixels in [-1, 1] -> encode -> latents [B, h, w, D] -> quantise -> codes [B, h, w] -> decode -> pixels
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,10 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from nn_jax.convolution import AttentionBlock, Conv, Downsample, ResidualBlock, Upsample
-from nn_jax.layers import DTYPES, group_norm
+from nn_jax.layers import group_norm
+from train_jax.compute import Compute
 from train_jax.errors import ConfigError
+from train_jax.options import Options, option
 from vqgan_jax import quantize
 from vqgan_jax.dvae import DVAE, Codes
 from vqgan_jax.quantize import Quantized
@@ -169,64 +172,72 @@ class VQGAN(nn.Module):
 Autoencoder = VQGAN | DVAE
 
 
-def defaults() -> ConfigDict:
-    """Options of a model; those of the f16, 1024-code model of arXiv 2012.09841."""
-    c = ConfigDict()
-    c.architecture = (
-        "vqgan"  # "dvae": the public one of DALL-E 1, which reads channels, blocks, z_channels, quantizer.size
+@dataclasses.dataclass(frozen=True)
+class VQGANOptions(Options):
+    """A model; the defaults are the f16, 1024-code model of arXiv 2012.09841."""
+
+    architecture: str = option(
+        "vqgan",
+        "dvae: DALL-E 1's public one, which reads channels, blocks, z_channels and quantizer.size",
+        choices=("vqgan", "dvae"),
     )
-    c.channels = 128
-    c.multipliers = (1, 1, 2, 2, 4)  # a level each; the map halves between levels, so that f = 2 ** (levels - 1)
-    c.blocks = 2
-    c.resolution = 256  # of the pictures, for which `attention` says where
-    c.attention = (16,)  # sizes of the map at which there is attention
-    c.middle_attention = True  # at the lowest resolution, between encoder and codes and between codes and decoder
-    c.pixels = "signed"  # what the layers see: in [-1, 1]; "unit": in [0, 1] (dalle-mini)
-    c.z_channels = 256
-    c.groups = 32  # of the group norms; divides the channels of every level
-    c.dropout = 0.0
-    c.quantizer = quantize.defaults()
-    c.dtype = "float32"
-    return c
+    channels: int = option(128, "of the highest resolution", least=1)
+    multipliers: tuple[int, ...] = option((1, 1, 2, 2, 4), "channels of each level; the map halves between levels", least=1)
+    blocks: int = option(2, "residual blocks a level", least=1)
+    resolution: int = option(256, "of the pictures, for which attention says where", least=1)
+    attention: tuple[int, ...] = option((16,), "sizes of the map at which there is attention", least=1)
+    middle_attention: bool = option(True, "attention at the lowest resolution, on both sides of the codes")
+    pixels: str = option("signed", "what the layers see: in [-1, 1], or (unit) in [0, 1]", choices=("signed", "unit"))
+    z_channels: int = option(256, "of the map between encoder and quantiser", least=1)
+    groups: int = option(32, "of the group norms; divides the channels of every level", least=1)
+    quantizer: quantize.QuantizerOptions = quantize.QuantizerOptions()
+
+    @property
+    def map_sizes(self) -> tuple[int, ...]:
+        """Side of the map at each level."""
+        return tuple(self.resolution >> level for level in range(len(self.multipliers)))
+
+    def check(self, path: str) -> None:
+        if self.architecture == "dvae":
+            return
+        for level, multiplier in enumerate(self.multipliers):
+            if self.channels * multiplier % self.groups:
+                raise ConfigError(
+                    f"config.{path}.groups = {self.groups} does not divide the {self.channels * multiplier} channels of "
+                    f"level {level} (channels * multipliers[{level}])"
+                )
+        factor = 2 ** (len(self.multipliers) - 1)
+        if self.resolution % factor:
+            raise ConfigError(
+                f"config.{path}.resolution = {self.resolution} is not divisible by f = {factor} "
+                f"({len(self.multipliers)} levels of config.{path}.multipliers)"
+            )
+        for size in self.attention:
+            if size not in self.map_sizes:
+                raise ConfigError(f"config.{path}.attention has {size}; the maps are {list(self.map_sizes)} wide")
 
 
-def build(options: ConfigDict) -> Autoencoder:
-    """The module that resolved options describe. Raises ConfigError for options that contradict each other."""
+def build(
+    options: VQGANOptions | Mapping | ConfigDict, compute: Compute | None = None, dropout: float = 0.0
+) -> Autoencoder:
+    """The module that options (`config.model`) describe. ConfigError for options that contradict each other.
+
+    Args:
+      compute: None: as by default.
+      dropout: of the residual blocks, in training.
+    """
+    options = options if isinstance(options, VQGANOptions) else VQGANOptions.parse(options, "model")
     if options.architecture == "dvae":
         return DVAE(Codes(options.quantizer.size), options.channels, options.blocks, options.z_channels)
-    if options.architecture != "vqgan":
-        raise ConfigError(f"config.model.architecture = {options.architecture!r}; it must be one of vqgan, dvae")
-    levels = len(options.multipliers)
-    if options.groups < 1:
-        raise ConfigError(f"config.model.groups = {options.groups}; it must be at least 1")
-    for level, multiplier in enumerate(options.multipliers):
-        if options.channels * multiplier % options.groups:
-            raise ConfigError(
-                f"config.model.groups = {options.groups} does not divide the {options.channels * multiplier} channels of "
-                f"level {level} (channels * multipliers[{level}])"
-            )
-    if options.resolution % 2 ** (levels - 1):
-        raise ConfigError(
-            f"config.model.resolution = {options.resolution} is not divisible by f = {2 ** (levels - 1)} "
-            f"({levels} levels of config.model.multipliers)"
-        )
-    sizes = [options.resolution >> level for level in range(levels)]
-    for size in options.attention:
-        if size not in sizes:
-            raise ConfigError(f"config.model.attention has {size}; the maps are {sizes} wide")
-    if options.pixels not in ("signed", "unit"):
-        raise ConfigError(f"config.model.pixels = {options.pixels!r}; it must be one of signed, unit")
-    if options.dtype not in DTYPES:
-        raise ConfigError(f"config.model.dtype = {options.dtype!r}; it must be one of {', '.join(DTYPES)}")
     # Frozen: a module can be hashed, and so be a static argument of jit, if its attributes can.
     maps = flax.core.FrozenDict(
         channels=options.channels,
-        multipliers=tuple(options.multipliers),
+        multipliers=options.multipliers,
         blocks=options.blocks,
-        attention=tuple(size in tuple(options.attention) for size in sizes),
+        attention=tuple(size in options.attention for size in options.map_sizes),
         middle_attention=options.middle_attention,
         groups=options.groups,
-        dropout=options.dropout,
-        dtype=DTYPES[options.dtype],
+        dropout=dropout,
+        dtype=(compute or Compute()).array_dtype,
     )
     return VQGAN(maps, options.z_channels, quantize.build(options.quantizer), options.pixels == "unit")

@@ -20,6 +20,7 @@ from clip_jax import pretrained
 from nn_jax.transformer import Block
 from train_jax import paths
 from train_jax.errors import ConfigError, LoadError
+from train_jax.options import Options, option
 from train_jax.weights.tensors import open_tensors
 
 TYPES = ("none", "lpips", "clip")
@@ -42,8 +43,6 @@ def open_distance(options: ConfigDict) -> Distance | None:
 
     Raises ConfigError if it needs a file and none is named, or the file holds no such weights.
     """
-    if options.type not in TYPES:
-        raise ConfigError(f"config.perceptual.type = {options.type!r}; it must be one of {', '.join(TYPES)}")
     if options.type == "none":
         return None
     if not options.path:
@@ -56,9 +55,13 @@ def open_distance(options: ConfigDict) -> Distance | None:
         raise ConfigError(f"config.perceptual.path: {error}") from error
 
 
-def defaults() -> ConfigDict:
+@dataclasses.dataclass(frozen=True)
+class PerceptualOptions(Options):
     """Options of the perceptual loss."""
-    return ConfigDict({"type": "none", "path": "", "weight": 1.0})
+
+    type: str = option("none", "lpips (arXiv 1801.03924), or features of a CLIP", choices=TYPES)
+    path: str = option("", "weights of LPIPS, or a CLIP, anything that clip_jax.load opens")
+    weight: float = option(1.0, "of the loss", least=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -131,10 +134,10 @@ def _clip(path: str) -> Distance:
     """Mean squared difference of unit features after the first third and the second third of a ViT's blocks."""
     found = pretrained.open_checkpoint(path)
     module = found.module(scan=False)
-    if not hasattr(module.vision, "blocks"):
+    if module.options.image.tower == "resnet":
         raise LoadError(f"{path}: a CLIP with a ResNet has no blocks of tokens; name one with a ViT")
     variables, _ = found.variables(module)
-    depth, size = module.vision.blocks["depth"], module.vision.size
+    depth, size = module.options.image.depth, module.options.image.size
     chosen = sorted({max(1, round(depth / 3)), max(1, round(2 * depth / 3))})
     mean, std = (np.asarray(v, np.float32)[None, None, None] for v in (found.preprocess.mean, found.preprocess.std))
 

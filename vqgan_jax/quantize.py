@@ -7,6 +7,7 @@
 codebook and keeps latents near it.
 """
 
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -15,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
 from nn_jax.layers import l2_normalize, with_axis_names
-from train_jax.errors import ConfigError
+from train_jax.options import Options, option
 
 TYPES = ("nearest", "ema", "gumbel", "fsq", "lfq")
 LEARNT = ("nearest", "ema")  # those with a codebook of points, whose dead ones can be revived
@@ -280,55 +280,46 @@ def lfq_entropies(z: Float[Array, "n bits"], temperature: float) -> tuple[Float[
 # From options
 
 
-def defaults() -> ConfigDict:
+@dataclasses.dataclass(frozen=True)
+class QuantizerOptions(Options):
     """Options of all quantisers; each reads its own."""
-    c = ConfigDict()
-    c.type = "nearest"  # or "ema", "gumbel", "fsq", "lfq"
-    c.size = 1024  # codes; of fsq the product of `levels`, of lfq 2 ** bits
-    c.dim = 256  # of a code (nearest, ema, gumbel)
-    c.unit = False  # nearest: codes and latents of unit norm, best with dim 8 to 32
-    c.beta = 0.25  # weight of what draws latents to their codes (nearest, ema, lfq)
-    c.legacy = False  # nearest: beta on the other term, as taming's first releases have it
-    c.decay = 0.99  # ema
-    c.kl_weight = 5e-4  # gumbel
-    c.temperature = (1.0, 1 / 16)  # gumbel: from the first update to the last, geometrically
-    c.levels = (8, 5, 5, 5)  # fsq
-    c.bits = 10  # lfq
-    c.entropy = 0.1  # lfq
-    c.entropy_temperature = 0.01  # lfq
-    return c
+
+    type: str = option("nearest", "how latents become codes", choices=TYPES)
+    size: int = option(1024, "codes; of fsq the product of levels, of lfq 2 ** bits", least=2)
+    dim: int = option(256, "of a code (nearest, ema, gumbel)", least=1)
+    unit: bool = option(False, "nearest: codes and latents of unit norm, best with dim 8 to 32")
+    beta: float = option(0.25, "weight of the commitment loss (nearest, ema, lfq)", least=0, identity=False)
+    legacy: bool = option(False, "nearest: beta on the codebook loss, as in taming's first releases", identity=False)
+    decay: float = option(0.99, "ema: of the moving means", above=0, below=1, identity=False)
+    kl_weight: float = option(5e-4, "gumbel: of the divergence from uniform codes", least=0, identity=False)
+    temperature: tuple[float, float] = option(
+        (1.0, 1 / 16), "gumbel: at the first update and the last; geometric between them", above=0, identity=False
+    )
+    levels: tuple[int, ...] = option((8, 5, 5, 5), "fsq: of each channel", least=2)
+    bits: int = option(10, "lfq: of a code", least=1, most=20)
+    entropy: float = option(0.1, "lfq: weight of the entropy loss", identity=False)
+    entropy_temperature: float = option(0.01, "lfq: of the distribution over codes", above=0, identity=False)
+
+    def check(self, path: str) -> None:
+        self.require(not self.unit or self.type == "nearest", path, "unit", f"False for {self.type}")
+        self.require(len(self.temperature) == 2, path, "temperature", "two positive numbers, first and last")
+        self.require(bool(self.levels), path, "levels", "numbers of at least 2, such as (8, 5, 5, 5)")
 
 
-def build(options: ConfigDict) -> nn.Module:
-    """The quantiser of resolved options. Raises ConfigError for options that do not fit together."""
-
-    def require(condition: bool, key: str, allowed: str) -> None:
-        if not condition:
-            raise ConfigError(f"config.model.quantizer.{key} = {options[key]!r}; it must be {allowed}")
-
-    require(options.type in TYPES, "type", f"one of {', '.join(TYPES)}")
-    require(not options.unit or options.type == "nearest", "unit", f"False for {options.type}")
-    require(options.size >= 2, "size", "at least 2")
-    require(options.dim >= 1, "dim", "at least 1")
+def build(options: QuantizerOptions) -> nn.Module:
+    """The quantiser of these options."""
     if options.type == "nearest":
         return Nearest(options.size, options.dim, options.beta, options.unit, options.legacy)
     if options.type == "ema":
-        require(0 < options.decay < 1, "decay", "in (0, 1)")
         return Ema(options.size, options.dim, options.beta)
     if options.type == "gumbel":
-        ends = options.temperature
-        require(len(ends) == 2 and min(ends) > 0, "temperature", "two positive numbers, first and last")
         return Gumbel(options.size, options.dim, options.kl_weight)
     if options.type == "fsq":
-        levels = options.levels
-        require(len(levels) > 0 and min(levels) >= 2, "levels", "numbers of at least 2, such as (8, 5, 5, 5)")
-        return Fsq(tuple(levels))
-    require(1 <= options.bits <= 20, "bits", "in 1 to 20")
-    require(options.entropy_temperature > 0, "entropy_temperature", "positive")
+        return Fsq(tuple(options.levels))
     return Lfq(options.bits, options.beta, options.entropy, options.entropy_temperature)
 
 
-def temperature(options: ConfigDict, step, steps: int):
+def temperature(options: QuantizerOptions, step, steps: int):
     """Of the Gumbel noise at an update."""
     first, last = options.temperature
     return first * (last / first) ** jnp.clip(step / max(steps - 1, 1), 0, 1)

@@ -8,6 +8,7 @@ gradient: an EMA codebook, batch statistics), `averaged` (an EMA codebook's poin
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,51 +16,90 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from train_jax import sharding
+from train_jax.compute import Compute
 from train_jax.config import adopt
 from train_jax.data import images
+from train_jax.data.options import AugmentOptions, PreprocessOptions
 from train_jax.errors import ConfigError
+from train_jax.options import Options, option
 from train_jax.task import Task, averaged
 from vqgan_jax import averaging, codebook, discriminator, evaluators, model, perceptual, pretrained, quantize
 from vqgan_jax import loss as loss_lib
+from vqgan_jax.discriminator import DiscriminatorOptions
 from vqgan_jax.example import ImageExample
 from vqgan_jax.gan import TwoPlayerLoss
+from vqgan_jax.model import VQGANOptions
+from vqgan_jax.perceptual import PerceptualOptions
 
 HALF = (0.5, 0.5, 0.5)  # mean and deviation that bring pixels to [-1, 1]
-# What a run that starts from a checkpoint may choose otherwise: shapes and the meaning of codes do not depend on it.
-_FREE = ("resolution", "dropout", "dtype", "quantizer.beta", "quantizer.legacy", "quantizer.kl_weight", "quantizer.decay",
-         "quantizer.temperature", "quantizer.entropy", "quantizer.entropy_temperature")  # fmt: skip
 _FINETUNE = "vqgan/finetune"  # the shipped config that starts from a checkpoint
 _COLLAPSED = 0.05  # share of codes in use
 _WON = 0.02  # loss of a discriminator that is hardly ever wrong
 
 
-def defaults() -> ConfigDict:
+@dataclasses.dataclass(frozen=True)
+class CodebookOptions(Options):
+    """What changes a codebook of points without a gradient."""
+
+    start: str = option(
+        "random", "or centres of the first batch's latents; with pretrained, the checkpoint's", choices=("random", "kmeans")
+    )
+    revive: int = option(0, "a code unused for so many updates moves onto a latent; 0: never", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossOptions(Options):
+    """The losses of both players, but for the perceptual one."""
+
+    pixels: str = option("l1", "of the reconstruction", choices=loss_lib.PIXELS)
+    pixel_weight: float = option(1.0, "of the pixel loss", least=0)
+    codebook_weight: float = option(1.0, "of the codebook and commitment losses", least=0)
+    adversarial: str = option("hinge", "none: no discriminator at all", choices=(*loss_lib.ADVERSARIAL, "none"))
+    weight: float = option(0.8, "of the adversarial loss, times the adaptive weight", least=0)
+    adaptive: bool = option(True, "whether gradients at the last layer balance the adversarial loss")
+    disc_start: int = option(0, "update at which the discriminator begins to learn", least=0)
+    disc_warmup: int = option(0, "updates from then on in which it learns without the adversarial loss", least=0)
+    disc_ramp: int = option(1, "updates in which the adversarial loss then rises to its weight", least=1)
+    lecam: float = option(0.0, "weight of LeCam regularisation (arXiv 2104.03310); 0: without", least=0)
+    r1: float = option(0.0, "weight of the gradient penalty R1 (arXiv 1801.04406); 0: without", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class VQGANTaskOptions(Options):
     """VQGAN's part of a config."""
-    c = ConfigDict()
-    c.pretrained = ""  # a VQGAN to start from, anything that vqgan_jax.load opens; it brings its model
-    c.model = model.defaults()
-    c.codebook = ConfigDict()
-    c.codebook.start = "random"  # or "kmeans": centres of the first batch's latents; with pretrained, the checkpoint's codes
-    c.codebook.revive = 0  # a code that no latent took for so many updates moves onto a latent; 0: never
-    c.discriminator = discriminator.defaults()
-    c.fresh_discriminator = False  # with pretrained: start anew, though taming's checkpoint holds one
-    c.perceptual = perceptual.defaults()
-    c.loss = ConfigDict()
-    c.loss.pixels = "l1"  # or "l2"
-    c.loss.pixel_weight = 1.0
-    c.loss.codebook_weight = 1.0
-    c.loss.adversarial = "hinge"  # or "vanilla", "non_saturating", or "none": no discriminator at all
-    c.loss.weight = 0.8  # of the adversarial loss, times the adaptive weight
-    c.loss.adaptive = True
-    c.loss.disc_start = 0  # update at which the discriminator begins to learn
-    c.loss.disc_warmup = 0  # updates from then on in which it learns without the adversarial loss
-    c.loss.disc_ramp = 1  # updates in which the weight of the adversarial loss then rises from 0 to the whole
-    c.loss.lecam = 0.0  # weight; 0: without
-    c.loss.r1 = 0.0  # weight; 0: without
-    c.preprocess = ConfigDict({"mode": "crop", "interpolation": "bicubic"})
-    c.augment = ConfigDict({"scale": (1.0, 1.0), "flip": False})  # as of CLIP
-    c.evaluators = evaluators.defaults()
-    return c
+
+    pretrained: str = option("", "a VQGAN to start from, which brings its model; see vqgan_jax.load")
+    model: VQGANOptions = VQGANOptions()
+    compute: Compute = Compute()
+    dropout: float = option(0.0, "of the residual blocks", least=0, below=1)
+    codebook: CodebookOptions = CodebookOptions()
+    discriminator: DiscriminatorOptions = DiscriminatorOptions()
+    fresh_discriminator: bool = option(False, "with pretrained: start anew, though taming's checkpoint holds one")
+    perceptual: PerceptualOptions = PerceptualOptions()
+    loss: LossOptions = LossOptions()
+    preprocess: PreprocessOptions = PreprocessOptions()
+    augment: AugmentOptions = AugmentOptions()
+
+    def identity(self) -> dict[str, Any]:
+        return {name: getattr(self, name).identity() for name in ("model", "preprocess")}
+
+    def check(self, path: str) -> None:
+        if self.model.architecture != "vqgan":
+            raise ConfigError(
+                f"config.model.architecture = {self.model.architecture!r} cannot be trained here; vqgan with "
+                "quantizer.type = 'gumbel' is nearest to it"
+            )
+        kind = self.model.quantizer.type
+        if kind not in quantize.LEARNT:
+            self.require(
+                self.codebook == CodebookOptions(),
+                path,
+                "codebook",
+                f"the default for {kind}, which has no codebook of points",
+            )
+
+
+OPTIONS, EVALUATORS = VQGANTaskOptions, evaluators.EVALUATORS
 
 
 def complete(config: ConfigDict, stated: ConfigDict) -> None:
@@ -68,7 +108,7 @@ def complete(config: ConfigDict, stated: ConfigDict) -> None:
         checkpoint = pretrained.open_checkpoint(config.pretrained)
         own = stated.get("model", {})
         options = _resized(checkpoint.model, own.get("resolution"))
-        adopt(config.model, own, options, "model", free=_FREE, example=_FINETUNE)
+        adopt(config.model, own, options, "model", free=("resolution", *VQGANOptions.free()), example=_FINETUNE)
         if _takes_over(config, checkpoint):
             own = stated.get("discriminator", {})
             adopt(config.discriminator, own, checkpoint.discriminator[0], "discriminator", example=_FINETUNE)
@@ -89,14 +129,14 @@ def _takes_over(config: ConfigDict, found: pretrained.Checkpoint) -> bool:
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
     """The task of a resolved config. Raises ConfigError for options that contradict each other."""
-    _check(config)
     preprocess = images.Preprocess(size=config.model.resolution, mean=HALF, std=HALF, **config.preprocess)
     augment = images.Augment(preprocess, tuple(config.augment.scale), config.augment.flip)
-    generator = model.build(config.model)
+    compute = Compute.parse(config.compute, "compute")
+    generator = model.build(config.model, compute, config.dropout)
     players = Players(
         config,
         generator,
-        discriminator.build(config.discriminator, model.DTYPES) if config.loss.adversarial != "none" else None,
+        discriminator.build(config.discriminator, compute) if config.loss.adversarial != "none" else None,
         perceptual.open_distance(config.perceptual),
         codebook_rule(config),
     )
@@ -223,32 +263,3 @@ class Players:
                 "the generator nothing. Try loss.lecam = 0.001, loss.r1 = 1, or a lower optim.players.discriminator.lr"
             )
         return sentences
-
-
-def _check(config: ConfigDict) -> None:
-    options = config.loss
-    if config.model.architecture != "vqgan":
-        raise ConfigError(
-            f"config.model.architecture = {config.model.architecture!r} cannot be trained here; vqgan with quantizer.type = "
-            "'gumbel' is nearest to it"
-        )
-    kind, book = config.model.quantizer.type, config.codebook
-    if book.start not in ("random", "kmeans"):
-        raise ConfigError(f"config.codebook.start = {book.start!r}; it must be one of random, kmeans")
-    if book.revive < 0:
-        raise ConfigError(f"config.codebook.revive = {book.revive} must be 0 or more")
-    for key, none in (("start", "random"), ("revive", 0)):
-        if book[key] != none and kind in quantize.TYPES and kind not in quantize.LEARNT:
-            raise ConfigError(
-                f"config.codebook.{key} = {book[key]!r}; it must be {none!r} for {kind}, which has no codebook of points"
-            )
-    if options.pixels not in loss_lib.PIXELS:
-        raise ConfigError(f"config.loss.pixels = {options.pixels!r}; it must be one of {', '.join(loss_lib.PIXELS)}")
-    if options.adversarial not in (*loss_lib.ADVERSARIAL, "none"):
-        allowed = ", ".join((*loss_lib.ADVERSARIAL, "none"))
-        raise ConfigError(f"config.loss.adversarial = {options.adversarial!r}; it must be one of {allowed}")
-    for key in ("pixel_weight", "codebook_weight", "weight", "disc_start", "disc_warmup", "lecam", "r1"):
-        if options[key] < 0:
-            raise ConfigError(f"config.loss.{key} = {options[key]} must be 0 or more")
-    if options.disc_ramp < 1:
-        raise ConfigError(f"config.loss.disc_ramp = {options.disc_ramp} must be at least 1")

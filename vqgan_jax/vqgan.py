@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
-from ml_collections import ConfigDict
 from PIL import Image
 
 from train_jax import inference
+from train_jax.compute import Compute
 from train_jax.data.images import Preprocess
 from train_jax.errors import LoadError
 from train_jax.weights.layout import flat, to_peer
 from vqgan_jax import model as model_lib
+from vqgan_jax.model import VQGANOptions
 from vqgan_jax.pretrained import diffusers, open_checkpoint, single_file, taming
 
 __all__ = ["LoadError", "Vqgan", "load", "save", "save_diffusers", "save_taming", "to_bytes"]
@@ -35,22 +36,26 @@ class Vqgan:
     Attributes:
       module: see `vqgan_jax.model`.
       variables: on this host's devices.
-      options: resolved options of the model.
+      options: of the model.
+      compute: how it is computed.
       fingerprint: SHA-256 of the weights and of what their shapes do not tell: what codes mean depends on it.
       name: where it came from, for people.
     """
 
     module: model_lib.Autoencoder
     variables: Any
-    options: ConfigDict
+    options: VQGANOptions
+    compute: Compute
     fingerprint: str
     name: str
 
     @classmethod
-    def assemble(cls, options: ConfigDict, variables: Any, name: str) -> "Vqgan":
+    def assemble(cls, options: Mapping | VQGANOptions, variables: Any, name: str, compute: Compute | None = None) -> "Vqgan":
         """The model of these options and weights, its weights copied to this host's devices."""
-        fingerprint = _fingerprint(options, variables)
-        return cls(model_lib.build(options), inference.on_devices(variables), options, fingerprint, name)
+        options = options if isinstance(options, VQGANOptions) else VQGANOptions.parse(options, "model")
+        compute = compute or Compute()
+        fingerprint, module = _fingerprint(options, variables), model_lib.build(options, compute)
+        return cls(module, inference.on_devices(variables), options, compute, fingerprint, name)
 
     @property
     def size(self) -> int:
@@ -182,10 +187,9 @@ def _compile(module: model_lib.Autoencoder) -> _Programs:
     return _Programs(*map(jax.jit, (encode, decode, decode_uint8, reconstruct)))
 
 
-def _fingerprint(options: ConfigDict, variables: Mapping) -> str:
+def _fingerprint(options: VQGANOptions, variables: Mapping) -> str:
     digest = hashlib.sha256()
-    meaning = {key: value for key, value in options.to_dict().items() if key not in ("dropout", "dtype")}
-    digest.update(json.dumps(meaning, sort_keys=True).encode())
+    digest.update(json.dumps(options.identity(), sort_keys=True).encode())
     leaves = {f"{kind}/{name}": x for kind, tree in variables.items() for name, x in flat(tree).items()}
     for name in sorted(leaves):
         leaf = np.ascontiguousarray(leaves[name])
@@ -206,14 +210,7 @@ def load(path: str | Path, step: int | None = None) -> Vqgan:
     """
     found = open_checkpoint(path, step)
     variables, name = found.variables(found.module())
-    return Vqgan.assemble(options(found.model), variables, name)
-
-
-def options(given: Mapping) -> ConfigDict:
-    """All options of a model of which a file tells some."""
-    found = model_lib.defaults()
-    found.update({key: dict(x) if isinstance(x, Mapping) else x for key, x in given.items()})
-    return found
+    return Vqgan.assemble(found.model, variables, name, found.compute)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -222,7 +219,7 @@ def options(given: Mapping) -> ConfigDict:
 
 def to_bytes(vq: Vqgan) -> bytes:
     """The content of a `.safetensors` file that `load` opens: weights and options, nothing else."""
-    return single_file.to_bytes(vq.options.to_dict(), jax.tree.map(np.asarray, vq.variables))
+    return single_file.to_bytes(vq.options, vq.compute, jax.tree.map(np.asarray, vq.variables))
 
 
 def save(vq: Vqgan, path: str | Path) -> None:

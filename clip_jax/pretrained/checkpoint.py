@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clip_jax import model as model_lib
+from clip_jax.options import CLIPCompute
 from clip_jax.vision import resize_positions
 from train_jax.data.images import Preprocess
 from train_jax.data.text import AnyTokenizer
@@ -23,11 +24,12 @@ class Checkpoint:
     Attributes:
       name: where it came from, for people.
       kind: the format, for people.
-      model: options that decide what the weights are and mean, as in `clip_jax.model.defaults`; what is absent is as there.
+      model: options of `clip_jax.options.CLIPOptions`; what is absent is as by default.
       tokenizer, preprocess: how texts and pictures are prepared.
       read: reads the weights: unrolled names (see `train_jax.weights.layout`) -> float32 arrays, and a name that tells
         which they are.
       files: the files that all this is read from, for people.
+      compute: how the model was computed in training.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Checkpoint:
     preprocess: Preprocess
     read: Callable[[], tuple[dict[str, np.ndarray], str]]
     files: str
+    compute: CLIPCompute = CLIPCompute()
 
     def module(self, size: int | None = None, scan: bool | None = None) -> model_lib.CLIP:
         """The model.
@@ -46,12 +49,10 @@ class Checkpoint:
 
         LoadError if no model can be built so.
         """
-        options = model_lib.defaults()
+        compute = self.compute if scan is None else dataclasses.replace(self.compute, scan=scan)
         try:
-            options.update({name: dict(x) if isinstance(x, Mapping) else x for name, x in self.model.items()})
-            options.image.size = size or options.image.size
-            options.scan = options.scan if scan is None else scan
-            return model_lib.build(options, self.tokenizer.vocab_size, self.tokenizer.eos_id)
+            options = self.model if size is None else {**self.model, "image": {**self.model["image"], "size": size}}
+            return model_lib.build(options, self.tokenizer.vocab_size, self.tokenizer.eos_id, compute)
         except (ValueError, AttributeError, TypeError, ZeroDivisionError) as error:
             raise LoadError(f"{self.name} describes no model that can be built: {error}") from error
 
@@ -77,8 +78,9 @@ class Checkpoint:
 
 def abstract_variables(module: model_lib.CLIP) -> dict:
     """Shapes of a model's variables, without boxes."""
-    images = jax.ShapeDtypeStruct((1, module.vision.size, module.vision.size, 3), jnp.float32)
-    ids = jax.ShapeDtypeStruct((1, module.text.context_length), jnp.int32)
+    size = module.options.image.size
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, module.options.text.context_length), jnp.int32)
     return nn.unbox(jax.eval_shape(module.init, jax.random.key(0), images, ids))
 
 

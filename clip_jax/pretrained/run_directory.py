@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clip_jax.options import CLIPCompute
 from clip_jax.pretrained.checkpoint import Checkpoint
 from train_jax import run_directory
 from train_jax.data.images import Preprocess
@@ -30,6 +31,7 @@ def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
         name=str(path),
         kind="run directory",
         model=model,
+        compute=CLIPCompute.parse(config["compute"], "compute"),
         tokenizer=open_tokenizer(path / _TOKENIZER, model["text"]["context_length"]),
         preprocess=Preprocess.from_json((path / _PREPROCESS).read_text("utf-8")),
         read=read,

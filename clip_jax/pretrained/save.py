@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from clip_jax import model as model_lib
+from clip_jax.options import CLIPOptions, ImageOptions, TextOptions
 from clip_jax.pretrained.hugging_face import ACTIVATIONS, LEGACY_EOS, clip_entries, siglip_entries
 from clip_jax.pretrained.image_processor import RESAMPLE
-from clip_jax.resnet import ResNetTower
 from train_jax.data.images import Preprocess
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import BOS, EOS, AnyTokenizer
@@ -39,8 +38,8 @@ def save_hf(clip, directory: str | Path) -> None:
     margin transformers crops the half rounded down, whatever the rounding here.
     """
     module, directory = clip.module, Path(directory)
-    kind = "siglip" if module.init_logit_bias is not None else "clip"
-    _check_expressible(module, _SIGLIP if kind == "siglip" else _CLIP, kind)
+    kind = "siglip" if module.options.loss == "sigmoid" else "clip"
+    _check_expressible(module.options, _SIGLIP if kind == "siglip" else _CLIP, kind)
     if clip.preprocess.interpolation not in RESAMPLE.values():
         raise ValueError(
             f"transformers has no interpolation {clip.preprocess.interpolation!r}: save_hf cannot write this preprocessing. "
@@ -48,75 +47,67 @@ def save_hf(clip, directory: str | Path) -> None:
         )
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} holds files already; name a new directory")
-    options = _options(module)
-    table = (siglip_entries if kind == "siglip" else clip_entries)(options)
+    table = (siglip_entries if kind == "siglip" else clip_entries)(module.options.identity())
     weights = {name: np.array(x, order="C") for name, x in to_peer(flat(clip.variables["params"]), table).items()}
     if kind == "siglip":
         weights |= {name: weights[name].reshape(1) for name in ("logit_scale", "logit_bias")}
     directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / "config.json", _config(module, kind, clip.tokenizer))
+    _write(directory / "config.json", _config(module.options, kind, clip.tokenizer))
     _write(directory / "preprocessor_config.json", _preprocessor(clip.preprocess, kind))
     _save_tokenizer(clip.tokenizer, directory)
     # Last: a directory with weights is a complete one.
     safetensors.numpy.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def _check_expressible(module: model_lib.CLIP, wanted: Mapping, kind: str) -> None:
-    if isinstance(module.vision, ResNetTower):
+def _check_expressible(options: CLIPOptions, wanted: Mapping, kind: str) -> None:
+    if options.image.tower == "resnet":
         raise ValueError("transformers has no CLIP with a ResNet; save_hf cannot write this model")
-    for name, tower in (("image", module.vision), ("text", module.text)):
+    for name, tower in (("image", options.image), ("text", options.text)):
         for option, value in wanted[name].items():
             if getattr(tower, option) != value:
                 raise ValueError(
                     f"transformers' {kind} model has {name}.{option} = {value!r}, and this one {getattr(tower, option)!r}: "
                     "save_hf cannot write it"
                 )
-    if kind == "siglip" and module.vision.embed_dim != module.vision.width:
+    if kind == "siglip" and options.embed_dim != options.image.width:
         raise ValueError(
             "transformers' siglip model has an embedding as wide as its image tower; save_hf cannot write it"
         )
 
 
-def _options(module: model_lib.CLIP) -> dict:
-    """As much of a model's options as the tables of names need."""
-    towers = {"image": module.vision, "text": module.text}
-    return {name: {"depth": tower.blocks["depth"], "heads": tower.blocks["heads"]} for name, tower in towers.items()}
-
-
-def _tower(tower) -> dict:
+def _tower(tower: ImageOptions | TextOptions, options: CLIPOptions) -> dict:
     return {
         "hidden_size": tower.width,
-        "intermediate_size": round(tower.blocks["mlp_ratio"] * tower.width),
-        "num_hidden_layers": tower.blocks["depth"],
-        "num_attention_heads": tower.blocks["heads"],
-        "hidden_act": _THEIR_ACTIVATIONS[tower.blocks["activation"]],
-        "layer_norm_eps": tower.eps,
+        "intermediate_size": round(tower.mlp_ratio * tower.width),
+        "num_hidden_layers": tower.depth,
+        "num_attention_heads": tower.heads,
+        "hidden_act": _THEIR_ACTIVATIONS[options.activation],
+        "layer_norm_eps": options.eps,
     }
 
 
-def _config(module: model_lib.CLIP, kind: str, tokenizer: AnyTokenizer) -> dict:
-    text = module.text
-    image = module.vision
+def _config(options: CLIPOptions, kind: str, tokenizer: AnyTokenizer) -> dict:
+    text, image, embed_dim = options.text, options.image, options.embed_dim
     eos = LEGACY_EOS if text.pool == "argmax" else tokenizer.eos_id
-    text_config = _tower(text) | {
+    text_config = _tower(text, options) | {
         "vocab_size": text.vocab_size,
         "max_position_embeddings": text.context_length,
         "eos_token_id": eos,
         "pad_token_id": tokenizer.pad_id,
     }
-    vision_config = _tower(image) | {"image_size": image.size, "patch_size": image.patch}
+    vision_config = _tower(image, options) | {"image_size": image.size, "patch_size": image.patch}
     if kind == "siglip":
-        text_config["projection_size"] = text.embed_dim
+        text_config["projection_size"] = embed_dim
     else:
-        text_config |= {"bos_token_id": tokenizer.bos_id, "projection_dim": text.embed_dim}
-        vision_config["projection_dim"] = text.embed_dim
+        text_config |= {"bos_token_id": tokenizer.bos_id, "projection_dim": embed_dim}
+        vision_config["projection_dim"] = embed_dim
     found = {
         "architectures": ["SiglipModel" if kind == "siglip" else "CLIPModel"],
         "model_type": kind,
         "text_config": text_config | {"model_type": f"{kind}_text_model"},
         "vision_config": vision_config | {"model_type": f"{kind}_vision_model"},
     }
-    return found if kind == "siglip" else found | {"projection_dim": text.embed_dim}
+    return found if kind == "siglip" else found | {"projection_dim": embed_dim}
 
 
 def _preprocessor(preprocess: Preprocess, kind: str) -> dict:

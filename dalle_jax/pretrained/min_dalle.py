@@ -16,7 +16,6 @@ from vqgan_jax.pretrained import taming
 from vqgan_jax.pretrained.checkpoint import describing, read_config
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
 from vqgan_jax.vqgan import Vqgan
-from vqgan_jax.vqgan import options as vqgan_options
 
 CONFIG, FIRST, SECOND = "config.yaml", "stage1_last.ckpt", "stage2_last.ckpt"
 _VOCAB, _MERGES = "bpe-16k-vocab.json", "bpe-16k-merges.txt"
@@ -68,7 +67,7 @@ def open_directory(path: Path) -> Stage2Checkpoint | None:
         entries = _entries(hparams)
         captions = _tokenizer(path / "tokenizer", text_length, second["vocab_size_txt"])
     variables, name = found.variables(found.module())
-    vqgan = Vqgan.assemble(vqgan_options(found.model), variables, name)
+    vqgan = Vqgan.assemble(found.model, variables, name)
 
     def read() -> tuple[dict, str]:
         tensors = taming.open_state(path / SECOND)

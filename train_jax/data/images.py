@@ -43,6 +43,8 @@ _UPRIGHT = {
 }
 _DRAWN_BY_PROGRAMS = ("EPS", "WMF")
 _ALIASED = "bilinear_aliased"
+INTERPOLATIONS = (*_INTERPOLATIONS, _ALIASED)
+MODES = ("crop", "crop_floor", "squash")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -195,11 +197,10 @@ class Preprocess:
     def __post_init__(self):
         if type(self.size) is not int or self.size < 1:
             raise ConfigError(f"preprocess size {self.size!r} must be a number of pixels, 1 or more")
-        if self.mode not in ("crop", "crop_floor", "squash"):
-            raise ConfigError(f"preprocess mode {self.mode!r} must be 'crop', 'crop_floor' or 'squash'")
-        if not isinstance(self.interpolation, str) or self.interpolation not in (*_INTERPOLATIONS, _ALIASED):
-            names = ", ".join([*_INTERPOLATIONS, _ALIASED])
-            raise ConfigError(f"interpolation {self.interpolation!r} must be one of {names}")
+        if self.mode not in MODES:
+            raise ConfigError(f"preprocess mode {self.mode!r} must be one of {', '.join(MODES)}")
+        if not isinstance(self.interpolation, str) or self.interpolation not in INTERPOLATIONS:
+            raise ConfigError(f"interpolation {self.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}")
 
     def __call__(self, image: Image.Image | np.ndarray | bytes | str | os.PathLike) -> UInt8[np.ndarray, "size size 3"]:
         """A PIL picture, a uint8 [H, W, 3] array, a file's bytes or its path -> uint8 [size, size, 3].

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from train_jax.compute import Compute
 from train_jax.errors import LoadError
 from train_jax.weights.layout import flat
 from vqgan_jax import model as model_lib
@@ -48,11 +49,12 @@ class Checkpoint:
     Attributes:
       name: where it came from, for people.
       kind: the format, for people.
-      model: options, as in `vqgan_jax.model.defaults`; what is absent is as there.
+      model: options of `vqgan_jax.model.VQGANOptions`; what is absent is as by default.
       read: reads the weights: variables of the module (`params`, and `codebook` of an EMA quantiser) as float32 arrays, and
         a name that tells which they are.
       discriminator: the second player's options and what reads its collections (`params`, `batch_stats`), where the files
         hold one.
+      compute: how the model was computed in training.
     """
 
     name: str
@@ -60,13 +62,12 @@ class Checkpoint:
     model: Mapping
     read: Callable[[], tuple[dict, str]]
     discriminator: tuple[Mapping, Callable[[], dict]] | None = None
+    compute: Compute = Compute()
 
     def module(self) -> model_lib.Autoencoder:
         """The model. LoadError if the options describe none that can be built."""
-        options = model_lib.defaults()
         with describing(self.name):
-            options.update({name: dict(x) if isinstance(x, Mapping) else x for name, x in self.model.items()})
-            return model_lib.build(options)
+            return model_lib.build(self.model, self.compute)
 
     def variables(self, module: model_lib.Autoencoder) -> tuple[dict, str]:
         """The weights, and which they are, for people. LoadError that lists wrong or missing ones with their shapes."""

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from train_jax import run_directory
+from train_jax.compute import Compute
 from vqgan_jax import averaging
 from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
 
@@ -21,4 +22,5 @@ def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
         return jax.tree.map(np.asarray, averaging.variables(params, extra)), name
 
     with describing(path):
-        return Checkpoint(name=str(path), kind="run directory", model=dict(config["model"]), read=read)
+        compute = Compute.parse(config["compute"], "compute")
+        return Checkpoint(name=str(path), kind="run directory", model=config["model"], read=read, compute=compute)

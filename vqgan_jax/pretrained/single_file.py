@@ -10,17 +10,20 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from train_jax.compute import Compute
 from train_jax.errors import LoadError
 from train_jax.weights.tensors import open_tensors
+from vqgan_jax.model import VQGANOptions
 from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
 
 _KEY = "vqgan_jax"  # of the metadata
 
 
-def to_bytes(options: Mapping, variables: Mapping[str, Any]) -> bytes:
+def to_bytes(options: VQGANOptions, compute: Compute, variables: Mapping[str, Any]) -> bytes:
     """The file's content."""
+    metadata = {"model": options.to_dict(), "compute": compute.to_dict()}
     arrays = {name: np.array(x, order="C") for name, x in flatten_dict(dict(variables), sep="/").items()}
-    return safetensors.numpy.save(arrays, metadata={_KEY: json.dumps(options)})
+    return safetensors.numpy.save(arrays, metadata={_KEY: json.dumps(metadata)})
 
 
 def open_file(path: Path) -> Checkpoint | None:
@@ -40,5 +43,6 @@ def open_file(path: Path) -> Checkpoint | None:
         return unflatten_dict(arrays, sep="/"), str(path)
 
     with describing(path):
-        model = dict(json.loads(text))
-    return Checkpoint(name=str(path), kind="single file", model=model, read=read)
+        metadata = json.loads(text)
+        compute = Compute.parse(metadata["compute"], "compute")
+        return Checkpoint(name=str(path), kind="single file", model=metadata["model"], read=read, compute=compute)

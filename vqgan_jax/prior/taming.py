@@ -17,7 +17,6 @@ from vqgan_jax.pretrained.checkpoint import describing
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
 from vqgan_jax.stage2.condition import ClassCondition
 from vqgan_jax.vqgan import Vqgan
-from vqgan_jax.vqgan import options as vqgan_options
 
 _IGNORED = (r"\.attn\.mask$",)
 _DEFAULTS = {"n_layer": 12, "n_head": 8, "n_embd": 256, "n_unmasked": 0, "resid_pdrop": 0.0}  # of its GPT
@@ -67,7 +66,7 @@ def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
         "dropout": float(hparams["resid_pdrop"]),
     }
     variables, name = first.variables(first.module())
-    vqgan = Vqgan.assemble(vqgan_options(first.model), variables, name)
+    vqgan = Vqgan.assemble(first.model, variables, name)
     condition = ClassCondition(classes, droppable=not classes)
     tree = nested(params, True)
     return Stage2Checkpoint(str(path), options, condition, vqgan, side * vqgan.factor, lambda: (tree, str(path)))

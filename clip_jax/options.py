@@ -1,0 +1,122 @@
+"""Options of a CLIP; the defaults are ViT-B/32 as OpenAI trained it (arXiv 2103.00020, table 20)."""
+
+import dataclasses
+import math
+from typing import Any
+
+from nn_jax.layers import ACTIVATIONS
+from train_jax.compute import TransformerCompute
+from train_jax.errors import ConfigError
+from train_jax.options import Options, option
+
+STRIDE = 32  # pixels along a place of a ResNet's last feature map
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOptions(Options):
+    """The image tower."""
+
+    tower: str = option("vit", "a ViT, or OpenAI's ResNet with attention pooling", choices=("vit", "resnet"))
+    size: int = option(224, "side of the picture, in pixels", least=1)
+    patch: int = option(32, "side of a ViT's patch, in pixels", least=1)
+    width: int = option(768, "of the residual stream; of a ResNet's first stage", least=1)
+    depth: int = option(12, "blocks of a ViT", least=1)
+    heads: int = option(12, "of attention; of a ResNet's pooling", least=1)
+    mlp_ratio: float = option(4.0, "width of the MLPs, in widths", above=0)
+    stem: str = option("patch", "a strided convolution, or early ones (arXiv 2106.14881)", choices=("patch", "conv"))
+    stem_bias: bool = option(False, "whether the strided convolution has a bias")
+    pool: str = option(
+        "cls", "the class token, the mean over patches, or attention pooling (map)", choices=("cls", "mean", "map")
+    )
+    pre_norm: bool = option(True, "a layer norm before the blocks")
+    proj: bool = option(True, "a linear map at the end; without one embed_dim is width")
+    layers: tuple[int, ...] = option((3, 4, 6, 3), "blocks in a ResNet's four stages", least=1)
+
+    def identity(self) -> dict[str, Any]:
+        resnet = ("tower", "size", "width", "heads", "layers")
+        return {
+            name: value
+            for name, value in super().identity().items()
+            if (name in resnet if self.tower == "resnet" else name != "layers")
+        }
+
+    def check_in(self, path: str, embed_dim: int) -> None:
+        """ConfigError for a tower that cannot be, or has no place for embeddings of `embed_dim`."""
+        (self._check_resnet if self.tower == "resnet" else self._check_vit)(path, embed_dim)
+
+    def _check_vit(self, path: str, embed_dim: int) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"config.{path}.heads = {self.heads} does not divide width = {self.width}")
+        if self.size % self.patch:
+            raise ConfigError(f"config.{path}.patch = {self.patch} does not divide size = {self.size}")
+        if self.stem == "conv":
+            if self.patch & (self.patch - 1) or self.patch < 2:
+                raise ConfigError(f"config.{path}.patch = {self.patch} must be a power of two with the conv stem")
+            if self.width % (4 * self.patch):  # the first convolution has 2 * width / patch channels, in 8 groups
+                raise ConfigError(
+                    f"config.{path}.width = {self.width} must be a multiple of 4 * patch = {4 * self.patch} "
+                    "with the conv stem"
+                )
+        if not self.proj and self.width != embed_dim:
+            raise ConfigError(f"config.{path}.proj = False, so embed_dim = {embed_dim} must be image.width = {self.width}")
+
+    def _check_resnet(self, path: str, embed_dim: int) -> None:
+        if self.size % STRIDE:
+            raise ConfigError(f"config.{path}.size = {self.size} must be a multiple of {STRIDE} with a resnet")
+        if len(self.layers) != 4:
+            raise ConfigError(f"config.{path}.layers = {self.layers}; a resnet has four stages of at least one block")
+        if self.width % 2 or (self.width * STRIDE) % self.heads:
+            raise ConfigError(f"config.{path}.heads = {self.heads} must divide 32 * image.width = {STRIDE * self.width}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextOptions(Options):
+    """The text tower."""
+
+    context_length: int = option(77, "tokens of a text, marks and padding included", least=3)
+    vocab_size: int = option(0, "tokens that are embedded; 0: as many as the tokenizer has", least=0)
+    width: int = option(512, "of the residual stream", least=1)
+    depth: int = option(12, "blocks", least=1)
+    heads: int = option(8, "of attention", least=1)
+    mlp_ratio: float = option(4.0, "width of the MLPs, in widths", above=0)
+    causal: bool = option(True, "whether a token sees only those before it")
+    pool: str = option(
+        "eos",
+        "where a text is read: at the end token, at the largest id (OpenAI's rule), or at the row's end",
+        choices=("eos", "argmax", "last"),
+    )
+    proj_bias: bool = option(False, "whether the final linear map has a bias")
+
+    def check(self, path: str) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"config.{path}.heads = {self.heads} does not divide width = {self.width}")
+        if self.pool == "last" and self.causal:
+            raise ConfigError(f"config.{path}.pool = 'last' reads the padding: it needs config.{path}.causal = False")
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPOptions(Options):
+    """A model: `config.model`."""
+
+    embed_dim: int = option(512, "of the space that pictures and texts share", least=1)
+    image: ImageOptions = ImageOptions()
+    text: TextOptions = TextOptions()
+    activation: str = option("quick_gelu", "of the MLPs", choices=ACTIVATIONS)
+    eps: float = option(1e-5, "of every layer norm", above=0)
+    loss: str = option(
+        "softmax", "which loss logits are for; those of sigmoid (SigLIP) have a bias", choices=("softmax", "sigmoid")
+    )
+    init_logit_scale: float = option(math.log(1 / 0.07), "a logarithm; SigLIP starts at log 10", identity=False)
+    init_logit_bias: float = option(-10.0, "of the sigmoid loss", identity=False)
+
+    def check(self, path: str) -> None:
+        self.image.check_in(f"{path}.image", self.embed_dim)
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPCompute(TransformerCompute):
+    """How the towers are computed: `config.compute`."""
+
+    micro_batch: int = option(
+        0, "at most so many examples of a device go through a tower at a time, as many as divide its rows; 0: all", least=0
+    )

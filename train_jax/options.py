@@ -1,0 +1,203 @@
+"""Options as frozen dataclasses: a field is an option, with its default, what is allowed, and what it means.
+
+    @dataclasses.dataclass(frozen=True)
+    class TowerOptions(Options):
+        width: int = option(768, "of the residual stream", least=1)
+        pool: str = option("cls", "how patches become one vector", choices=("cls", "mean"))
+
+From one such class follow the defaults of a config (`defaults`), the check of a user's (`parse`), what a checkpoint decides
+(`identity`), and its documentation (`documentation`).
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Self
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from train_jax.errors import ConfigError
+
+
+def option(
+    default: Any,
+    meaning: str,
+    *,
+    choices: Collection = (),
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    identity: bool = True,
+) -> Any:
+    """A field of an `Options` class.
+
+    Args:
+      default: its type is that of the option; a tuple holds values of one kind, each of which is checked, a
+        FrozenConfigDict options whose names are the user's own.
+      meaning: for people, in a few words.
+      choices: all values that are allowed; (): any within the bounds.
+      least, most, above, below: bounds of a number, the last two exclusive.
+      identity: whether the option decides what a model's weights are or mean. A run that starts from a checkpoint may
+        choose others otherwise.
+    """
+    bounds = {"least": least, "most": most, "above": above, "below": below}
+    metadata = {"meaning": meaning, "choices": tuple(choices), "identity": identity, **bounds}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """A group of options; fields of this type are groups inside it. Values are hashable."""
+
+    @classmethod
+    def defaults(cls) -> ConfigDict:
+        """The group with every option at its default."""
+        c = ConfigDict()
+        for field in dataclasses.fields(cls):
+            is_group = isinstance(field.default, Options)
+            c[field.name] = field.default.defaults() if is_group else _as_config(field.default)
+        return c
+
+    @classmethod
+    def parse(cls, values: Mapping | ConfigDict, path: str) -> Self:
+        """The options that `values` tell; what is absent is as by default.
+
+        Args:
+          path: of the group in a config, such as "model"; "": the whole config.
+
+        Raises ConfigError that names the option, the value and what is allowed.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        parsed = {}
+        for key, value in values.items():
+            if key not in known:
+                raise ConfigError(f"config.{join(path, key)} is not an option{suggestion(key, known, path)}")
+            parsed[key] = _parse(known[key], value, join(path, key))
+        options = cls(**parsed)
+        options.check(path)
+        return options
+
+    def check(self, path: str) -> None:
+        """Raises ConfigError for options that contradict each other; see `require`."""
+
+    def require(self, holds: bool, path: str, key: str, allowed: str) -> None:
+        """ConfigError that `config.path.key` must be what is allowed, unless it holds."""
+        if not holds:
+            value = self
+            for name in key.split("."):
+                value = getattr(value, name)
+            raise ConfigError(f"config.{join(path, key)} = {value!r}; it must be {allowed}")
+
+    @classmethod
+    def free(cls) -> tuple[str, ...]:
+        """Dotted names of the options that a run which starts from a checkpoint may choose otherwise."""
+        names: list[str] = []
+        for field in dataclasses.fields(cls):
+            if isinstance(field.default, Options):
+                names += (f"{field.name}.{name}" for name in field.default.free())
+            elif not field.metadata["identity"]:
+                names.append(field.name)
+        return tuple(names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options, groups as dicts."""
+        return dataclasses.asdict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """The options that decide what the weights are and mean, groups as dicts."""
+        found = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Options):
+                found[field.name] = value.identity()
+            elif field.metadata["identity"]:
+                found[field.name] = value
+        return found
+
+    @classmethod
+    def documentation(cls, path: str) -> Iterator[tuple[str, Any, str]]:
+        """Of every option its dotted path, default, and meaning with what is allowed."""
+        for field in dataclasses.fields(cls):
+            name = join(path, field.name)
+            if isinstance(field.default, Options):
+                yield from field.default.documentation(name)
+            else:
+                allowed = _allowed(field)
+                yield name, field.default, field.metadata["meaning"] + (f" ({allowed})" if allowed else "")
+
+
+def join(path: str, key: str) -> str:
+    """The dotted name of an option in a group."""
+    return f"{path}.{key}" if path else key
+
+
+def suggestion(key: str, known: Collection[str], path: str) -> str:
+    """The end of a sentence about an unknown option: what may have been meant, and what there is."""
+    close = difflib.get_close_matches(key, list(known), n=1)
+    hint = f"; did you mean config.{join(path, close[0])}?" if close else "."
+    return f"{hint} Options here: {', '.join(sorted(known))}"
+
+
+def typed(path: str, value: Any, default: Any) -> Any:
+    """`value` in the type of `default`; an int is a fine float, a list a fine tuple, and nothing else converts."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(value)
+    if type(value) is not type(default):
+        kind = type(default).__name__
+        raise ConfigError(f"config.{path} = {value!r} is a {type(value).__name__}; it must be a {kind}, like {default!r}")
+    return value
+
+
+def _as_config(default: Any) -> Any:
+    return ConfigDict(default) if isinstance(default, FrozenConfigDict) else default
+
+
+def _parse(field: dataclasses.Field, value: Any, path: str) -> Any:
+    if isinstance(field.default, Options):
+        if not isinstance(value, Mapping | ConfigDict):
+            names = ", ".join(f.name for f in dataclasses.fields(field.default))
+            raise ConfigError(f"config.{path} = {value!r} must be a group of options: {names}")
+        return type(field.default).parse(value, path)
+    if isinstance(field.default, FrozenConfigDict):
+        return FrozenConfigDict(value)
+    value = typed(path, value, field.default)
+    for part in value if isinstance(value, tuple) else (value,):
+        if not _is_allowed(field.metadata, part):
+            raise ConfigError(f"config.{path} = {value!r}; it must be {_allowed(field)}")
+    return value
+
+
+def _is_allowed(metadata: Mapping, value: Any) -> bool:
+    if metadata["choices"]:
+        return value in metadata["choices"]
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return True
+    least, most, above, below = (metadata[name] for name in ("least", "most", "above", "below"))
+    return (
+        (least is None or value >= least)
+        and (most is None or value <= most)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
+
+
+def _allowed(field: dataclasses.Field) -> str:
+    """What is allowed, in words."""
+    metadata = field.metadata
+    if metadata["choices"]:
+        return f"one of {', '.join(map(str, metadata['choices']))}"
+    low = metadata["least"] if metadata["above"] is None else metadata["above"]
+    high = metadata["most"] if metadata["below"] is None else metadata["below"]
+    if low is not None and high is not None:
+        left, right = "[" if metadata["above"] is None else "(", "]" if metadata["below"] is None else ")"
+        return f"in {left}{low:g}, {high:g}{right}"
+    if low is not None:
+        if metadata["above"] is not None:
+            return "positive" if low == 0 else f"above {low:g}"
+        return "0 or more" if low == 0 else f"at least {low:g}"
+    if high is not None:
+        return f"at most {high:g}" if metadata["below"] is None else f"below {high:g}"
+    return ""
