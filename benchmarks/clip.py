@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks import load_config
 from clip_jax import loss, model
 from clip_jax.flops import forward, training
+from clip_jax.options import CLIPCompute, CLIPOptions
 from clip_jax.pretrained.hugging_face import clip_entries
 from train_jax import config as config_lib
 from train_jax import profiling
@@ -34,16 +35,16 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of our side and of Flax's")
     arguments = parser.parse_args()
     config = load_config("clip/vit_b32")
-    config.model.update({"dtype": arguments.dtype, "tile": 0, "activation": "quick_gelu"})
-    options = config_lib.resolve(config).model
-    options.scan = False  # unrolled, as the peers are
+    config.model.activation = "quick_gelu"
+    options = CLIPOptions.parse(config_lib.resolve(config).model, "model")
+    compute = CLIPCompute(dtype=arguments.dtype, scan=False)  # unrolled, as the peers are
     rng = np.random.default_rng(0)
     pixels = rng.standard_normal((arguments.batch, 224, 224, 3)).astype(np.float32)
     ids = rng.integers(1, 49_000, (arguments.batch, 77)).astype(np.int32)
     ids[:, -1] = 49_407
 
     contestants = {}
-    contestants["ours"], params = _ours(options, pixels, ids)
+    contestants["ours"], params = _ours(options, compute, pixels, ids)
     with contextlib.ExitStack() as stack:
         try:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -79,8 +80,8 @@ def main() -> None:
 Contestant = dict[str, Callable]
 
 
-def _ours(options, pixels, ids) -> tuple[Contestant, dict]:
-    module = model.build(options, options.text.vocab_size, 49_407)
+def _ours(options, compute, pixels, ids) -> tuple[Contestant, dict]:
+    module = model.build(options, options.text.vocab_size, 49_407, compute)
     x, t = jnp.asarray(pixels), jnp.asarray(ids)
     params = jax.jit(lambda key: model_params(module, key, x[:1], t[:1]))(jax.random.key(0))
     image = jax.jit(lambda p: module.apply({"params": p}, x, method="encode_image"))
@@ -110,7 +111,7 @@ def _write(folder: str, options, params) -> None:
     import transformers
     from safetensors.numpy import save_file
 
-    table = clip_entries({"image": options.image.to_dict(), "text": options.text.to_dict()})
+    table = clip_entries(options.to_dict())
     weights = to_peer(flat(jax.tree.map(np.asarray, params)), table)
     save_file(
         {k: np.array(v, np.float32, order="C") for k, v in weights.items()},

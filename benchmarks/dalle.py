@@ -20,9 +20,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dalle_jax.captions import CharBpeCaptions
+from dalle_jax.options import DALLEOptions
 from nn_jax.code_transformer import CodeTransformer, shapes
 from nn_jax.decoding import Sampling
 from train_jax import inference
+from train_jax.compute import TransformerCompute
 from train_jax.weights.layout import flat
 from vqgan_jax.stage2 import model as model_lib
 from vqgan_jax.stage2 import sampling
@@ -50,11 +52,10 @@ def main() -> None:
     for name in arguments.models:
         options = dict(MODELS[name])
         text_size, num_codes = options.pop("text_size"), options.pop("num_codes")
-        config = model_lib.defaults()
-        config.update(options | {"positions": "learned", "dtype": arguments.dtype, "dropout": 0.0})
+        config = DALLEOptions.parse(options | {"positions": "learned"}, "model")
         bpe = tokenizers.Tokenizer(tokenizers.models.BPE())  # prompts are rows of tokens already
         captions = CharBpeCaptions(bpe, length=TEXT, vocabulary_size=text_size, pad=0)
-        module = model_lib.build(config, captions, num_codes, GRID)
+        module = model_lib.build(config, captions, num_codes, GRID, TransformerCompute(dtype=arguments.dtype))
         params = _random(module)
         count = sum(x.size for x in jax.tree.leaves(params))
         ours, theirs = _ours(module, params, arguments.codes), _torch(module, params, arguments.codes, arguments.dtype)

@@ -26,6 +26,7 @@ import clip_jax
 import vqgan_jax
 from benchmarks import load_config
 from clip_jax import model as clip_model
+from clip_jax.options import CLIPCompute
 from train_jax import config as config_lib
 from train_jax.data.images import Preprocess
 from train_jax.data.text import Tokenizer
@@ -73,23 +74,22 @@ def main() -> None:
 def models(dtype: str, small: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.Clip"]:
     """Random weights of the published sizes."""
     c = config_lib.resolve(load_config("vqgan/f16_1024"))
-    c.model.dtype = dtype
     v = config_lib.resolve(load_config("clip/vit_b32")).model
-    v.update({"dtype": dtype, "activation": "quick_gelu", "tile": 0})
+    v.update({"activation": "quick_gelu"})
     v.text.vocab_size = 0
-    v.scan = False
     if small:
         c.model.channels, c.model.z_channels = 32, 32
         v.image.update({"width": 64, "depth": 1, "heads": 2})
     v.text.update({"width": 64, "depth": 1, "heads": 2})  # the text tower speaks once, before the first step
-    module = vqgan_model.build(c.model)
+    compute = CLIPCompute(dtype=dtype, scan=False)
+    module = vqgan_model.build(c.model, compute)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     # From a small picture: the model is convolutional.
     side = 2 ** (len(c.model.multipliers) - 1)
     shapes = jax.eval_shape(module.init, keys, np.zeros((1, side, side, 3), np.float32))
-    vq = vqgan_jax.Vqgan.assemble(c.model, drawn(shapes), "random")
+    vq = vqgan_jax.Vqgan.assemble(c.model, drawn(shapes), "random", compute)
     tokenizer = Tokenizer.train(PROMPTS, 600, v.text.context_length)
-    tower = clip_model.build(v, tokenizer.vocab_size, tokenizer.eos_id)
+    tower = clip_model.build(v, tokenizer.vocab_size, tokenizer.eos_id, compute)
     images, ids = np.zeros((1, v.image.size, v.image.size, 3), np.float32), tokenizer.encode(PROMPTS[:1])
     shapes = jax.eval_shape(tower.init, jax.random.key(2), images, ids)
     return vq, clip_jax.Clip.assemble(tower, drawn(shapes), tokenizer, Preprocess(v.image.size), "random")

@@ -18,6 +18,7 @@ from PIL import Image
 
 from clip_jax import model
 from clip_jax.clip import Clip
+from clip_jax.options import CLIPOptions
 from clip_jax.search import Index, build, search
 from train_jax.data.images import Preprocess
 from train_jax.data.text import Tokenizer
@@ -26,7 +27,7 @@ COUNT, DIM = 100_000, 512
 
 
 def main() -> None:
-    options = model.defaults()
+    options = CLIPOptions.defaults()
     options.embed_dim = DIM
     options.image.update({"size": 64, "patch": 32, "width": 64, "depth": 1, "heads": 1})
     options.text.update({"width": 64, "depth": 1, "heads": 1})

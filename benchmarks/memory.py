@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks import load_config
 from clip_jax import loss, model, ring_loss
 from clip_jax.flops import training
+from clip_jax.options import CLIPCompute
 from dalle_jax.captions import CharBpeCaptions
 from train_jax import config as config_lib
 from train_jax import profiling, sharding
@@ -83,10 +84,11 @@ def _mib(size: int) -> str:
 def step_plan(name: str, sizes: dict) -> None:
     """Compiles the trainer's step for a published size and prints its plan."""
     config = load_config(f"clip/{name}")
-    config.data.batch_size, config.model.tile, config.mesh = BATCH, 0, sizes
+    config.data.batch_size, config.contrastive.tile, config.mesh = BATCH, 0, sizes
     config = config_lib.resolve(config)
     m = config.model
-    module = model.build(m, m.text.vocab_size, m.text.vocab_size - 1)
+    compute = CLIPCompute.parse(config.compute, "compute")
+    module = model.build(m, m.text.vocab_size, m.text.vocab_size - 1, compute)
 
     def init(key, batch):
         variables = module.init(key, jnp.zeros((1, m.image.size, m.image.size, 3)), batch["text"][:1])
@@ -110,7 +112,7 @@ def step_plan(name: str, sizes: dict) -> None:
     }
     count, plan = _plan(task, config, mesh, batch)
     sizes = (_mib(x) for x in (plan.arguments, plan.temporaries, plan.total))
-    _row(name, _shape(mesh), f"{count:,}", *sizes, f"{training(m) * 1e-9:,.0f}")
+    _row(name, _shape(mesh), f"{count:,}", *sizes, f"{training(module.options) * 1e-9:,.0f}")
 
 
 def vqgan_plan(name: str, sizes: dict) -> None:

@@ -79,7 +79,7 @@ def main() -> None:
 
     median = {name: statistics.median(values) for name, values in seconds.items()}
     machine = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({platform.machine()})"
-    print(f"{machine}, jax {jax.__version__}, batch {size}, {config.model.dtype}")
+    print(f"{machine}, jax {jax.__version__}, batch {size}, {config.compute.dtype}")
     for name, value in median.items():
         utilisation = "" if peak is None else f", MFU {profiling.mfu(task.flops * size, value, peak):.3f}"
         print(f"{name:<12} {value * 1e3:8.1f} ms/update  {size / value:8.0f} examples/s{utilisation}")

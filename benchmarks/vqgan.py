@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="side of the pictures, in pixels")
     arguments = parser.parse_args()
     config = load_config("vqgan/f16_1024")
-    config.model.dtype = config.discriminator.dtype = arguments.dtype
+    config.compute.dtype = arguments.dtype
     config.perceptual = {"type": "none"}
     config.loss.disc_start = 0
     config.augment = {}

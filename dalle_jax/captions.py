@@ -15,6 +15,8 @@ from vqgan_jax.stage2.condition import Tokens
 
 log = logging.getLogger(__name__)
 
+TOKENIZER = "tokenizer.json"  # beside the weights of a run
+
 
 class _Text:
     """What all captions share; see `vqgan_jax.stage2.condition.Condition`."""

@@ -1,5 +1,6 @@
 """Whether DALL-E draws what it is asked for, by a source's own reader of pictures."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
@@ -9,21 +10,31 @@ from ml_collections import ConfigDict
 
 from train_jax import inference
 from train_jax.data.sources import DataError, Source
+from train_jax.options import option
 from train_jax.pictures import image_grid
-from vqgan_jax.stage2 import rerank
-from vqgan_jax.stage2.evaluators import SAMPLING, Evaluated, Sampler, check_sampling, requirement
+from vqgan_jax.stage2 import evaluators, rerank
+from vqgan_jax.stage2.evaluators import Evaluated, Sampler, SamplingOptions, check_sampling
 
 
-def defaults() -> ConfigDict:
-    """Evaluator type -> its options."""
-    c = ConfigDict()
-    # Whether the source's own reader finds in a picture what its prompt says. about: "labels", by `template`; "captions",
-    # each record's first; "pairs", the first of records without a label. clip: ranks `n` pictures of each prompt.
-    c.drawing = ConfigDict(
-        {"source": "", "split": "test", "about": "labels", "template": "a {}", "prompts": 256, "n": 1}
-    )
-    c.drawing.update({"clip": "", **SAMPLING})
-    return c
+@dataclasses.dataclass(frozen=True)
+class DrawingOptions(SamplingOptions):
+    """Whether the source's own reader finds in a picture what its prompt says."""
+
+    about: str = option(
+        "labels", "labels, by template; each record's first caption; or (pairs) those of records without a label",
+        choices=("labels", "captions", "pairs"),
+    )  # fmt: skip
+    template: str = option("a {}", "a prompt about a label")
+    prompts: int = option(256, "how many", least=1)
+    n: int = option(1, "pictures of each prompt, ranked by clip", least=1)
+    clip: str = option("", "anything that clip_jax.load opens; empty: none")
+
+    def check(self, path: str) -> None:
+        super().check(path)
+        self.require(self.n == 1 or bool(self.clip), path, "n", "1 where no clip ranks the pictures")
+
+
+EVALUATORS = {**evaluators.EVALUATORS, "drawing": DrawingOptions}
 
 
 def factories(stage: Evaluated) -> Mapping[str, Callable]:
@@ -35,7 +46,7 @@ class Drawings:
     """Share of prompts whose drawing the source's reader finds right; with `clip`, of the best of `n`, too."""
 
     def __init__(self, stage: Evaluated, options: ConfigDict, context):
-        _check(options, stage)
+        check_sampling(options, stage)
         self._source = context.source(options.source, options.split)
         if self._source.shows is None:
             raise DataError(f"{self._source.name} has no reader of pictures: the evaluator 'drawing' needs one")
@@ -82,11 +93,3 @@ def fill_template(template: str, name: str) -> str:
     if name[:1].lower() in tuple("aeiou"):
         template = re.sub(r"\b([Aa]) \{\}", r"\1n {}", template)
     return template.format(name)
-
-
-def _check(options: ConfigDict, stage: Evaluated) -> None:
-    check_sampling(options, stage)
-    require = requirement(options)
-    require(options.prompts >= 1, "prompts", "at least 1")
-    require(options.n == 1 or bool(options.clip), "n", "1 where no clip ranks the pictures")
-    require(options.about in ("labels", "captions", "pairs"), "about", "labels, captions or pairs")

@@ -3,56 +3,65 @@
 The run directory keeps the tokenizer of captions in `tokenizer.json`.
 """
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from dalle_jax import evaluators
-from dalle_jax.captions import Captions
+from dalle_jax.captions import TOKENIZER, Captions
+from dalle_jax.options import DALLEOptions
+from train_jax.data.options import TokenizerOptions
 from train_jax.data.text import Tokenizer
 from train_jax.data.vocabulary import learn
 from train_jax.errors import ConfigError
+from train_jax.options import Options, option
 from train_jax.task import Task
 from vqgan_jax.stage2 import task
 
-TOKENIZER = "tokenizer.json"  # beside the weights
+
+@dataclasses.dataclass(frozen=True)
+class DALLETokenizerOptions(TokenizerOptions):
+    """The tokenizer of captions."""
+
+    vocab_size: int = option(16384, "tokens of a trained one", least=2)
+    dropout: float = option(0.0, "share of merges left out in training; 0.1 in the paper", least=0, below=1)
 
 
-def defaults() -> ConfigDict:
+@dataclasses.dataclass(frozen=True)
+class LossOptions(Options):
+    """Weights of the two means over tokens."""
+
+    condition: float = option(1 / 8, "of the text tokens' cross-entropy", least=0)
+    codes: float = option(7 / 8, "of the codes' cross-entropy", least=0)
+
+    def check(self, path: str) -> None:
+        self.require(self.condition + self.codes > 0, path, "codes", f"positive where {path}.condition is 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class DALLETaskOptions(task.Stage2TaskOptions):
     """DALL-E's part of a config."""
-    c = task.defaults()
-    c.tokenizer = ConfigDict()
-    c.tokenizer.path = ""  # a folder with CLIP's kind of tokenizer, or its file; "": train one on the captions
-    c.tokenizer.vocab_size = 16384  # of a trained one
-    c.tokenizer.captions = 100_000  # records whose captions a trained one is learnt from
-    c.tokenizer.dropout = 0.0  # share of merges left out in training; 0.1 in the paper
-    c.model.text_length = 64  # tokens of a caption, marks and pads included
-    c.model.positions = "axial"
-    c.loss = ConfigDict({"condition": 1 / 8, "codes": 7 / 8})  # weights of the two means, per token
-    c.evaluators.update(evaluators.defaults())
-    return c
+
+    model: DALLEOptions = DALLEOptions()
+    tokenizer: DALLETokenizerOptions = DALLETokenizerOptions()
+    loss: LossOptions = LossOptions()
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"tokenizer": self.tokenizer.identity()}
+
+
+OPTIONS, EVALUATORS = DALLETaskOptions, evaluators.EVALUATORS
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
     """The task of a resolved config. ConfigError for options that cannot be, LoadError for a VQGAN that cannot."""
-    _check(config)
+    options = DALLEOptions.parse(config.model, "model")
     tokenizer = _tokenizer(config, workdir)
     captions = Captions(tokenizer, config.condition_dropout > 0, config.tokenizer.dropout)
     artifacts = {TOKENIZER: tokenizer.to_json()}
-    return task.make(config, workdir, captions, artifacts=artifacts, more_evaluators=evaluators.factories)
-
-
-def _check(config: ConfigDict) -> None:
-    def require(holds: bool, path: str, value, allowed: str) -> None:
-        if not holds:
-            raise ConfigError(f"config.{path} = {value!r}; it must be {allowed}")
-
-    require(config.model.text_length >= 2, "model.text_length", config.model.text_length, "at least 2")
-    require(0 <= config.tokenizer.dropout < 1, "tokenizer.dropout", config.tokenizer.dropout, "in [0, 1)")
-    for name, weight in config.loss.items():
-        require(weight >= 0, f"loss.{name}", weight, "0 or more")
-    total = config.loss.condition + config.loss.codes
-    require(total > 0, "loss.codes", config.loss.codes, "positive where loss.condition is 0")
+    return task.make(config, workdir, options, captions, artifacts=artifacts, more_evaluators=evaluators.factories)
 
 
 def _tokenizer(config: ConfigDict, workdir: Path | None) -> Tokenizer:

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from nn_jax.attention import KVCache, SelfAttention
-from nn_jax.layers import ACTIVATIONS, DTYPES, Dense, layer_norm
+from nn_jax.layers import ACTIVATIONS, Dense, layer_norm
 
 REMAT = {
     "none": None,
@@ -23,23 +23,6 @@ REMAT = {
 }
 
 Masks = Bool[Array, "..."]  # [.., t, s], or with `Transformer.mask_index` [masks, .., t, s]
-
-
-def check(options: Mapping[str, Any], require: Callable[[bool, str, str], None]) -> None:
-    """Refuses options of which no `Transformer` can be made.
-
-    Args:
-      options: width, depth, heads, mlp_ratio, dropout, activation, remat, dtype.
-      require: `(condition, key, allowed)` raises, where the condition does not hold, an error that names all three.
-    """
-    require(options["heads"] >= 1, "heads", "at least 1")
-    require(options["width"] >= 1 and options["width"] % options["heads"] == 0, "width", "a multiple of model.heads")
-    require(options["depth"] >= 1, "depth", "at least 1")
-    require(round(options["mlp_ratio"] * options["width"]) >= 1, "mlp_ratio", "positive")
-    require(0 <= options["dropout"] < 1, "dropout", "in [0, 1)")
-    require(options["activation"] in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
-    require(options["remat"] in REMAT, "remat", f"one of {', '.join(REMAT)}")
-    require(options["dtype"] in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
 
 
 def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -253,7 +253,7 @@ def _check_patterns(optim: ConfigDict, axes: Mapping) -> None:
             if not any(re.search(pattern, name) for name in axes):
                 some = ", ".join(sorted(axes)[:8])
                 stacked = any("/blocks/" in name for name in axes)
-                hint = ". Blocks are stacked: with config.model.scan = False each has its own name, block_0 …"
+                hint = ". Blocks are stacked: with config.compute.scan = False each has its own name, block_0 …"
                 raise ConfigError(
                     f"config.optim.{option}: {pattern!r} matches no parameter; they are named {some}, …{hint * stacked}"
                 )

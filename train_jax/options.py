@@ -193,11 +193,15 @@ def _allowed(field: dataclasses.Field) -> str:
     high = metadata["most"] if metadata["below"] is None else metadata["below"]
     if low is not None and high is not None:
         left, right = "[" if metadata["above"] is None else "(", "]" if metadata["below"] is None else ")"
-        return f"in {left}{low:g}, {high:g}{right}"
+        return f"in {left}{_number(low)}, {_number(high)}{right}"
     if low is not None:
         if metadata["above"] is not None:
-            return "positive" if low == 0 else f"above {low:g}"
-        return "0 or more" if low == 0 else f"at least {low:g}"
+            return "positive" if low == 0 else f"above {_number(low)}"
+        return "0 or more" if low == 0 else f"at least {_number(low)}"
     if high is not None:
-        return f"at most {high:g}" if metadata["below"] is None else f"below {high:g}"
+        return f"at most {_number(high)}" if metadata["below"] is None else f"below {_number(high)}"
     return ""
+
+
+def _number(x: float) -> str:
+    return str(x) if isinstance(x, int) else f"{x:g}"

@@ -240,7 +240,7 @@ class Loop:
         raise FloatingPointError(
             f"the last {int(metrics['streak'])} updates up to step {step} had a non-finite loss or gradient and were "
             f"skipped (loss {float(metrics['loss'])}, grad_norm {norms}); {saved}. "
-            "Lower config.optim.lr, lengthen config.optim.warmup_steps, or set config.model.dtype to float32"
+            "Lower config.optim.lr, lengthen config.optim.warmup_steps, or set config.compute.dtype to float32"
         )
 
 
@@ -255,5 +255,5 @@ def report(prepared: Prepared, compiled: jax.stages.Compiled) -> None:
     log.info("%s examples; %.2f epochs", f"{prepared.records:,}", epochs)
     plan = profiling.memory_plan(compiled)
     log.info("memory of the compiled step, per device:\n%s", plan)
-    remedy = "lower config.data.batch_size, set config.model.remat, or spread the run over more devices (config.mesh.fsdp)"
+    remedy = "lower config.data.batch_size, set config.compute.remat, or spread the run over more devices (config.mesh.fsdp)"
     memory.require(plan.needed, mesh.local_devices[0], "the compiled step takes", remedy)

@@ -13,7 +13,8 @@ def get_config() -> ConfigDict:
     c.task = "clip_jax.task"
     c.steps = 400
     c.data = ConfigDict({"source": "digits", "batch_size": 128})
-    c.model = ConfigDict({"embed_dim": 64, "scan": False, "activation": "gelu_tanh"})
+    c.model = ConfigDict({"embed_dim": 64, "activation": "gelu_tanh"})
+    c.compute = ConfigDict({"scan": False})
     c.model.image = ConfigDict(
         {"size": 32, "patch": 8, "width": 96, "depth": 2, "heads": 3, "stem": "conv", "pool": "mean"}
     )

@@ -16,5 +16,5 @@ def get_config() -> ConfigDict:
     c = vit_b32.get_config()
     c.model.embed_dim = 1024
     c.model.image = ConfigDict({"tower": "resnet", "size": 224, "width": 64, "layers": (3, 4, 6, 3), "heads": 32})
-    c.model.micro_batch = 0
+    c.compute.micro_batch = 0
     return c

@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     )
     c.model.text = ConfigDict({"context_length": 24, "width": 128, "depth": 2, "heads": 4})
     c.model.activation = "gelu_tanh"
-    c.model.scan = False  # shallow towers compile quickly, and run faster on a CPU, when unrolled
+    c.compute = ConfigDict({"scan": False})  # shallow towers compile quickly, and run faster on a CPU, when unrolled
     c.tokenizer = ConfigDict({"vocab_size": 640})
 
     c.optim = ConfigDict({"name": "adamw", "lr": 2e-3, "warmup_steps": 100, "weight_decay": 0.05, "args": {"b2": 0.98}})

@@ -16,12 +16,13 @@ from . import vit_b32
 
 def get_config() -> ConfigDict:
     c = vit_b32.get_config()
-    c.model = ConfigDict({"embed_dim": 768, "activation": "gelu_tanh", "eps": 1e-6, "dtype": "bfloat16"})
+    c.model = ConfigDict({"embed_dim": 768, "activation": "gelu_tanh", "eps": 1e-6})
     c.model.image = ConfigDict({"size": 224, "patch": 16, "width": 768, "depth": 12, "heads": 12})
     c.model.image.update({"stem_bias": True, "pool": "map", "pre_norm": False, "proj": False})
     c.model.text = ConfigDict({"context_length": 64, "vocab_size": 32_000, "width": 768, "depth": 12, "heads": 12})
     c.model.text.update({"causal": False, "pool": "last", "proj_bias": True})
-    c.model.update({"loss": "sigmoid", "init_logit_scale": 2.302585, "tile": 1024, "micro_batch": 128, "remat": "dots"})
+    c.model.update({"loss": "sigmoid", "init_logit_scale": 2.302585})
+    c.compute.micro_batch = 128
     c.tokenizer.path = "tokenizers/siglip"  # a folder with SigLIP's tokenizer.json or spiece.model
     half = (0.5, 0.5, 0.5)
     c.preprocess = ConfigDict({"mode": "squash", "mean": half, "std": half})

@@ -13,5 +13,5 @@ from . import vit_b32
 def get_config() -> ConfigDict:
     c = vit_b32.get_config()
     c.model.image.patch = 16
-    c.model.micro_batch = 128
+    c.compute.micro_batch = 128
     return c

@@ -23,10 +23,11 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict({"source": "webdataset:laion/*.tar", "split": "train[1%:]", "batch_size": 32_768, "workers": 8})
     c.mesh = ConfigDict({"data": -1})
 
-    c.model = ConfigDict({"embed_dim": 512, "activation": "gelu", "dtype": "bfloat16"})
+    c.model = ConfigDict({"embed_dim": 512, "activation": "gelu"})
     c.model.image = ConfigDict({"size": 224, "patch": 32, "width": 768, "depth": 12, "heads": 12})
     c.model.text = ConfigDict({"context_length": 77, "vocab_size": 49_408, "width": 512, "depth": 12, "heads": 8})
-    c.model.update({"tile": 1024, "micro_batch": 256, "remat": "dots"})
+    c.compute = ConfigDict({"dtype": "bfloat16", "remat": "dots", "micro_batch": 256})
+    c.contrastive = ConfigDict({"tile": 1024})
     c.tokenizer = ConfigDict({"path": "tokenizers/clip"})  # a folder with CLIP's tokenizer.json
     c.augment = ConfigDict({"scale": (0.9, 1.0)})
 

@@ -16,5 +16,5 @@ def get_config() -> ConfigDict:
     c.model.embed_dim = 768
     c.model.image = ConfigDict({"size": 224, "patch": 14, "width": 1024, "depth": 24, "heads": 16})
     c.model.text.update({"width": 768, "heads": 12})
-    c.model.update({"micro_batch": 128, "remat": "full"})
+    c.compute.update({"micro_batch": 128, "remat": "full"})
     return c

@@ -19,9 +19,11 @@ def get_config() -> ConfigDict:
     c.mesh = ConfigDict({"data": -1, "fsdp": 8})
     c.vqgan = ConfigDict({"path": ""})
     c.tokenizer = ConfigDict({"vocab_size": 16_384, "dropout": 0.1})
-    c.model = ConfigDict({"text_length": 256, "width": 3968, "depth": 64, "heads": 62, "dropout": 0.0})
+    c.model = ConfigDict({"text_length": 256, "width": 3968, "depth": 64, "heads": 62})
     c.model.update({"vocabulary": "joint", "attention": ("row", "column", "row", "row"), "last_attention": "conv"})
-    c.model.update({"conv_window": 11, "remat": "full", "dtype": "bfloat16"})
+    c.model.conv_window = 11
+    c.compute = ConfigDict({"dtype": "bfloat16", "remat": "full"})
+    c.dropout = 0.0
     c.loss = ConfigDict({"condition": 1 / 8, "codes": 7 / 8})
     c.condition_dropout = 0.0
     c.optim = ConfigDict({"lr": 4.5e-4, "warmup_steps": 5000, "weight_decay": 4.5e-2})

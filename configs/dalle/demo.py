@@ -16,7 +16,7 @@ from . import shapes
 def get_config() -> ConfigDict:
     c = shapes.get_config()
     c.steps = 2000
-    c.model.dropout = 0.0
+    c.dropout = 0.0
     c.checkpoint = ConfigDict({"every": 1000, "keep_last": 1})
     for evaluator in c.evals.values():
         evaluator.every = 0

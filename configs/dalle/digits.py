@@ -18,7 +18,9 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict({"source": "digits", "batch_size": 32})
     c.vqgan = ConfigDict({"path": "runs/vqgan-digits"})
     c.tokenizer = ConfigDict({"vocab_size": 600})
-    c.model = ConfigDict({"text_length": 12, "width": 192, "depth": 4, "heads": 6, "dropout": 0.2, "scan": False})
+    c.model = ConfigDict({"text_length": 12, "width": 192, "depth": 4, "heads": 6})
+    c.compute = ConfigDict({"scan": False})
+    c.dropout = 0.2
     c.optim = ConfigDict({"name": "contrib.muon", "lr": 3e-3, "warmup_steps": 50, "weight_decay": 0.05})
     c.optim.args = ConfigDict({"consistent_rms": 0.2, "adam_b2": 0.98, "eps": 1e-7})
     c.ema = ConfigDict({"decay": 0.995})

@@ -18,8 +18,9 @@ def get_config() -> ConfigDict:
     c.mesh = ConfigDict({"data": -1, "fsdp": 8})
     c.vqgan = ConfigDict({"path": ""})
     c.tokenizer = ConfigDict({"vocab_size": 16_384})
-    c.model = ConfigDict({"text_length": 64, "width": 1536, "depth": 42, "heads": 24, "dropout": 0.0})
-    c.model.update({"positions": "learned", "remat": "full", "dtype": "bfloat16"})
+    c.model = ConfigDict({"text_length": 64, "width": 1536, "depth": 42, "heads": 24, "positions": "learned"})
+    c.compute = ConfigDict({"dtype": "bfloat16", "remat": "full"})
+    c.dropout = 0.0
     c.optim = ConfigDict({"lr": 1e-4, "warmup_steps": 2000, "weight_decay": 0.01, "args": {"b2": 0.96}})
     c.checkpoint = ConfigDict({"every": 5000})
     c.evals = ConfigDict({"test": {"type": "likelihood", "split": "train[:1%]", "every": 10_000}})

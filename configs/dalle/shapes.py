@@ -19,7 +19,9 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict({"source": "shapes/32", "batch_size": 32})
     c.vqgan = ConfigDict({"path": "runs/demo/vqgan"})
     c.tokenizer = ConfigDict({"vocab_size": 640})
-    c.model = ConfigDict({"text_length": 20, "width": 192, "depth": 4, "heads": 6, "dropout": 0.1, "scan": False})
+    c.model = ConfigDict({"text_length": 20, "width": 192, "depth": 4, "heads": 6})
+    c.compute = ConfigDict({"scan": False})
+    c.dropout = 0.1
     c.model.activation = "gelu_tanh"
     # Muon needs a third of AdamW's updates here. Its updates are brought to the size of Adam's, which has all but kernels.
     c.optim = ConfigDict({"name": "contrib.muon", "lr": 3e-3, "warmup_steps": 100, "weight_decay": 0.05})

@@ -21,7 +21,8 @@ def get_config() -> ConfigDict:
     c.mesh = ConfigDict({"data": -1})
 
     c.model = ConfigDict({"channels": 128, "multipliers": (1, 1, 2, 2, 4), "blocks": 2, "attention": (16,)})
-    c.model.update({"resolution": 256, "z_channels": 256, "dtype": "bfloat16"})
+    c.model.update({"resolution": 256, "z_channels": 256})
+    c.compute = ConfigDict({"dtype": "bfloat16"})
     c.model.quantizer = ConfigDict({"type": "nearest", "size": 1024, "dim": 256, "beta": 0.25})
     c.discriminator = ConfigDict({"channels": 64, "layers": 3, "norm": "group"})
     c.perceptual = ConfigDict({"type": "lpips", "path": "", "weight": 1.0})

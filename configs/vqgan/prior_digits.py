@@ -15,7 +15,8 @@ def get_config() -> ConfigDict:
     c.log_every = 100
     c.data = ConfigDict({"source": "digits", "batch_size": 32})
     c.vqgan = ConfigDict({"path": "runs/vqgan-digits"})
-    c.model = ConfigDict({"classes": 10, "width": 192, "depth": 4, "heads": 6, "dropout": 0.2})
+    c.model = ConfigDict({"classes": 10, "width": 192, "depth": 4, "heads": 6})
+    c.dropout = 0.2
     c.optim = ConfigDict({"lr": 1e-3, "warmup_steps": 50, "weight_decay": 0.05, "args": {"b2": 0.98}})
     c.ema = ConfigDict({"decay": 0.995})
     c.checkpoint = ConfigDict({"every": 500, "keep_last": 1})

@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizers.implementations import CharBPETokenizer
 
 from dalle_jax.captions import CharBpeCaptions
+from dalle_jax.options import DALLEOptions
 from train_jax.errors import LoadError
 from train_jax.weights import gpt
 from train_jax.weights.layout import Entry, from_peer, nested
@@ -104,7 +105,7 @@ def _completed(defaults: Mapping, stated, where: str) -> dict:
     return full
 
 
-def _options(hparams: Mapping, text_length: int) -> dict:
+def _options(hparams: Mapping, text_length: int) -> DALLEOptions:
     if hparams["embed_dim"] % hparams["n_heads"]:
         raise LoadError(
             f"stage2.hparams: embed_dim = {hparams['embed_dim']} is no multiple of n_heads = {hparams['n_heads']}"
@@ -117,16 +118,16 @@ def _options(hparams: Mapping, text_length: int) -> dict:
     for key in ("mlp_bias", "attn_bias"):
         if not hparams[key]:
             raise LoadError(f"stage2.hparams.{key} = {hparams[key]}; only layers with biases are built here")
-    return {
+    options = {
         "text_length": text_length,
         "width": hparams["embed_dim"],
         "depth": hparams["n_layers"],
         "heads": hparams["n_heads"],
         "activation": "quick_gelu" if hparams["gelu_use_approx"] else "gelu",
-        "dropout": float(hparams["resid_pdrop"]),
         "positions": "learned",
         "vocabulary": "separate",
     }
+    return DALLEOptions.parse(options, "model")
 
 
 def _tokenizer(folder: Path, length: int, size: int) -> CharBpeCaptions:

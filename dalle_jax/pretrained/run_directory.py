@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from dalle_jax.captions import Captions
-from dalle_jax.task import TOKENIZER
+from dalle_jax.captions import TOKENIZER, Captions
+from dalle_jax.options import DALLEOptions
 from train_jax.data.text import Tokenizer
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint, open_run
 
@@ -11,8 +11,9 @@ from vqgan_jax.stage2.checkpoint import Stage2Checkpoint, open_run
 def open_directory(path: Path, step: int | None = None) -> Stage2Checkpoint | None:
     """The newest checkpoint of a run (or that of `step`), averaged weights where there are any; None if it is no run."""
 
-    def condition(config: dict) -> Captions:
-        tokenizer = Tokenizer.load(path / TOKENIZER, config["model"]["text_length"])
+    def condition(config: dict, options: DALLEOptions) -> Captions:
+        tokenizer = Tokenizer.load(path / TOKENIZER, options.text_length)
         return Captions(tokenizer, droppable=config["condition_dropout"] > 0)
 
-    return open_run(path, step, task="dalle_jax.task", what="a DALL-E", artifacts=(TOKENIZER,), condition=condition)
+    names = {"task": "dalle_jax.task", "what": "a DALL-E", "artifacts": (TOKENIZER,)}
+    return open_run(path, step, **names, options=DALLEOptions, condition=condition)

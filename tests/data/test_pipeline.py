@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from train_jax.data.pipeline import eval_batches, prefetch, train_iterator
 
 from train_jax.data import pipeline
 from train_jax.data.images import BrokenSample
-from train_jax.data.pipeline import eval_batches, prefetch, train_iterator
 from train_jax.data.sources import DataError, Source
 from train_jax.step import BROKEN
 

@@ -6,8 +6,9 @@ from train_jax.errors import LoadError
 from train_jax.weights import hub
 from vqgan_jax.pretrained.taming import find_file
 from vqgan_jax.prior import taming
-from vqgan_jax.prior.task import condition
+from vqgan_jax.prior.options import PriorOptions
 from vqgan_jax.stage2.checkpoint import open_run
+from vqgan_jax.stage2.condition import ClassCondition
 from vqgan_jax.stage2.generator import CodeGenerator
 
 
@@ -36,7 +37,12 @@ def load(path: str | Path, step: int | None = None) -> Prior:
         if checkpoint is None:
             raise LoadError(f"{file} is no second stage: neither a run directory nor taming's Net2NetTransformer")
         return checkpoint.load(Prior)
-    checkpoint = open_run(path, step, task="vqgan_jax.prior.task", what="a second stage", condition=condition)
+
+    def condition(config: dict, options: PriorOptions) -> ClassCondition:
+        return options.condition(config["condition_dropout"])
+
+    names = {"task": "vqgan_jax.prior.task", "what": "a second stage"}
+    checkpoint = open_run(path, step, **names, options=PriorOptions, condition=condition)
     if checkpoint is None:
         raise LoadError(f"{path} is no run directory: it has no config.json with a task")
     return checkpoint.load(Prior)

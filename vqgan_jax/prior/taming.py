@@ -16,6 +16,7 @@ from vqgan_jax.pretrained import taming
 from vqgan_jax.pretrained.checkpoint import describing
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
 from vqgan_jax.stage2.condition import ClassCondition
+from vqgan_jax.stage2.model import CodeTransformerOptions
 from vqgan_jax.vqgan import Vqgan
 
 _IGNORED = (r"\.attn\.mask$",)
@@ -59,12 +60,8 @@ def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
         "codes/positions": np.concatenate([positions[1:], 0 * positions[:1]]),
         "head/kernel": params["head/kernel"][:, :num_codes],
     }
-    options = {
-        "width": hparams["n_embd"],
-        "depth": hparams["n_layer"],
-        "heads": hparams["n_head"],
-        "dropout": float(hparams["resid_pdrop"]),
-    }
+    sizes = {"width": hparams["n_embd"], "depth": hparams["n_layer"], "heads": hparams["n_head"]}
+    options = CodeTransformerOptions.parse(sizes, "model")
     variables, name = first.variables(first.module())
     vqgan = Vqgan.assemble(first.model, variables, name)
     condition = ClassCondition(classes, droppable=not classes)

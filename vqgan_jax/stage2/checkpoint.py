@@ -1,7 +1,7 @@
 """Second stages in files: what the files tell before weights are read, and run directories of `train-jax`."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,15 +9,17 @@ import jax
 import numpy as np
 
 from train_jax import run_directory
+from train_jax.compute import TransformerCompute
 from vqgan_jax.pretrained.checkpoint import describing
-from vqgan_jax.stage2 import model as model_lib
 from vqgan_jax.stage2.condition import Condition
 from vqgan_jax.stage2.generator import CodeGenerator
-from vqgan_jax.stage2.task import VQGAN
+from vqgan_jax.stage2.model import CodeTransformerOptions
 from vqgan_jax.vqgan import Vqgan
 from vqgan_jax.vqgan import load as load_vqgan
 
+VQGAN = "vqgan.safetensors"  # beside the weights of a run
 Generator = TypeVar("Generator", bound=CodeGenerator)
+Options = TypeVar("Options", bound=CodeTransformerOptions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,27 +28,26 @@ class Stage2Checkpoint:
 
     Attributes:
       name: where it came from, for people.
-      options: of `vqgan_jax.stage2.model.defaults`, as far as the files tell them; others are ignored.
+      options: of the transformer.
       condition: what its codes are conditioned on.
       vqgan: the VQGAN whose codes it knows.
       size: side of its pictures.
       read: reads the weights: `(parameters, name with the step)`.
+      compute: how the model was computed in training.
     """
 
     name: str
-    options: Mapping
+    options: CodeTransformerOptions
     condition: Condition
     vqgan: Vqgan
     size: int
     read: Callable[[], tuple[dict, str]]
+    compute: TransformerCompute = TransformerCompute()
 
     def load(self, kind: type[Generator]) -> Generator:
         """The loaded value of this class. LoadError for weights that are damaged or do not belong to the options."""
-        options = model_lib.defaults()
-        with describing(self.name):
-            options.update({key: value for key, value in self.options.items() if key in options})
         params, name = self.read()
-        return kind.assemble(options, params, self.condition, self.vqgan, self.size, name)
+        return kind.assemble(self.options, params, self.condition, self.vqgan, self.size, name, self.compute)
 
 
 def open_run(
@@ -55,15 +56,17 @@ def open_run(
     *,
     task: str,
     what: str,
+    options: type[Options],
     artifacts: tuple[str, ...] = (),
-    condition: Callable[[dict], Condition],
+    condition: Callable[[dict, Options], Condition],
 ) -> Stage2Checkpoint | None:
     """The newest checkpoint of a run (or that of `step`), averaged weights where there are any; None if it is no run.
 
     Args:
       task, what: see `train_jax.run_directory.open_config`.
+      options: the class of `config.model`.
       artifacts: files beside the weights that the condition needs.
-      condition: of the run's config.
+      condition: of the run's config and its parsed `model`.
     """
     config = run_directory.open_config(path, task, what, (*artifacts, VQGAN))
     if config is None:
@@ -76,4 +79,6 @@ def open_run(
 
     with describing(path):
         size = config["vqgan"]["size"] or vqgan.size
-        return Stage2Checkpoint(str(path), config["model"], condition(config), vqgan, size, read)
+        model = options.parse(config["model"], "model")
+        compute = TransformerCompute.parse(config["compute"], "compute")
+        return Stage2Checkpoint(str(path), model, condition(config, model), vqgan, size, read, compute)

@@ -13,9 +13,11 @@ from ml_collections import ConfigDict
 from nn_jax.code_transformer import CodeTransformer
 from nn_jax.decoding import Sampling, max_candidates
 from train_jax import inference
+from train_jax.config import EvaluatorOptions
 from train_jax.data.images import Preprocess
 from train_jax.data.subset import first
 from train_jax.errors import ConfigError, in_float32
+from train_jax.options import option
 from train_jax.pictures import image_grid
 from vqgan_jax.features import open_features
 from vqgan_jax.stage2 import sampling
@@ -24,18 +26,39 @@ from vqgan_jax.stage2.likelihood import NATS_PER_BIT, entropy_bits, negative_log
 from vqgan_jax.vqgan import Vqgan
 
 _MAX_SHOWN = 64  # pictures of a grid of samples
-SAMPLING = {"seed": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance": 1.0, "batch_size": 64}
 
 
-def defaults() -> ConfigDict:
-    """Evaluator type -> its options."""
-    c = ConfigDict()
-    c.likelihood = ConfigDict({"source": "", "split": "test", "batch_size": 64})  # of a record's first condition
-    # `n` pictures of each condition; conditions (): `rows` of them from the split, its first texts or the classes in turn.
-    c.samples = ConfigDict({"source": "", "split": "test", "conditions": (), "rows": 6, "n": 8, **SAMPLING})
-    # features: by which samples are compared with as many pictures of the split, "" for no comparison; vqgan_jax.features.
-    c.samples.features = ""
-    return c
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions(EvaluatorOptions):
+    """How pictures are sampled; see `CodeGenerator.draw`."""
+
+    n: int = option(8, "pictures of each condition", least=1)
+    seed: int = option(0, "of the noise", least=0, below=2**32)
+    temperature: float = option(1.0, "of the codes' distribution; 0: the most likely code", least=0)
+    top_k: int = option(0, "the so many most likely codes; 0: all", least=0)
+    top_p: float = option(1.0, "the most likely codes that make up this share", above=0, most=1)
+    guidance: float = option(1.0, "classifier-free; 1: none")
+
+    def check(self, path: str) -> None:
+        for key in ("guidance", "temperature"):
+            self.require(in_float32(getattr(self, key)), path, key, "a number that float32 has")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplesOptions(SamplingOptions):
+    """Samples to look at."""
+
+    conditions: tuple = option((), "what is sampled; (): the first texts of the split, or the classes in turn")
+    rows: int = option(6, "how many conditions, where none are named", least=1)
+    features: str = option("", "by which samples are compared with as many pictures of the split; see vqgan_jax.features")
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodOptions(EvaluatorOptions):
+    """Likelihood of held-out pictures, given each record's first condition."""
+
+
+EVALUATORS = {"likelihood": LikelihoodOptions, "samples": SamplesOptions}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,29 +205,14 @@ class Samples:
         return metrics, {"samples": image_grid([list(row) for row in pictures[:rows]])}
 
 
-def requirement(options: ConfigDict) -> Callable[[bool, str, str], None]:
-    """`(condition, key, allowed)` that raises ConfigError for an evaluator's option where the condition does not hold."""
+def check_sampling(options: ConfigDict, stage: Evaluated) -> None:
+    """ConfigError for options that `CodeGenerator.draw` of this model would refuse, before the run begins."""
 
     def require(holds: bool, key: str, allowed: str) -> None:
         if not holds:
             raise ConfigError(f"config.evals.….{key} = {options[key]!r}; it must be {allowed}")
 
-    return require
-
-
-def check_sampling(options: ConfigDict, stage: Evaluated) -> None:
-    """ConfigError for options that `CodeGenerator.draw` would refuse, before the run begins."""
-    require, size = requirement(options), stage.module.num_codes
-    for key in ("n", "batch_size", "rows"):
-        require(options.get(key, 1) >= 1, key, "at least 1")
-    require(0 <= options.seed < 2**32, "seed", "in [0, 2^32)")
-    require(in_float32(options.guidance), "guidance", "a number that float32 has; 1 is none")
     can_guide = stage.condition.droppable and stage.condition.vocabulary_size > 1
-    require(
-        options.guidance == 1 or can_guide,
-        "guidance",
-        "1 where there is no condition, or config.condition_dropout is 0",
-    )
-    require(options.temperature >= 0 and in_float32(options.temperature), "temperature", "0 or more, as float32 has it")
-    require(0 <= options.top_k <= size, "top_k", f"in [0, {size}], 0 for all codes")
-    require(0 < options.top_p <= 1, "top_p", "in (0, 1]")
+    allowed = "1 where there is no condition, or config.condition_dropout is 0"
+    require(options.guidance == 1 or can_guide, "guidance", allowed)
+    require(options.top_k <= stage.module.num_codes, "top_k", f"in [0, {stage.module.num_codes}], 0 for all codes")

@@ -14,26 +14,26 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float32, Int, Int32, UInt8
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from nn_jax import code_transformer
 from nn_jax.code_transformer import CodeTransformer
 from nn_jax.decoding import Sampling, max_candidates
 from train_jax import inference
+from train_jax.compute import TransformerCompute
 from train_jax.data.images import Preprocess
 from train_jax.errors import ConfigError, LoadError, in_float32
 from train_jax.weights.layout import flat
 from vqgan_jax.stage2 import model as model_lib
 from vqgan_jax.stage2 import sampling
 from vqgan_jax.stage2.condition import Condition
+from vqgan_jax.stage2.model import CodeTransformerOptions
 from vqgan_jax.stage2.rerank import clip_scores, open_reranker
 from vqgan_jax.vqgan import Picture, Pictures, Vqgan
 
 LIKELIHOOD = "likelihood"  # a way to rank
 _PREVIEWS = 8  # steps of the progress bar in a window
 _GREY = 127
-_RUN_OPTIONS = ("dropout", "scan", "remat", "dtype")  # they do not change what a model samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +80,19 @@ class CodeGenerator:
 
     @classmethod
     def assemble(
-        cls, options: ConfigDict, params: Mapping, condition: Condition, vqgan: Vqgan, size: int, name: str
+        cls,
+        options: CodeTransformerOptions,
+        params: Mapping,
+        condition: Condition,
+        vqgan: Vqgan,
+        size: int,
+        name: str,
+        compute: TransformerCompute | None = None,
     ) -> Self:
         """The model of these options and weights; LoadError if they do not belong together."""
         grid = (size // vqgan.factor,) * 2
         try:
-            module = model_lib.build(options, condition, vqgan.codes, grid)
+            module = model_lib.build(options, condition, vqgan.codes, grid, compute)
         except ConfigError as error:
             raise LoadError(f"{name} describes no model that can be built: {error}") from error
         expected = flatten_dict(code_transformer.shapes(module), sep="/")
@@ -95,8 +102,7 @@ class CodeGenerator:
             lines = [f"{k}: {shapes.get(k, 'missing')}, where {expected.get(k, 'nothing')} belongs" for k in wrong[:8]]
             raise LoadError(f"{name}: weights and configuration belong to different models:\n  " + "\n  ".join(lines))
         digest = hashlib.sha256(f"{vqgan.fingerprint} {condition.fingerprint} {size}".encode())
-        meaning = {key: value for key, value in options.to_dict().items() if key not in _RUN_OPTIONS}
-        digest.update(json.dumps(meaning, sort_keys=True).encode())
+        digest.update(json.dumps(options.identity(), sort_keys=True).encode())
         for key, leaf in sorted(flat(params).items()):
             digest.update(f"{key} {leaf.dtype} {list(leaf.shape)}\n".encode() + np.ascontiguousarray(leaf).tobytes())
         return cls(module, inference.on_devices(params), condition, vqgan, size, digest.hexdigest(), name)

@@ -1,58 +1,61 @@
 """Options of a second stage's transformer, and the module they describe."""
 
-from ml_collections import ConfigDict
+import dataclasses
 
-from nn_jax import transformer
 from nn_jax.attention_patterns import PATTERNS, patterns_of_blocks
 from nn_jax.code_transformer import CodeTransformer
-from nn_jax.layers import DTYPES
-from train_jax.errors import ConfigError
+from nn_jax.layers import ACTIVATIONS
+from train_jax.compute import TransformerCompute
+from train_jax.options import Options, option
 from vqgan_jax.stage2.condition import Condition
 
-VOCABULARIES = ("separate", "joint")
-POSITIONS = ("axial", "learned")
 
+@dataclasses.dataclass(frozen=True)
+class CodeTransformerOptions(Options):
+    """The transformer; in size the defaults are a small GPT's."""
 
-def defaults() -> ConfigDict:
-    """Options of the transformer; in size those of a small GPT."""
-    c = ConfigDict()
-    c.width = 512
-    c.depth = 8
-    c.heads = 8
-    c.mlp_ratio = 4.0
-    c.activation = "gelu"
-    c.dropout = 0.1
-    c.vocabulary = "separate"  # of the logits: the condition's and the codes'; "joint": one of both, as in DALL-E's paper
-    c.positions = "learned"  # of codes: one vector a position; "axial": its row's and its column's
-    c.attention = ("dense",)  # patterns of the blocks in turn: dense, row, column, conv
-    c.last_attention = ""  # of the last block, if another
-    c.conv_window = 11  # side of the window of conv attention
-    c.scan = True
-    c.remat = "none"
-    c.dtype = "float32"
-    return c
-
-
-def build(options: ConfigDict, condition: Condition, num_codes: int, grid: tuple[int, int]) -> CodeTransformer:
-    """The module of resolved options, for a grid of codes out of `num_codes`. ConfigError for options that cannot be."""
-
-    def require(holds: bool, key: str, allowed: str) -> None:
-        if not holds:
-            raise ConfigError(f"config.model.{key} = {options[key]!r}; it must be {allowed}")
-
-    transformer.check(options.to_dict(), require)
-    require(options.vocabulary in VOCABULARIES, "vocabulary", f"one of {', '.join(VOCABULARIES)}")
-    require(
-        options.vocabulary == "separate" or condition.predicted, "vocabulary", f"separate for a {condition.kind}"
+    width: int = option(512, "of the residual stream", least=1)
+    depth: int = option(8, "blocks", least=1)
+    heads: int = option(8, "of attention", least=1)
+    mlp_ratio: float = option(4.0, "width of the MLPs, in widths", above=0)
+    activation: str = option("gelu", "of the MLPs", choices=ACTIVATIONS)
+    vocabulary: str = option(
+        "separate", "of the logits: joint is one of condition and codes, as in DALL-E's paper", choices=("separate", "joint")
     )
-    require(options.positions in POSITIONS, "positions", f"one of {', '.join(POSITIONS)}")
-    known = f"of {', '.join(PATTERNS)}"
-    patterns = tuple(options.attention)
-    require(bool(patterns) and set(patterns) <= set(PATTERNS), "attention", f"one or more {known}")
-    require(options.last_attention in ("", *PATTERNS), "last_attention", f'"" or one {known}')
-    require(options.conv_window >= 1 and options.conv_window % 2 == 1, "conv_window", "odd and positive")
-    distinct, mask_index = patterns_of_blocks(patterns, options.last_attention, options.depth)
-    blocks = {key: options[key] for key in ("mlp_ratio", "activation", "scan", "remat")}
+    positions: str = option(
+        "learned", "of codes: one vector a position, or (axial) its row's and its column's", choices=("axial", "learned")
+    )
+    attention: tuple[str, ...] = option(("dense",), "patterns of the blocks in turn", choices=PATTERNS)
+    last_attention: str = option("", "of the last block, if another", choices=("", *PATTERNS))
+    conv_window: int = option(11, "side of the window of conv attention", least=1)
+
+    def check(self, path: str) -> None:
+        self.require(self.width % self.heads == 0, path, "width", f"a multiple of config.{path}.heads = {self.heads}")
+        self.require(round(self.mlp_ratio * self.width) >= 1, path, "mlp_ratio", "larger")
+        self.require(bool(self.attention), path, "attention", f"one or more of {', '.join(PATTERNS)}")
+        self.require(self.conv_window % 2 == 1, path, "conv_window", "odd and positive")
+
+
+def build(
+    options: CodeTransformerOptions,
+    condition: Condition,
+    num_codes: int,
+    grid: tuple[int, int],
+    compute: TransformerCompute | None = None,
+    dropout: float = 0.0,
+) -> CodeTransformer:
+    """The module of these options, for a grid of codes out of `num_codes`. ConfigError for options that cannot be.
+
+    Args:
+      compute: None: as by default.
+      dropout: of embeddings and blocks, in training.
+    """
+    is_joint = options.vocabulary == "joint"
+    options.require(not is_joint or condition.predicted, "model", "vocabulary", f"separate for a {condition.kind}")
+    compute = compute or TransformerCompute()
+    distinct, mask_index = patterns_of_blocks(options.attention, options.last_attention, options.depth)
+    blocks = {"mlp_ratio": options.mlp_ratio, "activation": options.activation}
+    blocks |= {"scan": compute.scan, "remat": compute.remat}
     return CodeTransformer(
         condition_size=condition.vocabulary_size,
         condition_length=condition.length,
@@ -61,12 +64,12 @@ def build(options: ConfigDict, condition: Condition, num_codes: int, grid: tuple
         width=options.width,
         depth=options.depth,
         heads=options.heads,
-        dropout=options.dropout,
+        dropout=dropout,
         predicts_condition=condition.predicted,
-        joint_vocabulary=options.vocabulary == "joint",
+        joint_vocabulary=is_joint,
         axial=options.positions == "axial",
         patterns=distinct,
         conv_window=options.conv_window,
-        dtype=DTYPES[options.dtype],
+        dtype=compute.array_dtype,
         blocks=blocks | {"mask_index": mask_index if len(distinct) > 1 else ()},
     )

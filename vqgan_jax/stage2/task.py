@@ -5,8 +5,10 @@ or, with `codes.cached = False`, `image` uint8 [B, size, size, 3]. The run direc
 `vqgan.safetensors`, and needs the one that it came from no more.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,38 +16,68 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nn_jax.code_transformer import CodeTransformer
+from train_jax.compute import TransformerCompute
 from train_jax.data import images
+from train_jax.data.options import AugmentOptions
 from train_jax.errors import ConfigError
+from train_jax.options import Options, option
 from train_jax.profiling import BACKWARD, dense_flops, transformer_flops
 from train_jax.task import Task
 from vqgan_jax import codes as codes_lib
 from vqgan_jax import vqgan as vqgan_lib
 from vqgan_jax.stage2 import evaluators, model
+from vqgan_jax.stage2.checkpoint import VQGAN
 from vqgan_jax.stage2.condition import Condition
 from vqgan_jax.stage2.example import StreamExample
 from vqgan_jax.stage2.likelihood import NATS_PER_BIT, negative_log_likelihoods
+from vqgan_jax.stage2.model import CodeTransformerOptions
 
-VQGAN = "vqgan.safetensors"  # beside the weights
+
+@dataclasses.dataclass(frozen=True)
+class VQGANPathOptions(Options):
+    """The frozen first stage."""
+
+    path: str = option("", "anything that vqgan_jax.load opens")
+    size: int = option(0, "side of the pictures, in pixels; 0: its own", least=0)
 
 
-def defaults() -> ConfigDict:
+@dataclasses.dataclass(frozen=True)
+class CodesOptions(Options):
+    """The codes of the training pictures."""
+
+    cached: bool = option(True, "computed once; False: in every update, of pictures that augment has changed")
+    dir: str = option("", "where they are kept; empty: in the run directory")
+    flip: bool = option(False, "mirrored pictures as well; it makes 'left of' untrue")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage2TaskOptions(Options):
     """A second stage's part of a config, but for its condition's."""
-    c = ConfigDict()
-    c.vqgan = ConfigDict({"path": "", "size": 0})  # what vqgan_jax.load opens; side of the pictures, 0: its own
-    c.codes = ConfigDict()
-    c.codes.cached = True  # computed once; False: in every update, of pictures that `augment` has changed
-    c.codes.dir = ""  # where they are kept; "": in the run directory
-    c.codes.flip = False  # mirrored pictures as well; it makes "left of" untrue
-    c.augment = ConfigDict({"scale": (1.0, 1.0), "flip": False})  # without the cache: see clip_jax.task
-    c.model = model.defaults()
-    c.condition_dropout = 0.1  # share of conditions that are dropped in training, for classifier-free guidance
-    c.evaluators = evaluators.defaults()
-    return c
+
+    vqgan: VQGANPathOptions = VQGANPathOptions()
+    codes: CodesOptions = CodesOptions()
+    augment: AugmentOptions = AugmentOptions()  # without the cache
+    model: CodeTransformerOptions = CodeTransformerOptions()
+    compute: TransformerCompute = TransformerCompute()
+    dropout: float = option(0.1, "of embeddings and blocks", least=0, below=1)
+    condition_dropout: float = option(
+        0.1, "share of conditions that are dropped, for classifier-free guidance (arXiv 2207.12598)", least=0, below=1
+    )
+
+    def identity(self) -> dict[str, Any]:
+        return {"model": self.model.identity(), "vqgan": self.vqgan.identity()}
+
+    def check(self, path: str) -> None:
+        is_plain = self.augment.is_identity or not self.codes.cached
+        self.require(is_plain, path, "augment", "the default with codes.cached = True")
+        may_flip = self.codes.cached or not self.codes.flip
+        self.require(may_flip, path, "codes.flip", "False without the cache: see augment.flip")
 
 
 def make(
     config: ConfigDict,
     workdir: Path | None,
+    options: CodeTransformerOptions,
     condition: Condition,
     *,
     artifacts: Mapping[str, str] | None = None,
@@ -54,15 +86,17 @@ def make(
     """The task of a resolved config. ConfigError for options that cannot be, LoadError for a VQGAN that cannot.
 
     Args:
+      options: `config.model`, parsed.
       artifacts: what the condition needs beside the weights.
       more_evaluators: `(evaluators.Evaluated) -> factories` of the condition's own.
     """
-    _check(config)
     vq = codes_lib.open_frozen(config.vqgan.path, workdir / VQGAN if workdir else None)
     size = config.vqgan.size or vq.size
     if size % vq.factor:
         raise ConfigError(f"config.vqgan.size = {size} must be divisible by {vq.factor}, the pixels along a code")
-    module = model.build(config.model, condition, vq.codes, (size // vq.factor,) * 2)
+    compute = TransformerCompute.parse(config.compute, "compute")
+    grid = (size // vq.factor,) * 2
+    module = model.build(options, condition, vq.codes, grid, compute, config.dropout)
     records = codes_lib.records_of(vq, config.codes, size, workdir)
     augment = images.Augment(images.Preprocess(size), tuple(config.augment.scale), config.augment.flip)
     stage = evaluators.Evaluated(module, condition, vq, records)
@@ -104,7 +138,7 @@ def make(
         records=records if config.codes.cached else None,
         pretrained=None if config.codes.cached else frozen,
         warnings=warnings,
-        flops=float(BACKWARD * _forward_flops(module, config.model)),
+        flops=float(BACKWARD * _forward_flops(module, options)),
     )
 
 
@@ -135,27 +169,9 @@ def make_loss(module: CodeTransformer, condition: Condition, config: ConfigDict)
     return loss
 
 
-def _forward_flops(module: CodeTransformer, options: ConfigDict) -> int:
+def _forward_flops(module: CodeTransformer, options: CodeTransformerOptions) -> int:
     stream = module.condition_length + module.length - 1
     flops = transformer_flops(stream, options.width, options.depth, options.mlp_ratio)
     if module.predicts_condition:
         flops += dense_flops(module.condition_length - 1, options.width, module.condition_size)
     return flops + dense_flops(module.length, options.width, module.code_offset + module.num_codes)
-
-
-def _check(config: ConfigDict) -> None:
-    def require(holds: bool, path: str, value, allowed: str) -> None:
-        if not holds:
-            raise ConfigError(f"config.{path} = {value!r}; it must be {allowed}")
-
-    require(0 <= config.condition_dropout < 1, "condition_dropout", config.condition_dropout, "in [0, 1)")
-    augmented = tuple(config.augment.scale) != (1.0, 1.0) or config.augment.flip
-    require(
-        not (config.codes.cached and augmented),
-        "augment",
-        config.augment.to_dict(),
-        "the default with codes.cached = True",
-    )
-    require(
-        config.codes.cached or not config.codes.flip, "codes.flip", True, "False without the cache: see augment.flip"
-    )
