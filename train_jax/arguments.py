@@ -1,5 +1,6 @@
 """Arguments that command lines share: files to write, files of lines. Mistakes are found before any work begins."""
 
+import argparse
 import itertools
 import os
 import sys

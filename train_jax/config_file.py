@@ -1,6 +1,7 @@
 """Config files by path or by name, and what a command line overrides in them.
 
     load("configs/clip/shapes.py"), load("clip/shapes")     what the file's `get_config()` returns
+    on_machine(config, "8xh100")                            the same, computed as suits a machine
     override(config, ["--config.optim.lr=3e-4"])            the same, as if the file stated these options, too
 
 A file is loaded as part of its folder: `from . import shapes` names its neighbour `shapes.py`.
@@ -23,6 +24,7 @@ OPTION = "--config."  # what an override begins with
 _HERE = Path(__file__).resolve().parent
 # Installed inside this package; in a clone beside it.
 FOLDER = next(folder for folder in (_HERE / "configs", _HERE.parent / "configs") if folder.is_dir())
+_MACHINES = "machines"
 _PACKAGE = "_folder_of_a_config"  # what a file's folder is called while the file runs
 _LITERALS = {"true": "True", "false": "False", "none": "None"}
 
@@ -55,8 +57,30 @@ def load(name: str | Path) -> ConfigDict:
 
 
 def names() -> list[str]:
-    """The shipped configs."""
-    return sorted(file.relative_to(FOLDER).with_suffix("").as_posix() for file in FOLDER.glob("*/[!_]*.py"))
+    """The shipped configs of experiments."""
+    files = (file.relative_to(FOLDER).with_suffix("").as_posix() for file in FOLDER.glob("*/[!_]*.py"))
+    return sorted(name for name in files if not name.startswith(_MACHINES))
+
+
+def machines() -> list[str]:
+    """The shipped presets of machines."""
+    return sorted(file.stem for file in (FOLDER / _MACHINES).glob("[!_]*.py"))
+
+
+def on_machine(config: ConfigDict, name: str) -> ConfigDict:
+    """`config` with the options of a machine, a shipped preset or a file: mesh, precision, rematerialisation, workers.
+
+    Options that the config's task does not have are left out. Raises ConfigError if there is no such machine.
+    """
+    if not Path(name).is_file() and name not in machines():
+        raise ConfigError(f"--machine={name}: there is no such file or machine. Machines by name: {', '.join(machines())}")
+    preset = load(name if Path(name).is_file() else f"{_MACHINES}/{name}")
+    full, options = config_lib.fill(config), config.to_dict()
+    for group, values in preset.items():
+        for key, value in values.items():
+            if key in full.get(group, {}):
+                options.setdefault(group, {})[key] = value
+    return ConfigDict(options)
 
 
 def override(config: ConfigDict, words: Sequence[str]) -> ConfigDict:
@@ -80,7 +104,7 @@ def override(config: ConfigDict, words: Sequence[str]) -> ConfigDict:
             place = place[group]
             if not isinstance(place, dict):
                 raise ConfigError(f"{word}: config.{group} is one option, not a group of options")
-        place[key] = _value(text, _option(full, path))
+        place[key] = _value(text, option(full, path))
     return ConfigDict(options)
 
 
@@ -100,7 +124,7 @@ def _line(error: Exception, file: Path) -> str:
     return f" (line {lines[-1]})" if lines else ""
 
 
-def _option(options: ConfigDict, path: str):
+def option(options: ConfigDict, path: str):
     """The option of a dotted name; None if there is none."""
     for key in path.split("."):
         options = options.get(key) if isinstance(options, ConfigDict) else None

@@ -1,0 +1,11 @@
+"""One CPU: float32, and blocks unrolled, which run faster there."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    c.compute = ConfigDict({"dtype": "float32", "scan": False, "remat": "none"})
+    c.data = ConfigDict({"workers": 0})
+    return c
