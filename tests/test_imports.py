@@ -19,8 +19,8 @@ IMPORTED = {
     "vqgan_jax": ("nn_jax", "train_jax", "clip_jax"),
     "dalle_jax": ("nn_jax", "train_jax", "clip_jax", "vqgan_jax"),
 }
-# From the ground up: a module imports of the floors below its own, and of its own floor the modules of its own package. It is on
-# the floor of the longest name that it lies in; a package's own name stands for the modules that no floor names.
+# From the ground up: a module imports from the floors below its own, and of its own floor modules of its own package. It is
+# on the floor of the longest name that it lies in; a package's own name stands for the modules that no floor names.
 FLOORS = {
     "layers": "nn_jax train_jax.errors train_jax.paths",
     "networks and losses": """
@@ -44,8 +44,8 @@ FLOORS = {
 HEIGHTS = {name: height for height, names in enumerate(FLOORS.values()) for name in names.split()}
 # Models know what a run directory holds, not how it is written.
 INTERNAL = FLOORS["checkpoints"].split()
-# What processes that read data are sent, besides each family's `example.py`. They start sooner without JAX, but for the parts
-# of it that Grain itself imports.
+# What processes that read data are sent, besides each family's `example.py`. They start sooner without JAX, but for what
+# Grain itself imports of it.
 READ_BY_WORKERS = ("train_jax.data.stream", "vqgan_jax.coded", "dalle_jax.captions")
 
 # Only tests marked `peers` and benchmarks may have these, and modules whose purpose is to compare with a peer.
