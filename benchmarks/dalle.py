@@ -3,7 +3,7 @@
     python -m benchmarks.dalle [--models 72m 1b3] [--batches 1 8 64] [--codes 64]      (with the `peers` extra)
 
 Codes a second, the prompt's prefill included, and the share of the memory bandwidth that weights and caches take at that
-rate, where `--bandwidth` names it. Before the race both draw the most likely codes, which must be the same.
+rate, where `--bandwidth` names it. Before the race both sample the most likely codes, which must be the same.
 """
 
 import argparse
@@ -94,14 +94,14 @@ def _ours(module: CodeTransformer, params: dict, length: int) -> Callable:
         seeds = jax.device_put(
             np.stack([np.zeros(batch), np.zeros(batch), np.arange(batch)], 1).astype(np.uint32), split
         )
-        nothing = jax.device_put(np.zeros((batch, length), np.int32), split)
-        requests = sampling.Requests(seeds, np.arange(length), nothing, nothing.astype(bool))
+        unknown = jax.device_put(np.zeros((batch, length), np.int32), split)
+        requests = sampling.Requests(seeds, np.arange(length), unknown, unknown.astype(bool))
         text, which = jax.device_put((prompts, np.arange(batch, dtype=np.int32)), split)
 
         def run(temperature: float) -> np.ndarray:
             settings = Sampling(temperature=np.float32(temperature))
             with jax.set_mesh(mesh):
-                carry = programs.replicate(programs.prefill(variables, text, nothing[:, :0]), which, None)
+                carry = programs.replicate(programs.prefill(variables, text, unknown[:, :0]), which, None)
                 codes, _, _ = programs.decode_chunk(
                     variables, settings, carry, requests, jnp.int32(0), max_candidates=0, guided=False
                 )
@@ -162,17 +162,17 @@ def _torch(module: CodeTransformer, params: dict, length: int, dtype: str) -> Ca
             shape = (depth, batch, heads, TEXT + length, width // heads)
             keys, values = torch.zeros(shape, dtype=kind, device=device), torch.zeros(shape, dtype=kind, device=device)
             logits = stream(w["condition/tokens"][text] + w["condition/positions"], keys, values, 0)
-            found = []
-            for place in range(length):
+            codes = []
+            for position in range(length):
                 if temperature:
                     code = torch.multinomial(torch.softmax(logits / temperature, -1), 1)[:, 0]
                 else:
                     code = logits.argmax(-1)
-                found.append(code)
-                if place + 1 < length:
-                    x = w["codes/tokens"][code] + w["codes/positions"][place]
-                    logits = stream(x[:, None], keys, values, TEXT + place)
-            return torch.stack(found, 1).cpu().numpy()
+                codes.append(code)
+                if position + 1 < length:
+                    x = w["codes/tokens"][code] + w["codes/positions"][position]
+                    logits = stream(x[:, None], keys, values, TEXT + position)
+            return torch.stack(codes, 1).cpu().numpy()
 
         return run
 
@@ -180,10 +180,10 @@ def _torch(module: CodeTransformer, params: dict, length: int, dtype: str) -> Ca
 
 
 def _check(contestants: dict[str, Callable]) -> None:
-    """The contestants must draw the same most likely codes before they race."""
-    found = [run(0.0) for run in contestants.values()]
+    """The contestants must sample the same most likely codes before they race."""
+    codes = [run(0.0) for run in contestants.values()]
     # One pair of codes that are nearly as likely changes all that follow in that row: few rows may differ.
-    share = np.mean(found[0] == found[-1])
+    share = np.mean(codes[0] == codes[-1])
     if share < 0.9:
         raise SystemExit(f"ours and PyTorch agree in {share:.0%} of the codes alone: no race")
 

@@ -9,10 +9,9 @@ import pytest
 
 from clip_jax import model as clip_model
 from clip_jax.resnet import ResNetTower
-from dalle_jax import model as dalle_model
+from nn_jax.code_transformer import CodeTransformer
 from vqgan_jax import discriminator, dvae, perceptual
 from vqgan_jax import model as vqgan_model
-from vqgan_jax.prior import model as prior_model
 
 DRAW = np.random.default_rng(0)
 PICTURES = DRAW.uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
@@ -82,17 +81,36 @@ def lpips():
     return lambda v, x: perceptual.lpips(v, x, jnp.zeros_like(x)), weights
 
 
+def second_stage(tokens: int, **changes):
+    """A model of a condition of so many tokens, and of 4 x 4 codes."""
+    attributes = {
+        "condition_size": 20,
+        "condition_length": tokens,
+        "num_codes": 9,
+        "grid": (4, 4),
+        "width": 16,
+        "depth": 1,
+        "heads": 2,
+        "dropout": 0.1,
+        "predicts_condition": False,
+        "joint_vocabulary": False,
+        "axial": False,
+        "patterns": ("dense",),
+        "conv_window": 3,
+        "dtype": jnp.float32,
+        "blocks": {},
+    }
+    module = CodeTransformer(**attributes | changes)
+    condition = jnp.zeros((1, tokens), jnp.int32)
+    return lambda v, x: module.apply(v, condition, CODES), drawn(module, condition, CODES)
+
+
 def prior():
-    small = {"classes": 3, "width": 16, "depth": 1, "heads": 2}
-    module = prior_model.build(options(prior_model.defaults, **small), 9, 16)
-    return lambda v, x: module.apply(v, CODES, jnp.zeros(1, jnp.int32)), drawn(module, CODES, jnp.zeros(1, jnp.int32))
+    return second_stage(1)
 
 
 def dalle():
-    small = {"text_length": 4, "width": 16, "depth": 1, "heads": 2}
-    module = dalle_model.build(options(dalle_model.defaults, **small), 20, 9, (4, 4))
-    text = jnp.zeros((1, 4), jnp.int32)
-    return lambda v, x: module.apply(v, text, CODES), drawn(module, text, CODES)
+    return second_stage(4, predicts_condition=True, axial=True)
 
 
 @pytest.mark.parametrize("make", [clip, resnet, vqgan, dall_e_s_vae, patches, lpips, prior, dalle])

@@ -11,65 +11,42 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax", "configs")
 OUTSIDE = ("tests", "benchmarks", "notebooks")
 
-# What any module of a package may import of the others. `configs` is in no row: configs are loaded by path.
-# `train_jax.errors` holds no more than the exceptions that the command line knows how to show, `train_jax.paths` what
-# opens the paths that users name.
-PACKAGE_EDGES = {
-    "nn_jax": set(),
-    "train_jax": set(),
-    "clip_jax": {"nn_jax", "train_jax.errors", "train_jax.paths"},
-    "vqgan_jax": {"nn_jax", "train_jax.errors", "train_jax.paths"},
-    "dalle_jax": {"nn_jax", "train_jax.errors", "train_jax.paths", "vqgan_jax"},
-    "configs": set(),
+# Which other packages a package imports. Configs are loaded by path: no package imports them.
+IMPORTED = {
+    "nn_jax": (),
+    "train_jax": (),
+    "clip_jax": ("nn_jax", "train_jax"),
+    "vqgan_jax": ("nn_jax", "train_jax", "clip_jax"),
+    "dalle_jax": ("nn_jax", "train_jax", "clip_jax", "vqgan_jax"),
 }
-
-# What single modules (and modules inside them) may import besides.
-MODULE_EDGES = {
-    # A task is made for the trainer; its evaluators are part of it.
-    "clip_jax.task": {"train_jax"},
-    "clip_jax.evaluators": {"train_jax"},
-    "vqgan_jax.task": {"train_jax"},
-    "vqgan_jax.evaluators": {"train_jax"},
-    "dalle_jax.task": {"train_jax"},
-    "dalle_jax.evaluators": {"train_jax"},
-    # Loading a run directory reads the trainer's checkpoints, tokeniser and preprocessing, nothing else.
-    "clip_jax.clip": {"train_jax.data", "train_jax.inference", "train_jax.weights"},
-    "clip_jax.pretrained": {"train_jax.data", "train_jax.weights"},
-    "clip_jax.pretrained.run_directory": {"train_jax.run_directory"},
-    # The tiled loss walks over the axes that the batch is split over; FLOPs are counted with the trainer's formulas.
-    "clip_jax.tiled": {"train_jax.sharding"},
-    "clip_jax.flops": {"train_jax.profiling"},
-    "vqgan_jax.vqgan": {"train_jax.data", "train_jax.inference", "train_jax.weights"},
-    "vqgan_jax.prior.task": {"train_jax"},
-    "vqgan_jax.prior.evaluators": {"train_jax"},
-    "vqgan_jax.prior.prior": {"train_jax.run_directory", "train_jax.inference", "train_jax.weights"},
-    "vqgan_jax.prior.taming": {"train_jax.weights"},
-    "vqgan_jax.codes": {"train_jax.data"},
-    # Hosts that compute codes together agree as those that train together do.
-    "vqgan_jax.code_files": {"train_jax.data", "train_jax.agreement"},
-    "vqgan_jax.cli": {"train_jax.arguments", "train_jax.command", "train_jax.data", "train_jax.__main__"},
-    "dalle_jax.dalle": {"train_jax.data", "train_jax.inference", "train_jax.weights"},
-    "dalle_jax.captions": {"train_jax.data"},
-    "dalle_jax.pretrained": {"train_jax.run_directory", "train_jax.data", "train_jax.weights"},
-    "dalle_jax.cli": {"train_jax.arguments", "train_jax.command", "train_jax.data", "train_jax.__main__"},
-    "dalle_jax.demo": {"train_jax"},
-    # What reads a user's pictures reads them as the trainer does.
-    "clip_jax.templates": {"train_jax.arguments"},
-    "clip_jax.cli": {"train_jax.arguments", "train_jax.command", "train_jax.data", "train_jax.weights"},
-    "clip_jax.search": {"train_jax.data"},
-    "clip_jax.sheets": {"train_jax.data", "train_jax.page"},
-    # The demos call the trainer as a user would.
-    "clip_jax.demo": {"train_jax"},
-    "vqgan_jax.demo": {"train_jax"},
-    # CLIP judges and guides the other models.
-    "vqgan_jax.guided": {"clip_jax", "train_jax.arguments", "train_jax.data", "train_jax.memory", "train_jax.profiling"},
-    "vqgan_jax.guided.demo": {"train_jax"},
-    "vqgan_jax.perceptual": {"clip_jax", "train_jax.weights"},
-    "vqgan_jax.features": {"clip_jax", "train_jax.inference"},
-    "vqgan_jax.inception": {"train_jax.weights"},
-    "vqgan_jax.pretrained": {"train_jax.run_directory", "train_jax.data", "train_jax.weights"},
-    "dalle_jax.rerank": {"clip_jax"},
+# From the ground up: a module imports from the floors below its own, and of its own floor modules of its own package. It is
+# on the floor of the longest name that it lies in; a package's own name stands for the modules that no floor names.
+FLOORS = {
+    "layers": "nn_jax train_jax.errors train_jax.paths",
+    "networks and losses": """
+        clip_jax.loss clip_jax.model clip_jax.resnet clip_jax.text clip_jax.vision
+        vqgan_jax.averaging vqgan_jax.codebook vqgan_jax.discriminator vqgan_jax.dvae vqgan_jax.loss vqgan_jax.metrics
+        vqgan_jax.model vqgan_jax.quantize""",
+    "data, weights, devices": """
+        train_jax.agreement train_jax.arguments train_jax.data train_jax.inference train_jax.memory train_jax.page
+        train_jax.pictures train_jax.profiling train_jax.sharding train_jax.weights""",
+    "checkpoints": "train_jax.checkpoint train_jax.optim train_jax.resume",
+    "run directories, tasks": "train_jax.config train_jax.run_directory train_jax.task",
+    "CLIP": "clip_jax",
+    "VQGAN": "vqgan_jax",
+    "second stages, painting": "vqgan_jax.guided vqgan_jax.prior vqgan_jax.stage2",
+    "DALL-E": "dalle_jax",
+    "trainer": "train_jax",
+    "commands": """
+        clip_jax.cli clip_jax.demo dalle_jax.cli dalle_jax.demo vqgan_jax.cli vqgan_jax.demo vqgan_jax.guided.cli
+        vqgan_jax.guided.demo""",
 }
+HEIGHTS = {name: height for height, names in enumerate(FLOORS.values()) for name in names.split()}
+# Models know what a run directory holds, not how it is written.
+INTERNAL = FLOORS["checkpoints"].split()
+# What processes that read data are sent, besides each family's `example.py`. They start sooner without JAX, but for what
+# Grain itself imports of it.
+READ_BY_WORKERS = ("train_jax.data.stream", "vqgan_jax.coded", "dalle_jax.captions")
 
 # Only tests marked `peers` and benchmarks may have these, and modules whose purpose is to compare with a peer.
 PEERS = {"torch", "torchvision", "transformers", "diffusers", "open_clip", "timm"}
@@ -114,31 +91,34 @@ def imports(tree: ast.AST, path: Path) -> list[tuple[str, int]]:
     return found
 
 
-def within(name: str, parents: set[str]) -> bool:
-    """Whether a dotted name is one of `parents` or lies inside one."""
-    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
-
-
-def allowed(importer: str) -> set[str]:
-    """What a module may import of the project."""
-    extra = [names for module, names in MODULE_EDGES.items() if within(importer, {module})]
-    own = importer.split(".")[0]
-    return {own}.union(PACKAGE_EDGES[own], *extra)
-
-
 def top(name: str) -> str:
     return name.split(".")[0]
 
 
+def height(name: str) -> int:
+    """The number of the floor that a module, or a name in one, is on."""
+    while name not in HEIGHTS:
+        name = name.rpartition(".")[0]
+    return HEIGHTS[name]
+
+
+def may_import(importer: str, name: str) -> bool:
+    """Whether a module of a package may import this name of the project."""
+    if top(importer) == top(name):
+        return importer == top(importer) or height(name) <= height(importer)  # a package offers its verbs by late imports
+    is_internal = any(f"{name}.".startswith(f"{module}.") for module in INTERNAL)
+    return top(name) in IMPORTED[top(importer)] and not is_internal and height(name) < height(importer)
+
+
 def violations(path: Path, source: str) -> list[str]:
-    """The imports of one module of `PACKAGES` that cross the layers or that run time does without."""
+    """The imports of one module of `PACKAGES` that cross the floors or that run time does without."""
     importer = module_name(path)
     wrong = []
     for name, line in imports(ast.parse(source), path):
-        if top(name) in PACKAGES:
-            bad = not within(name, allowed(importer))
-        elif top(importer) == "configs":
-            bad = top(name) != "ml_collections"
+        if top(importer) == "configs":
+            bad = top(name) not in ("configs", "ml_collections")
+        elif top(name) in PACKAGES:
+            bad = not may_import(importer, name)
         else:
             bad = top(name) in (BANNED | PEERS | set(OUTSIDE)) - COMPARES.get(importer, set())
         if bad:
@@ -146,7 +126,7 @@ def violations(path: Path, source: str) -> list[str]:
     return wrong
 
 
-def test_packages_import_only_along_the_edges():
+def test_packages_import_only_from_below():
     assert [line for path in sources(*PACKAGES) for line in violations(path, path.read_text("utf-8"))] == []
 
 
@@ -155,26 +135,35 @@ def test_packages_import_only_along_the_edges():
     [
         ("nn_jax/embed.py", "import jax\nfrom nn_jax import transformer", True),
         ("nn_jax/embed.py", "from train_jax import sharding", False),
+        ("nn_jax/embed.py", "from train_jax.errors import ConfigError", False),
         ("train_jax/train.py", "import clip_jax.task", False),
+        ("train_jax/train.py", "from clip_jax.model import CLIP", False),
         ("train_jax/train.py", "importlib.import_module('clip_jax.task')", False),
-        ("train_jax/data/text.py", "from ..checkpoint import load_weights", True),
+        ("train_jax/data/text.py", "from ..paths import path_of", True),
+        ("train_jax/data/text.py", "from ..checkpoint import load_weights", False),
         ("train_jax/data/text.py", "def f():\n    import tensorflow as tf", False),
         ("train_jax/step.py", "import torch", False),
         ("clip_jax/task.py", "from train_jax.task import Task", True),
+        ("clip_jax/task.py", "from train_jax.step import TrainState", False),
         ("clip_jax/model.py", "from train_jax.task import Task", False),
+        ("clip_jax/model.py", "from clip_jax import pretrained", False),
         ("clip_jax/clip.py", "from train_jax.data.text import Tokenizer", True),
         ("clip_jax/clip.py", "from train_jax import checkpoint", False),
         ("clip_jax/pretrained/run_directory.py", "from train_jax import run_directory", True),
         ("clip_jax/clip.py", "from train_jax import run", False),
+        ("clip_jax/demo.py", "from train_jax import run", True),
+        ("clip_jax/clip.py", "from clip_jax import cli", False),
         ("clip_jax/model.py", "from train_jax.errors import ConfigError", True),
         ("clip_jax/loss.py", "import vqgan_jax", False),
+        ("clip_jax/clip.py", "import vqgan_jax.model", False),
         ("clip_jax/loss.py", "from configs.clip import shapes", False),
         ("clip_jax/cli.py", "from benchmarks import step", False),
         ("vqgan_jax/perceptual.py", "import clip_jax", True),
         ("vqgan_jax/guided/losses.py", "import clip_jax", True),
         ("vqgan_jax/model.py", "import clip_jax", False),
-        ("dalle_jax/codes.py", "import vqgan_jax", True),
-        ("dalle_jax/codes.py", "import clip_jax", False),
+        ("vqgan_jax/model.py", "import clip_jax.model", False),
+        ("vqgan_jax/task.py", "from vqgan_jax import stage2", False),
+        ("dalle_jax/task.py", "import vqgan_jax", True),
         ("configs/clip/demo.py", "from ml_collections import ConfigDict", True),
         ("configs/clip/demo.py", "from . import shapes", True),
         ("configs/clip/demo.py", "import math", False),
@@ -186,7 +175,65 @@ def test_the_check_itself(file, source, ok):
 
 
 def test_every_rule_is_about_a_module():
-    assert sorted({*MODULE_EDGES, *COMPARES, *EXTRAS} - {module_name(path) for path in sources(*PACKAGES)}) == []
+    modules = {module_name(path) for path in sources(*PACKAGES)}
+    assert sorted({*HEIGHTS, *COMPARES, *EXTRAS, *READ_BY_WORKERS} - modules) == []
+
+
+def loaded_with(module: str, texts: dict[str, tuple[Path, str]]) -> dict[str, ast.Module]:
+    """What runs when a module is imported: it and the project's modules that it imports, by name."""
+    loaded, waiting = {}, [module]
+    while waiting:
+        name = waiting.pop()
+        while name and name not in texts:  # a name inside a module
+            name = name.rpartition(".")[0]
+        if name and name not in loaded:
+            path, text = texts[name]
+            loaded[name] = run_by_import(ast.parse(text))
+            waiting += [name.rpartition(".")[0], *(imported for imported, _ in imports(loaded[name], path))]
+    return loaded
+
+
+def run_by_import(tree: ast.Module) -> ast.Module:
+    """A module without what runs later, or only for type checkers."""
+
+    class Remover(ast.NodeTransformer):
+        def visit_FunctionDef(self, node):
+            return None
+
+        def visit_If(self, node):
+            return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
+
+    return Remover().visit(tree)
+
+
+def imports_of_jax(module: str, texts: dict[str, tuple[Path, str]]) -> list[str]:
+    return [
+        f"{name}:{line} imports {imported}"
+        for name, tree in loaded_with(module, texts).items()
+        for imported, line in imports(tree, texts[name][0])
+        if top(imported) in ("jax", "flax", "optax", "orbax")
+    ]
+
+
+def test_processes_that_read_data_import_no_jax():
+    texts = {module_name(path): (path, path.read_text("utf-8")) for path in sources(*PACKAGES)}
+    examples = [name for name in texts if name.endswith(".example")]
+    assert len(examples) == 3
+    assert [line for name in (*READ_BY_WORKERS, *examples) for line in imports_of_jax(name, texts)] == []
+
+
+def test_the_check_for_jax_itself():
+    texts = {
+        "a": (ROOT / "a/__init__.py", "import a.b"),
+        "a.b": (
+            ROOT / "a/b.py",
+            "if TYPE_CHECKING:\n    import jax\nif True:\n    from .c import f\ndef g():\n    import flax",
+        ),
+        "a.c": (ROOT / "a/c.py", "import jax.numpy as jnp"),
+    }
+    assert imports_of_jax("a", texts) == ["a.c:1 imports jax.numpy"]
+    texts["a.c"] = (ROOT / "a/c.py", "def h():\n    import jax")
+    assert imports_of_jax("a", texts) == []
 
 
 def test_every_import_is_declared():

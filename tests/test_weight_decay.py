@@ -1,16 +1,16 @@
 """Which parameters of every family are decayed by default: kernels, and nothing else."""
 
 import re
+import types
 
-import dalle_jax.model
 import jax
 import jax.numpy as jnp
 import pytest
-import vqgan_jax.prior.model
 
 import clip_jax.model
 import vqgan_jax.discriminator
 import vqgan_jax.model
+import vqgan_jax.stage2.model
 from train_jax import config as config_lib
 from train_jax import sharding
 
@@ -35,24 +35,20 @@ def discriminator():
     return module.init, jnp.zeros((1, 256, 256, 3))
 
 
+def second_stage(predicts_condition: bool, **changes):
+    options = vqgan_jax.stage2.model.defaults()
+    options.update(changes)
+    condition = types.SimpleNamespace(kind="text", vocabulary_size=100, length=4, predicted=predicts_condition)
+    module = vqgan_jax.stage2.model.build(options, condition, 64, (4, 4))
+    return module.init, jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 16), jnp.int32)
+
+
 def prior():
-    options = vqgan_jax.prior.model.defaults()
-    options.classes = 10
-    module = vqgan_jax.prior.model.build(options, 64, 16)
-    return module.init, jnp.zeros((1, 16), jnp.int32), jnp.zeros((1,), jnp.int32)
+    return second_stage(False)
 
 
 def dalle(**changes):
-    options = dalle_jax.model.defaults()
-    options.update(changes)
-    module = dalle_jax.model.build(options, 100, 64, (4, 4))
-    return module.init, jnp.zeros((1, options.text_length), jnp.int32), jnp.zeros((1, 16), jnp.int32)
-
-
-PLAIN = {"bias", "scale"}
-CLIP = PLAIN | {"positions", "tokens", "logit_scale"}
-SIGLIP = {"loss": "sigmoid", "image.pool": "map"}
-STREAM = PLAIN | {"text_tokens", "text_positions", "tokens"}
+    return second_stage(True, **changes)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +63,9 @@ STREAM = PLAIN | {"text_tokens", "text_positions", "tokens"}
         (lambda: vqgan(**{"quantizer.type": "fsq"}), PLAIN),
         (lambda: vqgan(**{"quantizer.type": "lfq"}), PLAIN),
         (discriminator, PLAIN),
-        (prior, PLAIN | {"conditions", "tokens", "positions"}),
-        (dalle, STREAM | {"rows", "columns"}),
-        (lambda: dalle(positions="learned", vocabulary="joint"), STREAM | {"positions"}),
+        (prior, STREAM),
+        (lambda: dalle(positions="axial"), STREAM | {"rows", "columns"}),
+        (lambda: dalle(vocabulary="joint"), STREAM),
     ],
     ids=[
         "vit",

@@ -121,8 +121,9 @@ def lower_step(
     """The planned state and the lowered training step of a resolved config, for batches of these shapes."""
     example = {name: x for name, x in batch.items() if name != BROKEN}
     with jax.set_mesh(mesh):
-        players = jax.eval_shape(lambda batch: task.init(jax.random.key(config.seed), batch), example)[0]
-        ema_players = (tuple(config.ema.players) or tuple(players)) if config.ema.decay else ()
+        ema_players = tuple(config.ema.players) if config.ema.decay else ()
+        if config.ema.decay and not ema_players:
+            ema_players = tuple(jax.eval_shape(lambda x: task.init(jax.random.key(config.seed), x), example)[0])
         plan = plan_state(
             task,
             lambda params, axes: optim.make(config.optim, params, config.steps, axes),

@@ -61,13 +61,14 @@ def run(
             workdir = paths.run_directory(workdir)
             stop = StopRequest()
             prepared = prepare(config, workdir, asked_to_stop=lambda: stop.signal_number)
+            peak_flops = profiling.peak_flops(jax.devices())  # may measure, which no mesh allows
             with jax.set_mesh(prepared.mesh):
                 agreement.gather()  # every host has come so far: what follows is done together
                 ownership = stack.enter_context(contextlib.closing(Ownership(workdir)))
                 step = prepared.step.compile()
                 report(prepared, step)
                 stack.enter_context(stop)
-                loop = Loop(prepared, step, workdir, stop, ownership, stack, reset_optimizer, profile)
+                loop = Loop(prepared, step, workdir, stop, ownership, stack, peak_flops, reset_optimizer, profile)
                 loop.run()
         except Exception as error:
             agreement.share(error)
@@ -90,6 +91,7 @@ class Loop:
         stop: StopRequest,
         ownership: Ownership,
         stack: contextlib.ExitStack,
+        peak_flops: float | None,
         reset_optimizer: bool = False,
         profile: bool = False,
     ):
@@ -118,7 +120,7 @@ class Loop:
         self._throughput = profiling.ThroughputMeter(
             config.data.batch_size,
             None if flops is None else flops * config.data.batch_size,
-            profiling.peak_flops(jax.devices()),
+            peak_flops,
             self.start,
         )
         self._broken_before = int(self.state.counters["broken"])

@@ -30,11 +30,11 @@ def open_peer(checkout: str):
     stub("clip")
     stub("pytorch_lightning", LightningModule=torch.nn.Module)
     # Its dataclasses have dataclasses as defaults, which Python 3.11 allows only where they can be hashed.
-    plain = dataclasses.dataclass
-    dataclasses.dataclass = functools.partial(plain, unsafe_hash=True)
+    dataclass = dataclasses.dataclass
+    dataclasses.dataclass = functools.partial(dataclass, unsafe_hash=True)
     import dalle.models
 
-    dataclasses.dataclass = plain
+    dataclasses.dataclass = dataclass
     return dalle
 
 
@@ -42,7 +42,13 @@ def config(vocab: int) -> dict:
     first = {"double_z": False, "z_channels": 8, "resolution": SIZE, "in_channels": 3, "out_ch": 3, "ch": 32}
     first |= {"ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [SIDE], "pdrop": 0.0}
     second = {"embed_dim": WIDTH, "n_layers": DEPTH, "n_heads": HEADS, "n_dense_layers": DEPTH}
-    second |= {"ctx_len_img": SIDE * SIDE, "ctx_len_txt": TEXT, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
+    second |= {
+        "ctx_len_img": SIDE * SIDE,
+        "ctx_len_txt": TEXT,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    }
     second |= {"mlp_bias": True, "attn_bias": True, "gelu_use_approx": False}
     return {
         "stage1": {"type": "vqgan", "embed_dim": 4, "n_embed": CODES, "hparams": first},
@@ -50,10 +56,10 @@ def config(vocab: int) -> dict:
     }
 
 
-def write_weights(dalle, full) -> None:
-    """Random ones that float16 holds, such that prompts and places matter."""
+def write_weights(dalle, full_config) -> None:
+    """Random ones that float16 holds, such that prompts and positions matter."""
     torch.manual_seed(0)
-    model = dalle.models.Dalle(full)
+    model = dalle.models.Dalle(full_config)
     for name, p in model.stage1.named_parameters():
         if "norm" in name or name.endswith("bias"):
             p.data += 0.2 * torch.randn_like(p)
@@ -85,9 +91,9 @@ def main() -> None:
     model = dalle.models.Dalle.from_pretrained(str(HERE)).eval()
     text = torch.tensor([model.tokenizer.encode(prompt).ids for prompt in PROMPTS])
     codes = dalle.utils.sampling(model.stage2, text, top_k=1, is_tqdm=False, use_fp16=False, max_seq_len=SIDE * SIDE)
-    places = dalle.utils.get_positional_encoding
+    positions = dalle.utils.get_positional_encoding
     with torch.no_grad():
-        code_logits, text_logits = model.stage2(codes, text, places(codes), places(text))
+        code_logits, text_logits = model.stage2(codes, text, positions(codes), positions(text))
         pictures = torch.clamp(model.stage1.decode_code(codes.view(-1, SIDE, SIDE)) * 0.5 + 0.5, 0, 1)
     np.savez_compressed(
         HERE / "outputs.npz",

@@ -29,23 +29,23 @@ def main() -> None:
     model = VQModel(config, input_shape=(1, SIZE, SIZE, 3))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda p: np.asarray(p + 0.05 * rng.normal(size=p.shape), np.float16), model.params)
-    wide = jax.tree.map(lambda p: p.astype(np.float32), params)
+    float32 = jax.tree.map(lambda p: p.astype(np.float32), params)
 
     def latents(module, pixels):
         return module.quant_conv(module.encoder(pixels))
 
-    z = np.asarray(model.module.apply({"params": wide}, x, method=latents))
+    z = np.asarray(model.module.apply({"params": float32}, x, method=latents))
     chosen = z.reshape(-1, 4)[rng.choice(z.size // 4, 24, replace=False)]
     table = (chosen + 0.01 * rng.normal(size=(24, 4))).astype(np.float16)
     params["quantize"]["embedding"]["embedding"] = table
-    wide["quantize"]["embedding"]["embedding"] = table.astype(np.float32)
-    found, codes = model(x, params=wide)
+    float32["quantize"]["embedding"]["embedding"] = table.astype(np.float32)
+    reconstructions, codes = model(x, params=float32)
     codes = np.asarray(codes, np.int32).reshape(z.shape[:3])
     assert len(np.unique(codes)) > 8, "too few codes for a test"
     HERE.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(HERE, params=params)
     np.savez_compressed(
-        HERE / "outputs.npz", images=images, latents=z, codes=codes, reconstructions=2 * np.asarray(found) - 1
+        HERE / "outputs.npz", images=images, latents=z, codes=codes, reconstructions=2 * np.asarray(reconstructions) - 1
     )
 
 

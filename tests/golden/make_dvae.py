@@ -34,14 +34,14 @@ def main() -> None:
         logits = encoder(x)
         codes = logits.argmax(1)
         statistics = decoder(functional.one_hot(codes, CODES).permute(0, 3, 1, 2).float())
-        found = dall_e.unmap_pixels(torch.sigmoid(statistics[:, :3]))
+        reconstructions = dall_e.unmap_pixels(torch.sigmoid(statistics[:, :3]))
     assert len(codes.unique()) > 8, "too few codes for a test"
     HERE.mkdir(parents=True, exist_ok=True)
     torch.save(encoder, HERE / "encoder.pkl")
     torch.save(decoder, HERE / "decoder.pkl")
     np.savez_compressed(
         HERE / "outputs.npz", images=images, latents=logits.numpy().transpose(0, 2, 3, 1),
-        codes=codes.numpy().astype(np.int32), reconstructions=2 * found.numpy().transpose(0, 2, 3, 1) - 1,
+        codes=codes.numpy().astype(np.int32), reconstructions=2 * reconstructions.numpy().transpose(0, 2, 3, 1) - 1,
     )  # fmt: skip
 
 

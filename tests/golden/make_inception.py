@@ -16,7 +16,7 @@ OUT = Path(__file__).resolve().parent / "inception.npz"
 
 def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Tensors of these names and shapes, such that features neither vanish nor grow."""
-    found = {}
+    tensors = {}
     for name, shape in shapes.items():
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         if name.endswith("conv.weight"):
@@ -24,8 +24,8 @@ def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         else:
             low, high = {"bias": (-0.2, 0.2), "running_mean": (-0.2, 0.2)}.get(name.rsplit(".", 1)[1], (0.8, 1.2))
             value = rng.uniform(low, high, shape)
-        found[name] = value.astype(np.float32)
-    return found
+        tensors[name] = value.astype(np.float32)
+    return tensors
 
 
 def main() -> None:
@@ -53,8 +53,8 @@ def main() -> None:
     net = inception.InceptionV3([3], resize_input=True, normalize_input=True).eval()
     images = np.random.default_rng(1).random((2, 20, 27, 3)).astype(np.float32)
     with torch.no_grad():
-        (found,) = net(torch.from_numpy(images.transpose(0, 3, 1, 2)))
-    np.savez_compressed(OUT, images=images, features=found[:, :, 0, 0].numpy())
+        (features,) = net(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    np.savez_compressed(OUT, images=images, features=features[:, :, 0, 0].numpy())
 
 
 if __name__ == "__main__":

@@ -99,10 +99,10 @@ def vq_model(folder: Path, variant: str | None = None, **changes) -> None:
         latents = model.encode(x).latents
         spread(model.quantize.embedding.weight, latents)
         codes = model.quantize(latents)[2][2].reshape(len(x), -1)
-        found = model(x).sample
+        reconstructions = model(x).sample
     folder.mkdir(parents=True, exist_ok=True)
     (model.half() if variant else model).save_pretrained(folder, variant=variant)
-    save_outputs(folder, images(), latents, codes, found)
+    save_outputs(folder, images(), latents, codes, reconstructions)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -148,8 +148,8 @@ def taming() -> None:
         latents = model.quant_conv(model.encoder(x))
         spread(model.quantize.embedding.weight, latents)
         quantized, _, (_, _, codes) = model.encode(x)
-        found = model.decode(quantized)
-    save_outputs(folder, images(), latents, codes.reshape(len(x), -1), found)
+        reconstructions = model.decode(quantized)
+    save_outputs(folder, images(), latents, codes.reshape(len(x), -1), reconstructions)
     save_yaml(folder / "last.yaml", config)
 
     state = half(model)
@@ -181,7 +181,7 @@ def gumbel() -> None:
         # The peer draws codes also in use; the most likely one is what is meant by "the code".
         codes = model.quantize.proj(latents).argmax(1)
         quantized = model.quantize.get_codebook_entry(codes.flatten(), (*codes.shape, 8))
-        found = model.decode(quantized)
+        reconstructions = model.decode(quantized)
     save_yaml(folder / "stage1.yaml", config)
     torch.save({"state_dict": half(model)}, folder / "stage1.ckpt")
 
@@ -200,7 +200,7 @@ def gumbel() -> None:
         conditions = net.encode_to_c(labels)[1]
         logits = net.transformer(torch.cat([conditions, codes.reshape(2, -1)], 1)[:, :-1])[0]
     more = {"labels": labels.numpy(), "logits": logits[:, ::16].numpy()}
-    save_outputs(folder, pixels, latents, codes, found, **more)
+    save_outputs(folder, pixels, latents, codes, reconstructions, **more)
     save_yaml(folder / "stage2.yaml", second)
     state = {name: x[..., :4, :4] if name.endswith("attn.mask") else x for name, x in half(net).items()}  # smaller
     torch.save({"state_dict": state, "epoch": 1}, folder / "stage2.ckpt")

@@ -44,6 +44,6 @@ def test_diffusers_opens_what_is_saved_with_the_same_codes_and_pictures(kind, tm
     with torch.no_grad():
         z = model.encode(x).latents
         codes = model.quantize(z)[2][2].reshape(2, *z.shape[2:]).numpy()
-        found = model.decode(z).sample.numpy().transpose(0, 2, 3, 1)
+        pictures = model.decode(z).sample.numpy().transpose(0, 2, 3, 1)
     np.testing.assert_array_equal(vq.encode(images), codes)
-    np.testing.assert_allclose(2 * vq.decode(codes.astype(np.int32)) - 1, np.clip(found, -1, 1), atol=1e-4)
+    np.testing.assert_allclose(2 * vq.decode(codes.astype(np.int32)) - 1, np.clip(pictures, -1, 1), atol=1e-4)

@@ -78,7 +78,7 @@ def tensor_over_hosts(workdir):
 def unreadable_on_one_host(workdir):
     import toy_task
 
-    from train_jax.data.images import BrokenSample
+    from train_jax.data.errors import BrokenSample
 
     made = []
 
@@ -96,7 +96,7 @@ def unreadable_on_one_host(workdir):
 def too_many_broken(workdir):
     import toy_task
 
-    from train_jax.data.images import BrokenSample
+    from train_jax.data.errors import BrokenSample
 
     def example(record, rng):
         # Known by content, which both hosts see alike; each host's own share differs from that of all.
@@ -112,7 +112,7 @@ def too_many_broken(workdir):
 def broken_in_an_evaluation(workdir):
     import toy_task
 
-    from train_jax.data.images import BrokenSample
+    from train_jax.data.errors import BrokenSample
 
     def example(record, rng):
         raise BrokenSample("gone")

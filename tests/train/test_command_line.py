@@ -11,7 +11,7 @@ from PIL import Image
 import clip_jax
 import vqgan_jax
 from train_jax import __main__ as entry
-from train_jax import arguments, config_file, sharding, train
+from train_jax import arguments, config_file, prepare, sharding
 from train_jax.errors import Stopped
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -30,10 +30,10 @@ class Begun(Exception):
 def begun(monkeypatch):
     """Runs go so far and raise Begun."""
 
-    def init_state(task, *_, **__):
+    def plan_state(task, *_, **__):
         raise Begun(task)
 
-    monkeypatch.setattr(train, "init_state", init_state)
+    monkeypatch.setattr(prepare, "plan_state", plan_state)
 
 
 @pytest.fixture

@@ -77,18 +77,34 @@ def test_pictures_become_files(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "samples" / "00000007-val-sheet.png")), picture)
 
 
-def test_tensorboard_gets_the_same_scalars(tmp_path):
-    writer = Writer(tmp_path, total_steps=10)
-    writer.write(3, {"loss": 0.25})
-    writer.close()
-    data = next((tmp_path / "tensorboard").glob("events.out.tfevents*")).read_bytes()
+def summaries(folder):
+    """Every (step, value) of a folder's TensorBoard events, by tag."""
+    data = next((folder / "tensorboard").glob("events.out.tfevents*")).read_bytes()
     found, place = {}, 0
     while place < len(data):  # TFRecord: length, checksum, payload, checksum
         length = int.from_bytes(data[place : place + 8], "little")
         event = event_pb2.Event.FromString(data[place + 12 : place + 12 + length])
-        found |= {value.tag: (event.step, value.simple_value) for value in event.summary.value}
+        found |= {value.tag: (event.step, value) for value in event.summary.value}
         place += 16 + length
-    assert found == {"loss": (3, 0.25)}
+    return found
+
+
+def test_tensorboard_gets_the_same_scalars(tmp_path):
+    writer = Writer(tmp_path, total_steps=10)
+    writer.write(3, {"loss": 0.25})
+    writer.close()
+    assert {tag: (step, value.simple_value) for tag, (step, value) in summaries(tmp_path).items()} == {"loss": (3, 0.25)}
+
+
+def test_tensorboard_gets_histograms(tmp_path):
+    for active in (False, True):
+        writer = Writer(tmp_path, total_steps=10, active=active)
+        writer.histogram(3, "params/w", np.array([1.0, 2.0, 6.0]))
+        writer.close()
+    assert [*summaries(tmp_path)] == ["params/w"]
+    step, value = summaries(tmp_path)["params/w"]
+    assert (step, value.histo.num, value.histo.min, value.histo.max, value.histo.sum) == (3, 3, 1.0, 6.0, 9.0)
+    assert not (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_history_is_what_pandas_reads(tmp_path):

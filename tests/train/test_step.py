@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from train_jax import config as config_lib
 from train_jax import optim, sharding
-from train_jax.step import BROKEN, init_state, make_train_step
+from train_jax.step import BROKEN, make_train_step, plan_state
 from train_jax.task import Task
 
 STEPS = 6
@@ -29,22 +29,18 @@ def build(mesh_sizes=(1, 1, 1), *, optim_options=None, task=toy.TASK, ema=0.0, a
     batch = toy.batch() if batch is None else batch
     count = int(np.prod(mesh_sizes))
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh_sizes, strict=True)), jax.devices()[:count])
-    schedules = {}
 
-    def make_tx(params, axes):
-        tx, found = optim.make(optim_options, params, STEPS, axes)
-        schedules.update(found)
-        return tx
+    def make_optimizer(params, axes):
+        return optim.make(optim_options, params, STEPS, axes)
 
     players = ("generator",) if ema else ()
-    create, abstract, tx = init_state(task, make_tx, mesh, batch, seed=3, ema_players=players)
+    create, abstract, optimizer = plan_state(task, make_optimizer, mesh, batch, seed=3, ema_players=players)
     step = make_train_step(
         task,
-        tx,
+        optimizer,
         mesh,
         abstract,
         seed=3,
-        schedules=schedules,
         accumulate=accumulate,
         ema_decay=ema,
         freeze=optim_options.freeze,
@@ -227,7 +223,7 @@ def test_a_state_is_planned_without_an_array_and_made_without_a_batch():
     before = {id(x) for x in jax.live_arrays()}
     batch = {name: np.zeros((4096, 4), np.float32) for name in ("x", "z")}
     mesh, create, _, step = build((8, 1, 1), batch=batch)
-    assert {id(x) for x in jax.live_arrays()} <= before, "init_state runs nothing, not even where devices are absent"
+    assert {id(x) for x in jax.live_arrays()} <= before, "planning runs nothing, not even where devices are absent"
     with jax.set_mesh(mesh):
         state = create()
     made = [x for x in jax.live_arrays() if id(x) not in before]

@@ -16,9 +16,8 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 import train_jax
-from train_jax import agreement, checkpoint, memory, metrics, sharding, train
-from train_jax.data.images import BrokenSample
-from train_jax.data.sources import DataError
+from train_jax import agreement, checkpoint, memory, metrics, sharding
+from train_jax.data.errors import BrokenSample, DataError
 from train_jax.errors import ConfigError, LoadError, Stopped
 from train_jax.lockstep import Lockstep
 
@@ -161,9 +160,9 @@ def test_what_ended_a_run_is_not_hidden_by_a_save_that_fails(tmp_path):
             super().close()
             raise checkpoint.CheckpointError("the last checkpoint could not be saved")
 
-    with pytest.raises(ZeroDivisionError), train._closing(Failing(tmp_path, every=1, keep_last=1)):
+    with pytest.raises(ZeroDivisionError), checkpoint.closing(Failing(tmp_path, every=1, keep_last=1)):
         1 / 0  # noqa: B018
-    with pytest.raises(checkpoint.CheckpointError), train._closing(Failing(tmp_path, every=1, keep_last=1)):
+    with pytest.raises(checkpoint.CheckpointError), checkpoint.closing(Failing(tmp_path, every=1, keep_last=1)):
         pass
 
 

@@ -10,10 +10,12 @@ import pytest
 
 from train_jax.data import sources
 from train_jax.data.errors import BrokenSample, DataError
+from train_jax.data.images import decode
 from train_jax.data.shapes.render import png
 from train_jax.errors import ConfigError, Interrupted
 from vqgan_jax import code_files
 from vqgan_jax import codes as codes_lib
+from vqgan_jax.coded import Coded
 
 COUNT = 10
 RNG = np.random.default_rng(0)
@@ -48,15 +50,9 @@ def test_a_job_that_died_goes_on_where_it_stopped(trained, tmp_path):
     again = Counted()
     coded = codes_lib.with_codes(trained, sources.Source("s", again), tmp_path, flip=False)
     assert again.read == [6, 7, 8, 9], "parts of records 0 to 5 were there"
-    expected = trained.encode(np.stack([trained.pixels([sources_picture(r)])[0] for r in RECORDS]))
+    expected = trained.encode(np.stack([trained.pixels([decode(record["image"])])[0] for record in RECORDS]))
     np.testing.assert_array_equal(coded.codes[:, 0], expected)
     assert not list(tmp_path.glob("*.parts")), "joined parts are removed"
-
-
-def sources_picture(record):
-    from train_jax.data.images import decode
-
-    return decode(record["image"])
 
 
 @pytest.mark.parametrize("size, dtype", [(256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.uint32)])
@@ -78,7 +74,7 @@ def test_codes_lie_in_the_smallest_unsigned_type(trained, tmp_path, monkeypatch,
 def test_codes_are_mapped_from_the_disk_here_and_in_workers(trained, tmp_path):
     coded = codes_lib.with_codes(trained, sources.Source("s", RECORDS), tmp_path)
     assert isinstance(coded.codes, np.memmap)
-    alone = codes_lib.Coded(sources.Source("s", []), coded.file)
+    alone = Coded(sources.Source("s", []), coded.file)
     sent = pickle.dumps(alone)
     assert len(sent) < 1000
     np.testing.assert_array_equal(pickle.loads(sent).codes, coded.codes)
@@ -99,7 +95,7 @@ class Described(Sequence):
 
 def test_codes_need_no_pictures_any_more(trained, tmp_path):
     coded = codes_lib.with_codes(trained, sources.Source("s", RECORDS), tmp_path)
-    alone = codes_lib.Coded(sources.Source("s", Described()), coded.file)
+    alone = Coded(sources.Source("s", Described()), coded.file)
     np.testing.assert_array_equal(alone[3]["codes"], coded[3]["codes"])
     assert alone[3]["id"] == "3"
 

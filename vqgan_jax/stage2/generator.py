@@ -21,7 +21,7 @@ from nn_jax.code_transformer import CodeTransformer
 from nn_jax.decoding import Sampling, max_candidates
 from train_jax import inference
 from train_jax.compute import TransformerCompute
-from train_jax.data.images import Preprocess
+from train_jax.data.images import Preprocess, decode
 from train_jax.errors import ConfigError, LoadError, in_float32
 from train_jax.weights.layout import flat
 from vqgan_jax.stage2 import model as model_lib
@@ -299,7 +299,11 @@ class CodeGenerator:
         keep = np.asarray(keep, bool)
         if keep.shape != grid:
             raise ValueError(f"keep is {list(keep.shape)}; a picture has {list(grid)} codes")
-        codes = self._encode([init_image]) if grid == self.grid else self.vqgan.encode(np.asarray(init_image)[None])
+        if grid == self.grid:
+            codes = self._encode([init_image])
+        else:
+            pixels = init_image if isinstance(init_image, np.ndarray) else np.asarray(decode(init_image))
+            codes = self.vqgan.encode(pixels[None])
         if codes.shape[1:] != grid:
             raise ValueError(f"init_image has codes {list(codes.shape[1:])}; a picture of {list(grid)} codes is to be made")
         return codes[0], keep

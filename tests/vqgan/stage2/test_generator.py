@@ -201,9 +201,12 @@ def test_a_large_picture_is_sampled_window_by_window(request, name, guidance):
     np.testing.assert_array_equal(seen[-1][2], drawn.images[:, 0])
 
 
-def test_codes_of_a_large_picture_are_kept(by_class):
-    picture, keep = RNG.integers(0, 256, (24, 28, 3), np.uint8), RNG.random((6, 7)) < 0.5
-    codes = by_class.draw([3], 3, size=(24, 28), stride=2, init_image=picture, keep=keep, progress=False).codes[0]
+def test_codes_of_a_large_picture_are_kept(by_class, tmp_path):
+    picture, keep, file = RNG.integers(0, 256, (24, 28, 3), np.uint8), RNG.random((6, 7)) < 0.5, tmp_path / "large.png"
+    Image.fromarray(picture).save(file)
+    options = {"size": (24, 28), "stride": 2, "keep": keep, "progress": False}
+    codes = by_class.draw([3], 3, init_image=picture, **options).codes[0]
+    np.testing.assert_array_equal(by_class.draw([3], 3, init_image=file, **options).codes[0], codes)
     kept = by_class.vqgan.encode(picture[None])[0][keep]
     np.testing.assert_array_equal(codes[:, keep], np.broadcast_to(kept, (3, keep.sum())))
     assert (codes[0] != codes[1]).any()

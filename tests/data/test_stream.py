@@ -6,17 +6,12 @@ Sources are lists in memory whose records say their place, so that what a batch 
 import itertools
 import json
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
-from train_jax.data.pipeline import eval_batches, prefetch, train_iterator
 
-from train_jax.data import pipeline
-from train_jax.data.images import BrokenSample
-from train_jax.data.sources import DataError, Source
-from train_jax.step import BROKEN
+from train_jax.data.errors import BrokenSample, DataError
+from train_jax.data.sources import Source
+from train_jax.data.stream import BROKEN, TrainStream, check_broken, eval_batches
 
 
 def make_source(count: int, broken: tuple[int, ...] = ()) -> Source:
@@ -37,7 +32,7 @@ class Unreadable(list):
 
 def make_example():
     """A function that other processes can be given: they cannot import this module."""
-    from train_jax.data.images import BrokenSample
+    from train_jax.data.errors import BrokenSample
 
     def example(record, rng):
         draw = rng.random(2, np.float32)  # also for broken records, so that other rows would show if it mattered
@@ -50,7 +45,7 @@ def make_example():
 
 def stream(source, *, batch_size=4, seed=0, rows=None, workers=0):
     rows = None if rows is None else np.array(rows)
-    return train_iterator(source, make_example(), batch_size=batch_size, seed=seed, rows=rows, workers=workers)
+    return TrainStream(source, make_example(), batch_size=batch_size, seed=seed, rows=rows, workers=workers)
 
 
 def take(iterator, count: int) -> list[dict]:
@@ -67,10 +62,6 @@ def assert_same(found: list[dict], expected: list[dict]) -> None:
         assert set(a) == set(b) == {"place", "draw", BROKEN}
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
-
-
-def send(batch: dict) -> dict[str, jax.Array]:
-    return jax.device_put(batch)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -153,7 +144,7 @@ def test_batches_of_one(workers):
     assert all(batch["place"].shape == (1,) for batch in ones)
 
 
-def test_shapes_are_those_of_a_batch_and_nothing_is_drawn_for_them():
+def test_the_first_example_tells_the_shapes_and_nothing_is_drawn_for_it():
     read = []
 
     class Noted(list):
@@ -163,13 +154,15 @@ def test_shapes_are_those_of_a_batch_and_nothing_is_drawn_for_them():
 
     # Workers could not note anything here: that records are noted shows that none was started.
     iterator = stream(Source("noted", Noted(make_source(9).records)), batch_size=6, rows=range(3), workers=2)
-    shapes = iterator.shapes()
-    assert {name: (x.shape, x.dtype) for name, x in shapes.items()} == {
-        "place": ((6,), np.int32),
-        "draw": ((6, 2), np.float32),
-        BROKEN: ((6,), np.int32),
+    example = iterator.first_example()
+    assert {name: (x.shape, x.dtype) for name, x in example.items()} == {
+        "place": ((), np.int32),
+        "draw": ((2,), np.float32),
+        BROKEN: ((), np.int32),
     }
     assert len(read) == 1 and iterator.get_state() == {"examples": 0}
+    for name, x in next(stream(make_source(9), batch_size=6)).items():
+        np.testing.assert_array_equal(x[0], example[name])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -204,44 +197,6 @@ def test_state_counts_for_other_hosts_and_batch_sizes():
     np.testing.assert_array_equal(joined(batches, "draw"), joined(take(whole, 6), "draw"))
 
 
-@pytest.mark.parametrize("depth", [1, 2, 5])
-def test_prefetch_hands_out_the_same_batches(depth):
-    source = make_source(13, broken=(3,))
-    assert_same(take(prefetch(stream(source), send, depth=depth), 9), take(stream(source), 9))
-
-
-@pytest.mark.parametrize("drawn", [0, 1, 5])
-def test_prefetch_resumes_after_the_batch_last_handed_out(drawn):
-    source = make_source(13)
-    plain, ahead = stream(source), prefetch(stream(source), send, depth=2)
-    take(plain, drawn)
-    take(ahead, drawn)
-    # What is on its way does not count.
-    assert ahead.get_state() == plain.get_state()
-    state = json.loads(json.dumps(ahead.get_state()))
-    expected = take(plain, 8)
-    resumed = stream(source)
-    resumed.set_state(state)
-    fresh = prefetch(resumed, send, depth=2)
-    assert fresh.get_state() == state
-    assert_same(take(fresh, 8), expected)
-    assert_same(take(ahead, 8), expected)  # taking a state disturbs nothing
-
-
-def test_prefetch_sends_batches_ahead():
-    sent = []
-
-    def noted(batch):
-        sent.append(send(batch))
-        return sent[-1]
-
-    batches = prefetch(stream(make_source(13)), noted, depth=3)
-    assert not sent
-    first = next(batches)
-    assert len(sent) == 3 and first is sent[0]
-    assert next(batches) is sent[1] and len(sent) == 4
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Broken samples
 
@@ -274,38 +229,13 @@ def test_nothing_but_broken_samples(count):
     tried = min(count, 100)
     with pytest.raises(DataError, match=rf"fake:train: {tried} broken samples in a row; the first: r\d+: no picture;"):
         next(stream(source))
-    with pytest.raises(DataError, match="broken samples in a row"):
-        next(prefetch(stream(source), send))
-
-
-def test_an_error_is_known_before_the_batches_ahead_are_used_up():
-    class Ending(train_iterator):
-        def __next__(self):
-            if self.get_state() == {"examples": 16}:
-                raise DataError("gone")
-            return super().__next__()
-
-    batches = prefetch(Ending(make_source(9), make_example(), batch_size=4, seed=0), send, depth=3)
-    take(batches, 1)
-    assert batches.error is None  # batches 2 and 3 are here
-    take(batches, 1)
-    assert batches.error is None  # batch 4 is
-    take(batches, 1)
-    assert isinstance(batches.error, DataError)  # batch 5 is not, and 4 is still to come
-    take(batches, 1)
-    with pytest.raises(DataError, match="gone"):
-        next(batches)
 
 
 @pytest.mark.parametrize(
     "broken, examples, most, words",
     [
-        (
-            51,
-            200,
-            0.05,
-            "51 of 251 samples read were broken.*max_broken = 5.0%",
-        ),  # the first thousand are taken together
+        # The first thousand are taken together.
+        (51, 200, 0.05, "51 of 251 samples read were broken.*max_broken = 5.0%"),
         (50, 200, 0.05, None),
         (500, 1500, 0.24, "500 of 2000 samples.*max_broken = 24.0%"),
         (500, 1500, 0.25, None),
@@ -315,9 +245,9 @@ def test_an_error_is_known_before_the_batches_ahead_are_used_up():
 )
 def test_too_many_broken_samples(broken, examples, most, words):
     if words is None:
-        return pipeline.check_broken(broken, examples, most)
+        return check_broken(broken, examples, most)
     with pytest.raises(DataError, match=words):
-        pipeline.check_broken(broken, examples, most)
+        check_broken(broken, examples, most)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -377,20 +307,3 @@ def test_a_broken_sample_ends_an_evaluation(records):
     take(batches, 2)
     with pytest.raises(DataError, match="a broken sample in an evaluation: r4"):
         next(batches)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Devices
-
-
-def test_to_device_shards_rows():
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    sharding = NamedSharding(mesh, P("data"))
-    batch = {"image": np.arange(8 * 6, dtype=np.uint8).reshape(8, 6), "label": np.arange(8, dtype=np.int32)}
-    found = pipeline.to_device(batch, sharding)
-    for name, array in batch.items():
-        assert found[name].sharding.is_equivalent_to(sharding, array.ndim) and found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array)
-        for shard in found[name].addressable_shards:
-            assert shard.data.shape[0] == 2
-            np.testing.assert_array_equal(shard.data, array[shard.index])

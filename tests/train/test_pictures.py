@@ -1,0 +1,50 @@
+"""Pictures side by side, and PNGs that tell how they were made."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train_jax import pictures
+from train_jax.errors import UserError
+
+
+def plain(value: int, height: int = 2, width: int = 3) -> np.ndarray:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def test_a_grid_holds_every_picture_with_white_between_them():
+    grid = pictures.image_grid([[plain(10), plain(20)], [plain(30)]])
+    expected = np.full((2 + 2 + 2, 3 + 2 + 3), 255, np.uint8)
+    expected[:2, :3], expected[:2, 5:], expected[4:, :3] = 10, 20, 30
+    np.testing.assert_array_equal(grid, np.repeat(expected[..., None], 3, axis=-1))
+
+
+def test_small_pictures_are_enlarged_for_people():
+    rows = [[plain(0, 32, 32), plain(200, 32, 32)]]
+    np.testing.assert_array_equal(pictures.enlarged_grid(rows), pictures.image_grid(rows).repeat(4, 0).repeat(4, 1))
+    assert pictures.enlarged_grid([[plain(0, 200, 100)]]).size == (100, 200)
+
+
+@pytest.mark.parametrize("count, columns, lengths", [(5, None, [3, 2]), (9, None, [3, 3, 3]), (5, 2, [2, 2, 1])])
+def test_pictures_in_rows(count, columns, lengths):
+    rows = pictures.in_rows([plain(i) for i in range(count)], columns)
+    assert [len(row) for row in rows] == lengths
+    assert [picture[0, 0, 0] for row in rows for picture in row] == list(range(count))
+
+
+def test_a_png_tells_how_it_was_made(tmp_path):
+    about = {"prompt": "ein grüner Würfel", "seed": 3}
+    pictures.save_png(Image.fromarray(plain(7)), tmp_path / "a.png", "multimodal", about)
+    assert json.loads(pictures.read_png_text(tmp_path / "a.png", "multimodal")) == about
+    assert pictures.read_png_text(tmp_path / "a.png", "other") is None
+    np.testing.assert_array_equal(Image.open(tmp_path / "a.png"), plain(7))
+
+
+def test_what_is_no_picture_is_named(tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"a\.png is no readable PNG"):
+        pictures.read_png_text(tmp_path / "a.png", "multimodal")
+    with pytest.raises(FileNotFoundError):
+        pictures.read_png_text(tmp_path / "b.png", "multimodal")
