@@ -10,7 +10,6 @@ import logging
 import os
 
 import jax
-from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator  # its tests align it in the same way
 
@@ -132,13 +131,13 @@ class Checkpoints:
             "checkpoint %d could not be saved (%s: %s); training goes on, earlier checkpoints are untouched",
             step,
             type(error).__name__,
-            _first_line(error),
+            first_line(error),
         )
         # What was written of it is removed, and Orbax forgets the failed save, so that the next one starts clean.
         try:
             self._checkpointer.close()  # waits for the threads of the save
         except Exception as again:
-            log.debug("closing after the failed save: %s", _first_line(again))
+            log.debug("closing after the failed save: %s", first_line(again))
         self._remove_unfinished()
         _realign()
         self._checkpointer = self._open()
@@ -189,7 +188,7 @@ class Checkpoints:
         parts = resume.usable(
             saved.metadata, _named(abstract_state), about["config"], self._config, reset_optimizer=reset_optimizer
         )
-        with _partial_load():
+        with partial_load():
             return _like(abstract_state, self._checkpointer.load(step, parts)), about
 
     def _set_aside(self, steps: list[int]) -> None:
@@ -213,7 +212,7 @@ class Checkpoints:
         if self._failure is not None:
             step, error = self._failure
             raise CheckpointError(
-                f"the last checkpoint (step {step}) could not be saved: {_first_line(error)}. "
+                f"the last checkpoint (step {step}) could not be saved: {first_line(error)}. "
                 f"Newest complete one: {self.latest}"
             ) from error
 
@@ -234,43 +233,7 @@ def closing(checkpoints: Checkpoints):
     checkpoints.close()
 
 
-def load_weights(directory: str | os.PathLike, step: int | None = None) -> tuple[dict, dict, int]:
-    """What inference needs of a run: `(params, extra, step)`; of each player the average, where there is one.
-
-    Reads nothing else of the checkpoint, onto one device, whatever mesh wrote it. `step`: None for the newest readable.
-    Raises FileNotFoundError if there is no checkpoint, CheckpointError if none can be read.
-    """
-    directory = paths.run_directory(directory)
-    found = sorted((int(p.name) for p in directory.glob("*") if p.name.isdigit()), reverse=True)
-    if step is not None and step not in found:
-        raise FileNotFoundError(f"{directory} holds no checkpoint of step {step}; it holds {sorted(found) or 'none'}")
-    if not found:
-        raise FileNotFoundError(f"{directory} holds no checkpoint")
-    failures = []
-    for candidate in found if step is None else [step]:
-        try:
-            return *_load_weights(directory / str(candidate)), candidate
-        except Exception as error:
-            failures.append(f"{directory / str(candidate)}: {type(error).__name__}: {_first_line(error)}")
-            log.error("checkpoint %s cannot be read", failures[-1])
-    raise CheckpointError("no checkpoint can be read:\n  " + "\n  ".join(failures))
-
-
-def _load_weights(path: paths.AnyPath) -> tuple[dict, dict]:
-    saved = ocp.metadata(path).metadata
-    device = SingleDeviceSharding(jax.local_devices()[0])
-
-    def wanted(tree):
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
-
-    parts = ("average" if "average" in saved else "params", "ema")
-    with _partial_load():
-        loaded = ocp.load(path, {part: wanted(saved[part]) for part in (*parts, "extra") if saved.get(part)})
-    params = {player: params for part in parts for player, params in loaded.get(part, {}).items()}
-    return params, loaded.get("extra", {})
-
-
-def _partial_load():
+def partial_load():
     """Reading what is asked for, where a checkpoint holds more, each host by itself: one that fails keeps none waiting."""
     context = ocp.Context()
     context.pytree.loading.partial_load = True
@@ -289,12 +252,12 @@ def _realign() -> None:
 
 def _by_process(failure: Exception | None) -> list[str]:
     """What failed on which host, one text each; empty if nothing did on any."""
-    texts = agreement.gather(None if failure is None else f"{type(failure).__name__}: {_first_line(failure)}")
+    texts = agreement.gather(None if failure is None else f"{type(failure).__name__}: {first_line(failure)}")
     alone = len(texts) == 1
     return [text if alone else f"process {number}: {text}" for number, text in enumerate(texts) if text is not None]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Storage libraries put whole reports into their messages."""
     return (str(error).splitlines() or [""])[0][:300]
 

@@ -4,7 +4,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from train_jax import checkpoint
+from train_jax import trained_weights
+from train_jax.checkpoint import CheckpointError
 from train_jax.errors import LoadError
 from train_jax.paths import AnyPath
 
@@ -38,13 +39,13 @@ def open_config(directory: AnyPath, task: str, what: str, artifacts: Sequence[st
 
 
 def load_weights(directory: AnyPath, step: int | None = None) -> tuple[dict, dict, str]:
-    """`(params, extra, name)` of a run, as `checkpoint.load_weights` finds them; `name` tells the step.
+    """`(params, extra, name)` of a run, as `trained_weights.load_weights` finds them; `name` tells the step.
 
     Raises LoadError if there are none that can be read.
     """
     try:
-        params, extra, found = checkpoint.load_weights(directory / "checkpoints", step)
-    except (FileNotFoundError, checkpoint.CheckpointError) as error:
+        params, extra, found = trained_weights.load_weights(directory / "checkpoints", step)
+    except (FileNotFoundError, CheckpointError) as error:
         raise LoadError(str(error)) from error
     return params, extra, f"{directory} (step {found})"
 
