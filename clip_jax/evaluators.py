@@ -134,7 +134,7 @@ class ZeroShot:
         self._encode_images = encoders.images(context, options.batch_size)
         self._encode_texts = encoders.texts(context, options.batch_size)
 
-    def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
+    def __call__(self, params, extra) -> tuple[dict[str, float | int], dict]:
         variables, names, options = {"params": params["clip"], **extra}, self._names, self._options
         texts = self._encode_texts(variables, sentences(names, self._templates))
         classes = texts.reshape(len(names), len(self._templates), -1).mean(axis=1)
@@ -162,7 +162,7 @@ class Retrieval:
         self._encode_images = encoders.images(context, options.batch_size)
         self._encode_texts = encoders.texts(context, options.batch_size)
 
-    def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
+    def __call__(self, params, extra) -> tuple[dict[str, float | int], dict]:
         variables, resamples = {"params": params["clip"], **extra}, self._options.bootstrap
         images = self._encode_images(variables, self._gallery)
         texts = self._encode_texts(variables, self._captions)
@@ -195,7 +195,7 @@ class LinearProbe:
             raise DataError(f"{train.name}: a linear probe needs pictures of two classes at least")
         self._encode_images = encoders.images(context, options.batch_size)
 
-    def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
+    def __call__(self, params, extra) -> tuple[dict[str, float | int], dict]:
         variables = {"params": params["clip"], **extra}
         probe = LogisticRegression(C=1 / self._options.strength, max_iter=1000)  # L-BFGS, as in the paper
         probe.fit(self._encode_images(variables, self._train), self._train_labels)

@@ -24,9 +24,17 @@ def options(**changes):
     return full
 
 
+_BUILT = {}  # compiled steps, for tests that ask for the same one
+
+
 def build(mesh_sizes=(1, 1, 1), *, optim_options=None, task=toy.TASK, ema=0.0, accumulate=1, batch=None):
+    """`(mesh, create, step)`; the same arguments give the same step, which is compiled once."""
     optim_options = options() if optim_options is None else optim_options
     batch = toy.batch() if batch is None else batch
+    shapes = tuple((name, x.shape) for name, x in batch.items())
+    key = (mesh_sizes, optim_options.to_json(), id(task), ema, accumulate, shapes)
+    if key in _BUILT:
+        return _BUILT[key][:-1]
     count = int(np.prod(mesh_sizes))
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh_sizes, strict=True)), jax.devices()[:count])
 
@@ -34,30 +42,40 @@ def build(mesh_sizes=(1, 1, 1), *, optim_options=None, task=toy.TASK, ema=0.0, a
         return optim.make(optim_options, params, STEPS, axes)
 
     players = ("generator",) if ema else ()
-    create, abstract, optimizer = plan_state(task, make_optimizer, mesh, batch, seed=3, ema_players=players)
+    plan = plan_state(task, make_optimizer, mesh, batch, seed=3, ema_players=players)
     step = make_train_step(
         task,
-        optimizer,
+        plan.optimizer,
         mesh,
-        abstract,
+        plan.abstract,
         seed=3,
         accumulate=accumulate,
         ema_decay=ema,
         freeze=optim_options.freeze,
     )
-    return mesh, create, abstract, step
+    _BUILT[key] = mesh, plan.create, step, task  # with the task: another one could get its id
+    return _BUILT[key][:-1]
 
 
 def train(steps=STEPS, batches=None, **kwargs):
-    mesh, create, _, step = build(**kwargs)
+    """The state after the last update, and the metrics of each."""
+    states, history = trajectory(steps, batches, **kwargs)
+    return states[-1], history
+
+
+def trajectory(steps=STEPS, batches=None, **kwargs):
+    """The states before, between and after updates, and the metrics of each."""
+    mesh, create, step = build(**kwargs)
     history = []
     with jax.set_mesh(mesh):
         state = create()
+        states = [jax.device_get(state)]
         for number in range(steps):
             batch = toy.batch(seed=number) if batches is None else batches[number]
             state, metrics = step(state, jax.device_put(batch, sharding.batch_sharding(mesh)))
             history.append(jax.device_get(metrics))
-    return jax.device_get(state), history
+            states.append(jax.device_get(state))
+    return states, history
 
 
 WEIGHTS, TRAINING = jax.random.split(jax.random.key(3))
@@ -139,7 +157,7 @@ def test_any_mesh_gives_the_numbers_of_one_device(mesh_sizes):
 
 
 def test_parameters_moments_and_average_are_really_sharded():
-    mesh, create, _, step = build((2, 2, 2), ema=0.9)
+    mesh, create, step = build((2, 2, 2), ema=0.9)
     with jax.set_mesh(mesh):
         state, _ = step(create(), jax.device_put(toy.batch(), sharding.batch_sharding(mesh)))
     kernels = [
@@ -172,9 +190,8 @@ def quiet_loss(params, extra, batch, rng, step):
 
 
 def test_average_of_the_weights_follows_its_recurrence():
-    decay, expected, path = 0.5, None, []
-    for steps in range(STEPS + 1):
-        path.append(train(steps=steps)[0].params["generator"])
+    decay, expected = 0.5, None
+    path = [state.params["generator"] for state in trajectory()[0]]
     for number, params in enumerate(path):
         if number == 0:
             expected = params
@@ -203,7 +220,7 @@ def test_a_bad_batch_changes_nothing_but_the_counters():
 
 def test_replaced_samples_are_added_up():
     batches = [{**toy.batch(seed=i), BROKEN: np.full((16,), i % 2, np.int32)} for i in range(4)]
-    mesh, create, _, step = build((4, 1, 1))
+    mesh, create, step = build((4, 1, 1))
     with jax.set_mesh(mesh):
         state = create()
         for batch in batches:
@@ -212,7 +229,7 @@ def test_replaced_samples_are_added_up():
 
 
 def test_the_state_is_donated():
-    mesh, create, _, step = build()
+    mesh, create, step = build()
     with jax.set_mesh(mesh):
         state = create()
         step(state, toy.batch())
@@ -222,7 +239,7 @@ def test_the_state_is_donated():
 def test_a_state_is_planned_without_an_array_and_made_without_a_batch():
     before = {id(x) for x in jax.live_arrays()}
     batch = {name: np.zeros((4096, 4), np.float32) for name in ("x", "z")}
-    mesh, create, _, step = build((8, 1, 1), batch=batch)
+    mesh, create, step = build((8, 1, 1), batch=batch)
     assert {id(x) for x in jax.live_arrays()} <= before, "planning runs nothing, not even where devices are absent"
     with jax.set_mesh(mesh):
         state = create()
@@ -256,7 +273,7 @@ def sum_of_weights(bad):
 
 def test_the_logged_rate_is_the_one_used_also_after_skipped_updates():
     rule = options(name="sgd", lr=0.1, clip=0.0, schedule="linear", players={})
-    mesh, create, _, step = build(optim_options=rule, task=sum_of_weights((1, 2, 4)))
+    mesh, create, step = build(optim_options=rule, task=sum_of_weights((1, 2, 4)))
     used, logged = [], []
     with jax.set_mesh(mesh):
         state = create()

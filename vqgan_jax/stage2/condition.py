@@ -3,7 +3,7 @@
 import dataclasses
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32
@@ -13,6 +13,7 @@ from train_jax.data.errors import BrokenSample
 Tokens = Any  # NumPy's on the host, JAX's inside a compiled program
 
 
+@runtime_checkable
 class Condition(Protocol):
     """How conditions become tokens.
 
