@@ -181,7 +181,7 @@ def untrained_vqgan():
     import vqgan_jax
     from vqgan_jax import model
 
-    options = model.defaults()
+    options = model.VQGANOptions.defaults()
     options.update(
         {"channels": 8, "multipliers": (1, 1, 2), "blocks": 1, "resolution": 16, "attention": (), "groups": 4}
     )

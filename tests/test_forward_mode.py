@@ -8,8 +8,10 @@ import optax
 import pytest
 
 from clip_jax import model as clip_model
+from clip_jax.options import CLIPOptions, ImageOptions
 from clip_jax.resnet import ResNetTower
 from nn_jax.code_transformer import CodeTransformer
+from train_jax.compute import Compute
 from vqgan_jax import discriminator, dvae, perceptual
 from vqgan_jax import model as vqgan_model
 
@@ -32,7 +34,7 @@ def drawn(module, *inputs):
 def clip():
     blocks = {"width": 16, "depth": 1, "heads": 2}
     image, text = {"size": 16, "patch": 4, "stem": "conv", "pool": "map"} | blocks, {"context_length": 8} | blocks
-    module = clip_model.build(options(clip_model.defaults, embed_dim=8, image=image, text=text), 20, 19)
+    module = clip_model.build(options(clip_model.CLIPOptions.defaults, embed_dim=8, image=image, text=text), 20, 19)
     ids = jnp.full((1, 8), 19, jnp.int32)
 
     def embeddings(v, x):
@@ -42,14 +44,15 @@ def clip():
 
 
 def resnet():
-    module = ResNetTower(32, 4, (1, 1, 1, 1), 2, 8, jnp.float32)
+    image = ImageOptions("resnet", 32, width=4, heads=2, layers=(1, 1, 1, 1))
+    module = ResNetTower(CLIPOptions(8, image), Compute())
     large = np.tile(PICTURES, (1, 2, 2, 1))
     return lambda v, x: module.apply(v, jnp.tile(x, (1, 2, 2, 1))), drawn(module, large)
 
 
 def vqgan():
     model = {"channels": 4, "multipliers": (1, 2), "blocks": 1, "resolution": 16, "attention": (8,), "groups": 2}
-    module = vqgan_model.build(options(vqgan_model.defaults, **model, z_channels=4, quantizer={"size": 9, "dim": 4}))
+    module = vqgan_model.build(options(vqgan_model.VQGANOptions.defaults, **model, z_channels=4, quantizer={"size": 9, "dim": 4}))
 
     def reconstruct(v, x):  # without the rounding, which has no slope
         return module.apply(v, module.apply(v, x, method="latents"), method="decode_vectors")

@@ -13,10 +13,11 @@ import vqgan_jax.model
 import vqgan_jax.stage2.model
 from train_jax import config as config_lib
 from train_jax import sharding
+from train_jax.compute import Compute
 
 
 def clip(**changes):
-    options = clip_jax.model.defaults()
+    options = clip_jax.model.CLIPOptions.defaults()
     options.update_from_flattened_dict(changes)
     module = clip_jax.model.build(options, 100, 99)
     size, length = options.image.size, options.text.context_length
@@ -24,20 +25,19 @@ def clip(**changes):
 
 
 def vqgan(**changes):
-    options = vqgan_jax.model.defaults()
+    options = vqgan_jax.model.VQGANOptions.defaults()
     options.update_from_flattened_dict(changes)
     module = vqgan_jax.model.build(options)
     return lambda key, x: module.init({"params": key, "dropout": key}, x), jnp.zeros((1, 256, 256, 3))
 
 
 def discriminator():
-    module = vqgan_jax.discriminator.build(vqgan_jax.discriminator.defaults(), vqgan_jax.model.DTYPES)
+    module = vqgan_jax.discriminator.build(vqgan_jax.discriminator.DiscriminatorOptions.defaults(), Compute())
     return module.init, jnp.zeros((1, 256, 256, 3))
 
 
 def second_stage(predicts_condition: bool, **changes):
-    options = vqgan_jax.stage2.model.defaults()
-    options.update(changes)
+    options = vqgan_jax.stage2.model.CodeTransformerOptions(**changes)
     condition = types.SimpleNamespace(kind="text", vocabulary_size=100, length=4, predicted=predicts_condition)
     module = vqgan_jax.stage2.model.build(options, condition, 64, (4, 4))
     return module.init, jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 16), jnp.int32)
@@ -56,7 +56,7 @@ def dalle(**changes):
     [
         (clip, CLIP | {"cls"}),
         (lambda: clip(**SIGLIP), CLIP | {"probe", "logit_bias"}),
-        (lambda: clip(**{"image.tower": "resnet", "image.heads": 32, "image.width": 64, "scan": False}), CLIP),
+        (lambda: clip(**{"image.tower": "resnet", "image.heads": 32, "image.width": 64}), CLIP),
         (vqgan, PLAIN | {"codebook"}),
         (lambda: vqgan(**{"quantizer.type": "gumbel"}), PLAIN | {"codebook"}),
         (lambda: vqgan(**{"quantizer.type": "ema"}), PLAIN),
@@ -85,7 +85,7 @@ def dalle(**changes):
 def test_kernels_alone_are_decayed(model, spared):
     init, *inputs = model()
     boxed = jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
-    patterns = config_lib.defaults().optim.no_decay
+    patterns = config_lib.OptimOptions().no_decay
     names = {True: set(), False: set()}
     for path in sharding.logical_axes({"player": boxed}):
         names[any(re.search(pattern, path) for pattern in patterns)].add(path.rpartition("/")[2])

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 import train_jax
 from clip_jax import model as model_lib
 from clip_jax.clip import Clip, load
+from clip_jax.options import CLIPCompute, CLIPOptions
 from train_jax.data import shapes
 from train_jax.data.images import Preprocess
 from train_jax.data.shapes import shapes_dataset_builder
@@ -28,7 +29,6 @@ MODEL = {
     "embed_dim": 16,
     "image": {"size": 16, "patch": 8, "width": 16, "depth": 1, "heads": 2},
     "text": {"context_length": 32, "width": 16, "depth": 1, "heads": 2},
-    "scan": False,
 }
 
 
@@ -50,9 +50,9 @@ def draw(caption: str, size: tuple[int, int] = (24, 24)) -> Image.Image:
 def assemble(seed: int = 0, **changes) -> Clip:
     """An untrained model; another seed gives other weights."""
     tokenizer = Tokenizer.train(CAPTIONS, 600, MODEL["text"]["context_length"])
-    options = model_lib.defaults()
+    options = CLIPOptions.defaults()
     options.update(MODEL | changes)
-    module = model_lib.build(options, tokenizer.vocab_size, tokenizer.eos_id)
+    module = model_lib.build(options, tokenizer.vocab_size, tokenizer.eos_id, CLIPCompute(scan=False))
     size = MODEL["image"]["size"]
     images, ids = np.zeros((1, size, size, 3), np.float32), tokenizer.encode(CAPTIONS[:1])
     variables = nn.unbox(jax.jit(module.init)(jax.random.key(seed), images, ids))

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from clip_jax import model
+from clip_jax.options import CLIPCompute
 from clip_jax.pretrained.checkpoint import abstract_variables
 from train_jax import config as config_lib
 from train_jax import config_file, optim, sharding
@@ -49,9 +50,10 @@ def _told(name: str) -> str:
     return text.split(" parameters.")[0].split()[-1]
 
 
-def residual_bytes(m, pairs: int) -> int:
+def residual_bytes(config, pairs: int) -> int:
     """What the backward pass of both towers reads besides its own arguments, weights included."""
-    module = model.build(m, m.text.vocab_size, m.text.vocab_size - 1)
+    m, compute = config.model, CLIPCompute.parse(config.compute, "compute")
+    module = model.build(m, m.text.vocab_size, m.text.vocab_size - 1, compute)
     variables = dict(abstract_variables(module))
     params = variables.pop("params")
     pixels = jax.ShapeDtypeStruct((pairs, m.image.size, m.image.size, 3), jnp.float32)
@@ -71,14 +73,14 @@ def residual_bytes(m, pairs: int) -> int:
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_what_the_backward_pass_keeps_fits_every_number_of_devices(name):
     config = config_lib.resolve(config_file.load(f"clip/{name}"))
-    pair = (residual_bytes(config.model, 8) - residual_bytes(config.model, 4)) / 4  # without the weights
+    pair = (residual_bytes(config, 8) - residual_bytes(config, 4)) / 4  # without the weights
     assert pair < RESIDUALS[name] * 2**20
     assert re.search(rf"keeps?\s+{RESIDUALS[name]} MiB", _docstring(name))
     if name == "rn50":  # batch norm sees the whole batch at once: the docstring says what that takes
         return
     for devices in (1, 8, 32, 128, 256):
         rows = config.data.batch_size // devices
-        assert rows / sharding.parts_of(rows, config.model.micro_batch) * pair < 6 * GIB
+        assert rows / sharding.parts_of(rows, config.compute.micro_batch) * pair < 6 * GIB
 
 
 def _docstring(name: str) -> str:

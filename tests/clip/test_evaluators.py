@@ -91,7 +91,7 @@ def context(source, devices=8):
 
 
 def evaluate(kind, source, weights, devices=8, **options):
-    full = evaluators.defaults()[kind]
+    full = evaluators.EVALUATORS[kind].defaults()
     full.update({"batch_size": 10} | options)
     preprocess = Preprocess(4, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     factory = evaluators.factories(Planted(), TOKENIZER, preprocess)[kind]
@@ -266,9 +266,9 @@ def test_a_second_evaluation_compiles_nothing(compilations):
     source, weights = Source("s", records(12), NAMES), params()
     where = context(source)
     factory = evaluators.factories(Planted(), TOKENIZER, Preprocess(4))
-    probe = evaluators.defaults().linear_probe
+    probe = evaluators.EVALUATORS["linear_probe"].defaults()
     probe.train_split = "test"
-    made = [factory[kind](evaluators.defaults()[kind], where) for kind in ("zero_shot", "retrieval")]
+    made = [factory[kind](evaluators.EVALUATORS[kind].defaults(), where) for kind in ("zero_shot", "retrieval")]
     made.append(factory["linear_probe"](probe, where))
     with jax.set_mesh(where.mesh):
         first = [one(weights, {})[0] for one in made]
@@ -294,7 +294,7 @@ def test_labels_and_captions_are_read_without_pictures():
     where = context(source)
     factory = evaluators.factories(Planted(), TOKENIZER, Preprocess(4))
     for kind in ("zero_shot", "retrieval", "linear_probe"):
-        options = evaluators.defaults()[kind]
+        options = evaluators.EVALUATORS[kind].defaults()
         if kind == "linear_probe":
             options.update({"train_split": "test", "most": 4})
         looked.clear()

@@ -48,7 +48,8 @@ def opened(request):
 def test_texts_become_the_peers_ids(opened):
     clip, expected, _ = opened
     ids = clip.tokenizer.encode(TEXTS)
-    if clip.module.text.causal:  # what follows the end of the text is never seen: transformers writes another padding
+    # What follows the end of the text is never seen: transformers writes another padding.
+    if clip.module.options.text.causal:
         seen = np.cumsum(ids == clip.tokenizer.eos_id, axis=1) - (ids == clip.tokenizer.eos_id) == 0
         assert seen.any(axis=1).all()
     else:
@@ -172,7 +173,7 @@ def edit(folder: Path, file: str, *path, **changes) -> None:
 def test_the_legacy_rule_reads_at_the_largest_id(copy):
     """With eos_token_id 2 the text ends at its largest id, wherever token 2 stands; else at the first end mark."""
     legacy, new = clip_jax.load(GOLDEN / "hf-clip-legacy"), clip_jax.load(GOLDEN / "hf-clip")
-    assert legacy.module.text.pool == "argmax" and new.module.text.pool == "eos"
+    assert legacy.module.options.text.pool == "argmax" and new.module.options.text.pool == "eos"
     folder = copy("hf-clip")
     edit(folder, "config.json", "text_config", eos_token_id=3)
     with pytest.raises(LoadError, match="ends a text with token 556, and config.json says 3"):
@@ -204,7 +205,7 @@ def test_the_activation_is_taken_from_the_config(copy):
     kinds |= {"open-clip": "gelu", "open-clip-quick": "quick_gelu", "openai-vit": "quick_gelu"}
     for kind, wanted in kinds.items():
         clip = clip_jax.load(place(kind))
-        assert clip.module.text.blocks["activation"] == clip.module.vision.blocks["activation"] == wanted
+        assert clip.module.options.activation == wanted
     folder = copy("hf-clip")
     for part in ("text_config", "vision_config"):
         edit(folder, "config.json", part, hidden_act="gelu")
@@ -217,9 +218,9 @@ def test_the_activation_is_taken_from_the_config(copy):
 
 def test_heads_follow_the_width_of_a_head(copy):
     folder = copy("open-clip")
-    assert clip_jax.load(folder).module.vision.blocks["heads"] == 2
+    assert clip_jax.load(folder).module.options.image.heads == 2
     edit(folder, "open_clip_config.json", "model_cfg", "vision_cfg", head_width=8)
-    assert clip_jax.load(folder).module.vision.blocks["heads"] == 4
+    assert clip_jax.load(folder).module.options.image.heads == 4
 
 
 def test_preprocessing_comes_with_the_model():
@@ -236,11 +237,11 @@ def test_the_clean_up_is_more_than_the_tokenizer_file_says():
 
 def test_eps_comes_from_the_config(copy):
     for kind, eps in (("hf-clip", 1e-5), ("hf-siglip", 1e-6), ("big-vision", 1e-6), ("open-clip", 1e-5)):
-        assert clip_jax.load(place(kind)).module.vision.eps == eps
+        assert clip_jax.load(place(kind)).module.options.eps == eps
     folder = copy("hf-clip")
     for part in ("text_config", "vision_config"):
         edit(folder, "config.json", part, layer_norm_eps=1e-2)
-    assert clip_jax.load(folder).module.text.eps == 1e-2
+    assert clip_jax.load(folder).module.options.eps == 1e-2
 
 
 class Evil:
@@ -330,7 +331,7 @@ def test_layers_to_compare_are_the_outputs_of_blocks():
     found = open_checkpoint(GOLDEN / "hf-clip")
     module = found.module(scan=False)
     variables = jax.tree.map(jnp.asarray, found.variables(module)[0])
-    size = module.vision.size
+    size = module.options.image.size
     layers, features = verify._layers(module, variables, "image", np.zeros((2, size, size, 3), np.float32))
     assert layers and features.shape[0] == 2
     assert all(layer.shape == layers[0].shape and layer.shape[0] == 2 for layer in layers)

@@ -116,7 +116,7 @@ def test_pairs_are_learnt_by_heart_in_bfloat16_as_in_float32(folder, learn):
     pictures = rng.integers(0, 256, (16, 2, 2, 3), np.uint8).repeat(8, 1).repeat(8, 2)
     curves = {}
     for dtype, updates in (("float32", 150), ("bfloat16", 12)):
-        config = resolve(folder, steps=150, model__dtype=dtype, optim__lr=3e-3)
+        config = resolve(folder, steps=150, compute__dtype=dtype, optim__lr=3e-3)
         task = clip_task.make(config, None)
         tokenizer = Tokenizer.from_json(task.artifacts["tokenizer.json"], LENGTH)
         text = tokenizer.encode([f"{a} {b}" for a in "abcd" for b in "wxyz"])
@@ -143,6 +143,8 @@ def batch(task, folder, count=8):
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+GROUPS = {"tile": "contrastive", "duplicates": "contrastive", "micro_batch": "compute", "remat": "compute"}
+GROUPS |= {"scan": "compute"}
 CONV = {"stem": "conv", "width": 32, "pool": "mean"}
 RESNET = {"tower": "resnet", "size": 64, "width": 4, "layers": (1, 1, 1, 1), "heads": 4}
 
@@ -166,15 +168,15 @@ RESNET = {"tower": "resnet", "size": 64, "width": 4, "layers": (1, 1, 1, 1), "he
 )
 def test_dense_ring_and_in_parts_on_one_device_and_on_eight_are_one_loss(folder, sizes, options, image):
     """Loss, metrics and every gradient, of the plain task on one device and of the other on eight."""
-    options = {f"model__{key}": value for key, value in options.items()}
+    options = {f"{GROUPS.get(key, 'model')}__{key}": value for key, value in options.items()}
     options |= {f"model__image__{key}": value for key, value in image.items()}
-    how = ("model__tile", "model__micro_batch", "model__remat")
+    how = ("contrastive__tile", "compute__micro_batch", "compute__remat")
     plain = clip_task.make(resolve(folder, **{k: v for k, v in options.items() if k not in how}), None)
     task = clip_task.make(resolve(folder, data__batch_size=16, **options), None)
     data = jax.tree.map(jnp.asarray, batch(task, folder, 16))
     # Equal pictures would be equally near to a text, and which of them comes first differs.
     data["image"] = jax.random.randint(jax.random.key(2), data["image"].shape, 0, 256).astype(jnp.uint8)
-    if options.get("model__duplicates") == "negative":  # and so would equal texts
+    if options.get("contrastive__duplicates") == "negative":  # and so would equal texts
         data["text"] = data["text"].at[:, 1].set(jnp.arange(16))
     boxed, _ = jax.eval_shape(task.init, jax.random.key(0), data)
     params, extra = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data))
@@ -247,7 +249,7 @@ def test_equal_captions_as_positives_or_negatives(folder):
     values = {}
     for loss in ("softmax", "sigmoid"):
         for duplicates in ("positive", "negative"):
-            task = clip_task.make(resolve(folder, model__loss=loss, model__duplicates=duplicates), None)
+            task = clip_task.make(resolve(folder, model__loss=loss, contrastive__duplicates=duplicates), None)
             data = jax.tree.map(jnp.asarray, batch(task, folder))
             params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
             values[loss, duplicates] = float(jax.jit(task.loss)(params, {}, data, jax.random.key(1), 0)[0])
@@ -256,7 +258,7 @@ def test_equal_captions_as_positives_or_negatives(folder):
 
 
 def test_dropout_draws_by_the_key_it_is_given(folder):
-    task = clip_task.make(resolve(folder, model__dropout=0.3), None)
+    task = clip_task.make(resolve(folder, dropout=0.3), None)
     data = jax.tree.map(jnp.asarray, batch(task, folder))
     params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
     loss = jax.jit(lambda seed: task.loss(params, {}, data, jax.random.key(seed), 0)[0])
@@ -265,7 +267,7 @@ def test_dropout_draws_by_the_key_it_is_given(folder):
 
 def test_parts_draw_their_own_dropout_the_same_in_both_passes(folder):
     """A part's gradient is that of its features with the key it had forward: by differences along a direction."""
-    task = clip_task.make(resolve(folder, model__dropout=0.3, model__micro_batch=4), None)
+    task = clip_task.make(resolve(folder, dropout=0.3, compute__micro_batch=4), None)
     data = jax.tree.map(jnp.asarray, batch(task, folder))
     params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
     loss = jax.jit(lambda params: task.loss(params, {}, data, jax.random.key(1), 0)[0])
@@ -283,7 +285,7 @@ def test_parts_draw_their_own_dropout_the_same_in_both_passes(folder):
 
 
 def test_patch_dropout_leaves_patches_out_while_training(folder):
-    task = clip_task.make(resolve(folder, model__image__patch_dropout=0.5), None)
+    task = clip_task.make(resolve(folder, patch_dropout=0.5), None)
     whole = clip_task.make(resolve(folder), None)
     data = jax.tree.map(jnp.asarray, batch(task, folder))
     params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
@@ -405,13 +407,16 @@ def test_a_tokenizer_can_be_loaded(folder, tmp_path):
         ({"augment__scale": (0.0, 1.0)}, "augment.scale"),
         ({"augment__scale": (0.9, 0.5)}, "augment.scale"),
         ({"model__imgae__size": 5}, "did you mean config.model.image"),
-        ({"accumulate": 2}, "accumulate = 2: a contrastive loss .* Set config.model.micro_batch instead"),
-        ({"model__image__patch_dropout": 1.0}, "patch_dropout = 1.0"),
+        ({"accumulate": 2}, "accumulate = 2: a contrastive loss .* Set config.compute.micro_batch instead"),
+        ({"patch_dropout": 1.0}, "patch_dropout = 1.0"),
         ({"model__image__proj": False}, "embed_dim = 8 must be image.width = 16"),
         ({"model__text__pool": "last"}, "pool = 'last' reads the padding"),
         ({"model__text__vocab_size": 5}, "vocab_size = 5 is less than"),
         ({"model__image__tower": "resnet"}, "size = 16 must be a multiple of 32"),
-        ({"model__image__tower": "resnet", "model__image__size": 32, "model__micro_batch": 4}, "batch norm takes"),
+        ({"model__image__tower": "resnet", "model__image__size": 32, "compute__micro_batch": 4}, "batch norm takes"),
+        ({"compute__dtype": "float16"}, "compute.dtype = 'float16'.*bfloat16"),
+        ({"compute__remat": "some"}, "compute.remat = 'some'"),
+        ({"contrastive__duplicates": "maybe"}, "duplicates = 'maybe'"),
         ({"augment__flip": 1}, "augment.flip = 1 is a int"),
     ],
 )
@@ -424,23 +429,23 @@ def test_wrong_options_are_named(folder, changes, words):
 def test_flops_are_those_the_compiler_counts(folder, stem, pool):
     """Of an unrolled model, forward; norms, softmax and activations come on top of the formula."""
     changes = {"stem": stem, "pool": pool, "size": 64, "patch": 16, "width": 128, "depth": 2}
-    config = resolve(folder, model__scan=False, **{f"model__image__{key}": value for key, value in changes.items()})
+    config = resolve(folder, compute__scan=False, **{f"model__image__{key}": value for key, value in changes.items()})
     config.model.text.update({"width": 128, "depth": 2})
-    module = clip_task.model.build(config.model, 600, 599)
+    module = clip_task.model.build(config.model, 600, 599, clip_task.CLIPCompute.parse(config.compute, "compute"))
     images, ids = jnp.zeros((1, 64, 64, 3)), jnp.full((1, LENGTH), 599, jnp.int32)
     params = sharding.unbox(jax.eval_shape(module.init, jax.random.key(0), images, ids))
     counted = jax.jit(module.apply).lower(params, images, ids).compile().cost_analysis()["flops"]
-    assert sum(clip_task.flops.forward(config.model)) == pytest.approx(counted, rel=0.06)
+    assert sum(clip_task.flops.forward(module.options)) == pytest.approx(counted, rel=0.06)
 
 
 def test_flops_of_a_resnet_are_those_the_compiler_counts(folder):
     changes = {f"model__image__{key}": value for key, value in (RESNET | {"size": 64, "width": 16}).items()}
     config = resolve(folder, **changes)
-    module = clip_task.model.build(config.model, 600, 599)
+    module = clip_task.model.build(config.model, 600, 599, clip_task.CLIPCompute.parse(config.compute, "compute"))
     images = jnp.zeros((1, 64, 64, 3))
     variables = sharding.unbox(
         jax.eval_shape(module.init, jax.random.key(0), images, jnp.full((1, LENGTH), 599, jnp.int32))
     )
     run = jax.jit(lambda variables, images: module.apply(variables, images, method="encode_image"))
     counted = run.lower(variables, images).compile().cost_analysis()["flops"]
-    assert clip_task.flops.forward(config.model)[0] == pytest.approx(counted, rel=0.08)
+    assert clip_task.flops.forward(module.options)[0] == pytest.approx(counted, rel=0.08)

@@ -54,12 +54,11 @@ def figures(folder: Path, codes: Path) -> dict[str, np.ndarray]:
         return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
 
     condition = ClassCondition(10)
-    options = stage2_model.defaults()
-    options.update({"width": 16, "depth": 1, "heads": 2})
+    options = stage2_model.CodeTransformerOptions(width=16, depth=1, heads=2)
     module = stage2_model.build(options, condition, trained.vqgan.codes, trained.grid)
     empty = np.zeros((1, 1), np.int32), np.zeros((1, module.length), np.int32)
     prior_params = nn.unbox(jax.jit(module.init)(jax.random.key(0), *empty))["params"]
-    sample = evaluators.defaults().samples
+    sample = evaluators.EVALUATORS["samples"].defaults()
     sample.update({"rows": 11, "n": 1, "batch_size": 4, "top_p": 0.9})
     prior = evaluators.Evaluated(module, condition, trained.vqgan, unused)
     params, prior_params = ({"generator": jax.tree.map(split, x)} for x in (trained.variables, prior_params))

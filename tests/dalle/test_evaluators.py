@@ -26,7 +26,7 @@ SOURCE = sources.Source("some", RECORDS, ("zero", "one", "two"))
 
 
 def options(**changes):
-    c = ConfigDict(evaluators.defaults().drawing.to_dict())
+    c = evaluators.EVALUATORS["drawing"].defaults()
     c.update(changes)
     return c
 

@@ -14,7 +14,7 @@ def minimal(**changes):
 def test_defaults_are_filled_in():
     full = config_lib.resolve(minimal(optim={"lr": 1}))
     assert full.optim.lr == 1.0 and isinstance(full.optim.lr, float)
-    assert full.mesh.data == -1 and full.model.dtype == "float32"
+    assert full.mesh.data == -1 and full.model.width == 16
     assert config_lib.resolve(full) == full, "resolving twice changes nothing"
 
 
@@ -41,7 +41,14 @@ def test_a_checkpoint_and_the_user_may_say_the_same_in_lists_and_tuples():
 
 def test_evaluators_get_the_defaults_of_their_type():
     full = config_lib.resolve(minimal(evals={"end": {"type": "norm", "every": 5}}))
-    assert full.evals.end.to_dict() == {"type": "norm", "every": 5, "scale": 1.0}
+    assert full.evals.end.to_dict() == {
+        "type": "norm",
+        "every": 5,
+        "source": "",
+        "split": "test",
+        "batch_size": 64,
+        "scale": 1.0,
+    }
 
 
 @pytest.mark.parametrize(

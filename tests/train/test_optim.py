@@ -30,7 +30,7 @@ GRADS = jax.tree.map(lambda x: jnp.linspace(0.1, 1.0, x.size).reshape(x.shape), 
 
 
 def options(**changes):
-    full = config_lib.defaults().optim
+    full = config_lib.OptimOptions.defaults()
     full.update(ConfigDict({"lr": 0.1, "schedule": "constant", "clip": 0.0, **changes}))
     return full
 

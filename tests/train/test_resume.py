@@ -36,7 +36,7 @@ class Position:
 
 
 def options(**changes):
-    full = config_lib.defaults().optim
+    full = config_lib.OptimOptions.defaults()
     full.update(ConfigDict({"lr": 0.1, "weight_decay": 0.1, "schedule": "linear"} | changes))
     return full
 

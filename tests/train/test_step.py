@@ -19,7 +19,7 @@ STEPS = 6
 
 
 def options(**changes):
-    full = config_lib.defaults().optim
+    full = config_lib.OptimOptions.defaults()
     full.update(ConfigDict({"lr": 1e-2, "schedule": "constant", "clip": 0.5, **changes}))
     return full
 

@@ -208,7 +208,7 @@ def test_a_running_trainer_holds_no_batch_but_those_on_their_way(tmp_path, monke
 
 def test_a_run_directory_of_another_model_is_refused(whole):
     with pytest.raises(ConfigError, match=r"holds another run: config.model\.\w+ is .* there and .* here"):
-        train_jax.run(config(model={"dtype": "bfloat16"}), whole[0])
+        train_jax.run(config(model={"width": 8}), whole[0])
 
 
 def test_a_finished_run_is_not_trained_further(whole):

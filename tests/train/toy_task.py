@@ -4,12 +4,15 @@ Small enough for its losses and updates to be written by hand, and with everythi
 one scalar, `stop_gradient` between them, state without gradients, randomness, logical axes.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
+from train_jax.config import EvaluatorOptions
+from train_jax.options import Options, option
 from train_jax.task import Task
 
 
@@ -93,8 +96,30 @@ def pixels_of(params, extra, batch):
     return batch["pixels"]
 
 
-def defaults():
-    return ConfigDict({"model": {"dtype": "float32"}, "evaluators": {"norm": {"scale": 1.0}, "order": {"records": 27}}})
+@dataclasses.dataclass(frozen=True)
+class ModelOptions(Options):
+    width: int = option(16, "of the hidden layers", least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OPTIONS(Options):
+    model: ModelOptions = ModelOptions()
+
+    def identity(self):
+        return {"model": self.model.identity()}
+
+
+@dataclasses.dataclass(frozen=True)
+class NormOptions(EvaluatorOptions):
+    scale: float = option(1.0, "of the norm")
+
+
+@dataclasses.dataclass(frozen=True)
+class OrderOptions(EvaluatorOptions):
+    records: int = option(27, "of the test split", least=1)
+
+
+EVALUATORS = {"norm": NormOptions, "order": OrderOptions}
 
 
 def make(config, workdir):

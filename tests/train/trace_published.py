@@ -37,7 +37,7 @@ CODES = {"dalle/mindalle_1b3": (16_384, 4), "dalle/dalle1_12b": (8192, 3)}  # an
 
 def vqgan(folder: Path, codes: int, halvings: int) -> str:
     """A VQGAN of zeros with so many codes."""
-    options = vqgan_model.defaults()
+    options = vqgan_model.VQGANOptions.defaults()
     options.update({"channels": 8, "multipliers": (1,) * (halvings + 1), "blocks": 1, "attention": (), "groups": 4})
     options.update({"resolution": 256, "z_channels": 4})
     options.quantizer.update({"type": "nearest", "size": codes, "dim": 4})

@@ -7,6 +7,7 @@ import pytest
 
 from train_jax import config as config_lib
 from train_jax import config_file
+from train_jax.compute import Compute
 from vqgan_jax import discriminator, model
 from vqgan_jax.pretrained.checkpoint import abstract_variables
 
@@ -29,9 +30,9 @@ def test_published_sizes(name):
 
 
 def test_the_discriminator_of_taming_has_2_765_633_parameters():
-    options = discriminator.defaults()
+    options = discriminator.DiscriminatorOptions.defaults()
     options.norm = "batch"
-    module = discriminator.build(options, model.DTYPES)
+    module = discriminator.build(options, Compute())
     variables = jax.eval_shape(lambda key: module.init(key, jnp.zeros((1, 64, 64, 3))), jax.random.key(0))
     assert count(variables["params"]) == 2_765_633
 

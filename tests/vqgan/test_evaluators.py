@@ -77,7 +77,7 @@ def test_few_pictures_are_in_memory_while_collections_are_compared(tiny, trained
             yield batch
 
     monkeypatch.setattr(Context, "batches", watched)
-    options = evaluators.defaults().distribution
+    options = evaluators.EVALUATORS["distribution"].defaults()
     options.batch_size = 8
     params = {"generator": trained.variables["params"]}
     weights = jax.device_get((params, {"generator": {"codebook": trained.variables["codebook"]}}))

@@ -1,5 +1,6 @@
 """Perceptual distances: LPIPS beside PyTorch's figures, and the features of a CLIP of ours."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 
 import clip_jax
+from clip_jax.options import CLIPCompute
+from clip_jax.vision import VisionTower
 from nn_jax.transformer import unstack_blocks
 from train_jax.errors import ConfigError
 from vqgan_jax import perceptual
@@ -19,7 +22,7 @@ CLIP = Path(__file__).resolve().parent.parent / "golden" / "clip" / "hf-clip"
 
 
 def opened(**options):
-    return perceptual.open_distance(ConfigDict({**perceptual.defaults(), **options}))
+    return perceptual.open_distance(ConfigDict({**perceptual.PerceptualOptions.defaults(), **options}))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def test_clip_s_distance_is_that_of_its_blocks_features(tmp_path):
     shutil.copytree(CLIP, tmp_path / "clip")
     found = opened(type="clip", path=str(tmp_path / "clip"))
     clip = clip_jax.load(tmp_path / "clip")
-    size, depth = clip.module.vision.size, clip.module.vision.blocks["depth"]
+    size, depth = clip.module.options.image.size, clip.module.options.image.depth
     rng = np.random.default_rng(0)
     a, b = (rng.uniform(-1, 1, (2, size, size, 3)).astype(np.float32) for _ in range(2))
     distance = jax.jit(lambda a, b: found.function(found.weights, a, b))
@@ -83,8 +86,10 @@ def test_clip_s_distance_is_that_of_its_blocks_features(tmp_path):
     vision = clip.variables["params"]["vision"]
 
     def after(count, x):
-        module = clip.module.vision.clone(
-            blocks={**clip.module.vision.blocks, "depth": count, "scan": False}, parent=None
+        options = clip.module.options
+        image = dataclasses.replace(options.image, depth=count)
+        module = VisionTower(
+            dataclasses.replace(options, image=image), CLIPCompute(scan=False), dropout=0.0, patch_dropout=0.0
         )
         params = {**vision, "transformer": unstack_blocks(vision["transformer"])}
         x = jnp.asarray(((x + 1) / 2 - mean) / std)

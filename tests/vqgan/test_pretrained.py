@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 import vqgan_jax
 from train_jax import config as config_lib
+from train_jax.compute import Compute
 from train_jax.errors import ConfigError
 from train_jax.weights.tensors import open_tensors
 from vqgan_jax import LoadError, discriminator, model, task
@@ -486,8 +487,8 @@ def test_options_that_contradict_a_checkpoint_are_refused():
         "data": {"source": "shapes"},
         "pretrained": str(GOLDEN / "diffusers"),
     }
-    full = config_lib.resolve(ConfigDict(given | {"model": {"quantizer": {"beta": 0.5}, "dropout": 0.1}}))
-    assert full.model.quantizer.beta == 0.5 and full.model.dropout == 0.1
+    full = config_lib.resolve(ConfigDict(given | {"model": {"quantizer": {"beta": 0.5}}, "dropout": 0.1}))
+    assert full.model.quantizer.beta == 0.5 and full.dropout == 0.1
     with pytest.raises(
         ConfigError, match=r"config.model.quantizer.size = 7, but the checkpoint .* has 32: leave it out"
     ):
@@ -547,9 +548,9 @@ def test_a_run_goes_on_with_the_discriminator_of_a_checkpoint(with_discriminator
     path, arrays = with_discriminator
     given = {"task": "vqgan_jax.task", "steps": 2, "data": {"source": "shapes"}, "pretrained": str(path)}
     config = config_lib.resolve(ConfigDict(given))
-    assert config.discriminator.to_dict() == {"channels": 4, "layers": 2, "norm": "batch", "dtype": "float32"}
+    assert config.discriminator.to_dict() == {"channels": 4, "layers": 2, "norm": "batch"}
     params, extra = task.make(config, None).pretrained()
-    module = discriminator.build(config.discriminator, model.DTYPES)
+    module = discriminator.build(config.discriminator, Compute())
     x = np.random.default_rng(1).normal(size=(2, 3, 24, 24)).astype(np.float32)
     variables = {"params": params["discriminator"], **extra["discriminator"]}
     logits = module.apply(variables, jnp.asarray(x.transpose(0, 2, 3, 1)), False)

@@ -21,6 +21,7 @@ from train_jax.errors import ConfigError, LoadError
 from vqgan_jax import cli
 from vqgan_jax import codes as codes_lib
 from vqgan_jax.prior import task as task_lib
+from vqgan_jax.prior.options import PriorOptions
 
 RNG = np.random.default_rng(0)
 
@@ -30,7 +31,7 @@ def prior_config(tiny) -> ConfigDict:
     c.data = tiny[0].data.to_dict()
     c.vqgan = {"path": str(tiny[1])}
     c.codes = {"flip": True}
-    c.model = {"classes": 80, "width": 16, "depth": 2, "heads": 2, "dropout": 0.1}
+    c.model = {"classes": 80, "width": 16, "depth": 2, "heads": 2}
     c.optim = {"lr": 1e-2}
     c.evals = {
         "test": {"type": "likelihood", "batch_size": 16},
@@ -136,7 +137,7 @@ def test_guidance_is_refused_to_a_run_that_dropped_no_labels(run, tmp_path):
 
 @pytest.mark.parametrize("classes, dropout, droppable", [(80, 0.1, True), (80, 0.0, False), (0, 0.0, True)])
 def test_no_class_is_known_where_training_drops_them_or_there_are_none(classes, dropout, droppable):
-    condition = task_lib.condition({"model": {"classes": classes}, "condition_dropout": dropout})
+    condition = PriorOptions(classes=classes).condition(dropout)
     assert condition.classes == classes and condition.droppable == droppable
 
 

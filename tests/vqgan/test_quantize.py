@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from train_jax.errors import ConfigError
 from vqgan_jax import codebook, quantize
+from vqgan_jax.quantize import QuantizerOptions
 
 rng = np.random.default_rng(0)
 Z = rng.standard_normal((2, 3, 4, 6)).astype(np.float32)
@@ -24,9 +24,7 @@ def apply(module, variables, *inputs, **options):
 
 def made(z=Z, **options):
     """A quantiser, its variables, and its options."""
-    full = quantize.defaults()
-    full.update(options)
-    module = quantize.build(full)
+    module = quantize.build(QuantizerOptions.parse(options, "model.quantizer"))
     key = jax.random.key(0)
     variables = nn.unbox(module.init({"params": key, "dropout": key}, jnp.asarray(z[..., : module.inputs]), True, 1.0))
     return module, variables
@@ -170,20 +168,19 @@ def test_lfq_reads_signs_and_its_entropies_are_those_of_the_softmax(temperature)
         ({"type": "vq"}, "one of nearest, ema, gumbel, fsq, lfq"),
         ({"type": "ema", "unit": True}, "unit = True; it must be False"),
         ({"type": "ema", "decay": 1.0}, r"decay = 1.0; it must be in \(0, 1\)"),
-        ({"type": "gumbel", "temperature": (1.0, 0.0)}, "two positive numbers"),
+        ({"type": "gumbel", "temperature": (1.0, 0.0)}, "it must be positive"),
+        ({"type": "gumbel", "temperature": (1.0,)}, "two positive numbers"),
         ({"type": "fsq", "levels": (8, 1)}, "at least 2"),
-        ({"type": "lfq", "bits": 30}, "in 1 to 20"),
+        ({"type": "lfq", "bits": 30}, r"in \[1, 20\]"),
         ({"type": "lfq", "entropy_temperature": 0.0}, "entropy_temperature = 0.0; it must be positive"),
     ],
 )
 def test_wrong_options_are_named(options, words):
-    full = quantize.defaults()
-    full.update(options)
     with pytest.raises(ConfigError, match=words):
-        quantize.build(full)
+        QuantizerOptions.parse(options, "model.quantizer")
 
 
 def test_temperature_falls_geometrically():
-    options = ConfigDict({"temperature": (1.0, 0.25)})
+    options = QuantizerOptions(temperature=(1.0, 0.25))
     found = [float(quantize.temperature(options, step, 5)) for step in range(6)]
     np.testing.assert_allclose(found, [1, 0.25**0.25, 0.5, 0.25**0.75, 0.25, 0.25], rtol=1e-5)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 import vqgan_jax
 from train_jax import config as config_lib
 from train_jax import sharding
+from train_jax.compute import Compute
 from train_jax.errors import ConfigError
 from train_jax.optim import Optimizer
 from train_jax.step import make_train_step, plan_state
@@ -68,7 +69,7 @@ def gradients(made, params, extra):
 
 def textbook(c: ConfigDict, params, extra, kind: str):
     """Both players' gradients by taming's recipe: one pass to balance, one for the generator, one for the discriminator."""
-    module, critic = model.build(c.model), discriminator.build(c.discriminator, model.DTYPES)
+    module, critic = model.build(c.model), discriminator.build(c.discriminator, Compute())
     x = jnp.asarray(BATCH["image"] / 127.5 - 1, jnp.float32)
 
     def logits(d, pictures):
@@ -127,7 +128,7 @@ def cosine(a, b) -> float:
 
 def test_both_players_get_in_bfloat16_the_gradients_of_float32(monkeypatch):
     """With the codes of float32: a latent between two codes may fall to the other, and the players see other pictures."""
-    short = {"model.dtype": "bfloat16", "discriminator.dtype": "bfloat16"}
+    short = {"compute.dtype": "bfloat16"}
     options = {"loss.r1": 0.1, "loss.lecam": 0.1} | DEEP
     made, params, extra = started(config(**options))
     # Weights far from their small beginnings, at which gradients are differences of nearly equal sums.
@@ -154,8 +155,7 @@ def test_every_quantiser_works_on_a_bfloat16_encoder(kind):
     options = config(**{f"model.{name}": x for name, x in small.items()})
     options.model.quantizer.update(quantizer)
     plain = model.build(options.model)
-    options.model.dtype = "bfloat16"
-    short = model.build(options.model)
+    short = model.build(options.model, Compute(dtype="bfloat16"))
     x = jnp.asarray(BATCH["image"][:2] / 127.5 - 1, jnp.float32)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     variables = sharding.unbox(jax.jit(plain.init)(keys, x))
@@ -191,7 +191,7 @@ def test_eight_pictures_are_learnt_by_heart_in_bfloat16_as_in_float32(learn):
     batch = {"image": np.round(127.5 + 120 * np.stack(waves)).astype(np.uint8)}
     curves = {}
     for dtype, updates in (("float32", 400), ("bfloat16", 12)):
-        options = {"model.dtype": dtype, "model.quantizer.size": 64, "model.attention": (), "loss.adversarial": "none"}
+        options = {"compute.dtype": dtype, "model.quantizer.size": 64, "model.attention": (), "loss.adversarial": "none"}
         options |= {"codebook.start": "kmeans", "codebook.revive": 10, "steps": 400, "optim.lr": 5e-3}
         c = config(**options)
         state, history = learn(task.make(c, None), c, batch, updates)
@@ -252,7 +252,7 @@ def test_r1_does_not_depend_on_the_size_of_pictures(side):
 
 
 def test_r1_of_a_discriminator_is_alike_at_two_sizes():
-    module = discriminator.build(config(**{"discriminator.channels": 4}).discriminator, model.DTYPES)
+    module = discriminator.build(config(**{"discriminator.channels": 4}).discriminator, Compute())
     penalties = []
     for side in (64, 128):
         x = jnp.asarray(np.random.default_rng(0).normal(size=(2, side, side, 3)), jnp.float32)
@@ -494,7 +494,7 @@ def test_an_update_with_broken_numbers_changes_neither_player():
         ({"model.groups": 3}, "groups = 3 does not divide the 8 channels of level 0"),
         ({"model.resolution": 17, "model.multipliers": (1, 2)}, "resolution = 17 is not divisible by f = 2"),
         ({"model.attention": (5,)}, "attention has 5; the maps are"),
-        ({"model.dtype": "float16"}, "one of float32, bfloat16"),
+        ({"compute.dtype": "float16"}, "one of float32, bfloat16"),
         ({"discriminator.norm": "layer"}, "one of group, batch"),
         ({"augment.scale": (0.0, 1.0)}, "two shares of the area"),
     ],

@@ -13,45 +13,47 @@ from jax.sharding import PartitionSpec as P
 import clip_jax
 import vqgan_jax
 from clip_jax import model as clip_model
+from clip_jax.options import CLIPCompute, CLIPOptions
+from train_jax.compute import Compute
 from train_jax.data.images import Preprocess
 from train_jax.data.text import Tokenizer
 from vqgan_jax import model as vqgan_model
+from vqgan_jax.model import VQGANOptions
 
 CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("circle", "square", "star")]
 
 
 def make_vqgan(quantizer: dict | None = None, dtype: str = "float32") -> "vqgan_jax.Vqgan":
     """16 x 16 pixels to 4 x 4 codes out of 12."""
-    options = vqgan_model.defaults()
+    options = VQGANOptions.defaults()
     options.update(
         {"channels": 8, "multipliers": (1, 1, 2), "blocks": 1, "resolution": 16, "attention": (), "groups": 4}
     )
     options.quantizer.update(quantizer or {"type": "nearest", "size": 12, "dim": 4})
-    options.z_channels, options.dtype = 8, dtype
-    module = vqgan_model.build(options)
+    options.z_channels = 8
+    compute = Compute(dtype=dtype)
+    module = vqgan_model.build(options, compute)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     variables = jax.jit(module.init)(keys, jnp.zeros((1, 16, 16, 3)))
     variables = jax.tree.map(lambda x: 3 * np.asarray(x), nn.unbox(variables))  # so that pictures differ in their codes
     if "codebook" in variables["params"].get("quantizer", {}):
         points = np.random.default_rng(0).standard_normal(variables["params"]["quantizer"]["codebook"].shape)
         variables["params"]["quantizer"]["codebook"] = points.astype(np.float32)
-    return vqgan_jax.Vqgan.assemble(options, variables, "untrained")
+    return vqgan_jax.Vqgan.assemble(options, variables, "untrained", compute)
 
 
 def make_clip(seed: int = 0, size: int = 8, dtype: str = "float32") -> "clip_jax.Clip":
     """Sees 8 x 8 pixels, in 4 patches."""
     tokenizer = Tokenizer.train(CAPTIONS, 600, 16)
-    options = clip_model.defaults()
+    options = CLIPOptions.defaults()
     options.update(
         {
             "embed_dim": 8,
             "image": {"size": size, "patch": 4, "width": 8, "depth": 1, "heads": 2},
             "text": {"context_length": 16, "width": 8, "depth": 1, "heads": 2},
-            "scan": False,
-            "dtype": dtype,
         }
     )
-    module = clip_model.build(options, tokenizer.vocab_size, tokenizer.eos_id)
+    module = clip_model.build(options, tokenizer.vocab_size, tokenizer.eos_id, CLIPCompute(scan=False, dtype=dtype))
     images, ids = np.zeros((1, size, size, 3), np.float32), tokenizer.encode(CAPTIONS[:1])
     variables = nn.unbox(jax.jit(module.init)(jax.random.key(seed), images, ids))
     return clip_jax.Clip.assemble(module, variables, tokenizer, Preprocess(size), f"untrained, seed {seed}")

@@ -29,10 +29,10 @@ POINTS_J, Z_J, LOGITS_J = map(jnp.asarray, (POINTS, Z, LOGITS))
     ids=lambda q: q["type"] + "-unit" * q.get("unit", False),
 )
 def test_the_table_holds_what_the_quantiser_embeds(quantizer):
-    options = model_lib.defaults()
+    options = model_lib.VQGANOptions.defaults()
     options.update({"channels": 8, "multipliers": (1, 2), "blocks": 1, "resolution": 16, "attention": (), "groups": 4})
     options.quantizer.update(quantizer)
-    part = quantize.build(options.quantizer)
+    part = quantize.build(quantize.QuantizerOptions.parse(options.quantizer, "model.quantizer"))
     z = jnp.asarray(np.random.default_rng(0).standard_normal((1, 3, 3, part.inputs)).astype(np.float32))
     found = nn.unbox(part.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, z, False, 1.0))
     points = latents.table(model_lib.build(options), {kind: {"quantizer": tree} for kind, tree in found.items()})

@@ -9,16 +9,19 @@ from ml_collections import ConfigDict
 
 import vqgan_jax
 from dalle_jax.captions import Captions
+from dalle_jax.options import DALLEOptions
 from train_jax import config as config_lib
 from train_jax.data.digits import LABEL_NAMES
 from train_jax.data.text import Tokenizer
+from vqgan_jax.prior.options import PriorOptions
 from vqgan_jax.stage2 import model, task
 from vqgan_jax.stage2.condition import ClassCondition
 from vqgan_jax.stage2.generator import CodeGenerator
 
 KINDS = ("class", "text")
 TASKS = {"class": "vqgan_jax.prior.task", "text": "dalle_jax.task"}
-SMALL = {"width": 16, "depth": 2, "heads": 2, "dropout": 0.0}
+SMALL = {"width": 16, "depth": 2, "heads": 2}
+OPTIONS = {"class": PriorOptions, "text": DALLEOptions}
 CONDITION = {"class": {"classes": 10}, "text": {"text_length": 12, "positions": "axial"}}
 
 
@@ -34,8 +37,7 @@ def assemble(conditions, untrained_vqgan):
     """`assemble(kind, **options) -> CodeGenerator`: weights so large that conditions and codes matter."""
 
     def make(kind: str, **options) -> CodeGenerator:
-        config = model.defaults()
-        config.update(SMALL | {key: x for key, x in CONDITION[kind].items() if key in config} | options)
+        config = OPTIONS[kind].parse(SMALL | CONDITION[kind] | options, "model")
         condition, side = conditions[kind], 16 // untrained_vqgan.factor
         module = model.build(config, condition, untrained_vqgan.codes, (side, side))
         empty = jnp.zeros((1, condition.length), jnp.int32), jnp.zeros((1, module.length), jnp.int32)

@@ -46,7 +46,7 @@ def context(make_task, monkeypatch):
 
 
 def options(name: str, **changes) -> ConfigDict:
-    return ConfigDict(evaluators.defaults()[name].to_dict() | changes)
+    return ConfigDict(evaluators.EVALUATORS[name].defaults().to_dict() | changes)
 
 
 def test_bits_are_those_of_the_loaded_model(generator, context):

@@ -25,7 +25,7 @@ def batch_of(condition, count: int) -> dict[str, np.ndarray]:
 
 
 def module_of(config, condition) -> CodeTransformer:
-    return model.build(config.model, condition, 12, (4, 4))
+    return model.build(OPTIONS[condition.kind].parse(config.model, "model"), condition, 12, (4, 4), Compute.parse(config.compute, "compute"), config.dropout)
 
 
 def params_of(task):
@@ -85,7 +85,7 @@ def test_four_grids_are_learnt_by_heart_in_bfloat16_as_in_float32(make_task, con
     codes = np.random.default_rng(0).integers(0, 12, (4, 4, 4)).astype(np.int32)
     batch = {"condition": condition.encode(values), "codes": codes}
     for dtype, updates in (("float32", 120), ("bfloat16", 8)):
-        small = {"width": 32, "dtype": dtype}
+        small = {"width": 32}
         task, config = make_task(kind, model=small, steps=120, condition_dropout=0.0, optim={"lr": 1e-2})
         state, history = learn(task, config, batch, updates)
         curves[dtype] = [float(metrics["loss"]) for metrics in history]
