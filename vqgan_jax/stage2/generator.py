@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ class CodeGenerator:
     @classmethod
     def assemble(
         cls, options: ConfigDict, params: Mapping, condition: Condition, vqgan: Vqgan, size: int, name: str
-    ) -> Self:
+    ) -> "CodeGenerator":
         """The model of these options and weights; LoadError if they do not belong together."""
         grid = (size // vqgan.factor,) * 2
         try:
