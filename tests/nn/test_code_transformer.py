@@ -1,5 +1,8 @@
 """The stream: causal, the same with a KV cache as without, with every option."""
 
+import functools
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,6 +26,7 @@ VARIANTS = [
 BFLOAT16 = [changes | {"dtype": "bfloat16"} for changes in (VARIANTS[1], VARIANTS[2], VARIANTS[4])]
 
 
+@functools.cache
 def build(
     attention=("dense",), last_attention="", scan=True, remat="none", activation="gelu", dtype="float32", **changes
 ):
@@ -45,13 +49,23 @@ def build(
     rng = np.random.default_rng(0)
     condition, codes = rng.integers(0, TOKENS, (2, module.condition_length)), rng.integers(0, CODES, (2, LENGTH))
     condition, codes = jnp.asarray(condition, jnp.int32), jnp.asarray(codes, jnp.int32)
-    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), condition, codes))["params"]
-    params = jax.tree.map(lambda x: x + 0.3 * rng.standard_normal(x.shape, np.float32), params)
+
+    def draw(path, shape):
+        return float(path[-1].key == "scale") + 0.3 * rng.standard_normal(shape, np.float32)
+
+    params = jax.tree.map_with_path(draw, shapes(module), is_leaf=lambda x: isinstance(x, tuple))
     return module, params, condition, codes
 
 
-def apply(module, params, *inputs, **options):
-    return jax.jit(lambda params, *inputs: module.apply({"params": params}, *inputs, **options))(params, *inputs)
+@functools.cache
+def program(module: CodeTransformer, method: str, capture: bool = False) -> Any:
+    options = {"capture_intermediates": lambda part, _: part.name == "norm", "mutable": ["intermediates"]}
+    options = options if capture else {}
+    return jax.jit(lambda params, *inputs: module.apply({"params": params}, *inputs, method=method, **options))
+
+
+def apply(module, params, *inputs, method: str = "__call__", capture: bool = False):
+    return program(module, method, capture)(params, *inputs)
 
 
 @pytest.mark.parametrize("changes", [*VARIANTS, *BFLOAT16])
@@ -61,15 +75,13 @@ def test_code_by_code_with_a_cache_is_the_whole_stream(changes):
     module, params, condition, codes = build(**changes)
     whole = np.asarray(apply(module, params, condition, codes)[1])[..., module.code_offset :]
     unrolled, params = for_decoding(module, params)
-    decode_step = jax.jit(
-        lambda code, i, caches: unrolled.apply({"params": params}, code, i, caches, method="decode_step")
-    )
     for prefix in (0, 5):
         logits, caches = apply(unrolled, params, condition, codes[:, :prefix], method="prefill")
         for index in range(prefix, LENGTH):
             expected = whole[:, index]
             np.testing.assert_allclose(logits, expected, atol=tolerance * np.abs(whole).max(), rtol=tolerance)
-            logits, caches = decode_step(codes[:, index], jnp.int32(index), caches)
+            step = codes[:, index], jnp.int32(index), caches
+            logits, caches = apply(unrolled, params, *step, method="decode_step")
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
@@ -84,12 +96,10 @@ def test_a_token_knows_what_its_masks_let_through_and_nothing_else(changes):
         mask = attention_mask(distinct[index[block]], n, GRID, changes.get("conv_window", 11))
         reach = (mask.astype(int) @ reach.astype(int)) > 0
 
-    @jax.jit
     def logits(condition, codes):
-        by_kind = module.apply({"params": params}, condition, codes)
-        return [x for x in by_kind if x is not None]
+        return [np.asarray(x) for x in apply(module, params, condition, codes) if x is not None]
 
-    before = [np.asarray(x) for x in logits(condition, codes)]
+    before = logits(condition, codes)
     for position in range(n + LENGTH - 1):
         t, c = condition, codes
         if position < n:
@@ -97,7 +107,7 @@ def test_a_token_knows_what_its_masks_let_through_and_nothing_else(changes):
         else:
             c = c.at[:, position - n].set((c[:, position - n] + 1) % CODES)
         pairs = zip(logits(t, c), before, strict=True)
-        changed = np.concatenate([np.abs(np.asarray(a) - b).max(axis=(0, 2)) > 1e-6 for a, b in pairs])
+        changed = np.concatenate([np.abs(a - b).max(axis=(0, 2)) > 1e-6 for a, b in pairs])
         # Output number i stands at position i of the stream.
         assert changed.tolist() == reach[: n + LENGTH - 1, position].tolist(), position
 
@@ -105,7 +115,6 @@ def test_a_token_knows_what_its_masks_let_through_and_nothing_else(changes):
 @pytest.mark.parametrize("changes", BFLOAT16)
 def test_logits_of_bfloat16_are_float32_sums_of_its_products(changes):
     module, params, condition, codes = build(**changes)
-    options = {"capture_intermediates": lambda part, _: part.name == "norm", "mutable": ["intermediates"]}
 
     def product(state, name):
         (x,) = state["intermediates"]["norm"]["__call__"]
@@ -113,7 +122,7 @@ def test_logits_of_bfloat16_are_float32_sums_of_its_products(changes):
         kernel = jnp.asarray(params[name]["kernel"], jnp.bfloat16)
         return np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
 
-    (condition_logits, code_logits), state = apply(module, params, condition, codes, **options)
+    (condition_logits, code_logits), state = apply(module, params, condition, codes, capture=True)
     last = module.condition_length - 1
     checks = [(code_logits, "head", np.s_[:, last:])]
     if module.predicts_condition:
@@ -127,9 +136,11 @@ def test_logits_of_bfloat16_are_float32_sums_of_its_products(changes):
         assert logits.dtype == jnp.float32
         np.testing.assert_allclose(logits, product(state, "head")[..., module.code_offset :], rtol=1e-6, atol=1e-5)
 
-    (logits, caches), state = apply(unrolled, unstacked, condition, codes[:, :2], method="prefill", **options)
+    (logits, caches), state = apply(unrolled, unstacked, condition, codes[:, :2], method="prefill", capture=True)
     check(logits, state)
-    (logits, _), state = apply(unrolled, unstacked, codes[:, 2], jnp.int32(2), caches, method="decode_step", **options)
+    (logits, _), state = apply(
+        unrolled, unstacked, codes[:, 2], jnp.int32(2), caches, method="decode_step", capture=True
+    )
     check(logits, state)
 
 
@@ -163,5 +174,6 @@ def test_a_position_is_its_row_and_its_column():
 
 
 def test_shapes_are_those_of_the_parameters():
-    module, params, _, _ = build(**VARIANTS[2])
+    module, _, condition, codes = build(**VARIANTS[2])
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), condition, codes))["params"]
     assert shapes(module) == jax.tree.map(np.shape, params)

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,7 @@ class CodeGenerator:
         size: int,
         name: str,
         compute: TransformerCompute | None = None,
-    ) -> Self:
+    ) -> "CodeGenerator":
         """The model of these options and weights; LoadError if they do not belong together."""
         grid = (size // vqgan.factor,) * 2
         try:

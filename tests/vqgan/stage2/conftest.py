@@ -78,13 +78,13 @@ def make_task(conditions, vqgan_file):
     def make(kind: str, **changes):
         config = ConfigDict({"task": TASKS[kind], "steps": 4, "data": {"source": "digits", "batch_size": 8}})
         config.vqgan = {"path": str(vqgan_file)}
-        config.model = SMALL | CONDITION[kind]
+        config.model, config.dropout = SMALL | CONDITION[kind], 0.0
         for key, value in changes.items():
             if isinstance(value, dict):
                 config[key] = config.get(key, ConfigDict()).to_dict() | value
             else:
                 config[key] = value
         config = config_lib.resolve(config)
-        return task.make(config, None, conditions[kind]), config
+        return task.make(config, None, OPTIONS[kind].parse(config.model, "model"), conditions[kind]), config
 
     return make

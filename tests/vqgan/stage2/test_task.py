@@ -7,14 +7,18 @@ import numpy as np
 import optax
 import pytest
 
+from dalle_jax.options import DALLEOptions
 from nn_jax.code_transformer import CodeTransformer
 from train_jax import optim, sharding
+from train_jax.compute import TransformerCompute
 from train_jax.errors import ConfigError
 from train_jax.step import make_train_step, plan_state
+from vqgan_jax.prior.options import PriorOptions
 from vqgan_jax.stage2 import model
 from vqgan_jax.stage2.generator import CodeGenerator
 
 KINDS = ("class", "text")
+OPTIONS = {"class": PriorOptions, "text": DALLEOptions}
 RNG = np.random.default_rng(0)
 
 
@@ -25,7 +29,9 @@ def batch_of(condition, count: int) -> dict[str, np.ndarray]:
 
 
 def module_of(config, condition) -> CodeTransformer:
-    return model.build(OPTIONS[condition.kind].parse(config.model, "model"), condition, 12, (4, 4), Compute.parse(config.compute, "compute"), config.dropout)
+    options = OPTIONS[condition.kind].parse(config.model, "model")
+    compute = TransformerCompute.parse(config.compute, "compute")
+    return model.build(options, condition, 12, (4, 4), compute, config.dropout)
 
 
 def params_of(task):
@@ -86,14 +92,14 @@ def test_four_grids_are_learnt_by_heart_in_bfloat16_as_in_float32(make_task, con
     batch = {"condition": condition.encode(values), "codes": codes}
     for dtype, updates in (("float32", 120), ("bfloat16", 8)):
         small = {"width": 32}
-        task, config = make_task(kind, model=small, steps=120, condition_dropout=0.0, optim={"lr": 1e-2})
+        task, config = make_task(kind, model=small, compute={"dtype": dtype}, steps=120, condition_dropout=0.0, optim={"lr": 1e-2})
         state, history = learn(task, config, batch, updates)
         curves[dtype] = [float(metrics["loss"]) for metrics in history]
         if dtype == "float32":
             assert history[-1]["bits_per_code"] < 0.05
             assert kind == "class" or history[-1]["bits_per_text_token"] < 1
             params = state.params["generator"]
-            generator = CodeGenerator.assemble(config.model, params, condition, untrained_vqgan, 16, "by heart")
+            generator = CodeGenerator.assemble(OPTIONS[kind].parse(config.model, "model"), params, condition, untrained_vqgan, 16, "by heart")
             drawn = generator.draw(values, temperature=0, progress=False)
             np.testing.assert_array_equal(drawn.codes[:, 0], codes)
     # Products are rounded to 8 bits: a loss is off by less than a hundredth, and Adam's steps keep it so.
