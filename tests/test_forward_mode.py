@@ -20,12 +20,6 @@ PICTURES = DRAW.uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
 CODES = jnp.asarray(DRAW.integers(0, 9, (1, 16)), jnp.int32)
 
 
-def options(defaults, **changes):
-    found = defaults()
-    found.update(changes)
-    return found
-
-
 def drawn(module, *inputs):
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     return nn.unbox(jax.jit(module.init)(keys, *inputs))
@@ -34,7 +28,7 @@ def drawn(module, *inputs):
 def clip():
     blocks = {"width": 16, "depth": 1, "heads": 2}
     image, text = {"size": 16, "patch": 4, "stem": "conv", "pool": "map"} | blocks, {"context_length": 8} | blocks
-    module = clip_model.build(options(clip_model.CLIPOptions.defaults, embed_dim=8, image=image, text=text), 20, 19)
+    module = clip_model.build({"embed_dim": 8, "image": image, "text": text}, 20, 19)
     ids = jnp.full((1, 8), 19, jnp.int32)
 
     def embeddings(v, x):
@@ -52,7 +46,8 @@ def resnet():
 
 def vqgan():
     model = {"channels": 4, "multipliers": (1, 2), "blocks": 1, "resolution": 16, "attention": (8,), "groups": 2}
-    module = vqgan_model.build(options(vqgan_model.VQGANOptions.defaults, **model, z_channels=4, quantizer={"size": 9, "dim": 4}))
+    model |= {"z_channels": 4, "quantizer": {"size": 9, "dim": 4}}
+    module = vqgan_model.build(model)
 
     def reconstruct(v, x):  # without the rounding, which has no slope
         return module.apply(v, module.apply(v, x, method="latents"), method="decode_vectors")

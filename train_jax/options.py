@@ -12,7 +12,7 @@ From one such class follow the defaults of a config (`defaults`), the check of a
 import dataclasses
 import difflib
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Self
+from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -60,7 +60,7 @@ class Options:
         return c
 
     @classmethod
-    def parse(cls, values: Mapping | ConfigDict, path: str) -> Self:
+    def parse(cls, values: Mapping | ConfigDict, path: str) -> "Options":
         """The options that `values` tell; what is absent is as by default.
 
         Args:

@@ -16,8 +16,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from train_jax import sharding
-from train_jax.checkpoint import CheckpointError, Checkpoints, load_weights
+from train_jax.checkpoint import CheckpointError, Checkpoints
 from train_jax.step import TrainState
+from train_jax.trained_weights import load_weights
 
 # After a write that failed, the storage library's threads report to an event loop that is gone; pytest would blame
 # whichever test runs then.

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import train_jax
-from train_jax import checkpoint, metrics, paths, profiling
+from train_jax import metrics, paths, profiling, trained_weights
 from train_jax.data import files, sources
 from train_jax.errors import ConfigError
 from train_jax.weights.tensors import open_tensors
@@ -66,7 +66,7 @@ def test_a_run_in_storage_is_a_run(bucket, tmp_path, monkeypatch):
     assert list((bucket / "run" / "tensorboard").glob("events*"))
     assert {path.name for path in tmp_path.iterdir()} <= {"bucket", "run", "cache"}, "nothing goes astray"
     from_storage, from_disk = (
-        checkpoint.load_weights(folder) for folder in ("gs://bucket/run/checkpoints", tmp_path / "run" / "checkpoints")
+        trained_weights.load_weights(folder) for folder in ("gs://bucket/run/checkpoints", tmp_path / "run" / "checkpoints")
     )
     assert from_storage[2] == from_disk[2] == 20
     np.testing.assert_array_equal(

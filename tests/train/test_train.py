@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 import train_jax
-from train_jax import agreement, checkpoint, memory, metrics, sharding
+from train_jax import agreement, checkpoint, memory, metrics, sharding, trained_weights
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.errors import ConfigError, LoadError, Stopped
 from train_jax.lockstep import Lockstep
@@ -189,7 +189,7 @@ def test_another_mesh_goes_on_where_this_one_stopped(whole, tmp_path):
         assert mine.keys() == theirs.keys()
         for key, value in mine.items():
             np.testing.assert_allclose(value, theirs[key], rtol=1e-5, atol=1e-5, err_msg=key)
-    weights = [checkpoint.load_weights(folder / "checkpoints")[0] for folder in (tmp_path, whole[0])]
+    weights = [trained_weights.load_weights(folder / "checkpoints")[0] for folder in (tmp_path, whole[0])]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *weights)
 
 

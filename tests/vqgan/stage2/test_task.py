@@ -92,14 +92,16 @@ def test_four_grids_are_learnt_by_heart_in_bfloat16_as_in_float32(make_task, con
     batch = {"condition": condition.encode(values), "codes": codes}
     for dtype, updates in (("float32", 120), ("bfloat16", 8)):
         small = {"width": 32}
-        task, config = make_task(kind, model=small, compute={"dtype": dtype}, steps=120, condition_dropout=0.0, optim={"lr": 1e-2})
+        changes = {"compute": {"dtype": dtype}, "steps": 120, "condition_dropout": 0.0, "optim": {"lr": 1e-2}}
+        task, config = make_task(kind, model=small, **changes)
         state, history = learn(task, config, batch, updates)
         curves[dtype] = [float(metrics["loss"]) for metrics in history]
         if dtype == "float32":
             assert history[-1]["bits_per_code"] < 0.05
             assert kind == "class" or history[-1]["bits_per_text_token"] < 1
             params = state.params["generator"]
-            generator = CodeGenerator.assemble(OPTIONS[kind].parse(config.model, "model"), params, condition, untrained_vqgan, 16, "by heart")
+            options = OPTIONS[kind].parse(config.model, "model")
+            generator = CodeGenerator.assemble(options, params, condition, untrained_vqgan, 16, "by heart")
             drawn = generator.draw(values, temperature=0, progress=False)
             np.testing.assert_array_equal(drawn.codes[:, 0], codes)
     # Products are rounded to 8 bits: a loss is off by less than a hundredth, and Adam's steps keep it so.
