@@ -24,10 +24,10 @@ def option(
     meaning: str,
     *,
     choices: Collection = (),
-    least: float | None = None,
-    most: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
+    least: float | int | None = None,
+    most: float | int | None = None,
+    above: float | int | None = None,
+    below: float | int | None = None,
     identity: bool = True,
 ) -> Any:
     """A field of an `Options` class.
@@ -203,5 +203,5 @@ def _allowed(field: dataclasses.Field) -> str:
     return ""
 
 
-def _number(x: float) -> str:
+def _number(x: float | int) -> str:
     return str(x) if isinstance(x, int) else f"{x:g}"
