@@ -51,6 +51,12 @@ def dalle(**changes):
     return second_stage(True, **changes)
 
 
+PLAIN = {"bias", "scale"}
+CLIP = PLAIN | {"positions", "tokens", "logit_scale"}
+SIGLIP = {"loss": "sigmoid", "image.pool": "map"}
+STREAM = PLAIN | {"positions", "tokens"}
+
+
 @pytest.mark.parametrize(
     ("model", "spared"),
     [
