@@ -1,19 +1,21 @@
 """Which parameters of every family are decayed by default: kernels, and nothing else."""
 
 import re
-import types
 
 import jax
 import jax.numpy as jnp
 import pytest
+import tokenizers
 
 import clip_jax.model
 import vqgan_jax.discriminator
 import vqgan_jax.model
 import vqgan_jax.stage2.model
+from dalle_jax.captions import CharBpeCaptions
 from train_jax import config as config_lib
 from train_jax import sharding
 from train_jax.compute import Compute
+from vqgan_jax.stage2.condition import ClassCondition
 
 
 def clip(**changes):
@@ -38,9 +40,11 @@ def discriminator():
 
 def second_stage(predicts_condition: bool, **changes):
     options = vqgan_jax.stage2.model.CodeTransformerOptions(**changes)
-    condition = types.SimpleNamespace(kind="text", vocabulary_size=100, length=4, predicted=predicts_condition)
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    captions = CharBpeCaptions(bpe, length=4, vocabulary_size=100, pad=0)
+    condition = captions if predicts_condition else ClassCondition(99)
     module = vqgan_jax.stage2.model.build(options, condition, 64, (4, 4))
-    return module.init, jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 16), jnp.int32)
+    return module.init, jnp.zeros((1, condition.length), jnp.int32), jnp.zeros((1, 16), jnp.int32)
 
 
 def prior():

@@ -11,6 +11,7 @@ From one such class follow the defaults of a config (`defaults`), the check of a
 
 import dataclasses
 import difflib
+import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -164,6 +165,10 @@ def _parse(field: dataclasses.Field, value: Any, path: str) -> Any:
     if isinstance(field.default, FrozenConfigDict):
         return FrozenConfigDict(value)
     value = typed(path, value, field.default)
+    if isinstance(value, tuple) and (kinds := typing.get_args(field.type)):
+        value = tuple(float(x) if kinds[0] is float and type(x) is int else x for x in value)
+        if not all(isinstance(x, kinds[0]) for x in value):
+            raise ConfigError(f"config.{path} = {value!r}; it must hold values of type {kinds[0].__name__}")
     for part in value if isinstance(value, tuple) else (value,):
         if not _is_allowed(field.metadata, part):
             raise ConfigError(f"config.{path} = {value!r}; it must be {_allowed(field)}")

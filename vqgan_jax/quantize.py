@@ -292,7 +292,7 @@ class QuantizerOptions(Options):
     legacy: bool = option(False, "nearest: beta on the codebook loss, as in taming's first releases", identity=False)
     decay: float = option(0.99, "ema: of the moving means", above=0, below=1, identity=False)
     kl_weight: float = option(5e-4, "gumbel: of the divergence from uniform codes", least=0, identity=False)
-    temperature: tuple[float, float] = option(
+    temperature: tuple[float, ...] = option(
         (1.0, 1 / 16), "gumbel: at the first update and the last; geometric between them", above=0, identity=False
     )
     levels: tuple[int, ...] = option((8, 5, 5, 5), "fsq: of each channel", least=2)

@@ -59,7 +59,7 @@ def test_evaluators_get_the_defaults_of_their_type():
         ({"optim": {"lr": "fast"}}, "config.optim.lr = 'fast' is a str; it must be a float"),
         ({"optim": {"no_decay": ("(",)}}, "config.optim.no_decay: '\\(' is not a regular expression"),
         ({"optim": {"freeze": ("*vision",)}}, "config.optim.freeze: '\\*vision' is not a regular expression"),
-        ({"optim": {"freeze": (5,)}}, "config.optim.freeze: 5 is not a regular expression"),
+        ({"optim": {"freeze": (5,)}}, r"config.optim.freeze = \(5,\); it must hold values of type str"),
         ({"optim": {"lr_scale": (("a", "0.1"),)}}, "pairs of a regular expression and a factor above 0"),
         ({"steps": 2.5}, "config.steps = 2.5 is a float; it must be a int"),
         ({"optim": 3}, "must be a group of options"),

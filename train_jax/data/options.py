@@ -18,7 +18,7 @@ class PreprocessOptions(Options):
 class AugmentOptions(Options):
     """What training does to a picture; see `train_jax.data.images.Augment`."""
 
-    scale: tuple[float, float] = option(
+    scale: tuple[float, ...] = option(
         (1.0, 1.0), "share of the picture's area in a random resized crop; (1, 1): none", above=0, most=1
     )
     flip: bool = option(False, "left to right, half of the time; it makes 'left of' untrue")
