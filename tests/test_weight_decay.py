@@ -1,7 +1,6 @@
 """Which parameters of every family are decayed by default: kernels, and nothing else."""
 
 import re
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import vqgan_jax.model
 import vqgan_jax.stage2.model
 from train_jax import config as config_lib
 from train_jax import sharding
+from vqgan_jax.stage2.condition import ClassCondition
 
 
 def clip(**changes):
@@ -35,20 +35,32 @@ def discriminator():
     return module.init, jnp.zeros((1, 256, 256, 3))
 
 
-def second_stage(predicts_condition: bool, **changes):
+class Predicted(ClassCondition):
+    """A condition of several tokens that are predicted, as DALL-E's texts are."""
+
+    length = 4
+    predicted = True
+
+
+def second_stage(condition, **changes):
     options = vqgan_jax.stage2.model.defaults()
     options.update(changes)
-    condition = types.SimpleNamespace(kind="text", vocabulary_size=100, length=4, predicted=predicts_condition)
     module = vqgan_jax.stage2.model.build(options, condition, 64, (4, 4))
-    return module.init, jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 16), jnp.int32)
+    return module.init, jnp.zeros((1, condition.length), jnp.int32), jnp.zeros((1, 16), jnp.int32)
 
 
 def prior():
-    return second_stage(False)
+    return second_stage(ClassCondition(10))
 
 
 def dalle(**changes):
-    return second_stage(True, **changes)
+    return second_stage(Predicted(10), **changes)
+
+
+PLAIN = {"bias", "scale"}
+CLIP = PLAIN | {"positions", "tokens", "logit_scale"}
+SIGLIP = {"loss": "sigmoid", "image.pool": "map"}
+STREAM = PLAIN | {"tokens", "positions"}
 
 
 @pytest.mark.parametrize(
