@@ -155,20 +155,13 @@ def run_steps(task, batch, devices: int, fsdp: int = 1, tensor: int = 1):
     return losses, jax.device_get(state.params)
 
 
-@pytest.fixture(scope="module")
-def on_one_device(make_task, conditions):
-    """`(task, batch, losses, parameters)` of three updates."""
+def test_eight_devices_compute_what_one_does(make_task, conditions):
+    """Data, FSDP and tensor parallelism together: two by two by two devices."""
     task, _ = make_task("text")
     batch = batch_of(conditions["text"], 16)
-    return task, batch, *run_steps(task, batch, 1)
-
-
-@pytest.mark.parametrize("fsdp, tensor", [(1, 1), (2, 2)])
-def test_eight_devices_compute_what_one_does(on_one_device, fsdp, tensor):
-    task, batch, losses, params = on_one_device
-    found, found_params = run_steps(task, batch, 8, fsdp, tensor)
-    np.testing.assert_allclose(found, losses, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found_params, params)
+    (losses, params), (expected, expected_params) = run_steps(task, batch, 8, 2, 2), run_steps(task, batch, 1)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected_params)
 
 
 @pytest.mark.parametrize(
