@@ -5,6 +5,7 @@ import hashlib
 import logging
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -29,7 +30,7 @@ class _Text:
     def null(self) -> Int32[np.ndarray, "length"]:
         return self.encode([""])[0]
 
-    def encode(self, conditions: Sequence[str]) -> Int32[np.ndarray, "n length"]:
+    def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
         """Rows of tokens. Too long texts are truncated, and the log says so."""
         if isinstance(conditions, str):
             raise TypeError("prompts must be a list of texts, not one text: write [text]")

@@ -33,7 +33,7 @@ class Sampling:
     guidance: ArrayLike = 1.0
 
 
-def max_candidates(vocabulary_size: int, top_k: int, top_p: float) -> int:
+def max_candidates(vocabulary_size: int, top_k: int, top_p: float | int) -> int:
     """How many of the most likely codes a program must sort for these filters; 0: none.
 
     A power of two, so that another top_k seldom needs another program.

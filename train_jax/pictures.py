@@ -37,7 +37,7 @@ def enlarged_grid(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
     return grid.resize((grid.width * times, grid.height * times), Image.Resampling.NEAREST)
 
 
-def in_rows(pictures: Sequence[np.ndarray], columns: int | None = None) -> list[list[np.ndarray]]:
+def in_rows(pictures: Sequence[np.ndarray] | np.ndarray, columns: int | None = None) -> list[list[np.ndarray]]:
     """Pictures in rows of `columns`; None: about as many rows as columns."""
     columns = columns or int(np.ceil(len(pictures) ** 0.5))
     return [list(pictures[i : i + columns]) for i in range(0, len(pictures), columns)]

@@ -1,6 +1,7 @@
 """One tiny model, as parts and as the run directory of a real, very short training, for the tests of this folder."""
 
 import contextlib
+import math
 import os
 from pathlib import Path
 from unittest import mock
@@ -8,6 +9,7 @@ from unittest import mock
 import filelock
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -74,6 +76,33 @@ def other_clip() -> Clip:
 def new_clip():
     """The function that makes such models."""
     return assemble
+
+
+# Mean and deviation of a parameter by its name; of any other: 0 and 0.25.
+DRAWN = {
+    "scale": (1, 0.1),
+    "bias": (0, 0.1),
+    "mean": (0, 0),
+    "var": (1, 0),
+    "logit_scale": (math.log(1 / 0.07), 0),
+    "logit_bias": (-10, 0),
+}
+
+
+@pytest.fixture(scope="session")
+def random_variables():
+    """`random_variables(init, *arguments)`: variables as `init` would make them, drawn without compiling it."""
+
+    def draw(init, *arguments):
+        rng = np.random.default_rng(0)
+
+        def draw_one(path, x):
+            mean, deviation = DRAWN.get(path[-1].key, (0, 0.25))
+            return jnp.asarray(mean + deviation * rng.standard_normal(x.shape), x.dtype)
+
+        return jax.tree_util.tree_map_with_path(draw_one, nn.unbox(jax.eval_shape(init, *arguments)))
+
+    return draw
 
 
 @pytest.fixture(scope="session")

@@ -152,10 +152,7 @@ RESNET = {"tower": "resnet", "size": 64, "width": 4, "layers": (1, 1, 1, 1), "he
 @pytest.mark.parametrize(
     "sizes, options, image",
     [
-        ((8, 1, 1), {"loss": "softmax"}, CONV),
         ((2, 2, 2), {"loss": "sigmoid"}, CONV),
-        ((2, 2, 2), {"loss": "softmax", "tile": 2}, CONV),
-        ((4, 2, 1), {"loss": "sigmoid", "tile": 1}, {"pool": "map"}),
         # Of the 4 rows of a device at most 3: twice 2.
         ((4, 1, 2), {"loss": "softmax", "micro_batch": 3, "remat": "dots", "scan": False}, CONV),
         (
@@ -166,7 +163,9 @@ RESNET = {"tower": "resnet", "size": 64, "width": 4, "layers": (1, 1, 1, 1), "he
         ((2, 2, 2), {"loss": "softmax", "tile": 4}, RESNET),
     ],
 )
-def test_dense_ring_and_in_parts_on_one_device_and_on_eight_are_one_loss(folder, sizes, options, image):
+def test_dense_ring_and_in_parts_on_one_device_and_on_eight_are_one_loss(
+    folder, random_variables, sizes, options, image
+):
     """Loss, metrics and every gradient, of the plain task on one device and of the other on eight."""
     options = {f"{GROUPS.get(key, 'model')}__{key}": value for key, value in options.items()}
     options |= {f"model__image__{key}": value for key, value in image.items()}
@@ -179,7 +178,10 @@ def test_dense_ring_and_in_parts_on_one_device_and_on_eight_are_one_loss(folder,
     if options.get("contrastive__duplicates") == "negative":  # and so would equal texts
         data["text"] = data["text"].at[:, 1].set(jnp.arange(16))
     boxed, _ = jax.eval_shape(task.init, jax.random.key(0), data)
-    params, extra = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data))
+    if image is RESNET:  # its blocks begin as shortcuts, through which gradients keep their digits
+        params, extra = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data))
+    else:
+        params, extra = random_variables(task.init, jax.random.key(0), data)
 
     def run(task):
         def gradients(params, data):
@@ -248,47 +250,50 @@ def test_equal_captions_as_positives_or_negatives(folder):
     """It matters to the sigmoid loss alone: in the softmax loss the sums over a group of equal captions are the same."""
     values = {}
     for loss in ("softmax", "sigmoid"):
-        for duplicates in ("positive", "negative"):
-            task = clip_task.make(resolve(folder, model__loss=loss, contrastive__duplicates=duplicates), None)
-            data = jax.tree.map(jnp.asarray, batch(task, folder))
-            params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
+        tasks = {
+            duplicates: clip_task.make(resolve(folder, model__loss=loss, contrastive__duplicates=duplicates), None)
+            for duplicates in ("positive", "negative")
+        }
+        data = jax.tree.map(jnp.asarray, batch(tasks["positive"], folder))
+        params = sharding.unbox(jax.jit(tasks["positive"].init)(jax.random.key(0), data)[0])
+        for duplicates, task in tasks.items():
             values[loss, duplicates] = float(jax.jit(task.loss)(params, {}, data, jax.random.key(1), 0)[0])
     assert values["softmax", "positive"] == pytest.approx(values["softmax", "negative"], rel=1e-5)
     assert values["sigmoid", "positive"] > values["sigmoid", "negative"] + 1, "the bias of -10 says no to every pair"
 
 
-def test_dropout_draws_by_the_key_it_is_given(folder):
+def test_dropout_draws_by_the_key_it_is_given(folder, random_variables):
     task = clip_task.make(resolve(folder, dropout=0.3), None)
     data = jax.tree.map(jnp.asarray, batch(task, folder))
-    params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
+    params, _ = random_variables(task.init, jax.random.key(0), data)
     loss = jax.jit(lambda seed: task.loss(params, {}, data, jax.random.key(seed), 0)[0])
     assert loss(1) == loss(1) != loss(2)
 
 
-def test_parts_draw_their_own_dropout_the_same_in_both_passes(folder):
+def test_parts_draw_their_own_dropout_the_same_in_both_passes(folder, random_variables):
     """A part's gradient is that of its features with the key it had forward: by differences along a direction."""
     task = clip_task.make(resolve(folder, dropout=0.3, compute__micro_batch=4), None)
     data = jax.tree.map(jnp.asarray, batch(task, folder))
-    params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
-    loss = jax.jit(lambda params: task.loss(params, {}, data, jax.random.key(1), 0)[0])
-    grads = jax.jit(jax.grad(loss))(params)
+    params, _ = random_variables(task.init, jax.random.key(0), data)
+    loss = jax.jit(jax.value_and_grad(lambda params: task.loss(params, {}, data, jax.random.key(1), 0)[0]))
+    _, grads = loss(params)
     kernel = grads["clip"]["vision"]["proj"]["kernel"]
     step = 1e-2 * kernel / jnp.linalg.norm(kernel)
 
     def moved(sign):
         clip = params["clip"] | {"vision": params["clip"]["vision"] | {"proj": {"kernel": old + sign * step}}}
-        return float(loss({"clip": clip}))
+        return float(loss({"clip": clip})[0])
 
     old = params["clip"]["vision"]["proj"]["kernel"]
     slope = (moved(1) - moved(-1)) / 2e-2
     assert slope == pytest.approx(float(jnp.linalg.norm(kernel)), rel=2e-3)
 
 
-def test_patch_dropout_leaves_patches_out_while_training(folder):
+def test_patch_dropout_leaves_patches_out_while_training(folder, random_variables):
     task = clip_task.make(resolve(folder, patch_dropout=0.5), None)
     whole = clip_task.make(resolve(folder), None)
     data = jax.tree.map(jnp.asarray, batch(task, folder))
-    params = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data)[0])
+    params, _ = random_variables(task.init, jax.random.key(0), data)
     loss = jax.jit(lambda seed: task.loss(params, {}, data, jax.random.key(seed), 0)[0])
     assert loss(1) == loss(1) != loss(2)
     assert task.flops < whole.flops
@@ -296,11 +301,11 @@ def test_patch_dropout_leaves_patches_out_while_training(folder):
     assert "8,3,3,2,8]" in text and "8,5,3,2,8]" not in text, "attention over the class token and two of four patches"
 
 
-def test_a_locked_tower_keeps_its_weights_and_its_statistics(folder):
+def test_a_locked_tower_keeps_its_weights_and_its_statistics(folder, random_variables):
     changes = {f"model__image__{key}": value for key, value in RESNET.items()}
     task = clip_task.make(resolve(folder, optim__freeze=("^clip/vision/",), **changes), None)
     data = jax.tree.map(jnp.asarray, batch(task, folder))
-    params, extra = sharding.unbox(jax.jit(task.init)(jax.random.key(0), data))
+    params, extra = random_variables(task.init, jax.random.key(0), data)
     run = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
     (_, (_, changed)), grads = run(params, extra, data, jax.random.key(1), 0)
     assert all((g == 0).all() for g in jax.tree.leaves(grads["clip"]["vision"]))
@@ -331,33 +336,36 @@ def fine_tuning(folder, kind, **changes):
     return config
 
 
-@pytest.mark.parametrize("kind", ["hf-clip", "hf-siglip", "open-clip-resnet"])
-def test_training_goes_on_from_a_public_checkpoint(folder, tmp_path, kind):
-    """At rate 0 nothing changes: what is loaded from the run is what was loaded from the peer. Otherwise it learns."""
+@pytest.mark.parametrize(
+    "kind, optimizer",
+    [
+        ("hf-siglip", "contrib.schedule_free_adamw"),
+        pytest.param("hf-clip", "adamw", marks=pytest.mark.slow),
+        pytest.param("open-clip-resnet", "adamw", marks=pytest.mark.slow),
+    ],
+)
+def test_training_starts_at_a_public_checkpoint(folder, tmp_path, kind, optimizer):
+    """At rate 0 nothing changes: what is loaded from the run is what was loaded from the peer."""
     peer = clip_jax.load(GOLDEN / kind)
-    still = fine_tuning(folder, kind, **{"optim.lr": 1e-30, "optim.freeze": ("vision",)})
+    still = fine_tuning(folder, kind, **{"optim.name": optimizer, "optim.lr": 1e-30, "optim.freeze": ("vision",)})
     history = train_jax.run(still, tmp_path / "still")
     run = clip_jax.load(tmp_path / "still")
     pictures = sorted(folder.glob("*.png"))
     np.testing.assert_allclose(run.encode_image(pictures), peer.encode_image(pictures), atol=1e-6)
+    np.testing.assert_allclose(run.encode_text(CAPTIONS), peer.encode_text(CAPTIONS), atol=1e-6)
     np.testing.assert_allclose(run.similarity(pictures, CAPTIONS), peer.similarity(pictures, CAPTIONS), atol=1e-4)
     assert run.preprocess == peer.preprocess and run.tokenizer.fingerprint == peer.tokenizer.fingerprint
     assert np.isfinite(history[-1]["loss"])
-    train_jax.run(fine_tuning(folder, kind), tmp_path / "moves")
-    assert np.abs(clip_jax.load(tmp_path / "moves").encode_image(pictures) - peer.encode_image(pictures)).max() > 1e-3
 
 
-def test_a_checkpoint_is_trained_at_another_size(folder, tmp_path):
-    train_jax.run(fine_tuning(folder, "hf-clip", **{"model.image.size": 40}), tmp_path / "run")
-    clip = clip_jax.load(tmp_path / "run")
-    assert clip.preprocess.size == 40 and clip.variables["params"]["vision"]["positions"].shape == (26, 32)
-
-
-def test_a_schedule_free_optimiser_starts_at_the_checkpoint(folder, tmp_path):
-    changes = {"optim.name": "contrib.schedule_free_adamw", "optim.lr": 1e-30}
+def test_the_text_tower_of_a_checkpoint_learns_beside_a_locked_one_at_another_size(folder, tmp_path):
+    changes = {"model.image.size": 40, "optim.freeze": ("vision",)}
     train_jax.run(fine_tuning(folder, "hf-clip", **changes), tmp_path / "run")
-    mine, theirs = clip_jax.load(tmp_path / "run"), clip_jax.load(GOLDEN / "hf-clip")
-    np.testing.assert_allclose(mine.encode_text(CAPTIONS), theirs.encode_text(CAPTIONS), atol=1e-6)
+    clip, peer = clip_jax.load(tmp_path / "run"), clip_jax.load(GOLDEN / "hf-clip", image_size=40)
+    assert clip.preprocess.size == 40 and clip.variables["params"]["vision"]["positions"].shape == (26, 32)
+    pictures = sorted(folder.glob("*.png"))
+    np.testing.assert_allclose(clip.encode_image(pictures), peer.encode_image(pictures), atol=1e-6)
+    assert np.abs(clip.encode_text(CAPTIONS) - peer.encode_text(CAPTIONS)).max() > 1e-3
 
 
 @pytest.mark.parametrize(

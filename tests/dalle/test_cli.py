@@ -1,12 +1,13 @@
 """`dalle-jax`, called as a user does."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dalle_jax import cli
+from dalle_jax import cli, dalle
 
 
 def call(*arguments) -> int:
@@ -16,6 +17,13 @@ def call(*arguments) -> int:
 def metadata(path) -> dict:
     with Image.open(path) as picture:
         return json.loads(picture.text["dalle"])
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(tiny, trained, monkeypatch):
+    """Calls share the compiled programs of one loaded model."""
+    load = dalle.load
+    monkeypatch.setattr(dalle, "load", lambda path: trained if Path(path) == tiny[1] else load(path))
 
 
 @pytest.fixture(scope="module")

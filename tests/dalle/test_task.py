@@ -48,6 +48,7 @@ def test_merges_are_left_out_of_captions_while_training(tiny, tmp_path):
     assert len(rows(rough)) > 5
 
 
+@pytest.mark.slow
 def test_a_run_without_the_cache_trains_and_loads(tiny, tmp_path):
     config = ConfigDict(tiny[0].to_dict() | {"steps": 2, "evals": {}, "codes": {"cached": False}})
     config.augment = {"scale": (0.5, 1.0)}

@@ -2,6 +2,7 @@
 
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,21 +158,19 @@ def test_a_sequence_is_the_same_in_any_batch_and_in_parts():
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_tokens_one_by_one_see_what_they_see_in_a_whole_sequence(scan):
-    module = transformer.Transformer(32, 3, 4, causal=True, scan=scan)
-    x = jnp.asarray(RNG.normal(size=(2, 7, 32)), jnp.float32)
-    params = jax.tree.map(
-        lambda p: getattr(p, "value", p),
-        module.init(jax.random.key(0), x)["params"],
-        is_leaf=lambda p: hasattr(p, "names"),
-    )
-    expected = module.apply({"params": params}, x)
-    unrolled, params = module.clone(scan=False), {"params": transformer.unstack_blocks(params)}
+    module = transformer.Transformer(16, 2, 4, causal=True, scan=scan)
+    x = jnp.asarray(RNG.normal(size=(2, 6, 16)), jnp.float32)
+    variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), x))
+    expected = jax.jit(module.apply)(variables, x)
+    unrolled = module.clone(scan=False)
+    params = {"params": transformer.unstack_blocks(variables["params"])}
+    prefill = jax.jit(lambda x, caches: unrolled.apply(params, x, caches, method="prefill"))
+    step = jax.jit(lambda x, caches, i: unrolled.apply(params, x, caches, i, method="decode_step"))
     for prefix in (1, 4):
-        caches = unrolled.empty_caches(2, 9)
-        y, caches = unrolled.apply(params, x[:, :prefix], caches, method="prefill")
+        y, caches = prefill(x[:, :prefix], unrolled.empty_caches(2, 8))
         parts = [y]
-        for i in range(prefix, 7):
-            y, caches = unrolled.apply(params, x[:, i : i + 1], caches, jnp.asarray(i), method="decode_step")
+        for i in range(prefix, 6):
+            y, caches = step(x[:, i : i + 1], caches, jnp.asarray(i))
             parts.append(y)
         np.testing.assert_allclose(jnp.concatenate(parts, axis=1), expected, atol=1e-5)
     if scan:

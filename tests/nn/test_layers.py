@@ -66,9 +66,9 @@ def test_convolution_by_loops(kernel, stride, before):
     x = normal(2, 8, 8, 3)
     axes = ("channels_in", "channels_out")
     module = convolution.Conv(5, kernel, jnp.float32, stride=stride, axes=axes, std="he")
-    params = values(module.init(jax.random.key(0), x))["params"]
+    params = values(module.init(jax.random.key(0), jnp.asarray(x)))["params"]
     params["bias"] = normal(5)
-    found = np.asarray(module.apply({"params": params}, x))
+    found = np.asarray(module.apply({"params": params}, jnp.asarray(x)))
     padded = np.pad(x.astype(np.float64), ((0, 0), (before, 2), (before, 2), (0, 0)))
     side = 8 // stride
     expected = np.zeros((2, side, side, 5))

@@ -69,7 +69,7 @@ def test_the_gradient_of_a_parameter_is_a_float32_sum(case):
     assert to_w.dtype == jnp.float32 and to_x.dtype == jnp.bfloat16
     with jax.enable_x64(True):
         inputs = [jnp.asarray(short(a)) for a in (x, w, g)]
-        if function is add:
+        if function is add_parameter:
             inputs[1] = jnp.asarray(np.asarray(w, np.float64))  # a term is added as it is
         expected, expected_to_x, expected_to_w = map(np.asarray, pull(function, *inputs))
     np.testing.assert_allclose(to_w, expected_to_w, rtol=1e-5, atol=1e-5)  # a bfloat16 sum is off by 1e-2

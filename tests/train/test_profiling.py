@@ -35,7 +35,7 @@ def test_transformer(backward):
     length, width, depth = 128, 128, 2
     module = Transformer(width, depth, heads=2, scan=False, activation="quick_gelu")
     x = jnp.ones((1, length, width))
-    params = sharding.unbox(module.init(jax.random.key(0), x))
+    params = sharding.unbox(jax.eval_shape(module.init, jax.random.key(0), x))
 
     def forward(params, x):
         return jnp.sum(module.apply(params, x) ** 2)

@@ -57,7 +57,7 @@ def wait_for_step(process, workdir, step):
         time.sleep(0.005)
 
 
-LONG = {"steps": 400, "checkpoint": {"every": 40, "keep_last": 2}}
+LONG = {"steps": 300, "checkpoint": {"every": 40, "keep_last": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,9 @@ def test_killed_stopped_and_damaged_a_run_still_equals_an_uninterrupted_one(unin
         return sorted(folders, key=lambda path: int(path.name))
 
     interrupted(random.Random(7).randrange(45, 130), signal.SIGKILL, -signal.SIGKILL)
-    for step, number in ((180, signal.SIGTERM), (260, signal.SIGINT)):
-        assert "stopped after step" in interrupted(step, number, 128 + number)
-        last = lines(tmp_path)[-1]["step"]
-        assert checkpoints()[-1].name == str(last), "saved where it stopped, not at the last multiple"
+    assert "stopped after step" in interrupted(180, signal.SIGTERM, 128 + signal.SIGTERM)
+    last = lines(tmp_path)[-1]["step"]
+    assert checkpoints()[-1].name == str(last), "saved where it stopped, not at the last multiple"
 
     before, newest = checkpoints()[-2:]
     for file in newest.rglob("*"):

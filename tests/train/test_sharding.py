@@ -184,7 +184,7 @@ def test_embeddings_are_looked_up_without_replicating_the_batch(capfd):
 
     @sharding.with_rules
     def loss(table, ids):
-        x = nn.with_logical_constraint(layers.embed(table, ids), ("batch", None, None))
+        x = nn.with_logical_constraint(layers.embedding_lookup(table, ids), ("batch", None, None))
         return jnp.sum(jnp.sin(x))
 
     with jax.set_mesh(m):

@@ -75,7 +75,7 @@ def test_saved_for_diffusers_it_is_the_file_that_it_came_from(tmp_path):
     assert {k: v for k, v in wanted.items() if k in config and k != "scaling_factor"} == {
         k: v for k, v in config.items() if k != "scaling_factor"
     }
-    assert_same(vqgan_jax.load(tmp_path / "out"), "diffusers")
+    assert vqgan_jax.load(tmp_path / "out").fingerprint == vq.fingerprint
     with pytest.raises(FileExistsError, match="holds files already"):
         vqgan_jax.save_diffusers(vq, tmp_path / "out")
 
@@ -84,7 +84,7 @@ def test_saved_for_diffusers_it_is_the_file_that_it_came_from(tmp_path):
 def test_saved_for_taming_it_opens_again(kind, tmp_path):
     vq = vqgan_jax.load(GOLDEN / KINDS[kind])
     vqgan_jax.save_taming(vq, tmp_path / "model.safetensors")
-    assert_same(vqgan_jax.load(tmp_path / "model.safetensors"), kind)
+    assert vqgan_jax.load(tmp_path / "model.safetensors").fingerprint == vq.fingerprint
     with pytest.raises(FileExistsError, match="is there already"):
         vqgan_jax.save_taming(vq, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="NAME.safetensors"):
@@ -446,9 +446,7 @@ def test_a_dvae_is_for_use_alone(tmp_path):
 def test_a_model_in_one_file_is_the_same_model(kind, tmp_path):
     vq = vqgan_jax.load(GOLDEN / kind)
     vqgan_jax.save(vq, tmp_path / "model.safetensors")
-    found = vqgan_jax.load(tmp_path / "model.safetensors")
-    assert found.fingerprint == vq.fingerprint
-    assert_same(found, kind)
+    assert vqgan_jax.load(tmp_path / "model.safetensors").fingerprint == vq.fingerprint
     with pytest.raises(FileExistsError, match="is there already"):
         vqgan_jax.save(vq, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="NAME.safetensors"):

@@ -144,9 +144,7 @@ def test_no_class_is_known_where_training_drops_them_or_there_are_none(classes, 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"optim": {"name": "adamx"}}, "adamx"),
         ({"optim": {"freeze": ("nothing",)}}, "nothing"),
-        ({"optim": {"players": {"prior": {"lr": 1e-3}}}}, "names .*prior.* this task's players are .*generator"),
         ({"ema": {"players": ("prior",)}}, "config.ema.players names .*prior.* this task's players are .*generator"),
     ],
 )

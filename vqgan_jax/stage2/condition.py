@@ -83,7 +83,7 @@ class ClassCondition:
     def null(self) -> Int32[np.ndarray, "length"]:
         return np.array([self.classes], np.int32)
 
-    def encode(self, conditions: Sequence[int | None]) -> Int32[np.ndarray, "n length"]:
+    def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
         """Tokens of labels, None for no label. Raises ValueError for labels that the model does not know."""
         for label in conditions:
             if label is None and not self.droppable:
@@ -94,7 +94,7 @@ class ClassCondition:
                 raise ValueError(f"label {label!r}: this model knows 0 to {self.classes - 1}")
         return np.array([[self.classes if label is None else label] for label in conditions], np.int32).reshape(-1, 1)
 
-    def seed(self, condition: int | None) -> int:
+    def seed(self, condition: int | np.integer | None) -> int:
         return zlib.crc32(str(condition).encode())
 
     def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:

@@ -162,6 +162,7 @@ class CodeGenerator:
         conditions = [self.condition.none] if conditions is None else conditions
         self._check(conditions, n, seed, temperature, top_k, top_p, guidance, batch_size, best, rerank)
         conditions = list(conditions)
+        tokens = self.condition.encode(conditions)
         reranker = rerank if rerank is None or rerank == LIKELIHOOD else open_reranker(rerank)
         grid, stride = self._output_grid(size), self._stride(stride)
         known_codes, known_mask = self._known(grid, init_image, keep)
@@ -179,7 +180,6 @@ class CodeGenerator:
         total = len(conditions) * n
         codes = np.repeat(known_codes[None], total, axis=0)
         log_probs = np.zeros(total, np.float32)
-        tokens = self.condition.encode(conditions)
         which = np.repeat(np.arange(len(conditions), dtype=np.int32), n)
         padded_sizes = sampling.padded_sizes(len(conditions), n, batch_size)
         windows = list(sampling.windows(grid, self.grid, stride, known_mask))

@@ -1,5 +1,6 @@
 """`vqgan-jax paint`, called as a user does."""
 
+import functools
 import json
 import re
 
@@ -15,6 +16,7 @@ from vqgan_jax.guided import metadata
 PLAIN = ("--rotate", 0, "--shift", 0, "--perspective", 0, "--jitter", 0)  # smaller programs
 STILL = ("--steps", 3, "--cuts", 4, *PLAIN)
 FEW = ("--save-every", 3, *STILL)
+PROMPT = "a red star | noise:-0.3"  # of two parts, as are the stories: one program
 SAME = {"steps": 3, "save_every": 3, "cuts": 4, "rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}
 
 
@@ -32,10 +34,11 @@ def models(vq, clip, tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_device(alone):
-    """Models are loaded as ever, and then moved."""
+    """Models are loaded once, and then moved."""
     with pytest.MonkeyPatch.context() as patch:
         for package in (vqgan_jax, clip_jax):
-            patch.setattr(package, "load", lambda path, load=package.load: alone(load(path)), raising=False)
+            load = functools.cache(lambda path, load=package.load: alone(load(path)))
+            patch.setattr(package, "load", lambda path, load=load: load(str(path)), raising=False)
         yield
 
 
@@ -56,17 +59,14 @@ def pixels(path) -> np.ndarray:
 
 def test_a_picture_tells_how_it_was_painted_and_is_painted_again(given, loaded, tmp_path, capsys):
     out = tmp_path / "out.png"
-    prompt = "a red star | noise:-0.3"
-    assert (
-        call("paint", prompt, *given, *FEW, "--seed", 7, "--lr", 0.2, "--out", out, "--preview", tmp_path / "p.png")
-        == 0
-    )
+    lot = ("--seed", 7, "--lr", 0.2)
+    assert call("paint", PROMPT, *given, *FEW, *lot, "--out", out, "--preview", tmp_path / "p.png") == 0
     assert "wrote" in capsys.readouterr().err
-    wanted = guided.paint(*loaded, prompt, seed=7, lr=0.2, progress=False, **SAME).images[0]
+    wanted = guided.paint(*loaded, PROMPT, seed=7, lr=0.2, progress=False, **SAME).images[0]
     np.testing.assert_array_equal(pixels(out), wanted)
     np.testing.assert_array_equal(pixels(tmp_path / "p.png"), wanted)
     about = metadata.read(out)
-    assert about["prompts"] == [prompt] and about["seed"] == 7 and about["options"]["lr"] == 0.2
+    assert about["prompts"] == [PROMPT] and about["seed"] == 7 and about["options"]["lr"] == 0.2
     assert about["vqgan"]["sha256"] == loaded[0].fingerprint and about["clips"][0]["sha256"] == loaded[1].fingerprint
     assert call("paint", "--repeat", out, "--out", tmp_path / "again.png") == 0
     np.testing.assert_array_equal(pixels(tmp_path / "again.png"), wanted)
@@ -94,7 +94,7 @@ def test_lists_of_prompts_make_a_grid_and_a_folder(given, loaded, tmp_path):
 
 def test_a_config_file_says_what_the_command_line_does_not(models, loaded, tmp_path):
     about = {
-        "prompts": "a red star",
+        "prompts": PROMPT,
         "vqgan": str(models / "vqgan.safetensors"),
         "clip": [str(models / "clip")],
         "lr": "2e-1",  # for YAML a text
@@ -103,16 +103,16 @@ def test_a_config_file_says_what_the_command_line_does_not(models, loaded, tmp_p
     } | SAME
     (tmp_path / "options.yaml").write_text(json.dumps(about))  # JSON is YAML
     assert call("paint", "--config", tmp_path / "options.yaml", "--seed", 7, "--out", tmp_path / "out.png") == 0
-    wanted = guided.paint(*loaded, "a red star", seed=7, lr=0.2, progress=False, **SAME)
+    wanted = guided.paint(*loaded, PROMPT, seed=7, lr=0.2, progress=False, **SAME)
     np.testing.assert_array_equal(pixels(tmp_path / "out.png"), wanted.images[0])
 
 
 def test_states_go_on(given, tmp_path):
     state = tmp_path / "state.npz"
     few = ("--save-every", 3, "--cuts", 4, *PLAIN)
-    assert call("paint", "a star", *given, *few, "--steps", 3, "--state", state, "--out", tmp_path / "half.png") == 0
-    assert call("paint", "a star", *given, *few, "--steps", 6, "--resume", state, "--out", tmp_path / "a.png") == 0
-    assert call("paint", "a star", *given, *few, "--steps", 6, "--out", tmp_path / "b.png") == 0
+    assert call("paint", PROMPT, *given, *few, "--steps", 3, "--state", state, "--out", tmp_path / "half.png") == 0
+    assert call("paint", PROMPT, *given, *few, "--steps", 6, "--resume", state, "--out", tmp_path / "a.png") == 0
+    assert call("paint", PROMPT, *given, *few, "--steps", 6, "--out", tmp_path / "b.png") == 0
     np.testing.assert_array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
 
 
@@ -183,7 +183,7 @@ def test_mistakes_are_one_line(given, tmp_path, monkeypatch, capsys, arguments, 
 def test_a_repetition_needs_the_same_weights_and_files(given, models, new_vqgan, tmp_path, capsys):
     out = tmp_path / "out.png"
     Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(tmp_path / "start.png")
-    assert call("paint", "a star", *given, *FEW, "--init-image", tmp_path / "start.png", "--out", out) == 0
+    assert call("paint", PROMPT, *given, *FEW, "--init-image", tmp_path / "start.png", "--out", out) == 0
     vqgan_jax.save(new_vqgan({"type": "fsq", "levels": (4, 3)}), tmp_path / "other.safetensors")
     assert call("paint", "--repeat", out, "--vqgan", tmp_path / "other.safetensors", "--out", tmp_path / "x.png") == 2
     assert "was painted by weights of SHA-256" in capsys.readouterr().err

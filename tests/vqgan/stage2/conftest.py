@@ -1,8 +1,6 @@
 """Two small second stages with random weights, of a class and of a text, over the codes of one VQGAN."""
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -10,6 +8,7 @@ from ml_collections import ConfigDict
 import vqgan_jax
 from dalle_jax.captions import Captions
 from dalle_jax.options import DALLEOptions
+from nn_jax.code_transformer import shapes
 from train_jax import config as config_lib
 from train_jax.data.digits import LABEL_NAMES
 from train_jax.data.text import Tokenizer
@@ -40,9 +39,12 @@ def assemble(conditions, untrained_vqgan):
         config = OPTIONS[kind].parse(SMALL | CONDITION[kind] | options, "model")
         condition, side = conditions[kind], 16 // untrained_vqgan.factor
         module = model.build(config, condition, untrained_vqgan.codes, (side, side))
-        empty = jnp.zeros((1, condition.length), jnp.int32), jnp.zeros((1, module.length), jnp.int32)
-        params, rng = nn.unbox(jax.jit(module.init)(jax.random.key(0), *empty))["params"], np.random.default_rng(0)
-        params = jax.tree.map(lambda x: np.asarray(x) + 0.3 * rng.standard_normal(x.shape, np.float32), params)
+        rng = np.random.default_rng(0)
+
+        def draw(path, shape):
+            return float(path[-1].key == "scale") + 0.3 * rng.standard_normal(shape, np.float32)
+
+        params = jax.tree.map_with_path(draw, shapes(module), is_leaf=lambda x: isinstance(x, tuple))
         return CodeGenerator.assemble(config, params, condition, untrained_vqgan, 16, f"of a {kind}")
 
     return make

@@ -284,13 +284,14 @@ def test_arguments_that_cannot_be_are_refused(by_text, options, message):
         by_text.draw(of(by_text)[:1], **options)
 
 
-def test_conditions_are_a_list_of_at_least_one(generator):
-    value = of(generator)[0]
-    for call in (generator.generate, lambda conditions: generator.score(conditions, [PICTURE])):
-        with pytest.raises(TypeError, match=r"conditions must be a list, not one .*: write \[value\]"):
-            call(value)
+def test_conditions_are_a_list_of_at_least_one(by_class, by_text):
+    for call in (by_text.generate, lambda conditions: by_text.score(conditions, [PICTURE])):
+        with pytest.raises(TypeError, match=r"conditions must be a list, not one str: write \[value\]"):
+            call("a red circle")
         with pytest.raises(ValueError, match="a list of at least one"):
             call([])
+    with pytest.raises(TypeError, match=r"conditions must be a list, not one int: write \[value\]"):
+        by_class._check_conditions(3)
 
 
 def test_tokens_and_codes_that_do_not_exist_are_refused(by_text):

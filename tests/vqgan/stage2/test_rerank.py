@@ -15,11 +15,11 @@ class Colours(clip_jax.Clip):
         pass
 
     def encode_image(self, images):
-        means = images.mean((1, 2))
+        means = images.mean((1, 2)).astype(np.float32)
         return means / np.linalg.norm(means, axis=-1, keepdims=True)
 
     def encode_text(self, texts):
-        return np.eye(3)[[("red", "green", "blue").index(text) for text in texts]]
+        return np.eye(3, dtype=np.float32)[[("red", "green", "blue").index(text) for text in texts]]
 
 
 def test_a_score_is_the_cosine_of_a_picture_and_its_own_text():

@@ -22,10 +22,10 @@ OPTIONS = {"class": PriorOptions, "text": DALLEOptions}
 RNG = np.random.default_rng(0)
 
 
-def batch_of(condition, count: int) -> dict[str, np.ndarray]:
+def batch_of(condition, count: int) -> dict[str, jax.Array]:
     values = ["zero", "the digit one", "two", "a handwritten three"] if condition.kind == "text" else [0, None, 2, 3]
     tokens = condition.encode((values * count)[:count])
-    return {"condition": tokens, "codes": RNG.integers(0, 12, (count, 4, 4)).astype(np.int32)}
+    return {"condition": jnp.asarray(tokens), "codes": jnp.asarray(RNG.integers(0, 12, (count, 4, 4)), jnp.int32)}
 
 
 def module_of(config, condition) -> CodeTransformer:
@@ -36,8 +36,12 @@ def module_of(config, condition) -> CodeTransformer:
 
 def params_of(task):
     """Weights so large that every token has a likelihood of its own."""
-    params = nn.unbox(jax.jit(lambda: task.init(jax.random.key(0), {}))()[0])
-    return jax.tree.map(lambda x: x + 0.3 * RNG.standard_normal(x.shape, np.float32), params)
+    params = nn.unbox(jax.eval_shape(lambda: task.init(jax.random.key(0), {}))[0])
+
+    def draw(path, x):
+        return float(path[-1].key == "scale") + 0.3 * RNG.standard_normal(x.shape, np.float32)
+
+    return jax.tree.map_with_path(draw, params)
 
 
 @pytest.mark.parametrize("kind, vocabulary", [("class", "separate"), ("text", "separate"), ("text", "joint")])
@@ -52,7 +56,7 @@ def test_the_loss_is_the_mean_over_tokens(make_task, conditions, kind, vocabular
     is_dropped = np.asarray(jax.random.bernoulli(jax.random.split(key)[0], 0.5, (16,)))
     assert 4 < is_dropped.sum() < 12 and statistics == {}
     tokens = np.where(is_dropped[:, None], condition.null, batch["condition"])
-    codes = batch["codes"].reshape(16, -1)
+    codes = np.asarray(batch["codes"]).reshape(16, -1)
     logits = jax.jit(module_of(config, condition).apply)({"params": params["generator"]}, tokens, codes)
     assert (logits[0] is None) == (kind == "class")
 
@@ -111,7 +115,7 @@ def test_four_grids_are_learnt_by_heart_in_bfloat16_as_in_float32(make_task, con
 
 def test_flags_of_a_condition_are_averaged(make_task, conditions):
     task, _ = make_task("text")
-    batch = batch_of(conditions["text"], 4) | {"truncated": np.array([True, False, False, False])}
+    batch = batch_of(conditions["text"], 4) | {"truncated": jnp.array([True, False, False, False])}
     params = jax.eval_shape(lambda: task.init(jax.random.key(0), {}))[0]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), nn.unbox(params))
     metrics = jax.jit(lambda p: task.loss(p, {}, batch, jax.random.key(0), 0)[1][0])(zeros)
@@ -123,10 +127,10 @@ def test_codes_on_the_fly_are_those_of_the_cache(make_task, conditions, untraine
     fresh, _ = make_task("text", condition_dropout=0.0, codes={"cached": False})
     assert fresh.records is None and cached.records is not None
     images = RNG.integers(0, 256, (4, 16, 16, 3), np.uint8)
-    batch = batch_of(conditions["text"], 4) | {"codes": untrained_vqgan.encode(images)}
+    batch = batch_of(conditions["text"], 4) | {"codes": jnp.asarray(untrained_vqgan.encode(images))}
     params, extra = params_of(cached), fresh.pretrained()[1]
-    a = cached.loss(params, {}, batch, jax.random.key(0), 0)[0]
-    pictures = {"condition": batch["condition"], "image": images}
+    a = jax.jit(lambda p: cached.loss(p, {}, batch, jax.random.key(0), 0)[0])(params)
+    pictures = {"condition": batch["condition"], "image": jnp.asarray(images)}
     b = jax.jit(lambda p, e: fresh.loss(p, e, pictures, jax.random.key(0), 0)[0])(params, extra)
     assert float(a) == pytest.approx(float(b), rel=1e-6)
 
@@ -159,20 +163,13 @@ def run_steps(task, batch, devices: int, fsdp: int = 1, tensor: int = 1):
     return losses, jax.device_get(state.params)
 
 
-@pytest.fixture(scope="module")
-def on_one_device(make_task, conditions):
-    """`(task, batch, losses, parameters)` of three updates."""
+def test_eight_devices_compute_what_one_does(make_task, conditions):
+    """Data, FSDP and tensor parallelism together: two by two by two devices."""
     task, _ = make_task("text")
     batch = batch_of(conditions["text"], 16)
-    return task, batch, *run_steps(task, batch, 1)
-
-
-@pytest.mark.parametrize("fsdp, tensor", [(1, 1), (2, 2)])
-def test_eight_devices_compute_what_one_does(on_one_device, fsdp, tensor):
-    task, batch, losses, params = on_one_device
-    found, found_params = run_steps(task, batch, 8, fsdp, tensor)
-    np.testing.assert_allclose(found, losses, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found_params, params)
+    (losses, params), (expected, expected_params) = run_steps(task, batch, 8, 2, 2), run_steps(task, batch, 1)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected_params)
 
 
 @pytest.mark.parametrize(
