@@ -1,16 +1,19 @@
 """The command line as a user meets it: what it prints, writes and returns, and how it says that something is wrong."""
 
+import functools
 import html.parser
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import cli, sheets
+from clip_jax import cli, clip, sheets
 from clip_jax.search import Hit, Index, search
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "clip"
@@ -31,14 +34,7 @@ def run(capsys):
     return lambda *arguments: clip_jax(*arguments, capsys=capsys)
 
 
-def one_line(error: str) -> str:
-    assert len(error.strip().splitlines()) == 1 and "Traceback" not in error, error
-    return error
-
-
-@pytest.fixture
-def folder(tmp_path, captions, drawn):
-    folder = tmp_path / "my photos"
+def write_pictures(folder: Path, captions, drawn) -> Path:
     folder.mkdir()
     for caption in captions:
         drawn(caption).save(folder / f"{caption}.png")
@@ -46,9 +42,37 @@ def folder(tmp_path, captions, drawn):
     return folder
 
 
+def one_line(error: str) -> str:
+    assert len(error.strip().splitlines()) == 1 and "Traceback" not in error, error
+    return error
+
+
+@pytest.fixture(scope="module", autouse=True)
+def load_once():
+    """A model is read from its directory once, not by every command."""
+    with mock.patch.object(clip, "load", functools.cache(clip.load)):
+        yield
+
+
 @pytest.fixture
-def index(run, tiny, folder, tmp_path):
-    assert run("index", folder, "--model", tiny[1], "--out", tmp_path / "index")[0] == 0
+def folder(tmp_path, captions, drawn):
+    return write_pictures(tmp_path / "my photos", captions, drawn)
+
+
+@pytest.fixture(scope="module")
+def indexed(tiny, captions, drawn, tmp_path_factory):
+    """`(folder, index)` of the same pictures, made once."""
+    folder = write_pictures(tmp_path_factory.mktemp("indexed") / "my photos", captions, drawn)
+    assert cli.main(["index", str(folder), "--model", str(tiny[1]), "--out", str(folder.parent / "index")]) == 0
+    return folder, folder.parent / "index"
+
+
+@pytest.fixture
+def index(indexed, folder, tmp_path):
+    """A copy of the index, of this test's own folder."""
+    shutil.copytree(indexed[1], tmp_path / "index")
+    meta = json.loads((tmp_path / "index" / "meta.json").read_text())
+    (tmp_path / "index" / "meta.json").write_text(json.dumps(meta | {"folder": str(folder.resolve())}))
     return tmp_path / "index"
 
 
@@ -288,8 +312,8 @@ def test_wrong_commands_are_refused_before_jax_is_loaded():
         assert found.returncode == 2 and "usage:" in found.stderr and "Traceback" not in found.stderr, found.stderr
 
 
-def test_a_reader_that_stops_early_is_no_error(index):
-    command = [sys.executable, "-m", "clip_jax.cli", "search", str(index), "a red circle"]
+def test_a_reader_that_stops_early_is_no_error():
+    command = [sys.executable, "-m", "clip_jax.cli", "verify", str(GOLDEN / "openai-vit" / "ViT-tiny.pt")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()  # before anything is written: no reader is left
     error = process.stderr.read()

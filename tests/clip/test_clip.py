@@ -1,6 +1,7 @@
 """The loaded model: its verbs against the module applied by hand, and run directories that are right and wrong."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -20,17 +21,22 @@ from clip_jax import clip as clip_module
 from train_jax.data.images import CLIP_MEAN, CLIP_STD, BrokenSample
 
 
+@functools.cache
+def compiled(module, method: str):
+    return jax.jit(functools.partial(module.apply, method=method))
+
+
 def by_hand_image(clip, picture: Image.Image) -> np.ndarray:
     """One picture through the module, prepared with Pillow and NumPy alone."""
     size = clip.preprocess.size
     pixels = np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC), np.float64) / 255
     pixels = jnp.asarray((pixels - CLIP_MEAN) / CLIP_STD, jnp.float32)
-    return np.asarray(clip.module.apply(jax.device_get(clip.variables), pixels[None], method="encode_image"))[0]
+    return np.asarray(compiled(clip.module, "encode_image")(jax.device_get(clip.variables), pixels[None]))[0]
 
 
 def by_hand_text(clip, text: str) -> np.ndarray:
     ids = jnp.asarray(clip.tokenizer.encode([text]))
-    return np.asarray(clip.module.apply(jax.device_get(clip.variables), ids, method="encode_text"))[0]
+    return np.asarray(compiled(clip.module, "encode_text")(jax.device_get(clip.variables), ids))[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

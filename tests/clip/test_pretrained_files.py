@@ -141,8 +141,9 @@ def test_what_trainers_put_in_front_is_taken_off(kind, file, pattern, copy):
     folder = copy(kind)
     more = {} if pattern.startswith("_orig_mod") else {"optimizer": np.zeros(3)}  # left out with the model's own names
     rename(folder / file, pattern, **more)
+    original = open_checkpoint(GOLDEN / kind).read()[0]
     for name, x in open_checkpoint(folder).read()[0].items():
-        np.testing.assert_array_equal(x, open_checkpoint(GOLDEN / kind).read()[0][name], err_msg=name)
+        np.testing.assert_array_equal(x, original[name], err_msg=name)
 
 
 def test_parts_that_were_compiled_alone(copy):

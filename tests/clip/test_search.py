@@ -434,6 +434,7 @@ search.build(model, sys.argv[2], sys.argv[3], batch_size=8, progress=False)
 """
 
 
+@pytest.mark.slow
 def test_sigkill_loses_nothing_that_was_committed(tiny, trained, tmp_path, drawn, captions):
     folder, out = tmp_path / "photos", tmp_path / "index"
     folder.mkdir()

@@ -1,7 +1,6 @@
 """The stream: causal, the same with a KV cache as without, with every option."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -57,15 +56,17 @@ def build(
     return module, params, condition, codes
 
 
-@functools.cache
-def program(module: CodeTransformer, method: str, capture: bool = False) -> Any:
-    options = {"capture_intermediates": lambda part, _: part.name == "norm", "mutable": ["intermediates"]}
-    options = options if capture else {}
-    return jax.jit(lambda params, *inputs: module.apply({"params": params}, *inputs, method=method, **options))
+PROGRAMS = {}  # compiled; of modules with the same attributes one
 
 
 def apply(module, params, *inputs, method: str = "__call__", capture: bool = False):
-    return program(module, method, capture)(params, *inputs)
+    """What a method gives; with `capture` also what the last norm gave to it."""
+    key = repr(module), method, capture
+    if key not in PROGRAMS:
+        options = {"capture_intermediates": lambda part, _: part.name == "norm", "mutable": ["intermediates"]}
+        options = {"method": method} | (options if capture else {})
+        PROGRAMS[key] = jax.jit(lambda params, *inputs: module.apply({"params": params}, *inputs, **options))
+    return PROGRAMS[key](params, *inputs)
 
 
 @pytest.mark.parametrize("changes", [*VARIANTS, *BFLOAT16])

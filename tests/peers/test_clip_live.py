@@ -1,5 +1,6 @@
 """The peers themselves, beside us: golden files made again, and what we save opened by transformers (`make test-peers`)."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -50,6 +51,9 @@ def test_transformers_opens_what_is_saved_with_the_same_outputs(kind, tmp_path):
     folder = GOLDEN / "clip" / kind
     files = [file for file in (*folder.glob("*.pt"), *folder.glob("*.npz")) if file.name != "expected.npz"]
     clip = clip_jax.load(files[0] if files else folder)
+    if kind == "big-vision":  # whose way to shrink pictures transformers does not have
+        preprocess = dataclasses.replace(clip.preprocess, interpolation="bicubic")
+        clip = clip_jax.Clip.assemble(clip.module, clip.variables, clip.tokenizer, preprocess, clip.name)
     clip_jax.save_hf(clip, tmp_path / "saved")
     model = transformers.AutoModel.from_pretrained(tmp_path / "saved").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")

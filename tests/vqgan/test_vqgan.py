@@ -1,8 +1,8 @@
 """A trained run, loaded and used: codes, pictures, files, the command line, and going on where it stopped."""
 
+import functools
 import json
-import os
-import signal
+import shutil
 
 import jax
 import numpy as np
@@ -11,10 +11,8 @@ from PIL import Image
 
 import train_jax
 import vqgan_jax
-from train_jax import metrics
 from train_jax.data.images import BrokenSample
-from train_jax.errors import Stopped
-from vqgan_jax import cli
+from vqgan_jax import cli, vqgan
 
 rng = np.random.default_rng(3)
 PIXELS = rng.integers(0, 256, (3, 16, 24, 3), np.uint8)
@@ -37,27 +35,22 @@ def test_a_run_reports_its_health_and_its_reconstructions(tiny):
 
 
 def test_a_run_goes_on_exactly_where_it_stopped(tiny, tmp_path):
-    config, write = tiny[0].copy_and_resolve_references(), metrics.Writer.write
-
-    def write_and_stop(self, step, values):
-        write(self, step, values)
-        if step == 1:  # heard of two updates later
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics.Writer, "write", write_and_stop)
-        with pytest.raises(Stopped):
-            train_jax.run(config, tmp_path / "run")
-    assert max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()) < 4
-    train_jax.run(config, tmp_path / "run")
-    histories = [
-        {json.loads(line)["step"]: json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()}
-        for folder in (tiny[1], tmp_path / "run")
-    ]
+    """From its checkpoint of step 2, in a copy of its directory."""
+    config, finished = tiny
+    again = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(again / "checkpoints" / "4")
+    train_jax.run(config.copy_and_resolve_references(), again)
+    whole, resumed = (
+        {row["step"]: row for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())}
+        for folder in (finished, again)
+    )
     timing = ("time", "steps_per_second", "examples_per_second")
+    assert whole[2] == resumed[2] and whole[3]["time"] != resumed[3]["time"]
     for step in (3, 4):
-        whole, resumed = ({k: v for k, v in found[step].items() if k not in timing} for found in histories)
-        assert whole == resumed
+        for row in (whole[step], resumed[step]):
+            for name in timing:
+                row.pop(name, None)
+        assert whole[step] == resumed[step]
 
 
 def test_codes_decode_to_the_reconstruction(trained):
@@ -122,8 +115,14 @@ def test_runs_of_other_tasks_are_refused(tiny, tmp_path):
 # The command line
 
 
+opened_once = functools.cache(vqgan.load)
+
+
 @pytest.fixture
-def run(capsys):
+def run(capsys, monkeypatch):
+    """`run(*arguments) -> (exit code, output, errors)`; a model that was opened before stays open."""
+    monkeypatch.setattr(vqgan, "load", opened_once)
+
     def call(*arguments):
         try:
             code = cli.main([str(argument) for argument in arguments])
@@ -215,7 +214,10 @@ def test_mistakes_on_the_command_line_are_one_line(run, tiny, folder, tmp_path):
         # Places to write are looked at first: there is no model called "none".
         (("encode", folder, "--model", "none", "--out", tmp_path / "no" / "x.npz"), "there is no folder"),
         (("encode", folder, "--model", "none", "--out", tmp_path), "that is a folder; name a file"),
-        (("reconstruct", folder / "a.png", "--model", "none", "--out", tmp_path / "no" / "x.png"), "there is no folder"),
+        (
+            ("reconstruct", folder / "a.png", "--model", "none", "--out", tmp_path / "no" / "x.png"),
+            "there is no folder",
+        ),
         (("sample", "--model", "none", "--out", tmp_path / "no" / "x.png"), "there is no folder"),
         (("decode", "none.npz", "--model", "none", "--out", folder / "a.png"), "that is a file; name a folder"),
         (("decode", folder / "a.png", "--model", "none", "--out", tmp_path / "out"), "holds no codes"),

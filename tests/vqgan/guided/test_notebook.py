@@ -36,5 +36,6 @@ def test_it_shows_what_it_talks_about(outputs, shown, word, count):
 
 def test_two_judges_grade_every_setting(outputs):
     text, _ = outputs("def right(")
-    rows = [[float(share) for share in re.findall(r"(\d+)%", line)] for line in text.splitlines()[1:]]
+    # Lines of the table alone: JAX may warn of its compilation cache in between.
+    rows = [[float(share) for share in re.findall(r"(\d+)%", line)] for line in text.splitlines() if "%" in line]
     assert len(rows) == 8 and all(len(row) == 2 and all(0 <= share <= 100 for share in row) for row in rows)

@@ -43,8 +43,9 @@ def greedy(generator, conditions, guidance=1.0):
     return codes.reshape(len(conditions), *generator.grid)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_cached_sampling_is_what_whole_streams_say_at_every_step(generator, guidance):
+@pytest.mark.parametrize("name, guidance", [("by_text", 1.0), ("by_text", 3.0), ("by_class", 3.0)])
+def test_cached_sampling_is_what_whole_streams_say_at_every_step(request, name, guidance):
+    generator = request.getfixturevalue(name)
     # At temperature 0 one wrong logit, or guidance that is lost after the first code, would change all that follows.
     codes = generator.draw(of(generator), temperature=0, guidance=guidance, progress=False).codes[:, 0]
     np.testing.assert_array_equal(codes, greedy(generator, of(generator), guidance))
@@ -52,23 +53,23 @@ def test_cached_sampling_is_what_whole_streams_say_at_every_step(generator, guid
         assert (codes != greedy(generator, of(generator))).any()
 
 
-def test_a_picture_depends_on_its_condition_seed_and_number_alone(generator):
-    conditions = of(generator)
-    whole = generator.draw(conditions, 5, seed=3, progress=False, guidance=1.5)
+def test_a_picture_depends_on_its_condition_seed_and_number_alone(by_class):
+    conditions = of(by_class)
+    whole = by_class.draw(conditions, 5, seed=3, progress=False, guidance=1.5)
     np.testing.assert_array_equal(
-        whole.codes[1:], generator.draw(conditions[1:], 5, seed=3, progress=False, guidance=1.5).codes
+        whole.codes[1:], by_class.draw(conditions[1:], 5, seed=3, progress=False, guidance=1.5).codes
     )
     for batch_size in (2, 7):
-        again = generator.draw(conditions, 5, seed=3, batch_size=batch_size, guidance=1.5)
+        again = by_class.draw(conditions, 5, seed=3, batch_size=batch_size, guidance=1.5)
         np.testing.assert_array_equal(whole.codes, again.codes)
         np.testing.assert_array_equal(whole.images, again.images)
         np.testing.assert_allclose(whole.log_probs, again.log_probs, rtol=1e-5)
-    few = generator.draw(conditions[:1], 2, seed=3, progress=False, guidance=1.5)
+    few = by_class.draw(conditions[:1], 2, seed=3, progress=False, guidance=1.5)
     np.testing.assert_array_equal(whole.codes[:1, :2], few.codes)
-    assert (generator.draw(conditions, 5, seed=4, progress=False, guidance=1.5).codes != whole.codes).any()
+    assert (by_class.draw(conditions, 5, seed=4, progress=False, guidance=1.5).codes != whole.codes).any()
     assert len({c.tobytes() for c in whole.codes.reshape(15, -1)}) > 10
     assert whole.images.shape == (3, 5, 16, 16, 3) and whole.images.dtype == np.uint8
-    pictures = np.round(255 * generator.vqgan.decode(whole.codes.reshape(15, 4, 4)))
+    pictures = np.round(255 * by_class.vqgan.decode(whole.codes.reshape(15, 4, 4)))
     np.testing.assert_array_equal(whole.images.reshape(15, 16, 16, 3), pictures)
 
 
@@ -131,38 +132,38 @@ def test_samples_are_as_frequent_as_their_probability(by_text):
     assert np.all(np.abs(frequencies - expected) < 5 * np.sqrt(expected * (1 - expected) / n) + 1e-3)
 
 
-def test_log_probabilities_are_the_models_own_and_what_score_says(generator):
-    conditions = of(generator)
-    drawn = generator.draw(conditions, 2, temperature=0.7, top_p=0.9, guidance=2.0, progress=False)
+def test_log_probabilities_are_the_models_own_and_what_score_says(by_text):
+    conditions = of(by_text)
+    drawn = by_text.draw(conditions, 2, temperature=0.7, top_p=0.9, guidance=2.0, progress=False)
     for p, s in itertools.product(range(3), range(2)):
         codes = drawn.codes[p, s].reshape(1, -1)
-        rows = log_softmax(guided_logits(generator, conditions[p : p + 1], codes)[0])
+        rows = log_softmax(guided_logits(by_text, conditions[p : p + 1], codes)[0])
         assert drawn.log_probs[p, s] == pytest.approx(rows[np.arange(16), codes[0]].sum(), rel=1e-4)
     # Of pictures whose codes are known: encoding a decoded picture may give others.
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    scores = generator.score(conditions, images, batch_size=4)
-    codes = generator.vqgan.encode(images).reshape(2, -1)
+    scores = by_text.score(conditions, images, batch_size=4)
+    codes = by_text.vqgan.encode(images).reshape(2, -1)
     assert scores.shape == (2, 3)
     for i, p in itertools.product(range(2), range(3)):
-        rows = log_softmax(guided_logits(generator, conditions[p : p + 1], codes[i : i + 1])[0])
+        rows = log_softmax(guided_logits(by_text, conditions[p : p + 1], codes[i : i + 1])[0])
         assert scores[i, p] == pytest.approx(rows[np.arange(16), codes[i]].sum(), rel=1e-4)
-    np.testing.assert_allclose(generator.score(conditions, [Image.fromarray(x) for x in images]), scores, rtol=1e-5)
+    np.testing.assert_allclose(by_text.score(conditions, [Image.fromarray(x) for x in images]), scores, rtol=1e-5)
 
 
-def test_kept_codes_stay_and_the_rest_follows_from_them(generator):
+def test_kept_codes_stay_and_the_rest_follows_from_them(by_text):
     """Whole rows that are kept come before the scan, with the condition; others are fed to it."""
-    conditions, codes = of(generator), generator._encode([PICTURE])[0]
+    conditions, codes = of(by_text), by_text._encode([PICTURE])[0]
     keep = np.zeros((4, 4), bool)
     keep[0], keep[2, 1] = True, True
-    drawn = generator.draw(conditions[:2], 3, init_image=PICTURE, keep=keep, temperature=1.5, progress=False)
+    drawn = by_text.draw(conditions[:2], 3, init_image=PICTURE, keep=keep, temperature=1.5, progress=False)
     assert (drawn.codes[..., keep] == codes[keep]).all() and (drawn.codes[..., ~keep] != codes[~keep]).any()
-    rows = log_softmax(guided_logits(generator, conditions[1:2], drawn.codes[1, 2].reshape(1, -1))[0])
+    rows = log_softmax(guided_logits(by_text, conditions[1:2], drawn.codes[1, 2].reshape(1, -1))[0])
     nats = rows[np.arange(16), drawn.codes[1, 2].ravel()]
     assert drawn.log_probs[1, 2] == pytest.approx(nats[~keep.ravel()].sum(), rel=1e-4), "of what was sampled"
     # The most likely codes after the kept ones, by whole streams.
     options = {"init_image": PICTURE, "keep": keep, "temperature": 0, "guidance": 2.0, "progress": False}
-    best = generator.draw(conditions[:1], **options).codes[0, 0].ravel()
-    logits = guided_logits(generator, conditions[:1], best[None], 2.0)[0]
+    best = by_text.draw(conditions[:1], **options).codes[0, 0].ravel()
+    logits = guided_logits(by_text, conditions[:1], best[None], 2.0)[0]
     for position in np.flatnonzero(~keep.ravel()):
         assert best[position] == np.argmax(logits[position])
 
