@@ -1,0 +1,250 @@
+"""Measure every family on one accelerator at published sizes: training, sampling, painting, and attention alone.
+
+    python -m benchmarks.accelerator [--families clip,vqgan,dalle,prior,sampling,painting] [--json FILE] [--tiny]
+    python -m benchmarks.accelerator --cases clip:clip/vit_b16:bfloat16:512:none
+
+First the ceilings of the device: matrix products of 8192 x 8192 x 8192 and a copy. Then the trainer's own step, the sampler
+and the painter, from random weights on synthetic data that lies on the device. Each case has a process, and so a peak of
+memory, of its own; the rows of a case share it. FLOPs of transformers are the task's closed form, without recomputation;
+those of VQGAN are counted in the traced program. MFU is of the device's bfloat16 peak, also in float32, which GPUs multiply
+by TF32. All families take about 15 minutes on one H100. Without an accelerator, and with `--tiny`, models are toys.
+"""
+
+import argparse
+import contextlib
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from benchmarks import attention, guided, synthetic
+from benchmarks.dalle import GRID, MODELS, TEXT
+from benchmarks.timing import ceilings, counted_flops, forward_flops, kernels, median_seconds, speed
+from dalle_jax import model as dalle_model
+from dalle_jax import sampling
+from nn_jax.decode import Sampling
+from train_jax import inference, optim, profiling, sharding
+from train_jax import task as task_lib
+from train_jax.step import init_state, make_train_step
+from vqgan_jax.guided import painting
+
+CASES = (  # family, config, dtype, examples (sampling and painting: at most so many), what the backward pass keeps
+    "attention:::16384",
+    *("clip:clip/vit_b32:bfloat16:2048:dots", "clip:clip/vit_b32:float32:1024:dots"),
+    *("clip:clip/vit_b16:bfloat16:1024:dots", "clip:clip/vit_b16:float32:512:dots"),
+    *("dalle:dalle/mindalle_1b3:bfloat16:64:full", "dalle:dalle/mindalle_1b3:float32:32:full"),
+    *("vqgan:vqgan/f16_1024:bfloat16:32", "vqgan:vqgan/f16_1024:float32:16"),
+    *("sampling:1b3:bfloat16:64", "sampling:1b3:float32:64", "painting:f16_1024:bfloat16:8", "painting:f16_1024:float32:8"),
+    *("prior:vqgan/prior_digits:bfloat16:64:none", "prior:vqgan/prior_digits:float32:64:none"),
+)
+COLUMNS = {  # of the tables: heading, factor and format of a key
+    "parameters": ("parameters", 1, ",.0f"),
+    "compile_seconds": ("compile, s", 1, ".0f"),
+    "seconds": ("ms", 1e3, ",.2f"),
+    "per_second": ("a second", 1, ",.1f"),
+    "peak_bytes": ("peak, GiB", 2**-30, ".1f"),
+    "temporary_bytes": ("temporaries, MiB", 2**-20, ",.0f"),
+    "flops_per_second": ("TFLOP/s", 1e-12, ".1f"),
+    "mfu": ("MFU, %", 100, ".1f"),
+    "bandwidth": ("of the copy's bandwidth, %", 100, ".0f"),
+    "difference": ("difference", 1, ".0e"),
+}
+
+
+class Case(NamedTuple):
+    family: str
+    model: str = ""
+    dtype: str = ""
+    batch: str = "0"
+    remat: str = ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.accelerator", description=__doc__.splitlines()[0])
+    parser.add_argument("--families", default="attention,clip,dalle,vqgan,sampling,painting,prior")
+    parser.add_argument("--cases", nargs="+", metavar="FAMILY:CONFIG:DTYPE:BATCH:REMAT", help="instead of families")
+    parser.add_argument("--json", metavar="FILE", help="all numbers, and the longest kernels; written after each row")
+    parser.add_argument("--tiny", action="store_true", help="toy models, to try the benchmark itself")
+    arguments = parser.parse_args()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    chosen = arguments.cases or [text for text in CASES if text.split(":")[0] in arguments.families.split(",")]
+    begun, rows, tiny = time.monotonic(), [], arguments.tiny
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache  # the first weights are drawn by one program in every dtype
+        for case in (Case(*text.split(":")) for text in ("ceilings", *chosen)):
+            for row in run(case, tiny):
+                tiny |= row.get("platform") == "cpu"
+                if "bytes" in row:
+                    row["bandwidth"] = row["bytes"] / row["seconds"] / rows[2]["bytes_per_second"]
+                rows.append(case._asdict() | row | {"at": round(time.monotonic() - begun)})
+                print({name: x for name, x in rows[-1].items() if x and name != "kernels"}, flush=True)
+                if arguments.json:
+                    Path(arguments.json).write_text(json.dumps(rows, indent=1))
+    for family, group in itertools.groupby(rows, lambda row: row["family"]):
+        report(f"{family}{' of toy models' * tiny}", list(group))
+
+
+def report(family: str, rows: list[dict]) -> None:
+    """A family's table."""
+    columns = {key: x for key, x in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
+    print(f"\n| {' | '.join([family, *(heading for heading, _, _ in columns.values())])} |")
+    print("| --- " * (len(columns) + 1) + "|")
+    for row in rows:
+        names = (str(row[key]) for key in ("what", "model", "dtype", "batch", "remat") if row.get(key))
+        cells = [f"{row[k] * factor:{form}}" if row.get(k) is not None else "" for k, (_, factor, form) in columns.items()]
+        print(f"| {' | '.join([', '.join(names), *cells])} | {row.get('error', '')[:90]}")
+
+
+def run(case: Case, tiny: bool) -> Iterator[dict]:
+    """The rows of a case, from a process that ends with it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.attention", "benchmarks.dalle", "benchmarks.synthetic"])  # imported once
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=measure, args=(case, tiny, sender))
+    process.start()
+    sender.close()
+    with contextlib.suppress(EOFError):
+        yield from iter(receiver.recv, None)
+    process.join()
+    if process.exitcode:
+        yield {"error": f"the process ended with code {process.exitcode}"}
+
+
+def measure(case: Case, tiny: bool, sender) -> None:
+    try:
+        tiny |= jax.default_backend() == "cpu"
+        for row in MEASURED.get(case.family, trained)(case, tiny):
+            peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+            sender.send({"peak_bytes": peak} | row)
+    except Exception as error:
+        sender.send({"error": f"{type(error).__name__}: {error}"[:500], "traceback": traceback.format_exc()[-6000:]})
+
+
+def trained(case: Case, tiny: bool) -> Iterator[dict]:
+    """Updates by the trainer's own step."""
+    size = 4 if tiny else int(case.batch)
+    with tempfile.TemporaryDirectory() as folder:
+        config = synthetic.config(case.family, case.model, case.dtype, size, case.remat, Path(folder), tiny)
+        task = task_lib.module(config).make(config, None)
+        mesh, schedules = sharding.make_mesh(config.mesh), {}
+        batch = jax.device_put(synthetic.batch(case.family, config, 4 if tiny else 16), sharding.batch_sharding(mesh))
+
+        def make_tx(params, axes):
+            tx, found = optim.make(config.optim, params, config.steps, axes)
+            schedules.update(found)
+            return tx
+
+        with jax.set_mesh(mesh):
+            players = tuple(config.ema.players) if config.ema.decay else ()
+            create, abstract, tx = init_state(task, make_tx, mesh, batch, seed=0, ema_players=players)
+            step = make_train_step(task, tx, mesh, abstract, seed=0, schedules=schedules, ema_decay=config.ema.decay)
+            traced, begun = step.trace(abstract, batch), time.perf_counter()
+            compiled = traced.lower().compile()
+            row = {"compile_seconds": time.perf_counter() - begun, "planned": profiling.memory_plan(compiled).needed}
+            row["parameters"] = sum(x.size for x in jax.tree.leaves(abstract.params))
+            flops = task.flops * size if task.flops else counted_flops(traced.jaxpr)
+            state, metrics = create(), {}
+
+            def update():
+                nonlocal state, metrics
+                state, metrics = compiled(state, batch)
+                return metrics
+
+            row |= speed(median_seconds(update), size, flops)
+            yield row | {name: float(metrics[name]) for name in ("loss", "skipped")} | kernels(update)
+
+
+def sampled(case: Case, tiny: bool) -> Iterator[dict]:
+    """Codes of pictures of one prompt, from a prefill and a scan, as `dalle_jax.load(…)` draws them; then with top-p.
+
+    Bytes are the least that must be read: weights in the dtype of the products and written parts of the cache, once a code.
+    """
+    options, length, sizes = dict(MODELS[case.model]), *((8, (1, 2)) if tiny else (GRID[0] * GRID[1], (1, 16, 64)))
+    text_size, codes = options.pop("text_size"), options.pop("size")
+    options |= (synthetic.TINY if tiny else {}) | {"text_length": TEXT, "dropout": 0.0, "dtype": case.dtype}
+    config = dalle_model.defaults()
+    config.update(options | {"positions": "learned"})
+    module = dalle_model.build(config, text_size, codes, GRID)
+    mesh = jax.tree.leaves(inference.on_devices(np.zeros(1)))[0].sharding.mesh
+    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
+    ids = jax.device_put(np.random.default_rng(0).integers(0, text_size, (1, TEXT)).astype(np.int32), whole)
+    draw = jax.jit(lambda key: nn.unbox(module.init(key, ids, jnp.zeros((1, 2), jnp.int32))["params"]), out_shardings=whole)
+    params, programs = draw(jax.random.key(0)), sampling.compile_programs(module)
+    count = sum(x.size for x in jax.tree.leaves(params)) - (2 * text_size + codes) * config.width  # that codes need
+    weights = {"": params, "top-p 0.9": params, "weights cast before": params}
+    runs = [("", size) for size in sizes] + [("top-p 0.9", sizes[-1])]
+    if case.dtype != "float32":
+        weights["weights cast before"] = jax.tree.map(lambda x: x.astype(case.dtype), params)
+        runs += [("weights cast before", size) for size in (sizes[0], sizes[-1])]
+    prefilled = {what: programs.prefill(weights[what], ids) for what in dict(runs)}
+
+    def prepared(what: str, size: int):
+        zeros = jax.device_put(np.zeros((size, length), np.int32), split)
+        copies, seeds = zeros[:, 0], jax.device_put(np.arange(3 * size, dtype=np.uint32).reshape(size, 3), split)
+        rows = sampling.Rows(seeds, zeros, zeros.astype(bool))
+        settings = Sampling(top_p=np.float32(0.9 if what.startswith("top") else 1))
+        limits = {"length": length, "most": codes if what.startswith("top") else 0, "guided": False}
+        with jax.set_mesh(mesh):
+            carry = jax.eval_shape(functools.partial(programs.expand, guided=False), prefilled[what], copies)
+            carry = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), carry)
+            advance = programs.advance.lower(weights[what], settings, carry, rows, jnp.int32(0), **limits)
+            begun = time.perf_counter()
+            advance = advance.compile()
+
+        def draw_codes():
+            with jax.set_mesh(mesh):
+                carry = programs.expand(programs.prefill(weights[what], ids), copies, guided=False)
+                return advance(weights[what], settings, carry, rows, jnp.int32(0))[0]
+
+        return what, size, time.perf_counter() - begun, draw_codes
+
+    with ThreadPoolExecutor(6) as pool:
+        runs = list(pool.map(prepared, *zip(*runs, strict=True)))
+    for what, size, compile_seconds, draw_codes in runs:
+        cache = 2 * config.depth * config.width * (TEXT + length / 2) * size
+        row = {"what": what, "batch": size, "compile_seconds": compile_seconds}
+        row["bytes"] = jnp.dtype(case.dtype).itemsize * (count + cache) * length
+        row |= speed(median_seconds(draw_codes), size * length, 2 * count * size * length)
+        yield row | (kernels(draw_codes) if size == sizes[-1] else {})
+
+
+def painted(case: Case, tiny: bool) -> Iterator[dict]:
+    """Steps of VQGAN+CLIP with ViT-B/32 and 32 cuts: of one painting, and of several at once; all steps counted."""
+    vq, clip = guided.models(case.dtype, tiny)
+    cuts, side, steps = (2, 32, 2) if tiny else (32, 256, 10)
+    flops = forward_flops(vq, "decode", (1, *[side // vq.factor] * 2), jnp.int32)
+    flops += forward_flops(clip, "encode_image", (cuts, *[clip.preprocess.size] * 2, 3), jnp.float32)
+    for size in (1, 2 if tiny else int(case.batch)):
+        texts = list(itertools.islice(itertools.cycle(guided.PROMPTS), size))
+        painter = painting.Painter(vq, clip, guided.jobs(argparse.Namespace(cuts=cuts), side, texts))
+        turn, begun = guided.turn(painter, steps), time.perf_counter()
+        turn()  # compiles
+        row = {"batch": size, "compile_seconds": time.perf_counter() - begun}
+        row |= speed(median_seconds(turn) / steps, size, 2 * flops * size)  # backward: to the latents alone
+        yield row | (kernels(turn) if size == 1 else {})
+
+
+MEASURED = {
+    "ceilings": lambda case, tiny: ceilings(512 if tiny else 8192),
+    "attention": lambda case, tiny: attention.rows(100, (50,)) if tiny else attention.rows(int(case.batch)),
+    "sampling": sampled,
+    "painting": painted,
+}
+
+if __name__ == "__main__":
+    main()
