@@ -31,13 +31,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from nn_jax.decode import Sampling
 
 from benchmarks import attention, guided, synthetic
 from benchmarks.dalle import GRID, MODELS, TEXT
 from benchmarks.timing import ceilings, counted_flops, forward_flops, kernels, median_seconds, speed
 from dalle_jax import model as dalle_model
 from dalle_jax import sampling
-from nn_jax.decode import Sampling
 from train_jax import inference, optim, profiling, sharding
 from train_jax import task as task_lib
 from train_jax.step import init_state, make_train_step

@@ -77,7 +77,7 @@ def weighted():
     def function(params, extra, step, weights):
         traced = ConfigDict(c.to_dict(), type_safe=False)
         traced.loss.update(weights)
-        modules = model.build(c.model), discriminator.build(c.discriminator, model.DTYPES)
+        modules = model.build(c.model), discriminator.build(c.discriminator, Compute())
         two_player_loss = TwoPlayerLoss(*modules, None, traced, keeps_latents=False)
 
         def loss(params, extra, batch, rng, step):
