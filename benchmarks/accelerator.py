@@ -12,7 +12,6 @@ by TF32. All families take about 15 minutes on one H100. Without an accelerator,
 
 import argparse
 import contextlib
-import functools
 import itertools
 import json
 import multiprocessing
@@ -29,19 +28,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from nn_jax.decode import Sampling
 
 from benchmarks import attention, guided, synthetic
 from benchmarks.dalle import GRID, MODELS, TEXT
 from benchmarks.timing import ceilings, counted_flops, forward_flops, kernels, median_seconds, speed
-from dalle_jax import model as dalle_model
-from dalle_jax import sampling
-from train_jax import inference, optim, profiling, sharding
+from dalle_jax.captions import CharBpeCaptions
+from dalle_jax.options import DALLEOptions
+from nn_jax.decoding import Sampling
+from train_jax import inference, prepare, profiling, sharding
 from train_jax import task as task_lib
-from train_jax.step import init_state, make_train_step
+from train_jax.compute import TransformerCompute
 from vqgan_jax.guided import painting
+from vqgan_jax.stage2 import model as stage2_model
+from vqgan_jax.stage2 import sampling
 
 CASES = (  # family, config, dtype, examples (sampling and painting: at most so many), what the backward pass keeps
     "attention:::16384",
@@ -141,24 +143,16 @@ def trained(case: Case, tiny: bool) -> Iterator[dict]:
     with tempfile.TemporaryDirectory() as folder:
         config = synthetic.config(case.family, case.model, case.dtype, size, case.remat, Path(folder), tiny)
         task = task_lib.module(config).make(config, None)
-        mesh, schedules = sharding.make_mesh(config.mesh), {}
+        mesh = sharding.make_mesh(config.mesh)
         batch = jax.device_put(synthetic.batch(case.family, config, 4 if tiny else 16), sharding.batch_sharding(mesh))
-
-        def make_tx(params, axes):
-            tx, found = optim.make(config.optim, params, config.steps, axes)
-            schedules.update(found)
-            return tx
-
+        begun = time.perf_counter()
+        plan, traced = prepare.trace_step(config, task, mesh, batch, {})
         with jax.set_mesh(mesh):
-            players = tuple(config.ema.players) if config.ema.decay else ()
-            create, abstract, tx = init_state(task, make_tx, mesh, batch, seed=0, ema_players=players)
-            step = make_train_step(task, tx, mesh, abstract, seed=0, schedules=schedules, ema_decay=config.ema.decay)
-            traced, begun = step.trace(abstract, batch), time.perf_counter()
-            compiled = traced.lower().compile()
+            abstract, compiled = plan.abstract, traced.lower().compile()
             row = {"compile_seconds": time.perf_counter() - begun, "planned": profiling.memory_plan(compiled).needed}
             row["parameters"] = sum(x.size for x in jax.tree.leaves(abstract.params))
             flops = task.flops * size if task.flops else counted_flops(traced.jaxpr)
-            state, metrics = create(), {}
+            state, metrics = plan.create(), {}
 
             def update():
                 nonlocal state, metrics
@@ -175,11 +169,10 @@ def sampled(case: Case, tiny: bool) -> Iterator[dict]:
     Bytes are the least that must be read: weights in the dtype of the products and written parts of the cache, once a code.
     """
     options, length, sizes = dict(MODELS[case.model]), *((8, (1, 2)) if tiny else (GRID[0] * GRID[1], (1, 16, 64)))
-    text_size, codes = options.pop("text_size"), options.pop("size")
-    options |= (synthetic.TINY if tiny else {}) | {"text_length": TEXT, "dropout": 0.0, "dtype": case.dtype}
-    config = dalle_model.defaults()
-    config.update(options | {"positions": "learned"})
-    module = dalle_model.build(config, text_size, codes, GRID)
+    text_size, codes = options.pop("text_size"), options.pop("num_codes")
+    config = DALLEOptions(**options | (synthetic.TINY if tiny else {}) | {"text_length": TEXT, "positions": "learned"})
+    captions = CharBpeCaptions(tokenizers.Tokenizer(tokenizers.models.BPE()), length=TEXT, vocabulary_size=text_size, pad=0)
+    module = stage2_model.build(config, captions, codes, GRID, TransformerCompute(dtype=case.dtype))
     mesh = jax.tree.leaves(inference.on_devices(np.zeros(1)))[0].sharding.mesh
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
     ids = jax.device_put(np.random.default_rng(0).integers(0, text_size, (1, TEXT)).astype(np.int32), whole)
@@ -191,25 +184,26 @@ def sampled(case: Case, tiny: bool) -> Iterator[dict]:
     if case.dtype != "float32":
         weights["weights cast before"] = jax.tree.map(lambda x: x.astype(case.dtype), params)
         runs += [("weights cast before", size) for size in (sizes[0], sizes[-1])]
-    prefilled = {what: programs.prefill(weights[what], ids) for what in dict(runs)}
+    none = jax.device_put(np.zeros((1, 0), np.int32), whole)
+    prefilled = {what: programs.prefill(weights[what], ids, none) for what in dict(runs)}
 
     def prepared(what: str, size: int):
         zeros = jax.device_put(np.zeros((size, length), np.int32), split)
-        copies, seeds = zeros[:, 0], jax.device_put(np.arange(3 * size, dtype=np.uint32).reshape(size, 3), split)
-        rows = sampling.Rows(seeds, zeros, zeros.astype(bool))
+        rows, seeds = zeros[:, 0], jax.device_put(np.arange(3 * size, dtype=np.uint32).reshape(size, 3), split)
+        requests = sampling.Requests(seeds, np.arange(length), zeros, zeros.astype(bool))
         settings = Sampling(top_p=np.float32(0.9 if what.startswith("top") else 1))
-        limits = {"length": length, "most": codes if what.startswith("top") else 0, "guided": False}
+        limits = {"max_candidates": codes if what.startswith("top") else 0, "guided": False}
         with jax.set_mesh(mesh):
-            carry = jax.eval_shape(functools.partial(programs.expand, guided=False), prefilled[what], copies)
+            carry = jax.eval_shape(programs.replicate, prefilled[what], rows, None)
             carry = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), carry)
-            advance = programs.advance.lower(weights[what], settings, carry, rows, jnp.int32(0), **limits)
+            decode = programs.decode_chunk.lower(weights[what], settings, carry, requests, jnp.int32(0), **limits)
             begun = time.perf_counter()
-            advance = advance.compile()
+            decode = decode.compile()
 
         def draw_codes():
             with jax.set_mesh(mesh):
-                carry = programs.expand(programs.prefill(weights[what], ids), copies, guided=False)
-                return advance(weights[what], settings, carry, rows, jnp.int32(0))[0]
+                carry = programs.replicate(programs.prefill(weights[what], ids, none), rows, None)
+                return decode(weights[what], settings, carry, requests, jnp.int32(0))[0]
 
         return what, size, time.perf_counter() - begun, draw_codes
 

@@ -1,4 +1,4 @@
-"""Time attention alone, forward and backward in bfloat16: as `nn_jax.transformer` computes it, and JAX's implementations.
+"""Time attention alone, forward and backward in bfloat16: as `nn_jax.attention` computes it, and JAX's implementations.
 
     python -m benchmarks.accelerator --families attention
 """
@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import median_seconds
-from nn_jax.transformer import causal_mask
+from nn_jax.attention import attend
 
 WIDTH, HEAD_DIMS = 768, (64, 128)
 LENGTHS = (50, 197, 256, 1280)  # ViT-B/32, ViT-B/16, a prior's 16 x 16 codes, DALL·E's 256 + 1,024
 
 
 def _ours(q, k, v, causal: bool):
-    return jax.nn.dot_product_attention(q, k, v, mask=causal_mask(q.shape[1]) if causal else None)
+    return attend(q, k, v, causal=causal)
 
 
 def _jax(q, k, v, causal: bool, implementation: str):

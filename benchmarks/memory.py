@@ -22,7 +22,7 @@ from dalle_jax.captions import CharBpeCaptions
 from train_jax import config as config_lib
 from train_jax import profiling, sharding
 from train_jax import task as task_lib
-from train_jax.prepare import lower_step
+from train_jax.prepare import trace_step
 from train_jax.task import Task
 from vqgan_jax.stage2 import model as stage2_model
 from vqgan_jax.stage2.task import make_loss
@@ -168,9 +168,9 @@ def _shape(mesh) -> str:
 
 def _plan(task: Task, config, mesh, batch) -> tuple[int, profiling.MemoryPlan]:
     """Parameters of all players, and the memory plan of the trainer's compiled step."""
-    state, step = lower_step(config, task, mesh, batch, {})
+    state, step = trace_step(config, task, mesh, batch, {})
     with jax.set_mesh(mesh):
-        plan = profiling.memory_plan(step.compile())
+        plan = profiling.memory_plan(step.lower().compile())
     return sum(x.size for x in jax.tree.leaves(state.abstract.params)), plan
 
 

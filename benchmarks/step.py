@@ -20,7 +20,7 @@ from train_jax import feed, profiling, sharding
 from train_jax import task as task_lib
 from train_jax.data import sources
 from train_jax.data.stream import BROKEN, TrainStream
-from train_jax.prepare import lower_step
+from train_jax.prepare import trace_step
 
 ROUNDS, UPDATES = 5, 4
 
@@ -38,9 +38,9 @@ def main() -> None:
     plain = {name: x for name, x in batch.items() if name != BROKEN}
 
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
-    plan, lowered = lower_step(config, task, mesh, shapes, {})
+    plan, traced = trace_step(config, task, mesh, shapes, {})
     with jax.set_mesh(mesh):
-        shared, state = lowered.compile(), plan.create()
+        shared, state = traced.lower().compile(), plan.create()
 
         bare_tx = optax.chain(
             optax.clip_by_global_norm(config.optim.clip),

@@ -13,7 +13,7 @@ from train_jax.data.text import Tokenizer
 from vqgan_jax import model as vqgan_model
 from vqgan_jax import vqgan as vqgan_lib
 
-PRIOR = {"classes": 1000, "width": 1024, "depth": 24, "heads": 16, "dropout": 0.0}  # taming's second stage of f16
+PRIOR = {"classes": 1000, "width": 1024, "depth": 24, "heads": 16}  # taming's second stage of f16
 TINY = {"width": 64, "depth": 2, "heads": 2}
 VGG16 = (((0, 2), 64), ((5, 7), 128), ((10, 12, 14), 256), ((17, 19, 21), 512), ((24, 26, 28), 512))
 
@@ -24,20 +24,21 @@ def config(family: str, name: str, dtype: str, batch: int, remat: str, folder: P
     CLIP's towers see the batch at once, and VQGAN's discriminator takes part from the first update on.
     """
     c = load_config(name)
-    c.evals, c.data.batch_size, c.model.dtype = ConfigDict(), batch, dtype
-    c.model.update({"remat": remat} if remat else {})
+    c.evals, c.data.batch_size, c.dropout = ConfigDict(), batch, 0.0
+    compute = {"dtype": dtype} | ({"remat": remat} if remat else {})
     if family == "clip":
-        c.model.update({"tile": 0, "micro_batch": 0})
+        compute["micro_batch"], c.contrastive = 0, ConfigDict({"tile": 0})
         c.model.update({"image": TINY | {"size": 64}, "text": TINY} if tiny else {})
         c.tokenizer.path = _tokenizer(folder / "tokenizer.json", 600)
     elif family == "vqgan":
         c.model.update({"channels": 32, "multipliers": (1, 2), "blocks": 1, "resolution": 32} if tiny else {})
-        c.loss.start, c.perceptual.path = 0, _lpips(folder / "lpips.safetensors")
+        c.loss.disc_start, c.perceptual.path = 0, _lpips(folder / "lpips.safetensors")
     else:
         c.model.update((PRIOR if family == "prior" else {}) | (TINY if tiny else {}))
         c.vqgan.path = _vqgan(folder / "vqgan.safetensors", 64 if tiny else 256)
     if family == "dalle":
         c.tokenizer.path = _tokenizer(folder / "tokenizer.json", c.tokenizer.vocab_size)
+    c.compute = ConfigDict((c.compute.to_dict() if "compute" in c else {}) | compute)
     return config_lib.resolve(c)
 
 
@@ -51,10 +52,10 @@ def batch(family: str, c: ConfigDict, grid: int) -> dict[str, np.ndarray]:
     else:
         made["codes"] = rng.integers(0, 16_384, (size, grid, grid), np.int32)
     if family == "prior":
-        made["label"] = rng.integers(0, m.classes, size, np.int32)
+        made["condition"] = rng.integers(0, m.classes, (size, 1), np.int32)
     if family in ("clip", "dalle"):
         length, tokens = (m.text.context_length, m.text.vocab_size) if family == "clip" else (m.text_length, 16_384)
-        made["text"] = rng.integers(0, tokens, (size, length), np.int32)
+        made["text" if family == "clip" else "condition"] = rng.integers(0, tokens, (size, length), np.int32)
         made["truncated"] = np.zeros(size, bool)
     return made
 

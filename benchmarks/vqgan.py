@@ -21,7 +21,7 @@ from benchmarks import load_config
 from train_jax import config as config_lib
 from train_jax import feed, sharding
 from train_jax import task as task_lib
-from train_jax.prepare import lower_step
+from train_jax.prepare import trace_step
 from train_jax.weights.layout import flat, to_peer
 from vqgan_jax import model as model_lib
 from vqgan_jax.pretrained import taming
@@ -80,8 +80,8 @@ def _ours(config, images) -> tuple[Contestant, dict, str]:
     with jax.set_mesh(mesh):
         batch = feed.to_device({"image": images}, sharding.batch_sharding(mesh))
         shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
-        plan, lowered = lower_step(config, task, mesh, shapes, {})
-        step, state = lowered.compile(), plan.create()
+        plan, traced = trace_step(config, task, mesh, shapes, {})
+        step, state = traced.lower().compile(), plan.create()
         params = jax.tree.map(np.asarray, nn.unbox(state.params["generator"]))
 
     x = images.astype(np.float32) / 127.5 - 1

@@ -100,7 +100,7 @@ def prepare(
     )
     batch = feed.batch_shapes(stream, config.data.batch_size)
     lockstep = Lockstep(mesh)
-    plan, step = lower_step(config, task, mesh, batch, lockstep.notice())
+    plan, step = trace_step(config, task, mesh, batch, lockstep.notice())
     return Prepared(
         config=config,
         mesh=mesh,
@@ -109,16 +109,16 @@ def prepare(
         stream=stream,
         evaluations=evaluations,
         state=plan,
-        step=step,
+        step=step.lower(),
         lockstep=lockstep,
         hooks=hook_classes,
     )
 
 
-def lower_step(
+def trace_step(
     config: ConfigDict, task: Task, mesh: Mesh, batch: Mapping[str, jax.ShapeDtypeStruct], notice: Mapping[str, Any]
-) -> tuple[StatePlan, jax.stages.Lowered]:
-    """The planned state and the lowered training step of a resolved config, for batches of these shapes."""
+) -> tuple[StatePlan, jax.stages.Traced]:
+    """The planned state and the traced training step of a resolved config, for batches of these shapes."""
     example = {name: x for name, x in batch.items() if name != BROKEN}
     with jax.set_mesh(mesh):
         ema_players = tuple(config.ema.players) if config.ema.decay else ()
@@ -142,7 +142,7 @@ def lower_step(
             ema_decay=config.ema.decay,
             freeze=config.optim.freeze,
         )
-        return plan, step.lower(plan.abstract, {**batch, **notice})
+        return plan, step.trace(plan.abstract, {**batch, **notice})
 
 
 def _check_training(config: ConfigDict, task: Task) -> None:
