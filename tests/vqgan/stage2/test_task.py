@@ -104,8 +104,9 @@ def test_four_grids_are_learnt_by_heart_in_bfloat16_as_in_float32(make_task, con
             generator = CodeGenerator.assemble(options, params, condition, untrained_vqgan, 16, "by heart")
             drawn = generator.draw(values, temperature=0, progress=False)
             np.testing.assert_array_equal(drawn.codes[:, 0], codes)
-    # Products are rounded to 8 bits: a loss is off by less than a hundredth, and Adam's steps keep it so.
-    np.testing.assert_allclose(curves["bfloat16"], curves["float32"][:8], rtol=0.02)
+    # Products are rounded to 8 bits: a loss is off by less than a hundredth, and Adam's first steps keep it so. Later ones
+    # have gone ways of their own, by a few hundredths, depending on the first weights.
+    np.testing.assert_allclose(curves["bfloat16"][:6], curves["float32"][:6], rtol=0.01)
     assert curves["bfloat16"][-1] < 0.8 * curves["bfloat16"][0]
 
 
