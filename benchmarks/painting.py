@@ -16,9 +16,9 @@ import numpy as np
 import clip_jax
 import vqgan_jax
 from dalle_jax.evaluators import fill_template
-from train_jax.data import shapes
-from train_jax.data.shapes import oracle
-from train_jax.data.shapes import scene as scenes
+from train_jax.datasets import shapes
+from train_jax.datasets.shapes import oracle
+from train_jax.datasets.shapes import scene as scenes
 from train_jax.errors import UserError
 from train_jax.pictures import enlarged_grid, in_rows
 from vqgan_jax import guided

@@ -25,9 +25,9 @@ from clip_jax.index_files import SearchError, read_meta
 from clip_jax.search import Index, build, search
 from train_jax import command, page
 from train_jax.data.images import decode
-from train_jax.data.shapes import scene as scenes
-from train_jax.data.shapes.render import png, render
-from train_jax.data.shapes.shapes_dataset_builder import make
+from train_jax.datasets.shapes import scene as scenes
+from train_jax.datasets.shapes.render import png, render
+from train_jax.datasets.shapes.shapes_dataset_builder import make
 
 log = logging.getLogger(__name__)
 

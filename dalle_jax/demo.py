@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 import train_jax
 from dalle_jax.dalle import Dalle, load
 from train_jax import command, page
-from train_jax.data import shapes
+from train_jax.datasets import shapes
 
 CONFIG = "dalle/demo"
 PROMPTS = (

@@ -14,7 +14,7 @@ OUTSIDE = ("tests", "benchmarks", "notebooks")
 # Which other packages a package imports. Configs are loaded by path: no package imports them.
 IMPORTED = {
     "nn_jax": (),
-    "train_jax": (),
+    "train_jax": ("nn_jax",),
     "clip_jax": ("nn_jax", "train_jax"),
     "vqgan_jax": ("nn_jax", "train_jax", "clip_jax"),
     "dalle_jax": ("nn_jax", "train_jax", "clip_jax", "vqgan_jax"),
@@ -22,15 +22,16 @@ IMPORTED = {
 # From the ground up: a module imports from the floors below its own, and of its own floor modules of its own package. It is
 # on the floor of the longest name that it lies in; a package's own name stands for the modules that no floor names.
 FLOORS = {
-    "layers": "nn_jax train_jax.errors train_jax.paths",
+    "layers": "nn_jax train_jax.errors train_jax.options train_jax.paths",
+    "computation": "train_jax.compute",
     "networks and losses": """
-        clip_jax.loss clip_jax.model clip_jax.resnet clip_jax.text clip_jax.vision
+        clip_jax.loss clip_jax.model clip_jax.options clip_jax.resnet clip_jax.text clip_jax.vision
         vqgan_jax.averaging vqgan_jax.codebook vqgan_jax.discriminator vqgan_jax.dvae vqgan_jax.loss vqgan_jax.metrics
         vqgan_jax.model vqgan_jax.quantize""",
     "data, weights, devices": """
-        train_jax.agreement train_jax.arguments train_jax.data train_jax.inference train_jax.memory train_jax.page
-        train_jax.pictures train_jax.profiling train_jax.sharding train_jax.weights""",
-    "checkpoints": "train_jax.checkpoint train_jax.optim train_jax.resume",
+        train_jax.agreement train_jax.arguments train_jax.data train_jax.datasets train_jax.inference train_jax.memory
+        train_jax.page train_jax.pictures train_jax.profiling train_jax.sharding train_jax.weights""",
+    "checkpoints": "train_jax.checkpoint train_jax.optim train_jax.resume train_jax.trained_weights",
     "run directories, tasks": "train_jax.config train_jax.run_directory train_jax.task",
     "CLIP": "clip_jax",
     "VQGAN": "vqgan_jax",

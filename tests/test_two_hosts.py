@@ -16,8 +16,8 @@ import pytest
 
 import train_jax
 import vqgan_jax
-from train_jax.data import shapes
-from train_jax.data.shapes import shapes_dataset_builder
+from train_jax.datasets import shapes
+from train_jax.datasets.shapes import shapes_dataset_builder
 
 pytestmark = pytest.mark.slow
 

@@ -19,10 +19,10 @@ import train_jax
 from clip_jax import model as model_lib
 from clip_jax.clip import Clip, load
 from clip_jax.options import CLIPCompute, CLIPOptions
-from train_jax.data import shapes
 from train_jax.data.images import Preprocess
-from train_jax.data.shapes import shapes_dataset_builder
 from train_jax.data.text import Tokenizer
+from train_jax.datasets import shapes
+from train_jax.datasets.shapes import shapes_dataset_builder
 
 COLOURS = {"red": (220, 30, 30), "green": (20, 160, 60), "blue": (30, 60, 220), "yellow": (240, 200, 30)}
 SHAPES = ("circle", "square", "triangle")

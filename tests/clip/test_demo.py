@@ -10,8 +10,8 @@ from PIL import Image
 
 from clip_jax import demo
 from clip_jax.search import Index, search
-from train_jax.data.shapes import oracle, scene
 from train_jax.data.sources import open_source
+from train_jax.datasets.shapes import oracle, scene
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,10 @@ from dalle_jax import evaluators
 from train_jax import config as config_lib
 from train_jax import inference, sharding
 from train_jax import task as task_lib
-from train_jax.data import digits, shapes, sources
-from train_jax.data.shapes.shapes_dataset_builder import make
+from train_jax.data import sources
 from train_jax.data.sources import DataError
+from train_jax.datasets import digits, shapes
+from train_jax.datasets.shapes.shapes_dataset_builder import make
 from train_jax.errors import ConfigError
 from train_jax.evaluate import Context
 from vqgan_jax.stage2 import rerank
@@ -70,7 +71,7 @@ def test_readers_know_what_pictures_show():
 def test_digits_are_read():
     from sklearn.datasets import load_digits
 
-    from train_jax.data.digits.digits_dataset_builder import every_fifth, picture
+    from train_jax.datasets.digits.digits_dataset_builder import every_fifth, picture
 
     scans = load_digits()
     for number in np.flatnonzero(~every_fifth(scans.target))[:10]:  # of those that the reader knows

@@ -8,9 +8,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from train_jax.data import images
-from train_jax.data.digits import LABEL_NAMES
-from train_jax.data.digits.digits_dataset_builder import SIZE, picture
 from train_jax.data.sources import Source, open_source
+from train_jax.datasets.digits import LABEL_NAMES
+from train_jax.datasets.digits.digits_dataset_builder import SIZE, picture
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 

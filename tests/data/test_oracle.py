@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from train_jax.data.shapes import oracle
-from train_jax.data.shapes.oracle import read
-from train_jax.data.shapes.render import render
-from train_jax.data.shapes.scene import COLOURS, SHAPES, Object, Scene
-from train_jax.data.shapes.shapes_dataset_builder import make
+from train_jax.datasets.shapes import oracle
+from train_jax.datasets.shapes.oracle import read
+from train_jax.datasets.shapes.render import render
+from train_jax.datasets.shapes.scene import COLOURS, SHAPES, Object, Scene
+from train_jax.datasets.shapes.shapes_dataset_builder import make
 
 COUNT = 150
 

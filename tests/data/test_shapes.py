@@ -17,11 +17,11 @@ import pytest
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from train_jax.data.shapes import render as rendering
-from train_jax.data.shapes import scene as scenes
-from train_jax.data.shapes.render import PALETTE, coverage, render
-from train_jax.data.shapes.scene import COLOURS, NOVEL, PAIRS, SHAPES, SIZES, Object, Scene, is_true
-from train_jax.data.shapes.shapes_dataset_builder import make
+from train_jax.datasets.shapes import render as rendering
+from train_jax.datasets.shapes import scene as scenes
+from train_jax.datasets.shapes.render import PALETTE, coverage, render
+from train_jax.datasets.shapes.scene import COLOURS, NOVEL, PAIRS, SHAPES, SIZES, Object, Scene, is_true
+from train_jax.datasets.shapes.shapes_dataset_builder import make
 
 
 def sampled(count: int, novel: bool = False) -> list[Scene]:
@@ -434,7 +434,7 @@ def test_examples_are_functions_of_split_number_and_size():
     # In another process, with another order of sets.
     script = (
         "import json\n"
-        "from train_jax.data.shapes.shapes_dataset_builder import make\n"
+        "from train_jax.datasets.shapes.shapes_dataset_builder import make\n"
         "scene, picture, texts = make('train', 5, 32)\n"
         "print(json.dumps([scene.to_json(), texts, picture.tobytes().hex()]))"
     )

@@ -25,9 +25,9 @@ from PIL import Image
 from train_jax import sharding
 from train_jax.data import files, images, sources
 from train_jax.data.images import BrokenSample
-from train_jax.data.shapes import scene as scenes
-from train_jax.data.shapes import shapes_dataset_builder
 from train_jax.data.sources import DataError, open_source
+from train_jax.datasets.shapes import scene as scenes
+from train_jax.datasets.shapes import shapes_dataset_builder
 from train_jax.evaluate import Context
 from train_jax.task import Task
 

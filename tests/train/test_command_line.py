@@ -223,8 +223,8 @@ def test_mistakes_are_one_line(words, line, refused, shapes_data):
 def shapes_data(tmp_path_factory):
     from unittest import mock
 
-    from train_jax.data import shapes
-    from train_jax.data.shapes import shapes_dataset_builder
+    from train_jax.datasets import shapes
+    from train_jax.datasets.shapes import shapes_dataset_builder
 
     folder = tmp_path_factory.mktemp("shapes")
     with mock.patch.object(shapes_dataset_builder, "EXAMPLES", {"train": 64, "test": 40, "novel": 16}):

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 import train_jax
 import vqgan_jax
-from train_jax.data import shapes
-from train_jax.data.shapes import shapes_dataset_builder
+from train_jax.datasets import shapes
+from train_jax.datasets.shapes import shapes_dataset_builder
 
 
 def tiny_config(data_dir: str | Path) -> ConfigDict:

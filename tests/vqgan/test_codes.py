@@ -11,7 +11,7 @@ import pytest
 from train_jax.data import sources
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.images import decode
-from train_jax.data.shapes.render import png
+from train_jax.datasets.shapes.render import png
 from train_jax.errors import ConfigError, Interrupted
 from vqgan_jax import code_files
 from vqgan_jax import codes as codes_lib

@@ -97,7 +97,7 @@ def test_a_picture_that_cannot_be_read_is_passed_over(trained, tmp_path):
 
 
 def trained_png() -> bytes:
-    from train_jax.data.shapes.render import png
+    from train_jax.datasets.shapes.render import png
 
     return png(RNG.integers(0, 256, (16, 16, 3), np.uint8))
 

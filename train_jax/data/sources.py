@@ -147,7 +147,7 @@ def _mixed(name: str, split: str, **options) -> Source:
 
 def _embedded(name: str, split: str, data_dir: str | None) -> Source:
     family, _, variant = name.partition("/")
-    module = importlib.import_module(f"train_jax.data.{family}")
+    module = importlib.import_module(f"train_jax.datasets.{family}")
     try:
         builder = module.builder(variant, data_dir=data_dir) if variant else module.builder(data_dir=data_dir)
     except ValueError as error:

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 import clip_jax
 import vqgan_jax
 from train_jax import command, page
-from train_jax.data import shapes
+from train_jax.datasets import shapes
 from train_jax.pictures import image_grid
 from vqgan_jax.guided.painting import Painting, paint
 

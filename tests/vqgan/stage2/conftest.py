@@ -10,8 +10,8 @@ from dalle_jax.captions import Captions
 from dalle_jax.options import DALLEOptions
 from nn_jax.code_transformer import shapes
 from train_jax import config as config_lib
-from train_jax.data.digits import LABEL_NAMES
 from train_jax.data.text import Tokenizer
+from train_jax.datasets.digits import LABEL_NAMES
 from vqgan_jax.prior.options import PriorOptions
 from vqgan_jax.stage2 import model, task
 from vqgan_jax.stage2.condition import ClassCondition

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from train_jax.data.shapes.scene import COLOURS, Object, Scene
+from train_jax.datasets.shapes.scene import COLOURS, Object, Scene
 
 PALETTE = {
     "red": (220, 30, 30), "orange": (245, 140, 20), "yellow": (240, 215, 30), "green": (40, 160, 60),

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import UInt8
 from scipy import ndimage
 
-from train_jax.data.shapes.render import PALETTE, coverage
-from train_jax.data.shapes.scene import SHAPES, Object
+from train_jax.datasets.shapes.render import PALETTE, coverage
+from train_jax.datasets.shapes.scene import SHAPES, Object
 
 _DIFFERENT = 0.2  # colour distance from the background, on [0, 1] channels
 _SMALLEST = 0.008  # share of the picture that an object covers at least

@@ -6,8 +6,8 @@ import zlib
 import numpy as np
 import tensorflow_datasets as tfds
 
-from train_jax.data.shapes import scene as scenes
-from train_jax.data.shapes.render import png, render
+from train_jax.datasets.shapes import scene as scenes
+from train_jax.datasets.shapes.render import png, render
 
 SEED = 2026
 EXAMPLES = {"train": 20_000, "test": 2_000, "novel": 1_000}

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from train_jax.data.digits.digits_dataset_builder import every_fifth, picture
+from train_jax.datasets.digits.digits_dataset_builder import every_fifth, picture
 
 _SIDE = 8  # pixels across what the machine sees: the scans' own
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from train_jax.data.shapes.render import png
+from train_jax.datasets.shapes.render import png
 
 SIZE = 32
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
