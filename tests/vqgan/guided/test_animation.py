@@ -12,6 +12,7 @@ from vqgan_jax.guided.prompts import PromptError, parse
 
 PLAIN = {"rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}  # smaller programs
 FEW = PLAIN | {"steps": 3, "cuts": 4, "progress": False}
+SCENE, STORY = "a red star | noise:-0.3", "a red star ^ a blue circle"  # two parts each: one program
 
 
 def test_scenes_give_way_over_their_last_frames():
@@ -40,8 +41,8 @@ def test_motion_moves_things_where_it_says():
 def test_a_still_story_is_one_long_painting(vq, clip):
     # Without motion and with the same scene throughout, the frames are the snapshots of a painting.
     motion = Motion(frames=2, frame_steps=3)
-    found = guided.animate(vq, clip, "a red star", motion=motion, seed=2, **FEW)
-    plain = guided.paint(vq, clip, "a red star", seed=2, **FEW | {"steps": 9, "save_every": 3})
+    found = guided.animate(vq, clip, SCENE, motion=motion, seed=2, **FEW)
+    plain = guided.paint(vq, clip, SCENE, seed=2, **FEW | {"steps": 9, "save_every": 3})
     np.testing.assert_array_equal(found.frames, plain.snapshots[0, 1:])
     np.testing.assert_allclose(found.losses.ravel(), plain.losses[0, 3:], rtol=1e-6)
 
@@ -50,9 +51,7 @@ def test_every_frame_of_a_motion_starts_from_the_moved_picture(vq, clip):
     seen = []
     motion = Motion(frames=2, frame_steps=3, blend=1, zoom=1.3, turn=5.0)
     options = FEW | {"lr": 1e-6}  # so that the optimiser changes nothing
-    found = guided.animate(
-        vq, clip, "a red star ^ a blue circle", motion=motion, preview=lambda *now: seen.append(now), **options
-    )
+    found = guided.animate(vq, clip, STORY, motion=motion, preview=lambda *now: seen.append(now), **options)
     assert found.frames.shape == (4, 16, 16, 3) and found.losses.shape == (4, 3)
     assert [number for number, _ in seen] == [0, 1, 2, 3]
     shown = found.frames[0].astype(np.float32) / 255
@@ -65,11 +64,10 @@ def test_every_frame_of_a_motion_starts_from_the_moved_picture(vq, clip):
 def test_an_overlay_stays_while_the_picture_moves(vq, clip):
     layer = np.zeros((16, 16, 4), np.uint8)
     layer[6:10, 6:10] = (250, 10, 60, 255)
-    motion = Motion(frames=2, frame_steps=1, right=0.5)
-    start = np.full((16, 16, 3), 128, np.uint8)
-    options = FEW | {"steps": 1, "lr": 1e-6, "init_image": start, "init_pixels": 1.0}
-    bare = guided.animate(vq, clip, "a red star", motion=motion, **options)
-    found = guided.animate(vq, clip, "a red star", motion=motion, overlay=layer, **options)
+    motion = Motion(frames=1, frame_steps=3, right=0.5)
+    options = FEW | {"lr": 1e-6, "init_image": np.full((16, 16, 3), 128, np.uint8)}
+    bare = guided.animate(vq, clip, STORY, motion=motion, **options)
+    found = guided.animate(vq, clip, STORY, motion=motion, overlay=layer, **options)
     inside = np.zeros((16, 16), bool)
     inside[6:10, 6:10] = True
     for frame, plain in zip(found.frames, bare.frames, strict=True):
@@ -79,7 +77,7 @@ def test_an_overlay_stays_while_the_picture_moves(vq, clip):
 
 def test_each_frame_is_pulled_to_its_own_start(vq, clip):
     # At the first step of a frame its latents are its start's: the pull costs nothing there, and something later.
-    options = FEW | {"steps": 2, "init_noise": "fractal"}
+    options = FEW | {"steps": 2, "init_noise": "fractal", "init_pixels": 1e-6}
     motion = Motion(frames=3, frame_steps=2, zoom=1.5)
     free, held = (guided.animate(vq, clip, "a", motion=motion, init_weight=w, **options).losses for w in (1e-6, 50.0))
     np.testing.assert_allclose(held[1, 0], free[1, 0], rtol=0.2)
