@@ -465,7 +465,7 @@ def test_preprocess_refuses_other_arrays(array):
 
 
 def test_preprocess_refuses_unknown_options():
-    with pytest.raises(ValueError, match="'stretch' must be 'crop', 'crop_floor' or 'squash'"):
+    with pytest.raises(ValueError, match="'stretch' must be one of crop, crop_floor, squash"):
         Preprocess(8, mode="stretch")
     with pytest.raises(ValueError, match="'cubic' must be one of nearest, bilinear, bicubic, lanczos, bilinear_aliased"):
         Preprocess(8, interpolation="cubic")

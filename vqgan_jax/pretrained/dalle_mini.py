@@ -54,7 +54,6 @@ def options(config: Mapping, where: Path) -> dict:
         "resolution": config["resolution"],
         "attention": tuple(config["attn_resolutions"]),
         "z_channels": config["z_channels"],
-        "dropout": float(config.get("dropout", 0.0)),
         "pixels": "unit",
         "quantizer": {"type": "nearest", "size": config["n_embed"], "dim": config["embed_dim"]},
     }

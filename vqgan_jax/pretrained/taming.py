@@ -163,7 +163,6 @@ def options(config: Mapping, where: Path) -> dict:
         "resolution": dd["resolution"],
         "attention": tuple(dd["attn_resolutions"]),
         "z_channels": dd["z_channels"],
-        "dropout": float(dd.get("dropout", 0.0)),
         "quantizer": quantizer,
     }
 
@@ -182,7 +181,7 @@ def config(model: Mapping) -> dict:
         "ch_mult": list(model["multipliers"]),
         "num_res_blocks": model["blocks"],
         "attn_resolutions": list(model["attention"]),
-        "dropout": model["dropout"],
+        "dropout": 0.0,
     }
     params = {"embed_dim": quantizer["dim"], "n_embed": quantizer["size"], "ddconfig": dd}
     params["lossconfig"] = {"target": "taming.modules.losses.DummyLoss"}
