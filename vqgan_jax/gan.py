@@ -84,7 +84,7 @@ class TwoPlayerLoss:
 
     def reconstruct(self, params, extra, x: Float[Array, "b h w 3"], rng, step) -> Reconstruction:
         """Pictures through encoder, quantiser and decoder, as training has them."""
-        temperature = quantize.temperature(self.config.model.quantizer, step, self.config.steps)
+        temperature = quantize.temperature(self.config.model.quantizer.temperature, step, self.config.steps)
         features, quantized = self.generator.apply(
             {"params": params, **extra["generator"]}, x, False, temperature, method="features", rngs={"dropout": rng}
         )

@@ -9,6 +9,7 @@ codebook and keeps latents near it.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import flax.struct
@@ -319,7 +320,7 @@ def build(options: QuantizerOptions) -> nn.Module:
     return Lfq(options.bits, options.beta, options.entropy, options.entropy_temperature)
 
 
-def temperature(options: QuantizerOptions, step, steps: int):
-    """Of the Gumbel noise at an update."""
-    first, last = options.temperature
+def temperature(ends: Sequence[float], step, steps: int):
+    """Of the Gumbel noise at an update: from the first of `ends` to the last, geometrically."""
+    first, last = ends
     return first * (last / first) ** jnp.clip(step / max(steps - 1, 1), 0, 1)

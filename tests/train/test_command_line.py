@@ -169,7 +169,7 @@ def test_a_missing_tokenizer_says_where_there_is_one(config, remedy, refused, fo
 
 
 # What a tiny CLIP or VQGAN of one's own folder needs besides.
-OWN = ["--config.data.batch_size=8", "--config.model.width=16"]
+OWN = ["--config.data.batch_size=8", "--config.compute.dtype=float32"]
 
 
 SMALL = [name for name in config_file.names() if name.split("/")[1].split("_")[-1] in ("shapes", "digits", "demo")]

@@ -181,6 +181,5 @@ def test_wrong_options_are_named(options, words):
 
 
 def test_temperature_falls_geometrically():
-    options = QuantizerOptions(temperature=(1.0, 0.25))
-    found = [float(quantize.temperature(options, step, 5)) for step in range(6)]
+    found = [float(quantize.temperature((1.0, 0.25), step, 5)) for step in range(6)]
     np.testing.assert_allclose(found, [1, 0.25**0.25, 0.5, 0.25**0.75, 0.25, 0.25], rtol=1e-5)
