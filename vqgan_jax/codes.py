@@ -19,7 +19,6 @@ from train_jax import paths
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.images import Preprocess
 from train_jax.data.sources import Source
-from train_jax.errors import ConfigError
 from vqgan_jax import code_files
 from vqgan_jax.coded import Coded
 from vqgan_jax.vqgan import Vqgan, load
@@ -70,10 +69,6 @@ def open_frozen(path: str, kept: Path | None) -> Vqgan:
     """The tokenizer of a run that learns codes: its own copy, `kept`, or, for a new run, what `config.vqgan.path` names."""
     if kept is not None and kept.is_file():
         return load(kept)
-    if not path:
-        raise ConfigError(
-            "config.vqgan.path is empty: name the VQGAN whose codes are to be learnt, such as a run directory"
-        )
     return load(path)
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
+from ml_collections import ConfigDict
 from PIL import Image
 
 from train_jax import inference
@@ -50,7 +51,9 @@ class Vqgan:
     name: str
 
     @classmethod
-    def assemble(cls, options: Mapping | VQGANOptions, variables: Any, name: str, compute: Compute | None = None) -> "Vqgan":
+    def assemble(
+        cls, options: VQGANOptions | Mapping | ConfigDict, variables: Any, name: str, compute: Compute | None = None
+    ) -> "Vqgan":
         """The model of these options and weights, its weights copied to this host's devices."""
         options = options if isinstance(options, VQGANOptions) else VQGANOptions.parse(options, "model")
         compute = compute or Compute()

@@ -40,6 +40,12 @@ class VQGANPathOptions(Options):
     path: str = option("", "anything that vqgan_jax.load opens")
     size: int = option(0, "side of the pictures, in pixels; 0: its own", least=0)
 
+    def check(self, path: str) -> None:
+        if not self.path:
+            raise ConfigError(
+                f"config.{path}.path is empty: name the VQGAN whose codes are to be learnt, such as a run directory"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class CodesOptions(Options):

@@ -10,6 +10,7 @@ from PIL import Image
 from train_jax.errors import LoadError
 from vqgan_jax.stage2 import generator as generator_lib
 from vqgan_jax.stage2 import model
+from vqgan_jax.stage2.condition import ClassCondition
 from vqgan_jax.stage2.generator import CodeGenerator
 
 CONDITIONS = {"class": [3, None, 7], "text": ["the digit three", "", "a handwritten seven"]}
@@ -307,14 +308,13 @@ def test_tokens_and_codes_that_do_not_exist_are_refused(by_text):
 
 def test_weights_of_another_model_are_listed(by_text):
     params = jax.tree.map(np.asarray, by_text.variables)
-    options = model.CodeTransformerOptions()
-    options.update({"width": 16, "depth": 2, "heads": 2, "positions": "learned"})
+    options = model.CodeTransformerOptions(width=16, depth=2, heads=2, positions="learned")
     lines = r"different models:\s+codes/columns: \(4, 16\), where nothing belongs\s+codes/positions: missing"
     with pytest.raises(LoadError, match=lines):
         CodeGenerator.assemble(options, params, by_text.condition, by_text.vqgan, 16, "mixed")
-    options.update({"heads": 3})
-    with pytest.raises(LoadError, match="mixed describes no model that can be built: config.model.width = 16"):
-        CodeGenerator.assemble(options, params, by_text.condition, by_text.vqgan, 16, "mixed")
+    joint = model.CodeTransformerOptions(width=16, depth=2, heads=2, vocabulary="joint")
+    with pytest.raises(LoadError, match="mixed describes no model that can be built: config.model.vocabulary = 'joint'"):
+        CodeGenerator.assemble(joint, params, ClassCondition(10), by_text.vqgan, 16, "mixed")
 
 
 def test_a_fingerprint_is_of_what_changes_samples(assemble, by_class):
