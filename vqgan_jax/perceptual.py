@@ -38,11 +38,21 @@ class Distance:
     function: Callable
 
 
-def open_distance(options: ConfigDict) -> Distance | None:
-    """The distance that resolved options name.
+@dataclasses.dataclass(frozen=True)
+class PerceptualOptions(Options):
+    """Options of the perceptual loss."""
 
-    Raises ConfigError if it needs a file and none is named, or the file holds no such weights.
+    type: str = option("none", "lpips (arXiv 1801.03924), or features of a CLIP", choices=TYPES)
+    path: str = option("", "weights of LPIPS, or a CLIP, anything that clip_jax.load opens")
+    weight: float = option(1.0, "of the loss", least=0)
+
+
+def open_distance(options: ConfigDict) -> Distance | None:
+    """The distance that `config.perceptual` names.
+
+    Raises ConfigError for options that cannot be, if it needs a file and none is named, or the file holds no such weights.
     """
+    options = PerceptualOptions.parse(options, "perceptual")
     if options.type == "none":
         return None
     if not options.path:
@@ -53,15 +63,6 @@ def open_distance(options: ConfigDict) -> Distance | None:
         return _lpips(options.path) if options.type == "lpips" else _clip(options.path)
     except (LoadError, OSError) as error:
         raise ConfigError(f"config.perceptual.path: {error}") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class PerceptualOptions(Options):
-    """Options of the perceptual loss."""
-
-    type: str = option("none", "lpips (arXiv 1801.03924), or features of a CLIP", choices=TYPES)
-    path: str = option("", "weights of LPIPS, or a CLIP, anything that clip_jax.load opens")
-    weight: float = option(1.0, "of the loss", least=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -118,3 +118,25 @@ def test_evaluators_can_be_left_out(word, left):
         minimal(evals={"a": {"type": "norm"}, "b": {"type": "norm"}}), [f"--config.{word}"]
     )
     assert list(config_lib.resolve(config).evals) == left
+
+
+def test_a_machine_says_how_to_compute_and_nothing_else():
+    config = config_file.load("clip/vit_b32")
+    found = config_file.on_machine(config, "v5e_16")
+    assert found.compute.to_dict() == {"dtype": "bfloat16", "remat": "full", "scan": True, "micro_batch": 256}
+    assert found.mesh.to_dict() == {"data": 1, "fsdp": -1, "tensor": 1} and found.data.workers == 16
+    assert found.model == config.model and found.optim == config.optim and found.data.source == config.data.source
+    # VQGAN's layers are neither scanned nor made again.
+    assert config_file.on_machine(config_file.load("vqgan/shapes"), "cpu").compute.to_dict() == {"dtype": "float32"}
+    assert config_file.override(found, ["--config.compute.dtype=float32"]).compute.dtype == "float32"
+
+
+@pytest.mark.parametrize("machine", config_file.machines())
+def test_every_machine_suits_every_config(machine):
+    for name in config_file.names():
+        config_lib.fill(config_file.on_machine(config_file.load(name), machine))
+
+
+def test_a_machine_that_is_none_is_named():
+    with pytest.raises(ConfigError, match="--machine=h200: there is no such file or machine. Machines by name: 8xh100, cpu"):
+        config_file.on_machine(config_file.load("clip/vit_b32"), "h200")

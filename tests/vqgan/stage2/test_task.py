@@ -177,7 +177,7 @@ def test_eight_devices_compute_what_one_does(make_task, conditions):
         ({"condition_dropout": 1.0}, "condition_dropout = 1.0; it must be in"),
         ({"augment": {"flip": True}}, "augment = .*the default with codes.cached = True"),
         ({"codes": {"cached": False, "flip": True}}, "codes.flip = True; it must be False without the cache"),
-        ({"model": {"heads": 3}}, "config.model.width = 16; it must be a multiple of model.heads"),
+        ({"model": {"heads": 3}}, "config.model.width = 16; it must be a multiple of config.model.heads"),
     ],
 )
 def test_options_that_cannot_be_are_refused(make_task, changes, message):
