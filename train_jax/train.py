@@ -164,8 +164,9 @@ class Loop:
         """Starts the next update; its metrics, on the devices."""
         if self._profile and self.step == self.start + _PROFILED_STEPS[0] - 1:
             self._tracing.enter_context(profiling.trace(self.workdir / "profile"))
+        batch = next(self._batches)  # finds out whether there are more: what the notice tells comes after it
         notice = self._lockstep.notice(*self._errors(), self._stop.signal_number)
-        self.state, metrics = self._compiled(self.state, next(self._batches) | notice)
+        self.state, metrics = self._compiled(self.state, batch | notice)
         self._lockstep.started(metrics)
         self.step += 1
         if self._profile and self.step == self.start + _PROFILED_STEPS[1]:
