@@ -38,6 +38,7 @@ def config(**changes) -> ConfigDict:
     c.model.quantizer = {"size": 16, "dim": 4}
     c.discriminator = {"channels": 8, "layers": 2}
     c.loss, c.perceptual, c.augment, c.codebook, c.ema, c.optim = {"weight": 0.5}, {}, {}, {}, {}, {}
+    c.compute = {}
     c.update_from_flattened_dict(changes)
     return config_lib.resolve(c)
 
