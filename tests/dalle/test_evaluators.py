@@ -120,9 +120,9 @@ def test_a_source_without_a_reader_is_refused(context, monkeypatch):
 
 
 @pytest.mark.parametrize("changes", [{"n": 2}, {"prompts": 0}, {"about": "all"}, {"top_p": 0.0}])
-def test_options_that_cannot_be_are_refused_before_the_run(context, changes):
+def test_options_that_cannot_be_are_refused(changes):
     with pytest.raises(ConfigError, match=f"{next(iter(changes))} = "):
-        context.task.evaluators["drawing"](options(**changes), context)
+        evaluators.EVALUATORS["drawing"].parse(changes, "evals.look")
 
 
 def test_guidance_is_refused_before_a_run_that_drops_no_captions(tiny, context):
