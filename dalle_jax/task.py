@@ -58,10 +58,11 @@ OPTIONS, EVALUATORS = DALLETaskOptions, evaluators.EVALUATORS
 def make(config: ConfigDict, workdir: Path | None) -> Task:
     """The task of a resolved config. ConfigError for options that cannot be, LoadError for a VQGAN that cannot."""
     options = DALLEOptions.parse(config.model, "model")
+    vq = task.open_vqgan(config, workdir)  # before a tokenizer is learnt, which may take minutes
     tokenizer = _tokenizer(config, workdir)
     captions = Captions(tokenizer, config.condition_dropout > 0, config.tokenizer.dropout)
     artifacts = {TOKENIZER: tokenizer.to_json()}
-    return task.make(config, workdir, options, captions, artifacts=artifacts, more_evaluators=evaluators.factories)
+    return task.make(config, workdir, vq, options, captions, artifacts=artifacts, more_evaluators=evaluators.factories)
 
 
 def _tokenizer(config: ConfigDict, workdir: Path | None) -> Tokenizer:

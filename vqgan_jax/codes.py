@@ -69,6 +69,10 @@ def open_frozen(path: str, kept: Path | None) -> Vqgan:
     """The tokenizer of a run that learns codes: its own copy, `kept`, or, for a new run, what `config.vqgan.path` names."""
     if kept is not None and kept.is_file():
         return load(kept)
+    if not path:
+        raise ConfigError(
+            "config.vqgan.path is empty: name the VQGAN whose codes are to be learnt, such as a run directory"
+        )
     return load(path)
 
 

@@ -180,7 +180,7 @@ def test_wrong_options_are_named(tiny, change, message):
     config = prior_config(tiny)
     config.update_from_flattened_dict(change)
     with pytest.raises(ConfigError, match=message):
-        config_lib.resolve(config)
+        task_lib.make(config_lib.resolve(config), None)
 
 
 def test_the_command_line_draws_what_the_model_draws(run, prior, tmp_path, capsys):

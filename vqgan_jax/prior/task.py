@@ -22,5 +22,5 @@ OPTIONS, EVALUATORS = PriorTaskOptions, evaluators.EVALUATORS
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
     """The task of a resolved config. ConfigError for options that cannot be, LoadError for a VQGAN that cannot."""
-    options = PriorOptions.parse(config.model, "model")
-    return task.make(config, workdir, options, options.condition(config.condition_dropout))
+    options, vq = PriorOptions.parse(config.model, "model"), task.open_vqgan(config, workdir)
+    return task.make(config, workdir, vq, options, options.condition(config.condition_dropout))

@@ -40,12 +40,6 @@ class VQGANPathOptions(Options):
     path: str = option("", "anything that vqgan_jax.load opens")
     size: int = option(0, "side of the pictures, in pixels; 0: its own", least=0)
 
-    def check(self, path: str) -> None:
-        if not self.path:
-            raise ConfigError(
-                f"config.{path}.path is empty: name the VQGAN whose codes are to be learnt, such as a run directory"
-            )
-
 
 @dataclasses.dataclass(frozen=True)
 class CodesOptions(Options):
@@ -80,23 +74,29 @@ class Stage2TaskOptions(Options):
         self.require(may_flip, path, "codes.flip", "False without the cache: see augment.flip")
 
 
+def open_vqgan(config: ConfigDict, workdir: Path | None) -> vqgan_lib.Vqgan:
+    """The first stage: the run directory's copy, or, for a new run, what `config.vqgan.path` names."""
+    return codes_lib.open_frozen(config.vqgan.path, workdir / VQGAN if workdir else None)
+
+
 def make(
     config: ConfigDict,
     workdir: Path | None,
+    vq: vqgan_lib.Vqgan,
     options: CodeTransformerOptions,
     condition: Condition,
     *,
     artifacts: Mapping[str, str] | None = None,
     more_evaluators: Callable | None = None,
 ) -> Task:
-    """The task of a resolved config. ConfigError for options that cannot be, LoadError for a VQGAN that cannot.
+    """The task of a resolved config. ConfigError for options that cannot be.
 
     Args:
+      vq: see `open_vqgan`.
       options: `config.model`, parsed.
       artifacts: what the condition needs beside the weights.
       more_evaluators: `(evaluators.Evaluated) -> factories` of the condition's own.
     """
-    vq = codes_lib.open_frozen(config.vqgan.path, workdir / VQGAN if workdir else None)
     size = config.vqgan.size or vq.size
     if size % vq.factor:
         raise ConfigError(f"config.vqgan.size = {size} must be divisible by {vq.factor}, the pixels along a code")

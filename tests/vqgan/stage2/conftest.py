@@ -87,6 +87,7 @@ def make_task(conditions, vqgan_file):
             else:
                 config[key] = value
         config = config_lib.resolve(config)
-        return task.make(config, None, OPTIONS[kind].parse(config.model, "model"), conditions[kind]), config
+        options = OPTIONS[kind].parse(config.model, "model")
+        return task.make(config, None, task.open_vqgan(config, None), options, conditions[kind]), config
 
     return make
