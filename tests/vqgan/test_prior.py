@@ -20,6 +20,7 @@ from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError, LoadError
 from vqgan_jax import cli
 from vqgan_jax import codes as codes_lib
+from vqgan_jax.prior import task as task_lib
 from vqgan_jax.prior.options import PriorOptions
 
 RNG = np.random.default_rng(0)
