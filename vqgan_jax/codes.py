@@ -19,6 +19,7 @@ from train_jax import paths
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.images import Preprocess
 from train_jax.data.sources import Source
+from train_jax.errors import ConfigError
 from vqgan_jax import code_files
 from vqgan_jax.coded import Coded
 from vqgan_jax.vqgan import Vqgan, load
