@@ -12,6 +12,11 @@ from train_jax.options import Options, option
 STRIDE = 32  # pixels along a place of a ResNet's last feature map
 
 
+def _check_heads(width: int, heads: int, path: str) -> None:
+    if width % heads:
+        raise ConfigError(f"config.{path}.heads = {heads} does not divide width = {width}")
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageOptions(Options):
     """The image tower."""
@@ -45,8 +50,7 @@ class ImageOptions(Options):
         (self._check_resnet if self.tower == "resnet" else self._check_vit)(path, embed_dim)
 
     def _check_vit(self, path: str, embed_dim: int) -> None:
-        if self.width % self.heads:
-            raise ConfigError(f"config.{path}.heads = {self.heads} does not divide width = {self.width}")
+        _check_heads(self.width, self.heads, path)
         if self.size % self.patch:
             raise ConfigError(f"config.{path}.patch = {self.patch} does not divide size = {self.size}")
         if self.stem == "conv":
@@ -88,8 +92,7 @@ class TextOptions(Options):
     proj_bias: bool = option(False, "whether the final linear map has a bias")
 
     def check(self, path: str) -> None:
-        if self.width % self.heads:
-            raise ConfigError(f"config.{path}.heads = {self.heads} does not divide width = {self.width}")
+        _check_heads(self.width, self.heads, path)
         if self.pool == "last" and self.causal:
             raise ConfigError(f"config.{path}.pool = 'last' reads the padding: it needs config.{path}.causal = False")
 
