@@ -64,7 +64,7 @@ def counted_flops(jaxpr: Any) -> float:
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
         output = equation.outvars[0].aval.size if equation.outvars else 0
-        if name == "dot_general":
+        if name in ("dot_general", "mixed_dot_general"):
             summed, _ = parameters["dimension_numbers"][0]
             total += 2 * output * math.prod(equation.invars[0].aval.shape[axis] for axis in summed)
         elif name == "conv_general_dilated":

@@ -9,12 +9,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike, DTypeLike
-
-# Products of bfloat16 numbers accumulated in float32: what matrix units do with numbers that bfloat16 holds.
-_BF16_PRODUCTS = lax.DotAlgorithmPreset.BF16_BF16_F32
 
 # Rematerialisation: of what a function computes from its inputs, the backward pass keeps nothing but the inputs.
 save_only_inputs = functools.partial(jax.checkpoint, prevent_cse=False)
@@ -24,45 +23,95 @@ def dot(x: jax.Array, kernel: ArrayLike, axes: int, out_dtype: DTypeLike | None 
     """Contracts the last `axes` axes of `x` [..., inputs] with the first `axes` of `kernel` [inputs, outputs].
 
     Args:
-      kernel: of the dtype of `x`, and then this is `lax.dot_general`, or of a wider one: then it is cast to that of `x`,
+      kernel: of the dtype of `x`, and then this is `lax.dot_general`, or of a wider one: then it is rounded to that of `x`,
         and its gradient is summed in its own dtype.
       out_dtype: of the result; None: that of `x`.
     """
+    dimensions = ((tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))), ((), ()))
     if x.dtype == kernel.dtype:
-        return _dot(x, kernel, axes, out_dtype)
-    return _mixed_dot(x, kernel, axes, jnp.dtype(out_dtype or x.dtype))
+        return lax.dot_general(x, kernel, dimensions, preferred_element_type=out_dtype)
+    return mixed_dot_general(x, jnp.asarray(kernel), dimensions, x.dtype, out_dtype or x.dtype)
 
 
-def _dot(x, kernel, axes: int, out_dtype, precision=None):
-    contracting = (tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes)))
-    return lax.dot_general(x, kernel, (contracting, ((), ())), precision=precision, preferred_element_type=out_dtype)
+def mixed_dot_general(
+    a: jax.Array, b: jax.Array, dimension_numbers, dtype: DTypeLike, out_dtype: DTypeLike
+) -> jax.Array:
+    """`lax.dot_general` of `a` and `b` rounded to `dtype`, summed in float32, with the result in `out_dtype`.
+
+    It differs from rounding both and multiplying in its derivative alone: the cotangent of an operand is such a product
+    again, whose result has the operand's dtype before rounding. So a float32 kernel has a float32 gradient, made by a
+    product of bfloat16 numbers, which matrix units multiply at full rate. (Transposing the product of rounded numbers
+    would round the gradient; transposing one of widened numbers makes XLA write them out in float32.)
+    """
+    (contract_a, contract_b), (batch_a, batch_b) = dimension_numbers
+    numbers = tuple(tuple(map(tuple, pair)) for pair in ((contract_a, contract_b), (batch_a, batch_b)))
+    return mixed_dot_general_p.bind(
+        a, b, dimension_numbers=numbers, dtype=jnp.dtype(dtype), out_dtype=jnp.dtype(out_dtype)
+    )
 
 
-def _rounded_dot(x, kernel, axes: int, out_dtype):
-    return _dot(x, kernel.astype(x.dtype), axes, out_dtype)
+mixed_dot_general_p = Primitive("mixed_dot_general")
 
 
-_mixed_dot = jax.custom_jvp(_rounded_dot, nondiff_argnums=(2, 3))
+def _evaluate(a, b, *, dimension_numbers, dtype, out_dtype):
+    def product(a, b):
+        return lax.dot_general(a, b, dimension_numbers, preferred_element_type=out_dtype)
+
+    def on_cpu(a, b):  # XLA's CPU compiler has no product of bfloat16 numbers with another result
+        return product(a.astype(out_dtype), b.astype(out_dtype))
+
+    a, b = a.astype(dtype), b.astype(dtype)
+    return product(a, b) if dtype == out_dtype else lax.platform_dependent(a, b, cpu=on_cpu, default=product)
 
 
-def _mixed_dot_jvp(axes, out_dtype, primals, tangents):
-    (x, kernel), (dx, dkernel) = primals, tangents
-
-    # The backward pass keeps x in bfloat16 and casts it to float32 anew.
-    @save_only_inputs
-    def float32_dot(x, kernel):
-        x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
-        return _dot(x, kernel, axes, jnp.float32, _BF16_PRODUCTS).astype(out_dtype)
-
-    terms = []
-    if type(dx) is not SymbolicZero:
-        rounded = kernel.astype(x.dtype)
-        # The transpose of a product with a float32 result multiplies a float32 gradient with the kernel.
-        terms.append(_dot(dx, rounded, axes, out_dtype) if out_dtype == x.dtype else float32_dot(dx, rounded))
-    if type(dkernel) is not SymbolicZero:
-        terms.append(float32_dot(x, dkernel))
-    # Not `_mixed_dot`: a rematerialisation policy looks for dot_general, and sees no further than a custom_jvp.
-    return _rounded_dot(x, kernel, axes, out_dtype), sum(terms[1:], terms[0])
+def _transpose_first(cotangent, a, b, *, dimension_numbers, dtype, out_dtype, swap: bool = False):
+    """The cotangent of `a`; with `swap`, `a` was the second operand."""
+    del out_dtype
+    (contract_a, contract_b), (batch_a, batch_b) = dimension_numbers
+    kept_a, kept_b = _kept(a.aval.ndim, contract_a, batch_a), _kept(b.ndim, contract_b, batch_b)
+    first, second = (kept_b, kept_a) if swap else (kept_a, kept_b)  # axes of the result: batch, first, second
+    batch = tuple(range(len(batch_a)))
+    of_b = range(len(batch), len(batch) + len(first)) if swap else range(len(batch) + len(first), cotangent.ndim)
+    dimensions = ((tuple(of_b), kept_b), (batch, batch_b))
+    product = mixed_dot_general(cotangent, b, dimensions, dtype, a.aval.dtype)  # axes: batch, kept of a, contracted of b
+    contracted = tuple(np.take(contract_a, np.argsort(contract_b)).astype(int)) if contract_a else ()
+    return lax.transpose(product, np.argsort((*batch_a, *kept_a, *contracted)))
 
 
-_mixed_dot.defjvp(_mixed_dot_jvp, symbolic_zeros=True)
+def _transpose_second(cotangent, a, b, *, dimension_numbers, **options):
+    (contract_a, contract_b), (batch_a, batch_b) = dimension_numbers
+    swapped = ((contract_b, contract_a), (batch_b, batch_a))
+    return _transpose_first(cotangent, b, a, dimension_numbers=swapped, swap=True, **options)
+
+
+def _kept(ndim: int, *used: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axis for axis in range(ndim) if axis not in {i for axes in used for i in axes})
+
+
+def _batch(operands, axes, *, dimension_numbers, **options):
+    (contract_a, contract_b), (batch_a, batch_b) = dimension_numbers
+    a, b = (x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(operands, axes, strict=True))
+    is_batched = [axis is not None for axis in axes]
+    contract_a, batch_a = (tuple(i + is_batched[0] for i in x) for x in (contract_a, batch_a))
+    contract_b, batch_b = (tuple(i + is_batched[1] for i in x) for x in (contract_b, batch_b))
+    if all(is_batched):
+        batch_a, batch_b, axis = (0, *batch_a), (0, *batch_b), 0
+    else:  # an axis of one operand alone is the first of those it keeps
+        axis = len(batch_a) if is_batched[0] else a.ndim - len(contract_a)
+    return mixed_dot_general(a, b, ((contract_a, contract_b), (batch_a, batch_b)), **options), axis
+
+
+mixed_dot_general_p.def_impl(functools.partial(jax.jit, static_argnames=("dimension_numbers", "dtype", "out_dtype"))(_evaluate))
+mixed_dot_general_p.def_abstract_eval(
+    lambda a, b, **options: jax.core.ShapedArray(*_shape_and_dtype(a, b, **options))
+)
+mlir.register_lowering(mixed_dot_general_p, mlir.lower_fun(_evaluate, multiple_results=False))
+ad.defbilinear(mixed_dot_general_p, _transpose_first, _transpose_second)
+batching.primitive_batchers[mixed_dot_general_p] = _batch
+
+
+def _shape_and_dtype(a, b, *, dimension_numbers, dtype, out_dtype):
+    del dtype
+    (contract_a, contract_b), (batch_a, batch_b) = dimension_numbers
+    kept = [a.shape[i] for i in (*batch_a, *_kept(a.ndim, contract_a, batch_a))]
+    return (*kept, *(b.shape[i] for i in _kept(b.ndim, contract_b, batch_b))), out_dtype

@@ -15,12 +15,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nn_jax.attention import KVCache, SelfAttention
 from nn_jax.layers import ACTIVATIONS, Dense, layer_norm
+from nn_jax.mixed_precision import mixed_dot_general_p
 
-REMAT = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+
+
+def _products_of_parameters(primitive, *operands, **parameters) -> bool:
+    """Whether this is a matrix product without batch axes, as those with parameters are and those of attention are not."""
+    if primitive is mixed_dot_general_p:
+        return not any(parameters["dimension_numbers"][1])
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *operands, **parameters)
+
+
+REMAT = {"none": None, "full": jax.checkpoint_policies.nothing_saveable, "dots": _products_of_parameters}
 
 Masks = Bool[Array, "..."]  # [.., t, s], or with `Transformer.mask_index` [masks, .., t, s]
 

@@ -86,7 +86,7 @@ def test_tokens_are_rows_for_a_cpu_alone(x, params, monkeypatch):
 
     def traced():
         program = jax.make_jaxpr(lambda p, x: make(causal=True).apply({"params": p}, x))(params, x)
-        products = [eqn for eqn in program.eqns if eqn.primitive.name == "dot_general"]
+        products = [eqn for eqn in program.eqns if eqn.primitive.name in ("dot_general", "mixed_dot_general")]
         return {eqn.invars[0].aval.ndim for eqn in products if eqn.invars[1].aval.shape[0] in (WIDTH, 4 * WIDTH)}
 
     assert traced() == {2} and _under(mesh, traced) == {3}
