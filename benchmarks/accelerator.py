@@ -38,6 +38,7 @@ from benchmarks.timing import ceilings, counted_flops, forward_flops, kernels, m
 from dalle_jax.captions import CharBpeCaptions
 from dalle_jax.options import DALLEOptions
 from nn_jax.decoding import Sampling
+from nn_jax.mixed_precision import round_kernels
 from train_jax import inference, prepare, profiling, sharding
 from train_jax import task as task_lib
 from train_jax.compute import TransformerCompute
@@ -179,13 +180,10 @@ def sampled(case: Case, tiny: bool) -> Iterator[dict]:
     draw = jax.jit(lambda key: nn.unbox(module.init(key, ids, jnp.zeros((1, 2), jnp.int32))["params"]), out_shardings=whole)
     params, programs = draw(jax.random.key(0)), sampling.compile_programs(module)
     count = sum(x.size for x in jax.tree.leaves(params)) - (2 * text_size + codes) * config.width  # that codes need
-    weights = {"": params, "top-p 0.9": params, "weights cast before": params}
+    params = round_kernels(params, case.dtype)
     runs = [("", size) for size in sizes] + [("top-p 0.9", sizes[-1])]
-    if case.dtype != "float32":
-        weights["weights cast before"] = jax.tree.map(lambda x: x.astype(case.dtype), params)
-        runs += [("weights cast before", size) for size in (sizes[0], sizes[-1])]
     none = jax.device_put(np.zeros((1, 0), np.int32), whole)
-    prefilled = {what: programs.prefill(weights[what], ids, none) for what in dict(runs)}
+    prefilled = {what: programs.prefill(params, ids, none) for what in dict(runs)}
 
     def prepared(what: str, size: int):
         zeros = jax.device_put(np.zeros((size, length), np.int32), split)
@@ -196,14 +194,14 @@ def sampled(case: Case, tiny: bool) -> Iterator[dict]:
         with jax.set_mesh(mesh):
             carry = jax.eval_shape(programs.replicate, prefilled[what], rows, None)
             carry = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), carry)
-            decode = programs.decode_chunk.lower(weights[what], settings, carry, requests, jnp.int32(0), **limits)
+            decode = programs.decode_chunk.lower(params, settings, carry, requests, jnp.int32(0), **limits)
             begun = time.perf_counter()
             decode = decode.compile()
 
         def draw_codes():
             with jax.set_mesh(mesh):
-                carry = programs.replicate(programs.prefill(weights[what], ids, none), rows, None)
-                return decode(weights[what], settings, carry, requests, jnp.int32(0))[0]
+                carry = programs.replicate(programs.prefill(params, ids, none), rows, None)
+                return decode(params, settings, carry, requests, jnp.int32(0))[0]
 
         return what, size, time.perf_counter() - begun, draw_codes
 

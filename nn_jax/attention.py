@@ -1,5 +1,7 @@
 """Multi-head attention (arXiv 1706.03762, section 3.2): within one sequence, from one to another, and with a KV cache."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -21,11 +23,41 @@ def attend(
 ) -> Float[Array, "b t n h"]:
     """Scaled dot-product attention, softmax(q k^T / sqrt(h)) v, of each of `n` heads.
 
+    Programs for NVIDIA GPUs use cuDNN's fused kernel in 16-bit dtypes (`is_fused`), which keeps no scores for the backward
+    pass; its result differs by rounding, and it has no forward-mode derivative.
+
     Args:
       mask: broadcasts to [b, n, t, s]; True where a query may attend to a key.
       causal: a query attends to keys at its own position and before alone.
     """
+    if is_fused(q, mask):
+        return with_even_lengths(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), q, k, v, causal)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+
+
+def is_fused(q: Float[Array, "b t n h"], mask: Bool[Array, "..."] | None) -> bool:
+    """Whether `attend` uses cuDNN's fused kernel: on a GPU, in bfloat16 or float16, without a mask but a causal one."""
+    heads = q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
+    return platform() in ("gpu", "cuda") and mask is None and heads and q.dtype.itemsize == 2
+
+
+def with_even_lengths(attention: Callable, q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
+    """`attention(q, k, v, is_causal=…)` of odd lengths, too, which cuDNN cannot differentiate: padded by one, and cut."""
+    length, padding = q.shape[1], [x.shape[1] % 2 for x in (q, k)]
+    if not any(padding):
+        return attention(q, k, v, is_causal=causal)
+    lengths = {}
+    if not causal:  # where it is causal, no query attends to what follows it
+        names = ("query_seq_lengths", "key_value_seq_lengths")
+        lengths = {name: jnp.full(len(x), x.shape[1], jnp.int32) for name, x in zip(names, (q, k), strict=True)}
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    return attention(q, k, v, is_causal=causal, **lengths)[:, :length]
+
+
+def platform() -> str:
+    """What this program is traced for: the platform of the mesh that is set, or else of JAX's default devices."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 class KVCache(NamedTuple):

@@ -6,6 +6,8 @@ all-reduce. So the cast is a part of the product, and the all-reduce is one of f
 """
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,14 +30,19 @@ def dot(x: jax.Array, kernel: ArrayLike, axes: int, out_dtype: DTypeLike | None 
       out_dtype: of the result; None: that of `x`.
     """
     dimensions = ((tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))), ((), ()))
-    if x.dtype == kernel.dtype:
-        return lax.dot_general(x, kernel, dimensions, preferred_element_type=out_dtype)
+    if x.dtype == kernel.dtype and out_dtype in (None, x.dtype):
+        return lax.dot_general(x, kernel, dimensions)
     return mixed_dot_general(x, jnp.asarray(kernel), dimensions, x.dtype, out_dtype or x.dtype)
 
 
-def mixed_dot_general(
-    a: jax.Array, b: jax.Array, dimension_numbers, dtype: DTypeLike, out_dtype: DTypeLike
-) -> jax.Array:
+def round_kernels(params: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:
+    """Parameters with kernels in the dtype of the products, to which `dot` and `convolve` would round them at each call."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x.astype(dtype) if path[-1] == jax.tree_util.DictKey("kernel") else x, params
+    )
+
+
+def mixed_dot_general(a: jax.Array, b: jax.Array, dimension_numbers: tuple, dtype: DTypeLike, out_dtype: DTypeLike):
     """`lax.dot_general` of `a` and `b` rounded to `dtype`, summed in float32, with the result in `out_dtype`.
 
     It differs from rounding both and multiplying in its derivative alone: the cotangent of an operand is such a product
@@ -64,6 +71,13 @@ def _evaluate(a, b, *, dimension_numbers, dtype, out_dtype):
     return product(a, b) if dtype == out_dtype else lax.platform_dependent(a, b, cpu=on_cpu, default=product)
 
 
+def _abstract_result(a, b, *, dimension_numbers, dtype, out_dtype):
+    del dtype
+    (contract_a, contract_b), (batch_a, batch_b) = dimension_numbers
+    kept_a, kept_b = _kept(a.ndim, contract_a, batch_a), _kept(b.ndim, contract_b, batch_b)
+    return jax.core.ShapedArray([a.shape[i] for i in (*batch_a, *kept_a)] + [b.shape[i] for i in kept_b], out_dtype)
+
+
 def _transpose_first(cotangent, a, b, *, dimension_numbers, dtype, out_dtype, swap: bool = False):
     """The cotangent of `a`; with `swap`, `a` was the second operand."""
     del out_dtype
@@ -90,8 +104,8 @@ def _kept(ndim: int, *used: tuple[int, ...]) -> tuple[int, ...]:
 
 def _batch(operands, axes, *, dimension_numbers, **options):
     (contract_a, contract_b), (batch_a, batch_b) = dimension_numbers
-    a, b = (x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(operands, axes, strict=True))
     is_batched = [axis is not None for axis in axes]
+    a, b = (jnp.moveaxis(x, axis, 0) if axis is not None else x for x, axis in zip(operands, axes, strict=True))
     contract_a, batch_a = (tuple(i + is_batched[0] for i in x) for x in (contract_a, batch_a))
     contract_b, batch_b = (tuple(i + is_batched[1] for i in x) for x in (contract_b, batch_b))
     if all(is_batched):
@@ -101,17 +115,8 @@ def _batch(operands, axes, *, dimension_numbers, **options):
     return mixed_dot_general(a, b, ((contract_a, contract_b), (batch_a, batch_b)), **options), axis
 
 
-mixed_dot_general_p.def_impl(functools.partial(jax.jit, static_argnames=("dimension_numbers", "dtype", "out_dtype"))(_evaluate))
-mixed_dot_general_p.def_abstract_eval(
-    lambda a, b, **options: jax.core.ShapedArray(*_shape_and_dtype(a, b, **options))
-)
+mixed_dot_general_p.def_impl(jax.jit(_evaluate, static_argnames=("dimension_numbers", "dtype", "out_dtype")))
+mixed_dot_general_p.def_abstract_eval(_abstract_result)
 mlir.register_lowering(mixed_dot_general_p, mlir.lower_fun(_evaluate, multiple_results=False))
 ad.defbilinear(mixed_dot_general_p, _transpose_first, _transpose_second)
 batching.primitive_batchers[mixed_dot_general_p] = _batch
-
-
-def _shape_and_dtype(a, b, *, dimension_numbers, dtype, out_dtype):
-    del dtype
-    (contract_a, contract_b), (batch_a, batch_b) = dimension_numbers
-    kept = [a.shape[i] for i in (*batch_a, *_kept(a.ndim, contract_a, batch_a))]
-    return (*kept, *(b.shape[i] for i in _kept(b.ndim, contract_b, batch_b))), out_dtype

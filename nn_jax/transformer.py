@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from nn_jax.attention import KVCache, SelfAttention
+from nn_jax.attention import KVCache, SelfAttention, platform
 from nn_jax.layers import ACTIVATIONS, Dense, layer_norm
 from nn_jax.mixed_precision import mixed_dot_general_p
-
 
 
 def _products_of_parameters(primitive, *operands, **parameters) -> bool:
@@ -79,7 +78,7 @@ class Block(nn.Module):
     def _residual(self, x, attention: Callable, deterministic: bool = True):
         """The block with this attention, `y -> (y, cache)`."""
         shape = x.shape
-        as_rows = _compiles_for_cpu()
+        as_rows = platform() == "cpu"
         if as_rows:
             x = x.reshape(-1, self.width)
         y, cache = attention(self.norm1(x))
@@ -88,12 +87,6 @@ class Block(nn.Module):
         y = nn.with_logical_constraint(y, ("batch", "mlp") if as_rows else ("batch", None, "mlp"))
         x = x + self.drop(self.mlp_out(y), deterministic=deterministic)
         return nn.with_logical_constraint(x.reshape(shape), ("batch", None, None)), cache
-
-
-def _compiles_for_cpu() -> bool:
-    """Whether this program is traced for a CPU: for the devices of the mesh that is set, or else for JAX's default ones."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return (jax.default_backend() if device is None else device.platform) == "cpu"
 
 
 class Transformer(nn.Module):

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from nn_jax import code_transformer
 from nn_jax.code_transformer import CodeTransformer
 from nn_jax.decoding import Sampling, max_candidates
+from nn_jax.mixed_precision import round_kernels
 from train_jax import inference
 from train_jax.compute import TransformerCompute
 from train_jax.data.images import Preprocess, decode
@@ -105,7 +106,8 @@ class CodeGenerator:
         digest.update(json.dumps(options.identity(), sort_keys=True).encode())
         for key, leaf in sorted(flat(params).items()):
             digest.update(f"{key} {leaf.dtype} {list(leaf.shape)}\n".encode() + np.ascontiguousarray(leaf).tobytes())
-        return cls(module, inference.on_devices(params), condition, vqgan, size, digest.hexdigest(), name)
+        variables = inference.on_devices(round_kernels(params, module.dtype))
+        return cls(module, variables, condition, vqgan, size, digest.hexdigest(), name)
 
     @property
     def grid(self) -> tuple[int, int]:
