@@ -71,8 +71,7 @@ def factories(module: nn.Module, tokenizer: AnyTokenizer, preprocess: Preprocess
       module: has the methods `encode_image` and `encode_text` of `clip_jax.model.CLIP`.
     """
     encoders = Encoders(module, tokenizer, preprocess)
-    kinds = {"zero_shot": ZeroShot, "retrieval": Retrieval, "linear_probe": LinearProbe}
-    return {name: functools.partial(kind, encoders) for name, kind in kinds.items()}
+    return {name: functools.partial(evaluator, encoders) for name, evaluator in CLASSES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +201,10 @@ class LinearProbe:
         correct = probe.predict(self._encode_images(variables, self._test)) == self._test_labels
         counts = {"images": len(correct), "train": len(self._train_labels)}
         return accuracy_with_ci("top1", correct, self._options.bootstrap) | counts, {}
+
+
+# Type -> `(encoders, options, context) -> evaluator`; a type's options are in EVALUATORS.
+CLASSES: dict[str, Callable] = {"zero_shot": ZeroShot, "retrieval": Retrieval, "linear_probe": LinearProbe}
 
 
 def accuracy_with_ci(name: str, correct: np.ndarray, resamples: int) -> dict[str, float]:

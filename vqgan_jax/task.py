@@ -90,7 +90,7 @@ class VQGANTaskOptions(Options):
                 "quantizer.type = 'gumbel' is nearest to it"
             )
         kind = self.model.quantizer.type
-        if kind not in quantize.LEARNT:
+        if kind not in quantize.WITH_POINTS:
             self.require(
                 self.codebook == CodebookOptions(),
                 path,

@@ -202,7 +202,7 @@ def test_both_players_get_in_bfloat16_the_gradients_of_float32(monkeypatch):
     np.testing.assert_allclose(found["adaptive_weight"], metrics["adaptive_weight"], rtol=0.1)
 
 
-@pytest.mark.parametrize("kind", quantize.TYPES)
+@pytest.mark.parametrize("kind", quantize.QUANTIZERS)
 def test_every_quantiser_works_on_a_bfloat16_encoder(kind):
     """Latents are compared in float32; codes, losses and gradients are those of a float32 model but for rounding."""
     small = {"multipliers": (1,), "attention": (), "channels": 4, "groups": 2, "blocks": 1, "z_channels": 4}
