@@ -16,13 +16,11 @@ import pytest
 
 import clip_jax.evaluators
 import clip_jax.loss
-import train_jax
 import vqgan_jax.evaluators
 import vqgan_jax.loss
 from clip_jax import task
 from tests import draw_layers, tiny_runs
 from train_jax import config as config_lib
-from train_jax import run_directory
 from train_jax.data import sources
 from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError
@@ -100,15 +98,19 @@ def test_example_of_an_option_of_a_tower(folder):
     expected = np.sin(column), np.cos(column), np.sin(row), np.cos(row)  # at the highest frequency
     np.testing.assert_allclose(sincos(3, 10, 16)[1 + 3 * row + column, ::4], expected, atol=1e-6)
 
-    def config(**image):
-        return tiny_runs.config("clip", task="changed_clip.task", model={"image": image})
+    def resolve(**image):
+        return config_lib.resolve(tiny_runs.config("clip", task="changed_clip.task", model={"image": image}))
 
-    train_jax.run(config(positions="sincos"), "runs/positions")
-    params, _, _ = run_directory.load_weights(folder / "runs/positions")
-    assert "positions" not in params["clip"]["vision"] and "positions" in params["clip"]["text"]
-    assert config_lib.resolve(config()).model.image.positions == "learned"
+    assert resolve().model.image.positions == "learned"
     with pytest.raises(ConfigError, match="positions = 'rotary'; it must be one of learned, sincos"):
-        config_lib.resolve(config(positions="rotary"))
+        resolve(positions="rotary")
+    module = importlib.import_module("changed_clip.model").build(resolve(positions="sincos").model, 600, 1)
+    image = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
+    images = jnp.concatenate([image, jnp.roll(image, 8, axis=1)])  # the same patches at other positions
+    encode = jax.jit(lambda x: module.init_with_output(jax.random.key(1), x, method="encode_image"))
+    features, variables = encode(images)
+    assert "positions" not in variables["params"]["vision"] and "cls" in variables["params"]["vision"]
+    assert np.abs(features[0] - features[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize(
