@@ -47,6 +47,8 @@ def folder(tmp_path, monkeypatch):
     """A current folder from which modules are imported; registries are as before afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    device = jax.devices()[:1]  # for one, programs compile sooner
+    monkeypatch.setattr(jax, "devices", lambda: device)
     before, with_points = [dict(registry) for registry in REGISTRIES], set(quantize.WITH_POINTS)
     yield tmp_path
     for registry, entries in zip(REGISTRIES, before, strict=True):

@@ -12,9 +12,15 @@ from PIL import Image
 _TOWER = {"width": 16, "depth": 1, "heads": 2}
 _MODELS = {
     "clip": {"embed_dim": 8, "image": {"size": 16, "patch": 8, **_TOWER}, "text": {"context_length": 10, **_TOWER}},
-    "vqgan": {"channels": 4, "multipliers": (1,), "resolution": 8, "attention": (), "groups": 2, "z_channels": 4},
+    "vqgan": {
+        "channels": 4, "multipliers": (1,), "blocks": 1, "attention": (), "middle_attention": False, "resolution": 8,
+        "groups": 2, "z_channels": 4,
+    },
+}  # fmt: skip
+_OPTIONS = {
+    "clip": {"tokenizer": {"vocab_size": 600}, "compute": {"scan": False}},
+    "vqgan": {"loss": {"adversarial": "none"}},
 }
-_OPTIONS = {"clip": {"tokenizer": {"vocab_size": 600}}, "vqgan": {"loss": {"adversarial": "none"}}}
 
 
 def config(name: str, **options) -> ConfigDict:
@@ -27,6 +33,7 @@ def config(name: str, **options) -> ConfigDict:
         Image.new("RGB", (16, 16), tuple(colour)).save(f"pictures/{index}.png")
         Path(f"pictures/{index}.txt").write_text(f"picture {index}", "utf-8")
     c = ConfigDict({"task": f"{name}_jax.task", "steps": 2, "log_every": 1, "model": _MODELS[name], **_OPTIONS[name]})
+    c.optim = {"name": "sgd"}  # what compiles soonest
     c.data = {"source": "folder:pictures", "batch_size": 8}
     c.update(options)
     return c
