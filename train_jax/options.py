@@ -1,4 +1,4 @@
-"""Options as frozen dataclasses: a field is an option, with its default, what is allowed, and what it means.
+"""Options as frozen dataclasses: a field is an option, with default, allowed values and meaning.
 
     @dataclasses.dataclass(frozen=True)
     class TowerOptions(Options):
@@ -31,7 +31,7 @@ def option(
     below: float | int | None = None,
     identity: bool = True,
 ) -> Any:
-    """A field of an `Options` class.
+    """Declares an option: a field of an `Options` class.
 
     Args:
       default: its type is that of the option; a tuple holds values of one kind, each of which is checked, a
@@ -40,7 +40,7 @@ def option(
       choices: all values that are allowed; (): any within the bounds.
       least, most, above, below: bounds of a number, the last two exclusive.
       identity: whether the option decides what a model's weights are or mean. A run that starts from a checkpoint may
-        choose others otherwise.
+        choose other options freely.
     """
     bounds = {"least": least, "most": most, "above": above, "below": below}
     metadata = {"meaning": meaning, "choices": tuple(choices), "identity": identity, **bounds}
@@ -53,7 +53,7 @@ class Options:
 
     @classmethod
     def defaults(cls) -> ConfigDict:
-        """The group with every option at its default."""
+        """Returns the group with every option at its default."""
         c = ConfigDict()
         for field in dataclasses.fields(cls):
             is_group = isinstance(field.default, Options)
@@ -62,7 +62,7 @@ class Options:
 
     @classmethod
     def parse(cls, values: Mapping | ConfigDict, path: str) -> "Options":
-        """The options that `values` tell; what is absent is as by default.
+        """Parses the options in `values`; absent ones have their defaults.
 
         Args:
           path: of the group in a config, such as "model"; "": the whole config.
@@ -80,10 +80,10 @@ class Options:
         return options
 
     def check(self, path: str) -> None:
-        """Raises ConfigError for options that contradict each other; see `require`."""
+        """Checks for options that contradict each other: raises ConfigError; see `require`."""
 
     def require(self, holds: bool, path: str, key: str, allowed: str) -> None:
-        """ConfigError that `config.path.key` must be what is allowed, unless it holds."""
+        """Raises ConfigError that `config.path.key` must be `allowed`, unless `holds`."""
         if not holds:
             value = self
             for name in key.split("."):
@@ -92,7 +92,7 @@ class Options:
 
     @classmethod
     def free(cls) -> tuple[str, ...]:
-        """Dotted names of the options that a run which starts from a checkpoint may choose otherwise."""
+        """Lists the dotted names of options that a run may change when it starts from a checkpoint."""
         names: list[str] = []
         for field in dataclasses.fields(cls):
             if isinstance(field.default, Options):
@@ -102,23 +102,23 @@ class Options:
         return tuple(names)
 
     def to_dict(self) -> dict[str, Any]:
-        """All options, groups as dicts."""
+        """Returns all options, groups as dicts."""
         return dataclasses.asdict(self)
 
     def identity(self) -> dict[str, Any]:
-        """The options that decide what the weights are and mean, groups as dicts."""
-        found = {}
+        """Returns the options that determine what the weights are and mean, groups as dicts."""
+        values = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Options):
-                found[field.name] = value.identity()
+                values[field.name] = value.identity()
             elif field.metadata["identity"]:
-                found[field.name] = value
-        return found
+                values[field.name] = value
+        return values
 
     @classmethod
     def documentation(cls, path: str) -> Iterator[tuple[str, Any, str]]:
-        """Of every option its dotted path, default, and meaning with what is allowed."""
+        """Yields dotted path, default, and meaning with allowed values of every option."""
         for field in dataclasses.fields(cls):
             name = join(path, field.name)
             if isinstance(field.default, Options):
@@ -129,19 +129,19 @@ class Options:
 
 
 def join(path: str, key: str) -> str:
-    """The dotted name of an option in a group."""
+    """Joins the path of a group and the name of an option with a dot."""
     return f"{path}.{key}" if path else key
 
 
 def suggestion(key: str, known: Collection[str], path: str) -> str:
-    """The end of a sentence about an unknown option: what may have been meant, and what there is."""
+    """Ends a message about an unknown option: a similar name, and the known names."""
     close = difflib.get_close_matches(key, list(known), n=1)
     hint = f"; did you mean config.{join(path, close[0])}?" if close else "."
     return f"{hint} Options here: {', '.join(sorted(known))}"
 
 
 def typed(path: str, value: Any, default: Any) -> Any:
-    """`value` in the type of `default`; an int is a fine float, a list a fine tuple, and nothing else converts."""
+    """Converts `value` to the type of `default`: an int to float, a list to tuple; anything else is a ConfigError."""
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, tuple) and isinstance(value, list | tuple):
@@ -165,10 +165,10 @@ def _parse(field: dataclasses.Field, value: Any, path: str) -> Any:
     if isinstance(field.default, FrozenConfigDict):
         return FrozenConfigDict(value)
     value = typed(path, value, field.default)
-    if isinstance(value, tuple) and (kinds := typing.get_args(field.type)):
-        value = tuple(float(x) if kinds[0] is float and type(x) is int else x for x in value)
-        if not all(isinstance(x, kinds[0]) for x in value):
-            raise ConfigError(f"config.{path} = {value!r}; it must hold values of type {kinds[0].__name__}")
+    if isinstance(value, tuple) and (types := typing.get_args(field.type)):
+        value = tuple(float(x) if types[0] is float and type(x) is int else x for x in value)
+        if not all(isinstance(x, types[0]) for x in value):
+            raise ConfigError(f"config.{path} = {value!r}; it must hold values of type {types[0].__name__}")
     for part in value if isinstance(value, tuple) else (value,):
         if not _is_allowed(field.metadata, part):
             raise ConfigError(f"config.{path} = {value!r}; it must be {_allowed(field)}")
@@ -190,7 +190,7 @@ def _is_allowed(metadata: Mapping, value: Any) -> bool:
 
 
 def _allowed(field: dataclasses.Field) -> str:
-    """What is allowed, in words."""
+    """Describes the allowed values of an option."""
     metadata = field.metadata
     if metadata["choices"]:
         return f"one of {', '.join(map(str, metadata['choices']))}"

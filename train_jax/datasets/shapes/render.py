@@ -34,7 +34,7 @@ _HEART = (
 
 
 def render(scene: Scene, size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
-    """The scene as a picture of `size` x `size` pixels; `rng` draws the background and small deviations of colour."""
+    """Renders a scene with `size` x `size` pixels; `rng` draws the background and small deviations of colour."""
     canvas = np.ones((size, size, 3)) * (rng.uniform(0.72, 0.97) + rng.uniform(-0.03, 0.03, 3))
     if scene.background == "noisy":
         ramp = (np.arange(size) + 0.5) / size - 0.5
@@ -52,7 +52,7 @@ def render(scene: Scene, size: int, rng: np.random.Generator) -> UInt8[np.ndarra
 
 
 def coverage(o: Object, size: int, rows: tuple[int, int], columns: tuple[int, int]) -> Float[np.ndarray, "h w"]:
-    """The share of each pixel that the object covers, for a window of a picture of `size` x `size` pixels."""
+    """Computes the share of each pixel that the object covers, for a window of a picture of `size` x `size` pixels."""
     scale = size * o.radius
     y = ((np.arange(*rows) + 0.5) - o.y * size)[:, None] / scale
     x = ((np.arange(*columns) + 0.5) - o.x * size)[None, :] / scale
@@ -61,7 +61,7 @@ def coverage(o: Object, size: int, rows: tuple[int, int], columns: tuple[int, in
 
 
 def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance (negative inside) from points to the outline of a shape in the unit circle."""
+    """Computes the signed distance (negative inside) from points to the outline of a shape in the unit circle."""
     if shape == "circle":
         return np.hypot(x, y) - 0.95
     if shape == "square":
