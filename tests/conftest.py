@@ -131,15 +131,15 @@ def compilations():
     """A list that grows by one with every program that is compiled, or read from the cache of compiled ones."""
     import jax.monitoring
 
-    found = []
+    events = []
 
     def listen(event: str, duration: float, **kwargs) -> None:
         del duration
         if event == "/jax/core/compile/backend_compile_duration":
-            found.append(kwargs)
+            events.append(kwargs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
+    yield events
     jax.monitoring.unregister_event_duration_listener(listen)
 
 

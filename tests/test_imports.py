@@ -76,20 +76,20 @@ def imports(tree: ast.AST, path: Path) -> list[tuple[str, int]]:
     package = module_name(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
-    found = []
+    names = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [(alias.name, node.lineno) for alias in node.names]
+            names += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             origin = ".".join([*above, *(node.module or "").split(".")]).strip(".")
-            found += [(f"{origin}.{alias.name}", node.lineno) for alias in node.names]
+            names += [(f"{origin}.{alias.name}", node.lineno) for alias in node.names]
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             name = node.args[0].value
             if called in ("import_module", "__import__", "importorskip") and isinstance(name, str):
-                found.append((name, node.lineno))
-    return found
+                names.append((name, node.lineno))
+    return names
 
 
 def top(name: str) -> str:

@@ -68,6 +68,6 @@ def check_artifacts(directory: AnyPath, artifacts: Sequence[str] = ()) -> None:
         if actual_hash != expected_hash:
             kind = "tokenizer" if name == "tokenizer.json" else name
             raise LoadError(
-                f"wrong {kind} for the weights: {directory / name} has SHA-256 {actual_hash[:12]}…, and they were trained with "
-                f"{expected_hash[:12]}…. Put the original file back, or train in another directory"
+                f"wrong {kind} for the weights: {directory / name} has SHA-256 {actual_hash[:12]}…, and they were "
+                f"trained with {expected_hash[:12]}…. Put the original file back, or train in another directory"
             )

@@ -44,10 +44,10 @@ def test_pictures_are_the_scans_enlarged(splits):
     for source in splits.values():
         for record in list(source)[::20]:
             number = int(record["id"])
-            found = np.asarray(images.decode(record["image"]))
+            actual = np.asarray(images.decode(record["image"]))
             shades = (255 - digits.images[number] * 255 / 16).round().astype(np.uint8)  # 16 is ink: black
             direct = Image.fromarray(shades).resize((32, 32), Image.Resampling.BICUBIC)
-            np.testing.assert_array_equal(found, np.asarray(direct)[..., None].repeat(3, -1))
+            np.testing.assert_array_equal(actual, np.asarray(direct)[..., None].repeat(3, -1))
             assert record["label"] == digits.target[number]
 
 

@@ -30,19 +30,19 @@ def worn(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def right(found: tuple[Object, ...], scene: Scene) -> bool:
+def right(objects: tuple[Object, ...], scene: Scene) -> bool:
     """As many objects as there are, and every colour and shape."""
-    return Counter((o.colour, o.shape) for o in found) == Counter((o.colour, o.shape) for o in scene.objects)
+    return Counter((o.colour, o.shape) for o in objects) == Counter((o.colour, o.shape) for o in scene.objects)
 
 
 def test_reads_clean_scenes():
     correct, places, sizes = 0, [], []
     for number in range(COUNT):
         scene, picture, _ = make("test", number, 64)
-        found = read(picture)
-        correct += right(found, scene)
-        if right(found, scene) and len(found) == 1:
-            (a,), (b,) = found, scene.objects
+        objects = read(picture)
+        correct += right(objects, scene)
+        if right(objects, scene) and len(objects) == 1:
+            (a,), (b,) = objects, scene.objects
             places.append(64 * max(abs(a.x - b.x), abs(a.y - b.y)))
             sizes.append(a.radius / b.radius)
     assert correct >= 0.99 * COUNT, correct
@@ -85,8 +85,8 @@ def test_nothing_is_found_in_empty_pictures():
 
 def test_objects_come_by_size():
     small, large = Object("red", "circle", 0.25, 0.5, 7.5 / 64), Object("blue", "square", 0.75, 0.5, 13.5 / 64)
-    found = read(render(Scene((small, large)), 64, np.random.default_rng(0)))
-    assert [(o.colour, o.shape, o.size, o.position) for o in found] == [
+    objects = read(render(Scene((small, large)), 64, np.random.default_rng(0)))
+    assert [(o.colour, o.shape, o.size, o.position) for o in objects] == [
         ("blue", "square", "large", "right"),
         ("red", "circle", "small", "left"),
     ]

@@ -136,8 +136,8 @@ def test_linked_folders_and_files_are_read(tmp_path):
     (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "folder")
     (tmp_path / "folder" / "c.png").symlink_to(tmp_path / "elsewhere" / "a.png")
     (tmp_path / "folder" / "c.txt").write_text("c")
-    found = captions_of(open_source(f"folder:{tmp_path}/folder", "all"))
-    assert found == {"c.png": ["c"], "linked/a.png": ["a"], "linked/b.png": ["b"]}
+    actual = captions_of(open_source(f"folder:{tmp_path}/folder", "all"))
+    assert actual == {"c.png": ["c"], "linked/a.png": ["a"], "linked/b.png": ["b"]}
 
 
 def test_names_that_no_file_can_have_are_captions_without_an_image(tmp_path, caplog):
@@ -384,13 +384,13 @@ class SourcesCaptioned(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         for n in range(3):
-            found = {
+            columns = {
                 "one": {"caption": f"größe {n}"},
                 "list": {"text": [f"größe {n}", "x"]},
                 "coco": {"captions": [{"id": 1, "text": f"größe {n}"}, {"id": 2, "text": "x"}]},
                 "none": {"size": n},
             }
-            yield n, {"image": io.BytesIO(png(n))} | found[self.builder_config.name]
+            yield n, {"image": io.BytesIO(png(n))} | columns[self.builder_config.name]
 
 
 @pytest.fixture(scope="module")

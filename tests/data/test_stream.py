@@ -56,9 +56,9 @@ def joined(batches: list[dict], name: str) -> np.ndarray:
     return np.concatenate([batch[name] for batch in batches])
 
 
-def assert_same(found: list[dict], expected: list[dict]) -> None:
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
+def assert_same(actual: list[dict], expected: list[dict]) -> None:
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
         assert set(a) == set(b) == {"place", "draw", BROKEN}
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
@@ -97,8 +97,8 @@ def test_random_numbers_depend_on_seed_and_position_alone():
     draws = joined(reference, "draw")
     assert len(np.unique(draws)) == draws.size  # other numbers for other rows, also when a record comes again
     for options in ({"batch_size": 2}, {"batch_size": 6}):
-        found = take(stream(source, **options), 48 // options["batch_size"])
-        np.testing.assert_array_equal(joined(found, "draw"), draws)
+        actual = take(stream(source, **options), 48 // options["batch_size"])
+        np.testing.assert_array_equal(joined(actual, "draw"), draws)
     # Other records at the same positions draw the same numbers.
     renamed = Source("other", [{"id": "x", "place": 100 + n, "broken": False} for n in range(12)])
     np.testing.assert_array_equal(joined(take(stream(renamed, batch_size=12), 4), "draw"), draws)

@@ -33,11 +33,11 @@ def test_value_and_gradients_are_laxs(side, padding, strides):
         return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=ORDER)
 
     y, pull = jax.vjp(ours, x, kernel)
-    wanted, pull_wanted = jax.vjp(theirs, x, kernel)
-    np.testing.assert_array_equal(y, wanted)
+    expected, pull_wanted = jax.vjp(theirs, x, kernel)
+    np.testing.assert_array_equal(y, expected)
     (g,) = arrays(y.shape)
-    for found, expected in zip(pull(g), pull_wanted(g), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    for actual, expected in zip(pull(g), pull_wanted(g), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_derivatives_in_both_directions_and_of_second_order():
@@ -48,12 +48,12 @@ def test_derivatives_in_both_directions_and_of_second_order():
 
     ours, theirs = value(convolve), value(LAX)
     for tangents in ((dx, dkernel), (dx, 0 * dkernel), (0 * dx, dkernel)):
-        found, wanted = (jax.jvp(f, (x, kernel), tangents)[1] for f in (ours, theirs))
-        np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    found, wanted = (jax.jvp(jax.grad(f, (0, 1)), (x, kernel), (dx, dkernel))[1] for f in (ours, theirs))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, wanted)
-    found, wanted = (jax.grad(lambda x, f=f: jnp.sum(jax.grad(f)(x, kernel) ** 2))(x) for f in (ours, theirs))
-    np.testing.assert_allclose(found, wanted, atol=1e-3)
+        actual, expected = (jax.jvp(f, (x, kernel), tangents)[1] for f in (ours, theirs))
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    actual, expected = (jax.jvp(jax.grad(f, (0, 1)), (x, kernel), (dx, dkernel))[1] for f in (ours, theirs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), actual, expected)
+    actual, expected = (jax.grad(lambda x, f=f: jnp.sum(jax.grad(f)(x, kernel) ** 2))(x) for f in (ours, theirs))
+    np.testing.assert_allclose(actual, expected, atol=1e-3)
     mapped = [jax.vmap(jax.grad(f), (0, None))(x[:, None], kernel) for f in (ours, theirs)]
     np.testing.assert_allclose(*mapped, atol=1e-5)
 

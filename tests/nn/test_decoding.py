@@ -24,14 +24,14 @@ def by_hand(logits, temperature=1.0, top_k=0, top_p=1.0):
     """Probabilities after temperature, then top-k, then top-p, code by code."""
     p = softmax(logits.astype(np.float64) / temperature)
     order = sorted(range(len(p)), key=lambda c: (-p[c], c))[: top_k or len(p)]
-    whole = sum(p[c] for c in order)
-    found, reached = np.zeros(len(p)), 0.0
+    total = sum(p[c] for c in order)
+    probabilities, cumulative = np.zeros(len(p)), 0.0
     for c in order:
-        if reached >= top_p:
+        if cumulative >= top_p:
             break
-        found[c] = p[c] / whole
-        reached += found[c]
-    return found / found.sum()
+        probabilities[c] = p[c] / total
+        cumulative += probabilities[c]
+    return probabilities / probabilities.sum()
 
 
 @pytest.mark.parametrize(
@@ -51,9 +51,9 @@ def test_codes_are_drawn_with_the_probabilities_counted_by_hand(options, candida
     codes = jax.jit(
         jax.vmap(lambda key: sample_code(key, jnp.asarray(LOGITS), Sampling(**options), candidates)),
     )(jax.random.split(jax.random.key(1), count))
-    found, wanted = np.bincount(codes, minlength=6) / count, by_hand(LOGITS, **options)
-    assert not found[wanted == 0].any()
-    assert np.all(np.abs(found - wanted) < 5 * np.sqrt(wanted * (1 - wanted) / count) + 1e-9)
+    actual, expected = np.bincount(codes, minlength=6) / count, by_hand(LOGITS, **options)
+    assert not actual[expected == 0].any()
+    assert np.all(np.abs(actual - expected) < 5 * np.sqrt(expected * (1 - expected) / count) + 1e-9)
 
 
 def test_temperature_zero_takes_the_most_likely_code():
@@ -90,27 +90,27 @@ def test_sequences_have_the_probabilities_of_the_chain_rule():
         )
     )(keys)
     assert steps == 3
-    wanted = {
+    expected = {
         s: softmax(first)[s[0]] * softmax(tables[0, s[0]])[s[1]] * softmax(tables[1, s[1]])[s[2]]
         for s in itertools.product(range(4), repeat=3)
     }
-    seen = dict.fromkeys(wanted, 0)
+    seen = dict.fromkeys(expected, 0)
     for row in np.asarray(codes):
         seen[tuple(int(c) for c in row)] += 1
-    for s, p in wanted.items():
+    for s, p in expected.items():
         assert abs(seen[s] / count - p) < 5 * np.sqrt(p * (1 - p) / count)
     for row, values in zip(np.asarray(codes[:20]), np.asarray(log_probs[:20]), strict=True):
-        np.testing.assert_allclose(values.sum(), np.log(wanted[tuple(int(c) for c in row)]), atol=1e-5)
+        np.testing.assert_allclose(values.sum(), np.log(expected[tuple(int(c) for c in row)]), atol=1e-5)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
 def test_guidance_acts_at_every_step(guidance):
     """The most likely codes, by a plain loop over both chains."""
     (f1, t1), (f0, t0) = markov(8, 6), markov(8, 6)
-    wanted, c, u = [], f1, f0
+    expected, c, u = [], f1, f0
     for i in range(6):
         code = int(np.argmax(u + guidance * (c - u)))
-        wanted.append(code)
+        expected.append(code)
         c, u = t1[i, code], t0[i, code]
     both = jnp.stack([t1, t0])
 
@@ -124,8 +124,8 @@ def test_guidance_acts_at_every_step(guidance):
         step, logits, 0, jax.random.split(jax.random.key(0), 2), Sampling(0.0, guidance=guidance), positions=jnp.arange(6),
         guided=True,
     )  # fmt: skip
-    np.testing.assert_array_equal(codes, [wanted, wanted])
-    conditional = [softmax(f1)[wanted[0]], *(softmax(t1[i, wanted[i]])[wanted[i + 1]] for i in range(5))]
+    np.testing.assert_array_equal(codes, [expected, expected])
+    conditional = [softmax(f1)[expected[0]], *(softmax(t1[i, expected[i]])[expected[i + 1]] for i in range(5))]
     np.testing.assert_allclose(log_probs[0], np.log(conditional), atol=1e-5)
 
 
@@ -137,8 +137,8 @@ def test_given_codes_stay_and_the_others_follow_from_them():
         chain(tables), jnp.asarray(first)[None], 0, jax.random.split(jax.random.key(0), 1), Sampling(0.0),
         positions=jnp.arange(5), known_codes=jnp.asarray(kept), known_mask=jnp.asarray(keep),
     )  # fmt: skip
-    wanted = [np.argmax(first), 7, np.argmax(tables[1, 7]), 3, np.argmax(tables[3, 3])]
-    np.testing.assert_array_equal(codes[0], wanted)
+    expected = [np.argmax(first), 7, np.argmax(tables[1, 7]), 3, np.argmax(tables[3, 3])]
+    np.testing.assert_array_equal(codes[0], expected)
 
 
 def test_a_sequence_is_the_same_in_any_batch_and_in_parts():

@@ -76,8 +76,8 @@ def twin(x, params, *, causal=False, eps=1e-5, activation=lambda v: v * 0.5 * (1
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_blocks_equal_their_twin(x, params, causal):
-    found = apply(make(causal=causal), {"params": params}, x)
-    np.testing.assert_allclose(found, twin(x, params, causal=causal), atol=1e-5)
+    actual = apply(make(causal=causal), {"params": params}, x)
+    np.testing.assert_allclose(actual, twin(x, params, causal=causal), atol=1e-5)
 
 
 def test_tokens_are_rows_for_a_cpu_alone(x, params, monkeypatch):
@@ -91,8 +91,8 @@ def test_tokens_are_rows_for_a_cpu_alone(x, params, monkeypatch):
 
     assert traced() == {2} and _under(mesh, traced) == {3}
     monkeypatch.setattr(transformer, "_compiles_for_cpu", lambda: False)
-    found = make(causal=True).apply({"params": params}, x)
-    np.testing.assert_allclose(found, twin(x, params, causal=True), atol=1e-5)
+    actual = make(causal=True).apply({"params": params}, x)
+    np.testing.assert_allclose(actual, twin(x, params, causal=True), atol=1e-5)
 
 
 def _under(mesh, function):
@@ -101,15 +101,15 @@ def _under(mesh, function):
 
 
 def test_activation_reaches_the_mlp(x, params):
-    found = apply(make(activation="quick_gelu"), {"params": params}, x)
-    np.testing.assert_allclose(found, twin(x, params, activation=lambda v: v / (1 + math.exp(-1.702 * v))), atol=1e-5)
+    actual = apply(make(activation="quick_gelu"), {"params": params}, x)
+    np.testing.assert_allclose(actual, twin(x, params, activation=lambda v: v / (1 + math.exp(-1.702 * v))), atol=1e-5)
 
 
 def test_eps_reaches_every_norm(x, params):
     small = 1e-2 * x
-    found = apply(make(eps=1e-2), {"params": params}, small)
-    np.testing.assert_allclose(found, twin(small, params, eps=1e-2), atol=1e-5)
-    assert np.abs(found - twin(small, params)).max() > 0.1, "this input would not show a forgotten eps"
+    actual = apply(make(eps=1e-2), {"params": params}, small)
+    np.testing.assert_allclose(actual, twin(small, params, eps=1e-2), atol=1e-5)
+    assert np.abs(actual - twin(small, params)).max() > 0.1, "this input would not show a forgotten eps"
 
 
 def test_causal_mask_hides_the_future(x, params):
@@ -137,8 +137,8 @@ def unrolled(x, params):
 def test_scanned_equals_unrolled_whatever_is_recomputed(x, params, unrolled, scan, remat):
     value, (slopes, inner) = unrolled
     given, expected = (stacked(params), stacked(slopes)) if scan else (params, slopes)
-    found, (found_slopes, found_inner) = gradients(make(causal=True, scan=scan, remat=remat), given, x)
-    np.testing.assert_allclose(found, value, rtol=1e-5)
+    actual, (found_slopes, found_inner) = gradients(make(causal=True, scan=scan, remat=remat), given, x)
+    np.testing.assert_allclose(actual, value, rtol=1e-5)
     np.testing.assert_allclose(found_inner, inner, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found_slopes, expected)
 
@@ -187,10 +187,10 @@ def test_bfloat16_computes_short_and_keeps_float32_parameters(x, params):
     module = make(dtype=jnp.bfloat16)
     made = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype("float32")}
-    found = apply(module, {"params": params}, x.astype(jnp.bfloat16))
-    assert found.dtype == jnp.bfloat16
+    actual = apply(module, {"params": params}, x.astype(jnp.bfloat16))
+    assert actual.dtype == jnp.bfloat16
     exact = twin(x, params)
-    assert np.abs(np.asarray(found, np.float64) - exact).max() < 0.05 * np.abs(exact).max()
+    assert np.abs(np.asarray(actual, np.float64) - exact).max() < 0.05 * np.abs(exact).max()
 
 
 def names(tree):
@@ -200,10 +200,10 @@ def names(tree):
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_every_parameter_names_its_axes(x, scan):
-    found = names(jax.eval_shape(make(scan=scan).init, jax.random.key(0), x)["params"])
-    for path, leaf in found.items():
+    actual = names(jax.eval_shape(make(scan=scan).init, jax.random.key(0), x)["params"])
+    for path, leaf in actual.items():
         assert len(leaf.names) == len(leaf.value.shape), path
         assert (leaf.names[0] == "layers") == scan, path
     prefix, lead = ("blocks", ("layers",)) if scan else ("block_0", ())
-    assert found[f"{prefix}/attention/out/kernel"].names == (*lead, "heads", "head_dim", "embed")
-    assert found[f"{prefix}/mlp_in/kernel"].names == (*lead, "embed", "mlp")
+    assert actual[f"{prefix}/attention/out/kernel"].names == (*lead, "heads", "head_dim", "embed")
+    assert actual[f"{prefix}/mlp_in/kernel"].names == (*lead, "embed", "mlp")

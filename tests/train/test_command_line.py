@@ -74,30 +74,44 @@ def train_on(words, tmp_path):
     return json.loads((tmp_path / "run" / "config.json").read_text())
 
 
-def test_a_clip_goes_on_from_public_weights(folder, tmp_path):
-    """README's command on a small directory; at a rate of almost nothing the run is the checkpoint."""
+def finetune_clip(folder) -> list[str]:
+    """README's command on a small directory."""
     words = ["--config=configs/clip/finetune.py", f"--config.pretrained={CLIP}", f"--config.data.source=folder:{folder}"]
     words += ["--config.steps=2", "--config.data.batch_size=8", "--config.optim.warmup_steps=1", "--config.optim.lr=1e-30"]
-    config = train_on([*words, "--config.data.split=train[50%:]", "--config.evals.retrieval.split=train[:50%]"], tmp_path)
+    return [*words, "--config.data.split=train[50%:]", "--config.evals.retrieval.split=train[:50%]"]
+
+
+def check_initial_weights(task, player: str, expected) -> None:
+    """The first state has the checkpoint's layers and weights."""
+    actual = task.pretrained()[0][player]
+    jax.tree.map(np.testing.assert_array_equal, actual, jax.device_get(expected["params"]))
+    drawn, _ = sharding.unbox(jax.eval_shape(task.init, jax.random.key(0), {}))
+    assert jax.tree.map(np.shape, drawn[player]) == jax.tree.map(np.shape, actual)
+
+
+def test_a_clip_starts_from_public_weights(folder, tmp_path, begun):
+    with pytest.raises(Begun) as caught:
+        entry.cli([f"--workdir={tmp_path / 'run'}", *finetune_clip(folder)])
+    check_initial_weights(caught.value.task, "clip", clip_jax.load(CLIP).variables)
+
+
+@pytest.mark.slow
+def test_a_clip_that_learns_almost_nothing_is_its_checkpoint(folder, tmp_path):
+    config = train_on(finetune_clip(folder), tmp_path)
     assert config["model"]["embed_dim"] == 20 and config["optim"]["lr"] == 1e-30
     pictures = sorted(folder.glob("*.png"))[:2]
-    mine, theirs = clip_jax.load(tmp_path / "run"), clip_jax.load(CLIP)
-    np.testing.assert_allclose(mine.encode_image(pictures), theirs.encode_image(pictures), atol=1e-6)
+    trained, public = clip_jax.load(tmp_path / "run"), clip_jax.load(CLIP)
+    np.testing.assert_allclose(trained.encode_image(pictures), public.encode_image(pictures), atol=1e-6)
     logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["retrieval/images"] for row in logged if "retrieval/images" in row] == [8]
 
 
-def test_a_vqgan_goes_on_from_weights(folder, tmp_path, begun):
-    """As far as the first state, which has the checkpoint's layers and weights."""
+def test_a_vqgan_starts_from_public_weights(folder, tmp_path, begun):
     words = ["--config=vqgan/finetune", f"--config.pretrained={VQGAN}", f"--config.data.source=folder:{folder}"]
     words += ["--config.perceptual.type=none", "--config.model.resolution=16", "--config.evals.test.split=train[:50%]"]
     with pytest.raises(Begun) as caught:
         entry.cli([f"--workdir={tmp_path / 'run'}", *words])
-    task = caught.value.task
-    mine, theirs = task.pretrained()[0]["generator"], vqgan_jax.load(VQGAN).variables["params"]
-    jax.tree.map(np.testing.assert_array_equal, mine, jax.device_get(theirs))
-    drawn, _ = sharding.unbox(jax.eval_shape(task.init, jax.random.key(0), {}))
-    assert jax.tree.map(np.shape, drawn["generator"]) == jax.tree.map(np.shape, mine)
+    check_initial_weights(caught.value.task, "generator", vqgan_jax.load(VQGAN).variables)
 
 
 def test_a_stopped_run_ends_with_the_code_of_its_signal(monkeypatch, tmp_path, capsys):

@@ -35,9 +35,9 @@ def take(iterator, count: int) -> list[dict]:
     return list(itertools.islice(iterator, count))
 
 
-def assert_same(found: list[dict], expected: list[dict]) -> None:
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
+def assert_same(actual: list[dict], expected: list[dict]) -> None:
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
         assert set(a) == set(b) == {"place", "draw", BROKEN}
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
@@ -116,10 +116,10 @@ def test_to_device_shards_rows():
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     sharding = NamedSharding(mesh, P("data"))
     batch = {"image": np.arange(8 * 6, dtype=np.uint8).reshape(8, 6), "label": np.arange(8, dtype=np.int32)}
-    found = feed.to_device(batch, sharding)
+    actual = feed.to_device(batch, sharding)
     for name, array in batch.items():
-        assert found[name].sharding.is_equivalent_to(sharding, array.ndim) and found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array)
-        for shard in found[name].addressable_shards:
+        assert actual[name].sharding.is_equivalent_to(sharding, array.ndim) and actual[name].dtype == array.dtype
+        np.testing.assert_array_equal(actual[name], array)
+        for shard in actual[name].addressable_shards:
             assert shard.data.shape[0] == 2
             np.testing.assert_array_equal(shard.data, array[shard.index])

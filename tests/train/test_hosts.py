@@ -6,14 +6,14 @@ One pair of processes plays all scenes (drive_hosts.py).
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from drive_toy import config
-from test_resilience import free_port, lines
+from drive_toy import config, metric_rows
 
 import train_jax
 
@@ -47,6 +47,12 @@ def pair(tmp_path_factory):
     return folder, [json.loads(file.read_text()) for file in files], codes, outputs
 
 
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
 def _flags() -> str:
     return re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
 
@@ -57,20 +63,20 @@ def one(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one")
     evals = {"order": {"type": "order", "every": 10}, "end": {"type": "norm", "every": 10}}
     train_jax.run(config(steps=20, mesh={"data": 8}, evals=evals, checkpoint={"every": 1000}), workdir)
-    return lines(workdir)
+    return metric_rows(workdir)
 
 
 @pytest.mark.parametrize("scene", ["tpu_order", "tensor_over_hosts"])
 def test_two_hosts_learn_and_evaluate_as_one_does(scene, pair, one):
     folder, saw, _, _ = pair
     assert [host[scene]["error"] for host in saw] == [None, None]
-    found = lines(folder / scene)
-    assert len(found) == len(one) == 22
-    for mine, theirs in zip(found, one, strict=True):
+    actual = metric_rows(folder / scene)
+    assert len(actual) == len(one) == 22
+    for mine, theirs in zip(actual, one, strict=True):
         assert mine.keys() == theirs.keys()
         for key, value in mine.items():
             np.testing.assert_allclose(value, theirs[key], rtol=1e-5, atol=1e-5, err_msg=key)
-    misplaced = [row["order/misplaced"] for row in found if "order/misplaced" in row]
+    misplaced = [row["order/misplaced"] for row in actual if "order/misplaced" in row]
     assert misplaced == [0, 0], "results come in the order of the records"
 
 
@@ -89,7 +95,7 @@ def test_an_error_of_one_host_ends_both_and_what_was_trained_is_saved(scene, fai
     assert re.match(words, mine["error"]), mine["error"]
     assert re.match(f"PeerError: process {failing} failed: {words}", others["error"]), others["error"]
     assert mine["saved"] == others["saved"] and len(mine["saved"]) == 1
-    assert mine["saved"][0] >= max(row["step"] for row in lines(folder / scene)), "nothing that was logged is lost"
+    assert mine["saved"][0] >= max(row["step"] for row in metric_rows(folder / scene)), "nothing that was logged is lost"
 
 
 def test_broken_samples_are_judged_over_all_hosts(pair):
@@ -109,7 +115,7 @@ def test_what_one_host_cannot_read_no_host_resumes_from(pair):
         said = output.split("===== one_host_cannot_read")[1].split("=====")[0]
         assert "resumed from step 10" in said
         assert re.search(r"checkpoint \S+/20: process 1: OSError: stale file handle cannot be read", said)
-    assert [row["step"] for row in lines(folder / "one_host_cannot_read")] == list(range(1, 21))
+    assert [row["step"] for row in metric_rows(folder / "one_host_cannot_read")] == list(range(1, 21))
 
 
 def test_one_host_that_is_asked_to_stop_stops_both_after_the_same_update(pair, one):
@@ -120,7 +126,7 @@ def test_one_host_that_is_asked_to_stop_stops_both_after_the_same_update(pair, o
     assert 8 <= step <= 10
     assert seen["first"]["error"].startswith(f"Stopped: stopped after step {step} by SIGTERM")
     assert seen["second"]["error"] is None
-    losses = [row["loss"] for row in lines(folder / "one_host_is_asked_to_stop")]
+    losses = [row["loss"] for row in metric_rows(folder / "one_host_is_asked_to_stop")]
     np.testing.assert_allclose(losses, [row["loss"] for row in one if "loss" in row], rtol=1e-5)
 
 

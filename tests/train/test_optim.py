@@ -37,7 +37,7 @@ def options(**changes):
 
 def one_update(opt, params=PARAMS, grads=GRADS):
     tx, _ = optim.make(opt, params, 100, AXES)
-    updates, state = tx.update(grads, tx.init(params), params)
+    updates, state = jax.jit(tx.update)(grads, jax.jit(tx.init)(params), params)
     return updates["clip"], state
 
 

@@ -43,8 +43,8 @@ def test_shared_and_recursive_values_stay_so():
     assert first is second
     endless = []
     endless.append(endless)
-    found = read(pickle.dumps(endless))
-    assert found[0] is found
+    actual = read(pickle.dumps(endless))
+    assert actual[0] is actual
 
 
 OBJECTS = [
@@ -65,9 +65,9 @@ OBJECTS = [
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("thing", OBJECTS, ids=lambda x: type(x).__name__)
 def test_objects_are_records_of_what_was_asked(thing, protocol):
-    found = read(pickle.dumps([thing, "after"], protocol))
-    assert found[1] == "after"
-    assert isinstance(found[0], Record | Global | dict | list)
+    actual = read(pickle.dumps([thing, "after"], protocol))
+    assert actual[1] == "after"
+    assert isinstance(actual[0], Record | Global | dict | list)
 
 
 class Gadget:

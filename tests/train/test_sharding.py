@@ -85,9 +85,9 @@ def test_moments_are_sharded_like_their_parameter_and_factored_ones_are_replicat
     params = {"clip": {"kernel": jnp.zeros((256, 256)), "bias": jnp.zeros((256,))}}
     m = mesh()
     split = {"clip": {"kernel": jax.NamedSharding(m, P("fsdp", "tensor")), "bias": jax.NamedSharding(m, P("tensor"))}}
-    found = sharding.like_params(jax.eval_shape(optax.adam(1e-3).init, params), params, split, m)
-    assert found[0].mu == split and found[0].nu == split
-    assert found[0].count.spec == P()
+    actual = sharding.like_params(jax.eval_shape(optax.adam(1e-3).init, params), params, split, m)
+    assert actual[0].mu == split and actual[0].nu == split
+    assert actual[0].count.spec == P()
     factored = sharding.like_params(jax.eval_shape(optax.adafactor(1e-3).init, params), params, split, m)
     by_shape = {}
     for leaf, s in zip(
@@ -150,8 +150,8 @@ def test_every_host_makes_the_rows_of_its_own_chips(name, sizes):
     for (i, j, _), chip in np.ndenumerate(m.devices):  # a batch of three rows a part, dealt out by hand
         of_host[chip.process_index] |= {3 * (i * fsdp + j) + row for row in range(3)}
     for host, rows in of_host.items():
-        found = sharding.host_rows(sharding.batch_sharding(m), 3 * data * fsdp, host)
-        assert found.tolist() == sorted(rows)
+        actual = sharding.host_rows(sharding.batch_sharding(m), 3 * data * fsdp, host)
+        assert actual.tolist() == sorted(rows)
 
 
 def test_a_host_of_a_tpu_slice_holds_rows_that_are_not_contiguous():

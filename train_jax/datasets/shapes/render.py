@@ -77,16 +77,14 @@ def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _polygon(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    nearest = np.full(np.broadcast_shapes(x.shape, y.shape), np.inf)
-    inside = np.zeros(nearest.shape, bool)
-    for (ax, ay), (bx, by) in zip(corners, np.roll(corners, 1, axis=0), strict=True):
-        ex, ey, px, py = bx - ax, by - ay, x - ax, y - ay
-        along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
-        nearest = np.minimum(nearest, (px - ex * along) ** 2 + (py - ey * along) ** 2)
-        # A ray to the right crosses this edge: the even-odd rule.
-        crosses = (ay > y) != (by > y)
-        inside ^= crosses & (px < ex * (y - ay) / (ey if ey else 1.0))
-    return np.where(inside, -1, 1) * np.sqrt(nearest)
+    a, b = corners, np.roll(corners, 1, axis=0)  # the ends of each edge
+    (ax, ay), (bx, by) = a.T[:, :, None, None], b.T[:, :, None, None]  # edges before rows and columns
+    ex, ey, px, py = bx - ax, by - ay, x - ax, y - ay
+    along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
+    distances = (px - ex * along) ** 2 + (py - ey * along) ** 2
+    # A ray to the right crosses an edge: the even-odd rule.
+    crosses = ((ay > y) != (by > y)) & (px < ex * py / np.where(ey, ey, 1.0))
+    return np.where(np.logical_xor.reduce(crosses), -1, 1) * np.sqrt(distances.min(axis=0))
 
 
 def png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
