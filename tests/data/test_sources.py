@@ -565,21 +565,26 @@ def test_no_tensorflow_is_loaded(few, tmp_path):
     assert "tensorflow" not in sys.modules
 
 
-def test_processes_prepare_a_set_once(tmp_path):
-    # As the processes of one host do when they start together.
+def test_processes_prepare_a_set_once(tmp_path, capfd):
+    # As the processes of one host do when they start together: this one and another.
     script = (
+        "import tensorflow_datasets\n"
         "from train_jax.data.sources import open_source\n"
+        "print('ready', flush=True)\n"
+        "input()\n"
         f"print(len(open_source('digits', 'train', data_dir={str(tmp_path)!r})))"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(sources.__file__).parents[2])}
-    together = [
-        subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=-1, stderr=-1, text=True)
-        for _ in range(2)
-    ]
-    told = [process.communicate() for process in together]
-    assert [process.returncode for process in together] == [0, 0], told
-    assert [out.split()[-1] for out, _ in told] == ["1438", "1438"]
-    assert sum("Downloading and preparing" in out for out, _ in told) == 1
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, env=environment, stdin=-1, stdout=-1, stderr=-1, text=True) as other:
+        assert other.stdout.readline() == "ready\n", other.communicate()[1]
+        other.stdin.write("\n")
+        other.stdin.flush()
+        assert len(open_source("digits", "train", data_dir=str(tmp_path))) == 1438
+        output, errors = other.communicate()
+    assert other.returncode == 0, errors
+    assert output.split()[-1] == "1438"
+    assert (output + capfd.readouterr().out).count("Downloading and preparing") == 1
 
 
 def test_records_are_described_without_reading_their_pictures(tmp_path, monkeypatch):
