@@ -1,4 +1,4 @@
-"""Strict surroundings for every test: fake devices, checked annotations, no network, nothing left at home.
+"""Strict settings for every test: fake devices, checked annotations, no network, no files in the home folder.
 
 What JAX reads from the environment is set here, before anything imports JAX, and is inherited by the
 processes that tests start. Warnings are errors (`filterwarnings` in pyproject.toml).
@@ -172,7 +172,7 @@ def learn():
 
 @pytest.fixture(scope="session")
 def untrained_vqgan():
-    """A VQGAN that nobody trained: 16 x 16 pixels to 4 x 4 codes out of 12."""
+    """A VQGAN of random weights: 16 x 16 pixels to 4 x 4 codes out of 12."""
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
@@ -234,7 +234,7 @@ def run_notebook():
 
 @pytest.fixture(scope="session")
 def shown():
-    """`shown(outputs, word, count, width, contrast)`: a cell gave so many pictures, each wide enough and not blank."""
+    """`shown(outputs, word, count, width, contrast)`: asserts that a cell shows so many pictures, wide enough and not blank."""
     import numpy as np
 
     def check(outputs, word: str, count: int, width: int = 100, contrast: float = 3) -> None:

@@ -32,7 +32,7 @@ def test_one_in_five_of_each_class_is_for_testing(splits):
         assert abs(test[digit] - whole[digit] / 5) <= 0.5
 
 
-def test_test_digits_are_strewn_over_the_writers(splits):
+def test_test_digits_are_spread_over_the_writers(splits):
     # Writers come in runs: of each tenth of the scans, between a tenth and a third is for testing.
     tenths = np.array([int(record["id"]) for record in splits["test"]]) * 10 // 1797
     shares = np.bincount(tenths, minlength=10) / 179.7

@@ -1,4 +1,4 @@
-"""Against lax's own convolution and its gradients; and how the gradient is told to the compiler in a loop."""
+"""Against lax's own convolution and its gradients; and the form of its gradient in a loop."""
 
 import functools
 
@@ -33,10 +33,10 @@ def test_value_and_gradients_are_laxs(side, padding, strides):
         return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=ORDER)
 
     y, pull = jax.vjp(ours, x, kernel)
-    expected, pull_wanted = jax.vjp(theirs, x, kernel)
+    expected, expected_pull = jax.vjp(theirs, x, kernel)
     np.testing.assert_array_equal(y, expected)
     (g,) = arrays(y.shape)
-    for actual, expected in zip(pull(g), pull_wanted(g), strict=True):
+    for actual, expected in zip(pull(g), expected_pull(g), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -58,8 +58,8 @@ def test_derivatives_in_both_directions_and_of_second_order():
     np.testing.assert_allclose(*mapped, atol=1e-5)
 
 
-def told(function, platform: str) -> list[str]:
-    """The convolutions, and how often a kernel is transposed, of a gradient as it is handed to a platform's compiler."""
+def lowered(function, platform: str) -> list[str]:
+    """Convolutions and number of kernel transposes of a gradient's program, as lowered for a platform."""
     x, kernel = arrays((2, 8, 8, 3), (3, 3, 3, 5))
 
     def loss(x, kernel):
@@ -71,8 +71,8 @@ def told(function, platform: str) -> list[str]:
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
-def test_only_a_cpu_is_told_another_gradient(platform):
-    assert (told(convolve, platform) == told(LAX, platform)) == (platform != "cpu")
+def test_only_a_cpu_gets_another_gradient(platform):
+    assert (lowered(convolve, platform) == lowered(LAX, platform)) == (platform != "cpu")
 
 
 def test_in_a_loop_the_kernel_keeps_its_order():

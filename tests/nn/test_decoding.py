@@ -71,7 +71,7 @@ def test_filters_that_let_everything_through_change_nothing():
 
 
 def markov(v=4, length=3):
-    """A model whose logits depend on the place and on the code before: `(first logits, tables)`."""
+    """A model whose logits depend on the position and on the code before: `(first logits, tables)`."""
     return RNG.normal(size=v).astype(np.float32) * 1.5, RNG.normal(size=(length, v, v)).astype(np.float32) * 1.5
 
 
@@ -94,11 +94,11 @@ def test_sequences_have_the_probabilities_of_the_chain_rule():
         s: softmax(first)[s[0]] * softmax(tables[0, s[0]])[s[1]] * softmax(tables[1, s[1]])[s[2]]
         for s in itertools.product(range(4), repeat=3)
     }
-    seen = dict.fromkeys(expected, 0)
+    counts = dict.fromkeys(expected, 0)
     for row in np.asarray(codes):
-        seen[tuple(int(c) for c in row)] += 1
+        counts[tuple(int(c) for c in row)] += 1
     for s, p in expected.items():
-        assert abs(seen[s] / count - p) < 5 * np.sqrt(p * (1 - p) / count)
+        assert abs(counts[s] / count - p) < 5 * np.sqrt(p * (1 - p) / count)
     for row, values in zip(np.asarray(codes[:20]), np.asarray(log_probs[:20]), strict=True):
         np.testing.assert_allclose(values.sum(), np.log(expected[tuple(int(c) for c in row)]), atol=1e-5)
 
@@ -129,13 +129,13 @@ def test_guidance_acts_at_every_step(guidance):
     np.testing.assert_allclose(log_probs[0], np.log(conditional), atol=1e-5)
 
 
-def test_given_codes_stay_and_the_others_follow_from_them():
+def test_known_codes_stay_and_the_others_follow_from_them():
     first, tables = markov(8, 5)
-    kept = np.array([[0, 7, 0, 3, 0]])
-    keep = np.array([[False, True, False, True, False]])
+    known_codes = np.array([[0, 7, 0, 3, 0]])
+    known_mask = np.array([[False, True, False, True, False]])
     codes, _, _ = decode(
         chain(tables), jnp.asarray(first)[None], 0, jax.random.split(jax.random.key(0), 1), Sampling(0.0),
-        positions=jnp.arange(5), known_codes=jnp.asarray(kept), known_mask=jnp.asarray(keep),
+        positions=jnp.arange(5), known_codes=jnp.asarray(known_codes), known_mask=jnp.asarray(known_mask),
     )  # fmt: skip
     expected = [np.argmax(first), 7, np.argmax(tables[1, 7]), 3, np.argmax(tables[3, 3])]
     np.testing.assert_array_equal(codes[0], expected)
@@ -145,19 +145,19 @@ def test_a_sequence_is_the_same_in_any_batch_and_in_parts():
     first, tables = markov(8, 6)
     keys = jax.random.split(jax.random.key(5), 5)
 
-    def run(keys, places, start=None, index=0):
+    def run(keys, positions, start=None, index=0):
         logits, cache = (jnp.tile(first, (len(keys), 1)), jnp.zeros(())) if start is None else start
-        return decode(chain(tables), logits, cache, keys, Sampling(), positions=places, start=index)
+        return decode(chain(tables), logits, cache, keys, Sampling(), positions=positions, start=index)
 
-    whole, _, _ = run(keys, jnp.arange(6))
-    np.testing.assert_array_equal(run(keys[2:4], jnp.arange(6))[0], whole[2:4])
+    expected, _, _ = run(keys, jnp.arange(6))
+    np.testing.assert_array_equal(run(keys[2:4], jnp.arange(6))[0], expected[2:4])
     front, _, carry = run(keys, jnp.arange(4))
     back, _, _ = run(keys, jnp.arange(4, 6), carry, 4)
-    np.testing.assert_array_equal(jnp.concatenate([front, back], axis=1), whole)
+    np.testing.assert_array_equal(jnp.concatenate([front, back], axis=1), expected)
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_tokens_one_by_one_see_what_they_see_in_a_whole_sequence(scan):
+def test_decoding_token_by_token_equals_the_whole_sequence(scan):
     module = transformer.Transformer(16, 2, 4, causal=True, scan=scan)
     x = jnp.asarray(RNG.normal(size=(2, 6, 16)), jnp.float32)
     variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), x))

@@ -129,18 +129,18 @@ def gradients(module, params, x, **kwargs):
 
 @pytest.fixture(scope="module")
 def unrolled(x, params):
-    """Value and gradients with unrolled blocks of which everything is kept."""
+    """Value and gradients with unrolled blocks without rematerialisation."""
     return gradients(make(causal=True), params, x)
 
 
 @pytest.mark.parametrize("scan, remat", [(False, "full"), (False, "dots"), (True, "none"), (True, "full"), (True, "dots")])
 def test_scanned_equals_unrolled_whatever_is_recomputed(x, params, unrolled, scan, remat):
-    value, (slopes, inner) = unrolled
-    given, expected = (stacked(params), stacked(slopes)) if scan else (params, slopes)
-    actual, (found_slopes, found_inner) = gradients(make(causal=True, scan=scan, remat=remat), given, x)
+    value, (grads, input_grad) = unrolled
+    model_params, expected = (stacked(params), stacked(grads)) if scan else (params, grads)
+    actual, (actual_grads, actual_input_grad) = gradients(make(causal=True, scan=scan, remat=remat), model_params, x)
     np.testing.assert_allclose(actual, value, rtol=1e-5)
-    np.testing.assert_allclose(found_inner, inner, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found_slopes, expected)
+    np.testing.assert_allclose(actual_input_grad, input_grad, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual_grads, expected)
 
 
 def size(tree):
@@ -149,41 +149,41 @@ def size(tree):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("scan", [False, True])
-def test_remat_keeps_of_each_block_what_it_says(params, scan, dtype):
-    """In streams [batch, length, width] a block, beside the parameters: what the backward pass keeps of the forward pass."""
+def test_remat_saves_of_each_block_what_it_says(params, scan, dtype):
+    """Saved activations per block, beside the parameters, in units of the stream [batch, length, width]."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((16, LENGTH, WIDTH)), dtype)
-    given = stacked(params) if scan else params
+    model_params = stacked(params) if scan else params
 
-    def kept(remat):
+    def saved_per_block(remat):
         module = make(remat=remat, scan=scan, dtype=dtype)
-        _, back = jax.eval_shape(lambda p: jax.vjp(lambda q: module.apply({"params": q}, x), p), given)
-        return (size(back) - size(given)) / (DEPTH * x.nbytes)
+        _, back = jax.eval_shape(lambda p: jax.vjp(lambda q: module.apply({"params": q}, x), p), model_params)
+        return (size(back) - size(model_params)) / (DEPTH * x.nbytes)
 
-    assert kept("full") == pytest.approx(1, abs=0.05), "the block's input"
-    assert kept("dots") == pytest.approx(9, abs=0.05), "and queries, keys, values, attention's output, the MLP's four"
-    assert kept("none") > 25
+    assert saved_per_block("full") == pytest.approx(1, abs=0.05), "the block's input"
+    assert saved_per_block("dots") == pytest.approx(9, abs=0.05), "and queries, keys, values, attention's output, the MLP's four"
+    assert saved_per_block("none") > 25
 
 
-def test_scanned_layers_begin_differently(x):
+def test_scanned_layers_have_different_initial_weights(x):
     kernel = nn.unbox(jax.jit(make(scan=True).init)(jax.random.key(0), x))["params"]["blocks"]["mlp_in"]["kernel"]
     assert kernel.shape[0] == DEPTH
     assert not np.allclose(kernel[0], kernel[1])
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_dropout_acts_in_training_alone_and_on_every_layer_apart(x, params, scan):
+def test_dropout_acts_in_training_only_and_differs_by_layer(x, params, scan):
     module = make(dropout=0.5, scan=scan)
-    given = {"params": stacked(params) if scan else params}
-    calm = apply(module, given, x)
-    np.testing.assert_allclose(calm, twin(x, params), atol=1e-5)
-    noisy = jax.jit(lambda seed: module.apply(given, x, None, False, rngs={"dropout": jax.random.key(seed)}))
-    draws = [noisy(seed) for seed in (0, 0, 1)]
+    model_params = {"params": stacked(params) if scan else params}
+    without = apply(module, model_params, x)
+    np.testing.assert_allclose(without, twin(x, params), atol=1e-5)
+    dropped = jax.jit(lambda seed: module.apply(model_params, x, None, False, rngs={"dropout": jax.random.key(seed)}))
+    draws = [dropped(seed) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.allclose(draws[0], draws[2])
-    assert not np.allclose(draws[0], calm)
+    assert not np.allclose(draws[0], without)
 
 
-def test_bfloat16_computes_short_and_keeps_float32_parameters(x, params):
+def test_bfloat16_keeps_float32_parameters(x, params):
     module = make(dtype=jnp.bfloat16)
     made = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype("float32")}

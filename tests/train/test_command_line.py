@@ -1,4 +1,4 @@
-"""`train-jax` as it is typed: files, names, public weights, one's own pictures; mistakes are one line, before any work."""
+"""`train-jax` as it is typed: files, names, public weights, a user's pictures; mistakes are one line, before any work."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ class Begun(Exception):
 
 @pytest.fixture
 def begun(monkeypatch):
-    """Runs go so far and raise Begun."""
+    """Runs raise Begun where their state would be planned."""
 
     def plan_state(task, *_, **__):
         raise Begun(task)
@@ -38,7 +38,7 @@ def begun(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Sixteen captioned pictures of one's own."""
+    """A user's folder of sixteen captioned pictures."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(16):
@@ -160,7 +160,7 @@ def test_help_lists_the_options(capsys):
 
 
 @pytest.mark.parametrize("config", ["clip/vit_b32", "clip/siglip_b16", "clip/rn50"])
-def test_what_contradicts_a_checkpoint_names_the_config_that_does_not(config, refused):
+def test_a_clip_that_contradicts_a_checkpoint_names_the_config_that_does_not(config, refused):
     line = refused(f"--config={config}", f"--config.pretrained={CLIP}")
     assert "but the checkpoint of config.pretrained has" in line and "--config=clip/finetune" in line
 
@@ -190,8 +190,8 @@ SMALL = [name for name in config_file.names() if name.split("/")[1].split("_")[-
 
 
 @pytest.mark.parametrize("config", SMALL)
-def test_ones_own_pictures_train_by_every_small_config(config, refused, folder, tmp_path, begun):
-    """Evaluators that the folder cannot serve are named with the way out, and without them training begins."""
+def test_a_folder_of_pictures_trains_by_every_small_config(config, refused, folder, tmp_path, begun):
+    """Evaluators that the folder cannot serve are named with a remedy; without them training begins."""
     words = [f"--config={config}", f"--config.data.source=folder:{folder}", *OWN]
     if "prior" in config or "dalle" in config:
         words.append(f"--config.vqgan.path={VQGAN}")

@@ -95,7 +95,7 @@ def test_an_error_of_one_host_ends_both_and_what_was_trained_is_saved(scenario, 
     assert re.match(words, failed["error"]), failed["error"]
     assert re.match(f"PeerError: process {failing} failed: {words}", other["error"]), other["error"]
     assert failed["saved"] == other["saved"] and len(failed["saved"]) == 1
-    assert failed["saved"][0] >= max(row["step"] for row in metric_rows(folder / scenario)), "nothing that was logged is lost"
+    assert failed["saved"][0] >= max(row["step"] for row in metric_rows(folder / scenario)), "no logged update is lost"
 
 
 def test_broken_samples_are_counted_over_all_hosts(pair):

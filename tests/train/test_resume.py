@@ -116,7 +116,7 @@ def test_another_model_is_refused_by_the_array_that_differs(tmp_path):
 @pytest.mark.parametrize(
     ("before", "after"), [((), ("a", "b")), (("a",), ("b",)), (("a", "b"), ()), (("a", "b"), ("b",))]
 )
-def test_averages_that_are_switched_on_begin_at_the_weights_and_others_are_dropped(before, after, tmp_path, caplog):
+def test_new_averages_start_at_the_weights_and_unused_ones_are_dropped(before, after, tmp_path, caplog):
     old, tx = made(options(), ema=before)
     saved(tmp_path, old, options())
     new, _ = made(options(), ema=after)
@@ -148,7 +148,7 @@ def test_a_reset_optimiser_has_fresh_moments_and_its_schedule_goes_on(name, tmp_
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, expected)
 
 
-def test_a_run_is_not_gone_on_with_by_another_optimiser_unless_it_is_reset(tmp_path):
+def test_another_optimiser_does_not_resume_a_run_unless_it_is_reset(tmp_path):
     train_jax.run(config(steps=4, checkpoint={"every": 4}), tmp_path)
     described = (tmp_path / "config.json").read_text()
     other = config(steps=8, optim={"name": "lion"}, ema={"decay": 0.0, "players": ()})
@@ -162,7 +162,7 @@ def test_a_run_is_not_gone_on_with_by_another_optimiser_unless_it_is_reset(tmp_p
     np.testing.assert_allclose(logged, [rate(count) for count in range(4, 8)], rtol=1e-5)
 
 
-def test_a_run_is_not_gone_on_with_by_another_tokenizer(tmp_path, monkeypatch):
+def test_another_tokenizer_does_not_resume_a_run(tmp_path, monkeypatch):
     def make(c, workdir):
         return dataclasses.replace(original(c, workdir), artifacts={"tokenizer.json": content})
 

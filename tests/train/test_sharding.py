@@ -21,7 +21,7 @@ def mesh(data=2, fsdp=2, tensor=2):
     return sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
 
 
-def test_minus_one_is_what_is_left():
+def test_minus_one_is_the_remaining_devices():
     assert dict(mesh(-1, 2, 1).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     assert dict(mesh(1, -1, 4).shape) == {"data": 1, "fsdp": 2, "tensor": 4}
 
@@ -51,9 +51,9 @@ def test_a_mesh_for_more_devices_is_reduced_to_those_there_are(count, caplog):
 
 def test_a_batch_is_cut_into_as_few_equal_parts_as_may_be():
     for rows in range(1, 40):
-        for most in range(1, 50):
-            sizes = [size for size in range(1, most + 1) if rows % size == 0]  # by hand: the largest divisor
-            assert sharding.parts_of(rows, most) == rows // max(sizes)
+        for max_rows in range(1, 50):
+            sizes = [size for size in range(1, max_rows + 1) if rows % size == 0]  # by hand: the largest divisor
+            assert sharding.parts_of(rows, max_rows) == rows // max(sizes)
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused():
@@ -71,7 +71,7 @@ def test_spec_of_a_parameter():
     assert sharding.spec(("embed", "embed"), (8, 8), m) == P("fsdp", None), "an axis of the mesh serves once"
 
 
-def test_an_axis_that_does_not_divide_stays_whole_and_is_logged(caplog):
+def test_an_axis_that_does_not_divide_is_not_sharded_and_is_logged(caplog):
     assert sharding.spec(("embed", "mlp"), (7, 16), mesh(), "clip/kernel") == P(None, "tensor")
     assert "clip/kernel" in caplog.text and "length 7" in caplog.text
 
@@ -169,7 +169,7 @@ def test_data_goes_over_the_network_between_slices():
         sharding.make_mesh({"data": 1, "fsdp": 32, "tensor": 1}, chips)
 
 
-def test_the_largest_of_what_devices_hold_counts_also_where_replicas_differ():
+def test_largest_is_the_maximum_over_devices_also_where_replicas_differ():
     m = mesh(2, 2, 2)
     split = sharding.batch_sharding(m)
     for loud in m.devices.flat:

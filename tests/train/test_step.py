@@ -70,8 +70,8 @@ def trajectory(steps=STEPS, batches=None, **kwargs):
     with jax.set_mesh(mesh):
         state = create()
         states = [jax.device_get(state)]
-        for number in range(steps):
-            batch = toy.batch(seed=number) if batches is None else batches[number]
+        for index in range(steps):
+            batch = toy.batch(seed=index) if batches is None else batches[index]
             state, metrics = step(state, jax.device_put(batch, sharding.batch_sharding(mesh)))
             history.append(jax.device_get(metrics))
             states.append(jax.device_get(state))
@@ -100,9 +100,9 @@ def by_hand():
     }
     states = {player: rules[player].init(params[player]) for player in params}
     losses = {"generator": toy.generator_loss, "discriminator": toy.discriminator_loss}
-    for number in range(STEPS):
-        batch = toy.batch(seed=number)
-        noise = toy.NOISE * jax.random.normal(noise_key(number), batch["z"].shape)
+    for index in range(STEPS):
+        batch = toy.batch(seed=index)
+        noise = toy.NOISE * jax.random.normal(noise_key(index), batch["z"].shape)
         new = {}
         for position, player in enumerate(("generator", "discriminator")):
             grads = jax.grad(losses[player], argnums=position)(
@@ -150,10 +150,10 @@ def test_the_loss_of_one_player_moves_no_parameter_of_the_other(moved, still):
 
 @pytest.mark.parametrize("mesh_sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
 def test_any_mesh_gives_the_numbers_of_one_device(mesh_sizes):
-    alone, history_alone = train(ema=0.9)
-    spread, history_spread = train(mesh_sizes=mesh_sizes, ema=0.9)
-    assert_close(spread, alone)
-    assert_close(history_spread, history_alone)
+    single, single_history = train(ema=0.9)
+    spread, spread_history = train(mesh_sizes=mesh_sizes, ema=0.9)
+    assert_close(spread, single)
+    assert_close(spread_history, single_history)
 
 
 def test_parameters_moments_and_average_are_really_sharded():
@@ -174,12 +174,12 @@ def test_parameters_moments_and_average_are_really_sharded():
 def test_accumulation_equals_the_mean_of_the_micro_batches_gradients():
     task = Task(init=toy.init, loss=quiet_loss, example=toy.example)
     state, history = train(task=task, accumulate=4, steps=3)
-    whole, whole_history = train(task=task, accumulate=1, steps=3)
+    full, full_history = train(task=task, accumulate=1, steps=3)
     # These losses are means over examples, so micro-batches of equal size average to the whole batch.
-    assert_close(state.params, whole.params)
-    assert_close(history[-1]["loss"], whole_history[-1]["loss"])
+    assert_close(state.params, full.params)
+    assert_close(history[-1]["loss"], full_history[-1]["loss"])
     spread, _ = train(task=task, accumulate=2, steps=3, mesh_sizes=(4, 2, 1))
-    assert_close(spread.params, whole.params)
+    assert_close(spread.params, full.params)
 
 
 def quiet_loss(params, extra, batch, rng, step):
@@ -192,11 +192,11 @@ def quiet_loss(params, extra, batch, rng, step):
 def test_average_of_the_weights_follows_its_recurrence():
     decay, expected = 0.5, None
     path = [state.params["generator"] for state in trajectory()[0]]
-    for number, params in enumerate(path):
-        if number == 0:
+    for index, params in enumerate(path):
+        if index == 0:
             expected = params
             continue
-        d = min(decay, number / (9 + number))  # (1 + n) / (10 + n) with n updates done before this one
+        d = min(decay, index / (9 + index))  # (1 + n) / (10 + n) with n updates done before this one
         expected = jax.tree.map(lambda e, p, d=d: d * e + (1 - d) * p, expected, params)
     state, _ = train(ema=decay)
     assert set(state.ema) == {"generator"}

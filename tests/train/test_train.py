@@ -151,7 +151,7 @@ def test_a_damaged_config_of_a_run_is_named(tmp_path):
         train_jax.run(config(), tmp_path)
 
 
-def test_what_ended_a_run_is_not_hidden_by_a_save_that_fails(tmp_path):
+def test_a_failed_save_does_not_hide_the_error_that_ended_the_run(tmp_path):
     class Failing(checkpoint.Checkpoints):
         def close(self):
             super().close()
@@ -178,7 +178,7 @@ def _stop_after(step):
         yield
 
 
-def test_another_mesh_goes_on_where_this_one_stopped(reference, tmp_path):
+def test_another_mesh_resumes_where_the_first_stopped(reference, tmp_path):
     with _stop_after(15), pytest.raises(Stopped):
         train_jax.run(config(mesh={"data": 2, "fsdp": 2, "tensor": 2}), tmp_path)
     train_jax.run(config(mesh={"data": 8}), tmp_path)
@@ -190,7 +190,7 @@ def test_another_mesh_goes_on_where_this_one_stopped(reference, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *weights)
 
 
-def test_a_running_trainer_holds_no_batch_but_those_on_their_way(tmp_path, monkeypatch):
+def test_a_running_trainer_holds_only_batches_in_flight(tmp_path, monkeypatch):
     def write(self, at, values):
         if at == 3:
             live.extend(x for x in jax.live_arrays() if x.shape[:1] == (80,) and id(x) not in before)
@@ -232,7 +232,7 @@ def test_nan_in_the_loss_ends_the_run_with_advice_and_keeps_the_checkpoints(tmp_
     assert [row["skipped"] for row in rows] == [0] * 12 + [1, 2, 3, 4, 5]
 
 
-def test_what_was_trained_outlives_a_failed_evaluation(reference, tmp_path, monkeypatch):
+def test_a_failed_evaluation_loses_no_updates(reference, tmp_path, monkeypatch):
     def failing(c, workdir):
         def evaluator(options, context):
             def evaluate(params, extra):
@@ -254,17 +254,17 @@ def test_what_was_trained_outlives_a_failed_evaluation(reference, tmp_path, monk
     ]
 
 
-def test_what_was_trained_outlives_unreadable_data(tmp_path, monkeypatch):
+def test_unreadable_data_loses_no_updates(tmp_path, monkeypatch):
     def failing(c, workdir):
         def example(record, rng):
-            seen.append(record["id"])
-            if len(seen) > 200:
+            read_ids.append(record["id"])
+            if len(read_ids) > 200:
                 raise BrokenSample("gone")
             return toy_task.example(record, rng)
 
         return dataclasses.replace(original(c, workdir), example=example)
 
-    seen: list[str] = []
+    read_ids: list[str] = []
     original = toy_task.make
     monkeypatch.setattr(toy_task, "make", failing)
     with pytest.raises(DataError, match="broken samples in a row"):
@@ -302,7 +302,7 @@ def test_many_skipped_updates_between_two_logs_end_the_run(tmp_path, monkeypatch
         train_jax.run(config(optim={"max_skipped": 5}, log_every=40), tmp_path)
 
 
-def test_another_batch_size_goes_on_at_the_same_example(tmp_path):
+def test_another_batch_size_resumes_at_the_same_example(tmp_path):
     def position(step):
         with contextlib.closing(ocp.training.Checkpointer(tmp_path / "checkpoints")) as checkpoints:
             return checkpoints.metadata(step).custom_metadata["position"]
