@@ -20,6 +20,7 @@ _CACHE = _ROOT / ".cache"
 _DEVICES = 8  # enough for a mesh with all three axes
 _CHECKED = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax")
 _PEERS = ("torch", "transformers", "diffusers")
+_LONGEST_FILES = ("train/test_hosts.py",)
 
 
 def _set(name: str, value: str | Path) -> None:
@@ -84,7 +85,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(_own_folder, ignore_errors=True)
 
 
+def _long_files_first(items: list[pytest.Item]) -> None:
+    """Starts the files that take longest first, so that several workers (`--dist loadfile`) end at about the same time."""
+    order = {name: index for index, name in enumerate(_LONGEST_FILES)}
+    items.sort(key=lambda item: order.get(item.path.relative_to(_ROOT / "tests").as_posix(), len(order)))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _long_files_first(items)
     missing = [name for name in _PEERS if importlib.util.find_spec(name) is None]
     if not missing:
         return
@@ -234,7 +242,7 @@ def run_notebook():
 
 @pytest.fixture(scope="session")
 def shown():
-    """`shown(outputs, word, count, width, contrast)`: asserts that a cell shows so many pictures, wide enough and not blank."""
+    """`shown(outputs, word, count, width, contrast)`: a cell shows so many pictures, wide and not blank."""
     import numpy as np
 
     def check(outputs, word: str, count: int, width: int = 100, contrast: float = 3) -> None:

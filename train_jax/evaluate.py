@@ -59,8 +59,8 @@ class Context:
                 raise Interrupted(signal_number)
             yield feed.to_device(batch, split, batch_size), min(batch_size, len(records) - index * batch_size)
 
-    def whole(self, x: jax.Array) -> jax.Array:
-        """An array that is split over hosts and devices, on every one of them."""
+    def replicate(self, x: jax.Array) -> jax.Array:
+        """Gathers an array that is split over hosts and devices onto every one of them."""
         return self.jit(_identity)(x)
 
     def jit(self, function: Callable) -> Callable:

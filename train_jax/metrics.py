@@ -94,7 +94,7 @@ class Writer:
         self._bar = tqdm(
             total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
         )
-        self._total, self._told = total_steps, time.monotonic()
+        self._total, self._last_line = total_steps, time.monotonic()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Adds one line of numbers, and the same to TensorBoard and the progress bar.
@@ -110,7 +110,7 @@ class Writer:
             self._events.add_scalar(name, value, step)
         self._progress(step, metrics)
 
-    def tells_of(self, step: int, names: list[str]) -> bool:
+    def has_results(self, step: int, names: list[str]) -> bool:
         """Whether the run directory holds metrics or pictures of one of these evaluators after this update."""
         if not self._active:
             return False
@@ -158,20 +158,20 @@ class Writer:
         return path.open("ab")
 
     def _progress(self, step: int, metrics: Mapping[str, Any]) -> None:
-        shown = {
+        headline = {
             short: metrics[name]
             for short, name in (("loss", "loss"), ("examples/s", "examples_per_second"), ("MFU", "mfu"))
             if name in metrics
         }
         if not self._bar.disable:
             self._bar.update(step - self._bar.n)
-            self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in headline.items()})
             return
         now = time.monotonic()
-        if "steps_per_second" in metrics and (now - self._told >= _PLAIN_LINE_EVERY or step == self._total):
-            self._told = now
+        if "steps_per_second" in metrics and (now - self._last_line >= _PLAIN_LINE_EVERY or step == self._total):
+            self._last_line = now
             left = (self._total - step) / metrics["steps_per_second"]
-            values = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            values = "  ".join(f"{name} {value:.4g}" for name, value in headline.items())
             speed = f"{metrics['steps_per_second']:.3g} steps/s"
             print(
                 f"step {step}/{self._total}  {values}  {speed}  {left / 60:.1f} min left", file=sys.stderr, flush=True

@@ -92,17 +92,17 @@ def schedule(optim: ConfigDict, steps: int) -> Callable:
     return optax.join_schedules([optax.linear_schedule(0.0, lr, max(warmup, 1)), shapes[optim.schedule]()], [warmup])
 
 
-def with_clock(opt_state, updates):
+def set_schedule_counts(opt_state, updates):
     """Sets the counters of an optimiser's state, so that schedules continue after so many updates."""
 
-    def is_clock(x):
+    def is_schedule_state(x):
         # A schedule's state is a count alone; an optimiser's own, Adam's for one, has moments beside it.
         return getattr(x, "_fields", None) == ("count",)
 
     return jax.tree.map(
-        lambda x: x._replace(count=jnp.asarray(updates, x.count.dtype)) if is_clock(x) else x,
+        lambda x: x._replace(count=jnp.asarray(updates, x.count.dtype)) if is_schedule_state(x) else x,
         opt_state,
-        is_leaf=is_clock,
+        is_leaf=is_schedule_state,
     )
 
 

@@ -60,7 +60,7 @@ def completed(state, abstract_state, init: Callable):
     missing = [player for player in abstract_state.ema or {} if player not in (state.ema or {})]
     if state.opt_state is None:
         start = jax.jit(
-            lambda params, done: optim.with_clock(init(params), done),
+            lambda params, done: optim.set_schedule_counts(init(params), done),
             out_shardings=jax.tree.map(lambda x: x.sharding, abstract_state.opt_state),
         )
         state = state.replace(opt_state=start(state.params, state.step - state.counters["skipped"]))

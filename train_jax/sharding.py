@@ -72,10 +72,10 @@ def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence | None = 
         raise ConfigError(
             f"config.mesh ({stated}) uses {math.prod(shape)} of {count} device(s): set one axis to -1 to use all of them"
         )
-    return Mesh(_laid_out(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_arrange_devices(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _laid_out(shape: Sequence[int], devices: Sequence) -> np.ndarray:
+def _arrange_devices(shape: Sequence[int], devices: Sequence) -> np.ndarray:
     """Arranges devices in an array of this shape: neighbours in the network along its last axes, several TPU slices
     along data.
     """

@@ -134,7 +134,7 @@ class Loop:
             self._meet()
             # A checkpoint cannot note later that its evaluation was made up for: the metrics file shows it.
             due = self.prepared.evaluations.due(self.step)
-            if not self.checkpoints.evaluated and not agreement.from_first(self._writer.tells_of(self.step, due)):
+            if not self.checkpoints.evaluated and not agreement.from_first(self._writer.has_results(self.step, due)):
                 self._evaluate()
             while self.step < self.config.steps:
                 self._check_finished_update()

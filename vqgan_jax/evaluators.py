@@ -63,7 +63,7 @@ class Autoencoder:
         program = context.jit(self._reconstruct)
         batches = context.batches(records, self._example, options.batch_size)
         return inference.overlapped(
-            (context.whole(batch["image"]), program(params, extra, batch), real) for batch, real in batches
+            (context.replicate(batch["image"]), program(params, extra, batch), real) for batch, real in batches
         )
 
     def _example(self, record, rng):

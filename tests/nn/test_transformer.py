@@ -160,7 +160,7 @@ def test_remat_saves_of_each_block_what_it_says(params, scan, dtype):
         return (size(back) - size(model_params)) / (DEPTH * x.nbytes)
 
     assert saved_per_block("full") == pytest.approx(1, abs=0.05), "the block's input"
-    assert saved_per_block("dots") == pytest.approx(9, abs=0.05), "and queries, keys, values, attention's output, the MLP's four"
+    assert saved_per_block("dots") == pytest.approx(9, abs=0.05), "and q, k, v, the attention output, the MLP (4)"
     assert saved_per_block("none") > 25
 
 

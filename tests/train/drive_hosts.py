@@ -236,7 +236,7 @@ if __name__ == "__main__":
     from train_jax import sharding
 
     results, start = {}, time.monotonic()
-    with mock.patch.object(sharding, "_laid_out", like_a_tpu):
+    with mock.patch.object(sharding, "_arrange_devices", like_a_tpu):
         for name, function in SCENARIOS.items():
             if name == "unreachable_peer":
                 Path(folder, f"{index}.json").write_text(json.dumps(results))

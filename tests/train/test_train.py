@@ -122,15 +122,16 @@ def test_a_finished_run_makes_up_for_an_evaluation_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["order", "norm"])
-def test_a_run_directory_tells_which_evaluations_were_made(name, tmp_path):
+def test_a_run_directory_shows_which_evaluations_were_made(name, tmp_path):
     """By metrics or by pictures alone."""
     with contextlib.closing(metrics.Writer(tmp_path, total_steps=4)) as writer:
         writer.write(2, {"loss": 1.0, "order/misplaced": 0.0})
         writer.images(2, {"norm/grey": np.zeros((4, 6, 3), np.uint8)})
-        assert writer.tells_of(2, [name, "other"])
-        assert not writer.tells_of(1, [name]) and not writer.tells_of(2, ["other"]) and not writer.tells_of(2, [name[:2]])
+        assert writer.has_results(2, [name, "other"])
+        assert not writer.has_results(1, [name])
+        assert not writer.has_results(2, ["other"]) and not writer.has_results(2, [name[:2]])
     with contextlib.closing(metrics.Writer(tmp_path, total_steps=4, start_step=1)) as writer:  # goes on from before
-        assert not writer.tells_of(2, [name])
+        assert not writer.has_results(2, [name])
 
 
 def test_hosts_that_cannot_talk_to_each_other_are_refused(monkeypatch):

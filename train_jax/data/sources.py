@@ -244,13 +244,13 @@ class _Mapped(Sequence):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict:
-        return self._made(index, self._function)
+        return self._make(index, self._function)
 
     def described(self, index: int) -> dict:
         """Item number `index` without its picture, where that can be made without reading it."""
-        return self._made(index, self._described)
+        return self._make(index, self._described)
 
-    def _made(self, index: int, function: Callable) -> dict:
+    def _make(self, index: int, function: Callable) -> dict:
         position = range(len(self._rows))[index]  # IndexError at the end, which TFDS does not raise
         return {"id": str(position)} | function(self._rows[position])
 

@@ -23,7 +23,7 @@ _WATCHED = 1000  # samples of which, at least, the share of broken ones is taken
 _ENDLESS = 2**40  # batches; Grain counts in floats, and in 63 bits
 
 
-def _made(source: Source | Sequence, example: Callable, index: int, rng: np.random.Generator) -> dict[str, Any]:
+def _make_example(source: Source | Sequence, example: Callable, index: int, rng: np.random.Generator) -> dict[str, Any]:
     """Makes the example of the record at `index`. BrokenSample names the record."""
     record = source[index]
     try:
@@ -43,7 +43,7 @@ class _Examples:
         for step in range(min(_TRIES, len(self._source))):
             record_index = (int(index) + step) % len(self._source)
             try:
-                return _made(self._source, self._example, record_index, rng) | {BROKEN: np.int32(len(reasons))}
+                return _make_example(self._source, self._example, record_index, rng) | {BROKEN: np.int32(len(reasons))}
             except BrokenSample as error:
                 reasons.append(str(error))
         name = getattr(self._source, "name", "the data")
@@ -144,7 +144,7 @@ def eval_batches(
         examples = []
         for index in np.minimum(indices, len(source) - 1):
             try:
-                examples.append(_made(source, example, int(index), np.random.default_rng(int(index))))
+                examples.append(_make_example(source, example, int(index), np.random.default_rng(int(index))))
             except BrokenSample as error:
                 raise DataError(f"a broken sample in an evaluation: {error}") from error
         yield {name: np.stack([x[name] for x in examples]) for name in examples[0]}, indices < len(source)

@@ -191,7 +191,7 @@ class Samples:
             batches = context.batches(
                 records, lambda record, rng: {"image": preprocess(record["image"])}, options.batch_size
             )
-            images = inference.overlapped((context.whole(batch["image"]), real) for batch, real in batches)
+            images = inference.overlapped((context.replicate(batch["image"]), real) for batch, real in batches)
             self._originals = np.concatenate([self._features.of(batch)[:real] for batch, real in images])
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
