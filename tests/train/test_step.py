@@ -28,7 +28,7 @@ _BUILT = {}  # compiled steps, for tests that ask for the same one
 
 
 def build(mesh_sizes=(1, 1, 1), *, optim_options=None, task=toy.TASK, ema=0.0, accumulate=1, batch=None):
-    """`(mesh, create, step)`; the same arguments give the same step, which is compiled once."""
+    """`(mesh, create, step)`; the same arguments give the same step, and first state, which are compiled once."""
     optim_options = options() if optim_options is None else optim_options
     batch = toy.batch() if batch is None else batch
     shapes = tuple((name, x.shape) for name, x in batch.items())
@@ -53,8 +53,23 @@ def build(mesh_sizes=(1, 1, 1), *, optim_options=None, task=toy.TASK, ema=0.0, a
         ema_decay=ema,
         freeze=optim_options.freeze,
     )
-    _BUILT[key] = mesh, plan.create, step, task  # with the task: another one could get its id
+    create = create_once(plan)
+    _BUILT[key] = mesh, create, step, task  # with the task: another one could get its id
     return _BUILT[key][:-1]
+
+
+def create_once(plan):
+    """`plan.create`, whose first result is copied afterwards: steps donate it."""
+    initial = []
+
+    def create():
+        if not initial:
+            state = plan.create()
+            initial.append(jax.device_get(state))
+            return state
+        return jax.device_put(initial[0], jax.tree.map(lambda x: x.sharding, plan.abstract))
+
+    return create
 
 
 def train(steps=STEPS, batches=None, **kwargs):
