@@ -223,11 +223,11 @@ def _muon_dimension_numbers(path: str, axes: Mapping[str, tuple[str | None, ...]
     if not path.endswith("/kernel"):
         return None
     names = axes[path]
-    rest = tuple(i for i, name in enumerate(names) if name not in _STACKED)
-    if len(rest) < 2:
+    unstacked_axes = tuple(i for i, name in enumerate(names) if name not in _STACKED)
+    if len(unstacked_axes) < 2:
         return None
-    inputs = rest[:1] if names[rest[0]] == "embed" else rest[:-1]
-    return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=rest[len(inputs) :])
+    inputs = unstacked_axes[:1] if names[unstacked_axes[0]] == "embed" else unstacked_axes[:-1]
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=unstacked_axes[len(inputs) :])
 
 
 def _group(player: str, decayed: bool, factor: float) -> str:

@@ -54,7 +54,7 @@ def run_directory(name: str | os.PathLike) -> AnyPath:
     """
     folder = absolute(name)
     if not isinstance(folder, Path) and not str(folder).startswith("gs://"):
-        raise ConfigError(f"{folder}: checkpoints are kept in local folders and in gs:// alone; choose such a run folder")
+        raise ConfigError(f"{folder}: checkpoints are kept in local folders and in gs:// alone; choose such a run directory")
     return folder
 
 
@@ -144,13 +144,13 @@ def walk(folder: AnyPath) -> Iterator[AnyPath]:
 
 def walk_folders(folder: Path, on_error: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
     """Walks as `os.walk` does and follows links to folders, except back to an ancestor."""
-    above = {str(folder): frozenset({os.path.realpath(folder)})}
+    ancestors = {str(folder): frozenset({os.path.realpath(folder)})}
     for parent, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
-        passed = above.pop(parent)
+        own_ancestors = ancestors.pop(parent)
         real = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
-        folders[:] = sorted(name for name in folders if real[name] not in passed)
+        folders[:] = sorted(name for name in folders if real[name] not in own_ancestors)
         yield parent, folders, names
-        above |= {os.path.join(parent, name): passed | {real[name]} for name in folders}
+        ancestors |= {os.path.join(parent, name): own_ancestors | {real[name]} for name in folders}
 
 
 def glob(pattern: str) -> list[AnyPath]:

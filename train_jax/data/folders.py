@@ -46,11 +46,11 @@ def read(folder: AnyPath) -> dict[str, list[str]]:
         log.warning("folder:%s: %r has a caption and no image", folder, name)
     if missing:
         log.warning("folder:%s: %d caption(s) without an image are left out", folder, len(missing))
-    silent = sorted(set(pictures) - {str(PurePosixPath(name)) for name in captions_of})
-    if silent:
+    uncaptioned = sorted(set(pictures) - {str(PurePosixPath(name)) for name in captions_of})
+    if uncaptioned:
         log.warning(
             "folder:%s: %d image(s) without a caption are left out: %s%s",
-            folder, len(silent), ", ".join(map(repr, silent[:_NAMED])), ", …" if len(silent) > _NAMED else "",
+            folder, len(uncaptioned), ", ".join(map(repr, uncaptioned[:_NAMED])), ", …" if len(uncaptioned) > _NAMED else "",
         )  # fmt: skip
     if len(missing) == len(captions_of):
         raise DataError(

@@ -245,15 +245,15 @@ def _scan(path: AnyPath, size: int) -> Iterator[tuple]:
             ) from error
         log.warning("%s: damaged after %d sample(s) (%s); what comes before is used", path, len(groups), error)
     _warn(path, refused, "member(s) refused")
-    lonely = []
+    incomplete = []
     for key, members in groups.items():
         image = next((members[suffix] for suffix in _IMAGES if suffix in members), None)
         kind = next((suffix for suffix in _CAPTIONS if suffix in members), None)
         if image is None or kind is None:
-            lonely.append(f"{key} (no {'image' if image is None else 'caption'})")
+            incomplete.append(f"{key} (no {'image' if image is None else 'caption'})")
         else:
             yield key, image, members[kind], kind, members.get("cls") or (members.get("json") if kind != "json" else None)
-    _warn(path, lonely, "sample(s) left out")
+    _warn(path, incomplete, "sample(s) left out")
 
 
 def _warn(path: AnyPath, names: list[str], what: str) -> None:

@@ -115,8 +115,8 @@ def from_peer(tensors: Mapping, entries: Sequence[Entry], where: str, ignored: S
     """
     expected = [name for entry in entries for name in entry.theirs]
     missing = [name for name in expected if name not in tensors]
-    rest = set(tensors) - set(expected)
-    unknown = sorted(name for name in rest if not any(re.search(pattern, name) for pattern in ignored))
+    unused = set(tensors) - set(expected)
+    unknown = sorted(name for name in unused if not any(re.search(pattern, name) for pattern in ignored))
     for what, names in (("lacks", missing), ("has parts that are not understood:", unknown)):
         if names:
             shown = [f"{name} {list(tensors[name].shape)}" if name in tensors else name for name in names[:_NAMED]]

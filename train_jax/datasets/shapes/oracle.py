@@ -54,8 +54,8 @@ def _background(pixels: np.ndarray) -> np.ndarray:
     # The median of the light, grey half of the pixels: objects are dark or saturated.
     value = flat.min(axis=1)
     estimate = np.median(flat[value >= np.median(value)], axis=0)[None, :]
-    for near in (_DIFFERENT, _DIFFERENT / 2):
-        is_background = np.linalg.norm(flat - estimate, axis=1) < near
+    for threshold in (_DIFFERENT, _DIFFERENT / 2):
+        is_background = np.linalg.norm(flat - estimate, axis=1) < threshold
         coefficients = np.linalg.lstsq(design[is_background], flat[is_background], rcond=None)[0]
         estimate = design @ coefficients
     return estimate.reshape(pixels.shape)
