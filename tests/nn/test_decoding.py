@@ -1,5 +1,6 @@
 """Sampling against probabilities counted by hand, and against a plain loop."""
 
+import functools
 import itertools
 
 import flax.linen as nn
@@ -34,6 +35,11 @@ def by_hand(logits, temperature=1.0, top_k=0, top_p=1.0):
     return probabilities / probabilities.sum()
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def sample(keys, sampling, max_candidates):
+    return jax.vmap(lambda key: sample_code(key, jnp.asarray(LOGITS), sampling, max_candidates))(keys)
+
+
 @pytest.mark.parametrize(
     "options, candidates",
     [
@@ -48,9 +54,7 @@ def by_hand(logits, temperature=1.0, top_k=0, top_p=1.0):
 )
 def test_codes_are_drawn_with_the_probabilities_counted_by_hand(options, candidates):
     count = 40_000
-    codes = jax.jit(
-        jax.vmap(lambda key: sample_code(key, jnp.asarray(LOGITS), Sampling(**options), candidates)),
-    )(jax.random.split(jax.random.key(1), count))
+    codes = sample(jax.random.split(jax.random.key(1), count), Sampling(**options), candidates)
     actual, expected = np.bincount(codes, minlength=6) / count, by_hand(LOGITS, **options)
     assert not actual[expected == 0].any()
     assert np.all(np.abs(actual - expected) < 5 * np.sqrt(expected * (1 - expected) / count) + 1e-9)
@@ -59,15 +63,15 @@ def test_codes_are_drawn_with_the_probabilities_counted_by_hand(options, candida
 def test_temperature_zero_takes_the_most_likely_code():
     keys = jax.random.split(jax.random.key(0), 50)
     for candidates in (0, 6):
-        codes = jax.vmap(lambda k, m=candidates: sample_code(k, jnp.asarray(LOGITS), Sampling(0.0), m))(keys)
+        codes = sample(keys, Sampling(0.0), candidates)
         assert set(np.asarray(codes)) == {0}
 
 
 def test_filters_that_let_everything_through_change_nothing():
     keys = jax.random.split(jax.random.key(0), 200)
-    plain = jax.vmap(lambda k: sample_code(k, jnp.asarray(LOGITS), Sampling(), 0))(keys)
+    plain = sample(keys, Sampling(), 0)
     for sampling in (Sampling(top_p=1.0), Sampling(top_k=6), Sampling(top_k=0)):
-        np.testing.assert_array_equal(jax.vmap(lambda k, s=sampling: sample_code(k, jnp.asarray(LOGITS), s, 6))(keys), plain)
+        np.testing.assert_array_equal(sample(keys, sampling, 6), plain)
 
 
 def markov(v=4, length=3):
@@ -120,10 +124,8 @@ def test_guidance_acts_at_every_step(guidance):
         return jax.vmap(lambda pair: both[jnp.arange(2), index, pair])(pairs).reshape(4, -1), cache
 
     logits = jnp.tile(jnp.stack([f1, f0]), (2, 1))
-    codes, log_probs, _ = decode(
-        step, logits, 0, jax.random.split(jax.random.key(0), 2), Sampling(0.0, guidance=guidance), positions=jnp.arange(6),
-        guided=True,
-    )  # fmt: skip
+    program = jax.jit(functools.partial(decode, step, positions=jnp.arange(6), guided=True))
+    codes, log_probs, _ = program(logits, 0, jax.random.split(jax.random.key(0), 2), Sampling(0.0, guidance=guidance))
     np.testing.assert_array_equal(codes, [expected, expected])
     conditional = [softmax(f1)[expected[0]], *(softmax(t1[i, expected[i]])[expected[i + 1]] for i in range(5))]
     np.testing.assert_allclose(log_probs[0], np.log(conditional), atol=1e-5)
@@ -133,8 +135,8 @@ def test_known_codes_stay_and_the_others_follow_from_them():
     first, tables = markov(8, 5)
     known_codes = np.array([[0, 7, 0, 3, 0]])
     known_mask = np.array([[False, True, False, True, False]])
-    codes, _, _ = decode(
-        chain(tables), jnp.asarray(first)[None], 0, jax.random.split(jax.random.key(0), 1), Sampling(0.0),
+    codes, _, _ = jax.jit(functools.partial(decode, chain(tables)))(
+        jnp.asarray(first)[None], 0, jax.random.split(jax.random.key(0), 1), Sampling(0.0),
         positions=jnp.arange(5), known_codes=jnp.asarray(known_codes), known_mask=jnp.asarray(known_mask),
     )  # fmt: skip
     expected = [np.argmax(first), 7, np.argmax(tables[1, 7]), 3, np.argmax(tables[3, 3])]
@@ -144,10 +146,11 @@ def test_known_codes_stay_and_the_others_follow_from_them():
 def test_a_sequence_is_the_same_in_any_batch_and_in_parts():
     first, tables = markov(8, 6)
     keys = jax.random.split(jax.random.key(5), 5)
+    program = jax.jit(functools.partial(decode, chain(tables)))
 
     def run(keys, positions, start=None, index=0):
         logits, cache = (jnp.tile(first, (len(keys), 1)), jnp.zeros(())) if start is None else start
-        return decode(chain(tables), logits, cache, keys, Sampling(), positions=positions, start=index)
+        return program(logits, cache, keys, Sampling(), positions=positions, start=index)
 
     expected, _, _ = run(keys, jnp.arange(6))
     np.testing.assert_array_equal(run(keys[2:4], jnp.arange(6))[0], expected[2:4])

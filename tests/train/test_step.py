@@ -16,6 +16,7 @@ from train_jax.step import BROKEN, make_train_step, plan_state
 from train_jax.task import Task
 
 STEPS = 6
+EMA = 0.3  # below (1 + n) / (10 + n) from the fourth update on, so that both limits of the decay occur
 
 
 def options(**changes):
@@ -105,7 +106,6 @@ def first_params():
     return sharding.unbox(toy.init(WEIGHTS, toy.batch()))[0]
 
 
-@jax.jit
 def by_hand():
     """The textbook loop: two gradients, two optimisers, each with its own clipping."""
     params = first_params()
@@ -115,17 +115,21 @@ def by_hand():
     }
     states = {player: rules[player].init(params[player]) for player in params}
     losses = {"generator": toy.generator_loss, "discriminator": toy.discriminator_loss}
-    for index in range(STEPS):
-        batch = toy.batch(seed=index)
-        noise = toy.NOISE * jax.random.normal(noise_key(index), batch["z"].shape)
-        new = {}
+
+    @jax.jit
+    def update(params, states, batch, key):
+        noise = toy.NOISE * jax.random.normal(key, batch["z"].shape)
+        new_params, new_states = {}, {}
         for position, player in enumerate(("generator", "discriminator")):
             grads = jax.grad(losses[player], argnums=position)(
                 params["generator"], params["discriminator"], batch, noise
             )
-            updates, states[player] = rules[player].update(grads, states[player], params[player])
-            new[player] = optax.apply_updates(params[player], updates)
-        params = new
+            updates, new_states[player] = rules[player].update(grads, states[player], params[player])
+            new_params[player] = optax.apply_updates(params[player], updates)
+        return new_params, new_states
+
+    for index in range(STEPS):
+        params, states = update(params, states, toy.batch(seed=index), noise_key(index))
     return params
 
 
@@ -165,14 +169,14 @@ def test_the_loss_of_one_player_moves_no_parameter_of_the_other(moved, still):
 
 @pytest.mark.parametrize("mesh_sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
 def test_any_mesh_gives_the_numbers_of_one_device(mesh_sizes):
-    single, single_history = train(ema=0.9)
-    spread, spread_history = train(mesh_sizes=mesh_sizes, ema=0.9)
+    single, single_history = train(ema=EMA)
+    spread, spread_history = train(mesh_sizes=mesh_sizes, ema=EMA)
     assert_close(spread, single)
     assert_close(spread_history, single_history)
 
 
 def test_parameters_moments_and_average_are_really_sharded():
-    mesh, create, step = build((2, 2, 2), ema=0.9)
+    mesh, create, step = build((2, 2, 2), ema=EMA)
     with jax.set_mesh(mesh):
         state, _ = step(create(), jax.device_put(toy.batch(), sharding.batch_sharding(mesh)))
     kernels = [
@@ -205,30 +209,26 @@ def quiet_loss(params, extra, batch, rng, step):
 
 
 def test_average_of_the_weights_follows_its_recurrence():
-    decay, expected = 0.5, None
-    path = [state.params["generator"] for state in trajectory()[0]]
-    for index, params in enumerate(path):
-        if index == 0:
-            expected = params
-            continue
-        d = min(decay, index / (9 + index))  # (1 + n) / (10 + n) with n updates done before this one
-        expected = jax.tree.map(lambda e, p, d=d: d * e + (1 - d) * p, expected, params)
-    state, _ = train(ema=decay)
-    assert set(state.ema) == {"generator"}
-    assert_close(state.ema["generator"], expected)
+    states, _ = trajectory(ema=EMA)
+    expected = states[0].params["generator"]
+    for updates, state in enumerate(states[1:]):
+        d = min(EMA, (1 + updates) / (10 + updates))
+        expected = jax.tree.map(lambda e, p, d=d: d * e + (1 - d) * p, expected, state.params["generator"])
+    assert set(states[-1].ema) == {"generator"}
+    assert_close(states[-1].ema["generator"], expected)
 
 
 def test_a_bad_batch_changes_nothing_but_the_counters():
     bad = toy.batch(seed=1)
     bad["x"][3, 2] = np.nan
     good = [toy.batch(seed=0), toy.batch(seed=2)]
-    state, history = train(steps=1, batches=good, ema=0.9)
-    after, bad_history = train(steps=2, batches=[good[0], bad], ema=0.9)
+    state, history = train(steps=1, batches=good, ema=EMA)
+    after, bad_history = train(steps=2, batches=[good[0], bad], ema=EMA)
     for part in ("params", "opt_state", "extra", "ema"):
         assert_close(getattr(after, part), getattr(state, part), 0)
     assert after.step == 2 and after.counters["skipped"] == 1 and after.counters["streak"] == 1
     assert not np.isfinite(bad_history[1]["loss"])
-    later, _ = train(steps=3, batches=[good[0], bad, good[1]])
+    later, _ = train(steps=3, batches=[good[0], bad, good[1]], ema=EMA)
     assert later.counters["skipped"] == 1 and later.counters["streak"] == 0
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(later.params))
 
@@ -244,7 +244,7 @@ def test_replaced_samples_are_added_up():
 
 
 def test_the_state_is_donated():
-    mesh, create, step = build()
+    mesh, create, step = build(ema=EMA)
     with jax.set_mesh(mesh):
         state = create()
         step(state, toy.batch())
