@@ -1,6 +1,6 @@
 """Two hosts whose devices lie as in a TPU slice: the metrics of one host, errors that end both, and no waiting.
 
-One pair of processes plays all scenarios (drive_hosts.py).
+One pair of processes runs all scenarios (drive_hosts.py), and by `make slow` another pair those of other shardings.
 """
 
 import json
@@ -21,10 +21,34 @@ DRIVER = Path(__file__).with_name("drive_hosts.py")
 ROOT = Path(__file__).parents[2]
 
 
+SCENARIOS = (
+    "tpu_order",
+    "unreadable_on_one_host",
+    "too_many_broken",
+    "broken_in_an_evaluation",
+    "an_evaluator_fails",
+    "a_full_disk",
+    "one_host_cannot_read",
+    "one_host_is_asked_to_stop",
+    "no_shared_directory",
+    "wrong_on_one_host",
+    "meetings",
+    "unreachable_peer",  # ends the processes
+)
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """`(folder, results of each scenario by host, exit codes, outputs)`."""
-    folder = tmp_path_factory.mktemp("hosts")
+    return run_pair(tmp_path_factory.mktemp("hosts"), SCENARIOS)
+
+
+@pytest.fixture(scope="module")
+def tensor_pair(tmp_path_factory):
+    return run_pair(tmp_path_factory.mktemp("tensor"), ["tensor_over_hosts"])
+
+
+def run_pair(folder, scenarios):
     environment = os.environ | {
         "XLA_FLAGS": f"{_flags()} --xla_force_host_platform_device_count=4",
         "PYTHONPATH": str(ROOT),
@@ -33,7 +57,7 @@ def pair(tmp_path_factory):
     logs = [folder / f"{index}.log" for index in range(2)]
     processes = []
     for index, log in enumerate(logs):
-        command = [sys.executable, str(DRIVER), str(folder), coordinator, str(index)]
+        command = [sys.executable, str(DRIVER), str(folder), coordinator, str(index), *scenarios]
         with log.open("w") as file:
             processes.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
     try:
@@ -66,9 +90,11 @@ def one(tmp_path_factory):
     return metric_rows(workdir)
 
 
-@pytest.mark.parametrize("scenario", ["tpu_order", "tensor_over_hosts"])
-def test_two_hosts_learn_and_evaluate_as_one_does(scenario, pair, one):
-    folder, results, _, _ = pair
+@pytest.mark.parametrize(
+    "scenario, pair_of", [("tpu_order", "pair"), pytest.param("tensor_over_hosts", "tensor_pair", marks=pytest.mark.slow)]
+)
+def test_two_hosts_learn_and_evaluate_as_one_does(scenario, pair_of, one, request):
+    folder, results, _, _ = request.getfixturevalue(pair_of)
     assert [host[scenario]["error"] for host in results] == [None, None]
     actual = metric_rows(folder / scenario)
     assert len(actual) == len(one) == 22

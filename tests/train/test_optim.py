@@ -110,10 +110,11 @@ def test_schedule_free_evaluates_its_average():
     tx, _ = optim.make(options(name="contrib.schedule_free_adamw"), PARAMS, 100, AXES)
     ours, state = PARAMS, tx.init(PARAMS)
     theirs, their_state = PARAMS, rule.init(PARAMS)
+    update, their_update = jax.jit(tx.update), jax.jit(rule.update)
     for _ in range(5):
-        updates, state = tx.update(GRADS, state, ours)
+        updates, state = update(GRADS, state, ours)
         ours = optax.apply_updates(ours, updates)
-        updates, their_state = rule.update(GRADS, their_state, theirs)
+        updates, their_state = their_update(GRADS, their_state, theirs)
         theirs = optax.apply_updates(theirs, updates)
     expected = optax.contrib.schedule_free_eval_params(their_state, theirs)
     jax.tree.map(
