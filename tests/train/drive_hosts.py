@@ -224,6 +224,21 @@ def unreachable_peer(workdir):
     sys.exit("the other host answered")
 
 
+def traced_once():
+    """Runs of the same step trace, lower and compile it once: most of a short run's time."""
+    from train_jax import prepare
+
+    trace_step, traced = prepare.trace_step, {}
+
+    def trace_once(config, task, mesh, batch, notice):
+        key = config.steps, str(dict(mesh.shape)), config.optim.to_json(), config.ema.to_json(), str(batch)
+        if key not in traced:
+            traced[key] = trace_step(config, task, mesh, batch, notice)
+        return traced[key]
+
+    return mock.patch.object(prepare, "trace_step", trace_once)
+
+
 def like_a_tpu(shape, devices):
     """The devices of two hosts as two TPU hosts of 2 x 2 chips side by side: rows of chips run over both."""
     chips = np.asarray(devices).reshape(2, 2, 2).transpose(1, 0, 2)
@@ -237,7 +252,7 @@ if __name__ == "__main__":
     from train_jax import sharding
 
     results, start = {}, time.monotonic()
-    with mock.patch.object(sharding, "_arrange_devices", like_a_tpu):
+    with mock.patch.object(sharding, "_arrange_devices", like_a_tpu), traced_once():
         for name in names:
             print(f"===== {name} ({time.monotonic() - start:.1f} s)", flush=True)
             try:

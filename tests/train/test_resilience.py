@@ -42,7 +42,7 @@ def wait_for_step(process, workdir, step):
         time.sleep(0.005)
 
 
-LONG = {"steps": 200, "checkpoint": {"every": 30, "keep_last": 2}}
+LONG = {"steps": 120, "checkpoint": {"every": 20, "keep_last": 2}}
 
 
 def test_a_run_that_was_killed_stopped_and_damaged_equals_an_uninterrupted_one(tmp_path_factory, tmp_path, caplog):
@@ -59,8 +59,8 @@ def test_a_run_that_was_killed_stopped_and_damaged_equals_an_uninterrupted_one(t
         folders = [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
         return sorted(folders, key=lambda path: int(path.name))
 
-    interrupted(random.Random(7).randrange(35, 80), signal.SIGKILL, -signal.SIGKILL)
-    assert "stopped after step" in interrupted(110, signal.SIGTERM, 128 + signal.SIGTERM)
+    interrupted(random.Random(7).randrange(25, 50), signal.SIGKILL, -signal.SIGKILL)
+    assert "stopped after step" in interrupted(65, signal.SIGTERM, 128 + signal.SIGTERM)
     last = metric_rows(tmp_path)[-1]["step"]
     assert checkpoints()[-1].name == str(last), "saved where it stopped, not at the last multiple"
 
