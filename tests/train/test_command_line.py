@@ -81,18 +81,20 @@ def finetune_clip(folder) -> list[str]:
     return [*words, "--config.data.split=train[50%:]", "--config.evals.retrieval.split=train[:50%]"]
 
 
-def check_initial_weights(task, player: str, expected) -> None:
+def check_initial_weights(task, player: str, expected, batch) -> None:
     """The first state has the checkpoint's layers and weights."""
     actual = task.pretrained()[0][player]
     jax.tree.map(np.testing.assert_array_equal, actual, jax.device_get(expected["params"]))
-    drawn, _ = sharding.unbox(jax.eval_shape(task.init, jax.random.key(0), {}))
+    drawn, _ = sharding.unbox(jax.eval_shape(task.init, jax.random.key(0), batch))
     assert jax.tree.map(np.shape, drawn[player]) == jax.tree.map(np.shape, actual)
 
 
 def test_a_clip_starts_from_public_weights(folder, tmp_path, begun):
     with pytest.raises(Begun) as caught:
         entry.cli([f"--workdir={tmp_path / 'run'}", *finetune_clip(folder)])
-    check_initial_weights(caught.value.task, "clip", clip_jax.load(CLIP).variables)
+    clip = clip_jax.load(CLIP)
+    batch = {"text": np.zeros((1, clip.tokenizer.context_length), np.int32)}
+    check_initial_weights(caught.value.task, "clip", clip.variables, batch)
 
 
 @pytest.mark.slow
@@ -111,7 +113,7 @@ def test_a_vqgan_starts_from_public_weights(folder, tmp_path, begun):
     words += ["--config.perceptual.type=none", "--config.model.resolution=16", "--config.evals.test.split=train[:50%]"]
     with pytest.raises(Begun) as caught:
         entry.cli([f"--workdir={tmp_path / 'run'}", *words])
-    check_initial_weights(caught.value.task, "generator", vqgan_jax.load(VQGAN).variables)
+    check_initial_weights(caught.value.task, "generator", vqgan_jax.load(VQGAN).variables, {})
 
 
 def test_a_stopped_run_ends_with_the_code_of_its_signal(monkeypatch, tmp_path, capsys):
