@@ -4,6 +4,7 @@ What JAX reads from the environment is set here, before anything imports JAX, an
 processes that tests start. Warnings are errors (`filterwarnings` in pyproject.toml).
 """
 
+import collections
 import functools
 import importlib.util
 import os
@@ -20,7 +21,7 @@ _CACHE = _ROOT / ".cache"
 _DEVICES = 8  # enough for a mesh with all three axes
 _CHECKED = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax")
 _PEERS = ("torch", "transformers", "diffusers")
-_LONGEST_FILES = ("train/test_hosts.py",)
+_LONGEST_FILES = ("train/test_hosts.py", "train/test_resilience.py")  # of few tests; else those with most tests are long
 
 
 def _set(name: str, value: str | Path) -> None:
@@ -86,9 +87,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def _long_files_first(items: list[pytest.Item]) -> None:
-    """Starts the files that take longest first, so that several workers (`--dist loadfile`) end at about the same time."""
-    order = {name: index for index, name in enumerate(_LONGEST_FILES)}
-    items.sort(key=lambda item: order.get(item.path.relative_to(_ROOT / "tests").as_posix(), len(order)))
+    """Starts long files first, so that workers (`--dist loadfile --no-loadscope-reorder`) end at about the same time."""
+    sizes = collections.Counter(item.path for item in items)
+    longest = [_ROOT / "tests" / name for name in _LONGEST_FILES]
+    items.sort(key=lambda item: (item.path not in longest, -sizes[item.path]))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
