@@ -47,7 +47,7 @@ SMOKE := tests/test_imports.py tests/nn tests/train tests/data/test_stream.py te
 smoke: $(STAMP)  ## Run the tests that use everything once
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(SMOKE) $(ARGS)
 
-slow: $(STAMP)  ## Run the tests that take long: pairs of hosts, demos, notebooks, many damaged files
+slow: $(STAMP)  ## Run the tests that take long: pairs of hosts, whole models, demos, notebooks, many damaged files
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
 
 test-peers: VENV := .venv-peers
