@@ -60,15 +60,13 @@ def build(mesh_sizes=(1, 1, 1), *, optim_options=None, task=toy.TASK, ema=0.0, a
 
 
 def create_once(plan):
-    """`plan.create`, whose first result is copied afterwards: steps donate it."""
+    """`plan.create`, run once; each call returns a copy, since steps donate it."""
     initial = []
 
     def create():
         if not initial:
-            state = plan.create()
-            initial.append(jax.device_get(state))
-            return state
-        return jax.device_put(initial[0], jax.tree.map(lambda x: x.sharding, plan.abstract))
+            initial.append(jax.device_get(plan.create()))
+        return jax.device_put(jax.tree.map(np.array, initial[0]), jax.tree.map(lambda x: x.sharding, plan.abstract))
 
     create.first = plan.create
     return create
@@ -247,7 +245,7 @@ def test_replaced_samples_are_added_up():
 def test_the_state_is_donated():
     mesh, create, step = build(ema=EMA)
     with jax.set_mesh(mesh):
-        state = create()
+        state = create.first()
         step(state, toy.batch())
     assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
 
