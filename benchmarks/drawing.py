@@ -1,4 +1,4 @@
-"""How often a DALL·E of scenes draws what it was asked for: by temperature and guidance, and when the best of n are chosen.
+"""How often a DALL-E of scenes draws what it was asked for: by temperature and guidance, and when the best of n are chosen.
 
     python -m benchmarks.drawing --model runs/dalle-shapes --clip runs/demo/clip [--prompts 256]
 

@@ -28,7 +28,7 @@ def config(folder: Path, codes: Path):
 
 
 def figures(folder: Path, codes: Path) -> dict[str, np.ndarray]:
-    """What the evaluators of DALL·E and of a second stage find, the weights split over a mesh of all devices."""
+    """What the evaluators of DALL-E and of a second stage find, the weights split over a mesh of all devices."""
     import flax.linen as nn
     import jax
     from jax.sharding import NamedSharding
@@ -55,12 +55,12 @@ def figures(folder: Path, codes: Path) -> dict[str, np.ndarray]:
 
     condition = ClassCondition(10)
     options = stage2_model.CodeTransformerOptions(width=16, depth=1, heads=2)
-    module = stage2_model.build(options, condition, trained.vqgan.codes, trained.grid)
+    module = stage2_model.build(options, condition, trained.vqgan.num_codes, trained.grid)
     empty = np.zeros((1, 1), np.int32), np.zeros((1, module.length), np.int32)
     prior_params = nn.unbox(jax.jit(module.init)(jax.random.key(0), *empty))["params"]
     sample = evaluators.EVALUATORS["samples"].defaults()
     sample.update({"rows": 11, "n": 1, "batch_size": 4, "top_p": 0.9})
-    prior = evaluators.Evaluated(module, condition, trained.vqgan, unused)
+    prior = evaluators.EvaluatedModel(module, condition, trained.vqgan, unused)
     params, prior_params = ({"generator": jax.tree.map(split, x)} for x in (trained.variables, prior_params))
     with jax.set_mesh(mesh):
         metrics, _ = task.evaluators["likelihood"](settings.evals.test, context)(params, {})
@@ -117,7 +117,7 @@ if __name__ == "__main__":
     from vqgan_jax import code_files
     from vqgan_jax import codes as codes_lib
 
-    code_files._PART, code_files._POLL, code_files._VISIBLE, codes_lib._PROBED = 32, 0.05, 0.2, 2
+    code_files._PART, code_files._POLL, code_files._VISIBLE, codes_lib._PROBES = 32, 0.05, 0.2, 2
     result = figures(Path(here), Path(out) / "codes")
     np.savez(Path(out) / f"figures-{job[2]}.npz", **result)
     (Path(out) / f"failures-{job[2]}.json").write_text(

@@ -15,7 +15,7 @@ from train_jax.datasets.shapes.render import png
 from train_jax.errors import ConfigError, Interrupted
 from vqgan_jax import code_files
 from vqgan_jax import codes as codes_lib
-from vqgan_jax.coded import Coded
+from vqgan_jax.coded import CodedRecords
 
 COUNT = 10
 RNG = np.random.default_rng(0)
@@ -40,7 +40,7 @@ class Counted(list):
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     monkeypatch.setattr(code_files, "_PART", 3)
-    monkeypatch.setattr(codes_lib, "_PROBED", 0)
+    monkeypatch.setattr(codes_lib, "_PROBES", 0)
 
 
 def test_a_job_that_died_goes_on_where_it_stopped(trained, tmp_path):
@@ -50,7 +50,7 @@ def test_a_job_that_died_goes_on_where_it_stopped(trained, tmp_path):
     again = Counted()
     coded = codes_lib.with_codes(trained, sources.Source("s", again), tmp_path, flip=False)
     assert again.read == [6, 7, 8, 9], "parts of records 0 to 5 were there"
-    expected = trained.encode(np.stack([trained.pixels([decode(record["image"])])[0] for record in RECORDS]))
+    expected = trained.encode(np.stack([trained.preprocess([decode(record["image"])])[0] for record in RECORDS]))
     np.testing.assert_array_equal(coded.codes[:, 0], expected)
     assert not list(tmp_path.glob("*.parts")), "joined parts are removed"
 
@@ -59,7 +59,7 @@ def test_a_job_that_died_goes_on_where_it_stopped(trained, tmp_path):
 def test_codes_lie_in_the_smallest_unsigned_type(trained, tmp_path, monkeypatch, size, dtype):
     """The largest code of each vocabulary, which no mark for broken pictures may use up."""
     last = np.full((1, 8, 8), size - 1, np.int32)
-    monkeypatch.setattr(type(trained), "codes", property(lambda self: size))
+    monkeypatch.setattr(type(trained), "num_codes", property(lambda self: size))
     monkeypatch.setattr(type(trained), "encode", lambda self, x, batch_size: np.repeat(last, len(x), axis=0))
     records = [*RECORDS[:2], {"image": b"none", "id": "b", "captions": ["b"]}]
     coded = codes_lib.with_codes(trained, sources.Source("s", records), tmp_path)
@@ -74,7 +74,7 @@ def test_codes_lie_in_the_smallest_unsigned_type(trained, tmp_path, monkeypatch,
 def test_codes_are_mapped_from_the_disk_here_and_in_workers(trained, tmp_path):
     coded = codes_lib.with_codes(trained, sources.Source("s", RECORDS), tmp_path)
     assert isinstance(coded.codes, np.memmap)
-    alone = Coded(sources.Source("s", []), coded.file)
+    alone = CodedRecords(sources.Source("s", []), coded.file)
     sent = pickle.dumps(alone)
     assert len(sent) < 1000
     np.testing.assert_array_equal(pickle.loads(sent).codes, coded.codes)
@@ -95,7 +95,7 @@ class Described(Sequence):
 
 def test_codes_need_no_pictures_any_more(trained, tmp_path):
     coded = codes_lib.with_codes(trained, sources.Source("s", RECORDS), tmp_path)
-    alone = Coded(sources.Source("s", Described()), coded.file)
+    alone = CodedRecords(sources.Source("s", Described()), coded.file)
     np.testing.assert_array_equal(alone[3]["codes"], coded[3]["codes"])
     assert alone[3]["id"] == "3"
 

@@ -66,7 +66,7 @@ def test_reconstructions_are_compared_with_the_originals(tiny, trained, tmp_path
         assert evaluator(*jax.device_get((params, extra)))[0] == metrics
         assert not compilations, "neither for the last batch nor for originals"
     source = evaluate.Context(mesh, config, made).source("", "test")
-    images = trained.pixels([task.images.decode(source[i]["image"]) for i in range(10)])
+    images = trained.preprocess([task.images.decode(source[i]["image"]) for i in range(10)])
     a = clip.encode_image(list(np.round(255 * trained.reconstruct(images)).astype(np.uint8)))
     b = clip.encode_image(list(images))
     name = f"clip-{clip.fingerprint[:8]}"

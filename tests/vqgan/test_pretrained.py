@@ -433,7 +433,7 @@ def test_names_of_the_hub_are_its_directories(tmp_path, monkeypatch):
 
 def test_a_dvae_is_for_use_alone(tmp_path):
     vq = vqgan_jax.load(GOLDEN / "dvae")
-    assert vq.codes == 30 and vq.factor == 8 and vq.size == 256
+    assert vq.num_codes == 30 and vq.factor == 8 and vq.size == 256
     with pytest.raises(ValueError, match="taming has no dvae"):
         vqgan_jax.save_taming(vq, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="'dvae' cannot be trained here"):

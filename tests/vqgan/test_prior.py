@@ -67,7 +67,7 @@ def test_codes_are_computed_once_and_are_those_of_the_pictures(run, trained, mon
     coded = codes_lib.with_codes(trained, source, run[1] / "codes", flip=True)
     monkeypatch.undo()
     assert len(coded) == 24 and "image" not in coded[0] and coded[0]["captions"] == source[0]["captions"]
-    pictures = trained.pixels([Image.open(io.BytesIO(record["image"])) for record in source])
+    pictures = trained.preprocess([Image.open(io.BytesIO(record["image"])) for record in source])
     np.testing.assert_array_equal([r["codes"][0] for r in coded], trained.encode(pictures))
     np.testing.assert_array_equal(
         [r["codes"][1] for r in coded], trained.encode(np.ascontiguousarray(pictures[:, :, ::-1]))

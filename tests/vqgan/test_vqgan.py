@@ -55,7 +55,7 @@ def test_a_run_goes_on_exactly_where_it_stopped(tiny, tmp_path):
 
 def test_codes_decode_to_the_reconstruction(trained):
     codes = trained.encode(PIXELS)
-    assert codes.shape == (3, 8, 12) and codes.dtype == np.int32 and codes.max() < trained.codes
+    assert codes.shape == (3, 8, 12) and codes.dtype == np.int32 and codes.max() < trained.num_codes
     pictures = trained.decode(codes)
     assert pictures.shape == PIXELS.shape and pictures.dtype == np.float32
     assert pictures.min() >= 0 and pictures.max() <= 1

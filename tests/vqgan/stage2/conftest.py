@@ -38,7 +38,7 @@ def assemble(conditions, untrained_vqgan):
     def make(kind: str, **options) -> CodeGenerator:
         config = OPTIONS[kind].parse(SMALL | CONDITION[kind] | options, "model")
         condition, side = conditions[kind], 16 // untrained_vqgan.factor
-        module = model.build(config, condition, untrained_vqgan.codes, (side, side))
+        module = model.build(config, condition, untrained_vqgan.num_codes, (side, side))
         rng = np.random.default_rng(0)
 
         def draw(path, shape):

@@ -32,9 +32,9 @@ RECORDS = Coded(
 )  # fmt: skip
 
 
-def stage_of(generator) -> evaluators.Evaluated:
+def stage_of(generator) -> evaluators.EvaluatedModel:
     records = lambda source, asked_to_stop: RECORDS  # noqa: E731
-    return evaluators.Evaluated(generator.module, generator.condition, generator.vqgan, records)
+    return evaluators.EvaluatedModel(generator.module, generator.condition, generator.vqgan, records)
 
 
 @pytest.fixture
