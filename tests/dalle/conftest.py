@@ -1,4 +1,4 @@
-"""The run directory of a real, very short training on the codes of a VQGAN that nobody trained."""
+"""The run directory of a very short training on the codes of an untrained VQGAN."""
 
 import os
 from pathlib import Path

@@ -62,7 +62,7 @@ def by_text(assemble) -> CodeGenerator:
 
 @pytest.fixture(scope="session", params=KINDS)
 def generator(request, by_class, by_text) -> CodeGenerator:
-    """Each of both in turn."""
+    """Each of the two generators in turn."""
     return {"class": by_class, "text": by_text}[request.param]
 
 
