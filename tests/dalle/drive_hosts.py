@@ -91,7 +91,7 @@ class Watched(Sequence):
 
 
 def failures(folder: Path, codes: Path, index: int) -> list:
-    """Returns this host's error if host 1 fails, the records it reads after that, and its error without a shared directory."""
+    """Returns this host's error if host 1 fails, the records it then reads, and its error without a shared directory."""
     import vqgan_jax
     from train_jax.data import sources
     from vqgan_jax.codes import with_codes
