@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -100,12 +101,14 @@ class Small:
     start: Callable[[ConfigDict], tuple]
 
 
-def random_state(abstract, seed: int = 0):
-    """Random params and `extra` of these shapes, drawn by NumPy: `Task.init` would be one more program to compile."""
-    rng = np.random.default_rng(seed)
+def random_state(abstract):
+    """Random params and `extra` of these shapes, drawn by NumPy: `Task.init` would be one more program to compile.
+
+    An array depends on its path and shape only.
+    """
 
     def draw(path, x):
-        name = path[-1].key
+        name, rng = path[-1].key, np.random.default_rng(zlib.crc32(jax.tree_util.keystr(path).encode()))
         if name in ("scale", "var", "count"):
             return np.ones(x.shape, x.dtype)
         if name in ("bias", "mean", "share", "real", "fake"):

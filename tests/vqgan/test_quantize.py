@@ -174,7 +174,7 @@ def test_every_quantiser_works_on_a_bfloat16_encoder(small, small_coders, kind):
     x = jnp.asarray(small.batch["image"][:2] / 127.5 - 1, jnp.float32)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     variables = sharding.unbox(jax.jit(full.init)(keys, x))
-    points = rng.standard_normal((6, 3)).astype(np.float32)  # far from one another: rounding changes few codes
+    points = jnp.asarray(rng.standard_normal((6, 3)), jnp.float32)  # far from one another: rounding changes few codes
     if "codebook" in variables:
         variables["codebook"]["quantizer"] |= {"points": points, "total": points}
     elif "codebook" in variables["params"].get("quantizer", {}):

@@ -17,6 +17,7 @@ from vqgan_jax import averaging, codebook, quantize
 pytestmark = pytest.mark.usefixtures("small_coders")
 
 WITHOUT_DISCRIMINATOR = {"loss.adversarial": "none"}
+MOVING = {"model.quantizer.type": "ema", "codebook.revive": 2, "loss.lecam": 0.1}
 UNIT = {"model.quantizer.unit": True, "codebook.revive": 2, "codebook.start": "kmeans"} | WITHOUT_DISCRIMINATOR
 EMA = {
     "model.quantizer.type": "ema",
@@ -44,12 +45,7 @@ def test_eight_devices_compute_what_one_does_with_a_codebook_of_unit_norm(run_st
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"model.quantizer.type": "ema", "codebook.revive": 2, "loss.lecam": 0.1},
-        {"codebook.start": "kmeans"} | WITHOUT_DISCRIMINATOR,
-    ],
-    ids=["ema", "kmeans"],
+    "changes", [MOVING, {"codebook.start": "kmeans"} | WITHOUT_DISCRIMINATOR], ids=["ema", "kmeans"]
 )
 def test_micro_batches_change_the_codebook_once_and_by_the_whole_batch(run_steps, small, changes):
     (start, whole_batch), (metrics,) = run_steps(changes, batches=[small.batch])
@@ -69,7 +65,7 @@ def test_micro_batches_change_the_codebook_once_and_by_the_whole_batch(run_steps
 @pytest.mark.parametrize("kind", ["nearest", "ema"])
 def test_a_run_from_weights_keeps_their_codebook(run_steps, small, kind, tmp_path):
     """Although its config asks for k-means, with which the codebook of a new run begins."""
-    first = UNIT if kind == "nearest" else EMA | {"codebook.revive": 1}
+    first = UNIT if kind == "nearest" else MOVING
     (*_, trained), _ = run_steps(first)
     options = small.config(**first).model
     variables = {"params": trained.params["generator"], **trained.extra["generator"]}
