@@ -35,7 +35,7 @@ def tiny_config(data_dir: str | Path) -> ConfigDict:
     """Four updates of a tiny model on the small data set in `data_dir`."""
     c = ConfigDict({"task": "vqgan_jax.task", "steps": 4, "log_every": 1})
     c.data = {"source": "shapes/32", "batch_size": 8, "data_dir": str(data_dir)}
-    c.model = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "resolution": 16, "attention": (8,), "groups": 4}
+    c.model = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "resolution": 16, "attention": (), "groups": 4}
     c.model.z_channels = 8
     c.model.quantizer = {"type": "ema", "size": 16, "dim": 4}
     c.codebook = {"start": "kmeans", "revive": 2}

@@ -12,10 +12,9 @@ def test_usage_is_counted_over_a_window_of_updates(monkeypatch):
     state = codebook.initial_usage(4)
     batches = [[0, 0, 1], [0, 0, 0], [2, 0, 0], [0, 0, 0], [0, 0, 0]]
     usage = []
+    update_usage = jax.jit(codebook.update_usage)
     for step, codes in enumerate(batches):
-        state, metrics = codebook.update_usage(
-            state, jnp.asarray(codes, jnp.int32).reshape(1, 1, -1), jnp.asarray(step)
-        )
+        state, metrics = update_usage(state, jnp.asarray(codes, jnp.int32).reshape(1, 1, -1), step)
         recent = {c for past in batches[max(0, step - 2) : step + 1] for c in past}
         assert metrics["usage"] == len(recent) / 4
         usage.append(float(metrics["usage"]))
@@ -24,7 +23,7 @@ def test_usage_is_counted_over_a_window_of_updates(monkeypatch):
 
 def test_perplexity_of_evenly_used_codes_is_their_number():
     codes = jnp.arange(8, dtype=jnp.int32).reshape(1, 2, 4)
-    _, metrics = codebook.update_usage(codebook.initial_usage(16), codes, jnp.asarray(0))
+    _, metrics = jax.jit(codebook.update_usage)(codebook.initial_usage(16), codes, 0)
     np.testing.assert_allclose(metrics["perplexity"], 8, rtol=1e-5)
 
 
@@ -33,7 +32,7 @@ def test_kmeans_finds_clusters():
     true = np.array([[0, 0], [10, 0], [0, 10], [10, 10]], np.float32)
     points = (true[:, None] + 0.1 * rng.standard_normal((4, 50, 2))).astype(np.float32).reshape(-1, 2)
     initial = points[[0, 50, 100, 150]] + 2
-    centers = np.asarray(codebook.kmeans_centers(jnp.asarray(points), jnp.asarray(initial)))
+    centers = np.asarray(jax.jit(codebook.kmeans_centers)(points, initial))
     np.testing.assert_allclose(centers, points.reshape(4, 50, 2).mean(1), atol=1e-5)
 
 

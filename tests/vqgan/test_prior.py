@@ -31,7 +31,7 @@ def prior_config(tiny) -> ConfigDict:
     c.data = tiny[0].data.to_dict()
     c.vqgan = {"path": str(tiny[1])}
     c.codes = {"flip": True}
-    c.model = {"classes": 80, "width": 16, "depth": 2, "heads": 2}
+    c.model = {"classes": 80, "width": 16, "depth": 1, "heads": 2}
     c.optim = {"lr": 1e-2}
     c.evals = {
         "test": {"type": "likelihood", "batch_size": 16},
