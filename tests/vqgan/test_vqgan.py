@@ -43,10 +43,10 @@ def test_a_resumed_run_is_that_without_interruption(tiny, tmp_path):
     shutil.rmtree(again / "checkpoints" / "4")
     config = ConfigDict(config.to_dict() | {"evals": {}})  # the same weights would be evaluated once more
     train_jax.run(config, again)
-    complete, resumed = (
-        {row["step"]: row for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())}
-        for folder in (finished, again)
-    )
+    complete, resumed = {}, {}
+    for rows, folder in ((complete, finished), (resumed, again)):
+        for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+            rows.setdefault(row["step"], {}).update(row)
     timing = ("time", "steps_per_second", "examples_per_second")
     assert complete[2] == resumed[2] and complete[3]["time"] != resumed[3]["time"]
     for step in (3, 4):
