@@ -176,7 +176,7 @@ def test_taming_checkpoints_that_cannot_be_opened_say_why(tmp_path):
         vqgan_jax.load(folder / "last.ckpt")
     for name in ("one.yaml", "two.yml"):
         shutil.copy(folder / "elsewhere.txt", folder / name)
-    with pytest.raises(LoadError, match=r"has several \(one.yaml, two.yml\): put the one"):
+    with pytest.raises(LoadError, match=r"has several \(one.yaml, two.yml\): put the model's configuration"):
         vqgan_jax.load(folder / "last.ckpt")
     (folder / "one.yaml").unlink()
     assert open_checkpoint(folder / "last.ckpt").model["channels"] == 32
