@@ -104,8 +104,9 @@ def test_four_grids_are_overfitted_in_bfloat16_as_in_float32(make_task, conditio
             generator = CodeGenerator.assemble(options, params, condition, untrained_vqgan, 16, "overfitted")
             drawing = generator.draw(values, temperature=0, progress=False)
             np.testing.assert_array_equal(drawing.codes[:, 0], codes)
-    # Products are rounded to 8 bits: a loss is off by less than a hundredth, and Adam's first steps keep it so. Later ones
-    # have gone ways of their own, by a few hundredths, depending on the first weights.
+    # Products are rounded to 8 bits: the first losses are off by less than 5e-4, later ones diverge with Adam's steps, from
+    # the seventh on by more than a hundredth.
+    np.testing.assert_allclose(curves["bfloat16"][:4], curves["float32"][:4], rtol=2e-3)
     np.testing.assert_allclose(curves["bfloat16"][:6], curves["float32"][:6], rtol=0.01)
     assert curves["bfloat16"][-1] < 0.8 * curves["bfloat16"][0]
 
