@@ -152,7 +152,7 @@ def textbook(vq, clip, arguments, size: int):
     for network in (model, eye):
         network.to(device).requires_grad_(False)
     target = torch.from_numpy(np.array(clip.encode_text(PROMPTS[:1])[0])).to(device)
-    codes = torch.from_numpy(starts.codes(0, (size // vq.factor,) * 2, vq.codes)).long().to(device)
+    codes = torch.from_numpy(starts.codes(0, (size // vq.factor,) * 2, vq.num_codes)).long().to(device)
     mean, std = clip.preprocess.mean, clip.preprocess.std
     painter = textbook_guided.Painter(
         model, lambda x: eye(pixel_values=x).image_embeds, clip.preprocess.size, mean, std, target, codes,

@@ -32,7 +32,7 @@ def test_it_shows_what_it_talks_about(outputs, shown, word, count):
     shown(outputs, word, count)
 
 
-def test_it_tells_what_it_measures(outputs):
+def test_it_prints_its_measurements(outputs):
     assert "held-out pictures are given their own label" in outputs("dalle.score(")[0]
     assert "16: " in outputs("drawn_right")[0]
     assert "distances 0." in outputs("nearest = [")[0]

@@ -251,7 +251,7 @@ class Painter:
     def first(self, codes: Int32[np.ndarray, "n h w"]) -> jax.Array:
         """Latents [n, h, w, x] that show codes, as the options say what latents are."""
         with jax.set_mesh(self.mesh):
-            found = latents.begin(self.options.latents, codes, self.variables.points, self.vq.codes)
+            found = latents.begin(self.options.latents, codes, self.variables.points, self.vq.num_codes)
         return self.place(found)
 
     def begin(self, first: jax.Array) -> trajectory.State:
@@ -361,5 +361,5 @@ class Painter:
             images = np.stack([starts.noise(o.init_noise, job.seed, self.size) for job in self.jobs])
         else:
             blank = np.zeros((len(self.jobs), *self.size, 3), np.float32)
-            return blank, np.stack([starts.codes(job.seed, cells, vq.codes) for job in self.jobs])
+            return blank, np.stack([starts.codes(job.seed, cells, vq.num_codes) for job in self.jobs])
         return images, vq.encode(images)

@@ -406,4 +406,4 @@ def test_the_dvae_is_painted_with_by_probabilities(clip, alone):
     with pytest.raises(ConfigError, match="latents = 'straight' needs vectors of codes"):
         guided.paint(dvae, clip, "a", **few)
     found = guided.paint(dvae, clip, "a red star", latents="soft", **few)
-    assert found.latents.shape == (1, 2, 2, dvae.codes) and np.isfinite(found.losses).all()
+    assert found.latents.shape == (1, 2, 2, dvae.num_codes) and np.isfinite(found.losses).all()
