@@ -22,7 +22,7 @@ class ClampWithGradient(torch.autograd.Function):
 
 
 class Painter:
-    """Latents of `model` (a `textbook_vqgan.VQGAN`) optimized for the features of `perceptor`.
+    """Latents of `model` (a `textbook_vqgan.VQGAN`) optimised for the features of `perceptor`.
 
     Args:
       perceptor: normalised pixels [n, 3, R, R] -> features [n, d].

@@ -26,7 +26,7 @@ class Motion:
 
     Attributes:
       frames: of each scene.
-      frame_steps: steps of the optimizer in a frame.
+      frame_steps: steps of the optimiser in a frame.
       blend: frames at the end of a scene in which its prompt gives way to the next one's; None: ten, if there is a next
         one and the scene is longer.
       zoom: size of things, relative to the frame before.

@@ -28,7 +28,7 @@ The same seed gives the same picture. Every PNG tells how it was painted, and --
 _RUN_DEFAULTS = {"prompts": [], "vqgan": None, "clip": [], "clip_weights": None, "seed": 0, "n": 1}
 _MOTION = {
     "frames": (int, "frames of each scene: makes an animation"),
-    "frame_steps": (int, "steps of the optimizer in a frame (default 10)"),
+    "frame_steps": (int, "steps of the optimiser in a frame (default 10)"),
     "blend": (int, "frames at the end of a scene in which the next one comes in (default 10, if the scene is longer)"),
     "zoom": (float, "magnification from frame to frame (default 1)"),
     "turn": (float, "degrees a frame, counter-clockwise (default 0)"),

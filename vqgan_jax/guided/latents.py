@@ -1,4 +1,4 @@
-"""The latents that are optimized, and how they become the vectors that the decoder sees, for every quantiser and the dVAE:
+"""The latents that are optimised, and how they become the vectors that the decoder sees, for every quantiser and the dVAE:
 
 straight    vectors [h, w, d], each replaced by the nearest code, with the gradient of what it replaces (arXiv 1308.3432)
 soft        logits [h, w, K]: the mean of the codes, weighted by their probabilities

@@ -81,10 +81,10 @@ class Group(schema.Options):
 
 @dataclasses.dataclass(frozen=True)
 class Schedule(Group):
-    """Length of the optimization"""
+    """Length of the optimisation"""
 
     quality: str = option("normal", "steps and cuts, unless they are given", choices=tuple(QUALITIES), identity=False)
-    steps: int = option(QUALITIES["normal"]["steps"], "of the optimizer", least=1, most=_MOST)
+    steps: int = option(QUALITIES["normal"]["steps"], "of the optimiser", least=1, most=_MOST)
     save_every: int = option(50, "steps between snapshots", least=1, most=_MOST, identity=False)
 
 
@@ -152,7 +152,7 @@ class Start(Group):
 class Latents(Group):
     """Latents"""
 
-    latents: str = option("straight", "what is optimized: vectors, or probabilities of codes", choices=LATENTS)
+    latents: str = option("straight", "what is optimised: vectors, or probabilities of codes", choices=LATENTS)
     average: float = traced(0.0, "decay of the latents' moving average, which is what is shown", least=0, most=0.9999)
 
 
@@ -168,7 +168,7 @@ class Probabilities(Group):
 
 @dataclasses.dataclass(frozen=True)
 class Optimization(Group):
-    """Optimizer"""
+    """Optimiser"""
 
     optimizer: str = option("adam", "of optax", choices=OPTIMIZERS)
     lr: float = traced(0.1, "learning rate", above=0)

@@ -36,7 +36,7 @@ class Painting:
       images: the last snapshots.
       losses: before each step.
       snapshots: images after every `save_every` steps, and at the end.
-      latents: the optimized latents, or their moving average.
+      latents: the optimised latents, or their moving average.
       codes: of the VQGAN, the nearest or likeliest.
       plan: the compiler's plan of a step's memory on each device.
       micro_cuts, remat: how a step was split to fit into memory.

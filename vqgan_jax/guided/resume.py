@@ -1,4 +1,4 @@
-"""State files: (z, optimizer, average, step), the losses so far, and the painting's identity. Resuming is exact."""
+"""State files: (z, optimiser, average, step), the losses so far, and the painting's identity. Resuming is exact."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The optimization of a painting's latents: one compiled scan over its steps, for one painting or a batch of them.
+"""The optimisation of a painting's latents: one compiled scan over its steps, for one painting or a batch of them.
 
     state = init_state(optimizer, init_latents)
     state, losses = programs.compiled(length, …)(variables, problem, state)
@@ -87,7 +87,7 @@ class Problem(NamedTuple):
 
 
 class State(NamedTuple):
-    """The state of the optimization: all that a resumed painting needs.
+    """The state of the optimisation: all that a resumed painting needs.
 
     Attributes:
       z: the latents.
@@ -185,7 +185,7 @@ def _map_paintings(function: Callable, variables, *trees):
 
 
 def _step(module, perceptors, config: StaticConfig, variables: Variables, problem: Problem, state: State):
-    """One step of the optimizer, and the loss before it."""
+    """One step of the optimiser, and the loss before it."""
     hparams = problem.hparams
 
     def loss(z):
