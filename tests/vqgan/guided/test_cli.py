@@ -1,9 +1,11 @@
 """`vqgan-jax paint`, called as a user does."""
 
+import dataclasses
 import functools
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,10 +16,11 @@ from vqgan_jax import cli, guided
 from vqgan_jax.guided import metadata
 
 PLAIN = ("--rotate", 0, "--shift", 0, "--perspective", 0, "--jitter", 0)  # smaller programs
-STILL = ("--steps", 3, "--cuts", 4, *PLAIN)
-FEW = ("--save-every", 3, *STILL)
-PROMPT = "a red star | noise:-0.3"  # of two parts, as are the stories: one program
-SAME = {"steps": 3, "save_every": 3, "cuts": 4, "rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}
+# One program of one step, which the tests of this folder share for prompts of two parts.
+ANIMATED = ("--steps", 1, "--cuts", 8, *PLAIN)
+FEW = ("--steps", 3, "--save-every", 1, "--cuts", 8, *PLAIN)
+PROMPT = "a red star | noise:-0.3"
+SAME = {"steps": 3, "save_every": 1, "cuts": 8, "rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}
 
 
 def call(*arguments) -> int:
@@ -33,11 +36,11 @@ def models(vq, clip, tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_device(alone):
+def _one_device(to_one_device):
     """Models are loaded once, and then moved."""
     with pytest.MonkeyPatch.context() as patch:
         for package in (vqgan_jax, clip_jax):
-            load = functools.cache(lambda path, load=package.load: alone(load(path)))
+            load = functools.cache(lambda path, load=package.load: to_one_device(load(path)))
             patch.setattr(package, "load", lambda path, load=load: load(str(path)), raising=False)
         yield
 
@@ -109,7 +112,7 @@ def test_the_command_line_overrides_a_config_file(models, loaded, tmp_path):
 
 def test_a_painting_resumes_from_its_state(model_flags, tmp_path):
     state = tmp_path / "state.npz"
-    few = ("--save-every", 3, "--cuts", 4, *PLAIN)
+    few = ("--save-every", 1, "--cuts", 8, *PLAIN)
     assert call("paint", PROMPT, *model_flags, *few, "--steps", 3, "--state", state, "--out", tmp_path / "half.png") == 0
     assert call("paint", PROMPT, *model_flags, *few, "--steps", 6, "--resume", state, "--out", tmp_path / "a.png") == 0
     assert call("paint", PROMPT, *model_flags, *few, "--steps", 6, "--out", tmp_path / "b.png") == 0
@@ -118,9 +121,9 @@ def test_a_painting_resumes_from_its_state(model_flags, tmp_path):
 
 def test_a_story_is_a_video(model_flags, tmp_path):
     video = tmp_path / "story.gif"
-    motion = ("--frames", 2, "--blend", 1, "--frame-steps", 3, "--zoom", 1.1)
+    motion = ("--frames", 2, "--blend", 1, "--frame-steps", 1, "--zoom", 1.1)
     out = tmp_path / "last.png"
-    assert call("paint", "a star ^ a circle", *model_flags, *STILL, *motion, "--video", video, "--out", out) == 0
+    assert call("paint", "a star ^ a circle", *model_flags, *ANIMATED, *motion, "--video", video, "--out", out) == 0
     with Image.open(video) as found:
         assert found.n_frames == 4 and found.size == (128, 128)
     assert call("paint", "--repeat", out, "--out", tmp_path / "again.png") == 0
@@ -173,18 +176,19 @@ def test_mistakes_are_one_line(model_flags, tmp_path, monkeypatch, capsys, argum
     (tmp_path / "aspect.yaml").write_text("aspect: 16:9")
     (tmp_path / "latin.txt").write_bytes("étoile".encode("latin-1"))
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    few = () if "--repeat" in arguments else STILL if "--frames" in arguments else FEW
+    few = () if "--repeat" in arguments else ANIMATED if "--frames" in arguments else FEW
     models = () if "--repeat" in arguments or "three.yaml" in arguments else model_flags
     assert call("paint", "--out", "out.png", *models, *few, *arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("vqgan-jax paint: error: ") and message in error
 
 
-def test_a_repetition_needs_the_same_weights_and_files(model_flags, models, new_vqgan, tmp_path, capsys):
+def test_a_repetition_needs_the_same_weights_and_files(model_flags, models, vq, tmp_path, capsys):
     out = tmp_path / "out.png"
     Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(tmp_path / "start.png")
     assert call("paint", PROMPT, *model_flags, *FEW, "--init-image", tmp_path / "start.png", "--out", out) == 0
-    vqgan_jax.save(new_vqgan({"type": "fsq", "levels": (4, 3)}), tmp_path / "other.safetensors")
+    other_weights = jax.tree.map(lambda x: 2 * x, vq.variables)
+    vqgan_jax.save(dataclasses.replace(vq, variables=other_weights), tmp_path / "other.safetensors")
     assert call("paint", "--repeat", out, "--vqgan", tmp_path / "other.safetensors", "--out", tmp_path / "x.png") == 2
     assert "was painted by weights of SHA-256" in capsys.readouterr().err
     Image.fromarray(np.full((16, 16, 3), 91, np.uint8)).save(tmp_path / "start.png")
