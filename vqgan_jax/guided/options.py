@@ -37,7 +37,7 @@ CUT_METHODS = ("crops", "pooling")
 INIT_NOISES = ("pixels", "gradient", "fractal", "plain")
 PICTURES = ("init_image", "overlay")
 
-_MOST = 10**6  # steps
+_MAX_STEPS = 10**6
 _Picture = str | Path | Image.Image | np.ndarray
 
 
@@ -59,12 +59,10 @@ class Group(schema.Options):
     excludes: ClassVar[Mapping[str, Collection[str]]] = {}
 
     def __post_init__(self):
-        for name, others in self.excludes.items():
-            for other in others:
-                if _differs_from_default(name, getattr(self, name)) and _differs_from_default(
-                    other, getattr(self, other)
-                ):
-                    raise ConfigError(f"{other} = {getattr(self, other)!r} beside {name}: give one of them")
+        stated = {name for name, value in vars(self).items() if _differs_from_default(name, value)}
+        for name in stated & self.excludes.keys():
+            for other in stated.intersection(self.excludes[name]):
+                raise ConfigError(f"{other} = {getattr(self, other)!r} beside {name}: give one of them")
 
     @classmethod
     def is_on(cls, values: Mapping[str, Any]) -> bool:
@@ -84,8 +82,8 @@ class Schedule(Group):
     """Length of the optimisation"""
 
     quality: str = option("normal", "steps and cuts, unless they are given", choices=tuple(QUALITIES), identity=False)
-    steps: int = option(QUALITIES["normal"]["steps"], "of the optimiser", least=1, most=_MOST)
-    save_every: int = option(50, "steps between snapshots", least=1, most=_MOST, identity=False)
+    steps: int = option(QUALITIES["normal"]["steps"], "of the optimiser", least=1, most=_MAX_STEPS)
+    save_every: int = option(50, "steps between snapshots", least=1, most=_MAX_STEPS, identity=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -384,18 +382,18 @@ def _plain(value: Any) -> Any:
 
 
 def _differs_from_default(name: str, value: Any) -> bool:
-    """Whether a value is not the default of the option."""
+    """Whether a value is other than the default of the option."""
     default = FIELDS[name].default
     return value is not None if default is None else value != default
 
 
-def refuse_unknown(names: Iterable[str], known: Mapping, what: str) -> None:
-    """ConfigError for the first of `names` that is not among `known`, with the nearest that is."""
+def refuse_unknown(names: Iterable[str], known: Mapping, kind: str) -> None:
+    """ConfigError for the first of `names` that is not among `known`, with the closest name that is."""
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(str(name), list(known), 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise ConfigError(f"{name} is no {what}: {hint}")
+            raise ConfigError(f"{name} is no {kind}: {hint}")
 
 
 def aspect_ratio(text: str) -> tuple[float, float]:

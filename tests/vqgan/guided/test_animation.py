@@ -10,7 +10,8 @@ from vqgan_jax.guided import animation, augment
 from vqgan_jax.guided.animation import Motion
 from vqgan_jax.guided.prompts import PromptError, parse
 
-PLAIN = {"rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}  # smaller programs
+# Without augmentations programs are smaller.
+PLAIN = {"flip": 0.0, "rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0, "noise": 0.0}
 # One program of one step, which the tests of this folder share for prompts of two parts.
 FEW = PLAIN | {"steps": 1, "cuts": 8, "progress": False}
 SCENE, STORY = "a red star | noise:-0.3", "a red star ^ a blue circle"

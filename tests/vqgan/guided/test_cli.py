@@ -15,12 +15,14 @@ import vqgan_jax
 from vqgan_jax import cli, guided
 from vqgan_jax.guided import metadata
 
-PLAIN = ("--rotate", 0, "--shift", 0, "--perspective", 0, "--jitter", 0)  # smaller programs
+# Without augmentations programs are smaller.
+NONE = {"flip": 0.0, "rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0, "noise": 0.0}
+PLAIN = tuple(word for name in NONE for word in (f"--{name}", 0))
 # One program of one step, which the tests of this folder share for prompts of two parts.
 ANIMATED = ("--steps", 1, "--cuts", 8, *PLAIN)
 FEW = ("--steps", 3, "--save-every", 1, "--cuts", 8, *PLAIN)
 PROMPT = "a red star | noise:-0.3"
-SAME = {"steps": 3, "save_every": 1, "cuts": 8, "rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}
+SAME = NONE | {"steps": 3, "save_every": 1, "cuts": 8}
 
 
 def call(*arguments) -> int:

@@ -21,7 +21,8 @@ from vqgan_jax.guided.prompts import single
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "vqgan"
 PROMPT = "a red star | a blue circle:0.5:0.4 | a green square:-0.3"
 FEW = {"steps": 6, "save_every": 3, "cuts": 8, "progress": False}  # chunks of one length: one program
-PLAIN = {"rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}  # smaller programs
+# Without augmentations programs are smaller.
+PLAIN = {"flip": 0.0, "rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0, "noise": 0.0}
 # One program of one step, which the tests of this folder share for prompts of two parts.
 SIMPLE = PLAIN | {"steps": 3, "save_every": 1, "cuts": 8, "progress": False}
 SCENE, OTHER_SCENE = "a red star | noise:-0.3", "a blue circle:-1 | a green square:0.5"
@@ -128,10 +129,29 @@ def test_cuts_are_split_over_eight_devices(models_on_all_devices, simple):
     np.testing.assert_allclose(found.latents, simple.latents, atol=1e-4)
 
 
-def test_split_cuts_and_one_scan_of_all_steps_give_the_same_losses(vq, clip, simple):
-    found = guided.paint(vq, clip, SCENE, **SIMPLE | {"save_every": 3}, remat=True, micro_cuts=4)
+@pytest.fixture(scope="module")
+def paint_with_two_clips(vq, clip, other_clip):
+    """Paints with weights of two CLIPs, with split cuts and all steps in one scan."""
+    split = SIMPLE | {"save_every": 3, "remat": True, "micro_cuts": 4}
+    return lambda weights: guided.paint(vq, [clip, other_clip], SCENE, clip_weights=weights, **split)
+
+
+def test_split_cuts_in_one_scan_give_the_same_losses(paint_with_two_clips, simple):
+    found = paint_with_two_clips((1, 0))
     np.testing.assert_allclose(found.losses, simple.losses, rtol=1e-5, atol=1e-5)
     assert (found.micro_cuts, found.remat) == (4, True)
+
+
+def test_clip_weights_weigh_the_losses_of_clips(paint_with_two_clips, simple):
+    def first_loss(weights):
+        return paint_with_two_clips(weights).losses[0, 0]
+
+    first, second = simple.losses[0, 0], first_loss((0, 1))
+    assert second != pytest.approx(first, rel=1e-2)
+    assert first_loss((0.25, 0.5)) == pytest.approx(0.25 * first + 0.5 * second, rel=1e-5)
+    assert first_loss(None) == pytest.approx((first + second) / 2, rel=1e-5)
+    with pytest.raises(ConfigError, match="2 CLIP"):
+        first_loss((1,))
 
 
 def test_a_budget_that_cannot_be_met_is_refused(vq, clip, plain, monkeypatch):
@@ -256,18 +276,6 @@ def test_paintings_may_go_in_parts(vq, clip, many):
     assert (parts.images[0, 1, 0] != parts.images[0, 0, 0]).any()
 
 
-def test_clip_weights_weigh_the_losses_of_clips(vq, clip, other_clip):
-    def before(clips, **weights):
-        return guided.paint(vq, clips, SCENE, **SIMPLE, **weights).losses[0, 0]
-
-    first, second = (before([clip, other_clip], clip_weights=w) for w in ((1, 0), (0, 1)))
-    assert first == pytest.approx(before([clip]), rel=1e-5) and second != pytest.approx(first, rel=1e-2)
-    assert before([clip, other_clip], clip_weights=(0.25, 0.5)) == pytest.approx(0.25 * first + 0.5 * second, rel=1e-5)
-    assert before([clip, other_clip]) == pytest.approx((first + second) / 2, rel=1e-5)
-    with pytest.raises(ConfigError, match="2 CLIP"):
-        before([clip, other_clip], clip_weights=(1,))
-
-
 @pytest.fixture(scope="module")
 def layers(tmp_path_factory, clip):
     """Files that options name."""
@@ -283,7 +291,7 @@ def layers(tmp_path_factory, clip):
 
 def test_terms_of_files_and_colours_are_in_the_loss(vq, clip, layers):
     # Cuts are the whole picture, unchanged, and z is moved from its start: every term can be told by hand.
-    still = {"cut_min": 1.0, "noise": 0.0, "flip": 0.0, "init_image": layers / "start.png", **SIMPLE, **PLAIN}
+    still = {"cut_min": 1.0, "init_image": layers / "start.png", **SIMPLE}
     still |= {"palette": ("red", "#0000ff"), "aesthetic": str(layers / "head.npz")}
     del still["progress"]
     none = {"palette_weight": 0.0, "aesthetic_weight": 0.0}
