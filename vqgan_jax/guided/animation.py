@@ -89,9 +89,11 @@ def animate(
 ) -> Animation:
     """Paints scenes one after the other, each of `motion.frames` frames; arguments as in `paint`.
 
-    Where the picture moves, every frame starts from the codes of the moved picture and from a fresh optimiser, and
-    `init_weight` and `init_pixels` pull to this start of its own; an overlay stays where it is. Where the picture stands
-    still, latents and optimiser go on. `preview` is called after every frame: `(its index, uint8 [H, W, 3])`.
+    With motion, every frame starts from the codes of the moved picture and from a new optimiser state, and `init_weight`
+    and `init_pixels` refer to this start; an overlay does not move. Without motion, latents and optimiser state go on.
+
+    Args:
+      preview: called after every frame: `(its index, uint8 [H, W, 3])`.
 
     Raises as `paint`, and ConfigError for schedules over the steps, since an animation has no last step, for `save_every`,
     since its frames are its snapshots, and for a blend of a single scene.

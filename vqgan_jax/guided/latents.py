@@ -1,8 +1,8 @@
 """The latents that are optimised, and how they become the vectors that the decoder sees, for every quantiser and the dVAE:
 
-straight    vectors [h, w, d], each replaced by the nearest code, with the gradient of what it replaces (arXiv 1308.3432)
-soft        logits [h, w, K]: the mean of the codes, weighted by their probabilities
-gumbel      logits [h, w, K]: a code sampled at every step, with the gradient of the relaxed sample (arXiv 1611.01144)
+    straight    vectors [h, w, d], each replaced by the nearest code, with the gradient of what it replaces (arXiv 1308.3432)
+    soft        logits [h, w, K]: the mean of the codes, weighted by their probabilities
+    gumbel      logits [h, w, K]: a code sampled at every step, with the gradient of the relaxed sample (arXiv 1611.01144)
 """
 
 import functools

@@ -26,7 +26,7 @@ clamp_with_grad.defvjp(_clamp_forward, _clamp_backward)
 
 
 def _safe_norm(x, axis=-1):
-    """The norm, with gradient 0 at 0, where it has none."""
+    """The norm; its gradient at 0, which does not exist, is 0."""
     square = jnp.sum(x**2, axis=axis)
     is_zero = square == 0  # NaN stays NaN
     return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, square)))
@@ -35,7 +35,7 @@ def _safe_norm(x, axis=-1):
 def spherical_distance(u: Float[Array, "*n d"], v: Float[Array, "*n d"]) -> Float[Array, "*n"]:
     """Half the squared angle between vectors of equal length, 2 asin(|u - v| / 2)^2 of unit ones.
 
-    By atan2, whose gradient is finite at an angle of 0, where asin's argument has none, and at pi, where asin has none.
+    Computed by atan2: with asin, the gradient would not be finite at the angles 0 and pi.
     """
     return 2 * jnp.arctan2(_safe_norm(u - v), _safe_norm(u + v)) ** 2
 

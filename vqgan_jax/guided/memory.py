@@ -67,8 +67,8 @@ def check_decoder(vq: Vqgan, size: tuple[int, int], paintings: int, mesh: Mesh) 
     decode = functools.partial(vq.module.apply, method="decode")
     # A convolution's input and output are held at once.
     needed = 2 * free_memory.largest_array(decode, vq.variables, codes) * math.ceil(paintings / mesh.size)
-    what = f"decoding {paintings} picture(s) of {size[0]} x {size[1]} takes at least"
-    free_memory.require(needed, mesh.local_devices[0], what, "paint a smaller size, or fewer pictures at once")
+    subject = f"decoding {paintings} picture(s) of {size[0]} x {size[1]} takes at least"
+    free_memory.require(needed, mesh.local_devices[0], subject, "paint a smaller size, or fewer pictures at once")
 
 
 def check_plan(plan: MemoryPlan, mesh: Mesh) -> None:

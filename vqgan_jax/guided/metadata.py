@@ -40,14 +40,14 @@ def read(path: str | Path) -> dict[str, Any]:
     """Reads the metadata that `save` wrote. UserError for a picture without it."""
     text = read_png_text(path, KEY)
     if text is None:
-        raise UserError(f"{path} does not tell how it was painted: only PNGs of vqgan-jax paint do")
+        raise UserError(f"{path} holds no metadata of a painting: only PNGs of vqgan-jax paint do")
     try:
         about = json.loads(text)
         is_complete = about.keys() >= _KEYS and _is_valid(about)
     except (ValueError, AttributeError, KeyError, TypeError):
         is_complete = False
     if not is_complete:
-        raise UserError(f"{path}: what it tells of its painting is damaged")
+        raise UserError(f"{path}: its metadata are damaged")
     return about
 
 
@@ -65,4 +65,4 @@ def check_unchanged(actual: dict[str, str], expected: dict[str, str], path: str 
     """UserError for a file whose hash differs from that in the metadata of the PNG at `path`."""
     for name, digest in expected.items():
         if actual.get(name) != digest:
-            raise UserError(f"{path} was painted with {name} of SHA-256 {digest[:12]}…, and there it is no longer that")
+            raise UserError(f"{path} was painted with {name} of SHA-256 {digest[:12]}…, which has changed since")

@@ -200,18 +200,18 @@ def test_a_repetition_needs_the_same_weights_and_files(model_flags, models, vq, 
     for change, message in (
         ({"options": about["options"] | {"new": 1}}, "new is no option of this version"),
         ({"options": {k: v for k, v in about["options"].items() if k != "lr"}}, "does not tell lr"),
-        ({"only": 1}, "is damaged"),
-        ({"only": 0.5}, "is damaged"),
-        ({"n": "x", "only": 0}, "is damaged"),
-        ({"vqgan": "x"}, "is damaged"),
-        ({"motion": None}, "is damaged"),
+        ({"only": 1}, "metadata are damaged"),
+        ({"only": 0.5}, "metadata are damaged"),
+        ({"n": "x", "only": 0}, "metadata are damaged"),
+        ({"vqgan": "x"}, "metadata are damaged"),
+        ({"motion": None}, "metadata are damaged"),
     ):
         metadata.save(Image.new("RGB", (4, 4)), tmp_path / "odd.png", about | change)
         assert call("paint", "--repeat", tmp_path / "odd.png", "--out", tmp_path / "x.png") == 2
         assert message in capsys.readouterr().err
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     assert call("paint", "--repeat", tmp_path / "plain.png", "--out", tmp_path / "x.png") == 2
-    assert "does not tell how it was painted" in capsys.readouterr().err
+    assert "holds no metadata of a painting" in capsys.readouterr().err
 
 
 def test_a_palette_names_colours(model_flags, tmp_path, capsys):
