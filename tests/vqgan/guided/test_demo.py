@@ -1,4 +1,4 @@
-"""The demo on models that nobody trained: its sheet, and its part of the page."""
+"""The demo on untrained models: its sheet of pictures, and its part of the page."""
 
 import numpy as np
 import pytest
