@@ -189,7 +189,7 @@ def test_a_repetition_needs_the_same_weights_and_files(model_flags, models, vq, 
     out = tmp_path / "out.png"
     Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(tmp_path / "start.png")
     assert call("paint", PROMPT, *model_flags, *FEW, "--init-image", tmp_path / "start.png", "--out", out) == 0
-    other_weights = jax.tree.map(lambda x: 2 * x, vq.variables)
+    other_weights = jax.tree.map(lambda x: 2 * np.asarray(x), vq.variables)
     vqgan_jax.save(dataclasses.replace(vq, variables=other_weights), tmp_path / "other.safetensors")
     assert call("paint", "--repeat", out, "--vqgan", tmp_path / "other.safetensors", "--out", tmp_path / "x.png") == 2
     assert "was painted by weights of SHA-256" in capsys.readouterr().err
