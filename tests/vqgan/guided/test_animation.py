@@ -90,7 +90,7 @@ def test_each_frame_is_pulled_to_its_own_start(vq, clip, layer):
     options = PULLED | {"init_noise": "fractal", "overlay": layer}
     motion = Motion(frames=3, frame_steps=2, zoom=1.5)
     free, held = (
-        guided.animate(vq, clip, SCENE, motion=motion, **options | {"init_weight": weight}).losses
+        guided.animate(vq, clip, "a red star | a circle", motion=motion, **options | {"init_weight": weight}).losses
         for weight in (1e-6, 50.0)
     )
     np.testing.assert_allclose(held[1, 0], free[1, 0], rtol=0.2)
