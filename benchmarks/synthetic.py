@@ -86,5 +86,5 @@ def _vqgan(path: Path, resolution: int) -> str:
     model = config_lib.resolve(c).model
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     shapes = jax.eval_shape(vqgan_model.build(model).init, keys, np.zeros((1, 64, 64, 3), np.float32))
-    path.write_bytes(vqgan_lib.to_bytes(vqgan_lib.Vqgan.assemble(model, guided.drawn(shapes), "random")))
+    path.write_bytes(vqgan_lib.to_bytes(vqgan_lib.Vqgan.assemble(model, guided.random_weights(shapes), "random")))
     return str(path)

@@ -208,7 +208,7 @@ def _overlay(target: ConfigDict, source: ConfigDict, path: str, free: Collection
                 raise ConfigError(f"config.{name} = {value!r} must be a group of options: {', '.join(target[key])}")
             _overlay(target[key], value, name, free)
         else:
-            target[key] = typed(name, value, target[key])
+            target[key] = typed(f"config.{name}", value, target[key])
 
 
 def _evaluator(name: str, options: object, types: Mapping[str, type[Options]]) -> ConfigDict:
@@ -230,7 +230,7 @@ def _player(name: str, options: ConfigDict, optim: ConfigDict) -> None:
             raise ConfigError(f"config.{path}.{key} is not an option{suggestion(key, _PLAYER_OPTIONS, path)}")
         if key != "args":
             with options.ignore_type():  # a whole number is a fine float
-                options[key] = typed(f"{path}.{key}", value, optim[key])
+                options[key] = typed(f"config.{path}.{key}", value, optim[key])
 
 
 def adopt(

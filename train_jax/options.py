@@ -11,6 +11,7 @@ From one such class follow the defaults of a config (`defaults`), the check of a
 
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -35,7 +36,7 @@ def option(
 
     Args:
       default: its type is that of the option; a tuple holds values of one kind, each of which is checked, a
-        FrozenConfigDict options whose names are the user's own.
+        FrozenConfigDict options whose names are the user's own. None: the annotation, `X | None`, tells the type.
       meaning: for people, in a few words.
       choices: all values that are allowed; (): any within the bounds.
       least, most, above, below: bounds of a number, the last two exclusive.
@@ -140,7 +141,7 @@ def suggestion(key: str, known: Collection[str], path: str) -> str:
     return f"{hint} Options here: {', '.join(sorted(known))}"
 
 
-def typed(path: str, value: Any, default: Any) -> Any:
+def typed(name: str, value: Any, default: Any) -> Any:
     """Converts `value` to the type of `default`: an int to float, a list to tuple; anything else is a ConfigError."""
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -148,7 +149,29 @@ def typed(path: str, value: Any, default: Any) -> Any:
         return tuple(value)
     if type(value) is not type(default):
         kind = type(default).__name__
-        raise ConfigError(f"config.{path} = {value!r} is a {type(value).__name__}; it must be a {kind}, like {default!r}")
+        raise ConfigError(f"{name} = {value!r} is a {type(value).__name__}; it must be a {kind}, like {default!r}")
+    return value
+
+
+def parse_value(field: dataclasses.Field, value: Any, name: str) -> Any:
+    """Converts a value to the type of an option, which is no group, and checks it.
+
+    Raises ConfigError that tells the option by `name`, the value and what is allowed.
+    """
+    if field.default is not None:
+        value = typed(name, value, field.default)
+    elif value is not None:
+        value = _typed_by_annotation(name, value, field)
+    kinds = next((typing.get_args(kind) for kind in _alternatives(field) if typing.get_origin(kind) is tuple), ())
+    if isinstance(value, tuple) and kinds:
+        if kinds[-1] is not Ellipsis and len(value) != len(kinds):
+            raise ConfigError(f"{name} = {value!r}; it must hold {len(kinds)} values: {field.metadata['meaning']}")
+        value = tuple(float(x) if kinds[0] is float and type(x) is int else x for x in value)
+        if not all(isinstance(x, kinds[0]) for x in value):
+            raise ConfigError(f"{name} = {value!r}; it must hold values of type {kinds[0].__name__}")
+    for part in value if isinstance(value, tuple) else (value,):
+        if part is not None and not _is_allowed(field.metadata, part):
+            raise ConfigError(f"{name} = {value!r}; it must be {_allowed(field)}")
     return value
 
 
@@ -164,14 +187,26 @@ def _parse(field: dataclasses.Field, value: Any, path: str) -> Any:
         return type(field.default).parse(value, path)
     if isinstance(field.default, FrozenConfigDict):
         return FrozenConfigDict(value)
-    value = typed(path, value, field.default)
-    if isinstance(value, tuple) and (types := typing.get_args(field.type)):
-        value = tuple(float(x) if types[0] is float and type(x) is int else x for x in value)
-        if not all(isinstance(x, types[0]) for x in value):
-            raise ConfigError(f"config.{path} = {value!r}; it must hold values of type {types[0].__name__}")
-    for part in value if isinstance(value, tuple) else (value,):
-        if not _is_allowed(field.metadata, part):
-            raise ConfigError(f"config.{path} = {value!r}; it must be {_allowed(field)}")
+    return parse_value(field, value, f"config.{path}")
+
+
+def _alternatives(field: dataclasses.Field) -> tuple[Any, ...]:
+    """The types of an option beside None."""
+    kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+    return tuple(kind for kind in kinds if kind is not types.NoneType)
+
+
+def _typed_by_annotation(name: str, value: Any, field: dataclasses.Field) -> Any:
+    kinds = tuple(typing.get_origin(kind) or kind for kind in _alternatives(field))
+    if float in kinds and type(value) is int:
+        return float(value)
+    if tuple in kinds and isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, kinds):
+        allowed = " or ".join(kind.__name__ for kind in kinds)
+        raise ConfigError(
+            f"{name} = {value!r} is a {type(value).__name__}; it must be a {allowed}: {field.metadata['meaning']}"
+        )
     return value
 
 
