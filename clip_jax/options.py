@@ -9,7 +9,7 @@ from train_jax.compute import TransformerCompute
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 
-STRIDE = 32  # pixels along a place of a ResNet's last feature map
+STRIDE = 32  # pixels per position of a ResNet's last feature map
 
 
 def _check_heads(width: int, heads: int, path: str) -> None:
@@ -19,7 +19,7 @@ def _check_heads(width: int, heads: int, path: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ImageOptions(Options):
-    """The image tower."""
+    """Options of the image tower: `config.model.image`."""
 
     tower: str = option("vit", "a ViT, or OpenAI's ResNet with attention pooling", choices=("vit", "resnet"))
     size: int = option(224, "side of the picture, in pixels", least=1)
@@ -46,7 +46,7 @@ class ImageOptions(Options):
         }
 
     def check_in(self, path: str, embed_dim: int) -> None:
-        """ConfigError for a tower that cannot be, or has no place for embeddings of `embed_dim`."""
+        """Raises ConfigError if the options contradict each other or cannot produce embeddings of `embed_dim`."""
         (self._check_resnet if self.tower == "resnet" else self._check_vit)(path, embed_dim)
 
     def _check_vit(self, path: str, embed_dim: int) -> None:
@@ -75,7 +75,7 @@ class ImageOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class TextOptions(Options):
-    """The text tower."""
+    """Options of the text tower: `config.model.text`."""
 
     context_length: int = option(77, "tokens of a text, marks and padding included", least=3)
     vocab_size: int = option(0, "tokens that are embedded; 0: as many as the tokenizer has", least=0)
@@ -99,7 +99,7 @@ class TextOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class CLIPOptions(Options):
-    """A model: `config.model`."""
+    """Options of the model: `config.model`."""
 
     embed_dim: int = option(512, "of the space that pictures and texts share", least=1)
     image: ImageOptions = ImageOptions()
@@ -118,7 +118,7 @@ class CLIPOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class CLIPCompute(TransformerCompute):
-    """How the towers are computed: `config.compute`."""
+    """Options of how the towers are computed: `config.compute`."""
 
     micro_batch: int = option(
         0, "at most so many examples of a device go through a tower at a time, as many as divide its rows; 0: all", least=0

@@ -251,7 +251,7 @@ def test_search_writes_a_contact_sheet(run, index, tmp_path, trained, folder):
         assert sheet.format == "PNG" and sheet.mode == "RGB" and 600 < sheet.width < 1000 and 600 < sheet.height < 1100
         found = {colour for _, colour in sheet.getcolors(2**20)}
     for hit in search(
-        Index.open(index), trained, text="a red circle", top=9
+        Index.open(index), trained, text="a red circle", k=9
     ):  # the colour of each picture's shape is somewhere on the sheet
         colour = Image.open(hit.path).convert("RGB").getpixel((12, 14))
         assert any(np.abs(np.subtract(colour, other)).max() <= 4 for other in found), hit

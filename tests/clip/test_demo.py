@@ -49,16 +49,16 @@ def test_the_folder_holds_unseen_pictures_and_those_hidden_for_the_longest_query
         assert picture.size == (128, 128)
     for number in range(3):
         hidden = truth[f"hidden-{number}.png"]
-        assert scene.is_true(demo.HIDDEN, hidden)
+        assert scene.is_true(demo.PLANTED_QUERY, hidden)
 
 
 def test_hidden_pictures_show_what_is_said_of_them():
     """The oracle reads them back, at a size that it is made for."""
     for number in range(3):
         rng = np.random.default_rng(number)
-        wanted = demo._hidden(rng, "plain")
+        wanted = demo._planted_scene(rng, "plain")
         found = oracle.read(demo.render(wanted, 64, rng))
-        assert scene.is_true(demo.HIDDEN, scene.Scene(tuple(found)))
+        assert scene.is_true(demo.PLANTED_QUERY, scene.Scene(tuple(found)))
 
 
 @pytest.mark.parametrize("query, colour, shape", [("something red", "red", None), ("a green heart", "green", "heart")])
@@ -69,12 +69,12 @@ def test_marks_are_the_truth(done, tiny, trained, query, colour, shape):
     def is_right(shown):
         return any(o.colour == colour and shape in (None, o.shape) for o in shown.objects)
 
-    hits = search(index, trained, text=query, top=demo.HITS)
+    hits = search(index, trained, text=query, k=demo.HITS)
     possible = sum(map(is_right, truth.values()))
     wanted = [True if is_right(truth[hit.path.name]) else False if n < possible else None for n, hit in enumerate(hits)]
-    section = demo.answer(trained, index, truth, query)
+    section = demo.search_section(trained, index, truth, query)
     assert [cell.picture for cell in section.cells] == [hit.path for hit in hits]
-    assert [cell.right for cell in section.cells] == wanted
+    assert [cell.correct for cell in section.cells] == wanted
     assert section.title == f"“{query}”   {wanted.count(True)} of {min(possible, demo.HITS)} found"
 
 

@@ -36,7 +36,7 @@ def test_what_is_absent_or_null_is_transformers_default(preprocess_of):
     assert (clip.mode, clip.interpolation, clip.mean, clip.std) == ("crop_floor", "bicubic", CLIP_MEAN, CLIP_STD)
     siglip = preprocess_of({"size": {"height": 24, "width": 24}}, "Siglip")
     assert (siglip.mode, siglip.interpolation, siglip.mean) == ("squash", "bicubic", (0.5, 0.5, 0.5))
-    with pytest.raises(LoadError, match="size = .*224.* is not supported: the model sees 24 x 24"):
+    with pytest.raises(LoadError, match="size = .*224.* is not supported: the model's images are 24 x 24"):
         preprocess_of({})
 
 
@@ -52,7 +52,7 @@ def test_the_file_of_transformers_5(preprocess_of, tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"do_resize": False}, "do_resize = False is not supported: the model sees 24 x 24"),
+        ({"do_resize": False}, "do_resize = False is not supported: the model's images are 24 x 24"),
         ({"do_center_crop": False}, "do_center_crop = False is not supported: .* need not be square"),
         ({"size": {"shortest_edge": 28}}, "size = .*28.* is not supported"),
         ({"size": {"height": 24, "width": 32}}, "size = .*32.* is not supported"),

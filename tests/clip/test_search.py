@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from clip_jax import index_files, nearest, search
-from clip_jax.index_files import SearchError, shown
+from clip_jax.index_files import SearchError, display_path
 from clip_jax.search import Index, build
 from train_jax.data.images import MAX_PIXELS
 
@@ -43,7 +43,7 @@ def test_half_precision_halves_the_index_and_finds_the_same(clip, folder, tmp_pa
     whole, half = (Index.open(tmp_path / name) for name in ("whole", "half"))
     assert half.embeddings.dtype == np.float16 and whole.embeddings.dtype == np.float32
     np.testing.assert_allclose(half.embeddings, whole.embeddings, atol=5e-4)
-    scores = [{h.path: h.score for h in search.search(i, clip, text="a red circle", top=12)} for i in (whole, half)]
+    scores = [{h.path: h.score for h in search.search(i, clip, text="a red circle", k=12)} for i in (whole, half)]
     assert all(abs(scores[0][path] - scores[1][path]) < 1e-3 for path in scores[0])
     assert quiet(clip, folder, tmp_path / "half", half=True).reused == 12
     with pytest.raises(SearchError, match="holds float16, not float32: index with the same precision"):
@@ -70,7 +70,7 @@ def test_search_equals_brute_force(clip, folder, tmp_path, captions, drawn):
         wanted = clip.encode_text([query["text"]]) if "text" in query else clip.encode_image([query["image"]])
         scores = rows @ wanted[0].astype(np.float64)
         for top in (1, 5, 12, 99):
-            hits = search.search(index, clip, **query, top=top)
+            hits = search.search(index, clip, **query, k=top)
             order = np.argsort(-scores, kind="stable")[:top]
             assert [hit.path for hit in hits] == [folder / paths[i] for i in order]
             np.testing.assert_allclose([hit.score for hit in hits], scores[order], rtol=1e-5, atol=1e-6)
@@ -95,8 +95,8 @@ def test_queries_that_make_no_sense(clip, folder, tmp_path):
         search.search(index, clip)
     with pytest.raises(SearchError, match="one of them"):
         search.search(index, clip, text="a", image=folder / index.paths[0])
-    with pytest.raises(SearchError, match="top = 0"):
-        search.search(index, clip, text="a", top=0)
+    with pytest.raises(SearchError, match="k = 0"):
+        search.search(index, clip, text="a", k=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -176,9 +176,9 @@ def test_odd_files_are_indexed_or_listed(clip, tmp_path, drawn):
     with Image.open(folder / "rotated.jpg") as image:
         upright = Image.fromarray(np.asarray(image.transpose(Image.Transpose.ROTATE_270)))  # without its EXIF
     np.testing.assert_allclose(row["rotated.jpg"], clip.encode_image([upright])[0], rtol=1e-5, atol=1e-6)
-    hits = search.search(index, clip, text="a red circle", top=99)
+    hits = search.search(index, clip, text="a red circle", k=99)
     assert sorted(str(hit.path.relative_to(folder.resolve())) for hit in hits) == sorted(readable)
-    assert shown(os.fsdecode(b"latin-\xe9.png")) == "latin-\ufffd.png"
+    assert display_path(os.fsdecode(b"latin-\xe9.png")) == "latin-\ufffd.png"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -467,11 +467,11 @@ def test_clusters_find_nearly_what_all_rows_hold(tmp_path):
     centres = rng.standard_normal((50, 32))
     rows = centres[rng.integers(0, 50, 20_000)] + 0.3 * rng.standard_normal((20_000, 32))
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
-    nearest.write_clusters(tmp_path / "rows.faiss", rows)
-    clusters = nearest.Clusters(tmp_path / "rows.faiss")
+    nearest.write_ivf_index(tmp_path / "rows.faiss", rows)
+    ivf_index = nearest.IVFIndex(tmp_path / "rows.faiss")
     found = 0
     for query in rows[rng.choice(len(rows), 50, replace=False)].astype(np.float32):
-        scores, chosen = clusters.nearest(rows, query, 10)
+        scores, chosen = ivf_index.search(rows, query, 10)
         wanted, expected = map(np.asarray, nearest.exact(rows.astype(np.float32), query, 10))
         np.testing.assert_allclose(scores, rows[chosen].astype(np.float32) @ query, rtol=1e-6)
         assert (np.diff(scores) <= 0).all() and scores[0] == pytest.approx(wanted[0], abs=1e-6)
@@ -483,16 +483,16 @@ def test_an_approximate_index_answers_until_it_changes(clip, folder, tmp_path, d
     out = tmp_path / "index"
     quiet(clip, folder, out, approximate=True)
     index = Index.open(out)
-    assert index.clusters_file.is_file()
-    hits, exact = (search.search(index, clip, text="a red circle", top=12, exact=exact) for exact in (False, True))
+    assert index.ivf_file.is_file()
+    hits, exact = (search.search(index, clip, text="a red circle", k=12, exact=exact) for exact in (False, True))
     assert [hit.path for hit in hits] == [hit.path for hit in exact]  # twelve rows are one cluster
     np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in exact], rtol=1e-5)
-    index.clusters_file.write_bytes(b"no clusters")
+    index.ivf_file.write_bytes(b"no clusters")
     with pytest.raises(SearchError, match="cannot be read.*index again, or search exactly"):
         search.search(Index.open(out), clip, text="a red circle")
     drawn("a red circle").save(folder / "new.png")
     quiet(clip, folder, out)
-    assert Index.open(out).clusters_file is None and not list(out.glob("*.faiss"))
+    assert Index.open(out).ivf_file is None and not list(out.glob("*.faiss"))
 
 
 def test_approximate_search_without_faiss(clip, folder, tmp_path, monkeypatch):
