@@ -200,8 +200,8 @@ def _race(contestants: dict[str, Contestant], rounds: int, batch: int) -> dict[s
                 if turn:
                     seconds[name][what].append(time.perf_counter() - begun)
     return {
-        name: {what: batch / statistics.median(values) for what, values in found.items()}
-        for name, found in seconds.items()
+        name: {what: batch / statistics.median(values) for what, values in times.items()}
+        for name, times in seconds.items()
     }
 
 

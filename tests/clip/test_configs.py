@@ -1,4 +1,4 @@
-"""The configs of published models have the published models' parameters, as many as the peers' own code counts."""
+"""The configs of published models have as many parameters as the peers' own code counts."""
 
 import re
 
@@ -26,7 +26,7 @@ PARAMETERS = {
 }
 
 
-# MiB that a pair of which both towers are trained keeps for the backward pass.
+# MiB of residuals for the backward pass of one pair.
 RESIDUALS = {"vit_b32": 17, "vit_b16": 42, "vit_l14": 17, "siglip_b16": 45, "rn50": 181}
 GIB = 2**30
 
@@ -37,21 +37,21 @@ def options(name):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_published_sizes(name):
-    found = options(name)
-    module = model.build(found, found.text.vocab_size, found.text.vocab_size - 1)
+    config = options(name)
+    module = model.build(config, config.text.vocab_size, config.text.vocab_size - 1)
     leaves = jax.tree.leaves(abstract_variables(module)["params"])
     assert sum(int(np.prod(leaf.shape)) for leaf in leaves) == PARAMETERS[name]
-    assert PARAMETERS[name] == int("".join(c for c in _told(name) if c.isdigit()))
+    assert PARAMETERS[name] == int("".join(c for c in _documented_parameters(name) if c.isdigit()))
 
 
-def _told(name: str) -> str:
-    """The number that the config's docstring tells."""
+def _documented_parameters(name: str) -> str:
+    """The number of parameters in the config's docstring."""
     text = (CONFIGS / f"{name}.py").read_text()
     return text.split(" parameters.")[0].split()[-1]
 
 
 def residual_bytes(config, pairs: int) -> int:
-    """What the backward pass of both towers reads besides its own arguments, weights included."""
+    """Counts the bytes of the residuals of both towers' backward pass, weights included."""
     m, compute = config.model, CLIPCompute.parse(config.compute, "compute")
     module = model.build(m, m.text.vocab_size, m.text.vocab_size - 1, compute)
     variables = dict(abstract_variables(module))
@@ -71,7 +71,7 @@ def residual_bytes(config, pairs: int) -> int:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_what_the_backward_pass_keeps_fits_every_number_of_devices(name):
+def test_residuals_of_the_backward_pass_fit_any_number_of_devices(name):
     config = config_lib.resolve(config_file.load(f"clip/{name}"))
     pair = (residual_bytes(config, 8) - residual_bytes(config, 4)) / 4  # without the weights
     assert pair < RESIDUALS[name] * 2**20

@@ -1,4 +1,4 @@
-"""The losses against loops over pairs, with duplicates; dense and around the ring, on one device and on eight: one loss."""
+"""The losses against loops over pairs, with duplicates; dense and ring losses agree on one and on eight devices."""
 
 import functools
 
@@ -60,19 +60,19 @@ FORMS = {"dense": (loss.softmax_loss, loss.sigmoid_loss)} | {
 def test_losses_equal_loops_over_pairs(ids, form):
     group = loss.caption_groups(ids)
     softmax, sigmoid = FORMS[form]
-    found, _ = softmax(IMAGES, TEXTS, jnp.asarray(SCALE), group)
-    np.testing.assert_allclose(found, softmax_by_hand(IMAGES, TEXTS, SCALE, ids), rtol=1e-5)
-    found, _ = sigmoid(IMAGES, TEXTS, jnp.asarray(SCALE), jnp.asarray(BIAS), group)
-    np.testing.assert_allclose(found, sigmoid_by_hand(IMAGES, TEXTS, SCALE, BIAS, ids), rtol=1e-5)
+    value, _ = softmax(IMAGES, TEXTS, jnp.asarray(SCALE), group)
+    np.testing.assert_allclose(value, softmax_by_hand(IMAGES, TEXTS, SCALE, ids), rtol=1e-5)
+    value, _ = sigmoid(IMAGES, TEXTS, jnp.asarray(SCALE), jnp.asarray(BIAS), group)
+    np.testing.assert_allclose(value, sigmoid_by_hand(IMAGES, TEXTS, SCALE, BIAS, ids), rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_distinct_captions_give_the_papers_cross_entropy(form):
-    found, _ = FORMS[form][0](IMAGES, TEXTS, jnp.asarray(SCALE), jnp.arange(N))
+    value, _ = FORMS[form][0](IMAGES, TEXTS, jnp.asarray(SCALE), jnp.arange(N))
     logits = SCALE * IMAGES @ TEXTS.T
     rows = -np.mean(np.diag(logits) - np.log(np.exp(logits).sum(1)))
     columns = -np.mean(np.diag(logits) - np.log(np.exp(logits).sum(0)))
-    np.testing.assert_allclose(found, (rows + columns) / 2, rtol=1e-5)
+    np.testing.assert_allclose(value, (rows + columns) / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 2, 77])
@@ -97,7 +97,7 @@ def test_accuracy_counts_any_positive_partner(form):
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-def test_dense_and_ring_on_one_device_and_on_eight_are_one_loss(kind, sizes):
+def test_dense_and_ring_losses_agree_on_one_and_eight_devices(kind, sizes):
     """Loss, accuracies and every gradient, logit scale and bias included, to 1e-5."""
 
     def run(module, **options):
@@ -110,17 +110,17 @@ def test_dense_and_ring_on_one_device_and_on_eight_are_one_loss(kind, sizes):
         return jax.value_and_grad(value, argnums=(0, 1, 2, 3), has_aux=True)
 
     arguments = (IMAGES, TEXTS, jnp.asarray(SCALE), jnp.asarray(BIAS), IDS)
-    wanted = run(loss)(*arguments)
+    expected = run(loss)(*arguments)
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)))
-    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    found = [run(ring_loss, tile=4)(*arguments)]
+    rows, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    results = [run(ring_loss, tile=4)(*arguments)]
     with jax.set_mesh(mesh):
-        places = (rows, rows, whole, whole, rows)
-        placed = [jax.device_put(x, s) for x, s in zip(arguments, places, strict=True)]
+        shardings = (rows, rows, replicated, replicated, rows)
+        placed = [jax.device_put(x, s) for x, s in zip(arguments, shardings, strict=True)]
         for function in (run(loss), run(ring_loss, tile=2), run(ring_loss, tile=1)):
-            found.append(jax.jit(function, in_shardings=places)(*placed))
-    for one in found:
-        for mine, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(wanted), strict=True):
+            results.append(jax.jit(function, in_shardings=shardings)(*placed))
+    for one in results:
+        for mine, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
     assert rows.spec == P(("data", "fsdp"))
 
