@@ -31,7 +31,7 @@ RANKS = (1, 5, 10)
 class AccuracyOptions(EvaluatorOptions):
     """Options of evaluators that report accuracies."""
 
-    batch_size: int = option(256, "pictures at a time, over all devices and hosts", least=1)
+    batch_size: int = option(256, "images that are encoded together, over all devices and hosts", least=1)
     bootstrap: int = option(0, "resamples for the 95 % confidence interval; 0: none", least=0)
 
 
@@ -40,22 +40,22 @@ class ZeroShotOptions(AccuracyOptions):
     """Options of zero-shot classification."""
 
     templates: tuple[str, ...] = option(("a photo of a {}.",), "sentences about a class; '@FILE': the lines of a file")
-    per_class: bool = option(False, "also each class's own accuracy")
+    per_class: bool = option(False, "also report the accuracy of each class")
 
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalOptions(AccuracyOptions):
     """Options of retrieval in both directions."""
 
-    gallery: int = option(1000, "the first so many pictures; 0: all", least=0)
+    gallery: int = option(1000, "number of images, the first of the split; 0: all", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbeOptions(AccuracyOptions):
     """Options of the linear probe."""
 
-    train_split: str = option("train", "of the source, on which the probe is trained")
-    most: int = option(10_000, "pictures that it is trained on", least=1)
+    train_split: str = option("train", "split of the source that the probe is trained on")
+    most: int = option(10_000, "maximum number of training images", least=1)
     # The value of CLIP's authors for ImageNet; the inverse of scikit-learn's C.
     strength: float = option(0.316, "of the L2 penalty", above=0)
 

@@ -62,7 +62,7 @@ def hits_section(title: str, hits: Sequence[Hit], folder: Path) -> Section:
 def heat_sections(picture: Image.Image, texts: Sequence[str], maps: Float[np.ndarray, "n side side"]) -> list[Section]:
     """Makes a section of an image and its heat map for each text: cold at the lowest cosine, hot at the highest."""
     grey = ImageOps.grayscale(picture).convert("RGB")
-    cells = [Cell(picture, "what the model sees")]
+    cells = [Cell(picture, "preprocessed image")]
     for text, values in zip(texts, maps, strict=True):
         scaled = (values - values.min()) / max(float(np.ptp(values)), 1e-9)
         heat = Image.fromarray((255 * matplotlib.colormaps["inferno"](scaled)[..., :3]).astype(np.uint8))

@@ -47,7 +47,7 @@ class ContrastiveOptions(Options):
         "whether equal captions of a batch are positives or negatives of each other's images",
         choices=("positive", "negative"),
     )
-    tile: int = option(0, "columns of the logits at a time, which are then never all there; 0: all", least=0)
+    tile: int = option(0, "maximum number of columns of the logits that are computed at a time; 0: all", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,8 @@ class CLIPTaskOptions(Options):
     model: CLIPOptions = CLIPOptions()
     compute: CLIPCompute = CLIPCompute()
     contrastive: ContrastiveOptions = ContrastiveOptions()
-    dropout: float = option(0.0, "of the towers' blocks", least=0, below=1)
-    patch_dropout: float = option(0.0, "share of a picture's patches left out (arXiv 2212.00794)", least=0, below=1)
+    dropout: float = option(0.0, "rate in the towers' blocks", least=0, below=1)
+    patch_dropout: float = option(0.0, "share of patches dropped in training (arXiv 2212.00794)", least=0, below=1)
     tokenizer: TokenizerOptions = TokenizerOptions()  # CLIP's, or with text.causal = False SigLIP's
     preprocess: NormalizeOptions = NormalizeOptions()
     augment: AugmentOptions = AugmentOptions()

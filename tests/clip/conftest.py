@@ -208,7 +208,7 @@ def tiny_config(data_dir: str | Path) -> ConfigDict:
             "tokenizer": {"vocab_size": 600},
             "ema": {"decay": 0.5},
             "checkpoint": {"every": 2},
-            "evals": {"test": {"type": "zero_shot", "templates": ("a {}",)}},
+            "evals": {"test": {"type": "zero_shot", "templates": ("a {}",), "batch_size": 40}},
         }
     )
 

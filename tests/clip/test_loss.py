@@ -95,9 +95,10 @@ def test_accuracy_counts_any_positive_partner(form):
     assert metrics["accuracy/image_to_text"] == 0.5, "ties go to the first of two equal captions"
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
+# Of 8 devices, with 2 rows each, along two axes; of 4, with 4 rows each, beside the tensor axis.
+@pytest.mark.parametrize("sizes, tiles", [((2, 4, 1), (2, 1)), ((2, 2, 2), (2,))])
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-def test_dense_and_ring_losses_agree_on_one_and_eight_devices(kind, sizes):
+def test_dense_and_ring_losses_agree_on_one_and_eight_devices(kind, sizes, tiles):
     """Loss, accuracies and every gradient, logit scale and bias included, to 1e-5."""
 
     def run(module, **options):
@@ -110,18 +111,18 @@ def test_dense_and_ring_losses_agree_on_one_and_eight_devices(kind, sizes):
         return jax.value_and_grad(value, argnums=(0, 1, 2, 3), has_aux=True)
 
     arguments = (IMAGES, TEXTS, jnp.asarray(SCALE), jnp.asarray(BIAS), IDS)
-    expected = run(loss)(*arguments)
+    expected, *results = jax.jit(lambda *x: [run(loss)(*x), run(ring_loss, tile=4)(*x)])(*arguments)
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)))
     rows, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    results = [run(ring_loss, tile=4)(*arguments)]
     with jax.set_mesh(mesh):
         shardings = (rows, rows, replicated, replicated, rows)
         placed = [jax.device_put(x, s) for x, s in zip(arguments, shardings, strict=True)]
-        for function in (run(loss), run(ring_loss, tile=2), run(ring_loss, tile=1)):
-            results.append(jax.jit(function, in_shardings=shardings)(*placed))
-    for one in results:
-        for mine, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+        functions = [run(loss), *(run(ring_loss, tile=tile) for tile in tiles)]
+        results += jax.jit(lambda *x: [function(*x) for function in functions], in_shardings=shardings)(*placed)
+    assert len(results) == 2 + len(tiles)
+    for result in results:
+        for actual, value in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(actual, value, rtol=1e-5, atol=1e-5)
     assert rows.spec == P(("data", "fsdp"))
 
 
