@@ -70,8 +70,7 @@ def factories(module: nn.Module, tokenizer: AnyTokenizer, preprocess: Preprocess
       module: has the methods `encode_image` and `encode_text` of `clip_jax.model.CLIP`.
     """
     encoders = Encoders(module, tokenizer, preprocess)
-    types = {"zero_shot": ZeroShot, "retrieval": Retrieval, "linear_probe": LinearProbe}
-    return {name: functools.partial(evaluator, encoders) for name, evaluator in types.items()}
+    return {name: functools.partial(evaluator, encoders) for name, evaluator in CLASSES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +200,10 @@ class LinearProbe:
         correct = probe.predict(self._encode_images(variables, self._test)) == self._test_labels
         counts = {"images": len(correct), "train": len(self._train_labels)}
         return accuracy_with_ci("top1", correct, self._options.bootstrap) | counts, {}
+
+
+# Type -> `(encoders, options, context) -> evaluator`; a type's options are in EVALUATORS.
+CLASSES: dict[str, Callable] = {"zero_shot": ZeroShot, "retrieval": Retrieval, "linear_probe": LinearProbe}
 
 
 def accuracy_with_ci(name: str, correct: np.ndarray, resamples: int) -> dict[str, float]:

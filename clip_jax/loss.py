@@ -7,6 +7,8 @@ Groups, one integer per pair, define the positives: image i and text j are a pos
 `arange(n)` is the textbook's loss, in which each image has one positive text.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +60,14 @@ def sigmoid_loss(
     positive = group[:, None] == group[None, :]
     sign = jnp.where(positive, 1.0, -1.0)
     return -jnp.sum(jax.nn.log_sigmoid(sign * logits)) / images.shape[0], _accuracy(logits, positive)
+
+
+def _softmax_loss_without_bias(images, texts, scale, bias, group):
+    return softmax_loss(images, texts, scale, group)
+
+
+# Name -> `(images, texts, scale, bias, group) -> (loss, metrics)`. The bias is 0 in a model of the softmax loss.
+LOSSES: dict[str, Callable] = {"softmax": _softmax_loss_without_bias, "sigmoid": sigmoid_loss}
 
 
 def cosines(images, texts):

@@ -49,6 +49,14 @@ def sigmoid_loss(
     return _ring_loss("sigmoid", images, texts, scale, bias, group, tile)
 
 
+def _softmax_loss_without_bias(images, texts, scale, bias, group, *, tile: int):
+    return softmax_loss(images, texts, scale, group, tile=tile)
+
+
+# The tiled forms of `clip_jax.loss.LOSSES`, of those that have one.
+LOSSES: dict[str, Callable] = {"softmax": _softmax_loss_without_bias, "sigmoid": sigmoid_loss}
+
+
 def _ring_loss(kind: str, images, texts, scale, bias, group, tile: int):
     num_tiles = parts_of(rows_per_device(jax.sharding.get_abstract_mesh(), images.shape[0]), tile)
     texts, images = texts.astype(jnp.float32), images.astype(jnp.float32)

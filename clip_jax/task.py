@@ -41,6 +41,7 @@ _METHODS = {"vision": "encode_image", "text": "encode_text"}
 class ContrastiveOptions(Options):
     """Options of the contrastive loss: `config.contrastive`."""
 
+    loss: str = option("", "of a batch; empty: the one that logits are for, model.loss (see clip_jax.loss.LOSSES)")
     # The softmax loss has the same value for both (see docs/design.md); the sigmoid loss and the accuracies differ.
     duplicates: str = option(
         "positive",
@@ -48,6 +49,11 @@ class ContrastiveOptions(Options):
         choices=("positive", "negative"),
     )
     tile: int = option(0, "maximum number of columns of the logits that are computed at a time; 0: all", least=0)
+
+    def check(self, path: str) -> None:
+        self.require(self.loss in ("", *dense.LOSSES), path, "loss", f"empty, or one of {', '.join(dense.LOSSES)}")
+        has_tiles = self.loss in ("", *ring_loss.LOSSES)
+        self.require(not self.tile or has_tiles, path, "tile", f"0 with loss = {self.loss!r}, which has no tiled form")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,14 +202,12 @@ def _encode_microbatched(encode: Callable, inputs, key, micro_batch: int):
     return sharding.join_batch(features, mesh), updated_variables
 
 
-def _contrastive_loss(loss: str, options: ContrastiveOptions, images, texts, scale, bias, ids):
+def _contrastive_loss(logits_for: str, options: ContrastiveOptions, images, texts, scale, bias, ids):
     """Computes the loss of the embeddings of a global batch, and its metrics."""
     group = caption_groups(ids) if options.duplicates == "positive" else jnp.arange(len(ids))
-    losses, options = (ring_loss, {"tile": options.tile}) if options.tile else (dense, {})
-    if loss == "softmax":
-        return losses.softmax_loss(images, texts, scale, group, **options)
-    value, metrics = losses.sigmoid_loss(images, texts, scale, bias, group, **options)
-    return value, metrics | {"logit_bias": bias}
+    form, tile = (ring_loss, {"tile": options.tile}) if options.tile else (dense, {})
+    value, metrics = form.LOSSES[options.loss or logits_for](images, texts, scale, bias, group, **tile)
+    return value, metrics | ({"logit_bias": bias} if logits_for == "sigmoid" else {})
 
 
 def _tokenizer(config: ConfigDict, workdir: Path | None) -> AnyTokenizer:

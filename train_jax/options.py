@@ -38,13 +38,13 @@ def option(
       default: its type is that of the option; a tuple holds values of one kind, each of which is checked, a
         FrozenConfigDict options whose names are the user's own. None: the annotation, `X | None`, tells the type.
       meaning: for people, in a few words.
-      choices: all values that are allowed; (): any within the bounds.
+      choices: all values that are allowed, such as the keys of a registry, which may grow; (): any within the bounds.
       least, most, above, below: bounds of a number, the last two exclusive.
       identity: whether the option decides what a model's weights are or mean. A run that starts from a checkpoint may
         choose other options freely.
     """
     bounds = {"least": least, "most": most, "above": above, "below": below}
-    metadata = {"meaning": meaning, "choices": tuple(choices), "identity": identity, **bounds}
+    metadata = {"meaning": meaning, "choices": choices, "identity": identity, **bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -149,10 +149,11 @@ def perplexity(counts: np.ndarray) -> float:
 
 
 EVALUATORS = {"reconstruction": ReconstructionOptions, "reading": ReadingOptions, "distribution": DistributionOptions}
+# Type -> `(autoencoder, options, context) -> evaluator`; a type's options are in EVALUATORS.
+CLASSES: dict[str, Callable] = {"reconstruction": Reconstruction, "reading": Reading, "distribution": Distribution}
 
 
 def factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[str, Callable]:
     """Returns evaluator type -> `(options, context) -> evaluator`, for `train_jax.task.Task`."""
     model = EvaluatedModel(module, preprocess, distance)
-    classes = {"reconstruction": Reconstruction, "reading": Reading, "distribution": Distribution}
-    return {name: functools.partial(cls, model) for name, cls in classes.items()}
+    return {name: functools.partial(evaluator, model) for name, evaluator in CLASSES.items()}

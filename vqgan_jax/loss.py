@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 ADVERSARIAL = ("hinge", "vanilla", "non_saturating")
-PIXELS = ("l1", "l2")
+PIXELS: dict[str, Callable] = {"l1": jnp.abs, "l2": jnp.square}  # of differences, elementwise
 MAX_WEIGHT = 1e4  # taming's bound of the adaptive weight
 _LECAM_DECAY = 0.99
 
@@ -15,9 +15,8 @@ _LECAM_DECAY = 0.99
 def pixel_loss(
     kind: str, reconstruction: Float[Array, "b h w 3"], original: Float[Array, "b h w 3"]
 ) -> Float[Array, ""]:
-    """Computes the mean absolute ("l1") or squared ("l2") difference of pixels in [-1, 1]."""
-    difference = reconstruction - original
-    return jnp.mean(jnp.abs(difference) if kind == "l1" else difference**2)
+    """Computes the mean absolute ("l1") or squared ("l2") difference of pixels in [-1, 1], or another of `PIXELS`."""
+    return jnp.mean(PIXELS[kind](reconstruction - original))
 
 
 def generator_loss(kind: str, fake: Float[Array, "..."]) -> Float[Array, ""]:

@@ -9,7 +9,7 @@ codebook and keeps latents near it.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import flax.struct
@@ -20,9 +20,6 @@ from jaxtyping import Array, Float, Int
 
 from nn_jax.layers import l2_normalize, with_axis_names
 from train_jax.options import Options, option
-
-TYPES = ("nearest", "ema", "gumbel", "fsq", "lfq")
-CODEBOOK_TYPES = ("nearest", "ema")  # types with a codebook of points, whose dead points can be revived
 
 
 @flax.struct.dataclass
@@ -281,11 +278,22 @@ def lfq_entropies(z: Float[Array, "n bits"], temperature: float) -> tuple[Float[
 # From options
 
 
+# Type -> `QuantizerOptions -> quantiser`.
+QUANTIZERS: dict[str, Callable] = {
+    "nearest": lambda o: Nearest(o.size, o.dim, o.beta, o.unit, o.legacy),
+    "ema": lambda o: Ema(o.size, o.dim, o.beta),
+    "gumbel": lambda o: Gumbel(o.size, o.dim, o.kl_weight),
+    "fsq": lambda o: Fsq(o.levels),
+    "lfq": lambda o: Lfq(o.bits, o.beta, o.entropy, o.entropy_temperature),
+}
+WITH_CODEBOOK = {"nearest", "ema"}  # types with a codebook, whose dead codes can be revived
+
+
 @dataclasses.dataclass(frozen=True)
 class QuantizerOptions(Options):
     """Options of all quantisers; each reads its own."""
 
-    type: str = option("nearest", "how latents become codes", choices=TYPES)
+    type: str = option("nearest", "how latents become codes", choices=QUANTIZERS)
     size: int = option(1024, "codes; of fsq the product of levels, of lfq 2 ** bits", least=2)
     dim: int = option(256, "of a code (nearest, ema, gumbel)", least=1)
     unit: bool = option(False, "nearest: codes and latents of unit norm, best with dim 8 to 32")
@@ -309,15 +317,7 @@ class QuantizerOptions(Options):
 
 def build(options: QuantizerOptions) -> nn.Module:
     """Builds the quantiser of these options."""
-    if options.type == "nearest":
-        return Nearest(options.size, options.dim, options.beta, options.unit, options.legacy)
-    if options.type == "ema":
-        return Ema(options.size, options.dim, options.beta)
-    if options.type == "gumbel":
-        return Gumbel(options.size, options.dim, options.kl_weight)
-    if options.type == "fsq":
-        return Fsq(tuple(options.levels))
-    return Lfq(options.bits, options.beta, options.entropy, options.entropy_temperature)
+    return QUANTIZERS[options.type](options)
 
 
 def temperature(ends: Sequence[float], step, steps: int):

@@ -92,7 +92,7 @@ class VQGANTaskOptions(Options):
                 "quantizer.type = 'gumbel' is nearest to it"
             )
         kind = self.model.quantizer.type
-        if kind not in quantize.CODEBOOK_TYPES:
+        if kind not in quantize.WITH_CODEBOOK:
             self.require(
                 self.codebook == CodebookOptions(),
                 path,

@@ -163,7 +163,7 @@ def test_lfq_reads_signs_and_its_entropies_are_those_of_the_softmax(temperature)
     np.testing.assert_allclose(quantized.loss, 0.3 * commitment + 0.2 * (each - mean), rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", quantize.TYPES)
+@pytest.mark.parametrize("kind", quantize.QUANTIZERS)
 def test_every_quantiser_works_on_a_bfloat16_encoder(small, small_coders, kind):
     """Latents are compared in float32; codes, losses and gradients are those of a float32 model but for rounding."""
     options = small.config(**{"model.z_channels": 4})

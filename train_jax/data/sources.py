@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _EMBEDDED = ("shapes", "digits")
+_FORMS = ("shapes", "shapes/SIZE", "digits", "folder:PATH", "webdataset:PATH", "tfds:NAME[/CONFIG]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,18 +94,14 @@ def open_source(
         if "{}" not in template:
             raise DataError(f"template {template!r} has no {{}}: write where the label goes, as in 'a photo of a {{}}.'")
     data_dir = data_dir and os.fspath(paths.path(data_dir))
-    if kind == "folder" and rest:
-        source = _folder(rest, split)
-    elif kind == "webdataset" and rest:
-        source = _webdataset(rest, split)
-    elif kind == "tfds" and rest:
-        source = _tfds(rest, split, data_dir, templates)
+    if rest and kind in SOURCES:
+        source = SOURCES[kind](rest, split, data_dir, templates)
     elif name.split("/")[0] in _EMBEDDED:
         source = _embedded(name, split, data_dir)
     else:
         raise DataError(
-            f"there is no source {name!r}: name one as shapes, shapes/SIZE, digits, folder:PATH, webdataset:PATH or "
-            "tfds:NAME[/CONFIG]"
+            f"there is no source {name!r}: name one as {', '.join(_FORMS)}"
+            + "".join(f", {kind}:…" for kind in SOURCES if not any(form.startswith(f"{kind}:") for form in _FORMS))
         )
     if not len(source):
         raise DataError(f"{source.name}: no records")
@@ -259,7 +256,7 @@ class _Mapped(Sequence):
 # Folders and tars
 
 
-def _folder(name: str, split: str) -> Source:
+def _folder(name: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:
     folder = paths.path(name)
     captions_of = folders.read(folder)
 
@@ -273,7 +270,7 @@ def _folder(name: str, split: str) -> Source:
     return Source(f"folder:{folder}:{split}", _Mapped(names, record, described))
 
 
-def _webdataset(pattern: str, split: str) -> Source:
+def _webdataset(pattern: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:
     tars = Tars(pattern)
     indices = _slice(range(len(tars)), split, f"webdataset:{pattern}")
     return Source(f"webdataset:{pattern}:{split}", _Mapped(indices, tars.__getitem__, tars.described))
@@ -297,6 +294,10 @@ def _slice(names: Sequence, split: str, where: str) -> list:
     # Files are sorted by name, and names often tell the class: cut a shuffled list, the same on every host.
     order = np.random.default_rng(0).permutation(len(names))[place(bounds[0], 0) : place(bounds[1], len(names))]
     return [names[i] for i in sorted(order)]
+
+
+# What stands before the colon of a name -> `(rest of the name, split, data_dir, templates) -> Source`.
+SOURCES: dict[str, Callable] = {"folder": _folder, "webdataset": _webdataset, "tfds": _tfds}
 
 
 def _no_split(name: str, split: str, splits: str) -> DataError:
