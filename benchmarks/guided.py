@@ -211,7 +211,7 @@ def peak(name: str, run: Callable[[], None]) -> str:
         run()  # compiles
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far, of compilation
         run()
-        return f"{(_resident('VmHWM') - before) / 2**10:,.0f}"
+        return f"{(_status_kib('VmHWM') - before) / 2**10:,.0f}"
     run()  # compiles, chooses algorithms
     if name == "ours":
         run()
