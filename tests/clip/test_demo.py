@@ -48,7 +48,7 @@ def test_the_folder_holds_held_out_and_planted_pictures(done, tiny):
     with Image.open(workdir / "images" / "novel-00003.png") as picture:
         assert picture.size == (128, 128)
     for index in range(3):
-        planted = truth[f"planted-{index}.png"]
+        planted = truth[f"hidden-{index}.png"]
         assert scene.is_true(demo.PLANTED_QUERY, planted)
 
 
