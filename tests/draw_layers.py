@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.textpath import TextPath
 
-from tests.test_imports import LAYERS, IMPORTED, ROOT, imports, level, module_name, sources, top
+from tests.test_imports import IMPORTED, LAYERS, ROOT, imports, level, module_name, sources, top
 
 FILE = ROOT / "docs" / "layers.svg"
 
