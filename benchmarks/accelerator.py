@@ -174,28 +174,31 @@ def sampled(case: Case, tiny: bool) -> Iterator[dict]:
     captions = CharBpeCaptions(tokenizers.Tokenizer(tokenizers.models.BPE()), length=TEXT, vocabulary_size=text_size, pad=0)
     module = stage2_model.build(config, captions, codes, GRID, TransformerCompute(dtype=case.dtype))
     mesh = jax.tree.leaves(inference.on_devices(np.zeros(1)))[0].sharding.mesh
-    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
-    ids = jax.device_put(np.random.default_rng(0).integers(0, text_size, (1, TEXT)).astype(np.int32), whole)
-    draw = jax.jit(lambda key: nn.unbox(module.init(key, ids, jnp.zeros((1, 2), jnp.int32))["params"]), out_shardings=whole)
-    params, programs = draw(jax.random.key(0)), sampling.compile_programs(module)
+    replicated, sharded = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
+    ids = jax.device_put(np.random.default_rng(0).integers(0, text_size, (1, TEXT)).astype(np.int32), replicated)
+
+    def init(key):
+        return nn.unbox(module.init(key, ids, jnp.zeros((1, 2), jnp.int32))["params"])
+
+    params, programs = jax.jit(init, out_shardings=replicated)(jax.random.key(0)), sampling.compile_programs(module)
     count = sum(x.size for x in jax.tree.leaves(params)) - (2 * text_size + codes) * config.width  # that codes need
     weights = {"": params, "top-p 0.9": params, "weights cast before": params}
     runs = [("", size) for size in sizes] + [("top-p 0.9", sizes[-1])]
     if case.dtype != "float32":
         weights["weights cast before"] = jax.tree.map(lambda x: x.astype(case.dtype), params)
         runs += [("weights cast before", size) for size in (sizes[0], sizes[-1])]
-    none = jax.device_put(np.zeros((1, 0), np.int32), whole)
+    none = jax.device_put(np.zeros((1, 0), np.int32), replicated)
     prefilled = {what: programs.prefill(weights[what], ids, none) for what in dict(runs)}
 
     def prepared(what: str, size: int):
-        zeros = jax.device_put(np.zeros((size, length), np.int32), split)
-        rows, seeds = zeros[:, 0], jax.device_put(np.arange(3 * size, dtype=np.uint32).reshape(size, 3), split)
+        zeros = jax.device_put(np.zeros((size, length), np.int32), sharded)
+        rows, seeds = zeros[:, 0], jax.device_put(np.arange(3 * size, dtype=np.uint32).reshape(size, 3), sharded)
         requests = sampling.Requests(seeds, np.arange(length), zeros, zeros.astype(bool))
         settings = Sampling(top_p=np.float32(0.9 if what.startswith("top") else 1))
         limits = {"max_candidates": codes if what.startswith("top") else 0, "guided": False}
         with jax.set_mesh(mesh):
             carry = jax.eval_shape(programs.replicate, prefilled[what], rows, None)
-            carry = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), carry)
+            carry = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharded), carry)
             decode = programs.decode_chunk.lower(weights[what], settings, carry, requests, jnp.int32(0), **limits)
             begun = time.perf_counter()
             decode = decode.compile()

@@ -16,7 +16,7 @@ from benchmarks.timing import median_seconds
 from nn_jax.attention import attend
 
 WIDTH, HEAD_DIMS = 768, (64, 128)
-LENGTHS = (50, 197, 256, 1280)  # ViT-B/32, ViT-B/16, a prior's 16 x 16 codes, DALL·E's 256 + 1,024
+LENGTHS = (50, 197, 256, 1280)  # ViT-B/32, ViT-B/16, a prior's 16 x 16 codes, DALL-E's 256 + 1,024
 
 
 def _ours(q, k, v, causal: bool):

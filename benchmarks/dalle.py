@@ -146,8 +146,8 @@ def _torch(module: CodeTransformer, params: dict, length: int, dtype: str) -> Ca
             y = functional.layer_norm(x, (width,), *b["norm1"], 1e-5)
             q, k, v = functional.linear(y, *b["qkv"]).reshape(batch, t, 3, heads, -1).permute(2, 0, 3, 1, 4)
             keys[i, :, :, start : start + t], values[i, :, :, start : start + t] = k, v
-            seen = (keys[i, :, :, : start + t], values[i, :, :, : start + t])
-            y = functional.scaled_dot_product_attention(q, *seen, is_causal=t > 1)
+            cache = (keys[i, :, :, : start + t], values[i, :, :, : start + t])
+            y = functional.scaled_dot_product_attention(q, *cache, is_causal=t > 1)
             x = x + functional.linear(y.transpose(1, 2).reshape(batch, t, width), *b["out"])
             y = functional.layer_norm(x, (width,), *b["norm2"], 1e-5)
             x = x + functional.linear(functional.gelu(functional.linear(y, *b["in"])), *b["down"])
@@ -193,10 +193,10 @@ def _race(contestants: dict[str, Callable], rounds: int) -> dict[str, float]:
     seconds = {who: [] for who in contestants}
     for turn in range(rounds + 1):  # the first warms up
         for who, run in contestants.items():
-            begun = time.perf_counter()
+            start = time.perf_counter()
             run(1.0)
             if turn:
-                seconds[who].append(time.perf_counter() - begun)
+                seconds[who].append(time.perf_counter() - start)
     return {who: statistics.median(t) for who, t in seconds.items()}
 
 

@@ -1,4 +1,4 @@
-"""How often a DALL·E of scenes draws what it was asked for: by temperature and guidance, and when the best of n are chosen.
+"""Share of correct drawings of a DALL-E on scenes: by temperature and guidance, and for the best of n drawings.
 
     python -m benchmarks.drawing --model runs/dalle-shapes --clip runs/demo/clip [--prompts 256]
 
@@ -12,8 +12,7 @@ import numpy as np
 
 import clip_jax
 import dalle_jax
-from dalle_jax.evaluators import defaults as evaluators
-from dalle_jax.evaluators import prompts as prompts_of
+from dalle_jax import evaluators
 from train_jax.data.sources import open_source
 from vqgan_jax.stage2.rerank import clip_scores
 
@@ -35,11 +34,11 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=5.0, help="of the table of choices")
     arguments = parser.parse_args()
     dalle, clip = dalle_jax.load(arguments.model), clip_jax.load(arguments.clip)
-    prompts = {kind: questions(*KINDS[kind], arguments.prompts) for kind in arguments.kinds}
+    prompts = {kind: make_prompts(*KINDS[kind], arguments.prompts) for kind in arguments.kinds}
     sources = {kind: open_source("shapes/32", KINDS[kind][0]) for kind in arguments.kinds}
     choices = [n for n in CHOICES if n <= arguments.most]
 
-    def right(kind: str, texts: list[str], images: np.ndarray) -> np.ndarray:
+    def is_correct(kind: str, texts: list[str], images: np.ndarray) -> np.ndarray:
         shows = sources[kind].shows
         return np.array([[shows(x, text) for x in row] for text, row in zip(texts, images, strict=True)])
 
@@ -47,28 +46,29 @@ def main() -> None:
     _row("prompts", "chosen by", *(f"n = {n}" for n in choices))
     _row(*["---"] * (2 + len(choices)))
     for kind, texts in prompts.items():
-        drawn = dalle.draw(texts, arguments.most, top_p=arguments.top_p, guidance=arguments.guidance, progress=False)
-        good = right(kind, texts, drawn.images)
-        for judge, scores in (("CLIP", clip_scores(clip, texts, drawn.images)), ("likelihood", drawn.log_probs)):
+        drawing = dalle.draw(texts, arguments.most, top_p=arguments.top_p, guidance=arguments.guidance, progress=False)
+        correct = is_correct(kind, texts, drawing.images)
+        for ranking, scores in (("CLIP", clip_scores(clip, texts, drawing.images)), ("likelihood", drawing.log_probs)):
             best = [np.argmax(scores[:, :n], axis=1) for n in choices]
-            _row(f"`{kind}`", judge, *(f"{100 * good[np.arange(len(good)), b].mean():.1f} %" for b in best))
+            _row(f"`{kind}`", ranking, *(f"{100 * correct[np.arange(len(correct)), b].mean():.1f} %" for b in best))
 
-    some = {kind: texts[: arguments.sweep] for kind, texts in prompts.items()}
+    sweep_prompts = {kind: texts[: arguments.sweep] for kind, texts in prompts.items()}
     print(f"\nOne drawing of each of {arguments.sweep} prompts, right by temperature and guidance, {' / '.join(prompts)}:\n")
     _row("temperature", *(f"guidance {g:g}" for g in GUIDANCES))
     _row(*["---"] * (1 + len(GUIDANCES)))
     for t in TEMPERATURES:
         cells = []
         for g in GUIDANCES:
-            drawn = {k: dalle.generate(p, temperature=t, guidance=g, progress=False) for k, p in some.items()}
-            cells.append(" / ".join(f"{100 * right(k, some[k], images).mean():.0f} %" for k, images in drawn.items()))
+            images = {k: dalle.generate(p, temperature=t, guidance=g, progress=False) for k, p in sweep_prompts.items()}
+            shares = [is_correct(k, sweep_prompts[k], x).mean() for k, x in images.items()]
+            cells.append(" / ".join(f"{100 * share:.0f} %" for share in shares))
         _row(f"{t:g}", *cells)
 
 
-def questions(split: str, about: str, count: int) -> list[str]:
-    options = evaluators().drawing
+def make_prompts(split: str, about: str, count: int) -> list[str]:
+    options = evaluators.EVALUATORS["drawing"].defaults()
     options.update({"about": about, "prompts": count})
-    return prompts_of(open_source("shapes/32", split), options)
+    return evaluators.prompts(open_source("shapes/32", split), options)
 
 
 def _row(*cells: str) -> None:

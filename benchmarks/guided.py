@@ -65,7 +65,7 @@ def main() -> None:
     for size in arguments.size:
         rates = race(vq, clip, arguments, size)
         ratio = rates["ours"] / rates["PyTorch"] if "PyTorch" in rates else float("nan")
-        peaks = [alone(name, arguments, size) if name in rates else "" for name in CONTESTANTS]
+        peaks = [peak_in_own_process(name, arguments, size) if name in rates else "" for name in CONTESTANTS]
         _row(str(size), *(f"{rates[n]:.3f}" if n in rates else "" for n in CONTESTANTS), f"{ratio:.2f}", *peaks)
     if arguments.together:
         together(vq, clip, arguments)
@@ -87,16 +87,16 @@ def models(dtype: str, small: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.Clip"]
     # From a small picture: the model is convolutional.
     side = 2 ** (len(c.model.multipliers) - 1)
     shapes = jax.eval_shape(module.init, keys, np.zeros((1, side, side, 3), np.float32))
-    vq = vqgan_jax.Vqgan.assemble(c.model, drawn(shapes), "random", compute)
+    vq = vqgan_jax.Vqgan.assemble(c.model, random_weights(shapes), "random", compute)
     tokenizer = Tokenizer.train(PROMPTS, 600, v.text.context_length)
     tower = clip_model.build(v, tokenizer.vocab_size, tokenizer.eos_id, compute)
     images, ids = np.zeros((1, v.image.size, v.image.size, 3), np.float32), tokenizer.encode(PROMPTS[:1])
     shapes = jax.eval_shape(tower.init, jax.random.key(2), images, ids)
-    return vq, clip_jax.Clip.assemble(tower, drawn(shapes), tokenizer, Preprocess(v.image.size), "random")
+    return vq, clip_jax.Clip.assemble(tower, random_weights(shapes), tokenizer, Preprocess(v.image.size), "random")
 
 
-def drawn(shapes):
-    """Weights of these shapes that keep activations of size 1; in NumPy, which compiles nothing."""
+def random_weights(shapes):
+    """Random weights of these shapes that keep activations of size 1; by NumPy, which compiles nothing."""
     rng = np.random.default_rng(0)
 
     def leaf(path, x):
@@ -110,7 +110,7 @@ def drawn(shapes):
 
 
 def contestant(name: str, vq, clip, arguments, size: int) -> Callable[[], None]:
-    """A function that paints a turn."""
+    """A function that makes the steps of one turn."""
     if name == "ours":
         painter = painting.Painter(vq, clip, jobs(arguments, size, PROMPTS[:1]))
         return turn(painter, arguments.steps)
@@ -119,8 +119,8 @@ def contestant(name: str, vq, clip, arguments, size: int) -> Callable[[], None]:
 
 
 def jobs(arguments, size: int, texts) -> list[painting.Job]:
-    given = {"size": (size, size), "steps": 10**6, "cuts": arguments.cuts, "lr": LR}
-    return [painting.Job(prompts.single(text), 0, options_lib.resolve(given | PLAIN)) for text in texts]
+    options = options_lib.resolve({"size": (size, size), "steps": 10**6, "cuts": arguments.cuts, "lr": LR} | PLAIN)
+    return [painting.Job(prompts.single(text), 0, options) for text in texts]
 
 
 def turn(painter: painting.Painter, steps: int) -> Callable[[], None]:
@@ -148,14 +148,14 @@ def textbook(vq, clip, arguments, size: int):
     model.load_state_dict({name: torch.from_numpy(np.array(x, np.float32)) for name, x in weights.items()})
     with tempfile.TemporaryDirectory() as folder:
         save_hf(clip, f"{folder}/clip")
-        eye = transformers.CLIPVisionModelWithProjection.from_pretrained(f"{folder}/clip").eval()
-    for network in (model, eye):
+        perceptor = transformers.CLIPVisionModelWithProjection.from_pretrained(f"{folder}/clip").eval()
+    for network in (model, perceptor):
         network.to(device).requires_grad_(False)
     target = torch.from_numpy(np.array(clip.encode_text(PROMPTS[:1])[0])).to(device)
-    codes = torch.from_numpy(starts.codes(0, (size // vq.factor,) * 2, vq.codes)).long().to(device)
+    codes = torch.from_numpy(starts.random_codes(0, (size // vq.factor,) * 2, vq.num_codes)).long().to(device)
     mean, std = clip.preprocess.mean, clip.preprocess.std
     painter = textbook_guided.Painter(
-        model, lambda x: eye(pixel_values=x).image_embeds, clip.preprocess.size, mean, std, target, codes,
+        model, lambda x: perceptor(pixel_values=x).image_embeds, clip.preprocess.size, mean, std, target, codes,
         arguments.cuts, LR, noise=0.1,
     )  # fmt: skip
     with torch.no_grad():
@@ -164,17 +164,17 @@ def textbook(vq, clip, arguments, size: int):
 
 
 def check(vq, clip, codes, painter, device: str) -> None:
-    """Both must paint the same picture of the same codes, and see the same in it, before they race."""
+    """Checks that both decode the same codes to the same picture, and encode it alike."""
     import torch
 
     ours = vq.decode(codes[None].astype(np.int32))[0]
     theirs = painter.picture()[0].permute(1, 2, 0).cpu().numpy()
-    share = np.mean(np.abs(ours - theirs) < 1e-2)
+    agreement = np.mean(np.abs(ours - theirs) < 1e-2)
     pixels = np.random.default_rng(0).integers(0, 256, (clip.preprocess.size,) * 2 + (3,), np.uint8)
-    seen = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None].to(device)
-    cosine = float(painter.features(seen)[0].cpu().numpy() @ clip.encode_image([pixels])[0])
-    if share < 0.95 or cosine < 0.999:
-        raise SystemExit(f"ours and PyTorch agree in {share:.0%} of the pixels, cosine {cosine:.4f}: no race")
+    images = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None].to(device)
+    cosine = float(painter.features(images)[0].cpu().numpy() @ clip.encode_image([pixels])[0])
+    if agreement < 0.95 or cosine < 0.999:
+        raise SystemExit(f"ours and PyTorch agree in {agreement:.0%} of the pixels, cosine {cosine:.4f}: no race")
 
 
 def race(vq, clip, arguments, size: int) -> dict[str, float]:
@@ -186,32 +186,32 @@ def race(vq, clip, arguments, size: int) -> dict[str, float]:
         except ImportError as error:
             print(f"the peer is not installed ({error}): pip install -e '.[peers]'", file=sys.stderr)
     seconds = {name: [] for name in runs}
-    for number in range(arguments.rounds + 1):  # the first warms up
+    for round_index in range(arguments.rounds + 1):  # the first warms up
         for name, run in runs.items():
-            begun = time.perf_counter()
+            start = time.perf_counter()
             run()
-            if number:
-                seconds[name].append(time.perf_counter() - begun)
+            if round_index:
+                seconds[name].append(time.perf_counter() - start)
     return {name: arguments.steps / statistics.median(times) for name, times in seconds.items()}
 
 
-def alone(name: str, arguments, size: int) -> str:
+def peak_in_own_process(name: str, arguments, size: int) -> str:
     """The peak memory, in MiB, of a process that only paints one turn."""
     command = [sys.executable, "-m", "benchmarks.guided", "--only", name, "--size", str(size)]
     command += ["--cuts", str(arguments.cuts), "--steps", "2", "--dtype", arguments.dtype]
     command += ["--small"] if arguments.small else []
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return found.strip().splitlines()[-1].removeprefix("peak ")
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return output.strip().splitlines()[-1].removeprefix("peak ")
 
 
 def peak(name: str, run: Callable[[], None]) -> str:
-    """MiB that a second turn takes at most beyond what was held before it; of a CPU, before the first."""
+    """Peak memory of a second turn in MiB, beyond what was held before it; on a CPU, before the first."""
     if jax.default_backend() != "gpu":
-        before = _resident("VmRSS")
+        before = _status_kib("VmRSS")
         run()  # compiles
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far, of compilation
         run()
-        return f"{(_resident('VmHWM') - before) / 2**10:,.0f}"
+        return f"{(_status_kib('VmHWM') - before) / 2**10:,.0f}"
     run()  # compiles, chooses algorithms
     if name == "ours":
         run()
@@ -225,14 +225,14 @@ def peak(name: str, run: Callable[[], None]) -> str:
     return f"{(torch.cuda.max_memory_allocated() - before) / 2**20:,.0f}"
 
 
-def _resident(which: str) -> int:
-    """KiB of this process."""
+def _status_kib(field: str) -> int:
+    """A field of this process's /proc status, in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(which)).split()[1])
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def together(vq, clip, arguments) -> None:
-    """Prompts at once beside the same in a row, at the first size."""
+    """Compares prompts painted at once with the same prompts one after the other, at the first size."""
     size, texts = arguments.size[0], PROMPTS[: arguments.together]
     at_once = turn(painting.Painter(vq, clip, jobs(arguments, size, texts)), arguments.steps)
     single = turn(painting.Painter(vq, clip, jobs(arguments, size, texts[:1])), arguments.steps)
@@ -242,12 +242,12 @@ def together(vq, clip, arguments) -> None:
             single()
 
     seconds = {"at once": [], "in a row": []}
-    for number in range(arguments.rounds + 1):
+    for round_index in range(arguments.rounds + 1):
         for name, run in (("at once", at_once), ("in a row", in_a_row)):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             run()
-            if number:
-                seconds[name].append(time.perf_counter() - begun)
+            if round_index:
+                seconds[name].append(time.perf_counter() - start)
     rates = {name: len(texts) * arguments.steps / statistics.median(times) for name, times in seconds.items()}
     print(f"\n{len(texts)} prompts at {size} px, steps a second of all together:\n")
     _row("at once", "in a row", "ratio")

@@ -58,7 +58,7 @@ def main() -> None:
             for mesh in ({"data": 8, "fsdp": 1, "tensor": 1}, {"data": 1, "fsdp": 8, "tensor": 1}):
                 vqgan_plan(name, mesh)
     if only in (None, "dalles"):
-        print("\nTraining step of DALL·E, the config's batch, per device:")
+        print("\nTraining step of DALL-E, the config's batch, per device:")
         _row("model", "mesh", "batch", "micro-batches", "parameters", "state and batch", "temporaries", "total")
         _row(*["---"] * 8)
         for name, (*codes, parts) in DALLES.items():

@@ -3,7 +3,7 @@
     python -m benchmarks.quantizers
 
 Trains `configs/vqgan/demo.py` for 2,000 updates with each quantiser at 12 bits a code (4,096 codes, 8 x 8 codes a picture)
-and prints what reconstructions of `test` are like, and how much of the codebook they use. About 20 minutes on two cores.
+and prints the metrics of reconstructions of `test`, and the usage of the codebook. About 20 minutes on two cores.
 """
 
 import tempfile
@@ -32,10 +32,10 @@ def measure(quantizer: dict, codebook: dict) -> str:
     config.steps = UPDATES
     config.model.quantizer, config.codebook = quantizer, codebook
     config.evals = {"test": {"type": "reconstruction", "shown": 0}}
-    begun = time.monotonic()
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         history = train_jax.run(config, Path(folder) / "run")
-    minutes = (time.monotonic() - begun) / 60
+    minutes = (time.monotonic() - start) / 60
     metrics = {name: value for row in history for name, value in row.items()}
     return (
         f"{metrics['test/psnr']:.2f} dB | {100 * metrics['test/usage']:.0f} % | {metrics['test/perplexity']:,.0f} | "

@@ -1,4 +1,4 @@
-"""Shipped configs made ready to be measured: batches of random numbers, and random weights for the files that they name."""
+"""Shipped configs for benchmarks: batches of random numbers, and random weights for the files that they name."""
 
 from pathlib import Path
 
@@ -69,22 +69,22 @@ def _tokenizer(path: Path, vocab_size: int) -> str:
 def _lpips(path: Path) -> str:
     """LPIPS on VGG16, under the names that `vqgan_jax.perceptual` reads."""
     weights, rng, inputs = {}, np.random.default_rng(0), 3
-    for number, (layers, width) in enumerate(VGG16):
+    for index, (layers, width) in enumerate(VGG16):
         for layer in layers:
-            name, std = f"net.slice{number + 1}.{layer}", (2 / (9 * inputs)) ** 0.5
+            name, std = f"net.slice{index + 1}.{layer}", (2 / (9 * inputs)) ** 0.5
             weights[f"{name}.weight"] = std * rng.standard_normal((width, inputs, 3, 3), np.float32)
             weights[f"{name}.bias"], inputs = np.zeros(width, np.float32), width
-        weights[f"lin{number}.model.1.weight"] = rng.random((1, width, 1, 1), np.float32) / width
+        weights[f"lin{index}.model.1.weight"] = rng.random((1, width, 1, 1), np.float32) / width
     save_file({name: x.astype(np.float32) for name, x in weights.items()}, path)
     return str(path)
 
 
 def _vqgan(path: Path, resolution: int) -> str:
-    """A narrow f16 with 16,384 codes: a second stage needs to know of it no more than how many codes there are."""
+    """A narrow f16 with 16,384 codes: a second stage only needs its number of codes."""
     c = load_config("vqgan/f16_16384")
     c.model.update({"channels": 32, "blocks": 1, "attention": (), "resolution": resolution})
     model = config_lib.resolve(c).model
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     shapes = jax.eval_shape(vqgan_model.build(model).init, keys, np.zeros((1, 64, 64, 3), np.float32))
-    path.write_bytes(vqgan_lib.to_bytes(vqgan_lib.Vqgan.assemble(model, guided.drawn(shapes), "random")))
+    path.write_bytes(vqgan_lib.to_bytes(vqgan_lib.Vqgan.assemble(model, guided.random_weights(shapes), "random")))
     return str(path)

@@ -41,10 +41,10 @@ class Attention(nn.Module):
 
 
 class Level(nn.Module):
-    def __init__(self, inputs: int, outputs: int, blocks: int, attends: bool):
+    def __init__(self, inputs: int, outputs: int, blocks: int, has_attention: bool):
         super().__init__()
         self.block = nn.ModuleList(Residual(inputs if i == 0 else outputs, outputs) for i in range(blocks))
-        self.attn = nn.ModuleList(Attention(outputs) for _ in range(blocks if attends else 0))
+        self.attn = nn.ModuleList(Attention(outputs) for _ in range(blocks if has_attention else 0))
 
     def forward(self, x):
         for i, block in enumerate(self.block):
@@ -137,7 +137,7 @@ class VQGAN(nn.Module):
         self.beta = m.quantizer.beta
 
     def forward(self, x):
-        """Reconstructions and the loss of the codebook."""
+        """Returns reconstructions and the loss of the codebook."""
         z = self.quant_conv(self.encoder(x)).permute(0, 2, 3, 1)
         points = self.quantize.embedding.weight
         flat = z.reshape(-1, z.shape[-1])

@@ -30,7 +30,7 @@ KERNELS = {  # kinds by the names of kernels, the first that matches
 
 
 def median_seconds(call: Callable[[], Any], turn: float = 0.4) -> float:
-    """Median seconds of a call over three to five turns, after a warm-up.
+    """Measures the median seconds of a call over three to five turns, after a warm-up.
 
     A turn is as many calls as fill `turn` seconds; the host waits for the device at its end alone.
     """
@@ -47,7 +47,7 @@ def median_seconds(call: Callable[[], Any], turn: float = 0.4) -> float:
 
 
 def speed(seconds: float, count: float, flops: float | None) -> dict[str, float]:
-    """Of a call that treats `count` examples: rates, and model FLOPs utilisation where the device's peak is known."""
+    """Computes rates of a call that treats `count` examples, and MFU where the device's peak is known."""
     row = {"seconds": seconds, "per_second": count / seconds}
     peak = profiling.peak_of_kind(jax.devices()[0].device_kind)
     if flops:
@@ -56,7 +56,7 @@ def speed(seconds: float, count: float, flops: float | None) -> dict[str, float]
 
 
 def counted_flops(jaxpr: Any) -> float:
-    """Operations of the matrix products and convolutions of a (closed) jaxpr; of a branch the larger, of a loop all turns.
+    """Counts operations of the matrix products and convolutions of a (closed) jaxpr; the larger branch, all turns of a loop.
 
     A convolution's zeros between the rows of its input (`lhs_dilation`) cost nothing; those around it are counted.
     """
@@ -101,7 +101,7 @@ def kernels(call: Callable[[], Any]) -> dict[str, Any]:
 
 
 def ceilings(n: int) -> list[dict[str, Any]]:
-    """Rates that programs can reach: of products [n, n] x [n, n], and of a copy of 4 n^2 float32 numbers."""
+    """Measures the rates that programs can reach: of products [n, n] x [n, n], and of a copy of 4 n^2 float32 numbers."""
     device, rows = jax.devices()[0], []
     x, y = (jax.random.normal(jax.random.key(i), (4 * n, n)) for i in range(2))
     for dtype in ("bfloat16", "float32"):

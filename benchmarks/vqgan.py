@@ -63,10 +63,10 @@ def main() -> None:
     )
     print("| " + " | ".join(["", *rates, "ours / PyTorch"]) + " |")
     print("| " + " | ".join(["---"] * (len(rates) + 2)) + " |")
-    for what in ("reconstructions", "GAN updates"):
-        cells = [f"{rates[name][what]:.3f}" for name in rates]
-        ratio = rates["ours"][what] / rates["PyTorch"][what] if "PyTorch" in rates else float("nan")
-        print("| " + " | ".join([what, *cells, f"{ratio:.2f}"]) + " |")
+    for task in ("reconstructions", "GAN updates"):
+        cells = [f"{rates[name][task]:.3f}" for name in rates]
+        ratio = rates["ours"][task] / rates["PyTorch"][task] if "PyTorch" in rates else float("nan")
+        print("| " + " | ".join([task, *cells, f"{ratio:.2f}"]) + " |")
     print(f"the compiled update costs {passes}")
 
 
@@ -143,16 +143,16 @@ def _check(contestants: dict[str, Contestant]) -> None:
 
 
 def _race(contestants: dict[str, Contestant], rounds: int, batch: int) -> dict[str, dict[str, float]]:
-    seconds = {name: {what: [] for what in functions} for name, functions in contestants.items()}
+    seconds = {name: {task: [] for task in functions} for name, functions in contestants.items()}
     for turn in range(rounds + 1):  # the first warms up
         for name, functions in contestants.items():
-            for what, run in functions.items():
-                begun = time.perf_counter()
+            for task, run in functions.items():
+                start = time.perf_counter()
                 run()
                 if turn:
-                    seconds[name][what].append(time.perf_counter() - begun)
+                    seconds[name][task].append(time.perf_counter() - start)
     return {
-        n: {what: batch / statistics.median(t) for what, t in functions.items()} for n, functions in seconds.items()
+        n: {task: batch / statistics.median(t) for task, t in functions.items()} for n, functions in seconds.items()
     }
 
 

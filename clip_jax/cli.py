@@ -1,4 +1,7 @@
-"""`clip-jax`: classify pictures, index and search a folder, look into a model. Mistakes are one line and exit code 2."""
+"""The command `clip-jax`: classifies images, indexes and searches folders, describes models.
+
+A mistake of the user prints one line and returns exit code 2.
+"""
 
 import argparse
 import json
@@ -21,7 +24,7 @@ examples:
   clip-jax search photos.index "a dog on a beach" --html hits.html
   clip-jax verify hf:openai/clip-vit-base-patch32
 
-clip-jax COMMAND --help tells more about each.""",
+clip-jax COMMAND --help describes each command.""",
     "classify": """\
 examples:
   clip-jax classify shape.png --model runs/demo/clip --labels "red circle,blue star,green ring"
@@ -46,8 +49,8 @@ examples:
   clip-jax verify runs/clip-shapes
   clip-jax verify ViT-B-32.pt
 
-Prints what was understood of a model. Where torch and transformers are installed, a directory for transformers is also
-compared with them, layer by layer; a relative difference above 1e-4 ends with exit code 1.""",
+Prints the architecture, preprocessing and files of a model. Where torch and transformers are installed, a directory for
+transformers is also compared with them, layer by layer; a relative difference above 1e-4 ends with exit code 1.""",
     "search": """\
 examples:
   clip-jax search photos.index "a small red circle above a large blue star"
@@ -61,7 +64,7 @@ _MODEL = "a run directory, a Hugging Face or open_clip directory, a weight file,
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
     arguments = _parser().parse_args(arguments_lib.expanded(argv))
-    # Late, so that --help and wrong arguments are answered at once.
+    # Imported late, so that --help and wrong arguments are answered at once.
     from clip_jax.index_files import SearchError
 
     again = "; the same command goes on from here" if arguments.command == "index" else ""
@@ -69,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser, add = command.parser("clip-jax", "Classify and search pictures with a CLIP, and look into it.", _EXAMPLES)
+    parser, add = command.parser("clip-jax", "Classify and search pictures with a CLIP; describe models.", _EXAMPLES)
 
     classify = add("classify", "Print the probability of each label for each picture.", _classify)
     classify.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
@@ -82,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help='sentence with {} for the label, or @FILE with one a line (default "a photo of a {}."); several are averaged',
     )
-    classify.add_argument("--top", type=int, default=5, metavar="N", help="labels shown a picture (default 5)")
+    classify.add_argument("--top", type=int, default=5, metavar="N", help="labels per picture (default 5)")
     classify.add_argument("--json", action="store_true", help="print all probabilities as JSON instead of a table")
 
     index = add("index", "Index the pictures of a folder, or bring its index up to date.", _index)
@@ -116,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     heatmap.add_argument("--model", required=True, metavar="MODEL", help=_MODEL)
     heatmap.add_argument("--png", required=True, metavar="FILE", help="the sheet to write")
 
-    verify = add("verify", "Print what was understood of a model, and compare it with the peer's own.", _verify)
+    verify = add("verify", "Print the description of a model, and compare its outputs with transformers'.", _verify)
     verify.add_argument("model", metavar="MODEL", help="anything that --model takes")
     return parser
 
@@ -152,18 +155,18 @@ def _classify(arguments: argparse.Namespace) -> int:
         print(f"clip-jax classify: left out {failure}", file=sys.stderr)
     probabilities = clip.classify(list(pictures.values()), labels, templates)
     if arguments.json:
-        found = [
+        rows = [
             {"image": path, "probabilities": dict(zip(labels, map(float, row), strict=True))}
             for path, row in zip(pictures, probabilities, strict=True)
         ]
-        print(json.dumps(found, indent=2))
+        print(json.dumps(rows, indent=2))
     else:
         print(probability_table(list(pictures), labels, probabilities, arguments.top))
     return 2 if failures else 0
 
 
 def probability_table(names: list[str], labels: list[str], probabilities, top: int) -> str:
-    """A block for each picture: its most probable labels with their probabilities and bars."""
+    """Formats the `top` most probable labels of each image as text, with probabilities and bars."""
     width = max(map(len, labels))
     bar = max(10, min(40, shutil.get_terminal_size().columns - width - 14))
     lines = []
@@ -211,37 +214,37 @@ def _index(arguments: argparse.Namespace) -> int:
 
 
 def _part(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--part {text} must be I/N, such as 2/4, with I from 1 to N")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
-def summary(report, out: str, most: int = 10) -> str:
-    """What an indexing did, in a few lines."""
-    from clip_jax.index_files import shown
+def summary(report, out: str, max_broken: int = 10) -> str:
+    """Formats the report of an indexing as a few lines; at most `max_broken` unreadable files are listed."""
+    from clip_jax.index_files import display_path
 
     lines = [
         f"{out}: {report.indexed:,} picture(s): {report.encoded:,} encoded now, {report.reused:,} from before"
         + (f", {report.dropped:,} dropped (changed or deleted)" if report.dropped else "")
     ]
     if report.ignored:
-        kinds = ", ".join(
+        suffixes = ", ".join(
             f"{count} {suffix}" for suffix, count in sorted(report.ignored.items(), key=lambda x: -x[1])[:8]
         )
-        lines.append(f"{sum(report.ignored.values()):,} other file(s) left out: {kinds}")
+        lines.append(f"{sum(report.ignored.values()):,} other file(s) left out: {suffixes}")
     if report.broken:
         lines.append(f"{len(report.broken):,} file(s) cannot be read, listed in {Path(out) / 'broken.jsonl'}:")
-        lines += [f"  {shown(path)}: {why}" for path, why in sorted(report.broken.items())[:most]]
-        if len(report.broken) > most:
-            lines.append(f"  … and {len(report.broken) - most:,} more")
+        lines += [f"  {display_path(path)}: {why}" for path, why in sorted(report.broken.items())[:max_broken]]
+        if len(report.broken) > max_broken:
+            lines.append(f"  … and {len(report.broken) - max_broken:,} more")
     return "\n".join(lines)
 
 
 def _search(arguments: argparse.Namespace) -> int:
     from clip_jax import sheets
     from clip_jax.clip import load
-    from clip_jax.index_files import shown
+    from clip_jax.index_files import display_path
     from clip_jax.search import Index, search
 
     if (arguments.text is None) == (arguments.image is None):
@@ -260,24 +263,24 @@ def _search(arguments: argparse.Namespace) -> int:
     if not hub.is_name(model) and not paths.path(model).exists():
         raise UserError(f"the model {model} is not there: name it with --model DIR")
     hits = search(
-        index, load(model), text=arguments.text, image=arguments.image, top=arguments.top, exact=arguments.exact
+        index, load(model), text=arguments.text, image=arguments.image, k=arguments.top, exact=arguments.exact
     )
 
-    title = arguments.text if arguments.text is not None else f"like {shown(arguments.image)}"
+    title = arguments.text if arguments.text is not None else f"like {display_path(arguments.image)}"
     section = sheets.hits_section(title, hits, index.folder)
     if arguments.html:
-        Path(arguments.html).write_text(sheets.page(f"Search in {shown(index.folder.name)}", [section]), "utf-8")
+        Path(arguments.html).write_text(sheets.page(f"Search in {display_path(index.folder.name)}", [section]), "utf-8")
         print(f"wrote {arguments.html}", file=sys.stderr)
     if arguments.png:
         columns = next(n for n in range(1, 7) if n * n >= len(hits) or n == 6)
         sheets.contact_sheet([section], columns=max(columns, 2), size=220).save(arguments.png, "PNG")
         print(f"wrote {arguments.png}", file=sys.stderr)
     if arguments.json:
-        found = [{"path": shown(hit.path), "score": hit.score} for hit in hits]
-        print(json.dumps({"query": title, "hits": found}, indent=2))
+        rows = [{"path": display_path(hit.path), "score": hit.score} for hit in hits]
+        print(json.dumps({"query": title, "hits": rows}, indent=2))
     else:
         for rank, hit in enumerate(hits, 1):
-            print(f"{rank:3}  {hit.score:6.3f}  {shown(hit.path)}")
+            print(f"{rank:3}  {hit.score:6.3f}  {display_path(hit.path)}")
     return 0
 
 
@@ -290,8 +293,8 @@ def _heatmap(arguments: argparse.Namespace) -> int:
     arguments_lib.check_outputs(png=arguments.png)
     clip = load(arguments.model)
     maps = clip.heat_map([arguments.image], arguments.texts)[0]
-    seen = Image.fromarray(clip.preprocess(arguments.image))
-    sections = sheets.heat_sections(seen, arguments.texts, maps)
+    model_input = Image.fromarray(clip.preprocess(arguments.image))
+    sections = sheets.heat_sections(model_input, arguments.texts, maps)
     sheets.contact_sheet(sections, columns=min(4, 1 + len(maps)), size=256).save(arguments.png, "PNG")
     print(f"wrote {arguments.png}", file=sys.stderr)
     return 0
@@ -301,12 +304,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     from clip_jax import verify
     from clip_jax.pretrained import open_checkpoint
 
-    found = open_checkpoint(arguments.model)
-    module = found.module()
-    found.variables(module)  # the weights are all there, and of the shapes that the configuration tells
-    for name, value in verify.describe(found, module).items():
+    checkpoint = open_checkpoint(arguments.model)
+    module = checkpoint.module()
+    checkpoint.variables(module)  # raises LoadError unless the weights have the names and shapes of the configuration
+    for name, value in verify.describe(checkpoint, module).items():
         print(f"{name:<14} {value}")
-    if not verify.comparable(found):
+    if not verify.comparable(checkpoint):
         return 0
     if not verify.peer_installed():
         print("\nnot compared with transformers: torch and transformers are not installed (pip install '.[peers]')")

@@ -1,7 +1,7 @@
-"""The loaded model: a small value with the verbs people come for, and `load`.
+"""The loaded model `Clip`, and `load`, which opens one.
 
-Data enters as pictures and texts, and leaves as NumPy arrays. Every verb turns its input into batches of one size,
-split over this host's devices, so that each verb is one compiled program however many pictures it is given.
+Inputs are images and texts, outputs are NumPy arrays. Every method splits its input into batches of one size, sharded
+over this host's devices, so that it compiles one program whatever the number of images.
 """
 
 import concurrent.futures
@@ -42,17 +42,17 @@ _READERS = 8  # threads that decode pictures; Pillow decodes outside Python's lo
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clip:
-    """A model ready for use. Make one with `load`, or from its parts with `Clip.assemble`.
+    """A CLIP for inference. Make one with `load`, or from its parts with `Clip.assemble`.
 
     Attributes:
-      module: the towers and what joins them; see `clip_jax.model`.
+      module: the Flax module; see `clip_jax.model`.
       variables: its parameters (`params`), and a ResNet's running statistics (`batch_stats`), copied to each of this
         host's devices.
-      tokenizer: turns texts into rows of ids.
-      preprocess: turns pictures into uint8 squares.
-      fingerprint: SHA-256, in hexadecimal, of all that decides what an embedding means: parameters, activation,
-        vocabulary, preprocessing. Where and by whom the model was stored does not change it.
-      name: where it came from, for people.
+      tokenizer: encodes texts as rows of ids.
+      preprocess: resizes images to uint8 squares.
+      fingerprint: SHA-256, in hexadecimal, of everything that changes an embedding: parameters, activation, vocabulary,
+        preprocessing. It does not depend on where and in which format the model is stored.
+      name: the source of the weights, for messages.
     """
 
     module: model_lib.CLIP
@@ -66,18 +66,18 @@ class Clip:
     def assemble(
         cls, module: model_lib.CLIP, variables: Any, tokenizer: AnyTokenizer, preprocess: Preprocess, name: str
     ) -> "Clip":
-        """The model made of these parts: takes its fingerprint and copies the weights to this host's devices."""
+        """Assembles a model: computes its fingerprint and copies the weights to this host's devices."""
         fingerprint = _fingerprint(module, variables, tokenizer, preprocess)
         return cls(module, inference.on_devices(variables), tokenizer, preprocess, fingerprint, name)
 
     def encode_image(self, images: Pictures, batch_size: int = 64) -> Float32[np.ndarray, "n dim"]:
-        """Embeddings of pictures, of unit norm.
+        """Encodes images as embeddings of unit norm.
 
         Args:
-          images: PIL pictures, paths, and uint8 [H, W, 3] arrays of any sizes, also mixed; or one array [n, H, W, 3].
-          batch_size: how many at most go through the model together.
+          images: PIL images, paths, and uint8 [H, W, 3] arrays of any sizes, also mixed; or one array [n, H, W, 3].
+          batch_size: maximum number of images that are encoded together.
 
-        Raises BrokenSample, naming the picture, if one cannot be read.
+        Raises BrokenSample, which names the image, if one cannot be read.
         """
         _check_list(images, "images", Image.Image | str | os.PathLike)
         size = self.preprocess.size
@@ -89,7 +89,7 @@ class Clip:
             return self._batched(self._programs.encode_image, rows, len(images), (size, size, 3), np.uint8, batch_size)
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float32[np.ndarray, "n dim"]:
-        """Embeddings of texts, of unit norm. A text of more tokens than the model reads is cut, and the log says so."""
+        """Encodes texts as embeddings of unit norm. Texts longer than the context are truncated, with a warning."""
         _check_list(texts, "texts", str)
         ids, cut = self.tokenizer.encode_flagged(list(texts))
         if cut.any():
@@ -102,13 +102,13 @@ class Clip:
         )
 
     def similarity(self, images: Pictures, texts: Sequence[str]) -> Float32[np.ndarray, "n_images n_texts"]:
-        """Logits of every picture with every text: cosine times the learnt scale, plus the bias of a sigmoid model."""
+        """Computes the logits of all pairs: cosine times the learned scale, plus the bias of a sigmoid model."""
         return self._logits(self.encode_image(images), self.encode_text(texts))
 
     def heat_map(self, images: Pictures, texts: Sequence[str]) -> Float32[np.ndarray, "n_images n_texts side side"]:
-        """Where in a picture a text is: cosine of the text with each patch (arXiv 2112.01071), rows from the top.
+        """Computes the cosine of each text with each patch of each image (arXiv 2112.01071), rows from the top.
 
-        The map lies over what the model sees: with preprocessing "crop", the middle square of the picture.
+        The map covers the preprocessed image: with the mode "crop", the centre square of the image.
         """
         _check_list(images, "images", Image.Image | str | os.PathLike)
         text = self.encode_text(texts)
@@ -127,16 +127,16 @@ class Clip:
         labels: Sequence[str],
         templates: Sequence[str] = ("a photo of a {}.",),
     ) -> Float32[np.ndarray, "n_images n_labels"]:
-        """Probability of each label for each picture (zero-shot classification, arXiv 2103.00020, section 3.1).
+        """Classifies images zero-shot (arXiv 2103.00020, section 3.1): the probability of each label.
 
         Args:
           images: as in `encode_image`.
           labels: names of the classes.
-          templates: sentences with `{}` where the label goes, or "@FILE" with one a line. The embeddings of a label's
-            sentences are averaged (section 3.1.4).
+          templates: sentences with `{}` in place of the label, or "@FILE" with one per line. The embeddings of a
+            label's sentences are averaged (section 3.1.4).
 
-        Rows sum to 1 (softmax), except for a model trained with the sigmoid loss, whose probabilities are independent
-        answers (arXiv 2303.15343): a picture that shows none of the labels gets low ones throughout.
+        Rows sum to 1 (softmax). For a model trained with the sigmoid loss (arXiv 2303.15343) the probabilities of the
+        labels are independent: all of them are low for an image that shows none of the labels.
 
         Raises ValueError for no labels, or a template without `{}`.
         """
@@ -145,10 +145,10 @@ class Clip:
         if not len(labels):
             raise ValueError("classify needs at least one label")
         templates = read_templates(templates)
-        parts = self.encode_text(sentences(labels, templates)).reshape(len(labels), len(templates), -1)
-        mean = parts.mean(axis=1)
-        mean /= np.linalg.norm(mean, axis=-1, keepdims=True)
-        logits = self._logits(self.encode_image(images), mean)
+        texts = self.encode_text(sentences(labels, templates)).reshape(len(labels), len(templates), -1)
+        classes = texts.mean(axis=1)
+        classes /= np.linalg.norm(classes, axis=-1, keepdims=True)
+        logits = self._logits(self.encode_image(images), classes)
         return np.asarray(self._programs.probabilities(logits))
 
     @functools.cached_property
@@ -165,7 +165,7 @@ class Clip:
 
 
 class _Programs(NamedTuple):
-    """The compiled functions of one model, kept with it and freed with it. Each compiles once for a size of batch."""
+    """The jitted functions of one model, which live as long as it does. Each compiles once per batch size."""
 
     encode_image: Callable  # (variables, uint8 [n, size, size, 3]) -> float32 [n, dim] of unit norm
     encode_patches: Callable  # (variables, uint8 [n, size, size, 3]) -> float32 [n, patches, dim] of unit norm
@@ -195,21 +195,21 @@ def _compile(module: model_lib.CLIP, preprocess: Preprocess) -> _Programs:
     return _Programs(*map(jax.jit, (encode_image, encode_patches, encode_text, logits, probabilities)))
 
 
-def _check_list(values, what: str, kinds) -> None:
-    """TypeError for a single value, and for an entry that is no text where texts belong."""
-    # A single value would be taken apart letter by letter, or pixel row by pixel row.
-    if isinstance(values, kinds) or (isinstance(values, np.ndarray) and what == "images" and values.ndim == 3):
-        raise TypeError(f"{what} must be a list, not one {type(values).__name__}: write [value]")
-    for number, value in enumerate(values if kinds is str else ()):
+def _check_list(values, name: str, element_type) -> None:
+    """Raises TypeError for a single value instead of a list, and for a list of texts with other elements."""
+    # A single value would be iterated letter by letter, or pixel row by pixel row.
+    if isinstance(values, element_type) or (isinstance(values, np.ndarray) and name == "images" and values.ndim == 3):
+        raise TypeError(f"{name} must be a list, not one {type(values).__name__}: write [value]")
+    for index, value in enumerate(values if element_type is str else ()):
         if not isinstance(value, str):
-            raise TypeError(f"{what}[{number}] is a {type(value).__name__}, {value!r}; it must be a text")
+            raise TypeError(f"{name}[{index}] is a {type(value).__name__}, {value!r}; it must be a text")
 
 
 def _fingerprint(module: model_lib.CLIP, variables, tokenizer: AnyTokenizer, preprocess: Preprocess) -> str:
     digest = hashlib.sha256()
-    meaning = {**module.options.identity(), "eos_id": module.eos_id}  # what the shapes of parameters do not tell
-    digest.update(json.dumps(meaning, sort_keys=True).encode())
-    leaves = {f"{kind}/{name}": x for kind, tree in variables.items() for name, x in flat(tree).items()}
+    identity = {**module.options.identity(), "eos_id": module.eos_id}  # options that do not follow from the shapes
+    digest.update(json.dumps(identity, sort_keys=True).encode())
+    leaves = {f"{collection}/{name}": x for collection, tree in variables.items() for name, x in flat(tree).items()}
     for name in sorted(leaves):
         leaf = np.ascontiguousarray(leaves[name])
         digest.update(f"{name} {leaf.dtype} {list(leaf.shape)}\n".encode())
@@ -224,20 +224,20 @@ def _fingerprint(module: model_lib.CLIP, variables, tokenizer: AnyTokenizer, pre
 
 
 def load(path: str | Path, step: int | None = None, *, image_size: int | None = None) -> Clip:
-    """The model that `path` holds.
+    """Loads the CLIP stored at `path`.
 
     Args:
       path: a run directory of `train-jax` (averaged weights where there are any); a Hugging Face directory of CLIP or
-        SigLIP; an open_clip directory; a weight file in one of these, open_clip's training checkpoints included; a `.pt`
-        file of OpenAI's; a `.npz` file of big_vision's; or "hf:org/name", which huggingface_hub brings.
-      step: of a run directory, the checkpoint; None for the newest readable one.
-      image_size: side in pixels at which pictures shall be seen; positions are interpolated. None: as trained.
+        SigLIP; an open_clip directory; a weight file in one of these, open_clip's training checkpoints included; a
+        `.pt` file of OpenAI's; a `.npz` file of big_vision's; or "hf:org/name", which huggingface_hub downloads.
+      step: the checkpoint of a run directory; None for the newest readable one.
+      image_size: side of the preprocessed images in pixels; position embeddings are interpolated. None: as trained.
 
-    Sizes, activation, pooling, preprocessing and vocabulary come from the files. Raises LoadError that says what was
-    found if they are none of these, are damaged, or do not belong together.
+    Sizes, activation, pooling, preprocessing and vocabulary come from the files. Raises LoadError, which
+    describes the files, if they are none of these, are damaged, or do not belong together.
     """
-    found = open_checkpoint(path, step)
-    module = found.module(size=image_size)
-    weights, name = found.variables(module)
-    preprocess = dataclasses.replace(found.preprocess, size=module.options.image.size)
-    return Clip.assemble(module, weights, found.tokenizer, preprocess, name)
+    checkpoint = open_checkpoint(path, step)
+    module = checkpoint.module(size=image_size)
+    variables, name = checkpoint.variables(module)
+    preprocess = dataclasses.replace(checkpoint.preprocess, size=module.options.image.size)
+    return Clip.assemble(module, variables, checkpoint.tokenizer, preprocess, name)

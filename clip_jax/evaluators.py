@@ -1,7 +1,6 @@
-"""How good a CLIP is: zero-shot classification with prompt ensembling, retrieval both ways, and a linear probe.
+"""Evaluators of a CLIP: zero-shot classification with prompt ensembling, retrieval in both directions, a linear probe.
 
-Every share comes with the bounds of its 95 % confidence interval where `bootstrap` says of how many resamples: `…/low` and
-`…/high`.
+With `bootstrap` resamples, every accuracy and recall comes with its 95 % confidence interval: `…/low` and `…/high`.
 """
 
 import dataclasses
@@ -30,34 +29,34 @@ RANKS = (1, 5, 10)
 
 @dataclasses.dataclass(frozen=True)
 class AccuracyOptions(EvaluatorOptions):
-    """What evaluators of shares have."""
+    """Options of evaluators that report accuracies."""
 
-    batch_size: int = option(256, "pictures at a time, over all devices and hosts", least=1)
+    batch_size: int = option(256, "images that are encoded together, over all devices and hosts", least=1)
     bootstrap: int = option(0, "resamples for the 95 % confidence interval; 0: none", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShotOptions(AccuracyOptions):
-    """Zero-shot classification."""
+    """Options of zero-shot classification."""
 
     templates: tuple[str, ...] = option(("a photo of a {}.",), "sentences about a class; '@FILE': the lines of a file")
-    per_class: bool = option(False, "also each class's own accuracy")
+    per_class: bool = option(False, "also report the accuracy of each class")
 
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalOptions(AccuracyOptions):
-    """Retrieval both ways."""
+    """Options of retrieval in both directions."""
 
-    gallery: int = option(1000, "the first so many pictures; 0: all", least=0)
+    gallery: int = option(1000, "number of images, the first of the split; 0: all", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbeOptions(AccuracyOptions):
-    """A linear probe."""
+    """Options of the linear probe."""
 
-    train_split: str = option("train", "of the source, on which the probe is trained")
-    most: int = option(10_000, "pictures that it is trained on", least=1)
-    # As CLIP's authors set it for ImageNet; scikit-learn's C inverted.
+    train_split: str = option("train", "split of the source that the probe is trained on")
+    most: int = option(10_000, "maximum number of training images", least=1)
+    # The value of CLIP's authors for ImageNet; the inverse of scikit-learn's C.
     strength: float = option(0.316, "of the L2 penalty", above=0)
 
 
@@ -65,7 +64,7 @@ EVALUATORS = {"zero_shot": ZeroShotOptions, "retrieval": RetrievalOptions, "line
 
 
 def factories(module: nn.Module, tokenizer: AnyTokenizer, preprocess: Preprocess) -> Mapping[str, Callable]:
-    """Evaluator type -> `(options, context) -> evaluator`, for `train_jax.task.Task`.
+    """Makes the evaluator factories of `train_jax.task.Task`: type -> `(options, context) -> evaluator`.
 
     Args:
       module: has the methods `encode_image` and `encode_text` of `clip_jax.model.CLIP`.
@@ -76,14 +75,14 @@ def factories(module: nn.Module, tokenizer: AnyTokenizer, preprocess: Preprocess
 
 @dataclasses.dataclass(frozen=True)
 class Encoders:
-    """The towers, and how pictures and texts reach them."""
+    """Makes functions that encode the images and texts of a collection."""
 
     module: nn.Module
     tokenizer: AnyTokenizer
     preprocess: Preprocess
 
     def images(self, context, batch_size: int) -> Callable:
-        """`encode(variables, records) -> float32 [n, dim]`, on every host; compiled once, for all evaluations."""
+        """Makes `encode(variables, records) -> float32 [n, dim]`, on every host; compiled once for all evaluations."""
 
         def example(record, rng):
             return {"image": self.preprocess(record["image"])}
@@ -91,7 +90,7 @@ class Encoders:
         return self._encoder(context, self._encode_image, example, batch_size)
 
     def texts(self, context, batch_size: int) -> Callable:
-        """The same of texts."""
+        """Makes `encode(variables, texts) -> float32 [n, dim]`, likewise."""
 
         def example(text, rng):
             return {"text": self.tokenizer.encode([text])[0]}
@@ -118,7 +117,7 @@ class Encoders:
 
 
 class ZeroShot:
-    """Zero-shot classification with prompt ensembling (arXiv 2103.00020, section 3.1): top-1 and top-5 accuracy."""
+    """Measures zero-shot top-1 and top-5 accuracy with prompt ensembling (arXiv 2103.00020, section 3.1)."""
 
     def __init__(self, encoders: Encoders, options: ConfigDict, context):
         source = context.source(options.source, options.split)
@@ -133,8 +132,8 @@ class ZeroShot:
         self._encode_images = encoders.images(context, options.batch_size)
         self._encode_texts = encoders.texts(context, options.batch_size)
 
-    def __call__(self, params, extra) -> tuple[dict[str, float | int], dict]:
-        variables, names, options = {"params": params["clip"], **extra}, self._names, self._options
+    def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
+        variables, names, options = {"params": params["clip"], **mutable_variables}, self._names, self._options
         texts = self._encode_texts(variables, sentences(names, self._templates))
         classes = texts.reshape(len(names), len(self._templates), -1).mean(axis=1)
         classes /= np.linalg.norm(classes, axis=1, keepdims=True)
@@ -150,19 +149,19 @@ class ZeroShot:
 
 
 class Retrieval:
-    """Recall at 1, 5 and 10 of images by text and of texts by image."""
+    """Measures recall at 1, 5 and 10, text to image and image to text."""
 
     def __init__(self, encoders: Encoders, options: ConfigDict, context):
         self._options = options
         self._source = context.source(options.source, options.split)
         self._gallery = first(self._source, options.gallery)
-        self._records = [self._source.described(number) for number in range(len(self._gallery))]
+        self._records = [self._source.described(index) for index in range(len(self._gallery))]
         self._captions, self._owners = _captions(self._records)
         self._encode_images = encoders.images(context, options.batch_size)
         self._encode_texts = encoders.texts(context, options.batch_size)
 
-    def __call__(self, params, extra) -> tuple[dict[str, float | int], dict]:
-        variables, resamples = {"params": params["clip"], **extra}, self._options.bootstrap
+    def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
+        variables, resamples = {"params": params["clip"], **mutable_variables}, self._options.bootstrap
         images = self._encode_images(variables, self._gallery)
         texts = self._encode_texts(variables, self._captions)
         metrics = {"images": len(images), "captions": len(texts)}
@@ -183,7 +182,7 @@ class Retrieval:
 
 
 class LinearProbe:
-    """Accuracy of a logistic regression on frozen image features (arXiv 2103.00020, section 3.2)."""
+    """Measures the accuracy of a logistic regression on frozen image features (arXiv 2103.00020, section 3.2)."""
 
     def __init__(self, encoders: Encoders, options: ConfigDict, context):
         self._options = options
@@ -194,8 +193,8 @@ class LinearProbe:
             raise DataError(f"{train.name}: a linear probe needs pictures of two classes at least")
         self._encode_images = encoders.images(context, options.batch_size)
 
-    def __call__(self, params, extra) -> tuple[dict[str, float | int], dict]:
-        variables = {"params": params["clip"], **extra}
+    def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
+        variables = {"params": params["clip"], **mutable_variables}
         probe = LogisticRegression(C=1 / self._options.strength, max_iter=1000)  # L-BFGS, as in the paper
         probe.fit(self._encode_images(variables, self._train), self._train_labels)
         correct = probe.predict(self._encode_images(variables, self._test)) == self._test_labels
@@ -208,10 +207,10 @@ CLASSES: dict[str, Callable] = {"zero_shot": ZeroShot, "retrieval": Retrieval, "
 
 
 def accuracy_with_ci(name: str, correct: np.ndarray, resamples: int) -> dict[str, float]:
-    """The share of correct answers and, with resamples, the 2.5 % and 97.5 % quantiles of their bootstrap."""
+    """Computes the accuracy and, with resamples, the 2.5 % and 97.5 % quantiles of its bootstrap."""
     metrics = {name: float(correct.mean())}
     if resamples:
-        # Of n answers, k of them correct, a resample holds a binomial number of correct ones.
+        # The number of correct answers in a resample of n answers is binomial.
         means = np.random.default_rng(0).binomial(len(correct), correct.mean(), resamples) / len(correct)
         low, high = np.quantile(means, (0.025, 0.975))
         metrics |= {f"{name}/low": float(low), f"{name}/high": float(high)}
@@ -219,22 +218,22 @@ def accuracy_with_ci(name: str, correct: np.ndarray, resamples: int) -> dict[str
 
 
 def nearest(queries: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
-    """Each query's k nearest items, best first: int [queries, min(k, items)].
+    """Finds each query's k nearest items, best first: int [queries, min(k, items)].
 
-    Of equally near ones the first comes first: a model that maps everything to one place gets what chance would give.
+    Ties are broken by index: a model that maps all inputs to one point scores as chance does.
     """
-    rows = max(1, 2**24 // len(items))  # 64 MiB of similarities at a time
-    parts = [
-        np.argsort(-(queries[start : start + rows] @ items.T), axis=1, kind="stable")[:, :k]
-        for start in range(0, len(queries), rows)
+    chunk = max(1, 2**24 // len(items))  # queries: 64 MiB of similarities at a time
+    indices = [
+        np.argsort(-(queries[start : start + chunk] @ items.T), axis=1, kind="stable")[:, :k]
+        for start in range(0, len(queries), chunk)
     ]
-    return np.concatenate(parts)
+    return np.concatenate(indices)
 
 
 def first_relevant_rank(
     queries: np.ndarray, items: np.ndarray, is_relevant: Callable[[int, int], bool], k: int
 ) -> np.ndarray:
-    """The rank, from 0, of each query's first relevant item among its k nearest, or k: int [queries]."""
+    """Finds the rank, from 0, of each query's first relevant item among its k nearest, else k: int [queries]."""
     ranks = np.full(len(queries), k)
     for query, row in enumerate(nearest(queries, items, k)):
         hits = (rank for rank, item in enumerate(row) if is_relevant(query, int(item)))
@@ -242,21 +241,21 @@ def first_relevant_rank(
     return ranks
 
 
-def _labelled(source: Source, most: int | None = None) -> tuple[Subset, np.ndarray]:
-    """The records that have a class, and their classes; of more than `most`, so many at random."""
-    places = np.arange(len(source)) if most is None else np.random.default_rng(0).permutation(len(source))
-    pairs = ((place, source.described(int(place)).get("label", -1)) for place in places)
-    labelled = sorted(itertools.islice((pair for pair in pairs if pair[1] >= 0), most))
+def _labelled(source: Source, max_records: int | None = None) -> tuple[Subset, np.ndarray]:
+    """Selects the records that have a label, at most `max_records` at random, and returns their labels."""
+    indices = np.arange(len(source)) if max_records is None else np.random.default_rng(0).permutation(len(source))
+    pairs = ((index, source.described(int(index)).get("label", -1)) for index in indices)
+    labelled = sorted(itertools.islice((pair for pair in pairs if pair[1] >= 0), max_records))
     if not labelled:
         raise DataError(f"{source.name}: no record has a label")
-    places, labels = np.array(labelled).T
-    return Subset(source, places), labels
+    indices, labels = np.array(labelled).T
+    return Subset(source, indices), labels
 
 
 def _captions(records: Sequence) -> tuple[list[str], list[set[int]]]:
-    """The distinct captions of some records, and for each the records it belongs to."""
+    """Collects the distinct captions of records, and for each the indices of its records."""
     owners: dict[str, set[int]] = {}
-    for number, record in enumerate(records):
+    for index, record in enumerate(records):
         for caption in record["captions"]:
-            owners.setdefault(caption, set()).add(number)
+            owners.setdefault(caption, set()).add(index)
     return list(owners), list(owners.values())

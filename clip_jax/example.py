@@ -1,4 +1,4 @@
-"""Examples of image-text pairs. Without JAX: processes that read examples import this module."""
+"""Training examples of image-text pairs. No JAX in this module: the data loader's workers import it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from train_jax.data.text import AnyTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class PairExample:
-    """`(record, rng) -> {"image", "text", "truncated"}`, of one of the record's captions."""
+    """Makes a training example, `{"image", "text", "truncated"}`, with one caption of the record drawn at random."""
 
     augment: Augment
     tokenizer: AnyTokenizer

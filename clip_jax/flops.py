@@ -1,18 +1,18 @@
-"""Floating-point operations of a model, counted from its options."""
+"""FLOPs of a CLIP, counted from its options."""
 
 from clip_jax.options import CLIPOptions
 from train_jax.profiling import BACKWARD, conv_flops, dense_flops, transformer_flops
 
 
 def forward(m: CLIPOptions) -> tuple[int, int]:
-    """Operations of one image's and of one text's forward pass."""
+    """Counts the FLOPs of the forward pass of one image and of one text."""
     image = _resnet(m) if m.image.tower == "resnet" else _vit(m)
     text = transformer_flops(m.text.context_length, m.text.width, m.text.depth, m.text.mlp_ratio)
     return image, text + dense_flops(1, m.text.width, m.embed_dim)
 
 
 def training(m: CLIPOptions, patch_dropout: float = 0.0) -> float:
-    """Operations of the forward and backward pass of one pair: both towers, the logits left out."""
+    """Counts the FLOPs of the forward and backward pass of both towers for one pair; the logits are left out."""
     image, text = forward(m)
     if patch_dropout:
         image = _vit(m, patch_dropout)
@@ -37,7 +37,7 @@ def _vit(m: CLIPOptions, patch_dropout: float = 0.0) -> int:
     head = dense_flops(1, image.width, m.embed_dim) if image.proj else 0
     if image.pool == "map":
         hidden = round(image.mlp_ratio * image.width)
-        head += _attention_of_one(tokens, image.width, image.width) + 2 * dense_flops(1, image.width, hidden)
+        head += _single_query_attention(tokens, image.width, image.width) + 2 * dense_flops(1, image.width, hidden)
     return stem + body + head
 
 
@@ -50,17 +50,17 @@ def _resnet(m: CLIPOptions) -> int:
     side, channels = side // 2, image.width
     for stage, blocks in enumerate(image.layers):
         width = image.width * 2**stage
-        for number in range(blocks):
-            after = side // 2 if stage and not number else side
+        for block in range(blocks):
+            out_side = side // 2 if stage and not block else side
             total += conv_flops(side, side, 1, channels, width) + conv_flops(side, side, 3, width, width)
-            total += conv_flops(after, after, 1, width, 4 * width)
-            if not number:
-                total += conv_flops(after, after, 1, channels, 4 * width)
-            side, channels = after, 4 * width
-    return total + _attention_of_one(side**2 + 1, channels, m.embed_dim)
+            total += conv_flops(out_side, out_side, 1, width, 4 * width)
+            if not block:
+                total += conv_flops(out_side, out_side, 1, channels, 4 * width)
+            side, channels = out_side, 4 * width
+    return total + _single_query_attention(side**2 + 1, channels, m.embed_dim)
 
 
-def _attention_of_one(tokens: int, width: int, features: int) -> int:
-    """One query that attends to some tokens."""
+def _single_query_attention(tokens: int, width: int, features: int) -> int:
+    """Counts the FLOPs of cross-attention from one query to `tokens` keys."""
     projections = dense_flops(1, width, width) + dense_flops(tokens, width, 2 * width)
     return projections + 2 * dense_flops(tokens, width, 1) + dense_flops(1, width, features)

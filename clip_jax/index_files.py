@@ -1,15 +1,15 @@
-"""How an index of pictures is stored, so that the process that makes it may be killed at any moment.
+"""Storage of an image index; the process that builds it may be killed at any moment.
 
-    meta.json          version, the weights' fingerprint, model, folder, dimension, names of the parts, complete or not
+    meta.json          version, the weights' fingerprint, model, folder, dimension, names of the parts, whether complete
     part-*.npy         float32 or float16 [n, dim] embeddings of unit norm
-    part-*.jsonl       one object a row: path relative to the folder, size in bytes, mtime in nanoseconds
-    part-*.faiss       the embeddings in clusters, of a finished index made for approximate search
+    part-*.jsonl       one object per row: path relative to the folder, size in bytes, mtime in nanoseconds
+    part-*.faiss       the IVF index of the embeddings, for approximate search in a complete index
     broken.jsonl       files that could not be read: path and reason
     lock               held by the process that builds
 
-Parts are written first; replacing `meta.json`, which names them, is the only act that changes what the index holds. A
-finished index is one part, sorted by path. Machines that share the work each make an index beside it, `INDEX.2-of-4`, whose
-rows the index itself then takes over.
+Parts are written first; only replacing `meta.json`, which names them, changes the content of the index. A complete
+index is one part, sorted by path. Machines that share the work build one index each beside it, `INDEX.2-of-4`, whose
+rows are then copied into the index itself.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from clip_jax import nearest
 
 VERSION = 2
 DTYPES = ("float32", "float16")
-COMMIT_SECONDS = 5.0  # the work that a kill can cost
+COMMIT_SECONDS = 5.0  # at most so much work is lost by a kill
 _META, _BROKEN, _LOCK = "meta.json", "broken.jsonl", "lock"
 
 
@@ -38,13 +38,13 @@ class SearchError(ValueError):
     """A folder that cannot be indexed, an index that cannot be opened, or a query that does not fit it."""
 
 
-def shown(path: str | os.PathLike) -> str:
-    """A path as text that can be printed, whatever bytes its name has."""
+def display_path(path: str | os.PathLike) -> str:
+    """Converts a path to printable text, whatever bytes its name has."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def check_weights(directory: Path, meta: Mapping, name: str, fingerprint: str) -> None:
-    """SearchError, naming both fingerprints, unless the model `name` has the weights that made the index."""
+    """Raises SearchError, naming both fingerprints, unless the model `name` has the weights of the index."""
     if meta["fingerprint"] != fingerprint:
         raise SearchError(
             f"{directory} was made with other weights: the index has fingerprint {meta['fingerprint'][:16]} (of "
@@ -54,19 +54,20 @@ def check_weights(directory: Path, meta: Mapping, name: str, fingerprint: str) -
 
 
 def read_meta(directory: Path) -> dict | None:
-    """The description of an index; None if the directory is missing or empty.
+    """Reads the metadata of an index; None if the directory is missing or empty.
 
-    Raises SearchError if it holds something else than an index, or one of another version.
+    Raises SearchError if the directory holds other files, or an index of another version.
     """
     file = directory / _META
     if not file.is_file():
-        held = []
+        names = []
         if directory.is_dir():
-            held = sorted(p.name for p in directory.iterdir() if p.name not in (_LOCK, f"{_META}.new"))
-        if held or directory.is_file():
-            what = f"it holds {', '.join(map(shown, held[:4]))}" if held else "it is a file"
+            names = sorted(p.name for p in directory.iterdir() if p.name not in (_LOCK, f"{_META}.new"))
+        if names or directory.is_file():
+            content = f"it holds {', '.join(map(display_path, names[:4]))}" if names else "it is a file"
             raise SearchError(
-                f"{shown(directory)} is no index: {what}. Name a directory made by clip-jax index, or a new one"
+                f"{display_path(directory)} is no index: {content}. Name a directory made by clip-jax index, or a "
+                "new one"
             )
         return None
     try:
@@ -80,41 +81,41 @@ def read_meta(directory: Path) -> dict | None:
 
 
 def read_parts(directory: Path, meta: Mapping) -> tuple[list[dict], Float[np.ndarray, "n dim"]]:
-    """The rows of all parts: what each describes, and its embedding. Raises SearchError if a part is damaged."""
+    """Reads the entries and embeddings of all parts. Raises SearchError if a part is damaged."""
     entries, rows = [], [np.zeros((0, meta["dim"]), meta["dtype"])]
     for part in meta["parts"]:
         try:
-            found = np.load(directory / f"{part}.npy")
-            described = [json.loads(line) for line in (directory / f"{part}.jsonl").read_text("utf-8").splitlines()]
+            part_rows = np.load(directory / f"{part}.npy")
+            part_entries = [json.loads(line) for line in (directory / f"{part}.jsonl").read_text("utf-8").splitlines()]
         except (OSError, ValueError, EOFError) as error:
             raise SearchError(
                 f"{directory}: {part} cannot be read ({error}): remove {directory} and index again"
             ) from error
-        if found.shape != (len(described), meta["dim"]) or found.dtype != meta["dtype"]:
+        if part_rows.shape != (len(part_entries), meta["dim"]) or part_rows.dtype != meta["dtype"]:
             raise SearchError(
-                f"{directory}: {part}.npy is {found.dtype} {list(found.shape)} while {part}.jsonl describes "
-                f"{len(described)} picture(s) of dimension {meta['dim']}: remove {directory} and index again"
+                f"{directory}: {part}.npy is {part_rows.dtype} {list(part_rows.shape)} while {part}.jsonl describes "
+                f"{len(part_entries)} picture(s) of dimension {meta['dim']}: remove {directory} and index again"
             )
-        entries += described
-        rows.append(found)
+        entries += part_entries
+        rows.append(part_rows)
     return entries, np.concatenate(rows)
 
 
-def clusters_file(directory: Path, meta: Mapping) -> Path | None:
-    """The clusters of a finished index that was made with them."""
+def ivf_file(directory: Path, meta: Mapping) -> Path | None:
+    """Path of the IVF index of a complete index; None if it has none."""
     file = directory / f"{meta['parts'][0]}.faiss" if meta.get("complete") else None
     return file if file and file.is_file() else None
 
 
 @dataclasses.dataclass
 class Store:
-    """An index directory while it is being built: rows gather in memory and are committed every few seconds.
+    """An index directory under construction: new rows are buffered in memory and committed every few seconds.
 
     Attributes:
       directory: of the index.
-      meta: what `meta.json` says.
-      entries, rows: what is committed and still true.
-      dropped: how many rows were forgotten because their file is gone or has changed.
+      meta: the content of `meta.json`.
+      entries, rows: committed rows whose file is unchanged.
+      dropped: number of rows dropped because their file was deleted or has changed.
     """
 
     directory: Path
@@ -130,9 +131,9 @@ class Store:
     def prepare(
         cls, directory: Path, others: Sequence[Path], *, fingerprint: str, model: str, folder: Path, dim: int, dtype: str
     ) -> "Store":
-        """A new index, or the one that is there; `others` are indices that it will `adopt`.
+        """Opens the index in `directory`, or starts a new one; `others` are the indices to `merge` into it.
 
-        Raises SearchError if one of them is of other weights, another folder or another precision.
+        Raises SearchError if one of them was made with other weights, of another folder or in another precision.
         """
         meta = read_meta(directory)
         if meta is None:
@@ -146,9 +147,9 @@ class Store:
                 "parts": [],
                 "next": 0,
             }
-        for path, its in [(directory, meta), *((other, read_meta(other)) for other in others)]:
-            if its is not None:
-                _check_same(path, its, fingerprint=fingerprint, model=model, folder=str(folder), dtype=dtype)
+        for path, path_meta in [(directory, meta), *((other, read_meta(other)) for other in others)]:
+            if path_meta is not None:
+                _check_settings(path, path_meta, fingerprint=fingerprint, model=model, folder=str(folder), dtype=dtype)
         entries, rows = read_parts(directory, meta)
         store = cls(directory, meta | {"model": model, "complete": False}, entries, rows)
         store._write_meta()
@@ -157,26 +158,26 @@ class Store:
                 leftover.unlink()
         return store
 
-    def keep(self, files: Mapping[str, Mapping]) -> None:
-        """Forgets rows whose file is gone or has changed."""
-        same = [_is_true(entry, files) for entry in self.entries]
-        self.dropped = same.count(False)
-        self.rows = self.rows[np.asarray(same, bool)]
-        self.entries = [entry for entry, good in zip(self.entries, same, strict=True) if good]
+    def drop_stale(self, files: Mapping[str, Mapping]) -> None:
+        """Drops rows whose file was deleted or has changed."""
+        current = [_is_current(entry, files) for entry in self.entries]
+        self.dropped = current.count(False)
+        self.rows = self.rows[np.asarray(current, bool)]
+        self.entries = [entry for entry, is_current in zip(self.entries, current, strict=True) if is_current]
 
-    def adopt(self, directory: Path, files: Mapping[str, Mapping]) -> None:
-        """Takes over the rows of another index, if it is there, that are true of `files` and not here yet."""
+    def merge(self, directory: Path, files: Mapping[str, Mapping]) -> None:
+        """Copies the rows of another index, if it exists, of unchanged files that have no row yet."""
         meta = read_meta(directory)
         if meta is None:
             return
         entries, rows = read_parts(directory, meta)
-        held = {entry["path"] for entry in self.entries}
-        new = [row for row, entry in enumerate(entries) if entry["path"] not in held and _is_true(entry, files)]
+        paths = {entry["path"] for entry in self.entries}
+        new = [row for row, entry in enumerate(entries) if entry["path"] not in paths and _is_current(entry, files)]
         self.entries += [entries[row] for row in new]
         self.rows = np.concatenate([self.rows, rows[new]])
 
     def add(self, entries: Iterable[Mapping], rows: Float32[np.ndarray, "n dim"]) -> None:
-        """Takes rows, rounded to the index's precision; they are safe from the next commit on."""
+        """Adds rows, rounded to the precision of the index; they are on disk after the next commit."""
         self._new_entries += entries
         self._new_rows.append(rows.astype(self.meta["dtype"]))
         if time.monotonic() - self._committed >= COMMIT_SECONDS:
@@ -192,22 +193,22 @@ class Store:
         self._committed = time.monotonic()
 
     def finish(self, broken: Mapping[str, str], approximate: bool) -> int:
-        """Replaces all parts by a single sorted one, in clusters too if `approximate`, and lists the broken files.
+        """Replaces all parts by one sorted part, with an IVF index if `approximate`, and lists the broken files.
 
         Returns the number of rows.
         """
         entries = self.entries + self._new_entries
         rows = np.concatenate([self.rows, *self._new_rows])
         order = sorted(range(len(entries)), key=lambda i: entries[i]["path"])
-        before = self.meta["parts"]
+        old_parts = self.meta["parts"]
         part = self._write_part([entries[i] for i in order], rows[order])
         if approximate and entries:
-            nearest.write_clusters(self.directory / f"{part}.faiss", rows[order])
+            nearest.write_ivf_index(self.directory / f"{part}.faiss", rows[order])
         self.meta["parts"] = [part]
         _write(self.directory / _BROKEN, _lines({"path": path, "reason": why} for path, why in sorted(broken.items())))
         self.meta["complete"] = True
         self._write_meta()
-        for part in before:
+        for part in old_parts:
             for file in self.directory.glob(f"{part}.*"):
                 file.unlink()
         return len(entries)
@@ -226,12 +227,12 @@ class Store:
         _write(self.directory / _META, json.dumps(self.meta, indent=2) + "\n")
 
 
-def _check_same(directory: Path, meta: Mapping, *, fingerprint: str, model: str, folder: str, dtype: str) -> None:
+def _check_settings(directory: Path, meta: Mapping, *, fingerprint: str, model: str, folder: str, dtype: str) -> None:
     check_weights(directory, meta, model, fingerprint)
     if meta["folder"] != folder:
         raise SearchError(
-            f"{directory} is the index of {shown(meta['folder'])}, not of {shown(folder)}: choose another directory, "
-            "or remove this one"
+            f"{directory} is the index of {display_path(meta['folder'])}, not of {display_path(folder)}: choose another "
+            "directory, or remove this one"
         )
     if meta["dtype"] != dtype:
         raise SearchError(
@@ -239,13 +240,13 @@ def _check_same(directory: Path, meta: Mapping, *, fingerprint: str, model: str,
         )
 
 
-def _is_true(entry: Mapping, files: Mapping[str, Mapping]) -> bool:
-    """Whether a row's file is there and as it was."""
+def _is_current(entry: Mapping, files: Mapping[str, Mapping]) -> bool:
+    """Whether a row's file exists and is unchanged."""
     return files.get(entry["path"]) == {"size": entry["size"], "mtime_ns": entry["mtime_ns"]}
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all, whenever the process or the machine stops."""
+    """Writes a file atomically: complete or not at all, whenever the process or the machine stops."""
     new = path.with_name(path.name + ".new")
     with new.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -259,19 +260,19 @@ def _lines(rows: Iterable[Mapping]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def share_directory(directory: Path, number: int, count: int) -> Path:
-    """Where one of `count` machines makes its share of an index."""
-    return directory.with_name(f"{directory.name}.{number}-of-{count}")
+def share_directory(directory: Path, share: int, num_shares: int) -> Path:
+    """Path of the index that one of `num_shares` machines builds; `share` counts from 1."""
+    return directory.with_name(f"{directory.name}.{share}-of-{num_shares}")
 
 
 def share_directories(directory: Path) -> list[Path]:
-    """The shares that lie beside an index."""
-    beside = directory.parent.glob(f"{glob.escape(directory.name)}.*")
-    return sorted(path for path in beside if re.fullmatch(r"\.\d+-of-\d+", path.name.removeprefix(directory.name)))
+    """Lists the shares beside an index."""
+    candidates = directory.parent.glob(f"{glob.escape(directory.name)}.*")
+    return sorted(path for path in candidates if re.fullmatch(r"\.\d+-of-\d+", path.name.removeprefix(directory.name)))
 
 
 def discard(directory: Path) -> None:
-    """Removes an index so that, stopped at any moment, what is left of it is an index or nothing."""
+    """Removes an index; interrupted at any moment, it leaves an index or nothing."""
     meta = read_meta(directory)
     if meta is not None:
         _write(directory / _META, json.dumps(meta | {"parts": [], "complete": False}))
@@ -282,7 +283,10 @@ def discard(directory: Path) -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Makes the directory; one builder at a time (SearchError for a second). The lock of a dead process is free."""
+    """Creates the directory of an index and locks it: one builder at a time.
+
+    Raises SearchError if another process holds the lock. The lock of a dead process is free.
+    """
     if directory.is_file():
         raise SearchError(f"{directory} is a file: name a directory for the index")
     directory.mkdir(parents=True, exist_ok=True)

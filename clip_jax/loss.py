@@ -1,10 +1,10 @@
-"""Contrastive losses over the global batch: softmax (CLIP) and sigmoid (SigLIP), written as if one device held it all.
+"""Contrastive losses over the global batch: softmax (CLIP) and sigmoid (SigLIP).
 
-Under `jit` with a batch split over devices, the compiler gathers the embeddings and each device makes its rows of the
-logits; `clip_jax.ring_loss` computes the same without ever holding them. Logits and losses are float32.
+Under `jit` with a batch sharded over devices, the compiler gathers the embeddings and each device computes its rows of
+the logits; `clip_jax.ring_loss` computes the same without storing the logits. Logits and losses are float32.
 
-Which text is true of which image is said by groups: whole numbers, one a pair; image i and text j belong together where
-`group[i] == group[j]`. `arange(n)` is the textbook, in which a pair is alone.
+Groups, one integer per pair, define the positives: image i and text j are a positive pair where `group[i] == group[j]`.
+`arange(n)` is the textbook's loss, in which each image has one positive text.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 Metrics = dict[str, Float[Array, ""]]
 
 
-def same_caption(ids: Int[Array, "n length"]) -> Int[Array, "n"]:
-    """The same group for equal rows of ids."""
+def caption_groups(ids: Int[Array, "n length"]) -> Int[Array, "n"]:
+    """Assigns equal rows of token ids to the same group."""
     # Sorting whole rows would compile a comparison of every column: rows are sorted by two hashes of them, which brings
     # equal ones together, and neighbours are compared in full.
     factors = np.random.default_rng(0).integers(1, 2**32, (2, ids.shape[1]), np.uint64).astype(np.uint32) | 1
@@ -26,16 +26,16 @@ def same_caption(ids: Int[Array, "n length"]) -> Int[Array, "n"]:
     order = jnp.lexsort(hashes)
     ordered = ids[order]
     new = jnp.any(ordered[1:] != ordered[:-1], axis=1)
-    number = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(new, dtype=jnp.int32)])
-    return jnp.zeros_like(number).at[order].set(number)
+    group = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(new, dtype=jnp.int32)])
+    return jnp.zeros_like(group).at[order].set(group)
 
 
 def softmax_loss(
     images: Float[Array, "n dim"], texts: Float[Array, "n dim"], scale: Float[Array, ""], group: Int[Array, "n"]
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Mean of the cross-entropies from images to texts and from texts to images (arXiv 2103.00020, figure 3).
+    """Computes the mean of the cross-entropies of images and of texts (arXiv 2103.00020, figure 3).
 
-    A row's target is spread evenly over its group. Returns the loss, and how often the likeliest partner is of the group.
+    A row's target is uniform over its group. Returns the loss and the accuracies: how often the nearest is a positive.
     """
     logits = scale * cosines(images, texts)  # (N, N)
     positive = group[:, None] == group[None, :]
@@ -52,7 +52,10 @@ def sigmoid_loss(
     bias: Float[Array, ""],
     group: Int[Array, "n"],
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Every pair a yes-or-no question (arXiv 2303.15343, algorithm 1): summed over pairs, divided by n."""
+    """Computes the binary cross-entropy of all pairs (arXiv 2303.15343, algorithm 1): summed over pairs, divided by n.
+
+    Returns the loss and the accuracies, as `softmax_loss`.
+    """
     logits = scale * cosines(images, texts) + bias
     positive = group[:, None] == group[None, :]
     sign = jnp.where(positive, 1.0, -1.0)
@@ -68,7 +71,7 @@ LOSSES: dict[str, Callable] = {"softmax": _softmax_loss_without_bias, "sigmoid":
 
 
 def cosines(images, texts):
-    """float32 [n, m]. The scale of up to 100 magnifies rounding: no shortened products, also where they are the default."""
+    """Computes the products of all rows: float32 [n, m], at full precision, since the scale magnifies rounding."""
     return jnp.matmul(images.astype(jnp.float32), texts.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
 
 

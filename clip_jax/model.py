@@ -1,4 +1,4 @@
-"""CLIP (arXiv 2103.00020): two towers, and a scale (and bias) that turn cosines into logits."""
+"""CLIP (arXiv 2103.00020): an image and a text tower, and the scale and bias of their logits."""
 
 import dataclasses
 import math
@@ -21,14 +21,16 @@ MAX_SCALE = 100.0  # arXiv 2103.00020, section 2.5
 
 
 class CLIP(nn.Module):
-    """Image and text towers with a shared space. Parameters: `vision`, `text`, `logit_scale` (a logarithm), and with
-    the sigmoid loss `logit_bias`. A ResNet's running statistics are the collection `batch_stats`.
+    """Image and text towers with a shared embedding space.
+
+    Parameters: `vision`, `text`, `logit_scale` (a logarithm), and with the sigmoid loss `logit_bias`. A ResNet's
+    running statistics are the collection `batch_stats`.
 
     Attributes:
-      options: with the number of embedded tokens.
+      options: of both towers; `text.vocab_size` must not be 0.
       eos_id: the end-of-text token.
-      dropout: of the towers' blocks, in training.
-      patch_dropout: share of a picture's patches that are left out in training.
+      dropout: rate in the towers' blocks, in training.
+      patch_dropout: share of an image's patches that are dropped in training.
     """
 
     options: CLIPOptions
@@ -50,29 +52,29 @@ class CLIP(nn.Module):
 
     @property
     def has_bias(self) -> bool:
-        """Whether logits have a bias: whether they are for the sigmoid loss."""
+        """Whether logits have a bias, as for the sigmoid loss."""
         return self.options.loss == "sigmoid"
 
     def encode_image(
         self, images: Float[Array, "batch size size 3"], deterministic: bool = True
     ) -> Float[Array, "batch dim"]:
-        """Normalised pixels -> float32 embeddings of unit norm."""
+        """Encodes normalised pixels as float32 embeddings of unit norm."""
         return l2_normalize(self.vision(images, deterministic))
 
     def encode_patches(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch patches dim"]:
-        """Normalised pixels -> an embedding of unit norm for each patch, row by row (of a ResNet: each place of its map)."""
+        """Encodes each patch (of a ResNet: position of the last feature map), row by row, as a unit-norm embedding."""
         return l2_normalize(self.vision(images, True, True))
 
     def encode_text(self, ids: Int[Array, "batch length"], deterministic: bool = True) -> Float[Array, "batch dim"]:
-        """Token ids -> float32 embeddings of unit norm."""
+        """Encodes token ids as float32 embeddings of unit norm."""
         return l2_normalize(self.text(ids, deterministic))
 
     def scale_and_bias(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """What logits are made with: `scale * cosine + bias`; the scale is at most 100 (`clamp_log_scale`)."""
+        """Returns scale and bias of the logits, `scale * cosine + bias`; the scale is clamped to at most 100."""
         return jnp.exp(clamp_log_scale(self.logit_scale)), self.logit_bias if self.has_bias else jnp.zeros(())
 
     def __call__(self, images, ids, deterministic: bool = True):
-        """Image embeddings, text embeddings, scale and bias."""
+        """Returns image embeddings, text embeddings, scale and bias."""
         return (
             self.encode_image(images, deterministic),
             self.encode_text(ids, deterministic),
@@ -82,11 +84,11 @@ class CLIP(nn.Module):
 
 @jax.custom_vjp
 def clamp_log_scale(log_scale: Float[Array, ""]) -> Float[Array, ""]:
-    """The logarithm of the scale, at most log 100.
+    """Clamps the logarithm of the scale to at most log 100.
 
-    Past the limit, a gradient that would lead farther out is dropped and one that leads back is kept, as if the
-    parameter were clipped after every update. A plain minimum has no gradient there: one update too far, and the scale
-    would stay at its limit for ever.
+    Above the limit, a gradient that increases the parameter is dropped and one that decreases it is passed on, as if
+    the parameter were clipped after every update. The gradient of a plain minimum is zero there: after one update too
+    far the scale would never change again.
     """
     return jnp.minimum(log_scale, math.log(MAX_SCALE))
 
@@ -96,7 +98,7 @@ def _clamp_forward(log_scale):
 
 
 def _clamp_backward(log_scale, gradient):
-    # Descent goes against the gradient: a positive one leads back.
+    # Descent goes against the gradient: a positive one decreases the parameter.
     return (jnp.where((log_scale < math.log(MAX_SCALE)) | (gradient > 0), gradient, 0.0),)
 
 
@@ -111,11 +113,11 @@ def build(
     dropout: float = 0.0,
     patch_dropout: float = 0.0,
 ) -> CLIP:
-    """The module that options (`config.model`) describe. ConfigError if none can be.
+    """Builds the module of options (`config.model`). Raises ConfigError if they contradict each other.
 
     Args:
       vocab_size, eos_id: of the tokenizer.
-      compute: None: as by default.
+      compute: None for the defaults.
     """
     options = options if isinstance(options, CLIPOptions) else CLIPOptions.parse(options, "model")
     text = options.text

@@ -9,7 +9,7 @@ from train_jax.compute import TransformerCompute
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 
-STRIDE = 32  # pixels along a place of a ResNet's last feature map
+STRIDE = 32  # pixels per position of a ResNet's last feature map
 
 
 def _check_heads(width: int, heads: int, path: str) -> None:
@@ -19,10 +19,10 @@ def _check_heads(width: int, heads: int, path: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ImageOptions(Options):
-    """The image tower."""
+    """Options of the image tower: `config.model.image`."""
 
     tower: str = option("vit", "a ViT, or OpenAI's ResNet with attention pooling", choices=("vit", "resnet"))
-    size: int = option(224, "side of the picture, in pixels", least=1)
+    size: int = option(224, "side of the images, in pixels", least=1)
     patch: int = option(32, "side of a ViT's patch, in pixels", least=1)
     width: int = option(768, "of the residual stream; of a ResNet's first stage", least=1)
     depth: int = option(12, "blocks of a ViT", least=1)
@@ -46,7 +46,7 @@ class ImageOptions(Options):
         }
 
     def check_in(self, path: str, embed_dim: int) -> None:
-        """ConfigError for a tower that cannot be, or has no place for embeddings of `embed_dim`."""
+        """Raises ConfigError if the options contradict each other or cannot produce embeddings of `embed_dim`."""
         (self._check_resnet if self.tower == "resnet" else self._check_vit)(path, embed_dim)
 
     def _check_vit(self, path: str, embed_dim: int) -> None:
@@ -75,18 +75,18 @@ class ImageOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class TextOptions(Options):
-    """The text tower."""
+    """Options of the text tower: `config.model.text`."""
 
-    context_length: int = option(77, "tokens of a text, marks and padding included", least=3)
-    vocab_size: int = option(0, "tokens that are embedded; 0: as many as the tokenizer has", least=0)
+    context_length: int = option(77, "tokens of a text, special tokens and padding included", least=3)
+    vocab_size: int = option(0, "rows of the token embedding; 0: as many as the tokenizer has tokens", least=0)
     width: int = option(512, "of the residual stream", least=1)
     depth: int = option(12, "blocks", least=1)
     heads: int = option(8, "of attention", least=1)
     mlp_ratio: float = option(4.0, "width of the MLPs, in widths", above=0)
-    causal: bool = option(True, "whether a token sees only those before it")
+    causal: bool = option(True, "causal attention: a token attends only to those before it")
     pool: str = option(
         "eos",
-        "where a text is read: at the end token, at the largest id (OpenAI's rule), or at the row's end",
+        "the pooled token: the end token, the largest id (OpenAI's rule), or the last position",
         choices=("eos", "argmax", "last"),
     )
     proj_bias: bool = option(False, "whether the final linear map has a bias")
@@ -99,15 +99,15 @@ class TextOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class CLIPOptions(Options):
-    """A model: `config.model`."""
+    """Options of the model: `config.model`."""
 
-    embed_dim: int = option(512, "of the space that pictures and texts share", least=1)
+    embed_dim: int = option(512, "dimension of the embeddings of images and texts", least=1)
     image: ImageOptions = ImageOptions()
     text: TextOptions = TextOptions()
     activation: str = option("quick_gelu", "of the MLPs", choices=ACTIVATIONS)
     eps: float = option(1e-5, "of every layer norm", above=0)
     loss: str = option(
-        "softmax", "which loss logits are for; those of sigmoid (SigLIP) have a bias", choices=("softmax", "sigmoid")
+        "softmax", "the contrastive loss; with sigmoid (SigLIP) logits have a bias", choices=("softmax", "sigmoid")
     )
     init_logit_scale: float = option(math.log(1 / 0.07), "a logarithm; SigLIP starts at log 10", identity=False)
     init_logit_bias: float = option(-10.0, "of the sigmoid loss", identity=False)
@@ -118,8 +118,8 @@ class CLIPOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class CLIPCompute(TransformerCompute):
-    """How the towers are computed: `config.compute`."""
+    """Options of how the towers are computed: `config.compute`."""
 
     micro_batch: int = option(
-        0, "at most so many examples of a device go through a tower at a time, as many as divide its rows; 0: all", least=0
+        0, "maximum number of examples of a device that a tower encodes at a time; 0: all", least=0
     )

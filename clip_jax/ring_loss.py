@@ -1,8 +1,8 @@
-"""The losses of `clip_jax.loss` without the N x N logits: a device holds [its rows, one tile] of them at a time.
+"""The losses of `clip_jax.loss` without the N x N logits: a device computes one tile of its rows at a time.
 
-Every device keeps its images; shards of texts, with what is accumulated for them, are passed around a ring of devices (as in
-arXiv 2303.15343, section 3.3) and processed tile by tile. The backward pass goes around the same ring and computes the
-logits again, so that neither pass holds more than O(rows x tile + rows x dim).
+Every device keeps its images; shards of texts, with what is accumulated for them, are passed around a ring of devices
+(as in arXiv 2303.15343, section 3.3) and processed tile by tile. The backward pass goes around the same ring and
+computes the logits again, so that neither pass holds more than O(rows x tile + rows x dim).
 """
 
 import functools
@@ -28,10 +28,10 @@ def softmax_loss(
     *,
     tile: int,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """`clip_jax.loss.softmax_loss`, at most `tile` columns at a time.
+    """Computes `clip_jax.loss.softmax_loss`, at most `tile` columns of the logits at a time.
 
-    Under `jax.set_mesh` the rows are split over its data and fsdp axes; a tile is the largest divisor of a device's rows
-    that is no larger than `tile`.
+    Under `jax.set_mesh` the rows are split over its data and fsdp axes; a tile is the largest divisor of a device's
+    rows that is no larger than `tile`.
     """
     return _ring_loss("softmax", images, texts, scale, jnp.zeros(()), group, tile)
 
@@ -45,7 +45,7 @@ def sigmoid_loss(
     *,
     tile: int,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """`clip_jax.loss.sigmoid_loss`, at most `tile` columns at a time; otherwise as `softmax_loss` here."""
+    """Computes `clip_jax.loss.sigmoid_loss`, at most `tile` columns at a time, sharded as in `softmax_loss`."""
     return _ring_loss("sigmoid", images, texts, scale, bias, group, tile)
 
 
@@ -90,11 +90,11 @@ _loss.defvjp(_forward, _backward)
 
 
 def _on_each_device(function: Callable, sharded, replicated, out_specs):
-    """`function(*sharded, *replicated, num_devices, psum, permute)` on each device's rows of `sharded`.
+    """Applies `function(*sharded, *replicated, num_devices, psum, permute)` to each device's rows of `sharded`.
 
     Args:
-      function: num_devices: of the ring, 1 without a mesh. psum: `x -> x` summed over devices. permute: `tree -> tree` of
-        the previous device in the ring.
+      function: num_devices: of the ring, 1 without a mesh. psum: `x -> x` summed over devices. permute: `tree -> tree`
+        of the previous device in the ring.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -128,7 +128,7 @@ def _ring_pass(process_tile: Callable, local, visiting, num_tiles: int, num_devi
 
 
 def _forward_rows(kind, num_tiles, images, texts, group, scale, bias, num_devices, psum, permute):
-    """Sums over all rows of loss and correct retrievals, and each row's log-sum-exps for the backward pass."""
+    """Sums loss and correct retrievals over all rows; also returns the rows' log-sum-exps for the backward pass."""
     rows = images.shape[0]
 
     def process_tile(local, tile):
@@ -153,10 +153,10 @@ def _forward_rows(kind, num_tiles, images, texts, group, scale, bias, num_device
 
 
 def _update_statistics(kind: str, side: dict, z, positive, axis: int) -> dict:
-    """Online log-sum-exp of one side's rows after a tile of logits: maximum, whether it is a positive, and sums."""
+    """Updates the online log-sum-exp of the images' or texts' rows by a tile of logits: maximum, its hit, and sums."""
     largest = jnp.max(z, axis=axis)
-    place = jnp.expand_dims(jnp.argmax(z, axis=axis), axis)
-    hit = jnp.take_along_axis(positive, place, axis=axis).squeeze(axis).astype(jnp.float32)
+    index = jnp.expand_dims(jnp.argmax(z, axis=axis), axis)
+    hit = jnp.take_along_axis(positive, index, axis=axis).squeeze(axis).astype(jnp.float32)
     new = {"max": jnp.maximum(side["max"], largest), "hit": jnp.where(largest > side["max"], hit, side["hit"])}
     if kind == "softmax":
         exps = jnp.sum(jnp.exp(z - jnp.expand_dims(new["max"], axis)), axis=axis)
@@ -167,7 +167,7 @@ def _update_statistics(kind: str, side: dict, z, positive, axis: int) -> dict:
 
 
 def _backward_rows(kind, num_tiles, images, texts, group, sums, scale, bias, num_devices, psum, permute):
-    """Gradients of the summed loss: of each image and text, and of scale and bias."""
+    """Computes the gradients of the summed loss with respect to images, texts, scale and bias."""
 
     def process_tile(local, tile):
         cosine = cosines(images, tile["text"])

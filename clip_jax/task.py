@@ -1,4 +1,4 @@
-"""CLIP as a task: how it is initialised, what its loss is, how a record becomes arrays, what is evaluated.
+"""CLIP as a task of the trainer: initialisation, loss, examples, evaluators.
 
 Batches: `image` uint8 [B, size, size, 3], `text` int32 [B, length], `truncated` bool [B].
 """
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from clip_jax import evaluators, flops, model, pretrained, ring_loss
 from clip_jax import loss as dense
 from clip_jax.example import PairExample
-from clip_jax.loss import same_caption
+from clip_jax.loss import caption_groups
 from clip_jax.options import CLIPCompute, CLIPOptions
 from train_jax import sharding
 from train_jax.config import adopt
@@ -39,16 +39,16 @@ _METHODS = {"vision": "encode_image", "text": "encode_text"}
 
 @dataclasses.dataclass(frozen=True)
 class ContrastiveOptions(Options):
-    """How a batch is compared: `config.contrastive`."""
+    """Options of the contrastive loss: `config.contrastive`."""
 
     loss: str = option("", "of a batch; empty: the one that logits are for, model.loss (see clip_jax.loss.LOSSES)")
-    # The softmax loss has the same value both ways (see docs/design.md); the sigmoid loss and the accuracies differ.
+    # The softmax loss has the same value for both (see docs/design.md); the sigmoid loss and the accuracies differ.
     duplicates: str = option(
         "positive",
         "whether equal captions of a batch are positives or negatives of each other's images",
         choices=("positive", "negative"),
     )
-    tile: int = option(0, "columns of the logits at a time, which are then never all there; 0: all", least=0)
+    tile: int = option(0, "maximum number of columns of the logits that are computed at a time; 0: all", least=0)
 
     def check(self, path: str) -> None:
         self.require(self.loss in ("", *dense.LOSSES), path, "loss", f"empty, or one of {', '.join(dense.LOSSES)}")
@@ -58,7 +58,7 @@ class ContrastiveOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class NormalizeOptions(PreprocessOptions):
-    """How pictures become squares, and their pixels numbers around 0."""
+    """Options of image preprocessing: resizing, and normalisation by mean and standard deviation."""
 
     mean: tuple[float, ...] = option(CLIP_MEAN, "of each colour, on the scale [0, 1]")
     std: tuple[float, ...] = option(CLIP_STD, "of each colour, on the scale [0, 1]", above=0)
@@ -66,14 +66,14 @@ class NormalizeOptions(PreprocessOptions):
 
 @dataclasses.dataclass(frozen=True)
 class CLIPTaskOptions(Options):
-    """CLIP's part of a config."""
+    """Options of a CLIP run, beside the trainer's."""
 
     pretrained: str = option("", "a checkpoint to start from, which brings its model and tokenizer; see clip_jax.load")
     model: CLIPOptions = CLIPOptions()
     compute: CLIPCompute = CLIPCompute()
     contrastive: ContrastiveOptions = ContrastiveOptions()
-    dropout: float = option(0.0, "of the towers' blocks", least=0, below=1)
-    patch_dropout: float = option(0.0, "share of a picture's patches left out (arXiv 2212.00794)", least=0, below=1)
+    dropout: float = option(0.0, "rate in the towers' blocks", least=0, below=1)
+    patch_dropout: float = option(0.0, "share of patches dropped in training (arXiv 2212.00794)", least=0, below=1)
     tokenizer: TokenizerOptions = TokenizerOptions()  # CLIP's, or with text.causal = False SigLIP's
     preprocess: NormalizeOptions = NormalizeOptions()
     augment: AugmentOptions = AugmentOptions()
@@ -96,9 +96,9 @@ OPTIONS, EVALUATORS = CLIPTaskOptions, evaluators.EVALUATORS
 
 
 def complete(config: ConfigDict, stated: ConfigDict) -> None:
-    """With `config.pretrained`, the model, tokenizer and preprocessing are the checkpoint's.
+    """Completes a config by the model, tokenizer and preprocessing of the checkpoint `config.pretrained`.
 
-    Raises ConfigError where the user's own options contradict it.
+    Raises ConfigError if options that the user set contradict the checkpoint.
     """
     if not config.pretrained:
         return
@@ -116,7 +116,7 @@ def complete(config: ConfigDict, stated: ConfigDict) -> None:
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
-    """The task of a resolved config; a run directory's own tokenizer is used again."""
+    """Makes the task of a resolved config; the tokenizer of an existing run directory is reused."""
     if config.accumulate > 1:
         raise ConfigError(
             f"config.accumulate = {config.accumulate}: a contrastive loss compares all examples of a batch, and each "
@@ -139,7 +139,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         variables = module.init(rng, pixels, batch["text"][:1])
         return {"clip": variables.pop("params")}, variables
 
-    def loss(params, extra, batch, rng, step):
+    def loss(params, mutable_variables, batch, rng, step):
         def image(pixels, key):
             pixels = images.normalize(pixels, preprocess.mean, preprocess.std)
             return apply(pixels, key, "encode_image")
@@ -148,10 +148,11 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
             return apply(ids, key, "encode_text")
 
         def apply(inputs, key, method):
-            variables = {"params": params["clip"], **extra}
-            if method in frozen_towers:  # as it is, without dropout and with the statistics it came with
-                return jax.lax.stop_gradient(module.apply(variables, inputs, method=method)), extra
-            return module.apply(variables, inputs, False, method=method, rngs={"dropout": key}, mutable=list(extra))
+            variables = {"params": params["clip"], **mutable_variables}
+            if method in frozen_towers:  # evaluation mode: no dropout, and the running statistics do not change
+                return jax.lax.stop_gradient(module.apply(variables, inputs, method=method)), mutable_variables
+            mutable = list(mutable_variables)
+            return module.apply(variables, inputs, False, method=method, rngs={"dropout": key}, mutable=mutable)
 
         keys = jax.random.split(rng)
         image_features, updated_variables = _encode_microbatched(image, batch["image"], keys[0], compute.micro_batch)
@@ -180,14 +181,14 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
 
 
 def _is_frozen(config: ConfigDict, tower: str) -> bool:
-    """Whether a pattern of `config.optim.freeze` locks a whole tower (as in LiT, arXiv 2111.07991)."""
+    """Whether a pattern of `config.optim.freeze` freezes all of a tower (as in LiT, arXiv 2111.07991)."""
     return any(re.search(pattern, f"clip/{tower}/") for pattern in config.optim.freeze)
 
 
 def _encode_microbatched(encode: Callable, inputs, key, micro_batch: int):
-    """`encode(inputs, key)`, at most `micro_batch` examples of a device at a time (0: all).
+    """Applies `encode(inputs, key)` to at most `micro_batch` examples of a device at a time (0: all).
 
-    The backward pass computes each micro-batch again, with its key.
+    The backward pass recomputes each micro-batch with the same key.
     """
     mesh = jax.sharding.get_abstract_mesh()
     rows = sharding.rows_per_device(mesh, inputs.shape[0])
@@ -195,36 +196,37 @@ def _encode_microbatched(encode: Callable, inputs, key, micro_batch: int):
     if num_microbatches == 1:
         return encode(inputs, key)
     features, updated_variables = jax.lax.map(
-        lambda part: jax.checkpoint(encode)(*part),
+        lambda inputs_and_key: jax.checkpoint(encode)(*inputs_and_key),
         (sharding.split_batch(inputs, num_microbatches, mesh), jax.random.split(key, num_microbatches)),
     )
     return sharding.join_batch(features, mesh), updated_variables
 
 
 def _contrastive_loss(logits_for: str, options: ContrastiveOptions, images, texts, scale, bias, ids):
-    """The loss of embeddings of a whole batch, and its metrics."""
-    group = same_caption(ids) if options.duplicates == "positive" else jnp.arange(len(ids))
+    """Computes the loss of the embeddings of a global batch, and its metrics."""
+    group = caption_groups(ids) if options.duplicates == "positive" else jnp.arange(len(ids))
     form, tile = (ring_loss, {"tile": options.tile}) if options.tile else (dense, {})
     value, metrics = form.LOSSES[options.loss or logits_for](images, texts, scale, bias, group, **tile)
     return value, metrics | ({"logit_bias": bias} if logits_for == "sigmoid" else {})
 
 
 def _tokenizer(config: ConfigDict, workdir: Path | None) -> AnyTokenizer:
+    """Opens the tokenizer of the run, of the checkpoint or at `config.tokenizer.path`, else trains one on captions."""
     length = config.model.text.context_length
     if workdir is not None and (workdir / "tokenizer.json").is_file():
         return open_tokenizer(workdir / "tokenizer.json", length)
     if config.pretrained:
         return pretrained.open_checkpoint(config.pretrained).tokenizer
     if config.tokenizer.path:
-        kind = Tokenizer if config.model.text.causal else SentencePiece
+        tokenizer_class = Tokenizer if config.model.text.causal else SentencePiece
         try:
-            return kind.load(config.tokenizer.path, length)
+            return tokenizer_class.load(config.tokenizer.path, length)
         except (OSError, ValueError) as error:
-            remedy = {Tokenizer: "openai/clip-vit-base-patch32 tokenizer.json"}.get(
-                kind, "google/siglip-base-patch16-224 spiece.model"
+            files = {Tokenizer: "openai/clip-vit-base-patch32 tokenizer.json"}.get(
+                tokenizer_class, "google/siglip-base-patch16-224 spiece.model"
             )
             raise ConfigError(
-                f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. `hf download {remedy} --local-dir "
+                f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. `hf download {files} --local-dir "
                 f"{config.tokenizer.path}` puts one there; --config.tokenizer.path= learns one from the captions"
             ) from error
     return learn(config.data, config.tokenizer.captions, config.tokenizer.vocab_size, length)

@@ -1,4 +1,4 @@
-"""The image tower as a vision transformer (arXiv 2010.11929) behind a patch or a convolutional stem."""
+"""The vision transformer as the image tower (arXiv 2010.11929), with a patch or a convolutional stem."""
 
 import math
 
@@ -18,7 +18,7 @@ from train_jax.compute import TransformerCompute
 
 
 class ConvStem(nn.Module):
-    """Early convolutions (arXiv 2106.14881): 3 x 3 with stride 2, norm and ReLU down to the patch grid, then 1 x 1."""
+    """Convolutional stem (arXiv 2106.14881): 3 x 3 with stride 2, norm and ReLU down to the patch grid, then 1 x 1."""
 
     patch: int
     width: int
@@ -27,16 +27,16 @@ class ConvStem(nn.Module):
     @nn.compact
     def __call__(self, x):
         steps = int(math.log2(self.patch))
-        for number in range(steps):
-            channels = self.width // 2 ** (steps - 1 - number)
-            x = Conv(channels, 3, self.dtype, stride=2, bias=False, std="he", name=f"conv_{number}")(x)
-            x = nn.relu(group_norm(8, self.dtype, f"norm_{number}")(x))
+        for index in range(steps):
+            channels = self.width // 2 ** (steps - 1 - index)
+            x = Conv(channels, 3, self.dtype, stride=2, bias=False, std="he", name=f"conv_{index}")(x)
+            x = nn.relu(group_norm(8, self.dtype, f"norm_{index}")(x))
         axes = ("channels_in", "embed")
         return Conv(self.width, 1, self.dtype, std=self.width**-0.5, axes=axes, name="proj")(x)
 
 
 class MapHead(nn.Module):
-    """Multi-head attention pooling: one learnt query looks at all patches, then an MLP (arXiv 2106.04560, section 3.1)."""
+    """Multi-head attention pooling: a learned query over all patches, then an MLP (arXiv 2106.04560, section 3.1)."""
 
     width: int
     heads: int
@@ -58,11 +58,11 @@ class MapHead(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pixels -> features of width `embed_dim`; float32 wherever a product makes them (`proj`, or the "map" pool's MLP).
+    """Encodes pixels as features of width `embed_dim`; float32 after a dense last layer (`proj`, or the "map" pool).
 
     Attributes:
-      dropout: of the blocks, in training.
-      patch_dropout: share of the patches left out of each picture in training (arXiv 2212.00794).
+      dropout: rate in the blocks, in training.
+      patch_dropout: share of the patches that are dropped from each image in training (arXiv 2212.00794).
     """
 
     options: CLIPOptions
@@ -74,10 +74,10 @@ class VisionTower(nn.Module):
     def __call__(
         self, images: Float[Array, "batch size size 3"], deterministic: bool = True, each_patch: bool = False
     ) -> Float[Array, "batch embed_dim"] | Float[Array, "batch patches embed_dim"]:
-        """Features of pictures; with `each_patch` of their patches, row by row.
+        """Computes features of images; with `each_patch`, of each of their patches, row by row.
 
-        A patch's feature is what the tower would say of it alone, after all blocks but the last have told it about the
-        others: in the last block it sees only itself, and it is pooled by itself (arXiv 2112.01071, section 3.3).
+        For the features of patches, a token attends only to itself in the last block, and each token is pooled
+        separately (arXiv 2112.01071, section 3.3).
         """
         image, dtype = self.options.image, self.compute.array_dtype
         x = self._embed_patches(images.astype(dtype), deterministic)
@@ -99,7 +99,7 @@ class VisionTower(nn.Module):
         return Dense((self.options.embed_dim,), ("embed", "proj"), image.width**-0.5, dtype, **attributes)(x)
 
     def _embed_patches(self, x, deterministic: bool):
-        """Embedded patches with their positions, the class token first: [batch, tokens, width]."""
+        """Embeds patches and adds positions; the class token comes first: [batch, tokens, width]."""
         image, dtype = self.options.image, self.compute.array_dtype
         std = image.width**-0.5
         if image.stem == "conv":
@@ -135,20 +135,20 @@ class VisionTower(nn.Module):
 
 
 def patch_dropout(x: Float[Array, "batch length width"], rate: float, key) -> Float[Array, "batch kept width"]:
-    """Drops a random share of each picture's patches (arXiv 2212.00794); the others keep their order."""
-    kept = max(1, int((1 - rate) * x.shape[1]))
-    _, positions = jax.lax.top_k(jax.random.uniform(key, x.shape[:2]), kept)
+    """Drops a random share of each image's patches (arXiv 2212.00794); the others keep their order."""
+    num_kept = max(1, int((1 - rate) * x.shape[1]))
+    _, positions = jax.lax.top_k(jax.random.uniform(key, x.shape[:2]), num_kept)
     return jnp.take_along_axis(x, jnp.sort(positions, axis=1)[:, :, None], axis=1)
 
 
 def resize_positions(
     positions: Float[np.ndarray, "old width"], patches: int, first: int
 ) -> Float[np.ndarray, "new width"]:
-    """Position embeddings for another number of patches: the square grid is resized, bicubic and antialiased.
+    """Interpolates position embeddings to another number of patches: bicubic and antialiased, on a square grid.
 
     Args:
-      patches: how many there shall be, a square number.
-      first: leading rows that are no patches (the class token's), which stay as they are.
+      patches: the new number of patches, a square number.
+      first: number of leading rows that are no patches (the class token's) and do not change.
 
     The same as open_clip's `resize_pos_embed`, which resizes with PyTorch's antialiased bicubic filter.
     """
@@ -164,7 +164,7 @@ def resize_positions(
 
 
 def _bicubic(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Resampling weights of Pillow's and PyTorch's antialiased bicubic filter (a = -1/2)."""
+    """Computes the resampling weights of Pillow's and PyTorch's antialiased bicubic filter (a = -1/2)."""
     scale = max(old / new, 1.0)
     centres = (np.arange(new)[:, None] + 0.5) * old / new
     t = np.abs((np.arange(old)[None] + 0.5 - centres) / scale)

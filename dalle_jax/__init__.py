@@ -1,9 +1,9 @@
-"""DALL·E: text and pictures as one stream of tokens; trained by `train_jax`, used through a few verbs.
+"""DALL-E: images from text, by one autoregressive sequence of text tokens and image codes.
 
     dalle = dalle_jax.load("runs/dalle-shapes")
     dalle.generate(["a red circle"], n=9)      # uint8 [1, 9, H, W, 3]
 
-`dalle_jax.task` is what the trainer sees, `dalle_jax.dalle` what users hold.
+`dalle_jax.task` is the trainer's interface, `dalle_jax.dalle` the user's.
 """
 
 __all__ = ["Dalle", "Drawing", "LoadError", "load"]

@@ -1,4 +1,4 @@
-"""Captions as conditions of a second stage: rows of text tokens (arXiv 2102.12092, section 2.2)."""
+"""Captions as conditions of a second stage: text tokens (arXiv 2102.12092, section 2.2)."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ TOKENIZER = "tokenizer.json"  # beside the weights of a run
 
 
 class _Text:
-    """What all captions share; see `vqgan_jax.stage2.condition.Condition`."""
+    """Base class of captions; see `vqgan_jax.stage2.condition.Condition`."""
 
     kind = "text"
     none = ""
@@ -31,7 +31,7 @@ class _Text:
         return self.encode([""])[0]
 
     def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
-        """Rows of tokens. Too long texts are truncated, and the log says so."""
+        """Encodes texts as tokens. Truncates texts that are too long, with a warning in the log."""
         if isinstance(conditions, str):
             raise TypeError("prompts must be a list of texts, not one text: write [text]")
         if not all(isinstance(text, str) for text in conditions):
@@ -48,7 +48,7 @@ class _Text:
         return zlib.crc32(condition.encode())
 
     def of_source(self, source, count: int) -> list[str]:
-        return [source.described(place)["captions"][0] for place in range(min(count, len(source)))]
+        return [source.described(i)["captions"][0] for i in range(min(count, len(source)))]
 
     def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         captions = record["captions"]
@@ -59,12 +59,12 @@ class _Text:
 
 @dataclasses.dataclass(frozen=True)
 class Captions(_Text):
-    """Rows of begin, tokens, end, and pads; the pad of position p is a token of its own, `vocab_size + p`.
+    """Captions as begin, tokens, end, and pads; each position p has its own pad token, `vocab_size + p`.
 
-    (arXiv 2102.12092, section 2.2: such pads did better on captions unlike those of the training.)
+    Such pads generalise better to captions unlike the training's (arXiv 2102.12092, section 2.2).
 
     Attributes:
-      bpe_dropout: share of merges left out in training (arXiv 1910.13267).
+      bpe_dropout: share of merges dropped in training (arXiv 1910.13267).
     """
 
     tokenizer: Tokenizer
@@ -86,7 +86,7 @@ class Captions(_Text):
     def encode_flagged(
         self, texts: Sequence[str], rng: np.random.Generator | None = None
     ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
-        """Rows, and which of the texts were truncated; with `rng` as training sees them, with BPE dropout."""
+        """Encodes texts; returns tokens, and which texts were truncated. With `rng`, applies BPE dropout."""
         rows, truncated = self.tokenizer.encode_flagged(texts, 0.0 if rng is None else self.bpe_dropout, rng)
         ends = np.argmax(rows == self.tokenizer.eos_id, axis=1)
         positions = np.arange(self.length)
@@ -94,7 +94,7 @@ class Captions(_Text):
         return np.where(positions > ends[:, None], pads, rows).astype(np.int32), truncated
 
     def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
-        """True for a text's tokens and its end; pads follow from the end."""
+        """Returns True for a text's tokens and its end; pads are determined by the end."""
         return tokens < self.tokenizer.vocab_size
 
 
@@ -104,8 +104,8 @@ class CharBpeCaptions(_Text):
 
     Attributes:
       bpe: the `tokenizers.Tokenizer`, which lowers the case.
-      length: tokens in a row.
-      vocabulary_size: that the model knows; the tokenizer's may be smaller.
+      length: tokens per caption.
+      vocabulary_size: the model's; the tokenizer's may be smaller.
     """
 
     bpe: tokenizers.Tokenizer
@@ -113,7 +113,7 @@ class CharBpeCaptions(_Text):
     vocabulary_size: int
     pad: int
 
-    droppable = False  # minDALL-E's training always showed the caption
+    droppable = False  # minDALL-E is trained without dropped captions
 
     @property
     def fingerprint(self) -> str:
@@ -122,15 +122,15 @@ class CharBpeCaptions(_Text):
     def encode_flagged(
         self, texts: Sequence[str], rng: np.random.Generator | None = None
     ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
-        """Rows, and which of the texts were truncated."""
+        """Encodes texts; returns tokens, and which texts were truncated."""
         rows = np.full((len(texts), self.length), self.pad, np.int32)
         truncated = np.zeros(len(texts), bool)
-        for number, encoding in enumerate(self.bpe.encode_batch(list(texts), add_special_tokens=False)):
+        for i, encoding in enumerate(self.bpe.encode_batch(list(texts), add_special_tokens=False)):
             ids = encoding.ids[: self.length]
-            rows[number, : len(ids)] = ids
-            truncated[number] = len(encoding.ids) > self.length
+            rows[i, : len(ids)] = ids
+            truncated[i] = len(encoding.ids) > self.length
         return rows, truncated
 
     def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
-        """True for all tokens but pads."""
+        """Returns True for all tokens except pads."""
         return tokens != self.pad

@@ -1,4 +1,4 @@
-"""The loaded DALL-E: a small value that draws pictures of prompts, completes pictures, and tells how likely they are."""
+"""The loaded DALL-E: samples images of prompts, completes images, and scores them."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ class Dalle(CodeGenerator):
 
 
 def load(path: str | Path, step: int | None = None) -> Dalle:
-    """The model that `path` holds, with its tokenizer and its VQGAN.
+    """Loads the DALL-E at `path`, with its tokenizer and its VQGAN.
 
     Args:
       path: a run directory (averaged weights where there are any), a directory of minDALL-E, or "hf:org/name" for a
         repository that holds its files.
       step: of a run directory, the checkpoint; None for the newest readable one.
 
-    Raises LoadError that says what was found if it is none of these, is damaged, or does not belong together.
+    Raises LoadError for any other file, for damaged files, and for weights that do not fit their configuration.
     """
     return open_checkpoint(path, step).load(Dalle)

@@ -1,9 +1,9 @@
-"""Trains a small DALL·E on the codes of the demo's VQGAN, draws prompts, lets the demo's CLIP choose, shows what came out.
+"""Trains a small DALL-E on the codes of the demo's VQGAN, draws prompts, and shows the best drawings by the demo's CLIP.
 
     python -m dalle_jax.demo --workdir runs/demo
 
 Needs `clip/` and `vqgan/` in the working directory, as the other demos leave them. Leaves `dalle/` (the run),
-`drawings.png`, and its part of `index.html`. A second call takes up what an earlier one has done.
+`drawings.png`, and its part of `index.html`. A second call continues an earlier one.
 """
 
 import sys
@@ -41,46 +41,46 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
-    """Trains what `config` says on the codes of `workdir`'s VQGAN and draws; returns the graded results."""
-    begun = time.monotonic()
+    """Trains what `config` says on the codes of `workdir`'s VQGAN, and draws; returns the last evaluation."""
+    started = time.monotonic()
     config.vqgan.path = str(workdir / VQGAN)
-    results = graded(train_jax.run(config, workdir / "dalle"))
+    results = last_evaluation(train_jax.run(config, workdir / "dalle"))
     dalle: Dalle = load(workdir / "dalle")
-    drawn = dalle.draw(PROMPTS, DRAWN, rerank=workdir / "clip", best=SHOWN, **SETTINGS).images
-    right = np.array([[shapes.shows(x, prompt) for x in row] for prompt, row in zip(PROMPTS, drawn, strict=True)])
+    drawings = dalle.draw(PROMPTS, DRAWN, rerank=workdir / "clip", best=SHOWN, **SETTINGS).images
+    correct = np.array([[shapes.shows(x, prompt) for x in row] for prompt, row in zip(PROMPTS, drawings, strict=True)])
     sheet = workdir / "drawings.png"
-    draw(PROMPTS, drawn, right, sheet)
+    draw(PROMPTS, drawings, correct, sheet)
     table = "\n".join(f"{name:26} {value:8.3f}" for name, value in results.items())
-    parts = [page.heading("DALL·E on shapes", 1), page.block(table)]
+    parts = [page.heading("DALL-E on shapes", 1), page.block(table)]
     parts += [page.heading(f"The {SHOWN} of {DRAWN} drawings that CLIP likes best", 2), page.image(sheet)]
-    shown = page.add_part(workdir, "3-dalle", "\n".join(parts))
-    print(f"\n{table}\n\npicture: {sheet}; page: {shown}")
+    index = page.add_part(workdir, "3-dalle", "\n".join(parts))
+    print(f"\n{table}\n\npicture: {sheet}; page: {index}")
     print(f'try:     dalle-jax generate "an orange star" --model {workdir / "dalle"} --n 9 --out grid.png')
-    print(f"took {(time.monotonic() - begun) / 60:.1f} minutes")
+    print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     return results
 
 
-def graded(history: Sequence[Mapping]) -> dict[str, float]:
-    """What the run's evaluators found last, by name."""
-    found = {}
+def last_evaluation(history: Sequence[Mapping]) -> dict[str, float]:
+    """Returns the last result of each evaluator in a run's history, by name."""
+    results = {}
     for row in history:
-        found |= {k: v for k, v in row.items() if "/correct" in k or "bits_per_" in k and "/" in k}
-    return found
+        results |= {k: v for k, v in row.items() if "/correct" in k or "bits_per_" in k and "/" in k}
+    return results
 
 
-def draw(prompts: Sequence[str], pictures: np.ndarray, right: np.ndarray, file: Path) -> None:
-    """A row a prompt; a green frame where the oracle sees what was asked for, a red one where it does not."""
-    rows, columns = right.shape
+def draw(prompts: Sequence[str], images: np.ndarray, correct: np.ndarray, file: Path) -> None:
+    """Draws a grid with one row per prompt; frames are green where the oracle reads the prompt in the image, else red."""
+    rows, columns = correct.shape
     figure = matplotlib.figure.Figure(figsize=(1.25 * columns, 1.5 * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
-    for part, prompt, images, marks in zip(parts, prompts, pictures, right, strict=True):
+    for part, prompt, row, is_correct in zip(parts, prompts, images, correct, strict=True):
         part.suptitle(f"“{prompt}”", x=0.01, ha="left", fontsize=10)
-        for place, image, good in zip(part.subplots(1, columns, squeeze=False)[0], images, marks, strict=True):
-            place.imshow(image, interpolation="nearest")
-            place.set_xticks([])
-            place.set_yticks([])
-            for side in place.spines.values():
+        for axes, image, good in zip(part.subplots(1, columns, squeeze=False)[0], row, is_correct, strict=True):
+            axes.imshow(image, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            for side in axes.spines.values():
                 side.set_color("#15803d" if good else "#b91c1c")
                 side.set_linewidth(2)
     figure.savefig(file)

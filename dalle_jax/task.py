@@ -1,6 +1,6 @@
-"""DALL-E as a task: captions and the codes of a frozen VQGAN; see `vqgan_jax.stage2.task`.
+"""The task of training a DALL-E on captions and the codes of a frozen VQGAN; see `vqgan_jax.stage2.task`.
 
-The run directory keeps the tokenizer of captions in `tokenizer.json`.
+The run directory holds the tokenizer of captions, `tokenizer.json`.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ from vqgan_jax.stage2 import task
 
 @dataclasses.dataclass(frozen=True)
 class DALLETokenizerOptions(TokenizerOptions):
-    """The tokenizer of captions."""
+    """Options of the captions' tokenizer."""
 
-    vocab_size: int = option(16384, "tokens of a trained one", least=2)
-    dropout: float = option(0.0, "share of merges left out in training; 0.1 in the paper", least=0, below=1)
+    vocab_size: int = option(16384, "vocabulary size, if a tokenizer is trained", least=2)
+    dropout: float = option(0.0, "share of merges dropped in training; 0.1 in the paper", least=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions(Options):
-    """Weights of the two means over tokens."""
+    """Weights of the text's and the codes' mean cross-entropy."""
 
     condition: float = option(1 / 8, "of the text tokens' cross-entropy", least=0)
     codes: float = option(7 / 8, "of the codes' cross-entropy", least=0)
@@ -42,7 +42,7 @@ class LossOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class DALLETaskOptions(task.Stage2TaskOptions):
-    """DALL-E's part of a config."""
+    """Config options of DALL-E's task."""
 
     model: DALLEOptions = DALLEOptions()
     tokenizer: DALLETokenizerOptions = DALLETokenizerOptions()
@@ -56,9 +56,9 @@ OPTIONS, EVALUATORS = DALLETaskOptions, evaluators.EVALUATORS
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
-    """The task of a resolved config. ConfigError for options that cannot be, LoadError for a VQGAN that cannot."""
+    """Builds the task of a resolved config. Raises ConfigError for wrong options, LoadError for a wrong VQGAN."""
     options = DALLEOptions.parse(config.model, "model")
-    vq = task.open_vqgan(config, workdir)  # before a tokenizer is learnt, which may take minutes
+    vq = task.open_vqgan(config, workdir)  # before the training of a tokenizer, which may take minutes
     tokenizer = _tokenizer(config, workdir)
     captions = Captions(tokenizer, config.condition_dropout > 0, config.tokenizer.dropout)
     artifacts = {TOKENIZER: tokenizer.to_json()}

@@ -1,4 +1,5 @@
-"""Multi-head attention (arXiv 1706.03762, section 3.2): within one sequence, from one to another, and with a KV cache."""
+"""Multi-head attention (arXiv 1706.03762, section 3.2): within one sequence, from one to another, and with a KV cache.
+"""
 
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ def attend(
     mask: Bool[Array, "..."] | None = None,
     causal: bool = False,
 ) -> Float[Array, "b t n h"]:
-    """Scaled dot-product attention, softmax(q k^T / sqrt(h)) v, of each of `n` heads.
+    """Computes scaled dot-product attention, softmax(q k^T / sqrt(h)) v, of each of `n` heads.
 
     Args:
       mask: broadcasts to [b, n, t, s]; True where a query may attend to a key.
@@ -29,7 +30,7 @@ def attend(
 
 
 class KVCache(NamedTuple):
-    """Keys and values of one block for every position of a sequence, whether they are computed yet or not."""
+    """Keys and values of one block for every position of a sequence; zeros where they are not written yet."""
 
     keys: Float[Array, "batch heads length head_dim"]
     values: Float[Array, "batch heads length head_dim"]
@@ -40,7 +41,7 @@ class KVCache(NamedTuple):
         return cls(zeros, zeros)
 
     def write(self, k: Float[Array, "b t n h"], v: Float[Array, "b t n h"], position: int | Int[Array, ""]) -> "KVCache":
-        """The cache with `t` more keys and values, from `position` on."""
+        """Returns the cache with `t` more keys and values, from `position` on."""
         start = (0, 0, position, 0)
         return KVCache(
             jax.lax.dynamic_update_slice(self.keys, k.transpose(0, 2, 1, 3), start),
@@ -48,7 +49,7 @@ class KVCache(NamedTuple):
         )
 
     def attend(self, q: Float[Array, "b t n h"], mask: Bool[Array, "..."]) -> Float[Array, "b t n h"]:
-        """`attend` to the cache; `mask` broadcasts to [b, n, t, length] and hides what is not written yet."""
+        """Attends to the cache; `mask` broadcasts to [b, n, t, length] and hides what is not written yet."""
         scores = jnp.einsum("btnh,bnsh->bnts", q, self.keys, preferred_element_type=jnp.float32)
         scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
@@ -82,14 +83,16 @@ class SelfAttention(nn.Module):
         return self._merge(attend(q, k, v, mask=mask, causal=self.causal), x)
 
     def prefill(self, x: Float[Array, "... width"], batch: int, cache: KVCache, mask: Bool[Array, "..."] | None = None):
-        """Attention among the first tokens of a sequence, and the cache with their keys and values."""
+        """Attends among the first tokens of a sequence; also returns the cache with their keys and values."""
         q, k, v = self._project(x, batch)
         return self._merge(attend(q, k, v, mask=mask, causal=self.causal), x), cache.write(k, v, 0)
 
     def decode_step(
         self, x: Float[Array, "... width"], batch: int, cache: KVCache, position: Int[Array, ""], mask: Bool[Array, "..."]
     ):
-        """Attention of the token at `position` to the cache, itself included, and the cache with its key and value."""
+        """Attends from the token at `position` to the cache, itself included; also returns the cache with its key and
+        value.
+        """
         q, k, v = self._project(x, batch)
         cache = cache.write(k, v, position)
         return self._merge(cache.attend(q, mask), x), cache

@@ -15,7 +15,7 @@ PATTERNS = ("dense", "row", "column", "conv")
 def attention_mask(
     pattern: str, condition_length: int, grid: tuple[int, int], window: int
 ) -> Bool[np.ndarray, "stream stream"]:
-    """True where a token (row of the matrix) may attend to another (column).
+    """Makes the attention mask of a pattern: True where a token (row) may attend to another (column).
 
     Args:
       pattern: "dense": to all before it. "row": to as many codes before it, in reading order, as a row has, so that the last
@@ -47,7 +47,7 @@ def attention_mask(
 
 
 def patterns_of_blocks(patterns: Sequence[str], last: str, depth: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The distinct patterns of `depth` blocks, and for each block the index of its own.
+    """Returns the distinct patterns of `depth` blocks, and for each block the index of its own.
 
     Blocks take `patterns` in turn; `last`, where it is one, is that of the last block.
     """

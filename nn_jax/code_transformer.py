@@ -48,13 +48,15 @@ class TokenEmbedding(nn.Module):
             self.positions = table("positions", rows * columns, "length", 0.01)
 
     def __call__(self, ids: Int[Array, "b n"], start: int | Int[Array, ""] = 0) -> Float[Array, "b n width"]:
-        """Embeddings of tokens at the positions from `start` on, float32."""
+        """Embeds tokens at the positions from `start` on, in float32."""
         positions = jax.lax.dynamic_slice_in_dim(self.positions, start, ids.shape[1])
         return embedding_lookup(self.tokens, ids) + positions[None]
 
 
 class CodeTransformer(nn.Module):
-    """Parameters: `condition` and `codes` (see `TokenEmbedding`), `transformer`, `norm`, `head`, and `condition_head` where
+    """The autoregressive transformer over a condition and a grid of codes.
+
+    Parameters: `condition` and `codes` (see `TokenEmbedding`), `transformer`, `norm`, `head`, and `condition_head` where
     condition tokens are predicted with a vocabulary of their own.
 
     Attributes:
@@ -89,12 +91,12 @@ class CodeTransformer(nn.Module):
 
     @property
     def length(self) -> int:
-        """Codes of an image."""
+        """Number of codes of an image."""
         return self.grid[0] * self.grid[1]
 
     @property
     def code_offset(self) -> int:
-        """The index of code 0 among the logits of a code."""
+        """Index of code 0 among the logits of a code."""
         return self.condition_size if self.joint_vocabulary else 0
 
     def setup(self):
@@ -115,9 +117,10 @@ class CodeTransformer(nn.Module):
     def __call__(
         self, condition: Int[Array, "b c"], codes: Int[Array, "b l"], deterministic: bool = True
     ) -> tuple[Float[Array, "b c1 t"] | None, Float[Array, "b l k"]]:
-        """Logits, float32: of the condition's tokens but the first (None unless they are predicted), and of the codes.
+        """Computes float32 logits: of the condition's tokens but the first (None unless they are predicted), and of
+        the codes.
 
-        With a joint vocabulary both are over the whole of it; code k is at `code_offset + k`.
+        With a joint vocabulary both are over all of it; code k is at `code_offset + k`.
         """
         x = self._embed(condition, codes[:, :-1])
         x = self.drop(x, deterministic=deterministic)
@@ -132,7 +135,9 @@ class CodeTransformer(nn.Module):
     def prefill(
         self, condition: Int[Array, "b c"], codes: Int[Array, "b p"]
     ) -> tuple[Float[Array, "b k"], tuple[KVCache, ...]]:
-        """Logits, over codes alone, of the code after `codes` (there may be none), and caches with room for a stream."""
+        """Computes logits, over codes alone, of the code after `codes` (there may be none), and caches for a full
+        stream.
+        """
         x = self._embed(condition, codes)
         caches = self.transformer.empty_caches(len(condition), self.condition_length + self.length)
         x, caches = self.transformer.prefill(x, caches, self._masks(x.shape[1]))
@@ -141,7 +146,7 @@ class CodeTransformer(nn.Module):
     def decode_step(
         self, codes: Int[Array, "b"], index: Int[Array, ""], caches: tuple[KVCache, ...]
     ) -> tuple[Float[Array, "b k"], tuple[KVCache, ...]]:
-        """Logits of the code after code number `index`, and the caches with that one in them."""
+        """Computes logits of the code after `codes`, those at `index`, and the caches with these in them."""
         x = self.codes(codes[:, None], index).astype(self.dtype)
         position = self.condition_length + index
         masks = self._masks(self.condition_length + self.length)
@@ -155,7 +160,7 @@ class CodeTransformer(nn.Module):
         return nn.with_logical_constraint(x.astype(self.dtype), ("batch", None, None))
 
     def _masks(self, length: int):
-        """None where all blocks are dense; of several patterns [patterns, 1, 1, length, length]."""
+        """Attention masks: None where all blocks are dense; of several patterns [patterns, 1, 1, length, length]."""
         if self.patterns == ("dense",):
             return None
         masks = [attention_mask(p, self.condition_length, self.grid, self.conv_window) for p in self.patterns]
@@ -167,13 +172,13 @@ class CodeTransformer(nn.Module):
 
 
 def for_decoding(module: CodeTransformer, params: Mapping[str, Any]) -> tuple[CodeTransformer, dict[str, Any]]:
-    """The same model with its blocks unrolled, as KV caches need them."""
+    """Unrolls the blocks of a model and its parameters, as KV caches need them."""
     blocks = {**module.blocks, "scan": False, "remat": "none"}
     return module.clone(blocks=blocks), {**params, "transformer": unstack_blocks(params["transformer"])}
 
 
 def shapes(module: CodeTransformer) -> dict[str, Any]:
-    """The tree of the parameters' shapes."""
+    """Returns the tree of the parameters' shapes."""
     condition, codes = jnp.zeros((1, module.condition_length), jnp.int32), jnp.zeros((1, module.length), jnp.int32)
     params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), condition, codes)["params"])
     return jax.tree.map(lambda x: x.shape, params)

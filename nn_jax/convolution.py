@@ -31,7 +31,8 @@ _Strides = tuple[int, int]
 def convolve(
     x: jax.Array, kernel: ArrayLike, strides: _Strides, padding: str | _Padding, out_dtype: DTypeLike | None = None
 ) -> jax.Array:
-    """`lax.conv_general_dilated` of x [b, h, w, c] and a kernel [kh, kw, c, d], which is cast to the dtype of x.
+    """Convolves by `lax.conv_general_dilated`: x [b, h, w, c] and a kernel [kh, kw, c, d], which is cast to the dtype
+    of x.
 
     Args:
       padding: zeros before and after rows and columns, or "SAME" or "VALID".
@@ -129,7 +130,7 @@ class Conv(nn.Module):
 
 
 def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Twice the height and width; each place is repeated."""
+    """Doubles height and width by repeating each position."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
@@ -155,7 +156,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """x + attention over all places of norm(x), with one head as wide as the map has channels."""
+    """x + attention over all positions of norm(x), with one head as wide as the map has channels."""
 
     groups: int
     dtype: DTypeLike
@@ -169,7 +170,9 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size: a 3 x 3 convolution of stride 2 on the map with one row and column of zeros below and at the right."""
+    """Halves the size: a 3 x 3 convolution of stride 2 on the map with one row and column of zeros below and at the
+    right.
+    """
 
     dtype: DTypeLike
 
@@ -180,7 +183,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size: nearest neighbours, then a 3 x 3 convolution."""
+    """Doubles the size: nearest neighbours, then a 3 x 3 convolution."""
 
     dtype: DTypeLike
 

@@ -2,7 +2,7 @@
 
     codes, log_probs, carry = decode(decode_step, logits, cache, keys, sampling, ...)
 
-It knows no model: `decode_step(codes, index, cache) -> (logits, cache)` is one, fed with code number `index`.
+It knows no model: `decode_step(codes, index, cache) -> (logits, cache)` is one, whose input are the codes at `index`.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 @flax.struct.dataclass
 class Sampling:
-    """How a code is sampled from its logits; numbers that may change without compiling anew.
+    """Options of sampling a code from its logits; traced values, which can change without recompilation.
 
     Attributes:
       temperature: divides the logits; 0 is greedy.
@@ -34,7 +34,7 @@ class Sampling:
 
 
 def max_candidates(vocabulary_size: int, top_k: int, top_p: float | int) -> int:
-    """How many of the most likely codes a program must sort for these filters; 0: none.
+    """Number of most likely codes that a program must sort for these filters; 0: none.
 
     A power of two, so that another top_k seldom needs another program.
     """
@@ -46,7 +46,7 @@ def max_candidates(vocabulary_size: int, top_k: int, top_p: float | int) -> int:
 def sample_code(
     key: jax.Array, logits: Float[Array, "v"], sampling: Sampling, max_candidates: int
 ) -> Int32[Array, ""]:
-    """One code from its logits, by the Gumbel-max trick: argmax(logits / temperature + noise).
+    """Samples a code from its logits by the Gumbel-max trick: argmax(logits / temperature + noise).
 
     Args:
       max_candidates: 0: neither top_k nor top_p is applied; else how many of the most likely codes can be sampled at all
@@ -87,11 +87,11 @@ def decode(
     """Samples `length` codes one after another, each given those before it.
 
     Args:
-      decode_step: the model: code number `index` of each row -> logits of the next one, and the cache with this one in it.
+      decode_step: the model: the code at `index` of each row -> logits of the next one, and the cache with this one in it.
       logits: of the first code.
       keys: one a sequence [b]. The noise of a code depends on the sequence's key and `positions`, so a sequence is the same
         whatever the batch it is sampled in.
-      positions: numbers by which the noise of codes differs; where a sequence is a whole image, the codes' numbers.
+      positions: of the codes, by which their noise differs; where a sequence is an image, the codes' indices.
       max_candidates: see `sample_code`.
       guided: whether rows come in pairs, `rows = 2 b`: conditional and unconditional. Both are fed the code that is sampled.
       known_codes, known_mask: codes that are given where the mask is true; they are not sampled.

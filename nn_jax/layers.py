@@ -15,7 +15,9 @@ from nn_jax.mixed_precision import dot
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x * sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with (arXiv 1606.08415, section 2)."""
+    """Computes x * sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP was trained with (arXiv 1606.08415,
+    section 2).
+    """
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -30,7 +32,7 @@ DTYPES = {"float32": jnp.dtype("float32"), "bfloat16": jnp.dtype("bfloat16")}  #
 
 
 def with_axis_names(init: Callable, *axes: str) -> Callable:
-    """An initialiser whose parameter carries these logical axis names."""
+    """Wraps an initialiser so that its parameter carries these logical axis names."""
     return nn.with_logical_partitioning(init, axes)
 
 
@@ -65,13 +67,15 @@ class Dense(nn.Module):
 
 
 def add_parameter(x: jax.Array, parameter: ArrayLike) -> jax.Array:
-    """x plus a bias or position embedding for its last axes, in the dtype of x; its gradient is summed in its own dtype."""
+    """Adds a bias or position embedding to the last axes of x, in the dtype of x; its gradient is summed in its own
+    dtype.
+    """
     expanded = jnp.expand_dims(parameter, tuple(range(x.ndim - jnp.ndim(parameter))))
     return (x + expanded).astype(x.dtype)
 
 
 def embedding_lookup(table: ArrayLike, ids: ArrayLike, axis: str = "vocab") -> jax.Array:
-    """The rows `ids` [...] of an embedding table [n, width]: [..., width].
+    """Looks up the rows `ids` [...] of an embedding table [n, width]: [..., width].
 
     The table is first gathered over the devices that share its width, as FSDP gathers a kernel before its product. Looked
     up in shards, rows would come out split by width, and XLA would replicate the whole batch to split it by examples again.
@@ -83,7 +87,7 @@ def embedding_lookup(table: ArrayLike, ids: ArrayLike, axis: str = "vocab") -> j
 
 
 def layer_norm(eps: float, dtype, name: str | None) -> nn.LayerNorm:
-    """Layer norm; statistics in float32 whatever `dtype` is, and the variance from differences to the mean."""
+    """Makes a layer norm; statistics in float32 whatever `dtype` is, and the variance from differences to the mean."""
     ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
     return nn.LayerNorm(
         epsilon=eps,
@@ -96,7 +100,7 @@ def layer_norm(eps: float, dtype, name: str | None) -> nn.LayerNorm:
 
 
 def group_norm(groups: int, dtype, name: str) -> nn.GroupNorm:
-    """Group norm; statistics as those of `layer_norm`."""
+    """Makes a group norm; statistics as those of `layer_norm`."""
     ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
     return nn.GroupNorm(
         groups,
@@ -109,6 +113,6 @@ def group_norm(groups: int, dtype, name: str) -> nn.GroupNorm:
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
-    """Vectors of unit norm along the last axis, in float32; a zero vector stays zero, with a finite gradient."""
+    """Scales vectors to unit norm along the last axis, in float32; a zero vector stays zero, with a finite gradient."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))

@@ -26,7 +26,7 @@ Masks = Bool[Array, "..."]  # [.., t, s], or with `Transformer.mask_index` [mask
 
 
 def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a `Transformer` with `scan` as those of one without."""
+    """Converts the parameters of a `Transformer` with `scan` to those of one without."""
     if "blocks" not in params:
         return dict(params)
     depth = len(jax.tree.leaves(params["blocks"])[0])
@@ -71,7 +71,7 @@ class Block(nn.Module):
         return self._residual(x, lambda y: self.attention.decode_step(y, len(x), cache, position, mask))
 
     def _residual(self, x, attention: Callable, deterministic: bool = True):
-        """The block with this attention, `y -> (y, cache)`."""
+        """Applies the block with this attention, `y -> (y, cache)`."""
         shape = x.shape
         as_rows = _compiles_for_cpu()
         if as_rows:
@@ -85,7 +85,7 @@ class Block(nn.Module):
 
 
 def _compiles_for_cpu() -> bool:
-    """Whether this program is traced for a CPU: for the devices of the mesh that is set, or else for JAX's default ones."""
+    """Whether this program is traced for a CPU, by the devices of the current mesh or else JAX's default ones."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return (jax.default_backend() if device is None else device.platform) == "cpu"
 
@@ -137,16 +137,16 @@ class Transformer(nn.Module):
         if self.scan:
             self.blocks = block(**options)
         else:
-            for number in range(self.depth):
-                setattr(self, f"block_{number}", block(**options))
+            for index in range(self.depth):
+                setattr(self, f"block_{index}", block(**options))
 
     def __call__(
         self, x: Float[Array, "batch length width"], masks: Masks | None = None, deterministic: bool = True
     ) -> Float[Array, "batch length width"]:
-        """The residual stream after all blocks. masks: where a token (row) may attend; see `mask_index`."""
+        """Computes the residual stream after all blocks. masks: where a token (row) may attend; see `mask_index`."""
         if not self.scan:
-            for number in range(self.depth):
-                x = self._block(number)(x, self._mask(masks, number), deterministic)
+            for index in range(self.depth):
+                x = self._block(index)(x, self._mask(masks, index), deterministic)
             return x
 
         def apply(block, x, index):
@@ -162,19 +162,19 @@ class Transformer(nn.Module):
         return stack(self.blocks, x, jnp.asarray(self.mask_index or (0,) * self.depth))[0]
 
     def empty_caches(self, batch: int, length: int) -> tuple[KVCache, ...]:
-        """A KV cache for each block, with room for `length` tokens."""
+        """Makes a KV cache for each block, with room for `length` tokens."""
         return (KVCache.empty(batch, length, self.heads, self.width // self.heads, self.dtype),) * self.depth
 
     def prefill(
         self, x: Float[Array, "batch prefix width"], caches: tuple[KVCache, ...], masks: Masks | None = None
     ) -> tuple[Float[Array, "batch prefix width"], tuple[KVCache, ...]]:
-        """The first tokens of a sequence after all blocks, and the caches with their keys and values.
+        """Computes the first tokens of a sequence after all blocks, and the caches with their keys and values.
 
         For unrolled blocks (`scan=False`, parameters from `unstack_blocks`).
         """
         filled = []
-        for number, cache in enumerate(caches):
-            x, cache = self._block(number).prefill(x, cache, self._mask(masks, number))
+        for index, cache in enumerate(caches):
+            x, cache = self._block(index).prefill(x, cache, self._mask(masks, index))
             filled.append(cache)
         return x, tuple(filled)
 
@@ -185,22 +185,23 @@ class Transformer(nn.Module):
         position: Int[Array, ""],
         masks: Masks | None = None,
     ) -> tuple[Float[Array, "batch 1 width"], tuple[KVCache, ...]]:
-        """The token at `position` after all blocks, and the caches with its keys and values; for unrolled blocks.
+        """Computes the token at `position` after all blocks, and the caches with its keys and values; for unrolled
+        blocks.
 
         masks: of its row, [.., 1, length of the caches]; None: it attends to all before it.
         """
         written = jnp.arange(caches[0].keys.shape[2]) <= position
         filled = []
-        for number, cache in enumerate(caches):
-            mask = written[None, None, None] if masks is None else self._mask(masks, number)
-            x, cache = self._block(number).decode_step(x, cache, position, mask)
+        for index, cache in enumerate(caches):
+            mask = written[None, None, None] if masks is None else self._mask(masks, index)
+            x, cache = self._block(index).decode_step(x, cache, position, mask)
             filled.append(cache)
         return x, tuple(filled)
 
-    def _block(self, number: int) -> Block:
+    def _block(self, index: int) -> Block:
         if self.scan:
             raise ValueError("a KV cache needs unrolled blocks: scan=False, with parameters from `unstack_blocks`")
-        return getattr(self, f"block_{number}")
+        return getattr(self, f"block_{index}")
 
-    def _mask(self, masks: Masks | None, number: int) -> Masks | None:
-        return masks[self.mask_index[number]] if self.mask_index else masks
+    def _mask(self, masks: Masks | None, index: int) -> Masks | None:
+        return masks[self.mask_index[index]] if self.mask_index else masks

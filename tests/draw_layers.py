@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.textpath import TextPath
 
-from tests.test_imports import FLOORS, IMPORTED, ROOT, height, imports, module_name, sources, top
+from tests.test_imports import IMPORTED, LAYERS, ROOT, imports, level, module_name, sources, top
 
 FILE = ROOT / "docs" / "layers.svg"
 
@@ -44,15 +44,15 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 def read_cells() -> Cells:
     """Modules by layer, from the ground up, and package. A subpackage that lies in one layer is one name, ending in "/"."""
-    layers, cells = list(FLOORS), {}
+    layers, cells = list(LAYERS), {}
     for layer in layers:
         cells[layer] = {package: set() for package in IMPORTED}
     for name, path in modules():
         package, first, *rest = name.split(".")
         is_folder = bool(rest) or path.name == "__init__.py"
-        if is_folder and height(name) == height(f"{package}.{first}"):
+        if is_folder and level(name) == level(f"{package}.{first}"):
             rest, first = [], f"{first}/"
-        cells[layers[height(name)]][package].add(".".join([first, *rest]))
+        cells[layers[level(name)]][package].add(".".join([first, *rest]))
     return {
         layer: {package: sorted(names) for package, names in row.items() if names} for layer, row in cells.items()
     }

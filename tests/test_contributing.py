@@ -49,12 +49,12 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     device = jax.devices()[:1]  # for one, programs compile sooner
     monkeypatch.setattr(jax, "devices", lambda: device)
-    before, with_points = [dict(registry) for registry in REGISTRIES], set(quantize.WITH_POINTS)
+    before, with_codebook = [dict(registry) for registry in REGISTRIES], set(quantize.WITH_CODEBOOK)
     yield tmp_path
     for registry, entries in zip(REGISTRIES, before, strict=True):
         registry.clear()
         registry.update(entries)
-    quantize.WITH_POINTS.intersection_update(with_points)
+    quantize.WITH_CODEBOOK.intersection_update(with_codebook)
     for name in [name for name in sys.modules if name in EXAMPLES or name.partition(".")[0] == "changed_clip"]:
         del sys.modules[name]
 

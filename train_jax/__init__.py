@@ -1,4 +1,4 @@
-"""How anything trains: one loop, one sharded step, one run directory, for every model of this repository.
+"""The trainer of all models: one loop, one sharded step, one run directory.
 
     import train_jax
     history = train_jax.run(config, "runs/clip-shapes")      # what `python -m train_jax` calls
@@ -11,7 +11,7 @@ __all__ = ["run"]
 
 
 def __getattr__(name: str):
-    # Late, so that a loaded model, which needs only the data rooms of this package, does not import the trainer.
+    # Late, so that a loaded model, which needs only the data modules of this package, does not import the trainer.
     if name == "run":
         from train_jax.train import run
 

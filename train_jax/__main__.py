@@ -1,4 +1,4 @@
-"""Trains what a config says, in a run directory.
+"""Trains the model of a config in a run directory.
 
     train-jax --config=configs/clip/shapes.py --workdir=runs/clip-shapes
     train-jax --config=clip/shapes --workdir=runs/small --config.optim.lr=3e-4 --config.steps=500
@@ -29,7 +29,7 @@ from train_jax.errors import ConfigError, LoadError, Stopped
 
 
 def cli(argv: list[str] | None = None) -> None:
-    """The console command. Exits with an `error: …` line for what the user can mend."""
+    """The console command. Exits with an `error: …` line for a mistake of the user."""
     parser = argparse.ArgumentParser(
         "train-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -86,7 +86,7 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def print_options(config: ConfigDict) -> None:
-    """Prints every option of a config, a line each: name, value, default where it is another, meaning."""
+    """Prints every option of a config, one per line: name, value, default if different, meaning."""
     full = config_lib.fill(config)
     for name, default, meaning in config_lib.documentation(config):
         value = config_file.option(full, name)

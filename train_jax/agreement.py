@@ -1,4 +1,4 @@
-"""What the hosts of a job tell each other, so that all take the same way: values, errors, requests to stop.
+"""Messages between the hosts of a job, so that all act alike: values, errors, requests to stop.
 
 Hosts meet through JAX's coordination service, not on the devices: a meeting works while devices wait for a program that
 one host will never join. Every host must call `gather` equally often. A host that fails calls `share` instead: it joins
@@ -29,21 +29,23 @@ class PeerError(RuntimeError):
 
 
 def gather(value: Any = None) -> list:
-    """The value of each host, by process number; values are what JSON holds. PeerError if another host failed."""
+    """Collects a JSON value from every host; returns them by process index. PeerError if another host failed."""
     replies = _meet({"value": value}, _DAY)
-    errors = [f"process {number} failed: {reply['error']}" for number, reply in enumerate(replies) if "error" in reply]
+    errors = [f"process {process} failed: {reply['error']}" for process, reply in enumerate(replies) if "error" in reply]
     if errors:
         raise PeerError("; ".join(errors))
     return [reply["value"] for reply in replies]
 
 
 def from_first(value: Any = None) -> Any:
-    """The value of process 0, on every host."""
+    """Broadcasts the value of process 0 to every host."""
     return gather(value if jax.process_index() == 0 else None)[0]
 
 
 def check_same(count: int, what: str) -> None:
-    """DataError, on every host, if hosts count differently: they would wait for batches that others do not have."""
+    """Checks that all hosts have the same count; DataError on every host if not, since some would wait for missing
+    batches.
+    """
     counts = gather(count)
     if len(set(counts)) > 1:
         listed = ", ".join(f"process {process}: {count:,}" for process, count in enumerate(counts))
@@ -51,13 +53,13 @@ def check_same(count: int, what: str) -> None:
 
 
 def share(error: Exception) -> None:
-    """Tells the other hosts why this one fails; returns when all know it, and may then save together.
+    """Sends this host's error to the other hosts; returns when all have received it and can save together.
 
-    An error that they know already (PeerError, or shared before) is not told again. If the others do not come to hear it,
-    nothing can be done together any more: the error is printed and this process ends, upon which JAX ends the others.
+    An error that they already know (PeerError, or shared before) is not sent again. If the others do not answer, nothing
+    can be done together any more: the error is printed and this process ends, upon which JAX ends the others.
     """
-    alone = distributed.global_state.client is None or jax.process_count() == 1
-    if alone or isinstance(error, PeerError) or getattr(error, "_shared", False):
+    is_single = distributed.global_state.client is None or jax.process_count() == 1
+    if is_single or isinstance(error, PeerError) or getattr(error, "_shared", False):
         return
     error._shared = True
     try:
@@ -71,7 +73,7 @@ def share(error: Exception) -> None:
 
 
 def check_connected() -> None:
-    """ConfigError if JAX sees several hosts that cannot talk to each other."""
+    """Raises ConfigError if JAX sees several hosts that cannot communicate."""
     if jax.process_count() > 1 and distributed.global_state.client is None:
         raise ConfigError(
             f"JAX sees {jax.process_count()} hosts, and jax.distributed is not initialised: start with --distributed=on, "

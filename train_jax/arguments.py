@@ -12,7 +12,7 @@ from train_jax.errors import UserError
 
 
 def expanded(argv: Sequence[str] | None = None) -> list[str]:
-    """A command line's words (None: this process's), the `~` of `--option=~/file` expanded, which shells leave alone."""
+    """Expands the `~` of `--option=~/file` in a command line (None: this process's); shells do not."""
     words = []
     for word in sys.argv[1:] if argv is None else argv:
         option, equals, value = word.partition("=")
@@ -45,7 +45,7 @@ def check_outputs(**paths: str | None) -> None:
 
 
 def check_folder(path: str | Path, option: str) -> None:
-    """UserError for a folder that cannot be made or written to."""
+    """Raises UserError for a folder that cannot be made or written to."""
     absolute = Path(path).resolve()
     existing = next(parent for parent in (absolute, *absolute.parents) if parent.exists())
     if not existing.is_dir():
@@ -56,14 +56,14 @@ def check_folder(path: str | Path, option: str) -> None:
 
 
 def png(path: str, what: str, option: str = "--out") -> Path:
-    """The path of a PNG to write; UserError for another suffix. `what` goes there, and `option` gave it, for the message."""
+    """Returns the path of a PNG to write; UserError for another suffix. `what` and `option` are for the message."""
     if Path(path).suffix.lower() != ".png":
         raise UserError(f"{option} {path}: {what} is a PNG; name it so")
     return Path(path)
 
 
 def lines(texts: Sequence[str], what: str) -> list[str]:
-    """Texts, where `@FILE` stands for the lines of a file that are not blank.
+    """Expands texts of the form `@FILE` to the lines of the file that are not blank.
 
     Args:
       what: a line holds, for messages, such as "a prompt".
@@ -74,7 +74,10 @@ def lines(texts: Sequence[str], what: str) -> list[str]:
 
 
 def listed(text: str, what: str, option: str) -> list[str]:
-    """Distinct entries of an option: separated by commas, or `@FILE` with one a line. UserError if there are none."""
+    """Splits an option into distinct entries: separated by commas, or `@FILE` with one per line.
+
+    UserError if there are none.
+    """
     entries = lines([text], what) if text[:1] == "@" else [part.strip() for part in text.split(",")]
     entries = list(dict.fromkeys(entry for entry in entries if entry))
     if not entries:
@@ -90,7 +93,7 @@ def _lines_of(text: str, what: str) -> list[str]:
 
 
 def size(text: str) -> tuple[int, int]:
-    """(height, width) of "64x128", as a type of `argparse`."""
+    """Parses "64x128" to (height, width); a type for `argparse`."""
     sides = text.lower().split("x")
     if len(sides) != 2 or not all(side.isdigit() for side in sides):
         raise argparse.ArgumentTypeError(f"{text!r}: write height and width in pixels, such as 64x128")

@@ -1,4 +1,4 @@
-"""What survives a run: state and data position together, saved by Orbax in the background, read back onto any mesh.
+"""Checkpoints: training state and data position, saved by Orbax in the background, restored onto any mesh.
 
 A checkpoint is a folder `<step>/`. It appears under that name only when it is complete, so a killed process leaves the ones
 before it as they were. One that was damaged later is reported and passed over. Hosts agree on each of these: what is read,
@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not the tracebacks that Orbax logs of each thread of a failed save: `Checkpoints` reports the failure in one line."""
+    """Filters out the tracebacks that Orbax logs per thread of a failed save; `Checkpoints` reports the failure in one
+    line.
+    """
     return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
@@ -38,8 +40,8 @@ class Checkpoints:
     Args:
       directory: made if missing; unfinished checkpoints of a killed process are removed.
       every: updates between two checkpoints.
-      keep_last: how many of the newest are kept.
-      keep_every: besides, every checkpoint whose step is a multiple of this is kept; 0: none.
+      keep_last: number of newest checkpoints that are kept.
+      keep_every: checkpoints whose step is a multiple of this are kept, too; 0: none.
       config: what each checkpoint tells about the run that made it: a dict that JSON can hold.
 
     On several hosts, all must make the same calls.
@@ -55,13 +57,13 @@ class Checkpoints:
         self._every = every
         self._failure: tuple[int, Exception] | None = None
         self._saving: tuple[int, ocp.AsyncResponse] | None = None
-        keep = [ocp.training.preservation_policies.LatestN(keep_last)]
+        policies = [ocp.training.preservation_policies.LatestN(keep_last)]
         if keep_every:
-            keep.append(ocp.training.preservation_policies.EveryNSteps(keep_every))
+            policies.append(ocp.training.preservation_policies.EveryNSteps(keep_every))
         self._open = lambda: ocp.training.Checkpointer(
             self._directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(keep),
+            preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(policies),
         )
         self._remove_unfinished()
         self._checkpointer = self._open()
@@ -77,7 +79,7 @@ class Checkpoints:
         return max(self.steps, default=None)
 
     def due(self, step: int) -> bool:
-        """Whether the schedule saves after this update."""
+        """Whether a checkpoint is due after this update."""
         return step % self._every == 0
 
     def save(self, step: int, state, position, *, evaluated: bool = True) -> None:
@@ -118,7 +120,7 @@ class Checkpoints:
             self._failure = None
 
     def _agree_on_failure(self, step: int, failure: Exception | None) -> bool:
-        """Whether saving failed on any host; then it has on all."""
+        """Returns whether saving failed on any host; it then counts as failed on all."""
         failures = _by_process(failure)
         if failures:
             self._saving = None
@@ -148,13 +150,13 @@ class Checkpoints:
                 paths.remove(remains)
 
     def restore(self, abstract_state, position, *, reset_optimizer: bool = False) -> tuple[object, int] | None:
-        """The newest state that can be read and its step; None if there is no checkpoint.
+        """Restores the newest readable state; returns it and its step, or None if there is no checkpoint.
 
-        Without the optimiser's state with `reset_optimizer`, and without averages that the checkpoint has not:
+        The optimiser's state is missing with `reset_optimizer`, as are averages that the checkpoint lacks:
         `resume.completed` adds them.
 
         The arrays come back with the shardings of `abstract_state`, whatever mesh and number of hosts they were
-        saved from, and `position.set_state` is called with the place in the data. Raises CheckpointError if there are
+        saved from, and `position.set_state` is called with the position in the data. Raises CheckpointError if there are
         checkpoints and none can be read, ConfigError for one that another optimiser or another model has saved.
         """
         self.wait()
@@ -182,7 +184,7 @@ class Checkpoints:
         return None
 
     def _load(self, step: int, abstract_state, reset_optimizer: bool):
-        """A state, and what was saved about it."""
+        """Loads a state and the metadata that was saved with it."""
         saved = self._checkpointer.metadata(step)
         about = saved.custom_metadata
         parts = resume.usable(
@@ -192,7 +194,7 @@ class Checkpoints:
             return _like(abstract_state, self._checkpointer.load(step, parts)), about
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Renames damaged checkpoints, so that their places are free again."""
+        """Renames damaged checkpoints, so that their steps can be saved again."""
         if not steps:
             return
         if jax.process_index() == 0:
@@ -219,7 +221,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def closing(checkpoints: Checkpoints):
-    """Closes checkpoints; a last save that failed is an error, or is logged beside the error that ended the run."""
+    """Closes checkpoints on exit; a failed last save raises, or is logged if another error ended the run."""
     try:
         yield
     except BaseException as error:
@@ -234,7 +236,8 @@ def closing(checkpoints: Checkpoints):
 
 
 def partial_load():
-    """Reading what is asked for, where a checkpoint holds more, each host by itself: one that fails keeps none waiting."""
+    """Orbax context that reads a part of a checkpoint, each host by itself: one that fails does not block the others.
+    """
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     context.multiprocessing.primary_host = jax.process_index()
@@ -243,7 +246,9 @@ def partial_load():
 
 
 def _realign() -> None:
-    """Gives all hosts the same count of Orbax's operations, after which it names its barriers: a failure may skip one."""
+    """Aligns Orbax's operation count across hosts: it names barriers by this count, and a failed operation may skip
+    one.
+    """
     count = OperationIdGenerator
     highest = max(agreement.gather(int(count.get_current_operation_id())))
     while int(count.get_current_operation_id()) < highest:
@@ -251,19 +256,20 @@ def _realign() -> None:
 
 
 def _by_process(failure: Exception | None) -> list[str]:
-    """What failed on which host, one text each; empty if nothing did on any."""
+    """Collects the failures of all hosts, one text per failed host; empty if none failed."""
     texts = agreement.gather(None if failure is None else f"{type(failure).__name__}: {first_line(failure)}")
-    alone = len(texts) == 1
-    return [text if alone else f"process {number}: {text}" for number, text in enumerate(texts) if text is not None]
+    is_single = len(texts) == 1
+    named = texts if is_single else [text and f"process {index}: {text}" for index, text in enumerate(texts)]
+    return [text for text in named if text is not None]
 
 
 def first_line(error: Exception) -> str:
-    """Storage libraries put whole reports into their messages."""
+    """First line of an error's message: storage libraries put whole reports into theirs."""
     return (str(error).splitlines() or [""])[0][:300]
 
 
 def _named(state) -> dict:
-    """A state as nested dicts with text keys, which can be read again without the classes that made it."""
+    """Converts a state to nested dicts with text keys, which can be read without the classes that made it."""
     return {
         "step": state.step,
         "params": state.params,
@@ -275,7 +281,7 @@ def _named(state) -> dict:
 
 
 def _like(abstract, named: dict):
-    """The state of these parts; None for an optimiser's state that is not among them."""
+    """Rebuilds a state from its named parts; a missing optimiser state becomes None."""
     opt_state = None
     if "opt_state" in named:
         opt_state = jax.tree_util.tree_map_with_path(

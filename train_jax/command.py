@@ -1,4 +1,4 @@
-"""How the models' command lines are made and how they answer: mistakes of the user are one line and exit code 2."""
+"""Command lines of the models: parsers and exit codes. Mistakes of the user print one line and exit with code 2."""
 
 import argparse
 import logging
@@ -13,25 +13,26 @@ from train_jax.errors import ConfigError, LoadError, Stopped, UserError
 
 
 def parser(program: str, text: str, examples: Mapping[str, str]) -> tuple[argparse.ArgumentParser, Callable]:
-    """`(parser, add)` of a program with commands; `add(name, text, run)` gives a command its parser.
+    """Makes the parser of a program with commands: `(parser, add)`; `add(name, text, run)` adds a command and returns
+    its parser.
 
     Args:
       examples: what stands at the end of the help of each command, by its name; "": of the program.
     """
     raw = argparse.RawDescriptionHelpFormatter
-    whole = argparse.ArgumentParser(program, description=text, epilog=examples[""], formatter_class=raw)
-    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    program_parser = argparse.ArgumentParser(program, description=text, epilog=examples[""], formatter_class=raw)
+    commands = program_parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, text: str, run: Callable[[argparse.Namespace], int] | None = None) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, epilog=examples[name], formatter_class=raw)
         sub.set_defaults(run=run, command=name)
         return sub
 
-    return whole, add
+    return program_parser, add
 
 
 def train(argv: list[str]) -> int:
-    """`PROGRAM train …`: the same as `train-jax …`."""
+    """Runs `PROGRAM train …`: the same as `train-jax …`."""
     from train_jax.__main__ import cli
 
     cli(argv)
@@ -39,7 +40,8 @@ def train(argv: list[str]) -> int:
 
 
 def answer(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ...] = (), again: str = "") -> int:
-    """Runs `arguments.run(arguments)`; returns the exit code: its own, 2 for a mistake of the user, 130 when interrupted.
+    """Runs `arguments.run(arguments)`; returns the exit code: its own, 2 for a mistake of the user, 130 when
+    interrupted.
 
     Args:
       program: its name; `arguments.command` is that of the command.
@@ -77,7 +79,8 @@ def answer(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ..
 def demo(
     argv: list[str] | None, module: str, text: str, config: str | None, run: Callable, mistakes: tuple[type, ...] = ()
 ) -> int:
-    """The command line of a part of `make demo`; returns the exit code: 0, 2 for a mistake of the user, 130 or 143 where a
+    """The command line of a part of `make demo`; returns the exit code: 0, 2 for a mistake of the user, 130 or 143
+    where a
     signal stopped it, which leaves results, pictures and page as they were.
 
     Args:

@@ -1,4 +1,4 @@
-"""How a model is computed, not what: options of a run that change neither its weights nor what they mean."""
+"""Options of how a model is computed: they change neither its weights nor their meaning."""
 
 import dataclasses
 from typing import Any
@@ -23,7 +23,7 @@ class Compute(Options):
 
 @dataclasses.dataclass(frozen=True)
 class TransformerCompute(Compute):
-    """Those of a model made of transformer blocks."""
+    """The options of a model made of transformer blocks."""
 
     remat: str = option(
         "none",

@@ -20,7 +20,7 @@ _PLAYER_OPTIONS = ("name", "lr", "schedule", "warmup_steps", "final_lr", "weight
 
 @dataclasses.dataclass(frozen=True)
 class MeshOptions(Options):
-    """Devices along each axis of the mesh; one may be -1: what is left."""
+    """Devices along each axis of the mesh; one may be -1: the remaining devices."""
 
     data: int = option(-1, "each has its own examples", least=-1)
     fsdp: int = option(1, "as data, and parameters are split over them", least=-1)
@@ -29,7 +29,7 @@ class MeshOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions(Options):
-    """What is trained on."""
+    """The training data."""
 
     source: str = option("", "shapes, folder:PATH, webdataset:PATH, tfds:NAME, …; see train_jax.data.sources")
     split: str = option("train", "of the source; a share of it is train[10%:]")
@@ -46,7 +46,7 @@ class DataOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class OptimOptions(Options):
-    """The optimiser of all players, but for what `players` says of one."""
+    """The optimiser of all players; `players` overrides options of single ones."""
 
     name: str = option("adamw", "any of optax or optax.contrib that takes a learning rate")
     lr: float = option(1e-3, "peak learning rate", above=0)
@@ -92,7 +92,7 @@ class EmaOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointOptions(Options):
-    """When checkpoints are written, and which are kept."""
+    """The schedule of checkpoints, and which of them are kept."""
 
     every: int = option(1000, "updates between two", least=1)
     keep_last: int = option(2, "the newest so many", least=1)
@@ -131,7 +131,7 @@ class TrainOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatorOptions(Options):
-    """What every evaluator has."""
+    """Options that every evaluator has."""
 
     every: int = option(0, "updates between two evaluations; 0: at the end alone", least=0)
     source: str = option("", "of the data; empty: that of training")
@@ -140,7 +140,7 @@ class EvaluatorOptions(Options):
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """The complete, checked config: defaults of the trainer and of the task, overlaid with `config`.
+    """Completes and checks a config: the defaults of trainer and task, overlaid with `config`.
 
     An evaluator that is None is left out, and with `evals = None` all are. Raises ConfigError that names the key, the value
     seen and what is allowed, for an unknown key, a value of the wrong type, or one out of its range.
@@ -163,7 +163,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def fill(config: ConfigDict) -> ConfigDict:
-    """Every option, as `config` or its default has it; not yet those that follow from others, nor any range checked."""
+    """Returns every option, from `config` or its default, without options derived from others and without range
+    checks.
+    """
     config = _copy(config)
     evals = config.get("evals")
     if isinstance(evals, ConfigDict) or evals is None:
@@ -181,7 +183,7 @@ def fill(config: ConfigDict) -> ConfigDict:
 
 
 def documentation(config: ConfigDict) -> Iterator[tuple[str, Any, str]]:
-    """Of every option of the trainer, of the config's task and of its evaluators: name, default, meaning."""
+    """Lists name, default and meaning of every option of the trainer, the config's task and its evaluators."""
     module = task_lib.module(config)
     yield from TrainOptions.documentation("")
     yield from module.OPTIONS.documentation("")
@@ -206,7 +208,7 @@ def _overlay(target: ConfigDict, source: ConfigDict, path: str, free: Collection
                 raise ConfigError(f"config.{name} = {value!r} must be a group of options: {', '.join(target[key])}")
             _overlay(target[key], value, name, free)
         else:
-            target[key] = typed(name, value, target[key])
+            target[key] = typed(f"config.{name}", value, target[key])
 
 
 def _evaluator(name: str, options: object, types: Mapping[str, type[Options]]) -> ConfigDict:
@@ -228,7 +230,7 @@ def _player(name: str, options: ConfigDict, optim: ConfigDict) -> None:
             raise ConfigError(f"config.{path}.{key} is not an option{suggestion(key, _PLAYER_OPTIONS, path)}")
         if key != "args":
             with options.ignore_type():  # a whole number is a fine float
-                options[key] = typed(f"{path}.{key}", value, optim[key])
+                options[key] = typed(f"config.{path}.{key}", value, optim[key])
 
 
 def adopt(
@@ -240,7 +242,7 @@ def adopt(
     *,
     example: str,
 ) -> None:
-    """Options that follow from a checkpoint: each of `checkpoint` is set, unless the user stated it.
+    """Sets the options that a checkpoint decides, each of `checkpoint`, unless the user stated it.
 
     Args:
       options: complete; changed in place.

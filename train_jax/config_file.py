@@ -1,4 +1,4 @@
-"""Config files by path or by name, and what a command line overrides in them.
+"""Config files by path or by name, and their overrides on the command line.
 
     load("configs/clip/shapes.py"), load("clip/shapes")     what the file's `get_config()` returns
     on_machine(config, "8xh100")                            the same, computed as suits a machine
@@ -30,7 +30,7 @@ _LITERALS = {"true": "True", "false": "False", "none": "None"}
 
 
 def load(name: str | Path) -> ConfigDict:
-    """The config that the Python file `name` makes, or the shipped one of that name, such as "clip/shapes".
+    """Loads the config that the Python file `name` makes, or the shipped one of that name, such as "clip/shapes".
 
     Raises ConfigError if there is no such file, or none that makes a config.
     """
@@ -68,7 +68,7 @@ def machines() -> list[str]:
 
 
 def on_machine(config: ConfigDict, name: str) -> ConfigDict:
-    """`config` with the options of a machine, a shipped preset or a file: mesh, precision, rematerialisation, workers.
+    """Overlays `config` with a machine's preset, shipped or a file: mesh, precision, rematerialisation, workers.
 
     Options that the config's task does not have are left out. Raises ConfigError if there is no such machine.
     """
@@ -84,7 +84,7 @@ def on_machine(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def override(config: ConfigDict, words: Sequence[str]) -> ConfigDict:
-    """`config` with the options that words of the form `--config.NAME=VALUE` state.
+    """Overlays `config` with the options of words of the form `--config.NAME=VALUE`.
 
     Texts are taken as they are, all other values as Python writes them (`3e-4`, `(3, 4, 6, 3)`, `true`, `none`); a single
     value for a tuple is its only item. What the option is, the defaults say. Raises ConfigError for words of another form;
@@ -119,7 +119,7 @@ def _find(name: str) -> Path:
 
 
 def _line(error: Exception, file: Path) -> str:
-    """Where in the file an error arose."""
+    """Line of the file in which an error arose."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     return f" (line {lines[-1]})" if lines else ""
 

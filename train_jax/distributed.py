@@ -1,4 +1,4 @@
-"""Several hosts as one: `jax.distributed`, where JAX recognises a cluster by itself, or told by flags."""
+"""Joins several hosts by `jax.distributed`: in a cluster that JAX recognises, or by flags."""
 
 import os
 
@@ -25,20 +25,20 @@ def initialize(
     ConfigError if only some of the three are given, if they stand beside "off", or if the job's other processes cannot be
     reached.
     """
-    told = [x is not None for x in (coordinator, processes, index)]
+    stated = [x is not None for x in (coordinator, processes, index)]
     if mode not in MODES:
         raise ConfigError(f"--distributed={mode}: it must be {', '.join(MODES)}")
-    if any(told) and not all(told):
+    if any(stated) and not all(stated):
         raise ConfigError(
             f"--coordinator={coordinator} --processes={processes} --process_index={index}: give all three, or none "
             "on a cluster that JAX recognises (TPU VMs, Slurm, Open MPI, Kubernetes)"
         )
     if mode == "off":
-        if any(told):
+        if any(stated):
             raise ConfigError("--distributed=off and --coordinator exclude each other: leave one of them out")
         return
     try:
-        if all(told):
+        if all(stated):
             jax.distributed.initialize(coordinator, processes, index)
             return
         cluster = _cluster()
@@ -59,9 +59,9 @@ def initialize(
 
 
 def _cluster() -> type[ClusterEnv] | None:
-    """The kind of cluster that started this process as one of several; None if it is alone.
+    """Detects the cluster that started this process as one of several; None for a single process.
 
-    A cluster of one process is left alone: JAX would use one of the host's GPUs.
+    A cluster of one process is not joined: JAX would use one of the host's GPUs.
     """
     mpi = any(int(os.environ.get(name) or 1) > 1 for name in _MPI)
     for cluster in ClusterEnv._cluster_types:

@@ -1,4 +1,4 @@
-"""What a user can get wrong; command lines show these in one line, without a traceback."""
+"""Errors that a user can correct; command lines show them in one line, without a traceback."""
 
 import math
 import signal
@@ -11,15 +11,15 @@ class ConfigError(ValueError):
 
 
 class LoadError(ValueError):
-    """What was given is no model that can be opened, or its parts do not belong together."""
+    """A file or folder is no model that can be opened, or its parts do not belong together."""
 
 
 class UserError(ValueError):
-    """Arguments of a command that parse and cannot be."""
+    """Arguments of a command that parse and are invalid."""
 
 
 class Stopped(Exception):
-    """A run that was asked to stop by a signal has saved its state and is not finished; running it again goes on.
+    """A run was stopped by a signal before it was finished. Its state is saved; running it again resumes it.
 
     Attributes:
       step: the update after which it stopped.
@@ -34,7 +34,7 @@ class Stopped(Exception):
 
 
 class Interrupted(Exception):
-    """Work that was left because a host is asked to stop, by the signal of this number."""
+    """An evaluation was abandoned because a host received a signal to stop."""
 
     def __init__(self, signal_number: int):
         super().__init__(f"signal {signal_number}")
@@ -42,7 +42,7 @@ class Interrupted(Exception):
 
 
 def in_float32(value: float | int | np.number) -> bool:
-    """Whether float32, in which programs compute, has the number: not as infinity, nor as 0 if it is not."""
+    """Whether float32, in which programs compute, represents the number: neither overflows nor underflows to 0."""
     with np.errstate(over="ignore"):
-        seen = float(np.float32(value))
-    return math.isfinite(seen) and (seen == 0) == (value == 0)
+        rounded = float(np.float32(value))
+    return math.isfinite(rounded) and (rounded == 0) == (value == 0)

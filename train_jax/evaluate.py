@@ -1,4 +1,4 @@
-"""Evaluators: named in the config, each with its own schedule, run on the weights one would use.
+"""Evaluators: named in the config, each with its own schedule, run on the weights for inference.
 
     config.evals.test = {"type": "zero_shot", "every": 500, "source": "shapes", "split": "test"}
 
@@ -24,9 +24,9 @@ from train_jax.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What an evaluator may use: the mesh, the run's config, its task, and the data, split over hosts and devices.
+    """Context of an evaluator: the mesh, the run's config, its task, and the data, split over hosts and devices.
 
-    `asked_to_stop` tells the number of the signal that asks this host to stop, or 0.
+    `asked_to_stop` returns the number of the signal that asks this host to stop, or 0.
     """
 
     mesh: Mesh
@@ -36,13 +36,13 @@ class Context:
     _compiled: dict[Callable, Callable] = dataclasses.field(default_factory=dict, repr=False)
 
     def source(self, name: str, split: str) -> sources.Source:
-        """A data set by name, with the run's own data directory and caption templates."""
+        """Opens a data set by name, with the run's own data directory and caption templates."""
         data = self.config.data
         source = sources.from_config(data, name or data.source, split)
         return sources.readable(source, data.max_broken_eval) if data.max_broken_eval else source
 
     def batches(self, records, example: Callable, batch_size: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
-        """Every record once, in order: `(global batch on the mesh, how many of its first rows are real)`.
+        """Yields every record once, in order: `(global batch on the mesh, number of rows that are not padding)`.
 
         `batch_size` is rounded up to what the mesh divides; the last batch is padded. Hosts read their own rows and hand out
         a batch when all have read it: a record that one of them cannot read is an error on each, before a program runs.
@@ -54,17 +54,17 @@ class Context:
         split = sharding.batch_sharding(self.mesh)
         rows = sharding.host_rows(split, batch_size)
         batches = stream.eval_batches(records, example, batch_size=batch_size, rows=rows)
-        for number, (batch, _) in enumerate(batches):
+        for index, (batch, _) in enumerate(batches):
             if signal_number := max(agreement.gather(self.asked_to_stop())):
                 raise Interrupted(signal_number)
-            yield feed.to_device(batch, split, batch_size), min(batch_size, len(records) - number * batch_size)
+            yield feed.to_device(batch, split, batch_size), min(batch_size, len(records) - index * batch_size)
 
-    def whole(self, x: jax.Array) -> jax.Array:
-        """An array that is split over hosts and devices, on every one of them."""
+    def replicate(self, x: jax.Array) -> jax.Array:
+        """Gathers an array that is split over hosts and devices onto every one of them."""
         return self.jit(_identity)(x)
 
     def jit(self, function: Callable) -> Callable:
-        """`function` compiled under the run's axis rules, its result whole on every device and host.
+        """Compiles `function` under the run's axis rules, its result replicated on every device and host.
 
         The same function is compiled once, however often an evaluator runs.
         """
@@ -79,7 +79,7 @@ def _identity(x: jax.Array) -> jax.Array:
 
 
 class Evaluations:
-    """The evaluators of a run, made once, run when their turn comes."""
+    """The evaluators of a run, made once, run on schedule."""
 
     def __init__(self, config: ConfigDict, task: Task, mesh: Mesh, asked_to_stop: Callable[[], int] = lambda: 0):
         context = Context(mesh, config, task, asked_to_stop)
@@ -100,22 +100,23 @@ class Evaluations:
             ) from error
 
     def due(self, step: int) -> list[str]:
-        """The evaluators whose turn it is: every `every` updates, and all of them after the last one."""
+        """Names the evaluators that are due: every `every` updates, and all of them after the last one."""
         last = step == self._steps
         return [name for name, every in self._every.items() if last or (every and step % every == 0)]
 
     def run(self, names: list[str], state: TrainState) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Metrics and images of these evaluators, each name with its evaluator's in front."""
+        """Runs evaluators; returns metrics and images, each name prefixed by its evaluator's."""
         metrics, images = {}, {}
         params = evaluation_params(state) if names else None
         for name in names:
-            found, pictures = self._evaluators[name](params, state.extra)
-            metrics |= {f"{name}/{key}": float(value) for key, value in found.items()}
-            images |= {f"{name}/{key}": picture for key, picture in pictures.items()}
+            results, grids = self._evaluators[name](params, state.extra)
+            metrics |= {f"{name}/{key}": float(value) for key, value in results.items()}
+            images |= {f"{name}/{key}": grid for key, grid in grids.items()}
         return metrics, images
 
 
 def evaluation_params(state: TrainState):
-    """The weights one would use: the average of each player that has one, else what the optimiser recommends."""
+    """Selects the weights for inference: the moving average of each player that has one, else the optimiser's choice.
+    """
     params = optim.evaluation_params(state.opt_state, state.params)
     return params if state.ema is None else {**params, **state.ema}

@@ -1,4 +1,4 @@
-"""Batches from the host to the devices."""
+"""Transfer of batches from the host to the devices."""
 
 import collections
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from train_jax.data.stream import TrainStream
 
 
 def batch_shapes(stream: TrainStream, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch over all hosts."""
+    """Returns the shapes of a global batch, over all hosts."""
     example = stream.first_example()
     return {name: jax.ShapeDtypeStruct((batch_size, *x.shape), x.dtype) for name, x in example.items()}
 
@@ -20,9 +20,9 @@ def batch_shapes(stream: TrainStream, batch_size: int) -> dict[str, jax.ShapeDty
 def to_device(
     batch: dict[str, np.ndarray], sharding: NamedSharding, batch_size: int | None = None
 ) -> dict[str, jax.Array]:
-    """This host's rows -> global arrays over all hosts, sharded along their first axis.
+    """Makes global arrays, sharded along their first axis, from the rows of each host.
 
-    `batch_size`: rows over all hosts; None: as many as here, on one host.
+    `batch_size`: rows over all hosts; None: as many as on this host.
     """
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
@@ -40,14 +40,14 @@ def to_device(
 
 
 class Prefetch:
-    """An iterator over `to_device(batch)` that keeps `depth` batches on their way.
+    """An iterator over `to_device(batch)` that keeps `depth` batches in flight.
 
-    `get_state` tells the position after the batch that was last handed out, however many are on their way, so that a
+    `get_state` returns the position after the batch that was last handed out, however many are in flight, so that a
     checkpoint taken after an update resumes with the next batch.
 
     Attributes:
-      error: why there are no more batches than those on their way, None while there are. It is raised in place of the
-        first one that is missing, `depth` calls after it is known: in time to tell other hosts.
+      error: why no batches follow those in flight; None while there are more. It is raised in place of the first
+        missing one, `depth` calls after it is known: in time to inform other hosts.
     """
 
     def __init__(self, iterator: TrainStream, to_device: Callable, *, depth: int = 3):
@@ -68,7 +68,7 @@ class Prefetch:
         return batch
 
     def fill(self) -> None:
-        """Reads until `depth` batches are on their way, or there is an error."""
+        """Reads until `depth` batches are in flight, or there is an error."""
         while len(self._ahead) < self._depth and self.error is None:
             try:
                 self._ahead.append((self._to_device(next(self._iterator)), self._iterator.get_state()))

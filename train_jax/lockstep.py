@@ -1,8 +1,8 @@
-"""Hosts that train together: how far each runs ahead of its devices, and how one tells the others without waiting for them.
+"""Coordination of hosts that train together: how far each runs ahead of its devices, and how one notifies the others.
 
 Each batch carries a notice (`train_jax.step.NOTICE`), whose maximum over all hosts is a metric of the update. A host reads
-it before it starts the update after the next: so all learn at the same place that one of them cannot go on, or is asked to
-stop, and can meet (`train_jax.agreement`). No host waits for the devices longer than that takes.
+it before it starts the update after the next: so all learn after the same update that one of them cannot go on,
+or is asked to stop, and can meet (`train_jax.agreement`). No host waits for the devices longer than that takes.
 """
 
 import collections
@@ -30,13 +30,13 @@ class Lockstep:
         self._metrics: collections.deque = collections.deque()
         parts = sharding.parts(mesh)
         split = sharding.batch_sharding(mesh)
-        mine = len(sharding.host_rows(split, parts))
+        local_rows = len(sharding.host_rows(split, parts))
         self._notices = [
-            feed.to_device({NOTICE: np.full(mine, value, np.int32)}, split, parts) for value in (False, True)
+            feed.to_device({NOTICE: np.full(local_rows, value, np.int32)}, split, parts) for value in (False, True)
         ]
 
     def notice(self, *reasons) -> dict[str, jax.Array]:
-        """What a batch carries: whether this host has any reason to meet the others."""
+        """Returns the entry that a batch carries: whether this host has any reason to meet the others."""
         return self._notices[any(reasons)]
 
     def started(self, metrics: dict[str, jax.Array]) -> None:
@@ -44,12 +44,12 @@ class Lockstep:
         self._metrics.append(metrics)
 
     def finished(self) -> dict[str, jax.Array] | None:
-        """Metrics of the oldest update where as many are under way as may be, when it is done; None where fewer are."""
+        """Waits for the oldest update if `AHEAD` are under way and returns its metrics; None if fewer are."""
         return jax.block_until_ready(self._metrics.popleft()) if len(self._metrics) == AHEAD else None
 
     @contextlib.contextmanager
     def carried(self):
-        """Keeps an error of this host's own work until the hosts meet; alone, it is raised at once."""
+        """Keeps an error of this host's own work until the hosts meet; a single host raises it at once."""
         try:
             yield
         except Exception as error:

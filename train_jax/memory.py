@@ -1,4 +1,4 @@
-"""How much memory a device has left, and programs that would take more: refused before the system ends the process."""
+"""Free memory of devices; programs that would take more are refused before the system ends the process."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ _CACHE = ("inactive_file", "active_file")  # pages of files, which the system gi
 
 
 def free(device: jax.Device) -> int | None:
-    """Bytes that programs may still take on a device; None where neither the device nor the system tells.
+    """Returns the bytes that programs may still take on a device; None if neither device nor system reports them.
 
     The devices of a CPU share its memory, each a part of the same size.
     """
@@ -32,7 +32,7 @@ def free(device: jax.Device) -> int | None:
 
 
 def require(needed: int, device: jax.Device, what: str, remedy: str) -> None:
-    """ConfigError if `needed` bytes are more than a device has left; `what` needs them, and `remedy` says what to do."""
+    """Raises ConfigError if a device has fewer than `needed` bytes left; `what` and `remedy` are for the message."""
     left = free(device)
     if left is not None and needed > left:
         raise ConfigError(
@@ -41,6 +41,8 @@ def require(needed: int, device: jax.Device, what: str, remedy: str) -> None:
 
 
 def largest_array(function: Callable, *arguments) -> int:
-    """Bytes of the largest intermediate array of a function of arrays or ShapeDtypeStructs; nothing is computed."""
+    """Returns the bytes of the largest intermediate array of a function of arrays or ShapeDtypeStructs; computes
+    nothing.
+    """
     jaxpr = jax.make_jaxpr(function)(*arguments)
     return max(x.aval.size * x.aval.dtype.itemsize for equation in jaxpr.eqns for x in equation.outvars)

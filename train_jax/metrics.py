@@ -1,4 +1,4 @@
-"""What a run tells: one JSON object a line, TensorBoard events, pictures, and a progress bar.
+"""Metrics of a run: one JSON object per line, TensorBoard events, pictures, and a progress bar.
 
 `metrics.jsonl` is the record; everything in it can be read back with `read`. Its numbers are finite or the words "nan",
 "inf", "-inf", which JSON has no numbers for.
@@ -34,12 +34,12 @@ class History(list):
     """Rows of metrics by step, in the order they were written; `pandas.DataFrame(history)` reads it."""
 
     def to_dict(self) -> dict[str, list]:
-        """Columns by name, as long as the history; None where a row lacks the column."""
+        """Returns columns by name, as long as the history; None where a row lacks the column."""
         names = dict.fromkeys(name for row in self for name in row)
         return {name: [row.get(name) for row in self] for name in names}
 
     def last(self, name: str) -> float:
-        """The newest value of a column. KeyError that lists the columns if there is none."""
+        """Returns the newest value of a column. KeyError that lists the columns if there is none."""
         for row in reversed(self):
             if name in row:
                 return row[name]
@@ -47,7 +47,7 @@ class History(list):
 
 
 def read(workdir: str | os.PathLike) -> History:
-    """The history of a run directory; a line that a killed process left unfinished is passed over.
+    """Reads the history of a run directory; skips a line that a killed process left unfinished.
 
     Raises DataError for lines that no run has written.
     """
@@ -58,15 +58,15 @@ def read(workdir: str | os.PathLike) -> History:
 
 
 def _rows(file: AnyPath) -> list[tuple[str, dict]]:
-    """The complete lines of a file, and what they say."""
+    """Reads the complete lines of a file, with the row that each holds."""
     lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
     rows = []
-    for number, line in enumerate(lines, 1):
+    for line_number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             rows.append((line.decode(), row | {"step": int(row["step"])}))
         except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{file}, line {number} is no row of metrics ({error}): remove it") from error
+            raise DataError(f"{file}, line {line_number} is no row of metrics ({error}): remove it") from error
     return rows
 
 
@@ -94,7 +94,7 @@ class Writer:
         self._bar = tqdm(
             total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
         )
-        self._total, self._told = total_steps, time.monotonic()
+        self._total, self._last_line = total_steps, time.monotonic()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Adds one line of numbers, and the same to TensorBoard and the progress bar.
@@ -110,7 +110,7 @@ class Writer:
             self._events.add_scalar(name, value, step)
         self._progress(step, metrics)
 
-    def tells_of(self, step: int, names: list[str]) -> bool:
+    def has_results(self, step: int, names: list[str]) -> bool:
         """Whether the run directory holds metrics or pictures of one of these evaluators after this update."""
         if not self._active:
             return False
@@ -146,40 +146,40 @@ class Writer:
             self._bar.close()
 
     def _open(self, step: int):
-        """The record, opened to append to, without the lines of later steps."""
+        """Opens the metrics file to append to, without the lines of later steps."""
         path = self._workdir / _FILE
-        kept = "".join(f"{line}\n" for line, row in _rows(path) if row["step"] <= step).encode()
+        content = "".join(f"{line}\n" for line, row in _rows(path) if row["step"] <= step).encode()
         if not isinstance(path, Path):
             register_writer_factory(str(path).partition(":")[0], _StoredFiles())
-            return _StoredFile(path, kept)
+            return _StoredFile(path, content)
         part = path.with_suffix(".part")
-        part.write_bytes(kept)
+        part.write_bytes(content)
         part.replace(path)
         return path.open("ab")
 
     def _progress(self, step: int, metrics: Mapping[str, Any]) -> None:
-        shown = {
+        headline = {
             short: metrics[name]
             for short, name in (("loss", "loss"), ("examples/s", "examples_per_second"), ("MFU", "mfu"))
             if name in metrics
         }
         if not self._bar.disable:
             self._bar.update(step - self._bar.n)
-            self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in headline.items()})
             return
         now = time.monotonic()
-        if "steps_per_second" in metrics and (now - self._told >= _PLAIN_LINE_EVERY or step == self._total):
-            self._told = now
+        if "steps_per_second" in metrics and (now - self._last_line >= _PLAIN_LINE_EVERY or step == self._total):
+            self._last_line = now
             left = (self._total - step) / metrics["steps_per_second"]
-            numbers = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            values = "  ".join(f"{name} {value:.4g}" for name, value in headline.items())
             speed = f"{metrics['steps_per_second']:.3g} steps/s"
             print(
-                f"step {step}/{self._total}  {numbers}  {speed}  {left / 60:.1f} min left", file=sys.stderr, flush=True
+                f"step {step}/{self._total}  {values}  {speed}  {left / 60:.1f} min left", file=sys.stderr, flush=True
             )
 
 
 class _StoredFile:
-    """A file in object storage, to which nothing can be appended: it is written anew, now and then and at the end."""
+    """A file in object storage, which cannot be appended to: it is uploaded anew, periodically and at the end."""
 
     def __init__(self, path: AnyPath, content: bytes = b""):
         self._path, self._content = path, bytearray(content)
@@ -198,7 +198,7 @@ class _StoredFile:
 
 
 class _StoredFiles:
-    """How TensorBoard's writer opens files in object storage."""
+    """Factory by which TensorBoard's writer opens files in object storage."""
 
     def open(self, path: str) -> _StoredFile:
         return _StoredFile(paths.path(path))

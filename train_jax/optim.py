@@ -1,4 +1,4 @@
-"""From config to optax: schedules, one optimiser a player, and who is decayed, clipped or frozen, by parameter path."""
+"""Optimisers from a config by optax: schedules, one rule per player; decay, clipping and freezing by parameter path."""
 
 import inspect
 import re
@@ -26,7 +26,7 @@ class Optimizer(NamedTuple):
 
 
 def make(optim: ConfigDict, params, steps: int, axes: Mapping[str, tuple[str | None, ...]]) -> Optimizer:
-    """The optimiser of a config.
+    """Makes the optimiser of a config.
 
     Args:
       optim: the `optim` part of a resolved config.
@@ -73,7 +73,7 @@ def make(optim: ConfigDict, params, steps: int, axes: Mapping[str, tuple[str | N
 
 
 def schedule(optim: ConfigDict, steps: int) -> Callable:
-    """Learning rate by update: a linear warm-up from 0 to `lr`, then the shape that `optim.schedule` names.
+    """Makes the learning rate schedule: a linear warm-up from 0 to `lr`, then the shape that `optim.schedule` names.
 
     It counts the updates that were made: a skipped one does not move it on, so that cosine and linear, which end at
     `final_lr * lr` after `steps` updates, end that much later. rsqrt decays as 1/sqrt(update), continuous at the end
@@ -92,27 +92,27 @@ def schedule(optim: ConfigDict, steps: int) -> Callable:
     return optax.join_schedules([optax.linear_schedule(0.0, lr, max(warmup, 1)), shapes[optim.schedule]()], [warmup])
 
 
-def with_clock(opt_state, updates):
-    """An optimiser's state whose schedules stand where they do after so many updates."""
+def set_schedule_counts(opt_state, updates):
+    """Sets the counters of an optimiser's state, so that schedules continue after so many updates."""
 
-    def is_clock(x):
+    def is_schedule_state(x):
         # A schedule's state is a count alone; an optimiser's own, Adam's for one, has moments beside it.
         return getattr(x, "_fields", None) == ("count",)
 
     return jax.tree.map(
-        lambda x: x._replace(count=jnp.asarray(updates, x.count.dtype)) if is_clock(x) else x,
+        lambda x: x._replace(count=jnp.asarray(updates, x.count.dtype)) if is_schedule_state(x) else x,
         opt_state,
-        is_leaf=is_clock,
+        is_leaf=is_schedule_state,
     )
 
 
 def by_path(tree) -> dict[str, jax.Array]:
-    """The leaves of a tree by the names of their paths."""
+    """Maps path names to the leaves of a tree."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def replace_rows(tree, moved: Mapping[str, jax.Array], values: Mapping[str, jax.Array]):
-    """`tree` with the rows that moved taken from `values`, in every leaf whose path ends with that of their parameter.
+    """Replaces moved rows by those of `values`, in every leaf of `tree` whose path ends with that of their parameter.
 
     moved: path of a parameter -> bool [rows]. values: path of a parameter -> what broadcasts to its shape.
     """
@@ -127,8 +127,8 @@ def replace_rows(tree, moved: Mapping[str, jax.Array], values: Mapping[str, jax.
     return jax.tree_util.tree_map_with_path(replaced, tree)
 
 
-def begin_anew(opt_state, moved: Mapping[str, jax.Array], params):
-    """The optimiser's state after rows of parameters moved by a rule: their moments are zero.
+def reset_moments(opt_state, moved: Mapping[str, jax.Array], params):
+    """Resets to zero the moments of parameter rows that moved by a rule.
 
     A schedule-free optimiser's `z`, a second iterate and no moment, moves to where they are now.
     """
@@ -142,12 +142,14 @@ def begin_anew(opt_state, moved: Mapping[str, jax.Array], params):
 
 
 def has_average(opt_state) -> bool:
-    """Whether the optimiser keeps an average of the weights of its own, which is what should be used."""
+    """Whether the optimiser keeps its own average of the weights, which is the one to evaluate."""
     return bool(_schedule_free_states(opt_state))
 
 
 def evaluation_params(opt_state, params):
-    """The weights to evaluate: `params`, or for a schedule-free optimiser its average (arXiv 2405.15682, equation 3)."""
+    """Selects the weights to evaluate: `params`, or for a schedule-free optimiser its average (arXiv 2405.15682,
+    equation 3).
+    """
     for state in _schedule_free_states(opt_state):  # each holds `z` for its own group of parameters alone
         z = {path_name(path): value for path, value in jax.tree_util.tree_leaves_with_path(state.z)}
         params = jax.tree_util.tree_map_with_path(
@@ -176,7 +178,7 @@ def _player_options(optim: ConfigDict, player: str) -> ConfigDict:
 def _optimiser(
     optim: ConfigDict, learning_rate: Callable, decayed: bool, axes: Mapping
 ) -> optax.GradientTransformation:
-    """The optax function that `optim.name` names, with the arguments it has for rate, decay and matrix shapes."""
+    """Builds the optax optimiser `optim.name`, with its arguments for rate, decay and matrix shapes."""
     make_rule = _find(optim.name)
     allowed = inspect.signature(make_rule).parameters
     arguments = dict(optim.args)
@@ -200,7 +202,7 @@ def _optimiser(
         arguments.setdefault("adam_weight_decay", decay)
     if "muon_weight_dimension_numbers" in allowed:
         arguments["muon_weight_dimension_numbers"] = lambda params: jax.tree_util.tree_map_with_path(
-            lambda path, x: _matrix(path_name(path), axes), params
+            lambda path, x: _muon_dimension_numbers(path_name(path), axes), params
         )
     return make_rule(learning_rate=learning_rate, **arguments)
 
@@ -216,20 +218,20 @@ def _find(name: str) -> Callable:
     return rule
 
 
-def _matrix(path: str, axes: Mapping[str, tuple[str | None, ...]]):
-    """Which axes of a kernel Muon orthogonalises: its inputs against its outputs; None for what is no kernel."""
+def _muon_dimension_numbers(path: str, axes: Mapping[str, tuple[str | None, ...]]):
+    """Selects the axes of a kernel that Muon orthogonalises, inputs against outputs; None for what is no kernel."""
     if not path.endswith("/kernel"):
         return None
     names = axes[path]
-    rest = tuple(i for i, name in enumerate(names) if name not in _STACKED)
-    if len(rest) < 2:
+    unstacked_axes = tuple(i for i, name in enumerate(names) if name not in _STACKED)
+    if len(unstacked_axes) < 2:
         return None
-    inputs = rest[:1] if names[rest[0]] == "embed" else rest[:-1]
-    return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=rest[len(inputs) :])
+    inputs = unstacked_axes[:1] if names[unstacked_axes[0]] == "embed" else unstacked_axes[:-1]
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=unstacked_axes[len(inputs) :])
 
 
 def _group(player: str, decayed: bool, factor: float) -> str:
-    """What a group of parameters with one rule is called, in checkpoints too."""
+    """Names a group of parameters with one rule, also in checkpoints."""
     return f"{player}, {'decayed' if decayed else 'not decayed'}, lr x {factor:g}"
 
 
@@ -242,7 +244,7 @@ def _labels(params, group: Callable):
 
 
 def matches(patterns: Iterable[str], name: str) -> bool:
-    """Whether one of these regular expressions is found in a parameter's path."""
+    """Whether one of these regular expressions matches within a parameter's path."""
     return any(re.search(pattern, name) for pattern in patterns)
 
 

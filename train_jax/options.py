@@ -1,4 +1,4 @@
-"""Options as frozen dataclasses: a field is an option, with its default, what is allowed, and what it means.
+"""Options as frozen dataclasses: a field is an option, with default, allowed values and meaning.
 
     @dataclasses.dataclass(frozen=True)
     class TowerOptions(Options):
@@ -11,6 +11,7 @@ From one such class follow the defaults of a config (`defaults`), the check of a
 
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -31,16 +32,16 @@ def option(
     below: float | int | None = None,
     identity: bool = True,
 ) -> Any:
-    """A field of an `Options` class.
+    """Declares an option: a field of an `Options` class.
 
     Args:
       default: its type is that of the option; a tuple holds values of one kind, each of which is checked, a
-        FrozenConfigDict options whose names are the user's own.
+        FrozenConfigDict options whose names are the user's own. None: the annotation, `X | None`, tells the type.
       meaning: for people, in a few words.
       choices: all values that are allowed, such as the keys of a registry, which may grow; (): any within the bounds.
       least, most, above, below: bounds of a number, the last two exclusive.
       identity: whether the option decides what a model's weights are or mean. A run that starts from a checkpoint may
-        choose others otherwise.
+        choose other options freely.
     """
     bounds = {"least": least, "most": most, "above": above, "below": below}
     metadata = {"meaning": meaning, "choices": choices, "identity": identity, **bounds}
@@ -53,7 +54,7 @@ class Options:
 
     @classmethod
     def defaults(cls) -> ConfigDict:
-        """The group with every option at its default."""
+        """Returns the group with every option at its default."""
         c = ConfigDict()
         for field in dataclasses.fields(cls):
             is_group = isinstance(field.default, Options)
@@ -62,7 +63,7 @@ class Options:
 
     @classmethod
     def parse(cls, values: Mapping | ConfigDict, path: str) -> "Options":
-        """The options that `values` tell; what is absent is as by default.
+        """Parses the options in `values`; absent ones have their defaults.
 
         Args:
           path: of the group in a config, such as "model"; "": the whole config.
@@ -80,10 +81,10 @@ class Options:
         return options
 
     def check(self, path: str) -> None:
-        """Raises ConfigError for options that contradict each other; see `require`."""
+        """Checks for options that contradict each other: raises ConfigError; see `require`."""
 
     def require(self, holds: bool, path: str, key: str, allowed: str) -> None:
-        """ConfigError that `config.path.key` must be what is allowed, unless it holds."""
+        """Raises ConfigError that `config.path.key` must be `allowed`, unless `holds`."""
         if not holds:
             value = self
             for name in key.split("."):
@@ -92,7 +93,7 @@ class Options:
 
     @classmethod
     def free(cls) -> tuple[str, ...]:
-        """Dotted names of the options that a run which starts from a checkpoint may choose otherwise."""
+        """Lists the dotted names of options that a run may change when it starts from a checkpoint."""
         names: list[str] = []
         for field in dataclasses.fields(cls):
             if isinstance(field.default, Options):
@@ -102,23 +103,23 @@ class Options:
         return tuple(names)
 
     def to_dict(self) -> dict[str, Any]:
-        """All options, groups as dicts."""
+        """Returns all options, groups as dicts."""
         return dataclasses.asdict(self)
 
     def identity(self) -> dict[str, Any]:
-        """The options that decide what the weights are and mean, groups as dicts."""
-        found = {}
+        """Returns the options that determine what the weights are and mean, groups as dicts."""
+        values = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Options):
-                found[field.name] = value.identity()
+                values[field.name] = value.identity()
             elif field.metadata["identity"]:
-                found[field.name] = value
-        return found
+                values[field.name] = value
+        return values
 
     @classmethod
     def documentation(cls, path: str) -> Iterator[tuple[str, Any, str]]:
-        """Of every option its dotted path, default, and meaning with what is allowed."""
+        """Yields dotted path, default, and meaning with allowed values of every option."""
         for field in dataclasses.fields(cls):
             name = join(path, field.name)
             if isinstance(field.default, Options):
@@ -129,26 +130,48 @@ class Options:
 
 
 def join(path: str, key: str) -> str:
-    """The dotted name of an option in a group."""
+    """Joins the path of a group and the name of an option with a dot."""
     return f"{path}.{key}" if path else key
 
 
 def suggestion(key: str, known: Collection[str], path: str) -> str:
-    """The end of a sentence about an unknown option: what may have been meant, and what there is."""
+    """Ends a message about an unknown option: a similar name, and the known names."""
     close = difflib.get_close_matches(key, list(known), n=1)
     hint = f"; did you mean config.{join(path, close[0])}?" if close else "."
     return f"{hint} Options here: {', '.join(sorted(known))}"
 
 
-def typed(path: str, value: Any, default: Any) -> Any:
-    """`value` in the type of `default`; an int is a fine float, a list a fine tuple, and nothing else converts."""
+def typed(name: str, value: Any, default: Any) -> Any:
+    """Converts `value` to the type of `default`: an int to float, a list to tuple; anything else is a ConfigError."""
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, tuple) and isinstance(value, list | tuple):
         return tuple(value)
     if type(value) is not type(default):
         kind = type(default).__name__
-        raise ConfigError(f"config.{path} = {value!r} is a {type(value).__name__}; it must be a {kind}, like {default!r}")
+        raise ConfigError(f"{name} = {value!r} is a {type(value).__name__}; it must be a {kind}, like {default!r}")
+    return value
+
+
+def parse_value(field: dataclasses.Field, value: Any, name: str) -> Any:
+    """Converts a value to the type of an option, which is no group, and checks it.
+
+    Raises ConfigError that tells the option by `name`, the value and what is allowed.
+    """
+    if field.default is not None:
+        value = typed(name, value, field.default)
+    elif value is not None:
+        value = _typed_by_annotation(name, value, field)
+    kinds = next((typing.get_args(kind) for kind in _alternatives(field) if typing.get_origin(kind) is tuple), ())
+    if isinstance(value, tuple) and kinds:
+        if kinds[-1] is not Ellipsis and len(value) != len(kinds):
+            raise ConfigError(f"{name} = {value!r}; it must hold {len(kinds)} values: {field.metadata['meaning']}")
+        value = tuple(float(x) if kinds[0] is float and type(x) is int else x for x in value)
+        if not all(isinstance(x, kinds[0]) for x in value):
+            raise ConfigError(f"{name} = {value!r}; it must hold values of type {kinds[0].__name__}")
+    for part in value if isinstance(value, tuple) else (value,):
+        if part is not None and not _is_allowed(field.metadata, part):
+            raise ConfigError(f"{name} = {value!r}; it must be {_allowed(field)}")
     return value
 
 
@@ -164,14 +187,26 @@ def _parse(field: dataclasses.Field, value: Any, path: str) -> Any:
         return type(field.default).parse(value, path)
     if isinstance(field.default, FrozenConfigDict):
         return FrozenConfigDict(value)
-    value = typed(path, value, field.default)
-    if isinstance(value, tuple) and (kinds := typing.get_args(field.type)):
-        value = tuple(float(x) if kinds[0] is float and type(x) is int else x for x in value)
-        if not all(isinstance(x, kinds[0]) for x in value):
-            raise ConfigError(f"config.{path} = {value!r}; it must hold values of type {kinds[0].__name__}")
-    for part in value if isinstance(value, tuple) else (value,):
-        if not _is_allowed(field.metadata, part):
-            raise ConfigError(f"config.{path} = {value!r}; it must be {_allowed(field)}")
+    return parse_value(field, value, f"config.{path}")
+
+
+def _alternatives(field: dataclasses.Field) -> tuple[Any, ...]:
+    """The types of an option beside None."""
+    kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+    return tuple(kind for kind in kinds if kind is not types.NoneType)
+
+
+def _typed_by_annotation(name: str, value: Any, field: dataclasses.Field) -> Any:
+    kinds = tuple(typing.get_origin(kind) or kind for kind in _alternatives(field))
+    if float in kinds and type(value) is int:
+        return float(value)
+    if tuple in kinds and isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, kinds):
+        allowed = " or ".join(kind.__name__ for kind in kinds)
+        raise ConfigError(
+            f"{name} = {value!r} is a {type(value).__name__}; it must be a {allowed}: {field.metadata['meaning']}"
+        )
     return value
 
 
@@ -190,7 +225,7 @@ def _is_allowed(metadata: Mapping, value: Any) -> bool:
 
 
 def _allowed(field: dataclasses.Field) -> str:
-    """What is allowed, in words."""
+    """Describes the allowed values of an option."""
     metadata = field.metadata
     if metadata["choices"]:
         return f"one of {', '.join(map(str, metadata['choices']))}"

@@ -1,4 +1,4 @@
-"""One run in a run directory at a time: a file that names the process that trains there, and that it renews while it lives.
+"""Lock of a run directory: a file that names the process that trains there, renewed while it lives.
 
 A killed process leaves its file behind. It is taken over at once if that process was on this host and is gone, and else when
 it has not been renewed for a while; nothing has to be removed by hand. The file's token shows other hosts of a job, too,
@@ -28,7 +28,7 @@ _SILENCE = 30.0  # seconds without one after which an owner counts as gone; also
 
 
 class Ownership:
-    """This job's claim on a run directory, from its making until `close`. Process 0 holds it for all hosts.
+    """This job's lock on a run directory, from construction until `close`. Process 0 holds it for all hosts.
 
     Raises ConfigError if another run holds the directory, or if a host of this job sees another directory under its name.
 
@@ -76,7 +76,10 @@ class Ownership:
             self._file.unlink(missing_ok=True)
 
     def _create(self) -> None:
-        """Writes the file; FileExistsError if there is one. Object storage does not tell two writers of one moment apart."""
+        """Creates the file; FileExistsError if there is one.
+
+        Object storage does not detect two writers at one moment.
+        """
         if isinstance(self._file, Path):
             with self._file.open("x") as file:
                 json.dump(self._owner, file)
@@ -86,7 +89,8 @@ class Ownership:
             self._file.write_text(json.dumps(self._owner))
 
     def _lives(self, owner: dict | None) -> bool:
-        """Whether the owner is a process that runs; None: the file was not readable, as one that is just being written."""
+        """Whether the owner is a running process; None: the file was not readable, as one that is just being written.
+        """
         me = self._owner
         if owner and owner.get("machine") == me["machine"] and (owner["pid"] == me["pid"] or not _runs(owner["pid"])):
             return False
@@ -107,7 +111,7 @@ class Ownership:
         )
 
     def _find(self, token: str) -> None:
-        """Waits for the file to be there, as shared file systems take a while to show it."""
+        """Waits for the file to appear, which takes a while on shared file systems."""
         deadline = time.monotonic() + _SILENCE
         while (self._read() or {}).get("token") != token:
             if time.monotonic() > deadline:
@@ -144,7 +148,9 @@ class Ownership:
 
 
 def _machine() -> str:
-    """What processes share that see each other's numbers: the machine since it was started, and the space of its numbers."""
+    """Identifies the machine since its last boot and the PID namespace: processes with the same identity see each
+    other's PIDs.
+    """
     boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     return " ".join(
         [

@@ -1,6 +1,6 @@
-"""Pages: HTML that needs no other file, its pictures embedded, its texts escaped.
+"""HTML pages in one file: pictures embedded, texts escaped.
 
-A demo's `index.html` is made of parts, one a model, so that each can be made anew alone.
+A demo's `index.html` is made of parts, one per model, so that each can be made anew by itself.
 """
 
 import base64
@@ -28,7 +28,7 @@ pre { background: var(--card); padding: 1rem; border-radius: .5rem; overflow-x: 
 
 
 def document(title: str, body: str) -> str:
-    """A whole page around a body that is HTML already."""
+    """Makes a complete page around a body of HTML."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -42,19 +42,19 @@ def heading(text: str, level: int) -> str:
 
 
 def block(text: str) -> str:
-    """Text as it is, in a fixed-width font."""
+    """Preformatted text in a fixed-width font."""
     return f"<pre>{html.escape(printable(text))}</pre>"
 
 
 def image(file: Path) -> str:
-    """A whole picture, as wide as the page."""
+    """A picture as wide as the page."""
     with Image.open(file) as picture:
         source = data_uri(picture, "PNG")
     return f'<img src="{source}" alt="" style="aspect-ratio: auto">'
 
 
 def add_part(workdir: Path, name: str, body: str) -> Path:
-    """Keeps a part of `workdir/index.html`, and writes that of all parts there are, in the order of their names."""
+    """Saves a part of `workdir/index.html`, and rewrites the page from all saved parts, in the order of their names."""
     parts = workdir / "page"
     parts.mkdir(parents=True, exist_ok=True)
     (parts / f"{name}.html").write_text(body, "utf-8")
@@ -65,12 +65,12 @@ def add_part(workdir: Path, name: str, body: str) -> Path:
 
 
 def data_uri(picture: Image.Image, kind: str) -> str:
-    """A picture as the value of `src`; `kind`: PNG or JPEG."""
+    """Encodes a picture as the value of `src`; `kind`: PNG or JPEG."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {"optimize": True}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def printable(text: str) -> str:
-    """Names that are no valid UTF-8 reach Python as lone surrogates, which no file can hold."""
+    """Replaces lone surrogates, as which Python reads names that are not UTF-8 and which no file can hold."""
     return text.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Paths as users name them: local ones, and those of object storage (`gs://`, `s3://`) where its package is installed."""
+"""Paths that users name: local ones, and those of object storage (`gs://`, `s3://`) where its package is installed."""
 
 import glob as local_glob
 import hashlib
@@ -19,7 +19,7 @@ _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"
 
 
 def path(name: str | os.PathLike) -> AnyPath:
-    """The file or folder that `name` stands for, `~` expanded: `pathlib.Path`, or `epath.Path` for object storage.
+    """Makes a path of `name`, with `~` expanded: `pathlib.Path`, or `epath.Path` for object storage.
 
     Raises ConfigError for a scheme that cannot be opened here.
     """
@@ -42,40 +42,48 @@ def path(name: str | os.PathLike) -> AnyPath:
 
 
 def absolute(name: str | os.PathLike) -> AnyPath:
-    """As `path`, from the root on; links are resolved."""
-    found = path(name)
-    return found.resolve() if isinstance(found, Path) else found
+    """Makes an absolute path as `path` does, with links resolved."""
+    absolute_path = path(name)
+    return absolute_path.resolve() if isinstance(absolute_path, Path) else absolute_path
 
 
 def run_directory(name: str | os.PathLike) -> AnyPath:
-    """As `absolute`. Raises ConfigError also for storage other than `gs://`, for whose arrays Orbax takes the local disk."""
-    found = absolute(name)
-    if not isinstance(found, Path) and not str(found).startswith("gs://"):
-        raise ConfigError(f"{found}: checkpoints are kept in local folders and in gs:// alone; choose such a run directory")
-    return found
+    """Makes an absolute path as `absolute` does.
+
+    Raises ConfigError also for storage other than `gs://`, for whose arrays Orbax takes the local disk.
+    """
+    folder = absolute(name)
+    if not isinstance(folder, Path) and not str(folder).startswith("gs://"):
+        raise ConfigError(f"{folder}: checkpoints are kept in local folders and in gs:// alone; choose such a run directory")
+    return folder
 
 
 def on_disk(name: str | os.PathLike, option: str) -> Path:
-    """As `path`, for files that are mapped into memory. Raises ConfigError that names `option` for object storage."""
-    found = path(name)
-    if not isinstance(found, Path):
-        raise ConfigError(f"{found}: files that are mapped into memory lie on a local disk; name a folder there: {option}")
-    return found
+    """Makes a path as `path` does, for files that are mapped into memory.
+
+    Raises ConfigError that names `option` for object storage.
+    """
+    file = path(name)
+    if not isinstance(file, Path):
+        raise ConfigError(f"{file}: files that are mapped into memory lie on a local disk; name a folder there: {option}")
+    return file
 
 
 def cache() -> Path:
-    """The folder in which this project keeps what it can make again."""
+    """Returns this project's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "train_jax"
 
 
 def stamp(file: AnyPath) -> list[int]:
-    """`[bytes, time of the last change]`, which differ once a file has changed."""
+    """Returns `[bytes, time of the last change]`, which differ once a file has changed."""
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns] if isinstance(file, Path) else [stat.length, stat.mtime]
 
 
 def local(name: AnyPath) -> Path:
-    """The file or folder itself; of one in object storage a copy in the cache, with what may belong to a file."""
+    """Returns a local file or folder: itself, or of one in object storage a copy in the cache, with a file's
+    companions.
+    """
     if isinstance(name, Path):
         return name
     folder, files = name, list(walk(name))
@@ -105,13 +113,15 @@ def copy(folder: Path, target: AnyPath) -> None:
 
 
 def weights(name: str | os.PathLike) -> AnyPath:
-    """The model that a user names: as `path`, and as `local` unless it is a run directory, whose checkpoints may stay."""
-    found = path(name)
-    return found if isinstance(found, Path) or (found / "checkpoints").is_dir() else local(found)
+    """Makes the path of a model: local (see `local`), unless it is a run directory, whose checkpoints may stay in
+    storage.
+    """
+    model_path = path(name)
+    return model_path if isinstance(model_path, Path) or (model_path / "checkpoints").is_dir() else local(model_path)
 
 
 def remove(folder: AnyPath) -> None:
-    """Removes a folder and all in it, as far as that is possible."""
+    """Removes a folder and its content, as far as possible."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
     else:
@@ -119,7 +129,7 @@ def remove(folder: AnyPath) -> None:
 
 
 def walk(folder: AnyPath) -> Iterator[AnyPath]:
-    """The files below a folder. Raises OSError for a folder that cannot be read."""
+    """Lists the files below a folder. Raises OSError for a folder that cannot be read."""
     if not isinstance(folder, Path):
         filesystem, inside = _storage(folder)
         yield from (path(filesystem.unstrip_protocol(name)) for name in sorted(filesystem.find(inside)))
@@ -133,18 +143,18 @@ def walk(folder: AnyPath) -> Iterator[AnyPath]:
 
 
 def walk_folders(folder: Path, on_error: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk` that follows links to folders, except back to a folder that it has come through."""
-    above = {str(folder): frozenset({os.path.realpath(folder)})}
+    """Walks as `os.walk` does and follows links to folders, except back to an ancestor."""
+    ancestors = {str(folder): frozenset({os.path.realpath(folder)})}
     for parent, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
-        passed = above.pop(parent)
+        own_ancestors = ancestors.pop(parent)
         real = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
-        folders[:] = sorted(name for name in folders if real[name] not in passed)
+        folders[:] = sorted(name for name in folders if real[name] not in own_ancestors)
         yield parent, folders, names
-        above |= {os.path.join(parent, name): passed | {real[name]} for name in folders}
+        ancestors |= {os.path.join(parent, name): own_ancestors | {real[name]} for name in folders}
 
 
 def glob(pattern: str) -> list[AnyPath]:
-    """The files and folders that match a path with `*`, `?` or `[…]`, sorted."""
+    """Lists the files and folders that match a path with `*`, `?` or `[…]`, sorted."""
     start = path(pattern)
     if isinstance(start, Path):
         return [Path(name) for name in sorted(local_glob.glob(str(start)))]
@@ -153,13 +163,13 @@ def glob(pattern: str) -> list[AnyPath]:
 
 
 def read_range(file: epath.Path, offset: int, size: int) -> bytes:
-    """`size` bytes of a file in object storage from `offset` on; fewer where it ends."""
+    """Reads `size` bytes of a file in object storage from `offset` on; fewer at its end."""
     filesystem, inside = _storage(file)
     return filesystem.cat_file(inside, start=offset, end=offset + size)
 
 
 def _storage(name: epath.Path):
-    """`(fsspec's file system, the path in it)`."""
+    """Returns fsspec's file system and the path in it."""
     import fsspec
 
     return fsspec.core.url_to_fs(str(name))

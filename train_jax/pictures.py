@@ -1,4 +1,4 @@
-"""Pictures side by side, and PNGs that tell how they were made: what command lines, demos and evaluators share."""
+"""Grids of pictures, and PNGs with metadata; shared by command lines, demos and evaluators."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ _BACKGROUND = 255
 
 
 def image_grid(rows: Sequence[Sequence[np.ndarray]]) -> UInt8[np.ndarray, "H W 3"]:
-    """Rows of uint8 [h, w, 3] pictures of one size as one picture, with white between them."""
+    """Arranges rows of uint8 [h, w, 3] pictures of one size in one picture, with white gaps."""
     height, width = rows[0][0].shape[:2]
     columns = max(map(len, rows))
     shape = (len(rows) * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3)
@@ -31,14 +31,14 @@ def image_grid(rows: Sequence[Sequence[np.ndarray]]) -> UInt8[np.ndarray, "H W 3
 
 
 def enlarged_grid(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
-    """An `image_grid` in which small pictures are enlarged for people."""
+    """Makes an `image_grid` in which small pictures are enlarged for viewing."""
     grid = Image.fromarray(image_grid(rows))
     times = max(1, _LEGIBLE // rows[0][0].shape[0])
     return grid.resize((grid.width * times, grid.height * times), Image.Resampling.NEAREST)
 
 
 def in_rows(pictures: Sequence[np.ndarray] | np.ndarray, columns: int | None = None) -> list[list[np.ndarray]]:
-    """Pictures in rows of `columns`; None: about as many rows as columns."""
+    """Splits pictures into rows of `columns`; None: about as many rows as columns."""
     columns = columns or int(np.ceil(len(pictures) ** 0.5))
     return [list(pictures[i : i + columns]) for i in range(0, len(pictures), columns)]
 
@@ -51,7 +51,7 @@ def save_png(picture: Image.Image, path: str | Path, key: str, about: Mapping[st
 
 
 def read_png_text(path: str | Path, key: str) -> str | None:
-    """The text `key` of a PNG; None if it has none. UserError for a file that is no readable picture."""
+    """Reads the text `key` of a PNG; None if missing. UserError for a file that is no readable picture."""
     try:
         with Image.open(path) as image:
             return getattr(image, "text", {}).get(key)

@@ -9,10 +9,10 @@ _GRACE = 5.0  # seconds in which the second signal may end the process in its ow
 
 
 class StopRequest:
-    """While it is entered, the first SIGTERM or SIGINT is noted; then the handlers before it are back.
+    """A context that records the first SIGTERM or SIGINT and then restores the previous handlers.
 
     A process whose main thread waits for a device runs no handler, so that a thread watches for the second signal.
-    In a thread other than the main one, where no handler can be set, nothing is noted.
+    In a thread other than the main one, where no handler can be set, nothing is recorded.
 
     Attributes:
       signal_number: of the signal that asked to stop; 0: none has.
@@ -30,7 +30,7 @@ class StopRequest:
         os.set_blocking(self._writer, False)
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, daemon=True).start()
-        self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        self._previous = {signal_number: signal.signal(signal_number, self._note) for signal_number in _SIGNALS}
         return self
 
     def __exit__(self, *error) -> None:
@@ -42,13 +42,13 @@ class StopRequest:
         os.close(self._writer)  # ends the thread
         self._previous = {}
 
-    def _note(self, number: int, frame) -> None:
-        self.signal_number = number
+    def _note(self, signal_number: int, frame) -> None:
+        self.signal_number = signal_number
         self._restore()
 
     def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        for signal_number, handler in self._previous.items():
+            signal.signal(signal_number, handler)
 
     def _watch(self) -> None:
         signals = 0

@@ -1,4 +1,4 @@
-"""From a config to everything a run needs, before anything is compiled, allocated or written."""
+"""Preparation of a run from its config, before anything is compiled, allocated or written."""
 
 import dataclasses
 import hashlib
@@ -30,15 +30,15 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A run that could start.
+    """A prepared run, ready to compile and start.
 
     Attributes:
       config: resolved: every option has its value.
-      records: how many the training data has; `stream` gives examples of them.
+      records: number of training records; `stream` makes examples of them.
       state: the first state, planned.
       step: the training step, lowered for the mesh and the batch: `.compile()` it.
       hooks: classes of `config.hooks`.
-      lockstep: what batches carry between hosts; see `train_jax.lockstep`.
+      lockstep: the notices that batches carry between hosts; see `train_jax.lockstep`.
     """
 
     config: ConfigDict
@@ -53,7 +53,7 @@ class Prepared:
     hooks: Sequence[type[Hook]]
 
     def to_device(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
-        """This host's rows of a batch as global arrays on the mesh."""
+        """Makes global arrays on the mesh from this host's rows of a batch."""
         return feed.to_device(batch, sharding.batch_sharding(self.mesh), self.config.data.batch_size)
 
 
@@ -67,12 +67,12 @@ def prepare(
     """Makes mesh, task, data, evaluators and the training step of a config.
 
     Args:
-      config: the user's; what it leaves out has its default.
-      workdir: the run directory, whose artifacts are used again where they are; None for a run that keeps nothing.
+      config: the user's; missing options have their defaults.
+      workdir: the run directory, whose artifacts are reused if present; None for a run without one.
       devices: of the mesh; None: all.
-      asked_to_stop: tells the number of the signal that asks this host to stop, or 0.
+      asked_to_stop: returns the number of the signal that asks this host to stop, or 0.
 
-    Everything that can be wrong is found out here: raises as `train_jax.run` does. Traced, not compiled.
+    All mistakes in the config are found here: raises as `train_jax.run` does. The step is traced, not compiled.
     """
     config = config_lib.resolve(config)
     hook_classes = hooks.classes(config.hooks)
@@ -118,7 +118,7 @@ def prepare(
 def trace_step(
     config: ConfigDict, task: Task, mesh: Mesh, batch: Mapping[str, jax.ShapeDtypeStruct], notice: Mapping[str, Any]
 ) -> tuple[StatePlan, jax.stages.Traced]:
-    """The planned state and the traced training step of a resolved config, for batches of these shapes."""
+    """Plans the state and traces the training step of a resolved config, for batches of these shapes."""
     example = {name: x for name, x in batch.items() if name != BROKEN}
     with jax.set_mesh(mesh):
         ema_players = tuple(config.ema.players) if config.ema.decay else ()
@@ -146,17 +146,17 @@ def trace_step(
 
 
 def _check_training(config: ConfigDict, task: Task) -> None:
-    """ConfigError for an optimiser or averages that cannot be, before a batch has been seen."""
+    """Raises ConfigError for invalid options of optimiser or averages, before a batch is needed."""
     params, _ = jax.eval_shape(lambda: task.init(jax.random.key(config.seed), {}))
     check_averaged(config.ema.players, params)
     optim.make(config.optim, sharding.unbox(params), config.steps, sharding.logical_axes(params))
 
 
 def check_same_experiment(config: ConfigDict, workdir: AnyPath) -> None:
-    """ConfigError for a run directory that holds another run; logs options that differ otherwise."""
-    for place in (workdir, *workdir.parents):
-        if isinstance(place, Path) and place.is_file():
-            raise ConfigError(f"{workdir} cannot be a run directory: {place} is a file. Choose another --workdir")
+    """Raises ConfigError if the run directory holds another run; logs other options that differ."""
+    for ancestor in (workdir, *workdir.parents):
+        if isinstance(ancestor, Path) and ancestor.is_file():
+            raise ConfigError(f"{workdir} cannot be a run directory: {ancestor} is a file. Choose another --workdir")
     path = workdir / "config.json"
     if not path.exists():
         return
@@ -175,7 +175,7 @@ def check_same_experiment(config: ConfigDict, workdir: AnyPath) -> None:
 
 
 def _identity(config: Mapping, workdir: AnyPath) -> dict[str, Any]:
-    """The options that decide what a run's weights are and mean."""
+    """Returns the options that determine what a run's weights are and mean."""
     try:
         options = task_lib.module(ConfigDict(config)).OPTIONS
         names = {field.name for field in dataclasses.fields(options)}
@@ -192,7 +192,7 @@ def as_json(config: ConfigDict) -> str:
 
 
 def describe(prepared: Prepared, workdir: AnyPath) -> None:
-    """Writes what a reader of the run directory needs beside the weights: the config, artifacts and their hashes."""
+    """Writes config, artifacts and the hashes of artifacts into the run directory."""
     workdir.mkdir(parents=True, exist_ok=True)
     artifacts = {name: x if isinstance(x, bytes) else x.encode() for name, x in prepared.task.artifacts.items()}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in artifacts.items()}
@@ -202,7 +202,7 @@ def describe(prepared: Prepared, workdir: AnyPath) -> None:
         "artifacts.json": (json.dumps(hashes, indent=2, sort_keys=True) + "\n").encode(),
     }
     for name, content in files.items():
-        # A run that is stopped here must still find the old file, whole.
+        # A run that is stopped here must still find the old file intact.
         unfinished = workdir / f"{name}.unfinished"
         unfinished.write_bytes(content)
         unfinished.replace(workdir / name)

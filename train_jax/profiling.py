@@ -1,4 +1,4 @@
-"""What a step costs: floating-point operations in closed form, share of the device's peak, memory plan, traces.
+"""Cost of a step: floating-point operations in closed form, share of the device's peak, memory plan, traces.
 
 XLA's own cost analysis counts the body of a `scan` once and is per device, so operations are counted here by formula.
 A multiplication and an addition are two operations. A backward pass costs twice the forward one.
@@ -51,7 +51,7 @@ PEAKS = {
 
 
 def peak_flops(devices: Sequence[jax.Device]) -> float | None:
-    """The highest rate of matrix products of these devices together, in FLOP/s; None if one is not in the table.
+    """Returns the peak rate of matrix products of these devices together, in FLOP/s; None if one is not in the table.
 
     Accelerators: the bfloat16 rate, whatever a model computes in, so that MFU of float32 runs shows what bfloat16 would
     gain. CPU: what a large float32 product reaches on this machine now; fake devices share it. Measuring runs a program
@@ -64,7 +64,7 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
 
 
 def peak_of_kind(device_kind: str) -> float | None:
-    """The row of `PEAKS` for a device of this kind: the longest key that its name begins with."""
+    """Looks up a kind of device in `PEAKS`: the longest key that its name begins with."""
     matches = [name for name in PEAKS if device_kind.startswith(name)]
     return PEAKS[max(matches, key=len)] if matches else None
 
@@ -84,12 +84,14 @@ def _measured_cpu_peak() -> float:
 
 
 def mfu(flops: float, seconds: float, peak: float) -> float:
-    """Model FLOPs utilisation (arXiv 2204.02311, appendix B): operations a step needs over what the devices could do."""
+    """Model FLOPs utilisation (arXiv 2204.02311, appendix B): operations of a step over those that the devices could
+    do.
+    """
     return flops / (seconds * peak)
 
 
 class ThroughputMeter:
-    """Steps and examples a second since the last reading, without the time spent in `paused`; MFU where it is known."""
+    """Measures steps and examples per second since the last reading, without the time in `paused`; MFU where known."""
 
     def __init__(self, batch_size: int, flops: float | None, peak: float | None, step: int):
         self._batch_size = batch_size
@@ -114,17 +116,17 @@ class ThroughputMeter:
 
 
 def dense_flops(rows: int, inputs: int, outputs: int) -> int:
-    """A matrix product [rows, inputs] x [inputs, outputs]."""
+    """FLOPs of a matrix product [rows, inputs] x [inputs, outputs]."""
     return 2 * rows * inputs * outputs
 
 
 def conv_flops(height: int, width: int, kernel: int, inputs: int, outputs: int) -> int:
-    """A convolution with a `kernel` x `kernel` window whose *output* has `height` x `width` pixels."""
+    """FLOPs of a convolution with a `kernel` x `kernel` window whose *output* has `height` x `width` pixels."""
     return 2 * height * width * kernel**2 * inputs * outputs
 
 
 def transformer_flops(length: int, width: int, depth: int, mlp_ratio: float = 4.0) -> int:
-    """`depth` blocks over `length` tokens: projections, full attention (a causal mask saves nothing), MLP."""
+    """FLOPs of `depth` blocks over `length` tokens: projections, full attention (a causal mask saves nothing), MLP."""
     projections = dense_flops(length, width, 4 * width)
     attention = 2 * dense_flops(length, width, length)
     mlp = 2 * dense_flops(length, width, round(mlp_ratio * width))
@@ -133,7 +135,7 @@ def transformer_flops(length: int, width: int, depth: int, mlp_ratio: float = 4.
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """What a compiled program needs on each device, in bytes."""
+    """Memory that a compiled program needs on each device, in bytes."""
 
     arguments: int
     outputs: int
@@ -148,7 +150,7 @@ class MemoryPlan:
 
     @property
     def needed(self) -> int:
-        """All at once: the peak, or where the compiler does not say, the sum of the parts."""
+        """Bytes needed at once: the peak, or the sum of the parts where the compiler reports no peak."""
         return self.total if self.peak is None else self.peak
 
     def __str__(self) -> str:
@@ -157,7 +159,7 @@ class MemoryPlan:
 
 
 def memory_plan(compiled: jax.stages.Compiled) -> MemoryPlan:
-    """The compiler's own plan for a program from `jax.jit(f).lower(…).compile()`."""
+    """Reads the compiler's memory plan of a program from `jax.jit(f).lower(…).compile()`."""
     analysis = compiled.memory_analysis()
     # On a CPU the "peak" is arguments and outputs, without the temporaries.
     device = next(iter(jax.tree.leaves(compiled.output_shardings)[0].device_set))
@@ -173,7 +175,7 @@ def memory_plan(compiled: jax.stages.Compiled) -> MemoryPlan:
 
 @contextlib.contextmanager
 def trace(directory: str | os.PathLike) -> Iterator[None]:
-    """Records what runs inside, for TensorBoard's profile tab or ui.perfetto.dev."""
+    """Records a trace of the enclosed code, for TensorBoard's profile tab or ui.perfetto.dev."""
     target = paths.path(directory)
     with contextlib.nullcontext(target) if isinstance(target, Path) else tempfile.TemporaryDirectory() as local:
         jax.profiler.start_trace(str(local), create_perfetto_trace=True)

@@ -1,4 +1,4 @@
-"""Going on under other options: what of a checkpoint a run can use, what starts anew, and what is refused."""
+"""Resuming under changed options: which parts of a checkpoint are used, reset or refused."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def usable(saved: Mapping, expected: Mapping, was: Mapping, now: Mapping, *, reset_optimizer: bool) -> dict:
-    """The part of `expected` to read from a checkpoint: all but the optimiser's state and averages that start anew.
+    """Selects the parts of `expected` to read from a checkpoint: all but optimiser state and averages that start anew.
 
     Args:
       saved, expected: arrays (or their shapes) of the checkpoint and of this run's state: step, params, extra, ema,
@@ -53,14 +53,14 @@ def usable(saved: Mapping, expected: Mapping, was: Mapping, now: Mapping, *, res
 
 
 def completed(state, abstract_state, init: Callable):
-    """A restored state with what its checkpoint was not asked for: averages begin at the weights, moments at `init(params)`.
+    """Completes a restored state: missing averages start at the weights, missing moments at `init(params)`.
 
-    Schedules go on where the run stands.
+    Schedules continue from the run's step.
     """
     missing = [player for player in abstract_state.ema or {} if player not in (state.ema or {})]
     if state.opt_state is None:
         start = jax.jit(
-            lambda params, done: optim.with_clock(init(params), done),
+            lambda params, done: optim.set_schedule_counts(init(params), done),
             out_shardings=jax.tree.map(lambda x: x.sharding, abstract_state.opt_state),
         )
         state = state.replace(opt_state=start(state.params, state.step - state.counters["skipped"]))
@@ -71,7 +71,7 @@ def completed(state, abstract_state, init: Callable):
 
 
 def flat(config: Mapping, prefix: str = "") -> dict:
-    """Options by dotted name."""
+    """Flattens a config to options by dotted name."""
     options = {}
     for key, value in config.items():
         options |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -79,7 +79,7 @@ def flat(config: Mapping, prefix: str = "") -> dict:
 
 
 def changed(was: Mapping, now: Mapping) -> dict[str, tuple]:
-    """Options of two configs that differ: dotted name -> both values, None for one that is not there."""
+    """Compares two configs: dotted names of differing options -> both values, None for a missing one."""
     was, now = flat(was), flat(now)
     return {key: (was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)}
 
@@ -90,7 +90,8 @@ def _options(was: Mapping, now: Mapping, prefix: str = "") -> str:
 
 
 def _difference(saved, expected) -> str:
-    """In words, what of `expected` is not in `saved`, or of another shape or type, and what is left over; "": nothing."""
+    """Describes arrays of `expected` that `saved` lacks or has in another shape or dtype, and surplus ones; "": none.
+    """
     have, need = _arrays(saved), _arrays(expected)
     other = [
         f"{name} is {have[name]} there and {need[name]} here"

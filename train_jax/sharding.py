@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh of devices, one table from logical to mesh axes, and the shardings of a whole state.
+"""Sharding: the mesh of devices, one table from logical to mesh axes, and the shardings of a training state.
 
 A module names the logical axes of its parameters (`nn.with_logical_partitioning(init, ("embed", "mlp"))`); `RULES` is
 the only place that says what these names mean on a mesh. The same model runs on one device or on thousands.
@@ -49,34 +49,36 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 
 
 def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence | None = None) -> Mesh:
-    """The mesh `("data", "fsdp", "tensor")` over all devices of all hosts (or over `devices`).
+    """Makes the mesh `("data", "fsdp", "tensor")` over all devices of all hosts (or over `devices`).
 
-    `sizes` gives the devices along each axis; one of them may be -1, "what is left", and then the others are reduced to
-    the number of devices: what is split over eight is not sharded on one. ConfigError if the product is not the number of
+    `sizes` gives the devices along each axis; one of them may be -1, the remaining devices, and then the others are reduced
+    to the number of devices: what is split over eight is not sharded on one. ConfigError if the product is not the number of
     devices. Axes are of the Auto type: the compiler places collectives, as Linen's constraints expect.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
     shape = [sizes[axis] for axis in AXES]
-    seen = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    stated = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
     if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
-        raise ConfigError(f"config.mesh ({seen}): sizes must be positive, and at most one of them -1 (what is left)")
+        raise ConfigError(f"config.mesh ({stated}): sizes must be positive, at most one of them -1 (the remaining devices)")
     if -1 in shape and max(shape) > count:
         shape = [min(size, count) for size in shape]
-        log.warning("config.mesh (%s) is reduced to %d device(s)", seen, count)
+        log.warning("config.mesh (%s) is reduced to %d device(s)", stated, count)
     known = math.prod(size for size in shape if size != -1)
     if count % known:
-        raise ConfigError(f"config.mesh ({seen}) does not fit {count} device(s): {known} does not divide {count}")
+        raise ConfigError(f"config.mesh ({stated}) does not fit {count} device(s): {known} does not divide {count}")
     shape = [count // known if size == -1 else size for size in shape]
     if math.prod(shape) != count:
         raise ConfigError(
-            f"config.mesh ({seen}) uses {math.prod(shape)} of {count} device(s): set one axis to -1 to use all of them"
+            f"config.mesh ({stated}) uses {math.prod(shape)} of {count} device(s): set one axis to -1 to use all of them"
         )
-    return Mesh(_laid_out(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_arrange_devices(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _laid_out(shape: Sequence[int], devices: Sequence) -> np.ndarray:
-    """Devices in an array of this shape: neighbours in the network along its last axes, several TPU slices along data."""
+def _arrange_devices(shape: Sequence[int], devices: Sequence) -> np.ndarray:
+    """Arranges devices in an array of this shape: neighbours in the network along its last axes, several TPU slices
+    along data.
+    """
     slices = {getattr(device, "slice_index", 0) for device in devices} if devices[0].platform == "tpu" else {0}
     if len(slices) == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
@@ -92,12 +94,12 @@ def _laid_out(shape: Sequence[int], devices: Sequence) -> np.ndarray:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """A batch is split along its first axis over data and fsdp, and is whole along tensor."""
+    """Sharding of a batch: its first axis is split over data and fsdp, and replicated over tensor."""
     return NamedSharding(mesh, P(BATCH))
 
 
 def host_rows(batch_sharding: NamedSharding, batch_size: int, process: int | None = None) -> np.ndarray:
-    """The rows of a batch that a host's devices hold, ascending: int [rows]. None: this host's.
+    """Returns the rows of a batch that a host's devices hold, ascending: int [rows]. None: this host's.
 
     The mesh follows the network, not the processes' numbers, so that they need not be contiguous. Hosts hold the same rows
     where a row's replicas (along `tensor`) lie on several.
@@ -115,19 +117,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def parts(mesh: AnyMesh) -> int:
-    """Into how many parts a batch is split."""
+    """Number of parts into which a batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def largest(x: jax.Array, mesh: Mesh) -> jax.Array:
-    """The largest number that any device holds of an array that is split as a batch, also where replicas of it differ."""
+    """Maximum over all devices of an array that is split as a batch, also where its replicas differ."""
     return jax.shard_map(
         lambda x: jax.lax.pmax(jnp.max(x), AXES), mesh=mesh, in_specs=P(BATCH), out_specs=P(), check_vma=False
     )(x)
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
-    """ConfigError unless every device gets equally many examples of every micro-batch."""
+    """Raises ConfigError unless every device gets equally many examples of every micro-batch."""
     count = parts(mesh) * accumulate
     if batch_size % count:
         micro = f" in {accumulate} micro-batches" if accumulate > 1 else ""
@@ -138,29 +140,29 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
 
 
 def split_batch(x: jax.Array, parts: int, mesh: AnyMesh) -> jax.Array:
-    """[B, …] -> [parts, B / parts, …]; part i takes rows i, i + parts, … so that no row changes its device."""
+    """Splits [B, …] into [parts, B / parts, …]; part i has rows i, i + parts, … so that no row changes its device."""
     x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, BATCH)))
 
 
 def join_batch(x: jax.Array, mesh: AnyMesh) -> jax.Array:
-    """What `split_batch` split, in the rows' first order."""
+    """Inverse of `split_batch`: joins parts, in the original order of rows."""
     x = x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(BATCH)))
 
 
 def rows_per_device(mesh: AnyMesh, rows: int) -> int:
-    """How many of a batch's rows lie on each device."""
+    """Number of a batch's rows on each device."""
     return rows if mesh.empty else rows // math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def parts_of(rows: int, most: int) -> int:
-    """Into how few equal parts of at most `most` rows so many rows can be cut."""
-    return next(parts for parts in range(-(-rows // most), rows + 1) if rows % parts == 0)
+def parts_of(rows: int, max_rows: int) -> int:
+    """Smallest number of equal parts of at most `max_rows` rows into which `rows` rows can be split."""
+    return next(parts for parts in range(-(-rows // max_rows), rows + 1) if rows % parts == 0)
 
 
 def with_rules(function: Callable) -> Callable:
-    """`function`, its modules' logical constraints read by `RULES` while it is traced."""
+    """Wraps `function` so that logical constraints of its modules are resolved by `RULES` while it is traced."""
 
     @functools.wraps(function)
     def ruled(*args, **kwargs):
@@ -175,31 +177,31 @@ def is_box(x) -> bool:
 
 
 def unbox(tree):
-    """The tree without the boxes that carry logical axis names."""
+    """Removes the boxes that carry logical axis names from a tree."""
     return jax.tree.map(lambda x: x.value if is_box(x) else x, tree, is_leaf=is_box)
 
 
 def logical_axes(tree) -> dict[str, tuple[str | None, ...]]:
-    """Path of each parameter -> its logical axis names (None for each axis of a leaf without a box)."""
+    """Maps the path of each parameter to its logical axis names (None for each axis of a leaf without a box)."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box)
     return {path_name(path): tuple(x.names) if is_box(x) else (None,) * x.ndim for path, x in leaves}
 
 
 def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh, path: str = "") -> P:
-    """The mesh axes of an array whose axes have these logical names.
+    """Makes the PartitionSpec of an array whose axes have these logical names.
 
     A mesh axis serves one array axis at most: the first that asks for it. An axis whose length the mesh axis does not
-    divide stays whole, and the log says so. ConfigError for a name that `RULES` does not know.
+    divide is not sharded, and a warning is logged. ConfigError for a name that `RULES` does not know.
     """
     rules = dict(RULES)
-    taken: set[str] = set()
+    used_axes: set[str] = set()
     result: list[str | tuple[str, ...] | None] = []
     for name, length in zip(names, shape, strict=True):
         if name is not None and name not in rules:
             raise ConfigError(f"{path}: logical axis {name!r} is not in train_jax.sharding.RULES: {', '.join(rules)}")
         axis = rules[name] if name is not None else None
         axes = (axis,) if isinstance(axis, str) else (axis or ())
-        if not axes or taken & set(axes):
+        if not axes or used_axes & set(axes):
             result.append(None)
         elif length % math.prod(mesh.shape[a] for a in axes):
             log.warning(
@@ -211,13 +213,13 @@ def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh, path: st
             )
             result.append(None)
         else:
-            taken |= set(axes)
+            used_axes |= set(axes)
             result.append(axis)
     return P(*result)
 
 
 def shardings(boxed, mesh: Mesh):
-    """For each leaf of a tree of (boxed) abstract arrays, its NamedSharding; leaves without names are replicated."""
+    """Maps a tree of (boxed) abstract arrays to NamedShardings; leaves without names are replicated."""
 
     def one(path, x):
         if not is_box(x):
@@ -228,7 +230,7 @@ def shardings(boxed, mesh: Mesh):
 
 
 def like_params(tree, params, param_shardings, mesh: Mesh):
-    """Shardings for a tree that holds copies of the parameters, such as an optimiser's state.
+    """Makes shardings of a tree that holds copies of the parameters, such as an optimiser's state.
 
     A leaf whose path ends in a parameter's path and that has its shape (a moment) is sharded as that parameter;
     anything else (a counter, Adafactor's small row and column statistics) is replicated.
@@ -252,5 +254,5 @@ def like_params(tree, params, param_shardings, mesh: Mesh):
 
 
 def path_name(path) -> str:
-    """A key path as `player/module/kernel`, the form in which configs name parameters."""
+    """Formats a key path as `player/module/kernel`, the form in which configs name parameters."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -27,7 +27,7 @@ NOTICE = "_notice"  # int32 [parts of the batch]: not 0 where a host has somethi
 
 @flax.struct.dataclass
 class TrainState:
-    """All that changes while training; what a checkpoint holds.
+    """The training state: all that changes in training, and all that a checkpoint holds.
 
     Attributes:
       step: int32, updates tried so far (a skipped one counts).
@@ -48,7 +48,7 @@ class TrainState:
 
 
 class StatePlan(NamedTuple):
-    """A first state that is not made yet.
+    """Plan of the initial state: shapes and shardings, before it is created.
 
     Attributes:
       create: makes it, sharded.
@@ -63,7 +63,7 @@ class StatePlan(NamedTuple):
 def plan_state(
     task: Task, make_optimizer: Callable, mesh: Mesh, batch, *, seed: int, ema_players: tuple[str, ...] = ()
 ) -> StatePlan:
-    """The first state of a run, planned: nothing is allocated or run yet.
+    """Plans the initial state of a run; nothing is allocated or run yet.
 
     Args:
       make_optimizer: `(abstract params, logical axes by path) -> Optimizer`.
@@ -117,28 +117,28 @@ def plan_state(
 
 
 def check_averaged(ema_players: Sequence[str], players: Iterable[str]) -> None:
-    """ConfigError for averages of players that a task does not have."""
+    """Raises ConfigError for averages of players that a task does not have."""
     if unknown := set(ema_players) - set(players):
         raise ConfigError(f"config.ema.players names {sorted(unknown)}; this task's players are {sorted(players)}")
 
 
 def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
-    """The key of the first weights, and that of training. `split(key)[i]` is `fold_in(key, i)`: one key would serve both."""
+    """Splits a seed into the keys of initial weights and of training: `split(key)[i]` equals `fold_in(key, i)`."""
     weights, training = jax.random.split(jax.random.key(seed))
     return weights, training
 
 
-def _overlaid(drawn, given):
-    """`drawn` with the arrays of `given`, whose structure is a part of its."""
+def _overlaid(drawn, values):
+    """Overlays the initialised tree `drawn` with the arrays of `values`, whose structure is a part of its own."""
     if isinstance(drawn, Mapping | tuple):
-        pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
-        found = dict(drawn.items() if isinstance(drawn, Mapping) else enumerate(drawn))
+        pairs = values.items() if isinstance(values, Mapping) else enumerate(values)
+        merged = dict(drawn.items() if isinstance(drawn, Mapping) else enumerate(drawn))
         for name, value in pairs:
-            found[name] = _overlaid(found[name], value)
-        return found if isinstance(drawn, Mapping) else tuple(found.values())
+            merged[name] = _overlaid(merged[name], value)
+        return merged if isinstance(drawn, Mapping) else tuple(merged.values())
     # Every host has the array; its devices take their parts.
     return jax.make_array_from_callback(
-        drawn.shape, drawn.sharding, lambda part: np.asarray(given[part], dtype=drawn.dtype)
+        drawn.shape, drawn.sharding, lambda part: np.asarray(values[part], dtype=drawn.dtype)
     )
 
 
@@ -153,14 +153,14 @@ def make_train_step(
     ema_decay: float = 0.0,
     freeze: Sequence[str] = (),
 ) -> Callable:
-    """The jitted `step(state, batch) -> (state, metrics)`; `state` is donated, its shardings are kept.
+    """Makes the jitted `step(state, batch) -> (state, metrics)`; `state` is donated, its shardings are kept.
 
     Args:
       abstract_state: as `plan_state` gives it, with shardings.
       seed: keys are folded from (seed, step, micro-batch): a resumed run draws what the uninterrupted one would.
       accumulate: micro-batches whose gradients are averaged before the update. Each begins with the same state; what
-        follows from their statistics (`Task.revise`) follows once, from all of them. Inside a loss, whatever is taken over
-        a batch (batch norm, an entropy of mean probabilities) is over the micro-batch alone.
+        follows from their statistics (`Task.revise`) follows once, from all of them. Inside a loss, statistics of a batch
+        (batch norm, an entropy of mean probabilities) are those of the micro-batch.
       ema_decay: decay of the average; it starts at `(1 + n) / (10 + n)` after n updates so that early weights fade.
       freeze: patterns of paths of parameters that get no gradient.
 
@@ -173,7 +173,7 @@ def make_train_step(
     )
 
     def gradients(params, extra, batch, key, step):
-        """Loss, metrics, gradients; and the statistics, stacked by micro-batch."""
+        """Computes loss, metrics, gradients, and statistics, which are stacked by micro-batch."""
 
         @sharding.with_rules
         def loss(params, batch, key):
@@ -213,9 +213,9 @@ def make_train_step(
             extra = state.extra | averaged(statistics)
         else:
             revise = sharding.with_rules(task.revise)
-            params, extra, moved, found = revise(params, state.extra, statistics, revise_key, done)
-            opt_state = optim.begin_anew(opt_state, moved, params)
-            metrics |= found
+            params, extra, moved, revision_metrics = revise(params, state.extra, statistics, revise_key, done)
+            opt_state = optim.reset_moments(opt_state, moved, params)
+            metrics |= revision_metrics
         if ema is not None:
             decay = jnp.minimum(ema_decay, (1 + done) / (10 + done))
             ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, {player: params[player] for player in ema})
@@ -237,11 +237,11 @@ def make_train_step(
                 "broken": state.counters["broken"] + broken,
             },
         )
-        alone = len(norms) == 1
+        is_single_player = len(norms) == 1
         metrics = dict(metrics, loss=loss, **{NOTICE: notice}, **new_state.counters)
         for player, norm in norms.items():
-            metrics["grad_norm" if alone else f"grad_norm/{player}"] = norm
-            metrics["lr" if alone else f"lr/{player}"] = optimizer.schedules[player](done)
+            metrics["grad_norm" if is_single_player else f"grad_norm/{player}"] = norm
+            metrics["lr" if is_single_player else f"lr/{player}"] = optimizer.schedules[player](done)
         return new_state, metrics
 
     state_shardings = jax.tree.map(lambda x: x.sharding, abstract_state)

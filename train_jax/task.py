@@ -1,4 +1,4 @@
-"""The contract between a model and the trainer: what a model package says about itself so that it can be trained.
+"""The interface between a model and the trainer: what a model package provides so that it can be trained.
 
 A config names a module (`config.task = "clip_jax.task"`). That module offers
 
@@ -26,7 +26,7 @@ from train_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Plain functions; everything else about training is written once, in this package.
+    """A training task: plain functions of one model. Everything else about training is written once, in this package.
 
     Attributes:
       init: `(rng, batch) -> (params, extra)`, where the batch is one example of zeros. `params` is a dict by player
@@ -37,7 +37,7 @@ class Task:
         `stop_gradient` keeps each from the parameters of the others. `metrics` are scalars by name; `statistics`, a dict,
         are what `extra` changes by. `step` counts the updates tried before this one.
       example: `(record, rng) -> dict of numpy arrays` of fixed shapes; images stay uint8. `rng` is a
-        `numpy.random.Generator` that depends on the seed and on the example's place in the stream alone.
+        `numpy.random.Generator` that depends on the seed and on the example's position in the stream alone.
       evaluators: type -> factory `(options, context) -> evaluator`; an evaluator is a callable
         `(params, extra) -> (metrics, images)`: floats by name, and uint8 [H, W, 3] pictures by name.
       artifacts: file name -> text or bytes that the run directory needs beside the weights, such as `tokenizer.json`.
@@ -69,22 +69,22 @@ class Task:
 
 
 def averaged(statistics):
-    """The means over micro-batches, the first axis, of what losses tell."""
+    """Averages statistics over micro-batches, their first axis."""
     return jax.tree.map(lambda x: jnp.mean(x, axis=0), statistics)
 
 
 def module(config: ConfigDict) -> ModuleType:
-    """The module that `config.task` names; ConfigError if it cannot be imported or is not a task module."""
+    """Imports the module that `config.task` names; ConfigError if it cannot be imported or is not a task module."""
     name = config.get("task", "")
     try:
-        found = importlib.import_module(name) if isinstance(name, str) and name.strip(".") == name != "" else None
+        task = importlib.import_module(name) if isinstance(name, str) and name.strip(".") == name != "" else None
     except ModuleNotFoundError as error:
         if error.name is None or not (name + ".").startswith(error.name + "."):
             raise  # the module is there, and something that it imports is missing: the plain traceback says what
         raise ConfigError(f"config.task = {name!r}: there is no module {error.name!r}") from error
-    if found is None or not all(hasattr(found, attribute) for attribute in ("OPTIONS", "EVALUATORS", "make")):
+    if task is None or not all(hasattr(task, attribute) for attribute in ("OPTIONS", "EVALUATORS", "make")):
         raise ConfigError(
             f"config.task = {name!r} is not a task: name a module that offers OPTIONS, EVALUATORS and make(config, "
             "workdir), such as 'clip_jax.task'"
         )
-    return found
+    return task

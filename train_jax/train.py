@@ -1,4 +1,4 @@
-"""Training: prepare, compile, restore, loop.
+"""The training loop: prepare, compile, restore, train.
 
 The run directory describes itself: `config.json`, the task's artifacts (`tokenizer.json`, …) with `artifacts.json`
 (their hashes), `checkpoints/<step>/`, `metrics.jsonl`, TensorBoard events, `samples/*.png`.
@@ -33,7 +33,7 @@ _PROFILED_STEPS = (10, 15)  # after compilation and warm-up
 def run(
     config: ConfigDict, workdir: str | os.PathLike, *, profile: bool = False, reset_optimizer: bool = False
 ) -> History:
-    """Trains what `config` says, in `workdir`, and returns the history of metrics.
+    """Trains the model of `config` in `workdir`; returns the history of metrics.
 
     Resumes from the newest readable checkpoint of `workdir`, if there is one, and continues exactly: metrics equal
     those of a run that was never interrupted.
@@ -42,7 +42,7 @@ def run(
       config: a ConfigDict; see `train_jax.config.defaults` for the options and `configs/` for examples.
       workdir: the run directory; made if missing.
       profile: write a trace of a few updates to `workdir/profile` (TensorBoard, Perfetto).
-      reset_optimizer: a resumed run keeps its weights and its place in data and schedules, and begins with fresh moments:
+      reset_optimizer: a resumed run keeps its weights and its position in data and schedules, and begins with fresh moments:
         for other options of `config.optim` than its checkpoint's.
 
     Raises:
@@ -124,17 +124,17 @@ class Loop:
             self.start,
         )
         self._broken_before = int(self.state.counters["broken"])
-        self._evaluated = True  # whether the evaluations whose turn has come were made
+        self._evaluated = True  # whether the evaluations that were due were made
         self._hooks = [hook(prepared, self._writer) for hook in prepared.hooks]
 
     def run(self) -> None:
-        """Updates until `config.steps`, with everything that is due between them."""
+        """Runs updates until `config.steps`, with logs, evaluations and checkpoints when they are due."""
         try:
             self._batches.fill()
             self._meet()
-            # A checkpoint cannot be told afterwards that its evaluation was made up for: the record tells.
+            # A checkpoint cannot note later that its evaluation was made up for: the metrics file shows it.
             due = self.prepared.evaluations.due(self.step)
-            if not self.checkpoints.evaluated and not agreement.from_first(self._writer.tells_of(self.step, due)):
+            if not self.checkpoints.evaluated and not agreement.from_first(self._writer.has_results(self.step, due)):
                 self._evaluate()
             while self.step < self.config.steps:
                 self._check_finished_update()
@@ -161,10 +161,10 @@ class Loop:
             raise
 
     def _update(self) -> dict[str, jax.Array]:
-        """Starts the next update; its metrics, on the devices."""
+        """Starts the next update; returns its metrics, on the devices."""
         if self._profile and self.step == self.start + _PROFILED_STEPS[0] - 1:
             self._tracing.enter_context(profiling.trace(self.workdir / "profile"))
-        batch = next(self._batches)  # finds out whether there are more: what the notice tells comes after it
+        batch = next(self._batches)  # shows whether more follow, so the notice is made after it
         notice = self._lockstep.notice(*self._errors(), self._stop.signal_number)
         self.state, metrics = self._compiled(self.state, batch | notice)
         self._lockstep.started(metrics)
@@ -177,7 +177,9 @@ class Loop:
         return metrics
 
     def _check_finished_update(self) -> None:
-        """Looks at the metrics of the update before the last: streaks, broken samples, and whether a host wants to meet."""
+        """Checks the metrics of the update before the last: skipped updates, broken samples, and requests of hosts to
+        meet.
+        """
         metrics = self._lockstep.finished()
         if metrics is None:
             return
@@ -196,7 +198,9 @@ class Loop:
         return [error for error in errors if error is not None]
 
     def _meet(self) -> int:
-        """The signal that asks a host to stop, on all of them; raises what keeps a host from going on."""
+        """Meets the other hosts: returns the signal that asks one of them to stop, or 0; raises this host's own
+        errors.
+        """
         errors = self._errors()
         if errors and not self._stop.signal_number:  # Ctrl-C ends the processes that read, too
             raise errors[0]
@@ -214,7 +218,7 @@ class Loop:
                 hook.on_log(self.step, self.state, metrics)
 
     def _evaluate(self) -> None:
-        """Runs the evaluators whose turn it is."""
+        """Runs the evaluators that are due."""
         names = self.prepared.evaluations.due(self.step)
         if not names:
             return
@@ -234,7 +238,7 @@ class Loop:
                 hook.on_evaluation(self.step, results, images)
 
     def _check_streak(self, metrics: dict, step: int) -> None:
-        """FloatingPointError where too many updates in a row were skipped."""
+        """Raises FloatingPointError if too many updates in a row were skipped."""
         if int(metrics["streak"]) < self.config.optim.max_skipped:
             return
         norms = [float(norm) for name, norm in metrics.items() if name.startswith("grad_norm")]

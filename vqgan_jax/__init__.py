@@ -1,4 +1,4 @@
-"""VQGAN: images to tokens and back; trained by `train_jax`, used through a few verbs.
+"""VQGAN: images to codes and back, and priors that sample codes.
 
     vq = vqgan_jax.load("runs/vqgan-shapes")
     codes = vq.encode(images)        # int32 [n, h, w]
@@ -7,8 +7,8 @@
     prior = vqgan_jax.load_prior("runs/prior-digits")
     prior.generate([3], n=16)        # uint8 [1, 16, H, W, 3]
 
-`vqgan_jax.task` and `vqgan_jax.prior.task` are what the trainer sees, `vqgan_jax.vqgan` and `vqgan_jax.prior.prior` what
-users hold.
+`vqgan_jax.task` and `vqgan_jax.prior.task` are the trainer's interface, `vqgan_jax.vqgan` and `vqgan_jax.prior.prior` the
+user's.
 """
 
 __all__ = ["LoadError", "Prior", "Vqgan", "load", "load_prior", "save", "save_diffusers", "save_taming"]

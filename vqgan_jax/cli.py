@@ -1,7 +1,4 @@
-"""`vqgan-jax`: train, reconstruct pictures, turn them into codes, draw new ones, paint sentences.
-
-Mistakes are one line and exit code 2.
-"""
+"""The command line `vqgan-jax`: train, reconstruct, encode, decode, sample, paint. Mistakes are one line, exit code 2."""
 
 import argparse
 import sys
@@ -22,7 +19,7 @@ examples:
   vqgan-jax sample --model runs/prior-digits --n 16 --class 3 --out grid.png
   vqgan-jax paint "a red star" --vqgan runs/vqgan-shapes --clip runs/clip-shapes --out star.png
 
-vqgan-jax COMMAND --help tells more about each.""",
+vqgan-jax COMMAND --help describes each command.""",
     "paint": guided.EXAMPLES,
     "train": """\
 The same as train-jax; vqgan-jax train --help lists its options.""",
@@ -37,7 +34,7 @@ The model is a run of the second stage (task vqgan_jax.prior.task). Picture i of
 examples:
   vqgan-jax reconstruct *.png --model runs/vqgan-shapes --out sheet.png
 
-The sheet shows the pictures above and their reconstructions below; PSNR of each is printed.""",
+The sheet shows each picture above its reconstruction; the PSNR of each is printed.""",
     "encode": """\
 examples:
   vqgan-jax encode photos --model runs/vqgan-shapes --out codes.npz
@@ -82,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
     decode = add("decode", "Turn codes into pictures.", _decode)
     decode.add_argument("codes", metavar="CODES", help="an .npz that encode wrote")
-    decode.add_argument("--out", required=True, metavar="FOLDER", help="where the pictures go; made if missing")
+    decode.add_argument("--out", required=True, metavar="FOLDER", help="folder for the pictures; made if missing")
 
     sample = add("sample", "Draw new pictures, code by code.", _sample, "a run directory of the second stage")
     sample.add_argument("--out", required=True, metavar="FILE", help="the grid to write, a .png")
@@ -90,11 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--class", type=int, dest="label", metavar="LABEL", help="their class (default: none)")
     sample.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     sample.add_argument("--temperature", type=float, default=1.0, help="divides the logits; 0: most likely codes")
-    sample.add_argument("--top-k", type=int, help="draw from the so many most likely codes")
-    sample.add_argument("--top-p", type=float, help="draw from the most likely codes that reach this probability")
-    sample.add_argument("--guidance", type=float, default=1.0, help="how far beyond the class to go (default 1: not)")
+    sample.add_argument("--top-k", type=int, help="sample from the K most likely codes")
+    sample.add_argument("--top-p", type=float, help="sample from the most likely codes of this total probability")
+    sample.add_argument("--guidance", type=float, default=1.0, help="scale of classifier-free guidance (default 1: none)")
     sample.add_argument(
-        "--size", type=arguments_lib.size, metavar="HxW", help="in pixels; larger than trained on by a sliding window"
+        "--size", type=arguments_lib.size, metavar="HxW", help="in pixels; above the training size, by a sliding window"
     )
     sample.add_argument("--stride", type=int, help="codes between two windows (default: half a window)")
     sample.add_argument("--columns", type=int, default=8, help="of the grid (default 8)")
@@ -123,13 +120,13 @@ def _sample(arguments: argparse.Namespace) -> int:
 
 
 def _read(vq, paths: list[Path]) -> tuple[list[Path], list]:
-    """The pictures that can be read, as the model sees them; the others are named on standard error."""
+    """Reads images for the model; names those that cannot be read on standard error."""
     from train_jax.data.images import BrokenSample
 
     good, pictures = [], []
     for path in paths:
         try:
-            pictures.append(vq.pixels([path])[0])
+            pictures.append(vq.preprocess([path])[0])
             good.append(path)
         except (BrokenSample, OSError) as error:
             print(f"left out {path}: {error}", file=sys.stderr)
@@ -149,14 +146,14 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     paths, pictures = _read(vq, [Path(image) for image in arguments.images])
     if not pictures:
         raise UserError("no picture can be read")
-    found = vq.reconstruct(np.stack(pictures))
-    for path, decibels in zip(paths, psnr(found, np.stack(pictures) / 255), strict=True):
+    reconstructions = vq.reconstruct(np.stack(pictures))
+    for path, decibels in zip(paths, psnr(reconstructions, np.stack(pictures) / 255), strict=True):
         print(f"{decibels:6.2f} dB  {path}")
     columns = 8
     rows = []
-    shown = np.round(255 * found).astype(np.uint8)
+    reconstructions = np.round(255 * reconstructions).astype(np.uint8)
     for start in range(0, len(pictures), columns):
-        rows += [pictures[start : start + columns], list(shown[start : start + columns])]
+        rows += [pictures[start : start + columns], list(reconstructions[start : start + columns])]
     enlarged_grid(rows).save(out)
     print(f"wrote {out}", file=sys.stderr)
     return 0 if len(paths) == len(arguments.images) else 2
@@ -221,8 +218,8 @@ def _decode(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"{arguments.codes} was made by a model of fingerprint {fingerprint[:16]}; {vq.name} has {vq.fingerprint[:16]}"
         )
-    if codes.size and not 0 <= codes.min() <= codes.max() < vq.codes:
-        raise UserError(f"{arguments.codes}: codes {codes.min()} to {codes.max()}; {vq.name} has 0 to {vq.codes - 1}")
+    if codes.size and not 0 <= codes.min() <= codes.max() < vq.num_codes:
+        raise UserError(f"{arguments.codes}: codes {codes.min()} to {codes.max()}; {vq.name} has 0 to {vq.num_codes - 1}")
     for start in range(0, len(codes), _BATCH):
         pictures = np.round(255 * vq.decode(codes[start : start + _BATCH])).astype(np.uint8)
         for target, picture in zip(targets[start : start + _BATCH], pictures, strict=True):
@@ -233,9 +230,9 @@ def _decode(arguments: argparse.Namespace) -> int:
 
 
 def _targets(out: Path, paths: list[str], file: str) -> list[Path]:
-    """The PNG of each picture: its path with the suffix exchanged, or added where that would give two one name.
+    """Returns the PNG of each image: its path with another suffix, or with `.png` appended if names would collide.
 
-    UserError for a path of `file` that leads out of the folder or occurs twice.
+    Raises UserError for a path in `file` that leads out of the folder or occurs twice.
     """
     for path in paths:
         if "\0" in path or out.resolve() not in (out / path).resolve().parents:
@@ -244,7 +241,7 @@ def _targets(out: Path, paths: list[str], file: str) -> list[Path]:
     if len(set(targets)) < len(targets):
         targets = [out / f"{path}.png" for path in paths]
     if len(set(targets)) < len(targets):
-        twice = next(path for number, path in enumerate(paths) if path in paths[:number])
+        twice = next(path for i, path in enumerate(paths) if path in paths[:i])
         raise UserError(f"{file}: the path {twice!r} occurs twice")
     return targets
 

@@ -1,14 +1,14 @@
-"""Files with the codes of a collection: computed by all hosts together, part by part, so that nothing is lost if one dies.
+"""Code files of a collection: all hosts compute them together in parts, so that finished parts survive a crash.
 
     codes-HASH.npy        uint8, uint16 or uint32 [records, 1 or 2, h, w]
-    codes-HASH.crc.npy    int64 [records]: CRC-32 of a picture's file, or its complement (negative) if it has no codes
-    codes-HASH.json       what they were made of
-    codes-HASH.parts/     codes of some records each, until all are there
+    codes-HASH.crc.npy    int64 [records]: CRC-32 of an image's file, or its complement (negative) if it has no codes
+    codes-HASH.json       tokenizer, collection and transforms
+    codes-HASH.parts/     codes of _PART records each, until all parts exist
 
-Each host encodes a contiguous share of the parts on its own devices and waits for nobody meanwhile; process 0 joins them.
-While they work, hosts tell each other by files alone, since collectives give up after minutes: host N of job J says why it
-fails in `failed-J-N`, and by which signal it is asked to stop in `stopped-J-N`. Other jobs, which may share the folder, do
-not read these. At the end all hosts meet, so that one goes on only if all do.
+Each host encodes a contiguous share of the parts on its own devices, without waiting for others; process 0 joins them.
+Until then hosts communicate by files, since collectives time out after minutes: host N of job J writes the error with which
+it fails to `failed-J-N`, and the signal that asks it to stop to `stopped-J-N`. Other jobs, which may share the folder,
+ignore these files. At the end all hosts synchronise, so that one continues only if all do.
 """
 
 import contextlib
@@ -40,9 +40,9 @@ from vqgan_jax.vqgan import Vqgan
 log = logging.getLogger(__name__)
 
 _BATCH = 64
-_PART = 16 * _BATCH  # records: the work that a kill can cost a host
-_POLL = 1.0  # seconds between two looks at the other hosts' files
-_PATIENCE = 1800.0  # seconds without a new part, after which waiting ends
+_PART = 16 * _BATCH  # records per part: the work that a killed host loses
+_POLL = 1.0  # seconds between two checks of the other hosts' files
+_PATIENCE = 1800.0  # seconds without a new part after which waiting fails
 _VISIBLE = 60.0  # seconds that a network file system may take to show a new file to the other hosts
 
 
@@ -57,10 +57,10 @@ def ensure(
 ) -> None:
     """Computes the codes of a collection unless `file` is there; returns when every host sees it.
 
-    All hosts must call it. `asked_to_stop` tells the number of the signal that asks this host to stop, or 0.
+    All hosts must call it. `asked_to_stop` returns the number of the signal that asks this host to stop, or 0.
 
-    Raises DataError, on every host, if no picture can be read or if one of the hosts fails; Interrupted, on every host, if
-    one is asked to stop: what is done is kept; ConfigError if the hosts do not share the file's directory.
+    Raises DataError, on every host, if no image can be read or if one of the hosts fails; Interrupted, on every host, if
+    one is asked to stop (finished parts stay); ConfigError if the hosts do not share the file's directory.
     """
     exists, token = multihost_utils.broadcast_one_to_all(np.array([file.is_file(), secrets.randbits(31)], np.int32))
     if exists:
@@ -84,58 +84,58 @@ def ensure(
 def _compute(
     job: "_Job", vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, file: Path, made_of: Mapping
 ) -> None:
-    """This host's part of the work; returns when `file` is there."""
+    """Computes this host's share of the parts; returns when `file` exists."""
     parts = job.parts
     starts = range(0, len(source), _PART)
     share = np.array_split(np.asarray(starts), jax.process_count())[jax.process_index()].tolist()
     records = sum(min(_PART, len(source) - start) for start in share)
     with tqdm(total=records, unit="image", desc=f"codes of {source.name}", disable=jax.process_index() > 0) as bar:
         for start in share:
-            if file.is_file():  # another job was faster
+            if file.is_file():  # another job has finished
                 break
             stop = min(start + _PART, len(source))
-            with job.telling_others():
+            with job.reporting_failure():
                 if not (parts / _name(start)).is_file():
                     codes, crc = _encode(vq, source, preprocess, flip, start, stop)
                     _write(parts, parts / _name(start), lambda f, c=codes, s=crc: np.savez(f, codes=c, crc=s))
             bar.update(stop - start)
             job.check()
     if jax.process_index() == 0:
-        wanted = set(map(_name, starts))
-        job.wait(lambda names: wanted <= names or file.is_file())
+        expected = set(map(_name, starts))
+        job.wait(lambda names: expected <= names or file.is_file())
         if not file.is_file():
-            with job.telling_others():
+            with job.reporting_failure():
                 _join(parts, len(source), file, source, made_of)
         shutil.rmtree(parts, ignore_errors=True)
     job.wait(lambda names: file.is_file())
 
 
 def _encode(vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, start: int, stop: int):
-    """Codes [n, 1 or 2, h, w] of records `start` to `stop`, and the checksums of their pictures int64 [n]."""
+    """Encodes records `start` to `stop`: codes [n, 1 or 2, h, w], and checksums of their images int64 [n]."""
     side = preprocess.size // vq.factor
-    codes = np.zeros((stop - start, 1 + flip, side, side), np.min_scalar_type(vq.codes - 1))
+    codes = np.zeros((stop - start, 1 + flip, side, side), np.min_scalar_type(vq.num_codes - 1))
     crc = np.full(stop - start, -1, np.int64)
-    for first in range(start, stop, _BATCH):
-        places, pictures = [], []
-        for place in range(first, min(first + _BATCH, stop)):
+    for batch_start in range(start, stop, _BATCH):
+        rows, images = [], []
+        for index in range(batch_start, min(batch_start + _BATCH, stop)):
             try:
-                record = source[place]
-                crc[place - start] = ~zlib.crc32(record["image"])
-                pictures.append(preprocess(record["image"]))
-                places.append(place - start)
+                record = source[index]
+                crc[index - start] = ~zlib.crc32(record["image"])
+                images.append(preprocess(record["image"]))
+                rows.append(index - start)
             except BrokenSample as error:
                 log.warning("%s: %s", source.name, error)
-        if places:
-            batch = np.stack(pictures)
-            crc[places] = ~crc[places]
-            codes[places, 0] = vq.encode(batch, batch_size=_BATCH)
+        if rows:
+            batch = np.stack(images)
+            crc[rows] = ~crc[rows]
+            codes[rows, 0] = vq.encode(batch, batch_size=_BATCH)
             if flip:
-                codes[places, 1] = vq.encode(batch[:, :, ::-1], batch_size=_BATCH)
+                codes[rows, 1] = vq.encode(batch[:, :, ::-1], batch_size=_BATCH)
     return codes, crc
 
 
 def _join(parts: Path, count: int, file: Path, source: Source, made_of: Mapping) -> None:
-    """Makes one array of all parts, a part at a time."""
+    """Joins all parts to one array, part by part."""
     crc = np.empty(count, np.int64)
     unfinished = parts / file.name
     codes = None
@@ -147,9 +147,9 @@ def _join(parts: Path, count: int, file: Path, source: Source, made_of: Mapping)
         codes[start : start + _PART] = part_codes
     codes.flush()
     if (crc < 0).all():
-        shutil.rmtree(parts)  # pictures that are mended have to be read again
+        shutil.rmtree(parts)  # repaired images have to be read again
         raise DataError(f"{source.name}: none of its {count} pictures can be read")
-    # The codes come last: a file that is there is complete, and what it was made of stands beside it.
+    # The codes are written last: if their file exists, it is complete and the other files exist.
     _write(parts, file.with_suffix(".json"), lambda f: f.write(json.dumps(dict(made_of), indent=2).encode()))
     _write(parts, checksum_file(file), lambda f: np.save(f, crc))
     unfinished.replace(file)
@@ -167,7 +167,7 @@ def _name(start: int) -> str:
 
 
 def _write(parts: Path, file: Path, write: Callable) -> None:
-    """Writes a file so that it is there completely or not at all."""
+    """Writes a file atomically."""
     parts.mkdir(parents=True, exist_ok=True)
     unfinished = parts / f"{file.name}.{os.getpid()}"
     with unfinished.open("wb") as f:
@@ -183,11 +183,11 @@ def _write(parts: Path, file: Path, write: Callable) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """What the hosts of one job tell each other in the folder of parts.
+    """Communication of one job's hosts by files in the folder of parts.
 
     Attributes:
-      token: a number that tells the job from others.
-      asked_to_stop: the number of the signal that asks this host to stop, or 0.
+      token: the number that identifies the job.
+      asked_to_stop: returns the number of the signal that asks this host to stop, or 0.
     """
 
     parts: Path
@@ -195,8 +195,8 @@ class _Job:
     asked_to_stop: Callable[[], int]
 
     @contextlib.contextmanager
-    def telling_others(self) -> Iterator[None]:
-        """Whatever ends this host's work is written down for the others, who would wait for it."""
+    def reporting_failure(self) -> Iterator[None]:
+        """Writes an error that ends this host's work to a file, for the hosts that wait for it."""
         try:
             yield
         except BaseException as error:
@@ -205,17 +205,17 @@ class _Job:
             raise
 
     def check(self) -> None:
-        """DataError that names the hosts that have failed, and why; Interrupted if one is asked to stop."""
+        """Raises DataError with the errors of hosts that have failed; Interrupted if one is asked to stop."""
         if notes := self._notes("failed"):
             reasons = "; ".join(f"host {note.name.split('-')[2]}: {note.read_text('utf-8')}" for note in notes)
-            raise DataError(f"codes could not be computed by {reasons}. What is done is kept in {self.parts}")
+            raise DataError(f"codes could not be computed by {reasons}. Finished parts are kept in {self.parts}")
         if signal_number := self.asked_to_stop():
             self._note("stopped", f".{signal_number}").touch()
         if notes := self._notes("stopped"):
             raise Interrupted(int(notes[0].suffix[1:]))
 
     def wait(self, done: Callable[[set[str]], bool]) -> None:
-        """Until `done(names of the files in parts)`, as long as no host fails or is asked to stop, and parts are added."""
+        """Waits until `done(names of the files in parts)`; raises as `check` does, and DataError if no parts are added."""
         count, since = -1, 0.0
         while not done(names := {path.name for path in self.parts.glob("*")}):
             self.check()
@@ -225,23 +225,23 @@ class _Job:
                 raise DataError(f"{self.parts}: {count} files, and no host has added one for {_PATIENCE:.0f} seconds")
             time.sleep(_POLL)
 
-    def _note(self, what: str, suffix: str = "") -> Path:
+    def _note(self, kind: str, suffix: str = "") -> Path:
         self.parts.mkdir(parents=True, exist_ok=True)
-        return self.parts / f"{what}-{self.token}-{jax.process_index()}{suffix}"
+        return self.parts / f"{kind}-{self.token}-{jax.process_index()}{suffix}"
 
-    def _notes(self, what: str) -> list[Path]:
-        return sorted(self.parts.glob(f"{what}-{self.token}-*"))
+    def _notes(self, kind: str) -> list[Path]:
+        return sorted(self.parts.glob(f"{kind}-{self.token}-*"))
 
 
 def _await_visible(path: Path) -> None:
-    """Until every host sees a file of process 0. ConfigError, on every host, if one does not."""
+    """Waits until every host sees a file of process 0. Raises ConfigError, on every host, if one does not."""
     deadline = time.monotonic() + _VISIBLE
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(_POLL / 10)
     visible = multihost_utils.process_allgather(np.asarray(path.exists()))
     if not visible.all():
-        blind = ", ".join(map(str, np.flatnonzero(~visible)))
+        hosts = ", ".join(map(str, np.flatnonzero(~visible)))
         raise ConfigError(
-            f"{path}: written by host 0, but host(s) {blind} do not see it: name by config.codes.dir a directory that all "
+            f"{path}: written by host 0, but host(s) {hosts} do not see it: name by config.codes.dir a directory that all "
             "hosts share"
         )

@@ -1,4 +1,4 @@
-"""How good a VQGAN's reconstructions are: PSNR, SSIM, perceptual distance, use of the codebook, and what they show."""
+"""Evaluators of a VQGAN's reconstructions: PSNR, SSIM, perceptual distance, codebook usage, readability, FID."""
 
 import dataclasses
 import functools
@@ -25,30 +25,30 @@ from vqgan_jax.metrics import psnr, ssim
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructionOptions(EvaluatorOptions):
-    """Distances between pictures and their reconstructions."""
+    """Options of distances between images and their reconstructions."""
 
-    most: int = option(0, "the first so many pictures; 0: all", least=0)
-    shown: int = option(8, "pictures in the sheet of samples", least=0)
+    most: int = option(0, "number of pictures, the first ones; 0: all", least=0)
+    shown: int = option(8, "pictures in the grid of samples", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadingOptions(EvaluatorOptions):
-    """Pictures and their reconstructions read by the source's own reader, such as the shapes' oracle."""
+    """Options of reading images and reconstructions by the source's reader, such as the shapes' oracle."""
 
-    most: int = option(500, "the first so many pictures; 0: all", least=0)
+    most: int = option(500, "number of pictures, the first ones; 0: all", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class DistributionOptions(EvaluatorOptions):
-    """How far reconstructions are from the originals as a collection."""
+    """Options of distances between the collections of originals and of reconstructions."""
 
-    most: int = option(0, "the first so many pictures; 0: all", least=0)
+    most: int = option(0, "number of pictures, the first ones; 0: all", least=0)
     features: str = option("", "a CLIP, or inception:FILE; see vqgan_jax.features")
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoencoder:
-    """What is evaluated.
+class EvaluatedModel:
+    """The autoencoder under evaluation.
 
     Attributes:
       distance: the task's perceptual distance (`vqgan_jax.perceptual.Distance`), or None.
@@ -59,11 +59,11 @@ class Autoencoder:
     distance: Any
 
     def reconstructions(self, options: ConfigDict, context, records, params, extra):
-        """Batch by batch `(originals, (values, codes, pictures), how many are real)`, on the host."""
+        """Iterates over `(originals, (values, codes, images), number of rows that are not padding)`, on the host."""
         program = context.jit(self._reconstruct)
         batches = context.batches(records, self._example, options.batch_size)
         return inference.overlapped(
-            (context.whole(batch["image"]), program(params, extra, batch), real) for batch, real in batches
+            (context.replicate(batch["image"]), program(params, extra, batch), real) for batch, real in batches
         )
 
     def _example(self, record, rng):
@@ -77,38 +77,38 @@ class Autoencoder:
         a, b = (decoded + 1) / 2, (x + 1) / 2
         values = {"psnr": psnr(a, b), "ssim": ssim(a, b), "l1": jnp.mean(jnp.abs(a - b), axis=(1, 2, 3))}
         if self.distance is not None:
-            one = jax.vmap(lambda f, w: self.distance.function(extra["perceptual"], f[None], w[None]))
-            values["perceptual"] = one(decoded, x)
+            per_image = jax.vmap(lambda a, b: self.distance.function(extra["perceptual"], a[None], b[None]))
+            values["perceptual"] = per_image(decoded, x)
         return values, codes, jnp.round(255 * a).astype(jnp.uint8)
 
 
 class Reconstruction:
-    """PSNR, SSIM and other distances of reconstructions, and the use of the codebook."""
+    """Evaluates reconstructions by PSNR, SSIM and other distances, and the usage of the codebook."""
 
-    def __init__(self, model: Autoencoder, options: ConfigDict, context):
+    def __init__(self, model: EvaluatedModel, options: ConfigDict, context):
         self._model, self._options, self._context = model, options, context
         self._records = first(context.source(options.source, options.split), options.most)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         records, options = self._records, self._options
-        sums, counts, shown = {}, np.zeros(self._model.module.quantizer.size), []
+        sums, counts, examples = {}, np.zeros(self._model.module.quantizer.size), []
         batches = self._model.reconstructions(options, self._context, records, params, extra)
         for originals, (values, codes, pictures), real in batches:
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(np.sum(value[:real], dtype=np.float64))
             counts += np.bincount(codes[:real].ravel(), minlength=len(counts))
-            rest = min(real, options.shown - len(shown))
-            shown += zip(originals[:rest], pictures[:rest], strict=True)
+            remaining = min(real, options.shown - len(examples))
+            examples += zip(originals[:remaining], pictures[:remaining], strict=True)
         metrics = {name: value / len(records) for name, value in sums.items()}
         metrics |= {"usage": float(np.mean(counts > 0)), "perplexity": perplexity(counts), "images": len(records)}
-        sheet = image_grid([[a for a, _ in shown], [b for _, b in shown]]) if shown else None
-        return metrics, {} if sheet is None else {"reconstructions": sheet}
+        grid = image_grid([[a for a, _ in examples], [b for _, b in examples]]) if examples else None
+        return metrics, {} if grid is None else {"reconstructions": grid}
 
 
 class Reading:
-    """The share of pictures of which the source's reader says the same before and after."""
+    """Evaluates the share of images whose reconstruction the source's reader reads as it reads the original."""
 
-    def __init__(self, model: Autoencoder, options: ConfigDict, context):
+    def __init__(self, model: EvaluatedModel, options: ConfigDict, context):
         self._model, self._options, self._context = model, options, context
         source = context.source(options.source, options.split)
         if source.read is None:
@@ -125,25 +125,25 @@ class Reading:
 
 
 class Distribution:
-    """Distances between the features of all reconstructions and those of all originals (FID for one)."""
+    """Evaluates distances between the features of all reconstructions and of all originals, such as FID."""
 
-    def __init__(self, model: Autoencoder, options: ConfigDict, context):
+    def __init__(self, model: EvaluatedModel, options: ConfigDict, context):
         self._model, self._options, self._context = model, options, context
         self._features = open_features(options.features)
         self._records = first(context.source(options.source, options.split), options.most)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
-        of_reconstructions, of_originals = [], []  # features alone: pictures of a collection need not fit into memory
+        reconstructions, references = [], []  # their features: the images of a collection need not fit into memory
         batches = self._model.reconstructions(self._options, self._context, self._records, params, extra)
         for originals, (_, _, pictures), real in batches:
-            of_reconstructions.append(self._features.of(pictures)[:real])
-            of_originals.append(self._features.of(originals)[:real])
-        metrics = self._features.compare(np.concatenate(of_reconstructions), np.concatenate(of_originals))
+            reconstructions.append(self._features.extract(pictures)[:real])
+            references.append(self._features.extract(originals)[:real])
+        metrics = self._features.compare(np.concatenate(reconstructions), np.concatenate(references))
         return metrics | {"images": len(self._records)}, {}
 
 
 def perplexity(counts: np.ndarray) -> float:
-    """The exponential of the entropy of how often codes occur: 1 for one code, their number where all occur alike."""
+    """Computes the perplexity of code counts, exp of the entropy: 1 for one code, K for K equally frequent codes."""
     p = counts[counts > 0] / counts.sum()
     return float(np.exp(-np.sum(p * np.log(p))))
 
@@ -154,6 +154,6 @@ CLASSES: dict[str, Callable] = {"reconstruction": Reconstruction, "reading": Rea
 
 
 def factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[str, Callable]:
-    """Evaluator type -> `(options, context) -> evaluator`, for `train_jax.task.Task`."""
-    model = Autoencoder(module, preprocess, distance)
+    """Returns evaluator type -> `(options, context) -> evaluator`, for `train_jax.task.Task`."""
+    model = EvaluatedModel(module, preprocess, distance)
     return {name: functools.partial(evaluator, model) for name, evaluator in CLASSES.items()}

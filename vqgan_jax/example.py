@@ -1,4 +1,4 @@
-"""Examples of pictures. Without JAX: processes that read examples import this module."""
+"""Image examples. This module does not import JAX: the processes that read examples import it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from train_jax.data.images import Augment
 
 @dataclasses.dataclass(frozen=True)
 class ImageExample:
-    """`(record, rng) -> {"image"}`."""
+    """Makes an example of a record: `(record, rng) -> {"image"}`."""
 
     augment: Augment
 

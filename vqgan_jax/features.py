@@ -16,17 +16,17 @@ from vqgan_jax import inception
 from vqgan_jax.distribution import cmmd, frechet_distance
 
 _INCEPTION = "inception:"
-_BATCH = 64  # images at most that Inception describes together
+_BATCH = 64  # images per batch of Inception, at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What an image is described by.
+    """A network that computes features of images.
 
     Attributes:
-      name: of the network; figures of different ones do not compare.
+      name: of the network; distances by different networks are not comparable.
       describe: uint8 [n, H, W, 3] -> float32 [n, d].
-      unit: whether features have unit norm, as CMMD wants them.
+      unit: whether features have unit norm, as CMMD requires.
     """
 
     name: str
@@ -34,17 +34,17 @@ class Features:
     unit: bool
 
     def compare(self, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-        """Distances of two collections of features, with the network's name in theirs."""
-        found = {f"frechet/{self.name}": frechet_distance(a, b)}
-        return found | ({f"cmmd/{self.name}": cmmd(a, b)} if self.unit else {})
+        """Computes the distances of two collections of features, by names that contain the network's."""
+        distances = {f"frechet/{self.name}": frechet_distance(a, b)}
+        return distances | ({f"cmmd/{self.name}": cmmd(a, b)} if self.unit else {})
 
-    def of(self, images: UInt8[np.ndarray, "n H W 3"]) -> Float32[np.ndarray, "n d"]:
-        """Features of images that all hosts have; each host describes a share of them."""
+    def extract(self, images: UInt8[np.ndarray, "n H W 3"]) -> Float32[np.ndarray, "n d"]:
+        """Computes features of images that all hosts hold; each host computes a share of them."""
         return inference.split_over_hosts(self.describe, images)
 
 
 def open_features(spec: str) -> Features:
-    """The network that `spec` names: whatever `clip_jax.load` opens, or `inception:FILE` (see `vqgan_jax.inception`).
+    """Opens the network that `spec` names: a CLIP (anything that `clip_jax.load` opens), or `inception:FILE`.
 
     Raises ConfigError if it is empty or cannot be opened.
     """

@@ -1,7 +1,7 @@
 """Inception-v3 as the Fréchet Inception distance uses it: 2,048 pooled features of an image.
 
 The network of TensorFlow's 2015-12-05 graph in the form in which PyTorch users have it, `pt_inception-2015-12-05-*.pth`
-(names of torchvision; pooling as in TensorFlow's graph). Features of other Inceptions do not compare.
+(names of torchvision; pooling as in TensorFlow's graph). Features of other Inception weights are not comparable.
 """
 
 from collections.abc import Mapping
@@ -99,32 +99,32 @@ _BLOCKS: dict[str, _Convs] = {
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that a file must hold."""
-    found = {}
+    """Returns the names and shapes of the tensors that a file must hold."""
+    expected = {}
     for block, convs in _BLOCKS.items():
         for name, (inputs, outputs, window) in convs.items():
-            found[f"{block}{name}.conv.weight"] = (outputs, inputs, *window)
+            expected[f"{block}{name}.conv.weight"] = (outputs, inputs, *window)
             for part in ("weight", "bias", "running_mean", "running_var"):
-                found[f"{block}{name}.bn.{part}"] = (outputs,)
-    return found
+                expected[f"{block}{name}.bn.{part}"] = (outputs,)
+    return expected
 
 
 def load(path: str | Path) -> dict[str, np.ndarray]:
-    """The weights in a file (.pth, .safetensors, .npz). LoadError that lists missing and wrong tensors with their shapes."""
-    found = open_tensors(paths.path(path))
+    """Reads the weights in a file (.pth, .safetensors, .npz). Raises LoadError that lists missing and wrong tensors."""
+    tensors = open_tensors(paths.path(path))
     wrong = [
-        f"{name} {list(found[name].shape) if name in found else 'missing'}, wanted {list(shape)}"
+        f"{name} {list(tensors[name].shape) if name in tensors else 'missing'}, expected {list(shape)}"
         for name, shape in shapes().items()
-        if name not in found or tuple(found[name].shape) != shape
+        if name not in tensors or tuple(tensors[name].shape) != shape
     ]
     if wrong:
         more = f"; and {len(wrong) - 6} more" if len(wrong) > 6 else ""
         raise LoadError(f"{path} holds no Inception-v3 of FID: {'; '.join(wrong[:6])}{more}")
-    return {name: np.asarray(found[name], np.float32) for name in shapes()}
+    return {name: np.asarray(tensors[name], np.float32) for name in shapes()}
 
 
 def features(weights: Mapping[str, Array], images: Float[Array, "n h w 3"]) -> Float[Array, "n 2048"]:
-    """Features of images in [0, 1], brought to 299 x 299 pixels bilinearly, without antialiasing."""
+    """Computes features of images in [0, 1], resized to 299 x 299 pixels bilinearly, without antialiasing."""
 
     def conv(x, name: str, stride: int = 1, same: bool = True):
         kernel = weights[f"{name}.conv.weight"].transpose(2, 3, 1, 0)
@@ -148,7 +148,7 @@ def features(weights: Mapping[str, Array], images: Float[Array, "n h w 3"]) -> F
             chain(x, b, "branch1x1"),
             chain(x, b, "branch5x5_1", "branch5x5_2"),
             chain(x, b, "branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3"),
-            chain(_mean_around(x), b, "branch_pool"),
+            chain(_mean_pool(x), b, "branch_pool"),
         )
 
     def block_c(x, b: str):
@@ -156,7 +156,7 @@ def features(weights: Mapping[str, Array], images: Float[Array, "n h w 3"]) -> F
             chain(x, b, "branch1x1"),
             chain(x, b, *(f"branch7x7_{i}" for i in (1, 2, 3))),
             chain(x, b, *(f"branch7x7dbl_{i}" for i in (1, 2, 3, 4, 5))),
-            chain(_mean_around(x), b, "branch_pool"),
+            chain(_mean_pool(x), b, "branch_pool"),
         )
 
     def block_e(x, b: str, pooled):
@@ -168,42 +168,42 @@ def features(weights: Mapping[str, Array], images: Float[Array, "n h w 3"]) -> F
             chain(pooled, b, "branch_pool"),
         )
 
-    x = 2 * _resized(images) - 1
+    x = 2 * _resize(images) - 1
     x = conv(x, "Conv2d_1a_3x3", 2, same=False)
     x = conv(x, "Conv2d_2a_3x3", same=False)
     x = conv(x, "Conv2d_2b_3x3")
-    x = conv(_largest(x, 2), "Conv2d_3b_1x1")
-    x = _largest(conv(x, "Conv2d_4a_3x3", same=False), 2)
+    x = conv(_max_pool(x, 2), "Conv2d_3b_1x1")
+    x = _max_pool(conv(x, "Conv2d_4a_3x3", same=False), 2)
     for name in ("Mixed_5b.", "Mixed_5c.", "Mixed_5d."):
         x = block_a(x, name)
     b = "Mixed_6a."
     double = conv(chain(x, b, "branch3x3dbl_1", "branch3x3dbl_2"), b + "branch3x3dbl_3", 2, same=False)
-    x = join(conv(x, b + "branch3x3", 2, same=False), double, _largest(x, 2))
+    x = join(conv(x, b + "branch3x3", 2, same=False), double, _max_pool(x, 2))
     for name in ("Mixed_6b.", "Mixed_6c.", "Mixed_6d.", "Mixed_6e."):
         x = block_c(x, name)
     b = "Mixed_7a."
     three = conv(chain(x, b, "branch3x3_1"), b + "branch3x3_2", 2, same=False)
     seven = conv(chain(x, b, *(f"branch7x7x3_{i}" for i in (1, 2, 3))), b + "branch7x7x3_4", 2, same=False)
-    x = join(three, seven, _largest(x, 2))
-    x = block_e(x, "Mixed_7b.", _mean_around(x))
+    x = join(three, seven, _max_pool(x, 2))
+    x = block_e(x, "Mixed_7b.", _mean_pool(x))
     # TensorFlow's graph takes the largest here, where torchvision takes the mean.
-    x = block_e(x, "Mixed_7c.", _largest(x, 1, pad=1))
+    x = block_e(x, "Mixed_7c.", _max_pool(x, 1, pad=1))
     return x.mean(axis=(1, 2))
 
 
-def _resized(images):
-    """Bilinear, pixel centres at half integers, no antialiasing: as PyTorch's interpolate with align_corners=False."""
+def _resize(images):
+    """Resizes images bilinearly, without antialiasing, as PyTorch's interpolate with align_corners=False."""
     n, _, _, c = images.shape
     return jax.image.resize(images, (n, SIDE, SIDE, c), "bilinear", antialias=False)
 
 
-def _largest(x, stride: int, pad: int = 0):
+def _max_pool(x, stride: int, pad: int = 0):
     pads = [(0, 0), (pad, pad), (pad, pad), (0, 0)]
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), pads)
 
 
-def _mean_around(x):
-    """Means over 3 x 3 windows, of the places inside the map alone."""
+def _mean_pool(x):
+    """Averages over 3 x 3 windows, padding excluded."""
     pads = [(0, 0), (1, 1), (1, 1), (0, 0)]
 
     def total(y):

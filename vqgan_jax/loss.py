@@ -15,12 +15,12 @@ _LECAM_DECAY = 0.99
 def pixel_loss(
     kind: str, reconstruction: Float[Array, "b h w 3"], original: Float[Array, "b h w 3"]
 ) -> Float[Array, ""]:
-    """Mean absolute ("l1") or squared ("l2") difference of pixels in [-1, 1], or another of PIXELS."""
+    """Computes the mean absolute ("l1") or squared ("l2") difference of pixels in [-1, 1], or another of `PIXELS`."""
     return jnp.mean(PIXELS[kind](reconstruction - original))
 
 
 def generator_loss(kind: str, fake: Float[Array, "..."]) -> Float[Array, ""]:
-    """What the generator minimises, of the logits of its pictures.
+    """Computes the generator's adversarial loss from the logits of its images.
 
     hinge (arXiv 1705.02894) and vanilla, as in taming: -mean; non_saturating (arXiv 1406.2661): -log sigmoid.
     """
@@ -28,35 +28,35 @@ def generator_loss(kind: str, fake: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 def discriminator_loss(kind: str, real: Float[Array, "..."], fake: Float[Array, "..."]) -> Float[Array, ""]:
-    """What the discriminator minimises: hinge, or (vanilla, non_saturating) cross-entropy, halved as in taming."""
+    """Computes the discriminator's loss: hinge, or (vanilla, non_saturating) cross-entropy, halved as in taming."""
     if kind == "hinge":
         return 0.5 * (jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake)))
     return 0.5 * (jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake)))
 
 
 def lecam(state: dict[str, Array], real: Float[Array, "..."], fake: Float[Array, "..."]) -> Float[Array, ""]:
-    """Regulariser that keeps logits near moving means of the other side's (arXiv 2104.03310, equation 3)."""
+    """Computes LeCam's penalty on logits far from the moving mean of the opposite logits (arXiv 2104.03310, equation 3)."""
     return jnp.mean(jax.nn.relu(real - state["fake"]) ** 2) + jnp.mean(jax.nn.relu(state["real"] - fake) ** 2)
 
 
 def lecam_state(state: dict[str, Array], real: Float[Array, "..."], fake: Float[Array, "..."]) -> dict[str, Array]:
-    """The moving means after a batch."""
+    """Returns the moving means of the logits after a batch."""
     means = jax.lax.stop_gradient({"real": jnp.mean(real), "fake": jnp.mean(fake)})
     return {name: state[name] + (1 - _LECAM_DECAY) * (means[name] - state[name]) for name in means}
 
 
 def gradient_penalty(discriminator: Callable, images: Float[Array, "b h w 3"]) -> Float[Array, ""]:
-    """R1 (arXiv 1801.04406, equation 9): half the squared norm of the gradient of a picture's mean logit, times its patches.
+    """Computes R1 (arXiv 1801.04406, equation 9): half the squared gradient norm of the mean logit, times the patches.
 
-    In squared logits per squared pixel, pixels in [-1, 1]. The mean over N patches that do not overlap has 1/N of a patch's
-    squared gradient norm: the factor N makes the penalty a patch's own, whatever the size of pictures.
+    In squared logits per squared pixel, pixels in [-1, 1]. The mean logit of N patches that do not overlap has 1/N of one
+    patch's squared gradient norm: the factor N makes the penalty that of one patch, for images of every size.
     """
 
-    def summed(x):
+    def logit_sum(x):
         logits = discriminator(x)
         return jnp.sum(logits), logits
 
-    grad, logits = jax.grad(summed, has_aux=True)(images)
+    grad, logits = jax.grad(logit_sum, has_aux=True)(images)
     return 0.5 * jnp.sum(grad**2) / logits.size
 
 
@@ -66,13 +66,13 @@ def adaptive_weight(
     reconstruction: Float[Array, "b h w 3"],
     adversarial: Float[Array, "b h w 3"],
 ) -> Float[Array, ""]:
-    """By how much the adversarial gradient is scaled to weigh as much as that of reconstruction (2012.09841, equation 7).
+    """Computes the factor that scales the adversarial gradient to the norm of reconstruction's (2012.09841, equation 7).
 
     Args:
-      last_layer: kernel -> pictures, on fixed features.
-      reconstruction, adversarial: gradients of the two losses with respect to the pictures.
+      last_layer: kernel -> images, of fixed features.
+      reconstruction, adversarial: gradients of the two losses with respect to the images.
 
-    Both norms are taken at the kernel, in float32; the weight is at most MAX_WEIGHT.
+    Both norms are of gradients with respect to the kernel, in float32; the weight is at most MAX_WEIGHT.
     """
     _, vjp = jax.vjp(last_layer, kernel)
     norms = [jnp.sqrt(jnp.sum(vjp(g)[0].astype(jnp.float32) ** 2)) for g in (reconstruction, adversarial)]
@@ -80,5 +80,5 @@ def adaptive_weight(
 
 
 def ramp(step, start: int, updates: int):
-    """A factor of the adversarial weight: 0 before update `start`, then rising linearly to 1 in so many updates."""
+    """Returns a factor of the adversarial weight: 0 before update `start`, then rising linearly to 1 over `updates`."""
     return jnp.clip((step - start + 1) / updates, 0.0, 1.0)

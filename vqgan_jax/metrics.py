@@ -1,4 +1,4 @@
-"""How close reconstructions are to their originals."""
+"""Reconstruction metrics: PSNR and SSIM."""
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,15 @@ _WINDOW, _SIGMA = 11, 1.5  # of SSIM
 
 
 def psnr(reconstruction: Float[ArrayLike, "b h w 3"], original: Float[ArrayLike, "b h w 3"]) -> Float[Array, "b"]:
-    """Peak signal-to-noise ratio of pictures in [0, 1], in dB; at most 100."""
+    """Computes the peak signal-to-noise ratio of pictures in [0, 1], in dB; at most 100."""
     mse = jnp.mean((reconstruction - original) ** 2, axis=(1, 2, 3))
     return -10 * jnp.log10(jnp.maximum(mse, 1e-10))
 
 
 def ssim(reconstruction: Float[Array, "b h w 3"], original: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
-    """Structural similarity of pictures in [0, 1] (Wang et al. 2004, equation 13), Gaussian window, mean over channels.
+    """Computes the structural similarity (Wang et al. 2004, equation 13): Gaussian window, mean over channels.
 
+    Pictures are in [0, 1].
     Raises ValueError for pictures smaller than the window.
     """
     if min(reconstruction.shape[1:3]) < _WINDOW:

@@ -24,13 +24,13 @@ from vqgan_jax.dvae import DVAE, Codes
 from vqgan_jax.quantize import Quantized
 
 
-class _Maps(nn.Module):
-    """What encoder and decoder share.
+class _Coder(nn.Module):
+    """Base class of encoder and decoder.
 
     Attributes:
       channels: of the highest resolution.
       multipliers: channels of each level, in multiples of `channels`, from the highest resolution to the lowest.
-      blocks: residual blocks a level (the decoder has one more).
+      blocks: residual blocks per level (the decoder has one more).
       attention: for each level, whether its blocks are followed by attention.
       middle_attention: whether there is attention between the two residual blocks in the middle.
     """
@@ -49,26 +49,26 @@ class _Maps(nn.Module):
         features = self.channels * self.multipliers[level]
         return ResidualBlock(features, self.groups, self.dropout, self.dtype, name=name)(x, deterministic)
 
-    def attend(self, name: str):
+    def attention_block(self, name: str):
         return AttentionBlock(self.groups, self.dtype, name=name)
 
     def middle(self, x, deterministic: bool):
         x = self.residual(x, -1, "mid_block1", deterministic)
         if self.middle_attention:
-            x = self.attend("mid_attention")(x)
+            x = self.attention_block("mid_attention")(x)
         return self.residual(x, -1, "mid_block2", deterministic)
 
     def level(self, x, level: int, name: str, blocks: int, deterministic: bool):
-        """The residual blocks of a level, with their attention."""
-        for number in range(blocks):
-            x = self.residual(x, level, f"{name}_block{number}", deterministic)
+        """Applies the residual blocks of a level, with their attention."""
+        for index in range(blocks):
+            x = self.residual(x, level, f"{name}_block{index}", deterministic)
             if self.attention[level]:
-                x = self.attend(f"{name}_attention{number}")(x)
+                x = self.attention_block(f"{name}_attention{index}")(x)
         return x
 
 
-class Encoder(_Maps):
-    """Pixels -> feature map with `out` channels, smaller by 2 to the number of levels less one."""
+class Encoder(_Coder):
+    """Encoder: pixels -> feature map with `out` channels, downsampled by 2 ** (levels - 1)."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w 3"], deterministic: bool = True) -> Float[Array, "b h2 w2 out"]:
@@ -83,8 +83,8 @@ class Encoder(_Maps):
         return Conv(self.out, 3, self.dtype, name="conv_out")(x)
 
 
-class Decoder(_Maps):
-    """Feature map -> what the last convolution makes pixels of; `last` is that convolution."""
+class Decoder(_Coder):
+    """Decoder: feature map -> input of the last convolution; `last` applies that convolution."""
 
     def setup(self):
         self.conv_out = Conv(self.out, 3, self.dtype, axes=("channels_in", "norm"), out_dtype=jnp.float32)
@@ -101,26 +101,27 @@ class Decoder(_Maps):
         return nn.swish(group_norm(self.groups, self.dtype, "norm_out")(x))
 
     def last(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
-        """Pixels, float32."""
+        """Applies the last convolution: features -> float32 pixels."""
         return self.conv_out(x)
 
 
 class VQGAN(nn.Module):
-    """The autoencoder. Parameters: `encoder`, `quant_conv`, `quantizer`, `post_quant_conv`, `decoder`.
+    """VQGAN's autoencoder. Parameters: `encoder`, `quant_conv`, `quantizer`, `post_quant_conv`, `decoder`.
 
     Attributes:
-      unit: whether encoder and decoder work on pixels in [0, 1]; its methods take and give [-1, 1] all the same.
+      coder: attributes of encoder and decoder.
+      unit: whether encoder and decoder work on pixels in [0, 1]; the methods take and return [-1, 1] in both cases.
     """
 
-    maps: Mapping[str, Any]
+    coder: Mapping[str, Any]
     z_channels: int
     quantizer: nn.Module
     unit: bool = False
 
     def setup(self):
-        self.encoder = Encoder(out=self.z_channels, **self.maps)
-        self.decoder = Decoder(out=3, **self.maps)
-        dtype = self.maps["dtype"]
+        self.encoder = Encoder(out=self.z_channels, **self.coder)
+        self.decoder = Decoder(out=3, **self.coder)
+        dtype = self.coder["dtype"]
 
         axes = ("channels_in", "norm")
         self.quant_conv = Conv(self.quantizer.inputs, 1, dtype, axes=axes, out_dtype=jnp.float32)
@@ -128,44 +129,44 @@ class VQGAN(nn.Module):
 
     @property
     def factor(self) -> int:
-        """How many pixels a code is wide and high."""
-        return 2 ** (len(self.maps["multipliers"]) - 1)
+        """Pixels along a side of one code."""
+        return 2 ** (len(self.coder["multipliers"]) - 1)
 
     def latents(self, images: Float[Array, "b h w 3"], deterministic: bool = True) -> Float[Array, "b h2 w2 d"]:
-        """Pixels in [-1, 1] -> what the quantiser rounds, float32."""
+        """Encodes pixels in [-1, 1] to latents before quantisation, float32."""
         images = (images + 1) / 2 if self.unit else images
         return self.quant_conv(self.encoder(images, deterministic))
 
     def features(
         self, images: Float[Array, "b h w 3"], deterministic: bool, temperature=1.0
     ) -> tuple[Float[Array, "b h w c"], Quantized]:
-        """All but the last convolution of a reconstruction, and what the quantiser says."""
+        """Reconstructs images up to the input of the last convolution; returns it and the quantiser's output."""
         quantized = self.quantizer(self.latents(images, deterministic), not deterministic, temperature)
-        return self.expand(quantized.vectors, deterministic), quantized
+        return self.decode_features(quantized.vectors, deterministic), quantized
 
-    def expand(self, vectors: Float[Array, "b h2 w2 d"], deterministic: bool = True) -> Float[Array, "b h w c"]:
-        """Quantised vectors -> what `pixels` makes pixels of."""
+    def decode_features(self, vectors: Float[Array, "b h2 w2 d"], deterministic: bool = True) -> Float[Array, "b h w c"]:
+        """Decodes quantised vectors up to the input of the last convolution."""
         return self.decoder(self.post_quant_conv(vectors), deterministic)
 
     def pixels(self, features: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
-        """The last convolution: float32 pixels, nominally in [-1, 1]."""
-        found = self.decoder.last(features)
-        return 2 * found - 1 if self.unit else found
+        """Applies the last convolution: float32 pixels, nominally in [-1, 1]."""
+        pixels = self.decoder.last(features)
+        return 2 * pixels - 1 if self.unit else pixels
 
     def encode(self, images: Float[Array, "b h w 3"]) -> Int[Array, "b h2 w2"]:
-        """Pixels in [-1, 1] -> codes."""
+        """Encodes pixels in [-1, 1] to codes."""
         return self.quantizer(self.latents(images), False, 1.0).codes
 
     def decode(self, codes: Int[Array, "b h2 w2"]) -> Float[Array, "b h w 3"]:
-        """Codes -> pixels, nominally in [-1, 1]."""
+        """Decodes codes to pixels, nominally in [-1, 1]."""
         return self.decode_vectors(self.quantizer.embed(codes))
 
     def decode_vectors(self, vectors: Float[Array, "b h2 w2 d"]) -> Float[Array, "b h w 3"]:
-        """Vectors in the codebook's space, quantised or not -> pixels."""
-        return self.pixels(self.expand(vectors))
+        """Decodes vectors in the codebook's space, quantised or not, to pixels."""
+        return self.pixels(self.decode_features(vectors))
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-        """Reconstructions."""
+        """Reconstructs images."""
         return self.pixels(self.features(images, True)[0])
 
 
@@ -174,27 +175,27 @@ Autoencoder = VQGAN | DVAE
 
 @dataclasses.dataclass(frozen=True)
 class VQGANOptions(Options):
-    """A model; the defaults are the f16, 1024-code model of arXiv 2012.09841."""
+    """Options of the autoencoder; the defaults are those of the f16, 1024-code model of arXiv 2012.09841."""
 
     architecture: str = option(
         "vqgan",
-        "dvae: DALL-E 1's public one, which reads channels, blocks, z_channels and quantizer.size",
+        "dvae: DALL-E's discrete autoencoder, with channels, blocks, z_channels and quantizer.size",
         choices=("vqgan", "dvae"),
     )
     channels: int = option(128, "of the highest resolution", least=1)
-    multipliers: tuple[int, ...] = option((1, 1, 2, 2, 4), "channels of each level; the map halves between levels", least=1)
-    blocks: int = option(2, "residual blocks a level", least=1)
-    resolution: int = option(256, "of the pictures, for which attention says where", least=1)
-    attention: tuple[int, ...] = option((16,), "sizes of the map at which there is attention", least=1)
+    multipliers: tuple[int, ...] = option((1, 1, 2, 2, 4), "channels of each level, in units of `channels`", least=1)
+    blocks: int = option(2, "residual blocks per level", least=1)
+    resolution: int = option(256, "of the training images, in pixels", least=1)
+    attention: tuple[int, ...] = option((16,), "sides of the feature maps with attention", least=1)
     middle_attention: bool = option(True, "attention at the lowest resolution, on both sides of the codes")
-    pixels: str = option("signed", "what the layers see: in [-1, 1], or (unit) in [0, 1]", choices=("signed", "unit"))
-    z_channels: int = option(256, "of the map between encoder and quantiser", least=1)
+    pixels: str = option("signed", "range of the layers' pixels: [-1, 1], or (unit) [0, 1]", choices=("signed", "unit"))
+    z_channels: int = option(256, "of the feature map between encoder and quantiser", least=1)
     groups: int = option(32, "of the group norms; divides the channels of every level", least=1)
     quantizer: quantize.QuantizerOptions = quantize.QuantizerOptions()
 
     @property
     def map_sizes(self) -> tuple[int, ...]:
-        """Side of the map at each level."""
+        """Side of the feature map at each level."""
         return tuple(self.resolution >> level for level in range(len(self.multipliers)))
 
     def check(self, path: str) -> None:
@@ -220,17 +221,17 @@ class VQGANOptions(Options):
 def build(
     options: VQGANOptions | Mapping | ConfigDict, compute: Compute | None = None, dropout: float = 0.0
 ) -> Autoencoder:
-    """The module that options (`config.model`) describe. ConfigError for options that contradict each other.
+    """Builds the autoencoder that options (`config.model`) describe. Raises ConfigError for wrong options.
 
     Args:
-      compute: None: as by default.
+      compute: None for the default.
       dropout: of the residual blocks, in training.
     """
     options = options if isinstance(options, VQGANOptions) else VQGANOptions.parse(options, "model")
     if options.architecture == "dvae":
         return DVAE(Codes(options.quantizer.size), options.channels, options.blocks, options.z_channels)
-    # Frozen: a module can be hashed, and so be a static argument of jit, if its attributes can.
-    maps = flax.core.FrozenDict(
+    # Frozen: a module with hashable attributes can be hashed, and so can be a static argument of jit.
+    coder = flax.core.FrozenDict(
         channels=options.channels,
         multipliers=options.multipliers,
         blocks=options.blocks,
@@ -240,4 +241,4 @@ def build(
         dropout=dropout,
         dtype=(compute or Compute()).array_dtype,
     )
-    return VQGAN(maps, options.z_channels, quantize.build(options.quantizer), options.pixels == "unit")
+    return VQGAN(coder, options.z_channels, quantize.build(options.quantizer), options.pixels == "unit")

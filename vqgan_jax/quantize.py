@@ -1,4 +1,4 @@
-"""Latents -> codes: the quantisers, behind one interface.
+"""Quantisers, latents -> codes, with one interface.
 
     quantized = quantizer(latents, train, temperature)     latents float32 [B, h, w, inputs]
     vectors = quantizer.embed(codes)                       float32 [B, h, w, dim]
@@ -24,13 +24,13 @@ from train_jax.options import Options, option
 
 @flax.struct.dataclass
 class Quantized:
-    """What a quantiser says of latents.
+    """Output of a quantiser.
 
     Attributes:
-      vectors: float32 [B, h, w, dim], what the decoder sees.
+      vectors: float32 [B, h, w, dim], the decoder's input.
       codes: int32 [B, h, w].
-      latents: float32 [B, h, w, inputs], as they were compared.
-      loss: to be minimised beside the reconstruction.
+      latents: float32 [B, h, w, inputs], as compared with the codebook.
+      loss: to be added to the reconstruction loss.
       metrics: scalars by name.
     """
 
@@ -46,19 +46,19 @@ def _straight_through(z, q):
 
 
 def nearest_codes(z: Float[Array, "*lead d"], codebook: Float[Array, "k d"]) -> Int[Array, "*lead"]:
-    """The row of the codebook nearest to each vector; of equals the first."""
+    """Returns the index of the nearest codebook row for each vector; of equal distances, the first."""
     squares = jnp.sum(codebook**2, axis=1)
     products = jnp.matmul(z, codebook.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.argmin(squares[(None,) * (z.ndim - 1)] - 2 * products, axis=-1).astype(jnp.int32)
 
 
 class Nearest(nn.Module):
-    """The nearest code, learnt by gradient (arXiv 1711.00937, equation 3; 2012.09841, equation 4).
+    """Nearest-neighbour quantiser, trained by gradient (arXiv 1711.00937, equation 3; 2012.09841, equation 4).
 
     Attributes:
-      unit: compare directions: latents and codes are of unit norm (arXiv 2110.04627, section 3.1).
-      beta: weight of the term that draws latents to their code.
-      legacy: taming-transformers' first releases weighed the other term, which draws codes to latents, by beta.
+      unit: whether latents and codes are normalised to unit norm (arXiv 2110.04627, section 3.1).
+      beta: weight of the commitment loss, which moves latents towards their codes.
+      legacy: weigh the codebook loss, which moves codes towards latents, by beta instead, as taming's first releases do.
     """
 
     size: int
@@ -95,10 +95,10 @@ class Nearest(nn.Module):
 
 
 class Ema(nn.Module):
-    """The nearest code; each code is a moving mean of its latents (arXiv 1711.00937, appendix A.1).
+    """Nearest-neighbour quantiser whose codes are moving means of their latents (arXiv 1711.00937, appendix A.1).
 
-    The codebook and its statistics are the collection `codebook`, of no optimiser's concern: after an update,
-    `vqgan_jax.codebook.update_moving_means` moves it.
+    The codebook and its statistics are the collection `codebook`, which no optimiser changes:
+    `vqgan_jax.codebook.update_moving_means` updates it.
     """
 
     size: int
@@ -130,7 +130,7 @@ class Ema(nn.Module):
 
 
 class Gumbel(nn.Module):
-    """A categorical latent, relaxed by Gumbel noise while training (arXiv 1611.01144; as in DALL-E, 2102.12092, 2.1).
+    """Categorical quantiser, relaxed by Gumbel noise in training (arXiv 1611.01144; as in DALL-E, 2102.12092, 2.1).
 
     Attributes:
       kl_weight: of the divergence from the uniform distribution over codes.
@@ -169,7 +169,7 @@ class Gumbel(nn.Module):
 
 
 class Fsq(nn.Module):
-    """Each channel rounded to a few levels: a codebook without parameters (arXiv 2309.15505, section 3.1)."""
+    """Finite scalar quantiser: rounds each channel to one of a few levels (arXiv 2309.15505, section 3.1)."""
 
     levels: tuple[int, ...]
 
@@ -198,7 +198,7 @@ class Fsq(nn.Module):
         levels = np.asarray(self.levels)
         half = (levels - 1) * (1 + 1e-3) / 2
         offset = np.where(levels % 2 == 0, 0.5, 0.0)
-        # A level lies at 0. Two levels are 0's two sides: to centre one of them would leave no slope there.
+        # One level lies at 0. With two levels, 0 is the boundary: centring a level at 0 would make its gradient vanish.
         shift = np.where(levels > 2, np.arctanh(offset / half), 0.0)
         bounded = jnp.tanh(z + shift[lead].astype(np.float32)) * half[lead].astype(np.float32)
         bounded = bounded - offset[lead].astype(np.float32)
@@ -210,13 +210,13 @@ class Fsq(nn.Module):
 
 
 class Lfq(nn.Module):
-    """Each channel's sign is a bit of the code (arXiv 2310.05737, section 3.1, equations 3 to 6).
+    """Lookup-free quantiser: each channel's sign is a bit of the code (arXiv 2310.05737, section 3.1, equations 3 to 6).
 
     Attributes:
       bits: of a code.
-      beta: weight of the term that draws latents to -1 and 1.
-      entropy: weight of: sure of each code, and every code used alike.
-      entropy_temperature: of the distribution over codes whose entropies these are; 0.01 in MaskGIT and Open-MAGVIT2.
+      beta: weight of the commitment loss, which moves latents towards -1 and 1.
+      entropy: weight of the entropy loss: low entropy of each latent, high entropy of the mean distribution.
+      entropy_temperature: of the distributions over codes in the entropy loss; 0.01 in MaskGIT and Open-MAGVIT2.
     """
 
     bits: int
@@ -253,7 +253,7 @@ class Lfq(nn.Module):
 
 
 def lfq_entropies(z: Float[Array, "n bits"], temperature: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean entropy of a latent's distribution over codes, and the entropy of the mean distribution, in nats.
+    """Computes the mean entropy of latents' distributions over codes, and the entropy of their mean, in nats.
 
     Code c has probability softmax(-|z - c|^2 / temperature): its bits are independent, so the first is a sum over bits, and
     the mean distribution over 2^bits codes a product of two matrices, one for the lower and one for the upper half of them.
@@ -286,7 +286,7 @@ QUANTIZERS: dict[str, Callable] = {
     "fsq": lambda o: Fsq(o.levels),
     "lfq": lambda o: Lfq(o.bits, o.beta, o.entropy, o.entropy_temperature),
 }
-WITH_POINTS = {"nearest", "ema"}  # those with a codebook of points, whose dead ones can be revived
+WITH_CODEBOOK = {"nearest", "ema"}  # types with a codebook, whose dead codes can be revived
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,11 +316,11 @@ class QuantizerOptions(Options):
 
 
 def build(options: QuantizerOptions) -> nn.Module:
-    """The quantiser of these options."""
+    """Builds the quantiser of these options."""
     return QUANTIZERS[options.type](options)
 
 
 def temperature(ends: Sequence[float], step, steps: int):
-    """Of the Gumbel noise at an update: from the first of `ends` to the last, geometrically."""
+    """Returns the Gumbel temperature at an update: geometric from the first of `ends` to the last."""
     first, last = ends
     return first * (last / first) ** jnp.clip(step / max(steps - 1, 1), 0, 1)

@@ -1,7 +1,7 @@
-"""VQGAN as a task: two players, one scalar; generator and quantiser against a patch discriminator.
+"""The task of training a VQGAN: generator with quantiser against patch discriminator, in one scalar loss.
 
 Batches: `image` uint8 [B, size, size, 3]. `extra`: `generator` and `discriminator` (collections that change without a
-gradient: an EMA codebook, batch statistics), `averaged` (an EMA codebook's points, as evaluation uses them), `usage`
+gradient: an EMA codebook, batch statistics), `averaged` (moving average of an EMA codebook's points), `usage`
 (`vqgan_jax.codebook`), `lecam`, `perceptual` (frozen weights).
 """
 
@@ -33,48 +33,50 @@ from vqgan_jax.perceptual import PerceptualOptions
 
 HALF = (0.5, 0.5, 0.5)  # mean and deviation that bring pixels to [-1, 1]
 _FINETUNE = "vqgan/finetune"  # the shipped config that starts from a checkpoint
-_COLLAPSED = 0.05  # share of codes in use
-_WON = 0.02  # loss of a discriminator that is hardly ever wrong
+_COLLAPSED_USAGE = 0.05  # share of codes in use
+_DOMINANT_LOSS = 0.02  # loss of a discriminator that is hardly ever wrong
 
 
 @dataclasses.dataclass(frozen=True)
 class CodebookOptions(Options):
-    """What changes a codebook of points without a gradient."""
+    """Options of the codebook's updates without a gradient."""
 
     start: str = option(
-        "random", "or centres of the first batch's latents; with pretrained, the checkpoint's", choices=("random", "kmeans")
+        "random",
+        "kmeans: centres of the first batch's latents; with pretrained, the checkpoint's",
+        choices=("random", "kmeans"),
     )
-    revive: int = option(0, "a code unused for so many updates moves onto a latent; 0: never", least=0)
+    revive: int = option(0, "updates after which an unused code moves onto a latent; 0: never", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions(Options):
-    """The losses of both players, but for the perceptual one."""
+    """Options of both players' losses, except the perceptual loss."""
 
     pixels: str = option("l1", "of the reconstruction", choices=loss_lib.PIXELS)
     pixel_weight: float = option(1.0, "of the pixel loss", least=0)
     codebook_weight: float = option(1.0, "of the codebook and commitment losses", least=0)
     adversarial: str = option("hinge", "none: no discriminator at all", choices=(*loss_lib.ADVERSARIAL, "none"))
     weight: float = option(0.8, "of the adversarial loss, times the adaptive weight", least=0)
-    adaptive: bool = option(True, "whether gradients at the last layer balance the adversarial loss")
-    disc_start: int = option(0, "update at which the discriminator begins to learn", least=0)
-    disc_warmup: int = option(0, "updates from then on in which it learns without the adversarial loss", least=0)
-    disc_ramp: int = option(1, "updates in which the adversarial loss then rises to its weight", least=1)
+    adaptive: bool = option(True, "balance the adversarial loss by gradients at the last layer")
+    disc_start: int = option(0, "update at which the discriminator starts to train", least=0)
+    disc_warmup: int = option(0, "updates from then on in which it trains without the adversarial loss", least=0)
+    disc_ramp: int = option(1, "updates in which the adversarial loss then rises to its full weight", least=1)
     lecam: float = option(0.0, "weight of LeCam regularisation (arXiv 2104.03310); 0: without", least=0)
     r1: float = option(0.0, "weight of the gradient penalty R1 (arXiv 1801.04406); 0: without", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class VQGANTaskOptions(Options):
-    """VQGAN's part of a config."""
+    """Config options of the VQGAN task."""
 
-    pretrained: str = option("", "a VQGAN to start from, which brings its model; see vqgan_jax.load")
+    pretrained: str = option("", "a VQGAN to start from, which also sets the model; see vqgan_jax.load")
     model: VQGANOptions = VQGANOptions()
     compute: Compute = Compute()
     dropout: float = option(0.0, "of the residual blocks", least=0, below=1)
     codebook: CodebookOptions = CodebookOptions()
     discriminator: DiscriminatorOptions = DiscriminatorOptions()
-    fresh_discriminator: bool = option(False, "with pretrained: start anew, though taming's checkpoint holds one")
+    fresh_discriminator: bool = option(False, "with pretrained: a new discriminator, even if the checkpoint holds one")
     perceptual: PerceptualOptions = PerceptualOptions()
     loss: LossOptions = LossOptions()
     preprocess: PreprocessOptions = PreprocessOptions()
@@ -90,7 +92,7 @@ class VQGANTaskOptions(Options):
                 "quantizer.type = 'gumbel' is nearest to it"
             )
         kind = self.model.quantizer.type
-        if kind not in quantize.WITH_POINTS:
+        if kind not in quantize.WITH_CODEBOOK:
             self.require(
                 self.codebook == CodebookOptions(),
                 path,
@@ -103,32 +105,32 @@ OPTIONS, EVALUATORS = VQGANTaskOptions, evaluators.EVALUATORS
 
 
 def complete(config: ConfigDict, stated: ConfigDict) -> None:
-    """With `config.pretrained`, the model is the checkpoint's. ConfigError where the user's own options contradict it."""
+    """Completes a config that names `config.pretrained` by the checkpoint's model; ConfigError for contradictions."""
     if config.pretrained:
         checkpoint = pretrained.open_checkpoint(config.pretrained)
         own = stated.get("model", {})
-        options = _resized(checkpoint.model, own.get("resolution"))
+        options = _at_resolution(checkpoint.model, own.get("resolution"))
         adopt(config.model, own, options, "model", free=("resolution", *VQGANOptions.free()), example=_FINETUNE)
-        if _takes_over(config, checkpoint):
+        if _continues_discriminator(config, checkpoint):
             own = stated.get("discriminator", {})
             adopt(config.discriminator, own, checkpoint.discriminator[0], "discriminator", example=_FINETUNE)
 
 
-def _resized(options: Mapping, resolution: int | None) -> Mapping:
-    """A model's options for pictures of another size, attention in the same layers."""
+def _at_resolution(options: Mapping, resolution: int | None) -> Mapping:
+    """Returns a model's options for another resolution, with attention in the same layers."""
     if resolution is None or "attention" not in options:
         return options
     attention = tuple(size * resolution // options["resolution"] for size in options["attention"])
     return {**options, "attention": attention}
 
 
-def _takes_over(config: ConfigDict, found: pretrained.Checkpoint) -> bool:
-    """Whether a new run goes on with the checkpoint's discriminator."""
-    return found.discriminator is not None and config.loss.adversarial != "none" and not config.fresh_discriminator
+def _continues_discriminator(config: ConfigDict, checkpoint: pretrained.Checkpoint) -> bool:
+    """Returns whether a new run continues with the checkpoint's discriminator."""
+    return checkpoint.discriminator is not None and config.loss.adversarial != "none" and not config.fresh_discriminator
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
-    """The task of a resolved config. Raises ConfigError for options that contradict each other."""
+    """Builds the task of a resolved config. Raises ConfigError for options that contradict each other."""
     preprocess = images.Preprocess(size=config.model.resolution, mean=HALF, std=HALF, **config.preprocess)
     augment = images.Augment(preprocess, tuple(config.augment.scale), config.augment.flip)
     compute = Compute.parse(config.compute, "compute")
@@ -161,7 +163,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
 
 
 def codebook_rule(config: ConfigDict) -> codebook.Rule:
-    """How the run's codebook changes without a gradient."""
+    """Builds the rule by which the run's codebook changes without a gradient."""
     quantizer = config.model.quantizer
     return codebook.Rule(
         num_codes=quantizer.size,
@@ -174,11 +176,11 @@ def codebook_rule(config: ConfigDict) -> codebook.Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Players:
-    """Generator and discriminator of a run: how they begin, and what changes them without a gradient.
+    """Generator and discriminator of a run: their initialisation and their updates without a gradient.
 
     Attributes:
       config: the run's.
-      discriminator, distance: None where the run has none.
+      discriminator, distance: None if the run has none.
     """
 
     config: ConfigDict
@@ -188,7 +190,7 @@ class Players:
     rule: codebook.Rule
 
     def init(self, rng, batch):
-        """`Task.init`."""
+        """Implements `Task.init`."""
         generator_key, discriminator_key = jax.random.split(rng)
         size = self.config.model.resolution
         x = jnp.zeros((1, size, size, 3))
@@ -208,7 +210,7 @@ class Players:
         return params, extra
 
     def pretrained(self):
-        """`Task.pretrained`: the weights that a new run starts from instead of what `init` draws."""
+        """Implements `Task.pretrained`: loads the weights that replace the random ones of `init`."""
         params, extra = {}, {}
         if self.config.pretrained:
             checkpoint = pretrained.open_checkpoint(self.config.pretrained)
@@ -216,14 +218,14 @@ class Players:
             params, extra = {"generator": variables.pop("params")}, {"generator": variables}
             if self.rule.is_ema:
                 extra["averaged"] = variables["codebook"]["quantizer"]["points"]
-            if _takes_over(self.config, checkpoint):
+            if _continues_discriminator(self.config, checkpoint):
                 variables = checkpoint.discriminator[1]()
                 params["discriminator"] = variables.pop("params")
                 extra["discriminator"] = variables
         return params, extra if self.distance is None else extra | {"perceptual": self.distance.weights}
 
     def revise(self, params, extra, statistics, rng, step):
-        """`Task.revise`: codebook, its usage and all running means, by all micro-batches of an update at once."""
+        """Implements `Task.revise`: updates codebook, usage and running means by all micro-batches of an update."""
         mesh = jax.sharding.get_abstract_mesh()
         codes = sharding.join_batch(statistics["codes"], mesh)
         is_first = jnp.all(extra["usage"]["last"] < 0)
@@ -242,22 +244,22 @@ class Players:
         extra = extra | {"usage": usage}
         if self.rule.is_ema:
             decay = averaging.decay(self.config)
-            average = averaging.follow(extra["averaged"], book["points"], moved, step, decay)
+            average = averaging.update(extra["averaged"], book["points"], moved, step, decay)
             return params, extra | {"averaged": average, "generator": {"codebook": {"quantizer": book}}}, {}, metrics
         generator = generator | {"quantizer": generator["quantizer"] | {"codebook": book["points"]}}
         return params | {"generator": generator}, extra, {"generator/quantizer/codebook": moved}, metrics
 
     def warnings(self, metrics: dict[str, float], step: int) -> list[str]:
-        """`Task.warnings`."""
+        """Implements `Task.warnings`."""
         sentences = []
-        if step >= 2 * codebook.WINDOW and metrics["usage"] < _COLLAPSED:
+        if step >= 2 * codebook.WINDOW and metrics["usage"] < _COLLAPSED_USAGE:
             sentences.append(
                 f"the codebook has collapsed: {100 * metrics['usage']:.1f} % of {self.generator.quantizer.size} codes were "
                 f"used in the last {codebook.WINDOW} updates. Try codebook.revive = 100, codebook.start = 'kmeans', "
                 "model.quantizer.unit = True with dim = 8, or model.quantizer.type = 'fsq'"
             )
         trains = self.discriminator is not None and step > self.config.loss.disc_start + 100
-        if trains and metrics["loss_discriminator"] < _WON:
+        if trains and metrics["loss_discriminator"] < _DOMINANT_LOSS:
             sentences.append(
                 f"the discriminator wins outright (loss {metrics['loss_discriminator']:.3f}): its logits teach "
                 "the generator nothing. Try loss.lecam = 0.001, loss.r1 = 1, or a lower optim.players.discriminator.lr"

@@ -1,4 +1,4 @@
-"""The loaded VQGAN: a small value with the verbs people come for, `load`, and writing it for peers."""
+"""The loaded VQGAN: encode, decode and reconstruct images; load and save models, also for other libraries."""
 
 import dataclasses
 import functools
@@ -32,15 +32,15 @@ Pictures = Sequence[Picture] | np.ndarray
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Vqgan:
-    """A model ready for use. Make one with `load`, or from its parts with `Vqgan.assemble`.
+    """A VQGAN for inference. Make one with `load`, or from its parts with `Vqgan.assemble`.
 
     Attributes:
       module: see `vqgan_jax.model`.
       variables: on this host's devices.
       options: of the model.
-      compute: how it is computed.
-      fingerprint: SHA-256 of the weights and of what their shapes do not tell: what codes mean depends on it.
-      name: where it came from, for people.
+      compute: precision of its computations.
+      fingerprint: SHA-256 of the weights and the options; it identifies the meaning of codes.
+      name: where it was loaded from, for messages.
     """
 
     module: model_lib.Autoencoder
@@ -54,7 +54,7 @@ class Vqgan:
     def assemble(
         cls, options: VQGANOptions | Mapping | ConfigDict, variables: Any, name: str, compute: Compute | None = None
     ) -> "Vqgan":
-        """The model of these options and weights, its weights copied to this host's devices."""
+        """Builds the model of these options and weights; copies the weights to this host's devices."""
         options = options if isinstance(options, VQGANOptions) else VQGANOptions.parse(options, "model")
         compute = compute or Compute()
         fingerprint, module = _fingerprint(options, variables), model_lib.build(options, compute)
@@ -62,12 +62,12 @@ class Vqgan:
 
     @property
     def size(self) -> int:
-        """Side of the pictures it was trained on, to which single pictures are brought."""
+        """Side of the training images in pixels, to which lists of images are resized and cropped."""
         return self.options.resolution
 
     @property
-    def codes(self) -> int:
-        """How many codes there are."""
+    def num_codes(self) -> int:
+        """Number of codes in the codebook."""
         return self.module.quantizer.size
 
     @property
@@ -76,37 +76,32 @@ class Vqgan:
         return self.module.factor
 
     def encode(self, images: Pictures, batch_size: int = 32) -> Int32[np.ndarray, "n h w"]:
-        """Codes of pictures.
+        """Encodes images to codes.
 
         Args:
           images: one array [n, H, W, 3], uint8 or float in [0, 1], with H and W divisible by `factor`; or PIL pictures,
             paths and uint8 arrays of any sizes, which are cropped to `size` x `size`.
 
-        Raises ValueError for other arrays, BrokenSample for a picture that cannot be read.
+        Raises ValueError for other arrays, BrokenSample for an image that cannot be read.
         """
-        pixels = self._pixels(images)
-        return self._batched(self._programs.encode, pixels, batch_size)
+        return self._batched(self._programs.encode, self.preprocess(images), batch_size)
 
     def decode(self, codes: Int32[np.ndarray, "n h w"], batch_size: int = 32) -> Float32[np.ndarray, "n H W 3"]:
-        """Pictures of codes, in [0, 1]. Raises ValueError for a code that does not exist."""
+        """Decodes codes to images in [0, 1]. Raises ValueError for a code that does not exist."""
         return self._batched(self._programs.decode, self._check_codes(codes), batch_size)
 
     def decode_uint8(self, codes: Int32[np.ndarray, "n h w"], batch_size: int = 32) -> UInt8[np.ndarray, "n H W 3"]:
-        """`decode`, rounded to 0 to 255 on the device: a quarter of the memory, for many pictures."""
+        """Decodes codes to uint8 images, rounded on the device: a quarter of the memory of `decode`."""
         return self._batched(self._programs.decode_uint8, self._check_codes(codes), batch_size)
 
     def reconstruct(self, images: Pictures, batch_size: int = 32) -> Float32[np.ndarray, "n H W 3"]:
-        """Pictures after a journey through the codes, in [0, 1]; `images` as in `encode`."""
-        return self._batched(self._programs.reconstruct, self._pixels(images), batch_size)
+        """Encodes and decodes images, to images in [0, 1]; `images` as in `encode`."""
+        return self._batched(self._programs.reconstruct, self.preprocess(images), batch_size)
 
-    def pixels(self, images: Pictures) -> np.ndarray:
-        """What `encode` sees of `images`: uint8 or float32 [n, H, W, 3]."""
-        return self._pixels(images)
+    def encode_with(self, variables: Any, images: jax.Array) -> jax.Array:
+        """Encodes images with other variables, as a pure function: uint8 [n, H, W, 3] -> int32 [n, h, w].
 
-    def codes_of(self, variables: Any, images: jax.Array) -> jax.Array:
-        """What `encode` computes, as a pure function for the programs of others: uint8 [n, H, W, 3] -> int32 [n, h, w].
-
-        `variables` have the form of this value's own, wherever they lie.
+        `variables` have the structure of this model's own, on any devices.
         """
         return self._programs.encode(variables, images)
 
@@ -128,16 +123,17 @@ class Vqgan:
         codes = np.asarray(codes, np.int32)
         if codes.ndim != 3:
             raise ValueError(f"codes must be [n, h, w], not {list(codes.shape)}")
-        if codes.size and not (codes.min() >= 0 and codes.max() < self.codes):
-            raise ValueError(f"codes {codes.min()} to {codes.max()}: this model has 0 to {self.codes - 1}")
+        if codes.size and not (codes.min() >= 0 and codes.max() < self.num_codes):
+            raise ValueError(f"codes {codes.min()} to {codes.max()}: this model has 0 to {self.num_codes - 1}")
         return codes
 
-    def _pixels(self, images: Pictures) -> np.ndarray:
+    def preprocess(self, images: Pictures) -> np.ndarray:
+        """Brings images to the form that `encode` computes with: uint8 or float32 [n, H, W, 3]."""
         if isinstance(images, str | Path | Image.Image):
             raise TypeError(f"images must be a list, not one {type(images).__name__}: write [value]")
         if not isinstance(images, np.ndarray):
             preprocess = Preprocess(self.size)
-            return np.stack([preprocess.named(x, i) for i, x in enumerate(images)]) if len(images) else self._none()
+            return np.stack([preprocess.named(x, i) for i, x in enumerate(images)]) if len(images) else self._no_images()
         if images.ndim != 4 or images.shape[-1] != 3 or not (images.dtype == np.uint8 or images.dtype.kind == "f"):
             raise ValueError(
                 f"images must be [n, H, W, 3], uint8 or float in [0, 1], not {images.dtype} {list(images.shape)}"
@@ -154,12 +150,12 @@ class Vqgan:
             return images.astype(np.float32)
         return images
 
-    def _none(self) -> np.ndarray:
+    def _no_images(self) -> np.ndarray:
         return np.zeros((0, self.size, self.size, 3), np.uint8)
 
 
 class _Programs(NamedTuple):
-    """Compiled once for a shape of batch."""
+    """Compiled functions of the variables and a batch."""
 
     encode: Callable
     decode: Callable
@@ -201,7 +197,7 @@ def _fingerprint(options: VQGANOptions, variables: Mapping) -> str:
 
 
 def load(path: str | Path, step: int | None = None) -> Vqgan:
-    """The model that `path` holds.
+    """Loads the VQGAN at `path`.
 
     Args:
       path: a run directory of `train-jax` (averaged weights where there are any), a `.safetensors` of `save`, a directory of
@@ -209,11 +205,11 @@ def load(path: str | Path, step: int | None = None) -> Vqgan:
         taming-transformers with its `.yaml` beside it (of a second stage, the first stage in it), or "hf:org/name".
       step: of a run directory, the checkpoint; None for the newest readable one.
 
-    Raises LoadError that says what was found if it is none of these, is damaged, or does not belong together.
+    Raises LoadError for any other file, for damaged files, and for weights that do not fit their configuration.
     """
-    found = open_checkpoint(path, step)
-    variables, name = found.variables(found.module())
-    return Vqgan.assemble(found.model, variables, name, found.compute)
+    checkpoint = open_checkpoint(path, step)
+    variables, name = checkpoint.variables(checkpoint.module())
+    return Vqgan.assemble(checkpoint.model, variables, name, checkpoint.compute)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -221,7 +217,7 @@ def load(path: str | Path, step: int | None = None) -> Vqgan:
 
 
 def to_bytes(vq: Vqgan) -> bytes:
-    """The content of a `.safetensors` file that `load` opens: weights and options, nothing else."""
+    """Returns the content of a `.safetensors` file that `load` opens: weights and options."""
     return single_file.to_bytes(vq.options, vq.compute, jax.tree.map(np.asarray, vq.variables))
 
 
@@ -243,7 +239,7 @@ def save_diffusers(vq: Vqgan, directory: str | Path) -> None:
     import safetensors.numpy
 
     directory = Path(directory)
-    model, params = _with_plain_codebook(vq, "diffusers")
+    model, params = _fold_codebook(vq, "diffusers")
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} holds files already; name a new directory")
     weights = to_peer(params, diffusers.entries(model))
@@ -264,7 +260,7 @@ def save_taming(vq: Vqgan, path: str | Path) -> None:
         raise ValueError(
             f"{path}: name the file as NAME.safetensors; PyTorch opens it with safetensors.torch.load_file"
         )
-    model, params = _with_plain_codebook(vq, "taming", gumbel=True)
+    model, params = _fold_codebook(vq, "taming", gumbel=True)
     if model["groups"] != 32:
         raise ValueError(
             f"taming's group norms have 32 groups, this model's {model['groups']}: save_taming cannot write it"
@@ -276,8 +272,8 @@ def save_taming(vq: Vqgan, path: str | Path) -> None:
     taming.save(model, to_peer(params, taming.entries(model)), path)
 
 
-def _with_plain_codebook(vq: Vqgan, peer: str, gumbel: bool = False) -> tuple[dict, dict[str, np.ndarray]]:
-    """Options and parameters with the codebook as the points that the peer compares latents with."""
+def _fold_codebook(vq: Vqgan, peer: str, gumbel: bool = False) -> tuple[dict, dict[str, np.ndarray]]:
+    """Returns options and parameters of the same model with a plain codebook, as the peer library knows it."""
     model = vq.options.to_dict()
     kind = model["quantizer"]["type"]
     if kind not in ("nearest", "ema", *(["gumbel"] if gumbel else [])):
@@ -293,7 +289,7 @@ def _with_plain_codebook(vq: Vqgan, peer: str, gumbel: bool = False) -> tuple[di
         params["quantizer/codebook"] = np.asarray(vq.variables["codebook"]["quantizer"]["points"])
         model["quantizer"]["type"] = "nearest"
     elif model["quantizer"]["unit"]:
-        # Of points of unit norm, the nearest to a latent is the one of its direction, whatever the latent's norm.
+        # Among points of unit norm the nearest to a latent is that of its direction, for every norm of the latent.
         points = params["quantizer/codebook"]
         params["quantizer/codebook"] = points / np.linalg.norm(points, axis=1, keepdims=True)
     return model, params

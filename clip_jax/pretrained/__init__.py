@@ -1,6 +1,6 @@
-"""Models in files: one module a format, each with a table from its names to ours.
+"""Checkpoints of CLIP: one module per format, each with a table from its parameter names to ours.
 
-open_checkpoint(path) -> Checkpoint     what the files tell, before any weight is read
+open_checkpoint(path) -> Checkpoint     reads configurations; weights are read later
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _HUB_FALLBACK = ("pytorch_model*.bin", "open_clip_pytorch_model.bin")
-_KINDS = (
+_FORMATS = (
     "load opens run directories of train-jax (config.json with a task, tokenizer.json, preprocess.json, artifacts.json, "
     "checkpoints/), Hugging Face directories of CLIP and SigLIP (config.json with a model_type), open_clip directories "
     f"({open_clip.CONFIG}), weight files of both with their directory around them, OpenAI's .pt files, big_vision's .npz "
@@ -29,19 +29,19 @@ _KINDS = (
 
 
 def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
-    """What the files at `path` tell of a model (see `clip_jax.load`). Raises LoadError if that is none that is known."""
+    """Opens the checkpoint at `path` (see `clip_jax.load`). Raises LoadError if it is of no known format."""
     path = hub.resolve(path, _HUB_FILES, _HUB_FALLBACK)
     if not path.exists():
-        raise LoadError(f"{path}: no such file or folder. {_KINDS}")
+        raise LoadError(f"{path}: no such file or folder. {_FORMATS}")
     try:
         checkpoint = _open_directory(path, step) if path.is_dir() else _open_file(path)
     except LoadError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # Configurations are other people's: any value can be of any kind.
+        # Configurations are untrusted input: any value can be of any type.
         raise LoadError(f"{path}: a configuration is not as expected ({type(error).__name__}: {error})") from error
     if checkpoint is None:
-        raise LoadError(f"{path} is no model: it holds {_content(path)}. {_KINDS}")
+        raise LoadError(f"{path} is no model: it holds {_content(path)}. {_FORMATS}")
     return checkpoint
 
 
@@ -55,12 +55,12 @@ def _open_directory(path: Path, step: int | None) -> Checkpoint | None:
     run = run_directory.open_directory(path, step)
     if run is not None:
         return run
-    # Many directories are both; where transformers' own weights are not there, open_clip's are meant.
+    # Many directories hold both configurations; without transformers' own weights, the directory is open_clip's.
     both = (path / open_clip.CONFIG).is_file()
-    theirs = None if both and not hugging_face.weight_files(path) else hugging_face.open_directory(path)
-    checkpoint = theirs or open_clip.open_directory(path)
+    hf_checkpoint = None if both and not hugging_face.weight_files(path) else hugging_face.open_directory(path)
+    checkpoint = hf_checkpoint or open_clip.open_directory(path)
     if both and checkpoint is not None:
-        _warn_of_another_preprocessing(path, checkpoint)
+        _warn_of_other_preprocessing(path, checkpoint)
     return checkpoint
 
 
@@ -79,8 +79,8 @@ def _open_file(path: Path) -> Checkpoint | None:
     return openai_file.open_file(path)
 
 
-def _warn_of_another_preprocessing(path: Path, checkpoint: Checkpoint) -> None:
-    """Logs that a directory holds two configurations that prepare pictures differently, and which of them is used."""
+def _warn_of_other_preprocessing(path: Path, checkpoint: Checkpoint) -> None:
+    """Warns if the two configurations of a directory preprocess images differently, and says which one is used."""
 
     def read(module) -> Preprocess | str | None:
         try:
@@ -88,19 +88,19 @@ def _warn_of_another_preprocessing(path: Path, checkpoint: Checkpoint) -> None:
         except LoadError as error:
             return str(error)
 
-    ours, other = (read(module) for module in (open_clip, image_processor))
+    used, other = (read(module) for module in (open_clip, image_processor))
     if checkpoint.kind != "open_clip":
-        ours, other = other, ours
-    if other is not None and _rounded_alike(ours) != _rounded_alike(other):
+        used, other = other, used
+    if other is not None and _without_rounding(used) != _without_rounding(other):
         log.warning(
             "%s: two configurations prepare pictures differently. Used is that of the weights that are loaded (%s): %s. The "
             "other says: %s. To use the other, load its weight file by name",
-            path, checkpoint.files, ours, other,
+            path, checkpoint.files, used, other,
         )  # fmt: skip
 
 
-def _rounded_alike(preprocess: Preprocess | str) -> Preprocess | str:
-    """Without the difference in rounding that transformers and open_clip always have."""
+def _without_rounding(preprocess: Preprocess | str) -> Preprocess | str:
+    """Replaces the crop's rounding of transformers by open_clip's, the one difference that they always have."""
     return (
         dataclasses.replace(preprocess, mode="crop") if getattr(preprocess, "mode", "") == "crop_floor" else preprocess
     )

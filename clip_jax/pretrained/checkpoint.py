@@ -1,4 +1,4 @@
-"""What every format is opened as: the model it tells of, how its input is prepared, and how to read its weights."""
+"""The common form of all formats: model options, tokenizer, preprocessing, and a function that reads the weights."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,17 +19,17 @@ from train_jax.weights.layout import STATS, nested
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model in files, its weights not read yet.
+    """An opened checkpoint, its weights not read yet.
 
     Attributes:
-      name: where it came from, for people.
-      kind: the format, for people.
-      model: options of `clip_jax.options.CLIPOptions`; what is absent is as by default.
-      tokenizer, preprocess: how texts and pictures are prepared.
-      read: reads the weights: unrolled names (see `train_jax.weights.layout`) -> float32 arrays, and a name that tells
-        which they are.
-      files: the files that all this is read from, for people.
-      compute: how the model was computed in training.
+      name: the source, for messages.
+      kind: the format, for messages.
+      model: options of `clip_jax.options.CLIPOptions`; absent ones have their defaults.
+      tokenizer, preprocess: of texts and images.
+      read: reads the weights: unrolled names (see `train_jax.weights.layout`) -> float32 arrays, and a name of the
+        weights for messages.
+      files: the files that are read, for messages.
+      compute: options of the computation in training.
     """
 
     name: str
@@ -42,12 +42,13 @@ class Checkpoint:
     compute: CLIPCompute = CLIPCompute()
 
     def module(self, size: int | None = None, scan: bool | None = None) -> model_lib.CLIP:
-        """The model.
+        """Builds the module.
 
-        `size`: of the pictures it shall see, None for the size it was trained with. `scan`: whether its blocks are stacked,
-        None for as it was trained (of other formats: stacked).
+        Args:
+          size: of its input images; None: as trained.
+          scan: whether its blocks are stacked; None: as trained (stacked, for formats that do not say).
 
-        LoadError if no model can be built so.
+        Raises LoadError if the options contradict each other.
         """
         compute = self.compute if scan is None else dataclasses.replace(self.compute, scan=scan)
         try:
@@ -57,13 +58,13 @@ class Checkpoint:
             raise LoadError(f"{self.name} describes no model that can be built: {error}") from error
 
     def variables(self, module: model_lib.CLIP) -> tuple[dict, str]:
-        """The weights in the shapes of `module` (`params`, and `batch_stats` of a ResNet), and which they are, for people.
+        """Reads the variables of `module` (`params`, of a ResNet `batch_stats` too) and a name of the weights.
 
-        Positions are interpolated where the picture's size differs. Raises LoadError where the shapes do not fit.
+        Position embeddings are interpolated to the image size. Raises LoadError if names or shapes do not match.
         """
         flat, name = self.read()
-        wanted = abstract_variables(module)
-        shapes = _shapes(wanted["params"])
+        expected = abstract_variables(module)
+        shapes = _shapes(expected["params"])
         positions = next((p for p in ("vision/positions", "vision/pool/positions") if p in flat), "")
         if positions in shapes:
             first = int("vision/cls" in flat or positions == "vision/pool/positions")
@@ -72,25 +73,25 @@ class Checkpoint:
         params = nested({name: x for name, x in flat.items() if not name.startswith(STATS)}, scan)
         stats = nested({name.removeprefix(STATS): x for name, x in flat.items() if name.startswith(STATS)}, False)
         variables = {"params": params} | ({"batch_stats": stats} if stats else {})
-        check_shapes(variables, wanted, self.name)
+        check_shapes(variables, expected, self.name)
         return variables, name
 
 
 def abstract_variables(module: model_lib.CLIP) -> dict:
-    """Shapes of a model's variables, without boxes."""
+    """Infers the shapes of a model's variables, without boxes."""
     size = module.options.image.size
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     ids = jax.ShapeDtypeStruct((1, module.options.text.context_length), jnp.int32)
     return nn.unbox(jax.eval_shape(module.init, jax.random.key(0), images, ids))
 
 
-def check_shapes(variables: Mapping, wanted: Mapping, where: str) -> None:
-    """LoadError unless the arrays have the names and shapes of the model that the configuration describes."""
-    described, saved = _shapes(wanted), _shapes(variables)
+def check_shapes(variables: Mapping, expected: Mapping, source: str) -> None:
+    """Raises LoadError unless the variables have the names and shapes that the configuration describes."""
+    described, saved = _shapes(expected), _shapes(variables)
     for path in sorted(described.keys() | saved.keys()):
         if described.get(path) != saved.get(path):
             raise LoadError(
-                f"{where}: {path} is {described.get(path, 'absent')} by the configuration and "
+                f"{source}: {path} is {described.get(path, 'absent')} by the configuration and "
                 f"{saved.get(path, 'absent')} in the weights; they belong to different models"
             )
 

@@ -1,4 +1,4 @@
-"""Hugging Face directories of CLIP and SigLIP: what `transformers` saves, and what it opens.
+"""Hugging Face directories of CLIP and SigLIP, in the format of `transformers`.
 
 config.json, model.safetensors (or pytorch_model.bin, or parts with an index), tokenizer files,
 preprocessor_config.json
@@ -19,15 +19,17 @@ from train_jax.weights.tensors import open_tensors
 from train_jax.weights.wrappers import unwrap
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
-LEGACY_EOS = 2  # what older configs say of every CLIP; it means: read the text at its largest id
+LEGACY_EOS = 2  # the eos_token_id of older configs of CLIP; transformers then pools at the largest id
 _IGNORED = (r"embeddings\.position_ids$",)
 _WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin")
-ANCHOR = "text_model.embeddings.token_embedding.weight"  # a tensor that CLIP and SigLIP have under this name alone
+ANCHOR = "text_model.embeddings.token_embedding.weight"  # identifies the format: in every CLIP and SigLIP
 
 
 def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None:
-    """The checkpoint in a directory, with the weights of the file `weights` or those it has; None without `weights` if its
-    config.json is not one of `transformers`."""
+    """Opens a directory, with the weights of the file `weights` or its own.
+
+    None if `weights` is None and config.json is not one of `transformers`.
+    """
     file = path / "config.json"
     if weights is None and not file.is_file():
         return None
@@ -38,70 +40,70 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     if kind == "siglip2":
         raise LoadError(f"{file}: SigLIP 2 of variable resolution (NaFlex) is not supported; its fixed sizes are")
     if kind not in ("clip", "siglip") or "vision_config" not in config or "text_config" not in config:
-        raise LoadError(f"{file}: model_type {kind!r} is neither a whole 'clip' nor a whole 'siglip' model")
+        raise LoadError(f"{file}: model_type {kind!r} is neither a complete 'clip' nor a complete 'siglip' model")
     config |= {name: _section(config, name, file) for name in ("text_config", "vision_config")}
     model = clip_options(config, file) if kind == "clip" else siglip_options(config, file)
-    make = clip_entries if kind == "clip" else siglip_entries
+    table = clip_entries if kind == "clip" else siglip_entries
     files = [weights] if weights else weight_files(path)
     if not files:
         raise LoadError(f"{path} holds no weights: none of {', '.join(_WEIGHTS)}")
-    where = str(weights or path)
-    tensors = unwrap({name: x for part in files for name, x in open_tensors(part).items()}, ANCHOR, where)
+    source = str(weights or path)
+    tensors = unwrap({name: x for part in files for name, x in open_tensors(part).items()}, ANCHOR, source)
     preprocess = open_preprocess(path, model["image"]["size"], "CLIP" if kind == "clip" else "Siglip")
     if preprocess is None:
-        raise LoadError(f"{path}: {' or '.join(FILES)} is missing, which says how pictures are prepared")
+        raise LoadError(f"{path}: {' or '.join(FILES)} is missing, which says how images are preprocessed")
     return Checkpoint(
-        name=where,
+        name=source,
         kind=f"Hugging Face {kind}",
         model=model,
         tokenizer=_tokenizer(path, config, model),
         preprocess=preprocess,
-        read=lambda: (from_peer(tensors, make(model), where, _IGNORED), where),
+        read=lambda: (from_peer(tensors, table(model), source, _IGNORED), source),
         files=f"{files[0].name}, config.json, {next(name for name in FILES if (path / name).is_file())}",
     )
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files of a directory's weights: one, or the parts that an index lists; none if there is neither."""
+    """Lists the weight files of a directory: one file, or the shards of an index; none if there is neither."""
     for name in _WEIGHTS:
         if (path / name).is_file():
             return [path / name]
         index = path / f"{name}.index.json"
         if index.is_file():
-            parts = sorted(set(section(read_json(index), "weight_map", index).values()))
-            absent = [part for part in parts if Path(part).name != part or not (path / part).is_file()]
+            shards = sorted(set(section(read_json(index), "weight_map", index).values()))
+            absent = [shard for shard in shards if Path(shard).name != shard or not (path / shard).is_file()]
             if absent:
                 raise LoadError(f"{index} names {absent[0]!r}, which is no file in {path}")
-            return [path / part for part in parts]
+            return [path / shard for shard in shards]
     return []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The model that a config tells of
+# Options from a config
 
 
 def _tower(part: Mapping, file: Path, defaults: Mapping) -> dict:
-    """Sizes of a tower; `defaults` are those of transformers, which leaves out what equals them."""
-    found = {**defaults, **part}
-    if found["hidden_act"] not in ACTIVATIONS:
-        raise LoadError(f"{file}: activation {found['hidden_act']!r} is not known: {', '.join(ACTIVATIONS)}")
+    """Converts the options of a tower; `defaults` are those of transformers, which saves only other values."""
+    config = {**defaults, **part}
+    if config["hidden_act"] not in ACTIVATIONS:
+        raise LoadError(f"{file}: activation {config['hidden_act']!r} is not known: {', '.join(ACTIVATIONS)}")
     return {
-        "width": found["hidden_size"],
-        "depth": found["num_hidden_layers"],
-        "heads": found["num_attention_heads"],
-        "mlp_ratio": found["intermediate_size"] / found["hidden_size"],
+        "width": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "mlp_ratio": config["intermediate_size"] / config["hidden_size"],
     }
 
 
 def _shared(text: Mapping, image: Mapping, file: Path) -> dict:
-    """What both towers must agree on."""
+    """Converts the options on which both towers must agree. Raises LoadError if they differ."""
     if text["hidden_act"] != image["hidden_act"] or text["layer_norm_eps"] != image["layer_norm_eps"]:
         raise LoadError(f"{file}: towers of different activations or layer norms are not supported")
     return {"activation": ACTIVATIONS[text["hidden_act"]], "eps": text["layer_norm_eps"]}
 
 
 def _section(config: Mapping, name: str, file: Path) -> dict:
-    """`text_config` or `vision_config`. In older files of CLIP an object NAME_dict overrides it, its absent values too."""
+    """Reads `text_config` or `vision_config`; in older files of CLIP, `NAME_dict` and its defaults override them."""
     part, override = section(config, name, file), config.get(f"{name}_dict")
     if override is None or config["model_type"] != "clip":
         return part
@@ -124,6 +126,7 @@ _SIGLIP_IMAGE = _SIGLIP | {"image_size": 224, "patch_size": 16}
 
 
 def clip_options(config: Mapping, file: Path) -> dict:
+    """Converts the config of a CLIPModel to options as in `CLIPOptions`."""
     text, image = _CLIP_TEXT | config["text_config"], _CLIP_IMAGE | config["vision_config"]
     return {
         "embed_dim": config.get("projection_dim", 512),
@@ -146,6 +149,7 @@ def clip_options(config: Mapping, file: Path) -> dict:
 
 
 def siglip_options(config: Mapping, file: Path) -> dict:
+    """Converts the config of a SiglipModel to options as in `CLIPOptions`."""
     text, image = _SIGLIP_TEXT | config["text_config"], _SIGLIP_IMAGE | config["vision_config"]
     if not image.get("vision_use_head", True):
         raise LoadError(f"{file}: a SigLIP without its pooling head (vision_use_head) has no embedding")
@@ -174,17 +178,17 @@ def siglip_options(config: Mapping, file: Path) -> dict:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Names
+# Parameter names
 
 
 def _blocks(ours: str, theirs: str, tower: Mapping) -> Iterator[Entry]:
     heads = tower["heads"]
-    for number in range(tower["depth"]):
-        mine, block = f"{ours}/transformer/block_{number}", f"{theirs}.encoder.layers.{number}"
-        parts = [f"{block}.self_attn.{part}_proj" for part in "qkv"]
+    for index in range(tower["depth"]):
+        mine, block = f"{ours}/transformer/block_{index}", f"{theirs}.encoder.layers.{index}"
+        qkv = [f"{block}.self_attn.{part}_proj" for part in "qkv"]
         yield from norm(f"{mine}/norm1", f"{block}.layer_norm1")
-        yield Entry(f"{mine}/attention/qkv/kernel", tuple(f"{part}.weight" for part in parts), "qkv", heads)
-        yield Entry(f"{mine}/attention/qkv/bias", tuple(f"{part}.bias" for part in parts), "qkv_bias", heads)
+        yield Entry(f"{mine}/attention/qkv/kernel", tuple(f"{part}.weight" for part in qkv), "qkv", heads)
+        yield Entry(f"{mine}/attention/qkv/bias", tuple(f"{part}.bias" for part in qkv), "qkv_bias", heads)
         yield from linear(f"{mine}/attention/out", f"{block}.self_attn.out_proj", "heads_in", heads)
         yield from norm(f"{mine}/norm2", f"{block}.layer_norm2")
         yield from linear(f"{mine}/mlp_in", f"{block}.mlp.fc1")
@@ -192,6 +196,7 @@ def _blocks(ours: str, theirs: str, tower: Mapping) -> Iterator[Entry]:
 
 
 def clip_entries(model: Mapping) -> list[Entry]:
+    """Lists the parameters of a CLIP (options as in `CLIPOptions`) with their names in CLIPModel."""
     return [
         Entry("vision/stem/kernel", ("vision_model.embeddings.patch_embedding.weight",), "conv"),
         Entry("vision/cls", ("vision_model.embeddings.class_embedding",)),
@@ -210,6 +215,7 @@ def clip_entries(model: Mapping) -> list[Entry]:
 
 
 def siglip_entries(model: Mapping) -> list[Entry]:
+    """Lists the parameters of a SigLIP (options as in `CLIPOptions`) with their names in SiglipModel."""
     heads, head = model["image"]["heads"], "vision_model.head"
     return [
         *linear("vision/stem", "vision_model.embeddings.patch_embedding", "conv"),
@@ -232,7 +238,7 @@ def siglip_entries(model: Mapping) -> list[Entry]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Input
+# Tokenizers
 
 
 def _tokenizer(path: Path, config: Mapping, model: Mapping) -> AnyTokenizer:
@@ -246,10 +252,13 @@ def _tokenizer(path: Path, config: Mapping, model: Mapping) -> AnyTokenizer:
 
 
 def open_tokenizer(path: Path, model: Mapping) -> AnyTokenizer:
-    """The tokenizer beside some weights: CLIP's, or SigLIP's for a text tower that sees its padding."""
-    kind = Tokenizer if model["text"].get("causal", True) else SentencePiece
+    """Opens the tokenizer in the directory `path`: CLIP's, or SigLIP's for a bidirectional text tower.
+
+    Raises LoadError if it is missing or has more tokens than the model embeds.
+    """
+    tokenizer_class = Tokenizer if model["text"].get("causal", True) else SentencePiece
     try:
-        tokenizer = kind.load(path, model["text"]["context_length"])
+        tokenizer = tokenizer_class.load(path, model["text"]["context_length"])
     except (ValueError, FileNotFoundError) as error:
         raise LoadError(str(error)) from error
     if tokenizer.vocab_size > model["text"]["vocab_size"]:

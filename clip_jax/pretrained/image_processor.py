@@ -1,4 +1,4 @@
-"""`preprocessor_config.json` of Hugging Face directories: what transformers does to a picture of 8 bits, as a Preprocess."""
+"""Image preprocessing of Hugging Face directories: converts `preprocessor_config.json` to a `Preprocess`."""
 
 import re
 from collections.abc import Mapping
@@ -30,13 +30,13 @@ _DEFAULTS = {
 
 
 def open_preprocess(path: Path, size: int, family: str = "CLIP") -> Preprocess | None:
-    """What the directory says of pictures for a model that sees `size` pixels a side; None if it says nothing.
+    """Reads the preprocessing of a directory, for a model of images of `size` pixels a side; None if there is no file.
 
     Args:
-      family: "CLIP" or "Siglip", whose processor it is if the file does not say so.
+      family: "CLIP" or "Siglip", whose processor is meant if the file does not name one.
 
-    Options are honoured as transformers honours them, those that are absent have its defaults. Raises LoadError that names
-    an option that would lead to pictures of another size, or that is not known.
+    Options have the meaning and defaults of transformers. Raises LoadError, which names the option, for an unknown
+    option or one that makes images of another size.
     """
     file, config = _read(path)
     if config is None:
@@ -45,24 +45,24 @@ def open_preprocess(path: Path, size: int, family: str = "CLIP") -> Preprocess |
     def refuse(option: str, why: str) -> NoReturn:
         raise LoadError(f"{file}: {option} = {config.get(option)!r} is not supported: {why}")
 
-    kind = config.get("image_processor_type") or config.get("feature_extractor_type") or f"{family}ImageProcessor"
-    match = re.fullmatch(r"(CLIP|Siglip)(ImageProcessor|FeatureExtractor)(Fast|Pil)?", str(kind))
+    processor = config.get("image_processor_type") or config.get("feature_extractor_type") or f"{family}ImageProcessor"
+    match = re.fullmatch(r"(CLIP|Siglip)(ImageProcessor|FeatureExtractor)(Fast|Pil)?", str(processor))
     if match is None:
-        raise LoadError(f"{file}: {kind} is not known; CLIPImageProcessor and SiglipImageProcessor are")
+        raise LoadError(f"{file}: {processor} is not known; CLIPImageProcessor and SiglipImageProcessor are")
     config = _SHARED | _DEFAULTS[match[1]] | config
     unknown = [name for name, value in config.items() if name.startswith("do_") and value and name not in _KNOWN]
     if unknown:
-        refuse(unknown[0], f"of what is done to a picture, {', '.join(_KNOWN)} are")
+        refuse(unknown[0], f"supported are {', '.join(_KNOWN)}")
     if not config["do_resize"]:
-        refuse("do_resize", f"the model sees {size} x {size} pixels")
+        refuse("do_resize", f"the model's images are {size} x {size} pixels")
     sides, crop = _sides(config["size"], "shortest_edge"), _sides(config["crop_size"], "height")
     squash = sides.keys() == {"height", "width"}
     if set(sides.values()) != {size} or not (squash or sides.keys() == {"shortest_edge"}):
-        refuse("size", f"the model sees {size} x {size} pixels")
+        refuse("size", f"the model's images are {size} x {size} pixels")
     if config["do_center_crop"] and set(crop.values()) != {size}:
-        refuse("crop_size", f"the model sees {size} x {size} pixels")
+        refuse("crop_size", f"the model's images are {size} x {size} pixels")
     if not config["do_center_crop"] and not squash:
-        refuse("do_center_crop", f"the model sees {size} x {size} pixels, and a resized picture need not be square")
+        refuse("do_center_crop", f"the model's images are {size} x {size} pixels; a resized image need not be square")
     if config["resample"] not in RESAMPLE:
         refuse("resample", f"it must be one of {RESAMPLE}")
     mean, std = _statistics(config, refuse)
@@ -70,8 +70,8 @@ def open_preprocess(path: Path, size: int, family: str = "CLIP") -> Preprocess |
 
 
 def _read(path: Path) -> tuple[Path, dict | None]:
-    """The file, and what it says without what it leaves open (null)."""
-    file, combined = (path / name for name in FILES)  # transformers 5 may have one file for tokenizer and pictures
+    """Reads the configuration without options that are null: the file, and None if there is no configuration."""
+    file, combined = (path / name for name in FILES)  # transformers 5 may save one file for tokenizer and images
     config = read_json(file) if file.is_file() else None
     if config is None and combined.is_file():
         file, config = combined, read_json(combined).get("image_processor")
@@ -79,7 +79,7 @@ def _read(path: Path) -> tuple[Path, dict | None]:
 
 
 def _sides(value, name: str) -> dict[str, int]:
-    """A size as transformers writes it today: of older files, a number is the side `name` (of a square: both)."""
+    """Converts a size to the form of current transformers; in older files a single number is the side `name`."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (list, tuple)):
@@ -88,7 +88,7 @@ def _sides(value, name: str) -> dict[str, int]:
 
 
 def _statistics(config: Mapping, refuse) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation on the scale [0, 1], of a picture that is rescaled by any factor, or not at all."""
+    """Computes mean and standard deviation on the scale [0, 1], whatever the factor of rescaling."""
     mean, std = (0.0, 1.0) if not config["do_normalize"] else (config["image_mean"], config["image_std"])
     if config["do_rescale"] and not config["rescale_factor"] > 0:
         refuse("rescale_factor", "it must be more than 0")

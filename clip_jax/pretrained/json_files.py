@@ -1,4 +1,4 @@
-"""Configurations in JSON files."""
+"""Reads configurations in JSON files."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from train_jax.errors import LoadError
 
 
 def read_json(file: Path) -> dict:
-    """The object in a file. LoadError if the file is missing or holds anything else."""
+    """Reads the object in a file. Raises LoadError if the file is missing or holds anything else."""
     try:
         content = json.loads(file.read_text("utf-8"))
     except OSError as error:
@@ -21,7 +21,7 @@ def read_json(file: Path) -> dict:
 
 
 def section(config: Mapping, name: str, file: Path) -> dict:
-    """The object that a configuration holds under `name`. LoadError if it holds none."""
+    """Returns a copy of the object under `name` in a configuration. Raises LoadError if there is none."""
     if not isinstance(config.get(name), Mapping):
         raise LoadError(f"{file}: {name} = {config.get(name)!r}; it must be an object")
     return dict(config[name])

@@ -1,6 +1,7 @@
-"""The parameter names of openai/CLIP, which open_clip shares, and the model they tell of.
+"""Parameter names of openai/CLIP and open_clip, and the options that follow from the shapes.
 
-`entries` is the table; `options` reads a model's sizes off the shapes, which is all that OpenAI's own files offer.
+`entries` is the table of names; `infer_options` infers a model's sizes from shapes, since OpenAI's files have no
+config.
 """
 
 import math
@@ -11,16 +12,16 @@ from train_jax.errors import LoadError
 from train_jax.weights.layout import STATS, Entry
 from train_jax.weights.tensors import Tensor
 
-ANCHOR = "visual.conv1.weight"  # a tensor that every model of this kind has under this name alone
+ANCHOR = "visual.conv1.weight"  # identifies the format: in every model of it
 _HEAD_WIDTH = 64
 IGNORED = (r"^(input_resolution|context_length|vocab_size)$", r"num_batches_tracked$", r"attn_mask$")
 
 
 def entries(model: Mapping) -> list[Entry]:
-    """The table for a model (options as in `clip_jax.model.defaults`)."""
+    """Lists the parameters of a model (options as in `CLIPOptions`) with their names in openai/CLIP."""
     image, text = model["image"], model["text"]
-    found = list(_resnet(image) if image["tower"] == "resnet" else _vit(image))
-    found += [
+    table = list(_resnet(image) if image["tower"] == "resnet" else _vit(image))
+    table += [
         Entry("text/tokens", ("token_embedding.weight",)),
         Entry("text/positions", ("positional_embedding",)),
         *_blocks("text/transformer", "transformer", text),
@@ -29,29 +30,31 @@ def entries(model: Mapping) -> list[Entry]:
         Entry("logit_scale", ("logit_scale",), "number"),
     ]
     if model["loss"] == "sigmoid":
-        found.append(Entry("logit_bias", ("logit_bias",), "number"))
-    return found
+        table.append(Entry("logit_bias", ("logit_bias",), "number"))
+    return table
 
 
 def norm(ours: str, theirs: str) -> Iterator[Entry]:
+    """Entries of a norm: PyTorch's `weight` and `bias`."""
     yield Entry(f"{ours}/scale", (f"{theirs}.weight",))
     yield Entry(f"{ours}/bias", (f"{theirs}.bias",))
 
 
 def linear(ours: str, theirs: str, kind: str = "linear", heads: int = 0) -> Iterator[Entry]:
+    """Entries of a dense layer or convolution: PyTorch's `weight` and `bias`."""
     yield Entry(f"{ours}/kernel", (f"{theirs}.weight",), kind, heads)
     yield Entry(f"{ours}/bias", (f"{theirs}.bias",))
 
 
 def attention(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
-    """PyTorch's `nn.MultiheadAttention`."""
+    """Entries of PyTorch's `nn.MultiheadAttention` for `nn_jax.attention.SelfAttention`."""
     yield Entry(f"{ours}/qkv/kernel", (f"{theirs}.in_proj_weight",), "qkv", heads)
     yield Entry(f"{ours}/qkv/bias", (f"{theirs}.in_proj_bias",), "qkv_bias", heads)
     yield from linear(f"{ours}/out", f"{theirs}.out_proj", "heads_in", heads)
 
 
 def cross_attention(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
-    """The same for `nn_jax.attention.CrossAttention`, whose queries, keys and values have kernels of their own."""
+    """Entries of `nn.MultiheadAttention` for `nn_jax.attention.CrossAttention`, with separate q, k and v."""
     for third, name in enumerate("qkv"):
         yield Entry(f"{ours}/{name}/kernel", (f"{theirs}.in_proj_weight",), "heads_out", heads, third)
         yield Entry(f"{ours}/{name}/bias", (f"{theirs}.in_proj_bias",), "heads_bias", heads, third)
@@ -59,8 +62,8 @@ def cross_attention(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
 
 
 def _blocks(ours: str, theirs: str, tower: Mapping) -> Iterator[Entry]:
-    for number in range(tower["depth"]):
-        mine, block = f"{ours}/block_{number}", f"{theirs}.resblocks.{number}"
+    for index in range(tower["depth"]):
+        mine, block = f"{ours}/block_{index}", f"{theirs}.resblocks.{index}"
         yield from norm(f"{mine}/norm1", f"{block}.ln_1")
         yield from attention(f"{mine}/attention", f"{block}.attn", tower["heads"])
         yield from norm(f"{mine}/norm2", f"{block}.ln_2")
@@ -79,24 +82,23 @@ def _vit(image: Mapping) -> Iterator[Entry]:
 
 
 def _resnet(image: Mapping) -> Iterator[Entry]:
-    def step(ours: str, theirs: str, conv: str, batch_norm: str) -> Iterator[Entry]:
-        yield Entry(f"vision/{ours}/kernel", (f"visual.{theirs}.weight",), "conv")
-        mine, norm_name = f"vision/{batch_norm}", conv
-        yield from norm(mine, f"visual.{norm_name}")
-        yield Entry(f"{STATS}{mine}/mean", (f"visual.{norm_name}.running_mean",))
-        yield Entry(f"{STATS}{mine}/var", (f"visual.{norm_name}.running_var",))
+    def conv_and_norm(conv: str, their_conv: str, their_norm: str, batch_norm: str) -> Iterator[Entry]:
+        yield Entry(f"vision/{conv}/kernel", (f"visual.{their_conv}.weight",), "conv")
+        yield from norm(f"vision/{batch_norm}", f"visual.{their_norm}")
+        yield Entry(f"{STATS}vision/{batch_norm}/mean", (f"visual.{their_norm}.running_mean",))
+        yield Entry(f"{STATS}vision/{batch_norm}/var", (f"visual.{their_norm}.running_var",))
 
-    for number in (1, 2, 3):
-        yield from step(f"conv{number}", f"conv{number}", f"bn{number}", f"norm{number}")
+    for index in (1, 2, 3):
+        yield from conv_and_norm(f"conv{index}", f"conv{index}", f"bn{index}", f"norm{index}")
     for stage, blocks in enumerate(image["layers"], 1):
         for block in range(blocks):
             mine, theirs = f"stage{stage}_{block}", f"layer{stage}.{block}"
-            for number in (1, 2, 3):
-                yield from step(
-                    f"{mine}/conv{number}", f"{theirs}.conv{number}", f"{theirs}.bn{number}", f"{mine}/norm{number}"
+            for index in (1, 2, 3):
+                yield from conv_and_norm(
+                    f"{mine}/conv{index}", f"{theirs}.conv{index}", f"{theirs}.bn{index}", f"{mine}/norm{index}"
                 )
-            if not block:  # the first of a stage widens
-                yield from step(
+            if not block:  # the first of a stage has a projection
+                yield from conv_and_norm(
                     f"{mine}/shortcut", f"{theirs}.downsample.0", f"{theirs}.downsample.1", f"{mine}/shortcut_norm"
                 )
     pool, theirs, heads = "vision/pool", "visual.attnpool", image["heads"]
@@ -107,15 +109,15 @@ def _resnet(image: Mapping) -> Iterator[Entry]:
     yield from linear(f"{pool}/attention/out", f"{theirs}.c_proj", "heads_in", heads)
 
 
-def options(tensors: Mapping[str, Tensor], where: str) -> dict:
-    """The model that the shapes tell of, with OpenAI's activation and width of a head.
+def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
+    """Infers the model's options from shapes; activation and width of a head are OpenAI's.
 
     Raises LoadError if the names are not those of a CLIP.
     """
-    needed = ("token_embedding.weight", "positional_embedding", "text_projection", "visual.conv1.weight")
-    missing = [name for name in needed if name not in tensors]
+    required = ("token_embedding.weight", "positional_embedding", "text_projection", "visual.conv1.weight")
+    missing = [name for name in required if name not in tensors]
     if missing:
-        raise LoadError(f"{where} is no CLIP of OpenAI's kind: it has no {missing[0]}")
+        raise LoadError(f"{source} is no CLIP of OpenAI's kind: it has no {missing[0]}")
     context, text_width = tensors["positional_embedding"].shape
     text_depth = _count(tensors, r"^transformer\.resblocks\.(\d+)\.")
     if "visual.proj" in tensors:
@@ -127,7 +129,7 @@ def options(tensors: Mapping[str, Tensor], where: str) -> dict:
             "patch": patch,
             "width": width,
             "depth": _count(tensors, r"^visual\.transformer\.resblocks\.(\d+)\."),
-            "heads": heads(width, _HEAD_WIDTH, where),
+            "heads": heads(width, _HEAD_WIDTH, source),
             "mlp_ratio": tensors["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / width,
         }
     else:
@@ -135,7 +137,7 @@ def options(tensors: Mapping[str, Tensor], where: str) -> dict:
         grid = math.isqrt(tensors["visual.attnpool.positional_embedding"].shape[0] - 1)
         layers = tuple(_count(tensors, rf"^visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
         image = {"tower": "resnet", "size": grid * 32, "width": width, "layers": layers}
-        image["heads"] = heads(width * 32, _HEAD_WIDTH, where)
+        image["heads"] = heads(width * 32, _HEAD_WIDTH, source)
     return {
         "embed_dim": tensors["text_projection"].shape[1],
         "image": image,
@@ -144,7 +146,7 @@ def options(tensors: Mapping[str, Tensor], where: str) -> dict:
             "vocab_size": tensors["token_embedding.weight"].shape[0],
             "width": text_width,
             "depth": text_depth,
-            "heads": heads(text_width, _HEAD_WIDTH, where),
+            "heads": heads(text_width, _HEAD_WIDTH, source),
             "mlp_ratio": tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / text_width,
             "pool": "argmax",
         },
@@ -153,16 +155,16 @@ def options(tensors: Mapping[str, Tensor], where: str) -> dict:
     }
 
 
-def heads(width: int, head_width: int, where: str) -> int:
-    """Attention heads of a tower. LoadError where no whole number of them makes up its width."""
-    number = width // head_width if head_width else 0
-    if not number or width % number:
+def heads(width: int, head_width: int, source: str) -> int:
+    """Computes the number of attention heads of a tower. Raises LoadError unless it divides the width."""
+    num_heads = width // head_width if head_width else 0
+    if not num_heads or width % num_heads:
         raise LoadError(
-            f"{where}: a width of {width} cannot be split into heads of {head_width} (open_clip's head_width; OpenAI's 64)"
+            f"{source}: a width of {width} cannot be split into heads of {head_width} (open_clip's head_width; "
+            "OpenAI's 64)"
         )
-    return number
+    return num_heads
 
 
 def _count(tensors: Mapping, pattern: str) -> int:
-    found = {int(match[1]) for name in tensors if (match := re.match(pattern, name))}
-    return len(found)
+    return len({int(match[1]) for name in tensors if (match := re.match(pattern, name))})

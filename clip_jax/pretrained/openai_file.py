@@ -1,4 +1,4 @@
-"""OpenAI's own files (`ViT-B-32.pt`, `RN50.pt`, …). The vocabulary lies beside them."""
+"""OpenAI's own files (`ViT-B-32.pt`, `RN50.pt`, …), with the vocabulary in the same directory."""
 
 import zipfile
 from collections.abc import Mapping
@@ -15,39 +15,39 @@ from train_jax.weights.tensors import Tensor, open_tensors
 from train_jax.weights.wrappers import unwrap
 
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # its name in openai/CLIP
-_MARKS = {"input_resolution", "context_length", "vocab_size"}  # numbers that OpenAI put among the tensors, nobody else
+_SIZES = {"input_resolution", "context_length", "vocab_size"}  # scalars that only OpenAI saves with the tensors
 
 
 def open_file(path: Path) -> Checkpoint:
-    """The checkpoint in a file of OpenAI's tensor names.
+    """Opens a file of OpenAI's.
 
-    Raises LoadError unless OpenAI saved it, which its marks or its being a TorchScript archive show: open_clip's files have
-    the same names, another activation, other heads and other means.
+    Raises LoadError for other files, such as open_clip's, which have the same tensor names, but another activation,
+    other heads and other means.
     """
-    where = str(path)
-    tensors = unwrap(open_tensors(path), openai.ANCHOR, where)
+    source = str(path)
+    tensors = unwrap(open_tensors(path), openai.ANCHOR, source)
     if not is_openais(path, tensors):
         raise LoadError(
             f"{path} does not say which activation, heads and preprocessing its model has: it is no file of OpenAI's own "
-            f"(with {', '.join(sorted(_MARKS))} in it), and no {open_clip.CONFIG} lies beside it. Put one there: that of "
+            f"(with {', '.join(sorted(_SIZES))} in it), and no {open_clip.CONFIG} lies beside it. Put one there: that of "
             "its repository, or the file of open_clip's model_configs/ that the model was trained as (one with "
             '"quick_gelu": true if it goes back to weights of OpenAI\'s)'
         )
-    model = openai.options(tensors, where)
+    model = openai.infer_options(tensors, source)
     return Checkpoint(
-        name=where,
+        name=source,
         kind="OpenAI",
         model=model,
         tokenizer=_tokenizer(path.parent, model),
         preprocess=Preprocess(model["image"]["size"]),
-        read=lambda: (from_peer(tensors, openai.entries(model), where, openai.IGNORED), where),
+        read=lambda: (from_peer(tensors, openai.entries(model), source, openai.IGNORED), source),
         files=f"{path.name} (activation, heads and preprocessing: OpenAI's)",
     )
 
 
 def is_openais(path: Path, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether OpenAI saved this file: it has their marks, or is a TorchScript archive that is not of open_clip's code."""
-    if tensors.keys() >= _MARKS:
+    """Whether a file is OpenAI's own: with sizes among the tensors, or a TorchScript archive not of open_clip."""
+    if tensors.keys() >= _SIZES:
         return True
     if not zipfile.is_zipfile(path):
         return False

@@ -1,4 +1,4 @@
-"""Run directories, as `train-jax` writes them."""
+"""Run directories of `train-jax`."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ _TOKENIZER, _PREPROCESS = "tokenizer.json", "preprocess.json"
 
 
 def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
-    """The newest checkpoint of a run (or that of `step`), averaged weights where there are any; None if it is no run."""
+    """Opens the newest checkpoint of a run (or that of `step`), preferring averaged weights; None if it is no run."""
     config = run_directory.open_config(path, "clip_jax.task", "a CLIP", (_TOKENIZER, _PREPROCESS))
     if config is None:
         return None

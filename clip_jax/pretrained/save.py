@@ -1,4 +1,4 @@
-"""Writing a model as a directory that `transformers` opens, with the same outputs."""
+"""Saves a model as a Hugging Face directory, which `transformers` opens with the same outputs."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from train_jax.data.text import BOS, EOS, AnyTokenizer
 from train_jax.weights.layout import flat, to_peer
 
 _THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-# What their two models are made of, in our options; everything else they have no place for.
+# The options that transformers' two models can express; no other value can be saved.
 _CLIP = {
     "image": {"stem": "patch", "stem_bias": False, "pool": "cls", "pre_norm": True, "proj": True},
     "text": {"causal": True, "proj_bias": False},
@@ -30,12 +30,14 @@ _SIGLIP = {
 
 
 def save_hf(clip, directory: str | Path) -> None:
-    """Writes `clip` (a `clip_jax.Clip`) as a Hugging Face directory of CLIPModel or SiglipModel.
+    """Saves `clip` (a `clip_jax.Clip`) as a Hugging Face directory of CLIPModel or SiglipModel.
 
-    With it go a preprocessor_config.json, and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or a
-    tokenizer.json that AutoTokenizer opens. Raises ValueError that names the part for which transformers has no place (a
-    ResNet, a convolutional stem, mean pooling, …), FileExistsError if the directory holds files already. Of a picture's odd
-    margin transformers crops the half rounded down, whatever the rounding here.
+    Also writes preprocessor_config.json and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or a
+    tokenizer.json for AutoTokenizer. transformers rounds an odd crop margin down, whatever the rounding of
+    `clip.preprocess`.
+
+    Raises ValueError, which names the part, for a model that transformers cannot express (a ResNet, a convolutional
+    stem, mean pooling, …); FileExistsError if the directory holds files already.
     """
     module, directory = clip.module, Path(directory)
     kind = "siglip" if module.options.loss == "sigmoid" else "clip"
@@ -59,11 +61,11 @@ def save_hf(clip, directory: str | Path) -> None:
     safetensors.numpy.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def _check_expressible(options: CLIPOptions, wanted: Mapping, kind: str) -> None:
+def _check_expressible(options: CLIPOptions, required: Mapping, kind: str) -> None:
     if options.image.tower == "resnet":
         raise ValueError("transformers has no CLIP with a ResNet; save_hf cannot write this model")
     for name, tower in (("image", options.image), ("text", options.text)):
-        for option, value in wanted[name].items():
+        for option, value in required[name].items():
             if getattr(tower, option) != value:
                 raise ValueError(
                     f"transformers' {kind} model has {name}.{option} = {value!r}, and this one {getattr(tower, option)!r}: "
@@ -101,19 +103,19 @@ def _config(options: CLIPOptions, kind: str, tokenizer: AnyTokenizer) -> dict:
     else:
         text_config |= {"bos_token_id": tokenizer.bos_id, "projection_dim": embed_dim}
         vision_config["projection_dim"] = embed_dim
-    found = {
+    config = {
         "architectures": ["SiglipModel" if kind == "siglip" else "CLIPModel"],
         "model_type": kind,
         "text_config": text_config | {"model_type": f"{kind}_text_model"},
         "vision_config": vision_config | {"model_type": f"{kind}_vision_model"},
     }
-    return found if kind == "siglip" else found | {"projection_dim": embed_dim}
+    return config if kind == "siglip" else config | {"projection_dim": embed_dim}
 
 
 def _preprocessor(preprocess: Preprocess, kind: str) -> dict:
     sides = {"height": preprocess.size, "width": preprocess.size}
-    resample = next(number for number, name in RESAMPLE.items() if name == preprocess.interpolation)
-    found = {
+    resample = next(code for code, name in RESAMPLE.items() if name == preprocess.interpolation)
+    config = {
         "image_processor_type": "SiglipImageProcessor" if preprocess.mode == "squash" else "CLIPImageProcessor",
         "do_resize": True,
         "resample": resample,
@@ -125,8 +127,8 @@ def _preprocessor(preprocess: Preprocess, kind: str) -> dict:
         "processor_class": "SiglipProcessor" if kind == "siglip" else "CLIPProcessor",
     }
     if preprocess.mode == "squash":
-        return found | {"size": sides}
-    return found | {
+        return config | {"size": sides}
+    return config | {
         "size": {"shortest_edge": preprocess.size},
         "do_center_crop": True,
         "crop_size": sides,
@@ -153,12 +155,12 @@ def _save_tokenizer(tokenizer: AnyTokenizer, directory: Path) -> None:
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["merges"]]
     (directory / "vocab.json").write_text(json.dumps(content["vocab"], ensure_ascii=False), "utf-8")
     (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
-    marks = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
+    special_tokens = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
     _write(
         directory / "tokenizer_config.json",
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.context_length, **marks},
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.context_length, **special_tokens},
     )
-    _write(directory / "special_tokens_map.json", marks)
+    _write(directory / "special_tokens_map.json", special_tokens)
 
 
 def _write(file: Path, content: Mapping) -> None:

@@ -1,4 +1,4 @@
-"""DALL·E 1 at its published size (arXiv 2102.12092, section 2.2, appendix B): 12 billion parameters, 64 blocks of 62 heads.
+"""DALL-E 1 at its published size (arXiv 2102.12092, section 2.2, appendix B): 12 billion parameters, 64 blocks of 62 heads.
 
     train-jax --config=configs/dalle/dalle1_12b.py --workdir=runs/dalle1 --config.vqgan.path=DIR \
         --config.data.source='webdataset:cc12m/*.tar'

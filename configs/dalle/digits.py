@@ -1,4 +1,4 @@
-"""DALL·E on scanned digits: captions such as "the digit three" and the codes of `configs/vqgan/digits.py`.
+"""DALL-E on scanned digits: captions such as "the digit three" and the codes of `configs/vqgan/digits.py`.
 
 train-jax --config=configs/dalle/digits.py --workdir=runs/dalle-digits --config.vqgan.path=runs/vqgan-digits
 

@@ -1,4 +1,4 @@
-"""DALL·E on rendered scenes: captions, and the codes of the demo's VQGAN, as one stream.
+"""DALL-E on rendered scenes: captions, and the codes of the demo's VQGAN, as one stream.
 
 train-jax --config=configs/dalle/shapes.py --workdir=runs/dalle-shapes --config.vqgan.path=runs/demo/vqgan
 

@@ -14,7 +14,7 @@ from . import shapes
 def get_config() -> ConfigDict:
     c = shapes.get_config()
     c.steps = 3000
-    # Few codes: what predicts them later has less noise to learn, and that decides how soon its pictures are right.
+    # With few codes, DALL-E has less noise to learn later, and its pictures are right sooner.
     c.model.quantizer.levels = (8, 6, 5)
     c.loss.adversarial = "none"
     c.optim.players = ConfigDict()

@@ -1,4 +1,4 @@
-"""Goes on from a VQGAN's weights: the model is the checkpoint's, and so is the discriminator where it holds one.
+"""Finetunes a VQGAN: the model is the checkpoint's, and so is the discriminator if the checkpoint holds one.
 
     train-jax --config=configs/vqgan/finetune.py --workdir=runs/tuned --config.data.source=folder:photos \
         --config.pretrained=taming.ckpt --config.perceptual.path=taming.ckpt

@@ -1,4 +1,4 @@
-"""dalle-mini and dalle-mega: encoder-decoders (BART), which read a prompt in another way than one stream does."""
+"""dalle-mini and dalle-mega, which are refused: encoder-decoders (BART), not autoregressive models of one sequence."""
 
 from pathlib import Path
 
@@ -7,16 +7,16 @@ from vqgan_jax.pretrained.checkpoint import read_config
 
 
 def refuse(path: Path) -> None:
-    """Raises LoadError that says so, where a folder holds one."""
+    """Raises LoadError if a folder holds such a model."""
     file = path / "config.json"
     if not file.is_file():
         return
     try:
         config = read_config(file)
-    except LoadError:  # whatever it is, it is none of dalle-mini's
+    except LoadError:  # not a configuration of dalle-mini
         return
     if config.get("model_type") == "dallebart" or "DalleBart" in str(config.get("architectures")):
         raise LoadError(
-            f"{path} is dalle-mini's encoder-decoder (BART), which is not built here: only models of one stream of text and "
-            "codes are. Its VQGAN opens with vqgan_jax.load"
+            f"{path} is dalle-mini's encoder-decoder (BART), which is not built here: only models of one sequence of text "
+            "and codes are. Its VQGAN opens with vqgan_jax.load"
         )

@@ -24,7 +24,7 @@ _PAD, _UNKNOWN = "[PAD]", "[UNK]"
 _IGNORED = (r"\.attn\.mask$",)
 
 
-# What kakaobrain's loader takes for what a configuration leaves out; it refuses any other option.
+# kakaobrain's defaults for missing options; its loader refuses other options.
 _DEFAULTS = {
     "dataset": {
         "dataset": None, "tokenizer_type": "CharBPE", "context_length": 64, "image_resolution": 256,
@@ -49,7 +49,7 @@ _DEFAULTS = {
 
 
 def open_directory(path: Path) -> Stage2Checkpoint | None:
-    """The model in a folder; None if it is no such folder."""
+    """Opens the model in a folder; None if it is no such folder."""
     if not (path / CONFIG).is_file():
         return None
     config = _read_config(path / CONFIG)
@@ -64,11 +64,11 @@ def open_directory(path: Path) -> Stage2Checkpoint | None:
         if side**2 != hparams["ctx_len_img"]:
             raise LoadError(f"{path / CONFIG}: ctx_len_img = {hparams['ctx_len_img']} is no square of codes")
         vq = {"n_embed": first["n_embed"], "embed_dim": first["embed_dim"], "ddconfig": first["hparams"]}
-        found = taming.checkpoint({"target": "VQModel", "params": vq}, taming.open_state(path / FIRST), path / FIRST)
+        stage1 = taming.checkpoint({"target": "VQModel", "params": vq}, taming.open_state(path / FIRST), path / FIRST)
         entries = _entries(hparams)
         captions = _tokenizer(path / "tokenizer", text_length, second["vocab_size_txt"])
-    variables, name = found.variables(found.module())
-    vqgan = Vqgan.assemble(found.model, variables, name)
+    variables, name = stage1.variables(stage1.module())
+    vqgan = Vqgan.assemble(stage1.model, variables, name)
 
     def read() -> tuple[dict, str]:
         tensors = taming.open_state(path / SECOND)
@@ -82,14 +82,14 @@ def _read_config(file: Path) -> dict:
     if not isinstance(config.get("stage1"), dict) or not isinstance(config.get("stage2"), dict):
         raise LoadError(f"{file} is no configuration of minDALL-E: it has no stage1 and stage2")
     config = {part: _completed(_DEFAULTS[part], config.get(part, {}), f"{file}: {part}") for part in _DEFAULTS}
-    kinds = (config["stage1"]["type"], config["stage2"]["type"])
-    if kinds != ("vqgan", "transformer1d"):
-        raise LoadError(f"{file}: stages of the types {kinds}; only vqgan and transformer1d are built here")
+    types = (config["stage1"]["type"], config["stage2"]["type"])
+    if types != ("vqgan", "transformer1d"):
+        raise LoadError(f"{file}: stages of the types {types}; only vqgan and transformer1d are built here")
     return config
 
 
 def _completed(defaults: Mapping, stated, where: str) -> dict:
-    """The options that are stated, and the defaults of the others. LoadError for one that the peer does not know."""
+    """Returns the stated options with defaults for the others. Raises LoadError for options unknown to minDALL-E."""
     if not isinstance(stated, Mapping):
         raise LoadError(f"{where} is {stated!r}; it must be a mapping")
     if unknown := stated.keys() - defaults.keys():
@@ -146,8 +146,8 @@ def _tokenizer(folder: Path, length: int, size: int) -> CharBpeCaptions:
 
 
 def _entries(hparams: Mapping) -> list[Entry]:
-    """The table of names."""
-    found = [
+    """Returns the table of names."""
+    table = [
         Entry("condition/tokens", ("tok_emb_txt.weight",)),
         Entry("codes/tokens", ("tok_emb_img.weight",)),
         Entry("condition/positions", ("pos_emb_txt.weight",)),
@@ -157,6 +157,6 @@ def _entries(hparams: Mapping) -> list[Entry]:
         Entry("condition_head/kernel", ("head_txt.weight",), "linear"),
         Entry("head/kernel", ("head_img.weight",), "linear"),
     ]
-    for number in range(hparams["n_layers"]):
-        found += gpt.block(f"transformer/block_{number}", f"blocks.{number}", hparams["n_heads"])
-    return found
+    for i in range(hparams["n_layers"]):
+        table += gpt.block(f"transformer/block_{i}", f"blocks.{i}", hparams["n_heads"])
+    return table

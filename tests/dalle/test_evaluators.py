@@ -52,14 +52,14 @@ def test_templates_have_the_article_that_captions_have():
     assert evaluators.fill_template("the {}", "orange star") == "the orange star"
 
 
-def test_no_records_to_ask_about():
-    with pytest.raises(DataError, match="no records about which to ask: about = 'pairs'"):
+def test_a_source_without_records_for_prompts_is_refused():
+    with pytest.raises(DataError, match="no records for prompts: about = 'pairs'"):
         evaluators.prompts(sources.Source("some", RECORDS[:1], ("zero", "one", "two")), options(about="pairs"))
 
 
-def test_readers_know_what_pictures_show():
-    for number in range(12):
-        scene, picture, captions = make("test", number, 64)
+def test_the_reader_of_scenes_reads_their_captions():
+    for index in range(12):
+        scene, picture, captions = make("test", index, 64)
         assert shapes.shows(picture, captions[0])
         first = scene.objects[0]
         other = "a green heart" if first.colour != "green" else "a red heart"
@@ -68,16 +68,16 @@ def test_readers_know_what_pictures_show():
         shapes.shows(picture, "a dog")
 
 
-def test_digits_are_read():
+def test_the_reader_of_digits_reads_their_labels():
     from sklearn.datasets import load_digits
 
     from train_jax.datasets.digits.digits_dataset_builder import every_fifth, picture
 
     scans = load_digits()
-    for number in np.flatnonzero(~every_fifth(scans.target))[:10]:  # of those that the reader knows
-        image = picture(scans.images[number])
-        assert digits.shows(image, f"a handwritten {scans.target[number]}")
-        assert not digits.shows(image, f"the digit {digits.LABEL_NAMES[(scans.target[number] + 1) % 10]}")
+    for index in np.flatnonzero(~every_fifth(scans.target))[:10]:  # of the reader's training scans
+        image = picture(scans.images[index])
+        assert digits.shows(image, f"a handwritten {scans.target[index]}")
+        assert not digits.shows(image, f"the digit {digits.LABEL_NAMES[(scans.target[index] + 1) % 10]}")
     with pytest.raises(ValueError, match="names no digit, or several"):
         digits.shows(image, "one or two")
 
@@ -120,7 +120,7 @@ def test_a_source_without_a_reader_is_refused(context, monkeypatch):
 
 
 @pytest.mark.parametrize("changes", [{"n": 2}, {"prompts": 0}, {"about": "all"}, {"top_p": 0.0}])
-def test_options_that_cannot_be_are_refused(changes):
+def test_wrong_options_are_refused(changes):
     with pytest.raises(ConfigError, match=f"{next(iter(changes))} = "):
         evaluators.EVALUATORS["drawing"].parse(changes, "evals.look")
 

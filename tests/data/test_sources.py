@@ -136,8 +136,8 @@ def test_linked_folders_and_files_are_read(tmp_path):
     (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "folder")
     (tmp_path / "folder" / "c.png").symlink_to(tmp_path / "elsewhere" / "a.png")
     (tmp_path / "folder" / "c.txt").write_text("c")
-    found = captions_of(open_source(f"folder:{tmp_path}/folder", "all"))
-    assert found == {"c.png": ["c"], "linked/a.png": ["a"], "linked/b.png": ["b"]}
+    actual = captions_of(open_source(f"folder:{tmp_path}/folder", "all"))
+    assert actual == {"c.png": ["c"], "linked/a.png": ["a"], "linked/b.png": ["b"]}
 
 
 def test_names_that_no_file_can_have_are_captions_without_an_image(tmp_path, caplog):
@@ -384,13 +384,13 @@ class SourcesCaptioned(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         for n in range(3):
-            found = {
+            columns = {
                 "one": {"caption": f"größe {n}"},
                 "list": {"text": [f"größe {n}", "x"]},
                 "coco": {"captions": [{"id": 1, "text": f"größe {n}"}, {"id": 2, "text": "x"}]},
                 "none": {"size": n},
             }
-            yield n, {"image": io.BytesIO(png(n))} | found[self.builder_config.name]
+            yield n, {"image": io.BytesIO(png(n))} | columns[self.builder_config.name]
 
 
 @pytest.fixture(scope="module")
@@ -565,21 +565,26 @@ def test_no_tensorflow_is_loaded(few, tmp_path):
     assert "tensorflow" not in sys.modules
 
 
-def test_processes_prepare_a_set_once(tmp_path):
-    # As the processes of one host do when they start together.
+def test_processes_prepare_a_set_once(tmp_path, capfd):
+    # As the processes of one host do when they start together: this one and another.
     script = (
+        "import tensorflow_datasets\n"
         "from train_jax.data.sources import open_source\n"
+        "print('ready', flush=True)\n"
+        "input()\n"
         f"print(len(open_source('digits', 'train', data_dir={str(tmp_path)!r})))"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(sources.__file__).parents[2])}
-    together = [
-        subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=-1, stderr=-1, text=True)
-        for _ in range(2)
-    ]
-    told = [process.communicate() for process in together]
-    assert [process.returncode for process in together] == [0, 0], told
-    assert [out.split()[-1] for out, _ in told] == ["1438", "1438"]
-    assert sum("Downloading and preparing" in out for out, _ in told) == 1
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, env=environment, stdin=-1, stdout=-1, stderr=-1, text=True) as other:
+        assert other.stdout.readline() == "ready\n", other.communicate()[1]
+        other.stdin.write("\n")
+        other.stdin.flush()
+        assert len(open_source("digits", "train", data_dir=str(tmp_path))) == 1438
+        output, errors = other.communicate()
+    assert other.returncode == 0, errors
+    assert output.split()[-1] == "1438"
+    assert (output + capfd.readouterr().out).count("Downloading and preparing") == 1
 
 
 def test_records_are_described_without_reading_their_pictures(tmp_path, monkeypatch):

@@ -115,10 +115,10 @@ def test_more_tars_than_a_process_may_open_lose_no_sample(many, caplog):
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 70, before[1]))
     try:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            found = [record["captions"] for record in pool.map(many.__getitem__, order)]
+            actual = [record["captions"] for record in pool.map(many.__getitem__, order)]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert found == [[str(number)] for number in order]
+    assert actual == [[str(number)] for number in order]
     assert "trying again" not in caplog.text, "the limit is kept to, not run into"
 
 
@@ -139,12 +139,12 @@ def test_other_files_of_the_process_may_take_the_descriptors(many, monkeypatch):
         with pytest.raises(OSError, match="Too many open files"):
             while True:
                 others.append(os.open(os.devnull, os.O_RDONLY))
-        found = many[80]["captions"]  # by closing the 60 that are open
+        actual = many[80]["captions"]  # by closing the 60 that are open
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
         for descriptor in others:
             os.close(descriptor)
-    assert found == ["80"]
+    assert actual == ["80"]
 
 
 def test_a_failing_disk_breaks_no_sample(two, monkeypatch):

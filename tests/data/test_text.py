@@ -307,7 +307,7 @@ def test_decode_takes_any_run_of_ids(tokenizer):
 
 def test_training_is_deterministic():
     script = f"from train_jax.data.text import Tokenizer\nprint(Tokenizer.train({[*CAPTIONS]!r}, 580, 16).fingerprint)"
-    found = {
+    fingerprints = {
         subprocess.run(
             [sys.executable, "-c", script],
             env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -317,7 +317,7 @@ def test_training_is_deterministic():
         ).stdout.strip()
         for seed in ("1", "2")
     }
-    assert found == {Tokenizer.train(iter(CAPTIONS), 580, 16).fingerprint}
+    assert fingerprints == {Tokenizer.train(iter(CAPTIONS), 580, 16).fingerprint}
 
 
 @pytest.mark.parametrize("size", [514, 515, 540, 600])

@@ -80,13 +80,13 @@ def test_pictures_become_files(tmp_path):
 def summaries(folder):
     """Every (step, value) of a folder's TensorBoard events, by tag."""
     data = next((folder / "tensorboard").glob("events.out.tfevents*")).read_bytes()
-    found, place = {}, 0
-    while place < len(data):  # TFRecord: length, checksum, payload, checksum
-        length = int.from_bytes(data[place : place + 8], "little")
-        event = event_pb2.Event.FromString(data[place + 12 : place + 12 + length])
-        found |= {value.tag: (event.step, value) for value in event.summary.value}
-        place += 16 + length
-    return found
+    events, offset = {}, 0
+    while offset < len(data):  # TFRecord: length, checksum, payload, checksum
+        length = int.from_bytes(data[offset : offset + 8], "little")
+        event = event_pb2.Event.FromString(data[offset + 12 : offset + 12 + length])
+        events |= {value.tag: (event.step, value) for value in event.summary.value}
+        offset += 16 + length
+    return events
 
 
 def test_tensorboard_gets_the_same_scalars(tmp_path):

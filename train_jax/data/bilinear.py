@@ -5,10 +5,10 @@ from jaxtyping import UInt8
 
 
 def resize(pixels: UInt8[np.ndarray, "height width c"], width: int, height: int) -> UInt8[np.ndarray, "h w c"]:
-    """Each pixel interpolated between the four nearest of the source, whatever lies between them: sharp and aliased.
+    """Interpolates each pixel between the four nearest source pixels, without antialiasing.
 
     In the arithmetic of TensorFlow's kernel (resize_bilinear_op.cc with half-pixel centres: float32, columns before rows)
-    and cut to whole numbers as big_vision's `resize` does, so that the results are equal to the last bit.
+    and truncated to integers as big_vision's `resize` does, so that the results are equal to the last bit.
     """
     above, below, row_weights = _neighbours(pixels.shape[0], height)
     left, right, column_weights = _neighbours(pixels.shape[1], width)
@@ -21,7 +21,7 @@ def resize(pixels: UInt8[np.ndarray, "height width c"], width: int, height: int)
 
 
 def _neighbours(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of the source before and after each pixel centre of the target, and how far it is between them."""
+    """Returns the source indices before and after each target pixel centre, and the interpolation weight."""
     centres = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * (np.float32(source) / np.float32(target))
     centres -= np.float32(0.5)
     floor = np.floor(centres)

@@ -1,4 +1,4 @@
-"""Captions in the shapes that data sets have them in."""
+"""Captions in the formats of common data sets."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,26 +12,26 @@ _INSIDE = ("text", "raw", "caption")  # of COCO's captions, which are objects
 
 
 def texts(value) -> list[str]:
-    """The captions in a text, a list of texts, or COCO's objects with a text inside; null and empty ones are left out.
+    """Extracts captions from a text, a list of texts, or COCO's objects with a text inside; drops null and empty ones.
 
     Raises ValueError for anything else, and for text that is no Unicode.
     """
     if isinstance(value, Mapping):
         value = _inside(value)
     items = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
-    found = [_text(_inside(item) if isinstance(item, Mapping) else item) for item in items]
-    return [text for text in found if text]
+    captions = [_text(_inside(item) if isinstance(item, Mapping) else item) for item in items]
+    return [text for text in captions if text]
 
 
 def of_row(row) -> list[str]:
-    """The captions of a row of a table or of an object in JSON, by the usual names of columns. Raises as `texts` does."""
+    """Extracts the captions of a table row or JSON object, by the usual column names. Raises as `texts` does."""
     if not isinstance(row, Mapping):
         raise ValueError(f"must be an object with captions, not {type(row).__name__}")
     return texts(next((row[key] for key in _KEYS if row.get(key)), None))
 
 
 def parse_json(text: str):
-    """What JSON says. Raises ValueError for what is none, or too deep to be read."""
+    """Parses JSON. Raises ValueError for text that is not JSON or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -39,15 +39,16 @@ def parse_json(text: str):
 
 
 def checked(texts: Sequence) -> list[str]:
-    """The texts, as a list; half a surrogate pair, which command lines make of bytes that are no UTF-8, becomes "\ufffd".
+    """Checks texts to encode; half a surrogate pair, as command lines make of bytes that are not UTF-8, becomes
+    "\ufffd".
 
-    Raises TypeError for one text instead of a list, DataError for what is no text.
+    Raises TypeError for one text instead of a list, DataError for a value that is no text.
     """
     if isinstance(texts, str):
         raise TypeError("encode takes a list of texts, not one text: write [text]")
-    for number, text in enumerate(texts):
+    for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise DataError(f"text {number} is no text but {type(text).__name__}")
+            raise DataError(f"text {index} is no text but {type(text).__name__}")
     return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
 
 

@@ -1,4 +1,4 @@
-"""What can be wrong with data: one sample, or all of it."""
+"""Errors of data: of one sample, or of all of it."""
 
 
 class BrokenSample(Exception):

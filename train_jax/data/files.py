@@ -24,7 +24,7 @@ _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM
 
 
 def retried(read: Callable[[], _Result], name: object, unreadable: type[Exception] = BrokenSample) -> _Result:
-    """What `read()` returns, tried again where the system, a disk or a network fails, which is no fault of a sample.
+    """Calls `read()`, and again where the system, a disk or a network fails, which is no fault of a sample.
 
     Raises `unreadable` for a file that is not there or cannot be opened by this user, DataError if the failure stays.
     """
@@ -43,14 +43,14 @@ def retried(read: Callable[[], _Result], name: object, unreadable: type[Exceptio
 
 
 def read_bytes(file: str | os.PathLike) -> bytes:
-    """What a file holds. Raises as `retried` does."""
+    """Reads the bytes of a file. Raises as `retried` does."""
     return retried(paths.path(file).read_bytes, file)
 
 
 def read_text(file: str | os.PathLike) -> str:
-    r"""The text of a file in UTF-8, with a byte order mark or without, or in UTF-16 with one; lines end in "\n".
+    r"""Reads the text of a file in UTF-8, with a byte order mark or without, or in UTF-16 with one; lines end in "\n".
 
-    Raises DataError, with the place of the first wrong byte, for text in another encoding; OSError for a file that is not
+    Raises DataError, with the offset of the first wrong byte, for text in another encoding; OSError for a file that is not
     there.
     """
     file = paths.path(file)
@@ -61,7 +61,7 @@ def read_text(file: str | os.PathLike) -> str:
 
 
 def read_arrays(file: str | os.PathLike, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Arrays of an .npz, by name. Raises ValueError if it is damaged, none, or lacks one; OSError if it cannot be opened."""
+    """Reads arrays of an .npz by name. ValueError if it is damaged or lacks one, OSError if it cannot be opened."""
     with paths.path(file).open("rb") as stream:
         try:
             with np.load(stream, allow_pickle=False) as arrays:
@@ -71,12 +71,12 @@ def read_arrays(file: str | os.PathLike, names: Sequence[str]) -> dict[str, np.n
 
 
 def read_lines(file: str | os.PathLike) -> list[str]:
-    """The lines of a text file that are not empty, without the space around them. Raises as `read_text` does."""
+    """Reads the lines of a text file, stripped, without empty ones. Raises as `read_text` does."""
     return [line.strip() for line in read_text(file).split("\n") if line.strip()]
 
 
 def decode_text(data: bytes) -> str:
-    """As `read_text`, of bytes. Raises ValueError that says where they are no text."""
+    """Decodes bytes as `read_text` does. Raises ValueError with the offset of the first wrong byte."""
     encoding, mark = next(((name, mark) for mark, name in _MARKS.items() if data.startswith(mark)), ("utf-8", b""))
     try:
         text = data[len(mark) :].decode(encoding)
@@ -85,6 +85,6 @@ def decode_text(data: bytes) -> str:
             f"byte {len(mark) + error.start} is not {encoding.upper()} ({error.reason}); save the file as UTF-8"
         ) from error
     if "\0" in text:  # as of UTF-16 without a mark, or of no text at all
-        place = len(mark) + len(text[: text.index("\0")].encode(encoding))
-        raise ValueError(f"byte {place} is zero, which no text in {encoding.upper()} has; save the file as UTF-8")
+        offset = len(mark) + len(text[: text.index("\0")].encode(encoding))
+        raise ValueError(f"byte {offset} is zero, which no text in {encoding.upper()} has; save the file as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")

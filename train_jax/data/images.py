@@ -48,7 +48,10 @@ MODES = ("crop", "crop_floor", "squash")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB: transparency is laid on white, 16-bit grey scaled to 8. Raises BrokenSample for floating-point pixels."""
+    """Converts to 8-bit RGB: transparency on white, 16-bit grey scaled to 8.
+
+    Raises BrokenSample for floating-point pixels.
+    """
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image).astype(np.int64)
         return Image.fromarray((np.clip(grey, 0, 65535) // 257).astype(np.uint8)).convert("RGB")
@@ -67,7 +70,7 @@ def decode(
     max_pixels: int = MAX_PIXELS,
     convert: Callable[[Image.Image], Image.Image] = to_rgb,
 ) -> Image.Image:
-    """A picture (PIL's, an encoded file's bytes, or a path), turned upright and converted: to 8-bit RGB by `to_rgb`.
+    """Decodes a picture (PIL's, an encoded file's bytes, or a path), turns it upright and converts it to 8-bit RGB.
 
     EXIF orientation is applied, EXIF that cannot be read is passed over; of an animation the first frame is taken. Raises
     BrokenSample if the file is missing, damaged, cut off, no picture, or has no pixels or more than `max_pixels`; DataError
@@ -97,7 +100,7 @@ def _upright(image: Image.Image, convert: Callable) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation; None where there is none, or none that can be read: that is no fault of the pixels."""
+    """Reads the EXIF orientation; None if missing or unreadable, which is no fault of the pixels."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # SyntaxError, struct.error, ValueError, …
@@ -107,7 +110,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 @contextlib.contextmanager
 def _named_errors():
-    """Whatever a decoder raises, as a BrokenSample."""
+    """Turns any error of a decoder into a BrokenSample."""
     try:
         yield
     except (BrokenSample, DataError):
@@ -119,20 +122,21 @@ def _named_errors():
 
 
 def center_crop(image: Image.Image, size: int, rounded: Callable[[float], int] = round) -> Image.Image:
-    """The middle `size` x `size` pixels; an odd margin is split as torchvision does, or as `rounded` rounds its half."""
+    """Crops the middle `size` x `size` pixels; `rounded` rounds half of an odd margin, by default as torchvision does.
+    """
     left, top = rounded((image.width - size) / 2), rounded((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))
 
 
 def _resize(image: Image.Image, size: tuple[int, int], interpolation: str, box: tuple | None = None) -> Image.Image:
-    """The picture, or the part of it in `box`, with `size` = (width, height) pixels."""
+    """Resizes the picture, or its part in `box`, to `size` = (width, height) pixels."""
     if interpolation == _ALIASED:
         return Image.fromarray(bilinear.resize(np.asarray(image.crop(box) if box else image), *size))
     return image.resize(size, _INTERPOLATIONS[interpolation], box=box)
 
 
 def resize_shortest(image: Image.Image, size: int, interpolation: str = "bicubic") -> Image.Image:
-    """Scaled so that the shorter side has `size` pixels; the other is rounded down.
+    """Scales a picture so that its shorter side has `size` pixels; the other is rounded down.
 
     Raises BrokenSample for a picture so long and thin that more than MAX_PIXELS would come of it.
     """
@@ -155,7 +159,7 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     interpolation: str = "bicubic",
 ) -> Image.Image:
-    """A random part of the picture, resized to `size` x `size` (arXiv 1409.4842, section 6).
+    """Crops a random part of the picture and resizes it to `size` x `size` (arXiv 1409.4842, section 6).
 
     The part's area is uniform in `scale` times the picture's, its aspect log-uniform in `ratio`; after ten draws that
     do not fit, the largest centred part of an allowed aspect is taken.
@@ -177,7 +181,7 @@ def random_resized_crop(
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """How a model wants its pictures; saved beside the weights as `preprocess.json`.
+    """Image preprocessing that a model expects; saved beside the weights as `preprocess.json`.
 
     Attributes:
       size: side of the square the model sees, in pixels.
@@ -222,15 +226,15 @@ class Preprocess:
         return np.asarray(image)
 
     def named(
-        self, image: Image.Image | np.ndarray | bytes | str | os.PathLike, number: int
+        self, image: Image.Image | np.ndarray | bytes | str | os.PathLike, index: int
     ) -> UInt8[np.ndarray, "size size 3"]:
-        """As called; its errors say which image it is, by its path or its number."""
+        """Preprocesses an image; errors name it by its path or its index."""
         try:
             return self(image)
         except (BrokenSample, DataError) as error:
-            which = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
-            said = str(error)
-            raise type(error)(said if said.startswith(which) else f"{which}: {said}") from error
+            which = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
+            message = str(error)
+            raise type(error)(message if message.startswith(which) else f"{which}: {message}") from error
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -250,25 +254,17 @@ class Preprocess:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What training does to a picture before the model sees it.
+    """Augmentation of training images.
 
     Attributes:
-      preprocess: what everybody does to it.
+      preprocess: the preprocessing of evaluation, applied last.
       scale: share of the picture's area in a random resized crop; (1, 1): none.
       flip: left to right, half of the time; it makes "left of" untrue.
-
-    Raises ConfigError for an impossible scale.
     """
 
     preprocess: Preprocess
     scale: tuple[float, float] = (1.0, 1.0)
     flip: bool = False
-
-    def __post_init__(self):
-        if not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1):
-            raise ConfigError(
-                f"config.augment.scale = {self.scale}; it must be two shares of the area, 0 < from <= to <= 1"
-            )
 
     def __call__(self, image: bytes | str | os.PathLike, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
         """A picture file's bytes or path -> uint8 [size, size, 3]. Raises BrokenSample if it cannot be decoded."""

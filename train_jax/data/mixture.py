@@ -7,19 +7,22 @@ from collections.abc import Sequence
 from train_jax.data.errors import DataError
 
 SEPARATOR = "|"
-_MOST = 2.0**53  # records, which float64 counts one by one
+_MAX_RECORDS = 2.0**53  # records, which float64 counts one by one
 
 
 def parse(name: str) -> list[tuple[float, str]]:
-    """`(weight, name)` of each part; a part without a number weighs 1. DataError for an empty part or a weight of 0."""
-    found = []
+    """Parses the `(weight, name)` of each part; a part without a number weighs 1.
+
+    DataError for an empty part or weight 0.
+    """
+    parts = []
     for part in name.split(SEPARATOR):
         match = re.fullmatch(r"\s*(?:(\d+(?:\.\d*)?|\.\d+)\s+)?(\S(?:.*\S)?)\s*", part)
         weight = float(match[1] or 1) if match else 0.0
         if not 0 < weight < math.inf:
             raise DataError(f"{name!r}: each part of a mixture is WEIGHT SOURCE, with a weight above 0, not {part!r}")
-        found.append((weight, match[2]))
-    return found
+        parts.append((weight, match[2]))
+    return parts
 
 
 class Mixed(Sequence):
@@ -33,7 +36,7 @@ class Mixed(Sequence):
     def __init__(self, sources: Sequence, weights: Sequence[float | int]):
         total = sum(weights)
         length = max(len(source) * total / weight for source, weight in zip(sources, weights, strict=True))
-        if not length < _MOST:
+        if not length < _MAX_RECORDS:
             raise DataError(f"weights {list(weights)} are too far apart: every record would occur after {length:.1g} others")
         self._sources = list(sources)
         # The small subtraction keeps rounding from adding a record.
@@ -43,18 +46,18 @@ class Mixed(Sequence):
         return sum(self._counts)
 
     def __getitem__(self, index: int):
-        source, place = self._locate(index)
-        return source[place]
+        source, position = self._locate(index)
+        return source[position]
 
     def described(self, index: int):
         """A record without its picture."""
-        source, place = self._locate(index)
-        return source.described(place)
+        source, position = self._locate(index)
+        return source.described(position)
 
     def _locate(self, index: int) -> tuple:
-        place = range(len(self))[index]
+        position = range(len(self))[index]
         for source, count in zip(self._sources, self._counts, strict=True):
-            if place < count:
-                return source, place % len(source)
-            place -= count
+            if position < count:
+                return source, position % len(source)
+            position -= count
         raise IndexError(index)

@@ -1,4 +1,4 @@
-"""Options of how pictures and captions become arrays."""
+"""Options of image preprocessing, augmentation and tokenizers."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from train_jax.options import Options, option
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessOptions(Options):
-    """How pictures become squares; see `train_jax.data.images.Preprocess`."""
+    """Image preprocessing; see `train_jax.data.images.Preprocess`."""
 
     mode: str = option("crop", "crop the middle, or squash both sides", choices=MODES)
     interpolation: str = option("bicubic", "of the resizing", choices=INTERPOLATIONS)
@@ -16,7 +16,7 @@ class PreprocessOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class AugmentOptions(Options):
-    """What training does to a picture; see `train_jax.data.images.Augment`."""
+    """Augmentation of training images; see `train_jax.data.images.Augment`."""
 
     scale: tuple[float, ...] = option(
         (1.0, 1.0), "share of the picture's area in a random resized crop; (1, 1): none", above=0, most=1
@@ -29,7 +29,7 @@ class AugmentOptions(Options):
 
     @property
     def is_identity(self) -> bool:
-        """Whether training sees the pictures as they are."""
+        """Whether training images are not augmented."""
         return tuple(self.scale) == (1.0, 1.0) and not self.flip
 
 

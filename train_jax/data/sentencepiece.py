@@ -25,7 +25,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # kinds of pieces in a Sentence
 
 @dataclasses.dataclass(frozen=True)
 class SentencePiece:
-    """A tokenizer whose rows need no further care.
+    """SigLIP's tokenizer: rows of tokens, end mark and padding that need no mask.
 
     Attributes:
       pieces: the `tokenizers.Tokenizer` that does the work, cutting and padding included.
@@ -41,7 +41,8 @@ class SentencePiece:
 
     @classmethod
     def load(cls, path: str | Path, context_length: int = 64) -> "SentencePiece":
-        """From a directory that `transformers` saved (`tokenizer.json`, or `spiece.model`), or a `tokenizer.json` of ours.
+        """Loads a directory that `transformers` saved (`tokenizer.json`, or `spiece.model`), or a `tokenizer.json` of
+        ours.
 
         Raises FileNotFoundError that says what was looked for, ValueError for another kind of tokenizer.
         """
@@ -75,30 +76,30 @@ class SentencePiece:
 
     @property
     def eos_id(self) -> int:
-        """The end mark; the padding's id where there is none."""
-        found = [self.pieces.token_to_id(token) for token in ("</s>", "<eos>")]
-        return next((i for i in found if i is not None), self.pad_id)
+        """Id of the end mark; of the padding where there is none."""
+        ids = [self.pieces.token_to_id(token) for token in ("</s>", "<eos>")]
+        return next((i for i in ids if i is not None), self.pad_id)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the rows, in hexadecimal."""
+        """SHA-256 of everything that determines the rows, in hexadecimal."""
         content = json.loads(self.to_json())
         if content["model"].get("type") == "Unigram":  # whose scores lose a last digit in a file; they are float32
             content["model"]["vocab"] = [[piece, float(np.float32(s))] for piece, s in content["model"]["vocab"]]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> Int32[np.ndarray, "n length"]:
-        """Texts -> rows of tokens, end mark and padding. A text that is too long is cut."""
+        """Encodes texts to rows of tokens, end mark and padding. A text that is too long is cut."""
         return self.encode_flagged(texts)[0]
 
     def encode_flagged(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
-        """The rows of `encode`, and which of the texts were too long and have been cut."""
-        found = self.pieces.encode_batch(captions.checked(texts))
-        rows = np.array([encoding.ids for encoding in found], np.int32).reshape(len(texts), self.context_length)
-        return rows, np.array([bool(encoding.overflowing) for encoding in found], bool)
+        """Encodes texts as `encode` does; also returns which of them were too long and have been cut."""
+        encodings = self.pieces.encode_batch(captions.checked(texts))
+        rows = np.array([encoding.ids for encoding in encodings], np.int32).reshape(len(texts), self.context_length)
+        return rows, np.array([bool(encoding.overflowing) for encoding in encodings], bool)
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "length"]) -> str:
-        """The cleaned text that a row of ids stands for, marks and padding left out."""
+        """Decodes a row of ids to cleaned text, without marks and padding."""
         return self.pieces.decode([int(i) for i in ids if int(i) != self.pad_id]).strip()
 
     def to_json(self) -> str:
@@ -109,7 +110,7 @@ class SentencePiece:
 
 
 def _completed(pieces: tokenizers.Tokenizer, options: Mapping, length: int, path: paths.AnyPath) -> tokenizers.Tokenizer:
-    """With SigLIP's clean-up in front (arXiv 2303.15343's code: lower case, no punctuation), cut and padded to `length`.
+    """Adds SigLIP's clean-up (arXiv 2303.15343's code: lower case, no punctuation), truncation and padding to `length`.
 
     Vocabularies tell SigLIP from SigLIP 2; the names of their tokenizers' classes change with the version of transformers.
     """
@@ -137,22 +138,22 @@ def _completed(pieces: tokenizers.Tokenizer, options: Mapping, length: int, path
 
 def _unigram(data: bytes) -> tokenizers.Tokenizer:
     """A `spiece.model` of the unigram kind. The file is a Protocol Buffers message (sentencepiece_model.proto)."""
-    vocab, kinds, unknown, charsmap = [], [], None, b""
-    for number, value in _fields(data):
-        if number == 1:  # a piece: text, score, kind
+    vocab, types, unknown, charsmap = [], [], None, b""
+    for field, value in _fields(data):
+        if field == 1:  # a piece: text, score, type
             piece = dict(_fields(value))
             vocab.append((piece[1].decode(), float(np.frombuffer(piece.get(2, b"\0\0\0\0"), "<f4")[0])))
-            kinds.append(piece.get(3, _NORMAL))
-            if kinds[-1] == _UNKNOWN:
+            types.append(piece.get(3, _NORMAL))
+            if types[-1] == _UNKNOWN:
                 unknown = len(vocab) - 1
-        elif number == 2 and dict(_fields(value)).get(3, 1) != 1:  # what trained it: 1 is unigram
+        elif field == 2 and dict(_fields(value)).get(3, 1) != 1:  # what trained it: 1 is unigram
             raise ValueError("this spiece.model is not of the unigram kind; save a tokenizer.json with transformers")
-        elif number == 3:  # normalisation
+        elif field == 3:  # normalisation
             charsmap = dict(_fields(value)).get(2, b"")
     if unknown is None:
         raise ValueError("this spiece.model has no piece for what is unknown")
-    pieces = tokenizers.Tokenizer(models.Unigram(vocab, unknown, _BYTE in kinds))
-    pieces.add_special_tokens([vocab[i][0] for i, kind in enumerate(kinds) if kind == _CONTROL])
+    pieces = tokenizers.Tokenizer(models.Unigram(vocab, unknown, _BYTE in types))
+    pieces.add_special_tokens([vocab[i][0] for i, piece_type in enumerate(types) if piece_type == _CONTROL])
     steps = [normalizers.Precompiled(charsmap)] if charsmap else []
     pieces.normalizer = normalizers.Sequence([*steps, normalizers.Replace(Regex(" {2,}"), " ")])
     pieces.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always")
@@ -163,29 +164,29 @@ def _unigram(data: bytes) -> tokenizers.Tokenizer:
 
 
 def _fields(data: bytes):
-    """(number, value) of each field of a Protocol Buffers message: integers, and bytes of everything else."""
-    place = 0
+    """Yields (number, value) of each field of a Protocol Buffers message: integers, and bytes of everything else."""
+    offset = 0
 
     def varint() -> int:
-        nonlocal place
+        nonlocal offset
         value = shift = 0
         while True:
-            byte = data[place]
+            byte = data[offset]
             if shift > 63:
                 raise ValueError("a number of more than 64 bits")
             value |= (byte & 127) << shift
-            place, shift = place + 1, shift + 7
+            offset, shift = offset + 1, shift + 7
             if byte < 128:
                 return value
 
-    while place < len(data):
+    while offset < len(data):
         key = varint()
-        number, kind = key >> 3, key & 7
-        if kind == 0:
-            yield number, varint()
+        field, wire_type = key >> 3, key & 7
+        if wire_type == 0:
+            yield field, varint()
             continue
-        size = {1: 8, 5: 4}.get(kind) or varint()
-        if kind not in (1, 2, 5) or place + size > len(data):
+        size = {1: 8, 5: 4}.get(wire_type) or varint()
+        if wire_type not in (1, 2, 5) or offset + size > len(data):
             raise ValueError("not a SentencePiece model: the file is damaged or of another kind")
-        yield number, data[place : place + size]
-        place += size
+        yield field, data[offset : offset + size]
+        offset += size

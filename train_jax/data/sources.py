@@ -66,7 +66,8 @@ class Source:
 
 
 def from_config(data, name: str = "", split: str = "") -> Source:
-    """The source of a config's `data`, or another one by name and split, with its data directory and templates."""
+    """Opens the source of a config's `data`, or another one by name and split, with its data directory and templates.
+    """
     options = {"data_dir": data.data_dir or None, "templates": tuple(data.templates) or None}
     return open_source(name or data.source, split or data.split, **options)
 
@@ -74,7 +75,7 @@ def from_config(data, name: str = "", split: str = "") -> Source:
 def open_source(
     name: str, split: str, *, data_dir: str | None = None, templates: Sequence[str] | None = None
 ) -> Source:
-    """The source that `name` and `split` stand for.
+    """Opens the source of this name and split.
 
     Args:
       name: one of the forms at the top of this file.
@@ -108,26 +109,26 @@ def open_source(
 
 
 def readable(source: Source, max_broken: float) -> Source:
-    """The records whose pictures can be decoded, for evaluations, which must know beforehand what they evaluate.
+    """Selects the records whose pictures can be decoded; evaluations must know their records beforehand.
 
     Every picture is read once for it. Raises DataError if more than the share `max_broken` cannot be decoded.
     """
-    places, broken = [], []
-    for place in range(len(source)):
+    indices, broken = [], []
+    for index in range(len(source)):
         try:
-            images.decode(source[place]["image"])
-            places.append(place)
+            images.decode(source[index]["image"])
+            indices.append(index)
         except BrokenSample as error:
             broken.append(str(error))
-    if len(broken) > max_broken * len(source) or not places:
+    if len(broken) > max_broken * len(source) or not indices:
         raise DataError(
             f"{source.name}: {len(broken)} of {len(source)} pictures cannot be read, more than "
             f"config.data.max_broken_eval = {max_broken:.1%}; the first: {'; '.join(broken[:3])}"
         )
     if broken:
         log.warning("%s: evaluated without %d picture(s) that cannot be read: %s", source.name, len(broken), broken[0])
-    name = f"{source.name}, {len(places)} readable" if broken else source.name
-    return dataclasses.replace(source, name=name, records=_Mapped(places, source.__getitem__, source.described))
+    name = f"{source.name}, {len(indices)} readable" if broken else source.name
+    return dataclasses.replace(source, name=name, records=_Mapped(indices, source.__getitem__, source.described))
 
 
 def _mixed(name: str, split: str, **options) -> Source:
@@ -152,13 +153,13 @@ def _embedded(name: str, split: str, data_dir: str | None) -> Source:
     rows = _data_source(builder, name, split, "image")
 
     def record(row) -> dict:
-        found = {
+        fields = {
             "image": row["image"],
             "captions": [caption.decode() for caption in row["captions"]],
             "id": row["id"].decode(),
             "label": int(row["label"]),
         }
-        return found | ({"scene": row["scene"].decode()} if "scene" in row else {})
+        return fields | ({"scene": row["scene"].decode()} if "scene" in row else {})
 
     return Source(
         f"{name}:{split}",
@@ -231,7 +232,7 @@ def _data_source(builder, name: str, split: str, image: str):
 
 
 class _Mapped(Sequence):
-    """A sequence whose items are made by a function when they are asked for; ids count where there are none."""
+    """A sequence whose items a function makes on access; `id` defaults to the index."""
 
     def __init__(self, rows, function: Callable, described: Callable | None = None):
         self._rows, self._function, self._described = rows, function, described or function
@@ -240,15 +241,15 @@ class _Mapped(Sequence):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict:
-        return self._made(index, self._function)
+        return self._make(index, self._function)
 
     def described(self, index: int) -> dict:
         """Item number `index` without its picture, where that can be made without reading it."""
-        return self._made(index, self._described)
+        return self._make(index, self._described)
 
-    def _made(self, index: int, function: Callable) -> dict:
-        place = range(len(self._rows))[index]  # IndexError at the end, which TFDS does not raise
-        return {"id": str(place)} | function(self._rows[place])
+    def _make(self, index: int, function: Callable) -> dict:
+        position = range(len(self._rows))[index]  # IndexError at the end, which TFDS does not raise
+        return {"id": str(position)} | function(self._rows[position])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -271,12 +272,12 @@ def _folder(name: str, split: str, data_dir: str | None, templates: Sequence[str
 
 def _webdataset(pattern: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:
     tars = Tars(pattern)
-    places = _slice(range(len(tars)), split, f"webdataset:{pattern}")
-    return Source(f"webdataset:{pattern}:{split}", _Mapped(places, tars.__getitem__, tars.described))
+    indices = _slice(range(len(tars)), split, f"webdataset:{pattern}")
+    return Source(f"webdataset:{pattern}:{split}", _Mapped(indices, tars.__getitem__, tars.described))
 
 
 def _slice(names: Sequence, split: str, where: str) -> list:
-    """`all`, `train`, or a slice of them such as `all[:90%]`, `train[100:]`."""
+    """Selects a split: `all`, `train`, or a slice of them such as `all[:90%]`, `train[100:]`."""
     base, bracket, rest = split.partition("[")
     bounds = rest.rstrip("]").split(":") if bracket else ["", ""]
     if base not in ("all", "train") or len(bounds) != 2 or (bracket and not rest.endswith("]")):

@@ -2,7 +2,7 @@
 
 Without JAX: processes that read and decode import this module, and need not wait for more.
 
-Order of things: the global stream is formed first (shuffle, one example a record, batches of contiguous examples), then
+The global stream is formed first (shuffle, one example a record, batches of contiguous examples), then
 each host makes the rows of every batch that its devices hold (`train_jax.sharding.host_rows`), which need not be
 contiguous, and which hosts may share. So N hosts see exactly the batches of one, however their devices are laid out.
 """
@@ -23,9 +23,9 @@ _WATCHED = 1000  # samples of which, at least, the share of broken ones is taken
 _ENDLESS = 2**40  # batches; Grain counts in floats, and in 63 bits
 
 
-def _made(source: Source | Sequence, example: Callable, place: int, rng: np.random.Generator) -> dict[str, Any]:
-    """The example made of the record at a place. BrokenSample names the record."""
-    record = source[place]
+def _make_example(source: Source | Sequence, example: Callable, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Makes the example of the record at `index`. BrokenSample names the record."""
+    record = source[index]
     try:
         return example(record, rng)
     except BrokenSample as error:
@@ -33,7 +33,7 @@ def _made(source: Source | Sequence, example: Callable, place: int, rng: np.rand
 
 
 class _Examples:
-    """Example number i of the stream: the record there, or if it is broken the next one that is not."""
+    """Makes the example of a record index; a broken record is replaced by the next one that is not."""
 
     def __init__(self, source: Source | Sequence, example: Callable):
         self._source, self._example = source, example
@@ -41,9 +41,9 @@ class _Examples:
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         reasons = []
         for step in range(min(_TRIES, len(self._source))):
-            place = (int(index) + step) % len(self._source)
+            record_index = (int(index) + step) % len(self._source)
             try:
-                return _made(self._source, self._example, place, rng) | {BROKEN: np.int32(len(reasons))}
+                return _make_example(self._source, self._example, record_index, rng) | {BROKEN: np.int32(len(reasons))}
             except BrokenSample as error:
                 reasons.append(str(error))
         name = getattr(self._source, "name", "the data")
@@ -51,7 +51,9 @@ class _Examples:
 
 
 class _HostExamples:
-    """This host's examples, batch after batch: its rows of the batches that begin at the stream's example `start`."""
+    """This host's examples: its rows of consecutive batches, the first of which begins at the stream's example
+    `start`.
+    """
 
     def __init__(self, examples: grain.MapDataset, start: int, rows: np.ndarray, batch_size: int):
         self._examples, self._start, self._rows, self._batch_size = examples, start, rows, batch_size
@@ -68,7 +70,7 @@ class TrainStream:
     """An endless iterator over this host's rows of shuffled batches; its state is the examples drawn by all hosts.
 
     Args:
-      example: `(record, rng) -> dict of arrays`; `rng` depends on the seed and the place in the stream alone.
+      example: `(record, rng) -> dict of arrays`; `rng` depends on the seed and the position in the stream alone.
       batch_size: rows over all hosts.
       rows: the rows of a batch that this host makes, ascending; None: all of them.
       workers: processes that read and decode; 0: threads of this one. The stream is the same.
@@ -113,12 +115,12 @@ class TrainStream:
         self._iterator = None
 
     def first_example(self) -> dict[str, np.ndarray]:
-        """The stream's first example, which tells the shapes of all."""
+        """Returns the stream's first example, whose shapes are those of all."""
         return {name: np.asarray(x) for name, x in self._examples[0].items()}
 
     def _start(self):
-        mine = _HostExamples(self._examples, self._drawn, self._rows, self._batch_size)
-        batches = grain.MapDataset.source(mine).batch(len(self._rows))
+        local_examples = _HostExamples(self._examples, self._drawn, self._rows, self._batch_size)
+        batches = grain.MapDataset.source(local_examples).batch(len(self._rows))
         batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
         if self._workers:
             if not flags.FLAGS.is_parsed():  # grain reads absl's flags, which no one parses in a script or notebook
@@ -130,25 +132,26 @@ class TrainStream:
 def eval_batches(
     source: Source | Sequence, example: Callable, *, batch_size: int, rows: np.ndarray | None = None
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """This host's rows of every batch, each record once and in order: `(batch, mask)`, the last batch padded.
+    """Yields this host's rows of evaluation batches, each record once and in order: `(batch, mask)`, the last batch
+    padded.
 
     `rows` are those of a batch that this host makes; None: all. `mask` is bool [rows], False where a row repeats the last
     record. A broken record is an error here: an evaluation with other records than it names would not compare.
     """
     rows = np.arange(batch_size) if rows is None else rows
     for start in range(0, len(source), batch_size):
-        places = start + rows
+        indices = start + rows
         examples = []
-        for place in np.minimum(places, len(source) - 1):
+        for index in np.minimum(indices, len(source) - 1):
             try:
-                examples.append(_made(source, example, int(place), np.random.default_rng(int(place))))
+                examples.append(_make_example(source, example, int(index), np.random.default_rng(int(index))))
             except BrokenSample as error:
                 raise DataError(f"a broken sample in an evaluation: {error}") from error
-        yield {name: np.stack([x[name] for x in examples]) for name in examples[0]}, places < len(source)
+        yield {name: np.stack([x[name] for x in examples]) for name in examples[0]}, indices < len(source)
 
 
 def check_broken(broken: int, examples: int, max_broken: float) -> None:
-    """DataError if of the records read for so many examples a larger share than `max_broken` was broken."""
+    """Raises DataError if a larger share than `max_broken` of the records read for these examples was broken."""
     read = examples + broken
     if broken > max_broken * max(read, _WATCHED):
         raise DataError(

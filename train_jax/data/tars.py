@@ -37,8 +37,8 @@ _NAMED = 3  # examples in a message
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
-    """One sample: where the bytes of its image, caption and label lie in a tar."""
+class _Sample:
+    """One sample: the byte ranges of its image, caption and label in a tar."""
 
     tar: int
     key: str
@@ -49,7 +49,7 @@ class _Place:
 
 
 class _OpenFile:
-    """A descriptor that is closed when nobody reads from it any more, however many threads do."""
+    """A file descriptor, shared by threads, that is closed when the last reader releases it."""
 
     def __init__(self, path: Path):
         self._descriptor = os.open(path, os.O_RDONLY)
@@ -61,12 +61,12 @@ class _OpenFile:
 
 @functools.lru_cache(maxsize=_MOST_OPEN)
 def _opened(path: Path, stamp: tuple[int, ...]) -> _OpenFile:
-    """The tar as it was when it was indexed; a collection may have more tars than a process may have files."""
+    """Opens a tar, of this stamp; cached, since a collection may have more tars than a process may have open files."""
     return _OpenFile(path)
 
 
 class Tars(Sequence):
-    """The samples of some tars, in their order: records with `image`, `captions`, `id`, and `label` where there is one.
+    """The samples of tars, in order: records with `image`, `captions`, `id`, and `label` where there is one.
 
     Args:
       pattern: a path; `{000..099}` counts, `{a,b}` lists, `*` and `?` match.
@@ -77,30 +77,30 @@ class Tars(Sequence):
     def __init__(self, pattern: str):
         self._paths = expand(pattern)
         self._stamps: list[tuple[int, ...]] = []
-        self._places: list[_Place] = []
-        for number, path in enumerate(self._paths):
-            stamp, samples = files.retried(functools.partial(_index, path), path, DataError)
+        self._samples: list[_Sample] = []
+        for tar_index, path in enumerate(self._paths):
+            stamp, entries = files.retried(functools.partial(_index, path), path, DataError)
             self._stamps.append(stamp)
-            self._places += [_Place(number, *sample) for sample in samples]
+            self._samples += [_Sample(tar_index, *entry) for entry in entries]
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._samples)
 
     def __getitem__(self, index: int) -> dict:
-        place = self._places[index]
-        return {"image": self._read(place.tar, place.image, self._name(place))} | self.described(index)
+        sample = self._samples[index]
+        return {"image": self._read(sample.tar, sample.image, self._name(sample))} | self.described(index)
 
     def described(self, index: int) -> dict:
         """A record without its picture, whose bytes are not read."""
-        place = self._places[index]
-        name = self._name(place)
-        record = {"id": name} | _described(self._read(place.tar, place.caption, name), place.kind, name)
-        if place.label is not None:
-            record |= _label(self._read(place.tar, place.label, name), name)
+        sample = self._samples[index]
+        name = self._name(sample)
+        record = {"id": name} | _described(self._read(sample.tar, sample.caption, name), sample.kind, name)
+        if sample.label is not None:
+            record |= _label(self._read(sample.tar, sample.label, name), name)
         return record
 
-    def _name(self, place: _Place) -> str:
-        return f"{self._paths[place.tar].name}:{place.key}"
+    def _name(self, sample: _Sample) -> str:
+        return f"{self._paths[sample.tar].name}:{sample.key}"
 
     def _read(self, tar: int, where: tuple[int, int], name: str) -> bytes:
         offset, size = where
@@ -139,7 +139,7 @@ def _label_of(row: Mapping) -> dict[str, int]:
 
 
 def _label(data: bytes, name: str) -> dict[str, int]:
-    """The label that a `.cls` holds, or the `.json` beside another file of captions; {} for a `.json` without one."""
+    """Parses the label of a `.cls`, or of a `.json` beside another file of captions; {} for a `.json` without one."""
     text = data.strip()
     if text.startswith(b"{"):
         try:
@@ -154,17 +154,17 @@ def _label(data: bytes, name: str) -> dict[str, int]:
 
 
 def expand(pattern: str) -> list[AnyPath]:
-    """The files that a pattern names, in order. DataError if there are none, or if one that it names is missing."""
+    """Expands a pattern to files, in order. DataError if there are none, or if one that it names is missing."""
     parts = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [_choices(part, pattern) if number % 2 else [part] for number, part in enumerate(parts)]
-    found: list[AnyPath] = []
+    choices = [_choices(part, pattern) if index % 2 else [part] for index, part in enumerate(parts)]
+    tars: list[AnyPath] = []
     for name in map("".join, itertools.product(*choices)):
         matches = paths.glob(name) if glob.has_magic(name) else [paths.path(name)]
         matches = [path for path in matches if path.is_file()]
         if not matches:
             raise DataError(f"webdataset:{pattern}: there is no file {name}")
-        found += matches
-    return found
+        tars += matches
+    return tars
 
 
 def _choices(inside: str, pattern: str) -> list[str]:
@@ -184,10 +184,10 @@ def _choices(inside: str, pattern: str) -> list[str]:
 
 
 def _index(path: AnyPath) -> tuple[tuple[int, ...], list[tuple]]:
-    """Its stamp, and `(key, image, caption, kind, label)` of each sample of a tar; kept in a file for the next time."""
+    """Indexes a tar: its stamp, and `(key, image, caption, kind, label)` of each sample; cached in a file."""
     stamp = [_FORMAT, *paths.stamp(path)]
-    kept = [path.with_name(path.name + ".index.json"), _cache(path)]
-    for file in kept:
+    index_files = [path.with_name(path.name + ".index.json"), _cache(path)]
+    for file in index_files:
         try:
             saved = json.loads(file.read_text("utf-8"))
             if saved["stamp"] == stamp:
@@ -196,7 +196,7 @@ def _index(path: AnyPath) -> tuple[tuple[int, ...], list[tuple]]:
             continue  # not there, of another time, or cut off: it is made anew
     samples = list(_scan(path, stamp[1]))
     text = json.dumps({"stamp": stamp, "samples": samples})
-    for file in kept:
+    for file in index_files:
         new = file.with_name(f"{file.name}.{os.getpid()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -245,15 +245,15 @@ def _scan(path: AnyPath, size: int) -> Iterator[tuple]:
             ) from error
         log.warning("%s: damaged after %d sample(s) (%s); what comes before is used", path, len(groups), error)
     _warn(path, refused, "member(s) refused")
-    lonely = []
+    incomplete = []
     for key, members in groups.items():
         image = next((members[suffix] for suffix in _IMAGES if suffix in members), None)
         kind = next((suffix for suffix in _CAPTIONS if suffix in members), None)
         if image is None or kind is None:
-            lonely.append(f"{key} (no {'image' if image is None else 'caption'})")
+            incomplete.append(f"{key} (no {'image' if image is None else 'caption'})")
         else:
             yield key, image, members[kind], kind, members.get("cls") or (members.get("json") if kind != "json" else None)
-    _warn(path, lonely, "sample(s) left out")
+    _warn(path, incomplete, "sample(s) left out")
 
 
 def _warn(path: AnyPath, names: list[str], what: str) -> None:

@@ -34,14 +34,14 @@ SMALLEST_VOCABULARY = 2 * len(_BYTES) + 2
 
 
 def clean(text: str) -> str:
-    """CLIP's clean-up: mend mis-decoded text, undo HTML escapes (twice), lower case, single spaces."""
+    """Cleans a text as CLIP does: mend mis-decoded text, undo HTML escapes (twice), lower case, single spaces."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip().lower()
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """CLIP's tokenizer. Every text is known to it, since any byte is a token.
+    """CLIP's tokenizer. It encodes every text, since any byte is a token.
 
     Attributes:
       bpe: the `tokenizers.Tokenizer` that does the work.
@@ -67,7 +67,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path, context_length: int = 77) -> "Tokenizer":
-        """From a `tokenizer.json`, or a folder with it or with `vocab.json` and `merges.txt`.
+        """Loads a `tokenizer.json`, or a folder with it or with `vocab.json` and `merges.txt`.
 
         Raises FileNotFoundError that says what was looked for, ValueError for another kind of tokenizer.
         """
@@ -86,7 +86,7 @@ class Tokenizer:
 
     @classmethod
     def from_merges(cls, path: str | Path, context_length: int = 77) -> "Tokenizer":
-        """From OpenAI's `bpe_simple_vocab_16e6.txt.gz`, of which CLIP uses the first 48,894 merges."""
+        """Loads OpenAI's `bpe_simple_vocab_16e6.txt.gz`, of which CLIP uses the first 48,894 merges."""
         file = paths.path(path)
         try:
             lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
@@ -105,7 +105,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int, context_length: int = 77) -> "Tokenizer":
-        """A vocabulary of at most `vocab_size` tokens learnt from captions; fewer if they hold fewer distinct pieces.
+        """Trains a vocabulary of at most `vocab_size` tokens on captions; fewer if they hold fewer distinct pieces.
 
         The same captions give the same vocabulary. Raises ValueError if `vocab_size` leaves no room for the bytes.
         """
@@ -151,13 +151,16 @@ class Tokenizer:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> Int32[np.ndarray, "n length"]:
-        """Texts -> rows of begin, tokens, end and padding. A text that is too long is cut; its end mark is kept."""
+        """Encodes texts to rows of begin, tokens, end and padding.
+
+        A text that is too long is cut; its end mark is kept.
+        """
         return self.encode_flagged(texts)[0]
 
     def encode_flagged(
         self, texts: Sequence[str], dropout: float = 0.0, rng: np.random.Generator | None = None
     ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
-        """The rows of `encode`, and which of the texts were too long and have been cut.
+        """Encodes texts as `encode` does; also returns which of them were too long and have been cut.
 
         Args:
           dropout: share of merges that are left out by chance, so that a text is cut into other tokens each time (BPE
@@ -165,17 +168,17 @@ class Tokenizer:
         """
         texts = captions.checked(texts)
         rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
-        cut = np.zeros(len(texts), bool)
+        is_cut = np.zeros(len(texts), bool)
         cleaned = [clean(text) for text in texts]
         if dropout:
             encodings = [self._dropped_out(text, dropout, rng) for text in cleaned]
         else:
             encodings = [e.ids for e in self.bpe.encode_batch(cleaned, add_special_tokens=False)]
-        for row, ids, number in zip(rows, encodings, range(len(texts)), strict=True):
-            cut[number] = len(ids) > self.context_length - 2
+        for row, ids, i in zip(rows, encodings, range(len(texts)), strict=True):
+            is_cut[i] = len(ids) > self.context_length - 2
             ids = [self.bos_id, *ids[: self.context_length - 2], self.eos_id]
             row[: len(ids)] = ids
-        return rows, cut
+        return rows, is_cut
 
     @functools.cached_property
     def _ranks(self) -> dict[tuple[str, str], int]:
@@ -183,22 +186,22 @@ class Tokenizer:
         return {tuple(pair): rank for rank, pair in enumerate(merges)}
 
     def _dropped_out(self, text: str, dropout: float, rng: np.random.Generator) -> list[int]:
-        """Ids of a clean text. The library's own dropout cannot be seeded."""
+        """Encodes a clean text with BPE dropout. The library's own dropout cannot be seeded."""
         ids = []
         for word, _ in self.bpe.pre_tokenizer.pre_tokenize_str(self.bpe.normalizer.normalize_str(text)):
             pieces = [*word[:-1], word[-1] + _END_OF_WORD]
             while len(pieces) > 1:
-                pairs = ((self._ranks.get(pair), place) for place, pair in enumerate(itertools.pairwise(pieces)))
-                kept = [(rank, place) for rank, place in pairs if rank is not None and rng.random() >= dropout]
-                if not kept:
+                pairs = ((self._ranks.get(pair), index) for index, pair in enumerate(itertools.pairwise(pieces)))
+                candidates = [(rank, index) for rank, index in pairs if rank is not None and rng.random() >= dropout]
+                if not candidates:
                     break
-                _, place = min(kept)
-                pieces[place : place + 2] = ["".join(pieces[place : place + 2])]
+                _, index = min(candidates)
+                pieces[index : index + 2] = ["".join(pieces[index : index + 2])]
             ids += [self.bpe.token_to_id(piece) for piece in pieces]
         return ids
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "length"]) -> str:
-        """The cleaned text that a row of ids stands for, marks and padding left out."""
+        """Decodes a row of ids to cleaned text, without marks and padding."""
         ids = [int(i) for i in ids]
         if self.bos_id in ids:
             ids = ids[ids.index(self.bos_id) + 1 :]
@@ -217,7 +220,7 @@ AnyTokenizer = Tokenizer | SentencePiece
 
 
 def open_tokenizer(file: str | Path, context_length: int) -> AnyTokenizer:
-    """The tokenizer of either kind that was saved in a `tokenizer.json` (`Tokenizer.save`, `SentencePiece.save`).
+    """Opens a tokenizer of either kind from a `tokenizer.json` (`Tokenizer.save`, `SentencePiece.save`).
 
     Raises FileNotFoundError or ValueError as their `load` does.
     """
@@ -229,7 +232,7 @@ def open_tokenizer(file: str | Path, context_length: int) -> AnyTokenizer:
 
 
 def _pairs(merges: str) -> list[tuple[str, str]]:
-    """The merges in a `merges.txt`, one a line."""
+    """Parses the merges of a `merges.txt`, one per line."""
     lines = [line.split() for line in merges.splitlines() if line.strip() and not line.startswith("#version")]
     wrong = [line for line in lines if len(line) != 2]
     if wrong:
@@ -238,7 +241,7 @@ def _pairs(merges: str) -> list[tuple[str, str]]:
 
 
 def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
-    """CLIP's layout: bytes, bytes at the end of a word, one token a merge, two marks."""
+    """Builds a vocabulary in CLIP's order: bytes, bytes at the end of a word, one token per merge, two marks."""
     ends = (b + _END_OF_WORD for b in _BYTES)
     tokens = dict.fromkeys([*_BYTES, *ends, *("".join(pair) for pair in merges)])
     return {token: index for index, token in enumerate([*tokens, BOS, EOS])}

@@ -1,4 +1,4 @@
-"""A tokenizer learnt on the captions of a training set."""
+"""A tokenizer trained on the captions of a training set."""
 
 import logging
 from collections.abc import Iterator
@@ -14,11 +14,13 @@ from train_jax.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-def learn(data: ConfigDict, most: int, vocab_size: int, context_length: int) -> Tokenizer:
-    """At most `vocab_size` tokens, learnt on the captions of `most` records of `config.data`'s source."""
+def learn(data: ConfigDict, max_records: int, vocab_size: int, context_length: int) -> Tokenizer:
+    """Trains a tokenizer of at most `vocab_size` tokens on the captions of `max_records` records of `config.data`'s
+    source.
+    """
     source = sources.from_config(data)
     try:
-        tokenizer = Tokenizer.train(_captions(source, most), vocab_size, context_length)
+        tokenizer = Tokenizer.train(_captions(source, max_records), vocab_size, context_length)
     except DataError:
         raise
     except ValueError as error:
@@ -27,9 +29,9 @@ def learn(data: ConfigDict, most: int, vocab_size: int, context_length: int) -> 
     return tokenizer
 
 
-def _captions(source: sources.Source, most: int) -> Iterator[str]:
-    """The captions of evenly spread records; one that cannot be read is passed over."""
-    for index in np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int)):
+def _captions(source: sources.Source, max_records: int) -> Iterator[str]:
+    """Yields the captions of evenly spread records; skips those that cannot be read."""
+    for index in np.unique(np.linspace(0, len(source) - 1, min(max_records, len(source))).astype(int)):
         try:
             yield from source.described(int(index))["captions"]
         except BrokenSample as error:

@@ -1,1 +1,1 @@
-"""Data sets that are made on the spot, with what draws their pictures, reads them and grades them."""
+"""Generated data sets, with renderers and classifiers that grade generated images."""

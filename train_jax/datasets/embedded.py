@@ -1,4 +1,4 @@
-"""Data sets that are made on the spot: prepared once, by whichever process comes first."""
+"""Generated data sets: prepared once, by the first process that asks."""
 
 import fcntl
 import logging
@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 def prepared(builder_class, config: str | None, data_dir: str | None):
-    """A TFDS builder whose files are there, made now if need be; several processes may ask at once.
+    """Returns a TFDS builder with its files prepared, now if necessary; several processes may call it at once.
 
     Raises ValueError for a config that the builder does not have.
     """

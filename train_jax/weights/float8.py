@@ -15,7 +15,9 @@ _SCALES = re.compile(r"(weight_scale(_inv)?|input_scale|scale_(weight|input)|sca
 
 
 def read(path: Path, name: str) -> np.ndarray:
-    """One tensor of a file whose header safetensors has checked: 8 bytes of its length, the header in JSON, the data."""
+    """Reads one tensor of a file whose header safetensors has checked: 8 bytes of length, the header in JSON, the
+    data.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(length))[name]
@@ -25,7 +27,7 @@ def read(path: Path, name: str) -> np.ndarray:
 
 
 def refuse_scaled(path: Path, names: Iterable[str]) -> None:
-    """LoadError if tensors lie beside the 8-bit ones that they are to be multiplied by: every quantiser has its own rule."""
+    """Raises LoadError for 8-bit tensors with separate scales, whose meaning differs between quantisation formats."""
     scales = sorted(name for name in names if _SCALES.search(name))
     if scales:
         raise LoadError(

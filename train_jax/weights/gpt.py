@@ -4,7 +4,7 @@ from train_jax.weights.layout import Entry
 
 
 def block(ours: str, theirs: str, heads: int) -> list[Entry]:
-    """The table of one block: `nn_jax.transformer.Block` under the name `ours`."""
+    """Returns the table of one block: `nn_jax.transformer.Block` under the name `ours`."""
     qkv = [f"{theirs}.attn.{name}" for name in ("query", "key", "value")]
     return [
         *(

@@ -1,4 +1,4 @@
-"""`hf:org/name`: repositories of the Hugging Face Hub as local directories, brought by huggingface_hub or cached by it."""
+"""Models on the Hugging Face Hub, `hf:org/name`, as local directories that huggingface_hub downloads or has cached."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +10,15 @@ PREFIX = "hf:"
 
 
 def is_name(path: str | Path) -> bool:
-    """Whether `path` names a repository of the hub rather than a place on a disk."""
+    """Whether `path` names a repository of the hub rather than a local path."""
     return str(path).startswith(PREFIX)
 
 
 def resolve(path: str | Path, files: Sequence[str], fallback: Sequence[str] = ()) -> paths.AnyPath:
-    """Local path of a model: of `hf:org/name` or `hf:org/name@revision` its directory in the hub's cache.
+    """Returns the local path of a model: for `hf:org/name` or `hf:org/name@revision` the directory in the hub's cache.
 
     Args:
-      path: the name; anything else is a place, as `train_jax.paths.weights` has it.
+      path: such a name; anything else is a path, as in `train_jax.paths.weights`.
       files: patterns of the files to bring, such as "*.json" and "*.safetensors".
       fallback: patterns of weights in older formats, brought only where `files` brought no safetensors: a repository often
         holds the same weights in several formats.

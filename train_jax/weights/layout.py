@@ -1,4 +1,4 @@
-"""How a peer's arrays become ours and back: a table of entries, one a parameter of ours.
+"""Conversion of a peer's arrays to ours and back: a table of entries, one per parameter of ours.
 
 Ours are named as in an unrolled model (`vision/transformer/block_0/attention/qkv/kernel`), whether the model that they go
 into is unrolled or stacked.
@@ -40,7 +40,7 @@ class Entry:
         stack_second    the same along a new second axis
         number          any shape of one element -> []
       heads: of the attention, where there are some.
-      third: which third of the peer's tensor, along its first axis, it is; None: it is the whole.
+      third: which third of the peer's tensor, along its first axis, it is; None: all of it.
     """
 
     ours: str
@@ -50,7 +50,7 @@ class Entry:
     third: int | None = None
 
     def from_peer(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Our parameter of the peer's arrays."""
+        """Converts the peer's arrays to our parameter."""
         arrays = [np.asarray(array).astype(np.float32) for array in arrays]
         if self.third is not None:
             arrays = [np.split(array, 3)[self.third] for array in arrays]
@@ -80,7 +80,7 @@ class Entry:
         return x.reshape(()) if self.kind == "number" else x
 
     def to_peer(self, x: np.ndarray) -> list[np.ndarray]:
-        """The arrays, or thirds of one, that `from_peer` makes `x` of."""
+        """Converts our parameter to the peer's arrays, or thirds of one: the inverse of `from_peer`."""
         if self.kind == "linear":
             x = x.T
         elif self.kind == "conv":
@@ -103,7 +103,7 @@ class Entry:
 
 
 def from_peer(tensors: Mapping, entries: Sequence[Entry], where: str, ignored: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Our parameters out of a peer's, by name.
+    """Converts a peer's parameters to ours, by name.
 
     Args:
       tensors: name -> anything that NumPy makes an array of.
@@ -113,10 +113,10 @@ def from_peer(tensors: Mapping, entries: Sequence[Entry], where: str, ignored: S
     Raises LoadError if tensors are missing, or if there are some that no entry uses: a model with more parts than we
     know would silently be another model.
     """
-    wanted = [name for entry in entries for name in entry.theirs]
-    missing = [name for name in wanted if name not in tensors]
-    rest = set(tensors) - set(wanted)
-    unknown = sorted(name for name in rest if not any(re.search(pattern, name) for pattern in ignored))
+    expected = [name for entry in entries for name in entry.theirs]
+    missing = [name for name in expected if name not in tensors]
+    unused = set(tensors) - set(expected)
+    unknown = sorted(name for name in unused if not any(re.search(pattern, name) for pattern in ignored))
     for what, names in (("lacks", missing), ("has parts that are not understood:", unknown)):
         if names:
             shown = [f"{name} {list(tensors[name].shape)}" if name in tensors else name for name in names[:_NAMED]]
@@ -126,7 +126,7 @@ def from_peer(tensors: Mapping, entries: Sequence[Entry], where: str, ignored: S
 
 
 def _from_peer(entry: Entry, tensors: Mapping, where: str) -> np.ndarray:
-    """Our parameter of an entry. LoadError where a tensor has other axes or numbers than the entry is of."""
+    """Converts the parameter of one entry. LoadError if a tensor's shape does not fit the entry."""
     arrays = [np.asarray(tensors[name]) for name in entry.theirs]
     try:
         return entry.from_peer(arrays)
@@ -136,7 +136,7 @@ def _from_peer(entry: Entry, tensors: Mapping, where: str) -> np.ndarray:
 
 
 def to_peer(params: Mapping[str, np.ndarray], entries: Sequence[Entry]) -> dict[str, np.ndarray]:
-    """A peer's parameters out of ours, by name. Each of ours is used exactly once (else it is a KeyError)."""
+    """Converts our parameters to a peer's, by name. Each of ours is used exactly once (else it is a KeyError)."""
     left = dict(params)
     tensors: dict[str, np.ndarray] = {}
     thirds: dict[str, list[np.ndarray]] = {}
@@ -152,44 +152,44 @@ def to_peer(params: Mapping[str, np.ndarray], entries: Sequence[Entry]) -> dict[
 
 
 def nested(flat: Mapping[str, np.ndarray], scan: bool) -> dict:
-    """Parameters by name -> the tree of a model; with `scan` the blocks of a transformer are stacked."""
+    """Builds the parameter tree of a model from a flat dict; with `scan` the blocks of a transformer are stacked."""
     if scan:
         flat = _stacked(flat)
     tree: dict = {}
     for name, value in flat.items():
         *folders, last = name.split("/")
-        here = tree
+        node = tree
         for folder in folders:
-            here = here.setdefault(folder, {})
-        here[last] = value
+            node = node.setdefault(folder, {})
+        node[last] = value
     return tree
 
 
 def flat(tree: Mapping) -> dict[str, np.ndarray]:
-    """The tree of a model, stacked or unrolled -> parameters by unrolled name."""
-    found: dict[str, np.ndarray] = {}
+    """Flattens the parameter tree of a model, stacked or unrolled, to a dict by unrolled name."""
+    params: dict[str, np.ndarray] = {}
 
     def visit(prefix: str, value) -> None:
         if isinstance(value, Mapping):
             for key, item in value.items():
                 visit(f"{prefix}/{key}" if prefix else key, item)
         elif "/blocks/" in prefix:
-            for number, layer in enumerate(np.asarray(value)):
-                found[prefix.replace("/blocks/", f"/block_{number}/")] = layer
+            for depth, layer in enumerate(np.asarray(value)):
+                params[prefix.replace("/blocks/", f"/block_{depth}/")] = layer
         else:
-            found[prefix] = np.asarray(value)
+            params[prefix] = np.asarray(value)
 
     visit("", tree)
-    return found
+    return params
 
 
 def _stacked(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
+    unstacked: dict[str, np.ndarray] = {}
     layers: dict[str, dict[int, np.ndarray]] = {}
     for name, value in params.items():
         match = _BLOCK.match(name)
         if match is None:
-            found[name] = value
+            unstacked[name] = value
         else:
             layers.setdefault(f"{match[1]}/blocks/{match[3]}", {})[int(match[2])] = value
-    return found | {name: np.stack([parts[i] for i in range(len(parts))]) for name, parts in layers.items()}
+    return unstacked | {name: np.stack([parts[i] for i in range(len(parts))]) for name, parts in layers.items()}

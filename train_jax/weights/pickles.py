@@ -25,7 +25,9 @@ class Global:
 
 @dataclasses.dataclass(eq=False)
 class Record:
-    """A call that a pickle asked for and that was not made: of what, with which arguments, and the state set afterwards."""
+    """A call that a pickle asked for and that was not made: of what, with which arguments, and the state set
+    afterwards.
+    """
 
     callee: Any
     arguments: Any = ()

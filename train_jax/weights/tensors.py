@@ -22,8 +22,8 @@ from train_jax.paths import AnyPath
 from train_jax.weights import float8
 from train_jax.weights.pickles import Global, Interpreter, Record
 
-_LONGEST = 1000  # letters of a tensor's name
-_MOST = 200_000  # values of a file: a few bytes can describe any number, if each stands in two places of the next
+_MAX_NAME_LENGTH = 1000  # letters of a tensor's name
+_MAX_VALUES = 200_000  # values of a file: a few bytes can describe any number, if each stands in two places of the next
 _STORAGES = {
     "FloatStorage": np.dtype("float32"),
     "DoubleStorage": np.dtype("float64"),
@@ -94,7 +94,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _npz(path: Path) -> dict[str, Tensor]:
-    found = {}
+    tensors = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.namelist():
             with archive.open(member) as file:
@@ -104,8 +104,8 @@ def _npz(path: Path) -> dict[str, Tensor]:
                 if dtype.hasobject:
                     raise LoadError(f"{path}: {member} holds Python objects, which are not read")
             name = member.removesuffix(".npy")
-            found[name] = Tensor(tuple(shape), functools.partial(_npz_member, path, name))
-    return found
+            tensors[name] = Tensor(tuple(shape), functools.partial(_npz_member, path, name))
+    return tensors
 
 
 def _npz_member(path: Path, name: str) -> np.ndarray:
@@ -204,10 +204,10 @@ def _flat(saved, path: Path) -> dict[str, Tensor]:
     def visit(prefix: str, value) -> None:
         nonlocal visited
         visited += 1
-        if visited > _MOST:
-            raise LoadError(f"{path} holds more than {_MOST:,} values: it is no file of weights")
-        if len(prefix) > _LONGEST:
-            raise LoadError(f"{path} holds names of more than {_LONGEST:,} letters, such as {prefix[:60]}…")
+        if visited > _MAX_VALUES:
+            raise LoadError(f"{path} holds more than {_MAX_VALUES:,} values: it is no file of weights")
+        if len(prefix) > _MAX_NAME_LENGTH:
+            raise LoadError(f"{path} holds names of more than {_MAX_NAME_LENGTH:,} letters, such as {prefix[:60]}…")
         if isinstance(value, Tensor):
             tensors[prefix] = value
         elif isinstance(value, Record | Mapping) and id(value) not in ancestors:

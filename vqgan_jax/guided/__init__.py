@@ -1,4 +1,4 @@
-"""Painting from a sentence: a VQGAN's latents follow the gradient of what CLIP sees (VQGAN+CLIP, arXiv 2204.08583).
+"""Painting from a sentence: a VQGAN's latents follow the gradient of a CLIP's similarity (VQGAN+CLIP, arXiv 2204.08583).
 
     painting = vqgan_jax.guided.paint(vq, clip, "a castle | sunset:0.5 | blur:-0.3", steps=300, seed=0)
     painting.images                 # uint8 [n, H, W, 3]
@@ -23,6 +23,6 @@ def __getattr__(name: str):
     # Late: `vqgan-jax --help` needs no JAX.
     for module, names in _NAMES.items():
         if name == module or name in names:
-            found = importlib.import_module(f"vqgan_jax.guided.{module}")
-            return found if name == module else getattr(found, name)
+            imported = importlib.import_module(f"vqgan_jax.guided.{module}")
+            return imported if name == module else getattr(imported, name)
     raise AttributeError(f"module 'vqgan_jax.guided' has no attribute {name!r}")

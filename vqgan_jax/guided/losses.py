@@ -1,4 +1,4 @@
-"""What is minimised: distances on the sphere, the rule of weights and stops, and what pictures should be like besides."""
+"""Losses of a painting: spherical distance, weights and stops of a prompt's parts, and losses of the image itself."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ _TINY = 1e-12
 
 
 @jax.custom_vjp
-def clamp(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """To [0, 1]; outside, a gradient passes only where following it leads back into the range (VQGAN+CLIP's clamp)."""
+def clamp_with_grad(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Clamps to [0, 1]; outside, gradients pass only where a descent step leads back into the range, as in VQGAN+CLIP."""
     return jnp.clip(x, 0, 1)
 
 
@@ -22,32 +22,34 @@ def _clamp_backward(x, g):
     return (jnp.where(g * (x - jnp.clip(x, 0, 1)) >= 0, g, 0),)
 
 
-clamp.defvjp(_clamp_forward, _clamp_backward)
+clamp_with_grad.defvjp(_clamp_forward, _clamp_backward)
 
 
-def _length(x, axis=-1):
-    """The norm, with gradient 0 at 0, where it has none."""
+def _safe_norm(x, axis=-1):
+    """The norm; its gradient at 0, which does not exist, is 0."""
     square = jnp.sum(x**2, axis=axis)
-    zero = square == 0  # what is no number stays none
-    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
+    is_zero = square == 0  # NaN stays NaN
+    return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, square)))
 
 
-def spherical(u: Float[Array, "*n d"], v: Float[Array, "*n d"]) -> Float[Array, "*n"]:
+def spherical_distance(u: Float[Array, "*n d"], v: Float[Array, "*n d"]) -> Float[Array, "*n"]:
     """Half the squared angle between vectors of equal length, 2 asin(|u - v| / 2)^2 of unit ones.
 
-    By atan2, whose gradient is finite at an angle of 0, where asin's argument has none, and at pi, where asin has none.
+    Computed by atan2: with asin, the gradient would not be finite at the angles 0 and pi.
     """
-    return 2 * jnp.arctan2(_length(u - v), _length(u + v)) ** 2
+    return 2 * jnp.arctan2(_safe_norm(u - v), _safe_norm(u + v)) ** 2
 
 
-def pull(distance: Float[Array, "..."], weight: Float[Array, "..."], stop: Float[Array, "..."]) -> Float[Array, "..."]:
-    """|weight| * sign(weight) * distance, without a gradient where sign(weight) * distance is not above `stop`."""
+def prompt_loss(
+    distance: Float[Array, "..."], weight: Float[Array, "..."], stop: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """weight * distance, without a gradient where sign(weight) * distance is not above `stop`."""
     signed = jnp.sign(weight) * distance
     return jnp.abs(weight) * jnp.where(signed > stop, signed, jax.lax.stop_gradient(signed))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Of a picture [H, W, 3] in [0, 1]
+# Losses of an image [H, W, 3] in [0, 1]
 
 
 def total_variation(x: Float[Array, "H W 3"]) -> Float[Array, ""]:
@@ -72,16 +74,16 @@ def asymmetry(x: Float[Array, "H W 3"]) -> Float[Array, ""]:
     return jnp.mean((x - x[:, ::-1]) ** 2)
 
 
-def frame(x: Float[Array, "H W 3"], colour: Float[Array, "3"], width) -> Float[Array, ""]:
-    """Mean squared difference to a colour within `width` of the border, as a share of the shorter side."""
+def border_loss(x: Float[Array, "H W 3"], colour: Float[Array, "3"], width) -> Float[Array, ""]:
+    """Mean squared difference to a colour in a border of `width`, a share of the shorter side."""
     h, w = x.shape[:2]
     rows, columns = np.arange(h), np.arange(w)
-    to_edge = np.minimum(np.minimum(rows, h - 1 - rows)[:, None], np.minimum(columns, w - 1 - columns)[None])
-    inside = (to_edge < width * min(h, w)).astype(jnp.float32)
-    return jnp.sum(inside[..., None] * (x - colour[None, None]) ** 2) / jnp.maximum(3 * jnp.sum(inside), 1)
+    distance = np.minimum(np.minimum(rows, h - 1 - rows)[:, None], np.minimum(columns, w - 1 - columns)[None])
+    border_mask = (distance < width * min(h, w)).astype(jnp.float32)
+    return jnp.sum(border_mask[..., None] * (x - colour[None, None]) ** 2) / jnp.maximum(3 * jnp.sum(border_mask), 1)
 
 
-def off_palette(x: Float[Array, "H W 3"], palette: Float[Array, "k 3"]) -> Float[Array, ""]:
-    """Mean squared distance of pixels to the nearest colour."""
+def palette_loss(x: Float[Array, "H W 3"], palette: Float[Array, "k 3"]) -> Float[Array, ""]:
+    """Mean squared distance of the pixels to the nearest colour of a palette."""
     distance = jnp.sum((x[:, :, None] - palette[None, None]) ** 2, axis=-1)
     return jnp.mean(jnp.min(distance, axis=-1))

@@ -1,21 +1,28 @@
-"""Every option of a painting, with its default, its meaning, and what it may be. Contradictions are errors.
+"""Every option of a painting, in groups. Contradictions are errors.
 
-The command line and the config file are made from this table. Options marked as numbers are traced: other values of them
-need no other program, and pictures with different ones are painted together (`paint_many`).
+Users name options without their group: `paint(…, edge=1.0)`, `--edge 1`, `edge: 1.0` in a config file, "edge" in the
+metadata of a PNG. Code reads them by group, `options.border.edge`. A group that is off is None, and its options are refused:
+an option without effect is a mistake.
+
+Traced options are arguments of the compiled programs: other values need no other program, and paintings that differ in
+them are made together (`paint_many`).
 """
 
 import dataclasses
 import difflib
+import itertools
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageColor
 
+from train_jax import options as schema
 from train_jax.errors import ConfigError, in_float32
+from train_jax.options import option
 
 QUALITIES = {
     "draft": {"steps": 100, "cuts": 8},
@@ -28,167 +35,369 @@ OPTIMIZERS = ("adam", "amsgrad", "nadam", "radam", "adagrad", "rmsprop", "lion",
 LATENTS = ("straight", "soft", "gumbel")
 CUT_METHODS = ("crops", "pooling")
 INIT_NOISES = ("pixels", "gradient", "fractal", "plain")
+PICTURES = ("init_image", "overlay")
 
-_ANY = (-math.inf, math.inf)
-_POSITIVE = (np.nextafter(0, 1), math.inf)
-_SHARE = (0.0, 1.0)
-
-
-def _option(default: Any, kind: str, text: str, within=None):
-    """A field. kind: "number" (traced), "float", "int", "flag", "choice", "text", "size", "picture", "file", "colours"."""
-    return dataclasses.field(default=default, metadata={"kind": kind, "help": text, "within": within})
+_MAX_STEPS = 10**6
+_Picture = str | Path | Image.Image | np.ndarray
 
 
-@typing.no_type_check  # values of any type arrive here, to be refused with what is allowed
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What can be said about a painting. Made by `resolve`; raises ConfigError for what cannot be."""
+def traced(default: float, meaning: str, **bounds: float | int) -> Any:
+    """A field of a group for a traced number; arguments as those of `train_jax.options.option`."""
+    return dataclasses.field(default=default, metadata=option(default, meaning, **bounds).metadata | {"traced": True})
 
-    quality: str = _option("normal", "choice", "steps and cuts, unless they are given", tuple(QUALITIES))
-    size: tuple[int, int] | None = _option(None, "size", "height and width in pixels; default: as the VQGAN was trained")
-    aspect: str | None = _option(None, "text", "width:height, or one of square, widescreen, portrait; same area")
-    scale: float = _option(1.0, "float", "times the sides of the VQGAN's own pictures", _POSITIVE)
-    steps: int = _option(0, "int", "of the optimiser", (1, 10**6))
-    save_every: int = _option(50, "int", "steps between snapshots", (1, 10**6))
 
-    init_image: Any = _option(None, "picture", "a picture to start from")
-    init_noise: str | None = _option(None, "choice", "noise, or paper, to start from; default: random codes", INIT_NOISES)
-    init_weight: float = _option(0.0, "number", "pull of the latents to the start's", (0.0, math.inf))
-    init_pixels: float = _option(0.0, "number", "pull of the pixels to the start's", (0.0, math.inf))
+class Group(schema.Options):
+    """Options that belong together, by their flat names. The docstring of a group is its title in `--help`.
 
-    latents: str = _option("straight", "choice", "what is optimised: vectors, or codes' probabilities", LATENTS)
-    temperature: float = _option(1.0, "number", "of the codes' probabilities at the first step", _POSITIVE)
-    temperature_end: float = _option(0.0, "number", "and at the last, geometrically; 0: as at the first", (0, math.inf))
-    average: float = _option(0.0, "number", "decay of the latents' moving average, which is what is shown", (0.0, 0.9999))
+    Attributes:
+      needs: the options, of any group, that turn this group on, with the values that do so; (): all but the default. One
+        of them is enough. Without needs a group is always on.
+      excludes: for an option of this group, others that must be left out beside it.
+    """
 
-    optimizer: str = _option("adam", "choice", "of optax", OPTIMIZERS)
-    lr: float = _option(0.1, "number", "rate of the optimiser", _POSITIVE)
-    lr_decay: float = _option(1.0, "number", "the rate is multiplied by this late", _POSITIVE)
-    lr_decay_at: float = _option(0.75, "number", "after this share of the steps", _SHARE)
-
-    cuts: int = _option(0, "int", "pieces of the picture that CLIP sees at a step", (1, 10**5))
-    cut_method: str = _option("crops", "choice", "random squares, or the whole picture pooled", CUT_METHODS)
-    cut_power: float = _option(1.0, "number", "of the uniform number that sizes a square; larger: smaller ones", _POSITIVE)
-    cut_min: float = _option(0.0, "number", "smallest square, as a share of the shorter side; 0: CLIP's resolution", _SHARE)
-    flip: float = _option(0.5, "number", "probability that a cut is mirrored", _SHARE)
-    rotate: float = _option(10.0, "number", "degrees that a cut is turned at most", (0.0, 180.0))
-    shift: float = _option(0.05, "number", "share of its side that a cut is moved at most", _SHARE)
-    perspective: float = _option(0.1, "number", "how far a cut is tilted at most", (0.0, 0.9))
-    jitter: float = _option(0.1, "number", "change of brightness, contrast, saturation and hue at most", _SHARE)
-    erase: float = _option(0.0, "number", "probability that a rectangle of a cut is hidden", _SHARE)
-    noise: float = _option(0.1, "number", "most of the noise on a cut", (0.0, math.inf))
-
-    smoothness: float = _option(0.0, "number", "weight of the total variation", _ANY)
-    saturation: float = _option(0.0, "number", "weight of colourfulness; a negative one makes pale", _ANY)
-    symmetry: float = _option(0.0, "number", "weight of being one's mirror image", _ANY)
-    edge: float = _option(0.0, "number", "weight of a plain frame", _ANY)
-    edge_colour: str = _option("white", "colour", "of the frame: a name or #rrggbb")
-    edge_width: float = _option(0.1, "number", "of the frame, as a share of the shorter side", (0.0, 0.5))
-    palette: tuple[str, ...] = _option((), "colours", "colours that the picture is to be made of, separated by commas")
-    palette_weight: float = _option(1.0, "number", "of being made of them", _ANY)
-    aesthetic: str | None = _option(None, "file", "an .npz with a linear head on the first CLIP: weight [d], bias []")
-    aesthetic_weight: float = _option(0.1, "number", "of the head's score", _ANY)
-    overlay: Any = _option(None, "picture", "a PNG with transparency that lies on the picture, and stays")
-
-    memory: float | None = _option(None, "float", "GiB a device that a step may take; cuts are split to fit", _POSITIVE)
-    micro_cuts: int = _option(0, "int", "cuts that go through CLIP together; 0: all", (0, 10**5))
-    remat: bool = _option(False, "flag", "compute the decoder anew in the backward pass, to save memory")
+    needs: ClassVar[Mapping[str, Collection[str]]] = {}
+    excludes: ClassVar[Mapping[str, Collection[str]]] = {}
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
+        stated = {name for name, value in vars(self).items() if _differs_from_default(name, value)}
+        for name in stated & self.excludes.keys():
+            for other in stated.intersection(self.excludes[name]):
+                raise ConfigError(f"{other} = {getattr(self, other)!r} beside {name}: give one of them")
 
-    def numbers(self) -> dict[str, np.float32]:
-        """The traced options."""
-        return {name: np.float32(getattr(self, name)) for name in NUMBERS} | {"steps": np.float32(self.steps)}
+    @classmethod
+    def is_on(cls, values: Mapping[str, Any]) -> bool:
+        """Whether the values of all options, by flat name, turn the group on."""
+        return not cls.needs or any(
+            values[name] in on if on else _differs_from_default(name, values[name]) for name, on in cls.needs.items()
+        )
+
+    @classmethod
+    def switches(cls) -> str:
+        """What turns the group on, such as "edge" or "latents = soft or gumbel"; "" if it is always on."""
+        return " or ".join(f"{name} = {' or '.join(on)}" if on else name for name, on in cls.needs.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule(Group):
+    """Length of the optimisation"""
+
+    quality: str = option("normal", "steps and cuts, unless they are given", choices=tuple(QUALITIES), identity=False)
+    steps: int = option(QUALITIES["normal"]["steps"], "of the optimiser", least=1, most=_MAX_STEPS)
+    save_every: int = option(50, "steps between snapshots", least=1, most=_MAX_STEPS, identity=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas(Group):
+    """The picture and its size"""
+
+    excludes = {"size": ("aspect", "scale")}
+
+    size: tuple[int, int] | None = option(None, "(height, width) in pixels; default: as the VQGAN was trained", least=1)
+    aspect: str | None = option(None, "width:height, or one of square, widescreen, portrait; same area")
+    scale: float = option(1.0, "times the sides of the VQGAN's own pictures", above=0)
+    overlay: _Picture | None = option(None, "a PNG with transparency that lies on the picture, and stays")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.aspect is not None:
+            aspect_ratio(self.aspect)
+
+    def image_size(self, trained_size: int, factor: int) -> tuple[int, int]:
+        """Height and width in pixels, whole codes. ConfigError for a size that is not.
+
+        Args:
+          trained_size: side of the images that the VQGAN was trained on.
+          factor: pixels along a side of one code.
+        """
+        if self.size is not None:
+            if any(side % factor for side in self.size):
+                near = " x ".join(str(max(factor, round(side / factor) * factor)) for side in self.size)
+                raise ConfigError(
+                    f"size = {self.size[0]} x {self.size[1]}: both sides must be divisible by {factor}, the pixels of this "
+                    f"VQGAN's codes; {near} is near"
+                )
+            return self.size
+        width, height = aspect_ratio(self.aspect or "square")
+        ratio = math.sqrt(width / height)
+
+        def whole_codes(side: float | int) -> tuple[int, int]:
+            height, width = (max(factor, round(x / factor) * factor) for x in (side / ratio, side * ratio))
+            return height, width
+
+        size = whole_codes(trained_size * self.scale)
+        if self.scale != 1 and size == whole_codes(trained_size):
+            raise ConfigError(
+                f"scale = {self.scale:g}: in whole codes of {factor} pixels the picture stays {size[0]} x {size[1]}; "
+                "change it by more, or give size"
+            )
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
+class Start(Group):
+    """Initial picture; by default codes are random"""
+
+    needs = {"init_image": (), "init_noise": ()}
+    excludes = {"init_image": ("init_noise",)}
+
+    init_image: _Picture | None = option(None, "a picture to start from")
+    init_noise: str | None = option(None, "noise, or paper, to start from", choices=INIT_NOISES)
+    init_weight: float = traced(0.0, "weight of the latents' squared distance to the start's", least=0)
+    init_pixels: float = traced(0.0, "weight of the pixels' squared distance to the start's", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents(Group):
+    """Latents"""
+
+    latents: str = option("straight", "what is optimised: vectors, or probabilities of codes", choices=LATENTS)
+    average: float = traced(0.0, "decay of the latents' moving average, which is what is shown", least=0, most=0.9999)
+
+
+@dataclasses.dataclass(frozen=True)
+class Probabilities(Group):
+    """Probabilities of codes"""
+
+    needs = {"latents": ("soft", "gumbel")}
+
+    temperature: float = traced(1.0, "of the softmax at the first step", above=0)
+    temperature_end: float = traced(0.0, "and at the last, geometrically; 0: as at the first", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimization(Group):
+    """Optimiser"""
+
+    optimizer: str = option("adam", "of optax", choices=OPTIMIZERS)
+    lr: float = traced(0.1, "learning rate", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RateDecay(Group):
+    """Decay of the learning rate"""
+
+    needs = {"lr_decay": ()}
+
+    lr_decay: float = traced(1.0, "the rate is multiplied by this late", above=0)
+    lr_decay_at: float = traced(0.75, "after this share of the steps", least=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cutouts(Group):
+    """Cuts of the picture that CLIP sees"""
+
+    cuts: int = option(QUALITIES["normal"]["cuts"], "a step", least=1, most=10**5)
+    cut_method: str = option("crops", "random squares, or the whole picture pooled", choices=CUT_METHODS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Crops(Group):
+    """Sizes of random squares"""
+
+    needs = {"cut_method": ("crops",)}
+
+    cut_power: float = traced(1.0, "of the uniform number that sizes a square; larger: smaller ones", above=0)
+    cut_min: float = traced(
+        0.0, "smallest square, as a share of the shorter side; 0: CLIP's resolution", least=0, most=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentations(Group):
+    """Random changes of a cut"""
+
+    flip: float = traced(0.5, "probability that a cut is mirrored", least=0, most=1)
+    rotate: float = traced(10.0, "degrees that a cut is turned at most", least=0, most=180)
+    shift: float = traced(0.05, "share of its side that a cut is moved at most", least=0, most=1)
+    perspective: float = traced(0.1, "how far a cut is tilted at most", least=0, most=0.9)
+    jitter: float = traced(0.1, "change of brightness, contrast, saturation and hue at most", least=0, most=1)
+    erase: float = traced(0.0, "probability that a rectangle of a cut is hidden", least=0, most=1)
+    noise: float = traced(0.1, "largest standard deviation of the noise on a cut", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Appearance(Group):
+    """What the picture should be like"""
+
+    smoothness: float = traced(0.0, "weight of the total variation")
+    saturation: float = traced(0.0, "weight of colourfulness; a negative one makes pale")
+    symmetry: float = traced(0.0, "weight of the difference to the mirror image")
+
+
+@dataclasses.dataclass(frozen=True)
+class Border(Group):
+    """Plain frame"""
+
+    needs = {"edge": ()}
+
+    edge: float = traced(0.0, "weight of a plain frame")
+    edge_colour: str = option("white", "of the frame: a name or #rrggbb")
+    edge_width: float = traced(0.1, "of the frame, as a share of the shorter side", above=0, most=0.5)
+
+    def __post_init__(self):
+        rgb(self.edge_colour)
+
+
+@dataclasses.dataclass(frozen=True)
+class Palette(Group):
+    """Palette"""
+
+    needs = {"palette": ()}
+
+    palette: tuple[str, ...] = option((), "colours that the picture is to be made of, separated by commas")
+    palette_weight: float = traced(1.0, "weight of the distance to the nearest colour")
+
+    def __post_init__(self):
+        for name in self.palette:
+            rgb(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Aesthetic(Group):
+    """Aesthetic score"""
+
+    needs = {"aesthetic": ()}
+
+    aesthetic: str | None = option(None, "an .npz with a linear head on the first CLIP: weight [d], bias []")
+    aesthetic_weight: float = traced(0.1, "weight of the head's score")
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory(Group):
+    """Memory"""
+
+    excludes = {"memory": ("micro_cuts", "remat")}
+
+    memory: float | None = option(
+        None, "GiB a device that a step may take; cuts are split to fit", above=0, identity=False
+    )
+    micro_cuts: int = option(0, "cuts that go through CLIP together; 0: all", least=0, most=10**5, identity=False)
+    remat: bool = option(False, "compute the decoder anew in the backward pass, to save memory", identity=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The options of a painting; None: a group that is off. Made by `resolve`."""
+
+    schedule: Schedule
+    canvas: Canvas
+    start: Start | None
+    latents: Latents
+    probabilities: Probabilities | None
+    optimization: Optimization
+    rate_decay: RateDecay | None
+    cutouts: Cutouts
+    crops: Crops | None
+    augmentations: Augmentations
+    appearance: Appearance
+    border: Border | None
+    palette: Palette | None
+    aesthetic: Aesthetic | None
+    memory: Memory
+
+    def flat(self) -> dict[str, Any]:
+        """All options by their flat names; those of groups that are off at their defaults."""
+        values = dict(_DEFAULTS)
+        for name in GROUPS:
+            if (group := getattr(self, name)) is not None:
+                values |= vars(group)
+        return values
+
+    def hparams(self) -> dict[str, np.float32]:
+        """The traced options, and the number of steps."""
+        values = self.flat()
+        return {name: np.float32(values[name]) for name in (*TRACED, "steps")}
 
     def to_json(self) -> dict[str, Any]:
-        """All of them, as JSON can say it; pictures that came as arrays are named as such."""
-        found = dataclasses.asdict(self)
+        """All options by their flat names, as JSON can hold them; pictures that came as arrays are only named as such."""
+        values = self.flat()
         for name in PICTURES:
-            if found[name] is not None and not isinstance(found[name], str | Path):
-                found[name] = "(an array)"
-            elif found[name] is not None:
-                found[name] = str(found[name])
-        return found | {"size": self.size and list(self.size), "palette": list(self.palette)}
+            if values[name] is not None:
+                values[name] = str(values[name]) if isinstance(values[name], str | Path) else "(an array)"
+        return values | {"size": values["size"] and list(values["size"]), "palette": list(values["palette"])}
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Options)}
-NUMBERS = tuple(name for name, field in FIELDS.items() if field.metadata["kind"] == "number")
-PICTURES = tuple(name for name, field in FIELDS.items() if field.metadata["kind"] == "picture")
+def _group_class(annotation: Any) -> type[Group]:
+    return next(iter(typing.get_args(annotation)), annotation)
 
 
-def resolve(given: Mapping[str, Any]) -> Options:
-    """All options, of which some are given. ConfigError for unknown ones, of the wrong type, or at odds."""
-    return resolve_many(given, [{}])[0]
+GROUPS = {field.name: _group_class(field.type) for field in dataclasses.fields(Options)}
+FIELDS = {field.name: field for group in GROUPS.values() for field in dataclasses.fields(group)}
+TRACED = tuple(name for name, field in FIELDS.items() if "traced" in field.metadata)
+FREE = tuple(name for group in GROUPS.values() for name in group.free())  # options without effect on the trajectory
+_DEFAULTS = {name: field.default for name, field in FIELDS.items()}
 
 
-def resolve_many(given: Mapping[str, Any], settings: Sequence[Mapping[str, Any]]) -> list[Options]:
-    """`given` with each of `settings`. What has a meaning in one of them is not at odds with the others."""
-    found = [_completed(given | setting) for setting in settings]
-    _contradictions(found)
-    return found
+def resolve(options: Mapping[str, Any]) -> Options:
+    """Completes options, given by their flat names. ConfigError for unknown ones, of the wrong type, or at odds."""
+    return resolve_many(options, [{}])[0]
 
 
-def _completed(given: Mapping[str, Any]) -> Options:
-    refuse_unknown(given, FIELDS, "option")
-    given = {name: _plain(value) for name, value in given.items()}
-    quality = given.get("quality", "normal")
-    if not isinstance(quality, str) or quality not in QUALITIES:
-        raise ConfigError(f"quality = {quality!r}; it must be one of {', '.join(QUALITIES)}")
-    for name in [name for name, value in given.items() if value is None and FIELDS[name].default is not None]:
-        raise ConfigError(f"{name} = None; leave it out for its default, {FIELDS[name].default!r}")
-    return Options(**QUALITIES[quality] | given)
+def resolve_many(options: Mapping[str, Any], settings: Sequence[Mapping[str, Any]]) -> list[Options]:
+    """Completes `options` with each of `settings`, which differ in traced options alone.
+
+    A group that one of them turns on is on in all.
+    """
+    completed = [_complete(options | setting) for setting in settings]
+    is_on = {name: any(map(group.is_on, completed)) for name, group in GROUPS.items()}
+    for group in (GROUPS[name] for name, on in is_on.items() if not on):
+        for values, field in itertools.product(completed, dataclasses.fields(group)):
+            if _differs_from_default(name := field.name, values[name]):
+                raise ConfigError(
+                    f"{name} = {values[name]!r} has no effect: give {group.switches()}, or leave {name} out"
+                )
+    cuts, micro_cuts = completed[0]["cuts"], completed[0]["micro_cuts"]
+    if micro_cuts and cuts % micro_cuts:
+        raise ConfigError(f"micro_cuts = {micro_cuts} does not divide cuts = {cuts}")
+    if any(values["cut_power"] != 1 for values in completed) and all(values["cut_min"] == 1 for values in completed):
+        raise ConfigError("cut_min = 1 makes every cut the whole shorter side: cut_power has no effect; leave one out")
+    return [
+        Options(**{name: _group(name, values) if on else None for name, on in is_on.items()}) for values in completed
+    ]
+
+
+def _group(name: str, values: Mapping[str, Any]) -> Group:
+    return GROUPS[name](**{field.name: values[field.name] for field in dataclasses.fields(GROUPS[name])})
+
+
+def _complete(options: Mapping[str, Any]) -> dict[str, Any]:
+    """All options by their flat names, each of them checked by itself."""
+    refuse_unknown(options, FIELDS, "option")
+    options = {name: _parse(name, value) for name, value in options.items()}
+    return _DEFAULTS | QUALITIES[options.get("quality", "normal")] | options
+
+
+def _parse(name: str, value: Any) -> Any:
+    value = schema.parse_value(FIELDS[name], _plain(value), name)
+    if isinstance(value, float) and not in_float32(value):
+        raise ConfigError(f"{name} = {value!r}; it must be a number that float32 can tell from 0 and from infinity")
+    return value
 
 
 def _plain(value: Any) -> Any:
-    """Without NumPy's scalars, which JSON does not know, and lists, which cannot be compared with defaults."""
+    """Converts NumPy's scalars, which JSON does not know, and lists, which cannot be compared with defaults."""
     if isinstance(value, np.generic):
         return value.item()
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
-def refuse_unknown(given: Mapping, known: Mapping, what: str) -> None:
-    """ConfigError for the first name of `given` that is not among `known`, with the nearest that is."""
-    for name in given:
+def _differs_from_default(name: str, value: Any) -> bool:
+    """Whether a value is other than the default of the option."""
+    default = FIELDS[name].default
+    return value is not None if default is None else value != default
+
+
+def refuse_unknown(names: Iterable[str], known: Mapping, kind: str) -> None:
+    """ConfigError for the first of `names` that is not among `known`, with the closest name that is."""
+    for name in names:
         if name not in known:
             near = difflib.get_close_matches(str(name), list(known), 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise ConfigError(f"{name} is no {what}: {hint}")
+            raise ConfigError(f"{name} is no {kind}: {hint}")
 
 
-def pixels(options: Options, trained: int, factor: int) -> tuple[int, int]:
-    """Height and width of the picture, in whole codes. ConfigError for a size that is not.
-
-    Args:
-      trained: side of the pictures that the VQGAN was trained on.
-      factor: pixels along a side of one code.
-    """
-    if options.size is not None:
-        if any(side % factor for side in options.size):
-            near = " x ".join(str(max(factor, round(side / factor) * factor)) for side in options.size)
-            raise ConfigError(
-                f"size = {options.size[0]} x {options.size[1]}: both sides must be divisible by {factor}, the pixels of "
-                f"this VQGAN's codes; {near} is near"
-            )
-        return options.size
-    width, height = aspect(options.aspect or "square")
-    ratio = math.sqrt(width / height)
-
-    def codes(side) -> tuple[int, int]:
-        return tuple(max(factor, round(x / factor) * factor) for x in (side / ratio, side * ratio))
-
-    found = codes(trained * options.scale)
-    if options.scale != 1 and found == codes(trained):
-        raise ConfigError(
-            f"scale = {options.scale:g}: in whole codes of {factor} pixels the picture stays {found[0]} x {found[1]}; "
-            "change it by more, or give size"
-        )
-    return found
-
-
-def aspect(text: str) -> tuple[float, float]:
-    """Width and height, in proportion. ConfigError for a text that is none."""
+def aspect_ratio(text: str) -> tuple[float, float]:
+    """Width and height, in proportion. ConfigError for a text that is no aspect ratio."""
     sides = ASPECTS.get(text, text).split(":")
     try:
         width, height = map(float, sides)
@@ -200,87 +409,8 @@ def aspect(text: str) -> tuple[float, float]:
 
 
 def rgb(name: str) -> np.ndarray:
-    """A colour's float32 [3] in [0, 1]. ConfigError for a name that is none."""
+    """A colour's float32 [3] in [0, 1]. ConfigError for a name that is no colour."""
     try:
         return np.asarray(ImageColor.getrgb(name)[:3], np.float32) / 255
     except ValueError as error:
         raise ConfigError(f"{name!r} is no colour; write a name such as 'red', or #rrggbb") from error
-
-
-def _check(field: dataclasses.Field, value: Any) -> None:
-    kind, within, name = field.metadata["kind"], field.metadata["within"], field.name
-    if value is None and field.default is None:
-        return
-    if kind == "choice":
-        good, allowed = isinstance(value, str) and value in within, f"one of {', '.join(within)}"
-    elif kind in ("number", "float"):
-        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        good, allowed = good and within[0] <= value <= within[1], f"a number {_range(*within)}"
-        if good and not in_float32(value):
-            good, allowed = False, "a number that float32 can tell from 0 and from infinity"
-    elif kind == "int":
-        good = isinstance(value, int) and not isinstance(value, bool) and within[0] <= value <= within[1]
-        allowed = f"a whole number {_range(*within)}"
-    elif kind == "flag":
-        good, allowed = isinstance(value, bool), "True or False"
-    elif kind == "size":
-        good = isinstance(value, tuple) and len(value) == 2 and all(type(x) is int and x > 0 for x in value)
-        allowed = "(height, width) in pixels"
-    elif kind == "colours":
-        good = isinstance(value, tuple) and all(isinstance(x, str) for x in value)
-        allowed = "names of colours"
-    elif kind == "picture":
-        good, allowed = isinstance(value, str | Path | Image.Image | np.ndarray), "a path, a picture or an array"
-    else:
-        good, allowed = isinstance(value, str), "a text"
-    if not good:
-        raise ConfigError(f"{name} = {value!r}; it must be {allowed}")
-
-
-def _range(low: float | int, high: float | int) -> str:
-    if high == math.inf:
-        return "" if low == -math.inf else "above 0" if 0 < low < 1e-300 else f"of at least {low:g}"
-    return f"in [{low:g}, {high:g}]"
-
-
-def _contradictions(settings: Sequence[Options]) -> None:
-    """ConfigError for an option that has no effect in any setting, or excludes another."""
-    o = settings[0]  # settings differ in numbers alone
-
-    def need(condition: bool, name: str, what: str) -> None:
-        for setting in settings:
-            if getattr(setting, name) != FIELDS[name].default and not condition:
-                raise ConfigError(f"{name} = {getattr(setting, name)!r} {what}")
-
-    def pointless(name: str, value: int, condition: bool, why: str) -> None:
-        if condition and all(getattr(setting, name) == value for setting in settings):
-            raise ConfigError(f"{name} = {value} {why}")
-
-    started = o.init_image is not None or o.init_noise is not None
-    decays, framed = any(s.lr_decay != 1 for s in settings), any(s.edge != 0 for s in settings)
-    need(o.size is None, "aspect", f"beside size = {o.size}: give one of them")
-    need(o.size is None, "scale", f"beside size = {o.size}: give one of them")
-    need(o.init_image is None, "init_noise", "beside init_image: a painting starts from one of them")
-    need(started, "init_weight", "pulls to a start: give init_image or init_noise")
-    need(started, "init_pixels", "pulls to a start: give init_image or init_noise")
-    need(o.latents != "straight", "temperature", "is of codes' probabilities: choose latents = soft or gumbel")
-    need(o.latents != "straight", "temperature_end", "is of codes' probabilities: choose latents = soft or gumbel")
-    need(decays, "lr_decay_at", "says when lr_decay begins: give lr_decay")
-    need(o.cut_method == "crops", "cut_power", "sizes crops: choose cut_method = crops")
-    need(o.cut_method == "crops", "cut_min", "sizes crops: choose cut_method = crops")
-    need(framed, "edge_colour", "is of the frame: give its weight, edge")
-    need(framed, "edge_width", "is of the frame: give its weight, edge")
-    pointless("edge_width", 0, framed, "leaves the frame, which edge weighs, without a pixel")
-    pointless("lr_decay_at", 1, decays, "is after the last step: lr_decay would never begin")
-    sized = any(setting.cut_power != 1 for setting in settings)
-    pointless("cut_min", 1, sized, "makes every cut the whole shorter side: cut_power would size nothing")
-    need(bool(o.palette), "palette_weight", "is of a palette: give palette")
-    need(o.aesthetic is not None, "aesthetic_weight", "is of a head: give aesthetic")
-    need(o.memory is None, "micro_cuts", "beside memory, which chooses it: give one of them")
-    need(o.memory is None, "remat", "beside memory, which chooses it: give one of them")
-    if o.micro_cuts and o.cuts % o.micro_cuts:
-        raise ConfigError(f"micro_cuts = {o.micro_cuts} does not divide cuts = {o.cuts}")
-    if o.aspect is not None:
-        aspect(o.aspect)
-    for name in (o.edge_colour, *o.palette):
-        rgb(name)

@@ -1,9 +1,9 @@
-"""The grammar of prompts. What a painter is told is a few parts, each with a weight and a stop:
+"""The grammar of prompts. A scene has a few parts, each with a weight and a stop:
 
     scenes  = scene {"^" scene}                     one after the other, a story
     scene   = part {"|" part}                       all at once
-    part    = what [":" weight [":" stop]]
-    what    = text | "image=" path | "noise=" seed
+    part    = content [":" weight [":" stop]]
+    content = text | "image=" path | "noise=" seed
 
 A negative weight pushes away. Below its stop a part no longer pulls. `\\` before one of `| ^ : = \\` makes it a letter.
 A colon between two digits of a text is refused: in "a clock at 12:30" it is a letter, in "route 66:0.5" it begins a weight.
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from train_jax.errors import UserError, in_float32
 
 _SPECIAL = "|^:=\\"
-_SHOWN = 20  # characters around a mistake that its message shows
+_CONTEXT = 20  # characters around a mistake that its message shows
 
 
 class PromptError(UserError):
@@ -29,12 +29,13 @@ class Part:
     """One thing to paint towards, or away from.
 
     Attributes:
-      kind: "text", "image" (`what` is a path) or "noise" (`what` is a seed).
+      content: a text, a path or a seed, by `kind`.
       weight: not 0; a negative one pushes away.
       stop: the signed distance below which it no longer pulls; -inf: never.
+      kind: "text", "image" or "noise".
     """
 
-    what: str
+    content: str
     weight: float = 1.0
     stop: float = -math.inf
     kind: str = "text"
@@ -44,56 +45,56 @@ Scene = tuple[Part, ...]
 
 
 def parse(prompt: str) -> tuple[Scene, ...]:
-    """The scenes of a prompt. Raises PromptError that points at the character, TypeError for what is no text."""
+    """Parses the scenes of a prompt. PromptError points at the character; TypeError for a value that is no text."""
     if not isinstance(prompt, str):
         raise TypeError(f"prompt = {prompt!r}; it must be one text")
-    whole = (list(_letters(prompt)), len(prompt))
-    return tuple(tuple(_part(prompt, part) for part in _split(scene, "|")) for scene in _split(whole, "^"))
+    field = (list(_letters(prompt)), len(prompt))
+    return tuple(tuple(_part(prompt, part) for part in _split(scene, "|")) for scene in _split(field, "^"))
 
 
 def single(prompt: str) -> Scene:
-    """The only scene of a prompt. Raises PromptError for one of several."""
+    """Parses a prompt of one scene. Raises PromptError for a prompt of several."""
     scenes = parse(prompt)
     if len(scenes) > 1:
-        place = next(i for i, letter, special in _letters(prompt) if special and letter == "^")
-        _refuse(prompt, place, "starts another scene, and one picture shows one: paint stories with animate (--frames)")
+        position = next(i for i, letter, special in _letters(prompt) if special and letter == "^")
+        _refuse(prompt, position, "starts another scene, and one picture shows one: paint stories with animate (--frames)")
     return scenes[0]
 
 
-_Letter = tuple[int, str, bool]  # place in the prompt, the letter, whether it has a meaning in the grammar
-_Field = tuple[list[_Letter], int]  # and the place where it ends
+_Letter = tuple[int, str, bool]  # position in the prompt, letter, whether it is special in the grammar
+_Field = tuple[list[_Letter], int]  # letters, and the position of the end
 
 
 def _letters(prompt: str) -> Iterator[_Letter]:
-    place = 0
-    while place < len(prompt):
-        letter, start = prompt[place], place
+    position = 0
+    while position < len(prompt):
+        letter, start = prompt[position], position
         if letter == "\\":
-            place += 1
-            if place == len(prompt) or prompt[place] not in _SPECIAL:
+            position += 1
+            if position == len(prompt) or prompt[position] not in _SPECIAL:
                 _refuse(prompt, start, f"a backslash stands before one of {' '.join(_SPECIAL)}; write \\\\ for itself")
-            yield start, prompt[place], False
+            yield start, prompt[position], False
         else:
             yield start, letter, letter in _SPECIAL
-        place += 1
+        position += 1
 
 
-def _split(field: _Field, mark: str) -> list[_Field]:
-    """The fields between marks."""
+def _split(field: _Field, separator: str) -> list[_Field]:
+    """Splits a field at its special letters `separator`."""
     letters, end = field
-    found, begun = [], []
-    for item in letters:
-        if item[2] and item[1] == mark:
-            found.append((begun, item[0]))
-            begun = []
+    fields, current = [], []
+    for letter in letters:
+        if letter[2] and letter[1] == separator:
+            fields.append((current, letter[0]))
+            current = []
         else:
-            begun.append(item)
-    return [*found, (begun, end)]
+            current.append(letter)
+    return [*fields, (current, end)]
 
 
 def _part(prompt: str, field: _Field) -> Part:
     fields = _split(field, ":")
-    what, kind = _what(prompt, *fields[0])
+    content, kind = _content(prompt, *fields[0])
     if kind == "text" and len(fields) > 1:
         _refuse_clock_time(prompt, fields[0][1])
     if len(fields) > 3:
@@ -103,22 +104,22 @@ def _part(prompt: str, field: _Field) -> Part:
         _refuse(prompt, _start(*fields[1]), "weight 0 says nothing: leave the part out")
     stop = _number(prompt, *fields[2], "stop") if len(fields) > 2 else -math.inf
     # Half a squared angle lies between 0 and pi^2 / 2, and pushing away counts below 0.
-    most = 0.0 if weight < 0 else math.pi**2 / 2
-    if stop >= most:
-        why = f"with stop {stop:g} a part of weight {weight:g} never pulls; it must be below {most:.3g}"
-        _refuse(prompt, _start(*fields[2]), why)
-    return Part(what, weight, stop, kind)
+    limit = 0.0 if weight < 0 else math.pi**2 / 2
+    if stop >= limit:
+        reason = f"with stop {stop:g} a part of weight {weight:g} never pulls; it must be below {limit:.3g}"
+        _refuse(prompt, _start(*fields[2]), reason)
+    return Part(content, weight, stop, kind)
 
 
 def _refuse_clock_time(prompt: str, colon: int) -> None:
-    """PromptError where the colon at this place has a digit on either side."""
+    """PromptError where the colon at this position has a digit on either side."""
     before, after = re.search(r"\d*$", prompt[:colon]).group(), re.match(r"\d*", prompt[colon + 1 :]).group()
     if before and after:
-        why = rf"is {after} a weight? Write {before} :{after} if it is, {before}\:{after} if it is a part of the text"
-        _refuse(prompt, colon, why)
+        reason = rf"is {after} a weight? Write {before} :{after} if it is, {before}\:{after} if it is a part of the text"
+        _refuse(prompt, colon, reason)
 
 
-def _what(prompt: str, letters: list[_Letter], end: int) -> tuple[str, str]:
+def _content(prompt: str, letters: list[_Letter], end: int) -> tuple[str, str]:
     text = "".join(letter for _, letter, _ in letters).strip()
     if not text:
         _refuse(prompt, end, "a text is missing before it")
@@ -148,11 +149,12 @@ def _number(prompt: str, letters: list[_Letter], end: int, name: str) -> float:
 
 
 def _start(letters: list[_Letter], end: int) -> int:
-    """Where a field's first letter that is no space stands."""
-    return next((place for place, letter, _ in letters if not letter.isspace()), end)
+    """The position of a field's first letter that is no space."""
+    return next((position for position, letter, _ in letters if not letter.isspace()), end)
 
 
-def _refuse(prompt: str, place: int, why: str):
-    before, after = prompt[max(0, place - _SHOWN) : place], prompt[place : place + _SHOWN]
-    here = f"{before!r} and before {after!r}" if after else f"{before!r}, at the end"
-    raise PromptError(f"prompt, character {place + 1} (after {here}): {why}")
+def _refuse(prompt: str, position: int, reason: str):
+    """Raises PromptError that points at the character."""
+    before, after = prompt[max(0, position - _CONTEXT) : position], prompt[position : position + _CONTEXT]
+    context = f"{before!r} and before {after!r}" if after else f"{before!r}, at the end"
+    raise PromptError(f"prompt, character {position + 1} (after {context}): {reason}")

@@ -1,4 +1,4 @@
-"""What any file says of a VQGAN, before its weights are read."""
+"""A VQGAN checkpoint of any format: the model's options, and a function that reads the weights."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from vqgan_jax import model as model_lib
 
 
 def read_config(file: Path) -> dict:
-    """A configuration in JSON or YAML. LoadError if the file holds none."""
+    """Reads a configuration in JSON or YAML. Raises LoadError if the file holds none."""
     import yaml
 
     with describing(file):
@@ -31,58 +31,58 @@ def read_config(file: Path) -> dict:
 
 @contextlib.contextmanager
 def describing(where: str | Path) -> Iterator[None]:
-    """Turns what a wrong configuration makes its reader raise into a LoadError that names the file."""
+    """Turns errors in reading a configuration into a LoadError that names the file."""
     try:
         yield
     except LoadError:
         raise
     except KeyError as error:
         raise LoadError(f"{where} describes no model that can be built: it lacks {error}") from error
-    except Exception as error:  # any value can stand in any place of a file
+    except Exception as error:  # a file can hold any value for any option
         raise LoadError(f"{where} describes no model that can be built ({type(error).__name__}: {error})") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A VQGAN in files, its weights not read yet.
+    """A VQGAN checkpoint whose weights are not read yet.
 
     Attributes:
-      name: where it came from, for people.
-      kind: the format, for people.
-      model: options of `vqgan_jax.model.VQGANOptions`; what is absent is as by default.
+      name: where it was loaded from, for messages.
+      format: the name of the format, for messages.
+      model: options of `vqgan_jax.model.VQGANOptions`; absent ones have their defaults.
       read: reads the weights: variables of the module (`params`, and `codebook` of an EMA quantiser) as float32 arrays, and
-        a name that tells which they are.
-      discriminator: the second player's options and what reads its collections (`params`, `batch_stats`), where the files
-        hold one.
-      compute: how the model was computed in training.
+        a name that identifies them.
+      discriminator: the discriminator's options and a function that reads its collections (`params`, `batch_stats`); None
+        if the files hold no discriminator.
+      compute: precision of the training.
     """
 
     name: str
-    kind: str
+    format: str
     model: Mapping
     read: Callable[[], tuple[dict, str]]
     discriminator: tuple[Mapping, Callable[[], dict]] | None = None
     compute: Compute = Compute()
 
     def module(self) -> model_lib.Autoencoder:
-        """The model. LoadError if the options describe none that can be built."""
+        """Builds the model. Raises LoadError for wrong options."""
         with describing(self.name):
             return model_lib.build(self.model, self.compute)
 
     def variables(self, module: model_lib.Autoencoder) -> tuple[dict, str]:
-        """The weights, and which they are, for people. LoadError that lists wrong or missing ones with their shapes."""
+        """Reads the weights and their name. Raises LoadError that lists wrong and missing weights with their shapes."""
         with describing(self.name):
-            expected = abstract_variables(module)
+            abstract = abstract_variables(module)
         variables, name = self.read()
-        wanted, found = (
+        expected, actual = (
             {f"{kind}/{path}": tuple(x.shape) for kind, part in tree.items() for path, x in flat(part).items()}
-            for tree in (expected, variables)
+            for tree in (abstract, variables)
         )
         wrong = [
-            f"{path} {list(wanted[path]) if path in wanted else 'absent'} by the configuration, "
-            f"{list(found[path]) if path in found else 'absent'} in the weights"
-            for path in sorted(wanted.keys() | found.keys())
-            if wanted.get(path) != found.get(path)
+            f"{path} {list(expected[path]) if path in expected else 'absent'} by the configuration, "
+            f"{list(actual[path]) if path in actual else 'absent'} in the weights"
+            for path in sorted(expected.keys() | actual.keys())
+            if expected.get(path) != actual.get(path)
         ]
         if wrong:
             more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
@@ -93,11 +93,11 @@ class Checkpoint:
 
 
 def abstract_variables(module: model_lib.Autoencoder) -> dict:
-    """Shapes of a model's variables, without boxes; as NumPy arrays of no memory."""
+    """Returns the shapes of a model's unboxed variables, as NumPy arrays that take no memory."""
     side = 2 * module.factor
 
     def init(key):
         return module.init({"params": key, "dropout": key}, jnp.zeros((1, side, side, 3)))
 
-    found = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
-    return jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), found)
+    abstract = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+    return jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), abstract)

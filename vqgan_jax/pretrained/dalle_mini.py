@@ -1,6 +1,6 @@
 """dalle-mini's VQGAN: a directory of `config.json` and `flax_model.msgpack`, as its Flax implementation saves it.
 
-It sees and gives pixels in [0, 1].
+Its layers work on pixels in [0, 1].
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _FIXED = {"double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": 
 
 
 def open_directory(path: Path) -> Checkpoint | None:
-    """The model in a folder; None if it holds no such files."""
+    """Opens the model in a folder; None if it holds no such files."""
     if not ((path / "config.json").is_file() and (path / WEIGHTS).is_file()):
         return None
     with describing(path):
@@ -28,17 +28,17 @@ def open_directory(path: Path) -> Checkpoint | None:
 
     def read() -> tuple[dict, str]:
         try:
-            found = msgpack_restore((path / WEIGHTS).read_bytes())
-            tensors = {".".join(name): np.asarray(x) for name, x in flatten_dict(found).items()}
+            tree = msgpack_restore((path / WEIGHTS).read_bytes())
+            tensors = {".".join(name): np.asarray(x) for name, x in flatten_dict(tree).items()}
         except Exception as error:  # msgpack's own errors have no common class
             raise LoadError(f"{path / WEIGHTS} cannot be read: {type(error).__name__}: {error}") from error
         return {"params": nested(from_peer(tensors, entries(model), str(path)), False)}, str(path)
 
-    return Checkpoint(name=str(path), kind="dalle-mini", model=model, read=read)
+    return Checkpoint(name=str(path), format="dalle-mini", model=model, read=read)
 
 
 def options(config: Mapping, where: Path) -> dict:
-    """Our options out of its configuration."""
+    """Converts its configuration to our options."""
     if "ch_mult" not in config:
         raise LoadError(
             f"{where}: its config.json describes no VQGAN of dalle-mini (no ch_mult; model_type "
@@ -60,7 +60,7 @@ def options(config: Mapping, where: Path) -> dict:
 
 
 def entries(model: Mapping) -> list[Entry]:
-    """The table of names: taming's, as Flax numbers them; arrays are laid out as ours."""
+    """Returns the table of names: taming's, in Flax's notation; arrays have our layout."""
     return [Entry(entry.ours, (_flax_name(entry),)) for entry in taming.entries(model)]
 
 

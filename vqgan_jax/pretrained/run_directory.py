@@ -1,4 +1,4 @@
-"""Run directories, as `train-jax` writes them."""
+"""Run directories of `train-jax`."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
 
 
 def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
-    """The newest checkpoint of a run (or that of `step`), averaged weights where there are any; None if it is no run."""
+    """Opens a run's newest checkpoint (or that of `step`), with averaged weights if there are any; None if it is no run."""
     config = run_directory.open_config(path, "vqgan_jax.task", "a VQGAN")
     if config is None:
         return None
@@ -23,4 +23,4 @@ def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
 
     with describing(path):
         compute = Compute.parse(config["compute"], "compute")
-        return Checkpoint(name=str(path), kind="run directory", model=config["model"], read=read, compute=compute)
+        return Checkpoint(name=str(path), format="run directory", model=config["model"], read=read, compute=compute)

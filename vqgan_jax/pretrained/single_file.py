@@ -1,4 +1,4 @@
-"""A model in one file of ours: a safetensors file whose metadata holds the options."""
+"""Our format of one file: a safetensors file whose metadata holds the options."""
 
 import json
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ _KEY = "vqgan_jax"  # of the metadata
 
 
 def to_bytes(options: VQGANOptions, compute: Compute, variables: Mapping[str, Any]) -> bytes:
-    """The file's content."""
+    """Returns the content of a file with this model."""
     metadata = {"model": options.to_dict(), "compute": compute.to_dict()}
     arrays = {name: np.array(x, order="C") for name, x in flatten_dict(dict(variables), sep="/").items()}
     return safetensors.numpy.save(arrays, metadata={_KEY: json.dumps(metadata)})
 
 
 def open_file(path: Path) -> Checkpoint | None:
-    """The model in `path`; None if it is no file of ours."""
+    """Opens the model in `path`; None if it is no file of this format."""
     if path.suffix != ".safetensors":
         return None
     try:
@@ -45,4 +45,4 @@ def open_file(path: Path) -> Checkpoint | None:
     with describing(path):
         metadata = json.loads(text)
         compute = Compute.parse(metadata["compute"], "compute")
-        return Checkpoint(name=str(path), kind="single file", model=metadata["model"], read=read, compute=compute)
+        return Checkpoint(name=str(path), format="single file", model=metadata["model"], read=read, compute=compute)

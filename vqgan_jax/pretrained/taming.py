@@ -4,6 +4,7 @@ import json
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
@@ -14,12 +15,12 @@ from train_jax.weights.tensors import Tensor, open_tensors
 from vqgan_jax.pretrained.checkpoint import Checkpoint, describing, read_config
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
-FIRST_STAGE = "first_stage_model."  # in front of a VQGAN's names in the file of a second stage
-# What else a checkpoint carries: losses with their networks, counters, running averages.
-_JUDGE = "loss.discriminator.main."
+FIRST_STAGE = "first_stage_model."  # prefix of a VQGAN's names in the file of a second stage
+_DISCRIMINATOR = "loss.discriminator.main."
+# Other contents of a checkpoint: losses with their networks, counters, running averages.
 _IGNORED = (r"^loss\.", r"^colorize$", r"^quantize\.(embedding\.)?(cluster_size|embed_avg|used)$", r"^model_ema\.")
-_WRAPPERS = ("_orig_mod", "module")  # parts of names: of compiled models, of those trained on several devices
-# Of what taming's and latent diffusion's configurations may say, the one value that is built here.
+_WRAPPERS = ("_orig_mod", "module")  # prefixes of compiled models, and of models trained on several devices
+# Options of taming's and latent diffusion's configurations of which only this value is supported.
 _FIXED = {
     "double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": True, "give_pre_end": False, "tanh_out": False,
     "attn_type": "vanilla", "use_linear_attn": False,
@@ -27,7 +28,7 @@ _FIXED = {
 
 
 def find_file(path: Path) -> Path | None:
-    """The one checkpoint in a folder (or in its `checkpoints`); None if there is none."""
+    """Finds the only checkpoint in a folder (or in its `checkpoints`); None if there is none."""
     files = sorted([*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")])
     if len(files) > 1:
         raise LoadError(f"{path} holds several checkpoints: name one of {', '.join(str(f) for f in files[:4])}")
@@ -35,15 +36,15 @@ def find_file(path: Path) -> Path | None:
 
 
 def open_directory(path: Path) -> Checkpoint | None:
-    """The one checkpoint in a folder (or in its `checkpoints`); None if there is none."""
+    """Opens the only checkpoint in a folder (or in its `checkpoints`); None if there is none."""
     file = find_file(path)
     return open_file(file) if file else None
 
 
 def open_file(path: Path) -> Checkpoint | None:
-    """A `.ckpt` file with its `.yaml` beside it or in `../configs`; None if it is no such file.
+    """Opens a `.ckpt` file with its `.yaml` beside it or in `../configs`; None if it is no such file.
 
-    Of a second stage, which holds both, the first stage.
+    Of a second stage, whose file holds both, opens the first stage.
     """
     if path.suffix not in SUFFIXES:
         return None
@@ -58,60 +59,62 @@ def open_file(path: Path) -> Checkpoint | None:
 
 
 def open_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a model, by the names that the model gives them, out of Lightning's checkpoint or a bare state dict."""
+    """Opens the tensors of Lightning's checkpoint or of a bare state dict, by the model's own names."""
     tensors = open_tensors(path)
     prefix = "state_dict."
-    inside = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-    return {".".join(part for part in n.split(".") if part not in _WRAPPERS): x for n, x in (inside or tensors).items()}
+    state = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    return {".".join(part for part in n.split(".") if part not in _WRAPPERS): x for n, x in (state or tensors).items()}
 
 
 def first_stage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The VQGAN's tensors among those of a second stage."""
+    """Returns the VQGAN's tensors among those of a second stage."""
     return {name.removeprefix(FIRST_STAGE): x for name, x in tensors.items() if name.startswith(FIRST_STAGE)}
 
 
 def checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoint:
-    """A first stage of this configuration whose tensors have their own names."""
+    """Builds the checkpoint of a first stage, from its configuration and tensors."""
     with describing(path):
         model = options(config, path)
 
     def read() -> tuple[dict, str]:
         return {"params": nested(from_peer(tensors, entries(model), str(path), _IGNORED), False)}, str(path)
 
-    judge = _discriminator(tensors, path)
-    return Checkpoint(name=str(path), kind="taming-transformers", model=model, read=read, discriminator=judge)
+    discriminator = _discriminator(tensors, path)
+    return Checkpoint(
+        name=str(path), format="taming-transformers", model=model, read=read, discriminator=discriminator
+    )
 
 
 def _discriminator(tensors: Mapping, path: Path) -> tuple[Mapping, Callable[[], dict]] | None:
-    """The second player that training left in a checkpoint: convolutions, and batch norms after all but the first and last.
+    """Finds the discriminator in a checkpoint: convolutions, and batch norms after all but the first and the last.
 
-    None where there is none, or one with activation norm instead, which is not built here.
+    None if there is none, or one with activation norm, which is not supported.
     """
-    first = tensors.get(f"{_JUDGE}0.weight")
-    layers = sum(f"{_JUDGE}{3 * n}.running_mean" in tensors for n in range(1, 10))
+    first = tensors.get(f"{_DISCRIMINATOR}0.weight")
+    layers = sum(f"{_DISCRIMINATOR}{3 * n}.running_mean" in tensors for n in range(1, 10))
     if first is None or len(first.shape) != 4 or not layers:
         return None
-    found = [
-        Entry("params/conv0/kernel", (f"{_JUDGE}0.weight",), "conv"),
-        Entry("params/conv0/bias", (f"{_JUDGE}0.bias",)),
+    table = [
+        Entry("params/conv0/kernel", (f"{_DISCRIMINATOR}0.weight",), "conv"),
+        Entry("params/conv0/bias", (f"{_DISCRIMINATOR}0.bias",)),
     ]
     for n in range(1, layers + 1):
-        found.append(Entry(f"params/conv{n}/kernel", (f"{_JUDGE}{3 * n - 1}.weight",), "conv"))
+        table.append(Entry(f"params/conv{n}/kernel", (f"{_DISCRIMINATOR}{3 * n - 1}.weight",), "conv"))
         for ours, theirs in (
             ("params/norm{}/scale", "weight"),
             ("params/norm{}/bias", "bias"),
             ("batch_stats/norm{}/mean", "running_mean"),
             ("batch_stats/norm{}/var", "running_var"),
         ):
-            found.append(Entry(ours.format(n), (f"{_JUDGE}{3 * n}.{theirs}",)))
-    last = f"{_JUDGE}{3 * layers + 2}"
-    found += [
+            table.append(Entry(ours.format(n), (f"{_DISCRIMINATOR}{3 * n}.{theirs}",)))
+    last = f"{_DISCRIMINATOR}{3 * layers + 2}"
+    table += [
         Entry(f"params/conv{layers + 1}/kernel", (f"{last}.weight",), "conv"),
         Entry(f"params/conv{layers + 1}/bias", (f"{last}.bias",)),
     ]
-    own = {name: x for name, x in tensors.items() if name.startswith(_JUDGE)}
+    own = {name: x for name, x in tensors.items() if name.startswith(_DISCRIMINATOR)}
     options = {"channels": first.shape[0], "layers": layers, "norm": "batch"}
-    return options, lambda: unflatten_dict(from_peer(own, found, str(path), (r"num_batches_tracked$",)), sep="/")
+    return options, lambda: unflatten_dict(from_peer(own, table, str(path), (r"num_batches_tracked$",)), sep="/")
 
 
 def _config_file(path: Path) -> Path:
@@ -125,17 +128,17 @@ def _config_file(path: Path) -> Path:
         return file
     folders = (path.parent, path.parent.parent / "configs")
     files = [file for folder in folders for kind in ("*.yaml", "*.yml") for file in sorted(folder.glob(kind))]
-    # A run writes Lightning's own options, which name no model, and its project's, again each time it is resumed.
+    # At each start a run writes Lightning's options, which name no model, and those of its project.
     if projects := [file for file in files if "project" in file.name]:
         return projects[-1]
     if len(files) != 1:
-        some = f"several ({', '.join(file.name for file in files[:4])})" if files else "no .yaml beside it"
-        raise LoadError(f"{path} has {some}: put the one that says what the model is there as {path.stem}.yaml")
+        listing = f"several ({', '.join(file.name for file in files[:4])})" if files else "no .yaml beside it"
+        raise LoadError(f"{path} has {listing}: put the model's configuration there as {path.stem}.yaml")
     return files[0]
 
 
 def read_model(path: Path) -> dict:
-    """The `model` part of the configuration that lies beside a checkpoint."""
+    """Reads the `model` part of the configuration beside a checkpoint."""
     file = _config_file(path)
     config = read_config(file).get("model")
     if not isinstance(config, dict) or not isinstance(config.get("params", {}), dict):
@@ -144,7 +147,7 @@ def read_model(path: Path) -> dict:
 
 
 def options(config: Mapping, where: Path) -> dict:
-    """Our options out of the `model` part of a taming configuration."""
+    """Converts the `model` part of a taming configuration to our options."""
     params, target = config.get("params", {}), str(config.get("target", "?"))
     if "ddconfig" not in params:
         raise LoadError(f"{where}: its configuration is of {target}, which has no ddconfig: no first stage")
@@ -153,7 +156,7 @@ def options(config: Mapping, where: Path) -> dict:
         if dd.get(key, value) != value:
             raise LoadError(f"{where}: ddconfig.{key} = {reprlib.repr(dd[key])}; only {value} is built here")
     if params.get("remap") is not None:
-        raise LoadError(f"{where}: remap = {reprlib.repr(params['remap'])}; codes with other numbers are not built here")
+        raise LoadError(f"{where}: remap = {reprlib.repr(params['remap'])}; remapped codes are not built here")
     gumbel = target.endswith("GumbelVQ")
     quantizer = {"type": "gumbel" if gumbel else "nearest", "size": params["n_embed"], "dim": params["embed_dim"]}
     return {
@@ -168,7 +171,7 @@ def options(config: Mapping, where: Path) -> dict:
 
 
 def config(model: Mapping) -> dict:
-    """The `model` part of a taming configuration, for our options."""
+    """Converts our options to the `model` part of a taming configuration."""
     quantizer = model["quantizer"]
     name = "GumbelVQ" if quantizer["type"] == "gumbel" else "VQModel"
     dd = {
@@ -189,22 +192,22 @@ def config(model: Mapping) -> dict:
 
 
 def entries(model: Mapping) -> list[Entry]:
-    """The table of names."""
-    found = []
+    """Returns the table of names."""
+    table = []
 
     def conv(ours: str, theirs: str) -> None:
-        found.extend(
+        table.extend(
             [Entry(f"{ours}/kernel", (f"{theirs}.weight",), "conv"), Entry(f"{ours}/bias", (f"{theirs}.bias",))]
         )
 
     def norm(ours: str, theirs: str) -> None:
-        found.extend([Entry(f"{ours}/scale", (f"{theirs}.weight",)), Entry(f"{ours}/bias", (f"{theirs}.bias",))])
+        table.extend([Entry(f"{ours}/scale", (f"{theirs}.weight",)), Entry(f"{ours}/bias", (f"{theirs}.bias",))])
 
-    def residual(ours: str, theirs: str, changes: bool) -> None:
-        for number in (1, 2):
-            norm(f"{ours}/norm{number}", f"{theirs}.norm{number}")
-            conv(f"{ours}/conv{number}", f"{theirs}.conv{number}")
-        if changes:
+    def residual(ours: str, theirs: str, has_shortcut: bool) -> None:
+        for index in (1, 2):
+            norm(f"{ours}/norm{index}", f"{theirs}.norm{index}")
+            conv(f"{ours}/conv{index}", f"{theirs}.conv{index}")
+        if has_shortcut:
             conv(f"{ours}/shortcut", f"{theirs}.nin_shortcut")
 
     def attention(ours: str, theirs: str) -> None:
@@ -214,13 +217,14 @@ def entries(model: Mapping) -> list[Entry]:
         conv(f"{ours}/out", f"{theirs}.proj_out")
 
     for level in levels(model):
-        p, q = f"{level.coder}.{level.way}.{level.number}", f"{level.coder}/{level.way}{level.number}"
-        for number in range(level.blocks):
-            residual(f"{q}_block{number}", f"{p}.block.{number}", level.changes and not number)
-            if level.attends:
-                attention(f"{q}_attention{number}", f"{p}.attn.{number}")
+        theirs = f"{level.coder}.{level.direction}.{level.index}"
+        ours = f"{level.coder}/{level.direction}{level.index}"
+        for block in range(level.blocks):
+            residual(f"{ours}_block{block}", f"{theirs}.block.{block}", level.changes_channels and not block)
+            if level.has_attention:
+                attention(f"{ours}_attention{block}", f"{theirs}.attn.{block}")
         if level.resizes:
-            conv(f"{q}/conv", f"{p}.{level.way}sample.conv")
+            conv(f"{ours}/conv", f"{theirs}.{level.direction}sample.conv")
     for coder in ("encoder", "decoder"):
         conv(f"{coder}/conv_in", f"{coder}.conv_in")
         residual(f"{coder}/mid_block1", f"{coder}.mid.block_1", False)
@@ -231,7 +235,7 @@ def entries(model: Mapping) -> list[Entry]:
         conv(f"{coder}/conv_out", f"{coder}.conv_out")
     conv("quant_conv", "quant_conv")
     conv("post_quant_conv", "post_quant_conv")
-    return found + _quantizer(model)
+    return table + _quantizer(model)
 
 
 def _quantizer(model: Mapping) -> list[Entry]:
@@ -244,33 +248,43 @@ def _quantizer(model: Mapping) -> list[Entry]:
     return [Entry("quantizer/codebook", ("quantize.embedding.weight",))]
 
 
-class Level:
-    """A level of a coder: `changes` if its first block changes the number of channels."""
+class Level(NamedTuple):
+    """A resolution level of the encoder or the decoder.
 
-    def __init__(self, coder, way, number, blocks, changes, attends, resizes):
-        self.coder, self.way, self.number, self.blocks = coder, way, number, blocks
-        self.changes, self.attends, self.resizes = changes, attends, resizes
+    Attributes:
+      direction: "down" or "up".
+      index: 0 for the highest resolution.
+      changes_channels: whether the first block changes the number of channels.
+    """
+
+    coder: str
+    direction: str
+    index: int
+    blocks: int
+    changes_channels: bool
+    has_attention: bool
+    resizes: bool
 
 
 def levels(model: Mapping) -> list[Level]:
-    """All levels of both coders, numbered from the highest resolution."""
+    """Returns all levels of encoder and decoder."""
     multipliers, last = tuple(model["multipliers"]), len(model["multipliers"]) - 1
-    attends = [model["resolution"] >> level in tuple(model["attention"]) for level in range(last + 1)]
-    before = (1, *multipliers)  # channels come down from the level above
-    after = (*multipliers[1:], multipliers[-1])  # and up from the one below
+    has_attention = [model["resolution"] >> level in tuple(model["attention"]) for level in range(last + 1)]
+    above = (1, *multipliers)  # the encoder's channels come from the level above
+    below = (*multipliers[1:], multipliers[-1])  # the decoder's from the level below
     down = [
-        Level("encoder", "down", i, model["blocks"], before[i] != multipliers[i], attends[i], i < last)
+        Level("encoder", "down", i, model["blocks"], above[i] != multipliers[i], has_attention[i], i < last)
         for i in range(last + 1)
     ]
     up = [
-        Level("decoder", "up", i, model["blocks"] + 1, after[i] != multipliers[i], attends[i], i > 0)
+        Level("decoder", "up", i, model["blocks"] + 1, below[i] != multipliers[i], has_attention[i], i > 0)
         for i in range(last + 1)
     ]
     return down + up
 
 
 def save(model: Mapping, weights: Mapping[str, np.ndarray], path: Path) -> None:
-    """Writes a `.safetensors` with taming's names under `state_dict`'s, and its `.yaml`."""
+    """Writes a `.safetensors` state dict with taming's names, and its `.yaml`."""
     import safetensors.numpy
     import yaml
 

@@ -1,4 +1,4 @@
-"""The loaded second stage of images, of a class or of none."""
+"""The loaded prior: a second stage with classes, or without labels."""
 
 from pathlib import Path
 
@@ -17,19 +17,19 @@ class Prior(CodeGenerator):
 
     @property
     def classes(self) -> int:
-        """How many classes it knows; 0: it knows none."""
+        """Number of classes; 0: images without labels."""
         return self.condition.classes
 
 
 def load(path: str | Path, step: int | None = None) -> Prior:
-    """A second stage, with its VQGAN.
+    """Loads a prior with its VQGAN.
 
     Args:
       path: a run directory (averaged weights where there are any), taming-transformers' `.ckpt` of a second stage with its
         `.yaml` beside it (or a folder of one), or "hf:org/name" for a repository that holds these.
       step: of a run directory, the checkpoint; None for the newest readable one.
 
-    Raises LoadError that says what was found if it is none, is damaged, or does not belong together.
+    Raises LoadError for any other file, for damaged files, and for weights that do not fit their configuration.
     """
     path = hub.resolve(path, ("*.ckpt", "*.yaml", "*.yml"))
     if file := path if path.is_file() else find_file(path):

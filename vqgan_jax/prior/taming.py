@@ -1,7 +1,7 @@
-"""The second stage in taming-transformers' files: a `Net2NetTransformer`'s `.ckpt` with its `.yaml` beside it.
+"""taming-transformers' second stages: a `Net2NetTransformer`'s `.ckpt` with its `.yaml` beside it.
 
 Both stages are in one file. The transformer is minGPT: labels are tokens of the codes' own vocabulary, and a model without
-labels begins with one fixed token.
+labels starts with one fixed token.
 """
 
 from collections.abc import Mapping
@@ -24,9 +24,9 @@ _DEFAULTS = {"n_layer": 12, "n_head": 8, "n_embd": 256, "n_unmasked": 0, "resid_
 
 
 def open_file(path: Path) -> Stage2Checkpoint | None:
-    """The second stage in a file, with its first; None if it is no such file.
+    """Opens the second stage in a file, with its first stage; None if it is no such file.
 
-    Raises LoadError for a model that cannot be built here (other conditions than labels), or tensors that are wrong.
+    Raises LoadError for unsupported models (other conditions than labels), and for wrong tensors.
     """
     if path.suffix not in taming.SUFFIXES:
         return None
@@ -50,7 +50,7 @@ def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
     side = round(len(positions) ** 0.5)
     if side * side != len(positions):
         raise LoadError(f"{path}: {len(positions)} positions are no square of codes")
-    # No row for "no label": such a model was never shown one.
+    # A row of zeros for "no label", which the model has not been trained on.
     labels = np.concatenate([table[:classes], 0 * table[:1]]) if classes else table[[_first_token(config)]]
     # Position 0 is the condition's; nothing follows the last code, whose position taming does not have.
     params |= {
@@ -70,13 +70,13 @@ def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
 
 
 def _name(config: Mapping | str | None) -> str:
-    """The class that a part of a configuration names, without its module; or the word that stands in its place."""
+    """Returns the class name, without module, of a part of a configuration; or the string in its place."""
     target = config.get("target", "") if isinstance(config, Mapping) else config
     return str(target).rsplit(".", 1)[-1]
 
 
 def _classes(params: Mapping, path: Path) -> int:
-    """How many labels the model knows; 0 for one that begins with a fixed token."""
+    """Returns the number of labels; 0 for a model that starts with a fixed token."""
     condition = params.get("cond_stage_config")
     name = _name(condition)
     if params.get("unconditional") or name in ("SOSProvider", "__is_unconditional__"):
@@ -88,22 +88,22 @@ def _classes(params: Mapping, path: Path) -> int:
         )
     classes = condition["params"]["n_classes"]
     if not (isinstance(classes, int) and classes > 0):
-        raise LoadError(f"{path}: n_classes = {classes!r} must be a number above 0")
+        raise LoadError(f"{path}: n_classes = {classes!r} must be an integer above 0")
     return classes
 
 
 def _first_token(params: Mapping) -> int:
-    """The token with which a model without labels begins."""
+    """Returns the token with which a model without labels starts."""
     condition = params.get("cond_stage_config")
     own = condition.get("params") if _name(condition) == "SOSProvider" and isinstance(condition, Mapping) else None
     return (own or params).get("sos_token", 0)
 
 
 def _hparams(params: Mapping, path: Path) -> Mapping:
-    """The transformer's sizes."""
-    for key, built in (("transformer_config", "GPT"), ("permuter_config", "Identity")):
-        if (name := _name(params.get(key, {"target": built}))) not in (built, "None"):
-            raise LoadError(f"{path}: a second stage with {key} {name}; only {built} is built here")
+    """Returns the transformer's hyperparameters."""
+    for key, supported in (("transformer_config", "GPT"), ("permuter_config", "Identity")):
+        if (name := _name(params.get(key, {"target": supported}))) not in (supported, "None"):
+            raise LoadError(f"{path}: a second stage with {key} {name}; only {supported} is built here")
     hparams = _DEFAULTS | params["transformer_config"]["params"]
     if hparams["n_unmasked"]:
         raise LoadError(f"{path}: n_unmasked = {hparams['n_unmasked']}; only 0, plain causal attention, is built here")
@@ -111,14 +111,14 @@ def _hparams(params: Mapping, path: Path) -> Mapping:
 
 
 def _entries(hparams: Mapping) -> list[Entry]:
-    """The table of names."""
-    found = [
+    """Returns the table of names."""
+    table = [
         Entry("tokens", ("transformer.tok_emb.weight",)),
         Entry("positions", ("transformer.pos_emb",)),
         Entry("norm/scale", ("transformer.ln_f.weight",)),
         Entry("norm/bias", ("transformer.ln_f.bias",)),
         Entry("head/kernel", ("transformer.head.weight",), "linear"),
     ]
-    for number in range(hparams["n_layer"]):
-        found += gpt.block(f"transformer/block_{number}", f"transformer.blocks.{number}", hparams["n_head"])
-    return found
+    for i in range(hparams["n_layer"]):
+        table += gpt.block(f"transformer/block_{i}", f"transformer.blocks.{i}", hparams["n_head"])
+    return table

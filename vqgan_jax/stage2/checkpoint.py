@@ -1,4 +1,4 @@
-"""Second stages in files: what the files tell before weights are read, and run directories of `train-jax`."""
+"""Checkpoints of second stages, whose weights are read later; run directories of `train-jax`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,16 +24,16 @@ Options = TypeVar("Options", bound=CodeTransformerOptions)
 
 @dataclasses.dataclass(frozen=True)
 class Stage2Checkpoint:
-    """A second stage in files.
+    """A checkpoint of a second stage.
 
     Attributes:
-      name: where it came from, for people.
+      name: where it was loaded from, for messages.
       options: of the transformer.
       condition: what its codes are conditioned on.
-      vqgan: the VQGAN whose codes it knows.
-      size: side of its pictures.
+      vqgan: the VQGAN of its codes.
+      size: side of its images in pixels.
       read: reads the weights: `(parameters, name with the step)`.
-      compute: how the model was computed in training.
+      compute: precision of the training.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Stage2Checkpoint:
     read: Callable[[], tuple[dict, str]]
     compute: TransformerCompute = TransformerCompute()
 
-    def load(self, kind: type[Generator]) -> Generator:
-        """The loaded value of this class. LoadError for weights that are damaged or do not belong to the options."""
+    def load(self, cls: type[Generator]) -> Generator:
+        """Loads the model as an instance of `cls`. Raises LoadError for weights that are damaged or do not fit."""
         params, name = self.read()
-        return kind.assemble(self.options, params, self.condition, self.vqgan, self.size, name, self.compute)
+        return cls.assemble(self.options, params, self.condition, self.vqgan, self.size, name, self.compute)
 
 
 def open_run(
@@ -60,13 +60,13 @@ def open_run(
     artifacts: tuple[str, ...] = (),
     condition: Callable[[dict, Options], Condition],
 ) -> Stage2Checkpoint | None:
-    """The newest checkpoint of a run (or that of `step`), averaged weights where there are any; None if it is no run.
+    """Opens a run's newest checkpoint (or that of `step`), with averaged weights if there are any; None if it is no run.
 
     Args:
       task, what: see `train_jax.run_directory.open_config`.
       options: the class of `config.model`.
       artifacts: files beside the weights that the condition needs.
-      condition: of the run's config and its parsed `model`.
+      condition: builds the condition from the run's config and its parsed `model`.
     """
     config = run_directory.open_config(path, task, what, (*artifacts, VQGAN))
     if config is None:

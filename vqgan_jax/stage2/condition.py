@@ -1,4 +1,4 @@
-"""What the codes of a second stage are conditioned on: tokens in front of them."""
+"""Conditions of a second stage: tokens in front of the codes."""
 
 import dataclasses
 import zlib
@@ -15,16 +15,16 @@ Tokens = Any  # NumPy's on the host, JAX's inside a compiled program
 
 @runtime_checkable
 class Condition(Protocol):
-    """How conditions become tokens.
+    """Interface of conditions, and their encoding as tokens.
 
     Attributes:
       kind: the noun for a condition, for messages and metrics: "class", "text".
-      none: the value that stands for no condition: None, or the empty text.
-      length: tokens of a condition.
-      vocabulary_size: how many different tokens there are.
-      predicted: whether the model predicts the condition's tokens, too, as DALL-E does.
-      droppable: whether the model was trained on codes without condition, too, as classifier-free guidance needs.
-      fingerprint: a hash of what tokens mean.
+      none: the value for no condition: None, or the empty text.
+      length: tokens per condition.
+      vocabulary_size: number of different tokens.
+      predicted: whether the model also predicts the condition's tokens, as DALL-E does.
+      droppable: whether the model was also trained on codes without condition, as classifier-free guidance requires.
+      fingerprint: a hash that identifies the meaning of tokens.
     """
 
     kind: str
@@ -37,30 +37,30 @@ class Condition(Protocol):
 
     @property
     def null(self) -> Int32[np.ndarray, "length"]:
-        """The tokens of no condition."""
+        """Tokens of no condition."""
 
     def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
-        """Tokens of conditions. Raises ValueError or TypeError for what is none."""
+        """Encodes conditions as tokens. Raises ValueError or TypeError for unknown conditions."""
 
     def seed(self, condition: Any) -> int:
-        """A hash of a condition, below 2^32, for the noise of its samples."""
+        """Returns a hash of a condition, below 2^32, for the noise of its samples."""
 
     def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """`condition`, int32 [length], of a record, and flags to average; without `rng` that of evaluations."""
+        """Returns a record's `condition`, int32 [length], and flags to average; without `rng`, those of evaluations."""
 
     def of_source(self, source, count: int) -> list[Any]:
-        """The first `count` conditions of a source, to sample by."""
+        """Returns the first `count` conditions of a source, for samples."""
 
     def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
-        """True for tokens that a condition's likelihood is made of."""
+        """Returns True for the tokens that count in a condition's likelihood."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassCondition:
-    """One token: the class, or, for images without label, `classes`.
+    """A class as a condition, one token: the class, or `classes` for images without label.
 
     Attributes:
-      classes: how many there are; 0: images have no labels.
+      classes: number of classes; 0: images have no labels.
     """
 
     classes: int
@@ -84,7 +84,7 @@ class ClassCondition:
         return np.array([self.classes], np.int32)
 
     def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
-        """Tokens of labels, None for no label. Raises ValueError for labels that the model does not know."""
+        """Encodes labels as tokens, None for no label. Raises ValueError for unknown labels."""
         for label in conditions:
             if label is None and not self.droppable:
                 raise ValueError(f"this model knows no image without a label; name labels, 0 to {self.classes - 1}")
@@ -104,7 +104,7 @@ class ClassCondition:
         return {"condition": np.array([label if label >= 0 else self.classes], np.int32)}
 
     def of_source(self, source, count: int) -> list[int | None]:
-        return [number % self.classes if self.classes else None for number in range(count)]
+        return [i % self.classes if self.classes else None for i in range(count)]
 
     def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
         return tokens >= 0

@@ -1,4 +1,4 @@
-"""Examples of second stages. Without JAX: processes that read examples import this module."""
+"""Examples of second stages. This module does not import JAX: the processes that read examples import it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from vqgan_jax.stage2.condition import Condition
 
 @dataclasses.dataclass(frozen=True)
 class StreamExample:
-    """`(record, rng) -> {"condition", flags, "codes" or "image"}`.
+    """Makes an example of a record: `(record, rng) -> {"condition", flags, "codes" or "image"}`.
 
     Attributes:
-      augment: of pictures, whose codes are computed in every update; None: records have codes.
+      augment: of images, whose codes are computed in every update; None: records have codes.
     """
 
     condition: Condition
@@ -29,5 +29,5 @@ class StreamExample:
 
 
 def random_view(codes: Int32[np.ndarray, "v h w"], rng: np.random.Generator) -> Int32[np.ndarray, "h w"]:
-    """The codes of a record's picture or, where there are these, too, of its mirror image."""
+    """Returns a record's codes: of its image or, if there are both, at random of its mirror image."""
     return codes[rng.integers(len(codes))] if len(codes) > 1 else codes[0]

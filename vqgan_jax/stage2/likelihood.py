@@ -1,4 +1,4 @@
-"""Negative log-likelihoods of streams, and bits."""
+"""Negative log-likelihoods of sequences, and entropy in bits."""
 
 import numpy as np
 import optax
@@ -9,7 +9,7 @@ NATS_PER_BIT = float(np.log(2))
 
 
 def negative_log_likelihoods(module: CodeTransformer, logits, tokens, codes):
-    """Nats of each condition token but the first [B, C - 1] (None unless they are predicted), and of each code [B, L]."""
+    """Computes nats of condition tokens but the first [B, C - 1] (None unless predicted), and of codes [B, L]."""
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     condition_logits, code_logits = logits
     code_nats = cross_entropy(code_logits, codes.reshape(len(codes), -1) + module.code_offset)
@@ -17,6 +17,6 @@ def negative_log_likelihoods(module: CodeTransformer, logits, tokens, codes):
 
 
 def entropy_bits(counts: np.ndarray) -> float:
-    """Entropy of codes that occur so often, in bits: what a model reaches that knows neither condition nor neighbours."""
+    """Computes the entropy of code counts in bits: the loss of the best model that predicts each code independently."""
     p = counts[counts > 0] / counts.sum()
     return float(-np.sum(p * np.log2(p)))

@@ -1,4 +1,4 @@
-"""Options of a second stage's transformer, and the module they describe."""
+"""Options of a second stage's transformer, and the module that they describe."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from vqgan_jax.stage2.condition import Condition
 
 @dataclasses.dataclass(frozen=True)
 class CodeTransformerOptions(Options):
-    """The transformer; in size the defaults are a small GPT's."""
+    """Options of the transformer; the default size is that of a small GPT."""
 
     width: int = option(512, "of the residual stream", least=1)
     depth: int = option(8, "blocks", least=1)
@@ -20,13 +20,17 @@ class CodeTransformerOptions(Options):
     mlp_ratio: float = option(4.0, "width of the MLPs, in widths", above=0)
     activation: str = option("gelu", "of the MLPs", choices=ACTIVATIONS)
     vocabulary: str = option(
-        "separate", "of the logits: joint is one of condition and codes, as in DALL-E's paper", choices=("separate", "joint")
+        "separate",
+        "of the logits; joint: condition tokens and codes share one, as in DALL-E's paper",
+        choices=("separate", "joint"),
     )
     positions: str = option(
-        "learned", "of codes: one vector a position, or (axial) its row's and its column's", choices=("axial", "learned")
+        "learned",
+        "of codes: one vector per position, or (axial) the sum of its row's and its column's",
+        choices=("axial", "learned"),
     )
     attention: tuple[str, ...] = option(("dense",), "patterns of the blocks in turn", choices=PATTERNS)
-    last_attention: str = option("", "of the last block, if another", choices=("", *PATTERNS))
+    last_attention: str = option("", "pattern of the last block; empty: as the others", choices=("", *PATTERNS))
     conv_window: int = option(11, "side of the window of conv attention", least=1)
 
     def check(self, path: str) -> None:
@@ -44,10 +48,10 @@ def build(
     compute: TransformerCompute | None = None,
     dropout: float = 0.0,
 ) -> CodeTransformer:
-    """The module of these options, for a grid of codes out of `num_codes`. ConfigError for options that cannot be.
+    """Builds the module of these options, for a grid of codes out of `num_codes`. Raises ConfigError for wrong options.
 
     Args:
-      compute: None: as by default.
+      compute: None for the default.
       dropout: of embeddings and blocks, in training.
     """
     is_joint = options.vocabulary == "joint"

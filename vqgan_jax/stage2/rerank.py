@@ -1,4 +1,4 @@
-"""Ranking of drawn pictures by CLIP (arXiv 2102.12092, section 2.6): how well each fits the text it was drawn for."""
+"""Reranking of samples by CLIP (arXiv 2102.12092, section 2.6): how well each image fits its text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ import clip_jax
 
 
 def open_reranker(reranker) -> "clip_jax.Clip":
-    """A CLIP, or the one that a path names. Raises LoadError for a path that holds none, TypeError for anything else."""
+    """Opens a CLIP, loaded or named by its path. Raises LoadError for a path without one, TypeError for other values."""
     if isinstance(reranker, str | Path):
         return clip_jax.load(reranker)
     if not isinstance(reranker, clip_jax.Clip):
@@ -21,7 +21,7 @@ def open_reranker(reranker) -> "clip_jax.Clip":
 def clip_scores(
     clip: "clip_jax.Clip", texts: Sequence[str], images: UInt8[np.ndarray, "p n H W 3"]
 ) -> Float32[np.ndarray, "p n"]:
-    """Cosine similarity of each picture with its text."""
+    """Computes the cosine similarity of each image with its text."""
     count, n = images.shape[:2]
     embeddings = clip.encode_image(images.reshape(-1, *images.shape[2:])).reshape(count, n, -1)
     return np.einsum("pnd,pd->pn", embeddings, clip.encode_text(list(texts)))

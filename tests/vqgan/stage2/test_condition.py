@@ -28,7 +28,7 @@ def test_a_class_is_its_token_and_none_has_one_of_its_own():
         (ClassCondition(0), 0, "was trained without labels; leave them out"),
     ],
 )
-def test_labels_that_a_model_does_not_know_are_refused(condition, label, message):
+def test_unknown_labels_are_refused(condition, label, message):
     with pytest.raises(ValueError, match=message):
         condition.encode([label])
 

@@ -45,22 +45,22 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             "test": self._generate_examples(digits, np.flatnonzero(test)),
         }
 
-    def _generate_examples(self, digits, numbers):
-        for number in numbers:
-            label = int(digits.target[number])
+    def _generate_examples(self, digits, indices):
+        for index in indices:
+            label = int(digits.target[index])
             yield (
-                int(number),
+                int(index),
                 {
-                    "image": io.BytesIO(png(picture(digits.images[number]))),
+                    "image": io.BytesIO(png(picture(digits.images[index]))),
                     "captions": [t.format(name) for t in TEMPLATES for name in (WORDS[label], str(label))],
                     "label": label,
-                    "id": f"{number:04d}",
+                    "id": f"{index:04d}",
                 },
             )
 
 
 def every_fifth(target: np.ndarray) -> np.ndarray:
-    """True for a fifth of each class: the test split. Writers come in runs, so the draw is random, from a fixed seed."""
+    """Mask of a fifth of each class: the test split. Writers come in runs, so the draw is random, from a fixed seed."""
     test = np.zeros(len(target), bool)
     rng = np.random.default_rng(0)
     for label in range(10):
@@ -70,6 +70,8 @@ def every_fifth(target: np.ndarray) -> np.ndarray:
 
 
 def picture(scan: np.ndarray) -> np.ndarray:
-    """8 x 8 shades of 0 to 16, ink light -> uint8 [32, 32, 3], ink dark on white, enlarged bicubically."""
+    """Converts a scan, 8 x 8 shades of 0 to 16 with light ink, to uint8 [32, 32, 3], dark ink on white, enlarged
+    bicubically.
+    """
     grey = Image.fromarray((255 - scan * (255 / 16)).round().astype(np.uint8))
     return np.asarray(grey.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB"))

@@ -1,4 +1,4 @@
-"""Reads a picture of a scene back into its objects, knowing nothing but the picture. Later models are graded by it.
+"""Recognises the objects of a scene from its image alone. Generative models are graded by it.
 
 The background is light and of low saturation: a plane is fitted to it, what differs from the plane is an object, its colour
 is the nearest of the palette, and its shape is the one whose drawing at the same place and scale differs least.
@@ -18,7 +18,7 @@ _GRID = 64  # pixels across the drawing from which areas and centroids of the un
 
 
 def _measure(shape: str, angle: float) -> tuple[float, float, float]:
-    """Area and centroid of a shape of radius 1, in that unit."""
+    """Computes area and centroid of a shape of radius 1."""
     o = Object("red", shape, 0.5, 0.5, 0.4, angle)
     cover = coverage(o, _GRID, (0, _GRID), (0, _GRID))
     ticks = ((np.arange(_GRID) + 0.5) / _GRID - 0.5) / 0.4
@@ -33,7 +33,7 @@ _COLOURS = np.array([PALETTE[name] for name in _NAMES]) / 255
 
 
 def read(image: UInt8[np.ndarray, "size size 3"]) -> tuple[Object, ...]:
-    """The objects in a square picture, largest first; none where nothing stands out from the background."""
+    """Recognises the objects in a square image, largest first; none if nothing stands out from the background."""
     size = image.shape[0]
     pixels = image / 255
     smooth = ndimage.uniform_filter(pixels, (3, 3, 1)) if size >= 48 else pixels
@@ -46,7 +46,7 @@ def read(image: UInt8[np.ndarray, "size size 3"]) -> tuple[Object, ...]:
 
 
 def _background(pixels: np.ndarray) -> np.ndarray:
-    """A plane through the colours of the background: fitted to pixels near the median, then once more to those near it."""
+    """Fits a plane to the colours of the background: to pixels near the median, then to those near the first plane."""
     size = pixels.shape[0]
     ramp = (np.arange(size) + 0.5) / size - 0.5
     design = np.stack(np.broadcast_arrays(np.ones((size, size)), ramp[:, None], ramp[None, :]), -1).reshape(-1, 3)
@@ -54,9 +54,9 @@ def _background(pixels: np.ndarray) -> np.ndarray:
     # The median of the light, grey half of the pixels: objects are dark or saturated.
     value = flat.min(axis=1)
     estimate = np.median(flat[value >= np.median(value)], axis=0)[None, :]
-    for near in (_DIFFERENT, _DIFFERENT / 2):
-        mine = np.linalg.norm(flat - estimate, axis=1) < near
-        coefficients = np.linalg.lstsq(design[mine], flat[mine], rcond=None)[0]
+    for threshold in (_DIFFERENT, _DIFFERENT / 2):
+        is_background = np.linalg.norm(flat - estimate, axis=1) < threshold
+        coefficients = np.linalg.lstsq(design[is_background], flat[is_background], rcond=None)[0]
         estimate = design @ coefficients
     return estimate.reshape(pixels.shape)
 
@@ -67,7 +67,7 @@ def _recognise(pixels: np.ndarray, background: np.ndarray, part: np.ndarray) -> 
     colour = np.median(pixels[core if core.sum() >= 5 else part], axis=0)
     name = _NAMES[int(np.argmin(np.linalg.norm(_COLOURS - colour, axis=1)))]
 
-    # How much of each pixel is the object: its place on the line from the background's colour to the object's.
+    # How much of each pixel is the object: its position on the line from the background's colour to the object's.
     line = colour - background
     cover = np.clip(((pixels - background) * line).sum(-1) / (line**2).sum(-1), 0, 1)
     cover = np.where(ndimage.binary_dilation(part, iterations=2), cover, 0)
@@ -76,13 +76,13 @@ def _recognise(pixels: np.ndarray, background: np.ndarray, part: np.ndarray) -> 
     x, y = (cover.sum(0) * ticks).sum() / area, (cover.sum(1) * ticks).sum() / area
     rows, columns = (np.flatnonzero(part.any(axis)) for axis in (1, 0))
     window = [(max(int(r[0]) - 2, 0), min(int(r[-1]) + 3, size)) for r in (rows, columns)]
-    seen = cover[slice(*window[0]), slice(*window[1])]
+    window_cover = cover[slice(*window[0]), slice(*window[1])]
 
-    best, least = None, np.inf
+    best, least_error = None, np.inf
     for (shape, angle), (unit_area, cx, cy) in _MEASURES.items():
         radius = np.sqrt(area / unit_area) / size
         candidate = Object(name, shape, x - cx * radius, y - cy * radius, radius, angle)
-        error = ((coverage(candidate, size, *window) - seen) ** 2).sum()
-        if error < least:
-            best, least = candidate, error
+        error = ((coverage(candidate, size, *window) - window_cover) ** 2).sum()
+        if error < least_error:
+            best, least_error = candidate, error
     return best

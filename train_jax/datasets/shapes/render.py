@@ -34,7 +34,7 @@ _HEART = (
 
 
 def render(scene: Scene, size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
-    """The scene as a picture of `size` x `size` pixels; `rng` draws the background and small deviations of colour."""
+    """Renders a scene with `size` x `size` pixels; `rng` draws the background and small deviations of colour."""
     canvas = np.ones((size, size, 3)) * (rng.uniform(0.72, 0.97) + rng.uniform(-0.03, 0.03, 3))
     if scene.background == "noisy":
         ramp = (np.arange(size) + 0.5) / size - 0.5
@@ -52,7 +52,7 @@ def render(scene: Scene, size: int, rng: np.random.Generator) -> UInt8[np.ndarra
 
 
 def coverage(o: Object, size: int, rows: tuple[int, int], columns: tuple[int, int]) -> Float[np.ndarray, "h w"]:
-    """The share of each pixel that the object covers, for a window of a picture of `size` x `size` pixels."""
+    """Computes the share of each pixel that the object covers, for a window of a picture of `size` x `size` pixels."""
     scale = size * o.radius
     y = ((np.arange(*rows) + 0.5) - o.y * size)[:, None] / scale
     x = ((np.arange(*columns) + 0.5) - o.x * size)[None, :] / scale
@@ -61,7 +61,7 @@ def coverage(o: Object, size: int, rows: tuple[int, int], columns: tuple[int, in
 
 
 def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance (negative inside) from points to the outline of a shape in the unit circle."""
+    """Computes the signed distance (negative inside) from points to the outline of a shape in the unit circle."""
     if shape == "circle":
         return np.hypot(x, y) - 0.95
     if shape == "square":
@@ -77,16 +77,14 @@ def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _polygon(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    nearest = np.full(np.broadcast_shapes(x.shape, y.shape), np.inf)
-    inside = np.zeros(nearest.shape, bool)
-    for (ax, ay), (bx, by) in zip(corners, np.roll(corners, 1, axis=0), strict=True):
-        ex, ey, px, py = bx - ax, by - ay, x - ax, y - ay
-        along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
-        nearest = np.minimum(nearest, (px - ex * along) ** 2 + (py - ey * along) ** 2)
-        # A ray to the right crosses this edge: the even-odd rule.
-        crosses = (ay > y) != (by > y)
-        inside ^= crosses & (px < ex * (y - ay) / (ey if ey else 1.0))
-    return np.where(inside, -1, 1) * np.sqrt(nearest)
+    a, b = corners, np.roll(corners, 1, axis=0)  # the ends of each edge
+    (ax, ay), (bx, by) = a.T[:, :, None, None], b.T[:, :, None, None]  # edges before rows and columns
+    ex, ey, px, py = bx - ax, by - ay, x - ax, y - ay
+    along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
+    distances = (px - ex * along) ** 2 + (py - ey * along) ** 2
+    # A ray to the right crosses an edge: the even-odd rule.
+    crosses = ((ay > y) != (by > y)) & (px < ex * py / np.where(ey, ey, 1.0))
+    return np.where(np.logical_xor.reduce(crosses), -1, 1) * np.sqrt(distances.min(axis=0))
 
 
 def png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:

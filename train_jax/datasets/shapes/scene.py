@@ -1,4 +1,4 @@
-"""Scenes of one or two coloured shapes: what can be in them, how they are described, and which descriptions are true.
+"""Scenes of one or two coloured shapes: sampling, captions, and the truth of captions.
 
 Lengths are shares of the picture's side, x to the right and y downwards, so that a scene can be drawn at any size.
 """
@@ -68,7 +68,7 @@ class Scene:
 
 
 def relation(a: Object, b: Object) -> str:
-    """Where a is as seen from b, along the axis on which they are farther apart."""
+    """Names the position of a relative to b, along the axis on which they are farther apart."""
     dx, dy = a.x - b.x, a.y - b.y
     if abs(dy) >= abs(dx):
         return "above" if dy < 0 else "below"
@@ -76,7 +76,10 @@ def relation(a: Object, b: Object) -> str:
 
 
 def sample(rng: np.random.Generator, novel: bool) -> Scene:
-    """A random scene: six in ten have one object. With `novel`, the first object is of a pair in NOVEL, without it none."""
+    """Draws a random scene: six in ten have one object.
+
+    With `novel` the first object is of a pair in NOVEL, without it none.
+    """
     background = ("plain", "noisy")[rng.integers(2)]
     allowed = NOVEL if novel else tuple(pair for pair in PAIRS if pair not in NOVEL)
     first = _object(rng, allowed)
@@ -105,7 +108,8 @@ def _inside(o: Object, x: float, y: float) -> Object:
 
 
 def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Eight true captions, from the most to the least specific; a fifth of them begin as captions of photographs do."""
+    """Writes eight true captions, from the most to the least specific; a fifth begin with the prefix of a photograph.
+    """
     a = scene.objects[0]
     if len(scene.objects) == 1:
         texts = [
@@ -152,21 +156,21 @@ _CAPTION = re.compile(
 
 
 def is_true(caption: str, scene: Scene) -> bool:
-    """Whether some object (or pair of objects) of the scene is as the caption says.
+    """Whether a caption is true of some object (or pair of objects) of the scene.
 
-    Raises ValueError for a caption that is not of this world, naming it.
+    Raises ValueError for a caption outside the grammar, naming it.
     """
-    found = _CAPTION.fullmatch(caption.strip().lower())
-    said = {key: value for key, value in (found.groupdict() if found else {}).items() if value}
-    if not set(said) - {"position", "relation"}:
+    match = _CAPTION.fullmatch(caption.strip().lower())
+    attributes = {key: value for key, value in (match.groupdict() if match else {}).items() if value}
+    if not set(attributes) - {"position", "relation"}:
         raise ValueError(f"{caption!r} is no caption of a scene: write one as 'a small red circle above a blue star'")
 
-    first, second = ({key[:-1]: said[key] for key in said if key.endswith(number)} for number in "01")
-    if "relation" in said:
+    first, second = ({key[:-1]: attributes[key] for key in attributes if key.endswith(number)} for number in "01")
+    if "relation" in attributes:
         pairs = [(a, b) for a in scene.objects for b in scene.objects if a is not b]
-        return any(_fits(a, first) and _fits(b, second) and relation(a, b) == said["relation"] for a, b in pairs)
-    if "position" in said:
-        first["position"] = said["position"]
+        return any(_fits(a, first) and _fits(b, second) and relation(a, b) == attributes["relation"] for a, b in pairs)
+    if "position" in attributes:
+        first["position"] = attributes["position"]
     return any(_fits(o, first) for o in scene.objects)
 
 
