@@ -1,6 +1,6 @@
-"""Evaluators of a CLIP: zero-shot classification with prompt ensembling, retrieval in both directions, a linear probe.
+"""Evaluators of CLIP: zero-shot classification with prompt ensembling, retrieval in both directions, linear probe.
 
-With `bootstrap` resamples, every accuracy and recall comes with its 95 % confidence interval: `…/low` and `…/high`.
+With `bootstrap` > 0, every accuracy and recall has a 95 % confidence interval, logged as `…/low` and `…/high`.
 """
 
 import dataclasses
@@ -31,33 +31,33 @@ RANKS = (1, 5, 10)
 class AccuracyOptions(EvaluatorOptions):
     """Options of evaluators that report accuracies."""
 
-    batch_size: int = option(256, "images that are encoded together, over all devices and hosts", least=1)
-    bootstrap: int = option(0, "resamples for the 95 % confidence interval; 0: none", least=0)
+    batch_size: int = option(256, "number of images per batch, over all devices and hosts", least=1)
+    bootstrap: int = option(0, "number of bootstrap resamples for 95 % confidence intervals; 0: none", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShotOptions(AccuracyOptions):
     """Options of zero-shot classification."""
 
-    templates: tuple[str, ...] = option(("a photo of a {}.",), "sentences about a class; '@FILE': the lines of a file")
-    per_class: bool = option(False, "also report the accuracy of each class")
+    templates: tuple[str, ...] = option(("a photo of a {}.",), "prompt templates; '@FILE': the lines of a file")
+    per_class: bool = option(False, "whether to also report the accuracy of each class")
 
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalOptions(AccuracyOptions):
     """Options of retrieval in both directions."""
 
-    gallery: int = option(1000, "number of images, the first of the split; 0: all", least=0)
+    gallery: int = option(1000, "number of images, taken from the start of the split; 0: all", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbeOptions(AccuracyOptions):
     """Options of the linear probe."""
 
-    train_split: str = option("train", "split of the source that the probe is trained on")
+    train_split: str = option("train", "split of the source for training the probe")
     most: int = option(10_000, "maximum number of training images", least=1)
-    # The value of CLIP's authors for ImageNet; the inverse of scikit-learn's C.
-    strength: float = option(0.316, "of the L2 penalty", above=0)
+    # CLIP's value for ImageNet; the inverse of scikit-learn's C.
+    strength: float = option(0.316, "strength of the L2 penalty", above=0)
 
 
 EVALUATORS = {"zero_shot": ZeroShotOptions, "retrieval": RetrievalOptions, "linear_probe": LinearProbeOptions}
@@ -67,7 +67,7 @@ def factories(module: nn.Module, tokenizer: AnyTokenizer, preprocess: Preprocess
     """Makes the evaluator factories of `train_jax.task.Task`: type -> `(options, context) -> evaluator`.
 
     Args:
-      module: has the methods `encode_image` and `encode_text` of `clip_jax.model.CLIP`.
+      module: module with the methods `encode_image` and `encode_text` of `clip_jax.model.CLIP`.
     """
     encoders = Encoders(module, tokenizer, preprocess)
     return {name: functools.partial(evaluator, encoders) for name, evaluator in CLASSES.items()}
@@ -75,14 +75,14 @@ def factories(module: nn.Module, tokenizer: AnyTokenizer, preprocess: Preprocess
 
 @dataclasses.dataclass(frozen=True)
 class Encoders:
-    """Makes functions that encode the images and texts of a collection."""
+    """Factory of functions that encode collections of images and texts."""
 
     module: nn.Module
     tokenizer: AnyTokenizer
     preprocess: Preprocess
 
     def images(self, context, batch_size: int) -> Callable:
-        """Makes `encode(variables, records) -> float32 [n, dim]`, on every host; compiled once for all evaluations."""
+        """Makes `encode(variables, records) -> float32 [n, dim]`, which runs on all hosts and compiles once."""
 
         def example(record, rng):
             return {"image": self.preprocess(record["image"])}
@@ -90,7 +90,7 @@ class Encoders:
         return self._encoder(context, self._encode_image, example, batch_size)
 
     def texts(self, context, batch_size: int) -> Callable:
-        """Makes `encode(variables, texts) -> float32 [n, dim]`, likewise."""
+        """Makes `encode(variables, texts) -> float32 [n, dim]`, which runs on all hosts and compiles once."""
 
         def example(text, rng):
             return {"text": self.tokenizer.encode([text])[0]}
@@ -117,7 +117,7 @@ class Encoders:
 
 
 class ZeroShot:
-    """Measures zero-shot top-1 and top-5 accuracy with prompt ensembling (arXiv 2103.00020, section 3.1)."""
+    """Zero-shot top-1 and top-5 accuracy with prompt ensembling (arXiv 2103.00020, section 3.1)."""
 
     def __init__(self, encoders: Encoders, options: ConfigDict, context):
         source = context.source(options.source, options.split)
@@ -149,7 +149,7 @@ class ZeroShot:
 
 
 class Retrieval:
-    """Measures recall at 1, 5 and 10, text to image and image to text."""
+    """Retrieval recall at 1, 5 and 10, from text to image and from image to text."""
 
     def __init__(self, encoders: Encoders, options: ConfigDict, context):
         self._options = options
@@ -182,7 +182,7 @@ class Retrieval:
 
 
 class LinearProbe:
-    """Measures the accuracy of a logistic regression on frozen image features (arXiv 2103.00020, section 3.2)."""
+    """Accuracy of a logistic regression on frozen image features (arXiv 2103.00020, section 3.2)."""
 
     def __init__(self, encoders: Encoders, options: ConfigDict, context):
         self._options = options
@@ -207,7 +207,7 @@ CLASSES: dict[str, Callable] = {"zero_shot": ZeroShot, "retrieval": Retrieval, "
 
 
 def accuracy_with_ci(name: str, correct: np.ndarray, resamples: int) -> dict[str, float]:
-    """Computes the accuracy and, with resamples, the 2.5 % and 97.5 % quantiles of its bootstrap."""
+    """Computes an accuracy and, if `resamples` > 0, the 2.5 % and 97.5 % quantiles of its bootstrap distribution."""
     metrics = {name: float(correct.mean())}
     if resamples:
         # The number of correct answers in a resample of n answers is binomial.
@@ -218,11 +218,11 @@ def accuracy_with_ci(name: str, correct: np.ndarray, resamples: int) -> dict[str
 
 
 def nearest(queries: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
-    """Finds each query's k nearest items, best first: int [queries, min(k, items)].
+    """Finds the indices of each query's k nearest items, best first: int [queries, min(k, items)].
 
-    Ties are broken by index: a model that maps all inputs to one point scores as chance does.
+    Ties are broken by index, so that a collapsed model scores at chance level.
     """
-    chunk = max(1, 2**24 // len(items))  # queries: 64 MiB of similarities at a time
+    chunk = max(1, 2**24 // len(items))  # queries per chunk: 64 MiB of similarities
     indices = [
         np.argsort(-(queries[start : start + chunk] @ items.T), axis=1, kind="stable")[:, :k]
         for start in range(0, len(queries), chunk)
@@ -233,7 +233,10 @@ def nearest(queries: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
 def first_relevant_rank(
     queries: np.ndarray, items: np.ndarray, is_relevant: Callable[[int, int], bool], k: int
 ) -> np.ndarray:
-    """Finds the rank, from 0, of each query's first relevant item among its k nearest, else k: int [queries]."""
+    """Finds the rank of the first relevant item for each query: int [queries].
+
+    Ranks count from 0. The rank is k if none of the k nearest items is relevant.
+    """
     ranks = np.full(len(queries), k)
     for query, row in enumerate(nearest(queries, items, k)):
         hits = (rank for rank, item in enumerate(row) if is_relevant(query, int(item)))
@@ -242,7 +245,7 @@ def first_relevant_rank(
 
 
 def _labelled(source: Source, max_records: int | None = None) -> tuple[Subset, np.ndarray]:
-    """Selects the records that have a label, at most `max_records` at random, and returns their labels."""
+    """Selects the labelled records of a source and returns the records and labels. Samples at most `max_records`."""
     indices = np.arange(len(source)) if max_records is None else np.random.default_rng(0).permutation(len(source))
     pairs = ((index, source.described(int(index)).get("label", -1)) for index in indices)
     labelled = sorted(itertools.islice((pair for pair in pairs if pair[1] >= 0), max_records))
@@ -253,7 +256,7 @@ def _labelled(source: Source, max_records: int | None = None) -> tuple[Subset, n
 
 
 def _captions(records: Sequence) -> tuple[list[str], list[set[int]]]:
-    """Collects the distinct captions of records, and for each the indices of its records."""
+    """Collects the distinct captions of records and, for each caption, the indices of its records."""
     owners: dict[str, set[int]] = {}
     for index, record in enumerate(records):
         for caption in record["captions"]:

@@ -1,18 +1,18 @@
-"""FLOPs of a CLIP, counted from its options."""
+"""FLOP counts of CLIP, computed from the model options."""
 
 from clip_jax.options import CLIPOptions
 from train_jax.profiling import BACKWARD, conv_flops, dense_flops, transformer_flops
 
 
 def forward(m: CLIPOptions) -> tuple[int, int]:
-    """Counts the FLOPs of the forward pass of one image and of one text."""
+    """Counts the FLOPs of the forward pass for one image and for one text."""
     image = _resnet(m) if m.image.tower == "resnet" else _vit(m)
     text = transformer_flops(m.text.context_length, m.text.width, m.text.depth, m.text.mlp_ratio)
     return image, text + dense_flops(1, m.text.width, m.embed_dim)
 
 
 def training(m: CLIPOptions, patch_dropout: float = 0.0) -> float:
-    """Counts the FLOPs of the forward and backward pass of both towers for one pair; the logits are left out."""
+    """Counts the FLOPs of the forward and backward pass of both towers for one pair, without the logits."""
     image, text = forward(m)
     if patch_dropout:
         image = _vit(m, patch_dropout)

@@ -1,10 +1,10 @@
 """Contrastive losses over the global batch: softmax (CLIP) and sigmoid (SigLIP).
 
 Under `jit` with a batch sharded over devices, the compiler gathers the embeddings and each device computes its rows of
-the logits; `clip_jax.ring_loss` computes the same without storing the logits. Logits and losses are float32.
+the logits. `clip_jax.ring_loss` computes the same losses without storing the logits. Logits and losses are float32.
 
-Groups, one integer per pair, define the positives: image i and text j are a positive pair where `group[i] == group[j]`.
-`arange(n)` is the textbook's loss, in which each image has one positive text.
+`group` holds one integer per pair: image i and text j are a positive pair if `group[i] == group[j]`. `arange(n)` gives
+the standard loss, in which each image has one positive text.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 def caption_groups(ids: Int[Array, "n length"]) -> Int[Array, "n"]:
-    """Assigns equal rows of token ids to the same group."""
-    # Sorting whole rows would compile a comparison of every column: rows are sorted by two hashes of them, which brings
-    # equal ones together, and neighbours are compared in full.
+    """Assigns a group index to each row of token ids. Equal rows have the same index."""
+    # Sorting by all columns compiles slowly. Sorting by two hashes also makes equal rows adjacent; adjacent rows are then
+    # compared in full.
     factors = np.random.default_rng(0).integers(1, 2**32, (2, ids.shape[1]), np.uint64).astype(np.uint32) | 1
     hashes = jnp.sum(ids.astype(jnp.uint32)[None] * factors[:, None], axis=2, dtype=jnp.uint32)
     order = jnp.lexsort(hashes)
@@ -33,9 +33,9 @@ def caption_groups(ids: Int[Array, "n length"]) -> Int[Array, "n"]:
 def softmax_loss(
     images: Float[Array, "n dim"], texts: Float[Array, "n dim"], scale: Float[Array, ""], group: Int[Array, "n"]
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Computes the mean of the cross-entropies of images and of texts (arXiv 2103.00020, figure 3).
+    """Computes the symmetric cross-entropy over images and texts (arXiv 2103.00020, figure 3).
 
-    A row's target is uniform over its group. Returns the loss and the accuracies: how often the nearest is a positive.
+    The target of a row is uniform over its group. Returns the loss and the retrieval accuracies in both directions.
     """
     logits = scale * cosines(images, texts)  # (N, N)
     positive = group[:, None] == group[None, :]
@@ -52,9 +52,9 @@ def sigmoid_loss(
     bias: Float[Array, ""],
     group: Int[Array, "n"],
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Computes the binary cross-entropy of all pairs (arXiv 2303.15343, algorithm 1): summed over pairs, divided by n.
+    """Computes the binary cross-entropy of all pairs (arXiv 2303.15343, algorithm 1).
 
-    Returns the loss and the accuracies, as `softmax_loss`.
+    The loss is the sum over pairs divided by n. Returns the loss and the retrieval accuracies, as `softmax_loss`.
     """
     logits = scale * cosines(images, texts) + bias
     positive = group[:, None] == group[None, :]
@@ -66,12 +66,15 @@ def _softmax_loss_without_bias(images, texts, scale, bias, group):
     return softmax_loss(images, texts, scale, group)
 
 
-# Name -> `(images, texts, scale, bias, group) -> (loss, metrics)`. The bias is 0 in a model of the softmax loss.
+# Name -> `(images, texts, scale, bias, group) -> (loss, metrics)`. With the softmax loss, the bias is 0.
 LOSSES: dict[str, Callable] = {"softmax": _softmax_loss_without_bias, "sigmoid": sigmoid_loss}
 
 
 def cosines(images, texts):
-    """Computes the products of all rows: float32 [n, m], at full precision, since the scale magnifies rounding."""
+    """Computes the inner products of all pairs of rows: float32 [n, m].
+
+    Uses full precision, since the logit scale magnifies rounding errors.
+    """
     return jnp.matmul(images.astype(jnp.float32), texts.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -1,8 +1,8 @@
-"""The losses of `clip_jax.loss` without the N x N logits: a device computes one tile of its rows at a time.
+"""Contrastive losses of `clip_jax.loss` that never store the N x N logits: each device computes one tile at a time.
 
-Every device keeps its images; shards of texts, with what is accumulated for them, are passed around a ring of devices
+Every device keeps its images. The shards of texts and their accumulated statistics are passed around a ring of devices
 (as in arXiv 2303.15343, section 3.3) and processed tile by tile. The backward pass goes around the same ring and
-computes the logits again, so that neither pass holds more than O(rows x tile + rows x dim).
+recomputes the logits, so both passes need O(rows x tile + rows x dim) memory.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from clip_jax.loss import Metrics, cosines
 from train_jax.sharding import BATCH, parts_of, rows_per_device
 
-_MINUS_INFINITY = -1e30  # below any logit; of two minus infinities the difference would be no number
+_MINUS_INFINITY = -1e30  # below any logit; with -inf, the difference of two initial maxima would be NaN
 
 
 def softmax_loss(
@@ -28,10 +28,10 @@ def softmax_loss(
     *,
     tile: int,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Computes `clip_jax.loss.softmax_loss`, at most `tile` columns of the logits at a time.
+    """Computes `clip_jax.loss.softmax_loss` with at most `tile` columns of the logits at a time.
 
-    Under `jax.set_mesh` the rows are split over its data and fsdp axes; a tile is the largest divisor of a device's
-    rows that is no larger than `tile`.
+    Under `jax.set_mesh` the rows are sharded over the data and fsdp axes. The tile size is the largest divisor of the
+    number of rows per device that is at most `tile`.
     """
     return _ring_loss("softmax", images, texts, scale, jnp.zeros(()), group, tile)
 
@@ -45,7 +45,7 @@ def sigmoid_loss(
     *,
     tile: int,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Computes `clip_jax.loss.sigmoid_loss`, at most `tile` columns at a time, sharded as in `softmax_loss`."""
+    """Computes `clip_jax.loss.sigmoid_loss` with at most `tile` columns at a time, sharded as in `softmax_loss`."""
     return _ring_loss("sigmoid", images, texts, scale, bias, group, tile)
 
 
@@ -53,7 +53,7 @@ def _softmax_loss_without_bias(images, texts, scale, bias, group, *, tile: int):
     return softmax_loss(images, texts, scale, group, tile=tile)
 
 
-# The tiled forms of `clip_jax.loss.LOSSES`, of those that have one.
+# Tiled versions of the functions in `clip_jax.loss.LOSSES`, by the same names.
 LOSSES: dict[str, Callable] = {"softmax": _softmax_loss_without_bias, "sigmoid": sigmoid_loss}
 
 
@@ -92,9 +92,8 @@ _loss.defvjp(_forward, _backward)
 def _on_each_device(function: Callable, sharded, replicated, out_specs):
     """Applies `function(*sharded, *replicated, num_devices, psum, permute)` to each device's rows of `sharded`.
 
-    Args:
-      function: num_devices: of the ring, 1 without a mesh. psum: `x -> x` summed over devices. permute: `tree -> tree`
-        of the previous device in the ring.
+    `num_devices` is the size of the ring (1 without a mesh), `psum(x)` sums over devices, and `permute(tree)` returns
+    the tree of the previous device in the ring.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -107,15 +106,15 @@ def _on_each_device(function: Callable, sharded, replicated, out_specs):
         permute = functools.partial(jax.lax.ppermute, axis_name=BATCH, perm=ring)
         return function(*sharded, *replicated, num_devices, psum, permute)
 
-    # Replication is known by construction: the sums are of all devices.
+    # check_vma=False: replicated outputs are replicated by construction, as sums over all devices.
     mapped = jax.shard_map(local, in_specs=(P(BATCH), P()), out_specs=out_specs, check_vma=False)
     return mapped(sharded, replicated)
 
 
 def _ring_pass(process_tile: Callable, local, visiting, num_tiles: int, num_devices: int, permute: Callable):
-    """Passes shards of rows around the ring: `process_tile(local, tile) -> (local, tile)` for every tile on every device.
+    """Passes shards of rows around the ring and applies `process_tile(local, tile) -> (local, tile)` to every tile.
 
-    Returns `local` after all tiles, and this device's own shard, back after the last pass.
+    Returns the final `local`, and the shard of this device after it visited all devices.
     """
 
     def one_pass(_, state):
@@ -128,7 +127,7 @@ def _ring_pass(process_tile: Callable, local, visiting, num_tiles: int, num_devi
 
 
 def _forward_rows(kind, num_tiles, images, texts, group, scale, bias, num_devices, psum, permute):
-    """Sums loss and correct retrievals over all rows; also returns the rows' log-sum-exps for the backward pass."""
+    """Sums the loss and the correct retrievals over all rows. Also returns the log-sum-exps for the backward pass."""
     rows = images.shape[0]
 
     def process_tile(local, tile):
@@ -153,7 +152,7 @@ def _forward_rows(kind, num_tiles, images, texts, group, scale, bias, num_device
 
 
 def _update_statistics(kind: str, side: dict, z, positive, axis: int) -> dict:
-    """Updates the online log-sum-exp of the images' or texts' rows by a tile of logits: maximum, its hit, and sums."""
+    """Updates the online log-sum-exp statistics of the images or the texts with a tile of logits."""
     largest = jnp.max(z, axis=axis)
     index = jnp.expand_dims(jnp.argmax(z, axis=axis), axis)
     hit = jnp.take_along_axis(positive, index, axis=axis).squeeze(axis).astype(jnp.float32)
@@ -177,7 +176,7 @@ def _backward_rows(kind, num_tiles, images, texts, group, sums, scale, bias, num
             d_z = jnp.where(positive, -jax.nn.sigmoid(-z), jax.nn.sigmoid(z))
         else:
             row_lse, _, count = sums
-            # Partners have one group, and so one count.
+            # A positive pair is of one group, so image and text have the same count.
             target = jnp.where(positive, 1 / count[:, None], 0.0)
             d_z = (jnp.exp(z - row_lse[:, None]) + jnp.exp(z - tile["lse"][None, :])) / 2 - target
         d_cosine = scale * d_z

@@ -1,6 +1,6 @@
-"""Renders search results as a contact sheet (one image) or a page (one HTML file).
+"""Renders search results as a contact sheet (one image) or as a page (one HTML file).
 
-The input is a list of sections, each a query with its hits as cells: an image with two captions.
+The input is a list of sections, one per query. A section has one cell per hit: an image with two captions.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _MARGIN, _GAP, _PAD = 24, 14, 8
 _TITLE_SIZE, _TEXT_SIZE = 18, 12
 _INK, _GREY, _PAPER, _CARD = "#1c1e21", "#6b7280", "#ffffff", "#f1f2f4"
 _GOOD, _BAD = "#15803d", "#b91c1c"
-_THUMBNAIL = 256  # pixels, in pages
+_THUMBNAIL = 256  # side of the thumbnails in pages, in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Cell:
     """One image of a sheet, with captions.
 
     Attributes:
-      picture: path of the image, or the image.
-      name, note: the two lines of text below it.
-      correct: whether the hit is correct, display_path by colour and by a mark; None: unknown, not display_path.
+      picture: image, or path of an image.
+      name, note: two lines of text below the image.
+      correct: whether the hit is correct, shown by colour and by a mark; None: unknown, not shown.
     """
 
     picture: Path | Image.Image
@@ -44,14 +44,14 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Cells under a title."""
+    """Cells with a title."""
 
     title: str
     cells: Sequence[Cell]
 
 
 def hits_section(title: str, hits: Sequence[Hit], folder: Path) -> Section:
-    """Makes the section of a search: hits with their scores, named by their paths relative to `folder`."""
+    """Makes the section of a search result. Cells show the score and the path relative to `folder`."""
 
     def name(path: Path) -> str:
         return display_path(path.relative_to(folder) if path.is_relative_to(folder) else path)
@@ -60,7 +60,7 @@ def hits_section(title: str, hits: Sequence[Hit], folder: Path) -> Section:
 
 
 def heat_sections(picture: Image.Image, texts: Sequence[str], maps: Float[np.ndarray, "n side side"]) -> list[Section]:
-    """Makes a section of an image and its heat map for each text: cold at the lowest cosine, hot at the highest."""
+    """Makes a section with an image and one heat map per text. Colours range from the lowest to the highest cosine."""
     grey = ImageOps.grayscale(picture).convert("RGB")
     cells = [Cell(picture, "preprocessed image")]
     for text, values in zip(texts, maps, strict=True):
@@ -72,7 +72,7 @@ def heat_sections(picture: Image.Image, texts: Sequence[str], maps: Float[np.nda
 
 
 def contact_sheet(sections: Sequence[Section], *, columns: int, size: int = 160) -> Image.Image:
-    """Renders sections below each other as one RGB image, `columns` cells per row, each image within `size` pixels."""
+    """Renders sections as one RGB image, with `columns` cells per row and thumbnails of at most `size` pixels."""
     line = _TEXT_SIZE + 5
     card = (size + 2 * _PAD, size + 2 * _PAD + 2 * line + 2)
     width = 2 * _MARGIN + columns * card[0] + (columns - 1) * _GAP
@@ -113,7 +113,7 @@ def _draw_cell(
 
 
 def _draw_mark(canvas: ImageDraw.ImageDraw, corner: tuple, correct: bool, colour: str) -> None:
-    """Draws a tick or a cross of 12 pixels, for readers who cannot tell the colours apart."""
+    """Draws a tick or a cross of 12 pixels, for colour-blind readers."""
     x, y = corner
     if correct:
         canvas.line([(x, y + 6), (x + 4, y + 10), (x + 12, y + 1)], colour, 2, joint="curve")
@@ -124,12 +124,12 @@ def _draw_mark(canvas: ImageDraw.ImageDraw, corner: tuple, correct: bool, colour
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Pillow's own font has only ASCII; Matplotlib's has most alphabets.
+    # Pillow's default font covers only ASCII; Matplotlib's covers most alphabets.
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 def _shorten(canvas: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
-    """Shortens a text that is too wide in the middle, since both ends of a path are informative."""
+    """Shortens a text to `width` pixels by removing its middle, since both ends of a path are informative."""
     text = " ".join(text.split())
     if canvas.textlength(text, _font(size)) <= width:
         return text
@@ -141,7 +141,7 @@ def _shorten(canvas: ImageDraw.ImageDraw, text: str, size: int, width: int) -> s
 
 
 def _thumbnail(picture: Path | Image.Image, size: int, *, enlarge: bool) -> Image.Image | None:
-    """Resizes an image to fit `size` x `size` pixels; None if its file was deleted or cannot be read."""
+    """Resizes an image to fit `size` x `size` pixels. Returns None if the file is missing or unreadable."""
     if not isinstance(picture, Image.Image):
         try:
             picture = decode(picture)
@@ -157,7 +157,7 @@ def _thumbnail(picture: Path | Image.Image, size: int, *, enlarge: bool) -> Imag
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
-    """Renders sections as one self-contained HTML document: images are embedded, names and queries are escaped."""
+    """Renders sections as one self-contained HTML document. Images are embedded, names and queries are escaped."""
     return document(title, "\n".join([heading(title, 1), body(sections)]))
 
 

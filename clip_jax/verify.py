@@ -1,4 +1,4 @@
-"""Describes a checkpoint, and compares its outputs layer by layer with transformers' where that is installed."""
+"""Describes a checkpoint and compares its layer outputs with those of transformers, if transformers is installed."""
 
 import dataclasses
 import importlib.util
@@ -17,7 +17,13 @@ TEXTS = ("a photo of a cat.", "two dogs play with a red ball", "42")
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Largest difference between a layer's output and the peer's; `relative`: divided by the peer's largest value."""
+    """Difference between a layer's output here and in transformers.
+
+    Attributes:
+      layer: name of the layer.
+      largest: largest absolute difference.
+      relative: `largest` divided by the largest absolute value in transformers.
+    """
 
     layer: str
     largest: float
@@ -25,7 +31,7 @@ class Difference:
 
 
 def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
-    """Describes architecture, preprocessing, tokenizer and files of a checkpoint: name -> readable value."""
+    """Describes the architecture, preprocessing, tokenizer and files of a checkpoint as name -> readable value."""
     options, preprocess, tokenizer = module.options, checkpoint.preprocess, checkpoint.tokenizer
     image, text = options.image, options.text
     if image.tower == "resnet":
@@ -64,14 +70,15 @@ def comparable(checkpoint: Checkpoint) -> bool:
 
 
 def peer_installed() -> bool:
-    """Whether torch and transformers are installed."""
+    """Checks whether torch and transformers are installed."""
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
 def compare(path: str | Path) -> list[Difference]:
-    """Compares a model layer by layer with transformers' own, on random images and a few texts, in float32.
+    """Compares a model layer by layer with transformers, on random images and a few texts, in float32.
 
-    Raises LoadError if `path` is not a directory that transformers opens; ImportError without torch and transformers.
+    Raises LoadError if `path` is not a directory that transformers opens, and ImportError if torch or transformers is
+    not installed.
     """
     import torch
     import transformers
@@ -117,7 +124,7 @@ def compare(path: str | Path) -> list[Difference]:
 
 
 def _layers(module: model_lib.CLIP, variables, tower: str, inputs) -> tuple[list[np.ndarray], np.ndarray]:
-    """Computes the output of each block of a tower, and its features."""
+    """Computes the output of each block of a tower, and the features of the tower."""
     features, state = module.apply(
         variables,
         jnp.asarray(inputs),

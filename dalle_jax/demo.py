@@ -1,9 +1,9 @@
-"""Trains a small DALL-E on the codes of the demo's VQGAN, draws prompts, and shows the best drawings by the demo's CLIP.
+"""Trains a small DALL-E on the codes of the demo's VQGAN, generates images, and ranks them by the demo's CLIP.
 
     python -m dalle_jax.demo --workdir runs/demo
 
-Needs `clip/` and `vqgan/` in the working directory, as the other demos leave them. Leaves `dalle/` (the run),
-`drawings.png`, and its part of `index.html`. A second call continues an earlier one.
+Needs `clip/` and `vqgan/` in the working directory, the runs of the other demos. Writes `dalle/` (the run),
+`drawings.png`, and a section of `index.html`. A second call continues the first.
 """
 
 import sys
@@ -31,8 +31,8 @@ PROMPTS = (
     "a small red circle above a large blue star",
     "a black ring left of an orange circle",
 )
-DRAWN, SHOWN = 32, 8  # pictures of each prompt, and how many CLIP chooses
-VQGAN = "vqgan"  # in the working directory
+DRAWN, SHOWN = 32, 8  # number of images sampled per prompt, and number of best images shown
+VQGAN = "vqgan"  # run directory in the working directory
 SETTINGS = {"top_p": 0.9, "guidance": 5.0, "seed": 0}
 
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
-    """Trains what `config` says on the codes of `workdir`'s VQGAN, and draws; returns the last evaluation."""
+    """Trains a DALL-E on the codes of the VQGAN in `workdir`, draws images, and returns the last evaluation."""
     started = time.monotonic()
     config.vqgan.path = str(workdir / VQGAN)
     results = last_evaluation(train_jax.run(config, workdir / "dalle"))
@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
 
 
 def last_evaluation(history: Sequence[Mapping]) -> dict[str, float]:
-    """Returns the last result of each evaluator in a run's history, by name."""
+    """Returns the last value of each evaluation metric in a run's history."""
     results = {}
     for row in history:
         results |= {k: v for k, v in row.items() if "/correct" in k or "bits_per_" in k and "/" in k}
@@ -69,7 +69,7 @@ def last_evaluation(history: Sequence[Mapping]) -> dict[str, float]:
 
 
 def draw(prompts: Sequence[str], images: np.ndarray, correct: np.ndarray, file: Path) -> None:
-    """Draws a grid with one row per prompt; frames are green where the oracle reads the prompt in the image, else red."""
+    """Plots images in a grid with one row per prompt. Frames are green for correct images and red for others."""
     rows, columns = correct.shape
     figure = matplotlib.figure.Figure(figsize=(1.25 * columns, 1.5 * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)

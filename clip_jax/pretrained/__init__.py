@@ -1,6 +1,6 @@
-"""Checkpoints of CLIP: one module per format, each with a table from its parameter names to ours.
+"""Checkpoint formats of CLIP: one module per format, each with a table of parameter names.
 
-open_checkpoint(path) -> Checkpoint     reads configurations; weights are read later
+open_checkpoint(path) -> Checkpoint     reads the configuration; the weights are read later
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ _FORMATS = (
 
 
 def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
-    """Opens the checkpoint at `path` (see `clip_jax.load`). Raises LoadError if it is of no known format."""
+    """Opens the checkpoint at `path` (see `clip_jax.load`). Raises LoadError if the format is unknown."""
     path = hub.resolve(path, _HUB_FILES, _HUB_FALLBACK)
     if not path.exists():
         raise LoadError(f"{path}: no such file or folder. {_FORMATS}")
@@ -38,7 +38,7 @@ def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
     except LoadError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # Configurations are untrusted input: any value can be of any type.
+        # Configurations are untrusted input: any value may have any type.
         raise LoadError(f"{path}: a configuration is not as expected ({type(error).__name__}: {error})") from error
     if checkpoint is None:
         raise LoadError(f"{path} is no model: it holds {_content(path)}. {_FORMATS}")
@@ -55,7 +55,7 @@ def _open_directory(path: Path, step: int | None) -> Checkpoint | None:
     run = run_directory.open_directory(path, step)
     if run is not None:
         return run
-    # Many directories hold both configurations; without transformers' own weights, the directory is open_clip's.
+    # Many directories have both configurations. Without weights for transformers, the directory is open_clip's.
     both = (path / open_clip.CONFIG).is_file()
     hf_checkpoint = None if both and not hugging_face.weight_files(path) else hugging_face.open_directory(path)
     checkpoint = hf_checkpoint or open_clip.open_directory(path)
@@ -80,7 +80,7 @@ def _open_file(path: Path) -> Checkpoint | None:
 
 
 def _warn_of_other_preprocessing(path: Path, checkpoint: Checkpoint) -> None:
-    """Warns if the two configurations of a directory preprocess images differently, and says which one is used."""
+    """Logs a warning if the two configurations of a directory have different preprocessing."""
 
     def read(module) -> Preprocess | str | None:
         try:
@@ -100,7 +100,7 @@ def _warn_of_other_preprocessing(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _without_rounding(preprocess: Preprocess | str) -> Preprocess | str:
-    """Replaces the crop's rounding of transformers by open_clip's, the one difference that they always have."""
+    """Replaces the crop rounding of transformers by that of open_clip, a difference between all such configurations."""
     return (
         dataclasses.replace(preprocess, mode="crop") if getattr(preprocess, "mode", "") == "crop_floor" else preprocess
     )

@@ -1,4 +1,4 @@
-"""SigLIP in `.npz` files of big_vision: Flax parameters by path, with a tokenizer in the same directory."""
+"""SigLIP checkpoints of big_vision: `.npz` files of Flax parameters by path, with a tokenizer in the same directory."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ _HALF = (0.5, 0.5, 0.5)
 
 
 def open_file(path: Path) -> Checkpoint:
-    """Opens the checkpoint in a `.npz` file."""
+    """Opens the checkpoint in a `.npz` file of big_vision."""
     tensors, source = _unroll_blocks(open_tensors(path)), str(path)
     model = infer_options(tensors, source)
     return Checkpoint(
@@ -25,7 +25,7 @@ def open_file(path: Path) -> Checkpoint:
         kind="big_vision",
         model=model,
         tokenizer=open_tokenizer(path.parent, model),
-        # big_vision's `resize(size)|value_range(-1, 1)`, as its demonstrations and evaluations of SigLIP have it
+        # `resize(size)|value_range(-1, 1)`, as in big_vision's demos and evaluations of SigLIP
         preprocess=Preprocess(model["image"]["size"], "squash", "bilinear_aliased", _HALF, _HALF),
         read=lambda: (from_peer(tensors, entries(model), source), source),
         files=f"{path.name} (activation and preprocessing: big_vision's)",
@@ -33,14 +33,14 @@ def open_file(path: Path) -> Checkpoint:
 
 
 def _unroll_blocks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Splits the tensors of stacked blocks (`scan=True`) into one tensor per block, under unrolled names."""
+    """Splits the tensors of stacked blocks (`scan=True`) into one tensor per block, with unrolled names."""
     unrolled = {}
     for name, x in tensors.items():
         match = re.match(r"^(.*/encoderblock)(/.*)$", name)
         if match is None:
             unrolled[name] = x
             continue
-        load = functools.cache(x.load)  # a stacked tensor is read once, not once per block
+        load = functools.cache(x.load)  # read a stacked tensor once, not once per block
         for index in range(x.shape[0]):
             block = functools.partial(lambda load, index: load()[index], load, index)
             unrolled[f"{match[1]}_{index}{match[2]}"] = Tensor(x.shape[1:], block)
@@ -48,9 +48,10 @@ def _unroll_blocks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
-    """Infers the model's options from shapes; eps 1e-6 and the tanh approximation of GELU are big_vision's.
+    """Infers the model options from tensor shapes.
 
-    Raises LoadError if the tensors are not those of a SigLIP of fixed image size.
+    Layer norms have big_vision's eps of 1e-6, MLPs the tanh approximation of GELU. Raises LoadError if the tensors are
+    not those of a SigLIP with fixed image size.
     """
     required = (
         "params/img/embedding/kernel",
@@ -106,7 +107,7 @@ def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
 
 
 def entries(model: Mapping) -> list[Entry]:
-    """Lists the parameters of a model (options as in `CLIPOptions`) with their names in big_vision."""
+    """Lists the parameters of a model with their names in big_vision. `model` has the options of `CLIPOptions`."""
     head = "params/img/MAPHead_0"
     return [
         *_plain("vision/stem", "params/img/embedding"),

@@ -1,6 +1,6 @@
 """Hugging Face directories of CLIP and SigLIP, in the format of `transformers`.
 
-config.json, model.safetensors (or pytorch_model.bin, or parts with an index), tokenizer files,
+Files: config.json, model.safetensors (or pytorch_model.bin, or shards with an index), tokenizer files,
 preprocessor_config.json
 """
 
@@ -19,16 +19,16 @@ from train_jax.weights.tensors import open_tensors
 from train_jax.weights.wrappers import unwrap
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
-LEGACY_EOS = 2  # the eos_token_id of older configs of CLIP; transformers then pools at the largest id
+LEGACY_EOS = 2  # eos_token_id of older CLIP configs, for which transformers pools at the largest id
 _IGNORED = (r"embeddings\.position_ids$",)
 _WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin")
-ANCHOR = "text_model.embeddings.token_embedding.weight"  # identifies the format: in every CLIP and SigLIP
+ANCHOR = "text_model.embeddings.token_embedding.weight"  # present in every CLIP and SigLIP; identifies the format
 
 
 def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None:
-    """Opens a directory, with the weights of the file `weights` or its own.
+    """Opens a Hugging Face directory. Reads the weights from the file `weights`, by default from the directory.
 
-    None if `weights` is None and config.json is not one of `transformers`.
+    Returns None if `weights` is None and config.json is not in the format of `transformers`.
     """
     file = path / "config.json"
     if weights is None and not file.is_file():
@@ -64,7 +64,7 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
 
 
 def weight_files(path: Path) -> list[Path]:
-    """Lists the weight files of a directory: one file, or the shards of an index; none if there is neither."""
+    """Lists the weight files of a directory: one file, or the shards of an index. Returns [] if there are none."""
     for name in _WEIGHTS:
         if (path / name).is_file():
             return [path / name]
@@ -83,7 +83,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _tower(part: Mapping, file: Path, defaults: Mapping) -> dict:
-    """Converts the options of a tower; `defaults` are those of transformers, which saves only other values."""
+    """Converts the options of a tower. `defaults` are the defaults of transformers, which config.json omits."""
     config = {**defaults, **part}
     if config["hidden_act"] not in ACTIVATIONS:
         raise LoadError(f"{file}: activation {config['hidden_act']!r} is not known: {', '.join(ACTIVATIONS)}")
@@ -96,14 +96,14 @@ def _tower(part: Mapping, file: Path, defaults: Mapping) -> dict:
 
 
 def _shared(text: Mapping, image: Mapping, file: Path) -> dict:
-    """Converts the options on which both towers must agree. Raises LoadError if they differ."""
+    """Converts the options that both towers share. Raises LoadError if the towers differ."""
     if text["hidden_act"] != image["hidden_act"] or text["layer_norm_eps"] != image["layer_norm_eps"]:
         raise LoadError(f"{file}: towers of different activations or layer norms are not supported")
     return {"activation": ACTIVATIONS[text["hidden_act"]], "eps": text["layer_norm_eps"]}
 
 
 def _section(config: Mapping, name: str, file: Path) -> dict:
-    """Reads `text_config` or `vision_config`; in older files of CLIP, `NAME_dict` and its defaults override them."""
+    """Reads `text_config` or `vision_config`. In older CLIP files, `NAME_dict` and its defaults override it."""
     part, override = section(config, name, file), config.get(f"{name}_dict")
     if override is None or config["model_type"] != "clip":
         return part
@@ -126,7 +126,7 @@ _SIGLIP_IMAGE = _SIGLIP | {"image_size": 224, "patch_size": 16}
 
 
 def clip_options(config: Mapping, file: Path) -> dict:
-    """Converts the config of a CLIPModel to options as in `CLIPOptions`."""
+    """Converts the config of a CLIPModel to the options of `CLIPOptions`."""
     text, image = _CLIP_TEXT | config["text_config"], _CLIP_IMAGE | config["vision_config"]
     return {
         "embed_dim": config.get("projection_dim", 512),
@@ -149,7 +149,7 @@ def clip_options(config: Mapping, file: Path) -> dict:
 
 
 def siglip_options(config: Mapping, file: Path) -> dict:
-    """Converts the config of a SiglipModel to options as in `CLIPOptions`."""
+    """Converts the config of a SiglipModel to the options of `CLIPOptions`."""
     text, image = _SIGLIP_TEXT | config["text_config"], _SIGLIP_IMAGE | config["vision_config"]
     if not image.get("vision_use_head", True):
         raise LoadError(f"{file}: a SigLIP without its pooling head (vision_use_head) has no embedding")
@@ -196,7 +196,7 @@ def _blocks(ours: str, theirs: str, tower: Mapping) -> Iterator[Entry]:
 
 
 def clip_entries(model: Mapping) -> list[Entry]:
-    """Lists the parameters of a CLIP (options as in `CLIPOptions`) with their names in CLIPModel."""
+    """Lists the parameters of a CLIP with their names in CLIPModel. `model` has the options of `CLIPOptions`."""
     return [
         Entry("vision/stem/kernel", ("vision_model.embeddings.patch_embedding.weight",), "conv"),
         Entry("vision/cls", ("vision_model.embeddings.class_embedding",)),
@@ -215,7 +215,7 @@ def clip_entries(model: Mapping) -> list[Entry]:
 
 
 def siglip_entries(model: Mapping) -> list[Entry]:
-    """Lists the parameters of a SigLIP (options as in `CLIPOptions`) with their names in SiglipModel."""
+    """Lists the parameters of a SigLIP with their names in SiglipModel. `model` has the options of `CLIPOptions`."""
     heads, head = model["image"]["heads"], "vision_model.head"
     return [
         *linear("vision/stem", "vision_model.embeddings.patch_embedding", "conv"),
@@ -252,9 +252,9 @@ def _tokenizer(path: Path, config: Mapping, model: Mapping) -> AnyTokenizer:
 
 
 def open_tokenizer(path: Path, model: Mapping) -> AnyTokenizer:
-    """Opens the tokenizer in the directory `path`: CLIP's, or SigLIP's for a bidirectional text tower.
+    """Opens the tokenizer in a directory: CLIP's, or SigLIP's for a bidirectional text tower.
 
-    Raises LoadError if it is missing or has more tokens than the model embeds.
+    Raises LoadError if the tokenizer is missing or has more tokens than the model's token embedding.
     """
     tokenizer_class = Tokenizer if model["text"].get("causal", True) else SentencePiece
     try:

@@ -1,4 +1,4 @@
-"""Image preprocessing of Hugging Face directories: converts `preprocessor_config.json` to a `Preprocess`."""
+"""Image preprocessing of Hugging Face directories, read from `preprocessor_config.json`."""
 
 import re
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from train_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocess
 from train_jax.errors import LoadError
 
 FILES = ("preprocessor_config.json", "processor_config.json")
-RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's filter codes
 _HALF = (0.5, 0.5, 0.5)
 _SQUARE = {"height": 224, "width": 224}
 _KNOWN = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
-# transformers' own defaults: CLIPImageProcessor's and SiglipImageProcessor's.
+# Defaults of CLIPImageProcessor and SiglipImageProcessor in transformers.
 _SHARED = {
     "do_resize": True,
     "resample": 3,
@@ -30,13 +30,14 @@ _DEFAULTS = {
 
 
 def open_preprocess(path: Path, size: int, family: str = "CLIP") -> Preprocess | None:
-    """Reads the preprocessing of a directory, for a model of images of `size` pixels a side; None if there is no file.
+    """Reads the image preprocessing of a directory. Returns None if the directory has no preprocessing file.
 
     Args:
-      family: "CLIP" or "Siglip", whose processor is meant if the file does not name one.
+      size: side of the model's images, in pixels.
+      family: "CLIP" or "Siglip"; its processor is the default if the file names no processor.
 
-    Options have the meaning and defaults of transformers. Raises LoadError, which names the option, for an unknown
-    option or one that makes images of another size.
+    Options have the meaning and defaults of transformers. Raises LoadError, which names the option, if an option is
+    unknown or yields images of another size.
     """
     file, config = _read(path)
     if config is None:
@@ -70,8 +71,8 @@ def open_preprocess(path: Path, size: int, family: str = "CLIP") -> Preprocess |
 
 
 def _read(path: Path) -> tuple[Path, dict | None]:
-    """Reads the configuration without options that are null: the file, and None if there is no configuration."""
-    file, combined = (path / name for name in FILES)  # transformers 5 may save one file for tokenizer and images
+    """Returns the configuration file and its options that are not null. The options are None if there is no file."""
+    file, combined = (path / name for name in FILES)  # transformers 5 may save one file for both processors
     config = read_json(file) if file.is_file() else None
     if config is None and combined.is_file():
         file, config = combined, read_json(combined).get("image_processor")
@@ -79,7 +80,7 @@ def _read(path: Path) -> tuple[Path, dict | None]:
 
 
 def _sides(value, name: str) -> dict[str, int]:
-    """Converts a size to the form of current transformers; in older files a single number is the side `name`."""
+    """Converts a size to the format of current transformers. In older files, a single number is the side `name`."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (list, tuple)):
@@ -88,7 +89,7 @@ def _sides(value, name: str) -> dict[str, int]:
 
 
 def _statistics(config: Mapping, refuse) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Computes mean and standard deviation on the scale [0, 1], whatever the factor of rescaling."""
+    """Computes the mean and standard deviation for pixels in [0, 1], for any rescale factor."""
     mean, std = (0.0, 1.0) if not config["do_normalize"] else (config["image_mean"], config["image_std"])
     if config["do_rescale"] and not config["rescale_factor"] > 0:
         refuse("rescale_factor", "it must be more than 0")

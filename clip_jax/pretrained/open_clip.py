@@ -1,4 +1,4 @@
-"""Directories of open_clip: `open_clip_config.json`, weights and a tokenizer."""
+"""Checkpoint directories of open_clip: `open_clip_config.json`, weights and a tokenizer."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ from train_jax.weights.wrappers import unwrap
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin")
-# open_clip's own defaults: sizes, and options of which no other value is supported.
+# Defaults of open_clip: sizes, and options for which only the default is supported.
 _IMAGE = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16, "head_width": 64, "mlp_ratio": 4.0}
 _TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0}
 _ONLY_IMAGE = {"pool_type": "tok", "pos_embed_type": "learnable"}
 _ONLY_TEXT = {"pool_type": "argmax", "proj_type": "linear", "text_arch": "clip"}
-# Options without effect on the features: of training, of the tokenizer, and of towers that are refused anyway.
+# Options that do not change the features: options of training, of the tokenizer, and of unsupported towers.
 _IGNORED_OPTIONS = {
     "patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool",
     "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path", "timm_model_kwargs", "hf_model_pretrained", "hf_proj_type",
@@ -31,7 +31,10 @@ _IGNORED_OPTIONS = {
 
 
 def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None:
-    """Opens a directory, with the weights of the file `weights` or its own; None without `open_clip_config.json`."""
+    """Opens an open_clip directory. Returns None if it has no `open_clip_config.json`.
+
+    Reads the weights from the file `weights`, by default from the directory.
+    """
     file = path / CONFIG
     if not file.is_file():
         return None
@@ -55,15 +58,15 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
 
 
 def _model_config(file: Path) -> dict:
-    """Reads `model_cfg`; the files in open_clip's `model_configs` consist of it alone."""
+    """Reads `model_cfg`. Files from open_clip's `model_configs` hold only this object."""
     config = read_json(file)
     return config if "model_cfg" not in config and "vision_cfg" in config else section(config, "model_cfg", file)
 
 
 def convert_options(config: Mapping, file: Path) -> dict:
-    """Converts open_clip's `model_cfg` to options as in `CLIPOptions`.
+    """Converts open_clip's `model_cfg` to the options of `CLIPOptions`.
 
-    Raises LoadError for an unknown option, since it may change the features.
+    Raises LoadError for unknown options, since they may change the features.
     """
     image, text = (section(config, name, file) for name in ("vision_cfg", "text_cfg"))
     if image.get("timm_model_name") or text.get("hf_model_name"):
@@ -108,7 +111,7 @@ def convert_options(config: Mapping, file: Path) -> dict:
 
 
 def open_preprocess(path: Path, size: int) -> Preprocess | None:
-    """Reads `preprocess_cfg`, with open_clip's defaults; None if there is no configuration."""
+    """Reads `preprocess_cfg`, with open_clip's defaults. Returns None if the configuration file is missing."""
     file = path / CONFIG
     if not file.is_file():
         return None
@@ -122,14 +125,14 @@ def open_preprocess(path: Path, size: int) -> Preprocess | None:
     return Preprocess(
         size,
         mode=modes[mode],
-        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",  # random: trained so, evaluated bicubic
+        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",  # random: bicubic in evaluation
         mean=_channels(config.get("mean", CLIP_MEAN)),
         std=_channels(config.get("std", CLIP_STD)),
     )
 
 
 def _stated(config: Mapping) -> dict:
-    """Removes options that are null: they have their defaults."""
+    """Removes options that are null, so that their defaults apply."""
     return {name: value for name, value in config.items() if value is not None}
 
 

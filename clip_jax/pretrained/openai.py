@@ -1,7 +1,6 @@
-"""Parameter names of openai/CLIP and open_clip, and the options that follow from the shapes.
+"""Parameter names of openai/CLIP and open_clip, and model options inferred from shapes.
 
-`entries` is the table of names; `infer_options` infers a model's sizes from shapes, since OpenAI's files have no
-config.
+`list_entries` is the table of names. `infer_options` infers the sizes of a model, since OpenAI's files have no config.
 """
 
 import math
@@ -12,13 +11,13 @@ from train_jax.errors import LoadError
 from train_jax.weights.layout import STATS, Entry
 from train_jax.weights.tensors import Tensor
 
-ANCHOR = "visual.conv1.weight"  # identifies the format: in every model of it
+ANCHOR = "visual.conv1.weight"  # present in every model; identifies the format
 _HEAD_WIDTH = 64
 IGNORED = (r"^(input_resolution|context_length|vocab_size)$", r"num_batches_tracked$", r"attn_mask$")
 
 
 def entries(model: Mapping) -> list[Entry]:
-    """Lists the parameters of a model (options as in `CLIPOptions`) with their names in openai/CLIP."""
+    """Lists the parameters of a model with their names in openai/CLIP. `model` has the options of `CLIPOptions`."""
     image, text = model["image"], model["text"]
     table = list(_resnet(image) if image["tower"] == "resnet" else _vit(image))
     table += [
@@ -35,26 +34,26 @@ def entries(model: Mapping) -> list[Entry]:
 
 
 def norm(ours: str, theirs: str) -> Iterator[Entry]:
-    """Entries of a norm: PyTorch's `weight` and `bias`."""
+    """Yields the entries of a norm layer, which has PyTorch's `weight` and `bias`."""
     yield Entry(f"{ours}/scale", (f"{theirs}.weight",))
     yield Entry(f"{ours}/bias", (f"{theirs}.bias",))
 
 
 def linear(ours: str, theirs: str, kind: str = "linear", heads: int = 0) -> Iterator[Entry]:
-    """Entries of a dense layer or convolution: PyTorch's `weight` and `bias`."""
+    """Yields the entries of a dense layer or convolution, which has PyTorch's `weight` and `bias`."""
     yield Entry(f"{ours}/kernel", (f"{theirs}.weight",), kind, heads)
     yield Entry(f"{ours}/bias", (f"{theirs}.bias",))
 
 
 def attention(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
-    """Entries of PyTorch's `nn.MultiheadAttention` for `nn_jax.attention.SelfAttention`."""
+    """Yields the entries of PyTorch's `nn.MultiheadAttention` for `nn_jax.attention.SelfAttention`."""
     yield Entry(f"{ours}/qkv/kernel", (f"{theirs}.in_proj_weight",), "qkv", heads)
     yield Entry(f"{ours}/qkv/bias", (f"{theirs}.in_proj_bias",), "qkv_bias", heads)
     yield from linear(f"{ours}/out", f"{theirs}.out_proj", "heads_in", heads)
 
 
 def cross_attention(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
-    """Entries of `nn.MultiheadAttention` for `nn_jax.attention.CrossAttention`, with separate q, k and v."""
+    """Yields the entries of `nn.MultiheadAttention` for `nn_jax.attention.CrossAttention`, with separate q, k and v."""
     for third, name in enumerate("qkv"):
         yield Entry(f"{ours}/{name}/kernel", (f"{theirs}.in_proj_weight",), "heads_out", heads, third)
         yield Entry(f"{ours}/{name}/bias", (f"{theirs}.in_proj_bias",), "heads_bias", heads, third)
@@ -97,7 +96,7 @@ def _resnet(image: Mapping) -> Iterator[Entry]:
                 yield from conv_and_norm(
                     f"{mine}/conv{index}", f"{theirs}.conv{index}", f"{theirs}.bn{index}", f"{mine}/norm{index}"
                 )
-            if not block:  # the first of a stage has a projection
+            if not block:  # the first block of a stage has a projected shortcut
                 yield from conv_and_norm(
                     f"{mine}/shortcut", f"{theirs}.downsample.0", f"{theirs}.downsample.1", f"{mine}/shortcut_norm"
                 )
@@ -110,7 +109,7 @@ def _resnet(image: Mapping) -> Iterator[Entry]:
 
 
 def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
-    """Infers the model's options from shapes; activation and width of a head are OpenAI's.
+    """Infers the model options from tensor shapes. The activation and the head width are OpenAI's.
 
     Raises LoadError if the names are not those of a CLIP.
     """
@@ -156,7 +155,7 @@ def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
 
 
 def heads(width: int, head_width: int, source: str) -> int:
-    """Computes the number of attention heads of a tower. Raises LoadError unless it divides the width."""
+    """Computes the number of attention heads of a tower. Raises LoadError if it does not divide the width."""
     num_heads = width // head_width if head_width else 0
     if not num_heads or width % num_heads:
         raise LoadError(

@@ -1,4 +1,4 @@
-"""OpenAI's own files (`ViT-B-32.pt`, `RN50.pt`, …), with the vocabulary in the same directory."""
+"""OpenAI's weight files (`ViT-B-32.pt`, `RN50.pt`, …), with the vocabulary in the same directory."""
 
 import zipfile
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from train_jax.weights.layout import from_peer
 from train_jax.weights.tensors import Tensor, open_tensors
 from train_jax.weights.wrappers import unwrap
 
-VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # its name in openai/CLIP
-_SIZES = {"input_resolution", "context_length", "vocab_size"}  # scalars that only OpenAI saves with the tensors
+VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # file name in openai/CLIP
+_SIZES = {"input_resolution", "context_length", "vocab_size"}  # scalars that only OpenAI's files contain
 
 
 def open_file(path: Path) -> Checkpoint:
-    """Opens a file of OpenAI's.
+    """Opens a weight file of OpenAI.
 
-    Raises LoadError for other files, such as open_clip's, which have the same tensor names, but another activation,
-    other heads and other means.
+    Raises LoadError for other files, such as open_clip's. Their tensors have the same names, but the activation, the
+    number of heads and the channel means may differ.
     """
     source = str(path)
     tensors = unwrap(open_tensors(path), openai.ANCHOR, source)
@@ -46,7 +46,10 @@ def open_file(path: Path) -> Checkpoint:
 
 
 def is_openais(path: Path, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a file is OpenAI's own: with sizes among the tensors, or a TorchScript archive not of open_clip."""
+    """Checks whether a file is from OpenAI.
+
+    OpenAI's files contain size scalars, or are TorchScript archives without classes of open_clip.
+    """
     if tensors.keys() >= _SIZES:
         return True
     if not zipfile.is_zipfile(path):

@@ -1,4 +1,4 @@
-"""Saves a model as a Hugging Face directory, which `transformers` opens with the same outputs."""
+"""Saving of models as Hugging Face directories, which `transformers` opens with the same outputs."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from train_jax.data.text import BOS, EOS, AnyTokenizer
 from train_jax.weights.layout import flat, to_peer
 
 _THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-# The options that transformers' two models can express; no other value can be saved.
+# Option values that CLIPModel and SiglipModel of transformers support; other values cannot be saved.
 _CLIP = {
     "image": {"stem": "patch", "stem_bias": False, "pool": "cls", "pre_norm": True, "proj": True},
     "text": {"causal": True, "proj_bias": False},
@@ -32,12 +32,12 @@ _SIGLIP = {
 def save_hf(clip, directory: str | Path) -> None:
     """Saves `clip` (a `clip_jax.Clip`) as a Hugging Face directory of CLIPModel or SiglipModel.
 
-    Also writes preprocessor_config.json and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or a
-    tokenizer.json for AutoTokenizer. transformers rounds an odd crop margin down, whatever the rounding of
+    Also writes preprocessor_config.json and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or
+    tokenizer.json for AutoTokenizer. transformers always rounds an odd crop margin down, unlike some modes of
     `clip.preprocess`.
 
-    Raises ValueError, which names the part, for a model that transformers cannot express (a ResNet, a convolutional
-    stem, mean pooling, …); FileExistsError if the directory holds files already.
+    Raises ValueError, which names the part, if transformers does not support the model (a ResNet, a convolutional stem,
+    mean pooling, …), and FileExistsError if the directory is not empty.
     """
     module, directory = clip.module, Path(directory)
     kind = "siglip" if module.options.loss == "sigmoid" else "clip"
@@ -57,7 +57,7 @@ def save_hf(clip, directory: str | Path) -> None:
     _write(directory / "config.json", _config(module.options, kind, clip.tokenizer))
     _write(directory / "preprocessor_config.json", _preprocessor(clip.preprocess, kind))
     _save_tokenizer(clip.tokenizer, directory)
-    # Last: a directory with weights is a complete one.
+    # Written last, so that a directory with weights is complete.
     safetensors.numpy.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 

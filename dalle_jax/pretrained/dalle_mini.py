@@ -1,4 +1,4 @@
-"""dalle-mini and dalle-mega, which are refused: encoder-decoders (BART), not autoregressive models of one sequence."""
+"""Error for checkpoints of dalle-mini and dalle-mega, which are unsupported encoder-decoders (BART)."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from vqgan_jax.pretrained.checkpoint import read_config
 
 
 def refuse(path: Path) -> None:
-    """Raises LoadError if a folder holds such a model."""
+    """Raises LoadError if a directory holds a dalle-mini or dalle-mega."""
     file = path / "config.json"
     if not file.is_file():
         return

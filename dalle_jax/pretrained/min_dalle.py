@@ -1,6 +1,6 @@
-"""minDALL-E's directories (kakaobrain/minDALL-E): `config.yaml`, `stage1_last.ckpt`, `stage2_last.ckpt`, `tokenizer/`.
+"""Directories of minDALL-E (kakaobrain): `config.yaml`, `stage1_last.ckpt`, `stage2_last.ckpt`, `tokenizer/`.
 
-Stage 1 is a VQGAN with taming's names, stage 2 a GPT over text and codes with a head for each.
+Stage 1 is a VQGAN with the parameter names of taming-transformers; stage 2 is a GPT with a text head and a code head.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _PAD, _UNKNOWN = "[PAD]", "[UNK]"
 _IGNORED = (r"\.attn\.mask$",)
 
 
-# kakaobrain's defaults for missing options; its loader refuses other options.
+# minDALL-E's defaults for missing options; its loader rejects unknown options.
 _DEFAULTS = {
     "dataset": {
         "dataset": None, "tokenizer_type": "CharBPE", "context_length": 64, "image_resolution": 256,
@@ -49,7 +49,7 @@ _DEFAULTS = {
 
 
 def open_directory(path: Path) -> Stage2Checkpoint | None:
-    """Opens the model in a folder; None if it is no such folder."""
+    """Opens a directory of minDALL-E. Returns None if it has no `config.yaml`."""
     if not (path / CONFIG).is_file():
         return None
     config = _read_config(path / CONFIG)
@@ -89,7 +89,7 @@ def _read_config(file: Path) -> dict:
 
 
 def _completed(defaults: Mapping, stated, where: str) -> dict:
-    """Returns the stated options with defaults for the others. Raises LoadError for options unknown to minDALL-E."""
+    """Fills in defaults for missing options. Raises LoadError for options that minDALL-E does not have."""
     if not isinstance(stated, Mapping):
         raise LoadError(f"{where} is {stated!r}; it must be a mapping")
     if unknown := stated.keys() - defaults.keys():
@@ -137,7 +137,7 @@ def _tokenizer(folder: Path, length: int, size: int) -> CharBpeCaptions:
             raise LoadError(f"{file} is missing: without it there are no prompts")
     try:
         bpe = CharBPETokenizer.from_file(str(vocab), str(merges), unk_token=_UNKNOWN, lowercase=True)
-    except Exception as error:  # the library raises no narrower class
+    except Exception as error:  # tokenizers raises plain Exception
         raise LoadError(f"{vocab} and {merges} are no tokenizer ({error})") from error
     bpe.add_special_tokens([_PAD])
     if bpe.get_vocab_size() > size:
@@ -146,7 +146,7 @@ def _tokenizer(folder: Path, length: int, size: int) -> CharBpeCaptions:
 
 
 def _entries(hparams: Mapping) -> list[Entry]:
-    """Returns the table of names."""
+    """Lists the parameters with their names in minDALL-E."""
     table = [
         Entry("condition/tokens", ("tok_emb_txt.weight",)),
         Entry("codes/tokens", ("tok_emb_img.weight",)),
