@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     # Imported late, so that --help and invalid arguments respond without importing JAX.
     from clip_jax.index_files import SearchError
 
-    again = "; the same command goes on from here" if arguments.command == "index" else ""
+    again = "; the same command continues from here" if arguments.command == "index" else ""
     return command.answer("clip-jax", arguments, (SearchError,), again)
 
 
@@ -83,8 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         dest="templates",
         metavar="TEXT",
-        help='prompt template with {} for the label, or @FILE with one per line (default "a photo of a {}."); the embeddings '
-        "of several templates are averaged",
+        help='prompt template with {} for the label, or @FILE with one per line (default "a photo of a {}."); the '
+        "embeddings of several templates are averaged",
     )
     classify.add_argument("--top", type=int, default=5, metavar="N", help="number of labels per image (default 5)")
     classify.add_argument("--json", action="store_true", help="print all probabilities as JSON instead of a table")
@@ -105,9 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("index", metavar="INDEX", help="directory made by clip-jax index")
     search.add_argument("text", nargs="?", metavar="TEXT", help="query text")
     search.add_argument("--image", metavar="FILE", help="query image")
-    search.add_argument(
-        "--model", metavar="MODEL", help="path of the model (default: the path stored in the index)"
-    )
+    search.add_argument("--model", metavar="MODEL", help="path of the model (default: the path stored in the index)")
     search.add_argument("--top", type=int, default=9, metavar="N", help="number of hits (default 9)")
     search.add_argument("--exact", action="store_true", help="exact search, even in an index built with --approximate")
     search.add_argument("--html", metavar="FILE", help="file for the hits as a self-contained HTML page")
@@ -142,7 +140,7 @@ def _classify(arguments: argparse.Namespace) -> int:
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top} must be at least 1")
     if not any(os.path.isfile(path) for path in arguments.images):
-        raise UserError(f"no picture can be read; {arguments.images[0]}: No such file")
+        raise UserError(f"no image can be read; {arguments.images[0]}: No such file")
     clip = load(arguments.model)
     pictures, failures = {}, []
     for path in arguments.images:
@@ -151,9 +149,9 @@ def _classify(arguments: argparse.Namespace) -> int:
         except BrokenSample as error:
             failures.append(f"{path}: {error}")
     if not pictures:
-        raise UserError(f"no picture can be read; {failures[0]}")
+        raise UserError(f"no image can be read; {failures[0]}")
     for failure in failures:
-        print(f"clip-jax classify: left out {failure}", file=sys.stderr)
+        print(f"clip-jax classify: skipped {failure}", file=sys.stderr)
     probabilities = clip.classify(list(pictures.values()), labels, templates)
     if arguments.json:
         rows = [
@@ -210,7 +208,7 @@ def _index(arguments: argparse.Namespace) -> int:
         print(summary(report, arguments.out))
     else:
         print(summary(report, str(share_directory(Path(arguments.out), *part))))
-        print("the same command without --part joins all shares")
+        print("the same command without --part merges all shares")
     return 0
 
 
@@ -226,14 +224,14 @@ def summary(report, out: str, max_broken: int = 10) -> str:
     from clip_jax.index_files import display_path
 
     lines = [
-        f"{out}: {report.indexed:,} picture(s): {report.encoded:,} encoded now, {report.reused:,} from before"
+        f"{out}: {report.indexed:,} image(s): {report.encoded:,} newly encoded, {report.reused:,} reused"
         + (f", {report.dropped:,} dropped (changed or deleted)" if report.dropped else "")
     ]
     if report.ignored:
         suffixes = ", ".join(
             f"{count} {suffix}" for suffix, count in sorted(report.ignored.items(), key=lambda x: -x[1])[:8]
         )
-        lines.append(f"{sum(report.ignored.values()):,} other file(s) left out: {suffixes}")
+        lines.append(f"{sum(report.ignored.values()):,} other file(s) skipped: {suffixes}")
     if report.broken:
         lines.append(f"{len(report.broken):,} file(s) cannot be read, listed in {Path(out) / 'broken.jsonl'}:")
         lines += [f"  {display_path(path)}: {why}" for path, why in sorted(report.broken.items())[:max_broken]]
@@ -249,20 +247,20 @@ def _search(arguments: argparse.Namespace) -> int:
     from clip_jax.search import Index, search
 
     if (arguments.text is None) == (arguments.image is None):
-        raise UserError('give a text or --image FILE, one of them: clip-jax search INDEX "a dog"')
+        raise UserError('pass either a text or --image FILE, as in: clip-jax search INDEX "a dog"')
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top} must be at least 1")
     arguments_lib.check_outputs(html=arguments.html, png=arguments.png)
     index = Index.open(arguments.index)
     if not index.complete:
         print(
-            f"clip-jax search: {arguments.index} is unfinished ({len(index):,} pictures so far); the same clip-jax index "
+            f"clip-jax search: {arguments.index} is unfinished ({len(index):,} images so far); the same clip-jax index "
             "command completes it",
             file=sys.stderr,
         )
     model = arguments.model or index.model
     if not hub.is_name(model) and not paths.path(model).exists():
-        raise UserError(f"the model {model} is not there: name it with --model DIR")
+        raise UserError(f"the model {model} does not exist: pass its path with --model DIR")
     hits = search(
         index, load(model), text=arguments.text, image=arguments.image, k=arguments.top, exact=arguments.exact
     )

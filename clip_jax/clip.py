@@ -202,7 +202,7 @@ def _check_list(values, name: str, element_type) -> None:
         raise TypeError(f"{name} must be a list, not one {type(values).__name__}: write [value]")
     for index, value in enumerate(values if element_type is str else ()):
         if not isinstance(value, str):
-            raise TypeError(f"{name}[{index}] is a {type(value).__name__}, {value!r}; it must be a text")
+            raise TypeError(f"{name}[{index}] is a {type(value).__name__}, {value!r}; it must be a string")
 
 
 def _fingerprint(module: model_lib.CLIP, variables, tokenizer: AnyTokenizer, preprocess: Preprocess) -> str:

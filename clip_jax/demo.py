@@ -76,7 +76,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     page_file = page.add_part(workdir, "1-clip", "\n".join(parts))
 
     print(f"\n{table}\n")
-    print(f"pictures: {workdir / 'search.png'}, {workdir / 'classify.png'}; all on one page: {page_file}")
+    print(f"images: {workdir / 'search.png'}, {workdir / 'classify.png'}; all on one page: {page_file}")
     print(f'try:      clip-jax search {workdir / "index"} "a large orange heart" --html hits.html')
     print(f"took {(time.monotonic() - start) / 60:.1f} minutes")
     return metrics

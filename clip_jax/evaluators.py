@@ -190,7 +190,7 @@ class LinearProbe:
         self._train, self._train_labels = _labelled(train, options.most)
         self._test, self._test_labels = _labelled(test)
         if len(set(self._train_labels.tolist())) < 2:
-            raise DataError(f"{train.name}: a linear probe needs pictures of two classes at least")
+            raise DataError(f"{train.name}: a linear probe needs images of at least two classes")
         self._encode_images = encoders.images(context, options.batch_size)
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:

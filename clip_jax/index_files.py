@@ -66,7 +66,7 @@ def read_meta(directory: Path) -> dict | None:
         if names or directory.is_file():
             content = f"it holds {', '.join(map(display_path, names[:4]))}" if names else "it is a file"
             raise SearchError(
-                f"{display_path(directory)} is no index: {content}. Name a directory made by clip-jax index, or a "
+                f"{display_path(directory)} is not an index: {content}. Name a directory made by clip-jax index, or a "
                 "new one"
             )
         return None
@@ -74,9 +74,13 @@ def read_meta(directory: Path) -> dict | None:
         meta = json.loads(file.read_text("utf-8"))
         version = meta["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise SearchError(f"{file} describes no index ({error!r}): remove {directory} and index again") from error
+        raise SearchError(
+            f"{file} is not the metadata of an index ({error!r}): remove {directory} and index again"
+        ) from error
     if version != VERSION:
-        raise SearchError(f"{directory} is an index of version {version}; version {VERSION} is read here: index again")
+        raise SearchError(
+            f"{directory} is an index of version {version}; this program reads version {VERSION}: index again"
+        )
     return meta
 
 
@@ -94,7 +98,7 @@ def read_parts(directory: Path, meta: Mapping) -> tuple[list[dict], Float[np.nda
         if part_rows.shape != (len(part_entries), meta["dim"]) or part_rows.dtype != meta["dtype"]:
             raise SearchError(
                 f"{directory}: {part}.npy is {part_rows.dtype} {list(part_rows.shape)} while {part}.jsonl describes "
-                f"{len(part_entries)} picture(s) of dimension {meta['dim']}: remove {directory} and index again"
+                f"{len(part_entries)} image(s) of dimension {meta['dim']}: remove {directory} and index again"
             )
         entries += part_entries
         rows.append(part_rows)
@@ -129,7 +133,15 @@ class Store:
 
     @classmethod
     def prepare(
-        cls, directory: Path, others: Sequence[Path], *, fingerprint: str, model: str, folder: Path, dim: int, dtype: str
+        cls,
+        directory: Path,
+        others: Sequence[Path],
+        *,
+        fingerprint: str,
+        model: str,
+        folder: Path,
+        dim: int,
+        dtype: str,
     ) -> "Store":
         """Opens the index in `directory`, or creates a new index. `others` are indices that will be merged into it.
 

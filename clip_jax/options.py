@@ -64,7 +64,9 @@ class ImageOptions(Options):
                     "with the conv stem"
                 )
         if not self.proj and self.width != embed_dim:
-            raise ConfigError(f"config.{path}.proj = False, so embed_dim = {embed_dim} must be image.width = {self.width}")
+            raise ConfigError(
+                f"config.{path}.proj = False, so embed_dim = {embed_dim} must be image.width = {self.width}"
+            )
 
     def _check_resnet(self, path: str, embed_dim: int) -> None:
         if self.size % STRIDE:
@@ -72,7 +74,9 @@ class ImageOptions(Options):
         if len(self.layers) != 4:
             raise ConfigError(f"config.{path}.layers = {self.layers}; a resnet has four stages of at least one block")
         if self.width % 2 or (self.width * STRIDE) % self.heads:
-            raise ConfigError(f"config.{path}.heads = {self.heads} must divide 32 * image.width = {STRIDE * self.width}")
+            raise ConfigError(
+                f"config.{path}.heads = {self.heads} must divide 32 * image.width = {STRIDE * self.width}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,7 +103,7 @@ class Index:
         meta = read_meta(directory)
         if meta is None:
             raise SearchError(
-                f"{directory}: no index here; make one with clip-jax index FOLDER --model DIR --out {directory}"
+                f"{directory}: no index found; make one with clip-jax index FOLDER --model DIR --out {directory}"
             )
         entries, rows = read_parts(directory, meta)
         # During an update, a changed file has two rows; the later row is current.
@@ -143,9 +143,7 @@ class Index:
         try:
             return nearest.IVFIndex(self.ivf_file)
         except RuntimeError as error:
-            raise SearchError(
-                f"{self.ivf_file} cannot be read ({error}): index again, or search exactly"
-            ) from error
+            raise SearchError(f"{self.ivf_file} cannot be read ({error}): index again, or search exactly") from error
 
 
 def search(
@@ -166,11 +164,11 @@ def search(
     `image` is passed, or if `k` is not positive; raises BrokenSample if the query image cannot be read.
     """
     if (text is None) == (image is None):
-        raise SearchError("search takes a text or an image: one of them")
+        raise SearchError("search takes either a text or an image")
     if k < 1:
         raise SearchError(f"k = {k} must be at least 1")
     if not len(index):
-        raise SearchError(f"{index.directory} holds no pictures: index its folder again")
+        raise SearchError(f"{index.directory} holds no images: index its folder again")
     check_weights(
         index.directory, {"fingerprint": index.fingerprint, "model": index.model}, clip.name, clip.fingerprint
     )
@@ -225,7 +223,7 @@ def build(
     if not files:
         notes = f"; {sum(ignored.values())} file(s) of other kinds" if ignored else ""
         notes += f"; {_first_broken(broken)}" if broken else ""
-        raise SearchError(f"{display_path(folder)}: no pictures ({' '.join(IMAGE_SUFFIXES)}) in it{notes}")
+        raise SearchError(f"{display_path(folder)}: no images ({' '.join(IMAGE_SUFFIXES)}) in this folder{notes}")
     target, others = out, shares
     if part is not None:
         target, others = share_directory(out, *part), [out]
@@ -259,7 +257,7 @@ def build(
         for share in shares if part is None else ():
             discard(share)
     if not total and part is None:
-        raise SearchError(f"{display_path(folder)}: no picture can be read; {_first_broken(broken)}")
+        raise SearchError(f"{display_path(folder)}: no image can be read; {_first_broken(broken)}")
     return Report(total, total - len(reused), len(reused), store.dropped, broken, ignored)
 
 

@@ -68,7 +68,7 @@ def heat_sections(picture: Image.Image, texts: Sequence[str], maps: Float[np.nda
         heat = Image.fromarray((255 * matplotlib.colormaps["inferno"](scaled)[..., :3]).astype(np.uint8))
         heat = heat.resize(picture.size, Image.Resampling.BICUBIC)
         cells.append(Cell(Image.blend(grey, heat, 0.65), text, f"cosine {values.min():.3f} to {values.max():.3f}"))
-    return [Section("Where a text is", cells)]
+    return [Section("Heat maps", cells)]
 
 
 def contact_sheet(sections: Sequence[Section], *, columns: int, size: int = 160) -> Image.Image:

@@ -119,9 +119,9 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     """Makes the task of a resolved config. Reuses the tokenizer of an existing run directory."""
     if config.accumulate > 1:
         raise ConfigError(
-            f"config.accumulate = {config.accumulate}: a contrastive loss compares all examples of a batch, and each "
-            "micro-batch would have an easier one of its own. Set config.compute.micro_batch instead: the towers encode at "
-            "most so many examples of a device at a time, and the loss compares all of them"
+            f"config.accumulate = {config.accumulate}: a contrastive loss compares all examples of a batch, and but "
+            "accumulation would compare only those of a micro-batch. Set config.compute.micro_batch instead: the towers "
+            "encode at most so many examples per device at a time, and the loss compares all of them"
         )
     compute = CLIPCompute.parse(config.compute, "compute")
     contrastive = ContrastiveOptions.parse(config.contrastive, "contrastive")
@@ -227,6 +227,6 @@ def _tokenizer(config: ConfigDict, workdir: Path | None) -> AnyTokenizer:
             )
             raise ConfigError(
                 f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. `hf download {files} --local-dir "
-                f"{config.tokenizer.path}` puts one there; --config.tokenizer.path= learns one from the captions"
+                f"{config.tokenizer.path}` downloads it; --config.tokenizer.path= trains one on the captions"
             ) from error
     return learn(config.data, config.tokenizer.captions, config.tokenizer.vocab_size, length)

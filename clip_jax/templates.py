@@ -12,7 +12,7 @@ def read_templates(templates: Sequence[str]) -> list[str]:
     """
     templates = lines(templates, "a template")
     if not templates:
-        raise ValueError("there are no templates; write sentences such as 'a photo of a {}.'")
+        raise ValueError("there are no templates; pass templates such as 'a photo of a {}.'")
     for template in templates:
         if "{}" not in template:
             raise ValueError(

@@ -51,7 +51,9 @@ class MapHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch width"]:
         std = self.width**-0.5
-        probe = self.param("probe", with_axis_names(nn.initializers.xavier_uniform(), "length", "embed"), (1, self.width))
+        probe = self.param(
+            "probe", with_axis_names(nn.initializers.xavier_uniform(), "length", "embed"), (1, self.width)
+        )
         probe = jnp.broadcast_to(probe[None], (x.shape[0], 1, self.width))
         y = CrossAttention(self.heads, self.width, self.dtype, name="attention")(probe, x)[:, 0]
         z = layer_norm(self.eps, self.dtype, "norm")(y)

@@ -33,9 +33,9 @@ class _Text:
     def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
         """Tokenizes texts to token ids. Truncates texts that are too long, and logs a warning."""
         if isinstance(conditions, str):
-            raise TypeError("prompts must be a list of texts, not one text: write [text]")
+            raise TypeError("prompts must be a list of strings, not one string: write [text]")
         if not all(isinstance(text, str) for text in conditions):
-            raise ValueError("prompts must be a list of texts")
+            raise ValueError("prompts must be a list of strings")
         rows, truncated = self.encode_flagged(list(conditions))
         if truncated.any():
             log.warning(

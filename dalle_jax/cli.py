@@ -76,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--temperature", type=float, default=1.0, help="sampling temperature; 0: greedy decoding")
         sub.add_argument("--top-k", type=int, help="number of most likely codes to sample from")
         sub.add_argument("--top-p", type=float, help="total probability of the most likely codes to sample from")
-        sub.add_argument("--guidance", type=float, default=1.0, help="scale of classifier-free guidance (default 1: none)")
+        sub.add_argument(
+            "--guidance", type=float, default=1.0, help="scale of classifier-free guidance (default 1: none)"
+        )
         sub.add_argument("--batch-size", type=int, default=64, help="maximum number of images per batch (default 64)")
 
     generate = add("generate", "Generate images from prompts.", _generate)
@@ -196,23 +198,26 @@ def _keep_mask(part: str, image: str, dalle):
     if part in halves:
         return halves[part]
     if Path(part).suffix.lower() != ".png":
-        raise UserError(f"--keep {part}: name one of {', '.join(_HALVES)}, or a .png that is white where codes stay")
+        raise UserError(
+            f"--keep {part}: name one of {', '.join(_HALVES)}, or a .png that is white where codes are kept"
+        )
     try:
         picture = decode(part, convert=lambda image: image.convert("RGBA"))
     except BrokenSample as error:
         raise UserError(f"--keep {part}: {error}") from error
     # Transparent pixels count as black: their codes are not kept.
     mask = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
-    if mask.size == (size := decode(image).size):  # the mask is cropped as the image is: the model sees its central square
+    size = decode(image).size
+    if mask.size == size:  # crop the mask like the image, of which the model sees the central square
         mask = Image.fromarray(Preprocess(dalle.size)(mask))
     elif mask.width != mask.height:
         raise UserError(
-            f"--keep {part}: {mask.width} x {mask.height} pixels; it must be as large as the picture, {size[0]} x "
+            f"--keep {part}: {mask.width} x {mask.height} pixels; it must be as large as the image, {size[0]} x "
             f"{size[1]}, or a square, of the part that the model sees"
         )
     keep = np.asarray(mask.convert("L").resize(grid[::-1], Image.Resampling.BOX)) > 127
     if keep.all() or not keep.any():
-        problem = "keeps every code: nothing is left to draw" if keep.all() else "keeps no code: use generate"
+        problem = "keeps every code: there is nothing to generate" if keep.all() else "keeps no code: use generate"
         raise UserError(f"--keep {part} {problem}")
     return keep
 

@@ -54,7 +54,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     parts = [page.heading("DALL-E on shapes", 1), page.block(table)]
     parts += [page.heading(f"The {SHOWN} of {DRAWN} drawings that CLIP likes best", 2), page.image(sheet)]
     index = page.add_part(workdir, "3-dalle", "\n".join(parts))
-    print(f"\n{table}\n\npicture: {sheet}; page: {index}")
+    print(f"\n{table}\n\nimage: {sheet}; page: {index}")
     print(f'try:     dalle-jax generate "an orange star" --model {workdir / "dalle"} --n 9 --out grid.png')
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     return results

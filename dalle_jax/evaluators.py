@@ -32,7 +32,7 @@ class DrawingOptions(SamplingOptions):
 
     def check(self, path: str) -> None:
         super().check(path)
-        self.require(self.n == 1 or bool(self.clip), path, "n", "1 where no clip ranks the pictures")
+        self.require(self.n == 1 or bool(self.clip), path, "n", "1 without a clip that ranks the images")
 
 
 EVALUATORS = {**evaluators.EVALUATORS, "drawing": DrawingOptions}
@@ -53,7 +53,7 @@ class Drawings:
         check_sampling(options, stage)
         self._source = context.source(options.source, options.split)
         if self._source.shows is None:
-            raise DataError(f"{self._source.name} has no reader of pictures: the evaluator 'drawing' needs one")
+            raise DataError(f"{self._source.name} has no image reader: the evaluator 'drawing' needs one")
         self._prompts, self._n = prompts(self._source, options), options.n
         self._sampler = Sampler(stage, options, context, self._prompts)
         self._clip = rerank.open_reranker(options.clip) if options.clip else None

@@ -77,7 +77,7 @@ def _tokenizer(config: ConfigDict, workdir: Path | None) -> Tokenizer:
             return Tokenizer.load(config.tokenizer.path, length)
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. Name a folder that holds one, or learn one "
-                "from the captions: --config.tokenizer.path="
+                f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. Set a folder that contains one, or train one "
+                "on the captions: --config.tokenizer.path="
             ) from error
     return learn(config.data, config.tokenizer.captions, config.tokenizer.vocab_size, length)

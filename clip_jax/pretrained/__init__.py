@@ -23,7 +23,7 @@ _HUB_FALLBACK = ("pytorch_model*.bin", "open_clip_pytorch_model.bin")
 _FORMATS = (
     "load opens run directories of train-jax (config.json with a task, tokenizer.json, preprocess.json, artifacts.json, "
     "checkpoints/), Hugging Face directories of CLIP and SigLIP (config.json with a model_type), open_clip directories "
-    f"({open_clip.CONFIG}), weight files of both with their directory around them, OpenAI's .pt files, big_vision's .npz "
+    f"({open_clip.CONFIG}), weight files inside either directory, OpenAI's .pt files, big_vision's .npz "
     "files, and hf:org/name"
 )
 
@@ -39,9 +39,9 @@ def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # Configurations are untrusted input: any value may have any type.
-        raise LoadError(f"{path}: a configuration is not as expected ({type(error).__name__}: {error})") from error
+        raise LoadError(f"{path}: invalid configuration ({type(error).__name__}: {error})") from error
     if checkpoint is None:
-        raise LoadError(f"{path} is no model: it holds {_content(path)}. {_FORMATS}")
+        raise LoadError(f"{path} is not a model: it holds {_content(path)}. {_FORMATS}")
     return checkpoint
 
 
@@ -93,8 +93,8 @@ def _warn_of_other_preprocessing(path: Path, checkpoint: Checkpoint) -> None:
         used, other = other, used
     if other is not None and _without_rounding(used) != _without_rounding(other):
         log.warning(
-            "%s: two configurations prepare pictures differently. Used is that of the weights that are loaded (%s): %s. The "
-            "other says: %s. To use the other, load its weight file by name",
+            "%s: two configurations have different image preprocessing. The one of the loaded weights (%s) is used: %s. The "
+            "other is: %s. To use the other, load its weight file by path",
             path, checkpoint.files, used, other,
         )  # fmt: skip
 

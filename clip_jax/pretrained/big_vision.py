@@ -62,19 +62,19 @@ def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
     )
     missing = [name for name in required if name not in tensors]
     if missing:
-        raise LoadError(f"{source} is no SigLIP of big_vision: it has no {missing[0]}")
+        raise LoadError(f"{source} is not a SigLIP of big_vision: it has no {missing[0]}")
     stem, positions = tensors["params/img/embedding/kernel"].shape, tensors["params/img/pos_embedding"].shape
     if len(stem) == 2:
         raise LoadError(f"{source}: SigLIP 2 of variable resolution (NaFlex) is not supported; its fixed sizes are")
     if len(stem) != 4 or stem[0] != stem[1] or len(positions) != 3 or math.isqrt(positions[1]) ** 2 != positions[1]:
         raise LoadError(
-            f"{source}: patches {list(stem)} and positions {list(positions)} are not those of square pictures"
+            f"{source}: patches {list(stem)} and positions {list(positions)} are not those of square images"
         )
 
     def tower(block: str, width: int) -> dict:
         blocks = {int(m[1]) for name in tensors if (m := re.match(rf"^params/{block}_(\d+)/", name))}
         if not blocks:
-            raise LoadError(f"{source} is no SigLIP of big_vision: it has no params/{block}_0")
+            raise LoadError(f"{source} is not a SigLIP of big_vision: it has no params/{block}_0")
         query = tensors[f"params/{block}_0/MultiHeadDotProductAttention_0/query/kernel"]
         hidden = tensors[f"params/{block}_0/MlpBlock_0/Dense_0/kernel"]
         return {"width": width, "depth": len(blocks), "heads": query.shape[1], "mlp_ratio": hidden.shape[1] / width}

@@ -56,7 +56,7 @@ class Checkpoint:
             options = self.model if size is None else {**self.model, "image": {**self.model["image"], "size": size}}
             return model_lib.build(options, self.tokenizer.vocab_size, self.tokenizer.eos_id, compute)
         except (ValueError, AttributeError, TypeError, ZeroDivisionError) as error:
-            raise LoadError(f"{self.name} describes no model that can be built: {error}") from error
+            raise LoadError(f"{self.name} has invalid model options: {error}") from error
 
     def variables(self, module: model_lib.CLIP) -> tuple[dict, str]:
         """Reads the variables of `module` (`params`, and `batch_stats` for a ResNet) and a name of the weights.
@@ -92,7 +92,7 @@ def check_shapes(variables: Mapping, expected: Mapping, source: str) -> None:
     for path in sorted(described.keys() | saved.keys()):
         if described.get(path) != saved.get(path):
             raise LoadError(
-                f"{source}: {path} is {described.get(path, 'absent')} by the configuration and "
+                f"{source}: {path} has shape {described.get(path, 'absent')} in the configuration and "
                 f"{saved.get(path, 'absent')} in the weights; they belong to different models"
             )
 

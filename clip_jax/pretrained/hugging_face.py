@@ -73,7 +73,7 @@ def weight_files(path: Path) -> list[Path]:
             shards = sorted(set(section(read_json(index), "weight_map", index).values()))
             absent = [shard for shard in shards if Path(shard).name != shard or not (path / shard).is_file()]
             if absent:
-                raise LoadError(f"{index} names {absent[0]!r}, which is no file in {path}")
+                raise LoadError(f"{index} names {absent[0]!r}, which does not exist in {path}")
             return [path / shard for shard in shards]
     return []
 
@@ -152,7 +152,7 @@ def siglip_options(config: Mapping, file: Path) -> dict:
     """Converts the config of a SiglipModel to the options of `CLIPOptions`."""
     text, image = _SIGLIP_TEXT | config["text_config"], _SIGLIP_IMAGE | config["vision_config"]
     if not image.get("vision_use_head", True):
-        raise LoadError(f"{file}: a SigLIP without its pooling head (vision_use_head) has no embedding")
+        raise LoadError(f"{file}: a SigLIP without its pooling head (vision_use_head = false) has no embeddings")
     return {
         "embed_dim": text.get("projection_size") or text["hidden_size"],
         "image": {
@@ -246,7 +246,7 @@ def _tokenizer(path: Path, config: Mapping, model: Mapping) -> AnyTokenizer:
     eos_id = config["text_config"].get("eos_token_id", _CLIP_TEXT["eos_token_id"])
     if model["text"].get("pool") == "eos" and tokenizer.eos_id != eos_id:
         raise LoadError(
-            f"{path}: the tokenizer ends a text with token {tokenizer.eos_id}, and config.json says {eos_id} (eos_token_id)"
+            f"{path}: the tokenizer's end token is {tokenizer.eos_id}, but eos_token_id is {eos_id} in config.json"
         )
     return tokenizer
 

@@ -71,8 +71,8 @@ def convert_options(config: Mapping, file: Path) -> dict:
     image, text = (section(config, name, file) for name in ("vision_cfg", "text_cfg"))
     if image.get("timm_model_name") or text.get("hf_model_name"):
         raise LoadError(
-            f"{file}: its towers are timm's or another library's ({image.get('timm_model_name') or text['hf_model_name']}); "
-            "the file does not describe them. Of a SigLIP take the directory for transformers (google/siglip-…)"
+            f"{file}: its towers are from timm or another library ({image.get('timm_model_name') or text['hf_model_name']}); "
+            "the file does not describe them. For SigLIP, use the directory for transformers (google/siglip-…)"
         )
     if not isinstance(config.get("embed_dim"), int):
         raise LoadError(f"{file}: embed_dim = {config.get('embed_dim')!r}; it must be an integer")

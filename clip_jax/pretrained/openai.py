@@ -116,7 +116,7 @@ def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
     required = ("token_embedding.weight", "positional_embedding", "text_projection", "visual.conv1.weight")
     missing = [name for name in required if name not in tensors]
     if missing:
-        raise LoadError(f"{source} is no CLIP of OpenAI's kind: it has no {missing[0]}")
+        raise LoadError(f"{source} is not a CLIP in OpenAI's format: it has no {missing[0]}")
     context, text_width = tensors["positional_embedding"].shape
     text_depth = _count(tensors, r"^transformer\.resblocks\.(\d+)\.")
     if "visual.proj" in tensors:

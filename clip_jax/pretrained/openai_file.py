@@ -28,10 +28,10 @@ def open_file(path: Path) -> Checkpoint:
     tensors = unwrap(open_tensors(path), openai.ANCHOR, source)
     if not is_openais(path, tensors):
         raise LoadError(
-            f"{path} does not say which activation, heads and preprocessing its model has: it is no file of OpenAI's own "
-            f"(with {', '.join(sorted(_SIZES))} in it), and no {open_clip.CONFIG} lies beside it. Put one there: that of "
-            "its repository, or the file of open_clip's model_configs/ that the model was trained as (one with "
-            '"quick_gelu": true if it goes back to weights of OpenAI\'s)'
+            f"{path} does not record activation, heads and preprocessing of its model: it is not from OpenAI (with "
+            f"{', '.join(sorted(_SIZES))} in it), and {open_clip.CONFIG} is missing in its directory. Add the one of its "
+            "repository, or the file of open_clip's model_configs/ with which the model was trained (one with "
+            '"quick_gelu": true if it was fine-tuned from weights of OpenAI)'
         )
     model = openai.infer_options(tensors, source)
     return Checkpoint(
@@ -66,6 +66,6 @@ def _tokenizer(folder: Path, model: Mapping) -> Tokenizer:
         return open_tokenizer(folder, model)
     except LoadError as error:
         raise LoadError(
-            f"{error}. OpenAI's files hold no vocabulary: put {VOCABULARY} (of github.com/openai/CLIP), or the "
-            f"tokenizer.json of any CLIP of OpenAI's, into {folder}"
+            f"{error}. OpenAI's files contain no vocabulary: put {VOCABULARY} (from github.com/openai/CLIP), or the "
+            f"tokenizer.json of any CLIP from OpenAI, into {folder}"
         ) from error

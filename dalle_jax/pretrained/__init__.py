@@ -25,10 +25,10 @@ def open_checkpoint(path: str | Path, step: int | None = None) -> Stage2Checkpoi
     path = hub.resolve(path, _HUB_FILES)
     if not path.is_dir():
         contents = "it is a file" if path.is_file() else "there is no such folder"
-        raise LoadError(f"{path} is no DALL-E: {contents}. {_FORMATS}")
+        raise LoadError(f"{path} is not a DALL-E: {contents}. {_FORMATS}")
     checkpoint = run_directory.open_directory(path, step) or min_dalle.open_directory(path)
     if checkpoint is None:
         dalle_mini.refuse(path)
         contents = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-        raise LoadError(f"{path} is no DALL-E: it holds {contents}. {_FORMATS}")
+        raise LoadError(f"{path} is not a DALL-E: it holds {contents}. {_FORMATS}")
     return checkpoint

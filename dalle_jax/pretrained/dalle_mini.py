@@ -17,6 +17,6 @@ def refuse(path: Path) -> None:
         return
     if config.get("model_type") == "dallebart" or "DalleBart" in str(config.get("architectures")):
         raise LoadError(
-            f"{path} is dalle-mini's encoder-decoder (BART), which is not built here: only models of one sequence of text "
-            "and codes are. Its VQGAN opens with vqgan_jax.load"
+            f"{path} is dalle-mini's encoder-decoder (BART), which is not supported: only models of one sequence of "
+            "text and codes are. Its VQGAN opens with vqgan_jax.load"
         )

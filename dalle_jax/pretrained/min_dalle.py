@@ -62,7 +62,7 @@ def open_directory(path: Path) -> Stage2Checkpoint | None:
         model = _options(hparams, text_length)
         side = round(hparams["ctx_len_img"] ** 0.5)
         if side**2 != hparams["ctx_len_img"]:
-            raise LoadError(f"{path / CONFIG}: ctx_len_img = {hparams['ctx_len_img']} is no square of codes")
+            raise LoadError(f"{path / CONFIG}: ctx_len_img = {hparams['ctx_len_img']} is not a square number")
         vq = {"n_embed": first["n_embed"], "embed_dim": first["embed_dim"], "ddconfig": first["hparams"]}
         stage1 = taming.checkpoint({"target": "VQModel", "params": vq}, taming.open_state(path / FIRST), path / FIRST)
         entries = _entries(hparams)
@@ -80,11 +80,11 @@ def open_directory(path: Path) -> Stage2Checkpoint | None:
 def _read_config(file: Path) -> dict:
     config = read_config(file)
     if not isinstance(config.get("stage1"), dict) or not isinstance(config.get("stage2"), dict):
-        raise LoadError(f"{file} is no configuration of minDALL-E: it has no stage1 and stage2")
+        raise LoadError(f"{file} is not a configuration of minDALL-E: it has no stage1 and stage2")
     config = {part: _completed(_DEFAULTS[part], config.get(part, {}), f"{file}: {part}") for part in _DEFAULTS}
     types = (config["stage1"]["type"], config["stage2"]["type"])
     if types != ("vqgan", "transformer1d"):
-        raise LoadError(f"{file}: stages of the types {types}; only vqgan and transformer1d are built here")
+        raise LoadError(f"{file}: stages of the types {types}; only vqgan and transformer1d are supported")
     return config
 
 
@@ -108,16 +108,16 @@ def _completed(defaults: Mapping, stated, where: str) -> dict:
 def _options(hparams: Mapping, text_length: int) -> DALLEOptions:
     if hparams["embed_dim"] % hparams["n_heads"]:
         raise LoadError(
-            f"stage2.hparams: embed_dim = {hparams['embed_dim']} is no multiple of n_heads = {hparams['n_heads']}"
+            f"stage2.hparams: embed_dim = {hparams['embed_dim']} is not a multiple of n_heads = {hparams['n_heads']}"
         )
     dense = hparams["n_dense_layers"]
     if dense != hparams["n_layers"]:
         raise LoadError(
-            f"stage2.hparams.n_dense_layers = {dense} of {hparams['n_layers']}; only dense layers are built here"
+            f"stage2.hparams.n_dense_layers = {dense} of {hparams['n_layers']}; only dense layers are supported"
         )
     for key in ("mlp_bias", "attn_bias"):
         if not hparams[key]:
-            raise LoadError(f"stage2.hparams.{key} = {hparams[key]}; only layers with biases are built here")
+            raise LoadError(f"stage2.hparams.{key} = {hparams[key]}; only layers with biases are supported")
     options = {
         "text_length": text_length,
         "width": hparams["embed_dim"],
@@ -134,14 +134,14 @@ def _tokenizer(folder: Path, length: int, size: int) -> CharBpeCaptions:
     vocab, merges = folder / _VOCAB, folder / _MERGES
     for file in (vocab, merges):
         if not file.is_file():
-            raise LoadError(f"{file} is missing: without it there are no prompts")
+            raise LoadError(f"{file} is missing: prompts cannot be tokenized")
     try:
         bpe = CharBPETokenizer.from_file(str(vocab), str(merges), unk_token=_UNKNOWN, lowercase=True)
     except Exception as error:  # tokenizers raises plain Exception
-        raise LoadError(f"{vocab} and {merges} are no tokenizer ({error})") from error
+        raise LoadError(f"{vocab} and {merges} are not a tokenizer ({error})") from error
     bpe.add_special_tokens([_PAD])
     if bpe.get_vocab_size() > size:
-        raise LoadError(f"{folder}: a tokenizer of {bpe.get_vocab_size()} tokens, where the model knows {size}")
+        raise LoadError(f"{folder}: a tokenizer of {bpe.get_vocab_size()} tokens, but the model has {size}")
     return CharBpeCaptions(bpe._tokenizer, length, size, bpe.token_to_id(_PAD))
 
 

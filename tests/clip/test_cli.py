@@ -121,13 +121,13 @@ def test_classify_goes_on_after_a_broken_picture(run, tiny, folder, tmp_path):
     options = ("--model", tiny[1], "--labels", "cat,dog")
     code, out, error = run("classify", tmp_path / "broken.jpg", folder / "a red circle.png", *options)
     assert code == 2 and "a red circle.png" in out
-    assert "left out" in one_line(error) and "broken.jpg: not a readable picture" in error
+    assert "skipped" in one_line(error) and "broken.jpg: not a readable picture" in error
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["nowhere.jpg", "--labels", "cat"], "no picture can be read; nowhere.jpg: No such file"),
+        (["nowhere.jpg", "--labels", "cat"], "no image can be read; nowhere.jpg: No such file"),
         (["PICTURE", "--labels", " , "], "--labels ' , ' names none"),
         (["PICTURE", "--labels", "@LATIN"], "latin.txt: byte 3 is not UTF-8"),
         (["PICTURE", "--labels", "cat", "--template", "@LATIN"], "latin.txt: byte 3 is not UTF-8"),
@@ -164,21 +164,21 @@ def test_index_reports_what_it_did(run, tiny, folder, tmp_path):
     command = ("index", folder, "--model", tiny[1], "--out", tmp_path / "index")
     code, out, error = run(*command)
     assert code == 0 and "index:" in error and "14/14" in error, "a progress bar"
-    assert "13 picture(s): 13 encoded now, 0 from before" in out
-    assert "1 other file(s) left out: 1 .txt" in out
+    assert "13 image(s): 13 newly encoded, 0 reused" in out
+    assert "1 other file(s) skipped: 1 .txt" in out
     assert "1 file(s) cannot be read" in out and "cut.png: not a readable picture" in out
     (folder / "a red circle.png").unlink()
     _, out, _ = run(*command)
-    assert "12 picture(s): 0 encoded now, 12 from before, 1 dropped" in out
+    assert "12 image(s): 0 newly encoded, 12 reused, 1 dropped" in out
 
 
 def test_an_index_is_made_in_shares_and_joined(run, tiny, folder, tmp_path):
     command = ("index", folder, "--model", tiny[1], "--out", tmp_path / "index")
     for part in ("1/2", "2/2"):
         code, out, _ = run(*command, "--part", part)
-        assert code == 0 and f"index.{part[0]}-of-2: " in out and "without --part joins all shares" in out
+        assert code == 0 and f"index.{part[0]}-of-2: " in out and "without --part merges all shares" in out
     code, out, _ = run(*command)
-    assert code == 0 and ": 0 encoded now" in out
+    assert code == 0 and ": 0 newly encoded" in out
 
 
 def test_mistakes_in_index_are_one_line(run, tiny, folder, tmp_path):
@@ -186,9 +186,9 @@ def test_mistakes_in_index_are_one_line(run, tiny, folder, tmp_path):
     assert code == 2 and "nowhere: no such folder" in one_line(error)
     (tmp_path / "empty").mkdir()
     code, _, error = run("index", tmp_path / "empty", "--model", tiny[1], "--out", tmp_path / "index")
-    assert code == 2 and "empty: no pictures" in one_line(error)
+    assert code == 2 and "empty: no images" in one_line(error)
     code, _, error = run("index", folder, "--model", tiny[1], "--out", folder)
-    assert code == 2 and "is no index" in one_line(error)
+    assert code == 2 and "is not an index" in one_line(error)
     for part in ("5/4", "0/4", "2", "-1/2"):
         code, _, error = run("index", folder, "--model", tiny[1], "--out", tmp_path / "index", f"--part={part}")
         assert code == 2 and f"--part {part} must be I/N, such as 2/4" in one_line(error)
@@ -270,19 +270,19 @@ def test_an_unfinished_index_says_so(run, index):
     (index / "meta.json").write_text(text)
     code, out, error = run("search", index, "a red circle", "--top", "2")
     assert code == 0 and len(out.splitlines()) == 2
-    assert "is unfinished (13 pictures so far)" in one_line(error)
+    assert "is unfinished (13 images so far)" in one_line(error)
 
 
 def test_mistakes_in_search_are_one_line(run, index, folder, tmp_path, tiny):
     picture = folder / "a red circle.png"
     for arguments, words in (
-        ((tmp_path / "nowhere", "x"), "no index here; make one with"),
-        ((folder, "x"), "is no index"),
-        ((index,), "give a text or --image FILE"),
-        ((index, "x", "--image", picture), "give a text or --image FILE"),
+        ((tmp_path / "nowhere", "x"), "no index found; make one with"),
+        ((folder, "x"), "is not an index"),
+        ((index,), "pass either a text or --image FILE"),
+        ((index, "x", "--image", picture), "pass either a text or --image FILE"),
         ((index, "--image", tmp_path / "nowhere.jpg"), f"error: {tmp_path / 'nowhere.jpg'}: No such file"),
         ((index, "x", "--top", "0"), "--top 0"),
-        ((index, "x", "--model", tmp_path / "nowhere"), "is not there: name it with --model"),
+        ((index, "x", "--model", tmp_path / "nowhere"), "does not exist: pass its path with --model"),
         ((index, "x", "--html", tmp_path / "no" / "x.html"), "x.html: there is no folder"),
         ((index, "x", "--png", tmp_path / "no" / "x.png"), "x.png: there is no folder"),
     ):

@@ -115,7 +115,7 @@ def test_drawings_are_graded_by_the_reader(context, trained, monkeypatch, compil
 
 def test_a_source_without_a_reader_is_refused(context, monkeypatch):
     monkeypatch.setattr(Context, "source", lambda self, name, split: SOURCE)
-    with pytest.raises(DataError, match="some has no reader of pictures"):
+    with pytest.raises(DataError, match="some has no image reader"):
         context.task.evaluators["drawing"](options(), context)
 
 
