@@ -63,7 +63,7 @@ _MODEL = "a run directory, a Hugging Face or open_clip directory, a weight file,
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0, 2 for a user error, 130 if interrupted."""
-    arguments = _parser().parse_args(arguments_lib.expanded(argv))
+    arguments = _make_parser().parse_args(arguments_lib.expanded(argv))
     # Imported late, so that --help and invalid arguments respond without importing JAX.
     from clip_jax.index_files import SearchError
 
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     return command.answer("clip-jax", arguments, (SearchError,), again)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser, add = command.parser("clip-jax", "Classify and search images with CLIP, and describe models.", _EXAMPLES)
 
     classify = add("classify", "Print the probability of each label for each image.", _classify)
@@ -160,11 +160,11 @@ def _classify(arguments: argparse.Namespace) -> int:
         ]
         print(json.dumps(rows, indent=2))
     else:
-        print(probability_table(list(pictures), labels, probabilities, arguments.top))
+        print(format_probabilities(list(pictures), labels, probabilities, arguments.top))
     return 2 if failures else 0
 
 
-def probability_table(names: list[str], labels: list[str], probabilities, top: int) -> str:
+def format_probabilities(names: list[str], labels: list[str], probabilities, top: int) -> str:
     """Formats the `top` most probable labels of each image as text, with probabilities and bars."""
     width = max(map(len, labels))
     bar = max(10, min(40, shutil.get_terminal_size().columns - width - 14))
@@ -183,7 +183,7 @@ def probability_table(names: list[str], labels: list[str], probabilities, top: i
 
 def _index(arguments: argparse.Namespace) -> int:
     from clip_jax.clip import load
-    from clip_jax.index_files import share_directory
+    from clip_jax.index_files import get_share_directory
     from clip_jax.search import build
 
     if arguments.batch_size < 1:
@@ -191,7 +191,7 @@ def _index(arguments: argparse.Namespace) -> int:
     if not Path(arguments.folder).is_dir():
         raise UserError(f"{arguments.folder}: no such folder")
     arguments_lib.check_folder(arguments.out, "--out")
-    part = _part(arguments.part) if arguments.part else None
+    part = _parse_part(arguments.part) if arguments.part else None
     clip = load(arguments.model)
     report = build(
         clip,
@@ -205,21 +205,21 @@ def _index(arguments: argparse.Namespace) -> int:
         part=part,
     )
     if part is None:
-        print(summary(report, arguments.out))
+        print(format_report(report, arguments.out))
     else:
-        print(summary(report, str(share_directory(Path(arguments.out), *part))))
+        print(format_report(report, str(get_share_directory(Path(arguments.out), *part))))
         print("the same command without --part merges all shares")
     return 0
 
 
-def _part(text: str) -> tuple[int, int]:
+def _parse_part(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--part {text} must be I/N, such as 2/4, with I from 1 to N")
     return int(match[1]), int(match[2])
 
 
-def summary(report, out: str, max_broken: int = 10) -> str:
+def format_report(report, out: str, max_broken: int = 10) -> str:
     """Formats the report of `build` as a few lines of text. Lists at most `max_broken` unreadable files."""
     from clip_jax.index_files import display_path
 
@@ -266,13 +266,15 @@ def _search(arguments: argparse.Namespace) -> int:
     )
 
     title = arguments.text if arguments.text is not None else f"like {display_path(arguments.image)}"
-    section = sheets.hits_section(title, hits, index.folder)
+    section = sheets.make_hits_section(title, hits, index.folder)
     if arguments.html:
-        Path(arguments.html).write_text(sheets.page(f"Search in {display_path(index.folder.name)}", [section]), "utf-8")
+        Path(arguments.html).write_text(
+            sheets.render_page(f"Search in {display_path(index.folder.name)}", [section]), "utf-8"
+        )
         print(f"wrote {arguments.html}", file=sys.stderr)
     if arguments.png:
         columns = next(n for n in range(1, 7) if n * n >= len(hits) or n == 6)
-        sheets.contact_sheet([section], columns=max(columns, 2), size=220).save(arguments.png, "PNG")
+        sheets.render_contact_sheet([section], columns=max(columns, 2), size=220).save(arguments.png, "PNG")
         print(f"wrote {arguments.png}", file=sys.stderr)
     if arguments.json:
         rows = [{"path": display_path(hit.path), "score": hit.score} for hit in hits]
@@ -293,8 +295,8 @@ def _heatmap(arguments: argparse.Namespace) -> int:
     clip = load(arguments.model)
     maps = clip.heat_map([arguments.image], arguments.texts)[0]
     model_input = Image.fromarray(clip.preprocess(arguments.image))
-    sections = sheets.heat_sections(model_input, arguments.texts, maps)
-    sheets.contact_sheet(sections, columns=min(4, 1 + len(maps)), size=256).save(arguments.png, "PNG")
+    sections = sheets.make_heat_sections(model_input, arguments.texts, maps)
+    sheets.render_contact_sheet(sections, columns=min(4, 1 + len(maps)), size=256).save(arguments.png, "PNG")
     print(f"wrote {arguments.png}", file=sys.stderr)
     return 0
 
@@ -308,9 +310,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     checkpoint.variables(module)  # raises LoadError unless the weights have the names and shapes of the configuration
     for name, value in verify.describe(checkpoint, module).items():
         print(f"{name:<14} {value}")
-    if not verify.comparable(checkpoint):
+    if not verify.is_comparable(checkpoint):
         return 0
-    if not verify.peer_installed():
+    if not verify.is_peer_installed():
         print("\nnot compared with transformers: torch and transformers are not installed (pip install '.[peers]')")
         return 0
     rows = verify.compare(arguments.model)

@@ -25,7 +25,7 @@ from PIL import Image
 from clip_jax import model as model_lib
 from clip_jax.pretrained import LoadError, open_checkpoint
 from clip_jax.pretrained.save import save_hf
-from clip_jax.templates import read_templates, sentences
+from clip_jax.templates import fill_templates, read_templates
 from train_jax import inference
 from train_jax.data.images import Preprocess, normalize
 from train_jax.data.text import AnyTokenizer
@@ -67,7 +67,7 @@ class Clip:
         cls, module: model_lib.CLIP, variables: Any, tokenizer: AnyTokenizer, preprocess: Preprocess, name: str
     ) -> "Clip":
         """Combines the parts of a model, computes its fingerprint and copies the weights to the devices."""
-        fingerprint = _fingerprint(module, variables, tokenizer, preprocess)
+        fingerprint = _compute_fingerprint(module, variables, tokenizer, preprocess)
         return cls(module, inference.on_devices(variables), tokenizer, preprocess, fingerprint, name)
 
     def encode_image(self, images: Pictures, batch_size: int = 64) -> Float32[np.ndarray, "n dim"]:
@@ -86,7 +86,9 @@ class Clip:
             def rows(start: int, stop: int) -> np.ndarray:
                 return np.stack(list(readers.map(self.preprocess.named, images[start:stop], range(start, stop))))
 
-            return self._batched(self._programs.encode_image, rows, len(images), (size, size, 3), np.uint8, batch_size)
+            return self._encode_batched(
+                self._programs.encode_image, rows, len(images), (size, size, 3), np.uint8, batch_size
+            )
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float32[np.ndarray, "n dim"]:
         """Encodes texts as embeddings of unit norm. Truncates texts longer than the context, with a warning."""
@@ -97,13 +99,13 @@ class Clip:
                 "%d of %d text(s) are longer than the %d tokens this model reads and were cut; the first is %r",
                 cut.sum(), len(cut), self.tokenizer.context_length, texts[int(cut.argmax())],
             )  # fmt: skip
-        return self._batched(
+        return self._encode_batched(
             self._programs.encode_text, lambda a, b: ids[a:b], len(ids), ids.shape[1:], np.int32, batch_size
         )
 
     def similarity(self, images: Pictures, texts: Sequence[str]) -> Float32[np.ndarray, "n_images n_texts"]:
         """Computes the logits of all pairs: the cosine times the learned scale, plus the bias for a sigmoid model."""
-        return self._logits(self.encode_image(images), self.encode_text(texts))
+        return self._compute_logits(self.encode_image(images), self.encode_text(texts))
 
     def heat_map(self, images: Pictures, texts: Sequence[str]) -> Float32[np.ndarray, "n_images n_texts side side"]:
         """Computes the cosine of each text with each patch of each image (arXiv 2112.01071).
@@ -117,7 +119,7 @@ class Clip:
         def rows(start: int, stop: int) -> np.ndarray:
             return np.stack([self.preprocess.named(image, start + i) for i, image in enumerate(images[start:stop])])
 
-        patches = self._batched(self._programs.encode_patches, rows, len(images), (size, size, 3), np.uint8, 16)
+        patches = self._encode_batched(self._programs.encode_patches, rows, len(images), (size, size, 3), np.uint8, 16)
         side = math.isqrt(patches.shape[1])
         return np.einsum("npd,td->ntp", patches, text).reshape(len(images), len(text), side, side)
 
@@ -145,20 +147,20 @@ class Clip:
         if not len(labels):
             raise ValueError("classify needs at least one label")
         templates = read_templates(templates)
-        texts = self.encode_text(sentences(labels, templates)).reshape(len(labels), len(templates), -1)
+        texts = self.encode_text(fill_templates(labels, templates)).reshape(len(labels), len(templates), -1)
         classes = texts.mean(axis=1)
         classes /= np.linalg.norm(classes, axis=-1, keepdims=True)
-        logits = self._logits(self.encode_image(images), classes)
+        logits = self._compute_logits(self.encode_image(images), classes)
         return np.asarray(self._programs.probabilities(logits))
 
     @functools.cached_property
     def _programs(self) -> "_Programs":
-        return _compile(self.module, self.preprocess)
+        return _compile_programs(self.module, self.preprocess)
 
-    def _logits(self, images: np.ndarray, texts: np.ndarray) -> Float32[np.ndarray, "n_images n_texts"]:
+    def _compute_logits(self, images: np.ndarray, texts: np.ndarray) -> Float32[np.ndarray, "n_images n_texts"]:
         return np.asarray(self._programs.logits(self.variables, images, texts))
 
-    def _batched(
+    def _encode_batched(
         self, encode: Callable, rows: Callable, count: int, shape: tuple[int, ...], dtype, batch_size: int
     ) -> Float32[np.ndarray, "n ..."]:
         return inference.batched(encode, self.variables, rows, count, jax.ShapeDtypeStruct(shape, dtype), batch_size)
@@ -174,7 +176,7 @@ class _Programs(NamedTuple):
     probabilities: Callable  # float32 [n, m] -> float32 [n, m]
 
 
-def _compile(module: model_lib.CLIP, preprocess: Preprocess) -> _Programs:
+def _compile_programs(module: model_lib.CLIP, preprocess: Preprocess) -> _Programs:
     def encode_image(variables, images):
         pixels = normalize(images, preprocess.mean, preprocess.std)
         return module.apply(variables, pixels, method="encode_image")
@@ -205,7 +207,7 @@ def _check_list(values, name: str, element_type) -> None:
             raise TypeError(f"{name}[{index}] is a {type(value).__name__}, {value!r}; it must be a string")
 
 
-def _fingerprint(module: model_lib.CLIP, variables, tokenizer: AnyTokenizer, preprocess: Preprocess) -> str:
+def _compute_fingerprint(module: model_lib.CLIP, variables, tokenizer: AnyTokenizer, preprocess: Preprocess) -> str:
     digest = hashlib.sha256()
     identity = {**module.options.identity(), "eos_id": module.eos_id}  # not implied by parameter shapes
     digest.update(json.dumps(identity, sort_keys=True).encode())

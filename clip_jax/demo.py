@@ -57,9 +57,9 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     start = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
     history = train_jax.run(config, workdir / "clip")
-    metrics = final_metrics(history)
+    metrics = collect_final_metrics(history)
     clip = load(workdir / "clip")
-    truth = export(workdir / "images")
+    truth = export_images(workdir / "images")
     meta = read_meta(workdir / "index")
     if meta is not None and meta["fingerprint"] != clip.fingerprint:
         log.info("the model has been trained since %s was made: indexing again", workdir / "index")
@@ -67,12 +67,12 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     build(clip, workdir / "images", workdir / "index", model=(workdir / "clip").resolve())
     index = Index.open(workdir / "index")
 
-    sections = [search_section(clip, index, truth, query) for query in QUERIES]
-    sheets.contact_sheet(sections, columns=HITS, size=SIDE).save(workdir / "search.png")
-    draw_classification(clip, workdir / "images", truth, workdir / "classify.png")
-    table = metrics_table(metrics)
+    sections = [make_search_section(clip, index, truth, query) for query in QUERIES]
+    sheets.render_contact_sheet(sections, columns=HITS, size=SIDE).save(workdir / "search.png")
+    plot_classification(clip, workdir / "images", truth, workdir / "classify.png")
+    table = format_metrics(metrics)
     parts = [page.heading("CLIP on shapes", 1), page.block(table), page.heading("Zero-shot classification", 2)]
-    parts += [page.image(workdir / "classify.png"), sheets.body(sections)]
+    parts += [page.image(workdir / "classify.png"), sheets.render_body(sections)]
     page_file = page.add_part(workdir, "1-clip", "\n".join(parts))
 
     print(f"\n{table}\n")
@@ -82,7 +82,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     return metrics
 
 
-def final_metrics(history: Sequence[Mapping]) -> dict[str, float]:
+def collect_final_metrics(history: Sequence[Mapping]) -> dict[str, float]:
     """Returns the last logged value of each top-1 accuracy and recall at 1 in a run's history."""
     metrics = {}
     for row in history:
@@ -92,7 +92,7 @@ def final_metrics(history: Sequence[Mapping]) -> dict[str, float]:
     return metrics
 
 
-def metrics_table(metrics: Mapping[str, float]) -> str:
+def format_metrics(metrics: Mapping[str, float]) -> str:
     width = max(map(len, metrics), default=0)
     return "\n".join(f"{name:{width}}  {100 * value:6.1f} %" for name, value in metrics.items())
 
@@ -101,7 +101,7 @@ def metrics_table(metrics: Mapping[str, float]) -> str:
 # A folder to search
 
 
-def export(folder: Path) -> dict[str, scenes.Scene]:
+def export_images(folder: Path) -> dict[str, scenes.Scene]:
     """Writes held-out images as PNG files, unless they exist, and returns file name -> scene."""
     folder.mkdir(parents=True, exist_ok=True)
     truth = {}
@@ -114,13 +114,13 @@ def export(folder: Path) -> dict[str, scenes.Scene]:
     # Random scenes rarely match a query of two objects, so three images that match PLANTED_QUERY are added.
     for index in range(3):
         rng = np.random.default_rng(index)
-        scene = _planted_scene(rng, ("plain", "noisy")[index % 2])
+        scene = _sample_planted_scene(rng, ("plain", "noisy")[index % 2])
         truth[f"hidden-{index}.png"] = scene
         _write_once(folder / f"hidden-{index}.png", png(render(scene, SIDE, rng)))
     return truth
 
 
-def _planted_scene(rng: np.random.Generator, background: str) -> scenes.Scene:
+def _sample_planted_scene(rng: np.random.Generator, background: str) -> scenes.Scene:
     """Samples a scene that matches `PLANTED_QUERY`."""
     above, below = rng.uniform((0.35, 0.23), (0.65, 0.25)), rng.uniform((0.35, 0.74), (0.65, 0.76))
     return scenes.Scene(
@@ -142,7 +142,7 @@ def _write_once(file: Path, data: bytes) -> None:
 # Sections and figures
 
 
-def search_section(clip: Clip, index: Index, truth: Mapping[str, scenes.Scene], query: str) -> sheets.Section:
+def make_search_section(clip: Clip, index: Index, truth: Mapping[str, scenes.Scene], query: str) -> sheets.Section:
     """Searches for a query and marks the hits as correct or wrong.
 
     A wrong hit is marked only at ranks up to the number of relevant images: with three relevant images in the folder,
@@ -158,7 +158,7 @@ def search_section(clip: Clip, index: Index, truth: Mapping[str, scenes.Scene], 
     return sheets.Section(f"“{query}”   {sum(correct)} of {min(num_relevant, len(hits))} found", cells)
 
 
-def draw_classification(clip: Clip, folder: Path, truth: Mapping[str, scenes.Scene], file: Path, top: int = 6) -> None:
+def plot_classification(clip: Clip, folder: Path, truth: Mapping[str, scenes.Scene], file: Path, top: int = 6) -> None:
     """Plots the most probable labels of two images of trained colour-shape pairs and two images of held-out pairs."""
     labelled = [name for name, scene in truth.items() if scene.label >= 0]
     test = [name for name in labelled if name.startswith("test")]

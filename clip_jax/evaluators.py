@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 
-from clip_jax.templates import read_templates, sentences
+from clip_jax.templates import fill_templates, read_templates
 from train_jax import inference
 from train_jax.config import EvaluatorOptions
 from train_jax.data.images import Preprocess
@@ -81,21 +81,21 @@ class Encoders:
     tokenizer: AnyTokenizer
     preprocess: Preprocess
 
-    def images(self, context, batch_size: int) -> Callable:
+    def make_image_encoder(self, context, batch_size: int) -> Callable:
         """Makes `encode(variables, records) -> float32 [n, dim]`, which runs on all hosts and compiles once."""
 
         def example(record, rng):
             return {"image": self.preprocess(record["image"])}
 
-        return self._encoder(context, self._encode_image, example, batch_size)
+        return self._make_encoder(context, self._encode_image, example, batch_size)
 
-    def texts(self, context, batch_size: int) -> Callable:
+    def make_text_encoder(self, context, batch_size: int) -> Callable:
         """Makes `encode(variables, texts) -> float32 [n, dim]`, which runs on all hosts and compiles once."""
 
         def example(text, rng):
             return {"text": self.tokenizer.encode([text])[0]}
 
-        return self._encoder(context, self._encode_text, example, batch_size)
+        return self._make_encoder(context, self._encode_text, example, batch_size)
 
     def _encode_image(self, variables, batch):
         pixels = normalize_pixels(batch["image"], self.preprocess.mean, self.preprocess.std)
@@ -105,7 +105,7 @@ class Encoders:
         return self.module.apply(variables, batch["text"], method="encode_text")
 
     @staticmethod
-    def _encoder(context, function: Callable, example: Callable, batch_size: int) -> Callable:
+    def _make_encoder(context, function: Callable, example: Callable, batch_size: int) -> Callable:
         program = context.jit(function)
 
         def encode(variables, records: Sequence) -> np.ndarray:
@@ -128,20 +128,20 @@ class ZeroShot:
         except ValueError as error:
             raise ConfigError(f"zero_shot: {error}") from error
         self._options, self._names = options, source.label_names
-        self._records, self._labels = _labelled(source)
-        self._encode_images = encoders.images(context, options.batch_size)
-        self._encode_texts = encoders.texts(context, options.batch_size)
+        self._records, self._labels = _select_labelled(source)
+        self._encode_images = encoders.make_image_encoder(context, options.batch_size)
+        self._encode_texts = encoders.make_text_encoder(context, options.batch_size)
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
         variables, names, options = {"params": params["clip"], **mutable_variables}, self._names, self._options
-        texts = self._encode_texts(variables, sentences(names, self._templates))
+        texts = self._encode_texts(variables, fill_templates(names, self._templates))
         classes = texts.reshape(len(names), len(self._templates), -1).mean(axis=1)
         classes /= np.linalg.norm(classes, axis=1, keepdims=True)
-        ranked = nearest(self._encode_images(variables, self._records), classes, 5)
+        ranked = find_nearest(self._encode_images(variables, self._records), classes, 5)
         correct = ranked == self._labels[:, None]
-        metrics = accuracy_with_ci("top1", correct[:, 0], options.bootstrap) | {"images": len(correct)}
+        metrics = compute_accuracy_with_ci("top1", correct[:, 0], options.bootstrap) | {"images": len(correct)}
         if len(names) > 5:
-            metrics |= accuracy_with_ci("top5", correct.any(axis=1), options.bootstrap)
+            metrics |= compute_accuracy_with_ci("top5", correct.any(axis=1), options.bootstrap)
         if options.per_class:
             for label in np.unique(self._labels):
                 metrics[f"top1/{names[label]}"] = float(correct[self._labels == label, 0].mean())
@@ -157,8 +157,8 @@ class Retrieval:
         self._gallery = first(self._source, options.gallery)
         self._records = [self._source.described(index) for index in range(len(self._gallery))]
         self._captions, self._owners = _captions(self._records)
-        self._encode_images = encoders.images(context, options.batch_size)
-        self._encode_texts = encoders.texts(context, options.batch_size)
+        self._encode_images = encoders.make_image_encoder(context, options.batch_size)
+        self._encode_texts = encoders.make_text_encoder(context, options.batch_size)
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
         variables, resamples = {"params": params["clip"], **mutable_variables}, self._options.bootstrap
@@ -169,10 +169,10 @@ class Retrieval:
             ("text_to_image", texts, images, self._is_relevant),
             ("image_to_text", images, texts, lambda image, caption: self._is_relevant(caption, image)),
         ):
-            ranks = first_relevant_rank(queries, items, relevant, max(RANKS))
+            ranks = find_first_relevant_rank(queries, items, relevant, max(RANKS))
             for k in RANKS:
                 if k <= len(items):
-                    metrics |= accuracy_with_ci(f"{name}/r{k}", ranks < k, resamples)
+                    metrics |= compute_accuracy_with_ci(f"{name}/r{k}", ranks < k, resamples)
         return metrics, {}
 
     def _is_relevant(self, caption: int, image: int) -> bool:
@@ -187,11 +187,11 @@ class LinearProbe:
     def __init__(self, encoders: Encoders, options: ConfigDict, context):
         self._options = options
         train, test = (context.source(options.source, split) for split in (options.train_split, options.split))
-        self._train, self._train_labels = _labelled(train, options.most)
-        self._test, self._test_labels = _labelled(test)
+        self._train, self._train_labels = _select_labelled(train, options.most)
+        self._test, self._test_labels = _select_labelled(test)
         if len(set(self._train_labels.tolist())) < 2:
             raise DataError(f"{train.name}: a linear probe needs images of at least two classes")
-        self._encode_images = encoders.images(context, options.batch_size)
+        self._encode_images = encoders.make_image_encoder(context, options.batch_size)
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
         variables = {"params": params["clip"], **mutable_variables}
@@ -199,14 +199,14 @@ class LinearProbe:
         probe.fit(self._encode_images(variables, self._train), self._train_labels)
         correct = probe.predict(self._encode_images(variables, self._test)) == self._test_labels
         counts = {"images": len(correct), "train": len(self._train_labels)}
-        return accuracy_with_ci("top1", correct, self._options.bootstrap) | counts, {}
+        return compute_accuracy_with_ci("top1", correct, self._options.bootstrap) | counts, {}
 
 
 # Type -> `(encoders, options, context) -> evaluator`; a type's options are in EVALUATORS.
 CLASSES: dict[str, Callable] = {"zero_shot": ZeroShot, "retrieval": Retrieval, "linear_probe": LinearProbe}
 
 
-def accuracy_with_ci(name: str, correct: np.ndarray, resamples: int) -> dict[str, float]:
+def compute_accuracy_with_ci(name: str, correct: np.ndarray, resamples: int) -> dict[str, float]:
     """Computes an accuracy and, if `resamples` > 0, the 2.5 % and 97.5 % quantiles of its bootstrap distribution."""
     metrics = {name: float(correct.mean())}
     if resamples:
@@ -217,7 +217,7 @@ def accuracy_with_ci(name: str, correct: np.ndarray, resamples: int) -> dict[str
     return metrics
 
 
-def nearest(queries: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
+def find_nearest(queries: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
     """Finds the indices of each query's k nearest items, best first: int [queries, min(k, items)].
 
     Ties are broken by index, so that a collapsed model scores at chance level.
@@ -230,7 +230,7 @@ def nearest(queries: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
     return np.concatenate(indices)
 
 
-def first_relevant_rank(
+def find_first_relevant_rank(
     queries: np.ndarray, items: np.ndarray, is_relevant: Callable[[int, int], bool], k: int
 ) -> np.ndarray:
     """Finds the rank of the first relevant item for each query: int [queries].
@@ -238,13 +238,13 @@ def first_relevant_rank(
     Ranks count from 0. The rank is k if none of the k nearest items is relevant.
     """
     ranks = np.full(len(queries), k)
-    for query, row in enumerate(nearest(queries, items, k)):
+    for query, row in enumerate(find_nearest(queries, items, k)):
         hits = (rank for rank, item in enumerate(row) if is_relevant(query, int(item)))
         ranks[query] = next(hits, k)
     return ranks
 
 
-def _labelled(source: Source, max_records: int | None = None) -> tuple[Subset, np.ndarray]:
+def _select_labelled(source: Source, max_records: int | None = None) -> tuple[Subset, np.ndarray]:
     """Selects the labelled records of a source and returns the records and labels. Samples at most `max_records`."""
     indices = np.arange(len(source)) if max_records is None else np.random.default_rng(0).permutation(len(source))
     pairs = ((index, source.described(int(index)).get("label", -1)) for index in indices)

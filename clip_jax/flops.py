@@ -4,22 +4,22 @@ from clip_jax.options import CLIPOptions
 from train_jax.profiling import BACKWARD, conv_flops, dense_flops, transformer_flops
 
 
-def forward(m: CLIPOptions) -> tuple[int, int]:
+def forward_flops(m: CLIPOptions) -> tuple[int, int]:
     """Counts the FLOPs of the forward pass for one image and for one text."""
-    image = _resnet(m) if m.image.tower == "resnet" else _vit(m)
+    image = _resnet_flops(m) if m.image.tower == "resnet" else _vit_flops(m)
     text = transformer_flops(m.text.context_length, m.text.width, m.text.depth, m.text.mlp_ratio)
     return image, text + dense_flops(1, m.text.width, m.embed_dim)
 
 
-def training(m: CLIPOptions, patch_dropout: float = 0.0) -> float:
+def training_flops(m: CLIPOptions, patch_dropout: float = 0.0) -> float:
     """Counts the FLOPs of the forward and backward pass of both towers for one pair, without the logits."""
-    image, text = forward(m)
+    image, text = forward_flops(m)
     if patch_dropout:
-        image = _vit(m, patch_dropout)
+        image = _vit_flops(m, patch_dropout)
     return float(BACKWARD * (image + text))
 
 
-def _vit(m: CLIPOptions, patch_dropout: float = 0.0) -> int:
+def _vit_flops(m: CLIPOptions, patch_dropout: float = 0.0) -> int:
     image = m.image
     grid = image.size // image.patch
     tokens = int((1 - patch_dropout) * grid**2) + (image.pool == "cls")
@@ -37,11 +37,13 @@ def _vit(m: CLIPOptions, patch_dropout: float = 0.0) -> int:
     head = dense_flops(1, image.width, m.embed_dim) if image.proj else 0
     if image.pool == "map":
         hidden = round(image.mlp_ratio * image.width)
-        head += _single_query_attention(tokens, image.width, image.width) + 2 * dense_flops(1, image.width, hidden)
+        head += _single_query_attention_flops(tokens, image.width, image.width) + 2 * dense_flops(
+            1, image.width, hidden
+        )
     return stem + body + head
 
 
-def _resnet(m: CLIPOptions) -> int:
+def _resnet_flops(m: CLIPOptions) -> int:
     image = m.image
     side = image.size // 2
     half = image.width // 2
@@ -57,10 +59,10 @@ def _resnet(m: CLIPOptions) -> int:
             if not block:
                 total += conv_flops(out_side, out_side, 1, channels, 4 * width)
             side, channels = out_side, 4 * width
-    return total + _single_query_attention(side**2 + 1, channels, m.embed_dim)
+    return total + _single_query_attention_flops(side**2 + 1, channels, m.embed_dim)
 
 
-def _single_query_attention(tokens: int, width: int, features: int) -> int:
+def _single_query_attention_flops(tokens: int, width: int, features: int) -> int:
     """Counts the FLOPs of cross-attention from one query to `tokens` keys."""
     projections = dense_flops(1, width, width) + dense_flops(tokens, width, 2 * width)
     return projections + 2 * dense_flops(tokens, width, 1) + dense_flops(1, width, features)

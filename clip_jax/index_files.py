@@ -105,7 +105,7 @@ def read_parts(directory: Path, meta: Mapping) -> tuple[list[dict], Float[np.nda
     return entries, np.concatenate(rows)
 
 
-def ivf_file(directory: Path, meta: Mapping) -> Path | None:
+def find_ivf_file(directory: Path, meta: Mapping) -> Path | None:
     """Returns the path of the IVF index of a complete index. None if there is no IVF index."""
     file = directory / f"{meta['parts'][0]}.faiss" if meta.get("complete") else None
     return file if file and file.is_file() else None
@@ -217,7 +217,10 @@ class Store:
         if approximate and entries:
             nearest.write_ivf_index(self.directory / f"{part}.faiss", rows[order])
         self.meta["parts"] = [part]
-        _write(self.directory / _BROKEN, _lines({"path": path, "reason": why} for path, why in sorted(broken.items())))
+        _write_atomically(
+            self.directory / _BROKEN,
+            _to_json_lines({"path": path, "reason": why} for path, why in sorted(broken.items())),
+        )
         self.meta["complete"] = True
         self._write_meta()
         for part in old_parts:
@@ -232,11 +235,11 @@ class Store:
             np.save(file, rows)
             file.flush()
             os.fsync(file.fileno())
-        _write(self.directory / f"{part}.jsonl", _lines(entries))
+        _write_atomically(self.directory / f"{part}.jsonl", _to_json_lines(entries))
         return part
 
     def _write_meta(self) -> None:
-        _write(self.directory / _META, json.dumps(self.meta, indent=2) + "\n")
+        _write_atomically(self.directory / _META, json.dumps(self.meta, indent=2) + "\n")
 
 
 def _check_settings(directory: Path, meta: Mapping, *, fingerprint: str, model: str, folder: str, dtype: str) -> None:
@@ -257,7 +260,7 @@ def _is_current(entry: Mapping, files: Mapping[str, Mapping]) -> bool:
     return files.get(entry["path"]) == {"size": entry["size"], "mtime_ns": entry["mtime_ns"]}
 
 
-def _write(path: Path, text: str) -> None:
+def _write_atomically(path: Path, text: str) -> None:
     """Writes a text file atomically, by writing a temporary file and renaming it."""
     new = path.with_name(path.name + ".new")
     with new.open("w", encoding="utf-8") as file:
@@ -267,34 +270,34 @@ def _write(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def _lines(rows: Iterable[Mapping]) -> str:
+def _to_json_lines(rows: Iterable[Mapping]) -> str:
     # ASCII output: file names that are not valid UTF-8 are stored as escapes.
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def share_directory(directory: Path, share: int, num_shares: int) -> Path:
+def get_share_directory(directory: Path, share: int, num_shares: int) -> Path:
     """Returns the directory of the index that machine `share` of `num_shares` builds. `share` counts from 1."""
     return directory.with_name(f"{directory.name}.{share}-of-{num_shares}")
 
 
-def share_directories(directory: Path) -> list[Path]:
+def find_share_directories(directory: Path) -> list[Path]:
     """Lists the directories of all shares of an index."""
     candidates = directory.parent.glob(f"{glob.escape(directory.name)}.*")
     return sorted(path for path in candidates if re.fullmatch(r"\.\d+-of-\d+", path.name.removeprefix(directory.name)))
 
 
-def discard(directory: Path) -> None:
+def remove_index(directory: Path) -> None:
     """Removes an index. After an interruption, the directory still holds a valid index or is empty."""
     meta = read_meta(directory)
     if meta is not None:
-        _write(directory / _META, json.dumps(meta | {"parts": [], "complete": False}))
+        _write_atomically(directory / _META, json.dumps(meta | {"parts": [], "complete": False}))
     for file in sorted(directory.iterdir(), key=lambda file: file.name == _META):
         file.unlink()
     directory.rmdir()
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def lock_index(directory: Path) -> Iterator[None]:
     """Creates the directory of an index and locks it for this process.
 
     Raises SearchError if another process holds the lock. The lock is released when its process ends.

@@ -37,12 +37,12 @@ def softmax_loss(
 
     The target of a row is uniform over its group. Returns the loss and the retrieval accuracies in both directions.
     """
-    logits = scale * cosines(images, texts)  # (N, N)
+    logits = scale * compute_cosines(images, texts)  # (N, N)
     positive = group[:, None] == group[None, :]
     target = positive.astype(jnp.float32)
     to_text = jnp.sum(target * jax.nn.log_softmax(logits, axis=1), axis=1) / jnp.sum(target, axis=1)
     to_image = jnp.sum(target * jax.nn.log_softmax(logits, axis=0), axis=0) / jnp.sum(target, axis=0)
-    return -0.5 * (jnp.mean(to_text) + jnp.mean(to_image)), _accuracy(logits, positive)
+    return -0.5 * (jnp.mean(to_text) + jnp.mean(to_image)), _compute_accuracy(logits, positive)
 
 
 def sigmoid_loss(
@@ -56,10 +56,10 @@ def sigmoid_loss(
 
     The loss is the sum over pairs divided by n. Returns the loss and the retrieval accuracies, as `softmax_loss`.
     """
-    logits = scale * cosines(images, texts) + bias
+    logits = scale * compute_cosines(images, texts) + bias
     positive = group[:, None] == group[None, :]
     sign = jnp.where(positive, 1.0, -1.0)
-    return -jnp.sum(jax.nn.log_sigmoid(sign * logits)) / images.shape[0], _accuracy(logits, positive)
+    return -jnp.sum(jax.nn.log_sigmoid(sign * logits)) / images.shape[0], _compute_accuracy(logits, positive)
 
 
 def _softmax_loss_without_bias(images, texts, scale, bias, group):
@@ -70,7 +70,7 @@ def _softmax_loss_without_bias(images, texts, scale, bias, group):
 LOSSES: dict[str, Callable] = {"softmax": _softmax_loss_without_bias, "sigmoid": sigmoid_loss}
 
 
-def cosines(images, texts):
+def compute_cosines(images, texts):
     """Computes the inner products of all pairs of rows: float32 [n, m].
 
     Uses full precision, since the logit scale magnifies rounding errors.
@@ -78,7 +78,7 @@ def cosines(images, texts):
     return jnp.matmul(images.astype(jnp.float32), texts.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST)
 
 
-def _accuracy(logits, positive) -> Metrics:
+def _compute_accuracy(logits, positive) -> Metrics:
     rows = jnp.arange(logits.shape[0])
     return {
         "accuracy/image_to_text": jnp.mean(positive[rows, jnp.argmax(logits, axis=1)].astype(jnp.float32)),

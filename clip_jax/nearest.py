@@ -20,7 +20,7 @@ _CHUNK = 1 << 16  # rows added to the index at a time
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def exact(
+def search_exact(
     embeddings: Float32[Array, "n dim"], query: Float32[Array, "dim"], k: int
 ) -> tuple[Float32[Array, "k"], Int32[Array, "k"]]:
     """Returns the `k` <= n largest inner products with `query`, largest first, and their row indices."""
@@ -30,7 +30,7 @@ def exact(
     return largest, rows
 
 
-def installed() -> bool:
+def is_faiss_installed() -> bool:
     """Checks whether faiss is installed."""
     try:
         import faiss  # noqa: F401

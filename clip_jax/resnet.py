@@ -33,7 +33,7 @@ def _conv(features: int, kernel: int, stride: int, dtype, name: str):
     return Conv(features, kernel, dtype, stride=stride, padding=kernel // 2, bias=False, std="he", name=name)
 
 
-def _average(x, stride: int):
+def _average_pool(x, stride: int):
     return nn.avg_pool(x, (stride, stride), (stride, stride)) if stride > 1 else x
 
 
@@ -52,10 +52,10 @@ class Bottleneck(nn.Module):
         wide = 4 * self.width
         y = nn.relu(_batch_norm("norm1", self.dtype, deterministic)(_conv(self.width, 1, 1, self.dtype, "conv1")(x)))
         y = nn.relu(_batch_norm("norm2", self.dtype, deterministic)(_conv(self.width, 3, 1, self.dtype, "conv2")(y)))
-        y = _conv(wide, 1, 1, self.dtype, "conv3")(_average(y, self.stride))
+        y = _conv(wide, 1, 1, self.dtype, "conv3")(_average_pool(y, self.stride))
         y = _batch_norm("norm3", self.dtype, deterministic, 0.0)(y)  # initialised as the identity
         if self.stride > 1 or x.shape[-1] != wide:
-            x = _conv(wide, 1, 1, self.dtype, "shortcut")(_average(x, self.stride))
+            x = _conv(wide, 1, 1, self.dtype, "shortcut")(_average_pool(x, self.stride))
             x = _batch_norm("shortcut_norm", self.dtype, deterministic)(x)
         return nn.relu(x + y)
 
@@ -102,7 +102,7 @@ class ResNetTower(nn.Module):
         for index, (features, stride) in enumerate(((image.width // 2, 2), (image.width // 2, 1), (image.width, 1)), 1):
             x = _conv(features, 3, stride, dtype, f"conv{index}")(x)
             x = nn.relu(_batch_norm(f"norm{index}", dtype, deterministic)(x))
-        x = _average(x, 2)
+        x = _average_pool(x, 2)
         for stage, blocks in enumerate(image.layers):
             for block in range(blocks):
                 stride = 2 if stage and not block else 1

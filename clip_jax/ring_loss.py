@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from clip_jax.loss import Metrics, cosines
+from clip_jax.loss import Metrics, compute_cosines
 from train_jax.sharding import BATCH, parts_of, rows_per_device
 
 _MINUS_INFINITY = -1e30  # below any logit; with -inf, the difference of two initial maxima would be NaN
@@ -71,7 +71,7 @@ def _loss(kind: str, num_tiles: int, images, texts, scale, bias, group):
 
 def _forward(kind, num_tiles, images, texts, scale, bias, group):
     rows = functools.partial(_forward_rows, kind, num_tiles)
-    totals, sums = _on_each_device(rows, (images, texts, group), (scale, bias), (P(), P(BATCH)))
+    totals, sums = _map_over_devices(rows, (images, texts, group), (scale, bias), (P(), P(BATCH)))
     n = images.shape[0]
     loss, to_text, to_image = (total / n for total in totals)
     return (loss, to_text, to_image), (images, texts, scale, bias, group, sums)
@@ -80,7 +80,7 @@ def _forward(kind, num_tiles, images, texts, scale, bias, group):
 def _backward(kind, num_tiles, residuals, cotangents):
     images, texts, scale, bias, group, sums = residuals
     rows = functools.partial(_backward_rows, kind, num_tiles)
-    each, total = _on_each_device(rows, (images, texts, group, sums), (scale, bias), (P(BATCH), P()))
+    each, total = _map_over_devices(rows, (images, texts, group, sums), (scale, bias), (P(BATCH), P()))
     factor = cotangents[0] / images.shape[0]
     d_images, d_texts, d_scale, d_bias = (factor * d for d in (*each, *total))
     return d_images, d_texts, d_scale, d_bias, None
@@ -89,7 +89,7 @@ def _backward(kind, num_tiles, residuals, cotangents):
 _loss.defvjp(_forward, _backward)
 
 
-def _on_each_device(function: Callable, sharded, replicated, out_specs):
+def _map_over_devices(function: Callable, sharded, replicated, out_specs):
     """Applies `function(*sharded, *replicated, num_devices, psum, permute)` to each device's rows of `sharded`.
 
     `num_devices` is the size of the ring (1 without a mesh), `psum(x)` sums over devices, and `permute(tree)` returns
@@ -131,7 +131,7 @@ def _forward_rows(kind, num_tiles, images, texts, group, scale, bias, num_device
     rows = images.shape[0]
 
     def process_tile(local, tile):
-        z = scale * cosines(images, tile["text"]) + bias
+        z = scale * compute_cosines(images, tile["text"]) + bias
         positive = group[:, None] == tile["group"][None, :]
         if kind == "sigmoid":
             local = local | {"loss": local["loss"] - jnp.sum(jax.nn.log_sigmoid(jnp.where(positive, z, -z)))}
@@ -169,7 +169,7 @@ def _backward_rows(kind, num_tiles, images, texts, group, sums, scale, bias, num
     """Computes the gradients of the summed loss with respect to images, texts, scale and bias."""
 
     def process_tile(local, tile):
-        cosine = cosines(images, tile["text"])
+        cosine = compute_cosines(images, tile["text"])
         z = scale * cosine + bias
         positive = group[:, None] == tile["group"][None, :]
         if kind == "sigmoid":
@@ -182,11 +182,11 @@ def _backward_rows(kind, num_tiles, images, texts, group, sums, scale, bias, num
         d_cosine = scale * d_z
         d_image, d_scale, d_bias = local
         local = (
-            d_image + _product(d_cosine, tile["text"]),
+            d_image + _matmul(d_cosine, tile["text"]),
             d_scale + jnp.sum(d_z * cosine),
             d_bias + jnp.sum(d_z),
         )
-        return local, tile | {"d_text": tile["d_text"] + _product(d_cosine.T, images)}
+        return local, tile | {"d_text": tile["d_text"] + _matmul(d_cosine.T, images)}
 
     visiting = {"text": texts, "group": group, "d_text": jnp.zeros_like(texts)}
     if kind == "softmax":
@@ -196,5 +196,5 @@ def _backward_rows(kind, num_tiles, images, texts, group, sums, scale, bias, num
     return (d_image, visiting["d_text"]), (psum(d_scale), psum(d_bias))
 
 
-def _product(a, b):
+def _matmul(a, b):
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -28,14 +28,14 @@ from clip_jax.index_files import (
     SearchError,
     Store,
     check_weights,
-    discard,
     display_path,
-    ivf_file,
-    locked,
+    find_ivf_file,
+    find_share_directories,
+    get_share_directory,
+    lock_index,
     read_meta,
     read_parts,
-    share_directories,
-    share_directory,
+    remove_index,
 )
 from train_jax.data.images import IMAGE_SUFFIXES, BrokenSample
 from train_jax.paths import walk_folders
@@ -116,7 +116,7 @@ class Index:
             meta["fingerprint"],
             meta["model"],
             meta["complete"],
-            ivf_file(directory, meta),
+            find_ivf_file(directory, meta),
         )
 
     def __len__(self) -> int:
@@ -135,7 +135,7 @@ class Index:
         """
         if self.ivf_file is None:
             return None
-        if not nearest.installed():
+        if not nearest.is_faiss_installed():
             raise SearchError(
                 f"{self.directory} was made for approximate search, which needs faiss: pip install '.[faiss]', or search "
                 "exactly"
@@ -176,7 +176,7 @@ def search(
     if not exact and index.ivf_index is not None:
         scores, rows = index.ivf_index.search(index.embeddings, query[0], k)
     else:
-        scores, rows = nearest.exact(index.on_device, query[0], min(k, len(index)))
+        scores, rows = nearest.search_exact(index.on_device, query[0], min(k, len(index)))
     return [
         Hit(index.folder / index.paths[row], float(score))
         for row, score in zip(np.asarray(rows), np.asarray(scores), strict=True)
@@ -216,21 +216,23 @@ def build(
     folder, out = Path(folder).resolve(), Path(out).resolve()
     if not folder.is_dir():
         raise SearchError(f"{display_path(folder)}: no such folder")
-    if approximate and not nearest.installed():
+    if approximate and not nearest.is_faiss_installed():
         raise SearchError("approximate search needs faiss: pip install '.[faiss]'")
-    shares = share_directories(out)
+    shares = find_share_directories(out)
     files, broken, ignored = _scan(folder, {out, *shares})
     if not files:
         notes = f"; {sum(ignored.values())} file(s) of other kinds" if ignored else ""
-        notes += f"; {_first_broken(broken)}" if broken else ""
+        notes += f"; {_describe_first_broken(broken)}" if broken else ""
         raise SearchError(f"{display_path(folder)}: no images ({' '.join(IMAGE_SUFFIXES)}) in this folder{notes}")
     target, others = out, shares
     if part is not None:
-        target, others = share_directory(out, *part), [out]
-        files, broken = ({path: x for path, x in paths.items() if _in_share(path, *part)} for paths in (files, broken))
+        target, others = get_share_directory(out, *part), [out]
+        files, broken = (
+            {path: x for path, x in paths.items() if _is_in_share(path, *part)} for paths in (files, broken)
+        )
     with contextlib.ExitStack() as locks:
         for directory in [target] if part else [target, *shares]:
-            locks.enter_context(locked(directory))
+            locks.enter_context(lock_index(directory))
         store = Store.prepare(
             target,
             others,
@@ -246,7 +248,7 @@ def build(
         reused = {entry["path"] for entry in store.entries}
         pending = [path for path in sorted(files) if path not in reused]
         with tqdm(total=len(files), initial=len(reused), unit="image", desc="index", disable=not progress) as bar:
-            for paths, pictures, failures in _read(clip, folder, pending, batch_size):
+            for paths, pictures, failures in _read_batches(clip, folder, pending, batch_size):
                 broken |= failures
                 if paths:
                     store.add(
@@ -255,18 +257,18 @@ def build(
                 bar.update(len(paths) + len(failures))
         total = store.finish(broken, approximate and part is None)
         for share in shares if part is None else ():
-            discard(share)
+            remove_index(share)
     if not total and part is None:
-        raise SearchError(f"{display_path(folder)}: no image can be read; {_first_broken(broken)}")
+        raise SearchError(f"{display_path(folder)}: no image can be read; {_describe_first_broken(broken)}")
     return Report(total, total - len(reused), len(reused), store.dropped, broken, ignored)
 
 
-def _first_broken(broken: Mapping[str, str]) -> str:
+def _describe_first_broken(broken: Mapping[str, str]) -> str:
     path, why = next(iter(broken.items()))
     return f"{len(broken)} cannot be read, such as {display_path(path)}: {why}"
 
 
-def _in_share(path: str, share: int, num_shares: int) -> bool:
+def _is_in_share(path: str, share: int, num_shares: int) -> bool:
     """Checks whether a path belongs to a share. Shares are assigned by hash, so adding images does not change them."""
     return zlib.crc32(os.fsencode(path)) % num_shares == share - 1
 
@@ -303,7 +305,7 @@ def _scan(folder: Path, indices: set[Path]) -> tuple[dict[str, dict], dict[str, 
     return files, broken, ignored
 
 
-def _read(
+def _read_batches(
     clip: Clip, folder: Path, paths: Sequence[str], batch_size: int
 ) -> Iterator[tuple[list[str], list[np.ndarray], dict[str, str]]]:
     """Yields batches of `(paths, images, unreadable path -> reason)`. Reads one batch ahead in threads."""

@@ -50,7 +50,7 @@ class Section:
     cells: Sequence[Cell]
 
 
-def hits_section(title: str, hits: Sequence[Hit], folder: Path) -> Section:
+def make_hits_section(title: str, hits: Sequence[Hit], folder: Path) -> Section:
     """Makes the section of a search result. Cells show the score and the path relative to `folder`."""
 
     def name(path: Path) -> str:
@@ -59,7 +59,9 @@ def hits_section(title: str, hits: Sequence[Hit], folder: Path) -> Section:
     return Section(title, [Cell(hit.path, name(hit.path), f"{hit.score:.3f}") for hit in hits])
 
 
-def heat_sections(picture: Image.Image, texts: Sequence[str], maps: Float[np.ndarray, "n side side"]) -> list[Section]:
+def make_heat_sections(
+    picture: Image.Image, texts: Sequence[str], maps: Float[np.ndarray, "n side side"]
+) -> list[Section]:
     """Makes a section with an image and one heat map per text. Colours range from the lowest to the highest cosine."""
     grey = ImageOps.grayscale(picture).convert("RGB")
     cells = [Cell(picture, "preprocessed image")]
@@ -71,7 +73,7 @@ def heat_sections(picture: Image.Image, texts: Sequence[str], maps: Float[np.nda
     return [Section("Heat maps", cells)]
 
 
-def contact_sheet(sections: Sequence[Section], *, columns: int, size: int = 160) -> Image.Image:
+def render_contact_sheet(sections: Sequence[Section], *, columns: int, size: int = 160) -> Image.Image:
     """Renders sections as one RGB image, with `columns` cells per row and thumbnails of at most `size` pixels."""
     line = _TEXT_SIZE + 5
     card = (size + 2 * _PAD, size + 2 * _PAD + 2 * line + 2)
@@ -84,7 +86,7 @@ def contact_sheet(sections: Sequence[Section], *, columns: int, size: int = 160)
     top = _MARGIN
     for section, height in zip(sections, heights, strict=True):
         title = _shorten(canvas, section.title, _TITLE_SIZE, width - 2 * _MARGIN)
-        canvas.text((_MARGIN, top), title, _INK, _font(_TITLE_SIZE))
+        canvas.text((_MARGIN, top), title, _INK, _load_font(_TITLE_SIZE))
         for index, cell in enumerate(section.cells):
             x = _MARGIN + index % columns * (card[0] + _GAP)
             y = top + title_height + index // columns * (card[1] + _GAP)
@@ -99,15 +101,15 @@ def _draw_cell(
     x, y = corner
     edge = {None: None, True: _GOOD, False: _BAD}[cell.correct]
     canvas.rounded_rectangle((x, y, x + card[0] - 1, y + card[1] - 1), 8, _CARD, edge, 2)
-    picture = _thumbnail(cell.picture, size, enlarge=True)
+    picture = _make_thumbnail(cell.picture, size, enlarge=True)
     if picture is not None:
         sheet.paste(picture, (x + _PAD + (size - picture.width) // 2, y + _PAD + (size - picture.height) // 2))
     else:
-        canvas.text((x + card[0] / 2, y + card[0] / 2), "not readable", _GREY, _font(_TEXT_SIZE), anchor="mm")
+        canvas.text((x + card[0] / 2, y + card[0] / 2), "not readable", _GREY, _load_font(_TEXT_SIZE), anchor="mm")
     below = y + size + 2 * _PAD - 2
-    canvas.text((x + _PAD, below), _shorten(canvas, cell.name, _TEXT_SIZE, size), _INK, _font(_TEXT_SIZE))
+    canvas.text((x + _PAD, below), _shorten(canvas, cell.name, _TEXT_SIZE, size), _INK, _load_font(_TEXT_SIZE))
     note = _shorten(canvas, cell.note, _TEXT_SIZE, size - (18 if edge else 0))
-    canvas.text((x + _PAD, below + _TEXT_SIZE + 5), note, _GREY, _font(_TEXT_SIZE))
+    canvas.text((x + _PAD, below + _TEXT_SIZE + 5), note, _GREY, _load_font(_TEXT_SIZE))
     if edge:
         _draw_mark(canvas, (x + card[0] - _PAD - 13, below + _TEXT_SIZE + 6), cell.correct, edge)
 
@@ -123,7 +125,7 @@ def _draw_mark(canvas: ImageDraw.ImageDraw, corner: tuple, correct: bool, colour
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _load_font(size: int) -> ImageFont.FreeTypeFont:
     # Pillow's default font covers only ASCII; Matplotlib's covers most alphabets.
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
@@ -131,16 +133,16 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 def _shorten(canvas: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
     """Shortens a text to `width` pixels by removing its middle, since both ends of a path are informative."""
     text = " ".join(text.split())
-    if canvas.textlength(text, _font(size)) <= width:
+    if canvas.textlength(text, _load_font(size)) <= width:
         return text
     for length in range(len(text) - 1, 1, -1):
         short = text[: length // 2] + "…" + text[len(text) - (length - length // 2) :]
-        if canvas.textlength(short, _font(size)) <= width:
+        if canvas.textlength(short, _load_font(size)) <= width:
             return short
     return "…"
 
 
-def _thumbnail(picture: Path | Image.Image, size: int, *, enlarge: bool) -> Image.Image | None:
+def _make_thumbnail(picture: Path | Image.Image, size: int, *, enlarge: bool) -> Image.Image | None:
     """Resizes an image to fit `size` x `size` pixels. Returns None if the file is missing or unreadable."""
     if not isinstance(picture, Image.Image):
         try:
@@ -156,22 +158,22 @@ def _thumbnail(picture: Path | Image.Image, size: int, *, enlarge: bool) -> Imag
 # Pages
 
 
-def page(title: str, sections: Sequence[Section]) -> str:
+def render_page(title: str, sections: Sequence[Section]) -> str:
     """Renders sections as one self-contained HTML document. Images are embedded, names and queries are escaped."""
-    return document(title, "\n".join([heading(title, 1), body(sections)]))
+    return document(title, "\n".join([heading(title, 1), render_body(sections)]))
 
 
-def body(sections: Sequence[Section]) -> str:
+def render_body(sections: Sequence[Section]) -> str:
     """Renders sections as the body of an HTML page."""
     blocks = []
     for section in sections:
-        cells = "\n".join(_figure(cell) for cell in section.cells)
+        cells = "\n".join(_render_figure(cell) for cell in section.cells)
         blocks.append(f'{heading(section.title, 2)}\n<div class="grid">\n{cells}\n</div>')
     return "\n".join(blocks)
 
 
-def _figure(cell: Cell) -> str:
-    picture = _thumbnail(cell.picture, _THUMBNAIL, enlarge=False)
+def _render_figure(cell: Cell) -> str:
+    picture = _make_thumbnail(cell.picture, _THUMBNAIL, enlarge=False)
     name, note = html.escape(printable(cell.name)), html.escape(printable(cell.note))
     if picture is None:
         content = '<div class="gone">not readable</div>'

@@ -125,7 +125,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         )
     compute = CLIPCompute.parse(config.compute, "compute")
     contrastive = ContrastiveOptions.parse(config.contrastive, "contrastive")
-    tokenizer = _tokenizer(config, workdir)
+    tokenizer = _open_tokenizer(config, workdir)
     size = config.model.image.size
     preprocess = images.Preprocess(size=size, **config.preprocess)
     module = model.build(
@@ -176,7 +176,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         evaluators=evaluators.factories(module, tokenizer, preprocess),
         artifacts={"tokenizer.json": tokenizer.to_json(), "preprocess.json": preprocess.to_json()},
         pretrained=weights if config.pretrained else None,
-        flops=flops.training(module.options, config.patch_dropout),
+        flops=flops.training_flops(module.options, config.patch_dropout),
     )
 
 
@@ -210,7 +210,7 @@ def _contrastive_loss(logits_for: str, options: ContrastiveOptions, images, text
     return value, metrics | ({"logit_bias": bias} if logits_for == "sigmoid" else {})
 
 
-def _tokenizer(config: ConfigDict, workdir: Path | None) -> AnyTokenizer:
+def _open_tokenizer(config: ConfigDict, workdir: Path | None) -> AnyTokenizer:
     """Opens the tokenizer of the run, the checkpoint or `config.tokenizer.path`, or trains one on the captions."""
     length = config.model.text.context_length
     if workdir is not None and (workdir / "tokenizer.json").is_file():

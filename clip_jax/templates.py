@@ -21,6 +21,6 @@ def read_templates(templates: Sequence[str]) -> list[str]:
     return templates
 
 
-def sentences(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
+def fill_templates(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Fills every template with every label. The prompts of one label are adjacent."""
     return [template.replace("{}", label) for label in labels for template in templates]

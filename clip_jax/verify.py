@@ -64,12 +64,12 @@ def _join(values) -> str:
     return " ".join(f"{value:.4g}" for value in values)
 
 
-def comparable(checkpoint: Checkpoint) -> bool:
+def is_comparable(checkpoint: Checkpoint) -> bool:
     """Whether the checkpoint is a directory that transformers opens."""
     return checkpoint.kind.startswith("Hugging Face") and Path(checkpoint.name).is_dir()
 
 
-def peer_installed() -> bool:
+def is_peer_installed() -> bool:
     """Checks whether torch and transformers are installed."""
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
@@ -84,7 +84,7 @@ def compare(path: str | Path) -> list[Difference]:
     import transformers
 
     checkpoint = open_checkpoint(path)
-    if not comparable(checkpoint):
+    if not is_comparable(checkpoint):
         raise LoadError(
             f"{path} is a model of {checkpoint.kind}: only directories for transformers can be compared layer by layer"
         )
@@ -111,19 +111,19 @@ def compare(path: str | Path) -> list[Difference]:
         peer_output = peer(input_ids=torch.from_numpy(ids).long(), pixel_values=images)
     rows, features = [], {}
     for tower, inputs in (("image", pixels), ("text", ids)):
-        layers, features[tower] = _layers(module, variables, tower, inputs)
+        layers, features[tower] = _capture_layers(module, variables, tower, inputs)
         for index, (ours, theirs) in enumerate(zip(layers, peer_layers[tower], strict=True), 1):
-            rows.append(_difference(f"{tower} layer {index}", ours, theirs))
+            rows.append(_measure_difference(f"{tower} layer {index}", ours, theirs))
         embeds = peer_output.image_embeds if tower == "image" else peer_output.text_embeds
         peer_features = torch.nn.functional.normalize(embeds, dim=-1).numpy()
-        rows.append(_difference(f"{tower} features", features[tower], peer_features))
+        rows.append(_measure_difference(f"{tower} features", features[tower], peer_features))
     scale, bias = (np.asarray(x) for x in module.apply(variables, method="scale_and_bias"))
     logits = scale * features["image"] @ features["text"].T + bias
-    rows.append(_difference("logits", logits, peer_output.logits_per_image.numpy()))
+    rows.append(_measure_difference("logits", logits, peer_output.logits_per_image.numpy()))
     return rows
 
 
-def _layers(module: model_lib.CLIP, variables, tower: str, inputs) -> tuple[list[np.ndarray], np.ndarray]:
+def _capture_layers(module: model_lib.CLIP, variables, tower: str, inputs) -> tuple[list[np.ndarray], np.ndarray]:
     """Computes the output of each block of a tower, and the features of the tower."""
     features, state = module.apply(
         variables,
@@ -137,6 +137,6 @@ def _layers(module: model_lib.CLIP, variables, tower: str, inputs) -> tuple[list
     return outputs, np.asarray(features)
 
 
-def _difference(layer: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
+def _measure_difference(layer: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
     largest = float(np.abs(ours - theirs).max())
     return Difference(layer, largest, largest / float(np.abs(theirs).max()))

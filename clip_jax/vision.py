@@ -165,12 +165,12 @@ def resize_positions(
     if old == new:
         return positions
     grid = positions[first:].reshape(old, old, -1)
-    weights = _bicubic(old, new)
+    weights = _bicubic_weights(old, new)
     resized = np.einsum("yr,xc,rcd->yxd", weights, weights, grid.astype(np.float64))
     return np.concatenate([positions[:first], resized.reshape(new * new, -1).astype(positions.dtype)])
 
 
-def _bicubic(old: int, new: int) -> Float[np.ndarray, "new old"]:
+def _bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
     """Computes the resampling weights of Pillow's and PyTorch's antialiased bicubic filter (a = -1/2)."""
     scale = max(old / new, 1.0)
     centres = (np.arange(new)[:, None] + 0.5) * old / new

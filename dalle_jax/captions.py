@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 TOKENIZER = "tokenizer.json"  # in a run directory
 
 
-class _Text:
+class _TextCondition:
     """Base class of text conditions; see `vqgan_jax.stage2.condition.Condition`."""
 
     kind = "text"
@@ -58,7 +58,7 @@ class _Text:
 
 
 @dataclasses.dataclass(frozen=True)
-class Captions(_Text):
+class Captions(_TextCondition):
     """Captions as begin token, text tokens, end token and padding. Position p has the pad token `vocab_size + p`.
 
     Separate pad tokens per position generalise better to out-of-distribution captions (arXiv 2102.12092, section 2.2).
@@ -101,7 +101,7 @@ class Captions(_Text):
 
 
 @dataclasses.dataclass(frozen=True)
-class CharBpeCaptions(_Text):
+class CharBpeCaptions(_TextCondition):
     """Captions of minDALL-E: character BPE without begin and end tokens, with one pad token for all positions.
 
     Attributes:

@@ -54,10 +54,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
         return command.train(argv[1:])
-    return command.answer("dalle-jax", _parser().parse_args(arguments_lib.expanded(argv)))
+    return command.answer("dalle-jax", _make_parser().parse_args(arguments_lib.expanded(argv)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser, command_parser = command.parser("dalle-jax", "Generate, complete and score images with DALL-E.", _EXAMPLES)
     command_parser("train", "Train a model from a config, as train-jax does.")
 
@@ -125,12 +125,12 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
         raise UserError(f"--best {arguments.best} needs a ranking: set --rerank")
     settings = {key: getattr(arguments, key) for key in ("seed", "temperature", "top_k", "top_p", "guidance")}
     dalle = load(arguments.model)
-    completion = {} if image is None else {"init_image": image, "keep": _keep_mask(arguments.keep, image, dalle)}
+    completion = {} if image is None else {"init_image": image, "keep": _read_keep_mask(arguments.keep, image, dalle)}
     reranker = arguments.rerank
     if reranker not in (None, "likelihood"):
         reranker = open_reranker(reranker)
     digest = None if image is None else hashlib.sha256(read_bytes(image)).hexdigest()
-    show_preview = _previewer(Path(preview)) if preview else None
+    show_preview = _make_previewer(Path(preview)) if preview else None
     try:
         drawing = dalle.draw(
             prompts,
@@ -153,12 +153,12 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
         rows = in_rows(rows[0])
     save_png(enlarged_grid(rows), out, KEY, metadata | {"prompts": prompts, "samples": drawing.samples.tolist()})
     if arguments.folder:
-        _save_each(drawing, prompts, Path(arguments.folder), metadata)
+        _save_images(drawing, prompts, Path(arguments.folder), metadata)
     print(f"wrote {out}", file=sys.stderr)
     return 0
 
 
-def _save_each(drawing, prompts: list[str], folder: Path, metadata: dict) -> None:
+def _save_images(drawing, prompts: list[str], folder: Path, metadata: dict) -> None:
     from PIL import Image
 
     from train_jax.pictures import save_png
@@ -170,7 +170,7 @@ def _save_each(drawing, prompts: list[str], folder: Path, metadata: dict) -> Non
             save_png(Image.fromarray(image), file, KEY, metadata | {"prompt": prompt, "sample": int(sample)})
 
 
-def _previewer(file: Path):
+def _make_previewer(file: Path):
     from train_jax.pictures import enlarged_grid, in_rows
 
     def show(first: int, rows: int, images) -> None:
@@ -179,7 +179,7 @@ def _previewer(file: Path):
     return show
 
 
-def _keep_mask(part: str, image: str, dalle):
+def _read_keep_mask(part: str, image: str, dalle):
     """Computes the mask of the codes to keep: bool [rows, columns]."""
     import numpy as np
     from PIL import Image

@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Trains a DALL-E on the codes of the VQGAN in `workdir`, draws images, and returns the last evaluation."""
     started = time.monotonic()
     config.vqgan.path = str(workdir / VQGAN)
-    results = last_evaluation(train_jax.run(config, workdir / "dalle"))
+    results = collect_last_evaluation(train_jax.run(config, workdir / "dalle"))
     dalle: Dalle = load(workdir / "dalle")
     drawings = dalle.draw(PROMPTS, DRAWN, rerank=workdir / "clip", best=SHOWN, **SETTINGS).images
     correct = np.array([[shapes.shows(x, prompt) for x in row] for prompt, row in zip(PROMPTS, drawings, strict=True)])
@@ -60,7 +60,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     return results
 
 
-def last_evaluation(history: Sequence[Mapping]) -> dict[str, float]:
+def collect_last_evaluation(history: Sequence[Mapping]) -> dict[str, float]:
     """Returns the last value of each evaluation metric in a run's history."""
     results = {}
     for row in history:

@@ -62,13 +62,13 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     """
     options = DALLEOptions.parse(config.model, "model")
     vq = task.open_vqgan(config, workdir)  # first: a wrong path fails before minutes of tokenizer training
-    tokenizer = _tokenizer(config, workdir)
+    tokenizer = _open_tokenizer(config, workdir)
     captions = Captions(tokenizer, config.condition_dropout > 0, config.tokenizer.dropout)
     artifacts = {TOKENIZER: tokenizer.to_json()}
     return task.make(config, workdir, vq, options, captions, artifacts=artifacts, more_evaluators=evaluators.factories)
 
 
-def _tokenizer(config: ConfigDict, workdir: Path | None) -> Tokenizer:
+def _open_tokenizer(config: ConfigDict, workdir: Path | None) -> Tokenizer:
     length = config.model.text_length
     if workdir is not None and (workdir / TOKENIZER).is_file():
         return Tokenizer.load(workdir / TOKENIZER, length)

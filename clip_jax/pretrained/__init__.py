@@ -41,11 +41,11 @@ def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
         # Configurations are untrusted input: any value may have any type.
         raise LoadError(f"{path}: invalid configuration ({type(error).__name__}: {error})") from error
     if checkpoint is None:
-        raise LoadError(f"{path} is not a model: it holds {_content(path)}. {_FORMATS}")
+        raise LoadError(f"{path} is not a model: it holds {_describe_content(path)}. {_FORMATS}")
     return checkpoint
 
 
-def _content(path: Path) -> str:
+def _describe_content(path: Path) -> str:
     if path.is_dir():
         return ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     return f"a {path.suffix or 'nameless'} file"
@@ -60,7 +60,7 @@ def _open_directory(path: Path, step: int | None) -> Checkpoint | None:
     hf_checkpoint = None if both and not hugging_face.weight_files(path) else hugging_face.open_directory(path)
     checkpoint = hf_checkpoint or open_clip.open_directory(path)
     if both and checkpoint is not None:
-        _warn_of_other_preprocessing(path, checkpoint)
+        _warn_if_preprocessing_differs(path, checkpoint)
     return checkpoint
 
 
@@ -74,12 +74,12 @@ def _open_file(path: Path) -> Checkpoint | None:
         return hugging_face.open_directory(path.parent, path)
     if not holds(tensors, openai.ANCHOR):
         raise LoadError(f"{path} holds no CLIP: neither {openai.ANCHOR} nor {hugging_face.ANCHOR} is among its tensors")
-    if (path.parent / open_clip.CONFIG).is_file() and not openai_file.is_openais(path, tensors):
+    if (path.parent / open_clip.CONFIG).is_file() and not openai_file.is_openai_file(path, tensors):
         return open_clip.open_directory(path.parent, path)
     return openai_file.open_file(path)
 
 
-def _warn_of_other_preprocessing(path: Path, checkpoint: Checkpoint) -> None:
+def _warn_if_preprocessing_differs(path: Path, checkpoint: Checkpoint) -> None:
     """Logs a warning if the two configurations of a directory have different preprocessing."""
 
     def read(module) -> Preprocess | str | None:

@@ -65,7 +65,7 @@ class Checkpoint:
         """
         flat, name = self.read()
         expected = abstract_variables(module)
-        shapes = _shapes(expected["params"])
+        shapes = _list_shapes(expected["params"])
         positions = next((p for p in ("vision/positions", "vision/pool/positions") if p in flat), "")
         if positions in shapes:
             first = int("vision/cls" in flat or positions == "vision/pool/positions")
@@ -88,7 +88,7 @@ def abstract_variables(module: model_lib.CLIP) -> dict:
 
 def check_shapes(variables: Mapping, expected: Mapping, source: str) -> None:
     """Raises LoadError if names or shapes of the variables differ from the expected variables."""
-    described, saved = _shapes(expected), _shapes(variables)
+    described, saved = _list_shapes(expected), _list_shapes(variables)
     for path in sorted(described.keys() | saved.keys()):
         if described.get(path) != saved.get(path):
             raise LoadError(
@@ -97,6 +97,6 @@ def check_shapes(variables: Mapping, expected: Mapping, source: str) -> None:
             )
 
 
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
+def _list_shapes(tree) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}

@@ -39,7 +39,7 @@ def open_preprocess(path: Path, size: int, family: str = "CLIP") -> Preprocess |
     Options have the meaning and defaults of transformers. Raises LoadError, which names the option, if an option is
     unknown or yields images of another size.
     """
-    file, config = _read(path)
+    file, config = _read_config(path)
     if config is None:
         return None
 
@@ -56,7 +56,7 @@ def open_preprocess(path: Path, size: int, family: str = "CLIP") -> Preprocess |
         refuse(unknown[0], f"supported are {', '.join(_KNOWN)}")
     if not config["do_resize"]:
         refuse("do_resize", f"the model's images are {size} x {size} pixels")
-    sides, crop = _sides(config["size"], "shortest_edge"), _sides(config["crop_size"], "height")
+    sides, crop = _parse_sides(config["size"], "shortest_edge"), _parse_sides(config["crop_size"], "height")
     squash = sides.keys() == {"height", "width"}
     if set(sides.values()) != {size} or not (squash or sides.keys() == {"shortest_edge"}):
         refuse("size", f"the model's images are {size} x {size} pixels")
@@ -66,11 +66,11 @@ def open_preprocess(path: Path, size: int, family: str = "CLIP") -> Preprocess |
         refuse("do_center_crop", f"the model's images are {size} x {size} pixels; a resized image need not be square")
     if config["resample"] not in RESAMPLE:
         refuse("resample", f"it must be one of {RESAMPLE}")
-    mean, std = _statistics(config, refuse)
+    mean, std = _compute_statistics(config, refuse)
     return Preprocess(size, "squash" if squash else "crop_floor", RESAMPLE[config["resample"]], mean, std)
 
 
-def _read(path: Path) -> tuple[Path, dict | None]:
+def _read_config(path: Path) -> tuple[Path, dict | None]:
     """Returns the configuration file and its options that are not null. The options are None if there is no file."""
     file, combined = (path / name for name in FILES)  # transformers 5 may save one file for both processors
     config = read_json(file) if file.is_file() else None
@@ -79,7 +79,7 @@ def _read(path: Path) -> tuple[Path, dict | None]:
     return file, None if config is None else {name: value for name, value in config.items() if value is not None}
 
 
-def _sides(value, name: str) -> dict[str, int]:
+def _parse_sides(value, name: str) -> dict[str, int]:
     """Converts a size to the format of current transformers. In older files, a single number is the side `name`."""
     if isinstance(value, Mapping):
         return dict(value)
@@ -88,7 +88,7 @@ def _sides(value, name: str) -> dict[str, int]:
     return {"height": value, "width": value} if name == "height" else {name: value}
 
 
-def _statistics(config: Mapping, refuse) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _compute_statistics(config: Mapping, refuse) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Computes the mean and standard deviation for pixels in [0, 1], for any rescale factor."""
     mean, std = (0.0, 1.0) if not config["do_normalize"] else (config["image_mean"], config["image_std"])
     if config["do_rescale"] and not config["rescale_factor"] > 0:

@@ -20,7 +20,7 @@ def read_json(file: Path) -> dict:
     return content
 
 
-def section(config: Mapping, name: str, file: Path) -> dict:
+def read_section(config: Mapping, name: str, file: Path) -> dict:
     """Returns a copy of the object `config[name]`. Raises LoadError if it is missing or not an object."""
     if not isinstance(config.get(name), Mapping):
         raise LoadError(f"{file}: {name} = {config.get(name)!r}; it must be an object")

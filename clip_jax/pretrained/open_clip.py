@@ -6,7 +6,7 @@ from pathlib import Path
 from clip_jax.pretrained import openai
 from clip_jax.pretrained.checkpoint import Checkpoint
 from clip_jax.pretrained.hugging_face import open_tokenizer
-from clip_jax.pretrained.json_files import read_json, section
+from clip_jax.pretrained.json_files import read_json, read_section
 from train_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocess
 from train_jax.errors import LoadError
 from train_jax.weights.layout import from_peer
@@ -38,7 +38,7 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     file = path / CONFIG
     if not file.is_file():
         return None
-    model = convert_options(_model_config(file), file)
+    model = convert_options(_read_model_config(file), file)
     name = str(weights or path)
     weights = weights or next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if weights is None:
@@ -57,10 +57,10 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     )
 
 
-def _model_config(file: Path) -> dict:
+def _read_model_config(file: Path) -> dict:
     """Reads `model_cfg`. Files from open_clip's `model_configs` hold only this object."""
     config = read_json(file)
-    return config if "model_cfg" not in config and "vision_cfg" in config else section(config, "model_cfg", file)
+    return config if "model_cfg" not in config and "vision_cfg" in config else read_section(config, "model_cfg", file)
 
 
 def convert_options(config: Mapping, file: Path) -> dict:
@@ -68,10 +68,10 @@ def convert_options(config: Mapping, file: Path) -> dict:
 
     Raises LoadError for unknown options, since they may change the features.
     """
-    image, text = (section(config, name, file) for name in ("vision_cfg", "text_cfg"))
+    image, text = (read_section(config, name, file) for name in ("vision_cfg", "text_cfg"))
     if image.get("timm_model_name") or text.get("hf_model_name"):
         raise LoadError(
-            f"{file}: its towers are from timm or another library ({image.get('timm_model_name') or text['hf_model_name']}); "
+            f"{file}: its towers are from timm or transformers ({image.get('timm_model_name') or text['hf_model_name']}); "
             "the file does not describe them. For SigLIP, use the directory for transformers (google/siglip-…)"
         )
     if not isinstance(config.get("embed_dim"), int):
@@ -80,7 +80,7 @@ def convert_options(config: Mapping, file: Path) -> dict:
         for key, value in part.items():
             if key not in sizes and key not in _IGNORED_OPTIONS and value not in (None, False, only.get(key)):
                 raise LoadError(f"{file}: {name}.{key} = {value!r} is not supported")
-    image, text = ({**sizes, **_stated(part)} for sizes, part in ((_IMAGE, image), (_TEXT, text)))
+    image, text = ({**sizes, **_drop_nulls(part)} for sizes, part in ((_IMAGE, image), (_TEXT, text)))
     image, text = ({**part, "mlp_ratio": float(part["mlp_ratio"])} for part in (image, text))
     if isinstance(image["layers"], (list, tuple)):
         tower = {"tower": "resnet", "layers": tuple(image["layers"])}
@@ -115,7 +115,7 @@ def open_preprocess(path: Path, size: int) -> Preprocess | None:
     file = path / CONFIG
     if not file.is_file():
         return None
-    config = _stated(read_json(file).get("preprocess_cfg") or {})
+    config = _drop_nulls(read_json(file).get("preprocess_cfg") or {})
     modes, interpolations = {"shortest": "crop", "squash": "squash"}, ("bilinear", "bicubic", "random")
     mode, interpolation = config.get("resize_mode", "shortest"), config.get("interpolation", "bicubic")
     if mode not in modes:
@@ -126,15 +126,15 @@ def open_preprocess(path: Path, size: int) -> Preprocess | None:
         size,
         mode=modes[mode],
         interpolation="bilinear" if interpolation == "bilinear" else "bicubic",  # random: bicubic in evaluation
-        mean=_channels(config.get("mean", CLIP_MEAN)),
-        std=_channels(config.get("std", CLIP_STD)),
+        mean=_to_channels(config.get("mean", CLIP_MEAN)),
+        std=_to_channels(config.get("std", CLIP_STD)),
     )
 
 
-def _stated(config: Mapping) -> dict:
+def _drop_nulls(config: Mapping) -> dict:
     """Removes options that are null, so that their defaults apply."""
     return {name: value for name, value in config.items() if value is not None}
 
 
-def _channels(values: float | Sequence[float]) -> tuple[float, ...]:
+def _to_channels(values: float | Sequence[float]) -> tuple[float, ...]:
     return tuple(float(x) for x in (values if isinstance(values, (list, tuple)) else (values,) * 3))

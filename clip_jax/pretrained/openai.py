@@ -118,7 +118,7 @@ def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
     if missing:
         raise LoadError(f"{source} is not a CLIP in OpenAI's format: it has no {missing[0]}")
     context, text_width = tensors["positional_embedding"].shape
-    text_depth = _count(tensors, r"^transformer\.resblocks\.(\d+)\.")
+    text_depth = _count_indices(tensors, r"^transformer\.resblocks\.(\d+)\.")
     if "visual.proj" in tensors:
         width, _, patch, _ = tensors["visual.conv1.weight"].shape
         grid = math.isqrt(tensors["visual.positional_embedding"].shape[0] - 1)
@@ -127,14 +127,14 @@ def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
             "size": grid * patch,
             "patch": patch,
             "width": width,
-            "depth": _count(tensors, r"^visual\.transformer\.resblocks\.(\d+)\."),
+            "depth": _count_indices(tensors, r"^visual\.transformer\.resblocks\.(\d+)\."),
             "heads": heads(width, _HEAD_WIDTH, source),
             "mlp_ratio": tensors["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / width,
         }
     else:
         width = tensors["visual.layer1.0.conv1.weight"].shape[0]
         grid = math.isqrt(tensors["visual.attnpool.positional_embedding"].shape[0] - 1)
-        layers = tuple(_count(tensors, rf"^visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+        layers = tuple(_count_indices(tensors, rf"^visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
         image = {"tower": "resnet", "size": grid * 32, "width": width, "layers": layers}
         image["heads"] = heads(width * 32, _HEAD_WIDTH, source)
     return {
@@ -165,5 +165,5 @@ def heads(width: int, head_width: int, source: str) -> int:
     return num_heads
 
 
-def _count(tensors: Mapping, pattern: str) -> int:
+def _count_indices(tensors: Mapping, pattern: str) -> int:
     return len({int(match[1]) for name in tensors if (match := re.match(pattern, name))})

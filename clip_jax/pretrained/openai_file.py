@@ -26,7 +26,7 @@ def open_file(path: Path) -> Checkpoint:
     """
     source = str(path)
     tensors = unwrap(open_tensors(path), openai.ANCHOR, source)
-    if not is_openais(path, tensors):
+    if not is_openai_file(path, tensors):
         raise LoadError(
             f"{path} does not record activation, heads and preprocessing of its model: it is not from OpenAI (with "
             f"{', '.join(sorted(_SIZES))} in it), and {open_clip.CONFIG} is missing in its directory. Add the one of its "
@@ -38,14 +38,14 @@ def open_file(path: Path) -> Checkpoint:
         name=source,
         kind="OpenAI",
         model=model,
-        tokenizer=_tokenizer(path.parent, model),
+        tokenizer=_open_tokenizer(path.parent, model),
         preprocess=Preprocess(model["image"]["size"]),
         read=lambda: (from_peer(tensors, openai.entries(model), source, openai.IGNORED), source),
         files=f"{path.name} (activation, heads and preprocessing: OpenAI's)",
     )
 
 
-def is_openais(path: Path, tensors: Mapping[str, Tensor]) -> bool:
+def is_openai_file(path: Path, tensors: Mapping[str, Tensor]) -> bool:
     """Checks whether a file is from OpenAI.
 
     OpenAI's files contain size scalars, or are TorchScript archives without classes of open_clip.
@@ -59,7 +59,7 @@ def is_openais(path: Path, tensors: Mapping[str, Tensor]) -> bool:
     return bool(code) and not any("/__torch__/open_clip" in name for name in code)
 
 
-def _tokenizer(folder: Path, model: Mapping) -> Tokenizer:
+def _open_tokenizer(folder: Path, model: Mapping) -> Tokenizer:
     if (folder / VOCABULARY).is_file():
         return Tokenizer.from_merges(folder / VOCABULARY, model["text"]["context_length"])
     try:

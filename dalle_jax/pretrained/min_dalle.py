@@ -59,14 +59,14 @@ def open_directory(path: Path) -> Stage2Checkpoint | None:
     first, second, text_length = config["stage1"], config["stage2"], config["dataset"]["context_length"]
     hparams = second["hparams"]
     with describing(path / CONFIG):
-        model = _options(hparams, text_length)
+        model = _convert_options(hparams, text_length)
         side = round(hparams["ctx_len_img"] ** 0.5)
         if side**2 != hparams["ctx_len_img"]:
             raise LoadError(f"{path / CONFIG}: ctx_len_img = {hparams['ctx_len_img']} is not a square number")
         vq = {"n_embed": first["n_embed"], "embed_dim": first["embed_dim"], "ddconfig": first["hparams"]}
         stage1 = taming.checkpoint({"target": "VQModel", "params": vq}, taming.open_state(path / FIRST), path / FIRST)
-        entries = _entries(hparams)
-        captions = _tokenizer(path / "tokenizer", text_length, second["vocab_size_txt"])
+        entries = _list_entries(hparams)
+        captions = _open_tokenizer(path / "tokenizer", text_length, second["vocab_size_txt"])
     variables, name = stage1.variables(stage1.module())
     vqgan = Vqgan.assemble(stage1.model, variables, name)
 
@@ -81,14 +81,14 @@ def _read_config(file: Path) -> dict:
     config = read_config(file)
     if not isinstance(config.get("stage1"), dict) or not isinstance(config.get("stage2"), dict):
         raise LoadError(f"{file} is not a configuration of minDALL-E: it has no stage1 and stage2")
-    config = {part: _completed(_DEFAULTS[part], config.get(part, {}), f"{file}: {part}") for part in _DEFAULTS}
+    config = {part: _fill_defaults(_DEFAULTS[part], config.get(part, {}), f"{file}: {part}") for part in _DEFAULTS}
     types = (config["stage1"]["type"], config["stage2"]["type"])
     if types != ("vqgan", "transformer1d"):
         raise LoadError(f"{file}: stages of the types {types}; only vqgan and transformer1d are supported")
     return config
 
 
-def _completed(defaults: Mapping, stated, where: str) -> dict:
+def _fill_defaults(defaults: Mapping, stated, where: str) -> dict:
     """Fills in defaults for missing options. Raises LoadError for options that minDALL-E does not have."""
     if not isinstance(stated, Mapping):
         raise LoadError(f"{where} is {stated!r}; it must be a mapping")
@@ -98,14 +98,14 @@ def _completed(defaults: Mapping, stated, where: str) -> dict:
     for key, default in defaults.items():
         value = stated.get(key, default)
         if isinstance(default, dict):
-            value = _completed(default, stated.get(key, {}), f"{where}.{key}")
+            value = _fill_defaults(default, stated.get(key, {}), f"{where}.{key}")
         elif default is not None and not isinstance(value, (float, int) if type(default) is float else type(default)):
             raise LoadError(f"{where}.{key} = {value!r}; it must be of the type {type(default).__name__}")
         full[key] = value
     return full
 
 
-def _options(hparams: Mapping, text_length: int) -> DALLEOptions:
+def _convert_options(hparams: Mapping, text_length: int) -> DALLEOptions:
     if hparams["embed_dim"] % hparams["n_heads"]:
         raise LoadError(
             f"stage2.hparams: embed_dim = {hparams['embed_dim']} is not a multiple of n_heads = {hparams['n_heads']}"
@@ -130,7 +130,7 @@ def _options(hparams: Mapping, text_length: int) -> DALLEOptions:
     return DALLEOptions.parse(options, "model")
 
 
-def _tokenizer(folder: Path, length: int, size: int) -> CharBpeCaptions:
+def _open_tokenizer(folder: Path, length: int, size: int) -> CharBpeCaptions:
     vocab, merges = folder / _VOCAB, folder / _MERGES
     for file in (vocab, merges):
         if not file.is_file():
@@ -145,7 +145,7 @@ def _tokenizer(folder: Path, length: int, size: int) -> CharBpeCaptions:
     return CharBpeCaptions(bpe._tokenizer, length, size, bpe.token_to_id(_PAD))
 
 
-def _entries(hparams: Mapping) -> list[Entry]:
+def _list_entries(hparams: Mapping) -> list[Entry]:
     """Lists the parameters with their names in minDALL-E."""
     table = [
         Entry("condition/tokens", ("tok_emb_txt.weight",)),

@@ -330,17 +330,17 @@ def test_sheets_mark_correct_and_wrong_hits(tmp_path):
         sheets.Cell(tmp_path / "gone.png", "gone"),
     ]
     section = sheets.Section("title " * 60, cells)
-    sheet = np.asarray(sheets.contact_sheet([section, section], columns=2, size=100))
+    sheet = np.asarray(sheets.render_contact_sheet([section, section], columns=2, size=100))
     assert sheet.dtype == np.uint8 and sheet.shape[2] == 3
     for colour in ((10, 200, 10), (200, 0, 200), (0x15, 0x80, 0x3D), (0xB9, 0x1C, 0x1C)):
         assert (sheet == colour).all(axis=2).any(), colour
     green = np.argwhere((sheet == (10, 200, 10)).all(axis=2))
     first = green[green[:, 0] < len(sheet) / 2]
     assert np.ptp(first[:, 1]) + 1 == 100 and np.ptp(first[:, 0]) + 1 == 33, "it keeps its aspect"
-    page = Page(sheets.page("t", [section]))
+    page = Page(sheets.render_page("t", [section]))
     assert [a["class"] for t, a in page.elements if t == "figure" and a] == ["right", "wrong"]
     hits = [Hit(tmp_path / "a" / "b.png", 0.25)]
-    assert sheets.hits_section("q", hits, tmp_path).cells[0].name == "a/b.png"
+    assert sheets.make_hits_section("q", hits, tmp_path).cells[0].name == "a/b.png"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def test_heatmap_writes_a_sheet_of_the_picture_and_a_map_for_each_text(run, tiny
 
 def test_heat_sections_are_hot_at_the_highest_cosine():
     picture = Image.new("RGB", (40, 40), (128, 128, 128))
-    (section,) = sheets.heat_sections(picture, ["x"], np.array([[[0.1, 0.1], [0.1, 0.4]]], np.float32))
+    (section,) = sheets.make_heat_sections(picture, ["x"], np.array([[[0.1, 0.1], [0.1, 0.4]]], np.float32))
     shown = np.asarray(section.cells[1].picture, np.float32).sum(-1)
     assert shown[35, 35] > 2 * shown[5, 5] and section.cells[1].note == "cosine 0.100 to 0.400"
 
@@ -377,7 +377,7 @@ def test_verify_describes_a_model(run, tiny):
 def test_verify_without_the_peer_says_that_it_did_not_compare(run, monkeypatch, kind):
     from clip_jax import verify
 
-    monkeypatch.setattr(verify, "peer_installed", lambda: False)
+    monkeypatch.setattr(verify, "is_peer_installed", lambda: False)
     code, out, _ = run("verify", GOLDEN / kind)
     assert code == 0 and "not compared with transformers" in out and "activation" in out
     assert "read from      model.safetensors, config.json, preprocessor_config.json" in out

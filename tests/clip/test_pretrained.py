@@ -339,6 +339,6 @@ def test_layers_to_compare_are_the_outputs_of_blocks():
     module = checkpoint.module(scan=False)
     variables = jax.tree.map(jnp.asarray, checkpoint.variables(module)[0])
     size = module.options.image.size
-    layers, features = verify._layers(module, variables, "image", np.zeros((2, size, size, 3), np.float32))
+    layers, features = verify._capture_layers(module, variables, "image", np.zeros((2, size, size, 3), np.float32))
     assert layers and features.shape[0] == 2
     assert all(layer.shape == layers[0].shape and layer.shape[0] == 2 for layer in layers)
