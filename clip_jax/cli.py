@@ -67,8 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     # Imported late, so that --help and invalid arguments respond without importing JAX.
     from clip_jax.index_files import SearchError
 
-    again = "; the same command continues from here" if arguments.command == "index" else ""
-    return command.answer("clip-jax", arguments, (SearchError,), again)
+    hint = "; the same command continues from here" if arguments.command == "index" else ""
+    return command.answer("clip-jax", arguments, (SearchError,), hint)
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -234,7 +234,7 @@ def format_report(report, out: str, max_broken: int = 10) -> str:
         lines.append(f"{sum(report.ignored.values()):,} other file(s) skipped: {suffixes}")
     if report.broken:
         lines.append(f"{len(report.broken):,} file(s) cannot be read, listed in {Path(out) / 'broken.jsonl'}:")
-        lines += [f"  {display_path(path)}: {why}" for path, why in sorted(report.broken.items())[:max_broken]]
+        lines += [f"  {display_path(path)}: {reason}" for path, reason in sorted(report.broken.items())[:max_broken]]
         if len(report.broken) > max_broken:
             lines.append(f"  … and {len(report.broken) - max_broken:,} more")
     return "\n".join(lines)

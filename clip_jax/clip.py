@@ -81,23 +81,23 @@ class Clip:
         """
         _check_list(images, "images", Image.Image | str | os.PathLike)
         size = self.preprocess.size
-        with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
 
-            def rows(start: int, stop: int) -> np.ndarray:
-                return np.stack(list(readers.map(self.preprocess.named, images[start:stop], range(start, stop))))
+            def read_batch(start: int, stop: int) -> np.ndarray:
+                return np.stack(list(pool.map(self.preprocess.named, images[start:stop], range(start, stop))))
 
             return self._encode_batched(
-                self._programs.encode_image, rows, len(images), (size, size, 3), np.uint8, batch_size
+                self._programs.encode_image, read_batch, len(images), (size, size, 3), np.uint8, batch_size
             )
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float32[np.ndarray, "n dim"]:
         """Encodes texts as embeddings of unit norm. Truncates texts longer than the context, with a warning."""
         _check_list(texts, "texts", str)
-        ids, cut = self.tokenizer.encode_flagged(list(texts))
-        if cut.any():
+        ids, truncated = self.tokenizer.encode_flagged(list(texts))
+        if truncated.any():
             log.warning(
                 "%d of %d text(s) are longer than the %d tokens this model reads and were cut; the first is %r",
-                cut.sum(), len(cut), self.tokenizer.context_length, texts[int(cut.argmax())],
+                truncated.sum(), len(truncated), self.tokenizer.context_length, texts[int(truncated.argmax())],
             )  # fmt: skip
         return self._encode_batched(
             self._programs.encode_text, lambda a, b: ids[a:b], len(ids), ids.shape[1:], np.int32, batch_size
@@ -116,10 +116,12 @@ class Clip:
         text = self.encode_text(texts)
         size = self.preprocess.size
 
-        def rows(start: int, stop: int) -> np.ndarray:
+        def read_batch(start: int, stop: int) -> np.ndarray:
             return np.stack([self.preprocess.named(image, start + i) for i, image in enumerate(images[start:stop])])
 
-        patches = self._encode_batched(self._programs.encode_patches, rows, len(images), (size, size, 3), np.uint8, 16)
+        patches = self._encode_batched(
+            self._programs.encode_patches, read_batch, len(images), (size, size, 3), np.uint8, 16
+        )
         side = math.isqrt(patches.shape[1])
         return np.einsum("npd,td->ntp", patches, text).reshape(len(images), len(text), side, side)
 
@@ -161,9 +163,11 @@ class Clip:
         return np.asarray(self._programs.logits(self.variables, images, texts))
 
     def _encode_batched(
-        self, encode: Callable, rows: Callable, count: int, shape: tuple[int, ...], dtype, batch_size: int
+        self, encode: Callable, read_batch: Callable, count: int, shape: tuple[int, ...], dtype, batch_size: int
     ) -> Float32[np.ndarray, "n ..."]:
-        return inference.batched(encode, self.variables, rows, count, jax.ShapeDtypeStruct(shape, dtype), batch_size)
+        return inference.batched(
+            encode, self.variables, read_batch, count, jax.ShapeDtypeStruct(shape, dtype), batch_size
+        )
 
 
 class _Programs(NamedTuple):

@@ -106,12 +106,12 @@ class Encoders:
 
     @staticmethod
     def _make_encoder(context, function: Callable, example: Callable, batch_size: int) -> Callable:
-        program = context.jit(function)
+        jitted = context.jit(function)
 
         def encode(variables, records: Sequence) -> np.ndarray:
             batches = context.batches(records, example, batch_size)
-            outputs = ((program(variables, batch), real) for batch, real in batches)
-            return np.concatenate([rows[:real] for rows, real in inference.overlapped(outputs)])
+            outputs = ((jitted(variables, batch), num_real) for batch, num_real in batches)
+            return np.concatenate([rows[:num_real] for rows, num_real in inference.overlapped(outputs)])
 
         return encode
 

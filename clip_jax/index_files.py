@@ -135,7 +135,7 @@ class Store:
     def prepare(
         cls,
         directory: Path,
-        others: Sequence[Path],
+        other_directories: Sequence[Path],
         *,
         fingerprint: str,
         model: str,
@@ -143,8 +143,9 @@ class Store:
         dim: int,
         dtype: str,
     ) -> "Store":
-        """Opens the index in `directory`, or creates a new index. `others` are indices that will be merged into it.
+        """Opens the index in `directory`, or creates a new index.
 
+        `other_directories` are indices that will be merged into this one.
         Raises SearchError if an index has other weights, another folder or another precision.
         """
         meta = read_meta(directory)
@@ -159,7 +160,7 @@ class Store:
                 "parts": [],
                 "next": 0,
             }
-        for path, path_meta in [(directory, meta), *((other, read_meta(other)) for other in others)]:
+        for path, path_meta in [(directory, meta), *((other, read_meta(other)) for other in other_directories)]:
             if path_meta is not None:
                 _check_settings(path, path_meta, fingerprint=fingerprint, model=model, folder=str(folder), dtype=dtype)
         entries, rows = read_parts(directory, meta)
@@ -184,9 +185,11 @@ class Store:
             return
         entries, rows = read_parts(directory, meta)
         paths = {entry["path"] for entry in self.entries}
-        new = [row for row, entry in enumerate(entries) if entry["path"] not in paths and _is_current(entry, files)]
-        self.entries += [entries[row] for row in new]
-        self.rows = np.concatenate([self.rows, rows[new]])
+        new_rows = [
+            row for row, entry in enumerate(entries) if entry["path"] not in paths and _is_current(entry, files)
+        ]
+        self.entries += [entries[row] for row in new_rows]
+        self.rows = np.concatenate([self.rows, rows[new_rows]])
 
     def add(self, entries: Iterable[Mapping], rows: Float32[np.ndarray, "n dim"]) -> None:
         """Adds rows, rounded to the precision of the index. The next commit writes them to disk."""
@@ -219,7 +222,7 @@ class Store:
         self.meta["parts"] = [part]
         _write_atomically(
             self.directory / _BROKEN,
-            _to_json_lines({"path": path, "reason": why} for path, why in sorted(broken.items())),
+            _to_json_lines({"path": path, "reason": reason} for path, reason in sorted(broken.items())),
         )
         self.meta["complete"] = True
         self._write_meta()
@@ -262,12 +265,12 @@ def _is_current(entry: Mapping, files: Mapping[str, Mapping]) -> bool:
 
 def _write_atomically(path: Path, text: str) -> None:
     """Writes a text file atomically, by writing a temporary file and renaming it."""
-    new = path.with_name(path.name + ".new")
-    with new.open("w", encoding="utf-8") as file:
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    new.replace(path)
+    temporary.replace(path)
 
 
 def _to_json_lines(rows: Iterable[Mapping]) -> str:

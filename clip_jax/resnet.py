@@ -49,13 +49,13 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x, deterministic: bool):
-        wide = 4 * self.width
+        out_channels = 4 * self.width
         y = nn.relu(_batch_norm("norm1", self.dtype, deterministic)(_conv(self.width, 1, 1, self.dtype, "conv1")(x)))
         y = nn.relu(_batch_norm("norm2", self.dtype, deterministic)(_conv(self.width, 3, 1, self.dtype, "conv2")(y)))
-        y = _conv(wide, 1, 1, self.dtype, "conv3")(_average_pool(y, self.stride))
+        y = _conv(out_channels, 1, 1, self.dtype, "conv3")(_average_pool(y, self.stride))
         y = _batch_norm("norm3", self.dtype, deterministic, 0.0)(y)  # initialised as the identity
-        if self.stride > 1 or x.shape[-1] != wide:
-            x = _conv(wide, 1, 1, self.dtype, "shortcut")(_average_pool(x, self.stride))
+        if self.stride > 1 or x.shape[-1] != out_channels:
+            x = _conv(out_channels, 1, 1, self.dtype, "shortcut")(_average_pool(x, self.stride))
             x = _batch_norm("shortcut_norm", self.dtype, deterministic)(x)
         return nn.relu(x + y)
 

@@ -70,8 +70,8 @@ def _loss(kind: str, num_tiles: int, images, texts, scale, bias, group):
 
 
 def _forward(kind, num_tiles, images, texts, scale, bias, group):
-    rows = functools.partial(_forward_rows, kind, num_tiles)
-    totals, sums = _map_over_devices(rows, (images, texts, group), (scale, bias), (P(), P(BATCH)))
+    process_rows = functools.partial(_forward_rows, kind, num_tiles)
+    totals, sums = _map_over_devices(process_rows, (images, texts, group), (scale, bias), (P(), P(BATCH)))
     n = images.shape[0]
     loss, to_text, to_image = (total / n for total in totals)
     return (loss, to_text, to_image), (images, texts, scale, bias, group, sums)
@@ -79,10 +79,12 @@ def _forward(kind, num_tiles, images, texts, scale, bias, group):
 
 def _backward(kind, num_tiles, residuals, cotangents):
     images, texts, scale, bias, group, sums = residuals
-    rows = functools.partial(_backward_rows, kind, num_tiles)
-    each, total = _map_over_devices(rows, (images, texts, group, sums), (scale, bias), (P(BATCH), P()))
+    process_rows = functools.partial(_backward_rows, kind, num_tiles)
+    sharded_grads, summed_grads = _map_over_devices(
+        process_rows, (images, texts, group, sums), (scale, bias), (P(BATCH), P())
+    )
     factor = cotangents[0] / images.shape[0]
-    d_images, d_texts, d_scale, d_bias = (factor * d for d in (*each, *total))
+    d_images, d_texts, d_scale, d_bias = (factor * d for d in (*sharded_grads, *summed_grads))
     return d_images, d_texts, d_scale, d_bias, None
 
 
@@ -101,13 +103,13 @@ def _map_over_devices(function: Callable, sharded, replicated, out_specs):
     num_devices = math.prod(mesh.shape[axis] for axis in BATCH)
     ring = [(i, (i + 1) % num_devices) for i in range(num_devices)]
 
-    def local(sharded, replicated):
+    def local_function(sharded, replicated):
         psum = functools.partial(jax.lax.psum, axis_name=BATCH)
         permute = functools.partial(jax.lax.ppermute, axis_name=BATCH, perm=ring)
         return function(*sharded, *replicated, num_devices, psum, permute)
 
     # check_vma=False: replicated outputs are replicated by construction, as sums over all devices.
-    mapped = jax.shard_map(local, in_specs=(P(BATCH), P()), out_specs=out_specs, check_vma=False)
+    mapped = jax.shard_map(local_function, in_specs=(P(BATCH), P()), out_specs=out_specs, check_vma=False)
     return mapped(sharded, replicated)
 
 
@@ -128,41 +130,44 @@ def _ring_pass(process_tile: Callable, local, visiting, num_tiles: int, num_devi
 
 def _forward_rows(kind, num_tiles, images, texts, group, scale, bias, num_devices, psum, permute):
     """Sums the loss and the correct retrievals over all rows. Also returns the log-sum-exps for the backward pass."""
-    rows = images.shape[0]
+    num_rows = images.shape[0]
 
     def process_tile(local, tile):
-        z = scale * compute_cosines(images, tile["text"]) + bias
+        logits = scale * compute_cosines(images, tile["text"]) + bias
         positive = group[:, None] == tile["group"][None, :]
         if kind == "sigmoid":
-            local = local | {"loss": local["loss"] - jnp.sum(jax.nn.log_sigmoid(jnp.where(positive, z, -z)))}
-        return _update_statistics(kind, local, z, positive, axis=1), _update_statistics(kind, tile, z, positive, axis=0)
+            local = local | {"loss": local["loss"] - jnp.sum(jax.nn.log_sigmoid(jnp.where(positive, logits, -logits)))}
+        local = _update_statistics(kind, local, logits, positive, axis=1)
+        return local, _update_statistics(kind, tile, logits, positive, axis=0)
 
-    initial = {"max": jnp.full(rows, _MINUS_INFINITY), "hit": jnp.zeros(rows)}
+    initial = {"max": jnp.full(num_rows, _MINUS_INFINITY), "hit": jnp.zeros(num_rows)}
     if kind == "softmax":
-        initial |= {name: jnp.zeros(rows) for name in ("sum", "positive", "count")}
+        initial |= {name: jnp.zeros(num_rows) for name in ("sum", "positive", "count")}
     local = initial | ({"loss": jnp.zeros(())} if kind == "sigmoid" else {})
     visiting = initial | {"text": texts, "group": group}
     local, visiting = _ring_pass(process_tile, local, visiting, num_tiles, num_devices, permute)
     hits = psum(jnp.sum(local["hit"])), psum(jnp.sum(visiting["hit"]))
     if kind == "sigmoid":
         return (psum(local["loss"]), *hits), ()
-    lse = tuple(side["max"] + jnp.log(side["sum"]) for side in (local, visiting))
-    losses = [log_sum - side["positive"] / side["count"] for log_sum, side in zip(lse, (local, visiting), strict=True)]
+    lse = tuple(stats["max"] + jnp.log(stats["sum"]) for stats in (local, visiting))
+    losses = [
+        log_sum - stats["positive"] / stats["count"] for log_sum, stats in zip(lse, (local, visiting), strict=True)
+    ]
     return (psum(jnp.sum(losses[0] + losses[1]) / 2), *hits), (*lse, local["count"])
 
 
-def _update_statistics(kind: str, side: dict, z, positive, axis: int) -> dict:
+def _update_statistics(kind: str, stats: dict, logits, positive, axis: int) -> dict:
     """Updates the online log-sum-exp statistics of the images or the texts with a tile of logits."""
-    largest = jnp.max(z, axis=axis)
-    index = jnp.expand_dims(jnp.argmax(z, axis=axis), axis)
+    largest = jnp.max(logits, axis=axis)
+    index = jnp.expand_dims(jnp.argmax(logits, axis=axis), axis)
     hit = jnp.take_along_axis(positive, index, axis=axis).squeeze(axis).astype(jnp.float32)
-    new = {"max": jnp.maximum(side["max"], largest), "hit": jnp.where(largest > side["max"], hit, side["hit"])}
+    updated = {"max": jnp.maximum(stats["max"], largest), "hit": jnp.where(largest > stats["max"], hit, stats["hit"])}
     if kind == "softmax":
-        exps = jnp.sum(jnp.exp(z - jnp.expand_dims(new["max"], axis)), axis=axis)
-        new["sum"] = side["sum"] * jnp.exp(side["max"] - new["max"]) + exps
-        new["positive"] = side["positive"] + jnp.sum(jnp.where(positive, z, 0.0), axis=axis)
-        new["count"] = side["count"] + jnp.sum(positive, axis=axis, dtype=jnp.float32)
-    return side | new
+        exps = jnp.sum(jnp.exp(logits - jnp.expand_dims(updated["max"], axis)), axis=axis)
+        updated["sum"] = stats["sum"] * jnp.exp(stats["max"] - updated["max"]) + exps
+        updated["positive"] = stats["positive"] + jnp.sum(jnp.where(positive, logits, 0.0), axis=axis)
+        updated["count"] = stats["count"] + jnp.sum(positive, axis=axis, dtype=jnp.float32)
+    return stats | updated
 
 
 def _backward_rows(kind, num_tiles, images, texts, group, sums, scale, bias, num_devices, psum, permute):
@@ -170,21 +175,21 @@ def _backward_rows(kind, num_tiles, images, texts, group, sums, scale, bias, num
 
     def process_tile(local, tile):
         cosine = compute_cosines(images, tile["text"])
-        z = scale * cosine + bias
+        logits = scale * cosine + bias
         positive = group[:, None] == tile["group"][None, :]
         if kind == "sigmoid":
-            d_z = jnp.where(positive, -jax.nn.sigmoid(-z), jax.nn.sigmoid(z))
+            d_logits = jnp.where(positive, -jax.nn.sigmoid(-logits), jax.nn.sigmoid(logits))
         else:
             row_lse, _, count = sums
             # A positive pair is of one group, so image and text have the same count.
             target = jnp.where(positive, 1 / count[:, None], 0.0)
-            d_z = (jnp.exp(z - row_lse[:, None]) + jnp.exp(z - tile["lse"][None, :])) / 2 - target
-        d_cosine = scale * d_z
+            d_logits = (jnp.exp(logits - row_lse[:, None]) + jnp.exp(logits - tile["lse"][None, :])) / 2 - target
+        d_cosine = scale * d_logits
         d_image, d_scale, d_bias = local
         local = (
             d_image + _matmul(d_cosine, tile["text"]),
-            d_scale + jnp.sum(d_z * cosine),
-            d_bias + jnp.sum(d_z),
+            d_scale + jnp.sum(d_logits * cosine),
+            d_bias + jnp.sum(d_logits),
         )
         return local, tile | {"d_text": tile["d_text"] + _matmul(d_cosine.T, images)}
 

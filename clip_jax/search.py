@@ -107,12 +107,12 @@ class Index:
             )
         entries, rows = read_parts(directory, meta)
         # During an update, a changed file has two rows; the later row is current.
-        last = {entry["path"]: row for row, entry in enumerate(entries)}
+        row_of_path = {entry["path"]: row for row, entry in enumerate(entries)}
         return cls(
             directory,
             Path(meta["folder"]),
-            tuple(last),
-            rows[list(last.values())],
+            tuple(row_of_path),
+            rows[list(row_of_path.values())],
             meta["fingerprint"],
             meta["model"],
             meta["complete"],
@@ -224,9 +224,9 @@ def build(
         notes = f"; {sum(ignored.values())} file(s) of other kinds" if ignored else ""
         notes += f"; {_describe_first_broken(broken)}" if broken else ""
         raise SearchError(f"{display_path(folder)}: no images ({' '.join(IMAGE_SUFFIXES)}) in this folder{notes}")
-    target, others = out, shares
+    target, other_directories = out, shares
     if part is not None:
-        target, others = get_share_directory(out, *part), [out]
+        target, other_directories = get_share_directory(out, *part), [out]
         files, broken = (
             {path: x for path, x in paths.items() if _is_in_share(path, *part)} for paths in (files, broken)
         )
@@ -235,7 +235,7 @@ def build(
             locks.enter_context(lock_index(directory))
         store = Store.prepare(
             target,
-            others,
+            other_directories,
             fingerprint=clip.fingerprint,
             model=str(model or clip.name),
             folder=folder,
@@ -243,17 +243,15 @@ def build(
             dtype="float16" if half else "float32",
         )
         store.drop_stale(files)
-        for directory in others:
+        for directory in other_directories:
             store.merge(directory, files)
         reused = {entry["path"] for entry in store.entries}
         pending = [path for path in sorted(files) if path not in reused]
         with tqdm(total=len(files), initial=len(reused), unit="image", desc="index", disable=not progress) as bar:
-            for paths, pictures, failures in _read_batches(clip, folder, pending, batch_size):
+            for paths, images, failures in _read_batches(clip, folder, pending, batch_size):
                 broken |= failures
                 if paths:
-                    store.add(
-                        [{"path": path, **files[path]} for path in paths], clip.encode_image(pictures, batch_size)
-                    )
+                    store.add([{"path": path, **files[path]} for path in paths], clip.encode_image(images, batch_size))
                 bar.update(len(paths) + len(failures))
         total = store.finish(broken, approximate and part is None)
         for share in shares if part is None else ():
@@ -264,8 +262,8 @@ def build(
 
 
 def _describe_first_broken(broken: Mapping[str, str]) -> str:
-    path, why = next(iter(broken.items()))
-    return f"{len(broken)} cannot be read, such as {display_path(path)}: {why}"
+    path, reason = next(iter(broken.items()))
+    return f"{len(broken)} cannot be read, such as {display_path(path)}: {reason}"
 
 
 def _is_in_share(path: str, share: int, num_shares: int) -> bool:
@@ -316,13 +314,13 @@ def _read_batches(
         except BrokenSample as error:
             return str(error)
 
-    with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         chunks = (paths[start : start + batch_size] for start in range(0, len(paths), batch_size))
-        ahead = collections.deque()
+        queue = collections.deque()
         for chunk in [*chunks, ()]:
-            ahead.append({path: readers.submit(read, path) for path in chunk})
-            if len(ahead) > 1:
-                results = {path: future.result() for path, future in ahead.popleft().items()}
-                failures = {path: why for path, why in results.items() if isinstance(why, str)}
+            queue.append({path: pool.submit(read, path) for path in chunk})
+            if len(queue) > 1:
+                results = {path: future.result() for path, future in queue.popleft().items()}
+                failures = {path: reason for path, reason in results.items() if isinstance(reason, str)}
                 readable = [path for path in results if path not in failures]
                 yield readable, [results[path] for path in readable], failures

@@ -109,18 +109,18 @@ def compare(path: str | Path) -> list[Difference]:
     with torch.no_grad():
         images = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
         peer_output = peer(input_ids=torch.from_numpy(ids).long(), pixel_values=images)
-    rows, features = [], {}
+    differences, features = [], {}
     for tower, inputs in (("image", pixels), ("text", ids)):
         layers, features[tower] = _capture_layers(module, variables, tower, inputs)
         for index, (ours, theirs) in enumerate(zip(layers, peer_layers[tower], strict=True), 1):
-            rows.append(_measure_difference(f"{tower} layer {index}", ours, theirs))
+            differences.append(_measure_difference(f"{tower} layer {index}", ours, theirs))
         embeds = peer_output.image_embeds if tower == "image" else peer_output.text_embeds
         peer_features = torch.nn.functional.normalize(embeds, dim=-1).numpy()
-        rows.append(_measure_difference(f"{tower} features", features[tower], peer_features))
+        differences.append(_measure_difference(f"{tower} features", features[tower], peer_features))
     scale, bias = (np.asarray(x) for x in module.apply(variables, method="scale_and_bias"))
     logits = scale * features["image"] @ features["text"].T + bias
-    rows.append(_measure_difference("logits", logits, peer_output.logits_per_image.numpy()))
-    return rows
+    differences.append(_measure_difference("logits", logits, peer_output.logits_per_image.numpy()))
+    return differences
 
 
 def _capture_layers(module: model_lib.CLIP, variables, tower: str, inputs) -> tuple[list[np.ndarray], np.ndarray]:

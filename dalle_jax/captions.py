@@ -36,13 +36,13 @@ class _TextCondition:
             raise TypeError("prompts must be a list of strings, not one string: write [text]")
         if not all(isinstance(text, str) for text in conditions):
             raise ValueError("prompts must be a list of strings")
-        rows, truncated = self.encode_flagged(list(conditions))
+        token_ids, truncated = self.encode_flagged(list(conditions))
         if truncated.any():
             log.warning(
                 "%d of %d prompt(s) are longer than the %d tokens this model reads and were cut; the first is %r",
                 truncated.sum(), len(truncated), self.length, conditions[int(truncated.argmax())],
             )  # fmt: skip
-        return rows
+        return token_ids
 
     def seed(self, condition: str) -> int:
         return zlib.crc32(condition.encode())
@@ -53,8 +53,8 @@ class _TextCondition:
     def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         captions = record["captions"]
         text = captions[0] if rng is None else captions[rng.integers(len(captions))]
-        rows, truncated = self.encode_flagged([text], rng)
-        return {"condition": rows[0], "truncated": truncated[0]}
+        token_ids, truncated = self.encode_flagged([text], rng)
+        return {"condition": token_ids[0], "truncated": truncated[0]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +89,11 @@ class Captions(_TextCondition):
         self, texts: Sequence[str], rng: np.random.Generator | None = None
     ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
         """Tokenizes texts. Returns the token ids and a truncation flag per text. With `rng`, applies BPE dropout."""
-        rows, truncated = self.tokenizer.encode_flagged(texts, 0.0 if rng is None else self.bpe_dropout, rng)
-        ends = np.argmax(rows == self.tokenizer.eos_id, axis=1)
+        token_ids, truncated = self.tokenizer.encode_flagged(texts, 0.0 if rng is None else self.bpe_dropout, rng)
+        end_positions = np.argmax(token_ids == self.tokenizer.eos_id, axis=1)
         positions = np.arange(self.length)
         pads = self.tokenizer.vocab_size + positions
-        return np.where(positions > ends[:, None], pads, rows).astype(np.int32), truncated
+        return np.where(positions > end_positions[:, None], pads, token_ids).astype(np.int32), truncated
 
     def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
         """Returns a mask of the tokens in the loss: text and end token. The end token determines the padding."""
@@ -126,13 +126,13 @@ class CharBpeCaptions(_TextCondition):
         self, texts: Sequence[str], rng: np.random.Generator | None = None
     ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
         """Tokenizes texts. Returns the token ids and a truncation flag per text."""
-        rows = np.full((len(texts), self.length), self.pad, np.int32)
+        token_ids = np.full((len(texts), self.length), self.pad, np.int32)
         truncated = np.zeros(len(texts), bool)
         for i, encoding in enumerate(self.bpe.encode_batch(list(texts), add_special_tokens=False)):
             ids = encoding.ids[: self.length]
-            rows[i, : len(ids)] = ids
+            token_ids[i, : len(ids)] = ids
             truncated[i] = len(encoding.ids) > self.length
-        return rows, truncated
+        return token_ids, truncated
 
     def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
         """Returns a mask of the tokens in the loss: all tokens except padding."""

@@ -31,7 +31,7 @@ PROMPTS = (
     "a small red circle above a large blue star",
     "a black ring left of an orange circle",
 )
-DRAWN, SHOWN = 32, 8  # number of images sampled per prompt, and number of best images shown
+NUM_SAMPLES, NUM_BEST = 32, 8  # number of images sampled per prompt, and number of best images shown
 VQGAN = "vqgan"  # run directory in the working directory
 SETTINGS = {"top_p": 0.9, "guidance": 5.0, "seed": 0}
 
@@ -42,21 +42,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Trains a DALL-E on the codes of the VQGAN in `workdir`, draws images, and returns the last evaluation."""
-    started = time.monotonic()
+    start = time.monotonic()
     config.vqgan.path = str(workdir / VQGAN)
     results = collect_last_evaluation(train_jax.run(config, workdir / "dalle"))
     dalle: Dalle = load(workdir / "dalle")
-    drawings = dalle.draw(PROMPTS, DRAWN, rerank=workdir / "clip", best=SHOWN, **SETTINGS).images
+    drawings = dalle.draw(PROMPTS, NUM_SAMPLES, rerank=workdir / "clip", best=NUM_BEST, **SETTINGS).images
     correct = np.array([[shapes.shows(x, prompt) for x in row] for prompt, row in zip(PROMPTS, drawings, strict=True)])
     sheet = workdir / "drawings.png"
-    draw(PROMPTS, drawings, correct, sheet)
+    plot_drawings(PROMPTS, drawings, correct, sheet)
     table = "\n".join(f"{name:26} {value:8.3f}" for name, value in results.items())
     parts = [page.heading("DALL-E on shapes", 1), page.block(table)]
-    parts += [page.heading(f"The {SHOWN} of {DRAWN} drawings that CLIP likes best", 2), page.image(sheet)]
+    parts += [page.heading(f"Best {NUM_BEST} of {NUM_SAMPLES} images by CLIP score", 2), page.image(sheet)]
     index = page.add_part(workdir, "3-dalle", "\n".join(parts))
     print(f"\n{table}\n\nimage: {sheet}; page: {index}")
     print(f'try:     dalle-jax generate "an orange star" --model {workdir / "dalle"} --n 9 --out grid.png')
-    print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
+    print(f"took {(time.monotonic() - start) / 60:.1f} minutes")
     return results
 
 
@@ -68,20 +68,20 @@ def collect_last_evaluation(history: Sequence[Mapping]) -> dict[str, float]:
     return results
 
 
-def draw(prompts: Sequence[str], images: np.ndarray, correct: np.ndarray, file: Path) -> None:
+def plot_drawings(prompts: Sequence[str], images: np.ndarray, correct: np.ndarray, file: Path) -> None:
     """Plots images in a grid with one row per prompt. Frames are green for correct images and red for others."""
     rows, columns = correct.shape
     figure = matplotlib.figure.Figure(figsize=(1.25 * columns, 1.5 * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
-    for part, prompt, row, is_correct in zip(parts, prompts, images, correct, strict=True):
-        part.suptitle(f"“{prompt}”", x=0.01, ha="left", fontsize=10)
-        for axes, image, good in zip(part.subplots(1, columns, squeeze=False)[0], row, is_correct, strict=True):
+    subfigures = figure.subfigures(rows, 1, squeeze=False)[:, 0]
+    for subfigure, prompt, row, is_correct in zip(subfigures, prompts, images, correct, strict=True):
+        subfigure.suptitle(f"“{prompt}”", x=0.01, ha="left", fontsize=10)
+        for axes, image, is_good in zip(subfigure.subplots(1, columns, squeeze=False)[0], row, is_correct, strict=True):
             axes.imshow(image, interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
             for side in axes.spines.values():
-                side.set_color("#15803d" if good else "#b91c1c")
+                side.set_color("#15803d" if is_good else "#b91c1c")
                 side.set_linewidth(2)
     figure.savefig(file)
 

@@ -56,10 +56,10 @@ def _open_directory(path: Path, step: int | None) -> Checkpoint | None:
     if run is not None:
         return run
     # Many directories have both configurations. Without weights for transformers, the directory is open_clip's.
-    both = (path / open_clip.CONFIG).is_file()
-    hf_checkpoint = None if both and not hugging_face.weight_files(path) else hugging_face.open_directory(path)
+    has_both = (path / open_clip.CONFIG).is_file()
+    hf_checkpoint = None if has_both and not hugging_face.weight_files(path) else hugging_face.open_directory(path)
     checkpoint = hf_checkpoint or open_clip.open_directory(path)
-    if both and checkpoint is not None:
+    if has_both and checkpoint is not None:
         _warn_if_preprocessing_differs(path, checkpoint)
     return checkpoint
 
@@ -88,14 +88,14 @@ def _warn_if_preprocessing_differs(path: Path, checkpoint: Checkpoint) -> None:
         except LoadError as error:
             return str(error)
 
-    used, other = (read(module) for module in (open_clip, image_processor))
+    used, unused = (read(module) for module in (open_clip, image_processor))
     if checkpoint.kind != "open_clip":
-        used, other = other, used
-    if other is not None and _without_rounding(used) != _without_rounding(other):
+        used, unused = unused, used
+    if unused is not None and _without_rounding(used) != _without_rounding(unused):
         log.warning(
             "%s: two configurations have different image preprocessing. The one of the loaded weights (%s) is used: %s. The "
             "other is: %s. To use the other, load its weight file by path",
-            path, checkpoint.files, used, other,
+            path, checkpoint.files, used, unused,
         )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def open_file(path: Path) -> Checkpoint:
         tokenizer=open_tokenizer(path.parent, model),
         # `resize(size)|value_range(-1, 1)`, as in big_vision's demos and evaluations of SigLIP
         preprocess=Preprocess(model["image"]["size"], "squash", "bilinear_aliased", _HALF, _HALF),
-        read=lambda: (from_peer(tensors, entries(model), source), source),
+        read=lambda: (from_peer(tensors, list_entries(model), source), source),
         files=f"{path.name} (activation and preprocessing: big_vision's)",
     )
 
@@ -106,55 +106,55 @@ def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
     }
 
 
-def entries(model: Mapping) -> list[Entry]:
+def list_entries(model: Mapping) -> list[Entry]:
     """Lists the parameters of a model with their names in big_vision. `model` has the options of `CLIPOptions`."""
     head = "params/img/MAPHead_0"
     return [
-        *_plain("vision/stem", "params/img/embedding"),
+        *_layer_entries("vision/stem", "params/img/embedding"),
         Entry("vision/positions", ("params/img/pos_embedding",), "rows"),
-        *_blocks("vision", "params/img/Transformer", model["image"]["depth"]),
-        *_plain("vision/norm_post", "params/img/Transformer/encoder_norm", "scale"),
+        *_block_entries("vision", "params/img/Transformer", model["image"]["depth"]),
+        *_layer_entries("vision/norm_post", "params/img/Transformer/encoder_norm", "scale"),
         Entry("vision/head/probe", (f"{head}/probe",), "row"),
-        *_cross_attention("vision/head/attention", f"{head}/MultiHeadDotProductAttention_0"),
-        *_plain("vision/head/norm", f"{head}/LayerNorm_0", "scale"),
-        *_mlp("vision/head", f"{head}/MlpBlock_0"),
+        *_cross_attention_entries("vision/head/attention", f"{head}/MultiHeadDotProductAttention_0"),
+        *_layer_entries("vision/head/norm", f"{head}/LayerNorm_0", "scale"),
+        *_mlp_entries("vision/head", f"{head}/MlpBlock_0"),
         Entry("text/tokens", ("params/txt/Embed_0/embedding",)),
         Entry("text/positions", ("params/txt/pos_embedding",), "rows"),
-        *_blocks("text", "params/txt/Encoder_0", model["text"]["depth"]),
-        *_plain("text/norm_post", "params/txt/Encoder_0/encoder_norm", "scale"),
-        *_plain("text/proj", "params/txt/head"),
+        *_block_entries("text", "params/txt/Encoder_0", model["text"]["depth"]),
+        *_layer_entries("text/norm_post", "params/txt/Encoder_0/encoder_norm", "scale"),
+        *_layer_entries("text/proj", "params/txt/head"),
         Entry("logit_scale", ("params/t",), "number"),
         Entry("logit_bias", ("params/b",), "number"),
     ]
 
 
-def _plain(ours: str, theirs: str, weight: str = "kernel") -> Iterator[Entry]:
+def _layer_entries(ours: str, theirs: str, weight: str = "kernel") -> Iterator[Entry]:
     yield Entry(f"{ours}/{weight}", (f"{theirs}/{weight}",))
     yield Entry(f"{ours}/bias", (f"{theirs}/bias",))
 
 
-def _attention(ours: str, theirs: str) -> Iterator[Entry]:
+def _attention_entries(ours: str, theirs: str) -> Iterator[Entry]:
     qkv = [f"{theirs}/{part}" for part in ("query", "key", "value")]
     yield Entry(f"{ours}/qkv/kernel", tuple(f"{part}/kernel" for part in qkv), "stack_second")
     yield Entry(f"{ours}/qkv/bias", tuple(f"{part}/bias" for part in qkv), "stack_first")
-    yield from _plain(f"{ours}/out", f"{theirs}/out")
+    yield from _layer_entries(f"{ours}/out", f"{theirs}/out")
 
 
-def _cross_attention(ours: str, theirs: str) -> Iterator[Entry]:
+def _cross_attention_entries(ours: str, theirs: str) -> Iterator[Entry]:
     for name, part in zip("qkv", ("query", "key", "value"), strict=True):
-        yield from _plain(f"{ours}/{name}", f"{theirs}/{part}")
-    yield from _plain(f"{ours}/out", f"{theirs}/out")
+        yield from _layer_entries(f"{ours}/{name}", f"{theirs}/{part}")
+    yield from _layer_entries(f"{ours}/out", f"{theirs}/out")
 
 
-def _mlp(ours: str, theirs: str) -> Iterator[Entry]:
-    yield from _plain(f"{ours}/mlp_in", f"{theirs}/Dense_0")
-    yield from _plain(f"{ours}/mlp_out", f"{theirs}/Dense_1")
+def _mlp_entries(ours: str, theirs: str) -> Iterator[Entry]:
+    yield from _layer_entries(f"{ours}/mlp_in", f"{theirs}/Dense_0")
+    yield from _layer_entries(f"{ours}/mlp_out", f"{theirs}/Dense_1")
 
 
-def _blocks(ours: str, theirs: str, depth: int) -> Iterator[Entry]:
+def _block_entries(ours: str, theirs: str, depth: int) -> Iterator[Entry]:
     for index in range(depth):
         mine, block = f"{ours}/transformer/block_{index}", f"{theirs}/encoderblock_{index}"
-        yield from _plain(f"{mine}/norm1", f"{block}/LayerNorm_0", "scale")
-        yield from _attention(f"{mine}/attention", f"{block}/MultiHeadDotProductAttention_0")
-        yield from _plain(f"{mine}/norm2", f"{block}/LayerNorm_1", "scale")
-        yield from _mlp(mine, f"{block}/MlpBlock_0")
+        yield from _layer_entries(f"{mine}/norm1", f"{block}/LayerNorm_0", "scale")
+        yield from _attention_entries(f"{mine}/attention", f"{block}/MultiHeadDotProductAttention_0")
+        yield from _layer_entries(f"{mine}/norm2", f"{block}/LayerNorm_1", "scale")
+        yield from _mlp_entries(mine, f"{block}/MlpBlock_0")

@@ -63,16 +63,16 @@ class Checkpoint:
 
         Interpolates position embeddings to the image size. Raises LoadError if names or shapes do not match.
         """
-        flat, name = self.read()
+        arrays, name = self.read()
         expected = abstract_variables(module)
         shapes = _list_shapes(expected["params"])
-        positions = next((p for p in ("vision/positions", "vision/pool/positions") if p in flat), "")
+        positions = next((p for p in ("vision/positions", "vision/pool/positions") if p in arrays), "")
         if positions in shapes:
-            first = int("vision/cls" in flat or positions == "vision/pool/positions")
-            flat[positions] = resize_positions(flat[positions], shapes[positions][0] - first, first)
+            first = int("vision/cls" in arrays or positions == "vision/pool/positions")
+            arrays[positions] = resize_positions(arrays[positions], shapes[positions][0] - first, first)
         scan = any("/blocks/" in path for path in shapes)
-        params = nested({name: x for name, x in flat.items() if not name.startswith(STATS)}, scan)
-        stats = nested({name.removeprefix(STATS): x for name, x in flat.items() if name.startswith(STATS)}, False)
+        params = nested({name: x for name, x in arrays.items() if not name.startswith(STATS)}, scan)
+        stats = nested({name.removeprefix(STATS): x for name, x in arrays.items() if name.startswith(STATS)}, False)
         variables = {"params": params} | ({"batch_stats": stats} if stats else {})
         check_shapes(variables, expected, self.name)
         return variables, name
@@ -88,12 +88,12 @@ def abstract_variables(module: model_lib.CLIP) -> dict:
 
 def check_shapes(variables: Mapping, expected: Mapping, source: str) -> None:
     """Raises LoadError if names or shapes of the variables differ from the expected variables."""
-    described, saved = _list_shapes(expected), _list_shapes(variables)
-    for path in sorted(described.keys() | saved.keys()):
-        if described.get(path) != saved.get(path):
+    expected_shapes, saved_shapes = _list_shapes(expected), _list_shapes(variables)
+    for path in sorted(expected_shapes.keys() | saved_shapes.keys()):
+        if expected_shapes.get(path) != saved_shapes.get(path):
             raise LoadError(
-                f"{source}: {path} has shape {described.get(path, 'absent')} in the configuration and "
-                f"{saved.get(path, 'absent')} in the weights; they belong to different models"
+                f"{source}: {path} has shape {expected_shapes.get(path, 'absent')} in the configuration and "
+                f"{saved_shapes.get(path, 'absent')} in the weights; they belong to different models"
             )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from clip_jax.pretrained.checkpoint import Checkpoint
 from clip_jax.pretrained.image_processor import FILES, open_preprocess
 from clip_jax.pretrained.json_files import read_json, read_section
-from clip_jax.pretrained.openai import cross_attention, linear, norm
+from clip_jax.pretrained.openai import cross_attention_entries, linear_entries, norm_entries
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import AnyTokenizer, Tokenizer
 from train_jax.errors import LoadError
@@ -181,18 +181,18 @@ def convert_siglip_options(config: Mapping, file: Path) -> dict:
 # Parameter names
 
 
-def _list_block_entries(ours: str, theirs: str, tower: Mapping) -> Iterator[Entry]:
+def _block_entries(ours: str, theirs: str, tower: Mapping) -> Iterator[Entry]:
     heads = tower["heads"]
     for index in range(tower["depth"]):
         mine, block = f"{ours}/transformer/block_{index}", f"{theirs}.encoder.layers.{index}"
         qkv = [f"{block}.self_attn.{part}_proj" for part in "qkv"]
-        yield from norm(f"{mine}/norm1", f"{block}.layer_norm1")
+        yield from norm_entries(f"{mine}/norm1", f"{block}.layer_norm1")
         yield Entry(f"{mine}/attention/qkv/kernel", tuple(f"{part}.weight" for part in qkv), "qkv", heads)
         yield Entry(f"{mine}/attention/qkv/bias", tuple(f"{part}.bias" for part in qkv), "qkv_bias", heads)
-        yield from linear(f"{mine}/attention/out", f"{block}.self_attn.out_proj", "heads_in", heads)
-        yield from norm(f"{mine}/norm2", f"{block}.layer_norm2")
-        yield from linear(f"{mine}/mlp_in", f"{block}.mlp.fc1")
-        yield from linear(f"{mine}/mlp_out", f"{block}.mlp.fc2")
+        yield from linear_entries(f"{mine}/attention/out", f"{block}.self_attn.out_proj", "heads_in", heads)
+        yield from norm_entries(f"{mine}/norm2", f"{block}.layer_norm2")
+        yield from linear_entries(f"{mine}/mlp_in", f"{block}.mlp.fc1")
+        yield from linear_entries(f"{mine}/mlp_out", f"{block}.mlp.fc2")
 
 
 def list_clip_entries(model: Mapping) -> list[Entry]:
@@ -201,14 +201,14 @@ def list_clip_entries(model: Mapping) -> list[Entry]:
         Entry("vision/stem/kernel", ("vision_model.embeddings.patch_embedding.weight",), "conv"),
         Entry("vision/cls", ("vision_model.embeddings.class_embedding",)),
         Entry("vision/positions", ("vision_model.embeddings.position_embedding.weight",)),
-        *norm("vision/norm_pre", "vision_model.pre_layrnorm"),
-        *_list_block_entries("vision", "vision_model", model["image"]),
-        *norm("vision/norm_post", "vision_model.post_layernorm"),
+        *norm_entries("vision/norm_pre", "vision_model.pre_layrnorm"),
+        *_block_entries("vision", "vision_model", model["image"]),
+        *norm_entries("vision/norm_post", "vision_model.post_layernorm"),
         Entry("vision/proj/kernel", ("visual_projection.weight",), "linear"),
         Entry("text/tokens", ("text_model.embeddings.token_embedding.weight",)),
         Entry("text/positions", ("text_model.embeddings.position_embedding.weight",)),
-        *_list_block_entries("text", "text_model", model["text"]),
-        *norm("text/norm_post", "text_model.final_layer_norm"),
+        *_block_entries("text", "text_model", model["text"]),
+        *norm_entries("text/norm_post", "text_model.final_layer_norm"),
         Entry("text/proj/kernel", ("text_projection.weight",), "linear"),
         Entry("logit_scale", ("logit_scale",), "number"),
     ]
@@ -218,20 +218,20 @@ def list_siglip_entries(model: Mapping) -> list[Entry]:
     """Lists the parameters of a SigLIP with their names in SiglipModel. `model` has the options of `CLIPOptions`."""
     heads, head = model["image"]["heads"], "vision_model.head"
     return [
-        *linear("vision/stem", "vision_model.embeddings.patch_embedding", "conv"),
+        *linear_entries("vision/stem", "vision_model.embeddings.patch_embedding", "conv"),
         Entry("vision/positions", ("vision_model.embeddings.position_embedding.weight",)),
-        *_list_block_entries("vision", "vision_model", model["image"]),
-        *norm("vision/norm_post", "vision_model.post_layernorm"),
+        *_block_entries("vision", "vision_model", model["image"]),
+        *norm_entries("vision/norm_post", "vision_model.post_layernorm"),
         Entry("vision/head/probe", (f"{head}.probe",), "row"),
-        *cross_attention("vision/head/attention", f"{head}.attention", heads),
-        *norm("vision/head/norm", f"{head}.layernorm"),
-        *linear("vision/head/mlp_in", f"{head}.mlp.fc1"),
-        *linear("vision/head/mlp_out", f"{head}.mlp.fc2"),
+        *cross_attention_entries("vision/head/attention", f"{head}.attention", heads),
+        *norm_entries("vision/head/norm", f"{head}.layernorm"),
+        *linear_entries("vision/head/mlp_in", f"{head}.mlp.fc1"),
+        *linear_entries("vision/head/mlp_out", f"{head}.mlp.fc2"),
         Entry("text/tokens", ("text_model.embeddings.token_embedding.weight",)),
         Entry("text/positions", ("text_model.embeddings.position_embedding.weight",)),
-        *_list_block_entries("text", "text_model", model["text"]),
-        *norm("text/norm_post", "text_model.final_layer_norm"),
-        *linear("text/proj", "text_model.head"),
+        *_block_entries("text", "text_model", model["text"]),
+        *norm_entries("text/norm_post", "text_model.final_layer_norm"),
+        *linear_entries("text/proj", "text_model.head"),
         Entry("logit_scale", ("logit_scale",), "number"),
         Entry("logit_bias", ("logit_bias",), "number"),
     ]

@@ -13,7 +13,7 @@ FILES = ("preprocessor_config.json", "processor_config.json")
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's filter codes
 _HALF = (0.5, 0.5, 0.5)
 _SQUARE = {"height": 224, "width": 224}
-_KNOWN = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+_SUPPORTED_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 # Defaults of CLIPImageProcessor and SiglipImageProcessor in transformers.
 _SHARED = {
     "do_resize": True,
@@ -43,30 +43,34 @@ def open_preprocess(path: Path, size: int, family: str = "CLIP") -> Preprocess |
     if config is None:
         return None
 
-    def refuse(option: str, why: str) -> NoReturn:
-        raise LoadError(f"{file}: {option} = {config.get(option)!r} is not supported: {why}")
+    def raise_unsupported(option: str, reason: str) -> NoReturn:
+        raise LoadError(f"{file}: {option} = {config.get(option)!r} is not supported: {reason}")
 
     processor = config.get("image_processor_type") or config.get("feature_extractor_type") or f"{family}ImageProcessor"
     match = re.fullmatch(r"(CLIP|Siglip)(ImageProcessor|FeatureExtractor)(Fast|Pil)?", str(processor))
     if match is None:
         raise LoadError(f"{file}: {processor} is not known; CLIPImageProcessor and SiglipImageProcessor are")
     config = _SHARED | _DEFAULTS[match[1]] | config
-    unknown = [name for name, value in config.items() if name.startswith("do_") and value and name not in _KNOWN]
+    unknown = [
+        name for name, value in config.items() if name.startswith("do_") and value and name not in _SUPPORTED_STEPS
+    ]
     if unknown:
-        refuse(unknown[0], f"supported are {', '.join(_KNOWN)}")
+        raise_unsupported(unknown[0], f"supported are {', '.join(_SUPPORTED_STEPS)}")
     if not config["do_resize"]:
-        refuse("do_resize", f"the model's images are {size} x {size} pixels")
+        raise_unsupported("do_resize", f"the model's images are {size} x {size} pixels")
     sides, crop = _parse_sides(config["size"], "shortest_edge"), _parse_sides(config["crop_size"], "height")
     squash = sides.keys() == {"height", "width"}
     if set(sides.values()) != {size} or not (squash or sides.keys() == {"shortest_edge"}):
-        refuse("size", f"the model's images are {size} x {size} pixels")
+        raise_unsupported("size", f"the model's images are {size} x {size} pixels")
     if config["do_center_crop"] and set(crop.values()) != {size}:
-        refuse("crop_size", f"the model's images are {size} x {size} pixels")
+        raise_unsupported("crop_size", f"the model's images are {size} x {size} pixels")
     if not config["do_center_crop"] and not squash:
-        refuse("do_center_crop", f"the model's images are {size} x {size} pixels; a resized image need not be square")
+        raise_unsupported(
+            "do_center_crop", f"the model's images are {size} x {size} pixels; a resized image need not be square"
+        )
     if config["resample"] not in RESAMPLE:
-        refuse("resample", f"it must be one of {RESAMPLE}")
-    mean, std = _compute_statistics(config, refuse)
+        raise_unsupported("resample", f"it must be one of {RESAMPLE}")
+    mean, std = _compute_statistics(config, raise_unsupported)
     return Preprocess(size, "squash" if squash else "crop_floor", RESAMPLE[config["resample"]], mean, std)
 
 
@@ -88,16 +92,16 @@ def _parse_sides(value, name: str) -> dict[str, int]:
     return {"height": value, "width": value} if name == "height" else {name: value}
 
 
-def _compute_statistics(config: Mapping, refuse) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _compute_statistics(config: Mapping, raise_unsupported) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Computes the mean and standard deviation for pixels in [0, 1], for any rescale factor."""
     mean, std = (0.0, 1.0) if not config["do_normalize"] else (config["image_mean"], config["image_std"])
     if config["do_rescale"] and not config["rescale_factor"] > 0:
-        refuse("rescale_factor", "it must be more than 0")
+        raise_unsupported("rescale_factor", "it must be more than 0")
     scale = 255 * (config["rescale_factor"] if config["do_rescale"] else 1)
     channels = ((x,) * 3 if isinstance(x, (int, float)) else x for x in (mean, std))
     mean, std = (tuple(float(x) / scale for x in values) for values in channels)
     if len(mean) != 3:
-        refuse("image_mean", "it must be a number for each of three channels")
+        raise_unsupported("image_mean", "it must be a number for each of three channels")
     if len(std) != 3 or min(std) <= 0:
-        refuse("image_std", "it must be a number above 0 for each of three channels")
+        raise_unsupported("image_std", "it must be a number above 0 for each of three channels")
     return mean, std

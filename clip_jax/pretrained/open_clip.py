@@ -18,8 +18,8 @@ WEIGHTS = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorc
 # Defaults of open_clip: sizes, and options for which only the default is supported.
 _IMAGE = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16, "head_width": 64, "mlp_ratio": 4.0}
 _TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0}
-_ONLY_IMAGE = {"pool_type": "tok", "pos_embed_type": "learnable"}
-_ONLY_TEXT = {"pool_type": "argmax", "proj_type": "linear", "text_arch": "clip"}
+_SUPPORTED_IMAGE = {"pool_type": "tok", "pos_embed_type": "learnable"}
+_SUPPORTED_TEXT = {"pool_type": "argmax", "proj_type": "linear", "text_arch": "clip"}
 # Options that do not change the features: options of training, of the tokenizer, and of unsupported towers.
 _IGNORED_OPTIONS = {
     "patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool",
@@ -52,7 +52,7 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
         model=model,
         tokenizer=open_tokenizer(path, model),
         preprocess=open_preprocess(path, model["image"]["size"]),
-        read=lambda: (from_peer(tensors, openai.entries(model), source, openai.IGNORED), source),
+        read=lambda: (from_peer(tensors, openai.list_entries(model), source, openai.IGNORED), source),
         files=f"{weights.name}, {CONFIG}",
     )
 
@@ -76,15 +76,18 @@ def convert_options(config: Mapping, file: Path) -> dict:
         )
     if not isinstance(config.get("embed_dim"), int):
         raise LoadError(f"{file}: embed_dim = {config.get('embed_dim')!r}; it must be an integer")
-    for name, part, sizes, only in (("vision_cfg", image, _IMAGE, _ONLY_IMAGE), ("text_cfg", text, _TEXT, _ONLY_TEXT)):
+    for name, part, sizes, supported in (
+        ("vision_cfg", image, _IMAGE, _SUPPORTED_IMAGE),
+        ("text_cfg", text, _TEXT, _SUPPORTED_TEXT),
+    ):
         for key, value in part.items():
-            if key not in sizes and key not in _IGNORED_OPTIONS and value not in (None, False, only.get(key)):
+            if key not in sizes and key not in _IGNORED_OPTIONS and value not in (None, False, supported.get(key)):
                 raise LoadError(f"{file}: {name}.{key} = {value!r} is not supported")
     image, text = ({**sizes, **_drop_nulls(part)} for sizes, part in ((_IMAGE, image), (_TEXT, text)))
     image, text = ({**part, "mlp_ratio": float(part["mlp_ratio"])} for part in (image, text))
     if isinstance(image["layers"], (list, tuple)):
         tower = {"tower": "resnet", "layers": tuple(image["layers"])}
-        heads = openai.heads(image["width"] * 32, image["head_width"], f"{file}: vision_cfg")
+        heads = openai.count_heads(image["width"] * 32, image["head_width"], f"{file}: vision_cfg")
     else:
         tower = {
             "tower": "vit",
@@ -92,7 +95,7 @@ def convert_options(config: Mapping, file: Path) -> dict:
             "depth": image["layers"],
             "mlp_ratio": image["mlp_ratio"],
         }
-        heads = openai.heads(image["width"], image["head_width"], f"{file}: vision_cfg")
+        heads = openai.count_heads(image["width"], image["head_width"], f"{file}: vision_cfg")
     return {
         "embed_dim": config["embed_dim"],
         "image": {"size": image["image_size"], "width": image["width"], "heads": heads, **tower},

@@ -16,15 +16,15 @@ _HEAD_WIDTH = 64
 IGNORED = (r"^(input_resolution|context_length|vocab_size)$", r"num_batches_tracked$", r"attn_mask$")
 
 
-def entries(model: Mapping) -> list[Entry]:
+def list_entries(model: Mapping) -> list[Entry]:
     """Lists the parameters of a model with their names in openai/CLIP. `model` has the options of `CLIPOptions`."""
     image, text = model["image"], model["text"]
-    table = list(_resnet(image) if image["tower"] == "resnet" else _vit(image))
+    table = list(_resnet_entries(image) if image["tower"] == "resnet" else _vit_entries(image))
     table += [
         Entry("text/tokens", ("token_embedding.weight",)),
         Entry("text/positions", ("positional_embedding",)),
-        *_blocks("text/transformer", "transformer", text),
-        *norm("text/norm_post", "ln_final"),
+        *_block_entries("text/transformer", "transformer", text),
+        *norm_entries("text/norm_post", "ln_final"),
         Entry("text/proj/kernel", ("text_projection",)),
         Entry("logit_scale", ("logit_scale",), "number"),
     ]
@@ -33,57 +33,57 @@ def entries(model: Mapping) -> list[Entry]:
     return table
 
 
-def norm(ours: str, theirs: str) -> Iterator[Entry]:
+def norm_entries(ours: str, theirs: str) -> Iterator[Entry]:
     """Yields the entries of a norm layer, which has PyTorch's `weight` and `bias`."""
     yield Entry(f"{ours}/scale", (f"{theirs}.weight",))
     yield Entry(f"{ours}/bias", (f"{theirs}.bias",))
 
 
-def linear(ours: str, theirs: str, kind: str = "linear", heads: int = 0) -> Iterator[Entry]:
+def linear_entries(ours: str, theirs: str, kind: str = "linear", heads: int = 0) -> Iterator[Entry]:
     """Yields the entries of a dense layer or convolution, which has PyTorch's `weight` and `bias`."""
     yield Entry(f"{ours}/kernel", (f"{theirs}.weight",), kind, heads)
     yield Entry(f"{ours}/bias", (f"{theirs}.bias",))
 
 
-def attention(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
+def attention_entries(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
     """Yields the entries of PyTorch's `nn.MultiheadAttention` for `nn_jax.attention.SelfAttention`."""
     yield Entry(f"{ours}/qkv/kernel", (f"{theirs}.in_proj_weight",), "qkv", heads)
     yield Entry(f"{ours}/qkv/bias", (f"{theirs}.in_proj_bias",), "qkv_bias", heads)
-    yield from linear(f"{ours}/out", f"{theirs}.out_proj", "heads_in", heads)
+    yield from linear_entries(f"{ours}/out", f"{theirs}.out_proj", "heads_in", heads)
 
 
-def cross_attention(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
+def cross_attention_entries(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
     """Yields the entries of `nn.MultiheadAttention` for `nn_jax.attention.CrossAttention`, with separate q, k and v."""
-    for third, name in enumerate("qkv"):
-        yield Entry(f"{ours}/{name}/kernel", (f"{theirs}.in_proj_weight",), "heads_out", heads, third)
-        yield Entry(f"{ours}/{name}/bias", (f"{theirs}.in_proj_bias",), "heads_bias", heads, third)
-    yield from linear(f"{ours}/out", f"{theirs}.out_proj", "heads_in", heads)
+    for qkv_index, name in enumerate("qkv"):
+        yield Entry(f"{ours}/{name}/kernel", (f"{theirs}.in_proj_weight",), "heads_out", heads, qkv_index)
+        yield Entry(f"{ours}/{name}/bias", (f"{theirs}.in_proj_bias",), "heads_bias", heads, qkv_index)
+    yield from linear_entries(f"{ours}/out", f"{theirs}.out_proj", "heads_in", heads)
 
 
-def _blocks(ours: str, theirs: str, tower: Mapping) -> Iterator[Entry]:
+def _block_entries(ours: str, theirs: str, tower: Mapping) -> Iterator[Entry]:
     for index in range(tower["depth"]):
         mine, block = f"{ours}/block_{index}", f"{theirs}.resblocks.{index}"
-        yield from norm(f"{mine}/norm1", f"{block}.ln_1")
-        yield from attention(f"{mine}/attention", f"{block}.attn", tower["heads"])
-        yield from norm(f"{mine}/norm2", f"{block}.ln_2")
-        yield from linear(f"{mine}/mlp_in", f"{block}.mlp.c_fc")
-        yield from linear(f"{mine}/mlp_out", f"{block}.mlp.c_proj")
+        yield from norm_entries(f"{mine}/norm1", f"{block}.ln_1")
+        yield from attention_entries(f"{mine}/attention", f"{block}.attn", tower["heads"])
+        yield from norm_entries(f"{mine}/norm2", f"{block}.ln_2")
+        yield from linear_entries(f"{mine}/mlp_in", f"{block}.mlp.c_fc")
+        yield from linear_entries(f"{mine}/mlp_out", f"{block}.mlp.c_proj")
 
 
-def _vit(image: Mapping) -> Iterator[Entry]:
+def _vit_entries(image: Mapping) -> Iterator[Entry]:
     yield Entry("vision/stem/kernel", ("visual.conv1.weight",), "conv")
     yield Entry("vision/cls", ("visual.class_embedding",))
     yield Entry("vision/positions", ("visual.positional_embedding",))
-    yield from norm("vision/norm_pre", "visual.ln_pre")
-    yield from _blocks("vision/transformer", "visual.transformer", image)
-    yield from norm("vision/norm_post", "visual.ln_post")
+    yield from norm_entries("vision/norm_pre", "visual.ln_pre")
+    yield from _block_entries("vision/transformer", "visual.transformer", image)
+    yield from norm_entries("vision/norm_post", "visual.ln_post")
     yield Entry("vision/proj/kernel", ("visual.proj",))
 
 
-def _resnet(image: Mapping) -> Iterator[Entry]:
+def _resnet_entries(image: Mapping) -> Iterator[Entry]:
     def conv_and_norm(conv: str, their_conv: str, their_norm: str, batch_norm: str) -> Iterator[Entry]:
         yield Entry(f"vision/{conv}/kernel", (f"visual.{their_conv}.weight",), "conv")
-        yield from norm(f"vision/{batch_norm}", f"visual.{their_norm}")
+        yield from norm_entries(f"vision/{batch_norm}", f"visual.{their_norm}")
         yield Entry(f"{STATS}vision/{batch_norm}/mean", (f"visual.{their_norm}.running_mean",))
         yield Entry(f"{STATS}vision/{batch_norm}/var", (f"visual.{their_norm}.running_var",))
 
@@ -105,7 +105,7 @@ def _resnet(image: Mapping) -> Iterator[Entry]:
     for name in "qkv":
         yield Entry(f"{pool}/attention/{name}/kernel", (f"{theirs}.{name}_proj.weight",), "heads_out", heads)
         yield Entry(f"{pool}/attention/{name}/bias", (f"{theirs}.{name}_proj.bias",), "heads_bias", heads)
-    yield from linear(f"{pool}/attention/out", f"{theirs}.c_proj", "heads_in", heads)
+    yield from linear_entries(f"{pool}/attention/out", f"{theirs}.c_proj", "heads_in", heads)
 
 
 def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
@@ -128,7 +128,7 @@ def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
             "patch": patch,
             "width": width,
             "depth": _count_indices(tensors, r"^visual\.transformer\.resblocks\.(\d+)\."),
-            "heads": heads(width, _HEAD_WIDTH, source),
+            "heads": count_heads(width, _HEAD_WIDTH, source),
             "mlp_ratio": tensors["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / width,
         }
     else:
@@ -136,7 +136,7 @@ def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
         grid = math.isqrt(tensors["visual.attnpool.positional_embedding"].shape[0] - 1)
         layers = tuple(_count_indices(tensors, rf"^visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
         image = {"tower": "resnet", "size": grid * 32, "width": width, "layers": layers}
-        image["heads"] = heads(width * 32, _HEAD_WIDTH, source)
+        image["heads"] = count_heads(width * 32, _HEAD_WIDTH, source)
     return {
         "embed_dim": tensors["text_projection"].shape[1],
         "image": image,
@@ -145,7 +145,7 @@ def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
             "vocab_size": tensors["token_embedding.weight"].shape[0],
             "width": text_width,
             "depth": text_depth,
-            "heads": heads(text_width, _HEAD_WIDTH, source),
+            "heads": count_heads(text_width, _HEAD_WIDTH, source),
             "mlp_ratio": tensors["transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / text_width,
             "pool": "argmax",
         },
@@ -154,7 +154,7 @@ def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
     }
 
 
-def heads(width: int, head_width: int, source: str) -> int:
+def count_heads(width: int, head_width: int, source: str) -> int:
     """Computes the number of attention heads of a tower. Raises LoadError if it does not divide the width."""
     num_heads = width // head_width if head_width else 0
     if not num_heads or width % num_heads:

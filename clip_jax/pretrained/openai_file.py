@@ -40,7 +40,7 @@ def open_file(path: Path) -> Checkpoint:
         model=model,
         tokenizer=_open_tokenizer(path.parent, model),
         preprocess=Preprocess(model["image"]["size"]),
-        read=lambda: (from_peer(tensors, openai.entries(model), source, openai.IGNORED), source),
+        read=lambda: (from_peer(tensors, openai.list_entries(model), source, openai.IGNORED), source),
         files=f"{path.name} (activation, heads and preprocessing: OpenAI's)",
     )
 

@@ -18,7 +18,7 @@ from vqgan_jax.pretrained.checkpoint import describing, read_config
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
 from vqgan_jax.vqgan import Vqgan
 
-CONFIG, FIRST, SECOND = "config.yaml", "stage1_last.ckpt", "stage2_last.ckpt"
+CONFIG, STAGE1, STAGE2 = "config.yaml", "stage1_last.ckpt", "stage2_last.ckpt"
 _VOCAB, _MERGES = "bpe-16k-vocab.json", "bpe-16k-merges.txt"
 _PAD, _UNKNOWN = "[PAD]", "[UNK]"
 _IGNORED = (r"\.attn\.mask$",)
@@ -53,26 +53,30 @@ def open_directory(path: Path) -> Stage2Checkpoint | None:
     if not (path / CONFIG).is_file():
         return None
     config = _read_config(path / CONFIG)
-    for name in (FIRST, SECOND):
+    for name in (STAGE1, STAGE2):
         if not (path / name).is_file():
             raise LoadError(f"{path} has minDALL-E's {CONFIG}, but no {name}")
-    first, second, text_length = config["stage1"], config["stage2"], config["dataset"]["context_length"]
-    hparams = second["hparams"]
+    stage1_config, stage2_config, text_length = config["stage1"], config["stage2"], config["dataset"]["context_length"]
+    hparams = stage2_config["hparams"]
     with describing(path / CONFIG):
         model = _convert_options(hparams, text_length)
         side = round(hparams["ctx_len_img"] ** 0.5)
         if side**2 != hparams["ctx_len_img"]:
             raise LoadError(f"{path / CONFIG}: ctx_len_img = {hparams['ctx_len_img']} is not a square number")
-        vq = {"n_embed": first["n_embed"], "embed_dim": first["embed_dim"], "ddconfig": first["hparams"]}
-        stage1 = taming.checkpoint({"target": "VQModel", "params": vq}, taming.open_state(path / FIRST), path / FIRST)
+        vq = {
+            "n_embed": stage1_config["n_embed"],
+            "embed_dim": stage1_config["embed_dim"],
+            "ddconfig": stage1_config["hparams"],
+        }
+        stage1 = taming.checkpoint({"target": "VQModel", "params": vq}, taming.open_state(path / STAGE1), path / STAGE1)
         entries = _list_entries(hparams)
-        captions = _open_tokenizer(path / "tokenizer", text_length, second["vocab_size_txt"])
+        captions = _open_tokenizer(path / "tokenizer", text_length, stage2_config["vocab_size_txt"])
     variables, name = stage1.variables(stage1.module())
     vqgan = Vqgan.assemble(stage1.model, variables, name)
 
     def read() -> tuple[dict, str]:
-        tensors = taming.open_state(path / SECOND)
-        return nested(from_peer(tensors, entries, str(path / SECOND), _IGNORED), True), str(path)
+        tensors = taming.open_state(path / STAGE2)
+        return nested(from_peer(tensors, entries, str(path / STAGE2), _IGNORED), True), str(path)
 
     return Stage2Checkpoint(str(path), model, captions, vqgan, side * vqgan.factor, read)
 
@@ -88,21 +92,21 @@ def _read_config(file: Path) -> dict:
     return config
 
 
-def _fill_defaults(defaults: Mapping, stated, where: str) -> dict:
+def _fill_defaults(defaults: Mapping, stated, location: str) -> dict:
     """Fills in defaults for missing options. Raises LoadError for options that minDALL-E does not have."""
     if not isinstance(stated, Mapping):
-        raise LoadError(f"{where} is {stated!r}; it must be a mapping")
+        raise LoadError(f"{location} is {stated!r}; it must be a mapping")
     if unknown := stated.keys() - defaults.keys():
-        raise LoadError(f"{where} has {', '.join(map(str, unknown))}; minDALL-E knows {', '.join(defaults)}")
-    full = {}
+        raise LoadError(f"{location} has {', '.join(map(str, unknown))}; minDALL-E's options are {', '.join(defaults)}")
+    completed = {}
     for key, default in defaults.items():
         value = stated.get(key, default)
         if isinstance(default, dict):
-            value = _fill_defaults(default, stated.get(key, {}), f"{where}.{key}")
+            value = _fill_defaults(default, stated.get(key, {}), f"{location}.{key}")
         elif default is not None and not isinstance(value, (float, int) if type(default) is float else type(default)):
-            raise LoadError(f"{where}.{key} = {value!r}; it must be of the type {type(default).__name__}")
-        full[key] = value
-    return full
+            raise LoadError(f"{location}.{key} = {value!r}; it must be of the type {type(default).__name__}")
+        completed[key] = value
+    return completed
 
 
 def _convert_options(hparams: Mapping, text_length: int) -> DALLEOptions:
@@ -110,10 +114,10 @@ def _convert_options(hparams: Mapping, text_length: int) -> DALLEOptions:
         raise LoadError(
             f"stage2.hparams: embed_dim = {hparams['embed_dim']} is not a multiple of n_heads = {hparams['n_heads']}"
         )
-    dense = hparams["n_dense_layers"]
-    if dense != hparams["n_layers"]:
+    num_dense = hparams["n_dense_layers"]
+    if num_dense != hparams["n_layers"]:
         raise LoadError(
-            f"stage2.hparams.n_dense_layers = {dense} of {hparams['n_layers']}; only dense layers are supported"
+            f"stage2.hparams.n_dense_layers = {num_dense} of {hparams['n_layers']}; only dense layers are supported"
         )
     for key in ("mlp_bias", "attn_bias"):
         if not hparams[key]:

@@ -73,7 +73,7 @@ def edited(tmp_path, *keys, value) -> Path:
         (("stage2", "hparams", "ctx_len_img"), 12, "not a square number"),
         (("stage2", "vocab_size_txt"), 20, "but the model has 20"),
         (("stage2", "hparams", "n_heads"), 3, "embed_dim = 16 is not a multiple of n_heads = 3"),
-        (("stage2", "hparams", "n_embd"), 16, "stage2.hparams has n_embd; minDALL-E knows embed_dim"),
+        (("stage2", "hparams", "n_embd"), 16, "stage2.hparams has n_embd; minDALL-E.s options are embed_dim"),
         (("stage2", "hparams", "n_layers"), "two", "stage2.hparams.n_layers = 'two'; it must be of the type int"),
         (("stage2", "hparams"), 3, "stage2.hparams is 3; it must be a mapping"),
         (("dataset", "context_length"), 10, "condition/positions"),
