@@ -156,7 +156,7 @@ class Retrieval:
         self._source = context.source(options.source, options.split)
         self._gallery = first(self._source, options.gallery)
         self._records = [self._source.described(index) for index in range(len(self._gallery))]
-        self._captions, self._owners = _captions(self._records)
+        self._captions, self._owners = _collect_captions(self._records)
         self._encode_images = encoders.make_image_encoder(context, options.batch_size)
         self._encode_texts = encoders.make_text_encoder(context, options.batch_size)
 
@@ -255,7 +255,7 @@ def _select_labelled(source: Source, max_records: int | None = None) -> tuple[Su
     return Subset(source, indices), labels
 
 
-def _captions(records: Sequence) -> tuple[list[str], list[set[int]]]:
+def _collect_captions(records: Sequence) -> tuple[list[str], list[set[int]]]:
     """Collects the distinct captions of records and, for each caption, the indices of its records."""
     owners: dict[str, set[int]] = {}
     for index, record in enumerate(records):

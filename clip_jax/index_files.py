@@ -44,7 +44,7 @@ def display_path(path: str | os.PathLike) -> str:
 
 
 def check_weights(directory: Path, meta: Mapping, name: str, fingerprint: str) -> None:
-    """Raises SearchError, with both fingerprints, if the index was built with other weights than those of `name`."""
+    """Raises SearchError, with both fingerprints, if the model `name` has other weights than the index."""
     if meta["fingerprint"] != fingerprint:
         raise SearchError(
             f"{directory} was made with other weights: the index has fingerprint {meta['fingerprint'][:16]} (of "
@@ -106,7 +106,7 @@ def read_parts(directory: Path, meta: Mapping) -> tuple[list[dict], Float[np.nda
 
 
 def find_ivf_file(directory: Path, meta: Mapping) -> Path | None:
-    """Returns the path of the IVF index of a complete index. None if there is no IVF index."""
+    """Returns the path of the IVF index of a complete index, or None if it does not exist."""
     file = directory / f"{meta['parts'][0]}.faiss" if meta.get("complete") else None
     return file if file and file.is_file() else None
 

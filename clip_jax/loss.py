@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 Metrics = dict[str, Float[Array, ""]]
 
 
-def caption_groups(ids: Int[Array, "n length"]) -> Int[Array, "n"]:
+def group_captions(ids: Int[Array, "n length"]) -> Int[Array, "n"]:
     """Assigns a group index to each row of token ids. Equal rows have the same index."""
     # Sorting by all columns compiles slowly. Sorting by two hashes also makes equal rows adjacent; adjacent rows are then
     # compared in full.

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from clip_jax import evaluators, flops, model, pretrained, ring_loss
 from clip_jax import loss as dense
 from clip_jax.example import PairExample
-from clip_jax.loss import caption_groups
+from clip_jax.loss import group_captions
 from clip_jax.options import CLIPCompute, CLIPOptions
 from train_jax import sharding
 from train_jax.config import adopt
@@ -204,7 +204,7 @@ def _encode_microbatched(encode: Callable, inputs, key, micro_batch: int):
 
 def _contrastive_loss(logits_for: str, options: ContrastiveOptions, images, texts, scale, bias, ids):
     """Computes the contrastive loss and the metrics of the embeddings of a global batch."""
-    group = caption_groups(ids) if options.duplicates == "positive" else jnp.arange(len(ids))
+    group = group_captions(ids) if options.duplicates == "positive" else jnp.arange(len(ids))
     form, tile = (ring_loss, {"tile": options.tile}) if options.tile else (dense, {})
     value, metrics = form.LOSSES[options.loss or logits_for](images, texts, scale, bias, group, **tile)
     return value, metrics | ({"logit_bias": bias} if logits_for == "sigmoid" else {})

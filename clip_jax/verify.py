@@ -65,7 +65,7 @@ def _join(values) -> str:
 
 
 def is_comparable(checkpoint: Checkpoint) -> bool:
-    """Whether the checkpoint is a directory that transformers opens."""
+    """Checks whether a checkpoint is a directory that transformers opens."""
     return checkpoint.kind.startswith("Hugging Face") and Path(checkpoint.name).is_dir()
 
 

@@ -54,7 +54,7 @@ class Drawings:
         self._source = context.source(options.source, options.split)
         if self._source.shows is None:
             raise DataError(f"{self._source.name} has no image reader: the evaluator 'drawing' needs one")
-        self._prompts, self._n = prompts(self._source, options), options.n
+        self._prompts, self._n = collect_prompts(self._source, options), options.n
         self._sampler = Sampler(stage, options, context, self._prompts)
         self._clip = rerank.open_reranker(options.clip) if options.clip else None
 
@@ -75,7 +75,7 @@ class Drawings:
         return metrics, {"drawings": image_grid(rows)}
 
 
-def prompts(source: Source, options: ConfigDict) -> list[str]:
+def collect_prompts(source: Source, options: ConfigDict) -> list[str]:
     """Collects up to `options.prompts` prompts about the records of a source, in the order of the records."""
     texts = []
     for index in range(len(source)):

@@ -57,7 +57,7 @@ def _open_directory(path: Path, step: int | None) -> Checkpoint | None:
         return run
     # Many directories have both configurations. Without weights for transformers, the directory is open_clip's.
     has_both = (path / open_clip.CONFIG).is_file()
-    hf_checkpoint = None if has_both and not hugging_face.weight_files(path) else hugging_face.open_directory(path)
+    hf_checkpoint = None if has_both and not hugging_face.find_weight_files(path) else hugging_face.open_directory(path)
     checkpoint = hf_checkpoint or open_clip.open_directory(path)
     if has_both and checkpoint is not None:
         _warn_if_preprocessing_differs(path, checkpoint)
@@ -91,7 +91,7 @@ def _warn_if_preprocessing_differs(path: Path, checkpoint: Checkpoint) -> None:
     used, unused = (read(module) for module in (open_clip, image_processor))
     if checkpoint.kind != "open_clip":
         used, unused = unused, used
-    if unused is not None and _without_rounding(used) != _without_rounding(unused):
+    if unused is not None and _unify_rounding(used) != _unify_rounding(unused):
         log.warning(
             "%s: two configurations have different image preprocessing. The one of the loaded weights (%s) is used: %s. The "
             "other is: %s. To use the other, load its weight file by path",
@@ -99,7 +99,7 @@ def _warn_if_preprocessing_differs(path: Path, checkpoint: Checkpoint) -> None:
         )  # fmt: skip
 
 
-def _without_rounding(preprocess: Preprocess | str) -> Preprocess | str:
+def _unify_rounding(preprocess: Preprocess | str) -> Preprocess | str:
     """Replaces the crop rounding of transformers by that of open_clip, a difference between all such configurations."""
     return (
         dataclasses.replace(preprocess, mode="crop") if getattr(preprocess, "mode", "") == "crop_floor" else preprocess

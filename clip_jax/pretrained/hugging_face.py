@@ -44,7 +44,7 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     config |= {name: _read_section(config, name, file) for name in ("text_config", "vision_config")}
     model = convert_clip_options(config, file) if kind == "clip" else convert_siglip_options(config, file)
     table = list_clip_entries if kind == "clip" else list_siglip_entries
-    files = [weights] if weights else weight_files(path)
+    files = [weights] if weights else find_weight_files(path)
     if not files:
         raise LoadError(f"{path} holds no weights: none of {', '.join(_WEIGHTS)}")
     source = str(weights or path)
@@ -63,7 +63,7 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     )
 
 
-def weight_files(path: Path) -> list[Path]:
+def find_weight_files(path: Path) -> list[Path]:
     """Lists the weight files of a directory: one file, or the shards of an index. Returns [] if there are none."""
     for name in _WEIGHTS:
         if (path / name).is_file():

@@ -28,7 +28,7 @@ def open_checkpoint(path: str | Path, step: int | None = None) -> Stage2Checkpoi
         raise LoadError(f"{path} is not a DALL-E: {contents}. {_FORMATS}")
     checkpoint = run_directory.open_directory(path, step) or min_dalle.open_directory(path)
     if checkpoint is None:
-        dalle_mini.refuse(path)
+        dalle_mini.reject(path)
         contents = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         raise LoadError(f"{path} is not a DALL-E: it holds {contents}. {_FORMATS}")
     return checkpoint

@@ -1,4 +1,4 @@
-"""Error for checkpoints of dalle-mini and dalle-mega, which are unsupported encoder-decoders (BART)."""
+"""Rejection of dalle-mini and dalle-mega checkpoints, which are encoder-decoders (BART)."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from train_jax.errors import LoadError
 from vqgan_jax.pretrained.checkpoint import read_config
 
 
-def refuse(path: Path) -> None:
+def reject(path: Path) -> None:
     """Raises LoadError if a directory holds a dalle-mini or dalle-mega."""
     file = path / "config.json"
     if not file.is_file():
