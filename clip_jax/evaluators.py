@@ -211,8 +211,8 @@ def compute_accuracy_with_ci(name: str, correct: np.ndarray, resamples: int) -> 
     metrics = {name: float(correct.mean())}
     if resamples:
         # The number of correct answers in a resample of n answers is binomial.
-        means = np.random.default_rng(0).binomial(len(correct), correct.mean(), resamples) / len(correct)
-        low, high = np.quantile(means, (0.025, 0.975))
+        accuracies = np.random.default_rng(0).binomial(len(correct), correct.mean(), resamples) / len(correct)
+        low, high = np.quantile(accuracies, (0.025, 0.975))
         metrics |= {f"{name}/low": float(low), f"{name}/high": float(high)}
     return metrics
 

@@ -24,9 +24,9 @@ def group_captions(ids: Int[Array, "n length"]) -> Int[Array, "n"]:
     factors = np.random.default_rng(0).integers(1, 2**32, (2, ids.shape[1]), np.uint64).astype(np.uint32) | 1
     hashes = jnp.sum(ids.astype(jnp.uint32)[None] * factors[:, None], axis=2, dtype=jnp.uint32)
     order = jnp.lexsort(hashes)
-    ordered = ids[order]
-    new = jnp.any(ordered[1:] != ordered[:-1], axis=1)
-    group = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(new, dtype=jnp.int32)])
+    sorted_ids = ids[order]
+    is_new = jnp.any(sorted_ids[1:] != sorted_ids[:-1], axis=1)
+    group = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(is_new, dtype=jnp.int32)])
     return jnp.zeros_like(group).at[order].set(group)
 
 
@@ -40,9 +40,9 @@ def softmax_loss(
     logits = scale * compute_cosines(images, texts)  # (N, N)
     positive = group[:, None] == group[None, :]
     target = positive.astype(jnp.float32)
-    to_text = jnp.sum(target * jax.nn.log_softmax(logits, axis=1), axis=1) / jnp.sum(target, axis=1)
-    to_image = jnp.sum(target * jax.nn.log_softmax(logits, axis=0), axis=0) / jnp.sum(target, axis=0)
-    return -0.5 * (jnp.mean(to_text) + jnp.mean(to_image)), _compute_accuracy(logits, positive)
+    text_log_likelihood = jnp.sum(target * jax.nn.log_softmax(logits, axis=1), axis=1) / jnp.sum(target, axis=1)
+    image_log_likelihood = jnp.sum(target * jax.nn.log_softmax(logits, axis=0), axis=0) / jnp.sum(target, axis=0)
+    return -0.5 * (jnp.mean(text_log_likelihood) + jnp.mean(image_log_likelihood)), _compute_accuracy(logits, positive)
 
 
 def sigmoid_loss(

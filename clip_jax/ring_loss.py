@@ -60,8 +60,8 @@ LOSSES: dict[str, Callable] = {"softmax": _softmax_loss_without_bias, "sigmoid":
 def _ring_loss(kind: str, images, texts, scale, bias, group, tile: int):
     num_tiles = parts_of(rows_per_device(jax.sharding.get_abstract_mesh(), images.shape[0]), tile)
     texts, images = texts.astype(jnp.float32), images.astype(jnp.float32)
-    loss, to_text, to_image = _loss(kind, num_tiles, images, texts, scale, bias, group)
-    return loss, {"accuracy/image_to_text": to_text, "accuracy/text_to_image": to_image}
+    loss, image_to_text, text_to_image = _loss(kind, num_tiles, images, texts, scale, bias, group)
+    return loss, {"accuracy/image_to_text": image_to_text, "accuracy/text_to_image": text_to_image}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -73,8 +73,8 @@ def _forward(kind, num_tiles, images, texts, scale, bias, group):
     process_rows = functools.partial(_forward_rows, kind, num_tiles)
     totals, sums = _map_over_devices(process_rows, (images, texts, group), (scale, bias), (P(), P(BATCH)))
     n = images.shape[0]
-    loss, to_text, to_image = (total / n for total in totals)
-    return (loss, to_text, to_image), (images, texts, scale, bias, group, sums)
+    loss, image_to_text, text_to_image = (total / n for total in totals)
+    return (loss, image_to_text, text_to_image), (images, texts, scale, bias, group, sums)
 
 
 def _backward(kind, num_tiles, residuals, cotangents):

@@ -205,8 +205,8 @@ def _encode_microbatched(encode: Callable, inputs, key, micro_batch: int):
 def _contrastive_loss(logits_for: str, options: ContrastiveOptions, images, texts, scale, bias, ids):
     """Computes the contrastive loss and the metrics of the embeddings of a global batch."""
     group = group_captions(ids) if options.duplicates == "positive" else jnp.arange(len(ids))
-    form, tile = (ring_loss, {"tile": options.tile}) if options.tile else (dense, {})
-    value, metrics = form.LOSSES[options.loss or logits_for](images, texts, scale, bias, group, **tile)
+    losses, tile_options = (ring_loss, {"tile": options.tile}) if options.tile else (dense, {})
+    value, metrics = losses.LOSSES[options.loss or logits_for](images, texts, scale, bias, group, **tile_options)
     return value, metrics | ({"logit_bias": bias} if logits_for == "sigmoid" else {})
 
 

@@ -149,25 +149,25 @@ def patch_dropout(x: Float[Array, "batch length width"], rate: float, key) -> Fl
 
 
 def resize_positions(
-    positions: Float[np.ndarray, "old width"], patches: int, first: int
+    positions: Float[np.ndarray, "old width"], num_patches: int, num_prefix: int
 ) -> Float[np.ndarray, "new width"]:
     """Interpolates position embeddings to another number of patches, with antialiased bicubic interpolation.
 
     Args:
-      patches: new number of patches, a square number.
-      first: number of leading rows that are not patches (the class token), which are kept unchanged.
+      num_patches: new number of patches, a square number.
+      num_prefix: number of leading rows that are not patches (the class token), which are kept unchanged.
 
     Equal to open_clip's `resize_pos_embed`, which uses PyTorch's antialiased bicubic filter.
     """
-    old, new = math.isqrt(len(positions) - first), math.isqrt(patches)
-    if old * old != len(positions) - first or new * new != patches:
-        raise ValueError(f"{len(positions) - first} -> {patches} positions: both must be square numbers")
+    old, new = math.isqrt(len(positions) - num_prefix), math.isqrt(num_patches)
+    if old * old != len(positions) - num_prefix or new * new != num_patches:
+        raise ValueError(f"{len(positions) - num_prefix} -> {num_patches} positions: both must be square numbers")
     if old == new:
         return positions
-    grid = positions[first:].reshape(old, old, -1)
+    grid = positions[num_prefix:].reshape(old, old, -1)
     weights = _bicubic_weights(old, new)
     resized = np.einsum("yr,xc,rcd->yxd", weights, weights, grid.astype(np.float64))
-    return np.concatenate([positions[:first], resized.reshape(new * new, -1).astype(positions.dtype)])
+    return np.concatenate([positions[:num_prefix], resized.reshape(new * new, -1).astype(positions.dtype)])
 
 
 def _bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:

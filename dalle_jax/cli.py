@@ -62,29 +62,37 @@ def _make_parser() -> argparse.ArgumentParser:
     command_parser("train", "Train a model from a config, as train-jax does.")
 
     def add(name: str, text: str, run) -> argparse.ArgumentParser:
-        sub = command_parser(name, text, run)
-        sub.add_argument("--model", required=True, metavar="MODEL", help="run directory, or directory of minDALL-E")
-        return sub
+        subparser = command_parser(name, text, run)
+        subparser.add_argument(
+            "--model", required=True, metavar="MODEL", help="run directory, or directory of minDALL-E"
+        )
+        return subparser
 
-    def drawing(sub: argparse.ArgumentParser, n: int) -> None:
-        sub.add_argument("--out", required=True, metavar="FILE", help="PNG file for the image grid")
-        sub.add_argument("--folder", metavar="FOLDER", help="folder for each image as a separate PNG")
-        sub.add_argument("--n", type=int, default=n, help=f"number of images per prompt (default {n})")
-        sub.add_argument("--best", type=int, help="number of best images to keep per prompt, by --rerank")
-        sub.add_argument("--rerank", metavar="CLIP", help='path of the CLIP that ranks the images, or "likelihood"')
-        sub.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
-        sub.add_argument("--temperature", type=float, default=1.0, help="sampling temperature; 0: greedy decoding")
-        sub.add_argument("--top-k", type=int, help="number of most likely codes to sample from")
-        sub.add_argument("--top-p", type=float, help="total probability of the most likely codes to sample from")
-        sub.add_argument(
+    def add_sampling_options(subparser: argparse.ArgumentParser, n: int) -> None:
+        subparser.add_argument("--out", required=True, metavar="FILE", help="PNG file for the image grid")
+        subparser.add_argument("--folder", metavar="FOLDER", help="folder for each image as a separate PNG")
+        subparser.add_argument("--n", type=int, default=n, help=f"number of images per prompt (default {n})")
+        subparser.add_argument("--best", type=int, help="number of best images to keep per prompt, by --rerank")
+        subparser.add_argument(
+            "--rerank", metavar="CLIP", help='path of the CLIP that ranks the images, or "likelihood"'
+        )
+        subparser.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
+        subparser.add_argument(
+            "--temperature", type=float, default=1.0, help="sampling temperature; 0: greedy decoding"
+        )
+        subparser.add_argument("--top-k", type=int, help="number of most likely codes to sample from")
+        subparser.add_argument("--top-p", type=float, help="total probability of the most likely codes to sample from")
+        subparser.add_argument(
             "--guidance", type=float, default=1.0, help="scale of classifier-free guidance (default 1: none)"
         )
-        sub.add_argument("--batch-size", type=int, default=64, help="maximum number of images per batch (default 64)")
+        subparser.add_argument(
+            "--batch-size", type=int, default=64, help="maximum number of images per batch (default 64)"
+        )
 
     generate = add("generate", "Generate images from prompts.", _generate)
     generate.add_argument("prompts", nargs="+", metavar="PROMPT", help="prompts, or @FILE with one per line")
     generate.add_argument("--preview", metavar="FILE", help="PNG file for a preview of the images during sampling")
-    drawing(generate, 9)
+    add_sampling_options(generate, 9)
 
     complete = add("complete", "Keep a part of an image and generate the rest.", _complete)
     complete.add_argument("image", metavar="IMAGE", help="image file")
@@ -94,7 +102,7 @@ def _make_parser() -> argparse.ArgumentParser:
     complete.add_argument(
         "--keep", required=True, metavar="PART", help=f"part to keep: {', '.join(_HALVES)}, or a PNG mask (white: keep)"
     )
-    drawing(complete, 8)
+    add_sampling_options(complete, 8)
 
     score = add("score", "Score images by their probability given prompts.", _score)
     score.add_argument("images", nargs="+", metavar="IMAGE", help="image files")

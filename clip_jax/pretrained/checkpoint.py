@@ -68,8 +68,8 @@ class Checkpoint:
         shapes = _list_shapes(expected["params"])
         positions = next((p for p in ("vision/positions", "vision/pool/positions") if p in arrays), "")
         if positions in shapes:
-            first = int("vision/cls" in arrays or positions == "vision/pool/positions")
-            arrays[positions] = resize_positions(arrays[positions], shapes[positions][0] - first, first)
+            num_prefix = int("vision/cls" in arrays or positions == "vision/pool/positions")
+            arrays[positions] = resize_positions(arrays[positions], shapes[positions][0] - num_prefix, num_prefix)
         scan = any("/blocks/" in path for path in shapes)
         params = nested({name: x for name, x in arrays.items() if not name.startswith(STATS)}, scan)
         stats = nested({name.removeprefix(STATS): x for name, x in arrays.items() if name.startswith(STATS)}, False)

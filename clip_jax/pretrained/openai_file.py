@@ -15,7 +15,7 @@ from train_jax.weights.tensors import Tensor, open_tensors
 from train_jax.weights.wrappers import unwrap
 
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # file name in openai/CLIP
-_SIZES = {"input_resolution", "context_length", "vocab_size"}  # scalars that only OpenAI's files contain
+_SIZE_SCALARS = {"input_resolution", "context_length", "vocab_size"}  # scalars that only OpenAI's files contain
 
 
 def open_file(path: Path) -> Checkpoint:
@@ -29,8 +29,8 @@ def open_file(path: Path) -> Checkpoint:
     if not is_openai_file(path, tensors):
         raise LoadError(
             f"{path} does not record activation, heads and preprocessing of its model: it is not from OpenAI (with "
-            f"{', '.join(sorted(_SIZES))} in it), and {open_clip.CONFIG} is missing in its directory. Add the one of its "
-            "repository, or the file of open_clip's model_configs/ with which the model was trained (one with "
+            f"{', '.join(sorted(_SIZE_SCALARS))} in it), and {open_clip.CONFIG} is missing in its directory. Add the file "
+            "of its repository, or the file of open_clip's model_configs/ with which the model was trained (one with "
             '"quick_gelu": true if it was fine-tuned from weights of OpenAI)'
         )
     model = openai.infer_options(tensors, source)
@@ -50,7 +50,7 @@ def is_openai_file(path: Path, tensors: Mapping[str, Tensor]) -> bool:
 
     OpenAI's files contain size scalars, or are TorchScript archives without classes of open_clip.
     """
-    if tensors.keys() >= _SIZES:
+    if tensors.keys() >= _SIZE_SCALARS:
         return True
     if not zipfile.is_zipfile(path):
         return False

@@ -11,7 +11,7 @@ from train_jax.data.images import Preprocess
 from train_jax.data.text import open_tokenizer
 from train_jax.weights.layout import STATS, flat
 
-_PLAYER = "clip"  # key of the parameters in a run
+_PARAMS_KEY = "clip"  # key of the parameters in a run
 _TOKENIZER, _PREPROCESS = "tokenizer.json", "preprocess.json"
 
 
@@ -26,9 +26,9 @@ def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
     model = config["model"]
 
     def read() -> tuple[dict[str, np.ndarray], str]:
-        params, extra, name = run_directory.load_weights(path, step)
-        stats = {STATS + name: x for name, x in flat(extra.get("batch_stats", {})).items()}
-        return flat(params[_PLAYER]) | stats, name
+        params, mutable_variables, name = run_directory.load_weights(path, step)
+        stats = {STATS + name: x for name, x in flat(mutable_variables.get("batch_stats", {})).items()}
+        return flat(params[_PARAMS_KEY]) | stats, name
 
     return Checkpoint(
         name=str(path),

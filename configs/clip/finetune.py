@@ -4,8 +4,8 @@
         --config.pretrained=hf:openai/clip-vit-base-patch32
 
 `pretrained` is a path or name that `clip_jax.load` opens. A tenth of the data is held out to evaluate retrieval. Freeze
-a tower with `--config.optim.freeze=clip/vision/`. On an accelerator add `--config.compute.dtype=bfloat16`. A ResNet needs
-`--config.compute.micro_batch=0`, since its batch norm does not support micro-batches.
+a tower with `--config.optim.freeze=clip/vision/`. On an accelerator add `--config.compute.dtype=bfloat16`. A ResNet
+needs `--config.compute.micro_batch=0`, since its batch norm does not support micro-batches.
 """
 
 from ml_collections import ConfigDict

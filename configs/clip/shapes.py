@@ -2,8 +2,8 @@
 
     train-jax --config=configs/clip/shapes.py --workdir=runs/clip-shapes
 
-On 2 CPU cores: 13 minutes. Zero-shot accuracy over all 80 pairs: 99.8 % on `test` (1,202 images of one object), 98.6 % on
-`novel` (590 images of the ten held-out pairs). Retrieval in a gallery of 1,000: text to image R@1 92.0 % over 3,609
+On 2 CPU cores: 13 minutes. Zero-shot accuracy over all 80 pairs: 99.8 % on `test` (1,202 images of one object), 98.6 %
+on `novel` (590 images of the ten held-out pairs). Retrieval in a gallery of 1,000: text to image R@1 92.0 % over 3,609
 distinct captions, where a hit is an image for which the caption is true; image to text R@1 98.4 %.
 """
 

@@ -4,8 +4,9 @@
         --config.data.source='webdataset:cc12m/*.tar'
 
 256 text tokens and 32 x 32 codes (codebook size 8,192) in a joint vocabulary; row and column attention, and 11 x 11
-convolutional attention in the last block; loss weights 1/8 and 7/8; BPE dropout of 10 %. For a pod; not trained here. On 8
-devices an update needs 40 GiB per device with `--config.accumulate=64`: `python -m benchmarks.memory --only dalles`.
+convolutional attention in the last block; loss weights 1/8 and 7/8; BPE dropout of 10 %. For a pod; not trained here.
+On 8 devices an update needs 40 GiB per device with `--config.accumulate=64`: `python -m benchmarks.memory --only
+dalles`.
 """
 
 from ml_collections import ConfigDict

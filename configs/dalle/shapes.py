@@ -2,10 +2,11 @@
 
 train-jax --config=configs/dalle/shapes.py --workdir=runs/dalle-shapes --config.vqgan.path=runs/demo/vqgan
 
-On 2 CPU cores that also ran other jobs: 44 minutes (alone: 21 minutes, 4.7 updates per second). Accuracy of one image for
-each of 256 prompts "a {colour} {shape}", read by the oracle (`python -m benchmarks.drawing`): 92.2 % on pairs in the
-training data, 81.6 % on `novel` pairs; for the best of 8 by the demo's CLIP: 96.1 % and 89.8 %. Captions of two objects
-with sizes and a relation: 3.9 %. On held-out data: 2.30 bits per code (unigram baseline 6.65), 1.82 per text token.
+On 2 CPU cores that also ran other jobs: 44 minutes (alone: 21 minutes, 4.7 updates per second). Accuracy of one image
+for each of 256 prompts "a {colour} {shape}", read by the oracle (`python -m benchmarks.drawing`): 92.2 % on pairs in
+the training data, 81.6 % on `novel` pairs; for the best of 8 by the demo's CLIP: 96.1 % and 89.8 %. Captions of two
+objects with sizes and a relation: 3.9 %. On held-out data: 2.30 bits per code (unigram baseline 6.65), 1.82 per text
+token.
 """
 
 from ml_collections import ConfigDict
