@@ -20,9 +20,9 @@ import numpy as np
 
 from benchmarks import load_config
 from clip_jax import loss, model
-from clip_jax.flops import forward, training
+from clip_jax.flops import forward_flops, training_flops
 from clip_jax.options import CLIPCompute, CLIPOptions
-from clip_jax.pretrained.hugging_face import clip_entries
+from clip_jax.pretrained.hugging_face import list_clip_entries
 from train_jax import config as config_lib
 from train_jax import profiling
 from train_jax.weights.layout import flat, to_peer
@@ -61,7 +61,8 @@ def main() -> None:
     names = list(rates)
     print("| " + " | ".join(["", *names, "ours / fastest peer", "ours, GFLOP/s"]) + " |")
     print("| " + " | ".join(["---"] * (len(names) + 3)) + " |")
-    flops = {"images": forward(options)[0], "texts": forward(options)[1], "training pairs": training(options)}
+    image_flops, text_flops = forward_flops(options)
+    flops = {"images": image_flops, "texts": text_flops, "training pairs": training_flops(options)}
     for workload in flops:
         fastest = max((rates[name][workload] for name in names if name != "ours"), default=float("nan"))
         ours = rates["ours"][workload]
@@ -111,7 +112,7 @@ def _write(folder: str, options, params) -> None:
     import transformers
     from safetensors.numpy import save_file
 
-    table = clip_entries(options.to_dict())
+    table = list_clip_entries(options.to_dict())
     weights = to_peer(flat(jax.tree.map(np.asarray, params)), table)
     save_file(
         {k: np.array(v, np.float32, order="C") for k, v in weights.items()},

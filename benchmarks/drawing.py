@@ -68,7 +68,7 @@ def main() -> None:
 def make_prompts(split: str, about: str, count: int) -> list[str]:
     options = evaluators.EVALUATORS["drawing"].defaults()
     options.update({"about": about, "prompts": count})
-    return evaluators.prompts(open_source("shapes/32", split), options)
+    return evaluators.collect_prompts(open_source("shapes/32", split), options)
 
 
 def _row(*cells: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import load_config
 from clip_jax import loss, model, ring_loss
-from clip_jax.flops import training
+from clip_jax.flops import training_flops
 from clip_jax.options import CLIPCompute
 from dalle_jax.captions import CharBpeCaptions
 from train_jax import config as config_lib
@@ -112,7 +112,7 @@ def step_plan(name: str, sizes: dict) -> None:
     }
     count, plan = _plan(task, config, mesh, batch)
     sizes = (_mib(x) for x in (plan.arguments, plan.temporaries, plan.total))
-    _row(name, _shape(mesh), f"{count:,}", *sizes, f"{training(module.options) * 1e-9:,.0f}")
+    _row(name, _shape(mesh), f"{count:,}", *sizes, f"{training_flops(module.options) * 1e-9:,.0f}")
 
 
 def vqgan_plan(name: str, sizes: dict) -> None:

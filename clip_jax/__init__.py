@@ -3,7 +3,8 @@
     clip = clip_jax.load("runs/clip-shapes")
     clip.classify(["photo.jpg"], ["a cat", "a dog"])      # probabilities [n_images, n_labels]
 
-`clip_jax.task` is the task for `train_jax`, `clip_jax.clip` the loaded model, `clip_jax.search` the index of a folder.
+`clip_jax.task` defines the training task for `train_jax`, `clip_jax.clip` the loaded model, and `clip_jax.search` image
+search.
 """
 
 __all__ = ["Clip", "LoadError", "load", "save_hf"]

@@ -1,8 +1,8 @@
-"""Trains a small CLIP, evaluates it, classifies and searches rendered pictures, and writes a page of results.
+"""Trains and evaluates a small CLIP, classifies and searches rendered images, and writes a page of results.
 
     python -m clip_jax.demo --workdir runs/demo
 
-Files in the working directory: `clip/` (the run), `images/` (a folder of pictures), `index/` (its index), `search.png`,
+Files in the working directory: `clip/` (the run), `images/` (a folder of images), `index/` (its index), `search.png`,
 `classify.png` and `index.html`. A second call reuses the files of the first.
 """
 
@@ -32,8 +32,8 @@ from train_jax.datasets.shapes.shapes_dataset_builder import make
 log = logging.getLogger(__name__)
 
 CONFIG = "clip/demo"
-PICTURES = {"test": 1000, "novel": 200}  # pictures of each split in the searched folder
-SIDE = 128  # pixels of the written files; the model's preprocessing resizes them
+PICTURES = {"test": 1000, "novel": 200}  # number of images of each split in the searched folder
+SIDE = 128  # side of the written images in pixels; the model's preprocessing resizes them
 PLANTED_QUERY = "a small red circle above a large blue star"
 QUERIES = (
     PLANTED_QUERY,
@@ -53,13 +53,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
-    """Trains the CLIP of `config` on the rendered scenes and writes the demo's images and page; returns the metrics."""
+    """Trains the CLIP of `config`, writes the images and the page of the demo, and returns the metrics."""
     start = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
     history = train_jax.run(config, workdir / "clip")
-    metrics = final_metrics(history)
+    metrics = collect_final_metrics(history)
     clip = load(workdir / "clip")
-    truth = export(workdir / "images")
+    truth = export_images(workdir / "images")
     meta = read_meta(workdir / "index")
     if meta is not None and meta["fingerprint"] != clip.fingerprint:
         log.info("the model has been trained since %s was made: indexing again", workdir / "index")
@@ -67,23 +67,23 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     build(clip, workdir / "images", workdir / "index", model=(workdir / "clip").resolve())
     index = Index.open(workdir / "index")
 
-    sections = [search_section(clip, index, truth, query) for query in QUERIES]
-    sheets.contact_sheet(sections, columns=HITS, size=SIDE).save(workdir / "search.png")
-    draw_classification(clip, workdir / "images", truth, workdir / "classify.png")
-    table = metrics_table(metrics)
+    sections = [make_search_section(clip, index, truth, query) for query in QUERIES]
+    sheets.render_contact_sheet(sections, columns=HITS, size=SIDE).save(workdir / "search.png")
+    plot_classification(clip, workdir / "images", truth, workdir / "classify.png")
+    table = format_metrics(metrics)
     parts = [page.heading("CLIP on shapes", 1), page.block(table), page.heading("Zero-shot classification", 2)]
-    parts += [page.image(workdir / "classify.png"), sheets.body(sections)]
+    parts += [page.image(workdir / "classify.png"), sheets.render_body(sections)]
     page_file = page.add_part(workdir, "1-clip", "\n".join(parts))
 
     print(f"\n{table}\n")
-    print(f"pictures: {workdir / 'search.png'}, {workdir / 'classify.png'}; all on one page: {page_file}")
+    print(f"images: {workdir / 'search.png'}, {workdir / 'classify.png'}; all on one page: {page_file}")
     print(f'try:      clip-jax search {workdir / "index"} "a large orange heart" --html hits.html')
     print(f"took {(time.monotonic() - start) / 60:.1f} minutes")
     return metrics
 
 
-def final_metrics(history: Sequence[Mapping]) -> dict[str, float]:
-    """Collects the last logged top-1 accuracies and recalls at 1 of a run, by name."""
+def collect_final_metrics(history: Sequence[Mapping]) -> dict[str, float]:
+    """Returns the last logged value of each top-1 accuracy and recall at 1 in a run's history."""
     metrics = {}
     for row in history:
         for name, value in row.items():
@@ -92,7 +92,7 @@ def final_metrics(history: Sequence[Mapping]) -> dict[str, float]:
     return metrics
 
 
-def metrics_table(metrics: Mapping[str, float]) -> str:
+def format_metrics(metrics: Mapping[str, float]) -> str:
     width = max(map(len, metrics), default=0)
     return "\n".join(f"{name:{width}}  {100 * value:6.1f} %" for name, value in metrics.items())
 
@@ -101,8 +101,8 @@ def metrics_table(metrics: Mapping[str, float]) -> str:
 # A folder to search
 
 
-def export(folder: Path) -> dict[str, scenes.Scene]:
-    """Writes held-out pictures as PNG files, unless they exist; returns the scene of each, by file name."""
+def export_images(folder: Path) -> dict[str, scenes.Scene]:
+    """Writes held-out images as PNG files, unless they exist, and returns file name -> scene."""
     folder.mkdir(parents=True, exist_ok=True)
     truth = {}
     for split, count in PICTURES.items():
@@ -111,17 +111,17 @@ def export(folder: Path) -> dict[str, scenes.Scene]:
             name = f"{split}-{index:05d}.png"
             truth[name] = scene
             _write_once(folder / name, png(picture))
-    # A scene of two given objects hardly occurs by chance: three that answer the longest query are added.
+    # Random scenes rarely match a query of two objects, so three images that match PLANTED_QUERY are added.
     for index in range(3):
         rng = np.random.default_rng(index)
-        scene = _planted_scene(rng, ("plain", "noisy")[index % 2])
+        scene = _sample_planted_scene(rng, ("plain", "noisy")[index % 2])
         truth[f"hidden-{index}.png"] = scene
         _write_once(folder / f"hidden-{index}.png", png(render(scene, SIDE, rng)))
     return truth
 
 
-def _planted_scene(rng: np.random.Generator, background: str) -> scenes.Scene:
-    """Draws a scene of which `PLANTED_QUERY` is true."""
+def _sample_planted_scene(rng: np.random.Generator, background: str) -> scenes.Scene:
+    """Samples a scene that matches `PLANTED_QUERY`."""
     above, below = rng.uniform((0.35, 0.23), (0.65, 0.25)), rng.uniform((0.35, 0.74), (0.65, 0.76))
     return scenes.Scene(
         (
@@ -133,7 +133,7 @@ def _planted_scene(rng: np.random.Generator, background: str) -> scenes.Scene:
 
 
 def _write_once(file: Path, data: bytes) -> None:
-    """Writes a file unless it has this content: with a new mtime it would be indexed again."""
+    """Writes a file unless it already has this content. A new mtime would cause it to be indexed again."""
     if not file.exists() or file.read_bytes() != data:
         file.write_bytes(data)
 
@@ -142,11 +142,11 @@ def _write_once(file: Path, data: bytes) -> None:
 # Sections and figures
 
 
-def search_section(clip: Clip, index: Index, truth: Mapping[str, scenes.Scene], query: str) -> sheets.Section:
+def make_search_section(clip: Clip, index: Index, truth: Mapping[str, scenes.Scene], query: str) -> sheets.Section:
     """Searches for a query and marks the hits as correct or wrong.
 
-    A wrong hit is marked only at a rank that a relevant picture could have: with three relevant pictures in the folder,
-    only the first three hits can be mistakes.
+    A wrong hit is marked only at ranks up to the number of relevant images: with three relevant images in the folder,
+    only the first three hits can be wrong.
     """
     hits = search(index, clip, text=query, k=HITS)
     num_relevant = sum(scenes.is_true(query, scene) for scene in truth.values())
@@ -158,8 +158,8 @@ def search_section(clip: Clip, index: Index, truth: Mapping[str, scenes.Scene], 
     return sheets.Section(f"“{query}”   {sum(correct)} of {min(num_relevant, len(hits))} found", cells)
 
 
-def draw_classification(clip: Clip, folder: Path, truth: Mapping[str, scenes.Scene], file: Path, top: int = 6) -> None:
-    """Plots the most probable labels of two pictures of trained colour-shape pairs and two of untrained pairs."""
+def plot_classification(clip: Clip, folder: Path, truth: Mapping[str, scenes.Scene], file: Path, top: int = 6) -> None:
+    """Plots the most probable labels of two images of trained colour-shape pairs and two images of held-out pairs."""
     labelled = [name for name, scene in truth.items() if scene.label >= 0]
     test = [name for name in labelled if name.startswith("test")]
     novel = [name for name in labelled if name.startswith("novel")]

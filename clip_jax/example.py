@@ -1,4 +1,4 @@
-"""Training examples of image-text pairs. No JAX in this module: the data loader's workers import it."""
+"""Training examples of image-text pairs. This module does not import JAX, since data loader workers import it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from train_jax.data.text import AnyTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class PairExample:
-    """Makes a training example, `{"image", "text", "truncated"}`, with one caption of the record drawn at random."""
+    """Transform of a record to a training example `{"image", "text", "truncated"}`, with a random caption."""
 
     augment: Augment
     tokenizer: AnyTokenizer

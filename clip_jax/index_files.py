@@ -1,15 +1,15 @@
-"""Storage of an image index; the process that builds it may be killed at any moment.
+"""File format of an image index. Writes are crash-safe: the process that builds it may be killed at any moment.
 
-    meta.json          version, the weights' fingerprint, model, folder, dimension, names of the parts, whether complete
+    meta.json          version, fingerprint of the weights, model, folder, dimension, names of the parts, complete flag
     part-*.npy         float32 or float16 [n, dim] embeddings of unit norm
     part-*.jsonl       one object per row: path relative to the folder, size in bytes, mtime in nanoseconds
     part-*.faiss       the IVF index of the embeddings, for approximate search in a complete index
     broken.jsonl       files that could not be read: path and reason
-    lock               held by the process that builds
+    lock               file lock of the process that builds the index
 
-Parts are written first; only replacing `meta.json`, which names them, changes the content of the index. A complete
-index is one part, sorted by path. Machines that share the work build one index each beside it, `INDEX.2-of-4`, whose
-rows are then copied into the index itself.
+Parts are written first; the index changes only when `meta.json`, which names the parts, is replaced. A complete index
+has one part, sorted by path. When several machines share the work, each builds a separate index beside it, such as
+`INDEX.2-of-4`; its rows are then copied into the main index.
 """
 
 import contextlib
@@ -30,21 +30,21 @@ from clip_jax import nearest
 
 VERSION = 2
 DTYPES = ("float32", "float16")
-COMMIT_SECONDS = 5.0  # at most so much work is lost by a kill
+COMMIT_SECONDS = 5.0  # maximum amount of work that is lost if the process is killed
 _META, _BROKEN, _LOCK = "meta.json", "broken.jsonl", "lock"
 
 
 class SearchError(ValueError):
-    """A folder that cannot be indexed, an index that cannot be opened, or a query that does not fit it."""
+    """Error for a folder that cannot be indexed, an index that cannot be opened, or an invalid query."""
 
 
 def display_path(path: str | os.PathLike) -> str:
-    """Converts a path to printable text, whatever bytes its name has."""
+    """Converts a path to printable text. Bytes that are not valid UTF-8 are replaced."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def check_weights(directory: Path, meta: Mapping, name: str, fingerprint: str) -> None:
-    """Raises SearchError, naming both fingerprints, unless the model `name` has the weights of the index."""
+    """Raises SearchError, with both fingerprints, if the model `name` has other weights than the index."""
     if meta["fingerprint"] != fingerprint:
         raise SearchError(
             f"{directory} was made with other weights: the index has fingerprint {meta['fingerprint'][:16]} (of "
@@ -54,7 +54,7 @@ def check_weights(directory: Path, meta: Mapping, name: str, fingerprint: str) -
 
 
 def read_meta(directory: Path) -> dict | None:
-    """Reads the metadata of an index; None if the directory is missing or empty.
+    """Reads the metadata of an index. Returns None if the directory is missing or empty.
 
     Raises SearchError if the directory holds other files, or an index of another version.
     """
@@ -66,7 +66,7 @@ def read_meta(directory: Path) -> dict | None:
         if names or directory.is_file():
             content = f"it holds {', '.join(map(display_path, names[:4]))}" if names else "it is a file"
             raise SearchError(
-                f"{display_path(directory)} is no index: {content}. Name a directory made by clip-jax index, or a "
+                f"{display_path(directory)} is not an index: {content}. Name a directory made by clip-jax index, or a "
                 "new one"
             )
         return None
@@ -74,9 +74,13 @@ def read_meta(directory: Path) -> dict | None:
         meta = json.loads(file.read_text("utf-8"))
         version = meta["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise SearchError(f"{file} describes no index ({error!r}): remove {directory} and index again") from error
+        raise SearchError(
+            f"{file} is not the metadata of an index ({error!r}): remove {directory} and index again"
+        ) from error
     if version != VERSION:
-        raise SearchError(f"{directory} is an index of version {version}; version {VERSION} is read here: index again")
+        raise SearchError(
+            f"{directory} is an index of version {version}; this program reads version {VERSION}: index again"
+        )
     return meta
 
 
@@ -94,27 +98,27 @@ def read_parts(directory: Path, meta: Mapping) -> tuple[list[dict], Float[np.nda
         if part_rows.shape != (len(part_entries), meta["dim"]) or part_rows.dtype != meta["dtype"]:
             raise SearchError(
                 f"{directory}: {part}.npy is {part_rows.dtype} {list(part_rows.shape)} while {part}.jsonl describes "
-                f"{len(part_entries)} picture(s) of dimension {meta['dim']}: remove {directory} and index again"
+                f"{len(part_entries)} image(s) of dimension {meta['dim']}: remove {directory} and index again"
             )
         entries += part_entries
         rows.append(part_rows)
     return entries, np.concatenate(rows)
 
 
-def ivf_file(directory: Path, meta: Mapping) -> Path | None:
-    """Path of the IVF index of a complete index; None if it has none."""
+def find_ivf_file(directory: Path, meta: Mapping) -> Path | None:
+    """Returns the path of the IVF index of a complete index, or None if it does not exist."""
     file = directory / f"{meta['parts'][0]}.faiss" if meta.get("complete") else None
     return file if file and file.is_file() else None
 
 
 @dataclasses.dataclass
 class Store:
-    """An index directory under construction: new rows are buffered in memory and committed every few seconds.
+    """Index directory under construction. New rows are buffered in memory and committed every few seconds.
 
     Attributes:
-      directory: of the index.
-      meta: the content of `meta.json`.
-      entries, rows: committed rows whose file is unchanged.
+      directory: directory of the index.
+      meta: content of `meta.json`.
+      entries, rows: metadata and embeddings of the committed rows whose image file is unchanged.
       dropped: number of rows dropped because their file was deleted or has changed.
     """
 
@@ -129,11 +133,20 @@ class Store:
 
     @classmethod
     def prepare(
-        cls, directory: Path, others: Sequence[Path], *, fingerprint: str, model: str, folder: Path, dim: int, dtype: str
+        cls,
+        directory: Path,
+        other_directories: Sequence[Path],
+        *,
+        fingerprint: str,
+        model: str,
+        folder: Path,
+        dim: int,
+        dtype: str,
     ) -> "Store":
-        """Opens the index in `directory`, or starts a new one; `others` are the indices to `merge` into it.
+        """Opens the index in `directory`, or creates a new index.
 
-        Raises SearchError if one of them was made with other weights, of another folder or in another precision.
+        `other_directories` are indices that will be merged into this one.
+        Raises SearchError if an index has other weights, another folder or another precision.
         """
         meta = read_meta(directory)
         if meta is None:
@@ -147,37 +160,39 @@ class Store:
                 "parts": [],
                 "next": 0,
             }
-        for path, path_meta in [(directory, meta), *((other, read_meta(other)) for other in others)]:
+        for path, path_meta in [(directory, meta), *((other, read_meta(other)) for other in other_directories)]:
             if path_meta is not None:
                 _check_settings(path, path_meta, fingerprint=fingerprint, model=model, folder=str(folder), dtype=dtype)
         entries, rows = read_parts(directory, meta)
         store = cls(directory, meta | {"model": model, "complete": False}, entries, rows)
         store._write_meta()
-        for leftover in directory.glob("part-*"):  # of a process that was killed
+        for leftover in directory.glob("part-*"):  # left by a killed process
             if leftover.name.split(".")[0] not in meta["parts"]:
                 leftover.unlink()
         return store
 
     def drop_stale(self, files: Mapping[str, Mapping]) -> None:
-        """Drops rows whose file was deleted or has changed."""
+        """Drops the rows of deleted and changed image files."""
         current = [_is_current(entry, files) for entry in self.entries]
         self.dropped = current.count(False)
         self.rows = self.rows[np.asarray(current, bool)]
         self.entries = [entry for entry, is_current in zip(self.entries, current, strict=True) if is_current]
 
     def merge(self, directory: Path, files: Mapping[str, Mapping]) -> None:
-        """Copies the rows of another index, if it exists, of unchanged files that have no row yet."""
+        """Copies rows from another index, if it exists. Only copies unchanged files without a row in this index."""
         meta = read_meta(directory)
         if meta is None:
             return
         entries, rows = read_parts(directory, meta)
         paths = {entry["path"] for entry in self.entries}
-        new = [row for row, entry in enumerate(entries) if entry["path"] not in paths and _is_current(entry, files)]
-        self.entries += [entries[row] for row in new]
-        self.rows = np.concatenate([self.rows, rows[new]])
+        new_rows = [
+            row for row, entry in enumerate(entries) if entry["path"] not in paths and _is_current(entry, files)
+        ]
+        self.entries += [entries[row] for row in new_rows]
+        self.rows = np.concatenate([self.rows, rows[new_rows]])
 
     def add(self, entries: Iterable[Mapping], rows: Float32[np.ndarray, "n dim"]) -> None:
-        """Adds rows, rounded to the precision of the index; they are on disk after the next commit."""
+        """Adds rows, rounded to the precision of the index. The next commit writes them to disk."""
         self._new_entries += entries
         self._new_rows.append(rows.astype(self.meta["dtype"]))
         if time.monotonic() - self._committed >= COMMIT_SECONDS:
@@ -193,9 +208,9 @@ class Store:
         self._committed = time.monotonic()
 
     def finish(self, broken: Mapping[str, str], approximate: bool) -> int:
-        """Replaces all parts by one sorted part, with an IVF index if `approximate`, and lists the broken files.
+        """Replaces all parts by one sorted part and returns the number of rows.
 
-        Returns the number of rows.
+        Also writes `broken.jsonl`, and the IVF index if `approximate`.
         """
         entries = self.entries + self._new_entries
         rows = np.concatenate([self.rows, *self._new_rows])
@@ -205,7 +220,10 @@ class Store:
         if approximate and entries:
             nearest.write_ivf_index(self.directory / f"{part}.faiss", rows[order])
         self.meta["parts"] = [part]
-        _write(self.directory / _BROKEN, _lines({"path": path, "reason": why} for path, why in sorted(broken.items())))
+        _write_atomically(
+            self.directory / _BROKEN,
+            _to_json_lines({"path": path, "reason": reason} for path, reason in sorted(broken.items())),
+        )
         self.meta["complete"] = True
         self._write_meta()
         for part in old_parts:
@@ -220,11 +238,11 @@ class Store:
             np.save(file, rows)
             file.flush()
             os.fsync(file.fileno())
-        _write(self.directory / f"{part}.jsonl", _lines(entries))
+        _write_atomically(self.directory / f"{part}.jsonl", _to_json_lines(entries))
         return part
 
     def _write_meta(self) -> None:
-        _write(self.directory / _META, json.dumps(self.meta, indent=2) + "\n")
+        _write_atomically(self.directory / _META, json.dumps(self.meta, indent=2) + "\n")
 
 
 def _check_settings(directory: Path, meta: Mapping, *, fingerprint: str, model: str, folder: str, dtype: str) -> None:
@@ -241,51 +259,51 @@ def _check_settings(directory: Path, meta: Mapping, *, fingerprint: str, model: 
 
 
 def _is_current(entry: Mapping, files: Mapping[str, Mapping]) -> bool:
-    """Whether a row's file exists and is unchanged."""
+    """Checks whether the image file of a row exists and is unchanged."""
     return files.get(entry["path"]) == {"size": entry["size"], "mtime_ns": entry["mtime_ns"]}
 
 
-def _write(path: Path, text: str) -> None:
-    """Writes a file atomically: complete or not at all, whenever the process or the machine stops."""
-    new = path.with_name(path.name + ".new")
-    with new.open("w", encoding="utf-8") as file:
+def _write_atomically(path: Path, text: str) -> None:
+    """Writes a text file atomically, by writing a temporary file and renaming it."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    new.replace(path)
+    temporary.replace(path)
 
 
-def _lines(rows: Iterable[Mapping]) -> str:
-    # In ASCII, so that names which are no valid UTF-8 survive as escapes.
+def _to_json_lines(rows: Iterable[Mapping]) -> str:
+    # ASCII output: file names that are not valid UTF-8 are stored as escapes.
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def share_directory(directory: Path, share: int, num_shares: int) -> Path:
-    """Path of the index that one of `num_shares` machines builds; `share` counts from 1."""
+def get_share_directory(directory: Path, share: int, num_shares: int) -> Path:
+    """Returns the directory of the index that machine `share` of `num_shares` builds. `share` counts from 1."""
     return directory.with_name(f"{directory.name}.{share}-of-{num_shares}")
 
 
-def share_directories(directory: Path) -> list[Path]:
-    """Lists the shares beside an index."""
+def find_share_directories(directory: Path) -> list[Path]:
+    """Lists the directories of all shares of an index."""
     candidates = directory.parent.glob(f"{glob.escape(directory.name)}.*")
     return sorted(path for path in candidates if re.fullmatch(r"\.\d+-of-\d+", path.name.removeprefix(directory.name)))
 
 
-def discard(directory: Path) -> None:
-    """Removes an index; interrupted at any moment, it leaves an index or nothing."""
+def remove_index(directory: Path) -> None:
+    """Removes an index. After an interruption, the directory still holds a valid index or is empty."""
     meta = read_meta(directory)
     if meta is not None:
-        _write(directory / _META, json.dumps(meta | {"parts": [], "complete": False}))
+        _write_atomically(directory / _META, json.dumps(meta | {"parts": [], "complete": False}))
     for file in sorted(directory.iterdir(), key=lambda file: file.name == _META):
         file.unlink()
     directory.rmdir()
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Creates the directory of an index and locks it: one builder at a time.
+def lock_index(directory: Path) -> Iterator[None]:
+    """Creates the directory of an index and locks it for this process.
 
-    Raises SearchError if another process holds the lock. The lock of a dead process is free.
+    Raises SearchError if another process holds the lock. The lock is released when its process ends.
     """
     if directory.is_file():
         raise SearchError(f"{directory} is a file: name a directory for the index")

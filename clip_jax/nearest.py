@@ -1,7 +1,7 @@
-"""Nearest neighbours by inner product: exact search on the device, or approximate search by faiss.
+"""Nearest-neighbour search by inner product: exact on the device, or approximate with faiss.
 
 Approximate search uses an inverted file (IVF): the rows are clustered into about 4 sqrt(n) lists, and a query searches
-the few lists nearest to it. The lists only propose candidates; scores are computed as in exact search.
+only the few nearest lists. The lists propose candidates; the scores of candidates are exact.
 """
 
 import functools
@@ -13,25 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-NPROBE = 32  # lists that a query searches
-_OVERSAMPLE = 4  # candidates per requested row: the lists hold rounded rows
-_ROWS_PER_LIST = 64  # training rows of the clustering; faiss warns below 39
-_CHUNK = 1 << 16
+NPROBE = 32  # number of lists searched per query
+_OVERSAMPLE = 4  # candidates per requested row, since the lists store float16 rows
+_ROWS_PER_LIST = 64  # clustering samples per list; faiss warns below 39
+_CHUNK = 1 << 16  # rows added to the index at a time
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def exact(
+def search_exact(
     embeddings: Float32[Array, "n dim"], query: Float32[Array, "dim"], k: int
 ) -> tuple[Float32[Array, "k"], Int32[Array, "k"]]:
-    """Finds the `k` largest inner products with `query`, largest first, and their rows. `k` is at most n."""
-    # With a device's default of lower precision, near neighbours would change places.
+    """Returns the `k` <= n largest inner products with `query`, largest first, and their row indices."""
+    # The default precision of some devices would change the order of close neighbours.
     scores = jnp.matmul(embeddings, query, precision=jax.lax.Precision.HIGHEST)
     largest, rows = jax.lax.top_k(scores, k)
     return largest, rows
 
 
-def installed() -> bool:
-    """Whether faiss is installed."""
+def is_faiss_installed() -> bool:
+    """Checks whether faiss is installed."""
     try:
         import faiss  # noqa: F401
     except ImportError:
@@ -40,7 +40,7 @@ def installed() -> bool:
 
 
 def write_ivf_index(file: Path, embeddings: Float[np.ndarray, "n dim"]) -> None:
-    """Clusters the rows and writes the IVF index, which stores them in float16, to `file`. Needs faiss."""
+    """Builds an IVF index of the rows, stored in float16, and writes it to `file`. Needs faiss."""
     import faiss
 
     count, dim = embeddings.shape
@@ -54,7 +54,7 @@ def write_ivf_index(file: Path, embeddings: Float[np.ndarray, "n dim"]) -> None:
 
 
 class IVFIndex:
-    """An IVF index read from a file of `write_ivf_index`. Raises RuntimeError (faiss's own) if the file is damaged."""
+    """IVF index, read from a file of `write_ivf_index`. Raises faiss's RuntimeError if the file is damaged."""
 
     def __init__(self, file: Path):
         import faiss
@@ -65,7 +65,10 @@ class IVFIndex:
     def search(
         self, embeddings: Float[np.ndarray, "n dim"], query: Float32[np.ndarray, "dim"], k: int
     ) -> tuple[Float32[np.ndarray, "hits"], Int[np.ndarray, "hits"]]:
-        """Searches as `exact`, in the nearest lists only; fewer than `k` hits if these hold fewer rows."""
+        """Returns the largest inner products and row indices within the nearest lists.
+
+        The result has fewer than `k` hits if the lists hold fewer rows.
+        """
         _, rows = self._index.search(query[None], min(_OVERSAMPLE * k, len(embeddings)))
         rows = rows[0][rows[0] >= 0]
         scores = embeddings[rows].astype(np.float32) @ query

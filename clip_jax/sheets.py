@@ -1,6 +1,6 @@
-"""Renders search results as a contact sheet (one image) or a page (one HTML file).
+"""Renders search results as a contact sheet (one image) or as a page (one HTML file).
 
-The input is a list of sections, each a query with its hits as cells: an image with two captions.
+The input is a list of sections, one per query. A section has one cell per hit: an image with two captions.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _MARGIN, _GAP, _PAD = 24, 14, 8
 _TITLE_SIZE, _TEXT_SIZE = 18, 12
 _INK, _GREY, _PAPER, _CARD = "#1c1e21", "#6b7280", "#ffffff", "#f1f2f4"
 _GOOD, _BAD = "#15803d", "#b91c1c"
-_THUMBNAIL = 256  # pixels, in pages
+_THUMBNAIL = 256  # side of the thumbnails in pages, in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Cell:
     """One image of a sheet, with captions.
 
     Attributes:
-      picture: path of the image, or the image.
-      name, note: the two lines of text below it.
-      correct: whether the hit is correct, display_path by colour and by a mark; None: unknown, not display_path.
+      picture: image, or path of an image.
+      name, note: two lines of text below the image.
+      correct: whether the hit is correct, shown by colour and by a mark; None: unknown, not shown.
     """
 
     picture: Path | Image.Image
@@ -44,14 +44,14 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Cells under a title."""
+    """Cells with a title."""
 
     title: str
     cells: Sequence[Cell]
 
 
-def hits_section(title: str, hits: Sequence[Hit], folder: Path) -> Section:
-    """Makes the section of a search: hits with their scores, named by their paths relative to `folder`."""
+def make_hits_section(title: str, hits: Sequence[Hit], folder: Path) -> Section:
+    """Makes the section of a search result. Cells show the score and the path relative to `folder`."""
 
     def name(path: Path) -> str:
         return display_path(path.relative_to(folder) if path.is_relative_to(folder) else path)
@@ -59,8 +59,10 @@ def hits_section(title: str, hits: Sequence[Hit], folder: Path) -> Section:
     return Section(title, [Cell(hit.path, name(hit.path), f"{hit.score:.3f}") for hit in hits])
 
 
-def heat_sections(picture: Image.Image, texts: Sequence[str], maps: Float[np.ndarray, "n side side"]) -> list[Section]:
-    """Makes a section of an image and its heat map for each text: cold at the lowest cosine, hot at the highest."""
+def make_heat_sections(
+    picture: Image.Image, texts: Sequence[str], maps: Float[np.ndarray, "n side side"]
+) -> list[Section]:
+    """Makes a section with an image and one heat map per text. Colours range from the lowest to the highest cosine."""
     grey = ImageOps.grayscale(picture).convert("RGB")
     cells = [Cell(picture, "preprocessed image")]
     for text, values in zip(texts, maps, strict=True):
@@ -68,11 +70,11 @@ def heat_sections(picture: Image.Image, texts: Sequence[str], maps: Float[np.nda
         heat = Image.fromarray((255 * matplotlib.colormaps["inferno"](scaled)[..., :3]).astype(np.uint8))
         heat = heat.resize(picture.size, Image.Resampling.BICUBIC)
         cells.append(Cell(Image.blend(grey, heat, 0.65), text, f"cosine {values.min():.3f} to {values.max():.3f}"))
-    return [Section("Where a text is", cells)]
+    return [Section("Heat maps", cells)]
 
 
-def contact_sheet(sections: Sequence[Section], *, columns: int, size: int = 160) -> Image.Image:
-    """Renders sections below each other as one RGB image, `columns` cells per row, each image within `size` pixels."""
+def render_contact_sheet(sections: Sequence[Section], *, columns: int, size: int = 160) -> Image.Image:
+    """Renders sections as one RGB image, with `columns` cells per row and thumbnails of at most `size` pixels."""
     line = _TEXT_SIZE + 5
     card = (size + 2 * _PAD, size + 2 * _PAD + 2 * line + 2)
     width = 2 * _MARGIN + columns * card[0] + (columns - 1) * _GAP
@@ -84,7 +86,7 @@ def contact_sheet(sections: Sequence[Section], *, columns: int, size: int = 160)
     top = _MARGIN
     for section, height in zip(sections, heights, strict=True):
         title = _shorten(canvas, section.title, _TITLE_SIZE, width - 2 * _MARGIN)
-        canvas.text((_MARGIN, top), title, _INK, _font(_TITLE_SIZE))
+        canvas.text((_MARGIN, top), title, _INK, _load_font(_TITLE_SIZE))
         for index, cell in enumerate(section.cells):
             x = _MARGIN + index % columns * (card[0] + _GAP)
             y = top + title_height + index // columns * (card[1] + _GAP)
@@ -99,21 +101,21 @@ def _draw_cell(
     x, y = corner
     edge = {None: None, True: _GOOD, False: _BAD}[cell.correct]
     canvas.rounded_rectangle((x, y, x + card[0] - 1, y + card[1] - 1), 8, _CARD, edge, 2)
-    picture = _thumbnail(cell.picture, size, enlarge=True)
+    picture = _make_thumbnail(cell.picture, size, enlarge=True)
     if picture is not None:
         sheet.paste(picture, (x + _PAD + (size - picture.width) // 2, y + _PAD + (size - picture.height) // 2))
     else:
-        canvas.text((x + card[0] / 2, y + card[0] / 2), "not readable", _GREY, _font(_TEXT_SIZE), anchor="mm")
+        canvas.text((x + card[0] / 2, y + card[0] / 2), "not readable", _GREY, _load_font(_TEXT_SIZE), anchor="mm")
     below = y + size + 2 * _PAD - 2
-    canvas.text((x + _PAD, below), _shorten(canvas, cell.name, _TEXT_SIZE, size), _INK, _font(_TEXT_SIZE))
+    canvas.text((x + _PAD, below), _shorten(canvas, cell.name, _TEXT_SIZE, size), _INK, _load_font(_TEXT_SIZE))
     note = _shorten(canvas, cell.note, _TEXT_SIZE, size - (18 if edge else 0))
-    canvas.text((x + _PAD, below + _TEXT_SIZE + 5), note, _GREY, _font(_TEXT_SIZE))
+    canvas.text((x + _PAD, below + _TEXT_SIZE + 5), note, _GREY, _load_font(_TEXT_SIZE))
     if edge:
         _draw_mark(canvas, (x + card[0] - _PAD - 13, below + _TEXT_SIZE + 6), cell.correct, edge)
 
 
 def _draw_mark(canvas: ImageDraw.ImageDraw, corner: tuple, correct: bool, colour: str) -> None:
-    """Draws a tick or a cross of 12 pixels, for readers who cannot tell the colours apart."""
+    """Draws a tick or a cross of 12 pixels, for colour-blind readers."""
     x, y = corner
     if correct:
         canvas.line([(x, y + 6), (x + 4, y + 10), (x + 12, y + 1)], colour, 2, joint="curve")
@@ -123,25 +125,25 @@ def _draw_mark(canvas: ImageDraw.ImageDraw, corner: tuple, correct: bool, colour
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Pillow's own font has only ASCII; Matplotlib's has most alphabets.
+def _load_font(size: int) -> ImageFont.FreeTypeFont:
+    # Pillow's default font covers only ASCII; Matplotlib's covers most alphabets.
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 def _shorten(canvas: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
-    """Shortens a text that is too wide in the middle, since both ends of a path are informative."""
+    """Shortens a text to `width` pixels by removing its middle, since both ends of a path are informative."""
     text = " ".join(text.split())
-    if canvas.textlength(text, _font(size)) <= width:
+    if canvas.textlength(text, _load_font(size)) <= width:
         return text
     for length in range(len(text) - 1, 1, -1):
         short = text[: length // 2] + "…" + text[len(text) - (length - length // 2) :]
-        if canvas.textlength(short, _font(size)) <= width:
+        if canvas.textlength(short, _load_font(size)) <= width:
             return short
     return "…"
 
 
-def _thumbnail(picture: Path | Image.Image, size: int, *, enlarge: bool) -> Image.Image | None:
-    """Resizes an image to fit `size` x `size` pixels; None if its file was deleted or cannot be read."""
+def _make_thumbnail(picture: Path | Image.Image, size: int, *, enlarge: bool) -> Image.Image | None:
+    """Resizes an image to fit `size` x `size` pixels. Returns None if the file is missing or unreadable."""
     if not isinstance(picture, Image.Image):
         try:
             picture = decode(picture)
@@ -156,22 +158,22 @@ def _thumbnail(picture: Path | Image.Image, size: int, *, enlarge: bool) -> Imag
 # Pages
 
 
-def page(title: str, sections: Sequence[Section]) -> str:
-    """Renders sections as one self-contained HTML document: images are embedded, names and queries are escaped."""
-    return document(title, "\n".join([heading(title, 1), body(sections)]))
+def render_page(title: str, sections: Sequence[Section]) -> str:
+    """Renders sections as one self-contained HTML document. Images are embedded, names and queries are escaped."""
+    return document(title, "\n".join([heading(title, 1), render_body(sections)]))
 
 
-def body(sections: Sequence[Section]) -> str:
+def render_body(sections: Sequence[Section]) -> str:
     """Renders sections as the body of an HTML page."""
     blocks = []
     for section in sections:
-        cells = "\n".join(_figure(cell) for cell in section.cells)
+        cells = "\n".join(_render_figure(cell) for cell in section.cells)
         blocks.append(f'{heading(section.title, 2)}\n<div class="grid">\n{cells}\n</div>')
     return "\n".join(blocks)
 
 
-def _figure(cell: Cell) -> str:
-    picture = _thumbnail(cell.picture, _THUMBNAIL, enlarge=False)
+def _render_figure(cell: Cell) -> str:
+    picture = _make_thumbnail(cell.picture, _THUMBNAIL, enlarge=False)
     name, note = html.escape(printable(cell.name)), html.escape(printable(cell.note))
     if picture is None:
         content = '<div class="gone">not readable</div>'

@@ -1,4 +1,4 @@
-"""CLIP as a task of the trainer: initialisation, loss, examples, evaluators.
+"""Training task of CLIP: initialisation, loss, examples, evaluators.
 
 Batches: `image` uint8 [B, size, size, 3], `text` int32 [B, length], `truncated` bool [B].
 """
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from clip_jax import evaluators, flops, model, pretrained, ring_loss
 from clip_jax import loss as dense
 from clip_jax.example import PairExample
-from clip_jax.loss import caption_groups
+from clip_jax.loss import group_captions
 from clip_jax.options import CLIPCompute, CLIPOptions
 from train_jax import sharding
 from train_jax.config import adopt
@@ -41,14 +41,14 @@ _METHODS = {"vision": "encode_image", "text": "encode_text"}
 class ContrastiveOptions(Options):
     """Options of the contrastive loss: `config.contrastive`."""
 
-    loss: str = option("", "of a batch; empty: the one that logits are for, model.loss (see clip_jax.loss.LOSSES)")
-    # The softmax loss has the same value for both (see docs/design.md); the sigmoid loss and the accuracies differ.
+    loss: str = option("", "contrastive loss, a name in clip_jax.loss.LOSSES; empty: the value of model.loss")
+    # The softmax loss is the same with both choices (see docs/design.md); the sigmoid loss and the accuracies differ.
     duplicates: str = option(
         "positive",
-        "whether equal captions of a batch are positives or negatives of each other's images",
+        "role of images with equal captions in a batch: positives or negatives of each other's captions",
         choices=("positive", "negative"),
     )
-    tile: int = option(0, "maximum number of columns of the logits that are computed at a time; 0: all", least=0)
+    tile: int = option(0, "maximum number of logit columns computed at a time; 0: all", least=0)
 
     def check(self, path: str) -> None:
         self.require(self.loss in ("", *dense.LOSSES), path, "loss", f"empty, or one of {', '.join(dense.LOSSES)}")
@@ -60,21 +60,21 @@ class ContrastiveOptions(Options):
 class NormalizeOptions(PreprocessOptions):
     """Options of image preprocessing: resizing, and normalisation by mean and standard deviation."""
 
-    mean: tuple[float, ...] = option(CLIP_MEAN, "of each colour, on the scale [0, 1]")
-    std: tuple[float, ...] = option(CLIP_STD, "of each colour, on the scale [0, 1]", above=0)
+    mean: tuple[float, ...] = option(CLIP_MEAN, "mean of each channel, for pixels in [0, 1]")
+    std: tuple[float, ...] = option(CLIP_STD, "standard deviation of each channel, for pixels in [0, 1]", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPTaskOptions(Options):
-    """Options of a CLIP run, beside the trainer's."""
+    """Options of a CLIP run, in addition to the options of the trainer."""
 
-    pretrained: str = option("", "a checkpoint to start from, which brings its model and tokenizer; see clip_jax.load")
+    pretrained: str = option("", "path of a checkpoint to fine-tune, in a format of clip_jax.load")
     model: CLIPOptions = CLIPOptions()
     compute: CLIPCompute = CLIPCompute()
     contrastive: ContrastiveOptions = ContrastiveOptions()
-    dropout: float = option(0.0, "rate in the towers' blocks", least=0, below=1)
-    patch_dropout: float = option(0.0, "share of patches dropped in training (arXiv 2212.00794)", least=0, below=1)
-    tokenizer: TokenizerOptions = TokenizerOptions()  # CLIP's, or with text.causal = False SigLIP's
+    dropout: float = option(0.0, "dropout rate in the towers' blocks", least=0, below=1)
+    patch_dropout: float = option(0.0, "fraction of patches dropped in training (arXiv 2212.00794)", least=0, below=1)
+    tokenizer: TokenizerOptions = TokenizerOptions()  # CLIP's BPE; with text.causal = False, SigLIP's SentencePiece
     preprocess: NormalizeOptions = NormalizeOptions()
     augment: AugmentOptions = AugmentOptions()
 
@@ -96,9 +96,9 @@ OPTIONS, EVALUATORS = CLIPTaskOptions, evaluators.EVALUATORS
 
 
 def complete(config: ConfigDict, stated: ConfigDict) -> None:
-    """Completes a config by the model, tokenizer and preprocessing of the checkpoint `config.pretrained`.
+    """Fills in the model and preprocessing options of a config from the checkpoint `config.pretrained`.
 
-    Raises ConfigError if options that the user set contradict the checkpoint.
+    Raises ConfigError if options set by the user contradict the checkpoint.
     """
     if not config.pretrained:
         return
@@ -116,16 +116,16 @@ def complete(config: ConfigDict, stated: ConfigDict) -> None:
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
-    """Makes the task of a resolved config; the tokenizer of an existing run directory is reused."""
+    """Makes the task of a resolved config. Reuses the tokenizer of an existing run directory."""
     if config.accumulate > 1:
         raise ConfigError(
-            f"config.accumulate = {config.accumulate}: a contrastive loss compares all examples of a batch, and each "
-            "micro-batch would have an easier one of its own. Set config.compute.micro_batch instead: the towers encode at "
-            "most so many examples of a device at a time, and the loss compares all of them"
+            f"config.accumulate = {config.accumulate}: a contrastive loss compares all examples of a batch, and but "
+            "accumulation would compare only those of a micro-batch. Set config.compute.micro_batch instead: the towers "
+            "encode at most so many examples per device at a time, and the loss compares all of them"
         )
     compute = CLIPCompute.parse(config.compute, "compute")
     contrastive = ContrastiveOptions.parse(config.contrastive, "contrastive")
-    tokenizer = _tokenizer(config, workdir)
+    tokenizer = _open_tokenizer(config, workdir)
     size = config.model.image.size
     preprocess = images.Preprocess(size=size, **config.preprocess)
     module = model.build(
@@ -149,7 +149,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
 
         def apply(inputs, key, method):
             variables = {"params": params["clip"], **mutable_variables}
-            if method in frozen_towers:  # evaluation mode: no dropout, and the running statistics do not change
+            if method in frozen_towers:  # evaluation mode: no dropout, running statistics are not updated
                 return jax.lax.stop_gradient(module.apply(variables, inputs, method=method)), mutable_variables
             mutable = list(mutable_variables)
             return module.apply(variables, inputs, False, method=method, rngs={"dropout": key}, mutable=mutable)
@@ -176,17 +176,17 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         evaluators=evaluators.factories(module, tokenizer, preprocess),
         artifacts={"tokenizer.json": tokenizer.to_json(), "preprocess.json": preprocess.to_json()},
         pretrained=weights if config.pretrained else None,
-        flops=flops.training(module.options, config.patch_dropout),
+        flops=flops.training_flops(module.options, config.patch_dropout),
     )
 
 
 def _is_frozen(config: ConfigDict, tower: str) -> bool:
-    """Whether a pattern of `config.optim.freeze` freezes all of a tower (as in LiT, arXiv 2111.07991)."""
+    """Checks whether a pattern of `config.optim.freeze` freezes a whole tower (as in LiT, arXiv 2111.07991)."""
     return any(re.search(pattern, f"clip/{tower}/") for pattern in config.optim.freeze)
 
 
 def _encode_microbatched(encode: Callable, inputs, key, micro_batch: int):
-    """Applies `encode(inputs, key)` to at most `micro_batch` examples of a device at a time (0: all).
+    """Applies `encode(inputs, key)` in micro-batches of at most `micro_batch` examples per device (0: one batch).
 
     The backward pass recomputes each micro-batch with the same key.
     """
@@ -203,15 +203,15 @@ def _encode_microbatched(encode: Callable, inputs, key, micro_batch: int):
 
 
 def _contrastive_loss(logits_for: str, options: ContrastiveOptions, images, texts, scale, bias, ids):
-    """Computes the loss of the embeddings of a global batch, and its metrics."""
-    group = caption_groups(ids) if options.duplicates == "positive" else jnp.arange(len(ids))
-    form, tile = (ring_loss, {"tile": options.tile}) if options.tile else (dense, {})
-    value, metrics = form.LOSSES[options.loss or logits_for](images, texts, scale, bias, group, **tile)
+    """Computes the contrastive loss and the metrics of the embeddings of a global batch."""
+    group = group_captions(ids) if options.duplicates == "positive" else jnp.arange(len(ids))
+    losses, tile_options = (ring_loss, {"tile": options.tile}) if options.tile else (dense, {})
+    value, metrics = losses.LOSSES[options.loss or logits_for](images, texts, scale, bias, group, **tile_options)
     return value, metrics | ({"logit_bias": bias} if logits_for == "sigmoid" else {})
 
 
-def _tokenizer(config: ConfigDict, workdir: Path | None) -> AnyTokenizer:
-    """Opens the tokenizer of the run, of the checkpoint or at `config.tokenizer.path`, else trains one on captions."""
+def _open_tokenizer(config: ConfigDict, workdir: Path | None) -> AnyTokenizer:
+    """Opens the tokenizer of the run, the checkpoint or `config.tokenizer.path`, or trains one on the captions."""
     length = config.model.text.context_length
     if workdir is not None and (workdir / "tokenizer.json").is_file():
         return open_tokenizer(workdir / "tokenizer.json", length)
@@ -227,6 +227,6 @@ def _tokenizer(config: ConfigDict, workdir: Path | None) -> AnyTokenizer:
             )
             raise ConfigError(
                 f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. `hf download {files} --local-dir "
-                f"{config.tokenizer.path}` puts one there; --config.tokenizer.path= learns one from the captions"
+                f"{config.tokenizer.path}` downloads it; --config.tokenizer.path= trains one on the captions"
             ) from error
     return learn(config.data, config.tokenizer.captions, config.tokenizer.vocab_size, length)

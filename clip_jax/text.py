@@ -1,4 +1,4 @@
-"""The text tower: a transformer, pooled at one token (arXiv 2103.00020, section 2.4; arXiv 2303.15343)."""
+"""Text tower: a transformer pooled at one token (arXiv 2103.00020, section 2.4; arXiv 2303.15343)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,14 +11,14 @@ from train_jax.compute import TransformerCompute
 
 
 class TextTower(nn.Module):
-    """Encodes token ids as float32 features of width `embed_dim`.
+    """Text transformer: encodes token ids as float32 features of width `embed_dim`.
 
-    In a causal tower the padding after the end of a text has no effect; a bidirectional one attends to padding, which
-    must be as in its training.
+    A causal tower ignores padding after the end of a text. A bidirectional tower attends to padding, so padding must be
+    as in training.
 
     Attributes:
-      eos_id: the end-of-text token. With the pool "eos" every row must contain it, as the tokenizers' rows do.
-      dropout: rate in the blocks, in training.
+      eos_id: end-of-text token. With the pool "eos" every row must contain it; the tokenizers guarantee that.
+      dropout: dropout rate in the blocks during training.
     """
 
     options: CLIPOptions

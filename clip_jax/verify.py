@@ -1,4 +1,4 @@
-"""Describes a checkpoint, and compares its outputs layer by layer with transformers' where that is installed."""
+"""Describes a checkpoint and compares its layer outputs with those of transformers, if transformers is installed."""
 
 import dataclasses
 import importlib.util
@@ -17,7 +17,13 @@ TEXTS = ("a photo of a cat.", "two dogs play with a red ball", "42")
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Largest difference between a layer's output and the peer's; `relative`: divided by the peer's largest value."""
+    """Difference between a layer's output here and in transformers.
+
+    Attributes:
+      layer: name of the layer.
+      largest: largest absolute difference.
+      relative: `largest` divided by the largest absolute value in transformers.
+    """
 
     layer: str
     largest: float
@@ -25,7 +31,7 @@ class Difference:
 
 
 def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
-    """Describes architecture, preprocessing, tokenizer and files of a checkpoint: name -> readable value."""
+    """Describes the architecture, preprocessing, tokenizer and files of a checkpoint as name -> readable value."""
     options, preprocess, tokenizer = module.options, checkpoint.preprocess, checkpoint.tokenizer
     image, text = options.image, options.text
     if image.tower == "resnet":
@@ -58,26 +64,27 @@ def _join(values) -> str:
     return " ".join(f"{value:.4g}" for value in values)
 
 
-def comparable(checkpoint: Checkpoint) -> bool:
-    """Whether the checkpoint is a directory that transformers opens."""
+def is_comparable(checkpoint: Checkpoint) -> bool:
+    """Checks whether a checkpoint is a directory that transformers opens."""
     return checkpoint.kind.startswith("Hugging Face") and Path(checkpoint.name).is_dir()
 
 
-def peer_installed() -> bool:
-    """Whether torch and transformers are installed."""
+def is_peer_installed() -> bool:
+    """Checks whether torch and transformers are installed."""
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
 def compare(path: str | Path) -> list[Difference]:
-    """Compares a model layer by layer with transformers' own, on random images and a few texts, in float32.
+    """Compares a model layer by layer with transformers, on random images and a few texts, in float32.
 
-    Raises LoadError if `path` is not a directory that transformers opens; ImportError without torch and transformers.
+    Raises LoadError if `path` is not a directory that transformers opens, and ImportError if torch or transformers is
+    not installed.
     """
     import torch
     import transformers
 
     checkpoint = open_checkpoint(path)
-    if not comparable(checkpoint):
+    if not is_comparable(checkpoint):
         raise LoadError(
             f"{path} is a model of {checkpoint.kind}: only directories for transformers can be compared layer by layer"
         )
@@ -102,22 +109,22 @@ def compare(path: str | Path) -> list[Difference]:
     with torch.no_grad():
         images = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
         peer_output = peer(input_ids=torch.from_numpy(ids).long(), pixel_values=images)
-    rows, features = [], {}
+    differences, features = [], {}
     for tower, inputs in (("image", pixels), ("text", ids)):
-        layers, features[tower] = _layers(module, variables, tower, inputs)
+        layers, features[tower] = _capture_layers(module, variables, tower, inputs)
         for index, (ours, theirs) in enumerate(zip(layers, peer_layers[tower], strict=True), 1):
-            rows.append(_difference(f"{tower} layer {index}", ours, theirs))
+            differences.append(_measure_difference(f"{tower} layer {index}", ours, theirs))
         embeds = peer_output.image_embeds if tower == "image" else peer_output.text_embeds
         peer_features = torch.nn.functional.normalize(embeds, dim=-1).numpy()
-        rows.append(_difference(f"{tower} features", features[tower], peer_features))
+        differences.append(_measure_difference(f"{tower} features", features[tower], peer_features))
     scale, bias = (np.asarray(x) for x in module.apply(variables, method="scale_and_bias"))
     logits = scale * features["image"] @ features["text"].T + bias
-    rows.append(_difference("logits", logits, peer_output.logits_per_image.numpy()))
-    return rows
+    differences.append(_measure_difference("logits", logits, peer_output.logits_per_image.numpy()))
+    return differences
 
 
-def _layers(module: model_lib.CLIP, variables, tower: str, inputs) -> tuple[list[np.ndarray], np.ndarray]:
-    """Computes the output of each block of a tower, and its features."""
+def _capture_layers(module: model_lib.CLIP, variables, tower: str, inputs) -> tuple[list[np.ndarray], np.ndarray]:
+    """Computes the output of each block of a tower, and the features of the tower."""
     features, state = module.apply(
         variables,
         jnp.asarray(inputs),
@@ -130,6 +137,6 @@ def _layers(module: model_lib.CLIP, variables, tower: str, inputs) -> tuple[list
     return outputs, np.asarray(features)
 
 
-def _difference(layer: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
+def _measure_difference(layer: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
     largest = float(np.abs(ours - theirs).max())
     return Difference(layer, largest, largest / float(np.abs(theirs).max()))

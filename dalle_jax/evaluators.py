@@ -1,4 +1,4 @@
-"""Evaluators of DALL-E: whether drawings show their prompts, by a source's reader of images."""
+"""Evaluators of DALL-E: the accuracy of sampled images, checked by the image reader of a data source."""
 
 import dataclasses
 import functools
@@ -18,43 +18,47 @@ from vqgan_jax.stage2.evaluators import EvaluatedModel, Sampler, SamplingOptions
 
 @dataclasses.dataclass(frozen=True)
 class DrawingOptions(SamplingOptions):
-    """Options of the share of drawings in which the source's reader reads the prompt."""
+    """Options of the accuracy of sampled images."""
 
     about: str = option(
-        "labels", "labels, by template; each record's first caption; or (pairs) those of records without a label",
+        "labels",
+        "source of the prompts: labels in the template, first captions, or (pairs) first captions of unlabelled records",
         choices=("labels", "captions", "pairs"),
-    )  # fmt: skip
-    template: str = option("a {}", "prompt about a label")
+    )
+    template: str = option("a {}", "prompt template with {} for the label")
     prompts: int = option(256, "number of prompts", least=1)
-    n: int = option(1, "pictures of each prompt, ranked by clip", least=1)
-    clip: str = option("", "anything that clip_jax.load opens; empty: none")
+    n: int = option(1, "number of images per prompt, ranked by clip", least=1)
+    clip: str = option("", "path of the CLIP that ranks the images (see clip_jax.load); empty: none")
 
     def check(self, path: str) -> None:
         super().check(path)
-        self.require(self.n == 1 or bool(self.clip), path, "n", "1 where no clip ranks the pictures")
+        self.require(self.n == 1 or bool(self.clip), path, "n", "1 without a clip that ranks the images")
 
 
 EVALUATORS = {**evaluators.EVALUATORS, "drawing": DrawingOptions}
 
 
 def factories(stage: EvaluatedModel) -> Mapping[str, Callable]:
-    """Returns evaluator type -> `(options, context) -> evaluator`."""
+    """Makes the evaluator factories: type -> `(options, context) -> evaluator`."""
     return {"drawing": functools.partial(Drawings, stage)}
 
 
 class Drawings:
-    """Evaluates the share of prompts with a correct drawing, by the source's reader; with `clip`, also of the best."""
+    """Fraction of prompts whose image is correct, checked by the image reader of the source.
+
+    With `clip`, also for the best of n images by CLIP score.
+    """
 
     def __init__(self, stage: EvaluatedModel, options: ConfigDict, context):
         check_sampling(options, stage)
         self._source = context.source(options.source, options.split)
         if self._source.shows is None:
-            raise DataError(f"{self._source.name} has no reader of pictures: the evaluator 'drawing' needs one")
-        self._prompts, self._n = prompts(self._source, options), options.n
+            raise DataError(f"{self._source.name} has no image reader: the evaluator 'drawing' needs one")
+        self._prompts, self._n = collect_prompts(self._source, options), options.n
         self._sampler = Sampler(stage, options, context, self._prompts)
         self._clip = rerank.open_reranker(options.clip) if options.clip else None
 
-    def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    def __call__(self, params, mutable_variables) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         images = self._sampler.images(self._sampler.codes(params))
         correct = np.array(
             [[self._source.shows(x, prompt) for x in row] for prompt, row in zip(self._prompts, images, strict=True)]
@@ -71,8 +75,8 @@ class Drawings:
         return metrics, {"drawings": image_grid(rows)}
 
 
-def prompts(source: Source, options: ConfigDict) -> list[str]:
-    """Returns `options.prompts` prompts about the source's records, in their order, which is random."""
+def collect_prompts(source: Source, options: ConfigDict) -> list[str]:
+    """Collects up to `options.prompts` prompts about the records of a source, in the order of the records."""
     texts = []
     for index in range(len(source)):
         record = source.described(index)
@@ -89,7 +93,7 @@ def prompts(source: Source, options: ConfigDict) -> list[str]:
 
 
 def fill_template(template: str, name: str) -> str:
-    """Fills a template with a label; "a {}" becomes "an {}" before a vowel, as captions have it."""
+    """Fills a template with a label. "a {}" becomes "an {}" before a vowel."""
     if name[:1].lower() in tuple("aeiou"):
         template = re.sub(r"\b([Aa]) \{\}", r"\1n {}", template)
     return template.format(name)

@@ -1,6 +1,6 @@
-"""Checkpoints of CLIP: one module per format, each with a table from its parameter names to ours.
+"""Checkpoint formats of CLIP: one module per format, each with a table of parameter names.
 
-open_checkpoint(path) -> Checkpoint     reads configurations; weights are read later
+open_checkpoint(path) -> Checkpoint     reads the configuration; the weights are read later
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ _HUB_FALLBACK = ("pytorch_model*.bin", "open_clip_pytorch_model.bin")
 _FORMATS = (
     "load opens run directories of train-jax (config.json with a task, tokenizer.json, preprocess.json, artifacts.json, "
     "checkpoints/), Hugging Face directories of CLIP and SigLIP (config.json with a model_type), open_clip directories "
-    f"({open_clip.CONFIG}), weight files of both with their directory around them, OpenAI's .pt files, big_vision's .npz "
+    f"({open_clip.CONFIG}), weight files inside either directory, OpenAI's .pt files, big_vision's .npz "
     "files, and hf:org/name"
 )
 
 
 def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
-    """Opens the checkpoint at `path` (see `clip_jax.load`). Raises LoadError if it is of no known format."""
+    """Opens the checkpoint at `path` (see `clip_jax.load`). Raises LoadError if the format is unknown."""
     path = hub.resolve(path, _HUB_FILES, _HUB_FALLBACK)
     if not path.exists():
         raise LoadError(f"{path}: no such file or folder. {_FORMATS}")
@@ -38,14 +38,14 @@ def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
     except LoadError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # Configurations are untrusted input: any value can be of any type.
-        raise LoadError(f"{path}: a configuration is not as expected ({type(error).__name__}: {error})") from error
+        # Configurations are untrusted input: any value may have any type.
+        raise LoadError(f"{path}: invalid configuration ({type(error).__name__}: {error})") from error
     if checkpoint is None:
-        raise LoadError(f"{path} is no model: it holds {_content(path)}. {_FORMATS}")
+        raise LoadError(f"{path} is not a model: it holds {_describe_content(path)}. {_FORMATS}")
     return checkpoint
 
 
-def _content(path: Path) -> str:
+def _describe_content(path: Path) -> str:
     if path.is_dir():
         return ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     return f"a {path.suffix or 'nameless'} file"
@@ -55,12 +55,12 @@ def _open_directory(path: Path, step: int | None) -> Checkpoint | None:
     run = run_directory.open_directory(path, step)
     if run is not None:
         return run
-    # Many directories hold both configurations; without transformers' own weights, the directory is open_clip's.
-    both = (path / open_clip.CONFIG).is_file()
-    hf_checkpoint = None if both and not hugging_face.weight_files(path) else hugging_face.open_directory(path)
+    # Many directories have both configurations. Without weights for transformers, the directory is open_clip's.
+    has_both = (path / open_clip.CONFIG).is_file()
+    hf_checkpoint = None if has_both and not hugging_face.find_weight_files(path) else hugging_face.open_directory(path)
     checkpoint = hf_checkpoint or open_clip.open_directory(path)
-    if both and checkpoint is not None:
-        _warn_of_other_preprocessing(path, checkpoint)
+    if has_both and checkpoint is not None:
+        _warn_if_preprocessing_differs(path, checkpoint)
     return checkpoint
 
 
@@ -74,13 +74,13 @@ def _open_file(path: Path) -> Checkpoint | None:
         return hugging_face.open_directory(path.parent, path)
     if not holds(tensors, openai.ANCHOR):
         raise LoadError(f"{path} holds no CLIP: neither {openai.ANCHOR} nor {hugging_face.ANCHOR} is among its tensors")
-    if (path.parent / open_clip.CONFIG).is_file() and not openai_file.is_openais(path, tensors):
+    if (path.parent / open_clip.CONFIG).is_file() and not openai_file.is_openai_file(path, tensors):
         return open_clip.open_directory(path.parent, path)
     return openai_file.open_file(path)
 
 
-def _warn_of_other_preprocessing(path: Path, checkpoint: Checkpoint) -> None:
-    """Warns if the two configurations of a directory preprocess images differently, and says which one is used."""
+def _warn_if_preprocessing_differs(path: Path, checkpoint: Checkpoint) -> None:
+    """Logs a warning if the two configurations of a directory have different preprocessing."""
 
     def read(module) -> Preprocess | str | None:
         try:
@@ -88,19 +88,19 @@ def _warn_of_other_preprocessing(path: Path, checkpoint: Checkpoint) -> None:
         except LoadError as error:
             return str(error)
 
-    used, other = (read(module) for module in (open_clip, image_processor))
+    used, unused = (read(module) for module in (open_clip, image_processor))
     if checkpoint.kind != "open_clip":
-        used, other = other, used
-    if other is not None and _without_rounding(used) != _without_rounding(other):
+        used, unused = unused, used
+    if unused is not None and _unify_rounding(used) != _unify_rounding(unused):
         log.warning(
-            "%s: two configurations prepare pictures differently. Used is that of the weights that are loaded (%s): %s. The "
-            "other says: %s. To use the other, load its weight file by name",
-            path, checkpoint.files, used, other,
+            "%s: two configurations have different image preprocessing. The one of the loaded weights (%s) is used: %s. The "
+            "other is: %s. To use the other, load its weight file by path",
+            path, checkpoint.files, used, unused,
         )  # fmt: skip
 
 
-def _without_rounding(preprocess: Preprocess | str) -> Preprocess | str:
-    """Replaces the crop's rounding of transformers by open_clip's, the one difference that they always have."""
+def _unify_rounding(preprocess: Preprocess | str) -> Preprocess | str:
+    """Replaces the crop rounding of transformers by that of open_clip, a difference between all such configurations."""
     return (
         dataclasses.replace(preprocess, mode="crop") if getattr(preprocess, "mode", "") == "crop_floor" else preprocess
     )

@@ -1,4 +1,4 @@
-"""The common form of all formats: model options, tokenizer, preprocessing, and a function that reads the weights."""
+"""Format-independent checkpoint: model options, tokenizer, preprocessing, and a function that reads the weights."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,17 +19,18 @@ from train_jax.weights.layout import STATS, nested
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint, its weights not read yet.
+    """Opened checkpoint whose weights are not read yet.
 
     Attributes:
-      name: the source, for messages.
-      kind: the format, for messages.
-      model: options of `clip_jax.options.CLIPOptions`; absent ones have their defaults.
-      tokenizer, preprocess: of texts and images.
-      read: reads the weights: unrolled names (see `train_jax.weights.layout`) -> float32 arrays, and a name of the
-        weights for messages.
-      files: the files that are read, for messages.
-      compute: options of the computation in training.
+      name: source, for messages.
+      kind: format, for messages.
+      model: model options, as in `clip_jax.options.CLIPOptions`; missing options have their defaults.
+      tokenizer: tokenizer of the texts.
+      preprocess: preprocessing of the images.
+      read: function that reads the weights. It returns unrolled names (see `train_jax.weights.layout`) -> float32
+        arrays, and a name of the weights for messages.
+      files: files that are read, for messages.
+      compute: compute options of the training run.
     """
 
     name: str
@@ -42,43 +43,43 @@ class Checkpoint:
     compute: CLIPCompute = CLIPCompute()
 
     def module(self, size: int | None = None, scan: bool | None = None) -> model_lib.CLIP:
-        """Builds the module.
+        """Builds the Flax module.
 
         Args:
-          size: of its input images; None: as trained.
-          scan: whether its blocks are stacked; None: as trained (stacked, for formats that do not say).
+          size: side of the input images in pixels; None: as trained.
+          scan: whether the blocks are stacked; None: as trained (stacked for formats that do not record it).
 
-        Raises LoadError if the options contradict each other.
+        Raises LoadError if the options are inconsistent.
         """
         compute = self.compute if scan is None else dataclasses.replace(self.compute, scan=scan)
         try:
             options = self.model if size is None else {**self.model, "image": {**self.model["image"], "size": size}}
             return model_lib.build(options, self.tokenizer.vocab_size, self.tokenizer.eos_id, compute)
         except (ValueError, AttributeError, TypeError, ZeroDivisionError) as error:
-            raise LoadError(f"{self.name} describes no model that can be built: {error}") from error
+            raise LoadError(f"{self.name} has invalid model options: {error}") from error
 
     def variables(self, module: model_lib.CLIP) -> tuple[dict, str]:
-        """Reads the variables of `module` (`params`, of a ResNet `batch_stats` too) and a name of the weights.
+        """Reads the variables of `module` (`params`, and `batch_stats` for a ResNet) and a name of the weights.
 
-        Position embeddings are interpolated to the image size. Raises LoadError if names or shapes do not match.
+        Interpolates position embeddings to the image size. Raises LoadError if names or shapes do not match.
         """
-        flat, name = self.read()
+        arrays, name = self.read()
         expected = abstract_variables(module)
-        shapes = _shapes(expected["params"])
-        positions = next((p for p in ("vision/positions", "vision/pool/positions") if p in flat), "")
+        shapes = _list_shapes(expected["params"])
+        positions = next((p for p in ("vision/positions", "vision/pool/positions") if p in arrays), "")
         if positions in shapes:
-            first = int("vision/cls" in flat or positions == "vision/pool/positions")
-            flat[positions] = resize_positions(flat[positions], shapes[positions][0] - first, first)
+            num_prefix = int("vision/cls" in arrays or positions == "vision/pool/positions")
+            arrays[positions] = resize_positions(arrays[positions], shapes[positions][0] - num_prefix, num_prefix)
         scan = any("/blocks/" in path for path in shapes)
-        params = nested({name: x for name, x in flat.items() if not name.startswith(STATS)}, scan)
-        stats = nested({name.removeprefix(STATS): x for name, x in flat.items() if name.startswith(STATS)}, False)
+        params = nested({name: x for name, x in arrays.items() if not name.startswith(STATS)}, scan)
+        stats = nested({name.removeprefix(STATS): x for name, x in arrays.items() if name.startswith(STATS)}, False)
         variables = {"params": params} | ({"batch_stats": stats} if stats else {})
         check_shapes(variables, expected, self.name)
         return variables, name
 
 
 def abstract_variables(module: model_lib.CLIP) -> dict:
-    """Infers the shapes of a model's variables, without boxes."""
+    """Infers the shapes and dtypes of the variables of a module, without Flax's metadata boxes."""
     size = module.options.image.size
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     ids = jax.ShapeDtypeStruct((1, module.options.text.context_length), jnp.int32)
@@ -86,16 +87,16 @@ def abstract_variables(module: model_lib.CLIP) -> dict:
 
 
 def check_shapes(variables: Mapping, expected: Mapping, source: str) -> None:
-    """Raises LoadError unless the variables have the names and shapes that the configuration describes."""
-    described, saved = _shapes(expected), _shapes(variables)
-    for path in sorted(described.keys() | saved.keys()):
-        if described.get(path) != saved.get(path):
+    """Raises LoadError if names or shapes of the variables differ from the expected variables."""
+    expected_shapes, saved_shapes = _list_shapes(expected), _list_shapes(variables)
+    for path in sorted(expected_shapes.keys() | saved_shapes.keys()):
+        if expected_shapes.get(path) != saved_shapes.get(path):
             raise LoadError(
-                f"{source}: {path} is {described.get(path, 'absent')} by the configuration and "
-                f"{saved.get(path, 'absent')} in the weights; they belong to different models"
+                f"{source}: {path} has shape {expected_shapes.get(path, 'absent')} in the configuration and "
+                f"{saved_shapes.get(path, 'absent')} in the weights; they belong to different models"
             )
 
 
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
+def _list_shapes(tree) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}

@@ -1,6 +1,6 @@
-"""DALL-E checkpoints: one module per format.
+"""Checkpoint formats of DALL-E: one module per format.
 
-open_checkpoint(path) -> Stage2Checkpoint     the model's options; the transformer's weights are read later
+open_checkpoint(path) -> Stage2Checkpoint     reads the configuration; the transformer's weights are read later
 """
 
 from pathlib import Path
@@ -21,14 +21,14 @@ _FORMATS = (
 
 
 def open_checkpoint(path: str | Path, step: int | None = None) -> Stage2Checkpoint:
-    """Opens the checkpoint at `path` (see `dalle_jax.load`). Raises LoadError for an unknown format."""
+    """Opens the checkpoint at `path` (see `dalle_jax.load`). Raises LoadError if the format is unknown."""
     path = hub.resolve(path, _HUB_FILES)
     if not path.is_dir():
         contents = "it is a file" if path.is_file() else "there is no such folder"
-        raise LoadError(f"{path} is no DALL-E: {contents}. {_FORMATS}")
+        raise LoadError(f"{path} is not a DALL-E: {contents}. {_FORMATS}")
     checkpoint = run_directory.open_directory(path, step) or min_dalle.open_directory(path)
     if checkpoint is None:
-        dalle_mini.refuse(path)
+        dalle_mini.reject(path)
         contents = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-        raise LoadError(f"{path} is no DALL-E: it holds {contents}. {_FORMATS}")
+        raise LoadError(f"{path} is not a DALL-E: it holds {contents}. {_FORMATS}")
     return checkpoint

@@ -1,4 +1,4 @@
-"""dalle-mini and dalle-mega, which are refused: encoder-decoders (BART), not autoregressive models of one sequence."""
+"""Rejection of dalle-mini and dalle-mega checkpoints, which are encoder-decoders (BART)."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ from train_jax.errors import LoadError
 from vqgan_jax.pretrained.checkpoint import read_config
 
 
-def refuse(path: Path) -> None:
-    """Raises LoadError if a folder holds such a model."""
+def reject(path: Path) -> None:
+    """Raises LoadError if a directory holds a dalle-mini or dalle-mega."""
     file = path / "config.json"
     if not file.is_file():
         return
@@ -17,6 +17,6 @@ def refuse(path: Path) -> None:
         return
     if config.get("model_type") == "dallebart" or "DalleBart" in str(config.get("architectures")):
         raise LoadError(
-            f"{path} is dalle-mini's encoder-decoder (BART), which is not built here: only models of one sequence of text "
-            "and codes are. Its VQGAN opens with vqgan_jax.load"
+            f"{path} is dalle-mini's encoder-decoder (BART), which is not supported: only models of one sequence of "
+            "text and codes are. Its VQGAN opens with vqgan_jax.load"
         )

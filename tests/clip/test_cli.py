@@ -121,13 +121,13 @@ def test_classify_goes_on_after_a_broken_picture(run, tiny, folder, tmp_path):
     options = ("--model", tiny[1], "--labels", "cat,dog")
     code, out, error = run("classify", tmp_path / "broken.jpg", folder / "a red circle.png", *options)
     assert code == 2 and "a red circle.png" in out
-    assert "left out" in one_line(error) and "broken.jpg: not a readable picture" in error
+    assert "skipped" in one_line(error) and "broken.jpg: not a readable picture" in error
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["nowhere.jpg", "--labels", "cat"], "no picture can be read; nowhere.jpg: No such file"),
+        (["nowhere.jpg", "--labels", "cat"], "no image can be read; nowhere.jpg: No such file"),
         (["PICTURE", "--labels", " , "], "--labels ' , ' names none"),
         (["PICTURE", "--labels", "@LATIN"], "latin.txt: byte 3 is not UTF-8"),
         (["PICTURE", "--labels", "cat", "--template", "@LATIN"], "latin.txt: byte 3 is not UTF-8"),
@@ -164,21 +164,21 @@ def test_index_reports_what_it_did(run, tiny, folder, tmp_path):
     command = ("index", folder, "--model", tiny[1], "--out", tmp_path / "index")
     code, out, error = run(*command)
     assert code == 0 and "index:" in error and "14/14" in error, "a progress bar"
-    assert "13 picture(s): 13 encoded now, 0 from before" in out
-    assert "1 other file(s) left out: 1 .txt" in out
+    assert "13 image(s): 13 newly encoded, 0 reused" in out
+    assert "1 other file(s) skipped: 1 .txt" in out
     assert "1 file(s) cannot be read" in out and "cut.png: not a readable picture" in out
     (folder / "a red circle.png").unlink()
     _, out, _ = run(*command)
-    assert "12 picture(s): 0 encoded now, 12 from before, 1 dropped" in out
+    assert "12 image(s): 0 newly encoded, 12 reused, 1 dropped" in out
 
 
 def test_an_index_is_made_in_shares_and_joined(run, tiny, folder, tmp_path):
     command = ("index", folder, "--model", tiny[1], "--out", tmp_path / "index")
     for part in ("1/2", "2/2"):
         code, out, _ = run(*command, "--part", part)
-        assert code == 0 and f"index.{part[0]}-of-2: " in out and "without --part joins all shares" in out
+        assert code == 0 and f"index.{part[0]}-of-2: " in out and "without --part merges all shares" in out
     code, out, _ = run(*command)
-    assert code == 0 and ": 0 encoded now" in out
+    assert code == 0 and ": 0 newly encoded" in out
 
 
 def test_mistakes_in_index_are_one_line(run, tiny, folder, tmp_path):
@@ -186,9 +186,9 @@ def test_mistakes_in_index_are_one_line(run, tiny, folder, tmp_path):
     assert code == 2 and "nowhere: no such folder" in one_line(error)
     (tmp_path / "empty").mkdir()
     code, _, error = run("index", tmp_path / "empty", "--model", tiny[1], "--out", tmp_path / "index")
-    assert code == 2 and "empty: no pictures" in one_line(error)
+    assert code == 2 and "empty: no images" in one_line(error)
     code, _, error = run("index", folder, "--model", tiny[1], "--out", folder)
-    assert code == 2 and "is no index" in one_line(error)
+    assert code == 2 and "is not an index" in one_line(error)
     for part in ("5/4", "0/4", "2", "-1/2"):
         code, _, error = run("index", folder, "--model", tiny[1], "--out", tmp_path / "index", f"--part={part}")
         assert code == 2 and f"--part {part} must be I/N, such as 2/4" in one_line(error)
@@ -270,19 +270,19 @@ def test_an_unfinished_index_says_so(run, index):
     (index / "meta.json").write_text(text)
     code, out, error = run("search", index, "a red circle", "--top", "2")
     assert code == 0 and len(out.splitlines()) == 2
-    assert "is unfinished (13 pictures so far)" in one_line(error)
+    assert "is unfinished (13 images so far)" in one_line(error)
 
 
 def test_mistakes_in_search_are_one_line(run, index, folder, tmp_path, tiny):
     picture = folder / "a red circle.png"
     for arguments, words in (
-        ((tmp_path / "nowhere", "x"), "no index here; make one with"),
-        ((folder, "x"), "is no index"),
-        ((index,), "give a text or --image FILE"),
-        ((index, "x", "--image", picture), "give a text or --image FILE"),
+        ((tmp_path / "nowhere", "x"), "no index found; make one with"),
+        ((folder, "x"), "is not an index"),
+        ((index,), "pass either a text or --image FILE"),
+        ((index, "x", "--image", picture), "pass either a text or --image FILE"),
         ((index, "--image", tmp_path / "nowhere.jpg"), f"error: {tmp_path / 'nowhere.jpg'}: No such file"),
         ((index, "x", "--top", "0"), "--top 0"),
-        ((index, "x", "--model", tmp_path / "nowhere"), "is not there: name it with --model"),
+        ((index, "x", "--model", tmp_path / "nowhere"), "does not exist: pass its path with --model"),
         ((index, "x", "--html", tmp_path / "no" / "x.html"), "x.html: there is no folder"),
         ((index, "x", "--png", tmp_path / "no" / "x.png"), "x.png: there is no folder"),
     ):
@@ -330,17 +330,17 @@ def test_sheets_mark_correct_and_wrong_hits(tmp_path):
         sheets.Cell(tmp_path / "gone.png", "gone"),
     ]
     section = sheets.Section("title " * 60, cells)
-    sheet = np.asarray(sheets.contact_sheet([section, section], columns=2, size=100))
+    sheet = np.asarray(sheets.render_contact_sheet([section, section], columns=2, size=100))
     assert sheet.dtype == np.uint8 and sheet.shape[2] == 3
     for colour in ((10, 200, 10), (200, 0, 200), (0x15, 0x80, 0x3D), (0xB9, 0x1C, 0x1C)):
         assert (sheet == colour).all(axis=2).any(), colour
     green = np.argwhere((sheet == (10, 200, 10)).all(axis=2))
     first = green[green[:, 0] < len(sheet) / 2]
     assert np.ptp(first[:, 1]) + 1 == 100 and np.ptp(first[:, 0]) + 1 == 33, "it keeps its aspect"
-    page = Page(sheets.page("t", [section]))
+    page = Page(sheets.render_page("t", [section]))
     assert [a["class"] for t, a in page.elements if t == "figure" and a] == ["right", "wrong"]
     hits = [Hit(tmp_path / "a" / "b.png", 0.25)]
-    assert sheets.hits_section("q", hits, tmp_path).cells[0].name == "a/b.png"
+    assert sheets.make_hits_section("q", hits, tmp_path).cells[0].name == "a/b.png"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def test_heatmap_writes_a_sheet_of_the_picture_and_a_map_for_each_text(run, tiny
 
 def test_heat_sections_are_hot_at_the_highest_cosine():
     picture = Image.new("RGB", (40, 40), (128, 128, 128))
-    (section,) = sheets.heat_sections(picture, ["x"], np.array([[[0.1, 0.1], [0.1, 0.4]]], np.float32))
+    (section,) = sheets.make_heat_sections(picture, ["x"], np.array([[[0.1, 0.1], [0.1, 0.4]]], np.float32))
     shown = np.asarray(section.cells[1].picture, np.float32).sum(-1)
     assert shown[35, 35] > 2 * shown[5, 5] and section.cells[1].note == "cosine 0.100 to 0.400"
 
@@ -377,7 +377,7 @@ def test_verify_describes_a_model(run, tiny):
 def test_verify_without_the_peer_says_that_it_did_not_compare(run, monkeypatch, kind):
     from clip_jax import verify
 
-    monkeypatch.setattr(verify, "peer_installed", lambda: False)
+    monkeypatch.setattr(verify, "is_peer_installed", lambda: False)
     code, out, _ = run("verify", GOLDEN / kind)
     assert code == 0 and "not compared with transformers" in out and "activation" in out
     assert "read from      model.safetensors, config.json, preprocessor_config.json" in out

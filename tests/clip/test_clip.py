@@ -129,7 +129,7 @@ def test_a_long_text_is_cut_and_reported(clip, caplog):
 
 def test_mistakes_are_named(clip, captions, drawn, tmp_path):
     picture = drawn(captions[0])
-    with pytest.raises(TypeError, match=r"texts\[1\] is a NoneType, None; it must be a text"):
+    with pytest.raises(TypeError, match=r"texts\[1\] is a NoneType, None; it must be a string"):
         clip_module._check_list(["a", None], "texts", str)
     with pytest.raises(TypeError, match="texts must be a list"):
         clip.encode_text("a red circle")
@@ -258,9 +258,9 @@ def edit_model(directory, **changes):
             "run of 'vqgan_jax.task', not of a CLIP",
         ),
         (lambda d: shutil.rmtree(d / "checkpoints"), "holds no checkpoint"),
-        (lambda d: edit_model(d, embed_dim=32), r"text/proj/kernel is \(16, 32\) by the configuration and \(16, 16\)"),
-        (lambda d: edit_model(d, loss="sigmoid"), "logit_bias is .* by the configuration and absent in the weights"),
-        (lambda d: edit_model(d, activation="tanh"), "describes no model that can be built: .*tanh"),
+        (lambda d: edit_model(d, embed_dim=32), r"text/proj/kernel has shape \(16, 32\) in the config.* and \(16, 16\)"),
+        (lambda d: edit_model(d, loss="sigmoid"), "logit_bias has shape .* in the configuration and absent in the weights"),
+        (lambda d: edit_model(d, activation="tanh"), "has invalid model options: .*tanh"),
     ],
 )
 def test_a_damaged_run_directory_says_what_is_wrong(copy, damage, words):
@@ -284,7 +284,7 @@ def test_paths_that_are_no_model_are_described(tmp_path):
     with pytest.raises(LoadError, match="nowhere: no such file or folder. load opens run directories"):
         clip_jax.load(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_bytes(b"")
-    with pytest.raises(LoadError, match="notes.txt is no model: it holds a .txt file. load opens run directories"):
+    with pytest.raises(LoadError, match="notes.txt is not a model: it holds a .txt file. load opens run directories"):
         clip_jax.load(tmp_path / "notes.txt")
     other = tmp_path / "hub"
     other.mkdir()
@@ -292,7 +292,7 @@ def test_paths_that_are_no_model_are_described(tmp_path):
         clip_jax.load(other)
     (other / "config.json").write_text("{}")
     (other / "model.safetensors").write_bytes(b"")
-    with pytest.raises(LoadError, match="hub is no model: it holds config.json, model.safetensors"):
+    with pytest.raises(LoadError, match="hub is not a model: it holds config.json, model.safetensors"):
         clip_jax.load(other)
 
 

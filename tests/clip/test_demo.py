@@ -40,7 +40,7 @@ def test_the_demo_writes_its_images_and_page(done, tiny):
 
 def test_the_folder_holds_held_out_and_planted_pictures(done, tiny):
     workdir, _ = done
-    truth = demo.export(workdir / "images")
+    truth = demo.export_images(workdir / "images")
     files = {path.name for path in (workdir / "images").iterdir()}
     assert files == set(truth) and len(files) == 40 + 16 + 3
     for record in open_source("shapes/32", "test", data_dir=tiny[0].data.data_dir):
@@ -56,7 +56,7 @@ def test_planted_pictures_show_the_planted_query():
     """Read by the oracle, at the image size that it is made for."""
     for index in range(3):
         rng = np.random.default_rng(index)
-        planted = demo._planted_scene(rng, "plain")
+        planted = demo._sample_planted_scene(rng, "plain")
         objects = oracle.read(demo.render(planted, 64, rng))
         assert scene.is_true(demo.PLANTED_QUERY, scene.Scene(tuple(objects)))
 
@@ -64,7 +64,7 @@ def test_planted_pictures_show_the_planted_query():
 @pytest.mark.parametrize("query, colour, shape", [("something red", "red", None), ("a green heart", "green", "heart")])
 def test_hits_are_marked_as_correct_or_wrong(done, tiny, trained, query, colour, shape):
     workdir, _ = done
-    truth, index = demo.export(workdir / "images"), Index.open(workdir / "index")
+    truth, index = demo.export_images(workdir / "images"), Index.open(workdir / "index")
 
     def is_right(shown):
         return any(o.colour == colour and shape in (None, o.shape) for o in shown.objects)
@@ -73,7 +73,7 @@ def test_hits_are_marked_as_correct_or_wrong(done, tiny, trained, query, colour,
     num_relevant = sum(map(is_right, truth.values()))
     correct = [is_right(truth[hit.path.name]) for hit in hits]
     expected = [True if true else False if rank < num_relevant else None for rank, true in enumerate(correct)]
-    section = demo.search_section(trained, index, truth, query)
+    section = demo.make_search_section(trained, index, truth, query)
     assert [cell.picture for cell in section.cells] == [hit.path for hit in hits]
     assert [cell.correct for cell in section.cells] == expected
     assert section.title == f"“{query}”   {expected.count(True)} of {min(num_relevant, demo.HITS)} found"

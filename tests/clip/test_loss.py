@@ -58,7 +58,7 @@ FORMS = {"dense": (loss.softmax_loss, loss.sigmoid_loss)} | {
 @pytest.mark.parametrize("ids", [jnp.arange(2 * N).reshape(N, 2), IDS], ids=["distinct", "duplicates"])
 @pytest.mark.parametrize("form", FORMS)
 def test_losses_equal_loops_over_pairs(ids, form):
-    group = loss.caption_groups(ids)
+    group = loss.group_captions(ids)
     softmax, sigmoid = FORMS[form]
     value, _ = softmax(IMAGES, TEXTS, jnp.asarray(SCALE), group)
     np.testing.assert_allclose(value, softmax_by_hand(IMAGES, TEXTS, SCALE, ids), rtol=1e-5)
@@ -79,7 +79,7 @@ def test_distinct_captions_give_the_papers_cross_entropy(form):
 def test_same_caption_is_equality_of_rows(length):
     ids = np.random.default_rng(length).integers(0, 3, (40, length)).astype(np.int32)
     ids[20:] = ids[np.random.default_rng(0).permutation(20)]
-    group = np.asarray(loss.caption_groups(jnp.asarray(ids)))
+    group = np.asarray(loss.group_captions(jnp.asarray(ids)))
     rows = ids.tolist()
     np.testing.assert_array_equal(group[:, None] == group[None], [[a == b for b in rows] for a in rows])
 
@@ -89,7 +89,7 @@ def test_accuracy_counts_any_positive_partner(form):
     images = jnp.eye(DIM)[jnp.arange(N) % DIM]
     ids = (jnp.arange(N) % DIM)[:, None]
     softmax, sigmoid = FORMS[form]
-    _, metrics = softmax(images, images, jnp.asarray(SCALE), loss.caption_groups(ids))
+    _, metrics = softmax(images, images, jnp.asarray(SCALE), loss.group_captions(ids))
     assert metrics["accuracy/image_to_text"] == 1 and metrics["accuracy/text_to_image"] == 1
     _, metrics = sigmoid(images, images, jnp.asarray(SCALE), jnp.asarray(BIAS), jnp.arange(N))
     assert metrics["accuracy/image_to_text"] == 0.5, "ties go to the first of two equal captions"
@@ -103,7 +103,7 @@ def test_dense_and_ring_losses_agree_on_one_and_eight_devices(kind, sizes, tiles
 
     def run(module, **options):
         def value(images, texts, scale, bias, ids):
-            group = loss.caption_groups(ids)
+            group = loss.group_captions(ids)
             if kind == "softmax":
                 return module.softmax_loss(images, texts, scale, group, **options)
             return module.sigmoid_loss(images, texts, scale, bias, group, **options)

@@ -182,7 +182,7 @@ def test_the_legacy_rule_reads_at_the_largest_id(copy):
     assert legacy.module.options.text.pool == "argmax" and new.module.options.text.pool == "eos"
     folder = copy("hf-clip")
     edit(folder, "config.json", "text_config", eos_token_id=3)
-    with pytest.raises(LoadError, match="ends a text with token 556, and config.json says 3"):
+    with pytest.raises(LoadError, match="end token is 556, but eos_token_id is 3 in config.json"):
         clip_jax.load(folder)
 
 
@@ -284,7 +284,7 @@ def test_a_damaged_file_is_named(kind, copy):
         ("hf-clip", lambda d: (d / "preprocessor_config.json").unlink(), "processor_config.json is missing"),
         ("hf-clip", lambda d: edit(d, "config.json", model_type="bert"), "model_type 'bert' is neither"),
         ("hf-clip", lambda d: edit(d, "config.json", "text_config", vocab_size=300), "wrong tokenizer for the weights"),
-        ("hf-clip", lambda d: edit(d, "config.json", projection_dim=7), r"text/proj/kernel is \(32, 7\) by the conf"),
+        ("hf-clip", lambda d: edit(d, "config.json", projection_dim=7), r"text/proj/kernel has shape \(32, 7\) in the conf"),
         (
             "hf-clip",
             lambda d: edit(d, "config.json", "text_config", num_hidden_layers=1),
@@ -294,7 +294,7 @@ def test_a_damaged_file_is_named(kind, copy):
         (
             "open-clip",
             lambda d: edit(d, "open_clip_config.json", "model_cfg", "vision_cfg", timm_model_name="x"),
-            "timm's",
+            "from timm",
         ),
         (
             "open-clip",
@@ -318,7 +318,7 @@ def test_openais_files_ask_for_their_vocabulary(copy, tmp_path):
     merges = (folder / "merges.txt").read_text()
     for file in (*folder.glob("*.json"), folder / "merges.txt"):
         file.unlink()
-    with pytest.raises(LoadError, match="hold no vocabulary: put bpe_simple_vocab_16e6.txt.gz"):
+    with pytest.raises(LoadError, match="contain no vocabulary: put bpe_simple_vocab_16e6.txt.gz"):
         clip_jax.load(folder / "ViT-tiny.pt")
     with gzip.open(folder / "bpe_simple_vocab_16e6.txt.gz", "wt") as file:
         file.write(merges)
@@ -339,6 +339,6 @@ def test_layers_to_compare_are_the_outputs_of_blocks():
     module = checkpoint.module(scan=False)
     variables = jax.tree.map(jnp.asarray, checkpoint.variables(module)[0])
     size = module.options.image.size
-    layers, features = verify._layers(module, variables, "image", np.zeros((2, size, size, 3), np.float32))
+    layers, features = verify._capture_layers(module, variables, "image", np.zeros((2, size, size, 3), np.float32))
     assert layers and features.shape[0] == 2
     assert all(layer.shape == layers[0].shape and layer.shape[0] == 2 for layer in layers)

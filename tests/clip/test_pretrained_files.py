@@ -71,7 +71,7 @@ def test_a_weight_file_is_opened_with_the_configuration_in_its_directory(kind, f
     for attribute in ("kind", "model", "preprocess"):
         assert getattr(checkpoint, attribute) == getattr(in_folder, attribute)
     (folder / config).unlink()
-    with pytest.raises(LoadError, match=f"{file} does not say which activation|{config} is missing"):
+    with pytest.raises(LoadError, match=f"{file} does not record activation|{config} is missing"):
         open_checkpoint(folder / file)
 
 
@@ -103,7 +103,7 @@ def test_a_directory_of_two_configurations_logs_which_is_used(copy, caplog):
     edit(folder / OPEN_CLIP, "preprocess_cfg", resize_mode="squash")
     assert open_checkpoint(folder).preprocess.mode == "crop_floor"
     (record,) = caplog.records
-    assert "two configurations prepare pictures differently" in record.getMessage()
+    assert "two configurations have different image preprocessing" in record.getMessage()
     assert open_checkpoint(folder / WEIGHTS).preprocess.mode == "squash"
     caplog.clear()
     (folder / "model.safetensors").unlink()  # what is left is open_clip's
@@ -242,8 +242,8 @@ def test_stacked_blocks_of_big_vision(copy):
     "changes, words",
     [
         ({"params/img/embedding/kernel": np.zeros((192, 32))}, "NaFlex"),
-        ({"params/img/pos_embedding": np.zeros((1, 8, 32))}, "not those of square pictures"),
-        ({"params/img/pos_embedding": np.zeros((3, 3, 32))}, "not those of square pictures"),
+        ({"params/img/pos_embedding": np.zeros((1, 8, 32))}, "not those of square images"),
+        ({"params/img/pos_embedding": np.zeros((3, 3, 32))}, "not those of square images"),
         ({"params/img/head/kernel": np.zeros((32, 32))}, "parts that are not understood: .*params/img/head/kernel"),
     ],
 )
@@ -295,15 +295,15 @@ def test_weights_of_another_kind(tmp_path):
 @pytest.mark.parametrize("name", ["none", "none.pt", "none.npz", "notes.txt"])
 def test_missing_and_unknown_files_are_named(name, tmp_path):
     (tmp_path / "notes.txt").write_text("no model")
-    with pytest.raises(LoadError, match=f"{name}: no such file|{name} is no model"):
+    with pytest.raises(LoadError, match=f"{name}: no such file|{name} is not a model"):
         open_checkpoint(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     "content, words",
     [
-        ('{"weight_map": {"a": "part-1.safetensors"}}', "'part-1.safetensors', which is no file"),
-        ('{"weight_map": {"a": "../config.json"}}', "'../config.json', which is no file"),
+        ('{"weight_map": {"a": "part-1.safetensors"}}', "'part-1.safetensors', which does not exist"),
+        ('{"weight_map": {"a": "../config.json"}}', "'../config.json', which does not exist"),
         ('{"weight_map": []}', "weight_map = .* must be an object"),
         ("{", "is not JSON"),
     ],

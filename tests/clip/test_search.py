@@ -91,9 +91,9 @@ def test_an_index_of_other_weights_is_refused(clip, other_clip, folder, tmp_path
 def test_invalid_queries_are_refused(clip, folder, tmp_path):
     quiet(clip, folder, tmp_path / "index")
     index = Index.open(tmp_path / "index")
-    with pytest.raises(SearchError, match="one of them"):
+    with pytest.raises(SearchError, match="either a text or an image"):
         search.search(index, clip)
-    with pytest.raises(SearchError, match="one of them"):
+    with pytest.raises(SearchError, match="either a text or an image"):
         search.search(index, clip, text="a", image=folder / index.paths[0])
     with pytest.raises(SearchError, match="k = 0"):
         search.search(index, clip, text="a", k=0)
@@ -208,16 +208,16 @@ def test_folders_without_pictures(clip, tmp_path):
         quiet(clip, tmp_path / "nowhere", tmp_path / "index")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(SearchError, match="empty: no pictures"):
+    with pytest.raises(SearchError, match="empty: no images"):
         quiet(clip, empty, tmp_path / "index")
     (empty / "notes.txt").touch()
-    with pytest.raises(SearchError, match=r"no pictures .*1 file\(s\) of other kinds"):
+    with pytest.raises(SearchError, match=r"no images .*1 file\(s\) of other kinds"):
         quiet(clip, empty, tmp_path / "index")
     assert not (tmp_path / "index").exists()
     (empty / "a.jpg").write_text("no picture")
-    with pytest.raises(SearchError, match="no picture can be read; 1 cannot be read, such as a.jpg: not a readable"):
+    with pytest.raises(SearchError, match="no image can be read; 1 cannot be read, such as a.jpg: not a readable"):
         quiet(clip, empty, tmp_path / "index")
-    with pytest.raises(SearchError, match="holds no pictures"):
+    with pytest.raises(SearchError, match="holds no images"):
         search.search(Index.open(tmp_path / "index"), clip, text="a red circle")
 
 
@@ -301,7 +301,7 @@ def test_shares_that_do_not_belong_to_the_index_are_refused(clip, other_clip, fo
     with pytest.raises(SearchError, match="index.1-of-2 was made with other weights"):
         quiet(clip, folder, tmp_path / "index")
     with (
-        index_files.locked(tmp_path / "index.1-of-2"),
+        index_files.lock_index(tmp_path / "index.1-of-2"),
         pytest.raises(SearchError, match="index.1-of-2 is being built by another process"),
     ):
         quiet(other_clip, folder, tmp_path / "index")
@@ -326,7 +326,7 @@ def test_an_interrupted_removal_of_a_share_leaves_an_index_or_nothing(clip, fold
 
     monkeypatch.setattr(type(share), "unlink", killed)
     with pytest.raises(KeyboardInterrupt):
-        index_files.discard(share)
+        index_files.remove_index(share)
     monkeypatch.undo()
     assert quiet(clip, folder, tmp_path / "index").indexed == 12
     assert not share.exists()
@@ -338,7 +338,7 @@ def test_the_index_may_lie_inside_the_folder(clip, folder):
 
 
 def test_directories_that_are_something_else_are_left_alone(clip, folder, tmp_path):
-    with pytest.raises(SearchError, match="is no index: it holds a, b, c"):
+    with pytest.raises(SearchError, match="is not an index: it holds a, b, c"):
         quiet(clip, folder, folder)
     quiet(clip, folder, tmp_path / "index")
     shutil.copytree(folder, tmp_path / "other")
@@ -351,13 +351,13 @@ def test_directories_that_are_something_else_are_left_alone(clip, folder, tmp_pa
 
 
 def test_damaged_indices_are_refused(clip, folder, tmp_path):
-    with pytest.raises(SearchError, match="no index here; make one with"):
+    with pytest.raises(SearchError, match="no index found; make one with"):
         Index.open(tmp_path / "nowhere")
     out = tmp_path / "index"
     quiet(clip, folder, out)
     text = (out / "meta.json").read_text()
     part = meta(out)["parts"][0]
-    for broken, words in (("{", "describes no index"), (text.replace('"version": 2', '"version": 3'), "version 3")):
+    for broken, words in (("{", "is not the metadata"), (text.replace('"version": 2', '"version": 3'), "version 3")):
         (out / "meta.json").write_text(broken)
         with pytest.raises(SearchError, match=words):
             Index.open(out)
@@ -372,7 +372,7 @@ def test_damaged_indices_are_refused(clip, folder, tmp_path):
 
 
 def test_only_one_process_builds_an_index(clip, folder, tmp_path):
-    with index_files.locked(tmp_path / "index"), pytest.raises(SearchError, match="being built by another process"):
+    with index_files.lock_index(tmp_path / "index"), pytest.raises(SearchError, match="being built by another process"):
         quiet(clip, folder, tmp_path / "index")
     assert quiet(clip, folder, tmp_path / "index").indexed == 12
 
@@ -472,7 +472,7 @@ def test_the_ivf_index_finds_nearly_all_nearest_rows(tmp_path):
     num_common = 0
     for query in rows[rng.choice(len(rows), 50, replace=False)].astype(np.float32):
         scores, chosen = ivf_index.search(rows, query, 10)
-        exact_scores, expected = map(np.asarray, nearest.exact(rows.astype(np.float32), query, 10))
+        exact_scores, expected = map(np.asarray, nearest.search_exact(rows.astype(np.float32), query, 10))
         np.testing.assert_allclose(scores, rows[chosen].astype(np.float32) @ query, rtol=1e-6)
         assert (np.diff(scores) <= 0).all() and scores[0] == pytest.approx(exact_scores[0], abs=1e-6)
         num_common += len(set(chosen.tolist()) & set(expected.tolist()))

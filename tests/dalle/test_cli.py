@@ -96,7 +96,7 @@ def test_a_mask_of_the_pictures_size_is_cropped_with_it(tiny, trained, picture, 
 
     Image.fromarray(white[:10]).save(tmp_path / "mask.png")
     assert call("complete", picture, "three", "--keep", tmp_path / "mask.png", *arguments) == 2
-    assert "24 x 10 pixels; it must be as large as the picture, 24 x 20" in capsys.readouterr().err
+    assert "24 x 10 pixels; it must be as large as the image, 24 x 20" in capsys.readouterr().err
     assert call("complete", "", "three", "--keep", "top", *arguments) == 2, "an empty name is no picture"
 
 

@@ -34,7 +34,7 @@ def test_prompts_that_are_empty_strange_or_too_long(trained, caplog):
 def test_prompts_are_a_list_of_texts(trained):
     with pytest.raises(TypeError, match=r"a list, not one str: write \[value\]"):
         trained.generate("a red circle")
-    with pytest.raises(ValueError, match="a list of texts"):
+    with pytest.raises(ValueError, match="a list of strings"):
         trained.generate(["a red circle", 3])
 
 

@@ -16,8 +16,8 @@ def test_it_leaves_a_sheet_and_a_part_of_the_page(tiny, tmp_path, monkeypatch, c
     shutil.copytree(tiny[1], tmp_path / "dalle")
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "2-vqgan.html").write_text("<h1>before</h1>")
-    monkeypatch.setattr(demo, "DRAWN", 4)
-    monkeypatch.setattr(demo, "SHOWN", 3)
+    monkeypatch.setattr(demo, "NUM_SAMPLES", 4)
+    monkeypatch.setattr(demo, "NUM_BEST", 3)
     monkeypatch.setattr(demo, "PROMPTS", demo.PROMPTS[:2])
     draw = demo.Dalle.draw
 

@@ -41,8 +41,8 @@ def options(**changes):
     ],
 )
 def test_prompts_are_about_labels_captions_or_pairs(about, expected):
-    assert evaluators.prompts(SOURCE, options(about=about, template="the {}")) == expected
-    assert evaluators.prompts(SOURCE, options(about=about, template="the {}", prompts=1)) == expected[:1]
+    assert evaluators.collect_prompts(SOURCE, options(about=about, template="the {}")) == expected
+    assert evaluators.collect_prompts(SOURCE, options(about=about, template="the {}", prompts=1)) == expected[:1]
 
 
 def test_templates_have_the_article_that_captions_have():
@@ -54,7 +54,7 @@ def test_templates_have_the_article_that_captions_have():
 
 def test_a_source_without_records_for_prompts_is_refused():
     with pytest.raises(DataError, match="no records for prompts: about = 'pairs'"):
-        evaluators.prompts(sources.Source("some", RECORDS[:1], ("zero", "one", "two")), options(about="pairs"))
+        evaluators.collect_prompts(sources.Source("some", RECORDS[:1], ("zero", "one", "two")), options(about="pairs"))
 
 
 def test_the_reader_of_scenes_reads_their_captions():
@@ -115,7 +115,7 @@ def test_drawings_are_graded_by_the_reader(context, trained, monkeypatch, compil
 
 def test_a_source_without_a_reader_is_refused(context, monkeypatch):
     monkeypatch.setattr(Context, "source", lambda self, name, split: SOURCE)
-    with pytest.raises(DataError, match="some has no reader of pictures"):
+    with pytest.raises(DataError, match="some has no image reader"):
         context.task.evaluators["drawing"](options(), context)
 
 
