@@ -74,7 +74,7 @@ def paint(
     preview: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
     **options,
 ) -> Painting:
-    """Paints prompts (VQGAN+CLIP, arXiv 2204.08583).
+    """Paints images from prompts (VQGAN+CLIP, arXiv 2204.08583).
 
     Args:
       vq, clip: loaded models. The losses of several CLIPs are summed with `clip_weights`.
