@@ -58,7 +58,7 @@ class Motion:
             raise ConfigError(f"blend = {self.blend} must be less than frames = {self.frames}, the frames of a scene")
 
     @property
-    def overlap(self) -> int:
+    def blend_frames(self) -> int:
         """Number of frames in which two scenes cross-fade."""
         return min(10, self.frames - 1) if self.blend is None else self.blend
 
@@ -114,12 +114,12 @@ def animate(
     scenes = parse(prompt)
     if motion.blend is not None and len(scenes) == 1:
         raise ConfigError(f"blend = {motion.blend} needs two scenes or more, and the prompt has one: write A ^ B")
-    parts = tuple(part for scene in scenes for part in scene)
-    painter = Painter(vq, clip, [Job(parts, seed, resolved)], clip_weights)
+    all_parts = tuple(part for scene in scenes for part in scene)
+    painter = Painter(vq, clip, [Job(all_parts, seed, resolved)], clip_weights)
     # An infinite number of steps keeps the schedules at their initial values.
     hparams = painter.problem.hparams | {"steps": jnp.full_like(painter.problem.hparams["steps"], jnp.inf)}
     problem, state = painter.problem._replace(hparams=hparams), painter.state
-    weights = frame_weights(scenes, motion.frames, motion.overlap)
+    weights = frame_weights(scenes, motion.frames, motion.blend_frames)
     frames, losses = [], []
     homography = frame_homography(motion, painter.size)
     with tqdm(total=len(weights), unit="frame", desc="animate", disable=not progress) as bar:
@@ -148,13 +148,15 @@ def animate(
 
 def frame_weights(scenes: Sequence[Scene], frames: int, blend: int) -> Float32[np.ndarray, "f p"]:
     """Computes the weight of each prompt part in each frame. Scenes cross-fade over their last `blend` frames."""
-    rows = []
+    weights = []
     for scene_index in range(len(scenes)):
         for frame in range(frames):
             fade = max(0, frame - (frames - blend) + 1) / (blend + 1) if scene_index + 1 < len(scenes) else 0.0
             scene_weights = {scene_index: 1 - fade, scene_index + 1: fade}
-            rows.append([part.weight * scene_weights.get(i, 0.0) for i, scene in enumerate(scenes) for part in scene])
-    return np.asarray(rows, np.float32)
+            weights.append(
+                [part.weight * scene_weights.get(i, 0.0) for i, scene in enumerate(scenes) for part in scene]
+            )
+    return np.asarray(weights, np.float32)
 
 
 def frame_homography(motion: Motion, size: tuple[int, int]) -> Float32[np.ndarray, "3 3"]:

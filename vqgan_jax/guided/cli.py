@@ -73,6 +73,7 @@ def add(command_parser: Callable) -> None:
 
 
 def _add_group(parser: argparse.ArgumentParser, group: type[options_lib.Group]) -> None:
+    """Adds the options of a group as an argument group."""
     needs = group.describe_needs()
     arguments = parser.add_argument_group(f"options: {group.__doc__}", f"only with {needs}" if needs else None)
     for name, default, text in group.documentation(""):
@@ -92,6 +93,7 @@ def _flag(name: str) -> str:
 
 
 def _parse_names(text: str) -> tuple[str, ...]:
+    """Parses names separated by commas."""
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     if not names:
         raise argparse.ArgumentTypeError(f"{text!r} contains no name")
@@ -99,6 +101,7 @@ def _parse_names(text: str) -> tuple[str, ...]:
 
 
 def _parse_floats(text: str) -> list[float]:
+    """Parses numbers separated by commas."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
@@ -196,20 +199,21 @@ def _read_painted(path: str) -> tuple[dict[str, Any], int | None]:
     """Reads the arguments of a painted PNG, and its index in the batch (None: the whole batch)."""
     from vqgan_jax.guided import metadata
 
-    about = metadata.read(path)
-    models = {"vqgan": about["vqgan"]["path"], "clip": [clip["path"] for clip in about["clips"]]}
-    run = {name: about[name] for name in ("prompts", "clip_weights", "seed", "n")}
-    options = about["options"]
+    fields = metadata.read(path)
+    models = {"vqgan": fields["vqgan"]["path"], "clip": [clip["path"] for clip in fields["clips"]]}
+    run = {name: fields[name] for name in ("prompts", "clip_weights", "seed", "n")}
+    options = fields["options"]
     options_lib.refuse_unknown(options, options_lib.FIELDS, f"an option of this version (in {path})")
-    options_lib.refuse_unknown(about["motion"], _MOTION_OPTIONS, f"a motion option of this version (in {path})")
+    options_lib.refuse_unknown(fields["motion"], _MOTION_OPTIONS, f"a motion option of this version (in {path})")
     for name in options_lib.FIELDS.keys() - options.keys():
         raise UserError(f"{path} has no value of {name}: it was painted by another version")
-    if about["motion"]:
+    if fields["motion"]:
         options = {name: value for name, value in options.items() if name != "save_every"}
-    return run | models | options | about["motion"], about["only"]
+    return run | models | options | fields["motion"], fields["only"]
 
 
 def _read_config(path: str) -> dict[str, Any]:
+    """Reads the options of a YAML file."""
     import yaml
 
     from train_jax.data.files import read_text
@@ -266,6 +270,7 @@ def _validate(request: PaintRequest, outputs: Sequence[str | None]) -> dict[str,
 
 
 def _paint(arguments: argparse.Namespace) -> int:
+    """Runs the command `paint`."""
     from vqgan_jax.guided import video
 
     out = arguments_lib.png(arguments.out, "the image")
@@ -294,6 +299,7 @@ def _paint(arguments: argparse.Namespace) -> int:
 
 
 def _load_models(request: PaintRequest, repeat: str | None, files: Mapping[str, str]):
+    """Loads the models. With `repeat`, raises UserError if models or input files differ from the metadata."""
     import clip_jax
     import vqgan_jax
     from vqgan_jax.guided import metadata
@@ -301,19 +307,20 @@ def _load_models(request: PaintRequest, repeat: str | None, files: Mapping[str, 
     vq = vqgan_jax.load(request.run["vqgan"])
     clips = [clip_jax.load(path) for path in request.run["clip"]]
     if repeat:
-        about = metadata.read(repeat)
-        expected = [about["vqgan"]["sha256"], *(clip["sha256"] for clip in about["clips"])]
+        fields = metadata.read(repeat)
+        expected = [fields["vqgan"]["sha256"], *(clip["sha256"] for clip in fields["clips"])]
         actual = [vq.fingerprint, *(clip.fingerprint for clip in clips)]
         if actual != expected:
             raise UserError(
                 f"{repeat} was painted with weights of SHA-256 {', '.join(x[:12] for x in expected)}; the SHA-256 of "
                 f"these models is {', '.join(x[:12] for x in actual)}. Name the original models by --vqgan and --clip"
             )
-        metadata.check_unchanged(files, about["files"], repeat)
+        metadata.check_unchanged(files, fields["files"], repeat)
     return vq, clips
 
 
 def _hash_files(request: PaintRequest) -> dict[str, str]:
+    """Hashes the input files of a request."""
     from vqgan_jax.guided import metadata
     from vqgan_jax.guided.prompts import parse
 
@@ -338,7 +345,8 @@ def _make_metadata(request: PaintRequest, vq, clips, files: Mapping[str, str]) -
     }
 
 
-def _run_painting(arguments, request: PaintRequest, vq, clips, out: Path, about: dict[str, Any]) -> None:
+def _run_painting(arguments, request: PaintRequest, vq, clips, out: Path, fields: dict[str, Any]) -> None:
+    """Paints images and writes the outputs."""
     from PIL import Image
 
     from train_jax.pictures import enlarged_grid, image_grid
@@ -362,21 +370,22 @@ def _run_painting(arguments, request: PaintRequest, vq, clips, out: Path, about:
         preview=preview and (lambda step, images, losses: make_sheet(images).save(preview)), **request.options,
     )  # fmt: skip
     selection = slice(None) if request.only is None else slice(request.only, request.only + 1)
-    metadata.save(make_sheet(painting.images[selection]), out, about)
+    metadata.save(make_sheet(painting.images[selection]), out, fields)
     if arguments.folder:
         folder = Path(arguments.folder)
         folder.mkdir(parents=True, exist_ok=True)
         for index, image in enumerate(painting.images):
             # The image alone would be painted by another program with other rounding, so metadata contain the batch.
-            about_image = about | {"only": index if len(painting.images) > 1 else None}
-            metadata.save(Image.fromarray(image), folder / f"{index // n:04d}-{index % n:04d}.png", about_image)
+            image_fields = fields | {"only": index if len(painting.images) > 1 else None}
+            metadata.save(Image.fromarray(image), folder / f"{index // n:04d}-{index % n:04d}.png", image_fields)
     if arguments.video:
         snapshots = painting.snapshots[selection]
         frames = [image_grid(group_by_prompt(snapshots[:, i])) for i in range(snapshots.shape[1])]
         video.write(arguments.video, frames, arguments.fps)
 
 
-def _run_animation(arguments, request: PaintRequest, vq, clips, out: Path, about: dict[str, Any]) -> None:
+def _run_animation(arguments, request: PaintRequest, vq, clips, out: Path, fields: dict[str, Any]) -> None:
+    """Paints an animation and writes the outputs."""
     from PIL import Image
 
     from vqgan_jax.guided import metadata, video
@@ -393,6 +402,6 @@ def _run_animation(arguments, request: PaintRequest, vq, clips, out: Path, about
         clip_weights=request.run["clip_weights"],
         preview=preview and (lambda index, image: Image.fromarray(image).save(preview)), **request.options,
     )  # fmt: skip
-    metadata.save(Image.fromarray(animation.frames[-1]), out, about)
+    metadata.save(Image.fromarray(animation.frames[-1]), out, fields)
     if arguments.video:
         video.write(arguments.video, list(animation.frames), arguments.fps)

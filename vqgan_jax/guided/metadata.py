@@ -31,9 +31,9 @@ def hash_files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
     return hashes | {path: hashlib.sha256(read_bytes(path)).hexdigest() for path in paths}
 
 
-def save(image: Image.Image, path: str | Path, about: dict[str, Any]) -> None:
-    """Writes a PNG with the metadata `about`."""
-    save_png(image, path, KEY, about)
+def save(image: Image.Image, path: str | Path, fields: dict[str, Any]) -> None:
+    """Writes a PNG with the metadata `fields`."""
+    save_png(image, path, KEY, fields)
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -42,23 +42,25 @@ def read(path: str | Path) -> dict[str, Any]:
     if text is None:
         raise UserError(f"{path} contains no metadata of a painting: only PNGs written by vqgan-jax paint do")
     try:
-        about = json.loads(text)
-        is_complete = about.keys() >= _KEYS and _is_valid(about)
+        fields = json.loads(text)
+        is_complete = fields.keys() >= _KEYS and _is_valid(fields)
     except (ValueError, AttributeError, KeyError, TypeError):
         is_complete = False
     if not is_complete:
         raise UserError(f"{path}: its metadata are damaged")
-    return about
+    return fields
 
 
-def _is_valid(about: dict[str, Any]) -> bool:
+def _is_valid(fields: dict[str, Any]) -> bool:
     """Returns whether all values have the types that `save` wrote."""
-    models = [about["vqgan"], *about["clips"]]
+    models = [fields["vqgan"], *fields["clips"]]
     valid = all(isinstance(model[key], str) for model in models for key in ("path", "sha256"))
-    valid = valid and all(isinstance(about[name], dict) for name in ("files", "motion", "options"))
-    valid = valid and all(isinstance(prompt, str) for prompt in about["prompts"]) and isinstance(about["prompts"], list)
-    num_images = type(about["n"]) is int and about["n"] * len(about["prompts"])
-    return valid and (about["only"] is None or (type(about["only"]) is int and 0 <= about["only"] < num_images))
+    valid = valid and all(isinstance(fields[name], dict) for name in ("files", "motion", "options"))
+    valid = (
+        valid and all(isinstance(prompt, str) for prompt in fields["prompts"]) and isinstance(fields["prompts"], list)
+    )
+    num_images = type(fields["n"]) is int and fields["n"] * len(fields["prompts"])
+    return valid and (fields["only"] is None or (type(fields["only"]) is int and 0 <= fields["only"] < num_images))
 
 
 def check_unchanged(actual: dict[str, str], expected: dict[str, str], path: str | Path) -> None:

@@ -333,6 +333,7 @@ class Options:
 
 
 def _group_class(annotation: Any) -> type[Group]:
+    """Returns the class of a group from its annotation, `X` or `X | None`."""
     return next(iter(typing.get_args(annotation)), annotation)
 
 
@@ -384,6 +385,7 @@ def _complete(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parse_option(name: str, value: Any) -> Any:
+    """Checks and converts the value of an option."""
     value = schema.parse_value(FIELDS[name], _to_python(value), name)
     if isinstance(value, float) and not in_float32(value):
         raise ConfigError(f"{name} = {value!r}; it must be a number that float32 does not round to 0 or infinity")

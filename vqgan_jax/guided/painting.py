@@ -291,6 +291,7 @@ class Painter:
         return self.options.memory.micro_cuts or self.options.cutouts.cuts, self.options.memory.remat
 
     def _compile(self, state: trajectory.State, length: int) -> memory.FittedProgram:
+        """Compiles the program of `length` steps, split to fit the memory budget."""
         cuts, budget = self.options.cutouts.cuts, self.options.memory.memory
 
         def compile_with(micro_cuts: int, remat: bool):
@@ -313,6 +314,7 @@ class Painter:
         return memory.fit_to_budget(compile_with, cuts, devices, budget)
 
     def _get_programs(self, micro_cuts: int, remat: bool) -> trajectory.Programs:
+        """Returns the programs for a micro-batch size and rematerialisation."""
         perceptors = tuple(
             trajectory.Perceptor(c.module, c.preprocess.size, tuple(c.preprocess.mean), tuple(c.preprocess.std))
             for c in self.clips
@@ -320,6 +322,7 @@ class Painter:
         return trajectory.get_programs(self.vq.module, perceptors, self._make_static_config(micro_cuts, remat))
 
     def _make_static_config(self, micro_cuts: int, remat: bool) -> trajectory.StaticConfig:
+        """Derives the static configuration from options, jobs and devices."""
         o, hparams, devices = self.options, self._stack_hparams(), self.mesh.size
         terms = {name for name in trajectory.TERMS if name in hparams and np.any(hparams[name] != 0)}
         terms |= {name for name in ("palette", "aesthetic") if getattr(o, name) is not None}
@@ -332,10 +335,12 @@ class Painter:
         )  # fmt: skip
 
     def _stack_hparams(self) -> dict[str, Float32[np.ndarray, "n"]]:
-        rows = [job.options.hparams() for job in self.jobs]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        """Stacks the traced options of all jobs."""
+        hparams = [job.options.hparams() for job in self.jobs]
+        return {name: np.stack([values[name] for values in hparams]) for name in hparams[0]}
 
     def _make_problem(self) -> trajectory.Problem:
+        """Embeds prompts, loads images, and moves the arrays of the objective to the devices."""
         o, n = self.options, len(self.jobs)
         target_vectors, weights, stops = targets.embed_scenes(self.clips, [job.scene for job in self.jobs])
         init_images, init_codes = self._make_starts()

@@ -91,6 +91,7 @@ def _keep_transparency(image: Image.Image) -> Image.Image:
 
 
 def _to_uint8(array: np.ndarray, channels: int, name: str) -> np.ndarray:
+    """Checks an image array and converts it to uint8."""
     if array.ndim != 3 or array.shape[-1] != channels or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
         raise ConfigError(
             f"{name} must be [H, W, {channels}], uint8 or float in [0, 1], not {array.dtype} {list(array.shape)}"

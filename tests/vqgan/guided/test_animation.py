@@ -125,4 +125,4 @@ def test_options_without_a_meaning_in_an_animation_are_refused(vq, clip):
 
 def test_a_short_scene_blends_as_long_as_it_can():
     assert Motion(frames=np.int64(3), zoom=np.float32(1.5)) == Motion(frames=3, zoom=1.5)
-    assert [Motion(frames=frames).overlap for frames in (1, 5, 30)] == [0, 4, 10]
+    assert [Motion(frames=frames).blend_frames for frames in (1, 5, 30)] == [0, 4, 10]
