@@ -120,7 +120,7 @@ def contestant(name: str, vq, clip, arguments, size: int) -> Callable[[], None]:
 
 def jobs(arguments, size: int, texts) -> list[painting.Job]:
     options = options_lib.resolve({"size": (size, size), "steps": 10**6, "cuts": arguments.cuts, "lr": LR} | PLAIN)
-    return [painting.Job(prompts.single(text), 0, options) for text in texts]
+    return [painting.Job(prompts.parse_scene(text), 0, options) for text in texts]
 
 
 def turn(painter: painting.Painter, steps: int) -> Callable[[], None]:
@@ -152,7 +152,7 @@ def textbook(vq, clip, arguments, size: int):
     for network in (model, perceptor):
         network.to(device).requires_grad_(False)
     target = torch.from_numpy(np.array(clip.encode_text(PROMPTS[:1])[0])).to(device)
-    codes = torch.from_numpy(starts.random_codes(0, (size // vq.factor,) * 2, vq.num_codes)).long().to(device)
+    codes = torch.from_numpy(starts.sample_codes(0, (size // vq.factor,) * 2, vq.num_codes)).long().to(device)
     mean, std = clip.preprocess.mean, clip.preprocess.std
     painter = textbook_guided.Painter(
         model, lambda x: perceptor(pixel_values=x).image_embeds, clip.preprocess.size, mean, std, target, codes,

@@ -1,7 +1,7 @@
-"""Random augmentations of cuts, so that a painting fits the prompt under all of them and not in one view only.
+"""Random augmentations of cutouts, which make a painting match the prompt in all views.
 
-Geometry is one resampling by one homography; colour is one 3 x 3 matrix. Hue is turned in the YIQ space, where it is linear;
-HSV has a kink at grey, through which gradients would go.
+Geometric augmentations are one homography and one resampling; colour jitter is one 3 x 3 matrix and an offset. Hue is
+rotated in YIQ, where the rotation is linear; HSV is not differentiable at grey.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from jaxtyping import Array, Float
 
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], np.float32)
 _RGB = np.linalg.inv(_YIQ).astype(np.float32)
-_ERASED = (0.1, 0.4)  # share of each side of a cut that an erased rectangle covers
+_ERASE_RANGE = (0.1, 0.4)  # sides of an erased rectangle, as a fraction of the side of a cutout
 _GREY = 0.5
 
 
 class Augmentations(NamedTuple):
-    """The augmentations that a program contains: those whose strength is not 0 in all paintings."""
+    """Enabled augmentations of a compiled program: those with a non-zero strength in any painting."""
 
     flip: bool
     warp: bool
@@ -29,40 +29,44 @@ class Augmentations(NamedTuple):
     noise: bool
 
 
-def active(hparams: Mapping[str, np.ndarray | np.floating]) -> Augmentations:
-    """The augmentations that strengths ask for, each a number or an array with one for each painting."""
+def select_augmentations(hparams: Mapping[str, np.ndarray | np.floating]) -> Augmentations:
+    """Returns which augmentations have a non-zero strength. Strengths are scalars, or arrays [n] over paintings."""
 
-    def is_any(*names: str) -> bool:
+    def is_enabled(*names: str) -> bool:
         return any(np.any(hparams[name] != 0) for name in names)
 
     return Augmentations(
-        is_any("flip"), is_any("rotate", "shift", "perspective"), is_any("jitter"), is_any("erase"), is_any("noise")
+        flip=is_enabled("flip"),
+        warp=is_enabled("rotate", "shift", "perspective"),
+        jitter=is_enabled("jitter"),
+        erase=is_enabled("erase"),
+        noise=is_enabled("noise"),
     )
 
 
 def augment(
-    key, cut: Float[Array, "s s 3"], hparams: dict[str, Array], augmentations: Augmentations
+    key, cutout: Float[Array, "s s 3"], hparams: dict[str, Array], augmentations: Augmentations
 ) -> Float[Array, "s s 3"]:
-    """Changes one cut at random."""
+    """Applies the enabled random augmentations to one cutout."""
     keys = jax.random.split(key, 5)
     if augmentations.flip:
-        cut = jnp.where(jax.random.uniform(keys[0]) < hparams["flip"], cut[:, ::-1], cut)
+        cutout = jnp.where(jax.random.uniform(keys[0]) < hparams["flip"], cutout[:, ::-1], cutout)
     if augmentations.warp:
-        cut = warp(cut, homography(keys[1], hparams))
+        cutout = warp(cutout, sample_homography(keys[1], hparams))
     if augmentations.jitter:
-        matrix, offset = colour_jitter(keys[2], hparams["jitter"])
-        cut = cut @ matrix.T + offset
+        matrix, offset = sample_colour_jitter(keys[2], hparams["jitter"])
+        cutout = cutout @ matrix.T + offset
     if augmentations.erase:
-        cut = jnp.where(erased_mask(keys[3], cut.shape[0], hparams["erase"])[..., None], _GREY, cut)
+        cutout = jnp.where(sample_erase_mask(keys[3], cutout.shape[0], hparams["erase"])[..., None], _GREY, cutout)
     if augmentations.noise:
         strength_key, noise_key = jax.random.split(keys[4])
         deviation = jax.random.uniform(strength_key) * hparams["noise"]
-        cut = cut + deviation * jax.random.normal(noise_key, cut.shape)
-    return cut
+        cutout = cutout + deviation * jax.random.normal(noise_key, cutout.shape)
+    return cutout
 
 
-def homography(key, hparams: dict[str, Array]) -> Float[Array, "3 3"]:
-    """A random homography from the augmented cut to the cut: (x, y, 1), x and y in [-1, 1] from the centre."""
+def sample_homography(key, hparams: dict[str, Array]) -> Float[Array, "3 3"]:
+    """Samples a homography from output to input positions: (x, y, 1), x and y in [-1, 1] from the centre."""
     u = jax.random.uniform(key, (5,), minval=-1, maxval=1)
     angle = jnp.deg2rad(u[0] * hparams["rotate"])
     x, y = 2 * u[1:3] * hparams["shift"]
@@ -74,7 +78,7 @@ def homography(key, hparams: dict[str, Array]) -> Float[Array, "3 3"]:
 
 
 def warp(image: Float[Array, "h w c"], matrix: Float[Array, "3 3"]) -> Float[Array, "h w c"]:
-    """Resamples an image bilinearly at the positions of a homography; the border is continued."""
+    """Warps an image by a homography with bilinear interpolation. Positions outside repeat the border pixels."""
     h, w = image.shape[:2]
     y, x = jnp.meshgrid(_pixel_centres(h), _pixel_centres(w), indexing="ij")
     positions = jnp.stack([x, y, jnp.ones_like(x)]).reshape(3, -1)
@@ -86,12 +90,15 @@ def warp(image: Float[Array, "h w c"], matrix: Float[Array, "3 3"]) -> Float[Arr
 
 
 def _pixel_centres(side: int) -> np.ndarray:
-    """Centres of the pixels along a side, in [-1, 1]."""
+    """Returns the coordinates of pixel centres along a side, in [-1, 1]."""
     return ((np.arange(side) + 0.5) / side * 2 - 1).astype(np.float32)
 
 
-def colour_jitter(key, strength) -> tuple[Float[Array, "3 3"], Float[Array, "1 1 3"]]:
-    """A random change of hue (at most `strength` of half a turn), saturation, contrast and brightness: matrix, offset."""
+def sample_colour_jitter(key, strength) -> tuple[Float[Array, "3 3"], Float[Array, "1 1 3"]]:
+    """Samples a change of hue, saturation, contrast and brightness, as a colour matrix and an offset.
+
+    Hue is rotated by at most `strength` times 180 degrees.
+    """
     u = jax.random.uniform(key, (4,), minval=-1, maxval=1) * strength
     hue, saturation, contrast, brightness = jnp.pi * u[0], 1 + u[1], 1 + u[2], u[3]
     cos, sin = saturation * jnp.cos(hue), saturation * jnp.sin(hue)
@@ -99,14 +106,15 @@ def colour_jitter(key, strength) -> tuple[Float[Array, "3 3"], Float[Array, "1 1
     zero = 0 * one
     rotation = jnp.stack([jnp.stack([one, zero, zero]), jnp.stack([zero, cos, -sin]), jnp.stack([zero, sin, cos])])
     matrix = contrast * (_RGB @ rotation @ _YIQ)
-    # Contrast is about grey, brightness a shift.
+    # Contrast scales around grey; brightness is an offset.
     return matrix, jnp.broadcast_to(_GREY * (1 - contrast) + brightness / 2, (1, 1, 3))
 
 
-def erased_mask(key, side: int, probability) -> Array:
-    """The pixels of a cut that a random rectangle erases, bool [side, side]; none, with the remaining probability."""
+def sample_erase_mask(key, side: int, probability) -> Array:
+    """Samples the mask of an erased rectangle, bool [side, side]. It is empty with probability `1 - probability`."""
     u = jax.random.uniform(key, (5,))
-    sides = _ERASED[0] + (_ERASED[1] - _ERASED[0]) * u[:2]
+    low, high = _ERASE_RANGE
+    sides = low + (high - low) * u[:2]
     starts = u[2:4] * (1 - sides)
     centres = (np.arange(side, dtype=np.float32) + 0.5) / side
     rows = (centres >= starts[0]) & (centres < starts[0] + sides[0])

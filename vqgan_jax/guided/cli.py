@@ -1,4 +1,4 @@
-"""`vqgan-jax paint`. Its arguments come from the table of options, a config file, or the metadata of a painted PNG."""
+"""Command line `vqgan-jax paint`. Arguments come from flags, a config file, or the metadata of a painted PNG."""
 
 import argparse
 import dataclasses
@@ -20,58 +20,61 @@ examples:
   vqgan-jax paint --repeat star.png --out again.png
   vqgan-jax paint --config options.yaml --lr 0.2 --out out.png
 
-A prompt is text:weight:stop | text:weight | image=FILE:weight | noise=SEED:weight. A negative weight pushes away, below its
-stop a part no longer pulls, ^ stands between the scenes of a story, and \\ before one of | ^ : = makes it a letter.
-The same seed gives the same picture. Every PNG tells how it was painted, and --repeat paints it again."""
+A prompt is text:weight:stop | text:weight | image=FILE:weight | noise=SEED:weight. A negative weight maximises the
+distance. Below its stop a part has no gradient. ^ separates the scenes of an animation. \\ escapes | ^ : = and itself.
+The same seed gives the same image. Every PNG contains its options as metadata, and --repeat reproduces it."""
 
 # Arguments besides the options of `guided.options`, with their defaults.
 _RUN_DEFAULTS = {"prompts": [], "vqgan": None, "clip": [], "clip_weights": None, "seed": 0, "n": 1}
-_MOTION = {
-    "frames": (int, "frames of each scene: makes an animation"),
-    "frame_steps": (int, "steps of the optimiser in a frame (default 10)"),
-    "blend": (int, "frames at the end of a scene in which the next one comes in (default 10, if the scene is longer)"),
-    "zoom": (float, "magnification from frame to frame (default 1)"),
-    "turn": (float, "degrees a frame, counter-clockwise (default 0)"),
-    "right": (float, "share of the width that the picture moves to the right in a frame (default 0)"),
-    "down": (float, "share of the height that the picture moves down in a frame (default 0)"),
+_MOTION_OPTIONS = {
+    "frames": (int, "number of frames of each scene; enables animation"),
+    "frame_steps": (int, "number of optimisation steps per frame (default 10)"),
+    "blend": (int, "number of frames of the cross-fade at the end of a scene (default 10, or all but one)"),
+    "zoom": (float, "magnification per frame (default 1)"),
+    "turn": (float, "rotation per frame in degrees, counter-clockwise (default 0)"),
+    "right": (float, "shift to the right per frame, as a fraction of the width (default 0)"),
+    "down": (float, "shift downwards per frame, as a fraction of the height (default 0)"),
 }
-_VIDEO_STEPS = 5  # between a video's frames, unless --save-every says otherwise
+_VIDEO_STEPS = 5  # default of --save-every with --video: number of steps between frames
 _FPS = 15
 
 
 def add(command_parser: Callable) -> None:
-    """Adds the command to `vqgan-jax`; `command_parser` as `train_jax.command.parser` gives it."""
-    sub = command_parser("paint", "Paint what a sentence says, by the gradient of CLIP.", _paint)
-    unset = argparse.SUPPRESS  # so that defaults differ from values that were stated
-    sub.add_argument("prompts", nargs="*", metavar="PROMPT", default=unset, help="prompts, or @FILE with one a line")
-    sub.add_argument("--vqgan", default=unset, metavar="MODEL", help="any model that vqgan_jax.load opens")
+    """Adds the command `paint` to `vqgan-jax`. `command_parser` is returned by `train_jax.command.parser`."""
+    sub = command_parser("paint", "Paint images from prompts by the gradient of CLIP (VQGAN+CLIP).", _paint)
+    unset = argparse.SUPPRESS  # unset arguments are absent, which distinguishes them from explicit defaults
     sub.add_argument(
-        "--clip", default=unset, metavar="MODEL", action="append", help="any model that clip_jax.load opens; may be repeated"
+        "prompts", nargs="*", metavar="PROMPT", default=unset, help="prompts, or @FILE with one prompt per line"
+    )
+    sub.add_argument("--vqgan", default=unset, metavar="MODEL", help="model that vqgan_jax.load opens")
+    sub.add_argument(
+        "--clip", default=unset, metavar="MODEL", action="append", help="model that clip_jax.load opens; repeatable"
     )
     sub.add_argument(
-        "--clip-weights", default=unset, type=_parse_floats, metavar="W,W", help="of the CLIPs (default: equal)"
+        "--clip-weights", default=unset, type=_parse_floats, metavar="W,W", help="weights of the CLIPs (default: equal)"
     )
-    sub.add_argument("--seed", type=int, default=unset, help="of the first picture of a prompt (default 0)")
-    sub.add_argument("--n", type=int, default=unset, help="pictures of each prompt (default 1)")
-    sub.add_argument("--out", required=True, metavar="FILE", help="the picture, or the grid of several, a .png")
-    sub.add_argument("--folder", metavar="FOLDER", help="write each picture by itself, too")
-    sub.add_argument("--video", metavar="FILE", help="how it was painted, or the animation: a .mp4 or .gif")
-    sub.add_argument("--fps", type=float, default=_FPS, help=f"frames a second of the video (default {_FPS})")
-    sub.add_argument("--preview", metavar="FILE", help="a .png to show the picture in as it is painted")
-    sub.add_argument("--state", metavar="FILE", help="an .npz to keep the state in as it is painted")
-    sub.add_argument("--resume", metavar="FILE", help="a state to go on from; a video shows what follows it")
-    text = "a .yaml with prompts, vqgan, clip, clip_weights, seed, n, and options below; the command line overrides it"
+    sub.add_argument("--seed", type=int, default=unset, help="random seed of the first image of a prompt (default 0)")
+    sub.add_argument("--n", type=int, default=unset, help="number of images per prompt (default 1)")
+    sub.add_argument("--out", required=True, metavar="FILE", help="output .png: the image, or a grid of several images")
+    sub.add_argument("--folder", metavar="FOLDER", help="output folder for the individual images")
+    sub.add_argument("--video", metavar="FILE", help="output .mp4 or .gif: snapshots of the painting, or the animation")
+    sub.add_argument("--fps", type=float, default=_FPS, help=f"frames per second of the video (default {_FPS})")
+    sub.add_argument("--preview", metavar="FILE", help="output .png for intermediate images")
+    sub.add_argument("--state", metavar="FILE", help="output .npz for the state, from which --resume continues")
+    sub.add_argument("--resume", metavar="FILE", help="state file to continue from; a video starts there")
+    text = "YAML file with prompts, vqgan, clip, clip_weights, seed, n and the options below; flags override it"
     sub.add_argument("--config", metavar="FILE", help=text)
-    sub.add_argument("--repeat", metavar="FILE", help="a painted .png to paint again, with all that was painted beside it")
+    sub.add_argument("--repeat", metavar="FILE", help="painted .png to reproduce, with the other images of its batch")
     motion = sub.add_argument_group("animation")
-    for name, (number, text) in _MOTION.items():
-        motion.add_argument(_flag(name), type=number, default=unset, metavar="N", help=text)
+    for name, (number_type, text) in _MOTION_OPTIONS.items():
+        motion.add_argument(_flag(name), type=number_type, default=unset, metavar="N", help=text)
     for group in options_lib.GROUPS.values():
         _add_group(sub, group)
 
 
 def _add_group(parser: argparse.ArgumentParser, group: type[options_lib.Group]) -> None:
-    needs = group.switches()
+    """Adds the options of a group as an argument group."""
+    needs = group.describe_needs()
     arguments = parser.add_argument_group(f"options: {group.__doc__}", f"only with {needs}" if needs else None)
     for name, default, text in group.documentation(""):
         if default not in (None, 0, ()):
@@ -79,9 +82,9 @@ def _add_group(parser: argparse.ArgumentParser, group: type[options_lib.Group]) 
         if isinstance(default, bool):
             arguments.add_argument(_flag(name), action="store_true", default=argparse.SUPPRESS, help=text)
             continue
-        reader, metavar = _syntax(name)
+        parse, metavar = _parser_and_metavar(name)
         arguments.add_argument(
-            _flag(name), type=reader, default=argparse.SUPPRESS, metavar=metavar, help=text.replace("%", "%%")
+            _flag(name), type=parse, default=argparse.SUPPRESS, metavar=metavar, help=text.replace("%", "%%")
         )
 
 
@@ -90,21 +93,23 @@ def _flag(name: str) -> str:
 
 
 def _parse_names(text: str) -> tuple[str, ...]:
+    """Parses names separated by commas."""
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     if not names:
-        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+        raise argparse.ArgumentTypeError(f"{text!r} contains no name")
     return names
 
 
 def _parse_floats(text: str) -> list[float]:
+    """Parses numbers separated by commas."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: write numbers separated by commas") from error
+        raise argparse.ArgumentTypeError(f"{text!r}: must be numbers separated by commas") from error
 
 
-# Options whose defaults do not tell how their texts are read: readers and metavars.
-_SYNTAX = {
+# Parsers and metavars of options whose defaults do not determine how strings are parsed.
+_PARSERS_AND_METAVARS = {
     "size": (arguments_lib.size, "HxW"),
     "aspect": (str, "W:H"),
     "init_image": (str, "FILE"),
@@ -116,30 +121,33 @@ _SYNTAX = {
 }
 
 
-def _syntax(name: str) -> tuple[Callable[[str], Any], str]:
-    """The function that reads an option's text, and its metavar."""
+def _parser_and_metavar(name: str) -> tuple[Callable[[str], Any], str]:
+    """Returns the parser of an option's string, and its metavar."""
     default = options_lib.FIELDS[name].default
-    if name in _SYNTAX:
-        return _SYNTAX[name]
+    if name in _PARSERS_AND_METAVARS:
+        return _PARSERS_AND_METAVARS[name]
     if type(default) in (int, float):
         return type(default), "N"
     return str, "NAME"
 
 
-# Functions that read texts of a config file, by option.
-_READERS = {"seed": int, "n": int, "clip_weights": _parse_floats}
-_READERS |= {name: number for name, (number, _) in _MOTION.items()}
-_READERS |= {name: _syntax(name)[0] for name in options_lib.FIELDS}
+# Parsers of strings in a config file, by option.
+_STRING_PARSERS = {"seed": int, "n": int, "clip_weights": _parse_floats}
+_STRING_PARSERS |= {name: number_type for name, (number_type, _) in _MOTION_OPTIONS.items()}
+_STRING_PARSERS |= {name: _parser_and_metavar(name)[0] for name in options_lib.FIELDS}
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class PaintRequest:
-    """The arguments of a painting: `run` with the names of `_RUN_DEFAULTS`, options of the picture and of its motion.
+    """Arguments of a painting.
 
     Attributes:
-      only: index of the single picture that is kept of those painted together; None: all are kept.
+      run: values with the names of `_RUN_DEFAULTS`.
+      options: options of `guided.options`.
+      motion: arguments of `guided.Motion`; empty for images.
+      only: index of the only image of the batch to write; None: all images.
     """
 
     run: dict[str, Any]
@@ -149,61 +157,63 @@ class PaintRequest:
 
 
 def parse_request(arguments: argparse.Namespace) -> PaintRequest:
-    """The request of a command line, with its config file or painted PNG.
+    """Collects the request from the command line and its config file or painted PNG.
 
-    Raises UserError or ConfigError for options that are unknown or contradict each other.
+    Raises UserError or ConfigError for unknown or contradictory options.
     """
     stated = vars(arguments)
-    names = {**_RUN_DEFAULTS, **_MOTION, **options_lib.FIELDS}
+    names = {**_RUN_DEFAULTS, **_MOTION_OPTIONS, **options_lib.FIELDS}
     values = {name: stated[name] for name in names if name in stated and stated[name] != []}
     only = None
     if arguments.repeat:
-        extra = sorted(values.keys() - {"vqgan", "clip"}) + (["config"] if arguments.config else [])
-        if extra:
-            argument = "a PROMPT" if extra[0] == "prompts" else _flag(extra[0])
-            raise UserError(f"--repeat paints the same again: {argument} would make it another picture; leave it out")
+        conflicting = sorted(values.keys() - {"vqgan", "clip"}) + (["config"] if arguments.config else [])
+        if conflicting:
+            argument = "a PROMPT" if conflicting[0] == "prompts" else _flag(conflicting[0])
+            raise UserError(f"--repeat reproduces an image: {argument} would change the result; leave it out")
         saved, only = _read_painted(arguments.repeat)
         values = saved | values
     elif arguments.config:
         from_file = _read_config(arguments.config)
-        options_lib.refuse_unknown(from_file, names, f"option (in {arguments.config})")
+        options_lib.refuse_unknown(from_file, names, f"an option (in {arguments.config})")
         values = from_file | values
     run = _RUN_DEFAULTS | {name: values[name] for name in _RUN_DEFAULTS if name in values}
     for name in ("prompts", "clip"):
         run[name] = [run[name]] if isinstance(run[name], str) else run[name]
         if not isinstance(run[name], list) or not all(isinstance(text, str) for text in run[name]):
-            raise UserError(f"{name} = {run[name]!r}; it must be a text, or a list of texts")
+            raise UserError(f"{name} = {run[name]!r}; it must be a string, or a list of strings")
     if not isinstance(run["vqgan"], str | None):
-        raise UserError(f"vqgan = {run['vqgan']!r}; it must be a text")
-    if not arguments.repeat:  # metadata hold prompts, never @FILE
+        raise UserError(f"vqgan = {run['vqgan']!r}; it must be a string")
+    if not arguments.repeat:  # metadata contain expanded prompts, never @FILE
         run["prompts"] = arguments_lib.lines(run["prompts"], "a prompt")
     for name, argument in (("prompts", "a prompt"), ("vqgan", "--vqgan MODEL"), ("clip", "--clip MODEL")):
         if not run[name]:
-            raise UserError(f"say what to paint, and with which models: {argument} is missing")
-    motion = {name: values[name] for name in _MOTION if name in values}
+            raise UserError(f"{argument} is missing: paint needs at least one prompt, one VQGAN and one CLIP")
+    motion = {name: values[name] for name in _MOTION_OPTIONS if name in values}
     if motion and "frames" not in motion:
-        raise UserError(f"{_flag(next(iter(motion)))} is of an animation: say by --frames how many frames a scene has")
+        flag = _flag(next(iter(motion)))
+        raise UserError(f"{flag} applies to animations only: set the number of frames of a scene by --frames")
     return PaintRequest(run, {name: values[name] for name in options_lib.FIELDS if name in values}, motion, only)
 
 
 def _read_painted(path: str) -> tuple[dict[str, Any], int | None]:
-    """The arguments of a painted PNG, and its index if others were painted beside it."""
+    """Reads the arguments of a painted PNG, and its index in the batch (None: the whole batch)."""
     from vqgan_jax.guided import metadata
 
-    about = metadata.read(path)
-    models = {"vqgan": about["vqgan"]["path"], "clip": [clip["path"] for clip in about["clips"]]}
-    run = {name: about[name] for name in ("prompts", "clip_weights", "seed", "n")}
-    options = about["options"]
-    options_lib.refuse_unknown(options, options_lib.FIELDS, f"option of this version (in {path})")
-    options_lib.refuse_unknown(about["motion"], _MOTION, f"motion of this version (in {path})")
+    fields = metadata.read(path)
+    models = {"vqgan": fields["vqgan"]["path"], "clip": [clip["path"] for clip in fields["clips"]]}
+    run = {name: fields[name] for name in ("prompts", "clip_weights", "seed", "n")}
+    options = fields["options"]
+    options_lib.refuse_unknown(options, options_lib.FIELDS, f"an option of this version (in {path})")
+    options_lib.refuse_unknown(fields["motion"], _MOTION_OPTIONS, f"a motion option of this version (in {path})")
     for name in options_lib.FIELDS.keys() - options.keys():
-        raise UserError(f"{path} does not tell {name}: it was painted by another version")
-    if about["motion"]:
+        raise UserError(f"{path} has no value of {name}: it was painted by another version")
+    if fields["motion"]:
         options = {name: value for name, value in options.items() if name != "save_every"}
-    return run | models | options | about["motion"], about["only"]
+    return run | models | options | fields["motion"], fields["only"]
 
 
 def _read_config(path: str) -> dict[str, Any]:
+    """Reads the options of a YAML file."""
     import yaml
 
     from train_jax.data.files import read_text
@@ -211,58 +221,59 @@ def _read_config(path: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {error}") from error
+        raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, Mapping):
-        raise UserError(f"{path} must hold options as name: value, not a {type(values).__name__}")
+        raise UserError(f"{path} must be a mapping of options (name: value), not a {type(values).__name__}")
     return {name: _parse_yaml_value(path, name, value) for name, value in values.items()}
 
 
 def _parse_yaml_value(path: str, name: str, value: Any) -> Any:
-    """Reads a text as the command line would: for YAML, 1e-3 and 256x384 are texts."""
+    """Parses strings as the command line does, because YAML reads 1e-3 and 256x384 as strings."""
     if name == "aspect" and isinstance(value, int | float):
         raise UserError(f"{path}: YAML reads the aspect as the number {value}; write it in quotes, such as '16:9'")
-    if not isinstance(value, str) or name not in _READERS:
+    if not isinstance(value, str) or name not in _STRING_PARSERS:
         return value
     try:
-        return _READERS[name](value)
+        return _STRING_PARSERS[name](value)
     except argparse.ArgumentTypeError as error:
         raise UserError(f"{path}: {name}: {error}") from error
     except ValueError as error:
-        expected = "a whole number" if _READERS[name] is int else "a number"
+        expected = "an integer" if _STRING_PARSERS[name] is int else "a number"
         raise UserError(f"{path}: {name} = {value!r}; it must be {expected}") from error
 
 
 def _validate(request: PaintRequest, outputs: Sequence[str | None]) -> dict[str, str]:
-    """Checks a request before any model is loaded, and hashes the files that it names.
+    """Validates a request before models are loaded, and hashes its input files.
 
     Args:
-      outputs: files that will be written.
+      outputs: paths of the output files.
 
-    Returns the SHA-256 of each file, as `metadata.file_hashes`.
+    Returns the SHA-256 of each input file, as `metadata.hash_files`.
     """
     from vqgan_jax.guided import animation, painting, targets
-    from vqgan_jax.guided.prompts import parse, single
+    from vqgan_jax.guided.prompts import parse, parse_scene
 
     run = request.run
     options_lib.resolve(request.options)
     painting.check_request(run["seed"], run["n"], run["prompts"])
     targets.resolve_clip_weights(run["clip_weights"], len(run["clip"]))
     for prompt in run["prompts"]:
-        (parse if request.motion else single)(prompt)
+        (parse if request.motion else parse_scene)(prompt)
     if request.motion:
         animation.Motion(**request.motion)
-    files = _file_hashes(request)
-    written = {Path(path).resolve() for path in outputs if path}
+    files = _hash_files(request)
+    output_paths = {Path(path).resolve() for path in outputs if path}
     for path in files:
-        if Path(path).resolve() in written:
-            raise UserError(f"{path} is a picture to paint from: write to another file")
+        if Path(path).resolve() in output_paths:
+            raise UserError(f"{path} is an input file: choose another output file")
     return files
 
 
 def _paint(arguments: argparse.Namespace) -> int:
+    """Runs the command `paint`."""
     from vqgan_jax.guided import video
 
-    out = arguments_lib.png(arguments.out, "the picture")
+    out = arguments_lib.png(arguments.out, "the image")
     if arguments.preview:
         arguments_lib.png(arguments.preview, "the preview", "--preview")
     outputs = ("out", "video", "preview", "state", "folder")
@@ -270,17 +281,17 @@ def _paint(arguments: argparse.Namespace) -> int:
     if arguments.video:
         video.check(arguments.video, arguments.fps)
     elif arguments.fps != _FPS:
-        raise UserError(f"--fps {arguments.fps:g} is of a video: name it by --video")
+        raise UserError(f"--fps {arguments.fps:g} applies to videos only: name the video file by --video")
     try:
         request = parse_request(arguments)
         if arguments.video and not request.motion and not arguments.repeat:
             request.options.setdefault("save_every", _VIDEO_STEPS)
         files = _validate(request, [getattr(arguments, name) for name in ("out", "video", "preview", "state")])
         if request.motion and not arguments.video and not arguments.repeat:
-            raise UserError("--frames makes an animation: name its file by --video")
+            raise UserError("--frames creates an animation: name the video file by --video")
         vq, clips = _load_models(request, arguments.repeat, files)
         run = _run_animation if request.motion else _run_painting
-        run(arguments, request, vq, clips, out, _about(request, vq, clips, files))
+        run(arguments, request, vq, clips, out, _make_metadata(request, vq, clips, files))
     except (ConfigError, FloatingPointError) as error:
         raise UserError(str(error)) from error
     print(f"wrote {out}{f' and {arguments.video}' if arguments.video else ''}", file=sys.stderr)
@@ -288,6 +299,7 @@ def _paint(arguments: argparse.Namespace) -> int:
 
 
 def _load_models(request: PaintRequest, repeat: str | None, files: Mapping[str, str]):
+    """Loads the models. With `repeat`, raises UserError if models or input files differ from the metadata."""
     import clip_jax
     import vqgan_jax
     from vqgan_jax.guided import metadata
@@ -295,28 +307,29 @@ def _load_models(request: PaintRequest, repeat: str | None, files: Mapping[str, 
     vq = vqgan_jax.load(request.run["vqgan"])
     clips = [clip_jax.load(path) for path in request.run["clip"]]
     if repeat:
-        about = metadata.read(repeat)
-        expected = [about["vqgan"]["sha256"], *(clip["sha256"] for clip in about["clips"])]
+        fields = metadata.read(repeat)
+        expected = [fields["vqgan"]["sha256"], *(clip["sha256"] for clip in fields["clips"])]
         actual = [vq.fingerprint, *(clip.fingerprint for clip in clips)]
         if actual != expected:
             raise UserError(
-                f"{repeat} was painted by weights of SHA-256 {', '.join(x[:12] for x in expected)}; these have "
-                f"{', '.join(x[:12] for x in actual)}. Name the right ones by --vqgan and --clip"
+                f"{repeat} was painted with weights of SHA-256 {', '.join(x[:12] for x in expected)}; the SHA-256 of "
+                f"these models is {', '.join(x[:12] for x in actual)}. Name the original models by --vqgan and --clip"
             )
-        metadata.check_unchanged(files, about["files"], repeat)
+        metadata.check_unchanged(files, fields["files"], repeat)
     return vq, clips
 
 
-def _file_hashes(request: PaintRequest) -> dict[str, str]:
+def _hash_files(request: PaintRequest) -> dict[str, str]:
+    """Hashes the input files of a request."""
     from vqgan_jax.guided import metadata
     from vqgan_jax.guided.prompts import parse
 
     scenes = [scene for prompt in request.run["prompts"] for scene in parse(prompt)]
-    return metadata.file_hashes(options_lib.resolve(request.options), scenes)
+    return metadata.hash_files(options_lib.resolve(request.options), scenes)
 
 
-def _about(request: PaintRequest, vq, clips, files: Mapping[str, str]) -> dict[str, Any]:
-    """The metadata of a PNG."""
+def _make_metadata(request: PaintRequest, vq, clips, files: Mapping[str, str]) -> dict[str, Any]:
+    """Creates the metadata of a PNG."""
     run = request.run
     return {
         "prompts": run["prompts"],
@@ -332,7 +345,8 @@ def _about(request: PaintRequest, vq, clips, files: Mapping[str, str]) -> dict[s
     }
 
 
-def _run_painting(arguments, request: PaintRequest, vq, clips, out: Path, about: dict[str, Any]) -> None:
+def _run_painting(arguments, request: PaintRequest, vq, clips, out: Path, fields: dict[str, Any]) -> None:
+    """Paints images and writes the outputs."""
     from PIL import Image
 
     from train_jax.pictures import enlarged_grid, image_grid
@@ -341,51 +355,53 @@ def _run_painting(arguments, request: PaintRequest, vq, clips, out: Path, about:
 
     n, prompts = request.run["n"], request.run["prompts"]
 
-    def rows(images) -> list[list]:
-        """The images of each prompt."""
+    def group_by_prompt(images) -> list[list]:
+        """Groups images into one row per prompt."""
         return [list(images[i : i + n]) for i in range(0, len(images), n)]
 
-    def sheet(images) -> Image.Image:
-        return Image.fromarray(images[0]) if len(images) == 1 else enlarged_grid(rows(images))
+    def make_sheet(images) -> Image.Image:
+        """Returns the only image, or a grid with one row per prompt."""
+        return Image.fromarray(images[0]) if len(images) == 1 else enlarged_grid(group_by_prompt(images))
 
     preview = arguments.preview
     painting = paint(
         vq, clips, prompts, seed=request.run["seed"], n=n, clip_weights=request.run["clip_weights"],
         resume_from=arguments.resume, state_file=arguments.state,
-        preview=preview and (lambda step, images, losses: sheet(images).save(preview)), **request.options,
+        preview=preview and (lambda step, images, losses: make_sheet(images).save(preview)), **request.options,
     )  # fmt: skip
     selection = slice(None) if request.only is None else slice(request.only, request.only + 1)
-    metadata.save(sheet(painting.images[selection]), out, about)
+    metadata.save(make_sheet(painting.images[selection]), out, fields)
     if arguments.folder:
         folder = Path(arguments.folder)
         folder.mkdir(parents=True, exist_ok=True)
         for index, image in enumerate(painting.images):
-            # Alone, by another program, it would be painted with other rounding: its metadata name all that were painted.
-            about_image = about | {"only": index if len(painting.images) > 1 else None}
-            metadata.save(Image.fromarray(image), folder / f"{index // n:04d}-{index % n:04d}.png", about_image)
+            # The image alone would be painted by another program with other rounding, so metadata contain the batch.
+            image_fields = fields | {"only": index if len(painting.images) > 1 else None}
+            metadata.save(Image.fromarray(image), folder / f"{index // n:04d}-{index % n:04d}.png", image_fields)
     if arguments.video:
         snapshots = painting.snapshots[selection]
-        frames = [image_grid(rows(snapshots[:, i])) for i in range(snapshots.shape[1])]
+        frames = [image_grid(group_by_prompt(snapshots[:, i])) for i in range(snapshots.shape[1])]
         video.write(arguments.video, frames, arguments.fps)
 
 
-def _run_animation(arguments, request: PaintRequest, vq, clips, out: Path, about: dict[str, Any]) -> None:
+def _run_animation(arguments, request: PaintRequest, vq, clips, out: Path, fields: dict[str, Any]) -> None:
+    """Paints an animation and writes the outputs."""
     from PIL import Image
 
     from vqgan_jax.guided import metadata, video
     from vqgan_jax.guided.animation import Motion, animate
 
     if len(request.run["prompts"]) > 1 or request.run["n"] != 1:
-        raise UserError("an animation has one prompt, of scenes separated by ^, and one picture: leave out --n")
+        raise UserError("an animation has one prompt, with scenes separated by ^, and one image: leave out --n")
     for name in ("state", "resume", "folder"):
         if getattr(arguments, name):
-            raise UserError(f"--{name} is of pictures, not of an animation: leave it out")
+            raise UserError(f"--{name} applies to images, not to animations: leave it out")
     preview = arguments.preview
     animation = animate(
         vq, clips, request.run["prompts"][0], motion=Motion(**request.motion), seed=request.run["seed"],
         clip_weights=request.run["clip_weights"],
         preview=preview and (lambda index, image: Image.fromarray(image).save(preview)), **request.options,
     )  # fmt: skip
-    metadata.save(Image.fromarray(animation.frames[-1]), out, about)
+    metadata.save(Image.fromarray(animation.frames[-1]), out, fields)
     if arguments.video:
         video.write(arguments.video, list(animation.frames), arguments.fps)

@@ -1,4 +1,4 @@
-"""Cuts of a picture at CLIP's resolution: random squares, or the whole picture pooled. Positions and sizes are traced."""
+"""Cutouts at CLIP's resolution: random square crops, or the whole image pooled. Positions and sizes are traced."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ from jaxtyping import Array, Float
 def crop(
     image: Float[Array, "H W 3"], top: Float[Array, ""], left: Float[Array, ""], side: Float[Array, ""], size: int
 ) -> Float[Array, "size size 3"]:
-    """Crops a square of `side` pixels at (top, left) and resizes it: bilinear, antialiased. All three may be traced.
+    """Crops a square of `side` pixels at (top, left) and resizes it (bilinear, antialiased).
 
-    Two matrix products, since the weights of rows and columns are independent: nothing is gathered, and the gradient is two
-    matrix products, too.
+    `top`, `left` and `side` may be traced. The interpolation is separable: the resize and its gradient are two matrix
+    products each, without a gather.
     """
     scale = size / side
     return jax.image.scale_and_translate(
@@ -27,11 +27,11 @@ def crop(
     )
 
 
-def random_square(key, shape: tuple[int, int], size: int, hparams: dict) -> tuple[Array, Array, Array]:
-    """Samples a square in a picture: top, left, side.
+def sample_square(key, shape: tuple[int, int], size: int, hparams: dict) -> tuple[Array, Array, Array]:
+    """Samples the top, left and side of a square in an image.
 
-    The side is U^power * (largest - smallest) + smallest; the largest is the shorter side of the picture, the smallest
-    CLIP's resolution or, where `cut_min` is not 0, that share of the largest. Positions are uniform.
+    The side is U^power * (largest - smallest) + smallest. The largest side is the shorter side of the image. The
+    smallest is CLIP's resolution, or `cut_min` times the largest if `cut_min` is not 0. Positions are uniform.
     """
     u = jax.random.uniform(key, (3,))
     largest = jnp.float32(min(shape))
@@ -41,21 +41,24 @@ def random_square(key, shape: tuple[int, int], size: int, hparams: dict) -> tupl
 
 
 def pool(image: Float[Array, "H W 3"], size: int) -> Float[Array, "size size 3"]:
-    """Pools an image over `size` x `size` windows by (mean + maximum) / 2; windows overlap where they must."""
+    """Pools an image adaptively to `size` x `size` by (mean + maximum) / 2.
+
+    Windows overlap where `size` does not divide a side.
+    """
     mean, maximum = image, image
     for axis in (0, 1):
-        indices, in_window = _windows(image.shape[axis], size)
+        indices, in_window = _pooling_windows(image.shape[axis], size)
         rows = jnp.moveaxis(jnp.take(mean, indices.reshape(-1), axis), axis, 0).reshape(*indices.shape, -1)
         weights = (in_window / in_window.sum(1, keepdims=True)).astype(np.float32)
         mean = _restore_axis(jnp.einsum("nk,nkc->nc", weights, rows), mean, axis, size)
-        # Indices beyond a window repeat one of the window, which changes no maximum.
+        # Padding indices repeat the last index of the window, which does not change the maximum.
         rows = jnp.moveaxis(jnp.take(maximum, indices.reshape(-1), axis), axis, 0).reshape(*indices.shape, -1)
         maximum = _restore_axis(rows.max(1), maximum, axis, size)
     return (mean + maximum) / 2
 
 
-def _windows(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of each of `size` windows of an axis, int [size, k], and which belong to the window, bool [size, k]."""
+def _pooling_windows(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices of pooling windows along an axis, int [size, k], and their padding mask, bool [size, k]."""
     first = np.arange(size) * length // size
     last = -(-(np.arange(size) + 1) * length // size)
     indices = first[:, None] + np.arange((last - first).max())[None]
@@ -63,6 +66,6 @@ def _windows(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _restore_axis(rows: Array, image: Array, axis: int, size: int) -> Array:
-    """Moves the windows, [size, -1], to `axis` of an image whose other axes stay."""
-    other_sides = [side for i, side in enumerate(image.shape) if i != axis]
-    return jnp.moveaxis(rows.reshape(size, *other_sides), 0, axis)
+    """Reshapes pooled rows, [size, -1], back to the layout of `image`, with the windows along `axis`."""
+    other_dims = [side for i, side in enumerate(image.shape) if i != axis]
+    return jnp.moveaxis(rows.reshape(size, *other_dims), 0, axis)

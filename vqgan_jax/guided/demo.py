@@ -1,9 +1,9 @@
-"""Paints sentences with the demo's VQGAN and CLIP; its report shows snapshots and what CLIP and the oracle see in them.
+"""Paints prompts with the demo's VQGAN and CLIP, and reports snapshots and the classifications by CLIP and the oracle.
 
     python -m vqgan_jax.guided.demo --workdir runs/demo
 
-Leaves in the working directory: `painting.png` and a part of `index.html`. Needs the runs `vqgan/` and `clip/` that
-`vqgan_jax.demo` and `clip_jax.demo` leave there.
+Writes `painting.png` and a part of `index.html` to the working directory. Requires the runs `vqgan/` and `clip/` that
+`vqgan_jax.demo` and `clip_jax.demo` write there.
 """
 
 import sys
@@ -21,8 +21,8 @@ from train_jax.pictures import image_grid
 from vqgan_jax.guided.painting import Painting, paint
 
 PROMPTS = ("a red star", "a blue circle", "a green heart", "a yellow square", "a purple ring", "a black cross")
-# Light paper, as in the scenes, and a loss that keeps pixels near it: what CLIP does not ask for stays paper. Cuts are
-# smaller than the picture, which is no larger than CLIP's own, and keep their hue, which prompts ask for.
+# The initial image is light grey like the backgrounds of the scenes, and a pixel loss keeps unconstrained regions near
+# it. Crops are smaller than the image, which is no larger than CLIP's input. Jitter is off: prompts name colours.
 OPTIONS = {
     "steps": 300,
     "save_every": 10,
@@ -32,9 +32,9 @@ OPTIONS = {
     "cut_min": 0.6,
     "jitter": 0.0,
 }
-SHOWN_STEPS = (10, 20, 40, 80, 160, 300)  # after which a painting is shown
-ENLARGED = 3
-MARGIN = 130  # pixels for the prompts
+SHOWN_STEPS = (10, 20, 40, 80, 160, 300)  # steps after which a snapshot is shown
+ENLARGED = 3  # pixels of the sheet along a pixel of an image
+MARGIN = 130  # width of the column of prompts, in pixels
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,13 +42,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(workdir: Path, **options) -> Painting:
-    """Paints, and adds a part to the page; `options`, as of `guided.paint`, override the demo's."""
-    begun = time.monotonic()
+    """Paints `PROMPTS` and adds a part to the page. `options` of `guided.paint` override `OPTIONS`."""
+    start_time = time.monotonic()
     vq, clip = vqgan_jax.load(workdir / "vqgan"), clip_jax.load(workdir / "clip")
     painting = paint(vq, clip, PROMPTS, **OPTIONS | options)
     sheet = workdir / "painting.png"
-    snapshot_grid(painting).save(sheet)
-    text = table(clip, painting)
+    draw_snapshot_grid(painting).save(sheet)
+    text = format_table(clip, painting)
     steps = ", ".join(map(str, SHOWN_STEPS))
     parts = [page.heading("Painted by the gradient of CLIP", 1), page.block(text)]
     parts += [page.heading(f"After {steps} steps", 2), page.image(sheet)]
@@ -57,12 +57,12 @@ def run(workdir: Path, **options) -> Painting:
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in OPTIONS.items() if name != "save_every")
     models = f"--vqgan {workdir / 'vqgan'} --clip {workdir / 'clip'}"
     print(f'try:     vqgan-jax paint "a cyan heart" {models} {flags} --out heart.png')
-    print(f"took {(time.monotonic() - begun) / 60:.1f} minutes")
+    print(f"took {(time.monotonic() - start_time) / 60:.1f} minutes")
     return painting
 
 
-def snapshot_grid(painting: Painting) -> Image.Image:
-    """Image grid: one row per prompt; columns are snapshots after `SHOWN_STEPS`."""
+def draw_snapshot_grid(painting: Painting) -> Image.Image:
+    """Draws a grid of snapshots: one row per prompt, one column per entry of `SHOWN_STEPS`."""
     count = painting.snapshots.shape[1]
     columns = sorted({min(step // OPTIONS["save_every"], count) - 1 for step in SHOWN_STEPS})
     rows = Image.fromarray(image_grid([list(snapshots[columns]) for snapshots in painting.snapshots]))
@@ -76,10 +76,10 @@ def snapshot_grid(painting: Painting) -> Image.Image:
     return sheet
 
 
-def table(clip: "clip_jax.Clip", painting: Painting) -> str:
-    """A table with the prompt that CLIP finds likeliest of each picture, its losses, and what the oracle reads."""
+def format_table(clip: "clip_jax.Clip", painting: Painting) -> str:
+    """Formats a table of the most likely prompt by CLIP, the losses and the oracle's objects of each painting."""
     probabilities = clip.classify(painting.images, PROMPTS, templates=("{}",))
-    rows = [f"{'prompt':18}{'CLIP takes it for':25}{'loss':17}the oracle reads"]
+    rows = [f"{'prompt':18}{'most likely by CLIP':25}{'loss':17}read by the oracle"]
     for prompt, image, row, losses in zip(PROMPTS, painting.images, probabilities, painting.losses, strict=True):
         objects = ", ".join(" ".join(pair) for pair in shapes.read(image)) or "nothing"
         best = int(np.argmax(row))

@@ -1,16 +1,16 @@
-"""Losses of a painting: spherical distance, weights and stops of a prompt's parts, and losses of the image itself."""
+"""Losses of a painting: spherical distance to the prompt parts with weights and stops, and losses of the image."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-_TINY = 1e-12
+_EPS = 1e-12
 
 
 @jax.custom_vjp
 def clamp_with_grad(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Clamps to [0, 1]; outside, gradients pass only where a descent step leads back into the range, as in VQGAN+CLIP."""
+    """Clamps to [0, 1]. Outside, gradients pass only where a descent step leads back into the range (VQGAN+CLIP)."""
     return jnp.clip(x, 0, 1)
 
 
@@ -26,16 +26,16 @@ clamp_with_grad.defvjp(_clamp_forward, _clamp_backward)
 
 
 def _safe_norm(x, axis=-1):
-    """The norm; its gradient at 0, which does not exist, is 0."""
+    """Computes the Euclidean norm, with gradient 0 at 0."""
     square = jnp.sum(x**2, axis=axis)
     is_zero = square == 0  # NaN stays NaN
     return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, square)))
 
 
 def spherical_distance(u: Float[Array, "*n d"], v: Float[Array, "*n d"]) -> Float[Array, "*n"]:
-    """Half the squared angle between vectors of equal length, 2 asin(|u - v| / 2)^2 of unit ones.
+    """Computes half the squared angle between vectors of equal length, 2 asin(|u - v| / 2)^2 for unit vectors.
 
-    Computed by atan2: with asin, the gradient would not be finite at the angles 0 and pi.
+    The implementation uses atan2, because the gradient of asin is not finite at the angles 0 and pi.
     """
     return 2 * jnp.arctan2(_safe_norm(u - v), _safe_norm(u + v)) ** 2
 
@@ -43,7 +43,7 @@ def spherical_distance(u: Float[Array, "*n d"], v: Float[Array, "*n d"]) -> Floa
 def prompt_loss(
     distance: Float[Array, "..."], weight: Float[Array, "..."], stop: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """weight * distance, without a gradient where sign(weight) * distance is not above `stop`."""
+    """Computes weight * distance, with gradient 0 where sign(weight) * distance is not above `stop`."""
     signed = jnp.sign(weight) * distance
     return jnp.abs(weight) * jnp.where(signed > stop, signed, jax.lax.stop_gradient(signed))
 
@@ -53,29 +53,29 @@ def prompt_loss(
 
 
 def total_variation(x: Float[Array, "H W 3"]) -> Float[Array, ""]:
-    """Mean squared difference of neighbours, down and right."""
+    """Computes the mean squared difference of vertically and of horizontally adjacent pixels."""
     return jnp.mean((x[1:] - x[:-1]) ** 2) + jnp.mean((x[:, 1:] - x[:, :-1]) ** 2)
 
 
 def colourfulness(x: Float[Array, "H W 3"]) -> Float[Array, ""]:
-    """Hasler and Süsstrunk's (Measuring colourfulness in natural images, 2003), of colours in [0, 1]."""
+    """Computes the colourfulness of Hasler and Süsstrunk (Measuring colourfulness in natural images, 2003)."""
     red_green = x[..., 0] - x[..., 1]
     yellow_blue = (x[..., 0] + x[..., 1]) / 2 - x[..., 2]
 
-    def root(a, b):
-        return jnp.sqrt(a + b + _TINY)
+    def root_sum(a, b):
+        return jnp.sqrt(a + b + _EPS)
 
-    spread = root(jnp.var(red_green), jnp.var(yellow_blue))
-    return spread + 0.3 * root(jnp.mean(red_green) ** 2, jnp.mean(yellow_blue) ** 2)
+    spread = root_sum(jnp.var(red_green), jnp.var(yellow_blue))
+    return spread + 0.3 * root_sum(jnp.mean(red_green) ** 2, jnp.mean(yellow_blue) ** 2)
 
 
 def asymmetry(x: Float[Array, "H W 3"]) -> Float[Array, ""]:
-    """Mean squared difference to the mirror image, left to right."""
+    """Computes the mean squared difference to the horizontally flipped image."""
     return jnp.mean((x - x[:, ::-1]) ** 2)
 
 
 def border_loss(x: Float[Array, "H W 3"], colour: Float[Array, "3"], width) -> Float[Array, ""]:
-    """Mean squared difference to a colour in a border of `width`, a share of the shorter side."""
+    """Computes the mean squared difference to a colour in a border. `width` is a fraction of the shorter side."""
     h, w = x.shape[:2]
     rows, columns = np.arange(h), np.arange(w)
     distance = np.minimum(np.minimum(rows, h - 1 - rows)[:, None], np.minimum(columns, w - 1 - columns)[None])
@@ -84,6 +84,6 @@ def border_loss(x: Float[Array, "H W 3"], colour: Float[Array, "3"], width) -> F
 
 
 def palette_loss(x: Float[Array, "H W 3"], palette: Float[Array, "k 3"]) -> Float[Array, ""]:
-    """Mean squared distance of the pixels to the nearest colour of a palette."""
+    """Computes the mean squared distance of the pixels to their nearest palette colours."""
     distance = jnp.sum((x[:, :, None] - palette[None, None]) ** 2, axis=-1)
     return jnp.mean(jnp.min(distance, axis=-1))

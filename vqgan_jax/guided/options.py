@@ -1,11 +1,11 @@
-"""Every option of a painting, in groups. Contradictions are errors.
+"""Options of a painting, in groups. Contradictions are errors.
 
 Users name options without their group: `paint(…, edge=1.0)`, `--edge 1`, `edge: 1.0` in a config file, "edge" in the
-metadata of a PNG. Code reads them by group, `options.border.edge`. A group that is off is None, and its options are refused:
-an option without effect is a mistake.
+metadata of a PNG. Code reads options by group, `options.border.edge`. A disabled group is None. Setting one of its
+options is an error, because the option would have no effect.
 
-Traced options are arguments of the compiled programs: other values need no other program, and paintings that differ in
-them are made together (`paint_many`).
+Traced options are arguments of the compiled programs: changing them needs no recompilation, and paintings that differ
+only in traced options are batched (`paint_many`).
 """
 
 import dataclasses
@@ -35,24 +35,24 @@ OPTIMIZERS = ("adam", "amsgrad", "nadam", "radam", "adagrad", "rmsprop", "lion",
 LATENTS = ("straight", "soft", "gumbel")
 CUT_METHODS = ("crops", "pooling")
 INIT_NOISES = ("pixels", "gradient", "fractal", "plain")
-PICTURES = ("init_image", "overlay")
+IMAGE_OPTIONS = ("init_image", "overlay")
 
 _MAX_STEPS = 10**6
-_Picture = str | Path | Image.Image | np.ndarray
+_ImageSource = str | Path | Image.Image | np.ndarray
 
 
-def traced(default: float, meaning: str, **bounds: float | int) -> Any:
-    """A field of a group for a traced number; arguments as those of `train_jax.options.option`."""
+def traced_option(default: float, meaning: str, **bounds: float | int) -> Any:
+    """Declares a traced option of a group. Arguments are those of `train_jax.options.option`."""
     return dataclasses.field(default=default, metadata=option(default, meaning, **bounds).metadata | {"traced": True})
 
 
 class Group(schema.Options):
-    """Options that belong together, by their flat names. The docstring of a group is its title in `--help`.
+    """A group of options. The docstring of a subclass is the title of the group in `--help`.
 
     Attributes:
-      needs: the options, of any group, that turn this group on, with the values that do so; (): all but the default. One
-        of them is enough. Without needs a group is always on.
-      excludes: for an option of this group, others that must be left out beside it.
+      needs: conditions that enable the group, any of which is sufficient: names of options (of any group) and their
+        enabling values; (): any value but the default. A group without conditions is always enabled.
+      excludes: names of options and the other options of the group that cannot be set together with them.
     """
 
     needs: ClassVar[Mapping[str, Collection[str]]] = {}
@@ -61,115 +61,126 @@ class Group(schema.Options):
     def __post_init__(self):
         stated = {name for name, value in vars(self).items() if _differs_from_default(name, value)}
         for name in stated & self.excludes.keys():
-            for other in stated.intersection(self.excludes[name]):
-                raise ConfigError(f"{other} = {getattr(self, other)!r} beside {name}: give one of them")
+            for excluded in stated.intersection(self.excludes[name]):
+                raise ConfigError(f"{excluded} = {getattr(self, excluded)!r} beside {name}: give only one of them")
 
     @classmethod
-    def is_on(cls, values: Mapping[str, Any]) -> bool:
-        """Whether the values of all options, by flat name, turn the group on."""
+    def is_enabled(cls, values: Mapping[str, Any]) -> bool:
+        """Returns whether the values of all options, by flat name, enable the group."""
         return not cls.needs or any(
-            values[name] in on if on else _differs_from_default(name, values[name]) for name, on in cls.needs.items()
+            values[name] in enabling if enabling else _differs_from_default(name, values[name])
+            for name, enabling in cls.needs.items()
         )
 
     @classmethod
-    def switches(cls) -> str:
-        """What turns the group on, such as "edge" or "latents = soft or gumbel"; "" if it is always on."""
-        return " or ".join(f"{name} = {' or '.join(on)}" if on else name for name, on in cls.needs.items())
+    def describe_needs(cls) -> str:
+        """Describes what enables the group, such as "edge" or "latents = soft or gumbel"; empty if always enabled."""
+        return " or ".join(
+            f"{name} = {' or '.join(enabling)}" if enabling else name for name, enabling in cls.needs.items()
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule(Group):
-    """Length of the optimisation"""
+    """Optimisation schedule"""
 
-    quality: str = option("normal", "steps and cuts, unless they are given", choices=tuple(QUALITIES), identity=False)
-    steps: int = option(QUALITIES["normal"]["steps"], "of the optimiser", least=1, most=_MAX_STEPS)
-    save_every: int = option(50, "steps between snapshots", least=1, most=_MAX_STEPS, identity=False)
+    quality: str = option(
+        "normal", "preset of steps and cuts; explicit values override it", choices=tuple(QUALITIES), identity=False
+    )
+    steps: int = option(QUALITIES["normal"]["steps"], "number of optimisation steps", least=1, most=_MAX_STEPS)
+    save_every: int = option(50, "number of steps between snapshots", least=1, most=_MAX_STEPS, identity=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Canvas(Group):
-    """The picture and its size"""
+    """Image size and overlay"""
 
     excludes = {"size": ("aspect", "scale")}
 
-    size: tuple[int, int] | None = option(None, "(height, width) in pixels; default: as the VQGAN was trained", least=1)
-    aspect: str | None = option(None, "width:height, or one of square, widescreen, portrait; same area")
-    scale: float = option(1.0, "times the sides of the VQGAN's own pictures", above=0)
-    overlay: _Picture | None = option(None, "a PNG with transparency that lies on the picture, and stays")
+    size: tuple[int, int] | None = option(
+        None, "(height, width) in pixels; default: the VQGAN's training size", least=1
+    )
+    aspect: str | None = option(None, "aspect ratio at constant area: width:height, square, widescreen or portrait")
+    scale: float = option(1.0, "factor on the sides of the VQGAN's training images", above=0)
+    overlay: _ImageSource | None = option(None, "image with transparency (a PNG) that is composited over the result")
 
     def __post_init__(self):
         super().__post_init__()
         if self.aspect is not None:
-            aspect_ratio(self.aspect)
+            parse_aspect_ratio(self.aspect)
 
     def image_size(self, trained_size: int, factor: int) -> tuple[int, int]:
-        """Height and width in pixels, whole codes. ConfigError for a size that is not.
+        """Computes height and width in pixels. Raises ConfigError for sizes that are not multiples of `factor`.
 
         Args:
-          trained_size: side of the images that the VQGAN was trained on.
-          factor: pixels along a side of one code.
+          trained_size: side of the VQGAN's training images.
+          factor: downsampling factor of the VQGAN, pixels per code along a side.
         """
         if self.size is not None:
             if any(side % factor for side in self.size):
                 near = " x ".join(str(max(factor, round(side / factor) * factor)) for side in self.size)
                 raise ConfigError(
-                    f"size = {self.size[0]} x {self.size[1]}: both sides must be divisible by {factor}, the pixels of this "
-                    f"VQGAN's codes; {near} is near"
+                    f"size = {self.size[0]} x {self.size[1]}: both sides must be divisible by {factor}, the "
+                    f"downsampling factor of this VQGAN; {near} is near"
                 )
             return self.size
-        width, height = aspect_ratio(self.aspect or "square")
+        width, height = parse_aspect_ratio(self.aspect or "square")
         ratio = math.sqrt(width / height)
 
-        def whole_codes(side: float | int) -> tuple[int, int]:
+        def round_to_codes(side: float | int) -> tuple[int, int]:
             height, width = (max(factor, round(x / factor) * factor) for x in (side / ratio, side * ratio))
             return height, width
 
-        size = whole_codes(trained_size * self.scale)
-        if self.scale != 1 and size == whole_codes(trained_size):
+        size = round_to_codes(trained_size * self.scale)
+        if self.scale != 1 and size == round_to_codes(trained_size):
             raise ConfigError(
-                f"scale = {self.scale:g}: in whole codes of {factor} pixels the picture stays {size[0]} x {size[1]}; "
-                "change it by more, or give size"
+                f"scale = {self.scale:g}: rounded to codes of {factor} pixels, the size stays {size[0]} x {size[1]}; "
+                "choose a larger change, or set size"
             )
         return size
 
 
 @dataclasses.dataclass(frozen=True)
 class Start(Group):
-    """Initial picture; by default codes are random"""
+    """Initial image (default: random codes)"""
 
     needs = {"init_image": (), "init_noise": ()}
     excludes = {"init_image": ("init_noise",)}
 
-    init_image: _Picture | None = option(None, "a picture to start from")
-    init_noise: str | None = option(None, "noise, or paper, to start from", choices=INIT_NOISES)
-    init_weight: float = traced(0.0, "weight of the latents' squared distance to the start's", least=0)
-    init_pixels: float = traced(0.0, "weight of the pixels' squared distance to the start's", least=0)
+    init_image: _ImageSource | None = option(None, "initial image")
+    init_noise: str | None = option(None, "kind of a generated initial image; plain is light grey", choices=INIT_NOISES)
+    init_weight: float = traced_option(0.0, "weight of the latents' squared distance to the initial latents", least=0)
+    init_pixels: float = traced_option(0.0, "weight of the pixels' squared distance to the initial image", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Latents(Group):
     """Latents"""
 
-    latents: str = option("straight", "what is optimised: vectors, or probabilities of codes", choices=LATENTS)
-    average: float = traced(0.0, "decay of the latents' moving average, which is what is shown", least=0, most=0.9999)
+    latents: str = option("straight", "latent parametrisation: vectors (straight) or logits of codes", choices=LATENTS)
+    average: float = traced_option(
+        0.0, "decay of the latents' moving average, which is decoded; 0: off", least=0, most=0.9999
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Probabilities(Group):
-    """Probabilities of codes"""
+    """Temperature of soft and gumbel latents"""
 
     needs = {"latents": ("soft", "gumbel")}
 
-    temperature: float = traced(1.0, "of the softmax at the first step", above=0)
-    temperature_end: float = traced(0.0, "and at the last, geometrically; 0: as at the first", least=0)
+    temperature: float = traced_option(1.0, "softmax temperature at the first step", above=0)
+    temperature_end: float = traced_option(
+        0.0, "softmax temperature at the last step, with geometric decay; 0: constant", least=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimization(Group):
     """Optimiser"""
 
-    optimizer: str = option("adam", "of optax", choices=OPTIMIZERS)
-    lr: float = traced(0.1, "learning rate", above=0)
+    optimizer: str = option("adam", "optimiser of optax", choices=OPTIMIZERS)
+    lr: float = traced_option(0.1, "learning rate", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,64 +189,66 @@ class RateDecay(Group):
 
     needs = {"lr_decay": ()}
 
-    lr_decay: float = traced(1.0, "the rate is multiplied by this late", above=0)
-    lr_decay_at: float = traced(0.75, "after this share of the steps", least=0, below=1)
+    lr_decay: float = traced_option(1.0, "factor on the learning rate in the last part of the steps", above=0)
+    lr_decay_at: float = traced_option(0.75, "fraction of the steps after which lr_decay applies", least=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cutouts(Group):
-    """Cuts of the picture that CLIP sees"""
+    """Cutouts encoded by CLIP"""
 
-    cuts: int = option(QUALITIES["normal"]["cuts"], "a step", least=1, most=10**5)
-    cut_method: str = option("crops", "random squares, or the whole picture pooled", choices=CUT_METHODS)
+    cuts: int = option(QUALITIES["normal"]["cuts"], "number of cutouts per step", least=1, most=10**5)
+    cut_method: str = option("crops", "random square crops, or the whole image pooled", choices=CUT_METHODS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Crops(Group):
-    """Sizes of random squares"""
+    """Sizes of random crops"""
 
     needs = {"cut_method": ("crops",)}
 
-    cut_power: float = traced(1.0, "of the uniform number that sizes a square; larger: smaller ones", above=0)
-    cut_min: float = traced(
-        0.0, "smallest square, as a share of the shorter side; 0: CLIP's resolution", least=0, most=1
+    cut_power: float = traced_option(
+        1.0, "exponent of the uniform sample for the side; larger values give smaller crops", above=0
+    )
+    cut_min: float = traced_option(
+        0.0, "smallest side of a crop, as a fraction of the shorter side; 0: CLIP's resolution", least=0, most=1
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentations(Group):
-    """Random changes of a cut"""
+    """Random augmentations of a cutout"""
 
-    flip: float = traced(0.5, "probability that a cut is mirrored", least=0, most=1)
-    rotate: float = traced(10.0, "degrees that a cut is turned at most", least=0, most=180)
-    shift: float = traced(0.05, "share of its side that a cut is moved at most", least=0, most=1)
-    perspective: float = traced(0.1, "how far a cut is tilted at most", least=0, most=0.9)
-    jitter: float = traced(0.1, "change of brightness, contrast, saturation and hue at most", least=0, most=1)
-    erase: float = traced(0.0, "probability that a rectangle of a cut is hidden", least=0, most=1)
-    noise: float = traced(0.1, "largest standard deviation of the noise on a cut", least=0)
+    flip: float = traced_option(0.5, "probability of a horizontal flip", least=0, most=1)
+    rotate: float = traced_option(10.0, "largest rotation in degrees", least=0, most=180)
+    shift: float = traced_option(0.05, "largest shift, as a fraction of the side", least=0, most=1)
+    perspective: float = traced_option(0.1, "largest perspective distortion", least=0, most=0.9)
+    jitter: float = traced_option(0.1, "largest change of brightness, contrast, saturation and hue", least=0, most=1)
+    erase: float = traced_option(0.0, "probability that a random rectangle is erased", least=0, most=1)
+    noise: float = traced_option(0.1, "largest standard deviation of Gaussian noise", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Appearance(Group):
-    """What the picture should be like"""
+    """Losses of the image"""
 
-    smoothness: float = traced(0.0, "weight of the total variation")
-    saturation: float = traced(0.0, "weight of colourfulness; a negative one makes pale")
-    symmetry: float = traced(0.0, "weight of the difference to the mirror image")
+    smoothness: float = traced_option(0.0, "weight of the total variation")
+    saturation: float = traced_option(0.0, "weight of colourfulness; negative values reduce it")
+    symmetry: float = traced_option(0.0, "weight of the difference to the horizontally flipped image")
 
 
 @dataclasses.dataclass(frozen=True)
 class Border(Group):
-    """Plain frame"""
+    """Border"""
 
     needs = {"edge": ()}
 
-    edge: float = traced(0.0, "weight of a plain frame")
-    edge_colour: str = option("white", "of the frame: a name or #rrggbb")
-    edge_width: float = traced(0.1, "of the frame, as a share of the shorter side", above=0, most=0.5)
+    edge: float = traced_option(0.0, "weight of a border of uniform colour")
+    edge_colour: str = option("white", "colour of the border: a name or #rrggbb")
+    edge_width: float = traced_option(0.1, "width of the border, as a fraction of the shorter side", above=0, most=0.5)
 
     def __post_init__(self):
-        rgb(self.edge_colour)
+        parse_colour(self.edge_colour)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,12 +257,12 @@ class Palette(Group):
 
     needs = {"palette": ()}
 
-    palette: tuple[str, ...] = option((), "colours that the picture is to be made of, separated by commas")
-    palette_weight: float = traced(1.0, "weight of the distance to the nearest colour")
+    palette: tuple[str, ...] = option((), "target colours of the pixels, separated by commas")
+    palette_weight: float = traced_option(1.0, "weight of the squared distance to the nearest palette colour")
 
     def __post_init__(self):
         for name in self.palette:
-            rgb(name)
+            parse_colour(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,8 +271,8 @@ class Aesthetic(Group):
 
     needs = {"aesthetic": ()}
 
-    aesthetic: str | None = option(None, "an .npz with a linear head on the first CLIP: weight [d], bias []")
-    aesthetic_weight: float = traced(0.1, "weight of the head's score")
+    aesthetic: str | None = option(None, "file (.npz) of a linear head on the first CLIP: weight [d], bias []")
+    aesthetic_weight: float = traced_option(0.1, "weight of the head's score")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,15 +282,17 @@ class Memory(Group):
     excludes = {"memory": ("micro_cuts", "remat")}
 
     memory: float | None = option(
-        None, "GiB a device that a step may take; cuts are split to fit", above=0, identity=False
+        None, "memory budget of a step in GiB per device; cutouts are split to fit", above=0, identity=False
     )
-    micro_cuts: int = option(0, "cuts that go through CLIP together; 0: all", least=0, most=10**5, identity=False)
-    remat: bool = option(False, "compute the decoder anew in the backward pass, to save memory", identity=False)
+    micro_cuts: int = option(
+        0, "number of cutouts that CLIP encodes at a time; 0: all", least=0, most=10**5, identity=False
+    )
+    remat: bool = option(False, "rematerialisation of the decoder in the backward pass, to save memory", identity=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The options of a painting; None: a group that is off. Made by `resolve`."""
+    """Resolved options of a painting; None: a disabled group. Created by `resolve`."""
 
     schedule: Schedule
     canvas: Canvas
@@ -295,8 +310,8 @@ class Options:
     aesthetic: Aesthetic | None
     memory: Memory
 
-    def flat(self) -> dict[str, Any]:
-        """All options by their flat names; those of groups that are off at their defaults."""
+    def to_flat_dict(self) -> dict[str, Any]:
+        """Returns all options as a flat dict. Disabled groups contribute their default values."""
         values = dict(_DEFAULTS)
         for name in GROUPS:
             if (group := getattr(self, name)) is not None:
@@ -304,100 +319,107 @@ class Options:
         return values
 
     def hparams(self) -> dict[str, np.float32]:
-        """The traced options, and the number of steps."""
-        values = self.flat()
+        """Returns the traced options and the number of steps."""
+        values = self.to_flat_dict()
         return {name: np.float32(values[name]) for name in (*TRACED, "steps")}
 
     def to_json(self) -> dict[str, Any]:
-        """All options by their flat names, as JSON can hold them; pictures that came as arrays are only named as such."""
-        values = self.flat()
-        for name in PICTURES:
+        """Returns all options as a flat dict for JSON. Images given as arrays become the string "(an array)"."""
+        values = self.to_flat_dict()
+        for name in IMAGE_OPTIONS:
             if values[name] is not None:
                 values[name] = str(values[name]) if isinstance(values[name], str | Path) else "(an array)"
         return values | {"size": values["size"] and list(values["size"]), "palette": list(values["palette"])}
 
 
 def _group_class(annotation: Any) -> type[Group]:
+    """Returns the class of a group from its annotation, `X` or `X | None`."""
     return next(iter(typing.get_args(annotation)), annotation)
 
 
 GROUPS = {field.name: _group_class(field.type) for field in dataclasses.fields(Options)}
 FIELDS = {field.name: field for group in GROUPS.values() for field in dataclasses.fields(group)}
 TRACED = tuple(name for name, field in FIELDS.items() if "traced" in field.metadata)
-FREE = tuple(name for group in GROUPS.values() for name in group.free())  # options without effect on the trajectory
+FREE = tuple(name for group in GROUPS.values() for name in group.free())  # options that do not change the trajectory
 _DEFAULTS = {name: field.default for name, field in FIELDS.items()}
 
 
 def resolve(options: Mapping[str, Any]) -> Options:
-    """Completes options, given by their flat names. ConfigError for unknown ones, of the wrong type, or at odds."""
+    """Resolves options given by their flat names. Raises ConfigError for unknown, invalid or contradictory options."""
     return resolve_many(options, [{}])[0]
 
 
 def resolve_many(options: Mapping[str, Any], settings: Sequence[Mapping[str, Any]]) -> list[Options]:
-    """Completes `options` with each of `settings`, which differ in traced options alone.
+    """Resolves `options` combined with each of `settings`, which set traced options only.
 
-    A group that one of them turns on is on in all.
+    A group that one setting enables is enabled in all.
     """
     completed = [_complete(options | setting) for setting in settings]
-    is_on = {name: any(map(group.is_on, completed)) for name, group in GROUPS.items()}
-    for group in (GROUPS[name] for name, on in is_on.items() if not on):
+    is_enabled = {name: any(map(group.is_enabled, completed)) for name, group in GROUPS.items()}
+    for group in (GROUPS[name] for name, enabled in is_enabled.items() if not enabled):
         for values, field in itertools.product(completed, dataclasses.fields(group)):
             if _differs_from_default(name := field.name, values[name]):
                 raise ConfigError(
-                    f"{name} = {values[name]!r} has no effect: give {group.switches()}, or leave {name} out"
+                    f"{name} = {values[name]!r} has no effect: give {group.describe_needs()}, or leave {name} out"
                 )
     cuts, micro_cuts = completed[0]["cuts"], completed[0]["micro_cuts"]
     if micro_cuts and cuts % micro_cuts:
         raise ConfigError(f"micro_cuts = {micro_cuts} does not divide cuts = {cuts}")
     if any(values["cut_power"] != 1 for values in completed) and all(values["cut_min"] == 1 for values in completed):
-        raise ConfigError("cut_min = 1 makes every cut the whole shorter side: cut_power has no effect; leave one out")
+        raise ConfigError("cut_min = 1 makes every crop the whole shorter side: cut_power has no effect; leave one out")
     return [
-        Options(**{name: _group(name, values) if on else None for name, on in is_on.items()}) for values in completed
+        Options(**{name: _make_group(name, values) if enabled else None for name, enabled in is_enabled.items()})
+        for values in completed
     ]
 
 
-def _group(name: str, values: Mapping[str, Any]) -> Group:
+def _make_group(name: str, values: Mapping[str, Any]) -> Group:
     return GROUPS[name](**{field.name: values[field.name] for field in dataclasses.fields(GROUPS[name])})
 
 
 def _complete(options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options by their flat names, each of them checked by itself."""
-    refuse_unknown(options, FIELDS, "option")
-    options = {name: _parse(name, value) for name, value in options.items()}
+    """Parses each option and completes the options with presets and defaults."""
+    refuse_unknown(options, FIELDS, "an option")
+    options = {name: _parse_option(name, value) for name, value in options.items()}
     return _DEFAULTS | QUALITIES[options.get("quality", "normal")] | options
 
 
-def _parse(name: str, value: Any) -> Any:
-    value = schema.parse_value(FIELDS[name], _plain(value), name)
+def _parse_option(name: str, value: Any) -> Any:
+    """Checks and converts the value of an option."""
+    value = schema.parse_value(FIELDS[name], _to_python(value), name)
     if isinstance(value, float) and not in_float32(value):
-        raise ConfigError(f"{name} = {value!r}; it must be a number that float32 can tell from 0 and from infinity")
+        raise ConfigError(f"{name} = {value!r}; it must be a number that float32 does not round to 0 or infinity")
     return value
 
 
-def _plain(value: Any) -> Any:
-    """Converts NumPy's scalars, which JSON does not know, and lists, which cannot be compared with defaults."""
+def _to_python(value: Any) -> Any:
+    """Converts NumPy scalars to Python numbers (for JSON) and lists to tuples (for comparison with defaults)."""
     if isinstance(value, np.generic):
         return value.item()
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+    return tuple(map(_to_python, value)) if isinstance(value, list | tuple) else value
 
 
 def _differs_from_default(name: str, value: Any) -> bool:
-    """Whether a value is other than the default of the option."""
+    """Returns whether a value differs from the default of the option."""
     default = FIELDS[name].default
     return value is not None if default is None else value != default
 
 
 def refuse_unknown(names: Iterable[str], known: Mapping, kind: str) -> None:
-    """ConfigError for the first of `names` that is not among `known`, with the closest name that is."""
+    """Raises ConfigError if one of `names` is not in `known`, and suggests the closest known name.
+
+    Args:
+      kind: noun phrase for the message, such as "an option".
+    """
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(str(name), list(known), 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise ConfigError(f"{name} is no {kind}: {hint}")
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise ConfigError(f"{name} is not {kind}: {hint}")
 
 
-def aspect_ratio(text: str) -> tuple[float, float]:
-    """Width and height, in proportion. ConfigError for a text that is no aspect ratio."""
+def parse_aspect_ratio(text: str) -> tuple[float, float]:
+    """Parses an aspect ratio to relative width and height. Raises ConfigError for invalid strings."""
     sides = ASPECTS.get(text, text).split(":")
     try:
         width, height = map(float, sides)
@@ -408,9 +430,9 @@ def aspect_ratio(text: str) -> tuple[float, float]:
     return width, height
 
 
-def rgb(name: str) -> np.ndarray:
-    """A colour's float32 [3] in [0, 1]. ConfigError for a name that is no colour."""
+def parse_colour(name: str) -> np.ndarray:
+    """Parses a colour to RGB, float32 [3] in [0, 1]. Raises ConfigError for unknown colours."""
     try:
         return np.asarray(ImageColor.getrgb(name)[:3], np.float32) / 255
     except ValueError as error:
-        raise ConfigError(f"{name!r} is no colour; write a name such as 'red', or #rrggbb") from error
+        raise ConfigError(f"{name!r} is not a colour; write a name such as 'red', or #rrggbb") from error

@@ -1,4 +1,4 @@
-"""`paint` and `paint_many`: prompts and options enter, pictures leave."""
+"""Painting from prompts: `paint`, and `paint_many` for grids of prompts, seeds and settings."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from train_jax.profiling import MemoryPlan
 from vqgan_jax.guided import augment, latents, memory, resume, starts, targets, trajectory
 from vqgan_jax.guided import options as options_lib
 from vqgan_jax.guided.options import Options
-from vqgan_jax.guided.prompts import Scene, single
+from vqgan_jax.guided.prompts import Scene, parse_scene
 from vqgan_jax.vqgan import Vqgan
 
 log = logging.getLogger(__name__)
@@ -30,16 +30,16 @@ Clips = Clip | Sequence[Clip]
 
 @dataclasses.dataclass(frozen=True)
 class Painting:
-    """Finished paintings. `paint` has one leading axis, pictures; `paint_many` three: prompts, seeds, settings.
+    """Result of `paint` (leading axis: images) or `paint_many` (leading axes: prompts, seeds, settings).
 
     Attributes:
-      images: the last snapshots.
-      losses: before each step.
-      snapshots: images after every `save_every` steps, and at the end.
-      latents: the optimised latents, or their moving average.
-      codes: of the VQGAN, the nearest or likeliest.
-      plan: the compiler's plan of a step's memory on each device.
-      micro_cuts, remat: how a step was split to fit into memory.
+      images: final images.
+      losses: loss before each step.
+      snapshots: images after every `save_every` steps, and the final image.
+      latents: optimised latents, or their moving average.
+      codes: nearest or most likely codes of the VQGAN.
+      plan: memory plan of a step per device, from the compiler.
+      micro_cuts, remat: micro-batch size and rematerialisation of a step.
     """
 
     images: UInt8[np.ndarray, "*n H W 3"]
@@ -53,7 +53,7 @@ class Painting:
 
 
 class Job(NamedTuple):
-    """One painting."""
+    """A painting to compute: scene, seed and options."""
 
     scene: Scene
     seed: int
@@ -74,34 +74,34 @@ def paint(
     preview: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
     **options,
 ) -> Painting:
-    """Paints prompts (VQGAN+CLIP, arXiv 2204.08583).
+    """Paints images from prompts (VQGAN+CLIP, arXiv 2204.08583).
 
     Args:
-      vq, clip: loaded models; several CLIPs see the picture together, each with its weight.
-      prompts: of the grammar in `guided.prompts`; one, or a list, painted at once.
-      seed: 0 to 2^32 - 1. The same seed gives the same picture on the same device.
-      n: pictures of each prompt, with the seeds `seed` to `seed + n - 1`. Pictures of one prompt follow each other.
-      clip_weights: one a CLIP; default: 1 / number of CLIPs.
-      resume_from: a state file; its painting goes on, to `steps` steps in all, as if it had never stopped.
-      state_file: an .npz to write (z, optimiser, average, step) to, after every `save_every` steps.
-      progress: show a bar.
-      preview: called after every `save_every` steps: `(steps done, uint8 [n, H, W, 3], losses [n, steps done])`.
+      vq, clip: loaded models. The losses of several CLIPs are summed with `clip_weights`.
+      prompts: a prompt, or a list of prompts that are painted in one batch; see `guided.prompts` for the grammar.
+      seed: integer in [0, 2^32 - 1]. Results are deterministic for a seed and a device.
+      n: number of images per prompt, with seeds `seed` to `seed + n - 1`. Images of a prompt are adjacent.
+      clip_weights: weight of each CLIP; default: 1 / number of CLIPs.
+      resume_from: state file of an unfinished painting, which is continued exactly to a total of `steps` steps.
+      state_file: .npz file for (z, optimiser, average, step), written after every `save_every` steps.
+      progress: whether to show a progress bar.
+      preview: called after every `save_every` steps with `(steps done, uint8 [n, H, W, 3], losses [n, steps done])`.
       options: see `guided.options.Options`.
 
-    Raises PromptError for a prompt that is not of the grammar, ConfigError for options that cannot be or are at odds,
-    BrokenSample for a picture that cannot be read, LoadError for a state file of another painting.
+    Raises PromptError for syntax errors of a prompt, ConfigError for invalid or contradictory options, BrokenSample for
+    an unreadable image, and LoadError for a state file of another painting.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     check_request(seed, n, prompts)
-    seed = int(seed)  # NumPy's small integers wrap around
+    seed = int(seed)  # seed + n can overflow NumPy's small integers
     resolved = options_lib.resolve(options)
-    jobs = [Job(single(prompt), seed + i, resolved) for prompt in prompts for i in range(n)]
+    jobs = [Job(parse_scene(prompt), seed + i, resolved) for prompt in prompts for i in range(n)]
     painter = Painter(vq, clip, jobs, clip_weights)
-    identity = resume.identity(vq, painter.clips, jobs, [float(w) for w in painter.clip_weights])
+    identity = resume.make_identity(vq, painter.clips, jobs, [float(w) for w in painter.clip_weights])
     state, past_losses = painter.state, np.zeros((len(jobs), 0), np.float32)
     if resume_from is not None:
-        state, past_losses = resume.read(resume_from, identity, painter.state, resolved.schedule.steps)
-    save = functools.partial(resume.write, state_file, identity) if state_file is not None else None
+        state, past_losses = resume.read_state(resume_from, identity, painter.state, resolved.schedule.steps)
+    save = functools.partial(resume.write_state, state_file, identity) if state_file is not None else None
     return painter.run(state, past_losses, progress, preview, save)
 
 
@@ -117,14 +117,14 @@ def paint_many(
     progress: bool = True,
     **options,
 ) -> Painting:
-    """Paints prompts x seeds x settings, all at once by one program: an ablation in one run.
+    """Paints every combination of prompts, seeds and settings in one batch, such as for an ablation.
 
     Args:
-      settings: traced options (`guided.options.TRACED`) of each painting, beside the common `options`.
-      at_once: largest number of paintings in one program; None: all.
-      others: as in `paint`, which gives the same pictures one by one.
+      settings: traced options (`guided.options.TRACED`) of each setting, in addition to the common `options`.
+      at_once: largest number of paintings per batch; None: all.
+      others: as in `paint`, which computes the same images one by one.
 
-    The arrays of the result begin with the axes [prompts, seeds, settings].
+    Returns a Painting whose arrays have the leading axes [prompts, seeds, settings].
     """
     for seed in seeds:
         check_request(seed, 1, prompts)
@@ -132,11 +132,11 @@ def paint_many(
     if not len(seeds) or not len(settings):
         raise ConfigError("seeds and settings must each have at least one entry")
     if at_once is not None and not (isinstance(at_once, int | np.integer) and at_once >= 1):
-        raise ConfigError(f"at_once = {at_once!r}; it must be a whole number of at least 1")
+        raise ConfigError(f"at_once = {at_once!r}; it must be an integer of at least 1")
     for setting in settings:
-        options_lib.refuse_unknown(setting, dict.fromkeys(options_lib.TRACED), "number that may differ")
+        options_lib.refuse_unknown(setting, dict.fromkeys(options_lib.TRACED), "a traced option, as settings require")
     resolved = options_lib.resolve_many(options, settings)
-    scenes = [single(prompt) for prompt in prompts]
+    scenes = [parse_scene(prompt) for prompt in prompts]
     jobs = [Job(scene, seed, o) for scene in scenes for seed in seeds for o in resolved]
     batch_size = at_once or len(jobs)
     paintings = []
@@ -144,34 +144,34 @@ def paint_many(
         painter = Painter(vq, clip, jobs[start : start + batch_size], clip_weights)
         paintings.append(painter.run(painter.state, np.zeros((len(painter.jobs), 0), np.float32), progress))
     axes = (len(prompts), len(seeds), len(settings))
-    joined = {}
+    arrays = {}
     for name in ("images", "losses", "snapshots", "latents", "codes"):
-        rows = np.concatenate([getattr(painting, name) for painting in paintings])
-        joined[name] = rows.reshape(*axes, *rows.shape[1:])
-    return dataclasses.replace(paintings[0], **joined)
+        values = np.concatenate([getattr(painting, name) for painting in paintings])
+        arrays[name] = values.reshape(*axes, *values.shape[1:])
+    return dataclasses.replace(paintings[0], **arrays)
 
 
 def check_request(seed: int | np.integer, n: int | np.integer, prompts: Sequence[str]) -> None:
-    """ConfigError for seeds and numbers of paintings that cannot be; TypeError for one text instead of a list."""
+    """Raises ConfigError for invalid seeds, numbers of images or empty prompts, TypeError if `prompts` is a string."""
     if isinstance(prompts, str):
-        raise TypeError("prompts must be a list, not one text: write [text]")
+        raise TypeError("prompts must be a list, not a string: write [prompt]")
     if not len(prompts):
-        raise ConfigError("prompts must hold at least one text")
+        raise ConfigError("prompts must contain at least one string")
     if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1:
-        raise ConfigError(f"n = {n!r} must be a whole number of at least 1")
+        raise ConfigError(f"n = {n!r} must be an integer of at least 1")
     if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= int(seed) <= 2**32 - n:
-        raise ConfigError(f"seed = {seed!r} must be a whole number in [0, 2^32 - 1], that of the last picture, too")
+        raise ConfigError(f"seed = {seed!r} must be an integer in [0, 2^32 - 1], and so must seed + n - 1")
 
 
-_keys = jax.jit(jax.vmap(jax.random.key))
+_keys_from_seeds = jax.jit(jax.vmap(jax.random.key))
 
 
 class Painter:
-    """Models and jobs made ready: arrays on the devices, compiled programs. `paint` and `animate` share it."""
+    """Models, arrays on the devices and compiled programs for a batch of jobs, shared by `paint` and `animate`."""
 
     def __init__(self, vq: Vqgan, clip: Clips, jobs: Sequence[Job], clip_weights: Sequence[float | int] | None = None):
         self.vq, self.jobs, self.options = vq, list(jobs), jobs[0].options
-        self.clips = targets.clip_tuple(clip)
+        self.clips = targets.to_clip_tuple(clip)
         self.clip_weights = targets.resolve_clip_weights(clip_weights, len(self.clips))
         self.size = self.options.canvas.image_size(vq.size, vq.factor)
         self._check_cut_power()
@@ -182,12 +182,12 @@ class Painter:
             codebook = latents.codebook_vectors(vq.module, vq.variables)
             if self.kind == "straight" and codebook is None:
                 raise ConfigError(
-                    "latents = 'straight' needs vectors of codes, and the dVAE has none: use 'soft' or 'gumbel'"
+                    "latents = 'straight' needs code vectors, and the dVAE has none: use 'soft' or 'gumbel'"
                 )
             self.variables = trajectory.Variables(vq.variables, codebook, tuple(c.variables for c in self.clips))
-            self.problem = self._problem()
+            self.problem = self._make_problem()
             self.state = self.init_state(self.problem.init_latents)
-        self.steps: dict[int, memory.FittedProgram] = {}  # by the number of steps
+        self.steps: dict[int, memory.FittedProgram] = {}  # keyed by the number of steps
 
     def run(
         self,
@@ -197,7 +197,7 @@ class Painter:
         preview: Callable | None = None,
         save: Callable | None = None,
     ) -> Painting:
-        """Makes the steps that are left; `past_losses` are those of the steps that are done."""
+        """Runs the remaining steps. `past_losses` are the losses of the completed steps."""
         schedule, done = self.options.schedule, past_losses.shape[1]
         losses, snapshots = [past_losses], []
         rendered = None
@@ -219,11 +219,11 @@ class Painter:
         images, codes, z = rendered or self.render(state)
         snapshots = np.stack(snapshots or [images], axis=1)
         step = next(iter(self.steps.values()), None)
-        split = (step.plan, step.micro_cuts, step.remat) if step else (None, *self._split_by_hand())
+        split = (step.plan, step.micro_cuts, step.remat) if step else (None, *self._explicit_split())
         return Painting(images, np.concatenate(losses, axis=1), snapshots, z, codes, *split)
 
     def advance(self, state: trajectory.State, length: int) -> tuple[trajectory.State, Float32[np.ndarray, "n length"]]:
-        """Makes `length` steps. FloatingPointError where a loss is not finite: such latents show nothing."""
+        """Runs `length` steps. Raises FloatingPointError if a loss is not finite."""
         if length not in self.steps:
             self.steps[length] = self._compile(state, length)
         done = int(state.step[0])
@@ -233,48 +233,48 @@ class Painter:
         if not np.isfinite(losses).all():
             index, step = np.argwhere(~np.isfinite(losses))[0]
             raise FloatingPointError(
-                f"painting {index}: the loss is {losses[index, step]} after {done + step} steps. Try a lower lr, or smaller "
-                "weights of the prompt's parts and of the losses that options add"
+                f"painting {index}: the loss is {losses[index, step]} after {done + step} steps. Try a lower lr, or "
+                "smaller weights of the prompt parts and of the additional losses"
             )
         return state, losses
 
     def render(
         self, state: trajectory.State
     ) -> tuple[UInt8[np.ndarray, "n H W 3"], Int32[np.ndarray, "n h w"], Float32[np.ndarray, "n h w x"]]:
-        """Images, codes and latents of a state."""
+        """Decodes a state to images, codes and latents."""
         images, codes, z = self._render(state, self.problem.overlay)
         return np.round(255 * images).astype(np.uint8), codes, z
 
     def render_without_overlay(self, state: trajectory.State) -> Float32[np.ndarray, "n H W 3"]:
-        """Images in [0, 1] without the overlay."""
+        """Decodes a state to images in [0, 1] without the overlay."""
         return self._render(state, None)[0]
 
     def latents_from_codes(self, codes: Int32[np.ndarray, "n h w"]) -> jax.Array:
-        """Latents [n, h, w, x], of the kind that the options ask for, that show codes."""
+        """Returns latents [n, h, w, x], in the parametrisation of the options, that are quantised to `codes`."""
         with jax.set_mesh(self.mesh):
             z = latents.from_codes(self.kind, codes, self.variables.codebook, self.vq.num_codes)
         return self.to_devices(z)
 
     def init_state(self, init_latents: jax.Array) -> trajectory.State:
-        """The state before the first step from these latents."""
+        """Creates the state before the first step."""
         with jax.set_mesh(self.mesh):
             return self.to_devices(trajectory.init_state(self.options.optimization.optimizer, init_latents))
 
     def to_devices(self, tree: Any) -> Any:
-        """Puts arrays on the devices: divided over them by paintings where their number allows it, else copied."""
+        """Moves arrays to the devices, sharded over paintings if the devices divide their number, else replicated."""
         spec = P("batch") if len(self.jobs) % self.mesh.size == 0 else P()
         return jax.device_put(tree, NamedSharding(self.mesh, spec))
 
     # -----------------------------------------------------------------------------------------------------------------
 
     def _render(self, state: trajectory.State, overlay: jax.Array | None) -> tuple[np.ndarray, ...]:
-        render = trajectory.renderer(self.vq.module, self.kind)
+        render = trajectory.get_renderer(self.vq.module, self.kind)
         variables, state = self.variables._replace(clips=()), state._replace(optimizer=None)
         with jax.set_mesh(self.mesh):
             return tuple(map(np.asarray, render(variables, self.problem.hparams, overlay, state)))
 
     def _check_cut_power(self) -> None:
-        """ConfigError for a `cut_power` without effect."""
+        """Raises ConfigError if `cut_power` has no effect."""
         crops = [job.options.crops for job in self.jobs]
         clip_size = min(clip.preprocess.size for clip in self.clips)
         if crops[0] is None or min(self.size) > clip_size or any(c.cut_min > 0 for c in crops):
@@ -282,29 +282,30 @@ class Painter:
         power = next((c.cut_power for c in crops if c.cut_power != 1), 1)
         if power != 1:
             raise ConfigError(
-                f"cut_power = {power:g}: a picture of {self.size[0]} x {self.size[1]} is no larger than CLIP's "
-                f"{clip_size} x {clip_size}, so every cut is the whole shorter side; give cut_min, such as 0.5"
+                f"cut_power = {power:g}: an image of {self.size[0]} x {self.size[1]} is no larger than CLIP's "
+                f"{clip_size} x {clip_size}, so every crop is the whole shorter side; set cut_min, such as 0.5"
             )
 
-    def _split_by_hand(self) -> tuple[int, bool]:
-        """The number of cuts that go through CLIP together, and `remat`, as the options say."""
+    def _explicit_split(self) -> tuple[int, bool]:
+        """Returns the micro-batch size and `remat` set by the options."""
         return self.options.memory.micro_cuts or self.options.cutouts.cuts, self.options.memory.remat
 
     def _compile(self, state: trajectory.State, length: int) -> memory.FittedProgram:
+        """Compiles the program of `length` steps, split to fit the memory budget."""
         cuts, budget = self.options.cutouts.cuts, self.options.memory.memory
 
         def compile_with(micro_cuts: int, remat: bool):
-            programs = self._programs(micro_cuts, remat)
+            programs = self._get_programs(micro_cuts, remat)
             if self.mesh.size > 1 and not programs.config.split:
                 log.warning(
-                    "neither %d painting(s) nor %d cut(s) at a time divide over %d devices: each device computes all",
+                    "neither %d painting(s) nor %d cutout(s) at a time divide over %d devices: each computes all",
                     len(self.jobs), micro_cuts, self.mesh.size,
                 )  # fmt: skip
-            return programs.compiled(length, self.mesh, self.variables, self.problem, state)
+            return programs.compile(length, self.mesh, self.variables, self.problem, state)
 
-        earlier = next(iter(self.steps.values()), None)
-        if earlier is not None or budget is None:  # the split is chosen once
-            split = (earlier.micro_cuts, earlier.remat) if earlier else self._split_by_hand()
+        first_program = next(iter(self.steps.values()), None)
+        if first_program is not None or budget is None:  # the first program determines the split
+            split = (first_program.micro_cuts, first_program.remat) if first_program else self._explicit_split()
             program = compile_with(*split)
             fitted = memory.FittedProgram(program, *split, memory.memory_plan(program))
             memory.check_plan(fitted.plan, self.mesh)
@@ -312,62 +313,68 @@ class Painter:
         devices = self.mesh.size if len(self.jobs) % self.mesh.size else 1
         return memory.fit_to_budget(compile_with, cuts, devices, budget)
 
-    def _programs(self, micro_cuts: int, remat: bool) -> trajectory.Programs:
+    def _get_programs(self, micro_cuts: int, remat: bool) -> trajectory.Programs:
+        """Returns the programs for a micro-batch size and rematerialisation."""
         perceptors = tuple(
             trajectory.Perceptor(c.module, c.preprocess.size, tuple(c.preprocess.mean), tuple(c.preprocess.std))
             for c in self.clips
         )
-        return trajectory.programs(self.vq.module, perceptors, self._static_config(micro_cuts, remat))
+        return trajectory.get_programs(self.vq.module, perceptors, self._make_static_config(micro_cuts, remat))
 
-    def _static_config(self, micro_cuts: int, remat: bool) -> trajectory.StaticConfig:
-        o, hparams, devices = self.options, self._hparams(), self.mesh.size
+    def _make_static_config(self, micro_cuts: int, remat: bool) -> trajectory.StaticConfig:
+        """Derives the static configuration from options, jobs and devices."""
+        o, hparams, devices = self.options, self._stack_hparams(), self.mesh.size
         terms = {name for name in trajectory.TERMS if name in hparams and np.any(hparams[name] != 0)}
         terms |= {name for name in ("palette", "aesthetic") if getattr(o, name) is not None}
         split = ""
         if devices > 1:
             split = "paintings" if len(self.jobs) % devices == 0 else "cuts" if micro_cuts % devices == 0 else ""
         return trajectory.StaticConfig(
-            self.kind, o.optimization.optimizer, o.cutouts.cuts, o.cutouts.cut_method, augment.active(hparams),
-            frozenset(terms), micro_cuts, remat, split,
+            self.kind, o.optimization.optimizer, o.cutouts.cuts, o.cutouts.cut_method,
+            augment.select_augmentations(hparams), frozenset(terms), micro_cuts, remat, split,
         )  # fmt: skip
 
-    def _hparams(self) -> dict[str, Float32[np.ndarray, "n"]]:
-        rows = [job.options.hparams() for job in self.jobs]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    def _stack_hparams(self) -> dict[str, Float32[np.ndarray, "n"]]:
+        """Stacks the traced options of all jobs."""
+        hparams = [job.options.hparams() for job in self.jobs]
+        return {name: np.stack([values[name] for values in hparams]) for name in hparams[0]}
 
-    def _problem(self) -> trajectory.Problem:
+    def _make_problem(self) -> trajectory.Problem:
+        """Embeds prompts, loads images, and moves the arrays of the objective to the devices."""
         o, n = self.options, len(self.jobs)
-        target_vectors, weights, stops = targets.prompt_targets(self.clips, [job.scene for job in self.jobs])
-        init_images, init_codes = self._starts()
+        target_vectors, weights, stops = targets.embed_scenes(self.clips, [job.scene for job in self.jobs])
+        init_images, init_codes = self._make_starts()
         overlay, palette, border, aesthetic = o.canvas.overlay, o.palette, o.border, o.aesthetic
 
         def repeat(x):
             return np.broadcast_to(x, (n, *x.shape))
 
         problem = trajectory.Problem(
-            key=_keys(np.array([job.seed for job in self.jobs], np.uint32)),
+            key=_keys_from_seeds(np.array([job.seed for job in self.jobs], np.uint32)),
             targets=target_vectors,
             weights=weights,
             stops=stops,
             clip_weights=repeat(self.clip_weights),
-            hparams=self._hparams(),
+            hparams=self._stack_hparams(),
             init_latents=self.latents_from_codes(init_codes),
             init_images=init_images,
             overlay=None if overlay is None else repeat(starts.load_overlay(overlay, self.size)),
-            palette=None if palette is None else repeat(np.stack([options_lib.rgb(c) for c in palette.palette])),
-            border_colour=None if border is None else repeat(options_lib.rgb(border.edge_colour)),
+            palette=None
+            if palette is None
+            else repeat(np.stack([options_lib.parse_colour(c) for c in palette.palette])),
+            border_colour=None if border is None else repeat(options_lib.parse_colour(border.edge_colour)),
             aesthetic_head=None
             if aesthetic is None
-            else repeat(targets.aesthetic_head(aesthetic.aesthetic, self.clips[0])),
+            else repeat(targets.load_aesthetic_head(aesthetic.aesthetic, self.clips[0])),
         )
         return self.to_devices(problem)
 
-    def _starts(self) -> tuple[Float32[np.ndarray, "n H W 3"], Int32[np.ndarray, "n h w"]]:
-        """Images and codes that the paintings begin from; random codes come without an image."""
+    def _make_starts(self) -> tuple[Float32[np.ndarray, "n H W 3"], Int32[np.ndarray, "n h w"]]:
+        """Creates the initial images and codes. Images are zero if codes are random."""
         start, vq, n = self.options.start, self.vq, len(self.jobs)
         if start is None:
             grid = (self.size[0] // vq.factor, self.size[1] // vq.factor)
-            codes = np.stack([starts.random_codes(job.seed, grid, vq.num_codes) for job in self.jobs])
+            codes = np.stack([starts.sample_codes(job.seed, grid, vq.num_codes) for job in self.jobs])
             return np.zeros((n, *self.size, 3), np.float32), codes
         if start.init_image is not None:
             image = starts.load_image(start.init_image, self.size, "init_image")

@@ -1,11 +1,11 @@
-"""The optimisation of a painting's latents: one compiled scan over its steps, for one painting or a batch of them.
+"""Optimisation of latents as one compiled scan over steps, for a batch of paintings.
 
     state = init_state(optimizer, init_latents)
-    state, losses = programs.compiled(length, …)(variables, problem, state)
-    images, codes, latents = renderer(module, …)(variables, hparams, overlay, state)
+    state, losses = programs.compile(length, …)(variables, problem, state)
+    images, codes, latents = get_renderer(module, …)(variables, hparams, overlay, state)
 
-A leading axis n is that of the paintings. The random numbers of a step belong to (seed, step, cut): they are the same
-whatever is painted beside it, on however many devices, in micro-batches of whatever size, and after a resumption.
+The leading axis n is the batch of paintings. Random numbers depend on (seed, step, cutout) only, not on the other
+paintings of the batch, the number of devices, the micro-batch size, or resumption.
 """
 
 import functools
@@ -27,7 +27,7 @@ TERMS = ("init_weight", "init_pixels", "smoothness", "saturation", "symmetry", "
 
 
 class Perceptor(NamedTuple):
-    """A CLIP without its weights: the module, and size and normalisation of its images."""
+    """A CLIP without weights: module, image size and normalisation."""
 
     module: nn.Module
     size: int
@@ -36,13 +36,13 @@ class Perceptor(NamedTuple):
 
 
 class StaticConfig(NamedTuple):
-    """What a step's program depends on beside shapes; everything else may change without another program.
+    """Static configuration of a step: everything besides shapes that requires another compilation.
 
     Attributes:
-      augmentations: those that any of the paintings has.
-      terms: those of TERMS that any of the paintings weighs.
-      micro_cuts: cuts that go through CLIP together.
-      split: what is divided over the devices: "cuts", "paintings" or "" for nothing.
+      augmentations: augmentations that are enabled in any painting.
+      terms: names in TERMS with a non-zero weight in any painting.
+      micro_cuts: number of cutouts that CLIP encodes at a time.
+      split: axis that is sharded over the devices: "cuts", "paintings", or "" for none.
     """
 
     latents: str
@@ -57,19 +57,19 @@ class StaticConfig(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What is minimised, as arrays.
+    """Arrays that define the objective.
 
     Attributes:
-      key: of the seed.
-      targets: of each CLIP the unit vectors [P, d] of the prompt's parts.
-      weights, stops: of the parts [P].
-      clip_weights: of the CLIPs [C].
+      key: random key made from the seed.
+      targets: embeddings [P, d] of the prompt parts for each CLIP.
+      weights, stops: weights and stops [P] of the parts.
+      clip_weights: weights [C] of the CLIPs.
       hparams: traced options by name.
-      init_latents, init_images: the latents and pixels of the start.
-      overlay: [H, W, 4].
+      init_latents, init_images: initial latents and pixels.
+      overlay: RGBA image [H, W, 4].
       palette: colours [k, 3].
-      border_colour: [3].
-      aesthetic_head: weights and bias [d + 1].
+      border_colour: RGB colour [3].
+      aesthetic_head: weight and bias [d + 1].
     """
 
     key: jax.Array
@@ -87,13 +87,13 @@ class Problem(NamedTuple):
 
 
 class State(NamedTuple):
-    """The state of the optimisation: all that a resumed painting needs.
+    """State of the optimisation, sufficient for exact resumption.
 
     Attributes:
-      z: the latents.
-      optimizer: optax's state.
-      average: the moving average of the latents is `average / total`.
-      step: steps done.
+      z: latents.
+      optimizer: state of the optax transformation.
+      average, total: the moving average of the latents is `average / total`.
+      step: number of completed steps.
     """
 
     z: jax.Array
@@ -104,7 +104,7 @@ class State(NamedTuple):
 
 
 class Variables(NamedTuple):
-    """Weights of the models, and the vectors of all codes."""
+    """Weights of the models, and the code vectors."""
 
     vqgan: Any
     codebook: latents.Codebook
@@ -112,7 +112,7 @@ class Variables(NamedTuple):
 
 
 def gradient_transformation(name: str) -> optax.GradientTransformation:
-    """Optax's rule without a learning rate, which is traced and applied afterwards."""
+    """Returns an optax transformation without a learning rate, which is traced and applied separately."""
     return {
         "adam": optax.scale_by_adam,
         "amsgrad": optax.scale_by_amsgrad,
@@ -127,65 +127,68 @@ def gradient_transformation(name: str) -> optax.GradientTransformation:
 
 @functools.partial(jax.jit, static_argnums=0)
 def init_state(optimizer: str, init_latents: Float[Array, "n h w x"]) -> State:
-    """The state before the first step of `optimizer` from these latents."""
+    """Creates the state before the first step."""
     n = init_latents.shape[0]
     optimizer_state = jax.vmap(gradient_transformation(optimizer).init)(init_latents)
-    # A copy: the state is donated to the next step, and the problem keeps `init_latents`.
+    # The first step donates the state, so `z` must not share the buffer of `init_latents`, which the problem keeps.
     return State(
         jnp.copy(init_latents), optimizer_state, jnp.zeros_like(init_latents), jnp.zeros(n), jnp.zeros(n, jnp.int32)
     )
 
 
 class Programs:
-    """The scans of one static configuration, each compiled ahead for its length and its arrays' shapes."""
+    """Compiled scans of one static configuration, cached by length, mesh and array shapes."""
 
     def __init__(self, module: Autoencoder, perceptors: tuple[Perceptor, ...], config: StaticConfig):
         self.module, self.perceptors, self.config = module, perceptors, config
         self._compiled: dict = {}
 
-    def compiled(self, length: int, mesh, variables, problem, state) -> jax.stages.Compiled:
-        """`(variables, problem, state) -> (state, losses [n, length])`; the state is donated."""
+    def compile(self, length: int, mesh, variables, problem, state) -> jax.stages.Compiled:
+        """Compiles `(variables, problem, state) -> (state, losses [n, length])`, which runs `length` steps.
+
+        The program donates `state`.
+        """
         shapes = jax.tree.map(lambda x: f"{x.dtype} {list(x.shape)}", (problem, state))
         cache_key = (length, mesh, str(shapes))
         if cache_key not in self._compiled:
-            step = functools.partial(_step, self.module, self.perceptors, self.config)
+            step = functools.partial(_optimization_step, self.module, self.perceptors, self.config)
 
             def scan(variables, problem, state):
                 return jax.lax.scan(lambda s, _: step(variables, problem, s), state, length=length)
 
-            out = NamedSharding(mesh, P("batch") if self.config.split == "paintings" else P())
-            advance = jax.jit(functools.partial(_map_paintings, scan), donate_argnums=2, out_shardings=out)
+            out_sharding = NamedSharding(mesh, P("batch") if self.config.split == "paintings" else P())
+            run_steps = jax.jit(functools.partial(_map_paintings, scan), donate_argnums=2, out_shardings=out_sharding)
             with jax.set_mesh(mesh):
-                self._compiled[cache_key] = advance.lower(variables, problem, state).compile()
+                self._compiled[cache_key] = run_steps.lower(variables, problem, state).compile()
         return self._compiled[cache_key]
 
 
 @functools.lru_cache(maxsize=16)
-def programs(module: Autoencoder, perceptors: tuple[Perceptor, ...], config: StaticConfig) -> Programs:
-    """The programs of a static configuration, cached: a second painting of the same one compiles nothing."""
+def get_programs(module: Autoencoder, perceptors: tuple[Perceptor, ...], config: StaticConfig) -> Programs:
+    """Returns the programs of a static configuration from a cache, so that equal paintings compile once."""
     return Programs(module, perceptors, config)
 
 
 @functools.lru_cache(maxsize=16)
-def renderer(module: Autoencoder, kind: str) -> Callable:
-    """The jitted `(variables, hparams, overlay, state) -> (images in [0, 1], codes, latents)` for latents of a kind.
+def get_renderer(module: Autoencoder, kind: str) -> Callable:
+    """Returns the jitted `(variables, hparams, overlay, state) -> (images in [0, 1], codes, latents)`.
 
-    It depends neither on CLIPs nor on losses: drop `Variables.clips` and `State.optimizer`, and paintings that differ in
-    them share a program.
+    The function uses neither CLIPs nor the optimiser: pass variables and state without `clips` and `optimizer`, so that
+    paintings that differ in CLIPs or optimisers share a program.
     """
     return jax.jit(functools.partial(_map_paintings, functools.partial(_render, module, kind)))
 
 
 def _map_paintings(function: Callable, variables, *trees):
-    """Maps over the paintings by vmap; calls the function for a single one, which leaves the compiler simpler shapes."""
+    """Applies vmap over paintings. A single painting is computed without vmap, which simplifies shapes for XLA."""
     if jax.tree.leaves(trees)[0].shape[0] == 1:
         outputs = function(variables, *jax.tree.map(lambda x: x[0], trees))
         return jax.tree.map(lambda x: x[None], outputs)
     return jax.vmap(functools.partial(function, variables))(*trees)
 
 
-def _step(module, perceptors, config: StaticConfig, variables: Variables, problem: Problem, state: State):
-    """One step of the optimiser, and the loss before it."""
+def _optimization_step(module, perceptors, config: StaticConfig, variables: Variables, problem: Problem, state: State):
+    """Runs one optimisation step. Returns the new state and the loss before the step."""
     hparams = problem.hparams
 
     def loss(z):
@@ -202,20 +205,20 @@ def _step(module, perceptors, config: StaticConfig, variables: Variables, proble
     return State(z, optimizer_state, average, total, state.step + 1), value
 
 
-def temperature(hparams, step):
-    """The temperature of a step, geometrically from the first to the last."""
+def get_temperature(hparams, step):
+    """Computes the temperature at a step, interpolated geometrically from the first to the last step."""
     progress = step / jnp.maximum(hparams["steps"] - 1, 1)
     first, last = hparams["temperature"], hparams["temperature_end"]
     return jnp.where(last > 0, first * (jnp.where(last > 0, last, first) / first) ** progress, first)
 
 
 def objective(module, perceptors, config: StaticConfig, variables: Variables, problem: Problem, state: State):
-    """The loss of one painting's latents at its step."""
+    """Computes the loss of one painting at its current step."""
     gumbel_key, cuts_key = jax.random.split(jax.random.fold_in(problem.key, state.step))
-    heat = temperature(problem.hparams, state.step)
+    tau = get_temperature(problem.hparams, state.step)
 
     def decode(z):
-        quantized = latents.quantize(config.latents, z, variables.codebook, heat, gumbel_key)
+        quantized = latents.quantize(config.latents, z, variables.codebook, tau, gumbel_key)
         return _decode(module, variables, problem.overlay, quantized)
 
     x = (jax.checkpoint(decode) if config.remat else decode)(state.z)
@@ -233,7 +236,7 @@ def objective(module, perceptors, config: StaticConfig, variables: Variables, pr
 
 
 def _decode(module, variables: Variables, overlay, quantized):
-    """Decodes vectors to pixels, nominally in [0, 1], under the overlay."""
+    """Decodes vectors to pixels, nominally in [0, 1], and composites the overlay."""
     x = (module.apply(variables.vqgan, quantized[None], method="decode_vectors")[0] + 1) / 2
     if overlay is not None:
         opacity = overlay[..., 3:]
@@ -244,7 +247,7 @@ def _decode(module, variables: Variables, overlay, quantized):
 def _clip_losses(
     perceptor: Perceptor, config: StaticConfig, clip, problem: Problem, index: int, x, key, with_score: bool
 ):
-    """Means over the cuts of the prompt's loss and of the aesthetic score."""
+    """Computes the prompt loss and the aesthetic score, averaged over cutouts."""
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(config.cuts))
 
     def sums_over(x, keys):
@@ -260,33 +263,33 @@ def _clip_losses(
     if config.micro_cuts == config.cuts:
         sums = sums_over(x, keys)
     else:
-        # Each part's forward pass is computed again in its backward pass: only one part's activations are held.
-        rematerialised = jax.checkpoint(lambda x, keys: sums_over(x, keys))
+        # Rematerialisation keeps the activations of one micro-batch at a time.
+        sums_with_remat = jax.checkpoint(lambda x, keys: sums_over(x, keys))
 
         def body(sums, keys):
-            return jax.tree.map(jnp.add, sums, rematerialised(x, keys)), None
+            return jax.tree.map(jnp.add, sums, sums_with_remat(x, keys)), None
 
-        parts = keys.reshape(config.cuts // config.micro_cuts, config.micro_cuts)
-        sums, _ = jax.lax.scan(body, (jnp.zeros(()), jnp.zeros(())), parts)
+        micro_batches = keys.reshape(config.cuts // config.micro_cuts, config.micro_cuts)
+        sums, _ = jax.lax.scan(body, (jnp.zeros(()), jnp.zeros(())), micro_batches)
     return jax.tree.map(lambda s: s / config.cuts, sums)
 
 
 def _encode_cutouts(perceptor: Perceptor, config: StaticConfig, clip, hparams, image, keys) -> Float[Array, "m d"]:
-    """Unit vectors of random cuts of an image, one for each key."""
+    """Embeds random cutouts of an image as unit vectors, one per key."""
     pooled = cutouts.pool(image, perceptor.size) if config.cut_method == "pooling" else None
 
-    def cutout(key):
+    def make_cutout(key):
         crop_key, augment_key = jax.random.split(key)
         if pooled is None:
-            square = cutouts.random_square(crop_key, image.shape[:2], perceptor.size, hparams)
-            cut = cutouts.crop(image, *square, perceptor.size)
+            square = cutouts.sample_square(crop_key, image.shape[:2], perceptor.size, hparams)
+            cutout = cutouts.crop(image, *square, perceptor.size)
         else:
-            cut = pooled
-        return augment.augment(augment_key, cut, hparams, config.augmentations)
+            cutout = pooled
+        return augment.augment(augment_key, cutout, hparams, config.augmentations)
 
     if config.split == "cuts":
         keys = jax.lax.with_sharding_constraint(keys, P("batch"))
-    cuts = jax.vmap(cutout)(keys)
+    cuts = jax.vmap(make_cutout)(keys)
     if config.split == "cuts":
         cuts = jax.lax.with_sharding_constraint(cuts, P("batch"))
     mean, std = (jnp.asarray(a, jnp.float32)[None, None, None] for a in (perceptor.mean, perceptor.std))
@@ -294,7 +297,7 @@ def _encode_cutouts(perceptor: Perceptor, config: StaticConfig, clip, hparams, i
 
 
 def _image_losses(config: StaticConfig, problem: Problem, z, x):
-    """The weighted sum of the losses beside those of CLIP."""
+    """Computes the weighted sum of the losses that do not use CLIP."""
     hparams = problem.hparams
     terms = {
         "init_weight": lambda: hparams["init_weight"] * jnp.mean((z - problem.init_latents) ** 2),
@@ -309,9 +312,9 @@ def _image_losses(config: StaticConfig, problem: Problem, z, x):
 
 
 def _render(module, kind: str, variables: Variables, hparams, overlay, state: State):
-    """Pixels in [0, 1], codes and latents of a state, or of the latents' moving average."""
+    """Decodes a state, or its moving average if enabled, to pixels in [0, 1], codes and latents."""
     has_average = state.total > 0
     z = jnp.where(has_average, state.average / jnp.where(has_average, state.total, 1), state.z)
-    quantized = latents.quantize_greedily(kind, z, variables.codebook, temperature(hparams, state.step))
+    quantized = latents.quantize_greedily(kind, z, variables.codebook, get_temperature(hparams, state.step))
     x = jnp.clip(_decode(module, variables, overlay, quantized), 0, 1)
-    return x, latents.codes(kind, z, variables.codebook), z
+    return x, latents.to_codes(kind, z, variables.codebook), z

@@ -113,11 +113,11 @@ def test_motions_out_of_range_are_refused(how, message):
 
 
 def test_options_without_a_meaning_in_an_animation_are_refused(vq, clip):
-    with pytest.raises(ConfigError, match="an animation has no last one"):
+    with pytest.raises(ConfigError, match="an animation has no last step"):
         guided.animate(vq, clip, "a", lr_decay=0.1, **FEW)
-    with pytest.raises(ConfigError, match="save_every is of a painting's snapshots"):
+    with pytest.raises(ConfigError, match="save_every applies to paintings only"):
         guided.animate(vq, clip, "a", save_every=3, **FEW)
-    with pytest.raises(ConfigError, match="blend = 2 is of scenes that follow each other"):
+    with pytest.raises(ConfigError, match="blend = 2 needs two scenes or more"):
         guided.animate(vq, clip, "a", motion=Motion(frames=3, blend=2), **FEW)
     with pytest.raises(PromptError):
         guided.animate(vq, clip, "a ^", **FEW)
@@ -125,4 +125,4 @@ def test_options_without_a_meaning_in_an_animation_are_refused(vq, clip):
 
 def test_a_short_scene_blends_as_long_as_it_can():
     assert Motion(frames=np.int64(3), zoom=np.float32(1.5)) == Motion(frames=3, zoom=1.5)
-    assert [Motion(frames=frames).overlap for frames in (1, 5, 30)] == [0, 4, 10]
+    assert [Motion(frames=frames).blend_frames for frames in (1, 5, 30)] == [0, 4, 10]

@@ -36,10 +36,10 @@ def test_strengths_of_0_change_nothing(augmented):
 
 
 def test_augmentations_with_a_strength_other_than_0_are_active():
-    assert augment.active(hparams()) == augment.Augmentations(False, False, False, False, False)
+    assert augment.select_augmentations(hparams()) == augment.Augmentations(False, False, False, False, False)
     shifted = {name: np.array([value, value]) for name, value in hparams(shift=0.1).items()}
-    assert augment.active(shifted) == augment.Augmentations(False, True, False, False, False)
-    assert augment.active(resolve({"erase": 0.5}).hparams()) == ALL
+    assert augment.select_augmentations(shifted) == augment.Augmentations(False, True, False, False, False)
+    assert augment.select_augmentations(resolve({"erase": 0.5}).hparams()) == ALL
 
 
 def test_flips(augmented):
@@ -64,7 +64,7 @@ def test_warp_samples_where_scipy_does():
 
 
 def test_homographies_stay_within_their_strengths():
-    draw = jax.jit(jax.vmap(augment.homography, in_axes=(0, None)))
+    draw = jax.jit(jax.vmap(augment.sample_homography, in_axes=(0, None)))
     keys = jax.random.split(jax.random.key(1), 2000)
     rotated = np.asarray(draw(keys, hparams(rotate=30.0)))
     angles = np.degrees(np.arctan2(rotated[:, 1, 0], rotated[:, 0, 0]))
@@ -82,7 +82,7 @@ def test_homographies_stay_within_their_strengths():
 def test_hue_is_rotated_in_yiq():
     # Grey stays grey and luma follows contrast and brightness.
     for seed in range(20):
-        matrix, offset = augment.colour_jitter(jax.random.key(seed), np.float32(0.3))
+        matrix, offset = augment.sample_colour_jitter(jax.random.key(seed), np.float32(0.3))
         matrix, offset = np.asarray(matrix), np.asarray(offset)[0, 0]
         u = np.asarray(jax.random.uniform(jax.random.key(seed), (4,), minval=-1, maxval=1)) * 0.3
         grey = matrix @ np.full(3, 0.5) + offset
@@ -96,7 +96,8 @@ def test_hue_is_rotated_in_yiq():
 
 
 def test_erased_rectangles():
-    erased = jax.jit(jax.vmap(lambda key: augment.erased_mask(key, 40, 0.5)))(jax.random.split(jax.random.key(2), 1000))
+    sample = jax.jit(jax.vmap(lambda key: augment.sample_erase_mask(key, 40, 0.5)))
+    erased = sample(jax.random.split(jax.random.key(2), 1000))
     area = np.asarray(erased).mean((1, 2))
     assert 0.45 < (area > 0).mean() < 0.55
     assert (

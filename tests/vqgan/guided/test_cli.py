@@ -136,37 +136,37 @@ def test_a_story_is_a_video(model_flags, tmp_path):
     "arguments, message",
     [
         (("a castle: at night",), "prompt, character 11"),
-        (("a", "--out", "a.jpg"), "the picture is a PNG"),
-        (("a", "--video", "a.avi"), "a video is one of .gif, .mp4"),
-        (("a", "--fps", 20), "--fps 20 is of a video"),
+        (("a", "--out", "a.jpg"), "the image is a PNG"),
+        (("a", "--video", "a.avi"), "the suffix of a video must be one of .gif, .mp4"),
+        (("a", "--fps", 20), "--fps 20 applies to videos only"),
         (("a", "--quality", "superb"), "quality = 'superb'; it must be one of draft"),
         (("a", "--init-weight", 1), "init_weight = 1.0 has no effect: give init_image or init_noise"),
-        (("a", "--zoom", 1.1), "--zoom is of an animation: say by --frames"),
+        (("a", "--zoom", 1.1), "--zoom applies to animations only: set the number of frames"),
         (("a ^ b",), "starts another scene"),
-        (("a", "--frames", 3), "--frames makes an animation: name its file by --video"),
+        (("a", "--frames", 3), "--frames creates an animation: name the video file by --video"),
         (("a", "b", "--frames", 3, "--video", "a.gif"), "an animation has one prompt"),
-        (("a", "--frames", 3, "--video", "a.gif", "--state", "s.npz"), "--state is of pictures"),
-        (("a", "--clip-weights", "1,2"), "1 CLIP(s) guide"),
+        (("a", "--frames", 3, "--video", "a.gif", "--state", "s.npz"), "--state applies to images"),
+        (("a", "--clip-weights", "1,2"), "1 CLIP(s) need 1 number(s)"),
         (("a", "--clip-weights", "nan"), "they must be finite"),
-        (("a", "--seed", -1), "seed = -1 must be a whole number"),
+        (("a", "--seed", -1), "seed = -1 must be an integer"),
         (("a", "--preview", "a.jpg"), "--preview a.jpg: the preview is a PNG"),
-        (("a", "--frames", 3, "--blend", 0, "--video", "a.gif"), "is of scenes that follow each other"),
-        (("--config", "three.yaml"), "clip = 3; it must be a text, or a list of texts"),
+        (("a", "--frames", 3, "--blend", 0, "--video", "a.gif"), "needs two scenes or more"),
+        (("--config", "three.yaml"), "clip = 3; it must be a string, or a list of strings"),
         (("--config", "word.yaml"), "word.yaml: lr = 'fast'; it must be a number"),
         (("image=nowhere.png",), "nowhere.png"),
         (("a", "--overlay", "nowhere.png"), "nowhere.png"),
         (("a", "--resume", "nowhere.npz"), "nowhere.npz"),
         (("@nowhere.txt",), "nowhere.txt"),
-        (("a", "--out", "a.png", "--init-image", "a.png"), "a.png is a picture to paint from"),
+        (("a", "--out", "a.png", "--init-image", "a.png"), "a.png is an input file"),
         (("a", "--out", "a.png", "--preview", "a.png"), "--out and --preview name the same file"),
         (("a", "--folder", "strange.yaml"), "--folder strange.yaml: that is a file"),
         (("a", "--state", "."), "--state .: that is a folder"),
         (("@latin.txt",), "latin.txt: byte 0 is not UTF-8"),
         (("--config", "latin.txt"), "latin.txt: byte 0 is not UTF-8"),
         (("--config", "aspect.yaml"), "write it in quotes, such as '16:9'"),
-        (("a", "--repeat", "a.png"), "a PROMPT would make it another picture"),
+        (("a", "--repeat", "a.png"), "a PROMPT would change the result"),
         (("--repeat", "nowhere.png"), "nowhere.png"),
-        (("--config", "strange.yaml"), "stepz is no option (in strange.yaml): did you mean steps"),
+        (("--config", "strange.yaml"), "stepz is not an option (in strange.yaml): did you mean steps"),
         ((), "a prompt is missing"),
     ],
 )
@@ -192,14 +192,14 @@ def test_a_repetition_needs_the_same_weights_and_files(model_flags, models, vq, 
     other_weights = jax.tree.map(lambda x: 2 * np.asarray(x), vq.variables)
     vqgan_jax.save(dataclasses.replace(vq, variables=other_weights), tmp_path / "other.safetensors")
     assert call("paint", "--repeat", out, "--vqgan", tmp_path / "other.safetensors", "--out", tmp_path / "x.png") == 2
-    assert "was painted by weights of SHA-256" in capsys.readouterr().err
+    assert "was painted with weights of SHA-256" in capsys.readouterr().err
     Image.fromarray(np.full((16, 16, 3), 91, np.uint8)).save(tmp_path / "start.png")
     assert call("paint", "--repeat", out, "--out", tmp_path / "x.png") == 2
     assert "start.png of SHA-256" in capsys.readouterr().err
     about = metadata.read(out)
     for change, message in (
-        ({"options": about["options"] | {"new": 1}}, "new is no option of this version"),
-        ({"options": {k: v for k, v in about["options"].items() if k != "lr"}}, "does not tell lr"),
+        ({"options": about["options"] | {"new": 1}}, "new is not an option of this version"),
+        ({"options": {k: v for k, v in about["options"].items() if k != "lr"}}, "has no value of lr"),
         ({"only": 1}, "metadata are damaged"),
         ({"only": 0.5}, "metadata are damaged"),
         ({"n": "x", "only": 0}, "metadata are damaged"),
@@ -211,13 +211,13 @@ def test_a_repetition_needs_the_same_weights_and_files(model_flags, models, vq, 
         assert message in capsys.readouterr().err
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     assert call("paint", "--repeat", tmp_path / "plain.png", "--out", tmp_path / "x.png") == 2
-    assert "holds no metadata of a painting" in capsys.readouterr().err
+    assert "contains no metadata of a painting" in capsys.readouterr().err
 
 
 def test_a_palette_names_colours(model_flags, tmp_path, capsys):
     with pytest.raises(SystemExit):
         call("paint", "a", *model_flags, "--out", tmp_path / "a.png", "--palette", ",")
-    assert "',' names nothing" in capsys.readouterr().err
+    assert "',' contains no name" in capsys.readouterr().err
 
 
 def test_help_lists_every_option(capsys):

@@ -37,7 +37,7 @@ def test_a_crop_is_two_products_with_triangles(top, left, side):
 @pytest.mark.parametrize("least, power, smallest", [(0.0, 1.0, 8), (0.0, 3.0, 8), (0.25, 1.0, 5)])
 def test_squares_lie_in_the_picture_and_have_the_expected_sizes(least, power, smallest):
     hparams = {"cut_min": np.float32(least), "cut_power": np.float32(power)}
-    sample = functools.partial(cutouts.random_square, shape=(20, 30), size=8, hparams=hparams)
+    sample = functools.partial(cutouts.sample_square, shape=(20, 30), size=8, hparams=hparams)
     keys = jax.random.split(jax.random.key(0), 4000)
     top, left, side = map(np.asarray, jax.jit(jax.vmap(sample))(keys))
     assert (
@@ -50,7 +50,7 @@ def test_squares_lie_in_the_picture_and_have_the_expected_sizes(least, power, sm
 
 def test_a_picture_smaller_than_clips_is_one_crop():
     hparams = {"cut_min": np.float32(0), "cut_power": np.float32(1)}
-    assert [float(x) for x in cutouts.random_square(jax.random.key(1), (16, 16), 224, hparams)] == [0.0, 0.0, 16.0]
+    assert [float(x) for x in cutouts.sample_square(jax.random.key(1), (16, 16), 224, hparams)] == [0.0, 0.0, 16.0]
 
 
 @pytest.mark.parametrize("size", [4, 5, 12, 16])

@@ -50,7 +50,7 @@ def test_straight_quantizes_to_the_nearest_code_and_passes_gradients():
     np.testing.assert_allclose(quantized, CODEBOOK[nearest], atol=1e-6)
     g = np.random.default_rng(3).standard_normal(Z.shape).astype(np.float32)
     np.testing.assert_array_equal(pullback(g)[0], g)
-    np.testing.assert_array_equal(latents.codes("straight", Z_J, CODEBOOK_J), nearest)
+    np.testing.assert_array_equal(latents.to_codes("straight", Z_J, CODEBOOK_J), nearest)
     np.testing.assert_array_equal(latents.quantize_greedily("straight", Z_J, CODEBOOK_J, 1.0), CODEBOOK[nearest])
 
 
@@ -86,7 +86,7 @@ def test_gumbel_samples_codes_by_their_probabilities():
 def test_a_start_shows_its_codes(kind):
     codes = np.array([[0, 5, 3], [2, 2, 1]], np.int32)
     z = latents.from_codes(kind, jnp.asarray(codes), CODEBOOK_J, 6)
-    np.testing.assert_array_equal(latents.codes(kind, z, CODEBOOK_J), codes)
+    np.testing.assert_array_equal(latents.to_codes(kind, z, CODEBOOK_J), codes)
     if kind != "straight":
         probabilities = np.asarray(jax.nn.softmax(z))
         np.testing.assert_allclose(np.take_along_axis(probabilities, codes[..., None], axis=-1), 0.5, rtol=1e-5)

@@ -40,11 +40,11 @@ def test_the_fastest_that_fits_is_taken(budget, expected):
 
 
 def test_a_budget_that_nothing_meets_is_refused():
-    with pytest.raises(ConfigError, match="the most frugal step needs 0.62 GiB. Paint a smaller size"):
+    with pytest.raises(ConfigError, match="the most memory-efficient step needs 0.62 GiB. Paint a smaller size"):
         memory.fit_to_budget(lambda *how: program(need(*how)), 32, 1, 0.5)
 
 
 def test_parts_divide_the_cuts_and_the_devices():
-    assert list(memory.candidates(12, 1)) == [(12, False), (12, True), (6, True), (3, True), (1, True)]
-    assert list(memory.candidates(32, 8)) == [(32, False), (32, True), (16, True), (8, True)]
-    assert list(memory.candidates(7, 2)) == [(7, False), (7, True), (1, True)]
+    assert list(memory.candidate_splits(12, 1)) == [(12, False), (12, True), (6, True), (3, True), (1, True)]
+    assert list(memory.candidate_splits(32, 8)) == [(32, False), (32, True), (16, True), (8, True)]
+    assert list(memory.candidate_splits(7, 2)) == [(7, False), (7, True), (1, True)]

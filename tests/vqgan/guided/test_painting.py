@@ -16,7 +16,7 @@ from train_jax import memory
 from train_jax.errors import ConfigError, LoadError
 from vqgan_jax import guided
 from vqgan_jax.guided import augment, cutouts, losses, options, painting, targets, trajectory
-from vqgan_jax.guided.prompts import single
+from vqgan_jax.guided.prompts import parse_scene
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "vqgan"
 PROMPT = "a red star | a blue circle:0.5:0.4 | a green square:-0.3"
@@ -58,7 +58,7 @@ def loop(vq, clip, seed: int, steps: int):
 
             def one_cut(i):
                 crop_key, augment_key = jax.random.split(jax.random.fold_in(cut_key, i))
-                cut = cutouts.crop(x, *cutouts.random_square(crop_key, (16, 16), 8, hparams), 8)
+                cut = cutouts.crop(x, *cutouts.sample_square(crop_key, (16, 16), 8, hparams), 8)
                 cut = augment.augment(augment_key, cut, hparams, augment.Augmentations(True, True, True, False, True))
                 u = clip.module.apply(clip.variables, ((cut - mean) / std)[None], method="encode_image")[0]
                 total = 0.0
@@ -123,8 +123,8 @@ def test_the_seed_decides(vq, clip, plain):
 def test_cuts_are_split_over_eight_devices(models_on_all_devices, simple):
     assert jax.device_count() == 8
     found = guided.paint(*models_on_all_devices, SCENE, **SIMPLE)
-    jobs = [painting.Job(single(SCENE), 0, options.resolve({"cuts": 8}))]
-    assert painting.Painter(*models_on_all_devices, jobs)._static_config(8, False).split == "cuts"
+    jobs = [painting.Job(parse_scene(SCENE), 0, options.resolve({"cuts": 8}))]
+    assert painting.Painter(*models_on_all_devices, jobs)._make_static_config(8, False).split == "cuts"
     np.testing.assert_allclose(found.losses, simple.losses, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.latents, simple.latents, atol=1e-4)
 
@@ -158,7 +158,7 @@ def test_a_budget_that_cannot_be_met_is_refused(vq, clip, plain, monkeypatch):
     # The candidates are tested in test_memory.py; here only the one whose program is compiled already.
     calls = []
     monkeypatch.setattr(painting.memory, "candidates", lambda *call: calls.append(call) or [(8, False)])
-    with pytest.raises(ConfigError, match="memory = 1e-09 GiB a device: the most frugal step needs"):
+    with pytest.raises(ConfigError, match="memory = 1e-09 GiB a device: the most memory-efficient step needs"):
         guided.paint(vq, clip, PROMPT, seed=3, **FEW, memory=1e-9)
     assert calls == [(8, 1)], "cuts and devices"
 
@@ -176,9 +176,9 @@ def test_a_resumed_painting_is_the_uninterrupted_one(vq, clip, plain, tmp_path):
     np.testing.assert_array_equal(found.latents, plain.latents)
     np.testing.assert_array_equal(found.losses, plain.losses)
     for changes, message in (
-        ({"seed": 4}, r"its seeds is \[3\], and \[4\] is asked for"),
-        ({"lr": 0.2}, "its options lr is 0.1, and 0.2 is asked for"),
-        ({"steps": 2}, "3 steps are done already"),
+        ({"seed": 4}, r"seeds is \[3\] in the file and \[4\] in this painting"),
+        ({"lr": 0.2}, "options lr is 0.1 in the file and 0.2 in this painting"),
+        ({"steps": 2}, "3 steps are complete already"),
     ):
         with pytest.raises(LoadError, match=message):
             guided.paint(vq, clip, PROMPT, resume_from=state, **{"seed": 3} | FEW | changes)
@@ -186,10 +186,10 @@ def test_a_resumed_painting_is_the_uninterrupted_one(vq, clip, plain, tmp_path):
         saved = dict(arrays)
     for damage, words in (({"leaf0": np.zeros((1, 2))}, "leaf0 of another"), ({"losses": np.zeros(3)}, "losses of another")):
         np.savez(state, **saved | damage)
-        with pytest.raises(LoadError, match=f"holds no state of this painting: {words} shape"):
+        with pytest.raises(LoadError, match=f"is not a state of this painting: {words} shape"):
             guided.paint(vq, clip, PROMPT, resume_from=state, **{"seed": 3} | FEW)
     state.write_bytes(b"nothing")
-    with pytest.raises(LoadError, match="holds no state"):
+    with pytest.raises(LoadError, match="is not the state file"):
         guided.paint(vq, clip, PROMPT, resume_from=state, **FEW)
 
 
@@ -229,8 +229,8 @@ def test_many_at_once_equal_the_same_one_by_one(vq, clip, many):
 
 def test_paintings_are_split_over_eight_devices(models_on_all_devices, many):
     settings = options.resolve_many({name: value for name, value in SIMPLE.items() if name != "progress"}, many[0])
-    jobs = [painting.Job(single(scene), 0, o) for scene in (SCENE, OTHER_SCENE) for o in settings]
-    assert painting.Painter(*models_on_all_devices, jobs)._static_config(8, False).split == "paintings"
+    jobs = [painting.Job(parse_scene(scene), 0, o) for scene in (SCENE, OTHER_SCENE) for o in settings]
+    assert painting.Painter(*models_on_all_devices, jobs)._make_static_config(8, False).split == "paintings"
 
 
 def test_terms_are_added_with_their_weights(many):
@@ -258,9 +258,9 @@ def test_the_moving_average_of_latents(vq, clip, many):
 
 
 def test_settings_are_traced_options(vq, clip):
-    with pytest.raises(ConfigError, match="cuts is no number that may differ"):
+    with pytest.raises(ConfigError, match="cuts is not a traced option"):
         guided.paint_many(vq, clip, ["a"], settings=[{"cuts": 3}], **SIMPLE)
-    with pytest.raises(TypeError, match="write \\[text\\]"):
+    with pytest.raises(TypeError, match="write \\[prompt\\]"):
         guided.paint_many(vq, clip, "a", **SIMPLE)
 
 
@@ -297,7 +297,7 @@ def test_terms_of_files_and_colours_are_in_the_loss(vq, clip, layers):
     none = {"palette_weight": 0.0, "aesthetic_weight": 0.0}
     each = [{"init_weight": 0.5}, {"init_pixels": 2.0}, {"palette_weight": 3.0}, {"aesthetic_weight": 0.7}]
     settings = options.resolve_many(still, [none, *(none | one for one in each)])
-    painter = painting.Painter(vq, clip, [painting.Job(single("a red star"), 0, o) for o in settings])
+    painter = painting.Painter(vq, clip, [painting.Job(parse_scene("a red star"), 0, o) for o in settings])
     moved = painter.state.z + 0.1
     _, values = painter.advance(painter.init_state(moved), 1)
 
@@ -324,7 +324,7 @@ def test_the_dvae_is_painted_with_by_probabilities_with_all_terms(clip, to_one_d
     # One program with all terms that need files, other latents, other cuts and another optimiser.
     dvae = to_one_device(vqgan_jax.load(GOLDEN / "dvae"))
     common = SIMPLE | {"size": (16, 16), "init_image": layers / "start.png"}
-    with pytest.raises(ConfigError, match="latents = 'straight' needs vectors of codes"):
+    with pytest.raises(ConfigError, match="latents = 'straight' needs code vectors"):
         guided.paint(dvae, clip, "a", **common)
     found = guided.paint(
         dvae, clip, f"image={layers / 'start.png'} | noise=3:0.5", latents="gumbel", cut_method="pooling",
@@ -355,12 +355,12 @@ def test_first_steps_of_the_optimisers(name):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"prompts": []}, "at least one text"),
-        ({"n": 0}, "n = 0 must be a whole number of at least 1"),
+        ({"prompts": []}, "at least one string"),
+        ({"n": 0}, "n = 0 must be an integer of at least 1"),
         ({"seed": -1}, "seed = -1"),
         ({"seed": 2**32 - 1, "n": 2}, "seed = 4294967295"),
         ({"size": (16, 18)}, "both sides must be divisible by 4"),
-        ({"stepz": 3}, "stepz is no option: did you mean steps"),
+        ({"stepz": 3}, "stepz is not an option: did you mean steps"),
         ({"prompts": "a ^ b"}, "starts another scene"),
         ({"clip_weights": [True]}, "it must be a list of numbers"),
         ({"seed": np.uint8(250), "n": 2**32 - 200}, "seed = "),
@@ -379,21 +379,21 @@ def test_weights_of_clips_are_a_list_of_numbers():
 
 def test_a_cut_power_without_effect_is_refused(vq, clip, other_clip):
     small = {"size": (8, 16), "cut_power": 2.0}
-    with pytest.raises(ConfigError, match="cut_power = 2: a picture of 8 x 16 is no larger than CLIP's 8 x 8"):
+    with pytest.raises(ConfigError, match="cut_power = 2: an image of 8 x 16 is no larger than CLIP's 8 x 8"):
         guided.paint(vq, clip, "a", **FEW | small)
-    jobs = [painting.Job(single("a"), 0, o) for o in options.resolve_many(small, [{}, {"cut_min": 0.5}])]
+    jobs = [painting.Job(parse_scene("a"), 0, o) for o in options.resolve_many(small, [{}, {"cut_min": 0.5}])]
     painting.Painter(vq, clip, jobs)  # it has an effect in one of them
 
 
 def test_pictures_beyond_the_memory_are_refused_before_arrays_are_made(vq, clip, monkeypatch):
     # The decoder's last convolutions map [H, W, 8] float32 to the same.
     monkeypatch.setattr(memory, "free", lambda device: 2 * 40 * 40 * 8 * 4 - 1)
-    monkeypatch.setattr(painting.Painter, "_problem", lambda self: pytest.fail("arrays were made"))
-    with pytest.raises(ConfigError, match="decoding 1 picture.* of 40 x 40 takes at least 0.0 GiB.*: paint a smaller size"):
+    monkeypatch.setattr(painting.Painter, "_make_problem", lambda self: pytest.fail("arrays were made"))
+    with pytest.raises(ConfigError, match="decoding 1 image.* of 40 x 40 takes at least 0.0 GiB.*: paint a smaller size"):
         guided.paint(vq, clip, "a", size=(40, 40))
     # There the largest are the attention's logits, float32 of each of 256 positions with each.
     monkeypatch.setattr(memory, "free", lambda device: 2 * 256 * 256 * 4 - 1)
-    with pytest.raises(ConfigError, match="decoding 1 picture.* of 64 x 64 takes"):
+    with pytest.raises(ConfigError, match="decoding 1 image.* of 64 x 64 takes"):
         guided.paint(vq, clip, "a", size=(64, 64))
     monkeypatch.setattr(memory, "free", lambda device: 2 * 256 * 256 * 4)
     with pytest.raises(pytest.fail.Exception, match="arrays were made"):

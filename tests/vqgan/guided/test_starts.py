@@ -36,9 +36,9 @@ def test_fractal_noise_is_mostly_of_long_waves():
 
 
 def test_codes_are_of_the_codebook_and_of_the_seed():
-    codes = starts.random_codes(5, (30, 40), 7)
+    codes = starts.sample_codes(5, (30, 40), 7)
     assert codes.shape == (30, 40) and set(np.unique(codes)) == set(range(7))
-    assert (codes != starts.random_codes(6, (30, 40), 7)).any()
+    assert (codes != starts.sample_codes(6, (30, 40), 7)).any()
 
 
 def test_a_picture_covers_the_size_and_its_middle_is_taken(tmp_path):

@@ -43,5 +43,5 @@ def test_large_frames_keep_their_size():
 def test_other_formats_and_rates_are_refused(tmp_path, name, fps, message):
     with pytest.raises(UserError, match=message):
         video.write(tmp_path / name, FRAMES, fps)
-    with pytest.raises(UserError, match="no frame"):
+    with pytest.raises(UserError, match="no frames to write"):
         video.write(tmp_path / "a.gif", [], 10)
