@@ -1,4 +1,4 @@
-"""Features by which collections of images are compared: those of a CLIP, or of FID's Inception."""
+"""Feature networks for distances between image collections: a CLIP, or the Inception network of FID."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from vqgan_jax import inception
 from vqgan_jax.distribution import cmmd, frechet_distance
 
 _INCEPTION = "inception:"
-_BATCH = 64  # images per batch of Inception, at most
+_BATCH = 64  # maximum batch size of Inception
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Features:
     """A network that computes features of images.
 
     Attributes:
-      name: of the network; distances by different networks are not comparable.
+      name: name of the network; distances of different networks are not comparable.
       describe: uint8 [n, H, W, 3] -> float32 [n, d].
       unit: whether features have unit norm, as CMMD requires.
     """
@@ -34,19 +34,19 @@ class Features:
     unit: bool
 
     def compare(self, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-        """Computes the distances of two collections of features, by names that contain the network's."""
+        """Computes distances between two collections of features; keys contain the name of the network."""
         distances = {f"frechet/{self.name}": frechet_distance(a, b)}
         return distances | ({f"cmmd/{self.name}": cmmd(a, b)} if self.unit else {})
 
     def extract(self, images: UInt8[np.ndarray, "n H W 3"]) -> Float32[np.ndarray, "n d"]:
-        """Computes features of images that all hosts hold; each host computes a share of them."""
+        """Computes the features of images that all hosts hold; the computation is split over hosts."""
         return inference.split_over_hosts(self.describe, images)
 
 
 def open_features(spec: str) -> Features:
-    """Opens the network that `spec` names: a CLIP (anything that `clip_jax.load` opens), or `inception:FILE`.
+    """Opens the feature network `spec`: a CLIP (anything that `clip_jax.load` opens), or `inception:FILE`.
 
-    Raises ConfigError if it is empty or cannot be opened.
+    Raises ConfigError if `spec` is empty or cannot be opened.
     """
     if not spec:
         raise ConfigError(

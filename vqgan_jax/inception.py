@@ -1,7 +1,7 @@
-"""Inception-v3 as the Fréchet Inception distance uses it: 2,048 pooled features of an image.
+"""Inception-v3 of the Fréchet Inception distance (FID), which computes 2,048 pooled features of an image.
 
-The network of TensorFlow's 2015-12-05 graph in the form in which PyTorch users have it, `pt_inception-2015-12-05-*.pth`
-(names of torchvision; pooling as in TensorFlow's graph). Features of other Inception weights are not comparable.
+The weights are those of TensorFlow's 2015-12-05 graph, as converted to PyTorch in `pt_inception-2015-12-05-*.pth`, with
+torchvision's names and the pooling of TensorFlow's graph. Features of other Inception weights are not comparable.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ from train_jax.errors import LoadError
 from train_jax.weights.tensors import open_tensors
 
 SIDE = 299
-_EPS = 0.001  # of the batch norms
+_EPS = 0.001  # epsilon of batch norms
 
-# Convolutions of each block: name -> (inputs, outputs, (height, width) of the window).
+# Convolutions of a block: name -> (input channels, output channels, (height, width) of the kernel).
 _Convs = dict[str, tuple[int, int, tuple[int, int]]]
 
 
@@ -99,7 +99,7 @@ _BLOCKS: dict[str, _Convs] = {
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Returns the names and shapes of the tensors that a file must hold."""
+    """Returns the expected shapes of the weights, by tensor name."""
     expected = {}
     for block, convs in _BLOCKS.items():
         for name, (inputs, outputs, window) in convs.items():
@@ -110,7 +110,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def load(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads the weights in a file (.pth, .safetensors, .npz). Raises LoadError that lists missing and wrong tensors."""
+    """Reads the weights from a file (.pth, .safetensors, .npz). Raises LoadError for missing and mismatched tensors."""
     tensors = open_tensors(paths.path(path))
     wrong = [
         f"{name} {list(tensors[name].shape) if name in tensors else 'missing'}, expected {list(shape)}"
@@ -124,7 +124,7 @@ def load(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def features(weights: Mapping[str, Array], images: Float[Array, "n h w 3"]) -> Float[Array, "n 2048"]:
-    """Computes features of images in [0, 1], resized to 299 x 299 pixels bilinearly, without antialiasing."""
+    """Computes pooled features of images in [0, 1]. Images are resized to 299 x 299 pixels (bilinear, no antialiasing)."""
 
     def conv(x, name: str, stride: int = 1, same: bool = True):
         kernel = weights[f"{name}.conv.weight"].transpose(2, 3, 1, 0)
@@ -186,13 +186,13 @@ def features(weights: Mapping[str, Array], images: Float[Array, "n h w 3"]) -> F
     seven = conv(chain(x, b, *(f"branch7x7x3_{i}" for i in (1, 2, 3))), b + "branch7x7x3_4", 2, same=False)
     x = join(three, seven, _max_pool(x, 2))
     x = block_e(x, "Mixed_7b.", _mean_pool(x))
-    # TensorFlow's graph takes the largest here, where torchvision takes the mean.
+    # TensorFlow's graph has a max pooling here, torchvision a mean pooling.
     x = block_e(x, "Mixed_7c.", _max_pool(x, 1, pad=1))
     return x.mean(axis=(1, 2))
 
 
 def _resize(images):
-    """Resizes images bilinearly, without antialiasing, as PyTorch's interpolate with align_corners=False."""
+    """Resizes images bilinearly without antialiasing, like PyTorch's interpolate with align_corners=False."""
     n, _, _, c = images.shape
     return jax.image.resize(images, (n, SIDE, SIDE, c), "bilinear", antialias=False)
 
@@ -203,7 +203,7 @@ def _max_pool(x, stride: int, pad: int = 0):
 
 
 def _mean_pool(x):
-    """Averages over 3 x 3 windows, padding excluded."""
+    """Computes 3 x 3 mean pooling of stride 1, excluding the padding from means."""
     pads = [(0, 0), (1, 1), (1, 1), (0, 0)]
 
     def total(y):
