@@ -119,7 +119,7 @@ class DVAE(nn.Module):
         return self.decode_vectors(self.quantizer.embed(codes))
 
     def decode_vectors(self, vectors: Float[Array, "b h2 w2 k"]) -> Float[Array, "b h w 3"]:
-        """Decodes distributions over codes to pixels: the means, which are the first three of six output channels."""
+        """Decodes distributions over codes to pixels: the location parameters, the first three of six output channels."""
         pixels = jax.nn.sigmoid(self.decoder(vectors)[..., :3])
         return 2 * (pixels - _EPS) / (1 - 2 * _EPS) - 1
 

@@ -83,7 +83,7 @@ class EvaluatedModel:
 
 
 class Reconstruction:
-    """Evaluates reconstructions by PSNR, SSIM and L1 and perceptual distance, and the codebook by usage and perplexity."""
+    """Evaluates reconstructions by PSNR, SSIM, L1 and perceptual distance, and the usage of the codebook."""
 
     def __init__(self, model: EvaluatedModel, options: ConfigDict, context):
         self._model, self._options, self._context = model, options, context

@@ -94,7 +94,7 @@ class TwoPlayerLoss:
         return Reconstruction(self._last_layer(params, features), features, quantized)
 
     def reconstruction_losses(self, extra, pixels: Float[Array, "b h w 3"], images: Float[Array, "b h w 3"]):
-        """Computes the weighted reconstruction losses and their gradients with respect to `pixels`; returns two dicts by name."""
+        """Computes the weighted reconstruction losses and their gradients with respect to `pixels`, by name."""
         options = self.config
 
         def pixel_loss(r):
@@ -111,7 +111,7 @@ class TwoPlayerLoss:
     def generator_adversarial_loss(
         self, params, extra, reconstruction: Reconstruction, grad_wrt_reconstruction: Float[Array, "b h w 3"], step
     ):
-        """Computes the adversarial loss, its weighted gradient with respect to the reconstruction, and the adaptive weight."""
+        """Computes the adversarial loss, its weighted gradient w.r.t. the reconstruction, and the adaptive weight."""
         options = self.config.loss
 
         def adversarial_loss(r):

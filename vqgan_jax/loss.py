@@ -29,7 +29,7 @@ def generator_loss(kind: str, fake: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 def discriminator_loss(kind: str, real: Float[Array, "..."], fake: Float[Array, "..."]) -> Float[Array, ""]:
-    """Computes the discriminator's loss: "hinge", or cross-entropy for "vanilla" and "non_saturating"; halved as in taming."""
+    """Computes the discriminator's loss: hinge, or cross-entropy for the other kinds, halved as in taming."""
     if kind == "hinge":
         return 0.5 * (jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake)))
     return 0.5 * (jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake)))

@@ -42,7 +42,7 @@ class Distance:
 class PerceptualOptions(Options):
     """Options of the perceptual loss."""
 
-    type: str = option("none", "perceptual distance: lpips (arXiv 1801.03924), or clip for distances of CLIP features", choices=TYPES)
+    type: str = option("none", "perceptual distance; lpips: arXiv 1801.03924, clip: CLIP features", choices=TYPES)
     path: str = option("", "file with weights of LPIPS, or a CLIP (anything that clip_jax.load opens)")
     weight: float = option(1.0, "weight of the perceptual loss", least=0)
 

@@ -1,6 +1,6 @@
-"""dalle-mini's VQGAN: a directory of `config.json` and `flax_model.msgpack`, as its Flax implementation saves it.
+"""Checkpoints of dalle-mini's VQGAN in Flax: directories with `config.json` and `flax_model.msgpack`.
 
-Its layers work on pixels in [0, 1].
+The model uses pixels in [0, 1].
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _FIXED = {"double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": 
 
 
 def open_directory(path: Path) -> Checkpoint | None:
-    """Opens the model in a folder; None if it holds no such files."""
+    """Opens the checkpoint in a directory; returns None if the directory lacks the two files."""
     if not ((path / "config.json").is_file() and (path / WEIGHTS).is_file()):
         return None
     with describing(path):
@@ -30,7 +30,7 @@ def open_directory(path: Path) -> Checkpoint | None:
         try:
             tree = msgpack_restore((path / WEIGHTS).read_bytes())
             tensors = {".".join(name): np.asarray(x) for name, x in flatten_dict(tree).items()}
-        except Exception as error:  # msgpack's own errors have no common class
+        except Exception as error:  # msgpack's exceptions have no common base class
             raise LoadError(f"{path / WEIGHTS} cannot be read: {type(error).__name__}: {error}") from error
         return {"params": nested(from_peer(tensors, entries(model), str(path)), False)}, str(path)
 
@@ -38,15 +38,15 @@ def open_directory(path: Path) -> Checkpoint | None:
 
 
 def options(config: Mapping, where: Path) -> dict:
-    """Converts its configuration to our options."""
+    """Converts a configuration of dalle-mini to `VQGANOptions`, as a dict."""
     if "ch_mult" not in config:
         raise LoadError(
-            f"{where}: its config.json describes no VQGAN of dalle-mini (no ch_mult; model_type "
+            f"{where}: config.json describes no VQGAN of dalle-mini (no ch_mult; model_type "
             f"{config.get('model_type', '?')!r}). dalle-mini's encoder-decoder for text is another architecture"
         )
     for key, value in _FIXED.items():
         if config.get(key, value) != value:
-            raise LoadError(f"{where}: {key} = {config[key]}; only {value} is built here")
+            raise LoadError(f"{where}: {key} = {config[key]}; only {value} is supported")
     return {
         "channels": config["ch"],
         "multipliers": tuple(config["ch_mult"]),
@@ -60,7 +60,7 @@ def options(config: Mapping, where: Path) -> dict:
 
 
 def entries(model: Mapping) -> list[Entry]:
-    """Returns the table of names: taming's, in Flax's notation; arrays have our layout."""
+    """Returns the weight table: taming's names in Flax's notation, without changes of layout."""
     return [Entry(entry.ours, (_flax_name(entry),)) for entry in taming.entries(model)]
 
 

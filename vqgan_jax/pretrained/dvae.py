@@ -1,6 +1,6 @@
-"""OpenAI's discrete autoencoder: a directory of `encoder.pkl` and `decoder.pkl`, pickled PyTorch modules.
+"""Checkpoints of OpenAI's discrete VAE: directories with `encoder.pkl` and `decoder.pkl`, pickled PyTorch modules.
 
-Only the modules' attributes are read (`train_jax.weights.tensors`); their classes are not imported.
+Only tensors are read (see `train_jax.weights.tensors`); the pickled classes are not imported.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
 
 
 def open_directory(path: Path) -> Checkpoint | None:
-    """Opens the model in a folder; None if it does not hold both files."""
+    """Opens the checkpoint in a directory; returns None if the directory lacks one of the files."""
     files = {coder: path / f"{coder}.pkl" for coder in ("encoder", "decoder")}
     if not all(file.is_file() for file in files.values()):
         return None
@@ -31,7 +31,7 @@ def open_directory(path: Path) -> Checkpoint | None:
 
 
 def _options(tensors: Mapping[str, Tensor], where: Path) -> dict:
-    """Infers our options from the shapes."""
+    """Infers `VQGANOptions`, as a dict, from tensor shapes."""
     try:
         first, last = tensors["encoder.blocks.input.w"].shape, tensors["encoder.blocks.output.conv.w"].shape
         n_init = tensors["decoder.blocks.input.w"].shape[0]
@@ -49,7 +49,7 @@ def _options(tensors: Mapping[str, Tensor], where: Path) -> dict:
 
 
 def entries(model: Mapping) -> list[Entry]:
-    """Returns the table of names."""
+    """Returns the weight table."""
     table = []
 
     def conv(ours: str, theirs: str) -> None:

@@ -1,4 +1,4 @@
-"""Run directories of `train-jax`."""
+"""Checkpoints in run directories of `train-jax`."""
 
 from pathlib import Path
 
@@ -12,7 +12,10 @@ from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
 
 
 def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
-    """Opens a run's newest checkpoint (or that of `step`), with averaged weights if there are any; None if it is no run."""
+    """Opens a checkpoint of a run, with averaged weights if the run has them; returns None for other directories.
+
+    `step` selects the checkpoint; None opens the newest readable checkpoint.
+    """
     config = run_directory.open_config(path, "vqgan_jax.task", "a VQGAN")
     if config is None:
         return None

@@ -1,4 +1,4 @@
-"""Our format of one file: a safetensors file whose metadata holds the options."""
+"""The format of `vqgan_jax.save`: a safetensors file with the options in its metadata."""
 
 import json
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from train_jax.weights.tensors import open_tensors
 from vqgan_jax.model import VQGANOptions
 from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
 
-_KEY = "vqgan_jax"  # of the metadata
+_KEY = "vqgan_jax"  # metadata key
 
 
 def to_bytes(options: VQGANOptions, compute: Compute, variables: Mapping[str, Any]) -> bytes:
-    """Returns the content of a file with this model."""
+    """Serialises options and variables as the content of a file."""
     metadata = {"model": options.to_dict(), "compute": compute.to_dict()}
     arrays = {name: np.array(x, order="C") for name, x in flatten_dict(dict(variables), sep="/").items()}
     return safetensors.numpy.save(arrays, metadata={_KEY: json.dumps(metadata)})
 
 
 def open_file(path: Path) -> Checkpoint | None:
-    """Opens the model in `path`; None if it is no file of this format."""
+    """Opens the checkpoint in a file; returns None for other formats."""
     if path.suffix != ".safetensors":
         return None
     try:

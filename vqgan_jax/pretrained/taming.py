@@ -1,4 +1,4 @@
-"""taming-transformers' checkpoints: a `.ckpt` and the `.yaml` that describes it."""
+"""Checkpoints of taming-transformers: a `.ckpt` with weights and a `.yaml` with the configuration."""
 
 import json
 import reprlib
@@ -15,12 +15,12 @@ from train_jax.weights.tensors import Tensor, open_tensors
 from vqgan_jax.pretrained.checkpoint import Checkpoint, describing, read_config
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
-FIRST_STAGE = "first_stage_model."  # prefix of a VQGAN's names in the file of a second stage
+FIRST_STAGE = "first_stage_model."  # prefix of the VQGAN's weights in the checkpoint of a second stage
 _DISCRIMINATOR = "loss.discriminator.main."
-# Other contents of a checkpoint: losses with their networks, counters, running averages.
+# Ignored tensors of a checkpoint: networks of losses, counters, running averages.
 _IGNORED = (r"^loss\.", r"^colorize$", r"^quantize\.(embedding\.)?(cluster_size|embed_avg|used)$", r"^model_ema\.")
-_WRAPPERS = ("_orig_mod", "module")  # prefixes of compiled models, and of models trained on several devices
-# Options of taming's and latent diffusion's configurations of which only this value is supported.
+_WRAPPERS = ("_orig_mod", "module")  # prefixes of compiled and of data-parallel models
+# Supported values of some options of taming's and latent diffusion's configurations.
 _FIXED = {
     "double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": True, "give_pre_end": False, "tanh_out": False,
     "attn_type": "vanilla", "use_linear_attn": False,
@@ -28,7 +28,7 @@ _FIXED = {
 
 
 def find_file(path: Path) -> Path | None:
-    """Finds the only checkpoint in a folder (or in its `checkpoints`); None if there is none."""
+    """Returns the only checkpoint in a directory or its `checkpoints` folder, or None. Raises LoadError for several."""
     files = sorted([*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")])
     if len(files) > 1:
         raise LoadError(f"{path} holds several checkpoints: name one of {', '.join(str(f) for f in files[:4])}")
@@ -36,15 +36,15 @@ def find_file(path: Path) -> Path | None:
 
 
 def open_directory(path: Path) -> Checkpoint | None:
-    """Opens the only checkpoint in a folder (or in its `checkpoints`); None if there is none."""
+    """Opens the only checkpoint in a directory or its `checkpoints` folder; returns None without a checkpoint."""
     file = find_file(path)
     return open_file(file) if file else None
 
 
 def open_file(path: Path) -> Checkpoint | None:
-    """Opens a `.ckpt` file with its `.yaml` beside it or in `../configs`; None if it is no such file.
+    """Opens a `.ckpt` file with its `.yaml` in the same folder or in `../configs`; returns None for other suffixes.
 
-    Of a second stage, whose file holds both, opens the first stage.
+    From the checkpoint of a second stage, which contains both stages, the first stage is opened.
     """
     if path.suffix not in SUFFIXES:
         return None
@@ -59,7 +59,7 @@ def open_file(path: Path) -> Checkpoint | None:
 
 
 def open_state(path: Path) -> dict[str, Tensor]:
-    """Opens the tensors of Lightning's checkpoint or of a bare state dict, by the model's own names."""
+    """Opens the tensors of a Lightning checkpoint or a state dict, by parameter names without wrapper prefixes."""
     tensors = open_tensors(path)
     prefix = "state_dict."
     state = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
@@ -67,12 +67,12 @@ def open_state(path: Path) -> dict[str, Tensor]:
 
 
 def first_stage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the VQGAN's tensors among those of a second stage."""
+    """Returns the tensors of the VQGAN in a second stage's checkpoint."""
     return {name.removeprefix(FIRST_STAGE): x for name, x in tensors.items() if name.startswith(FIRST_STAGE)}
 
 
 def checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoint:
-    """Builds the checkpoint of a first stage, from its configuration and tensors."""
+    """Builds the checkpoint of a first stage from its configuration and tensors."""
     with describing(path):
         model = options(config, path)
 
@@ -86,9 +86,9 @@ def checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoint:
 
 
 def _discriminator(tensors: Mapping, path: Path) -> tuple[Mapping, Callable[[], dict]] | None:
-    """Finds the discriminator in a checkpoint: convolutions, and batch norms after all but the first and the last.
+    """Finds the discriminator in a checkpoint; returns its options and a function that reads its collections.
 
-    None if there is none, or one with activation norm, which is not supported.
+    Returns None if the checkpoint contains no discriminator, or a discriminator with activation norm (not supported).
     """
     first = tensors.get(f"{_DISCRIMINATOR}0.weight")
     layers = sum(f"{_DISCRIMINATOR}{3 * n}.running_mean" in tensors for n in range(1, 10))
@@ -128,7 +128,7 @@ def _config_file(path: Path) -> Path:
         return file
     folders = (path.parent, path.parent.parent / "configs")
     files = [file for folder in folders for kind in ("*.yaml", "*.yml") for file in sorted(folder.glob(kind))]
-    # At each start a run writes Lightning's options, which name no model, and those of its project.
+    # A run writes two files at each start: Lightning's options, without a model, and the options of the project.
     if projects := [file for file in files if "project" in file.name]:
         return projects[-1]
     if len(files) != 1:
@@ -138,7 +138,7 @@ def _config_file(path: Path) -> Path:
 
 
 def read_model(path: Path) -> dict:
-    """Reads the `model` part of the configuration beside a checkpoint."""
+    """Reads the `model` section of the configuration that belongs to a checkpoint."""
     file = _config_file(path)
     config = read_config(file).get("model")
     if not isinstance(config, dict) or not isinstance(config.get("params", {}), dict):
@@ -147,16 +147,16 @@ def read_model(path: Path) -> dict:
 
 
 def options(config: Mapping, where: Path) -> dict:
-    """Converts the `model` part of a taming configuration to our options."""
+    """Converts the `model` section of a taming configuration to `VQGANOptions`, as a dict."""
     params, target = config.get("params", {}), str(config.get("target", "?"))
     if "ddconfig" not in params:
         raise LoadError(f"{where}: its configuration is of {target}, which has no ddconfig: no first stage")
     dd = params["ddconfig"]
     for key, value in _FIXED.items():
         if dd.get(key, value) != value:
-            raise LoadError(f"{where}: ddconfig.{key} = {reprlib.repr(dd[key])}; only {value} is built here")
+            raise LoadError(f"{where}: ddconfig.{key} = {reprlib.repr(dd[key])}; only {value} is supported")
     if params.get("remap") is not None:
-        raise LoadError(f"{where}: remap = {reprlib.repr(params['remap'])}; remapped codes are not built here")
+        raise LoadError(f"{where}: remap = {reprlib.repr(params['remap'])}; remapped codes are not supported")
     gumbel = target.endswith("GumbelVQ")
     quantizer = {"type": "gumbel" if gumbel else "nearest", "size": params["n_embed"], "dim": params["embed_dim"]}
     return {
@@ -171,7 +171,7 @@ def options(config: Mapping, where: Path) -> dict:
 
 
 def config(model: Mapping) -> dict:
-    """Converts our options to the `model` part of a taming configuration."""
+    """Converts `VQGANOptions`, as a dict, to the `model` section of a taming configuration."""
     quantizer = model["quantizer"]
     name = "GumbelVQ" if quantizer["type"] == "gumbel" else "VQModel"
     dd = {
@@ -192,7 +192,7 @@ def config(model: Mapping) -> dict:
 
 
 def entries(model: Mapping) -> list[Entry]:
-    """Returns the table of names."""
+    """Returns the weight table."""
     table = []
 
     def conv(ours: str, theirs: str) -> None:
@@ -254,7 +254,9 @@ class Level(NamedTuple):
     Attributes:
       direction: "down" or "up".
       index: 0 for the highest resolution.
+      blocks: number of residual blocks.
       changes_channels: whether the first block changes the number of channels.
+      resizes: whether the level ends with a downsampling or upsampling layer.
     """
 
     coder: str
@@ -267,11 +269,11 @@ class Level(NamedTuple):
 
 
 def levels(model: Mapping) -> list[Level]:
-    """Returns all levels of encoder and decoder."""
+    """Returns the levels of encoder and decoder."""
     multipliers, last = tuple(model["multipliers"]), len(model["multipliers"]) - 1
     has_attention = [model["resolution"] >> level in tuple(model["attention"]) for level in range(last + 1)]
-    above = (1, *multipliers)  # the encoder's channels come from the level above
-    below = (*multipliers[1:], multipliers[-1])  # the decoder's from the level below
+    above = (1, *multipliers)  # factors of the encoder's input channels
+    below = (*multipliers[1:], multipliers[-1])  # factors of the decoder's input channels
     down = [
         Level("encoder", "down", i, model["blocks"], above[i] != multipliers[i], has_attention[i], i < last)
         for i in range(last + 1)
@@ -284,7 +286,7 @@ def levels(model: Mapping) -> list[Level]:
 
 
 def save(model: Mapping, weights: Mapping[str, np.ndarray], path: Path) -> None:
-    """Writes a `.safetensors` state dict with taming's names, and its `.yaml`."""
+    """Writes a `.safetensors` state dict with taming's names, and a `.yaml` with the configuration."""
     import safetensors.numpy
     import yaml
 
