@@ -61,7 +61,7 @@ class DiscriminatorOptions(Options):
 
     channels: int = option(64, "channels of the first convolution, doubled by each layer, at most by 8", least=2)
     layers: int = option(3, "number of convolutions of stride 2", least=1)
-    norm: str = option("group", "normalisation layer; batch is over the global batch, as in taming", choices=("group", "batch"))
+    norm: str = option("group", "normalisation; batch: over the global batch, as in taming", choices=("group", "batch"))
 
 
 def build(options: ConfigDict, compute: Compute) -> Discriminator:

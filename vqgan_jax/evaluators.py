@@ -112,7 +112,7 @@ class Reading:
         self._model, self._options, self._context = model, options, context
         source = context.source(options.source, options.split)
         if source.read is None:
-            raise DataError(f"{source.name} has no reader: the evaluator 'reading' needs a source with a reader, such as shapes")
+            raise DataError(f"{source.name} has no reader, which the evaluator 'reading' needs (shapes has one)")
         self._read, self._records = source.read, first(source, options.most)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict]:

@@ -58,9 +58,9 @@ class LossOptions(Options):
     codebook_weight: float = option(1.0, "weight of the codebook and commitment losses", least=0)
     adversarial: str = option("hinge", "adversarial loss; none: no discriminator", choices=(*loss_lib.ADVERSARIAL, "none"))
     weight: float = option(0.8, "weight of the adversarial loss, multiplied by the adaptive weight", least=0)
-    adaptive: bool = option(True, "multiply by the adaptive weight, the ratio of gradient norms at the last layer")
+    adaptive: bool = option(True, "use the adaptive weight, a ratio of gradient norms at the last layer")
     disc_start: int = option(0, "update at which the discriminator starts to train", least=0)
-    disc_warmup: int = option(0, "updates after disc_start without adversarial loss of the generator", least=0)
+    disc_warmup: int = option(0, "updates after disc_start without adversarial loss", least=0)
     disc_ramp: int = option(1, "updates of the linear warm-up of the adversarial loss after disc_warmup", least=1)
     lecam: float = option(0.0, "weight of LeCam regularisation (arXiv 2104.03310); 0: none", least=0)
     r1: float = option(0.0, "weight of the R1 gradient penalty (arXiv 1801.04406); 0: none", least=0)
@@ -70,7 +70,7 @@ class LossOptions(Options):
 class VQGANTaskOptions(Options):
     """Options of the VQGAN task."""
 
-    pretrained: str = option("", "checkpoint to finetune (anything that vqgan_jax.load opens), which also sets the model options")
+    pretrained: str = option("", "checkpoint to finetune, which also sets the model; see vqgan_jax.load")
     model: VQGANOptions = VQGANOptions()
     compute: Compute = Compute()
     dropout: float = option(0.0, "dropout rate of residual blocks", least=0, below=1)
@@ -105,7 +105,7 @@ OPTIONS, EVALUATORS = VQGANTaskOptions, evaluators.EVALUATORS
 
 
 def complete(config: ConfigDict, stated: ConfigDict) -> None:
-    """Copies the model options of the checkpoint `config.pretrained` to the config. Raises ConfigError for contradictions."""
+    """Copies the model options of `config.pretrained` to the config. Raises ConfigError for contradictions."""
     if config.pretrained:
         checkpoint = pretrained.open_checkpoint(config.pretrained)
         own = stated.get("model", {})

@@ -271,7 +271,7 @@ def save_taming(vq: Vqgan, path: str | Path) -> None:
             f"taming's group norms have 32 groups, this model's {model['groups']}: save_taming cannot write it"
         )
     if not model["middle_attention"]:
-        raise ValueError("taming's models have attention at the bottleneck, this model has none: save_taming cannot write it")
+        raise ValueError("taming's models have middle attention, this model has none: save_taming cannot write it")
     if path.exists():
         raise FileExistsError(f"{path} already exists")
     taming.save(model, to_peer(params, taming.entries(model)), path)
@@ -294,7 +294,7 @@ def _fold_codebook(vq: Vqgan, peer: str, gumbel: bool = False) -> tuple[dict, di
         params["quantizer/codebook"] = np.asarray(vq.variables["codebook"]["quantizer"]["points"])
         model["quantizer"]["type"] = "nearest"
     elif model["quantizer"]["unit"]:
-        # The nearest point of unit norm does not depend on the norm of the latent, so normalising the codebook is sufficient.
+        # The nearest point of unit norm does not depend on the latent's norm: normalising the codebook is sufficient.
         points = params["quantizer/codebook"]
         params["quantizer/codebook"] = points / np.linalg.norm(points, axis=1, keepdims=True)
     return model, params

@@ -1,7 +1,7 @@
-"""taming-transformers' second stages: a `Net2NetTransformer`'s `.ckpt` with its `.yaml` beside it.
+"""Checkpoints of taming-transformers' second stage, `Net2NetTransformer`: a `.ckpt` and a `.yaml`.
 
-Both stages are in one file. The transformer is minGPT: labels are tokens of the codes' own vocabulary, and a model without
-labels starts with one fixed token.
+Both stages are in one file. The transformer is minGPT: labels and codes share a vocabulary, and a sequence of a model without
+labels starts with a fixed token.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ from vqgan_jax.stage2.model import CodeTransformerOptions
 from vqgan_jax.vqgan import Vqgan
 
 _IGNORED = (r"\.attn\.mask$",)
-_DEFAULTS = {"n_layer": 12, "n_head": 8, "n_embd": 256, "n_unmasked": 0, "resid_pdrop": 0.0}  # of its GPT
+_DEFAULTS = {"n_layer": 12, "n_head": 8, "n_embd": 256, "n_unmasked": 0, "resid_pdrop": 0.0}  # defaults of GPT
 
 
 def open_file(path: Path) -> Stage2Checkpoint | None:
-    """Opens the second stage in a file, with its first stage; None if it is no such file.
+    """Opens the second stage in a file, with its first stage; returns None for other files.
 
-    Raises LoadError for unsupported models (other conditions than labels), and for wrong tensors.
+    Raises LoadError for unsupported models (conditions other than labels), and for missing or mismatched tensors.
     """
     if path.suffix not in taming.SUFFIXES:
         return None
@@ -49,10 +49,10 @@ def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
         )
     side = round(len(positions) ** 0.5)
     if side * side != len(positions):
-        raise LoadError(f"{path}: {len(positions)} positions are no square of codes")
-    # A row of zeros for "no label", which the model has not been trained on.
+        raise LoadError(f"{path}: {len(positions)} positions do not form a square grid of codes")
+    # The embedding of "no label" is zero, because the model was not trained without labels.
     labels = np.concatenate([table[:classes], 0 * table[:1]]) if classes else table[[_first_token(config)]]
-    # Position 0 is the condition's; nothing follows the last code, whose position taming does not have.
+    # Position 0 belongs to the condition. The last code is never an input, so taming has no position for it.
     params |= {
         "condition/tokens": labels,
         "condition/positions": positions[:1],
@@ -70,20 +70,20 @@ def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
 
 
 def _name(config: Mapping | str | None) -> str:
-    """Returns the class name, without module, of a part of a configuration; or the string in its place."""
+    """Returns the class name, without module, of a section of a configuration; strings are returned as they are."""
     target = config.get("target", "") if isinstance(config, Mapping) else config
     return str(target).rsplit(".", 1)[-1]
 
 
 def _classes(params: Mapping, path: Path) -> int:
-    """Returns the number of labels; 0 for a model that starts with a fixed token."""
+    """Returns the number of labels; 0 for a model without labels."""
     condition = params.get("cond_stage_config")
     name = _name(condition)
     if params.get("unconditional") or name in ("SOSProvider", "__is_unconditional__"):
         return 0
     if name != "Labelator":
         raise LoadError(
-            f"{path}: a second stage with the condition {name}; only labels (Labelator), or none, are built here. "
+            f"{path}: a second stage with the condition {name}; only labels (Labelator), or none, are supported. "
             "vqgan_jax.load opens its first stage"
         )
     classes = condition["params"]["n_classes"]
@@ -93,7 +93,7 @@ def _classes(params: Mapping, path: Path) -> int:
 
 
 def _first_token(params: Mapping) -> int:
-    """Returns the token with which a model without labels starts."""
+    """Returns the start token of a model without labels."""
     condition = params.get("cond_stage_config")
     own = condition.get("params") if _name(condition) == "SOSProvider" and isinstance(condition, Mapping) else None
     return (own or params).get("sos_token", 0)
@@ -103,15 +103,15 @@ def _hparams(params: Mapping, path: Path) -> Mapping:
     """Returns the transformer's hyperparameters."""
     for key, supported in (("transformer_config", "GPT"), ("permuter_config", "Identity")):
         if (name := _name(params.get(key, {"target": supported}))) not in (supported, "None"):
-            raise LoadError(f"{path}: a second stage with {key} {name}; only {supported} is built here")
+            raise LoadError(f"{path}: a second stage with {key} {name}; only {supported} is supported")
     hparams = _DEFAULTS | params["transformer_config"]["params"]
     if hparams["n_unmasked"]:
-        raise LoadError(f"{path}: n_unmasked = {hparams['n_unmasked']}; only 0, plain causal attention, is built here")
+        raise LoadError(f"{path}: n_unmasked = {hparams['n_unmasked']}; only 0, plain causal attention, is supported")
     return hparams
 
 
 def _entries(hparams: Mapping) -> list[Entry]:
-    """Returns the table of names."""
+    """Returns the weight table."""
     table = [
         Entry("tokens", ("transformer.tok_emb.weight",)),
         Entry("positions", ("transformer.pos_emb",)),
