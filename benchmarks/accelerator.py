@@ -1,13 +1,13 @@
-"""Measure every family on one accelerator at published sizes: training, sampling, painting, and attention alone.
+"""Measures training, sampling, painting and attention of all families on one accelerator at published sizes.
 
     python -m benchmarks.accelerator [--families clip,vqgan,dalle,prior,sampling,painting] [--json FILE] [--tiny]
     python -m benchmarks.accelerator --cases clip:clip/vit_b16:bfloat16:512:none
 
-First the ceilings of the device: matrix products of 8192 x 8192 x 8192 and a copy. Then the trainer's own step, the sampler
-and the painter, from random weights on synthetic data that lies on the device. Each case has a process, and so a peak of
-memory, of its own; the rows of a case share it. FLOPs of transformers are the task's closed form, without recomputation;
-those of VQGAN are counted in the traced program. MFU is of the device's bfloat16 peak, also in float32, which GPUs multiply
-by TF32. All families take about 15 minutes on one H100. Without an accelerator, and with `--tiny`, models are toys.
+The first rows are the achievable rates of the device: matrix products of 8192 x 8192 x 8192 and a copy. Then follow the
+trainer's step, the sampler and the painter, with random weights on synthetic data on the device. Each case runs in a separate
+process, so that peak memory is per case. FLOPs of transformers are computed in closed form, without recomputation; FLOPs of
+VQGAN are counted in the traced program. MFU is relative to the device's bfloat16 peak, also in float32, for which GPUs use
+TF32. All families take about 15 minutes on one H100. Without an accelerator, and with `--tiny`, toy models are used.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from vqgan_jax.guided import painting
 from vqgan_jax.stage2 import model as stage2_model
 from vqgan_jax.stage2 import sampling
 
-CASES = (  # family, config, dtype, examples (sampling and painting: at most so many), what the backward pass keeps
+CASES = (  # family, config, dtype, batch size (sampling and painting: the largest), remat policy
     "attention:::16384",
     *("clip:clip/vit_b32:bfloat16:2048:dots", "clip:clip/vit_b32:float32:1024:dots"),
     *("clip:clip/vit_b16:bfloat16:1024:dots", "clip:clip/vit_b16:float32:512:dots"),
@@ -54,7 +54,7 @@ CASES = (  # family, config, dtype, examples (sampling and painting: at most so 
     *("sampling:1b3:bfloat16:64", "sampling:1b3:float32:64", "painting:f16_1024:bfloat16:8", "painting:f16_1024:float32:8"),
     *("prior:vqgan/prior_digits:bfloat16:64:none", "prior:vqgan/prior_digits:float32:64:none"),
 )
-COLUMNS = {  # of the tables: heading, factor and format of a key
+COLUMNS = {  # key of a row -> heading, factor and format in tables
     "parameters": ("parameters", 1, ",.0f"),
     "compile_seconds": ("compile, s", 1, ".0f"),
     "seconds": ("ms", 1e3, ",.2f"),
@@ -79,15 +79,15 @@ class Case(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.accelerator", description=__doc__.splitlines()[0])
     parser.add_argument("--families", default="attention,clip,dalle,vqgan,sampling,painting,prior")
-    parser.add_argument("--cases", nargs="+", metavar="FAMILY:CONFIG:DTYPE:BATCH:REMAT", help="instead of families")
-    parser.add_argument("--json", metavar="FILE", help="all numbers, and the longest kernels; written after each row")
-    parser.add_argument("--tiny", action="store_true", help="toy models, to try the benchmark itself")
+    parser.add_argument("--cases", nargs="+", metavar="FAMILY:CONFIG:DTYPE:BATCH:REMAT", help="cases to run, instead of --families")
+    parser.add_argument("--json", metavar="FILE", help="output file for all numbers and the longest kernels")
+    parser.add_argument("--tiny", action="store_true", help="use toy models, to test the benchmark")
     arguments = parser.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     chosen = arguments.cases or [text for text in CASES if text.split(":")[0] in arguments.families.split(",")]
     begun, rows, tiny = time.monotonic(), [], arguments.tiny
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache  # the first weights are drawn by one program in every dtype
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache  # shares the program that initialises weights
         for case in (Case(*text.split(":")) for text in ("ceilings", *chosen)):
             for row in run(case, tiny):
                 tiny |= row.get("platform") == "cpu"
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def report(family: str, rows: list[dict]) -> None:
-    """A family's table."""
+    """Prints the table of a family."""
     columns = {key: x for key, x in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
     print(f"\n| {' | '.join([family, *(heading for heading, _, _ in columns.values())])} |")
     print("| --- " * (len(columns) + 1) + "|")
@@ -113,7 +113,7 @@ def report(family: str, rows: list[dict]) -> None:
 
 
 def run(case: Case, tiny: bool) -> Iterator[dict]:
-    """The rows of a case, from a process that ends with it."""
+    """Yields the rows of a case, measured in a separate process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.attention", "benchmarks.dalle", "benchmarks.synthetic"])  # imported once
     receiver, sender = context.Pipe(duplex=False)
@@ -138,7 +138,7 @@ def measure(case: Case, tiny: bool, sender) -> None:
 
 
 def trained(case: Case, tiny: bool) -> Iterator[dict]:
-    """Updates by the trainer's own step."""
+    """Measures updates by the trainer's step."""
     size = 4 if tiny else int(case.batch)
     with tempfile.TemporaryDirectory() as folder:
         config = synthetic.config(case.family, case.model, case.dtype, size, case.remat, Path(folder), tiny)
@@ -164,9 +164,9 @@ def trained(case: Case, tiny: bool) -> Iterator[dict]:
 
 
 def sampled(case: Case, tiny: bool) -> Iterator[dict]:
-    """Codes of pictures of one prompt, from a prefill and a scan, as `dalle_jax.load(…)` draws them; then with top-p.
+    """Measures sampling of codes for one prompt by prefill and scan, as in `dalle_jax.load(…).draw`, also with top-p.
 
-    Bytes are the least that must be read: weights in the dtype of the products and written parts of the cache, once a code.
+    Bytes are a lower bound of memory reads: weights in the compute dtype and the filled part of the cache, once per code.
     """
     options, length, sizes = dict(MODELS[case.model]), *((8, (1, 2)) if tiny else (GRID[0] * GRID[1], (1, 16, 64)))
     text_size, codes = options.pop("text_size"), options.pop("num_codes")
@@ -181,7 +181,7 @@ def sampled(case: Case, tiny: bool) -> Iterator[dict]:
         return nn.unbox(module.init(key, ids, jnp.zeros((1, 2), jnp.int32))["params"])
 
     params, programs = jax.jit(init, out_shardings=replicated)(jax.random.key(0)), sampling.compile_programs(module)
-    count = sum(x.size for x in jax.tree.leaves(params)) - (2 * text_size + codes) * config.width  # that codes need
+    count = sum(x.size for x in jax.tree.leaves(params)) - (2 * text_size + codes) * config.width  # parameters used per code
     weights = {"": params, "top-p 0.9": params, "weights cast before": params}
     runs = [("", size) for size in sizes] + [("top-p 0.9", sizes[-1])]
     if case.dtype != "float32":
@@ -221,7 +221,7 @@ def sampled(case: Case, tiny: bool) -> Iterator[dict]:
 
 
 def painted(case: Case, tiny: bool) -> Iterator[dict]:
-    """Steps of VQGAN+CLIP with ViT-B/32 and 32 cuts: of one painting, and of several at once; all steps counted."""
+    """Measures steps of VQGAN+CLIP with ViT-B/32 and 32 cuts, for one image and for a batch of images."""
     vq, clip = guided.models(case.dtype, tiny)
     cuts, side, steps = (2, 32, 2) if tiny else (32, 256, 10)
     flops = forward_flops(vq, "decode", (1, *[side // vq.factor] * 2), jnp.int32)
@@ -232,7 +232,7 @@ def painted(case: Case, tiny: bool) -> Iterator[dict]:
         turn, begun = guided.turn(painter, steps), time.perf_counter()
         turn()  # compiles
         row = {"batch": size, "compile_seconds": time.perf_counter() - begun}
-        row |= speed(median_seconds(turn) / steps, size, 2 * flops * size)  # backward: to the latents alone
+        row |= speed(median_seconds(turn) / steps, size, 2 * flops * size)  # backward pass to the latents only
         yield row | (kernels(turn) if size == 1 else {})
 
 

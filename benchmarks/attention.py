@@ -1,4 +1,4 @@
-"""Time attention alone, forward and backward in bfloat16: as `nn_jax.attention` computes it, and JAX's implementations.
+"""Measures forward and backward passes of attention in bfloat16: `nn_jax.attention` and JAX's implementations.
 
     python -m benchmarks.accelerator --families attention
 """
@@ -31,7 +31,7 @@ FORMS = {"ours": _ours} | {name: functools.partial(_jax, implementation=name) fo
 
 
 def rows(tokens: int, lengths: tuple[int, ...] = LENGTHS) -> Iterator[dict]:
-    """Seconds and temporary memory of each form, and how far its output and gradients are from ours (relative L2)."""
+    """Measures seconds and temporary memory of each implementation, and the relative L2 difference from ours."""
     programs = []
     for dim, length, causal in itertools.product(HEAD_DIMS, lengths, (False, True)):
         x = jax.ShapeDtypeStruct((tokens // length, length, WIDTH // dim, dim), jnp.bfloat16)
@@ -57,7 +57,7 @@ def rows(tokens: int, lengths: tuple[int, ...] = LENGTHS) -> Iterator[dict]:
 
 
 def _both(form, causal: bool, q, k, v, cotangent):
-    """The output, and the gradients of q, k and v."""
+    """Returns the output, and the gradients of q, k and v."""
     y, pullback = jax.vjp(functools.partial(form, causal=causal), q, k, v)
     return y, *pullback(cotangent)
 

@@ -1,9 +1,9 @@
 """Compares ViT-B/32 with transformers' FlaxCLIPModel and CLIPModel (PyTorch): the same weights, batch and precision.
 
-    python -m benchmarks.clip [--batch 16] [--rounds 5]         (needs the `peers` extra; without it only ours is measured)
+    python -m benchmarks.clip [--batch 16] [--rounds 5]         (needs the `peers` extra; otherwise only ours is measured)
 
-Measures the encoding of images and texts, and the loss and its gradient on training pairs (without optimiser), in turns. On
-a GPU also prints the share of the device's peak.
+Measures the encoding of images and texts, and the loss and its gradient on training pairs (without optimiser), alternating
+between implementations. On a GPU also prints the share of the device's peak.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.clip", description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of our side and of Flax's")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of our and of the Flax implementation")
     arguments = parser.parse_args()
     config = load_config("clip/vit_b32")
     config.model.activation = "quick_gelu"
@@ -107,7 +107,7 @@ def _blocking(function: Callable) -> Callable:
 
 
 def _write(folder: str, options, params) -> None:
-    """Writes the weights as a directory for transformers."""
+    """Writes the weights as a model directory of transformers."""
     import transformers
     from safetensors.numpy import save_file
 
@@ -186,11 +186,11 @@ def _check(implementations: dict[str, Implementation]) -> None:
         for name, other in implementations.items():
             difference = np.abs(ours - np.asarray(other[workload](), np.float32)).max()
             if difference > 2e-2:
-                raise SystemExit(f"{name} computes other {workload}: they differ by {difference:.1e}")
+                raise SystemExit(f"{name} computes different {workload}: the maximum difference is {difference:.1e}")
 
 
 def _measure_rates(implementations: dict[str, Implementation], rounds: int, batch: int) -> dict[str, dict[str, float]]:
-    """Measures rates per second: the median over `rounds`, in each of which every implementation runs once."""
+    """Measures median rates per second over `rounds`. Each round runs every implementation once."""
     seconds = {name: {workload: [] for workload in functions} for name, functions in implementations.items()}
     for turn in range(rounds + 1):  # the first compiles
         for name, functions in implementations.items():

@@ -1,9 +1,9 @@
-"""What helps a small CLIP to name pairs of colour and shape that it never saw together: one change at a time.
+"""Ablates a small CLIP on pairs of colour and shape that do not occur in training, one change at a time.
 
     python -m benchmarks.composition
 
-Trains `configs/clip/demo.py` for 600 updates as it is, and with one thing changed, and prints zero-shot accuracy on `test`
-and on `novel`. Takes about half an hour on two cores.
+Trains `configs/clip/demo.py` for 600 updates, unchanged and with one change each, and prints zero-shot accuracy on `test`
+and `novel`. Takes about half an hour on two cores.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ CHANGES = {
 
 
 class _FullOnly:
-    """Records with their most specific caption alone, which names every attribute."""
+    """Records with only the first caption, which names every attribute."""
 
     def __init__(self, records):
         self._records = records
@@ -41,10 +41,10 @@ class _FullOnly:
 
 def _full_captions():
     def opened(name, split, **options):
-        source = found(name, split, **options)
+        source = original(name, split, **options)
         return dataclasses.replace(source, records=_FullOnly(source.records)) if split == "train" else source
 
-    found = sources.open_source
+    original = sources.open_source
     return mock.patch.object(sources, "open_source", opened)
 
 
@@ -53,8 +53,8 @@ def measure(name: str, changes: dict, context=contextlib.nullcontext) -> None:
     config.steps = UPDATES
     config.update_from_flattened_dict(changes)
     with tempfile.TemporaryDirectory() as folder, context():
-        found = train_jax.run(config, Path(folder) / "run")[-1]
-    print(f"{name:<40} test {100 * found['test/top1']:5.1f} %   novel {100 * found['novel/top1']:5.1f} %", flush=True)
+        metrics = train_jax.run(config, Path(folder) / "run")[-1]
+    print(f"{name:<40} test {100 * metrics['test/top1']:5.1f} %   novel {100 * metrics['novel/top1']:5.1f} %", flush=True)
 
 
 def main() -> None:

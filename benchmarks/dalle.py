@@ -1,9 +1,9 @@
-"""Sampling of codes beside a cached sampler in PyTorch: the same model, weights, prompts and precision, in turns.
+"""Compares sampling of codes with a cached sampler in PyTorch: the same model, weights, prompts and precision.
 
     python -m benchmarks.dalle [--models 72m 1b3] [--batches 1 8 64] [--codes 64]      (with the `peers` extra)
 
-Codes a second, the prompt's prefill included, and the share of the memory bandwidth that weights and caches take at that
-rate, where `--bandwidth` names it. Before the race both sample the most likely codes, which must be the same.
+Measures codes per second, including the prefill of the prompt, and with `--bandwidth` the share of the memory bandwidth that
+reads of weights and caches need. Before the measurement both samplers must agree in greedy decoding.
 """
 
 import argparse
@@ -40,10 +40,10 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.dalle", description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64])
-    parser.add_argument("--codes", type=int, default=64, help="of the 256 of a picture, that are sampled")
+    parser.add_argument("--codes", type=int, default=64, help="number of codes to sample, of the 256 codes of an image")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--bandwidth", type=float, default=0.0, help="of the machine's memory, in GB/s")
+    parser.add_argument("--bandwidth", type=float, default=0.0, help="memory bandwidth of the machine in GB/s")
     arguments = parser.parse_args()
     machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
     print(f"{arguments.dtype}, {machine}, jax {jax.__version__}, {arguments.codes} codes; codes a second\n")
@@ -53,7 +53,7 @@ def main() -> None:
         options = dict(MODELS[name])
         text_size, num_codes = options.pop("text_size"), options.pop("num_codes")
         config = DALLEOptions.parse(options | {"positions": "learned"}, "model")
-        bpe = tokenizers.Tokenizer(tokenizers.models.BPE())  # prompts are rows of tokens already
+        bpe = tokenizers.Tokenizer(tokenizers.models.BPE())  # unused, since prompts are token ids
         captions = CharBpeCaptions(bpe, length=TEXT, vocabulary_size=text_size, pad=0)
         module = model_lib.build(config, captions, num_codes, GRID, TransformerCompute(dtype=arguments.dtype))
         params = _random(module)
@@ -113,7 +113,7 @@ def _ours(module: CodeTransformer, params: dict, length: int) -> Callable:
 
 
 def _torch(module: CodeTransformer, params: dict, length: int, dtype: str) -> Callable | None:
-    """minDALL-E's sampler, with a cache that is allocated once."""
+    """Builds minDALL-E's sampler in PyTorch, with a preallocated cache."""
     try:
         import torch
     except ImportError as error:
@@ -180,16 +180,16 @@ def _torch(module: CodeTransformer, params: dict, length: int, dtype: str) -> Ca
 
 
 def _check(contestants: dict[str, Callable]) -> None:
-    """The contestants must sample the same most likely codes before they race."""
+    """Checks that both implementations agree in greedy decoding."""
     codes = [run(0.0) for run in contestants.values()]
-    # One pair of codes that are nearly as likely changes all that follow in that row: few rows may differ.
+    # If two codes are nearly equally likely, all later codes of the row may differ, so few rows may differ.
     share = np.mean(codes[0] == codes[-1])
     if share < 0.9:
-        raise SystemExit(f"ours and PyTorch agree in {share:.0%} of the codes alone: no race")
+        raise SystemExit(f"ours and PyTorch agree in only {share:.0%} of the codes")
 
 
 def _race(contestants: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """Seconds, the median of some turns."""
+    """Measures median seconds over `rounds`, alternating between implementations."""
     seconds = {who: [] for who in contestants}
     for turn in range(rounds + 1):  # the first warms up
         for who, run in contestants.items():

@@ -1,9 +1,9 @@
-"""Pictures a second out of each kind of source, per core: JPEGs of 224 pixels read, decoded and cropped to 224 pixels.
+"""Measures images per second and core of each type of source: reading, decoding and cropping JPEGs of 224 pixels.
 
     python -m benchmarks.data
 
-Writes 2,000 pictures of noise with structure as a folder, as a tar and as a TFDS data set into a temporary folder. One
-thread reads.
+Writes 2,000 images of smooth noise as a folder, a tar file and a TFDS data set to a temporary folder, and reads them in one
+thread.
 """
 
 import io
@@ -33,7 +33,7 @@ def main() -> None:
             ("tfds", _tfds(root / "tfds", files)),
         ]
         size = sum(map(len, files)) / COUNT / 1024
-        print(f"{COUNT:,} JPEGs of {SIDE} x {SIDE} pixels, {size:.0f} KiB each, one thread; pictures a second")
+        print(f"{COUNT:,} JPEGs of {SIDE} x {SIDE} pixels, {size:.0f} KiB each, one thread; images per second")
         print("| source | read | read, decode, crop |\n| --- | --- | --- |")
         preprocess = Preprocess(SIDE)
         for name, source in names:
@@ -80,7 +80,7 @@ def _tar(path: Path, files: list[bytes]):
 
 
 class Pictures(tfds.core.GeneratorBasedBuilder):
-    """The pictures as a TFDS data set."""
+    """TFDS builder of the images."""
 
     VERSION = tfds.core.Version("1.0.0")
     FILES: list[bytes] = []

@@ -1,9 +1,9 @@
-"""Share of correct drawings of a DALL-E on scenes: by temperature and guidance, and for the best of n drawings.
+"""Measures the accuracy of DALL-E's samples on scenes by temperature and guidance, and for the best of n samples.
 
     python -m benchmarks.drawing --model runs/dalle-shapes --clip runs/demo/clip [--prompts 256]
 
-The oracle reads every drawing. `seen`: "a {colour} {shape}" of pairs that training shows; `novel`: of the ten that it does
-not; `two`: two objects and their relation, as captions name them.
+The oracle decides whether a sample shows its prompt. Prompts: `seen`, "a {colour} {shape}" with pairs of the training data;
+`novel`, with the ten pairs that are not in the training data; `two`, captions of two objects and their relation.
 """
 
 import argparse
@@ -28,10 +28,10 @@ def main() -> None:
     parser.add_argument("--clip", default="runs/demo/clip")
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--most", type=int, default=max(CHOICES), choices=CHOICES, help="drawings of a prompt")
-    parser.add_argument("--sweep", type=int, default=64, help="prompts of the table of temperatures and guidances")
-    parser.add_argument("--top-p", type=float, default=0.9, help="of the table of choices")
-    parser.add_argument("--guidance", type=float, default=5.0, help="of the table of choices")
+    parser.add_argument("--most", type=int, default=max(CHOICES), choices=CHOICES, help="number of samples per prompt")
+    parser.add_argument("--sweep", type=int, default=64, help="number of prompts for the table of temperatures and guidances")
+    parser.add_argument("--top-p", type=float, default=0.9, help="top-p for the best-of-n table")
+    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale for the best-of-n table")
     arguments = parser.parse_args()
     dalle, clip = dalle_jax.load(arguments.model), clip_jax.load(arguments.clip)
     prompts = {kind: make_prompts(*KINDS[kind], arguments.prompts) for kind in arguments.kinds}

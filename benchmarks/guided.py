@@ -1,11 +1,11 @@
-"""Guided painting beside the textbook's loop in PyTorch: VQGAN f16, CLIP ViT-B/32, the same weights and cuts, in turns.
+"""Compares guided painting with a textbook loop in PyTorch: VQGAN f16, CLIP ViT-B/32, the same weights and cuts.
 
-    python -m benchmarks.guided [--size 256 512] [--cuts 32] [--rounds 3]       (with the `peers` extra; else ours alone)
+    python -m benchmarks.guided [--size 256 512] [--cuts 32] [--rounds 3]       (needs the `peers` extra; otherwise ours only)
 
-Steps a second, and peak memory: the most that a turn takes beyond what was held before, weights above all, in a process of
-its own (on a GPU: of the GPU; else as Linux tells it, with what was freed and not given back). Then eight prompts at once
-beside eight runs in a row. Weights are random: speed does not depend on them. On a GPU both multiply float32 by TF32, which
-is JAX's default.
+Measures steps per second, and the peak memory of a turn in a separate process, without the memory held before (mainly
+weights). On a GPU the peak is of GPU memory, otherwise of the resident memory that Linux reports, which includes freed memory
+that was not returned. Then compares eight prompts in one batch with eight runs in sequence. Weights are random, which does
+not affect speed. On a GPU both use TF32 for float32 products, which is JAX's default.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from vqgan_jax.guided import painting, prompts, starts
 from vqgan_jax.pretrained import taming
 
 PROMPTS = [f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("castle", "star", "tree", "house")]
-# The textbook's cuts: squares, mirrored or not, with noise.
+# Augmentations of the textbook loop: random crops, flips and noise only.
 PLAIN = {"rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}
 LR = 0.1
 CONTESTANTS = ("ours", "PyTorch")
@@ -45,14 +45,14 @@ CONTESTANTS = ("ours", "PyTorch")
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.guided", description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, nargs="+", default=[256, 512], help="sides of the pictures, in pixels")
+    parser.add_argument("--size", type=int, nargs="+", default=[256, 512], help="sides of the images in pixels")
     parser.add_argument("--cuts", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=5, help="of a turn")
+    parser.add_argument("--steps", type=int, default=5, help="number of steps per turn")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of our side")
-    parser.add_argument("--together", type=int, default=len(PROMPTS), help="prompts painted at once; 0: leave that out")
-    parser.add_argument("--small", action="store_true", help="toy models, to try the benchmark itself")
-    parser.add_argument("--only", choices=CONTESTANTS, help="paint a turn at the first size and print the peak memory")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of our implementation")
+    parser.add_argument("--together", type=int, default=len(PROMPTS), help="number of prompts in a batch; 0: skip this comparison")
+    parser.add_argument("--small", action="store_true", help="use toy models, to test the benchmark")
+    parser.add_argument("--only", choices=CONTESTANTS, help="run one turn at the first size and print the peak memory")
     arguments = parser.parse_args()
     vq, clip = models(arguments.dtype, arguments.small)
     if arguments.only:
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def models(dtype: str, small: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.Clip"]:
-    """Random weights of the published sizes."""
+    """Builds VQGAN and CLIP with random weights at published sizes."""
     c = config_lib.resolve(load_config("vqgan/f16_1024"))
     v = config_lib.resolve(load_config("clip/vit_b32")).model
     v.update({"activation": "quick_gelu"})
@@ -80,11 +80,11 @@ def models(dtype: str, small: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.Clip"]
     if small:
         c.model.channels, c.model.z_channels = 32, 32
         v.image.update({"width": 64, "depth": 1, "heads": 2})
-    v.text.update({"width": 64, "depth": 1, "heads": 2})  # the text tower speaks once, before the first step
+    v.text.update({"width": 64, "depth": 1, "heads": 2})  # the text tower runs only once, before the first step
     compute = CLIPCompute(dtype=dtype, scan=False)
     module = vqgan_model.build(c.model, compute)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    # From a small picture: the model is convolutional.
+    # A small image suffices, because the model is convolutional.
     side = 2 ** (len(c.model.multipliers) - 1)
     shapes = jax.eval_shape(module.init, keys, np.zeros((1, side, side, 3), np.float32))
     vq = vqgan_jax.Vqgan.assemble(c.model, random_weights(shapes), "random", compute)
@@ -96,7 +96,7 @@ def models(dtype: str, small: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.Clip"]
 
 
 def random_weights(shapes):
-    """Random weights of these shapes that keep activations of size 1; by NumPy, which compiles nothing."""
+    """Samples random weights that preserve the scale of activations, with NumPy to avoid compilation."""
     rng = np.random.default_rng(0)
 
     def leaf(path, x):
@@ -110,7 +110,7 @@ def random_weights(shapes):
 
 
 def contestant(name: str, vq, clip, arguments, size: int) -> Callable[[], None]:
-    """A function that makes the steps of one turn."""
+    """Builds a function that runs the steps of one turn."""
     if name == "ours":
         painter = painting.Painter(vq, clip, jobs(arguments, size, PROMPTS[:1]))
         return turn(painter, arguments.steps)
@@ -134,7 +134,7 @@ def turn(painter: painting.Painter, steps: int) -> Callable[[], None]:
 
 
 def textbook(vq, clip, arguments, size: int):
-    """PyTorch's contestant, with our weights; ImportError where the peer is not installed."""
+    """Builds the PyTorch painter with our weights. Raises ImportError if PyTorch or transformers is not installed."""
     import torch
     import transformers
 
@@ -164,7 +164,7 @@ def textbook(vq, clip, arguments, size: int):
 
 
 def check(vq, clip, codes, painter, device: str) -> None:
-    """Checks that both decode the same codes to the same picture, and encode it alike."""
+    """Checks that both implementations agree in decoded images and image features."""
     import torch
 
     ours = vq.decode(codes[None].astype(np.int32))[0]
@@ -174,11 +174,11 @@ def check(vq, clip, codes, painter, device: str) -> None:
     images = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None].to(device)
     cosine = float(painter.features(images)[0].cpu().numpy() @ clip.encode_image([pixels])[0])
     if agreement < 0.95 or cosine < 0.999:
-        raise SystemExit(f"ours and PyTorch agree in {agreement:.0%} of the pixels, cosine {cosine:.4f}: no race")
+        raise SystemExit(f"ours and PyTorch agree in {agreement:.0%} of the pixels, cosine {cosine:.4f}")
 
 
 def race(vq, clip, arguments, size: int) -> dict[str, float]:
-    """Steps a second of each contestant, median over turns."""
+    """Measures the median steps per second of each implementation."""
     runs = {}
     for name in CONTESTANTS:
         try:
@@ -196,7 +196,7 @@ def race(vq, clip, arguments, size: int) -> dict[str, float]:
 
 
 def peak_in_own_process(name: str, arguments, size: int) -> str:
-    """The peak memory, in MiB, of a process that only paints one turn."""
+    """Measures the peak memory in MiB of a separate process that runs one implementation."""
     command = [sys.executable, "-m", "benchmarks.guided", "--only", name, "--size", str(size)]
     command += ["--cuts", str(arguments.cuts), "--steps", "2", "--dtype", arguments.dtype]
     command += ["--small"] if arguments.small else []
@@ -205,11 +205,11 @@ def peak_in_own_process(name: str, arguments, size: int) -> str:
 
 
 def peak(name: str, run: Callable[[], None]) -> str:
-    """Peak memory of a second turn in MiB, beyond what was held before it; on a CPU, before the first."""
+    """Measures the peak memory in MiB of a second turn, minus the memory before that turn (on a CPU: before the first)."""
     if jax.default_backend() != "gpu":
         before = _status_kib("VmRSS")
         run()  # compiles
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far, of compilation
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak after compilation
         run()
         return f"{(_status_kib('VmHWM') - before) / 2**10:,.0f}"
     run()  # compiles, chooses algorithms
@@ -226,13 +226,13 @@ def peak(name: str, run: Callable[[], None]) -> str:
 
 
 def _status_kib(field: str) -> int:
-    """A field of this process's /proc status, in KiB."""
+    """Returns a field of this process's /proc status in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def together(vq, clip, arguments) -> None:
-    """Compares prompts painted at once with the same prompts one after the other, at the first size."""
+    """Compares a batch of prompts with the same prompts in sequence, at the first size."""
     size, texts = arguments.size[0], PROMPTS[: arguments.together]
     at_once = turn(painting.Painter(vq, clip, jobs(arguments, size, texts)), arguments.steps)
     single = turn(painting.Painter(vq, clip, jobs(arguments, size, texts[:1])), arguments.steps)

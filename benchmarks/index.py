@@ -1,9 +1,9 @@
-"""An index of 100,000 synthetic pictures: how fast it is made, how large it is, how long a query takes.
+"""Measures build time, size and query time of a search index of 100,000 synthetic images.
 
     python -m benchmarks.index
 
-The pictures are of 64 pixels, the model is ViT-B/32's text tower beside an image tower of one narrow layer, so that what is
-measured is the index: reading, decoding, storing and searching, and not a large model.
+Images have 64 pixels and both towers have one narrow layer, so that the time of the model is negligible compared with
+reading, decoding, storing and searching.
 """
 
 import statistics
@@ -64,7 +64,7 @@ def _unboxed(module, key, pixels, ids):
 
 
 def _draw(folder: Path) -> None:
-    """Pictures of 10 x 10 random blocks: cheap to make, and all different."""
+    """Writes distinct images of 10 x 10 random blocks."""
     rng = np.random.default_rng(0)
     for number in range(COUNT):
         if number % 1000 == 0:

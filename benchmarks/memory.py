@@ -1,10 +1,10 @@
-"""Published sizes compiled for eight devices, and how much memory each needs; and what tiles save in the loss.
+"""Prints the memory plans of training steps at published sizes, and of the contrastive loss with and without tiles.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu python -m benchmarks.memory
 
-Nothing is run: the plans are those of the compiled programs, per device. The training step is the trainer's own, with the
-config's optimiser and averages; the losses are forward and backward at global batches of 8,192 to 131,072 embeddings of 512
-numbers.
+Programs are compiled for eight devices but not run; memory is per device. The training step is the trainer's step with the
+config's optimiser and moving averages. The losses include forward and backward passes at global batches of 8,192 to 131,072
+embeddings of dimension 512.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from vqgan_jax.stage2.task import make_loss
 
 MODELS = ("vit_b32", "vit_b16", "vit_l14", "siglip_b16", "rn50")
 VQGANS = ("f16_1024", "f16_16384", "f8_gumbel")
-# Codes, and rows and columns of them, of the VQGANs that these were trained with; and micro-batches that fit eight devices.
+# Codebook size and code grid of the VQGAN; number of micro-batches for eight devices.
 DALLES = {"mindalle_1b3": (16_384, (16, 16), 8), "dalle1_12b": (8_192, (32, 32), 64)}
 MESHES = ({"data": -1, "fsdp": 8, "tensor": 1}, {"data": -1, "fsdp": 2, "tensor": 4})
 BATCH = 256
@@ -39,7 +39,7 @@ DIM = 512
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("models", "vqgans", "dalles", "losses"), help="one of the tables")
+    parser.add_argument("--only", choices=("models", "vqgans", "dalles", "losses"), help="print only this table")
     only = parser.parse_args().only
     if jax.device_count() != 8:
         raise SystemExit("set XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu")
@@ -82,7 +82,7 @@ def _mib(size: int) -> str:
 
 
 def step_plan(name: str, sizes: dict) -> None:
-    """Compiles the trainer's step for a published size and prints its plan."""
+    """Compiles the training step of a CLIP and prints its memory plan."""
     config = load_config(f"clip/{name}")
     config.data.batch_size, config.contrastive.tile, config.mesh = BATCH, 0, sizes
     config = config_lib.resolve(config)
@@ -116,7 +116,7 @@ def step_plan(name: str, sizes: dict) -> None:
 
 
 def vqgan_plan(name: str, sizes: dict) -> None:
-    """Compiles the two players' step for a published size, without a perceptual loss, and prints its plan."""
+    """Compiles the GAN training step of a VQGAN without perceptual loss and prints its memory plan."""
     config = load_config(f"vqgan/{name}")
     config.mesh, config.perceptual, config.data.batch_size = sizes, {"type": "none"}, VQGAN_BATCH
     config = config_lib.resolve(config)
@@ -128,7 +128,7 @@ def vqgan_plan(name: str, sizes: dict) -> None:
 
 
 class _Captions(CharBpeCaptions):
-    """Captions of some size, without a tokenizer."""
+    """Captions of a given length, without a tokenizer."""
 
     @property
     def null(self):
@@ -136,7 +136,7 @@ class _Captions(CharBpeCaptions):
 
 
 def dalle_plan(name: str, codes: tuple[int, tuple[int, int]], accumulate: int, sizes: dict) -> None:
-    """Compiles the training step of a published size and prints its plan."""
+    """Compiles the training step of a DALL-E and prints its memory plan."""
     config = load_config(f"dalle/{name}")
     config.mesh, config.accumulate = sizes, accumulate
     config = config_lib.resolve(config)
@@ -167,7 +167,7 @@ def _shape(mesh) -> str:
 
 
 def _plan(task: Task, config, mesh, batch) -> tuple[int, profiling.MemoryPlan]:
-    """Parameters of all players, and the memory plan of the trainer's compiled step."""
+    """Compiles the training step; returns the number of parameters and the memory plan."""
     state, step = trace_step(config, task, mesh, batch, {})
     with jax.set_mesh(mesh):
         plan = profiling.memory_plan(step.lower().compile())
@@ -175,7 +175,7 @@ def _plan(task: Task, config, mesh, batch) -> tuple[int, profiling.MemoryPlan]:
 
 
 def loss_plans(size: int) -> None:
-    """Temporary memory of the loss and its gradient, dense and in tiles."""
+    """Prints the temporary memory of the contrastive loss and its gradient, dense and in tiles."""
     mesh = sharding.make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
     shapes = [jax.ShapeDtypeStruct((size, DIM), jnp.float32, sharding=sharding.batch_sharding(mesh))] * 2
     sizes = []

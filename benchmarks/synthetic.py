@@ -1,4 +1,4 @@
-"""Shipped configs for benchmarks: batches of random numbers, and random weights for the files that they name."""
+"""Shipped configs for benchmarks, with random batches and random weight files."""
 
 from pathlib import Path
 
@@ -19,9 +19,9 @@ VGG16 = (((0, 2), 64), ((5, 7), 128), ((10, 12, 14), 256), ((17, 19, 21), 512), 
 
 
 def config(family: str, name: str, dtype: str, batch: int, remat: str, folder: Path, tiny: bool) -> ConfigDict:
-    """A shipped config, resolved, with these options; the files that it needs are written to `folder`.
+    """Resolves a shipped config with these options, and writes the files that the config needs to `folder`.
 
-    CLIP's towers see the batch at once, and VQGAN's discriminator takes part from the first update on.
+    CLIP uses no micro-batches, and VQGAN's discriminator starts at the first update.
     """
     c = load_config(name)
     c.evals, c.data.batch_size, c.dropout = ConfigDict(), batch, 0.0
@@ -43,7 +43,7 @@ def config(family: str, name: str, dtype: str, batch: int, remat: str, folder: P
 
 
 def batch(family: str, c: ConfigDict, grid: int) -> dict[str, np.ndarray]:
-    """A batch as the family's task takes it; `grid`: codes along a side of a picture."""
+    """Samples a random batch for the family's task; `grid` is the number of codes along a side of an image."""
     rng, m, size = np.random.default_rng(0), c.model, c.data.batch_size
     made = {}
     if family in ("clip", "vqgan"):
@@ -67,7 +67,7 @@ def _tokenizer(path: Path, vocab_size: int) -> str:
 
 
 def _lpips(path: Path) -> str:
-    """LPIPS on VGG16, under the names that `vqgan_jax.perceptual` reads."""
+    """Writes random weights of LPIPS on VGG16, with the names that `vqgan_jax.perceptual` reads."""
     weights, rng, inputs = {}, np.random.default_rng(0), 3
     for index, (layers, width) in enumerate(VGG16):
         for layer in layers:
@@ -80,7 +80,7 @@ def _lpips(path: Path) -> str:
 
 
 def _vqgan(path: Path, resolution: int) -> str:
-    """A narrow f16 with 16,384 codes: a second stage only needs its number of codes."""
+    """Writes a narrow f16 VQGAN with 16,384 codes, since a second stage only needs the number of codes."""
     c = load_config("vqgan/f16_16384")
     c.model.update({"channels": 32, "blocks": 1, "attention": (), "resolution": resolution})
     model = config_lib.resolve(c).model

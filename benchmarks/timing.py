@@ -1,4 +1,4 @@
-"""Time programs on the device that JAX chooses: medians, kernels, shares of peak rates, the ceilings of the device."""
+"""Measures programs on the default device: median times, kernel times, MFU, and achievable rates of the device."""
 
 import collections
 import functools
@@ -18,7 +18,7 @@ from jax.extend.core import jaxprs_in_params
 
 from train_jax import profiling
 
-KERNELS = {  # kinds by the names of kernels, the first that matches
+KERNELS = {  # kind of kernel -> pattern of its name; the first match counts
     "attention": "fmha|flash|sdpa",
     "convolutions": "conv(?!ert)|fprop|dgrad|wgrad|implicit",
     "products": "gemm|nvjet|cutlass|cublas|dot",
@@ -32,7 +32,7 @@ KERNELS = {  # kinds by the names of kernels, the first that matches
 def median_seconds(call: Callable[[], Any], turn: float = 0.4) -> float:
     """Measures the median seconds of a call over three to five turns, after a warm-up.
 
-    A turn is as many calls as fill `turn` seconds; the host waits for the device at its end alone.
+    A turn has as many calls as fit into `turn` seconds. The host waits for the device only at the end of a turn.
     """
     jax.block_until_ready(call())
     seconds, calls = [], 1
@@ -47,7 +47,7 @@ def median_seconds(call: Callable[[], Any], turn: float = 0.4) -> float:
 
 
 def speed(seconds: float, count: float, flops: float | None) -> dict[str, float]:
-    """Computes rates of a call that treats `count` examples, and MFU where the device's peak is known."""
+    """Computes the rates of a call that processes `count` examples, and MFU if the device's peak is known."""
     row = {"seconds": seconds, "per_second": count / seconds}
     peak = profiling.peak_of_kind(jax.devices()[0].device_kind)
     if flops:
@@ -56,9 +56,9 @@ def speed(seconds: float, count: float, flops: float | None) -> dict[str, float]
 
 
 def counted_flops(jaxpr: Any) -> float:
-    """Counts operations of the matrix products and convolutions of a (closed) jaxpr; the larger branch, all turns of a loop.
+    """Counts FLOPs of matrix products and convolutions of a (closed) jaxpr, with the largest branch and all loop iterations.
 
-    A convolution's zeros between the rows of its input (`lhs_dilation`) cost nothing; those around it are counted.
+    Zeros between input elements of a convolution (`lhs_dilation`) are not counted; zeros of the padding are counted.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -78,13 +78,13 @@ def counted_flops(jaxpr: Any) -> float:
 
 
 def forward_flops(model: Any, method: str, shape: tuple[int, ...], dtype: Any) -> float:
-    """Operations of a method of a loaded model (its `module` and `variables`) on an array."""
+    """Counts FLOPs of a method of a loaded model (with `module` and `variables`) on an array."""
     apply = functools.partial(model.module.apply, method=method)
     return counted_flops(jax.make_jaxpr(apply)(model.variables, jax.ShapeDtypeStruct(shape, dtype)))
 
 
 def kernels(call: Callable[[], Any]) -> dict[str, Any]:
-    """Milliseconds of the device's kernels in one traced call: by kind, and of those that take longest; {} on a CPU."""
+    """Measures milliseconds of GPU kernels in one traced call, by kind and for the longest kernels; empty on a CPU."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(call())
@@ -101,7 +101,7 @@ def kernels(call: Callable[[], Any]) -> dict[str, Any]:
 
 
 def ceilings(n: int) -> list[dict[str, Any]]:
-    """Measures the rates that programs can reach: of products [n, n] x [n, n], and of a copy of 4 n^2 float32 numbers."""
+    """Measures achievable rates: matrix products [n, n] x [n, n], and a copy of 4 n^2 float32 numbers."""
     device, rows = jax.devices()[0], []
     x, y = (jax.random.normal(jax.random.key(i), (4 * n, n)) for i in range(2))
     for dtype in ("bfloat16", "float32"):

@@ -1,9 +1,9 @@
-"""VQGAN f16 at 256 pixels beside the textbook's step in PyTorch: the same weights, pictures and precision, in turns.
+"""Compares VQGAN f16 at 256 pixels with a textbook step in PyTorch: the same weights, images and precision.
 
-    python -m benchmarks.vqgan [--batch 1] [--rounds 5]         (with the `peers` extra; without it ours alone is measured)
+    python -m benchmarks.vqgan [--batch 1] [--rounds 5]         (needs the `peers` extra; otherwise ours only)
 
-Reconstructions a second, and full GAN updates (generator, discriminator, adaptive weight, both optimisers). Also prints how
-many of a generator's forward passes the compiled update costs, by the compiler's own count of operations.
+Measures reconstructions per second and full GAN updates per second (generator, discriminator, adaptive weight, both
+optimisers). Also prints the cost of an update in forward passes of the generator, by the compiler's FLOP count.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--size", type=int, default=256, help="side of the pictures, in pixels")
+    parser.add_argument("--size", type=int, default=256, help="side of the images in pixels")
     arguments = parser.parse_args()
     config = load_config("vqgan/f16_1024")
     config.compute.dtype = arguments.dtype
@@ -59,7 +59,7 @@ def main() -> None:
     machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
     print(
         f"f16-1024 at {arguments.size} px, batch {arguments.batch}, {arguments.dtype}, {machine}, jax {jax.__version__}; "
-        "pictures a second"
+        "images per second"
     )
     print("| " + " | ".join(["", *rates, "ours / PyTorch"]) + " |")
     print("| " + " | ".join(["---"] * (len(rates) + 2)) + " |")
@@ -133,13 +133,13 @@ def _torch(config, images, params, dtype: str) -> Contestant:
 
 
 def _check(contestants: dict[str, Contestant]) -> None:
-    """The contestants must compute the same pictures before they race."""
+    """Checks that both implementations compute the same reconstructions."""
     if "PyTorch" in contestants:
         a, b = (contestants[name]["reconstructions"]() for name in ("ours", "PyTorch"))
-        # Codes at a tie may differ, and with them a patch.
+        # Codes may differ at ties, which changes a patch.
         share = np.mean(np.abs(a - b) < 1e-2)
         if share < 0.95:
-            raise SystemExit(f"ours and PyTorch agree in {share:.0%} of the pixels alone: no race")
+            raise SystemExit(f"ours and PyTorch agree in only {share:.0%} of the pixels")
 
 
 def _race(contestants: dict[str, Contestant], rounds: int, batch: int) -> dict[str, dict[str, float]]:

@@ -88,8 +88,8 @@ class VQGANTaskOptions(Options):
     def check(self, path: str) -> None:
         if self.model.architecture != "vqgan":
             raise ConfigError(
-                f"config.model.architecture = {self.model.architecture!r} cannot be trained; the closest alternative is vqgan with "
-                "quantizer.type = 'gumbel'"
+                f"config.model.architecture = {self.model.architecture!r} cannot be trained; the closest "
+                "alternative is vqgan with quantizer.type = 'gumbel'"
             )
         kind = self.model.quantizer.type
         if kind not in quantize.WITH_CODEBOOK:
@@ -261,7 +261,8 @@ class Players:
         trains = self.discriminator is not None and step > self.config.loss.disc_start + 100
         if trains and metrics["loss_discriminator"] < _DOMINANT_LOSS:
             sentences.append(
-                f"the discriminator dominates (loss {metrics['loss_discriminator']:.3f}): its logits give the "
-                "generator no useful gradient. Try loss.lecam = 0.001, loss.r1 = 1, or a lower optim.players.discriminator.lr"
+                f"the discriminator dominates (loss {metrics['loss_discriminator']:.3f}): its logits give "
+                "the generator no useful gradient. Try loss.lecam = 0.001, loss.r1 = 1, or a lower "
+                "optim.players.discriminator.lr"
             )
         return sentences

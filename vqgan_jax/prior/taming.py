@@ -1,7 +1,7 @@
 """Checkpoints of taming-transformers' second stage, `Net2NetTransformer`: a `.ckpt` and a `.yaml`.
 
-Both stages are in one file. The transformer is minGPT: labels and codes share a vocabulary, and a sequence of a model without
-labels starts with a fixed token.
+Both stages are in one file. The transformer is minGPT: labels and codes share a vocabulary, and models without labels start
+sequences with a fixed token.
 """
 
 from collections.abc import Mapping

@@ -153,8 +153,8 @@ class CodeGenerator:
           best: number of best samples to return.
           batch_size: maximum number of samples per batch.
           progress: whether to show a progress bar.
-          preview: callback during sampling: `(index of the batch's first sample, finished rows of codes, uint8 [b, H, W, 3])`;
-            samples are numbered condition by condition, unfinished parts are grey. Previews do not influence samples.
+          preview: callback `(index of the batch's first sample, finished rows of codes, images uint8 [b, H, W, 3])` during
+            sampling. Samples are numbered condition by condition; unfinished parts are grey.
           preview_rows: rows of codes between two calls of `preview`; None: an eighth of a window.
 
         Raises ValueError for invalid arguments and BrokenSample for an unreadable `init_image`.
@@ -289,7 +289,7 @@ class CodeGenerator:
             pictures = [preprocess.named(x, i) for i, x in enumerate(images)]
             images = np.stack(pictures) if pictures else np.zeros((0, self.size, self.size, 3), np.uint8)
         if images.shape[1:3] != (self.size, self.size):
-            raise ValueError(f"images of {images.shape[1]} x {images.shape[2]} pixels; the model was trained on {self.size} x {self.size}")
+            raise ValueError(f"images of {images.shape[1]} x {images.shape[2]} pixels; this model needs sides of {self.size}")
         return self.vqgan.encode(images)
 
     def _known_codes(
@@ -363,7 +363,7 @@ class CodeGenerator:
             if rerank is None:
                 raise ValueError("best needs a ranking: set rerank")
         if rerank is not None and rerank != LIKELIHOOD and self.condition.kind != "text":
-            raise ValueError(f"rerank = {rerank!r}: CLIP ranks images by texts, and this model has no texts; use 'likelihood'")
+            raise ValueError(f"rerank = {rerank!r}: CLIP needs texts, which this model has not; use 'likelihood'")
 
 
 @dataclasses.dataclass

@@ -21,12 +21,12 @@ class CodeTransformerOptions(Options):
     activation: str = option("gelu", "activation function of the MLPs", choices=ACTIVATIONS)
     vocabulary: str = option(
         "separate",
-        "vocabulary of the logits; joint: shared by condition tokens and codes, as in DALL-E's paper",
+        "vocabulary of the logits; joint: condition tokens and codes, as in DALL-E",
         choices=("separate", "joint"),
     )
     positions: str = option(
         "learned",
-        "position embeddings of codes; axial: sum of a row and a column embedding",
+        "position embeddings of codes; axial: row plus column embedding",
         choices=("axial", "learned"),
     )
     attention: tuple[str, ...] = option(("dense",), "attention patterns of the blocks in turn", choices=PATTERNS)

@@ -110,7 +110,7 @@ def make(
     def init(rng, batch):
         tokens, codes = jnp.asarray(condition.null)[None], jnp.zeros((1, module.length), jnp.int32)
         extra = {}
-        if not config.codes.cached:  # placeholders; `frozen_vqgan` loads the weights, which otherwise would be compiled as constants
+        if not config.codes.cached:  # weights in the state are not compiled as constants; `frozen_vqgan` sets the values
             extra = {"vqgan": jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), vq.variables)}
         return {"generator": module.init(rng, tokens, codes)["params"]}, extra
 
@@ -131,8 +131,8 @@ def make(
         if step < max(2 * config.optim.warmup_steps, 100) or metrics["bits_per_code"] < uniform:
             return []
         return [
-            f"the model is worse than the uniform distribution: {metrics['bits_per_code']:.2f} bits per code, uniform is "
-            f"{uniform:.2f}. Try a lower optim.lr or more optim.warmup_steps; see docs/results.md"
+            f"the model is worse than the uniform distribution: {metrics['bits_per_code']:.2f} bits per code, "
+            f"uniform has {uniform:.2f}. Try a lower optim.lr or more optim.warmup_steps; see docs/results.md"
         ]
 
     return Task(
@@ -152,7 +152,7 @@ def make_loss(module: CodeTransformer, condition: Condition, config: ConfigDict)
     """Builds the cross-entropy loss, `(params, tokens [B, C], codes [B, h, w], rng) -> (loss, metrics)`.
 
     If the model predicts condition tokens, the loss is the weighted sum of the mean losses of condition tokens and codes
-    (arXiv 2102.12092, section 2.2). The mean over condition tokens includes scored tokens of conditions that are not dropped.
+    (arXiv 2102.12092, section 2.2). The mean over condition tokens includes the scored tokens of conditions that are kept.
     """
 
     def loss(params, tokens, codes, rng):
