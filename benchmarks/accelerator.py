@@ -4,7 +4,7 @@
     python -m benchmarks.accelerator --cases clip:clip/vit_b16:bfloat16:512:none
 
 The first rows are the achievable rates of the device: matrix products of 8192 x 8192 x 8192 and a copy. Then follow the
-trainer's step, the sampler and the painter, with random weights on synthetic data on the device. Each case runs in a separate
+trainer's step, the sampler and the painter, with random weights and synthetic data on the device. Each case runs in its own
 process, so that peak memory is per case. FLOPs of transformers are computed in closed form, without recomputation; FLOPs of
 VQGAN are counted in the traced program. MFU is relative to the device's bfloat16 peak, also in float32, for which GPUs use
 TF32. All families take about 15 minutes on one H100. Without an accelerator, and with `--tiny`, toy models are used.
@@ -79,8 +79,8 @@ class Case(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.accelerator", description=__doc__.splitlines()[0])
     parser.add_argument("--families", default="attention,clip,dalle,vqgan,sampling,painting,prior")
-    parser.add_argument("--cases", nargs="+", metavar="FAMILY:CONFIG:DTYPE:BATCH:REMAT", help="cases to run, instead of --families")
-    parser.add_argument("--json", metavar="FILE", help="output file for all numbers and the longest kernels")
+    parser.add_argument("--cases", nargs="+", metavar="FAMILY:CONFIG:DTYPE:BATCH:REMAT", help="cases, instead of --families")
+    parser.add_argument("--json", metavar="FILE", help="output file for all numbers and kernels")
     parser.add_argument("--tiny", action="store_true", help="use toy models, to test the benchmark")
     arguments = parser.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")

@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.clip", description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of our and of the Flax implementation")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of ours and of Flax")
     arguments = parser.parse_args()
     config = load_config("clip/vit_b32")
     config.model.activation = "quick_gelu"

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--most", type=int, default=max(CHOICES), choices=CHOICES, help="number of samples per prompt")
-    parser.add_argument("--sweep", type=int, default=64, help="number of prompts for the table of temperatures and guidances")
+    parser.add_argument("--sweep", type=int, default=64, help="number of prompts of the temperature table")
     parser.add_argument("--top-p", type=float, default=0.9, help="top-p for the best-of-n table")
     parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale for the best-of-n table")
     arguments = parser.parse_args()

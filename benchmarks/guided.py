@@ -1,10 +1,10 @@
 """Compares guided painting with a textbook loop in PyTorch: VQGAN f16, CLIP ViT-B/32, the same weights and cuts.
 
-    python -m benchmarks.guided [--size 256 512] [--cuts 32] [--rounds 3]       (needs the `peers` extra; otherwise ours only)
+    python -m benchmarks.guided [--size 256 512] [--cuts 32] [--rounds 3]       (with the `peers` extra; else ours only)
 
 Measures steps per second, and the peak memory of a turn in a separate process, without the memory held before (mainly
-weights). On a GPU the peak is of GPU memory, otherwise of the resident memory that Linux reports, which includes freed memory
-that was not returned. Then compares eight prompts in one batch with eight runs in sequence. Weights are random, which does
+weights). On a GPU the peak is of GPU memory, otherwise of resident memory as Linux reports, which includes freed memory that
+was not returned. Then compares eight prompts in one batch with eight runs in sequence. Weights are random, which does
 not affect speed. On a GPU both use TF32 for float32 products, which is JAX's default.
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="number of steps per turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of our implementation")
-    parser.add_argument("--together", type=int, default=len(PROMPTS), help="number of prompts in a batch; 0: skip this comparison")
+    parser.add_argument("--together", type=int, default=len(PROMPTS), help="prompts in a batch; 0: no comparison")
     parser.add_argument("--small", action="store_true", help="use toy models, to test the benchmark")
     parser.add_argument("--only", choices=CONTESTANTS, help="run one turn at the first size and print the peak memory")
     arguments = parser.parse_args()

@@ -2,8 +2,8 @@
 
     python -m benchmarks.painting --vqgan runs/demo/vqgan --clip runs/demo/clip --judge runs/clip-judge [--seeds 1]
 
-Images are painted with the options of `vqgan_jax.guided.demo`, which NAME=VALUE arguments override. The accuracy by CLIP is the
-share of images whose prompt is nearest among all prompts. The held-out CLIP is the same model trained with another seed
+Images are painted with the options of `vqgan_jax.guided.demo`, which NAME=VALUE arguments override. The accuracy by CLIP is
+the share of images whose prompt is nearest among all prompts. The held-out CLIP is the same model trained with another seed
 (`--config.seed=1`); a lower accuracy by the held-out CLIP shows over-fitting to the guiding CLIP.
 """
 
@@ -80,7 +80,7 @@ def nearest(clip, images: np.ndarray, texts: list[str]) -> np.ndarray:
 
 
 def oracle_grades(images: np.ndarray, texts: list[str]) -> dict[str, list[bool]]:
-    """Returns, for each image, whether the oracle reads the prompt's object, reads it as the largest, and reads its colour."""
+    """Returns whether the oracle reads in each image the object, the object as the largest, and the colour of its prompt."""
     objects = [[(o.colour, o.shape) for o in oracle.read(image)] for image in images]
     expected = [tuple(text.split()[1:]) for text in texts]
     graded = list(zip(expected, objects, strict=True))

@@ -2,8 +2,8 @@
 
     python -m benchmarks.step
 
-Measures updates of `configs/clip/shapes.py` by `make_train_step` (skipping of bad updates, counters, metrics, donation) and by
-a minimal jitted step with the same model and optimiser, alternating; then examples per second of the pipeline alone.
+Measures updates of `configs/clip/shapes.py` by `make_train_step` (skipping of bad updates, counters, metrics, donation) and
+by a minimal jitted step with the same model and optimiser, alternating; then examples per second of the pipeline alone.
 """
 
 import platform

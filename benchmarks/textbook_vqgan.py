@@ -161,7 +161,7 @@ def discriminator(channels: int, layers: int) -> nn.Sequential:
 
 
 class Trainer:
-    """Trainer that updates the generator, with two gradients at the last layer for the adaptive weight, then the discriminator."""
+    """Trainer of generator (with two gradients at the last layer for the adaptive weight) and discriminator."""
 
     def __init__(self, model: VQGAN, discriminator: nn.Sequential, lr: float, weight: float):
         self.model, self.discriminator, self.weight = model, discriminator, weight

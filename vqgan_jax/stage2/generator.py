@@ -289,7 +289,7 @@ class CodeGenerator:
             pictures = [preprocess.named(x, i) for i, x in enumerate(images)]
             images = np.stack(pictures) if pictures else np.zeros((0, self.size, self.size, 3), np.uint8)
         if images.shape[1:3] != (self.size, self.size):
-            raise ValueError(f"images of {images.shape[1]} x {images.shape[2]} pixels; this model needs sides of {self.size}")
+            raise ValueError(f"images of {images.shape[1]} x {images.shape[2]} pixels; this model needs {self.size}")
         return self.vqgan.encode(images)
 
     def _known_codes(
@@ -363,7 +363,7 @@ class CodeGenerator:
             if rerank is None:
                 raise ValueError("best needs a ranking: set rerank")
         if rerank is not None and rerank != LIKELIHOOD and self.condition.kind != "text":
-            raise ValueError(f"rerank = {rerank!r}: CLIP needs texts, which this model has not; use 'likelihood'")
+            raise ValueError(f"rerank = {rerank!r}: CLIP needs texts, this model has none; use 'likelihood'")
 
 
 @dataclasses.dataclass

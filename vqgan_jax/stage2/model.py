@@ -30,7 +30,7 @@ class CodeTransformerOptions(Options):
         choices=("axial", "learned"),
     )
     attention: tuple[str, ...] = option(("dense",), "attention patterns of the blocks in turn", choices=PATTERNS)
-    last_attention: str = option("", "attention pattern of the last block; empty: as for other blocks", choices=("", *PATTERNS))
+    last_attention: str = option("", "attention pattern of the last block; empty: no exception", choices=("", *PATTERNS))
     conv_window: int = option(11, "window side of convolutional attention", least=1)
 
     def check(self, path: str) -> None:
