@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-def decay(config) -> float:
+def get_decay(config) -> float:
     """Returns the EMA decay of the generator's parameters in a resolved config, or 0 without averaging.
 
     With a decay of 0 the averaged codebook equals the codebook.
@@ -17,7 +17,7 @@ def decay(config) -> float:
     return config.ema.decay if not players or "generator" in players else 0.0
 
 
-def update(
+def update_average(
     average: Float[Array, "k d"], points: Float[Array, "k d"], moved: Bool[Array, "k"], step: jax.Array, decay: float
 ) -> Float[Array, "k d"]:
     """Updates the averaged codebook by the rule for parameters (`train_jax.step`); revived codes restart their average.
@@ -30,7 +30,7 @@ def update(
     return jnp.where(moved[:, None], points, decay * average + (1 - decay) * points)
 
 
-def variables(params: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+def inference_variables(params: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the generator's variables for inference.
 
     Args:

@@ -60,31 +60,31 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
         return command.train(argv[1:])
-    return command.answer("vqgan-jax", _parser().parse_args(arguments_lib.expanded(argv)))
+    return command.answer("vqgan-jax", _build_parser().parse_args(arguments_lib.expanded(argv)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser, command_parser = command.parser("vqgan-jax", "Encode images to codes, decode and sample codes.", _EXAMPLES)
     command_parser("train", "Train a model from a config; the same as train-jax.")
 
-    def add(name: str, text: str, run, model: str = _MODEL) -> argparse.ArgumentParser:
+    def add_command(name: str, text: str, run, model: str = _MODEL) -> argparse.ArgumentParser:
         sub = command_parser(name, text, run)
         sub.add_argument("--model", required=True, metavar="MODEL", help=model)
         return sub
 
-    reconstruct = add("reconstruct", "Reconstruct images and write a grid for comparison.", _reconstruct)
+    reconstruct = add_command("reconstruct", "Reconstruct images and write a grid for comparison.", _reconstruct)
     reconstruct.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     reconstruct.add_argument("--out", required=True, metavar="FILE", help="output .png with images and reconstructions")
 
-    encode = add("encode", "Encode the images of a folder to codes.", _encode)
+    encode = add_command("encode", "Encode the images of a folder to codes.", _encode)
     encode.add_argument("folder", metavar="FOLDER", help="folder of images, searched recursively")
     encode.add_argument("--out", required=True, metavar="FILE", help="output .npz")
 
-    decode = add("decode", "Decode codes to images.", _decode)
+    decode = add_command("decode", "Decode codes to images.", _decode)
     decode.add_argument("codes", metavar="CODES", help="an .npz written by vqgan-jax encode")
     decode.add_argument("--out", required=True, metavar="FOLDER", help="output folder; created if missing")
 
-    sample = add("sample", "Sample images autoregressively.", _sample, "run directory of the second stage")
+    sample = add_command("sample", "Sample images autoregressively.", _sample, "run directory of the second stage")
     sample.add_argument("--out", required=True, metavar="FILE", help="output .png with a grid of samples")
     sample.add_argument("--n", type=int, default=16, help="number of images (default 16)")
     sample.add_argument("--class", type=int, dest="label", metavar="LABEL", help="class label (default: none)")
@@ -125,18 +125,18 @@ def _sample(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read(vq, paths: list[Path]) -> tuple[list[Path], list]:
+def _read_images(vq, paths: list[Path]) -> tuple[list[Path], list]:
     """Reads and preprocesses images; reports unreadable files on standard error and skips them."""
     from train_jax.data.images import BrokenSample
 
-    good, pictures = [], []
+    readable, pictures = [], []
     for path in paths:
         try:
             pictures.append(vq.preprocess([path])[0])
-            good.append(path)
+            readable.append(path)
         except (BrokenSample, OSError) as error:
             print(f"skipped {path}: {error}", file=sys.stderr)
-    return good, pictures
+    return readable, pictures
 
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
@@ -149,7 +149,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     out = arguments_lib.png(arguments.out, "the sheet")
     arguments_lib.check_outputs(out=arguments.out)
     vq = load(arguments.model)
-    paths, pictures = _read(vq, [Path(image) for image in arguments.images])
+    paths, pictures = _read_images(vq, [Path(image) for image in arguments.images])
     if not pictures:
         raise UserError("no image can be read")
     reconstructions = vq.reconstruct(np.stack(pictures))
@@ -185,10 +185,10 @@ def _encode(arguments: argparse.Namespace) -> int:
     with tqdm(total=len(files), unit="image", desc="encode") as bar:
         for start in range(0, len(files), _BATCH):
             chunk = files[start : start + _BATCH]
-            good, pictures = _read(vq, chunk)
-            if good:
+            readable, pictures = _read_images(vq, chunk)
+            if readable:
                 codes.append(vq.encode(np.stack(pictures), _BATCH))
-                paths += [str(path.relative_to(folder)) for path in good]
+                paths += [str(path.relative_to(folder)) for path in readable]
             bar.update(len(chunk))
     if not paths:
         raise UserError(f"{folder}: no image can be read")
@@ -217,7 +217,7 @@ def _decode(arguments: argparse.Namespace) -> int:
             f"{arguments.codes} holds no codes of vqgan-jax encode: codes {codes.dtype} {list(codes.shape)}, paths "
             f"{paths.dtype} {list(paths.shape)}; expected integers [n, h, w] and n strings"
         )
-    targets = _targets(out, [str(path) for path in paths], arguments.codes)
+    targets = _output_paths(out, [str(path) for path in paths], arguments.codes)
     vq = load(arguments.model)
     fingerprint = str(fingerprint)
     if fingerprint != vq.fingerprint:
@@ -235,7 +235,7 @@ def _decode(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _targets(out: Path, paths: list[str], file: str) -> list[Path]:
+def _output_paths(out: Path, paths: list[str], file: str) -> list[Path]:
     """Returns the output path of each image, with the suffix `.png`; if paths would collide, `.png` is appended instead.
 
     Raises UserError if a path in `file` leads out of the folder or is duplicated.

@@ -34,7 +34,7 @@ from train_jax.data.files import read_arrays
 from train_jax.data.images import Preprocess
 from train_jax.data.sources import Source
 from train_jax.errors import ConfigError, Interrupted
-from vqgan_jax.coded import checksum_file
+from vqgan_jax.coded import checksum_path
 from vqgan_jax.vqgan import Vqgan
 
 log = logging.getLogger(__name__)
@@ -46,13 +46,13 @@ _PATIENCE = 1800.0  # timeout in seconds without a new part
 _VISIBLE = 60.0  # timeout in seconds until a network file system shows a new file to all hosts
 
 
-def ensure(
+def ensure_code_file(
     vq: Vqgan,
     source: Source,
     preprocess: Preprocess,
     flip: bool,
     file: Path,
-    made_of: Mapping,
+    provenance: Mapping,
     asked_to_stop: Callable[[], int],
 ) -> None:
     """Computes the code file of a collection if it does not exist, and waits until every host sees the file.
@@ -74,43 +74,43 @@ def ensure(
     _await_visible(started)
     signal_number = 0
     try:
-        _compute(job, vq, source, preprocess, flip, file, made_of)
+        _compute_parts(job, vq, source, preprocess, flip, file, provenance)
     except Interrupted as interrupted:
         signal_number = interrupted.signal_number
     if signal_number := max(agreement.gather(signal_number)):
         raise Interrupted(signal_number)
 
 
-def _compute(
-    job: "_Job", vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, file: Path, made_of: Mapping
+def _compute_parts(
+    job: "_Job", vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, file: Path, provenance: Mapping
 ) -> None:
     """Computes the parts of this host, joins all parts on process 0, and waits until `file` exists."""
     parts = job.parts
     starts = range(0, len(source), _PART)
-    share = np.array_split(np.asarray(starts), jax.process_count())[jax.process_index()].tolist()
-    records = sum(min(_PART, len(source) - start) for start in share)
+    own_starts = np.array_split(np.asarray(starts), jax.process_count())[jax.process_index()].tolist()
+    records = sum(min(_PART, len(source) - start) for start in own_starts)
     with tqdm(total=records, unit="image", desc=f"codes of {source.name}", disable=jax.process_index() > 0) as bar:
-        for start in share:
+        for start in own_starts:
             if file.is_file():  # another job has finished
                 break
             stop = min(start + _PART, len(source))
-            with job.reporting_failure():
-                if not (parts / _name(start)).is_file():
-                    codes, crc = _encode(vq, source, preprocess, flip, start, stop)
-                    _write(parts, parts / _name(start), lambda f, c=codes, s=crc: np.savez(f, codes=c, crc=s))
+            with job.record_failure():
+                if not (parts / _part_name(start)).is_file():
+                    codes, crc = _encode_records(vq, source, preprocess, flip, start, stop)
+                    _write_atomically(parts, parts / _part_name(start), lambda f, c=codes, s=crc: np.savez(f, codes=c, crc=s))
             bar.update(stop - start)
             job.check()
     if jax.process_index() == 0:
-        expected = set(map(_name, starts))
+        expected = set(map(_part_name, starts))
         job.wait(lambda names: expected <= names or file.is_file())
         if not file.is_file():
-            with job.reporting_failure():
-                _join(parts, len(source), file, source, made_of)
+            with job.record_failure():
+                _join_parts(parts, len(source), file, source, provenance)
         shutil.rmtree(parts, ignore_errors=True)
     job.wait(lambda names: file.is_file())
 
 
-def _encode(vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, start: int, stop: int):
+def _encode_records(vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, start: int, stop: int):
     """Encodes the records `start` to `stop`; returns codes [n, 1 or 2, h, w] and image checksums int64 [n]."""
     side = preprocess.size // vq.factor
     codes = np.zeros((stop - start, 1 + flip, side, side), np.min_scalar_type(vq.num_codes - 1))
@@ -134,13 +134,13 @@ def _encode(vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, start
     return codes, crc
 
 
-def _join(parts: Path, count: int, file: Path, source: Source, made_of: Mapping) -> None:
+def _join_parts(parts: Path, count: int, file: Path, source: Source, provenance: Mapping) -> None:
     """Joins all parts into one memory-mapped array and writes the final files."""
     crc = np.empty(count, np.int64)
     unfinished = parts / file.name
     codes = None
     for start in range(0, count, _PART):
-        part_codes, crc[start : start + _PART] = _read(parts / _name(start))
+        part_codes, crc[start : start + _PART] = _read_part(parts / _part_name(start))
         if codes is None:
             shape = (count, *part_codes.shape[1:])
             codes = np.lib.format.open_memmap(unfinished, "w+", part_codes.dtype, shape)
@@ -150,23 +150,23 @@ def _join(parts: Path, count: int, file: Path, source: Source, made_of: Mapping)
         shutil.rmtree(parts)  # so that repaired images are read again
         raise DataError(f"{source.name}: none of its {count} images can be read")
     # The code file is written last: if it exists, it is complete and the other files exist.
-    _write(parts, file.with_suffix(".json"), lambda f: f.write(json.dumps(dict(made_of), indent=2).encode()))
-    _write(parts, checksum_file(file), lambda f: np.save(f, crc))
+    _write_atomically(parts, file.with_suffix(".json"), lambda f: f.write(json.dumps(dict(provenance), indent=2).encode()))
+    _write_atomically(parts, checksum_path(file), lambda f: np.save(f, crc))
     unfinished.replace(file)
 
 
-def _read(part: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_part(part: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         return tuple(read_arrays(part, ("codes", "crc")).values())
     except (OSError, ValueError) as error:
         raise DataError(f"{part} is damaged ({error}): remove it to compute its codes again") from error
 
 
-def _name(start: int) -> str:
+def _part_name(start: int) -> str:
     return f"{start:012d}-{_PART}.npz"
 
 
-def _write(parts: Path, file: Path, write: Callable) -> None:
+def _write_atomically(parts: Path, file: Path, write: Callable) -> None:
     """Writes a file atomically, by renaming a temporary file."""
     parts.mkdir(parents=True, exist_ok=True)
     unfinished = parts / f"{file.name}.{os.getpid()}"
@@ -196,23 +196,23 @@ class _Job:
     asked_to_stop: Callable[[], int]
 
     @contextlib.contextmanager
-    def reporting_failure(self) -> Iterator[None]:
+    def record_failure(self) -> Iterator[None]:
         """Writes an exception of the block to a file, for the hosts that wait for this host, and re-raises it."""
         try:
             yield
         except BaseException as error:
             with contextlib.suppress(OSError):  # a full disk must not hide the original error
-                self._note("failed").write_text(f"{type(error).__name__}: {error}", "utf-8")
+                self._note_path("failed").write_text(f"{type(error).__name__}: {error}", "utf-8")
             raise
 
     def check(self) -> None:
         """Raises DataError if any host has failed, and Interrupted if any host was asked to stop."""
-        if notes := self._notes("failed"):
+        if notes := self._list_notes("failed"):
             reasons = "; ".join(f"host {note.name.split('-')[2]}: {note.read_text('utf-8')}" for note in notes)
             raise DataError(f"codes could not be computed by {reasons}. Finished parts are kept in {self.parts}")
         if signal_number := self.asked_to_stop():
-            self._note("stopped", f".{signal_number}").touch()
-        if notes := self._notes("stopped"):
+            self._note_path("stopped", f".{signal_number}").touch()
+        if notes := self._list_notes("stopped"):
             raise Interrupted(int(notes[0].suffix[1:]))
 
     def wait(self, done: Callable[[set[str]], bool]) -> None:
@@ -220,20 +220,20 @@ class _Job:
 
         Raises the errors of `check`, and DataError if no part is added for a long time.
         """
-        count, since = -1, 0.0
+        num_files, last_change = -1, 0.0
         while not done(names := {path.name for path in self.parts.glob("*")}):
             self.check()
-            if len(names) != count:
-                count, since = len(names), time.monotonic()
-            elif time.monotonic() - since > _PATIENCE:
-                raise DataError(f"{self.parts}: {count} files, and no host has added a file for {_PATIENCE:.0f} seconds")
+            if len(names) != num_files:
+                num_files, last_change = len(names), time.monotonic()
+            elif time.monotonic() - last_change > _PATIENCE:
+                raise DataError(f"{self.parts}: {num_files} files, and no host has added a file for {_PATIENCE:.0f} seconds")
             time.sleep(_POLL)
 
-    def _note(self, kind: str, suffix: str = "") -> Path:
+    def _note_path(self, kind: str, suffix: str = "") -> Path:
         self.parts.mkdir(parents=True, exist_ok=True)
         return self.parts / f"{kind}-{self.token}-{jax.process_index()}{suffix}"
 
-    def _notes(self, kind: str) -> list[Path]:
+    def _list_notes(self, kind: str) -> list[Path]:
         return sorted(self.parts.glob(f"{kind}-{self.token}-*"))
 
 

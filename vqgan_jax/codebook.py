@@ -19,7 +19,7 @@ WINDOW = 100  # number of updates over which usage and perplexity are measured
 _ROUNDS = 10  # k-means iterations
 
 
-def initial_usage(size: int) -> dict[str, jax.Array]:
+def init_usage(size: int) -> dict[str, jax.Array]:
     """Returns the usage state before the first update."""
     return {"last": jnp.full((size,), -1, jnp.int32), "share": jnp.zeros((size,))}
 
@@ -56,26 +56,26 @@ def update_moving_means(
     count = decay * book["count"] + (1 - decay) * used
     total = decay * book["total"] + (1 - decay) * summed
     # Laplace smoothing keeps the mean of an unused code finite.
-    smooth = (count + 1e-5) * (jnp.sum(count) / (jnp.sum(count) + size * 1e-5))
-    return {"points": total / smooth[:, None], "count": count, "total": total}
+    smoothed_count = (count + 1e-5) * (jnp.sum(count) / (jnp.sum(count) + size * 1e-5))
+    return {"points": total / smoothed_count[:, None], "count": count, "total": total}
 
 
-def candidate_points(latents: Float[Array, "b h w d"], size: int, is_first, key, kmeans: bool) -> Float[Array, "k d"]:
+def sample_candidates(latents: Float[Array, "b h w d"], size: int, is_first, key, kmeans: bool) -> Float[Array, "k d"]:
     """Returns `size` new points for dead codes: random latents, or k-means centres at the first update with `kmeans`.
 
     `is_first`: whether this is the first update that is not skipped.
     """
     flat = latents.reshape(-1, latents.shape[-1])
-    drawn = flat[jax.random.choice(key, flat.shape[0], (size,), replace=flat.shape[0] < size)]
+    random_points = flat[jax.random.choice(key, flat.shape[0], (size,), replace=flat.shape[0] < size)]
     if not kmeans:
-        return drawn
+        return random_points
     # Replicated latents let each device run all iterations locally, without a collective per iteration.
     return jax.lax.cond(
-        is_first, lambda: kmeans_centers(nn.with_logical_constraint(flat, (None, None)), drawn), lambda: drawn
+        is_first, lambda: fit_kmeans(nn.with_logical_constraint(flat, (None, None)), random_points), lambda: random_points
     )
 
 
-def kmeans_centers(points: Float[Array, "n d"], initial_centers: Float[Array, "k d"]) -> Float[Array, "k d"]:
+def fit_kmeans(points: Float[Array, "n d"], initial_centers: Float[Array, "k d"]) -> Float[Array, "k d"]:
     """Computes k-means centres by Lloyd's algorithm from `initial_centers`. Centres of empty clusters do not move."""
 
     def lloyd_round(_, centers):
@@ -141,5 +141,5 @@ class Rule:
         """
         if self.is_ema:
             book = update_moving_means(book, codes, latents, self.decay)
-        candidates = candidate_points(latents, self.num_codes, is_first, rng, self.kmeans)
+        candidates = sample_candidates(latents, self.num_codes, is_first, rng, self.kmeans)
         return move_codes(usage, book, candidates, step, is_first, self.revive_after, self.kmeans)

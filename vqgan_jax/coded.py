@@ -14,7 +14,7 @@ from train_jax.data.sources import Source
 _BLOCK = 4096  # records per block of a histogram
 
 
-def checksum_file(file: Path) -> Path:
+def checksum_path(file: Path) -> Path:
     """Returns the path of the image checksums that belong to the code file `file`."""
     return file.with_suffix(".crc.npy")
 
@@ -37,7 +37,7 @@ class CodedRecords(Sequence):
     @functools.cached_property
     def checksums(self) -> Int64[np.ndarray, "records"]:
         """CRC-32 of each image's file; the complement (negative) of an image without codes."""
-        return np.load(checksum_file(self.file), mmap_mode="r", allow_pickle=False)
+        return np.load(checksum_path(self.file), mmap_mode="r", allow_pickle=False)
 
     @functools.cached_property
     def histogram(self) -> Int64[np.ndarray, "codes"]:

@@ -49,7 +49,7 @@ def with_codes(
     ConfigError if the hosts do not share the directory, and Interrupted if a host is asked to stop.
     """
     preprocess = Preprocess(size or vq.size)
-    made_of = {
+    provenance = {
         "format": _FORMAT,
         "tokenizer": vq.fingerprint,
         "source": source.name,
@@ -57,15 +57,15 @@ def with_codes(
         "preprocess": json.loads(preprocess.to_json()),
         "flip": flip,
     }
-    name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
     file = directory / f"codes-{name}.npy"
-    code_files.ensure(vq, source, preprocess, flip, file, made_of, asked_to_stop)
+    code_files.ensure_code_file(vq, source, preprocess, flip, file, provenance, asked_to_stop)
     records = CodedRecords(source, file)
-    _check(records)
+    _check_checksums(records)
     return records
 
 
-def open_frozen(path: str, copy: Path | None) -> Vqgan:
+def open_tokenizer(path: str, copy: Path | None) -> Vqgan:
     """Opens the frozen VQGAN of a second stage: the run's `copy` if it exists, else the model at `path`."""
     if copy is not None and copy.is_file():
         return load(copy)
@@ -85,13 +85,13 @@ def make_records(vq: Vqgan, options: ConfigDict, size: int, workdir: Path | None
     """
     directory = paths.on_disk(options.dir or (workdir or Path()) / "codes", "config.codes.dir")
 
-    def records(source: Source, asked_to_stop: Callable[[], int] = lambda: 0) -> CodedRecords:
+    def load_records(source: Source, asked_to_stop: Callable[[], int] = lambda: 0) -> CodedRecords:
         return with_codes(vq, source, directory, size=size, flip=options.flip, asked_to_stop=asked_to_stop)
 
-    return records
+    return load_records
 
 
-def _check(records: CodedRecords) -> None:
+def _check_checksums(records: CodedRecords) -> None:
     """Raises DataError if the checksums of evenly spaced images differ from those stored with the codes."""
     source, file = records.source, records.file
     for index in sorted(set(np.linspace(0, len(source) - 1, _PROBES).astype(int).tolist())):

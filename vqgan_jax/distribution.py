@@ -16,13 +16,13 @@ def frechet_distance(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -
 
     Raises ValueError for fewer than two images.
     """
-    a, b = (_checked_features(x) for x in (a, b))
+    a, b = (_validate_features(x) for x in (a, b))
     means, covariances = [x.mean(axis=0) for x in (a, b)], [np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b)]
     values, vectors = np.linalg.eigh(covariances[0])
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariances[1] @ root), 0)).sum()
-    spread = sum(np.trace(c) for c in covariances) - 2 * shared
-    return float(max(np.sum((means[0] - means[1]) ** 2) + spread, 0.0))
+    trace_sqrt = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariances[1] @ root), 0)).sum()
+    covariance_term = sum(np.trace(c) for c in covariances) - 2 * trace_sqrt
+    return float(max(np.sum((means[0] - means[1]) ** 2) + covariance_term, 0.0))
 
 
 def cmmd(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
@@ -33,7 +33,7 @@ def cmmd(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> float:
 
     Raises ValueError for fewer than two images.
     """
-    a, b = (_checked_features(x) for x in (a, b))
+    a, b = (_validate_features(x) for x in (a, b))
     return float(_SCALE * (_mean_kernel(a, a) + _mean_kernel(b, b) - 2 * _mean_kernel(a, b)))
 
 
@@ -41,13 +41,13 @@ def _mean_kernel(a: np.ndarray, b: np.ndarray) -> float:
     squares = np.sum(b**2, axis=1)
     total = 0.0
     for start in range(0, len(a), _TILE):
-        part = a[start : start + _TILE]
-        distances = np.sum(part**2, axis=1)[:, None] + squares - 2 * part @ b.T
+        tile = a[start : start + _TILE]
+        distances = np.sum(tile**2, axis=1)[:, None] + squares - 2 * tile @ b.T
         total += np.exp(-np.maximum(distances, 0) / (2 * _SIGMA**2)).sum()
     return total / (len(a) * len(b))
 
 
-def _checked_features(x: np.ndarray) -> np.ndarray:
+def _validate_features(x: np.ndarray) -> np.ndarray:
     x = np.asarray(x, np.float64)
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"features must be [images, features] of at least two images, not {list(x.shape)}")

@@ -58,19 +58,19 @@ class EvaluatedModel:
     preprocess: Preprocess
     distance: Any
 
-    def reconstructions(self, options: ConfigDict, context, records, params, extra):
+    def iterate_reconstructions(self, options: ConfigDict, context, records, params, extra):
         """Yields `(originals, (metrics per image, codes, reconstructions), number of rows without padding)` per batch."""
         program = context.jit(self._reconstruct)
-        batches = context.batches(records, self._example, options.batch_size)
+        batches = context.batches(records, self._make_example, options.batch_size)
         return inference.overlapped(
             (context.replicate(batch["image"]), program(params, extra, batch), real) for batch, real in batches
         )
 
-    def _example(self, record, rng):
+    def _make_example(self, record, rng):
         return {"image": self.preprocess(record["image"])}
 
     def _reconstruct(self, params, extra, batch):
-        variables = averaging.variables(params, extra)
+        variables = averaging.inference_variables(params, extra)
         x = normalize(batch["image"], self.preprocess.mean, self.preprocess.std)
         codes = self.module.apply(variables, x, method="encode")
         decoded = jnp.clip(self.module.apply(variables, codes, method="decode"), -1, 1)
@@ -92,7 +92,7 @@ class Reconstruction:
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         records, options = self._records, self._options
         sums, counts, examples = {}, np.zeros(self._model.module.quantizer.size), []
-        batches = self._model.reconstructions(options, self._context, records, params, extra)
+        batches = self._model.iterate_reconstructions(options, self._context, records, params, extra)
         for originals, (values, codes, pictures), real in batches:
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(np.sum(value[:real], dtype=np.float64))
@@ -117,7 +117,7 @@ class Reading:
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
         same = []
-        batches = self._model.reconstructions(self._options, self._context, self._records, params, extra)
+        batches = self._model.iterate_reconstructions(self._options, self._context, self._records, params, extra)
         for originals, (_, _, pictures), real in batches:
             pairs = zip(originals[:real], pictures[:real], strict=True)
             same += [self._read(a) == self._read(b) for a, b in pairs]
@@ -134,7 +134,7 @@ class Distribution:
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
         reconstructions, references = [], []  # features only, since all images may not fit into memory
-        batches = self._model.reconstructions(self._options, self._context, self._records, params, extra)
+        batches = self._model.iterate_reconstructions(self._options, self._context, self._records, params, extra)
         for originals, (_, _, pictures), real in batches:
             reconstructions.append(self._features.extract(pictures)[:real])
             references.append(self._features.extract(originals)[:real])
@@ -153,7 +153,7 @@ EVALUATORS = {"reconstruction": ReconstructionOptions, "reading": ReadingOptions
 CLASSES: dict[str, Callable] = {"reconstruction": Reconstruction, "reading": Reading, "distribution": Distribution}
 
 
-def factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[str, Callable]:
+def make_factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[str, Callable]:
     """Returns the evaluator factories `(options, context) -> evaluator` for `train_jax.task.Task`, by type."""
     model = EvaluatedModel(module, preprocess, distance)
     return {name: functools.partial(evaluator, model) for name, evaluator in CLASSES.items()}

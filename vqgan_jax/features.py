@@ -25,12 +25,12 @@ class Features:
 
     Attributes:
       name: name of the network; distances of different networks are not comparable.
-      describe: uint8 [n, H, W, 3] -> float32 [n, d].
+      encode: uint8 [n, H, W, 3] -> float32 [n, d].
       unit: whether features have unit norm, as CMMD requires.
     """
 
     name: str
-    describe: Callable[[np.ndarray], Float32[np.ndarray, "n d"]]
+    encode: Callable[[np.ndarray], Float32[np.ndarray, "n d"]]
     unit: bool
 
     def compare(self, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
@@ -40,7 +40,7 @@ class Features:
 
     def extract(self, images: UInt8[np.ndarray, "n H W 3"]) -> Float32[np.ndarray, "n d"]:
         """Computes the features of images that all hosts hold; the computation is split over hosts."""
-        return inference.split_over_hosts(self.describe, images)
+        return inference.split_over_hosts(self.encode, images)
 
 
 def open_features(spec: str) -> Features:
@@ -55,19 +55,19 @@ def open_features(spec: str) -> Features:
         )
     try:
         if spec.startswith(_INCEPTION):
-            return _inception(Path(spec.removeprefix(_INCEPTION)))
+            return _load_inception(Path(spec.removeprefix(_INCEPTION)))
         clip = clip_jax.load(spec)
     except (LoadError, OSError) as error:
         raise ConfigError(f"features = {spec!r}: {error}") from error
     return Features(f"clip-{clip.fingerprint[:8]}", lambda images: clip.encode_image(list(images)), unit=True)
 
 
-def _inception(path: Path) -> Features:
+def _load_inception(path: Path) -> Features:
     weights = inference.on_devices(inception.load(path))
-    program = jax.jit(lambda w, x: inception.features(w, x.astype(jnp.float32) / 255))
+    program = jax.jit(lambda w, x: inception.extract_features(w, x.astype(jnp.float32) / 255))
 
-    def describe(images: np.ndarray) -> np.ndarray:
+    def encode(images: np.ndarray) -> np.ndarray:
         row = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
         return inference.batched(program, weights, lambda a, b: images[a:b], len(images), row, _BATCH)
 
-    return Features("inception", describe, unit=False)
+    return Features("inception", encode, unit=False)

@@ -59,8 +59,8 @@ class TwoPlayerLoss:
         options = self.config.loss
         reconstruction = self.reconstruct(params["generator"], extra, images, rng, step)
         pixels, quantized = reconstruction.pixels, reconstruction.quantized
-        fixed = jax.lax.stop_gradient(reconstruction)
-        losses, grads = self.reconstruction_losses(extra, fixed.pixels, images)
+        detached = jax.lax.stop_gradient(reconstruction)
+        losses, grads = self.reconstruction_losses(extra, detached.pixels, images)
         grad_wrt_reconstruction = sum(grads.values())
         codebook_loss = options.codebook_weight * quantized.loss
         total = sum(losses.values()) + codebook_loss
@@ -71,18 +71,18 @@ class TwoPlayerLoss:
         discriminator_loss = 0.0
         if self.discriminator is not None:
             adversarial, grads["adversarial"], weight = self.generator_adversarial_loss(
-                jax.lax.stop_gradient(params), extra, fixed, grad_wrt_reconstruction, step
+                jax.lax.stop_gradient(params), extra, detached, grad_wrt_reconstruction, step
             )
             discriminator_loss, discriminator_metrics, state = self.discriminator_loss(
-                params["discriminator"], extra, images, fixed.pixels, step
+                params["discriminator"], extra, images, detached.pixels, step
             )
             statistics |= state
             metrics |= discriminator_metrics | {"loss_adversarial": adversarial, "adaptive_weight": weight}
         # Surrogate: its value is the sum of the losses, its gradient with respect to `pixels` is `total_grad`.
         total_grad = sum(grads.values())
-        generator_loss = jnp.sum(total_grad * (pixels - fixed.pixels)) + codebook_loss
+        generator_loss = jnp.sum(total_grad * (pixels - detached.pixels)) + codebook_loss
         generator_loss += jax.lax.stop_gradient(total - codebook_loss)
-        metrics |= _gradient_shares(grads) | quantized.metrics | {"psnr": _psnr(fixed.pixels, images)}
+        metrics |= _compute_gradient_shares(grads) | quantized.metrics | {"psnr": _mean_psnr(detached.pixels, images)}
         return generator_loss + discriminator_loss, (metrics, statistics)
 
     def reconstruct(self, params, extra, images: Float[Array, "b h w 3"], rng, step) -> Reconstruction:
@@ -91,7 +91,7 @@ class TwoPlayerLoss:
         features, quantized = self.generator.apply(
             {"params": params, **extra["generator"]}, images, False, temperature, method="features", rngs={"dropout": rng}
         )
-        return Reconstruction(self._last_layer(params, features), features, quantized)
+        return Reconstruction(self._apply_last_layer(params, features), features, quantized)
 
     def reconstruction_losses(self, extra, pixels: Float[Array, "b h w 3"], images: Float[Array, "b h w 3"]):
         """Computes the weighted reconstruction losses and their gradients with respect to `pixels`, by name."""
@@ -125,7 +125,7 @@ class TwoPlayerLoss:
                 kernel = params["generator"]["decoder"]["conv_out"]["kernel"]
 
                 def last_layer(kernel):
-                    return self._last_layer(_with_last_kernel(params["generator"], kernel), reconstruction.features)
+                    return self._apply_last_layer(_replace_last_kernel(params["generator"], kernel), reconstruction.features)
 
                 weight = loss.adaptive_weight(last_layer, kernel, grad_wrt_reconstruction, grad)
             ramp = loss.ramp(step, options.disc_start + options.disc_warmup, options.disc_ramp)
@@ -148,7 +148,7 @@ class TwoPlayerLoss:
             state = {"discriminator": collections}
             if options.lecam:
                 total += options.lecam * loss.lecam(extra["lecam"], real, fake)
-                state["lecam"] = loss.lecam_state(extra["lecam"], real, fake)
+                state["lecam"] = loss.update_lecam_means(extra["lecam"], real, fake)
             if options.r1:
                 total += options.r1 * loss.gradient_penalty(
                     lambda x: self._discriminate(params, extra["discriminator"], x)[0], images
@@ -161,7 +161,7 @@ class TwoPlayerLoss:
 
         return jax.lax.cond(step >= options.disc_start, active, inactive)
 
-    def _last_layer(self, params, features):
+    def _apply_last_layer(self, params, features):
         return self.generator.apply({"params": params}, features, method="pixels")
 
     def _discriminate(self, params, collections: dict[str, Any], images):
@@ -170,17 +170,17 @@ class TwoPlayerLoss:
         return self.discriminator.apply(variables, images, True, mutable=list(collections))
 
 
-def _with_last_kernel(params, kernel):
+def _replace_last_kernel(params, kernel):
     decoder = params["decoder"]
     return params | {"decoder": decoder | {"conv_out": decoder["conv_out"] | {"kernel": kernel}}}
 
 
-def _gradient_shares(grads: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _compute_gradient_shares(grads: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Computes each loss's share of the summed gradient norms with respect to the reconstruction."""
     norms = {name: jnp.linalg.norm(grad.ravel()) for name, grad in grads.items()}
     total = jnp.maximum(sum(norms.values()), 1e-12)
     return {f"gradient_share/{name}": norm / total for name, norm in norms.items()}
 
 
-def _psnr(pixels: Float[Array, "b h w 3"], images: Float[Array, "b h w 3"]) -> Float[Array, ""]:
+def _mean_psnr(pixels: Float[Array, "b h w 3"], images: Float[Array, "b h w 3"]) -> Float[Array, ""]:
     return jnp.mean(psnr((jnp.clip(pixels, -1, 1) + 1) / 2, (images + 1) / 2))

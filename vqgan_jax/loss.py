@@ -40,7 +40,7 @@ def lecam(state: dict[str, Array], real: Float[Array, "..."], fake: Float[Array,
     return jnp.mean(jax.nn.relu(real - state["fake"]) ** 2) + jnp.mean(jax.nn.relu(state["real"] - fake) ** 2)
 
 
-def lecam_state(state: dict[str, Array], real: Float[Array, "..."], fake: Float[Array, "..."]) -> dict[str, Array]:
+def update_lecam_means(state: dict[str, Array], real: Float[Array, "..."], fake: Float[Array, "..."]) -> dict[str, Array]:
     """Updates LeCam's moving means of the logits."""
     means = jax.lax.stop_gradient({"real": jnp.mean(real), "fake": jnp.mean(fake)})
     return {name: state[name] + (1 - _LECAM_DECAY) * (means[name] - state[name]) for name in means}

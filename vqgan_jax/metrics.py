@@ -23,13 +23,13 @@ def ssim(reconstruction: Float[Array, "b h w 3"], original: Float[Array, "b h w 
     if min(reconstruction.shape[1:3]) < _WINDOW:
         raise ValueError(f"SSIM needs images of at least {_WINDOW} x {_WINDOW} pixels, not {reconstruction.shape[1:3]}")
     offsets = np.arange(_WINDOW) - _WINDOW // 2
-    bell = np.exp(-(offsets**2) / (2 * _SIGMA**2))
-    bell = jnp.asarray(bell / bell.sum(), jnp.float32)
+    gaussian = np.exp(-(offsets**2) / (2 * _SIGMA**2))
+    gaussian = jnp.asarray(gaussian / gaussian.sum(), jnp.float32)
 
     def blur(x):
         b, h, w, c = x.shape
         x = x.transpose(0, 3, 1, 2).reshape(b * c, 1, h, w)
-        for kernel in (bell[None, None, :, None], bell[None, None, None, :]):
+        for kernel in (gaussian[None, None, :, None], gaussian[None, None, None, :]):
             x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", precision=jax.lax.Precision.HIGHEST)
         return x.reshape(b, c, *x.shape[2:])
 

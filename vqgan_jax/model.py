@@ -47,25 +47,25 @@ class _Coder(nn.Module):
     dropout: float
     dtype: DTypeLike
 
-    def residual(self, x, level: int, name: str, deterministic: bool):
+    def apply_residual_block(self, x, level: int, name: str, deterministic: bool):
         features = self.channels * self.multipliers[level]
         return ResidualBlock(features, self.groups, self.dropout, self.dtype, name=name)(x, deterministic)
 
-    def attention_block(self, name: str):
+    def make_attention_block(self, name: str):
         return AttentionBlock(self.groups, self.dtype, name=name)
 
-    def middle(self, x, deterministic: bool):
-        x = self.residual(x, -1, "mid_block1", deterministic)
+    def apply_middle(self, x, deterministic: bool):
+        x = self.apply_residual_block(x, -1, "mid_block1", deterministic)
         if self.middle_attention:
-            x = self.attention_block("mid_attention")(x)
-        return self.residual(x, -1, "mid_block2", deterministic)
+            x = self.make_attention_block("mid_attention")(x)
+        return self.apply_residual_block(x, -1, "mid_block2", deterministic)
 
-    def level(self, x, level: int, name: str, blocks: int, deterministic: bool):
+    def apply_level(self, x, level: int, name: str, blocks: int, deterministic: bool):
         """Applies the residual and attention blocks of a level."""
         for index in range(blocks):
-            x = self.residual(x, level, f"{name}_block{index}", deterministic)
+            x = self.apply_residual_block(x, level, f"{name}_block{index}", deterministic)
             if self.attention[level]:
-                x = self.attention_block(f"{name}_attention{index}")(x)
+                x = self.make_attention_block(f"{name}_attention{index}")(x)
         return x
 
 
@@ -76,17 +76,17 @@ class Encoder(_Coder):
     def __call__(self, x: Float[Array, "b h w 3"], deterministic: bool = True) -> Float[Array, "b h2 w2 out"]:
         x = Conv(self.channels, 3, self.dtype, name="conv_in")(x.astype(self.dtype))
         for level in range(len(self.multipliers)):
-            x = self.level(x, level, f"down{level}", self.blocks, deterministic)
+            x = self.apply_level(x, level, f"down{level}", self.blocks, deterministic)
             if level < len(self.multipliers) - 1:
                 x = Downsample(self.dtype, name=f"down{level}")(x)
             x = nn.with_logical_constraint(x, ("batch", None, None, None))
-        x = self.middle(x, deterministic)
+        x = self.apply_middle(x, deterministic)
         x = nn.swish(group_norm(self.groups, self.dtype, "norm_out")(x))
         return Conv(self.out, 3, self.dtype, name="conv_out")(x)
 
 
 class Decoder(_Coder):
-    """Decoder: feature map -> input of the last convolution. The method `last` applies the last convolution."""
+    """Decoder: feature map -> input of the last convolution. The method `apply_last_conv` applies the last convolution."""
 
     def setup(self):
         self.conv_out = Conv(self.out, 3, self.dtype, axes=("channels_in", "norm"), out_dtype=jnp.float32)
@@ -94,15 +94,15 @@ class Decoder(_Coder):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w z"], deterministic: bool = True) -> Float[Array, "b h2 w2 c"]:
         x = Conv(self.channels * self.multipliers[-1], 3, self.dtype, name="conv_in")(x.astype(self.dtype))
-        x = self.middle(x, deterministic)
+        x = self.apply_middle(x, deterministic)
         for level in reversed(range(len(self.multipliers))):
-            x = self.level(x, level, f"up{level}", self.blocks + 1, deterministic)
+            x = self.apply_level(x, level, f"up{level}", self.blocks + 1, deterministic)
             if level:
                 x = Upsample(self.dtype, name=f"up{level}")(x)
             x = nn.with_logical_constraint(x, ("batch", None, None, None))
         return nn.swish(group_norm(self.groups, self.dtype, "norm_out")(x))
 
-    def last(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
+    def apply_last_conv(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
         """Applies the last convolution to features; returns float32 pixels."""
         return self.conv_out(x)
 
@@ -152,7 +152,7 @@ class VQGAN(nn.Module):
 
     def pixels(self, features: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
         """Applies the last convolution; returns float32 pixels, nominally in [-1, 1]."""
-        pixels = self.decoder.last(features)
+        pixels = self.decoder.apply_last_conv(features)
         return 2 * pixels - 1 if self.unit else pixels
 
     def encode(self, images: Float[Array, "b h w 3"]) -> Int[Array, "b h2 w2"]:

@@ -60,7 +60,7 @@ def open_distance(options: ConfigDict) -> Distance | None:
         remedy = remedy if options.type == "lpips" else "a CLIP, anything that clip_jax.load opens"
         raise ConfigError(f"config.perceptual.type = {options.type!r} needs config.perceptual.path: {remedy}")
     try:
-        return _lpips(options.path) if options.type == "lpips" else _clip(options.path)
+        return _load_lpips(options.path) if options.type == "lpips" else _load_clip_distance(options.path)
     except (LoadError, OSError) as error:
         raise ConfigError(f"config.perceptual.path: {error}") from error
 
@@ -69,7 +69,7 @@ def open_distance(options: ConfigDict) -> Distance | None:
 # LPIPS
 
 
-def _lpips(path: str) -> Distance:
+def _load_lpips(path: str) -> Distance:
     """Loads LPIPS from a taming checkpoint (`loss.perceptual_loss.*`) or a file with LPIPS's original names."""
     tensors = open_tensors(paths.path(path))
     for prefix in ("state_dict.loss.perceptual_loss.", "loss.perceptual_loss.", "perceptual_loss.", ""):
@@ -132,7 +132,7 @@ def _vgg_features(weights, x) -> list:
 # CLIP
 
 
-def _clip(path: str) -> Distance:
+def _load_clip_distance(path: str) -> Distance:
     """Loads a CLIP distance: mean squared difference of normalised tokens after one and two thirds of a ViT's blocks."""
     checkpoint = pretrained.open_checkpoint(path)
     module = checkpoint.module(scan=False)

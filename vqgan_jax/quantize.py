@@ -236,9 +236,9 @@ class Lfq(nn.Module):
     inputs = dim
 
     def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
-        return 2.0 * self._digits(codes) - 1.0
+        return 2.0 * self._code_bits(codes) - 1.0
 
-    def _digits(self, codes):
+    def _code_bits(self, codes):
         return codes[..., None] >> np.arange(self.bits)[(None,) * codes.ndim] & 1
 
     def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:

@@ -108,15 +108,15 @@ def complete(config: ConfigDict, stated: ConfigDict) -> None:
     """Copies the model options of `config.pretrained` to the config. Raises ConfigError for contradictions."""
     if config.pretrained:
         checkpoint = pretrained.open_checkpoint(config.pretrained)
-        own = stated.get("model", {})
-        options = _at_resolution(checkpoint.model, own.get("resolution"))
-        adopt(config.model, own, options, "model", free=("resolution", *VQGANOptions.free()), example=_FINETUNE)
+        stated_options = stated.get("model", {})
+        options = _rescale_attention(checkpoint.model, stated_options.get("resolution"))
+        adopt(config.model, stated_options, options, "model", free=("resolution", *VQGANOptions.free()), example=_FINETUNE)
         if _continues_discriminator(config, checkpoint):
-            own = stated.get("discriminator", {})
-            adopt(config.discriminator, own, checkpoint.discriminator[0], "discriminator", example=_FINETUNE)
+            stated_options = stated.get("discriminator", {})
+            adopt(config.discriminator, stated_options, checkpoint.discriminator[0], "discriminator", example=_FINETUNE)
 
 
-def _at_resolution(options: Mapping, resolution: int | None) -> Mapping:
+def _rescale_attention(options: Mapping, resolution: int | None) -> Mapping:
     """Returns the model options for another resolution, with attention in the same layers."""
     if resolution is None or "attention" not in options:
         return options
@@ -154,9 +154,9 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         init=players.init,
         loss=loss,
         example=ImageExample(augment),
-        evaluators=evaluators.factories(generator, preprocess, players.distance),
+        evaluators=evaluators.make_factories(generator, preprocess, players.distance),
         artifacts={"preprocess.json": preprocess.to_json()},
-        pretrained=players.pretrained if starts_from_weights else None,
+        pretrained=players.load_pretrained if starts_from_weights else None,
         revise=players.revise,
         warnings=players.warnings,
     )
@@ -204,12 +204,12 @@ class Players:
             extra["discriminator"] = variables
             if self.config.loss.lecam:
                 extra["lecam"] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
-        extra["usage"] = codebook.initial_usage(self.generator.quantizer.size)
+        extra["usage"] = codebook.init_usage(self.generator.quantizer.size)
         if self.distance is not None:
             extra["perceptual"] = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), self.distance.weights)
         return params, extra
 
-    def pretrained(self):
+    def load_pretrained(self):
         """Implements `Task.pretrained`: loads the weights that replace random initial values."""
         params, extra = {}, {}
         if self.config.pretrained:
@@ -243,26 +243,26 @@ class Players:
         usage, book, moved = self.rule.update(usage, book, codes, latents, rng, step, is_first)
         extra = extra | {"usage": usage}
         if self.rule.is_ema:
-            decay = averaging.decay(self.config)
-            average = averaging.update(extra["averaged"], book["points"], moved, step, decay)
+            decay = averaging.get_decay(self.config)
+            average = averaging.update_average(extra["averaged"], book["points"], moved, step, decay)
             return params, extra | {"averaged": average, "generator": {"codebook": {"quantizer": book}}}, {}, metrics
         generator = generator | {"quantizer": generator["quantizer"] | {"codebook": book["points"]}}
         return params | {"generator": generator}, extra, {"generator/quantizer/codebook": moved}, metrics
 
     def warnings(self, metrics: dict[str, float], step: int) -> list[str]:
         """Implements `Task.warnings`."""
-        sentences = []
+        messages = []
         if step >= 2 * codebook.WINDOW and metrics["usage"] < _COLLAPSED_USAGE:
-            sentences.append(
+            messages.append(
                 f"the codebook has collapsed: {100 * metrics['usage']:.1f} % of {self.generator.quantizer.size} codes were "
                 f"used in the last {codebook.WINDOW} updates. Try codebook.revive = 100, codebook.start = 'kmeans', "
                 "model.quantizer.unit = True with dim = 8, or model.quantizer.type = 'fsq'"
             )
         trains = self.discriminator is not None and step > self.config.loss.disc_start + 100
         if trains and metrics["loss_discriminator"] < _DOMINANT_LOSS:
-            sentences.append(
+            messages.append(
                 f"the discriminator dominates (loss {metrics['loss_discriminator']:.3f}): its logits give "
                 "the generator no useful gradient. Try loss.lecam = 0.001, loss.r1 = 1, or a lower "
                 "optim.players.discriminator.lr"
             )
-        return sentences
+        return messages

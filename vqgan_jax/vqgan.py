@@ -84,19 +84,19 @@ class Vqgan:
 
         Raises ValueError for other arrays and BrokenSample for an unreadable image.
         """
-        return self._batched(self._programs.encode, self.preprocess(images), batch_size)
+        return self._run_batched(self._programs.encode, self.preprocess(images), batch_size)
 
     def decode(self, codes: Int32[np.ndarray, "n h w"], batch_size: int = 32) -> Float32[np.ndarray, "n H W 3"]:
         """Decodes codes to images in [0, 1]. Raises ValueError for codes outside of the codebook."""
-        return self._batched(self._programs.decode, self._check_codes(codes), batch_size)
+        return self._run_batched(self._programs.decode, self._check_codes(codes), batch_size)
 
     def decode_uint8(self, codes: Int32[np.ndarray, "n h w"], batch_size: int = 32) -> UInt8[np.ndarray, "n H W 3"]:
         """Decodes codes to uint8 images. Rounding on the device needs a quarter of the memory of `decode`."""
-        return self._batched(self._programs.decode_uint8, self._check_codes(codes), batch_size)
+        return self._run_batched(self._programs.decode_uint8, self._check_codes(codes), batch_size)
 
     def reconstruct(self, images: Pictures, batch_size: int = 32) -> Float32[np.ndarray, "n H W 3"]:
         """Encodes and decodes `images`, which are as in `encode`; returns images in [0, 1]."""
-        return self._batched(self._programs.reconstruct, self.preprocess(images), batch_size)
+        return self._run_batched(self._programs.reconstruct, self.preprocess(images), batch_size)
 
     def encode_with(self, variables: Any, images: jax.Array) -> jax.Array:
         """Encodes images uint8 [n, H, W, 3] to codes int32 [n, h, w] with the given variables, as a pure function.
@@ -107,9 +107,9 @@ class Vqgan:
 
     @functools.cached_property
     def _programs(self) -> "_Programs":
-        return _compile(self.module)
+        return _compile_programs(self.module)
 
-    def _batched(self, program: Callable, values: np.ndarray, batch_size: int) -> np.ndarray:
+    def _run_batched(self, program: Callable, values: np.ndarray, batch_size: int) -> np.ndarray:
         return inference.batched(
             program,
             self.variables,
@@ -133,7 +133,7 @@ class Vqgan:
             raise TypeError(f"images must be a list, not one {type(images).__name__}: write [value]")
         if not isinstance(images, np.ndarray):
             preprocess = Preprocess(self.size)
-            return np.stack([preprocess.named(x, i) for i, x in enumerate(images)]) if len(images) else self._no_images()
+            return np.stack([preprocess.named(x, i) for i, x in enumerate(images)]) if len(images) else self._empty_batch()
         if images.ndim != 4 or images.shape[-1] != 3 or not (images.dtype == np.uint8 or images.dtype.kind == "f"):
             raise ValueError(
                 f"images must be [n, H, W, 3], uint8 or float in [0, 1], not {images.dtype} {list(images.shape)}"
@@ -150,7 +150,7 @@ class Vqgan:
             return images.astype(np.float32)
         return images
 
-    def _no_images(self) -> np.ndarray:
+    def _empty_batch(self) -> np.ndarray:
         return np.zeros((0, self.size, self.size, 3), np.uint8)
 
 
@@ -163,19 +163,19 @@ class _Programs(NamedTuple):
     reconstruct: Callable
 
 
-def _compile(module: model_lib.Autoencoder) -> _Programs:
-    def signed(images):
+def _compile_programs(module: model_lib.Autoencoder) -> _Programs:
+    def to_signed(images):
         x = images.astype(jnp.float32)
         return 2 * (x / 255 if images.dtype == jnp.uint8 else x) - 1
 
-    def unsigned(pixels):
+    def to_unit(pixels):
         return jnp.clip((pixels + 1) / 2, 0, 1)
 
     def encode(variables, images):
-        return module.apply(variables, signed(images), method="encode")
+        return module.apply(variables, to_signed(images), method="encode")
 
     def decode(variables, codes):
-        return unsigned(module.apply(variables, codes, method="decode"))
+        return to_unit(module.apply(variables, codes, method="decode"))
 
     def decode_uint8(variables, codes):
         return jnp.round(255 * decode(variables, codes)).astype(jnp.uint8)

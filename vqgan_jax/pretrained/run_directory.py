@@ -22,7 +22,7 @@ def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
 
     def read() -> tuple[dict, str]:
         params, extra, name = run_directory.load_weights(path, step)
-        return jax.tree.map(np.asarray, averaging.variables(params, extra)), name
+        return jax.tree.map(np.asarray, averaging.inference_variables(params, extra)), name
 
     with describing(path):
         compute = Compute.parse(config["compute"], "compute")

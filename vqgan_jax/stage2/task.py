@@ -76,7 +76,7 @@ class Stage2TaskOptions(Options):
 
 def open_vqgan(config: ConfigDict, workdir: Path | None) -> vqgan_lib.Vqgan:
     """Opens the first stage: the copy in the run directory, or for a new run the model at `config.vqgan.path`."""
-    return codes_lib.open_frozen(config.vqgan.path, workdir / VQGAN if workdir else None)
+    return codes_lib.open_tokenizer(config.vqgan.path, workdir / VQGAN if workdir else None)
 
 
 def make(
