@@ -144,7 +144,7 @@ def textbook(vq, clip, arguments, size: int):
     torch.set_float32_matmul_precision("high")
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     model = textbook_vqgan.VQGAN(vq.options)
-    weights = to_peer(flat(jax.tree.map(np.asarray, vq.variables["params"])), taming.entries(vq.options.to_dict()))
+    weights = to_peer(flat(jax.tree.map(np.asarray, vq.variables["params"])), taming.build_entries(vq.options.to_dict()))
     model.load_state_dict({name: torch.from_numpy(np.array(x, np.float32)) for name, x in weights.items()})
     with tempfile.TemporaryDirectory() as folder:
         save_hf(clip, f"{folder}/clip")

@@ -113,7 +113,7 @@ def _torch(config, images, params, dtype: str) -> Contestant:
 
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     model = textbook_vqgan.VQGAN(config.model)
-    weights = to_peer(flat(params), taming.entries(config.model.to_dict()))
+    weights = to_peer(flat(params), taming.build_entries(config.model.to_dict()))
     model.load_state_dict({name: torch.from_numpy(np.array(x, np.float32)) for name, x in weights.items()})
     discriminator = textbook_vqgan.discriminator(config.discriminator.channels, config.discriminator.layers)
     model, discriminator = model.to(device), discriminator.to(device)

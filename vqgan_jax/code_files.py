@@ -97,7 +97,8 @@ def _compute_parts(
             with job.record_failure():
                 if not (parts / _part_name(start)).is_file():
                     codes, crc = _encode_records(vq, source, preprocess, flip, start, stop)
-                    _write_atomically(parts, parts / _part_name(start), lambda f, c=codes, s=crc: np.savez(f, codes=c, crc=s))
+                    part = parts / _part_name(start)
+                    _write_atomically(parts, part, lambda f, c=codes, s=crc: np.savez(f, codes=c, crc=s))
             bar.update(stop - start)
             job.check()
     if jax.process_index() == 0:

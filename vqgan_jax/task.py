@@ -154,7 +154,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         init=players.init,
         loss=loss,
         example=ImageExample(augment),
-        evaluators=evaluators.make_factories(generator, preprocess, players.distance),
+        evaluators=evaluators.factories(generator, preprocess, players.distance),
         artifacts={"preprocess.json": preprocess.to_json()},
         pretrained=players.load_pretrained if starts_from_weights else None,
         revise=players.revise,

@@ -247,9 +247,9 @@ def save_diffusers(vq: Vqgan, directory: str | Path) -> None:
     model, params = _fold_codebook(vq, "diffusers")
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty; name a new directory")
-    weights = to_peer(params, diffusers.entries(model))
+    weights = to_peer(params, diffusers.build_entries(model))
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(diffusers.config(model), indent=2) + "\n", "utf-8")
+    (directory / "config.json").write_text(json.dumps(diffusers.export_config(model), indent=2) + "\n", "utf-8")
     arrays = {name: np.array(x, np.float32, order="C") for name, x in weights.items()}
     # Weights are written last: a directory with weights is complete.
     safetensors.numpy.save_file(arrays, directory / f"{diffusers.WEIGHTS}.safetensors", metadata={"format": "pt"})
@@ -274,7 +274,7 @@ def save_taming(vq: Vqgan, path: str | Path) -> None:
         raise ValueError("taming's models have middle attention, this model has none: save_taming cannot write it")
     if path.exists():
         raise FileExistsError(f"{path} already exists")
-    taming.save(model, to_peer(params, taming.entries(model)), path)
+    taming.save(model, to_peer(params, taming.build_entries(model)), path)
 
 
 def _fold_codebook(vq: Vqgan, peer: str, gumbel: bool = False) -> tuple[dict, dict[str, np.ndarray]]:

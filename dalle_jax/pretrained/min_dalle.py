@@ -14,7 +14,7 @@ from train_jax.errors import LoadError
 from train_jax.weights import gpt
 from train_jax.weights.layout import Entry, from_peer, nested
 from vqgan_jax.pretrained import taming
-from vqgan_jax.pretrained.checkpoint import describing, read_config
+from vqgan_jax.pretrained.checkpoint import convert_errors, read_config
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
 from vqgan_jax.vqgan import Vqgan
 
@@ -58,20 +58,21 @@ def open_directory(path: Path) -> Stage2Checkpoint | None:
             raise LoadError(f"{path} has minDALL-E's {CONFIG}, but no {name}")
     first, second, text_length = config["stage1"], config["stage2"], config["dataset"]["context_length"]
     hparams = second["hparams"]
-    with describing(path / CONFIG):
+    with convert_errors(path / CONFIG):
         model = _options(hparams, text_length)
         side = round(hparams["ctx_len_img"] ** 0.5)
         if side**2 != hparams["ctx_len_img"]:
             raise LoadError(f"{path / CONFIG}: ctx_len_img = {hparams['ctx_len_img']} is no square of codes")
         vq = {"n_embed": first["n_embed"], "embed_dim": first["embed_dim"], "ddconfig": first["hparams"]}
-        stage1 = taming.checkpoint({"target": "VQModel", "params": vq}, taming.open_state(path / FIRST), path / FIRST)
+        tensors = taming.open_state_dict(path / FIRST)
+        stage1 = taming.build_checkpoint({"target": "VQModel", "params": vq}, tensors, path / FIRST)
         entries = _entries(hparams)
         captions = _tokenizer(path / "tokenizer", text_length, second["vocab_size_txt"])
     variables, name = stage1.variables(stage1.module())
     vqgan = Vqgan.assemble(stage1.model, variables, name)
 
     def read() -> tuple[dict, str]:
-        tensors = taming.open_state(path / SECOND)
+        tensors = taming.open_state_dict(path / SECOND)
         return nested(from_peer(tensors, entries, str(path / SECOND), _IGNORED), True), str(path)
 
     return Stage2Checkpoint(str(path), model, captions, vqgan, side * vqgan.factor, read)

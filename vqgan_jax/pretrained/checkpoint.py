@@ -21,7 +21,7 @@ def read_config(file: Path) -> dict:
     """Reads a configuration from a JSON or YAML file. Raises LoadError if the file contains no mapping."""
     import yaml
 
-    with describing(file):
+    with convert_errors(file):
         text = file.read_text("utf-8")
         config = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
         if not isinstance(config, dict):
@@ -30,16 +30,16 @@ def read_config(file: Path) -> dict:
 
 
 @contextlib.contextmanager
-def describing(where: str | Path) -> Iterator[None]:
+def convert_errors(source: str | Path) -> Iterator[None]:
     """Converts exceptions of the block to a LoadError that names the configuration's source."""
     try:
         yield
     except LoadError:
         raise
     except KeyError as error:
-        raise LoadError(f"{where} describes no model that can be built: it lacks {error}") from error
+        raise LoadError(f"{source} describes no model that can be built: it lacks {error}") from error
     except Exception as error:  # configuration values can have any type
-        raise LoadError(f"{where} describes no model that can be built ({type(error).__name__}: {error})") from error
+        raise LoadError(f"{source} describes no model that can be built ({type(error).__name__}: {error})") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +66,12 @@ class Checkpoint:
 
     def module(self) -> model_lib.Autoencoder:
         """Builds the module. Raises LoadError for invalid options."""
-        with describing(self.name):
+        with convert_errors(self.name):
             return model_lib.build(self.model, self.compute)
 
     def variables(self, module: model_lib.Autoencoder) -> tuple[dict, str]:
         """Reads the weights and their name. Raises LoadError, with names and shapes, for missing and mismatched weights."""
-        with describing(self.name):
+        with convert_errors(self.name):
             abstract = abstract_variables(module)
         variables, name = self.read()
         expected, actual = (

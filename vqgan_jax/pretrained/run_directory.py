@@ -8,7 +8,7 @@ import numpy as np
 from train_jax import run_directory
 from train_jax.compute import Compute
 from vqgan_jax import averaging
-from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
+from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors
 
 
 def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
@@ -24,6 +24,6 @@ def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
         params, extra, name = run_directory.load_weights(path, step)
         return jax.tree.map(np.asarray, averaging.inference_variables(params, extra)), name
 
-    with describing(path):
+    with convert_errors(path):
         compute = Compute.parse(config["compute"], "compute")
         return Checkpoint(name=str(path), format="run directory", model=config["model"], read=read, compute=compute)

@@ -14,7 +14,7 @@ from train_jax.compute import Compute
 from train_jax.errors import LoadError
 from train_jax.weights.tensors import open_tensors
 from vqgan_jax.model import VQGANOptions
-from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
+from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors
 
 _KEY = "vqgan_jax"  # metadata key
 
@@ -42,7 +42,7 @@ def open_file(path: Path) -> Checkpoint | None:
         arrays = {name: tensor.load() for name, tensor in open_tensors(path).items()}
         return unflatten_dict(arrays, sep="/"), str(path)
 
-    with describing(path):
+    with convert_errors(path):
         metadata = json.loads(text)
         compute = Compute.parse(metadata["compute"], "compute")
         return Checkpoint(name=str(path), format="single file", model=metadata["model"], read=read, compute=compute)

@@ -12,7 +12,7 @@ from flax.traverse_util import unflatten_dict
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer, nested
 from train_jax.weights.tensors import Tensor, open_tensors
-from vqgan_jax.pretrained.checkpoint import Checkpoint, describing, read_config
+from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors, read_config
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 FIRST_STAGE = "first_stage_model."  # prefix of the VQGAN's weights in the checkpoint of a second stage
@@ -48,17 +48,17 @@ def open_file(path: Path) -> Checkpoint | None:
     """
     if path.suffix not in SUFFIXES:
         return None
-    tensors = open_state(path)
-    tensors = first_stage(tensors) or tensors
+    tensors = open_state_dict(path)
+    tensors = extract_first_stage(tensors) or tensors
     if "encoder.conv_in.weight" not in tensors:
         raise LoadError(f"{path} holds no encoder.conv_in.weight: no VQGAN among its {len(tensors)} tensors")
-    config = read_model(path)
-    with describing(path):
+    config = read_model_config(path)
+    with convert_errors(path):
         config = config.get("params", {}).get("first_stage_config", config)
-    return checkpoint(config, tensors, path)
+    return build_checkpoint(config, tensors, path)
 
 
-def open_state(path: Path) -> dict[str, Tensor]:
+def open_state_dict(path: Path) -> dict[str, Tensor]:
     """Opens the tensors of a Lightning checkpoint or a state dict, by parameter names without wrapper prefixes."""
     tensors = open_tensors(path)
     prefix = "state_dict."
@@ -66,26 +66,26 @@ def open_state(path: Path) -> dict[str, Tensor]:
     return {".".join(part for part in n.split(".") if part not in _WRAPPERS): x for n, x in (state or tensors).items()}
 
 
-def first_stage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def extract_first_stage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the tensors of the VQGAN in a second stage's checkpoint."""
     return {name.removeprefix(FIRST_STAGE): x for name, x in tensors.items() if name.startswith(FIRST_STAGE)}
 
 
-def checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoint:
+def build_checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoint:
     """Builds the checkpoint of a first stage from its configuration and tensors."""
-    with describing(path):
-        model = options(config, path)
+    with convert_errors(path):
+        model = convert_config(config, path)
 
     def read() -> tuple[dict, str]:
-        return {"params": nested(from_peer(tensors, entries(model), str(path), _IGNORED), False)}, str(path)
+        return {"params": nested(from_peer(tensors, build_entries(model), str(path), _IGNORED), False)}, str(path)
 
-    discriminator = _discriminator(tensors, path)
+    discriminator = _find_discriminator(tensors, path)
     return Checkpoint(
         name=str(path), format="taming-transformers", model=model, read=read, discriminator=discriminator
     )
 
 
-def _discriminator(tensors: Mapping, path: Path) -> tuple[Mapping, Callable[[], dict]] | None:
+def _find_discriminator(tensors: Mapping, path: Path) -> tuple[Mapping, Callable[[], dict]] | None:
     """Finds the discriminator in a checkpoint; returns its options and a function that reads its collections.
 
     Returns None if the checkpoint contains no discriminator, or a discriminator with activation norm (not supported).
@@ -117,14 +117,14 @@ def _discriminator(tensors: Mapping, path: Path) -> tuple[Mapping, Callable[[], 
     return options, lambda: unflatten_dict(from_peer(own, table, str(path), (r"num_batches_tracked$",)), sep="/")
 
 
-def _config_file(path: Path) -> Path:
-    near = [
+def _find_config_file(path: Path) -> Path:
+    candidates = [
         path.with_suffix(".yaml"),
         path.with_suffix(".yml"),
         path.parent / "config.yaml",
         path.parent / "model.yaml",
     ]
-    if file := next((file for file in near if file.is_file()), None):
+    if file := next((file for file in candidates if file.is_file()), None):
         return file
     folders = (path.parent, path.parent.parent / "configs")
     files = [file for folder in folders for kind in ("*.yaml", "*.yml") for file in sorted(folder.glob(kind))]
@@ -137,26 +137,26 @@ def _config_file(path: Path) -> Path:
     return files[0]
 
 
-def read_model(path: Path) -> dict:
+def read_model_config(path: Path) -> dict:
     """Reads the `model` section of the configuration that belongs to a checkpoint."""
-    file = _config_file(path)
+    file = _find_config_file(path)
     config = read_config(file).get("model")
     if not isinstance(config, dict) or not isinstance(config.get("params", {}), dict):
         raise LoadError(f"{file} describes no model of taming-transformers: it has no model with params")
     return config
 
 
-def options(config: Mapping, where: Path) -> dict:
+def convert_config(config: Mapping, path: Path) -> dict:
     """Converts the `model` section of a taming configuration to `VQGANOptions`, as a dict."""
     params, target = config.get("params", {}), str(config.get("target", "?"))
     if "ddconfig" not in params:
-        raise LoadError(f"{where}: its configuration is of {target}, which has no ddconfig: no first stage")
+        raise LoadError(f"{path}: its configuration is of {target}, which has no ddconfig: no first stage")
     dd = params["ddconfig"]
     for key, value in _FIXED.items():
         if dd.get(key, value) != value:
-            raise LoadError(f"{where}: ddconfig.{key} = {reprlib.repr(dd[key])}; only {value} is supported")
+            raise LoadError(f"{path}: ddconfig.{key} = {reprlib.repr(dd[key])}; only {value} is supported")
     if params.get("remap") is not None:
-        raise LoadError(f"{where}: remap = {reprlib.repr(params['remap'])}; remapped codes are not supported")
+        raise LoadError(f"{path}: remap = {reprlib.repr(params['remap'])}; remapped codes are not supported")
     gumbel = target.endswith("GumbelVQ")
     quantizer = {"type": "gumbel" if gumbel else "nearest", "size": params["n_embed"], "dim": params["embed_dim"]}
     return {
@@ -170,7 +170,7 @@ def options(config: Mapping, where: Path) -> dict:
     }
 
 
-def config(model: Mapping) -> dict:
+def export_config(model: Mapping) -> dict:
     """Converts `VQGANOptions`, as a dict, to the `model` section of a taming configuration."""
     quantizer = model["quantizer"]
     name = "GumbelVQ" if quantizer["type"] == "gumbel" else "VQModel"
@@ -191,7 +191,7 @@ def config(model: Mapping) -> dict:
     return {"target": f"taming.models.vqgan.{name}", "params": params}
 
 
-def entries(model: Mapping) -> list[Entry]:
+def build_entries(model: Mapping) -> list[Entry]:
     """Returns the weight table."""
     table = []
 
@@ -235,10 +235,10 @@ def entries(model: Mapping) -> list[Entry]:
         conv(f"{coder}/conv_out", f"{coder}.conv_out")
     conv("quant_conv", "quant_conv")
     conv("post_quant_conv", "post_quant_conv")
-    return table + _quantizer(model)
+    return table + _quantizer_entries(model)
 
 
-def _quantizer(model: Mapping) -> list[Entry]:
+def _quantizer_entries(model: Mapping) -> list[Entry]:
     if model["quantizer"]["type"] == "gumbel":
         return [
             Entry("quantizer/codebook", ("quantize.embed.weight",)),
@@ -291,6 +291,6 @@ def save(model: Mapping, weights: Mapping[str, np.ndarray], path: Path) -> None:
     import yaml
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".yaml").write_text(yaml.safe_dump({"model": config(model)}, sort_keys=False), "utf-8")
+    path.with_suffix(".yaml").write_text(yaml.safe_dump({"model": export_config(model)}, sort_keys=False), "utf-8")
     arrays = {name: np.array(x, np.float32, order="C") for name, x in weights.items()}
-    safetensors.numpy.save_file(arrays, path, metadata={"format": "pt", "model": json.dumps(config(model))})
+    safetensors.numpy.save_file(arrays, path, metadata={"format": "pt", "model": json.dumps(export_config(model))})

@@ -38,11 +38,11 @@ def load(path: str | Path, step: int | None = None) -> Prior:
             raise LoadError(f"{file} is no second stage: neither a run directory nor taming's Net2NetTransformer")
         return checkpoint.load(Prior)
 
-    def condition(config: dict, options: PriorOptions) -> ClassCondition:
+    def build_condition(config: dict, options: PriorOptions) -> ClassCondition:
         return options.condition(config["condition_dropout"])
 
     names = {"task": "vqgan_jax.prior.task", "what": "a second stage"}
-    checkpoint = open_run(path, step, **names, options=PriorOptions, condition=condition)
+    checkpoint = open_run(path, step, **names, options=PriorOptions, condition=build_condition)
     if checkpoint is None:
         raise LoadError(f"{path} is no run directory: it has no config.json with a task")
     return checkpoint.load(Prior)

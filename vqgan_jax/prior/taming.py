@@ -13,7 +13,7 @@ from train_jax.errors import LoadError
 from train_jax.weights import gpt
 from train_jax.weights.layout import Entry, from_peer, nested
 from vqgan_jax.pretrained import taming
-from vqgan_jax.pretrained.checkpoint import describing
+from vqgan_jax.pretrained.checkpoint import convert_errors
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
 from vqgan_jax.stage2.condition import ClassCondition
 from vqgan_jax.stage2.model import CodeTransformerOptions
@@ -30,18 +30,18 @@ def open_file(path: Path) -> Stage2Checkpoint | None:
     """
     if path.suffix not in taming.SUFFIXES:
         return None
-    config = taming.read_model(path)
-    if _name(config) != "Net2NetTransformer":
+    config = taming.read_model_config(path)
+    if _class_name(config) != "Net2NetTransformer":
         return None
-    with describing(path):
+    with convert_errors(path):
         return _open(config["params"], path)
 
 
 def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
-    classes, hparams, tensors = _classes(config, path), _hparams(config, path), taming.open_state(path)
-    first = taming.checkpoint(config["first_stage_config"], taming.first_stage(tensors), path)
+    classes, hparams, tensors = _num_labels(config, path), _parse_hparams(config, path), taming.open_state_dict(path)
+    first = taming.build_checkpoint(config["first_stage_config"], taming.extract_first_stage(tensors), path)
     transformer = {name: x for name, x in tensors.items() if name.startswith("transformer.")}
-    params = from_peer(transformer, _entries(hparams), str(path), _IGNORED)
+    params = from_peer(transformer, _build_entries(hparams), str(path), _IGNORED)
     table, positions, num_codes = params.pop("tokens"), params.pop("positions")[0], first.model["quantizer"]["size"]
     if not max(classes, num_codes) <= len(table):
         raise LoadError(
@@ -69,16 +69,16 @@ def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
     return Stage2Checkpoint(str(path), options, condition, vqgan, side * vqgan.factor, lambda: (tree, str(path)))
 
 
-def _name(config: Mapping | str | None) -> str:
+def _class_name(config: Mapping | str | None) -> str:
     """Returns the class name, without module, of a section of a configuration; strings are returned as they are."""
     target = config.get("target", "") if isinstance(config, Mapping) else config
     return str(target).rsplit(".", 1)[-1]
 
 
-def _classes(params: Mapping, path: Path) -> int:
+def _num_labels(params: Mapping, path: Path) -> int:
     """Returns the number of labels; 0 for a model without labels."""
     condition = params.get("cond_stage_config")
-    name = _name(condition)
+    name = _class_name(condition)
     if params.get("unconditional") or name in ("SOSProvider", "__is_unconditional__"):
         return 0
     if name != "Labelator":
@@ -95,14 +95,15 @@ def _classes(params: Mapping, path: Path) -> int:
 def _first_token(params: Mapping) -> int:
     """Returns the start token of a model without labels."""
     condition = params.get("cond_stage_config")
-    own = condition.get("params") if _name(condition) == "SOSProvider" and isinstance(condition, Mapping) else None
-    return (own or params).get("sos_token", 0)
+    is_provider = _class_name(condition) == "SOSProvider" and isinstance(condition, Mapping)
+    provider_params = condition.get("params") if is_provider else None
+    return (provider_params or params).get("sos_token", 0)
 
 
-def _hparams(params: Mapping, path: Path) -> Mapping:
+def _parse_hparams(params: Mapping, path: Path) -> Mapping:
     """Returns the transformer's hyperparameters."""
     for key, supported in (("transformer_config", "GPT"), ("permuter_config", "Identity")):
-        if (name := _name(params.get(key, {"target": supported}))) not in (supported, "None"):
+        if (name := _class_name(params.get(key, {"target": supported}))) not in (supported, "None"):
             raise LoadError(f"{path}: a second stage with {key} {name}; only {supported} is supported")
     hparams = _DEFAULTS | params["transformer_config"]["params"]
     if hparams["n_unmasked"]:
@@ -110,7 +111,7 @@ def _hparams(params: Mapping, path: Path) -> Mapping:
     return hparams
 
 
-def _entries(hparams: Mapping) -> list[Entry]:
+def _build_entries(hparams: Mapping) -> list[Entry]:
     """Returns the weight table."""
     table = [
         Entry("tokens", ("transformer.tok_emb.weight",)),

@@ -10,7 +10,7 @@ import numpy as np
 
 from train_jax import run_directory
 from train_jax.compute import TransformerCompute
-from vqgan_jax.pretrained.checkpoint import describing
+from vqgan_jax.pretrained.checkpoint import convert_errors
 from vqgan_jax.stage2.condition import Condition
 from vqgan_jax.stage2.generator import CodeGenerator
 from vqgan_jax.stage2.model import CodeTransformerOptions
@@ -78,7 +78,7 @@ def open_run(
         params, _, name = run_directory.load_weights(path, step)
         return jax.tree.map(np.asarray, params["generator"]), name
 
-    with describing(path):
+    with convert_errors(path):
         size = config["vqgan"]["size"] or vqgan.size
         model = options.parse(config["model"], "model")
         compute = TransformerCompute.parse(config["compute"], "compute")

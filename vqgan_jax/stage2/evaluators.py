@@ -88,7 +88,7 @@ class Likelihood:
         source = context.source(options.source, options.split)
         # Codes are computed in the first evaluation, because the computation may take hours.
         self._records = functools.cache(lambda: stage.records(source, context.asked_to_stop))
-        self._program = context.jit(self._sums)
+        self._program = context.jit(self._sum_losses)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         records, condition = self._records(), self._stage.condition
@@ -112,7 +112,7 @@ class Likelihood:
             metrics[f"bits_per_{condition.kind}_token"] = nats / NATS_PER_BIT
         return metrics, {}
 
-    def _sums(self, params, extra, batch):
+    def _sum_losses(self, params, extra, batch):
         tokens, codes = batch["condition"], batch["codes"]
         module = self._stage.module
         logits = module.apply({"params": params["generator"]}, tokens, codes.reshape(len(codes), -1))
@@ -143,10 +143,10 @@ class Sampler:
         # With guidance each sample has a second, unconditional row.
         null = np.broadcast_to(condition.null, tokens.shape)
         self._tokens = np.stack([tokens, null] if guided else [tokens], axis=1)
-        self._seeds = sampling.seeds(condition, conditions, options.n, options.seed)
+        self._seeds = sampling.make_seeds(condition, conditions, options.n, options.seed)
         settings = Sampling(options.temperature, options.top_k, options.top_p, options.guidance)
         candidates = max_candidates(module.num_codes, options.top_k, options.top_p)
-        programs = sampling.pure_programs(module)
+        programs = sampling.build_programs(module)
 
         def sample(params, extra, batch):
             params, batch_size = params["generator"], len(batch["seeds"])
@@ -159,21 +159,21 @@ class Sampler:
 
         self._program = context.jit(sample)
 
-    def codes(self, params) -> np.ndarray:
+    def sample_codes(self, params) -> np.ndarray:
         """Samples codes, int32 [conditions, n, h, w], on every host."""
-        rows = list(np.ndindex(self._count, self._options.n))
-        batches = self._context.batches(rows, self._example, min(self._options.batch_size, len(rows)))
+        indices = list(np.ndindex(self._count, self._options.n))
+        batches = self._context.batches(indices, self._make_example, min(self._options.batch_size, len(indices)))
         outputs = ((self._program(params, {}, batch), real) for batch, real in batches)
         codes = np.concatenate([codes[:real] for codes, real in inference.overlapped(outputs)])
         return codes.reshape(self._count, self._options.n, *self._stage.module.grid)
 
-    def images(self, codes: np.ndarray) -> UInt8[np.ndarray, "p n H W 3"]:
+    def decode_images(self, codes: np.ndarray) -> UInt8[np.ndarray, "p n H W 3"]:
         """Decodes codes to images on every host; the computation is split over hosts."""
         images = inference.split_over_hosts(self._stage.vqgan.decode_uint8, codes.reshape(-1, *codes.shape[2:]))
         return images.reshape(*codes.shape[:2], *images.shape[1:])
 
-    def _example(self, row: tuple[int, int], rng) -> dict[str, np.ndarray]:
-        return {"tokens": self._tokens[row[0]], "seeds": self._seeds[row]}
+    def _make_example(self, index: tuple[int, int], rng) -> dict[str, np.ndarray]:
+        return {"tokens": self._tokens[index[0]], "seeds": self._seeds[index]}
 
 
 class Samples:
@@ -196,8 +196,8 @@ class Samples:
             self._originals = np.concatenate([self._features.extract(batch)[:real] for batch, real in images])
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        codes = self._sampler.codes(params)
-        images = self._sampler.images(codes)
+        codes = self._sampler.sample_codes(params)
+        images = self._sampler.decode_images(codes)
         metrics = {"distinct_codes": float(len(np.unique(codes)))}
         if self._features is not None:
             features = self._features.extract(images.reshape(-1, *images.shape[2:]))

@@ -160,11 +160,11 @@ class CodeGenerator:
         Raises ValueError for invalid arguments and BrokenSample for an unreadable `init_image`.
         """
         conditions = [self.condition.none] if conditions is None else conditions
-        self._check(conditions, n, seed, temperature, top_k, top_p, guidance, batch_size, best, rerank)
+        self._check_arguments(conditions, n, seed, temperature, top_k, top_p, guidance, batch_size, best, rerank)
         conditions = list(conditions)
         tokens = self.condition.encode(conditions)
         reranker = rerank if rerank is None or rerank == LIKELIHOOD else open_reranker(rerank)
-        grid, stride = self._output_grid(size), self._stride(stride)
+        grid, stride = self._output_grid(size), self._check_stride(stride)
         known_codes, known_mask = self._known_codes(grid, init_image, keep)
         chunk_rows = max(1, self.grid[0] // _PREVIEWS) if preview_rows is None else preview_rows
         if not 1 <= chunk_rows <= self.grid[0]:
@@ -176,13 +176,13 @@ class CodeGenerator:
             "max_candidates": max_candidates(self.module.num_codes, top_k or 0, top_p or 1),
             "guided": guidance != 1,
         }
-        seeds = sampling.seeds(self.condition, conditions, n, seed)
+        seeds = sampling.make_seeds(self.condition, conditions, n, seed)
         total = len(conditions) * n
         codes = np.repeat(known_codes[None], total, axis=0)
         log_probs = np.zeros(total, np.float32)
         condition_index = np.repeat(np.arange(len(conditions), dtype=np.int32), n)
         padded_sizes = sampling.padded_sizes(len(conditions), n, batch_size)
-        windows = list(sampling.windows(grid, self.grid, stride, known_mask))
+        windows = list(sampling.iterate_windows(grid, self.grid, stride, known_mask))
         chunks = sum(-(-(self.module.length - w.prefix) // (chunk_rows * self.grid[1])) for w in windows)
         with tqdm(total=total * chunks, unit="chunk", desc="draw", disable=not progress) as bar:
             for start in range(0, total, batch_size):
@@ -197,7 +197,7 @@ class CodeGenerator:
                     log_probs[batch] = nats
                     bar.update(batch.stop - batch.start)
                     if preview is not None:
-                        preview(start, int(done.all(axis=1).cumprod().sum()), self._unfinished(codes[batch], done))
+                        preview(start, int(done.all(axis=1).cumprod().sum()), self._decode_unfinished(codes[batch], done))
         images = self.vqgan.decode_uint8(codes)
         codes = codes.reshape(len(conditions), n, *grid)
         images = images.reshape(len(conditions), n, *images.shape[1:])
@@ -245,7 +245,7 @@ class CodeGenerator:
             `Vqgan.encode`.
         """
         self._check_conditions(conditions)
-        tokens, codes = self.condition.encode(list(conditions)), self._encode(images)
+        tokens, codes = self.condition.encode(list(conditions)), self._encode_images(images)
         codes = codes.reshape(len(codes), -1)
         row = tuple(jax.ShapeDtypeStruct(x.shape[1:], np.int32) for x in (tokens, codes))
 
@@ -277,13 +277,15 @@ class CodeGenerator:
 
         return jax.jit(score)
 
-    def _unfinished(self, codes: Int32[np.ndarray, "b h w"], done: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "b H W 3"]:
+    def _decode_unfinished(
+        self, codes: Int32[np.ndarray, "b h w"], done: Bool[np.ndarray, "h w"]
+    ) -> UInt8[np.ndarray, "b H W 3"]:
         """Decodes unfinished images, which are grey where codes are not `done`."""
         images = self.vqgan.decode_uint8(codes)
         images[:, ~np.kron(done, np.ones((self.vqgan.factor,) * 2, bool))] = _GREY
         return images
 
-    def _encode(self, images: Pictures) -> Int32[np.ndarray, "n h w"]:
+    def _encode_images(self, images: Pictures) -> Int32[np.ndarray, "n h w"]:
         if not isinstance(images, np.ndarray):
             preprocess = Preprocess(self.size)
             pictures = [preprocess.named(x, i) for i, x in enumerate(images)]
@@ -304,7 +306,7 @@ class CodeGenerator:
         if keep.shape != grid:
             raise ValueError(f"keep has shape {list(keep.shape)}; an image has {list(grid)} codes")
         if grid == self.grid:
-            codes = self._encode([init_image])
+            codes = self._encode_images([init_image])
         else:
             pixels = init_image if isinstance(init_image, np.ndarray) else np.asarray(decode(init_image))
             codes = self.vqgan.encode(pixels[None])
@@ -323,7 +325,7 @@ class CodeGenerator:
             )
         return size[0] // factor, size[1] // factor
 
-    def _stride(self, stride: int | None) -> int:
+    def _check_stride(self, stride: int | None) -> int:
         stride = max(self.grid[0] // 2, 1) if stride is None else stride
         if not 1 <= stride <= min(self.grid):
             raise ValueError(f"stride = {stride} must be in [1, {min(self.grid)}], the side of a window in codes")
@@ -335,7 +337,7 @@ class CodeGenerator:
         if not len(conditions):
             raise ValueError("conditions must be a list of at least one")
 
-    def _check(self, conditions, n, seed, temperature, top_k, top_p, guidance, batch_size, best, rerank) -> None:
+    def _check_arguments(self, conditions, n, seed, temperature, top_k, top_p, guidance, batch_size, best, rerank) -> None:
         self._check_conditions(conditions)
 
         def require(holds: bool, name: str, value, allowed: str) -> None:
@@ -413,10 +415,10 @@ class _Decoder:
                     part = slice(start, min(start + chunk, module.length))
                     known = window.known[part.start - window.prefix : part.stop - window.prefix]
                     requests = sampling.Requests(
-                        self._split(self.seeds),
+                        self._shard_rows(self.seeds),
                         positions[part],
-                        self._split(window_codes[:, part]),
-                        self._split(np.broadcast_to(known, (count, len(known)))),
+                        self._shard_rows(window_codes[:, part]),
+                        self._shard_rows(np.broadcast_to(known, (count, len(known)))),
                     )
                     sampled, nats, carry = self.generator._programs.decode_chunk(
                         self.generator.variables, self.settings, carry, requests, np.int32(start), **self.static
@@ -437,21 +439,21 @@ class _Decoder:
         tokens, rows = self.tokens, self.condition_index
         if not is_shared:
             tokens, rows = tokens[rows], np.arange(len(prefix))
-        tokens = _padded(tokens, self.padded_sizes[0] if is_shared else self._rows)
-        known = _padded(prefix[:1] if is_shared else prefix, len(tokens))
+        tokens = _pad_rows(tokens, self.padded_sizes[0] if is_shared else self._rows)
+        known = _pad_rows(prefix[:1] if is_shared else prefix, len(tokens))
         unconditional_rows = None
         if self.static["guided"]:
             unconditional_rows = np.full_like(rows, len(tokens)) if is_shared else len(tokens) + rows
             nulls = np.repeat(null, 1 if is_shared else len(tokens), axis=0)
             tokens, known = np.concatenate([tokens, nulls]), np.concatenate([known, known[: len(nulls)]])
-            unconditional_rows = self._split(unconditional_rows.astype(np.int32))
+            unconditional_rows = self._shard_rows(unconditional_rows.astype(np.int32))
         prefilled = programs.prefill(self.generator.variables, tokens, known)
-        return programs.replicate(prefilled, self._split(rows.astype(np.int32)), unconditional_rows)
+        return programs.replicate(prefilled, self._shard_rows(rows.astype(np.int32)), unconditional_rows)
 
-    def _split(self, x: np.ndarray) -> jax.Array:
-        return jax.device_put(_padded(x, self._rows), NamedSharding(self._mesh, P("batch")))
+    def _shard_rows(self, x: np.ndarray) -> jax.Array:
+        return jax.device_put(_pad_rows(x, self._rows), NamedSharding(self._mesh, P("batch")))
 
 
-def _padded(x: np.ndarray, rows: int) -> np.ndarray:
+def _pad_rows(x: np.ndarray, rows: int) -> np.ndarray:
     """Pads `x` to `rows` rows by repeating its last row."""
     return np.concatenate([x, np.repeat(x[-1:], rows - len(x), axis=0)])

@@ -46,7 +46,7 @@ class Programs(NamedTuple):
 
 def compile_programs(module: CodeTransformer) -> Programs:
     """Jits the three functions of `Programs`. Values of `Sampling` are traced, so changing them does not recompile."""
-    programs = pure_programs(module)
+    programs = build_programs(module)
     return Programs(
         jax.jit(programs.prefill),
         jax.jit(programs.replicate),
@@ -54,7 +54,7 @@ def compile_programs(module: CodeTransformer) -> Programs:
     )
 
 
-def pure_programs(module: CodeTransformer) -> Programs:
+def build_programs(module: CodeTransformer) -> Programs:
     """Builds the three functions of `Programs` without jit."""
 
     def prefill(params, condition: Int[Array, "p c"], known: Int[Array, "p k"]):
@@ -88,7 +88,7 @@ def pure_programs(module: CodeTransformer) -> Programs:
     return Programs(prefill, replicate, decode_chunk)
 
 
-def seeds(condition: Condition, conditions: Sequence[Any], n: int, seed: int) -> UInt32[np.ndarray, "p n 3"]:
+def make_seeds(condition: Condition, conditions: Sequence[Any], n: int, seed: int) -> UInt32[np.ndarray, "p n 3"]:
     """Returns `Requests.seeds` of `n` samples per condition. Repeated conditions continue the sample indices."""
     counts = collections.Counter()
     rows = np.empty((len(conditions), n, 3), np.uint32)
@@ -132,7 +132,7 @@ class Window(NamedTuple):
     known: Bool[np.ndarray, "l"]
 
 
-def windows(
+def iterate_windows(
     size: tuple[int, int], window: tuple[int, int], stride: int, known: Bool[np.ndarray, "H W"]
 ) -> Iterator[Window]:
     """Yields sliding windows over an image of `size` codes, in reading order.

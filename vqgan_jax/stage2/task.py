@@ -110,7 +110,7 @@ def make(
     def init(rng, batch):
         tokens, codes = jnp.asarray(condition.null)[None], jnp.zeros((1, module.length), jnp.int32)
         extra = {}
-        if not config.codes.cached:  # weights in the state are not compiled as constants; `frozen_vqgan` sets the values
+        if not config.codes.cached:  # so that weights are not compiled as constants; `load_frozen_vqgan` sets the values
             extra = {"vqgan": jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), vq.variables)}
         return {"generator": module.init(rng, tokens, codes)["params"]}, extra
 
@@ -122,7 +122,7 @@ def make(
         flags = {name: jnp.mean(x.astype(jnp.float32)) for name, x in batch.items() if x.dtype == bool}
         return value, (metrics | flags, {})
 
-    def frozen_vqgan():
+    def load_frozen_vqgan():
         return {}, {"vqgan": jax.tree.map(np.asarray, vq.variables)}
 
     uniform = float(np.log2(module.code_offset + module.num_codes))
@@ -142,7 +142,7 @@ def make(
         evaluators=evaluators.factories(stage) | (more_evaluators(stage) if more_evaluators else {}),
         artifacts={**(artifacts or {}), VQGAN: vqgan_lib.to_bytes(vq)},
         records=records if config.codes.cached else None,
-        pretrained=None if config.codes.cached else frozen_vqgan,
+        pretrained=None if config.codes.cached else load_frozen_vqgan,
         warnings=warnings,
         flops=float(BACKWARD * _forward_flops(module, options)),
     )
