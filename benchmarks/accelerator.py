@@ -34,7 +34,14 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks import attention, guided, synthetic
 from benchmarks.dalle import GRID, MODELS, TEXT
-from benchmarks.timing import ceilings, counted_flops, forward_flops, kernels, median_seconds, speed
+from benchmarks.timing import (
+    compute_rates,
+    count_flops,
+    count_forward_flops,
+    measure_ceilings,
+    median_seconds,
+    trace_kernels,
+)
 from dalle_jax.captions import CharBpeCaptions
 from dalle_jax.options import DALLEOptions
 from nn_jax.decoding import Sampling
@@ -89,7 +96,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = cache  # shares the program that initialises weights
         for case in (Case(*text.split(":")) for text in ("ceilings", *chosen)):
-            for row in run(case, tiny):
+            for row in run_case(case, tiny):
                 tiny |= row.get("platform") == "cpu"
                 if "bytes" in row:
                     row["bandwidth"] = row["bytes"] / row["seconds"] / rows[2]["bytes_per_second"]
@@ -98,10 +105,10 @@ def main() -> None:
                 if arguments.json:
                     Path(arguments.json).write_text(json.dumps(rows, indent=1))
     for family, group in itertools.groupby(rows, lambda row: row["family"]):
-        report(f"{family}{' of toy models' * tiny}", list(group))
+        print_table(f"{family}{' of toy models' * tiny}", list(group))
 
 
-def report(family: str, rows: list[dict]) -> None:
+def print_table(family: str, rows: list[dict]) -> None:
     """Prints the table of a family."""
     columns = {key: x for key, x in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
     print(f"\n| {' | '.join([family, *(heading for heading, _, _ in columns.values())])} |")
@@ -112,12 +119,12 @@ def report(family: str, rows: list[dict]) -> None:
         print(f"| {' | '.join([', '.join(names), *cells])} | {row.get('error', '')[:90]}")
 
 
-def run(case: Case, tiny: bool) -> Iterator[dict]:
+def run_case(case: Case, tiny: bool) -> Iterator[dict]:
     """Yields the rows of a case, measured in a separate process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.attention", "benchmarks.dalle", "benchmarks.synthetic"])  # imported once
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(case, tiny, sender))
+    process = context.Process(target=measure_case, args=(case, tiny, sender))
     process.start()
     sender.close()
     with contextlib.suppress(EOFError):
@@ -127,31 +134,31 @@ def run(case: Case, tiny: bool) -> Iterator[dict]:
         yield {"error": f"the process ended with code {process.exitcode}"}
 
 
-def measure(case: Case, tiny: bool, sender) -> None:
+def measure_case(case: Case, tiny: bool, sender) -> None:
     try:
         tiny |= jax.default_backend() == "cpu"
-        for row in MEASURED.get(case.family, trained)(case, tiny):
+        for row in MEASURED.get(case.family, measure_training)(case, tiny):
             peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
             sender.send({"peak_bytes": peak} | row)
     except Exception as error:
         sender.send({"error": f"{type(error).__name__}: {error}"[:500], "traceback": traceback.format_exc()[-6000:]})
 
 
-def trained(case: Case, tiny: bool) -> Iterator[dict]:
+def measure_training(case: Case, tiny: bool) -> Iterator[dict]:
     """Measures updates by the trainer's step."""
     size = 4 if tiny else int(case.batch)
     with tempfile.TemporaryDirectory() as folder:
-        config = synthetic.config(case.family, case.model, case.dtype, size, case.remat, Path(folder), tiny)
+        config = synthetic.make_config(case.family, case.model, case.dtype, size, case.remat, Path(folder), tiny)
         task = task_lib.module(config).make(config, None)
         mesh = sharding.make_mesh(config.mesh)
-        batch = jax.device_put(synthetic.batch(case.family, config, 4 if tiny else 16), sharding.batch_sharding(mesh))
+        batch = jax.device_put(synthetic.make_batch(case.family, config, 4 if tiny else 16), sharding.batch_sharding(mesh))
         begun = time.perf_counter()
         plan, traced = prepare.trace_step(config, task, mesh, batch, {})
         with jax.set_mesh(mesh):
             abstract, compiled = plan.abstract, traced.lower().compile()
             row = {"compile_seconds": time.perf_counter() - begun, "planned": profiling.memory_plan(compiled).needed}
             row["parameters"] = sum(x.size for x in jax.tree.leaves(abstract.params))
-            flops = task.flops * size if task.flops else counted_flops(traced.jaxpr)
+            flops = task.flops * size if task.flops else count_flops(traced.jaxpr)
             state, metrics = plan.create(), {}
 
             def update():
@@ -159,11 +166,11 @@ def trained(case: Case, tiny: bool) -> Iterator[dict]:
                 state, metrics = compiled(state, batch)
                 return metrics
 
-            row |= speed(median_seconds(update), size, flops)
-            yield row | {name: float(metrics[name]) for name in ("loss", "skipped")} | kernels(update)
+            row |= compute_rates(median_seconds(update), size, flops)
+            yield row | {name: float(metrics[name]) for name in ("loss", "skipped")} | trace_kernels(update)
 
 
-def sampled(case: Case, tiny: bool) -> Iterator[dict]:
+def measure_sampling(case: Case, tiny: bool) -> Iterator[dict]:
     """Measures sampling of codes for one prompt by prefill and scan, as in `dalle_jax.load(…).draw`, also with top-p.
 
     Bytes are a lower bound of memory reads: weights in the compute dtype and the filled part of the cache, once per code.
@@ -190,7 +197,7 @@ def sampled(case: Case, tiny: bool) -> Iterator[dict]:
     none = jax.device_put(np.zeros((1, 0), np.int32), replicated)
     prefilled = {what: programs.prefill(weights[what], ids, none) for what in dict(runs)}
 
-    def prepared(what: str, size: int):
+    def prepare_run(what: str, size: int):
         zeros = jax.device_put(np.zeros((size, length), np.int32), sharded)
         rows, seeds = zeros[:, 0], jax.device_put(np.arange(3 * size, dtype=np.uint32).reshape(size, 3), sharded)
         requests = sampling.Requests(seeds, np.arange(length), zeros, zeros.astype(bool))
@@ -211,36 +218,36 @@ def sampled(case: Case, tiny: bool) -> Iterator[dict]:
         return what, size, time.perf_counter() - begun, draw_codes
 
     with ThreadPoolExecutor(6) as pool:
-        runs = list(pool.map(prepared, *zip(*runs, strict=True)))
+        runs = list(pool.map(prepare_run, *zip(*runs, strict=True)))
     for what, size, compile_seconds, draw_codes in runs:
         cache = 2 * config.depth * config.width * (TEXT + length / 2) * size
         row = {"what": what, "batch": size, "compile_seconds": compile_seconds}
         row["bytes"] = jnp.dtype(case.dtype).itemsize * (count + cache) * length
-        row |= speed(median_seconds(draw_codes), size * length, 2 * count * size * length)
-        yield row | (kernels(draw_codes) if size == sizes[-1] else {})
+        row |= compute_rates(median_seconds(draw_codes), size * length, 2 * count * size * length)
+        yield row | (trace_kernels(draw_codes) if size == sizes[-1] else {})
 
 
-def painted(case: Case, tiny: bool) -> Iterator[dict]:
+def measure_painting(case: Case, tiny: bool) -> Iterator[dict]:
     """Measures steps of VQGAN+CLIP with ViT-B/32 and 32 cuts, for one image and for a batch of images."""
-    vq, clip = guided.models(case.dtype, tiny)
+    vq, clip = guided.build_models(case.dtype, tiny)
     cuts, side, steps = (2, 32, 2) if tiny else (32, 256, 10)
-    flops = forward_flops(vq, "decode", (1, *[side // vq.factor] * 2), jnp.int32)
-    flops += forward_flops(clip, "encode_image", (cuts, *[clip.preprocess.size] * 2, 3), jnp.float32)
+    flops = count_forward_flops(vq, "decode", (1, *[side // vq.factor] * 2), jnp.int32)
+    flops += count_forward_flops(clip, "encode_image", (cuts, *[clip.preprocess.size] * 2, 3), jnp.float32)
     for size in (1, 2 if tiny else int(case.batch)):
         texts = list(itertools.islice(itertools.cycle(guided.PROMPTS), size))
-        painter = painting.Painter(vq, clip, guided.jobs(argparse.Namespace(cuts=cuts), side, texts))
-        turn, begun = guided.turn(painter, steps), time.perf_counter()
+        painter = painting.Painter(vq, clip, guided.make_jobs(argparse.Namespace(cuts=cuts), side, texts))
+        turn, begun = guided.make_turn(painter, steps), time.perf_counter()
         turn()  # compiles
         row = {"batch": size, "compile_seconds": time.perf_counter() - begun}
-        row |= speed(median_seconds(turn) / steps, size, 2 * flops * size)  # backward pass to the latents only
-        yield row | (kernels(turn) if size == 1 else {})
+        row |= compute_rates(median_seconds(turn) / steps, size, 2 * flops * size)  # backward pass to the latents only
+        yield row | (trace_kernels(turn) if size == 1 else {})
 
 
 MEASURED = {
-    "ceilings": lambda case, tiny: ceilings(512 if tiny else 8192),
-    "attention": lambda case, tiny: attention.rows(100, (50,)) if tiny else attention.rows(int(case.batch)),
-    "sampling": sampled,
-    "painting": painted,
+    "ceilings": lambda case, tiny: measure_ceilings(512 if tiny else 8192),
+    "attention": lambda case, tiny: attention.measure(100, (50,)) if tiny else attention.measure(int(case.batch)),
+    "sampling": measure_sampling,
+    "painting": measure_painting,
 }
 
 if __name__ == "__main__":

@@ -44,16 +44,16 @@ def main() -> None:
     ids[:, -1] = 49_407
 
     implementations = {}
-    implementations["ours"], params = _ours(options, compute, pixels, ids)
+    implementations["ours"], params = _build_ours(options, compute, pixels, ids)
     with contextlib.ExitStack() as stack:
         try:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            _write(folder, options, params)
-            implementations["PyTorch"] = _torch(folder, pixels, ids)
-            implementations["Flax"] = _flax(folder, pixels, ids, arguments.dtype)
+            _write_model(folder, options, params)
+            implementations["PyTorch"] = _build_torch(folder, pixels, ids)
+            implementations["Flax"] = _build_flax(folder, pixels, ids, arguments.dtype)
         except ImportError as error:
             print(f"a peer is not installed ({error}): pip install -e '.[peers]'")
-        _check(implementations)
+        _check_agreement(implementations)
         rates = _measure_rates(implementations, arguments.rounds, arguments.batch)
 
     machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
@@ -80,10 +80,10 @@ def main() -> None:
 Implementation = dict[str, Callable]
 
 
-def _ours(options, compute, pixels, ids) -> tuple[Implementation, dict]:
+def _build_ours(options, compute, pixels, ids) -> tuple[Implementation, dict]:
     module = model.build(options, options.text.vocab_size, 49_407, compute)
     x, t = jnp.asarray(pixels), jnp.asarray(ids)
-    params = jax.jit(lambda key: model_params(module, key, x[:1], t[:1]))(jax.random.key(0))
+    params = jax.jit(lambda key: init_params(module, key, x[:1], t[:1]))(jax.random.key(0))
     image = jax.jit(lambda p: module.apply({"params": p}, x, method="encode_image"))
     text = jax.jit(lambda p: module.apply({"params": p}, t, method="encode_text"))
 
@@ -96,7 +96,7 @@ def _ours(options, compute, pixels, ids) -> tuple[Implementation, dict]:
     return {name: _blocking(function) for name, function in run.items()}, params
 
 
-def model_params(module, key, images, ids):
+def init_params(module, key, images, ids):
     import flax.linen as nn
 
     return nn.unbox(module.init(key, images, ids)["params"])
@@ -106,7 +106,7 @@ def _blocking(function: Callable) -> Callable:
     return lambda: jax.block_until_ready(function())
 
 
-def _write(folder: str, options, params) -> None:
+def _write_model(folder: str, options, params) -> None:
     """Writes the weights as a model directory of transformers."""
     import transformers
     from safetensors.numpy import save_file
@@ -124,7 +124,7 @@ def _write(folder: str, options, params) -> None:
     )
 
 
-def _torch(folder: str, pixels, ids) -> Implementation:
+def _build_torch(folder: str, pixels, ids) -> Implementation:
     import torch
     import transformers
 
@@ -154,7 +154,7 @@ def _torch(folder: str, pixels, ids) -> Implementation:
     }
 
 
-def _flax(folder: str, pixels, ids, dtype: str) -> Implementation:
+def _build_flax(folder: str, pixels, ids, dtype: str) -> Implementation:
     import transformers
 
     peer = transformers.FlaxCLIPModel.from_pretrained(folder, from_pt=True, dtype=jnp.dtype(dtype))
@@ -179,7 +179,7 @@ def _flax(folder: str, pixels, ids, dtype: str) -> Implementation:
     return {name: _blocking(function) for name, function in run.items()}
 
 
-def _check(implementations: dict[str, Implementation]) -> None:
+def _check_agreement(implementations: dict[str, Implementation]) -> None:
     """Checks that all implementations compute the same features."""
     for workload in ("images", "texts"):
         ours = np.asarray(implementations["ours"][workload](), np.float32)
@@ -192,12 +192,12 @@ def _check(implementations: dict[str, Implementation]) -> None:
 def _measure_rates(implementations: dict[str, Implementation], rounds: int, batch: int) -> dict[str, dict[str, float]]:
     """Measures median rates per second over `rounds`. Each round runs every implementation once."""
     seconds = {name: {workload: [] for workload in functions} for name, functions in implementations.items()}
-    for turn in range(rounds + 1):  # the first compiles
+    for round_index in range(rounds + 1):  # the first compiles
         for name, functions in implementations.items():
             for workload, function in functions.items():
                 start = time.perf_counter()
                 function()
-                if turn:
+                if round_index:
                     seconds[name][workload].append(time.perf_counter() - start)
     return {
         name: {workload: batch / statistics.median(values) for workload, values in times.items()}

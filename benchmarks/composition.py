@@ -25,7 +25,7 @@ CHANGES = {
 }
 
 
-class _FullOnly:
+class _FirstCaptionOnly:
     """Records with only the first caption, which names every attribute."""
 
     def __init__(self, records):
@@ -39,13 +39,13 @@ class _FullOnly:
         return record | {"captions": record["captions"][:1]}
 
 
-def _full_captions():
-    def opened(name, split, **options):
+def _patch_captions():
+    def open_source(name, split, **options):
         source = original(name, split, **options)
-        return dataclasses.replace(source, records=_FullOnly(source.records)) if split == "train" else source
+        return dataclasses.replace(source, records=_FirstCaptionOnly(source.records)) if split == "train" else source
 
     original = sources.open_source
-    return mock.patch.object(sources, "open_source", opened)
+    return mock.patch.object(sources, "open_source", open_source)
 
 
 def measure(name: str, changes: dict, context=contextlib.nullcontext) -> None:
@@ -60,7 +60,7 @@ def measure(name: str, changes: dict, context=contextlib.nullcontext) -> None:
 def main() -> None:
     for name, changes in CHANGES.items():
         measure(name, changes)
-    measure("only captions that name every attribute", {}, _full_captions)
+    measure("only captions that name every attribute", {}, _patch_captions)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ PROMPTS = [f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("ca
 # Augmentations of the textbook loop: random crops, flips and noise only.
 PLAIN = {"rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}
 LR = 0.1
-CONTESTANTS = ("ours", "PyTorch")
+IMPLEMENTATIONS = ("ours", "PyTorch")
 
 
 def main() -> None:
@@ -52,26 +52,27 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of our implementation")
     parser.add_argument("--together", type=int, default=len(PROMPTS), help="prompts in a batch; 0: no comparison")
     parser.add_argument("--small", action="store_true", help="use toy models, to test the benchmark")
-    parser.add_argument("--only", choices=CONTESTANTS, help="run one turn at the first size and print the peak memory")
+    parser.add_argument("--only", choices=IMPLEMENTATIONS, help="run one turn at the first size and print the peak memory")
     arguments = parser.parse_args()
-    vq, clip = models(arguments.dtype, arguments.small)
+    vq, clip = build_models(arguments.dtype, arguments.small)
     if arguments.only:
-        print(f"peak {peak(arguments.only, contestant(arguments.only, vq, clip, arguments, arguments.size[0]))}")
+        run = build_implementation(arguments.only, vq, clip, arguments, arguments.size[0])
+        print(f"peak {measure_peak(arguments.only, run)}")
         return
     machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
     print(f"f16, ViT-B/32, {arguments.cuts} cuts, {arguments.dtype}, {machine}, jax {jax.__version__}; steps a second\n")
-    _row("size", *CONTESTANTS, "ours / PyTorch", *(f"peak of {name}, MiB" for name in CONTESTANTS))
-    _row(*["---"] * 6)
+    _print_row("size", *IMPLEMENTATIONS, "ours / PyTorch", *(f"peak of {name}, MiB" for name in IMPLEMENTATIONS))
+    _print_row(*["---"] * 6)
     for size in arguments.size:
-        rates = race(vq, clip, arguments, size)
+        rates = measure_rates(vq, clip, arguments, size)
         ratio = rates["ours"] / rates["PyTorch"] if "PyTorch" in rates else float("nan")
-        peaks = [peak_in_own_process(name, arguments, size) if name in rates else "" for name in CONTESTANTS]
-        _row(str(size), *(f"{rates[n]:.3f}" if n in rates else "" for n in CONTESTANTS), f"{ratio:.2f}", *peaks)
+        peaks = [measure_peak_in_subprocess(name, arguments, size) if name in rates else "" for name in IMPLEMENTATIONS]
+        _print_row(str(size), *(f"{rates[n]:.3f}" if n in rates else "" for n in IMPLEMENTATIONS), f"{ratio:.2f}", *peaks)
     if arguments.together:
-        together(vq, clip, arguments)
+        compare_batching(vq, clip, arguments)
 
 
-def models(dtype: str, small: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.Clip"]:
+def build_models(dtype: str, small: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.Clip"]:
     """Builds VQGAN and CLIP with random weights at published sizes."""
     c = config_lib.resolve(load_config("vqgan/f16_1024"))
     v = config_lib.resolve(load_config("clip/vit_b32")).model
@@ -109,21 +110,21 @@ def random_weights(shapes):
     return jax.tree_util.tree_map_with_path(leaf, nn.unbox(shapes))
 
 
-def contestant(name: str, vq, clip, arguments, size: int) -> Callable[[], None]:
+def build_implementation(name: str, vq, clip, arguments, size: int) -> Callable[[], None]:
     """Builds a function that runs the steps of one turn."""
     if name == "ours":
-        painter = painting.Painter(vq, clip, jobs(arguments, size, PROMPTS[:1]))
-        return turn(painter, arguments.steps)
-    painter = textbook(vq, clip, arguments, size)
+        painter = painting.Painter(vq, clip, make_jobs(arguments, size, PROMPTS[:1]))
+        return make_turn(painter, arguments.steps)
+    painter = build_textbook(vq, clip, arguments, size)
     return lambda: [painter.step() for _ in range(arguments.steps)]
 
 
-def jobs(arguments, size: int, texts) -> list[painting.Job]:
+def make_jobs(arguments, size: int, texts) -> list[painting.Job]:
     options = options_lib.resolve({"size": (size, size), "steps": 10**6, "cuts": arguments.cuts, "lr": LR} | PLAIN)
     return [painting.Job(prompts.single(text), 0, options) for text in texts]
 
 
-def turn(painter: painting.Painter, steps: int) -> Callable[[], None]:
+def make_turn(painter: painting.Painter, steps: int) -> Callable[[], None]:
     state = painter.state
 
     def paint():
@@ -133,7 +134,7 @@ def turn(painter: painting.Painter, steps: int) -> Callable[[], None]:
     return paint
 
 
-def textbook(vq, clip, arguments, size: int):
+def build_textbook(vq, clip, arguments, size: int):
     """Builds the PyTorch painter with our weights. Raises ImportError if PyTorch or transformers is not installed."""
     import torch
     import transformers
@@ -159,11 +160,11 @@ def textbook(vq, clip, arguments, size: int):
         arguments.cuts, LR, noise=0.1,
     )  # fmt: skip
     with torch.no_grad():
-        check(vq, clip, codes.cpu().numpy(), painter, device)
+        check_agreement(vq, clip, codes.cpu().numpy(), painter, device)
     return painter
 
 
-def check(vq, clip, codes, painter, device: str) -> None:
+def check_agreement(vq, clip, codes, painter, device: str) -> None:
     """Checks that both implementations agree in decoded images and image features."""
     import torch
 
@@ -177,12 +178,12 @@ def check(vq, clip, codes, painter, device: str) -> None:
         raise SystemExit(f"ours and PyTorch agree in {agreement:.0%} of the pixels, cosine {cosine:.4f}")
 
 
-def race(vq, clip, arguments, size: int) -> dict[str, float]:
+def measure_rates(vq, clip, arguments, size: int) -> dict[str, float]:
     """Measures the median steps per second of each implementation."""
     runs = {}
-    for name in CONTESTANTS:
+    for name in IMPLEMENTATIONS:
         try:
-            runs[name] = contestant(name, vq, clip, arguments, size)
+            runs[name] = build_implementation(name, vq, clip, arguments, size)
         except ImportError as error:
             print(f"the peer is not installed ({error}): pip install -e '.[peers]'", file=sys.stderr)
     seconds = {name: [] for name in runs}
@@ -195,7 +196,7 @@ def race(vq, clip, arguments, size: int) -> dict[str, float]:
     return {name: arguments.steps / statistics.median(times) for name, times in seconds.items()}
 
 
-def peak_in_own_process(name: str, arguments, size: int) -> str:
+def measure_peak_in_subprocess(name: str, arguments, size: int) -> str:
     """Measures the peak memory in MiB of a separate process that runs one implementation."""
     command = [sys.executable, "-m", "benchmarks.guided", "--only", name, "--size", str(size)]
     command += ["--cuts", str(arguments.cuts), "--steps", "2", "--dtype", arguments.dtype]
@@ -204,7 +205,7 @@ def peak_in_own_process(name: str, arguments, size: int) -> str:
     return output.strip().splitlines()[-1].removeprefix("peak ")
 
 
-def peak(name: str, run: Callable[[], None]) -> str:
+def measure_peak(name: str, run: Callable[[], None]) -> str:
     """Measures the peak memory in MiB of a second turn, minus the memory before that turn (on a CPU: before the first)."""
     if jax.default_backend() != "gpu":
         before = _status_kib("VmRSS")
@@ -231,31 +232,31 @@ def _status_kib(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def together(vq, clip, arguments) -> None:
+def compare_batching(vq, clip, arguments) -> None:
     """Compares a batch of prompts with the same prompts in sequence, at the first size."""
     size, texts = arguments.size[0], PROMPTS[: arguments.together]
-    at_once = turn(painting.Painter(vq, clip, jobs(arguments, size, texts)), arguments.steps)
-    single = turn(painting.Painter(vq, clip, jobs(arguments, size, texts[:1])), arguments.steps)
+    at_once = make_turn(painting.Painter(vq, clip, make_jobs(arguments, size, texts)), arguments.steps)
+    single = make_turn(painting.Painter(vq, clip, make_jobs(arguments, size, texts[:1])), arguments.steps)
 
-    def in_a_row():
+    def paint_in_sequence():
         for _ in texts:
             single()
 
     seconds = {"at once": [], "in a row": []}
     for round_index in range(arguments.rounds + 1):
-        for name, run in (("at once", at_once), ("in a row", in_a_row)):
+        for name, run in (("at once", at_once), ("in a row", paint_in_sequence)):
             start = time.perf_counter()
             run()
             if round_index:
                 seconds[name].append(time.perf_counter() - start)
     rates = {name: len(texts) * arguments.steps / statistics.median(times) for name, times in seconds.items()}
     print(f"\n{len(texts)} prompts at {size} px, steps a second of all together:\n")
-    _row("at once", "in a row", "ratio")
-    _row(*["---"] * 3)
-    _row(*(f"{rate:.3f}" for rate in rates.values()), f"{rates['at once'] / rates['in a row']:.2f}")
+    _print_row("at once", "in a row", "ratio")
+    _print_row(*["---"] * 3)
+    _print_row(*(f"{rate:.3f}" for rate in rates.values()), f"{rates['at once'] / rates['in a row']:.2f}")
 
 
-def _row(*cells: str) -> None:
+def _print_row(*cells: str) -> None:
     print(f"| {' | '.join(cells)} |", flush=True)
 
 

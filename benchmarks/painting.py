@@ -39,9 +39,9 @@ def main() -> None:
     arguments = parser.parse_args()
     vq = vqgan_jax.load(arguments.vqgan)
     clips, held_out = [clip_jax.load(path) for path in arguments.clip], clip_jax.load(arguments.judge)
-    texts = prompts(arguments.prompts)
+    texts = make_prompts(arguments.prompts)
     start = time.monotonic()
-    options = OPTIONS | dict(map(option, arguments.options))
+    options = OPTIONS | dict(map(parse_option, arguments.options))
     painting = guided.paint_many(vq, clips, texts, seeds=range(arguments.seeds), **options)
     images = painting.images[:, :, 0].reshape(-1, *painting.images.shape[3:])
     seconds = time.monotonic() - start
@@ -50,14 +50,14 @@ def main() -> None:
     print(f"{len(texts)} prompts, {arguments.seeds} seed(s), {painting.losses.shape[-1]} steps, {seconds:.0f} s in all\n")
     print("| judged by | right |\n| --- | --- |")
     for name, clip in [("the guiding CLIP", clips[0]), ("the held-out CLIP", held_out)]:
-        print(f"| {name} | {100 * np.mean(nearest(clip, images, texts) == truth):.1f} % |")
-    for name, correct in oracle_grades(images, [texts[i] for i in truth]).items():
+        print(f"| {name} | {100 * np.mean(nearest_prompts(clip, images, texts) == truth):.1f} % |")
+    for name, correct in grade_by_oracle(images, [texts[i] for i in truth]).items():
         print(f"| the oracle: {name} | {100 * np.mean(correct):.1f} % |")
     if arguments.sheet:
         enlarged_grid(in_rows(images, 8)).save(arguments.sheet)
 
 
-def option(text: str) -> tuple[str, object]:
+def parse_option(text: str) -> tuple[str, object]:
     """Parses a `name=value` argument, with a Python literal or a string as value."""
     name, equals, value = text.partition("=")
     if not equals:
@@ -68,18 +68,18 @@ def option(text: str) -> tuple[str, object]:
         return name, value
 
 
-def prompts(count: int) -> list[str]:
+def make_prompts(count: int) -> list[str]:
     """Builds captions of one object in which colours and shapes are balanced."""
     colours, kinds = list(dict.fromkeys(n.split()[0] for n in shapes.LABEL_NAMES)), list(scenes.SHAPES)
     pairs = [(i % len(colours), (i + i // len(colours)) % len(kinds)) for i in range(len(colours) * len(kinds))]
     return [fill_template("a {}", f"{colours[c]} {kinds[s]}") for c, s in dict.fromkeys(pairs)][:count]
 
 
-def nearest(clip, images: np.ndarray, texts: list[str]) -> np.ndarray:
+def nearest_prompts(clip, images: np.ndarray, texts: list[str]) -> np.ndarray:
     return np.argmax(clip.encode_image(images) @ clip.encode_text(texts).T, axis=1)
 
 
-def oracle_grades(images: np.ndarray, texts: list[str]) -> dict[str, list[bool]]:
+def grade_by_oracle(images: np.ndarray, texts: list[str]) -> dict[str, list[bool]]:
     """Returns whether the oracle reads in each image the object, the object as the largest, and the colour of its prompt."""
     objects = [[(o.colour, o.shape) for o in oracle.read(image)] for image in images]
     expected = [tuple(text.split()[1:]) for text in texts]

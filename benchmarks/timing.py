@@ -46,7 +46,7 @@ def median_seconds(call: Callable[[], Any], turn: float = 0.4) -> float:
     return statistics.median(seconds[1:])
 
 
-def speed(seconds: float, count: float, flops: float | None) -> dict[str, float]:
+def compute_rates(seconds: float, count: float, flops: float | None) -> dict[str, float]:
     """Computes the rates of a call that processes `count` examples, and MFU if the device's peak is known."""
     row = {"seconds": seconds, "per_second": count / seconds}
     peak = profiling.peak_of_kind(jax.devices()[0].device_kind)
@@ -55,7 +55,7 @@ def speed(seconds: float, count: float, flops: float | None) -> dict[str, float]
     return row | ({"mfu": profiling.mfu(flops, seconds, peak)} if flops and peak else {})
 
 
-def counted_flops(jaxpr: Any) -> float:
+def count_flops(jaxpr: Any) -> float:
     """Counts FLOPs of matrix products and convolutions of a (closed) jaxpr, with the largest branch and all loop iterations.
 
     Zeros between input elements of a convolution (`lhs_dilation`) are not counted; zeros of the padding are counted.
@@ -72,18 +72,18 @@ def counted_flops(jaxpr: Any) -> float:
             window = math.prod(shape[axis] for axis in order[1:])
             total += 2 * output * window / math.prod(parameters["lhs_dilation"])
         else:
-            inner = [counted_flops(part) for part in jaxprs_in_params(parameters)]
+            inner = [count_flops(part) for part in jaxprs_in_params(parameters)]
             total += max(inner, default=0) if name == "cond" else sum(inner) * parameters.get("length", 1)
     return total
 
 
-def forward_flops(model: Any, method: str, shape: tuple[int, ...], dtype: Any) -> float:
+def count_forward_flops(model: Any, method: str, shape: tuple[int, ...], dtype: Any) -> float:
     """Counts FLOPs of a method of a loaded model (with `module` and `variables`) on an array."""
     apply = functools.partial(model.module.apply, method=method)
-    return counted_flops(jax.make_jaxpr(apply)(model.variables, jax.ShapeDtypeStruct(shape, dtype)))
+    return count_flops(jax.make_jaxpr(apply)(model.variables, jax.ShapeDtypeStruct(shape, dtype)))
 
 
-def kernels(call: Callable[[], Any]) -> dict[str, Any]:
+def trace_kernels(call: Callable[[], Any]) -> dict[str, Any]:
     """Measures milliseconds of GPU kernels in one traced call, by kind and for the longest kernels; empty on a CPU."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -100,13 +100,13 @@ def kernels(call: Callable[[], Any]) -> dict[str, Any]:
     return {"kinds": {kind: round(x, 2) for kind, x in kinds.most_common()}, "kernels": longest} if times else {}
 
 
-def ceilings(n: int) -> list[dict[str, Any]]:
+def measure_ceilings(n: int) -> list[dict[str, Any]]:
     """Measures achievable rates: matrix products [n, n] x [n, n], and a copy of 4 n^2 float32 numbers."""
     device, rows = jax.devices()[0], []
     x, y = (jax.random.normal(jax.random.key(i), (4 * n, n)) for i in range(2))
     for dtype in ("bfloat16", "float32"):
         product = functools.partial(jax.jit(jnp.matmul), x[:n].astype(dtype), y[:n].astype(dtype))
-        rows.append({"what": f"products of {n}", "dtype": dtype, **speed(median_seconds(product), 1, 2 * n**3)})
+        rows.append({"what": f"products of {n}", "dtype": dtype, **compute_rates(median_seconds(product), 1, 2 * n**3)})
     seconds = median_seconds(functools.partial(jax.jit(jnp.copy), x))
     rate = 2 * x.nbytes / seconds
     rows.append({"what": f"a copy: {rate * 1e-9:,.0f} GB/s, read and written", "seconds": seconds, "bytes_per_second": rate})
