@@ -169,7 +169,7 @@ def check_agreement(vq, clip, codes, painter, device: str) -> None:
     import torch
 
     ours = vq.decode(codes[None].astype(np.int32))[0]
-    theirs = painter.picture()[0].permute(1, 2, 0).cpu().numpy()
+    theirs = painter.decode_image()[0].permute(1, 2, 0).cpu().numpy()
     agreement = np.mean(np.abs(ours - theirs) < 1e-2)
     pixels = np.random.default_rng(0).integers(0, 256, (clip.preprocess.size,) * 2 + (3,), np.uint8)
     images = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None].to(device)

@@ -39,7 +39,7 @@ class Painter:
         self.z = points[codes].permute(2, 0, 1)[None].detach().clone().requires_grad_()
         self.optimizer = torch.optim.Adam([self.z], lr)
 
-    def picture(self):
+    def decode_image(self):
         z = self.z.permute(0, 2, 3, 1)
         points = self.model.quantize.embedding.weight
         flat = z.reshape(-1, z.shape[-1])
@@ -53,7 +53,7 @@ class Painter:
         """Computes normalised features of pixels in [0, 1]."""
         return functional.normalize(self.perceptor((x - self.mean) / self.std), dim=-1)
 
-    def cut(self, x):
+    def make_cutouts(self, x):
         height, width = x.shape[2:]
         largest, smallest = min(height, width), min(height, width, self.size)
         crops = []
@@ -69,7 +69,7 @@ class Painter:
 
     def step(self) -> float:
         self.optimizer.zero_grad(set_to_none=True)
-        u = self.features(self.cut(self.picture()))
+        u = self.features(self.make_cutouts(self.decode_image()))
         loss = ((u - self.target[None]).norm(dim=-1) / 2).arcsin().pow(2).mul(2).mean()
         loss.backward()
         self.optimizer.step()

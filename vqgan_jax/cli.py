@@ -18,7 +18,7 @@ examples:
   vqgan-jax train --config=configs/vqgan/shapes.py --workdir=runs/vqgan-shapes
   vqgan-jax reconstruct photo.jpg shape.png --model runs/vqgan-shapes --out sheet.png
   vqgan-jax encode photos --model runs/vqgan-shapes --out codes.npz
-  vqgan-jax decode codes.npz --model runs/vqgan-shapes --out pictures
+  vqgan-jax decode codes.npz --model runs/vqgan-shapes --out images
   vqgan-jax sample --model runs/prior-digits --n 16 --class 3 --out grid.png
   vqgan-jax paint "a red star" --vqgan runs/vqgan-shapes --clip runs/clip-shapes --out star.png
 
@@ -46,7 +46,7 @@ Writes codes [n, h, w], paths relative to the folder, and the fingerprint of the
 skipped.""",
     "decode": """\
 examples:
-  vqgan-jax decode codes.npz --model runs/vqgan-shapes --out pictures
+  vqgan-jax decode codes.npz --model runs/vqgan-shapes --out images
 
 Writes one PNG per image: a.png for a.jpg; if two images would have the same name, a.jpg.png for every a.jpg. Codes of
 another model are refused.""",
@@ -117,10 +117,10 @@ def _sample(arguments: argparse.Namespace) -> int:
     prior = load(arguments.model)
     names = ("seed", "temperature", "top_k", "top_p", "guidance", "size", "stride")
     try:
-        pictures = prior.generate([arguments.label], arguments.n, **{name: getattr(arguments, name) for name in names})[0]
+        images = prior.generate([arguments.label], arguments.n, **{name: getattr(arguments, name) for name in names})[0]
     except ValueError as error:
         raise UserError(str(error)) from error
-    enlarged_grid(in_rows(pictures, arguments.columns)).save(out)
+    enlarged_grid(in_rows(images, arguments.columns)).save(out)
     print(f"wrote {out}", file=sys.stderr)
     return 0
 
@@ -129,14 +129,14 @@ def _read_images(vq, paths: list[Path]) -> tuple[list[Path], list]:
     """Reads and preprocesses images; reports unreadable files on standard error and skips them."""
     from train_jax.data.images import BrokenSample
 
-    readable, pictures = [], []
+    readable, images = [], []
     for path in paths:
         try:
-            pictures.append(vq.preprocess([path])[0])
+            images.append(vq.preprocess([path])[0])
             readable.append(path)
         except (BrokenSample, OSError) as error:
             print(f"skipped {path}: {error}", file=sys.stderr)
-    return readable, pictures
+    return readable, images
 
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
@@ -149,17 +149,17 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     out = arguments_lib.png(arguments.out, "the sheet")
     arguments_lib.check_outputs(out=arguments.out)
     vq = load(arguments.model)
-    paths, pictures = _read_images(vq, [Path(image) for image in arguments.images])
-    if not pictures:
+    paths, images = _read_images(vq, [Path(image) for image in arguments.images])
+    if not images:
         raise UserError("no image can be read")
-    reconstructions = vq.reconstruct(np.stack(pictures))
-    for path, decibels in zip(paths, psnr(reconstructions, np.stack(pictures) / 255), strict=True):
+    reconstructions = vq.reconstruct(np.stack(images))
+    for path, decibels in zip(paths, psnr(reconstructions, np.stack(images) / 255), strict=True):
         print(f"{decibels:6.2f} dB  {path}")
     columns = 8
     rows = []
     reconstructions = np.round(255 * reconstructions).astype(np.uint8)
-    for start in range(0, len(pictures), columns):
-        rows += [pictures[start : start + columns], list(reconstructions[start : start + columns])]
+    for start in range(0, len(images), columns):
+        rows += [images[start : start + columns], list(reconstructions[start : start + columns])]
     enlarged_grid(rows).save(out)
     print(f"wrote {out}", file=sys.stderr)
     return 0 if len(paths) == len(arguments.images) else 2
@@ -185,9 +185,9 @@ def _encode(arguments: argparse.Namespace) -> int:
     with tqdm(total=len(files), unit="image", desc="encode") as bar:
         for start in range(0, len(files), _BATCH):
             chunk = files[start : start + _BATCH]
-            readable, pictures = _read_images(vq, chunk)
+            readable, images = _read_images(vq, chunk)
             if readable:
-                codes.append(vq.encode(np.stack(pictures), _BATCH))
+                codes.append(vq.encode(np.stack(images), _BATCH))
                 paths += [str(path.relative_to(folder)) for path in readable]
             bar.update(len(chunk))
     if not paths:
@@ -227,10 +227,10 @@ def _decode(arguments: argparse.Namespace) -> int:
     if codes.size and not 0 <= codes.min() <= codes.max() < vq.num_codes:
         raise UserError(f"{arguments.codes}: codes {codes.min()} to {codes.max()}; {vq.name} has 0 to {vq.num_codes - 1}")
     for start in range(0, len(codes), _BATCH):
-        pictures = np.round(255 * vq.decode(codes[start : start + _BATCH])).astype(np.uint8)
-        for target, picture in zip(targets[start : start + _BATCH], pictures, strict=True):
+        images = np.round(255 * vq.decode(codes[start : start + _BATCH])).astype(np.uint8)
+        for target, image in zip(targets[start : start + _BATCH], images, strict=True):
             target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(target)
+            Image.fromarray(image).save(target)
     print(f"wrote {len(codes):,} image(s) to {out}")
     return 0
 

@@ -38,12 +38,12 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     results = last_evaluation(train_jax.run(config, workdir / "vqgan"))
     vq = load(workdir / "vqgan")
     data = config.data
-    pictures = []
+    test_images = []
     for split, count in SHOWN.items():
         source = sources.open_source(data.source, split, data_dir=data.get("data_dir") or None)
-        pictures += [images.decode(source[i]["image"]) for i in range(min(count, len(source)))]
+        test_images += [images.decode(source[i]["image"]) for i in range(min(count, len(source)))]
     sheet = workdir / "reconstructions.png"
-    draw(vq, pictures).save(sheet)
+    draw(vq, test_images).save(sheet)
     table = "\n".join(f"{name:18} {value:8.3f}" for name, value in results.items())
     side = vq.size // vq.factor
     text = f"pixels {vq.size} x {vq.size} -> {side} x {side} codes out of {vq.num_codes}\n{table}"
@@ -66,9 +66,9 @@ def last_evaluation(history: Sequence[Mapping]) -> dict[str, float]:
     return results
 
 
-def draw(vq: Vqgan, pictures: Sequence) -> Image.Image:
+def draw(vq: Vqgan, test_images: Sequence) -> Image.Image:
     """Draws a grid of images, each above its reconstruction, enlarged."""
-    originals = vq.preprocess(pictures)
+    originals = vq.preprocess(test_images)
     reconstructions = np.round(255 * vq.reconstruct(originals)).astype(np.uint8)
     rows = []
     for start in range(0, len(originals), COLUMNS):

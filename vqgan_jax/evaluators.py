@@ -93,12 +93,12 @@ class Reconstruction:
         records, options = self._records, self._options
         sums, counts, examples = {}, np.zeros(self._model.module.quantizer.size), []
         batches = self._model.iterate_reconstructions(options, self._context, records, params, extra)
-        for originals, (values, codes, pictures), real in batches:
+        for originals, (values, codes, reconstructions_uint8), real in batches:
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(np.sum(value[:real], dtype=np.float64))
             counts += np.bincount(codes[:real].ravel(), minlength=len(counts))
             remaining = min(real, options.shown - len(examples))
-            examples += zip(originals[:remaining], pictures[:remaining], strict=True)
+            examples += zip(originals[:remaining], reconstructions_uint8[:remaining], strict=True)
         metrics = {name: value / len(records) for name, value in sums.items()}
         metrics |= {"usage": float(np.mean(counts > 0)), "perplexity": perplexity(counts), "images": len(records)}
         grid = image_grid([[a for a, _ in examples], [b for _, b in examples]]) if examples else None
@@ -118,8 +118,8 @@ class Reading:
     def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
         same = []
         batches = self._model.iterate_reconstructions(self._options, self._context, self._records, params, extra)
-        for originals, (_, _, pictures), real in batches:
-            pairs = zip(originals[:real], pictures[:real], strict=True)
+        for originals, (_, _, reconstructions_uint8), real in batches:
+            pairs = zip(originals[:real], reconstructions_uint8[:real], strict=True)
             same += [self._read(a) == self._read(b) for a, b in pairs]
         return {"same": float(np.mean(same)), "images": len(same)}, {}
 
@@ -135,8 +135,8 @@ class Distribution:
     def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
         reconstructions, references = [], []  # features only, since all images may not fit into memory
         batches = self._model.iterate_reconstructions(self._options, self._context, self._records, params, extra)
-        for originals, (_, _, pictures), real in batches:
-            reconstructions.append(self._features.extract(pictures)[:real])
+        for originals, (_, _, reconstructions_uint8), real in batches:
+            reconstructions.append(self._features.extract(reconstructions_uint8)[:real])
             references.append(self._features.extract(originals)[:real])
         metrics = self._features.compare(np.concatenate(reconstructions), np.concatenate(references))
         return metrics | {"images": len(self._records)}, {}

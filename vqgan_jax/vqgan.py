@@ -26,8 +26,8 @@ from vqgan_jax.pretrained import diffusers, open_checkpoint, single_file, taming
 
 __all__ = ["LoadError", "Vqgan", "load", "save", "save_diffusers", "save_taming", "to_bytes"]
 
-Picture = Image.Image | np.ndarray | str | Path
-Pictures = Sequence[Picture] | np.ndarray
+ImageInput = Image.Image | np.ndarray | str | Path
+ImageInputs = Sequence[ImageInput] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ class Vqgan:
         """Downsampling factor: side of a code in pixels."""
         return self.module.factor
 
-    def encode(self, images: Pictures, batch_size: int = 32) -> Int32[np.ndarray, "n h w"]:
+    def encode(self, images: ImageInputs, batch_size: int = 32) -> Int32[np.ndarray, "n h w"]:
         """Encodes images to codes.
 
         Args:
@@ -94,7 +94,7 @@ class Vqgan:
         """Decodes codes to uint8 images. Rounding on the device needs a quarter of the memory of `decode`."""
         return self._run_batched(self._programs.decode_uint8, self._check_codes(codes), batch_size)
 
-    def reconstruct(self, images: Pictures, batch_size: int = 32) -> Float32[np.ndarray, "n H W 3"]:
+    def reconstruct(self, images: ImageInputs, batch_size: int = 32) -> Float32[np.ndarray, "n H W 3"]:
         """Encodes and decodes `images`, which are as in `encode`; returns images in [0, 1]."""
         return self._run_batched(self._programs.reconstruct, self.preprocess(images), batch_size)
 
@@ -127,7 +127,7 @@ class Vqgan:
             raise ValueError(f"codes {codes.min()} to {codes.max()}: this model has 0 to {self.num_codes - 1}")
         return codes
 
-    def preprocess(self, images: Pictures) -> np.ndarray:
+    def preprocess(self, images: ImageInputs) -> np.ndarray:
         """Converts images to the input array of `encode`: uint8 or float32 [n, H, W, 3]."""
         if isinstance(images, str | Path | Image.Image):
             raise TypeError(f"images must be a list, not one {type(images).__name__}: write [value]")

@@ -29,7 +29,7 @@ from vqgan_jax.stage2 import sampling
 from vqgan_jax.stage2.condition import Condition
 from vqgan_jax.stage2.model import CodeTransformerOptions
 from vqgan_jax.stage2.rerank import clip_scores, open_reranker
-from vqgan_jax.vqgan import Picture, Pictures, Vqgan
+from vqgan_jax.vqgan import ImageInput, ImageInputs, Vqgan
 
 LIKELIHOOD = "likelihood"  # value of `rerank` for ranking by log-probability
 _PREVIEWS = 8  # progress updates per window
@@ -128,7 +128,7 @@ class CodeGenerator:
         guidance: float | int = 1.0,
         size: tuple[int, int] | None = None,
         stride: int | None = None,
-        init_image: Picture | None = None,
+        init_image: ImageInput | None = None,
         keep: np.ndarray | None = None,
         rerank: Any = None,
         best: int | None = None,
@@ -236,7 +236,7 @@ class CodeGenerator:
         return None if condition_logits is None else np.asarray(condition_logits), np.asarray(code_logits)
 
     def score(
-        self, conditions: Sequence, images: Pictures, batch_size: int = 32
+        self, conditions: Sequence, images: ImageInputs, batch_size: int = 32
     ) -> Float32[np.ndarray, "images conditions"]:
         """Computes the log-likelihood of each image given each condition; the argmax over conditions classifies images.
 
@@ -285,11 +285,11 @@ class CodeGenerator:
         images[:, ~np.kron(done, np.ones((self.vqgan.factor,) * 2, bool))] = _GREY
         return images
 
-    def _encode_images(self, images: Pictures) -> Int32[np.ndarray, "n h w"]:
+    def _encode_images(self, images: ImageInputs) -> Int32[np.ndarray, "n h w"]:
         if not isinstance(images, np.ndarray):
             preprocess = Preprocess(self.size)
-            pictures = [preprocess.named(x, i) for i, x in enumerate(images)]
-            images = np.stack(pictures) if pictures else np.zeros((0, self.size, self.size, 3), np.uint8)
+            arrays = [preprocess.named(x, i) for i, x in enumerate(images)]
+            images = np.stack(arrays) if arrays else np.zeros((0, self.size, self.size, 3), np.uint8)
         if images.shape[1:3] != (self.size, self.size):
             raise ValueError(f"images of {images.shape[1]} x {images.shape[2]} pixels; this model needs {self.size}")
         return self.vqgan.encode(images)
