@@ -1,9 +1,9 @@
 """Compares ViT-B/32 with transformers' FlaxCLIPModel and CLIPModel (PyTorch): the same weights, batch and precision.
 
-    python -m benchmarks.clip [--batch 16] [--rounds 5]         (needs the `peers` extra; without it only ours is measured)
+    python -m benchmarks.clip [--batch 16] [--rounds 5]         (needs the `peers` extra; otherwise only ours is measured)
 
-Measures the encoding of images and texts, and the loss and its gradient on training pairs (without optimiser), in turns. On
-a GPU also prints the share of the device's peak.
+Measures the encoding of images and texts, and the loss and its gradient on training pairs (without optimiser), alternating
+between implementations. On a GPU also prints the share of the device's peak.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.clip", description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of our side and of Flax's")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of ours and of Flax")
     arguments = parser.parse_args()
     config = load_config("clip/vit_b32")
     config.model.activation = "quick_gelu"
@@ -44,16 +44,16 @@ def main() -> None:
     ids[:, -1] = 49_407
 
     implementations = {}
-    implementations["ours"], params = _ours(options, compute, pixels, ids)
+    implementations["ours"], params = _build_ours(options, compute, pixels, ids)
     with contextlib.ExitStack() as stack:
         try:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            _write(folder, options, params)
-            implementations["PyTorch"] = _torch(folder, pixels, ids)
-            implementations["Flax"] = _flax(folder, pixels, ids, arguments.dtype)
+            _write_model(folder, options, params)
+            implementations["PyTorch"] = _build_torch(folder, pixels, ids)
+            implementations["Flax"] = _build_flax(folder, pixels, ids, arguments.dtype)
         except ImportError as error:
             print(f"a peer is not installed ({error}): pip install -e '.[peers]'")
-        _check(implementations)
+        _check_agreement(implementations)
         rates = _measure_rates(implementations, arguments.rounds, arguments.batch)
 
     machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
@@ -81,10 +81,10 @@ def main() -> None:
 Implementation = dict[str, Callable]
 
 
-def _ours(options, compute, pixels, ids) -> tuple[Implementation, dict]:
+def _build_ours(options, compute, pixels, ids) -> tuple[Implementation, dict]:
     module = model.build(options, options.text.vocab_size, 49_407, compute)
     x, t = jnp.asarray(pixels), jnp.asarray(ids)
-    params = jax.jit(lambda key: model_params(module, key, x[:1], t[:1]))(jax.random.key(0))
+    params = jax.jit(lambda key: init_params(module, key, x[:1], t[:1]))(jax.random.key(0))
     image = jax.jit(lambda p: module.apply({"params": p}, x, method="encode_image"))
     text = jax.jit(lambda p: module.apply({"params": p}, t, method="encode_text"))
 
@@ -97,7 +97,7 @@ def _ours(options, compute, pixels, ids) -> tuple[Implementation, dict]:
     return {name: _blocking(function) for name, function in run.items()}, params
 
 
-def model_params(module, key, images, ids):
+def init_params(module, key, images, ids):
     import flax.linen as nn
 
     return nn.unbox(module.init(key, images, ids)["params"])
@@ -107,8 +107,8 @@ def _blocking(function: Callable) -> Callable:
     return lambda: jax.block_until_ready(function())
 
 
-def _write(folder: str, options, params) -> None:
-    """Writes the weights as a directory for transformers."""
+def _write_model(folder: str, options, params) -> None:
+    """Writes the weights as a model directory of transformers."""
     import transformers
     from safetensors.numpy import save_file
 
@@ -125,7 +125,7 @@ def _write(folder: str, options, params) -> None:
     )
 
 
-def _torch(folder: str, pixels, ids) -> Implementation:
+def _build_torch(folder: str, pixels, ids) -> Implementation:
     import torch
     import transformers
 
@@ -155,7 +155,7 @@ def _torch(folder: str, pixels, ids) -> Implementation:
     }
 
 
-def _flax(folder: str, pixels, ids, dtype: str) -> Implementation:
+def _build_flax(folder: str, pixels, ids, dtype: str) -> Implementation:
     import transformers
 
     peer = transformers.FlaxCLIPModel.from_pretrained(folder, from_pt=True, dtype=jnp.dtype(dtype))
@@ -180,25 +180,25 @@ def _flax(folder: str, pixels, ids, dtype: str) -> Implementation:
     return {name: _blocking(function) for name, function in run.items()}
 
 
-def _check(implementations: dict[str, Implementation]) -> None:
+def _check_agreement(implementations: dict[str, Implementation]) -> None:
     """Checks that all implementations compute the same features."""
     for workload in ("images", "texts"):
         ours = np.asarray(implementations["ours"][workload](), np.float32)
         for name, other in implementations.items():
             difference = np.abs(ours - np.asarray(other[workload](), np.float32)).max()
             if difference > 2e-2:
-                raise SystemExit(f"{name} computes other {workload}: they differ by {difference:.1e}")
+                raise SystemExit(f"{name} computes different {workload}: the maximum difference is {difference:.1e}")
 
 
 def _measure_rates(implementations: dict[str, Implementation], rounds: int, batch: int) -> dict[str, dict[str, float]]:
-    """Measures rates per second: the median over `rounds`, in each of which every implementation runs once."""
+    """Measures median rates per second over `rounds`. Each round runs every implementation once."""
     seconds = {name: {workload: [] for workload in functions} for name, functions in implementations.items()}
-    for turn in range(rounds + 1):  # the first compiles
+    for round_index in range(rounds + 1):  # the first compiles
         for name, functions in implementations.items():
             for workload, function in functions.items():
                 start = time.perf_counter()
                 function()
-                if turn:
+                if round_index:
                     seconds[name][workload].append(time.perf_counter() - start)
     return {
         name: {workload: batch / statistics.median(values) for workload, values in times.items()}

@@ -1,10 +1,10 @@
-"""Accuracy of paintings: prompts of one object, evaluated by the guiding CLIP, a held-out CLIP and the oracle.
+"""Evaluates guided painting on prompts of one object by the guiding CLIP, a held-out CLIP and the oracle.
 
     python -m benchmarks.painting --vqgan runs/demo/vqgan --clip runs/demo/clip --judge runs/clip-judge [--seeds 1]
 
-Painted with the options of `vqgan_jax.guided.demo`, after which others may be given as name=value. Of each painting: whether
-its own prompt is the nearest of all prompts, by each CLIP, and whether the oracle reads it. The held-out CLIP is the same
-kind of model trained from another seed (`--config.seed=1`): what only the guiding CLIP believes is over-fitting to it.
+Images are painted with the options of `vqgan_jax.guided.demo`, which NAME=VALUE arguments override. The accuracy by CLIP is
+the share of images whose prompt is nearest among all prompts. The held-out CLIP is the same model trained with another seed
+(`--config.seed=1`); a lower accuracy by the held-out CLIP shows over-fitting to the guiding CLIP.
 """
 
 import argparse
@@ -33,15 +33,15 @@ def main() -> None:
     parser.add_argument("--clip", nargs="+", default=["runs/demo/clip"], help="the guiding CLIPs")
     parser.add_argument("--judge", default="runs/clip-judge", help="the held-out CLIP")
     parser.add_argument("--prompts", type=int, default=PROMPTS)
-    parser.add_argument("--seeds", type=int, default=1, help="pictures of each prompt")
-    parser.add_argument("--sheet", metavar="FILE", help="a .png to write the pictures to")
-    parser.add_argument("options", nargs="*", metavar="NAME=VALUE", help="options of a painting, of guided.options")
+    parser.add_argument("--seeds", type=int, default=1, help="number of images per prompt")
+    parser.add_argument("--sheet", metavar="FILE", help="output .png with the images")
+    parser.add_argument("options", nargs="*", metavar="NAME=VALUE", help="painting options; see vqgan_jax.guided.options")
     arguments = parser.parse_args()
     vq = vqgan_jax.load(arguments.vqgan)
     clips, held_out = [clip_jax.load(path) for path in arguments.clip], clip_jax.load(arguments.judge)
-    texts = prompts(arguments.prompts)
+    texts = make_prompts(arguments.prompts)
     start = time.monotonic()
-    options = OPTIONS | dict(map(option, arguments.options))
+    options = OPTIONS | dict(map(parse_option, arguments.options))
     painting = guided.paint_many(vq, clips, texts, seeds=range(arguments.seeds), **options)
     images = painting.images[:, :, 0].reshape(-1, *painting.images.shape[3:])
     seconds = time.monotonic() - start
@@ -50,15 +50,15 @@ def main() -> None:
     print(f"{len(texts)} prompts, {arguments.seeds} seed(s), {painting.losses.shape[-1]} steps, {seconds:.0f} s in all\n")
     print("| judged by | right |\n| --- | --- |")
     for name, clip in [("the guiding CLIP", clips[0]), ("the held-out CLIP", held_out)]:
-        print(f"| {name} | {100 * np.mean(nearest(clip, images, texts) == truth):.1f} % |")
-    for name, correct in oracle_grades(images, [texts[i] for i in truth]).items():
+        print(f"| {name} | {100 * np.mean(nearest_prompts(clip, images, texts) == truth):.1f} % |")
+    for name, correct in grade_by_oracle(images, [texts[i] for i in truth]).items():
         print(f"| the oracle: {name} | {100 * np.mean(correct):.1f} % |")
     if arguments.sheet:
         enlarged_grid(in_rows(images, 8)).save(arguments.sheet)
 
 
-def option(text: str) -> tuple[str, object]:
-    """`name=value` of the command line, the value as Python writes it, or a text."""
+def parse_option(text: str) -> tuple[str, object]:
+    """Parses a `name=value` argument, with a Python literal or a string as value."""
     name, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"{text!r}: write NAME=VALUE")
@@ -68,19 +68,19 @@ def option(text: str) -> tuple[str, object]:
         return name, value
 
 
-def prompts(count: int) -> list[str]:
-    """Captions of one object in which all colours and shapes occur about equally often."""
+def make_prompts(count: int) -> list[str]:
+    """Builds captions of one object in which colours and shapes are balanced."""
     colours, kinds = list(dict.fromkeys(n.split()[0] for n in shapes.LABEL_NAMES)), list(scenes.SHAPES)
     pairs = [(i % len(colours), (i + i // len(colours)) % len(kinds)) for i in range(len(colours) * len(kinds))]
     return [fill_template("a {}", f"{colours[c]} {kinds[s]}") for c, s in dict.fromkeys(pairs)][:count]
 
 
-def nearest(clip, images: np.ndarray, texts: list[str]) -> np.ndarray:
+def nearest_prompts(clip, images: np.ndarray, texts: list[str]) -> np.ndarray:
     return np.argmax(clip.encode_image(images) @ clip.encode_text(texts).T, axis=1)
 
 
-def oracle_grades(images: np.ndarray, texts: list[str]) -> dict[str, list[bool]]:
-    """Whether the oracle reads, in each image, the object of its prompt, reads it as the largest, and reads its colour."""
+def grade_by_oracle(images: np.ndarray, texts: list[str]) -> dict[str, list[bool]]:
+    """Returns whether the oracle reads in each image the object, the object as the largest, and the colour of its prompt."""
     objects = [[(o.colour, o.shape) for o in oracle.read(image)] for image in images]
     expected = [tuple(text.split()[1:]) for text in texts]
     graded = list(zip(expected, objects, strict=True))

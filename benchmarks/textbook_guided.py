@@ -1,6 +1,6 @@
-"""VQGAN+CLIP in PyTorch as its notebooks paint, for comparison: one step at a time, cuts one after the other.
+"""Reference implementation of VQGAN+CLIP in PyTorch, like the original notebooks: one step at a time, cuts in a loop.
 
-Written here from the description of the method in arXiv 2204.08583; needs the `peers` extra.
+Written from the description in arXiv 2204.08583; needs the `peers` extra.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 class ClampWithGradient(torch.autograd.Function):
-    """To [0, 1]; a gradient passes outside only where it leads back."""
+    """Clamp to [0, 1]; gradients outside pass only if a descent step moves the value towards the interval."""
 
     @staticmethod
     def forward(context, x):
@@ -22,12 +22,12 @@ class ClampWithGradient(torch.autograd.Function):
 
 
 class Painter:
-    """Latents of `model` (a `textbook_vqgan.VQGAN`) optimised for the features of `perceptor`.
+    """Optimiser of latents of `model` (a `textbook_vqgan.VQGAN`) towards a target feature of `perceptor`.
 
     Args:
       perceptor: normalised pixels [n, 3, R, R] -> features [n, d].
       target: unit vector [d].
-      codes: where to start, [h, w].
+      codes: initial codes [h, w].
     """
 
     def __init__(self, model, perceptor, size: int, mean, std, target, codes, cuts: int, lr: float, noise: float):
@@ -39,7 +39,7 @@ class Painter:
         self.z = points[codes].permute(2, 0, 1)[None].detach().clone().requires_grad_()
         self.optimizer = torch.optim.Adam([self.z], lr)
 
-    def picture(self):
+    def decode_image(self):
         z = self.z.permute(0, 2, 3, 1)
         points = self.model.quantize.embedding.weight
         flat = z.reshape(-1, z.shape[-1])
@@ -50,10 +50,10 @@ class Painter:
         return ClampWithGradient.apply((decoded + 1) / 2)
 
     def features(self, x):
-        """Unit vectors of pixels in [0, 1]."""
+        """Computes normalised features of pixels in [0, 1]."""
         return functional.normalize(self.perceptor((x - self.mean) / self.std), dim=-1)
 
-    def cut(self, x):
+    def make_cutouts(self, x):
         height, width = x.shape[2:]
         largest, smallest = min(height, width), min(height, width, self.size)
         crops = []
@@ -69,7 +69,7 @@ class Painter:
 
     def step(self) -> float:
         self.optimizer.zero_grad(set_to_none=True)
-        u = self.features(self.cut(self.picture()))
+        u = self.features(self.make_cutouts(self.decode_image()))
         loss = ((u - self.target[None]).norm(dim=-1) / 2).arcsin().pow(2).mul(2).mean()
         loss.backward()
         self.optimizer.step()

@@ -59,7 +59,7 @@ class Drawings:
         self._clip = rerank.open_reranker(options.clip) if options.clip else None
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        images = self._sampler.images(self._sampler.codes(params))
+        images = self._sampler.decode_images(self._sampler.sample_codes(params))
         correct = np.array(
             [[self._source.shows(x, prompt) for x in row] for prompt, row in zip(self._prompts, images, strict=True)]
         )

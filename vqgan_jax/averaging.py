@@ -1,4 +1,4 @@
-"""Moving average of an EMA codebook, for use with the moving average of its encoder."""
+"""Moving average (EMA of parameters) of an EMA codebook, to be used with the averaged encoder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,30 +8,34 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-def decay(config) -> float:
-    """Returns the decay of the generator's moving average in a resolved config; 0 where there is none.
+def get_decay(config) -> float:
+    """Returns the EMA decay of the generator's parameters in a resolved config, or 0 without averaging.
 
-    With 0 the codebook's average is the codebook itself.
+    With a decay of 0 the averaged codebook equals the codebook.
     """
     players = config.ema.players
     return config.ema.decay if not players or "generator" in players else 0.0
 
 
-def update(
+def update_average(
     average: Float[Array, "k d"], points: Float[Array, "k d"], moved: Bool[Array, "k"], step: jax.Array, decay: float
 ) -> Float[Array, "k d"]:
-    """Returns the average after an update, by the rule for parameters (`train_jax.step`); codes that moved start again.
+    """Updates the averaged codebook by the rule for parameters (`train_jax.step`); revived codes restart their average.
 
-    step: number of updates before this one.
+    Args:
+      moved: mask of the codes that were replaced in this update.
+      step: number of updates before this one.
     """
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
     return jnp.where(moved[:, None], points, decay * average + (1 - decay) * points)
 
 
-def variables(params: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+def inference_variables(params: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the generator's variables for inference.
 
-    params: a run's parameters, averaged ones where there are any. extra: the run's `extra`.
+    Args:
+      params: parameters of the run, averaged if the run averages them.
+      extra: `extra` of the run's state.
     """
     state = dict(extra.get("generator", {}))
     if "averaged" in extra:

@@ -1,9 +1,9 @@
-"""Codebook updates without a gradient: moving means, usage, revival of dead codes, initialisation by k-means.
+"""Gradient-free codebook updates: moving means, usage statistics, revival of dead codes, k-means initialisation.
 
-These functions see all latents of an update at once, from all of its micro-batches. The state (`extra["usage"]`):
+These functions receive all latents of an update, from all micro-batches. The usage state (`extra["usage"]`):
 
-    last       int32 [K]     the update that last used a code, -1 for never
-    share      float32 [K]   moving mean of the share of latents with this code
+    last       int32 [K]     index of the last update that used each code, or -1
+    share      float32 [K]   moving mean of the fraction of latents assigned to each code
 """
 
 import dataclasses
@@ -15,20 +15,20 @@ from jaxtyping import Array, Float, Int
 
 from vqgan_jax.quantize import nearest_codes
 
-WINDOW = 100  # updates over which usage and perplexity are measured
-_ROUNDS = 10  # of k-means
+WINDOW = 100  # number of updates over which usage and perplexity are measured
+_ROUNDS = 10  # k-means iterations
 
 
-def initial_usage(size: int) -> dict[str, jax.Array]:
-    """Returns the state before the first update."""
+def init_usage(size: int) -> dict[str, jax.Array]:
+    """Returns the usage state before the first update."""
     return {"last": jnp.full((size,), -1, jnp.int32), "share": jnp.zeros((size,))}
 
 
 def update_usage(state: dict, codes: Int[Array, "b h w"], step) -> tuple[dict, dict[str, jax.Array]]:
-    """Returns the state after a batch's codes, and its metrics.
+    """Updates the usage state with the codes of a batch; returns the state and the metrics `usage` and `perplexity`.
 
-    usage: share of codes used in the last WINDOW updates. perplexity: exp of the entropy of the moving mean distribution,
-    at most the number of codes.
+    `usage` is the fraction of codes used in the last WINDOW updates. `perplexity` is the exponential of the entropy of the
+    moving mean distribution, at most the number of codes.
     """
     size = state["last"].shape[0]
     counts = jnp.zeros((size,)).at[codes.reshape(-1)].add(1.0)
@@ -45,7 +45,7 @@ def update_usage(state: dict, codes: Int[Array, "b h w"], step) -> tuple[dict, d
 def update_moving_means(
     book: dict[str, jax.Array], codes: Int[Array, "b h w"], latents: Float[Array, "b h w d"], decay: float
 ) -> dict[str, jax.Array]:
-    """Returns an EMA codebook after an update: each code is the moving mean of its latents (arXiv 1711.00937, appendix A.1).
+    """Updates an EMA codebook, whose codes are moving means of their latents (arXiv 1711.00937, appendix A.1).
 
     `book`: `points` [K, D], and the moving `count` [K] and `total` [K, D] of each code's latents.
     """
@@ -56,27 +56,27 @@ def update_moving_means(
     count = decay * book["count"] + (1 - decay) * used
     total = decay * book["total"] + (1 - decay) * summed
     # Laplace smoothing keeps the mean of an unused code finite.
-    smooth = (count + 1e-5) * (jnp.sum(count) / (jnp.sum(count) + size * 1e-5))
-    return {"points": total / smooth[:, None], "count": count, "total": total}
+    smoothed_count = (count + 1e-5) * (jnp.sum(count) / (jnp.sum(count) + size * 1e-5))
+    return {"points": total / smoothed_count[:, None], "count": count, "total": total}
 
 
-def candidate_points(latents: Float[Array, "b h w d"], size: int, is_first, key, kmeans: bool) -> Float[Array, "k d"]:
-    """Returns `size` points for codes to move to: random latents; with `kmeans`, at the first update, cluster centres.
+def sample_candidates(latents: Float[Array, "b h w d"], size: int, is_first, key, kmeans: bool) -> Float[Array, "k d"]:
+    """Returns `size` new points for dead codes: random latents, or k-means centres at the first update with `kmeans`.
 
-    `is_first`: whether no update has been made yet; skipped updates do not count.
+    `is_first`: whether this is the first update that is not skipped.
     """
     flat = latents.reshape(-1, latents.shape[-1])
-    drawn = flat[jax.random.choice(key, flat.shape[0], (size,), replace=flat.shape[0] < size)]
+    random_points = flat[jax.random.choice(key, flat.shape[0], (size,), replace=flat.shape[0] < size)]
     if not kmeans:
-        return drawn
-    # The latents are gathered first: each device then runs all rounds by itself, without a collective in each round.
+        return random_points
+    # Replicated latents let each device run all iterations locally, without a collective per iteration.
     return jax.lax.cond(
-        is_first, lambda: kmeans_centers(nn.with_logical_constraint(flat, (None, None)), drawn), lambda: drawn
+        is_first, lambda: fit_kmeans(nn.with_logical_constraint(flat, (None, None)), random_points), lambda: random_points
     )
 
 
-def kmeans_centers(points: Float[Array, "n d"], initial_centers: Float[Array, "k d"]) -> Float[Array, "k d"]:
-    """Computes cluster centres by Lloyd's k-means from `initial_centers`; a centre without points stays."""
+def fit_kmeans(points: Float[Array, "n d"], initial_centers: Float[Array, "k d"]) -> Float[Array, "k d"]:
+    """Computes k-means centres by Lloyd's algorithm from `initial_centers`. Centres of empty clusters do not move."""
 
     def lloyd_round(_, centers):
         nearest = nearest_codes(points, centers)
@@ -90,10 +90,10 @@ def kmeans_centers(points: Float[Array, "n d"], initial_centers: Float[Array, "k
 def move_codes(
     state: dict, book: dict[str, jax.Array], candidates: Float[Array, "k d"], step, is_first, revive_after: int, kmeans: bool
 ) -> tuple[dict, dict[str, jax.Array], Array]:
-    """Moves dead codes onto `candidates`; returns the state, the codebook, and which codes moved: bool [K].
+    """Replaces dead codes by `candidates`; returns the usage state, the codebook, and the mask of replaced codes [K].
 
-    A code is dead if none of the last `revive_after` updates used it. With `kmeans` all codes move after the first update.
-    `book`: `points` [K, D], and for an EMA codebook `count` and `total`, which are reset for codes that move.
+    A code is dead if the last `revive_after` updates did not use it. With `kmeans` the first update replaces all codes.
+    `book`: `points` [K, D], and for an EMA codebook `count` and `total`, which are reset for replaced codes.
     """
     moved = jnp.zeros(candidates.shape[:1], bool)
     if revive_after:
@@ -102,18 +102,19 @@ def move_codes(
         moved = moved | is_first
     reset = {"points": candidates, "count": jnp.ones(candidates.shape[:1]), "total": candidates}
     book = {name: jnp.where(moved.reshape(-1, *(1,) * (x.ndim - 1)), reset[name], x) for name, x in book.items()}
-    # A code that moved counts as used in this update.
+    # A replaced code counts as used in this update.
     return state | {"last": jnp.where(moved, step, state["last"]).astype(jnp.int32)}, book, moved
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """The rule by which a codebook changes without a gradient.
+    """The rule for gradient-free updates of a codebook.
 
     Attributes:
-      is_ema: whether its points are moving means of latents, with `decay`.
-      revive_after: updates after which an unused code moves onto a latent; 0: never.
-      kmeans: whether it is initialised with the k-means centres of the first update's latents.
+      num_codes: size of the codebook.
+      is_ema: whether codes are moving means of latents, with `decay`.
+      revive_after: number of updates after which an unused code is replaced by a latent; 0: never.
+      kmeans: whether to initialise the codebook with k-means centres of the latents of the first update.
     """
 
     num_codes: int
@@ -130,15 +131,15 @@ class Rule:
         self, usage: dict, book: dict[str, jax.Array], codes: Int[Array, "b h w"], latents: Float[Array, "b h w d"], rng,
         step, is_first,
     ) -> tuple[dict, dict[str, jax.Array], Array]:  # fmt: skip
-        """Returns usage and codebook after an update, and which codes moved onto candidates: bool [K].
+        """Applies the update; returns the usage state, the codebook, and the mask of replaced codes [K].
 
         Args:
-          usage: after `update_usage`.
+          usage: usage state after `update_usage`.
           book: `points` [K, D], and for an EMA codebook `count` and `total`.
           step: number of updates before this one, skipped ones included.
-          is_first: whether no update has been made yet; skipped updates do not count.
+          is_first: whether this is the first update that is not skipped.
         """
         if self.is_ema:
             book = update_moving_means(book, codes, latents, self.decay)
-        candidates = candidate_points(latents, self.num_codes, is_first, rng, self.kmeans)
+        candidates = sample_candidates(latents, self.num_codes, is_first, rng, self.kmeans)
         return move_codes(usage, book, candidates, step, is_first, self.revive_after, self.kmeans)

@@ -1,4 +1,4 @@
-"""Records with the codes of their images. This module does not import JAX: processes that read examples import it."""
+"""Records with the codes of their images. This module does not import JAX, because data workers import this module."""
 
 import dataclasses
 import functools
@@ -11,17 +11,20 @@ from jaxtyping import Int64, Integer
 from train_jax.data.errors import BrokenSample
 from train_jax.data.sources import Source
 
-_BLOCK = 4096  # records whose codes are in memory at a time
+_BLOCK = 4096  # records per block of a histogram
 
 
-def checksum_file(file: Path) -> Path:
-    """Returns the file with the image checksums that belong to the codes in `file`."""
+def checksum_path(file: Path) -> Path:
+    """Returns the path of the image checksums that belong to the code file `file`."""
     return file.with_suffix(".crc.npy")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CodedRecords(Sequence):
-    """Records with codes int32 [1 or 2, h, w], of the image and of its mirror image. Pickles hold no arrays."""
+    """Records with `codes`, int32 [1 or 2, h, w], of the image and optionally of the flipped image.
+
+    Pickling stores the file name only; arrays are memory-mapped again.
+    """
 
     source: Source
     file: Path
@@ -34,11 +37,11 @@ class CodedRecords(Sequence):
     @functools.cached_property
     def checksums(self) -> Int64[np.ndarray, "records"]:
         """CRC-32 of each image's file; the complement (negative) of an image without codes."""
-        return np.load(checksum_file(self.file), mmap_mode="r", allow_pickle=False)
+        return np.load(checksum_path(self.file), mmap_mode="r", allow_pickle=False)
 
     @functools.cached_property
     def histogram(self) -> Int64[np.ndarray, "codes"]:
-        """Count of each code, up to the largest that occurs; mirror images do not count."""
+        """Counts how often each code occurs, without flipped images. The length is the largest code + 1."""
         counts = np.zeros(0, np.int64)
         for start in range(0, len(self), _BLOCK):
             block = np.s_[start : start + _BLOCK]
@@ -60,5 +63,5 @@ class CodedRecords(Sequence):
     def __getitem__(self, index: int) -> Mapping:
         record = self.source.described(index)
         if self.checksums[index] < 0:
-            raise BrokenSample(f"{record['id']}: the picture could not be read when codes were made")
+            raise BrokenSample(f"{record['id']}: the image could not be read when codes were computed")
         return record | {"codes": self.codes[index].astype(np.int32)}

@@ -1,4 +1,4 @@
-"""PatchGAN discriminator (arXiv 1611.07004, section 3.2.2): one real-or-fake logit per image patch."""
+"""PatchGAN discriminator (arXiv 1611.07004, section 3.2.2), with one logit per image patch."""
 
 import dataclasses
 
@@ -18,10 +18,10 @@ class Discriminator(nn.Module):
     """Patch discriminator: pixels in [-1, 1] -> logits of overlapping patches.
 
     Attributes:
-      channels: of the first convolution; doubled by each of `layers`, up to eight times.
-      layers: convolutions of stride 2.
-      norm: "group" normalises each image by itself; "batch", as in taming, normalises over the global batch, and keeps
-        running statistics in the collection `batch_stats`.
+      channels: channels of the first convolution; each layer doubles the number, up to a factor of 8.
+      layers: number of convolutions of stride 2.
+      norm: "group" for GroupNorm; "batch", as in taming, for BatchNorm over the global batch, with running statistics in
+        the collection `batch_stats`.
     """
 
     channels: int
@@ -45,7 +45,7 @@ class Discriminator(nn.Module):
         return conv(1, 1, self.layers + 1, True, x, jnp.float32)[..., 0]
 
     def _normalize(self, x, name: str, train: bool):
-        # Scales start at N(1, 0.02), as in pix2pix.
+        # Scales are initialised from N(1, 0.02), as in pix2pix.
         normal = nn.initializers.normal(0.02)
         scale = with_axis_names(lambda key, shape, dtype=jnp.float32: 1 + normal(key, shape, dtype), "norm")
         bias = with_axis_names(nn.initializers.zeros_init(), "norm")
@@ -59,12 +59,12 @@ class Discriminator(nn.Module):
 class DiscriminatorOptions(Options):
     """Options of the discriminator."""
 
-    channels: int = option(64, "of the first convolution; doubled by each layer, up to eight times", least=2)
-    layers: int = option(3, "convolutions of stride 2", least=1)
-    norm: str = option("group", "batch: batch norm over the global batch, as in taming", choices=("group", "batch"))
+    channels: int = option(64, "channels of the first convolution, doubled by each layer, at most by 8", least=2)
+    layers: int = option(3, "number of convolutions of stride 2", least=1)
+    norm: str = option("group", "normalisation; batch: over the global batch, as in taming", choices=("group", "batch"))
 
 
 def build(options: ConfigDict, compute: Compute) -> Discriminator:
-    """Builds the discriminator that `config.discriminator` describes. Raises ConfigError for wrong options."""
+    """Builds the discriminator from `config.discriminator`. Raises ConfigError for invalid options."""
     options = DiscriminatorOptions.parse(options, "discriminator")
     return Discriminator(options.channels, options.layers, options.norm, compute.array_dtype)

@@ -1,6 +1,7 @@
-"""DALL-E's discrete autoencoder (arXiv 2102.12092, section 2.1 and appendix A), for inference with OpenAI's weights.
+"""DALL-E's discrete VAE (arXiv 2102.12092, section 2.1 and appendix A), for inference with OpenAI's weights.
 
-Its interface is that of `vqgan_jax.model.VQGAN`: pixels in [-1, 1], codes, vectors. A vector is a distribution over codes.
+The interface is the same as that of `vqgan_jax.model.VQGAN`: pixels in [-1, 1], codes, vectors. A vector is a distribution
+over codes.
 """
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ _GROUPS = 4
 
 
 class _Block(nn.Module):
-    """Residual block: x + post_gain * residual, where the residual is four convolutions, each after a ReLU."""
+    """Residual block x + post_gain * f(x), where f has four convolutions, each preceded by a ReLU."""
 
     features: int
     kernels: tuple[int, int, int, int]
@@ -70,7 +71,7 @@ class _Decoder(nn.Module):
 
 
 class Codes(nn.Module):
-    """Stand-in for a quantiser: the number of codes, and one-hot vectors."""
+    """Quantiser interface of the dVAE, whose codes are embedded as one-hot vectors."""
 
     size: int
 
@@ -83,12 +84,12 @@ class Codes(nn.Module):
 
 
 class DVAE(nn.Module):
-    """DALL-E's discrete autoencoder. Parameters: `encoder`, `decoder`.
+    """DALL-E's discrete VAE. Parameters: `encoder`, `decoder`.
 
     Attributes:
       n_hid: channels at the highest resolution.
-      blocks: residual blocks per group; there are four groups.
-      n_init: channels into which the decoder embeds codes.
+      blocks: number of residual blocks per group; there are four groups.
+      n_init: number of channels of the embedding of codes in the decoder.
     """
 
     quantizer: Codes
@@ -102,11 +103,11 @@ class DVAE(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Pixels along a side of one code."""
+        """Downsampling factor: side of a code in pixels."""
         return 2 ** (_GROUPS - 1)
 
     def latents(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 k"]:
-        """Encodes pixels in [-1, 1] to logits of the codes."""
+        """Encodes pixels in [-1, 1] to logits over codes."""
         return self.encoder((1 - 2 * _EPS) * (images + 1) / 2 + _EPS)
 
     def encode(self, images: Float[Array, "b h w 3"]) -> Int[Array, "b h2 w2"]:
@@ -118,7 +119,7 @@ class DVAE(nn.Module):
         return self.decode_vectors(self.quantizer.embed(codes))
 
     def decode_vectors(self, vectors: Float[Array, "b h2 w2 k"]) -> Float[Array, "b h w 3"]:
-        """Decodes distributions over codes to pixels: the first three of the six outputs, the locations."""
+        """Decodes distributions over codes to pixels: the location parameters, the first three of six output channels."""
         pixels = jax.nn.sigmoid(self.decoder(vectors)[..., :3])
         return 2 * (pixels - _EPS) / (1 - 2 * _EPS) - 1
 

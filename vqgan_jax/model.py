@@ -1,4 +1,4 @@
-"""VQGAN's autoencoder (arXiv 2012.09841): encoder, quantiser, decoder, as in taming-transformers.
+"""The autoencoder of VQGAN (arXiv 2012.09841): encoder, quantiser, decoder, as in taming-transformers.
 
 pixels in [-1, 1] -> encode -> latents [B, h, w, D] -> quantise -> codes [B, h, w] -> decode -> pixels
 """
@@ -28,11 +28,13 @@ class _Coder(nn.Module):
     """Base class of encoder and decoder.
 
     Attributes:
-      channels: of the highest resolution.
-      multipliers: channels of each level, in multiples of `channels`, from the highest resolution to the lowest.
-      blocks: residual blocks per level (the decoder has one more).
-      attention: for each level, whether its blocks are followed by attention.
-      middle_attention: whether there is attention between the two residual blocks in the middle.
+      channels: number of channels at the highest resolution.
+      multipliers: factors of `channels` at each level, from the highest resolution to the lowest.
+      blocks: number of residual blocks per level (the decoder has one more).
+      attention: for each level, whether attention follows each residual block.
+      middle_attention: whether there is attention between the two residual blocks at the bottleneck.
+      out: number of output channels.
+      groups: number of groups of group norms.
     """
 
     channels: int
@@ -45,25 +47,25 @@ class _Coder(nn.Module):
     dropout: float
     dtype: DTypeLike
 
-    def residual(self, x, level: int, name: str, deterministic: bool):
+    def apply_residual_block(self, x, level: int, name: str, deterministic: bool):
         features = self.channels * self.multipliers[level]
         return ResidualBlock(features, self.groups, self.dropout, self.dtype, name=name)(x, deterministic)
 
-    def attention_block(self, name: str):
+    def make_attention_block(self, name: str):
         return AttentionBlock(self.groups, self.dtype, name=name)
 
-    def middle(self, x, deterministic: bool):
-        x = self.residual(x, -1, "mid_block1", deterministic)
+    def apply_middle(self, x, deterministic: bool):
+        x = self.apply_residual_block(x, -1, "mid_block1", deterministic)
         if self.middle_attention:
-            x = self.attention_block("mid_attention")(x)
-        return self.residual(x, -1, "mid_block2", deterministic)
+            x = self.make_attention_block("mid_attention")(x)
+        return self.apply_residual_block(x, -1, "mid_block2", deterministic)
 
-    def level(self, x, level: int, name: str, blocks: int, deterministic: bool):
-        """Applies the residual blocks of a level, with their attention."""
+    def apply_level(self, x, level: int, name: str, blocks: int, deterministic: bool):
+        """Applies the residual and attention blocks of a level."""
         for index in range(blocks):
-            x = self.residual(x, level, f"{name}_block{index}", deterministic)
+            x = self.apply_residual_block(x, level, f"{name}_block{index}", deterministic)
             if self.attention[level]:
-                x = self.attention_block(f"{name}_attention{index}")(x)
+                x = self.make_attention_block(f"{name}_attention{index}")(x)
         return x
 
 
@@ -74,17 +76,17 @@ class Encoder(_Coder):
     def __call__(self, x: Float[Array, "b h w 3"], deterministic: bool = True) -> Float[Array, "b h2 w2 out"]:
         x = Conv(self.channels, 3, self.dtype, name="conv_in")(x.astype(self.dtype))
         for level in range(len(self.multipliers)):
-            x = self.level(x, level, f"down{level}", self.blocks, deterministic)
+            x = self.apply_level(x, level, f"down{level}", self.blocks, deterministic)
             if level < len(self.multipliers) - 1:
                 x = Downsample(self.dtype, name=f"down{level}")(x)
             x = nn.with_logical_constraint(x, ("batch", None, None, None))
-        x = self.middle(x, deterministic)
+        x = self.apply_middle(x, deterministic)
         x = nn.swish(group_norm(self.groups, self.dtype, "norm_out")(x))
         return Conv(self.out, 3, self.dtype, name="conv_out")(x)
 
 
 class Decoder(_Coder):
-    """Decoder: feature map -> input of the last convolution; `last` applies that convolution."""
+    """Decoder: feature map -> input of the last convolution. The method `apply_last_conv` applies the last convolution."""
 
     def setup(self):
         self.conv_out = Conv(self.out, 3, self.dtype, axes=("channels_in", "norm"), out_dtype=jnp.float32)
@@ -92,25 +94,25 @@ class Decoder(_Coder):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w z"], deterministic: bool = True) -> Float[Array, "b h2 w2 c"]:
         x = Conv(self.channels * self.multipliers[-1], 3, self.dtype, name="conv_in")(x.astype(self.dtype))
-        x = self.middle(x, deterministic)
+        x = self.apply_middle(x, deterministic)
         for level in reversed(range(len(self.multipliers))):
-            x = self.level(x, level, f"up{level}", self.blocks + 1, deterministic)
+            x = self.apply_level(x, level, f"up{level}", self.blocks + 1, deterministic)
             if level:
                 x = Upsample(self.dtype, name=f"up{level}")(x)
             x = nn.with_logical_constraint(x, ("batch", None, None, None))
         return nn.swish(group_norm(self.groups, self.dtype, "norm_out")(x))
 
-    def last(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
-        """Applies the last convolution: features -> float32 pixels."""
+    def apply_last_conv(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
+        """Applies the last convolution to features; returns float32 pixels."""
         return self.conv_out(x)
 
 
 class VQGAN(nn.Module):
-    """VQGAN's autoencoder. Parameters: `encoder`, `quant_conv`, `quantizer`, `post_quant_conv`, `decoder`.
+    """The autoencoder of VQGAN. Parameters: `encoder`, `quant_conv`, `quantizer`, `post_quant_conv`, `decoder`.
 
     Attributes:
       coder: attributes of encoder and decoder.
-      unit: whether encoder and decoder work on pixels in [0, 1]; the methods take and return [-1, 1] in both cases.
+      unit: whether encoder and decoder use pixels in [0, 1]; methods accept and return pixels in [-1, 1] in both cases.
     """
 
     coder: Mapping[str, Any]
@@ -129,28 +131,28 @@ class VQGAN(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Pixels along a side of one code."""
+        """Downsampling factor: side of a code in pixels."""
         return 2 ** (len(self.coder["multipliers"]) - 1)
 
     def latents(self, images: Float[Array, "b h w 3"], deterministic: bool = True) -> Float[Array, "b h2 w2 d"]:
-        """Encodes pixels in [-1, 1] to latents before quantisation, float32."""
+        """Encodes pixels in [-1, 1] to float32 latents before quantisation."""
         images = (images + 1) / 2 if self.unit else images
         return self.quant_conv(self.encoder(images, deterministic))
 
     def features(
         self, images: Float[Array, "b h w 3"], deterministic: bool, temperature=1.0
     ) -> tuple[Float[Array, "b h w c"], Quantized]:
-        """Reconstructs images up to the input of the last convolution; returns it and the quantiser's output."""
+        """Returns the input of the decoder's last convolution for images, and the quantiser's output."""
         quantized = self.quantizer(self.latents(images, deterministic), not deterministic, temperature)
         return self.decode_features(quantized.vectors, deterministic), quantized
 
     def decode_features(self, vectors: Float[Array, "b h2 w2 d"], deterministic: bool = True) -> Float[Array, "b h w c"]:
-        """Decodes quantised vectors up to the input of the last convolution."""
+        """Decodes quantised vectors to the input of the last convolution."""
         return self.decoder(self.post_quant_conv(vectors), deterministic)
 
     def pixels(self, features: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
-        """Applies the last convolution: float32 pixels, nominally in [-1, 1]."""
-        pixels = self.decoder.last(features)
+        """Applies the last convolution; returns float32 pixels, nominally in [-1, 1]."""
+        pixels = self.decoder.apply_last_conv(features)
         return 2 * pixels - 1 if self.unit else pixels
 
     def encode(self, images: Float[Array, "b h w 3"]) -> Int[Array, "b h2 w2"]:
@@ -162,7 +164,7 @@ class VQGAN(nn.Module):
         return self.decode_vectors(self.quantizer.embed(codes))
 
     def decode_vectors(self, vectors: Float[Array, "b h2 w2 d"]) -> Float[Array, "b h w 3"]:
-        """Decodes vectors in the codebook's space, quantised or not, to pixels."""
+        """Decodes vectors in codebook space, quantised or not, to pixels."""
         return self.pixels(self.decode_features(vectors))
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
@@ -179,23 +181,23 @@ class VQGANOptions(Options):
 
     architecture: str = option(
         "vqgan",
-        "dvae: DALL-E's discrete autoencoder, with channels, blocks, z_channels and quantizer.size",
+        "autoencoder type; dvae: DALL-E's discrete VAE, which uses channels, blocks, z_channels and quantizer.size",
         choices=("vqgan", "dvae"),
     )
-    channels: int = option(128, "of the highest resolution", least=1)
-    multipliers: tuple[int, ...] = option((1, 1, 2, 2, 4), "channels of each level, in units of `channels`", least=1)
-    blocks: int = option(2, "residual blocks per level", least=1)
-    resolution: int = option(256, "of the training images, in pixels", least=1)
-    attention: tuple[int, ...] = option((16,), "sides of the feature maps with attention", least=1)
-    middle_attention: bool = option(True, "attention at the lowest resolution, on both sides of the codes")
-    pixels: str = option("signed", "range of the layers' pixels: [-1, 1], or (unit) [0, 1]", choices=("signed", "unit"))
-    z_channels: int = option(256, "of the feature map between encoder and quantiser", least=1)
-    groups: int = option(32, "of the group norms; divides the channels of every level", least=1)
+    channels: int = option(128, "channels at the highest resolution", least=1)
+    multipliers: tuple[int, ...] = option((1, 1, 2, 2, 4), "channels of each level, as multiples of `channels`", least=1)
+    blocks: int = option(2, "number of residual blocks per level", least=1)
+    resolution: int = option(256, "side of the training images in pixels", least=1)
+    attention: tuple[int, ...] = option((16,), "sides of the feature maps that have attention", least=1)
+    middle_attention: bool = option(True, "attention at the bottleneck of encoder and decoder")
+    pixels: str = option("signed", "pixel range of the network: signed [-1, 1] or unit [0, 1]", choices=("signed", "unit"))
+    z_channels: int = option(256, "channels of the feature map between encoder and quantiser", least=1)
+    groups: int = option(32, "number of groups of group norms; must divide the channels of every level", least=1)
     quantizer: quantize.QuantizerOptions = quantize.QuantizerOptions()
 
     @property
     def map_sizes(self) -> tuple[int, ...]:
-        """Side of the feature map at each level."""
+        """Sides of the feature maps of all levels."""
         return tuple(self.resolution >> level for level in range(len(self.multipliers)))
 
     def check(self, path: str) -> None:
@@ -215,22 +217,22 @@ class VQGANOptions(Options):
             )
         for size in self.attention:
             if size not in self.map_sizes:
-                raise ConfigError(f"config.{path}.attention has {size}; the maps are {list(self.map_sizes)} wide")
+                raise ConfigError(f"config.{path}.attention has {size}; the feature maps have sides {list(self.map_sizes)}")
 
 
 def build(
     options: VQGANOptions | Mapping | ConfigDict, compute: Compute | None = None, dropout: float = 0.0
 ) -> Autoencoder:
-    """Builds the autoencoder that options (`config.model`) describe. Raises ConfigError for wrong options.
+    """Builds the autoencoder from `config.model`. Raises ConfigError for invalid options.
 
     Args:
-      compute: None for the default.
-      dropout: of the residual blocks, in training.
+      compute: precision of computations; None for the default.
+      dropout: dropout rate of residual blocks in training.
     """
     options = options if isinstance(options, VQGANOptions) else VQGANOptions.parse(options, "model")
     if options.architecture == "dvae":
         return DVAE(Codes(options.quantizer.size), options.channels, options.blocks, options.z_channels)
-    # Frozen: a module with hashable attributes can be hashed, and so can be a static argument of jit.
+    # A FrozenDict is hashable, so that the module can be a static argument of jit.
     coder = flax.core.FrozenDict(
         channels=options.channels,
         multipliers=options.multipliers,

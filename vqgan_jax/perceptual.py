@@ -1,9 +1,9 @@
-"""Distances in the features of a frozen network: LPIPS on VGG16, or a CLIP of ours.
+"""Perceptual distances in the feature space of a frozen network: LPIPS on VGG16, or a CLIP.
 
-    distance = open_distance(options)            reads the weights, or None for "none"
-    value = distance(weights, images, references)     pixels in [-1, 1] -> scalar
+    distance = open_distance(options)                                  reads the weights; None for type "none"
+    value = distance.function(distance.weights, images, references)    pixels in [-1, 1] -> scalar
 
-The weights are part of the training state (`extra["perceptual"]`), so that a run resumes without the weights' file.
+The weights are part of the training state (`extra["perceptual"]`), so that a run can resume without the weight file.
 """
 
 import dataclasses
@@ -24,15 +24,15 @@ from train_jax.options import Options, option
 from train_jax.weights.tensors import open_tensors
 
 TYPES = ("none", "lpips", "clip")
-# VGG16's convolutions, by their index in torchvision's `features`; max pooling precedes each slice but the first.
+# VGG16's convolutions by their index in torchvision's `features`; a max pooling precedes each slice except the first.
 _SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-_SHIFT = np.asarray([-0.030, -0.088, -0.188], np.float32)  # LPIPS's scaling layer, for pixels in [-1, 1]
+_SHIFT = np.asarray([-0.030, -0.088, -0.188], np.float32)  # scaling layer of LPIPS for pixels in [-1, 1]
 _SCALE = np.asarray([0.458, 0.448, 0.450], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """A perceptual distance: its weights as NumPy arrays, and the function `(weights, images, references) -> scalar`."""
+    """A perceptual distance: weights as NumPy arrays, and a function `(weights, images, references) -> scalar`."""
 
     weights: Any
     function: Callable
@@ -42,15 +42,15 @@ class Distance:
 class PerceptualOptions(Options):
     """Options of the perceptual loss."""
 
-    type: str = option("none", "lpips (arXiv 1801.03924), or features of a CLIP", choices=TYPES)
-    path: str = option("", "weights of LPIPS, or a CLIP, anything that clip_jax.load opens")
-    weight: float = option(1.0, "of the loss", least=0)
+    type: str = option("none", "perceptual distance; lpips: arXiv 1801.03924, clip: CLIP features", choices=TYPES)
+    path: str = option("", "file with weights of LPIPS, or a CLIP (anything that clip_jax.load opens)")
+    weight: float = option(1.0, "weight of the perceptual loss", least=0)
 
 
 def open_distance(options: ConfigDict) -> Distance | None:
-    """Opens the distance that `config.perceptual` names; None for "none".
+    """Opens the perceptual distance of `config.perceptual`; returns None for type "none".
 
-    Raises ConfigError for wrong options, for a missing path, and for a file without such weights.
+    Raises ConfigError for invalid options, for a missing path, and for a file without the weights.
     """
     options = PerceptualOptions.parse(options, "perceptual")
     if options.type == "none":
@@ -60,7 +60,7 @@ def open_distance(options: ConfigDict) -> Distance | None:
         remedy = remedy if options.type == "lpips" else "a CLIP, anything that clip_jax.load opens"
         raise ConfigError(f"config.perceptual.type = {options.type!r} needs config.perceptual.path: {remedy}")
     try:
-        return _lpips(options.path) if options.type == "lpips" else _clip(options.path)
+        return _load_lpips(options.path) if options.type == "lpips" else _load_clip_distance(options.path)
     except (LoadError, OSError) as error:
         raise ConfigError(f"config.perceptual.path: {error}") from error
 
@@ -69,8 +69,8 @@ def open_distance(options: ConfigDict) -> Distance | None:
 # LPIPS
 
 
-def _lpips(path: str) -> Distance:
-    """Reads LPIPS's weights, from taming's checkpoint (`loss.perceptual_loss.*`) or files with LPIPS's own names."""
+def _load_lpips(path: str) -> Distance:
+    """Loads LPIPS from a taming checkpoint (`loss.perceptual_loss.*`) or a file with LPIPS's original names."""
     tensors = open_tensors(paths.path(path))
     for prefix in ("state_dict.loss.perceptual_loss.", "loss.perceptual_loss.", "perceptual_loss.", ""):
         if f"{prefix}lin0.model.1.weight" in tensors:
@@ -97,7 +97,7 @@ def _lpips(path: str) -> Distance:
 
 
 def lpips(weights, images: Float[Array, "b h w 3"], references: Float[Array, "b h w 3"]) -> Float[Array, ""]:
-    """Computes LPIPS (arXiv 1801.03924, equation 1): mean over the batch; pixels in [-1, 1], at least 16 wide and high."""
+    """Computes the mean LPIPS of a batch (arXiv 1801.03924, equation 1). Pixels are in [-1, 1], sides at least 16."""
     total = 0.0
     features = zip(_vgg_features(weights, images), _vgg_features(weights, references), strict=True)
     for i, (a, b) in enumerate(features):
@@ -108,7 +108,7 @@ def lpips(weights, images: Float[Array, "b h w 3"], references: Float[Array, "b 
 
 def _normalize(x):
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
-    # A zero vector stays zero, with a finite gradient. Inside the root, 1e-10 would change small vectors.
+    # Zero vectors remain zero and have finite gradients. Inside the root, 1e-10 would change small vectors.
     return x / (jnp.sqrt(jnp.where(squares > 0, squares, 1.0)) + 1e-10)
 
 
@@ -132,12 +132,12 @@ def _vgg_features(weights, x) -> list:
 # CLIP
 
 
-def _clip(path: str) -> Distance:
-    """Builds a CLIP distance: mean squared difference of unit features after one and two thirds of a ViT's blocks."""
+def _load_clip_distance(path: str) -> Distance:
+    """Loads a CLIP distance: mean squared difference of normalised tokens after one and two thirds of a ViT's blocks."""
     checkpoint = pretrained.open_checkpoint(path)
     module = checkpoint.module(scan=False)
     if module.options.image.tower == "resnet":
-        raise LoadError(f"{path}: a CLIP with a ResNet has no blocks of tokens; name one with a ViT")
+        raise LoadError(f"{path}: a CLIP with a ResNet has no transformer blocks; name a CLIP with a ViT")
     variables, _ = checkpoint.variables(module)
     depth, size = module.options.image.depth, module.options.image.size
     block_counts = sorted({max(1, round(depth / 3)), max(1, round(2 * depth / 3))})

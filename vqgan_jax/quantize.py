@@ -1,10 +1,10 @@
-"""Quantisers, latents -> codes, with one interface.
+"""Quantisers, which map latents to codes, with a common interface.
 
     quantized = quantizer(latents, train, temperature)     latents float32 [B, h, w, inputs]
     vectors = quantizer.embed(codes)                       float32 [B, h, w, dim]
 
-`quantized.vectors` carries gradients to the latents (straight-through, arXiv 1308.3432), `quantized.loss` trains the
-codebook and keeps latents near it.
+`quantized.vectors` has the straight-through gradient with respect to the latents (arXiv 1308.3432). `quantized.loss` trains
+the codebook and penalises the distance of latents from their codes.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ class Quantized:
     """Output of a quantiser.
 
     Attributes:
-      vectors: float32 [B, h, w, dim], the decoder's input.
+      vectors: quantised vectors float32 [B, h, w, dim], the decoder's input.
       codes: int32 [B, h, w].
-      latents: float32 [B, h, w, inputs], as compared with the codebook.
-      loss: to be added to the reconstruction loss.
+      latents: float32 [B, h, w, inputs], normalised if the quantiser normalises latents.
+      loss: codebook loss, to be added to the reconstruction loss.
       metrics: scalars by name.
     """
 
@@ -46,19 +46,19 @@ def _straight_through(z, q):
 
 
 def nearest_codes(z: Float[Array, "*lead d"], codebook: Float[Array, "k d"]) -> Int[Array, "*lead"]:
-    """Returns the index of the nearest codebook row for each vector; of equal distances, the first."""
+    """Returns the index of the nearest codebook row for each vector; ties go to the lowest index."""
     squares = jnp.sum(codebook**2, axis=1)
     products = jnp.matmul(z, codebook.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.argmin(squares[(None,) * (z.ndim - 1)] - 2 * products, axis=-1).astype(jnp.int32)
 
 
 class Nearest(nn.Module):
-    """Nearest-neighbour quantiser, trained by gradient (arXiv 1711.00937, equation 3; 2012.09841, equation 4).
+    """Nearest-neighbour quantiser trained by gradient (arXiv 1711.00937, equation 3; 2012.09841, equation 4).
 
     Attributes:
       unit: whether latents and codes are normalised to unit norm (arXiv 2110.04627, section 3.1).
       beta: weight of the commitment loss, which moves latents towards their codes.
-      legacy: weigh the codebook loss, which moves codes towards latents, by beta instead, as taming's first releases do.
+      legacy: whether beta weighs the codebook loss, which moves codes towards latents, as in taming's first releases.
     """
 
     size: int
@@ -97,8 +97,8 @@ class Nearest(nn.Module):
 class Ema(nn.Module):
     """Nearest-neighbour quantiser whose codes are moving means of their latents (arXiv 1711.00937, appendix A.1).
 
-    The codebook and its statistics are the collection `codebook`, which no optimiser changes:
-    `vqgan_jax.codebook.update_moving_means` updates it.
+    Codebook and statistics are in the collection `codebook`, which is not optimised but updated by
+    `vqgan_jax.codebook.update_moving_means`.
     """
 
     size: int
@@ -130,10 +130,10 @@ class Ema(nn.Module):
 
 
 class Gumbel(nn.Module):
-    """Categorical quantiser, relaxed by Gumbel noise in training (arXiv 1611.01144; as in DALL-E, 2102.12092, 2.1).
+    """Categorical quantiser with Gumbel-softmax relaxation in training (arXiv 1611.01144; 2102.12092, section 2.1).
 
     Attributes:
-      kl_weight: of the divergence from the uniform distribution over codes.
+      kl_weight: weight of the KL divergence from the uniform distribution over codes.
     """
 
     size: int
@@ -169,7 +169,7 @@ class Gumbel(nn.Module):
 
 
 class Fsq(nn.Module):
-    """Finite scalar quantiser: rounds each channel to one of a few levels (arXiv 2309.15505, section 3.1)."""
+    """Finite scalar quantiser, which rounds each channel to one of a few levels (arXiv 2309.15505, section 3.1)."""
 
     levels: tuple[int, ...]
 
@@ -198,7 +198,7 @@ class Fsq(nn.Module):
         levels = np.asarray(self.levels)
         half = (levels - 1) * (1 + 1e-3) / 2
         offset = np.where(levels % 2 == 0, 0.5, 0.0)
-        # One level lies at 0. With two levels, 0 is the boundary: centring a level at 0 would make its gradient vanish.
+        # Shifts a level to 0. With two levels 0 remains the boundary, because the gradient of a level at 0 would vanish.
         shift = np.where(levels > 2, np.arctanh(offset / half), 0.0)
         bounded = jnp.tanh(z + shift[lead].astype(np.float32)) * half[lead].astype(np.float32)
         bounded = bounded - offset[lead].astype(np.float32)
@@ -210,13 +210,14 @@ class Fsq(nn.Module):
 
 
 class Lfq(nn.Module):
-    """Lookup-free quantiser: each channel's sign is a bit of the code (arXiv 2310.05737, section 3.1, equations 3 to 6).
+    """Lookup-free quantiser: the sign of each channel is a bit of the code (arXiv 2310.05737, equations 3 to 6).
 
     Attributes:
-      bits: of a code.
+      bits: number of bits of a code.
       beta: weight of the commitment loss, which moves latents towards -1 and 1.
-      entropy: weight of the entropy loss: low entropy of each latent, high entropy of the mean distribution.
-      entropy_temperature: of the distributions over codes in the entropy loss; 0.01 in MaskGIT and Open-MAGVIT2.
+      entropy: weight of the entropy loss: mean entropy per latent minus entropy of the mean distribution.
+      entropy_temperature: temperature of the distributions over codes in the entropy loss; 0.01 in MaskGIT and
+        Open-MAGVIT2.
     """
 
     bits: int
@@ -235,9 +236,9 @@ class Lfq(nn.Module):
     inputs = dim
 
     def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
-        return 2.0 * self._digits(codes) - 1.0
+        return 2.0 * self._code_bits(codes) - 1.0
 
-    def _digits(self, codes):
+    def _code_bits(self, codes):
         return codes[..., None] >> np.arange(self.bits)[(None,) * codes.ndim] & 1
 
     def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
@@ -245,40 +246,41 @@ class Lfq(nn.Module):
         q = jnp.where(positive, 1.0, -1.0)
         weights = (1 << np.arange(self.bits))[(None,) * (z.ndim - 1)]
         codes = jnp.sum(positive * weights, axis=-1).astype(jnp.int32)
-        each, mean = lfq_entropies(z.reshape(-1, self.bits), self.entropy_temperature)
+        sample_entropy, batch_entropy = lfq_entropies(z.reshape(-1, self.bits), self.entropy_temperature)
         commitment = jnp.mean((z - q) ** 2)
-        loss = self.beta * commitment + self.entropy * (each - mean)
-        metrics = {"commitment": commitment, "entropy_each": each, "entropy_mean": mean}
+        loss = self.beta * commitment + self.entropy * (sample_entropy - batch_entropy)
+        metrics = {"commitment": commitment, "entropy_each": sample_entropy, "entropy_mean": batch_entropy}
         return Quantized(_straight_through(z, q), codes, z, loss, metrics)
 
 
 def lfq_entropies(z: Float[Array, "n bits"], temperature: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Computes the mean entropy of latents' distributions over codes, and the entropy of their mean, in nats.
+    """Computes the mean entropy per latent and the entropy of the mean distribution over codes, in nats.
 
-    Code c has probability softmax(-|z - c|^2 / temperature): its bits are independent, so the first is a sum over bits, and
-    the mean distribution over 2^bits codes a product of two matrices, one for the lower and one for the upper half of them.
+    Code c has probability softmax(-|z - c|^2 / temperature), so the bits of a code are independent. The entropy per latent
+    is a sum over bits. The mean distribution over 2^bits codes is the product of two matrices, with the probabilities of
+    the upper and the lower half of the bits.
     """
     logits = 4 * z / temperature
-    on, off = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    each = -jnp.mean(jnp.sum(jnp.exp(on) * on + jnp.exp(off) * off, axis=1))
+    log_p1, log_p0 = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    sample_entropy = -jnp.mean(jnp.sum(jnp.exp(log_p1) * log_p1 + jnp.exp(log_p0) * log_p0, axis=1))
 
-    def joint(first: int, last: int):
+    def joint_probs(first: int, last: int):
         p = jnp.ones((z.shape[0], 1))
         for bit in range(first, last):
-            both = jnp.exp(jnp.stack([off[:, bit], on[:, bit]], axis=1))
-            p = (both[:, :, None] * p[:, None, :]).reshape(z.shape[0], -1)
+            bit_probs = jnp.exp(jnp.stack([log_p0[:, bit], log_p1[:, bit]], axis=1))
+            p = (bit_probs[:, :, None] * p[:, None, :]).reshape(z.shape[0], -1)
         return p
 
     half = z.shape[1] // 2
-    mean = joint(half, z.shape[1]).T @ joint(0, half) / z.shape[0]
-    return each, -jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-12)))
+    mean_probs = joint_probs(half, z.shape[1]).T @ joint_probs(0, half) / z.shape[0]
+    return sample_entropy, -jnp.sum(mean_probs * jnp.log(jnp.maximum(mean_probs, 1e-12)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# From options
+# Options
 
 
-# Type -> `QuantizerOptions -> quantiser`.
+# Quantiser type -> `QuantizerOptions -> quantiser`.
 QUANTIZERS: dict[str, Callable] = {
     "nearest": lambda o: Nearest(o.size, o.dim, o.beta, o.unit, o.legacy),
     "ema": lambda o: Ema(o.size, o.dim, o.beta),
@@ -286,28 +288,28 @@ QUANTIZERS: dict[str, Callable] = {
     "fsq": lambda o: Fsq(o.levels),
     "lfq": lambda o: Lfq(o.bits, o.beta, o.entropy, o.entropy_temperature),
 }
-WITH_CODEBOOK = {"nearest", "ema"}  # types with a codebook, whose dead codes can be revived
+WITH_CODEBOOK = {"nearest", "ema"}  # types with a codebook of points, whose dead codes can be revived
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizerOptions(Options):
-    """Options of all quantisers; each reads its own."""
+    """Options of all quantisers; a quantiser type uses only some of the options."""
 
-    type: str = option("nearest", "how latents become codes", choices=QUANTIZERS)
-    size: int = option(1024, "codes; of fsq the product of levels, of lfq 2 ** bits", least=2)
-    dim: int = option(256, "of a code (nearest, ema, gumbel)", least=1)
-    unit: bool = option(False, "nearest: codes and latents of unit norm, best with dim 8 to 32")
+    type: str = option("nearest", "quantiser type", choices=QUANTIZERS)
+    size: int = option(1024, "number of codes (fsq: product of levels; lfq: 2 ** bits)", least=2)
+    dim: int = option(256, "dimension of a code (nearest, ema, gumbel)", least=1)
+    unit: bool = option(False, "nearest: normalise codes and latents to unit norm; works best with dim 8 to 32")
     beta: float = option(0.25, "weight of the commitment loss (nearest, ema, lfq)", least=0, identity=False)
-    legacy: bool = option(False, "nearest: beta on the codebook loss, as in taming's first releases", identity=False)
-    decay: float = option(0.99, "ema: of the moving means", above=0, below=1, identity=False)
-    kl_weight: float = option(5e-4, "gumbel: of the divergence from uniform codes", least=0, identity=False)
+    legacy: bool = option(False, "nearest: apply beta to the codebook loss, as in taming's first releases", identity=False)
+    decay: float = option(0.99, "ema: decay of the moving means", above=0, below=1, identity=False)
+    kl_weight: float = option(5e-4, "gumbel: weight of the KL divergence from uniform codes", least=0, identity=False)
     temperature: tuple[float, ...] = option(
-        (1.0, 1 / 16), "gumbel: at the first update and the last; geometric between them", above=0, identity=False
+        (1.0, 1 / 16), "gumbel: temperature at the first and the last update, geometric schedule", above=0, identity=False
     )
-    levels: tuple[int, ...] = option((8, 5, 5, 5), "fsq: of each channel", least=2)
-    bits: int = option(10, "lfq: of a code", least=1, most=20)
+    levels: tuple[int, ...] = option((8, 5, 5, 5), "fsq: number of levels of each channel", least=2)
+    bits: int = option(10, "lfq: number of bits of a code", least=1, most=20)
     entropy: float = option(0.1, "lfq: weight of the entropy loss", identity=False)
-    entropy_temperature: float = option(0.01, "lfq: of the distribution over codes", above=0, identity=False)
+    entropy_temperature: float = option(0.01, "lfq: temperature of the distribution over codes", above=0, identity=False)
 
     def check(self, path: str) -> None:
         self.require(not self.unit or self.type == "nearest", path, "unit", f"False for {self.type}")
@@ -316,11 +318,11 @@ class QuantizerOptions(Options):
 
 
 def build(options: QuantizerOptions) -> nn.Module:
-    """Builds the quantiser of these options."""
+    """Builds the quantiser from its options."""
     return QUANTIZERS[options.type](options)
 
 
 def temperature(ends: Sequence[float], step, steps: int):
-    """Returns the Gumbel temperature at an update: geometric from the first of `ends` to the last."""
+    """Returns the Gumbel temperature at a step, geometrically interpolated between the two `ends`."""
     first, last = ends
     return first * (last / first) ** jnp.clip(step / max(steps - 1, 1), 0, 1)

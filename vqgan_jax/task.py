@@ -1,8 +1,8 @@
-"""The task of training a VQGAN: generator with quantiser against patch discriminator, in one scalar loss.
+"""The VQGAN training task: an autoencoder with quantiser against a patch discriminator, in one scalar loss.
 
-Batches: `image` uint8 [B, size, size, 3]. `extra`: `generator` and `discriminator` (collections that change without a
-gradient: an EMA codebook, batch statistics), `averaged` (moving average of an EMA codebook's points), `usage`
-(`vqgan_jax.codebook`), `lecam`, `perceptual` (frozen weights).
+Batches contain `image`, uint8 [B, size, size, 3]. `extra` contains `generator` and `discriminator` (collections without
+gradient: an EMA codebook, batch statistics), `averaged` (moving average of an EMA codebook's points), `usage` (state of
+`vqgan_jax.codebook`), `lecam` and `perceptual` (frozen weights).
 """
 
 import dataclasses
@@ -31,52 +31,52 @@ from vqgan_jax.gan import TwoPlayerLoss
 from vqgan_jax.model import VQGANOptions
 from vqgan_jax.perceptual import PerceptualOptions
 
-HALF = (0.5, 0.5, 0.5)  # mean and deviation that bring pixels to [-1, 1]
-_FINETUNE = "vqgan/finetune"  # the shipped config that starts from a checkpoint
-_COLLAPSED_USAGE = 0.05  # share of codes in use
-_DOMINANT_LOSS = 0.02  # loss of a discriminator that is hardly ever wrong
+HALF = (0.5, 0.5, 0.5)  # mean and standard deviation that normalise pixels to [-1, 1]
+_FINETUNE = "vqgan/finetune"  # shipped config that starts from a checkpoint
+_COLLAPSED_USAGE = 0.05  # fraction of used codes below which a warning is logged
+_DOMINANT_LOSS = 0.02  # discriminator loss below which a warning is logged
 
 
 @dataclasses.dataclass(frozen=True)
 class CodebookOptions(Options):
-    """Options of the codebook's updates without a gradient."""
+    """Options of gradient-free codebook updates."""
 
     start: str = option(
         "random",
-        "kmeans: centres of the first batch's latents; with pretrained, the checkpoint's",
+        "initial codebook; kmeans: centres of the first batch's latents; ignored with pretrained",
         choices=("random", "kmeans"),
     )
-    revive: int = option(0, "updates after which an unused code moves onto a latent; 0: never", least=0)
+    revive: int = option(0, "updates after which an unused code is replaced by a latent; 0: never", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions(Options):
-    """Options of both players' losses, except the perceptual loss."""
+    """Options of the generator's and discriminator's losses, except the perceptual loss."""
 
-    pixels: str = option("l1", "of the reconstruction", choices=loss_lib.PIXELS)
-    pixel_weight: float = option(1.0, "of the pixel loss", least=0)
-    codebook_weight: float = option(1.0, "of the codebook and commitment losses", least=0)
-    adversarial: str = option("hinge", "none: no discriminator at all", choices=(*loss_lib.ADVERSARIAL, "none"))
-    weight: float = option(0.8, "of the adversarial loss, times the adaptive weight", least=0)
-    adaptive: bool = option(True, "balance the adversarial loss by gradients at the last layer")
+    pixels: str = option("l1", "pixel loss of the reconstruction", choices=loss_lib.PIXELS)
+    pixel_weight: float = option(1.0, "weight of the pixel loss", least=0)
+    codebook_weight: float = option(1.0, "weight of the codebook and commitment losses", least=0)
+    adversarial: str = option("hinge", "adversarial loss; none: no discriminator", choices=(*loss_lib.ADVERSARIAL, "none"))
+    weight: float = option(0.8, "weight of the adversarial loss, multiplied by the adaptive weight", least=0)
+    adaptive: bool = option(True, "use the adaptive weight, a ratio of gradient norms at the last layer")
     disc_start: int = option(0, "update at which the discriminator starts to train", least=0)
-    disc_warmup: int = option(0, "updates from then on in which it trains without the adversarial loss", least=0)
-    disc_ramp: int = option(1, "updates in which the adversarial loss then rises to its full weight", least=1)
-    lecam: float = option(0.0, "weight of LeCam regularisation (arXiv 2104.03310); 0: without", least=0)
-    r1: float = option(0.0, "weight of the gradient penalty R1 (arXiv 1801.04406); 0: without", least=0)
+    disc_warmup: int = option(0, "updates after disc_start without adversarial loss", least=0)
+    disc_ramp: int = option(1, "updates of the linear warm-up of the adversarial loss after disc_warmup", least=1)
+    lecam: float = option(0.0, "weight of LeCam regularisation (arXiv 2104.03310); 0: none", least=0)
+    r1: float = option(0.0, "weight of the R1 gradient penalty (arXiv 1801.04406); 0: none", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class VQGANTaskOptions(Options):
-    """Config options of the VQGAN task."""
+    """Options of the VQGAN task."""
 
-    pretrained: str = option("", "a VQGAN to start from, which also sets the model; see vqgan_jax.load")
+    pretrained: str = option("", "checkpoint to finetune, which also sets the model; see vqgan_jax.load")
     model: VQGANOptions = VQGANOptions()
     compute: Compute = Compute()
-    dropout: float = option(0.0, "of the residual blocks", least=0, below=1)
+    dropout: float = option(0.0, "dropout rate of residual blocks", least=0, below=1)
     codebook: CodebookOptions = CodebookOptions()
     discriminator: DiscriminatorOptions = DiscriminatorOptions()
-    fresh_discriminator: bool = option(False, "with pretrained: a new discriminator, even if the checkpoint holds one")
+    fresh_discriminator: bool = option(False, "with pretrained: do not load the checkpoint's discriminator")
     perceptual: PerceptualOptions = PerceptualOptions()
     loss: LossOptions = LossOptions()
     preprocess: PreprocessOptions = PreprocessOptions()
@@ -88,8 +88,8 @@ class VQGANTaskOptions(Options):
     def check(self, path: str) -> None:
         if self.model.architecture != "vqgan":
             raise ConfigError(
-                f"config.model.architecture = {self.model.architecture!r} cannot be trained here; vqgan with "
-                "quantizer.type = 'gumbel' is nearest to it"
+                f"config.model.architecture = {self.model.architecture!r} cannot be trained; the closest "
+                "alternative is vqgan with quantizer.type = 'gumbel'"
             )
         kind = self.model.quantizer.type
         if kind not in quantize.WITH_CODEBOOK:
@@ -105,19 +105,19 @@ OPTIONS, EVALUATORS = VQGANTaskOptions, evaluators.EVALUATORS
 
 
 def complete(config: ConfigDict, stated: ConfigDict) -> None:
-    """Completes a config that names `config.pretrained` by the checkpoint's model; ConfigError for contradictions."""
+    """Copies the model options of `config.pretrained` to the config. Raises ConfigError for contradictions."""
     if config.pretrained:
         checkpoint = pretrained.open_checkpoint(config.pretrained)
-        own = stated.get("model", {})
-        options = _at_resolution(checkpoint.model, own.get("resolution"))
-        adopt(config.model, own, options, "model", free=("resolution", *VQGANOptions.free()), example=_FINETUNE)
+        stated_options = stated.get("model", {})
+        options = _rescale_attention(checkpoint.model, stated_options.get("resolution"))
+        adopt(config.model, stated_options, options, "model", free=("resolution", *VQGANOptions.free()), example=_FINETUNE)
         if _continues_discriminator(config, checkpoint):
-            own = stated.get("discriminator", {})
-            adopt(config.discriminator, own, checkpoint.discriminator[0], "discriminator", example=_FINETUNE)
+            stated_options = stated.get("discriminator", {})
+            adopt(config.discriminator, stated_options, checkpoint.discriminator[0], "discriminator", example=_FINETUNE)
 
 
-def _at_resolution(options: Mapping, resolution: int | None) -> Mapping:
-    """Returns a model's options for another resolution, with attention in the same layers."""
+def _rescale_attention(options: Mapping, resolution: int | None) -> Mapping:
+    """Returns the model options for another resolution, with attention in the same layers."""
     if resolution is None or "attention" not in options:
         return options
     attention = tuple(size * resolution // options["resolution"] for size in options["attention"])
@@ -125,12 +125,12 @@ def _at_resolution(options: Mapping, resolution: int | None) -> Mapping:
 
 
 def _continues_discriminator(config: ConfigDict, checkpoint: pretrained.Checkpoint) -> bool:
-    """Returns whether a new run continues with the checkpoint's discriminator."""
+    """Returns whether a new run loads the checkpoint's discriminator."""
     return checkpoint.discriminator is not None and config.loss.adversarial != "none" and not config.fresh_discriminator
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
-    """Builds the task of a resolved config. Raises ConfigError for options that contradict each other."""
+    """Builds the task from a resolved config. Raises ConfigError for inconsistent options."""
     preprocess = images.Preprocess(size=config.model.resolution, mean=HALF, std=HALF, **config.preprocess)
     augment = images.Augment(preprocess, tuple(config.augment.scale), config.augment.flip)
     compute = Compute.parse(config.compute, "compute")
@@ -156,14 +156,14 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         example=ImageExample(augment),
         evaluators=evaluators.factories(generator, preprocess, players.distance),
         artifacts={"preprocess.json": preprocess.to_json()},
-        pretrained=players.pretrained if starts_from_weights else None,
+        pretrained=players.load_pretrained if starts_from_weights else None,
         revise=players.revise,
         warnings=players.warnings,
     )
 
 
 def codebook_rule(config: ConfigDict) -> codebook.Rule:
-    """Builds the rule by which the run's codebook changes without a gradient."""
+    """Builds the rule for gradient-free updates of the run's codebook."""
     quantizer = config.model.quantizer
     return codebook.Rule(
         num_codes=quantizer.size,
@@ -176,11 +176,11 @@ def codebook_rule(config: ConfigDict) -> codebook.Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Players:
-    """Generator and discriminator of a run: their initialisation and their updates without a gradient.
+    """Generator and discriminator of a run, with their initialisation and gradient-free updates.
 
     Attributes:
-      config: the run's.
-      discriminator, distance: None if the run has none.
+      config: config of the run.
+      discriminator, distance: None if the run does not use a discriminator or a perceptual distance.
     """
 
     config: ConfigDict
@@ -204,13 +204,13 @@ class Players:
             extra["discriminator"] = variables
             if self.config.loss.lecam:
                 extra["lecam"] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
-        extra["usage"] = codebook.initial_usage(self.generator.quantizer.size)
+        extra["usage"] = codebook.init_usage(self.generator.quantizer.size)
         if self.distance is not None:
             extra["perceptual"] = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), self.distance.weights)
         return params, extra
 
-    def pretrained(self):
-        """Implements `Task.pretrained`: loads the weights that replace the random ones of `init`."""
+    def load_pretrained(self):
+        """Implements `Task.pretrained`: loads the weights that replace random initial values."""
         params, extra = {}, {}
         if self.config.pretrained:
             checkpoint = pretrained.open_checkpoint(self.config.pretrained)
@@ -225,7 +225,7 @@ class Players:
         return params, extra if self.distance is None else extra | {"perceptual": self.distance.weights}
 
     def revise(self, params, extra, statistics, rng, step):
-        """Implements `Task.revise`: updates codebook, usage and running means by all micro-batches of an update."""
+        """Implements `Task.revise`: updates codebook, usage and running means from all micro-batches of an update."""
         mesh = jax.sharding.get_abstract_mesh()
         codes = sharding.join_batch(statistics["codes"], mesh)
         is_first = jnp.all(extra["usage"]["last"] < 0)
@@ -243,25 +243,26 @@ class Players:
         usage, book, moved = self.rule.update(usage, book, codes, latents, rng, step, is_first)
         extra = extra | {"usage": usage}
         if self.rule.is_ema:
-            decay = averaging.decay(self.config)
-            average = averaging.update(extra["averaged"], book["points"], moved, step, decay)
+            decay = averaging.get_decay(self.config)
+            average = averaging.update_average(extra["averaged"], book["points"], moved, step, decay)
             return params, extra | {"averaged": average, "generator": {"codebook": {"quantizer": book}}}, {}, metrics
         generator = generator | {"quantizer": generator["quantizer"] | {"codebook": book["points"]}}
         return params | {"generator": generator}, extra, {"generator/quantizer/codebook": moved}, metrics
 
     def warnings(self, metrics: dict[str, float], step: int) -> list[str]:
         """Implements `Task.warnings`."""
-        sentences = []
+        messages = []
         if step >= 2 * codebook.WINDOW and metrics["usage"] < _COLLAPSED_USAGE:
-            sentences.append(
+            messages.append(
                 f"the codebook has collapsed: {100 * metrics['usage']:.1f} % of {self.generator.quantizer.size} codes were "
                 f"used in the last {codebook.WINDOW} updates. Try codebook.revive = 100, codebook.start = 'kmeans', "
                 "model.quantizer.unit = True with dim = 8, or model.quantizer.type = 'fsq'"
             )
         trains = self.discriminator is not None and step > self.config.loss.disc_start + 100
         if trains and metrics["loss_discriminator"] < _DOMINANT_LOSS:
-            sentences.append(
-                f"the discriminator wins outright (loss {metrics['loss_discriminator']:.3f}): its logits teach "
-                "the generator nothing. Try loss.lecam = 0.001, loss.r1 = 1, or a lower optim.players.discriminator.lr"
+            messages.append(
+                f"the discriminator dominates (loss {metrics['loss_discriminator']:.3f}): its logits give "
+                "the generator no useful gradient. Try loss.lecam = 0.001, loss.r1 = 1, or a lower "
+                "optim.players.discriminator.lr"
             )
-        return sentences
+        return messages

@@ -14,7 +14,7 @@ from train_jax.errors import LoadError
 from train_jax.weights import gpt
 from train_jax.weights.layout import Entry, from_peer, nested
 from vqgan_jax.pretrained import taming
-from vqgan_jax.pretrained.checkpoint import describing, read_config
+from vqgan_jax.pretrained.checkpoint import convert_errors, read_config
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
 from vqgan_jax.vqgan import Vqgan
 
@@ -58,7 +58,7 @@ def open_directory(path: Path) -> Stage2Checkpoint | None:
             raise LoadError(f"{path} has minDALL-E's {CONFIG}, but no {name}")
     stage1_config, stage2_config, text_length = config["stage1"], config["stage2"], config["dataset"]["context_length"]
     hparams = stage2_config["hparams"]
-    with describing(path / CONFIG):
+    with convert_errors(path / CONFIG):
         model = _convert_options(hparams, text_length)
         side = round(hparams["ctx_len_img"] ** 0.5)
         if side**2 != hparams["ctx_len_img"]:
@@ -68,14 +68,15 @@ def open_directory(path: Path) -> Stage2Checkpoint | None:
             "embed_dim": stage1_config["embed_dim"],
             "ddconfig": stage1_config["hparams"],
         }
-        stage1 = taming.checkpoint({"target": "VQModel", "params": vq}, taming.open_state(path / STAGE1), path / STAGE1)
+        tensors = taming.open_state_dict(path / STAGE1)
+        stage1 = taming.build_checkpoint({"target": "VQModel", "params": vq}, tensors, path / STAGE1)
         entries = _list_entries(hparams)
         captions = _open_tokenizer(path / "tokenizer", text_length, stage2_config["vocab_size_txt"])
     variables, name = stage1.variables(stage1.module())
     vqgan = Vqgan.assemble(stage1.model, variables, name)
 
     def read() -> tuple[dict, str]:
-        tensors = taming.open_state(path / STAGE2)
+        tensors = taming.open_state_dict(path / STAGE2)
         return nested(from_peer(tensors, entries, str(path / STAGE2), _IGNORED), True), str(path)
 
     return Stage2Checkpoint(str(path), model, captions, vqgan, side * vqgan.factor, read)

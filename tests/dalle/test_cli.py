@@ -115,7 +115,7 @@ def test_score_prints_a_table_or_json(tiny, trained, picture, capsys):
     "arguments, message",
     [
         (["generate", "a", "--out", "grid.jpg"], "the grid is a PNG; name it so"),
-        (["generate", "a", "--out", "g.png", "--n", "0"], "n = 0 must be a whole number, at least 1"),
+        (["generate", "a", "--out", "g.png", "--n", "0"], "n = 0 must be an integer, at least 1"),
         (["generate", "a", "--out", "g.png", "--best", "1"], "needs a ranking: set --rerank"),
         (["generate", "a", "--out", "g.png", "--rerank", "nowhere"], "nowhere: no such file"),
         (["generate", "@missing.txt", "--out", "g.png"], "missing.txt: No such file"),

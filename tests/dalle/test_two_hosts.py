@@ -65,5 +65,5 @@ def test_a_failure_is_named_on_every_host_and_nothing_done_is_lost(pair):
     assert errors[0][1] < records // 2, "host 0 had encoded a part at least of its half"
     assert errors[1][1] >= records // 2 - 32
     for host in range(2):
-        assert "host(s) 1 do not see it: name by config.codes.dir a directory that all hosts share" in errors[host][2]
+        assert "host(s) 1 do not see it: set config.codes.dir to a directory that all hosts share" in errors[host][2]
     assert not list((pair / "codes").glob("*.parts"))

@@ -128,7 +128,7 @@ def small() -> Small:
     def start(c: ConfigDict):
         made = task.make(c, None)
         params, extra = random_state(nn.unbox(jax.eval_shape(made.init, jax.random.key(0), batch)))
-        extra["usage"] = jax.tree.map(np.asarray, codebook.initial_usage(c.model.quantizer.size))
+        extra["usage"] = jax.tree.map(np.asarray, codebook.init_usage(c.model.quantizer.size))
         if "averaged" in extra:
             book = extra["generator"]["codebook"]["quantizer"]
             book["total"] = extra["averaged"] = book["points"]

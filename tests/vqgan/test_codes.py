@@ -66,7 +66,7 @@ def test_codes_lie_in_the_smallest_unsigned_type(trained, tmp_path, monkeypatch,
     assert coded.codes.dtype == dtype
     record = coded[1]
     assert "image" not in record and record["codes"].dtype == np.int32 and (record["codes"] == size - 1).all()
-    with pytest.raises(BrokenSample, match="b: the picture could not be read"):
+    with pytest.raises(BrokenSample, match="b: the image could not be read"):
         coded[2]
     assert coded.histogram[size - 1] == 2 * 64 == coded.histogram.sum()
 
@@ -124,7 +124,7 @@ def test_another_host_that_fails_or_stands_still_ends_the_waiting(tmp_path, monk
     (tmp_path / "failed-7-3").unlink()
     monkeypatch.setattr(code_files, "_PATIENCE", 0.05)
     monkeypatch.setattr(code_files, "_POLL", 0.01)
-    with pytest.raises(DataError, match="0 files, and no host has added one for 0 seconds"):
+    with pytest.raises(DataError, match="0 files, and no host has added a file for 0 seconds"):
         job.wait(lambda names: False)
 
 
@@ -163,5 +163,5 @@ def test_a_host_that_was_done_before_another_was_asked_to_stop_stops_too(trained
 
 def test_a_directory_that_hosts_do_not_share_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(code_files.multihost_utils, "process_allgather", lambda x: np.array([True, False, False]))
-    with pytest.raises(ConfigError, match=r"host\(s\) 1, 2 do not see it: name by config.codes.dir"):
+    with pytest.raises(ConfigError, match=r"host\(s\) 1, 2 do not see it: set config.codes.dir"):
         code_files._await_visible(tmp_path)

@@ -90,9 +90,9 @@ def test_an_image_that_cannot_be_read_has_no_codes(trained, tmp_path):
     records = [{"image": random_png(), "id": "a"}, {"image": b"none", "id": "b"}]
     coded = codes_lib.with_codes(trained, sources.Source("two", records), tmp_path)
     assert coded[0]["codes"].shape == (1, 8, 8)
-    with pytest.raises(codes_lib.BrokenSample, match="b: the picture could not be read"):
+    with pytest.raises(codes_lib.BrokenSample, match="b: the image could not be read"):
         coded[1]
-    with pytest.raises(DataError, match="none of its 1 pictures"):
+    with pytest.raises(DataError, match="none of its 1 images"):
         codes_lib.with_codes(trained, sources.Source("one", records[1:]), tmp_path)
 
 
@@ -107,7 +107,7 @@ def test_classes_are_those_of_the_run(prior):
     drawing = prior.draw([5, None], 2, progress=False)
     assert drawing.images.shape == (2, 2, 16, 16, 3)
     assert prior.score([5, None], drawing.images[0]).shape == (2, 2)
-    with pytest.raises(ValueError, match="label 80: this model knows 0 to 79"):
+    with pytest.raises(ValueError, match="label 80: this model has labels 0 to 79"):
         prior.generate([80])
 
 
@@ -131,7 +131,7 @@ def test_guidance_is_refused_to_a_run_that_dropped_no_labels(run, tmp_path):
     prior = vqgan_jax.load_prior(tmp_path / "run")
     with pytest.raises(ValueError, match="guidance = 2: .* train with condition_dropout above 0"):
         prior.draw([3], guidance=2)
-    with pytest.raises(ValueError, match="knows no image without a label"):
+    with pytest.raises(ValueError, match="was not trained without labels"):
         prior.draw()
 
 

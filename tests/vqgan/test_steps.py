@@ -96,14 +96,14 @@ def test_an_ema_codebook_is_averaged_with_its_encoder(run_steps):
         average = np.where(revived[:, None], points, average + (1 - decay) * (points - average))
         np.testing.assert_allclose(state.extra["averaged"], average, atol=1e-6)
     assert np.abs(average - points).max() > 1e-3, "an average that lags behind"
-    variables = averaging.variables({"generator": state.ema["generator"]}, state.extra)
+    variables = averaging.inference_variables({"generator": state.ema["generator"]}, state.extra)
     np.testing.assert_array_equal(variables["codebook"]["quantizer"]["points"], state.extra["averaged"])
 
 
 def test_without_an_average_of_the_generator_that_of_its_ema_codebook_is_the_codebook(run_steps, small):
     """A resumed run can switch the average on and off: its checkpoint has the same arrays with and without."""
     off = EMA | {"ema.players": ("discriminator",)}
-    assert averaging.decay(small.config(**off)) == averaging.decay(small.config(**EMA | {"ema.decay": 0.0})) == 0
+    assert averaging.get_decay(small.config(**off)) == averaging.get_decay(small.config(**EMA | {"ema.decay": 0.0})) == 0
     (*_, state), _ = run_steps(off)
     np.testing.assert_array_equal(state.extra["averaged"], state.extra["generator"]["codebook"]["quantizer"]["points"])
 

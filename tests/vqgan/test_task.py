@@ -26,7 +26,7 @@ from vqgan_jax import task
         ({"perceptual.type": "lpips"}, "needs config.perceptual.path: weights of LPIPS"),
         ({"model.groups": 3}, "groups = 3 does not divide the 8 channels of level 0"),
         ({"model.resolution": 17, "model.multipliers": (1, 2)}, "resolution = 17 is not divisible by f = 2"),
-        ({"model.attention": (5,)}, "attention has 5; the maps are"),
+        ({"model.attention": (5,)}, "attention has 5; the feature maps have sides"),
         ({"compute.dtype": "float16"}, "one of float32, bfloat16"),
         ({"discriminator.norm": "layer"}, "one of group, batch"),
         ({"augment.scale": (0.0, 1.0)}, r"it must be in \(0, 1\]"),
@@ -46,4 +46,4 @@ def test_the_log_warns_of_collapse_and_of_a_discriminator_that_wins(small):
     assert "the codebook has collapsed: 1.0 % of 16 codes" in words
     assert made.warnings(fine | {"usage": 0.01}, 100) == []
     (words,) = made.warnings(fine | {"loss_discriminator": 0.001}, 500)
-    assert "the discriminator wins outright" in words
+    assert "the discriminator dominates" in words

@@ -91,7 +91,7 @@ def test_mistakes_are_named(trained, tmp_path):
         (PIXELS[:, :15], "15 x 24 pixels: both sides must be divisible by 2"),
         (PIXELS[0], r"must be \[n, H, W, 3\]"),
         (PIXELS.astype(np.int32), "not int32"),
-        (PIXELS.astype(np.float32), r"must lie in \[0, 1\]; these reach from"),
+        (PIXELS.astype(np.float32), r"must lie in \[0, 1\]; these range from"),
     ):
         with pytest.raises(ValueError, match=words):
             trained.encode(images)
@@ -156,7 +156,7 @@ def test_reconstruct_writes_a_sheet(run, tiny, folder, tmp_path):
     code, out, error = run(
         "reconstruct", *sorted(folder.glob("*.*")), "--model", tiny[1], "--out", tmp_path / "sheet.png"
     )
-    assert code == 2 and "left out" in error and "broken.png" in error
+    assert code == 2 and "skipped" in error and "broken.png" in error
     assert [line.split()[1] for line in out.splitlines()] == ["dB", "dB"]
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (8 * 34, 8 * 34)
@@ -166,7 +166,7 @@ def test_reconstruct_writes_a_sheet(run, tiny, folder, tmp_path):
 
 def test_encode_and_decode_a_folder(run, tiny, trained, folder, tmp_path):
     code, out, error = run("encode", folder, "--model", tiny[1], "--out", tmp_path / "codes.npz")
-    assert code == 2 and "3 picture(s), 8 x 8 codes each" in out and "broken.png" in error
+    assert code == 2 and "3 image(s), 8 x 8 codes each" in out and "broken.png" in error
     with np.load(tmp_path / "codes.npz") as file:
         assert file["paths"].tolist() == ["a.png", "b.jpg", "more/c.png"]
         np.testing.assert_array_equal(file["codes"][0], trained.encode([folder / "a.png"])[0])
@@ -213,9 +213,9 @@ def test_mistakes_on_the_command_line_are_one_line(run, tiny, folder, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, words in (
         (("encode", tmp_path / "none", "--model", tiny[1], "--out", tmp_path / "x"), "no such folder"),
-        (("encode", tmp_path / "empty", "--model", tiny[1], "--out", tmp_path / "x"), "no pictures"),
+        (("encode", tmp_path / "empty", "--model", tiny[1], "--out", tmp_path / "x"), "no images"),
         (("encode", folder, "--model", tmp_path / "empty", "--out", tmp_path / "x"), "is no VQGAN"),
-        (("reconstruct", folder / "broken.png", "--model", tiny[1], "--out", tmp_path / "x.png"), "no picture can be"),
+        (("reconstruct", folder / "broken.png", "--model", tiny[1], "--out", tmp_path / "x.png"), "no image can be"),
         # Places to write are looked at first: there is no model called "none".
         (("encode", folder, "--model", "none", "--out", tmp_path / "no" / "x.npz"), "there is no folder"),
         (("encode", folder, "--model", "none", "--out", tmp_path), "that is a folder; name a file"),

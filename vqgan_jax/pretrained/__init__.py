@@ -1,6 +1,6 @@
-"""VQGAN checkpoints: one module per format, each with a table from its names to ours.
+"""VQGAN checkpoints: one module per format, with a table that maps weight names.
 
-open_checkpoint(path) -> Checkpoint     the model's options; weights are read later
+open_checkpoint(path) -> Checkpoint     reads model options; weights are read later
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _DIRECTORIES: tuple[Callable, ...] = (
     dvae.open_directory,
     taming.open_directory,
 )
-# Full names: "*.safetensors" would download every part of a pipeline.
+# Full names, because "*.safetensors" would download all models of a pipeline.
 _HUB_FILES = (
     "config.json", "diffusion_pytorch_model.safetensors", "vqvae/config.json", "vqvae/diffusion_pytorch_model.safetensors",
 )  # fmt: skip
@@ -37,7 +37,7 @@ _FORMATS = (
 
 
 def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
-    """Opens the checkpoint at `path` (see `vqgan_jax.load`). Raises LoadError for an unknown format."""
+    """Opens a checkpoint of any supported format (see `vqgan_jax.load`). Raises LoadError for unknown formats."""
     path = hub.resolve(path, _HUB_FILES, _HUB_FALLBACK)
     if path.is_dir():
         checkpoint = run_directory.open_directory(path, step)

@@ -1,4 +1,4 @@
-"""Directories of diffusers' VQModel: config.json and diffusion_pytorch_model.safetensors (or .fp16.safetensors, .bin)."""
+"""Checkpoints of diffusers' VQModel: config.json and diffusion_pytorch_model.safetensors (or .fp16.safetensors, .bin)."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer, nested
 from train_jax.weights.tensors import open_tensors
 from vqgan_jax.pretrained import taming
-from vqgan_jax.pretrained.checkpoint import Checkpoint, describing, read_config
+from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors, read_config
 
 WEIGHTS = "diffusion_pytorch_model"
 _ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
@@ -18,64 +18,64 @@ _BLOCKS = {
     "UpDecoderBlock2D": False,
     "AttnUpDecoderBlock2D": True,
 }
-# Options of a VQModel of which only some values are supported; the first is diffusers' default.
+# Supported values of some options of VQModel; the first value is the default.
 _FIXED = {"act_fn": ("silu", "swish"), "norm_type": ("group",), "in_channels": (3,), "out_channels": (3,)}
 _DEFAULTS = {
     "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"], "block_out_channels": [64],
     "layers_per_block": 1, "latent_channels": 3, "sample_size": 32, "num_vq_embeddings": 256, "norm_num_groups": 32,
     "vq_embed_dim": None, "mid_block_add_attention": True,
 }  # fmt: skip
-# Attention as diffusers named it until 0.16, and since.
+# Names of attention layers in diffusers until version 0.16 -> names since then.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def open_directory(path: Path) -> Checkpoint | None:
-    """Opens the checkpoint in a directory, or in a pipeline's `vqvae`; None if its config.json is not a VQModel's."""
+    """Opens the checkpoint in a directory or its `vqvae` folder; returns None unless config.json is of a VQModel."""
     folder = next((folder for folder in (path, path / "vqvae") if (folder / "config.json").is_file()), None)
     if folder is None:
         return None
     config = read_config(folder / "config.json")
     if config.get("_class_name") != "VQModel":
         return None
-    with describing(folder):
-        model = options(config, folder)
+    with convert_errors(folder):
+        model = convert_config(config, folder)
     weights = next((file for end in _ENDINGS if (file := folder / f"{WEIGHTS}{end}").is_file()), None)
     if weights is None:
         raise LoadError(f"{folder} lacks its weights: {' or '.join(f'{WEIGHTS}{end}' for end in _ENDINGS)}")
-    tensors = {_new_name(name): x for name, x in open_tensors(weights).items()}
+    tensors = {_modernize_name(name): x for name, x in open_tensors(weights).items()}
 
     def read() -> tuple[dict, str]:
-        return {"params": nested(from_peer(tensors, entries(model), str(weights)), False)}, str(path)
+        return {"params": nested(from_peer(tensors, build_entries(model), str(weights)), False)}, str(path)
 
     return Checkpoint(name=str(path), format="diffusers VQModel", model=model, read=read)
 
 
-def _new_name(name: str) -> str:
+def _modernize_name(name: str) -> str:
     old = "|".join(_OLD_NAMES)
     return re.sub(rf"(\.attentions\.\d+)\.({old})\.", lambda match: f"{match[1]}.{_OLD_NAMES[match[2]]}.", name)
 
 
-def options(config: Mapping, where: Path) -> dict:
-    """Converts a VQModel's configuration to our options."""
+def convert_config(config: Mapping, path: Path) -> dict:
+    """Converts a configuration of VQModel to `VQGANOptions`, as a dict."""
     for key, values in _FIXED.items():
         if config.get(key, values[0]) not in values:
-            raise LoadError(f"{where}: {key} = {config[key]!r}; only {' or '.join(map(repr, values))} is built here")
+            raise LoadError(f"{path}: {key} = {config[key]!r}; only {' or '.join(map(repr, values))} is supported")
     config = _DEFAULTS | config
     block_types = [*config["down_block_types"], *reversed(config["up_block_types"])]
     for block_type in block_types:
         if block_type not in _BLOCKS:
-            raise LoadError(f"{where}: a block of kind {block_type!r}; known are {', '.join(_BLOCKS)}")
+            raise LoadError(f"{path}: unknown block type {block_type!r}; supported are {', '.join(_BLOCKS)}")
     count = len(config["down_block_types"])
     has_attention = [_BLOCKS[block_type] for block_type in block_types]
     if has_attention[:count] != has_attention[count:]:
-        raise LoadError(f"{where}: encoder and decoder have attention at different levels, which is not built here")
+        raise LoadError(f"{path}: encoder and decoder have attention at different levels, which is not supported")
     channels = config["block_out_channels"]
     first = channels[0]
     if any(c % first for c in channels):
-        raise LoadError(f"{where}: block_out_channels {channels} are no multiples of the first")
+        raise LoadError(f"{path}: block_out_channels {channels} must be multiples of the first")
     factor = 2 ** (count - 1)
     size = config["sample_size"] or 0
-    # Many files keep the default of 32, whatever the model was trained on: sizes of fewer than 8 x 8 codes are not credible.
+    # Many files contain the default sample_size of 32 instead of the training size: sizes below 8 x 8 codes are ignored.
     size = size if size % factor == 0 and size >= 8 * factor else 16 * factor
     dim = config["vq_embed_dim"] or config["latent_channels"]
     return {
@@ -91,8 +91,8 @@ def options(config: Mapping, where: Path) -> dict:
     }
 
 
-def config(model: Mapping) -> dict:
-    """Converts our options to a VQModel's configuration."""
+def export_config(model: Mapping) -> dict:
+    """Converts `VQGANOptions`, as a dict, to a configuration of VQModel."""
     count = len(model["multipliers"])
     has_attention = [model["resolution"] >> level in tuple(model["attention"]) for level in range(count)]
     return {
@@ -114,21 +114,21 @@ def config(model: Mapping) -> dict:
     }
 
 
-def entries(model: Mapping) -> list[Entry]:
-    """Returns the table of names: taming's, renamed."""
+def build_entries(model: Mapping) -> list[Entry]:
+    """Returns the weight table: taming's table with diffusers' names."""
     last = len(model["multipliers"]) - 1
     return [
-        Entry(entry.ours, tuple(_renamed(name, last) for name in entry.theirs), _kind(entry), entry.heads)
-        for entry in taming.entries(model)
+        Entry(entry.ours, tuple(_rename(name, last) for name in entry.theirs), _layout_kind(entry), entry.heads)
+        for entry in taming.build_entries(model)
     ]
 
 
-def _kind(entry: Entry) -> str:
+def _layout_kind(entry: Entry) -> str:
     attention = "attention" in entry.ours and entry.kind == "conv"
     return "point" if attention else entry.kind
 
 
-def _renamed(name: str, last: int) -> str:
+def _rename(name: str, last: int) -> str:
     parts = name.split(".")
     if parts[1] in ("down", "up"):
         direction, level, part, *tail = parts[1:]

@@ -11,8 +11,8 @@ from vqgan_jax.stage2.model import CodeTransformerOptions
 class PriorOptions(CodeTransformerOptions):
     """Options of the transformer and its classes."""
 
-    classes: int = option(0, "labels 0 to classes - 1; 0: images without labels", least=0)
+    classes: int = option(0, "number of class labels; 0: images without labels", least=0)
 
     def condition(self, condition_dropout: float) -> ClassCondition:
-        """Builds the class condition; without labels it is always droppable."""
+        """Builds the class condition. Without labels the condition is always droppable."""
         return ClassCondition(self.classes, droppable=not self.classes or condition_dropout > 0)

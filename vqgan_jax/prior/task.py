@@ -1,4 +1,4 @@
-"""The task of training a prior, with classes or without labels: see `vqgan_jax.stage2.task`."""
+"""The training task of a class-conditional or unconditional prior; see `vqgan_jax.stage2.task`."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ from vqgan_jax.stage2 import evaluators, task
 
 @dataclasses.dataclass(frozen=True)
 class PriorTaskOptions(task.Stage2TaskOptions):
-    """Config options of the prior's task."""
+    """Options of the prior's task."""
 
     model: PriorOptions = PriorOptions()
 
@@ -21,6 +21,6 @@ OPTIONS, EVALUATORS = PriorTaskOptions, evaluators.EVALUATORS
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
-    """Builds the task of a resolved config. Raises ConfigError for wrong options, LoadError for a wrong VQGAN."""
+    """Builds the task from a resolved config. Raises ConfigError for invalid options, LoadError for an invalid VQGAN."""
     options, vq = PriorOptions.parse(config.model, "model"), task.open_vqgan(config, workdir)
     return task.make(config, workdir, vq, options, options.condition(config.condition_dropout))

@@ -1,4 +1,4 @@
-"""Conditions of a second stage: tokens in front of the codes."""
+"""Conditions of a second stage, encoded as tokens that precede the codes."""
 
 import dataclasses
 import zlib
@@ -10,21 +10,21 @@ from jaxtyping import Bool, Int, Int32
 
 from train_jax.data.errors import BrokenSample
 
-Tokens = Any  # NumPy's on the host, JAX's inside a compiled program
+Tokens = Any  # NumPy arrays on the host, JAX arrays inside jit
 
 
 @runtime_checkable
 class Condition(Protocol):
-    """Interface of conditions, and their encoding as tokens.
+    """Interface of conditions and of their encoding to tokens.
 
     Attributes:
-      kind: the noun for a condition, for messages and metrics: "class", "text".
-      none: the value for no condition: None, or the empty text.
-      length: tokens per condition.
-      vocabulary_size: number of different tokens.
-      predicted: whether the model also predicts the condition's tokens, as DALL-E does.
-      droppable: whether the model was also trained on codes without condition, as classifier-free guidance requires.
-      fingerprint: a hash that identifies the meaning of tokens.
+      kind: noun for messages and metric names, such as "class" or "text".
+      none: value of an empty condition: None, or the empty string.
+      length: number of tokens per condition.
+      vocabulary_size: number of distinct tokens.
+      predicted: whether the model also predicts the tokens of the condition, like DALL-E.
+      droppable: whether the model is also trained without condition, as classifier-free guidance requires.
+      fingerprint: string that identifies the meaning of tokens.
     """
 
     kind: str
@@ -37,30 +37,33 @@ class Condition(Protocol):
 
     @property
     def null(self) -> Int32[np.ndarray, "length"]:
-        """Tokens of no condition."""
+        """Tokens of the empty condition."""
 
     def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
-        """Encodes conditions as tokens. Raises ValueError or TypeError for unknown conditions."""
+        """Encodes conditions to tokens. Raises ValueError or TypeError for unknown conditions."""
 
     def seed(self, condition: Any) -> int:
-        """Returns a hash of a condition, below 2^32, for the noise of its samples."""
+        """Returns a hash of a condition, below 2^32, which seeds the sampling noise."""
 
     def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """Returns a record's `condition`, int32 [length], and flags to average; without `rng`, those of evaluations."""
+        """Returns the `condition` of a record, int32 [length], and boolean flags that are averaged as metrics.
+
+        `rng` is None in evaluations, which use the first condition of a record.
+        """
 
     def of_source(self, source, count: int) -> list[Any]:
-        """Returns the first `count` conditions of a source, for samples."""
+        """Returns the first `count` conditions of a source, to sample images from."""
 
     def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
-        """Returns True for the tokens that count in a condition's likelihood."""
+        """Returns the mask of tokens that count in the likelihood of a condition."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassCondition:
-    """A class as a condition, one token: the class, or `classes` for images without label.
+    """A class as condition, encoded as one token: the label, or `classes` without label.
 
     Attributes:
-      classes: number of classes; 0: images have no labels.
+      classes: number of classes; 0 for images without labels.
     """
 
     classes: int
@@ -84,21 +87,21 @@ class ClassCondition:
         return np.array([self.classes], np.int32)
 
     def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
-        """Encodes labels as tokens, None for no label. Raises ValueError for unknown labels."""
+        """Encodes labels to tokens; None means no label. Raises ValueError for unknown labels."""
         for label in conditions:
             if label is None and not self.droppable:
-                raise ValueError(f"this model knows no image without a label; name labels, 0 to {self.classes - 1}")
+                raise ValueError(f"this model was not trained without labels; pass labels 0 to {self.classes - 1}")
             if label is not None and not self.classes:
                 raise ValueError("this model was trained without labels; leave them out")
             if label is not None and not (isinstance(label, int | np.integer) and 0 <= label < self.classes):
-                raise ValueError(f"label {label!r}: this model knows 0 to {self.classes - 1}")
+                raise ValueError(f"label {label!r}: this model has labels 0 to {self.classes - 1}")
         return np.array([[self.classes if label is None else label] for label in conditions], np.int32).reshape(-1, 1)
 
     def seed(self, condition: int | np.integer | None) -> int:
         return zlib.crc32(str(condition).encode())
 
     def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        label = int(record.get("label", -1)) if self.classes else -1  # below 0: an image without a label
+        label = int(record.get("label", -1)) if self.classes else -1  # below 0: image without label
         if label >= self.classes:
             raise BrokenSample(f"label {label}, where config.model.classes = {self.classes}")
         return {"condition": np.array([label if label >= 0 else self.classes], np.int32)}

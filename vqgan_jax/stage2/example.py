@@ -1,4 +1,4 @@
-"""Examples of second stages. This module does not import JAX: the processes that read examples import it."""
+"""Examples of second stages. This module does not import JAX, because data workers import this module."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from vqgan_jax.stage2.condition import Condition
 
 @dataclasses.dataclass(frozen=True)
 class StreamExample:
-    """Makes an example of a record: `(record, rng) -> {"condition", flags, "codes" or "image"}`.
+    """Converts a record to an example: `(record, rng) -> {"condition", flags, "codes" or "image"}`.
 
     Attributes:
-      augment: of images, whose codes are computed in every update; None: records have codes.
+      augment: augmentation of images, whose codes are computed in every update; None if records have codes.
     """
 
     condition: Condition
@@ -29,5 +29,5 @@ class StreamExample:
 
 
 def random_view(codes: Int32[np.ndarray, "v h w"], rng: np.random.Generator) -> Int32[np.ndarray, "h w"]:
-    """Returns a record's codes: of its image or, if there are both, at random of its mirror image."""
+    """Returns the codes of a record; with flipped codes, chooses at random between the image and the flipped image."""
     return codes[rng.integers(len(codes))] if len(codes) > 1 else codes[0]

@@ -1,4 +1,4 @@
-"""The loaded second stage: samples images of conditions, completes images, and scores them."""
+"""A second stage for inference: samples images from conditions, completes images, and computes likelihoods."""
 
 import dataclasses
 import functools
@@ -29,24 +29,24 @@ from vqgan_jax.stage2 import sampling
 from vqgan_jax.stage2.condition import Condition
 from vqgan_jax.stage2.model import CodeTransformerOptions
 from vqgan_jax.stage2.rerank import clip_scores, open_reranker
-from vqgan_jax.vqgan import Picture, Pictures, Vqgan
+from vqgan_jax.vqgan import ImageInput, ImageInputs, Vqgan
 
-LIKELIHOOD = "likelihood"  # ranks samples by their own log-probability
-_PREVIEWS = 8  # steps of the progress bar per window
-_GREY = 127
+LIKELIHOOD = "likelihood"  # value of `rerank` for ranking by log-probability
+_PREVIEWS = 8  # progress updates per window
+_GREY = 127  # pixel value of unfinished parts
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """Sampled images of conditions with codes and scores. With a ranking, the best of each condition come first.
+    """Sampled images with codes and scores. With reranking, samples of a condition are sorted by descending score.
 
     Attributes:
       images: [conditions, samples, H, W, 3].
-      codes: their codes.
-      log_probs: natural logarithm of the probability of the sampled codes, given the condition and the preceding codes;
-        of the model itself, without guidance, temperature or filters.
-      scores: of the ranking, or None.
-      samples: index of each sample among those of its condition, before the ranking.
+      codes: codes of the images.
+      log_probs: log-likelihood (natural logarithm) of the sampled codes given the condition and preceding codes, by the
+        model without guidance, temperature or filters.
+      scores: scores of the ranking, or None.
+      samples: index of each sample of a condition before the ranking.
     """
 
     images: UInt8[np.ndarray, "p n H W 3"]
@@ -58,16 +58,16 @@ class Drawing:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CodeGenerator:
-    """A second stage for inference, with the VQGAN of its codes.
+    """A second stage for inference, with the VQGAN that decodes its codes.
 
     Attributes:
-      module: see `nn_jax.code_transformer`.
-      variables: on this host's devices.
-      condition: encodes conditions as tokens.
-      vqgan: decodes codes to images.
+      module: Flax module, see `nn_jax.code_transformer`.
+      variables: weights on the devices of this host.
+      condition: encoder of conditions to tokens.
+      vqgan: decoder of codes to images.
       size: side of the training images in pixels.
       fingerprint: SHA-256 of the weights of both stages, the options and the meaning of conditions.
-      name: where it was loaded from, for messages.
+      name: source of the weights, for messages.
     """
 
     module: CodeTransformer
@@ -89,7 +89,7 @@ class CodeGenerator:
         name: str,
         compute: TransformerCompute | None = None,
     ) -> "CodeGenerator":
-        """Builds the model of these options and weights. Raises LoadError if they do not fit."""
+        """Builds a model from options and weights. Raises LoadError if options and weights are inconsistent."""
         grid = (size // vqgan.factor,) * 2
         try:
             module = model_lib.build(options, condition, vqgan.num_codes, grid, compute)
@@ -99,7 +99,7 @@ class CodeGenerator:
         shapes = {key: np.shape(x) for key, x in flatten_dict(dict(params), sep="/").items()}
         if expected != shapes:
             wrong = sorted(k for k in expected.keys() | shapes.keys() if expected.get(k) != shapes.get(k))
-            lines = [f"{k}: {shapes.get(k, 'missing')}, where {expected.get(k, 'nothing')} belongs" for k in wrong[:8]]
+            lines = [f"{k}: {shapes.get(k, 'missing')}, expected {expected.get(k, 'nothing')}" for k in wrong[:8]]
             raise LoadError(f"{name}: weights and configuration belong to different models:\n  " + "\n  ".join(lines))
         digest = hashlib.sha256(f"{vqgan.fingerprint} {condition.fingerprint} {size}".encode())
         digest.update(json.dumps(options.identity(), sort_keys=True).encode())
@@ -109,11 +109,11 @@ class CodeGenerator:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the codes of a training image."""
+        """Number of rows and columns of the codes of a training image."""
         return self.module.grid
 
     def generate(self, conditions: Sequence | None = None, n: int = 1, **options) -> UInt8[np.ndarray, "p n H W 3"]:
-        """Samples images of conditions; arguments as in `draw`."""
+        """Samples images from conditions and returns the images only; arguments are as in `draw`."""
         return self.draw(conditions, n, **options).images
 
     def draw(
@@ -128,7 +128,7 @@ class CodeGenerator:
         guidance: float | int = 1.0,
         size: tuple[int, int] | None = None,
         stride: int | None = None,
-        init_image: Picture | None = None,
+        init_image: ImageInput | None = None,
         keep: np.ndarray | None = None,
         rerank: Any = None,
         best: int | None = None,
@@ -137,34 +137,34 @@ class CodeGenerator:
         preview: Callable[[int, int, np.ndarray], None] | None = None,
         preview_rows: int | None = None,
     ) -> Drawing:
-        """Samples images of conditions; returns them with codes, log-probabilities and scores.
+        """Samples images from conditions; returns images, codes, log-probabilities and scores.
 
         Args:
-          conditions: classes or texts; None: one sample set without condition. A repeated condition gets further samples,
-            those that a larger `n` would give.
-          n: samples per condition.
-          seed: 0 to 2^32 - 1. Sample i of a condition depends on the seed only, not on other conditions or `batch_size`.
+          conditions: classes or texts; None for samples without condition. A repeated condition gets the additional samples
+            of a larger `n`.
+          n: number of samples per condition.
+          seed: random seed, 0 to 2^32 - 1. Sample i of a condition does not depend on other conditions or `batch_size`.
           temperature, top_k, top_p, guidance: see `nn_jax.decoding.Sampling`.
           size: (height, width) in pixels, at least the training size; larger images are sampled by a sliding window.
-          stride: codes between two windows; 1 gives each code the largest context; None: half a window.
-          init_image, keep: an image of this size, and bool [rows, columns]: which of its codes to keep. A code is
-            conditioned on the codes before it in reading order, so kept codes after it do not influence it.
-          rerank: puts the best samples first: a CLIP or its path, by the fit of image and text; or "likelihood".
-          best: return only this number of best samples.
-          batch_size: samples per batch, at most.
-          progress: show a progress bar.
-          preview: called during sampling: `(index of the batch's first sample, finished rows of codes, uint8 [b, H, W, 3])`;
-            samples are numbered condition by condition, unfinished parts are grey. It does not influence samples.
-          preview_rows: rows of codes between two calls; None: an eighth of a window.
+          stride: stride of the window in codes; 1 gives each code the largest context; None: half a window.
+          init_image, keep: an image of this size, and a mask bool [rows, columns] of its codes to keep. Kept codes influence
+            only later codes in reading order.
+          rerank: ranking of the samples: a CLIP or its path, by similarity of image and text; or "likelihood".
+          best: number of best samples to return.
+          batch_size: maximum number of samples per batch.
+          progress: whether to show a progress bar.
+          preview: callback `(index of the batch's first sample, finished rows of codes, images uint8 [b, H, W, 3])` during
+            sampling. Samples are numbered condition by condition; unfinished parts are grey.
+          preview_rows: rows of codes between two calls of `preview`; None: an eighth of a window.
 
-        Raises ValueError for wrong arguments, BrokenSample for an `init_image` that cannot be read.
+        Raises ValueError for invalid arguments and BrokenSample for an unreadable `init_image`.
         """
         conditions = [self.condition.none] if conditions is None else conditions
-        self._check(conditions, n, seed, temperature, top_k, top_p, guidance, batch_size, best, rerank)
+        self._check_arguments(conditions, n, seed, temperature, top_k, top_p, guidance, batch_size, best, rerank)
         conditions = list(conditions)
         tokens = self.condition.encode(conditions)
         reranker = rerank if rerank is None or rerank == LIKELIHOOD else open_reranker(rerank)
-        grid, stride = self._output_grid(size), self._stride(stride)
+        grid, stride = self._output_grid(size), self._check_stride(stride)
         known_codes, known_mask = self._known_codes(grid, init_image, keep)
         chunk_rows = max(1, self.grid[0] // _PREVIEWS) if preview_rows is None else preview_rows
         if not 1 <= chunk_rows <= self.grid[0]:
@@ -176,13 +176,13 @@ class CodeGenerator:
             "max_candidates": max_candidates(self.module.num_codes, top_k or 0, top_p or 1),
             "guided": guidance != 1,
         }
-        seeds = sampling.seeds(self.condition, conditions, n, seed)
+        seeds = sampling.make_seeds(self.condition, conditions, n, seed)
         total = len(conditions) * n
         codes = np.repeat(known_codes[None], total, axis=0)
         log_probs = np.zeros(total, np.float32)
         condition_index = np.repeat(np.arange(len(conditions), dtype=np.int32), n)
         padded_sizes = sampling.padded_sizes(len(conditions), n, batch_size)
-        windows = list(sampling.windows(grid, self.grid, stride, known_mask))
+        windows = list(sampling.iterate_windows(grid, self.grid, stride, known_mask))
         chunks = sum(-(-(self.module.length - w.prefix) // (chunk_rows * self.grid[1])) for w in windows)
         with tqdm(total=total * chunks, unit="chunk", desc="draw", disable=not progress) as bar:
             for start in range(0, total, batch_size):
@@ -197,7 +197,7 @@ class CodeGenerator:
                     log_probs[batch] = nats
                     bar.update(batch.stop - batch.start)
                     if preview is not None:
-                        preview(start, int(done.all(axis=1).cumprod().sum()), self._unfinished(codes[batch], done))
+                        preview(start, int(done.all(axis=1).cumprod().sum()), self._decode_unfinished(codes[batch], done))
         images = self.vqgan.decode_uint8(codes)
         codes = codes.reshape(len(conditions), n, *grid)
         images = images.reshape(len(conditions), n, *images.shape[1:])
@@ -214,11 +214,11 @@ class CodeGenerator:
     def logits(
         self, condition_tokens: Int[np.ndarray, "b c"], image_codes: Int[np.ndarray, "b ..."]
     ) -> tuple[Float32[np.ndarray, "b c1 t"] | None, Float32[np.ndarray, "b l k"]]:
-        """Computes the logits of each token given the tokens before it: see `nn_jax.code_transformer.CodeTransformer`.
+        """Computes the logits of each token given the preceding tokens; see `nn_jax.code_transformer.CodeTransformer`.
 
         Args:
-          condition_tokens: as `condition.encode` gives them.
-          image_codes: in reading order, [b, L], or [b, h, w].
+          condition_tokens: result of `condition.encode`.
+          image_codes: codes [b, h, w], or [b, L] in reading order.
 
         Raises ValueError for unknown tokens or codes.
         """
@@ -236,16 +236,16 @@ class CodeGenerator:
         return None if condition_logits is None else np.asarray(condition_logits), np.asarray(code_logits)
 
     def score(
-        self, conditions: Sequence, images: Pictures, batch_size: int = 32
+        self, conditions: Sequence, images: ImageInputs, batch_size: int = 32
     ) -> Float32[np.ndarray, "images conditions"]:
-        """Computes the log-probability of each image given each condition; the largest in a row classifies the image.
+        """Computes the log-likelihood of each image given each condition; the argmax over conditions classifies images.
 
         Args:
-          images: images of any sizes, resized and cropped to `size` x `size`; or one array [n, size, size, 3], see
+          images: list of images of any sizes, resized and cropped to `size` x `size`; or one array [n, size, size, 3], see
             `Vqgan.encode`.
         """
         self._check_conditions(conditions)
-        tokens, codes = self.condition.encode(list(conditions)), self._encode(images)
+        tokens, codes = self.condition.encode(list(conditions)), self._encode_images(images)
         codes = codes.reshape(len(codes), -1)
         row = tuple(jax.ShapeDtypeStruct(x.shape[1:], np.int32) for x in (tokens, codes))
 
@@ -277,34 +277,36 @@ class CodeGenerator:
 
         return jax.jit(score)
 
-    def _unfinished(self, codes: Int32[np.ndarray, "b h w"], done: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "b H W 3"]:
-        """Decodes unfinished images: grey where codes are not `done`."""
+    def _decode_unfinished(
+        self, codes: Int32[np.ndarray, "b h w"], done: Bool[np.ndarray, "h w"]
+    ) -> UInt8[np.ndarray, "b H W 3"]:
+        """Decodes unfinished images, which are grey where codes are not `done`."""
         images = self.vqgan.decode_uint8(codes)
         images[:, ~np.kron(done, np.ones((self.vqgan.factor,) * 2, bool))] = _GREY
         return images
 
-    def _encode(self, images: Pictures) -> Int32[np.ndarray, "n h w"]:
+    def _encode_images(self, images: ImageInputs) -> Int32[np.ndarray, "n h w"]:
         if not isinstance(images, np.ndarray):
             preprocess = Preprocess(self.size)
-            pictures = [preprocess.named(x, i) for i, x in enumerate(images)]
-            images = np.stack(pictures) if pictures else np.zeros((0, self.size, self.size, 3), np.uint8)
+            arrays = [preprocess.named(x, i) for i, x in enumerate(images)]
+            images = np.stack(arrays) if arrays else np.zeros((0, self.size, self.size, 3), np.uint8)
         if images.shape[1:3] != (self.size, self.size):
-            raise ValueError(f"pictures of {images.shape[1]} x {images.shape[2]} pixels; the model knows {self.size}")
+            raise ValueError(f"images of {images.shape[1]} x {images.shape[2]} pixels; this model needs {self.size}")
         return self.vqgan.encode(images)
 
     def _known_codes(
         self, grid: tuple[int, int], init_image, keep
     ) -> tuple[Int32[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
-        """Returns the codes of `init_image` and the mask of those to keep."""
+        """Returns the codes of `init_image` and the mask of codes to keep."""
         if init_image is None and keep is None:
             return np.zeros(grid, np.int32), np.zeros(grid, bool)
         if init_image is None or keep is None:
-            raise ValueError("init_image and keep belong together: the image, and which of its codes to keep")
+            raise ValueError("init_image and keep belong together: an image, and the mask of its codes to keep")
         keep = np.asarray(keep, bool)
         if keep.shape != grid:
-            raise ValueError(f"keep is {list(keep.shape)}; a picture has {list(grid)} codes")
+            raise ValueError(f"keep has shape {list(keep.shape)}; an image has {list(grid)} codes")
         if grid == self.grid:
-            codes = self._encode([init_image])
+            codes = self._encode_images([init_image])
         else:
             pixels = init_image if isinstance(init_image, np.ndarray) else np.asarray(decode(init_image))
             codes = self.vqgan.encode(pixels[None])
@@ -318,12 +320,12 @@ class CodeGenerator:
             return self.grid
         if any(side < self.size or side % factor for side in size):
             raise ValueError(
-                f"size = {tuple(size)}: height and width must be at least {self.size}, the size it was trained on, and "
+                f"size = {tuple(size)}: height and width must be at least {self.size}, the training size, and "
                 f"divisible by {factor}"
             )
         return size[0] // factor, size[1] // factor
 
-    def _stride(self, stride: int | None) -> int:
+    def _check_stride(self, stride: int | None) -> int:
         stride = max(self.grid[0] // 2, 1) if stride is None else stride
         if not 1 <= stride <= min(self.grid):
             raise ValueError(f"stride = {stride} must be in [1, {min(self.grid)}], the side of a window in codes")
@@ -335,17 +337,17 @@ class CodeGenerator:
         if not len(conditions):
             raise ValueError("conditions must be a list of at least one")
 
-    def _check(self, conditions, n, seed, temperature, top_k, top_p, guidance, batch_size, best, rerank) -> None:
+    def _check_arguments(self, conditions, n, seed, temperature, top_k, top_p, guidance, batch_size, best, rerank) -> None:
         self._check_conditions(conditions)
 
         def require(holds: bool, name: str, value, allowed: str) -> None:
             if not holds:
                 raise ValueError(f"{name} = {value} must be {allowed}")
 
-        require(isinstance(n, int | np.integer) and n >= 1, "n", n, "a whole number, at least 1")
+        require(isinstance(n, int | np.integer) and n >= 1, "n", n, "an integer, at least 1")
         is_integer = isinstance(seed, int | np.integer)
-        require(is_integer and 0 <= seed < 2**32, "seed", seed, "a whole number in [0, 2^32)")
-        require(temperature >= 0 and in_float32(temperature), "temperature", temperature, "0 or more, as float32 has it")
+        require(is_integer and 0 <= seed < 2**32, "seed", seed, "an integer in [0, 2^32)")
+        require(temperature >= 0 and in_float32(temperature), "temperature", temperature, "0 or more, and finite in float32")
         num_codes = self.module.num_codes
         require(top_k is None or 1 <= top_k <= num_codes, "top_k", top_k, f"in [1, {num_codes}], or None for all codes")
         require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "in (0, 1], or None for all codes")
@@ -353,27 +355,27 @@ class CodeGenerator:
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         if guidance != 1 and not self.condition.droppable:
             raise ValueError(
-                f"guidance = {guidance}: {self.name} was never trained on pictures without their {self.condition.kind}, so "
-                "there is nothing to go beyond. Leave guidance at 1, or train with condition_dropout above 0"
+                f"guidance = {guidance}: {self.name} was not trained without {self.condition.kind}, which guidance "
+                "requires. Leave guidance at 1, or train with condition_dropout above 0"
             )
         if guidance != 1 and self.condition.vocabulary_size == 1:
-            raise ValueError(f"guidance = {guidance}: {self.name} knows no conditions, so there is nothing to guide")
+            raise ValueError(f"guidance = {guidance}: {self.name} has no conditions, so guidance must be 1")
         if best is not None:
             require(1 <= best <= n, "best", best, f"in [1, n = {n}]")
             if rerank is None:
                 raise ValueError("best needs a ranking: set rerank")
         if rerank is not None and rerank != LIKELIHOOD and self.condition.kind != "text":
-            raise ValueError(f"rerank = {rerank!r}: CLIP ranks pictures by texts, and this model knows none: 'likelihood'")
+            raise ValueError(f"rerank = {rerank!r}: CLIP needs texts, this model has none; use 'likelihood'")
 
 
 @dataclasses.dataclass
 class _Decoder:
-    """Decodes one batch of samples, window by window.
+    """Decoder of one batch of samples, window by window.
 
     Attributes:
       static: `max_candidates` and `guided` of `sampling.Programs.decode_chunk`.
-      tokens: of the conditions in this batch; sample i belongs to condition `condition_index[i]`.
-      padded_sizes: rows of conditions and of samples for which programs are compiled.
+      tokens: tokens of the conditions in this batch; sample i belongs to condition `condition_index[i]`.
+      padded_sizes: see `sampling.padded_sizes`.
     """
 
     generator: CodeGenerator
@@ -395,7 +397,7 @@ class _Decoder:
         windows: Sequence[sampling.Window],
         chunk_rows: int,
     ) -> Iterator[Float32[np.ndarray, "b"]]:
-        """Fills `codes` and `done`; yields the samples' log-probabilities so far, after each chunk of rows."""
+        """Fills `codes` and `done` in place; yields the accumulated log-probabilities after each chunk of rows."""
         module, count = self.generator.module, len(codes)
         height, width = module.grid
         all_positions = np.arange(done.size, dtype=np.int32).reshape(done.shape)
@@ -413,10 +415,10 @@ class _Decoder:
                     part = slice(start, min(start + chunk, module.length))
                     known = window.known[part.start - window.prefix : part.stop - window.prefix]
                     requests = sampling.Requests(
-                        self._split(self.seeds),
+                        self._shard_rows(self.seeds),
                         positions[part],
-                        self._split(window_codes[:, part]),
-                        self._split(np.broadcast_to(known, (count, len(known)))),
+                        self._shard_rows(window_codes[:, part]),
+                        self._shard_rows(np.broadcast_to(known, (count, len(known)))),
                     )
                     sampled, nats, carry = self.generator._programs.decode_chunk(
                         self.generator.variables, self.settings, carry, requests, np.int32(start), **self.static
@@ -428,30 +430,30 @@ class _Decoder:
                     yield log_probs
 
     def _prefill(self, prefix: Int32[np.ndarray, "b k"]):
-        """Returns the carry after conditions and `prefix`: a row per sample, or two with guidance.
+        """Computes the carry after conditions and `prefix`, with one row per sample, or two with guidance.
 
-        Samples of one condition share its prefill, unless their known codes differ.
+        Samples of one condition share one prefill, unless their known codes differ.
         """
         programs, null = self.generator._programs, self.generator.condition.null[None]
         is_shared = not prefix.size or (prefix == prefix[:1]).all()
         tokens, rows = self.tokens, self.condition_index
         if not is_shared:
             tokens, rows = tokens[rows], np.arange(len(prefix))
-        tokens = _padded(tokens, self.padded_sizes[0] if is_shared else self._rows)
-        known = _padded(prefix[:1] if is_shared else prefix, len(tokens))
+        tokens = _pad_rows(tokens, self.padded_sizes[0] if is_shared else self._rows)
+        known = _pad_rows(prefix[:1] if is_shared else prefix, len(tokens))
         unconditional_rows = None
         if self.static["guided"]:
             unconditional_rows = np.full_like(rows, len(tokens)) if is_shared else len(tokens) + rows
             nulls = np.repeat(null, 1 if is_shared else len(tokens), axis=0)
             tokens, known = np.concatenate([tokens, nulls]), np.concatenate([known, known[: len(nulls)]])
-            unconditional_rows = self._split(unconditional_rows.astype(np.int32))
+            unconditional_rows = self._shard_rows(unconditional_rows.astype(np.int32))
         prefilled = programs.prefill(self.generator.variables, tokens, known)
-        return programs.replicate(prefilled, self._split(rows.astype(np.int32)), unconditional_rows)
+        return programs.replicate(prefilled, self._shard_rows(rows.astype(np.int32)), unconditional_rows)
 
-    def _split(self, x: np.ndarray) -> jax.Array:
-        return jax.device_put(_padded(x, self._rows), NamedSharding(self._mesh, P("batch")))
+    def _shard_rows(self, x: np.ndarray) -> jax.Array:
+        return jax.device_put(_pad_rows(x, self._rows), NamedSharding(self._mesh, P("batch")))
 
 
-def _padded(x: np.ndarray, rows: int) -> np.ndarray:
+def _pad_rows(x: np.ndarray, rows: int) -> np.ndarray:
     """Pads `x` to `rows` rows by repeating its last row."""
     return np.concatenate([x, np.repeat(x[-1:], rows - len(x), axis=0)])

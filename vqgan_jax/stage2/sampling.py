@@ -1,7 +1,7 @@
-"""Sampling of codes: one prefill per condition, shared by its samples; then one compiled scan over codes.
+"""Sampling of codes: one prefill per condition, shared by all samples of the condition, then a compiled scan.
 
-    prefilled = prefill(params, condition, known)               logits of the next code and KV caches, a row per condition
-    carry = replicate(prefilled, rows, unconditional_rows)      a row per sample, or two with guidance
+    prefilled = prefill(params, condition, known)               logits of the next code and KV caches, one row per condition
+    carry = replicate(prefilled, rows, unconditional_rows)      one row per sample, or two with guidance
     codes, log_probs, carry = decode_chunk(params, sampling, carry, requests, start, length, …)
 """
 
@@ -22,12 +22,12 @@ from vqgan_jax.stage2.condition import Condition
 
 
 class Requests(NamedTuple):
-    """Requested samples, one per row.
+    """A batch of samples to draw, one per row.
 
     Attributes:
-      seeds: (seed, hash of the condition, index of the sample): a sample depends on these only, not on its batch.
-      positions: of the codes, for their noise; see `nn_jax.decoding.decode`.
-      known_codes, known_mask: codes that are fixed where the mask is true.
+      seeds: (seed, hash of the condition, sample index), which determine the noise independently of the batch.
+      positions: positions of the codes, which seed their noise; see `nn_jax.decoding.decode`.
+      known_codes, known_mask: codes that are fixed where the mask is True.
     """
 
     seeds: UInt32[Array, "b 3"]
@@ -37,7 +37,7 @@ class Requests(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The three functions above."""
+    """The three functions `prefill`, `replicate` and `decode_chunk` of this module's docstring."""
 
     prefill: Callable
     replicate: Callable
@@ -45,8 +45,8 @@ class Programs(NamedTuple):
 
 
 def compile_programs(module: CodeTransformer) -> Programs:
-    """Compiles the three functions, once per shape; the values of `Sampling` are traced."""
-    programs = pure_programs(module)
+    """Jits the three functions of `Programs`. Values of `Sampling` are traced, so changing them does not recompile."""
+    programs = build_programs(module)
     return Programs(
         jax.jit(programs.prefill),
         jax.jit(programs.replicate),
@@ -54,22 +54,22 @@ def compile_programs(module: CodeTransformer) -> Programs:
     )
 
 
-def pure_programs(module: CodeTransformer) -> Programs:
-    """Returns the three functions, not compiled."""
+def build_programs(module: CodeTransformer) -> Programs:
+    """Builds the three functions of `Programs` without jit."""
 
     def prefill(params, condition: Int[Array, "p c"], known: Int[Array, "p k"]):
         unrolled, params = for_decoding(module, params)
         return unrolled.apply({"params": params}, condition, known, method="prefill")
 
     def replicate(prefilled: Any, rows: Int[Array, "b"], unconditional_rows: Int[Array, "b"] | None):
-        """Returns each sample's row of `prefilled`, followed by an unconditional row with guidance."""
+        """Gathers the row of `prefilled` for each sample, followed by an unconditional row with guidance."""
         if unconditional_rows is not None:
             rows = jnp.stack([rows, unconditional_rows], axis=1).reshape(-1)
         carry = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), prefilled)
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P("batch")), carry)
 
     def decode_chunk(params, sampling: Sampling, carry: Any, requests: Requests, start, max_candidates: int, guided: bool):
-        """Samples the codes of `requests`, from index `start` on; returns them, their log-probabilities, and the carry."""
+        """Samples the codes of `requests` from index `start`; returns codes, log-probabilities and the carry."""
         unrolled, params = for_decoding(module, params)
         keys = jax.vmap(lambda s: functools.reduce(jax.random.fold_in, s[1:], jax.random.key(s[0])))(requests.seeds)
         return decode(
@@ -88,8 +88,8 @@ def pure_programs(module: CodeTransformer) -> Programs:
     return Programs(prefill, replicate, decode_chunk)
 
 
-def seeds(condition: Condition, conditions: Sequence[Any], n: int, seed: int) -> UInt32[np.ndarray, "p n 3"]:
-    """Returns `Requests.seeds` of `n` samples per condition; a repeated condition continues its sample indices."""
+def make_seeds(condition: Condition, conditions: Sequence[Any], n: int, seed: int) -> UInt32[np.ndarray, "p n 3"]:
+    """Returns `Requests.seeds` of `n` samples per condition. Repeated conditions continue the sample indices."""
     counts = collections.Counter()
     rows = np.empty((len(conditions), n, 3), np.uint32)
     rows[..., 0] = seed
@@ -101,11 +101,11 @@ def seeds(condition: Condition, conditions: Sequence[Any], n: int, seed: int) ->
 
 
 def padded_sizes(conditions: int, n: int, batch_size: int) -> tuple[int, int]:
-    """Returns the rows of conditions and of samples to compile for: enough for any batch of `n` samples per condition.
+    """Returns the padded numbers of conditions and samples per batch, for which programs are compiled.
 
-    Both are powers of two, or `batch_size` itself, so that calls of other sizes seldom need a new compilation.
+    Both numbers are powers of two or `batch_size`, so that calls with other sizes seldom recompile.
     """
-    rows = min(conditions, max(batch_size - 2, 0) // n + 2)  # a batch may start in the middle of a condition's samples
+    rows = min(conditions, max(batch_size - 2, 0) // n + 2)  # a batch may start within the samples of a condition
     return _next_power_of_two(rows), min(batch_size, _next_power_of_two(conditions * n))
 
 
@@ -118,11 +118,11 @@ def _next_power_of_two(minimum: int) -> int:
 
 
 class Window(NamedTuple):
-    """A window of a large image, of the size of the model's grid.
+    """A window in a large image, with the size of the model's grid.
 
     Attributes:
-      top, left: its corner, in codes.
-      prefix: number of known codes at its start, in complete rows.
+      top, left: corner of the window in codes.
+      prefix: number of known codes in complete rows at the start of the window.
       known: mask of known codes after the prefix.
     """
 
@@ -132,17 +132,18 @@ class Window(NamedTuple):
     known: Bool[np.ndarray, "l"]
 
 
-def windows(
+def iterate_windows(
     size: tuple[int, int], window: tuple[int, int], stride: int, known: Bool[np.ndarray, "H W"]
 ) -> Iterator[Window]:
-    """Iterates over sliding windows of an image of `size` codes, in reading order.
+    """Yields sliding windows over an image of `size` codes, in reading order.
 
-    Codes of earlier windows are known, so a code is conditioned on the codes above and left of it within its window
-    (arXiv 2012.09841, section 3.3 and figure 3).
+    Codes of earlier windows are known, so each code is conditioned on the preceding codes within its window (arXiv
+    2012.09841, section 3.3 and figure 3).
 
     Args:
-      stride: codes between two windows.
-      known: mask of codes that are fixed.
+      window: height and width of windows in codes.
+      stride: stride of windows in codes.
+      known: mask of fixed codes.
     """
     known = known.copy()
     height, width = window
@@ -150,7 +151,7 @@ def windows(
         for left in _offsets(size[1], width, stride):
             inside = known[top : top + height, left : left + width]
             rows = int(np.argmin(inside.all(axis=1))) if not inside.all() else height
-            prefix = rows * width  # complete rows, so that few shapes are compiled
+            prefix = rows * width  # complete rows, to compile for few shapes
             yield Window(top, left, prefix, inside.reshape(-1)[prefix:].copy())
             inside[:] = True
 

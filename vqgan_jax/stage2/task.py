@@ -1,8 +1,8 @@
-"""The task of training a second stage: an autoregressive model of a condition and the codes of a frozen VQGAN.
+"""The training task of a second stage, an autoregressive model of a condition and the codes of a frozen VQGAN.
 
-Batches: `condition` int32 [B, C], flags of the condition bool [B], and `codes` int32 [B, h, w] (computed once, stored on
-disk) or, with `codes.cached = False`, `image` uint8 [B, size, size, 3]. The run directory holds a copy of the VQGAN,
-`vqgan.safetensors`, and does not need the original any more.
+Batches contain `condition` int32 [B, C], flags of the condition bool [B], and `codes` int32 [B, h, w] (computed once and
+stored on disk) or, with `codes.cached = False`, `image` uint8 [B, size, size, 3]. The run directory contains a copy of the
+VQGAN, `vqgan.safetensors`, and does not depend on the original.
 """
 
 import dataclasses
@@ -37,31 +37,31 @@ from vqgan_jax.stage2.model import CodeTransformerOptions
 class VQGANPathOptions(Options):
     """Options of the frozen first stage."""
 
-    path: str = option("", "anything that vqgan_jax.load opens")
-    size: int = option(0, "side of the images in pixels; 0: the model's own", least=0)
+    path: str = option("", "VQGAN of the codes: anything that vqgan_jax.load opens")
+    size: int = option(0, "side of the images in pixels; 0: training size of the VQGAN", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class CodesOptions(Options):
     """Options of the training images' codes."""
 
-    cached: bool = option(True, "compute codes once; False: in every update, of augmented images")
-    dir: str = option("", "directory of the code files; empty: in the run directory")
-    flip: bool = option(False, "mirrored images as well; this makes 'left of' untrue")
+    cached: bool = option(True, "compute codes once; False: compute codes of augmented images in every update")
+    dir: str = option("", "directory of code files; empty: in the run directory")
+    flip: bool = option(False, "also encode flipped images, which makes 'left of' in captions wrong")
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage2TaskOptions(Options):
-    """Config options of a second stage's task, except its condition's."""
+    """Options of a second stage's task, except options of the condition."""
 
     vqgan: VQGANPathOptions = VQGANPathOptions()
     codes: CodesOptions = CodesOptions()
-    augment: AugmentOptions = AugmentOptions()  # without the cache
+    augment: AugmentOptions = AugmentOptions()  # for codes.cached = False
     model: CodeTransformerOptions = CodeTransformerOptions()
     compute: TransformerCompute = TransformerCompute()
-    dropout: float = option(0.1, "of embeddings and blocks", least=0, below=1)
+    dropout: float = option(0.1, "dropout rate of embeddings and blocks", least=0, below=1)
     condition_dropout: float = option(
-        0.1, "share of dropped conditions, for classifier-free guidance (arXiv 2207.12598)", least=0, below=1
+        0.1, "probability of dropping the condition, for classifier-free guidance (arXiv 2207.12598)", least=0, below=1
     )
 
     def identity(self) -> dict[str, Any]:
@@ -71,12 +71,12 @@ class Stage2TaskOptions(Options):
         is_plain = self.augment.is_identity or not self.codes.cached
         self.require(is_plain, path, "augment", "the default with codes.cached = True")
         may_flip = self.codes.cached or not self.codes.flip
-        self.require(may_flip, path, "codes.flip", "False without the cache: see augment.flip")
+        self.require(may_flip, path, "codes.flip", "False with codes.cached = False; set augment.flip instead")
 
 
 def open_vqgan(config: ConfigDict, workdir: Path | None) -> vqgan_lib.Vqgan:
-    """Opens the first stage: the run directory's copy, or for a new run the model at `config.vqgan.path`."""
-    return codes_lib.open_frozen(config.vqgan.path, workdir / VQGAN if workdir else None)
+    """Opens the first stage: the copy in the run directory, or for a new run the model at `config.vqgan.path`."""
+    return codes_lib.open_tokenizer(config.vqgan.path, workdir / VQGAN if workdir else None)
 
 
 def make(
@@ -89,17 +89,17 @@ def make(
     artifacts: Mapping[str, str] | None = None,
     more_evaluators: Callable | None = None,
 ) -> Task:
-    """Builds the task of a resolved config. Raises ConfigError for wrong options.
+    """Builds the task from a resolved config. Raises ConfigError for invalid options.
 
     Args:
-      vq: see `open_vqgan`.
-      options: `config.model`, parsed.
-      artifacts: files that the condition needs beside the weights.
+      vq: first stage; see `open_vqgan`.
+      options: parsed options of `config.model`.
+      artifacts: files to store with the weights, which the condition needs.
       more_evaluators: `(evaluators.EvaluatedModel) -> factories` of additional evaluators.
     """
     size = config.vqgan.size or vq.size
     if size % vq.factor:
-        raise ConfigError(f"config.vqgan.size = {size} must be divisible by {vq.factor}, the pixels along a code")
+        raise ConfigError(f"config.vqgan.size = {size} must be divisible by {vq.factor}, the side of a code in pixels")
     compute = TransformerCompute.parse(config.compute, "compute")
     grid = (size // vq.factor,) * 2
     module = model.build(options, condition, vq.num_codes, grid, compute, config.dropout)
@@ -110,7 +110,7 @@ def make(
     def init(rng, batch):
         tokens, codes = jnp.asarray(condition.null)[None], jnp.zeros((1, module.length), jnp.int32)
         extra = {}
-        if not config.codes.cached:  # `frozen_vqgan` sets the values, which would else be compiled as constants
+        if not config.codes.cached:  # so that weights are not compiled as constants; `load_frozen_vqgan` sets the values
             extra = {"vqgan": jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), vq.variables)}
         return {"generator": module.init(rng, tokens, codes)["params"]}, extra
 
@@ -122,7 +122,7 @@ def make(
         flags = {name: jnp.mean(x.astype(jnp.float32)) for name, x in batch.items() if x.dtype == bool}
         return value, (metrics | flags, {})
 
-    def frozen_vqgan():
+    def load_frozen_vqgan():
         return {}, {"vqgan": jax.tree.map(np.asarray, vq.variables)}
 
     uniform = float(np.log2(module.code_offset + module.num_codes))
@@ -131,8 +131,8 @@ def make(
         if step < max(2 * config.optim.warmup_steps, 100) or metrics["bits_per_code"] < uniform:
             return []
         return [
-            f"the model is worse than a uniform guess: {metrics['bits_per_code']:.2f} bits per code, where the uniform "
-            f"distribution has {uniform:.2f}. Try a lower optim.lr or more optim.warmup_steps; see docs/results.md"
+            f"the model is worse than the uniform distribution: {metrics['bits_per_code']:.2f} bits per code, "
+            f"uniform has {uniform:.2f}. Try a lower optim.lr or more optim.warmup_steps; see docs/results.md"
         ]
 
     return Task(
@@ -142,17 +142,17 @@ def make(
         evaluators=evaluators.factories(stage) | (more_evaluators(stage) if more_evaluators else {}),
         artifacts={**(artifacts or {}), VQGAN: vqgan_lib.to_bytes(vq)},
         records=records if config.codes.cached else None,
-        pretrained=None if config.codes.cached else frozen_vqgan,
+        pretrained=None if config.codes.cached else load_frozen_vqgan,
         warnings=warnings,
         flops=float(BACKWARD * _forward_flops(module, options)),
     )
 
 
 def make_loss(module: CodeTransformer, condition: Condition, config: ConfigDict) -> Callable:
-    """Builds the loss, `(params, tokens [B, C], codes [B, h, w], rng) -> (loss, metrics)`: cross-entropy of the codes.
+    """Builds the cross-entropy loss, `(params, tokens [B, C], codes [B, h, w], rng) -> (loss, metrics)`.
 
-    If the condition's tokens are predicted as well, the loss is the weighted sum of both means (arXiv 2102.12092, section
-    2.2); the mean over condition tokens is over scored tokens of conditions that are not dropped.
+    If the model predicts condition tokens, the loss is the weighted sum of the mean losses of condition tokens and codes
+    (arXiv 2102.12092, section 2.2). The mean over condition tokens includes the scored tokens of conditions that are kept.
     """
 
     def loss(params, tokens, codes, rng):

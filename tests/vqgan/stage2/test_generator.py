@@ -244,7 +244,7 @@ def test_ranking_puts_the_best_first(generator, monkeypatch):
     np.testing.assert_allclose(ranked.scores, np.take_along_axis(plain.log_probs, order, axis=1))
     assert plain.scores is None
     if generator.condition.kind != "text":
-        with pytest.raises(ValueError, match="CLIP ranks pictures by texts, and this model knows none: 'likelihood'"):
+        with pytest.raises(ValueError, match="CLIP needs texts, this model has none; use 'likelihood'"):
             generator.draw(conditions, 6, rerank="runs/clip")
         return
     # A stand-in for a CLIP: what is dark fits best.
@@ -259,8 +259,8 @@ def test_ranking_puts_the_best_first(generator, monkeypatch):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"n": 0}, "n = 0 must be a whole number, at least 1"),
-        ({"seed": -1}, "seed = -1 must be a whole number in"),
+        ({"n": 0}, "n = 0 must be an integer, at least 1"),
+        ({"seed": -1}, "seed = -1 must be an integer in"),
         ({"temperature": -0.1}, "temperature = -0.1 must be 0 or more"),
         ({"top_k": 0}, r"top_k = 0 must be in \[1, 12\]"),
         ({"top_k": 13}, "top_k = 13"),
@@ -274,7 +274,7 @@ def test_ranking_puts_the_best_first(generator, monkeypatch):
         ({"size": (17, 16)}, "divisible by 4"),
         ({"size": (32, 32), "stride": 5}, r"stride = 5 must be in \[1, 4\]"),
         ({"keep": np.ones((4, 4), bool)}, "init_image and keep belong together"),
-        ({"init_image": PICTURE, "keep": np.ones((2, 4), bool)}, r"keep is \[2, 4\]; a picture has \[4, 4\] codes"),
+        ({"init_image": PICTURE, "keep": np.ones((2, 4), bool)}, r"keep has shape \[2, 4\]; an image has \[4, 4\] codes"),
         (
             {"init_image": PICTURE, "keep": np.ones((6, 7), bool), "size": (24, 28)},
             r"init_image has codes \[10, 10\]; the image to sample has \[6, 7\]",
@@ -302,14 +302,14 @@ def test_tokens_and_codes_that_do_not_exist_are_refused(by_text):
         by_text.logits(tokens, np.full((1, 16), 12))
     with pytest.raises(ValueError, match=r"condition_tokens must be \[1, 12\]"):
         by_text.logits(np.zeros((1, 3), np.int32), np.zeros((1, 16), np.int32))
-    with pytest.raises(ValueError, match="pictures of 20 x 16 pixels; the model knows 16"):
+    with pytest.raises(ValueError, match="images of 20 x 16 pixels; this model needs 16"):
         by_text.score(["three"], np.zeros((1, 20, 16, 3), np.uint8))
 
 
 def test_weights_of_another_model_are_listed(by_text):
     params = jax.tree.map(np.asarray, by_text.variables)
     options = model.CodeTransformerOptions(width=16, depth=2, heads=2, positions="learned")
-    lines = r"different models:\s+codes/columns: \(4, 16\), where nothing belongs\s+codes/positions: missing"
+    lines = r"different models:\s+codes/columns: \(4, 16\), expected nothing\s+codes/positions: missing"
     with pytest.raises(LoadError, match=lines):
         CodeGenerator.assemble(options, params, by_text.condition, by_text.vqgan, 16, "mixed")
     joint = model.CodeTransformerOptions(width=16, depth=2, heads=2, vocabulary="joint")

@@ -177,7 +177,7 @@ def test_eight_devices_compute_what_one_does(make_task, conditions):
         ({"vqgan": {"size": 18}}, r"config.vqgan.size = 18 must be divisible by 4"),
         ({"condition_dropout": 1.0}, "condition_dropout = 1.0; it must be in"),
         ({"augment": {"flip": True}}, "augment = .*the default with codes.cached = True"),
-        ({"codes": {"cached": False, "flip": True}}, "codes.flip = True; it must be False without the cache"),
+        ({"codes": {"cached": False, "flip": True}}, "codes.flip = True; it must be False with codes.cached = False"),
         ({"model": {"heads": 3}}, "config.model.width = 16; it must be a multiple of config.model.heads"),
     ],
 )
