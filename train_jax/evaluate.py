@@ -45,9 +45,9 @@ class Context:
     def batches(self, records, example: Callable, batch_size: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
         """Yields `(global batch on the mesh, number of rows without padding)`, each record once and in order.
 
-        `batch_size` is rounded up to a multiple of the mesh's batch shards; the last batch is padded. Each host reads its own
-        rows, and a batch is yielded after all hosts have read it: a record that one host cannot read is an error on every
-        host, before a program runs. Raises Interrupted if a host receives a stop signal.
+        `batch_size` is rounded up to a multiple of the mesh's batch shards; the last batch is padded. Each host reads its
+        own rows, and a batch is yielded after all hosts have read it: a record that one host cannot read is an error on
+        every host, before a program runs. Raises Interrupted if a host receives a stop signal.
         """
         agreement.check_same(len(records), "records to evaluate")
         parts = sharding.parts(self.mesh)

@@ -49,7 +49,7 @@ class Ownership:
             self._thread.start()
         try:
             self._find(agreement.from_first(self._owner["token"]))
-            agreement.gather()
+            agreement.barrier()
         except BaseException:
             self.close()
             raise
