@@ -1,10 +1,10 @@
-"""The names of minGPT's blocks (karpathy/minGPT), which taming-transformers and minDALL-E took over."""
+"""Weight names of minGPT's blocks (karpathy/minGPT), which taming-transformers and minDALL-E also use."""
 
 from train_jax.weights.layout import Entry
 
 
 def block(ours: str, theirs: str, heads: int) -> list[Entry]:
-    """Returns the table of one block: `nn_jax.transformer.Block` under the name `ours`."""
+    """Returns the conversion table of one `nn_jax.transformer.Block`."""
     qkv = [f"{theirs}.attn.{name}" for name in ("query", "key", "value")]
     return [
         *(

@@ -170,7 +170,9 @@ def is_true(caption: str, scene: Scene) -> bool:
     match = _CAPTION.fullmatch(caption.strip().lower())
     attributes = {key: value for key, value in (match.groupdict() if match else {}).items() if value}
     if not set(attributes) - {"position", "relation"}:
-        raise ValueError(f"{caption!r} is not a caption of a scene: write a caption such as 'a small red circle above a blue star'")
+        raise ValueError(
+            f"{caption!r} is not a caption of a scene: write a caption such as 'a small red circle above a blue star'"
+        )
 
     first, second = ({key[:-1]: attributes[key] for key in attributes if key.endswith(number)} for number in "01")
     if "relation" in attributes:
