@@ -63,12 +63,12 @@ _MODEL = "a run directory, a Hugging Face or open_clip directory, a weight file,
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
-    arguments = _parser().parse_args(arguments_lib.expanded(argv))
+    arguments = _parser().parse_args(arguments_lib.expand_home(argv))
     # Imported late, so that --help and wrong arguments are answered at once.
     from clip_jax.index_files import SearchError
 
     again = "; the same command goes on from here" if arguments.command == "index" else ""
-    return command.answer("clip-jax", arguments, (SearchError,), again)
+    return command.run_command("clip-jax", arguments, (SearchError,), again)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,7 +47,7 @@ def attention_mask(
     return causal & mask
 
 
-def patterns_of_blocks(patterns: Sequence[str], last: str, depth: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def assign_patterns(patterns: Sequence[str], last: str, depth: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Returns the distinct patterns of `depth` blocks, and the index of each block's pattern.
 
     Args:

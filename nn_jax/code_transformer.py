@@ -177,7 +177,7 @@ class CodeTransformer(nn.Module):
         return self.head(self.norm(x))[:, self.code_offset :]
 
 
-def for_decoding(module: CodeTransformer, params: Mapping[str, Any]) -> tuple[CodeTransformer, dict[str, Any]]:
+def unroll_for_decoding(module: CodeTransformer, params: Mapping[str, Any]) -> tuple[CodeTransformer, dict[str, Any]]:
     """Returns the model and its parameters with unrolled blocks, which KV caches require."""
     blocks = {**module.blocks, "scan": False, "remat": "none"}
     return module.clone(blocks=blocks), {**params, "transformer": unstack_blocks(params["transformer"])}

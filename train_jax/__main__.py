@@ -22,7 +22,7 @@ import train_jax
 from train_jax import config as config_lib
 from train_jax import config_file, distributed
 from train_jax.agreement import PeerError
-from train_jax.arguments import expanded
+from train_jax.arguments import expand_home
 from train_jax.checkpoint import CheckpointError
 from train_jax.data.sources import DataError
 from train_jax.errors import ConfigError, LoadError, Stopped
@@ -52,7 +52,7 @@ def cli(argv: list[str] | None = None) -> None:
     parser.add_argument("--coordinator", help="HOST:PORT of process 0; required if JAX detects no cluster")
     parser.add_argument("--processes", type=int, help="number of processes; requires --coordinator")
     parser.add_argument("--process_index", type=int, help="index of this process; requires --coordinator")
-    arguments, overrides = parser.parse_known_args(expanded(argv))
+    arguments, overrides = parser.parse_known_args(expand_home(argv))
     for word in overrides:
         if not word.startswith(config_file.OPTION):
             parser.error(f"unexpected argument {word!r}: options are written {config_file.OPTION}NAME=VALUE")

@@ -1,8 +1,8 @@
 """Communication between the hosts of a job: values, errors, requests to stop.
 
 Messages use JAX's coordination service, not the devices, so they work even if the devices wait for a collective that a
-failed host will never join. Every host must call `gather` the same number of times. A failed host calls `share` instead:
-it joins the next `gather` of the other hosts, which then raises PeerError.
+failed host will never join. Every host must call `gather` the same number of times. A failed host calls `share_error`
+instead: it joins the next `gather` of the other hosts, which then raises PeerError.
 """
 
 import itertools
@@ -45,7 +45,7 @@ def barrier() -> None:
     gather()
 
 
-def from_first(value: Any = None) -> Any:
+def broadcast_from_first(value: Any = None) -> Any:
     """Broadcasts the value of process 0 to every host."""
     return gather(value if jax.process_index() == 0 else None)[0]
 
@@ -61,7 +61,7 @@ def check_same(count: int, what: str) -> None:
         raise DataError(f"hosts see different data: {what}: {listed}. Give all of them the same files")
 
 
-def share(error: Exception) -> None:
+def share_error(error: Exception) -> None:
     """Sends this host's error to the other hosts and waits until all hosts have received it.
 
     A PeerError and an error that was sent before are not sent again. If the other hosts do not answer, this function

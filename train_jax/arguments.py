@@ -11,7 +11,7 @@ from train_jax.data.files import read_lines
 from train_jax.errors import UserError
 
 
-def expanded(argv: Sequence[str] | None = None) -> list[str]:
+def expand_home(argv: Sequence[str] | None = None) -> list[str]:
     """Expands `~` in arguments such as `--option=~/file`, which shells leave as it is.
 
     Args:

@@ -20,7 +20,7 @@ from train_jax.sharding import path_name
 log = logging.getLogger(__name__)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_relevant(record: logging.LogRecord) -> bool:
     """Filters out Orbax's error logs: one traceback per thread of a failed save.
 
     `Checkpoints` logs the failure in one line instead.
@@ -28,7 +28,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
-logging.getLogger("absl").addFilter(_is_news)
+logging.getLogger("absl").addFilter(_is_relevant)
 
 
 class CheckpointError(RuntimeError):
@@ -93,13 +93,13 @@ class Checkpoints:
         A failed save (such as a full disk) is logged and training continues; earlier checkpoints stay intact.
         """
         self.wait()
-        if agreement.from_first(step in self.steps):
+        if agreement.broadcast_from_first(step in self.steps):
             return
         # All hosts read rows of the same global batches, so the data position is the same on every host.
         metadata = {"position": position.get_state(), "evaluated": evaluated, "config": self._config}
         failure = None
         try:
-            content = _named(state)
+            content = _to_named_tree(state)
             if optim.has_average(state.opt_state):
                 # Inference cannot read optimiser states, so it needs a separate copy.
                 content["average"] = optim.evaluation_params(state.opt_state, state.params)
@@ -125,7 +125,7 @@ class Checkpoints:
 
     def _agree_on_failure(self, step: int, failure: Exception | None) -> bool:
         """Returns whether the save failed on any host, and reports such a failure on all hosts."""
-        failures = _by_process(failure)
+        failures = _gather_failures(failure)
         if failures:
             self._saving = None
             self._report(step, failure or agreement.PeerError("; ".join(failures)))
@@ -164,14 +164,14 @@ class Checkpoints:
           position: data iterator of this host; its `set_state` is called with the saved position.
           reset_optimizer: do not restore the optimiser state.
 
-        `resume.completed` then adds the optimiser state, and weight averages that the checkpoint lacks.
+        `resume.complete_state` then adds the optimiser state, and weight averages that the checkpoint lacks.
 
         Raises CheckpointError if there are checkpoints and none can be read, ConfigError for a checkpoint of another
         optimiser or another model.
         """
         self.wait()
         failures = []
-        steps = agreement.from_first(self.steps)
+        steps = agreement.broadcast_from_first(self.steps)
         for step in reversed(steps):
             failure, restored, metadata = None, None, None
             try:
@@ -180,7 +180,7 @@ class Checkpoints:
                 raise  # raised on every host, since all read the same checkpoint
             except Exception as error:
                 failure = error
-            errors = _by_process(failure)
+            errors = _gather_failures(failure)
             if not errors:
                 position.set_state(metadata["position"])
                 self.evaluated = metadata["evaluated"]
@@ -197,11 +197,11 @@ class Checkpoints:
         """Loads the state of a checkpoint and the metadata saved with it."""
         saved = self._checkpointer.metadata(step)
         metadata = saved.custom_metadata
-        parts = resume.usable(
-            saved.metadata, _named(abstract_state), metadata["config"], self._config, reset_optimizer=reset_optimizer
+        parts = resume.select_parts(
+            saved.metadata, _to_named_tree(abstract_state), metadata["config"], self._config, reset_optimizer=reset_optimizer
         )
         with partial_load():
-            return _like(abstract_state, self._checkpointer.load(step, parts)), metadata
+            return _from_named_tree(abstract_state, self._checkpointer.load(step, parts)), metadata
 
     def _set_aside(self, steps: list[int]) -> None:
         """Renames damaged checkpoints to `damaged-<step>`, so that their steps can be saved again."""
@@ -271,7 +271,7 @@ def _realign() -> None:
         count.next_operation_id()
 
 
-def _by_process(failure: Exception | None) -> list[str]:
+def _gather_failures(failure: Exception | None) -> list[str]:
     """Collects the failures of all hosts: one message per failed host, empty if none failed."""
     texts = agreement.gather(None if failure is None else f"{type(failure).__name__}: {first_line(failure)}")
     is_single = len(texts) == 1
@@ -284,7 +284,7 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:300]
 
 
-def _named(state) -> dict:
+def _to_named_tree(state) -> dict:
     """Converts a state to nested dicts with string keys, which can be read without the original classes."""
     return {
         "step": state.step,
@@ -296,7 +296,7 @@ def _named(state) -> dict:
     }
 
 
-def _like(abstract, named: dict):
+def _from_named_tree(abstract, named: dict):
     """Rebuilds a state from nested dicts; a missing optimiser state becomes None."""
     opt_state = None
     if "opt_state" in named:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from train_jax.arguments import expanded
+from train_jax.arguments import expand_home
 from train_jax.errors import ConfigError, LoadError, Stopped, UserError
 
 
@@ -40,7 +40,7 @@ def train(argv: list[str]) -> int:
     return 0
 
 
-def answer(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ...] = (), again: str = "") -> int:
+def run_command(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ...] = (), again: str = "") -> int:
     """Runs a command and returns its exit code: 2 for a user error, 130 if interrupted.
 
     Args:
@@ -77,7 +77,7 @@ def answer(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ..
     return 2
 
 
-def demo(
+def run_demo(
     argv: list[str] | None, module: str, text: str, config: str | None, run: Callable, mistakes: tuple[type, ...] = ()
 ) -> int:
     """Runs one part of `make demo` and returns its exit code.
@@ -100,7 +100,7 @@ def demo(
     demo_parser.add_argument("--workdir", default="runs/demo", help="output directory (default runs/demo)")
     if config is not None:
         demo_parser.add_argument("--config", default=config, help="config file or name (default %(default)s)")
-    arguments = demo_parser.parse_args(expanded(argv))
+    arguments = demo_parser.parse_args(expand_home(argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         configs = () if config is None else (config_file.load(arguments.config),)

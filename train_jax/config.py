@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from train_jax import task as task_lib
 from train_jax.errors import ConfigError
-from train_jax.options import Options, join, option, suggestion, typed
+from train_jax.options import Options, convert_type, join, option, suggest_option
 
 _PLAYER_OPTIONS = ("name", "lr", "schedule", "warmup_steps", "final_lr", "weight_decay", "clip", "args")
 
@@ -181,9 +181,9 @@ def fill(config: ConfigDict) -> ConfigDict:
         full[key] = value
     _overlay(full, config, "", free={"optim.args", "optim.players", "evals"})
     for name in full.evals:
-        full.evals[name] = _evaluator(name, full.evals[name], module.EVALUATORS)
+        full.evals[name] = _resolve_evaluator(name, full.evals[name], module.EVALUATORS)
     for name, options in full.optim.players.items():
-        _player(name, options, full.optim)
+        _resolve_player(name, options, full.optim)
     return full
 
 
@@ -207,16 +207,16 @@ def _overlay(target: ConfigDict, source: ConfigDict, path: str, free: Collection
         if path in free:
             target[key] = value
         elif key not in target:
-            raise ConfigError(f"config.{name} is not an option{suggestion(key, target, path)}")
+            raise ConfigError(f"config.{name} is not an option{suggest_option(key, target, path)}")
         elif isinstance(target[key], ConfigDict):
             if not hasattr(value, "items"):
                 raise ConfigError(f"config.{name} = {value!r} must be a group of options: {', '.join(target[key])}")
             _overlay(target[key], value, name, free)
         else:
-            target[key] = typed(f"config.{name}", value, target[key])
+            target[key] = convert_type(f"config.{name}", value, target[key])
 
 
-def _evaluator(name: str, options: object, types: Mapping[str, type[Options]]) -> ConfigDict:
+def _resolve_evaluator(name: str, options: object, types: Mapping[str, type[Options]]) -> ConfigDict:
     """Overlays the defaults of an evaluator's type with the user's options."""
     if not isinstance(options, ConfigDict):
         raise ConfigError(f"config.evals.{name} = {options!r} must be a group of options, with type, or None")
@@ -229,15 +229,15 @@ def _evaluator(name: str, options: object, types: Mapping[str, type[Options]]) -
     return full
 
 
-def _player(name: str, options: ConfigDict, optim: ConfigDict) -> None:
+def _resolve_player(name: str, options: ConfigDict, optim: ConfigDict) -> None:
     """Checks names and types of the options of one player, in place."""
     path = f"optim.players.{name}"
     for key, value in options.items():
         if key not in _PLAYER_OPTIONS:
-            raise ConfigError(f"config.{path}.{key} is not an option{suggestion(key, _PLAYER_OPTIONS, path)}")
+            raise ConfigError(f"config.{path}.{key} is not an option{suggest_option(key, _PLAYER_OPTIONS, path)}")
         if key != "args":
             with options.ignore_type():  # an int is a valid float
-                options[key] = typed(f"config.{path}.{key}", value, optim[key])
+                options[key] = convert_type(f"config.{path}.{key}", value, optim[key])
 
 
 def adopt(

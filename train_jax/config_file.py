@@ -34,7 +34,7 @@ def load(name: str | Path) -> ConfigDict:
 
     Raises ConfigError if there is no such file, or if the file does not define a valid `get_config()`.
     """
-    file = _find(str(name))
+    file = _find_file(str(name))
     package = types.ModuleType(_PACKAGE)
     package.__path__ = [str(file.parent)]
     namespace = {"__name__": "config", "__package__": _PACKAGE, "__file__": str(file)}
@@ -47,7 +47,7 @@ def load(name: str | Path) -> ConfigDict:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"--config={name}: {type(error).__name__}: {error}{_line(error, file)}") from error
+        raise ConfigError(f"--config={name}: {type(error).__name__}: {error}{_format_line(error, file)}") from error
     finally:
         for module in [module for module in sys.modules if module.partition(".")[0] == _PACKAGE]:
             del sys.modules[module]
@@ -107,11 +107,11 @@ def override(config: ConfigDict, words: Sequence[str]) -> ConfigDict:
             group_options = group_options[group]
             if not isinstance(group_options, dict):
                 raise ConfigError(f"{word}: config.{group} is one option, not a group of options")
-        group_options[key] = _value(text, option(full, path))
+        group_options[key] = _parse_value(text, option(full, path))
     return ConfigDict(options)
 
 
-def _find(name: str) -> Path:
+def _find_file(name: str) -> Path:
     """Returns the file of a config by path or name. Raises ConfigError if there is none."""
     shipped = FOLDER / f"{name}.py"
     for file in (Path(name), shipped):
@@ -122,7 +122,7 @@ def _find(name: str) -> Path:
     raise ConfigError(f"--config={name}: there is no such file or config{hint} Configs by name: {', '.join(names())}")
 
 
-def _line(error: Exception, file: Path) -> str:
+def _format_line(error: Exception, file: Path) -> str:
     """Formats the line number of the config file in which an error occurred."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     return f" (line {lines[-1]})" if lines else ""
@@ -135,7 +135,7 @@ def option(options: ConfigDict, path: str):
     return options
 
 
-def _value(text: str, default):
+def _parse_value(text: str, default):
     """Parses the value of an override for an option with this default."""
     if isinstance(default, str):
         return text

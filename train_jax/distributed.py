@@ -44,7 +44,7 @@ def initialize(
         if all(stated):
             jax.distributed.initialize(coordinator, processes, index)
             return
-        cluster = _cluster()
+        cluster = _detect_cluster()
         if cluster is not None:
             jax.distributed.initialize(cluster_detection_method=cluster.name if cluster.opt_in_only_method else None)
         elif mode == "on":
@@ -61,7 +61,7 @@ def initialize(
         ) from error
 
 
-def _cluster() -> type[ClusterEnv] | None:
+def _detect_cluster() -> type[ClusterEnv] | None:
     """Detects the cluster that started this process; returns None if the process is the only one.
 
     With jax.distributed, a single process would use only one of the host's GPUs.

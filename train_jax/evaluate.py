@@ -40,7 +40,7 @@ class Context:
         """Opens a data source by name, with the run's data directory and caption templates."""
         data = self.config.data
         source = sources.from_config(data, name or data.source, split)
-        return sources.readable(source, data.max_broken_eval) if data.max_broken_eval else source
+        return sources.select_readable(source, data.max_broken_eval) if data.max_broken_eval else source
 
     def batches(self, records, example: Callable, batch_size: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
         """Yields `(global batch on the mesh, number of rows without padding)`, each record once and in order.

@@ -46,10 +46,10 @@ class WeightHistograms(Hook):
     def on_log(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
         for path, value in jax.tree_util.tree_leaves_with_path(state.params):
             if value.is_fully_addressable:
-                self.writer.histogram(step, f"params/{path_name(path)}", np.asarray(value))
+                self.writer.write_histogram(step, f"params/{path_name(path)}", np.asarray(value))
 
 
-def classes(names: Sequence[str]) -> list[type[Hook]]:
+def import_classes(names: Sequence[str]) -> list[type[Hook]]:
     """Imports hook classes by name. Raises ConfigError for a name that is not a hook class."""
     hooks = []
     for name in names:

@@ -35,20 +35,20 @@ class Lockstep:
             feed.to_device({NOTICE: np.full(local_rows, value, np.int32)}, split, parts) for value in (False, True)
         ]
 
-    def notice(self, *reasons) -> dict[str, jax.Array]:
+    def make_notice(self, *reasons) -> dict[str, jax.Array]:
         """Returns the notice of a batch: whether any of `reasons` requires an exchange between the hosts."""
         return self._notices[any(reasons)]
 
-    def started(self, metrics: dict[str, jax.Array]) -> None:
+    def record_update(self, metrics: dict[str, jax.Array]) -> None:
         """Records the metrics of an update that was just dispatched."""
         self._metrics.append(metrics)
 
-    def finished(self) -> dict[str, jax.Array] | None:
+    def wait_for_oldest(self) -> dict[str, jax.Array] | None:
         """Waits for the oldest update in flight and returns its metrics; None if fewer than `AHEAD` are in flight."""
         return jax.block_until_ready(self._metrics.popleft()) if len(self._metrics) == AHEAD else None
 
     @contextlib.contextmanager
-    def carried(self):
+    def defer_errors(self):
         """Defers errors of the enclosed code until the next exchange between hosts; a single host raises at once."""
         try:
             yield

@@ -51,28 +51,28 @@ def make(optim: ConfigDict, params, steps: int, axes: Mapping[str, tuple[str | N
         raise ConfigError(f"config.optim.players names {sorted(unknown)}; this task's players are {sorted(params)}")
     clips, rules, schedules = {}, {FROZEN: optax.set_to_zero()}, {}
     for player in params:
-        options = _player_options(optim, player)
+        options = _merge_player_options(optim, player)
         schedules[player] = schedule(options, steps)
         clips[player] = optax.clip_by_global_norm(options.clip) if options.clip else optax.identity()
         for factor in {1.0, *(factor for _, factor in optim.lr_scale)}:
             for decayed in (True, False):
-                rate = _scaled(schedules[player], factor)
-                rules[_group(player, decayed, factor)] = _optimiser(options, rate, decayed, axes)
+                rate = _scale_schedule(schedules[player], factor)
+                rules[_group_name(player, decayed, factor)] = _build_optimiser(options, rate, decayed, axes)
 
     def group(path, _):
         name = path_name(path)
         if matches(optim.freeze, name):
             return FROZEN
         factor = next((factor for pattern, factor in optim.lr_scale if re.search(pattern, name)), 1.0)
-        return _group(name.split("/")[0], not matches(optim.no_decay, name), factor)
+        return _group_name(name.split("/")[0], not matches(optim.no_decay, name), factor)
 
     def group_for_clipping(path, _):
         name = path_name(path)
         return FROZEN if matches(optim.freeze, name) else name.split("/")[0]
 
     tx = optax.chain(
-        optax.partition(clips | {FROZEN: optax.set_to_zero()}, _labels(params, group_for_clipping)),
-        optax.partition(rules, _labels(params, group)),
+        optax.partition(clips | {FROZEN: optax.set_to_zero()}, _label_params(params, group_for_clipping)),
+        optax.partition(rules, _label_params(params, group)),
     )
     return Optimizer(tx, schedules)
 
@@ -176,7 +176,7 @@ def _schedule_free_states(opt_state) -> list:
     return [s for s in jax.tree.leaves(opt_state, is_leaf=_is_schedule_free) if _is_schedule_free(s)]
 
 
-def _player_options(optim: ConfigDict, player: str) -> ConfigDict:
+def _merge_player_options(optim: ConfigDict, player: str) -> ConfigDict:
     """Overlays the optimiser options with those of one player."""
     options = optim.copy_and_resolve_references()
     with options.unlocked():
@@ -185,11 +185,11 @@ def _player_options(optim: ConfigDict, player: str) -> ConfigDict:
     return options
 
 
-def _optimiser(
+def _build_optimiser(
     optim: ConfigDict, learning_rate: Callable, decayed: bool, axes: Mapping
 ) -> optax.GradientTransformation:
     """Builds the optax optimiser `optim.name` of one parameter group."""
-    make_rule = _find(optim.name)
+    make_rule = _find_optimiser(optim.name)
     allowed = inspect.signature(make_rule).parameters
     arguments = dict(optim.args)
     for reserved in {"learning_rate", "weight_decay", "weight_decay_rate", "mask", "weight_decay_mask"} & set(
@@ -217,7 +217,7 @@ def _optimiser(
     return make_rule(learning_rate=learning_rate, **arguments)
 
 
-def _find(name: str) -> Callable:
+def _find_optimiser(name: str) -> Callable:
     """Returns an optimiser of optax or optax.contrib by name."""
     module, _, function = name.rpartition(".")
     rule = getattr({"": optax, "contrib": optax.contrib}.get(module), function, None)
@@ -241,16 +241,16 @@ def _muon_dimension_numbers(path: str, axes: Mapping[str, tuple[str | None, ...]
     return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=unstacked_axes[len(inputs) :])
 
 
-def _group(player: str, decayed: bool, factor: float) -> str:
+def _group_name(player: str, decayed: bool, factor: float) -> str:
     """Returns the name of a parameter group. Checkpoints contain these names."""
     return f"{player}, {'decayed' if decayed else 'not decayed'}, lr x {factor:g}"
 
 
-def _scaled(rate: Callable, factor: float) -> Callable:
+def _scale_schedule(rate: Callable, factor: float) -> Callable:
     return rate if factor == 1.0 else lambda count: factor * rate(count)
 
 
-def _labels(params, group: Callable):
+def _label_params(params, group: Callable):
     return jax.tree_util.tree_map_with_path(group, params)
 
 

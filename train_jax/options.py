@@ -74,7 +74,7 @@ class Options:
         parsed = {}
         for key, value in values.items():
             if key not in known:
-                raise ConfigError(f"config.{join(path, key)} is not an option{suggestion(key, known, path)}")
+                raise ConfigError(f"config.{join(path, key)} is not an option{suggest_option(key, known, path)}")
             parsed[key] = _parse(known[key], value, join(path, key))
         options = cls(**parsed)
         options.check(path)
@@ -125,7 +125,7 @@ class Options:
             if isinstance(field.default, Options):
                 yield from field.default.documentation(name)
             else:
-                allowed = _allowed(field)
+                allowed = _describe_allowed(field)
                 yield name, field.default, field.metadata["meaning"] + (f" ({allowed})" if allowed else "")
 
 
@@ -134,14 +134,14 @@ def join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def suggestion(key: str, known: Collection[str], path: str) -> str:
+def suggest_option(key: str, known: Collection[str], path: str) -> str:
     """Formats the hint of an error message for an unknown option: a similar name and all known names."""
     close = difflib.get_close_matches(key, list(known), n=1)
     hint = f"; did you mean config.{join(path, close[0])}?" if close else "."
     return f"{hint} Options here: {', '.join(sorted(known))}"
 
 
-def typed(name: str, value: Any, default: Any) -> Any:
+def convert_type(name: str, value: Any, default: Any) -> Any:
     """Converts `value` to the type of `default`: int to float, list to tuple.
 
     Raises ConfigError for any other type.
@@ -162,10 +162,10 @@ def parse_value(field: dataclasses.Field, value: Any, name: str) -> Any:
     Raises ConfigError with `name`, the value and the allowed values.
     """
     if field.default is not None:
-        value = typed(name, value, field.default)
+        value = convert_type(name, value, field.default)
     elif value is not None:
-        value = _typed_by_annotation(name, value, field)
-    kinds = next((typing.get_args(kind) for kind in _alternatives(field) if typing.get_origin(kind) is tuple), ())
+        value = _convert_by_annotation(name, value, field)
+    kinds = next((typing.get_args(kind) for kind in _list_types(field) if typing.get_origin(kind) is tuple), ())
     if isinstance(value, tuple) and kinds:
         if kinds[-1] is not Ellipsis and len(value) != len(kinds):
             raise ConfigError(f"{name} = {value!r}; it must hold {len(kinds)} values: {field.metadata['meaning']}")
@@ -174,7 +174,7 @@ def parse_value(field: dataclasses.Field, value: Any, name: str) -> Any:
             raise ConfigError(f"{name} = {value!r}; it must hold values of type {kinds[0].__name__}")
     for part in value if isinstance(value, tuple) else (value,):
         if part is not None and not _is_allowed(field.metadata, part):
-            raise ConfigError(f"{name} = {value!r}; it must be {_allowed(field)}")
+            raise ConfigError(f"{name} = {value!r}; it must be {_describe_allowed(field)}")
     return value
 
 
@@ -194,15 +194,15 @@ def _parse(field: dataclasses.Field, value: Any, path: str) -> Any:
     return parse_value(field, value, f"config.{path}")
 
 
-def _alternatives(field: dataclasses.Field) -> tuple[Any, ...]:
+def _list_types(field: dataclasses.Field) -> tuple[Any, ...]:
     """Returns the types that the annotation of an option allows, without None."""
     kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
     return tuple(kind for kind in kinds if kind is not types.NoneType)
 
 
-def _typed_by_annotation(name: str, value: Any, field: dataclasses.Field) -> Any:
+def _convert_by_annotation(name: str, value: Any, field: dataclasses.Field) -> Any:
     """Converts `value` to one of the annotated types of an option whose default is None."""
-    kinds = tuple(typing.get_origin(kind) or kind for kind in _alternatives(field))
+    kinds = tuple(typing.get_origin(kind) or kind for kind in _list_types(field))
     if float in kinds and type(value) is int:
         return float(value)
     if tuple in kinds and isinstance(value, list):
@@ -229,7 +229,7 @@ def _is_allowed(metadata: Mapping, value: Any) -> bool:
     )
 
 
-def _allowed(field: dataclasses.Field) -> str:
+def _describe_allowed(field: dataclasses.Field) -> str:
     """Describes the allowed values of an option in words; empty if all values are allowed."""
     metadata = field.metadata
     if metadata["choices"]:
@@ -238,15 +238,15 @@ def _allowed(field: dataclasses.Field) -> str:
     high = metadata["most"] if metadata["below"] is None else metadata["below"]
     if low is not None and high is not None:
         left, right = "[" if metadata["above"] is None else "(", "]" if metadata["below"] is None else ")"
-        return f"in {left}{_number(low)}, {_number(high)}{right}"
+        return f"in {left}{_format_number(low)}, {_format_number(high)}{right}"
     if low is not None:
         if metadata["above"] is not None:
-            return "positive" if low == 0 else f"above {_number(low)}"
-        return "0 or more" if low == 0 else f"at least {_number(low)}"
+            return "positive" if low == 0 else f"above {_format_number(low)}"
+        return "0 or more" if low == 0 else f"at least {_format_number(low)}"
     if high is not None:
-        return f"at most {_number(high)}" if metadata["below"] is None else f"below {_number(high)}"
+        return f"at most {_format_number(high)}" if metadata["below"] is None else f"below {_format_number(high)}"
     return ""
 
 
-def _number(x: float | int) -> str:
+def _format_number(x: float | int) -> str:
     return str(x) if isinstance(x, int) else f"{x:g}"

@@ -48,7 +48,7 @@ class Ownership:
             self._thread = threading.Thread(target=self._renew, daemon=True)
             self._thread.start()
         try:
-            self._find(agreement.from_first(self._owner["token"]))
+            self._wait_for_file(agreement.broadcast_from_first(self._owner["token"]))
             agreement.barrier()
         except BaseException:
             self.close()
@@ -73,8 +73,8 @@ class Ownership:
                 return
             except FileExistsError:
                 owner = self._read()
-            if self._lives(owner):
-                raise self._refusal()
+            if self._is_alive(owner):
+                raise self._make_error()
             self._file.unlink(missing_ok=True)
 
     def _create(self) -> None:
@@ -90,14 +90,15 @@ class Ownership:
         else:
             self._file.write_text(json.dumps(self._owner))
 
-    def _lives(self, owner: dict | None) -> bool:
+    def _is_alive(self, owner: dict | None) -> bool:
         """Returns whether the owner of the lock is a running process.
 
         Args:
           owner: content of the lock file; None: the file was not readable, such as while being written.
         """
         own = self._owner
-        if owner and owner.get("machine") == own["machine"] and (owner["pid"] == own["pid"] or not _runs(owner["pid"])):
+        same_machine = owner and owner.get("machine") == own["machine"]
+        if same_machine and (owner["pid"] == own["pid"] or not _is_running(owner["pid"])):
             return False
         log.info("%s: waiting up to %.0f s to see whether its owner is alive", self._file, _SILENCE)
         deadline = time.monotonic() + _SILENCE
@@ -108,7 +109,7 @@ class Ownership:
                 return current is not None  # renewed or taken over; None: released
         return False
 
-    def _refusal(self) -> ConfigError:
+    def _make_error(self) -> ConfigError:
         """Makes the error for a directory that another run holds."""
         owner = self._read() or {"pid": "unknown", "host": "another host"}
         return ConfigError(
@@ -116,7 +117,7 @@ class Ownership:
             "or choose another --workdir. If these are hosts of one job, they have not found each other: see --distributed"
         )
 
-    def _find(self, token: str) -> None:
+    def _wait_for_file(self, token: str) -> None:
         """Waits until the lock file with this token is visible, which may take a while on shared file systems."""
         deadline = time.monotonic() + _SILENCE
         while (self._read() or {}).get("token") != token:
@@ -134,7 +135,7 @@ class Ownership:
             try:
                 owner = self._read()
                 if owner is not None and owner["token"] != self._owner["token"]:  # two runs took over the same lock
-                    self.error = self._refusal()
+                    self.error = self._make_error()
                     return
                 self._owner["beat"] += 1
                 unfinished = self._file.with_suffix(".unfinished")
@@ -170,7 +171,7 @@ def _machine() -> str:
     )
 
 
-def _runs(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     """Returns whether a process with this PID is running."""
     try:
         os.kill(pid, 0)

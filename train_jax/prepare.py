@@ -22,7 +22,7 @@ from train_jax.evaluate import Evaluations
 from train_jax.hooks import Hook
 from train_jax.lockstep import Lockstep
 from train_jax.paths import AnyPath
-from train_jax.step import StatePlan, check_averaged, make_train_step, plan_state
+from train_jax.step import StatePlan, check_ema_players, make_train_step, plan_state
 from train_jax.task import Task
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def prepare(
     Raises the errors of `train_jax.run` for all mistakes in the config. The step is traced, not compiled.
     """
     config = config_lib.resolve(config)
-    hook_classes = hooks.classes(config.hooks)
+    hook_classes = hooks.import_classes(config.hooks)
     agreement.check_connected()
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(mesh, config.data.batch_size, config.accumulate)
@@ -101,7 +101,7 @@ def prepare(
     )
     batch = feed.batch_shapes(stream, config.data.batch_size)
     lockstep = Lockstep(mesh)
-    plan, step = trace_step(config, task, mesh, batch, lockstep.notice())
+    plan, step = trace_step(config, task, mesh, batch, lockstep.make_notice())
     return Prepared(
         config=config,
         mesh=mesh,
@@ -149,7 +149,7 @@ def trace_step(
 def _check_training(config: ConfigDict, task: Task) -> None:
     """Raises ConfigError for invalid options of the optimiser or the moving averages. Needs no data."""
     params, _ = jax.eval_shape(lambda: task.init(jax.random.key(config.seed), {}))
-    check_averaged(config.ema.players, params)
+    check_ema_players(config.ema.players, params)
     optim.make(config.optim, sharding.unbox(params), config.steps, sharding.logical_axes(params))
 
 
@@ -169,18 +169,18 @@ def check_same_experiment(config: ConfigDict, workdir: AnyPath) -> None:
     except (ValueError, TypeError) as error:
         raise LoadError(f"{path} is not JSON ({error}): choose another --workdir, or remove this one") from error
     current = json.loads(as_json(config))
-    mismatches = resume.changed({"task": saved.get("task")}, {"task": current["task"]})
-    mismatches = mismatches or resume.changed(_identity(saved, workdir), _identity(current, workdir))
+    mismatches = resume.compare_configs({"task": saved.get("task")}, {"task": current["task"]})
+    mismatches = mismatches or resume.compare_configs(_identity_options(saved, workdir), _identity_options(current, workdir))
     if mismatches:
         details = ", ".join(
             f"config.{key} is {old!r} in the saved config and {new!r} in this one" for key, (old, new) in mismatches.items()
         )
         raise ConfigError(f"{workdir} holds another run: {details}. Choose another --workdir, or remove this one")
-    for key, (old, new) in resume.changed(saved, current).items():
+    for key, (old, new) in resume.compare_configs(saved, current).items():
         log.warning("config.%s differs from the saved config of %s: saved %r, current %r", key, workdir, old, new)
 
 
-def _identity(config: Mapping, workdir: AnyPath) -> dict[str, Any]:
+def _identity_options(config: Mapping, workdir: AnyPath) -> dict[str, Any]:
     """Returns the options of a saved config that affect shapes or meaning of the weights."""
     try:
         options = task_lib.module(ConfigDict(config)).OPTIONS

@@ -13,7 +13,7 @@ from train_jax.sharding import path_name
 log = logging.getLogger(__name__)
 
 
-def usable(
+def select_parts(
     saved: Mapping, expected: Mapping, saved_config: Mapping, config: Mapping, *, reset_optimizer: bool
 ) -> dict:
     """Selects the parts of `expected` to restore from a checkpoint, without parts that are reset.
@@ -41,14 +41,14 @@ def usable(
         log.warning("the optimiser state is reset")
         del parts["opt_state"]
     for name in ("params", "extra", "counters"):
-        if details := _difference(saved[name], parts[name]):
-            changes = _options(saved_config, config)
+        if details := _describe_mismatch(saved[name], parts[name]):
+            changes = _describe_changes(saved_config, config)
             remedy = "Go back to the options it was saved with" if changes else "Go back to the version that saved it"
             raise ConfigError(
                 f"the checkpoint's {name} do not match this run{changes}: {details}. {remedy}, or choose another --workdir"
             )
-    if details := _difference(saved["opt_state"], parts.get("opt_state", saved["opt_state"])):
-        changes = _options(saved_config, config, "optim.")
+    if details := _describe_mismatch(saved["opt_state"], parts.get("opt_state", saved["opt_state"])):
+        changes = _describe_changes(saved_config, config, "optim.")
         raise ConfigError(
             f"the checkpoint holds the state of another optimiser{changes}: {details}. Go back to the options it was saved "
             "with, or use --reset-optimizer to continue with its weights and a new optimiser state"
@@ -56,7 +56,7 @@ def usable(
     return parts
 
 
-def completed(state, abstract_state, init: Callable):
+def complete_state(state, abstract_state, init: Callable):
     """Completes a restored state: adds missing averages and a missing optimiser state.
 
     Averages start at the weights, the optimiser state at `init(params)`; schedules continue from the step of the run.
@@ -74,32 +74,32 @@ def completed(state, abstract_state, init: Callable):
     return state
 
 
-def flat(config: Mapping, prefix: str = "") -> dict:
+def to_flat_dict(config: Mapping, prefix: str = "") -> dict:
     """Flattens a nested config to a dict of options by dotted name."""
     options = {}
     for key, value in config.items():
-        options |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        options |= to_flat_dict(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return options
 
 
-def changed(old: Mapping, new: Mapping) -> dict[str, tuple]:
+def compare_configs(old: Mapping, new: Mapping) -> dict[str, tuple]:
     """Compares two configs. Returns dotted name -> (old value, new value) of all options that differ.
 
     The value of a missing option is None.
     """
-    old, new = flat(old), flat(new)
+    old, new = to_flat_dict(old), to_flat_dict(new)
     return {key: (old.get(key), new.get(key)) for key in sorted({*old, *new}) if old.get(key) != new.get(key)}
 
 
-def _options(old: Mapping, new: Mapping, prefix: str = "") -> str:
+def _describe_changes(old: Mapping, new: Mapping, prefix: str = "") -> str:
     """Describes the changed options whose name starts with `prefix`; empty if there are none."""
-    changes = [f"config.{key}: {a!r} → {b!r}" for key, (a, b) in changed(old, new).items() if key.startswith(prefix)]
+    changes = [f"config.{key}: {a!r} → {b!r}" for key, (a, b) in compare_configs(old, new).items() if key.startswith(prefix)]
     return f" ({', '.join(changes)})" if changes else ""
 
 
-def _difference(saved, expected) -> str:
+def _describe_mismatch(saved, expected) -> str:
     """Describes missing, unexpected and mismatched arrays of `saved` against `expected`; empty if all match."""
-    saved, expected = _arrays(saved), _arrays(expected)
+    saved, expected = _describe_arrays(saved), _describe_arrays(expected)
     mismatches = [
         f"{name} is {saved[name]} in the checkpoint and {expected[name]} in this run"
         for name in expected
@@ -110,7 +110,7 @@ def _difference(saved, expected) -> str:
     return "; ".join(mismatches[:3]) + (f"; and {len(mismatches) - 3} more" if len(mismatches) > 3 else "")
 
 
-def _arrays(tree) -> dict[str, str]:
+def _describe_arrays(tree) -> dict[str, str]:
     """Describes dtype and shape of each array of a tree, by path."""
     return {
         path_name(path): f"{jnp.dtype(x.dtype).name}{list(x.shape)}"

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from train_jax import optim, sharding
 from train_jax.data.stream import BROKEN
 from train_jax.errors import ConfigError
-from train_jax.task import Task, averaged
+from train_jax.task import Task, average_statistics
 
 COUNTERS = ("skipped", "streak", "broken")
 NOTICE = "_notice"  # int32 [batch shards]: nonzero if a host requests an exchange; see train_jax.lockstep
@@ -77,10 +77,10 @@ def plan_state(
 
     def init_weights():
         # Created inside the compiled program; otherwise key and zeros would be arrays on every device.
-        return task.init(_keys(seed)[0], jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example))
+        return task.init(_split_seed(seed)[0], jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example))
 
     boxed_params, boxed_extra = jax.eval_shape(init_weights)
-    check_averaged(ema_players, boxed_params)
+    check_ema_players(ema_players, boxed_params)
     optimizer = make_optimizer(sharding.unbox(boxed_params), sharding.logical_axes(boxed_params))
 
     def init_state(params, extra) -> TrainState:
@@ -112,31 +112,31 @@ def plan_state(
         weight_shardings = (state_shardings.params, state_shardings.extra)
         initial_weights = jax.jit(lambda: sharding.unbox(init_weights()), out_shardings=weight_shardings)()
         # Outside of compiled functions, which would embed the weights as constants.
-        weights = _overlaid(initial_weights, task.pretrained())
+        weights = _overlay(initial_weights, task.pretrained())
         return jax.jit(init_state, out_shardings=state_shardings, donate_argnums=(0, 1))(*weights)
 
     return StatePlan(make, abstract, optimizer)
 
 
-def check_averaged(ema_players: Sequence[str], players: Iterable[str]) -> None:
+def check_ema_players(ema_players: Sequence[str], players: Iterable[str]) -> None:
     """Raises ConfigError if `ema_players` contains unknown players."""
     if unknown := set(ema_players) - set(players):
         raise ConfigError(f"config.ema.players names {sorted(unknown)}; this task's players are {sorted(players)}")
 
 
-def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
+def _split_seed(seed: int) -> tuple[jax.Array, jax.Array]:
     """Splits a seed into the keys of weight initialisation and of training."""
     weights, training = jax.random.split(jax.random.key(seed))
     return weights, training
 
 
-def _overlaid(initial, values):
+def _overlay(initial, values):
     """Replaces arrays of the tree `initial` by those of `values`, a subtree of NumPy arrays."""
     if isinstance(initial, Mapping | tuple):
         pairs = values.items() if isinstance(values, Mapping) else enumerate(values)
         merged = dict(initial.items() if isinstance(initial, Mapping) else enumerate(initial))
         for name, value in pairs:
-            merged[name] = _overlaid(merged[name], value)
+            merged[name] = _overlay(merged[name], value)
         return merged if isinstance(initial, Mapping) else tuple(merged.values())
     # Every host has the full array; each device copies its shard.
     return jax.make_array_from_callback(
@@ -195,13 +195,13 @@ def make_train_step(
         zeros = jax.tree.map(jnp.zeros_like, params)
         inputs = (jax.tree.map(lambda x: sharding.split_batch(x, accumulate, mesh), batch), jnp.arange(accumulate))
         grad_sum, (values, metrics, statistics) = jax.lax.scan(add_micro_batch, zeros, inputs)
-        return jnp.mean(values), averaged(metrics), jax.tree.map(lambda g: g / accumulate, grad_sum), statistics
+        return jnp.mean(values), average_statistics(metrics), jax.tree.map(lambda g: g / accumulate, grad_sum), statistics
 
     def step(state: TrainState, batch):
         batch = dict(batch)
         notice = sharding.largest(batch.pop(NOTICE, jnp.zeros((sharding.parts(mesh),), jnp.int32)), mesh)
         broken = jnp.sum(batch.pop(BROKEN, jnp.zeros((1,), jnp.int32)))
-        loss_key, revise_key = jax.random.split(jax.random.fold_in(_keys(seed)[1], state.step))
+        loss_key, revise_key = jax.random.split(jax.random.fold_in(_split_seed(seed)[1], state.step))
         loss, metrics, grads, statistics = gradients(state.params, state.extra, batch, loss_key, state.step)
 
         norms = {player: optax.tree.norm(g) for player, g in grads.items()}
@@ -212,7 +212,7 @@ def make_train_step(
         moved = {}
         updates_done = state.step - state.counters["skipped"]
         if task.revise is None:
-            extra = state.extra | averaged(statistics)
+            extra = state.extra | average_statistics(statistics)
         else:
             revise = sharding.with_rules(task.revise)
             params, extra, moved, revision_metrics = revise(params, state.extra, statistics, revise_key, updates_done)

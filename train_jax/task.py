@@ -67,7 +67,7 @@ class Task:
     flops: float | None = None
 
 
-def averaged(statistics):
+def average_statistics(statistics):
     """Averages statistics over micro-batches, the first axis."""
     return jax.tree.map(lambda x: jnp.mean(x, axis=0), statistics)
 

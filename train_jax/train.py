@@ -71,7 +71,7 @@ def run(
                 loop = Loop(prepared, step, workdir, stop, ownership, stack, peak_flops, reset_optimizer, profile)
                 loop.run()
         except Exception as error:
-            agreement.share(error)
+            agreement.share_error(error)
             raise
     return read(workdir)  # after the writer has written everything
 
@@ -106,7 +106,7 @@ class Loop:
         restored = self.checkpoints.restore(prepared.state.abstract, prepared.stream, reset_optimizer=reset_optimizer)
         self.state, self.start = (prepared.state.create(), 0) if restored is None else restored
         if self.start:
-            self.state = resume.completed(self.state, prepared.state.abstract, prepared.state.optimizer.tx.init)
+            self.state = resume.complete_state(self.state, prepared.state.abstract, prepared.state.optimizer.tx.init)
             log.info("resumed from step %d", self.start)
         if is_first:
             describe(prepared, workdir)
@@ -134,7 +134,8 @@ class Loop:
             self._meet()
             # Run evaluations that were missing when the checkpoint was saved, unless the metrics file contains them.
             due = self.prepared.evaluations.due(self.step)
-            if not self.checkpoints.evaluated and not agreement.from_first(self._writer.has_results(self.step, due)):
+            missing = not self.checkpoints.evaluated
+            if missing and not agreement.broadcast_from_first(self._writer.has_results(self.step, due)):
                 self._evaluate()
             while self.step < self.config.steps:
                 self._check_finished_update()
@@ -154,7 +155,7 @@ class Loop:
             raise
         except Exception as error:
             # Save the progress, such as after unreadable data or a failed evaluation.
-            agreement.share(error)
+            agreement.share_error(error)
             is_lost = any(agreement.gather(self._ownership.error is not None))  # another run has taken over the directory
             if self.step and not is_lost:
                 self.checkpoints.save(self.step, self.state, self._batches, evaluated=self._evaluated)
@@ -165,9 +166,9 @@ class Loop:
         if self._profile and self.step == self.start + _PROFILED_STEPS[0] - 1:
             self._tracing.enter_context(profiling.trace(self.workdir / "profile"))
         batch = next(self._batches)  # may set an error, which the notice must include
-        notice = self._lockstep.notice(*self._errors(), self._stop.signal_number)
+        notice = self._lockstep.make_notice(*self._errors(), self._stop.signal_number)
         self.state, metrics = self._compiled(self.state, batch | notice)
-        self._lockstep.started(metrics)
+        self._lockstep.record_update(metrics)
         self.step += 1
         if self._profile and self.step == self.start + _PROFILED_STEPS[1]:
             jax.block_until_ready(self.state)
@@ -178,10 +179,10 @@ class Loop:
 
     def _check_finished_update(self) -> None:
         """Checks the metrics of the oldest update in flight: skipped updates, broken samples, notices of hosts."""
-        metrics = self._lockstep.finished()
+        metrics = self._lockstep.wait_for_oldest()
         if metrics is None:
             return
-        with self._lockstep.carried():
+        with self._lockstep.defer_errors():
             step = self.step - AHEAD + 1
             self._check_streak(metrics, step)
             examples = (step - self.start) * self.config.data.batch_size
@@ -209,7 +210,7 @@ class Loop:
     def _log(self, metrics: dict[str, jax.Array]) -> None:
         """Writes metrics and throughput, and logs the warnings of the task."""
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items() if name != NOTICE}
-        with self._lockstep.carried():
+        with self._lockstep.defer_errors():
             self._writer.write(self.step, metrics | self._throughput.read(self.step))
             self._check_streak(metrics, self.step)
             warnings = self.prepared.task.warnings
@@ -232,9 +233,9 @@ class Loop:
             self.checkpoints.save(self.step, self.state, self._batches, evaluated=False)
             raise Stopped(self.step, interrupted.signal_number) from interrupted
         self._evaluated = True
-        with self._lockstep.carried():
+        with self._lockstep.defer_errors():
             self._writer.write(self.step, results)
-            self._writer.images(self.step, images)
+            self._writer.write_images(self.step, images)
             for hook in self._hooks:
                 hook.on_evaluation(self.step, results, images)
 

@@ -122,8 +122,8 @@ def entries(model: Mapping) -> list[Entry]:
         *_blocks("text", "params/txt/Encoder_0", model["text"]["depth"]),
         *_plain("text/norm_post", "params/txt/Encoder_0/encoder_norm", "scale"),
         *_plain("text/proj", "params/txt/head"),
-        Entry("logit_scale", ("params/t",), "number"),
-        Entry("logit_bias", ("params/b",), "number"),
+        Entry("logit_scale", ("params/t",), "scalar"),
+        Entry("logit_bias", ("params/b",), "scalar"),
     ]
 
 

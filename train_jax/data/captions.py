@@ -11,26 +11,26 @@ _KEYS = ("captions", "caption", "title", "text", "TEXT")  # keys of the Hugging 
 _TEXT_KEYS = ("text", "raw", "caption")  # keys of COCO's caption objects
 
 
-def texts(value) -> list[str]:
+def extract_captions(value) -> list[str]:
     """Extracts captions from a string, a list of strings, or COCO's caption objects; drops null and empty captions.
 
     Raises ValueError for other types and for invalid Unicode.
     """
     if isinstance(value, Mapping):
-        value = _inside(value)
+        value = _get_text(value)
     items = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
-    captions = [_text(_inside(item) if isinstance(item, Mapping) else item) for item in items]
+    captions = [_clean_text(_get_text(item) if isinstance(item, Mapping) else item) for item in items]
     return [text for text in captions if text]
 
 
-def of_row(row) -> list[str]:
+def extract_row_captions(row) -> list[str]:
     """Extracts the captions of a table row or JSON object by common column names.
 
-    Raises ValueError for invalid captions, like `texts`.
+    Raises ValueError for invalid captions, like `extract_captions`.
     """
     if not isinstance(row, Mapping):
         raise ValueError(f"must be an object with captions, not {type(row).__name__}")
-    return texts(next((row[key] for key in _KEYS if row.get(key)), None))
+    return extract_captions(next((row[key] for key in _KEYS if row.get(key)), None))
 
 
 def parse_json(text: str):
@@ -41,7 +41,7 @@ def parse_json(text: str):
         raise ValueError("nested too deeply") from error
 
 
-def checked(texts: Sequence) -> list[str]:
+def check_texts(texts: Sequence) -> list[str]:
     """Checks texts for tokenization and replaces lone surrogates by "\ufffd".
 
     Command lines contain lone surrogates for bytes that are not UTF-8. Raises TypeError for a string instead of a list,
@@ -55,7 +55,7 @@ def checked(texts: Sequence) -> list[str]:
     return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
 
 
-def _inside(item: Mapping):
+def _get_text(item: Mapping):
     """Returns the text of a caption object."""
     key = next((key for key in _TEXT_KEYS if key in item), None)
     if key is None:
@@ -63,7 +63,7 @@ def _inside(item: Mapping):
     return item[key]
 
 
-def _text(value) -> str:
+def _clean_text(value) -> str:
     """Converts a caption to a stripped string; None becomes the empty string."""
     if value is None:
         return ""

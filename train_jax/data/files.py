@@ -23,7 +23,7 @@ _FILE_ERRNOS = (errno.ELOOP, errno.ENAMETOOLONG)
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
-def retried(read: Callable[[], _Result], name: object, unreadable: type[Exception] = BrokenSample) -> _Result:
+def read_with_retries(read: Callable[[], _Result], name: object, unreadable: type[Exception] = BrokenSample) -> _Result:
     """Calls `read()`, retrying on transient I/O errors.
 
     Args:
@@ -47,8 +47,8 @@ def retried(read: Callable[[], _Result], name: object, unreadable: type[Exceptio
 
 
 def read_bytes(file: str | os.PathLike) -> bytes:
-    """Reads the bytes of a file. Raises BrokenSample or DataError, like `retried`."""
-    return retried(paths.path(file).read_bytes, file)
+    """Reads the bytes of a file. Raises BrokenSample or DataError, like `read_with_retries`."""
+    return read_with_retries(paths.path(file).read_bytes, file)
 
 
 def read_text(file: str | os.PathLike) -> str:

@@ -96,7 +96,7 @@ def read_table(table: AnyPath) -> dict[str, list[str]]:
         if not isinstance(name, str):
             raise make_error(line, "no file name; name the columns 'file' and 'caption'")
         try:
-            texts, reason = captions.of_row(row), ""
+            texts, reason = captions.extract_row_captions(row), ""
         except ValueError as error:
             texts, reason = [], f": {error}"
         if texts:

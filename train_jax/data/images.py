@@ -81,30 +81,30 @@ def decode(
     failure.
     """
     if isinstance(image, Image.Image):
-        return _upright(image, convert)
+        return _apply_orientation(image, convert)
     if not isinstance(image, bytes | str | os.PathLike):
         raise DataError(f"an image must be a path, a file's bytes, a PIL image or an array, not {type(image).__name__}")
     data = image if isinstance(image, bytes) else files.read_bytes(image)
-    with _named_errors(), Image.open(io.BytesIO(data)) as opened:
+    with _convert_decoder_errors(), Image.open(io.BytesIO(data)) as opened:
         width, height = opened.size
         if opened.format in _VECTOR_FORMATS:
             raise BrokenSample(f"{opened.format} is a vector format, which is not decoded")
         if width * height > max_pixels:
             raise BrokenSample(f"{width} x {height} pixels; at most {max_pixels:,} are decoded")
-        return _upright(opened, convert)
+        return _apply_orientation(opened, convert)
 
 
-def _upright(image: Image.Image, convert: Callable) -> Image.Image:
+def _apply_orientation(image: Image.Image, convert: Callable) -> Image.Image:
     """Applies the EXIF orientation of an image, then `convert`."""
     if not image.width * image.height:
         raise BrokenSample(f"{image.width} x {image.height} pixels: the image is empty")
-    with _named_errors():
+    with _convert_decoder_errors():
         image.load()  # before reading EXIF, since loading a TIFF already applies the orientation
-        transpose = _EXIF_TRANSPOSE.get(_orientation(image))
+        transpose = _EXIF_TRANSPOSE.get(_read_orientation(image))
         return convert(image if transpose is None else image.transpose(transpose))
 
 
-def _orientation(image: Image.Image) -> int | None:
+def _read_orientation(image: Image.Image) -> int | None:
     """Reads the EXIF orientation of an image; returns None if it is missing or unreadable."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -114,7 +114,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 @contextlib.contextmanager
-def _named_errors():
+def _convert_decoder_errors():
     """Converts any error of an image decoder to BrokenSample."""
     try:
         yield

@@ -57,14 +57,14 @@ class SentencePiece:
                 return cls(pieces, context_length)
         elif (path / "spiece.model").is_file():
             try:
-                pieces = _unigram((path / "spiece.model").read_bytes())
+                pieces = _build_unigram_tokenizer((path / "spiece.model").read_bytes())
             except Exception as error:  # errors of parsing and of the library
                 raise ValueError(f"{path / 'spiece.model'}: not a SentencePiece model ({error!r})") from error
         else:
             raise FileNotFoundError(f"no tokenizer at {path}: neither tokenizer.json nor spiece.model")
         config = path / "tokenizer_config.json"
         options = json.loads(config.read_text("utf-8")) if config.is_file() else {}
-        return cls(_completed(pieces, options, context_length, path), context_length)
+        return cls(_add_preprocessing(pieces, options, context_length, path), context_length)
 
     @property
     def vocab_size(self) -> int:
@@ -96,7 +96,7 @@ class SentencePiece:
 
     def encode_flagged(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
         """Tokenizes texts like `encode`; also returns a mask of the truncated texts."""
-        encodings = self.pieces.encode_batch(captions.checked(texts))
+        encodings = self.pieces.encode_batch(captions.check_texts(texts))
         token_ids = np.array([encoding.ids for encoding in encodings], np.int32)
         token_ids = token_ids.reshape(len(texts), self.context_length)
         return token_ids, np.array([bool(encoding.overflowing) for encoding in encodings], bool)
@@ -114,7 +114,9 @@ class SentencePiece:
         paths.path(path).write_text(self.to_json(), "utf-8")
 
 
-def _completed(pieces: tokenizers.Tokenizer, options: Mapping, length: int, path: paths.AnyPath) -> tokenizers.Tokenizer:
+def _add_preprocessing(
+    pieces: tokenizers.Tokenizer, options: Mapping, length: int, path: paths.AnyPath
+) -> tokenizers.Tokenizer:
     """Adds SigLIP's normalisation, truncation and padding to `length`.
 
     The normalisation is that of the code of arXiv 2303.15343: lower case, no punctuation. SigLIP and SigLIP 2 are
@@ -142,23 +144,23 @@ def _completed(pieces: tokenizers.Tokenizer, options: Mapping, length: int, path
 # Files of SentencePiece
 
 
-def _unigram(data: bytes) -> tokenizers.Tokenizer:
+def _build_unigram_tokenizer(data: bytes) -> tokenizers.Tokenizer:
     """Builds a tokenizer from the content of a unigram `spiece.model`.
 
     The file is a Protocol Buffers message (sentencepiece_model.proto).
     """
     vocab, types, unknown, charsmap = [], [], None, b""
-    for field, value in _fields(data):
+    for field, value in _parse_fields(data):
         if field == 1:  # a piece: text, score, type
-            piece = dict(_fields(value))
+            piece = dict(_parse_fields(value))
             vocab.append((piece[1].decode(), float(np.frombuffer(piece.get(2, b"\0\0\0\0"), "<f4")[0])))
             types.append(piece.get(3, _NORMAL))
             if types[-1] == _UNKNOWN:
                 unknown = len(vocab) - 1
-        elif field == 2 and dict(_fields(value)).get(3, 1) != 1:  # trainer options, whose model type 1 is unigram
+        elif field == 2 and dict(_parse_fields(value)).get(3, 1) != 1:  # trainer options, whose model type 1 is unigram
             raise ValueError("this spiece.model is not a unigram model; save a tokenizer.json with transformers")
         elif field == 3:  # normalisation
-            charsmap = dict(_fields(value)).get(2, b"")
+            charsmap = dict(_parse_fields(value)).get(2, b"")
     if unknown is None:
         raise ValueError("this spiece.model has no unknown token")
     pieces = tokenizers.Tokenizer(models.Unigram(vocab, unknown, _BYTE in types))
@@ -172,7 +174,7 @@ def _unigram(data: bytes) -> tokenizers.Tokenizer:
     return pieces
 
 
-def _fields(data: bytes):
+def _parse_fields(data: bytes):
     """Yields `(number, value)` of each field of a Protocol Buffers message; values are integers or bytes."""
     offset = 0
 

@@ -86,7 +86,7 @@ def open_source(
     Raises DataError for an unknown name, an unknown split, or a source without records.
     """
     if mixture.SEPARATOR in name:
-        return _mixed(name, split, data_dir=data_dir, templates=templates)
+        return _open_mixture(name, split, data_dir=data_dir, templates=templates)
     kind, _, rest = name.partition(":")
     templates = tuple(templates or DEFAULT_TEMPLATES)
     for template in templates:
@@ -96,7 +96,7 @@ def open_source(
     if rest and kind in SOURCES:
         source = SOURCES[kind](rest, split, data_dir, templates)
     elif name.split("/")[0] in _EMBEDDED:
-        source = _embedded(name, split, data_dir)
+        source = _open_embedded(name, split, data_dir)
     else:
         raise DataError(
             f"there is no source {name!r}: name one as {', '.join(_FORMS)}"
@@ -107,7 +107,7 @@ def open_source(
     return source
 
 
-def readable(source: Source, max_broken: float) -> Source:
+def select_readable(source: Source, max_broken: float) -> Source:
     """Selects the records whose images can be decoded, by decoding every image once.
 
     Evaluations need this, since they must know their records in advance. Raises DataError if the share of unreadable images
@@ -131,7 +131,7 @@ def readable(source: Source, max_broken: float) -> Source:
     return dataclasses.replace(source, name=name, records=_Mapped(indices, source.__getitem__, source.described))
 
 
-def _mixed(name: str, split: str, **options) -> Source:
+def _open_mixture(name: str, split: str, **options) -> Source:
     """Opens a mixture of sources. Labels and truth functions are kept only if all parts share them."""
     weights, names = zip(*mixture.parse(name), strict=True)
     parts = [open_source(part, split, **options) for part in names]
@@ -144,7 +144,7 @@ def _mixed(name: str, split: str, **options) -> Source:
 # Embedded sets and TFDS
 
 
-def _embedded(name: str, split: str, data_dir: str | None) -> Source:
+def _open_embedded(name: str, split: str, data_dir: str | None) -> Source:
     """Opens an embedded data set, `shapes[/SIZE]` or `digits`."""
     family, _, variant = name.partition("/")
     module = importlib.import_module(f"train_jax.datasets.{family}")
@@ -152,7 +152,7 @@ def _embedded(name: str, split: str, data_dir: str | None) -> Source:
         builder = module.builder(variant, data_dir=data_dir) if variant else module.builder(data_dir=data_dir)
     except ValueError as error:
         raise DataError(f"{name}: {error}") from error
-    rows = _data_source(builder, name, split, "image")
+    rows = _open_data_source(builder, name, split, "image")
 
     def record(row) -> dict:
         fields = {
@@ -173,7 +173,7 @@ def _embedded(name: str, split: str, data_dir: str | None) -> Source:
     )
 
 
-def _tfds(name: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:
+def _open_tfds(name: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:
     """Opens a TFDS data set; prepares its files on first use."""
     import tensorflow_datasets as tfds
 
@@ -197,12 +197,12 @@ def _tfds(name: str, split: str, data_dir: str | None, templates: Sequence[str])
             builder.download_and_prepare(file_format="array_record")
         except Exception as error:  # no network, no disk space, a missing package, …
             raise DataError(f"tfds:{name} cannot be prepared ({type(error).__name__}: {error})") from error
-    rows = _data_source(builder, f"tfds:{name}", split, pictures[0])
+    rows = _open_data_source(builder, f"tfds:{name}", split, pictures[0])
 
     def record(row) -> dict:
         label = int(row[labels[0]]) if labels else -1
         if captions:
-            texts = _captions(row[captions[0]], f"tfds:{name}:{split}")
+            texts = _extract_captions(row[captions[0]], f"tfds:{name}:{split}")
         elif label < 0:  # TFDS's marker of unpublished labels
             raise BrokenSample(f"tfds:{name}:{split}: an example without a label, so no caption can be made")
         else:
@@ -212,10 +212,10 @@ def _tfds(name: str, split: str, data_dir: str | None, templates: Sequence[str])
     return Source(f"tfds:{name}:{split}", _Mapped(rows, record), names)
 
 
-def _captions(value, source_name: str) -> list[str]:
+def _extract_captions(value, source_name: str) -> list[str]:
     """Extracts the captions of a TFDS example. Raises BrokenSample if there are none."""
     try:
-        texts = caption_lib.texts(value)
+        texts = caption_lib.extract_captions(value)
     except ValueError as error:
         raise BrokenSample(f"{source_name}: {error}") from error
     if not texts:
@@ -223,7 +223,7 @@ def _captions(value, source_name: str) -> list[str]:
     return texts
 
 
-def _data_source(builder, name: str, split: str, image: str):
+def _open_data_source(builder, name: str, split: str, image: str):
     """Opens a split of a TFDS builder with undecoded images. Raises DataError for an unknown split."""
     import tensorflow_datasets as tfds
 
@@ -231,7 +231,7 @@ def _data_source(builder, name: str, split: str, image: str):
         # Images stay encoded: examples decode them and count failures.
         return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
     except (ValueError, KeyError) as error:
-        raise _no_split(name, split, ", ".join(builder.info.splits) or "none") from error
+        raise _unknown_split_error(name, split, ", ".join(builder.info.splits) or "none") from error
     except NotImplementedError as error:
         raise DataError(f"{name}: {error}; prepare it again with file_format='array_record'") from error
 
@@ -262,7 +262,7 @@ class _Mapped(Sequence):
 # Folders and tars
 
 
-def _folder(name: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:
+def _open_folder(name: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:
     """Opens a folder of captioned images."""
     folder = paths.path(name)
     captions_of = folders.read(folder)
@@ -273,23 +273,24 @@ def _folder(name: str, split: str, data_dir: str | None, templates: Sequence[str
     def record(name: str) -> dict:
         return {"image": files.read_bytes(folder / name)} | described(name)
 
-    names = _slice(list(captions_of), split, f"folder:{folder}")
+    names = _select_split(list(captions_of), split, f"folder:{folder}")
     return Source(f"folder:{folder}:{split}", _Mapped(names, record, described))
 
 
-def _webdataset(pattern: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:
+def _open_webdataset(pattern: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:
     """Opens tars of captioned images."""
     tars = Tars(pattern)
-    indices = _slice(range(len(tars)), split, f"webdataset:{pattern}")
+    indices = _select_split(range(len(tars)), split, f"webdataset:{pattern}")
     return Source(f"webdataset:{pattern}:{split}", _Mapped(indices, tars.__getitem__, tars.described))
 
 
-def _slice(names: Sequence, split: str, source_name: str) -> list:
+def _select_split(names: Sequence, split: str, source_name: str) -> list:
     """Selects the items of a split: `all`, `train`, or a slice such as `all[:90%]` or `train[100:]`."""
     base, bracket, rest = split.partition("[")
     bounds = rest.rstrip("]").split(":") if bracket else ["", ""]
     if base not in ("all", "train") or len(bounds) != 2 or (bracket and not rest.endswith("]")):
-        raise _no_split(source_name, split, "all (or train), and slices of it such as 'all[:90%]' and 'all[90%:]'")
+        splits = "all (or train), and slices of it such as 'all[:90%]' and 'all[90%:]'"
+        raise _unknown_split_error(source_name, split, splits)
 
     def parse_bound(bound: str, default: int) -> int:
         if not bound:
@@ -308,10 +309,10 @@ def _slice(names: Sequence, split: str, source_name: str) -> list:
 
 
 # Prefix of a name before the colon -> function `(rest of the name, split, data_dir, templates) -> Source`.
-SOURCES: dict[str, Callable] = {"folder": _folder, "webdataset": _webdataset, "tfds": _tfds}
+SOURCES: dict[str, Callable] = {"folder": _open_folder, "webdataset": _open_webdataset, "tfds": _open_tfds}
 
 
-def _no_split(name: str, split: str, splits: str) -> DataError:
+def _unknown_split_error(name: str, split: str, splits: str) -> DataError:
     """Makes the error for an unknown split; `splits` describes the available ones."""
     return DataError(
         f"{name} has no split {split!r}: {splits}. Choose one of these: --config.data.split=… for training, "

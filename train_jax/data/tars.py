@@ -80,7 +80,7 @@ class Tars(Sequence):
         self._stamps: list[tuple[int, ...]] = []
         self._samples: list[_Sample] = []
         for tar_index, path in enumerate(self._paths):
-            stamp, entries = files.retried(functools.partial(_load_index, path), path, DataError)
+            stamp, entries = files.read_with_retries(functools.partial(_load_index, path), path, DataError)
             self._stamps.append(stamp)
             self._samples += [_Sample(tar_index, *entry) for entry in entries]
 
@@ -117,7 +117,7 @@ class Tars(Sequence):
                 _open_cached.cache_clear()  # too many open files, or a stale handle of a network disk
                 raise
 
-        data = files.retried(read, name)
+        data = files.read_with_retries(read, name)
         if len(data) < size:
             raise BrokenSample(f"{name}: the tar ends in the middle of it")
         return data
@@ -128,7 +128,7 @@ def _parse_captions(data: bytes, kind: str, name: str) -> dict:
     try:
         text = files.decode_text(data)
         row = captions.parse_json(text) if kind == "json" else {"text": text}
-        texts = captions.of_row(row)
+        texts = captions.extract_row_captions(row)
     except ValueError as error:
         raise BrokenSample(f"{name}: its .{kind} holds no caption ({error})") from error
     if not texts:

@@ -171,7 +171,7 @@ class Tokenizer:
           dropout: probability of skipping a merge (BPE dropout, arXiv 1910.13267), which gives random tokenizations.
           rng: random generator of the dropout.
         """
-        texts = captions.checked(texts)
+        texts = captions.check_texts(texts)
         token_ids = np.full((len(texts), self.context_length), self.pad_id, np.int32)
         is_truncated = np.zeros(len(texts), bool)
         cleaned = [clean(text) for text in texts]

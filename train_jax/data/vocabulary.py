@@ -14,7 +14,7 @@ from train_jax.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-def learn(data: ConfigDict, max_records: int, vocab_size: int, context_length: int) -> Tokenizer:
+def train_tokenizer(data: ConfigDict, max_records: int, vocab_size: int, context_length: int) -> Tokenizer:
     """Trains a tokenizer on the captions of the training source.
 
     Args:

@@ -9,7 +9,7 @@ from train_jax import paths
 log = logging.getLogger(__name__)
 
 
-def prepared(builder_class, config: str | None, data_dir: str | None):
+def prepare_builder(builder_class, config: str | None, data_dir: str | None):
     """Returns a TFDS builder after preparing its files if necessary. Safe for concurrent processes.
 
     Raises ValueError for an unknown config of the builder.

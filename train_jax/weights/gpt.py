@@ -14,7 +14,7 @@ def block(ours: str, theirs: str, heads: int) -> list[Entry]:
         ),
         Entry(f"{ours}/attention/qkv/kernel", tuple(f"{x}.weight" for x in qkv), "qkv", heads),
         Entry(f"{ours}/attention/qkv/bias", tuple(f"{x}.bias" for x in qkv), "qkv_bias", heads),
-        Entry(f"{ours}/attention/out/kernel", (f"{theirs}.attn.proj.weight",), "heads_in", heads),
+        Entry(f"{ours}/attention/out/kernel", (f"{theirs}.attn.proj.weight",), "merge_heads", heads),
         Entry(f"{ours}/attention/out/bias", (f"{theirs}.attn.proj.bias",)),
         Entry(f"{ours}/mlp_in/kernel", (f"{theirs}.mlp.0.weight",), "linear"),
         Entry(f"{ours}/mlp_in/bias", (f"{theirs}.mlp.0.bias",)),

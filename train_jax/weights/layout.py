@@ -62,23 +62,23 @@ class Entry:
             return x.T
         if self.kind == "conv":
             return x.transpose(2, 3, 1, 0)
-        if self.kind == "point":
+        if self.kind == "linear_to_conv1x1":
             return x.T[None, None]
-        if self.kind == "one_by_one":
+        if self.kind == "conv1x1_to_linear":
             return x[:, :, 0, 0].T
         if self.kind == "qkv":
             return x.T.reshape(x.shape[1], 3, self.heads, -1)
         if self.kind == "qkv_bias":
             return x.reshape(3, self.heads, -1)
-        if self.kind == "heads_in":
+        if self.kind == "merge_heads":
             return x.T.reshape(self.heads, -1, x.shape[0])
-        if self.kind == "heads_out":
+        if self.kind == "split_heads":
             return x.T.reshape(x.shape[1], self.heads, -1)
         if self.kind == "heads_bias":
             return x.reshape(self.heads, -1)
         if self.kind in ("row", "rows"):
             return x[0]
-        return x.reshape(()) if self.kind == "number" else x
+        return x.reshape(()) if self.kind == "scalar" else x
 
     def to_peer(self, x: np.ndarray) -> list[np.ndarray]:
         """Converts our parameter to the peer's arrays, or to a third of an array: the inverse of `from_peer`."""
@@ -86,17 +86,17 @@ class Entry:
             x = x.T
         elif self.kind == "conv":
             x = x.transpose(3, 2, 0, 1)
-        elif self.kind == "point":
+        elif self.kind == "linear_to_conv1x1":
             x = x[0, 0].T
-        elif self.kind == "one_by_one":
+        elif self.kind == "conv1x1_to_linear":
             x = x.T[:, :, None, None]
         elif self.kind == "qkv":
             x = x.reshape(x.shape[0], -1).T
         elif self.kind in ("qkv_bias", "heads_bias"):
             x = x.reshape(-1)
-        elif self.kind == "heads_out":
+        elif self.kind == "split_heads":
             x = x.reshape(x.shape[0], -1).T
-        elif self.kind == "heads_in":
+        elif self.kind == "merge_heads":
             x = x.reshape(-1, x.shape[-1]).T
         elif self.kind in ("row", "rows"):
             x = x[None]

@@ -13,7 +13,7 @@ def builder(variant: str | None = None, data_dir: str | None = None):
     """Returns the TFDS builder of the digits, with prepared files. There are no variants."""
     from train_jax.datasets.digits.digits_dataset_builder import Builder
 
-    return embedded.prepared(Builder, variant, data_dir)
+    return embedded.prepare_builder(Builder, variant, data_dir)
 
 
 def read(image) -> int:

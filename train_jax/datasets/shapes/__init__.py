@@ -15,7 +15,7 @@ def builder(size: str = "64", data_dir: str | None = None):
     """Returns the TFDS builder of scenes at 32, 64 or 128 pixels, with prepared files."""
     from train_jax.datasets.shapes.shapes_dataset_builder import Builder
 
-    return embedded.prepared(Builder, size, data_dir)
+    return embedded.prepare_builder(Builder, size, data_dir)
 
 
 def is_true(caption: str, record) -> bool:
