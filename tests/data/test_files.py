@@ -31,8 +31,8 @@ def test_text_of_every_encoding_that_says_so(tmp_path, encoding, end):
         ("für".encode("latin-1"), r"x\.txt: byte 1 is not UTF-8 \(invalid start byte\); save the file as UTF-8"),
         (b"\xef\xbb\xbfa\xff", r"x\.txt: byte 4 is not UTF-8"),
         (b"\xff\xfea\0b", r"x\.txt: byte 4 is not UTF-16-LE \(truncated data\)"),
-        ("fur".encode("utf-16-le"), r"x\.txt: byte 1 is zero, which no text in UTF-8 has"),
-        (b"\xff\xfea\0\0\0", r"x\.txt: byte 4 is zero, which no text in UTF-16-LE has"),
+        ("fur".encode("utf-16-le"), r"x\.txt: byte 1 is zero, which is invalid in UTF-8 text"),
+        (b"\xff\xfea\0\0\0", r"x\.txt: byte 4 is zero, which is invalid in UTF-16-LE text"),
         ("aé".encode("utf-32"), r"x\.txt: byte 2 is zero"),
     ],
 )

@@ -206,7 +206,7 @@ def test_tensors_are_read_and_odd_ones_named(tmp_path):
     path = tensor_file(tmp_path / "w.pt", "FloatStorage", b"K\x02K\x02\x86", b"K\x01K\x02\x86", numbers)
     np.testing.assert_array_equal(open_tensors(path)["w"], [[0, 2], [1, 3]])
     for kind, shape, stored, words in (
-        ("ComplexFloatStorage", b"K\x02K\x02\x86", numbers, "w.pt holds numbers of the kind ComplexFloatStorage"),
+        ("ComplexFloatStorage", b"K\x02K\x02\x86", numbers, "w.pt holds numbers of type ComplexFloatStorage"),
         ("FloatStorage", b"K\x09K\x02\x86", numbers, "lies outside its storage"),
         ("FloatStorage", b"K\x02K\x02\x86", numbers[:7], "w.pt cannot be read as weights"),
     ):
