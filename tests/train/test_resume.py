@@ -107,8 +107,8 @@ def test_another_model_is_refused_by_the_array_that_differs(tmp_path):
     wider = PARAMS | {"b": {"dense": {"kernel": jnp.ones((4, 8))}, "more": {"kernel": jnp.ones((2, 2))}}}
     other = dataclasses.replace(state, params=wider)
     words = (
-        r"params do not match this run: b/dense/kernel is float32\[4, 4\] in the checkpoint and float32\[4, 8\] in this run; "
-        "b/more/kernel is"
+        r"params do not match this run: b/dense/kernel is float32\[4, 4\] in the checkpoint "
+        r"and float32\[4, 8\] in this run; b/more/kernel is"
     )
     with pytest.raises(ConfigError, match=words + ".* Go back to the version that saved it, or choose another"):
         restored(tmp_path, other, options())
