@@ -49,7 +49,7 @@ HITS = 8
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.demo(argv, "clip_jax.demo", __doc__.splitlines()[0], CONFIG, run, (SearchError,))
+    return command.run_demo(argv, "clip_jax.demo", __doc__.splitlines()[0], CONFIG, run, (SearchError,))
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:

@@ -26,7 +26,7 @@ from train_jax.data.images import CLIP_MEAN, CLIP_STD
 from train_jax.data.options import AugmentOptions, PreprocessOptions, TokenizerOptions
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import AnyTokenizer, Tokenizer, open_tokenizer
-from train_jax.data.vocabulary import learn
+from train_jax.data.vocabulary import train_tokenizer
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 from train_jax.task import Task
@@ -229,4 +229,4 @@ def _open_tokenizer(config: ConfigDict, workdir: Path | None) -> AnyTokenizer:
                 f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. `hf download {files} --local-dir "
                 f"{config.tokenizer.path}` downloads it; --config.tokenizer.path= trains one on the captions"
             ) from error
-    return learn(config.data, config.tokenizer.captions, config.tokenizer.vocab_size, length)
+    return train_tokenizer(config.data, config.tokenizer.captions, config.tokenizer.vocab_size, length)

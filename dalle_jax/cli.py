@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
         return command.train(argv[1:])
-    return command.answer("dalle-jax", _make_parser().parse_args(arguments_lib.expanded(argv)))
+    return command.run_command("dalle-jax", _make_parser().parse_args(arguments_lib.expand_home(argv)))
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -37,7 +37,7 @@ SETTINGS = {"top_p": 0.9, "guidance": 5.0, "seed": 0}
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.demo(argv, "dalle_jax.demo", __doc__.splitlines()[0], CONFIG, run)
+    return command.run_demo(argv, "dalle_jax.demo", __doc__.splitlines()[0], CONFIG, run)
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:

@@ -14,7 +14,7 @@ from dalle_jax.captions import TOKENIZER, Captions
 from dalle_jax.options import DALLEOptions
 from train_jax.data.options import TokenizerOptions
 from train_jax.data.text import Tokenizer
-from train_jax.data.vocabulary import learn
+from train_jax.data.vocabulary import train_tokenizer
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 from train_jax.task import Task
@@ -80,4 +80,4 @@ def _open_tokenizer(config: ConfigDict, workdir: Path | None) -> Tokenizer:
                 f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. Set a folder that contains one, or train one "
                 "on the captions: --config.tokenizer.path="
             ) from error
-    return learn(config.data, config.tokenizer.captions, config.tokenizer.vocab_size, length)
+    return train_tokenizer(config.data, config.tokenizer.captions, config.tokenizer.vocab_size, length)

@@ -2,11 +2,11 @@
 
     @dataclasses.dataclass(frozen=True)
     class TowerOptions(Options):
-        width: int = option(768, "of the residual stream", least=1)
-        pool: str = option("cls", "how patches become one vector", choices=("cls", "mean"))
+        width: int = option(768, "width of the residual stream", least=1)
+        pool: str = option("cls", "pooling of the patches", choices=("cls", "mean"))
 
-From one such class follow the defaults of a config (`defaults`), the check of a user's (`parse`), what a checkpoint decides
-(`identity`), and its documentation (`documentation`).
+An options class provides the defaults of a config (`defaults`), the check of a user's config (`parse`), the options that
+determine the weights (`identity`), and the documentation (`documentation`).
 """
 
 import dataclasses
@@ -35,13 +35,13 @@ def option(
     """Declares an option: a field of an `Options` class.
 
     Args:
-      default: its type is that of the option; a tuple holds values of one kind, each of which is checked, a
-        FrozenConfigDict options whose names are the user's own. None: the annotation, `X | None`, tells the type.
-      meaning: for people, in a few words.
-      choices: all values that are allowed, such as the keys of a registry, which may grow; (): any within the bounds.
-      least, most, above, below: bounds of a number, the last two exclusive.
-      identity: whether the option decides what a model's weights are or mean. A run that starts from a checkpoint may
-        choose other options freely.
+      default: default value, which also determines the type. All values of a tuple have the same type and are checked; a
+        FrozenConfigDict accepts arbitrary option names. None: the annotation `X | None` determines the type.
+      meaning: short description, a noun phrase.
+      choices: allowed values, such as the keys of a registry, which may grow; (): all values within the bounds.
+      least, most, above, below: bounds of a number; `above` and `below` are exclusive.
+      identity: whether the option affects shapes or meaning of the weights. A run that starts from a checkpoint may change
+        all other options.
     """
     bounds = {"least": least, "most": most, "above": above, "below": below}
     metadata = {"meaning": meaning, "choices": choices, "identity": identity, **bounds}
@@ -50,11 +50,11 @@ def option(
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """A group of options; fields of this type are groups inside it. Values are hashable."""
+    """Base class of groups of options. Fields of type `Options` are nested groups; all values are hashable."""
 
     @classmethod
     def defaults(cls) -> ConfigDict:
-        """Returns the group with every option at its default."""
+        """Returns a ConfigDict of all options with their default values."""
         c = ConfigDict()
         for field in dataclasses.fields(cls):
             is_group = isinstance(field.default, Options)
@@ -63,28 +63,28 @@ class Options:
 
     @classmethod
     def parse(cls, values: Mapping | ConfigDict, path: str) -> "Options":
-        """Parses the options in `values`; absent ones have their defaults.
+        """Parses and checks the options in `values`; missing options have their defaults.
 
         Args:
-          path: of the group in a config, such as "model"; "": the whole config.
+          path: path of the group in the config, such as "model"; "": the whole config.
 
-        Raises ConfigError that names the option, the value and what is allowed.
+        Raises ConfigError with the option, its value and the allowed values.
         """
         known = {field.name: field for field in dataclasses.fields(cls)}
         parsed = {}
         for key, value in values.items():
             if key not in known:
-                raise ConfigError(f"config.{join(path, key)} is not an option{suggestion(key, known, path)}")
+                raise ConfigError(f"config.{join(path, key)} is not an option{suggest_option(key, known, path)}")
             parsed[key] = _parse(known[key], value, join(path, key))
         options = cls(**parsed)
         options.check(path)
         return options
 
     def check(self, path: str) -> None:
-        """Checks for options that contradict each other: raises ConfigError; see `require`."""
+        """Raises ConfigError for inconsistent options; subclasses override this method. See `require`."""
 
     def require(self, holds: bool, path: str, key: str, allowed: str) -> None:
-        """Raises ConfigError that `config.path.key` must be `allowed`, unless `holds`."""
+        """Raises ConfigError unless `holds`; the message says that `config.path.key` must be `allowed`."""
         if not holds:
             value = self
             for name in key.split("."):
@@ -93,7 +93,7 @@ class Options:
 
     @classmethod
     def free(cls) -> tuple[str, ...]:
-        """Lists the dotted names of options that a run may change when it starts from a checkpoint."""
+        """Returns the dotted names of the options without effect on the weights (`identity=False`)."""
         names: list[str] = []
         for field in dataclasses.fields(cls):
             if isinstance(field.default, Options):
@@ -103,11 +103,11 @@ class Options:
         return tuple(names)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all options, groups as dicts."""
+        """Returns all options as nested dicts."""
         return dataclasses.asdict(self)
 
     def identity(self) -> dict[str, Any]:
-        """Returns the options that determine what the weights are and mean, groups as dicts."""
+        """Returns the options that affect shapes or meaning of the weights, as nested dicts."""
         values = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -119,30 +119,33 @@ class Options:
 
     @classmethod
     def documentation(cls, path: str) -> Iterator[tuple[str, Any, str]]:
-        """Yields dotted path, default, and meaning with allowed values of every option."""
+        """Yields dotted path, default, and meaning with the allowed values of every option."""
         for field in dataclasses.fields(cls):
             name = join(path, field.name)
             if isinstance(field.default, Options):
                 yield from field.default.documentation(name)
             else:
-                allowed = _allowed(field)
+                allowed = _describe_allowed(field)
                 yield name, field.default, field.metadata["meaning"] + (f" ({allowed})" if allowed else "")
 
 
 def join(path: str, key: str) -> str:
-    """Joins the path of a group and the name of an option with a dot."""
+    """Joins the path of a group and the name of an option by a dot."""
     return f"{path}.{key}" if path else key
 
 
-def suggestion(key: str, known: Collection[str], path: str) -> str:
-    """Ends a message about an unknown option: a similar name, and the known names."""
+def suggest_option(key: str, known: Collection[str], path: str) -> str:
+    """Formats the hint of an error message for an unknown option: a similar name and all known names."""
     close = difflib.get_close_matches(key, list(known), n=1)
     hint = f"; did you mean config.{join(path, close[0])}?" if close else "."
     return f"{hint} Options here: {', '.join(sorted(known))}"
 
 
-def typed(name: str, value: Any, default: Any) -> Any:
-    """Converts `value` to the type of `default`: an int to float, a list to tuple; anything else is a ConfigError."""
+def convert_type(name: str, value: Any, default: Any) -> Any:
+    """Converts `value` to the type of `default`: int to float, list to tuple.
+
+    Raises ConfigError for any other type.
+    """
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, tuple) and isinstance(value, list | tuple):
@@ -154,15 +157,15 @@ def typed(name: str, value: Any, default: Any) -> Any:
 
 
 def parse_value(field: dataclasses.Field, value: Any, name: str) -> Any:
-    """Converts a value to the type of an option, which is no group, and checks it.
+    """Converts a value to the type of a single option and checks the allowed values.
 
-    Raises ConfigError that tells the option by `name`, the value and what is allowed.
+    Raises ConfigError with `name`, the value and the allowed values.
     """
     if field.default is not None:
-        value = typed(name, value, field.default)
+        value = convert_type(name, value, field.default)
     elif value is not None:
-        value = _typed_by_annotation(name, value, field)
-    kinds = next((typing.get_args(kind) for kind in _alternatives(field) if typing.get_origin(kind) is tuple), ())
+        value = _convert_by_annotation(name, value, field)
+    kinds = next((typing.get_args(kind) for kind in _list_types(field) if typing.get_origin(kind) is tuple), ())
     if isinstance(value, tuple) and kinds:
         if kinds[-1] is not Ellipsis and len(value) != len(kinds):
             raise ConfigError(f"{name} = {value!r}; it must hold {len(kinds)} values: {field.metadata['meaning']}")
@@ -171,7 +174,7 @@ def parse_value(field: dataclasses.Field, value: Any, name: str) -> Any:
             raise ConfigError(f"{name} = {value!r}; it must hold values of type {kinds[0].__name__}")
     for part in value if isinstance(value, tuple) else (value,):
         if part is not None and not _is_allowed(field.metadata, part):
-            raise ConfigError(f"{name} = {value!r}; it must be {_allowed(field)}")
+            raise ConfigError(f"{name} = {value!r}; it must be {_describe_allowed(field)}")
     return value
 
 
@@ -180,6 +183,7 @@ def _as_config(default: Any) -> Any:
 
 
 def _parse(field: dataclasses.Field, value: Any, path: str) -> Any:
+    """Parses the value of an option or of a nested group."""
     if isinstance(field.default, Options):
         if not isinstance(value, Mapping | ConfigDict):
             names = ", ".join(f.name for f in dataclasses.fields(field.default))
@@ -190,14 +194,15 @@ def _parse(field: dataclasses.Field, value: Any, path: str) -> Any:
     return parse_value(field, value, f"config.{path}")
 
 
-def _alternatives(field: dataclasses.Field) -> tuple[Any, ...]:
-    """The types of an option beside None."""
+def _list_types(field: dataclasses.Field) -> tuple[Any, ...]:
+    """Returns the types that the annotation of an option allows, without None."""
     kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
     return tuple(kind for kind in kinds if kind is not types.NoneType)
 
 
-def _typed_by_annotation(name: str, value: Any, field: dataclasses.Field) -> Any:
-    kinds = tuple(typing.get_origin(kind) or kind for kind in _alternatives(field))
+def _convert_by_annotation(name: str, value: Any, field: dataclasses.Field) -> Any:
+    """Converts `value` to one of the annotated types of an option whose default is None."""
+    kinds = tuple(typing.get_origin(kind) or kind for kind in _list_types(field))
     if float in kinds and type(value) is int:
         return float(value)
     if tuple in kinds and isinstance(value, list):
@@ -224,8 +229,8 @@ def _is_allowed(metadata: Mapping, value: Any) -> bool:
     )
 
 
-def _allowed(field: dataclasses.Field) -> str:
-    """Describes the allowed values of an option."""
+def _describe_allowed(field: dataclasses.Field) -> str:
+    """Describes the allowed values of an option in words; empty if all values are allowed."""
     metadata = field.metadata
     if metadata["choices"]:
         return f"one of {', '.join(map(str, metadata['choices']))}"
@@ -233,15 +238,15 @@ def _allowed(field: dataclasses.Field) -> str:
     high = metadata["most"] if metadata["below"] is None else metadata["below"]
     if low is not None and high is not None:
         left, right = "[" if metadata["above"] is None else "(", "]" if metadata["below"] is None else ")"
-        return f"in {left}{_number(low)}, {_number(high)}{right}"
+        return f"in {left}{_format_number(low)}, {_format_number(high)}{right}"
     if low is not None:
         if metadata["above"] is not None:
-            return "positive" if low == 0 else f"above {_number(low)}"
-        return "0 or more" if low == 0 else f"at least {_number(low)}"
+            return "positive" if low == 0 else f"above {_format_number(low)}"
+        return "0 or more" if low == 0 else f"at least {_format_number(low)}"
     if high is not None:
-        return f"at most {_number(high)}" if metadata["below"] is None else f"below {_number(high)}"
+        return f"at most {_format_number(high)}" if metadata["below"] is None else f"below {_format_number(high)}"
     return ""
 
 
-def _number(x: float | int) -> str:
+def _format_number(x: float | int) -> str:
     return str(x) if isinstance(x, int) else f"{x:g}"

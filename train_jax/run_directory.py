@@ -11,14 +11,14 @@ from train_jax.paths import AnyPath
 
 
 def open_config(directory: AnyPath, task: str, what: str, artifacts: Sequence[str] = ()) -> dict | None:
-    """Reads the config of a run from its `config.json`; None if the folder is no run directory.
+    """Reads the config of a run from its `config.json`; returns None if the folder is not a run directory.
 
     Args:
-      task: the task module that the run must have.
-      what: the kind of model, for messages: "a CLIP".
-      artifacts: files beside the weights, which must be those that the weights were trained with.
+      task: required task module of the run.
+      what: kind of the model for messages, such as "a CLIP".
+      artifacts: required artifacts, which are checked against their saved hashes.
 
-    Raises LoadError for a run of another task, and for artifacts that are missing or have changed.
+    Raises LoadError for a run of another task, and for missing or changed artifacts.
     """
     file = directory / "config.json"
     if not file.is_file():
@@ -39,9 +39,9 @@ def open_config(directory: AnyPath, task: str, what: str, artifacts: Sequence[st
 
 
 def load_weights(directory: AnyPath, step: int | None = None) -> tuple[dict, dict, str]:
-    """Loads `(params, extra, name)` of a run by `trained_weights.load_weights`; `name` includes the step.
+    """Loads the weights of a run with `trained_weights.load_weights`. Returns `(params, extra, name)`.
 
-    Raises LoadError if there are none that can be read.
+    `name` contains directory and step. Raises LoadError if no checkpoint can be read.
     """
     try:
         params, extra, step = trained_weights.load_weights(directory / "checkpoints", step)
@@ -51,19 +51,23 @@ def load_weights(directory: AnyPath, step: int | None = None) -> tuple[dict, dic
 
 
 def check_artifacts(directory: AnyPath, artifacts: Sequence[str] = ()) -> None:
-    """Checks that a run's artifacts, at least these, are the files that it was trained with; LoadError if not."""
+    """Raises LoadError unless the artifacts of a run are the files that it was trained with.
+
+    Args:
+      artifacts: artifacts that must exist.
+    """
     file = directory / "artifacts.json"
     try:
         hashes = dict(json.loads(file.read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
         files = " and which ".join(artifacts) or "files"
-        raise LoadError(f"{file} cannot be read ({error}), so nothing says which {files} the weights need") from error
+        raise LoadError(f"{file} cannot be read ({error}), so it is unknown which {files} the weights need") from error
     for name in artifacts:
         if name not in hashes:
             raise LoadError(f"{file} does not mention {name}: it holds {', '.join(hashes) or 'nothing'}")
     for name, expected_hash in hashes.items():
         if not (directory / name).is_file():
-            raise LoadError(f"{directory / name} is missing: the weights need the file of SHA-256 {expected_hash[:12]}…")
+            raise LoadError(f"{directory / name} is missing: the weights need the file with SHA-256 {expected_hash[:12]}…")
         actual_hash = hashlib.sha256((directory / name).read_bytes()).hexdigest()
         if actual_hash != expected_hash:
             kind = "tokenizer" if name == "tokenizer.json" else name

@@ -1,7 +1,7 @@
-"""Sharding: the mesh of devices, one table from logical to mesh axes, and the shardings of a training state.
+"""Sharding: the device mesh, one table from logical to mesh axes, and the shardings of a training state.
 
-A module names the logical axes of its parameters (`nn.with_logical_partitioning(init, ("embed", "mlp"))`); `RULES` is
-the only place that says what these names mean on a mesh. The same model runs on one device or on thousands.
+A module names the logical axes of its parameters (`nn.with_logical_partitioning(init, ("embed", "mlp"))`); `RULES` alone
+maps these names to mesh axes. The same model runs on one device or on thousands.
 """
 
 import functools
@@ -33,7 +33,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("heads", "tensor"),
     ("vocab", "tensor"),
     ("channels_out", "fsdp"),
-    # Axes that are never split: stacked layers, codes, classes, the inside of a head, pixels and positions, inputs of a
+    # Axes that are never sharded: stacked layers, codes, classes, features of a head, pixels and positions, inputs of a
     # convolution.
     ("layers", None),
     ("codes", None),
@@ -49,11 +49,15 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 
 
 def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence | None = None) -> Mesh:
-    """Makes the mesh `("data", "fsdp", "tensor")` over all devices of all hosts (or over `devices`).
+    """Makes the mesh `("data", "fsdp", "tensor")`.
 
-    `sizes` gives the devices along each axis; one of them may be -1, the remaining devices, and then the others are reduced
-    to the number of devices: what is split over eight is not sharded on one. ConfigError if the product is not the number of
-    devices. Axes are of the Auto type: the compiler places collectives, as Linen's constraints expect.
+    Args:
+      sizes: number of devices along each axis. One size may be -1, the remaining devices; the other sizes are then reduced
+        to the number of devices, so a config for eight devices also runs on one.
+      devices: devices of the mesh; None: all devices of all hosts.
+
+    Raises ConfigError if the product of the sizes is not the number of devices. Axes have the type Auto: the compiler
+    inserts collectives, as Linen's sharding constraints require.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -76,8 +80,9 @@ def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence | None = 
 
 
 def _arrange_devices(shape: Sequence[int], devices: Sequence) -> np.ndarray:
-    """Arranges devices in an array of this shape: neighbours in the network along its last axes, several TPU slices
-    along data.
+    """Arranges devices in an array of the mesh shape.
+
+    Devices that are close in the network are neighbours along the last axes; several TPU slices lie along data.
     """
     slices = {getattr(device, "slice_index", 0) for device in devices} if devices[0].platform == "tpu" else {0}
     if len(slices) == 1:
@@ -85,8 +90,8 @@ def _arrange_devices(shape: Sequence[int], devices: Sequence) -> np.ndarray:
     data, *rest = shape
     if data % len(slices):
         raise ConfigError(
-            f"config.mesh.data = {data} cannot be split over {len(slices)} slices, between which only gradients should "
-            f"travel: it must be a multiple of {len(slices)}"
+            f"config.mesh.data = {data} cannot be split over {len(slices)} slices, which should exchange only "
+            f"gradients: it must be a multiple of {len(slices)}"
         )
     return mesh_utils.create_hybrid_device_mesh(
         (data // len(slices), *rest), (len(slices), 1, 1), devices, allow_split_physical_axes=True
@@ -94,42 +99,46 @@ def _arrange_devices(shape: Sequence[int], devices: Sequence) -> np.ndarray:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a batch: its first axis is split over data and fsdp, and replicated over tensor."""
+    """Returns the sharding of a batch: first axis sharded over data and fsdp, replicated over tensor."""
     return NamedSharding(mesh, P(BATCH))
 
 
 def host_rows(batch_sharding: NamedSharding, batch_size: int, process: int | None = None) -> np.ndarray:
-    """Returns the rows of a batch that a host's devices hold, ascending: int [rows]. None: this host's.
+    """Returns the indices of the batch rows on the devices of a host, in ascending order: int [rows].
 
-    The mesh follows the network, not the processes' numbers, so that they need not be contiguous. Hosts hold the same rows
-    where a row's replicas (along `tensor`) lie on several.
+    Args:
+      process: index of the host; None: this host.
+
+    The indices may be non-contiguous, since the mesh follows the network and not the process indices. Several hosts hold
+    the same row if its replicas (along `tensor`) are on different hosts.
     """
     process = jax.process_index() if process is None else process
-    held = np.zeros(batch_size, bool)
+    is_local = np.zeros(batch_size, bool)
     for device, (rows,) in batch_sharding.devices_indices_map((batch_size,)).items():
         if device.process_index == process:
-            held[rows] = True
-    return np.flatnonzero(held)
+            is_local[rows] = True
+    return np.flatnonzero(is_local)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a replicated array."""
     return NamedSharding(mesh, P())
 
 
 def parts(mesh: AnyMesh) -> int:
-    """Number of parts into which a batch is split."""
+    """Returns the number of shards of a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def largest(x: jax.Array, mesh: Mesh) -> jax.Array:
-    """Maximum over all devices of an array that is split as a batch, also where its replicas differ."""
+    """Computes the maximum over all devices of an array with a batch sharding, even if its replicas differ."""
     return jax.shard_map(
         lambda x: jax.lax.pmax(jnp.max(x), AXES), mesh=mesh, in_specs=P(BATCH), out_specs=P(), check_vma=False
     )(x)
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
-    """Raises ConfigError unless every device gets equally many examples of every micro-batch."""
+    """Raises ConfigError unless every micro-batch splits evenly over the devices."""
     count = parts(mesh) * accumulate
     if batch_size % count:
         micro = f" in {accumulate} micro-batches" if accumulate > 1 else ""
@@ -140,58 +149,62 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
 
 
 def split_batch(x: jax.Array, parts: int, mesh: AnyMesh) -> jax.Array:
-    """Splits [B, …] into [parts, B / parts, …]; part i has rows i, i + parts, … so that no row changes its device."""
+    """Splits a batch [B, …] into micro-batches [parts, B / parts, …].
+
+    Micro-batch i has rows i, i + parts, …, so all rows stay on their device.
+    """
     x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, BATCH)))
 
 
 def join_batch(x: jax.Array, mesh: AnyMesh) -> jax.Array:
-    """Inverse of `split_batch`: joins parts, in the original order of rows."""
+    """Joins micro-batches in the original order of rows: the inverse of `split_batch`."""
     x = x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(BATCH)))
 
 
 def rows_per_device(mesh: AnyMesh, rows: int) -> int:
-    """Number of a batch's rows on each device."""
+    """Returns the number of batch rows per device."""
     return rows if mesh.empty else rows // math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def parts_of(rows: int, max_rows: int) -> int:
-    """Smallest number of equal parts of at most `max_rows` rows into which `rows` rows can be split."""
+    """Returns the smallest number of equal parts with at most `max_rows` rows each."""
     return next(parts for parts in range(-(-rows // max_rows), rows + 1) if rows % parts == 0)
 
 
 def with_rules(function: Callable) -> Callable:
-    """Wraps `function` so that logical constraints of its modules are resolved by `RULES` while it is traced."""
+    """Wraps `function` to resolve logical sharding constraints by `RULES` during tracing."""
 
     @functools.wraps(function)
-    def ruled(*args, **kwargs):
+    def wrapper(*args, **kwargs):
         with nn.logical_axis_rules(RULES):
             return function(*args, **kwargs)
 
-    return ruled
+    return wrapper
 
 
 def is_box(x) -> bool:
+    """Returns whether a leaf is a parameter with logical axis names."""
     return isinstance(x, nn.LogicallyPartitioned)
 
 
 def unbox(tree):
-    """Removes the boxes that carry logical axis names from a tree."""
+    """Removes the boxes with logical axis names from a tree of parameters."""
     return jax.tree.map(lambda x: x.value if is_box(x) else x, tree, is_leaf=is_box)
 
 
 def logical_axes(tree) -> dict[str, tuple[str | None, ...]]:
-    """Maps the path of each parameter to its logical axis names (None for each axis of a leaf without a box)."""
+    """Returns the logical axis names of each parameter by path; all None for a leaf without a box."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box)
     return {path_name(path): tuple(x.names) if is_box(x) else (None,) * x.ndim for path, x in leaves}
 
 
 def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh, path: str = "") -> P:
-    """Makes the PartitionSpec of an array whose axes have these logical names.
+    """Makes the PartitionSpec of an array from its logical axis names.
 
-    A mesh axis serves one array axis at most: the first that asks for it. An axis whose length the mesh axis does not
-    divide is not sharded, and a warning is logged. ConfigError for a name that `RULES` does not know.
+    A mesh axis shards at most one array axis, the first that maps to it. An axis whose length is not divisible by the
+    mesh axis is not sharded, and a warning is logged. Raises ConfigError for a name that is not in `RULES`.
     """
     rules = dict(RULES)
     used_axes: set[str] = set()
@@ -205,7 +218,7 @@ def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh, path: st
             result.append(None)
         elif length % math.prod(mesh.shape[a] for a in axes):
             log.warning(
-                "%s: axis %r of length %d is not divisible by the mesh's %s and stays whole",
+                "%s: axis %r of length %d is not divisible by the mesh's %s and is not sharded",
                 path,
                 name,
                 length,
@@ -219,21 +232,21 @@ def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh, path: st
 
 
 def shardings(boxed, mesh: Mesh):
-    """Maps a tree of (boxed) abstract arrays to NamedShardings; leaves without names are replicated."""
+    """Makes the shardings of a tree of boxed abstract arrays; leaves without axis names are replicated."""
 
-    def one(path, x):
+    def make_sharding(path, x):
         if not is_box(x):
             return replicated(mesh)
         return NamedSharding(mesh, spec(x.names, x.value.shape, mesh, path_name(path)))
 
-    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_box)
+    return jax.tree_util.tree_map_with_path(make_sharding, boxed, is_leaf=is_box)
 
 
 def like_params(tree, params, param_shardings, mesh: Mesh):
-    """Makes shardings of a tree that holds copies of the parameters, such as an optimiser's state.
+    """Makes the shardings of a tree with copies of the parameters, such as an optimiser state.
 
-    A leaf whose path ends in a parameter's path and that has its shape (a moment) is sharded as that parameter;
-    anything else (a counter, Adafactor's small row and column statistics) is replicated.
+    A leaf with the shape of a parameter whose path ends in the parameter's path (a moment) is sharded like the parameter.
+    All other leaves (counters, Adafactor's small row and column statistics) are replicated.
     """
     known = {
         tuple(map(str, path)): (x.shape, s)
@@ -242,7 +255,7 @@ def like_params(tree, params, param_shardings, mesh: Mesh):
         )
     }
 
-    def one(path, x):
+    def find_sharding(path, x):
         keys = tuple(map(str, path))
         for start in range(len(keys)):
             shape, sharding = known.get(keys[start:], (None, None))
@@ -250,9 +263,9 @@ def like_params(tree, params, param_shardings, mesh: Mesh):
                 return sharding
         return replicated(mesh)
 
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree_util.tree_map_with_path(find_sharding, tree)
 
 
 def path_name(path) -> str:
-    """Formats a key path as `player/module/kernel`, the form in which configs name parameters."""
+    """Formats a key path as `player/module/kernel`, the form that configs use for parameters."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

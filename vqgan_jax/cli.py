@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
         return command.train(argv[1:])
-    return command.answer("vqgan-jax", _build_parser().parse_args(arguments_lib.expanded(argv)))
+    return command.run_command("vqgan-jax", _build_parser().parse_args(arguments_lib.expand_home(argv)))
 
 
 def _build_parser() -> argparse.ArgumentParser:

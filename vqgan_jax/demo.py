@@ -28,7 +28,7 @@ ENLARGED = 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.demo(argv, "vqgan_jax.demo", __doc__.splitlines()[0], CONFIG, run)
+    return command.run_demo(argv, "vqgan_jax.demo", __doc__.splitlines()[0], CONFIG, run)
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:

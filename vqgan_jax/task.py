@@ -22,7 +22,7 @@ from train_jax.data import images
 from train_jax.data.options import AugmentOptions, PreprocessOptions
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
-from train_jax.task import Task, averaged
+from train_jax.task import Task, average_statistics
 from vqgan_jax import averaging, codebook, discriminator, evaluators, model, perceptual, pretrained, quantize
 from vqgan_jax import loss as loss_lib
 from vqgan_jax.discriminator import DiscriminatorOptions
@@ -231,7 +231,7 @@ class Players:
         is_first = jnp.all(extra["usage"]["last"] < 0)
         usage, metrics = codebook.update_usage(extra["usage"], codes, step)
         means = {name: x for name, x in statistics.items() if name not in ("codes", "latents")}
-        extra = extra | averaged(means)
+        extra = extra | average_statistics(means)
         if not self.rule.needs_latents:
             return params, extra | {"usage": usage}, {}, metrics
         latents = sharding.join_batch(statistics["latents"], mesh)

@@ -123,8 +123,8 @@ def list_entries(model: Mapping) -> list[Entry]:
         *_block_entries("text", "params/txt/Encoder_0", model["text"]["depth"]),
         *_layer_entries("text/norm_post", "params/txt/Encoder_0/encoder_norm", "scale"),
         *_layer_entries("text/proj", "params/txt/head"),
-        Entry("logit_scale", ("params/t",), "number"),
-        Entry("logit_bias", ("params/b",), "number"),
+        Entry("logit_scale", ("params/t",), "scalar"),
+        Entry("logit_bias", ("params/b",), "scalar"),
     ]
 
 

@@ -189,7 +189,7 @@ def _block_entries(ours: str, theirs: str, tower: Mapping) -> Iterator[Entry]:
         yield from norm_entries(f"{mine}/norm1", f"{block}.layer_norm1")
         yield Entry(f"{mine}/attention/qkv/kernel", tuple(f"{part}.weight" for part in qkv), "qkv", heads)
         yield Entry(f"{mine}/attention/qkv/bias", tuple(f"{part}.bias" for part in qkv), "qkv_bias", heads)
-        yield from linear_entries(f"{mine}/attention/out", f"{block}.self_attn.out_proj", "heads_in", heads)
+        yield from linear_entries(f"{mine}/attention/out", f"{block}.self_attn.out_proj", "merge_heads", heads)
         yield from norm_entries(f"{mine}/norm2", f"{block}.layer_norm2")
         yield from linear_entries(f"{mine}/mlp_in", f"{block}.mlp.fc1")
         yield from linear_entries(f"{mine}/mlp_out", f"{block}.mlp.fc2")
@@ -210,7 +210,7 @@ def list_clip_entries(model: Mapping) -> list[Entry]:
         *_block_entries("text", "text_model", model["text"]),
         *norm_entries("text/norm_post", "text_model.final_layer_norm"),
         Entry("text/proj/kernel", ("text_projection.weight",), "linear"),
-        Entry("logit_scale", ("logit_scale",), "number"),
+        Entry("logit_scale", ("logit_scale",), "scalar"),
     ]
 
 
@@ -232,8 +232,8 @@ def list_siglip_entries(model: Mapping) -> list[Entry]:
         *_block_entries("text", "text_model", model["text"]),
         *norm_entries("text/norm_post", "text_model.final_layer_norm"),
         *linear_entries("text/proj", "text_model.head"),
-        Entry("logit_scale", ("logit_scale",), "number"),
-        Entry("logit_bias", ("logit_bias",), "number"),
+        Entry("logit_scale", ("logit_scale",), "scalar"),
+        Entry("logit_bias", ("logit_bias",), "scalar"),
     ]
 
 

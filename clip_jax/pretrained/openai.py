@@ -26,10 +26,10 @@ def list_entries(model: Mapping) -> list[Entry]:
         *_block_entries("text/transformer", "transformer", text),
         *norm_entries("text/norm_post", "ln_final"),
         Entry("text/proj/kernel", ("text_projection",)),
-        Entry("logit_scale", ("logit_scale",), "number"),
+        Entry("logit_scale", ("logit_scale",), "scalar"),
     ]
     if model["loss"] == "sigmoid":
-        table.append(Entry("logit_bias", ("logit_bias",), "number"))
+        table.append(Entry("logit_bias", ("logit_bias",), "scalar"))
     return table
 
 
@@ -49,15 +49,15 @@ def attention_entries(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
     """Yields the entries of PyTorch's `nn.MultiheadAttention` for `nn_jax.attention.SelfAttention`."""
     yield Entry(f"{ours}/qkv/kernel", (f"{theirs}.in_proj_weight",), "qkv", heads)
     yield Entry(f"{ours}/qkv/bias", (f"{theirs}.in_proj_bias",), "qkv_bias", heads)
-    yield from linear_entries(f"{ours}/out", f"{theirs}.out_proj", "heads_in", heads)
+    yield from linear_entries(f"{ours}/out", f"{theirs}.out_proj", "merge_heads", heads)
 
 
 def cross_attention_entries(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
     """Yields the entries of `nn.MultiheadAttention` for `nn_jax.attention.CrossAttention`, with separate q, k and v."""
     for qkv_index, name in enumerate("qkv"):
-        yield Entry(f"{ours}/{name}/kernel", (f"{theirs}.in_proj_weight",), "heads_out", heads, qkv_index)
+        yield Entry(f"{ours}/{name}/kernel", (f"{theirs}.in_proj_weight",), "split_heads", heads, qkv_index)
         yield Entry(f"{ours}/{name}/bias", (f"{theirs}.in_proj_bias",), "heads_bias", heads, qkv_index)
-    yield from linear_entries(f"{ours}/out", f"{theirs}.out_proj", "heads_in", heads)
+    yield from linear_entries(f"{ours}/out", f"{theirs}.out_proj", "merge_heads", heads)
 
 
 def _block_entries(ours: str, theirs: str, tower: Mapping) -> Iterator[Entry]:
@@ -103,9 +103,9 @@ def _resnet_entries(image: Mapping) -> Iterator[Entry]:
     pool, theirs, heads = "vision/pool", "visual.attnpool", image["heads"]
     yield Entry(f"{pool}/positions", (f"{theirs}.positional_embedding",))
     for name in "qkv":
-        yield Entry(f"{pool}/attention/{name}/kernel", (f"{theirs}.{name}_proj.weight",), "heads_out", heads)
+        yield Entry(f"{pool}/attention/{name}/kernel", (f"{theirs}.{name}_proj.weight",), "split_heads", heads)
         yield Entry(f"{pool}/attention/{name}/bias", (f"{theirs}.{name}_proj.bias",), "heads_bias", heads)
-    yield from linear_entries(f"{pool}/attention/out", f"{theirs}.c_proj", "heads_in", heads)
+    yield from linear_entries(f"{pool}/attention/out", f"{theirs}.c_proj", "merge_heads", heads)
 
 
 def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:

@@ -128,7 +128,7 @@ def test_classify_goes_on_after_a_broken_picture(run, tiny, folder, tmp_path):
     "arguments, words",
     [
         (["nowhere.jpg", "--labels", "cat"], "no image can be read; nowhere.jpg: No such file"),
-        (["PICTURE", "--labels", " , "], "--labels ' , ' names none"),
+        (["PICTURE", "--labels", " , "], "--labels ' , ' has no entries"),
         (["PICTURE", "--labels", "@LATIN"], "latin.txt: byte 3 is not UTF-8"),
         (["PICTURE", "--labels", "cat", "--template", "@LATIN"], "latin.txt: byte 3 is not UTF-8"),
         (["PICTURE", "--labels", "@BLANK"], "blank.txt has no line with a label"),

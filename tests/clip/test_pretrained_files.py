@@ -192,7 +192,7 @@ def test_weights_of_eight_bits(dtype, name, copy):
     scale = {"visual_projection.weight_scale": ("F32", np.ones(1, np.float32))}
     shutil.copy(GOLDEN / "hf-clip" / "model.safetensors", folder)
     eight_bits(folder / "model.safetensors", dtype, name, **scale)
-    with pytest.raises(LoadError, match="8-bit floats with scales of their own .*visual_projection.weight_scale"):
+    with pytest.raises(LoadError, match="8-bit floats with separate scales .*visual_projection.weight_scale"):
         open_checkpoint(folder)
 
 

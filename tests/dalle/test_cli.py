@@ -114,14 +114,14 @@ def test_score_prints_a_table_or_json(tiny, trained, picture, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["generate", "a", "--out", "grid.jpg"], "the grid is a PNG; name it so"),
+        (["generate", "a", "--out", "grid.jpg"], "the grid is a PNG; use the suffix .png"),
         (["generate", "a", "--out", "g.png", "--n", "0"], "n = 0 must be an integer, at least 1"),
         (["generate", "a", "--out", "g.png", "--best", "1"], "needs a ranking: set --rerank"),
         (["generate", "a", "--out", "g.png", "--rerank", "nowhere"], "nowhere: no such file"),
         (["generate", "@missing.txt", "--out", "g.png"], "missing.txt: No such file"),
         (["complete", "PICTURE", "--keep", "middle", "--out", "c.png"], "--keep middle: name one of top"),
         (["complete", "missing.png", "--keep", "top", "--out", "c.png"], "missing.png"),
-        (["score", "PICTURE", "--prompts", " , "], "--prompts ' , ' names none"),
+        (["score", "PICTURE", "--prompts", " , "], "--prompts ' , ' has no entries"),
         (["generate", "a", "--out", "no/g.png"], "--out no/g.png: there is no folder no"),
     ],
 )

@@ -64,7 +64,7 @@ def test_the_reader_of_scenes_reads_their_captions():
         first = scene.objects[0]
         other = "a green heart" if first.colour != "green" else "a red heart"
         assert not shapes.shows(picture, other) or any(f"{o.colour} {o.shape}" in other for o in scene.objects)
-    with pytest.raises(ValueError, match="no caption of a scene"):
+    with pytest.raises(ValueError, match="not a caption of a scene"):
         shapes.shows(picture, "a dog")
 
 

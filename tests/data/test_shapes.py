@@ -222,7 +222,7 @@ def test_grammar_is_lenient(caption):
     ],
 )
 def test_captions_of_another_world_are_refused(caption):
-    with pytest.raises(ValueError, match="is no caption of a scene: write one as") as caught:
+    with pytest.raises(ValueError, match="is not a caption of a scene: write a caption such as") as caught:
         is_true(caption, CIRCLE)
     assert repr(caption) in str(caught.value)
 

@@ -149,7 +149,7 @@ def test_names_that_no_file_can_have_are_captions_without_an_image(tmp_path, cap
 
 
 def test_a_disk_that_fails_is_no_broken_sample(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_WAITS", ())
+    monkeypatch.setattr(files, "_RETRY_DELAYS", ())
     fill(tmp_path, "a.png")
     (tmp_path / "a.txt").write_text("a")
     source = open_source(f"folder:{tmp_path}", "all")
@@ -224,9 +224,9 @@ def test_evaluations_may_leave_out_a_share_of_unreadable_pictures(tmp_path, capl
     context = Context(sharding.make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})), options, Task(len, len, len))
     source = context.source("", "all")
     assert [record["captions"] for record in source] == [[str(n)] for n in range(10) if n != 3]
-    assert source[3]["id"] == "4.png" and "evaluated without 1 picture(s) that cannot be read" in caplog.text
+    assert source[3]["id"] == "4.png" and "evaluated without 1 image(s) that cannot be read" in caplog.text
     (tmp_path / "4.png").write_bytes(b"")
-    with pytest.raises(DataError, match="2 of 10 pictures cannot be read, more than config.data.max_broken_eval = 10.0%"):
+    with pytest.raises(DataError, match="2 of 10 images cannot be read, more than config.data.max_broken_eval = 10.0%"):
         context.source("", "all")
     options.data.max_broken_eval = 0.0
     assert len(context.source("", "all")) == 10
@@ -330,9 +330,9 @@ def test_bad_splits_of_folders(ten, split):
 
 
 def test_bounds_that_are_no_numbers(ten):
-    with pytest.raises(DataError, match="'half' in split .* is no number and no percentage"):
+    with pytest.raises(DataError, match="'half' in split .* is neither an integer nor a percentage"):
         open_source(ten, "all[:half]")
-    with pytest.raises(DataError, match="'inf%' in split .* is no number and no percentage"):
+    with pytest.raises(DataError, match="'inf%' in split .* is neither an integer nor a percentage"):
         open_source(ten, "all[:inf%]")
     with pytest.raises(DataError, match="no records"):
         open_source(ten, "all[5:5]")
@@ -515,7 +515,7 @@ def test_shapes_know_what_is_true(few):
         assert all(source.is_true(caption, record) for caption in record["captions"])
         shapes = {shape for _, shape in pairs_of(record)}
         assert not any(source.is_true(f"a {shape}", record) for shape in set(scenes.SHAPES) - shapes)
-    with pytest.raises(ValueError, match="'a photo of a dog' is no caption of a scene"):
+    with pytest.raises(ValueError, match="'a photo of a dog' is not a caption of a scene"):
         source.is_true("a photo of a dog", source[0])
 
 

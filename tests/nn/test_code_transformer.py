@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nn_jax.attention_patterns import attention_mask, patterns_of_blocks
-from nn_jax.code_transformer import CodeTransformer, for_decoding, shapes
+from nn_jax.attention_patterns import assign_patterns, attention_mask
+from nn_jax.code_transformer import CodeTransformer, shapes, unroll_for_decoding
 from nn_jax.layers import DTYPES
 
 TOKENS, CODES, GRID, DEPTH = 30, 20, (3, 4), 3
@@ -30,7 +30,7 @@ def build(
     attention=("dense",), last_attention="", scan=True, remat="none", activation="gelu", dtype="float32", **changes
 ):
     """`(module, parameters, condition, codes)`: weights that are far from their small beginnings."""
-    patterns, mask_index = patterns_of_blocks(attention, last_attention, DEPTH)
+    patterns, mask_index = assign_patterns(attention, last_attention, DEPTH)
     blocks = {"scan": scan, "remat": remat, "activation": activation}
     blocks["mask_index"] = mask_index if len(patterns) > 1 else ()
     options = {
@@ -77,7 +77,7 @@ def test_decoding_with_a_cache_equals_the_whole_stream(changes):
     tolerance = 2e-2 if "dtype" in changes else 1e-5
     module, params, condition, codes = build(**changes)
     whole = np.asarray(apply(module, params, condition, codes)[1])[..., module.code_offset :]
-    unrolled, params = for_decoding(module, params)
+    unrolled, params = unroll_for_decoding(module, params)
     for prefix in (0, 5):
         logits, caches = apply(unrolled, params, condition, codes[:, :prefix], method="prefill")
         for index in range(prefix, LENGTH):
@@ -93,7 +93,7 @@ def test_a_token_depends_on_exactly_what_its_masks_let_through(changes):
     module, params, condition, codes = build(**changes)
     n = module.condition_length
     patterns = changes.get("attention", ("dense",))
-    distinct, index = patterns_of_blocks(patterns, changes.get("last_attention", ""), DEPTH)
+    distinct, index = assign_patterns(patterns, changes.get("last_attention", ""), DEPTH)
     reach = np.eye(n + LENGTH, dtype=bool)
     for block in range(DEPTH):
         mask = attention_mask(distinct[index[block]], n, GRID, changes.get("conv_window", 11))
@@ -133,7 +133,7 @@ def test_logits_of_bfloat16_are_float32_sums_of_its_products(changes):
     for logits, name, part in checks:
         assert logits.dtype == jnp.float32
         np.testing.assert_allclose(logits, product(state, name)[part], rtol=1e-6, atol=1e-6 * np.abs(logits).max())
-    unrolled, unstacked = for_decoding(module, params)
+    unrolled, unstacked = unroll_for_decoding(module, params)
 
     def check(logits, state):
         assert logits.dtype == jnp.float32

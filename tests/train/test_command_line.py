@@ -149,7 +149,7 @@ def test_a_tilde_after_an_equals_sign_is_the_home_folder(monkeypatch):
     words = ["--out=~/a.png", "--config=~/my.py", "--config.pretrained=~/b"]
     others = ["a ~/c", "~/d", "--prompt=a ~/ b", "--x", "=~/e"]
     expected = ["--out=/home/me/a.png", "--config=/home/me/my.py", "--config.pretrained=/home/me/b"]
-    assert arguments.expanded([*words, *others]) == [*expected, *others]
+    assert arguments.expand_home([*words, *others]) == [*expected, *others]
     with pytest.raises(SystemExit, match="there is no such file or config"):
         entry.cli(["--config=~/my.py", "--workdir=x"])
 

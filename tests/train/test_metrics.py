@@ -64,7 +64,7 @@ def test_lines_that_no_run_has_written_are_named(tmp_path, line):
 def test_only_the_active_process_writes(tmp_path):
     writer = Writer(tmp_path / "run", total_steps=10, active=False)
     writer.write(1, {"loss": 1.0})
-    writer.images(1, {"x": np.zeros((2, 2, 3), np.uint8)})
+    writer.write_images(1, {"x": np.zeros((2, 2, 3), np.uint8)})
     writer.close()
     assert not (tmp_path / "run").exists()
 
@@ -72,7 +72,7 @@ def test_only_the_active_process_writes(tmp_path):
 def test_pictures_become_files(tmp_path):
     picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     writer = Writer(tmp_path, total_steps=10)
-    writer.images(7, {"val/sheet": picture})
+    writer.write_images(7, {"val/sheet": picture})
     writer.close()
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "samples" / "00000007-val-sheet.png")), picture)
 
@@ -99,7 +99,7 @@ def test_tensorboard_gets_the_same_scalars(tmp_path):
 def test_tensorboard_gets_histograms(tmp_path):
     for active in (False, True):
         writer = Writer(tmp_path, total_steps=10, active=active)
-        writer.histogram(3, "params/w", np.array([1.0, 2.0, 6.0]))
+        writer.write_histogram(3, "params/w", np.array([1.0, 2.0, 6.0]))
         writer.close()
     assert [*summaries(tmp_path)] == ["params/w"]
     step, value = summaries(tmp_path)["params/w"]

@@ -206,7 +206,7 @@ def test_tensors_are_read_and_odd_ones_named(tmp_path):
     path = tensor_file(tmp_path / "w.pt", "FloatStorage", b"K\x02K\x02\x86", b"K\x01K\x02\x86", numbers)
     np.testing.assert_array_equal(open_tensors(path)["w"], [[0, 2], [1, 3]])
     for kind, shape, stored, words in (
-        ("ComplexFloatStorage", b"K\x02K\x02\x86", numbers, "w.pt holds numbers of the kind ComplexFloatStorage"),
+        ("ComplexFloatStorage", b"K\x02K\x02\x86", numbers, "w.pt holds numbers of type ComplexFloatStorage"),
         ("FloatStorage", b"K\x09K\x02\x86", numbers, "lies outside its storage"),
         ("FloatStorage", b"K\x02K\x02\x86", numbers[:7], "w.pt cannot be read as weights"),
     ):
@@ -229,7 +229,7 @@ def doubled(depth: int) -> list:
 def test_what_a_file_built_is_never_printed(tmp_path):
     """A list that holds itself twice, sixty times over, has 2^60 items in print."""
     name = b"\x80\x04" + pickle.dumps(doubled(60), 4)[11:-1] + b"\x8c\x01x\x93."  # STACK_GLOBAL of it and "x"
-    with pytest.raises(LoadError, match="a name that is no text"):
+    with pytest.raises(LoadError, match="a name that is not a string"):
         read(name)
 
 
@@ -239,7 +239,7 @@ def test_overlong_names_of_tensors_are_refused(tmp_path):
         state = {key: state}
     with zipfile.ZipFile(tmp_path / "weights.pt", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(state, 2))
-    with pytest.raises(LoadError, match="names of more than 1,000 letters"):
+    with pytest.raises(LoadError, match="names of more than 1,000 characters"):
         open_tensors(tmp_path / "weights.pt")
 
 

@@ -107,7 +107,8 @@ def test_another_model_is_refused_by_the_array_that_differs(tmp_path):
     wider = PARAMS | {"b": {"dense": {"kernel": jnp.ones((4, 8))}, "more": {"kernel": jnp.ones((2, 2))}}}
     other = dataclasses.replace(state, params=wider)
     words = (
-        r"params are not this run's: b/dense/kernel is float32\[4, 4\] there and float32\[4, 8\] here; b/more/kernel is"
+        r"params do not match this run: b/dense/kernel is float32\[4, 4\] in the checkpoint "
+        r"and float32\[4, 8\] in this run; b/more/kernel is"
     )
     with pytest.raises(ConfigError, match=words + ".* Go back to the version that saved it, or choose another"):
         restored(tmp_path, other, options())
@@ -122,7 +123,7 @@ def test_new_averages_start_at_the_weights_and_unused_ones_are_dropped(before, a
     new, _ = made(options(), ema=after)
     with caplog.at_level(logging.WARNING):
         actual, abstract = restored(tmp_path, new, options())
-        actual = resume.completed(actual, abstract, tx.init)
+        actual = resume.complete_state(actual, abstract, tx.init)
     assert jax.tree.structure(actual) == jax.tree.structure(new)
     for player in after:
         expected = old.ema[player] if player in before else PARAMS[player]
@@ -140,7 +141,7 @@ def test_a_reset_optimiser_has_fresh_moments_and_its_schedule_goes_on(name, tmp_
     saved(tmp_path, old, options(name="lion"))
     new, tx = made(options(**changes))
     actual, abstract = restored(tmp_path, new, options(**changes), reset_optimizer=True)
-    actual = resume.completed(actual, abstract, tx.init)
+    actual = resume.complete_state(actual, abstract, tx.init)
     updates, _ = jax.jit(tx.update)(PARAMS, actual.opt_state, actual.params)
     # The first update of a run whose rate is what the schedule has come to after 30 updates.
     fresh, rule = made(options(**changes, lr=0.07, schedule="constant"))

@@ -124,7 +124,7 @@ def test_a_run_directory_shows_which_evaluations_were_made(name, tmp_path):
     """By metrics or by pictures alone."""
     with contextlib.closing(metrics.Writer(tmp_path, total_steps=4)) as writer:
         writer.write(2, {"loss": 1.0, "order/misplaced": 0.0})
-        writer.images(2, {"norm/grey": np.zeros((4, 6, 3), np.uint8)})
+        writer.write_images(2, {"norm/grey": np.zeros((4, 6, 3), np.uint8)})
         assert writer.has_results(2, [name, "other"])
         assert not writer.has_results(1, [name])
         assert not writer.has_results(2, ["other"]) and not writer.has_results(2, [name[:2]])
@@ -204,7 +204,7 @@ def test_a_running_trainer_holds_only_batches_in_flight(tmp_path, monkeypatch):
 
 
 def test_a_run_directory_of_another_model_is_refused(reference):
-    with pytest.raises(ConfigError, match=r"holds another run: config.model\.\w+ is .* there and .* here"):
+    with pytest.raises(ConfigError, match=r"another run: config.model\.\w+ is .* in the saved config and .* in this one"):
         train_jax.run(config(model={"width": 8}), reference[0])
 
 
@@ -316,9 +316,9 @@ def test_no_more_than_two_updates_are_under_way():
     lockstep = Lockstep(sharding.make_mesh({"data": 8, "fsdp": 1, "tensor": 1}))
     finished = []
     for step in range(5):
-        if (metrics := lockstep.finished()) is not None:
+        if (metrics := lockstep.wait_for_oldest()) is not None:
             finished.append(int(metrics["step"]))
-        lockstep.started({"step": jax.numpy.asarray(step)})
+        lockstep.record_update({"step": jax.numpy.asarray(step)})
     assert finished == [0, 1, 2], "before the third starts, the first is done"
 
 

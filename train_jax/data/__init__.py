@@ -1,1 +1,1 @@
-"""Data from named sources to batches of arrays: `sources` -> `images`, `text` -> `stream`."""
+"""Data pipeline from named sources to batches of arrays: `sources` -> `images`, `text` -> `stream`."""

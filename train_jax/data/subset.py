@@ -1,4 +1,4 @@
-"""Subsets of collections of records."""
+"""Subsets of sources."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from train_jax.data.sources import Source
 
 
 class Subset(Sequence):
-    """The records of a collection at these indices, in this order."""
+    """Subset of records, given by a sequence of indices."""
 
     def __init__(self, records: Source | Sequence, indices: Sequence[int] | np.ndarray):
         self._records, self._indices = records, indices
@@ -21,5 +21,5 @@ class Subset(Sequence):
 
 
 def first(records: Source | Sequence, count: int) -> Subset:
-    """Returns the first `count` records; 0: all."""
+    """Returns the first `count` records, or all records if `count` is 0."""
     return Subset(records, range(min(count or len(records), len(records))))

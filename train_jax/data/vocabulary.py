@@ -1,4 +1,4 @@
-"""A tokenizer trained on the captions of a training set."""
+"""Training of a tokenizer on the captions of a source."""
 
 import logging
 from collections.abc import Iterator
@@ -14,9 +14,14 @@ from train_jax.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-def learn(data: ConfigDict, max_records: int, vocab_size: int, context_length: int) -> Tokenizer:
-    """Trains a tokenizer of at most `vocab_size` tokens on the captions of `max_records` records of `config.data`'s
-    source.
+def train_tokenizer(data: ConfigDict, max_records: int, vocab_size: int, context_length: int) -> Tokenizer:
+    """Trains a tokenizer on the captions of the training source.
+
+    Args:
+      data: options `config.data`.
+      max_records: maximum number of records to read.
+      vocab_size: maximum vocabulary size.
+      context_length: number of tokens per text.
     """
     source = sources.from_config(data)
     try:
@@ -25,12 +30,12 @@ def learn(data: ConfigDict, max_records: int, vocab_size: int, context_length: i
         raise
     except ValueError as error:
         raise ConfigError(f"config.tokenizer: {error}") from error
-    log.info("learnt a vocabulary of %d tokens from %s", tokenizer.vocab_size, source.name)
+    log.info("trained a vocabulary of %d tokens from %s", tokenizer.vocab_size, source.name)
     return tokenizer
 
 
 def _captions(source: sources.Source, max_records: int) -> Iterator[str]:
-    """Yields the captions of evenly spread records; skips those that cannot be read."""
+    """Yields the captions of evenly spaced records; skips broken records."""
     for index in np.unique(np.linspace(0, len(source) - 1, min(max_records, len(source))).astype(int)):
         try:
             yield from source.described(int(index))["captions"]

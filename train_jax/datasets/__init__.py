@@ -1,1 +1,1 @@
-"""Generated data sets, with renderers and classifiers that grade generated images."""
+"""Embedded data sets without downloads, with recognisers that evaluate generated images."""

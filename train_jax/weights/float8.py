@@ -1,4 +1,4 @@
-"""8-bit floating-point tensors of safetensors files, which the safetensors library hands to PyTorch alone."""
+"""Reading of 8-bit floating-point tensors, which the safetensors library supports only for PyTorch."""
 
 import json
 import re
@@ -15,9 +15,7 @@ _SCALES = re.compile(r"(weight_scale(_inv)?|input_scale|scale_(weight|input)|sca
 
 
 def read(path: Path, name: str) -> np.ndarray:
-    """Reads one tensor of a file whose header safetensors has checked: 8 bytes of length, the header in JSON, the
-    data.
-    """
+    """Reads a tensor of a safetensors file: 8 bytes of header length, the header in JSON, the data."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(length))[name]
@@ -31,6 +29,6 @@ def refuse_scaled(path: Path, names: Iterable[str]) -> None:
     scales = sorted(name for name in names if _SCALES.search(name))
     if scales:
         raise LoadError(
-            f"{path} holds 8-bit floats with scales of their own ({scales[0]} and {len(scales) - 1} more), which are not "
-            "understood: take the weights in bfloat16 or float32"
+            f"{path} holds 8-bit floats with separate scales ({scales[0]} and {len(scales) - 1} more), which are not "
+            "supported: use the weights in bfloat16 or float32"
         )

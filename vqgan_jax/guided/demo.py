@@ -38,7 +38,7 @@ MARGIN = 130  # width of the column of prompts, in pixels
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.demo(argv, "vqgan_jax.guided.demo", __doc__.splitlines()[0], None, run)
+    return command.run_demo(argv, "vqgan_jax.guided.demo", __doc__.splitlines()[0], None, run)
 
 
 def run(workdir: Path, **options) -> Painting:

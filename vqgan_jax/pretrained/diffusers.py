@@ -125,7 +125,7 @@ def build_entries(model: Mapping) -> list[Entry]:
 
 def _layout_kind(entry: Entry) -> str:
     attention = "attention" in entry.ours and entry.kind == "conv"
-    return "point" if attention else entry.kind
+    return "linear_to_conv1x1" if attention else entry.kind
 
 
 def _rename(name: str, last: int) -> str:

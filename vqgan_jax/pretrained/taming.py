@@ -242,7 +242,7 @@ def _quantizer_entries(model: Mapping) -> list[Entry]:
     if model["quantizer"]["type"] == "gumbel":
         return [
             Entry("quantizer/codebook", ("quantize.embed.weight",)),
-            Entry("quantizer/proj/kernel", ("quantize.proj.weight",), "one_by_one"),
+            Entry("quantizer/proj/kernel", ("quantize.proj.weight",), "conv1x1_to_linear"),
             Entry("quantizer/proj/bias", ("quantize.proj.bias",)),
         ]
     return [Entry("quantizer/codebook", ("quantize.embedding.weight",))]

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from nn_jax.attention_patterns import PATTERNS, patterns_of_blocks
+from nn_jax.attention_patterns import PATTERNS, assign_patterns
 from nn_jax.code_transformer import CodeTransformer
 from nn_jax.layers import ACTIVATIONS
 from train_jax.compute import TransformerCompute
@@ -59,7 +59,7 @@ def build(
     is_joint = options.vocabulary == "joint"
     options.require(not is_joint or condition.predicted, "model", "vocabulary", f"separate for a {condition.kind}")
     compute = compute or TransformerCompute()
-    distinct, mask_index = patterns_of_blocks(options.attention, options.last_attention, options.depth)
+    distinct, mask_index = assign_patterns(options.attention, options.last_attention, options.depth)
     blocks = {"mlp_ratio": options.mlp_ratio, "activation": options.activation}
     blocks |= {"scan": compute.scan, "remat": compute.remat}
     return CodeTransformer(

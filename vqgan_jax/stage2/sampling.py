@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Int, UInt32
 
-from nn_jax.code_transformer import CodeTransformer, for_decoding
+from nn_jax.code_transformer import CodeTransformer, unroll_for_decoding
 from nn_jax.decoding import Sampling, decode
 from vqgan_jax.stage2.condition import Condition
 
@@ -58,7 +58,7 @@ def build_programs(module: CodeTransformer) -> Programs:
     """Builds the three functions of `Programs` without jit."""
 
     def prefill(params, condition: Int[Array, "p c"], known: Int[Array, "p k"]):
-        unrolled, params = for_decoding(module, params)
+        unrolled, params = unroll_for_decoding(module, params)
         return unrolled.apply({"params": params}, condition, known, method="prefill")
 
     def replicate(prefilled: Any, rows: Int[Array, "b"], unconditional_rows: Int[Array, "b"] | None):
@@ -70,7 +70,7 @@ def build_programs(module: CodeTransformer) -> Programs:
 
     def decode_chunk(params, sampling: Sampling, carry: Any, requests: Requests, start, max_candidates: int, guided: bool):
         """Samples the codes of `requests` from index `start`; returns codes, log-probabilities and the carry."""
-        unrolled, params = for_decoding(module, params)
+        unrolled, params = unroll_for_decoding(module, params)
         keys = jax.vmap(lambda s: functools.reduce(jax.random.fold_in, s[1:], jax.random.key(s[0])))(requests.seeds)
         return decode(
             lambda codes, index, caches: unrolled.apply({"params": params}, codes, index, caches, method="decode_step"),

@@ -1,6 +1,4 @@
-"""Classifies images of digits: a support vector machine trained on the training split's scans, and on no model's
-images.
-"""
+"""Digit classifier: a support vector machine trained on the scans of the training split only."""
 
 import functools
 
@@ -13,12 +11,13 @@ _SIDE = 8  # pixels of the scans, and of the classifier's input
 
 
 def read(image: UInt8[np.ndarray, "size size 3"]) -> int:
-    """Classifies a square image of a digit, dark ink on white. `size` must be a multiple of 8."""
+    """Classifies a square image of a digit with dark ink on white. `size` must be a multiple of 8."""
     return int(_classifier().predict(_ink_features(image)[None])[0])
 
 
 @functools.cache
 def _classifier():
+    """Trains the classifier, once per process."""
     from sklearn.datasets import load_digits
     from sklearn.svm import SVC
 
@@ -29,11 +28,11 @@ def _classifier():
 
 
 def _ink_features(image: np.ndarray) -> Float[np.ndarray, "64"]:
-    """Averages an image over 8 x 8 cells: 0 for paper, 1 for ink."""
+    """Averages the ink (0: paper, 1: ink) of an image over a grid of 8 x 8 cells."""
     size = image.shape[0]
     if image.shape != (size, size, 3) or size % _SIDE:
         raise ValueError(
-            f"a picture of a digit must be square and its side divisible by {_SIDE}, not {list(image.shape)}"
+            f"an image of a digit must be square and its side divisible by {_SIDE}, not {list(image.shape)}"
         )
     ink = 1 - image.mean(axis=2) / 255
     return ink.reshape(_SIDE, size // _SIDE, _SIDE, size // _SIDE).mean(axis=(1, 3)).ravel()

@@ -1,7 +1,7 @@
-"""Recognises the objects of a scene from its image alone. Generative models are graded by it.
+"""Oracle that recognises the objects of a scene in an image, for the evaluation of generative models.
 
-The background is light and of low saturation: a plane is fitted to it, what differs from the plane is an object, its colour
-is the nearest of the palette, and its shape is the one whose drawing at the same place and scale differs least.
+A plane is fitted to the colours of the light, unsaturated background. Regions that differ from the plane are objects. The
+colour of an object is the nearest colour of the palette; its shape is the one whose rendering differs least.
 """
 
 import numpy as np
@@ -11,10 +11,10 @@ from scipy import ndimage
 from train_jax.datasets.shapes.render import PALETTE, coverage
 from train_jax.datasets.shapes.scene import SHAPES, Object
 
-_DIFFERENT = 0.2  # colour distance from the background, on [0, 1] channels
-_SMALLEST = 0.008  # share of the picture that an object covers at least
+_DIFFERENT = 0.2  # minimum colour distance of objects from the background, with channels in [0, 1]
+_SMALLEST = 0.008  # minimum area of an object as a share of the image
 _ANGLES = np.linspace(-0.2, 0.2, 5)
-_GRID = 64  # pixels across the drawing from which areas and centroids of the unit shapes are measured
+_GRID = 64  # side in pixels of the renderings that measure area and centroid of each shape
 
 
 def _measure(shape: str, angle: float) -> tuple[float, float, float]:
@@ -33,7 +33,7 @@ _COLOURS = np.array([PALETTE[name] for name in _NAMES]) / 255
 
 
 def read(image: UInt8[np.ndarray, "size size 3"]) -> tuple[Object, ...]:
-    """Recognises the objects in a square image, largest first; none if nothing stands out from the background."""
+    """Recognises the objects in a square image, largest first; empty if there are no objects."""
     size = image.shape[0]
     pixels = image / 255
     smooth = ndimage.uniform_filter(pixels, (3, 3, 1)) if size >= 48 else pixels
@@ -46,12 +46,12 @@ def read(image: UInt8[np.ndarray, "size size 3"]) -> tuple[Object, ...]:
 
 
 def _background(pixels: np.ndarray) -> np.ndarray:
-    """Fits a plane to the colours of the background: to pixels near the median, then to those near the first plane."""
+    """Fits a plane to the colours of the background: first to pixels near the median, then to pixels near the plane."""
     size = pixels.shape[0]
     ramp = (np.arange(size) + 0.5) / size - 0.5
     design = np.stack(np.broadcast_arrays(np.ones((size, size)), ramp[:, None], ramp[None, :]), -1).reshape(-1, 3)
     flat = pixels.reshape(-1, 3)
-    # The median of the light, grey half of the pixels: objects are dark or saturated.
+    # Start from the median of the lighter, greyer half of the pixels, since objects are dark or saturated.
     value = flat.min(axis=1)
     estimate = np.median(flat[value >= np.median(value)], axis=0)[None, :]
     for threshold in (_DIFFERENT, _DIFFERENT / 2):
@@ -62,12 +62,13 @@ def _background(pixels: np.ndarray) -> np.ndarray:
 
 
 def _recognise(pixels: np.ndarray, background: np.ndarray, part: np.ndarray) -> Object:
+    """Recognises colour, shape, position, radius and angle of the object in a region, a mask `part`."""
     size = pixels.shape[0]
     core = ndimage.binary_erosion(part)
     colour = np.median(pixels[core if core.sum() >= 5 else part], axis=0)
     name = _NAMES[int(np.argmin(np.linalg.norm(_COLOURS - colour, axis=1)))]
 
-    # How much of each pixel is the object: its position on the line from the background's colour to the object's.
+    # Coverage of each pixel: the position of its colour on the line from background colour to object colour.
     line = colour - background
     cover = np.clip(((pixels - background) * line).sum(-1) / (line**2).sum(-1), 0, 1)
     cover = np.where(ndimage.binary_dilation(part, iterations=2), cover, 0)

@@ -1,4 +1,4 @@
-"""The TFDS builder of the rendered scenes. Needs no download and no TensorFlow."""
+"""TFDS builder of the rendered scenes. Needs no download and no TensorFlow."""
 
 import io
 import zlib
@@ -14,7 +14,7 @@ EXAMPLES = {"train": 20_000, "test": 2_000, "novel": 1_000}
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Captioned scenes of one or two coloured shapes; `novel` holds colour-shape pairs that `train` never shows."""
+    """Captioned scenes of one or two coloured shapes. The split `novel` has pairs that never occur in `train`."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
@@ -45,7 +45,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             yield (
                 index,
                 {
-                    # An encoded file: TFDS would need TensorFlow to encode an array.
+                    # TFDS would need TensorFlow to encode an array, so pass an encoded file.
                     "image": io.BytesIO(png(image)),
                     "captions": texts,
                     "label": scene.label,
@@ -56,7 +56,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def make(split: str, index: int, size: int) -> tuple[scenes.Scene, np.ndarray, list[str]]:
-    """Makes scene, picture and captions of one example: a pure function of the split, the index and the size."""
+    """Makes scene, image and captions of an example, deterministically from split, index and size."""
     rng = np.random.default_rng((SEED, zlib.crc32(split.encode()), index))
     scene = scenes.sample(rng, novel=split == "novel")
     texts = scenes.captions(scene, rng)
