@@ -45,11 +45,16 @@ def _straight_through(z, q):
     return z + jax.lax.stop_gradient(q - z)
 
 
+def _per_channel(values: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
+    """Returns one value per channel with the leading axes of `x`, of size 1, so that both broadcast."""
+    return jnp.expand_dims(values, tuple(range(x.ndim - 1)))
+
+
 def nearest_codes(z: Float[Array, "*lead d"], codebook: Float[Array, "k d"]) -> Int[Array, "*lead"]:
     """Returns the index of the nearest codebook row for each vector; ties go to the lowest index."""
     squares = jnp.sum(codebook**2, axis=1)
     products = jnp.matmul(z, codebook.T, precision=jax.lax.Precision.HIGHEST)
-    return jnp.argmin(squares[(None,) * (z.ndim - 1)] - 2 * products, axis=-1).astype(jnp.int32)
+    return jnp.argmin(_per_channel(squares, products) - 2 * products, axis=-1).astype(jnp.int32)
 
 
 class Nearest(nn.Module):
@@ -188,25 +193,25 @@ class Fsq(nn.Module):
         return np.cumprod([1, *self.levels[:-1]]).astype(np.int32)
 
     def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
+        codes = codes[..., None]
         levels = np.asarray(self.levels)
-        digits = codes[..., None] // self._basis[(None,) * codes.ndim] % levels[(None,) * codes.ndim]
-        half = levels // 2
-        return ((digits - half[(None,) * codes.ndim]) / half[(None,) * codes.ndim]).astype(jnp.float32)
+        digits = codes // _per_channel(self._basis, codes) % _per_channel(levels, codes)
+        half = _per_channel(levels // 2, codes)
+        return ((digits - half) / half).astype(jnp.float32)
 
     def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
-        lead = (None,) * (z.ndim - 1)
         levels = np.asarray(self.levels)
         half = (levels - 1) * (1 + 1e-3) / 2
         offset = np.where(levels % 2 == 0, 0.5, 0.0)
         # Shifts a level to 0. With two levels 0 remains the boundary, because the gradient of a level at 0 would vanish.
         shift = np.where(levels > 2, np.arctanh(offset / half), 0.0)
-        bounded = jnp.tanh(z + shift[lead].astype(np.float32)) * half[lead].astype(np.float32)
-        bounded = bounded - offset[lead].astype(np.float32)
+        shift, half, offset = (_per_channel(x.astype(np.float32), z) for x in (shift, half, offset))
+        bounded = jnp.tanh(z + shift) * half - offset
         rounded = _straight_through(bounded, jnp.round(bounded))
-        width = (levels // 2)[lead]
+        width = _per_channel(levels // 2, z)
         digits = jnp.round(bounded).astype(jnp.int32) + width
-        codes = jnp.sum(digits * self._basis[lead], axis=-1).astype(jnp.int32)
-        return Quantized(rounded / width.astype(np.float32), codes, z, jnp.zeros(()), {})
+        codes = jnp.sum(digits * _per_channel(self._basis, z), axis=-1).astype(jnp.int32)
+        return Quantized(rounded / width.astype(jnp.float32), codes, z, jnp.zeros(()), {})
 
 
 class Lfq(nn.Module):
@@ -239,13 +244,13 @@ class Lfq(nn.Module):
         return 2.0 * self._code_bits(codes) - 1.0
 
     def _code_bits(self, codes):
-        return codes[..., None] >> np.arange(self.bits)[(None,) * codes.ndim] & 1
+        codes = codes[..., None]
+        return codes >> _per_channel(np.arange(self.bits), codes) & 1
 
     def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
         positive = z > 0
         q = jnp.where(positive, 1.0, -1.0)
-        weights = (1 << np.arange(self.bits))[(None,) * (z.ndim - 1)]
-        codes = jnp.sum(positive * weights, axis=-1).astype(jnp.int32)
+        codes = jnp.sum(positive * _per_channel(1 << np.arange(self.bits), z), axis=-1).astype(jnp.int32)
         sample_entropy, batch_entropy = lfq_entropies(z.reshape(-1, self.bits), self.entropy_temperature)
         commitment = jnp.mean((z - q) ** 2)
         loss = self.beta * commitment + self.entropy * (sample_entropy - batch_entropy)
