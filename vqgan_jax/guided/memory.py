@@ -47,11 +47,11 @@ def fit_to_budget(
         program = compile_with(micro_cuts, remat)
         fitted = FittedProgram(program, micro_cuts, remat, memory_plan(program))
         needed = fitted.plan.needed / 2**30
-        log.info("%d of %d cuts at a time%s: %.2f GiB a device", micro_cuts, cuts, ", remat" if remat else "", needed)
+        log.info("%d of %d cuts at a time%s: %.2f GiB per device", micro_cuts, cuts, ", remat" if remat else "", needed)
         if needed <= budget:
             return fitted
     raise ConfigError(
-        f"memory = {budget:g} GiB a device: the most memory-efficient step needs {needed:.2f} GiB. Paint a smaller "
+        f"memory = {budget:g} GiB per device: the most memory-efficient step needs {needed:.2f} GiB. Paint a smaller "
         "size, or fewer images at once"
     )
 
@@ -76,7 +76,7 @@ def check_plan(plan: MemoryPlan, mesh: Mesh) -> None:
 
     The step's arguments are on the device already and do not count.
     """
-    remedy = "split the cuts (memory, or --memory, in GiB a device), paint a smaller size, or fewer images at once"
+    remedy = "split the cuts (memory, or --memory, in GiB per device), paint a smaller size, or fewer images at once"
     free_memory.require(plan.needed - plan.arguments, mesh.local_devices[0], "a step takes", remedy)
 
 

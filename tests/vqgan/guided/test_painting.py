@@ -157,8 +157,8 @@ def test_clip_weights_weigh_the_losses_of_clips(paint_with_two_clips, simple):
 def test_a_budget_that_cannot_be_met_is_refused(vq, clip, plain, monkeypatch):
     # The candidates are tested in test_memory.py; here only the one whose program is compiled already.
     calls = []
-    monkeypatch.setattr(painting.memory, "candidates", lambda *call: calls.append(call) or [(8, False)])
-    with pytest.raises(ConfigError, match="memory = 1e-09 GiB a device: the most memory-efficient step needs"):
+    monkeypatch.setattr(painting.memory, "candidate_splits", lambda *call: calls.append(call) or [(8, False)])
+    with pytest.raises(ConfigError, match="memory = 1e-09 GiB per device: the most memory-efficient step needs"):
         guided.paint(vq, clip, PROMPT, seed=3, **FEW, memory=1e-9)
     assert calls == [(8, 1)], "cuts and devices"
 

@@ -153,7 +153,7 @@ def test_log_probabilities_are_the_model_s_own_and_those_of_score(by_text):
 
 def test_kept_codes_stay_and_condition_the_others(by_text):
     """Complete rows of kept codes are prefilled with the condition; the scan takes the others."""
-    conditions, codes = conditions_of(by_text), by_text._encode([PICTURE])[0]
+    conditions, codes = conditions_of(by_text), by_text._encode_images([PICTURE])[0]
     keep = np.zeros((4, 4), bool)
     keep[0], keep[2, 1] = True, True
     drawing = by_text.draw(conditions[:2], 3, init_image=PICTURE, keep=keep, temperature=1.5, progress=False)
@@ -171,7 +171,7 @@ def test_kept_codes_stay_and_condition_the_others(by_text):
 
 def test_an_image_of_kept_codes_stays(by_text):
     drawing = by_text.draw(conditions_of(by_text)[:1], 2, init_image=PICTURE, keep=np.ones((4, 4), bool))
-    np.testing.assert_array_equal(drawing.codes[0, 1], by_text._encode([PICTURE])[0])
+    np.testing.assert_array_equal(drawing.codes[0, 1], by_text._encode_images([PICTURE])[0])
     assert not drawing.log_probs.any()
 
 
