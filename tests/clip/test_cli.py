@@ -121,7 +121,7 @@ def test_classify_goes_on_after_a_broken_picture(run, tiny, folder, tmp_path):
     options = ("--model", tiny[1], "--labels", "cat,dog")
     code, out, error = run("classify", tmp_path / "broken.jpg", folder / "a red circle.png", *options)
     assert code == 2 and "a red circle.png" in out
-    assert "skipped" in one_line(error) and "broken.jpg: not a readable picture" in error
+    assert "skipped" in one_line(error) and "broken.jpg: not a readable image" in error
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_index_reports_what_it_did(run, tiny, folder, tmp_path):
     assert code == 0 and "index:" in error and "14/14" in error, "a progress bar"
     assert "13 image(s): 13 newly encoded, 0 reused" in out
     assert "1 other file(s) skipped: 1 .txt" in out
-    assert "1 file(s) cannot be read" in out and "cut.png: not a readable picture" in out
+    assert "1 file(s) cannot be read" in out and "cut.png: not a readable image" in out
     (folder / "a red circle.png").unlink()
     _, out, _ = run(*command)
     assert "12 image(s): 0 newly encoded, 12 reused, 1 dropped" in out

@@ -145,7 +145,7 @@ def test_mistakes_are_named(clip, captions, drawn, tmp_path):
     with pytest.raises(ValueError, match="batch_size = 0"):
         clip.encode_image([picture], 0)
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    with pytest.raises(BrokenSample, match="broken.jpg: not a readable picture"):
+    with pytest.raises(BrokenSample, match="broken.jpg: not a readable image"):
         clip.encode_image([picture, tmp_path / "broken.jpg"])
 
 
@@ -250,7 +250,7 @@ def edit_model(directory, **changes):
         (lambda d: (d / "artifacts.json").write_text("{}"), "does not mention tokenizer.json"),
         (
             lambda d: (d / "config.json").unlink(),
-            "no model: it holds .*artifacts.json.*load opens run directories",
+            "not a model: it holds .*artifacts.json.*load opens run directories",
         ),
         (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
         (
