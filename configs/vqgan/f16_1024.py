@@ -1,4 +1,4 @@
-"""Trains VQGAN f16 with 1,024 codes on ImageNet (arXiv 2012.09841) at the published size: 72,141,699 generator parameters.
+"""Trains VQGAN f16 with 1,024 codes on ImageNet (arXiv 2012.09841) at the published size: 72,141,699 parameters.
 
     train-jax --config=configs/vqgan/f16_1024.py --workdir=runs/vqgan-f16 --config.data.source='webdataset:imagenet/*.tar' \
         --config.perceptual.path=taming.ckpt

@@ -35,7 +35,7 @@ def test_a_caption_that_is_too_long_is_truncated_and_keeps_its_end(captions, cap
 
 
 def test_other_values_than_lists_of_texts_are_refused(captions):
-    with pytest.raises(TypeError, match=r"not one text: write \[text\]"):
+    with pytest.raises(TypeError, match=r"not one string: write \[text\]"):
         captions.encode("a red circle")
     with pytest.raises(ValueError, match="prompts must be a list of strings"):
         captions.encode(["a red circle", 3])

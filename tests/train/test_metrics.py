@@ -113,7 +113,7 @@ def test_history_is_what_pandas_reads(tmp_path):
     assert list(frame["step"]) == [1, 2, 2] and frame["loss"].min() == 1.0
     assert history.to_dict() == {"step": [1, 2, 2], "loss": [2.0, 1.0, None], "test/top1": [None, None, 0.5]}
     assert history.last("loss") == 1.0
-    with pytest.raises(KeyError, match="holds step, loss"):
+    with pytest.raises(KeyError, match="its columns are step, loss"):
         history.last("accuracy")
 
 

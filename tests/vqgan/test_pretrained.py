@@ -194,7 +194,7 @@ def test_taming_checkpoints_that_cannot_be_opened_say_why(tmp_path):
     with pytest.raises(LoadError, match="no such file or folder"):
         vqgan_jax.load(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LoadError, match="is no VQGAN: it holds nothing"):
+    with pytest.raises(LoadError, match="is not a VQGAN: it holds nothing"):
         vqgan_jax.load(tmp_path / "empty")
 
 

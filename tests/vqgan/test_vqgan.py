@@ -91,7 +91,7 @@ def test_mistakes_are_named(trained, tmp_path):
         (PIXELS[:, :15], "15 x 24 pixels: both sides must be divisible by 2"),
         (PIXELS[0], r"must be \[n, H, W, 3\]"),
         (PIXELS.astype(np.int32), "not int32"),
-        (PIXELS.astype(np.float32), r"must lie in \[0, 1\]; these range from"),
+        (PIXELS.astype(np.float32), r"must be in \[0, 1\]; these range from"),
     ):
         with pytest.raises(ValueError, match=words):
             trained.encode(images)
@@ -172,7 +172,7 @@ def test_encode_and_decode_a_folder(run, tiny, trained, folder, tmp_path):
         np.testing.assert_array_equal(file["codes"][0], trained.encode([folder / "a.png"])[0])
         content = dict(file)
     code, out, _ = run("decode", tmp_path / "codes.npz", "--model", tiny[1], "--out", tmp_path / "out")
-    assert code == 0 and "wrote 3 picture(s)" in out
+    assert code == 0 and "wrote 3 image(s)" in out
     with Image.open(tmp_path / "out" / "more" / "c.png") as picture:
         expected = np.round(255 * trained.decode(content["codes"][2:]))[0]
         np.testing.assert_array_equal(np.asarray(picture), expected)
@@ -204,7 +204,7 @@ def test_pictures_that_differ_in_their_suffix_alone_are_all_written(run, tiny, f
         Image.new("RGB", (20, 20), (80 * i, 0, 0)).save(both / name)
     assert run("encode", both, "--model", tiny[1], "--out", tmp_path / "codes.npz")[0] == 0
     code, out, _ = run("decode", tmp_path / "codes.npz", "--model", tiny[1], "--out", tmp_path / "out")
-    assert code == 0 and "wrote 3 picture(s)" in out
+    assert code == 0 and "wrote 3 image(s)" in out
     names = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").glob("**/*.png"))
     assert names == ["a.jpg.png", "a.png.png", "linked/b.jpg.png"]
 
@@ -214,7 +214,7 @@ def test_mistakes_on_the_command_line_are_one_line(run, tiny, folder, tmp_path):
     for arguments, words in (
         (("encode", tmp_path / "none", "--model", tiny[1], "--out", tmp_path / "x"), "no such folder"),
         (("encode", tmp_path / "empty", "--model", tiny[1], "--out", tmp_path / "x"), "no images"),
-        (("encode", folder, "--model", tmp_path / "empty", "--out", tmp_path / "x"), "is no VQGAN"),
+        (("encode", folder, "--model", tmp_path / "empty", "--out", tmp_path / "x"), "is not a VQGAN"),
         (("reconstruct", folder / "broken.png", "--model", tiny[1], "--out", tmp_path / "x.png"), "no image can be"),
         # Places to write are looked at first: there is no model called "none".
         (("encode", folder, "--model", "none", "--out", tmp_path / "no" / "x.npz"), "there is no folder"),

@@ -49,5 +49,5 @@ def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
     else:
         raise LoadError(f"{path}: no such file or folder. {_FORMATS}")
     if checkpoint is None:
-        raise LoadError(f"{path} is no VQGAN: it holds {contents}. {_FORMATS}")
+        raise LoadError(f"{path} is not a VQGAN: it holds {contents}. {_FORMATS}")
     return checkpoint
