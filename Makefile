@@ -38,17 +38,17 @@ demo: $(STAMP)  ## Train a small CLIP, VQGAN and DALL-E; search, reconstruct, dr
 	$(RUN) -m vqgan_jax.guided.demo --workdir runs/demo
 
 test: $(STAMP)  ## Run the tests
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 # What depends on the versions of interpreter and libraries: every package is imported, trained, saved, loaded and used once.
 SMOKE := tests/test_imports.py tests/nn tests/train tests/data/test_stream.py tests/clip/test_clip.py tests/clip/test_cli.py \
     tests/vqgan/test_vqgan.py tests/vqgan/test_prior.py tests/vqgan/guided/test_cli.py tests/dalle/test_dalle.py \
     tests/dalle/test_cli.py
 smoke: $(STAMP)  ## Run the tests that use everything once
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(SMOKE) $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(SMOKE) $(ARGS)
 
-slow: $(STAMP)  ## Run the tests that take long: pairs of hosts, demos, notebooks, many damaged files
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
+slow: $(STAMP)  ## Run the tests that take long: pairs of hosts, whole models, demos, notebooks, many damaged files
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
 
 test-peers: VENV := .venv-peers
 test-peers:  ## Compare with the peers themselves (installs torch and transformers into .venv-peers)

@@ -1,4 +1,4 @@
-"""Speed and memory, measured side by side in one run; and what a choice is worth. `make bench` runs every module here."""
+"""Benchmarks of speed, memory and design choices. `make bench` runs every module of this package."""
 
 from train_jax.config_file import load as load_config
 

@@ -1,13 +1,13 @@
-"""Measure every family on one accelerator at published sizes: training, sampling, painting, and attention alone.
+"""Measures training, sampling, painting and attention of all families on one accelerator at published sizes.
 
     python -m benchmarks.accelerator [--families clip,vqgan,dalle,prior,sampling,painting] [--json FILE] [--tiny]
     python -m benchmarks.accelerator --cases clip:clip/vit_b16:bfloat16:512:none
 
-First the ceilings of the device: matrix products of 8192 x 8192 x 8192 and a copy. Then the trainer's own step, the sampler
-and the painter, from random weights on synthetic data that lies on the device. Each case has a process, and so a peak of
-memory, of its own; the rows of a case share it. FLOPs of transformers are the task's closed form, without recomputation;
-those of VQGAN are counted in the traced program. MFU is of the device's bfloat16 peak, also in float32, which GPUs multiply
-by TF32. All families take about 15 minutes on one H100. Without an accelerator, and with `--tiny`, models are toys.
+The first rows are the achievable rates of the device: matrix products of 8192 x 8192 x 8192 and a copy. Then follow the
+trainer's step, the sampler and the painter, with random weights and synthetic data on the device. Each case runs in its own
+process, so that peak memory is per case. FLOPs of transformers are computed in closed form, without recomputation; FLOPs of
+VQGAN are counted in the traced program. MFU is relative to the device's bfloat16 peak, also in float32, for which GPUs use
+TF32. All families take about 15 minutes on one H100. Without an accelerator, and with `--tiny`, toy models are used.
 """
 
 import argparse
@@ -34,7 +34,14 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks import attention, guided, synthetic
 from benchmarks.dalle import GRID, MODELS, TEXT
-from benchmarks.timing import ceilings, counted_flops, forward_flops, kernels, median_seconds, speed
+from benchmarks.timing import (
+    compute_rates,
+    count_flops,
+    count_forward_flops,
+    measure_ceilings,
+    median_seconds,
+    trace_kernels,
+)
 from dalle_jax.captions import CharBpeCaptions
 from dalle_jax.options import DALLEOptions
 from nn_jax.decoding import Sampling
@@ -46,7 +53,7 @@ from vqgan_jax.guided import painting
 from vqgan_jax.stage2 import model as stage2_model
 from vqgan_jax.stage2 import sampling
 
-CASES = (  # family, config, dtype, examples (sampling and painting: at most so many), what the backward pass keeps
+CASES = (  # family, config, dtype, batch size (sampling and painting: the largest), remat policy
     "attention:::16384",
     *("clip:clip/vit_b32:bfloat16:2048:dots", "clip:clip/vit_b32:float32:1024:dots"),
     *("clip:clip/vit_b16:bfloat16:1024:dots", "clip:clip/vit_b16:float32:512:dots"),
@@ -55,7 +62,7 @@ CASES = (  # family, config, dtype, examples (sampling and painting: at most so 
     *("sampling:1b3:bfloat16:64", "sampling:1b3:float32:64", "painting:f16_1024:bfloat16:8", "painting:f16_1024:float32:8"),
     *("prior:vqgan/prior_digits:bfloat16:64:none", "prior:vqgan/prior_digits:float32:64:none"),
 )
-COLUMNS = {  # of the tables: heading, factor and format of a key
+COLUMNS = {  # key of a row -> heading, factor and format in tables
     "parameters": ("parameters", 1, ",.0f"),
     "compile_seconds": ("compile, s", 1, ".0f"),
     "seconds": ("ms", 1e3, ",.2f"),
@@ -80,17 +87,17 @@ class Case(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.accelerator", description=__doc__.splitlines()[0])
     parser.add_argument("--families", default="attention,clip,dalle,vqgan,sampling,painting,prior")
-    parser.add_argument("--cases", nargs="+", metavar="FAMILY:CONFIG:DTYPE:BATCH:REMAT", help="instead of families")
-    parser.add_argument("--json", metavar="FILE", help="all numbers, and the longest kernels; written after each row")
-    parser.add_argument("--tiny", action="store_true", help="toy models, to try the benchmark itself")
+    parser.add_argument("--cases", nargs="+", metavar="FAMILY:CONFIG:DTYPE:BATCH:REMAT", help="cases, instead of --families")
+    parser.add_argument("--json", metavar="FILE", help="output file for all numbers and kernels")
+    parser.add_argument("--tiny", action="store_true", help="use toy models, to test the benchmark")
     arguments = parser.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
     chosen = arguments.cases or [text for text in CASES if text.split(":")[0] in arguments.families.split(",")]
     begun, rows, tiny = time.monotonic(), [], arguments.tiny
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache  # the first weights are drawn by one program in every dtype
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = cache  # shares the program that initialises weights
         for case in (Case(*text.split(":")) for text in ("ceilings", *chosen)):
-            for row in run(case, tiny):
+            for row in run_case(case, tiny):
                 tiny |= row.get("platform") == "cpu"
                 if "bytes" in row:
                     row["bandwidth"] = row["bytes"] / row["seconds"] / rows[2]["bytes_per_second"]
@@ -99,11 +106,11 @@ def main() -> None:
                 if arguments.json:
                     Path(arguments.json).write_text(json.dumps(rows, indent=1))
     for family, group in itertools.groupby(rows, lambda row: row["family"]):
-        report(f"{family}{' of toy models' * tiny}", list(group))
+        print_table(f"{family}{' of toy models' * tiny}", list(group))
 
 
-def report(family: str, rows: list[dict]) -> None:
-    """A family's table."""
+def print_table(family: str, rows: list[dict]) -> None:
+    """Prints the table of a family."""
     columns = {key: x for key, x in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
     print(f"\n| {' | '.join([family, *(heading for heading, _, _ in columns.values())])} |")
     print("| --- " * (len(columns) + 1) + "|")
@@ -113,12 +120,12 @@ def report(family: str, rows: list[dict]) -> None:
         print(f"| {' | '.join([', '.join(names), *cells])} | {row.get('error', '')[:90]}")
 
 
-def run(case: Case, tiny: bool) -> Iterator[dict]:
-    """The rows of a case, from a process that ends with it."""
+def run_case(case: Case, tiny: bool) -> Iterator[dict]:
+    """Yields the rows of a case, measured in a separate process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.attention", "benchmarks.dalle", "benchmarks.synthetic"])  # imported once
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(case, tiny, sender))
+    process = context.Process(target=measure_case, args=(case, tiny, sender))
     process.start()
     sender.close()
     with contextlib.suppress(EOFError):
@@ -128,31 +135,31 @@ def run(case: Case, tiny: bool) -> Iterator[dict]:
         yield {"error": f"the process ended with code {process.exitcode}"}
 
 
-def measure(case: Case, tiny: bool, sender) -> None:
+def measure_case(case: Case, tiny: bool, sender) -> None:
     try:
         tiny |= jax.default_backend() == "cpu"
-        for row in MEASURED.get(case.family, trained)(case, tiny):
+        for row in MEASURED.get(case.family, measure_training)(case, tiny):
             peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
             sender.send({"peak_bytes": peak} | row)
     except Exception as error:
         sender.send({"error": f"{type(error).__name__}: {error}"[:500], "traceback": traceback.format_exc()[-6000:]})
 
 
-def trained(case: Case, tiny: bool) -> Iterator[dict]:
-    """Updates by the trainer's own step."""
+def measure_training(case: Case, tiny: bool) -> Iterator[dict]:
+    """Measures updates by the trainer's step."""
     size = 4 if tiny else int(case.batch)
     with tempfile.TemporaryDirectory() as folder:
-        config = synthetic.config(case.family, case.model, case.dtype, size, case.remat, Path(folder), tiny)
+        config = synthetic.make_config(case.family, case.model, case.dtype, size, case.remat, Path(folder), tiny)
         task = task_lib.module(config).make(config, None)
         mesh = sharding.make_mesh(config.mesh)
-        batch = jax.device_put(synthetic.batch(case.family, config, 4 if tiny else 16), sharding.batch_sharding(mesh))
+        batch = jax.device_put(synthetic.make_batch(case.family, config, 4 if tiny else 16), sharding.batch_sharding(mesh))
         begun = time.perf_counter()
         plan, traced = prepare.trace_step(config, task, mesh, batch, {})
         with jax.set_mesh(mesh):
             abstract, compiled = plan.abstract, traced.lower().compile()
             row = {"compile_seconds": time.perf_counter() - begun, "planned": profiling.memory_plan(compiled).needed}
             row["parameters"] = sum(x.size for x in jax.tree.leaves(abstract.params))
-            flops = task.flops * size if task.flops else counted_flops(traced.jaxpr)
+            flops = task.flops * size if task.flops else count_flops(traced.jaxpr)
             state, metrics = plan.create(), {}
 
             def update():
@@ -160,14 +167,14 @@ def trained(case: Case, tiny: bool) -> Iterator[dict]:
                 state, metrics = compiled(state, batch)
                 return metrics
 
-            row |= speed(median_seconds(update), size, flops)
-            yield row | {name: float(metrics[name]) for name in ("loss", "skipped")} | kernels(update)
+            row |= compute_rates(median_seconds(update), size, flops)
+            yield row | {name: float(metrics[name]) for name in ("loss", "skipped")} | trace_kernels(update)
 
 
-def sampled(case: Case, tiny: bool) -> Iterator[dict]:
-    """Codes of pictures of one prompt, from a prefill and a scan, as `dalle_jax.load(…)` draws them; then with top-p.
+def measure_sampling(case: Case, tiny: bool) -> Iterator[dict]:
+    """Measures sampling of codes for one prompt by prefill and scan, as in `dalle_jax.load(…).draw`, also with top-p.
 
-    Bytes are the least that must be read: weights in the dtype of the products and written parts of the cache, once a code.
+    Bytes are a lower bound of memory reads: weights in the compute dtype and the filled part of the cache, once per code.
     """
     options, length, sizes = dict(MODELS[case.model]), *((8, (1, 2)) if tiny else (GRID[0] * GRID[1], (1, 16, 64)))
     text_size, codes = options.pop("text_size"), options.pop("num_codes")
@@ -175,25 +182,28 @@ def sampled(case: Case, tiny: bool) -> Iterator[dict]:
     captions = CharBpeCaptions(tokenizers.Tokenizer(tokenizers.models.BPE()), length=TEXT, vocabulary_size=text_size, pad=0)
     module = stage2_model.build(config, captions, codes, GRID, TransformerCompute(dtype=case.dtype))
     mesh = jax.tree.leaves(inference.on_devices(np.zeros(1)))[0].sharding.mesh
-    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
-    ids = jax.device_put(np.random.default_rng(0).integers(0, text_size, (1, TEXT)).astype(np.int32), whole)
-    draw = jax.jit(lambda key: nn.unbox(module.init(key, ids, jnp.zeros((1, 2), jnp.int32))["params"]), out_shardings=whole)
-    params, programs = draw(jax.random.key(0)), sampling.compile_programs(module)
-    count = sum(x.size for x in jax.tree.leaves(params)) - (2 * text_size + codes) * config.width  # that codes need
+    replicated, sharded = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
+    ids = jax.device_put(np.random.default_rng(0).integers(0, text_size, (1, TEXT)).astype(np.int32), replicated)
+
+    def init(key):
+        return nn.unbox(module.init(key, ids, jnp.zeros((1, 2), jnp.int32))["params"])
+
+    params, programs = jax.jit(init, out_shardings=replicated)(jax.random.key(0)), sampling.compile_programs(module)
+    count = sum(x.size for x in jax.tree.leaves(params)) - (2 * text_size + codes) * config.width  # parameters used per code
     params = round_kernels(params, case.dtype)
     runs = [("", size) for size in sizes] + [("top-p 0.9", sizes[-1])]
-    none = jax.device_put(np.zeros((1, 0), np.int32), whole)
+    none = jax.device_put(np.zeros((1, 0), np.int32), replicated)
     prefilled = {what: programs.prefill(params, ids, none) for what in dict(runs)}
 
-    def prepared(what: str, size: int):
-        zeros = jax.device_put(np.zeros((size, length), np.int32), split)
-        rows, seeds = zeros[:, 0], jax.device_put(np.arange(3 * size, dtype=np.uint32).reshape(size, 3), split)
+    def prepare_run(what: str, size: int):
+        zeros = jax.device_put(np.zeros((size, length), np.int32), sharded)
+        rows, seeds = zeros[:, 0], jax.device_put(np.arange(3 * size, dtype=np.uint32).reshape(size, 3), sharded)
         requests = sampling.Requests(seeds, np.arange(length), zeros, zeros.astype(bool))
         settings = Sampling(top_p=np.float32(0.9 if what.startswith("top") else 1))
         limits = {"max_candidates": codes if what.startswith("top") else 0, "guided": False}
         with jax.set_mesh(mesh):
             carry = jax.eval_shape(programs.replicate, prefilled[what], rows, None)
-            carry = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), carry)
+            carry = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharded), carry)
             decode = programs.decode_chunk.lower(params, settings, carry, requests, jnp.int32(0), **limits)
             begun = time.perf_counter()
             decode = decode.compile()
@@ -206,36 +216,36 @@ def sampled(case: Case, tiny: bool) -> Iterator[dict]:
         return what, size, time.perf_counter() - begun, draw_codes
 
     with ThreadPoolExecutor(6) as pool:
-        runs = list(pool.map(prepared, *zip(*runs, strict=True)))
+        runs = list(pool.map(prepare_run, *zip(*runs, strict=True)))
     for what, size, compile_seconds, draw_codes in runs:
         cache = 2 * config.depth * config.width * (TEXT + length / 2) * size
         row = {"what": what, "batch": size, "compile_seconds": compile_seconds}
         row["bytes"] = jnp.dtype(case.dtype).itemsize * (count + cache) * length
-        row |= speed(median_seconds(draw_codes), size * length, 2 * count * size * length)
-        yield row | (kernels(draw_codes) if size == sizes[-1] else {})
+        row |= compute_rates(median_seconds(draw_codes), size * length, 2 * count * size * length)
+        yield row | (trace_kernels(draw_codes) if size == sizes[-1] else {})
 
 
-def painted(case: Case, tiny: bool) -> Iterator[dict]:
-    """Steps of VQGAN+CLIP with ViT-B/32 and 32 cuts: of one painting, and of several at once; all steps counted."""
-    vq, clip = guided.models(case.dtype, tiny)
+def measure_painting(case: Case, tiny: bool) -> Iterator[dict]:
+    """Measures steps of VQGAN+CLIP with ViT-B/32 and 32 cuts, for one image and for a batch of images."""
+    vq, clip = guided.build_models(case.dtype, tiny)
     cuts, side, steps = (2, 32, 2) if tiny else (32, 256, 10)
-    flops = forward_flops(vq, "decode", (1, *[side // vq.factor] * 2), jnp.int32)
-    flops += forward_flops(clip, "encode_image", (cuts, *[clip.preprocess.size] * 2, 3), jnp.float32)
+    flops = count_forward_flops(vq, "decode", (1, *[side // vq.factor] * 2), jnp.int32)
+    flops += count_forward_flops(clip, "encode_image", (cuts, *[clip.preprocess.size] * 2, 3), jnp.float32)
     for size in (1, 2 if tiny else int(case.batch)):
         texts = list(itertools.islice(itertools.cycle(guided.PROMPTS), size))
-        painter = painting.Painter(vq, clip, guided.jobs(argparse.Namespace(cuts=cuts), side, texts))
-        turn, begun = guided.turn(painter, steps), time.perf_counter()
+        painter = painting.Painter(vq, clip, guided.make_jobs(argparse.Namespace(cuts=cuts), side, texts))
+        turn, begun = guided.make_turn(painter, steps), time.perf_counter()
         turn()  # compiles
         row = {"batch": size, "compile_seconds": time.perf_counter() - begun}
-        row |= speed(median_seconds(turn) / steps, size, 2 * flops * size)  # backward: to the latents alone
-        yield row | (kernels(turn) if size == 1 else {})
+        row |= compute_rates(median_seconds(turn) / steps, size, 2 * flops * size)  # backward pass to the latents only
+        yield row | (trace_kernels(turn) if size == 1 else {})
 
 
 MEASURED = {
-    "ceilings": lambda case, tiny: ceilings(512 if tiny else 8192),
-    "attention": lambda case, tiny: attention.rows(100, (50,)) if tiny else attention.rows(int(case.batch)),
-    "sampling": sampled,
-    "painting": painted,
+    "ceilings": lambda case, tiny: measure_ceilings(512 if tiny else 8192),
+    "attention": lambda case, tiny: attention.measure(100, (50,)) if tiny else attention.measure(int(case.batch)),
+    "sampling": measure_sampling,
+    "painting": measure_painting,
 }
 
 if __name__ == "__main__":

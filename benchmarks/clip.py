@@ -1,9 +1,9 @@
-"""ViT-B/32 beside transformers' FlaxCLIPModel and CLIPModel (PyTorch): the same weights, batch and precision, in turns.
+"""Compares ViT-B/32 with transformers' FlaxCLIPModel and CLIPModel (PyTorch): the same weights, batch and precision.
 
-    python -m benchmarks.clip [--batch 16] [--rounds 5]         (with the `peers` extra; without it ours alone is measured)
+    python -m benchmarks.clip [--batch 16] [--rounds 5]         (needs the `peers` extra; otherwise only ours is measured)
 
-Images and texts through their towers, and training pairs through the loss and its gradient (no optimiser). On a GPU our side
-is measured in bfloat16 too, with its share of the device's peak.
+Measures the encoding of images and texts, and the loss and its gradient on training pairs (without optimiser), alternating
+between implementations. On a GPU also prints the share of the device's peak.
 """
 
 import argparse
@@ -20,9 +20,9 @@ import numpy as np
 
 from benchmarks import load_config
 from clip_jax import loss, model
-from clip_jax.flops import forward, training
+from clip_jax.flops import forward_flops, training_flops
 from clip_jax.options import CLIPCompute, CLIPOptions
-from clip_jax.pretrained.hugging_face import clip_entries
+from clip_jax.pretrained.hugging_face import list_clip_entries
 from train_jax import config as config_lib
 from train_jax import profiling
 from train_jax.weights.layout import flat, to_peer
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.clip", description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of our side and of Flax's")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of ours and of Flax")
     arguments = parser.parse_args()
     config = load_config("clip/vit_b32")
     config.model.activation = "quick_gelu"
@@ -43,33 +43,34 @@ def main() -> None:
     ids = rng.integers(1, 49_000, (arguments.batch, 77)).astype(np.int32)
     ids[:, -1] = 49_407
 
-    contestants = {}
-    contestants["ours"], params = _ours(options, compute, pixels, ids)
+    implementations = {}
+    implementations["ours"], params = _build_ours(options, compute, pixels, ids)
     with contextlib.ExitStack() as stack:
         try:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            _write(folder, options, params)
-            contestants["PyTorch"] = _torch(folder, pixels, ids)
-            contestants["Flax"] = _flax(folder, pixels, ids, arguments.dtype)
+            _write_model(folder, options, params)
+            implementations["PyTorch"] = _build_torch(folder, pixels, ids)
+            implementations["Flax"] = _build_flax(folder, pixels, ids, arguments.dtype)
         except ImportError as error:
             print(f"a peer is not installed ({error}): pip install -e '.[peers]'")
-        _check(contestants)
-        rates = _race(contestants, arguments.rounds, arguments.batch)
+        _check_agreement(implementations)
+        rates = _measure_rates(implementations, arguments.rounds, arguments.batch)
 
     machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
-    print(f"ViT-B/32, batch {arguments.batch}, {arguments.dtype}, {machine}, jax {jax.__version__}; rates a second")
+    print(f"ViT-B/32, batch {arguments.batch}, {arguments.dtype}, {machine}, jax {jax.__version__}; rates per second")
     names = list(rates)
     print("| " + " | ".join(["", *names, "ours / fastest peer", "ours, GFLOP/s"]) + " |")
     print("| " + " | ".join(["---"] * (len(names) + 3)) + " |")
-    flops = {"images": forward(options)[0], "texts": forward(options)[1], "training pairs": training(options)}
-    for what in flops:
-        fastest = max((rates[name][what] for name in names if name != "ours"), default=float("nan"))
-        mine = rates["ours"][what]
+    image_flops, text_flops = forward_flops(options)
+    flops = {"images": image_flops, "texts": text_flops, "training pairs": training_flops(options)}
+    for workload in flops:
+        fastest = max((rates[name][workload] for name in names if name != "ours"), default=float("nan"))
+        ours = rates["ours"][workload]
         cells = [
-            what,
-            *(f"{rates[name][what]:.1f}" for name in names),
-            f"{mine / fastest:.2f}",
-            f"{mine * flops[what] * 1e-9:.0f}",
+            workload,
+            *(f"{rates[name][workload]:.1f}" for name in names),
+            f"{ours / fastest:.2f}",
+            f"{ours * flops[workload] * 1e-9:.0f}",
         ]
         print("| " + " | ".join(cells) + " |")
     peak = profiling.peak_flops(jax.devices())
@@ -77,13 +78,13 @@ def main() -> None:
         print(f"training: {rates['ours']['training pairs'] * flops['training pairs'] / peak:.1%} of the device's peak")
 
 
-Contestant = dict[str, Callable]
+Implementation = dict[str, Callable]
 
 
-def _ours(options, compute, pixels, ids) -> tuple[Contestant, dict]:
+def _build_ours(options, compute, pixels, ids) -> tuple[Implementation, dict]:
     module = model.build(options, options.text.vocab_size, 49_407, compute)
     x, t = jnp.asarray(pixels), jnp.asarray(ids)
-    params = jax.jit(lambda key: model_params(module, key, x[:1], t[:1]))(jax.random.key(0))
+    params = jax.jit(lambda key: init_params(module, key, x[:1], t[:1]))(jax.random.key(0))
     image = jax.jit(lambda p: module.apply({"params": p}, x, method="encode_image"))
     text = jax.jit(lambda p: module.apply({"params": p}, t, method="encode_text"))
 
@@ -96,7 +97,7 @@ def _ours(options, compute, pixels, ids) -> tuple[Contestant, dict]:
     return {name: _blocking(function) for name, function in run.items()}, params
 
 
-def model_params(module, key, images, ids):
+def init_params(module, key, images, ids):
     import flax.linen as nn
 
     return nn.unbox(module.init(key, images, ids)["params"])
@@ -106,12 +107,12 @@ def _blocking(function: Callable) -> Callable:
     return lambda: jax.block_until_ready(function())
 
 
-def _write(folder: str, options, params) -> None:
-    """The same weights as a directory for transformers."""
+def _write_model(folder: str, options, params) -> None:
+    """Writes the weights as a model directory of transformers."""
     import transformers
     from safetensors.numpy import save_file
 
-    table = clip_entries(options.to_dict())
+    table = list_clip_entries(options.to_dict())
     weights = to_peer(flat(jax.tree.map(np.asarray, params)), table)
     save_file(
         {k: np.array(v, np.float32, order="C") for k, v in weights.items()},
@@ -124,7 +125,7 @@ def _write(folder: str, options, params) -> None:
     )
 
 
-def _torch(folder: str, pixels, ids) -> Contestant:
+def _build_torch(folder: str, pixels, ids) -> Implementation:
     import torch
     import transformers
 
@@ -140,7 +141,7 @@ def _torch(folder: str, pixels, ids) -> Contestant:
         value.backward()
         return value.detach()
 
-    def quietly(function: Callable) -> Callable:
+    def without_gradients(function: Callable) -> Callable:
         def run():
             with torch.inference_mode():
                 return unit(function())
@@ -148,13 +149,13 @@ def _torch(folder: str, pixels, ids) -> Contestant:
         return run
 
     return {
-        "images": quietly(lambda: peer.get_image_features(pixel_values=x)),
-        "texts": quietly(lambda: peer.get_text_features(input_ids=t)),
+        "images": without_gradients(lambda: peer.get_image_features(pixel_values=x)),
+        "texts": without_gradients(lambda: peer.get_text_features(input_ids=t)),
         "training pairs": train,
     }
 
 
-def _flax(folder: str, pixels, ids, dtype: str) -> Contestant:
+def _build_flax(folder: str, pixels, ids, dtype: str) -> Implementation:
     import transformers
 
     peer = transformers.FlaxCLIPModel.from_pretrained(folder, from_pt=True, dtype=jnp.dtype(dtype))
@@ -179,29 +180,29 @@ def _flax(folder: str, pixels, ids, dtype: str) -> Contestant:
     return {name: _blocking(function) for name, function in run.items()}
 
 
-def _check(contestants: dict[str, Contestant]) -> None:
-    """The race is fair only between those that compute the same."""
-    for what in ("images", "texts"):
-        mine = np.asarray(contestants["ours"][what](), np.float32)
-        for name, other in contestants.items():
-            difference = np.abs(mine - np.asarray(other[what](), np.float32)).max()
+def _check_agreement(implementations: dict[str, Implementation]) -> None:
+    """Checks that all implementations compute the same features."""
+    for workload in ("images", "texts"):
+        ours = np.asarray(implementations["ours"][workload](), np.float32)
+        for name, other in implementations.items():
+            difference = np.abs(ours - np.asarray(other[workload](), np.float32)).max()
             if difference > 2e-2:
-                raise SystemExit(f"{name} computes other {what}: they differ by {difference:.1e}")
+                raise SystemExit(f"{name} computes different {workload}: the maximum difference is {difference:.1e}")
 
 
-def _race(contestants: dict[str, Contestant], rounds: int, batch: int) -> dict[str, dict[str, float]]:
-    """Rates a second: the median of `rounds` turns, in which every contestant has one."""
-    seconds = {name: {what: [] for what in functions} for name, functions in contestants.items()}
-    for turn in range(rounds + 1):  # the first compiles
-        for name, functions in contestants.items():
-            for what, function in functions.items():
-                begun = time.perf_counter()
+def _measure_rates(implementations: dict[str, Implementation], rounds: int, batch: int) -> dict[str, dict[str, float]]:
+    """Measures median rates per second over `rounds`. Each round runs every implementation once."""
+    seconds = {name: {workload: [] for workload in functions} for name, functions in implementations.items()}
+    for round_index in range(rounds + 1):  # the first compiles
+        for name, functions in implementations.items():
+            for workload, function in functions.items():
+                start = time.perf_counter()
                 function()
-                if turn:
-                    seconds[name][what].append(time.perf_counter() - begun)
+                if round_index:
+                    seconds[name][workload].append(time.perf_counter() - start)
     return {
-        name: {what: batch / statistics.median(values) for what, values in found.items()}
-        for name, found in seconds.items()
+        name: {workload: batch / statistics.median(values) for workload, values in times.items()}
+        for name, times in seconds.items()
     }
 
 

@@ -1,9 +1,9 @@
-"""What helps a small CLIP to name pairs of colour and shape that it never saw together: one change at a time.
+"""Ablates a small CLIP on pairs of colour and shape that do not occur in training, one change at a time.
 
     python -m benchmarks.composition
 
-Trains `configs/clip/demo.py` for 600 updates as it is, and with one thing changed, and prints zero-shot accuracy on `test`
-and on `novel`. Takes about half an hour on two cores.
+Trains `configs/clip/demo.py` for 600 updates, unchanged and with one change each, and prints zero-shot accuracy on `test`
+and `novel`. Takes about half an hour on two cores.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ CHANGES = {
 }
 
 
-class _FullOnly:
-    """Records with their most specific caption alone, which names every attribute."""
+class _FirstCaptionOnly:
+    """Records with only the first caption, which names every attribute."""
 
     def __init__(self, records):
         self._records = records
@@ -39,13 +39,13 @@ class _FullOnly:
         return record | {"captions": record["captions"][:1]}
 
 
-def _full_captions():
-    def opened(name, split, **options):
-        source = found(name, split, **options)
-        return dataclasses.replace(source, records=_FullOnly(source.records)) if split == "train" else source
+def _patch_captions():
+    def open_source(name, split, **options):
+        source = original(name, split, **options)
+        return dataclasses.replace(source, records=_FirstCaptionOnly(source.records)) if split == "train" else source
 
-    found = sources.open_source
-    return mock.patch.object(sources, "open_source", opened)
+    original = sources.open_source
+    return mock.patch.object(sources, "open_source", open_source)
 
 
 def measure(name: str, changes: dict, context=contextlib.nullcontext) -> None:
@@ -53,14 +53,14 @@ def measure(name: str, changes: dict, context=contextlib.nullcontext) -> None:
     config.steps = UPDATES
     config.update_from_flattened_dict(changes)
     with tempfile.TemporaryDirectory() as folder, context():
-        found = train_jax.run(config, Path(folder) / "run")[-1]
-    print(f"{name:<40} test {100 * found['test/top1']:5.1f} %   novel {100 * found['novel/top1']:5.1f} %", flush=True)
+        metrics = train_jax.run(config, Path(folder) / "run")[-1]
+    print(f"{name:<40} test {100 * metrics['test/top1']:5.1f} %   novel {100 * metrics['novel/top1']:5.1f} %", flush=True)
 
 
 def main() -> None:
     for name, changes in CHANGES.items():
         measure(name, changes)
-    measure("only captions that name every attribute", {}, _full_captions)
+    measure("only captions that name every attribute", {}, _patch_captions)
 
 
 if __name__ == "__main__":

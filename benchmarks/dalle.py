@@ -1,9 +1,9 @@
-"""Sampling of codes beside a cached sampler in PyTorch: the same model, weights, prompts and precision, in turns.
+"""Compares sampling of codes with a cached sampler in PyTorch: the same model, weights, prompts and precision.
 
     python -m benchmarks.dalle [--models 72m 1b3] [--batches 1 8 64] [--codes 64]      (with the `peers` extra)
 
-Codes a second, the prompt's prefill included, and the share of the memory bandwidth that weights and caches take at that
-rate, where `--bandwidth` names it. Before the race both sample the most likely codes, which must be the same.
+Measures codes per second, including the prefill of the prompt, and with `--bandwidth` the share of the memory bandwidth that
+reads of weights and caches need. Before the measurement both samplers must agree in greedy decoding.
 """
 
 import argparse
@@ -40,10 +40,10 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.dalle", description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64])
-    parser.add_argument("--codes", type=int, default=64, help="of the 256 of a picture, that are sampled")
+    parser.add_argument("--codes", type=int, default=64, help="number of codes to sample, of the 256 codes of an image")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--bandwidth", type=float, default=0.0, help="of the machine's memory, in GB/s")
+    parser.add_argument("--bandwidth", type=float, default=0.0, help="memory bandwidth of the machine in GB/s")
     arguments = parser.parse_args()
     machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
     print(f"{arguments.dtype}, {machine}, jax {jax.__version__}, {arguments.codes} codes; codes a second\n")
@@ -53,18 +53,19 @@ def main() -> None:
         options = dict(MODELS[name])
         text_size, num_codes = options.pop("text_size"), options.pop("num_codes")
         config = DALLEOptions.parse(options | {"positions": "learned"}, "model")
-        bpe = tokenizers.Tokenizer(tokenizers.models.BPE())  # prompts are rows of tokens already
+        bpe = tokenizers.Tokenizer(tokenizers.models.BPE())  # unused, since prompts are token ids
         captions = CharBpeCaptions(bpe, length=TEXT, vocabulary_size=text_size, pad=0)
         module = model_lib.build(config, captions, num_codes, GRID, TransformerCompute(dtype=arguments.dtype))
-        params = _random(module)
+        params = _random_params(module)
         count = sum(x.size for x in jax.tree.leaves(params))
-        ours, theirs = _ours(module, params, arguments.codes), _torch(module, params, arguments.codes, arguments.dtype)
+        ours = _build_ours(module, params, arguments.codes)
+        theirs = _build_torch(module, params, arguments.codes, arguments.dtype)
         for batch in arguments.batches:
             prompts = np.random.default_rng(batch).integers(0, text_size, (batch, TEXT)).astype(np.int32)
-            contestants = {"ours": ours(prompts)} | ({"PyTorch": theirs(prompts)} if theirs else {})
-            _check(contestants)
-            seconds = _race(contestants, arguments.rounds)
-            rates = {who: batch * arguments.codes / t for who, t in seconds.items()}
+            implementations = {"ours": ours(prompts)} | ({"PyTorch": theirs(prompts)} if theirs else {})
+            _check_agreement(implementations)
+            seconds = _measure_seconds(implementations, arguments.rounds)
+            rates = {implementation: batch * arguments.codes / t for implementation, t in seconds.items()}
             share = "not known"
             if arguments.bandwidth:
                 width = 4 if arguments.dtype == "float32" else 2
@@ -75,7 +76,7 @@ def main() -> None:
             print(f"| {name} | {count:,} | {batch} | {rates['ours']:.1f} | {peer} | {share} |", flush=True)
 
 
-def _random(module: CodeTransformer) -> dict:
+def _random_params(module: CodeTransformer) -> dict:
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda s: rng.standard_normal(s, np.float32) * np.float32(0.05),
@@ -84,7 +85,7 @@ def _random(module: CodeTransformer) -> dict:
     )
 
 
-def _ours(module: CodeTransformer, params: dict, length: int) -> Callable:
+def _build_ours(module: CodeTransformer, params: dict, length: int) -> Callable:
     programs, variables = sampling.compile_programs(module), inference.on_devices(params)
     mesh = jax.tree.leaves(variables)[0].sharding.mesh
 
@@ -96,12 +97,12 @@ def _ours(module: CodeTransformer, params: dict, length: int) -> Callable:
         )
         unknown = jax.device_put(np.zeros((batch, length), np.int32), split)
         requests = sampling.Requests(seeds, np.arange(length), unknown, unknown.astype(bool))
-        text, which = jax.device_put((prompts, np.arange(batch, dtype=np.int32)), split)
+        text, rows = jax.device_put((prompts, np.arange(batch, dtype=np.int32)), split)
 
         def run(temperature: float) -> np.ndarray:
             settings = Sampling(temperature=np.float32(temperature))
             with jax.set_mesh(mesh):
-                carry = programs.replicate(programs.prefill(variables, text, unknown[:, :0]), which, None)
+                carry = programs.replicate(programs.prefill(variables, text, unknown[:, :0]), rows, None)
                 codes, _, _ = programs.decode_chunk(
                     variables, settings, carry, requests, jnp.int32(0), max_candidates=0, guided=False
                 )
@@ -112,8 +113,8 @@ def _ours(module: CodeTransformer, params: dict, length: int) -> Callable:
     return prepare
 
 
-def _torch(module: CodeTransformer, params: dict, length: int, dtype: str) -> Callable | None:
-    """minDALL-E's sampler, with a cache that is allocated once."""
+def _build_torch(module: CodeTransformer, params: dict, length: int, dtype: str) -> Callable | None:
+    """Builds minDALL-E's sampler in PyTorch, with a preallocated cache."""
     try:
         import torch
     except ImportError as error:
@@ -146,8 +147,8 @@ def _torch(module: CodeTransformer, params: dict, length: int, dtype: str) -> Ca
             y = functional.layer_norm(x, (width,), *b["norm1"], 1e-5)
             q, k, v = functional.linear(y, *b["qkv"]).reshape(batch, t, 3, heads, -1).permute(2, 0, 3, 1, 4)
             keys[i, :, :, start : start + t], values[i, :, :, start : start + t] = k, v
-            seen = (keys[i, :, :, : start + t], values[i, :, :, : start + t])
-            y = functional.scaled_dot_product_attention(q, *seen, is_causal=t > 1)
+            cache = (keys[i, :, :, : start + t], values[i, :, :, : start + t])
+            y = functional.scaled_dot_product_attention(q, *cache, is_causal=t > 1)
             x = x + functional.linear(y.transpose(1, 2).reshape(batch, t, width), *b["out"])
             y = functional.layer_norm(x, (width,), *b["norm2"], 1e-5)
             x = x + functional.linear(functional.gelu(functional.linear(y, *b["in"])), *b["down"])
@@ -179,25 +180,25 @@ def _torch(module: CodeTransformer, params: dict, length: int, dtype: str) -> Ca
     return prepare
 
 
-def _check(contestants: dict[str, Callable]) -> None:
-    """The contestants must sample the same most likely codes before they race."""
-    codes = [run(0.0) for run in contestants.values()]
-    # One pair of codes that are nearly as likely changes all that follow in that row: few rows may differ.
+def _check_agreement(implementations: dict[str, Callable]) -> None:
+    """Checks that both implementations agree in greedy decoding."""
+    codes = [run(0.0) for run in implementations.values()]
+    # If two codes are nearly equally likely, all later codes of the row may differ, so few rows may differ.
     share = np.mean(codes[0] == codes[-1])
     if share < 0.9:
-        raise SystemExit(f"ours and PyTorch agree in {share:.0%} of the codes alone: no race")
+        raise SystemExit(f"ours and PyTorch agree in only {share:.0%} of the codes")
 
 
-def _race(contestants: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """Seconds, the median of some turns."""
-    seconds = {who: [] for who in contestants}
-    for turn in range(rounds + 1):  # the first warms up
-        for who, run in contestants.items():
-            begun = time.perf_counter()
+def _measure_seconds(implementations: dict[str, Callable], rounds: int) -> dict[str, float]:
+    """Measures median seconds over `rounds`, alternating between implementations."""
+    seconds = {implementation: [] for implementation in implementations}
+    for round_index in range(rounds + 1):  # the first warms up
+        for implementation, run in implementations.items():
+            start = time.perf_counter()
             run(1.0)
-            if turn:
-                seconds[who].append(time.perf_counter() - begun)
-    return {who: statistics.median(t) for who, t in seconds.items()}
+            if round_index:
+                seconds[implementation].append(time.perf_counter() - start)
+    return {implementation: statistics.median(t) for implementation, t in seconds.items()}
 
 
 if __name__ == "__main__":

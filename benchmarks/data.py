@@ -1,9 +1,9 @@
-"""Pictures a second out of each kind of source, per core: JPEGs of 224 pixels read, decoded and cropped to 224 pixels.
+"""Measures images per second and core of each type of source: reading, decoding and cropping JPEGs of 224 pixels.
 
     python -m benchmarks.data
 
-Writes 2,000 pictures of noise with structure as a folder, as a tar and as a TFDS data set into a temporary folder. One
-thread reads.
+Writes 2,000 images of smooth noise as a folder, a tar file and a TFDS data set to a temporary folder, and reads them in one
+thread.
 """
 
 import io
@@ -26,23 +26,23 @@ COUNT, SIDE = 2_000, 224
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        files = [_jpeg(number) for number in range(COUNT)]
+        files = [_make_jpeg(number) for number in range(COUNT)]
         names = [
-            ("folder", _folder(root / "folder", files)),
-            ("webdataset", _tar(root / "data.tar", files)),
-            ("tfds", _tfds(root / "tfds", files)),
+            ("folder", _write_folder(root / "folder", files)),
+            ("webdataset", _write_tar(root / "data.tar", files)),
+            ("tfds", _write_tfds(root / "tfds", files)),
         ]
         size = sum(map(len, files)) / COUNT / 1024
-        print(f"{COUNT:,} JPEGs of {SIDE} x {SIDE} pixels, {size:.0f} KiB each, one thread; pictures a second")
+        print(f"{COUNT:,} JPEGs of {SIDE} x {SIDE} pixels, {size:.0f} KiB each, one thread; images per second")
         print("| source | read | read, decode, crop |\n| --- | --- | --- |")
         preprocess = Preprocess(SIDE)
         for name, source in names:
-            read = _rate(source.__getitem__)
-            ready = _rate(lambda number, s=source: preprocess(s[number]["image"]))
+            read = _measure_rate(source.__getitem__)
+            ready = _measure_rate(lambda number, s=source: preprocess(s[number]["image"]))
             print(f"| {name} | {read:,.0f} | {ready:,.0f} |", flush=True)
 
 
-def _jpeg(number: int) -> bytes:
+def _make_jpeg(number: int) -> bytes:
     rng = np.random.default_rng(number)
     small = Image.fromarray(rng.integers(0, 256, (28, 28, 3), np.uint8))
     buffer = io.BytesIO()
@@ -50,7 +50,7 @@ def _jpeg(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def _rate(read) -> float:
+def _measure_rate(read) -> float:
     order = np.random.default_rng(0).permutation(COUNT)
     for number in order[:50]:
         read(int(number))
@@ -60,7 +60,7 @@ def _rate(read) -> float:
     return COUNT / (time.perf_counter() - begun)
 
 
-def _folder(path: Path, files: list[bytes]):
+def _write_folder(path: Path, files: list[bytes]):
     path.mkdir()
     for number, data in enumerate(files):
         (path / f"{number:05d}.jpg").write_bytes(data)
@@ -69,7 +69,7 @@ def _folder(path: Path, files: list[bytes]):
     return open_source(f"folder:{path}", "train")
 
 
-def _tar(path: Path, files: list[bytes]):
+def _write_tar(path: Path, files: list[bytes]):
     with tarfile.open(path, "w") as tar:
         for number, data in enumerate(files):
             for name, content in ((f"{number:05d}.jpg", data), (f"{number:05d}.txt", f"picture {number}".encode())):
@@ -80,7 +80,7 @@ def _tar(path: Path, files: list[bytes]):
 
 
 class Pictures(tfds.core.GeneratorBasedBuilder):
-    """The pictures as a TFDS data set."""
+    """TFDS builder of the images."""
 
     VERSION = tfds.core.Version("1.0.0")
     FILES: list[bytes] = []
@@ -97,7 +97,7 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
             yield number, {"image": io.BytesIO(data), "caption": f"picture {number}"}
 
 
-def _tfds(path: Path, files: list[bytes]):
+def _write_tfds(path: Path, files: list[bytes]):
     Pictures.FILES = files
     Pictures(data_dir=str(path)).download_and_prepare(file_format="array_record")
     return open_source("tfds:pictures", "train", data_dir=str(path))

@@ -1,11 +1,11 @@
-"""Guided painting beside the textbook's loop in PyTorch: VQGAN f16, CLIP ViT-B/32, the same weights and cuts, in turns.
+"""Compares guided painting with a textbook loop in PyTorch: VQGAN f16, CLIP ViT-B/32, the same weights and cuts.
 
-    python -m benchmarks.guided [--size 256 512] [--cuts 32] [--rounds 3]       (with the `peers` extra; else ours alone)
+    python -m benchmarks.guided [--size 256 512] [--cuts 32] [--rounds 3]       (with the `peers` extra; else ours only)
 
-Steps a second, and peak memory: the most that a turn takes beyond what was held before, weights above all, in a process of
-its own (on a GPU: of the GPU; else as Linux tells it, with what was freed and not given back). Then eight prompts at once
-beside eight runs in a row. Weights are random: speed does not depend on them. On a GPU both multiply float32 by TF32, which
-is JAX's default.
+Measures steps per second, and the peak memory of a turn in a separate process, without the memory held before (mainly
+weights). On a GPU the peak is of GPU memory, otherwise of resident memory as Linux reports, which includes freed memory that
+was not returned. Then compares eight prompts in one batch with eight runs in sequence. Weights are random, which does
+not affect speed. On a GPU both use TF32 for float32 products, which is JAX's default.
 """
 
 import argparse
@@ -37,42 +37,43 @@ from vqgan_jax.guided import painting, prompts, starts
 from vqgan_jax.pretrained import taming
 
 PROMPTS = [f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("castle", "star", "tree", "house")]
-# The textbook's cuts: squares, mirrored or not, with noise.
+# Augmentations of the textbook loop: random crops, flips and noise only.
 PLAIN = {"rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}
 LR = 0.1
-CONTESTANTS = ("ours", "PyTorch")
+IMPLEMENTATIONS = ("ours", "PyTorch")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.guided", description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, nargs="+", default=[256, 512], help="sides of the pictures, in pixels")
+    parser.add_argument("--size", type=int, nargs="+", default=[256, 512], help="sides of the images in pixels")
     parser.add_argument("--cuts", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=5, help="of a turn")
+    parser.add_argument("--steps", type=int, default=5, help="number of steps per turn")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of our side")
-    parser.add_argument("--together", type=int, default=len(PROMPTS), help="prompts painted at once; 0: leave that out")
-    parser.add_argument("--small", action="store_true", help="toy models, to try the benchmark itself")
-    parser.add_argument("--only", choices=CONTESTANTS, help="paint a turn at the first size and print the peak memory")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of our implementation")
+    parser.add_argument("--together", type=int, default=len(PROMPTS), help="prompts in a batch; 0: no comparison")
+    parser.add_argument("--small", action="store_true", help="use toy models, to test the benchmark")
+    parser.add_argument("--only", choices=IMPLEMENTATIONS, help="run one turn at the first size and print the peak memory")
     arguments = parser.parse_args()
-    vq, clip = models(arguments.dtype, arguments.small)
+    vq, clip = build_models(arguments.dtype, arguments.small)
     if arguments.only:
-        print(f"peak {peak(arguments.only, contestant(arguments.only, vq, clip, arguments, arguments.size[0]))}")
+        run = build_implementation(arguments.only, vq, clip, arguments, arguments.size[0])
+        print(f"peak {measure_peak(arguments.only, run)}")
         return
     machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
     print(f"f16, ViT-B/32, {arguments.cuts} cuts, {arguments.dtype}, {machine}, jax {jax.__version__}; steps a second\n")
-    _row("size", *CONTESTANTS, "ours / PyTorch", *(f"peak of {name}, MiB" for name in CONTESTANTS))
-    _row(*["---"] * 6)
+    _print_row("size", *IMPLEMENTATIONS, "ours / PyTorch", *(f"peak of {name}, MiB" for name in IMPLEMENTATIONS))
+    _print_row(*["---"] * 6)
     for size in arguments.size:
-        rates = race(vq, clip, arguments, size)
+        rates = measure_rates(vq, clip, arguments, size)
         ratio = rates["ours"] / rates["PyTorch"] if "PyTorch" in rates else float("nan")
-        peaks = [alone(name, arguments, size) if name in rates else "" for name in CONTESTANTS]
-        _row(str(size), *(f"{rates[n]:.3f}" if n in rates else "" for n in CONTESTANTS), f"{ratio:.2f}", *peaks)
+        peaks = [measure_peak_in_subprocess(name, arguments, size) if name in rates else "" for name in IMPLEMENTATIONS]
+        _print_row(str(size), *(f"{rates[n]:.3f}" if n in rates else "" for n in IMPLEMENTATIONS), f"{ratio:.2f}", *peaks)
     if arguments.together:
-        together(vq, clip, arguments)
+        compare_batching(vq, clip, arguments)
 
 
-def models(dtype: str, small: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.Clip"]:
-    """Random weights of the published sizes."""
+def build_models(dtype: str, small: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.Clip"]:
+    """Builds VQGAN and CLIP with random weights at published sizes."""
     c = config_lib.resolve(load_config("vqgan/f16_1024"))
     v = config_lib.resolve(load_config("clip/vit_b32")).model
     v.update({"activation": "quick_gelu"})
@@ -80,23 +81,23 @@ def models(dtype: str, small: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.Clip"]
     if small:
         c.model.channels, c.model.z_channels = 32, 32
         v.image.update({"width": 64, "depth": 1, "heads": 2})
-    v.text.update({"width": 64, "depth": 1, "heads": 2})  # the text tower speaks once, before the first step
+    v.text.update({"width": 64, "depth": 1, "heads": 2})  # the text tower runs only once, before the first step
     compute = CLIPCompute(dtype=dtype, scan=False)
     module = vqgan_model.build(c.model, compute)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    # From a small picture: the model is convolutional.
+    # A small image suffices, because the model is convolutional.
     side = 2 ** (len(c.model.multipliers) - 1)
     shapes = jax.eval_shape(module.init, keys, np.zeros((1, side, side, 3), np.float32))
-    vq = vqgan_jax.Vqgan.assemble(c.model, drawn(shapes), "random", compute)
+    vq = vqgan_jax.Vqgan.assemble(c.model, random_weights(shapes), "random", compute)
     tokenizer = Tokenizer.train(PROMPTS, 600, v.text.context_length)
     tower = clip_model.build(v, tokenizer.vocab_size, tokenizer.eos_id, compute)
     images, ids = np.zeros((1, v.image.size, v.image.size, 3), np.float32), tokenizer.encode(PROMPTS[:1])
     shapes = jax.eval_shape(tower.init, jax.random.key(2), images, ids)
-    return vq, clip_jax.Clip.assemble(tower, drawn(shapes), tokenizer, Preprocess(v.image.size), "random")
+    return vq, clip_jax.Clip.assemble(tower, random_weights(shapes), tokenizer, Preprocess(v.image.size), "random")
 
 
-def drawn(shapes):
-    """Weights of these shapes that keep activations of size 1; in NumPy, which compiles nothing."""
+def random_weights(shapes):
+    """Samples random weights that preserve the scale of activations, with NumPy to avoid compilation."""
     rng = np.random.default_rng(0)
 
     def leaf(path, x):
@@ -109,21 +110,21 @@ def drawn(shapes):
     return jax.tree_util.tree_map_with_path(leaf, nn.unbox(shapes))
 
 
-def contestant(name: str, vq, clip, arguments, size: int) -> Callable[[], None]:
-    """A function that paints a turn."""
+def build_implementation(name: str, vq, clip, arguments, size: int) -> Callable[[], None]:
+    """Builds a function that runs the steps of one turn."""
     if name == "ours":
-        painter = painting.Painter(vq, clip, jobs(arguments, size, PROMPTS[:1]))
-        return turn(painter, arguments.steps)
-    painter = textbook(vq, clip, arguments, size)
+        painter = painting.Painter(vq, clip, make_jobs(arguments, size, PROMPTS[:1]))
+        return make_turn(painter, arguments.steps)
+    painter = build_textbook(vq, clip, arguments, size)
     return lambda: [painter.step() for _ in range(arguments.steps)]
 
 
-def jobs(arguments, size: int, texts) -> list[painting.Job]:
-    given = {"size": (size, size), "steps": 10**6, "cuts": arguments.cuts, "lr": LR}
-    return [painting.Job(prompts.single(text), 0, options_lib.resolve(given | PLAIN)) for text in texts]
+def make_jobs(arguments, size: int, texts) -> list[painting.Job]:
+    options = options_lib.resolve({"size": (size, size), "steps": 10**6, "cuts": arguments.cuts, "lr": LR} | PLAIN)
+    return [painting.Job(prompts.parse_scene(text), 0, options) for text in texts]
 
 
-def turn(painter: painting.Painter, steps: int) -> Callable[[], None]:
+def make_turn(painter: painting.Painter, steps: int) -> Callable[[], None]:
     state = painter.state
 
     def paint():
@@ -133,8 +134,8 @@ def turn(painter: painting.Painter, steps: int) -> Callable[[], None]:
     return paint
 
 
-def textbook(vq, clip, arguments, size: int):
-    """PyTorch's contestant, with our weights; ImportError where the peer is not installed."""
+def build_textbook(vq, clip, arguments, size: int):
+    """Builds the PyTorch painter with our weights. Raises ImportError if PyTorch or transformers is not installed."""
     import torch
     import transformers
 
@@ -144,74 +145,74 @@ def textbook(vq, clip, arguments, size: int):
     torch.set_float32_matmul_precision("high")
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     model = textbook_vqgan.VQGAN(vq.options)
-    weights = to_peer(flat(jax.tree.map(np.asarray, vq.variables["params"])), taming.entries(vq.options.to_dict()))
+    weights = to_peer(flat(jax.tree.map(np.asarray, vq.variables["params"])), taming.build_entries(vq.options.to_dict()))
     model.load_state_dict({name: torch.from_numpy(np.array(x, np.float32)) for name, x in weights.items()})
     with tempfile.TemporaryDirectory() as folder:
         save_hf(clip, f"{folder}/clip")
-        eye = transformers.CLIPVisionModelWithProjection.from_pretrained(f"{folder}/clip").eval()
-    for network in (model, eye):
+        perceptor = transformers.CLIPVisionModelWithProjection.from_pretrained(f"{folder}/clip").eval()
+    for network in (model, perceptor):
         network.to(device).requires_grad_(False)
     target = torch.from_numpy(np.array(clip.encode_text(PROMPTS[:1])[0])).to(device)
-    codes = torch.from_numpy(starts.codes(0, (size // vq.factor,) * 2, vq.codes)).long().to(device)
+    codes = torch.from_numpy(starts.sample_codes(0, (size // vq.factor,) * 2, vq.num_codes)).long().to(device)
     mean, std = clip.preprocess.mean, clip.preprocess.std
     painter = textbook_guided.Painter(
-        model, lambda x: eye(pixel_values=x).image_embeds, clip.preprocess.size, mean, std, target, codes,
+        model, lambda x: perceptor(pixel_values=x).image_embeds, clip.preprocess.size, mean, std, target, codes,
         arguments.cuts, LR, noise=0.1,
     )  # fmt: skip
     with torch.no_grad():
-        check(vq, clip, codes.cpu().numpy(), painter, device)
+        check_agreement(vq, clip, codes.cpu().numpy(), painter, device)
     return painter
 
 
-def check(vq, clip, codes, painter, device: str) -> None:
-    """Both must paint the same picture of the same codes, and see the same in it, before they race."""
+def check_agreement(vq, clip, codes, painter, device: str) -> None:
+    """Checks that both implementations agree in decoded images and image features."""
     import torch
 
     ours = vq.decode(codes[None].astype(np.int32))[0]
-    theirs = painter.picture()[0].permute(1, 2, 0).cpu().numpy()
-    share = np.mean(np.abs(ours - theirs) < 1e-2)
+    theirs = painter.decode_image()[0].permute(1, 2, 0).cpu().numpy()
+    agreement = np.mean(np.abs(ours - theirs) < 1e-2)
     pixels = np.random.default_rng(0).integers(0, 256, (clip.preprocess.size,) * 2 + (3,), np.uint8)
-    seen = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None].to(device)
-    cosine = float(painter.features(seen)[0].cpu().numpy() @ clip.encode_image([pixels])[0])
-    if share < 0.95 or cosine < 0.999:
-        raise SystemExit(f"ours and PyTorch agree in {share:.0%} of the pixels, cosine {cosine:.4f}: no race")
+    images = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None].to(device)
+    cosine = float(painter.features(images)[0].cpu().numpy() @ clip.encode_image([pixels])[0])
+    if agreement < 0.95 or cosine < 0.999:
+        raise SystemExit(f"ours and PyTorch agree in {agreement:.0%} of the pixels, cosine {cosine:.4f}")
 
 
-def race(vq, clip, arguments, size: int) -> dict[str, float]:
-    """Steps a second of each contestant, median over turns."""
+def measure_rates(vq, clip, arguments, size: int) -> dict[str, float]:
+    """Measures the median steps per second of each implementation."""
     runs = {}
-    for name in CONTESTANTS:
+    for name in IMPLEMENTATIONS:
         try:
-            runs[name] = contestant(name, vq, clip, arguments, size)
+            runs[name] = build_implementation(name, vq, clip, arguments, size)
         except ImportError as error:
             print(f"the peer is not installed ({error}): pip install -e '.[peers]'", file=sys.stderr)
     seconds = {name: [] for name in runs}
-    for number in range(arguments.rounds + 1):  # the first warms up
+    for round_index in range(arguments.rounds + 1):  # the first warms up
         for name, run in runs.items():
-            begun = time.perf_counter()
+            start = time.perf_counter()
             run()
-            if number:
-                seconds[name].append(time.perf_counter() - begun)
+            if round_index:
+                seconds[name].append(time.perf_counter() - start)
     return {name: arguments.steps / statistics.median(times) for name, times in seconds.items()}
 
 
-def alone(name: str, arguments, size: int) -> str:
-    """The peak memory, in MiB, of a process that only paints one turn."""
+def measure_peak_in_subprocess(name: str, arguments, size: int) -> str:
+    """Measures the peak memory in MiB of a separate process that runs one implementation."""
     command = [sys.executable, "-m", "benchmarks.guided", "--only", name, "--size", str(size)]
     command += ["--cuts", str(arguments.cuts), "--steps", "2", "--dtype", arguments.dtype]
     command += ["--small"] if arguments.small else []
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return found.strip().splitlines()[-1].removeprefix("peak ")
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return output.strip().splitlines()[-1].removeprefix("peak ")
 
 
-def peak(name: str, run: Callable[[], None]) -> str:
-    """MiB that a second turn takes at most beyond what was held before it; of a CPU, before the first."""
+def measure_peak(name: str, run: Callable[[], None]) -> str:
+    """Measures the peak memory in MiB of a second turn, minus the memory before that turn (on a CPU: before the first)."""
     if jax.default_backend() != "gpu":
-        before = _resident("VmRSS")
+        before = _status_kib("VmRSS")
         run()  # compiles
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far, of compilation
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak after compilation
         run()
-        return f"{(_resident('VmHWM') - before) / 2**10:,.0f}"
+        return f"{(_status_kib('VmHWM') - before) / 2**10:,.0f}"
     run()  # compiles, chooses algorithms
     if name == "ours":
         run()
@@ -225,37 +226,37 @@ def peak(name: str, run: Callable[[], None]) -> str:
     return f"{(torch.cuda.max_memory_allocated() - before) / 2**20:,.0f}"
 
 
-def _resident(which: str) -> int:
-    """KiB of this process."""
+def _status_kib(field: str) -> int:
+    """Returns a field of this process's /proc status in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(which)).split()[1])
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def together(vq, clip, arguments) -> None:
-    """Prompts at once beside the same in a row, at the first size."""
+def compare_batching(vq, clip, arguments) -> None:
+    """Compares a batch of prompts with the same prompts in sequence, at the first size."""
     size, texts = arguments.size[0], PROMPTS[: arguments.together]
-    at_once = turn(painting.Painter(vq, clip, jobs(arguments, size, texts)), arguments.steps)
-    single = turn(painting.Painter(vq, clip, jobs(arguments, size, texts[:1])), arguments.steps)
+    at_once = make_turn(painting.Painter(vq, clip, make_jobs(arguments, size, texts)), arguments.steps)
+    single = make_turn(painting.Painter(vq, clip, make_jobs(arguments, size, texts[:1])), arguments.steps)
 
-    def in_a_row():
+    def paint_in_sequence():
         for _ in texts:
             single()
 
     seconds = {"at once": [], "in a row": []}
-    for number in range(arguments.rounds + 1):
-        for name, run in (("at once", at_once), ("in a row", in_a_row)):
-            begun = time.perf_counter()
+    for round_index in range(arguments.rounds + 1):
+        for name, run in (("at once", at_once), ("in a row", paint_in_sequence)):
+            start = time.perf_counter()
             run()
-            if number:
-                seconds[name].append(time.perf_counter() - begun)
+            if round_index:
+                seconds[name].append(time.perf_counter() - start)
     rates = {name: len(texts) * arguments.steps / statistics.median(times) for name, times in seconds.items()}
     print(f"\n{len(texts)} prompts at {size} px, steps a second of all together:\n")
-    _row("at once", "in a row", "ratio")
-    _row(*["---"] * 3)
-    _row(*(f"{rate:.3f}" for rate in rates.values()), f"{rates['at once'] / rates['in a row']:.2f}")
+    _print_row("at once", "in a row", "ratio")
+    _print_row(*["---"] * 3)
+    _print_row(*(f"{rate:.3f}" for rate in rates.values()), f"{rates['at once'] / rates['in a row']:.2f}")
 
 
-def _row(*cells: str) -> None:
+def _print_row(*cells: str) -> None:
     print(f"| {' | '.join(cells)} |", flush=True)
 
 

@@ -1,9 +1,9 @@
-"""An index of 100,000 synthetic pictures: how fast it is made, how large it is, how long a query takes.
+"""Measures build time, size and query time of a search index of 100,000 synthetic images.
 
     python -m benchmarks.index
 
-The pictures are of 64 pixels, the model is ViT-B/32's text tower beside an image tower of one narrow layer, so that what is
-measured is the index: reading, decoding, storing and searching, and not a large model.
+Images have 64 pixels and both towers have one narrow layer, so that the time of the model is negligible compared with
+reading, decoding, storing and searching.
 """
 
 import statistics
@@ -34,37 +34,37 @@ def main() -> None:
     tokenizer = Tokenizer.train(["a picture of something"], 600)
     module = model.build(options, tokenizer.vocab_size, tokenizer.eos_id)
     pixels, ids = jnp.zeros((1, 64, 64, 3)), jnp.asarray(tokenizer.encode(["x"]))
-    variables = jax.tree.map(np.asarray, jax.jit(lambda key: _unboxed(module, key, pixels, ids))(jax.random.key(0)))
+    variables = jax.tree.map(np.asarray, jax.jit(lambda key: _init_variables(module, key, pixels, ids))(jax.random.key(0)))
     clip = Clip.assemble(module, variables, tokenizer, Preprocess(64), "a small model")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        _draw(root / "pictures")
+        _write_images(root / "pictures")
         print(f"{COUNT:,} JPEGs of 64 pixels, embeddings of {DIM} numbers, {jax.devices()[0].device_kind}")
         print("| precision | build | again, nothing new | size | query |\n| --- | --- | --- | --- | --- |")
         for half in (False, True):
             out = root / f"index-{half}"
             first, again = (
-                _seconds(lambda o=out, h=half: build(clip, root / "pictures", o, half=h, progress=False))
+                _measure_seconds(lambda o=out, h=half: build(clip, root / "pictures", o, half=h, progress=False))
                 for _ in range(2)
             )
             size = sum(file.stat().st_size for file in out.iterdir()) / 2**20
             index = Index.open(out)
             search(index, clip, text="something")  # copies the index to the device
-            times = [_seconds(lambda i=index, n=n: search(i, clip, text=f"picture {n}")) for n in range(30)]
+            times = [_measure_seconds(lambda i=index, n=n: search(i, clip, text=f"picture {n}")) for n in range(30)]
             cells = (f"{COUNT / first:,.0f} pictures/s", f"{again:.1f} s", f"{size:,.0f} MiB")
             print(
                 f"| {'float16' if half else 'float32'} | {' | '.join(cells)} | {1e3 * statistics.median(times):.1f} ms |"
             )
 
 
-def _unboxed(module, key, pixels, ids):
+def _init_variables(module, key, pixels, ids):
     import flax.linen as nn
 
     return nn.unbox(module.init(key, pixels, ids))
 
 
-def _draw(folder: Path) -> None:
-    """Pictures of 10 x 10 random blocks: cheap to make, and all different."""
+def _write_images(folder: Path) -> None:
+    """Writes distinct images of 10 x 10 random blocks."""
     rng = np.random.default_rng(0)
     for number in range(COUNT):
         if number % 1000 == 0:
@@ -73,7 +73,7 @@ def _draw(folder: Path) -> None:
         blocks.resize((64, 64), Image.Resampling.NEAREST).save(folder / f"{number // 1000:03d}" / f"{number}.jpg")
 
 
-def _seconds(function) -> float:
+def _measure_seconds(function) -> float:
     begun = time.perf_counter()
     function()
     return time.perf_counter() - begun

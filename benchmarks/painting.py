@@ -1,10 +1,10 @@
-"""Does a painting show what was asked for? Prompts of one object, judged by the guiding CLIP and by one that took no part.
+"""Evaluates guided painting on prompts of one object by the guiding CLIP, a held-out CLIP and the oracle.
 
     python -m benchmarks.painting --vqgan runs/demo/vqgan --clip runs/demo/clip --judge runs/clip-judge [--seeds 1]
 
-Painted with the options of `vqgan_jax.guided.demo`, after which others may be given as name=value. Of each painting: whether
-its own prompt is the nearest of all prompts, by each CLIP, and whether the oracle reads what was asked for. The judge is the
-same kind of model trained from another seed (`--config.seed=1`): what only the guiding CLIP believes is over-fitting to it.
+Images are painted with the options of `vqgan_jax.guided.demo`, which NAME=VALUE arguments override. The accuracy by CLIP is
+the share of images whose prompt is nearest among all prompts. The held-out CLIP is the same model trained with another seed
+(`--config.seed=1`); a lower accuracy by the held-out CLIP shows over-fitting to the guiding CLIP.
 """
 
 import argparse
@@ -30,35 +30,35 @@ PROMPTS = 24
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.painting", description=__doc__.splitlines()[0])
     parser.add_argument("--vqgan", default="runs/demo/vqgan")
-    parser.add_argument("--clip", nargs="+", default=["runs/demo/clip"], help="what guides")
-    parser.add_argument("--judge", default="runs/clip-judge", help="a CLIP that takes no part")
+    parser.add_argument("--clip", nargs="+", default=["runs/demo/clip"], help="the guiding CLIPs")
+    parser.add_argument("--judge", default="runs/clip-judge", help="the held-out CLIP")
     parser.add_argument("--prompts", type=int, default=PROMPTS)
-    parser.add_argument("--seeds", type=int, default=1, help="pictures of each prompt")
-    parser.add_argument("--sheet", metavar="FILE", help="a .png to write the pictures to")
-    parser.add_argument("options", nargs="*", metavar="NAME=VALUE", help="options of a painting, of guided.options")
+    parser.add_argument("--seeds", type=int, default=1, help="number of images per prompt")
+    parser.add_argument("--sheet", metavar="FILE", help="output .png with the images")
+    parser.add_argument("options", nargs="*", metavar="NAME=VALUE", help="painting options; see vqgan_jax.guided.options")
     arguments = parser.parse_args()
     vq = vqgan_jax.load(arguments.vqgan)
-    clips, judge = [clip_jax.load(path) for path in arguments.clip], clip_jax.load(arguments.judge)
-    texts = questions(arguments.prompts)
-    begun = time.monotonic()
-    given = OPTIONS | dict(map(option, arguments.options))
-    found = guided.paint_many(vq, clips, texts, seeds=range(arguments.seeds), **given)
-    images = found.images[:, :, 0].reshape(-1, *found.images.shape[3:])
-    took = time.monotonic() - begun
+    clips, held_out = [clip_jax.load(path) for path in arguments.clip], clip_jax.load(arguments.judge)
+    texts = make_prompts(arguments.prompts)
+    start = time.monotonic()
+    options = OPTIONS | dict(map(parse_option, arguments.options))
+    painting = guided.paint_many(vq, clips, texts, seeds=range(arguments.seeds), **options)
+    images = painting.images[:, :, 0].reshape(-1, *painting.images.shape[3:])
+    seconds = time.monotonic() - start
     truth = np.repeat(np.arange(len(texts)), arguments.seeds)
 
-    print(f"{len(texts)} prompts, {arguments.seeds} seed(s), {found.losses.shape[-1]} steps, {took:.0f} s in all\n")
+    print(f"{len(texts)} prompts, {arguments.seeds} seed(s), {painting.losses.shape[-1]} steps, {seconds:.0f} s in all\n")
     print("| judged by | right |\n| --- | --- |")
-    for name, clip in [("the guiding CLIP", clips[0]), ("the held-out CLIP", judge)]:
-        print(f"| {name} | {100 * np.mean(nearest(clip, images, texts) == truth):.1f} % |")
-    for what, right in read(images, [texts[i] for i in truth]).items():
-        print(f"| the oracle: {what} | {100 * np.mean(right):.1f} % |")
+    for name, clip in [("the guiding CLIP", clips[0]), ("the held-out CLIP", held_out)]:
+        print(f"| {name} | {100 * np.mean(nearest_prompts(clip, images, texts) == truth):.1f} % |")
+    for name, correct in grade_by_oracle(images, [texts[i] for i in truth]).items():
+        print(f"| the oracle: {name} | {100 * np.mean(correct):.1f} % |")
     if arguments.sheet:
         enlarged_grid(in_rows(images, 8)).save(arguments.sheet)
 
 
-def option(text: str) -> tuple[str, object]:
-    """`name=value` of the command line, the value as Python writes it, or a text."""
+def parse_option(text: str) -> tuple[str, object]:
+    """Parses a `name=value` argument, with a Python literal or a string as value."""
     name, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"{text!r}: write NAME=VALUE")
@@ -68,25 +68,26 @@ def option(text: str) -> tuple[str, object]:
         return name, value
 
 
-def questions(count: int) -> list[str]:
-    """Captions of one object, spread over colours and shapes so that each occurs about equally often."""
+def make_prompts(count: int) -> list[str]:
+    """Builds captions of one object in which colours and shapes are balanced."""
     colours, kinds = list(dict.fromkeys(n.split()[0] for n in shapes.LABEL_NAMES)), list(scenes.SHAPES)
     pairs = [(i % len(colours), (i + i // len(colours)) % len(kinds)) for i in range(len(colours) * len(kinds))]
     return [fill_template("a {}", f"{colours[c]} {kinds[s]}") for c, s in dict.fromkeys(pairs)][:count]
 
 
-def nearest(clip, images: np.ndarray, texts: list[str]) -> np.ndarray:
+def nearest_prompts(clip, images: np.ndarray, texts: list[str]) -> np.ndarray:
     return np.argmax(clip.encode_image(images) @ clip.encode_text(texts).T, axis=1)
 
 
-def read(images: np.ndarray, texts: list[str]) -> dict[str, list[bool]]:
-    """What the oracle says: that what was asked for is there, and that the largest object is it."""
-    found = [[(o.colour, o.shape) for o in oracle.read(image)] for image in images]
-    asked = [tuple(text.split()[1:]) for text in texts]
+def grade_by_oracle(images: np.ndarray, texts: list[str]) -> dict[str, list[bool]]:
+    """Returns whether the oracle reads in each image the object, the object as the largest, and the colour of its prompt."""
+    objects = [[(o.colour, o.shape) for o in oracle.read(image)] for image in images]
+    expected = [tuple(text.split()[1:]) for text in texts]
+    graded = list(zip(expected, objects, strict=True))
     return {
-        "it is there": [pair in seen for pair, seen in zip(asked, found, strict=True)],
-        "the largest object is it": [seen[:1] == [pair] for pair, seen in zip(asked, found, strict=True)],
-        "its colour is there": [pair[0] in {c for c, _ in seen} for pair, seen in zip(asked, found, strict=True)],
+        "it is there": [pair in pairs for pair, pairs in graded],
+        "the largest object is it": [pairs[:1] == [pair] for pair, pairs in graded],
+        "its colour is there": [pair[0] in {colour for colour, _ in pairs} for pair, pairs in graded],
     }
 
 

@@ -1,9 +1,9 @@
-"""What the choice of a quantiser is worth: every one at the same bit rate, all else equal.
+"""Compares quantisers at the same bit rate with otherwise equal options.
 
     python -m benchmarks.quantizers
 
-Trains `configs/vqgan/demo.py` for 2,000 updates with each quantiser at 12 bits a code (4,096 codes, 8 x 8 codes a picture)
-and prints what reconstructions of `test` are like, and how much of the codebook they use. About 20 minutes on two cores.
+Trains `configs/vqgan/demo.py` for 2,000 updates with each quantiser at 12 bits per code (4,096 codes, 8 x 8 codes per image)
+and prints reconstruction metrics on `test` and the usage of the codebook. Takes about 20 minutes on two cores.
 """
 
 import tempfile
@@ -15,7 +15,7 @@ from benchmarks import load_config
 
 UPDATES = 2000
 KMEANS_AND_REVIVAL = {"start": "kmeans", "revive": 100}
-QUANTIZERS = {  # options of the quantiser, and of its codebook
+QUANTIZERS = {  # name -> options of the quantiser and of the codebook
     "nearest, 16 numbers a code": ({"type": "nearest", "dim": 16, "size": 4096}, KMEANS_AND_REVIVAL),
     "nearest, no k-means, no revival": ({"type": "nearest", "dim": 16, "size": 4096}, {}),
     "nearest, 8 numbers, unit norm": ({"type": "nearest", "dim": 8, "size": 4096, "unit": True}, KMEANS_AND_REVIVAL),
@@ -27,15 +27,15 @@ QUANTIZERS = {  # options of the quantiser, and of its codebook
 
 
 def measure(quantizer: dict, codebook: dict) -> str:
-    """A row's figures: the last evaluation of a run, and its minutes."""
+    """Trains a VQGAN; returns the table cells with the last evaluation and the time."""
     config = load_config("vqgan/demo")
     config.steps = UPDATES
     config.model.quantizer, config.codebook = quantizer, codebook
     config.evals = {"test": {"type": "reconstruction", "shown": 0}}
-    begun = time.monotonic()
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         history = train_jax.run(config, Path(folder) / "run")
-    minutes = (time.monotonic() - begun) / 60
+    minutes = (time.monotonic() - start) / 60
     metrics = {name: value for row in history for name, value in row.items()}
     return (
         f"{metrics['test/psnr']:.2f} dB | {100 * metrics['test/usage']:.0f} % | {metrics['test/perplexity']:,.0f} | "

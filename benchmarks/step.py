@@ -1,10 +1,9 @@
-"""What the shared step costs beside a bare one, and whether the data keeps up with it.
+"""Compares the shared training step with a minimal step, and with the throughput of the data pipeline.
 
     python -m benchmarks.step
 
-One run measures, in turns, on this machine: updates of `configs/clip/shapes.py` through `make_train_step` (skipping of bad
-updates, counters, metrics, donation) and through the shortest jitted step that trains the same model with the same
-optimiser; and examples a second out of the pipeline, alone.
+Measures updates of `configs/clip/shapes.py` by `make_train_step` (skipping of bad updates, counters, metrics, donation) and
+by a minimal jitted step with the same model and optimiser, alternating; then examples per second of the pipeline alone.
 """
 
 import platform

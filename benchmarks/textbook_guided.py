@@ -1,6 +1,6 @@
-"""VQGAN+CLIP in PyTorch as its notebooks paint, for comparison: one step at a time, cuts one after the other.
+"""Reference implementation of VQGAN+CLIP in PyTorch, like the original notebooks: one step at a time, cuts in a loop.
 
-Written here from the description of the method in arXiv 2204.08583; needs the `peers` extra.
+Written from the description in arXiv 2204.08583; needs the `peers` extra.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 class ClampWithGradient(torch.autograd.Function):
-    """To [0, 1]; a gradient passes outside only where it leads back."""
+    """Clamp to [0, 1]; gradients outside pass only if a descent step moves the value towards the interval."""
 
     @staticmethod
     def forward(context, x):
@@ -22,56 +22,57 @@ class ClampWithGradient(torch.autograd.Function):
 
 
 class Painter:
-    """Latents of `model` (a `textbook_vqgan.VQGAN`) that follow what `eye` sees.
+    """Optimiser of latents of `model` (a `textbook_vqgan.VQGAN`) towards a target feature of `perceptor`.
 
     Args:
-      eye: normalised pixels [n, 3, R, R] -> features [n, d].
+      perceptor: normalised pixels [n, 3, R, R] -> features [n, d].
       target: unit vector [d].
-      codes: where to start, [h, w].
+      codes: initial codes [h, w].
     """
 
-    def __init__(self, model, eye, size: int, mean, std, target, codes, cuts: int, lr: float, noise: float):
-        self.model, self.eye, self.size, self.cuts, self.noise = model, eye, size, cuts, noise
+    def __init__(self, model, perceptor, size: int, mean, std, target, codes, cuts: int, lr: float, noise: float):
+        self.model, self.perceptor, self.size, self.cuts, self.noise = model, perceptor, size, cuts, noise
         self.target = target
         self.mean, self.std = (torch.tensor(x, device=target.device)[None, :, None, None] for x in (mean, std))
         points = model.quantize.embedding.weight
         self.low, self.high = (x[None, :, None, None] for x in (points.min(0).values, points.max(0).values))
         self.z = points[codes].permute(2, 0, 1)[None].detach().clone().requires_grad_()
-        self.optimiser = torch.optim.Adam([self.z], lr)
+        self.optimizer = torch.optim.Adam([self.z], lr)
 
-    def picture(self):
+    def decode_image(self):
         z = self.z.permute(0, 2, 3, 1)
         points = self.model.quantize.embedding.weight
         flat = z.reshape(-1, z.shape[-1])
         distances = (flat**2).sum(1, keepdim=True) + (points**2).sum(1) - 2 * flat @ points.T
         nearest = points[distances.argmin(1)].reshape(z.shape)
-        seen = z + (nearest - z).detach()
-        return ClampWithGradient.apply((self.model.decoder(self.model.post_quant_conv(seen.permute(0, 3, 1, 2))) + 1) / 2)
+        quantized = z + (nearest - z).detach()
+        decoded = self.model.decoder(self.model.post_quant_conv(quantized.permute(0, 3, 1, 2)))
+        return ClampWithGradient.apply((decoded + 1) / 2)
 
     def features(self, x):
-        """Unit vectors of pixels in [0, 1]."""
-        return functional.normalize(self.eye((x - self.mean) / self.std), dim=-1)
+        """Computes normalised features of pixels in [0, 1]."""
+        return functional.normalize(self.perceptor((x - self.mean) / self.std), dim=-1)
 
-    def cut(self, x):
+    def make_cutouts(self, x):
         height, width = x.shape[2:]
         largest, smallest = min(height, width), min(height, width, self.size)
-        found = []
+        crops = []
         for _ in range(self.cuts):
             side = int(torch.rand(()) * (largest - smallest) + smallest)
             left = int(torch.randint(0, width - side + 1, ()))
             top = int(torch.randint(0, height - side + 1, ()))
-            piece = functional.adaptive_avg_pool2d(x[:, :, top : top + side, left : left + side], self.size)
-            found.append(piece.flip(3) if torch.rand(()) < 0.5 else piece)
-        cuts = torch.cat(found)
+            crop = functional.adaptive_avg_pool2d(x[:, :, top : top + side, left : left + side], self.size)
+            crops.append(crop.flip(3) if torch.rand(()) < 0.5 else crop)
+        cuts = torch.cat(crops)
         strength = cuts.new_empty(self.cuts, 1, 1, 1).uniform_(0, self.noise)
         return cuts + strength * torch.randn_like(cuts)
 
     def step(self) -> float:
-        self.optimiser.zero_grad(set_to_none=True)
-        u = self.features(self.cut(self.picture()))
+        self.optimizer.zero_grad(set_to_none=True)
+        u = self.features(self.make_cutouts(self.decode_image()))
         loss = ((u - self.target[None]).norm(dim=-1) / 2).arcsin().pow(2).mul(2).mean()
         loss.backward()
-        self.optimiser.step()
+        self.optimizer.step()
         with torch.no_grad():
             self.z.copy_(self.z.maximum(self.low).minimum(self.high))
         return float(loss)

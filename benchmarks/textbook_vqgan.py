@@ -1,6 +1,6 @@
-"""VQGAN in PyTorch as its paper's authors train it, for comparison: names of taming-transformers, two passes an update.
+"""Reference implementation of VQGAN training in PyTorch, with the names of taming-transformers and two passes per update.
 
-Written here from the description in arXiv 2012.09841 and the published layout of names; needs the `peers` extra.
+Written from the description in arXiv 2012.09841 and the published parameter names; needs the `peers` extra.
 """
 
 import torch
@@ -41,10 +41,10 @@ class Attention(nn.Module):
 
 
 class Level(nn.Module):
-    def __init__(self, inputs: int, outputs: int, blocks: int, attends: bool):
+    def __init__(self, inputs: int, outputs: int, blocks: int, has_attention: bool):
         super().__init__()
         self.block = nn.ModuleList(Residual(inputs if i == 0 else outputs, outputs) for i in range(blocks))
-        self.attn = nn.ModuleList(Attention(outputs) for _ in range(blocks if attends else 0))
+        self.attn = nn.ModuleList(Attention(outputs) for _ in range(blocks if has_attention else 0))
 
     def forward(self, x):
         for i, block in enumerate(self.block):
@@ -54,7 +54,7 @@ class Level(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution under the name `conv`."""
+    """A module with one convolution, named `conv`."""
 
     def __init__(self, channels: int, stride: int):
         super().__init__()
@@ -126,7 +126,7 @@ class Codebook(nn.Module):
 
 
 class VQGAN(nn.Module):
-    """The first stage; `m`: our options of the model."""
+    """The autoencoder, from our model options `m`."""
 
     def __init__(self, m):
         super().__init__()
@@ -137,7 +137,7 @@ class VQGAN(nn.Module):
         self.beta = m.quantizer.beta
 
     def forward(self, x):
-        """Reconstructions and the loss of the codebook."""
+        """Returns reconstructions and the codebook loss."""
         z = self.quant_conv(self.encoder(x)).permute(0, 2, 3, 1)
         points = self.quantize.embedding.weight
         flat = z.reshape(-1, z.shape[-1])
@@ -149,7 +149,7 @@ class VQGAN(nn.Module):
 
 
 def discriminator(channels: int, layers: int) -> nn.Sequential:
-    """PatchGAN with group norms, as ours."""
+    """Builds a PatchGAN discriminator with group norms, like ours."""
     modules = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
     before = channels
     for i in range(1, layers + 1):
@@ -161,7 +161,7 @@ def discriminator(channels: int, layers: int) -> nn.Sequential:
 
 
 class Trainer:
-    """The textbook's update: the generator, with two gradients at its last layer for the weight; then the discriminator."""
+    """Trainer of generator (with two gradients at the last layer for the adaptive weight) and discriminator."""
 
     def __init__(self, model: VQGAN, discriminator: nn.Sequential, lr: float, weight: float):
         self.model, self.discriminator, self.weight = model, discriminator, weight
@@ -182,7 +182,7 @@ class Trainer:
         loss.backward()
         self.generator_optimizer.step()
 
-        # Lightning runs the generator again for the second optimiser, without a gradient.
+        # Lightning runs the generator again for the second optimiser, here without gradient.
         with torch.no_grad():
             reconstruction, _ = self.model(x)
         real, fake = self.discriminator(x), self.discriminator(reconstruction)

@@ -1,4 +1,4 @@
-"""Time programs on the device that JAX chooses: medians, kernels, shares of peak rates, the ceilings of the device."""
+"""Measures programs on the default device: median times, kernel times, MFU, and achievable rates of the device."""
 
 import collections
 import functools
@@ -18,7 +18,7 @@ from jax.extend.core import jaxprs_in_params
 
 from train_jax import profiling
 
-KERNELS = {  # kinds by the names of kernels, the first that matches
+KERNELS = {  # kind of kernel -> pattern of its name; the first match counts
     "attention": "fmha|flash|sdpa",
     "convolutions": "conv(?!ert)|fprop|dgrad|wgrad|implicit",
     "products": "gemm|nvjet|cutlass|cublas|dot",
@@ -30,9 +30,9 @@ KERNELS = {  # kinds by the names of kernels, the first that matches
 
 
 def median_seconds(call: Callable[[], Any], turn: float = 0.4) -> float:
-    """Median seconds of a call over three to five turns, after a warm-up.
+    """Measures the median seconds of a call over three to five turns, after a warm-up.
 
-    A turn is as many calls as fill `turn` seconds; the host waits for the device at its end alone.
+    A turn has as many calls as fit into `turn` seconds. The host waits for the device only at the end of a turn.
     """
     jax.block_until_ready(call())
     seconds, calls = [], 1
@@ -46,8 +46,8 @@ def median_seconds(call: Callable[[], Any], turn: float = 0.4) -> float:
     return statistics.median(seconds[1:])
 
 
-def speed(seconds: float, count: float, flops: float | None) -> dict[str, float]:
-    """Of a call that treats `count` examples: rates, and model FLOPs utilisation where the device's peak is known."""
+def compute_rates(seconds: float, count: float, flops: float | None) -> dict[str, float]:
+    """Computes the rates of a call that processes `count` examples, and MFU if the device's peak is known."""
     row = {"seconds": seconds, "per_second": count / seconds}
     peak = profiling.peak_of_kind(jax.devices()[0].device_kind)
     if flops:
@@ -55,10 +55,10 @@ def speed(seconds: float, count: float, flops: float | None) -> dict[str, float]
     return row | ({"mfu": profiling.mfu(flops, seconds, peak)} if flops and peak else {})
 
 
-def counted_flops(jaxpr: Any) -> float:
-    """Operations of the matrix products and convolutions of a (closed) jaxpr; of a branch the larger, of a loop all turns.
+def count_flops(jaxpr: Any) -> float:
+    """Counts FLOPs of matrix products and convolutions of a (closed) jaxpr, with the largest branch and all loop iterations.
 
-    A convolution's zeros between the rows of its input (`lhs_dilation`) cost nothing; those around it are counted.
+    Zeros between input elements of a convolution (`lhs_dilation`) are not counted; zeros of the padding are counted.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -72,19 +72,19 @@ def counted_flops(jaxpr: Any) -> float:
             window = math.prod(shape[axis] for axis in order[1:])
             total += 2 * output * window / math.prod(parameters["lhs_dilation"])
         else:
-            inner = [counted_flops(part) for part in jaxprs_in_params(parameters)]
+            inner = [count_flops(part) for part in jaxprs_in_params(parameters)]
             total += max(inner, default=0) if name == "cond" else sum(inner) * parameters.get("length", 1)
     return total
 
 
-def forward_flops(model: Any, method: str, shape: tuple[int, ...], dtype: Any) -> float:
-    """Operations of a method of a loaded model (its `module` and `variables`) on an array."""
+def count_forward_flops(model: Any, method: str, shape: tuple[int, ...], dtype: Any) -> float:
+    """Counts FLOPs of a method of a loaded model (with `module` and `variables`) on an array."""
     apply = functools.partial(model.module.apply, method=method)
-    return counted_flops(jax.make_jaxpr(apply)(model.variables, jax.ShapeDtypeStruct(shape, dtype)))
+    return count_flops(jax.make_jaxpr(apply)(model.variables, jax.ShapeDtypeStruct(shape, dtype)))
 
 
-def kernels(call: Callable[[], Any]) -> dict[str, Any]:
-    """Milliseconds of the device's kernels in one traced call: by kind, and of those that take longest; {} on a CPU."""
+def trace_kernels(call: Callable[[], Any]) -> dict[str, Any]:
+    """Measures milliseconds of GPU kernels in one traced call, by kind and for the longest kernels; empty on a CPU."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(call())
@@ -100,13 +100,13 @@ def kernels(call: Callable[[], Any]) -> dict[str, Any]:
     return {"kinds": {kind: round(x, 2) for kind, x in kinds.most_common()}, "kernels": longest} if times else {}
 
 
-def ceilings(n: int) -> list[dict[str, Any]]:
-    """Rates that programs can reach: of products [n, n] x [n, n], and of a copy of 4 n^2 float32 numbers."""
+def measure_ceilings(n: int) -> list[dict[str, Any]]:
+    """Measures achievable rates: matrix products [n, n] x [n, n], and a copy of 4 n^2 float32 numbers."""
     device, rows = jax.devices()[0], []
     x, y = (jax.random.normal(jax.random.key(i), (4 * n, n)) for i in range(2))
     for dtype in ("bfloat16", "float32"):
         product = functools.partial(jax.jit(jnp.matmul), x[:n].astype(dtype), y[:n].astype(dtype))
-        rows.append({"what": f"products of {n}", "dtype": dtype, **speed(median_seconds(product), 1, 2 * n**3)})
+        rows.append({"what": f"products of {n}", "dtype": dtype, **compute_rates(median_seconds(product), 1, 2 * n**3)})
     seconds = median_seconds(functools.partial(jax.jit(jnp.copy), x))
     rate = 2 * x.nbytes / seconds
     rows.append({"what": f"a copy: {rate * 1e-9:,.0f} GB/s, read and written", "seconds": seconds, "bytes_per_second": rate})

@@ -1,9 +1,9 @@
-"""VQGAN f16 at 256 pixels beside the textbook's step in PyTorch: the same weights, pictures and precision, in turns.
+"""Compares VQGAN f16 at 256 pixels with a textbook step in PyTorch: the same weights, images and precision.
 
-    python -m benchmarks.vqgan [--batch 1] [--rounds 5]         (with the `peers` extra; without it ours alone is measured)
+    python -m benchmarks.vqgan [--batch 1] [--rounds 5]         (needs the `peers` extra; otherwise ours only)
 
-Reconstructions a second, and full GAN updates (generator, discriminator, adaptive weight, both optimisers). Also prints how
-many of a generator's forward passes the compiled update costs, by the compiler's own count of operations.
+Measures reconstructions per second and full GAN updates per second (generator, discriminator, adaptive weight, both
+optimisers). Also prints the cost of an update in forward passes of the generator, by the compiler's FLOP count.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--size", type=int, default=256, help="side of the pictures, in pixels")
+    parser.add_argument("--size", type=int, default=256, help="side of the images in pixels")
     arguments = parser.parse_args()
     config = load_config("vqgan/f16_1024")
     config.compute.dtype = arguments.dtype
@@ -48,32 +48,32 @@ def main() -> None:
     shape = (arguments.batch, arguments.size, arguments.size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
-    contestants = {}
-    contestants["ours"], params, passes = _ours(config, images)
+    implementations = {}
+    implementations["ours"], params, passes = _build_ours(config, images)
     try:
-        contestants["PyTorch"] = _torch(config, images, params, arguments.dtype)
+        implementations["PyTorch"] = _build_torch(config, images, params, arguments.dtype)
     except ImportError as error:
         print(f"the peer is not installed ({error}): pip install -e '.[peers]'")
-    _check(contestants)
-    rates = _race(contestants, arguments.rounds, arguments.batch)
+    _check_agreement(implementations)
+    rates = _measure_rates(implementations, arguments.rounds, arguments.batch)
     machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
     print(
         f"f16-1024 at {arguments.size} px, batch {arguments.batch}, {arguments.dtype}, {machine}, jax {jax.__version__}; "
-        "pictures a second"
+        "images per second"
     )
     print("| " + " | ".join(["", *rates, "ours / PyTorch"]) + " |")
     print("| " + " | ".join(["---"] * (len(rates) + 2)) + " |")
-    for what in ("reconstructions", "GAN updates"):
-        cells = [f"{rates[name][what]:.3f}" for name in rates]
-        ratio = rates["ours"][what] / rates["PyTorch"][what] if "PyTorch" in rates else float("nan")
-        print("| " + " | ".join([what, *cells, f"{ratio:.2f}"]) + " |")
+    for task in ("reconstructions", "GAN updates"):
+        cells = [f"{rates[name][task]:.3f}" for name in rates]
+        ratio = rates["ours"][task] / rates["PyTorch"][task] if "PyTorch" in rates else float("nan")
+        print("| " + " | ".join([task, *cells, f"{ratio:.2f}"]) + " |")
     print(f"the compiled update costs {passes}")
 
 
-Contestant = dict[str, Callable[[], np.ndarray]]
+Implementation = dict[str, Callable[[], np.ndarray]]
 
 
-def _ours(config, images) -> tuple[Contestant, dict, str]:
+def _build_ours(config, images) -> tuple[Implementation, dict, str]:
     task = task_lib.module(config).make(config, None)
     module = model_lib.build(config.model)
     mesh = sharding.make_mesh(config.mesh)
@@ -106,14 +106,14 @@ def _ours(config, images) -> tuple[Contestant, dict, str]:
     return {"reconstructions": lambda: np.asarray(reconstruct(*on_device)), "GAN updates": update}, params, passes
 
 
-def _torch(config, images, params, dtype: str) -> Contestant:
+def _build_torch(config, images, params, dtype: str) -> Implementation:
     import torch
 
     from benchmarks import textbook_vqgan
 
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     model = textbook_vqgan.VQGAN(config.model)
-    weights = to_peer(flat(params), taming.entries(config.model.to_dict()))
+    weights = to_peer(flat(params), taming.build_entries(config.model.to_dict()))
     model.load_state_dict({name: torch.from_numpy(np.array(x, np.float32)) for name, x in weights.items()})
     discriminator = textbook_vqgan.discriminator(config.discriminator.channels, config.discriminator.layers)
     model, discriminator = model.to(device), discriminator.to(device)
@@ -132,27 +132,27 @@ def _torch(config, images, params, dtype: str) -> Contestant:
     return {"reconstructions": reconstruct, "GAN updates": update}
 
 
-def _check(contestants: dict[str, Contestant]) -> None:
-    """The contestants must compute the same pictures before they race."""
-    if "PyTorch" in contestants:
-        a, b = (contestants[name]["reconstructions"]() for name in ("ours", "PyTorch"))
-        # Codes at a tie may differ, and with them a patch.
+def _check_agreement(implementations: dict[str, Implementation]) -> None:
+    """Checks that both implementations compute the same reconstructions."""
+    if "PyTorch" in implementations:
+        a, b = (implementations[name]["reconstructions"]() for name in ("ours", "PyTorch"))
+        # Codes may differ at ties, which changes a patch.
         share = np.mean(np.abs(a - b) < 1e-2)
         if share < 0.95:
-            raise SystemExit(f"ours and PyTorch agree in {share:.0%} of the pixels alone: no race")
+            raise SystemExit(f"ours and PyTorch agree in only {share:.0%} of the pixels")
 
 
-def _race(contestants: dict[str, Contestant], rounds: int, batch: int) -> dict[str, dict[str, float]]:
-    seconds = {name: {what: [] for what in functions} for name, functions in contestants.items()}
-    for turn in range(rounds + 1):  # the first warms up
-        for name, functions in contestants.items():
-            for what, run in functions.items():
-                begun = time.perf_counter()
+def _measure_rates(implementations: dict[str, Implementation], rounds: int, batch: int) -> dict[str, dict[str, float]]:
+    seconds = {name: {task: [] for task in functions} for name, functions in implementations.items()}
+    for round_index in range(rounds + 1):  # the first warms up
+        for name, functions in implementations.items():
+            for task, run in functions.items():
+                start = time.perf_counter()
                 run()
-                if turn:
-                    seconds[name][what].append(time.perf_counter() - begun)
+                if round_index:
+                    seconds[name][task].append(time.perf_counter() - start)
     return {
-        n: {what: batch / statistics.median(t) for what, t in functions.items()} for n, functions in seconds.items()
+        n: {task: batch / statistics.median(t) for task, t in functions.items()} for n, functions in seconds.items()
     }
 
 

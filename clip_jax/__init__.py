@@ -1,16 +1,17 @@
-"""CLIP: pictures and sentences in one space; trained by `train_jax`, used through a few verbs.
+"""CLIP (arXiv 2103.00020): embeds images and texts in one space, for classification and search.
 
     clip = clip_jax.load("runs/clip-shapes")
     clip.classify(["photo.jpg"], ["a cat", "a dog"])      # probabilities [n_images, n_labels]
 
-`clip_jax.task` is what the trainer sees, `clip_jax.clip` what users hold, `clip_jax.search` the index of a folder.
+`clip_jax.task` defines the training task for `train_jax`, `clip_jax.clip` the loaded model, and `clip_jax.search` image
+search.
 """
 
 __all__ = ["Clip", "LoadError", "load", "save_hf"]
 
 
 def __getattr__(name: str):
-    # Late: `clip-jax --help` and a config that names `clip_jax.task` need neither JAX devices nor checkpoints.
+    # Imported late: `clip-jax --help` and a config that names `clip_jax.task` need neither JAX devices nor checkpoints.
     if name in __all__:
         from clip_jax import clip
 

@@ -1,4 +1,7 @@
-"""`clip-jax`: classify pictures, index and search a folder, look into a model. Mistakes are one line and exit code 2."""
+"""The command `clip-jax`: classifies images, indexes and searches folders, describes models.
+
+User errors print one line and return exit code 2.
+"""
 
 import argparse
 import json
@@ -21,7 +24,7 @@ examples:
   clip-jax search photos.index "a dog on a beach" --html hits.html
   clip-jax verify hf:openai/clip-vit-base-patch32
 
-clip-jax COMMAND --help tells more about each.""",
+clip-jax COMMAND --help describes each command.""",
     "classify": """\
 examples:
   clip-jax classify shape.png --model runs/demo/clip --labels "red circle,blue star,green ring"
@@ -33,21 +36,21 @@ examples:
   clip-jax index millions --model hf:openai/clip-vit-base-patch32 --out millions.index --half --approximate
   clip-jax index millions --model hf:openai/clip-vit-base-patch32 --out millions.index --half --part 2/4
 
-The same command again takes in what is new, changed or deleted, and goes on after an interruption. Files that cannot be
-read are listed at the end and in OUT/broken.jsonl. Four machines share the work with --part 1/4 to --part 4/4; the same
-command without --part then joins what they made.""",
+Running the same command again continues after an interruption, and updates the index for new, changed and deleted files.
+Unreadable files are listed at the end and in OUT/broken.jsonl. To index on four machines, run it with --part 1/4 to
+--part 4/4, then once without --part to merge the shares.""",
     "heatmap": """\
 examples:
   clip-jax heatmap street.jpg "a bicycle" "a traffic light" --model DIR --png heat.png
 
-Shows the patches of the picture by their cosine with each text: hot is close. The scale of each map is its own.""",
+Shows the cosine of each image patch with each text; hot colours are high values. Each map has its own colour scale.""",
     "verify": """\
 examples:
   clip-jax verify runs/clip-shapes
   clip-jax verify ViT-B-32.pt
 
-Prints what was understood of a model. Where torch and transformers are installed, a directory for transformers is also
-compared with them, layer by layer; a relative difference above 1e-4 ends with exit code 1.""",
+Prints the architecture, preprocessing and files of a model. If torch and transformers are installed, also compares the
+model of a Hugging Face directory layer by layer with transformers. A relative difference above 1e-4 returns exit code 1.""",
     "search": """\
 examples:
   clip-jax search photos.index "a small red circle above a large blue star"
@@ -59,65 +62,64 @@ _MODEL = "a run directory, a Hugging Face or open_clip directory, a weight file,
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
-    arguments = _parser().parse_args(arguments_lib.expanded(argv))
-    # Late, so that --help and wrong arguments are answered at once.
+    """Runs one command and returns the exit code: 0, 2 for a user error, 130 if interrupted."""
+    arguments = _make_parser().parse_args(arguments_lib.expand_home(argv))
+    # Imported late, so that --help and invalid arguments respond without importing JAX.
     from clip_jax.index_files import SearchError
 
-    again = "; the same command goes on from here" if arguments.command == "index" else ""
-    return command.answer("clip-jax", arguments, (SearchError,), again)
+    hint = "; the same command continues from here" if arguments.command == "index" else ""
+    return command.run_command("clip-jax", arguments, (SearchError,), hint)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser, add = command.parser("clip-jax", "Classify and search pictures with a CLIP, and look into it.", _EXAMPLES)
+def _make_parser() -> argparse.ArgumentParser:
+    parser, add = command.parser("clip-jax", "Classify and search images with CLIP, and describe models.", _EXAMPLES)
 
-    classify = add("classify", "Print the probability of each label for each picture.", _classify)
-    classify.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    classify = add("classify", "Print the probability of each label for each image.", _classify)
+    classify.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     classify.add_argument("--model", required=True, metavar="MODEL", help=_MODEL)
-    classify.add_argument("--labels", required=True, help="labels separated by commas, or @FILE with one label a line")
+    classify.add_argument("--labels", required=True, help="labels separated by commas, or @FILE with one per line")
     classify.add_argument(
         "--template",
         action="append",
         dest="templates",
         metavar="TEXT",
-        help='sentence with {} for the label, or @FILE with one a line (default "a photo of a {}."); several are averaged',
+        help='prompt template with {} for the label, or @FILE with one per line (default "a photo of a {}."); the '
+        "embeddings of several templates are averaged",
     )
-    classify.add_argument("--top", type=int, default=5, metavar="N", help="labels shown a picture (default 5)")
+    classify.add_argument("--top", type=int, default=5, metavar="N", help="number of labels per image (default 5)")
     classify.add_argument("--json", action="store_true", help="print all probabilities as JSON instead of a table")
 
-    index = add("index", "Index the pictures of a folder, or bring its index up to date.", _index)
-    index.add_argument("folder", metavar="FOLDER", help="pictures, in nested folders too")
+    index = add("index", "Build or update the index of a folder of images.", _index)
+    index.add_argument("folder", metavar="FOLDER", help="folder of images, searched recursively")
     index.add_argument("--model", required=True, metavar="MODEL", help=_MODEL)
     index.add_argument("--out", required=True, metavar="INDEX", help="directory for the index")
-    index.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures encoded together (default 64)")
-    index.add_argument("--half", action="store_true", help="keep embeddings in float16: half the size on disk")
+    index.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per batch (default 64)")
+    index.add_argument("--half", action="store_true", help="store embeddings in float16, which halves the size on disk")
     index.add_argument(
-        "--approximate", action="store_true", help="make searches among millions fast and approximate (needs faiss)"
+        "--approximate", action="store_true", help="also build an IVF index for fast approximate search (needs faiss)"
     )
 
-    index.add_argument("--part", metavar="I/N", help="encode only share I of N, beside INDEX")
+    index.add_argument("--part", metavar="I/N", help="encode only share I of N, into a directory beside INDEX")
 
-    search = add("search", "Find the pictures of an index that are closest to a text or to a picture.", _search)
+    search = add("search", "Find the images of an index nearest to a text or an image.", _search)
     search.add_argument("index", metavar="INDEX", help="directory made by clip-jax index")
-    search.add_argument("text", nargs="?", metavar="TEXT", help="what to look for")
-    search.add_argument("--image", metavar="FILE", help="look for pictures like this one")
-    search.add_argument(
-        "--model", metavar="MODEL", help="the model, if it is no longer where the index was made with it"
-    )
+    search.add_argument("text", nargs="?", metavar="TEXT", help="query text")
+    search.add_argument("--image", metavar="FILE", help="query image")
+    search.add_argument("--model", metavar="MODEL", help="path of the model (default: the path stored in the index)")
     search.add_argument("--top", type=int, default=9, metavar="N", help="number of hits (default 9)")
-    search.add_argument("--exact", action="store_true", help="look at all, also in an index made with --approximate")
-    search.add_argument("--html", metavar="FILE", help="write the hits as a page that needs no other file")
-    search.add_argument("--png", metavar="FILE", help="write the hits as a contact sheet")
+    search.add_argument("--exact", action="store_true", help="exact search, even in an index built with --approximate")
+    search.add_argument("--html", metavar="FILE", help="file for the hits as a self-contained HTML page")
+    search.add_argument("--png", metavar="FILE", help="file for the hits as a contact sheet")
     search.add_argument("--json", action="store_true", help="print the hits as JSON instead of a table")
 
-    heatmap = add("heatmap", "Show where in a picture each text is.", _heatmap)
-    heatmap.add_argument("image", metavar="IMAGE", help="a picture file")
-    heatmap.add_argument("texts", nargs="+", metavar="TEXT", help="what to look for")
+    heatmap = add("heatmap", "Show where in an image each text matches.", _heatmap)
+    heatmap.add_argument("image", metavar="IMAGE", help="image file")
+    heatmap.add_argument("texts", nargs="+", metavar="TEXT", help="query texts")
     heatmap.add_argument("--model", required=True, metavar="MODEL", help=_MODEL)
-    heatmap.add_argument("--png", required=True, metavar="FILE", help="the sheet to write")
+    heatmap.add_argument("--png", required=True, metavar="FILE", help="file for the heat maps")
 
-    verify = add("verify", "Print what was understood of a model, and compare it with the peer's own.", _verify)
-    verify.add_argument("model", metavar="MODEL", help="anything that --model takes")
+    verify = add("verify", "Describe a model and compare its outputs with transformers.", _verify)
+    verify.add_argument("model", metavar="MODEL", help=_MODEL)
     return parser
 
 
@@ -138,32 +140,32 @@ def _classify(arguments: argparse.Namespace) -> int:
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top} must be at least 1")
     if not any(os.path.isfile(path) for path in arguments.images):
-        raise UserError(f"no picture can be read; {arguments.images[0]}: No such file")
+        raise UserError(f"no image can be read; {arguments.images[0]}: No such file")
     clip = load(arguments.model)
     pictures, failures = {}, []
     for path in arguments.images:
         try:
-            pictures[path] = clip.preprocess(path)  # photographs at their full size would fill the memory
+            pictures[path] = clip.preprocess(path)  # keeping full-size photos could exhaust memory
         except BrokenSample as error:
             failures.append(f"{path}: {error}")
     if not pictures:
-        raise UserError(f"no picture can be read; {failures[0]}")
+        raise UserError(f"no image can be read; {failures[0]}")
     for failure in failures:
-        print(f"clip-jax classify: left out {failure}", file=sys.stderr)
+        print(f"clip-jax classify: skipped {failure}", file=sys.stderr)
     probabilities = clip.classify(list(pictures.values()), labels, templates)
     if arguments.json:
-        found = [
+        rows = [
             {"image": path, "probabilities": dict(zip(labels, map(float, row), strict=True))}
             for path, row in zip(pictures, probabilities, strict=True)
         ]
-        print(json.dumps(found, indent=2))
+        print(json.dumps(rows, indent=2))
     else:
-        print(probability_table(list(pictures), labels, probabilities, arguments.top))
+        print(format_probabilities(list(pictures), labels, probabilities, arguments.top))
     return 2 if failures else 0
 
 
-def probability_table(names: list[str], labels: list[str], probabilities, top: int) -> str:
-    """A block for each picture: its most probable labels with their probabilities and bars."""
+def format_probabilities(names: list[str], labels: list[str], probabilities, top: int) -> str:
+    """Formats the `top` most probable labels of each image as text, with probabilities and bars."""
     width = max(map(len, labels))
     bar = max(10, min(40, shutil.get_terminal_size().columns - width - 14))
     lines = []
@@ -181,7 +183,7 @@ def probability_table(names: list[str], labels: list[str], probabilities, top: i
 
 def _index(arguments: argparse.Namespace) -> int:
     from clip_jax.clip import load
-    from clip_jax.index_files import share_directory
+    from clip_jax.index_files import get_share_directory
     from clip_jax.search import build
 
     if arguments.batch_size < 1:
@@ -189,13 +191,13 @@ def _index(arguments: argparse.Namespace) -> int:
     if not Path(arguments.folder).is_dir():
         raise UserError(f"{arguments.folder}: no such folder")
     arguments_lib.check_folder(arguments.out, "--out")
-    part = _part(arguments.part) if arguments.part else None
+    part = _parse_part(arguments.part) if arguments.part else None
     clip = load(arguments.model)
     report = build(
         clip,
         arguments.folder,
         arguments.out,
-        # A search from another folder must find it again.
+        # Absolute, so that a search from another folder finds the model.
         model=arguments.model if hub.is_name(arguments.model) else paths.absolute(arguments.model),
         batch_size=arguments.batch_size,
         half=arguments.half,
@@ -203,81 +205,83 @@ def _index(arguments: argparse.Namespace) -> int:
         part=part,
     )
     if part is None:
-        print(summary(report, arguments.out))
+        print(format_report(report, arguments.out))
     else:
-        print(summary(report, str(share_directory(Path(arguments.out), *part))))
-        print("the same command without --part joins all shares")
+        print(format_report(report, str(get_share_directory(Path(arguments.out), *part))))
+        print("the same command without --part merges all shares")
     return 0
 
 
-def _part(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
+def _parse_part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--part {text} must be I/N, such as 2/4, with I from 1 to N")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
-def summary(report, out: str, most: int = 10) -> str:
-    """What an indexing did, in a few lines."""
-    from clip_jax.index_files import shown
+def format_report(report, out: str, max_broken: int = 10) -> str:
+    """Formats the report of `build` as a few lines of text. Lists at most `max_broken` unreadable files."""
+    from clip_jax.index_files import display_path
 
     lines = [
-        f"{out}: {report.indexed:,} picture(s): {report.encoded:,} encoded now, {report.reused:,} from before"
+        f"{out}: {report.indexed:,} image(s): {report.encoded:,} newly encoded, {report.reused:,} reused"
         + (f", {report.dropped:,} dropped (changed or deleted)" if report.dropped else "")
     ]
     if report.ignored:
-        kinds = ", ".join(
+        suffixes = ", ".join(
             f"{count} {suffix}" for suffix, count in sorted(report.ignored.items(), key=lambda x: -x[1])[:8]
         )
-        lines.append(f"{sum(report.ignored.values()):,} other file(s) left out: {kinds}")
+        lines.append(f"{sum(report.ignored.values()):,} other file(s) skipped: {suffixes}")
     if report.broken:
         lines.append(f"{len(report.broken):,} file(s) cannot be read, listed in {Path(out) / 'broken.jsonl'}:")
-        lines += [f"  {shown(path)}: {why}" for path, why in sorted(report.broken.items())[:most]]
-        if len(report.broken) > most:
-            lines.append(f"  … and {len(report.broken) - most:,} more")
+        lines += [f"  {display_path(path)}: {reason}" for path, reason in sorted(report.broken.items())[:max_broken]]
+        if len(report.broken) > max_broken:
+            lines.append(f"  … and {len(report.broken) - max_broken:,} more")
     return "\n".join(lines)
 
 
 def _search(arguments: argparse.Namespace) -> int:
     from clip_jax import sheets
     from clip_jax.clip import load
-    from clip_jax.index_files import shown
+    from clip_jax.index_files import display_path
     from clip_jax.search import Index, search
 
     if (arguments.text is None) == (arguments.image is None):
-        raise UserError('give a text or --image FILE, one of them: clip-jax search INDEX "a dog"')
+        raise UserError('pass either a text or --image FILE, as in: clip-jax search INDEX "a dog"')
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top} must be at least 1")
     arguments_lib.check_outputs(html=arguments.html, png=arguments.png)
     index = Index.open(arguments.index)
     if not index.complete:
         print(
-            f"clip-jax search: {arguments.index} is unfinished ({len(index):,} pictures so far); the same clip-jax index "
+            f"clip-jax search: {arguments.index} is unfinished ({len(index):,} images so far); the same clip-jax index "
             "command completes it",
             file=sys.stderr,
         )
     model = arguments.model or index.model
     if not hub.is_name(model) and not paths.path(model).exists():
-        raise UserError(f"the model {model} is not there: name it with --model DIR")
+        raise UserError(f"the model {model} does not exist: pass its path with --model DIR")
     hits = search(
-        index, load(model), text=arguments.text, image=arguments.image, top=arguments.top, exact=arguments.exact
+        index, load(model), text=arguments.text, image=arguments.image, k=arguments.top, exact=arguments.exact
     )
 
-    title = arguments.text if arguments.text is not None else f"like {shown(arguments.image)}"
-    section = sheets.hits_section(title, hits, index.folder)
+    title = arguments.text if arguments.text is not None else f"like {display_path(arguments.image)}"
+    section = sheets.make_hits_section(title, hits, index.folder)
     if arguments.html:
-        Path(arguments.html).write_text(sheets.page(f"Search in {shown(index.folder.name)}", [section]), "utf-8")
+        Path(arguments.html).write_text(
+            sheets.render_page(f"Search in {display_path(index.folder.name)}", [section]), "utf-8"
+        )
         print(f"wrote {arguments.html}", file=sys.stderr)
     if arguments.png:
         columns = next(n for n in range(1, 7) if n * n >= len(hits) or n == 6)
-        sheets.contact_sheet([section], columns=max(columns, 2), size=220).save(arguments.png, "PNG")
+        sheets.render_contact_sheet([section], columns=max(columns, 2), size=220).save(arguments.png, "PNG")
         print(f"wrote {arguments.png}", file=sys.stderr)
     if arguments.json:
-        found = [{"path": shown(hit.path), "score": hit.score} for hit in hits]
-        print(json.dumps({"query": title, "hits": found}, indent=2))
+        rows = [{"path": display_path(hit.path), "score": hit.score} for hit in hits]
+        print(json.dumps({"query": title, "hits": rows}, indent=2))
     else:
         for rank, hit in enumerate(hits, 1):
-            print(f"{rank:3}  {hit.score:6.3f}  {shown(hit.path)}")
+            print(f"{rank:3}  {hit.score:6.3f}  {display_path(hit.path)}")
     return 0
 
 
@@ -290,9 +294,9 @@ def _heatmap(arguments: argparse.Namespace) -> int:
     arguments_lib.check_outputs(png=arguments.png)
     clip = load(arguments.model)
     maps = clip.heat_map([arguments.image], arguments.texts)[0]
-    seen = Image.fromarray(clip.preprocess(arguments.image))
-    sections = sheets.heat_sections(seen, arguments.texts, maps)
-    sheets.contact_sheet(sections, columns=min(4, 1 + len(maps)), size=256).save(arguments.png, "PNG")
+    model_input = Image.fromarray(clip.preprocess(arguments.image))
+    sections = sheets.make_heat_sections(model_input, arguments.texts, maps)
+    sheets.render_contact_sheet(sections, columns=min(4, 1 + len(maps)), size=256).save(arguments.png, "PNG")
     print(f"wrote {arguments.png}", file=sys.stderr)
     return 0
 
@@ -301,14 +305,14 @@ def _verify(arguments: argparse.Namespace) -> int:
     from clip_jax import verify
     from clip_jax.pretrained import open_checkpoint
 
-    found = open_checkpoint(arguments.model)
-    module = found.module()
-    found.variables(module)  # the weights are all there, and of the shapes that the configuration tells
-    for name, value in verify.describe(found, module).items():
+    checkpoint = open_checkpoint(arguments.model)
+    module = checkpoint.module()
+    checkpoint.variables(module)  # raises LoadError unless the weights have the names and shapes of the configuration
+    for name, value in verify.describe(checkpoint, module).items():
         print(f"{name:<14} {value}")
-    if not verify.comparable(found):
+    if not verify.is_comparable(checkpoint):
         return 0
-    if not verify.peer_installed():
+    if not verify.is_peer_installed():
         print("\nnot compared with transformers: torch and transformers are not installed (pip install '.[peers]')")
         return 0
     rows = verify.compare(arguments.model)

@@ -1,9 +1,9 @@
-"""The whole way in one command: train a small CLIP, grade it, classify and search pictures with it, show what came out.
+"""Trains and evaluates a small CLIP, classifies and searches rendered images, and writes a page of results.
 
     python -m clip_jax.demo --workdir runs/demo
 
-Leaves in the working directory: `clip/` (the run), `images/` (a folder of pictures), `index/` (its index), `search.png`,
-`classify.png` and `index.html`. Every step takes up what an earlier call has done.
+Files in the working directory: `clip/` (the run), `images/` (a folder of images), `index/` (its index), `search.png`,
+`classify.png` and `index.html`. A second call reuses the files of the first.
 """
 
 import logging
@@ -32,11 +32,11 @@ from train_jax.datasets.shapes.shapes_dataset_builder import make
 log = logging.getLogger(__name__)
 
 CONFIG = "clip/demo"
-PICTURES = {"test": 1000, "novel": 200}  # how many of each split go into the folder that is searched
-SIDE = 128  # pixels, for people: the model sees them reduced to its own size
-HIDDEN = "a small red circle above a large blue star"
+PICTURES = {"test": 1000, "novel": 200}  # number of images of each split in the searched folder
+SIDE = 128  # side of the written images in pixels; the model's preprocessing resizes them
+PLANTED_QUERY = "a small red circle above a large blue star"
 QUERIES = (
-    HIDDEN,
+    PLANTED_QUERY,
     "a green heart",
     "a large purple ring",
     "something yellow left of something black",
@@ -49,17 +49,17 @@ HITS = 8
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.demo(argv, "clip_jax.demo", __doc__.splitlines()[0], CONFIG, run, (SearchError,))
+    return command.run_demo(argv, "clip_jax.demo", __doc__.splitlines()[0], CONFIG, run, (SearchError,))
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
-    """Trains what `config` says (a CLIP on the rendered scenes) and makes the pictures; returns the graded results."""
-    begun = time.monotonic()
+    """Trains the CLIP of `config`, writes the images and the page of the demo, and returns the metrics."""
+    start = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
     history = train_jax.run(config, workdir / "clip")
-    results = graded(history)
+    metrics = collect_final_metrics(history)
     clip = load(workdir / "clip")
-    truth = export(workdir / "images")
+    truth = export_images(workdir / "images")
     meta = read_meta(workdir / "index")
     if meta is not None and meta["fingerprint"] != clip.fingerprint:
         log.info("the model has been trained since %s was made: indexing again", workdir / "index")
@@ -67,60 +67,61 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     build(clip, workdir / "images", workdir / "index", model=(workdir / "clip").resolve())
     index = Index.open(workdir / "index")
 
-    sections = [answer(clip, index, truth, query) for query in QUERIES]
-    sheets.contact_sheet(sections, columns=HITS, size=SIDE).save(workdir / "search.png")
-    draw_classification(clip, workdir / "images", truth, workdir / "classify.png")
-    table = result_table(results)
+    sections = [make_search_section(clip, index, truth, query) for query in QUERIES]
+    sheets.render_contact_sheet(sections, columns=HITS, size=SIDE).save(workdir / "search.png")
+    plot_classification(clip, workdir / "images", truth, workdir / "classify.png")
+    table = format_metrics(metrics)
     parts = [page.heading("CLIP on shapes", 1), page.block(table), page.heading("Zero-shot classification", 2)]
-    parts += [page.image(workdir / "classify.png"), sheets.body(sections)]
-    shown = page.add_part(workdir, "1-clip", "\n".join(parts))
+    parts += [page.image(workdir / "classify.png"), sheets.render_body(sections)]
+    page_file = page.add_part(workdir, "1-clip", "\n".join(parts))
 
     print(f"\n{table}\n")
-    print(f"pictures: {workdir / 'search.png'}, {workdir / 'classify.png'}; all on one page: {shown}")
+    print(f"images: {workdir / 'search.png'}, {workdir / 'classify.png'}; all on one page: {page_file}")
     print(f'try:      clip-jax search {workdir / "index"} "a large orange heart" --html hits.html')
-    print(f"took {(time.monotonic() - begun) / 60:.1f} minutes")
-    return results
+    print(f"took {(time.monotonic() - start) / 60:.1f} minutes")
+    return metrics
 
 
-def graded(history: Sequence[Mapping]) -> dict[str, float]:
-    """What the run's evaluators found last: shares of right answers, by name."""
-    found = {}
+def collect_final_metrics(history: Sequence[Mapping]) -> dict[str, float]:
+    """Returns the last logged value of each top-1 accuracy and recall at 1 in a run's history."""
+    metrics = {}
     for row in history:
         for name, value in row.items():
             if name.rsplit("/", 1)[-1] in ("top1", "r1"):
-                found[name] = value
-    return found
+                metrics[name] = value
+    return metrics
 
 
-def result_table(results: Mapping[str, float]) -> str:
-    width = max(map(len, results), default=0)
-    return "\n".join(f"{name:{width}}  {100 * value:6.1f} %" for name, value in results.items())
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    width = max(map(len, metrics), default=0)
+    return "\n".join(f"{name:{width}}  {100 * value:6.1f} %" for name, value in metrics.items())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A folder to search
 
 
-def export(folder: Path) -> dict[str, scenes.Scene]:
-    """Writes pictures that the training did not see, as PNG files; returns what each shows. Files that exist are kept."""
+def export_images(folder: Path) -> dict[str, scenes.Scene]:
+    """Writes held-out images as PNG files, unless they exist, and returns file name -> scene."""
     folder.mkdir(parents=True, exist_ok=True)
     truth = {}
     for split, count in PICTURES.items():
-        for number in range(count):
-            scene, picture, _ = make(split, number, SIDE)
-            name = f"{split}-{number:05d}.png"
+        for index in range(count):
+            scene, picture, _ = make(split, index, SIDE)
+            name = f"{split}-{index:05d}.png"
             truth[name] = scene
-            _keep(folder / name, png(picture))
-    # Hardly any scene of two objects is among a thousand by chance: three that answer the longest query are put there.
-    for number in range(3):
-        rng = np.random.default_rng(number)
-        scene = _hidden(rng, ("plain", "noisy")[number % 2])
-        truth[f"hidden-{number}.png"] = scene
-        _keep(folder / f"hidden-{number}.png", png(render(scene, SIDE, rng)))
+            _write_once(folder / name, png(picture))
+    # Random scenes rarely match a query of two objects, so three images that match PLANTED_QUERY are added.
+    for index in range(3):
+        rng = np.random.default_rng(index)
+        scene = _sample_planted_scene(rng, ("plain", "noisy")[index % 2])
+        truth[f"hidden-{index}.png"] = scene
+        _write_once(folder / f"hidden-{index}.png", png(render(scene, SIDE, rng)))
     return truth
 
 
-def _hidden(rng: np.random.Generator, background: str) -> scenes.Scene:
+def _sample_planted_scene(rng: np.random.Generator, background: str) -> scenes.Scene:
+    """Samples a scene that matches `PLANTED_QUERY`."""
     above, below = rng.uniform((0.35, 0.23), (0.65, 0.25)), rng.uniform((0.35, 0.74), (0.65, 0.76))
     return scenes.Scene(
         (
@@ -131,38 +132,38 @@ def _hidden(rng: np.random.Generator, background: str) -> scenes.Scene:
     )
 
 
-def _keep(file: Path, data: bytes) -> None:
-    """Writes a file once: a new time of change would have it indexed again."""
+def _write_once(file: Path, data: bytes) -> None:
+    """Writes a file unless it already has this content. A new mtime would cause it to be indexed again."""
     if not file.exists() or file.read_bytes() != data:
         file.write_bytes(data)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pictures to look at
+# Sections and figures
 
 
-def answer(clip: Clip, index: Index, truth: Mapping[str, scenes.Scene], query: str) -> sheets.Section:
-    """The hits of a query and how many of the right answers are among them.
+def make_search_section(clip: Clip, index: Index, truth: Mapping[str, scenes.Scene], query: str) -> sheets.Section:
+    """Searches for a query and marks the hits as correct or wrong.
 
-    Right ones are marked, and so are wrong ones that stand where a right one could be: where the folder holds three right
-    answers, only the first three hits can be mistakes.
+    A wrong hit is marked only at ranks up to the number of relevant images: with three relevant images in the folder,
+    only the first three hits can be wrong.
     """
-    hits = search(index, clip, text=query, top=HITS)
-    possible = sum(scenes.is_true(query, scene) for scene in truth.values())
-    right = [scenes.is_true(query, truth[hit.path.name]) for hit in hits]
+    hits = search(index, clip, text=query, k=HITS)
+    num_relevant = sum(scenes.is_true(query, scene) for scene in truth.values())
+    correct = [scenes.is_true(query, truth[hit.path.name]) for hit in hits]
     cells = [
-        sheets.Cell(hit.path, hit.path.stem, f"{hit.score:.3f}", good if good or rank < possible else None)
-        for rank, (hit, good) in enumerate(zip(hits, right, strict=True))
+        sheets.Cell(hit.path, hit.path.stem, f"{hit.score:.3f}", true if true or rank < num_relevant else None)
+        for rank, (hit, true) in enumerate(zip(hits, correct, strict=True))
     ]
-    return sheets.Section(f"“{query}”   {sum(right)} of {min(possible, len(hits))} found", cells)
+    return sheets.Section(f"“{query}”   {sum(correct)} of {min(num_relevant, len(hits))} found", cells)
 
 
-def draw_classification(clip: Clip, folder: Path, truth: Mapping[str, scenes.Scene], file: Path, most: int = 6) -> None:
-    """Four pictures with the probabilities of their likeliest colour-shape pairs; the last two are of untrained pairs."""
-    single = [name for name, scene in truth.items() if scene.label >= 0]
-    seen = [name for name in single if name.startswith("test")]
-    novel = [name for name in single if name.startswith("novel")]
-    names = [*seen[:2], *novel[:2]]
+def plot_classification(clip: Clip, folder: Path, truth: Mapping[str, scenes.Scene], file: Path, top: int = 6) -> None:
+    """Plots the most probable labels of two images of trained colour-shape pairs and two images of held-out pairs."""
+    labelled = [name for name, scene in truth.items() if scene.label >= 0]
+    test = [name for name in labelled if name.startswith("test")]
+    novel = [name for name in labelled if name.startswith("novel")]
+    names = [*test[:2], *novel[:2]]
     probabilities = clip.classify([folder / name for name in names], scenes.LABEL_NAMES, TEMPLATES)
     figure = matplotlib.figure.Figure(figsize=(10, 2.2 * len(names)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -171,7 +172,7 @@ def draw_classification(clip: Clip, folder: Path, truth: Mapping[str, scenes.Sce
     for (left, right), name, row in zip(axes, names, probabilities, strict=True):
         left.imshow(decode(folder / name), interpolation="bicubic")
         left.set_axis_off()
-        best = np.argsort(-row)[:most][::-1]
+        best = np.argsort(-row)[:top][::-1]
         true = truth[name].label
         bars = right.barh(
             [scenes.LABEL_NAMES[i] for i in best],
@@ -182,8 +183,8 @@ def draw_classification(clip: Clip, folder: Path, truth: Mapping[str, scenes.Sce
         right.set_xlim(0, 1.12)
         right.set_xticks([])
         right.spines[["top", "right", "bottom"]].set_visible(False)
-        kind = "" if name.startswith("test") else " (a pair that the training never shows)"
-        right.set_title(f"{scenes.LABEL_NAMES[true]}{kind}", loc="left", fontsize=11)
+        note = "" if name.startswith("test") else " (a pair that the training never shows)"
+        right.set_title(f"{scenes.LABEL_NAMES[true]}{note}", loc="left", fontsize=11)
     figure.savefig(file)
 
 

@@ -1,4 +1,4 @@
-"""Examples of image-text pairs. Without JAX: processes that read examples import this module."""
+"""Training examples of image-text pairs. This module does not import JAX, since data loader workers import it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from train_jax.data.text import AnyTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class PairExample:
-    """`(record, rng) -> {"image", "text", "truncated"}`, of one of the record's captions."""
+    """Transform of a record to a training example `{"image", "text", "truncated"}`, with a random caption."""
 
     augment: Augment
     tokenizer: AnyTokenizer

@@ -1,48 +1,52 @@
-"""Floating-point operations of a model, counted from its options."""
+"""FLOP counts of CLIP, computed from the model options."""
 
 from clip_jax.options import CLIPOptions
 from train_jax.profiling import BACKWARD, conv_flops, dense_flops, transformer_flops
 
 
-def forward(m: CLIPOptions) -> tuple[int, int]:
-    """Operations of one image's and of one text's forward pass."""
-    image = _resnet(m) if m.image.tower == "resnet" else _vit(m)
-    text = transformer_flops(m.text.context_length, m.text.width, m.text.depth, m.text.mlp_ratio)
-    return image, text + dense_flops(1, m.text.width, m.embed_dim)
+def forward_flops(options: CLIPOptions) -> tuple[int, int]:
+    """Counts the FLOPs of the forward pass for one image and for one text."""
+    image = _resnet_flops(options) if options.image.tower == "resnet" else _vit_flops(options)
+    text = transformer_flops(
+        options.text.context_length, options.text.width, options.text.depth, options.text.mlp_ratio
+    )
+    return image, text + dense_flops(1, options.text.width, options.embed_dim)
 
 
-def training(m: CLIPOptions, patch_dropout: float = 0.0) -> float:
-    """Operations of the forward and backward pass of one pair: both towers, the logits left out."""
-    image, text = forward(m)
+def training_flops(options: CLIPOptions, patch_dropout: float = 0.0) -> float:
+    """Counts the FLOPs of the forward and backward pass of both towers for one pair, without the logits."""
+    image, text = forward_flops(options)
     if patch_dropout:
-        image = _vit(m, patch_dropout)
+        image = _vit_flops(options, patch_dropout)
     return float(BACKWARD * (image + text))
 
 
-def _vit(m: CLIPOptions, patch_dropout: float = 0.0) -> int:
-    image = m.image
+def _vit_flops(options: CLIPOptions, patch_dropout: float = 0.0) -> int:
+    image = options.image
     grid = image.size // image.patch
     tokens = int((1 - patch_dropout) * grid**2) + (image.pool == "cls")
     if image.stem == "conv":
         stem, side, channels = 0, image.size, 3
         while side > grid:
             side //= 2
-            wider = image.width * grid // side
-            stem += conv_flops(side, side, 3, channels, wider)
-            channels = wider
+            out_channels = image.width * grid // side
+            stem += conv_flops(side, side, 3, channels, out_channels)
+            channels = out_channels
         stem += conv_flops(grid, grid, 1, channels, image.width)
     else:
         stem = conv_flops(grid, grid, image.patch, 3, image.width)
     body = transformer_flops(tokens, image.width, image.depth, image.mlp_ratio)
-    head = dense_flops(1, image.width, m.embed_dim) if image.proj else 0
+    head = dense_flops(1, image.width, options.embed_dim) if image.proj else 0
     if image.pool == "map":
         hidden = round(image.mlp_ratio * image.width)
-        head += _attention_of_one(tokens, image.width, image.width) + 2 * dense_flops(1, image.width, hidden)
+        head += _single_query_attention_flops(tokens, image.width, image.width) + 2 * dense_flops(
+            1, image.width, hidden
+        )
     return stem + body + head
 
 
-def _resnet(m: CLIPOptions) -> int:
-    image = m.image
+def _resnet_flops(options: CLIPOptions) -> int:
+    image = options.image
     side = image.size // 2
     half = image.width // 2
     total = conv_flops(side, side, 3, 3, half) + conv_flops(side, side, 3, half, half)
@@ -50,17 +54,17 @@ def _resnet(m: CLIPOptions) -> int:
     side, channels = side // 2, image.width
     for stage, blocks in enumerate(image.layers):
         width = image.width * 2**stage
-        for number in range(blocks):
-            after = side // 2 if stage and not number else side
+        for block in range(blocks):
+            out_side = side // 2 if stage and not block else side
             total += conv_flops(side, side, 1, channels, width) + conv_flops(side, side, 3, width, width)
-            total += conv_flops(after, after, 1, width, 4 * width)
-            if not number:
-                total += conv_flops(after, after, 1, channels, 4 * width)
-            side, channels = after, 4 * width
-    return total + _attention_of_one(side**2 + 1, channels, m.embed_dim)
+            total += conv_flops(out_side, out_side, 1, width, 4 * width)
+            if not block:
+                total += conv_flops(out_side, out_side, 1, channels, 4 * width)
+            side, channels = out_side, 4 * width
+    return total + _single_query_attention_flops(side**2 + 1, channels, options.embed_dim)
 
 
-def _attention_of_one(tokens: int, width: int, features: int) -> int:
-    """One query that attends to some tokens."""
+def _single_query_attention_flops(tokens: int, width: int, features: int) -> int:
+    """Counts the FLOPs of cross-attention from one query to `tokens` keys."""
     projections = dense_flops(1, width, width) + dense_flops(tokens, width, 2 * width)
     return projections + 2 * dense_flops(tokens, width, 1) + dense_flops(1, width, features)

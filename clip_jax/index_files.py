@@ -1,15 +1,15 @@
-"""How an index of pictures is stored, so that the process that makes it may be killed at any moment.
+"""File format of an image index. Writes are crash-safe: the process that builds it may be killed at any moment.
 
-    meta.json          version, the weights' fingerprint, model, folder, dimension, names of the parts, complete or not
+    meta.json          version, fingerprint of the weights, model, folder, dimension, names of the parts, complete flag
     part-*.npy         float32 or float16 [n, dim] embeddings of unit norm
-    part-*.jsonl       one object a row: path relative to the folder, size in bytes, mtime in nanoseconds
-    part-*.faiss       the embeddings in clusters, of a finished index made for approximate search
+    part-*.jsonl       one object per row: path relative to the folder, size in bytes, mtime in nanoseconds
+    part-*.faiss       the IVF index of the embeddings, for approximate search in a complete index
     broken.jsonl       files that could not be read: path and reason
-    lock               held by the process that builds
+    lock               file lock of the process that builds the index
 
-Parts are written first; replacing `meta.json`, which names them, is the only act that changes what the index holds. A
-finished index is one part, sorted by path. Machines that share the work each make an index beside it, `INDEX.2-of-4`, whose
-rows the index itself then takes over.
+Parts are written first; the index changes only when `meta.json`, which names the parts, is replaced. A complete index
+has one part, sorted by path. When several machines share the work, each builds a separate index beside it, such as
+`INDEX.2-of-4`; its rows are then copied into the main index.
 """
 
 import contextlib
@@ -30,21 +30,21 @@ from clip_jax import nearest
 
 VERSION = 2
 DTYPES = ("float32", "float16")
-COMMIT_SECONDS = 5.0  # the work that a kill can cost
+COMMIT_SECONDS = 5.0  # maximum amount of work that is lost if the process is killed
 _META, _BROKEN, _LOCK = "meta.json", "broken.jsonl", "lock"
 
 
 class SearchError(ValueError):
-    """A folder that cannot be indexed, an index that cannot be opened, or a query that does not fit it."""
+    """Error for a folder that cannot be indexed, an index that cannot be opened, or an invalid query."""
 
 
-def shown(path: str | os.PathLike) -> str:
-    """A path as text that can be printed, whatever bytes its name has."""
+def display_path(path: str | os.PathLike) -> str:
+    """Converts a path to printable text. Bytes that are not valid UTF-8 are replaced."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def check_weights(directory: Path, meta: Mapping, name: str, fingerprint: str) -> None:
-    """SearchError, naming both fingerprints, unless the model `name` has the weights that made the index."""
+    """Raises SearchError, with both fingerprints, if the model `name` has other weights than the index."""
     if meta["fingerprint"] != fingerprint:
         raise SearchError(
             f"{directory} was made with other weights: the index has fingerprint {meta['fingerprint'][:16]} (of "
@@ -54,67 +54,72 @@ def check_weights(directory: Path, meta: Mapping, name: str, fingerprint: str) -
 
 
 def read_meta(directory: Path) -> dict | None:
-    """The description of an index; None if the directory is missing or empty.
+    """Reads the metadata of an index. Returns None if the directory is missing or empty.
 
-    Raises SearchError if it holds something else than an index, or one of another version.
+    Raises SearchError if the directory holds other files, or an index of another version.
     """
     file = directory / _META
     if not file.is_file():
-        held = []
+        names = []
         if directory.is_dir():
-            held = sorted(p.name for p in directory.iterdir() if p.name not in (_LOCK, f"{_META}.new"))
-        if held or directory.is_file():
-            what = f"it holds {', '.join(map(shown, held[:4]))}" if held else "it is a file"
+            names = sorted(p.name for p in directory.iterdir() if p.name not in (_LOCK, f"{_META}.new"))
+        if names or directory.is_file():
+            content = f"it holds {', '.join(map(display_path, names[:4]))}" if names else "it is a file"
             raise SearchError(
-                f"{shown(directory)} is no index: {what}. Name a directory made by clip-jax index, or a new one"
+                f"{display_path(directory)} is not an index: {content}. Name a directory made by clip-jax index, or a "
+                "new one"
             )
         return None
     try:
         meta = json.loads(file.read_text("utf-8"))
         version = meta["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise SearchError(f"{file} describes no index ({error!r}): remove {directory} and index again") from error
+        raise SearchError(
+            f"{file} is not the metadata of an index ({error!r}): remove {directory} and index again"
+        ) from error
     if version != VERSION:
-        raise SearchError(f"{directory} is an index of version {version}; version {VERSION} is read here: index again")
+        raise SearchError(
+            f"{directory} is an index of version {version}; this program reads version {VERSION}: index again"
+        )
     return meta
 
 
 def read_parts(directory: Path, meta: Mapping) -> tuple[list[dict], Float[np.ndarray, "n dim"]]:
-    """The rows of all parts: what each describes, and its embedding. Raises SearchError if a part is damaged."""
+    """Reads the entries and embeddings of all parts. Raises SearchError if a part is damaged."""
     entries, rows = [], [np.zeros((0, meta["dim"]), meta["dtype"])]
     for part in meta["parts"]:
         try:
-            found = np.load(directory / f"{part}.npy")
-            described = [json.loads(line) for line in (directory / f"{part}.jsonl").read_text("utf-8").splitlines()]
+            part_rows = np.load(directory / f"{part}.npy")
+            part_entries = [json.loads(line) for line in (directory / f"{part}.jsonl").read_text("utf-8").splitlines()]
         except (OSError, ValueError, EOFError) as error:
             raise SearchError(
                 f"{directory}: {part} cannot be read ({error}): remove {directory} and index again"
             ) from error
-        if found.shape != (len(described), meta["dim"]) or found.dtype != meta["dtype"]:
+        if part_rows.shape != (len(part_entries), meta["dim"]) or part_rows.dtype != meta["dtype"]:
             raise SearchError(
-                f"{directory}: {part}.npy is {found.dtype} {list(found.shape)} while {part}.jsonl describes "
-                f"{len(described)} picture(s) of dimension {meta['dim']}: remove {directory} and index again"
+                f"{directory}: {part}.npy is {part_rows.dtype} {list(part_rows.shape)} while {part}.jsonl describes "
+                f"{len(part_entries)} image(s) of dimension {meta['dim']}: remove {directory} and index again"
             )
-        entries += described
-        rows.append(found)
+        entries += part_entries
+        rows.append(part_rows)
     return entries, np.concatenate(rows)
 
 
-def clusters_file(directory: Path, meta: Mapping) -> Path | None:
-    """The clusters of a finished index that was made with them."""
+def find_ivf_file(directory: Path, meta: Mapping) -> Path | None:
+    """Returns the path of the IVF index of a complete index, or None if it does not exist."""
     file = directory / f"{meta['parts'][0]}.faiss" if meta.get("complete") else None
     return file if file and file.is_file() else None
 
 
 @dataclasses.dataclass
 class Store:
-    """An index directory while it is being built: rows gather in memory and are committed every few seconds.
+    """Index directory under construction. New rows are buffered in memory and committed every few seconds.
 
     Attributes:
-      directory: of the index.
-      meta: what `meta.json` says.
-      entries, rows: what is committed and still true.
-      dropped: how many rows were forgotten because their file is gone or has changed.
+      directory: directory of the index.
+      meta: content of `meta.json`.
+      entries, rows: metadata and embeddings of the committed rows whose image file is unchanged.
+      dropped: number of rows dropped because their file was deleted or has changed.
     """
 
     directory: Path
@@ -128,11 +133,20 @@ class Store:
 
     @classmethod
     def prepare(
-        cls, directory: Path, others: Sequence[Path], *, fingerprint: str, model: str, folder: Path, dim: int, dtype: str
+        cls,
+        directory: Path,
+        other_directories: Sequence[Path],
+        *,
+        fingerprint: str,
+        model: str,
+        folder: Path,
+        dim: int,
+        dtype: str,
     ) -> "Store":
-        """A new index, or the one that is there; `others` are indices that it will `adopt`.
+        """Opens the index in `directory`, or creates a new index.
 
-        Raises SearchError if one of them is of other weights, another folder or another precision.
+        `other_directories` are indices that will be merged into this one.
+        Raises SearchError if an index has other weights, another folder or another precision.
         """
         meta = read_meta(directory)
         if meta is None:
@@ -146,37 +160,39 @@ class Store:
                 "parts": [],
                 "next": 0,
             }
-        for path, its in [(directory, meta), *((other, read_meta(other)) for other in others)]:
-            if its is not None:
-                _check_same(path, its, fingerprint=fingerprint, model=model, folder=str(folder), dtype=dtype)
+        for path, path_meta in [(directory, meta), *((other, read_meta(other)) for other in other_directories)]:
+            if path_meta is not None:
+                _check_settings(path, path_meta, fingerprint=fingerprint, model=model, folder=str(folder), dtype=dtype)
         entries, rows = read_parts(directory, meta)
         store = cls(directory, meta | {"model": model, "complete": False}, entries, rows)
         store._write_meta()
-        for leftover in directory.glob("part-*"):  # of a process that was killed
+        for leftover in directory.glob("part-*"):  # left by a killed process
             if leftover.name.split(".")[0] not in meta["parts"]:
                 leftover.unlink()
         return store
 
-    def keep(self, files: Mapping[str, Mapping]) -> None:
-        """Forgets rows whose file is gone or has changed."""
-        same = [_is_true(entry, files) for entry in self.entries]
-        self.dropped = same.count(False)
-        self.rows = self.rows[np.asarray(same, bool)]
-        self.entries = [entry for entry, good in zip(self.entries, same, strict=True) if good]
+    def drop_stale(self, files: Mapping[str, Mapping]) -> None:
+        """Drops the rows of deleted and changed image files."""
+        current = [_is_current(entry, files) for entry in self.entries]
+        self.dropped = current.count(False)
+        self.rows = self.rows[np.asarray(current, bool)]
+        self.entries = [entry for entry, is_current in zip(self.entries, current, strict=True) if is_current]
 
-    def adopt(self, directory: Path, files: Mapping[str, Mapping]) -> None:
-        """Takes over the rows of another index, if it is there, that are true of `files` and not here yet."""
+    def merge(self, directory: Path, files: Mapping[str, Mapping]) -> None:
+        """Copies rows from another index, if it exists. Only copies unchanged files without a row in this index."""
         meta = read_meta(directory)
         if meta is None:
             return
         entries, rows = read_parts(directory, meta)
-        held = {entry["path"] for entry in self.entries}
-        new = [row for row, entry in enumerate(entries) if entry["path"] not in held and _is_true(entry, files)]
-        self.entries += [entries[row] for row in new]
-        self.rows = np.concatenate([self.rows, rows[new]])
+        paths = {entry["path"] for entry in self.entries}
+        new_rows = [
+            row for row, entry in enumerate(entries) if entry["path"] not in paths and _is_current(entry, files)
+        ]
+        self.entries += [entries[row] for row in new_rows]
+        self.rows = np.concatenate([self.rows, rows[new_rows]])
 
     def add(self, entries: Iterable[Mapping], rows: Float32[np.ndarray, "n dim"]) -> None:
-        """Takes rows, rounded to the index's precision; they are safe from the next commit on."""
+        """Adds rows, rounded to the precision of the index. The next commit writes them to disk."""
         self._new_entries += entries
         self._new_rows.append(rows.astype(self.meta["dtype"]))
         if time.monotonic() - self._committed >= COMMIT_SECONDS:
@@ -192,22 +208,25 @@ class Store:
         self._committed = time.monotonic()
 
     def finish(self, broken: Mapping[str, str], approximate: bool) -> int:
-        """Replaces all parts by a single sorted one, in clusters too if `approximate`, and lists the broken files.
+        """Replaces all parts by one sorted part and returns the number of rows.
 
-        Returns the number of rows.
+        Also writes `broken.jsonl`, and the IVF index if `approximate`.
         """
         entries = self.entries + self._new_entries
         rows = np.concatenate([self.rows, *self._new_rows])
         order = sorted(range(len(entries)), key=lambda i: entries[i]["path"])
-        before = self.meta["parts"]
+        old_parts = self.meta["parts"]
         part = self._write_part([entries[i] for i in order], rows[order])
         if approximate and entries:
-            nearest.write_clusters(self.directory / f"{part}.faiss", rows[order])
+            nearest.write_ivf_index(self.directory / f"{part}.faiss", rows[order])
         self.meta["parts"] = [part]
-        _write(self.directory / _BROKEN, _lines({"path": path, "reason": why} for path, why in sorted(broken.items())))
+        _write_atomically(
+            self.directory / _BROKEN,
+            _to_json_lines({"path": path, "reason": reason} for path, reason in sorted(broken.items())),
+        )
         self.meta["complete"] = True
         self._write_meta()
-        for part in before:
+        for part in old_parts:
             for file in self.directory.glob(f"{part}.*"):
                 file.unlink()
         return len(entries)
@@ -219,19 +238,19 @@ class Store:
             np.save(file, rows)
             file.flush()
             os.fsync(file.fileno())
-        _write(self.directory / f"{part}.jsonl", _lines(entries))
+        _write_atomically(self.directory / f"{part}.jsonl", _to_json_lines(entries))
         return part
 
     def _write_meta(self) -> None:
-        _write(self.directory / _META, json.dumps(self.meta, indent=2) + "\n")
+        _write_atomically(self.directory / _META, json.dumps(self.meta, indent=2) + "\n")
 
 
-def _check_same(directory: Path, meta: Mapping, *, fingerprint: str, model: str, folder: str, dtype: str) -> None:
+def _check_settings(directory: Path, meta: Mapping, *, fingerprint: str, model: str, folder: str, dtype: str) -> None:
     check_weights(directory, meta, model, fingerprint)
     if meta["folder"] != folder:
         raise SearchError(
-            f"{directory} is the index of {shown(meta['folder'])}, not of {shown(folder)}: choose another directory, "
-            "or remove this one"
+            f"{directory} is the index of {display_path(meta['folder'])}, not of {display_path(folder)}: choose another "
+            "directory, or remove this one"
         )
     if meta["dtype"] != dtype:
         raise SearchError(
@@ -239,50 +258,53 @@ def _check_same(directory: Path, meta: Mapping, *, fingerprint: str, model: str,
         )
 
 
-def _is_true(entry: Mapping, files: Mapping[str, Mapping]) -> bool:
-    """Whether a row's file is there and as it was."""
+def _is_current(entry: Mapping, files: Mapping[str, Mapping]) -> bool:
+    """Checks whether the image file of a row exists and is unchanged."""
     return files.get(entry["path"]) == {"size": entry["size"], "mtime_ns": entry["mtime_ns"]}
 
 
-def _write(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all, whenever the process or the machine stops."""
-    new = path.with_name(path.name + ".new")
-    with new.open("w", encoding="utf-8") as file:
+def _write_atomically(path: Path, text: str) -> None:
+    """Writes a text file atomically, by writing a temporary file and renaming it."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    new.replace(path)
+    temporary.replace(path)
 
 
-def _lines(rows: Iterable[Mapping]) -> str:
-    # In ASCII, so that names which are no valid UTF-8 survive as escapes.
+def _to_json_lines(rows: Iterable[Mapping]) -> str:
+    # ASCII output: file names that are not valid UTF-8 are stored as escapes.
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def share_directory(directory: Path, number: int, count: int) -> Path:
-    """Where one of `count` machines makes its share of an index."""
-    return directory.with_name(f"{directory.name}.{number}-of-{count}")
+def get_share_directory(directory: Path, share: int, num_shares: int) -> Path:
+    """Returns the directory of the index that machine `share` of `num_shares` builds. `share` counts from 1."""
+    return directory.with_name(f"{directory.name}.{share}-of-{num_shares}")
 
 
-def share_directories(directory: Path) -> list[Path]:
-    """The shares that lie beside an index."""
-    beside = directory.parent.glob(f"{glob.escape(directory.name)}.*")
-    return sorted(path for path in beside if re.fullmatch(r"\.\d+-of-\d+", path.name.removeprefix(directory.name)))
+def find_share_directories(directory: Path) -> list[Path]:
+    """Lists the directories of all shares of an index."""
+    candidates = directory.parent.glob(f"{glob.escape(directory.name)}.*")
+    return sorted(path for path in candidates if re.fullmatch(r"\.\d+-of-\d+", path.name.removeprefix(directory.name)))
 
 
-def discard(directory: Path) -> None:
-    """Removes an index so that, stopped at any moment, what is left of it is an index or nothing."""
+def remove_index(directory: Path) -> None:
+    """Removes an index. After an interruption, the directory still holds a valid index or is empty."""
     meta = read_meta(directory)
     if meta is not None:
-        _write(directory / _META, json.dumps(meta | {"parts": [], "complete": False}))
+        _write_atomically(directory / _META, json.dumps(meta | {"parts": [], "complete": False}))
     for file in sorted(directory.iterdir(), key=lambda file: file.name == _META):
         file.unlink()
     directory.rmdir()
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Makes the directory; one builder at a time (SearchError for a second). The lock of a dead process is free."""
+def lock_index(directory: Path) -> Iterator[None]:
+    """Creates the directory of an index and locks it for this process.
+
+    Raises SearchError if another process holds the lock. The lock is released when its process ends.
+    """
     if directory.is_file():
         raise SearchError(f"{directory} is a file: name a directory for the index")
     directory.mkdir(parents=True, exist_ok=True)

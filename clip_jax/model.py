@@ -1,4 +1,4 @@
-"""CLIP (arXiv 2103.00020): two towers, and a scale (and bias) that turn cosines into logits."""
+"""The Flax module of CLIP (arXiv 2103.00020): image tower, text tower, logit scale and bias."""
 
 import dataclasses
 import math
@@ -21,14 +21,16 @@ MAX_SCALE = 100.0  # arXiv 2103.00020, section 2.5
 
 
 class CLIP(nn.Module):
-    """Image and text towers with a shared space. Parameters: `vision`, `text`, `logit_scale` (a logarithm), and with
-    the sigmoid loss `logit_bias`. A ResNet's running statistics are the collection `batch_stats`.
+    """The CLIP model: an image and a text tower with a shared embedding space.
+
+    Parameters: `vision`, `text`, `logit_scale` (a logarithm), and with the sigmoid loss `logit_bias`. A ResNet's
+    running statistics are the collection `batch_stats`.
 
     Attributes:
-      options: with the number of embedded tokens.
+      options: options of both towers; `text.vocab_size` must not be 0.
       eos_id: the end-of-text token.
-      dropout: of the towers' blocks, in training.
-      patch_dropout: share of a picture's patches that are left out in training.
+      dropout: dropout rate in the towers' blocks during training.
+      patch_dropout: fraction of an image's patches that are dropped during training.
     """
 
     options: CLIPOptions
@@ -50,29 +52,32 @@ class CLIP(nn.Module):
 
     @property
     def has_bias(self) -> bool:
-        """Whether logits have a bias: whether they are for the sigmoid loss."""
+        """Whether the logits have a bias: only with the sigmoid loss."""
         return self.options.loss == "sigmoid"
 
     def encode_image(
         self, images: Float[Array, "batch size size 3"], deterministic: bool = True
     ) -> Float[Array, "batch dim"]:
-        """Normalised pixels -> float32 embeddings of unit norm."""
+        """Encodes normalised images as float32 embeddings of unit norm."""
         return l2_normalize(self.vision(images, deterministic))
 
     def encode_patches(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch patches dim"]:
-        """Normalised pixels -> an embedding of unit norm for each patch, row by row (of a ResNet: each place of its map)."""
+        """Encodes each image patch as an embedding of unit norm.
+
+        Patches are in row-major order. For a ResNet they are the positions of the last feature map.
+        """
         return l2_normalize(self.vision(images, True, True))
 
     def encode_text(self, ids: Int[Array, "batch length"], deterministic: bool = True) -> Float[Array, "batch dim"]:
-        """Token ids -> float32 embeddings of unit norm."""
+        """Encodes token ids as float32 embeddings of unit norm."""
         return l2_normalize(self.text(ids, deterministic))
 
     def scale_and_bias(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """What logits are made with: `scale * cosine + bias`; the scale is at most 100 (`clamp_log_scale`)."""
+        """Returns the scale and bias of the logits `scale * cosine + bias`. The scale is clamped to at most 100."""
         return jnp.exp(clamp_log_scale(self.logit_scale)), self.logit_bias if self.has_bias else jnp.zeros(())
 
     def __call__(self, images, ids, deterministic: bool = True):
-        """Image embeddings, text embeddings, scale and bias."""
+        """Returns the image embeddings, the text embeddings, the logit scale and the logit bias."""
         return (
             self.encode_image(images, deterministic),
             self.encode_text(ids, deterministic),
@@ -82,11 +87,11 @@ class CLIP(nn.Module):
 
 @jax.custom_vjp
 def clamp_log_scale(log_scale: Float[Array, ""]) -> Float[Array, ""]:
-    """The logarithm of the scale, at most log 100.
+    """Clamps the logarithm of the scale to at most log 100.
 
-    Past the limit, a gradient that would lead farther out is dropped and one that leads back is kept, as if the
-    parameter were clipped after every update. A plain minimum has no gradient there: one update too far, and the scale
-    would stay at its limit for ever.
+    Above the limit, the backward pass drops gradients that would increase the parameter and keeps gradients that would
+    decrease it, as if the parameter were clipped after every update. `jnp.minimum` alone has zero gradient there, so
+    the scale could never decrease again.
     """
     return jnp.minimum(log_scale, math.log(MAX_SCALE))
 
@@ -96,7 +101,7 @@ def _clamp_forward(log_scale):
 
 
 def _clamp_backward(log_scale, gradient):
-    # Descent goes against the gradient: a positive one leads back.
+    # Gradient descent subtracts the gradient, so a positive gradient decreases the parameter.
     return (jnp.where((log_scale < math.log(MAX_SCALE)) | (gradient > 0), gradient, 0.0),)
 
 
@@ -111,11 +116,11 @@ def build(
     dropout: float = 0.0,
     patch_dropout: float = 0.0,
 ) -> CLIP:
-    """The module that options (`config.model`) describe. ConfigError if none can be.
+    """Builds the module from options (`config.model`). Raises ConfigError if the options are inconsistent.
 
     Args:
-      vocab_size, eos_id: of the tokenizer.
-      compute: None: as by default.
+      vocab_size, eos_id: vocabulary size and end-of-text id of the tokenizer.
+      compute: compute options; None: the defaults.
     """
     options = options if isinstance(options, CLIPOptions) else CLIPOptions.parse(options, "model")
     text = options.text

@@ -1,4 +1,4 @@
-"""Options of a CLIP; the defaults are ViT-B/32 as OpenAI trained it (arXiv 2103.00020, table 20)."""
+"""Model options of CLIP. The defaults are OpenAI's ViT-B/32 (arXiv 2103.00020, table 20)."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from train_jax.compute import TransformerCompute
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 
-STRIDE = 32  # pixels along a place of a ResNet's last feature map
+STRIDE = 32  # pixels per position of a ResNet's last feature map
 
 
 def _check_heads(width: int, heads: int, path: str) -> None:
@@ -19,23 +19,25 @@ def _check_heads(width: int, heads: int, path: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ImageOptions(Options):
-    """The image tower."""
+    """Options of the image tower: `config.model.image`."""
 
     tower: str = option("vit", "a ViT, or OpenAI's ResNet with attention pooling", choices=("vit", "resnet"))
-    size: int = option(224, "side of the picture, in pixels", least=1)
+    size: int = option(224, "side of the images, in pixels", least=1)
     patch: int = option(32, "side of a ViT's patch, in pixels", least=1)
-    width: int = option(768, "of the residual stream; of a ResNet's first stage", least=1)
-    depth: int = option(12, "blocks of a ViT", least=1)
-    heads: int = option(12, "of attention; of a ResNet's pooling", least=1)
+    width: int = option(768, "width of the residual stream; of a ResNet: of the first stage", least=1)
+    depth: int = option(12, "number of blocks of a ViT", least=1)
+    heads: int = option(12, "number of attention heads; of a ResNet: of the pooling", least=1)
     mlp_ratio: float = option(4.0, "width of the MLPs, in widths", above=0)
-    stem: str = option("patch", "a strided convolution, or early ones (arXiv 2106.14881)", choices=("patch", "conv"))
-    stem_bias: bool = option(False, "whether the strided convolution has a bias")
-    pool: str = option(
-        "cls", "the class token, the mean over patches, or attention pooling (map)", choices=("cls", "mean", "map")
+    stem: str = option(
+        "patch", "patch embedding, or several early convolutions (arXiv 2106.14881)", choices=("patch", "conv")
     )
-    pre_norm: bool = option(True, "a layer norm before the blocks")
-    proj: bool = option(True, "a linear map at the end; without one embed_dim is width")
-    layers: tuple[int, ...] = option((3, 4, 6, 3), "blocks in a ResNet's four stages", least=1)
+    stem_bias: bool = option(False, "whether the patch embedding has a bias")
+    pool: str = option(
+        "cls", "pooling: class token, mean over patches, or attention pooling (map)", choices=("cls", "mean", "map")
+    )
+    pre_norm: bool = option(True, "whether there is a layer norm before the blocks")
+    proj: bool = option(True, "whether there is a final linear projection; without it embed_dim must equal width")
+    layers: tuple[int, ...] = option((3, 4, 6, 3), "number of blocks in each of the four stages of a ResNet", least=1)
 
     def identity(self) -> dict[str, Any]:
         resnet = ("tower", "size", "width", "heads", "layers")
@@ -46,7 +48,7 @@ class ImageOptions(Options):
         }
 
     def check_in(self, path: str, embed_dim: int) -> None:
-        """ConfigError for a tower that cannot be, or has no place for embeddings of `embed_dim`."""
+        """Raises ConfigError if the options are inconsistent, or cannot produce embeddings of `embed_dim`."""
         (self._check_resnet if self.tower == "resnet" else self._check_vit)(path, embed_dim)
 
     def _check_vit(self, path: str, embed_dim: int) -> None:
@@ -62,7 +64,9 @@ class ImageOptions(Options):
                     "with the conv stem"
                 )
         if not self.proj and self.width != embed_dim:
-            raise ConfigError(f"config.{path}.proj = False, so embed_dim = {embed_dim} must be image.width = {self.width}")
+            raise ConfigError(
+                f"config.{path}.proj = False, so embed_dim = {embed_dim} must be image.width = {self.width}"
+            )
 
     def _check_resnet(self, path: str, embed_dim: int) -> None:
         if self.size % STRIDE:
@@ -70,26 +74,28 @@ class ImageOptions(Options):
         if len(self.layers) != 4:
             raise ConfigError(f"config.{path}.layers = {self.layers}; a resnet has four stages of at least one block")
         if self.width % 2 or (self.width * STRIDE) % self.heads:
-            raise ConfigError(f"config.{path}.heads = {self.heads} must divide 32 * image.width = {STRIDE * self.width}")
+            raise ConfigError(
+                f"config.{path}.heads = {self.heads} must divide 32 * image.width = {STRIDE * self.width}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class TextOptions(Options):
-    """The text tower."""
+    """Options of the text tower: `config.model.text`."""
 
-    context_length: int = option(77, "tokens of a text, marks and padding included", least=3)
-    vocab_size: int = option(0, "tokens that are embedded; 0: as many as the tokenizer has", least=0)
-    width: int = option(512, "of the residual stream", least=1)
-    depth: int = option(12, "blocks", least=1)
-    heads: int = option(8, "of attention", least=1)
+    context_length: int = option(77, "number of tokens per text, including special tokens and padding", least=3)
+    vocab_size: int = option(0, "number of rows of the token embedding; 0: vocabulary size of the tokenizer", least=0)
+    width: int = option(512, "width of the residual stream", least=1)
+    depth: int = option(12, "number of blocks", least=1)
+    heads: int = option(8, "number of attention heads", least=1)
     mlp_ratio: float = option(4.0, "width of the MLPs, in widths", above=0)
-    causal: bool = option(True, "whether a token sees only those before it")
+    causal: bool = option(True, "whether attention is causal: tokens attend only to themselves and earlier tokens")
     pool: str = option(
         "eos",
-        "where a text is read: at the end token, at the largest id (OpenAI's rule), or at the row's end",
+        "pooled token: the end token, the token with the largest id (OpenAI's rule), or the last position",
         choices=("eos", "argmax", "last"),
     )
-    proj_bias: bool = option(False, "whether the final linear map has a bias")
+    proj_bias: bool = option(False, "whether the final projection has a bias")
 
     def check(self, path: str) -> None:
         _check_heads(self.width, self.heads, path)
@@ -99,18 +105,18 @@ class TextOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class CLIPOptions(Options):
-    """A model: `config.model`."""
+    """Options of the model: `config.model`."""
 
-    embed_dim: int = option(512, "of the space that pictures and texts share", least=1)
+    embed_dim: int = option(512, "dimension of the embeddings of images and texts", least=1)
     image: ImageOptions = ImageOptions()
     text: TextOptions = TextOptions()
-    activation: str = option("quick_gelu", "of the MLPs", choices=ACTIVATIONS)
-    eps: float = option(1e-5, "of every layer norm", above=0)
+    activation: str = option("quick_gelu", "activation function of the MLPs", choices=ACTIVATIONS)
+    eps: float = option(1e-5, "epsilon of all layer norms", above=0)
     loss: str = option(
-        "softmax", "which loss logits are for; those of sigmoid (SigLIP) have a bias", choices=("softmax", "sigmoid")
+        "softmax", "contrastive loss; with sigmoid (SigLIP) the logits have a bias", choices=("softmax", "sigmoid")
     )
-    init_logit_scale: float = option(math.log(1 / 0.07), "a logarithm; SigLIP starts at log 10", identity=False)
-    init_logit_bias: float = option(-10.0, "of the sigmoid loss", identity=False)
+    init_logit_scale: float = option(math.log(1 / 0.07), "initial log of the scale; SigLIP: log 10", identity=False)
+    init_logit_bias: float = option(-10.0, "initial logit bias of the sigmoid loss", identity=False)
 
     def check(self, path: str) -> None:
         self.image.check_in(f"{path}.image", self.embed_dim)
@@ -118,8 +124,8 @@ class CLIPOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class CLIPCompute(TransformerCompute):
-    """How the towers are computed: `config.compute`."""
+    """Options of the computation of the towers: `config.compute`."""
 
     micro_batch: int = option(
-        0, "at most so many examples of a device go through a tower at a time, as many as divide its rows; 0: all", least=0
+        0, "maximum number of examples per device that a tower encodes at a time; 0: all", least=0
     )

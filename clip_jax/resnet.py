@@ -1,7 +1,7 @@
-"""The image tower as OpenAI's modified ResNet: RN50, RN101, RN50x4, RN50x16, RN50x64 (arXiv 2103.00020, section 2.4).
+"""OpenAI's modified ResNet as the image tower: RN50, RN101, RN50x4, RN50x16, RN50x64 (arXiv 2103.00020, section 2.4).
 
-Three convolutions as the stem, average pooling before every strided convolution, attention pooling at the end. The batch
-norms' running statistics are the collection `batch_stats`; in training, statistics are those of the global batch.
+The stem has three convolutions, average pooling replaces strides, and the last layer is attention pooling. Batch norm
+uses the statistics of the global batch in training; its running statistics are the collection `batch_stats`.
 """
 
 import flax.linen as nn
@@ -16,14 +16,14 @@ from nn_jax.layers import add_parameter, with_axis_names
 from train_jax.compute import Compute
 
 
-def _batch_norm(name: str, dtype, deterministic: bool, start: float = 1.0) -> nn.BatchNorm:
+def _batch_norm(name: str, dtype, deterministic: bool, scale: float = 1.0) -> nn.BatchNorm:
     return nn.BatchNorm(
         use_running_average=deterministic,
-        momentum=0.9,  # the share of the old value: PyTorch's default of 0.1 is that of the new one
+        momentum=0.9,  # weight of the old value; equals PyTorch's momentum of 0.1, the weight of the new value
         epsilon=1e-5,
         dtype=dtype,
         use_fast_variance=False,
-        scale_init=with_axis_names(nn.initializers.constant(start), "norm"),
+        scale_init=with_axis_names(nn.initializers.constant(scale), "norm"),
         bias_init=with_axis_names(nn.initializers.zeros_init(), "norm"),
         name=name,
     )
@@ -33,12 +33,15 @@ def _conv(features: int, kernel: int, stride: int, dtype, name: str):
     return Conv(features, kernel, dtype, stride=stride, padding=kernel // 2, bias=False, std="he", name=name)
 
 
-def _average(x, stride: int):
+def _average_pool(x, stride: int):
     return nn.avg_pool(x, (stride, stride), (stride, stride)) if stride > 1 else x
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3, average pool, 1 x 1 to four times the width, beside a shortcut."""
+    """Bottleneck block: 1 x 1 and 3 x 3 convolution, average pooling, 1 x 1 convolution to four times the width.
+
+    If the shape changes, the shortcut has average pooling and a 1 x 1 convolution.
+    """
 
     width: int
     stride: int
@@ -46,19 +49,19 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x, deterministic: bool):
-        wide = 4 * self.width
+        out_channels = 4 * self.width
         y = nn.relu(_batch_norm("norm1", self.dtype, deterministic)(_conv(self.width, 1, 1, self.dtype, "conv1")(x)))
         y = nn.relu(_batch_norm("norm2", self.dtype, deterministic)(_conv(self.width, 3, 1, self.dtype, "conv2")(y)))
-        y = _conv(wide, 1, 1, self.dtype, "conv3")(_average(y, self.stride))
-        y = _batch_norm("norm3", self.dtype, deterministic, 0.0)(y)  # starts as the shortcut
-        if self.stride > 1 or x.shape[-1] != wide:
-            x = _conv(wide, 1, 1, self.dtype, "shortcut")(_average(x, self.stride))
+        y = _conv(out_channels, 1, 1, self.dtype, "conv3")(_average_pool(y, self.stride))
+        y = _batch_norm("norm3", self.dtype, deterministic, 0.0)(y)  # initialised as the identity
+        if self.stride > 1 or x.shape[-1] != out_channels:
+            x = _conv(out_channels, 1, 1, self.dtype, "shortcut")(_average_pool(x, self.stride))
             x = _batch_norm("shortcut_norm", self.dtype, deterministic)(x)
         return nn.relu(x + y)
 
 
 class AttentionPool(nn.Module):
-    """The mean of all places asks all places, itself included; each has a learnt position."""
+    """Attention pooling with learned positions. The query is the mean feature; keys are the mean and all features."""
 
     embed_dim: int
     heads: int
@@ -66,22 +69,25 @@ class AttentionPool(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"], each_place: bool = False
-    ) -> Float[Array, "batch embed_dim"] | Float[Array, "batch places embed_dim"]:
+        self, x: Float[Array, "batch height width channels"], each_patch: bool = False
+    ) -> Float[Array, "batch embed_dim"] | Float[Array, "batch positions embed_dim"]:
         channels = x.shape[-1]
         x = x.reshape(x.shape[0], -1, channels)
         x = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)
         init = with_axis_names(nn.initializers.normal(channels**-0.5), "length", "embed")
         x = add_parameter(x, self.param("positions", init, x.shape[1:]))
         attention = CrossAttention(self.heads, self.embed_dim, self.dtype, jnp.float32, name="attention")
-        if each_place:  # alone, as if there were no others (arXiv 2112.01071, section 3.3)
-            places = x[:, 1:].reshape(-1, 1, channels)
-            return attention(places, places).reshape(x.shape[0], -1, self.embed_dim)
+        if each_patch:  # each position attends only to itself (arXiv 2112.01071, section 3.3)
+            features = x[:, 1:].reshape(-1, 1, channels)
+            return attention(features, features).reshape(x.shape[0], -1, self.embed_dim)
         return attention(x[:, :1], x)[:, 0]
 
 
 class ResNetTower(nn.Module):
-    """Pixels -> features of width `embed_dim`, float32. Its last stage has 32 times the channels of `image.width`."""
+    """ResNet: encodes normalised images as float32 features of width `embed_dim`.
+
+    The last stage has 32 times `image.width` channels.
+    """
 
     options: CLIPOptions
     compute: Compute
@@ -90,17 +96,17 @@ class ResNetTower(nn.Module):
     def __call__(
         self, images: Float[Array, "batch size size 3"], deterministic: bool = True, each_patch: bool = False
     ) -> Float[Array, "batch embed_dim"] | Float[Array, "batch patches embed_dim"]:
-        """Features of pictures; with `each_patch` of the places of the last feature map, row by row."""
+        """Computes the features of images or, with `each_patch`, of all positions of the last feature map."""
         image, dtype = self.options.image, self.compute.array_dtype
         x = images.astype(dtype)
-        for number, (features, stride) in enumerate(((image.width // 2, 2), (image.width // 2, 1), (image.width, 1)), 1):
-            x = _conv(features, 3, stride, dtype, f"conv{number}")(x)
-            x = nn.relu(_batch_norm(f"norm{number}", dtype, deterministic)(x))
-        x = _average(x, 2)
+        for index, (features, stride) in enumerate(((image.width // 2, 2), (image.width // 2, 1), (image.width, 1)), 1):
+            x = _conv(features, 3, stride, dtype, f"conv{index}")(x)
+            x = nn.relu(_batch_norm(f"norm{index}", dtype, deterministic)(x))
+        x = _average_pool(x, 2)
         for stage, blocks in enumerate(image.layers):
-            for number in range(blocks):
-                stride = 2 if stage and not number else 1
-                name = f"stage{stage + 1}_{number}"
+            for block in range(blocks):
+                stride = 2 if stage and not block else 1
+                name = f"stage{stage + 1}_{block}"
                 x = Bottleneck(image.width * 2**stage, stride, dtype, name=name)(x, deterministic)
         x = nn.with_logical_constraint(x, ("batch", None, None, None))
         return AttentionPool(self.options.embed_dim, image.heads, dtype, name="pool")(x, each_patch)

@@ -1,9 +1,9 @@
-"""Search a folder of pictures by text or by picture: `build` makes an index of it, `search` asks the index.
+"""Image search by text or by image. `build` indexes a folder of images, `search` queries the index.
 
     build(clip, "photos", "photos.index")
-    search(Index.open("photos.index"), clip, text="a dog on a beach", top=9)
+    search(Index.open("photos.index"), clip, text="a dog on a beach", k=9)
 
-`clip_jax.index_files` says how an index is stored.
+`clip_jax.index_files` describes the files of an index.
 """
 
 import collections
@@ -28,24 +28,24 @@ from clip_jax.index_files import (
     SearchError,
     Store,
     check_weights,
-    clusters_file,
-    discard,
-    locked,
+    display_path,
+    find_ivf_file,
+    find_share_directories,
+    get_share_directory,
+    lock_index,
     read_meta,
     read_parts,
-    share_directories,
-    share_directory,
-    shown,
+    remove_index,
 )
 from train_jax.data.images import IMAGE_SUFFIXES, BrokenSample
 from train_jax.paths import walk_folders
 
-_READERS = 8  # threads that decode pictures
+_READERS = 8  # number of threads that decode images
 
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """One result: the picture's path, and the cosine of its embedding with the query's, in [-1, 1]."""
+    """Search result: the path of an image, and its cosine similarity with the query, in [-1, 1]."""
 
     path: Path
     score: float
@@ -53,14 +53,15 @@ class Hit:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `build` did.
+    """Result of `build`.
 
     Attributes:
-      indexed: pictures in the index now.
-      encoded, reused, dropped: pictures that this call encoded, that it took over from earlier ones, and that it removed
-        because their file is gone or has changed.
-      broken: path relative to the folder -> reason, for files that look like pictures and cannot be read.
-      ignored: files of other kinds, by suffix.
+      indexed: number of images in the index.
+      encoded: number of images encoded by this call.
+      reused: number of images encoded by earlier calls.
+      dropped: number of rows removed because the image file was deleted or has changed.
+      broken: unreadable image files: path relative to the folder -> reason.
+      ignored: number of files without an image suffix: suffix -> count.
     """
 
     indexed: int
@@ -73,17 +74,17 @@ class Report:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
-    """An index in memory. Open one with `Index.open`.
+    """Image index in memory. Use `Index.open` to open an index.
 
     Attributes:
-      directory: where it is stored.
-      folder: the folder of pictures.
-      paths: of the pictures, relative to `folder`.
-      embeddings: float32 or float16 [n, dim] of unit norm, a row a path.
-      fingerprint: of the weights that made it.
-      model: where these were loaded from.
+      directory: directory of the index files.
+      folder: indexed folder of images.
+      paths: paths of the images, relative to `folder`.
+      embeddings: float32 or float16 [n, dim] of unit norm, one row per path.
+      fingerprint: fingerprint of the weights that encoded the images.
+      model: path or name of the model that encoded the images.
       complete: False if the last `build` was interrupted.
-      clusters_file: for approximate search; None if it was made without, or has changed since.
+      ivf_file: file of the IVF index for approximate search; None if it is missing or outdated.
     """
 
     directory: Path
@@ -93,29 +94,29 @@ class Index:
     fingerprint: str
     model: str
     complete: bool
-    clusters_file: Path | None
+    ivf_file: Path | None
 
     @classmethod
     def open(cls, directory: str | Path) -> "Index":
-        """Reads an index. Raises SearchError if there is none, a damaged one, or one of another version."""
+        """Opens an index. Raises SearchError if the index is missing, damaged or of another version."""
         directory = Path(directory)
         meta = read_meta(directory)
         if meta is None:
             raise SearchError(
-                f"{directory}: no index here; make one with clip-jax index FOLDER --model DIR --out {directory}"
+                f"{directory}: no index found; make one with clip-jax index FOLDER --model DIR --out {directory}"
             )
         entries, rows = read_parts(directory, meta)
-        # While an update is unfinished, a changed file has two rows: the later one is true.
-        last = {entry["path"]: row for row, entry in enumerate(entries)}
+        # During an update, a changed file has two rows; the later row is current.
+        row_of_path = {entry["path"]: row for row, entry in enumerate(entries)}
         return cls(
             directory,
             Path(meta["folder"]),
-            tuple(last),
-            rows[list(last.values())],
+            tuple(row_of_path),
+            rows[list(row_of_path.values())],
             meta["fingerprint"],
             meta["model"],
             meta["complete"],
-            clusters_file(directory, meta),
+            find_ivf_file(directory, meta),
         )
 
     def __len__(self) -> int:
@@ -123,28 +124,26 @@ class Index:
 
     @functools.cached_property
     def on_device(self) -> Float32[Array, "n dim"]:
-        """The embeddings on the default device, copied there once, as the numbers that a search multiplies."""
+        """Embeddings in float32 on the default device, copied once."""
         return jnp.asarray(self.embeddings, jnp.float32)
 
     @functools.cached_property
-    def clusters(self) -> "nearest.Clusters | None":
-        """The clusters for an approximate search, if the index was made with them; opened once.
+    def ivf_index(self) -> "nearest.IVFIndex | None":
+        """IVF index for approximate search, opened once. None if `ivf_file` is None.
 
-        Raises SearchError if they are damaged, or faiss is missing.
+        Raises SearchError if the file is damaged or faiss is not installed.
         """
-        if self.clusters_file is None:
+        if self.ivf_file is None:
             return None
-        if not nearest.installed():
+        if not nearest.is_faiss_installed():
             raise SearchError(
                 f"{self.directory} was made for approximate search, which needs faiss: pip install '.[faiss]', or search "
                 "exactly"
             )
         try:
-            return nearest.Clusters(self.clusters_file)
+            return nearest.IVFIndex(self.ivf_file)
         except RuntimeError as error:
-            raise SearchError(
-                f"{self.clusters_file} cannot be read ({error}): index again, or search exactly"
-            ) from error
+            raise SearchError(f"{self.ivf_file} cannot be read ({error}): index again, or search exactly") from error
 
 
 def search(
@@ -153,31 +152,31 @@ def search(
     *,
     text: str | None = None,
     image: Picture | None = None,
-    top: int = 9,
+    k: int = 9,
     exact: bool = False,
 ) -> list[Hit]:
-    """The `top` pictures of the index closest to a text or to a picture, best first.
+    """Finds the `k` images of the index nearest to a text or an image, best first.
 
-    A search is exact and on the device, unless the index was made with `approximate`: then among the pictures of the
-    clusters nearest to the query, and `exact` asks for all.
+    Search is exact and runs on the device. An index built with `approximate` searches only the images in the IVF lists
+    nearest to the query, unless `exact` is set.
 
-    Raises SearchError if other weights made the index, if it is empty, if not exactly one of `text` and `image` is given,
-    or if `top` is not positive; BrokenSample if the picture cannot be read.
+    Raises SearchError if the index was built with other weights, if it is empty, if not exactly one of `text` and
+    `image` is passed, or if `k` is not positive; raises BrokenSample if the query image cannot be read.
     """
     if (text is None) == (image is None):
-        raise SearchError("search takes a text or an image: one of them")
-    if top < 1:
-        raise SearchError(f"top = {top} must be at least 1")
+        raise SearchError("search takes either a text or an image")
+    if k < 1:
+        raise SearchError(f"k = {k} must be at least 1")
     if not len(index):
-        raise SearchError(f"{index.directory} holds no pictures: index its folder again")
+        raise SearchError(f"{index.directory} holds no images: index its folder again")
     check_weights(
         index.directory, {"fingerprint": index.fingerprint, "model": index.model}, clip.name, clip.fingerprint
     )
     query = clip.encode_text([text]) if text is not None else clip.encode_image([image])
-    if not exact and index.clusters is not None:
-        scores, rows = index.clusters.nearest(index.embeddings, query[0], top)
+    if not exact and index.ivf_index is not None:
+        scores, rows = index.ivf_index.search(index.embeddings, query[0], k)
     else:
-        scores, rows = nearest.exact(index.on_device, query[0], min(top, len(index)))
+        scores, rows = nearest.search_exact(index.on_device, query[0], min(k, len(index)))
     return [
         Hit(index.folder / index.paths[row], float(score))
         for row, score in zip(np.asarray(rows), np.asarray(scores), strict=True)
@@ -196,91 +195,93 @@ def build(
     progress: bool = True,
     part: tuple[int, int] | None = None,
 ) -> Report:
-    """Indexes the pictures below `folder` into the directory `out`, or brings the index there up to date.
+    """Indexes the images below `folder` into the directory `out`, or updates the index there.
 
-    Pictures are files with a picture's suffix, nested and linked folders included, hidden ones left out. A file whose size
-    and time of change are as before is not read again, a deleted one is dropped, an unreadable one is skipped and listed.
-    Killed at any moment, the same call goes on.
+    Searches nested and linked folders for files with an image suffix; skips hidden files and folders. Files with
+    unchanged size and mtime are not read again. Deleted files are removed from the index, unreadable files are skipped
+    and listed in the report. After an interruption, the same call continues.
 
     Args:
-      model: where `clip` was loaded from, remembered so that a search can load it again; None: its name.
-      batch_size: how many pictures go through the model together.
-      half: keep embeddings in float16: half the size, and cosines that are right to 1e-3.
-      approximate: also sort the embeddings into clusters, so that a search looks at a few of these only. For collections
-        above a million; needs faiss.
+      model: path or name of the model, stored for later searches; None: `clip.name`.
+      batch_size: number of images per batch.
+      half: store embeddings in float16: half the size, and an error of cosines below 1e-3.
+      approximate: also write an IVF index for approximate search, for more than a million images. Needs faiss.
       progress: show a progress bar.
-      part: `(i, n)`: encode only number i of n shares of the pictures, into a directory beside `out`; i counts from 1. So n
-        machines index at once; a call without `part` then joins their shares, and encodes what is missing.
+      part: `(i, n)`: encode only share i of n (i counts from 1), into a directory beside `out`, so that n machines
+        can index in parallel. A call without `part` then merges the shares and encodes the remaining images.
 
-    Raises SearchError if no picture can be read, if `out` holds something else, an index of another folder, or one made by
-    other weights, or if faiss is needed and missing.
+    Raises SearchError if no image can be read, if `out` holds other files, an index of another folder or an index of
+    other weights, or if faiss is needed and not installed.
     """
     folder, out = Path(folder).resolve(), Path(out).resolve()
     if not folder.is_dir():
-        raise SearchError(f"{shown(folder)}: no such folder")
-    if approximate and not nearest.installed():
+        raise SearchError(f"{display_path(folder)}: no such folder")
+    if approximate and not nearest.is_faiss_installed():
         raise SearchError("approximate search needs faiss: pip install '.[faiss]'")
-    shares = share_directories(out)
+    shares = find_share_directories(out)
     files, broken, ignored = _scan(folder, {out, *shares})
     if not files:
         notes = f"; {sum(ignored.values())} file(s) of other kinds" if ignored else ""
-        notes += f"; {_first(broken)}" if broken else ""
-        raise SearchError(f"{shown(folder)}: no pictures ({' '.join(IMAGE_SUFFIXES)}) in it{notes}")
-    target, others = out, shares
+        notes += f"; {_describe_first_broken(broken)}" if broken else ""
+        raise SearchError(f"{display_path(folder)}: no images ({' '.join(IMAGE_SUFFIXES)}) in this folder{notes}")
+    target, other_directories = out, shares
     if part is not None:
-        target, others = share_directory(out, *part), [out]
-        files, broken = ({path: x for path, x in some.items() if _in_share(path, *part)} for some in (files, broken))
+        target, other_directories = get_share_directory(out, *part), [out]
+        files, broken = (
+            {path: x for path, x in paths.items() if _is_in_share(path, *part)} for paths in (files, broken)
+        )
     with contextlib.ExitStack() as locks:
         for directory in [target] if part else [target, *shares]:
-            locks.enter_context(locked(directory))
+            locks.enter_context(lock_index(directory))
         store = Store.prepare(
             target,
-            others,
+            other_directories,
             fingerprint=clip.fingerprint,
             model=str(model or clip.name),
             folder=folder,
             dim=clip.encode_text([""]).shape[1],
             dtype="float16" if half else "float32",
         )
-        store.keep(files)
-        for directory in others:
-            store.adopt(directory, files)
+        store.drop_stale(files)
+        for directory in other_directories:
+            store.merge(directory, files)
         reused = {entry["path"] for entry in store.entries}
-        waiting = [path for path in sorted(files) if path not in reused]
+        pending = [path for path in sorted(files) if path not in reused]
         with tqdm(total=len(files), initial=len(reused), unit="image", desc="index", disable=not progress) as bar:
-            for paths, pictures, failures in _read(clip, folder, waiting, batch_size):
+            for paths, images, failures in _read_batches(clip, folder, pending, batch_size):
                 broken |= failures
                 if paths:
-                    store.add(
-                        [{"path": path, **files[path]} for path in paths], clip.encode_image(pictures, batch_size)
-                    )
+                    store.add([{"path": path, **files[path]} for path in paths], clip.encode_image(images, batch_size))
                 bar.update(len(paths) + len(failures))
         total = store.finish(broken, approximate and part is None)
         for share in shares if part is None else ():
-            discard(share)
+            remove_index(share)
     if not total and part is None:
-        raise SearchError(f"{shown(folder)}: no picture can be read; {_first(broken)}")
+        raise SearchError(f"{display_path(folder)}: no image can be read; {_describe_first_broken(broken)}")
     return Report(total, total - len(reused), len(reused), store.dropped, broken, ignored)
 
 
-def _first(broken: Mapping[str, str]) -> str:
-    path, why = next(iter(broken.items()))
-    return f"{len(broken)} cannot be read, such as {shown(path)}: {why}"
+def _describe_first_broken(broken: Mapping[str, str]) -> str:
+    path, reason = next(iter(broken.items()))
+    return f"{len(broken)} cannot be read, such as {display_path(path)}: {reason}"
 
 
-def _in_share(path: str, number: int, count: int) -> bool:
-    """By the path alone, so that shares stay the same when pictures are added."""
-    return zlib.crc32(os.fsencode(path)) % count == number - 1
+def _is_in_share(path: str, share: int, num_shares: int) -> bool:
+    """Checks whether a path belongs to a share. Shares are assigned by hash, so adding images does not change them."""
+    return zlib.crc32(os.fsencode(path)) % num_shares == share - 1
 
 
 def _scan(folder: Path, indices: set[Path]) -> tuple[dict[str, dict], dict[str, str], collections.Counter]:
-    """Below `folder`: picture -> its size and time, unreadable path -> reason, number of other files by suffix."""
+    """Scans a folder for images.
+
+    Returns image path -> size and mtime, unreadable path -> reason, and suffix -> count of other files.
+    """
     files, broken, ignored = {}, {}, collections.Counter()
 
-    def complain(error: OSError) -> None:
+    def record_error(error: OSError) -> None:
         broken[os.path.relpath(error.filename, folder)] = error.strerror
 
-    for parent, folders, names in walk_folders(folder, complain):
+    for parent, folders, names in walk_folders(folder, record_error):
         folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name) not in indices]
         for name in names:
             if name.startswith("."):
@@ -298,14 +299,14 @@ def _scan(folder: Path, indices: set[Path]) -> tuple[dict[str, dict], dict[str, 
             if stat.S_ISREG(status.st_mode):
                 files[path] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
             else:
-                broken[path] = "not a regular file"  # opening a named pipe would wait for ever
+                broken[path] = "not a regular file"  # opening a named pipe would block forever
     return files, broken, ignored
 
 
-def _read(
+def _read_batches(
     clip: Clip, folder: Path, paths: Sequence[str], batch_size: int
 ) -> Iterator[tuple[list[str], list[np.ndarray], dict[str, str]]]:
-    """Batches of `(paths, pictures, path -> reason for the broken ones)`; the next is read while one is used."""
+    """Yields batches of `(paths, images, unreadable path -> reason)`. Reads one batch ahead in threads."""
 
     def read(path: str) -> np.ndarray | str:
         try:
@@ -313,13 +314,13 @@ def _read(
         except BrokenSample as error:
             return str(error)
 
-    with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         chunks = (paths[start : start + batch_size] for start in range(0, len(paths), batch_size))
-        ahead = collections.deque()
+        queue = collections.deque()
         for chunk in [*chunks, ()]:
-            ahead.append({path: readers.submit(read, path) for path in chunk})
-            if len(ahead) > 1:
-                found = {path: future.result() for path, future in ahead.popleft().items()}
-                failures = {path: why for path, why in found.items() if isinstance(why, str)}
-                good = [path for path in found if path not in failures]
-                yield good, [found[path] for path in good], failures
+            queue.append({path: pool.submit(read, path) for path in chunk})
+            if len(queue) > 1:
+                results = {path: future.result() for path, future in queue.popleft().items()}
+                failures = {path: reason for path, reason in results.items() if isinstance(reason, str)}
+                readable = [path for path in results if path not in failures]
+                yield readable, [results[path] for path in readable], failures

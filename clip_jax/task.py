@@ -1,4 +1,4 @@
-"""CLIP as a task: how it is initialised, what its loss is, how a record becomes arrays, what is evaluated.
+"""Training task of CLIP: initialisation, loss, examples, evaluators.
 
 Batches: `image` uint8 [B, size, size, 3], `text` int32 [B, length], `truncated` bool [B].
 """
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from clip_jax import evaluators, flops, model, pretrained, ring_loss
 from clip_jax import loss as dense
 from clip_jax.example import PairExample
-from clip_jax.loss import same_caption
+from clip_jax.loss import group_captions
 from clip_jax.options import CLIPCompute, CLIPOptions
 from train_jax import sharding
 from train_jax.config import adopt
@@ -26,7 +26,7 @@ from train_jax.data.images import CLIP_MEAN, CLIP_STD
 from train_jax.data.options import AugmentOptions, PreprocessOptions, TokenizerOptions
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import AnyTokenizer, Tokenizer, open_tokenizer
-from train_jax.data.vocabulary import learn
+from train_jax.data.vocabulary import train_tokenizer
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 from train_jax.task import Task
@@ -39,36 +39,42 @@ _METHODS = {"vision": "encode_image", "text": "encode_text"}
 
 @dataclasses.dataclass(frozen=True)
 class ContrastiveOptions(Options):
-    """How a batch is compared: `config.contrastive`."""
+    """Options of the contrastive loss: `config.contrastive`."""
 
-    # The softmax loss has the same value both ways (see docs/design.md); the sigmoid loss and the accuracies differ.
+    loss: str = option("", "contrastive loss, a name in clip_jax.loss.LOSSES; empty: the value of model.loss")
+    # The softmax loss is the same with both choices (see docs/design.md); the sigmoid loss and the accuracies differ.
     duplicates: str = option(
         "positive",
-        "whether equal captions of a batch are positives or negatives of each other's images",
+        "role of images with equal captions in a batch: positives or negatives of each other's captions",
         choices=("positive", "negative"),
     )
-    tile: int = option(0, "columns of the logits at a time, which are then never all there; 0: all", least=0)
+    tile: int = option(0, "maximum number of logit columns computed at a time; 0: all", least=0)
+
+    def check(self, path: str) -> None:
+        self.require(self.loss in ("", *dense.LOSSES), path, "loss", f"empty, or one of {', '.join(dense.LOSSES)}")
+        has_tiles = self.loss in ("", *ring_loss.LOSSES)
+        self.require(not self.tile or has_tiles, path, "tile", f"0 with loss = {self.loss!r}, which has no tiled form")
 
 
 @dataclasses.dataclass(frozen=True)
 class NormalizeOptions(PreprocessOptions):
-    """How pictures become squares, and their pixels numbers around 0."""
+    """Options of image preprocessing: resizing, and normalisation by mean and standard deviation."""
 
-    mean: tuple[float, ...] = option(CLIP_MEAN, "of each colour, on the scale [0, 1]")
-    std: tuple[float, ...] = option(CLIP_STD, "of each colour, on the scale [0, 1]", above=0)
+    mean: tuple[float, ...] = option(CLIP_MEAN, "mean of each channel, for pixels in [0, 1]")
+    std: tuple[float, ...] = option(CLIP_STD, "standard deviation of each channel, for pixels in [0, 1]", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPTaskOptions(Options):
-    """CLIP's part of a config."""
+    """Options of a CLIP run, in addition to the options of the trainer."""
 
-    pretrained: str = option("", "a checkpoint to start from, which brings its model and tokenizer; see clip_jax.load")
+    pretrained: str = option("", "path of a checkpoint to fine-tune, in a format of clip_jax.load")
     model: CLIPOptions = CLIPOptions()
     compute: CLIPCompute = CLIPCompute()
     contrastive: ContrastiveOptions = ContrastiveOptions()
-    dropout: float = option(0.0, "of the towers' blocks", least=0, below=1)
-    patch_dropout: float = option(0.0, "share of a picture's patches left out (arXiv 2212.00794)", least=0, below=1)
-    tokenizer: TokenizerOptions = TokenizerOptions()  # CLIP's, or with text.causal = False SigLIP's
+    dropout: float = option(0.0, "dropout rate in the towers' blocks", least=0, below=1)
+    patch_dropout: float = option(0.0, "fraction of patches dropped in training (arXiv 2212.00794)", least=0, below=1)
+    tokenizer: TokenizerOptions = TokenizerOptions()  # CLIP's BPE; with text.causal = False, SigLIP's SentencePiece
     preprocess: NormalizeOptions = NormalizeOptions()
     augment: AugmentOptions = AugmentOptions()
 
@@ -90,9 +96,9 @@ OPTIONS, EVALUATORS = CLIPTaskOptions, evaluators.EVALUATORS
 
 
 def complete(config: ConfigDict, stated: ConfigDict) -> None:
-    """With `config.pretrained`, the model, tokenizer and preprocessing are the checkpoint's.
+    """Fills in the model and preprocessing options of a config from the checkpoint `config.pretrained`.
 
-    Raises ConfigError where the user's own options contradict it.
+    Raises ConfigError if options set by the user contradict the checkpoint.
     """
     if not config.pretrained:
         return
@@ -110,16 +116,16 @@ def complete(config: ConfigDict, stated: ConfigDict) -> None:
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
-    """The task of a resolved config; a run directory's own tokenizer is used again."""
+    """Makes the task of a resolved config. Reuses the tokenizer of an existing run directory."""
     if config.accumulate > 1:
         raise ConfigError(
-            f"config.accumulate = {config.accumulate}: a contrastive loss compares all examples of a batch, and each "
-            "micro-batch would have an easier one of its own. Set config.compute.micro_batch instead: the towers encode at "
-            "most so many examples of a device at a time, and the loss compares all of them"
+            f"config.accumulate = {config.accumulate}: a contrastive loss compares all examples of a batch, and but "
+            "accumulation would compare only those of a micro-batch. Set config.compute.micro_batch instead: the towers "
+            "encode at most so many examples per device at a time, and the loss compares all of them"
         )
     compute = CLIPCompute.parse(config.compute, "compute")
     contrastive = ContrastiveOptions.parse(config.contrastive, "contrastive")
-    tokenizer = _tokenizer(config, workdir)
+    tokenizer = _open_tokenizer(config, workdir)
     size = config.model.image.size
     preprocess = images.Preprocess(size=size, **config.preprocess)
     module = model.build(
@@ -133,7 +139,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         variables = module.init(rng, pixels, batch["text"][:1])
         return {"clip": variables.pop("params")}, variables
 
-    def loss(params, extra, batch, rng, step):
+    def loss(params, mutable_variables, batch, rng, step):
         def image(pixels, key):
             pixels = images.normalize(pixels, preprocess.mean, preprocess.std)
             return apply(pixels, key, "encode_image")
@@ -142,10 +148,11 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
             return apply(ids, key, "encode_text")
 
         def apply(inputs, key, method):
-            variables = {"params": params["clip"], **extra}
-            if method in frozen_towers:  # as it is, without dropout and with the statistics it came with
-                return jax.lax.stop_gradient(module.apply(variables, inputs, method=method)), extra
-            return module.apply(variables, inputs, False, method=method, rngs={"dropout": key}, mutable=list(extra))
+            variables = {"params": params["clip"], **mutable_variables}
+            if method in frozen_towers:  # evaluation mode: no dropout, running statistics are not updated
+                return jax.lax.stop_gradient(module.apply(variables, inputs, method=method)), mutable_variables
+            mutable = list(mutable_variables)
+            return module.apply(variables, inputs, False, method=method, rngs={"dropout": key}, mutable=mutable)
 
         keys = jax.random.split(rng)
         image_features, updated_variables = _encode_microbatched(image, batch["image"], keys[0], compute.micro_batch)
@@ -169,19 +176,19 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         evaluators=evaluators.factories(module, tokenizer, preprocess),
         artifacts={"tokenizer.json": tokenizer.to_json(), "preprocess.json": preprocess.to_json()},
         pretrained=weights if config.pretrained else None,
-        flops=flops.training(module.options, config.patch_dropout),
+        flops=flops.training_flops(module.options, config.patch_dropout),
     )
 
 
 def _is_frozen(config: ConfigDict, tower: str) -> bool:
-    """Whether a pattern of `config.optim.freeze` locks a whole tower (as in LiT, arXiv 2111.07991)."""
+    """Checks whether a pattern of `config.optim.freeze` freezes a whole tower (as in LiT, arXiv 2111.07991)."""
     return any(re.search(pattern, f"clip/{tower}/") for pattern in config.optim.freeze)
 
 
 def _encode_microbatched(encode: Callable, inputs, key, micro_batch: int):
-    """`encode(inputs, key)`, at most `micro_batch` examples of a device at a time (0: all).
+    """Applies `encode(inputs, key)` in micro-batches of at most `micro_batch` examples per device (0: one batch).
 
-    The backward pass computes each micro-batch again, with its key.
+    The backward pass recomputes each micro-batch with the same key.
     """
     mesh = jax.sharding.get_abstract_mesh()
     rows = sharding.rows_per_device(mesh, inputs.shape[0])
@@ -189,38 +196,37 @@ def _encode_microbatched(encode: Callable, inputs, key, micro_batch: int):
     if num_microbatches == 1:
         return encode(inputs, key)
     features, updated_variables = jax.lax.map(
-        lambda part: jax.checkpoint(encode)(*part),
+        lambda inputs_and_key: jax.checkpoint(encode)(*inputs_and_key),
         (sharding.split_batch(inputs, num_microbatches, mesh), jax.random.split(key, num_microbatches)),
     )
     return sharding.join_batch(features, mesh), updated_variables
 
 
-def _contrastive_loss(loss: str, options: ContrastiveOptions, images, texts, scale, bias, ids):
-    """The loss of embeddings of a whole batch, and its metrics."""
-    group = same_caption(ids) if options.duplicates == "positive" else jnp.arange(len(ids))
-    form, options = (ring_loss, {"tile": options.tile}) if options.tile else (dense, {})
-    if loss == "softmax":
-        return form.softmax_loss(images, texts, scale, group, **options)
-    value, metrics = form.sigmoid_loss(images, texts, scale, bias, group, **options)
-    return value, metrics | {"logit_bias": bias}
+def _contrastive_loss(logits_for: str, options: ContrastiveOptions, images, texts, scale, bias, ids):
+    """Computes the contrastive loss and the metrics of the embeddings of a global batch."""
+    group = group_captions(ids) if options.duplicates == "positive" else jnp.arange(len(ids))
+    losses, tile_options = (ring_loss, {"tile": options.tile}) if options.tile else (dense, {})
+    value, metrics = losses.LOSSES[options.loss or logits_for](images, texts, scale, bias, group, **tile_options)
+    return value, metrics | ({"logit_bias": bias} if logits_for == "sigmoid" else {})
 
 
-def _tokenizer(config: ConfigDict, workdir: Path | None) -> AnyTokenizer:
+def _open_tokenizer(config: ConfigDict, workdir: Path | None) -> AnyTokenizer:
+    """Opens the tokenizer of the run, the checkpoint or `config.tokenizer.path`, or trains one on the captions."""
     length = config.model.text.context_length
     if workdir is not None and (workdir / "tokenizer.json").is_file():
         return open_tokenizer(workdir / "tokenizer.json", length)
     if config.pretrained:
         return pretrained.open_checkpoint(config.pretrained).tokenizer
     if config.tokenizer.path:
-        kind = Tokenizer if config.model.text.causal else SentencePiece
+        tokenizer_class = Tokenizer if config.model.text.causal else SentencePiece
         try:
-            return kind.load(config.tokenizer.path, length)
+            return tokenizer_class.load(config.tokenizer.path, length)
         except (OSError, ValueError) as error:
-            remedy = {Tokenizer: "openai/clip-vit-base-patch32 tokenizer.json"}.get(
-                kind, "google/siglip-base-patch16-224 spiece.model"
+            files = {Tokenizer: "openai/clip-vit-base-patch32 tokenizer.json"}.get(
+                tokenizer_class, "google/siglip-base-patch16-224 spiece.model"
             )
             raise ConfigError(
-                f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. `hf download {remedy} --local-dir "
-                f"{config.tokenizer.path}` puts one there; --config.tokenizer.path= learns one from the captions"
+                f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. `hf download {files} --local-dir "
+                f"{config.tokenizer.path}` downloads it; --config.tokenizer.path= trains one on the captions"
             ) from error
-    return learn(config.data, config.tokenizer.captions, config.tokenizer.vocab_size, length)
+    return train_tokenizer(config.data, config.tokenizer.captions, config.tokenizer.vocab_size, length)

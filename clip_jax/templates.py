@@ -1,4 +1,4 @@
-"""Sentences for labels: templates such as `a photo of a {}.`, given one by one or as the lines of a file."""
+"""Prompt templates such as `a photo of a {}.` for zero-shot classification."""
 
 from collections.abc import Sequence
 
@@ -6,21 +6,21 @@ from train_jax.arguments import lines
 
 
 def read_templates(templates: Sequence[str]) -> list[str]:
-    """Sentences with `{}` for a label; `@FILE` stands for the lines of a file.
+    """Reads prompt templates with `{}` for the label. `@FILE` stands for the lines of a file.
 
-    Raises ValueError if there are none, or one has no `{}`; OSError for a file that cannot be opened.
+    Raises ValueError if there are no templates or a template has no `{}`, and OSError if a file cannot be opened.
     """
-    found = lines(templates, "a template")
-    if not found:
-        raise ValueError("there are no templates; write sentences such as 'a photo of a {}.'")
-    for template in found:
+    templates = lines(templates, "a template")
+    if not templates:
+        raise ValueError("there are no templates; pass templates such as 'a photo of a {}.'")
+    for template in templates:
         if "{}" not in template:
             raise ValueError(
                 f"template {template!r} has no {{}}: write where the label goes, as in 'a photo of a {{}}.'"
             )
-    return found
+    return templates
 
 
-def sentences(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Every label in every template, the templates of one label together."""
+def fill_templates(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Fills every template with every label. The prompts of one label are adjacent."""
     return [template.replace("{}", label) for label in labels for template in templates]

@@ -1,4 +1,4 @@
-"""The text tower: a transformer that is read at one token (arXiv 2103.00020, section 2.4; arXiv 2303.15343)."""
+"""Text tower: a transformer pooled at one token (arXiv 2103.00020, section 2.4; arXiv 2303.15343)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,14 +11,14 @@ from train_jax.compute import TransformerCompute
 
 
 class TextTower(nn.Module):
-    """Token ids -> features of width `embed_dim`, float32.
+    """Text transformer: encodes token ids as float32 features of width `embed_dim`.
 
-    A causal tower does not see padding behind the end of a text; a bidirectional one sees the padding that it was trained
-    with as a part of the text.
+    A causal tower ignores padding after the end of a text. A bidirectional tower attends to padding, so padding must be
+    as in training.
 
     Attributes:
-      eos_id: the end-of-text token. Every row must hold it where the pool is "eos"; the tokenizers see to it.
-      dropout: of the blocks, in training.
+      eos_id: end-of-text token. With the pool "eos" every row must contain it; the tokenizers guarantee that.
+      dropout: dropout rate in the blocks during training.
     """
 
     options: CLIPOptions

@@ -1,4 +1,4 @@
-"""What was understood of a model in files, and how far its numbers are from the peer's where the peer is installed."""
+"""Describes a checkpoint and compares its layer outputs with those of transformers, if transformers is installed."""
 
 import dataclasses
 import importlib.util
@@ -17,16 +17,22 @@ TEXTS = ("a photo of a cat.", "two dogs play with a red ball", "42")
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How far a layer's output is from the peer's: the largest difference, over the largest value of the peer's."""
+    """Difference between a layer's output here and in transformers.
+
+    Attributes:
+      layer: name of the layer.
+      largest: largest absolute difference.
+      relative: `largest` divided by the largest absolute value in transformers.
+    """
 
     layer: str
     largest: float
     relative: float
 
 
-def describe(found: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
-    """What was understood: name -> value, for people."""
-    options, preprocess = module.options, found.preprocess
+def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
+    """Describes the architecture, preprocessing, tokenizer and files of a checkpoint as name -> readable value."""
+    options, preprocess, tokenizer = module.options, checkpoint.preprocess, checkpoint.tokenizer
     image, text = options.image, options.text
     if image.tower == "resnet":
         tower = (
@@ -37,99 +43,100 @@ def describe(found: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
         blocks = f"{image.depth} layers, width {image.width}, {image.heads} heads"
         tower = f"ViT, {blocks}, patches of {image.patch} px"
         pooling = {"cls": "class token", "mean": "mean", "map": "attention (MAP)"}[image.pool]
-    where = {"eos": f"first token {module.eos_id}", "argmax": "largest id", "last": "last place"}[text.pool]
-    sees = "what comes before" if text.causal else "all"
+    text_pool = {"eos": f"first token {module.eos_id}", "argmax": "largest id", "last": "last position"}[text.pool]
+    attention = "causal" if text.causal else "bidirectional"
     return {
-        "format": found.kind,
+        "format": checkpoint.kind,
         "embedding": str(options.embed_dim),
         "image tower": f"{tower}; {image.size} px; pooling: {pooling}",
         "text tower": f"{text.depth} layers, width {text.width}, {text.heads} heads; "
-        f"a token sees {sees}; read at: {where}",
+        f"{attention} attention; pooling: {text_pool}",
         "activation": f"{options.activation}, layer norms with eps {options.eps:g}",
         "loss": options.loss,
         "preprocessing": f"{preprocess.mode} to {preprocess.size} px, {preprocess.interpolation}, "
-        f"mean {_numbers(preprocess.mean)}, std {_numbers(preprocess.std)}",
-        "read from": found.files,
-        "tokenizer": f"{type(found.tokenizer).__name__}, {found.tokenizer.vocab_size} tokens, rows of {text.context_length}",
+        f"mean {_join(preprocess.mean)}, std {_join(preprocess.std)}",
+        "read from": checkpoint.files,
+        "tokenizer": f"{type(tokenizer).__name__}, {tokenizer.vocab_size} tokens, rows of {text.context_length}",
     }
 
 
-def _numbers(values) -> str:
+def _join(values) -> str:
     return " ".join(f"{value:.4g}" for value in values)
 
 
-def comparable(found: Checkpoint) -> bool:
-    """Whether it is a directory that transformers opens."""
-    return found.kind.startswith("Hugging Face") and Path(found.name).is_dir()
+def is_comparable(checkpoint: Checkpoint) -> bool:
+    """Checks whether a checkpoint is a directory that transformers opens."""
+    return checkpoint.kind.startswith("Hugging Face") and Path(checkpoint.name).is_dir()
 
 
-def peer_installed() -> bool:
+def is_peer_installed() -> bool:
+    """Checks whether torch and transformers are installed."""
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
 def compare(path: str | Path) -> list[Difference]:
-    """Layer by layer, this model beside transformers' own, on random pictures and a few texts, in float32.
+    """Compares a model layer by layer with transformers, on random images and a few texts, in float32.
 
-    Raises LoadError if `path` is not a directory that transformers opens; ImportError without torch and transformers.
+    Raises LoadError if `path` is not a directory that transformers opens, and ImportError if torch or transformers is
+    not installed.
     """
     import torch
     import transformers
 
-    found = open_checkpoint(path)
-    if not comparable(found):
+    checkpoint = open_checkpoint(path)
+    if not is_comparable(checkpoint):
         raise LoadError(
-            f"{path} is a model of {found.kind}: only directories for transformers can be compared layer by layer"
+            f"{path} is a model of {checkpoint.kind}: only directories for transformers can be compared layer by layer"
         )
-    module = found.module(scan=False)
-    variables = jax.tree.map(jnp.asarray, found.variables(module)[0])
+    module = checkpoint.module(scan=False)
+    variables = jax.tree.map(jnp.asarray, checkpoint.variables(module)[0])
     size = module.options.image.size
     pixels = np.random.default_rng(0).standard_normal((2, size, size, 3)).astype(np.float32)
-    ids = found.tokenizer.encode(TEXTS)
+    ids = checkpoint.tokenizer.encode(TEXTS)
 
-    peer = transformers.AutoModel.from_pretrained(str(found.name), local_files_only=True).float().eval()
-    seen: dict[str, list[np.ndarray]] = {"image": [], "text": []}
+    peer = transformers.AutoModel.from_pretrained(str(checkpoint.name), local_files_only=True).float().eval()
+    peer_layers: dict[str, list[np.ndarray]] = {"image": [], "text": []}
 
     def hook(tower: str):
-        def keep(_, __, output) -> None:
-            seen[tower].append((output[0] if isinstance(output, tuple) else output).numpy())
+        def record(_, __, output) -> None:
+            peer_layers[tower].append((output[0] if isinstance(output, tuple) else output).numpy())
 
-        return keep
+        return record
 
     for tower, part in (("image", peer.vision_model), ("text", peer.text_model)):
         for layer in part.encoder.layers:
             layer.register_forward_hook(hook(tower))
     with torch.no_grad():
         images = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
-        whole = peer(input_ids=torch.from_numpy(ids).long(), pixel_values=images)
-    rows, found_features = [], {}
+        peer_output = peer(input_ids=torch.from_numpy(ids).long(), pixel_values=images)
+    differences, features = [], {}
     for tower, inputs in (("image", pixels), ("text", ids)):
-        layers, features = _layers(module, variables, tower, inputs)
-        found_features[tower] = features
-        for number, (mine, theirs) in enumerate(zip(layers, seen[tower], strict=True), 1):
-            rows.append(_difference(f"{tower} layer {number}", mine, theirs))
-        embeds = whole.image_embeds if tower == "image" else whole.text_embeds
-        unit = torch.nn.functional.normalize(embeds, dim=-1).numpy()
-        rows.append(_difference(f"{tower} features", features, unit))
+        layers, features[tower] = _capture_layers(module, variables, tower, inputs)
+        for index, (ours, theirs) in enumerate(zip(layers, peer_layers[tower], strict=True), 1):
+            differences.append(_measure_difference(f"{tower} layer {index}", ours, theirs))
+        embeds = peer_output.image_embeds if tower == "image" else peer_output.text_embeds
+        peer_features = torch.nn.functional.normalize(embeds, dim=-1).numpy()
+        differences.append(_measure_difference(f"{tower} features", features[tower], peer_features))
     scale, bias = (np.asarray(x) for x in module.apply(variables, method="scale_and_bias"))
-    mine = scale * found_features["image"] @ found_features["text"].T + bias
-    rows.append(_difference("logits", mine, whole.logits_per_image.numpy()))
-    return rows
+    logits = scale * features["image"] @ features["text"].T + bias
+    differences.append(_measure_difference("logits", logits, peer_output.logits_per_image.numpy()))
+    return differences
 
 
-def _layers(module: model_lib.CLIP, variables, tower: str, inputs) -> tuple[list[np.ndarray], np.ndarray]:
-    """The output of each block, and the features."""
+def _capture_layers(module: model_lib.CLIP, variables, tower: str, inputs) -> tuple[list[np.ndarray], np.ndarray]:
+    """Computes the output of each block of a tower, and the features of the tower."""
     features, state = module.apply(
         variables,
         jnp.asarray(inputs),
         method=f"encode_{tower}",
-        capture_intermediates=lambda part, _: isinstance(part, Block),
+        capture_intermediates=lambda module, _: isinstance(module, Block),
         mutable=["intermediates"],
     )
     blocks = state["intermediates"]["vision" if tower == "image" else "text"]["transformer"]
-    outputs = [np.asarray(blocks[f"block_{number}"]["__call__"][0]) for number in range(len(blocks))]
+    outputs = [np.asarray(blocks[f"block_{index}"]["__call__"][0]) for index in range(len(blocks))]
     return outputs, np.asarray(features)
 
 
-def _difference(layer: str, mine: np.ndarray, theirs: np.ndarray) -> Difference:
-    largest = float(np.abs(mine - theirs).max())
+def _measure_difference(layer: str, ours: np.ndarray, theirs: np.ndarray) -> Difference:
+    largest = float(np.abs(ours - theirs).max())
     return Difference(layer, largest, largest / float(np.abs(theirs).max()))

@@ -1,4 +1,4 @@
-"""The image tower as a vision transformer (arXiv 2010.11929) behind a patch or a convolutional stem."""
+"""Vision transformer (arXiv 2010.11929) as the image tower, with a patch stem or a convolutional stem."""
 
 import math
 
@@ -18,7 +18,10 @@ from train_jax.compute import TransformerCompute
 
 
 class ConvStem(nn.Module):
-    """Early convolutions (arXiv 2106.14881): 3 x 3 with stride 2, norm and ReLU down to the patch grid, then 1 x 1."""
+    """Convolutional stem (arXiv 2106.14881).
+
+    3 x 3 convolutions with stride 2, group norm and ReLU down to the patch grid, then a 1 x 1 convolution.
+    """
 
     patch: int
     width: int
@@ -27,16 +30,16 @@ class ConvStem(nn.Module):
     @nn.compact
     def __call__(self, x):
         steps = int(math.log2(self.patch))
-        for number in range(steps):
-            channels = self.width // 2 ** (steps - 1 - number)
-            x = Conv(channels, 3, self.dtype, stride=2, bias=False, std="he", name=f"conv_{number}")(x)
-            x = nn.relu(group_norm(8, self.dtype, f"norm_{number}")(x))
+        for index in range(steps):
+            channels = self.width // 2 ** (steps - 1 - index)
+            x = Conv(channels, 3, self.dtype, stride=2, bias=False, std="he", name=f"conv_{index}")(x)
+            x = nn.relu(group_norm(8, self.dtype, f"norm_{index}")(x))
         axes = ("channels_in", "embed")
         return Conv(self.width, 1, self.dtype, std=self.width**-0.5, axes=axes, name="proj")(x)
 
 
 class MapHead(nn.Module):
-    """Multi-head attention pooling: one learnt query looks at all patches, then an MLP (arXiv 2106.04560, section 3.1)."""
+    """Multi-head attention pooling with a learned query, followed by an MLP (arXiv 2106.04560, section 3.1)."""
 
     width: int
     heads: int
@@ -48,7 +51,9 @@ class MapHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch width"]:
         std = self.width**-0.5
-        probe = self.param("probe", with_axis_names(nn.initializers.xavier_uniform(), "length", "embed"), (1, self.width))
+        probe = self.param(
+            "probe", with_axis_names(nn.initializers.xavier_uniform(), "length", "embed"), (1, self.width)
+        )
         probe = jnp.broadcast_to(probe[None], (x.shape[0], 1, self.width))
         y = CrossAttention(self.heads, self.width, self.dtype, name="attention")(probe, x)[:, 0]
         z = layer_norm(self.eps, self.dtype, "norm")(y)
@@ -58,11 +63,13 @@ class MapHead(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pixels -> features of width `embed_dim`; float32 wherever a product makes them (`proj`, or the "map" pool's MLP).
+    """Vision transformer: encodes normalised images as features of width `embed_dim`.
+
+    Features are float32 if the last layer is dense (`proj`, or the "map" pool), else of the compute dtype.
 
     Attributes:
-      dropout: of the blocks, in training.
-      patch_dropout: share of the patches left out of each picture in training (arXiv 2212.00794).
+      dropout: dropout rate in the blocks during training.
+      patch_dropout: fraction of the patches of each image that are dropped during training (arXiv 2212.00794).
     """
 
     options: CLIPOptions
@@ -74,10 +81,10 @@ class VisionTower(nn.Module):
     def __call__(
         self, images: Float[Array, "batch size size 3"], deterministic: bool = True, each_patch: bool = False
     ) -> Float[Array, "batch embed_dim"] | Float[Array, "batch patches embed_dim"]:
-        """Features of pictures; with `each_patch` of their patches, row by row.
+        """Computes the features of images or, with `each_patch`, of all patches in row-major order.
 
-        A patch's feature is what the tower would say of it alone, after all blocks but the last have told it about the
-        others: in the last block it sees only itself, and it is pooled by itself (arXiv 2112.01071, section 3.3).
+        For patch features, tokens attend only to themselves in the last block, and each token is pooled separately
+        (arXiv 2112.01071, section 3.3).
         """
         image, dtype = self.options.image, self.compute.array_dtype
         x = self._embed_patches(images.astype(dtype), deterministic)
@@ -99,7 +106,7 @@ class VisionTower(nn.Module):
         return Dense((self.options.embed_dim,), ("embed", "proj"), image.width**-0.5, dtype, **attributes)(x)
 
     def _embed_patches(self, x, deterministic: bool):
-        """Embedded patches with their positions, the class token first: [batch, tokens, width]."""
+        """Embeds patches and adds position embeddings: [batch, tokens, width]. The class token, if any, comes first."""
         image, dtype = self.options.image, self.compute.array_dtype
         std = image.width**-0.5
         if image.stem == "conv":
@@ -135,36 +142,36 @@ class VisionTower(nn.Module):
 
 
 def patch_dropout(x: Float[Array, "batch length width"], rate: float, key) -> Float[Array, "batch kept width"]:
-    """Drops a random share of each picture's patches (arXiv 2212.00794); the others keep their order."""
-    kept = max(1, int((1 - rate) * x.shape[1]))
-    _, positions = jax.lax.top_k(jax.random.uniform(key, x.shape[:2]), kept)
+    """Drops a random fraction of each image's patches (arXiv 2212.00794). The other patches keep their order."""
+    num_kept = max(1, int((1 - rate) * x.shape[1]))
+    _, positions = jax.lax.top_k(jax.random.uniform(key, x.shape[:2]), num_kept)
     return jnp.take_along_axis(x, jnp.sort(positions, axis=1)[:, :, None], axis=1)
 
 
 def resize_positions(
-    positions: Float[np.ndarray, "old width"], patches: int, first: int
+    positions: Float[np.ndarray, "old width"], num_patches: int, num_prefix: int
 ) -> Float[np.ndarray, "new width"]:
-    """Position embeddings for another number of patches: the square grid is resized, bicubic and antialiased.
+    """Interpolates position embeddings to another number of patches, with antialiased bicubic interpolation.
 
     Args:
-      patches: how many there shall be, a square number.
-      first: leading rows that are no patches (the class token's), which stay as they are.
+      num_patches: new number of patches, a square number.
+      num_prefix: number of leading rows that are not patches (the class token), which are kept unchanged.
 
-    The same as open_clip's `resize_pos_embed`, which resizes with PyTorch's antialiased bicubic filter.
+    Equal to open_clip's `resize_pos_embed`, which uses PyTorch's antialiased bicubic filter.
     """
-    old, new = math.isqrt(len(positions) - first), math.isqrt(patches)
-    if old * old != len(positions) - first or new * new != patches:
-        raise ValueError(f"{len(positions) - first} -> {patches} positions: both must be square numbers")
+    old, new = math.isqrt(len(positions) - num_prefix), math.isqrt(num_patches)
+    if old * old != len(positions) - num_prefix or new * new != num_patches:
+        raise ValueError(f"{len(positions) - num_prefix} -> {num_patches} positions: both must be square numbers")
     if old == new:
         return positions
-    grid = positions[first:].reshape(old, old, -1)
-    weights = _bicubic(old, new)
+    grid = positions[num_prefix:].reshape(old, old, -1)
+    weights = _bicubic_weights(old, new)
     resized = np.einsum("yr,xc,rcd->yxd", weights, weights, grid.astype(np.float64))
-    return np.concatenate([positions[:first], resized.reshape(new * new, -1).astype(positions.dtype)])
+    return np.concatenate([positions[:num_prefix], resized.reshape(new * new, -1).astype(positions.dtype)])
 
 
-def _bicubic(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """Resampling weights of Pillow's and PyTorch's antialiased bicubic filter (a = -1/2)."""
+def _bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """Computes the resampling weights of Pillow's and PyTorch's antialiased bicubic filter (a = -1/2)."""
     scale = max(old / new, 1.0)
     centres = (np.arange(new)[:, None] + 0.5) * old / new
     t = np.abs((np.arange(old)[None] + 0.5 - centres) / scale)

@@ -1,16 +1,16 @@
-"""DALL·E: text and pictures as one stream of tokens; trained by `train_jax`, used through a few verbs.
+"""DALL-E (arXiv 2102.12092): generates images from text with a transformer over text tokens and image codes.
 
     dalle = dalle_jax.load("runs/dalle-shapes")
     dalle.generate(["a red circle"], n=9)      # uint8 [1, 9, H, W, 3]
 
-`dalle_jax.task` is what the trainer sees, `dalle_jax.dalle` what users hold.
+`dalle_jax.task` defines the training task for `train_jax`, `dalle_jax.dalle` the loaded model.
 """
 
 __all__ = ["Dalle", "Drawing", "LoadError", "load"]
 
 
 def __getattr__(name: str):
-    # Late: `dalle-jax --help` and a config that names `dalle_jax.task` need neither JAX devices nor checkpoints.
+    # Imported late: `dalle-jax --help` and configs of `dalle_jax.task` need neither JAX devices nor checkpoints.
     if name in __all__:
         from dalle_jax import dalle
 

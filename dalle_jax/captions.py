@@ -1,4 +1,4 @@
-"""Captions as conditions of a second stage: rows of text tokens (arXiv 2102.12092, section 2.2)."""
+"""Text conditions of the second stage: captions as tokens (arXiv 2102.12092, section 2.2)."""
 
 import dataclasses
 import hashlib
@@ -16,11 +16,11 @@ from vqgan_jax.stage2.condition import Tokens
 
 log = logging.getLogger(__name__)
 
-TOKENIZER = "tokenizer.json"  # beside the weights of a run
+TOKENIZER = "tokenizer.json"  # in a run directory
 
 
-class _Text:
-    """What all captions share; see `vqgan_jax.stage2.condition.Condition`."""
+class _TextCondition:
+    """Base class of text conditions; see `vqgan_jax.stage2.condition.Condition`."""
 
     kind = "text"
     none = ""
@@ -31,40 +31,42 @@ class _Text:
         return self.encode([""])[0]
 
     def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
-        """Rows of tokens. Too long texts are truncated, and the log says so."""
+        """Tokenizes texts to token ids. Truncates texts that are too long, and logs a warning."""
         if isinstance(conditions, str):
-            raise TypeError("prompts must be a list of texts, not one text: write [text]")
+            raise TypeError("prompts must be a list of strings, not one string: write [text]")
         if not all(isinstance(text, str) for text in conditions):
-            raise ValueError("prompts must be a list of texts")
-        rows, truncated = self.encode_flagged(list(conditions))
+            raise ValueError("prompts must be a list of strings")
+        token_ids, truncated = self.encode_flagged(list(conditions))
         if truncated.any():
             log.warning(
                 "%d of %d prompt(s) are longer than the %d tokens this model reads and were cut; the first is %r",
                 truncated.sum(), len(truncated), self.length, conditions[int(truncated.argmax())],
             )  # fmt: skip
-        return rows
+        return token_ids
 
     def seed(self, condition: str) -> int:
         return zlib.crc32(condition.encode())
 
     def of_source(self, source, count: int) -> list[str]:
-        return [source.described(place)["captions"][0] for place in range(min(count, len(source)))]
+        return [source.described(i)["captions"][0] for i in range(min(count, len(source)))]
 
     def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         captions = record["captions"]
         text = captions[0] if rng is None else captions[rng.integers(len(captions))]
-        rows, truncated = self.encode_flagged([text], rng)
-        return {"condition": rows[0], "truncated": truncated[0]}
+        token_ids, truncated = self.encode_flagged([text], rng)
+        return {"condition": token_ids[0], "truncated": truncated[0]}
 
 
 @dataclasses.dataclass(frozen=True)
-class Captions(_Text):
-    """Rows of begin, tokens, end, and pads; the pad of position p is a token of its own, `vocab_size + p`.
+class Captions(_TextCondition):
+    """Captions as begin token, text tokens, end token and padding. Position p has the pad token `vocab_size + p`.
 
-    (arXiv 2102.12092, section 2.2: such pads did better on captions unlike those of the training.)
+    Separate pad tokens per position generalise better to out-of-distribution captions (arXiv 2102.12092, section 2.2).
 
     Attributes:
-      bpe_dropout: share of merges left out in training (arXiv 1910.13267).
+      tokenizer: tokenizer of the captions.
+      droppable: whether captions may be dropped, as classifier-free guidance needs.
+      bpe_dropout: fraction of BPE merges dropped during training (arXiv 1910.13267).
     """
 
     tokenizer: Tokenizer
@@ -86,26 +88,27 @@ class Captions(_Text):
     def encode_flagged(
         self, texts: Sequence[str], rng: np.random.Generator | None = None
     ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
-        """Rows, and which of the texts were truncated; with `rng` as training sees them, with BPE dropout."""
-        rows, truncated = self.tokenizer.encode_flagged(texts, 0.0 if rng is None else self.bpe_dropout, rng)
-        ends = np.argmax(rows == self.tokenizer.eos_id, axis=1)
+        """Tokenizes texts. Returns the token ids and a truncation flag per text. With `rng`, applies BPE dropout."""
+        token_ids, truncated = self.tokenizer.encode_flagged(texts, 0.0 if rng is None else self.bpe_dropout, rng)
+        end_positions = np.argmax(token_ids == self.tokenizer.eos_id, axis=1)
         positions = np.arange(self.length)
         pads = self.tokenizer.vocab_size + positions
-        return np.where(positions > ends[:, None], pads, rows).astype(np.int32), truncated
+        return np.where(positions > end_positions[:, None], pads, token_ids).astype(np.int32), truncated
 
     def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
-        """True for a text's tokens and its end; pads follow from the end."""
+        """Returns a mask of the tokens in the loss: text and end token. The end token determines the padding."""
         return tokens < self.tokenizer.vocab_size
 
 
 @dataclasses.dataclass(frozen=True)
-class CharBpeCaptions(_Text):
-    """minDALL-E's captions: a character BPE without begin and end, one pad for all positions (kakaobrain/minDALL-E).
+class CharBpeCaptions(_TextCondition):
+    """Captions of minDALL-E: character BPE without begin and end tokens, with one pad token for all positions.
 
     Attributes:
-      bpe: the `tokenizers.Tokenizer`, which lowers the case.
-      length: tokens in a row.
-      vocabulary_size: that the model knows; the tokenizer's may be smaller.
+      bpe: lower-casing `tokenizers.Tokenizer`.
+      length: number of tokens per caption.
+      vocabulary_size: vocabulary size of the model; the tokenizer's may be smaller.
+      pad: id of the pad token.
     """
 
     bpe: tokenizers.Tokenizer
@@ -113,7 +116,7 @@ class CharBpeCaptions(_Text):
     vocabulary_size: int
     pad: int
 
-    droppable = False  # minDALL-E's training always showed the caption
+    droppable = False  # minDALL-E is trained without dropped captions
 
     @property
     def fingerprint(self) -> str:
@@ -122,15 +125,15 @@ class CharBpeCaptions(_Text):
     def encode_flagged(
         self, texts: Sequence[str], rng: np.random.Generator | None = None
     ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
-        """Rows, and which of the texts were truncated."""
-        rows = np.full((len(texts), self.length), self.pad, np.int32)
+        """Tokenizes texts. Returns the token ids and a truncation flag per text."""
+        token_ids = np.full((len(texts), self.length), self.pad, np.int32)
         truncated = np.zeros(len(texts), bool)
-        for number, encoding in enumerate(self.bpe.encode_batch(list(texts), add_special_tokens=False)):
+        for i, encoding in enumerate(self.bpe.encode_batch(list(texts), add_special_tokens=False)):
             ids = encoding.ids[: self.length]
-            rows[number, : len(ids)] = ids
-            truncated[number] = len(encoding.ids) > self.length
-        return rows, truncated
+            token_ids[i, : len(ids)] = ids
+            truncated[i] = len(encoding.ids) > self.length
+        return token_ids, truncated
 
     def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
-        """True for all tokens but pads."""
+        """Returns a mask of the tokens in the loss: all tokens except padding."""
         return tokens != self.pad

@@ -1,4 +1,7 @@
-"""`dalle-jax`: train, draw, complete, and tell how likely pictures are. Mistakes are one line and exit code 2."""
+"""The command `dalle-jax`: trains models, generates, completes and scores images.
+
+User errors print one line and return exit code 2.
+"""
 
 import argparse
 import hashlib
@@ -18,82 +21,92 @@ examples:
   dalle-jax complete half.png "a red circle" --model runs/dalle-shapes --keep top --out completed.png
   dalle-jax score shape.png --prompts "a red circle,a blue star" --model runs/dalle-shapes
 
-dalle-jax COMMAND --help tells more about each.""",
+dalle-jax COMMAND --help describes each command.""",
     "train": """\
-The same as train-jax; dalle-jax train --help lists its options.""",
+Same as train-jax; dalle-jax train --help lists the options.""",
     "generate": """\
 examples:
   dalle-jax generate "a red circle" --model runs/dalle-shapes --n 9 --out grid.png
   dalle-jax generate "a red circle" "a blue star" --model DIR --n 32 --best 4 --rerank runs/clip-shapes --out best.png
   dalle-jax generate @prompts.txt --model DIR --top-p 0.95 --guidance 2 --seed 1 --out grid.png --folder pictures
 
-The grid has a row a prompt. Picture i of a prompt and a seed is always the same. Every PNG tells in its text "dalle" the
+The grid has one row per prompt. Image i of a prompt and a seed is always the same. The PNG text chunk "dalle" contains the
 prompts, the seed, the settings and the fingerprint of the model.""",
     "complete": """\
 examples:
   dalle-jax complete half.png "a red circle" --model runs/dalle-shapes --keep top --n 8 --out completed.png
   dalle-jax complete photo.png "a cat" --model DIR --keep mask.png --out completed.png
 
-What is kept: top, bottom, left or right half, or the white places of a PNG. A code knows what comes before it in reading
-order.""",
+--keep is the top, bottom, left or right half, or a PNG that is white where codes are kept. Each code is conditioned on
+the previous codes in raster order.""",
     "score": """\
 examples:
   dalle-jax score a.png b.png --prompts "a red circle,a blue star" --model runs/dalle-shapes
 
-Prints the natural logarithm of each picture's probability given each prompt, in nats a code; the largest is marked.""",
+Prints the log-probability of each image given each prompt, in nats per code. The largest is marked with *.""",
 }
-KEY = "dalle"  # of a PNG's text
+KEY = "dalle"  # key of the PNG text chunk
 _HALVES = ("top", "bottom", "left", "right")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
+    """Runs one command and returns the exit code: 0, 2 for a user error, 130 if interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
         return command.train(argv[1:])
-    return command.answer("dalle-jax", _parser().parse_args(arguments_lib.expanded(argv)))
+    return command.run_command("dalle-jax", _make_parser().parse_args(arguments_lib.expand_home(argv)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser, command_parser = command.parser("dalle-jax", "Pictures from prompts.", _EXAMPLES)
-    command_parser("train", "Train what a config says, as train-jax does.")
+def _make_parser() -> argparse.ArgumentParser:
+    parser, command_parser = command.parser("dalle-jax", "Generate, complete and score images with DALL-E.", _EXAMPLES)
+    command_parser("train", "Train a model from a config, as train-jax does.")
 
     def add(name: str, text: str, run) -> argparse.ArgumentParser:
-        sub = command_parser(name, text, run)
-        sub.add_argument("--model", required=True, metavar="MODEL", help="a run directory, or one of minDALL-E")
-        return sub
+        subparser = command_parser(name, text, run)
+        subparser.add_argument(
+            "--model", required=True, metavar="MODEL", help="run directory, or directory of minDALL-E"
+        )
+        return subparser
 
-    def drawing(sub: argparse.ArgumentParser, n: int) -> None:
-        sub.add_argument("--out", required=True, metavar="FILE", help="the grid to write, a .png")
-        sub.add_argument("--folder", metavar="FOLDER", help="write each picture by itself, too")
-        sub.add_argument("--n", type=int, default=n, help=f"pictures of each prompt (default {n})")
-        sub.add_argument("--best", type=int, help="show the so many best of them; see --rerank")
-        sub.add_argument("--rerank", metavar="CLIP", help='what ranks them: the path of a CLIP, or "likelihood"')
-        sub.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
-        sub.add_argument("--temperature", type=float, default=1.0, help="divides the logits; 0: most likely codes")
-        sub.add_argument("--top-k", type=int, help="draw from the so many most likely codes")
-        sub.add_argument("--top-p", type=float, help="draw from the most likely codes that reach this probability")
-        sub.add_argument("--guidance", type=float, default=1.0, help="how far beyond the prompt to go (default 1: not)")
-        sub.add_argument("--batch-size", type=int, default=64, help="pictures drawn together at most (default 64)")
+    def add_sampling_options(subparser: argparse.ArgumentParser, n: int) -> None:
+        subparser.add_argument("--out", required=True, metavar="FILE", help="PNG file for the image grid")
+        subparser.add_argument("--folder", metavar="FOLDER", help="folder for each image as a separate PNG")
+        subparser.add_argument("--n", type=int, default=n, help=f"number of images per prompt (default {n})")
+        subparser.add_argument("--best", type=int, help="number of best images to keep per prompt, by --rerank")
+        subparser.add_argument(
+            "--rerank", metavar="CLIP", help='path of the CLIP that ranks the images, or "likelihood"'
+        )
+        subparser.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
+        subparser.add_argument(
+            "--temperature", type=float, default=1.0, help="sampling temperature; 0: greedy decoding"
+        )
+        subparser.add_argument("--top-k", type=int, help="number of most likely codes to sample from")
+        subparser.add_argument("--top-p", type=float, help="total probability of the most likely codes to sample from")
+        subparser.add_argument(
+            "--guidance", type=float, default=1.0, help="scale of classifier-free guidance (default 1: none)"
+        )
+        subparser.add_argument(
+            "--batch-size", type=int, default=64, help="maximum number of images per batch (default 64)"
+        )
 
-    generate = add("generate", "Draw pictures of prompts.", _generate)
-    generate.add_argument("prompts", nargs="+", metavar="PROMPT", help="sentences, or @FILE with one a line")
-    generate.add_argument("--preview", metavar="FILE", help="a .png to show pictures in as they grow")
-    drawing(generate, 9)
+    generate = add("generate", "Generate images from prompts.", _generate)
+    generate.add_argument("prompts", nargs="+", metavar="PROMPT", help="prompts, or @FILE with one per line")
+    generate.add_argument("--preview", metavar="FILE", help="PNG file for a preview of the images during sampling")
+    add_sampling_options(generate, 9)
 
-    complete = add("complete", "Keep a part of a picture, and draw the rest.", _complete)
-    complete.add_argument("image", metavar="IMAGE", help="a picture file")
+    complete = add("complete", "Keep a part of an image and generate the rest.", _complete)
+    complete.add_argument("image", metavar="IMAGE", help="image file")
     complete.add_argument(
-        "prompt", nargs="?", default="", metavar="PROMPT", help="what it shows (default: nothing is said)"
+        "prompt", nargs="?", default="", metavar="PROMPT", help="description of the image (default: no prompt)"
     )
     complete.add_argument(
-        "--keep", required=True, metavar="PART", help=f"{', '.join(_HALVES)}, or a .png, white where kept"
+        "--keep", required=True, metavar="PART", help=f"part to keep: {', '.join(_HALVES)}, or a PNG mask (white: keep)"
     )
-    drawing(complete, 8)
+    add_sampling_options(complete, 8)
 
-    score = add("score", "Tell how likely pictures are, given prompts.", _score)
-    score.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
-    score.add_argument("--prompts", required=True, help="prompts separated by commas, or @FILE with one a line")
+    score = add("score", "Score images by their probability given prompts.", _score)
+    score.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    score.add_argument("--prompts", required=True, help="prompts separated by commas, or @FILE with one per line")
     score.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
@@ -117,55 +130,55 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
         arguments_lib.png(preview, "the preview", "--preview")
     arguments_lib.check_outputs(out=arguments.out, preview=preview, folder=arguments.folder)
     if arguments.best is not None and not arguments.rerank:
-        raise UserError(f"--best {arguments.best}: say by --rerank what makes pictures the best")
+        raise UserError(f"--best {arguments.best} needs a ranking: set --rerank")
     settings = {key: getattr(arguments, key) for key in ("seed", "temperature", "top_k", "top_p", "guidance")}
     dalle = load(arguments.model)
-    given = {} if image is None else {"init_image": image, "keep": _kept(arguments.keep, image, dalle)}
+    completion = {} if image is None else {"init_image": image, "keep": _read_keep_mask(arguments.keep, image, dalle)}
     reranker = arguments.rerank
     if reranker not in (None, "likelihood"):
         reranker = open_reranker(reranker)
     digest = None if image is None else hashlib.sha256(read_bytes(image)).hexdigest()
-    shown = _previewer(Path(preview)) if preview else None
+    show_preview = _make_previewer(Path(preview)) if preview else None
     try:
-        drawn = dalle.draw(
+        drawing = dalle.draw(
             prompts,
             arguments.n,
             **settings,
-            **given,
+            **completion,
             rerank=reranker,
             best=arguments.best,
             batch_size=arguments.batch_size,
-            preview=shown,
+            preview=show_preview,
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    about = {"model": dalle.fingerprint, **settings, "n": arguments.n, "best": arguments.best}
-    about["rerank"] = getattr(reranker, "fingerprint", reranker)
+    metadata = {"model": dalle.fingerprint, **settings, "n": arguments.n, "best": arguments.best}
+    metadata["rerank"] = getattr(reranker, "fingerprint", reranker)
     if image is not None:
-        about |= {"init_image": Path(image).name, "init_image_sha256": digest, "keep": arguments.keep}
-    rows = [list(row) for row in drawn.images]
-    if len(rows) == 1:  # one prompt: a square rather than a line
+        metadata |= {"init_image": Path(image).name, "init_image_sha256": digest, "keep": arguments.keep}
+    rows = [list(row) for row in drawing.images]
+    if len(rows) == 1:  # one prompt: a square grid instead of one row
         rows = in_rows(rows[0])
-    save_png(enlarged_grid(rows), out, KEY, about | {"prompts": prompts, "samples": drawn.samples.tolist()})
+    save_png(enlarged_grid(rows), out, KEY, metadata | {"prompts": prompts, "samples": drawing.samples.tolist()})
     if arguments.folder:
-        _save_each(drawn, prompts, Path(arguments.folder), about)
+        _save_images(drawing, prompts, Path(arguments.folder), metadata)
     print(f"wrote {out}", file=sys.stderr)
     return 0
 
 
-def _save_each(drawn, prompts: list[str], folder: Path, about: dict) -> None:
+def _save_images(drawing, prompts: list[str], folder: Path, metadata: dict) -> None:
     from PIL import Image
 
     from train_jax.pictures import save_png
 
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (prompt, images, samples) in enumerate(zip(prompts, drawn.images, drawn.samples, strict=True)):
+    for index, (prompt, images, samples) in enumerate(zip(prompts, drawing.images, drawing.samples, strict=True)):
         for image, sample in zip(images, samples, strict=True):
-            file = folder / f"{number:04d}-{sample:04d}.png"
-            save_png(Image.fromarray(image), file, KEY, about | {"prompt": prompt, "sample": int(sample)})
+            file = folder / f"{index:04d}-{sample:04d}.png"
+            save_png(Image.fromarray(image), file, KEY, metadata | {"prompt": prompt, "sample": int(sample)})
 
 
-def _previewer(file: Path):
+def _make_previewer(file: Path):
     from train_jax.pictures import enlarged_grid, in_rows
 
     def show(first: int, rows: int, images) -> None:
@@ -174,8 +187,8 @@ def _previewer(file: Path):
     return show
 
 
-def _kept(part: str, image: str, dalle):
-    """Which codes stay."""
+def _read_keep_mask(part: str, image: str, dalle):
+    """Computes the mask of the codes to keep: bool [rows, columns]."""
     import numpy as np
     from PIL import Image
 
@@ -193,25 +206,28 @@ def _kept(part: str, image: str, dalle):
     if part in halves:
         return halves[part]
     if Path(part).suffix.lower() != ".png":
-        raise UserError(f"--keep {part}: name one of {', '.join(_HALVES)}, or a .png that is white where codes stay")
+        raise UserError(
+            f"--keep {part}: name one of {', '.join(_HALVES)}, or a .png that is white where codes are kept"
+        )
     try:
-        shown = decode(part, convert=lambda image: image.convert("RGBA"))
+        picture = decode(part, convert=lambda image: image.convert("RGBA"))
     except BrokenSample as error:
         raise UserError(f"--keep {part}: {error}") from error
-    # What is transparent was erased: it is not kept.
-    mask = Image.alpha_composite(Image.new("RGBA", shown.size, (0, 0, 0, 255)), shown).convert("RGB")
-    if mask.size == (size := decode(image).size):  # it goes the picture's way: the model sees a square of its middle
+    # Transparent pixels count as black: their codes are not kept.
+    mask = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
+    size = decode(image).size
+    if mask.size == size:  # crop the mask like the image, of which the model sees the central square
         mask = Image.fromarray(Preprocess(dalle.size)(mask))
     elif mask.width != mask.height:
         raise UserError(
-            f"--keep {part}: {mask.width} x {mask.height} pixels; it must be as large as the picture, {size[0]} x "
-            f"{size[1]}, or a square, of what the model sees of it"
+            f"--keep {part}: {mask.width} x {mask.height} pixels; it must be as large as the image, {size[0]} x "
+            f"{size[1]}, or a square, of the part that the model sees"
         )
-    kept = np.asarray(mask.convert("L").resize(grid[::-1], Image.Resampling.BOX)) > 127
-    if kept.all() or not kept.any():
-        what = "keeps every code: nothing is left to draw" if kept.all() else "keeps no code: use generate"
-        raise UserError(f"--keep {part} {what}")
-    return kept
+    keep = np.asarray(mask.convert("L").resize(grid[::-1], Image.Resampling.BOX)) > 127
+    if keep.all() or not keep.any():
+        problem = "keeps every code: there is nothing to generate" if keep.all() else "keeps no code: use generate"
+        raise UserError(f"--keep {part} {problem}")
+    return keep
 
 
 def _score(arguments: argparse.Namespace) -> int:

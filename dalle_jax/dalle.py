@@ -1,4 +1,4 @@
-"""The loaded DALL-E: a small value that draws pictures of prompts, completes pictures, and tells how likely they are."""
+"""DALL-E for inference: samples, completes and scores images."""
 
 from pathlib import Path
 
@@ -10,17 +10,17 @@ __all__ = ["Dalle", "Drawing", "LoadError", "load"]
 
 
 class Dalle(CodeGenerator):
-    """A second stage whose conditions are prompts. Make one with `load`."""
+    """DALL-E model whose conditions are prompts. Use `load` to open a checkpoint."""
 
 
 def load(path: str | Path, step: int | None = None) -> Dalle:
-    """The model that `path` holds, with its tokenizer and its VQGAN.
+    """Loads the DALL-E stored at `path`, with its tokenizer and its VQGAN.
 
     Args:
-      path: a run directory (averaged weights where there are any), a directory of minDALL-E, or "hf:org/name" for a
-        repository that holds its files.
-      step: of a run directory, the checkpoint; None for the newest readable one.
+      path: a run directory of `train-jax` (averaged weights, if it has any), a directory of minDALL-E, or "hf:org/name"
+        for a repository of such a directory.
+      step: training step of the checkpoint in a run directory; None: the newest readable checkpoint.
 
-    Raises LoadError that says what was found if it is none of these, is damaged, or does not belong together.
+    Raises LoadError if the files are of an unknown format, damaged or inconsistent.
     """
     return open_checkpoint(path, step).load(Dalle)

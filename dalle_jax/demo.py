@@ -1,9 +1,9 @@
-"""Trains a small DALL·E on the codes of the demo's VQGAN, draws prompts, lets the demo's CLIP choose, shows what came out.
+"""Trains a small DALL-E on the codes of the demo's VQGAN, generates images, and ranks them by the demo's CLIP.
 
     python -m dalle_jax.demo --workdir runs/demo
 
-Needs `clip/` and `vqgan/` in the working directory, as the other demos leave them. Leaves `dalle/` (the run),
-`drawings.png`, and its part of `index.html`. A second call takes up what an earlier one has done.
+Needs `clip/` and `vqgan/` in the working directory, the runs of the other demos. Writes `dalle/` (the run),
+`drawings.png`, and a section of `index.html`. A second call continues the first.
 """
 
 import sys
@@ -31,57 +31,57 @@ PROMPTS = (
     "a small red circle above a large blue star",
     "a black ring left of an orange circle",
 )
-DRAWN, SHOWN = 32, 8  # pictures of each prompt, and how many CLIP chooses
-VQGAN = "vqgan"  # in the working directory
+NUM_SAMPLES, NUM_BEST = 32, 8  # number of images sampled per prompt, and number of best images shown
+VQGAN = "vqgan"  # run directory in the working directory
 SETTINGS = {"top_p": 0.9, "guidance": 5.0, "seed": 0}
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.demo(argv, "dalle_jax.demo", __doc__.splitlines()[0], CONFIG, run)
+    return command.run_demo(argv, "dalle_jax.demo", __doc__.splitlines()[0], CONFIG, run)
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
-    """Trains what `config` says on the codes of `workdir`'s VQGAN and draws; returns the graded results."""
-    begun = time.monotonic()
+    """Trains a DALL-E on the codes of the VQGAN in `workdir`, draws images, and returns the last evaluation."""
+    start = time.monotonic()
     config.vqgan.path = str(workdir / VQGAN)
-    results = graded(train_jax.run(config, workdir / "dalle"))
+    results = collect_last_evaluation(train_jax.run(config, workdir / "dalle"))
     dalle: Dalle = load(workdir / "dalle")
-    drawn = dalle.draw(PROMPTS, DRAWN, rerank=workdir / "clip", best=SHOWN, **SETTINGS).images
-    right = np.array([[shapes.shows(x, prompt) for x in row] for prompt, row in zip(PROMPTS, drawn, strict=True)])
+    drawings = dalle.draw(PROMPTS, NUM_SAMPLES, rerank=workdir / "clip", best=NUM_BEST, **SETTINGS).images
+    correct = np.array([[shapes.shows(x, prompt) for x in row] for prompt, row in zip(PROMPTS, drawings, strict=True)])
     sheet = workdir / "drawings.png"
-    draw(PROMPTS, drawn, right, sheet)
+    plot_drawings(PROMPTS, drawings, correct, sheet)
     table = "\n".join(f"{name:26} {value:8.3f}" for name, value in results.items())
-    parts = [page.heading("DALL·E on shapes", 1), page.block(table)]
-    parts += [page.heading(f"The {SHOWN} of {DRAWN} drawings that CLIP likes best", 2), page.image(sheet)]
-    shown = page.add_part(workdir, "3-dalle", "\n".join(parts))
-    print(f"\n{table}\n\npicture: {sheet}; page: {shown}")
+    parts = [page.heading("DALL-E on shapes", 1), page.block(table)]
+    parts += [page.heading(f"Best {NUM_BEST} of {NUM_SAMPLES} images by CLIP score", 2), page.image(sheet)]
+    index = page.add_part(workdir, "3-dalle", "\n".join(parts))
+    print(f"\n{table}\n\nimage: {sheet}; page: {index}")
     print(f'try:     dalle-jax generate "an orange star" --model {workdir / "dalle"} --n 9 --out grid.png')
-    print(f"took {(time.monotonic() - begun) / 60:.1f} minutes")
+    print(f"took {(time.monotonic() - start) / 60:.1f} minutes")
     return results
 
 
-def graded(history: Sequence[Mapping]) -> dict[str, float]:
-    """What the run's evaluators found last, by name."""
-    found = {}
+def collect_last_evaluation(history: Sequence[Mapping]) -> dict[str, float]:
+    """Returns the last value of each evaluation metric in a run's history."""
+    results = {}
     for row in history:
-        found |= {k: v for k, v in row.items() if "/correct" in k or "bits_per_" in k and "/" in k}
-    return found
+        results |= {k: v for k, v in row.items() if "/correct" in k or "bits_per_" in k and "/" in k}
+    return results
 
 
-def draw(prompts: Sequence[str], pictures: np.ndarray, right: np.ndarray, file: Path) -> None:
-    """A row a prompt; a green frame where the oracle sees what was asked for, a red one where it does not."""
-    rows, columns = right.shape
+def plot_drawings(prompts: Sequence[str], images: np.ndarray, correct: np.ndarray, file: Path) -> None:
+    """Plots images in a grid with one row per prompt. Frames are green for correct images and red for others."""
+    rows, columns = correct.shape
     figure = matplotlib.figure.Figure(figsize=(1.25 * columns, 1.5 * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
-    for part, prompt, images, marks in zip(parts, prompts, pictures, right, strict=True):
-        part.suptitle(f"“{prompt}”", x=0.01, ha="left", fontsize=10)
-        for place, image, good in zip(part.subplots(1, columns, squeeze=False)[0], images, marks, strict=True):
-            place.imshow(image, interpolation="nearest")
-            place.set_xticks([])
-            place.set_yticks([])
-            for side in place.spines.values():
-                side.set_color("#15803d" if good else "#b91c1c")
+    subfigures = figure.subfigures(rows, 1, squeeze=False)[:, 0]
+    for subfigure, prompt, row, is_correct in zip(subfigures, prompts, images, correct, strict=True):
+        subfigure.suptitle(f"“{prompt}”", x=0.01, ha="left", fontsize=10)
+        for axes, image, is_good in zip(subfigure.subplots(1, columns, squeeze=False)[0], row, is_correct, strict=True):
+            axes.imshow(image, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            for side in axes.spines.values():
+                side.set_color("#15803d" if is_good else "#b91c1c")
                 side.set_linewidth(2)
     figure.savefig(file)
 

@@ -1,4 +1,4 @@
-"""Whether DALL-E draws what it is asked for, by a source's own reader of pictures."""
+"""Evaluators of DALL-E: the accuracy of sampled images, checked by the image reader of a data source."""
 
 import dataclasses
 import functools
@@ -13,69 +13,73 @@ from train_jax.data.sources import DataError, Source
 from train_jax.options import option
 from train_jax.pictures import image_grid
 from vqgan_jax.stage2 import evaluators, rerank
-from vqgan_jax.stage2.evaluators import Evaluated, Sampler, SamplingOptions, check_sampling
+from vqgan_jax.stage2.evaluators import EvaluatedModel, Sampler, SamplingOptions, check_sampling
 
 
 @dataclasses.dataclass(frozen=True)
 class DrawingOptions(SamplingOptions):
-    """Whether the source's own reader finds in a picture what its prompt says."""
+    """Options of the accuracy of sampled images."""
 
     about: str = option(
-        "labels", "labels, by template; each record's first caption; or (pairs) those of records without a label",
+        "labels",
+        "source of the prompts: labels in the template, first captions, or (pairs) first captions of unlabelled records",
         choices=("labels", "captions", "pairs"),
-    )  # fmt: skip
-    template: str = option("a {}", "a prompt about a label")
-    prompts: int = option(256, "how many", least=1)
-    n: int = option(1, "pictures of each prompt, ranked by clip", least=1)
-    clip: str = option("", "anything that clip_jax.load opens; empty: none")
+    )
+    template: str = option("a {}", "prompt template with {} for the label")
+    prompts: int = option(256, "number of prompts", least=1)
+    n: int = option(1, "number of images per prompt, ranked by clip", least=1)
+    clip: str = option("", "path of the CLIP that ranks the images (see clip_jax.load); empty: none")
 
     def check(self, path: str) -> None:
         super().check(path)
-        self.require(self.n == 1 or bool(self.clip), path, "n", "1 where no clip ranks the pictures")
+        self.require(self.n == 1 or bool(self.clip), path, "n", "1 without a clip that ranks the images")
 
 
 EVALUATORS = {**evaluators.EVALUATORS, "drawing": DrawingOptions}
 
 
-def factories(stage: Evaluated) -> Mapping[str, Callable]:
-    """Evaluator type -> `(options, context) -> evaluator`."""
+def factories(stage: EvaluatedModel) -> Mapping[str, Callable]:
+    """Makes the evaluator factories: type -> `(options, context) -> evaluator`."""
     return {"drawing": functools.partial(Drawings, stage)}
 
 
 class Drawings:
-    """Share of prompts whose drawing the source's reader finds right; with `clip`, of the best of `n`, too."""
+    """Fraction of prompts whose image is correct, checked by the image reader of the source.
 
-    def __init__(self, stage: Evaluated, options: ConfigDict, context):
+    With `clip`, also for the best of n images by CLIP score.
+    """
+
+    def __init__(self, stage: EvaluatedModel, options: ConfigDict, context):
         check_sampling(options, stage)
         self._source = context.source(options.source, options.split)
         if self._source.shows is None:
-            raise DataError(f"{self._source.name} has no reader of pictures: the evaluator 'drawing' needs one")
-        self._prompts, self._n = prompts(self._source, options), options.n
+            raise DataError(f"{self._source.name} has no image reader: the evaluator 'drawing' needs one")
+        self._prompts, self._n = collect_prompts(self._source, options), options.n
         self._sampler = Sampler(stage, options, context, self._prompts)
         self._clip = rerank.open_reranker(options.clip) if options.clip else None
 
-    def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        pictures = self._sampler.pictures(self._sampler.codes(params))
+    def __call__(self, params, mutable_variables) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        images = self._sampler.decode_images(self._sampler.sample_codes(params))
         correct = np.array(
-            [[self._source.shows(x, prompt) for x in row] for prompt, row in zip(self._prompts, pictures, strict=True)]
+            [[self._source.shows(x, prompt) for x in row] for prompt, row in zip(self._prompts, images, strict=True)]
         )
         metrics = {"correct": float(np.mean(correct[:, 0])), "prompts": len(self._prompts)}
         if self._clip is not None:
             scores = inference.split_over_hosts(
-                lambda rows: rerank.clip_scores(self._clip, [self._prompts[row] for row in rows], pictures[rows]),
-                np.arange(len(pictures)),
+                lambda rows: rerank.clip_scores(self._clip, [self._prompts[row] for row in rows], images[rows]),
+                np.arange(len(images)),
             )
-            best = correct[np.arange(len(pictures)), np.argmax(scores, axis=1)]
+            best = correct[np.arange(len(images)), np.argmax(scores, axis=1)]
             metrics[f"correct_best_of_{self._n}"] = float(np.mean(best))
-        rows = [list(pictures[i : i + 16, 0]) for i in range(0, min(len(pictures), 64), 16)]
+        rows = [list(images[i : i + 16, 0]) for i in range(0, min(len(images), 64), 16)]
         return metrics, {"drawings": image_grid(rows)}
 
 
-def prompts(source: Source, options: ConfigDict) -> list[str]:
-    """So many prompts about the source's records, in their order, which is random."""
+def collect_prompts(source: Source, options: ConfigDict) -> list[str]:
+    """Collects up to `options.prompts` prompts about the records of a source, in the order of the records."""
     texts = []
-    for place in range(len(source)):
-        record = source.described(place)
+    for index in range(len(source)):
+        record = source.described(index)
         label = record.get("label", -1)
         if options.about == "labels" and label >= 0:
             texts.append(fill_template(options.template, source.label_names[label]))
@@ -84,12 +88,12 @@ def prompts(source: Source, options: ConfigDict) -> list[str]:
         if len(texts) == options.prompts:
             return texts
     if not texts:
-        raise DataError(f"{source.name} has no records about which to ask: about = {options.about!r}")
+        raise DataError(f"{source.name} has no records for prompts: about = {options.about!r}")
     return texts
 
 
 def fill_template(template: str, name: str) -> str:
-    """The template about a label; "a {}" becomes "an {}" before a vowel, as captions have it."""
+    """Fills a template with a label. "a {}" becomes "an {}" before a vowel."""
     if name[:1].lower() in tuple("aeiou"):
         template = re.sub(r"\b([Aa]) \{\}", r"\1n {}", template)
     return template.format(name)

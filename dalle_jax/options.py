@@ -1,4 +1,4 @@
-"""Options of DALL-E's transformer."""
+"""Model options of DALL-E."""
 
 import dataclasses
 
@@ -8,9 +8,11 @@ from vqgan_jax.stage2.model import CodeTransformerOptions
 
 @dataclasses.dataclass(frozen=True)
 class DALLEOptions(CodeTransformerOptions):
-    """The transformer and its text (arXiv 2102.12092, section 2.2)."""
+    """Options of the transformer over text tokens and codes (arXiv 2102.12092, section 2.2)."""
 
     positions: str = option(
-        "axial", "of codes: its row's and its column's, or one vector a position (learned)", choices=("axial", "learned")
+        "axial",
+        "position embedding of codes: sum of a row and a column vector (axial), or one vector per position (learned)",
+        choices=("axial", "learned"),
     )
-    text_length: int = option(64, "tokens of a caption, marks and pads included", least=2)
+    text_length: int = option(64, "number of tokens per caption, including begin, end and padding", least=2)

@@ -1,6 +1,6 @@
-"""DALL-E as a task: captions and the codes of a frozen VQGAN; see `vqgan_jax.stage2.task`.
+"""Training task of DALL-E on captions and the codes of a frozen VQGAN; see `vqgan_jax.stage2.task`.
 
-The run directory keeps the tokenizer of captions in `tokenizer.json`.
+The run directory contains the tokenizer of the captions, `tokenizer.json`.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from dalle_jax.captions import TOKENIZER, Captions
 from dalle_jax.options import DALLEOptions
 from train_jax.data.options import TokenizerOptions
 from train_jax.data.text import Tokenizer
-from train_jax.data.vocabulary import learn
+from train_jax.data.vocabulary import train_tokenizer
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 from train_jax.task import Task
@@ -23,18 +23,18 @@ from vqgan_jax.stage2 import task
 
 @dataclasses.dataclass(frozen=True)
 class DALLETokenizerOptions(TokenizerOptions):
-    """The tokenizer of captions."""
+    """Options of the tokenizer of captions."""
 
-    vocab_size: int = option(16384, "tokens of a trained one", least=2)
-    dropout: float = option(0.0, "share of merges left out in training; 0.1 in the paper", least=0, below=1)
+    vocab_size: int = option(16384, "vocabulary size of a tokenizer that is trained", least=2)
+    dropout: float = option(0.0, "fraction of BPE merges dropped during training; 0.1 in the paper", least=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions(Options):
-    """Weights of the two means over tokens."""
+    """Weights of the cross-entropy of text tokens and of codes."""
 
-    condition: float = option(1 / 8, "of the text tokens' cross-entropy", least=0)
-    codes: float = option(7 / 8, "of the codes' cross-entropy", least=0)
+    condition: float = option(1 / 8, "weight of the mean cross-entropy of text tokens", least=0)
+    codes: float = option(7 / 8, "weight of the mean cross-entropy of codes", least=0)
 
     def check(self, path: str) -> None:
         self.require(self.condition + self.codes > 0, path, "codes", f"positive where {path}.condition is 0")
@@ -42,7 +42,7 @@ class LossOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class DALLETaskOptions(task.Stage2TaskOptions):
-    """DALL-E's part of a config."""
+    """Options of the DALL-E task."""
 
     model: DALLEOptions = DALLEOptions()
     tokenizer: DALLETokenizerOptions = DALLETokenizerOptions()
@@ -56,16 +56,19 @@ OPTIONS, EVALUATORS = DALLETaskOptions, evaluators.EVALUATORS
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
-    """The task of a resolved config. ConfigError for options that cannot be, LoadError for a VQGAN that cannot."""
+    """Makes the task of a resolved config.
+
+    Raises ConfigError if the options are invalid, and LoadError if the VQGAN cannot be loaded.
+    """
     options = DALLEOptions.parse(config.model, "model")
-    vq = task.open_vqgan(config, workdir)  # before a tokenizer is learnt, which may take minutes
-    tokenizer = _tokenizer(config, workdir)
+    vq = task.open_vqgan(config, workdir)  # first: a wrong path fails before minutes of tokenizer training
+    tokenizer = _open_tokenizer(config, workdir)
     captions = Captions(tokenizer, config.condition_dropout > 0, config.tokenizer.dropout)
     artifacts = {TOKENIZER: tokenizer.to_json()}
     return task.make(config, workdir, vq, options, captions, artifacts=artifacts, more_evaluators=evaluators.factories)
 
 
-def _tokenizer(config: ConfigDict, workdir: Path | None) -> Tokenizer:
+def _open_tokenizer(config: ConfigDict, workdir: Path | None) -> Tokenizer:
     length = config.model.text_length
     if workdir is not None and (workdir / TOKENIZER).is_file():
         return Tokenizer.load(workdir / TOKENIZER, length)
@@ -74,7 +77,7 @@ def _tokenizer(config: ConfigDict, workdir: Path | None) -> Tokenizer:
             return Tokenizer.load(config.tokenizer.path, length)
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. Name a folder that holds one, or learn one "
-                "from the captions: --config.tokenizer.path="
+                f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. Set a folder that contains one, or train one "
+                "on the captions: --config.tokenizer.path="
             ) from error
-    return learn(config.data, config.tokenizer.captions, config.tokenizer.vocab_size, length)
+    return train_tokenizer(config.data, config.tokenizer.captions, config.tokenizer.vocab_size, length)

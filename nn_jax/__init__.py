@@ -1,1 +1,1 @@
-"""Layers that two or more models use. They know no mesh, no config and no data; parameters carry logical axis names."""
+"""Layers shared by several models, independent of mesh, config and data. Parameters have logical axis names."""

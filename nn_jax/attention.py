@@ -1,4 +1,4 @@
-"""Multi-head attention (arXiv 1706.03762, section 3.2): within one sequence, from one to another, and with a KV cache."""
+"""Multi-head attention (arXiv 1706.03762, section 3.2): self-attention, cross-attention, and a KV cache."""
 
 import functools
 from collections.abc import Callable
@@ -21,14 +21,14 @@ def attend(
     mask: Bool[Array, "..."] | None = None,
     causal: bool = False,
 ) -> Float[Array, "b t n h"]:
-    """Scaled dot-product attention, softmax(q k^T / sqrt(h)) v, of each of `n` heads.
+    """Computes scaled dot-product attention, softmax(q k^T / sqrt(h)) v, for `n` heads.
 
     Programs for NVIDIA GPUs use cuDNN's fused kernel in 16-bit dtypes (`is_fused`), which keeps no scores for the backward
     pass; its result differs by rounding, and it has no forward-mode derivative.
 
     Args:
-      mask: broadcasts to [b, n, t, s]; True where a query may attend to a key.
-      causal: a query attends to keys at its own position and before alone.
+      mask: mask that broadcasts to [b, n, t, s]; True where a query may attend to a key.
+      causal: whether queries attend only to keys at the same position and before.
     """
     if is_fused(q, mask):
         return with_even_lengths(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), q, k, v, causal)
@@ -61,18 +61,19 @@ def platform() -> str:
 
 
 class KVCache(NamedTuple):
-    """Keys and values of one block for every position of a sequence, whether they are computed yet or not."""
+    """KV cache of one block: keys and values at all positions of a sequence, zero at unwritten positions."""
 
     keys: Float[Array, "batch heads length head_dim"]
     values: Float[Array, "batch heads length head_dim"]
 
     @classmethod
     def empty(cls, batch: int, length: int, heads: int, head_dim: int, dtype: DTypeLike) -> "KVCache":
+        """Makes a cache of zeros."""
         zeros = jnp.zeros((batch, heads, length, head_dim), dtype)
         return cls(zeros, zeros)
 
     def write(self, k: Float[Array, "b t n h"], v: Float[Array, "b t n h"], position: int | Int[Array, ""]) -> "KVCache":
-        """The cache with `t` more keys and values, from `position` on."""
+        """Returns the cache with `t` keys and values written from `position` on."""
         start = (0, 0, position, 0)
         return KVCache(
             jax.lax.dynamic_update_slice(self.keys, k.transpose(0, 2, 1, 3), start),
@@ -80,7 +81,11 @@ class KVCache(NamedTuple):
         )
 
     def attend(self, q: Float[Array, "b t n h"], mask: Bool[Array, "..."]) -> Float[Array, "b t n h"]:
-        """`attend` to the cache; `mask` broadcasts to [b, n, t, length] and hides what is not written yet."""
+        """Computes attention from queries to the cache.
+
+        Args:
+          mask: mask that broadcasts to [b, n, t, length]; must be False at unwritten positions.
+        """
         scores = jnp.einsum("btnh,bnsh->bnts", q, self.keys, preferred_element_type=jnp.float32)
         scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
@@ -90,10 +95,10 @@ class KVCache(NamedTuple):
 class SelfAttention(nn.Module):
     """Multi-head self-attention. Kernels: `qkv` [width, 3, heads, head_dim], `out` [heads, head_dim, width].
 
-    Tokens are [batch, length, width] or, with `batch` given, rows [batch * length, width] (see `nn_jax.transformer.Block`).
+    The input has shape [batch, length, width] or [batch * length, width] (see `nn_jax.transformer.Block`).
 
     Attributes:
-      causal: a token attends to itself and those before it alone.
+      causal: whether tokens attend only to themselves and to earlier tokens.
     """
 
     width: int
@@ -114,33 +119,35 @@ class SelfAttention(nn.Module):
         return self._merge(attend(q, k, v, mask=mask, causal=self.causal), x)
 
     def prefill(self, x: Float[Array, "... width"], batch: int, cache: KVCache, mask: Bool[Array, "..."] | None = None):
-        """Attention among the first tokens of a sequence, and the cache with their keys and values."""
+        """Computes attention for the first tokens of a sequence, and the updated KV cache."""
         q, k, v = self._project(x, batch)
         return self._merge(attend(q, k, v, mask=mask, causal=self.causal), x), cache.write(k, v, 0)
 
     def decode_step(
         self, x: Float[Array, "... width"], batch: int, cache: KVCache, position: Int[Array, ""], mask: Bool[Array, "..."]
     ):
-        """Attention of the token at `position` to the cache, itself included, and the cache with its key and value."""
+        """Computes attention for the token at `position`, and the updated KV cache."""
         q, k, v = self._project(x, batch)
         cache = cache.write(k, v, position)
         return self._merge(cache.attend(q, mask), x), cache
 
     def _project(self, x, batch: int):
+        """Computes queries, keys and values [B, T, N, H]."""
         qkv = self.qkv(x)
         qkv = qkv.reshape(batch, -1, *qkv.shape[-3:])
         return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # (B, T, N, H)
 
     def _merge(self, y, x):
+        """Applies the output projection to the heads `y`, in the shape of `x`."""
         return self.out(y.reshape(*x.shape[:-1], *y.shape[-2:]))
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from queries to a sequence of keys. Kernels: `q`, `k`, `v` [width, heads, head_dim], `out`.
+    """Multi-head cross-attention. Kernels: `q`, `k`, `v` [width, heads, head_dim], `out` [heads, head_dim, features].
 
     Attributes:
-      features: width of the result.
-      out_dtype: see `Dense`.
+      features: width of the output.
+      out_dtype: dtype of the output; see `Dense`.
     """
 
     heads: int

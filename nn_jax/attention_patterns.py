@@ -1,7 +1,7 @@
-"""Sparse causal attention over a stream of condition tokens followed by a grid of codes (arXiv 2102.12092, figure 11).
+"""Masks of sparse causal attention on condition tokens followed by a grid of codes (arXiv 2102.12092, figure 11).
 
-In every pattern condition tokens attend to those before them, and a code to the whole condition; patterns differ in which
-earlier codes a code attends to.
+In all patterns condition tokens attend to earlier condition tokens, and codes attend to all condition tokens. The patterns
+differ in the attention between codes.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,15 @@ PATTERNS = ("dense", "row", "column", "conv")
 def attention_mask(
     pattern: str, condition_length: int, grid: tuple[int, int], window: int
 ) -> Bool[np.ndarray, "stream stream"]:
-    """True where a token (row of the matrix) may attend to another (column).
+    """Makes the attention mask of a pattern: True where a query token (row) may attend to a key token (column).
 
     Args:
-      pattern: "dense": to all before it. "row": to as many codes before it, in reading order, as a row has, so that the last
-        one is that above. "column": to those above it. "conv": to those before it in a square around it, which wraps around
-        the grid's sides as "row" does.
-      grid: rows and columns of codes, which follow the `condition_length` tokens.
-      window: side of the square of "conv".
+      pattern: attention between codes. "dense": all earlier codes. "row": the `columns` previous codes in reading order, the
+        last of which is the code above. "column": the codes above. "conv": the earlier codes in a square window, which
+        wraps around the sides of the grid like "row".
+      condition_length: number of condition tokens.
+      grid: numbers of rows and columns of codes.
+      window: side of the window of "conv".
     """
     rows, columns = grid
     length = condition_length + rows * columns
@@ -46,12 +47,14 @@ def attention_mask(
     return causal & mask
 
 
-def patterns_of_blocks(patterns: Sequence[str], last: str, depth: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The distinct patterns of `depth` blocks, and for each block the index of its own.
+def assign_patterns(patterns: Sequence[str], last: str, depth: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Returns the distinct patterns of `depth` blocks, and the index of each block's pattern.
 
-    Blocks take `patterns` in turn; `last`, where it is one, is that of the last block.
+    Args:
+      patterns: patterns that repeat over the blocks.
+      last: pattern of the last block; "": no exception.
     """
-    blocks = [patterns[number % len(patterns)] for number in range(depth)]
+    blocks = [patterns[index % len(patterns)] for index in range(depth)]
     if last:
         blocks[-1] = last
     distinct = tuple(dict.fromkeys(blocks))

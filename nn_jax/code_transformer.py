@@ -1,6 +1,6 @@
-"""The autoregressive transformer over image codes (arXiv 2012.09841, section 3.2; DALL-E, arXiv 2102.12092, section 2).
+"""Autoregressive transformer over image codes (arXiv 2012.09841, section 3.2; DALL-E, arXiv 2102.12092, section 2).
 
-A stream is a condition (a class, or the tokens of a text) followed by a grid of codes in reading order:
+The sequence is a condition (a class, or the tokens of a text) followed by a grid of codes in reading order:
 
     condition [B, C], codes [B, L] -> logits of condition tokens 1 to C - 1 [B, C - 1, T], and of all L codes [B, L, K]
 """
@@ -22,11 +22,11 @@ from nn_jax.transformer import Transformer, unstack_blocks
 
 
 class TokenEmbedding(nn.Module):
-    """Token plus position embeddings. Parameters `tokens`, and `positions` or, for axial ones, `rows` and `columns`.
+    """Sum of token and position embeddings. Parameters: `tokens`, and `positions`, or if axial `rows` and `columns`.
 
     Attributes:
-      grid: rows and columns of the tokens; a sequence is one row.
-      axial: a position's vector is its row's plus its column's (arXiv 1912.12180); else each has its own.
+      grid: numbers of rows and columns of tokens; (1, length) for a sequence.
+      axial: whether a position embedding is the sum of a row and a column embedding (arXiv 1912.12180).
     """
 
     vocabulary_size: int
@@ -48,27 +48,29 @@ class TokenEmbedding(nn.Module):
             self.positions = table("positions", rows * columns, "length", 0.01)
 
     def __call__(self, ids: Int[Array, "b n"], start: int | Int[Array, ""] = 0) -> Float[Array, "b n width"]:
-        """Embeddings of tokens at the positions from `start` on, float32."""
+        """Embeds consecutive tokens from position `start` on, in float32."""
         positions = jax.lax.dynamic_slice_in_dim(self.positions, start, ids.shape[1])
         return embedding_lookup(self.tokens, ids) + positions[None]
 
 
 class CodeTransformer(nn.Module):
-    """Parameters: `condition` and `codes` (see `TokenEmbedding`), `transformer`, `norm`, `head`, and `condition_head` where
-    condition tokens are predicted with a vocabulary of their own.
+    """Autoregressive transformer over a condition and a grid of codes.
+
+    Parameters: `condition` and `codes` (see `TokenEmbedding`), `transformer`, `norm`, `head`, and `condition_head` if
+    condition tokens are predicted with a separate vocabulary.
 
     Attributes:
       condition_size: vocabulary size of condition tokens.
-      condition_length: condition tokens of a stream.
+      condition_length: number of condition tokens.
       num_codes: vocabulary size of codes.
-      grid: rows and columns of codes.
-      predicts_condition: whether there are logits of condition tokens 1 to C - 1, as in DALL-E.
-      joint_vocabulary: logits are over condition tokens and codes together, codes last, as in DALL-E's paper.
-      axial: see `TokenEmbedding`, of codes.
-      patterns: distinct attention patterns of the blocks; see `nn_jax.attention_patterns`. Which block has which is
-        `mask_index` of `blocks`.
-      conv_window: side of the "conv" pattern's window.
-      blocks: options of `Transformer`.
+      grid: numbers of rows and columns of codes.
+      predicts_condition: whether the model computes logits of condition tokens 1 to C - 1, as in DALL-E.
+      joint_vocabulary: whether logits are over condition tokens and codes together, codes last, as in DALL-E's paper.
+      axial: whether codes have axial position embeddings; see `TokenEmbedding`.
+      patterns: distinct attention patterns of the blocks; see `nn_jax.attention_patterns`. `blocks["mask_index"]` assigns
+        the patterns to blocks.
+      conv_window: side of the window of the "conv" pattern.
+      blocks: further options of `Transformer`.
     """
 
     condition_size: int
@@ -89,12 +91,12 @@ class CodeTransformer(nn.Module):
 
     @property
     def length(self) -> int:
-        """Codes of an image."""
+        """Number of codes of an image."""
         return self.grid[0] * self.grid[1]
 
     @property
     def code_offset(self) -> int:
-        """The index of code 0 among the logits of a code."""
+        """Index of code 0 in the logits."""
         return self.condition_size if self.joint_vocabulary else 0
 
     def setup(self):
@@ -115,9 +117,10 @@ class CodeTransformer(nn.Module):
     def __call__(
         self, condition: Int[Array, "b c"], codes: Int[Array, "b l"], deterministic: bool = True
     ) -> tuple[Float[Array, "b c1 t"] | None, Float[Array, "b l k"]]:
-        """Logits, float32: of the condition's tokens but the first (None unless they are predicted), and of the codes.
+        """Computes float32 logits `(condition_logits, code_logits)`.
 
-        With a joint vocabulary both are over the whole of it; code k is at `code_offset + k`.
+        `condition_logits` are those of condition tokens 1 to C - 1, or None if the condition is not predicted. With a joint
+        vocabulary both are over condition tokens and codes; code k has index `code_offset + k`.
         """
         x = self._embed(condition, codes[:, :-1])
         x = self.drop(x, deterministic=deterministic)
@@ -132,7 +135,10 @@ class CodeTransformer(nn.Module):
     def prefill(
         self, condition: Int[Array, "b c"], codes: Int[Array, "b p"]
     ) -> tuple[Float[Array, "b k"], tuple[KVCache, ...]]:
-        """Logits, over codes alone, of the code after `codes` (there may be none), and caches with room for a stream."""
+        """Computes the logits of the next code from condition and previous `codes` (possibly none), and the KV caches.
+
+        Logits are over codes only. The caches have room for the full sequence.
+        """
         x = self._embed(condition, codes)
         caches = self.transformer.empty_caches(len(condition), self.condition_length + self.length)
         x, caches = self.transformer.prefill(x, caches, self._masks(x.shape[1]))
@@ -141,7 +147,7 @@ class CodeTransformer(nn.Module):
     def decode_step(
         self, codes: Int[Array, "b"], index: Int[Array, ""], caches: tuple[KVCache, ...]
     ) -> tuple[Float[Array, "b k"], tuple[KVCache, ...]]:
-        """Logits of the code after code number `index`, and the caches with that one in them."""
+        """Computes the logits of the next code from `codes` at position `index`, and the updated KV caches."""
         x = self.codes(codes[:, None], index).astype(self.dtype)
         position = self.condition_length + index
         masks = self._masks(self.condition_length + self.length)
@@ -151,11 +157,15 @@ class CodeTransformer(nn.Module):
         return self._code_logits(x[:, 0]), caches
 
     def _embed(self, condition, codes):
+        """Embeds condition and codes as one sequence."""
         x = jnp.concatenate([self.condition(condition), self.codes(codes)], axis=1)
         return nn.with_logical_constraint(x.astype(self.dtype), ("batch", None, None))
 
     def _masks(self, length: int):
-        """None where all blocks are dense; of several patterns [patterns, 1, 1, length, length]."""
+        """Makes the attention masks [1, 1, length, length], or [patterns, 1, 1, length, length] for several patterns.
+
+        Returns None if all blocks are dense.
+        """
         if self.patterns == ("dense",):
             return None
         masks = [attention_mask(p, self.condition_length, self.grid, self.conv_window) for p in self.patterns]
@@ -163,17 +173,18 @@ class CodeTransformer(nn.Module):
         return jnp.asarray(masks if self.blocks["mask_index"] else masks[0])
 
     def _code_logits(self, x):
+        """Computes logits over codes only."""
         return self.head(self.norm(x))[:, self.code_offset :]
 
 
-def for_decoding(module: CodeTransformer, params: Mapping[str, Any]) -> tuple[CodeTransformer, dict[str, Any]]:
-    """The same model with its blocks unrolled, as KV caches need them."""
+def unroll_for_decoding(module: CodeTransformer, params: Mapping[str, Any]) -> tuple[CodeTransformer, dict[str, Any]]:
+    """Returns the model and its parameters with unrolled blocks, which KV caches require."""
     blocks = {**module.blocks, "scan": False, "remat": "none"}
     return module.clone(blocks=blocks), {**params, "transformer": unstack_blocks(params["transformer"])}
 
 
 def shapes(module: CodeTransformer) -> dict[str, Any]:
-    """The tree of the parameters' shapes."""
+    """Returns the tree of parameter shapes."""
     condition, codes = jnp.zeros((1, module.condition_length), jnp.int32), jnp.zeros((1, module.length), jnp.int32)
     params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), condition, codes)["params"])
     return jax.tree.map(lambda x: x.shape, params)

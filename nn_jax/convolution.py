@@ -1,7 +1,7 @@
-"""Convolutions on feature maps [B, H, W, C], and the blocks of convolutional autoencoders (arXiv 2012.09841, DDPM).
+"""Convolutions on feature maps [B, H, W, C], and blocks of convolutional autoencoders (arXiv 2012.09841, DDPM).
 
-Gradients are exact on many devices: a float32 kernel meets a bfloat16 input as bfloat16, and its gradient, a sum over all
-examples and so over devices, is one of float32 (see `nn_jax.mixed_precision`).
+In mixed precision, a float32 kernel is rounded to bfloat16 for the convolution, but its gradient is accumulated in float32
+over examples and devices (see `nn_jax.mixed_precision`).
 """
 
 import functools
@@ -18,10 +18,10 @@ from nn_jax.attention import attend, platform
 from nn_jax.layers import add_parameter, group_norm, with_axis_names
 from nn_jax.mixed_precision import save_only_inputs
 
-# JAX tells the gradient with respect to the input by dimension numbers that swap the kernel's channels. XLA's CPU compiler
-# puts such numbers in order in a program's outermost computation only; in the body of a `scan` it falls back on loops that
-# are five times as slow. So on a CPU the tangent is told with swapped channels, and its transpose, the gradient, is in
-# order. Elsewhere all is as `lax` has it, which the compilers of GPUs and TPUs know.
+# JAX computes the gradient with respect to the input with dimension numbers that swap the kernel's channels. XLA's CPU
+# compiler optimises such convolutions only in the outermost computation; in the body of a `scan` it falls back to loops
+# that are five times slower. So on a CPU the tangent uses swapped channels, and its transpose, the gradient, uses the
+# standard order. On GPUs and TPUs the standard rule of `lax` is used.
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _SWAPPED_DIMENSIONS = ("NHWC", "HWOI", "NHWC")
 _Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -31,11 +31,11 @@ _Strides = tuple[int, int]
 def convolve(
     x: jax.Array, kernel: ArrayLike, strides: _Strides, padding: str | _Padding, out_dtype: DTypeLike | None = None
 ) -> jax.Array:
-    """`lax.conv_general_dilated` of x [b, h, w, c] and a kernel [kh, kw, c, d], which is cast to the dtype of x.
+    """Convolves `x` [b, h, w, c] with a kernel [kh, kw, c, d], which is cast to the dtype of `x`.
 
     Args:
       padding: zeros before and after rows and columns, or "SAME" or "VALID".
-      out_dtype: of the result; None: that of x.
+      out_dtype: dtype of the output; None: that of `x`.
     """
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
@@ -44,12 +44,14 @@ def convolve(
 
 
 def _convolution(x, kernel, strides: _Strides, padding: _Padding, out_dtype, dimensions=_DIMENSIONS):
+    """Convolves `x` with a kernel of the same dtype."""
     return lax.conv_general_dilated(
         x, kernel, strides, padding, dimension_numbers=dimensions, preferred_element_type=out_dtype
     )
 
 
 def _rounded_convolution(x, kernel, strides: _Strides, padding: _Padding, out_dtype):
+    """Convolves `x` with a kernel cast to the dtype of `x`."""
     return _convolution(x, jnp.asarray(kernel, x.dtype), strides, padding, out_dtype)
 
 
@@ -57,6 +59,7 @@ _mixed_convolution = jax.custom_jvp(_rounded_convolution, nondiff_argnums=(2, 3,
 
 
 def _mixed_convolution_jvp(strides, padding, out_dtype, primals, tangents):
+    """Computes the JVP; the kernel's tangent is convolved in float32."""
     (x, kernel), (dx, dkernel) = primals, tangents
 
     @save_only_inputs
@@ -73,7 +76,7 @@ def _mixed_convolution_jvp(strides, padding, out_dtype, primals, tangents):
         def elsewhere(dx, kernel):
             return _convolution(dx, kernel, strides, padding, out_dtype)
 
-        # The transpose of a product multiplies numbers of one dtype: that of its result.
+        # The transpose of a convolution needs operands of equal dtype, the dtype of the output.
         dx, rounded = dx.astype(out_dtype), kernel.astype(x.dtype).astype(out_dtype)
         if strides == (1, 1):
             terms.append(lax.platform_dependent(dx, rounded, cpu=on_cpu, default=elsewhere))
@@ -88,7 +91,7 @@ def _mixed_convolution_jvp(strides, padding, out_dtype, primals, tangents):
             # rounded once, as no other device adds to it, is four times as fast as TF32.
             convolution = functools.partial(_rounded_convolution, strides=strides, padding=padding, out_dtype=out_dtype)
         terms.append(convolution(x, dkernel))
-    # As in `nn_jax.mixed_precision.dot`: what a rematerialisation policy may see.
+    # As in `nn_jax.mixed_precision.dot`: visible to rematerialisation policies, unlike a custom_jvp.
     return _rounded_convolution(x, kernel, strides, padding, out_dtype), sum(terms[1:], terms[0])
 
 
@@ -96,15 +99,15 @@ _mixed_convolution.defjvp(_mixed_convolution_jvp, symbolic_zeros=True)
 
 
 class Conv(nn.Module):
-    """A convolution [b, h, w, c] -> [b, h2, w2, features]; parameters `kernel` and `bias`.
+    """2D convolution [b, h, w, c] -> [b, h2, w2, features]. Parameters: `kernel` and `bias`.
 
     Attributes:
       window: side of the kernel.
-      padding: zeros on every side; None: SAME, or VALID where the stride is the window (patches).
-      std: of the normal distribution the kernel is drawn from; None: PyTorch's default variance, 1 / (3 inputs); "he":
-        He's (arXiv 1502.01852).
+      padding: zeros on every side; None: SAME, or VALID if the stride equals the window (patchify).
+      std: standard deviation of the normal initialisation of the kernel; None: PyTorch's default variance, 1 / (3 fan_in);
+        "he": He initialisation (arXiv 1502.01852).
       axes: logical names of the kernel's input and output channels.
-      out_dtype: see `nn_jax.layers.Dense`.
+      out_dtype: dtype of the output; see `nn_jax.layers.Dense`.
     """
 
     features: int
@@ -133,13 +136,16 @@ class Conv(nn.Module):
 
 
 def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Twice the height and width; each place is repeated."""
+    """Doubles height and width by nearest-neighbour interpolation."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(swish(norm(conv(swish(norm(x)))))); a 1 x 1 convolution on x where the number of channels changes."""
+    """Residual block: x + conv(swish(norm(conv(swish(norm(x)))))).
+
+    The shortcut is a 1 x 1 convolution if the number of channels changes.
+    """
 
     features: int
     groups: int
@@ -159,7 +165,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """x + attention over all places of norm(x), with one head as wide as the map has channels."""
+    """Residual attention block: x + attention(norm(x)) over all positions, with a single head."""
 
     groups: int
     dtype: DTypeLike
@@ -173,7 +179,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size: a 3 x 3 convolution of stride 2 on the map with one row and column of zeros below and at the right."""
+    """Downsampling by 2: zero padding at the bottom and right, then a 3 x 3 convolution of stride 2."""
 
     dtype: DTypeLike
 
@@ -184,7 +190,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size: nearest neighbours, then a 3 x 3 convolution."""
+    """Upsampling by 2: nearest-neighbour interpolation, then a 3 x 3 convolution."""
 
     dtype: DTypeLike
 

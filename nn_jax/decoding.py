@@ -1,8 +1,9 @@
-"""Autoregressive sampling of codes from any model with a KV cache: one compiled scan.
+"""Autoregressive sampling of codes from any model with a KV cache, as one compiled scan.
 
     codes, log_probs, carry = decode(decode_step, logits, cache, keys, sampling, ...)
 
-It knows no model: `decode_step(codes, index, cache) -> (logits, cache)` is one, fed with code number `index`.
+The model is a function `decode_step(codes, index, cache) -> (logits, cache)`: it maps the codes at position `index` to the
+logits of the next codes.
 """
 
 from collections.abc import Callable
@@ -17,14 +18,13 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 @flax.struct.dataclass
 class Sampling:
-    """How a code is sampled from its logits; numbers that may change without compiling anew.
+    """Sampling options. Values are traced and can change without recompilation.
 
     Attributes:
-      temperature: divides the logits; 0 is greedy.
-      top_k: only so many of the most likely codes; 0: all. At most the `max_candidates` of `sample_code`.
-      top_p: nucleus sampling (arXiv 1904.09751): only the most likely codes that together reach this probability, after
-        temperature and top_k; 1: all.
-      guidance: scale of classifier-free guidance (arXiv 2207.12598), applied to logits: 1 is the conditional model.
+      temperature: divisor of the logits; 0: greedy decoding.
+      top_k: number of most likely codes to sample from; 0: all. At most `max_candidates` of `sample_code`.
+      top_p: probability of nucleus sampling (arXiv 1904.09751), applied after temperature and top_k; 1: all codes.
+      guidance: scale of classifier-free guidance (arXiv 2207.12598) of the logits; 1: the conditional model.
     """
 
     temperature: ArrayLike = 1.0
@@ -34,9 +34,9 @@ class Sampling:
 
 
 def max_candidates(vocabulary_size: int, top_k: int, top_p: float | int) -> int:
-    """How many of the most likely codes a program must sort for these filters; 0: none.
+    """Returns the number of most likely codes that a program must sort for top_k and top_p; 0: no sorting.
 
-    A power of two, so that another top_k seldom needs another program.
+    For top_k this is the next power of two, so few programs are compiled.
     """
     if top_k:
         return min(vocabulary_size, 1 << (top_k - 1).bit_length())
@@ -46,13 +46,13 @@ def max_candidates(vocabulary_size: int, top_k: int, top_p: float | int) -> int:
 def sample_code(
     key: jax.Array, logits: Float[Array, "v"], sampling: Sampling, max_candidates: int
 ) -> Int32[Array, ""]:
-    """One code from its logits, by the Gumbel-max trick: argmax(logits / temperature + noise).
+    """Samples a code from its logits by the Gumbel-max trick: argmax(logits / temperature + noise).
 
     Args:
-      max_candidates: 0: neither top_k nor top_p is applied; else how many of the most likely codes can be sampled at all
-        (the size of the vocabulary where top_p alone shall limit them). Ties at the border go to the lower codes.
+      max_candidates: maximum number of most likely codes that can be sampled (the vocabulary size for top_p without top_k);
+        0: top_k and top_p are not applied. Ties are broken in favour of smaller codes.
 
-    The noise of a code depends on the key alone: filters that let everything through change nothing.
+    The noise of a code depends only on the key, so filters that exclude no code do not change the result.
     """
     logits = logits.astype(jnp.float32)
     noise = jax.random.gumbel(key, logits.shape)
@@ -64,7 +64,7 @@ def sample_code(
     allowed = (rank < sampling.top_k) | (jnp.asarray(sampling.top_k) == 0)
     scaled = jnp.where(allowed, values / jnp.maximum(sampling.temperature, 1e-6), -jnp.inf)
     p = jax.nn.softmax(scaled)
-    # A code stays as long as the more likely ones do not reach top_p without it; the first always stays.
+    # A code is allowed if the more likely codes have a total probability below top_p; the first is always allowed.
     allowed &= (jnp.cumsum(p) - p < sampling.top_p) | (rank == 0)
     best = jnp.argmax(jnp.where(allowed, values + sampling.temperature * noise[codes], -jnp.inf))
     return codes[best].astype(jnp.int32)
@@ -84,21 +84,24 @@ def decode(
     known_mask: Bool[Array, "b length"] | None = None,
     start: ArrayLike = 0,
 ) -> tuple[Int32[Array, "b length"], Float32[Array, "b length"], tuple[jax.Array, Any]]:
-    """Samples `length` codes one after another, each given those before it.
+    """Samples `length` codes autoregressively. Returns `(codes, log_probs, (logits, cache))`.
 
     Args:
-      decode_step: the model: code number `index` of each row -> logits of the next one, and the cache with this one in it.
-      logits: of the first code.
-      keys: one a sequence [b]. The noise of a code depends on the sequence's key and `positions`, so a sequence is the same
-        whatever the batch it is sampled in.
-      positions: numbers by which the noise of codes differs; where a sequence is a whole image, the codes' numbers.
+      decode_step: function `(codes, index, cache)` -> logits of the next codes, and the updated cache.
+      logits: logits of the first codes.
+      cache: cache before the first codes.
+      keys: one random key per sequence [b]. The noise of a code depends only on the key of its sequence and its position,
+        so a sequence does not depend on the other sequences of the batch.
+      positions: positions of the codes, which select their noise; for images, the indices of the codes.
       max_candidates: see `sample_code`.
-      guided: whether rows come in pairs, `rows = 2 b`: conditional and unconditional. Both are fed the code that is sampled.
-      known_codes, known_mask: codes that are given where the mask is true; they are not sampled.
+      guided: whether rows are pairs of a conditional and an unconditional sequence, `rows = 2 b`. Both rows of a pair get
+        the same sampled code.
+      known_codes: codes to use instead of sampling where `known_mask` is True.
+      known_mask: mask of the known codes.
       start: index of the first code.
 
-    Returns `(codes, log_probs, (logits, cache))`; `log_probs` are the model's own (of the condition, at temperature 1,
-    without filters), in nats; the last pair continues where this call ended.
+    `log_probs` are those of the conditional model at temperature 1 without filters, in nats. `(logits, cache)` continue the
+    sequences in another call.
     """
     batch = len(keys)
     length = len(positions)

@@ -1,7 +1,7 @@
-"""Small layers with logical axis names: dense, embedding, norms, activations.
+"""Basic layers with logical axis names: dense, embedding, norms, activations.
 
-Axis names are read by `train_jax.sharding`: "embed" is the width of the residual stream, "mlp" and "heads" what tensor
-parallelism splits, "norm" a vector too small to split.
+`train_jax.sharding` maps the axis names to mesh axes: "embed" is the width of the residual stream, "mlp" and "heads" are
+sharded by tensor parallelism, "norm" is replicated.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from nn_jax.mixed_precision import dot
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x * sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with (arXiv 1606.08415, section 2)."""
+    """Computes x * sigmoid(1.702 x), the GELU approximation of OpenAI's CLIP (arXiv 1606.08415, section 2)."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -30,19 +30,20 @@ DTYPES = {"float32": jnp.dtype("float32"), "bfloat16": jnp.dtype("bfloat16")}  #
 
 
 def with_axis_names(init: Callable, *axes: str) -> Callable:
-    """An initialiser whose parameter carries these logical axis names."""
+    """Wraps an initialiser to add logical axis names to its parameter."""
     return nn.with_logical_partitioning(init, axes)
 
 
 class Dense(nn.Module):
-    """A linear map from the last `inputs` axes of x to axes of sizes `features`; parameters `kernel` and `bias`.
+    """Dense layer from the last `inputs` axes of x to axes of sizes `features`. Parameters: `kernel` and `bias`.
 
-    (Linen's DenseGeneral initialises a flattened kernel, which cannot carry the names of its unflattened axes.)
+    Linen's DenseGeneral initialises a flattened kernel, which cannot have names for the unflattened axes.
 
     Attributes:
-      axes: names of the kernel's axes, inputs first.
-      std: of the normal distribution the kernel is drawn from.
-      out_dtype: of the result, None: `dtype`. Logits are float32: sums of bfloat16 products, not rounded to bfloat16.
+      axes: logical names of the kernel's axes, inputs first.
+      std: standard deviation of the normal initialisation of the kernel.
+      inputs: number of contracted axes.
+      out_dtype: dtype of the output; None: `dtype`. float32 avoids rounding of logits to bfloat16.
     """
 
     features: tuple[int, ...]
@@ -65,16 +66,19 @@ class Dense(nn.Module):
 
 
 def add_parameter(x: jax.Array, parameter: ArrayLike) -> jax.Array:
-    """x plus a bias or position embedding for its last axes, in the dtype of x; its gradient is summed in its own dtype."""
+    """Adds a bias or position embedding to the last axes of x and casts the sum to the dtype of x.
+
+    The gradient of the parameter is accumulated in the dtype of the parameter.
+    """
     expanded = jnp.expand_dims(parameter, tuple(range(x.ndim - jnp.ndim(parameter))))
     return (x + expanded).astype(x.dtype)
 
 
 def embedding_lookup(table: ArrayLike, ids: ArrayLike, axis: str = "vocab") -> jax.Array:
-    """The rows `ids` [...] of an embedding table [n, width]: [..., width].
+    """Looks up the rows `ids` [...] of an embedding table [n, width]; returns [..., width].
 
-    The table is first gathered over the devices that share its width, as FSDP gathers a kernel before its product. Looked
-    up in shards, rows would come out split by width, and XLA would replicate the whole batch to split it by examples again.
+    The width of the table is all-gathered first, as FSDP does for kernels. Otherwise the output would be sharded along
+    width, and XLA would replicate the whole batch to reshard it along examples.
 
     Args:
       axis: logical name of the table's first axis.
@@ -83,12 +87,12 @@ def embedding_lookup(table: ArrayLike, ids: ArrayLike, axis: str = "vocab") -> j
 
 
 def layer_norm(eps: float, dtype, name: str | None) -> nn.LayerNorm:
-    """Layer norm; statistics in float32 whatever `dtype` is, and the variance from differences to the mean."""
+    """Creates a LayerNorm with float32 statistics for any `dtype`, which computes the variance in two passes."""
     ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
     return nn.LayerNorm(
         epsilon=eps,
         dtype=dtype,
-        use_fast_variance=False,  # E[x^2] - E[x]^2 loses its digits beside a large mean
+        use_fast_variance=False,  # E[x^2] - E[x]^2 is inaccurate for a large mean
         scale_init=with_axis_names(ones, "norm"),
         bias_init=with_axis_names(zeros, "norm"),
         name=name,
@@ -96,7 +100,7 @@ def layer_norm(eps: float, dtype, name: str | None) -> nn.LayerNorm:
 
 
 def group_norm(groups: int, dtype, name: str) -> nn.GroupNorm:
-    """Group norm; statistics as those of `layer_norm`."""
+    """Creates a GroupNorm that computes the variance in two passes, like `layer_norm`."""
     ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
     return nn.GroupNorm(
         groups,
@@ -109,6 +113,6 @@ def group_norm(groups: int, dtype, name: str) -> nn.GroupNorm:
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
-    """Vectors of unit norm along the last axis, in float32; a zero vector stays zero, with a finite gradient."""
+    """Normalises vectors to unit L2 norm along the last axis, in float32. Zero vectors stay zero, with finite gradients."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))

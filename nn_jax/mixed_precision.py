@@ -1,8 +1,8 @@
-"""Matrix products in mixed precision: bfloat16 products, gradients of the parameters summed in float32.
+"""Matrix products in mixed precision: bfloat16 products with parameter gradients accumulated in float32.
 
-The gradient of a parameter is a sum over all examples, and so over the devices that hold them. Were a float32 kernel cast
-to bfloat16 before the product, its gradient would be a bfloat16 array, and XLA would round each device's part before the
-all-reduce. So the cast is a part of the product, and the all-reduce is one of float32.
+The gradient of a parameter is a sum over examples and devices. A cast of the float32 kernel to bfloat16 before the product
+would give a bfloat16 gradient, rounded on each device before the all-reduce. So the cast is part of the product's
+derivative rule, and the all-reduce is in float32.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike, DTypeLike
 
-# Rematerialisation: of what a function computes from its inputs, the backward pass keeps nothing but the inputs.
+# Rematerialisation that saves only the inputs of a function for the backward pass.
 save_only_inputs = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
@@ -25,9 +25,9 @@ def dot(x: jax.Array, kernel: ArrayLike, axes: int, out_dtype: DTypeLike | None 
     """Contracts the last `axes` axes of `x` [..., inputs] with the first `axes` of `kernel` [inputs, outputs].
 
     Args:
-      kernel: of the dtype of `x`, and then this is `lax.dot_general`, or of a wider one: then it is rounded to that of `x`,
-        and its gradient is summed in its own dtype.
-      out_dtype: of the result; None: that of `x`.
+      kernel: array of the dtype of `x` or of a wider dtype. A wider kernel is rounded to the dtype of `x`, and its gradient is
+        accumulated in the dtype of the kernel.
+      out_dtype: dtype of the output; None: that of `x`.
     """
     dimensions = ((tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))), ((), ()))
     if x.dtype == kernel.dtype and out_dtype in (None, x.dtype):
@@ -36,19 +36,19 @@ def dot(x: jax.Array, kernel: ArrayLike, axes: int, out_dtype: DTypeLike | None 
 
 
 def round_kernels(params: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:
-    """Parameters with kernels in the dtype of the products, to which `dot` and `convolve` would round them at each call."""
+    """Casts the kernels to the dtype of the products, to which `dot` and `convolve` would round them at each call."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: x.astype(dtype) if path[-1] == jax.tree_util.DictKey("kernel") else x, params
     )
 
 
 def mixed_dot_general(a: jax.Array, b: jax.Array, dimension_numbers: tuple, dtype: DTypeLike, out_dtype: DTypeLike):
-    """`lax.dot_general` of `a` and `b` rounded to `dtype`, summed in float32, with the result in `out_dtype`.
+    """Computes `lax.dot_general` of `a` and `b` rounded to `dtype`, with float32 sums and the result in `out_dtype`.
 
-    It differs from rounding both and multiplying in its derivative alone: the cotangent of an operand is such a product
-    again, whose result has the operand's dtype before rounding. So a float32 kernel has a float32 gradient, made by a
-    product of bfloat16 numbers, which matrix units multiply at full rate. (Transposing the product of rounded numbers
-    would round the gradient; transposing one of widened numbers makes XLA write them out in float32.)
+    Only the derivative differs from rounding and multiplying: the cotangent of an operand is again such a product, in the
+    dtype of the operand before rounding. So a float32 kernel gets a float32 gradient from a product of bfloat16 numbers,
+    which matrix units multiply at full rate. (The transpose of a product of rounded numbers would round the gradient, and
+    for the transpose of a product in float32, XLA writes float32 copies of both operands to memory.)
     """
     (contract_a, contract_b), (batch_a, batch_b) = dimension_numbers
     numbers = tuple(tuple(map(tuple, pair)) for pair in ((contract_a, contract_b), (batch_a, batch_b)))
@@ -60,15 +60,7 @@ def mixed_dot_general(a: jax.Array, b: jax.Array, dimension_numbers: tuple, dtyp
 mixed_dot_general_p = Primitive("mixed_dot_general")
 
 
-def _evaluate(a, b, *, dimension_numbers, dtype, out_dtype):
-    def product(a, b):
-        return lax.dot_general(a, b, dimension_numbers, preferred_element_type=out_dtype)
-
-    def on_cpu(a, b):  # XLA's CPU compiler has no product of bfloat16 numbers with another result
-        return product(a.astype(out_dtype), b.astype(out_dtype))
-
-    a, b = a.astype(dtype), b.astype(dtype)
-    return product(a, b) if dtype == out_dtype else lax.platform_dependent(a, b, cpu=on_cpu, default=product)
+# Rematerialisation that saves only the inputs of a function for the backward pass.
 
 
 def _abstract_result(a, b, *, dimension_numbers, dtype, out_dtype):
@@ -79,7 +71,7 @@ def _abstract_result(a, b, *, dimension_numbers, dtype, out_dtype):
 
 
 def _transpose_first(cotangent, a, b, *, dimension_numbers, dtype, out_dtype, swap: bool = False):
-    """The cotangent of `a`; with `swap`, `a` was the second operand."""
+    """Computes the cotangent of `a`, the first operand, or with `swap` the second."""
     del out_dtype
     (contract_a, contract_b), (batch_a, batch_b) = dimension_numbers
     kept_a, kept_b = _kept(a.aval.ndim, contract_a, batch_a), _kept(b.ndim, contract_b, batch_b)

@@ -1,7 +1,6 @@
-"""Pre-norm transformer blocks (arXiv 1706.03762; pre-norm as in GPT-2), stacked by `scan` or unrolled.
+"""Pre-norm transformer (arXiv 1706.03762; pre-norm as in GPT-2) with scanned or unrolled blocks.
 
-For autoregressive decoding, `prefill` and `decode_step` keep the keys and values of earlier tokens in a KV cache, so that a
-token costs one row of each matrix product, and sees exactly what it would see in a whole sequence.
+For autoregressive decoding, `prefill` and `decode_step` use a KV cache. The results equal those of the full sequence.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +30,7 @@ Masks = Bool[Array, "..."]  # [.., t, s], or with `Transformer.mask_index` [mask
 
 
 def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a `Transformer` with `scan` as those of one without."""
+    """Converts the parameters of a `Transformer` with `scan=True` to those with `scan=False`."""
     if "blocks" not in params:
         return dict(params)
     depth = len(jax.tree.leaves(params["blocks"])[0])
@@ -39,12 +38,11 @@ def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), with dropout on both branches.
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)), with dropout on both branches.
 
-    On a CPU tokens are rows of one matrix, which matrix products read as it is. Were there a reshape between them, XLA's
-    CPU compiler would compute the residual stream's gradient anew, from the last block on, for each of its readers: in
-    unrolled blocks that cost grows with the square of the depth (a fifth to a third of a training step at depth 12).
-    Elsewhere tokens keep their axis, and the compiler chooses.
+    On a CPU the block computes on tokens flattened to [batch * length, width]. With reshapes between the matrix products,
+    XLA's CPU compiler would recompute the gradient of the residual stream for each use, at a cost quadratic in the depth of
+    unrolled blocks (a fifth to a third of a training step at depth 12). Other devices keep [batch, length, width].
     """
 
     width: int
@@ -76,7 +74,7 @@ class Block(nn.Module):
         return self._residual(x, lambda y: self.attention.decode_step(y, len(x), cache, position, mask))
 
     def _residual(self, x, attention: Callable, deterministic: bool = True):
-        """The block with this attention, `y -> (y, cache)`."""
+        """Applies the block with a given attention function `y -> (y, cache)`."""
         shape = x.shape
         as_rows = platform() == "cpu"
         if as_rows:
@@ -90,16 +88,16 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` blocks. Weights start as CLIP's do (openai/CLIP, `initialize_parameters`).
+    """Transformer of `depth` blocks, initialised like CLIP (openai/CLIP, `initialize_parameters`).
 
     Attributes:
-      mlp_ratio: width of the MLP over that of the stream.
-      activation: a key of `nn_jax.layers.ACTIVATIONS`.
-      eps: of the layer norms; 1e-5 in CLIP.
-      causal: tokens attend to themselves and those before them alone.
-      scan: one compiled block for all depths, parameters stacked under `blocks` with a leading axis; else `block_<i>`.
-      remat: "none"; "full" recomputes each block in the backward pass; "dots" keeps matrix products.
-      mask_index: for each block, which of several masks it uses; (): there is one mask for all.
+      mlp_ratio: ratio of the MLP's width to the width of the residual stream.
+      activation: key of `nn_jax.layers.ACTIVATIONS`.
+      eps: epsilon of the layer norms; 1e-5 in CLIP.
+      causal: whether tokens attend only to themselves and to earlier tokens.
+      scan: whether blocks are scanned, with parameters stacked under `blocks`; otherwise parameters are `block_<i>`.
+      remat: rematerialisation: "none", "full" (recomputes each block in the backward pass), "dots" (saves matrix products).
+      mask_index: index of each block's mask among several masks; (): one mask for all blocks.
     """
 
     width: int
@@ -136,16 +134,20 @@ class Transformer(nn.Module):
         if self.scan:
             self.blocks = block(**options)
         else:
-            for number in range(self.depth):
-                setattr(self, f"block_{number}", block(**options))
+            for index in range(self.depth):
+                setattr(self, f"block_{index}", block(**options))
 
     def __call__(
         self, x: Float[Array, "batch length width"], masks: Masks | None = None, deterministic: bool = True
     ) -> Float[Array, "batch length width"]:
-        """The residual stream after all blocks. masks: where a token (row) may attend; see `mask_index`."""
+        """Applies all blocks.
+
+        Args:
+          masks: attention mask, True where a token (row) may attend, or several masks; see `mask_index`.
+        """
         if not self.scan:
-            for number in range(self.depth):
-                x = self._block(number)(x, self._mask(masks, number), deterministic)
+            for index in range(self.depth):
+                x = self._block(index)(x, self._mask(masks, index), deterministic)
             return x
 
         def apply(block, x, index):
@@ -161,19 +163,19 @@ class Transformer(nn.Module):
         return stack(self.blocks, x, jnp.asarray(self.mask_index or (0,) * self.depth))[0]
 
     def empty_caches(self, batch: int, length: int) -> tuple[KVCache, ...]:
-        """A KV cache for each block, with room for `length` tokens."""
+        """Makes an empty KV cache of `length` tokens for each block."""
         return (KVCache.empty(batch, length, self.heads, self.width // self.heads, self.dtype),) * self.depth
 
     def prefill(
         self, x: Float[Array, "batch prefix width"], caches: tuple[KVCache, ...], masks: Masks | None = None
     ) -> tuple[Float[Array, "batch prefix width"], tuple[KVCache, ...]]:
-        """The first tokens of a sequence after all blocks, and the caches with their keys and values.
+        """Applies all blocks to the first tokens of a sequence. Returns the output and the updated KV caches.
 
-        For unrolled blocks (`scan=False`, parameters from `unstack_blocks`).
+        Requires unrolled blocks (`scan=False`, parameters from `unstack_blocks`).
         """
         filled = []
-        for number, cache in enumerate(caches):
-            x, cache = self._block(number).prefill(x, cache, self._mask(masks, number))
+        for index, cache in enumerate(caches):
+            x, cache = self._block(index).prefill(x, cache, self._mask(masks, index))
             filled.append(cache)
         return x, tuple(filled)
 
@@ -184,22 +186,27 @@ class Transformer(nn.Module):
         position: Int[Array, ""],
         masks: Masks | None = None,
     ) -> tuple[Float[Array, "batch 1 width"], tuple[KVCache, ...]]:
-        """The token at `position` after all blocks, and the caches with its keys and values; for unrolled blocks.
+        """Applies all blocks to the token at `position`. Returns the output and the updated KV caches.
 
-        masks: of its row, [.., 1, length of the caches]; None: it attends to all before it.
+        Requires unrolled blocks (`scan=False`, parameters from `unstack_blocks`).
+
+        Args:
+          masks: rows [.., 1, length of the caches] of the masks for this token; None: all earlier tokens are visible.
         """
         written = jnp.arange(caches[0].keys.shape[2]) <= position
         filled = []
-        for number, cache in enumerate(caches):
-            mask = written[None, None, None] if masks is None else self._mask(masks, number)
-            x, cache = self._block(number).decode_step(x, cache, position, mask)
+        for index, cache in enumerate(caches):
+            mask = written[None, None, None] if masks is None else self._mask(masks, index)
+            x, cache = self._block(index).decode_step(x, cache, position, mask)
             filled.append(cache)
         return x, tuple(filled)
 
-    def _block(self, number: int) -> Block:
+    def _block(self, index: int) -> Block:
+        """Returns an unrolled block. Raises ValueError for scanned blocks."""
         if self.scan:
             raise ValueError("a KV cache needs unrolled blocks: scan=False, with parameters from `unstack_blocks`")
-        return getattr(self, f"block_{number}")
+        return getattr(self, f"block_{index}")
 
-    def _mask(self, masks: Masks | None, number: int) -> Masks | None:
-        return masks[self.mask_index[number]] if self.mask_index else masks
+    def _mask(self, masks: Masks | None, index: int) -> Masks | None:
+        """Returns the mask of a block."""
+        return masks[self.mask_index[index]] if self.mask_index else masks

@@ -1,10 +1,12 @@
-"""Strict surroundings for every test: fake devices, checked annotations, no network, nothing left at home.
+"""Strict settings for every test: fake devices, checked annotations, no network, no files in the home folder.
 
 What JAX reads from the environment is set here, before anything imports JAX, and is inherited by the
 processes that tests start. Warnings are errors (`filterwarnings` in pyproject.toml).
 """
 
+import collections
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -20,6 +22,7 @@ _CACHE = _ROOT / ".cache"
 _DEVICES = 8  # enough for a mesh with all three axes
 _CHECKED = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax")
 _PEERS = ("torch", "transformers", "diffusers")
+_LONGEST_FILES = ("train/test_hosts.py", "train/test_resilience.py")  # of few tests; else those with most tests are long
 
 
 def _set(name: str, value: str | Path) -> None:
@@ -33,8 +36,10 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={_DEVICES}"
         # Most of a test's time is compiling programs that run once: machine code may be slow here.
         " --xla_backend_optimization_level=0"
+        # The older of XLA's two generators of fused loops compiles a quarter faster; jaxlib 0.12 has the newer one alone.
+        + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10.")
         # Fake devices share few cores: one that is waited for is slow, not lost.
-        " --xla_cpu_collective_call_warn_stuck_timeout_seconds=60"
+        + " --xla_cpu_collective_call_warn_stuck_timeout_seconds=60"
         " --xla_cpu_collective_call_terminate_timeout_seconds=240"
     ).strip()
 _set("JAX_NUMPY_RANK_PROMOTION", "raise")
@@ -84,7 +89,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(_own_folder, ignore_errors=True)
 
 
+def _long_files_first(items: list[pytest.Item]) -> None:
+    """Starts long files first, so that workers (`--dist loadfile --no-loadscope-reorder`) end at about the same time."""
+    sizes = collections.Counter(item.path for item in items)
+    longest = [_ROOT / "tests" / name for name in _LONGEST_FILES]
+    items.sort(key=lambda item: (item.path not in longest, -sizes[item.path]))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _long_files_first(items)
     missing = [name for name in _PEERS if importlib.util.find_spec(name) is None]
     if not missing:
         return
@@ -131,15 +144,15 @@ def compilations():
     """A list that grows by one with every program that is compiled, or read from the cache of compiled ones."""
     import jax.monitoring
 
-    found = []
+    events = []
 
     def listen(event: str, duration: float, **kwargs) -> None:
         del duration
         if event == "/jax/core/compile/backend_compile_duration":
-            found.append(kwargs)
+            events.append(kwargs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
+    yield events
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
@@ -172,7 +185,7 @@ def learn():
 
 @pytest.fixture(scope="session")
 def untrained_vqgan():
-    """A VQGAN that nobody trained: 16 x 16 pixels to 4 x 4 codes out of 12."""
+    """A VQGAN of random weights: 16 x 16 pixels to 4 x 4 codes out of 12."""
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
@@ -234,7 +247,7 @@ def run_notebook():
 
 @pytest.fixture(scope="session")
 def shown():
-    """`shown(outputs, word, count, width, contrast)`: a cell gave so many pictures, each wide enough and not blank."""
+    """`shown(outputs, word, count, width, contrast)`: a cell shows so many pictures, wide and not blank."""
     import numpy as np
 
     def check(outputs, word: str, count: int, width: int = 100, contrast: float = 3) -> None:

@@ -24,6 +24,6 @@ if __name__ == "__main__":
 
     distributed.initialize(coordinator, 2, int(index))
     assert jax.process_count() == 2
-    with mock.patch.object(sharding, "_laid_out", like_a_tpu):
+    with mock.patch.object(sharding, "_arrange_devices", like_a_tpu):
         for config, workdir in ast.literal_eval(Path(configs).read_text()):
             train_jax.run(ConfigDict(config), workdir)

@@ -1,4 +1,10 @@
-"""Every module can be differentiated forwards: `jax.jvp` is the transpose of `jax.vjp`."""
+"""Every module can be differentiated forwards: `jax.jvp` is the transpose of `jax.vjp`.
+
+Values are compared for small modules that hold every rule of `nn_jax` of its own; for the whole models, whose programs
+take long to compile, by `make slow`.
+"""
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -78,9 +84,9 @@ def lpips():
     def layer(inputs: int):
         return {"kernel": DRAW.normal(0, 0.3, (3, 3, inputs, 4)).astype(np.float32), "bias": np.ones(4, np.float32)}
 
-    places = [place for part in perceptual._SLICES for place in part]
-    weights = {"vgg": {str(place): layer(4 if place else 3) for place in places}}
-    weights["lin"] = {str(number): np.ones(4, np.float32) for number in range(5)}
+    layers = [index for part in perceptual._SLICES for index in part]
+    weights = {"vgg": {str(index): layer(4 if index else 3) for index in layers}}
+    weights["lin"] = {str(index): np.ones(4, np.float32) for index in range(5)}
     return lambda v, x: perceptual.lpips(v, x, jnp.zeros_like(x)), weights
 
 
@@ -116,24 +122,38 @@ def dalle():
     return second_stage(4, predicts_condition=True, axial=True)
 
 
+WHOLE_MODELS = (clip, resnet, vqgan, dall_e_s_vae, dalle)
+
+
+def flat(function, variables, x):
+    return jnp.concatenate([y.ravel() for y in jax.tree.leaves(function(variables, x))])
+
+
 @pytest.mark.parametrize("make", [clip, resnet, vqgan, dall_e_s_vae, patches, lpips, prior, dalle])
+def test_forward_mode_is_defined(make):
+    """A rule for the backward pass alone (`custom_vjp`) anywhere in a model is an error when its tangent is lowered."""
+    function, variables = make()
+    inputs = (variables, jnp.asarray(PICTURES))
+    lowered = jax.jit(lambda *x: jax.jvp(functools.partial(flat, function), x, x)).lower(*inputs)
+    assert lowered.out_info[1].size > 0
+
+
+@pytest.mark.parametrize("make", [patches, lpips, prior, *(pytest.param(m, marks=pytest.mark.slow) for m in WHOLE_MODELS)])
 def test_forwards_is_the_transpose_of_backwards(make):
     function, variables = make()
-    at = (variables, jnp.asarray(PICTURES))
-    leaves, tree = jax.tree.flatten(at)
-    along = tree.unflatten([jnp.asarray(DRAW.normal(size=x.shape), x.dtype) for x in leaves])
-
-    def flat(variables, x):
-        return jnp.concatenate([y.ravel() for y in jax.tree.leaves(function(variables, x))])
+    inputs = (variables, jnp.asarray(PICTURES))
+    leaves, tree = jax.tree.flatten(inputs)
+    direction = tree.unflatten([jnp.asarray(DRAW.normal(size=x.shape), x.dtype) for x in leaves])
+    scalars = functools.partial(flat, function)
 
     @jax.jit
-    def both(at, along):
-        y, tangent = jax.jvp(flat, at, along)
+    def both(inputs, direction):
+        y, tangent = jax.jvp(scalars, inputs, direction)
         weights = jnp.cos(jnp.arange(y.size, dtype=jnp.float32))
-        slopes = jax.vjp(flat, *at)[1](weights)
-        return tangent, jnp.vdot(weights, tangent), optax.tree.vdot(slopes, along)
+        gradients = jax.vjp(scalars, *inputs)[1](weights)
+        return tangent, jnp.vdot(weights, tangent), optax.tree.vdot(gradients, direction)
 
-    tangent, forwards, backwards = both(at, along)
+    tangent, forwards, backwards = both(inputs, direction)
     scale = float(jnp.linalg.norm(tangent))
     assert scale > 0
     np.testing.assert_allclose(forwards, backwards, rtol=1e-4, atol=1e-4 * scale)

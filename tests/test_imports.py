@@ -19,9 +19,9 @@ IMPORTED = {
     "vqgan_jax": ("nn_jax", "train_jax", "clip_jax"),
     "dalle_jax": ("nn_jax", "train_jax", "clip_jax", "vqgan_jax"),
 }
-# From the ground up: a module imports from the floors below its own, and of its own floor modules of its own package. It is
-# on the floor of the longest name that it lies in; a package's own name stands for the modules that no floor names.
-FLOORS = {
+# From the lowest up: a module imports from the layers below its own, and of its own layer modules of its own package. It is
+# in the layer of the longest name that it lies in; a package's own name stands for the modules that no layer names.
+LAYERS = {
     "layers": "nn_jax train_jax.errors train_jax.options train_jax.paths",
     "computation": "train_jax.compute",
     "networks and losses": """
@@ -42,9 +42,9 @@ FLOORS = {
         clip_jax.cli clip_jax.demo dalle_jax.cli dalle_jax.demo vqgan_jax.cli vqgan_jax.demo vqgan_jax.guided.cli
         vqgan_jax.guided.demo""",
 }
-HEIGHTS = {name: height for height, names in enumerate(FLOORS.values()) for name in names.split()}
+LEVELS = {name: level for level, names in enumerate(LAYERS.values()) for name in names.split()}
 # Models know what a run directory holds, not how it is written.
-INTERNAL = FLOORS["checkpoints"].split()
+INTERNAL = LAYERS["checkpoints"].split()
 # What processes that read data are sent, besides each family's `example.py`. They start sooner without JAX, but for what
 # Grain itself imports of it.
 READ_BY_WORKERS = ("train_jax.data.stream", "vqgan_jax.coded", "dalle_jax.captions")
@@ -76,43 +76,43 @@ def imports(tree: ast.AST, path: Path) -> list[tuple[str, int]]:
     package = module_name(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
-    found = []
+    names = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [(alias.name, node.lineno) for alias in node.names]
+            names += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             origin = ".".join([*above, *(node.module or "").split(".")]).strip(".")
-            found += [(f"{origin}.{alias.name}", node.lineno) for alias in node.names]
+            names += [(f"{origin}.{alias.name}", node.lineno) for alias in node.names]
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             name = node.args[0].value
             if called in ("import_module", "__import__", "importorskip") and isinstance(name, str):
-                found.append((name, node.lineno))
-    return found
+                names.append((name, node.lineno))
+    return names
 
 
 def top(name: str) -> str:
     return name.split(".")[0]
 
 
-def height(name: str) -> int:
-    """The number of the floor that a module, or a name in one, is on."""
-    while name not in HEIGHTS:
+def level(name: str) -> int:
+    """The index of the layer of a module, or of a name in one."""
+    while name not in LEVELS:
         name = name.rpartition(".")[0]
-    return HEIGHTS[name]
+    return LEVELS[name]
 
 
 def may_import(importer: str, name: str) -> bool:
     """Whether a module of a package may import this name of the project."""
     if top(importer) == top(name):
-        return importer == top(importer) or height(name) <= height(importer)  # a package offers its verbs by late imports
+        return importer == top(importer) or level(name) <= level(importer)  # a package offers its API by late imports
     is_internal = any(f"{name}.".startswith(f"{module}.") for module in INTERNAL)
-    return top(name) in IMPORTED[top(importer)] and not is_internal and height(name) < height(importer)
+    return top(name) in IMPORTED[top(importer)] and not is_internal and level(name) < level(importer)
 
 
 def violations(path: Path, source: str) -> list[str]:
-    """The imports of one module of `PACKAGES` that cross the floors or that run time does without."""
+    """The imports of one module of `PACKAGES` that cross the layers or that run time does without."""
     importer = module_name(path)
     wrong = []
     for name, line in imports(ast.parse(source), path):
@@ -177,7 +177,7 @@ def test_the_check_itself(file, source, ok):
 
 def test_every_rule_is_about_a_module():
     modules = {module_name(path) for path in sources(*PACKAGES)}
-    assert sorted({*HEIGHTS, *COMPARES, *EXTRAS, *READ_BY_WORKERS} - modules) == []
+    assert sorted({*LEVELS, *COMPARES, *EXTRAS, *READ_BY_WORKERS} - modules) == []
 
 
 def loaded_with(module: str, texts: dict[str, tuple[Path, str]]) -> dict[str, ast.Module]:

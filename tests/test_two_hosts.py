@@ -82,8 +82,8 @@ def metrics(tmp_path_factory, untrained_vqgan) -> dict:
 
 
 def rows(workdir: Path) -> list[dict]:
-    found = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in row.items() if not key.startswith(_CLOCK)} for row in found]
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in row.items() if not key.startswith(_CLOCK)} for row in lines]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

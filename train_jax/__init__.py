@@ -1,17 +1,17 @@
-"""How anything trains: one loop, one sharded step, one run directory, for every model of this repository.
+"""Trainer for all models: one training loop, one sharded step, one run directory.
 
     import train_jax
     history = train_jax.run(config, "runs/clip-shapes")      # what `python -m train_jax` calls
 
-Data flows one way: sources -> pipeline -> task -> step -> run directory. Nothing here knows a model: a model
-package offers a `Task` (see `train_jax.task`), and the config names it.
+Data flows one way: sources -> pipeline -> task -> step -> run directory. This package is independent of any model: a
+model package provides a `Task` (see `train_jax.task`), and the config names it.
 """
 
 __all__ = ["run"]
 
 
 def __getattr__(name: str):
-    # Late, so that a loaded model, which needs only the data rooms of this package, does not import the trainer.
+    # Lazy import: loading a model needs only the data modules of this package, not the trainer.
     if name == "run":
         from train_jax.train import run
 

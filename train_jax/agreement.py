@@ -1,8 +1,8 @@
-"""What the hosts of a job tell each other, so that all take the same way: values, errors, requests to stop.
+"""Communication between the hosts of a job: values, errors, requests to stop.
 
-Hosts meet through JAX's coordination service, not on the devices: a meeting works while devices wait for a program that
-one host will never join. Every host must call `gather` equally often. A host that fails calls `share` instead: it joins
-the next meeting of the others, whatever that is about, and they raise PeerError there.
+Messages use JAX's coordination service, not the devices, so they work even if the devices wait for a collective that a
+failed host will never join. Every host must call `gather` the same number of times. A failed host calls `share_error`
+instead: it joins the next `gather` of the other hosts, which then raises PeerError.
 """
 
 import itertools
@@ -19,45 +19,56 @@ from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError
 
 _DAY = 24 * 3600.0
-PATIENCE = 120.0  # seconds that a host that failed waits for the others, which may be stuck in a program with it
+PATIENCE = 120.0  # seconds a failed host waits for the others, which may be blocked in a collective with it
 
 _meetings = itertools.count()
 
 
 class PeerError(RuntimeError):
-    """Another host of the job failed; the message says which and why."""
+    """Failure of another host of the job; the message names the process and its error."""
 
 
 def gather(value: Any = None) -> list:
-    """The value of each host, by process number; values are what JSON holds. PeerError if another host failed."""
+    """Collects a JSON value from every host. Returns the values in order of process index.
+
+    Raises PeerError if another host failed.
+    """
     replies = _meet({"value": value}, _DAY)
-    errors = [f"process {number} failed: {reply['error']}" for number, reply in enumerate(replies) if "error" in reply]
+    errors = [f"process {process} failed: {reply['error']}" for process, reply in enumerate(replies) if "error" in reply]
     if errors:
         raise PeerError("; ".join(errors))
     return [reply["value"] for reply in replies]
 
 
-def from_first(value: Any = None) -> Any:
-    """The value of process 0, on every host."""
+def barrier() -> None:
+    """Waits until every host has called this function. Raises PeerError if another host failed."""
+    gather()
+
+
+def broadcast_from_first(value: Any = None) -> Any:
+    """Broadcasts the value of process 0 to every host."""
     return gather(value if jax.process_index() == 0 else None)[0]
 
 
 def check_same(count: int, what: str) -> None:
-    """DataError, on every host, if hosts count differently: they would wait for batches that others do not have."""
+    """Raises DataError on every host unless all hosts have the same count of `what`.
+
+    With different counts, some hosts would wait forever for missing batches.
+    """
     counts = gather(count)
     if len(set(counts)) > 1:
         listed = ", ".join(f"process {process}: {count:,}" for process, count in enumerate(counts))
         raise DataError(f"hosts see different data: {what}: {listed}. Give all of them the same files")
 
 
-def share(error: Exception) -> None:
-    """Tells the other hosts why this one fails; returns when all know it, and may then save together.
+def share_error(error: Exception) -> None:
+    """Sends this host's error to the other hosts and waits until all hosts have received it.
 
-    An error that they know already (PeerError, or shared before) is not told again. If the others do not come to hear it,
-    nothing can be done together any more: the error is printed and this process ends, upon which JAX ends the others.
+    A PeerError and an error that was sent before are not sent again. If the other hosts do not answer, this function
+    prints the error and ends the process; JAX then ends the other processes.
     """
-    alone = distributed.global_state.client is None or jax.process_count() == 1
-    if alone or isinstance(error, PeerError) or getattr(error, "_shared", False):
+    is_single = distributed.global_state.client is None or jax.process_count() == 1
+    if is_single or isinstance(error, PeerError) or getattr(error, "_shared", False):
         return
     error._shared = True
     try:
@@ -71,7 +82,7 @@ def share(error: Exception) -> None:
 
 
 def check_connected() -> None:
-    """ConfigError if JAX sees several hosts that cannot talk to each other."""
+    """Raises ConfigError if JAX sees several hosts but jax.distributed is not initialised."""
     if jax.process_count() > 1 and distributed.global_state.client is None:
         raise ConfigError(
             f"JAX sees {jax.process_count()} hosts, and jax.distributed is not initialised: start with --distributed=on, "
@@ -80,6 +91,7 @@ def check_connected() -> None:
 
 
 def _meet(message: dict, timeout: float) -> list[dict]:
+    """Exchanges one message with every host. Returns the messages in order of process index."""
     if jax.process_count() == 1:
         return [message]
     client = distributed.global_state.client
@@ -88,6 +100,6 @@ def _meet(message: dict, timeout: float) -> list[dict]:
     client.key_value_set(f"{folder}/{jax.process_index()}", json.dumps(message))
     client.wait_at_barrier(folder, int(1000 * timeout))
     if jax.process_index() == 0 and meeting:
-        client.key_value_delete(f"train_jax/{meeting - 1}")  # all have read it, or they would not be here
+        client.key_value_delete(f"train_jax/{meeting - 1}")  # every host has read the previous one
     messages = {int(key.rsplit("/", 1)[1]): json.loads(text) for key, text in client.key_value_dir_get(folder)}
     return [messages[process] for process in range(jax.process_count())]

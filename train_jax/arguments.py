@@ -1,4 +1,4 @@
-"""Arguments that command lines share: files to write, files of lines. Mistakes are found before any work begins."""
+"""Checks and parsers for command-line arguments that several programs share."""
 
 import argparse
 import itertools
@@ -11,8 +11,12 @@ from train_jax.data.files import read_lines
 from train_jax.errors import UserError
 
 
-def expanded(argv: Sequence[str] | None = None) -> list[str]:
-    """A command line's words (None: this process's), the `~` of `--option=~/file` expanded, which shells leave alone."""
+def expand_home(argv: Sequence[str] | None = None) -> list[str]:
+    """Expands `~` in arguments such as `--option=~/file`, which shells leave as it is.
+
+    Args:
+      argv: the arguments; None: those of this process.
+    """
     words = []
     for word in sys.argv[1:] if argv is None else argv:
         option, equals, value = word.partition("=")
@@ -22,12 +26,12 @@ def expanded(argv: Sequence[str] | None = None) -> list[str]:
 
 
 def check_outputs(**paths: str | None) -> None:
-    """Refuses files that cannot be written: before hours of work, not after them.
+    """Raises UserError for output paths that cannot be written. Call this before long computations.
 
     Args:
-      paths: by the name of their option; None: not asked for. `folder` is a folder, which may be missing.
+      paths: option name -> path; None if the option is not set. `folder` is a directory, which may be missing.
 
-    UserError for a folder where a file belongs or the reverse, a missing or read-only parent, one file named twice.
+    Invalid are a directory instead of a file or the reverse, a missing or read-only parent, and two equal paths.
     """
     files = {name: Path(path) for name, path in paths.items() if path is not None}
     if "folder" in files:
@@ -39,13 +43,13 @@ def check_outputs(**paths: str | None) -> None:
             raise UserError(f"--{name} {path}: there is no folder {path.parent}")
         if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
             raise UserError(f"--{name} {path}: no permission to write there")
-    for (name, path), (other, same) in itertools.combinations(sorted(files.items()), 2):
-        if path.resolve() == same.resolve():
-            raise UserError(f"--{name} and --{other} name the same file, {path.resolve()}")
+    for (name, path), (other_name, other_path) in itertools.combinations(sorted(files.items()), 2):
+        if path.resolve() == other_path.resolve():
+            raise UserError(f"--{name} and --{other_name} name the same file, {path.resolve()}")
 
 
 def check_folder(path: str | Path, option: str) -> None:
-    """UserError for a folder that cannot be made or written to."""
+    """Raises UserError if a folder cannot be created or written to."""
     absolute = Path(path).resolve()
     existing = next(parent for parent in (absolute, *absolute.parents) if parent.exists())
     if not existing.is_dir():
@@ -56,33 +60,43 @@ def check_folder(path: str | Path, option: str) -> None:
 
 
 def png(path: str, what: str, option: str = "--out") -> Path:
-    """The path of a PNG to write; UserError for another suffix. `what` goes there, and `option` gave it, for the message."""
+    """Returns the path of a PNG output. Raises UserError for another suffix.
+
+    Args:
+      what: description of the output for the error message.
+      option: option name for the error message.
+    """
     if Path(path).suffix.lower() != ".png":
-        raise UserError(f"{option} {path}: {what} is a PNG; name it so")
+        raise UserError(f"{option} {path}: {what} is a PNG; use the suffix .png")
     return Path(path)
 
 
 def lines(texts: Sequence[str], what: str) -> list[str]:
-    """Texts, where `@FILE` stands for the lines of a file that are not blank.
+    """Expands strings of the form `@FILE` to the non-blank lines of the file.
 
     Args:
-      what: a line holds, for messages, such as "a prompt".
+      what: content of a line for error messages, such as "a prompt".
 
-    UserError for a file without such lines, DataError for one of an unknown encoding, OSError for one that cannot be opened.
+    Raises UserError for a file without such lines, DataError for a file in an unknown encoding, OSError for a file that
+    cannot be opened.
     """
     return [line for text in texts for line in (_lines_of(text, what) if text[:1] == "@" else [text])]
 
 
 def listed(text: str, what: str, option: str) -> list[str]:
-    """Distinct entries of an option: separated by commas, or `@FILE` with one a line. UserError if there are none."""
+    """Splits an option value into distinct entries, separated by commas or read from `@FILE`, one per line.
+
+    Raises UserError if there are no entries.
+    """
     entries = lines([text], what) if text[:1] == "@" else [part.strip() for part in text.split(",")]
     entries = list(dict.fromkeys(entry for entry in entries if entry))
     if not entries:
-        raise UserError(f"{option} {text!r} names none: separate entries by commas, or write @FILE with {what} a line")
+        raise UserError(f"{option} {text!r} has no entries: separate entries by commas, or write @FILE with {what} per line")
     return entries
 
 
 def _lines_of(text: str, what: str) -> list[str]:
+    """Reads the non-blank lines of `@FILE`. Raises UserError if there are none."""
     entries = read_lines(text[1:])
     if not entries:
         raise UserError(f"{text}: {text[1:]} has no line with {what}")
@@ -90,7 +104,7 @@ def _lines_of(text: str, what: str) -> list[str]:
 
 
 def size(text: str) -> tuple[int, int]:
-    """(height, width) of "64x128", as a type of `argparse`."""
+    """Parses a size such as "64x128" to (height, width); usable as a `type` of argparse."""
     sides = text.lower().split("x")
     if len(sides) != 2 or not all(side.isdigit() for side in sides):
         raise argparse.ArgumentTypeError(f"{text!r}: write height and width in pixels, such as 64x128")

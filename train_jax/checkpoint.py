@@ -1,8 +1,8 @@
-"""What survives a run: state and data position together, saved by Orbax in the background, read back onto any mesh.
+"""Checkpoints of training state and data position: saved asynchronously by Orbax, restored onto any mesh.
 
-A checkpoint is a folder `<step>/`. It appears under that name only when it is complete, so a killed process leaves the ones
-before it as they were. One that was damaged later is reported and passed over. Hosts agree on each of these: what is read,
-whether all could read it, what is set aside, and whether a save succeeded.
+A checkpoint is a folder `<step>/`. The folder gets this name only after the save is complete, so a killed process leaves
+earlier checkpoints intact. Damaged checkpoints are logged and skipped. All hosts agree on which checkpoint to read,
+whether reading succeeded, which checkpoints to rename, and whether a save succeeded.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import os
 
 import jax
 from orbax.checkpoint import v1 as ocp
-from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator  # its tests align it in the same way
+from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator  # Orbax's tests align it in the same way
 
 from train_jax import agreement, optim, paths, resume
 from train_jax.errors import ConfigError, Stopped
@@ -20,32 +20,35 @@ from train_jax.sharding import path_name
 log = logging.getLogger(__name__)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Not the tracebacks that Orbax logs of each thread of a failed save: `Checkpoints` reports the failure in one line."""
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """Filters out Orbax's error logs: one traceback per thread of a failed save.
+
+    `Checkpoints` logs the failure in one line instead.
+    """
     return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
-logging.getLogger("absl").addFilter(_is_news)
+logging.getLogger("absl").addFilter(_is_relevant)
 
 
 class CheckpointError(RuntimeError):
-    """Checkpoints exist and none can be read, or the last one of a run could not be written."""
+    """Failure to read any checkpoint of a run, or to write its last checkpoint."""
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """Checkpoint manager of one run.
 
     Args:
-      directory: made if missing; unfinished checkpoints of a killed process are removed.
-      every: updates between two checkpoints.
-      keep_last: how many of the newest are kept.
-      keep_every: besides, every checkpoint whose step is a multiple of this is kept; 0: none.
-      config: what each checkpoint tells about the run that made it: a dict that JSON can hold.
+      directory: checkpoint directory; created if missing. Unfinished checkpoints of a killed process are removed.
+      every: number of updates between checkpoints.
+      keep_last: number of newest checkpoints to keep.
+      keep_every: also keeps checkpoints whose step is a multiple of this; 0: none.
+      config: the config of the run, a JSON-serialisable dict that is saved with each checkpoint.
 
-    On several hosts, all must make the same calls.
+    All hosts must make the same calls.
 
     Attributes:
-      evaluated: whether the state that was restored had been evaluated, where its turn had come.
+      evaluated: whether the evaluations due at the restored step were run before it was saved.
     """
 
     def __init__(self, directory: str | os.PathLike, *, every: int, keep_last: int, keep_every: int = 0, config=None):
@@ -55,55 +58,58 @@ class Checkpoints:
         self._every = every
         self._failure: tuple[int, Exception] | None = None
         self._saving: tuple[int, ocp.AsyncResponse] | None = None
-        keep = [ocp.training.preservation_policies.LatestN(keep_last)]
+        policies = [ocp.training.preservation_policies.LatestN(keep_last)]
         if keep_every:
-            keep.append(ocp.training.preservation_policies.EveryNSteps(keep_every))
+            policies.append(ocp.training.preservation_policies.EveryNSteps(keep_every))
         self._open = lambda: ocp.training.Checkpointer(
             self._directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(keep),
+            preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(policies),
         )
         self._remove_unfinished()
         self._checkpointer = self._open()
 
     @property
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
+        """Steps of the complete checkpoints, in ascending order."""
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest complete checkpoint."""
+        """Step of the newest complete checkpoint; None if there is no checkpoint."""
         return max(self.steps, default=None)
 
     def due(self, step: int) -> bool:
-        """Whether the schedule saves after this update."""
+        """Returns whether a checkpoint is due after update `step`."""
         return step % self._every == 0
 
     def save(self, step: int, state, position, *, evaluated: bool = True) -> None:
-        """Starts saving; the state may be donated as soon as this returns.
+        """Starts an asynchronous save of the state. The state may be donated as soon as this method returns.
 
-        `position` is anything with `get_state()`: where the data stream stands on this host. A save that fails (a full
-        disk) is reported, and the run goes on: the checkpoints before it are untouched.
+        Args:
+          position: data iterator of this host, an object with `get_state()`.
+          evaluated: whether the evaluations due at this step were run.
+
+        A failed save (such as a full disk) is logged and training continues; earlier checkpoints stay intact.
         """
         self.wait()
-        if agreement.from_first(step in self.steps):
+        if agreement.broadcast_from_first(step in self.steps):
             return
-        # Hosts take rows of the same global batches, so every host is at the same place.
-        about = {"position": position.get_state(), "evaluated": evaluated, "config": self._config}
+        # All hosts read rows of the same global batches, so the data position is the same on every host.
+        metadata = {"position": position.get_state(), "evaluated": evaluated, "config": self._config}
         failure = None
         try:
-            content = _named(state)
+            content = _to_named_tree(state)
             if optim.has_average(state.opt_state):
-                # For inference alone, which cannot read an optimiser's state.
+                # Inference cannot read optimiser states, so it needs a separate copy.
                 content["average"] = optim.evaluation_params(state.opt_state, state.params)
-            self._saving = (step, self._checkpointer.save_async(step, content, force=True, custom_metadata=about))
+            self._saving = (step, self._checkpointer.save_async(step, content, force=True, custom_metadata=metadata))
         except Exception as error:
             failure = error
         self._agree_on_failure(step, failure)
 
     def wait(self) -> None:
-        """Waits for the save under way, if there is one."""
+        """Waits for the save in progress, if any."""
         if self._saving is None:
             return
         (step, response), self._saving = self._saving, None
@@ -113,19 +119,20 @@ class Checkpoints:
         except Exception as error:
             failure = error
         if not self._agree_on_failure(step, failure) and self._failure is not None:
-            # A thread of the failed save may have written on after `_report` had cleared its remains away.
+            # A thread of the failed save may have written more files after `_report` removed the unfinished folder.
             self._remove_unfinished()
             self._failure = None
 
     def _agree_on_failure(self, step: int, failure: Exception | None) -> bool:
-        """Whether saving failed on any host; then it has on all."""
-        failures = _by_process(failure)
+        """Returns whether the save failed on any host, and reports such a failure on all hosts."""
+        failures = _gather_failures(failure)
         if failures:
             self._saving = None
             self._report(step, failure or agreement.PeerError("; ".join(failures)))
         return bool(failures)
 
     def _report(self, step: int, error: Exception) -> None:
+        """Logs a failed save, removes its files and opens a new checkpointer."""
         self._failure = (step, error)
         log.error(
             "checkpoint %d could not be saved (%s: %s); training goes on, earlier checkpoints are untouched",
@@ -133,7 +140,7 @@ class Checkpoints:
             type(error).__name__,
             first_line(error),
         )
-        # What was written of it is removed, and Orbax forgets the failed save, so that the next one starts clean.
+        # Remove the unfinished folder and reset Orbax, so that the next save starts clean.
         try:
             self._checkpointer.close()  # waits for the threads of the save
         except Exception as again:
@@ -143,56 +150,61 @@ class Checkpoints:
         self._checkpointer = self._open()
 
     def _remove_unfinished(self) -> None:
+        """Removes the folders of unfinished saves."""
         if jax.process_index() == 0:
             for remains in self._directory.glob("*.orbax-checkpoint-tmp*"):
                 paths.remove(remains)
 
     def restore(self, abstract_state, position, *, reset_optimizer: bool = False) -> tuple[object, int] | None:
-        """The newest state that can be read and its step; None if there is no checkpoint.
+        """Restores the newest readable checkpoint. Returns `(state, step)`, or None if there is no checkpoint.
 
-        Without the optimiser's state with `reset_optimizer`, and without averages that the checkpoint has not:
-        `resume.completed` adds them.
+        Args:
+          abstract_state: shapes, dtypes and shardings of the state. The checkpoint may come from any mesh and any number
+            of hosts.
+          position: data iterator of this host; its `set_state` is called with the saved position.
+          reset_optimizer: do not restore the optimiser state.
 
-        The arrays come back with the shardings of `abstract_state`, whatever mesh and number of hosts they were
-        saved from, and `position.set_state` is called with the place in the data. Raises CheckpointError if there are
-        checkpoints and none can be read, ConfigError for one that another optimiser or another model has saved.
+        `resume.complete_state` then adds the optimiser state, and weight averages that the checkpoint lacks.
+
+        Raises CheckpointError if there are checkpoints and none can be read, ConfigError for a checkpoint of another
+        optimiser or another model.
         """
         self.wait()
         failures = []
-        steps = agreement.from_first(self.steps)
+        steps = agreement.broadcast_from_first(self.steps)
         for step in reversed(steps):
-            failure, restored, about = None, None, None
+            failure, restored, metadata = None, None, None
             try:
-                restored, about = self._load(step, abstract_state, reset_optimizer)
+                restored, metadata = self._load(step, abstract_state, reset_optimizer)
             except ConfigError:
-                raise  # on every host: they read the same
+                raise  # raised on every host, since all read the same checkpoint
             except Exception as error:
                 failure = error
-            errors = _by_process(failure)
+            errors = _gather_failures(failure)
             if not errors:
-                position.set_state(about["position"])
-                self.evaluated = about["evaluated"]
+                position.set_state(metadata["position"])
+                self.evaluated = metadata["evaluated"]
                 self._set_aside([damaged for damaged in steps if damaged > step])
                 return restored, step
             failures.append(f"{self._directory / str(step)}: {'; '.join(errors)}")
             log.error("checkpoint %s cannot be read, trying the one before it", failures[-1])
         if failures:
-            _realign()  # a process may go on with another run
+            _realign()  # the process may continue with another run
             raise CheckpointError("no checkpoint can be read:\n  " + "\n  ".join(failures))
         return None
 
     def _load(self, step: int, abstract_state, reset_optimizer: bool):
-        """A state, and what was saved about it."""
+        """Loads the state of a checkpoint and the metadata saved with it."""
         saved = self._checkpointer.metadata(step)
-        about = saved.custom_metadata
-        parts = resume.usable(
-            saved.metadata, _named(abstract_state), about["config"], self._config, reset_optimizer=reset_optimizer
+        metadata = saved.custom_metadata
+        parts = resume.select_parts(
+            saved.metadata, _to_named_tree(abstract_state), metadata["config"], self._config, reset_optimizer=reset_optimizer
         )
         with partial_load():
-            return _like(abstract_state, self._checkpointer.load(step, parts)), about
+            return _from_named_tree(abstract_state, self._checkpointer.load(step, parts)), metadata
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Renames damaged checkpoints, so that their places are free again."""
+        """Renames damaged checkpoints to `damaged-<step>`, so that their steps can be saved again."""
         if not steps:
             return
         if jax.process_index() == 0:
@@ -206,7 +218,10 @@ class Checkpoints:
         self._checkpointer = self._open()
 
     def close(self) -> None:
-        """Waits for the save under way. Raises CheckpointError if the last save of the run failed."""
+        """Waits for the save in progress and closes the checkpointer.
+
+        Raises CheckpointError if the last save of the run failed.
+        """
         self.wait()
         self._checkpointer.close()
         if self._failure is not None:
@@ -219,7 +234,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def closing(checkpoints: Checkpoints):
-    """Closes checkpoints; a last save that failed is an error, or is logged beside the error that ended the run."""
+    """Closes checkpoints on exit. A failed last save raises, or is logged if another error ended the run."""
     try:
         yield
     except BaseException as error:
@@ -234,7 +249,10 @@ def closing(checkpoints: Checkpoints):
 
 
 def partial_load():
-    """Reading what is asked for, where a checkpoint holds more, each host by itself: one that fails keeps none waiting."""
+    """Returns an Orbax context for partial loading in which each host reads independently.
+
+    A host that fails does not block the other hosts.
+    """
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     context.multiprocessing.primary_host = jax.process_index()
@@ -243,27 +261,31 @@ def partial_load():
 
 
 def _realign() -> None:
-    """Gives all hosts the same count of Orbax's operations, after which it names its barriers: a failure may skip one."""
+    """Sets Orbax's operation counter to its maximum over all hosts.
+
+    Orbax names barriers by this counter, and a failed operation may leave it behind on some hosts.
+    """
     count = OperationIdGenerator
     highest = max(agreement.gather(int(count.get_current_operation_id())))
     while int(count.get_current_operation_id()) < highest:
         count.next_operation_id()
 
 
-def _by_process(failure: Exception | None) -> list[str]:
-    """What failed on which host, one text each; empty if nothing did on any."""
+def _gather_failures(failure: Exception | None) -> list[str]:
+    """Collects the failures of all hosts: one message per failed host, empty if none failed."""
     texts = agreement.gather(None if failure is None else f"{type(failure).__name__}: {first_line(failure)}")
-    alone = len(texts) == 1
-    return [text if alone else f"process {number}: {text}" for number, text in enumerate(texts) if text is not None]
+    is_single = len(texts) == 1
+    named = texts if is_single else [text and f"process {index}: {text}" for index, text in enumerate(texts)]
+    return [text for text in named if text is not None]
 
 
 def first_line(error: Exception) -> str:
-    """Storage libraries put whole reports into their messages."""
+    """Returns the first line of an error message; messages of storage libraries can be very long."""
     return (str(error).splitlines() or [""])[0][:300]
 
 
-def _named(state) -> dict:
-    """A state as nested dicts with text keys, which can be read again without the classes that made it."""
+def _to_named_tree(state) -> dict:
+    """Converts a state to nested dicts with string keys, which can be read without the original classes."""
     return {
         "step": state.step,
         "params": state.params,
@@ -274,8 +296,8 @@ def _named(state) -> dict:
     }
 
 
-def _like(abstract, named: dict):
-    """The state of these parts; None for an optimiser's state that is not among them."""
+def _from_named_tree(abstract, named: dict):
+    """Rebuilds a state from nested dicts; a missing optimiser state becomes None."""
     opt_state = None
     if "opt_state" in named:
         opt_state = jax.tree_util.tree_map_with_path(

@@ -1,4 +1,4 @@
-"""How the models' command lines are made and how they answer: mistakes of the user are one line and exit code 2."""
+"""Command lines of the models: parsers and exit codes. User errors print one line and exit with code 2."""
 
 import argparse
 import logging
@@ -8,53 +8,56 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from train_jax.arguments import expanded
+from train_jax.arguments import expand_home
 from train_jax.errors import ConfigError, LoadError, Stopped, UserError
 
 
 def parser(program: str, text: str, examples: Mapping[str, str]) -> tuple[argparse.ArgumentParser, Callable]:
-    """`(parser, add)` of a program with commands; `add(name, text, run)` gives a command its parser.
+    """Makes the argument parser of a program with subcommands. Returns `(parser, add)`.
+
+    `add(name, text, run)` adds a subcommand and returns its parser.
 
     Args:
-      examples: what stands at the end of the help of each command, by its name; "": of the program.
+      examples: command name -> text at the end of its help; the key "" holds that of the program.
     """
     raw = argparse.RawDescriptionHelpFormatter
-    whole = argparse.ArgumentParser(program, description=text, epilog=examples[""], formatter_class=raw)
-    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    program_parser = argparse.ArgumentParser(program, description=text, epilog=examples[""], formatter_class=raw)
+    commands = program_parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, text: str, run: Callable[[argparse.Namespace], int] | None = None) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, epilog=examples[name], formatter_class=raw)
         sub.set_defaults(run=run, command=name)
         return sub
 
-    return whole, add
+    return program_parser, add
 
 
 def train(argv: list[str]) -> int:
-    """`PROGRAM train …`: the same as `train-jax …`."""
+    """Runs `PROGRAM train …`, which is equivalent to `train-jax …`."""
     from train_jax.__main__ import cli
 
     cli(argv)
     return 0
 
 
-def answer(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ...] = (), again: str = "") -> int:
-    """Runs `arguments.run(arguments)`; returns the exit code: its own, 2 for a mistake of the user, 130 when interrupted.
+def run_command(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ...] = (), again: str = "") -> int:
+    """Runs a command and returns its exit code: 2 for a user error, 130 if interrupted.
 
     Args:
-      program: its name; `arguments.command` is that of the command.
-      mistakes: exceptions that are the user's doing, besides those of all commands.
-      again: what an interrupted command says about itself.
+      program: name of the program for messages.
+      arguments: parsed arguments, with the function `run` and the name `command` of the command.
+      mistakes: additional exception types that count as user errors.
+      again: hint that is printed after an interruption.
     """
-    # Late, so that --help and wrong arguments are answered at once.
+    # Lazy imports, so that --help and invalid arguments respond at once.
     from PIL import Image
 
     from train_jax.data.errors import BrokenSample, DataError
 
-    for stream in (sys.stdout, sys.stderr):  # names of files may hold what a terminal cannot show
+    for stream in (sys.stdout, sys.stderr):  # file names may contain characters that the terminal cannot show
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    # What has too many pixels is reported as a broken file; Pillow's warning would tear the progress bar.
+    # Images with too many pixels are reported as broken files; Pillow's warning would disrupt the progress bar.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     try:
         code = arguments.run(arguments)
@@ -62,7 +65,7 @@ def answer(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ..
         return code
     except (ConfigError, LoadError, BrokenSample, DataError, UserError, *mistakes) as error:
         message = str(error)
-    except BrokenPipeError:  # `| head` has read enough; what is left in the buffer has nowhere to go
+    except BrokenPipeError:  # such as `| head`; discard the rest of the output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -74,32 +77,34 @@ def answer(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ..
     return 2
 
 
-def demo(
+def run_demo(
     argv: list[str] | None, module: str, text: str, config: str | None, run: Callable, mistakes: tuple[type, ...] = ()
 ) -> int:
-    """The command line of a part of `make demo`; returns the exit code: 0, 2 for a mistake of the user, 130 or 143 where a
-    signal stopped it, which leaves results, pictures and page as they were.
+    """Runs one part of `make demo` and returns its exit code.
+
+    The code is 0, 2 for a user error, or 130 or 143 if a signal stopped the demo. A stopped demo leaves results, images
+    and page unchanged.
 
     Args:
-      module: to be called as `python -m`.
-      config: name of what it trains unless told otherwise; None: nothing.
-      run: `(config, working directory)`, or `(working directory)` where nothing is trained.
-      mistakes: as in `answer`.
+      module: name of the module, which is run as `python -m`.
+      config: default config to train; None: the demo trains nothing.
+      run: `(config, working directory)`, or `(working directory)` if the demo trains nothing.
+      mistakes: additional exception types that count as user errors.
     """
     from train_jax import config_file
     from train_jax.agreement import PeerError
     from train_jax.checkpoint import CheckpointError
     from train_jax.data.errors import DataError
 
-    asked = argparse.ArgumentParser(f"python -m {module}", description=text)
-    asked.add_argument("--workdir", default="runs/demo", help="where everything goes (default runs/demo)")
+    demo_parser = argparse.ArgumentParser(f"python -m {module}", description=text)
+    demo_parser.add_argument("--workdir", default="runs/demo", help="output directory (default runs/demo)")
     if config is not None:
-        asked.add_argument("--config", default=config, help="what to train, a file or a name (default %(default)s)")
-    arguments = asked.parse_args(expanded(argv))
+        demo_parser.add_argument("--config", default=config, help="config file or name (default %(default)s)")
+    arguments = demo_parser.parse_args(expand_home(argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        what = () if config is None else (config_file.load(arguments.config),)
-        run(*what, Path(arguments.workdir))
+        configs = () if config is None else (config_file.load(arguments.config),)
+        run(*configs, Path(arguments.workdir))
     except (
         ConfigError, DataError, LoadError, CheckpointError, PeerError, FloatingPointError, OSError, *mistakes
     ) as error:  # fmt: skip
@@ -109,6 +114,6 @@ def demo(
         print(stopped, file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
-        print(f"python -m {module}: interrupted; the same command goes on", file=sys.stderr)
+        print(f"python -m {module}: interrupted; repeat the command to continue", file=sys.stderr)
         return 130
     return 0

@@ -1,4 +1,4 @@
-"""How a model is computed, not what: options of a run that change neither its weights nor what they mean."""
+"""Options for the computation of a model: precision, rematerialisation, scan. They do not affect its weights."""
 
 import dataclasses
 from typing import Any
@@ -12,27 +12,30 @@ from train_jax.options import Options, option
 
 @dataclasses.dataclass(frozen=True)
 class Compute(Options):
-    """The options of any model, `config.compute`."""
+    """Computation options of any model, `config.compute`."""
 
-    dtype: str = option("float32", "of activations and products; parameters and sums stay float32", choices=DTYPES)
+    dtype: str = option(
+        "float32", "dtype of activations and matrix products; parameters and accumulation stay float32", choices=DTYPES
+    )
 
     @property
     def array_dtype(self) -> DTypeLike:
+        """The dtype of activations as a NumPy dtype."""
         return DTYPES[self.dtype]
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerCompute(Compute):
-    """Those of a model made of transformer blocks."""
+    """Computation options of a model with transformer blocks."""
 
     remat: str = option(
         "none",
-        "what of each block the backward pass computes again: all (full), all but matrix products (dots)",
+        "rematerialisation of each block: full recomputes everything, dots recomputes all but matrix products",
         choices=REMAT,
     )
-    scan: bool = option(True, "blocks are one compiled loop; False: unrolled, slower to compile, faster on a CPU")
+    scan: bool = option(True, "scan over the blocks; False: unrolled blocks, slower to compile, faster on a CPU")
 
     @property
     def transformer(self) -> dict[str, Any]:
-        """Attributes of `nn_jax.transformer.Transformer`."""
+        """Keyword arguments of `nn_jax.transformer.Transformer`."""
         return {"scan": self.scan, "remat": self.remat, "dtype": self.array_dtype}

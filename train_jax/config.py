@@ -1,7 +1,7 @@
-"""The trainer's options, and the check of a user's config: every option that is not stated has its default.
+"""Options of the trainer, and the check of a user's config. Options that a config does not set have their default.
 
-A file under `configs/` states what it changes; `resolve` fills in the rest. So every option can be overridden on the
-command line (`--config.optim.lr=3e-4`), whether the file mentions it or not.
+A file under `configs/` sets only the options it changes; `resolve` adds the defaults. Every option can be overridden on
+the command line (`--config.optim.lr=3e-4`), whether the file sets it or not.
 """
 
 import dataclasses
@@ -13,32 +13,34 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from train_jax import task as task_lib
 from train_jax.errors import ConfigError
-from train_jax.options import Options, join, option, suggestion, typed
+from train_jax.options import Options, convert_type, join, option, suggest_option
 
 _PLAYER_OPTIONS = ("name", "lr", "schedule", "warmup_steps", "final_lr", "weight_decay", "clip", "args")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshOptions(Options):
-    """Devices along each axis of the mesh; one may be -1: what is left."""
+    """Number of devices along each axis of the mesh. One axis may be -1, the remaining devices."""
 
-    data: int = option(-1, "each has its own examples", least=-1)
-    fsdp: int = option(1, "as data, and parameters are split over them", least=-1)
-    tensor: int = option(1, "share the examples; widths are split over them", least=-1)
+    data: int = option(-1, "devices for data parallelism; -1: the remaining devices", least=-1)
+    fsdp: int = option(1, "devices for FSDP: data parallelism with sharded parameters", least=-1)
+    tensor: int = option(1, "devices for tensor parallelism, which share examples and split widths", least=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions(Options):
-    """What is trained on."""
+    """Options of the training data."""
 
-    source: str = option("", "shapes, folder:PATH, webdataset:PATH, tfds:NAME, …; see train_jax.data.sources")
-    split: str = option("train", "of the source; a share of it is train[10%:]")
-    batch_size: int = option(256, "examples an update, over all devices and hosts", least=1)
-    workers: int = option(0, "processes that read and decode; 0: threads of this one", least=0)
-    max_broken: float = option(0.01, "share of unreadable samples past which training stops", least=0, most=1)
-    max_broken_eval: float = option(0.0, "share of unreadable pictures that evaluations leave out", least=0, below=1)
-    data_dir: str = option("", "where TFDS keeps its data sets; empty: TFDS's own place")
-    templates: tuple[str, ...] = option((), "captions for data that has labels only, such as 'a photo of a {}.'")
+    source: str = option("", "data source: shapes, folder:PATH, webdataset:PATH, tfds:NAME, …; see train_jax.data.sources")
+    split: str = option("train", "split of the source; slices such as train[10%:] are allowed")
+    batch_size: int = option(256, "global batch size, over all devices and hosts", least=1)
+    workers: int = option(0, "number of worker processes that read and decode; 0: threads of the main process", least=0)
+    max_broken: float = option(0.01, "maximum share of unreadable samples in training", least=0, most=1)
+    max_broken_eval: float = option(
+        0.0, "maximum share of unreadable images that evaluations may leave out", least=0, below=1
+    )
+    data_dir: str = option("", "directory of TFDS data sets; empty: the default of TFDS")
+    templates: tuple[str, ...] = option((), "caption templates for data with labels only, such as 'a photo of a {}.'")
 
     def check(self, path: str) -> None:
         self.require(bool(self.source), path, "source", "the name of a source, such as 'shapes' or 'folder:PATH'")
@@ -46,22 +48,24 @@ class DataOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class OptimOptions(Options):
-    """The optimiser of all players, but for what `players` says of one."""
+    """Options of the optimiser of all players; `players` overrides options for individual players."""
 
-    name: str = option("adamw", "any of optax or optax.contrib that takes a learning rate")
+    name: str = option("adamw", "name of an optimiser of optax or optax.contrib with a learning rate")
     lr: float = option(1e-3, "peak learning rate", above=0)
-    schedule: str = option("cosine", "after a linear warm-up: cosine, linear, rsqrt, constant")
-    warmup_steps: int = option(0, "updates of the warm-up", least=0)
-    final_lr: float = option(0.0, "where cosine and linear end, as a share of lr", least=0, most=1)
-    weight_decay: float = option(0.0, "decoupled: multiplied by the learning rate", least=0)
-    clip: float = option(1.0, "largest global norm of a player's gradient; 0: no clipping", least=0)
+    schedule: str = option("cosine", "learning rate schedule after a linear warm-up: cosine, linear, rsqrt, constant")
+    warmup_steps: int = option(0, "number of warm-up updates", least=0)
+    final_lr: float = option(0.0, "final learning rate of cosine and linear as a share of lr", least=0, most=1)
+    weight_decay: float = option(0.0, "decoupled weight decay, multiplied by the learning rate", least=0)
+    clip: float = option(1.0, "maximum global norm of a player's gradient; 0: no clipping", least=0)
     args: FrozenConfigDict = option(FrozenConfigDict(), "further arguments of the optimiser, such as {'b2': 0.98}")
-    # All but kernels: embeddings, positions and codebooks are no linear maps.
-    no_decay: tuple[str, ...] = option((r"(^|/)(?!kernel$)[^/]+$",), "regular expressions of parameters without decay")
-    freeze: tuple[str, ...] = option((), "regular expressions of parameters that never change")
-    lr_scale: tuple = option((), "(regular expression, factor) pairs: multiples of lr; the first that matches counts")
-    players: FrozenConfigDict = option(FrozenConfigDict(), "player -> options above that differ for it")
-    max_skipped: int = option(20, "updates in a row with non-finite gradients before training stops", least=1)
+    # Decay only kernels: embeddings, positions and codebooks are not linear maps.
+    no_decay: tuple[str, ...] = option(
+        (r"(^|/)(?!kernel$)[^/]+$",), "regular expressions for parameters without weight decay"
+    )
+    freeze: tuple[str, ...] = option((), "regular expressions for frozen parameters")
+    lr_scale: tuple = option((), "(regular expression, factor) pairs that scale lr; the first match counts")
+    players: FrozenConfigDict = option(FrozenConfigDict(), "player -> options that override the ones above")
+    max_skipped: int = option(20, "maximum number of consecutive updates with non-finite gradients", least=1)
 
     def check(self, path: str) -> None:
         for pair in self.lr_scale:
@@ -84,39 +88,39 @@ class OptimOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class EmaOptions(Options):
-    """A moving average of the weights, with which a run is evaluated."""
+    """Options of the exponential moving average of the weights, which is used for evaluation."""
 
-    decay: float = option(0.0, "0: no average", least=0, below=1)
-    players: tuple[str, ...] = option((), "whose weights; (): all players'")
+    decay: float = option(0.0, "decay of the moving average; 0: no average", least=0, below=1)
+    players: tuple[str, ...] = option((), "players whose weights are averaged; (): all players")
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointOptions(Options):
-    """When checkpoints are written, and which are kept."""
+    """Options of the checkpoint schedule and of checkpoint retention."""
 
-    every: int = option(1000, "updates between two", least=1)
-    keep_last: int = option(2, "the newest so many", least=1)
-    keep_every: int = option(0, "and those of steps that this divides; 0: none", least=0)
+    every: int = option(1000, "number of updates between checkpoints", least=1)
+    keep_last: int = option(2, "number of newest checkpoints to keep", least=1)
+    keep_every: int = option(0, "also keep checkpoints at multiples of this step; 0: none", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions(Options):
-    """Every option of the trainer; a task adds its own (`model`, `compute`, `tokenizer`, …)."""
+    """All options of the trainer. A task adds its own (`model`, `compute`, `tokenizer`, …)."""
 
     task: str = option("", "module of the task, such as clip_jax.task")
-    seed: int = option(0, "of everything random")
-    steps: int = option(0, "optimiser updates", least=1)
-    log_every: int = option(50, "updates between two lines of metrics", least=1)
+    seed: int = option(0, "random seed")
+    steps: int = option(0, "total number of updates", least=1)
+    log_every: int = option(50, "number of updates between logged metrics", least=1)
     mesh: MeshOptions = MeshOptions()
     data: DataOptions = DataOptions()
     optim: OptimOptions = OptimOptions()
-    # Codebooks and running means see all micro-batches at once; what a loss itself takes over its examples (batch norm,
-    # LFQ's entropy of the mean, the adaptive weight) is each micro-batch's own.
-    accumulate: int = option(1, "micro-batches an update", least=1)
+    # Codebooks and running means are updated from all micro-batches together; statistics inside a loss (batch norm, LFQ's
+    # entropy of the mean, the adaptive weight) are computed per micro-batch.
+    accumulate: int = option(1, "number of micro-batches per update (gradient accumulation)", least=1)
     ema: EmaOptions = EmaOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
-    evals: FrozenConfigDict = option(FrozenConfigDict(), "name -> {type, every, …options of that type}; None: left out")
-    hooks: tuple[str, ...] = option((), "classes of train_jax.hooks.Hook, such as train_jax.hooks.WeightHistograms")
+    evals: FrozenConfigDict = option(FrozenConfigDict(), "name -> {type, every, …options of the type}; None: disabled")
+    hooks: tuple[str, ...] = option((), "subclasses of train_jax.hooks.Hook, such as train_jax.hooks.WeightHistograms")
 
     def check(self, path: str) -> None:
         self.require(
@@ -131,19 +135,19 @@ class TrainOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatorOptions(Options):
-    """What every evaluator has."""
+    """Options of every evaluator."""
 
-    every: int = option(0, "updates between two evaluations; 0: at the end alone", least=0)
-    source: str = option("", "of the data; empty: that of training")
-    split: str = option("test", "of the source")
-    batch_size: int = option(64, "examples at a time, over all devices and hosts", least=1)
+    every: int = option(0, "number of updates between evaluations; 0: only at the end of training", least=0)
+    source: str = option("", "data source; empty: the training source")
+    split: str = option("test", "split of the source")
+    batch_size: int = option(64, "global batch size, over all devices and hosts", least=1)
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """The complete, checked config: defaults of the trainer and of the task, overlaid with `config`.
+    """Overlays the defaults of trainer and task with `config`, and checks the result.
 
-    An evaluator that is None is left out, and with `evals = None` all are. Raises ConfigError that names the key, the value
-    seen and what is allowed, for an unknown key, a value of the wrong type, or one out of its range.
+    Evaluators that are None are removed; `evals = None` removes all of them. Raises ConfigError for an unknown option, a
+    value of the wrong type, or a value out of range; the message names the option, the value and the allowed values.
     """
     config = _copy(config)
     full = fill(config)
@@ -163,7 +167,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def fill(config: ConfigDict) -> ConfigDict:
-    """Every option, as `config` or its default has it; not yet those that follow from others, nor any range checked."""
+    """Returns all options, from `config` or their defaults, without range checks.
+
+    Options that a task derives from others are not set yet; see `resolve`.
+    """
     config = _copy(config)
     evals = config.get("evals")
     if isinstance(evals, ConfigDict) or evals is None:
@@ -174,14 +181,14 @@ def fill(config: ConfigDict) -> ConfigDict:
         full[key] = value
     _overlay(full, config, "", free={"optim.args", "optim.players", "evals"})
     for name in full.evals:
-        full.evals[name] = _evaluator(name, full.evals[name], module.EVALUATORS)
+        full.evals[name] = _resolve_evaluator(name, full.evals[name], module.EVALUATORS)
     for name, options in full.optim.players.items():
-        _player(name, options, full.optim)
+        _resolve_player(name, options, full.optim)
     return full
 
 
 def documentation(config: ConfigDict) -> Iterator[tuple[str, Any, str]]:
-    """Of every option of the trainer, of the config's task and of its evaluators: name, default, meaning."""
+    """Yields name, default and meaning of every option of the trainer, the task and its evaluators."""
     module = task_lib.module(config)
     yield from TrainOptions.documentation("")
     yield from module.OPTIONS.documentation("")
@@ -194,22 +201,23 @@ def _copy(config: Mapping | ConfigDict) -> ConfigDict:
 
 
 def _overlay(target: ConfigDict, source: ConfigDict, path: str, free: Collection[str] = ()) -> None:
-    """Sets the options of `target` that `source` states. `free`: groups whose names are the user's own."""
+    """Overwrites options of `target` with those of `source`. `free` lists groups with arbitrary option names."""
     for key, value in source.items():
         name = join(path, key)
         if path in free:
             target[key] = value
         elif key not in target:
-            raise ConfigError(f"config.{name} is not an option{suggestion(key, target, path)}")
+            raise ConfigError(f"config.{name} is not an option{suggest_option(key, target, path)}")
         elif isinstance(target[key], ConfigDict):
             if not hasattr(value, "items"):
                 raise ConfigError(f"config.{name} = {value!r} must be a group of options: {', '.join(target[key])}")
             _overlay(target[key], value, name, free)
         else:
-            target[key] = typed(name, value, target[key])
+            target[key] = convert_type(f"config.{name}", value, target[key])
 
 
-def _evaluator(name: str, options: object, types: Mapping[str, type[Options]]) -> ConfigDict:
+def _resolve_evaluator(name: str, options: object, types: Mapping[str, type[Options]]) -> ConfigDict:
+    """Overlays the defaults of an evaluator's type with the user's options."""
     if not isinstance(options, ConfigDict):
         raise ConfigError(f"config.evals.{name} = {options!r} must be a group of options, with type, or None")
     if "type" not in options or options.type not in types:
@@ -221,14 +229,15 @@ def _evaluator(name: str, options: object, types: Mapping[str, type[Options]]) -
     return full
 
 
-def _player(name: str, options: ConfigDict, optim: ConfigDict) -> None:
+def _resolve_player(name: str, options: ConfigDict, optim: ConfigDict) -> None:
+    """Checks names and types of the options of one player, in place."""
     path = f"optim.players.{name}"
     for key, value in options.items():
         if key not in _PLAYER_OPTIONS:
-            raise ConfigError(f"config.{path}.{key} is not an option{suggestion(key, _PLAYER_OPTIONS, path)}")
+            raise ConfigError(f"config.{path}.{key} is not an option{suggest_option(key, _PLAYER_OPTIONS, path)}")
         if key != "args":
-            with options.ignore_type():  # a whole number is a fine float
-                options[key] = typed(f"{path}.{key}", value, optim[key])
+            with options.ignore_type():  # an int is a valid float
+                options[key] = convert_type(f"config.{path}.{key}", value, optim[key])
 
 
 def adopt(
@@ -240,21 +249,22 @@ def adopt(
     *,
     example: str,
 ) -> None:
-    """Options that follow from a checkpoint: each of `checkpoint` is set, unless the user stated it.
+    """Copies options of a pretrained checkpoint into `options`, except those that the user's config sets.
 
     Args:
-      options: complete; changed in place.
-      stated: those that the user's config holds.
-      path: of `options` in the config, such as "model".
-      free: options, by their dotted path below `path`, that the user may choose otherwise.
-      example: name of a shipped config that starts from checkpoints.
+      options: all options of a group; changed in place.
+      stated: options that the user's config sets.
+      checkpoint: options of the checkpoint.
+      path: path of `options` in the config, such as "model".
+      free: dotted paths below `path` of options that may differ from the checkpoint.
+      example: name of a shipped config that starts from checkpoints, for the error message.
 
-    Raises ConfigError where the user's own contradict the checkpoint.
+    Raises ConfigError if an option of the user contradicts the checkpoint.
     """
     for key, value in checkpoint.items():
         if isinstance(value, Mapping):
-            inside = [name.removeprefix(f"{key}.") for name in free if name.startswith(f"{key}.")]
-            adopt(options[key], stated.get(key, {}), value, f"{path}.{key}", inside, example=example)
+            free_in_group = [name.removeprefix(f"{key}.") for name in free if name.startswith(f"{key}.")]
+            adopt(options[key], stated.get(key, {}), value, f"{path}.{key}", free_in_group, example=example)
             continue
         if key in options and isinstance(options[key], tuple):
             value = tuple(value)  # lists in JSON
@@ -263,5 +273,5 @@ def adopt(
         elif options[key] != value and key not in free:
             raise ConfigError(
                 f"config.{path}.{key} = {options[key]!r}, but the checkpoint of config.pretrained has {value!r}: leave it "
-                f"out. A config that leaves such options to the checkpoint is --config={example}"
+                f"out. An example of a config that leaves such options to the checkpoint is --config={example}"
             )

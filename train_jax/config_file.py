@@ -1,10 +1,10 @@
-"""Config files by path or by name, and what a command line overrides in them.
+"""Loading of config files, machine presets, and command-line overrides.
 
-    load("configs/clip/shapes.py"), load("clip/shapes")     what the file's `get_config()` returns
-    on_machine(config, "8xh100")                            the same, computed as suits a machine
-    override(config, ["--config.optim.lr=3e-4"])            the same, as if the file stated these options, too
+    load("configs/clip/shapes.py"), load("clip/shapes")     the result of the file's `get_config()`
+    on_machine(config, "8xh100")                            the config with the options of a machine preset
+    override(config, ["--config.optim.lr=3e-4"])            the config with these options changed
 
-A file is loaded as part of its folder: `from . import shapes` names its neighbour `shapes.py`.
+Config files may import files of the same folder: `from . import shapes` imports `shapes.py`.
 """
 
 import ast
@@ -20,21 +20,21 @@ from ml_collections import ConfigDict
 from train_jax import config as config_lib
 from train_jax.errors import ConfigError
 
-OPTION = "--config."  # what an override begins with
+OPTION = "--config."  # prefix of overrides
 _HERE = Path(__file__).resolve().parent
-# Installed inside this package; in a clone beside it.
+# An installation has the configs inside this package, a clone beside it.
 FOLDER = next(folder for folder in (_HERE / "configs", _HERE.parent / "configs") if folder.is_dir())
 _MACHINES = "machines"
-_PACKAGE = "_folder_of_a_config"  # what a file's folder is called while the file runs
+_PACKAGE = "_folder_of_a_config"  # package name of a config file's folder while the file runs
 _LITERALS = {"true": "True", "false": "False", "none": "None"}
 
 
 def load(name: str | Path) -> ConfigDict:
-    """The config that the Python file `name` makes, or the shipped one of that name, such as "clip/shapes".
+    """Loads a config from a Python file, or a shipped config by name, such as "clip/shapes".
 
-    Raises ConfigError if there is no such file, or none that makes a config.
+    Raises ConfigError if there is no such file, or if the file does not define a valid `get_config()`.
     """
-    file = _find(str(name))
+    file = _find_file(str(name))
     package = types.ModuleType(_PACKAGE)
     package.__path__ = [str(file.parent)]
     namespace = {"__name__": "config", "__package__": _PACKAGE, "__file__": str(file)}
@@ -47,7 +47,7 @@ def load(name: str | Path) -> ConfigDict:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"--config={name}: {type(error).__name__}: {error}{_line(error, file)}") from error
+        raise ConfigError(f"--config={name}: {type(error).__name__}: {error}{_format_line(error, file)}") from error
     finally:
         for module in [module for module in sys.modules if module.partition(".")[0] == _PACKAGE]:
             del sys.modules[module]
@@ -57,20 +57,23 @@ def load(name: str | Path) -> ConfigDict:
 
 
 def names() -> list[str]:
-    """The shipped configs of experiments."""
+    """Lists the names of the shipped configs, without machine presets."""
     files = (file.relative_to(FOLDER).with_suffix("").as_posix() for file in FOLDER.glob("*/[!_]*.py"))
     return sorted(name for name in files if not name.startswith(_MACHINES))
 
 
 def machines() -> list[str]:
-    """The shipped presets of machines."""
+    """Lists the names of the shipped machine presets."""
     return sorted(file.stem for file in (FOLDER / _MACHINES).glob("[!_]*.py"))
 
 
 def on_machine(config: ConfigDict, name: str) -> ConfigDict:
-    """`config` with the options of a machine, a shipped preset or a file: mesh, precision, rematerialisation, workers.
+    """Overlays `config` with a machine preset: mesh, precision, rematerialisation, workers.
 
-    Options that the config's task does not have are left out. Raises ConfigError if there is no such machine.
+    Args:
+      name: name of a shipped preset, or a preset file.
+
+    Options that the task does not have are ignored. Raises ConfigError if there is no such preset.
     """
     if not Path(name).is_file() and name not in machines():
         raise ConfigError(f"--machine={name}: there is no such file or machine. Machines by name: {', '.join(machines())}")
@@ -84,11 +87,11 @@ def on_machine(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def override(config: ConfigDict, words: Sequence[str]) -> ConfigDict:
-    """`config` with the options that words of the form `--config.NAME=VALUE` state.
+    """Overlays `config` with command-line arguments of the form `--config.NAME=VALUE`.
 
-    Texts are taken as they are, all other values as Python writes them (`3e-4`, `(3, 4, 6, 3)`, `true`, `none`); a single
-    value for a tuple is its only item. What the option is, the defaults say. Raises ConfigError for words of another form;
-    unknown options and values of the wrong type are for `train_jax.config.resolve` to refuse.
+    Values of string options are taken literally; other values are Python literals (`3e-4`, `(3, 4, 6, 3)`, `true`,
+    `none`). A single value for a tuple option becomes a tuple of length 1. The default determines the type. Raises
+    ConfigError for arguments of another form; `train_jax.config.resolve` checks names and types.
     """
     full = config_lib.fill(config)
     options = config.to_dict()
@@ -97,18 +100,19 @@ def override(config: ConfigDict, words: Sequence[str]) -> ConfigDict:
         if not equals or not all(path.split(".")):
             raise ConfigError(f"{word}: an option is written {OPTION}NAME=VALUE")
         *groups, key = path.split(".")
-        place = options
+        group_options = options
         for group in groups:
-            if place.get(group) is None:
-                place[group] = {}
-            place = place[group]
-            if not isinstance(place, dict):
+            if group_options.get(group) is None:
+                group_options[group] = {}
+            group_options = group_options[group]
+            if not isinstance(group_options, dict):
                 raise ConfigError(f"{word}: config.{group} is one option, not a group of options")
-        place[key] = _value(text, option(full, path))
+        group_options[key] = _parse_value(text, option(full, path))
     return ConfigDict(options)
 
 
-def _find(name: str) -> Path:
+def _find_file(name: str) -> Path:
+    """Returns the file of a config by path or name. Raises ConfigError if there is none."""
     shipped = FOLDER / f"{name}.py"
     for file in (Path(name), shipped):
         if file.is_file():
@@ -118,20 +122,21 @@ def _find(name: str) -> Path:
     raise ConfigError(f"--config={name}: there is no such file or config{hint} Configs by name: {', '.join(names())}")
 
 
-def _line(error: Exception, file: Path) -> str:
-    """Where in the file an error arose."""
+def _format_line(error: Exception, file: Path) -> str:
+    """Formats the line number of the config file in which an error occurred."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     return f" (line {lines[-1]})" if lines else ""
 
 
 def option(options: ConfigDict, path: str):
-    """The option of a dotted name; None if there is none."""
+    """Returns the value of an option by dotted name; None if there is no such option."""
     for key in path.split("."):
         options = options.get(key) if isinstance(options, ConfigDict) else None
     return options
 
 
-def _value(text: str, default):
+def _parse_value(text: str, default):
+    """Parses the value of an override for an option with this default."""
     if isinstance(default, str):
         return text
     try:

@@ -1,47 +1,50 @@
-"""Several hosts as one: `jax.distributed`, where JAX recognises a cluster by itself, or told by flags."""
+"""Initialisation of `jax.distributed` for several hosts, from a cluster that JAX detects or from flags."""
 
 import os
 
 import jax
-from jax._src.clusters import ClusterEnv  # how JAX recognises clusters, for which there is no public name
+from jax._src.clusters import ClusterEnv  # JAX's cluster detection has no public name
 
 from train_jax.errors import ConfigError
 
 MODES = ("auto", "on", "off")
-_MPI = ("PMI_SIZE", "MPI_WORLD_SIZE")  # processes that MPICH's launchers started; JAX asks them through mpi4py
+_MPI = ("PMI_SIZE", "MPI_WORLD_SIZE")  # number of processes, as set by launchers of MPICH; JAX supports these through mpi4py
 
 
 def initialize(
     coordinator: str | None = None, processes: int | None = None, index: int | None = None, *, mode: str = "auto"
 ) -> None:
-    """Joins this process with the others of its job; to be called before anything else of JAX.
+    """Connects this process with the other processes of its job. Call this before any other function of JAX.
 
-    JAX recognises TPU VMs (by their metadata), Slurm, Open MPI, Kubernetes, and, with mpi4py, other MPIs.
+    JAX detects TPU VMs (by their metadata), Slurm, Open MPI, Kubernetes, and, with mpi4py, other MPIs.
 
     Args:
-      coordinator: `host:port` of process 0; with `processes` and `index` it overrides what the cluster says.
-      mode: "auto": joins if there is a cluster; "on": ConfigError if there is none; "off": trains alone.
+      coordinator: `host:port` of process 0. `coordinator`, `processes` and `index` together override the detection.
+      processes: number of processes.
+      index: index of this process.
+      mode: "auto": connects if a cluster is detected; "on": raises ConfigError if none is detected; "off": trains on this
+        host alone.
 
-    ConfigError if only some of the three are given, if they stand beside "off", or if the job's other processes cannot be
-    reached.
+    Raises ConfigError if only some of `coordinator`, `processes` and `index` are given, if they are combined with "off",
+    or if the other processes cannot be reached.
     """
-    told = [x is not None for x in (coordinator, processes, index)]
+    stated = [x is not None for x in (coordinator, processes, index)]
     if mode not in MODES:
         raise ConfigError(f"--distributed={mode}: it must be {', '.join(MODES)}")
-    if any(told) and not all(told):
+    if any(stated) and not all(stated):
         raise ConfigError(
             f"--coordinator={coordinator} --processes={processes} --process_index={index}: give all three, or none "
             "on a cluster that JAX recognises (TPU VMs, Slurm, Open MPI, Kubernetes)"
         )
     if mode == "off":
-        if any(told):
+        if any(stated):
             raise ConfigError("--distributed=off and --coordinator exclude each other: leave one of them out")
         return
     try:
-        if all(told):
+        if all(stated):
             jax.distributed.initialize(coordinator, processes, index)
             return
-        cluster = _cluster()
+        cluster = _detect_cluster()
         if cluster is not None:
             jax.distributed.initialize(cluster_detection_method=cluster.name if cluster.opt_in_only_method else None)
         elif mode == "on":
@@ -51,17 +54,17 @@ def initialize(
             )
     except ConfigError:
         raise
-    except Exception as error:  # each cluster's own: of its metadata server, its variables, its packages
+    except Exception as error:  # error types differ between clusters (metadata server, variables, packages)
         raise ConfigError(
             f"the other processes of this job cannot be joined ({type(error).__name__}: {error}). Name them by "
             "--coordinator, --processes and --process_index, or train on this host alone with --distributed=off"
         ) from error
 
 
-def _cluster() -> type[ClusterEnv] | None:
-    """The kind of cluster that started this process as one of several; None if it is alone.
+def _detect_cluster() -> type[ClusterEnv] | None:
+    """Detects the cluster that started this process; returns None if the process is the only one.
 
-    A cluster of one process is left alone: JAX would use one of the host's GPUs.
+    With jax.distributed, a single process would use only one of the host's GPUs.
     """
     mpi = any(int(os.environ.get(name) or 1) > 1 for name in _MPI)
     for cluster in ClusterEnv._cluster_types:

@@ -1,4 +1,4 @@
-"""What a user can get wrong; command lines show these in one line, without a traceback."""
+"""Errors that users can correct. Command lines print them in one line, without a traceback."""
 
 import math
 import signal
@@ -7,23 +7,23 @@ import numpy as np
 
 
 class ConfigError(ValueError):
-    """An option that is unknown, of the wrong type, out of range, or at odds with the machine or the run directory."""
+    """Invalid option: unknown, of the wrong type, out of range, or inconsistent with machine or run directory."""
 
 
 class LoadError(ValueError):
-    """What was given is no model that can be opened, or its parts do not belong together."""
+    """Invalid model: a file or folder that cannot be opened as a model, or that has inconsistent parts."""
 
 
 class UserError(ValueError):
-    """Arguments of a command that parse and cannot be."""
+    """Invalid command-line argument that the parser accepted."""
 
 
 class Stopped(Exception):
-    """A run that was asked to stop by a signal has saved its state and is not finished; running it again goes on.
+    """Stop of an unfinished run by a signal. Its state is saved; running the command again resumes the run.
 
     Attributes:
-      step: the update after which it stopped.
-      exit_code: what a command line ends with, 128 + signal: 130 for SIGINT, 143 for SIGTERM.
+      step: last update of the stopped run.
+      exit_code: exit code of the command line, 128 + signal: 130 for SIGINT, 143 for SIGTERM.
     """
 
     def __init__(self, step: int, signal_number: int):
@@ -34,7 +34,7 @@ class Stopped(Exception):
 
 
 class Interrupted(Exception):
-    """Work that was left because a host is asked to stop, by the signal of this number."""
+    """Abort of an evaluation because a host received a signal to stop."""
 
     def __init__(self, signal_number: int):
         super().__init__(f"signal {signal_number}")
@@ -42,7 +42,7 @@ class Interrupted(Exception):
 
 
 def in_float32(value: float | int | np.number) -> bool:
-    """Whether float32, in which programs compute, has the number: not as infinity, nor as 0 if it is not."""
+    """Returns whether a number neither overflows nor underflows to 0 in float32."""
     with np.errstate(over="ignore"):
-        seen = float(np.float32(value))
-    return math.isfinite(seen) and (seen == 0) == (value == 0)
+        rounded = float(np.float32(value))
+    return math.isfinite(rounded) and (rounded == 0) == (value == 0)

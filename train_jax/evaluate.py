@@ -1,9 +1,9 @@
-"""Evaluators: named in the config, each with its own schedule, run on the weights one would use.
+"""Evaluators: named in the config, each with its own schedule, run on the weights for inference.
 
     config.evals.test = {"type": "zero_shot", "every": 500, "source": "shapes", "split": "test"}
 
-The task offers the types; each becomes a callable `(params, extra) -> (metrics, images)` whose metrics are logged as
-`test/accuracy` and so on.
+The task defines the evaluator types. An evaluator is a callable `(params, extra) -> (metrics, images)`; its metrics are
+logged as `test/accuracy` and so on.
 """
 
 import dataclasses
@@ -24,9 +24,10 @@ from train_jax.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What an evaluator may use: the mesh, the run's config, its task, and the data, split over hosts and devices.
+    """Context of an evaluator: mesh, config and task of the run, and access to sharded data.
 
-    `asked_to_stop` tells the number of the signal that asks this host to stop, or 0.
+    Attributes:
+      asked_to_stop: function that returns the number of the received stop signal of this host, or 0.
     """
 
     mesh: Mesh
@@ -36,17 +37,17 @@ class Context:
     _compiled: dict[Callable, Callable] = dataclasses.field(default_factory=dict, repr=False)
 
     def source(self, name: str, split: str) -> sources.Source:
-        """A data set by name, with the run's own data directory and caption templates."""
+        """Opens a data source by name, with the run's data directory and caption templates."""
         data = self.config.data
         source = sources.from_config(data, name or data.source, split)
-        return sources.readable(source, data.max_broken_eval) if data.max_broken_eval else source
+        return sources.select_readable(source, data.max_broken_eval) if data.max_broken_eval else source
 
     def batches(self, records, example: Callable, batch_size: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
-        """Every record once, in order: `(global batch on the mesh, how many of its first rows are real)`.
+        """Yields `(global batch on the mesh, number of rows without padding)`, each record once and in order.
 
-        `batch_size` is rounded up to what the mesh divides; the last batch is padded. Hosts read their own rows and hand out
-        a batch when all have read it: a record that one of them cannot read is an error on each, before a program runs.
-        Raises Interrupted if a host is asked to stop.
+        `batch_size` is rounded up to a multiple of the mesh's batch shards; the last batch is padded. Each host reads its
+        own rows, and a batch is yielded after all hosts have read it: a record that one host cannot read is an error on
+        every host, before a program runs. Raises Interrupted if a host receives a stop signal.
         """
         agreement.check_same(len(records), "records to evaluate")
         parts = sharding.parts(self.mesh)
@@ -54,23 +55,23 @@ class Context:
         split = sharding.batch_sharding(self.mesh)
         rows = sharding.host_rows(split, batch_size)
         batches = stream.eval_batches(records, example, batch_size=batch_size, rows=rows)
-        for number, (batch, _) in enumerate(batches):
+        for index, (batch, _) in enumerate(batches):
             if signal_number := max(agreement.gather(self.asked_to_stop())):
                 raise Interrupted(signal_number)
-            yield feed.to_device(batch, split, batch_size), min(batch_size, len(records) - number * batch_size)
+            yield feed.to_device(batch, split, batch_size), min(batch_size, len(records) - index * batch_size)
 
-    def whole(self, x: jax.Array) -> jax.Array:
-        """An array that is split over hosts and devices, on every one of them."""
+    def replicate(self, x: jax.Array) -> jax.Array:
+        """Replicates a sharded array on every device of every host."""
         return self.jit(_identity)(x)
 
     def jit(self, function: Callable) -> Callable:
-        """`function` compiled under the run's axis rules, its result whole on every device and host.
+        """Compiles `function` under the run's axis rules, with its result replicated on every device.
 
-        The same function is compiled once, however often an evaluator runs.
+        Repeated calls with the same function return the same compiled function.
         """
         if function not in self._compiled:
-            ruled = sharding.with_rules(function)
-            self._compiled[function] = jax.jit(ruled, out_shardings=sharding.replicated(self.mesh))
+            with_rules = sharding.with_rules(function)
+            self._compiled[function] = jax.jit(with_rules, out_shardings=sharding.replicated(self.mesh))
         return self._compiled[function]
 
 
@@ -79,7 +80,7 @@ def _identity(x: jax.Array) -> jax.Array:
 
 
 class Evaluations:
-    """The evaluators of a run, made once, run when their turn comes."""
+    """Evaluators of a run and their schedules."""
 
     def __init__(self, config: ConfigDict, task: Task, mesh: Mesh, asked_to_stop: Callable[[], int] = lambda: 0):
         context = Context(mesh, config, task, asked_to_stop)
@@ -91,6 +92,7 @@ class Evaluations:
 
     @staticmethod
     def _evaluator(name: str, options: ConfigDict, task: Task, context: Context) -> Callable:
+        """Makes an evaluator. Raises DataError with the evaluator's name for unusable data."""
         try:
             return task.evaluators[options.type](options, context)
         except DataError as error:
@@ -100,22 +102,22 @@ class Evaluations:
             ) from error
 
     def due(self, step: int) -> list[str]:
-        """The evaluators whose turn it is: every `every` updates, and all of them after the last one."""
+        """Lists the evaluators due after update `step`: every `every` updates, and all after the last update."""
         last = step == self._steps
         return [name for name, every in self._every.items() if last or (every and step % every == 0)]
 
     def run(self, names: list[str], state: TrainState) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Metrics and images of these evaluators, each name with its evaluator's in front."""
+        """Runs evaluators and returns `(metrics, images)`, with names prefixed by the evaluator's name."""
         metrics, images = {}, {}
         params = evaluation_params(state) if names else None
         for name in names:
-            found, pictures = self._evaluators[name](params, state.extra)
-            metrics |= {f"{name}/{key}": float(value) for key, value in found.items()}
-            images |= {f"{name}/{key}": picture for key, picture in pictures.items()}
+            results, grids = self._evaluators[name](params, state.extra)
+            metrics |= {f"{name}/{key}": float(value) for key, value in results.items()}
+            images |= {f"{name}/{key}": grid for key, grid in grids.items()}
         return metrics, images
 
 
 def evaluation_params(state: TrainState):
-    """The weights one would use: the average of each player that has one, else what the optimiser recommends."""
+    """Returns the weights for inference: the moving average of each averaged player, else the optimiser's weights."""
     params = optim.evaluation_params(state.opt_state, state.params)
     return params if state.ema is None else {**params, **state.ema}

@@ -1,4 +1,4 @@
-"""Batches from the host to the devices."""
+"""Transfer of batches from the host to the devices."""
 
 import collections
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from train_jax.data.stream import TrainStream
 
 
 def batch_shapes(stream: TrainStream, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch over all hosts."""
+    """Returns the shapes and dtypes of a global batch, over all hosts."""
     example = stream.first_example()
     return {name: jax.ShapeDtypeStruct((batch_size, *x.shape), x.dtype) for name, x in example.items()}
 
@@ -20,39 +20,40 @@ def batch_shapes(stream: TrainStream, batch_size: int) -> dict[str, jax.ShapeDty
 def to_device(
     batch: dict[str, np.ndarray], sharding: NamedSharding, batch_size: int | None = None
 ) -> dict[str, jax.Array]:
-    """This host's rows -> global arrays over all hosts, sharded along their first axis.
+    """Makes global arrays, sharded along their first axis, from the local rows of each host.
 
-    `batch_size`: rows over all hosts; None: as many as here, on one host.
+    Args:
+      batch_size: number of rows over all hosts; None: number of local rows.
     """
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     batch_size = batch_size or len(next(iter(batch.values())))
     rows = sharding_lib.host_rows(sharding, batch_size)
 
-    def place(x: np.ndarray) -> jax.Array:
-        def of_device(index: tuple[slice, ...]) -> np.ndarray:
+    def make_global(x: np.ndarray) -> jax.Array:
+        def get_shard(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(batch_size)
             return x[slice(*np.searchsorted(rows, (start, stop)))]
 
-        return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, of_device)
+        return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, get_shard)
 
-    return {name: place(x) for name, x in batch.items()}
+    return {name: make_global(x) for name, x in batch.items()}
 
 
 class Prefetch:
-    """An iterator over `to_device(batch)` that keeps `depth` batches on their way.
+    """Iterator over `to_device(batch)` that prefetches `depth` batches.
 
-    `get_state` tells the position after the batch that was last handed out, however many are on their way, so that a
-    checkpoint taken after an update resumes with the next batch.
+    `get_state` returns the position after the last returned batch, not counting prefetched batches, so a checkpoint saved
+    after an update resumes with the next batch.
 
     Attributes:
-      error: why there are no more batches than those on their way, None while there are. It is raised in place of the
-        first one that is missing, `depth` calls after it is known: in time to tell other hosts.
+      error: error that ended the stream; None while there are more batches. `next` raises the error after the prefetched
+        batches, so other hosts can be notified before.
     """
 
     def __init__(self, iterator: TrainStream, to_device: Callable, *, depth: int = 3):
         self._iterator, self._to_device = iterator, to_device
-        self._ahead: collections.deque = collections.deque()
+        self._prefetched: collections.deque = collections.deque()
         self._depth = depth
         self._state = iterator.get_state()
         self.error: Exception | None = None
@@ -62,18 +63,19 @@ class Prefetch:
 
     def __next__(self) -> dict[str, jax.Array]:
         self.fill()
-        if not self._ahead:
+        if not self._prefetched:
             raise self.error
-        batch, self._state = self._ahead.popleft()
+        batch, self._state = self._prefetched.popleft()
         return batch
 
     def fill(self) -> None:
-        """Reads until `depth` batches are on their way, or there is an error."""
-        while len(self._ahead) < self._depth and self.error is None:
+        """Reads until `depth` batches are prefetched or an error occurs."""
+        while len(self._prefetched) < self._depth and self.error is None:
             try:
-                self._ahead.append((self._to_device(next(self._iterator)), self._iterator.get_state()))
+                self._prefetched.append((self._to_device(next(self._iterator)), self._iterator.get_state()))
             except Exception as error:
                 self.error = error
 
     def get_state(self):
+        """Returns the position in the data after the last returned batch."""
         return self._state

@@ -1,4 +1,4 @@
-"""Hooks: what a run does beside training, named in its config, so that the loop need not be edited.
+"""Hooks: callbacks of the training loop, named in the config.
 
     config.hooks = ("train_jax.hooks.WeightHistograms", "my_package.MirrorToWandb")
 """
@@ -20,44 +20,45 @@ if TYPE_CHECKING:
 
 
 class Hook:
-    """Does nothing; derive from it and override what is needed. On several hosts all of them call each method.
+    """Base class of hooks, whose methods do nothing. All hosts call each method.
 
     Args:
-      writer: of the run's metrics, TensorBoard events and pictures; it writes on process 0 alone.
+      prepared: the prepared run.
+      writer: writer of metrics, TensorBoard events and images; it writes on process 0 only.
     """
 
     def __init__(self, prepared: "Prepared", writer: Writer):
         self.prepared, self.writer = prepared, writer
 
     def on_update(self, step: int, state: TrainState) -> None:
-        """After update `step` was started; whoever reads `state` waits for it."""
+        """Runs after the dispatch of update `step`; reading `state` waits for the update."""
 
     def on_log(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """After metrics of update `step` were written, every `config.log_every` updates."""
+        """Runs after the metrics of update `step` are written, every `config.log_every` updates."""
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float], images: Mapping[str, np.ndarray]) -> None:
-        """After evaluators ran."""
+        """Runs after the evaluators."""
 
 
 class WeightHistograms(Hook):
-    """Histograms of all parameters in TensorBoard, at every logged update."""
+    """Hook that writes histograms of all parameters to TensorBoard, at every logged update."""
 
     def on_log(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
         for path, value in jax.tree_util.tree_leaves_with_path(state.params):
             if value.is_fully_addressable:
-                self.writer.histogram(step, f"params/{path_name(path)}", np.asarray(value))
+                self.writer.write_histogram(step, f"params/{path_name(path)}", np.asarray(value))
 
 
-def classes(names: Sequence[str]) -> list[type[Hook]]:
-    """The hooks that a config names. ConfigError for a name that is no class of hooks."""
-    kinds = []
+def import_classes(names: Sequence[str]) -> list[type[Hook]]:
+    """Imports hook classes by name. Raises ConfigError for a name that is not a hook class."""
+    hooks = []
     for name in names:
         module, _, attribute = name.rpartition(".")
         try:
-            kind = getattr(importlib.import_module(module), attribute) if module else None
+            hook = getattr(importlib.import_module(module), attribute) if module else None
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"config.hooks has {name!r}: {error}") from error
-        if not (isinstance(kind, type) and issubclass(kind, Hook)):
+        if not (isinstance(hook, type) and issubclass(hook, Hook)):
             raise ConfigError(f"config.hooks has {name!r}; name classes of train_jax.hooks.Hook, as PACKAGE.MODULE.CLASS")
-        kinds.append(kind)
-    return kinds
+        hooks.append(hook)
+    return hooks

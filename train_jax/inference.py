@@ -1,4 +1,4 @@
-"""Running a model over many examples: batches of one size, split over this host's devices, one compiled program."""
+"""Batched inference: batches of equal size, sharded over the devices of this host."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 
 def on_devices(variables: Any) -> Any:
-    """Weights copied to each of this host's devices."""
+    """Replicates weights on all devices of this host."""
     mesh = jax.make_mesh(
         (jax.local_device_count(),), ("batch",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
     )
@@ -26,48 +26,52 @@ def batched(
     row: Any,
     batch_size: int,
 ) -> np.ndarray:
-    """`program(variables, batch)` over `rows(start, stop)` for `count` rows.
+    """Applies `program(variables, batch)` to `count` rows in batches and returns the concatenated outputs.
 
-    A call with few rows takes the next power of two instead of a whole batch, so that one picture on a laptop does not
-    cost a batch of them; there are only a handful of such sizes to compile. Raises ValueError for a batch size below 1.
+    Fewer than `batch_size` rows are padded to the next power of two only, so a single image does not cost a full batch and
+    few sizes are compiled. Raises ValueError for a batch size below 1.
 
     Args:
-      program: jitted, from n rows to `[n, …]`.
-      variables: as `on_devices` gives them.
-      rows: arrays with a leading axis, one or a tree of them.
-      row: their shapes and types without that axis, as ShapeDtypeStruct.
+      program: jitted function from n rows to an array `[n, …]`.
+      variables: weights from `on_devices`.
+      rows: function `(start, stop)` -> array, or tree of arrays, with these rows.
+      count: total number of rows.
+      row: shape and dtype of one row, a tree of ShapeDtypeStructs.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size = {batch_size} must be at least 1")
     mesh: Mesh = jax.tree.leaves(variables)[0].sharding.mesh
     size = min(batch_size, 1 << max(count - 1, 0).bit_length())
     size = -(-size // mesh.size) * mesh.size
-    whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), row)
+    batch_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), row)
     if not count:
-        found = jax.eval_shape(program, variables, whole)
-        return np.zeros((0, *found.shape[1:]), found.dtype)
+        results = jax.eval_shape(program, variables, batch_shapes)
+        return np.zeros((0, *results.shape[1:]), results.dtype)
 
-    def padded(part: np.ndarray, like) -> jax.Array:
+    def pad(part: np.ndarray, like) -> jax.Array:
         batch = np.zeros(like.shape, like.dtype)
         batch[: len(part)] = part
         return jax.device_put(batch, NamedSharding(mesh, P("batch")))
 
-    found = None
+    results = None
     starts = range(0, count, size)
-    # Evaluators call this in the middle of training, under another mesh.
+    # Evaluators call this function during training, under another mesh.
     with jax.set_mesh(mesh):
-        batches = (jax.tree.map(padded, rows(start, min(start + size, count)), whole) for start in starts)
+        batches = (jax.tree.map(pad, rows(start, min(start + size, count)), batch_shapes) for start in starts)
         for start, output in zip(starts, overlapped(program(variables, batch) for batch in batches), strict=True):
-            if found is None:
-                found = np.empty((count, *output.shape[1:]), output.dtype)
-            found[start : start + size] = output[: count - start]
-    return found
+            if results is None:
+                results = np.empty((count, *output.shape[1:]), output.dtype)
+            results[start : start + size] = output[: count - start]
+    return results
 
 
 def overlapped(outputs: Iterable[Any]) -> Iterator[Any]:
-    """Copies each of a program's outputs (arrays, or trees of them) to the host while the device computes the next one.
+    """Copies each output of a program to the host while the devices compute the next output.
 
-    Two of them at most are on the devices at a time.
+    Args:
+      outputs: iterable of arrays or trees of arrays.
+
+    At most two outputs are on the devices at a time.
     """
     previous = None
     for output in outputs:
@@ -79,10 +83,10 @@ def overlapped(outputs: Iterable[Any]) -> Iterator[Any]:
 
 
 def split_over_hosts(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """`function(rows)`, a share of the rows computed on each host, the result on every host.
+    """Computes `function(rows)` in parallel over the hosts and gathers the result on every host.
 
-    All hosts must call it with the same rows.
+    All hosts must call this function with the same rows.
     """
     share = -(-len(rows) // jax.process_count())
-    places = np.minimum(jax.process_index() * share + np.arange(share), len(rows) - 1)
-    return multihost_utils.process_allgather(function(rows[places]), tiled=True)[: len(rows)]
+    indices = np.minimum(jax.process_index() * share + np.arange(share), len(rows) - 1)
+    return multihost_utils.process_allgather(function(rows[indices]), tiled=True)[: len(rows)]

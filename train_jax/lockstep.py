@@ -1,8 +1,8 @@
-"""Hosts that train together: how far each runs ahead of its devices, and how one tells the others without waiting for them.
+"""Coordination of training hosts: limits asynchronous dispatch, and synchronises errors and stop requests.
 
-Each batch carries a notice (`train_jax.step.NOTICE`), whose maximum over all hosts is a metric of the update. A host reads
-it before it starts the update after the next: so all learn at the same place that one of them cannot go on, or is asked to
-stop, and can meet (`train_jax.agreement`). No host waits for the devices longer than that takes.
+Each batch contains a notice (`train_jax.step.NOTICE`); its maximum over all hosts is a metric of the update. Every host
+reads this metric two updates later, so all hosts learn at the same update that one of them has failed or should stop, and
+can exchange messages (`train_jax.agreement`). Hosts do not wait for the devices longer than this.
 """
 
 import collections
@@ -15,14 +15,14 @@ from jax.sharding import Mesh
 from train_jax import feed, sharding
 from train_jax.step import NOTICE
 
-AHEAD = 2  # updates that are under way at most: one runs, the next is queued
+AHEAD = 2  # maximum number of updates in flight: one runs, the next is queued
 
 
 class Lockstep:
-    """The updates of one run that are under way.
+    """Updates of one run that are in flight.
 
     Attributes:
-      error: what failed in this host's own work beside the updates, carried to the next meeting. None if nothing did.
+      error: deferred error of this host, to be raised when the hosts next exchange messages; None if there is none.
     """
 
     def __init__(self, mesh: Mesh):
@@ -30,26 +30,26 @@ class Lockstep:
         self._metrics: collections.deque = collections.deque()
         parts = sharding.parts(mesh)
         split = sharding.batch_sharding(mesh)
-        mine = len(sharding.host_rows(split, parts))
+        local_rows = len(sharding.host_rows(split, parts))
         self._notices = [
-            feed.to_device({NOTICE: np.full(mine, value, np.int32)}, split, parts) for value in (False, True)
+            feed.to_device({NOTICE: np.full(local_rows, value, np.int32)}, split, parts) for value in (False, True)
         ]
 
-    def notice(self, *reasons) -> dict[str, jax.Array]:
-        """What a batch carries: whether this host has any reason to meet the others."""
+    def make_notice(self, *reasons) -> dict[str, jax.Array]:
+        """Returns the notice of a batch: whether any of `reasons` requires an exchange between the hosts."""
         return self._notices[any(reasons)]
 
-    def started(self, metrics: dict[str, jax.Array]) -> None:
-        """Notes the metrics of an update that has just been started."""
+    def record_update(self, metrics: dict[str, jax.Array]) -> None:
+        """Records the metrics of an update that was just dispatched."""
         self._metrics.append(metrics)
 
-    def finished(self) -> dict[str, jax.Array] | None:
-        """Metrics of the oldest update where as many are under way as may be, when it is done; None where fewer are."""
+    def wait_for_oldest(self) -> dict[str, jax.Array] | None:
+        """Waits for the oldest update in flight and returns its metrics; None if fewer than `AHEAD` are in flight."""
         return jax.block_until_ready(self._metrics.popleft()) if len(self._metrics) == AHEAD else None
 
     @contextlib.contextmanager
-    def carried(self):
-        """Keeps an error of this host's own work until the hosts meet; alone, it is raised at once."""
+    def defer_errors(self):
+        """Defers errors of the enclosed code until the next exchange between hosts; a single host raises at once."""
         try:
             yield
         except Exception as error:

@@ -1,7 +1,7 @@
-"""What a run tells: one JSON object a line, TensorBoard events, pictures, and a progress bar.
+"""Metrics of a run: one JSON object per line, TensorBoard events, images, and a progress bar.
 
-`metrics.jsonl` is the record; everything in it can be read back with `read`. Its numbers are finite or the words "nan",
-"inf", "-inf", which JSON has no numbers for.
+`metrics.jsonl` is the complete record, which `read` parses. Non-finite numbers are the strings "nan", "inf" and "-inf",
+since JSON cannot represent them.
 """
 
 import io
@@ -24,60 +24,61 @@ from train_jax import paths
 from train_jax.data.errors import DataError
 from train_jax.paths import AnyPath
 
-_FILE, _PICTURES = "metrics.jsonl", "samples"
-_WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-_STORED_EVERY = 30.0  # seconds between two uploads of a file
-_PLAIN_LINE_EVERY = 30.0  # seconds between progress lines where standard error is no terminal
+_FILE, _IMAGES = "metrics.jsonl", "samples"
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_STORED_EVERY = 30.0  # seconds between uploads of a file
+_PLAIN_LINE_EVERY = 30.0  # seconds between progress lines if standard error is not a terminal
 
 
 class History(list):
-    """Rows of metrics by step, in the order they were written; `pandas.DataFrame(history)` reads it."""
+    """Metrics of a run: a list of rows in the order of writing. `pandas.DataFrame(history)` accepts a History."""
 
     def to_dict(self) -> dict[str, list]:
-        """Columns by name, as long as the history; None where a row lacks the column."""
+        """Returns all columns by name, with None for missing values. All columns have the length of the history."""
         names = dict.fromkeys(name for row in self for name in row)
         return {name: [row.get(name) for row in self] for name in names}
 
     def last(self, name: str) -> float:
-        """The newest value of a column. KeyError that lists the columns if there is none."""
+        """Returns the last value of a column. Raises KeyError, listing the columns, if there is none."""
         for row in reversed(self):
             if name in row:
                 return row[name]
-        raise KeyError(f"no {name!r} in this history; it holds {', '.join(self.to_dict())}")
+        raise KeyError(f"no {name!r} in this history; its columns are {', '.join(self.to_dict())}")
 
 
 def read(workdir: str | os.PathLike) -> History:
-    """The history of a run directory; a line that a killed process left unfinished is passed over.
+    """Reads the history of a run directory. Ignores an unfinished last line of a killed process.
 
-    Raises DataError for lines that no run has written.
+    Raises DataError for an invalid line.
     """
     return History(
-        {key: _WORDS.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
+        {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
         for _, row in _rows(paths.path(workdir) / _FILE)
     )
 
 
 def _rows(file: AnyPath) -> list[tuple[str, dict]]:
-    """The complete lines of a file, and what they say."""
+    """Reads the complete lines of a metrics file as `(line, row)` pairs."""
     lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
     rows = []
-    for number, line in enumerate(lines, 1):
+    for line_number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             rows.append((line.decode(), row | {"step": int(row["step"])}))
         except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{file}, line {number} is no row of metrics ({error}): remove it") from error
+            raise DataError(f"{file}, line {line_number} is no row of metrics ({error}): remove it") from error
     return rows
 
 
 class Writer:
-    """Writes the metrics of one run. On all processes but the first (`active=False`) it writes nothing.
+    """Writer of the metrics of one run.
 
     Args:
       workdir: run directory.
-      total_steps: for the progress bar.
-      start_step: where the run goes on. Lines and pictures of later steps are dropped first: they were written after the
-        checkpoint that the run resumes from, and will be written again.
+      total_steps: number of updates of the run, for the progress bar.
+      active: False: all methods do nothing, as on all processes but the first.
+      start_step: step from which the run resumes. Lines and images of later steps are deleted, since they will be written
+        again.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, total_steps: int, active: bool = True, start_step: int = 0):
@@ -86,20 +87,20 @@ class Writer:
             return
         self._workdir = paths.path(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
-        for picture in (self._workdir / _PICTURES).glob("*.png"):
-            if picture.name[:8].isdigit() and int(picture.name[:8]) > start_step:
-                picture.unlink()
+        for file in (self._workdir / _IMAGES).glob("*.png"):
+            if file.name[:8].isdigit() and int(file.name[:8]) > start_step:
+                file.unlink()
         self._file = self._open(start_step)
         self._events = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=30)
         self._bar = tqdm(
             total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
         )
-        self._total, self._told = total_steps, time.monotonic()
+        self._total, self._last_line = total_steps, time.monotonic()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Adds one line of numbers, and the same to TensorBoard and the progress bar.
+        """Writes metrics to `metrics.jsonl`, TensorBoard and the progress bar.
 
-        It is on disk before this returns; in object storage within half a minute.
+        On a local disk the line is flushed before this method returns; in object storage within half a minute.
         """
         if not self._active or not metrics:
             return
@@ -110,76 +111,78 @@ class Writer:
             self._events.add_scalar(name, value, step)
         self._progress(step, metrics)
 
-    def tells_of(self, step: int, names: list[str]) -> bool:
-        """Whether the run directory holds metrics or pictures of one of these evaluators after this update."""
+    def has_results(self, step: int, names: list[str]) -> bool:
+        """Returns whether the run directory holds metrics or images of any of these evaluators at this step."""
         if not self._active:
             return False
         rows = [row for _, row in _rows(self._workdir / _FILE) if row["step"] == step]
-        pictures = [picture.name for picture in (self._workdir / _PICTURES).glob(f"{step:08d}-*.png")]
+        image_names = [file.name for file in (self._workdir / _IMAGES).glob(f"{step:08d}-*.png")]
         return any(
             any(key.startswith(f"{name}/") for row in rows for key in row)
-            or any(picture.startswith(f"{step:08d}-{name}-") for picture in pictures)
+            or any(image_name.startswith(f"{step:08d}-{name}-") for image_name in image_names)
             for name in names
         )
 
-    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Saves uint8 [H, W, 3] pictures as `samples/<step>-<name>.png` and in TensorBoard."""
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes uint8 [H, W, 3] images to `samples/<step>-<name>.png` and TensorBoard."""
         if not self._active:
             return
         for name, image in images.items():
-            folder = self._workdir / _PICTURES
+            folder = self._workdir / _IMAGES
             folder.mkdir(exist_ok=True)
             png = io.BytesIO()
             Image.fromarray(image).save(png, "PNG")
             (folder / f"{step:08d}-{name.replace('/', '-')}.png").write_bytes(png.getvalue())
             self._events.add_image(name, image, step, dataformats="HWC")
 
-    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
-        """Adds a histogram of numbers to TensorBoard."""
+    def write_histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """Writes a histogram of values to TensorBoard."""
         if self._active:
             self._events.add_histogram(name, values, step)
 
     def close(self) -> None:
+        """Closes the metrics file, TensorBoard and the progress bar."""
         if self._active:
             self._file.close()
             self._events.close()
             self._bar.close()
 
     def _open(self, step: int):
-        """The record, opened to append to, without the lines of later steps."""
+        """Opens the metrics file for appending and removes the lines after `step`."""
         path = self._workdir / _FILE
-        kept = "".join(f"{line}\n" for line, row in _rows(path) if row["step"] <= step).encode()
+        content = "".join(f"{line}\n" for line, row in _rows(path) if row["step"] <= step).encode()
         if not isinstance(path, Path):
             register_writer_factory(str(path).partition(":")[0], _StoredFiles())
-            return _StoredFile(path, kept)
+            return _StoredFile(path, content)
         part = path.with_suffix(".part")
-        part.write_bytes(kept)
+        part.write_bytes(content)
         part.replace(path)
         return path.open("ab")
 
     def _progress(self, step: int, metrics: Mapping[str, Any]) -> None:
-        shown = {
+        """Updates the progress bar, or prints a progress line if standard error is not a terminal."""
+        headline = {
             short: metrics[name]
             for short, name in (("loss", "loss"), ("examples/s", "examples_per_second"), ("MFU", "mfu"))
             if name in metrics
         }
         if not self._bar.disable:
             self._bar.update(step - self._bar.n)
-            self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in headline.items()})
             return
         now = time.monotonic()
-        if "steps_per_second" in metrics and (now - self._told >= _PLAIN_LINE_EVERY or step == self._total):
-            self._told = now
-            left = (self._total - step) / metrics["steps_per_second"]
-            numbers = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        if "steps_per_second" in metrics and (now - self._last_line >= _PLAIN_LINE_EVERY or step == self._total):
+            self._last_line = now
+            remaining = (self._total - step) / metrics["steps_per_second"]
+            values = "  ".join(f"{name} {value:.4g}" for name, value in headline.items())
             speed = f"{metrics['steps_per_second']:.3g} steps/s"
             print(
-                f"step {step}/{self._total}  {numbers}  {speed}  {left / 60:.1f} min left", file=sys.stderr, flush=True
+                f"step {step}/{self._total}  {values}  {speed}  {remaining / 60:.1f} min left", file=sys.stderr, flush=True
             )
 
 
 class _StoredFile:
-    """A file in object storage, to which nothing can be appended: it is written anew, now and then and at the end."""
+    """File in object storage. It cannot be appended to, so the whole file is uploaded periodically and at the end."""
 
     def __init__(self, path: AnyPath, content: bytes = b""):
         self._path, self._content = path, bytearray(content)
@@ -198,13 +201,13 @@ class _StoredFile:
 
 
 class _StoredFiles:
-    """How TensorBoard's writer opens files in object storage."""
+    """File factory that lets TensorBoard's writer open files in object storage."""
 
     def open(self, path: str) -> _StoredFile:
         return _StoredFile(paths.path(path))
 
     def directory_check(self, path: str) -> None:
-        """Storage needs no folders."""
+        """Does nothing: object storage needs no folders."""
 
 
 def _json_number(value: Any) -> float | str:

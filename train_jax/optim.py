@@ -1,4 +1,4 @@
-"""From config to optax: schedules, one optimiser a player, and who is decayed, clipped or frozen, by parameter path."""
+"""Optax optimisers from a config: schedules, one rule per player, and decay, clipping and freezing by parameter path."""
 
 import inspect
 import re
@@ -14,31 +14,36 @@ from train_jax.errors import ConfigError
 from train_jax.sharding import path_name
 
 FROZEN = "frozen"
-_STACKED = ("layers", "qkv")  # axes along which a kernel is several matrices
+_STACKED = ("layers", "qkv")  # axes along which a kernel stacks several matrices
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
 
 
 class Optimizer(NamedTuple):
-    """One optax transformation for all players, and each player's learning rate: updates made -> rate."""
+    """Optimiser of all players.
+
+    Attributes:
+      tx: optax transformation.
+      schedules: player -> learning rate as a function of the number of completed updates.
+    """
 
     tx: optax.GradientTransformation
     schedules: Mapping[str, Callable]
 
 
 def make(optim: ConfigDict, params, steps: int, axes: Mapping[str, tuple[str | None, ...]]) -> Optimizer:
-    """The optimiser of a config.
+    """Makes the optimiser of a config.
 
     Args:
-      optim: the `optim` part of a resolved config.
-      params: dict by player of (abstract) arrays; only its paths matter.
-      steps: updates in the whole run.
-      axes: parameter path -> logical axis names, for optimisers that treat matrices apart (Muon).
+      optim: the options `optim` of a resolved config.
+      params: player -> tree of (abstract) arrays; only the paths are used.
+      steps: total number of updates of the run.
+      axes: parameter path -> logical axis names, for optimisers with a special rule for matrices (Muon).
 
-    Each player's gradient is clipped to its own global norm, then updated by its own rule. Weight decay is left out
-    where a path matches `optim.no_decay`; a path that matches `optim.freeze` gets no update and no moments; the first
-    pattern of `optim.lr_scale` that matches a path multiplies its learning rate, and with it its decay.
-    Raises ConfigError for an unknown optimiser, schedule, argument or player, and for a `freeze` pattern that matches
-    nothing.
+    The gradient of each player is clipped to a global norm, then updated by the rule of the player. Parameters that match
+    `optim.no_decay` have no weight decay; parameters that match `optim.freeze` have no updates and no moments; the first
+    matching pattern of `optim.lr_scale` scales the learning rate of a parameter and thereby its decay.
+    Raises ConfigError for an unknown optimiser, schedule, argument or player, and for a `freeze` or `lr_scale` pattern
+    that matches nothing.
     """
     _check_patterns(optim, axes)
     unknown = set(optim.players) - set(params)
@@ -46,38 +51,38 @@ def make(optim: ConfigDict, params, steps: int, axes: Mapping[str, tuple[str | N
         raise ConfigError(f"config.optim.players names {sorted(unknown)}; this task's players are {sorted(params)}")
     clips, rules, schedules = {}, {FROZEN: optax.set_to_zero()}, {}
     for player in params:
-        options = _player_options(optim, player)
+        options = _merge_player_options(optim, player)
         schedules[player] = schedule(options, steps)
         clips[player] = optax.clip_by_global_norm(options.clip) if options.clip else optax.identity()
         for factor in {1.0, *(factor for _, factor in optim.lr_scale)}:
             for decayed in (True, False):
-                rate = _scaled(schedules[player], factor)
-                rules[_group(player, decayed, factor)] = _optimiser(options, rate, decayed, axes)
+                rate = _scale_schedule(schedules[player], factor)
+                rules[_group_name(player, decayed, factor)] = _build_optimiser(options, rate, decayed, axes)
 
     def group(path, _):
         name = path_name(path)
         if matches(optim.freeze, name):
             return FROZEN
         factor = next((factor for pattern, factor in optim.lr_scale if re.search(pattern, name)), 1.0)
-        return _group(name.split("/")[0], not matches(optim.no_decay, name), factor)
+        return _group_name(name.split("/")[0], not matches(optim.no_decay, name), factor)
 
     def group_for_clipping(path, _):
         name = path_name(path)
         return FROZEN if matches(optim.freeze, name) else name.split("/")[0]
 
     tx = optax.chain(
-        optax.partition(clips | {FROZEN: optax.set_to_zero()}, _labels(params, group_for_clipping)),
-        optax.partition(rules, _labels(params, group)),
+        optax.partition(clips | {FROZEN: optax.set_to_zero()}, _label_params(params, group_for_clipping)),
+        optax.partition(rules, _label_params(params, group)),
     )
     return Optimizer(tx, schedules)
 
 
 def schedule(optim: ConfigDict, steps: int) -> Callable:
-    """Learning rate by update: a linear warm-up from 0 to `lr`, then the shape that `optim.schedule` names.
+    """Makes the learning rate schedule: a linear warm-up from 0 to `lr`, then the shape `optim.schedule`.
 
-    It counts the updates that were made: a skipped one does not move it on, so that cosine and linear, which end at
-    `final_lr * lr` after `steps` updates, end that much later. rsqrt decays as 1/sqrt(update), continuous at the end
-    of the warm-up (arXiv 1706.03762, equation 3, with the peak in place of the width).
+    The schedule counts completed updates, not skipped updates. cosine and linear end at `final_lr * lr` after `steps`
+    completed updates. rsqrt decays as 1/sqrt(update), continuously from the end of the warm-up (arXiv 1706.03762,
+    equation 3, with the peak instead of the width).
     """
     lr, warmup, end = optim.lr, optim.warmup_steps, optim.lr * optim.final_lr
     after = steps - warmup
@@ -92,45 +97,48 @@ def schedule(optim: ConfigDict, steps: int) -> Callable:
     return optax.join_schedules([optax.linear_schedule(0.0, lr, max(warmup, 1)), shapes[optim.schedule]()], [warmup])
 
 
-def with_clock(opt_state, updates):
-    """An optimiser's state whose schedules stand where they do after so many updates."""
+def set_schedule_counts(opt_state, updates):
+    """Sets the step counts of the schedules in an optimiser state to `updates`."""
 
-    def is_clock(x):
-        # A schedule's state is a count alone; an optimiser's own, Adam's for one, has moments beside it.
+    def is_schedule_state(x):
+        # The state of a schedule has only a count; the state of an optimiser, such as Adam, also has moments.
         return getattr(x, "_fields", None) == ("count",)
 
     return jax.tree.map(
-        lambda x: x._replace(count=jnp.asarray(updates, x.count.dtype)) if is_clock(x) else x,
+        lambda x: x._replace(count=jnp.asarray(updates, x.count.dtype)) if is_schedule_state(x) else x,
         opt_state,
-        is_leaf=is_clock,
+        is_leaf=is_schedule_state,
     )
 
 
 def by_path(tree) -> dict[str, jax.Array]:
-    """The leaves of a tree by the names of their paths."""
+    """Returns the leaves of a tree by path name."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def replace_rows(tree, moved: Mapping[str, jax.Array], values: Mapping[str, jax.Array]):
-    """`tree` with the rows that moved taken from `values`, in every leaf whose path ends with that of their parameter.
+    """Replaces rows of parameters, or of optimiser moments of the same parameters, by rows of `values`.
 
-    moved: path of a parameter -> bool [rows]. values: path of a parameter -> what broadcasts to its shape.
+    Args:
+      tree: tree whose leaves belong to a parameter if their path ends with the parameter's path.
+      moved: parameter path -> bool [rows], the rows to replace.
+      values: parameter path -> array that broadcasts to the parameter's shape.
     """
 
-    def replaced(path, leaf):
+    def replace(path, leaf):
         name = path_name(path)
         for parameter, rows in moved.items():
             if (name == parameter or name.endswith(f"/{parameter}")) and leaf.shape[:1] == rows.shape:
                 return jnp.where(jnp.expand_dims(rows, tuple(range(1, leaf.ndim))), values[parameter], leaf)
         return leaf
 
-    return jax.tree_util.tree_map_with_path(replaced, tree)
+    return jax.tree_util.tree_map_with_path(replace, tree)
 
 
-def begin_anew(opt_state, moved: Mapping[str, jax.Array], params):
-    """The optimiser's state after rows of parameters moved by a rule: their moments are zero.
+def reset_moments(opt_state, moved: Mapping[str, jax.Array], params):
+    """Resets the moments of the parameter rows `moved` to zero.
 
-    A schedule-free optimiser's `z`, a second iterate and no moment, moves to where they are now.
+    The iterate `z` of a schedule-free optimiser is set to the new parameters instead.
     """
     opt_state = replace_rows(opt_state, moved, dict.fromkeys(moved, jnp.zeros(())))
     values = by_path(params)
@@ -142,13 +150,16 @@ def begin_anew(opt_state, moved: Mapping[str, jax.Array], params):
 
 
 def has_average(opt_state) -> bool:
-    """Whether the optimiser keeps an average of the weights of its own, which is what should be used."""
+    """Returns whether the optimiser maintains an average of the weights for evaluation."""
     return bool(_schedule_free_states(opt_state))
 
 
 def evaluation_params(opt_state, params):
-    """The weights to evaluate: `params`, or for a schedule-free optimiser its average (arXiv 2405.15682, equation 3)."""
-    for state in _schedule_free_states(opt_state):  # each holds `z` for its own group of parameters alone
+    """Returns the weights for evaluation: `params`, or the average of a schedule-free optimiser.
+
+    The average is equation 3 of arXiv 2405.15682.
+    """
+    for state in _schedule_free_states(opt_state):  # each state holds `z` of one parameter group
         z = {path_name(path): value for path, value in jax.tree_util.tree_leaves_with_path(state.z)}
         params = jax.tree_util.tree_map_with_path(
             lambda path, y, z=z, b1=state.b1: (y - (1 - b1) * z[path_name(path)]) / b1 if path_name(path) in z else y,
@@ -165,7 +176,8 @@ def _schedule_free_states(opt_state) -> list:
     return [s for s in jax.tree.leaves(opt_state, is_leaf=_is_schedule_free) if _is_schedule_free(s)]
 
 
-def _player_options(optim: ConfigDict, player: str) -> ConfigDict:
+def _merge_player_options(optim: ConfigDict, player: str) -> ConfigDict:
+    """Overlays the optimiser options with those of one player."""
     options = optim.copy_and_resolve_references()
     with options.unlocked():
         for key, value in optim.players.get(player, {}).items():
@@ -173,11 +185,11 @@ def _player_options(optim: ConfigDict, player: str) -> ConfigDict:
     return options
 
 
-def _optimiser(
+def _build_optimiser(
     optim: ConfigDict, learning_rate: Callable, decayed: bool, axes: Mapping
 ) -> optax.GradientTransformation:
-    """The optax function that `optim.name` names, with the arguments it has for rate, decay and matrix shapes."""
-    make_rule = _find(optim.name)
+    """Builds the optax optimiser `optim.name` of one parameter group."""
+    make_rule = _find_optimiser(optim.name)
     allowed = inspect.signature(make_rule).parameters
     arguments = dict(optim.args)
     for reserved in {"learning_rate", "weight_decay", "weight_decay_rate", "mask", "weight_decay_mask"} & set(
@@ -187,7 +199,7 @@ def _optimiser(
     for key in set(arguments) - set(allowed):
         raise ConfigError(f"config.optim.args.{key}: optax's {optim.name} takes {', '.join(allowed)}")
     decay = optim.weight_decay if decayed else 0.0
-    if "weight_decay_rate" in allowed:  # Adafactor's rate is not multiplied by the learning rate: do it here
+    if "weight_decay_rate" in allowed:  # Adafactor does not multiply the decay by the learning rate
         arguments["weight_decay_rate"] = (lambda count: decay * learning_rate(count)) if decay else None
     elif "weight_decay" in allowed:
         arguments["weight_decay"] = decay
@@ -200,14 +212,15 @@ def _optimiser(
         arguments.setdefault("adam_weight_decay", decay)
     if "muon_weight_dimension_numbers" in allowed:
         arguments["muon_weight_dimension_numbers"] = lambda params: jax.tree_util.tree_map_with_path(
-            lambda path, x: _matrix(path_name(path), axes), params
+            lambda path, x: _muon_dimension_numbers(path_name(path), axes), params
         )
     return make_rule(learning_rate=learning_rate, **arguments)
 
 
-def _find(name: str) -> Callable:
-    home, _, function = name.rpartition(".")
-    rule = getattr({"": optax, "contrib": optax.contrib}.get(home), function, None)
+def _find_optimiser(name: str) -> Callable:
+    """Returns an optimiser of optax or optax.contrib by name."""
+    module, _, function = name.rpartition(".")
+    rule = getattr({"": optax, "contrib": optax.contrib}.get(module), function, None)
     if not callable(rule) or "learning_rate" not in inspect.signature(rule).parameters:
         raise ConfigError(
             f"config.optim.name = {name!r} is not an optimiser of optax: name one as 'adamw', 'lion', 'adafactor', "
@@ -216,37 +229,38 @@ def _find(name: str) -> Callable:
     return rule
 
 
-def _matrix(path: str, axes: Mapping[str, tuple[str | None, ...]]):
-    """Which axes of a kernel Muon orthogonalises: its inputs against its outputs; None for what is no kernel."""
+def _muon_dimension_numbers(path: str, axes: Mapping[str, tuple[str | None, ...]]):
+    """Returns the input and output axes of a kernel for Muon; None for other parameters."""
     if not path.endswith("/kernel"):
         return None
     names = axes[path]
-    rest = tuple(i for i, name in enumerate(names) if name not in _STACKED)
-    if len(rest) < 2:
+    unstacked_axes = tuple(i for i, name in enumerate(names) if name not in _STACKED)
+    if len(unstacked_axes) < 2:
         return None
-    inputs = rest[:1] if names[rest[0]] == "embed" else rest[:-1]
-    return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=rest[len(inputs) :])
+    inputs = unstacked_axes[:1] if names[unstacked_axes[0]] == "embed" else unstacked_axes[:-1]
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=unstacked_axes[len(inputs) :])
 
 
-def _group(player: str, decayed: bool, factor: float) -> str:
-    """What a group of parameters with one rule is called, in checkpoints too."""
+def _group_name(player: str, decayed: bool, factor: float) -> str:
+    """Returns the name of a parameter group. Checkpoints contain these names."""
     return f"{player}, {'decayed' if decayed else 'not decayed'}, lr x {factor:g}"
 
 
-def _scaled(rate: Callable, factor: float) -> Callable:
+def _scale_schedule(rate: Callable, factor: float) -> Callable:
     return rate if factor == 1.0 else lambda count: factor * rate(count)
 
 
-def _labels(params, group: Callable):
+def _label_params(params, group: Callable):
     return jax.tree_util.tree_map_with_path(group, params)
 
 
 def matches(patterns: Iterable[str], name: str) -> bool:
-    """Whether one of these regular expressions is found in a parameter's path."""
+    """Returns whether any of the regular expressions matches a part of a parameter path."""
     return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _check_patterns(optim: ConfigDict, axes: Mapping) -> None:
+    """Raises ConfigError for a `freeze` or `lr_scale` pattern that matches no parameter."""
     scaled = [pattern for pattern, _ in optim.lr_scale]
     for option, patterns in (("freeze", optim.freeze), ("lr_scale", scaled)):
         for pattern in patterns:

@@ -1,16 +1,17 @@
-"""Options as frozen dataclasses: a field is an option, with its default, what is allowed, and what it means.
+"""Options as frozen dataclasses: a field is an option, with default, allowed values and meaning.
 
     @dataclasses.dataclass(frozen=True)
     class TowerOptions(Options):
-        width: int = option(768, "of the residual stream", least=1)
-        pool: str = option("cls", "how patches become one vector", choices=("cls", "mean"))
+        width: int = option(768, "width of the residual stream", least=1)
+        pool: str = option("cls", "pooling of the patches", choices=("cls", "mean"))
 
-From one such class follow the defaults of a config (`defaults`), the check of a user's (`parse`), what a checkpoint decides
-(`identity`), and its documentation (`documentation`).
+An options class provides the defaults of a config (`defaults`), the check of a user's config (`parse`), the options that
+determine the weights (`identity`), and the documentation (`documentation`).
 """
 
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -31,29 +32,29 @@ def option(
     below: float | int | None = None,
     identity: bool = True,
 ) -> Any:
-    """A field of an `Options` class.
+    """Declares an option: a field of an `Options` class.
 
     Args:
-      default: its type is that of the option; a tuple holds values of one kind, each of which is checked, a
-        FrozenConfigDict options whose names are the user's own.
-      meaning: for people, in a few words.
-      choices: all values that are allowed; (): any within the bounds.
-      least, most, above, below: bounds of a number, the last two exclusive.
-      identity: whether the option decides what a model's weights are or mean. A run that starts from a checkpoint may
-        choose others otherwise.
+      default: default value, which also determines the type. All values of a tuple have the same type and are checked; a
+        FrozenConfigDict accepts arbitrary option names. None: the annotation `X | None` determines the type.
+      meaning: short description, a noun phrase.
+      choices: allowed values, such as the keys of a registry, which may grow; (): all values within the bounds.
+      least, most, above, below: bounds of a number; `above` and `below` are exclusive.
+      identity: whether the option affects shapes or meaning of the weights. A run that starts from a checkpoint may change
+        all other options.
     """
     bounds = {"least": least, "most": most, "above": above, "below": below}
-    metadata = {"meaning": meaning, "choices": tuple(choices), "identity": identity, **bounds}
+    metadata = {"meaning": meaning, "choices": choices, "identity": identity, **bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """A group of options; fields of this type are groups inside it. Values are hashable."""
+    """Base class of groups of options. Fields of type `Options` are nested groups; all values are hashable."""
 
     @classmethod
     def defaults(cls) -> ConfigDict:
-        """The group with every option at its default."""
+        """Returns a ConfigDict of all options with their default values."""
         c = ConfigDict()
         for field in dataclasses.fields(cls):
             is_group = isinstance(field.default, Options)
@@ -62,28 +63,28 @@ class Options:
 
     @classmethod
     def parse(cls, values: Mapping | ConfigDict, path: str) -> "Options":
-        """The options that `values` tell; what is absent is as by default.
+        """Parses and checks the options in `values`; missing options have their defaults.
 
         Args:
-          path: of the group in a config, such as "model"; "": the whole config.
+          path: path of the group in the config, such as "model"; "": the whole config.
 
-        Raises ConfigError that names the option, the value and what is allowed.
+        Raises ConfigError with the option, its value and the allowed values.
         """
         known = {field.name: field for field in dataclasses.fields(cls)}
         parsed = {}
         for key, value in values.items():
             if key not in known:
-                raise ConfigError(f"config.{join(path, key)} is not an option{suggestion(key, known, path)}")
+                raise ConfigError(f"config.{join(path, key)} is not an option{suggest_option(key, known, path)}")
             parsed[key] = _parse(known[key], value, join(path, key))
         options = cls(**parsed)
         options.check(path)
         return options
 
     def check(self, path: str) -> None:
-        """Raises ConfigError for options that contradict each other; see `require`."""
+        """Raises ConfigError for inconsistent options; subclasses override this method. See `require`."""
 
     def require(self, holds: bool, path: str, key: str, allowed: str) -> None:
-        """ConfigError that `config.path.key` must be what is allowed, unless it holds."""
+        """Raises ConfigError unless `holds`; the message says that `config.path.key` must be `allowed`."""
         if not holds:
             value = self
             for name in key.split("."):
@@ -92,7 +93,7 @@ class Options:
 
     @classmethod
     def free(cls) -> tuple[str, ...]:
-        """Dotted names of the options that a run which starts from a checkpoint may choose otherwise."""
+        """Returns the dotted names of the options without effect on the weights (`identity=False`)."""
         names: list[str] = []
         for field in dataclasses.fields(cls):
             if isinstance(field.default, Options):
@@ -102,53 +103,78 @@ class Options:
         return tuple(names)
 
     def to_dict(self) -> dict[str, Any]:
-        """All options, groups as dicts."""
+        """Returns all options as nested dicts."""
         return dataclasses.asdict(self)
 
     def identity(self) -> dict[str, Any]:
-        """The options that decide what the weights are and mean, groups as dicts."""
-        found = {}
+        """Returns the options that affect shapes or meaning of the weights, as nested dicts."""
+        values = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Options):
-                found[field.name] = value.identity()
+                values[field.name] = value.identity()
             elif field.metadata["identity"]:
-                found[field.name] = value
-        return found
+                values[field.name] = value
+        return values
 
     @classmethod
     def documentation(cls, path: str) -> Iterator[tuple[str, Any, str]]:
-        """Of every option its dotted path, default, and meaning with what is allowed."""
+        """Yields dotted path, default, and meaning with the allowed values of every option."""
         for field in dataclasses.fields(cls):
             name = join(path, field.name)
             if isinstance(field.default, Options):
                 yield from field.default.documentation(name)
             else:
-                allowed = _allowed(field)
+                allowed = _describe_allowed(field)
                 yield name, field.default, field.metadata["meaning"] + (f" ({allowed})" if allowed else "")
 
 
 def join(path: str, key: str) -> str:
-    """The dotted name of an option in a group."""
+    """Joins the path of a group and the name of an option by a dot."""
     return f"{path}.{key}" if path else key
 
 
-def suggestion(key: str, known: Collection[str], path: str) -> str:
-    """The end of a sentence about an unknown option: what may have been meant, and what there is."""
+def suggest_option(key: str, known: Collection[str], path: str) -> str:
+    """Formats the hint of an error message for an unknown option: a similar name and all known names."""
     close = difflib.get_close_matches(key, list(known), n=1)
     hint = f"; did you mean config.{join(path, close[0])}?" if close else "."
     return f"{hint} Options here: {', '.join(sorted(known))}"
 
 
-def typed(path: str, value: Any, default: Any) -> Any:
-    """`value` in the type of `default`; an int is a fine float, a list a fine tuple, and nothing else converts."""
+def convert_type(name: str, value: Any, default: Any) -> Any:
+    """Converts `value` to the type of `default`: int to float, list to tuple.
+
+    Raises ConfigError for any other type.
+    """
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, tuple) and isinstance(value, list | tuple):
         return tuple(value)
     if type(value) is not type(default):
         kind = type(default).__name__
-        raise ConfigError(f"config.{path} = {value!r} is a {type(value).__name__}; it must be a {kind}, like {default!r}")
+        raise ConfigError(f"{name} = {value!r} is a {type(value).__name__}; it must be a {kind}, like {default!r}")
+    return value
+
+
+def parse_value(field: dataclasses.Field, value: Any, name: str) -> Any:
+    """Converts a value to the type of a single option and checks the allowed values.
+
+    Raises ConfigError with `name`, the value and the allowed values.
+    """
+    if field.default is not None:
+        value = convert_type(name, value, field.default)
+    elif value is not None:
+        value = _convert_by_annotation(name, value, field)
+    kinds = next((typing.get_args(kind) for kind in _list_types(field) if typing.get_origin(kind) is tuple), ())
+    if isinstance(value, tuple) and kinds:
+        if kinds[-1] is not Ellipsis and len(value) != len(kinds):
+            raise ConfigError(f"{name} = {value!r}; it must hold {len(kinds)} values: {field.metadata['meaning']}")
+        value = tuple(float(x) if kinds[0] is float and type(x) is int else x for x in value)
+        if not all(isinstance(x, kinds[0]) for x in value):
+            raise ConfigError(f"{name} = {value!r}; it must hold values of type {kinds[0].__name__}")
+    for part in value if isinstance(value, tuple) else (value,):
+        if part is not None and not _is_allowed(field.metadata, part):
+            raise ConfigError(f"{name} = {value!r}; it must be {_describe_allowed(field)}")
     return value
 
 
@@ -157,6 +183,7 @@ def _as_config(default: Any) -> Any:
 
 
 def _parse(field: dataclasses.Field, value: Any, path: str) -> Any:
+    """Parses the value of an option or of a nested group."""
     if isinstance(field.default, Options):
         if not isinstance(value, Mapping | ConfigDict):
             names = ", ".join(f.name for f in dataclasses.fields(field.default))
@@ -164,14 +191,27 @@ def _parse(field: dataclasses.Field, value: Any, path: str) -> Any:
         return type(field.default).parse(value, path)
     if isinstance(field.default, FrozenConfigDict):
         return FrozenConfigDict(value)
-    value = typed(path, value, field.default)
-    if isinstance(value, tuple) and (kinds := typing.get_args(field.type)):
-        value = tuple(float(x) if kinds[0] is float and type(x) is int else x for x in value)
-        if not all(isinstance(x, kinds[0]) for x in value):
-            raise ConfigError(f"config.{path} = {value!r}; it must hold values of type {kinds[0].__name__}")
-    for part in value if isinstance(value, tuple) else (value,):
-        if not _is_allowed(field.metadata, part):
-            raise ConfigError(f"config.{path} = {value!r}; it must be {_allowed(field)}")
+    return parse_value(field, value, f"config.{path}")
+
+
+def _list_types(field: dataclasses.Field) -> tuple[Any, ...]:
+    """Returns the types that the annotation of an option allows, without None."""
+    kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+    return tuple(kind for kind in kinds if kind is not types.NoneType)
+
+
+def _convert_by_annotation(name: str, value: Any, field: dataclasses.Field) -> Any:
+    """Converts `value` to one of the annotated types of an option whose default is None."""
+    kinds = tuple(typing.get_origin(kind) or kind for kind in _list_types(field))
+    if float in kinds and type(value) is int:
+        return float(value)
+    if tuple in kinds and isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, kinds):
+        allowed = " or ".join(kind.__name__ for kind in kinds)
+        raise ConfigError(
+            f"{name} = {value!r} is a {type(value).__name__}; it must be a {allowed}: {field.metadata['meaning']}"
+        )
     return value
 
 
@@ -189,8 +229,8 @@ def _is_allowed(metadata: Mapping, value: Any) -> bool:
     )
 
 
-def _allowed(field: dataclasses.Field) -> str:
-    """What is allowed, in words."""
+def _describe_allowed(field: dataclasses.Field) -> str:
+    """Describes the allowed values of an option in words; empty if all values are allowed."""
     metadata = field.metadata
     if metadata["choices"]:
         return f"one of {', '.join(map(str, metadata['choices']))}"
@@ -198,15 +238,15 @@ def _allowed(field: dataclasses.Field) -> str:
     high = metadata["most"] if metadata["below"] is None else metadata["below"]
     if low is not None and high is not None:
         left, right = "[" if metadata["above"] is None else "(", "]" if metadata["below"] is None else ")"
-        return f"in {left}{_number(low)}, {_number(high)}{right}"
+        return f"in {left}{_format_number(low)}, {_format_number(high)}{right}"
     if low is not None:
         if metadata["above"] is not None:
-            return "positive" if low == 0 else f"above {_number(low)}"
-        return "0 or more" if low == 0 else f"at least {_number(low)}"
+            return "positive" if low == 0 else f"above {_format_number(low)}"
+        return "0 or more" if low == 0 else f"at least {_format_number(low)}"
     if high is not None:
-        return f"at most {_number(high)}" if metadata["below"] is None else f"below {_number(high)}"
+        return f"at most {_format_number(high)}" if metadata["below"] is None else f"below {_format_number(high)}"
     return ""
 
 
-def _number(x: float | int) -> str:
+def _format_number(x: float | int) -> str:
     return str(x) if isinstance(x, int) else f"{x:g}"

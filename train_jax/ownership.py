@@ -1,7 +1,7 @@
-"""One run in a run directory at a time: a file that names the process that trains there, and that it renews while it lives.
+"""Lock file of a run directory. The file names the training process, which renews it periodically.
 
-A killed process leaves its file behind. It is taken over at once if that process was on this host and is gone, and else when
-it has not been renewed for a while; nothing has to be removed by hand. The file's token shows other hosts of a job, too,
+The lock of a killed process can be taken over: at once if the process was on this host, otherwise after the file has not
+been renewed for a while. Nothing has to be removed by hand. The other hosts of a job check the token in the file to verify
 that they see the same directory.
 """
 
@@ -24,16 +24,16 @@ log = logging.getLogger(__name__)
 
 _FILE = "owner.json"
 _BEAT = 5.0  # seconds between renewals
-_SILENCE = 30.0  # seconds without one after which an owner counts as gone; also for which other hosts look for the file
+_SILENCE = 30.0  # seconds without renewal after which an owner counts as dead; also the timeout to see the file
 
 
 class Ownership:
-    """This job's claim on a run directory, from its making until `close`. Process 0 holds it for all hosts.
+    """Lock of this job on a run directory, from construction until `close`. Process 0 holds the lock for all hosts.
 
-    Raises ConfigError if another run holds the directory, or if a host of this job sees another directory under its name.
+    Raises ConfigError if another run holds the lock, or if a host of this job sees another directory under the same path.
 
     Attributes:
-      error: why the claim is lost: another run has taken the directory. None while it is held.
+      error: error that says which other run has taken the lock; None while this job holds it.
     """
 
     def __init__(self, workdir: AnyPath):
@@ -48,13 +48,14 @@ class Ownership:
             self._thread = threading.Thread(target=self._renew, daemon=True)
             self._thread.start()
         try:
-            self._find(agreement.from_first(self._owner["token"]))
-            agreement.gather()
+            self._wait_for_file(agreement.broadcast_from_first(self._owner["token"]))
+            agreement.barrier()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
+        """Releases the lock."""
         if self._thread is None:
             return
         self._closed.set()
@@ -64,19 +65,23 @@ class Ownership:
             self._file.unlink()
 
     def _claim(self) -> None:
+        """Acquires the lock. Raises ConfigError if a running process holds it."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         while True:
             try:
                 self._create()
                 return
             except FileExistsError:
-                other = self._read()
-            if self._lives(other):
-                raise self._refusal()
+                owner = self._read()
+            if self._is_alive(owner):
+                raise self._make_error()
             self._file.unlink(missing_ok=True)
 
     def _create(self) -> None:
-        """Writes the file; FileExistsError if there is one. Object storage does not tell two writers of one moment apart."""
+        """Creates the lock file. Raises FileExistsError if it exists.
+
+        Object storage does not detect two simultaneous writers.
+        """
         if isinstance(self._file, Path):
             with self._file.open("x") as file:
                 json.dump(self._owner, file)
@@ -85,29 +90,35 @@ class Ownership:
         else:
             self._file.write_text(json.dumps(self._owner))
 
-    def _lives(self, owner: dict | None) -> bool:
-        """Whether the owner is a process that runs; None: the file was not readable, as one that is just being written."""
-        me = self._owner
-        if owner and owner.get("machine") == me["machine"] and (owner["pid"] == me["pid"] or not _runs(owner["pid"])):
+    def _is_alive(self, owner: dict | None) -> bool:
+        """Returns whether the owner of the lock is a running process.
+
+        Args:
+          owner: content of the lock file; None: the file was not readable, such as while being written.
+        """
+        own = self._owner
+        same_machine = owner and owner.get("machine") == own["machine"]
+        if same_machine and (owner["pid"] == own["pid"] or not _is_running(owner["pid"])):
             return False
-        log.info("%s: watching for %.0f s whether its owner lives", self._file, _SILENCE)
+        log.info("%s: waiting up to %.0f s to see whether its owner is alive", self._file, _SILENCE)
         deadline = time.monotonic() + _SILENCE
         while time.monotonic() < deadline:
             time.sleep(_BEAT / 5)
-            now = self._read()
-            if now != owner:
-                return now is not None  # renewed, or taken by another; or released
+            current = self._read()
+            if current != owner:
+                return current is not None  # renewed or taken over; None: released
         return False
 
-    def _refusal(self) -> ConfigError:
-        other = self._read() or {"pid": "unknown", "host": "another host"}
+    def _make_error(self) -> ConfigError:
+        """Makes the error for a directory that another run holds."""
+        owner = self._read() or {"pid": "unknown", "host": "another host"}
         return ConfigError(
-            f"{self._file.parent} is being trained in by process {other['pid']} of {other['host']}: wait for it, stop it, "
+            f"{self._file.parent} is being trained in by process {owner['pid']} of {owner['host']}: wait for it, stop it, "
             "or choose another --workdir. If these are hosts of one job, they have not found each other: see --distributed"
         )
 
-    def _find(self, token: str) -> None:
-        """Waits for the file to be there, as shared file systems take a while to show it."""
+    def _wait_for_file(self, token: str) -> None:
+        """Waits until the lock file with this token is visible, which may take a while on shared file systems."""
         deadline = time.monotonic() + _SILENCE
         while (self._read() or {}).get("token") != token:
             if time.monotonic() > deadline:
@@ -118,24 +129,26 @@ class Ownership:
             time.sleep(_BEAT / 50)
 
     def _renew(self) -> None:
+        """Renews the lock file periodically, in a thread, until `close`."""
         failed = False
         while not self._closed.wait(_BEAT):
             try:
                 owner = self._read()
-                if owner is not None and owner["token"] != self._owner["token"]:  # two took over from the same dead owner
-                    self.error = self._refusal()
+                if owner is not None and owner["token"] != self._owner["token"]:  # two runs took over the same lock
+                    self.error = self._make_error()
                     return
                 self._owner["beat"] += 1
                 unfinished = self._file.with_suffix(".unfinished")
                 unfinished.write_text(json.dumps(self._owner))
                 unfinished.replace(self._file)
                 failed = False
-            except Exception as error:  # storage raises classes of its own; a claim that is not renewed is lost
+            except Exception as error:  # storage libraries raise various classes; an unrenewed lock expires
                 if not failed:
                     log.warning("%s cannot be renewed: %s", self._file, error)
                 failed = True
 
     def _read(self) -> dict | None:
+        """Reads the lock file; None if it is missing or unreadable."""
         try:
             owner = json.loads(self._file.read_text())
         except (OSError, ValueError):
@@ -144,7 +157,10 @@ class Ownership:
 
 
 def _machine() -> str:
-    """What processes share that see each other's numbers: the machine since it was started, and the space of its numbers."""
+    """Returns an identifier of the machine, its last boot and the PID namespace.
+
+    Processes with the same identifier see each other's PIDs.
+    """
     boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     return " ".join(
         [
@@ -155,7 +171,8 @@ def _machine() -> str:
     )
 
 
-def _runs(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
+    """Returns whether a process with this PID is running."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,6 +1,6 @@
-"""Pages: HTML that needs no other file, its pictures embedded, its texts escaped.
+"""Self-contained HTML pages with embedded images.
 
-A demo's `index.html` is made of parts, one a model, so that each can be made anew alone.
+The `index.html` of the demos consists of one part per model, so that each part can be updated independently.
 """
 
 import base64
@@ -28,7 +28,7 @@ pre { background: var(--card); padding: 1rem; border-radius: .5rem; overflow-x: 
 
 
 def document(title: str, body: str) -> str:
-    """A whole page around a body that is HTML already."""
+    """Makes a complete HTML page from a title and a body."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -38,23 +38,24 @@ def document(title: str, body: str) -> str:
 
 
 def heading(text: str, level: int) -> str:
+    """Formats a heading."""
     return f"<h{level}>{html.escape(printable(text))}</h{level}>"
 
 
 def block(text: str) -> str:
-    """Text as it is, in a fixed-width font."""
+    """Formats preformatted text in a fixed-width font."""
     return f"<pre>{html.escape(printable(text))}</pre>"
 
 
 def image(file: Path) -> str:
-    """A whole picture, as wide as the page."""
-    with Image.open(file) as picture:
-        source = data_uri(picture, "PNG")
+    """Formats an embedded image of the width of the page."""
+    with Image.open(file) as opened:
+        source = data_uri(opened, "PNG")
     return f'<img src="{source}" alt="" style="aspect-ratio: auto">'
 
 
 def add_part(workdir: Path, name: str, body: str) -> Path:
-    """Keeps a part of `workdir/index.html`, and writes that of all parts there are, in the order of their names."""
+    """Saves a part of `workdir/index.html` and rewrites the page from all parts, sorted by name."""
     parts = workdir / "page"
     parts.mkdir(parents=True, exist_ok=True)
     (parts / f"{name}.html").write_text(body, "utf-8")
@@ -64,13 +65,17 @@ def add_part(workdir: Path, name: str, body: str) -> Path:
     return page
 
 
-def data_uri(picture: Image.Image, kind: str) -> str:
-    """A picture as the value of `src`; `kind`: PNG or JPEG."""
+def data_uri(image: Image.Image, kind: str) -> str:
+    """Encodes an image as a data URI.
+
+    Args:
+      kind: "PNG" or "JPEG".
+    """
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {"optimize": True}))
+    image.save(buffer, kind, **({"quality": 85} if kind == "JPEG" else {"optimize": True}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def printable(text: str) -> str:
-    """Names that are no valid UTF-8 reach Python as lone surrogates, which no file can hold."""
+    """Replaces lone surrogates, which Python creates for file names that are not UTF-8, by "?"."""
     return text.encode("utf-8", "replace").decode()

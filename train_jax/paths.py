@@ -1,4 +1,4 @@
-"""Paths as users name them: local ones, and those of object storage (`gs://`, `s3://`) where its package is installed."""
+"""Local paths and paths in object storage (`gs://`, `s3://`, …)."""
 
 import glob as local_glob
 import hashlib
@@ -15,24 +15,24 @@ from train_jax.errors import ConfigError
 AnyPath = Path | epath.Path
 
 _BESIDE = (".json", ".yaml", ".yml", ".txt", ".model", ".gz")  # configurations and vocabularies of a weight file
-_PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}  # what opens each scheme
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}  # package of each scheme
 
 
 def path(name: str | os.PathLike) -> AnyPath:
-    """The file or folder that `name` stands for, `~` expanded: `pathlib.Path`, or `epath.Path` for object storage.
+    """Parses a path and expands `~`: a `pathlib.Path`, or an `epath.Path` for object storage.
 
-    Raises ConfigError for a scheme that cannot be opened here.
+    Raises ConfigError for an unknown scheme, or if the package of the scheme is not installed.
     """
     text = os.fspath(name)
-    # A pathlib.Path made of a URL has lost one slash.
+    # A pathlib.Path made from a URL has lost one slash.
     url = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text) or re.match(rf"({'|'.join(_PACKAGES)}):/", text)
     if url is None:
         return Path(os.path.expanduser(text))
     scheme = url[1]
     if scheme not in _PACKAGES:
         known = ", ".join(f"{name}://" for name in _PACKAGES)
-        raise ConfigError(f"{text}: there is no storage {scheme}:// here; name a local path, or one of {known}")
-    import fsspec  # late: only storage needs it
+        raise ConfigError(f"{text}: there is no storage {scheme}:// here; use a local path, or one of {known}")
+    import fsspec  # lazy import: needed for object storage only
 
     try:
         fsspec.get_filesystem_class(scheme)
@@ -42,40 +42,49 @@ def path(name: str | os.PathLike) -> AnyPath:
 
 
 def absolute(name: str | os.PathLike) -> AnyPath:
-    """As `path`, from the root on; links are resolved."""
-    found = path(name)
-    return found.resolve() if isinstance(found, Path) else found
+    """Parses a path like `path`, makes it absolute and resolves symbolic links."""
+    absolute_path = path(name)
+    return absolute_path.resolve() if isinstance(absolute_path, Path) else absolute_path
 
 
 def run_directory(name: str | os.PathLike) -> AnyPath:
-    """As `absolute`. Raises ConfigError also for storage other than `gs://`, for whose arrays Orbax takes the local disk."""
-    found = absolute(name)
-    if not isinstance(found, Path) and not str(found).startswith("gs://"):
-        raise ConfigError(f"{found}: checkpoints are kept in local folders and in gs:// alone; choose such a run directory")
-    return found
+    """Parses the path of a run directory like `absolute`.
+
+    Raises ConfigError also for object storage other than `gs://`, which Orbax would treat as a local path.
+    """
+    folder = absolute(name)
+    if not isinstance(folder, Path) and not str(folder).startswith("gs://"):
+        raise ConfigError(f"{folder}: checkpoints are kept in local folders and in gs:// alone; choose such a run directory")
+    return folder
 
 
 def on_disk(name: str | os.PathLike, option: str) -> Path:
-    """As `path`, for files that are mapped into memory. Raises ConfigError that names `option` for object storage."""
-    found = path(name)
-    if not isinstance(found, Path):
-        raise ConfigError(f"{found}: files that are mapped into memory lie on a local disk; name a folder there: {option}")
-    return found
+    """Parses a local path like `path`, for memory-mapped files.
+
+    Raises ConfigError for object storage; the message names `option`.
+    """
+    file = path(name)
+    if not isinstance(file, Path):
+        raise ConfigError(f"{file}: memory-mapped files must be on a local disk; name a folder there: {option}")
+    return file
 
 
 def cache() -> Path:
-    """The folder in which this project keeps what it can make again."""
+    """Returns the cache folder of this project."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "train_jax"
 
 
 def stamp(file: AnyPath) -> list[int]:
-    """`[bytes, time of the last change]`, which differ once a file has changed."""
+    """Returns `[size in bytes, modification time]` of a file, to detect changes."""
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns] if isinstance(file, Path) else [stat.length, stat.mtime]
 
 
 def local(name: AnyPath) -> Path:
-    """The file or folder itself; of one in object storage a copy in the cache, with what may belong to a file."""
+    """Returns a local path for a file or folder. Object storage is copied to the cache folder.
+
+    A file is copied together with the configuration and vocabulary files beside it.
+    """
     if isinstance(name, Path):
         return name
     folder, files = name, list(walk(name))
@@ -97,7 +106,7 @@ def local(name: AnyPath) -> Path:
 
 
 def copy(folder: Path, target: AnyPath) -> None:
-    """Copies the files below a folder."""
+    """Copies all files below a folder to another folder."""
     for file in walk(folder):
         new = target / file.relative_to(folder)
         new.parent.mkdir(parents=True, exist_ok=True)
@@ -105,13 +114,13 @@ def copy(folder: Path, target: AnyPath) -> None:
 
 
 def weights(name: str | os.PathLike) -> AnyPath:
-    """The model that a user names: as `path`, and as `local` unless it is a run directory, whose checkpoints may stay."""
-    found = path(name)
-    return found if isinstance(found, Path) or (found / "checkpoints").is_dir() else local(found)
+    """Returns the path of a model: a local path (see `local`), or a run directory in object storage."""
+    model_path = path(name)
+    return model_path if isinstance(model_path, Path) or (model_path / "checkpoints").is_dir() else local(model_path)
 
 
 def remove(folder: AnyPath) -> None:
-    """Removes a folder and all in it, as far as that is possible."""
+    """Removes a folder and its content, ignoring errors."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
     else:
@@ -119,32 +128,32 @@ def remove(folder: AnyPath) -> None:
 
 
 def walk(folder: AnyPath) -> Iterator[AnyPath]:
-    """The files below a folder. Raises OSError for a folder that cannot be read."""
+    """Yields the files below a folder, sorted. Raises OSError for a folder that cannot be read."""
     if not isinstance(folder, Path):
         filesystem, inside = _storage(folder)
         yield from (path(filesystem.unstrip_protocol(name)) for name in sorted(filesystem.find(inside)))
         return
 
-    def stop(error: OSError) -> None:
+    def raise_error(error: OSError) -> None:
         raise error
 
-    for parent, _, names in walk_folders(folder, stop):
+    for parent, _, names in walk_folders(folder, raise_error):
         yield from (file for file in (Path(parent, name) for name in sorted(names)) if os.path.isfile(file))
 
 
 def walk_folders(folder: Path, on_error: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk` that follows links to folders, except back to a folder that it has come through."""
-    above = {str(folder): frozenset({os.path.realpath(folder)})}
+    """Walks a folder like `os.walk`, following links to folders except links to an ancestor."""
+    ancestors = {str(folder): frozenset({os.path.realpath(folder)})}
     for parent, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
-        passed = above.pop(parent)
+        own_ancestors = ancestors.pop(parent)
         real = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
-        folders[:] = sorted(name for name in folders if real[name] not in passed)
+        folders[:] = sorted(name for name in folders if real[name] not in own_ancestors)
         yield parent, folders, names
-        above |= {os.path.join(parent, name): passed | {real[name]} for name in folders}
+        ancestors |= {os.path.join(parent, name): own_ancestors | {real[name]} for name in folders}
 
 
 def glob(pattern: str) -> list[AnyPath]:
-    """The files and folders that match a path with `*`, `?` or `[…]`, sorted."""
+    """Lists the files and folders that match a pattern with `*`, `?` or `[…]`, sorted."""
     start = path(pattern)
     if isinstance(start, Path):
         return [Path(name) for name in sorted(local_glob.glob(str(start)))]
@@ -153,13 +162,13 @@ def glob(pattern: str) -> list[AnyPath]:
 
 
 def read_range(file: epath.Path, offset: int, size: int) -> bytes:
-    """`size` bytes of a file in object storage from `offset` on; fewer where it ends."""
+    """Reads up to `size` bytes of a file in object storage, starting at `offset`."""
     filesystem, inside = _storage(file)
     return filesystem.cat_file(inside, start=offset, end=offset + size)
 
 
 def _storage(name: epath.Path):
-    """`(fsspec's file system, the path in it)`."""
+    """Returns the fsspec file system of a path and the path in this file system."""
     import fsspec
 
     return fsspec.core.url_to_fs(str(name))

@@ -1,4 +1,4 @@
-"""Pictures side by side, and PNGs that tell how they were made: what command lines, demos and evaluators share."""
+"""Image grids, and PNGs with metadata."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,50 +12,57 @@ from PIL.PngImagePlugin import PngInfo
 
 from train_jax.errors import UserError
 
-_LEGIBLE = 128  # pixels along a picture that people can look at
-_GAP = 2  # pixels between pictures
+_MIN_HEIGHT = 128  # pixels, height to which small images are enlarged for viewing
+_GAP = 2  # pixels between images
 _BACKGROUND = 255
 
 
 def image_grid(rows: Sequence[Sequence[np.ndarray]]) -> UInt8[np.ndarray, "H W 3"]:
-    """Rows of uint8 [h, w, 3] pictures of one size as one picture, with white between them."""
+    """Arranges rows of uint8 [h, w, 3] images of equal size in a grid with white gaps."""
     height, width = rows[0][0].shape[:2]
     columns = max(map(len, rows))
     shape = (len(rows) * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3)
     grid = np.full(shape, _BACKGROUND, np.uint8)
     for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
+        for x, image in enumerate(row):
             top, left = y * (height + _GAP), x * (width + _GAP)
-            grid[top : top + height, left : left + width] = picture
+            grid[top : top + height, left : left + width] = image
     return grid
 
 
 def enlarged_grid(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
-    """An `image_grid` in which small pictures are enlarged for people."""
+    """Makes an image grid for viewing, with small images enlarged by an integer factor."""
     grid = Image.fromarray(image_grid(rows))
-    times = max(1, _LEGIBLE // rows[0][0].shape[0])
-    return grid.resize((grid.width * times, grid.height * times), Image.Resampling.NEAREST)
+    factor = max(1, _MIN_HEIGHT // rows[0][0].shape[0])
+    return grid.resize((grid.width * factor, grid.height * factor), Image.Resampling.NEAREST)
 
 
-def in_rows(pictures: Sequence[np.ndarray] | np.ndarray, columns: int | None = None) -> list[list[np.ndarray]]:
-    """Pictures in rows of `columns`; None: about as many rows as columns."""
-    columns = columns or int(np.ceil(len(pictures) ** 0.5))
-    return [list(pictures[i : i + columns]) for i in range(0, len(pictures), columns)]
+def in_rows(images: Sequence[np.ndarray] | np.ndarray, columns: int | None = None) -> list[list[np.ndarray]]:
+    """Splits images into rows.
+
+    Args:
+      columns: number of images per row; None: a nearly square grid.
+    """
+    columns = columns or int(np.ceil(len(images) ** 0.5))
+    return [list(images[i : i + columns]) for i in range(0, len(images), columns)]
 
 
-def save_png(picture: Image.Image, path: str | Path, key: str, about: Mapping[str, Any]) -> None:
-    """Writes a PNG whose text `key` holds `about` as JSON."""
+def save_png(image: Image.Image, path: str | Path, key: str, metadata: Mapping[str, Any]) -> None:
+    """Writes a PNG with metadata, stored as JSON in the text chunk `key`."""
     text = PngInfo()
-    text.add_itxt(key, json.dumps(dict(about), ensure_ascii=False))
-    picture.save(path, pnginfo=text)
+    text.add_itxt(key, json.dumps(dict(metadata), ensure_ascii=False))
+    image.save(path, pnginfo=text)
 
 
 def read_png_text(path: str | Path, key: str) -> str | None:
-    """The text `key` of a PNG; None if it has none. UserError for a file that is no readable picture."""
+    """Reads the text chunk `key` of a PNG; returns None if it is missing.
+
+    Raises UserError for a file that is not a readable image.
+    """
     try:
         with Image.open(path) as image:
             return getattr(image, "text", {}).get(key)
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no readable PNG ({error})") from error
+        raise UserError(f"{path} is not a readable PNG ({error})") from error

@@ -1,21 +1,21 @@
-"""Signals as requests: the first SIGTERM or SIGINT asks a run to save and stop, the second ends the process."""
+"""Handling of stop signals: the first SIGTERM or SIGINT asks a run to save and stop, the second ends the process."""
 
 import os
 import signal
 import threading
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_GRACE = 5.0  # seconds in which the second signal may end the process in its own way
+_GRACE = 5.0  # seconds that the default handler of the second signal has to end the process
 
 
 class StopRequest:
-    """While it is entered, the first SIGTERM or SIGINT is noted; then the handlers before it are back.
+    """Context manager that records the first SIGTERM or SIGINT and then restores the previous handlers.
 
-    A process whose main thread waits for a device runs no handler, so that a thread watches for the second signal.
-    In a thread other than the main one, where no handler can be set, nothing is noted.
+    Signal handlers do not run while the main thread waits for a device, so a thread watches for the second signal.
+    Outside the main thread handlers cannot be installed, and nothing is recorded.
 
     Attributes:
-      signal_number: of the signal that asked to stop; 0: none has.
+      signal_number: number of the received signal; 0: none.
     """
 
     def __init__(self):
@@ -30,7 +30,7 @@ class StopRequest:
         os.set_blocking(self._writer, False)
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, daemon=True).start()
-        self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        self._previous = {signal_number: signal.signal(signal_number, self._note) for signal_number in _SIGNALS}
         return self
 
     def __exit__(self, *error) -> None:
@@ -42,15 +42,18 @@ class StopRequest:
         os.close(self._writer)  # ends the thread
         self._previous = {}
 
-    def _note(self, number: int, frame) -> None:
-        self.signal_number = number
+    def _note(self, signal_number: int, frame) -> None:
+        """Records a signal and restores the previous handlers."""
+        self.signal_number = signal_number
         self._restore()
 
     def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        """Restores the previous signal handlers."""
+        for signal_number, handler in self._previous.items():
+            signal.signal(signal_number, handler)
 
     def _watch(self) -> None:
+        """Ends the process some time after the second signal, in a thread."""
         signals = 0
         while received := os.read(self._reader, 1):
             signals += received[0] in _SIGNALS

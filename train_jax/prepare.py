@@ -1,4 +1,4 @@
-"""From a config to everything a run needs, before anything is compiled, allocated or written."""
+"""Preparation of a run from its config: mesh, task, data, evaluators and the traced training step."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ from train_jax.evaluate import Evaluations
 from train_jax.hooks import Hook
 from train_jax.lockstep import Lockstep
 from train_jax.paths import AnyPath
-from train_jax.step import StatePlan, check_averaged, make_train_step, plan_state
+from train_jax.step import StatePlan, check_ema_players, make_train_step, plan_state
 from train_jax.task import Task
 
 log = logging.getLogger(__name__)
@@ -30,15 +30,16 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A run that could start.
+    """Prepared run, ready to compile and start.
 
     Attributes:
-      config: resolved: every option has its value.
-      records: how many the training data has; `stream` gives examples of them.
-      state: the first state, planned.
-      step: the training step, lowered for the mesh and the batch: `.compile()` it.
-      hooks: classes of `config.hooks`.
-      lockstep: what batches carry between hosts; see `train_jax.lockstep`.
+      config: resolved config with all options.
+      records: number of training records.
+      stream: stream of training batches.
+      state: plan of the initial state.
+      step: training step, lowered for the mesh and the batch but not compiled.
+      hooks: hook classes.
+      lockstep: coordination of the hosts.
     """
 
     config: ConfigDict
@@ -53,7 +54,7 @@ class Prepared:
     hooks: Sequence[type[Hook]]
 
     def to_device(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
-        """This host's rows of a batch as global arrays on the mesh."""
+        """Makes global arrays on the mesh from the local rows of a batch."""
         return feed.to_device(batch, sharding.batch_sharding(self.mesh), self.config.data.batch_size)
 
 
@@ -67,15 +68,15 @@ def prepare(
     """Makes mesh, task, data, evaluators and the training step of a config.
 
     Args:
-      config: the user's; what it leaves out has its default.
-      workdir: the run directory, whose artifacts are used again where they are; None for a run that keeps nothing.
-      devices: of the mesh; None: all.
-      asked_to_stop: tells the number of the signal that asks this host to stop, or 0.
+      config: the user's config; missing options have their defaults.
+      workdir: run directory, whose artifacts are reused if present; None: no run directory.
+      devices: devices of the mesh; None: all.
+      asked_to_stop: function that returns the number of the received stop signal of this host, or 0.
 
-    Everything that can be wrong is found out here: raises as `train_jax.run` does. Traced, not compiled.
+    Raises the errors of `train_jax.run` for all mistakes in the config. The step is traced, not compiled.
     """
     config = config_lib.resolve(config)
-    hook_classes = hooks.classes(config.hooks)
+    hook_classes = hooks.import_classes(config.hooks)
     agreement.check_connected()
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(mesh, config.data.batch_size, config.accumulate)
@@ -87,7 +88,7 @@ def prepare(
     source = sources.from_config(config.data)
     evaluations = Evaluations(config, task, mesh, asked_to_stop)
     if task.records is not None:
-        _check_training(config, task)  # records, such as codes, may take hours
+        _check_training(config, task)  # check now: computing records, such as codes, may take hours
     records = source if task.records is None else task.records(source)
     agreement.check_same(len(records), f"records of {source.name}")
     stream = TrainStream(
@@ -100,7 +101,7 @@ def prepare(
     )
     batch = feed.batch_shapes(stream, config.data.batch_size)
     lockstep = Lockstep(mesh)
-    plan, step = trace_step(config, task, mesh, batch, lockstep.notice())
+    plan, step = trace_step(config, task, mesh, batch, lockstep.make_notice())
     return Prepared(
         config=config,
         mesh=mesh,
@@ -118,7 +119,7 @@ def prepare(
 def trace_step(
     config: ConfigDict, task: Task, mesh: Mesh, batch: Mapping[str, jax.ShapeDtypeStruct], notice: Mapping[str, Any]
 ) -> tuple[StatePlan, jax.stages.Traced]:
-    """The planned state and the traced training step of a resolved config, for batches of these shapes."""
+    """Plans the state and traces the training step of a resolved config for batches of the given shapes."""
     example = {name: x for name, x in batch.items() if name != BROKEN}
     with jax.set_mesh(mesh):
         ema_players = tuple(config.ema.players) if config.ema.decay else ()
@@ -146,41 +147,46 @@ def trace_step(
 
 
 def _check_training(config: ConfigDict, task: Task) -> None:
-    """ConfigError for an optimiser or averages that cannot be, before a batch has been seen."""
+    """Raises ConfigError for invalid options of the optimiser or the moving averages. Needs no data."""
     params, _ = jax.eval_shape(lambda: task.init(jax.random.key(config.seed), {}))
-    check_averaged(config.ema.players, params)
+    check_ema_players(config.ema.players, params)
     optim.make(config.optim, sharding.unbox(params), config.steps, sharding.logical_axes(params))
 
 
 def check_same_experiment(config: ConfigDict, workdir: AnyPath) -> None:
-    """ConfigError for a run directory that holds another run; logs options that differ otherwise."""
-    for place in (workdir, *workdir.parents):
-        if isinstance(place, Path) and place.is_file():
-            raise ConfigError(f"{workdir} cannot be a run directory: {place} is a file. Choose another --workdir")
+    """Raises ConfigError if the run directory holds a different experiment.
+
+    The experiments differ if an option that affects the weights differs. Differences of other options are logged.
+    """
+    for ancestor in (workdir, *workdir.parents):
+        if isinstance(ancestor, Path) and ancestor.is_file():
+            raise ConfigError(f"{workdir} cannot be a run directory: {ancestor} is a file. Choose another --workdir")
     path = workdir / "config.json"
     if not path.exists():
         return
     try:
-        before = dict(json.loads(path.read_text()))
+        saved = dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise LoadError(f"{path} is not JSON ({error}): choose another --workdir, or remove this one") from error
-    now = json.loads(as_json(config))
-    other = resume.changed({"task": before.get("task")}, {"task": now["task"]})
-    other = other or resume.changed(_identity(before, workdir), _identity(now, workdir))
-    if other:
-        what = ", ".join(f"config.{key} is {was!r} there and {is_now!r} here" for key, (was, is_now) in other.items())
-        raise ConfigError(f"{workdir} holds another run: {what}. Choose another --workdir, or remove this one")
-    for key, (was, is_now) in resume.changed(before, now).items():
-        log.warning("config.%s differs from that of the run in %s: was %r, is %r", key, workdir, was, is_now)
+    current = json.loads(as_json(config))
+    mismatches = resume.compare_configs({"task": saved.get("task")}, {"task": current["task"]})
+    mismatches = mismatches or resume.compare_configs(_identity_options(saved, workdir), _identity_options(current, workdir))
+    if mismatches:
+        details = ", ".join(
+            f"config.{key} is {old!r} in the saved config and {new!r} in this one" for key, (old, new) in mismatches.items()
+        )
+        raise ConfigError(f"{workdir} holds another run: {details}. Choose another --workdir, or remove this one")
+    for key, (old, new) in resume.compare_configs(saved, current).items():
+        log.warning("config.%s differs from the saved config of %s: saved %r, current %r", key, workdir, old, new)
 
 
-def _identity(config: Mapping, workdir: AnyPath) -> dict[str, Any]:
-    """The options that decide what a run's weights are and mean."""
+def _identity_options(config: Mapping, workdir: AnyPath) -> dict[str, Any]:
+    """Returns the options of a saved config that affect shapes or meaning of the weights."""
     try:
         options = task_lib.module(ConfigDict(config)).OPTIONS
         names = {field.name for field in dataclasses.fields(options)}
-        stated = {key: value for key, value in config.items() if key in names}
-        return options.parse(stated, "").identity()
+        task_options = {key: value for key, value in config.items() if key in names}
+        return options.parse(task_options, "").identity()
     except (ConfigError, KeyError) as error:
         raise ConfigError(
             f"{workdir} holds a run of another version: {error}. Choose another --workdir, or remove this one"
@@ -188,11 +194,12 @@ def _identity(config: Mapping, workdir: AnyPath) -> dict[str, Any]:
 
 
 def as_json(config: ConfigDict) -> str:
+    """Formats a config as JSON, with sorted keys."""
     return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True) + "\n"
 
 
 def describe(prepared: Prepared, workdir: AnyPath) -> None:
-    """Writes what a reader of the run directory needs beside the weights: the config, artifacts and their hashes."""
+    """Writes config, artifacts and hashes of the artifacts into the run directory."""
     workdir.mkdir(parents=True, exist_ok=True)
     artifacts = {name: x if isinstance(x, bytes) else x.encode() for name, x in prepared.task.artifacts.items()}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in artifacts.items()}
@@ -202,7 +209,7 @@ def describe(prepared: Prepared, workdir: AnyPath) -> None:
         "artifacts.json": (json.dumps(hashes, indent=2, sort_keys=True) + "\n").encode(),
     }
     for name, content in files.items():
-        # A run that is stopped here must still find the old file, whole.
+        # Atomic replacement: an interruption must leave the old file intact.
         unfinished = workdir / f"{name}.unfinished"
         unfinished.write_bytes(content)
         unfinished.replace(workdir / name)

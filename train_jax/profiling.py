@@ -1,7 +1,7 @@
-"""What a step costs: floating-point operations in closed form, share of the device's peak, memory plan, traces.
+"""Cost of a training step: analytic FLOPs, model FLOPs utilisation, memory plan, traces.
 
-XLA's own cost analysis counts the body of a `scan` once and is per device, so operations are counted here by formula.
-A multiplication and an addition are two operations. A backward pass costs twice the forward one.
+FLOPs are computed by formula, since XLA's cost analysis counts the body of a `scan` once and is per device. A
+multiplication and an addition are two operations. A backward pass costs twice as much as a forward pass.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ import numpy as np
 
 from train_jax import paths
 
-BACKWARD = 3  # forward and backward together, in forwards
+BACKWARD = 3  # cost of a forward and a backward pass, relative to a forward pass
 
-# Dense peak rates in FLOP/s with bfloat16 inputs and float32 sums, from the makers' data sheets: cloud.google.com/tpu/docs
-# (TPU) and the NVIDIA data sheet of each card, without sparsity. Keys are the beginning of JAX's `device_kind`.
+# Dense peak rates in FLOP/s with bfloat16 inputs and float32 accumulation, without sparsity. Sources:
+# cloud.google.com/tpu/docs (TPU) and the NVIDIA data sheet of each card. Keys are prefixes of JAX's `device_kind`.
 PEAKS = {
     "TPU v2": 22.5e12,  # per core, which is a JAX device; a chip has two
     "TPU v3": 61.5e12,  # per core
@@ -51,11 +51,11 @@ PEAKS = {
 
 
 def peak_flops(devices: Sequence[jax.Device]) -> float | None:
-    """The highest rate of matrix products of these devices together, in FLOP/s; None if one is not in the table.
+    """Returns the total peak rate of matrix products of the devices in FLOP/s; None for an unknown kind of device.
 
-    Accelerators: the bfloat16 rate, whatever a model computes in, so that MFU of float32 runs shows what bfloat16 would
-    gain. CPU: what a large float32 product reaches on this machine now; fake devices share it. Measuring runs a program
-    on one device, so call this outside of any `jax.set_mesh`.
+    For accelerators this is the bfloat16 rate, independent of the dtype of the model. For CPUs it is the measured rate of
+    a large float32 product; fake devices share it. The measurement runs a program on one device, so call this function
+    outside of any `jax.set_mesh`.
     """
     if devices[0].platform == "cpu":
         return _measured_cpu_peak() * len({device.process_index for device in devices})
@@ -64,32 +64,39 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
 
 
 def peak_of_kind(device_kind: str) -> float | None:
-    """The row of `PEAKS` for a device of this kind: the longest key that its name begins with."""
+    """Returns the peak rate of a device kind from `PEAKS`, by the longest matching prefix; None if there is none."""
     matches = [name for name in PEAKS if device_kind.startswith(name)]
     return PEAKS[max(matches, key=len)] if matches else None
 
 
 @functools.cache
 def _measured_cpu_peak() -> float:
+    """Measures the rate of a large float32 product on one CPU device, in FLOP/s."""
     n = 1536
     x = jnp.asarray(np.random.default_rng(0).standard_normal((n, n), np.float32), device=jax.local_devices()[0])
     multiply = jax.jit(lambda a: a @ a)
     multiply(x).block_until_ready()
     seconds = []
     for _ in range(5):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         multiply(x).block_until_ready()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
     return 2 * n**3 / min(seconds)
 
 
 def mfu(flops: float, seconds: float, peak: float) -> float:
-    """Model FLOPs utilisation (arXiv 2204.02311, appendix B): operations a step needs over what the devices could do."""
+    """Computes model FLOPs utilisation (MFU; arXiv 2204.02311, appendix B).
+
+    Args:
+      flops: FLOPs of a step.
+      seconds: duration of the step.
+      peak: total peak rate of the devices, in FLOP/s.
+    """
     return flops / (seconds * peak)
 
 
 class ThroughputMeter:
-    """Steps and examples a second since the last reading, without the time spent in `paused`; MFU where it is known."""
+    """Meter for steps per second, examples per second and MFU since the last reading, without the time in `paused`."""
 
     def __init__(self, batch_size: int, flops: float | None, peak: float | None, step: int):
         self._batch_size = batch_size
@@ -98,6 +105,7 @@ class ThroughputMeter:
         self._since = time.perf_counter()
 
     def read(self, step: int) -> dict[str, float]:
+        """Returns the throughput since the last reading, as metrics, and starts a new measurement."""
         now = time.perf_counter()
         seconds = (now - self._since) / (step - self._step)
         self._since, self._step = now, step
@@ -108,23 +116,27 @@ class ThroughputMeter:
 
     @contextlib.contextmanager
     def paused(self):
-        begun = time.perf_counter()
+        """Excludes the duration of the enclosed code from the measurement."""
+        start = time.perf_counter()
         yield
-        self._since += time.perf_counter() - begun
+        self._since += time.perf_counter() - start
 
 
 def dense_flops(rows: int, inputs: int, outputs: int) -> int:
-    """A matrix product [rows, inputs] x [inputs, outputs]."""
+    """Returns the FLOPs of a matrix product [rows, inputs] x [inputs, outputs]."""
     return 2 * rows * inputs * outputs
 
 
 def conv_flops(height: int, width: int, kernel: int, inputs: int, outputs: int) -> int:
-    """A convolution with a `kernel` x `kernel` window whose *output* has `height` x `width` pixels."""
+    """Returns the FLOPs of a convolution with a `kernel` x `kernel` window and an output of `height` x `width`."""
     return 2 * height * width * kernel**2 * inputs * outputs
 
 
 def transformer_flops(length: int, width: int, depth: int, mlp_ratio: float = 4.0) -> int:
-    """`depth` blocks over `length` tokens: projections, full attention (a causal mask saves nothing), MLP."""
+    """Returns the FLOPs of `depth` transformer blocks on `length` tokens.
+
+    Counts projections, full attention (a causal mask saves nothing) and MLP.
+    """
     projections = dense_flops(length, width, 4 * width)
     attention = 2 * dense_flops(length, width, length)
     mlp = 2 * dense_flops(length, width, round(mlp_ratio * width))
@@ -133,22 +145,23 @@ def transformer_flops(length: int, width: int, depth: int, mlp_ratio: float = 4.
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """What a compiled program needs on each device, in bytes."""
+    """Memory use of a compiled program per device, in bytes."""
 
     arguments: int
     outputs: int
-    aliased: int  # outputs that take the place of donated arguments
+    aliased: int  # outputs that reuse the memory of donated arguments
     temporaries: int
     code: int
-    peak: int | None  # of all at once, as the compiler schedules them; None where it does not say (CPU)
+    peak: int | None  # peak memory as scheduled by the compiler; None if not reported (CPU)
 
     @property
     def total(self) -> int:
+        """Sum of all parts, without aliased outputs."""
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
     @property
     def needed(self) -> int:
-        """All at once: the peak, or where the compiler does not say, the sum of the parts."""
+        """Required memory: the peak, or the total if the compiler reports no peak."""
         return self.total if self.peak is None else self.peak
 
     def __str__(self) -> str:
@@ -157,9 +170,9 @@ class MemoryPlan:
 
 
 def memory_plan(compiled: jax.stages.Compiled) -> MemoryPlan:
-    """The compiler's own plan for a program from `jax.jit(f).lower(…).compile()`."""
+    """Reads the memory plan of a compiled program, from `jax.jit(f).lower(…).compile()`."""
     analysis = compiled.memory_analysis()
-    # On a CPU the "peak" is arguments and outputs, without the temporaries.
+    # On a CPU the reported peak does not contain temporaries.
     device = next(iter(jax.tree.leaves(compiled.output_shardings)[0].device_set))
     return MemoryPlan(
         arguments=analysis.argument_size_in_bytes,
@@ -173,7 +186,7 @@ def memory_plan(compiled: jax.stages.Compiled) -> MemoryPlan:
 
 @contextlib.contextmanager
 def trace(directory: str | os.PathLike) -> Iterator[None]:
-    """Records what runs inside, for TensorBoard's profile tab or ui.perfetto.dev."""
+    """Records a profiler trace of the enclosed code, for TensorBoard's profile tab or ui.perfetto.dev."""
     target = paths.path(directory)
     with contextlib.nullcontext(target) if isinstance(target, Path) else tempfile.TemporaryDirectory() as local:
         jax.profiler.start_trace(str(local), create_perfetto_trace=True)

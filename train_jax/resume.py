@@ -1,4 +1,4 @@
-"""Going on under other options: what of a checkpoint a run can use, what starts anew, and what is refused."""
+"""Resuming with changed options: which parts of a checkpoint are restored, reset or incompatible."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -13,96 +13,105 @@ from train_jax.sharding import path_name
 log = logging.getLogger(__name__)
 
 
-def usable(saved: Mapping, expected: Mapping, was: Mapping, now: Mapping, *, reset_optimizer: bool) -> dict:
-    """The part of `expected` to read from a checkpoint: all but the optimiser's state and averages that start anew.
+def select_parts(
+    saved: Mapping, expected: Mapping, saved_config: Mapping, config: Mapping, *, reset_optimizer: bool
+) -> dict:
+    """Selects the parts of `expected` to restore from a checkpoint, without parts that are reset.
 
     Args:
-      saved, expected: arrays (or their shapes) of the checkpoint and of this run's state: step, params, extra, ema,
-        counters, opt_state.
-      was, now: the config that the checkpoint was saved under, and this run's.
-      reset_optimizer: the optimiser's state starts anew.
+      saved: arrays (or shapes) of the checkpoint: step, params, extra, ema, counters, opt_state.
+      expected: arrays (or shapes) of this run's state.
+      saved_config: config with which the checkpoint was saved.
+      config: config of this run.
+      reset_optimizer: do not restore the optimiser state.
 
-    Averages that were switched on or off are logged. Raises ConfigError where anything else has other names or shapes: it
-    says which, and the options that differ.
+    Moving averages that only one of the configs has are logged. Raises ConfigError if other arrays differ in name, shape or
+    dtype; the message lists the arrays and the changed options.
     """
     parts = dict(expected)
     for player in sorted({*saved["ema"], *expected["ema"]}):
         if player not in saved["ema"]:
-            log.warning("the checkpoint has no average of %s: it starts from the weights", player)
+            log.warning("the checkpoint has no average of %s: the average starts from the weights", player)
         elif player not in expected["ema"]:
             log.warning("config.ema no longer averages %s: the checkpoint's average is dropped", player)
     parts["ema"] = {player: average for player, average in expected["ema"].items() if player in saved["ema"]}
     if not parts["ema"]:
-        del parts["ema"]  # the library takes an empty dict for another structure, not for a part
+        del parts["ema"]  # Orbax would treat an empty dict as a different structure
     if reset_optimizer:
-        log.warning("the optimiser's state starts anew")
+        log.warning("the optimiser state is reset")
         del parts["opt_state"]
     for name in ("params", "extra", "counters"):
-        if what := _difference(saved[name], parts[name]):
-            options = _options(was, now)
-            remedy = "Go back to the options it was saved under" if options else "Go back to the version that saved it"
+        if details := _describe_mismatch(saved[name], parts[name]):
+            changes = _describe_changes(saved_config, config)
+            remedy = "Go back to the options it was saved with" if changes else "Go back to the version that saved it"
             raise ConfigError(
-                f"the checkpoint's {name} are not this run's{options}: {what}. {remedy}, or choose another --workdir"
+                f"the checkpoint's {name} do not match this run{changes}: {details}. {remedy}, or choose another --workdir"
             )
-    if what := _difference(saved["opt_state"], parts.get("opt_state", saved["opt_state"])):
+    if details := _describe_mismatch(saved["opt_state"], parts.get("opt_state", saved["opt_state"])):
+        changes = _describe_changes(saved_config, config, "optim.")
         raise ConfigError(
-            f"the checkpoint holds the state of another optimiser{_options(was, now, 'optim.')}: {what}. Go back to the "
-            "options it was saved under, or go on with --reset-optimizer: with its weights and fresh moments"
+            f"the checkpoint holds the state of another optimiser{changes}: {details}. Go back to the options it was saved "
+            "with, or use --reset-optimizer to continue with its weights and a new optimiser state"
         )
     return parts
 
 
-def completed(state, abstract_state, init: Callable):
-    """A restored state with what its checkpoint was not asked for: averages begin at the weights, moments at `init(params)`.
+def complete_state(state, abstract_state, init: Callable):
+    """Completes a restored state: adds missing averages and a missing optimiser state.
 
-    Schedules go on where the run stands.
+    Averages start at the weights, the optimiser state at `init(params)`; schedules continue from the step of the run.
     """
     missing = [player for player in abstract_state.ema or {} if player not in (state.ema or {})]
     if state.opt_state is None:
-        start = jax.jit(
-            lambda params, done: optim.with_clock(init(params), done),
+        init_opt_state = jax.jit(
+            lambda params, updates: optim.set_schedule_counts(init(params), updates),
             out_shardings=jax.tree.map(lambda x: x.sharding, abstract_state.opt_state),
         )
-        state = state.replace(opt_state=start(state.params, state.step - state.counters["skipped"]))
+        state = state.replace(opt_state=init_opt_state(state.params, state.step - state.counters["skipped"]))
     if missing:
-        fresh = {player: jax.tree.map(jnp.copy, state.params[player]) for player in missing}
-        state = state.replace(ema=(state.ema or {}) | fresh)
+        added = {player: jax.tree.map(jnp.copy, state.params[player]) for player in missing}
+        state = state.replace(ema=(state.ema or {}) | added)
     return state
 
 
-def flat(config: Mapping, prefix: str = "") -> dict:
-    """Options by dotted name."""
+def to_flat_dict(config: Mapping, prefix: str = "") -> dict:
+    """Flattens a nested config to a dict of options by dotted name."""
     options = {}
     for key, value in config.items():
-        options |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        options |= to_flat_dict(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return options
 
 
-def changed(was: Mapping, now: Mapping) -> dict[str, tuple]:
-    """Options of two configs that differ: dotted name -> both values, None for one that is not there."""
-    was, now = flat(was), flat(now)
-    return {key: (was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)}
+def compare_configs(old: Mapping, new: Mapping) -> dict[str, tuple]:
+    """Compares two configs. Returns dotted name -> (old value, new value) of all options that differ.
+
+    The value of a missing option is None.
+    """
+    old, new = to_flat_dict(old), to_flat_dict(new)
+    return {key: (old.get(key), new.get(key)) for key in sorted({*old, *new}) if old.get(key) != new.get(key)}
 
 
-def _options(was: Mapping, now: Mapping, prefix: str = "") -> str:
-    pairs = [f"config.{key}: {a!r} → {b!r}" for key, (a, b) in changed(was, now).items() if key.startswith(prefix)]
-    return f" ({', '.join(pairs)})" if pairs else ""
+def _describe_changes(old: Mapping, new: Mapping, prefix: str = "") -> str:
+    """Describes the changed options whose name starts with `prefix`; empty if there are none."""
+    changes = [f"config.{key}: {a!r} → {b!r}" for key, (a, b) in compare_configs(old, new).items() if key.startswith(prefix)]
+    return f" ({', '.join(changes)})" if changes else ""
 
 
-def _difference(saved, expected) -> str:
-    """In words, what of `expected` is not in `saved`, or of another shape or type, and what is left over; "": nothing."""
-    have, need = _arrays(saved), _arrays(expected)
-    other = [
-        f"{name} is {have[name]} there and {need[name]} here"
-        for name in need
-        if have.get(name, need[name]) != need[name]
+def _describe_mismatch(saved, expected) -> str:
+    """Describes missing, unexpected and mismatched arrays of `saved` against `expected`; empty if all match."""
+    saved, expected = _describe_arrays(saved), _describe_arrays(expected)
+    mismatches = [
+        f"{name} is {saved[name]} in the checkpoint and {expected[name]} in this run"
+        for name in expected
+        if saved.get(name, expected[name]) != expected[name]
     ]
-    other += [f"{name} is missing" for name in need if name not in have]
-    other += [f"{name} is left over" for name in have if name not in need]
-    return "; ".join(other[:3]) + (f"; and {len(other) - 3} more" if len(other) > 3 else "")
+    mismatches += [f"{name} is missing" for name in expected if name not in saved]
+    mismatches += [f"{name} is unexpected" for name in saved if name not in expected]
+    return "; ".join(mismatches[:3]) + (f"; and {len(mismatches) - 3} more" if len(mismatches) > 3 else "")
 
 
-def _arrays(tree) -> dict[str, str]:
+def _describe_arrays(tree) -> dict[str, str]:
+    """Describes dtype and shape of each array of a tree, by path."""
     return {
         path_name(path): f"{jnp.dtype(x.dtype).name}{list(x.shape)}"
         for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))

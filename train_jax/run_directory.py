@@ -1,4 +1,4 @@
-"""Run directories read back: what a run says of itself, its artifacts, its weights."""
+"""Reading of run directories: config, artifacts, weights."""
 
 import hashlib
 import json
@@ -11,14 +11,14 @@ from train_jax.paths import AnyPath
 
 
 def open_config(directory: AnyPath, task: str, what: str, artifacts: Sequence[str] = ()) -> dict | None:
-    """The config of a run, as its `config.json` holds it; None if the folder is no run's.
+    """Reads the config of a run from its `config.json`; returns None if the folder is not a run directory.
 
     Args:
-      task: the module that it must be a run of.
-      what: what such a run makes, for messages: "a CLIP".
-      artifacts: files beside the weights, which must be those that the weights were trained with.
+      task: required task module of the run.
+      what: kind of the model for messages, such as "a CLIP".
+      artifacts: required artifacts, which are checked against their saved hashes.
 
-    Raises LoadError for a run of another task, and for artifacts that are missing or have changed.
+    Raises LoadError for a run of another task, and for missing or changed artifacts.
     """
     file = directory / "config.json"
     if not file.is_file():
@@ -39,35 +39,39 @@ def open_config(directory: AnyPath, task: str, what: str, artifacts: Sequence[st
 
 
 def load_weights(directory: AnyPath, step: int | None = None) -> tuple[dict, dict, str]:
-    """`(params, extra, name)` of a run, as `trained_weights.load_weights` finds them; `name` tells the step.
+    """Loads the weights of a run with `trained_weights.load_weights`. Returns `(params, extra, name)`.
 
-    Raises LoadError if there are none that can be read.
+    `name` contains directory and step. Raises LoadError if no checkpoint can be read.
     """
     try:
-        params, extra, found = trained_weights.load_weights(directory / "checkpoints", step)
+        params, extra, step = trained_weights.load_weights(directory / "checkpoints", step)
     except (FileNotFoundError, CheckpointError) as error:
         raise LoadError(str(error)) from error
-    return params, extra, f"{directory} (step {found})"
+    return params, extra, f"{directory} (step {step})"
 
 
 def check_artifacts(directory: AnyPath, artifacts: Sequence[str] = ()) -> None:
-    """LoadError unless a run's artifacts, these at least, are the files that it was trained with."""
+    """Raises LoadError unless the artifacts of a run are the files that it was trained with.
+
+    Args:
+      artifacts: artifacts that must exist.
+    """
     file = directory / "artifacts.json"
     try:
-        expected = dict(json.loads(file.read_text("utf-8")))
+        hashes = dict(json.loads(file.read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
         files = " and which ".join(artifacts) or "files"
-        raise LoadError(f"{file} cannot be read ({error}), so nothing says which {files} the weights need") from error
+        raise LoadError(f"{file} cannot be read ({error}), so it is unknown which {files} the weights need") from error
     for name in artifacts:
-        if name not in expected:
-            raise LoadError(f"{file} does not mention {name}: it holds {', '.join(expected) or 'nothing'}")
-    for name, wanted in expected.items():
+        if name not in hashes:
+            raise LoadError(f"{file} does not mention {name}: it holds {', '.join(hashes) or 'nothing'}")
+    for name, expected_hash in hashes.items():
         if not (directory / name).is_file():
-            raise LoadError(f"{directory / name} is missing: the weights need the file of SHA-256 {wanted[:12]}…")
-        seen = hashlib.sha256((directory / name).read_bytes()).hexdigest()
-        if seen != wanted:
+            raise LoadError(f"{directory / name} is missing: the weights need the file with SHA-256 {expected_hash[:12]}…")
+        actual_hash = hashlib.sha256((directory / name).read_bytes()).hexdigest()
+        if actual_hash != expected_hash:
             kind = "tokenizer" if name == "tokenizer.json" else name
             raise LoadError(
-                f"wrong {kind} for the weights: {directory / name} has SHA-256 {seen[:12]}…, and they were trained with "
-                f"{wanted[:12]}…. Put the original file back, or train in another directory"
+                f"wrong {kind} for the weights: {directory / name} has SHA-256 {actual_hash[:12]}…, and they were "
+                f"trained with {expected_hash[:12]}…. Put the original file back, or train in another directory"
             )

@@ -1,7 +1,7 @@
-"""Where arrays live: the mesh of devices, one table from logical to mesh axes, and the shardings of a whole state.
+"""Sharding: the device mesh, one table from logical to mesh axes, and the shardings of a training state.
 
-A module names the logical axes of its parameters (`nn.with_logical_partitioning(init, ("embed", "mlp"))`); `RULES` is
-the only place that says what these names mean on a mesh. The same model runs on one device or on thousands.
+A module names the logical axes of its parameters (`nn.with_logical_partitioning(init, ("embed", "mlp"))`); `RULES` alone
+maps these names to mesh axes. The same model runs on one device or on thousands.
 """
 
 import functools
@@ -33,7 +33,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("heads", "tensor"),
     ("vocab", "tensor"),
     ("channels_out", "fsdp"),
-    # Axes that are never split: stacked layers, codes, classes, the inside of a head, pixels and positions, inputs of a
+    # Axes that are never sharded: stacked layers, codes, classes, features of a head, pixels and positions, inputs of a
     # convolution.
     ("layers", None),
     ("codes", None),
@@ -49,42 +49,49 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 
 
 def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence | None = None) -> Mesh:
-    """The mesh `("data", "fsdp", "tensor")` over all devices of all hosts (or over `devices`).
+    """Makes the mesh `("data", "fsdp", "tensor")`.
 
-    `sizes` gives the devices along each axis; one of them may be -1, "what is left", and then the others are reduced to
-    the number of devices: what is split over eight is not sharded on one. ConfigError if the product is not the number of
-    devices. Axes are of the Auto type: the compiler places collectives, as Linen's constraints expect.
+    Args:
+      sizes: number of devices along each axis. One size may be -1, the remaining devices; the other sizes are then reduced
+        to the number of devices, so a config for eight devices also runs on one.
+      devices: devices of the mesh; None: all devices of all hosts.
+
+    Raises ConfigError if the product of the sizes is not the number of devices. Axes have the type Auto: the compiler
+    inserts collectives, as Linen's sharding constraints require.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
     shape = [sizes[axis] for axis in AXES]
-    seen = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    stated = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
     if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
-        raise ConfigError(f"config.mesh ({seen}): sizes must be positive, and at most one of them -1 (what is left)")
+        raise ConfigError(f"config.mesh ({stated}): sizes must be positive, at most one of them -1 (the remaining devices)")
     if -1 in shape and max(shape) > count:
         shape = [min(size, count) for size in shape]
-        log.warning("config.mesh (%s) is reduced to %d device(s)", seen, count)
+        log.warning("config.mesh (%s) is reduced to %d device(s)", stated, count)
     known = math.prod(size for size in shape if size != -1)
     if count % known:
-        raise ConfigError(f"config.mesh ({seen}) does not fit {count} device(s): {known} does not divide {count}")
+        raise ConfigError(f"config.mesh ({stated}) does not fit {count} device(s): {known} does not divide {count}")
     shape = [count // known if size == -1 else size for size in shape]
     if math.prod(shape) != count:
         raise ConfigError(
-            f"config.mesh ({seen}) uses {math.prod(shape)} of {count} device(s): set one axis to -1 to use all of them"
+            f"config.mesh ({stated}) uses {math.prod(shape)} of {count} device(s): set one axis to -1 to use all of them"
         )
-    return Mesh(_laid_out(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_arrange_devices(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _laid_out(shape: Sequence[int], devices: Sequence) -> np.ndarray:
-    """Devices in an array of this shape: neighbours in the network along its last axes, several TPU slices along data."""
+def _arrange_devices(shape: Sequence[int], devices: Sequence) -> np.ndarray:
+    """Arranges devices in an array of the mesh shape.
+
+    Devices that are close in the network are neighbours along the last axes; several TPU slices lie along data.
+    """
     slices = {getattr(device, "slice_index", 0) for device in devices} if devices[0].platform == "tpu" else {0}
     if len(slices) == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     data, *rest = shape
     if data % len(slices):
         raise ConfigError(
-            f"config.mesh.data = {data} cannot be split over {len(slices)} slices, between which only gradients should "
-            f"travel: it must be a multiple of {len(slices)}"
+            f"config.mesh.data = {data} cannot be split over {len(slices)} slices, which should exchange only "
+            f"gradients: it must be a multiple of {len(slices)}"
         )
     return mesh_utils.create_hybrid_device_mesh(
         (data // len(slices), *rest), (len(slices), 1, 1), devices, allow_split_physical_axes=True
@@ -92,42 +99,46 @@ def _laid_out(shape: Sequence[int], devices: Sequence) -> np.ndarray:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """A batch is split along its first axis over data and fsdp, and is whole along tensor."""
+    """Returns the sharding of a batch: first axis sharded over data and fsdp, replicated over tensor."""
     return NamedSharding(mesh, P(BATCH))
 
 
 def host_rows(batch_sharding: NamedSharding, batch_size: int, process: int | None = None) -> np.ndarray:
-    """The rows of a batch that a host's devices hold, ascending: int [rows]. None: this host's.
+    """Returns the indices of the batch rows on the devices of a host, in ascending order: int [rows].
 
-    The mesh follows the network, not the processes' numbers, so that they need not be contiguous. Hosts hold the same rows
-    where a row's replicas (along `tensor`) lie on several.
+    Args:
+      process: index of the host; None: this host.
+
+    The indices may be non-contiguous, since the mesh follows the network and not the process indices. Several hosts hold
+    the same row if its replicas (along `tensor`) are on different hosts.
     """
     process = jax.process_index() if process is None else process
-    held = np.zeros(batch_size, bool)
+    is_local = np.zeros(batch_size, bool)
     for device, (rows,) in batch_sharding.devices_indices_map((batch_size,)).items():
         if device.process_index == process:
-            held[rows] = True
-    return np.flatnonzero(held)
+            is_local[rows] = True
+    return np.flatnonzero(is_local)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a replicated array."""
     return NamedSharding(mesh, P())
 
 
 def parts(mesh: AnyMesh) -> int:
-    """Into how many parts a batch is split."""
+    """Returns the number of shards of a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def largest(x: jax.Array, mesh: Mesh) -> jax.Array:
-    """The largest number that any device holds of an array that is split as a batch, also where replicas of it differ."""
+    """Computes the maximum over all devices of an array with a batch sharding, even if its replicas differ."""
     return jax.shard_map(
         lambda x: jax.lax.pmax(jnp.max(x), AXES), mesh=mesh, in_specs=P(BATCH), out_specs=P(), check_vma=False
     )(x)
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
-    """ConfigError unless every device gets equally many examples of every micro-batch."""
+    """Raises ConfigError unless every micro-batch splits evenly over the devices."""
     count = parts(mesh) * accumulate
     if batch_size % count:
         micro = f" in {accumulate} micro-batches" if accumulate > 1 else ""
@@ -138,72 +149,76 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
 
 
 def split_batch(x: jax.Array, parts: int, mesh: AnyMesh) -> jax.Array:
-    """[B, …] -> [parts, B / parts, …]; part i takes rows i, i + parts, … so that no row changes its device."""
+    """Splits a batch [B, …] into micro-batches [parts, B / parts, …].
+
+    Micro-batch i has rows i, i + parts, …, so all rows stay on their device.
+    """
     x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, BATCH)))
 
 
 def join_batch(x: jax.Array, mesh: AnyMesh) -> jax.Array:
-    """What `split_batch` split, in the rows' first order."""
+    """Joins micro-batches in the original order of rows: the inverse of `split_batch`."""
     x = x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(BATCH)))
 
 
 def rows_per_device(mesh: AnyMesh, rows: int) -> int:
-    """How many of a batch's rows lie on each device."""
+    """Returns the number of batch rows per device."""
     return rows if mesh.empty else rows // math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def parts_of(rows: int, most: int) -> int:
-    """Into how few equal parts of at most `most` rows so many rows can be cut."""
-    return next(parts for parts in range(-(-rows // most), rows + 1) if rows % parts == 0)
+def parts_of(rows: int, max_rows: int) -> int:
+    """Returns the smallest number of equal parts with at most `max_rows` rows each."""
+    return next(parts for parts in range(-(-rows // max_rows), rows + 1) if rows % parts == 0)
 
 
 def with_rules(function: Callable) -> Callable:
-    """`function`, its modules' logical constraints read by `RULES` while it is traced."""
+    """Wraps `function` to resolve logical sharding constraints by `RULES` during tracing."""
 
     @functools.wraps(function)
-    def ruled(*args, **kwargs):
+    def wrapper(*args, **kwargs):
         with nn.logical_axis_rules(RULES):
             return function(*args, **kwargs)
 
-    return ruled
+    return wrapper
 
 
 def is_box(x) -> bool:
+    """Returns whether a leaf is a parameter with logical axis names."""
     return isinstance(x, nn.LogicallyPartitioned)
 
 
 def unbox(tree):
-    """The tree without the boxes that carry logical axis names."""
+    """Removes the boxes with logical axis names from a tree of parameters."""
     return jax.tree.map(lambda x: x.value if is_box(x) else x, tree, is_leaf=is_box)
 
 
 def logical_axes(tree) -> dict[str, tuple[str | None, ...]]:
-    """Path of each parameter -> its logical axis names (None for each axis of a leaf without a box)."""
+    """Returns the logical axis names of each parameter by path; all None for a leaf without a box."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box)
     return {path_name(path): tuple(x.names) if is_box(x) else (None,) * x.ndim for path, x in leaves}
 
 
 def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh, path: str = "") -> P:
-    """The mesh axes of an array whose axes have these logical names.
+    """Makes the PartitionSpec of an array from its logical axis names.
 
-    A mesh axis serves one array axis at most: the first that asks for it. An axis whose length the mesh axis does not
-    divide stays whole, and the log says so. ConfigError for a name that `RULES` does not know.
+    A mesh axis shards at most one array axis, the first that maps to it. An axis whose length is not divisible by the
+    mesh axis is not sharded, and a warning is logged. Raises ConfigError for a name that is not in `RULES`.
     """
     rules = dict(RULES)
-    taken: set[str] = set()
+    used_axes: set[str] = set()
     result: list[str | tuple[str, ...] | None] = []
     for name, length in zip(names, shape, strict=True):
         if name is not None and name not in rules:
             raise ConfigError(f"{path}: logical axis {name!r} is not in train_jax.sharding.RULES: {', '.join(rules)}")
         axis = rules[name] if name is not None else None
         axes = (axis,) if isinstance(axis, str) else (axis or ())
-        if not axes or taken & set(axes):
+        if not axes or used_axes & set(axes):
             result.append(None)
         elif length % math.prod(mesh.shape[a] for a in axes):
             log.warning(
-                "%s: axis %r of length %d is not divisible by the mesh's %s and stays whole",
+                "%s: axis %r of length %d is not divisible by the mesh's %s and is not sharded",
                 path,
                 name,
                 length,
@@ -211,27 +226,27 @@ def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh, path: st
             )
             result.append(None)
         else:
-            taken |= set(axes)
+            used_axes |= set(axes)
             result.append(axis)
     return P(*result)
 
 
 def shardings(boxed, mesh: Mesh):
-    """For each leaf of a tree of (boxed) abstract arrays, its NamedSharding; leaves without names are replicated."""
+    """Makes the shardings of a tree of boxed abstract arrays; leaves without axis names are replicated."""
 
-    def one(path, x):
+    def make_sharding(path, x):
         if not is_box(x):
             return replicated(mesh)
         return NamedSharding(mesh, spec(x.names, x.value.shape, mesh, path_name(path)))
 
-    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_box)
+    return jax.tree_util.tree_map_with_path(make_sharding, boxed, is_leaf=is_box)
 
 
 def like_params(tree, params, param_shardings, mesh: Mesh):
-    """Shardings for a tree that holds copies of the parameters, such as an optimiser's state.
+    """Makes the shardings of a tree with copies of the parameters, such as an optimiser state.
 
-    A leaf whose path ends in a parameter's path and that has its shape (a moment) is sharded as that parameter;
-    anything else (a counter, Adafactor's small row and column statistics) is replicated.
+    A leaf with the shape of a parameter whose path ends in the parameter's path (a moment) is sharded like the parameter.
+    All other leaves (counters, Adafactor's small row and column statistics) are replicated.
     """
     known = {
         tuple(map(str, path)): (x.shape, s)
@@ -240,7 +255,7 @@ def like_params(tree, params, param_shardings, mesh: Mesh):
         )
     }
 
-    def one(path, x):
+    def find_sharding(path, x):
         keys = tuple(map(str, path))
         for start in range(len(keys)):
             shape, sharding = known.get(keys[start:], (None, None))
@@ -248,9 +263,9 @@ def like_params(tree, params, param_shardings, mesh: Mesh):
                 return sharding
         return replicated(mesh)
 
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree_util.tree_map_with_path(find_sharding, tree)
 
 
 def path_name(path) -> str:
-    """A key path as `player/module/kernel`, the form in which configs name parameters."""
+    """Formats a key path as `player/module/kernel`, the form that configs use for parameters."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

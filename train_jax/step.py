@@ -1,9 +1,9 @@
-"""The training step that every model shares: one gradient, one optax transformation, one jitted and donated function.
+"""Training step of all models: one gradient, one optax transformation, one jitted function with a donated state.
 
     state, metrics = step(state, batch)
 
-It knows no model. Two players (a GAN) are two keys of `params`: their losses are summed into one scalar, so there is
-one gradient, and the optimiser gives each its own rule.
+The step is independent of the model. The two players of a GAN are two keys of `params`: the sum of their losses has one
+gradient, and the optimiser applies a separate rule to each player.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,24 +19,24 @@ from jax.sharding import Mesh
 from train_jax import optim, sharding
 from train_jax.data.stream import BROKEN
 from train_jax.errors import ConfigError
-from train_jax.task import Task, averaged
+from train_jax.task import Task, average_statistics
 
 COUNTERS = ("skipped", "streak", "broken")
-NOTICE = "_notice"  # int32 [parts of the batch]: not 0 where a host has something to tell; see train_jax.train
+NOTICE = "_notice"  # int32 [batch shards]: nonzero if a host requests an exchange; see train_jax.lockstep
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that changes while training; what a checkpoint holds.
+    """Training state: all arrays that change in training and that a checkpoint contains.
 
     Attributes:
-      step: int32, updates tried so far (a skipped one counts).
-      params: dict by player, float32.
-      extra: the task's state without gradients.
-      opt_state: optax's.
-      ema: average of the parameters of the players that have one, else None.
+      step: int32, number of updates, skipped ones included.
+      params: parameters by player, float32.
+      extra: state of the task without gradients.
+      opt_state: state of the optax transformation.
+      ema: moving averages by player; None if no player is averaged.
       counters: int32 by name, since the beginning of the run: `skipped` updates with non-finite gradients, `streak` of
-        them up to now without a good one between, `broken` samples that were replaced.
+        consecutive skipped updates, `broken` samples that were replaced.
     """
 
     step: jax.Array
@@ -48,11 +48,12 @@ class TrainState:
 
 
 class StatePlan(NamedTuple):
-    """A first state that is not made yet.
+    """Plan of the initial state, before its creation.
 
     Attributes:
-      create: makes it, sharded.
-      abstract: its shapes, dtypes and shardings.
+      create: function that creates the sharded state.
+      abstract: shapes, dtypes and shardings of the state.
+      optimizer: optimiser of the run.
     """
 
     create: Callable[[], TrainState]
@@ -63,26 +64,26 @@ class StatePlan(NamedTuple):
 def plan_state(
     task: Task, make_optimizer: Callable, mesh: Mesh, batch, *, seed: int, ema_players: tuple[str, ...] = ()
 ) -> StatePlan:
-    """The first state of a run, planned: nothing is allocated or run yet.
+    """Plans the initial state of a run, without allocating arrays.
 
     Args:
       make_optimizer: `(abstract params, logical axes by path) -> Optimizer`.
-      batch: dict of arrays or ShapeDtypeStructs with a batch's shapes, of any number of examples.
-      ema_players: the players whose parameters are averaged.
+      batch: dict of arrays or ShapeDtypeStructs with the shapes of a batch of any size.
+      ema_players: players whose parameters are averaged.
 
     The same seed gives the same parameters on any mesh.
     """
     example = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
 
-    def draw():
-        # Inside the compiled program: made outside, key and zeros would be arrays on every device.
-        return task.init(_keys(seed)[0], jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example))
+    def init_weights():
+        # Created inside the compiled program; otherwise key and zeros would be arrays on every device.
+        return task.init(_split_seed(seed)[0], jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example))
 
-    boxed_params, boxed_extra = jax.eval_shape(draw)
-    check_averaged(ema_players, boxed_params)
+    boxed_params, boxed_extra = jax.eval_shape(init_weights)
+    check_ema_players(ema_players, boxed_params)
     optimizer = make_optimizer(sharding.unbox(boxed_params), sharding.logical_axes(boxed_params))
 
-    def begin(params, extra) -> TrainState:
+    def init_state(params, extra) -> TrainState:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -94,7 +95,7 @@ def plan_state(
         )
 
     def create() -> TrainState:
-        return begin(*sharding.unbox(draw()))
+        return init_state(*sharding.unbox(init_weights()))
 
     abstract = jax.eval_shape(create)
     param_shardings = sharding.shardings(boxed_params, mesh)
@@ -108,37 +109,38 @@ def plan_state(
     def make() -> TrainState:
         if task.pretrained is None:
             return jax.jit(create, out_shardings=state_shardings)()
-        drawn = jax.jit(lambda: sharding.unbox(draw()), out_shardings=(state_shardings.params, state_shardings.extra))()
-        # Not inside a compiled function, of which the weights would become a part.
-        weights = _overlaid(drawn, task.pretrained())
-        return jax.jit(begin, out_shardings=state_shardings, donate_argnums=(0, 1))(*weights)
+        weight_shardings = (state_shardings.params, state_shardings.extra)
+        initial_weights = jax.jit(lambda: sharding.unbox(init_weights()), out_shardings=weight_shardings)()
+        # Outside of compiled functions, which would embed the weights as constants.
+        weights = _overlay(initial_weights, task.pretrained())
+        return jax.jit(init_state, out_shardings=state_shardings, donate_argnums=(0, 1))(*weights)
 
     return StatePlan(make, abstract, optimizer)
 
 
-def check_averaged(ema_players: Sequence[str], players: Iterable[str]) -> None:
-    """ConfigError for averages of players that a task does not have."""
+def check_ema_players(ema_players: Sequence[str], players: Iterable[str]) -> None:
+    """Raises ConfigError if `ema_players` contains unknown players."""
     if unknown := set(ema_players) - set(players):
         raise ConfigError(f"config.ema.players names {sorted(unknown)}; this task's players are {sorted(players)}")
 
 
-def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
-    """The key of the first weights, and that of training. `split(key)[i]` is `fold_in(key, i)`: one key would serve both."""
+def _split_seed(seed: int) -> tuple[jax.Array, jax.Array]:
+    """Splits a seed into the keys of weight initialisation and of training."""
     weights, training = jax.random.split(jax.random.key(seed))
     return weights, training
 
 
-def _overlaid(drawn, given):
-    """`drawn` with the arrays of `given`, whose structure is a part of its."""
-    if isinstance(drawn, Mapping | tuple):
-        pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
-        found = dict(drawn.items() if isinstance(drawn, Mapping) else enumerate(drawn))
+def _overlay(initial, values):
+    """Replaces arrays of the tree `initial` by those of `values`, a subtree of NumPy arrays."""
+    if isinstance(initial, Mapping | tuple):
+        pairs = values.items() if isinstance(values, Mapping) else enumerate(values)
+        merged = dict(initial.items() if isinstance(initial, Mapping) else enumerate(initial))
         for name, value in pairs:
-            found[name] = _overlaid(found[name], value)
-        return found if isinstance(drawn, Mapping) else tuple(found.values())
-    # Every host has the array; its devices take their parts.
+            merged[name] = _overlay(merged[name], value)
+        return merged if isinstance(initial, Mapping) else tuple(merged.values())
+    # Every host has the full array; each device copies its shard.
     return jax.make_array_from_callback(
-        drawn.shape, drawn.sharding, lambda part: np.asarray(given[part], dtype=drawn.dtype)
+        initial.shape, initial.sharding, lambda index: np.asarray(values[index], dtype=initial.dtype)
     )
 
 
@@ -153,53 +155,53 @@ def make_train_step(
     ema_decay: float = 0.0,
     freeze: Sequence[str] = (),
 ) -> Callable:
-    """The jitted `step(state, batch) -> (state, metrics)`; `state` is donated, its shardings are kept.
+    """Makes the jitted function `step(state, batch) -> (state, metrics)`. `state` is donated and keeps its shardings.
 
     Args:
-      abstract_state: as `plan_state` gives it, with shardings.
-      seed: keys are folded from (seed, step, micro-batch): a resumed run draws what the uninterrupted one would.
-      accumulate: micro-batches whose gradients are averaged before the update. Each begins with the same state; what
-        follows from their statistics (`Task.revise`) follows once, from all of them. Inside a loss, whatever is taken over
-        a batch (batch norm, an entropy of mean probabilities) is over the micro-batch alone.
-      ema_decay: decay of the average; it starts at `(1 + n) / (10 + n)` after n updates so that early weights fade.
-      freeze: patterns of paths of parameters that get no gradient.
+      abstract_state: abstract state with shardings, from `plan_state`.
+      seed: random seed. Keys are folded from (seed, step, micro-batch), so a resumed run equals an uninterrupted run.
+      accumulate: number of micro-batches whose gradients are averaged. All micro-batches see the same state, and
+        `Task.revise` is called once with the statistics of all of them. Statistics inside a loss (batch norm, an entropy of
+        mean probabilities) are computed per micro-batch.
+      ema_decay: decay of the moving average. After n updates the decay is at most `(1 + n) / (10 + n)`.
+      freeze: patterns for the paths of parameters without gradients.
 
-    Metrics are scalars: the task's own (averaged over micro-batches), `loss`, `grad_norm[/player]`, the `lr[/player]` of
-    this update, the state's counters, and the hosts' largest `NOTICE`. An update whose loss or gradient norm is not finite
-    changes nothing but `step` and the counters; schedules, which count the updates that were made, stand still.
+    Metrics are scalars: those of the task (averaged over micro-batches), `loss`, `grad_norm[/player]`, the learning rate
+    `lr[/player]` of this update, the counters of the state, and the maximum of `NOTICE` over the hosts. An update with
+    non-finite loss or gradient norm is skipped: it changes only `step` and the counters, and does not advance schedules.
     """
     frozen = jax.tree_util.tree_map_with_path(
         lambda path, _: optim.matches(freeze, sharding.path_name(path)), abstract_state.params
     )
 
     def gradients(params, extra, batch, key, step):
-        """Loss, metrics, gradients; and the statistics, stacked by micro-batch."""
+        """Computes loss, metrics, gradients, and statistics with a leading axis of micro-batches."""
 
         @sharding.with_rules
         def loss(params, batch, key):
-            trained = jax.tree.map(lambda p, fixed: jax.lax.stop_gradient(p) if fixed else p, params, frozen)
-            return task.loss(trained, extra, batch, key, step)
+            params = jax.tree.map(lambda p, is_frozen: jax.lax.stop_gradient(p) if is_frozen else p, params, frozen)
+            return task.loss(params, extra, batch, key, step)
 
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
         if accumulate == 1:
             (value, (metrics, statistics)), grads = value_and_grad(params, batch, key)
             return value, metrics, grads, jax.tree.map(lambda x: x[None], statistics)
 
-        def micro(grads, inputs):
+        def add_micro_batch(grad_sum, inputs):
             batch, index = inputs
-            (value, (metrics, statistics)), new = value_and_grad(params, batch, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, grads, new), (value, metrics, statistics)
+            (value, (metrics, statistics)), grads = value_and_grad(params, batch, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, grad_sum, grads), (value, metrics, statistics)
 
         zeros = jax.tree.map(jnp.zeros_like, params)
         inputs = (jax.tree.map(lambda x: sharding.split_batch(x, accumulate, mesh), batch), jnp.arange(accumulate))
-        grads, (values, metrics, statistics) = jax.lax.scan(micro, zeros, inputs)
-        return jnp.mean(values), averaged(metrics), jax.tree.map(lambda g: g / accumulate, grads), statistics
+        grad_sum, (values, metrics, statistics) = jax.lax.scan(add_micro_batch, zeros, inputs)
+        return jnp.mean(values), average_statistics(metrics), jax.tree.map(lambda g: g / accumulate, grad_sum), statistics
 
     def step(state: TrainState, batch):
         batch = dict(batch)
         notice = sharding.largest(batch.pop(NOTICE, jnp.zeros((sharding.parts(mesh),), jnp.int32)), mesh)
         broken = jnp.sum(batch.pop(BROKEN, jnp.zeros((1,), jnp.int32)))
-        loss_key, revise_key = jax.random.split(jax.random.fold_in(_keys(seed)[1], state.step))
+        loss_key, revise_key = jax.random.split(jax.random.fold_in(_split_seed(seed)[1], state.step))
         loss, metrics, grads, statistics = gradients(state.params, state.extra, batch, loss_key, state.step)
 
         norms = {player: optax.tree.norm(g) for player, g in grads.items()}
@@ -208,16 +210,16 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         moved = {}
-        done = state.step - state.counters["skipped"]
+        updates_done = state.step - state.counters["skipped"]
         if task.revise is None:
-            extra = state.extra | averaged(statistics)
+            extra = state.extra | average_statistics(statistics)
         else:
             revise = sharding.with_rules(task.revise)
-            params, extra, moved, found = revise(params, state.extra, statistics, revise_key, done)
-            opt_state = optim.begin_anew(opt_state, moved, params)
-            metrics |= found
+            params, extra, moved, revision_metrics = revise(params, state.extra, statistics, revise_key, updates_done)
+            opt_state = optim.reset_moments(opt_state, moved, params)
+            metrics |= revision_metrics
         if ema is not None:
-            decay = jnp.minimum(ema_decay, (1 + done) / (10 + done))
+            decay = jnp.minimum(ema_decay, (1 + updates_done) / (10 + updates_done))
             ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, {player: params[player] for player in ema})
             ema = optim.replace_rows(ema, moved, optim.by_path(params))
 
@@ -237,11 +239,11 @@ def make_train_step(
                 "broken": state.counters["broken"] + broken,
             },
         )
-        alone = len(norms) == 1
+        is_single_player = len(norms) == 1
         metrics = dict(metrics, loss=loss, **{NOTICE: notice}, **new_state.counters)
         for player, norm in norms.items():
-            metrics["grad_norm" if alone else f"grad_norm/{player}"] = norm
-            metrics["lr" if alone else f"lr/{player}"] = optimizer.schedules[player](done)
+            metrics["grad_norm" if is_single_player else f"grad_norm/{player}"] = norm
+            metrics["lr" if is_single_player else f"lr/{player}"] = optimizer.schedules[player](updates_done)
         return new_state, metrics
 
     state_shardings = jax.tree.map(lambda x: x.sharding, abstract_state)

@@ -1,15 +1,15 @@
-"""The contract between a model and the trainer: what a model package says about itself so that it can be trained.
+"""Interface between models and the trainer.
 
-A config names a module (`config.task = "clip_jax.task"`). That module offers
+A config names a task module (`config.task = "clip_jax.task"`), which defines
 
-    OPTIONS: type[Options]                               its part of the config: `model`, `tokenizer`, `augment`, …
-    EVALUATORS: Mapping[str, type[EvaluatorOptions]]     the options of each type of evaluator
-    make(config, workdir) -> Task                        `workdir` is the run directory (its artifacts are reused), or None
+    OPTIONS: type[Options]                               options of the task: `model`, `tokenizer`, `augment`, …
+    EVALUATORS: Mapping[str, type[EvaluatorOptions]]     options of each evaluator type
+    make(config, workdir) -> Task                        `workdir`: run directory, whose artifacts are reused, or None
 
-and, where some options follow from others (from a checkpoint that is to be trained on),
+and, if options depend on other options (such as a pretrained checkpoint),
 
-    complete(config, stated)                             fills in `config`, which has every option; `stated` holds the
-                                                         user's own alone
+    complete(config, stated)                             sets the dependent options in `config`, in place; `stated` holds
+                                                         only the options that the user's config sets
 """
 
 import dataclasses
@@ -26,34 +26,33 @@ from train_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Plain functions; everything else about training is written once, in this package.
+    """Training task: the functions of one model that the trainer needs.
 
     Attributes:
-      init: `(rng, batch) -> (params, extra)`, where the batch is one example of zeros. `params` is a dict by player
-        (`{"clip": …}`, `{"generator": …, "discriminator": …}`); its leaves may carry logical axis names as
-        `nn.LogicallyPartitioned` boxes. `extra` is a dict: the state that changes without a gradient, `{}` for most.
+      init: `(rng, batch) -> (params, extra)` for a batch of one example of zeros. `params` is a dict by player
+        (`{"clip": …}`, `{"generator": …, "discriminator": …}`); its leaves may have logical axis names as
+        `nn.LogicallyPartitioned` boxes. `extra` is a dict of state without gradients, `{}` for most models.
       loss: `(params, extra, batch, rng, step) -> (scalar, (metrics, statistics))`, over the *global* batch or, with
-        `config.accumulate`, a micro-batch of it. One scalar whatever the number of players: their losses are summed, and
-        `stop_gradient` keeps each from the parameters of the others. `metrics` are scalars by name; `statistics`, a dict,
-        are what `extra` changes by. `step` counts the updates tried before this one.
-      example: `(record, rng) -> dict of numpy arrays` of fixed shapes; images stay uint8. `rng` is a
-        `numpy.random.Generator` that depends on the seed and on the example's place in the stream alone.
-      evaluators: type -> factory `(options, context) -> evaluator`; an evaluator is a callable
-        `(params, extra) -> (metrics, images)`: floats by name, and uint8 [H, W, 3] pictures by name.
+        `config.accumulate`, a micro-batch. The losses of all players are summed; `stop_gradient` separates the players.
+        `metrics` are scalars by name; `statistics` is a dict from which `extra` is updated. `step` is the number of
+        previous updates, skipped ones included.
+      example: `(record, rng) -> dict of NumPy arrays` of fixed shapes; images are uint8. `rng` is a
+        `numpy.random.Generator` that depends only on the seed and the position of the example in the stream.
+      evaluators: type -> factory `(options, context) -> evaluator`. An evaluator is a callable
+        `(params, extra) -> (metrics, images)`: floats by name, and uint8 [H, W, 3] images by name.
       artifacts: file name -> text or bytes that the run directory needs beside the weights, such as `tokenizer.json`.
-      records: `(source) -> sequence` with the source's length: what `example` gets instead of the source's own records,
-        such as codes of the pictures, computed once; `init` then needs no batch, and is also called with `{}`. None: the
-        source's own.
-      pretrained: `() -> (params, extra)` as NumPy arrays, of the shapes that `init` gives and without boxes, or parts of
-        these trees: what a new run starts from, instead of what `init` draws. None: `init`.
-      revise: `(params, extra, statistics, rng, step) -> (params, extra, moved, metrics)` once after each update that is
-        made, `step` of which were made before: what changes by a rule and not by a gradient, such as unused codes of a
-        codebook. Each array of `statistics` has an axis of micro-batches first. `moved`: path of a parameter ->
-        bool [rows], the rows that moved; their moments are set to zero, and their average to the new value. None: the
-        means of the statistics over micro-batches are the new entries of `extra` (right for running means, of batch norm
-        for one).
-      warnings: `(metrics, step) -> list of sentences` that the log shall warn with, about the metrics of a logged update.
-      flops: analytic floating-point operations of one example's forward *and* backward pass, or None if unknown.
+      records: `(source) -> sequence` of the length of the source that replaces the records of the source, such as
+        precomputed codes of the images. `init` is then also called with `{}` instead of a batch. None: no replacement.
+      pretrained: `() -> (params, extra)` that returns initial weights as NumPy arrays without boxes: the trees of `init`, or
+        subtrees. Missing arrays are initialised by `init`. None: all arrays are initialised by `init`.
+      revise: `(params, extra, statistics, rng, step) -> (params, extra, moved, metrics)`, called once after each completed
+        update; `step` is the number of previously completed updates. It applies changes without gradients, such as the
+        reset of unused codes of a codebook. The arrays of `statistics` have a leading axis of micro-batches. `moved` maps
+        parameter paths to bool [rows], the changed rows; their moments are reset to zero and their averages to the new
+        values. None: `extra` is updated with the means of the statistics over micro-batches (as for running means of batch
+        norm).
+      warnings: `(metrics, step) -> list of sentences`, warnings to log about the metrics of a logged update.
+      flops: analytic FLOPs of one example's forward *and* backward pass; None if unknown.
     """
 
     init: Callable
@@ -68,23 +67,23 @@ class Task:
     flops: float | None = None
 
 
-def averaged(statistics):
-    """The means over micro-batches, the first axis, of what losses tell."""
+def average_statistics(statistics):
+    """Averages statistics over micro-batches, the first axis."""
     return jax.tree.map(lambda x: jnp.mean(x, axis=0), statistics)
 
 
 def module(config: ConfigDict) -> ModuleType:
-    """The module that `config.task` names; ConfigError if it cannot be imported or is not a task module."""
+    """Imports the task module `config.task`. Raises ConfigError if it cannot be imported or is not a task module."""
     name = config.get("task", "")
     try:
-        found = importlib.import_module(name) if isinstance(name, str) and name.strip(".") == name != "" else None
+        task = importlib.import_module(name) if isinstance(name, str) and name.strip(".") == name != "" else None
     except ModuleNotFoundError as error:
         if error.name is None or not (name + ".").startswith(error.name + "."):
-            raise  # the module is there, and something that it imports is missing: the plain traceback says what
+            raise  # the task module exists, but one of its imports is missing
         raise ConfigError(f"config.task = {name!r}: there is no module {error.name!r}") from error
-    if found is None or not all(hasattr(found, attribute) for attribute in ("OPTIONS", "EVALUATORS", "make")):
+    if task is None or not all(hasattr(task, attribute) for attribute in ("OPTIONS", "EVALUATORS", "make")):
         raise ConfigError(
-            f"config.task = {name!r} is not a task: name a module that offers OPTIONS, EVALUATORS and make(config, "
+            f"config.task = {name!r} is not a task: name a module that defines OPTIONS, EVALUATORS and make(config, "
             "workdir), such as 'clip_jax.task'"
         )
-    return found
+    return task

@@ -1,7 +1,7 @@
-"""Training: prepare, compile, restore, loop.
+"""Training loop: prepare, compile, restore, train.
 
-The run directory describes itself: `config.json`, the task's artifacts (`tokenizer.json`, …) with `artifacts.json`
-(their hashes), `checkpoints/<step>/`, `metrics.jsonl`, TensorBoard events, `samples/*.png`.
+A run directory contains `config.json`, the artifacts of the task (`tokenizer.json`, …) with their hashes in
+`artifacts.json`, `checkpoints/<step>/`, `metrics.jsonl`, TensorBoard events, and `samples/*.png`.
 """
 
 import contextlib
@@ -27,43 +27,43 @@ from train_jax.step import NOTICE
 
 log = logging.getLogger(__name__)
 
-_PROFILED_STEPS = (10, 15)  # after compilation and warm-up
+_PROFILED_STEPS = (10, 15)  # first and last profiled update, after warm-up
 
 
 def run(
     config: ConfigDict, workdir: str | os.PathLike, *, profile: bool = False, reset_optimizer: bool = False
 ) -> History:
-    """Trains what `config` says, in `workdir`, and returns the history of metrics.
+    """Trains the model of `config` in `workdir`. Returns the history of metrics.
 
-    Resumes from the newest readable checkpoint of `workdir`, if there is one, and continues exactly: metrics equal
-    those of a run that was never interrupted.
+    Resumes from the newest readable checkpoint of `workdir`, if any. A resumed run has the same metrics as an
+    uninterrupted run.
 
     Args:
-      config: a ConfigDict; see `train_jax.config.defaults` for the options and `configs/` for examples.
-      workdir: the run directory; made if missing.
-      profile: write a trace of a few updates to `workdir/profile` (TensorBoard, Perfetto).
-      reset_optimizer: a resumed run keeps its weights and its place in data and schedules, and begins with fresh moments:
-        for other options of `config.optim` than its checkpoint's.
+      config: a ConfigDict; see `train_jax.config.TrainOptions` for the options and `configs/` for examples.
+      workdir: run directory; created if missing.
+      profile: write a profiler trace of a few updates to `workdir/profile` (TensorBoard, Perfetto).
+      reset_optimizer: resume with a new optimiser state, which allows other options `config.optim` than those of the
+        checkpoint. Weights, data position and schedules continue.
 
     Raises:
-      ConfigError: an option that is unknown, of the wrong type or out of range; a batch that the mesh does not divide;
-        a run directory that holds another experiment. Nothing is compiled before these are known.
-        A checkpoint of another optimiser, without `reset_optimizer`.
-      LoadError: the tokenizer or another artifact in the run directory is not the one that the run was trained with.
-      train_jax.data.sources.DataError: no data, or too many unreadable samples.
-      Stopped: a process of the run was asked to stop (SIGTERM or SIGINT, the first time); what was trained is saved, and
-        running it again goes on. A second signal ends the process at once.
-      train_jax.agreement.PeerError: another host failed; what was trained is saved.
-      FloatingPointError: `config.optim.max_skipped` updates in a row had non-finite gradients.
+      ConfigError: an option is unknown, of the wrong type or out of range; the batch does not split evenly over the mesh;
+        the run directory holds another experiment; the checkpoint is of another optimiser, without `reset_optimizer`. All
+        but the last are raised before compilation.
+      LoadError: the tokenizer or another artifact in the run directory has changed.
+      train_jax.data.sources.DataError: there is no data, or too many samples are unreadable.
+      Stopped: a process of the run received SIGTERM or SIGINT. The state is saved, and running again resumes. A second
+        signal ends the process at once.
+      train_jax.agreement.PeerError: another host failed. The state is saved.
+      FloatingPointError: `config.optim.max_skipped` consecutive updates had non-finite gradients.
     """
     with contextlib.ExitStack() as stack:
         try:
             workdir = paths.run_directory(workdir)
             stop = StopRequest()
             prepared = prepare(config, workdir, asked_to_stop=lambda: stop.signal_number)
-            peak_flops = profiling.peak_flops(jax.devices())  # may measure, which no mesh allows
+            peak_flops = profiling.peak_flops(jax.devices())  # must run outside of the mesh context
             with jax.set_mesh(prepared.mesh):
-                agreement.gather()  # every host has come so far: what follows is done together
+                agreement.barrier()  # no host may enter the collective part before all are prepared
                 ownership = stack.enter_context(contextlib.closing(Ownership(workdir)))
                 step = prepared.step.compile()
                 report(prepared, step)
@@ -71,16 +71,16 @@ def run(
                 loop = Loop(prepared, step, workdir, stop, ownership, stack, peak_flops, reset_optimizer, profile)
                 loop.run()
         except Exception as error:
-            agreement.share(error)
+            agreement.share_error(error)
             raise
-    return read(workdir)  # all is written once the writer is closed
+    return read(workdir)  # after the writer has written everything
 
 
 class Loop:
-    """The training loop of one run, from its newest checkpoint on.
+    """Training loop of one run, starting from its newest checkpoint.
 
-    What hosts do together, they do at the same updates: a host that cannot go on, or is asked to stop, says so in its next
-    batch (`train_jax.lockstep`), and all meet.
+    Hosts take joint actions at the same updates: a host that failed or received a stop signal sets the notice of its next
+    batch (`train_jax.lockstep`), upon which all hosts exchange messages.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class Loop:
             workdir / "checkpoints", **config.checkpoint, config=json.loads(as_json(config))
         )
         stack.enter_context(closing(self.checkpoints))
-        # The newest checkpoint that can be read brings state and data position back together.
+        # State and data position come from the same checkpoint, the newest readable one.
         restored = self.checkpoints.restore(prepared.state.abstract, prepared.stream, reset_optimizer=reset_optimizer)
         self.state, self.start = (prepared.state.create(), 0) if restored is None else restored
         if self.start:
-            self.state = resume.completed(self.state, prepared.state.abstract, prepared.state.optimizer.tx.init)
+            self.state = resume.complete_state(self.state, prepared.state.abstract, prepared.state.optimizer.tx.init)
             log.info("resumed from step %d", self.start)
         if is_first:
             describe(prepared, workdir)
@@ -124,17 +124,18 @@ class Loop:
             self.start,
         )
         self._broken_before = int(self.state.counters["broken"])
-        self._evaluated = True  # whether the evaluations whose turn has come were made
+        self._evaluated = True  # whether the evaluations due at this step were run
         self._hooks = [hook(prepared, self._writer) for hook in prepared.hooks]
 
     def run(self) -> None:
-        """Updates until `config.steps`, with everything that is due between them."""
+        """Runs updates until `config.steps`, with scheduled logs, evaluations and checkpoints."""
         try:
             self._batches.fill()
             self._meet()
-            # A checkpoint cannot be told afterwards that its evaluation was made up for: the record tells.
+            # Run evaluations that were missing when the checkpoint was saved, unless the metrics file contains them.
             due = self.prepared.evaluations.due(self.step)
-            if not self.checkpoints.evaluated and not agreement.from_first(self._writer.tells_of(self.step, due)):
+            missing = not self.checkpoints.evaluated
+            if missing and not agreement.broadcast_from_first(self._writer.has_results(self.step, due)):
                 self._evaluate()
             while self.step < self.config.steps:
                 self._check_finished_update()
@@ -143,31 +144,31 @@ class Loop:
                 if self.step % self.config.log_every == 0 or is_last:
                     self._log(metrics)
                 self._evaluate()
-                # The iterator's state is that of the batch just used: nothing may be drawn before this save.
+                # The iterator's state belongs to the last used batch: do not read another batch before this save.
                 if is_last or self.checkpoints.due(self.step):
                     with self._throughput.paused():
                         self.checkpoints.save(self.step, self.state, self._batches)
             if self._lockstep.error is not None:
                 raise self._lockstep.error
-            agreement.gather()
+            agreement.barrier()
         except Stopped:
             raise
         except Exception as error:
-            # What training has done so far outlives unreadable data and a failed evaluation.
-            agreement.share(error)
-            is_lost = any(agreement.gather(self._ownership.error is not None))  # another run trains there now
+            # Save the progress, such as after unreadable data or a failed evaluation.
+            agreement.share_error(error)
+            is_lost = any(agreement.gather(self._ownership.error is not None))  # another run has taken over the directory
             if self.step and not is_lost:
                 self.checkpoints.save(self.step, self.state, self._batches, evaluated=self._evaluated)
             raise
 
     def _update(self) -> dict[str, jax.Array]:
-        """Starts the next update; its metrics, on the devices."""
+        """Dispatches the next update. Returns its metrics as device arrays."""
         if self._profile and self.step == self.start + _PROFILED_STEPS[0] - 1:
             self._tracing.enter_context(profiling.trace(self.workdir / "profile"))
-        batch = next(self._batches)  # finds out whether there are more: what the notice tells comes after it
-        notice = self._lockstep.notice(*self._errors(), self._stop.signal_number)
+        batch = next(self._batches)  # may set an error, which the notice must include
+        notice = self._lockstep.make_notice(*self._errors(), self._stop.signal_number)
         self.state, metrics = self._compiled(self.state, batch | notice)
-        self._lockstep.started(metrics)
+        self._lockstep.record_update(metrics)
         self.step += 1
         if self._profile and self.step == self.start + _PROFILED_STEPS[1]:
             jax.block_until_ready(self.state)
@@ -177,11 +178,11 @@ class Loop:
         return metrics
 
     def _check_finished_update(self) -> None:
-        """Looks at the metrics of the update before the last: streaks, broken samples, and whether a host wants to meet."""
-        metrics = self._lockstep.finished()
+        """Checks the metrics of the oldest update in flight: skipped updates, broken samples, notices of hosts."""
+        metrics = self._lockstep.wait_for_oldest()
         if metrics is None:
             return
-        with self._lockstep.carried():
+        with self._lockstep.defer_errors():
             step = self.step - AHEAD + 1
             self._check_streak(metrics, step)
             examples = (step - self.start) * self.config.data.batch_size
@@ -192,19 +193,24 @@ class Loop:
             raise Stopped(self.step, signal_number)
 
     def _errors(self) -> list[Exception]:
+        """Returns the deferred errors of this host."""
         errors = (self._lockstep.error, self._batches.error, self._ownership.error)
         return [error for error in errors if error is not None]
 
     def _meet(self) -> int:
-        """The signal that asks a host to stop, on all of them; raises what keeps a host from going on."""
+        """Exchanges stop signals with the other hosts. Returns the largest signal number, 0 if there is none.
+
+        Raises the first deferred error of this host.
+        """
         errors = self._errors()
-        if errors and not self._stop.signal_number:  # Ctrl-C ends the processes that read, too
+        if errors and not self._stop.signal_number:  # Ctrl-C also ends the data workers, which is not an error
             raise errors[0]
         return max(agreement.gather(self._stop.signal_number))
 
     def _log(self, metrics: dict[str, jax.Array]) -> None:
+        """Writes metrics and throughput, and logs the warnings of the task."""
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items() if name != NOTICE}
-        with self._lockstep.carried():
+        with self._lockstep.defer_errors():
             self._writer.write(self.step, metrics | self._throughput.read(self.step))
             self._check_streak(metrics, self.step)
             warnings = self.prepared.task.warnings
@@ -214,7 +220,7 @@ class Loop:
                 hook.on_log(self.step, self.state, metrics)
 
     def _evaluate(self) -> None:
-        """Runs the evaluators whose turn it is."""
+        """Runs the evaluators that are due."""
         names = self.prepared.evaluations.due(self.step)
         if not names:
             return
@@ -222,19 +228,19 @@ class Loop:
         try:
             with self._throughput.paused():
                 results, images = self.prepared.evaluations.run(names, self.state)
-                agreement.gather()
+                agreement.barrier()
         except Interrupted as interrupted:
             self.checkpoints.save(self.step, self.state, self._batches, evaluated=False)
             raise Stopped(self.step, interrupted.signal_number) from interrupted
         self._evaluated = True
-        with self._lockstep.carried():
+        with self._lockstep.defer_errors():
             self._writer.write(self.step, results)
-            self._writer.images(self.step, images)
+            self._writer.write_images(self.step, images)
             for hook in self._hooks:
                 hook.on_evaluation(self.step, results, images)
 
     def _check_streak(self, metrics: dict, step: int) -> None:
-        """FloatingPointError where too many updates in a row were skipped."""
+        """Raises FloatingPointError if too many consecutive updates were skipped."""
         if int(metrics["streak"]) < self.config.optim.max_skipped:
             return
         norms = [float(norm) for name, norm in metrics.items() if name.startswith("grad_norm")]
@@ -248,7 +254,7 @@ class Loop:
 
 
 def report(prepared: Prepared, compiled: jax.stages.Compiled) -> None:
-    """Logs sizes of model, mesh, data and the compiled step. ConfigError for a step that does not fit into memory."""
+    """Logs the sizes of model, mesh, data and compiled step. Raises ConfigError if the step exceeds the free memory."""
     config, mesh = prepared.config, prepared.mesh
     for player, params in prepared.state.abstract.params.items():
         count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
@@ -257,6 +263,6 @@ def report(prepared: Prepared, compiled: jax.stages.Compiled) -> None:
     epochs = config.steps * config.data.batch_size / prepared.records
     log.info("%s examples; %.2f epochs", f"{prepared.records:,}", epochs)
     plan = profiling.memory_plan(compiled)
-    log.info("memory of the compiled step, per device:\n%s", plan)
+    log.info("memory of the compiled step per device:\n%s", plan)
     remedy = "lower config.data.batch_size, set config.compute.remat, or spread the run over more devices (config.mesh.fsdp)"
     memory.require(plan.needed, mesh.local_devices[0], "the compiled step takes", remedy)

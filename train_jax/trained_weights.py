@@ -1,4 +1,4 @@
-"""What inference needs of a run's checkpoints: parameters and averages alone, onto one device, whatever mesh wrote them."""
+"""Loading of trained weights for inference, onto one device, from checkpoints of any mesh."""
 
 import logging
 import os
@@ -14,19 +14,23 @@ log = logging.getLogger(__name__)
 
 
 def load_weights(directory: str | os.PathLike, step: int | None = None) -> tuple[dict, dict, int]:
-    """What inference needs of a run: `(params, extra, step)`; of each player the average, where there is one.
+    """Loads the weights of a run for inference. Returns `(params, extra, step)`.
 
-    Reads nothing else of the checkpoint, onto one device, whatever mesh wrote it. `step`: None for the newest readable.
+    Args:
+      directory: checkpoint directory.
+      step: step of the checkpoint; None: the newest readable checkpoint.
+
+    Players with a moving average get the average. Only these arrays are read, onto one device.
     Raises FileNotFoundError if there is no checkpoint, CheckpointError if none can be read.
     """
     directory = paths.run_directory(directory)
-    found = sorted((int(p.name) for p in directory.glob("*") if p.name.isdigit()), reverse=True)
-    if step is not None and step not in found:
-        raise FileNotFoundError(f"{directory} holds no checkpoint of step {step}; it holds {sorted(found) or 'none'}")
-    if not found:
+    steps = sorted((int(p.name) for p in directory.glob("*") if p.name.isdigit()), reverse=True)
+    if step is not None and step not in steps:
+        raise FileNotFoundError(f"{directory} holds no checkpoint of step {step}; it holds {sorted(steps) or 'none'}")
+    if not steps:
         raise FileNotFoundError(f"{directory} holds no checkpoint")
     failures = []
-    for candidate in found if step is None else [step]:
+    for candidate in steps if step is None else [step]:
         try:
             return *_load_weights(directory / str(candidate)), candidate
         except Exception as error:
@@ -36,14 +40,15 @@ def load_weights(directory: str | os.PathLike, step: int | None = None) -> tuple
 
 
 def _load_weights(path: paths.AnyPath) -> tuple[dict, dict]:
+    """Loads `(params, extra)` of one checkpoint."""
     saved = ocp.metadata(path).metadata
     device = SingleDeviceSharding(jax.local_devices()[0])
 
-    def wanted(tree):
+    def make_abstract(tree):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
 
     parts = ("average" if "average" in saved else "params", "ema")
     with partial_load():
-        loaded = ocp.load(path, {part: wanted(saved[part]) for part in (*parts, "extra") if saved.get(part)})
+        loaded = ocp.load(path, {part: make_abstract(saved[part]) for part in (*parts, "extra") if saved.get(part)})
     params = {player: params for part in parts for player, params in loaded.get(part, {}).items()}
     return params, loaded.get("extra", {})

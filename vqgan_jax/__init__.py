@@ -1,4 +1,4 @@
-"""VQGAN: images to tokens and back; trained by `train_jax`, used through a few verbs.
+"""VQGAN: encodes images to codes, decodes codes to images, and samples codes from priors.
 
     vq = vqgan_jax.load("runs/vqgan-shapes")
     codes = vq.encode(images)        # int32 [n, h, w]
@@ -7,15 +7,15 @@
     prior = vqgan_jax.load_prior("runs/prior-digits")
     prior.generate([3], n=16)        # uint8 [1, 16, H, W, 3]
 
-`vqgan_jax.task` and `vqgan_jax.prior.task` are what the trainer sees, `vqgan_jax.vqgan` and `vqgan_jax.prior.prior` what
-users hold.
+Modules: `vqgan_jax.task` and `vqgan_jax.prior.task` are used by the trainer, `vqgan_jax.vqgan` and
+`vqgan_jax.prior.prior` contain the user's API.
 """
 
 __all__ = ["LoadError", "Prior", "Vqgan", "load", "load_prior", "save", "save_diffusers", "save_taming"]
 
 
 def __getattr__(name: str):
-    # Late: `vqgan-jax --help` and a config that names `vqgan_jax.task` need neither JAX devices nor checkpoints.
+    # Imported lazily: `vqgan-jax --help` and configs that name `vqgan_jax.task` need neither JAX devices nor checkpoints.
     if name in ("Prior", "load_prior"):
         from vqgan_jax.prior import prior
 

@@ -1,4 +1,4 @@
-"""The average of an EMA codebook: where the encoder is averaged, the points that its latents are compared with are, too."""
+"""Moving average (EMA of parameters) of an EMA codebook, to be used with the averaged encoder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,25 +8,35 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-def decay(config) -> float:
-    """Of a resolved config: that of the generator's average; 0 without one, where the average is the codebook itself."""
+def get_decay(config) -> float:
+    """Returns the EMA decay of the generator's parameters in a resolved config, or 0 without averaging.
+
+    With a decay of 0 the averaged codebook equals the codebook.
+    """
     players = config.ema.players
     return config.ema.decay if not players or "generator" in players else 0.0
 
 
-def follow(
+def update_average(
     average: Float[Array, "k d"], points: Float[Array, "k d"], moved: Bool[Array, "k"], step: jax.Array, decay: float
 ) -> Float[Array, "k d"]:
-    """The average after an update, by the rule of the parameters' (`train_jax.step`); codes that moved begin anew.
+    """Updates the averaged codebook by the rule for parameters (`train_jax.step`); revived codes restart their average.
 
-    step: updates made before this one.
+    Args:
+      moved: mask of the codes that were replaced in this update.
+      step: number of updates before this one.
     """
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
     return jnp.where(moved[:, None], points, decay * average + (1 - decay) * points)
 
 
-def variables(params: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The generator's variables for use, of a run's parameters (averaged ones where there are any) and its `extra`."""
+def inference_variables(params: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the generator's variables for inference.
+
+    Args:
+      params: parameters of the run, averaged if the run averages them.
+      extra: `extra` of the run's state.
+    """
     state = dict(extra.get("generator", {}))
     if "averaged" in extra:
         state["codebook"] = {"quantizer": state["codebook"]["quantizer"] | {"points": extra["averaged"]}}

@@ -1,6 +1,6 @@
-"""`vqgan-jax`: train, reconstruct pictures, turn them into codes, draw new ones, paint sentences.
+"""Command line `vqgan-jax`: train, reconstruct, encode, decode, sample, paint.
 
-Mistakes are one line and exit code 2.
+Errors of the user are reported in one line, with exit code 2.
 """
 
 import argparse
@@ -18,11 +18,11 @@ examples:
   vqgan-jax train --config=configs/vqgan/shapes.py --workdir=runs/vqgan-shapes
   vqgan-jax reconstruct photo.jpg shape.png --model runs/vqgan-shapes --out sheet.png
   vqgan-jax encode photos --model runs/vqgan-shapes --out codes.npz
-  vqgan-jax decode codes.npz --model runs/vqgan-shapes --out pictures
+  vqgan-jax decode codes.npz --model runs/vqgan-shapes --out images
   vqgan-jax sample --model runs/prior-digits --n 16 --class 3 --out grid.png
   vqgan-jax paint "a red star" --vqgan runs/vqgan-shapes --clip runs/clip-shapes --out star.png
 
-vqgan-jax COMMAND --help tells more about each.""",
+vqgan-jax COMMAND --help describes each command.""",
     "paint": guided.EXAMPLES,
     "train": """\
 The same as train-jax; vqgan-jax train --help lists its options.""",
@@ -32,72 +32,75 @@ examples:
   vqgan-jax sample --model runs/prior-digits --n 4 --top-p 0.9 --guidance 2 --class 7 --seed 1 --out grid.png
   vqgan-jax sample --model runs/prior --size 64x128 --stride 2 --out wide.png
 
-The model is a run of the second stage (task vqgan_jax.prior.task). Picture i of a seed is always the same.""",
+The model is a run of the second stage (task vqgan_jax.prior.task). Image i of a seed is always the same.""",
     "reconstruct": """\
 examples:
   vqgan-jax reconstruct *.png --model runs/vqgan-shapes --out sheet.png
 
-The sheet shows the pictures above and their reconstructions below; PSNR of each is printed.""",
+The grid shows each image above its reconstruction; the PSNR of each image is printed.""",
     "encode": """\
 examples:
   vqgan-jax encode photos --model runs/vqgan-shapes --out codes.npz
 
-Writes codes [n, h, w], paths relative to the folder, and the fingerprint of the model. Files that cannot be read are named
-and left out.""",
+Writes codes [n, h, w], paths relative to the folder, and the fingerprint of the model. Unreadable files are reported and
+skipped.""",
     "decode": """\
 examples:
-  vqgan-jax decode codes.npz --model runs/vqgan-shapes --out pictures
+  vqgan-jax decode codes.npz --model runs/vqgan-shapes --out images
 
-Writes a PNG for each row of codes: a.png for a.jpg; where two pictures would have one name, a.jpg.png for every a.jpg. Codes
-of another model are refused.""",
+Writes one PNG per image: a.png for a.jpg; if two images would have the same name, a.jpg.png for every a.jpg. Codes of
+another model are refused.""",
 }
 _MODEL = "a run directory, a directory of diffusers' VQModel, or taming's .ckpt with its .yaml beside it"
 _BATCH = 32
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
+    """Runs one command and returns the exit code: 0, 2 for an error of the user, 130 if interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
         return command.train(argv[1:])
-    return command.answer("vqgan-jax", _parser().parse_args(arguments_lib.expanded(argv)))
+    return command.run_command("vqgan-jax", _build_parser().parse_args(arguments_lib.expand_home(argv)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser, command_parser = command.parser("vqgan-jax", "Images to tokens and back.", _EXAMPLES)
-    command_parser("train", "Train what a config says, as train-jax does.")
+def _build_parser() -> argparse.ArgumentParser:
+    parser, command_parser = command.parser("vqgan-jax", "Encode images to codes, decode and sample codes.", _EXAMPLES)
+    command_parser("train", "Train a model from a config; the same as train-jax.")
 
-    def add(name: str, text: str, run, model: str = _MODEL) -> argparse.ArgumentParser:
+    def add_command(name: str, text: str, run, model: str = _MODEL) -> argparse.ArgumentParser:
         sub = command_parser(name, text, run)
         sub.add_argument("--model", required=True, metavar="MODEL", help=model)
         return sub
 
-    reconstruct = add("reconstruct", "Show pictures beside their reconstructions.", _reconstruct)
-    reconstruct.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
-    reconstruct.add_argument("--out", required=True, metavar="FILE", help="the sheet to write, a .png")
+    reconstruct = add_command("reconstruct", "Reconstruct images and write a grid for comparison.", _reconstruct)
+    reconstruct.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    reconstruct.add_argument("--out", required=True, metavar="FILE", help="output .png with images and reconstructions")
 
-    encode = add("encode", "Turn the pictures of a folder into codes.", _encode)
-    encode.add_argument("folder", metavar="FOLDER", help="pictures, in nested folders too")
-    encode.add_argument("--out", required=True, metavar="FILE", help="the .npz to write")
+    encode = add_command("encode", "Encode the images of a folder to codes.", _encode)
+    encode.add_argument("folder", metavar="FOLDER", help="folder of images, searched recursively")
+    encode.add_argument("--out", required=True, metavar="FILE", help="output .npz")
 
-    decode = add("decode", "Turn codes into pictures.", _decode)
-    decode.add_argument("codes", metavar="CODES", help="an .npz that encode wrote")
-    decode.add_argument("--out", required=True, metavar="FOLDER", help="where the pictures go; made if missing")
+    decode = add_command("decode", "Decode codes to images.", _decode)
+    decode.add_argument("codes", metavar="CODES", help="an .npz written by vqgan-jax encode")
+    decode.add_argument("--out", required=True, metavar="FOLDER", help="output folder; created if missing")
 
-    sample = add("sample", "Draw new pictures, code by code.", _sample, "a run directory of the second stage")
-    sample.add_argument("--out", required=True, metavar="FILE", help="the grid to write, a .png")
-    sample.add_argument("--n", type=int, default=16, help="how many (default 16)")
-    sample.add_argument("--class", type=int, dest="label", metavar="LABEL", help="their class (default: none)")
-    sample.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
-    sample.add_argument("--temperature", type=float, default=1.0, help="divides the logits; 0: most likely codes")
-    sample.add_argument("--top-k", type=int, help="draw from the so many most likely codes")
-    sample.add_argument("--top-p", type=float, help="draw from the most likely codes that reach this probability")
-    sample.add_argument("--guidance", type=float, default=1.0, help="how far beyond the class to go (default 1: not)")
+    sample = add_command("sample", "Sample images autoregressively.", _sample, "run directory of the second stage")
+    sample.add_argument("--out", required=True, metavar="FILE", help="output .png with a grid of samples")
+    sample.add_argument("--n", type=int, default=16, help="number of images (default 16)")
+    sample.add_argument("--class", type=int, dest="label", metavar="LABEL", help="class label (default: none)")
+    sample.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
+    sample.add_argument("--temperature", type=float, default=1.0, help="sampling temperature; 0: greedy decoding")
+    sample.add_argument("--top-k", type=int, help="top-k filter: sample from the K most likely codes")
+    sample.add_argument("--top-p", type=float, help="nucleus filter: total probability of the codes to sample from")
+    sample.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance scale (default 1: none)")
     sample.add_argument(
-        "--size", type=arguments_lib.size, metavar="HxW", help="in pixels; larger than trained on by a sliding window"
+        "--size",
+        type=arguments_lib.size,
+        metavar="HxW",
+        help="image size in pixels; a sliding window is used above the training size",
     )
-    sample.add_argument("--stride", type=int, help="codes between two windows (default: half a window)")
-    sample.add_argument("--columns", type=int, default=8, help="of the grid (default 8)")
+    sample.add_argument("--stride", type=int, help="stride of the sliding window in codes (default: half a window)")
+    sample.add_argument("--columns", type=int, default=8, help="number of columns of the grid (default 8)")
 
     guided.add(command_parser)
     return parser
@@ -114,26 +117,26 @@ def _sample(arguments: argparse.Namespace) -> int:
     prior = load(arguments.model)
     names = ("seed", "temperature", "top_k", "top_p", "guidance", "size", "stride")
     try:
-        pictures = prior.generate([arguments.label], arguments.n, **{name: getattr(arguments, name) for name in names})[0]
+        images = prior.generate([arguments.label], arguments.n, **{name: getattr(arguments, name) for name in names})[0]
     except ValueError as error:
         raise UserError(str(error)) from error
-    enlarged_grid(in_rows(pictures, arguments.columns)).save(out)
+    enlarged_grid(in_rows(images, arguments.columns)).save(out)
     print(f"wrote {out}", file=sys.stderr)
     return 0
 
 
-def _read(vq, paths: list[Path]) -> tuple[list[Path], list]:
-    """The pictures that can be read, as the model sees them; the others are named on standard error."""
+def _read_images(vq, paths: list[Path]) -> tuple[list[Path], list]:
+    """Reads and preprocesses images; reports unreadable files on standard error and skips them."""
     from train_jax.data.images import BrokenSample
 
-    good, pictures = [], []
+    readable, images = [], []
     for path in paths:
         try:
-            pictures.append(vq.pixels([path])[0])
-            good.append(path)
+            images.append(vq.preprocess([path])[0])
+            readable.append(path)
         except (BrokenSample, OSError) as error:
-            print(f"left out {path}: {error}", file=sys.stderr)
-    return good, pictures
+            print(f"skipped {path}: {error}", file=sys.stderr)
+    return readable, images
 
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
@@ -146,17 +149,17 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     out = arguments_lib.png(arguments.out, "the sheet")
     arguments_lib.check_outputs(out=arguments.out)
     vq = load(arguments.model)
-    paths, pictures = _read(vq, [Path(image) for image in arguments.images])
-    if not pictures:
-        raise UserError("no picture can be read")
-    found = vq.reconstruct(np.stack(pictures))
-    for path, decibels in zip(paths, psnr(found, np.stack(pictures) / 255), strict=True):
+    paths, images = _read_images(vq, [Path(image) for image in arguments.images])
+    if not images:
+        raise UserError("no image can be read")
+    reconstructions = vq.reconstruct(np.stack(images))
+    for path, decibels in zip(paths, psnr(reconstructions, np.stack(images) / 255), strict=True):
         print(f"{decibels:6.2f} dB  {path}")
     columns = 8
     rows = []
-    shown = np.round(255 * found).astype(np.uint8)
-    for start in range(0, len(pictures), columns):
-        rows += [pictures[start : start + columns], list(shown[start : start + columns])]
+    reconstructions = np.round(255 * reconstructions).astype(np.uint8)
+    for start in range(0, len(images), columns):
+        rows += [images[start : start + columns], list(reconstructions[start : start + columns])]
     enlarged_grid(rows).save(out)
     print(f"wrote {out}", file=sys.stderr)
     return 0 if len(paths) == len(arguments.images) else 2
@@ -176,23 +179,23 @@ def _encode(arguments: argparse.Namespace) -> int:
         raise UserError(f"{folder}: no such folder")
     files = [file for file in walk(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
-        raise UserError(f"{folder}: no pictures ({' '.join(IMAGE_SUFFIXES)}) in it")
+        raise UserError(f"{folder}: no images ({' '.join(IMAGE_SUFFIXES)}) in it")
     vq = load(arguments.model)
     paths, codes = [], []
     with tqdm(total=len(files), unit="image", desc="encode") as bar:
         for start in range(0, len(files), _BATCH):
             chunk = files[start : start + _BATCH]
-            good, pictures = _read(vq, chunk)
-            if good:
-                codes.append(vq.encode(np.stack(pictures), _BATCH))
-                paths += [str(path.relative_to(folder)) for path in good]
+            readable, images = _read_images(vq, chunk)
+            if readable:
+                codes.append(vq.encode(np.stack(images), _BATCH))
+                paths += [str(path.relative_to(folder)) for path in readable]
             bar.update(len(chunk))
     if not paths:
-        raise UserError(f"{folder}: no picture can be read")
-    # Through an open file, so that NumPy adds no suffix of its own.
+        raise UserError(f"{folder}: no image can be read")
+    # NumPy would append .npz to a path, but not to an open file.
     with open(arguments.out, "wb") as file:
         np.savez_compressed(file, codes=np.concatenate(codes), paths=np.asarray(paths), fingerprint=vq.fingerprint)
-    print(f"wrote {arguments.out}: {len(paths):,} picture(s), {codes[0].shape[1]} x {codes[0].shape[2]} codes each")
+    print(f"wrote {arguments.out}: {len(paths):,} image(s), {codes[0].shape[1]} x {codes[0].shape[2]} codes each")
     return 0 if len(paths) == len(files) else 2
 
 
@@ -212,30 +215,30 @@ def _decode(arguments: argparse.Namespace) -> int:
     if codes.ndim != 3 or codes.dtype.kind not in "iu" or paths.shape != codes.shape[:1] or paths.dtype.kind != "U":
         raise UserError(
             f"{arguments.codes} holds no codes of vqgan-jax encode: codes {codes.dtype} {list(codes.shape)}, paths "
-            f"{paths.dtype} {list(paths.shape)}; it writes whole numbers [n, h, w] and a text for each of the n"
+            f"{paths.dtype} {list(paths.shape)}; expected integers [n, h, w] and n strings"
         )
-    targets = _targets(out, [str(path) for path in paths], arguments.codes)
+    targets = _output_paths(out, [str(path) for path in paths], arguments.codes)
     vq = load(arguments.model)
     fingerprint = str(fingerprint)
     if fingerprint != vq.fingerprint:
         raise UserError(
             f"{arguments.codes} was made by a model of fingerprint {fingerprint[:16]}; {vq.name} has {vq.fingerprint[:16]}"
         )
-    if codes.size and not 0 <= codes.min() <= codes.max() < vq.codes:
-        raise UserError(f"{arguments.codes}: codes {codes.min()} to {codes.max()}; {vq.name} has 0 to {vq.codes - 1}")
+    if codes.size and not 0 <= codes.min() <= codes.max() < vq.num_codes:
+        raise UserError(f"{arguments.codes}: codes {codes.min()} to {codes.max()}; {vq.name} has 0 to {vq.num_codes - 1}")
     for start in range(0, len(codes), _BATCH):
-        pictures = np.round(255 * vq.decode(codes[start : start + _BATCH])).astype(np.uint8)
-        for target, picture in zip(targets[start : start + _BATCH], pictures, strict=True):
+        images = np.round(255 * vq.decode(codes[start : start + _BATCH])).astype(np.uint8)
+        for target, image in zip(targets[start : start + _BATCH], images, strict=True):
             target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(target)
-    print(f"wrote {len(codes):,} picture(s) to {out}")
+            Image.fromarray(image).save(target)
+    print(f"wrote {len(codes):,} image(s) to {out}")
     return 0
 
 
-def _targets(out: Path, paths: list[str], file: str) -> list[Path]:
-    """The PNG of each picture: its path with the suffix exchanged, or added where that would give two one name.
+def _output_paths(out: Path, paths: list[str], file: str) -> list[Path]:
+    """Returns the output path of each image, with the suffix `.png`; if paths would collide, `.png` is appended instead.
 
-    UserError for a path of `file` that leads out of the folder or occurs twice.
+    Raises UserError if a path in `file` leads out of the folder or is duplicated.
     """
     for path in paths:
         if "\0" in path or out.resolve() not in (out / path).resolve().parents:
@@ -244,8 +247,8 @@ def _targets(out: Path, paths: list[str], file: str) -> list[Path]:
     if len(set(targets)) < len(targets):
         targets = [out / f"{path}.png" for path in paths]
     if len(set(targets)) < len(targets):
-        twice = next(path for number, path in enumerate(paths) if path in paths[:number])
-        raise UserError(f"{file}: the path {twice!r} occurs twice")
+        duplicate = next(path for i, path in enumerate(paths) if path in paths[:i])
+        raise UserError(f"{file}: the path {duplicate!r} occurs twice")
     return targets
 
 

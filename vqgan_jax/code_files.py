@@ -1,14 +1,14 @@
-"""Files with the codes of a collection: computed by all hosts together, part by part, so that nothing is lost if one dies.
+"""Code files of an image collection, computed by all hosts in parts; finished parts survive a crash.
 
     codes-HASH.npy        uint8, uint16 or uint32 [records, 1 or 2, h, w]
-    codes-HASH.crc.npy    int64 [records]: CRC-32 of a picture's file, or its complement (negative) if it has no codes
-    codes-HASH.json       what they were made of
-    codes-HASH.parts/     codes of some records each, until all are there
+    codes-HASH.crc.npy    int64 [records]: CRC-32 of an image's file, or its complement (negative) if it has no codes
+    codes-HASH.json       tokenizer, collection and transforms
+    codes-HASH.parts/     codes of _PART records each, until all parts exist
 
-Each host encodes a contiguous share of the parts on its own devices and waits for nobody meanwhile; process 0 joins them.
-While they work, hosts tell each other by files alone, since collectives give up after minutes: host N of job J says why it
-fails in `failed-J-N`, and by which signal it is asked to stop in `stopped-J-N`. Other jobs, which may share the folder, do
-not read these. At the end all hosts meet, so that one goes on only if all do.
+Each host encodes a contiguous range of parts on its local devices, without waiting for other hosts; process 0 joins the
+parts. Meanwhile hosts communicate by files, because collectives time out after minutes: host N of job J writes its error to
+`failed-J-N` if it fails, and creates `stopped-J-N.SIGNAL` if it is asked to stop. Other jobs may share the folder and ignore
+these files. Finally all hosts synchronise, so that a host continues only if all hosts do.
 """
 
 import contextlib
@@ -34,33 +34,33 @@ from train_jax.data.files import read_arrays
 from train_jax.data.images import Preprocess
 from train_jax.data.sources import Source
 from train_jax.errors import ConfigError, Interrupted
-from vqgan_jax.coded import checksum_file
+from vqgan_jax.coded import checksum_path
 from vqgan_jax.vqgan import Vqgan
 
 log = logging.getLogger(__name__)
 
 _BATCH = 64
-_PART = 16 * _BATCH  # records: the work that a kill can cost a host
-_POLL = 1.0  # seconds between two looks at the other hosts' files
-_PATIENCE = 1800.0  # seconds without a new part, after which waiting ends
-_VISIBLE = 60.0  # seconds that a network file system may take to show a new file to the other hosts
+_PART = 16 * _BATCH  # records per part: the work that is lost if a host is killed
+_POLL = 1.0  # seconds between two checks for files of other hosts
+_PATIENCE = 1800.0  # timeout in seconds without a new part
+_VISIBLE = 60.0  # timeout in seconds until a network file system shows a new file to all hosts
 
 
-def ensure(
+def ensure_code_file(
     vq: Vqgan,
     source: Source,
     preprocess: Preprocess,
     flip: bool,
     file: Path,
-    made_of: Mapping,
+    provenance: Mapping,
     asked_to_stop: Callable[[], int],
 ) -> None:
-    """Computes the codes of a collection unless `file` is there; returns when every host sees it.
+    """Computes the code file of a collection if it does not exist, and waits until every host sees the file.
 
-    All hosts must call it. `asked_to_stop` tells the number of the signal that asks this host to stop, or 0.
+    All hosts must call this function. `asked_to_stop` returns the number of a received stop signal, or 0.
 
-    Raises DataError, on every host, if no picture can be read or if one of the hosts fails; Interrupted, on every host, if
-    one is asked to stop: what is done is kept; ConfigError if the hosts do not share the file's directory.
+    Every host raises DataError if no image can be read or if any host fails, Interrupted if any host is asked to stop
+    (finished parts are kept), and ConfigError if the hosts do not share the file's directory.
     """
     exists, token = multihost_utils.broadcast_one_to_all(np.array([file.is_file(), secrets.randbits(31)], np.int32))
     if exists:
@@ -74,100 +74,101 @@ def ensure(
     _await_visible(started)
     signal_number = 0
     try:
-        _compute(job, vq, source, preprocess, flip, file, made_of)
+        _compute_parts(job, vq, source, preprocess, flip, file, provenance)
     except Interrupted as interrupted:
         signal_number = interrupted.signal_number
     if signal_number := max(agreement.gather(signal_number)):
         raise Interrupted(signal_number)
 
 
-def _compute(
-    job: "_Job", vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, file: Path, made_of: Mapping
+def _compute_parts(
+    job: "_Job", vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, file: Path, provenance: Mapping
 ) -> None:
-    """This host's part of the work; returns when `file` is there."""
+    """Computes the parts of this host, joins all parts on process 0, and waits until `file` exists."""
     parts = job.parts
     starts = range(0, len(source), _PART)
-    share = np.array_split(np.asarray(starts), jax.process_count())[jax.process_index()].tolist()
-    records = sum(min(_PART, len(source) - start) for start in share)
+    own_starts = np.array_split(np.asarray(starts), jax.process_count())[jax.process_index()].tolist()
+    records = sum(min(_PART, len(source) - start) for start in own_starts)
     with tqdm(total=records, unit="image", desc=f"codes of {source.name}", disable=jax.process_index() > 0) as bar:
-        for start in share:
-            if file.is_file():  # another job was faster
+        for start in own_starts:
+            if file.is_file():  # another job has finished
                 break
             stop = min(start + _PART, len(source))
-            with job.telling_others():
-                if not (parts / _name(start)).is_file():
-                    codes, crc = _encode(vq, source, preprocess, flip, start, stop)
-                    _write(parts, parts / _name(start), lambda f, c=codes, s=crc: np.savez(f, codes=c, crc=s))
+            with job.record_failure():
+                if not (parts / _part_name(start)).is_file():
+                    codes, crc = _encode_records(vq, source, preprocess, flip, start, stop)
+                    part = parts / _part_name(start)
+                    _write_atomically(parts, part, lambda f, c=codes, s=crc: np.savez(f, codes=c, crc=s))
             bar.update(stop - start)
             job.check()
     if jax.process_index() == 0:
-        wanted = set(map(_name, starts))
-        job.wait(lambda names: wanted <= names or file.is_file())
+        expected = set(map(_part_name, starts))
+        job.wait(lambda names: expected <= names or file.is_file())
         if not file.is_file():
-            with job.telling_others():
-                _join(parts, len(source), file, source, made_of)
+            with job.record_failure():
+                _join_parts(parts, len(source), file, source, provenance)
         shutil.rmtree(parts, ignore_errors=True)
     job.wait(lambda names: file.is_file())
 
 
-def _encode(vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, start: int, stop: int):
-    """Codes [n, 1 or 2, h, w] of records `start` to `stop`, and the checksums of their pictures int64 [n]."""
+def _encode_records(vq: Vqgan, source: Source, preprocess: Preprocess, flip: bool, start: int, stop: int):
+    """Encodes the records `start` to `stop`; returns codes [n, 1 or 2, h, w] and image checksums int64 [n]."""
     side = preprocess.size // vq.factor
-    codes = np.zeros((stop - start, 1 + flip, side, side), np.min_scalar_type(vq.codes - 1))
+    codes = np.zeros((stop - start, 1 + flip, side, side), np.min_scalar_type(vq.num_codes - 1))
     crc = np.full(stop - start, -1, np.int64)
-    for first in range(start, stop, _BATCH):
-        places, pictures = [], []
-        for place in range(first, min(first + _BATCH, stop)):
+    for batch_start in range(start, stop, _BATCH):
+        rows, images = [], []
+        for index in range(batch_start, min(batch_start + _BATCH, stop)):
             try:
-                record = source[place]
-                crc[place - start] = ~zlib.crc32(record["image"])
-                pictures.append(preprocess(record["image"]))
-                places.append(place - start)
+                record = source[index]
+                crc[index - start] = ~zlib.crc32(record["image"])
+                images.append(preprocess(record["image"]))
+                rows.append(index - start)
             except BrokenSample as error:
                 log.warning("%s: %s", source.name, error)
-        if places:
-            batch = np.stack(pictures)
-            crc[places] = ~crc[places]
-            codes[places, 0] = vq.encode(batch, batch_size=_BATCH)
+        if rows:
+            batch = np.stack(images)
+            crc[rows] = ~crc[rows]
+            codes[rows, 0] = vq.encode(batch, batch_size=_BATCH)
             if flip:
-                codes[places, 1] = vq.encode(batch[:, :, ::-1], batch_size=_BATCH)
+                codes[rows, 1] = vq.encode(batch[:, :, ::-1], batch_size=_BATCH)
     return codes, crc
 
 
-def _join(parts: Path, count: int, file: Path, source: Source, made_of: Mapping) -> None:
-    """Makes one array of all parts, a part at a time."""
+def _join_parts(parts: Path, count: int, file: Path, source: Source, provenance: Mapping) -> None:
+    """Joins all parts into one memory-mapped array and writes the final files."""
     crc = np.empty(count, np.int64)
     unfinished = parts / file.name
     codes = None
     for start in range(0, count, _PART):
-        part_codes, crc[start : start + _PART] = _read(parts / _name(start))
+        part_codes, crc[start : start + _PART] = _read_part(parts / _part_name(start))
         if codes is None:
             shape = (count, *part_codes.shape[1:])
             codes = np.lib.format.open_memmap(unfinished, "w+", part_codes.dtype, shape)
         codes[start : start + _PART] = part_codes
     codes.flush()
     if (crc < 0).all():
-        shutil.rmtree(parts)  # pictures that are mended have to be read again
-        raise DataError(f"{source.name}: none of its {count} pictures can be read")
-    # The codes come last: a file that is there is complete, and what it was made of stands beside it.
-    _write(parts, file.with_suffix(".json"), lambda f: f.write(json.dumps(dict(made_of), indent=2).encode()))
-    _write(parts, checksum_file(file), lambda f: np.save(f, crc))
+        shutil.rmtree(parts)  # so that repaired images are read again
+        raise DataError(f"{source.name}: none of its {count} images can be read")
+    # The code file is written last: if it exists, it is complete and the other files exist.
+    _write_atomically(parts, file.with_suffix(".json"), lambda f: f.write(json.dumps(dict(provenance), indent=2).encode()))
+    _write_atomically(parts, checksum_path(file), lambda f: np.save(f, crc))
     unfinished.replace(file)
 
 
-def _read(part: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_part(part: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         return tuple(read_arrays(part, ("codes", "crc")).values())
     except (OSError, ValueError) as error:
-        raise DataError(f"{part} is damaged ({error}): remove it, and its codes are computed again") from error
+        raise DataError(f"{part} is damaged ({error}): remove it to compute its codes again") from error
 
 
-def _name(start: int) -> str:
+def _part_name(start: int) -> str:
     return f"{start:012d}-{_PART}.npz"
 
 
-def _write(parts: Path, file: Path, write: Callable) -> None:
-    """Writes a file so that it is there completely or not at all."""
+def _write_atomically(parts: Path, file: Path, write: Callable) -> None:
+    """Writes a file atomically, by renaming a temporary file."""
     parts.mkdir(parents=True, exist_ok=True)
     unfinished = parts / f"{file.name}.{os.getpid()}"
     with unfinished.open("wb") as f:
@@ -183,11 +184,12 @@ def _write(parts: Path, file: Path, write: Callable) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """What the hosts of one job tell each other in the folder of parts.
+    """A job that communicates between its hosts by files in the folder of parts.
 
     Attributes:
-      token: a number that tells the job from others.
-      asked_to_stop: the number of the signal that asks this host to stop, or 0.
+      parts: folder of parts.
+      token: number that identifies the job.
+      asked_to_stop: returns the number of a received stop signal, or 0.
     """
 
     parts: Path
@@ -195,53 +197,56 @@ class _Job:
     asked_to_stop: Callable[[], int]
 
     @contextlib.contextmanager
-    def telling_others(self) -> Iterator[None]:
-        """Whatever ends this host's work is written down for the others, who would wait for it."""
+    def record_failure(self) -> Iterator[None]:
+        """Writes an exception of the block to a file, for the hosts that wait for this host, and re-raises it."""
         try:
             yield
         except BaseException as error:
-            with contextlib.suppress(OSError):  # a full disk must not hide what happened first
-                self._note("failed").write_text(f"{type(error).__name__}: {error}", "utf-8")
+            with contextlib.suppress(OSError):  # a full disk must not hide the original error
+                self._note_path("failed").write_text(f"{type(error).__name__}: {error}", "utf-8")
             raise
 
     def check(self) -> None:
-        """DataError that names the hosts that have failed, and why; Interrupted if one is asked to stop."""
-        if notes := self._notes("failed"):
+        """Raises DataError if any host has failed, and Interrupted if any host was asked to stop."""
+        if notes := self._list_notes("failed"):
             reasons = "; ".join(f"host {note.name.split('-')[2]}: {note.read_text('utf-8')}" for note in notes)
-            raise DataError(f"codes could not be computed by {reasons}. What is done is kept in {self.parts}")
+            raise DataError(f"codes could not be computed by {reasons}. Finished parts are kept in {self.parts}")
         if signal_number := self.asked_to_stop():
-            self._note("stopped", f".{signal_number}").touch()
-        if notes := self._notes("stopped"):
+            self._note_path("stopped", f".{signal_number}").touch()
+        if notes := self._list_notes("stopped"):
             raise Interrupted(int(notes[0].suffix[1:]))
 
     def wait(self, done: Callable[[set[str]], bool]) -> None:
-        """Until `done(names of the files in parts)`, as long as no host fails or is asked to stop, and parts are added."""
-        count, since = -1, 0.0
+        """Waits until `done(file names in parts)` is true.
+
+        Raises the errors of `check`, and DataError if no part is added for a long time.
+        """
+        num_files, last_change = -1, 0.0
         while not done(names := {path.name for path in self.parts.glob("*")}):
             self.check()
-            if len(names) != count:
-                count, since = len(names), time.monotonic()
-            elif time.monotonic() - since > _PATIENCE:
-                raise DataError(f"{self.parts}: {count} files, and no host has added one for {_PATIENCE:.0f} seconds")
+            if len(names) != num_files:
+                num_files, last_change = len(names), time.monotonic()
+            elif time.monotonic() - last_change > _PATIENCE:
+                raise DataError(f"{self.parts}: {num_files} files, and no host has added a file for {_PATIENCE:.0f} seconds")
             time.sleep(_POLL)
 
-    def _note(self, what: str, suffix: str = "") -> Path:
+    def _note_path(self, kind: str, suffix: str = "") -> Path:
         self.parts.mkdir(parents=True, exist_ok=True)
-        return self.parts / f"{what}-{self.token}-{jax.process_index()}{suffix}"
+        return self.parts / f"{kind}-{self.token}-{jax.process_index()}{suffix}"
 
-    def _notes(self, what: str) -> list[Path]:
-        return sorted(self.parts.glob(f"{what}-{self.token}-*"))
+    def _list_notes(self, kind: str) -> list[Path]:
+        return sorted(self.parts.glob(f"{kind}-{self.token}-*"))
 
 
 def _await_visible(path: Path) -> None:
-    """Until every host sees a file of process 0. ConfigError, on every host, if one does not."""
+    """Waits until every host sees a file of process 0; otherwise raises ConfigError on every host."""
     deadline = time.monotonic() + _VISIBLE
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(_POLL / 10)
     visible = multihost_utils.process_allgather(np.asarray(path.exists()))
     if not visible.all():
-        blind = ", ".join(map(str, np.flatnonzero(~visible)))
+        hosts = ", ".join(map(str, np.flatnonzero(~visible)))
         raise ConfigError(
-            f"{path}: written by host 0, but host(s) {blind} do not see it: name by config.codes.dir a directory that all "
-            "hosts share"
+            f"{path}: written by host 0, but host(s) {hosts} do not see it: set config.codes.dir to a directory that "
+            "all hosts share"
         )

@@ -1,9 +1,9 @@
-"""Codebook updates without a gradient: moving means, usage, revival of dead codes, initialisation by k-means.
+"""Gradient-free codebook updates: moving means, usage statistics, revival of dead codes, k-means initialisation.
 
-All of it sees all latents of the update at once, however many micro-batches they came in. The state (`extra["usage"]`):
+These functions receive all latents of an update, from all micro-batches. The usage state (`extra["usage"]`):
 
-    last       int32 [K]     the update at which a code was last taken, -1 for never
-    share      float32 [K]   moving mean of the share of latents that took a code
+    last       int32 [K]     index of the last update that used each code, or -1
+    share      float32 [K]   moving mean of the fraction of latents assigned to each code
 """
 
 import dataclasses
@@ -15,20 +15,20 @@ from jaxtyping import Array, Float, Int
 
 from vqgan_jax.quantize import nearest_codes
 
-WINDOW = 100  # updates over which usage and perplexity are measured
-_ROUNDS = 10  # of k-means
+WINDOW = 100  # number of updates over which usage and perplexity are measured
+_ROUNDS = 10  # k-means iterations
 
 
-def initial_usage(size: int) -> dict[str, jax.Array]:
-    """The state before the first update."""
+def init_usage(size: int) -> dict[str, jax.Array]:
+    """Returns the usage state before the first update."""
     return {"last": jnp.full((size,), -1, jnp.int32), "share": jnp.zeros((size,))}
 
 
 def update_usage(state: dict, codes: Int[Array, "b h w"], step) -> tuple[dict, dict[str, jax.Array]]:
-    """The state after a batch's codes, and its metrics.
+    """Updates the usage state with the codes of a batch; returns the state and the metrics `usage` and `perplexity`.
 
-    usage: share of codes taken in the last WINDOW updates. perplexity: exp of the entropy of the moving mean distribution,
-    at most the number of codes.
+    `usage` is the fraction of codes used in the last WINDOW updates. `perplexity` is the exponential of the entropy of the
+    moving mean distribution, at most the number of codes.
     """
     size = state["last"].shape[0]
     counts = jnp.zeros((size,)).at[codes.reshape(-1)].add(1.0)
@@ -45,9 +45,9 @@ def update_usage(state: dict, codes: Int[Array, "b h w"], step) -> tuple[dict, d
 def update_moving_means(
     book: dict[str, jax.Array], codes: Int[Array, "b h w"], latents: Float[Array, "b h w d"], decay: float
 ) -> dict[str, jax.Array]:
-    """An EMA codebook after an update: each code is the moving mean of its latents (arXiv 1711.00937, appendix A.1).
+    """Updates an EMA codebook, whose codes are moving means of their latents (arXiv 1711.00937, appendix A.1).
 
-    `book`: `points` [K, D], and the moving `count` [K] and `total` [K, D] of the latents that took each code.
+    `book`: `points` [K, D], and the moving `count` [K] and `total` [K, D] of each code's latents.
     """
     size, dim = book["points"].shape
     flat = codes.reshape(-1)
@@ -56,64 +56,65 @@ def update_moving_means(
     count = decay * book["count"] + (1 - decay) * used
     total = decay * book["total"] + (1 - decay) * summed
     # Laplace smoothing keeps the mean of an unused code finite.
-    smooth = (count + 1e-5) * (jnp.sum(count) / (jnp.sum(count) + size * 1e-5))
-    return {"points": total / smooth[:, None], "count": count, "total": total}
+    smoothed_count = (count + 1e-5) * (jnp.sum(count) / (jnp.sum(count) + size * 1e-5))
+    return {"points": total / smoothed_count[:, None], "count": count, "total": total}
 
 
-def candidate_points(latents: Float[Array, "b h w d"], size: int, first, key, kmeans: bool) -> Float[Array, "k d"]:
-    """Where `size` codes may move: latents drawn with `key`; at the first update, with `kmeans`, the centres of all.
+def sample_candidates(latents: Float[Array, "b h w d"], size: int, is_first, key, kmeans: bool) -> Float[Array, "k d"]:
+    """Returns `size` new points for dead codes: random latents, or k-means centres at the first update with `kmeans`.
 
-    `first`: whether no update has been made yet, skipped ones left out.
+    `is_first`: whether this is the first update that is not skipped.
     """
     flat = latents.reshape(-1, latents.shape[-1])
-    drawn = flat[jax.random.choice(key, flat.shape[0], (size,), replace=flat.shape[0] < size)]
+    random_points = flat[jax.random.choice(key, flat.shape[0], (size,), replace=flat.shape[0] < size)]
     if not kmeans:
-        return drawn
-    # Gathered first: the rounds then run on every device alone, instead of meeting in each of them.
+        return random_points
+    # Replicated latents let each device run all iterations locally, without a collective per iteration.
     return jax.lax.cond(
-        first, lambda: kmeans_centers(nn.with_logical_constraint(flat, (None, None)), drawn), lambda: drawn
+        is_first, lambda: fit_kmeans(nn.with_logical_constraint(flat, (None, None)), random_points), lambda: random_points
     )
 
 
-def kmeans_centers(points: Float[Array, "n d"], begin: Float[Array, "k d"]) -> Float[Array, "k d"]:
-    """Lloyd's k-means from `begin`; a centre without points stays."""
+def fit_kmeans(points: Float[Array, "n d"], initial_centers: Float[Array, "k d"]) -> Float[Array, "k d"]:
+    """Computes k-means centres by Lloyd's algorithm from `initial_centers`. Centres of empty clusters do not move."""
 
-    def move(_, found):
-        nearest = nearest_codes(points, found)
-        counts = jnp.zeros((found.shape[0],)).at[nearest].add(1.0)
-        sums = jnp.zeros(found.shape).at[nearest].add(points)
-        return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], found)
+    def lloyd_round(_, centers):
+        nearest = nearest_codes(points, centers)
+        counts = jnp.zeros((centers.shape[0],)).at[nearest].add(1.0)
+        sums = jnp.zeros(centers.shape).at[nearest].add(points)
+        return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], centers)
 
-    return jax.lax.fori_loop(0, _ROUNDS, move, begin)
+    return jax.lax.fori_loop(0, _ROUNDS, lloyd_round, initial_centers)
 
 
 def move_codes(
-    state: dict, book: dict[str, jax.Array], fresh: Float[Array, "k d"], step, first, revive: int, kmeans: bool
+    state: dict, book: dict[str, jax.Array], candidates: Float[Array, "k d"], step, is_first, revive_after: int, kmeans: bool
 ) -> tuple[dict, dict[str, jax.Array], Array]:
-    """The state and the codebook after dead codes moved onto `fresh`, and which did: bool [K].
+    """Replaces dead codes by `candidates`; returns the usage state, the codebook, and the mask of replaced codes [K].
 
-    A code is dead if none of the last `revive` updates took it. With `kmeans` all codes move after the first update.
-    `book`: `points` [K, D], and if it is one of moving means its `count` and `total`, which start anew.
+    A code is dead if the last `revive_after` updates did not use it. With `kmeans` the first update replaces all codes.
+    `book`: `points` [K, D], and for an EMA codebook `count` and `total`, which are reset for replaced codes.
     """
-    moved = jnp.zeros(fresh.shape[:1], bool)
-    if revive:
-        moved = (step - jnp.maximum(state["last"], 0) >= revive) & ~first
+    moved = jnp.zeros(candidates.shape[:1], bool)
+    if revive_after:
+        moved = (step - jnp.maximum(state["last"], 0) >= revive_after) & ~is_first
     if kmeans:
-        moved = moved | first
-    anew = {"points": fresh, "count": jnp.ones(fresh.shape[:1]), "total": fresh}
-    book = {name: jnp.where(moved.reshape(-1, *(1,) * (x.ndim - 1)), anew[name], x) for name, x in book.items()}
-    # As if just taken: it has the whole time again.
+        moved = moved | is_first
+    reset = {"points": candidates, "count": jnp.ones(candidates.shape[:1]), "total": candidates}
+    book = {name: jnp.where(moved.reshape(-1, *(1,) * (x.ndim - 1)), reset[name], x) for name, x in book.items()}
+    # A replaced code counts as used in this update.
     return state | {"last": jnp.where(moved, step, state["last"]).astype(jnp.int32)}, book, moved
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How a codebook changes by its use.
+    """The rule for gradient-free updates of a codebook.
 
     Attributes:
-      is_ema: its points are moving means of latents, with `decay`.
-      revive_after: a code that no latent took for so many updates moves onto a latent; 0: never.
-      kmeans: it begins with the k-means centres of the first update's latents.
+      num_codes: size of the codebook.
+      is_ema: whether codes are moving means of latents, with `decay`.
+      revive_after: number of updates after which an unused code is replaced by a latent; 0: never.
+      kmeans: whether to initialise the codebook with k-means centres of the latents of the first update.
     """
 
     num_codes: int
@@ -130,14 +131,15 @@ class Rule:
         self, usage: dict, book: dict[str, jax.Array], codes: Int[Array, "b h w"], latents: Float[Array, "b h w d"], rng,
         step, is_first,
     ) -> tuple[dict, dict[str, jax.Array], Array]:  # fmt: skip
-        """Usage and codebook after an update, and which codes moved by more than their mean: bool [K].
+        """Applies the update; returns the usage state, the codebook, and the mask of replaced codes [K].
 
         Args:
-          usage: after `update_usage`.
-          book: `points` [K, D], and of moving means `count` and `total`.
-          step: updates made before this one; `is_first`: whether there were none.
+          usage: usage state after `update_usage`.
+          book: `points` [K, D], and for an EMA codebook `count` and `total`.
+          step: number of updates before this one, skipped ones included.
+          is_first: whether this is the first update that is not skipped.
         """
         if self.is_ema:
             book = update_moving_means(book, codes, latents, self.decay)
-        candidates = candidate_points(latents, self.num_codes, is_first, rng, self.kmeans)
+        candidates = sample_candidates(latents, self.num_codes, is_first, rng, self.kmeans)
         return move_codes(usage, book, candidates, step, is_first, self.revive_after, self.kmeans)

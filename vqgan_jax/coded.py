@@ -1,4 +1,4 @@
-"""Records with codes of their pictures. Without JAX: processes that read examples import this module."""
+"""Records with the codes of their images. This module does not import JAX, because data workers import this module."""
 
 import dataclasses
 import functools
@@ -11,40 +11,43 @@ from jaxtyping import Int64, Integer
 from train_jax.data.errors import BrokenSample
 from train_jax.data.sources import Source
 
-_BLOCK = 4096  # records whose codes are in memory together
+_BLOCK = 4096  # records per block of a histogram
 
 
-def checksum_file(file: Path) -> Path:
-    """Where the checksums of the pictures stand whose codes are in `file`."""
+def checksum_path(file: Path) -> Path:
+    """Returns the path of the image checksums that belong to the code file `file`."""
     return file.with_suffix(".crc.npy")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Coded(Sequence):
-    """Records with codes: int32 [1 or 2, h, w], of the picture and of its mirror image. Pickled without its arrays."""
+class CodedRecords(Sequence):
+    """Records with `codes`, int32 [1 or 2, h, w], of the image and optionally of the flipped image.
+
+    Pickling stores the file name only; arrays are memory-mapped again.
+    """
 
     source: Source
     file: Path
 
     @functools.cached_property
     def codes(self) -> Integer[np.ndarray, "records v h w"]:
-        """Codes of all records, mapped from the disk, in the smallest unsigned type that holds them."""
+        """Codes of all records, memory-mapped, in the smallest unsigned type that holds them."""
         return np.load(self.file, mmap_mode="r", allow_pickle=False)
 
     @functools.cached_property
     def checksums(self) -> Int64[np.ndarray, "records"]:
-        """CRC-32 of each picture's file, or its complement (negative) where it could not be read and has no codes."""
-        return np.load(checksum_file(self.file), mmap_mode="r", allow_pickle=False)
+        """CRC-32 of each image's file; the complement (negative) of an image without codes."""
+        return np.load(checksum_path(self.file), mmap_mode="r", allow_pickle=False)
 
     @functools.cached_property
     def histogram(self) -> Int64[np.ndarray, "codes"]:
-        """How often each code occurs, up to the largest that does; mirror images do not count."""
+        """Counts how often each code occurs, without flipped images. The length is the largest code + 1."""
         counts = np.zeros(0, np.int64)
         for start in range(0, len(self), _BLOCK):
             block = np.s_[start : start + _BLOCK]
-            more = np.bincount(self.codes[block, 0][self.checksums[block] >= 0].ravel(), minlength=len(counts))
-            more[: len(counts)] += counts
-            counts = more
+            block_counts = np.bincount(self.codes[block, 0][self.checksums[block] >= 0].ravel(), minlength=len(counts))
+            block_counts[: len(counts)] += counts
+            counts = block_counts
         return counts
 
     @property
@@ -52,7 +55,7 @@ class Coded(Sequence):
         return f"codes of {self.source.name}"
 
     def __reduce__(self):
-        return Coded, (self.source, self.file)
+        return CodedRecords, (self.source, self.file)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -60,5 +63,5 @@ class Coded(Sequence):
     def __getitem__(self, index: int) -> Mapping:
         record = self.source.described(index)
         if self.checksums[index] < 0:
-            raise BrokenSample(f"{record['id']}: the picture could not be read when codes were made")
+            raise BrokenSample(f"{record['id']}: the image could not be read when codes were computed")
         return record | {"codes": self.codes[index].astype(np.int32)}

@@ -1,9 +1,8 @@
-"""The codes of a whole collection of images: computed once, kept on disk, refused when they are stale.
+"""Cached codes of an image collection: computed once, stored on disk, rejected if the images have changed.
 
-    records = with_codes(vq, source, directory)     each a record of the source with `codes` instead of `image`
+    records = with_codes(vq, source, directory)     records of the source with `codes` instead of `image`
 
-A file is named by a hash of the tokenizer's weights, the collection and the transforms; what it was made of stands beside
-it.
+The file name contains a hash of the tokenizer's weights, the collection and the transforms; a JSON file lists all three.
 """
 
 import hashlib
@@ -21,11 +20,11 @@ from train_jax.data.images import Preprocess
 from train_jax.data.sources import Source
 from train_jax.errors import ConfigError
 from vqgan_jax import code_files
-from vqgan_jax.coded import Coded
+from vqgan_jax.coded import CodedRecords
 from vqgan_jax.vqgan import Vqgan, load
 
-_FORMAT = 2  # of the files
-_PROBED = 512  # records whose pictures are compared before codes are used again
+_FORMAT = 2  # version of the file format
+_PROBES = 512  # number of images whose checksums are compared before codes are reused
 
 
 def with_codes(
@@ -36,21 +35,21 @@ def with_codes(
     size: int = 0,
     flip: bool = False,
     asked_to_stop: Callable[[], int] = lambda: 0,
-) -> Coded:
-    """The records of `source` with the codes of their pictures, which are computed where `directory` does not hold them.
+) -> CodedRecords:
+    """Returns the records of `source` with the codes of their images, computing the codes if `directory` lacks the file.
 
-    All hosts must call it: each computes a share (see `vqgan_jax.code_files`).
+    All hosts must call this function, and each computes a share of the codes (see `vqgan_jax.code_files`).
 
     Args:
-      size: pictures are cropped to `size` x `size` pixels; 0: the tokenizer's own size.
-      flip: also of the pictures mirrored left to right, so that an example can be either.
-      asked_to_stop: tells the number of the signal that asks this host to stop, or 0.
+      size: side in pixels to which images are resized and cropped; 0: the tokenizer's training size.
+      flip: whether to encode horizontally flipped images as well, for augmentation.
+      asked_to_stop: returns the number of a received stop signal, or 0.
 
-    Raises DataError for codes of this name that were made of other pictures (the collection has changed), and if no picture
-    can be read; ConfigError for a directory that the hosts do not share; Interrupted if a host is asked to stop.
+    Raises DataError if stored codes belong to other images (the collection has changed) or if no image can be read,
+    ConfigError if the hosts do not share the directory, and Interrupted if a host is asked to stop.
     """
     preprocess = Preprocess(size or vq.size)
-    made_of = {
+    provenance = {
         "format": _FORMAT,
         "tokenizer": vq.fingerprint,
         "source": source.name,
@@ -58,49 +57,50 @@ def with_codes(
         "preprocess": json.loads(preprocess.to_json()),
         "flip": flip,
     }
-    name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
     file = directory / f"codes-{name}.npy"
-    code_files.ensure(vq, source, preprocess, flip, file, made_of, asked_to_stop)
-    coded = Coded(source, file)
-    _check(coded)
-    return coded
+    code_files.ensure_code_file(vq, source, preprocess, flip, file, provenance, asked_to_stop)
+    records = CodedRecords(source, file)
+    _check_checksums(records)
+    return records
 
 
-def open_frozen(path: str, kept: Path | None) -> Vqgan:
-    """The tokenizer of a run that learns codes: its own copy, `kept`, or, for a new run, what `config.vqgan.path` names."""
-    if kept is not None and kept.is_file():
-        return load(kept)
+def open_tokenizer(path: str, copy: Path | None) -> Vqgan:
+    """Opens the frozen VQGAN of a second stage: the run's `copy` if it exists, else the model at `path`."""
+    if copy is not None and copy.is_file():
+        return load(copy)
     if not path:
         raise ConfigError(
-            "config.vqgan.path is empty: name the VQGAN whose codes are to be learnt, such as a run directory"
+            "config.vqgan.path is empty: set it to the VQGAN of the codes, such as a run directory"
         )
     return load(path)
 
 
-def records_of(vq: Vqgan, options: ConfigDict, size: int, workdir: Path | None) -> Callable:
-    """`Task.records` of a run that learns codes: `(source, asked_to_stop) -> records with codes`.
+def make_records(vq: Vqgan, options: ConfigDict, size: int, workdir: Path | None) -> Callable:
+    """Builds `Task.records` of a second stage: `(source, asked_to_stop) -> records with codes`.
 
     Args:
-      options: `dir`, where codes are kept, "" for the run directory's `codes/`; `flip`: see `with_codes`.
+      options: `config.codes`: `dir`, the directory of code files ("": `codes/` in the run directory), and `flip` as in
+        `with_codes`.
     """
     directory = paths.on_disk(options.dir or (workdir or Path()) / "codes", "config.codes.dir")
 
-    def records(source: Source, asked_to_stop: Callable[[], int] = lambda: 0) -> Coded:
+    def load_records(source: Source, asked_to_stop: Callable[[], int] = lambda: 0) -> CodedRecords:
         return with_codes(vq, source, directory, size=size, flip=options.flip, asked_to_stop=asked_to_stop)
 
-    return records
+    return load_records
 
 
-def _check(coded: Coded) -> None:
-    """Pictures of records spread over the collection must be those that the codes were made of."""
-    source, file = coded.source, coded.file
-    for place in sorted(set(np.linspace(0, len(source) - 1, _PROBED).astype(int).tolist())):
+def _check_checksums(records: CodedRecords) -> None:
+    """Raises DataError if the checksums of evenly spaced images differ from those stored with the codes."""
+    source, file = records.source, records.file
+    for index in sorted(set(np.linspace(0, len(source) - 1, _PROBES).astype(int).tolist())):
         try:
-            checksum = zlib.crc32(source[place]["image"])
+            checksum = zlib.crc32(source[index]["image"])
         except BrokenSample:
             checksum = -1
-        if coded.checksums[place] not in (checksum, ~checksum):
+        if records.checksums[index] not in (checksum, ~checksum):
             raise DataError(
-                f"{file} is stale: record {place} of {source.name} has another picture than when codes were made. Remove "
-                f"{file.with_suffix('.*')} to make them anew"
+                f"{file} is stale: record {index} of {source.name} has another image than when codes were computed. Remove "
+                f"{file.with_suffix('.*')} to compute them again"
             )

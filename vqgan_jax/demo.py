@@ -1,9 +1,9 @@
-"""Trains a small VQGAN on rendered scenes, shows pictures beside their reconstructions, says how good they are.
+"""Trains a small VQGAN on rendered scenes, writes a grid of reconstructions, and evaluates the model.
 
     python -m vqgan_jax.demo --workdir runs/demo
 
-Leaves in the working directory: `vqgan/` (the run), `reconstructions.png`, and its part of `index.html`. A second call takes
-up what an earlier one has done.
+Writes to the working directory: `vqgan/` (the run), `reconstructions.png`, and a section of `index.html`. A second call
+resumes the run.
 """
 
 import sys
@@ -22,57 +22,57 @@ from train_jax.pictures import image_grid
 from vqgan_jax.vqgan import Vqgan, load
 
 CONFIG = "vqgan/demo"
-SHOWN = {"test": 16, "novel": 8}  # pictures of each split in the sheet
+SHOWN = {"test": 16, "novel": 8}  # images of each split in the grid
 COLUMNS = 12
 ENLARGED = 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.demo(argv, "vqgan_jax.demo", __doc__.splitlines()[0], CONFIG, run)
+    return command.run_demo(argv, "vqgan_jax.demo", __doc__.splitlines()[0], CONFIG, run)
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
-    """Trains what `config` says and makes the pictures; returns the graded results."""
-    begun = time.monotonic()
+    """Trains a VQGAN by `config`, writes the image grid and the page, and returns the metrics of the last evaluation."""
+    started = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
-    results = graded(train_jax.run(config, workdir / "vqgan"))
+    results = last_evaluation(train_jax.run(config, workdir / "vqgan"))
     vq = load(workdir / "vqgan")
     data = config.data
-    pictures = []
+    test_images = []
     for split, count in SHOWN.items():
         source = sources.open_source(data.source, split, data_dir=data.get("data_dir") or None)
-        pictures += [images.decode(source[number]["image"]) for number in range(min(count, len(source)))]
+        test_images += [images.decode(source[i]["image"]) for i in range(min(count, len(source)))]
     sheet = workdir / "reconstructions.png"
-    draw(vq, pictures).save(sheet)
+    draw(vq, test_images).save(sheet)
     table = "\n".join(f"{name:18} {value:8.3f}" for name, value in results.items())
     side = vq.size // vq.factor
-    text = f"pixels {vq.size} x {vq.size} -> {side} x {side} codes out of {vq.codes}\n{table}"
+    text = f"pixels {vq.size} x {vq.size} -> {side} x {side} codes out of {vq.num_codes}\n{table}"
     parts = [page.heading("VQGAN on shapes", 1), page.block(text)]
-    parts += [page.heading("Pictures it never saw, and below each what it made of its codes", 2), page.image(sheet)]
-    shown = page.add_part(workdir, "2-vqgan", "\n".join(parts))
-    print(f"\n{text}\n\npicture: {sheet}; page: {shown}")
+    parts += [page.heading("Images of the test and novel splits, each above its reconstruction", 2), page.image(sheet)]
+    index = page.add_part(workdir, "2-vqgan", "\n".join(parts))
+    print(f"\n{text}\n\nimage: {sheet}; page: {index}")
     print(
         f"try:     vqgan-jax reconstruct {workdir / 'images'}/*-0000?.png --model {workdir / 'vqgan'} --out sheet.png"
     )
-    print(f"took {(time.monotonic() - begun) / 60:.1f} minutes")
+    print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     return results
 
 
-def graded(history: Sequence[Mapping]) -> dict[str, float]:
-    """What the run's evaluators found last, by name."""
-    found = {}
+def last_evaluation(history: Sequence[Mapping]) -> dict[str, float]:
+    """Returns the last value of each metric in a run's history, by name."""
+    results = {}
     for row in history:
-        found |= {name: row[name] for name in ("test/psnr", "test/ssim", "test/usage", "oracle/same") if name in row}
-    return found
+        results |= {name: row[name] for name in ("test/psnr", "test/ssim", "test/usage", "oracle/same") if name in row}
+    return results
 
 
-def draw(vq: Vqgan, pictures: Sequence) -> Image.Image:
-    """Rows of pictures, each above its reconstruction, enlarged for people."""
-    seen = vq.pixels(pictures)
-    found = np.round(255 * vq.reconstruct(seen)).astype(np.uint8)
+def draw(vq: Vqgan, test_images: Sequence) -> Image.Image:
+    """Draws a grid of images, each above its reconstruction, enlarged."""
+    originals = vq.preprocess(test_images)
+    reconstructions = np.round(255 * vq.reconstruct(originals)).astype(np.uint8)
     rows = []
-    for start in range(0, len(seen), COLUMNS):
-        rows += [list(seen[start : start + COLUMNS]), list(found[start : start + COLUMNS])]
+    for start in range(0, len(originals), COLUMNS):
+        rows += [list(originals[start : start + COLUMNS]), list(reconstructions[start : start + COLUMNS])]
     sheet = Image.fromarray(image_grid(rows))
     return sheet.resize((sheet.width * ENLARGED, sheet.height * ENLARGED), Image.Resampling.NEAREST)
 

@@ -1,4 +1,4 @@
-"""PatchGAN's discriminator (arXiv 1611.07004, section 3.2.2): a logit for each patch of a picture, real or not."""
+"""PatchGAN discriminator (arXiv 1611.07004, section 3.2.2), with one logit per image patch."""
 
 import dataclasses
 
@@ -15,13 +15,13 @@ from train_jax.options import Options, option
 
 
 class Discriminator(nn.Module):
-    """Pixels in [-1, 1] -> logits of overlapping patches.
+    """Patch discriminator: pixels in [-1, 1] -> logits of overlapping patches.
 
     Attributes:
-      channels: of the first convolution; doubled by each of `layers`, up to eight times.
-      layers: convolutions of stride 2.
-      norm: "group" sees each picture alone and shards freely; "batch" is taming's, over the whole global batch. Its running
-        statistics are the collection `batch_stats`.
+      channels: channels of the first convolution; each layer doubles the number, up to a factor of 8.
+      layers: number of convolutions of stride 2.
+      norm: "group" for GroupNorm; "batch", as in taming, for BatchNorm over the global batch, with running statistics in
+        the collection `batch_stats`.
     """
 
     channels: int
@@ -30,22 +30,22 @@ class Discriminator(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w 3"], train: bool = True) -> Float[Array, "b h2 w2"]:
-        def convolve(features: int, stride: int, number: int, bias: bool, x, out_dtype=None):
+    def __call__(self, images: Float[Array, "b h w 3"], train: bool = True) -> Float[Array, "b h2 w2"]:
+        def conv(features: int, stride: int, index: int, bias: bool, x, out_dtype=None):
             axes = ("channels_in", "norm" if features == 1 else "channels_out")
             options = {"stride": stride, "padding": 1, "bias": bias, "std": 0.02, "axes": axes, "out_dtype": out_dtype}
-            return Conv(features, 4, self.dtype, name=f"conv{number}", **options)(x)
+            return Conv(features, 4, self.dtype, name=f"conv{index}", **options)(x)
 
-        x = nn.leaky_relu(convolve(self.channels, 2, 0, True, x.astype(self.dtype)), 0.2)
-        for number in range(1, self.layers + 1):
-            features = self.channels * min(2**number, 8)
-            stride = 2 if number < self.layers else 1
-            x = convolve(features, stride, number, self.norm == "group", x)
-            x = nn.leaky_relu(self._normed(x, f"norm{number}", train), 0.2)
-        return convolve(1, 1, self.layers + 1, True, x, jnp.float32)[..., 0]
+        x = nn.leaky_relu(conv(self.channels, 2, 0, True, images.astype(self.dtype)), 0.2)
+        for index in range(1, self.layers + 1):
+            features = self.channels * min(2**index, 8)
+            stride = 2 if index < self.layers else 1
+            x = conv(features, stride, index, self.norm == "group", x)
+            x = nn.leaky_relu(self._normalize(x, f"norm{index}", train), 0.2)
+        return conv(1, 1, self.layers + 1, True, x, jnp.float32)[..., 0]
 
-    def _normed(self, x, name: str, train: bool):
-        # Scales start at N(1, 0.02), as the weights' initialiser of pix2pix has it.
+    def _normalize(self, x, name: str, train: bool):
+        # Scales are initialised from N(1, 0.02), as in pix2pix.
         normal = nn.initializers.normal(0.02)
         scale = with_axis_names(lambda key, shape, dtype=jnp.float32: 1 + normal(key, shape, dtype), "norm")
         bias = with_axis_names(nn.initializers.zeros_init(), "norm")
@@ -59,12 +59,12 @@ class Discriminator(nn.Module):
 class DiscriminatorOptions(Options):
     """Options of the discriminator."""
 
-    channels: int = option(64, "of the first convolution; doubled by each layer, up to eight times", least=2)
-    layers: int = option(3, "convolutions of stride 2", least=1)
-    norm: str = option("group", "batch is taming's, over the whole global batch", choices=("group", "batch"))
+    channels: int = option(64, "channels of the first convolution, doubled by each layer, at most by 8", least=2)
+    layers: int = option(3, "number of convolutions of stride 2", least=1)
+    norm: str = option("group", "normalisation; batch: over the global batch, as in taming", choices=("group", "batch"))
 
 
 def build(options: ConfigDict, compute: Compute) -> Discriminator:
-    """The module that `config.discriminator` describes. ConfigError if none can be."""
+    """Builds the discriminator from `config.discriminator`. Raises ConfigError for invalid options."""
     options = DiscriminatorOptions.parse(options, "discriminator")
     return Discriminator(options.channels, options.layers, options.norm, compute.array_dtype)

@@ -1,6 +1,7 @@
-"""DALL·E 1's discrete autoencoder (arXiv 2102.12092, section 2.1 and appendix A), for its public weights: not trained here.
+"""DALL-E's discrete VAE (arXiv 2102.12092, section 2.1 and appendix A), for inference with OpenAI's weights.
 
-It has the face of `vqgan_jax.model.VQGAN`: pixels in [-1, 1], codes, vectors. A vector is a distribution over the codes.
+The interface is the same as that of `vqgan_jax.model.VQGAN`: pixels in [-1, 1], codes, vectors. A vector is a distribution
+over codes.
 """
 
 import flax.linen as nn
@@ -10,25 +11,25 @@ from jaxtyping import Array, Float, Int
 
 from nn_jax.convolution import Conv, upsample_nearest
 
-_EPS = 0.1  # pixels in [0, 1] are drawn together to [0.1, 0.9]
+_EPS = 0.1  # pixels in [0, 1] are mapped to [0.1, 0.9]
 _GROUPS = 4
 
 
 class _Block(nn.Module):
-    """x + residual / blocks^2, the residual four convolutions of `kernels`, each after a ReLU."""
+    """Residual block x + post_gain * f(x), where f has four convolutions, each preceded by a ReLU."""
 
     features: int
     kernels: tuple[int, int, int, int]
-    gain: float
+    post_gain: float
 
     @nn.compact
     def __call__(self, x):
         y = x
         widths = (*(self.features // 4,) * 3, self.features)
-        for number, (width, kernel) in enumerate(zip(widths, self.kernels, strict=True), 1):
-            y = _conv(width, kernel, f"conv{number}")(nn.relu(y))
+        for index, (width, kernel) in enumerate(zip(widths, self.kernels, strict=True), 1):
+            y = _conv(width, kernel, f"conv{index}")(nn.relu(y))
         shortcut = x if x.shape[-1] == self.features else _conv(self.features, 1, "shortcut")(x)
-        return shortcut + self.gain * y
+        return shortcut + self.post_gain * y
 
 
 def _conv(features: int, window: int, name: str) -> Conv:
@@ -36,41 +37,41 @@ def _conv(features: int, window: int, name: str) -> Conv:
 
 
 class _Encoder(nn.Module):
-    size: int
-    channels: int
+    num_codes: int
+    n_hid: int
     blocks: int
 
     @nn.compact
     def __call__(self, x):
-        x = _conv(self.channels, 7, "conv_in")(x)
+        x = _conv(self.n_hid, 7, "conv_in")(x)
         for group in range(_GROUPS):
-            for number in range(self.blocks):
-                gain = (_GROUPS * self.blocks) ** -2
-                x = _Block(self.channels << group, (3, 3, 3, 1), gain, name=f"group{group}_block{number}")(x)
+            for index in range(self.blocks):
+                post_gain = (_GROUPS * self.blocks) ** -2
+                x = _Block(self.n_hid << group, (3, 3, 3, 1), post_gain, name=f"group{group}_block{index}")(x)
             if group < _GROUPS - 1:
                 x = nn.max_pool(x, (2, 2), (2, 2))
-        return _conv(self.size, 1, "conv_out")(nn.relu(x))
+        return _conv(self.num_codes, 1, "conv_out")(nn.relu(x))
 
 
 class _Decoder(nn.Module):
-    channels: int
+    n_hid: int
     blocks: int
-    start: int
+    n_init: int
 
     @nn.compact
     def __call__(self, p):
-        x = _conv(self.start, 1, "conv_in")(p)
+        x = _conv(self.n_init, 1, "conv_in")(p)
         for group in range(_GROUPS):
-            for number in range(self.blocks):
-                gain, width = (_GROUPS * self.blocks) ** -2, self.channels << (_GROUPS - 1 - group)
-                x = _Block(width, (1, 3, 3, 3), gain, name=f"group{group}_block{number}")(x)
+            for index in range(self.blocks):
+                post_gain, width = (_GROUPS * self.blocks) ** -2, self.n_hid << (_GROUPS - 1 - group)
+                x = _Block(width, (1, 3, 3, 3), post_gain, name=f"group{group}_block{index}")(x)
             if group < _GROUPS - 1:
                 x = upsample_nearest(x)
         return _conv(6, 1, "conv_out")(nn.relu(x))
 
 
 class Codes(nn.Module):
-    """What stands in the quantiser's place: the number of codes, and one-hot vectors."""
+    """Quantiser interface of the dVAE, whose codes are embedded as one-hot vectors."""
 
     size: int
 
@@ -83,45 +84,45 @@ class Codes(nn.Module):
 
 
 class DVAE(nn.Module):
-    """Parameters: `encoder`, `decoder`.
+    """DALL-E's discrete VAE. Parameters: `encoder`, `decoder`.
 
     Attributes:
-      channels: of the highest resolution.
-      blocks: residual blocks a group; there are four groups.
-      start: channels into which codes are embedded.
+      n_hid: channels at the highest resolution.
+      blocks: number of residual blocks per group; there are four groups.
+      n_init: number of channels of the embedding of codes in the decoder.
     """
 
     quantizer: Codes
-    channels: int
+    n_hid: int
     blocks: int
-    start: int
+    n_init: int
 
     def setup(self):
-        self.encoder = _Encoder(self.quantizer.size, self.channels, self.blocks)
-        self.decoder = _Decoder(self.channels, self.blocks, self.start)
+        self.encoder = _Encoder(self.quantizer.size, self.n_hid, self.blocks)
+        self.decoder = _Decoder(self.n_hid, self.blocks, self.n_init)
 
     @property
     def factor(self) -> int:
-        """How many pixels a code is wide and high."""
+        """Downsampling factor: side of a code in pixels."""
         return 2 ** (_GROUPS - 1)
 
     def latents(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 k"]:
-        """Pixels in [-1, 1] -> logits of the codes."""
+        """Encodes pixels in [-1, 1] to logits over codes."""
         return self.encoder((1 - 2 * _EPS) * (images + 1) / 2 + _EPS)
 
     def encode(self, images: Float[Array, "b h w 3"]) -> Int[Array, "b h2 w2"]:
-        """Pixels in [-1, 1] -> codes."""
+        """Encodes pixels in [-1, 1] to codes."""
         return jnp.argmax(self.latents(images), axis=-1).astype(jnp.int32)
 
     def decode(self, codes: Int[Array, "b h2 w2"]) -> Float[Array, "b h w 3"]:
-        """Codes -> pixels, nominally in [-1, 1]."""
+        """Decodes codes to pixels, nominally in [-1, 1]."""
         return self.decode_vectors(self.quantizer.embed(codes))
 
     def decode_vectors(self, vectors: Float[Array, "b h2 w2 k"]) -> Float[Array, "b h w 3"]:
-        """Distributions over codes -> pixels: of the six numbers a pixel, the first three are locations."""
-        found = jax.nn.sigmoid(self.decoder(vectors)[..., :3])
-        return 2 * (found - _EPS) / (1 - 2 * _EPS) - 1
+        """Decodes distributions over codes to pixels: the location parameters, the first three of six output channels."""
+        pixels = jax.nn.sigmoid(self.decoder(vectors)[..., :3])
+        return 2 * (pixels - _EPS) / (1 - 2 * _EPS) - 1
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-        """Reconstructions."""
+        """Reconstructs images."""
         return self.decode(self.encode(images))

@@ -1,4 +1,4 @@
-"""How good a VQGAN's reconstructions are: PSNR, SSIM, perceptual distance, use of the codebook, and what they show."""
+"""Evaluators of a VQGAN's reconstructions: PSNR, SSIM, perceptual distance, codebook usage, oracle readings, FID."""
 
 import dataclasses
 import functools
@@ -25,134 +25,135 @@ from vqgan_jax.metrics import psnr, ssim
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructionOptions(EvaluatorOptions):
-    """Distances between pictures and their reconstructions."""
+    """Options of the evaluator of reconstruction errors."""
 
-    most: int = option(0, "the first so many pictures; 0: all", least=0)
-    shown: int = option(8, "pictures in the sheet of samples", least=0)
+    most: int = option(0, "maximum number of images, from the start of the split; 0: all", least=0)
+    shown: int = option(8, "number of images in the grid of reconstructions", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadingOptions(EvaluatorOptions):
-    """Pictures and their reconstructions read by the source's own reader, such as the shapes' oracle."""
+    """Options of the evaluator that compares readings of images by the source's reader, such as the oracle of shapes."""
 
-    most: int = option(500, "the first so many pictures; 0: all", least=0)
+    most: int = option(500, "maximum number of images, from the start of the split; 0: all", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class DistributionOptions(EvaluatorOptions):
-    """How far reconstructions are from the originals as a collection."""
+    """Options of the evaluator of distribution distances, such as FID, between originals and reconstructions."""
 
-    most: int = option(0, "the first so many pictures; 0: all", least=0)
-    features: str = option("", "a CLIP, or inception:FILE; see vqgan_jax.features")
+    most: int = option(0, "maximum number of images, from the start of the split; 0: all", least=0)
+    features: str = option("", "feature network: a CLIP, or inception:FILE; see vqgan_jax.features")
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoencoder:
-    """What is evaluated.
+class EvaluatedModel:
+    """The autoencoder to evaluate.
 
     Attributes:
-      distance: the task's perceptual distance (`vqgan_jax.perceptual.Distance`), or None.
+      distance: perceptual distance of the task (`vqgan_jax.perceptual.Distance`), or None.
     """
 
     module: nn.Module
     preprocess: Preprocess
     distance: Any
 
-    def reconstructions(self, options: ConfigDict, context, records, params, extra):
-        """Batch by batch `(originals, (values, codes, pictures), how many are real)`, on the host."""
+    def iterate_reconstructions(self, options: ConfigDict, context, records, params, extra):
+        """Yields `(originals, (metrics per image, codes, reconstructions), number of rows without padding)` per batch."""
         program = context.jit(self._reconstruct)
-        batches = context.batches(records, self._example, options.batch_size)
+        batches = context.batches(records, self._make_example, options.batch_size)
         return inference.overlapped(
-            (context.whole(batch["image"]), program(params, extra, batch), real) for batch, real in batches
+            (context.replicate(batch["image"]), program(params, extra, batch), real) for batch, real in batches
         )
 
-    def _example(self, record, rng):
+    def _make_example(self, record, rng):
         return {"image": self.preprocess(record["image"])}
 
     def _reconstruct(self, params, extra, batch):
-        variables = averaging.variables(params, extra)
+        variables = averaging.inference_variables(params, extra)
         x = normalize(batch["image"], self.preprocess.mean, self.preprocess.std)
         codes = self.module.apply(variables, x, method="encode")
         decoded = jnp.clip(self.module.apply(variables, codes, method="decode"), -1, 1)
         a, b = (decoded + 1) / 2, (x + 1) / 2
         values = {"psnr": psnr(a, b), "ssim": ssim(a, b), "l1": jnp.mean(jnp.abs(a - b), axis=(1, 2, 3))}
         if self.distance is not None:
-            one = jax.vmap(lambda f, w: self.distance.function(extra["perceptual"], f[None], w[None]))
-            values["perceptual"] = one(decoded, x)
+            per_image = jax.vmap(lambda a, b: self.distance.function(extra["perceptual"], a[None], b[None]))
+            values["perceptual"] = per_image(decoded, x)
         return values, codes, jnp.round(255 * a).astype(jnp.uint8)
 
 
 class Reconstruction:
-    """PSNR, SSIM and other distances of reconstructions, and the use of the codebook."""
+    """Evaluates reconstructions by PSNR, SSIM, L1 and perceptual distance, and the usage of the codebook."""
 
-    def __init__(self, model: Autoencoder, options: ConfigDict, context):
+    def __init__(self, model: EvaluatedModel, options: ConfigDict, context):
         self._model, self._options, self._context = model, options, context
         self._records = first(context.source(options.source, options.split), options.most)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         records, options = self._records, self._options
-        sums, counts, shown = {}, np.zeros(self._model.module.quantizer.size), []
-        batches = self._model.reconstructions(options, self._context, records, params, extra)
-        for originals, (values, codes, pictures), real in batches:
+        sums, counts, examples = {}, np.zeros(self._model.module.quantizer.size), []
+        batches = self._model.iterate_reconstructions(options, self._context, records, params, extra)
+        for originals, (values, codes, reconstructions_uint8), real in batches:
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(np.sum(value[:real], dtype=np.float64))
             counts += np.bincount(codes[:real].ravel(), minlength=len(counts))
-            rest = min(real, options.shown - len(shown))
-            shown += zip(originals[:rest], pictures[:rest], strict=True)
+            remaining = min(real, options.shown - len(examples))
+            examples += zip(originals[:remaining], reconstructions_uint8[:remaining], strict=True)
         metrics = {name: value / len(records) for name, value in sums.items()}
         metrics |= {"usage": float(np.mean(counts > 0)), "perplexity": perplexity(counts), "images": len(records)}
-        sheet = image_grid([[a for a, _ in shown], [b for _, b in shown]]) if shown else None
-        return metrics, {} if sheet is None else {"reconstructions": sheet}
+        grid = image_grid([[a for a, _ in examples], [b for _, b in examples]]) if examples else None
+        return metrics, {} if grid is None else {"reconstructions": grid}
 
 
 class Reading:
-    """The share of pictures of which the source's reader says the same before and after."""
+    """Evaluates the fraction of images for which the source's reader reads the same from image and reconstruction."""
 
-    def __init__(self, model: Autoencoder, options: ConfigDict, context):
+    def __init__(self, model: EvaluatedModel, options: ConfigDict, context):
         self._model, self._options, self._context = model, options, context
         source = context.source(options.source, options.split)
         if source.read is None:
-            raise DataError(f"{source.name} cannot be read by a program: the evaluator 'reading' needs one that can")
+            raise DataError(f"{source.name} has no reader, which the evaluator 'reading' needs (shapes has one)")
         self._read, self._records = source.read, first(source, options.most)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
         same = []
-        batches = self._model.reconstructions(self._options, self._context, self._records, params, extra)
-        for originals, (_, _, pictures), real in batches:
-            pairs = zip(originals[:real], pictures[:real], strict=True)
+        batches = self._model.iterate_reconstructions(self._options, self._context, self._records, params, extra)
+        for originals, (_, _, reconstructions_uint8), real in batches:
+            pairs = zip(originals[:real], reconstructions_uint8[:real], strict=True)
             same += [self._read(a) == self._read(b) for a, b in pairs]
         return {"same": float(np.mean(same)), "images": len(same)}, {}
 
 
 class Distribution:
-    """Distances between the features of all reconstructions and those of all originals (FID for one)."""
+    """Evaluates distances between the feature distributions of reconstructions and originals, such as FID."""
 
-    def __init__(self, model: Autoencoder, options: ConfigDict, context):
+    def __init__(self, model: EvaluatedModel, options: ConfigDict, context):
         self._model, self._options, self._context = model, options, context
         self._features = open_features(options.features)
         self._records = first(context.source(options.source, options.split), options.most)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
-        of_reconstructions, of_originals = [], []  # features alone: pictures of a collection need not fit into memory
-        batches = self._model.reconstructions(self._options, self._context, self._records, params, extra)
-        for originals, (_, _, pictures), real in batches:
-            of_reconstructions.append(self._features.of(pictures)[:real])
-            of_originals.append(self._features.of(originals)[:real])
-        metrics = self._features.compare(np.concatenate(of_reconstructions), np.concatenate(of_originals))
+        reconstructions, references = [], []  # features only, since all images may not fit into memory
+        batches = self._model.iterate_reconstructions(self._options, self._context, self._records, params, extra)
+        for originals, (_, _, reconstructions_uint8), real in batches:
+            reconstructions.append(self._features.extract(reconstructions_uint8)[:real])
+            references.append(self._features.extract(originals)[:real])
+        metrics = self._features.compare(np.concatenate(reconstructions), np.concatenate(references))
         return metrics | {"images": len(self._records)}, {}
 
 
 def perplexity(counts: np.ndarray) -> float:
-    """The exponential of the entropy of how often codes occur: 1 for one code, their number where all occur alike."""
+    """Computes the perplexity of code counts: the exponential of their entropy, between 1 and the number of codes."""
     p = counts[counts > 0] / counts.sum()
     return float(np.exp(-np.sum(p * np.log(p))))
 
 
 EVALUATORS = {"reconstruction": ReconstructionOptions, "reading": ReadingOptions, "distribution": DistributionOptions}
+# Evaluator type -> `(autoencoder, options, context) -> evaluator`; EVALUATORS has the options of each type.
+CLASSES: dict[str, Callable] = {"reconstruction": Reconstruction, "reading": Reading, "distribution": Distribution}
 
 
 def factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[str, Callable]:
-    """Evaluator type -> `(options, context) -> evaluator`, for `train_jax.task.Task`."""
-    model = Autoencoder(module, preprocess, distance)
-    kinds = {"reconstruction": Reconstruction, "reading": Reading, "distribution": Distribution}
-    return {name: functools.partial(kind, model) for name, kind in kinds.items()}
+    """Returns the evaluator factories `(options, context) -> evaluator` for `train_jax.task.Task`, by type."""
+    model = EvaluatedModel(module, preprocess, distance)
+    return {name: functools.partial(evaluator, model) for name, evaluator in CLASSES.items()}

@@ -1,4 +1,4 @@
-"""Examples of pictures. Without JAX: processes that read examples import this module."""
+"""Image examples. This module does not import JAX, because data workers import this module."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from train_jax.data.images import Augment
 
 @dataclasses.dataclass(frozen=True)
 class ImageExample:
-    """`(record, rng) -> {"image"}`."""
+    """Converts a record to an example: `(record, rng) -> {"image"}`."""
 
     augment: Augment
 

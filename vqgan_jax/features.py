@@ -1,4 +1,4 @@
-"""Features by which collections of images are compared: those of a CLIP, or of FID's Inception."""
+"""Feature networks for distances between image collections: a CLIP, or the Inception network of FID."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,37 +16,37 @@ from vqgan_jax import inception
 from vqgan_jax.distribution import cmmd, frechet_distance
 
 _INCEPTION = "inception:"
-_BATCH = 64  # images at most that Inception describes together
+_BATCH = 64  # maximum batch size of Inception
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What an image is described by.
+    """A network that computes features of images.
 
     Attributes:
-      name: of the network; figures of different ones do not compare.
-      describe: uint8 [n, H, W, 3] -> float32 [n, d].
-      unit: whether features have unit norm, as CMMD wants them.
+      name: name of the network; distances of different networks are not comparable.
+      encode: uint8 [n, H, W, 3] -> float32 [n, d].
+      unit: whether features have unit norm, as CMMD requires.
     """
 
     name: str
-    describe: Callable[[np.ndarray], Float32[np.ndarray, "n d"]]
+    encode: Callable[[np.ndarray], Float32[np.ndarray, "n d"]]
     unit: bool
 
     def compare(self, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-        """Distances of two collections of features, with the network's name in theirs."""
-        found = {f"frechet/{self.name}": frechet_distance(a, b)}
-        return found | ({f"cmmd/{self.name}": cmmd(a, b)} if self.unit else {})
+        """Computes distances between two collections of features; keys contain the name of the network."""
+        distances = {f"frechet/{self.name}": frechet_distance(a, b)}
+        return distances | ({f"cmmd/{self.name}": cmmd(a, b)} if self.unit else {})
 
-    def of(self, images: UInt8[np.ndarray, "n H W 3"]) -> Float32[np.ndarray, "n d"]:
-        """Features of images that all hosts have; each host describes a share of them."""
-        return inference.split_over_hosts(self.describe, images)
+    def extract(self, images: UInt8[np.ndarray, "n H W 3"]) -> Float32[np.ndarray, "n d"]:
+        """Computes the features of images that all hosts hold; the computation is split over hosts."""
+        return inference.split_over_hosts(self.encode, images)
 
 
 def open_features(spec: str) -> Features:
-    """The network that `spec` names: whatever `clip_jax.load` opens, or `inception:FILE` (see `vqgan_jax.inception`).
+    """Opens the feature network `spec`: a CLIP (anything that `clip_jax.load` opens), or `inception:FILE`.
 
-    Raises ConfigError if it is empty or cannot be opened.
+    Raises ConfigError if `spec` is empty or cannot be opened.
     """
     if not spec:
         raise ConfigError(
@@ -55,19 +55,19 @@ def open_features(spec: str) -> Features:
         )
     try:
         if spec.startswith(_INCEPTION):
-            return _inception(Path(spec.removeprefix(_INCEPTION)))
+            return _load_inception(Path(spec.removeprefix(_INCEPTION)))
         clip = clip_jax.load(spec)
     except (LoadError, OSError) as error:
         raise ConfigError(f"features = {spec!r}: {error}") from error
     return Features(f"clip-{clip.fingerprint[:8]}", lambda images: clip.encode_image(list(images)), unit=True)
 
 
-def _inception(path: Path) -> Features:
+def _load_inception(path: Path) -> Features:
     weights = inference.on_devices(inception.load(path))
-    program = jax.jit(lambda w, x: inception.features(w, x.astype(jnp.float32) / 255))
+    program = jax.jit(lambda w, x: inception.extract_features(w, x.astype(jnp.float32) / 255))
 
-    def describe(images: np.ndarray) -> np.ndarray:
+    def encode(images: np.ndarray) -> np.ndarray:
         row = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
         return inference.batched(program, weights, lambda a, b: images[a:b], len(images), row, _BATCH)
 
-    return Features("inception", describe, unit=False)
+    return Features("inception", encode, unit=False)

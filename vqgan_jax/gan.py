@@ -1,8 +1,9 @@
-"""The loss of a VQGAN's two players: generator with quantiser, and discriminator (arXiv 2012.09841, section 3.1).
+"""The GAN loss of a VQGAN: generator (autoencoder with quantiser) and discriminator (arXiv 2012.09841, section 3.1).
 
-taming-transformers runs the generator's forward twice, and its backward three times a step, to balance reconstruction
-against the discriminator. Both losses are functions of the reconstruction alone, so here their gradients are taken there,
-balanced at the last layer by two small backward passes through it, and propagated back once.
+taming-transformers runs two forward and three backward passes of the generator per step to balance the reconstruction and
+adversarial losses. Both losses depend on the generator only through the reconstruction. Therefore this module computes their
+gradients with respect to the reconstruction, balances the gradients by two backward passes through the last layer, and
+backpropagates the sum once.
 """
 
 import dataclasses
@@ -21,12 +22,12 @@ from vqgan_jax.quantize import Quantized
 
 
 class Reconstruction(NamedTuple):
-    """A batch through the autoencoder.
+    """A batch of reconstructed images.
 
     Attributes:
-      pixels: in [-1, 1], nominally.
-      features: what the decoder's last convolution makes them of.
-      quantized: see `vqgan_jax.quantize`.
+      pixels: nominally in [-1, 1].
+      features: input of the decoder's last convolution.
+      quantized: output of the quantiser; see `vqgan_jax.quantize`.
     """
 
     pixels: Float[Array, "b h w 3"]
@@ -36,14 +37,16 @@ class Reconstruction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TwoPlayerLoss:
-    """`(params, extra, x, rng, step) -> (loss, (metrics, statistics))`, as `train_jax.task.Task.loss` has it.
+    """The training loss of generator and discriminator, with the signature of `train_jax.task.Task.loss`.
+
+    `(params, extra, images, rng, step) -> (loss, (metrics, statistics))`, with images in [-1, 1].
 
     Attributes:
-      generator: the autoencoder, `vqgan_jax.model.VQGAN`.
-      discriminator: see `vqgan_jax.discriminator`; None: there is none.
-      distance: the perceptual distance, or None.
-      config: the run's `loss`, `perceptual`, `model.quantizer` and `steps`.
-      keeps_latents: whether statistics hold the latents that were quantised, which codebook rules need.
+      generator: autoencoder, `vqgan_jax.model.VQGAN`.
+      discriminator: see `vqgan_jax.discriminator`; None to train without a discriminator.
+      distance: perceptual distance, or None.
+      config: config of the run, of which `loss`, `perceptual`, `model.quantizer` and `steps` are used.
+      keeps_latents: whether to return latents before quantisation in the statistics, as codebook updates require.
     """
 
     generator: nn.Module
@@ -52,12 +55,12 @@ class TwoPlayerLoss:
     config: ConfigDict
     keeps_latents: bool
 
-    def __call__(self, params, extra, x: Float[Array, "b h w 3"], rng, step):
+    def __call__(self, params, extra, images: Float[Array, "b h w 3"], rng, step):
         options = self.config.loss
-        reconstruction = self.reconstruct(params["generator"], extra, x, rng, step)
+        reconstruction = self.reconstruct(params["generator"], extra, images, rng, step)
         pixels, quantized = reconstruction.pixels, reconstruction.quantized
-        fixed = jax.lax.stop_gradient(reconstruction)
-        losses, grads = self.reconstruction_losses(extra, fixed.pixels, x)
+        detached = jax.lax.stop_gradient(reconstruction)
+        losses, grads = self.reconstruction_losses(extra, detached.pixels, images)
         grad_wrt_reconstruction = sum(grads.values())
         codebook_loss = options.codebook_weight * quantized.loss
         total = sum(losses.values()) + codebook_loss
@@ -68,86 +71,87 @@ class TwoPlayerLoss:
         discriminator_loss = 0.0
         if self.discriminator is not None:
             adversarial, grads["adversarial"], weight = self.generator_adversarial_loss(
-                jax.lax.stop_gradient(params), extra, fixed, grad_wrt_reconstruction, step
+                jax.lax.stop_gradient(params), extra, detached, grad_wrt_reconstruction, step
             )
             discriminator_loss, discriminator_metrics, state = self.discriminator_loss(
-                params["discriminator"], extra, x, fixed.pixels, step
+                params["discriminator"], extra, images, detached.pixels, step
             )
             statistics |= state
             metrics |= discriminator_metrics | {"loss_adversarial": adversarial, "adaptive_weight": weight}
-        # The generator's one gradient: the value is the losses', the gradient at the pixels the balanced sum.
+        # Surrogate: its value is the sum of the losses, its gradient with respect to `pixels` is `total_grad`.
         total_grad = sum(grads.values())
-        generator_loss = jnp.sum(total_grad * (pixels - fixed.pixels)) + codebook_loss
+        generator_loss = jnp.sum(total_grad * (pixels - detached.pixels)) + codebook_loss
         generator_loss += jax.lax.stop_gradient(total - codebook_loss)
-        metrics |= _gradient_shares(grads) | quantized.metrics | {"psnr": _psnr(fixed.pixels, x)}
+        metrics |= _compute_gradient_shares(grads) | quantized.metrics | {"psnr": _mean_psnr(detached.pixels, images)}
         return generator_loss + discriminator_loss, (metrics, statistics)
 
-    def reconstruct(self, params, extra, x: Float[Array, "b h w 3"], rng, step) -> Reconstruction:
-        """Pictures through encoder, quantiser and decoder, as training has them."""
+    def reconstruct(self, params, extra, images: Float[Array, "b h w 3"], rng, step) -> Reconstruction:
+        """Reconstructs images in training mode."""
         temperature = quantize.temperature(self.config.model.quantizer.temperature, step, self.config.steps)
         features, quantized = self.generator.apply(
-            {"params": params, **extra["generator"]}, x, False, temperature, method="features", rngs={"dropout": rng}
+            {"params": params, **extra["generator"]}, images, False, temperature, method="features", rngs={"dropout": rng}
         )
-        return Reconstruction(self._last_layer(params, features), features, quantized)
+        return Reconstruction(self._apply_last_layer(params, features), features, quantized)
 
-    def reconstruction_losses(self, extra, pixels: Float[Array, "b h w 3"], x: Float[Array, "b h w 3"]):
-        """The weighted losses between a reconstruction and the pictures, and their gradients with respect to it, by name."""
+    def reconstruction_losses(self, extra, pixels: Float[Array, "b h w 3"], images: Float[Array, "b h w 3"]):
+        """Computes the weighted reconstruction losses and their gradients with respect to `pixels`, by name."""
         options = self.config
 
         def pixel_loss(r):
-            return options.loss.pixel_weight * loss.pixel_loss(options.loss.pixels, r, x)
+            return options.loss.pixel_weight * loss.pixel_loss(options.loss.pixels, r, images)
 
         def perceptual_loss(r):
-            return options.perceptual.weight * self.distance.function(extra["perceptual"], r, x)
+            return options.perceptual.weight * self.distance.function(extra["perceptual"], r, images)
 
         functions = {"pixels": pixel_loss} | ({} if self.distance is None else {"perceptual": perceptual_loss})
         pairs = {name: jax.value_and_grad(function)(pixels) for name, function in functions.items()}
-        return {name: value for name, (value, _) in pairs.items()}, {name: grad for name, (_, grad) in pairs.items()}
+        losses, grads = ({name: pair[i] for name, pair in pairs.items()} for i in range(2))
+        return losses, grads
 
     def generator_adversarial_loss(
         self, params, extra, reconstruction: Reconstruction, grad_wrt_reconstruction: Float[Array, "b h w 3"], step
     ):
-        """The adversarial loss, its weighted gradient with respect to the reconstruction, and the adaptive weight."""
+        """Computes the adversarial loss, its weighted gradient w.r.t. the reconstruction, and the adaptive weight."""
         options = self.config.loss
 
         def adversarial_loss(r):
             logits, _ = self._discriminate(params["discriminator"], extra["discriminator"], r)
             return loss.generator_loss(options.adversarial, logits)
 
-        def weighted():
+        def active():
             value, grad = jax.value_and_grad(adversarial_loss)(reconstruction.pixels)
             weight = jnp.ones(())
             if options.adaptive:
                 kernel = params["generator"]["decoder"]["conv_out"]["kernel"]
 
                 def last_layer(kernel):
-                    return self._last_layer(_with_last_kernel(params["generator"], kernel), reconstruction.features)
+                    return self._apply_last_layer(_replace_last_kernel(params["generator"], kernel), reconstruction.features)
 
                 weight = loss.adaptive_weight(last_layer, kernel, grad_wrt_reconstruction, grad)
             ramp = loss.ramp(step, options.disc_start + options.disc_warmup, options.disc_ramp)
             return value, options.weight * ramp * weight * grad, weight
 
-        def before():
+        def inactive():
             return jnp.zeros(()), jnp.zeros_like(reconstruction.pixels), jnp.zeros(())
 
-        return jax.lax.cond(step >= options.disc_start + options.disc_warmup, weighted, before)
+        return jax.lax.cond(step >= options.disc_start + options.disc_warmup, active, inactive)
 
-    def discriminator_loss(self, params, extra, x: Float[Array, "b h w 3"], pixels: Float[Array, "b h w 3"], step):
-        """The discriminator's loss with its penalties, its metrics, and its collections and LeCam means after it."""
+    def discriminator_loss(self, params, extra, images: Float[Array, "b h w 3"], pixels: Float[Array, "b h w 3"], step):
+        """Computes the discriminator's loss with penalties, metrics, and updated collections and LeCam means."""
         options = self.config.loss
         names = ("loss_discriminator", "logits_real", "logits_fake")
 
         def active():
-            real, collections = self._discriminate(params, extra["discriminator"], x)
+            real, collections = self._discriminate(params, extra["discriminator"], images)
             fake, collections = self._discriminate(params, collections, pixels)
             value = total = loss.discriminator_loss(options.adversarial, real, fake)
             state = {"discriminator": collections}
             if options.lecam:
                 total += options.lecam * loss.lecam(extra["lecam"], real, fake)
-                state["lecam"] = loss.lecam_state(extra["lecam"], real, fake)
+                state["lecam"] = loss.update_lecam_means(extra["lecam"], real, fake)
             if options.r1:
                 total += options.r1 * loss.gradient_penalty(
-                    lambda images: self._discriminate(params, extra["discriminator"], images)[0], x
+                    lambda x: self._discriminate(params, extra["discriminator"], x)[0], images
                 )
             return total, dict(zip(names, (value, real.mean(), fake.mean()), strict=True)), state
 
@@ -157,26 +161,26 @@ class TwoPlayerLoss:
 
         return jax.lax.cond(step >= options.disc_start, active, inactive)
 
-    def _last_layer(self, params, features):
+    def _apply_last_layer(self, params, features):
         return self.generator.apply({"params": params}, features, method="pixels")
 
     def _discriminate(self, params, collections: dict[str, Any], images):
-        """Logits of pictures, and the collections after them."""
+        """Returns the discriminator's logits of images, and its updated collections."""
         variables = {"params": params, **collections}
         return self.discriminator.apply(variables, images, True, mutable=list(collections))
 
 
-def _with_last_kernel(params, kernel):
+def _replace_last_kernel(params, kernel):
     decoder = params["decoder"]
     return params | {"decoder": decoder | {"conv_out": decoder["conv_out"] | {"kernel": kernel}}}
 
 
-def _gradient_shares(grads: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Norm of each loss's gradient at the reconstruction, over the sum of all norms."""
+def _compute_gradient_shares(grads: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Computes each loss's share of the summed gradient norms with respect to the reconstruction."""
     norms = {name: jnp.linalg.norm(grad.ravel()) for name, grad in grads.items()}
     total = jnp.maximum(sum(norms.values()), 1e-12)
     return {f"gradient_share/{name}": norm / total for name, norm in norms.items()}
 
 
-def _psnr(pixels: Float[Array, "b h w 3"], x: Float[Array, "b h w 3"]) -> Float[Array, ""]:
-    return jnp.mean(psnr((jnp.clip(pixels, -1, 1) + 1) / 2, (x + 1) / 2))
+def _mean_psnr(pixels: Float[Array, "b h w 3"], images: Float[Array, "b h w 3"]) -> Float[Array, ""]:
+    return jnp.mean(psnr((jnp.clip(pixels, -1, 1) + 1) / 2, (images + 1) / 2))

@@ -1,4 +1,4 @@
-"""The losses of a VQGAN's generator and discriminator (arXiv 2012.09841, section 3.1); `vqgan_jax.gan` sums them."""
+"""Loss terms of a VQGAN's generator and discriminator (arXiv 2012.09841, section 3.1), combined by `vqgan_jax.gan`."""
 
 from collections.abc import Callable
 
@@ -7,57 +7,58 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 ADVERSARIAL = ("hinge", "vanilla", "non_saturating")
-PIXELS = ("l1", "l2")
-MAX_WEIGHT = 1e4  # taming's bound of the adaptive weight
+PIXELS: dict[str, Callable] = {"l1": jnp.abs, "l2": jnp.square}  # elementwise functions of differences
+MAX_WEIGHT = 1e4  # upper bound of the adaptive weight, as in taming
 _LECAM_DECAY = 0.99
 
 
 def pixel_loss(
     kind: str, reconstruction: Float[Array, "b h w 3"], original: Float[Array, "b h w 3"]
 ) -> Float[Array, ""]:
-    """Mean absolute ("l1") or squared ("l2") difference of pixels in [-1, 1]."""
-    difference = reconstruction - original
-    return jnp.mean(jnp.abs(difference) if kind == "l1" else difference**2)
+    """Computes the mean absolute ("l1") or squared ("l2") difference of pixels in [-1, 1]; `kind` is a key of `PIXELS`."""
+    return jnp.mean(PIXELS[kind](reconstruction - original))
 
 
 def generator_loss(kind: str, fake: Float[Array, "..."]) -> Float[Array, ""]:
-    """What the generator minimises, of the logits of its pictures.
+    """Computes the generator's adversarial loss from the discriminator's logits of generated images.
 
-    hinge (arXiv 1705.02894) and vanilla, as in taming: -mean; non_saturating (arXiv 1406.2661): -log sigmoid.
+    "hinge" (arXiv 1705.02894) and "vanilla", as in taming: mean of -logit; "non_saturating" (arXiv 1406.2661): mean of
+    -log sigmoid(logit).
     """
     return jnp.mean(jax.nn.softplus(-fake)) if kind == "non_saturating" else -jnp.mean(fake)
 
 
 def discriminator_loss(kind: str, real: Float[Array, "..."], fake: Float[Array, "..."]) -> Float[Array, ""]:
-    """What the discriminator minimises: hinge, or (vanilla, non_saturating) cross-entropy, halved as in taming."""
+    """Computes the discriminator's loss: hinge, or cross-entropy for the other kinds, halved as in taming."""
     if kind == "hinge":
         return 0.5 * (jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake)))
     return 0.5 * (jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(fake)))
 
 
 def lecam(state: dict[str, Array], real: Float[Array, "..."], fake: Float[Array, "..."]) -> Float[Array, ""]:
-    """Regulariser that keeps logits near moving means of the other side's (arXiv 2104.03310, equation 3)."""
+    """Computes the LeCam regulariser from moving means of real and fake logits (arXiv 2104.03310, equation 3)."""
     return jnp.mean(jax.nn.relu(real - state["fake"]) ** 2) + jnp.mean(jax.nn.relu(state["real"] - fake) ** 2)
 
 
-def lecam_state(state: dict[str, Array], real: Float[Array, "..."], fake: Float[Array, "..."]) -> dict[str, Array]:
-    """The moving means after a batch."""
+def update_lecam_means(state: dict[str, Array], real: Float[Array, "..."], fake: Float[Array, "..."]) -> dict[str, Array]:
+    """Updates LeCam's moving means of the logits."""
     means = jax.lax.stop_gradient({"real": jnp.mean(real), "fake": jnp.mean(fake)})
     return {name: state[name] + (1 - _LECAM_DECAY) * (means[name] - state[name]) for name in means}
 
 
 def gradient_penalty(discriminator: Callable, images: Float[Array, "b h w 3"]) -> Float[Array, ""]:
-    """R1 (arXiv 1801.04406, equation 9): half the squared norm of the gradient of a picture's mean logit, times its patches.
+    """Computes the R1 gradient penalty (arXiv 1801.04406, equation 9) for a patch discriminator.
 
-    In squared logits per squared pixel, pixels in [-1, 1]. The mean over N patches that do not overlap has 1/N of a patch's
-    squared gradient norm: the factor N makes the penalty a patch's own, whatever the size of pictures.
+    The penalty is half the squared gradient norm of the mean logit per image, times the number of patches N. For patches
+    without overlap the squared gradient norm of the mean logit is 1/N of that of one patch, so the factor N makes the
+    penalty independent of the image size.
     """
 
-    def summed(x):
+    def logit_sum(x):
         logits = discriminator(x)
         return jnp.sum(logits), logits
 
-    grad, logits = jax.grad(summed, has_aux=True)(images)
+    grad, logits = jax.grad(logit_sum, has_aux=True)(images)
     return 0.5 * jnp.sum(grad**2) / logits.size
 
 
@@ -67,13 +68,13 @@ def adaptive_weight(
     reconstruction: Float[Array, "b h w 3"],
     adversarial: Float[Array, "b h w 3"],
 ) -> Float[Array, ""]:
-    """By how much the adversarial gradient is scaled to weigh as much as that of reconstruction (2012.09841, equation 7).
+    """Computes the adaptive weight of the adversarial loss (arXiv 2012.09841, equation 7), at most MAX_WEIGHT.
+
+    The weight is the ratio of the gradient norms of both losses with respect to the last layer's kernel, in float32.
 
     Args:
-      last_layer: kernel -> pictures, on fixed features.
-      reconstruction, adversarial: gradients of the two losses with respect to the pictures.
-
-    Both norms are taken at the kernel, in float32; the weight is at most MAX_WEIGHT.
+      last_layer: function kernel -> images, for fixed features.
+      reconstruction, adversarial: gradients of the two losses with respect to the images.
     """
     _, vjp = jax.vjp(last_layer, kernel)
     norms = [jnp.sqrt(jnp.sum(vjp(g)[0].astype(jnp.float32) ** 2)) for g in (reconstruction, adversarial)]
@@ -81,5 +82,5 @@ def adaptive_weight(
 
 
 def ramp(step, start: int, updates: int):
-    """A factor of the adversarial weight: 0 before update `start`, then rising linearly to 1 in so many updates."""
+    """Returns the warm-up factor of the adversarial loss: 0 before update `start`, then linear to 1 over `updates`."""
     return jnp.clip((step - start + 1) / updates, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""How close reconstructions are to their originals."""
+"""Reconstruction metrics: PSNR and SSIM."""
 
 import jax
 import jax.numpy as jnp
@@ -6,30 +6,30 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-_WINDOW, _SIGMA = 11, 1.5  # of SSIM
+_WINDOW, _SIGMA = 11, 1.5  # size and standard deviation of SSIM's Gaussian window
 
 
 def psnr(reconstruction: Float[ArrayLike, "b h w 3"], original: Float[ArrayLike, "b h w 3"]) -> Float[Array, "b"]:
-    """Peak signal-to-noise ratio of pictures in [0, 1], in dB; at most 100."""
+    """Computes the peak signal-to-noise ratio in dB of images in [0, 1], at most 100."""
     mse = jnp.mean((reconstruction - original) ** 2, axis=(1, 2, 3))
     return -10 * jnp.log10(jnp.maximum(mse, 1e-10))
 
 
 def ssim(reconstruction: Float[Array, "b h w 3"], original: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
-    """Structural similarity of pictures in [0, 1] (Wang et al. 2004, equation 13), Gaussian window, mean over channels.
+    """Computes the structural similarity (Wang et al. 2004, equation 13) of images in [0, 1].
 
-    Raises ValueError for pictures smaller than the window.
+    The window is Gaussian; the result is the mean over channels. Raises ValueError for images smaller than the window.
     """
     if min(reconstruction.shape[1:3]) < _WINDOW:
-        raise ValueError(f"SSIM needs pictures of at least {_WINDOW} x {_WINDOW} pixels, not {reconstruction.shape[1:3]}")
+        raise ValueError(f"SSIM needs images of at least {_WINDOW} x {_WINDOW} pixels, not {reconstruction.shape[1:3]}")
     offsets = np.arange(_WINDOW) - _WINDOW // 2
-    bell = np.exp(-(offsets**2) / (2 * _SIGMA**2))
-    bell = jnp.asarray(bell / bell.sum(), jnp.float32)
+    gaussian = np.exp(-(offsets**2) / (2 * _SIGMA**2))
+    gaussian = jnp.asarray(gaussian / gaussian.sum(), jnp.float32)
 
     def blur(x):
         b, h, w, c = x.shape
         x = x.transpose(0, 3, 1, 2).reshape(b * c, 1, h, w)
-        for kernel in (bell[None, None, :, None], bell[None, None, None, :]):
+        for kernel in (gaussian[None, None, :, None], gaussian[None, None, None, :]):
             x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", precision=jax.lax.Precision.HIGHEST)
         return x.reshape(b, c, *x.shape[2:])
 

@@ -1,4 +1,4 @@
-"""VQGAN's autoencoder (arXiv 2012.09841): encoder, quantiser, decoder, as in taming-transformers.
+"""The autoencoder of VQGAN (arXiv 2012.09841): encoder, quantiser, decoder, as in taming-transformers.
 
 pixels in [-1, 1] -> encode -> latents [B, h, w, D] -> quantise -> codes [B, h, w] -> decode -> pixels
 """
@@ -24,15 +24,17 @@ from vqgan_jax.dvae import DVAE, Codes
 from vqgan_jax.quantize import Quantized
 
 
-class _Maps(nn.Module):
-    """What encoder and decoder share.
+class _Coder(nn.Module):
+    """Base class of encoder and decoder.
 
     Attributes:
-      channels: of the highest resolution.
-      multipliers: channels of each level, in multiples of `channels`, from the highest resolution to the lowest.
-      blocks: residual blocks a level (the decoder has one more).
-      attention: for each level, whether its blocks are followed by attention.
-      middle_attention: whether there is attention between the two residual blocks in the middle.
+      channels: number of channels at the highest resolution.
+      multipliers: factors of `channels` at each level, from the highest resolution to the lowest.
+      blocks: number of residual blocks per level (the decoder has one more).
+      attention: for each level, whether attention follows each residual block.
+      middle_attention: whether there is attention between the two residual blocks at the bottleneck.
+      out: number of output channels.
+      groups: number of groups of group norms.
     """
 
     channels: int
@@ -45,46 +47,46 @@ class _Maps(nn.Module):
     dropout: float
     dtype: DTypeLike
 
-    def residual(self, x, level: int, name: str, deterministic: bool):
+    def apply_residual_block(self, x, level: int, name: str, deterministic: bool):
         features = self.channels * self.multipliers[level]
         return ResidualBlock(features, self.groups, self.dropout, self.dtype, name=name)(x, deterministic)
 
-    def attend(self, name: str):
+    def make_attention_block(self, name: str):
         return AttentionBlock(self.groups, self.dtype, name=name)
 
-    def middle(self, x, deterministic: bool):
-        x = self.residual(x, -1, "mid_block1", deterministic)
+    def apply_middle(self, x, deterministic: bool):
+        x = self.apply_residual_block(x, -1, "mid_block1", deterministic)
         if self.middle_attention:
-            x = self.attend("mid_attention")(x)
-        return self.residual(x, -1, "mid_block2", deterministic)
+            x = self.make_attention_block("mid_attention")(x)
+        return self.apply_residual_block(x, -1, "mid_block2", deterministic)
 
-    def level(self, x, level: int, name: str, blocks: int, deterministic: bool):
-        """The residual blocks of a level, with their attention."""
-        for number in range(blocks):
-            x = self.residual(x, level, f"{name}_block{number}", deterministic)
+    def apply_level(self, x, level: int, name: str, blocks: int, deterministic: bool):
+        """Applies the residual and attention blocks of a level."""
+        for index in range(blocks):
+            x = self.apply_residual_block(x, level, f"{name}_block{index}", deterministic)
             if self.attention[level]:
-                x = self.attend(f"{name}_attention{number}")(x)
+                x = self.make_attention_block(f"{name}_attention{index}")(x)
         return x
 
 
-class Encoder(_Maps):
-    """Pixels -> feature map with `out` channels, smaller by 2 to the number of levels less one."""
+class Encoder(_Coder):
+    """Encoder: pixels -> feature map with `out` channels, downsampled by 2 ** (levels - 1)."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w 3"], deterministic: bool = True) -> Float[Array, "b h2 w2 out"]:
         x = Conv(self.channels, 3, self.dtype, name="conv_in")(x.astype(self.dtype))
         for level in range(len(self.multipliers)):
-            x = self.level(x, level, f"down{level}", self.blocks, deterministic)
+            x = self.apply_level(x, level, f"down{level}", self.blocks, deterministic)
             if level < len(self.multipliers) - 1:
                 x = Downsample(self.dtype, name=f"down{level}")(x)
             x = nn.with_logical_constraint(x, ("batch", None, None, None))
-        x = self.middle(x, deterministic)
+        x = self.apply_middle(x, deterministic)
         x = nn.swish(group_norm(self.groups, self.dtype, "norm_out")(x))
         return Conv(self.out, 3, self.dtype, name="conv_out")(x)
 
 
-class Decoder(_Maps):
-    """Feature map -> what the last convolution makes pixels of; `last` is that convolution."""
+class Decoder(_Coder):
+    """Decoder: feature map -> input of the last convolution. The method `apply_last_conv` applies the last convolution."""
 
     def setup(self):
         self.conv_out = Conv(self.out, 3, self.dtype, axes=("channels_in", "norm"), out_dtype=jnp.float32)
@@ -92,35 +94,36 @@ class Decoder(_Maps):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w z"], deterministic: bool = True) -> Float[Array, "b h2 w2 c"]:
         x = Conv(self.channels * self.multipliers[-1], 3, self.dtype, name="conv_in")(x.astype(self.dtype))
-        x = self.middle(x, deterministic)
+        x = self.apply_middle(x, deterministic)
         for level in reversed(range(len(self.multipliers))):
-            x = self.level(x, level, f"up{level}", self.blocks + 1, deterministic)
+            x = self.apply_level(x, level, f"up{level}", self.blocks + 1, deterministic)
             if level:
                 x = Upsample(self.dtype, name=f"up{level}")(x)
             x = nn.with_logical_constraint(x, ("batch", None, None, None))
         return nn.swish(group_norm(self.groups, self.dtype, "norm_out")(x))
 
-    def last(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
-        """Pixels, float32."""
+    def apply_last_conv(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
+        """Applies the last convolution to features; returns float32 pixels."""
         return self.conv_out(x)
 
 
 class VQGAN(nn.Module):
-    """The autoencoder. Parameters: `encoder`, `quant_conv`, `quantizer`, `post_quant_conv`, `decoder`.
+    """The autoencoder of VQGAN. Parameters: `encoder`, `quant_conv`, `quantizer`, `post_quant_conv`, `decoder`.
 
     Attributes:
-      unit: whether encoder and decoder work on pixels in [0, 1]; its methods take and give [-1, 1] all the same.
+      coder: attributes of encoder and decoder.
+      unit: whether encoder and decoder use pixels in [0, 1]; methods accept and return pixels in [-1, 1] in both cases.
     """
 
-    maps: Mapping[str, Any]
+    coder: Mapping[str, Any]
     z_channels: int
     quantizer: nn.Module
     unit: bool = False
 
     def setup(self):
-        self.encoder = Encoder(out=self.z_channels, **self.maps)
-        self.decoder = Decoder(out=3, **self.maps)
-        dtype = self.maps["dtype"]
+        self.encoder = Encoder(out=self.z_channels, **self.coder)
+        self.decoder = Decoder(out=3, **self.coder)
+        dtype = self.coder["dtype"]
 
         axes = ("channels_in", "norm")
         self.quant_conv = Conv(self.quantizer.inputs, 1, dtype, axes=axes, out_dtype=jnp.float32)
@@ -128,44 +131,44 @@ class VQGAN(nn.Module):
 
     @property
     def factor(self) -> int:
-        """How many pixels a code is wide and high."""
-        return 2 ** (len(self.maps["multipliers"]) - 1)
+        """Downsampling factor: side of a code in pixels."""
+        return 2 ** (len(self.coder["multipliers"]) - 1)
 
     def latents(self, images: Float[Array, "b h w 3"], deterministic: bool = True) -> Float[Array, "b h2 w2 d"]:
-        """Pixels in [-1, 1] -> what the quantiser rounds, float32."""
+        """Encodes pixels in [-1, 1] to float32 latents before quantisation."""
         images = (images + 1) / 2 if self.unit else images
         return self.quant_conv(self.encoder(images, deterministic))
 
     def features(
         self, images: Float[Array, "b h w 3"], deterministic: bool, temperature=1.0
     ) -> tuple[Float[Array, "b h w c"], Quantized]:
-        """All but the last convolution of a reconstruction, and what the quantiser says."""
+        """Returns the input of the decoder's last convolution for images, and the quantiser's output."""
         quantized = self.quantizer(self.latents(images, deterministic), not deterministic, temperature)
-        return self.expand(quantized.vectors, deterministic), quantized
+        return self.decode_features(quantized.vectors, deterministic), quantized
 
-    def expand(self, vectors: Float[Array, "b h2 w2 d"], deterministic: bool = True) -> Float[Array, "b h w c"]:
-        """Quantised vectors -> what `pixels` makes pixels of."""
+    def decode_features(self, vectors: Float[Array, "b h2 w2 d"], deterministic: bool = True) -> Float[Array, "b h w c"]:
+        """Decodes quantised vectors to the input of the last convolution."""
         return self.decoder(self.post_quant_conv(vectors), deterministic)
 
     def pixels(self, features: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
-        """The last convolution: float32 pixels, nominally in [-1, 1]."""
-        found = self.decoder.last(features)
-        return 2 * found - 1 if self.unit else found
+        """Applies the last convolution; returns float32 pixels, nominally in [-1, 1]."""
+        pixels = self.decoder.apply_last_conv(features)
+        return 2 * pixels - 1 if self.unit else pixels
 
     def encode(self, images: Float[Array, "b h w 3"]) -> Int[Array, "b h2 w2"]:
-        """Pixels in [-1, 1] -> codes."""
+        """Encodes pixels in [-1, 1] to codes."""
         return self.quantizer(self.latents(images), False, 1.0).codes
 
     def decode(self, codes: Int[Array, "b h2 w2"]) -> Float[Array, "b h w 3"]:
-        """Codes -> pixels, nominally in [-1, 1]."""
+        """Decodes codes to pixels, nominally in [-1, 1]."""
         return self.decode_vectors(self.quantizer.embed(codes))
 
     def decode_vectors(self, vectors: Float[Array, "b h2 w2 d"]) -> Float[Array, "b h w 3"]:
-        """Vectors in the codebook's space, quantised or not -> pixels."""
-        return self.pixels(self.expand(vectors))
+        """Decodes vectors in codebook space, quantised or not, to pixels."""
+        return self.pixels(self.decode_features(vectors))
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-        """Reconstructions."""
+        """Reconstructs images."""
         return self.pixels(self.features(images, True)[0])
 
 
@@ -174,27 +177,27 @@ Autoencoder = VQGAN | DVAE
 
 @dataclasses.dataclass(frozen=True)
 class VQGANOptions(Options):
-    """A model; the defaults are the f16, 1024-code model of arXiv 2012.09841."""
+    """Options of the autoencoder; the defaults are those of the f16, 1024-code model of arXiv 2012.09841."""
 
     architecture: str = option(
         "vqgan",
-        "dvae: DALL-E 1's public one, which reads channels, blocks, z_channels and quantizer.size",
+        "autoencoder type; dvae: DALL-E's discrete VAE, which uses channels, blocks, z_channels and quantizer.size",
         choices=("vqgan", "dvae"),
     )
-    channels: int = option(128, "of the highest resolution", least=1)
-    multipliers: tuple[int, ...] = option((1, 1, 2, 2, 4), "channels of each level; the map halves between levels", least=1)
-    blocks: int = option(2, "residual blocks a level", least=1)
-    resolution: int = option(256, "of the pictures, for which attention says where", least=1)
-    attention: tuple[int, ...] = option((16,), "sizes of the map at which there is attention", least=1)
-    middle_attention: bool = option(True, "attention at the lowest resolution, on both sides of the codes")
-    pixels: str = option("signed", "what the layers see: in [-1, 1], or (unit) in [0, 1]", choices=("signed", "unit"))
-    z_channels: int = option(256, "of the map between encoder and quantiser", least=1)
-    groups: int = option(32, "of the group norms; divides the channels of every level", least=1)
+    channels: int = option(128, "channels at the highest resolution", least=1)
+    multipliers: tuple[int, ...] = option((1, 1, 2, 2, 4), "channels of each level, as multiples of `channels`", least=1)
+    blocks: int = option(2, "number of residual blocks per level", least=1)
+    resolution: int = option(256, "side of the training images in pixels", least=1)
+    attention: tuple[int, ...] = option((16,), "sides of the feature maps that have attention", least=1)
+    middle_attention: bool = option(True, "attention at the bottleneck of encoder and decoder")
+    pixels: str = option("signed", "pixel range of the network: signed [-1, 1] or unit [0, 1]", choices=("signed", "unit"))
+    z_channels: int = option(256, "channels of the feature map between encoder and quantiser", least=1)
+    groups: int = option(32, "number of groups of group norms; must divide the channels of every level", least=1)
     quantizer: quantize.QuantizerOptions = quantize.QuantizerOptions()
 
     @property
     def map_sizes(self) -> tuple[int, ...]:
-        """Side of the map at each level."""
+        """Sides of the feature maps of all levels."""
         return tuple(self.resolution >> level for level in range(len(self.multipliers)))
 
     def check(self, path: str) -> None:
@@ -214,23 +217,23 @@ class VQGANOptions(Options):
             )
         for size in self.attention:
             if size not in self.map_sizes:
-                raise ConfigError(f"config.{path}.attention has {size}; the maps are {list(self.map_sizes)} wide")
+                raise ConfigError(f"config.{path}.attention has {size}; the feature maps have sides {list(self.map_sizes)}")
 
 
 def build(
     options: VQGANOptions | Mapping | ConfigDict, compute: Compute | None = None, dropout: float = 0.0
 ) -> Autoencoder:
-    """The module that options (`config.model`) describe. ConfigError for options that contradict each other.
+    """Builds the autoencoder from `config.model`. Raises ConfigError for invalid options.
 
     Args:
-      compute: None: as by default.
-      dropout: of the residual blocks, in training.
+      compute: precision of computations; None for the default.
+      dropout: dropout rate of residual blocks in training.
     """
     options = options if isinstance(options, VQGANOptions) else VQGANOptions.parse(options, "model")
     if options.architecture == "dvae":
         return DVAE(Codes(options.quantizer.size), options.channels, options.blocks, options.z_channels)
-    # Frozen: a module can be hashed, and so be a static argument of jit, if its attributes can.
-    maps = flax.core.FrozenDict(
+    # A FrozenDict is hashable, so that the module can be a static argument of jit.
+    coder = flax.core.FrozenDict(
         channels=options.channels,
         multipliers=options.multipliers,
         blocks=options.blocks,
@@ -240,4 +243,4 @@ def build(
         dropout=dropout,
         dtype=(compute or Compute()).array_dtype,
     )
-    return VQGAN(maps, options.z_channels, quantize.build(options.quantizer), options.pixels == "unit")
+    return VQGAN(coder, options.z_channels, quantize.build(options.quantizer), options.pixels == "unit")

@@ -1,9 +1,9 @@
-"""Distances in the features of a frozen network: LPIPS on VGG16, or a CLIP of ours.
+"""Perceptual distances in the feature space of a frozen network: LPIPS on VGG16, or a CLIP.
 
-    distance = open_distance(options)            reads the weights, or None for "none"
-    value = distance(weights, found, wanted)     pixels in [-1, 1] -> scalar
+    distance = open_distance(options)                                  reads the weights; None for type "none"
+    value = distance.function(distance.weights, images, references)    pixels in [-1, 1] -> scalar
 
-The weights are part of the training state (`extra["perceptual"]`), so that a run directory resumes without their file.
+The weights are part of the training state (`extra["perceptual"]`), so that a run can resume without the weight file.
 """
 
 import dataclasses
@@ -24,15 +24,15 @@ from train_jax.options import Options, option
 from train_jax.weights.tensors import open_tensors
 
 TYPES = ("none", "lpips", "clip")
-# VGG16's convolutions, by their place in torchvision's `features`; a pooling before each slice but the first.
+# VGG16's convolutions by their index in torchvision's `features`; a max pooling precedes each slice except the first.
 _SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-_SHIFT = np.asarray([-0.030, -0.088, -0.188], np.float32)  # LPIPS's scaling layer, for pixels in [-1, 1]
+_SHIFT = np.asarray([-0.030, -0.088, -0.188], np.float32)  # scaling layer of LPIPS for pixels in [-1, 1]
 _SCALE = np.asarray([0.458, 0.448, 0.450], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """A perceptual distance: its weights as NumPy arrays, and the function `(weights, found, wanted) -> scalar`."""
+    """A perceptual distance: weights as NumPy arrays, and a function `(weights, images, references) -> scalar`."""
 
     weights: Any
     function: Callable
@@ -42,25 +42,25 @@ class Distance:
 class PerceptualOptions(Options):
     """Options of the perceptual loss."""
 
-    type: str = option("none", "lpips (arXiv 1801.03924), or features of a CLIP", choices=TYPES)
-    path: str = option("", "weights of LPIPS, or a CLIP, anything that clip_jax.load opens")
-    weight: float = option(1.0, "of the loss", least=0)
+    type: str = option("none", "perceptual distance; lpips: arXiv 1801.03924, clip: CLIP features", choices=TYPES)
+    path: str = option("", "file with weights of LPIPS, or a CLIP (anything that clip_jax.load opens)")
+    weight: float = option(1.0, "weight of the perceptual loss", least=0)
 
 
 def open_distance(options: ConfigDict) -> Distance | None:
-    """The distance that `config.perceptual` names.
+    """Opens the perceptual distance of `config.perceptual`; returns None for type "none".
 
-    Raises ConfigError for options that cannot be, if it needs a file and none is named, or the file holds no such weights.
+    Raises ConfigError for invalid options, for a missing path, and for a file without the weights.
     """
     options = PerceptualOptions.parse(options, "perceptual")
     if options.type == "none":
         return None
     if not options.path:
-        what = "weights of LPIPS (a .safetensors, .pt or .npz file, or a taming checkpoint)"
-        what = what if options.type == "lpips" else "a CLIP, anything that clip_jax.load opens"
-        raise ConfigError(f"config.perceptual.type = {options.type!r} needs config.perceptual.path: {what}")
+        remedy = "weights of LPIPS (a .safetensors, .pt or .npz file, or a taming checkpoint)"
+        remedy = remedy if options.type == "lpips" else "a CLIP, anything that clip_jax.load opens"
+        raise ConfigError(f"config.perceptual.type = {options.type!r} needs config.perceptual.path: {remedy}")
     try:
-        return _lpips(options.path) if options.type == "lpips" else _clip(options.path)
+        return _load_lpips(options.path) if options.type == "lpips" else _load_clip_distance(options.path)
     except (LoadError, OSError) as error:
         raise ConfigError(f"config.perceptual.path: {error}") from error
 
@@ -69,78 +69,80 @@ def open_distance(options: ConfigDict) -> Distance | None:
 # LPIPS
 
 
-def _lpips(path: str) -> Distance:
-    """Weights from taming's checkpoint (`loss.perceptual_loss.*`), or files of LPIPS's or torchvision's own names."""
-    found = open_tensors(paths.path(path))
+def _load_lpips(path: str) -> Distance:
+    """Loads LPIPS from a taming checkpoint (`loss.perceptual_loss.*`) or a file with LPIPS's original names."""
+    tensors = open_tensors(paths.path(path))
     for prefix in ("state_dict.loss.perceptual_loss.", "loss.perceptual_loss.", "perceptual_loss.", ""):
-        if f"{prefix}lin0.model.1.weight" in found:
+        if f"{prefix}lin0.model.1.weight" in tensors:
             break
     else:
-        raise LoadError(f"{path} holds no LPIPS: no lin0.model.1.weight among its {len(found)} tensors")
+        raise LoadError(f"{path} holds no LPIPS: no lin0.model.1.weight among its {len(tensors)} tensors")
     weights = {"vgg": {}, "lin": []}
     missing = []
-    for number, slices in enumerate(_SLICES):
-        for place in slices:
-            names = {kind: f"{prefix}net.slice{number + 1}.{place}.{kind}" for kind in ("weight", "bias")}
-            missing += [name for name in names.values() if name not in found]
+    for slice_index, layers in enumerate(_SLICES):
+        for layer in layers:
+            names = {kind: f"{prefix}net.slice{slice_index + 1}.{layer}.{kind}" for kind in ("weight", "bias")}
+            missing += [name for name in names.values() if name not in tensors]
             if not missing:
-                kernel = np.asarray(found[names["weight"]], np.float32).transpose(2, 3, 1, 0)
-                weights["vgg"][str(place)] = {"kernel": kernel, "bias": np.asarray(found[names["bias"]], np.float32)}
-        name = f"{prefix}lin{number}.model.1.weight"
-        missing += [name] if name not in found else []
+                kernel = np.asarray(tensors[names["weight"]], np.float32).transpose(2, 3, 1, 0)
+                weights["vgg"][str(layer)] = {"kernel": kernel, "bias": np.asarray(tensors[names["bias"]], np.float32)}
+        name = f"{prefix}lin{slice_index}.model.1.weight"
+        missing += [name] if name not in tensors else []
         if not missing:
-            weights["lin"].append(np.asarray(found[name], np.float32).reshape(-1))
+            weights["lin"].append(np.asarray(tensors[name], np.float32).reshape(-1))
     if missing:
         raise LoadError(f"{path} lacks tensors of LPIPS: {', '.join(missing[:6])}")
-    weights["lin"] = {str(number): value for number, value in enumerate(weights["lin"])}
+    weights["lin"] = {str(i): value for i, value in enumerate(weights["lin"])}
     return Distance(weights, lpips)
 
 
-def lpips(weights, found: Float[Array, "b h w 3"], wanted: Float[Array, "b h w 3"]) -> Float[Array, ""]:
-    """LPIPS (arXiv 1801.03924, equation 1): mean over the batch; pixels in [-1, 1], at least 16 wide and high."""
+def lpips(weights, images: Float[Array, "b h w 3"], references: Float[Array, "b h w 3"]) -> Float[Array, ""]:
+    """Computes the mean LPIPS of a batch (arXiv 1801.03924, equation 1). Pixels are in [-1, 1], sides at least 16."""
     total = 0.0
-    for number, (a, b) in enumerate(zip(_vgg(weights, found), _vgg(weights, wanted), strict=True)):
-        difference = (_unit(a) - _unit(b)) ** 2
-        total += jnp.mean(difference @ weights["lin"][str(number)])
+    features = zip(_vgg_features(weights, images), _vgg_features(weights, references), strict=True)
+    for i, (a, b) in enumerate(features):
+        difference = (_normalize(a) - _normalize(b)) ** 2
+        total += jnp.mean(difference @ weights["lin"][str(i)])
     return total
 
 
-def _unit(x):
+def _normalize(x):
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
-    # A zero vector stays zero, with a finite gradient. Inside the root, 1e-10 would change small vectors.
+    # Zero vectors remain zero and have finite gradients. Inside the root, 1e-10 would change small vectors.
     return x / (jnp.sqrt(jnp.where(squares > 0, squares, 1.0)) + 1e-10)
 
 
-def _vgg(weights, x) -> list:
+def _vgg_features(weights, x) -> list:
     x = (x - _SHIFT[None, None, None]) / _SCALE[None, None, None]
-    found = []
-    for number, slices in enumerate(_SLICES):
-        if number:
+    features = []
+    for slice_index, layers in enumerate(_SLICES):
+        if slice_index:
             x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-        for place in slices:
-            layer = weights["vgg"][str(place)]
+        for layer in layers:
+            params = weights["vgg"][str(layer)]
             x = jax.lax.conv_general_dilated(
-                x, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                x, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
-            x = jax.nn.relu(x + layer["bias"][None, None, None])
-        found.append(x)
-    return found
+            x = jax.nn.relu(x + params["bias"][None, None, None])
+        features.append(x)
+    return features
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # CLIP
 
 
-def _clip(path: str) -> Distance:
-    """Mean squared difference of unit features after the first third and the second third of a ViT's blocks."""
-    found = pretrained.open_checkpoint(path)
-    module = found.module(scan=False)
+def _load_clip_distance(path: str) -> Distance:
+    """Loads a CLIP distance: mean squared difference of normalised tokens after one and two thirds of a ViT's blocks."""
+    checkpoint = pretrained.open_checkpoint(path)
+    module = checkpoint.module(scan=False)
     if module.options.image.tower == "resnet":
-        raise LoadError(f"{path}: a CLIP with a ResNet has no blocks of tokens; name one with a ViT")
-    variables, _ = found.variables(module)
+        raise LoadError(f"{path}: a CLIP with a ResNet has no transformer blocks; name a CLIP with a ViT")
+    variables, _ = checkpoint.variables(module)
     depth, size = module.options.image.depth, module.options.image.size
-    chosen = sorted({max(1, round(depth / 3)), max(1, round(2 * depth / 3))})
-    mean, std = (np.asarray(v, np.float32)[None, None, None] for v in (found.preprocess.mean, found.preprocess.std))
+    block_counts = sorted({max(1, round(depth / 3)), max(1, round(2 * depth / 3))})
+    preprocess = checkpoint.preprocess
+    mean, std = (np.asarray(v, np.float32)[None, None, None] for v in (preprocess.mean, preprocess.std))
 
     def features(weights, x):
         x = ((x + 1) / 2 - mean) / std
@@ -154,11 +156,11 @@ def _clip(path: str) -> Distance:
             mutable=["intermediates"],
         )
         blocks = state["intermediates"]["vision"]["transformer"]
-        return [_unit(blocks[f"block_{number - 1}"]["__call__"][0].astype(jnp.float32)) for number in chosen]
+        return [_normalize(blocks[f"block_{n - 1}"]["__call__"][0].astype(jnp.float32)) for n in block_counts]
 
-    def distance(weights, found, wanted):
-        pairs = zip(features(weights, found), features(weights, wanted), strict=True)
-        return sum(jnp.mean(jnp.sum((a - b) ** 2, axis=-1)) for a, b in pairs) / len(chosen)
+    def distance(weights, images, references):
+        pairs = zip(features(weights, images), features(weights, references), strict=True)
+        return sum(jnp.mean(jnp.sum((a - b) ** 2, axis=-1)) for a, b in pairs) / len(block_counts)
 
     params = {name: value for name, value in variables["params"].items() if name != "text"}
     return Distance({"params": params}, distance)

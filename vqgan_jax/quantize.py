@@ -1,15 +1,15 @@
-"""Latents -> codes: the quantisers, behind one interface.
+"""Quantisers, which map latents to codes, with a common interface.
 
     quantized = quantizer(latents, train, temperature)     latents float32 [B, h, w, inputs]
     vectors = quantizer.embed(codes)                       float32 [B, h, w, dim]
 
-`quantized.vectors` carries gradients to the latents (straight-through, arXiv 1308.3432), `quantized.loss` trains the
-codebook and keeps latents near it.
+`quantized.vectors` has the straight-through gradient with respect to the latents (arXiv 1308.3432). `quantized.loss` trains
+the codebook and penalises the distance of latents from their codes.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import flax.struct
@@ -21,19 +21,16 @@ from jaxtyping import Array, Float, Int
 from nn_jax.layers import l2_normalize, with_axis_names
 from train_jax.options import Options, option
 
-TYPES = ("nearest", "ema", "gumbel", "fsq", "lfq")
-LEARNT = ("nearest", "ema")  # those with a codebook of points, whose dead ones can be revived
-
 
 @flax.struct.dataclass
 class Quantized:
-    """What a quantiser says of latents.
+    """Output of a quantiser.
 
     Attributes:
-      vectors: float32 [B, h, w, dim], what the decoder sees.
+      vectors: quantised vectors float32 [B, h, w, dim], the decoder's input.
       codes: int32 [B, h, w].
-      latents: float32 [B, h, w, inputs], as they were compared.
-      loss: to be minimised beside the reconstruction.
+      latents: float32 [B, h, w, inputs], normalised if the quantiser normalises latents.
+      loss: codebook loss, to be added to the reconstruction loss.
       metrics: scalars by name.
     """
 
@@ -48,20 +45,25 @@ def _straight_through(z, q):
     return z + jax.lax.stop_gradient(q - z)
 
 
+def _per_channel(values: jax.typing.ArrayLike, x: jax.Array) -> jax.Array:
+    """Returns one value per channel with the leading axes of `x`, of size 1, so that both broadcast."""
+    return jnp.expand_dims(values, tuple(range(x.ndim - 1)))
+
+
 def nearest_codes(z: Float[Array, "*lead d"], codebook: Float[Array, "k d"]) -> Int[Array, "*lead"]:
-    """The row of the codebook nearest to each vector; of equals the first."""
+    """Returns the index of the nearest codebook row for each vector; ties go to the lowest index."""
     squares = jnp.sum(codebook**2, axis=1)
     products = jnp.matmul(z, codebook.T, precision=jax.lax.Precision.HIGHEST)
-    return jnp.argmin(squares[(None,) * (z.ndim - 1)] - 2 * products, axis=-1).astype(jnp.int32)
+    return jnp.argmin(_per_channel(squares, products) - 2 * products, axis=-1).astype(jnp.int32)
 
 
 class Nearest(nn.Module):
-    """The nearest code, learnt by gradient (arXiv 1711.00937, equation 3; 2012.09841, equation 4).
+    """Nearest-neighbour quantiser trained by gradient (arXiv 1711.00937, equation 3; 2012.09841, equation 4).
 
     Attributes:
-      unit: compare directions: latents and codes are of unit norm (arXiv 2110.04627, section 3.1).
-      beta: weight of the term that draws latents to their code.
-      legacy: taming-transformers' first releases weighed the other term, which draws codes to latents, by beta.
+      unit: whether latents and codes are normalised to unit norm (arXiv 2110.04627, section 3.1).
+      beta: weight of the commitment loss, which moves latents towards their codes.
+      legacy: whether beta weighs the codebook loss, which moves codes towards latents, as in taming's first releases.
     """
 
     size: int
@@ -98,10 +100,10 @@ class Nearest(nn.Module):
 
 
 class Ema(nn.Module):
-    """The nearest code; each code is a moving mean of its latents (arXiv 1711.00937, appendix A.1).
+    """Nearest-neighbour quantiser whose codes are moving means of their latents (arXiv 1711.00937, appendix A.1).
 
-    The codebook and its statistics are the collection `codebook`, of no optimiser's concern: after an update,
-    `vqgan_jax.codebook.update_moving_means` moves it.
+    Codebook and statistics are in the collection `codebook`, which is not optimised but updated by
+    `vqgan_jax.codebook.update_moving_means`.
     """
 
     size: int
@@ -133,10 +135,10 @@ class Ema(nn.Module):
 
 
 class Gumbel(nn.Module):
-    """A categorical latent, relaxed by Gumbel noise while training (arXiv 1611.01144; as in DALL-E, 2102.12092, 2.1).
+    """Categorical quantiser with Gumbel-softmax relaxation in training (arXiv 1611.01144; 2102.12092, section 2.1).
 
     Attributes:
-      kl_weight: of the divergence from the uniform distribution over codes.
+      kl_weight: weight of the KL divergence from the uniform distribution over codes.
     """
 
     size: int
@@ -172,7 +174,7 @@ class Gumbel(nn.Module):
 
 
 class Fsq(nn.Module):
-    """Each channel rounded to a few levels: a codebook without parameters (arXiv 2309.15505, section 3.1)."""
+    """Finite scalar quantiser, which rounds each channel to one of a few levels (arXiv 2309.15505, section 3.1)."""
 
     levels: tuple[int, ...]
 
@@ -191,35 +193,36 @@ class Fsq(nn.Module):
         return np.cumprod([1, *self.levels[:-1]]).astype(np.int32)
 
     def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
+        codes = codes[..., None]
         levels = np.asarray(self.levels)
-        digits = codes[..., None] // self._basis[(None,) * codes.ndim] % levels[(None,) * codes.ndim]
-        half = levels // 2
-        return ((digits - half[(None,) * codes.ndim]) / half[(None,) * codes.ndim]).astype(jnp.float32)
+        digits = codes // _per_channel(self._basis, codes) % _per_channel(levels, codes)
+        half = _per_channel(levels // 2, codes)
+        return ((digits - half) / half).astype(jnp.float32)
 
     def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
-        lead = (None,) * (z.ndim - 1)
         levels = np.asarray(self.levels)
         half = (levels - 1) * (1 + 1e-3) / 2
         offset = np.where(levels % 2 == 0, 0.5, 0.0)
-        # A level lies at 0. Two levels are 0's two sides: to centre one of them would leave no slope there.
+        # Shifts a level to 0. With two levels 0 remains the boundary, because the gradient of a level at 0 would vanish.
         shift = np.where(levels > 2, np.arctanh(offset / half), 0.0)
-        bounded = jnp.tanh(z + shift[lead].astype(np.float32)) * half[lead].astype(np.float32)
-        bounded = bounded - offset[lead].astype(np.float32)
+        shift, half, offset = (_per_channel(x.astype(np.float32), z) for x in (shift, half, offset))
+        bounded = jnp.tanh(z + shift) * half - offset
         rounded = _straight_through(bounded, jnp.round(bounded))
-        width = (levels // 2)[lead]
+        width = _per_channel(levels // 2, z)
         digits = jnp.round(bounded).astype(jnp.int32) + width
-        codes = jnp.sum(digits * self._basis[lead], axis=-1).astype(jnp.int32)
-        return Quantized(rounded / width.astype(np.float32), codes, z, jnp.zeros(()), {})
+        codes = jnp.sum(digits * _per_channel(self._basis, z), axis=-1).astype(jnp.int32)
+        return Quantized(rounded / width.astype(jnp.float32), codes, z, jnp.zeros(()), {})
 
 
 class Lfq(nn.Module):
-    """Each channel's sign is a bit of the code (arXiv 2310.05737, section 3.1, equations 3 to 6).
+    """Lookup-free quantiser: the sign of each channel is a bit of the code (arXiv 2310.05737, equations 3 to 6).
 
     Attributes:
-      bits: of a code.
-      beta: weight of the term that draws latents to -1 and 1.
-      entropy: weight of: sure of each code, and every code used alike.
-      entropy_temperature: of the distribution over codes whose entropies these are; 0.01 in MaskGIT and Open-MAGVIT2.
+      bits: number of bits of a code.
+      beta: weight of the commitment loss, which moves latents towards -1 and 1.
+      entropy: weight of the entropy loss: mean entropy per latent minus entropy of the mean distribution.
+      entropy_temperature: temperature of the distributions over codes in the entropy loss; 0.01 in MaskGIT and
+        Open-MAGVIT2.
     """
 
     bits: int
@@ -238,68 +241,80 @@ class Lfq(nn.Module):
     inputs = dim
 
     def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
-        return 2.0 * self._digits(codes) - 1.0
+        return 2.0 * self._code_bits(codes) - 1.0
 
-    def _digits(self, codes):
-        return codes[..., None] >> np.arange(self.bits)[(None,) * codes.ndim] & 1
+    def _code_bits(self, codes):
+        codes = codes[..., None]
+        return codes >> _per_channel(np.arange(self.bits), codes) & 1
 
     def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
         positive = z > 0
         q = jnp.where(positive, 1.0, -1.0)
-        weights = (1 << np.arange(self.bits))[(None,) * (z.ndim - 1)]
-        codes = jnp.sum(positive * weights, axis=-1).astype(jnp.int32)
-        each, mean = lfq_entropies(z.reshape(-1, self.bits), self.entropy_temperature)
+        codes = jnp.sum(positive * _per_channel(1 << np.arange(self.bits), z), axis=-1).astype(jnp.int32)
+        sample_entropy, batch_entropy = lfq_entropies(z.reshape(-1, self.bits), self.entropy_temperature)
         commitment = jnp.mean((z - q) ** 2)
-        loss = self.beta * commitment + self.entropy * (each - mean)
-        metrics = {"commitment": commitment, "entropy_each": each, "entropy_mean": mean}
+        loss = self.beta * commitment + self.entropy * (sample_entropy - batch_entropy)
+        metrics = {"commitment": commitment, "entropy_each": sample_entropy, "entropy_mean": batch_entropy}
         return Quantized(_straight_through(z, q), codes, z, loss, metrics)
 
 
 def lfq_entropies(z: Float[Array, "n bits"], temperature: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean entropy of a latent's distribution over codes, and the entropy of the mean distribution, in nats.
+    """Computes the mean entropy per latent and the entropy of the mean distribution over codes, in nats.
 
-    Code c has probability softmax(-|z - c|^2 / temperature): its bits are independent, so the first is a sum over bits, and
-    the mean distribution over 2^bits codes a product of two matrices, one for the lower and one for the upper half of them.
+    Code c has probability softmax(-|z - c|^2 / temperature), so the bits of a code are independent. The entropy per latent
+    is a sum over bits. The mean distribution over 2^bits codes is the product of two matrices, with the probabilities of
+    the upper and the lower half of the bits.
     """
     logits = 4 * z / temperature
-    on, off = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    each = -jnp.mean(jnp.sum(jnp.exp(on) * on + jnp.exp(off) * off, axis=1))
+    log_p1, log_p0 = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    sample_entropy = -jnp.mean(jnp.sum(jnp.exp(log_p1) * log_p1 + jnp.exp(log_p0) * log_p0, axis=1))
 
-    def joint(first: int, last: int):
+    def joint_probs(first: int, last: int):
         p = jnp.ones((z.shape[0], 1))
         for bit in range(first, last):
-            both = jnp.exp(jnp.stack([off[:, bit], on[:, bit]], axis=1))
-            p = (both[:, :, None] * p[:, None, :]).reshape(z.shape[0], -1)
+            bit_probs = jnp.exp(jnp.stack([log_p0[:, bit], log_p1[:, bit]], axis=1))
+            p = (bit_probs[:, :, None] * p[:, None, :]).reshape(z.shape[0], -1)
         return p
 
     half = z.shape[1] // 2
-    mean = joint(half, z.shape[1]).T @ joint(0, half) / z.shape[0]
-    return each, -jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-12)))
+    mean_probs = joint_probs(half, z.shape[1]).T @ joint_probs(0, half) / z.shape[0]
+    return sample_entropy, -jnp.sum(mean_probs * jnp.log(jnp.maximum(mean_probs, 1e-12)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# From options
+# Options
+
+
+# Quantiser type -> `QuantizerOptions -> quantiser`.
+QUANTIZERS: dict[str, Callable] = {
+    "nearest": lambda o: Nearest(o.size, o.dim, o.beta, o.unit, o.legacy),
+    "ema": lambda o: Ema(o.size, o.dim, o.beta),
+    "gumbel": lambda o: Gumbel(o.size, o.dim, o.kl_weight),
+    "fsq": lambda o: Fsq(o.levels),
+    "lfq": lambda o: Lfq(o.bits, o.beta, o.entropy, o.entropy_temperature),
+}
+WITH_CODEBOOK = {"nearest", "ema"}  # types with a codebook of points, whose dead codes can be revived
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizerOptions(Options):
-    """Options of all quantisers; each reads its own."""
+    """Options of all quantisers; a quantiser type uses only some of the options."""
 
-    type: str = option("nearest", "how latents become codes", choices=TYPES)
-    size: int = option(1024, "codes; of fsq the product of levels, of lfq 2 ** bits", least=2)
-    dim: int = option(256, "of a code (nearest, ema, gumbel)", least=1)
-    unit: bool = option(False, "nearest: codes and latents of unit norm, best with dim 8 to 32")
+    type: str = option("nearest", "quantiser type", choices=QUANTIZERS)
+    size: int = option(1024, "number of codes (fsq: product of levels; lfq: 2 ** bits)", least=2)
+    dim: int = option(256, "dimension of a code (nearest, ema, gumbel)", least=1)
+    unit: bool = option(False, "nearest: normalise codes and latents to unit norm; works best with dim 8 to 32")
     beta: float = option(0.25, "weight of the commitment loss (nearest, ema, lfq)", least=0, identity=False)
-    legacy: bool = option(False, "nearest: beta on the codebook loss, as in taming's first releases", identity=False)
-    decay: float = option(0.99, "ema: of the moving means", above=0, below=1, identity=False)
-    kl_weight: float = option(5e-4, "gumbel: of the divergence from uniform codes", least=0, identity=False)
+    legacy: bool = option(False, "nearest: apply beta to the codebook loss, as in taming's first releases", identity=False)
+    decay: float = option(0.99, "ema: decay of the moving means", above=0, below=1, identity=False)
+    kl_weight: float = option(5e-4, "gumbel: weight of the KL divergence from uniform codes", least=0, identity=False)
     temperature: tuple[float, ...] = option(
-        (1.0, 1 / 16), "gumbel: at the first update and the last; geometric between them", above=0, identity=False
+        (1.0, 1 / 16), "gumbel: temperature at the first and the last update, geometric schedule", above=0, identity=False
     )
-    levels: tuple[int, ...] = option((8, 5, 5, 5), "fsq: of each channel", least=2)
-    bits: int = option(10, "lfq: of a code", least=1, most=20)
+    levels: tuple[int, ...] = option((8, 5, 5, 5), "fsq: number of levels of each channel", least=2)
+    bits: int = option(10, "lfq: number of bits of a code", least=1, most=20)
     entropy: float = option(0.1, "lfq: weight of the entropy loss", identity=False)
-    entropy_temperature: float = option(0.01, "lfq: of the distribution over codes", above=0, identity=False)
+    entropy_temperature: float = option(0.01, "lfq: temperature of the distribution over codes", above=0, identity=False)
 
     def check(self, path: str) -> None:
         self.require(not self.unit or self.type == "nearest", path, "unit", f"False for {self.type}")
@@ -308,19 +323,11 @@ class QuantizerOptions(Options):
 
 
 def build(options: QuantizerOptions) -> nn.Module:
-    """The quantiser of these options."""
-    if options.type == "nearest":
-        return Nearest(options.size, options.dim, options.beta, options.unit, options.legacy)
-    if options.type == "ema":
-        return Ema(options.size, options.dim, options.beta)
-    if options.type == "gumbel":
-        return Gumbel(options.size, options.dim, options.kl_weight)
-    if options.type == "fsq":
-        return Fsq(tuple(options.levels))
-    return Lfq(options.bits, options.beta, options.entropy, options.entropy_temperature)
+    """Builds the quantiser from its options."""
+    return QUANTIZERS[options.type](options)
 
 
 def temperature(ends: Sequence[float], step, steps: int):
-    """Of the Gumbel noise at an update: from the first of `ends` to the last, geometrically."""
+    """Returns the Gumbel temperature at a step, geometrically interpolated between the two `ends`."""
     first, last = ends
     return first * (last / first) ** jnp.clip(step / max(steps - 1, 1), 0, 1)

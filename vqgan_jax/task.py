@@ -1,8 +1,8 @@
-"""VQGAN as a task: two players, one scalar; generator and quantiser against a patch discriminator.
+"""The VQGAN training task: an autoencoder with quantiser against a patch discriminator, in one scalar loss.
 
-Batches: `image` uint8 [B, size, size, 3]. `extra`: `generator` and `discriminator` (collections that change without a
-gradient: an EMA codebook, batch statistics), `averaged` (an EMA codebook's points, as evaluation uses them), `usage`
-(`vqgan_jax.codebook`), `lecam`, `perceptual` (frozen weights).
+Batches contain `image`, uint8 [B, size, size, 3]. `extra` contains `generator` and `discriminator` (collections without
+gradient: an EMA codebook, batch statistics), `averaged` (moving average of an EMA codebook's points), `usage` (state of
+`vqgan_jax.codebook`), `lecam` and `perceptual` (frozen weights).
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from train_jax.data import images
 from train_jax.data.options import AugmentOptions, PreprocessOptions
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
-from train_jax.task import Task, averaged
+from train_jax.task import Task, average_statistics
 from vqgan_jax import averaging, codebook, discriminator, evaluators, model, perceptual, pretrained, quantize
 from vqgan_jax import loss as loss_lib
 from vqgan_jax.discriminator import DiscriminatorOptions
@@ -31,50 +31,52 @@ from vqgan_jax.gan import TwoPlayerLoss
 from vqgan_jax.model import VQGANOptions
 from vqgan_jax.perceptual import PerceptualOptions
 
-HALF = (0.5, 0.5, 0.5)  # mean and deviation that bring pixels to [-1, 1]
-_FINETUNE = "vqgan/finetune"  # the shipped config that starts from a checkpoint
-_COLLAPSED = 0.05  # share of codes in use
-_WON = 0.02  # loss of a discriminator that is hardly ever wrong
+HALF = (0.5, 0.5, 0.5)  # mean and standard deviation that normalise pixels to [-1, 1]
+_FINETUNE = "vqgan/finetune"  # shipped config that starts from a checkpoint
+_COLLAPSED_USAGE = 0.05  # fraction of used codes below which a warning is logged
+_DOMINANT_LOSS = 0.02  # discriminator loss below which a warning is logged
 
 
 @dataclasses.dataclass(frozen=True)
 class CodebookOptions(Options):
-    """What changes a codebook of points without a gradient."""
+    """Options of gradient-free codebook updates."""
 
     start: str = option(
-        "random", "or centres of the first batch's latents; with pretrained, the checkpoint's", choices=("random", "kmeans")
+        "random",
+        "initial codebook; kmeans: centres of the first batch's latents; ignored with pretrained",
+        choices=("random", "kmeans"),
     )
-    revive: int = option(0, "a code unused for so many updates moves onto a latent; 0: never", least=0)
+    revive: int = option(0, "updates after which an unused code is replaced by a latent; 0: never", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions(Options):
-    """The losses of both players, but for the perceptual one."""
+    """Options of the generator's and discriminator's losses, except the perceptual loss."""
 
-    pixels: str = option("l1", "of the reconstruction", choices=loss_lib.PIXELS)
-    pixel_weight: float = option(1.0, "of the pixel loss", least=0)
-    codebook_weight: float = option(1.0, "of the codebook and commitment losses", least=0)
-    adversarial: str = option("hinge", "none: no discriminator at all", choices=(*loss_lib.ADVERSARIAL, "none"))
-    weight: float = option(0.8, "of the adversarial loss, times the adaptive weight", least=0)
-    adaptive: bool = option(True, "whether gradients at the last layer balance the adversarial loss")
-    disc_start: int = option(0, "update at which the discriminator begins to learn", least=0)
-    disc_warmup: int = option(0, "updates from then on in which it learns without the adversarial loss", least=0)
-    disc_ramp: int = option(1, "updates in which the adversarial loss then rises to its weight", least=1)
-    lecam: float = option(0.0, "weight of LeCam regularisation (arXiv 2104.03310); 0: without", least=0)
-    r1: float = option(0.0, "weight of the gradient penalty R1 (arXiv 1801.04406); 0: without", least=0)
+    pixels: str = option("l1", "pixel loss of the reconstruction", choices=loss_lib.PIXELS)
+    pixel_weight: float = option(1.0, "weight of the pixel loss", least=0)
+    codebook_weight: float = option(1.0, "weight of the codebook and commitment losses", least=0)
+    adversarial: str = option("hinge", "adversarial loss; none: no discriminator", choices=(*loss_lib.ADVERSARIAL, "none"))
+    weight: float = option(0.8, "weight of the adversarial loss, multiplied by the adaptive weight", least=0)
+    adaptive: bool = option(True, "use the adaptive weight, a ratio of gradient norms at the last layer")
+    disc_start: int = option(0, "update at which the discriminator starts to train", least=0)
+    disc_warmup: int = option(0, "updates after disc_start without adversarial loss", least=0)
+    disc_ramp: int = option(1, "updates of the linear warm-up of the adversarial loss after disc_warmup", least=1)
+    lecam: float = option(0.0, "weight of LeCam regularisation (arXiv 2104.03310); 0: none", least=0)
+    r1: float = option(0.0, "weight of the R1 gradient penalty (arXiv 1801.04406); 0: none", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class VQGANTaskOptions(Options):
-    """VQGAN's part of a config."""
+    """Options of the VQGAN task."""
 
-    pretrained: str = option("", "a VQGAN to start from, which brings its model; see vqgan_jax.load")
+    pretrained: str = option("", "checkpoint to finetune, which also sets the model; see vqgan_jax.load")
     model: VQGANOptions = VQGANOptions()
     compute: Compute = Compute()
-    dropout: float = option(0.0, "of the residual blocks", least=0, below=1)
+    dropout: float = option(0.0, "dropout rate of residual blocks", least=0, below=1)
     codebook: CodebookOptions = CodebookOptions()
     discriminator: DiscriminatorOptions = DiscriminatorOptions()
-    fresh_discriminator: bool = option(False, "with pretrained: start anew, though taming's checkpoint holds one")
+    fresh_discriminator: bool = option(False, "with pretrained: do not load the checkpoint's discriminator")
     perceptual: PerceptualOptions = PerceptualOptions()
     loss: LossOptions = LossOptions()
     preprocess: PreprocessOptions = PreprocessOptions()
@@ -86,11 +88,11 @@ class VQGANTaskOptions(Options):
     def check(self, path: str) -> None:
         if self.model.architecture != "vqgan":
             raise ConfigError(
-                f"config.model.architecture = {self.model.architecture!r} cannot be trained here; vqgan with "
-                "quantizer.type = 'gumbel' is nearest to it"
+                f"config.model.architecture = {self.model.architecture!r} cannot be trained; the closest "
+                "alternative is vqgan with quantizer.type = 'gumbel'"
             )
         kind = self.model.quantizer.type
-        if kind not in quantize.LEARNT:
+        if kind not in quantize.WITH_CODEBOOK:
             self.require(
                 self.codebook == CodebookOptions(),
                 path,
@@ -103,32 +105,32 @@ OPTIONS, EVALUATORS = VQGANTaskOptions, evaluators.EVALUATORS
 
 
 def complete(config: ConfigDict, stated: ConfigDict) -> None:
-    """With `config.pretrained`, the model is the checkpoint's. ConfigError where the user's own options contradict it."""
+    """Copies the model options of `config.pretrained` to the config. Raises ConfigError for contradictions."""
     if config.pretrained:
         checkpoint = pretrained.open_checkpoint(config.pretrained)
-        own = stated.get("model", {})
-        options = _resized(checkpoint.model, own.get("resolution"))
-        adopt(config.model, own, options, "model", free=("resolution", *VQGANOptions.free()), example=_FINETUNE)
-        if _takes_over(config, checkpoint):
-            own = stated.get("discriminator", {})
-            adopt(config.discriminator, own, checkpoint.discriminator[0], "discriminator", example=_FINETUNE)
+        stated_options = stated.get("model", {})
+        options = _rescale_attention(checkpoint.model, stated_options.get("resolution"))
+        adopt(config.model, stated_options, options, "model", free=("resolution", *VQGANOptions.free()), example=_FINETUNE)
+        if _continues_discriminator(config, checkpoint):
+            stated_options = stated.get("discriminator", {})
+            adopt(config.discriminator, stated_options, checkpoint.discriminator[0], "discriminator", example=_FINETUNE)
 
 
-def _resized(options: Mapping, resolution: int | None) -> Mapping:
-    """A model's options for pictures of another size, attention in the same layers."""
+def _rescale_attention(options: Mapping, resolution: int | None) -> Mapping:
+    """Returns the model options for another resolution, with attention in the same layers."""
     if resolution is None or "attention" not in options:
         return options
     attention = tuple(size * resolution // options["resolution"] for size in options["attention"])
     return {**options, "attention": attention}
 
 
-def _takes_over(config: ConfigDict, found: pretrained.Checkpoint) -> bool:
-    """Whether a new run goes on with the checkpoint's discriminator."""
-    return found.discriminator is not None and config.loss.adversarial != "none" and not config.fresh_discriminator
+def _continues_discriminator(config: ConfigDict, checkpoint: pretrained.Checkpoint) -> bool:
+    """Returns whether a new run loads the checkpoint's discriminator."""
+    return checkpoint.discriminator is not None and config.loss.adversarial != "none" and not config.fresh_discriminator
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
-    """The task of a resolved config. Raises ConfigError for options that contradict each other."""
+    """Builds the task from a resolved config. Raises ConfigError for inconsistent options."""
     preprocess = images.Preprocess(size=config.model.resolution, mean=HALF, std=HALF, **config.preprocess)
     augment = images.Augment(preprocess, tuple(config.augment.scale), config.augment.flip)
     compute = Compute.parse(config.compute, "compute")
@@ -154,14 +156,14 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         example=ImageExample(augment),
         evaluators=evaluators.factories(generator, preprocess, players.distance),
         artifacts={"preprocess.json": preprocess.to_json()},
-        pretrained=players.pretrained if starts_from_weights else None,
+        pretrained=players.load_pretrained if starts_from_weights else None,
         revise=players.revise,
         warnings=players.warnings,
     )
 
 
 def codebook_rule(config: ConfigDict) -> codebook.Rule:
-    """How the run's codebook changes without a gradient."""
+    """Builds the rule for gradient-free updates of the run's codebook."""
     quantizer = config.model.quantizer
     return codebook.Rule(
         num_codes=quantizer.size,
@@ -174,11 +176,11 @@ def codebook_rule(config: ConfigDict) -> codebook.Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Players:
-    """Generator and discriminator of a run: how they begin, and what changes them without a gradient.
+    """Generator and discriminator of a run, with their initialisation and gradient-free updates.
 
     Attributes:
-      config: the run's.
-      discriminator, distance: None where the run has none.
+      config: config of the run.
+      discriminator, distance: None if the run does not use a discriminator or a perceptual distance.
     """
 
     config: ConfigDict
@@ -188,7 +190,7 @@ class Players:
     rule: codebook.Rule
 
     def init(self, rng, batch):
-        """`Task.init`."""
+        """Implements `Task.init`."""
         generator_key, discriminator_key = jax.random.split(rng)
         size = self.config.model.resolution
         x = jnp.zeros((1, size, size, 3))
@@ -202,13 +204,13 @@ class Players:
             extra["discriminator"] = variables
             if self.config.loss.lecam:
                 extra["lecam"] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
-        extra["usage"] = codebook.initial_usage(self.generator.quantizer.size)
+        extra["usage"] = codebook.init_usage(self.generator.quantizer.size)
         if self.distance is not None:
             extra["perceptual"] = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), self.distance.weights)
         return params, extra
 
-    def pretrained(self):
-        """`Task.pretrained`: the weights that a new run starts from instead of what `init` draws."""
+    def load_pretrained(self):
+        """Implements `Task.pretrained`: loads the weights that replace random initial values."""
         params, extra = {}, {}
         if self.config.pretrained:
             checkpoint = pretrained.open_checkpoint(self.config.pretrained)
@@ -216,20 +218,20 @@ class Players:
             params, extra = {"generator": variables.pop("params")}, {"generator": variables}
             if self.rule.is_ema:
                 extra["averaged"] = variables["codebook"]["quantizer"]["points"]
-            if _takes_over(self.config, checkpoint):
+            if _continues_discriminator(self.config, checkpoint):
                 variables = checkpoint.discriminator[1]()
                 params["discriminator"] = variables.pop("params")
                 extra["discriminator"] = variables
         return params, extra if self.distance is None else extra | {"perceptual": self.distance.weights}
 
     def revise(self, params, extra, statistics, rng, step):
-        """`Task.revise`: codebook, its usage and all running means, by all micro-batches of an update at once."""
+        """Implements `Task.revise`: updates codebook, usage and running means from all micro-batches of an update."""
         mesh = jax.sharding.get_abstract_mesh()
         codes = sharding.join_batch(statistics["codes"], mesh)
         is_first = jnp.all(extra["usage"]["last"] < 0)
         usage, metrics = codebook.update_usage(extra["usage"], codes, step)
         means = {name: x for name, x in statistics.items() if name not in ("codes", "latents")}
-        extra = extra | averaged(means)
+        extra = extra | average_statistics(means)
         if not self.rule.needs_latents:
             return params, extra | {"usage": usage}, {}, metrics
         latents = sharding.join_batch(statistics["latents"], mesh)
@@ -241,25 +243,26 @@ class Players:
         usage, book, moved = self.rule.update(usage, book, codes, latents, rng, step, is_first)
         extra = extra | {"usage": usage}
         if self.rule.is_ema:
-            decay = averaging.decay(self.config)
-            average = averaging.follow(extra["averaged"], book["points"], moved, step, decay)
+            decay = averaging.get_decay(self.config)
+            average = averaging.update_average(extra["averaged"], book["points"], moved, step, decay)
             return params, extra | {"averaged": average, "generator": {"codebook": {"quantizer": book}}}, {}, metrics
         generator = generator | {"quantizer": generator["quantizer"] | {"codebook": book["points"]}}
         return params | {"generator": generator}, extra, {"generator/quantizer/codebook": moved}, metrics
 
     def warnings(self, metrics: dict[str, float], step: int) -> list[str]:
-        """`Task.warnings`."""
-        sentences = []
-        if step >= 2 * codebook.WINDOW and metrics["usage"] < _COLLAPSED:
-            sentences.append(
+        """Implements `Task.warnings`."""
+        messages = []
+        if step >= 2 * codebook.WINDOW and metrics["usage"] < _COLLAPSED_USAGE:
+            messages.append(
                 f"the codebook has collapsed: {100 * metrics['usage']:.1f} % of {self.generator.quantizer.size} codes were "
                 f"used in the last {codebook.WINDOW} updates. Try codebook.revive = 100, codebook.start = 'kmeans', "
                 "model.quantizer.unit = True with dim = 8, or model.quantizer.type = 'fsq'"
             )
         trains = self.discriminator is not None and step > self.config.loss.disc_start + 100
-        if trains and metrics["loss_discriminator"] < _WON:
-            sentences.append(
-                f"the discriminator wins outright (loss {metrics['loss_discriminator']:.3f}): its logits teach "
-                "the generator nothing. Try loss.lecam = 0.001, loss.r1 = 1, or a lower optim.players.discriminator.lr"
+        if trains and metrics["loss_discriminator"] < _DOMINANT_LOSS:
+            messages.append(
+                f"the discriminator dominates (loss {metrics['loss_discriminator']:.3f}): its logits give "
+                "the generator no useful gradient. Try loss.lecam = 0.001, loss.r1 = 1, or a lower "
+                "optim.players.discriminator.lr"
             )
-        return sentences
+        return messages

@@ -1,4 +1,4 @@
-"""The loaded VQGAN: a small value with the verbs people come for, `load`, and writing it for peers."""
+"""A VQGAN for inference: encodes, decodes and reconstructs images; functions to load and save models and to export them."""
 
 import dataclasses
 import functools
@@ -26,21 +26,21 @@ from vqgan_jax.pretrained import diffusers, open_checkpoint, single_file, taming
 
 __all__ = ["LoadError", "Vqgan", "load", "save", "save_diffusers", "save_taming", "to_bytes"]
 
-Picture = Image.Image | np.ndarray | str | Path
-Pictures = Sequence[Picture] | np.ndarray
+ImageInput = Image.Image | np.ndarray | str | Path
+ImageInputs = Sequence[ImageInput] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Vqgan:
-    """A model ready for use. Make one with `load`, or from its parts with `Vqgan.assemble`.
+    """A VQGAN for inference, created by `load` or `Vqgan.assemble`.
 
     Attributes:
-      module: see `vqgan_jax.model`.
-      variables: on this host's devices.
-      options: of the model.
-      compute: how it is computed.
-      fingerprint: SHA-256 of the weights and of what their shapes do not tell: what codes mean depends on it.
-      name: where it came from, for people.
+      module: Flax module, see `vqgan_jax.model`.
+      variables: weights on the devices of this host.
+      options: model options.
+      compute: precision of computations.
+      fingerprint: SHA-256 of weights and options, which identifies the meaning of codes.
+      name: source of the weights, for messages.
     """
 
     module: model_lib.Autoencoder
@@ -54,7 +54,7 @@ class Vqgan:
     def assemble(
         cls, options: VQGANOptions | Mapping | ConfigDict, variables: Any, name: str, compute: Compute | None = None
     ) -> "Vqgan":
-        """The model of these options and weights, its weights copied to this host's devices."""
+        """Builds a model from options and weights, and copies the weights to the devices of this host."""
         options = options if isinstance(options, VQGANOptions) else VQGANOptions.parse(options, "model")
         compute = compute or Compute()
         fingerprint, module = _fingerprint(options, variables), model_lib.build(options, compute)
@@ -62,59 +62,54 @@ class Vqgan:
 
     @property
     def size(self) -> int:
-        """Side of the pictures it was trained on, to which single pictures are brought."""
+        """Side of the training images in pixels. Lists of images are resized and cropped to this size."""
         return self.options.resolution
 
     @property
-    def codes(self) -> int:
-        """How many codes there are."""
+    def num_codes(self) -> int:
+        """Number of codes in the codebook."""
         return self.module.quantizer.size
 
     @property
     def factor(self) -> int:
-        """Pixels along a side of one code."""
+        """Downsampling factor: side of a code in pixels."""
         return self.module.factor
 
-    def encode(self, images: Pictures, batch_size: int = 32) -> Int32[np.ndarray, "n h w"]:
-        """Codes of pictures.
+    def encode(self, images: ImageInputs, batch_size: int = 32) -> Int32[np.ndarray, "n h w"]:
+        """Encodes images to codes.
 
         Args:
-          images: one array [n, H, W, 3], uint8 or float in [0, 1], with H and W divisible by `factor`; or PIL pictures,
-            paths and uint8 arrays of any sizes, which are cropped to `size` x `size`.
+          images: one array [n, H, W, 3], uint8 or float in [0, 1], with H and W divisible by `factor`; or a list of PIL
+            images, paths and uint8 arrays of any sizes, which are resized and cropped to `size` x `size`.
 
-        Raises ValueError for other arrays, BrokenSample for a picture that cannot be read.
+        Raises ValueError for other arrays and BrokenSample for an unreadable image.
         """
-        pixels = self._pixels(images)
-        return self._batched(self._programs.encode, pixels, batch_size)
+        return self._run_batched(self._programs.encode, self.preprocess(images), batch_size)
 
     def decode(self, codes: Int32[np.ndarray, "n h w"], batch_size: int = 32) -> Float32[np.ndarray, "n H W 3"]:
-        """Pictures of codes, in [0, 1]. Raises ValueError for a code that does not exist."""
-        return self._batched(self._programs.decode, self._check_codes(codes), batch_size)
+        """Decodes codes to images in [0, 1]. Raises ValueError for codes outside of the codebook."""
+        return self._run_batched(self._programs.decode, self._check_codes(codes), batch_size)
 
     def decode_uint8(self, codes: Int32[np.ndarray, "n h w"], batch_size: int = 32) -> UInt8[np.ndarray, "n H W 3"]:
-        """`decode`, rounded to 0 to 255 on the device: a quarter of the memory, for many pictures."""
-        return self._batched(self._programs.decode_uint8, self._check_codes(codes), batch_size)
+        """Decodes codes to uint8 images. Rounding on the device needs a quarter of the memory of `decode`."""
+        return self._run_batched(self._programs.decode_uint8, self._check_codes(codes), batch_size)
 
-    def reconstruct(self, images: Pictures, batch_size: int = 32) -> Float32[np.ndarray, "n H W 3"]:
-        """Pictures after a journey through the codes, in [0, 1]; `images` as in `encode`."""
-        return self._batched(self._programs.reconstruct, self._pixels(images), batch_size)
+    def reconstruct(self, images: ImageInputs, batch_size: int = 32) -> Float32[np.ndarray, "n H W 3"]:
+        """Encodes and decodes `images`, which are as in `encode`; returns images in [0, 1]."""
+        return self._run_batched(self._programs.reconstruct, self.preprocess(images), batch_size)
 
-    def pixels(self, images: Pictures) -> np.ndarray:
-        """What `encode` sees of `images`: uint8 or float32 [n, H, W, 3]."""
-        return self._pixels(images)
+    def encode_with(self, variables: Any, images: jax.Array) -> jax.Array:
+        """Encodes images uint8 [n, H, W, 3] to codes int32 [n, h, w] with the given variables, as a pure function.
 
-    def codes_of(self, variables: Any, images: jax.Array) -> jax.Array:
-        """What `encode` computes, as a pure function for the programs of others: uint8 [n, H, W, 3] -> int32 [n, h, w].
-
-        `variables` have the form of this value's own, wherever they lie.
+        `variables` have the structure of `self.variables` and may be on any devices.
         """
         return self._programs.encode(variables, images)
 
     @functools.cached_property
     def _programs(self) -> "_Programs":
-        return _compile(self.module)
+        return _compile_programs(self.module)
 
-    def _batched(self, program: Callable, values: np.ndarray, batch_size: int) -> np.ndarray:
+    def _run_batched(self, program: Callable, values: np.ndarray, batch_size: int) -> np.ndarray:
         return inference.batched(
             program,
             self.variables,
@@ -128,38 +123,39 @@ class Vqgan:
         codes = np.asarray(codes, np.int32)
         if codes.ndim != 3:
             raise ValueError(f"codes must be [n, h, w], not {list(codes.shape)}")
-        if codes.size and not (codes.min() >= 0 and codes.max() < self.codes):
-            raise ValueError(f"codes {codes.min()} to {codes.max()}: this model has 0 to {self.codes - 1}")
+        if codes.size and not (codes.min() >= 0 and codes.max() < self.num_codes):
+            raise ValueError(f"codes {codes.min()} to {codes.max()}: this model has 0 to {self.num_codes - 1}")
         return codes
 
-    def _pixels(self, images: Pictures) -> np.ndarray:
+    def preprocess(self, images: ImageInputs) -> np.ndarray:
+        """Converts images to the input array of `encode`: uint8 or float32 [n, H, W, 3]."""
         if isinstance(images, str | Path | Image.Image):
             raise TypeError(f"images must be a list, not one {type(images).__name__}: write [value]")
         if not isinstance(images, np.ndarray):
             preprocess = Preprocess(self.size)
-            return np.stack([preprocess.named(x, i) for i, x in enumerate(images)]) if len(images) else self._none()
+            return np.stack([preprocess.named(x, i) for i, x in enumerate(images)]) if len(images) else self._empty_batch()
         if images.ndim != 4 or images.shape[-1] != 3 or not (images.dtype == np.uint8 or images.dtype.kind == "f"):
             raise ValueError(
                 f"images must be [n, H, W, 3], uint8 or float in [0, 1], not {images.dtype} {list(images.shape)}"
             )
         if any(side % self.factor for side in images.shape[1:3]):
             raise ValueError(
-                f"pictures of {images.shape[1]} x {images.shape[2]} pixels: both sides must be divisible by {self.factor}"
+                f"images of {images.shape[1]} x {images.shape[2]} pixels: both sides must be divisible by {self.factor}"
             )
         if images.dtype.kind == "f":
             if images.size and (images.min() < 0 or images.max() > 1):
                 raise ValueError(
-                    f"float pictures must lie in [0, 1]; these reach from {images.min()} to {images.max()}"
+                    f"float images must be in [0, 1]; these range from {images.min()} to {images.max()}"
                 )
             return images.astype(np.float32)
         return images
 
-    def _none(self) -> np.ndarray:
+    def _empty_batch(self) -> np.ndarray:
         return np.zeros((0, self.size, self.size, 3), np.uint8)
 
 
 class _Programs(NamedTuple):
-    """Compiled once for a shape of batch."""
+    """Compiled functions `(variables, batch) -> array`."""
 
     encode: Callable
     decode: Callable
@@ -167,19 +163,19 @@ class _Programs(NamedTuple):
     reconstruct: Callable
 
 
-def _compile(module: model_lib.Autoencoder) -> _Programs:
-    def signed(images):
+def _compile_programs(module: model_lib.Autoencoder) -> _Programs:
+    def to_signed(images):
         x = images.astype(jnp.float32)
         return 2 * (x / 255 if images.dtype == jnp.uint8 else x) - 1
 
-    def unsigned(pixels):
+    def to_unit(pixels):
         return jnp.clip((pixels + 1) / 2, 0, 1)
 
     def encode(variables, images):
-        return module.apply(variables, signed(images), method="encode")
+        return module.apply(variables, to_signed(images), method="encode")
 
     def decode(variables, codes):
-        return unsigned(module.apply(variables, codes, method="decode"))
+        return to_unit(module.apply(variables, codes, method="decode"))
 
     def decode_uint8(variables, codes):
         return jnp.round(255 * decode(variables, codes)).astype(jnp.uint8)
@@ -201,19 +197,20 @@ def _fingerprint(options: VQGANOptions, variables: Mapping) -> str:
 
 
 def load(path: str | Path, step: int | None = None) -> Vqgan:
-    """The model that `path` holds.
+    """Loads a VQGAN from any supported format.
 
     Args:
-      path: a run directory of `train-jax` (averaged weights where there are any), a `.safetensors` of `save`, a directory of
-        diffusers' VQModel (or of a pipeline with one), of dalle-mini's VQGAN or of OpenAI's dVAE, a checkpoint of
-        taming-transformers with its `.yaml` beside it (of a second stage, the first stage in it), or "hf:org/name".
-      step: of a run directory, the checkpoint; None for the newest readable one.
+      path: a run directory of `train-jax` (averaged weights if the run has them), a `.safetensors` file of `save`, a
+        directory of diffusers' VQModel (or of a pipeline that contains a VQModel), of dalle-mini's VQGAN or of OpenAI's
+        dVAE, a checkpoint of taming-transformers with its `.yaml` in the same folder (from a second stage's checkpoint, the
+        first stage is loaded), or "hf:org/name".
+      step: checkpoint step of a run directory; None for the newest readable checkpoint.
 
-    Raises LoadError that says what was found if it is none of these, is damaged, or does not belong together.
+    Raises LoadError for unknown formats, for damaged files, and if weights and configuration are inconsistent.
     """
-    found = open_checkpoint(path, step)
-    variables, name = found.variables(found.module())
-    return Vqgan.assemble(found.model, variables, name, found.compute)
+    checkpoint = open_checkpoint(path, step)
+    variables, name = checkpoint.variables(checkpoint.module())
+    return Vqgan.assemble(checkpoint.model, variables, name, checkpoint.compute)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -221,63 +218,67 @@ def load(path: str | Path, step: int | None = None) -> Vqgan:
 
 
 def to_bytes(vq: Vqgan) -> bytes:
-    """The content of a `.safetensors` file that `load` opens: weights and options, nothing else."""
+    """Serialises weights and options as the content of a `.safetensors` file that `load` opens."""
     return single_file.to_bytes(vq.options, vq.compute, jax.tree.map(np.asarray, vq.variables))
 
 
 def save(vq: Vqgan, path: str | Path) -> None:
-    """Writes `to_bytes` as a `.safetensors` file. ValueError for another suffix, FileExistsError if it is there."""
+    """Writes the model to a `.safetensors` file that `load` opens.
+
+    Raises ValueError for another suffix, and FileExistsError if the file exists.
+    """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: name the file as NAME.safetensors")
     if path.exists():
-        raise FileExistsError(f"{path} is there already")
+        raise FileExistsError(f"{path} already exists")
     path.write_bytes(to_bytes(vq))
 
 
 def save_diffusers(vq: Vqgan, directory: str | Path) -> None:
-    """Writes a directory that diffusers' VQModel opens, with the same codes and pictures.
+    """Exports the model to a directory that diffusers' VQModel opens, with the same codes and reconstructions.
 
-    Raises ValueError if diffusers has no place for the model (its quantiser), FileExistsError if the directory holds files.
+    Raises ValueError if VQModel does not support the model (such as its quantiser), and FileExistsError if the directory is
+    not empty.
     """
     import safetensors.numpy
 
     directory = Path(directory)
-    model, params = _with_plain_codebook(vq, "diffusers")
+    model, params = _fold_codebook(vq, "diffusers")
     if directory.is_dir() and any(directory.iterdir()):
-        raise FileExistsError(f"{directory} holds files already; name a new directory")
-    weights = to_peer(params, diffusers.entries(model))
+        raise FileExistsError(f"{directory} is not empty; name a new directory")
+    weights = to_peer(params, diffusers.build_entries(model))
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(diffusers.config(model), indent=2) + "\n", "utf-8")
+    (directory / "config.json").write_text(json.dumps(diffusers.export_config(model), indent=2) + "\n", "utf-8")
     arrays = {name: np.array(x, np.float32, order="C") for name, x in weights.items()}
-    # Last: a directory with weights is a complete one.
+    # Weights are written last: a directory with weights is complete.
     safetensors.numpy.save_file(arrays, directory / f"{diffusers.WEIGHTS}.safetensors", metadata={"format": "pt"})
 
 
 def save_taming(vq: Vqgan, path: str | Path) -> None:
-    """Writes a state dict with taming-transformers' names as `.safetensors`, and its `.yaml` beside it.
+    """Exports the model as a state dict of taming-transformers (`.safetensors`), with a `.yaml` in the same folder.
 
-    Raises ValueError if taming has no place for the model, or the name is no `.safetensors`; FileExistsError if it is there.
+    Raises ValueError if taming does not support the model or for another suffix, and FileExistsError if the file exists.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(
             f"{path}: name the file as NAME.safetensors; PyTorch opens it with safetensors.torch.load_file"
         )
-    model, params = _with_plain_codebook(vq, "taming", gumbel=True)
+    model, params = _fold_codebook(vq, "taming", gumbel=True)
     if model["groups"] != 32:
         raise ValueError(
             f"taming's group norms have 32 groups, this model's {model['groups']}: save_taming cannot write it"
         )
     if not model["middle_attention"]:
-        raise ValueError("taming's models have attention in the middle, this one has none: save_taming cannot write it")
+        raise ValueError("taming's models have middle attention, this model has none: save_taming cannot write it")
     if path.exists():
-        raise FileExistsError(f"{path} is there already")
-    taming.save(model, to_peer(params, taming.entries(model)), path)
+        raise FileExistsError(f"{path} already exists")
+    taming.save(model, to_peer(params, taming.build_entries(model)), path)
 
 
-def _with_plain_codebook(vq: Vqgan, peer: str, gumbel: bool = False) -> tuple[dict, dict[str, np.ndarray]]:
-    """Options and parameters with the codebook as the points that the peer compares latents with."""
+def _fold_codebook(vq: Vqgan, peer: str, gumbel: bool = False) -> tuple[dict, dict[str, np.ndarray]]:
+    """Returns options and parameters of the same model with a plain codebook, as other libraries require."""
     model = vq.options.to_dict()
     kind = model["quantizer"]["type"]
     if kind not in ("nearest", "ema", *(["gumbel"] if gumbel else [])):
@@ -286,14 +287,14 @@ def _with_plain_codebook(vq: Vqgan, peer: str, gumbel: bool = False) -> tuple[di
         raise ValueError(f"{peer} has no {model['architecture']}: this model cannot be written for it")
     if model["pixels"] != "signed":
         raise ValueError(
-            f"{peer} has no place for model.pixels = {model['pixels']!r}: this model cannot be written for it"
+            f"{peer} does not support model.pixels = {model['pixels']!r}: this model cannot be written for it"
         )
     params = flat(jax.tree.map(np.asarray, vq.variables["params"]))
     if kind == "ema":
         params["quantizer/codebook"] = np.asarray(vq.variables["codebook"]["quantizer"]["points"])
         model["quantizer"]["type"] = "nearest"
     elif model["quantizer"]["unit"]:
-        # Of points of unit norm, the nearest to a latent is the one of its direction, whatever the latent's norm.
+        # The nearest point of unit norm does not depend on the latent's norm: normalising the codebook is sufficient.
         points = params["quantizer/codebook"]
         params["quantizer/codebook"] = points / np.linalg.norm(points, axis=1, keepdims=True)
     return model, params

@@ -1,6 +1,6 @@
-"""Models in files: one module a format, each with a table from its names to ours.
+"""Checkpoint formats of CLIP: one module per format, each with a table of parameter names.
 
-open_checkpoint(path) -> Checkpoint     what the files tell, before any weight is read
+open_checkpoint(path) -> Checkpoint     reads the configuration; the weights are read later
 """
 
 import dataclasses
@@ -20,32 +20,32 @@ log = logging.getLogger(__name__)
 
 _HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _HUB_FALLBACK = ("pytorch_model*.bin", "open_clip_pytorch_model.bin")
-_KINDS = (
+_FORMATS = (
     "load opens run directories of train-jax (config.json with a task, tokenizer.json, preprocess.json, artifacts.json, "
     "checkpoints/), Hugging Face directories of CLIP and SigLIP (config.json with a model_type), open_clip directories "
-    f"({open_clip.CONFIG}), weight files of both with their directory around them, OpenAI's .pt files, big_vision's .npz "
+    f"({open_clip.CONFIG}), weight files inside either directory, OpenAI's .pt files, big_vision's .npz "
     "files, and hf:org/name"
 )
 
 
 def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
-    """What the files at `path` tell of a model (see `clip_jax.load`). Raises LoadError if that is none that is known."""
+    """Opens the checkpoint at `path` (see `clip_jax.load`). Raises LoadError if the format is unknown."""
     path = hub.resolve(path, _HUB_FILES, _HUB_FALLBACK)
     if not path.exists():
-        raise LoadError(f"{path}: no such file or folder. {_KINDS}")
+        raise LoadError(f"{path}: no such file or folder. {_FORMATS}")
     try:
         checkpoint = _open_directory(path, step) if path.is_dir() else _open_file(path)
     except LoadError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # Configurations are other people's: any value can be of any kind.
-        raise LoadError(f"{path}: a configuration is not as expected ({type(error).__name__}: {error})") from error
+        # Configurations are untrusted input: any value may have any type.
+        raise LoadError(f"{path}: invalid configuration ({type(error).__name__}: {error})") from error
     if checkpoint is None:
-        raise LoadError(f"{path} is no model: it holds {_content(path)}. {_KINDS}")
+        raise LoadError(f"{path} is not a model: it holds {_describe_content(path)}. {_FORMATS}")
     return checkpoint
 
 
-def _content(path: Path) -> str:
+def _describe_content(path: Path) -> str:
     if path.is_dir():
         return ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     return f"a {path.suffix or 'nameless'} file"
@@ -55,12 +55,12 @@ def _open_directory(path: Path, step: int | None) -> Checkpoint | None:
     run = run_directory.open_directory(path, step)
     if run is not None:
         return run
-    # Many directories are both; where transformers' own weights are not there, open_clip's are meant.
-    both = (path / open_clip.CONFIG).is_file()
-    theirs = None if both and not hugging_face.weight_files(path) else hugging_face.open_directory(path)
-    checkpoint = theirs or open_clip.open_directory(path)
-    if both and checkpoint is not None:
-        _warn_of_another_preprocessing(path, checkpoint)
+    # Many directories have both configurations. Without weights for transformers, the directory is open_clip's.
+    has_both = (path / open_clip.CONFIG).is_file()
+    hf_checkpoint = None if has_both and not hugging_face.find_weight_files(path) else hugging_face.open_directory(path)
+    checkpoint = hf_checkpoint or open_clip.open_directory(path)
+    if has_both and checkpoint is not None:
+        _warn_if_preprocessing_differs(path, checkpoint)
     return checkpoint
 
 
@@ -74,13 +74,13 @@ def _open_file(path: Path) -> Checkpoint | None:
         return hugging_face.open_directory(path.parent, path)
     if not holds(tensors, openai.ANCHOR):
         raise LoadError(f"{path} holds no CLIP: neither {openai.ANCHOR} nor {hugging_face.ANCHOR} is among its tensors")
-    if (path.parent / open_clip.CONFIG).is_file() and not openai_file.is_openais(path, tensors):
+    if (path.parent / open_clip.CONFIG).is_file() and not openai_file.is_openai_file(path, tensors):
         return open_clip.open_directory(path.parent, path)
     return openai_file.open_file(path)
 
 
-def _warn_of_another_preprocessing(path: Path, checkpoint: Checkpoint) -> None:
-    """Logs that a directory holds two configurations that prepare pictures differently, and which of them is used."""
+def _warn_if_preprocessing_differs(path: Path, checkpoint: Checkpoint) -> None:
+    """Logs a warning if the two configurations of a directory have different preprocessing."""
 
     def read(module) -> Preprocess | str | None:
         try:
@@ -88,19 +88,19 @@ def _warn_of_another_preprocessing(path: Path, checkpoint: Checkpoint) -> None:
         except LoadError as error:
             return str(error)
 
-    ours, other = (read(module) for module in (open_clip, image_processor))
+    used, unused = (read(module) for module in (open_clip, image_processor))
     if checkpoint.kind != "open_clip":
-        ours, other = other, ours
-    if other is not None and _rounded_alike(ours) != _rounded_alike(other):
+        used, unused = unused, used
+    if unused is not None and _unify_rounding(used) != _unify_rounding(unused):
         log.warning(
-            "%s: two configurations prepare pictures differently. Used is that of the weights that are loaded (%s): %s. The "
-            "other says: %s. To use the other, load its weight file by name",
-            path, checkpoint.files, ours, other,
+            "%s: two configurations have different image preprocessing. The one of the loaded weights (%s) is used: %s. The "
+            "other is: %s. To use the other, load its weight file by path",
+            path, checkpoint.files, used, unused,
         )  # fmt: skip
 
 
-def _rounded_alike(preprocess: Preprocess | str) -> Preprocess | str:
-    """Without the difference in rounding that transformers and open_clip always have."""
+def _unify_rounding(preprocess: Preprocess | str) -> Preprocess | str:
+    """Replaces the crop rounding of transformers by that of open_clip, a difference between all such configurations."""
     return (
         dataclasses.replace(preprocess, mode="crop") if getattr(preprocess, "mode", "") == "crop_floor" else preprocess
     )

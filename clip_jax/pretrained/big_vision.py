@@ -1,4 +1,4 @@
-"""big_vision's `.npz` files of SigLIP: Flax parameters by path. A tokenizer lies beside them."""
+"""SigLIP checkpoints of big_vision: `.npz` files of Flax parameters by path, with a tokenizer in the same directory."""
 
 import functools
 import math
@@ -17,63 +17,67 @@ _HALF = (0.5, 0.5, 0.5)
 
 
 def open_file(path: Path) -> Checkpoint:
-    """The checkpoint in a `.npz` file."""
-    tensors, where = _unrolled(open_tensors(path)), str(path)
-    model = options(tensors, where)
+    """Opens the checkpoint in a `.npz` file of big_vision."""
+    tensors, source = _unroll_blocks(open_tensors(path)), str(path)
+    model = infer_options(tensors, source)
     return Checkpoint(
-        name=where,
+        name=source,
         kind="big_vision",
         model=model,
         tokenizer=open_tokenizer(path.parent, model),
-        # big_vision's `resize(size)|value_range(-1, 1)`, as its demonstrations and evaluations of SigLIP have it
+        # `resize(size)|value_range(-1, 1)`, as in big_vision's demos and evaluations of SigLIP
         preprocess=Preprocess(model["image"]["size"], "squash", "bilinear_aliased", _HALF, _HALF),
-        read=lambda: (from_peer(tensors, entries(model), where), where),
+        read=lambda: (from_peer(tensors, list_entries(model), source), source),
         files=f"{path.name} (activation and preprocessing: big_vision's)",
     )
 
 
-def _unrolled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, those of a model of stacked blocks (`scan=True`) a block at a time, under unrolled names."""
+def _unroll_blocks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Splits the tensors of stacked blocks (`scan=True`) into one tensor per block, with unrolled names."""
     unrolled = {}
     for name, x in tensors.items():
         match = re.match(r"^(.*/encoderblock)(/.*)$", name)
         if match is None:
             unrolled[name] = x
             continue
-        load = functools.cache(x.load)  # a file's tensor is read once, not once a block
-        for number in range(x.shape[0]):
-            block = functools.partial(lambda load, number: load()[number], load, number)
-            unrolled[f"{match[1]}_{number}{match[2]}"] = Tensor(x.shape[1:], block)
+        load = functools.cache(x.load)  # read a stacked tensor once, not once per block
+        for index in range(x.shape[0]):
+            block = functools.partial(lambda load, index: load()[index], load, index)
+            unrolled[f"{match[1]}_{index}{match[2]}"] = Tensor(x.shape[1:], block)
     return unrolled
 
 
-def options(tensors: Mapping[str, Tensor], where: str) -> dict:
-    """The model that the shapes tell of; big_vision's layer norms have eps 1e-6, its GELU is the tanh one."""
-    needed = (
+def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
+    """Infers the model options from tensor shapes.
+
+    Layer norms have big_vision's eps of 1e-6, MLPs the tanh approximation of GELU. Raises LoadError if the tensors are
+    not those of a SigLIP with fixed image size.
+    """
+    required = (
         "params/img/embedding/kernel",
         "params/img/MAPHead_0/probe",
         "params/txt/Embed_0/embedding",
         "params/t",
         "params/b",
     )
-    missing = [name for name in needed if name not in tensors]
+    missing = [name for name in required if name not in tensors]
     if missing:
-        raise LoadError(f"{where} is no SigLIP of big_vision: it has no {missing[0]}")
+        raise LoadError(f"{source} is not a SigLIP of big_vision: it has no {missing[0]}")
     stem, positions = tensors["params/img/embedding/kernel"].shape, tensors["params/img/pos_embedding"].shape
     if len(stem) == 2:
-        raise LoadError(f"{where}: SigLIP 2 of variable resolution (NaFlex) is not supported; its fixed sizes are")
+        raise LoadError(f"{source}: SigLIP 2 of variable resolution (NaFlex) is not supported; its fixed sizes are")
     if len(stem) != 4 or stem[0] != stem[1] or len(positions) != 3 or math.isqrt(positions[1]) ** 2 != positions[1]:
         raise LoadError(
-            f"{where}: patches {list(stem)} and positions {list(positions)} are not those of square pictures"
+            f"{source}: patches {list(stem)} and positions {list(positions)} are not those of square images"
         )
 
     def tower(block: str, width: int) -> dict:
-        found = {int(m[1]) for name in tensors if (m := re.match(rf"^params/{block}_(\d+)/", name))}
-        if not found:
-            raise LoadError(f"{where} is no SigLIP of big_vision: it has no params/{block}_0")
+        blocks = {int(m[1]) for name in tensors if (m := re.match(rf"^params/{block}_(\d+)/", name))}
+        if not blocks:
+            raise LoadError(f"{source} is not a SigLIP of big_vision: it has no params/{block}_0")
         query = tensors[f"params/{block}_0/MultiHeadDotProductAttention_0/query/kernel"]
         hidden = tensors[f"params/{block}_0/MlpBlock_0/Dense_0/kernel"]
-        return {"width": width, "depth": len(found), "heads": query.shape[1], "mlp_ratio": hidden.shape[1] / width}
+        return {"width": width, "depth": len(blocks), "heads": query.shape[1], "mlp_ratio": hidden.shape[1] / width}
 
     patch, width, grid = stem[0], stem[-1], math.isqrt(positions[1])
     rows, text_width = tensors["params/txt/Embed_0/embedding"].shape
@@ -102,54 +106,55 @@ def options(tensors: Mapping[str, Tensor], where: str) -> dict:
     }
 
 
-def entries(model: Mapping) -> list[Entry]:
+def list_entries(model: Mapping) -> list[Entry]:
+    """Lists the parameters of a model with their names in big_vision. `model` has the options of `CLIPOptions`."""
     head = "params/img/MAPHead_0"
     return [
-        *_plain("vision/stem", "params/img/embedding"),
+        *_layer_entries("vision/stem", "params/img/embedding"),
         Entry("vision/positions", ("params/img/pos_embedding",), "rows"),
-        *_blocks("vision", "params/img/Transformer", model["image"]["depth"]),
-        *_plain("vision/norm_post", "params/img/Transformer/encoder_norm", "scale"),
+        *_block_entries("vision", "params/img/Transformer", model["image"]["depth"]),
+        *_layer_entries("vision/norm_post", "params/img/Transformer/encoder_norm", "scale"),
         Entry("vision/head/probe", (f"{head}/probe",), "row"),
-        *_cross_attention("vision/head/attention", f"{head}/MultiHeadDotProductAttention_0"),
-        *_plain("vision/head/norm", f"{head}/LayerNorm_0", "scale"),
-        *_mlp("vision/head", f"{head}/MlpBlock_0"),
+        *_cross_attention_entries("vision/head/attention", f"{head}/MultiHeadDotProductAttention_0"),
+        *_layer_entries("vision/head/norm", f"{head}/LayerNorm_0", "scale"),
+        *_mlp_entries("vision/head", f"{head}/MlpBlock_0"),
         Entry("text/tokens", ("params/txt/Embed_0/embedding",)),
         Entry("text/positions", ("params/txt/pos_embedding",), "rows"),
-        *_blocks("text", "params/txt/Encoder_0", model["text"]["depth"]),
-        *_plain("text/norm_post", "params/txt/Encoder_0/encoder_norm", "scale"),
-        *_plain("text/proj", "params/txt/head"),
-        Entry("logit_scale", ("params/t",), "number"),
-        Entry("logit_bias", ("params/b",), "number"),
+        *_block_entries("text", "params/txt/Encoder_0", model["text"]["depth"]),
+        *_layer_entries("text/norm_post", "params/txt/Encoder_0/encoder_norm", "scale"),
+        *_layer_entries("text/proj", "params/txt/head"),
+        Entry("logit_scale", ("params/t",), "scalar"),
+        Entry("logit_bias", ("params/b",), "scalar"),
     ]
 
 
-def _plain(ours: str, theirs: str, weight: str = "kernel") -> Iterator[Entry]:
+def _layer_entries(ours: str, theirs: str, weight: str = "kernel") -> Iterator[Entry]:
     yield Entry(f"{ours}/{weight}", (f"{theirs}/{weight}",))
     yield Entry(f"{ours}/bias", (f"{theirs}/bias",))
 
 
-def _attention(ours: str, theirs: str) -> Iterator[Entry]:
-    parts = [f"{theirs}/{part}" for part in ("query", "key", "value")]
-    yield Entry(f"{ours}/qkv/kernel", tuple(f"{part}/kernel" for part in parts), "stack_second")
-    yield Entry(f"{ours}/qkv/bias", tuple(f"{part}/bias" for part in parts), "stack_first")
-    yield from _plain(f"{ours}/out", f"{theirs}/out")
+def _attention_entries(ours: str, theirs: str) -> Iterator[Entry]:
+    qkv = [f"{theirs}/{part}" for part in ("query", "key", "value")]
+    yield Entry(f"{ours}/qkv/kernel", tuple(f"{part}/kernel" for part in qkv), "stack_second")
+    yield Entry(f"{ours}/qkv/bias", tuple(f"{part}/bias" for part in qkv), "stack_first")
+    yield from _layer_entries(f"{ours}/out", f"{theirs}/out")
 
 
-def _cross_attention(ours: str, theirs: str) -> Iterator[Entry]:
+def _cross_attention_entries(ours: str, theirs: str) -> Iterator[Entry]:
     for name, part in zip("qkv", ("query", "key", "value"), strict=True):
-        yield from _plain(f"{ours}/{name}", f"{theirs}/{part}")
-    yield from _plain(f"{ours}/out", f"{theirs}/out")
+        yield from _layer_entries(f"{ours}/{name}", f"{theirs}/{part}")
+    yield from _layer_entries(f"{ours}/out", f"{theirs}/out")
 
 
-def _mlp(ours: str, theirs: str) -> Iterator[Entry]:
-    yield from _plain(f"{ours}/mlp_in", f"{theirs}/Dense_0")
-    yield from _plain(f"{ours}/mlp_out", f"{theirs}/Dense_1")
+def _mlp_entries(ours: str, theirs: str) -> Iterator[Entry]:
+    yield from _layer_entries(f"{ours}/mlp_in", f"{theirs}/Dense_0")
+    yield from _layer_entries(f"{ours}/mlp_out", f"{theirs}/Dense_1")
 
 
-def _blocks(ours: str, theirs: str, depth: int) -> Iterator[Entry]:
-    for number in range(depth):
-        mine, block = f"{ours}/transformer/block_{number}", f"{theirs}/encoderblock_{number}"
-        yield from _plain(f"{mine}/norm1", f"{block}/LayerNorm_0", "scale")
-        yield from _attention(f"{mine}/attention", f"{block}/MultiHeadDotProductAttention_0")
-        yield from _plain(f"{mine}/norm2", f"{block}/LayerNorm_1", "scale")
-        yield from _mlp(mine, f"{block}/MlpBlock_0")
+def _block_entries(ours: str, theirs: str, depth: int) -> Iterator[Entry]:
+    for index in range(depth):
+        mine, block = f"{ours}/transformer/block_{index}", f"{theirs}/encoderblock_{index}"
+        yield from _layer_entries(f"{mine}/norm1", f"{block}/LayerNorm_0", "scale")
+        yield from _attention_entries(f"{mine}/attention", f"{block}/MultiHeadDotProductAttention_0")
+        yield from _layer_entries(f"{mine}/norm2", f"{block}/LayerNorm_1", "scale")
+        yield from _mlp_entries(mine, f"{block}/MlpBlock_0")

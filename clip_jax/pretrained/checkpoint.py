@@ -1,4 +1,4 @@
-"""What every format is opened as: the model it tells of, how its input is prepared, and how to read its weights."""
+"""Format-independent checkpoint: model options, tokenizer, preprocessing, and a function that reads the weights."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,17 +19,18 @@ from train_jax.weights.layout import STATS, nested
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model in files, its weights not read yet.
+    """Opened checkpoint whose weights are not read yet.
 
     Attributes:
-      name: where it came from, for people.
-      kind: the format, for people.
-      model: options of `clip_jax.options.CLIPOptions`; what is absent is as by default.
-      tokenizer, preprocess: how texts and pictures are prepared.
-      read: reads the weights: unrolled names (see `train_jax.weights.layout`) -> float32 arrays, and a name that tells
-        which they are.
-      files: the files that all this is read from, for people.
-      compute: how the model was computed in training.
+      name: source, for messages.
+      kind: format, for messages.
+      model: model options, as in `clip_jax.options.CLIPOptions`; missing options have their defaults.
+      tokenizer: tokenizer of the texts.
+      preprocess: preprocessing of the images.
+      read: function that reads the weights. It returns unrolled names (see `train_jax.weights.layout`) -> float32
+        arrays, and a name of the weights for messages.
+      files: files that are read, for messages.
+      compute: compute options of the training run.
     """
 
     name: str
@@ -42,59 +43,60 @@ class Checkpoint:
     compute: CLIPCompute = CLIPCompute()
 
     def module(self, size: int | None = None, scan: bool | None = None) -> model_lib.CLIP:
-        """The model.
+        """Builds the Flax module.
 
-        `size`: of the pictures it shall see, None for the size it was trained with. `scan`: whether its blocks are stacked,
-        None for as it was trained (of other formats: stacked).
+        Args:
+          size: side of the input images in pixels; None: as trained.
+          scan: whether the blocks are stacked; None: as trained (stacked for formats that do not record it).
 
-        LoadError if no model can be built so.
+        Raises LoadError if the options are inconsistent.
         """
         compute = self.compute if scan is None else dataclasses.replace(self.compute, scan=scan)
         try:
             options = self.model if size is None else {**self.model, "image": {**self.model["image"], "size": size}}
             return model_lib.build(options, self.tokenizer.vocab_size, self.tokenizer.eos_id, compute)
         except (ValueError, AttributeError, TypeError, ZeroDivisionError) as error:
-            raise LoadError(f"{self.name} describes no model that can be built: {error}") from error
+            raise LoadError(f"{self.name} has invalid model options: {error}") from error
 
     def variables(self, module: model_lib.CLIP) -> tuple[dict, str]:
-        """The weights in the shapes of `module` (`params`, and `batch_stats` of a ResNet), and which they are, for people.
+        """Reads the variables of `module` (`params`, and `batch_stats` for a ResNet) and a name of the weights.
 
-        Positions are interpolated where the picture's size differs. Raises LoadError where the shapes do not fit.
+        Interpolates position embeddings to the image size. Raises LoadError if names or shapes do not match.
         """
-        flat, name = self.read()
-        wanted = abstract_variables(module)
-        shapes = _shapes(wanted["params"])
-        positions = next((p for p in ("vision/positions", "vision/pool/positions") if p in flat), "")
+        arrays, name = self.read()
+        expected = abstract_variables(module)
+        shapes = _list_shapes(expected["params"])
+        positions = next((p for p in ("vision/positions", "vision/pool/positions") if p in arrays), "")
         if positions in shapes:
-            first = int("vision/cls" in flat or positions == "vision/pool/positions")
-            flat[positions] = resize_positions(flat[positions], shapes[positions][0] - first, first)
+            num_prefix = int("vision/cls" in arrays or positions == "vision/pool/positions")
+            arrays[positions] = resize_positions(arrays[positions], shapes[positions][0] - num_prefix, num_prefix)
         scan = any("/blocks/" in path for path in shapes)
-        params = nested({name: x for name, x in flat.items() if not name.startswith(STATS)}, scan)
-        stats = nested({name.removeprefix(STATS): x for name, x in flat.items() if name.startswith(STATS)}, False)
+        params = nested({name: x for name, x in arrays.items() if not name.startswith(STATS)}, scan)
+        stats = nested({name.removeprefix(STATS): x for name, x in arrays.items() if name.startswith(STATS)}, False)
         variables = {"params": params} | ({"batch_stats": stats} if stats else {})
-        check_shapes(variables, wanted, self.name)
+        check_shapes(variables, expected, self.name)
         return variables, name
 
 
 def abstract_variables(module: model_lib.CLIP) -> dict:
-    """Shapes of a model's variables, without boxes."""
+    """Infers the shapes and dtypes of the variables of a module, without Flax's metadata boxes."""
     size = module.options.image.size
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     ids = jax.ShapeDtypeStruct((1, module.options.text.context_length), jnp.int32)
     return nn.unbox(jax.eval_shape(module.init, jax.random.key(0), images, ids))
 
 
-def check_shapes(variables: Mapping, wanted: Mapping, where: str) -> None:
-    """LoadError unless the arrays have the names and shapes of the model that the configuration describes."""
-    described, saved = _shapes(wanted), _shapes(variables)
-    for path in sorted(described.keys() | saved.keys()):
-        if described.get(path) != saved.get(path):
+def check_shapes(variables: Mapping, expected: Mapping, source: str) -> None:
+    """Raises LoadError if names or shapes of the variables differ from the expected variables."""
+    expected_shapes, saved_shapes = _list_shapes(expected), _list_shapes(variables)
+    for path in sorted(expected_shapes.keys() | saved_shapes.keys()):
+        if expected_shapes.get(path) != saved_shapes.get(path):
             raise LoadError(
-                f"{where}: {path} is {described.get(path, 'absent')} by the configuration and "
-                f"{saved.get(path, 'absent')} in the weights; they belong to different models"
+                f"{source}: {path} has shape {expected_shapes.get(path, 'absent')} in the configuration and "
+                f"{saved_shapes.get(path, 'absent')} in the weights; they belong to different models"
             )
 
 
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
+def _list_shapes(tree) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}

@@ -1,6 +1,6 @@
-"""Hugging Face directories of CLIP and SigLIP: what `transformers` saves, and what it opens.
+"""Hugging Face directories of CLIP and SigLIP, in the format of `transformers`.
 
-config.json, model.safetensors (or pytorch_model.bin, or parts with an index), tokenizer files,
+Files: config.json, model.safetensors (or pytorch_model.bin, or shards with an index), tokenizer files,
 preprocessor_config.json
 """
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from clip_jax.pretrained.checkpoint import Checkpoint
 from clip_jax.pretrained.image_processor import FILES, open_preprocess
-from clip_jax.pretrained.json_files import read_json, section
-from clip_jax.pretrained.openai import cross_attention, linear, norm
+from clip_jax.pretrained.json_files import read_json, read_section
+from clip_jax.pretrained.openai import cross_attention_entries, linear_entries, norm_entries
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import AnyTokenizer, Tokenizer
 from train_jax.errors import LoadError
@@ -19,15 +19,17 @@ from train_jax.weights.tensors import open_tensors
 from train_jax.weights.wrappers import unwrap
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
-LEGACY_EOS = 2  # what older configs say of every CLIP; it means: read the text at its largest id
+LEGACY_EOS = 2  # eos_token_id of older CLIP configs, for which transformers pools at the largest id
 _IGNORED = (r"embeddings\.position_ids$",)
 _WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin")
-ANCHOR = "text_model.embeddings.token_embedding.weight"  # a tensor that CLIP and SigLIP have under this name alone
+ANCHOR = "text_model.embeddings.token_embedding.weight"  # present in every CLIP and SigLIP; identifies the format
 
 
 def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None:
-    """The checkpoint in a directory, with the weights of the file `weights` or those it has; None without `weights` if its
-    config.json is not one of `transformers`."""
+    """Opens a Hugging Face directory. Reads the weights from the file `weights`, by default from the directory.
+
+    Returns None if `weights` is None and config.json is not in the format of `transformers`.
+    """
     file = path / "config.json"
     if weights is None and not file.is_file():
         return None
@@ -38,74 +40,74 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     if kind == "siglip2":
         raise LoadError(f"{file}: SigLIP 2 of variable resolution (NaFlex) is not supported; its fixed sizes are")
     if kind not in ("clip", "siglip") or "vision_config" not in config or "text_config" not in config:
-        raise LoadError(f"{file}: model_type {kind!r} is neither a whole 'clip' nor a whole 'siglip' model")
-    config |= {name: _section(config, name, file) for name in ("text_config", "vision_config")}
-    model = clip_options(config, file) if kind == "clip" else siglip_options(config, file)
-    make = clip_entries if kind == "clip" else siglip_entries
-    files = [weights] if weights else weight_files(path)
+        raise LoadError(f"{file}: model_type {kind!r} is neither a complete 'clip' nor a complete 'siglip' model")
+    config |= {name: _read_section(config, name, file) for name in ("text_config", "vision_config")}
+    model = convert_clip_options(config, file) if kind == "clip" else convert_siglip_options(config, file)
+    table = list_clip_entries if kind == "clip" else list_siglip_entries
+    files = [weights] if weights else find_weight_files(path)
     if not files:
         raise LoadError(f"{path} holds no weights: none of {', '.join(_WEIGHTS)}")
-    where = str(weights or path)
-    tensors = unwrap({name: x for part in files for name, x in open_tensors(part).items()}, ANCHOR, where)
+    source = str(weights or path)
+    tensors = unwrap({name: x for part in files for name, x in open_tensors(part).items()}, ANCHOR, source)
     preprocess = open_preprocess(path, model["image"]["size"], "CLIP" if kind == "clip" else "Siglip")
     if preprocess is None:
-        raise LoadError(f"{path}: {' or '.join(FILES)} is missing, which says how pictures are prepared")
+        raise LoadError(f"{path}: {' or '.join(FILES)} is missing, which says how images are preprocessed")
     return Checkpoint(
-        name=where,
+        name=source,
         kind=f"Hugging Face {kind}",
         model=model,
-        tokenizer=_tokenizer(path, config, model),
+        tokenizer=_open_tokenizer(path, config, model),
         preprocess=preprocess,
-        read=lambda: (from_peer(tensors, make(model), where, _IGNORED), where),
+        read=lambda: (from_peer(tensors, table(model), source, _IGNORED), source),
         files=f"{files[0].name}, config.json, {next(name for name in FILES if (path / name).is_file())}",
     )
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The files of a directory's weights: one, or the parts that an index lists; none if there is neither."""
+def find_weight_files(path: Path) -> list[Path]:
+    """Lists the weight files of a directory: one file, or the shards of an index. Returns [] if there are none."""
     for name in _WEIGHTS:
         if (path / name).is_file():
             return [path / name]
         index = path / f"{name}.index.json"
         if index.is_file():
-            parts = sorted(set(section(read_json(index), "weight_map", index).values()))
-            absent = [part for part in parts if Path(part).name != part or not (path / part).is_file()]
+            shards = sorted(set(read_section(read_json(index), "weight_map", index).values()))
+            absent = [shard for shard in shards if Path(shard).name != shard or not (path / shard).is_file()]
             if absent:
-                raise LoadError(f"{index} names {absent[0]!r}, which is no file in {path}")
-            return [path / part for part in parts]
+                raise LoadError(f"{index} names {absent[0]!r}, which does not exist in {path}")
+            return [path / shard for shard in shards]
     return []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The model that a config tells of
+# Options from a config
 
 
-def _tower(part: Mapping, file: Path, defaults: Mapping) -> dict:
-    """Sizes of a tower; `defaults` are those of transformers, which leaves out what equals them."""
-    found = {**defaults, **part}
-    if found["hidden_act"] not in ACTIVATIONS:
-        raise LoadError(f"{file}: activation {found['hidden_act']!r} is not known: {', '.join(ACTIVATIONS)}")
+def _convert_tower(part: Mapping, file: Path, defaults: Mapping) -> dict:
+    """Converts the options of a tower. `defaults` are the defaults of transformers, which config.json omits."""
+    config = {**defaults, **part}
+    if config["hidden_act"] not in ACTIVATIONS:
+        raise LoadError(f"{file}: activation {config['hidden_act']!r} is not known: {', '.join(ACTIVATIONS)}")
     return {
-        "width": found["hidden_size"],
-        "depth": found["num_hidden_layers"],
-        "heads": found["num_attention_heads"],
-        "mlp_ratio": found["intermediate_size"] / found["hidden_size"],
+        "width": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "mlp_ratio": config["intermediate_size"] / config["hidden_size"],
     }
 
 
-def _shared(text: Mapping, image: Mapping, file: Path) -> dict:
-    """What both towers must agree on."""
+def _convert_shared_options(text: Mapping, image: Mapping, file: Path) -> dict:
+    """Converts the options that both towers share. Raises LoadError if the towers differ."""
     if text["hidden_act"] != image["hidden_act"] or text["layer_norm_eps"] != image["layer_norm_eps"]:
         raise LoadError(f"{file}: towers of different activations or layer norms are not supported")
     return {"activation": ACTIVATIONS[text["hidden_act"]], "eps": text["layer_norm_eps"]}
 
 
-def _section(config: Mapping, name: str, file: Path) -> dict:
-    """`text_config` or `vision_config`. In older files of CLIP an object NAME_dict overrides it, its absent values too."""
-    part, override = section(config, name, file), config.get(f"{name}_dict")
+def _read_section(config: Mapping, name: str, file: Path) -> dict:
+    """Reads `text_config` or `vision_config`. In older CLIP files, `NAME_dict` and its defaults override it."""
+    part, override = read_section(config, name, file), config.get(f"{name}_dict")
     if override is None or config["model_type"] != "clip":
         return part
-    return part | (_CLIP_TEXT if name == "text_config" else _CLIP_IMAGE) | section(config, f"{name}_dict", file)
+    return part | (_CLIP_TEXT if name == "text_config" else _CLIP_IMAGE) | read_section(config, f"{name}_dict", file)
 
 
 _CLIP = {"num_attention_heads": 8, "num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
@@ -123,36 +125,38 @@ _SIGLIP_TEXT = _SIGLIP | {"max_position_embeddings": 64, "vocab_size": 32000}
 _SIGLIP_IMAGE = _SIGLIP | {"image_size": 224, "patch_size": 16}
 
 
-def clip_options(config: Mapping, file: Path) -> dict:
+def convert_clip_options(config: Mapping, file: Path) -> dict:
+    """Converts the config of a CLIPModel to the options of `CLIPOptions`."""
     text, image = _CLIP_TEXT | config["text_config"], _CLIP_IMAGE | config["vision_config"]
     return {
         "embed_dim": config.get("projection_dim", 512),
         "image": {
-            **_tower(image, file, _CLIP_IMAGE),
+            **_convert_tower(image, file, _CLIP_IMAGE),
             "size": image["image_size"],
             "patch": image["patch_size"],
             "pool": "cls",
             "pre_norm": True,
         },
         "text": {
-            **_tower(text, file, _CLIP_TEXT),
+            **_convert_tower(text, file, _CLIP_TEXT),
             "context_length": text["max_position_embeddings"],
             "vocab_size": text["vocab_size"],
             "pool": "argmax" if text["eos_token_id"] == LEGACY_EOS else "eos",
         },
-        **_shared(text, image, file),
+        **_convert_shared_options(text, image, file),
         "loss": "softmax",
     }
 
 
-def siglip_options(config: Mapping, file: Path) -> dict:
+def convert_siglip_options(config: Mapping, file: Path) -> dict:
+    """Converts the config of a SiglipModel to the options of `CLIPOptions`."""
     text, image = _SIGLIP_TEXT | config["text_config"], _SIGLIP_IMAGE | config["vision_config"]
     if not image.get("vision_use_head", True):
-        raise LoadError(f"{file}: a SigLIP without its pooling head (vision_use_head) has no embedding")
+        raise LoadError(f"{file}: a SigLIP without its pooling head (vision_use_head = false) has no embeddings")
     return {
         "embed_dim": text.get("projection_size") or text["hidden_size"],
         "image": {
-            **_tower(image, file, _SIGLIP_IMAGE),
+            **_convert_tower(image, file, _SIGLIP_IMAGE),
             "size": image["image_size"],
             "patch": image["patch_size"],
             "stem_bias": True,
@@ -161,95 +165,100 @@ def siglip_options(config: Mapping, file: Path) -> dict:
             "proj": False,
         },
         "text": {
-            **_tower(text, file, _SIGLIP_TEXT),
+            **_convert_tower(text, file, _SIGLIP_TEXT),
             "context_length": text["max_position_embeddings"],
             "vocab_size": text["vocab_size"],
             "causal": False,
             "pool": "last",
             "proj_bias": True,
         },
-        **_shared(text, image, file),
+        **_convert_shared_options(text, image, file),
         "loss": "sigmoid",
     }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Names
+# Parameter names
 
 
-def _blocks(ours: str, theirs: str, tower: Mapping) -> Iterator[Entry]:
+def _block_entries(ours: str, theirs: str, tower: Mapping) -> Iterator[Entry]:
     heads = tower["heads"]
-    for number in range(tower["depth"]):
-        mine, block = f"{ours}/transformer/block_{number}", f"{theirs}.encoder.layers.{number}"
-        parts = [f"{block}.self_attn.{part}_proj" for part in "qkv"]
-        yield from norm(f"{mine}/norm1", f"{block}.layer_norm1")
-        yield Entry(f"{mine}/attention/qkv/kernel", tuple(f"{part}.weight" for part in parts), "qkv", heads)
-        yield Entry(f"{mine}/attention/qkv/bias", tuple(f"{part}.bias" for part in parts), "qkv_bias", heads)
-        yield from linear(f"{mine}/attention/out", f"{block}.self_attn.out_proj", "heads_in", heads)
-        yield from norm(f"{mine}/norm2", f"{block}.layer_norm2")
-        yield from linear(f"{mine}/mlp_in", f"{block}.mlp.fc1")
-        yield from linear(f"{mine}/mlp_out", f"{block}.mlp.fc2")
+    for index in range(tower["depth"]):
+        mine, block = f"{ours}/transformer/block_{index}", f"{theirs}.encoder.layers.{index}"
+        qkv = [f"{block}.self_attn.{part}_proj" for part in "qkv"]
+        yield from norm_entries(f"{mine}/norm1", f"{block}.layer_norm1")
+        yield Entry(f"{mine}/attention/qkv/kernel", tuple(f"{part}.weight" for part in qkv), "qkv", heads)
+        yield Entry(f"{mine}/attention/qkv/bias", tuple(f"{part}.bias" for part in qkv), "qkv_bias", heads)
+        yield from linear_entries(f"{mine}/attention/out", f"{block}.self_attn.out_proj", "merge_heads", heads)
+        yield from norm_entries(f"{mine}/norm2", f"{block}.layer_norm2")
+        yield from linear_entries(f"{mine}/mlp_in", f"{block}.mlp.fc1")
+        yield from linear_entries(f"{mine}/mlp_out", f"{block}.mlp.fc2")
 
 
-def clip_entries(model: Mapping) -> list[Entry]:
+def list_clip_entries(model: Mapping) -> list[Entry]:
+    """Lists the parameters of a CLIP with their names in CLIPModel. `model` has the options of `CLIPOptions`."""
     return [
         Entry("vision/stem/kernel", ("vision_model.embeddings.patch_embedding.weight",), "conv"),
         Entry("vision/cls", ("vision_model.embeddings.class_embedding",)),
         Entry("vision/positions", ("vision_model.embeddings.position_embedding.weight",)),
-        *norm("vision/norm_pre", "vision_model.pre_layrnorm"),
-        *_blocks("vision", "vision_model", model["image"]),
-        *norm("vision/norm_post", "vision_model.post_layernorm"),
+        *norm_entries("vision/norm_pre", "vision_model.pre_layrnorm"),
+        *_block_entries("vision", "vision_model", model["image"]),
+        *norm_entries("vision/norm_post", "vision_model.post_layernorm"),
         Entry("vision/proj/kernel", ("visual_projection.weight",), "linear"),
         Entry("text/tokens", ("text_model.embeddings.token_embedding.weight",)),
         Entry("text/positions", ("text_model.embeddings.position_embedding.weight",)),
-        *_blocks("text", "text_model", model["text"]),
-        *norm("text/norm_post", "text_model.final_layer_norm"),
+        *_block_entries("text", "text_model", model["text"]),
+        *norm_entries("text/norm_post", "text_model.final_layer_norm"),
         Entry("text/proj/kernel", ("text_projection.weight",), "linear"),
-        Entry("logit_scale", ("logit_scale",), "number"),
+        Entry("logit_scale", ("logit_scale",), "scalar"),
     ]
 
 
-def siglip_entries(model: Mapping) -> list[Entry]:
+def list_siglip_entries(model: Mapping) -> list[Entry]:
+    """Lists the parameters of a SigLIP with their names in SiglipModel. `model` has the options of `CLIPOptions`."""
     heads, head = model["image"]["heads"], "vision_model.head"
     return [
-        *linear("vision/stem", "vision_model.embeddings.patch_embedding", "conv"),
+        *linear_entries("vision/stem", "vision_model.embeddings.patch_embedding", "conv"),
         Entry("vision/positions", ("vision_model.embeddings.position_embedding.weight",)),
-        *_blocks("vision", "vision_model", model["image"]),
-        *norm("vision/norm_post", "vision_model.post_layernorm"),
+        *_block_entries("vision", "vision_model", model["image"]),
+        *norm_entries("vision/norm_post", "vision_model.post_layernorm"),
         Entry("vision/head/probe", (f"{head}.probe",), "row"),
-        *cross_attention("vision/head/attention", f"{head}.attention", heads),
-        *norm("vision/head/norm", f"{head}.layernorm"),
-        *linear("vision/head/mlp_in", f"{head}.mlp.fc1"),
-        *linear("vision/head/mlp_out", f"{head}.mlp.fc2"),
+        *cross_attention_entries("vision/head/attention", f"{head}.attention", heads),
+        *norm_entries("vision/head/norm", f"{head}.layernorm"),
+        *linear_entries("vision/head/mlp_in", f"{head}.mlp.fc1"),
+        *linear_entries("vision/head/mlp_out", f"{head}.mlp.fc2"),
         Entry("text/tokens", ("text_model.embeddings.token_embedding.weight",)),
         Entry("text/positions", ("text_model.embeddings.position_embedding.weight",)),
-        *_blocks("text", "text_model", model["text"]),
-        *norm("text/norm_post", "text_model.final_layer_norm"),
-        *linear("text/proj", "text_model.head"),
-        Entry("logit_scale", ("logit_scale",), "number"),
-        Entry("logit_bias", ("logit_bias",), "number"),
+        *_block_entries("text", "text_model", model["text"]),
+        *norm_entries("text/norm_post", "text_model.final_layer_norm"),
+        *linear_entries("text/proj", "text_model.head"),
+        Entry("logit_scale", ("logit_scale",), "scalar"),
+        Entry("logit_bias", ("logit_bias",), "scalar"),
     ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Input
+# Tokenizers
 
 
-def _tokenizer(path: Path, config: Mapping, model: Mapping) -> AnyTokenizer:
+def _open_tokenizer(path: Path, config: Mapping, model: Mapping) -> AnyTokenizer:
     tokenizer = open_tokenizer(path, model)
     eos_id = config["text_config"].get("eos_token_id", _CLIP_TEXT["eos_token_id"])
     if model["text"].get("pool") == "eos" and tokenizer.eos_id != eos_id:
         raise LoadError(
-            f"{path}: the tokenizer ends a text with token {tokenizer.eos_id}, and config.json says {eos_id} (eos_token_id)"
+            f"{path}: the tokenizer's end token is {tokenizer.eos_id}, but eos_token_id is {eos_id} in config.json"
         )
     return tokenizer
 
 
 def open_tokenizer(path: Path, model: Mapping) -> AnyTokenizer:
-    """The tokenizer beside some weights: CLIP's, or SigLIP's for a text tower that sees its padding."""
-    kind = Tokenizer if model["text"].get("causal", True) else SentencePiece
+    """Opens the tokenizer in a directory: CLIP's, or SigLIP's for a bidirectional text tower.
+
+    Raises LoadError if the tokenizer is missing or has more tokens than the model's token embedding.
+    """
+    tokenizer_class = Tokenizer if model["text"].get("causal", True) else SentencePiece
     try:
-        tokenizer = kind.load(path, model["text"]["context_length"])
+        tokenizer = tokenizer_class.load(path, model["text"]["context_length"])
     except (ValueError, FileNotFoundError) as error:
         raise LoadError(str(error)) from error
     if tokenizer.vocab_size > model["text"]["vocab_size"]:

@@ -1,4 +1,4 @@
-"""`preprocessor_config.json` of Hugging Face directories: what transformers does to a picture of 8 bits, as a Preprocess."""
+"""Image preprocessing of Hugging Face directories, read from `preprocessor_config.json`."""
 
 import re
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from train_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocess
 from train_jax.errors import LoadError
 
 FILES = ("preprocessor_config.json", "processor_config.json")
-RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's filter codes
 _HALF = (0.5, 0.5, 0.5)
 _SQUARE = {"height": 224, "width": 224}
-_KNOWN = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
-# transformers' own defaults: CLIPImageProcessor's and SiglipImageProcessor's.
+_SUPPORTED_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+# Defaults of CLIPImageProcessor and SiglipImageProcessor in transformers.
 _SHARED = {
     "do_resize": True,
     "resample": 3,
@@ -30,56 +30,61 @@ _DEFAULTS = {
 
 
 def open_preprocess(path: Path, size: int, family: str = "CLIP") -> Preprocess | None:
-    """What the directory says of pictures for a model that sees `size` pixels a side; None if it says nothing.
+    """Reads the image preprocessing of a directory. Returns None if the directory has no preprocessing file.
 
     Args:
-      family: "CLIP" or "Siglip", whose processor it is if the file does not say so.
+      size: side of the model's images, in pixels.
+      family: "CLIP" or "Siglip"; its processor is the default if the file names no processor.
 
-    Options are honoured as transformers honours them, those that are absent have its defaults. Raises LoadError that names
-    an option that would lead to pictures of another size, or that is not known.
+    Options have the meaning and defaults of transformers. Raises LoadError, which names the option, if an option is
+    unknown or yields images of another size.
     """
-    file, config = _read(path)
+    file, config = _read_config(path)
     if config is None:
         return None
 
-    def refuse(option: str, why: str) -> NoReturn:
-        raise LoadError(f"{file}: {option} = {config.get(option)!r} is not supported: {why}")
+    def raise_unsupported(option: str, reason: str) -> NoReturn:
+        raise LoadError(f"{file}: {option} = {config.get(option)!r} is not supported: {reason}")
 
-    kind = config.get("image_processor_type") or config.get("feature_extractor_type") or f"{family}ImageProcessor"
-    match = re.fullmatch(r"(CLIP|Siglip)(ImageProcessor|FeatureExtractor)(Fast|Pil)?", str(kind))
+    processor = config.get("image_processor_type") or config.get("feature_extractor_type") or f"{family}ImageProcessor"
+    match = re.fullmatch(r"(CLIP|Siglip)(ImageProcessor|FeatureExtractor)(Fast|Pil)?", str(processor))
     if match is None:
-        raise LoadError(f"{file}: {kind} is not known; CLIPImageProcessor and SiglipImageProcessor are")
+        raise LoadError(f"{file}: {processor} is not known; CLIPImageProcessor and SiglipImageProcessor are")
     config = _SHARED | _DEFAULTS[match[1]] | config
-    unknown = [name for name, value in config.items() if name.startswith("do_") and value and name not in _KNOWN]
+    unknown = [
+        name for name, value in config.items() if name.startswith("do_") and value and name not in _SUPPORTED_STEPS
+    ]
     if unknown:
-        refuse(unknown[0], f"of what is done to a picture, {', '.join(_KNOWN)} are")
+        raise_unsupported(unknown[0], f"supported are {', '.join(_SUPPORTED_STEPS)}")
     if not config["do_resize"]:
-        refuse("do_resize", f"the model sees {size} x {size} pixels")
-    sides, crop = _sides(config["size"], "shortest_edge"), _sides(config["crop_size"], "height")
+        raise_unsupported("do_resize", f"the model's images are {size} x {size} pixels")
+    sides, crop = _parse_sides(config["size"], "shortest_edge"), _parse_sides(config["crop_size"], "height")
     squash = sides.keys() == {"height", "width"}
     if set(sides.values()) != {size} or not (squash or sides.keys() == {"shortest_edge"}):
-        refuse("size", f"the model sees {size} x {size} pixels")
+        raise_unsupported("size", f"the model's images are {size} x {size} pixels")
     if config["do_center_crop"] and set(crop.values()) != {size}:
-        refuse("crop_size", f"the model sees {size} x {size} pixels")
+        raise_unsupported("crop_size", f"the model's images are {size} x {size} pixels")
     if not config["do_center_crop"] and not squash:
-        refuse("do_center_crop", f"the model sees {size} x {size} pixels, and a resized picture need not be square")
+        raise_unsupported(
+            "do_center_crop", f"the model's images are {size} x {size} pixels; a resized image need not be square"
+        )
     if config["resample"] not in RESAMPLE:
-        refuse("resample", f"it must be one of {RESAMPLE}")
-    mean, std = _statistics(config, refuse)
+        raise_unsupported("resample", f"it must be one of {RESAMPLE}")
+    mean, std = _compute_statistics(config, raise_unsupported)
     return Preprocess(size, "squash" if squash else "crop_floor", RESAMPLE[config["resample"]], mean, std)
 
 
-def _read(path: Path) -> tuple[Path, dict | None]:
-    """The file, and what it says without what it leaves open (null)."""
-    file, combined = (path / name for name in FILES)  # transformers 5 may have one file for tokenizer and pictures
+def _read_config(path: Path) -> tuple[Path, dict | None]:
+    """Returns the configuration file and its options that are not null. The options are None if there is no file."""
+    file, combined = (path / name for name in FILES)  # transformers 5 may save one file for both processors
     config = read_json(file) if file.is_file() else None
     if config is None and combined.is_file():
         file, config = combined, read_json(combined).get("image_processor")
     return file, None if config is None else {name: value for name, value in config.items() if value is not None}
 
 
-def _sides(value, name: str) -> dict[str, int]:
-    """A size as transformers writes it today: of older files, a number is the side `name` (of a square: both)."""
+def _parse_sides(value, name: str) -> dict[str, int]:
+    """Converts a size to the format of current transformers. In older files, a single number is the side `name`."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (list, tuple)):
@@ -87,16 +92,16 @@ def _sides(value, name: str) -> dict[str, int]:
     return {"height": value, "width": value} if name == "height" else {name: value}
 
 
-def _statistics(config: Mapping, refuse) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation on the scale [0, 1], of a picture that is rescaled by any factor, or not at all."""
+def _compute_statistics(config: Mapping, raise_unsupported) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Computes the mean and standard deviation for pixels in [0, 1], for any rescale factor."""
     mean, std = (0.0, 1.0) if not config["do_normalize"] else (config["image_mean"], config["image_std"])
     if config["do_rescale"] and not config["rescale_factor"] > 0:
-        refuse("rescale_factor", "it must be more than 0")
+        raise_unsupported("rescale_factor", "it must be more than 0")
     scale = 255 * (config["rescale_factor"] if config["do_rescale"] else 1)
     channels = ((x,) * 3 if isinstance(x, (int, float)) else x for x in (mean, std))
     mean, std = (tuple(float(x) / scale for x in values) for values in channels)
     if len(mean) != 3:
-        refuse("image_mean", "it must be a number for each of three channels")
+        raise_unsupported("image_mean", "it must be a number for each of three channels")
     if len(std) != 3 or min(std) <= 0:
-        refuse("image_std", "it must be a number above 0 for each of three channels")
+        raise_unsupported("image_std", "it must be a number above 0 for each of three channels")
     return mean, std

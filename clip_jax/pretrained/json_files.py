@@ -1,4 +1,4 @@
-"""Configurations in JSON files."""
+"""Reading of JSON configuration files."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from train_jax.errors import LoadError
 
 
 def read_json(file: Path) -> dict:
-    """The object in a file. LoadError if the file is missing or holds anything else."""
+    """Reads a JSON object from a file. Raises LoadError if the file is missing or holds no JSON object."""
     try:
         content = json.loads(file.read_text("utf-8"))
     except OSError as error:
@@ -20,8 +20,8 @@ def read_json(file: Path) -> dict:
     return content
 
 
-def section(config: Mapping, name: str, file: Path) -> dict:
-    """The object that a configuration holds under `name`. LoadError if it holds none."""
+def read_section(config: Mapping, name: str, file: Path) -> dict:
+    """Returns a copy of the object `config[name]`. Raises LoadError if it is missing or not an object."""
     if not isinstance(config.get(name), Mapping):
         raise LoadError(f"{file}: {name} = {config.get(name)!r}; it must be an object")
     return dict(config[name])

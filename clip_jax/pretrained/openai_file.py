@@ -1,4 +1,4 @@
-"""OpenAI's own files (`ViT-B-32.pt`, `RN50.pt`, …). The vocabulary lies beside them."""
+"""OpenAI's weight files (`ViT-B-32.pt`, `RN50.pt`, …), with the vocabulary in the same directory."""
 
 import zipfile
 from collections.abc import Mapping
@@ -14,40 +14,43 @@ from train_jax.weights.layout import from_peer
 from train_jax.weights.tensors import Tensor, open_tensors
 from train_jax.weights.wrappers import unwrap
 
-VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # its name in openai/CLIP
-_MARKS = {"input_resolution", "context_length", "vocab_size"}  # numbers that OpenAI put among the tensors, nobody else
+VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # file name in openai/CLIP
+_SIZE_SCALARS = {"input_resolution", "context_length", "vocab_size"}  # scalars that only OpenAI's files contain
 
 
 def open_file(path: Path) -> Checkpoint:
-    """The checkpoint in a file of OpenAI's tensor names.
+    """Opens a weight file of OpenAI.
 
-    Raises LoadError unless OpenAI saved it, which its marks or its being a TorchScript archive show: open_clip's files have
-    the same names, another activation, other heads and other means.
+    Raises LoadError for other files, such as open_clip's. Their tensors have the same names, but the activation, the
+    number of heads and the channel means may differ.
     """
-    where = str(path)
-    tensors = unwrap(open_tensors(path), openai.ANCHOR, where)
-    if not is_openais(path, tensors):
+    source = str(path)
+    tensors = unwrap(open_tensors(path), openai.ANCHOR, source)
+    if not is_openai_file(path, tensors):
         raise LoadError(
-            f"{path} does not say which activation, heads and preprocessing its model has: it is no file of OpenAI's own "
-            f"(with {', '.join(sorted(_MARKS))} in it), and no {open_clip.CONFIG} lies beside it. Put one there: that of "
-            "its repository, or the file of open_clip's model_configs/ that the model was trained as (one with "
-            '"quick_gelu": true if it goes back to weights of OpenAI\'s)'
+            f"{path} does not record activation, heads and preprocessing of its model: it is not from OpenAI (with "
+            f"{', '.join(sorted(_SIZE_SCALARS))} in it), and {open_clip.CONFIG} is missing in its directory. Add the file "
+            "of its repository, or the file of open_clip's model_configs/ with which the model was trained (one with "
+            '"quick_gelu": true if it was fine-tuned from weights of OpenAI)'
         )
-    model = openai.options(tensors, where)
+    model = openai.infer_options(tensors, source)
     return Checkpoint(
-        name=where,
+        name=source,
         kind="OpenAI",
         model=model,
-        tokenizer=_tokenizer(path.parent, model),
+        tokenizer=_open_tokenizer(path.parent, model),
         preprocess=Preprocess(model["image"]["size"]),
-        read=lambda: (from_peer(tensors, openai.entries(model), where, openai.IGNORED), where),
+        read=lambda: (from_peer(tensors, openai.list_entries(model), source, openai.IGNORED), source),
         files=f"{path.name} (activation, heads and preprocessing: OpenAI's)",
     )
 
 
-def is_openais(path: Path, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether OpenAI saved this file: it has their marks, or is a TorchScript archive that is not of open_clip's code."""
-    if tensors.keys() >= _MARKS:
+def is_openai_file(path: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Checks whether a file is from OpenAI.
+
+    OpenAI's files contain size scalars, or are TorchScript archives without classes of open_clip.
+    """
+    if tensors.keys() >= _SIZE_SCALARS:
         return True
     if not zipfile.is_zipfile(path):
         return False
@@ -56,13 +59,13 @@ def is_openais(path: Path, tensors: Mapping[str, Tensor]) -> bool:
     return bool(code) and not any("/__torch__/open_clip" in name for name in code)
 
 
-def _tokenizer(folder: Path, model: Mapping) -> Tokenizer:
+def _open_tokenizer(folder: Path, model: Mapping) -> Tokenizer:
     if (folder / VOCABULARY).is_file():
         return Tokenizer.from_merges(folder / VOCABULARY, model["text"]["context_length"])
     try:
         return open_tokenizer(folder, model)
     except LoadError as error:
         raise LoadError(
-            f"{error}. OpenAI's files hold no vocabulary: put {VOCABULARY} (of github.com/openai/CLIP), or the "
-            f"tokenizer.json of any CLIP of OpenAI's, into {folder}"
+            f"{error}. OpenAI's files contain no vocabulary: put {VOCABULARY} (from github.com/openai/CLIP), or the "
+            f"tokenizer.json of any CLIP from OpenAI, into {folder}"
         ) from error

@@ -1,4 +1,4 @@
-"""Run directories, as `train-jax` writes them."""
+"""CLIP checkpoints in run directories of `train-jax`."""
 
 from pathlib import Path
 
@@ -11,21 +11,24 @@ from train_jax.data.images import Preprocess
 from train_jax.data.text import open_tokenizer
 from train_jax.weights.layout import STATS, flat
 
-_PLAYER = "clip"  # the key of a run's parameters
+_PARAMS_KEY = "clip"  # key of the parameters in a run
 _TOKENIZER, _PREPROCESS = "tokenizer.json", "preprocess.json"
 
 
 def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
-    """The newest checkpoint of a run (or that of `step`), averaged weights where there are any; None if it is no run."""
+    """Opens a checkpoint of a run directory, by default the newest. Returns None if `path` is not a run directory.
+
+    Uses averaged weights if the checkpoint has any.
+    """
     config = run_directory.open_config(path, "clip_jax.task", "a CLIP", (_TOKENIZER, _PREPROCESS))
     if config is None:
         return None
     model = config["model"]
 
     def read() -> tuple[dict[str, np.ndarray], str]:
-        params, extra, name = run_directory.load_weights(path, step)
-        stats = {STATS + name: x for name, x in flat(extra.get("batch_stats", {})).items()}
-        return flat(params[_PLAYER]) | stats, name
+        params, mutable_variables, name = run_directory.load_weights(path, step)
+        stats = {STATS + name: x for name, x in flat(mutable_variables.get("batch_stats", {})).items()}
+        return flat(params[_PARAMS_KEY]) | stats, name
 
     return Checkpoint(
         name=str(path),

@@ -1,4 +1,4 @@
-"""Writing a model as a directory that `transformers` opens, with the same outputs."""
+"""Saving of models as Hugging Face directories, which `transformers` opens with the same outputs."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import numpy as np
 import safetensors.numpy
 
 from clip_jax.options import CLIPOptions, ImageOptions, TextOptions
-from clip_jax.pretrained.hugging_face import ACTIVATIONS, LEGACY_EOS, clip_entries, siglip_entries
+from clip_jax.pretrained.hugging_face import ACTIVATIONS, LEGACY_EOS, list_clip_entries, list_siglip_entries
 from clip_jax.pretrained.image_processor import RESAMPLE
 from train_jax.data.images import Preprocess
 from train_jax.data.sentencepiece import SentencePiece
@@ -16,7 +16,7 @@ from train_jax.data.text import BOS, EOS, AnyTokenizer
 from train_jax.weights.layout import flat, to_peer
 
 _THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-# What their two models are made of, in our options; everything else they have no place for.
+# Option values that CLIPModel and SiglipModel of transformers support; other values cannot be saved.
 _CLIP = {
     "image": {"stem": "patch", "stem_bias": False, "pool": "cls", "pre_norm": True, "proj": True},
     "text": {"causal": True, "proj_bias": False},
@@ -30,12 +30,14 @@ _SIGLIP = {
 
 
 def save_hf(clip, directory: str | Path) -> None:
-    """Writes `clip` (a `clip_jax.Clip`) as a Hugging Face directory of CLIPModel or SiglipModel.
+    """Saves `clip` (a `clip_jax.Clip`) as a Hugging Face directory of CLIPModel or SiglipModel.
 
-    With it go a preprocessor_config.json, and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or a
-    tokenizer.json that AutoTokenizer opens. Raises ValueError that names the part for which transformers has no place (a
-    ResNet, a convolutional stem, mean pooling, …), FileExistsError if the directory holds files already. Of a picture's odd
-    margin transformers crops the half rounded down, whatever the rounding here.
+    Also writes preprocessor_config.json and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or
+    tokenizer.json for AutoTokenizer. transformers always rounds an odd crop margin down, unlike some modes of
+    `clip.preprocess`.
+
+    Raises ValueError, which names the part, if transformers does not support the model (a ResNet, a convolutional stem,
+    mean pooling, …), and FileExistsError if the directory is not empty.
     """
     module, directory = clip.module, Path(directory)
     kind = "siglip" if module.options.loss == "sigmoid" else "clip"
@@ -47,23 +49,23 @@ def save_hf(clip, directory: str | Path) -> None:
         )
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} holds files already; name a new directory")
-    table = (siglip_entries if kind == "siglip" else clip_entries)(module.options.identity())
+    table = (list_siglip_entries if kind == "siglip" else list_clip_entries)(module.options.identity())
     weights = {name: np.array(x, order="C") for name, x in to_peer(flat(clip.variables["params"]), table).items()}
     if kind == "siglip":
         weights |= {name: weights[name].reshape(1) for name in ("logit_scale", "logit_bias")}
     directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / "config.json", _config(module.options, kind, clip.tokenizer))
-    _write(directory / "preprocessor_config.json", _preprocessor(clip.preprocess, kind))
+    _write_json(directory / "config.json", _make_config(module.options, kind, clip.tokenizer))
+    _write_json(directory / "preprocessor_config.json", _make_preprocessor_config(clip.preprocess, kind))
     _save_tokenizer(clip.tokenizer, directory)
-    # Last: a directory with weights is a complete one.
+    # Written last, so that a directory with weights is complete.
     safetensors.numpy.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def _check_expressible(options: CLIPOptions, wanted: Mapping, kind: str) -> None:
+def _check_expressible(options: CLIPOptions, required: Mapping, kind: str) -> None:
     if options.image.tower == "resnet":
         raise ValueError("transformers has no CLIP with a ResNet; save_hf cannot write this model")
     for name, tower in (("image", options.image), ("text", options.text)):
-        for option, value in wanted[name].items():
+        for option, value in required[name].items():
             if getattr(tower, option) != value:
                 raise ValueError(
                     f"transformers' {kind} model has {name}.{option} = {value!r}, and this one {getattr(tower, option)!r}: "
@@ -75,7 +77,7 @@ def _check_expressible(options: CLIPOptions, wanted: Mapping, kind: str) -> None
         )
 
 
-def _tower(tower: ImageOptions | TextOptions, options: CLIPOptions) -> dict:
+def _make_tower_config(tower: ImageOptions | TextOptions, options: CLIPOptions) -> dict:
     return {
         "hidden_size": tower.width,
         "intermediate_size": round(tower.mlp_ratio * tower.width),
@@ -86,34 +88,34 @@ def _tower(tower: ImageOptions | TextOptions, options: CLIPOptions) -> dict:
     }
 
 
-def _config(options: CLIPOptions, kind: str, tokenizer: AnyTokenizer) -> dict:
+def _make_config(options: CLIPOptions, kind: str, tokenizer: AnyTokenizer) -> dict:
     text, image, embed_dim = options.text, options.image, options.embed_dim
     eos = LEGACY_EOS if text.pool == "argmax" else tokenizer.eos_id
-    text_config = _tower(text, options) | {
+    text_config = _make_tower_config(text, options) | {
         "vocab_size": text.vocab_size,
         "max_position_embeddings": text.context_length,
         "eos_token_id": eos,
         "pad_token_id": tokenizer.pad_id,
     }
-    vision_config = _tower(image, options) | {"image_size": image.size, "patch_size": image.patch}
+    vision_config = _make_tower_config(image, options) | {"image_size": image.size, "patch_size": image.patch}
     if kind == "siglip":
         text_config["projection_size"] = embed_dim
     else:
         text_config |= {"bos_token_id": tokenizer.bos_id, "projection_dim": embed_dim}
         vision_config["projection_dim"] = embed_dim
-    found = {
+    config = {
         "architectures": ["SiglipModel" if kind == "siglip" else "CLIPModel"],
         "model_type": kind,
         "text_config": text_config | {"model_type": f"{kind}_text_model"},
         "vision_config": vision_config | {"model_type": f"{kind}_vision_model"},
     }
-    return found if kind == "siglip" else found | {"projection_dim": embed_dim}
+    return config if kind == "siglip" else config | {"projection_dim": embed_dim}
 
 
-def _preprocessor(preprocess: Preprocess, kind: str) -> dict:
+def _make_preprocessor_config(preprocess: Preprocess, kind: str) -> dict:
     sides = {"height": preprocess.size, "width": preprocess.size}
-    resample = next(number for number, name in RESAMPLE.items() if name == preprocess.interpolation)
-    found = {
+    resample = next(code for code, name in RESAMPLE.items() if name == preprocess.interpolation)
+    config = {
         "image_processor_type": "SiglipImageProcessor" if preprocess.mode == "squash" else "CLIPImageProcessor",
         "do_resize": True,
         "resample": resample,
@@ -125,8 +127,8 @@ def _preprocessor(preprocess: Preprocess, kind: str) -> dict:
         "processor_class": "SiglipProcessor" if kind == "siglip" else "CLIPProcessor",
     }
     if preprocess.mode == "squash":
-        return found | {"size": sides}
-    return found | {
+        return config | {"size": sides}
+    return config | {
         "size": {"shortest_edge": preprocess.size},
         "do_center_crop": True,
         "crop_size": sides,
@@ -139,7 +141,7 @@ def _save_tokenizer(tokenizer: AnyTokenizer, directory: Path) -> None:
         tokenizer.save(directory / "tokenizer.json")
         pad = tokenizer.pieces.padding["pad_token"]
         end = tokenizer.pieces.id_to_token(tokenizer.eos_id)
-        _write(
+        _write_json(
             directory / "tokenizer_config.json",
             {
                 "tokenizer_class": "PreTrainedTokenizerFast",
@@ -153,13 +155,13 @@ def _save_tokenizer(tokenizer: AnyTokenizer, directory: Path) -> None:
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["merges"]]
     (directory / "vocab.json").write_text(json.dumps(content["vocab"], ensure_ascii=False), "utf-8")
     (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
-    marks = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
-    _write(
+    special_tokens = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
+    _write_json(
         directory / "tokenizer_config.json",
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.context_length, **marks},
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.context_length, **special_tokens},
     )
-    _write(directory / "special_tokens_map.json", marks)
+    _write_json(directory / "special_tokens_map.json", special_tokens)
 
 
-def _write(file: Path, content: Mapping) -> None:
+def _write_json(file: Path, content: Mapping) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

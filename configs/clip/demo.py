@@ -1,4 +1,4 @@
-"""The short preset of `make demo`: `configs/clip/shapes.py` with fewer updates.
+"""Short preset for `make demo`: `configs/clip/shapes.py` with fewer updates.
 
     train-jax --config=configs/clip/demo.py --workdir=runs/demo/clip
 

@@ -1,11 +1,11 @@
-"""Goes on from public weights: the model, its tokenizer and its preprocessing are the checkpoint's.
+"""Fine-tuning of public weights. The model, tokenizer and preprocessing come from the checkpoint.
 
     train-jax --config=configs/clip/finetune.py --workdir=runs/tuned --config.data.source=folder:photos \
         --config.pretrained=hf:openai/clip-vit-base-patch32
 
-`pretrained` is anything that `clip_jax.load` opens. A tenth of the data is held out, and retrieval measured there. Lock a
-tower by `--config.optim.freeze=clip/vision/`; on an accelerator add `--config.compute.dtype=bfloat16`; a ResNet, whose batch
-norm forbids micro-batches, needs `--config.compute.micro_batch=0`.
+`pretrained` is a path or name that `clip_jax.load` opens. A tenth of the data is held out to evaluate retrieval. Freeze
+a tower with `--config.optim.freeze=clip/vision/`. On an accelerator add `--config.compute.dtype=bfloat16`. A ResNet
+needs `--config.compute.micro_batch=0`, since its batch norm does not support micro-batches.
 """
 
 from ml_collections import ConfigDict

@@ -3,10 +3,10 @@
     train-jax --config=configs/clip/siglip_b16.py --workdir=runs/siglip-b16 --config.data.source='webdataset:laion/*.tar'
 
 203,155,970 parameters. A pair keeps 45 MiB for the backward pass; a device encodes at most 128 at a time (5.6 GiB).
-Kernels alone are decayed, by 1e-4 of themselves an update at the peak of the learning rate, as in big_vision, where that
-is `wd = 1e-4`: here decay is multiplied by the learning rate, 1e-3.
+Weight decay applies only to kernels. At the peak learning rate of 1e-3 it is 1e-4 per update, as `wd = 1e-4` in
+big_vision, which does not multiply it by the learning rate.
 
-It needs SigLIP's tokenizer: `hf download google/siglip-base-patch16-224 spiece.model --local-dir tokenizers/siglip`.
+Needs SigLIP's tokenizer: `hf download google/siglip-base-patch16-224 spiece.model --local-dir tokenizers/siglip`.
 """
 
 from ml_collections import ConfigDict

@@ -2,14 +2,14 @@
 
     train-jax --config=configs/clip/vit_b32.py --workdir=runs/vit-b32 --config.data.source='webdataset:laion/*.tar'
 
-The recipe is open_clip's for LAION-400M: batch 32,768, 32 epochs. 151,277,313 parameters. The batch is the same on any
-number of devices: each encodes at most 256 pairs at a time, which keep 17 MiB each for the backward pass (4.2 GiB), and
-compares with at most 1,024 texts at a time; the loss stays exact. One hundredth of the data is held out. For zero-shot
-accuracy, too: `--config.evals.imagenet.type=zero_shot --config.evals.imagenet.source=tfds:imagenet2012
---config.evals.imagenet.split=validation`.
+The recipe is open_clip's for LAION-400M: batch size 32,768, 32 epochs. 151,277,313 parameters. The global batch size
+does not depend on the number of devices: each device encodes at most 256 pairs at a time, which keep 17 MiB each for
+the backward pass (4.2 GiB), and computes the exact loss with at most 1,024 texts at a time. 1 % of the data is held
+out. To also measure zero-shot accuracy: `--config.evals.imagenet.type=zero_shot
+--config.evals.imagenet.source=tfds:imagenet2012 --config.evals.imagenet.split=validation`.
 
-It needs CLIP's tokenizer: `hf download openai/clip-vit-base-patch32 tokenizer.json --local-dir tokenizers/clip`. To go on
-from public weights there is `configs/clip/finetune.py`.
+Needs CLIP's tokenizer: `hf download openai/clip-vit-base-patch32 tokenizer.json --local-dir tokenizers/clip`. To start
+from public weights, use `configs/clip/finetune.py`.
 """
 
 from ml_collections import ConfigDict

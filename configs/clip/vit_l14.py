@@ -1,4 +1,4 @@
-"""CLIP ViT-L/14 at its published size (arXiv 2103.00020, table 20), its parameters split over eight devices.
+"""CLIP ViT-L/14 at its published size (arXiv 2103.00020, table 20), with parameters sharded over eight devices.
 
     train-jax --config=configs/clip/vit_l14.py --workdir=runs/vit-l14 --config.data.source='webdataset:laion/*.tar'
 

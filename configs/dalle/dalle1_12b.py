@@ -1,11 +1,12 @@
-"""DALL·E 1 at its published size (arXiv 2102.12092, section 2.2, appendix B): 12 billion parameters, 64 blocks of 62 heads.
+"""DALL-E 1 at its published size (arXiv 2102.12092, section 2.2, appendix B): 12 billion parameters, 64 blocks of 62 heads.
 
     train-jax --config=configs/dalle/dalle1_12b.py --workdir=runs/dalle1 --config.vqgan.path=DIR \
         --config.data.source='webdataset:cc12m/*.tar'
 
-256 text tokens and 32 x 32 codes out of 8,192 in one vocabulary; row and column attention, the last block a convolution of
-11 x 11; losses weighted 1/8 and 7/8; BPE dropout of 10 %. For a pod; not trained here. On 8 devices the update compiles to
-40 GiB a device with `--config.accumulate=64`: `python -m benchmarks.memory --only dalles`.
+256 text tokens and 32 x 32 codes (codebook size 8,192) in a joint vocabulary; row and column attention, and 11 x 11
+convolutional attention in the last block; loss weights 1/8 and 7/8; BPE dropout of 10 %. For a pod; not trained here.
+On 8 devices an update needs 40 GiB per device with `--config.accumulate=64`: `python -m benchmarks.memory --only
+dalles`.
 """
 
 from ml_collections import ConfigDict

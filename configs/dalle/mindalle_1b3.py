@@ -3,8 +3,8 @@
     train-jax --config=configs/dalle/mindalle_1b3.py --workdir=runs/mindalle --config.vqgan.path=DIR \
         --config.data.source='webdataset:cc12m/*.tar'
 
-The published model has 1,291,000,000 parameters to three digits, which its stage 2 has here; this config adds a pad for each
-place of the text. For a host of 8 devices; not trained here. Memory: `python -m benchmarks.memory --only dalles`.
+The published model has 1,291,000,000 parameters to three digits, as has stage 2 here; this config adds a pad token
+for each text position. For a host of 8 devices; not trained here. Memory: `python -m benchmarks.memory --only dalles`.
 """
 
 from ml_collections import ConfigDict

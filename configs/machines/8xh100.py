@@ -1,4 +1,4 @@
-"""A host with eight H100 of 80 GB: bfloat16, a replica of the parameters on each, 16 processes that decode."""
+"""Machine preset for a host with eight H100 80 GB: bfloat16, data parallelism, 16 worker processes."""
 
 from ml_collections import ConfigDict
 

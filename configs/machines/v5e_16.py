@@ -1,4 +1,4 @@
-"""A slice of 16 TPU v5e of 16 GB, four hosts: bfloat16, parameters and moments split over all chips, blocks made again."""
+"""Machine preset for a slice of 16 TPU v5e 16 GB, four hosts: bfloat16, FSDP over all chips, full rematerialisation."""
 
 from ml_collections import ConfigDict
 

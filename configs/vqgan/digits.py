@@ -1,9 +1,9 @@
-"""A VQGAN of scanned digits: 32 x 32 pixels as 8 x 8 codes out of 512.
+"""Trains a VQGAN on scanned digits: 8 x 8 codes out of 512 for 32 x 32 pixels.
 
 train-jax --config=configs/vqgan/digits.py --workdir=runs/vqgan-digits
 
 On 2 CPU cores: 8 minutes on a busy machine. On the 359 held-out scans: PSNR 37.3 dB, 62.7 % of the codes in use; a
-classifier of real scans reads 99.2 % of reconstructions as the originals.
+classifier of real scans predicts the same digit for 99.2 % of reconstructions as for the originals.
 """
 
 from ml_collections import ConfigDict

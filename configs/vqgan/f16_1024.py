@@ -1,12 +1,12 @@
-"""VQGAN f16 with 1,024 codes (arXiv 2012.09841, ImageNet), at its published size: 72,141,699 parameters in the generator.
+"""Trains VQGAN f16 with 1,024 codes on ImageNet (arXiv 2012.09841) at the published size: 72,141,699 parameters.
 
     train-jax --config=configs/vqgan/f16_1024.py --workdir=runs/vqgan-f16 --config.data.source='webdataset:imagenet/*.tar' \
         --config.perceptual.path=taming.ckpt
 
-Taming's recipe: learning rate 4.5e-6 an example of the batch, Adam with b1 0.5, LPIPS, a discriminator after 24 million
-examples. The batch of 256 can be split over as many devices; 12 pictures of a device need 25 GiB by XLA's plan for a CPU,
-which holds bfloat16 products in float32 (`python -m benchmarks.memory --only vqgans`), so on few devices cut the batch by
-`--config.accumulate`. One hundredth of the data is held out. Not trained here.
+Taming's recipe: learning rate 4.5e-6 per example of the batch, Adam with b1 0.5, LPIPS, a discriminator after 24 million
+examples. The batch of 256 can be split over up to 256 devices. 12 images per device need 25 GiB by XLA's memory plan for a
+CPU, which stores bfloat16 products in float32 (`python -m benchmarks.memory --only vqgans`); on few devices use
+`--config.accumulate`. 1 % of the data is held out. Not trained here.
 """
 
 from ml_collections import ConfigDict

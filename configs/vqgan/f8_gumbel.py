@@ -1,8 +1,8 @@
-"""VQGAN f8 with 8,192 codes and Gumbel-softmax (DALL-E's first stage, as taming-transformers trained it on OpenImages).
+"""Trains VQGAN f8 with 8,192 codes and Gumbel-softmax, taming-transformers' first stage for DALL-E on OpenImages.
 
     train-jax --config=configs/vqgan/f8_gumbel.py --workdir=runs/vqgan-f8 --config.perceptual.path=taming.ckpt
 
-68,995,971 parameters in the generator; 12 pictures of a device need 30 GiB, counted as in `f16_1024`; not
+68,995,971 parameters in the generator; 12 images per device need 30 GiB, measured as in `f16_1024`; not
 trained here.
 """
 

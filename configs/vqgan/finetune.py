@@ -1,10 +1,10 @@
-"""Goes on from a VQGAN's weights: the model is the checkpoint's, and so is the discriminator where it holds one.
+"""Finetunes a VQGAN from a checkpoint, with its discriminator if the checkpoint contains a discriminator.
 
     train-jax --config=configs/vqgan/finetune.py --workdir=runs/tuned --config.data.source=folder:photos \
         --config.pretrained=taming.ckpt --config.perceptual.path=taming.ckpt
 
-`pretrained` is anything that `vqgan_jax.load` opens; taming's checkpoints also hold LPIPS (without one:
-`--config.perceptual.type=none`). A tenth of the data is held out, and reconstructions measured there.
+`pretrained` is anything that `vqgan_jax.load` opens. Taming's checkpoints also contain LPIPS (to train without LPIPS:
+`--config.perceptual.type=none`). 10 % of the data is held out for evaluation.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,9 @@
-"""The second stage for digits: a transformer over the codes of `configs/vqgan/digits.py`, by class.
+"""Trains a class-conditional prior on digits: a transformer over the codes of `configs/vqgan/digits.py`.
 
 train-jax --config=configs/vqgan/prior_digits.py --workdir=runs/prior-digits --config.vqgan.path=runs/vqgan-digits
 
-On 2 CPU cores: 7.5 minutes on a busy machine; 2.65 bits a code on the 359 held-out scans, where even chances have 9.
+On 2 CPU cores: 7.5 minutes on a busy machine; 2.65 bits per code on the 359 held-out scans, where the uniform
+distribution has 9.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""A VQGAN of scenes at 32 pixels: 8 x 8 codes out of 4,096, by finite scalar quantisation.
+"""Trains a VQGAN on scenes at 32 pixels: 8 x 8 codes out of 4,096, with finite scalar quantisation.
 
 train-jax --config=configs/vqgan/shapes.py --workdir=runs/vqgan-shapes
 
 On 2 CPU cores: 28 minutes on a busy machine. On `test`: PSNR 32.8 dB, SSIM 0.83, 90 % of the codes in use; the oracle reads
-98.8 % of 500 reconstructions as it reads the originals.
+the same from 98.8 % of 500 reconstructions as from the originals.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     c.task = "vqgan_jax.task"
     c.steps = 8000
     c.log_every = 100
-    # Small batches: on a CPU an update costs what its pictures cost, and eight pictures teach nearly as much as 32.
+    # On a CPU the cost of an update is proportional to the batch size; batches of 8 learn nearly as much as batches of 32.
     c.data = ConfigDict({"source": "shapes/32", "batch_size": 8})
 
     c.model = ConfigDict({"channels": 16, "multipliers": (1, 2, 4), "blocks": 1, "resolution": 32, "attention": (8,)})
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     c.model.groups = 8
     c.model.quantizer = ConfigDict({"type": "fsq", "levels": (8, 8, 8, 8)})
     c.discriminator = ConfigDict({"channels": 16, "layers": 2})
-    # Squared errors look at the objects; absolute ones also at the noise of the background, which nothing can foretell.
+    # Squared errors emphasise the objects; absolute errors also weigh the noise of the background, which is unpredictable.
     c.loss = ConfigDict({"pixels": "l2", "weight": 0.1, "lecam": 0.001})
     c.loss.update({"disc_start": 6500, "disc_warmup": 200, "disc_ramp": 500})
     c.optim = ConfigDict({"name": "adamw", "lr": 1e-3, "warmup_steps": 50, "args": {"b1": 0.9, "b2": 0.99}})

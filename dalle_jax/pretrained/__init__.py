@@ -1,6 +1,6 @@
-"""DALL·Es in files: one module a format.
+"""Checkpoint formats of DALL-E: one module per format.
 
-open_checkpoint(path) -> Stage2Checkpoint     what the files tell, before the weights of the transformer are read
+open_checkpoint(path) -> Stage2Checkpoint     reads the configuration; the transformer's weights are read later
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
 __all__ = ["LoadError", "open_checkpoint"]
 
 _HUB_FILES = ("config.yaml", "config.json", "stage1_last.ckpt", "stage2_last.ckpt", "tokenizer/*")
-_KINDS = (
+_FORMATS = (
     "load opens run directories of train-jax (config.json with the task dalle_jax.task, tokenizer.json, vqgan.safetensors, "
     "checkpoints/), directories of minDALL-E (config.yaml, stage1_last.ckpt, stage2_last.ckpt, tokenizer/), and hf:org/name "
     "for a repository with these"
@@ -21,14 +21,14 @@ _KINDS = (
 
 
 def open_checkpoint(path: str | Path, step: int | None = None) -> Stage2Checkpoint:
-    """What the files at `path` tell of a model (see `dalle_jax.load`). Raises LoadError if that is none that is known."""
+    """Opens the checkpoint at `path` (see `dalle_jax.load`). Raises LoadError if the format is unknown."""
     path = hub.resolve(path, _HUB_FILES)
     if not path.is_dir():
-        held = "it is a file" if path.is_file() else "there is no such folder"
-        raise LoadError(f"{path} is no DALL·E: {held}. {_KINDS}")
-    found = run_directory.open_directory(path, step) or min_dalle.open_directory(path)
-    if found is None:
-        dalle_mini.refuse(path)
-        held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-        raise LoadError(f"{path} is no DALL·E: it holds {held}. {_KINDS}")
-    return found
+        contents = "it is a file" if path.is_file() else "there is no such folder"
+        raise LoadError(f"{path} is not a DALL-E: {contents}. {_FORMATS}")
+    checkpoint = run_directory.open_directory(path, step) or min_dalle.open_directory(path)
+    if checkpoint is None:
+        dalle_mini.reject(path)
+        contents = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        raise LoadError(f"{path} is not a DALL-E: it holds {contents}. {_FORMATS}")
+    return checkpoint

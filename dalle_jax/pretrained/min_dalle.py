@@ -1,6 +1,6 @@
-"""minDALL-E's directories (kakaobrain/minDALL-E): `config.yaml`, `stage1_last.ckpt`, `stage2_last.ckpt`, `tokenizer/`.
+"""Directories of minDALL-E (kakaobrain): `config.yaml`, `stage1_last.ckpt`, `stage2_last.ckpt`, `tokenizer/`.
 
-Stage 1 is a VQGAN with taming's names, stage 2 a GPT over text and codes with a head for each.
+Stage 1 is a VQGAN with the parameter names of taming-transformers; stage 2 is a GPT with a text head and a code head.
 """
 
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ from train_jax.errors import LoadError
 from train_jax.weights import gpt
 from train_jax.weights.layout import Entry, from_peer, nested
 from vqgan_jax.pretrained import taming
-from vqgan_jax.pretrained.checkpoint import describing, read_config
+from vqgan_jax.pretrained.checkpoint import convert_errors, read_config
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
 from vqgan_jax.vqgan import Vqgan
 
-CONFIG, FIRST, SECOND = "config.yaml", "stage1_last.ckpt", "stage2_last.ckpt"
+CONFIG, STAGE1, STAGE2 = "config.yaml", "stage1_last.ckpt", "stage2_last.ckpt"
 _VOCAB, _MERGES = "bpe-16k-vocab.json", "bpe-16k-merges.txt"
 _PAD, _UNKNOWN = "[PAD]", "[UNK]"
 _IGNORED = (r"\.attn\.mask$",)
 
 
-# What kakaobrain's loader takes for what a configuration leaves out; it refuses any other option.
+# minDALL-E's defaults for missing options; its loader rejects unknown options.
 _DEFAULTS = {
     "dataset": {
         "dataset": None, "tokenizer_type": "CharBPE", "context_length": 64, "image_resolution": 256,
@@ -49,30 +49,35 @@ _DEFAULTS = {
 
 
 def open_directory(path: Path) -> Stage2Checkpoint | None:
-    """The model in a folder; None if it is no such folder."""
+    """Opens a directory of minDALL-E. Returns None if it has no `config.yaml`."""
     if not (path / CONFIG).is_file():
         return None
     config = _read_config(path / CONFIG)
-    for name in (FIRST, SECOND):
+    for name in (STAGE1, STAGE2):
         if not (path / name).is_file():
             raise LoadError(f"{path} has minDALL-E's {CONFIG}, but no {name}")
-    first, second, text_length = config["stage1"], config["stage2"], config["dataset"]["context_length"]
-    hparams = second["hparams"]
-    with describing(path / CONFIG):
-        model = _options(hparams, text_length)
+    stage1_config, stage2_config, text_length = config["stage1"], config["stage2"], config["dataset"]["context_length"]
+    hparams = stage2_config["hparams"]
+    with convert_errors(path / CONFIG):
+        model = _convert_options(hparams, text_length)
         side = round(hparams["ctx_len_img"] ** 0.5)
         if side**2 != hparams["ctx_len_img"]:
-            raise LoadError(f"{path / CONFIG}: ctx_len_img = {hparams['ctx_len_img']} is no square of codes")
-        vq = {"n_embed": first["n_embed"], "embed_dim": first["embed_dim"], "ddconfig": first["hparams"]}
-        found = taming.checkpoint({"target": "VQModel", "params": vq}, taming.open_state(path / FIRST), path / FIRST)
-        entries = _entries(hparams)
-        captions = _tokenizer(path / "tokenizer", text_length, second["vocab_size_txt"])
-    variables, name = found.variables(found.module())
-    vqgan = Vqgan.assemble(found.model, variables, name)
+            raise LoadError(f"{path / CONFIG}: ctx_len_img = {hparams['ctx_len_img']} is not a square number")
+        vq = {
+            "n_embed": stage1_config["n_embed"],
+            "embed_dim": stage1_config["embed_dim"],
+            "ddconfig": stage1_config["hparams"],
+        }
+        tensors = taming.open_state_dict(path / STAGE1)
+        stage1 = taming.build_checkpoint({"target": "VQModel", "params": vq}, tensors, path / STAGE1)
+        entries = _list_entries(hparams)
+        captions = _open_tokenizer(path / "tokenizer", text_length, stage2_config["vocab_size_txt"])
+    variables, name = stage1.variables(stage1.module())
+    vqgan = Vqgan.assemble(stage1.model, variables, name)
 
     def read() -> tuple[dict, str]:
-        tensors = taming.open_state(path / SECOND)
-        return nested(from_peer(tensors, entries, str(path / SECOND), _IGNORED), True), str(path)
+        tensors = taming.open_state_dict(path / STAGE2)
+        return nested(from_peer(tensors, entries, str(path / STAGE2), _IGNORED), True), str(path)
 
     return Stage2Checkpoint(str(path), model, captions, vqgan, side * vqgan.factor, read)
 
@@ -80,44 +85,44 @@ def open_directory(path: Path) -> Stage2Checkpoint | None:
 def _read_config(file: Path) -> dict:
     config = read_config(file)
     if not isinstance(config.get("stage1"), dict) or not isinstance(config.get("stage2"), dict):
-        raise LoadError(f"{file} is no configuration of minDALL-E: it has no stage1 and stage2")
-    config = {part: _completed(_DEFAULTS[part], config.get(part, {}), f"{file}: {part}") for part in _DEFAULTS}
-    kinds = (config["stage1"]["type"], config["stage2"]["type"])
-    if kinds != ("vqgan", "transformer1d"):
-        raise LoadError(f"{file}: stages of the types {kinds}; only vqgan and transformer1d are built here")
+        raise LoadError(f"{file} is not a configuration of minDALL-E: it has no stage1 and stage2")
+    config = {part: _fill_defaults(_DEFAULTS[part], config.get(part, {}), f"{file}: {part}") for part in _DEFAULTS}
+    types = (config["stage1"]["type"], config["stage2"]["type"])
+    if types != ("vqgan", "transformer1d"):
+        raise LoadError(f"{file}: stages of the types {types}; only vqgan and transformer1d are supported")
     return config
 
 
-def _completed(defaults: Mapping, stated, where: str) -> dict:
-    """The options that are stated, and the defaults of the others. LoadError for one that the peer does not know."""
+def _fill_defaults(defaults: Mapping, stated, location: str) -> dict:
+    """Fills in defaults for missing options. Raises LoadError for options that minDALL-E does not have."""
     if not isinstance(stated, Mapping):
-        raise LoadError(f"{where} is {stated!r}; it must be a mapping")
+        raise LoadError(f"{location} is {stated!r}; it must be a mapping")
     if unknown := stated.keys() - defaults.keys():
-        raise LoadError(f"{where} has {', '.join(map(str, unknown))}; minDALL-E knows {', '.join(defaults)}")
-    full = {}
+        raise LoadError(f"{location} has {', '.join(map(str, unknown))}; minDALL-E's options are {', '.join(defaults)}")
+    completed = {}
     for key, default in defaults.items():
         value = stated.get(key, default)
         if isinstance(default, dict):
-            value = _completed(default, stated.get(key, {}), f"{where}.{key}")
+            value = _fill_defaults(default, stated.get(key, {}), f"{location}.{key}")
         elif default is not None and not isinstance(value, (float, int) if type(default) is float else type(default)):
-            raise LoadError(f"{where}.{key} = {value!r}; it must be of the type {type(default).__name__}")
-        full[key] = value
-    return full
+            raise LoadError(f"{location}.{key} = {value!r}; it must be of the type {type(default).__name__}")
+        completed[key] = value
+    return completed
 
 
-def _options(hparams: Mapping, text_length: int) -> DALLEOptions:
+def _convert_options(hparams: Mapping, text_length: int) -> DALLEOptions:
     if hparams["embed_dim"] % hparams["n_heads"]:
         raise LoadError(
-            f"stage2.hparams: embed_dim = {hparams['embed_dim']} is no multiple of n_heads = {hparams['n_heads']}"
+            f"stage2.hparams: embed_dim = {hparams['embed_dim']} is not a multiple of n_heads = {hparams['n_heads']}"
         )
-    dense = hparams["n_dense_layers"]
-    if dense != hparams["n_layers"]:
+    num_dense = hparams["n_dense_layers"]
+    if num_dense != hparams["n_layers"]:
         raise LoadError(
-            f"stage2.hparams.n_dense_layers = {dense} of {hparams['n_layers']}; only dense layers are built here"
+            f"stage2.hparams.n_dense_layers = {num_dense} of {hparams['n_layers']}; only dense layers are supported"
         )
     for key in ("mlp_bias", "attn_bias"):
         if not hparams[key]:
-            raise LoadError(f"stage2.hparams.{key} = {hparams[key]}; only layers with biases are built here")
+            raise LoadError(f"stage2.hparams.{key} = {hparams[key]}; only layers with biases are supported")
     options = {
         "text_length": text_length,
         "width": hparams["embed_dim"],
@@ -130,24 +135,24 @@ def _options(hparams: Mapping, text_length: int) -> DALLEOptions:
     return DALLEOptions.parse(options, "model")
 
 
-def _tokenizer(folder: Path, length: int, size: int) -> CharBpeCaptions:
+def _open_tokenizer(folder: Path, length: int, size: int) -> CharBpeCaptions:
     vocab, merges = folder / _VOCAB, folder / _MERGES
     for file in (vocab, merges):
         if not file.is_file():
-            raise LoadError(f"{file} is missing: without it there are no prompts")
+            raise LoadError(f"{file} is missing: prompts cannot be tokenized")
     try:
         bpe = CharBPETokenizer.from_file(str(vocab), str(merges), unk_token=_UNKNOWN, lowercase=True)
-    except Exception as error:  # the library raises no narrower class
-        raise LoadError(f"{vocab} and {merges} are no tokenizer ({error})") from error
+    except Exception as error:  # tokenizers raises plain Exception
+        raise LoadError(f"{vocab} and {merges} are not a tokenizer ({error})") from error
     bpe.add_special_tokens([_PAD])
     if bpe.get_vocab_size() > size:
-        raise LoadError(f"{folder}: a tokenizer of {bpe.get_vocab_size()} tokens, where the model knows {size}")
+        raise LoadError(f"{folder}: a tokenizer of {bpe.get_vocab_size()} tokens, but the model has {size}")
     return CharBpeCaptions(bpe._tokenizer, length, size, bpe.token_to_id(_PAD))
 
 
-def _entries(hparams: Mapping) -> list[Entry]:
-    """The table of names."""
-    found = [
+def _list_entries(hparams: Mapping) -> list[Entry]:
+    """Lists the parameters with their names in minDALL-E."""
+    table = [
         Entry("condition/tokens", ("tok_emb_txt.weight",)),
         Entry("codes/tokens", ("tok_emb_img.weight",)),
         Entry("condition/positions", ("pos_emb_txt.weight",)),
@@ -157,6 +162,6 @@ def _entries(hparams: Mapping) -> list[Entry]:
         Entry("condition_head/kernel", ("head_txt.weight",), "linear"),
         Entry("head/kernel", ("head_img.weight",), "linear"),
     ]
-    for number in range(hparams["n_layers"]):
-        found += gpt.block(f"transformer/block_{number}", f"blocks.{number}", hparams["n_heads"])
-    return found
+    for i in range(hparams["n_layers"]):
+        table += gpt.block(f"transformer/block_{i}", f"blocks.{i}", hparams["n_heads"])
+    return table

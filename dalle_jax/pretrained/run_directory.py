@@ -1,4 +1,4 @@
-"""Run directories, as `train-jax` writes them."""
+"""DALL-E checkpoints in run directories of `train-jax`."""
 
 from pathlib import Path
 
@@ -9,7 +9,10 @@ from vqgan_jax.stage2.checkpoint import Stage2Checkpoint, open_run
 
 
 def open_directory(path: Path, step: int | None = None) -> Stage2Checkpoint | None:
-    """The newest checkpoint of a run (or that of `step`), averaged weights where there are any; None if it is no run."""
+    """Opens a checkpoint of a run directory, by default the newest. Returns None if `path` is not a run directory.
+
+    Uses averaged weights if the checkpoint has any.
+    """
 
     def condition(config: dict, options: DALLEOptions) -> Captions:
         tokenizer = Tokenizer.load(path / TOKENIZER, options.text_length)

@@ -1,6 +1,7 @@
-"""One tiny model, as parts and as the run directory of a real, very short training, for the tests of this folder."""
+"""Tiny models, assembled and from a short training run, and a small task on a folder of captioned images."""
 
 import contextlib
+import json
 import math
 import os
 from pathlib import Path
@@ -17,8 +18,10 @@ from PIL import Image, ImageDraw
 
 import train_jax
 from clip_jax import model as model_lib
+from clip_jax import task as clip_task
 from clip_jax.clip import Clip, load
 from clip_jax.options import CLIPCompute, CLIPOptions
+from train_jax import config as config_lib
 from train_jax.data.images import Preprocess
 from train_jax.data.text import Tokenizer
 from train_jax.datasets import shapes
@@ -35,7 +38,7 @@ MODEL = {
 
 
 def draw(caption: str, size: tuple[int, int] = (24, 24)) -> Image.Image:
-    """A picture of which the caption ("a red circle") is true."""
+    """Draws a picture of a caption such as "a red circle"."""
     _, colour, shape = caption.split()
     image = Image.new("RGB", size, (245, 245, 240))
     canvas = ImageDraw.Draw(image)
@@ -50,7 +53,7 @@ def draw(caption: str, size: tuple[int, int] = (24, 24)) -> Image.Image:
 
 
 def assemble(seed: int = 0, **changes) -> Clip:
-    """An untrained model; another seed gives other weights."""
+    """Assembles an untrained model; the seed determines its weights."""
     tokenizer = Tokenizer.train(CAPTIONS, 600, MODEL["text"]["context_length"])
     options = CLIPOptions.defaults()
     options.update(MODEL | changes)
@@ -74,7 +77,7 @@ def other_clip() -> Clip:
 
 @pytest.fixture(scope="session")
 def new_clip():
-    """The function that makes such models."""
+    """The function `assemble`."""
     return assemble
 
 
@@ -91,7 +94,7 @@ DRAWN = {
 
 @pytest.fixture(scope="session")
 def random_variables():
-    """`random_variables(init, *arguments)`: variables as `init` would make them, drawn without compiling it."""
+    """`random_variables(init, *arguments)`: random variables with the shapes of `init`, which is not compiled."""
 
     def draw(init, *arguments):
         rng = np.random.default_rng(0)
@@ -105,6 +108,82 @@ def random_variables():
     return draw
 
 
+# A task so small that compiling it takes a second; blocks are unrolled, since a scan takes longer to trace.
+SMALL = {
+    "task": "clip_jax.task",
+    "steps": 2,
+    "model": {
+        "embed_dim": 8,
+        "image": {"size": 16, "patch": 8, "width": 16, "depth": 1, "heads": 2},
+        "text": {"context_length": 10, "width": 16, "depth": 1, "heads": 2},
+    },
+    "compute": {"scan": False},
+    "tokenizer": {"vocab_size": 600},
+}
+PAIR_CAPTIONS = ["one red kite", "two blue kites above the sea", "a long story " * 5]
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    """A folder of five images, dark on the left and light on the right, with the same three captions each."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rows = []
+    for index in range(5):
+        pixels = np.zeros((20, 40, 3), np.uint8) + np.uint8(20 * index)
+        pixels[:, 20:] = 230
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        rows.append(json.dumps({"file": f"{index}.png", "captions": PAIR_CAPTIONS}))
+    (folder / "captions.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.fixture
+def resolve(pairs):
+    """`resolve(model__embed_dim=8, ...) -> config`: the resolved config of a small task on the folder `pairs`."""
+
+    def resolve(**changes) -> ConfigDict:
+        config = ConfigDict(SMALL | {"data": {"source": f"folder:{pairs}", "batch_size": 8}})
+        for path, value in changes.items():
+            group = config
+            *parents, key = path.split("__")
+            for parent in parents:
+                if parent not in group:
+                    group[parent] = ConfigDict()
+                group = group[parent]
+            group[key] = value
+        return config_lib.resolve(config)
+
+    return resolve
+
+
+@pytest.fixture
+def make_task(resolve):
+    """`make_task(**changes) -> Task`, of `resolve(**changes)`."""
+    return lambda **changes: clip_task.make(resolve(**changes), None)
+
+
+@pytest.fixture
+def record(pairs):
+    """`record(index) -> one record of the folder`."""
+
+    def read(index: int = 0, captions: list[str] = PAIR_CAPTIONS) -> dict:
+        return {"image": (pairs / f"{index}.png").read_bytes(), "captions": captions, "id": str(index)}
+
+    return read
+
+
+@pytest.fixture
+def batch(record):
+    """`batch(task, count) -> a batch of so many examples`, in which many captions are equal."""
+
+    def make(task, count: int = 8) -> dict:
+        rows = [task.example(record(index % 5), np.random.default_rng(index)) for index in range(count)]
+        return {name: jnp.asarray(np.stack([row[name] for row in rows])) for name in rows[0]}
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def captions() -> list[str]:
     return list(CAPTIONS)
@@ -112,12 +191,12 @@ def captions() -> list[str]:
 
 @pytest.fixture(scope="session")
 def drawn():
-    """The function that draws a caption."""
+    """The function `draw`."""
     return draw
 
 
 def tiny_config(data_dir: str | Path) -> ConfigDict:
-    """Three updates of a tiny model on the small data set in `data_dir`."""
+    """The config of three updates of a tiny model on the small data set in `data_dir`."""
     return ConfigDict(
         {
             "task": "clip_jax.task",
@@ -125,17 +204,18 @@ def tiny_config(data_dir: str | Path) -> ConfigDict:
             "log_every": 1,
             "data": {"source": "shapes/32", "batch_size": 16, "data_dir": str(data_dir)},
             "model": MODEL,
+            "compute": {"scan": False},  # compiles sooner
             "tokenizer": {"vocab_size": 600},
             "ema": {"decay": 0.5},
             "checkpoint": {"every": 2},
-            "evals": {"test": {"type": "zero_shot", "templates": ("a {}",)}},
+            "evals": {"test": {"type": "zero_shot", "templates": ("a {}",), "batch_size": 40}},
         }
     )
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> tuple[ConfigDict, Path]:
-    """`(config, run directory)` of a finished run, its data set beside it; the same for all test workers."""
+    """`(config, run directory)` of a finished run, shared by all test workers."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     config = tiny_config(shared / "tiny-data")

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, writes and returns, and how it says that something is wrong."""
+"""The command `clip-jax`: its output, files, exit codes and error messages."""
 
 import functools
 import html.parser
@@ -20,13 +20,13 @@ GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "clip"
 
 
 def clip_jax(*arguments, capsys):
-    """Exit code, standard output and standard error of one command."""
+    """Runs a command; returns its exit code, standard output and standard error."""
     try:
         code = cli.main([str(argument) for argument in arguments])
     except SystemExit as stop:  # argparse
         code = stop.code
-    found = capsys.readouterr()
-    return code, found.out, found.err
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def one_line(error: str) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def load_once():
-    """A model is read from its directory once, not by every command."""
+    """Loads a model once, instead of in every command."""
     with mock.patch.object(clip, "load", functools.cache(clip.load)):
         yield
 
@@ -61,7 +61,7 @@ def folder(tmp_path, captions, drawn):
 
 @pytest.fixture(scope="module")
 def indexed(tiny, captions, drawn, tmp_path_factory):
-    """`(folder, index)` of the same pictures, made once."""
+    """`(folder, index)` of the pictures of `write_pictures`, indexed once."""
     folder = write_pictures(tmp_path_factory.mktemp("indexed") / "my photos", captions, drawn)
     assert cli.main(["index", str(folder), "--model", str(tiny[1]), "--out", str(folder.parent / "index")]) == 0
     return folder, folder.parent / "index"
@@ -69,7 +69,7 @@ def indexed(tiny, captions, drawn, tmp_path_factory):
 
 @pytest.fixture
 def index(indexed, folder, tmp_path):
-    """A copy of the index, of this test's own folder."""
+    """A copy of the index, for the test's own folder."""
     shutil.copytree(indexed[1], tmp_path / "index")
     meta = json.loads((tmp_path / "index" / "meta.json").read_text())
     (tmp_path / "index" / "meta.json").write_text(json.dumps(meta | {"folder": str(folder.resolve())}))
@@ -94,11 +94,11 @@ def test_classify_prints_the_model_s_probabilities(run, tiny, trained, folder):
     )
     code, out, _ = run("classify", *files, "--model", tiny[1], *options, "--json")
     assert code == 0
-    found = json.loads(out)
-    assert [row["image"] for row in found] == [str(file) for file in files]
-    for row, wanted in zip(found, expected, strict=True):
+    rows = json.loads(out)
+    assert [row["image"] for row in rows] == [str(file) for file in files]
+    for row, expected_row in zip(rows, expected, strict=True):
         assert list(row["probabilities"]) == labels
-        np.testing.assert_allclose(list(row["probabilities"].values()), wanted, rtol=1e-5)
+        np.testing.assert_allclose(list(row["probabilities"].values()), expected_row, rtol=1e-5)
 
     code, out, _ = run("classify", *files, "--model", tiny[1], *options, "--top", "2")
     lines = out.splitlines()
@@ -121,14 +121,14 @@ def test_classify_goes_on_after_a_broken_picture(run, tiny, folder, tmp_path):
     options = ("--model", tiny[1], "--labels", "cat,dog")
     code, out, error = run("classify", tmp_path / "broken.jpg", folder / "a red circle.png", *options)
     assert code == 2 and "a red circle.png" in out
-    assert "left out" in one_line(error) and "broken.jpg: not a readable picture" in error
+    assert "skipped" in one_line(error) and "broken.jpg: not a readable image" in error
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["nowhere.jpg", "--labels", "cat"], "no picture can be read; nowhere.jpg: No such file"),
-        (["PICTURE", "--labels", " , "], "--labels ' , ' names none"),
+        (["nowhere.jpg", "--labels", "cat"], "no image can be read; nowhere.jpg: No such file"),
+        (["PICTURE", "--labels", " , "], "--labels ' , ' has no entries"),
         (["PICTURE", "--labels", "@LATIN"], "latin.txt: byte 3 is not UTF-8"),
         (["PICTURE", "--labels", "cat", "--template", "@LATIN"], "latin.txt: byte 3 is not UTF-8"),
         (["PICTURE", "--labels", "@BLANK"], "blank.txt has no line with a label"),
@@ -164,21 +164,21 @@ def test_index_reports_what_it_did(run, tiny, folder, tmp_path):
     command = ("index", folder, "--model", tiny[1], "--out", tmp_path / "index")
     code, out, error = run(*command)
     assert code == 0 and "index:" in error and "14/14" in error, "a progress bar"
-    assert "13 picture(s): 13 encoded now, 0 from before" in out
-    assert "1 other file(s) left out: 1 .txt" in out
-    assert "1 file(s) cannot be read" in out and "cut.png: not a readable picture" in out
+    assert "13 image(s): 13 newly encoded, 0 reused" in out
+    assert "1 other file(s) skipped: 1 .txt" in out
+    assert "1 file(s) cannot be read" in out and "cut.png: not a readable image" in out
     (folder / "a red circle.png").unlink()
     _, out, _ = run(*command)
-    assert "12 picture(s): 0 encoded now, 12 from before, 1 dropped" in out
+    assert "12 image(s): 0 newly encoded, 12 reused, 1 dropped" in out
 
 
 def test_an_index_is_made_in_shares_and_joined(run, tiny, folder, tmp_path):
     command = ("index", folder, "--model", tiny[1], "--out", tmp_path / "index")
     for part in ("1/2", "2/2"):
         code, out, _ = run(*command, "--part", part)
-        assert code == 0 and f"index.{part[0]}-of-2: " in out and "without --part joins all shares" in out
+        assert code == 0 and f"index.{part[0]}-of-2: " in out and "without --part merges all shares" in out
     code, out, _ = run(*command)
-    assert code == 0 and ": 0 encoded now" in out
+    assert code == 0 and ": 0 newly encoded" in out
 
 
 def test_mistakes_in_index_are_one_line(run, tiny, folder, tmp_path):
@@ -186,9 +186,9 @@ def test_mistakes_in_index_are_one_line(run, tiny, folder, tmp_path):
     assert code == 2 and "nowhere: no such folder" in one_line(error)
     (tmp_path / "empty").mkdir()
     code, _, error = run("index", tmp_path / "empty", "--model", tiny[1], "--out", tmp_path / "index")
-    assert code == 2 and "empty: no pictures" in one_line(error)
+    assert code == 2 and "empty: no images" in one_line(error)
     code, _, error = run("index", folder, "--model", tiny[1], "--out", folder)
-    assert code == 2 and "is no index" in one_line(error)
+    assert code == 2 and "is not an index" in one_line(error)
     for part in ("5/4", "0/4", "2", "-1/2"):
         code, _, error = run("index", folder, "--model", tiny[1], "--out", tmp_path / "index", f"--part={part}")
         assert code == 2 and f"--part {part} must be I/N, such as 2/4" in one_line(error)
@@ -205,17 +205,17 @@ def test_search_prints_the_closest_pictures(run, index, trained, folder):
     scores = trained.encode_image([folder / name for name in names]) @ trained.encode_text(["a blue square"])[0]
     order = np.argsort(-scores, kind="stable")[:4]
     code, out, _ = run("search", index, "a blue square", "--top", "4", "--json")
-    found = json.loads(out)
-    assert code == 0 and found["query"] == "a blue square"
-    np.testing.assert_allclose([hit["score"] for hit in found["hits"]], scores[order], atol=1e-6)
+    result = json.loads(out)
+    assert code == 0 and result["query"] == "a blue square"
+    np.testing.assert_allclose([hit["score"] for hit in result["hits"]], scores[order], atol=1e-6)
     code, out, _ = run("search", index, "a blue square", "--top", "4")
-    assert [line.split("/")[-1] for line in out.splitlines()] == [hit["path"].split("/")[-1] for hit in found["hits"]]
+    assert [line.split("/")[-1] for line in out.splitlines()] == [hit["path"].split("/")[-1] for hit in result["hits"]]
     code, out, _ = run("search", index, "--image", folder / "a blue square.png", "--top", "1")
     assert code == 0 and out.split()[:2] == ["1", "1.000"] and out.strip().endswith("a blue square.png")
 
 
 class Page(html.parser.HTMLParser):
-    """The elements and the text of a page."""
+    """Parses a page into its elements and text."""
 
     def __init__(self, text):
         super().__init__()
@@ -249,12 +249,12 @@ def test_search_writes_a_contact_sheet(run, index, tmp_path, trained, folder):
     with Image.open(tmp_path / "hits.png") as sheet:
         sheet.load()
         assert sheet.format == "PNG" and sheet.mode == "RGB" and 600 < sheet.width < 1000 and 600 < sheet.height < 1100
-        found = {colour for _, colour in sheet.getcolors(2**20)}
+        colours = {colour for _, colour in sheet.getcolors(2**20)}
     for hit in search(
-        Index.open(index), trained, text="a red circle", top=9
+        Index.open(index), trained, text="a red circle", k=9
     ):  # the colour of each picture's shape is somewhere on the sheet
         colour = Image.open(hit.path).convert("RGB").getpixel((12, 14))
-        assert any(np.abs(np.subtract(colour, other)).max() <= 4 for other in found), hit
+        assert any(np.abs(np.subtract(colour, other)).max() <= 4 for other in colours), hit
 
 
 def test_a_picture_that_is_gone_is_still_listed(run, index, folder, tmp_path):
@@ -270,19 +270,19 @@ def test_an_unfinished_index_says_so(run, index):
     (index / "meta.json").write_text(text)
     code, out, error = run("search", index, "a red circle", "--top", "2")
     assert code == 0 and len(out.splitlines()) == 2
-    assert "is unfinished (13 pictures so far)" in one_line(error)
+    assert "is unfinished (13 images so far)" in one_line(error)
 
 
 def test_mistakes_in_search_are_one_line(run, index, folder, tmp_path, tiny):
     picture = folder / "a red circle.png"
     for arguments, words in (
-        ((tmp_path / "nowhere", "x"), "no index here; make one with"),
-        ((folder, "x"), "is no index"),
-        ((index,), "give a text or --image FILE"),
-        ((index, "x", "--image", picture), "give a text or --image FILE"),
+        ((tmp_path / "nowhere", "x"), "no index found; make one with"),
+        ((folder, "x"), "is not an index"),
+        ((index,), "pass either a text or --image FILE"),
+        ((index, "x", "--image", picture), "pass either a text or --image FILE"),
         ((index, "--image", tmp_path / "nowhere.jpg"), f"error: {tmp_path / 'nowhere.jpg'}: No such file"),
         ((index, "x", "--top", "0"), "--top 0"),
-        ((index, "x", "--model", tmp_path / "nowhere"), "is not there: name it with --model"),
+        ((index, "x", "--model", tmp_path / "nowhere"), "does not exist: pass its path with --model"),
         ((index, "x", "--html", tmp_path / "no" / "x.html"), "x.html: there is no folder"),
         ((index, "x", "--png", tmp_path / "no" / "x.png"), "x.png: there is no folder"),
     ):
@@ -308,8 +308,9 @@ def test_wrong_commands_are_refused_before_jax_is_loaded():
     for arguments in (["bogus"], [], ["index"]):
         code = f"import sys; sys.argv = ['clip-jax'] + {arguments!r}\nfrom clip_jax import cli\ntry: cli.main()\n"
         code += "finally: assert 'jax' not in sys.modules"
-        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert found.returncode == 2 and "usage:" in found.stderr and "Traceback" not in found.stderr, found.stderr
+        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        error = process.stderr
+        assert process.returncode == 2 and "usage:" in error and "Traceback" not in error, error
 
 
 def test_a_reader_that_stops_early_is_no_error():
@@ -321,7 +322,7 @@ def test_a_reader_that_stops_early_is_no_error():
     process.stderr.close()
 
 
-def test_sheets_show_what_is_right_and_wrong(tmp_path):
+def test_sheets_mark_correct_and_wrong_hits(tmp_path):
     Image.new("RGB", (300, 100), (10, 200, 10)).save(tmp_path / "wide.png")
     cells = [
         sheets.Cell(tmp_path / "wide.png", "a very long name " * 9, "0.5", True),
@@ -329,17 +330,17 @@ def test_sheets_show_what_is_right_and_wrong(tmp_path):
         sheets.Cell(tmp_path / "gone.png", "gone"),
     ]
     section = sheets.Section("title " * 60, cells)
-    sheet = np.asarray(sheets.contact_sheet([section, section], columns=2, size=100))
+    sheet = np.asarray(sheets.render_contact_sheet([section, section], columns=2, size=100))
     assert sheet.dtype == np.uint8 and sheet.shape[2] == 3
     for colour in ((10, 200, 10), (200, 0, 200), (0x15, 0x80, 0x3D), (0xB9, 0x1C, 0x1C)):
         assert (sheet == colour).all(axis=2).any(), colour
     green = np.argwhere((sheet == (10, 200, 10)).all(axis=2))
     first = green[green[:, 0] < len(sheet) / 2]
     assert np.ptp(first[:, 1]) + 1 == 100 and np.ptp(first[:, 0]) + 1 == 33, "it keeps its aspect"
-    page = Page(sheets.page("t", [section]))
+    page = Page(sheets.render_page("t", [section]))
     assert [a["class"] for t, a in page.elements if t == "figure" and a] == ["right", "wrong"]
     hits = [Hit(tmp_path / "a" / "b.png", 0.25)]
-    assert sheets.hits_section("q", hits, tmp_path).cells[0].name == "a/b.png"
+    assert sheets.make_hits_section("q", hits, tmp_path).cells[0].name == "a/b.png"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -357,18 +358,18 @@ def test_heatmap_writes_a_sheet_of_the_picture_and_a_map_for_each_text(run, tiny
     assert code == 2 and "none.png" in one_line(error) and not (tmp_path / "no.png").exists()
 
 
-def test_heat_sections_show_the_hot_place_hot():
+def test_heat_sections_are_hot_at_the_highest_cosine():
     picture = Image.new("RGB", (40, 40), (128, 128, 128))
-    (section,) = sheets.heat_sections(picture, ["x"], np.array([[[0.1, 0.1], [0.1, 0.4]]], np.float32))
+    (section,) = sheets.make_heat_sections(picture, ["x"], np.array([[[0.1, 0.1], [0.1, 0.4]]], np.float32))
     shown = np.asarray(section.cells[1].picture, np.float32).sum(-1)
     assert shown[35, 35] > 2 * shown[5, 5] and section.cells[1].note == "cosine 0.100 to 0.400"
 
 
-def test_verify_says_what_was_understood(run, tiny):
+def test_verify_describes_a_model(run, tiny):
     code, out, _ = run("verify", tiny[1])
     assert code == 0
-    found = dict(line.split(maxsplit=1) for line in out.splitlines() if line.strip())
-    assert found["embedding"] == "16" and found["loss"] == "softmax" and found["format"].startswith("run directory")
+    fields = dict(line.split(maxsplit=1) for line in out.splitlines() if line.strip())
+    assert fields["embedding"] == "16" and fields["loss"] == "softmax" and fields["format"].startswith("run directory")
     assert "image tower    ViT, 1 layers, width 16, 2 heads, patches of 8 px; 16 px; pooling: class token" in out
 
 
@@ -376,13 +377,13 @@ def test_verify_says_what_was_understood(run, tiny):
 def test_verify_without_the_peer_says_that_it_did_not_compare(run, monkeypatch, kind):
     from clip_jax import verify
 
-    monkeypatch.setattr(verify, "peer_installed", lambda: False)
+    monkeypatch.setattr(verify, "is_peer_installed", lambda: False)
     code, out, _ = run("verify", GOLDEN / kind)
     assert code == 0 and "not compared with transformers" in out and "activation" in out
     assert "read from      model.safetensors, config.json, preprocessor_config.json" in out
 
 
-def test_verify_of_a_file_says_what_lies_beside_it(run):
+def test_verify_of_a_file_names_its_configuration(run):
     code, out, _ = run("verify", GOLDEN / "open-clip" / "open_clip_model.safetensors")
     assert code == 0 and "read from      open_clip_model.safetensors, open_clip_config.json" in out
     assert "activation     gelu," in out and "width 32, 2 heads" in out
@@ -390,6 +391,6 @@ def test_verify_of_a_file_says_what_lies_beside_it(run):
     assert code == 0 and "preprocessing  squash to 24 px, bilinear_aliased" in out
 
 
-def test_verify_of_what_is_no_model(run, tmp_path):
+def test_verify_of_an_empty_directory_is_an_error(run, tmp_path):
     code, _, error = run("verify", tmp_path)
     assert code == 2 and str(tmp_path) in one_line(error)

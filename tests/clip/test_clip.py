@@ -1,4 +1,4 @@
-"""The loaded model: its verbs against the module applied by hand, and run directories that are right and wrong."""
+"""The loaded model: its methods against the module applied directly; intact and damaged run directories."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ def compiled(module, method: str):
 
 
 def by_hand_image(clip, picture: Image.Image) -> np.ndarray:
-    """One picture through the module, prepared with Pillow and NumPy alone."""
+    """Encodes one picture by the module, preprocessed with Pillow and NumPy only."""
     size = clip.preprocess.size
     pixels = np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC), np.float64) / 255
     pixels = jnp.asarray((pixels - CLIP_MEAN) / CLIP_STD, jnp.float32)
@@ -40,7 +40,7 @@ def by_hand_text(clip, text: str) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Verbs
+# Methods
 
 
 def test_images_of_every_kind_are_encoded_as_by_hand(clip, captions, drawn, tmp_path):
@@ -49,10 +49,10 @@ def test_images_of_every_kind_are_encoded_as_by_hand(clip, captions, drawn, tmp_
     np.testing.assert_array_equal(
         clip.encode_image(np.stack([picture, picture])), clip.encode_image([picture, picture]), "one array of several"
     )
-    kinds = [picture, np.asarray(picture), tmp_path / "picture.png", str(tmp_path / "picture.png")]
-    found = clip.encode_image(kinds)
-    assert found.dtype == np.float32 and found.shape == (4, 16)
-    for row in found:
+    images = [picture, np.asarray(picture), tmp_path / "picture.png", str(tmp_path / "picture.png")]
+    embeddings = clip.encode_image(images)
+    assert embeddings.dtype == np.float32 and embeddings.shape == (4, 16)
+    for row in embeddings:
         np.testing.assert_allclose(row, by_hand_image(clip, picture), rtol=1e-5, atol=1e-6)
 
 
@@ -83,31 +83,31 @@ def test_one_program_for_any_number_of_batches_split_over_all_devices(new_clip, 
     assert compiled.output_shardings.shard_shape((16, 16)) == (2, 16), "each device works on its own rows"
 
 
-def test_nothing_gives_nothing(clip):
+def test_no_inputs_give_no_rows(clip):
     assert clip.encode_image([]).shape == (0, 16)
     assert clip.encode_text([]).shape == (0, 16)
 
 
 def test_similarity_is_the_scaled_cosine(clip, captions, drawn):
     pictures = [drawn(caption) for caption in captions[:3]]
-    found = clip.similarity(pictures, captions)
+    similarity = clip.similarity(pictures, captions)
     images = np.stack([by_hand_image(clip, picture) for picture in pictures])
     texts = np.stack([by_hand_text(clip, caption) for caption in captions])
-    np.testing.assert_allclose(found, images @ texts.T / 0.07, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(similarity, images @ texts.T / 0.07, rtol=1e-5, atol=1e-5)
 
 
 def test_classify_averages_templates_and_applies_softmax(clip, captions, drawn):
     pictures, labels = [drawn(caption) for caption in captions[:4]], ["red circle", "blue square", "hat"]
     templates = ("a photo of a {}.", "{}, drawn: a {}")
-    found = clip.classify(pictures, labels, templates)
+    probabilities = clip.classify(pictures, labels, templates)
     classes = []
     for label in labels:
         mean = sum(by_hand_text(clip, template.replace("{}", label)) for template in templates) / 2
         classes.append(mean / np.linalg.norm(mean))
     logits = np.stack([by_hand_image(clip, picture) for picture in pictures]) @ np.stack(classes).T / 0.07
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
-    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-4)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
 
 
 def test_a_sigmoid_model_answers_for_each_label(new_clip, captions, drawn):
@@ -116,20 +116,20 @@ def test_a_sigmoid_model_answers_for_each_label(new_clip, captions, drawn):
     cosine = by_hand_image(clip, pictures[0]) @ by_hand_text(clip, "a red circle")
     logit = cosine / 0.07 - 4.0
     np.testing.assert_allclose(clip.similarity(pictures, ["a red circle"])[0, 0], logit, rtol=1e-5)
-    found = clip.classify(pictures, ["red circle"], ["a {}"])
-    np.testing.assert_allclose(found[0, 0], 1 / (1 + np.exp(-logit)), rtol=1e-5)
+    probabilities = clip.classify(pictures, ["red circle"], ["a {}"])
+    np.testing.assert_allclose(probabilities[0, 0], 1 / (1 + np.exp(-logit)), rtol=1e-5)
 
 
 def test_a_long_text_is_cut_and_reported(clip, caplog):
     with caplog.at_level(logging.WARNING):
-        found = clip.encode_text(["a red circle", "red " * 100])
-    assert np.isfinite(found).all()
+        embeddings = clip.encode_text(["a red circle", "red " * 100])
+    assert np.isfinite(embeddings).all()
     assert "1 of 2 text(s) are longer than the 32 tokens" in caplog.text
 
 
 def test_mistakes_are_named(clip, captions, drawn, tmp_path):
     picture = drawn(captions[0])
-    with pytest.raises(TypeError, match=r"texts\[1\] is a NoneType, None; it must be a text"):
+    with pytest.raises(TypeError, match=r"texts\[1\] is a NoneType, None; it must be a string"):
         clip_module._check_list(["a", None], "texts", str)
     with pytest.raises(TypeError, match="texts must be a list"):
         clip.encode_text("a red circle")
@@ -145,7 +145,7 @@ def test_mistakes_are_named(clip, captions, drawn, tmp_path):
     with pytest.raises(ValueError, match="batch_size = 0"):
         clip.encode_image([picture], 0)
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    with pytest.raises(BrokenSample, match="broken.jpg: not a readable picture"):
+    with pytest.raises(BrokenSample, match="broken.jpg: not a readable image"):
         clip.encode_image([picture, tmp_path / "broken.jpg"])
 
 
@@ -189,17 +189,17 @@ def test_a_run_directory_opens_with_its_averaged_weights(tiny, trained):
     _, directory = tiny
     with warnings.catch_warnings(action="ignore"):  # Orbax advises against loading without shapes, as is done here
         saved = ocp.load_checkpointables(directory / "checkpoints" / "3", {"state": None})["state"]
-    wanted, raw = saved["ema"]["clip"], saved["params"]["clip"]
-    for mine, theirs in zip(jax.tree.leaves(trained.variables), jax.tree.leaves(wanted), strict=True):
+    average, raw = saved["ema"]["clip"], saved["params"]["clip"]
+    for mine, theirs in zip(jax.tree.leaves(trained.variables), jax.tree.leaves(average), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    assert any((a != b).any() for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(raw), strict=True))
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(average), jax.tree.leaves(raw), strict=True))
     assert trained.name == f"{directory} (step 3)"
     assert trained.fingerprint == clip_jax.load(str(directory)).fingerprint
     assert trained.fingerprint != clip_jax.load(directory, step=2).fingerprint
     assert clip_jax.load(directory, step=2).name.endswith("(step 2)")
 
 
-def test_what_is_loaded_is_what_the_evaluator_graded(tiny, trained):
+def test_a_loaded_run_has_the_accuracy_that_the_evaluator_logged(tiny, trained):
     """Zero-shot accuracy by `classify` equals the metric that the run logged."""
     from train_jax.data.images import decode
     from train_jax.data.sources import open_source
@@ -216,14 +216,14 @@ def test_what_is_loaded_is_what_the_evaluator_graded(tiny, trained):
 
 @pytest.fixture
 def copy(tiny, tmp_path):
-    """A copy of the run directory, free to be damaged."""
+    """A copy of the run directory, for changes."""
     return shutil.copytree(tiny[1], tmp_path / "run")
 
 
 def test_a_wrong_tokenizer_is_refused(copy, clip):
     clip.tokenizer.save(copy / "tokenizer.json")
-    seen = hashlib.sha256((copy / "tokenizer.json").read_bytes()).hexdigest()[:12]
-    with pytest.raises(LoadError, match=f"wrong tokenizer for the weights: .*tokenizer.json has SHA-256 {seen}"):
+    digest = hashlib.sha256((copy / "tokenizer.json").read_bytes()).hexdigest()[:12]
+    with pytest.raises(LoadError, match=f"wrong tokenizer for the weights: .*tokenizer.json has SHA-256 {digest}"):
         clip_jax.load(copy)
 
 
@@ -250,7 +250,7 @@ def edit_model(directory, **changes):
         (lambda d: (d / "artifacts.json").write_text("{}"), "does not mention tokenizer.json"),
         (
             lambda d: (d / "config.json").unlink(),
-            "no model: it holds .*artifacts.json.*load opens run directories",
+            "not a model: it holds .*artifacts.json.*load opens run directories",
         ),
         (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
         (
@@ -258,9 +258,9 @@ def edit_model(directory, **changes):
             "run of 'vqgan_jax.task', not of a CLIP",
         ),
         (lambda d: shutil.rmtree(d / "checkpoints"), "holds no checkpoint"),
-        (lambda d: edit_model(d, embed_dim=32), r"text/proj/kernel is \(16, 32\) by the configuration and \(16, 16\)"),
-        (lambda d: edit_model(d, loss="sigmoid"), "logit_bias is .* by the configuration and absent in the weights"),
-        (lambda d: edit_model(d, activation="tanh"), "describes no model that can be built: .*tanh"),
+        (lambda d: edit_model(d, embed_dim=32), r"text/proj/kernel has shape \(16, 32\) in the config.* and \(16, 16\)"),
+        (lambda d: edit_model(d, loss="sigmoid"), "logit_bias has shape .* in the configuration and absent in the weights"),
+        (lambda d: edit_model(d, activation="tanh"), "has invalid model options: .*tanh"),
     ],
 )
 def test_a_damaged_run_directory_says_what_is_wrong(copy, damage, words):
@@ -269,7 +269,7 @@ def test_a_damaged_run_directory_says_what_is_wrong(copy, damage, words):
         clip_jax.load(copy)
 
 
-def test_the_newest_readable_checkpoint_is_taken(copy, caplog):
+def test_the_newest_readable_checkpoint_is_loaded(copy, caplog):
     for file in (copy / "checkpoints" / "3").rglob("*"):
         if file.is_file() and file.stat().st_size:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -280,11 +280,11 @@ def test_the_newest_readable_checkpoint_is_taken(copy, caplog):
         clip_jax.load(copy)
 
 
-def test_what_is_no_model_is_named(tmp_path):
+def test_paths_that_are_no_model_are_described(tmp_path):
     with pytest.raises(LoadError, match="nowhere: no such file or folder. load opens run directories"):
         clip_jax.load(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_bytes(b"")
-    with pytest.raises(LoadError, match="notes.txt is no model: it holds a .txt file. load opens run directories"):
+    with pytest.raises(LoadError, match="notes.txt is not a model: it holds a .txt file. load opens run directories"):
         clip_jax.load(tmp_path / "notes.txt")
     other = tmp_path / "hub"
     other.mkdir()
@@ -292,11 +292,11 @@ def test_what_is_no_model_is_named(tmp_path):
         clip_jax.load(other)
     (other / "config.json").write_text("{}")
     (other / "model.safetensors").write_bytes(b"")
-    with pytest.raises(LoadError, match="hub is no model: it holds config.json, model.safetensors"):
+    with pytest.raises(LoadError, match="hub is not a model: it holds config.json, model.safetensors"):
         clip_jax.load(other)
 
 
-def test_a_heat_map_has_a_place_for_each_patch(clip, captions, drawn):
+def test_a_heat_map_has_a_value_for_each_patch(clip, captions, drawn):
     pictures = [drawn(caption, (30, 24)) for caption in captions[:3]]
     maps = clip.heat_map(pictures, captions[:2])
     assert maps.shape == (3, 2, 2, 2) and maps.dtype == np.float32 and (np.abs(maps) <= 1 + 1e-6).all()

@@ -1,4 +1,4 @@
-"""The demo on a tiny run: it leaves its pictures, tells the truth about hits, and takes up what is there."""
+"""The demo on a tiny run: its files, the marks of its hits, and a second call."""
 
 import json
 import shutil
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def done(tiny, tmp_path_factory):
-    """`(working directory, results)` after the demo; its run is the tiny one, finished already."""
+    """`(working directory, metrics)` of the demo, whose run is the finished tiny run."""
     workdir = tmp_path_factory.mktemp("demo")
     shutil.copytree(tiny[1], workdir / "clip")
     with mock.patch.object(demo, "PICTURES", {"test": 40, "novel": 16}):
         yield workdir, demo.run(tiny[0], workdir)
 
 
-def test_it_leaves_what_it_promises(done, tiny):
+def test_the_demo_writes_its_images_and_page(done, tiny):
     workdir, results = done
     logged = [json.loads(line) for line in (tiny[1] / "metrics.jsonl").read_text().splitlines()]
     assert results == {"test/top1": [row["test/top1"] for row in logged if "test/top1" in row][-1]}
@@ -38,47 +38,48 @@ def test_it_leaves_what_it_promises(done, tiny):
     assert f"{100 * results['test/top1']:.1f} %" in page
 
 
-def test_the_folder_holds_unseen_pictures_and_those_hidden_for_the_longest_query(done, tiny):
+def test_the_folder_holds_held_out_and_planted_pictures(done, tiny):
     workdir, _ = done
-    truth = demo.export(workdir / "images")
+    truth = demo.export_images(workdir / "images")
     files = {path.name for path in (workdir / "images").iterdir()}
     assert files == set(truth) and len(files) == 40 + 16 + 3
     for record in open_source("shapes/32", "test", data_dir=tiny[0].data.data_dir):
         assert truth[f"{record['id']}.png"].to_json() == record["scene"]
     with Image.open(workdir / "images" / "novel-00003.png") as picture:
         assert picture.size == (128, 128)
-    for number in range(3):
-        hidden = truth[f"hidden-{number}.png"]
-        assert scene.is_true(demo.HIDDEN, hidden)
+    for index in range(3):
+        planted = truth[f"hidden-{index}.png"]
+        assert scene.is_true(demo.PLANTED_QUERY, planted)
 
 
-def test_hidden_pictures_show_what_is_said_of_them():
-    """The oracle reads them back, at a size that it is made for."""
-    for number in range(3):
-        rng = np.random.default_rng(number)
-        wanted = demo._hidden(rng, "plain")
-        found = oracle.read(demo.render(wanted, 64, rng))
-        assert scene.is_true(demo.HIDDEN, scene.Scene(tuple(found)))
+def test_planted_pictures_show_the_planted_query():
+    """Read by the oracle, at the image size that it is made for."""
+    for index in range(3):
+        rng = np.random.default_rng(index)
+        planted = demo._sample_planted_scene(rng, "plain")
+        objects = oracle.read(demo.render(planted, 64, rng))
+        assert scene.is_true(demo.PLANTED_QUERY, scene.Scene(tuple(objects)))
 
 
 @pytest.mark.parametrize("query, colour, shape", [("something red", "red", None), ("a green heart", "green", "heart")])
-def test_marks_are_the_truth(done, tiny, trained, query, colour, shape):
+def test_hits_are_marked_as_correct_or_wrong(done, tiny, trained, query, colour, shape):
     workdir, _ = done
-    truth, index = demo.export(workdir / "images"), Index.open(workdir / "index")
+    truth, index = demo.export_images(workdir / "images"), Index.open(workdir / "index")
 
     def is_right(shown):
         return any(o.colour == colour and shape in (None, o.shape) for o in shown.objects)
 
-    hits = search(index, trained, text=query, top=demo.HITS)
-    possible = sum(map(is_right, truth.values()))
-    wanted = [True if is_right(truth[hit.path.name]) else False if n < possible else None for n, hit in enumerate(hits)]
-    section = demo.answer(trained, index, truth, query)
+    hits = search(index, trained, text=query, k=demo.HITS)
+    num_relevant = sum(map(is_right, truth.values()))
+    correct = [is_right(truth[hit.path.name]) for hit in hits]
+    expected = [True if true else False if rank < num_relevant else None for rank, true in enumerate(correct)]
+    section = demo.make_search_section(trained, index, truth, query)
     assert [cell.picture for cell in section.cells] == [hit.path for hit in hits]
-    assert [cell.right for cell in section.cells] == wanted
-    assert section.title == f"“{query}”   {wanted.count(True)} of {min(possible, demo.HITS)} found"
+    assert [cell.correct for cell in section.cells] == expected
+    assert section.title == f"“{query}”   {expected.count(True)} of {min(num_relevant, demo.HITS)} found"
 
 
-def test_a_second_call_takes_up_what_is_there(done, tiny):
+def test_a_second_call_reuses_the_files(done, tiny):
     workdir, results = done
     before = {path: path.stat().st_mtime_ns for path in (workdir / "images").iterdir()}
     assert demo.run(tiny[0], workdir) == results

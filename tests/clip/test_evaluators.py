@@ -1,4 +1,4 @@
-"""The evaluators against counting by hand, with embeddings that are planted, on one device and on eight."""
+"""The evaluators against loops in NumPy, with chosen embeddings, on one and on eight devices."""
 
 import io
 
@@ -30,7 +30,7 @@ TRACED = []  # each time an image encoder is traced, and so compiled
 
 
 class Planted(nn.Module):
-    """In place of CLIP: an image is the row that its first pixel chooses, a text the weighted sum of its tokens' rows."""
+    """A stand-in for CLIP: an image's embedding is indexed by its first pixel, a text's is a weighted sum over tokens."""
 
     def setup(self):
         self.images = self.param("images", nn.initializers.zeros_init(), (256, DIM))
@@ -55,23 +55,23 @@ def params(seed=0):
     return {"clip": {"images": draw.standard_normal((256, DIM)).astype(np.float32), "tokens": tokens}}
 
 
-def image(number):
+def image(index):
     buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (number, 0, 0)).save(buffer, "PNG")
+    Image.new("RGB", (4, 4), (index, 0, 0)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def records(count=37, seed=1):
-    """Some without a label, with one to four captions, many of which occur under several images."""
+    """Makes records, some without a label, with one to four captions, many of which belong to several images."""
     draw = np.random.default_rng(seed)
     return [
         {
-            "image": image(number),
+            "image": image(index),
             "captions": [" ".join(draw.choice(WORDS, 2)) for _ in range(draw.integers(1, 5))],
-            "id": str(number),
+            "id": str(index),
             "label": int(draw.integers(-1, len(NAMES))),
         }
-        for number in range(count)
+        for index in range(count)
     ]
 
 
@@ -104,34 +104,34 @@ def evaluate(kind, source, weights, devices=8, **options):
 def embed_texts(weights, texts):
     tokens = weights["clip"]["tokens"].astype(np.float64)
     rows = TOKENIZER.encode(texts)
-    found = np.stack([sum((place + 1) * tokens[i] for place, i in enumerate(row) if i != 0) for row in rows])
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    sums = np.stack([sum((position + 1) * tokens[i] for position, i in enumerate(row) if i != 0) for row in rows])
+    return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
 
 def embed_images(weights, rows):
-    found = weights["clip"]["images"][[int(r["id"]) for r in rows]].astype(np.float64)
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    embeddings = weights["clip"]["images"][[int(r["id"]) for r in rows]].astype(np.float64)
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_zero_shot_counts_what_a_loop_counts(devices):
+def test_zero_shot_accuracy_is_that_of_a_loop(devices):
     rows, weights = records(), params()
-    found = evaluate("zero_shot", Source("s", rows, NAMES), weights, devices, templates=TEMPLATES, per_class=True)
+    metrics = evaluate("zero_shot", Source("s", rows, NAMES), weights, devices, templates=TEMPLATES, per_class=True)
     labelled = [r for r in rows if r["label"] >= 0]
     assert 20 < len(labelled) < len(rows)
-    right, among, by_class = 0, 0, {name: [] for name in NAMES}
+    top1, top5, by_class = 0, 0, {name: [] for name in NAMES}
     for row, vector in zip(labelled, embed_images(weights, labelled), strict=True):
         scores = []
         for name in NAMES:
             mean = embed_texts(weights, [t.format(name) for t in TEMPLATES]).mean(0)
             scores.append(vector @ mean / np.linalg.norm(mean))
         order = list(np.argsort(scores)[::-1])
-        right += order[0] == row["label"]
-        among += row["label"] in order[:5]
+        top1 += order[0] == row["label"]
+        top5 += row["label"] in order[:5]
         by_class[NAMES[row["label"]]].append(order[0] == row["label"])
-    expected = {"top1": right / len(labelled), "top5": among / len(labelled), "images": len(labelled)}
+    expected = {"top1": top1 / len(labelled), "top5": top5 / len(labelled), "images": len(labelled)}
     expected |= {f"top1/{name}": np.mean(hits) for name, hits in by_class.items()}
-    assert found == pytest.approx(expected)
+    assert metrics == pytest.approx(expected)
 
 
 def test_ensembling_averages_unit_vectors_of_sentences():
@@ -158,7 +158,7 @@ def test_few_classes_have_no_top5():
         (Source("s", records(3), NAMES), {"templates": ()}, ConfigError, "there are no templates"),
     ],
 )
-def test_what_zero_shot_cannot_do_is_said_when_it_is_made(source, options, error, words):
+def test_zero_shot_errors_are_raised_at_construction(source, options, error, words):
     with pytest.raises(error, match=words):
         evaluate("zero_shot", source, params(), **options)
 
@@ -174,16 +174,16 @@ def test_templates_from_a_file_are_those_written_out(tmp_path):
 
 def test_confidence_intervals_are_those_of_resampled_answers():
     rows, weights = records(), params()
-    found = evaluate("zero_shot", Source("s", rows, NAMES), weights, bootstrap=4000)
-    count, right = found["images"], round(found["top1"] * found["images"])
-    answers = np.arange(count) < right
+    metrics = evaluate("zero_shot", Source("s", rows, NAMES), weights, bootstrap=4000)
+    count, num_correct = metrics["images"], round(metrics["top1"] * metrics["images"])
+    answers = np.arange(count) < num_correct
     rng = np.random.default_rng(1)
     shares = [answers[rng.integers(count, size=count)].mean() for _ in range(4000)]
     low, high = np.quantile(shares, (0.025, 0.975))
-    assert found["top1/low"] == pytest.approx(low, abs=2 / count) and found["top1/high"] == pytest.approx(
+    assert metrics["top1/low"] == pytest.approx(low, abs=2 / count) and metrics["top1/high"] == pytest.approx(
         high, abs=2 / count
     )
-    assert found["top1/low"] < found["top1"] < found["top1/high"]
+    assert metrics["top1/low"] < metrics["top1"] < metrics["top1/high"]
     assert "text_to_image/r1/low" in evaluate("retrieval", Source("s", rows), weights, bootstrap=10)
 
 
@@ -195,18 +195,18 @@ def test_a_linear_probe_learns_from_features_what_is_in_them():
     side = (features @ features[0] > np.median(features @ features[0])).astype(int)
     rows = [r | {"label": int(s)} for r, s in zip(labelled, side, strict=True)]
     source = Source("s", rows, NAMES[:2])
-    found = evaluate("linear_probe", source, weights, strength=0.01, train_split="test")
+    metrics = evaluate("linear_probe", source, weights, strength=0.01, train_split="test")
     x, w = np.c_[features, np.ones(len(rows))], np.zeros(features.shape[1] + 1)
     penalty = 0.01 * np.diag([1.0] * features.shape[1] + [0.0])
     for _ in range(50):
         p = 1 / (1 + np.exp(-x @ w))
         hessian = x.T @ (x * (p * (1 - p))[:, None]) + penalty
         w -= np.linalg.solve(hessian, x.T @ (p - side) + penalty @ w)
-    assert found == {"top1": np.mean((x @ w > 0) == side), "images": len(rows), "train": len(rows)}
-    assert found["top1"] > 0.9
+    assert metrics == {"top1": np.mean((x @ w > 0) == side), "images": len(rows), "train": len(rows)}
+    assert metrics["top1"] > 0.9
     few = evaluate("linear_probe", source, weights, most=10, train_split="test")
     assert few["train"] == 10
-    with pytest.raises(DataError, match="two classes at least"):
+    with pytest.raises(DataError, match="at least two classes"):
         evaluate("linear_probe", Source("s", [r | {"label": 0} for r in rows], NAMES), weights, train_split="test")
 
 
@@ -226,39 +226,39 @@ def recalls_by_hand(rows, weights, is_true):
 @pytest.mark.parametrize("gallery", [0, 20])
 def test_retrieval_ranks_as_a_loop_does(devices, gallery):
     rows, weights = records(), params()
-    found = evaluate("retrieval", Source("s", rows), weights, devices, gallery=gallery)
-    kept = rows[: gallery or None]
-    assert found == pytest.approx(recalls_by_hand(kept, weights, lambda c, r: c in r["captions"]))
-    assert found["captions"] < sum(len(r["captions"]) for r in kept), "equal captions are one"
+    metrics = evaluate("retrieval", Source("s", rows), weights, devices, gallery=gallery)
+    rows_used = rows[: gallery or None]
+    assert metrics == pytest.approx(recalls_by_hand(rows_used, weights, lambda c, r: c in r["captions"]))
+    assert metrics["captions"] < sum(len(r["captions"]) for r in rows_used), "equal captions are one"
 
 
-def test_retrieval_asks_the_source_what_is_true():
-    """A caption that nobody wrote under an image may be true of it all the same."""
+def test_relevance_is_defined_by_the_source():
+    """A caption of another record may be true of an image."""
 
     def is_true(caption, record):
         return len(caption) % 3 == int(record["id"]) % 3
 
     rows, weights = records(), params()
-    found = evaluate("retrieval", Source("s", rows, is_true=is_true), weights)
-    assert found == pytest.approx(recalls_by_hand(rows[:1000], weights, is_true))
+    metrics = evaluate("retrieval", Source("s", rows, is_true=is_true), weights)
+    assert metrics == pytest.approx(recalls_by_hand(rows[:1000], weights, is_true))
     own = evaluate("retrieval", Source("s", rows), weights)
-    assert own["text_to_image/r1"] < found["text_to_image/r1"] < 1
+    assert own["text_to_image/r1"] < metrics["text_to_image/r1"] < 1
 
 
 def test_a_small_gallery_leaves_out_ranks_that_mean_nothing():
     rows = records(4)
-    found = evaluate("retrieval", Source("s", rows), params())
-    assert "text_to_image/r1" in found and "text_to_image/r5" not in found
+    metrics = evaluate("retrieval", Source("s", rows), params())
+    assert "text_to_image/r1" in metrics and "text_to_image/r5" not in metrics
 
 
 @pytest.mark.parametrize("value", [1.0, np.nan])
-def test_a_collapsed_model_is_graded_as_chance(value):
-    """Everything in one place, or no number at all: ties must not count as hits."""
+def test_a_collapsed_model_scores_at_chance(value):
+    """All embeddings equal, or NaN: ties must not count as hits."""
     rows = [{"image": image(n), "captions": [f"thing {n}"], "id": str(n), "label": n % 6} for n in range(60)]
     weights = jax.tree.map(lambda x: np.full_like(x, value), params())
-    found = evaluate("retrieval", Source("s", rows), weights)
-    assert found["text_to_image/r10"] == pytest.approx(10 / 60)
-    assert found["image_to_text/r1"] == pytest.approx(1 / 60)
+    metrics = evaluate("retrieval", Source("s", rows), weights)
+    assert metrics["text_to_image/r10"] == pytest.approx(10 / 60)
+    assert metrics["image_to_text/r1"] == pytest.approx(1 / 60)
     assert evaluate("zero_shot", Source("s", rows, NAMES), weights)["top1"] == pytest.approx(1 / 6)
 
 
@@ -279,7 +279,7 @@ def test_a_second_evaluation_compiles_nothing(compilations):
 
 
 def test_labels_and_captions_are_read_without_pictures():
-    """And a probe of few pictures looks at few records of a large collection."""
+    """A probe of few images reads few records of a large collection."""
     rows, looked = records(), []
 
     class Apart(list):

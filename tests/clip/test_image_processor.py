@@ -1,4 +1,4 @@
-"""What a preprocessor_config.json says is done to pictures: the pixels of transformers' own processors, or a LoadError."""
+"""preprocessor_config.json: the pixels of transformers' own processors, or a LoadError."""
 
 import json
 from pathlib import Path
@@ -26,17 +26,17 @@ def preprocess_of(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_pixels_are_those_of_transformers(name, preprocess_of):
     preprocess = preprocess_of(json.loads(str(GOLDEN[f"{name}_config"])))
-    for number, expected in enumerate(GOLDEN[f"{name}_pixels"]):
-        pixels = normalize(preprocess(GOLDEN[f"picture_{number}"]), preprocess.mean, preprocess.std)
+    for index, expected in enumerate(GOLDEN[f"{name}_pixels"]):
+        pixels = normalize(preprocess(GOLDEN[f"picture_{index}"]), preprocess.mean, preprocess.std)
         np.testing.assert_allclose(pixels, expected, rtol=1e-6, atol=2e-6)
 
 
-def test_what_is_absent_or_null_is_transformers_default(preprocess_of):
+def test_absent_and_null_options_have_transformers_defaults(preprocess_of):
     clip = preprocess_of({"size": 24, "crop_size": 24, "do_rescale": None, "image_mean": None})
     assert (clip.mode, clip.interpolation, clip.mean, clip.std) == ("crop_floor", "bicubic", CLIP_MEAN, CLIP_STD)
     siglip = preprocess_of({"size": {"height": 24, "width": 24}}, "Siglip")
     assert (siglip.mode, siglip.interpolation, siglip.mean) == ("squash", "bicubic", (0.5, 0.5, 0.5))
-    with pytest.raises(LoadError, match="size = .*224.* is not supported: the model sees 24 x 24"):
+    with pytest.raises(LoadError, match="size = .*224.* is not supported: the model's images are 24 x 24"):
         preprocess_of({})
 
 
@@ -52,7 +52,7 @@ def test_the_file_of_transformers_5(preprocess_of, tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"do_resize": False}, "do_resize = False is not supported: the model sees 24 x 24"),
+        ({"do_resize": False}, "do_resize = False is not supported: the model's images are 24 x 24"),
         ({"do_center_crop": False}, "do_center_crop = False is not supported: .* need not be square"),
         ({"size": {"shortest_edge": 28}}, "size = .*28.* is not supported"),
         ({"size": {"height": 24, "width": 32}}, "size = .*32.* is not supported"),
@@ -68,6 +68,6 @@ def test_the_file_of_transformers_5(preprocess_of, tmp_path):
         ({"image_processor_type": "Siglip2ImageProcessor"}, "Siglip2ImageProcessor is not known"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(options, words, preprocess_of):
+def test_unsupported_options_are_refused_by_name(options, words, preprocess_of):
     with pytest.raises(LoadError, match=words):
         preprocess_of({"size": 24, "crop_size": 24} | options)

@@ -1,4 +1,4 @@
-"""The losses against loops over pairs, with duplicates; dense and around the ring, on one device and on eight: one loss."""
+"""The losses against loops over pairs, with duplicates; dense and ring losses agree on one and on eight devices."""
 
 import functools
 
@@ -58,28 +58,28 @@ FORMS = {"dense": (loss.softmax_loss, loss.sigmoid_loss)} | {
 @pytest.mark.parametrize("ids", [jnp.arange(2 * N).reshape(N, 2), IDS], ids=["distinct", "duplicates"])
 @pytest.mark.parametrize("form", FORMS)
 def test_losses_equal_loops_over_pairs(ids, form):
-    group = loss.same_caption(ids)
+    group = loss.group_captions(ids)
     softmax, sigmoid = FORMS[form]
-    found, _ = softmax(IMAGES, TEXTS, jnp.asarray(SCALE), group)
-    np.testing.assert_allclose(found, softmax_by_hand(IMAGES, TEXTS, SCALE, ids), rtol=1e-5)
-    found, _ = sigmoid(IMAGES, TEXTS, jnp.asarray(SCALE), jnp.asarray(BIAS), group)
-    np.testing.assert_allclose(found, sigmoid_by_hand(IMAGES, TEXTS, SCALE, BIAS, ids), rtol=1e-5)
+    value, _ = softmax(IMAGES, TEXTS, jnp.asarray(SCALE), group)
+    np.testing.assert_allclose(value, softmax_by_hand(IMAGES, TEXTS, SCALE, ids), rtol=1e-5)
+    value, _ = sigmoid(IMAGES, TEXTS, jnp.asarray(SCALE), jnp.asarray(BIAS), group)
+    np.testing.assert_allclose(value, sigmoid_by_hand(IMAGES, TEXTS, SCALE, BIAS, ids), rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_distinct_captions_give_the_papers_cross_entropy(form):
-    found, _ = FORMS[form][0](IMAGES, TEXTS, jnp.asarray(SCALE), jnp.arange(N))
+    value, _ = FORMS[form][0](IMAGES, TEXTS, jnp.asarray(SCALE), jnp.arange(N))
     logits = SCALE * IMAGES @ TEXTS.T
     rows = -np.mean(np.diag(logits) - np.log(np.exp(logits).sum(1)))
     columns = -np.mean(np.diag(logits) - np.log(np.exp(logits).sum(0)))
-    np.testing.assert_allclose(found, (rows + columns) / 2, rtol=1e-5)
+    np.testing.assert_allclose(value, (rows + columns) / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 2, 77])
 def test_same_caption_is_equality_of_rows(length):
     ids = np.random.default_rng(length).integers(0, 3, (40, length)).astype(np.int32)
     ids[20:] = ids[np.random.default_rng(0).permutation(20)]
-    group = np.asarray(loss.same_caption(jnp.asarray(ids)))
+    group = np.asarray(loss.group_captions(jnp.asarray(ids)))
     rows = ids.tolist()
     np.testing.assert_array_equal(group[:, None] == group[None], [[a == b for b in rows] for a in rows])
 
@@ -89,20 +89,21 @@ def test_accuracy_counts_any_positive_partner(form):
     images = jnp.eye(DIM)[jnp.arange(N) % DIM]
     ids = (jnp.arange(N) % DIM)[:, None]
     softmax, sigmoid = FORMS[form]
-    _, metrics = softmax(images, images, jnp.asarray(SCALE), loss.same_caption(ids))
+    _, metrics = softmax(images, images, jnp.asarray(SCALE), loss.group_captions(ids))
     assert metrics["accuracy/image_to_text"] == 1 and metrics["accuracy/text_to_image"] == 1
     _, metrics = sigmoid(images, images, jnp.asarray(SCALE), jnp.asarray(BIAS), jnp.arange(N))
     assert metrics["accuracy/image_to_text"] == 0.5, "ties go to the first of two equal captions"
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
+# Of 8 devices, with 2 rows each, along two axes; of 4, with 4 rows each, beside the tensor axis.
+@pytest.mark.parametrize("sizes, tiles", [((2, 4, 1), (2, 1)), ((2, 2, 2), (2,))])
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-def test_dense_and_ring_on_one_device_and_on_eight_are_one_loss(kind, sizes):
+def test_dense_and_ring_losses_agree_on_one_and_eight_devices(kind, sizes, tiles):
     """Loss, accuracies and every gradient, logit scale and bias included, to 1e-5."""
 
     def run(module, **options):
         def value(images, texts, scale, bias, ids):
-            group = loss.same_caption(ids)
+            group = loss.group_captions(ids)
             if kind == "softmax":
                 return module.softmax_loss(images, texts, scale, group, **options)
             return module.sigmoid_loss(images, texts, scale, bias, group, **options)
@@ -110,18 +111,18 @@ def test_dense_and_ring_on_one_device_and_on_eight_are_one_loss(kind, sizes):
         return jax.value_and_grad(value, argnums=(0, 1, 2, 3), has_aux=True)
 
     arguments = (IMAGES, TEXTS, jnp.asarray(SCALE), jnp.asarray(BIAS), IDS)
-    wanted = run(loss)(*arguments)
+    expected, *results = jax.jit(lambda *x: [run(loss)(*x), run(ring_loss, tile=4)(*x)])(*arguments)
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)))
-    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    found = [run(ring_loss, tile=4)(*arguments)]
+    rows, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     with jax.set_mesh(mesh):
-        places = (rows, rows, whole, whole, rows)
-        placed = [jax.device_put(x, s) for x, s in zip(arguments, places, strict=True)]
-        for function in (run(loss), run(ring_loss, tile=2), run(ring_loss, tile=1)):
-            found.append(jax.jit(function, in_shardings=places)(*placed))
-    for one in found:
-        for mine, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(wanted), strict=True):
-            np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+        shardings = (rows, rows, replicated, replicated, rows)
+        placed = [jax.device_put(x, s) for x, s in zip(arguments, shardings, strict=True)]
+        functions = [run(loss), *(run(ring_loss, tile=tile) for tile in tiles)]
+        results += jax.jit(lambda *x: [function(*x) for function in functions], in_shardings=shardings)(*placed)
+    assert len(results) == 2 + len(tiles)
+    for result in results:
+        for actual, value in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(actual, value, rtol=1e-5, atol=1e-5)
     assert rows.spec == P(("data", "fsdp"))
 
 

@@ -1,4 +1,4 @@
-"""The model: its size and shapes, where each tower reads its result, how it is split, and what it refuses."""
+"""The model: parameter counts, shapes, pooling, sharding, and errors of options."""
 
 import functools
 import math
@@ -64,11 +64,11 @@ def count(module, size):
 @pytest.mark.parametrize("scan", [True, False])
 def test_the_defaults_have_as_many_parameters_as_openais_vit_b_32(scan):
     config = model_lib.CLIPOptions.defaults()
-    # The number is that of the published weights.
+    # Counted in the published weights.
     assert count(model_lib.build(config, 49408, 49407, CLIPCompute(scan=scan)), 224) == 151_277_313
 
 
-def test_vit_l_14_too():
+def test_vit_l_14_has_as_many_parameters_as_openais():
     config = model_lib.CLIPOptions.defaults()
     config.embed_dim = 768
     config.image.update({"patch": 14, "width": 1024, "depth": 24, "heads": 16})
@@ -99,7 +99,7 @@ def test_embeddings_of_bfloat16_are_float32_sums_of_its_products(random_variable
 
     @jax.jit
     def products(variables):
-        """Of the last products of both towers: what went in, the parameters, what came out."""
+        """Records input, parameters and output of the last dense layer of both towers."""
         heard = {}
 
         def listen(call, args, kwargs, context):
@@ -130,8 +130,8 @@ def test_the_sigmoid_loss_has_a_bias():
         (build(), [1 / 0.07, 0]),
         (build(loss="sigmoid", init_logit_scale=math.log(10)), [10, -10]),
     ):
-        found, _ = module.init_with_output(jax.random.key(0), method="scale_and_bias")
-        np.testing.assert_allclose(found, first, rtol=1e-6)
+        values, _ = module.init_with_output(jax.random.key(0), method="scale_and_bias")
+        np.testing.assert_allclose(values, first, rtol=1e-6)
 
 
 def test_the_scale_is_clamped_to_100(model):
@@ -144,8 +144,8 @@ def test_the_scale_is_clamped_to_100(model):
     np.testing.assert_allclose(scale(jnp.asarray(7.0)), 100, rtol=1e-5)
 
 
-def test_a_scale_past_its_limit_can_come_back(model):
-    """One update may carry the parameter past the limit; a gradient that is zero there would hold it for ever."""
+def test_a_scale_above_its_limit_can_decrease(model):
+    """An update may exceed the limit; with a gradient of zero there, the parameter would never change again."""
     module, params = model
 
     def slope(value, sign):
@@ -174,8 +174,8 @@ def test_patches_are_read_row_by_row_and_mean_pooling_ignores_their_order(random
     assert np.abs(encode(image) - encode(turned)).max() > 1e-2
 
 
-def test_the_class_token_is_read_normed_and_projected(random_params):
-    """With blocks that add nothing the image cannot be seen, and the embedding has a closed form."""
+def test_the_class_token_is_normalised_and_projected(random_params):
+    """With blocks that add zero the embedding does not depend on the image and has a closed form."""
     module = build(image=SMALL["image"] | {"pool": "cls", "pre_norm": False})
     params = random_params(module)
     block = params["vision"]["transformer"]["blocks"]
@@ -185,11 +185,11 @@ def test_the_class_token_is_read_normed_and_projected(random_params):
     x = (vision["cls"] + vision["positions"][0]).astype(np.float64)
     x = (x - x.mean()) / np.sqrt(x.var() + 1e-5) * vision["norm_post"]["scale"] + vision["norm_post"]["bias"]
     x = x @ vision["proj"]["kernel"]
-    found = apply(module, {"params": params}, inputs()[0], method="encode_image")
-    np.testing.assert_allclose(found, np.stack(2 * [x / np.linalg.norm(x)]), atol=1e-6)
+    embeddings = apply(module, {"params": params}, inputs()[0], method="encode_image")
+    np.testing.assert_allclose(embeddings, np.stack(2 * [x / np.linalg.norm(x)]), atol=1e-6)
 
 
-def test_text_is_read_at_the_first_end_whatever_follows(model):
+def test_text_is_pooled_at_the_first_end_token(model):
     module, params = model
     encode = jax.jit(lambda ids: module.apply({"params": params}, ids, method="encode_text"))
     short = jnp.asarray([[1, 2, 3, EOS, 0, 0, 0, 0]], jnp.int32)
@@ -208,7 +208,7 @@ def test_eos_need_not_be_the_largest_id(random_params):
 
 
 def test_quick_gelu_and_gelu_differ(model):
-    """The same weights read with the wrong activation are off by a little, which only numbers show."""
+    """With the wrong activation the same weights give slightly different embeddings."""
     module, params = model
     exact = build(activation="gelu")
     quick, other = (apply(m, {"params": params}, inputs()[0], method="encode_image") for m in (module, exact))
@@ -223,19 +223,19 @@ def test_eps_reaches_the_towers(random_params):
 
 
 def split(mesh_sizes, **changes):
-    """Path -> how many devices each axis of a parameter is split over."""
+    """Axis names, and the number of shards of each axis, by the path of a parameter."""
     mesh = sharding.make_mesh(mesh_sizes)
     boxed = jax.eval_shape(build(**changes).init, jax.random.key(0), *inputs())["params"]
     with_names = sharding.logical_axes(boxed)
-    found = {}
+    num_shards = {}
     leaves = jax.tree_util.tree_leaves_with_path(sharding.shardings(boxed, mesh))
     plain = jax.tree_util.tree_leaves_with_path(sharding.unbox(boxed))
     shapes = {sharding.path_name(path): leaf.shape for path, leaf in plain}
     for path, leaf in leaves:
         name = sharding.path_name(path)
         shard = leaf.shard_shape(shapes[name])
-        found[name] = tuple(n // s for n, s in zip(shapes[name], shard, strict=True))
-    return with_names, found
+        num_shards[name] = tuple(n // s for n, s in zip(shapes[name], shard, strict=True))
+    return with_names, num_shards
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -249,17 +249,17 @@ def test_every_parameter_of_the_towers_names_its_axes(scan, stem):
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_tensor_and_fsdp_really_split_the_kernels(scan):
-    _, found = split({"data": 1, "fsdp": 4, "tensor": 2}, compute={"scan": scan})
+    _, num_shards = split({"data": 1, "fsdp": 4, "tensor": 2}, compute={"scan": scan})
     blocks, lead = ("blocks", (1,)) if scan else ("block_1", ())
     for tower in ("vision", "text"):
         block = f"{tower}/transformer/{blocks}"
-        assert found[f"{block}/attention/qkv/kernel"] == (*lead, 4, 1, 2, 1)
-        assert found[f"{block}/attention/qkv/bias"] == (*lead, 1, 2, 1)
-        assert found[f"{block}/attention/out/kernel"] == (*lead, 2, 1, 4)
-        assert found[f"{block}/mlp_in/kernel"] == (*lead, 4, 2)
-        assert found[f"{block}/mlp_out/kernel"] == (*lead, 2, 4)
-    assert found["text/tokens"] == (2, 4)
-    assert found["vision/stem/kernel"] == (1, 1, 1, 4)
+        assert num_shards[f"{block}/attention/qkv/kernel"] == (*lead, 4, 1, 2, 1)
+        assert num_shards[f"{block}/attention/qkv/bias"] == (*lead, 1, 2, 1)
+        assert num_shards[f"{block}/attention/out/kernel"] == (*lead, 2, 1, 4)
+        assert num_shards[f"{block}/mlp_in/kernel"] == (*lead, 4, 2)
+        assert num_shards[f"{block}/mlp_out/kernel"] == (*lead, 2, 4)
+    assert num_shards["text/tokens"] == (2, 4)
+    assert num_shards["vision/stem/kernel"] == (1, 1, 1, 4)
 
 
 @pytest.mark.parametrize(
@@ -287,15 +287,15 @@ def test_a_dict_from_json_builds_the_same_module():
 
 
 @pytest.mark.parametrize("pool, scan", [("mean", True), ("map", False)])
-def test_the_only_patch_says_what_the_picture_says(random_variables, pool, scan):
+def test_the_embedding_of_a_single_patch_is_that_of_the_image(random_variables, pool, scan):
     clip, variables, images = _small(random_variables, {"size": 8, "patch": 8, "pool": pool}, scan)
-    whole = apply(clip, variables, images, method="encode_image")
+    embeddings = apply(clip, variables, images, method="encode_image")
     patches = apply(clip, variables, images, method="encode_patches")
-    np.testing.assert_allclose(patches[:, 0], whole, atol=1e-6)
+    np.testing.assert_allclose(patches[:, 0], embeddings, atol=1e-6)
 
 
 @pytest.mark.parametrize("pool, depth", [("cls", 1), ("mean", 1), ("map", 1), ("mean", 2)])
-def test_in_the_last_block_a_patch_sees_itself_alone(random_variables, pool, depth):
+def test_in_the_last_block_a_patch_attends_only_to_itself(random_variables, pool, depth):
     """With one block, another patch changes nothing; with two it does."""
     clip, variables, images = _small(random_variables, {"size": 24, "patch": 8, "depth": depth, "pool": pool}, True)
     encode = jax.jit(lambda x: clip.apply(variables, x, method="encode_patches"))

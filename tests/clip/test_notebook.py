@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, on a tiny run, and shows what it promises."""
+"""The notebook runs from top to bottom on a tiny run, and shows its charts and numbers."""
 
 import re
 
@@ -13,7 +13,7 @@ def outputs(tiny, run_notebook):
     return run_notebook("clip.ipynb", CLIP_RUN=str(tiny[1]), CLIP_PETS="")
 
 
-def test_it_loads_the_run_it_is_pointed_at(outputs, tiny, trained):
+def test_the_notebook_loads_the_run_of_its_variable(outputs, tiny, trained):
     text, _ = outputs("clip_jax.load")
     assert f"{tiny[1]} (step 3)" in text and trained.fingerprint[:16] in text
 

@@ -1,4 +1,4 @@
-"""Models of every format, saved by the peers themselves, give the peers' numbers. `tests/golden/make_clip.py` made them."""
+"""Models of every format, saved by the peers, have the peers' outputs. `tests/golden/make_clip.py` makes the files."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ PICTURE = GOLDEN / "hf-clip" / "pictures" / "0.png"
 KINDS = sorted(folder.name for folder in GOLDEN.iterdir())
 
 
-def place(kind: str) -> Path:
+def model_path(kind: str) -> Path:
     files = [*(GOLDEN / kind).glob("*.pt"), *(GOLDEN / kind).glob("*.npz")]
     files = [file for file in files if file.name != "expected.npz"]
     return files[0] if files else GOLDEN / kind
@@ -41,12 +41,12 @@ def place(kind: str) -> Path:
 
 @functools.cache
 def golden(kind: str, **options) -> clip_jax.Clip:
-    return clip_jax.load(place(kind), **options)
+    return clip_jax.load(model_path(kind), **options)
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def opened(request):
-    """`(model, what the peer computed, pictures)`."""
+    """`(model, the peer's outputs, pictures)`."""
     pictures = sorted((GOLDEN / request.param / "pictures").iterdir())
     return golden(request.param), np.load(GOLDEN / request.param / "expected.npz"), pictures
 
@@ -54,13 +54,13 @@ def opened(request):
 def test_texts_become_the_peers_ids(opened):
     clip, expected, _ = opened
     ids = clip.tokenizer.encode(TEXTS)
-    # What follows the end of the text is never seen: transformers writes another padding.
+    # What follows the end of the text is never attended: transformers writes another padding.
     if clip.module.options.text.causal:
-        seen = np.cumsum(ids == clip.tokenizer.eos_id, axis=1) - (ids == clip.tokenizer.eos_id) == 0
-        assert seen.any(axis=1).all()
+        attended = np.cumsum(ids == clip.tokenizer.eos_id, axis=1) - (ids == clip.tokenizer.eos_id) == 0
+        assert attended.any(axis=1).all()
     else:
-        seen = np.ones_like(ids, bool)
-    np.testing.assert_array_equal(ids[seen], expected["ids"][seen])
+        attended = np.ones_like(ids, bool)
+    np.testing.assert_array_equal(ids[attended], expected["ids"][attended])
 
 
 def test_features_and_logits_are_the_peers(opened):
@@ -77,30 +77,30 @@ def test_features_and_logits_are_the_peers(opened):
 
 @pytest.mark.parametrize("kind", ["hf-clip", "hf-clip-legacy", "hf-siglip"])
 def test_saved_for_transformers_as_transformers_saves(kind, tmp_path):
-    """The same tensors under the same names, and a config that says the same, as the peer wrote itself."""
+    """The tensors, names and configs are those that the peer itself writes."""
     clip_jax.save_hf(golden(kind), tmp_path / "saved")
     theirs, mine = (load_file(folder / "model.safetensors") for folder in (GOLDEN / kind, tmp_path / "saved"))
     assert mine.keys() == theirs.keys()
     for name in theirs:
         assert mine[name].dtype == np.float32 and mine[name].shape == theirs[name].shape, name
         np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
-    wanted = json.loads((GOLDEN / kind / "config.json").read_text())
-    found = json.loads((tmp_path / "saved" / "config.json").read_text())
-    assert found["architectures"] == wanted["architectures"] and found["model_type"] == wanted["model_type"]
-    assert found.get("projection_dim") == wanted.get("projection_dim")
+    expected = json.loads((GOLDEN / kind / "config.json").read_text())
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert saved["architectures"] == expected["architectures"] and saved["model_type"] == expected["model_type"]
+    assert saved.get("projection_dim") == expected.get("projection_dim")
     for part in ("text_config", "vision_config"):
-        for key, value in found[part].items():
+        for key, value in saved[part].items():
             if key not in ("pad_token_id", "bos_token_id", "eos_token_id", "projection_dim"):
-                assert wanted[part][key] == value, (part, key)
+                assert expected[part][key] == value, (part, key)
     if kind != "hf-siglip":
-        assert found["text_config"]["eos_token_id"] == wanted["text_config"]["eos_token_id"]
-    wanted = json.loads((GOLDEN / kind / "preprocessor_config.json").read_text())
+        assert saved["text_config"]["eos_token_id"] == expected["text_config"]["eos_token_id"]
+    expected = json.loads((GOLDEN / kind / "preprocessor_config.json").read_text())
     for key, value in json.loads((tmp_path / "saved" / "preprocessor_config.json").read_text()).items():
-        assert key in ("processor_class", "do_convert_rgb") or wanted[key] == value, key
+        assert key in ("processor_class", "do_convert_rgb") or expected[key] == value, key
 
 
 @pytest.mark.parametrize("kind", ["hf-siglip", "open-clip-quick", "openai-vit"])
-def test_what_is_saved_is_the_same_model(kind, tmp_path):
+def test_a_saved_model_is_loaded_unchanged(kind, tmp_path):
     clip = golden(kind)
     clip_jax.save_hf(clip, tmp_path / "saved")
     again = clip_jax.load(tmp_path / "saved")
@@ -109,7 +109,7 @@ def test_what_is_saved_is_the_same_model(kind, tmp_path):
     np.testing.assert_array_equal(again.similarity(pictures, TEXTS), clip.similarity(pictures, TEXTS))
 
 
-def test_what_transformers_has_no_place_for_is_refused(tmp_path, trained, new_clip):
+def test_models_that_transformers_cannot_express_are_refused(tmp_path, trained, new_clip):
     with pytest.raises(ValueError, match="no CLIP with a ResNet"):
         clip_jax.save_hf(golden("openai-resnet"), tmp_path / "saved")
     with pytest.raises(ValueError, match="siglip model has image.stem_bias = True, and this one False"):
@@ -128,7 +128,7 @@ def test_what_transformers_has_no_place_for_is_refused(tmp_path, trained, new_cl
         clip_jax.save_hf(trained, tmp_path / "full")
 
 
-def test_a_model_of_our_own_goes_to_transformers_and_back(trained, tmp_path):
+def test_a_trained_run_is_saved_and_loaded(trained, tmp_path):
     clip_jax.save_hf(trained, tmp_path / "saved")
     again = clip_jax.load(tmp_path / "saved")
     texts = ["a red circle", "a small blue star above a large ring"]
@@ -141,7 +141,7 @@ def test_a_model_of_our_own_goes_to_transformers_and_back(trained, tmp_path):
 
 
 def test_pictures_of_another_size():
-    """Positions for more patches: Pillow's own bicubic filter, which antialiases, resizes each of their channels."""
+    """Position embeddings against Pillow's antialiased bicubic filter, channel by channel."""
     clip = golden("hf-clip", image_size=40)
     small = golden("hf-clip")
     assert clip.preprocess.size == 40 and clip.encode_image([PICTURE]).shape == (1, 20)
@@ -149,10 +149,10 @@ def test_pictures_of_another_size():
         old = np.asarray(small.variables["params"]["vision"]["positions"])
         grid = old[1:].reshape(3, 3, -1)
         channels = [Image.fromarray(grid[:, :, c]).resize((new, new), Image.Resampling.BICUBIC) for c in range(32)]
-        wanted = np.stack([np.asarray(c) for c in channels], axis=-1).reshape(new * new, -1)
-        found = np.asarray(model.variables["params"]["vision"]["positions"])
-        np.testing.assert_allclose(found[1:], wanted, atol=2e-6)
-        np.testing.assert_array_equal(found[0], old[0])
+        expected = np.stack([np.asarray(c) for c in channels], axis=-1).reshape(new * new, -1)
+        positions = np.asarray(model.variables["params"]["vision"]["positions"])
+        np.testing.assert_allclose(positions[1:], expected, atol=2e-6)
+        np.testing.assert_array_equal(positions[0], old[0])
     with pytest.raises(LoadError, match="patch = 8 does not divide size = 30"):
         clip_jax.load(GOLDEN / "hf-clip", image_size=30)
 
@@ -163,7 +163,7 @@ def test_pictures_of_another_size():
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of a kind's folder, free to be changed."""
+    """A copy of a golden folder, for changes."""
     return lambda kind: Path(shutil.copytree(GOLDEN / kind, tmp_path / kind))
 
 
@@ -177,12 +177,12 @@ def edit(folder: Path, file: str, *path, **changes) -> None:
 
 
 def test_the_legacy_rule_reads_at_the_largest_id(copy):
-    """With eos_token_id 2 the text ends at its largest id, wherever token 2 stands; else at the first end mark."""
+    """With eos_token_id 2 a text is pooled at its largest id, else at the first end token."""
     legacy, new = golden("hf-clip-legacy"), golden("hf-clip")
     assert legacy.module.options.text.pool == "argmax" and new.module.options.text.pool == "eos"
     folder = copy("hf-clip")
     edit(folder, "config.json", "text_config", eos_token_id=3)
-    with pytest.raises(LoadError, match="ends a text with token 556, and config.json says 3"):
+    with pytest.raises(LoadError, match="end token is 556, but eos_token_id is 3 in config.json"):
         clip_jax.load(folder)
 
 
@@ -194,8 +194,8 @@ def test_padding_does_not_matter_to_a_causal_tower_and_does_to_another():
         end = int(np.argmax(ids[0] == clip.tokenizer.eos_id))
         other[0, end + 1 :] = 7
         encode = jax.jit(lambda x, clip=clip: clip.module.apply(clip.variables, x, method="encode_text"))
-        found = [encode(x) for x in (ids, other)]
-        assert np.allclose(*found, atol=1e-6) == same
+        embeddings = [encode(x) for x in (ids, other)]
+        assert np.allclose(*embeddings, atol=1e-6) == same
 
 
 def test_old_position_ids_are_passed_over(copy):
@@ -208,11 +208,11 @@ def test_old_position_ids_are_passed_over(copy):
 
 
 def test_the_activation_is_taken_from_the_config(copy):
-    kinds = {"hf-clip": "quick_gelu", "hf-clip-legacy": "gelu", "hf-siglip": "gelu_tanh"}
-    kinds |= {"open-clip": "gelu", "open-clip-quick": "quick_gelu", "openai-vit": "quick_gelu"}
-    for kind, wanted in kinds.items():
+    activations = {"hf-clip": "quick_gelu", "hf-clip-legacy": "gelu", "hf-siglip": "gelu_tanh"}
+    activations |= {"open-clip": "gelu", "open-clip-quick": "quick_gelu", "openai-vit": "quick_gelu"}
+    for kind, expected in activations.items():
         clip = golden(kind)
-        assert clip.module.options.activation == wanted
+        assert clip.module.options.activation == expected
     folder = copy("hf-clip")
     for part in ("text_config", "vision_config"):
         edit(folder, "config.json", part, hidden_act="gelu")
@@ -284,7 +284,7 @@ def test_a_damaged_file_is_named(kind, copy):
         ("hf-clip", lambda d: (d / "preprocessor_config.json").unlink(), "processor_config.json is missing"),
         ("hf-clip", lambda d: edit(d, "config.json", model_type="bert"), "model_type 'bert' is neither"),
         ("hf-clip", lambda d: edit(d, "config.json", "text_config", vocab_size=300), "wrong tokenizer for the weights"),
-        ("hf-clip", lambda d: edit(d, "config.json", projection_dim=7), r"text/proj/kernel is \(32, 7\) by the conf"),
+        ("hf-clip", lambda d: edit(d, "config.json", projection_dim=7), r"text/proj/kernel has shape \(32, 7\) in the conf"),
         (
             "hf-clip",
             lambda d: edit(d, "config.json", "text_config", num_hidden_layers=1),
@@ -294,7 +294,7 @@ def test_a_damaged_file_is_named(kind, copy):
         (
             "open-clip",
             lambda d: edit(d, "open_clip_config.json", "model_cfg", "vision_cfg", timm_model_name="x"),
-            "timm's",
+            "from timm",
         ),
         (
             "open-clip",
@@ -305,7 +305,7 @@ def test_a_damaged_file_is_named(kind, copy):
         ("hf-siglip", lambda d: (d / "spiece.model").write_bytes(b"junk"), "spiece.model|SentencePiece"),
     ],
 )
-def test_a_directory_that_is_not_whole_says_so(kind, change, words, copy):
+def test_incomplete_directories_are_described(kind, change, words, copy):
     folder = copy(kind)
     change(folder)
     with pytest.raises(LoadError, match=words):
@@ -314,15 +314,15 @@ def test_a_directory_that_is_not_whole_says_so(kind, change, words, copy):
 
 def test_openais_files_ask_for_their_vocabulary(copy, tmp_path):
     folder = copy("openai-vit")
-    wanted = clip_jax.load(folder / "ViT-tiny.pt").encode_text(TEXTS)
+    expected = clip_jax.load(folder / "ViT-tiny.pt").encode_text(TEXTS)
     merges = (folder / "merges.txt").read_text()
     for file in (*folder.glob("*.json"), folder / "merges.txt"):
         file.unlink()
-    with pytest.raises(LoadError, match="hold no vocabulary: put bpe_simple_vocab_16e6.txt.gz"):
+    with pytest.raises(LoadError, match="contain no vocabulary: put bpe_simple_vocab_16e6.txt.gz"):
         clip_jax.load(folder / "ViT-tiny.pt")
     with gzip.open(folder / "bpe_simple_vocab_16e6.txt.gz", "wt") as file:
         file.write(merges)
-    np.testing.assert_array_equal(clip_jax.load(folder / "ViT-tiny.pt").encode_text(TEXTS), wanted)
+    np.testing.assert_array_equal(clip_jax.load(folder / "ViT-tiny.pt").encode_text(TEXTS), expected)
 
 
 def test_the_hub_offline_says_what_to_do(monkeypatch, tmp_path):
@@ -335,10 +335,10 @@ def test_the_hub_offline_says_what_to_do(monkeypatch, tmp_path):
 
 
 def test_layers_to_compare_are_the_outputs_of_blocks():
-    found = open_checkpoint(GOLDEN / "hf-clip")
-    module = found.module(scan=False)
-    variables = jax.tree.map(jnp.asarray, found.variables(module)[0])
+    checkpoint = open_checkpoint(GOLDEN / "hf-clip")
+    module = checkpoint.module(scan=False)
+    variables = jax.tree.map(jnp.asarray, checkpoint.variables(module)[0])
     size = module.options.image.size
-    layers, features = verify._layers(module, variables, "image", np.zeros((2, size, size, 3), np.float32))
+    layers, features = verify._capture_layers(module, variables, "image", np.zeros((2, size, size, 3), np.float32))
     assert layers and features.shape[0] == 2
     assert all(layer.shape == layers[0].shape and layer.shape[0] == 2 for layer in layers)

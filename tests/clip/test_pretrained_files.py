@@ -1,6 +1,6 @@
-"""Weight files as people have them: beside another configuration, wrapped by trainers, in 8 bits, damaged, or no weights.
+"""Weight files with another configuration, wrapped by trainers, in 8 bits, damaged, or without weights.
 
-Each opens with the numbers that the peer computed, or ends in a LoadError that names what is missing.
+Each is opened with the peer's outputs, or raises a LoadError that names the defect.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ OPEN_CLIP, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of a kind's folder, free to be changed."""
+    """A copy of a golden folder, for changes."""
     return lambda kind: Path(shutil.copytree(GOLDEN / kind, tmp_path / kind))
 
 
@@ -39,7 +39,7 @@ def edit(file: Path, *path, **changes) -> None:
 
 
 def rename(file: Path, pattern: str, target: str | None = None, **more) -> Path:
-    """The tensors of a safetensors file under other names, in the file `target`."""
+    """Writes the tensors of a safetensors file under other names to the file `target`."""
     tensors = {pattern.format(name): x for name, x in load_file(file).items()}
     save_file(tensors | more, file.with_name(target or file.name))
     return file.with_name(target or file.name)
@@ -47,8 +47,8 @@ def rename(file: Path, pattern: str, target: str | None = None, **more) -> Path:
 
 def assert_peers_numbers(path: Path, kind: str) -> None:
     expected = np.load(GOLDEN / kind / "expected.npz")
-    found = clip_jax.load(path).encode_image(sorted((GOLDEN / kind / "pictures").iterdir()))
-    np.testing.assert_allclose(found, expected["image"], atol=1e-5)
+    embeddings = clip_jax.load(path).encode_image(sorted((GOLDEN / kind / "pictures").iterdir()))
+    np.testing.assert_allclose(embeddings, expected["image"], atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -64,13 +64,14 @@ def assert_peers_numbers(path: Path, kind: str) -> None:
         ("hf-clip-legacy", "model.safetensors", "config.json"),
     ],
 )
-def test_a_file_is_what_the_configuration_beside_it_says(kind, file, config, copy):
+def test_a_weight_file_is_opened_with_the_configuration_in_its_directory(kind, file, config, copy):
     folder = copy(kind)
     in_folder = open_checkpoint(folder) if kind != "open-clip-training" else open_checkpoint(folder / file)
-    alone = open_checkpoint(folder / file)
-    assert (alone.kind, alone.model, alone.preprocess) == (in_folder.kind, in_folder.model, in_folder.preprocess)
+    checkpoint = open_checkpoint(folder / file)
+    for attribute in ("kind", "model", "preprocess"):
+        assert getattr(checkpoint, attribute) == getattr(in_folder, attribute)
     (folder / config).unlink()
-    with pytest.raises(LoadError, match=f"{file} does not say which activation|{config} is missing"):
+    with pytest.raises(LoadError, match=f"{file} does not record activation|{config} is missing"):
         open_checkpoint(folder / file)
 
 
@@ -86,14 +87,14 @@ def test_a_configuration_as_open_clip_ships_them_will_do(copy):
 
 
 @pytest.mark.parametrize("kind, file", [("openai-vit", "ViT-tiny.pt"), ("openai-resnet", "RN-tiny.pt")])
-def test_openais_own_files_are_openais_whatever_lies_beside_them(kind, file, copy):
+def test_openais_files_ignore_other_configurations_in_their_directory(kind, file, copy):
     folder = copy(kind)
     shutil.copy(GOLDEN / "open-clip" / OPEN_CLIP, folder)
     checkpoint = open_checkpoint(folder / file)
     assert checkpoint.kind == "OpenAI" and checkpoint.model["activation"] == "quick_gelu"
 
 
-def test_a_directory_of_two_configurations_says_which_it_uses(copy, caplog):
+def test_a_directory_of_two_configurations_logs_which_is_used(copy, caplog):
     caplog.set_level(logging.WARNING)
     folder = copy("hf-clip")
     for file in (OPEN_CLIP, WEIGHTS):
@@ -102,7 +103,7 @@ def test_a_directory_of_two_configurations_says_which_it_uses(copy, caplog):
     edit(folder / OPEN_CLIP, "preprocess_cfg", resize_mode="squash")
     assert open_checkpoint(folder).preprocess.mode == "crop_floor"
     (record,) = caplog.records
-    assert "two configurations prepare pictures differently" in record.getMessage()
+    assert "two configurations have different image preprocessing" in record.getMessage()
     assert open_checkpoint(folder / WEIGHTS).preprocess.mode == "squash"
     caplog.clear()
     (folder / "model.safetensors").unlink()  # what is left is open_clip's
@@ -110,7 +111,7 @@ def test_a_directory_of_two_configurations_says_which_it_uses(copy, caplog):
     assert (checkpoint.kind, checkpoint.preprocess.mode, len(caplog.records)) == ("open_clip", "squash", 1)
 
 
-def test_of_two_configurations_one_may_be_beyond_understanding(copy, caplog):
+def test_one_of_two_configurations_may_be_unsupported(copy, caplog):
     caplog.set_level(logging.WARNING)
     folder = copy("hf-clip")
     shutil.copy(GOLDEN / "open-clip" / OPEN_CLIP, folder)
@@ -137,7 +138,7 @@ def test_the_older_configuration_overrides(copy):
 
 @pytest.mark.parametrize("pattern", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "state_dict.model.{}"])
 @pytest.mark.parametrize("kind, file", [("hf-clip", "model.safetensors"), ("open-clip", WEIGHTS)])
-def test_what_trainers_put_in_front_is_taken_off(kind, file, pattern, copy):
+def test_prefixes_of_trainers_are_stripped(kind, file, pattern, copy):
     folder = copy(kind)
     more = {} if pattern.startswith("_orig_mod") else {"optimizer": np.zeros(3)}  # left out with the model's own names
     rename(folder / file, pattern, **more)
@@ -146,7 +147,7 @@ def test_what_trainers_put_in_front_is_taken_off(kind, file, pattern, copy):
         np.testing.assert_array_equal(x, original[name], err_msg=name)
 
 
-def test_parts_that_were_compiled_alone(copy):
+def test_prefixes_of_separately_compiled_modules_are_stripped(copy):
     folder = copy("open-clip")
     tensors = load_file(folder / WEIGHTS)
     compiled = {name.replace("visual.", "visual._orig_mod.", 1): x for name, x in tensors.items()}
@@ -174,8 +175,8 @@ def eight_bits(file: Path, dtype, name: str, **more) -> None:
     header, data = {}, b""
     for key, (kind, x) in (arrays | more).items():
         content = np.ascontiguousarray(x).tobytes()
-        place = [len(data), len(data) + len(content)]
-        header[key], data = {"dtype": kind, "shape": list(x.shape), "data_offsets": place}, data + content
+        offsets = [len(data), len(data) + len(content)]
+        header[key], data = {"dtype": kind, "shape": list(x.shape), "data_offsets": offsets}, data + content
     encoded = json.dumps(header).encode()
     file.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
 
@@ -186,12 +187,12 @@ def test_weights_of_eight_bits(dtype, name, copy):
     eight_bits(folder / "model.safetensors", dtype, name)
     original = open_checkpoint(GOLDEN / "hf-clip").read()[0]
     for key, x in open_checkpoint(folder).read()[0].items():
-        wanted = original[key].astype(dtype if x.ndim else np.float32).astype(np.float32)
-        np.testing.assert_array_equal(x, wanted, err_msg=key)
+        expected = original[key].astype(dtype if x.ndim else np.float32).astype(np.float32)
+        np.testing.assert_array_equal(x, expected, err_msg=key)
     scale = {"visual_projection.weight_scale": ("F32", np.ones(1, np.float32))}
     shutil.copy(GOLDEN / "hf-clip" / "model.safetensors", folder)
     eight_bits(folder / "model.safetensors", dtype, name, **scale)
-    with pytest.raises(LoadError, match="8-bit floats with scales of their own .*visual_projection.weight_scale"):
+    with pytest.raises(LoadError, match="8-bit floats with separate scales .*visual_projection.weight_scale"):
         open_checkpoint(folder)
 
 
@@ -211,12 +212,12 @@ def test_siglip_2_keeps_punctuation(name, tmp_path):
     config = {"pad_token": "<pad>"} | ({"tokenizer_class": name} if name else {})
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     ids = SentencePiece.load(tmp_path, 24).encode(["A cat, a DOG!"])[0]
-    wanted = pieces.encode("a cat, a dog!").ids
-    assert ids[: len(wanted)].tolist() == wanted != pieces.encode("a cat a dog").ids
+    expected = pieces.encode("a cat, a dog!").ids
+    assert ids[: len(expected)].tolist() == expected != pieces.encode("a cat a dog").ids
 
 
 @pytest.mark.parametrize("name", ["SiglipTokenizer", "TokenizersBackend"])
-def test_siglip_1_has_none(name, copy):
+def test_siglip_1_drops_punctuation(name, copy):
     folder = copy("hf-siglip")
     edit(folder / "tokenizer_config.json", tokenizer_class=name)
     with_it, without = SentencePiece.load(folder, 16).encode(["A cat, a DOG!", "a cat a dog"])
@@ -241,8 +242,8 @@ def test_stacked_blocks_of_big_vision(copy):
     "changes, words",
     [
         ({"params/img/embedding/kernel": np.zeros((192, 32))}, "NaFlex"),
-        ({"params/img/pos_embedding": np.zeros((1, 8, 32))}, "not those of square pictures"),
-        ({"params/img/pos_embedding": np.zeros((3, 3, 32))}, "not those of square pictures"),
+        ({"params/img/pos_embedding": np.zeros((1, 8, 32))}, "not those of square images"),
+        ({"params/img/pos_embedding": np.zeros((3, 3, 32))}, "not those of square images"),
         ({"params/img/head/kernel": np.zeros((32, 32))}, "parts that are not understood: .*params/img/head/kernel"),
     ],
 )
@@ -279,7 +280,7 @@ def test_heads_wider_than_a_tower(copy):
     "content",
     [b"", b"<html>404</html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", b"PK\x03\x04 and no more"],
 )
-def test_what_is_no_weight_file(content, suffix, tmp_path):
+def test_files_without_weights_are_named(content, suffix, tmp_path):
     (tmp_path / f"model{suffix}").write_bytes(content)
     with pytest.raises(LoadError, match=f"model{suffix}"):
         open_checkpoint(tmp_path / f"model{suffix}")
@@ -292,17 +293,17 @@ def test_weights_of_another_kind(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["none", "none.pt", "none.npz", "notes.txt"])
-def test_what_is_not_there_or_of_another_kind(name, tmp_path):
+def test_missing_and_unknown_files_are_named(name, tmp_path):
     (tmp_path / "notes.txt").write_text("no model")
-    with pytest.raises(LoadError, match=f"{name}: no such file|{name} is no model"):
+    with pytest.raises(LoadError, match=f"{name}: no such file|{name} is not a model"):
         open_checkpoint(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     "content, words",
     [
-        ('{"weight_map": {"a": "part-1.safetensors"}}', "'part-1.safetensors', which is no file"),
-        ('{"weight_map": {"a": "../config.json"}}', "'../config.json', which is no file"),
+        ('{"weight_map": {"a": "part-1.safetensors"}}', "'part-1.safetensors', which does not exist"),
+        ('{"weight_map": {"a": "../config.json"}}', "'../config.json', which does not exist"),
         ('{"weight_map": []}', "weight_map = .* must be an object"),
         ("{", "is not JSON"),
     ],
@@ -332,7 +333,7 @@ def leaves(content, path=()):
     ],
 )
 def test_values_of_any_kind_in_a_configuration(kind, file, copy):
-    """Each value of a file is left out, and made into each of these: a model that can be built, or a LoadError."""
+    """Removes and replaces each value of a file: a model can be built, or a LoadError is raised."""
     folder = copy(kind)
     original = (folder / file).read_text()
     for path in leaves(json.loads(original)):

@@ -1,4 +1,4 @@
-"""The index of a folder: exact search, whatever odd files lie there, and nothing lost when it is killed."""
+"""The index of a folder: search against brute force, unusual files, updates, and interruptions at any moment."""
 
 import io
 import json
@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from clip_jax import index_files, nearest, search
-from clip_jax.index_files import SearchError, shown
+from clip_jax.index_files import SearchError, display_path
 from clip_jax.search import Index, build
 from train_jax.data.images import MAX_PIXELS
 
@@ -38,12 +38,12 @@ def quiet(clip, folder, out, **options):
 
 
 def test_half_precision_halves_the_index_and_finds_the_same(clip, folder, tmp_path):
-    for name, half in (("whole", False), ("half", True)):
+    for name, half in (("full", False), ("half", True)):
         quiet(clip, folder, tmp_path / name, half=half)
-    whole, half = (Index.open(tmp_path / name) for name in ("whole", "half"))
-    assert half.embeddings.dtype == np.float16 and whole.embeddings.dtype == np.float32
-    np.testing.assert_allclose(half.embeddings, whole.embeddings, atol=5e-4)
-    scores = [{h.path: h.score for h in search.search(i, clip, text="a red circle", top=12)} for i in (whole, half)]
+    full, half = (Index.open(tmp_path / name) for name in ("full", "half"))
+    assert half.embeddings.dtype == np.float16 and full.embeddings.dtype == np.float32
+    np.testing.assert_allclose(half.embeddings, full.embeddings, atol=5e-4)
+    scores = [{h.path: h.score for h in search.search(i, clip, text="a red circle", k=12)} for i in (full, half)]
     assert all(abs(scores[0][path] - scores[1][path]) < 1e-3 for path in scores[0])
     assert quiet(clip, folder, tmp_path / "half", half=True).reused == 12
     with pytest.raises(SearchError, match="holds float16, not float32: index with the same precision"):
@@ -55,7 +55,7 @@ def expected(clip, folder, paths):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Asking
+# Search
 
 
 def test_search_equals_brute_force(clip, folder, tmp_path, captions, drawn):
@@ -67,10 +67,10 @@ def test_search_equals_brute_force(clip, folder, tmp_path, captions, drawn):
     rows = expected(clip, folder, paths).astype(np.float64)
     np.testing.assert_allclose(index.embeddings, rows, rtol=1e-5, atol=1e-6)
     for query in ({"text": "a blue square"}, {"image": drawn("a green circle")}, {"image": folder / paths[3]}):
-        wanted = clip.encode_text([query["text"]]) if "text" in query else clip.encode_image([query["image"]])
-        scores = rows @ wanted[0].astype(np.float64)
+        embedding = clip.encode_text([query["text"]]) if "text" in query else clip.encode_image([query["image"]])
+        scores = rows @ embedding[0].astype(np.float64)
         for top in (1, 5, 12, 99):
-            hits = search.search(index, clip, **query, top=top)
+            hits = search.search(index, clip, **query, k=top)
             order = np.argsort(-scores, kind="stable")[:top]
             assert [hit.path for hit in hits] == [folder / paths[i] for i in order]
             np.testing.assert_allclose([hit.score for hit in hits], scores[order], rtol=1e-5, atol=1e-6)
@@ -88,23 +88,23 @@ def test_an_index_of_other_weights_is_refused(clip, other_clip, folder, tmp_path
     assert len(Index.open(tmp_path / "index")) == 12, "the refused call changed nothing"
 
 
-def test_queries_that_make_no_sense(clip, folder, tmp_path):
+def test_invalid_queries_are_refused(clip, folder, tmp_path):
     quiet(clip, folder, tmp_path / "index")
     index = Index.open(tmp_path / "index")
-    with pytest.raises(SearchError, match="one of them"):
+    with pytest.raises(SearchError, match="either a text or an image"):
         search.search(index, clip)
-    with pytest.raises(SearchError, match="one of them"):
+    with pytest.raises(SearchError, match="either a text or an image"):
         search.search(index, clip, text="a", image=folder / index.paths[0])
-    with pytest.raises(SearchError, match="top = 0"):
-        search.search(index, clip, text="a", top=0)
+    with pytest.raises(SearchError, match="k = 0"):
+        search.search(index, clip, text="a", k=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What lies in folders
+# Files in folders
 
 
 def odd_files(folder, drawn):
-    """Files of every kind that people have; returns the readable ones, the broken ones, and the number of others."""
+    """Writes files of many kinds; returns the readable ones, the broken ones, and the number of others by suffix."""
     folder.mkdir()
     picture = drawn("a red circle", (40, 30))
     readable = ["plain.jpg", "web.webp", "bits.bmp", "scan.tiff", "scan2.tif", "UPPER.PNG", "with space.jpeg"]
@@ -127,9 +127,9 @@ def odd_files(folder, drawn):
 
     (folder / "empty.jpg").touch()
     (folder / "text.jpg").write_text("this is no picture")
-    whole = io.BytesIO()
-    Image.effect_noise((200, 200), 90).save(whole, "JPEG")
-    (folder / "cut.jpg").write_bytes(whole.getvalue()[:2000])
+    jpeg = io.BytesIO()
+    Image.effect_noise((200, 200), 90).save(jpeg, "JPEG")
+    (folder / "cut.jpg").write_bytes(jpeg.getvalue()[:2000])
     side = int(MAX_PIXELS**0.5) + 1
     Image.new("1", (side, side)).save(folder / "bomb.png")
     os.symlink(folder / "nowhere.jpg", folder / "dangling.jpg")
@@ -176,13 +176,13 @@ def test_odd_files_are_indexed_or_listed(clip, tmp_path, drawn):
     with Image.open(folder / "rotated.jpg") as image:
         upright = Image.fromarray(np.asarray(image.transpose(Image.Transpose.ROTATE_270)))  # without its EXIF
     np.testing.assert_allclose(row["rotated.jpg"], clip.encode_image([upright])[0], rtol=1e-5, atol=1e-6)
-    hits = search.search(index, clip, text="a red circle", top=99)
+    hits = search.search(index, clip, text="a red circle", k=99)
     assert sorted(str(hit.path.relative_to(folder.resolve())) for hit in hits) == sorted(readable)
-    assert shown(os.fsdecode(b"latin-\xe9.png")) == "latin-\ufffd.png"
+    assert display_path(os.fsdecode(b"latin-\xe9.png")) == "latin-\ufffd.png"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read_is_listed(clip, folder, tmp_path):
+def test_files_without_permission_are_listed(clip, folder, tmp_path):
     (folder / "a").chmod(0)
     (folder / "b" / "01.png").chmod(0)
     try:
@@ -208,43 +208,43 @@ def test_folders_without_pictures(clip, tmp_path):
         quiet(clip, tmp_path / "nowhere", tmp_path / "index")
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(SearchError, match="empty: no pictures"):
+    with pytest.raises(SearchError, match="empty: no images"):
         quiet(clip, empty, tmp_path / "index")
     (empty / "notes.txt").touch()
-    with pytest.raises(SearchError, match=r"no pictures .*1 file\(s\) of other kinds"):
+    with pytest.raises(SearchError, match=r"no images .*1 file\(s\) of other kinds"):
         quiet(clip, empty, tmp_path / "index")
     assert not (tmp_path / "index").exists()
     (empty / "a.jpg").write_text("no picture")
-    with pytest.raises(SearchError, match="no picture can be read; 1 cannot be read, such as a.jpg: not a readable"):
+    with pytest.raises(SearchError, match="no image can be read; 1 cannot be read, such as a.jpg: not a readable"):
         quiet(clip, empty, tmp_path / "index")
-    with pytest.raises(SearchError, match="holds no pictures"):
+    with pytest.raises(SearchError, match="holds no images"):
         search.search(Index.open(tmp_path / "index"), clip, text="a red circle")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Bringing an index up to date
+# Updates
 
 
 def counting(monkeypatch, clip):
-    """The number of pictures that are encoded from now on, in a list."""
-    seen = []
+    """Patches `encode_image`; returns a list of the number of images in each later call."""
+    counts = []
     encode = type(clip).encode_image
 
     def encode_and_count(self, images, *args):
-        seen.append(len(images))
+        counts.append(len(images))
         return encode(self, images, *args)
 
     monkeypatch.setattr(type(clip), "encode_image", encode_and_count)
-    return seen
+    return counts
 
 
 def test_only_what_changed_is_encoded_again(clip, folder, tmp_path, drawn, monkeypatch):
     out = tmp_path / "index"
     quiet(clip, folder, out)
     before = dict(zip(Index.open(out).paths, Index.open(out).embeddings, strict=True))
-    seen = counting(monkeypatch, clip)
+    counts = counting(monkeypatch, clip)
     report = quiet(clip, folder, out)
-    assert seen == [] and (report.indexed, report.encoded, report.reused) == (12, 0, 12)
+    assert counts == [] and (report.indexed, report.encoded, report.reused) == (12, 0, 12)
 
     drawn("a yellow square", (31, 31)).save(folder / "a" / "00.png")  # changed
     (folder / "b" / "01.png").unlink()  # deleted
@@ -252,13 +252,13 @@ def test_only_what_changed_is_encoded_again(clip, folder, tmp_path, drawn, monke
     (folder / "c" / "02.png").write_text("broken now")
     report = quiet(clip, folder, out)
     assert (report.indexed, report.encoded, report.reused, report.dropped) == (11, 2, 9, 3)
-    assert list(report.broken) == ["c/02.png"] and sum(seen) == 2
+    assert list(report.broken) == ["c/02.png"] and sum(counts) == 2
     index = Index.open(out)
     assert index.complete and "b/01.png" not in index.paths and "c/02.png" not in index.paths
     after = dict(zip(index.paths, index.embeddings, strict=True))
     for path, row in after.items():
-        wanted = before[path] if path not in ("a/00.png", "new.png") else expected(clip, folder, [path])[0]
-        np.testing.assert_allclose(row, wanted, rtol=1e-5, atol=1e-6)
+        expected_row = before[path] if path not in ("a/00.png", "new.png") else expected(clip, folder, [path])[0]
+        np.testing.assert_allclose(row, expected_row, rtol=1e-5, atol=1e-6)
     assert not np.allclose(after["a/00.png"], before["a/00.png"], atol=1e-3)
     assert sorted(p.name for p in out.iterdir()) == sorted(
         ["lock", "meta.json", "broken.jsonl", *(f"{p}.{s}" for p in meta(out)["parts"] for s in ("npy", "jsonl"))]
@@ -271,8 +271,8 @@ def meta(out):
 
 def test_shares_of_several_machines_joined_are_the_index_of_one(clip, folder, tmp_path, drawn, monkeypatch):
     (folder / "broken.png").write_bytes(b"none")
-    quiet(clip, folder, tmp_path / "alone")
-    alone = Index.open(tmp_path / "alone")
+    quiet(clip, folder, tmp_path / "single")
+    single = Index.open(tmp_path / "single")
     encoded = []
     encode = type(clip).encode_image
     monkeypatch.setattr(type(clip), "encode_image", lambda self, x, b: encoded.extend(x) or encode(self, x, b))
@@ -284,8 +284,8 @@ def test_shares_of_several_machines_joined_are_the_index_of_one(clip, folder, tm
     report = quiet(clip, folder, out)
     assert report.indexed == 12 and report.reused == sum(r.indexed for r in reports) and len(encoded) == 12
     index = Index.open(out)
-    assert index.paths == alone.paths and index.complete and list(report.broken) == ["broken.png"]
-    np.testing.assert_allclose(index.embeddings, alone.embeddings, atol=1e-6)
+    assert index.paths == single.paths and index.complete and list(report.broken) == ["broken.png"]
+    np.testing.assert_allclose(index.embeddings, single.embeddings, atol=1e-6)
     assert not list(folder.glob("index.*")), "joined shares are removed"
 
     drawn("a red circle").save(folder / "new.png")
@@ -301,19 +301,19 @@ def test_shares_that_do_not_belong_to_the_index_are_refused(clip, other_clip, fo
     with pytest.raises(SearchError, match="index.1-of-2 was made with other weights"):
         quiet(clip, folder, tmp_path / "index")
     with (
-        index_files.locked(tmp_path / "index.1-of-2"),
+        index_files.lock_index(tmp_path / "index.1-of-2"),
         pytest.raises(SearchError, match="index.1-of-2 is being built by another process"),
     ):
         quiet(other_clip, folder, tmp_path / "index")
     # A share with no picture of its own, or with broken ones alone, is no mistake.
     (folder / "broken.png").write_bytes(b"none")
-    for number in range(1, 30):
-        quiet(other_clip, folder, tmp_path / "index", part=(number, 29))
+    for share in range(1, 30):
+        quiet(other_clip, folder, tmp_path / "index", part=(share, 29))
     assert quiet(other_clip, folder, tmp_path / "index").encoded == 0
 
 
 @pytest.mark.parametrize("stop", range(5))
-def test_a_share_that_is_half_removed_is_an_index_or_nothing(clip, folder, tmp_path, monkeypatch, stop):
+def test_an_interrupted_removal_of_a_share_leaves_an_index_or_nothing(clip, folder, tmp_path, monkeypatch, stop):
     quiet(clip, folder, tmp_path / "index", part=(1, 1))
     share, removed = tmp_path / "index.1-of-1", []
     unlink = type(share).unlink
@@ -326,7 +326,7 @@ def test_a_share_that_is_half_removed_is_an_index_or_nothing(clip, folder, tmp_p
 
     monkeypatch.setattr(type(share), "unlink", killed)
     with pytest.raises(KeyboardInterrupt):
-        index_files.discard(share)
+        index_files.remove_index(share)
     monkeypatch.undo()
     assert quiet(clip, folder, tmp_path / "index").indexed == 12
     assert not share.exists()
@@ -338,7 +338,7 @@ def test_the_index_may_lie_inside_the_folder(clip, folder):
 
 
 def test_directories_that_are_something_else_are_left_alone(clip, folder, tmp_path):
-    with pytest.raises(SearchError, match="is no index: it holds a, b, c"):
+    with pytest.raises(SearchError, match="is not an index: it holds a, b, c"):
         quiet(clip, folder, folder)
     quiet(clip, folder, tmp_path / "index")
     shutil.copytree(folder, tmp_path / "other")
@@ -351,13 +351,13 @@ def test_directories_that_are_something_else_are_left_alone(clip, folder, tmp_pa
 
 
 def test_damaged_indices_are_refused(clip, folder, tmp_path):
-    with pytest.raises(SearchError, match="no index here; make one with"):
+    with pytest.raises(SearchError, match="no index found; make one with"):
         Index.open(tmp_path / "nowhere")
     out = tmp_path / "index"
     quiet(clip, folder, out)
     text = (out / "meta.json").read_text()
     part = meta(out)["parts"][0]
-    for broken, words in (("{", "describes no index"), (text.replace('"version": 2', '"version": 3'), "version 3")):
+    for broken, words in (("{", "is not the metadata"), (text.replace('"version": 2', '"version": 3'), "version 3")):
         (out / "meta.json").write_text(broken)
         with pytest.raises(SearchError, match=words):
             Index.open(out)
@@ -371,19 +371,19 @@ def test_damaged_indices_are_refused(clip, folder, tmp_path):
         Index.open(out)
 
 
-def test_two_builders_do_not_meet(clip, folder, tmp_path):
-    with index_files.locked(tmp_path / "index"), pytest.raises(SearchError, match="being built by another process"):
+def test_only_one_process_builds_an_index(clip, folder, tmp_path):
+    with index_files.lock_index(tmp_path / "index"), pytest.raises(SearchError, match="being built by another process"):
         quiet(clip, folder, tmp_path / "index")
     assert quiet(clip, folder, tmp_path / "index").indexed == 12
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Killed
+# Interruptions
 
 
 @pytest.mark.parametrize("call", range(30))
 def test_a_build_that_dies_at_any_write_is_completed(clip, folder, tmp_path, monkeypatch, call):
-    """Stops the build before its n-th change of the directory, in the first run and in an update."""
+    """Stops the build before its n-th change of the directory, then completes it."""
     out, kept = (
         tmp_path / "index",
         expected(clip, folder, sorted(str(p.relative_to(folder)) for p in folder.rglob("*.png"))),
@@ -438,8 +438,8 @@ search.build(model, sys.argv[2], sys.argv[3], batch_size=8, progress=False)
 def test_sigkill_loses_nothing_that_was_committed(tiny, trained, tmp_path, drawn, captions):
     folder, out = tmp_path / "photos", tmp_path / "index"
     folder.mkdir()
-    for number in range(160):
-        drawn(captions[number % 12], (20 + number % 7, 24)).save(folder / f"{number:03d}.png")
+    for i in range(160):
+        drawn(captions[i % 12], (20 + i % 7, 24)).save(folder / f"{i:03d}.png")
     arguments = [sys.executable, "-c", _SLOW_BUILD, str(tiny[1]), str(folder), str(out)]
     process = subprocess.Popen(arguments, cwd=os.getcwd(), env=os.environ | {"PYTHONPATH": os.getcwd()})
     deadline = time.monotonic() + 120
@@ -459,40 +459,40 @@ def test_sigkill_loses_nothing_that_was_committed(tiny, trained, tmp_path, drawn
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Approximate
+# Approximate search
 
 
-def test_clusters_find_nearly_what_all_rows_hold(tmp_path):
+def test_the_ivf_index_finds_nearly_all_nearest_rows(tmp_path):
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((50, 32))
     rows = centres[rng.integers(0, 50, 20_000)] + 0.3 * rng.standard_normal((20_000, 32))
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
-    nearest.write_clusters(tmp_path / "rows.faiss", rows)
-    clusters = nearest.Clusters(tmp_path / "rows.faiss")
-    found = 0
+    nearest.write_ivf_index(tmp_path / "rows.faiss", rows)
+    ivf_index = nearest.IVFIndex(tmp_path / "rows.faiss")
+    num_common = 0
     for query in rows[rng.choice(len(rows), 50, replace=False)].astype(np.float32):
-        scores, chosen = clusters.nearest(rows, query, 10)
-        wanted, expected = map(np.asarray, nearest.exact(rows.astype(np.float32), query, 10))
+        scores, chosen = ivf_index.search(rows, query, 10)
+        exact_scores, expected = map(np.asarray, nearest.search_exact(rows.astype(np.float32), query, 10))
         np.testing.assert_allclose(scores, rows[chosen].astype(np.float32) @ query, rtol=1e-6)
-        assert (np.diff(scores) <= 0).all() and scores[0] == pytest.approx(wanted[0], abs=1e-6)
-        found += len(set(chosen.tolist()) & set(expected.tolist()))
-    assert found >= 0.95 * 50 * 10
+        assert (np.diff(scores) <= 0).all() and scores[0] == pytest.approx(exact_scores[0], abs=1e-6)
+        num_common += len(set(chosen.tolist()) & set(expected.tolist()))
+    assert num_common >= 0.95 * 50 * 10
 
 
 def test_an_approximate_index_answers_until_it_changes(clip, folder, tmp_path, drawn):
     out = tmp_path / "index"
     quiet(clip, folder, out, approximate=True)
     index = Index.open(out)
-    assert index.clusters_file.is_file()
-    hits, exact = (search.search(index, clip, text="a red circle", top=12, exact=exact) for exact in (False, True))
+    assert index.ivf_file.is_file()
+    hits, exact = (search.search(index, clip, text="a red circle", k=12, exact=exact) for exact in (False, True))
     assert [hit.path for hit in hits] == [hit.path for hit in exact]  # twelve rows are one cluster
     np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in exact], rtol=1e-5)
-    index.clusters_file.write_bytes(b"no clusters")
+    index.ivf_file.write_bytes(b"no clusters")
     with pytest.raises(SearchError, match="cannot be read.*index again, or search exactly"):
         search.search(Index.open(out), clip, text="a red circle")
     drawn("a red circle").save(folder / "new.png")
     quiet(clip, folder, out)
-    assert Index.open(out).clusters_file is None and not list(out.glob("*.faiss"))
+    assert Index.open(out).ivf_file is None and not list(out.glob("*.faiss"))
 
 
 def test_approximate_search_without_faiss(clip, folder, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The run directory of a real, very short training on the codes of a VQGAN that nobody trained."""
+"""The run directory of a very short training on the codes of an untrained VQGAN."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ def tiny_config(folder: Path) -> ConfigDict:
     c.vqgan = {"path": str(folder / "vqgan.safetensors")}
     c.codes = {"dir": str(folder / "codes")}
     c.tokenizer = {"vocab_size": 560, "captions": 20}
-    c.model = {"text_length": 12, "width": 16, "depth": 2, "heads": 2}
+    c.model = {"text_length": 12, "width": 16, "depth": 1, "heads": 2}
     c.optim = {"lr": 1e-2}
     c.ema = {"decay": 0.5}
     c.evals = {

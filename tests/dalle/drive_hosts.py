@@ -1,4 +1,4 @@
-"""Codes and drawings of all hosts of a job, and what they say when one of them fails.
+"""Codes and samples of all hosts of a job, and their errors when one of them fails.
 
 python drive_hosts.py FOLDER OUT COORDINATOR PROCESSES INDEX
 
@@ -28,7 +28,7 @@ def config(folder: Path, codes: Path):
 
 
 def figures(folder: Path, codes: Path) -> dict[str, np.ndarray]:
-    """What the evaluators of DALL·E and of a second stage find, the weights split over a mesh of all devices."""
+    """Evaluates a DALL-E and a prior, with weights split over a mesh of all devices."""
     import flax.linen as nn
     import jax
     from jax.sharding import NamedSharding
@@ -55,19 +55,19 @@ def figures(folder: Path, codes: Path) -> dict[str, np.ndarray]:
 
     condition = ClassCondition(10)
     options = stage2_model.CodeTransformerOptions(width=16, depth=1, heads=2)
-    module = stage2_model.build(options, condition, trained.vqgan.codes, trained.grid)
+    module = stage2_model.build(options, condition, trained.vqgan.num_codes, trained.grid)
     empty = np.zeros((1, 1), np.int32), np.zeros((1, module.length), np.int32)
     prior_params = nn.unbox(jax.jit(module.init)(jax.random.key(0), *empty))["params"]
     sample = evaluators.EVALUATORS["samples"].defaults()
     sample.update({"rows": 11, "n": 1, "batch_size": 4, "top_p": 0.9})
-    prior = evaluators.Evaluated(module, condition, trained.vqgan, unused)
+    prior = evaluators.EvaluatedModel(module, condition, trained.vqgan, unused)
     params, prior_params = ({"generator": jax.tree.map(split, x)} for x in (trained.variables, prior_params))
     with jax.set_mesh(mesh):
         metrics, _ = task.evaluators["likelihood"](settings.evals.test, context)(params, {})
-        found = {f"likelihood/{name}": np.asarray(value) for name, value in metrics.items()}
-        found |= task.evaluators["samples"](settings.evals.look, context)(params, {})[1]
+        results = {f"likelihood/{name}": np.asarray(value) for name, value in metrics.items()}
+        results |= task.evaluators["samples"](settings.evals.look, context)(params, {})[1]
         metrics, images = evaluators.factories(prior)["samples"](sample, context)(prior_params, {})
-    return found | {"prior": images["samples"], "prior/distinct": np.asarray(metrics["distinct_codes"])}
+    return results | {"prior": images["samples"], "prior/distinct": np.asarray(metrics["distinct_codes"])}
 
 
 def unused(*arguments):
@@ -91,35 +91,35 @@ class Watched(Sequence):
 
 
 def failures(folder: Path, codes: Path, index: int) -> list:
-    """What this host says where host 1 fails, how many records it reads after that, and where directories are its own."""
+    """Returns this host's error if host 1 fails, the records it then reads, and its error without a shared directory."""
     import vqgan_jax
     from train_jax.data import sources
     from vqgan_jax.codes import with_codes
 
     vq = vqgan_jax.load(folder / "vqgan.safetensors")
     source = sources.open_source("digits", "test", data_dir=str(folder / "data"))
-    found = []
+    results = []
     for fails, where in ((index == 1, codes), (False, codes), (False, codes / f"of-host-{index}")):
         records = Watched(source, fails)
         try:
             with_codes(vq, sources.Source("watched", records), where)
-            found.append(records.read)
+            results.append(records.read)
         except (OSError, ValueError) as error:
-            found.append(f"{type(error).__name__}: {error}")
-    return found
+            results.append(f"{type(error).__name__}: {error}")
+    return results
 
 
 if __name__ == "__main__":
     from train_jax import distributed
 
-    here, out, *job = sys.argv[1:]
+    folder, out, *job = sys.argv[1:]
     distributed.initialize(job[0], int(job[1]), int(job[2]))
     from vqgan_jax import code_files
     from vqgan_jax import codes as codes_lib
 
-    code_files._PART, code_files._POLL, code_files._VISIBLE, codes_lib._PROBED = 32, 0.05, 0.2, 2
-    result = figures(Path(here), Path(out) / "codes")
+    code_files._PART, code_files._POLL, code_files._VISIBLE, codes_lib._PROBES = 32, 0.05, 0.2, 2
+    result = figures(Path(folder), Path(out) / "codes")
     np.savez(Path(out) / f"figures-{job[2]}.npz", **result)
     (Path(out) / f"failures-{job[2]}.json").write_text(
-        json.dumps(failures(Path(here), Path(out) / "codes", int(job[2])))
+        json.dumps(failures(Path(folder), Path(out) / "codes", int(job[2])))
     )

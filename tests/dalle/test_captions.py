@@ -15,13 +15,13 @@ def captions():
     return Captions(Tokenizer.train(TEXTS * 20, 530, 8))
 
 
-def test_what_stands_after_the_end_is_the_position(captions):
+def test_pads_after_the_end_are_their_positions(captions):
     rows, truncated = captions.encode_flagged(TEXTS)
     plain = captions.tokenizer.encode(TEXTS)
     for row, before in zip(rows, plain, strict=True):
         end = list(before).index(captions.tokenizer.eos_id)
         assert list(row[: end + 1]) == list(before[: end + 1])
-        assert list(row[end + 1 :]) == [captions.tokenizer.vocab_size + place for place in range(end + 1, 8)]
+        assert list(row[end + 1 :]) == [captions.tokenizer.vocab_size + i for i in range(end + 1, 8)]
     assert not truncated.any() and rows.max() < captions.vocabulary_size
     np.testing.assert_array_equal(captions.scored(rows), rows < captions.tokenizer.vocab_size)
     np.testing.assert_array_equal(captions.null, rows[2])
@@ -34,19 +34,19 @@ def test_a_caption_that_is_too_long_is_truncated_and_keeps_its_end(captions, cap
     assert "1 of 2 prompt(s) are longer than the 8 tokens this model reads and were cut" in caplog.text
 
 
-def test_what_is_no_list_of_texts_is_refused(captions):
-    with pytest.raises(TypeError, match=r"not one text: write \[text\]"):
+def test_other_values_than_lists_of_texts_are_refused(captions):
+    with pytest.raises(TypeError, match=r"not one string: write \[text\]"):
         captions.encode("a red circle")
-    with pytest.raises(ValueError, match="prompts must be a list of texts"):
+    with pytest.raises(ValueError, match="prompts must be a list of strings"):
         captions.encode(["a red circle", 3])
 
 
 def test_training_sees_any_caption_and_evaluations_the_first(captions):
     record = {"captions": ["a red circle", "a blue star and a red circle and a star"]}
-    seen = [captions.example(record, np.random.default_rng(seed)) for seed in range(20)]
+    examples = [captions.example(record, np.random.default_rng(seed)) for seed in range(20)]
     rows, truncated = captions.encode_flagged(record["captions"])
-    assert {str(x["condition"].tolist()) for x in seen} == {str(row.tolist()) for row in rows}
-    assert {bool(x["truncated"]) for x in seen} == set(truncated.tolist()) == {False, True}
+    assert {str(x["condition"].tolist()) for x in examples} == {str(row.tolist()) for row in rows}
+    assert {bool(x["truncated"]) for x in examples} == set(truncated.tolist()) == {False, True}
     np.testing.assert_array_equal(captions.example(record, None)["condition"], rows[0])
 
 
@@ -55,7 +55,7 @@ def test_evaluations_sample_the_first_captions_of_a_source(captions):
     assert captions.of_source(source, 2) == TEXTS[:2] and captions.of_source(source, 9) == TEXTS
 
 
-def test_merges_are_left_out_in_training_alone(captions):
+def test_merges_are_dropped_in_training_only(captions):
     rough = Captions(captions.tokenizer, bpe_dropout=0.5)
     record = {"captions": ["a red circle"]}
 

@@ -38,13 +38,13 @@ def test_generate_writes_a_grid_that_tells_how_it_was_made(tiny, trained, tmp_pa
     options = ("--n", 5, "--seed", 7, "--top-p", 0.9, "--guidance", 1.5)
     assert call("generate", "the digit three", "--model", tiny[1], "--out", out, *options) == 0
     assert "wrote" in capsys.readouterr().err
-    drawn = trained.draw(["the digit three"], 5, seed=7, top_p=0.9, guidance=1.5, progress=False).images[0]
+    images = trained.draw(["the digit three"], 5, seed=7, top_p=0.9, guidance=1.5, progress=False).images[0]
     with Image.open(out) as sheet:  # 3 columns, 2 rows, 8 times as large, lines between
         assert sheet.size == (8 * (3 * 16 + 2 * 2), 8 * (2 * 16 + 2))
-        np.testing.assert_array_equal(np.asarray(sheet)[: 8 * 16 : 8, : 8 * 16 : 8], drawn[0])
-    about = metadata(out)
-    assert about["model"] == trained.fingerprint and about["prompts"] == ["the digit three"]
-    assert (about["seed"], about["top_p"], about["guidance"], about["samples"]) == (7, 0.9, 1.5, [[0, 1, 2, 3, 4]])
+        np.testing.assert_array_equal(np.asarray(sheet)[: 8 * 16 : 8, : 8 * 16 : 8], images[0])
+    text = metadata(out)
+    assert text["model"] == trained.fingerprint and text["prompts"] == ["the digit three"]
+    assert (text["seed"], text["top_p"], text["guidance"], text["samples"]) == (7, 0.9, 1.5, [[0, 1, 2, 3, 4]])
 
 
 def test_generate_writes_each_best_picture_and_previews(tiny, trained, tmp_path):
@@ -60,12 +60,12 @@ def test_generate_writes_each_best_picture_and_previews(tiny, trained, tmp_path)
     assert sorted(p.name for p in folder.iterdir()) == sorted(names)
     with Image.open(folder / names[0]) as best:
         np.testing.assert_array_equal(np.asarray(best), ranked.images[0, 0])
-    about = metadata(folder / names[2])
-    assert about["prompt"] == "nine" and about["sample"] == ranked.samples[1, 0]
+    text = metadata(folder / names[2])
+    assert text["prompt"] == "nine" and text["sample"] == ranked.samples[1, 0]
 
 
 @pytest.mark.parametrize("part", ["top", "bottom", "left", "right", "mask"])
-def test_complete_keeps_what_is_said(tiny, trained, picture, tmp_path, part):
+def test_complete_keeps_the_named_part(tiny, trained, picture, tmp_path, part):
     halves = {"top": np.s_[:2], "bottom": np.s_[2:], "left": np.s_[:, :2], "right": np.s_[:, 2:]}
     keep = np.zeros((4, 4), bool)
     keep[halves.get(part, np.s_[1, 2])] = True
@@ -74,29 +74,29 @@ def test_complete_keeps_what_is_said(tiny, trained, picture, tmp_path, part):
         Image.fromarray(np.kron(255 * keep.astype(np.uint8), np.ones((5, 5), np.uint8))).save(part)
     out = tmp_path / "c.png"
     assert call("complete", picture, "three", "--model", tiny[1], "--keep", part, "--n", 1, "--out", out) == 0
-    drawn = trained.draw(["three"], init_image=picture, keep=keep, progress=False).images[0, 0]
+    images = trained.draw(["three"], init_image=picture, keep=keep, progress=False).images[0, 0]
     with Image.open(out) as sheet:
-        np.testing.assert_array_equal(np.asarray(sheet)[::8, ::8], drawn)
+        np.testing.assert_array_equal(np.asarray(sheet)[::8, ::8], images)
     assert metadata(out)["init_image"] == "half.png"
 
 
 def test_a_mask_of_the_pictures_size_is_cropped_with_it(tiny, trained, picture, tmp_path, capsys):
     """The picture is 24 x 20: the model sees its middle 20 columns, so two on each side of the mask are of no use."""
     white = np.zeros((20, 24), np.uint8)
-    white[:, :7] = 255  # columns 2 to 6 of what is seen: the first of four codes
+    white[:, :7] = 255  # columns 2 to 6 of the crop: the first of four codes
     Image.fromarray(white).save(tmp_path / "mask.png")
     arguments = ("--model", tiny[1], "--n", 1, "--out", tmp_path / "c.png")
     assert call("complete", picture, "three", "--keep", tmp_path / "mask.png", *arguments) == 0
     keep = np.zeros((4, 4), bool)
     keep[:, 0] = True
-    drawn = trained.draw(["three"], init_image=picture, keep=keep, progress=False).images[0, 0]
+    images = trained.draw(["three"], init_image=picture, keep=keep, progress=False).images[0, 0]
     with Image.open(tmp_path / "c.png") as sheet:
-        np.testing.assert_array_equal(np.asarray(sheet)[::8, ::8], drawn)
+        np.testing.assert_array_equal(np.asarray(sheet)[::8, ::8], images)
     assert len(metadata(tmp_path / "c.png")["init_image_sha256"]) == 64
 
     Image.fromarray(white[:10]).save(tmp_path / "mask.png")
     assert call("complete", picture, "three", "--keep", tmp_path / "mask.png", *arguments) == 2
-    assert "24 x 10 pixels; it must be as large as the picture, 24 x 20" in capsys.readouterr().err
+    assert "24 x 10 pixels; it must be as large as the image, 24 x 20" in capsys.readouterr().err
     assert call("complete", "", "three", "--keep", "top", *arguments) == 2, "an empty name is no picture"
 
 
@@ -114,14 +114,14 @@ def test_score_prints_a_table_or_json(tiny, trained, picture, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["generate", "a", "--out", "grid.jpg"], "the grid is a PNG; name it so"),
-        (["generate", "a", "--out", "g.png", "--n", "0"], "n = 0 must be a whole number, at least 1"),
-        (["generate", "a", "--out", "g.png", "--best", "1"], "say by --rerank"),
+        (["generate", "a", "--out", "grid.jpg"], "the grid is a PNG; use the suffix .png"),
+        (["generate", "a", "--out", "g.png", "--n", "0"], "n = 0 must be an integer, at least 1"),
+        (["generate", "a", "--out", "g.png", "--best", "1"], "needs a ranking: set --rerank"),
         (["generate", "a", "--out", "g.png", "--rerank", "nowhere"], "nowhere: no such file"),
         (["generate", "@missing.txt", "--out", "g.png"], "missing.txt: No such file"),
         (["complete", "PICTURE", "--keep", "middle", "--out", "c.png"], "--keep middle: name one of top"),
         (["complete", "missing.png", "--keep", "top", "--out", "c.png"], "missing.png"),
-        (["score", "PICTURE", "--prompts", " , "], "--prompts ' , ' names none"),
+        (["score", "PICTURE", "--prompts", " , "], "--prompts ' , ' has no entries"),
         (["generate", "a", "--out", "no/g.png"], "--out no/g.png: there is no folder no"),
     ],
 )
@@ -133,13 +133,13 @@ def test_mistakes_are_one_line(tiny, picture, tmp_path, monkeypatch, capsys, arg
     assert len(error) == 1 and message in error[0] and error[0].startswith(f"dalle-jax {arguments[0]}: error: ")
 
 
-def test_a_model_that_is_none(tmp_path, capsys):
+def test_a_folder_without_a_model_is_refused(tmp_path, capsys):
     assert call("generate", "a", "--model", tmp_path, "--out", "g.png") == 2
     assert "it holds nothing. load opens run directories" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["generate", "complete", "score"])
-def test_help_is_there(command, capsys):
+def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         call(command, "--help")
     assert stop.value.code == 0 and f"dalle-jax {command}" in capsys.readouterr().out

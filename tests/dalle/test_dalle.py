@@ -21,8 +21,8 @@ def test_a_run_is_loaded_with_what_it_holds(tiny, trained):
     assert dalle_jax.load(tiny[1], step=4).fingerprint == trained.fingerprint
     image = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8)
     assert trained.score(PROMPTS, image).shape == (1, 3)
-    drawn = trained.draw(PROMPTS, 2, progress=False)
-    assert isinstance(drawn, dalle_jax.Drawing) and drawn.images.shape == (3, 2, 16, 16, 3)
+    drawing = trained.draw(PROMPTS, 2, progress=False)
+    assert isinstance(drawing, dalle_jax.Drawing) and drawing.images.shape == (3, 2, 16, 16, 3)
 
 
 def test_prompts_that_are_empty_strange_or_too_long(trained, caplog):
@@ -34,7 +34,7 @@ def test_prompts_that_are_empty_strange_or_too_long(trained, caplog):
 def test_prompts_are_a_list_of_texts(trained):
     with pytest.raises(TypeError, match=r"a list, not one str: write \[value\]"):
         trained.generate("a red circle")
-    with pytest.raises(ValueError, match="a list of texts"):
+    with pytest.raises(ValueError, match="a list of strings"):
         trained.generate(["a red circle", 3])
 
 

@@ -16,8 +16,8 @@ def test_it_leaves_a_sheet_and_a_part_of_the_page(tiny, tmp_path, monkeypatch, c
     shutil.copytree(tiny[1], tmp_path / "dalle")
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "2-vqgan.html").write_text("<h1>before</h1>")
-    monkeypatch.setattr(demo, "DRAWN", 4)
-    monkeypatch.setattr(demo, "SHOWN", 3)
+    monkeypatch.setattr(demo, "NUM_SAMPLES", 4)
+    monkeypatch.setattr(demo, "NUM_BEST", 3)
     monkeypatch.setattr(demo, "PROMPTS", demo.PROMPTS[:2])
     draw = demo.Dalle.draw
 
@@ -37,5 +37,5 @@ def test_it_leaves_a_sheet_and_a_part_of_the_page(tiny, tmp_path, monkeypatch, c
     for colour in ((0x15, 0x80, 0x3D), (0xB9, 0x1C, 0x1C)):  # right, and wrong
         assert (np.abs(pixels - colour).sum(1) < 12).sum() > 100
     page = (tmp_path / "index.html").read_text("utf-8")
-    assert page.index("<h1>before</h1>") < page.index("DALL·E on shapes") and 'src="data:image/png' in page
+    assert page.index("<h1>before</h1>") < page.index("DALL-E on shapes") and 'src="data:image/png' in page
     assert "drawings.png" in capsys.readouterr().out

@@ -41,8 +41,8 @@ def options(**changes):
     ],
 )
 def test_prompts_are_about_labels_captions_or_pairs(about, expected):
-    assert evaluators.prompts(SOURCE, options(about=about, template="the {}")) == expected
-    assert evaluators.prompts(SOURCE, options(about=about, template="the {}", prompts=1)) == expected[:1]
+    assert evaluators.collect_prompts(SOURCE, options(about=about, template="the {}")) == expected
+    assert evaluators.collect_prompts(SOURCE, options(about=about, template="the {}", prompts=1)) == expected[:1]
 
 
 def test_templates_have_the_article_that_captions_have():
@@ -52,32 +52,32 @@ def test_templates_have_the_article_that_captions_have():
     assert evaluators.fill_template("the {}", "orange star") == "the orange star"
 
 
-def test_no_records_to_ask_about():
-    with pytest.raises(DataError, match="no records about which to ask: about = 'pairs'"):
-        evaluators.prompts(sources.Source("some", RECORDS[:1], ("zero", "one", "two")), options(about="pairs"))
+def test_a_source_without_records_for_prompts_is_refused():
+    with pytest.raises(DataError, match="no records for prompts: about = 'pairs'"):
+        evaluators.collect_prompts(sources.Source("some", RECORDS[:1], ("zero", "one", "two")), options(about="pairs"))
 
 
-def test_readers_know_what_pictures_show():
-    for number in range(12):
-        scene, picture, captions = make("test", number, 64)
+def test_the_reader_of_scenes_reads_their_captions():
+    for index in range(12):
+        scene, picture, captions = make("test", index, 64)
         assert shapes.shows(picture, captions[0])
         first = scene.objects[0]
         other = "a green heart" if first.colour != "green" else "a red heart"
         assert not shapes.shows(picture, other) or any(f"{o.colour} {o.shape}" in other for o in scene.objects)
-    with pytest.raises(ValueError, match="no caption of a scene"):
+    with pytest.raises(ValueError, match="not a caption of a scene"):
         shapes.shows(picture, "a dog")
 
 
-def test_digits_are_read():
+def test_the_reader_of_digits_reads_their_labels():
     from sklearn.datasets import load_digits
 
     from train_jax.datasets.digits.digits_dataset_builder import every_fifth, picture
 
     scans = load_digits()
-    for number in np.flatnonzero(~every_fifth(scans.target))[:10]:  # of those that the reader knows
-        image = picture(scans.images[number])
-        assert digits.shows(image, f"a handwritten {scans.target[number]}")
-        assert not digits.shows(image, f"the digit {digits.LABEL_NAMES[(scans.target[number] + 1) % 10]}")
+    for index in np.flatnonzero(~every_fifth(scans.target))[:10]:  # of the reader's training scans
+        image = picture(scans.images[index])
+        assert digits.shows(image, f"a handwritten {scans.target[index]}")
+        assert not digits.shows(image, f"the digit {digits.LABEL_NAMES[(scans.target[index] + 1) % 10]}")
     with pytest.raises(ValueError, match="names no digit, or several"):
         digits.shows(image, "one or two")
 
@@ -115,12 +115,12 @@ def test_drawings_are_graded_by_the_reader(context, trained, monkeypatch, compil
 
 def test_a_source_without_a_reader_is_refused(context, monkeypatch):
     monkeypatch.setattr(Context, "source", lambda self, name, split: SOURCE)
-    with pytest.raises(DataError, match="some has no reader of pictures"):
+    with pytest.raises(DataError, match="some has no image reader"):
         context.task.evaluators["drawing"](options(), context)
 
 
 @pytest.mark.parametrize("changes", [{"n": 2}, {"prompts": 0}, {"about": "all"}, {"top_p": 0.0}])
-def test_options_that_cannot_be_are_refused(changes):
+def test_wrong_options_are_refused(changes):
     with pytest.raises(ConfigError, match=f"{next(iter(changes))} = "):
         evaluators.EVALUATORS["drawing"].parse(changes, "evals.look")
 

@@ -20,7 +20,7 @@ def outputs(tiny, tmp_path_factory, run_notebook):
     return run_notebook("dalle.ipynb", DALLE_RUN=str(tiny[1]), CLIP_RUN=str(clip))
 
 
-def test_it_loads_the_run_it_is_pointed_at(outputs, tiny):
+def test_the_notebook_loads_the_run_of_its_variable(outputs, tiny):
     text, _ = outputs("dalle_jax.load(")
     assert f"{tiny[1]} (step 4)" in text and dalle_jax.load(tiny[1]).fingerprint[:16] in text
 
@@ -32,7 +32,7 @@ def test_it_shows_what_it_talks_about(outputs, shown, word, count):
     shown(outputs, word, count)
 
 
-def test_it_tells_what_it_measures(outputs):
+def test_it_prints_its_measurements(outputs):
     assert "held-out pictures are given their own label" in outputs("dalle.score(")[0]
     assert "16: " in outputs("drawn_right")[0]
     assert "distances 0." in outputs("nearest = [")[0]

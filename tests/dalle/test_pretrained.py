@@ -41,13 +41,13 @@ def test_logits_are_those_of_the_peer(model, outputs):
 
 def test_the_most_likely_codes_and_their_pictures_are_those_of_the_peer(model, outputs):
     prompts = [str(prompt) for prompt in outputs["prompts"]]
-    drawn = model.draw(prompts, temperature=0, progress=False)
-    np.testing.assert_array_equal(drawn.codes.reshape(3, -1), outputs["codes"])
-    np.testing.assert_allclose(drawn.images[:, 0] / 255, outputs["pictures"], atol=0.5 / 255 + 1e-4)
+    drawing = model.draw(prompts, temperature=0, progress=False)
+    np.testing.assert_array_equal(drawing.codes.reshape(3, -1), outputs["codes"])
+    np.testing.assert_allclose(drawing.images[:, 0] / 255, outputs["pictures"], atol=0.5 / 255 + 1e-4)
 
 
 def test_guidance_is_refused_to_a_model_that_always_saw_the_caption(model):
-    with pytest.raises(ValueError, match="guidance = 2.0: .* was never trained on pictures without their text"):
+    with pytest.raises(ValueError, match="guidance = 2.0: .* was not trained without text"):
         model.generate(["a red circle"], guidance=2.0, progress=False)
 
 
@@ -55,10 +55,10 @@ def edited(tmp_path, *keys, value) -> Path:
     folder = tmp_path / "mindalle"
     shutil.copytree(GOLDEN, folder)
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    place = config
+    section = config
     for key in keys[:-1]:
-        place = place.setdefault(key, {})
-    place[keys[-1]] = value
+        section = section.setdefault(key, {})
+    section[keys[-1]] = value
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 
@@ -70,15 +70,15 @@ def edited(tmp_path, *keys, value) -> Path:
         (("stage2", "hparams", "n_layers"), 3, "only dense layers"),
         (("stage2", "hparams", "n_dense_layers"), 1, "only dense layers"),
         (("stage2", "hparams", "mlp_bias"), False, "only layers with biases"),
-        (("stage2", "hparams", "ctx_len_img"), 12, "no square of codes"),
-        (("stage2", "vocab_size_txt"), 20, "where the model knows 20"),
-        (("stage2", "hparams", "n_heads"), 3, "embed_dim = 16 is no multiple of n_heads = 3"),
-        (("stage2", "hparams", "n_embd"), 16, "stage2.hparams has n_embd; minDALL-E knows embed_dim"),
+        (("stage2", "hparams", "ctx_len_img"), 12, "not a square number"),
+        (("stage2", "vocab_size_txt"), 20, "but the model has 20"),
+        (("stage2", "hparams", "n_heads"), 3, "embed_dim = 16 is not a multiple of n_heads = 3"),
+        (("stage2", "hparams", "n_embd"), 16, "stage2.hparams has n_embd; minDALL-E.s options are embed_dim"),
         (("stage2", "hparams", "n_layers"), "two", "stage2.hparams.n_layers = 'two'; it must be of the type int"),
         (("stage2", "hparams"), 3, "stage2.hparams is 3; it must be a mapping"),
         (("dataset", "context_length"), 10, "condition/positions"),
         (("dataset",), 10, "dataset is 10; it must be a mapping"),
-        (("stage1",), 1, "no configuration of minDALL-E"),
+        (("stage1",), 1, "not a configuration of minDALL-E"),
         (("stage1", "hparams", "ch"), 48, "stage1_last.ckpt"),
     ],
 )
@@ -87,7 +87,7 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path, keys, value, mes
         dalle_jax.load(edited(tmp_path, *keys, value=value))
 
 
-def test_what_a_configuration_leaves_out_is_as_in_the_published_model(model, tmp_path):
+def test_missing_options_have_the_published_model_s_values(model, tmp_path):
     """As kakaobrain's loader does it: the published file has no `dataset`, and these options have their defaults."""
     assert "dataset" not in yaml.safe_load((GOLDEN / "config.yaml").read_text())
     assert model.module.condition_length == 64
@@ -138,7 +138,7 @@ def test_a_missing_file_is_named(tmp_path, name):
         dalle_jax.load(tmp_path / "mindalle")
 
 
-def test_dalle_mini_is_refused_with_the_way_out(tmp_path):
+def test_dalle_mini_is_refused_with_a_remedy(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "dallebart"}))
     with pytest.raises(LoadError, match=r"encoder-decoder \(BART\).*Its VQGAN opens with vqgan_jax.load"):
         dalle_jax.load(tmp_path)
@@ -147,7 +147,7 @@ def test_dalle_mini_is_refused_with_the_way_out(tmp_path):
 @pytest.mark.parametrize(
     "content, message", [(None, "no such folder"), ("x", "it is a file"), ({}, "it holds nothing")]
 )
-def test_what_is_no_model_is_refused(tmp_path, content, message):
+def test_other_files_are_refused(tmp_path, content, message):
     path = tmp_path / "thing"
     if content == "x":
         path.write_text("x")

@@ -28,14 +28,14 @@ def test_a_run_reports_bits_of_both_kinds_and_shows_samples(tiny):
     history = [json.loads(line) for line in (tiny[1] / "metrics.jsonl").read_text().splitlines()]
     first, last = history[0], history[-1]
     assert {"loss", "bits_per_code", "bits_per_text_token", "truncated"} <= first.keys()
-    assert first["bits_per_code"] == pytest.approx(np.log2(12), abs=0.2), "12 codes, before anything is learnt"
+    assert first["bits_per_code"] == pytest.approx(np.log2(12), abs=0.2), "12 codes, at the start of training"
     assert last["test/images"] == 359 and last["test/bits_per_code"] < first["bits_per_code"]
     assert last["test/bits_per_text_token"] < first["bits_per_text_token"]
     assert list((tiny[1] / "samples").glob("*look-samples*"))
     assert sorted(p.name for p in tiny[1].glob("*") if p.is_file() and "json" not in p.name) == ["vqgan.safetensors"]
 
 
-def test_merges_are_left_out_of_captions_while_training(tiny, tmp_path):
+def test_merges_are_dropped_in_training(tiny, tmp_path):
     plain = make(tiny, tmp_path)
     rough = make(tiny, tmp_path, tokenizer=tiny[0].tokenizer.to_dict() | {"dropout": 0.5})
     captions = Captions(Tokenizer.from_json(plain.artifacts["tokenizer.json"], tiny[0].model.text_length))
@@ -68,7 +68,7 @@ def test_a_run_without_the_cache_trains_and_loads(tiny, tmp_path):
         ({"loss": {"condition": 0.0, "codes": 0.0}}, "loss.codes = 0.0; it must be positive"),
     ],
 )
-def test_options_that_cannot_be_are_refused(tiny, tmp_path, changes, message):
+def test_wrong_options_are_refused(tiny, tmp_path, changes, message):
     plain = tiny[0].to_dict()
     merged = {key: plain.get(key, {}) | value if isinstance(value, dict) else value for key, value in changes.items()}
     with pytest.raises(ConfigError, match=message):

@@ -19,7 +19,7 @@ DRIVER = Path(__file__).with_name("drive_hosts.py")
 
 @pytest.fixture(scope="module")
 def pair(tiny, tmp_path_factory):
-    """The folder where two processes of two devices have written what they found."""
+    """The folder with the results of two processes of two devices."""
     out = tmp_path_factory.mktemp("pair")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -45,25 +45,25 @@ def test_two_hosts_compute_and_draw_what_one_does(tiny, pair, tmp_path):
         assert (pair / "codes" / file.name).read_bytes() == file.read_bytes()
     assert np.load(codes).dtype == np.uint8
     for host in range(2):
-        with np.load(pair / f"figures-{host}.npz") as found:
-            assert found.keys() == expected.keys()
+        with np.load(pair / f"figures-{host}.npz") as results:
+            assert results.keys() == expected.keys()
             for name, value in expected.items():
                 if (
                     value.dtype == np.uint8
                 ):  # equal codes, decoded in batches of another size: a shade may round otherwise
-                    difference = np.abs(found[name].astype(int) - value)
+                    difference = np.abs(results[name].astype(int) - value)
                     assert difference.max() <= 1 and np.mean(difference > 0) < 1e-3, name
                 else:
-                    np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+                    np.testing.assert_allclose(results[name], value, rtol=1e-5, err_msg=name)
 
 
 def test_a_failure_is_named_on_every_host_and_nothing_done_is_lost(pair):
-    said = [json.loads((pair / f"failures-{host}.json").read_text()) for host in range(2)]
-    assert said[0][0].startswith("DataError: codes could not be computed by host 1: OSError: the disk is gone")
-    assert said[1][0] == "OSError: the disk is gone"
+    errors = [json.loads((pair / f"failures-{host}.json").read_text()) for host in range(2)]
+    assert errors[0][0].startswith("DataError: codes could not be computed by host 1: OSError: the disk is gone")
+    assert errors[1][0] == "OSError: the disk is gone"
     records = json.loads(next((pair / "codes").glob("codes-*.json")).read_text())["records"]
-    assert said[0][1] < records // 2, "host 0 had encoded a part at least of its half"
-    assert said[1][1] >= records // 2 - 32
+    assert errors[0][1] < records // 2, "host 0 had encoded a part at least of its half"
+    assert errors[1][1] >= records // 2 - 32
     for host in range(2):
-        assert "host(s) 1 do not see it: name by config.codes.dir a directory that all hosts share" in said[host][2]
+        assert "host(s) 1 do not see it: set config.codes.dir to a directory that all hosts share" in errors[host][2]
     assert not list((pair / "codes").glob("*.parts"))

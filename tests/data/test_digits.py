@@ -32,7 +32,7 @@ def test_one_in_five_of_each_class_is_for_testing(splits):
         assert abs(test[digit] - whole[digit] / 5) <= 0.5
 
 
-def test_test_digits_are_strewn_over_the_writers(splits):
+def test_test_digits_are_spread_over_the_writers(splits):
     # Writers come in runs: of each tenth of the scans, between a tenth and a third is for testing.
     tenths = np.array([int(record["id"]) for record in splits["test"]]) * 10 // 1797
     shares = np.bincount(tenths, minlength=10) / 179.7
@@ -44,10 +44,10 @@ def test_pictures_are_the_scans_enlarged(splits):
     for source in splits.values():
         for record in list(source)[::20]:
             number = int(record["id"])
-            found = np.asarray(images.decode(record["image"]))
+            actual = np.asarray(images.decode(record["image"]))
             shades = (255 - digits.images[number] * 255 / 16).round().astype(np.uint8)  # 16 is ink: black
             direct = Image.fromarray(shades).resize((32, 32), Image.Resampling.BICUBIC)
-            np.testing.assert_array_equal(found, np.asarray(direct)[..., None].repeat(3, -1))
+            np.testing.assert_array_equal(actual, np.asarray(direct)[..., None].repeat(3, -1))
             assert record["label"] == digits.target[number]
 
 

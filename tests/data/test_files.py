@@ -31,8 +31,8 @@ def test_text_of_every_encoding_that_says_so(tmp_path, encoding, end):
         ("für".encode("latin-1"), r"x\.txt: byte 1 is not UTF-8 \(invalid start byte\); save the file as UTF-8"),
         (b"\xef\xbb\xbfa\xff", r"x\.txt: byte 4 is not UTF-8"),
         (b"\xff\xfea\0b", r"x\.txt: byte 4 is not UTF-16-LE \(truncated data\)"),
-        ("fur".encode("utf-16-le"), r"x\.txt: byte 1 is zero, which no text in UTF-8 has"),
-        (b"\xff\xfea\0\0\0", r"x\.txt: byte 4 is zero, which no text in UTF-16-LE has"),
+        ("fur".encode("utf-16-le"), r"x\.txt: byte 1 is zero, which is invalid in UTF-8 text"),
+        (b"\xff\xfea\0\0\0", r"x\.txt: byte 4 is zero, which is invalid in UTF-16-LE text"),
         ("aé".encode("utf-32"), r"x\.txt: byte 2 is zero"),
     ],
 )
@@ -58,7 +58,7 @@ def test_schemes_that_nobody_opens_are_refused():
 
 
 def test_a_failing_disk_is_no_broken_sample(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(files, "_RETRY_DELAYS", (0.0, 0.0))
     codes = [errno.EMFILE, errno.EIO]
 
     def read():
@@ -66,10 +66,10 @@ def test_a_failing_disk_is_no_broken_sample(tmp_path, monkeypatch):
             raise OSError(codes[0], os.strerror(codes.pop(0)))
         return b"at last"
 
-    assert files.retried(read, "x.jpg") == b"at last"
+    assert files.read_with_retries(read, "x.jpg") == b"at last"
     codes[:] = [errno.ESTALE] * 3
     with pytest.raises(DataError, match="x.jpg cannot be read, after 3 tries: .*Stale"):
-        files.retried(read, "x.jpg")
+        files.read_with_retries(read, "x.jpg")
     with pytest.raises(BrokenSample, match="nowhere.jpg: No such file"):
         files.read_bytes(tmp_path / "nowhere.jpg")
     with pytest.raises(BrokenSample, match="Is a directory"):

@@ -1,7 +1,7 @@
-"""The oracle reads pictures back: it finds the objects of scenes that it was not told, also in pictures that suffered.
+"""The oracle reads pictures back: it recognises the objects of scenes that it does not know, also in degraded pictures.
 
-What is right is the scene from which a picture was drawn. Models of pictures are graded by this oracle: its own share of
-errors is the floor of theirs.
+The truth is the scene from which a picture was drawn. Generative models are graded by this oracle: its own error rate is
+a lower bound of theirs.
 """
 
 import io
@@ -20,7 +20,7 @@ from train_jax.datasets.shapes.shapes_dataset_builder import make
 COUNT = 150
 
 
-def worn(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def degraded(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The picture blurred, with noise, and saved as a JPEG of low quality."""
     blurred = np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(0.7)), float)
     noisy = np.clip(blurred + rng.normal(0, 0.03 * 255, picture.shape), 0, 255)
@@ -30,49 +30,49 @@ def worn(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def right(found: tuple[Object, ...], scene: Scene) -> bool:
+def is_right(objects: tuple[Object, ...], scene: Scene) -> bool:
     """As many objects as there are, and every colour and shape."""
-    return Counter((o.colour, o.shape) for o in found) == Counter((o.colour, o.shape) for o in scene.objects)
+    return Counter((o.colour, o.shape) for o in objects) == Counter((o.colour, o.shape) for o in scene.objects)
 
 
 def test_reads_clean_scenes():
-    correct, places, sizes = 0, [], []
+    correct, offsets, sizes = 0, [], []
     for number in range(COUNT):
         scene, picture, _ = make("test", number, 64)
-        found = read(picture)
-        correct += right(found, scene)
-        if right(found, scene) and len(found) == 1:
-            (a,), (b,) = found, scene.objects
-            places.append(64 * max(abs(a.x - b.x), abs(a.y - b.y)))
+        objects = read(picture)
+        correct += is_right(objects, scene)
+        if is_right(objects, scene) and len(objects) == 1:
+            (a,), (b,) = objects, scene.objects
+            offsets.append(64 * max(abs(a.x - b.x), abs(a.y - b.y)))
             sizes.append(a.radius / b.radius)
     assert correct >= 0.99 * COUNT, correct
-    # Places to half a pixel, radii to a twentieth.
-    assert len(places) > COUNT / 2
-    assert max(places) < 0.5 and max(abs(np.array(sizes) - 1)) < 0.05
+    # Positions to half a pixel, radii to a twentieth.
+    assert len(offsets) > COUNT / 2
+    assert max(offsets) < 0.5 and max(abs(np.array(sizes) - 1)) < 0.05
 
 
-def test_reads_worn_pictures():
+def test_reads_degraded_pictures():
     rng = np.random.default_rng(0)
     correct = 0
     for number in range(COUNT):
         scene, picture, _ = make("test", number, 64)
-        correct += right(read(worn(picture, rng)), scene)
+        correct += is_right(read(degraded(picture, rng)), scene)
     assert correct >= 0.95 * COUNT, correct
 
 
 @pytest.mark.parametrize(("size", "share"), [(32, 0.95), (128, 0.99)])
 def test_reads_other_sizes(size, share):
     count = 60
-    correct = sum(right(read(picture), scene) for scene, picture, _ in (make("novel", n, size) for n in range(count)))
+    correct = sum(is_right(read(picture), scene) for scene, picture, _ in (make("novel", n, size) for n in range(count)))
     assert correct >= share * count, correct
 
 
-def test_every_colour_and_shape_is_told_apart():
+def test_every_colour_and_shape_is_recognised():
     # Each kind alone, at the least size, on a plain background.
     for colour in COLOURS:
         for shape in SHAPES:
             scene = Scene((Object(colour, shape, 0.45, 0.55, 7.5 / 64, 0.1),))
-            assert right(read(render(scene, 64, np.random.default_rng(0))), scene), (colour, shape)
+            assert is_right(read(render(scene, 64, np.random.default_rng(0))), scene), (colour, shape)
 
 
 def test_nothing_is_found_in_empty_pictures():
@@ -85,8 +85,8 @@ def test_nothing_is_found_in_empty_pictures():
 
 def test_objects_come_by_size():
     small, large = Object("red", "circle", 0.25, 0.5, 7.5 / 64), Object("blue", "square", 0.75, 0.5, 13.5 / 64)
-    found = read(render(Scene((small, large)), 64, np.random.default_rng(0)))
-    assert [(o.colour, o.shape, o.size, o.position) for o in found] == [
+    objects = read(render(Scene((small, large)), 64, np.random.default_rng(0)))
+    assert [(o.colour, o.shape, o.size, o.position) for o in objects] == [
         ("blue", "square", "large", "right"),
         ("red", "circle", "small", "left"),
     ]

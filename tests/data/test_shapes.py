@@ -62,8 +62,8 @@ def truth(caption: str, scene: Scene) -> bool:
         words = words[3:]
     text = f" {' '.join(words)} "
     for said in ("above", "below", "left of", "right of"):
-        first, found, second = text.partition(f" {said} ")
-        if found:
+        first, separator, second = text.partition(f" {said} ")
+        if separator:
             one, other = asked(first.split()), asked(second.split())
             return any(
                 side(a, b) == said and one.items() <= described(a).items() and other.items() <= described(b).items()
@@ -72,8 +72,8 @@ def truth(caption: str, scene: Scene) -> bool:
                 if a is not b
             )
     noun, _, place = text.partition(" in the ")
-    wanted = asked(noun.split()) | ({"position": place.strip()} if place else {})
-    return any(wanted.items() <= described(o).items() for o in scene.objects)
+    expected = asked(noun.split()) | ({"position": place.strip()} if place else {})
+    return any(expected.items() <= described(o).items() for o in scene.objects)
 
 
 def noun(rng: np.random.Generator) -> str:
@@ -222,7 +222,7 @@ def test_grammar_is_lenient(caption):
     ],
 )
 def test_captions_of_another_world_are_refused(caption):
-    with pytest.raises(ValueError, match="is no caption of a scene: write one as") as caught:
+    with pytest.raises(ValueError, match="is not a caption of a scene: write a caption such as") as caught:
         is_true(caption, CIRCLE)
     assert repr(caption) in str(caught.value)
 

@@ -136,8 +136,8 @@ def test_linked_folders_and_files_are_read(tmp_path):
     (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "folder")
     (tmp_path / "folder" / "c.png").symlink_to(tmp_path / "elsewhere" / "a.png")
     (tmp_path / "folder" / "c.txt").write_text("c")
-    found = captions_of(open_source(f"folder:{tmp_path}/folder", "all"))
-    assert found == {"c.png": ["c"], "linked/a.png": ["a"], "linked/b.png": ["b"]}
+    actual = captions_of(open_source(f"folder:{tmp_path}/folder", "all"))
+    assert actual == {"c.png": ["c"], "linked/a.png": ["a"], "linked/b.png": ["b"]}
 
 
 def test_names_that_no_file_can_have_are_captions_without_an_image(tmp_path, caplog):
@@ -149,7 +149,7 @@ def test_names_that_no_file_can_have_are_captions_without_an_image(tmp_path, cap
 
 
 def test_a_disk_that_fails_is_no_broken_sample(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_WAITS", ())
+    monkeypatch.setattr(files, "_RETRY_DELAYS", ())
     fill(tmp_path, "a.png")
     (tmp_path / "a.txt").write_text("a")
     source = open_source(f"folder:{tmp_path}", "all")
@@ -224,9 +224,9 @@ def test_evaluations_may_leave_out_a_share_of_unreadable_pictures(tmp_path, capl
     context = Context(sharding.make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})), options, Task(len, len, len))
     source = context.source("", "all")
     assert [record["captions"] for record in source] == [[str(n)] for n in range(10) if n != 3]
-    assert source[3]["id"] == "4.png" and "evaluated without 1 picture(s) that cannot be read" in caplog.text
+    assert source[3]["id"] == "4.png" and "evaluated without 1 image(s) that cannot be read" in caplog.text
     (tmp_path / "4.png").write_bytes(b"")
-    with pytest.raises(DataError, match="2 of 10 pictures cannot be read, more than config.data.max_broken_eval = 10.0%"):
+    with pytest.raises(DataError, match="2 of 10 images cannot be read, more than config.data.max_broken_eval = 10.0%"):
         context.source("", "all")
     options.data.max_broken_eval = 0.0
     assert len(context.source("", "all")) == 10
@@ -330,9 +330,9 @@ def test_bad_splits_of_folders(ten, split):
 
 
 def test_bounds_that_are_no_numbers(ten):
-    with pytest.raises(DataError, match="'half' in split .* is no number and no percentage"):
+    with pytest.raises(DataError, match="'half' in split .* is neither an integer nor a percentage"):
         open_source(ten, "all[:half]")
-    with pytest.raises(DataError, match="'inf%' in split .* is no number and no percentage"):
+    with pytest.raises(DataError, match="'inf%' in split .* is neither an integer nor a percentage"):
         open_source(ten, "all[:inf%]")
     with pytest.raises(DataError, match="no records"):
         open_source(ten, "all[5:5]")
@@ -384,13 +384,13 @@ class SourcesCaptioned(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         for n in range(3):
-            found = {
+            columns = {
                 "one": {"caption": f"größe {n}"},
                 "list": {"text": [f"größe {n}", "x"]},
                 "coco": {"captions": [{"id": 1, "text": f"größe {n}"}, {"id": 2, "text": "x"}]},
                 "none": {"size": n},
             }
-            yield n, {"image": io.BytesIO(png(n))} | found[self.builder_config.name]
+            yield n, {"image": io.BytesIO(png(n))} | columns[self.builder_config.name]
 
 
 @pytest.fixture(scope="module")
@@ -515,7 +515,7 @@ def test_shapes_know_what_is_true(few):
         assert all(source.is_true(caption, record) for caption in record["captions"])
         shapes = {shape for _, shape in pairs_of(record)}
         assert not any(source.is_true(f"a {shape}", record) for shape in set(scenes.SHAPES) - shapes)
-    with pytest.raises(ValueError, match="'a photo of a dog' is no caption of a scene"):
+    with pytest.raises(ValueError, match="'a photo of a dog' is not a caption of a scene"):
         source.is_true("a photo of a dog", source[0])
 
 
@@ -565,21 +565,26 @@ def test_no_tensorflow_is_loaded(few, tmp_path):
     assert "tensorflow" not in sys.modules
 
 
-def test_processes_prepare_a_set_once(tmp_path):
-    # As the processes of one host do when they start together.
+def test_processes_prepare_a_set_once(tmp_path, capfd):
+    # As the processes of one host do when they start together: this one and another.
     script = (
+        "import tensorflow_datasets\n"
         "from train_jax.data.sources import open_source\n"
+        "print('ready', flush=True)\n"
+        "input()\n"
         f"print(len(open_source('digits', 'train', data_dir={str(tmp_path)!r})))"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(sources.__file__).parents[2])}
-    together = [
-        subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=-1, stderr=-1, text=True)
-        for _ in range(2)
-    ]
-    told = [process.communicate() for process in together]
-    assert [process.returncode for process in together] == [0, 0], told
-    assert [out.split()[-1] for out, _ in told] == ["1438", "1438"]
-    assert sum("Downloading and preparing" in out for out, _ in told) == 1
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, env=environment, stdin=-1, stdout=-1, stderr=-1, text=True) as other:
+        assert other.stdout.readline() == "ready\n", other.communicate()[1]
+        other.stdin.write("\n")
+        other.stdin.flush()
+        assert len(open_source("digits", "train", data_dir=str(tmp_path))) == 1438
+        output, errors = other.communicate()
+    assert other.returncode == 0, errors
+    assert output.split()[-1] == "1438"
+    assert (output + capfd.readouterr().out).count("Downloading and preparing") == 1
 
 
 def test_records_are_described_without_reading_their_pictures(tmp_path, monkeypatch):

@@ -1,23 +1,17 @@
 """The stream of batches: a permutation each epoch, resumed exactly, the same on any number of hosts and workers.
 
-Sources are lists in memory whose records say their place, so that what a batch should hold can be worked out by hand.
+Sources are lists in memory whose records hold their index: see toy_stream.py.
 """
 
-import itertools
 import json
 
 import numpy as np
 import pytest
+from toy_stream import assert_same, example, make_source, take
 
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.sources import Source
 from train_jax.data.stream import BROKEN, TrainStream, check_broken, eval_batches
-
-
-def make_source(count: int, broken: tuple[int, ...] = ()) -> Source:
-    """Records that say their place; `broken` ones cannot be made into examples."""
-    records = [{"id": f"r{n}", "place": n, "broken": n in broken} for n in range(count)]
-    return Source("fake:train", records)
 
 
 class Unreadable(list):
@@ -30,38 +24,13 @@ class Unreadable(list):
         return record
 
 
-def make_example():
-    """A function that other processes can be given: they cannot import this module."""
-    from train_jax.data.errors import BrokenSample
-
-    def example(record, rng):
-        draw = rng.random(2, np.float32)  # also for broken records, so that other rows would show if it mattered
-        if record["broken"]:
-            raise BrokenSample("no picture")
-        return {"place": np.int32(record["place"]), "draw": draw}
-
-    return example
-
-
 def stream(source, *, batch_size=4, seed=0, rows=None, workers=0):
     rows = None if rows is None else np.array(rows)
-    return TrainStream(source, make_example(), batch_size=batch_size, seed=seed, rows=rows, workers=workers)
-
-
-def take(iterator, count: int) -> list[dict]:
-    return list(itertools.islice(iterator, count))
+    return TrainStream(source, example, batch_size=batch_size, seed=seed, rows=rows, workers=workers)
 
 
 def joined(batches: list[dict], name: str) -> np.ndarray:
     return np.concatenate([batch[name] for batch in batches])
-
-
-def assert_same(found: list[dict], expected: list[dict]) -> None:
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
-        assert set(a) == set(b) == {"place", "draw", BROKEN}
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -70,7 +39,7 @@ def assert_same(found: list[dict], expected: list[dict]) -> None:
 
 def test_every_epoch_is_another_permutation():
     # Batches of 4 from 10 records: they run over the ends of epochs, so 5 batches are two epochs.
-    epochs = joined(take(stream(make_source(10)), 20), "place").reshape(8, 10)
+    epochs = joined(take(stream(make_source(10)), 20), "index").reshape(8, 10)
     for epoch in epochs:
         assert sorted(epoch) == list(range(10))
     assert len({tuple(epoch) for epoch in epochs}) == 8
@@ -80,14 +49,14 @@ def test_seeds_give_other_orders_and_the_same_seed_the_same():
     source = make_source(50)
     first, again, other = (take(stream(source, seed=seed), 10) for seed in (1, 1, 2))
     assert_same(first, again)
-    assert (joined(first, "place") != joined(other, "place")).any()
+    assert (joined(first, "index") != joined(other, "index")).any()
     assert not np.isin(joined(first, "draw"), joined(other, "draw")).any()
 
 
 def test_order_is_shuffled_over_the_whole_set():
-    # The mean distance between the place in the epoch and in the set is a third of the set's size, give or take
+    # The mean distance between the position in the epoch and in the set is a third of the set's size, give or take
     # 0.006 of it: the deviation of |U - V| is 1 / sqrt(18), over sqrt(2000).
-    places = joined(take(stream(make_source(2000), batch_size=100), 20), "place")
+    places = joined(take(stream(make_source(2000), batch_size=100), 20), "index")
     assert abs(np.abs(places - np.arange(2000)).mean() / 2000 - 1 / 3) < 0.02
 
 
@@ -97,16 +66,16 @@ def test_random_numbers_depend_on_seed_and_position_alone():
     draws = joined(reference, "draw")
     assert len(np.unique(draws)) == draws.size  # other numbers for other rows, also when a record comes again
     for options in ({"batch_size": 2}, {"batch_size": 6}):
-        found = take(stream(source, **options), 48 // options["batch_size"])
-        np.testing.assert_array_equal(joined(found, "draw"), draws)
+        actual = take(stream(source, **options), 48 // options["batch_size"])
+        np.testing.assert_array_equal(joined(actual, "draw"), draws)
     # Other records at the same positions draw the same numbers.
-    renamed = Source("other", [{"id": "x", "place": 100 + n, "broken": False} for n in range(12)])
+    renamed = Source("other", [{"id": "x", "index": 100 + n, "broken": False} for n in range(12)])
     np.testing.assert_array_equal(joined(take(stream(renamed, batch_size=12), 4), "draw"), draws)
 
 
 def test_one_record_is_enough():
     batches = take(stream(make_source(1), batch_size=3), 2)
-    assert joined(batches, "place").tolist() == [0] * 6
+    assert joined(batches, "index").tolist() == [0] * 6
 
 
 # The rows of a batch of 8 that each host makes: in the processes' order, in a TPU's, with replicas on two hosts.
@@ -120,28 +89,28 @@ LAYOUTS = {
 
 def put_together(batches: list[dict], layout: list) -> dict:
     """The batch whose rows hosts made, each row where it belongs."""
-    whole = {}
+    batch_of_8 = {}
     for batch, rows in zip(batches, layout, strict=True):
         for name, x in batch.items():
-            whole.setdefault(name, np.zeros((8, *x.shape[1:]), x.dtype))[list(rows)] = x
-    return whole
+            batch_of_8.setdefault(name, np.zeros((8, *x.shape[1:]), x.dtype))[list(rows)] = x
+    return batch_of_8
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_hosts_share_the_batches_of_one(layout):
     source = make_source(21, broken=(4,))
-    whole = take(stream(source, batch_size=8), 12)
+    expected = take(stream(source, batch_size=8), 12)
     parts = [take(stream(source, batch_size=8, rows=rows), 12) for rows in layout]
-    assert_same([put_together(batches, layout) for batches in zip(*parts, strict=True)], whole)
+    assert_same([put_together(batches, layout) for batches in zip(*parts, strict=True)], expected)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_batches_of_one(workers):
     source = make_source(5)
-    whole = take(stream(source, batch_size=4), 3)
+    expected = take(stream(source, batch_size=4), 3)
     ones = take(stream(source, batch_size=1, workers=workers), 12)
-    np.testing.assert_array_equal(joined(ones, "draw"), joined(whole, "draw"))
-    assert all(batch["place"].shape == (1,) for batch in ones)
+    np.testing.assert_array_equal(joined(ones, "draw"), joined(expected, "draw"))
+    assert all(batch["index"].shape == (1,) for batch in ones)
 
 
 def test_the_first_example_tells_the_shapes_and_nothing_is_drawn_for_it():
@@ -156,7 +125,7 @@ def test_the_first_example_tells_the_shapes_and_nothing_is_drawn_for_it():
     iterator = stream(Source("noted", Noted(make_source(9).records)), batch_size=6, rows=range(3), workers=2)
     example = iterator.first_example()
     assert {name: (x.shape, x.dtype) for name, x in example.items()} == {
-        "place": ((), np.int32),
+        "index": ((), np.int32),
         "draw": ((2,), np.float32),
         BROKEN: ((), np.int32),
     }
@@ -186,37 +155,37 @@ def test_state_resumes_exactly(drawn):
 
 def test_state_counts_for_other_hosts_and_batch_sizes():
     source = make_source(13)
-    whole = stream(source, batch_size=4)
-    take(whole, 5)
-    assert whole.get_state() == {"examples": 20}
+    single = stream(source, batch_size=4)
+    take(single, 5)
+    assert single.get_state() == {"examples": 20}
     layout = LAYOUTS["tpu"]
     parts = [stream(source, batch_size=8, rows=rows) for rows in layout]
     for part in parts:
-        part.set_state(whole.get_state())
+        part.set_state(single.get_state())
     batches = [put_together(rows, layout) for rows in zip(*(take(part, 3) for part in parts), strict=True)]
-    np.testing.assert_array_equal(joined(batches, "draw"), joined(take(whole, 6), "draw"))
+    np.testing.assert_array_equal(joined(batches, "draw"), joined(take(single, 6), "draw"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Broken samples
 
 
-def next_that_works(place: int, count: int, broken: set[int]) -> tuple[int, int]:
+def next_that_works(index: int, count: int, broken: set[int]) -> tuple[int, int]:
     """Where a row's example comes from in the end, and how many were passed over."""
     passed = 0
-    while place in broken:
-        place, passed = (place + 1) % count, passed + 1
-    return place, passed
+    while index in broken:
+        index, passed = (index + 1) % count, passed + 1
+    return index, passed
 
 
 @pytest.mark.parametrize("records", [list, Unreadable], ids=["when-made", "when-read"])
 def test_broken_samples_are_replaced_by_the_next_and_counted(records):
     broken = {2, 6, 7, 12}  # the last has the first as its next
-    whole = make_source(13)
+    intact = make_source(13)
     damaged = Source("damaged", records(make_source(13, tuple(broken)).records))
-    unharmed, batches = (take(stream(source), 13) for source in (whole, damaged))  # four epochs
-    expected = [next_that_works(place, 13, broken) for place in joined(unharmed, "place")]
-    np.testing.assert_array_equal(np.stack([joined(batches, "place"), joined(batches, BROKEN)], -1), expected)
+    unharmed, batches = (take(stream(source), 13) for source in (intact, damaged))  # four epochs
+    expected = [next_that_works(index, 13, broken) for index in joined(unharmed, "index")]
+    np.testing.assert_array_equal(np.stack([joined(batches, "index"), joined(batches, BROKEN)], -1), expected)
     assert joined(batches, BROKEN).dtype == np.int32
     assert joined(batches, BROKEN).sum() == 4 * (1 + 2 + 1 + 1)  # 6 passes over 7 too
     kept = joined(batches, BROKEN) == 0
@@ -280,18 +249,18 @@ def test_errors_come_back_from_workers():
 @pytest.mark.parametrize("count", [1, 7, 8, 9])
 def test_eval_batches_are_every_record_once_and_padding(count, layout):
     source = make_source(count)
-    parts = [list(eval_batches(source, make_example(), batch_size=8, rows=np.array(rows))) for rows in layout]
+    parts = [list(eval_batches(source, example, batch_size=8, rows=np.array(rows))) for rows in layout]
     assert {len(part) for part in parts} == {-(-count // 8)}
     for number, batches in enumerate(zip(*parts, strict=True)):
-        whole = put_together([batch | {"mask": mask} for batch, mask in batches], layout)
+        expected = put_together([batch | {"mask": mask} for batch, mask in batches], layout)
         real = min(8, count - 8 * number)
-        assert whole["mask"].tolist() == [True] * real + [False] * (8 - real) and whole["mask"].dtype == bool
-        assert whole["place"].tolist() == [*range(8 * number, 8 * number + real), *[count - 1] * (8 - real)]
+        assert expected["mask"].tolist() == [True] * real + [False] * (8 - real) and expected["mask"].dtype == bool
+        assert expected["index"].tolist() == [*range(8 * number, 8 * number + real), *[count - 1] * (8 - real)]
 
 
-def test_eval_examples_draw_by_place():
+def test_eval_examples_draw_by_index():
     def draws(batch_size):
-        batches = eval_batches(make_source(6), make_example(), batch_size=batch_size)
+        batches = eval_batches(make_source(6), example, batch_size=batch_size)
         return np.concatenate([batch["draw"][mask] for batch, mask in batches])
 
     np.testing.assert_array_equal(draws(2), draws(4))
@@ -301,7 +270,7 @@ def test_eval_examples_draw_by_place():
 @pytest.mark.parametrize("records", [list, Unreadable], ids=["when-made", "when-read"])
 def test_a_broken_sample_ends_an_evaluation(records):
     source = Source("damaged", records(make_source(6, (4,)).records))
-    batches = eval_batches(source, make_example(), batch_size=2)
+    batches = eval_batches(source, example, batch_size=2)
     take(batches, 2)
     with pytest.raises(DataError, match="a broken sample in an evaluation: r4"):
         next(batches)

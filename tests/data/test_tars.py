@@ -115,10 +115,10 @@ def test_more_tars_than_a_process_may_open_lose_no_sample(many, caplog):
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 70, before[1]))
     try:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            found = [record["captions"] for record in pool.map(many.__getitem__, order)]
+            actual = [record["captions"] for record in pool.map(many.__getitem__, order)]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert found == [[str(number)] for number in order]
+    assert actual == [[str(number)] for number in order]
     assert "trying again" not in caplog.text, "the limit is kept to, not run into"
 
 
@@ -130,7 +130,7 @@ def test_a_process_that_ends_with_open_tars_says_nothing(many):
 
 
 def test_other_files_of_the_process_may_take_the_descriptors(many, monkeypatch):
-    monkeypatch.setattr(files, "_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(files, "_RETRY_DELAYS", (0.0, 0.0))
     assert [many[number]["captions"] for number in range(60)] == [[str(number)] for number in range(60)]
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, before[1]))
@@ -139,16 +139,16 @@ def test_other_files_of_the_process_may_take_the_descriptors(many, monkeypatch):
         with pytest.raises(OSError, match="Too many open files"):
             while True:
                 others.append(os.open(os.devnull, os.O_RDONLY))
-        found = many[80]["captions"]  # by closing the 60 that are open
+        actual = many[80]["captions"]  # by closing the 60 that are open
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
         for descriptor in others:
             os.close(descriptor)
-    assert found == ["80"]
+    assert actual == ["80"]
 
 
 def test_a_failing_disk_breaks_no_sample(two, monkeypatch):
-    monkeypatch.setattr(files, "_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(files, "_RETRY_DELAYS", (0.0, 0.0))
     tars = Tars(f"{two}/part-000.tar")
     failures = [errno.ESTALE, errno.EIO]
 
@@ -170,9 +170,9 @@ def test_a_failing_disk_breaks_no_sample(two, monkeypatch):
         ("a.json", {"captions": ["a cat", None, "", " "]}, ["a cat"]),
         ("a.json", {"captions": [{"text": "a bird"}, {"id": 7, "raw": " two birds"}]}, ["a bird", "two birds"]),
         ("a.json", {"caption": None, "text": "a fish"}, ["a fish"]),
-        ("a.json", {"caption": {"en": "a dog"}}, "a caption is text, not an object of en"),
-        ("a.json", {"caption": [["a dog"]]}, "a caption is text, not list"),
-        ("a.json", {"caption": ["a dog", 7]}, "a caption is text, not int"),
+        ("a.json", {"caption": {"en": "a dog"}}, "a caption must be a string, not an object with keys en"),
+        ("a.json", {"caption": [["a dog"]]}, "a caption must be a string, not list"),
+        ("a.json", {"caption": ["a dog", 7]}, "a caption must be a string, not int"),
         ("a.json", {"caption": "\ud800"}, "surrogates not allowed"),
         ("a.json", {"captions": [None, ""]}, "is empty"),
         ("a.json", {"captions": []}, "is empty"),
@@ -198,7 +198,7 @@ def test_labels_of_cls_files(tmp_path):
     write(tmp_path / "x.tar", members)
     tars = Tars(str(tmp_path / "x.tar"))
     assert tars[0]["label"] == 17 and tars[0]["captions"] == ["a"]
-    with pytest.raises(BrokenSample, match="x.tar:b: its .cls is b'n01440764', not the number of a class"):
+    with pytest.raises(BrokenSample, match="x.tar:b: its .cls is b'n01440764', not a class index"):
         tars[1]
     assert "label" not in tars[2] and "label" not in tars[3]
 
@@ -263,7 +263,7 @@ def test_patterns(tmp_path):
 
 def test_what_is_no_tar_is_named(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"not a tar" * 1000)
-    with pytest.raises(DataError, match="x.tar is no tar file"):
+    with pytest.raises(DataError, match="x.tar is not a readable tar file"):
         Tars(str(tmp_path / "x.tar"))
     with pytest.raises(DataError, match="no records"):
         write(tmp_path / "empty.tar", {})

@@ -307,7 +307,7 @@ def test_decode_takes_any_run_of_ids(tokenizer):
 
 def test_training_is_deterministic():
     script = f"from train_jax.data.text import Tokenizer\nprint(Tokenizer.train({[*CAPTIONS]!r}, 580, 16).fingerprint)"
-    found = {
+    fingerprints = {
         subprocess.run(
             [sys.executable, "-c", script],
             env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -317,7 +317,7 @@ def test_training_is_deterministic():
         ).stdout.strip()
         for seed in ("1", "2")
     }
-    assert found == {Tokenizer.train(iter(CAPTIONS), 580, 16).fingerprint}
+    assert fingerprints == {Tokenizer.train(iter(CAPTIONS), 580, 16).fingerprint}
 
 
 @pytest.mark.parametrize("size", [514, 515, 540, 600])
@@ -339,7 +339,7 @@ def test_a_larger_vocabulary_begins_as_a_smaller_one():
 
 
 def test_vocabulary_too_small_is_refused():
-    with pytest.raises(ValueError, match="vocab_size = 513; bytes and marks alone need 514"):
+    with pytest.raises(ValueError, match="vocab_size = 513; bytes and special tokens alone need 514"):
         Tokenizer.train(CAPTIONS, 513)
 
 
@@ -432,7 +432,7 @@ def test_vocabulary_without_every_byte_is_refused(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("merge", "complaint"), [(("x", "§§"), "do not fit together"), (("a", "b c"), "two tokens, not 'a b c'")]
+    ("merge", "complaint"), [(("x", "§§"), "are inconsistent"), (("a", "b c"), "two tokens, not 'a b c'")]
 )
 def test_merges_of_another_kind_are_refused(tokenizer, tmp_path, merge, complaint):
     write_pair(tmp_path, {"vocab": content_of(tokenizer)["vocab"], "merges": [merge]})
@@ -479,9 +479,9 @@ def test_what_is_no_text_is_named(tokenizer, tmp_path, kind):
     jaxtyping.config.update("jaxtyping_disable", True)  # what annotations say is checked in tests alone
     try:
         for nothing in (None, 7, b"a"):
-            with pytest.raises(DataError, match=f"text 1 is no text but {type(nothing).__name__}"):
+            with pytest.raises(DataError, match=f"text 1 must be a string, not {type(nothing).__name__}"):
                 tokenizer.encode(["a", nothing])
-        with pytest.raises(TypeError, match="a list of texts, not one text"):
+        with pytest.raises(TypeError, match="a list of strings, not one string"):
             tokenizer.encode("a")
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)

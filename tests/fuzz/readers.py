@@ -350,7 +350,7 @@ def fuzz(cases: int, seed: int = 0, only: str | None = None) -> dict[str, list[s
                 said = f"case {case} of seed {seed}: {data[:200]!r}\n{''.join(traceback.format_exception(error)[-6:])}"
                 failures[name].setdefault(f"{type(error).__name__} {place.filename}:{place.lineno}", said)
     logging.disable(logging.NOTSET)
-    return {name: list(found.values()) for name, found in failures.items()}
+    return {name: list(errors.values()) for name, errors in failures.items()}
 
 
 if __name__ == "__main__":
@@ -360,7 +360,7 @@ if __name__ == "__main__":
     parser.add_argument("--reader", choices=list(READERS))
     arguments = parser.parse_args()
     failures = fuzz(arguments.cases, arguments.seed, arguments.reader)
-    for name, found in failures.items():
-        print(f"== {name}: {len(found)} kind(s) of unnamed errors", *found, sep="\n")
+    for name, errors in failures.items():
+        print(f"== {name}: {len(errors)} kind(s) of unnamed errors", *errors, sep="\n")
     print(f"{arguments.cases:,} cases, {sum(map(len, failures.values()))} kinds of unnamed errors")
     sys.exit(bool(failures))

@@ -54,13 +54,13 @@ def clip_tokenizer(folder: Path) -> transformers.CLIPTokenizerFast:
 
 def pictures(folder: Path) -> list[Image.Image]:
     (folder / "pictures").mkdir(parents=True)
-    found = []
-    for number, (width, height) in enumerate(((40, 31), (24, 37), (32, 32))):
-        rng = np.random.default_rng(number)
+    images = []
+    for index, (width, height) in enumerate(((40, 31), (24, 37), (32, 32))):
+        rng = np.random.default_rng(index)
         small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
-        found.append(small.resize((width, height), Image.Resampling.BICUBIC))
-        found[-1].save(folder / "pictures" / f"{number}.png")
-    return found
+        images.append(small.resize((width, height), Image.Resampling.BICUBIC))
+        images[-1].save(folder / "pictures" / f"{index}.png")
+    return images
 
 
 def new_folder(name: str) -> Path:
@@ -165,28 +165,28 @@ def big_vision(name: str, origin: Path, model: transformers.SiglipModel) -> None
         shutil.copy(origin / file, folder / file)
     shutil.copytree(origin / "pictures", folder / "pictures")
     resized = np.load(OUT.parent / "resize.npz")
-    images = torch.from_numpy(np.stack([resized[f"clip_{number}"] for number in range(3)])).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.stack([resized[f"clip_{index}"] for index in range(3)])).permute(0, 3, 1, 2)
     ids = torch.from_numpy(np.load(origin / "expected.npz")["ids"])
     out = model(input_ids=ids, pixel_values=images.float() / 127.5 - 1)
     expected(folder, ids, out.image_embeds, out.text_embeds, out.logits_per_image)
     state = {key: value.numpy() for key, value in model.state_dict().items()}
-    heads, found = TOWER["num_attention_heads"], {}
+    heads, tensors = TOWER["num_attention_heads"], {}
 
     def attention(theirs: str, parts: dict[str, tuple[np.ndarray, np.ndarray]], out: str) -> None:
         for part, (weight, bias) in parts.items():
-            found[f"{theirs}/{part}/kernel"] = weight.T.reshape(weight.shape[1], heads, -1)
-            found[f"{theirs}/{part}/bias"] = bias.reshape(heads, -1)
-        found[f"{theirs}/out/kernel"] = state[f"{out}.weight"].T.reshape(heads, -1, state[f"{out}.weight"].shape[0])
-        found[f"{theirs}/out/bias"] = state[f"{out}.bias"]
+            tensors[f"{theirs}/{part}/kernel"] = weight.T.reshape(weight.shape[1], heads, -1)
+            tensors[f"{theirs}/{part}/bias"] = bias.reshape(heads, -1)
+        tensors[f"{theirs}/out/kernel"] = state[f"{out}.weight"].T.reshape(heads, -1, state[f"{out}.weight"].shape[0])
+        tensors[f"{theirs}/out/bias"] = state[f"{out}.bias"]
 
     def plain(theirs: str, ours: str, weight: str = "kernel") -> None:
         value = state[f"{ours}.weight"]
-        found[f"{theirs}/{weight}"] = value.T if weight == "kernel" else value
-        found[f"{theirs}/bias"] = state[f"{ours}.bias"]
+        tensors[f"{theirs}/{weight}"] = value.T if weight == "kernel" else value
+        tensors[f"{theirs}/bias"] = state[f"{ours}.bias"]
 
     for theirs, ours in (("params/img/Transformer", "vision_model"), ("params/txt/Encoder_0", "text_model")):
-        for number in range(TOWER["num_hidden_layers"]):
-            block, layer = f"{theirs}/encoderblock_{number}", f"{ours}.encoder.layers.{number}"
+        for index in range(TOWER["num_hidden_layers"]):
+            block, layer = f"{theirs}/encoderblock_{index}", f"{ours}.encoder.layers.{index}"
             plain(f"{block}/LayerNorm_0", f"{layer}.layer_norm1", "scale")
             plain(f"{block}/LayerNorm_1", f"{layer}.layer_norm2", "scale")
             plain(f"{block}/MlpBlock_0/Dense_0", f"{layer}.mlp.fc1")
@@ -203,18 +203,19 @@ def big_vision(name: str, origin: Path, model: transformers.SiglipModel) -> None
     biases = np.split(state[f"{head}.attention.in_proj_bias"], 3)
     parts = dict(zip(("query", "key", "value"), zip(weights, biases, strict=True), strict=True))
     attention(f"{pool}/MultiHeadDotProductAttention_0", parts, f"{head}.attention.out_proj")
-    found[f"{pool}/probe"] = state[f"{head}.probe"]
+    tensors[f"{pool}/probe"] = state[f"{head}.probe"]
     plain(f"{pool}/LayerNorm_0", f"{head}.layernorm", "scale")
     plain(f"{pool}/MlpBlock_0/Dense_0", f"{head}.mlp.fc1")
     plain(f"{pool}/MlpBlock_0/Dense_1", f"{head}.mlp.fc2")
-    found["params/img/embedding/kernel"] = state["vision_model.embeddings.patch_embedding.weight"].transpose(2, 3, 1, 0)
-    found["params/img/embedding/bias"] = state["vision_model.embeddings.patch_embedding.bias"]
-    found["params/img/pos_embedding"] = state["vision_model.embeddings.position_embedding.weight"][None]
-    found["params/txt/Embed_0/embedding"] = state["text_model.embeddings.token_embedding.weight"]
-    found["params/txt/pos_embedding"] = state["text_model.embeddings.position_embedding.weight"][None]
+    embedding = "vision_model.embeddings.patch_embedding"
+    tensors["params/img/embedding/kernel"] = state[f"{embedding}.weight"].transpose(2, 3, 1, 0)
+    tensors["params/img/embedding/bias"] = state[f"{embedding}.bias"]
+    tensors["params/img/pos_embedding"] = state["vision_model.embeddings.position_embedding.weight"][None]
+    tensors["params/txt/Embed_0/embedding"] = state["text_model.embeddings.token_embedding.weight"]
+    tensors["params/txt/pos_embedding"] = state["text_model.embeddings.position_embedding.weight"][None]
     plain("params/txt/head", "text_model.head")
-    found["params/t"], found["params/b"] = state["logit_scale"], state["logit_bias"]
-    np.savez(folder / "siglip.npz", **found)
+    tensors["params/t"], tensors["params/b"] = state["logit_scale"], state["logit_bias"]
+    np.savez(folder / "siglip.npz", **tensors)
 
 
 def without_torchvision() -> None:
@@ -308,9 +309,9 @@ def openai_file(name: str, vision_layers, vision_width: int, seed: int, script: 
         with torch.no_grad():
             torch.jit.save(torch.jit.trace(model, (pixels, ids), check_trace=False), folder / "ViT-tiny.pt")
     else:
-        numbers = {"input_resolution": size, "context_length": LENGTH, "vocab_size": len(tokenizer)}
+        sizes = {"input_resolution": size, "context_length": LENGTH, "vocab_size": len(tokenizer)}
         state = {key: value.half() for key, value in model.state_dict().items()}
-        torch.save(state | {key: torch.tensor(value) for key, value in numbers.items()}, folder / "RN-tiny.pt")
+        torch.save(state | {key: torch.tensor(value) for key, value in sizes.items()}, folder / "RN-tiny.pt")
     expected(folder, ids, image, text, logits)
 
 
@@ -336,12 +337,12 @@ def image_processors() -> None:
     [3, 24, 24, 3]) of the pictures `picture_N`, uint8 [height, width, 3], whose odd margins show how a crop is rounded."""
     sizes = ((40, 31), (31, 24), (24, 35))
     images = [np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8) for width, height in sizes]
-    found = {f"picture_{number}": image for number, image in enumerate(images)}
+    arrays = {f"picture_{index}": image for index, image in enumerate(images)}
     for name, (family, options) in PROCESSORS.items():
         processor = getattr(transformers, f"{family}ImageProcessor")(**options)
         pixels = processor([Image.fromarray(image) for image in images], return_tensors="np")["pixel_values"]
-        found |= {f"{name}_config": processor.to_json_string(), f"{name}_pixels": pixels.transpose(0, 2, 3, 1)}
-    np.savez_compressed(OUT.parent / "clip_pixels.npz", **found)
+        arrays |= {f"{name}_config": processor.to_json_string(), f"{name}_pixels": pixels.transpose(0, 2, 3, 1)}
+    np.savez_compressed(OUT.parent / "clip_pixels.npz", **arrays)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 python tests/golden/make_dalle.py MINDALLE           (with the `peers` extra, omegaconf and einops)
 
 MINDALLE is a checkout of kakaobrain/mindall-e. Its files run unchanged, its loader included; PyTorch Lightning and CLIP are
-stubs. Nothing of it is kept but numbers. As in the published `configs/dalle-1.3B.yaml`, `config.yaml` has `stage1` and
+stubs. Only its numbers are stored. As in the published `configs/dalle-1.3B.yaml`, `config.yaml` has `stage1` and
 `stage2` alone, so the context is the loader's default of 64 tokens.
 """
 

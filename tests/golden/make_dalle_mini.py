@@ -2,7 +2,7 @@
 
 python tests/golden/make_dalle_mini.py VQGAN_JAX           (with transformers 4, which still has Flax)
 
-VQGAN_JAX is a checkout of patil-suraj/vqgan-jax. Its files run unchanged. Nothing of it is kept but numbers.
+VQGAN_JAX is a checkout of patil-suraj/vqgan-jax. Its files run unchanged. Only its numbers are stored.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
 python tests/golden/make_dvae.py DALLE           (with the `peers` extra, attrs and requests)
 
-DALLE is a checkout of openai/DALL-E. Its files run unchanged. Nothing of it is kept but numbers.
+DALLE is a checkout of openai/DALL-E. Its files run unchanged. Only its numbers are stored.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
 python tests/golden/make_inception.py           (with torch, torchvision and pytorch-fid)
 
-The weights are 24 million numbers: both sides draw them with `weights`, and the file holds pictures and features alone.
+The weights are 24 million numbers: both sides draw them with `weights`, and the file holds pictures and features only.
 """
 
 import zlib

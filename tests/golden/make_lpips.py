@@ -3,7 +3,7 @@
 python tests/golden/make_lpips.py TAMING           (with the `peers` extra)
 
 TAMING is a checkout of CompVis/taming-transformers. Its `modules/losses/lpips.py` runs unchanged; torchvision, which would
-bring the wide VGG16, and the download of weights are stubs. Nothing of it is kept but numbers.
+bring the wide VGG16, and the download of weights are stubs. Only its numbers are stored.
 
 last.ckpt     the weights under the names that taming-transformers' checkpoints give them
 outputs.npz   pairs of pictures in [-1, 1], their distances, and the gradient of the mean distance

@@ -3,7 +3,7 @@
 python tests/golden/make_vqgan.py TAMING           (with the `peers` extra, omegaconf and einops)
 
 TAMING is a checkout of CompVis/taming-transformers. Its files run unchanged; PyTorch Lightning, torchvision and its `main`
-are stubs. Nothing of it is kept but numbers.
+are stubs. Only its numbers are stored.
 
 diffusers/   diffusers' VQModel as its `save_pretrained` writes it; `outputs.npz`: images, codes, reconstructions
 amused/      the same, with aMUSEd's options, in float16 as a variant

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nn_jax.attention_patterns import attention_mask, patterns_of_blocks
+from nn_jax.attention_patterns import assign_patterns, attention_mask
 
 CONDITION, ROWS, COLUMNS = 6, 4, 4  # the paper's own example, figure 11
 
@@ -41,7 +41,7 @@ def test_an_unknown_pattern_is_named():
 
 
 def test_blocks_take_patterns_in_turn_and_the_last_its_own():
-    distinct, index = patterns_of_blocks(("row", "column", "row", "row"), "conv", 7)
+    distinct, index = assign_patterns(("row", "column", "row", "row"), "conv", 7)
     assert [distinct[i] for i in index] == ["row", "column", "row", "row", "row", "column", "conv"]
-    assert patterns_of_blocks(("dense",), "", 3) == (("dense",), (0, 0, 0))
+    assert assign_patterns(("dense",), "", 3) == (("dense",), (0, 0, 0))
     assert np.unique(index).tolist() == [0, 1, 2]

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nn_jax.attention_patterns import attention_mask, patterns_of_blocks
-from nn_jax.code_transformer import CodeTransformer, for_decoding, shapes
+from nn_jax.attention_patterns import assign_patterns, attention_mask
+from nn_jax.code_transformer import CodeTransformer, shapes, unroll_for_decoding
 from nn_jax.layers import DTYPES
 
 TOKENS, CODES, GRID, DEPTH = 30, 20, (3, 4), 3
@@ -30,7 +30,7 @@ def build(
     attention=("dense",), last_attention="", scan=True, remat="none", activation="gelu", dtype="float32", **changes
 ):
     """`(module, parameters, condition, codes)`: weights that are far from their small beginnings."""
-    patterns, mask_index = patterns_of_blocks(attention, last_attention, DEPTH)
+    patterns, mask_index = assign_patterns(attention, last_attention, DEPTH)
     blocks = {"scan": scan, "remat": remat, "activation": activation}
     blocks["mask_index"] = mask_index if len(patterns) > 1 else ()
     options = {
@@ -60,22 +60,24 @@ PROGRAMS = {}  # compiled; of modules with the same attributes one
 
 
 def apply(module, params, *inputs, method: str = "__call__", capture: bool = False):
-    """What a method gives; with `capture` also what the last norm gave to it."""
-    key = repr(module), method, capture
+    """The outputs of a method; with `capture` also the output of the last norm."""
+    key = repr(module), method
     if key not in PROGRAMS:
         options = {"capture_intermediates": lambda part, _: part.name == "norm", "mutable": ["intermediates"]}
-        options = {"method": method} | (options if capture else {})
-        PROGRAMS[key] = jax.jit(lambda params, *inputs: module.apply({"params": params}, *inputs, **options))
-    return PROGRAMS[key](params, *inputs)
+        PROGRAMS[key] = jax.jit(
+            lambda params, *inputs: module.apply({"params": params}, *inputs, method=method, **options)
+        )
+    outputs, state = PROGRAMS[key](params, *inputs)
+    return (outputs, state) if capture else outputs
 
 
 @pytest.mark.parametrize("changes", [*VARIANTS, *BFLOAT16])
-def test_code_by_code_with_a_cache_is_the_whole_stream(changes):
+def test_decoding_with_a_cache_equals_the_whole_stream(changes):
     """The cache is filled with the condition alone, or with the first codes, too."""
     tolerance = 2e-2 if "dtype" in changes else 1e-5
     module, params, condition, codes = build(**changes)
     whole = np.asarray(apply(module, params, condition, codes)[1])[..., module.code_offset :]
-    unrolled, params = for_decoding(module, params)
+    unrolled, params = unroll_for_decoding(module, params)
     for prefix in (0, 5):
         logits, caches = apply(unrolled, params, condition, codes[:, :prefix], method="prefill")
         for index in range(prefix, LENGTH):
@@ -86,12 +88,12 @@ def test_code_by_code_with_a_cache_is_the_whole_stream(changes):
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_a_token_knows_what_its_masks_let_through_and_nothing_else(changes):
-    """What changes when one token does, against the masks multiplied through the blocks."""
+def test_a_token_depends_on_exactly_what_its_masks_let_through(changes):
+    """Logits that change with one token, against the masks multiplied through the blocks."""
     module, params, condition, codes = build(**changes)
     n = module.condition_length
     patterns = changes.get("attention", ("dense",))
-    distinct, index = patterns_of_blocks(patterns, changes.get("last_attention", ""), DEPTH)
+    distinct, index = assign_patterns(patterns, changes.get("last_attention", ""), DEPTH)
     reach = np.eye(n + LENGTH, dtype=bool)
     for block in range(DEPTH):
         mask = attention_mask(distinct[index[block]], n, GRID, changes.get("conv_window", 11))
@@ -131,16 +133,16 @@ def test_logits_of_bfloat16_are_float32_sums_of_its_products(changes):
     for logits, name, part in checks:
         assert logits.dtype == jnp.float32
         np.testing.assert_allclose(logits, product(state, name)[part], rtol=1e-6, atol=1e-6 * np.abs(logits).max())
-    unrolled, unstacked = for_decoding(module, params)
+    unrolled, unstacked = unroll_for_decoding(module, params)
 
     def check(logits, state):
         assert logits.dtype == jnp.float32
         np.testing.assert_allclose(logits, product(state, "head")[..., module.code_offset :], rtol=1e-6, atol=1e-5)
 
-    (logits, caches), state = apply(unrolled, unstacked, condition, codes[:, :2], method="prefill", capture=True)
+    (logits, caches), state = apply(unrolled, unstacked, condition, codes[:, :5], method="prefill", capture=True)
     check(logits, state)
     (logits, _), state = apply(
-        unrolled, unstacked, codes[:, 2], jnp.int32(2), caches, method="decode_step", capture=True
+        unrolled, unstacked, codes[:, 5], jnp.int32(5), caches, method="decode_step", capture=True
     )
     check(logits, state)
 

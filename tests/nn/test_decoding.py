@@ -1,5 +1,6 @@
 """Sampling against probabilities counted by hand, and against a plain loop."""
 
+import functools
 import itertools
 
 import flax.linen as nn
@@ -24,14 +25,19 @@ def by_hand(logits, temperature=1.0, top_k=0, top_p=1.0):
     """Probabilities after temperature, then top-k, then top-p, code by code."""
     p = softmax(logits.astype(np.float64) / temperature)
     order = sorted(range(len(p)), key=lambda c: (-p[c], c))[: top_k or len(p)]
-    whole = sum(p[c] for c in order)
-    found, reached = np.zeros(len(p)), 0.0
+    total = sum(p[c] for c in order)
+    probabilities, cumulative = np.zeros(len(p)), 0.0
     for c in order:
-        if reached >= top_p:
+        if cumulative >= top_p:
             break
-        found[c] = p[c] / whole
-        reached += found[c]
-    return found / found.sum()
+        probabilities[c] = p[c] / total
+        cumulative += probabilities[c]
+    return probabilities / probabilities.sum()
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def sample(keys, sampling, max_candidates):
+    return jax.vmap(lambda key: sample_code(key, jnp.asarray(LOGITS), sampling, max_candidates))(keys)
 
 
 @pytest.mark.parametrize(
@@ -48,30 +54,28 @@ def by_hand(logits, temperature=1.0, top_k=0, top_p=1.0):
 )
 def test_codes_are_drawn_with_the_probabilities_counted_by_hand(options, candidates):
     count = 40_000
-    codes = jax.jit(
-        jax.vmap(lambda key: sample_code(key, jnp.asarray(LOGITS), Sampling(**options), candidates)),
-    )(jax.random.split(jax.random.key(1), count))
-    found, wanted = np.bincount(codes, minlength=6) / count, by_hand(LOGITS, **options)
-    assert not found[wanted == 0].any()
-    assert np.all(np.abs(found - wanted) < 5 * np.sqrt(wanted * (1 - wanted) / count) + 1e-9)
+    codes = sample(jax.random.split(jax.random.key(1), count), Sampling(**options), candidates)
+    actual, expected = np.bincount(codes, minlength=6) / count, by_hand(LOGITS, **options)
+    assert not actual[expected == 0].any()
+    assert np.all(np.abs(actual - expected) < 5 * np.sqrt(expected * (1 - expected) / count) + 1e-9)
 
 
 def test_temperature_zero_takes_the_most_likely_code():
     keys = jax.random.split(jax.random.key(0), 50)
     for candidates in (0, 6):
-        codes = jax.vmap(lambda k, m=candidates: sample_code(k, jnp.asarray(LOGITS), Sampling(0.0), m))(keys)
+        codes = sample(keys, Sampling(0.0), candidates)
         assert set(np.asarray(codes)) == {0}
 
 
 def test_filters_that_let_everything_through_change_nothing():
     keys = jax.random.split(jax.random.key(0), 200)
-    plain = jax.vmap(lambda k: sample_code(k, jnp.asarray(LOGITS), Sampling(), 0))(keys)
+    plain = sample(keys, Sampling(), 0)
     for sampling in (Sampling(top_p=1.0), Sampling(top_k=6), Sampling(top_k=0)):
-        np.testing.assert_array_equal(jax.vmap(lambda k, s=sampling: sample_code(k, jnp.asarray(LOGITS), s, 6))(keys), plain)
+        np.testing.assert_array_equal(sample(keys, sampling, 6), plain)
 
 
 def markov(v=4, length=3):
-    """A model whose logits depend on the place and on the code before: `(first logits, tables)`."""
+    """A model whose logits depend on the position and on the code before: `(first logits, tables)`."""
     return RNG.normal(size=v).astype(np.float32) * 1.5, RNG.normal(size=(length, v, v)).astype(np.float32) * 1.5
 
 
@@ -90,27 +94,27 @@ def test_sequences_have_the_probabilities_of_the_chain_rule():
         )
     )(keys)
     assert steps == 3
-    wanted = {
+    expected = {
         s: softmax(first)[s[0]] * softmax(tables[0, s[0]])[s[1]] * softmax(tables[1, s[1]])[s[2]]
         for s in itertools.product(range(4), repeat=3)
     }
-    seen = dict.fromkeys(wanted, 0)
+    counts = dict.fromkeys(expected, 0)
     for row in np.asarray(codes):
-        seen[tuple(int(c) for c in row)] += 1
-    for s, p in wanted.items():
-        assert abs(seen[s] / count - p) < 5 * np.sqrt(p * (1 - p) / count)
+        counts[tuple(int(c) for c in row)] += 1
+    for s, p in expected.items():
+        assert abs(counts[s] / count - p) < 5 * np.sqrt(p * (1 - p) / count)
     for row, values in zip(np.asarray(codes[:20]), np.asarray(log_probs[:20]), strict=True):
-        np.testing.assert_allclose(values.sum(), np.log(wanted[tuple(int(c) for c in row)]), atol=1e-5)
+        np.testing.assert_allclose(values.sum(), np.log(expected[tuple(int(c) for c in row)]), atol=1e-5)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
 def test_guidance_acts_at_every_step(guidance):
     """The most likely codes, by a plain loop over both chains."""
     (f1, t1), (f0, t0) = markov(8, 6), markov(8, 6)
-    wanted, c, u = [], f1, f0
+    expected, c, u = [], f1, f0
     for i in range(6):
         code = int(np.argmax(u + guidance * (c - u)))
-        wanted.append(code)
+        expected.append(code)
         c, u = t1[i, code], t0[i, code]
     both = jnp.stack([t1, t0])
 
@@ -120,44 +124,43 @@ def test_guidance_acts_at_every_step(guidance):
         return jax.vmap(lambda pair: both[jnp.arange(2), index, pair])(pairs).reshape(4, -1), cache
 
     logits = jnp.tile(jnp.stack([f1, f0]), (2, 1))
-    codes, log_probs, _ = decode(
-        step, logits, 0, jax.random.split(jax.random.key(0), 2), Sampling(0.0, guidance=guidance), positions=jnp.arange(6),
-        guided=True,
-    )  # fmt: skip
-    np.testing.assert_array_equal(codes, [wanted, wanted])
-    conditional = [softmax(f1)[wanted[0]], *(softmax(t1[i, wanted[i]])[wanted[i + 1]] for i in range(5))]
+    program = jax.jit(functools.partial(decode, step, positions=jnp.arange(6), guided=True))
+    codes, log_probs, _ = program(logits, 0, jax.random.split(jax.random.key(0), 2), Sampling(0.0, guidance=guidance))
+    np.testing.assert_array_equal(codes, [expected, expected])
+    conditional = [softmax(f1)[expected[0]], *(softmax(t1[i, expected[i]])[expected[i + 1]] for i in range(5))]
     np.testing.assert_allclose(log_probs[0], np.log(conditional), atol=1e-5)
 
 
-def test_given_codes_stay_and_the_others_follow_from_them():
+def test_known_codes_stay_and_the_others_follow_from_them():
     first, tables = markov(8, 5)
-    kept = np.array([[0, 7, 0, 3, 0]])
-    keep = np.array([[False, True, False, True, False]])
-    codes, _, _ = decode(
-        chain(tables), jnp.asarray(first)[None], 0, jax.random.split(jax.random.key(0), 1), Sampling(0.0),
-        positions=jnp.arange(5), known_codes=jnp.asarray(kept), known_mask=jnp.asarray(keep),
+    known_codes = np.array([[0, 7, 0, 3, 0]])
+    known_mask = np.array([[False, True, False, True, False]])
+    codes, _, _ = jax.jit(functools.partial(decode, chain(tables)))(
+        jnp.asarray(first)[None], 0, jax.random.split(jax.random.key(0), 1), Sampling(0.0),
+        positions=jnp.arange(5), known_codes=jnp.asarray(known_codes), known_mask=jnp.asarray(known_mask),
     )  # fmt: skip
-    wanted = [np.argmax(first), 7, np.argmax(tables[1, 7]), 3, np.argmax(tables[3, 3])]
-    np.testing.assert_array_equal(codes[0], wanted)
+    expected = [np.argmax(first), 7, np.argmax(tables[1, 7]), 3, np.argmax(tables[3, 3])]
+    np.testing.assert_array_equal(codes[0], expected)
 
 
 def test_a_sequence_is_the_same_in_any_batch_and_in_parts():
     first, tables = markov(8, 6)
     keys = jax.random.split(jax.random.key(5), 5)
+    program = jax.jit(functools.partial(decode, chain(tables)))
 
-    def run(keys, places, start=None, index=0):
+    def run(keys, positions, start=None, index=0):
         logits, cache = (jnp.tile(first, (len(keys), 1)), jnp.zeros(())) if start is None else start
-        return decode(chain(tables), logits, cache, keys, Sampling(), positions=places, start=index)
+        return program(logits, cache, keys, Sampling(), positions=positions, start=index)
 
-    whole, _, _ = run(keys, jnp.arange(6))
-    np.testing.assert_array_equal(run(keys[2:4], jnp.arange(6))[0], whole[2:4])
+    expected, _, _ = run(keys, jnp.arange(6))
+    np.testing.assert_array_equal(run(keys[2:4], jnp.arange(6))[0], expected[2:4])
     front, _, carry = run(keys, jnp.arange(4))
     back, _, _ = run(keys, jnp.arange(4, 6), carry, 4)
-    np.testing.assert_array_equal(jnp.concatenate([front, back], axis=1), whole)
+    np.testing.assert_array_equal(jnp.concatenate([front, back], axis=1), expected)
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_tokens_one_by_one_see_what_they_see_in_a_whole_sequence(scan):
+def test_decoding_token_by_token_equals_the_whole_sequence(scan):
     module = transformer.Transformer(16, 2, 4, causal=True, scan=scan)
     x = jnp.asarray(RNG.normal(size=(2, 6, 16)), jnp.float32)
     variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), x))

@@ -76,8 +76,8 @@ def twin(x, params, *, causal=False, eps=1e-5, activation=lambda v: v * 0.5 * (1
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_blocks_equal_their_twin(x, params, causal):
-    found = apply(make(causal=causal), {"params": params}, x)
-    np.testing.assert_allclose(found, twin(x, params, causal=causal), atol=1e-5)
+    actual = apply(make(causal=causal), {"params": params}, x)
+    np.testing.assert_allclose(actual, twin(x, params, causal=causal), atol=1e-5)
 
 
 def test_tokens_are_rows_for_a_cpu_alone(x, params, monkeypatch):
@@ -91,8 +91,8 @@ def test_tokens_are_rows_for_a_cpu_alone(x, params, monkeypatch):
 
     assert traced() == {2} and _under(mesh, traced) == {3}
     monkeypatch.setattr(transformer, "platform", lambda: "tpu")
-    found = make(causal=True).apply({"params": params}, x)
-    np.testing.assert_allclose(found, twin(x, params, causal=True), atol=1e-5)
+    actual = make(causal=True).apply({"params": params}, x)
+    np.testing.assert_allclose(actual, twin(x, params, causal=True), atol=1e-5)
 
 
 def _under(mesh, function):
@@ -101,15 +101,15 @@ def _under(mesh, function):
 
 
 def test_activation_reaches_the_mlp(x, params):
-    found = apply(make(activation="quick_gelu"), {"params": params}, x)
-    np.testing.assert_allclose(found, twin(x, params, activation=lambda v: v / (1 + math.exp(-1.702 * v))), atol=1e-5)
+    actual = apply(make(activation="quick_gelu"), {"params": params}, x)
+    np.testing.assert_allclose(actual, twin(x, params, activation=lambda v: v / (1 + math.exp(-1.702 * v))), atol=1e-5)
 
 
 def test_eps_reaches_every_norm(x, params):
     small = 1e-2 * x
-    found = apply(make(eps=1e-2), {"params": params}, small)
-    np.testing.assert_allclose(found, twin(small, params, eps=1e-2), atol=1e-5)
-    assert np.abs(found - twin(small, params)).max() > 0.1, "this input would not show a forgotten eps"
+    actual = apply(make(eps=1e-2), {"params": params}, small)
+    np.testing.assert_allclose(actual, twin(small, params, eps=1e-2), atol=1e-5)
+    assert np.abs(actual - twin(small, params)).max() > 0.1, "this input would not show a forgotten eps"
 
 
 def test_causal_mask_hides_the_future(x, params):
@@ -129,18 +129,18 @@ def gradients(module, params, x, **kwargs):
 
 @pytest.fixture(scope="module")
 def unrolled(x, params):
-    """Value and gradients with unrolled blocks of which everything is kept."""
+    """Value and gradients with unrolled blocks without rematerialisation."""
     return gradients(make(causal=True), params, x)
 
 
 @pytest.mark.parametrize("scan, remat", [(False, "full"), (False, "dots"), (True, "none"), (True, "full"), (True, "dots")])
 def test_scanned_equals_unrolled_whatever_is_recomputed(x, params, unrolled, scan, remat):
-    value, (slopes, inner) = unrolled
-    given, expected = (stacked(params), stacked(slopes)) if scan else (params, slopes)
-    found, (found_slopes, found_inner) = gradients(make(causal=True, scan=scan, remat=remat), given, x)
-    np.testing.assert_allclose(found, value, rtol=1e-5)
-    np.testing.assert_allclose(found_inner, inner, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found_slopes, expected)
+    value, (grads, input_grad) = unrolled
+    model_params, expected = (stacked(params), stacked(grads)) if scan else (params, grads)
+    actual, (actual_grads, actual_input_grad) = gradients(make(causal=True, scan=scan, remat=remat), model_params, x)
+    np.testing.assert_allclose(actual, value, rtol=1e-5)
+    np.testing.assert_allclose(actual_input_grad, input_grad, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual_grads, expected)
 
 
 def size(tree):
@@ -149,48 +149,48 @@ def size(tree):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("scan", [False, True])
-def test_remat_keeps_of_each_block_what_it_says(params, scan, dtype):
-    """In streams [batch, length, width] a block, beside the parameters: what the backward pass keeps of the forward pass."""
+def test_remat_saves_of_each_block_what_it_says(params, scan, dtype):
+    """Saved activations per block, beside the parameters, in units of the stream [batch, length, width]."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((16, LENGTH, WIDTH)), dtype)
-    given = stacked(params) if scan else params
+    model_params = stacked(params) if scan else params
 
-    def kept(remat):
+    def saved_per_block(remat):
         module = make(remat=remat, scan=scan, dtype=dtype)
-        _, back = jax.eval_shape(lambda p: jax.vjp(lambda q: module.apply({"params": q}, x), p), given)
-        return (size(back) - size(given)) / (DEPTH * x.nbytes)
+        _, back = jax.eval_shape(lambda p: jax.vjp(lambda q: module.apply({"params": q}, x), p), model_params)
+        return (size(back) - size(model_params)) / (DEPTH * x.nbytes)
 
-    assert kept("full") == pytest.approx(1, abs=0.05), "the block's input"
-    assert kept("dots") == pytest.approx(9, abs=0.05), "and queries, keys, values, attention's output, the MLP's four"
-    assert kept("none") > 25
+    assert saved_per_block("full") == pytest.approx(1, abs=0.05), "the block's input"
+    assert saved_per_block("dots") == pytest.approx(9, abs=0.05), "and q, k, v, the attention output, the MLP (4)"
+    assert saved_per_block("none") > 25
 
 
-def test_scanned_layers_begin_differently(x):
+def test_scanned_layers_have_different_initial_weights(x):
     kernel = nn.unbox(jax.jit(make(scan=True).init)(jax.random.key(0), x))["params"]["blocks"]["mlp_in"]["kernel"]
     assert kernel.shape[0] == DEPTH
     assert not np.allclose(kernel[0], kernel[1])
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_dropout_acts_in_training_alone_and_on_every_layer_apart(x, params, scan):
+def test_dropout_acts_in_training_only_and_differs_by_layer(x, params, scan):
     module = make(dropout=0.5, scan=scan)
-    given = {"params": stacked(params) if scan else params}
-    calm = apply(module, given, x)
-    np.testing.assert_allclose(calm, twin(x, params), atol=1e-5)
-    noisy = jax.jit(lambda seed: module.apply(given, x, None, False, rngs={"dropout": jax.random.key(seed)}))
-    draws = [noisy(seed) for seed in (0, 0, 1)]
+    model_params = {"params": stacked(params) if scan else params}
+    without = apply(module, model_params, x)
+    np.testing.assert_allclose(without, twin(x, params), atol=1e-5)
+    dropped = jax.jit(lambda seed: module.apply(model_params, x, None, False, rngs={"dropout": jax.random.key(seed)}))
+    draws = [dropped(seed) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.allclose(draws[0], draws[2])
-    assert not np.allclose(draws[0], calm)
+    assert not np.allclose(draws[0], without)
 
 
-def test_bfloat16_computes_short_and_keeps_float32_parameters(x, params):
+def test_bfloat16_keeps_float32_parameters(x, params):
     module = make(dtype=jnp.bfloat16)
     made = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype("float32")}
-    found = apply(module, {"params": params}, x.astype(jnp.bfloat16))
-    assert found.dtype == jnp.bfloat16
+    actual = apply(module, {"params": params}, x.astype(jnp.bfloat16))
+    assert actual.dtype == jnp.bfloat16
     exact = twin(x, params)
-    assert np.abs(np.asarray(found, np.float64) - exact).max() < 0.05 * np.abs(exact).max()
+    assert np.abs(np.asarray(actual, np.float64) - exact).max() < 0.05 * np.abs(exact).max()
 
 
 def names(tree):
@@ -200,10 +200,10 @@ def names(tree):
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_every_parameter_names_its_axes(x, scan):
-    found = names(jax.eval_shape(make(scan=scan).init, jax.random.key(0), x)["params"])
-    for path, leaf in found.items():
+    actual = names(jax.eval_shape(make(scan=scan).init, jax.random.key(0), x)["params"])
+    for path, leaf in actual.items():
         assert len(leaf.names) == len(leaf.value.shape), path
         assert (leaf.names[0] == "layers") == scan, path
     prefix, lead = ("blocks", ("layers",)) if scan else ("block_0", ())
-    assert found[f"{prefix}/attention/out/kernel"].names == (*lead, "heads", "head_dim", "embed")
-    assert found[f"{prefix}/mlp_in/kernel"].names == (*lead, "embed", "mlp")
+    assert actual[f"{prefix}/attention/out/kernel"].names == (*lead, "heads", "head_dim", "embed")
+    assert actual[f"{prefix}/mlp_in/kernel"].names == (*lead, "embed", "mlp")

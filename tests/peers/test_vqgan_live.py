@@ -29,9 +29,9 @@ def made(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["diffusers", "amused"])
 def test_the_committed_files_are_what_the_peers_make(made, kind):
-    with np.load(made / kind / "outputs.npz") as fresh, np.load(GOLDEN / "vqgan" / kind / "outputs.npz") as kept:
+    with np.load(made / kind / "outputs.npz") as fresh, np.load(GOLDEN / "vqgan" / kind / "outputs.npz") as committed:
         for name, value in fresh.items():
-            np.testing.assert_allclose(value, kept[name], atol=1e-5)
+            np.testing.assert_allclose(value, committed[name], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["diffusers", "amused", "taming/last.ckpt"])

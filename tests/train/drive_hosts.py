@@ -1,9 +1,9 @@
-"""What two hosts of four devices do together, for test_hosts.py: many short runs of the toy in one pair of processes.
+"""Scenarios of two hosts of four devices, for test_hosts.py: many short runs of the toy in one pair of processes.
 
-python drive_hosts.py FOLDER COORDINATOR INDEX
+python drive_hosts.py FOLDER COORDINATOR INDEX SCENARIO…
 
-Writes FOLDER/INDEX.json: scene -> what this process saw. Each scene trains in FOLDER/<scene>. The last one, in which nothing
-can be agreed any more, ends the processes.
+Writes FOLDER/INDEX.json: scenario -> results on this process. Each scenario trains in FOLDER/<scenario>. The last of all,
+in which nothing can be agreed any more, ends the processes.
 """
 
 import json
@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from unittest import mock
@@ -20,16 +21,16 @@ import numpy as np
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-SCENES = {}
+SCENARIOS = {}
 
 
-def scene(function):
-    SCENES[function.__name__] = function
+def scenario(function):
+    SCENARIOS[function.__name__] = function
     return function
 
 
 def run(workdir, **changes):
-    """A run's error and newest checkpoint, and how often the hosts met."""
+    """Runs the toy; returns error, steps of checkpoints, and number of meetings of the hosts."""
     from drive_toy import config
 
     import train_jax
@@ -57,24 +58,24 @@ def run(workdir, **changes):
 
 
 def on_host(index, target, name, replacement):
-    """Something replaced on one host."""
+    """Replaces an attribute on one host."""
     return mock.patch.object(target, name, replacement if jax.process_index() == index else getattr(target, name))
 
 
 ORDER = {"order": {"type": "order", "every": 10}}
 
 
-@scene
+@scenario
 def tpu_order(workdir):
     return run(workdir, evals=ORDER | {"end": {"type": "norm", "every": 10}})
 
 
-@scene
+@scenario
 def tensor_over_hosts(workdir):
     return run(workdir, evals=ORDER | {"end": {"type": "norm", "every": 10}}, mesh={"data": 1, "fsdp": 1, "tensor": 8})
 
 
-@scene
+@scenario
 def unreadable_on_one_host(workdir):
     import toy_task
 
@@ -92,7 +93,7 @@ def unreadable_on_one_host(workdir):
         return run(workdir, steps=400)
 
 
-@scene
+@scenario
 def too_many_broken(workdir):
     import toy_task
 
@@ -108,7 +109,7 @@ def too_many_broken(workdir):
         return run(workdir, steps=400, data={"max_broken": 0.05})
 
 
-@scene
+@scenario
 def broken_in_an_evaluation(workdir):
     import toy_task
 
@@ -121,7 +122,7 @@ def broken_in_an_evaluation(workdir):
         return run(workdir, evals=ORDER)
 
 
-@scene
+@scenario
 def an_evaluator_fails(workdir):
     import toy_task
 
@@ -129,7 +130,7 @@ def an_evaluator_fails(workdir):
         return run(workdir, evals={"end": {"type": "norm", "every": 10}})
 
 
-@scene
+@scenario
 def a_full_disk(workdir):
     from train_jax import metrics
 
@@ -144,7 +145,7 @@ def a_full_disk(workdir):
         return run(workdir)
 
 
-@scene
+@scenario
 def one_host_cannot_read(workdir):
     from train_jax.checkpoint import Checkpoints
 
@@ -162,7 +163,7 @@ def one_host_cannot_read(workdir):
     return {"first": first, "second": second, "aside": (Path(workdir) / "checkpoints" / "damaged-20").is_dir()}
 
 
-@scene
+@scenario
 def one_host_is_asked_to_stop(workdir):
     from train_jax import metrics
 
@@ -178,7 +179,7 @@ def one_host_is_asked_to_stop(workdir):
     return {"first": first, "second": run(workdir)}
 
 
-@scene
+@scenario
 def no_shared_directory(workdir):
     from train_jax import ownership
 
@@ -186,12 +187,12 @@ def no_shared_directory(workdir):
         return run(Path(workdir) / str(jax.process_index()))
 
 
-@scene
+@scenario
 def wrong_on_one_host(workdir):
     return run(workdir, data={"source": "no-such-set" if jax.process_index() else "digits"})
 
 
-@scene
+@scenario
 def meetings(workdir):
     """How often hosts meet in a short and in a longer run without logs, evaluations and checkpoints."""
     from jax.experimental import multihost_utils
@@ -203,8 +204,8 @@ def meetings(workdir):
         return [run(Path(workdir) / str(n), steps=n, log_every=1000)["meetings"] for n in (5, 45)]
 
 
-@scene
-def left_alone(workdir):
+@scenario
+def unreachable_peer(workdir):
     """Host 1 fails where host 0 waits for it in a program: nothing can be agreed."""
     import toy_task
     from jax.experimental import multihost_utils
@@ -219,7 +220,23 @@ def left_alone(workdir):
         on_host(1, toy_task, "norm_of", mock.Mock(side_effect=OSError("the labels are gone"))),
         on_host(0, toy_task, "norm_of", waits_for_both),
     ):
-        return run(workdir, evals={"end": {"type": "norm", "every": 10}})
+        run(workdir, evals={"end": {"type": "norm", "every": 10}})
+    sys.exit("the other host answered")
+
+
+def traced_once():
+    """Runs of the same step trace, lower and compile it once: most of a short run's time."""
+    from train_jax import prepare
+
+    trace_step, traced = prepare.trace_step, {}
+
+    def trace_once(config, task, mesh, batch, notice):
+        key = config.steps, str(dict(mesh.shape)), config.optim.to_json(), config.ema.to_json(), str(batch)
+        if key not in traced:
+            traced[key] = trace_step(config, task, mesh, batch, notice)
+        return traced[key]
+
+    return mock.patch.object(prepare, "trace_step", trace_once)
 
 
 def like_a_tpu(shape, devices):
@@ -229,19 +246,17 @@ def like_a_tpu(shape, devices):
 
 
 if __name__ == "__main__":
-    folder, coordinator, index = sys.argv[1:]
+    folder, coordinator, index, *names = sys.argv[1:]
     logging.basicConfig(level=logging.INFO)
-    jax.distributed.initialize(coordinator, 2, int(index), heartbeat_timeout_seconds=30)
+    jax.distributed.initialize(coordinator, 2, int(index), heartbeat_timeout_seconds=10)
     from train_jax import sharding
 
-    seen = {}
-    with mock.patch.object(sharding, "_laid_out", like_a_tpu):
-        for name, function in SCENES.items():
-            if name == "left_alone":
-                Path(folder, f"{index}.json").write_text(json.dumps(seen))
-            print(f"===== {name}", flush=True)
+    results, start = {}, time.monotonic()
+    with mock.patch.object(sharding, "_arrange_devices", like_a_tpu), traced_once():
+        for name in names:
+            print(f"===== {name} ({time.monotonic() - start:.1f} s)", flush=True)
             try:
-                seen[name] = function(f"{folder}/{name}")
+                results[name] = SCENARIOS[name](f"{folder}/{name}")
             except Exception:
-                seen[name] = {"error": traceback.format_exc()}
-    sys.exit("host was not left alone")
+                results[name] = {"error": traceback.format_exc()}
+            Path(folder, f"{index}.json").write_text(json.dumps(results))

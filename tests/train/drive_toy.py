@@ -1,12 +1,13 @@
-"""Runs the toy task in a process of its own, for tests that kill it or that start several.
+"""The toy task's config and metrics; as a script, a run in a process of its own, for tests that kill it.
 
-python drive_toy.py WORKDIR '{"steps": 100}' [COORDINATOR PROCESSES INDEX]
+python drive_toy.py WORKDIR '{"steps": 100}'
 """
 
 import json
 import logging
 import os
 import sys
+from pathlib import Path
 
 logging.basicConfig(level=logging.INFO)
 sys.path.insert(0, os.path.dirname(__file__))
@@ -31,12 +32,17 @@ def config(**changes):
     return c
 
 
-if __name__ == "__main__":
-    workdir, changes, *job = sys.argv[1:]
-    from train_jax import distributed
+def metric_rows(workdir: Path) -> list[dict]:
+    """The metric lines without what depends on the clock; an unfinished last line is left out."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    clock = ("time", "steps_per", "examples_per", "mfu")
+    return [{key: value for key, value in row.items() if not key.startswith(clock)} for row in rows]
 
-    if job:
-        distributed.initialize(job[0], int(job[1]), int(job[2]))
+
+if __name__ == "__main__":
+    workdir, changes = sys.argv[1:]
     import train_jax
     from train_jax.errors import Stopped
 

@@ -126,8 +126,9 @@ def test_inference_reads_a_schedule_free_optimisers_average(tmp_path):
     state = make_state(ema=False)
     rule = optax.contrib.schedule_free_adamw(0.1)
     params, opt_state = state.params, rule.init(state.params)
+    update = jax.jit(rule.update)
     for _ in range(3):
-        updates, opt_state = rule.update(params, opt_state, params)
+        updates, opt_state = update(params, opt_state, params)
         params = optax.apply_updates(params, updates)
     state = state.replace(params=params, opt_state=opt_state)
     checkpoints = Checkpoints(tmp_path, every=1, keep_last=1)

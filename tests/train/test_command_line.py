@@ -1,4 +1,4 @@
-"""`train-jax` as it is typed: files, names, public weights, one's own pictures; mistakes are one line, before any work."""
+"""`train-jax` as it is typed: files, names, public weights, a user's pictures; mistakes are one line, before any work."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ class Begun(Exception):
 
 @pytest.fixture
 def begun(monkeypatch):
-    """Runs go so far and raise Begun."""
+    """Runs raise Begun where their state would be planned."""
 
     def plan_state(task, *_, **__):
         raise Begun(task)
@@ -38,7 +38,7 @@ def begun(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Sixteen captioned pictures of one's own."""
+    """A user's folder of sixteen captioned pictures."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(16):
@@ -74,30 +74,46 @@ def train_on(words, tmp_path):
     return json.loads((tmp_path / "run" / "config.json").read_text())
 
 
-def test_a_clip_goes_on_from_public_weights(folder, tmp_path):
-    """README's command on a small directory; at a rate of almost nothing the run is the checkpoint."""
+def finetune_clip(folder) -> list[str]:
+    """README's command on a small directory."""
     words = ["--config=configs/clip/finetune.py", f"--config.pretrained={CLIP}", f"--config.data.source=folder:{folder}"]
     words += ["--config.steps=2", "--config.data.batch_size=8", "--config.optim.warmup_steps=1", "--config.optim.lr=1e-30"]
-    config = train_on([*words, "--config.data.split=train[50%:]", "--config.evals.retrieval.split=train[:50%]"], tmp_path)
+    return [*words, "--config.data.split=train[50%:]", "--config.evals.retrieval.split=train[:50%]"]
+
+
+def check_initial_weights(task, player: str, expected, batch) -> None:
+    """The first state has the checkpoint's layers and weights."""
+    actual = task.pretrained()[0][player]
+    jax.tree.map(np.testing.assert_array_equal, actual, jax.device_get(expected["params"]))
+    drawn, _ = sharding.unbox(jax.eval_shape(task.init, jax.random.key(0), batch))
+    assert jax.tree.map(np.shape, drawn[player]) == jax.tree.map(np.shape, actual)
+
+
+def test_a_clip_starts_from_public_weights(folder, tmp_path, begun):
+    with pytest.raises(Begun) as caught:
+        entry.cli([f"--workdir={tmp_path / 'run'}", *finetune_clip(folder)])
+    clip = clip_jax.load(CLIP)
+    batch = {"text": np.zeros((1, clip.tokenizer.context_length), np.int32)}
+    check_initial_weights(caught.value.task, "clip", clip.variables, batch)
+
+
+@pytest.mark.slow
+def test_a_clip_that_learns_almost_nothing_is_its_checkpoint(folder, tmp_path):
+    config = train_on(finetune_clip(folder), tmp_path)
     assert config["model"]["embed_dim"] == 20 and config["optim"]["lr"] == 1e-30
     pictures = sorted(folder.glob("*.png"))[:2]
-    mine, theirs = clip_jax.load(tmp_path / "run"), clip_jax.load(CLIP)
-    np.testing.assert_allclose(mine.encode_image(pictures), theirs.encode_image(pictures), atol=1e-6)
+    trained, public = clip_jax.load(tmp_path / "run"), clip_jax.load(CLIP)
+    np.testing.assert_allclose(trained.encode_image(pictures), public.encode_image(pictures), atol=1e-6)
     logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["retrieval/images"] for row in logged if "retrieval/images" in row] == [8]
 
 
-def test_a_vqgan_goes_on_from_weights(folder, tmp_path, begun):
-    """As far as the first state, which has the checkpoint's layers and weights."""
+def test_a_vqgan_starts_from_public_weights(folder, tmp_path, begun):
     words = ["--config=vqgan/finetune", f"--config.pretrained={VQGAN}", f"--config.data.source=folder:{folder}"]
     words += ["--config.perceptual.type=none", "--config.model.resolution=16", "--config.evals.test.split=train[:50%]"]
     with pytest.raises(Begun) as caught:
         entry.cli([f"--workdir={tmp_path / 'run'}", *words])
-    task = caught.value.task
-    mine, theirs = task.pretrained()[0]["generator"], vqgan_jax.load(VQGAN).variables["params"]
-    jax.tree.map(np.testing.assert_array_equal, mine, jax.device_get(theirs))
-    drawn, _ = sharding.unbox(jax.eval_shape(task.init, jax.random.key(0), {}))
-    assert jax.tree.map(np.shape, drawn["generator"]) == jax.tree.map(np.shape, mine)
+    check_initial_weights(caught.value.task, "generator", vqgan_jax.load(VQGAN).variables, {})
 
 
 def test_a_stopped_run_ends_with_the_code_of_its_signal(monkeypatch, tmp_path, capsys):
@@ -133,7 +149,7 @@ def test_a_tilde_after_an_equals_sign_is_the_home_folder(monkeypatch):
     words = ["--out=~/a.png", "--config=~/my.py", "--config.pretrained=~/b"]
     others = ["a ~/c", "~/d", "--prompt=a ~/ b", "--x", "=~/e"]
     expected = ["--out=/home/me/a.png", "--config=/home/me/my.py", "--config.pretrained=/home/me/b"]
-    assert arguments.expanded([*words, *others]) == [*expected, *others]
+    assert arguments.expand_home([*words, *others]) == [*expected, *others]
     with pytest.raises(SystemExit, match="there is no such file or config"):
         entry.cli(["--config=~/my.py", "--workdir=x"])
 
@@ -146,7 +162,7 @@ def test_help_lists_the_options(capsys):
 
 
 @pytest.mark.parametrize("config", ["clip/vit_b32", "clip/siglip_b16", "clip/rn50"])
-def test_what_contradicts_a_checkpoint_names_the_config_that_does_not(config, refused):
+def test_a_clip_that_contradicts_a_checkpoint_names_the_config_that_does_not(config, refused):
     line = refused(f"--config={config}", f"--config.pretrained={CLIP}")
     assert "but the checkpoint of config.pretrained has" in line and "--config=clip/finetune" in line
 
@@ -176,8 +192,8 @@ SMALL = [name for name in config_file.names() if name.split("/")[1].split("_")[-
 
 
 @pytest.mark.parametrize("config", SMALL)
-def test_ones_own_pictures_train_by_every_small_config(config, refused, folder, tmp_path, begun):
-    """Evaluators that the folder cannot serve are named with the way out, and without them training begins."""
+def test_a_folder_of_pictures_trains_by_every_small_config(config, refused, folder, tmp_path, begun):
+    """Evaluators that the folder cannot serve are named with a remedy; without them training begins."""
     words = [f"--config={config}", f"--config.data.source=folder:{folder}", *OWN]
     if "prior" in config or "dalle" in config:
         words.append(f"--config.vqgan.path={VQGAN}")

@@ -79,10 +79,10 @@ def test_a_name_that_is_not_there_suggests_one_that_is():
 )
 def test_values_are_read_in_the_type_of_the_option(word, path, value):
     config = config_file.override(minimal(evals={"end": {"type": "norm"}}), [f"--config.{word}"])
-    found = config_lib.resolve(config)
+    actual = config_lib.resolve(config)
     for key in path.split("."):
-        found = found[key]
-    assert found == value and type(found) is type(value)
+        actual = actual[key]
+    assert actual == value and type(actual) is type(value)
 
 
 def test_what_is_stated_is_what_a_file_would_state():
@@ -122,13 +122,13 @@ def test_evaluators_can_be_left_out(word, left):
 
 def test_a_machine_says_how_to_compute_and_nothing_else():
     config = config_file.load("clip/vit_b32")
-    found = config_file.on_machine(config, "v5e_16")
-    assert found.compute.to_dict() == {"dtype": "bfloat16", "remat": "full", "scan": True, "micro_batch": 256}
-    assert found.mesh.to_dict() == {"data": 1, "fsdp": -1, "tensor": 1} and found.data.workers == 16
-    assert found.model == config.model and found.optim == config.optim and found.data.source == config.data.source
+    actual = config_file.on_machine(config, "v5e_16")
+    assert actual.compute.to_dict() == {"dtype": "bfloat16", "remat": "full", "scan": True, "micro_batch": 256}
+    assert actual.mesh.to_dict() == {"data": 1, "fsdp": -1, "tensor": 1} and actual.data.workers == 16
+    assert actual.model == config.model and actual.optim == config.optim and actual.data.source == config.data.source
     # VQGAN's layers are neither scanned nor made again.
     assert config_file.on_machine(config_file.load("vqgan/shapes"), "cpu").compute.to_dict() == {"dtype": "float32"}
-    assert config_file.override(found, ["--config.compute.dtype=float32"]).compute.dtype == "float32"
+    assert config_file.override(actual, ["--config.compute.dtype=float32"]).compute.dtype == "float32"
 
 
 @pytest.mark.parametrize("machine", config_file.machines())

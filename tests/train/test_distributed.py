@@ -28,7 +28,7 @@ def environment(monkeypatch):
     return use
 
 
-def test_a_process_that_is_alone_stays_alone(joined):
+def test_a_single_process_joins_nothing(joined):
     distributed.initialize()
     distributed.initialize(mode="off")
     assert joined == []

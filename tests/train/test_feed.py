@@ -1,6 +1,5 @@
 """From the stream to the devices: batches that are sent ahead, and where their rows lie."""
 
-import itertools
 import json
 
 import jax
@@ -8,45 +7,27 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from toy_stream import assert_same, example, make_source, take
 
 from train_jax import feed
-from train_jax.data.errors import BrokenSample, DataError
+from train_jax.data.errors import DataError
 from train_jax.data.stream import BROKEN, TrainStream
 from train_jax.feed import Prefetch
 
 
-def example(record: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    if record["broken"]:
-        raise BrokenSample("no picture")
-    return {"place": np.int32(record["place"]), "draw": rng.random(2, np.float32)}
-
-
 def stream(count: int = 13, broken: tuple[int, ...] = (3,), kind=TrainStream) -> TrainStream:
-    """Batches of 4 records that say their place; `broken` ones are replaced."""
-    records = [{"id": f"r{n}", "place": n, "broken": n in broken} for n in range(count)]
-    return kind(records, example, batch_size=4, seed=0)
+    """Batches of 4 records; `broken` ones are replaced."""
+    return kind(make_source(count, broken), example, batch_size=4, seed=0)
 
 
 def send(batch: dict) -> dict[str, jax.Array]:
     return jax.device_put(batch)
 
 
-def take(iterator, count: int) -> list[dict]:
-    return list(itertools.islice(iterator, count))
-
-
-def assert_same(found: list[dict], expected: list[dict]) -> None:
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
-        assert set(a) == set(b) == {"place", "draw", BROKEN}
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name])
-
-
 def test_shapes_are_those_of_a_batch_over_all_hosts():
     shapes = feed.batch_shapes(stream(), 6)
     assert {name: (x.shape, x.dtype) for name, x in shapes.items()} == {
-        "place": ((6,), np.int32),
+        "index": ((6,), np.int32),
         "draw": ((6, 2), np.float32),
         BROKEN: ((6,), np.int32),
     }
@@ -116,10 +97,10 @@ def test_to_device_shards_rows():
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     sharding = NamedSharding(mesh, P("data"))
     batch = {"image": np.arange(8 * 6, dtype=np.uint8).reshape(8, 6), "label": np.arange(8, dtype=np.int32)}
-    found = feed.to_device(batch, sharding)
+    actual = feed.to_device(batch, sharding)
     for name, array in batch.items():
-        assert found[name].sharding.is_equivalent_to(sharding, array.ndim) and found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array)
-        for shard in found[name].addressable_shards:
+        assert actual[name].sharding.is_equivalent_to(sharding, array.ndim) and actual[name].dtype == array.dtype
+        np.testing.assert_array_equal(actual[name], array)
+        for shard in actual[name].addressable_shards:
             assert shard.data.shape[0] == 2
             np.testing.assert_array_equal(shard.data, array[shard.index])

@@ -31,11 +31,11 @@ def test_hooks_are_called_with_what_the_record_holds(tmp_path, monkeypatch):
             assert isinstance(self.writer, Writer) and self.prepared.config.steps == 4
             calls.append(("evaluation", step, metrics, list(images)))
 
-    def histogram(self, step, name, values):
+    def write_histogram(self, step, name, values):
         histograms[step, name] = values
 
     Writer = metrics.Writer
-    monkeypatch.setattr(Writer, "histogram", histogram)
+    monkeypatch.setattr(Writer, "write_histogram", write_histogram)
     monkeypatch.setitem(sys.modules, "my_hooks", types.SimpleNamespace(Recorder=Recorder))
     names = ("my_hooks.Recorder", "train_jax.hooks.WeightHistograms")
     history = train_jax.run(config(steps=4, log_every=2, hooks=names), tmp_path)
@@ -66,4 +66,4 @@ def test_hooks_are_called_with_what_the_record_holds(tmp_path, monkeypatch):
 )
 def test_names_of_no_hooks_are_refused(name, words):
     with pytest.raises(ConfigError, match=words):
-        hooks.classes([name])
+        hooks.import_classes([name])

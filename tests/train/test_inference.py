@@ -22,9 +22,9 @@ def test_results_have_the_programs_type_and_few_of_them_are_on_the_devices(monke
     monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(x) or get(x))
     rows = np.arange(50, dtype=np.float32)[:, None]
     row = jax.ShapeDtypeStruct((1,), np.float32)
-    found = inference.batched(counted, weights, lambda a, b: rows[a:b], 50, row, 8)
-    assert found.dtype == np.uint8 and len(calls) == 7 and set(calls) == {(8, 1)}
-    np.testing.assert_array_equal(found, 2 * rows)
+    actual = inference.batched(counted, weights, lambda a, b: rows[a:b], 50, row, 8)
+    assert actual.dtype == np.uint8 and len(calls) == 7 and set(calls) == {(8, 1)}
+    np.testing.assert_array_equal(actual, 2 * rows)
 
 
 def test_outputs_are_handed_out_in_order_with_what_belongs_to_them():

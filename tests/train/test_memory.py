@@ -25,7 +25,7 @@ def test_a_cpu_s_devices_share_what_the_system_and_the_container_leave(tmp_path,
     assert memory.free(device) == 800 * 1024 // jax.local_device_count()
     (tmp_path / "_LIMIT").write_text("10240\n")
     assert memory.free(device) == 9 * 1024 // jax.local_device_count()
-    with pytest.raises(ConfigError, match="a step takes 1.0 GiB a device, and 0.0 GiB are free: take less"):
+    with pytest.raises(ConfigError, match="a step takes 1.0 GiB per device, and 0.0 GiB are free: take less"):
         memory.require(2**30, device, "a step takes", "take less")
     memory.require(1, device, "a step takes", "take less")
 

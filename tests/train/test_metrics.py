@@ -64,7 +64,7 @@ def test_lines_that_no_run_has_written_are_named(tmp_path, line):
 def test_only_the_active_process_writes(tmp_path):
     writer = Writer(tmp_path / "run", total_steps=10, active=False)
     writer.write(1, {"loss": 1.0})
-    writer.images(1, {"x": np.zeros((2, 2, 3), np.uint8)})
+    writer.write_images(1, {"x": np.zeros((2, 2, 3), np.uint8)})
     writer.close()
     assert not (tmp_path / "run").exists()
 
@@ -72,7 +72,7 @@ def test_only_the_active_process_writes(tmp_path):
 def test_pictures_become_files(tmp_path):
     picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     writer = Writer(tmp_path, total_steps=10)
-    writer.images(7, {"val/sheet": picture})
+    writer.write_images(7, {"val/sheet": picture})
     writer.close()
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "samples" / "00000007-val-sheet.png")), picture)
 
@@ -80,13 +80,13 @@ def test_pictures_become_files(tmp_path):
 def summaries(folder):
     """Every (step, value) of a folder's TensorBoard events, by tag."""
     data = next((folder / "tensorboard").glob("events.out.tfevents*")).read_bytes()
-    found, place = {}, 0
-    while place < len(data):  # TFRecord: length, checksum, payload, checksum
-        length = int.from_bytes(data[place : place + 8], "little")
-        event = event_pb2.Event.FromString(data[place + 12 : place + 12 + length])
-        found |= {value.tag: (event.step, value) for value in event.summary.value}
-        place += 16 + length
-    return found
+    events, offset = {}, 0
+    while offset < len(data):  # TFRecord: length, checksum, payload, checksum
+        length = int.from_bytes(data[offset : offset + 8], "little")
+        event = event_pb2.Event.FromString(data[offset + 12 : offset + 12 + length])
+        events |= {value.tag: (event.step, value) for value in event.summary.value}
+        offset += 16 + length
+    return events
 
 
 def test_tensorboard_gets_the_same_scalars(tmp_path):
@@ -99,7 +99,7 @@ def test_tensorboard_gets_the_same_scalars(tmp_path):
 def test_tensorboard_gets_histograms(tmp_path):
     for active in (False, True):
         writer = Writer(tmp_path, total_steps=10, active=active)
-        writer.histogram(3, "params/w", np.array([1.0, 2.0, 6.0]))
+        writer.write_histogram(3, "params/w", np.array([1.0, 2.0, 6.0]))
         writer.close()
     assert [*summaries(tmp_path)] == ["params/w"]
     step, value = summaries(tmp_path)["params/w"]
@@ -113,7 +113,7 @@ def test_history_is_what_pandas_reads(tmp_path):
     assert list(frame["step"]) == [1, 2, 2] and frame["loss"].min() == 1.0
     assert history.to_dict() == {"step": [1, 2, 2], "loss": [2.0, 1.0, None], "test/top1": [None, None, 0.5]}
     assert history.last("loss") == 1.0
-    with pytest.raises(KeyError, match="holds step, loss"):
+    with pytest.raises(KeyError, match="its columns are step, loss"):
         history.last("accuracy")
 
 

@@ -37,7 +37,7 @@ def options(**changes):
 
 def one_update(opt, params=PARAMS, grads=GRADS):
     tx, _ = optim.make(opt, params, 100, AXES)
-    updates, state = tx.update(grads, tx.init(params), params)
+    updates, state = jax.jit(tx.update)(grads, jax.jit(tx.init)(params), params)
     return updates["clip"], state
 
 
@@ -108,24 +108,25 @@ def test_muon_orthogonalises_each_layer_of_a_stack_by_itself():
 def test_schedule_free_evaluates_its_average():
     rule = optax.contrib.schedule_free_adamw(0.1)
     tx, _ = optim.make(options(name="contrib.schedule_free_adamw"), PARAMS, 100, AXES)
-    mine, state = PARAMS, tx.init(PARAMS)
+    ours, state = PARAMS, tx.init(PARAMS)
     theirs, their_state = PARAMS, rule.init(PARAMS)
+    update, their_update = jax.jit(tx.update), jax.jit(rule.update)
     for _ in range(5):
-        updates, state = tx.update(GRADS, state, mine)
-        mine = optax.apply_updates(mine, updates)
-        updates, their_state = rule.update(GRADS, their_state, theirs)
+        updates, state = update(GRADS, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        updates, their_state = their_update(GRADS, their_state, theirs)
         theirs = optax.apply_updates(theirs, updates)
     expected = optax.contrib.schedule_free_eval_params(their_state, theirs)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), optim.evaluation_params(state, mine), expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), optim.evaluation_params(state, ours), expected
     )
     unchanged = optim.evaluation_params(optax.adam(0.1).init(PARAMS), PARAMS)
     jax.tree.map(np.testing.assert_array_equal, unchanged, PARAMS)
 
 
 @pytest.mark.parametrize("name", ["adamw", "contrib.schedule_free_adamw"])
-def test_rows_that_moved_begin_anew(name):
-    """Their moments are zero, what is evaluated of them is where they are; the other rows' states stay."""
+def test_rows_that_moved_have_fresh_moments(name):
+    """Their moments are zero, their evaluated values are the current ones; the other rows' states stay."""
     params = {"generator": {"codebook": jnp.arange(12.0).reshape(4, 3), "kernel": jnp.ones((4, 3))}}
     axes = {"generator/codebook": ("codes", "embed"), "generator/kernel": ("embed", "mlp")}
     tx, _ = optim.make(options(name=name, lr=0.1, warmup_steps=0, clip=0.0, weight_decay=0.0), params, 10, axes)
@@ -135,15 +136,15 @@ def test_rows_that_moved_begin_anew(name):
         params = optax.apply_updates(params, updates)
     rows = jnp.array([False, True, False, True])
     params["generator"]["codebook"] = jnp.where(rows[:, None], 7.0, params["generator"]["codebook"])
-    anew = optim.begin_anew(state, {"generator/codebook": rows}, params)
+    reset = optim.reset_moments(state, {"generator/codebook": rows}, params)
 
-    evaluated = optim.evaluation_params(anew, params)["generator"]
+    evaluated = optim.evaluation_params(reset, params)["generator"]
     np.testing.assert_allclose(evaluated["codebook"][rows], 7.0, rtol=1e-6)
     before = optim.evaluation_params(state, params)["generator"]
     np.testing.assert_array_equal(evaluated["codebook"][~rows], before["codebook"][~rows])
     np.testing.assert_array_equal(evaluated["kernel"], before["kernel"])
     ends = ("mu/generator/codebook", "nu/generator/codebook")
-    moments = {path: x for path, x in optim.by_path(anew).items() if path.endswith(ends)}
+    moments = {path: x for path, x in optim.by_path(reset).items() if path.endswith(ends)}
     assert moments
     for path, x in moments.items():
         assert not np.any(x[rows]) and np.array_equal(x[~rows], optim.by_path(state)[path][~rows])
@@ -158,15 +159,15 @@ def test_frozen_parameters_have_no_update_and_no_moments():
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "contrib.muon", "contrib.schedule_free_adamw"])
 def test_a_factor_on_the_rate_is_a_rate_of_its_own(name):
-    """Parameters with a factor of 0.1 move as in a run with a tenth of the rate, the others as in one with the whole."""
+    """Parameters with a factor of 0.1 move as in a run with a tenth of the rate, the others as in one with all of it."""
     scaled, _ = one_update(options(name=name, weight_decay=0.5, lr_scale=(("stack", 0.1), ("clip/", 1.0))))
-    whole, _ = one_update(options(name=name, weight_decay=0.5))
+    full, _ = one_update(options(name=name, weight_decay=0.5))
     tenth, _ = one_update(options(name=name, weight_decay=0.5, lr=0.01))
     # Muon's iterations blow up small singular values, and with them the rounding of products formed in another order.
     tight = {"rtol": 1e-4, "atol": 3e-6} if name == "contrib.muon" else {"rtol": 1e-6}
     np.testing.assert_allclose(scaled["stack"]["kernel"], tenth["stack"]["kernel"], **tight)
-    np.testing.assert_allclose(scaled["dense"]["kernel"], whole["dense"]["kernel"], **tight)
-    np.testing.assert_allclose(scaled["logit_scale"], whole["logit_scale"], rtol=1e-6)
+    np.testing.assert_allclose(scaled["dense"]["kernel"], full["dense"]["kernel"], **tight)
+    np.testing.assert_allclose(scaled["logit_scale"], full["logit_scale"], rtol=1e-6)
 
 
 def test_each_player_is_clipped_by_its_own_norm():

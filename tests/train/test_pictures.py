@@ -44,7 +44,7 @@ def test_a_png_tells_how_it_was_made(tmp_path):
 
 def test_what_is_no_picture_is_named(tmp_path):
     (tmp_path / "a.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"a\.png is no readable PNG"):
+    with pytest.raises(UserError, match=r"a\.png is not a readable PNG"):
         pictures.read_png_text(tmp_path / "a.png", "multimodal")
     with pytest.raises(FileNotFoundError):
         pictures.read_png_text(tmp_path / "b.png", "multimodal")

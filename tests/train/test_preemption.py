@@ -24,7 +24,7 @@ library.pthread_mutex_lock(lock)  # as in a collective that another host never j
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_is_noted_and_the_handlers_go_back(number):
+def test_the_first_signal_is_recorded_and_the_handlers_are_restored(number):
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     with StopRequest() as stop:
         assert not stop.signal_number
@@ -33,14 +33,14 @@ def test_the_first_is_noted_and_the_handlers_go_back(number):
         assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before, "the second acts at once"
 
 
-def test_without_a_signal_the_handlers_go_back_too():
+def test_without_a_signal_the_handlers_are_restored_too():
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     with StopRequest():
         pass
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_in_another_thread_nothing_is_noted():
+def test_in_another_thread_nothing_is_recorded():
     def inside():
         with StopRequest() as stop:
             seen.append(stop.signal_number)
@@ -53,7 +53,7 @@ def test_in_another_thread_nothing_is_noted():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_second_ends_a_process_that_is_stuck(number):
+def test_the_second_signal_ends_a_process_that_is_stuck(number):
     # A shell lets what it starts in the background ignore SIGINT.
     script = f"import signal; signal.signal({int(signal.SIGINT)}, signal.default_int_handler)\n{STUCK}"
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)

@@ -40,9 +40,9 @@ def test_transformer(backward):
     def forward(params, x):
         return jnp.sum(module.apply(params, x) ** 2)
 
-    found = counted(jax.grad(forward, argnums=(0, 1)) if backward else forward, params, x)
+    actual = counted(jax.grad(forward, argnums=(0, 1)) if backward else forward, params, x)
     formula = profiling.transformer_flops(length, width, depth) * (profiling.BACKWARD if backward else 1)
-    assert formula <= found <= 1.06 * formula
+    assert formula <= actual <= 1.06 * formula
 
 
 def test_memory_plan_of_a_donating_program():

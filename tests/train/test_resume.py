@@ -47,7 +47,7 @@ def made(optimiser, params=PARAMS, ema=(), steps=0):
         step=jnp.asarray(steps, jnp.int32),
         params=params,
         extra={},
-        opt_state=tx.init(params),
+        opt_state=jax.jit(tx.init)(params),
         ema={player: jax.tree.map(lambda x: x + 1, params[player]) for player in ema} or None,
         counters={name: jnp.zeros((), jnp.int32) for name in COUNTERS},
     )
@@ -87,18 +87,18 @@ def test_another_optimiser_is_refused_by_the_option_that_differs(changes, words,
     other, _ = made(options(**changes))
     with pytest.raises(ConfigError, match=rf"another optimiser \({re.escape(words)}.*\): .*; .*--reset-optimizer"):
         restored(tmp_path, other, options(**changes))
-    found, _ = restored(tmp_path, other, options(**changes), reset_optimizer=True)
-    assert found.opt_state is None
-    jax.tree.map(np.testing.assert_array_equal, found.params, PARAMS)
+    actual, _ = restored(tmp_path, other, options(**changes), reset_optimizer=True)
+    assert actual.opt_state is None
+    jax.tree.map(np.testing.assert_array_equal, actual.params, PARAMS)
 
 
 def test_the_optimisers_state_is_saved_by_path(tmp_path):
     state, _ = made(options(lr_scale=(("a/out", 0.5), ("b/", 0.5))))
     moved = state.replace(opt_state=jax.tree.map(lambda x: x + 3, state.opt_state))
     saved(tmp_path, moved, options())
-    found, _ = restored(tmp_path, state, options())
-    assert jax.tree.structure(found) == jax.tree.structure(moved)
-    jax.tree.map(np.testing.assert_array_equal, found, moved)
+    actual, _ = restored(tmp_path, state, options())
+    assert jax.tree.structure(actual) == jax.tree.structure(moved)
+    jax.tree.map(np.testing.assert_array_equal, actual, moved)
 
 
 def test_another_model_is_refused_by_the_array_that_differs(tmp_path):
@@ -107,7 +107,8 @@ def test_another_model_is_refused_by_the_array_that_differs(tmp_path):
     wider = PARAMS | {"b": {"dense": {"kernel": jnp.ones((4, 8))}, "more": {"kernel": jnp.ones((2, 2))}}}
     other = dataclasses.replace(state, params=wider)
     words = (
-        r"params are not this run's: b/dense/kernel is float32\[4, 4\] there and float32\[4, 8\] here; b/more/kernel is"
+        r"params do not match this run: b/dense/kernel is float32\[4, 4\] in the checkpoint "
+        r"and float32\[4, 8\] in this run; b/more/kernel is"
     )
     with pytest.raises(ConfigError, match=words + ".* Go back to the version that saved it, or choose another"):
         restored(tmp_path, other, options())
@@ -116,17 +117,17 @@ def test_another_model_is_refused_by_the_array_that_differs(tmp_path):
 @pytest.mark.parametrize(
     ("before", "after"), [((), ("a", "b")), (("a",), ("b",)), (("a", "b"), ()), (("a", "b"), ("b",))]
 )
-def test_averages_that_are_switched_on_begin_at_the_weights_and_others_are_dropped(before, after, tmp_path, caplog):
+def test_new_averages_start_at_the_weights_and_unused_ones_are_dropped(before, after, tmp_path, caplog):
     old, tx = made(options(), ema=before)
     saved(tmp_path, old, options())
     new, _ = made(options(), ema=after)
     with caplog.at_level(logging.WARNING):
-        found, abstract = restored(tmp_path, new, options())
-        found = resume.completed(found, abstract, tx.init)
-    assert jax.tree.structure(found) == jax.tree.structure(new)
+        actual, abstract = restored(tmp_path, new, options())
+        actual = resume.complete_state(actual, abstract, tx.init)
+    assert jax.tree.structure(actual) == jax.tree.structure(new)
     for player in after:
-        wanted = old.ema[player] if player in before else PARAMS[player]
-        jax.tree.map(np.testing.assert_array_equal, found.ema[player], wanted)
+        expected = old.ema[player] if player in before else PARAMS[player]
+        jax.tree.map(np.testing.assert_array_equal, actual.ema[player], expected)
     for player in {*before, *after}:
         assert (f"no average of {player}" in caplog.text) == (player not in before)
         assert (f"no longer averages {player}" in caplog.text) == (player not in after)
@@ -139,16 +140,16 @@ def test_a_reset_optimiser_has_fresh_moments_and_its_schedule_goes_on(name, tmp_
     old.counters["skipped"] = jnp.asarray(10, jnp.int32)
     saved(tmp_path, old, options(name="lion"))
     new, tx = made(options(**changes))
-    found, abstract = restored(tmp_path, new, options(**changes), reset_optimizer=True)
-    found = resume.completed(found, abstract, tx.init)
-    updates, _ = tx.update(PARAMS, found.opt_state, found.params)
+    actual, abstract = restored(tmp_path, new, options(**changes), reset_optimizer=True)
+    actual = resume.complete_state(actual, abstract, tx.init)
+    updates, _ = jax.jit(tx.update)(PARAMS, actual.opt_state, actual.params)
     # The first update of a run whose rate is what the schedule has come to after 30 updates.
     fresh, rule = made(options(**changes, lr=0.07, schedule="constant"))
-    expected, _ = rule.update(PARAMS, fresh.opt_state, PARAMS)
+    expected, _ = jax.jit(rule.update)(PARAMS, fresh.opt_state, PARAMS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updates, expected)
 
 
-def test_a_run_is_not_gone_on_with_by_another_optimiser_unless_it_is_reset(tmp_path):
+def test_another_optimiser_does_not_resume_a_run_unless_it_is_reset(tmp_path):
     train_jax.run(config(steps=4, checkpoint={"every": 4}), tmp_path)
     described = (tmp_path / "config.json").read_text()
     other = config(steps=8, optim={"name": "lion"}, ema={"decay": 0.0, "players": ()})
@@ -162,7 +163,7 @@ def test_a_run_is_not_gone_on_with_by_another_optimiser_unless_it_is_reset(tmp_p
     np.testing.assert_allclose(logged, [rate(count) for count in range(4, 8)], rtol=1e-5)
 
 
-def test_a_run_is_not_gone_on_with_by_another_tokenizer(tmp_path, monkeypatch):
+def test_another_tokenizer_does_not_resume_a_run(tmp_path, monkeypatch):
     def make(c, workdir):
         return dataclasses.replace(original(c, workdir), artifacts={"tokenizer.json": content})
 

@@ -21,7 +21,7 @@ def mesh(data=2, fsdp=2, tensor=2):
     return sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
 
 
-def test_minus_one_is_what_is_left():
+def test_minus_one_is_the_remaining_devices():
     assert dict(mesh(-1, 2, 1).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     assert dict(mesh(1, -1, 4).shape) == {"data": 1, "fsdp": 2, "tensor": 4}
 
@@ -51,9 +51,9 @@ def test_a_mesh_for_more_devices_is_reduced_to_those_there_are(count, caplog):
 
 def test_a_batch_is_cut_into_as_few_equal_parts_as_may_be():
     for rows in range(1, 40):
-        for most in range(1, 50):
-            sizes = [size for size in range(1, most + 1) if rows % size == 0]  # by hand: the largest divisor
-            assert sharding.parts_of(rows, most) == rows // max(sizes)
+        for max_rows in range(1, 50):
+            sizes = [size for size in range(1, max_rows + 1) if rows % size == 0]  # by hand: the largest divisor
+            assert sharding.parts_of(rows, max_rows) == rows // max(sizes)
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused():
@@ -71,7 +71,7 @@ def test_spec_of_a_parameter():
     assert sharding.spec(("embed", "embed"), (8, 8), m) == P("fsdp", None), "an axis of the mesh serves once"
 
 
-def test_an_axis_that_does_not_divide_stays_whole_and_is_logged(caplog):
+def test_an_axis_that_does_not_divide_is_not_sharded_and_is_logged(caplog):
     assert sharding.spec(("embed", "mlp"), (7, 16), mesh(), "clip/kernel") == P(None, "tensor")
     assert "clip/kernel" in caplog.text and "length 7" in caplog.text
 
@@ -85,9 +85,9 @@ def test_moments_are_sharded_like_their_parameter_and_factored_ones_are_replicat
     params = {"clip": {"kernel": jnp.zeros((256, 256)), "bias": jnp.zeros((256,))}}
     m = mesh()
     split = {"clip": {"kernel": jax.NamedSharding(m, P("fsdp", "tensor")), "bias": jax.NamedSharding(m, P("tensor"))}}
-    found = sharding.like_params(jax.eval_shape(optax.adam(1e-3).init, params), params, split, m)
-    assert found[0].mu == split and found[0].nu == split
-    assert found[0].count.spec == P()
+    actual = sharding.like_params(jax.eval_shape(optax.adam(1e-3).init, params), params, split, m)
+    assert actual[0].mu == split and actual[0].nu == split
+    assert actual[0].count.spec == P()
     factored = sharding.like_params(jax.eval_shape(optax.adafactor(1e-3).init, params), params, split, m)
     by_shape = {}
     for leaf, s in zip(
@@ -150,8 +150,8 @@ def test_every_host_makes_the_rows_of_its_own_chips(name, sizes):
     for (i, j, _), chip in np.ndenumerate(m.devices):  # a batch of three rows a part, dealt out by hand
         of_host[chip.process_index] |= {3 * (i * fsdp + j) + row for row in range(3)}
     for host, rows in of_host.items():
-        found = sharding.host_rows(sharding.batch_sharding(m), 3 * data * fsdp, host)
-        assert found.tolist() == sorted(rows)
+        actual = sharding.host_rows(sharding.batch_sharding(m), 3 * data * fsdp, host)
+        assert actual.tolist() == sorted(rows)
 
 
 def test_a_host_of_a_tpu_slice_holds_rows_that_are_not_contiguous():
@@ -169,7 +169,7 @@ def test_data_goes_over_the_network_between_slices():
         sharding.make_mesh({"data": 1, "fsdp": 32, "tensor": 1}, chips)
 
 
-def test_the_largest_of_what_devices_hold_counts_also_where_replicas_differ():
+def test_largest_is_the_maximum_over_devices_also_where_replicas_differ():
     m = mesh(2, 2, 2)
     split = sharding.batch_sharding(m)
     for loud in m.devices.flat:

@@ -16,6 +16,7 @@ from train_jax.step import BROKEN, make_train_step, plan_state
 from train_jax.task import Task
 
 STEPS = 6
+EMA = 0.3  # below (1 + n) / (10 + n) from the fourth update on, so that both limits of the decay occur
 
 
 def options(**changes):
@@ -28,7 +29,7 @@ _BUILT = {}  # compiled steps, for tests that ask for the same one
 
 
 def build(mesh_sizes=(1, 1, 1), *, optim_options=None, task=toy.TASK, ema=0.0, accumulate=1, batch=None):
-    """`(mesh, create, step)`; the same arguments give the same step, which is compiled once."""
+    """`(mesh, create, step)`; the same arguments give the same step, and first state, which are compiled once."""
     optim_options = options() if optim_options is None else optim_options
     batch = toy.batch() if batch is None else batch
     shapes = tuple((name, x.shape) for name, x in batch.items())
@@ -53,8 +54,22 @@ def build(mesh_sizes=(1, 1, 1), *, optim_options=None, task=toy.TASK, ema=0.0, a
         ema_decay=ema,
         freeze=optim_options.freeze,
     )
-    _BUILT[key] = mesh, plan.create, step, task  # with the task: another one could get its id
+    create = create_once(plan)
+    _BUILT[key] = mesh, create, step, task  # with the task: another one could get its id
     return _BUILT[key][:-1]
+
+
+def create_once(plan):
+    """`plan.create`, run once; each call returns a copy, since steps donate it."""
+    initial = []
+
+    def create():
+        if not initial:
+            initial.append(jax.device_get(plan.create()))
+        return jax.device_put(jax.tree.map(np.array, initial[0]), jax.tree.map(lambda x: x.sharding, plan.abstract))
+
+    create.first = plan.create
+    return create
 
 
 def train(steps=STEPS, batches=None, **kwargs):
@@ -70,8 +85,8 @@ def trajectory(steps=STEPS, batches=None, **kwargs):
     with jax.set_mesh(mesh):
         state = create()
         states = [jax.device_get(state)]
-        for number in range(steps):
-            batch = toy.batch(seed=number) if batches is None else batches[number]
+        for index in range(steps):
+            batch = toy.batch(seed=index) if batches is None else batches[index]
             state, metrics = step(state, jax.device_put(batch, sharding.batch_sharding(mesh)))
             history.append(jax.device_get(metrics))
             states.append(jax.device_get(state))
@@ -90,7 +105,6 @@ def first_params():
     return sharding.unbox(toy.init(WEIGHTS, toy.batch()))[0]
 
 
-@jax.jit
 def by_hand():
     """The textbook loop: two gradients, two optimisers, each with its own clipping."""
     params = first_params()
@@ -100,17 +114,21 @@ def by_hand():
     }
     states = {player: rules[player].init(params[player]) for player in params}
     losses = {"generator": toy.generator_loss, "discriminator": toy.discriminator_loss}
-    for number in range(STEPS):
-        batch = toy.batch(seed=number)
-        noise = toy.NOISE * jax.random.normal(noise_key(number), batch["z"].shape)
-        new = {}
+
+    @jax.jit
+    def update(params, states, batch, key):
+        noise = toy.NOISE * jax.random.normal(key, batch["z"].shape)
+        new_params, new_states = {}, {}
         for position, player in enumerate(("generator", "discriminator")):
             grads = jax.grad(losses[player], argnums=position)(
                 params["generator"], params["discriminator"], batch, noise
             )
-            updates, states[player] = rules[player].update(grads, states[player], params[player])
-            new[player] = optax.apply_updates(params[player], updates)
-        params = new
+            updates, new_states[player] = rules[player].update(grads, states[player], params[player])
+            new_params[player] = optax.apply_updates(params[player], updates)
+        return new_params, new_states
+
+    for index in range(STEPS):
+        params, states = update(params, states, toy.batch(seed=index), noise_key(index))
     return params
 
 
@@ -150,14 +168,14 @@ def test_the_loss_of_one_player_moves_no_parameter_of_the_other(moved, still):
 
 @pytest.mark.parametrize("mesh_sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
 def test_any_mesh_gives_the_numbers_of_one_device(mesh_sizes):
-    alone, history_alone = train(ema=0.9)
-    spread, history_spread = train(mesh_sizes=mesh_sizes, ema=0.9)
-    assert_close(spread, alone)
-    assert_close(history_spread, history_alone)
+    single, single_history = train(ema=EMA)
+    spread, spread_history = train(mesh_sizes=mesh_sizes, ema=EMA)
+    assert_close(spread, single)
+    assert_close(spread_history, single_history)
 
 
 def test_parameters_moments_and_average_are_really_sharded():
-    mesh, create, step = build((2, 2, 2), ema=0.9)
+    mesh, create, step = build((2, 2, 2), ema=EMA)
     with jax.set_mesh(mesh):
         state, _ = step(create(), jax.device_put(toy.batch(), sharding.batch_sharding(mesh)))
     kernels = [
@@ -174,12 +192,12 @@ def test_parameters_moments_and_average_are_really_sharded():
 def test_accumulation_equals_the_mean_of_the_micro_batches_gradients():
     task = Task(init=toy.init, loss=quiet_loss, example=toy.example)
     state, history = train(task=task, accumulate=4, steps=3)
-    whole, whole_history = train(task=task, accumulate=1, steps=3)
+    full, full_history = train(task=task, accumulate=1, steps=3)
     # These losses are means over examples, so micro-batches of equal size average to the whole batch.
-    assert_close(state.params, whole.params)
-    assert_close(history[-1]["loss"], whole_history[-1]["loss"])
+    assert_close(state.params, full.params)
+    assert_close(history[-1]["loss"], full_history[-1]["loss"])
     spread, _ = train(task=task, accumulate=2, steps=3, mesh_sizes=(4, 2, 1))
-    assert_close(spread.params, whole.params)
+    assert_close(spread.params, full.params)
 
 
 def quiet_loss(params, extra, batch, rng, step):
@@ -190,30 +208,26 @@ def quiet_loss(params, extra, batch, rng, step):
 
 
 def test_average_of_the_weights_follows_its_recurrence():
-    decay, expected = 0.5, None
-    path = [state.params["generator"] for state in trajectory()[0]]
-    for number, params in enumerate(path):
-        if number == 0:
-            expected = params
-            continue
-        d = min(decay, number / (9 + number))  # (1 + n) / (10 + n) with n updates done before this one
-        expected = jax.tree.map(lambda e, p, d=d: d * e + (1 - d) * p, expected, params)
-    state, _ = train(ema=decay)
-    assert set(state.ema) == {"generator"}
-    assert_close(state.ema["generator"], expected)
+    states, _ = trajectory(ema=EMA)
+    expected = states[0].params["generator"]
+    for updates, state in enumerate(states[1:]):
+        d = min(EMA, (1 + updates) / (10 + updates))
+        expected = jax.tree.map(lambda e, p, d=d: d * e + (1 - d) * p, expected, state.params["generator"])
+    assert set(states[-1].ema) == {"generator"}
+    assert_close(states[-1].ema["generator"], expected)
 
 
 def test_a_bad_batch_changes_nothing_but_the_counters():
     bad = toy.batch(seed=1)
     bad["x"][3, 2] = np.nan
     good = [toy.batch(seed=0), toy.batch(seed=2)]
-    state, history = train(steps=1, batches=good, ema=0.9)
-    after, bad_history = train(steps=2, batches=[good[0], bad], ema=0.9)
+    state, history = train(steps=1, batches=good, ema=EMA)
+    after, bad_history = train(steps=2, batches=[good[0], bad], ema=EMA)
     for part in ("params", "opt_state", "extra", "ema"):
         assert_close(getattr(after, part), getattr(state, part), 0)
     assert after.step == 2 and after.counters["skipped"] == 1 and after.counters["streak"] == 1
     assert not np.isfinite(bad_history[1]["loss"])
-    later, _ = train(steps=3, batches=[good[0], bad, good[1]])
+    later, _ = train(steps=3, batches=[good[0], bad, good[1]], ema=EMA)
     assert later.counters["skipped"] == 1 and later.counters["streak"] == 0
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(later.params))
 
@@ -229,9 +243,9 @@ def test_replaced_samples_are_added_up():
 
 
 def test_the_state_is_donated():
-    mesh, create, step = build()
+    mesh, create, step = build(ema=EMA)
     with jax.set_mesh(mesh):
-        state = create()
+        state = create.first()
         step(state, toy.batch())
     assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
 
@@ -242,7 +256,7 @@ def test_a_state_is_planned_without_an_array_and_made_without_a_batch():
     mesh, create, step = build((8, 1, 1), batch=batch)
     assert {id(x) for x in jax.live_arrays()} <= before, "planning runs nothing, not even where devices are absent"
     with jax.set_mesh(mesh):
-        state = create()
+        state = create.first()
     made = [x for x in jax.live_arrays() if id(x) not in before]
     assert len(made) <= len(jax.tree.leaves(state)) and all(4096 not in x.shape for x in made)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import toy_task
-from drive_toy import config
+from drive_toy import config, metric_rows
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
@@ -21,24 +21,16 @@ from train_jax.data.errors import BrokenSample, DataError
 from train_jax.errors import ConfigError, LoadError, Stopped
 from train_jax.lockstep import Lockstep
 
-TIMES = ("time", "steps_per_second", "examples_per_second", "mfu")
-
-
-def numbers(workdir):
-    """Every metric line, without what depends on the clock."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in lines]
-
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("whole")
+def reference(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("reference")
     history = train_jax.run(config(), workdir)
     return workdir, history
 
 
-def test_a_run_directory_describes_itself(whole):
-    workdir, _ = whole
+def test_a_run_directory_describes_itself(reference):
+    workdir, _ = reference
     described = json.loads((workdir / "config.json").read_text())
     assert described["task"] == "toy_task" and described["optim"]["name"] == "adamw"
     assert json.loads((workdir / "artifacts.json").read_text()) == {}
@@ -47,8 +39,8 @@ def test_a_run_directory_describes_itself(whole):
     assert list(workdir.glob("**/events.out.tfevents*"))
 
 
-def test_history_holds_training_and_evaluation(whole):
-    _, history = whole
+def test_history_holds_training_and_evaluation(reference):
+    _, history = reference
     columns = history.to_dict()
     assert len(columns["loss"]) == len(history)
     steps = [row["step"] for row in history if "loss" in row]
@@ -57,22 +49,28 @@ def test_history_holds_training_and_evaluation(whole):
     assert all(np.isfinite(row["loss"]) for row in history if "loss" in row)
 
 
-def test_a_run_in_two_parts_equals_a_whole_one(whole, tmp_path):
-    train_jax.run(config(checkpoint={"every": 7}, steps=40), tmp_path / "reference")  # its schedule is the same
-    part = config()
+def test_a_run_in_two_parts_equals_an_uninterrupted_one(reference, tmp_path):
+    part = config(checkpoint={"every": 7})  # checkpoints do not change a run
     with _stop_after(23), pytest.raises(Stopped, match=r"stopped after step 2\d by SIGTERM") as stopped:
-        train_jax.run(part, tmp_path / "parts")
+        train_jax.run(part, tmp_path)
     assert stopped.value.exit_code == 143
-    assert numbers(tmp_path / "parts")[-1]["step"] < 40
-    train_jax.run(part, tmp_path / "parts")
-    assert numbers(tmp_path / "parts") == numbers(whole[0])
-    assert numbers(tmp_path / "reference") == numbers(whole[0]), "checkpoints do not change a run"
+    assert metric_rows(tmp_path)[-1]["step"] < 40
+    train_jax.run(part, tmp_path)
+    assert metric_rows(tmp_path) == metric_rows(reference[0])
 
 
-def test_an_evaluation_is_left_when_asked_to_stop_and_made_up_for(whole, tmp_path, monkeypatch):
-    changes = {"steps": 4, "evals": {"order": {"type": "order", "every": 2}}}
-    train_jax.run(config(**changes), tmp_path / "whole")
+EVALUATED = {"steps": 4, "evals": {"order": {"type": "order", "every": 2}}}
 
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """The metrics of an uninterrupted run with evaluations."""
+    workdir = tmp_path_factory.mktemp("evaluated")
+    train_jax.run(config(**EVALUATED), workdir)
+    return metric_rows(workdir)
+
+
+def test_an_evaluation_that_a_signal_interrupts_is_made_up_for(evaluated, tmp_path, monkeypatch):
     def example(record, rng):
         if not read:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -83,10 +81,10 @@ def test_an_evaluation_is_left_when_asked_to_stop_and_made_up_for(whole, tmp_pat
     original = toy_task.evaluated_example
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="after step 2"):
         patch.setattr(toy_task, "evaluated_example", example)
-        train_jax.run(config(**changes), tmp_path / "parts")
-    assert [row["step"] for row in numbers(tmp_path / "parts")] == [1, 2] and len(read) == 8, "one batch of four"
-    train_jax.run(config(**changes), tmp_path / "parts")
-    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+        train_jax.run(config(**EVALUATED), tmp_path)
+    assert [row["step"] for row in metric_rows(tmp_path)] == [1, 2] and len(read) == 8, "one batch of four"
+    train_jax.run(config(**EVALUATED), tmp_path)
+    assert metric_rows(tmp_path) == evaluated
 
 
 @contextlib.contextmanager
@@ -101,14 +99,11 @@ def failing_evaluations(monkeypatch):
         yield
 
 
-def test_a_failed_evaluation_is_made_up_for(whole, tmp_path, monkeypatch):
-    changes = {"steps": 4, "evals": {"order": {"type": "order", "every": 2}}}
-    train_jax.run(config(**changes), tmp_path / "whole")
-
+def test_a_failed_evaluation_is_made_up_for(evaluated, tmp_path, monkeypatch):
     with failing_evaluations(monkeypatch), pytest.raises(DataError, match="the disk is gone"):
-        train_jax.run(config(**changes), tmp_path / "parts")
-    train_jax.run(config(**changes), tmp_path / "parts")
-    assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
+        train_jax.run(config(**EVALUATED), tmp_path)
+    train_jax.run(config(**EVALUATED), tmp_path)
+    assert metric_rows(tmp_path) == evaluated
 
 
 def test_a_finished_run_makes_up_for_an_evaluation_once(tmp_path, monkeypatch):
@@ -117,23 +112,24 @@ def test_a_finished_run_makes_up_for_an_evaluation_once(tmp_path, monkeypatch):
     with failing_evaluations(monkeypatch), pytest.raises(DataError, match="the disk is gone"):
         train_jax.run(config(**changes), tmp_path / "run")
     train_jax.run(config(**changes), tmp_path / "run")
-    before = numbers(tmp_path / "run")
+    before = metric_rows(tmp_path / "run")
     assert "order/misplaced" in before[-1]
     with failing_evaluations(monkeypatch):
         train_jax.run(config(**changes), tmp_path / "run")
-    assert numbers(tmp_path / "run") == before
+    assert metric_rows(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize("name", ["order", "norm"])
-def test_a_run_directory_tells_which_evaluations_were_made(name, tmp_path):
+def test_a_run_directory_shows_which_evaluations_were_made(name, tmp_path):
     """By metrics or by pictures alone."""
     with contextlib.closing(metrics.Writer(tmp_path, total_steps=4)) as writer:
         writer.write(2, {"loss": 1.0, "order/misplaced": 0.0})
-        writer.images(2, {"norm/grey": np.zeros((4, 6, 3), np.uint8)})
-        assert writer.tells_of(2, [name, "other"])
-        assert not writer.tells_of(1, [name]) and not writer.tells_of(2, ["other"]) and not writer.tells_of(2, [name[:2]])
+        writer.write_images(2, {"norm/grey": np.zeros((4, 6, 3), np.uint8)})
+        assert writer.has_results(2, [name, "other"])
+        assert not writer.has_results(1, [name])
+        assert not writer.has_results(2, ["other"]) and not writer.has_results(2, [name[:2]])
     with contextlib.closing(metrics.Writer(tmp_path, total_steps=4, start_step=1)) as writer:  # goes on from before
-        assert not writer.tells_of(2, [name])
+        assert not writer.has_results(2, [name])
 
 
 def test_hosts_that_cannot_talk_to_each_other_are_refused(monkeypatch):
@@ -154,7 +150,7 @@ def test_a_damaged_config_of_a_run_is_named(tmp_path):
         train_jax.run(config(), tmp_path)
 
 
-def test_what_ended_a_run_is_not_hidden_by_a_save_that_fails(tmp_path):
+def test_a_failed_save_does_not_hide_the_error_that_ended_the_run(tmp_path):
     class Failing(checkpoint.Checkpoints):
         def close(self):
             super().close()
@@ -181,19 +177,19 @@ def _stop_after(step):
         yield
 
 
-def test_another_mesh_goes_on_where_this_one_stopped(whole, tmp_path):
+def test_another_mesh_resumes_where_the_first_stopped(reference, tmp_path):
     with _stop_after(15), pytest.raises(Stopped):
         train_jax.run(config(mesh={"data": 2, "fsdp": 2, "tensor": 2}), tmp_path)
     train_jax.run(config(mesh={"data": 8}), tmp_path)
-    for mine, theirs in zip(numbers(tmp_path), numbers(whole[0]), strict=True):
+    for mine, theirs in zip(metric_rows(tmp_path), metric_rows(reference[0]), strict=True):
         assert mine.keys() == theirs.keys()
         for key, value in mine.items():
             np.testing.assert_allclose(value, theirs[key], rtol=1e-5, atol=1e-5, err_msg=key)
-    weights = [trained_weights.load_weights(folder / "checkpoints")[0] for folder in (tmp_path, whole[0])]
+    weights = [trained_weights.load_weights(folder / "checkpoints")[0] for folder in (tmp_path, reference[0])]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *weights)
 
 
-def test_a_running_trainer_holds_no_batch_but_those_on_their_way(tmp_path, monkeypatch):
+def test_a_running_trainer_holds_only_batches_in_flight(tmp_path, monkeypatch):
     def write(self, at, values):
         if at == 3:
             live.extend(x for x in jax.live_arrays() if x.shape[:1] == (80,) and id(x) not in before)
@@ -207,15 +203,15 @@ def test_a_running_trainer_holds_no_batch_but_those_on_their_way(tmp_path, monke
     assert all(x.sharding.shard_shape(x.shape)[0] == 10 for x in live), "each split over the devices"
 
 
-def test_a_run_directory_of_another_model_is_refused(whole):
-    with pytest.raises(ConfigError, match=r"holds another run: config.model\.\w+ is .* there and .* here"):
-        train_jax.run(config(model={"width": 8}), whole[0])
+def test_a_run_directory_of_another_model_is_refused(reference):
+    with pytest.raises(ConfigError, match=r"another run: config.model\.\w+ is .* in the saved config and .* in this one"):
+        train_jax.run(config(model={"width": 8}), reference[0])
 
 
-def test_a_finished_run_is_not_trained_further(whole):
-    before = numbers(whole[0])
-    train_jax.run(config(), whole[0])
-    assert numbers(whole[0]) == before
+def test_a_finished_run_is_not_trained_further(reference):
+    before = metric_rows(reference[0])
+    train_jax.run(config(), reference[0])
+    assert metric_rows(reference[0]) == before
 
 
 def test_nan_in_the_loss_ends_the_run_with_advice_and_keeps_the_checkpoints(tmp_path, monkeypatch):
@@ -231,11 +227,11 @@ def test_nan_in_the_loss_ends_the_run_with_advice_and_keeps_the_checkpoints(tmp_
     with pytest.raises(FloatingPointError, match=r"checkpoint of step 10 is intact.*Lower config\.optim\.lr"):
         train_jax.run(config(optim={"max_skipped": 5}, checkpoint={"every": 10}), tmp_path)
     assert (tmp_path / "checkpoints" / "10").is_dir()
-    rows = numbers(tmp_path)
+    rows = metric_rows(tmp_path)
     assert [row["skipped"] for row in rows] == [0] * 12 + [1, 2, 3, 4, 5]
 
 
-def test_what_was_trained_outlives_a_failed_evaluation(whole, tmp_path, monkeypatch):
+def test_a_failed_evaluation_loses_no_updates(reference, tmp_path, monkeypatch):
     def failing(c, workdir):
         def evaluator(options, context):
             def evaluate(params, extra):
@@ -252,27 +248,27 @@ def test_what_was_trained_outlives_a_failed_evaluation(whole, tmp_path, monkeypa
             train_jax.run(config(checkpoint={"every": 1000}), tmp_path)
     assert (tmp_path / "checkpoints" / "20").is_dir()
     train_jax.run(config(), tmp_path)
-    assert [row for row in numbers(tmp_path) if row["step"] > 20] == [
-        row for row in numbers(whole[0]) if row["step"] > 20
+    assert [row for row in metric_rows(tmp_path) if row["step"] > 20] == [
+        row for row in metric_rows(reference[0]) if row["step"] > 20
     ]
 
 
-def test_what_was_trained_outlives_unreadable_data(tmp_path, monkeypatch):
+def test_unreadable_data_loses_no_updates(tmp_path, monkeypatch):
     def failing(c, workdir):
         def example(record, rng):
-            seen.append(record["id"])
-            if len(seen) > 200:
+            read_ids.append(record["id"])
+            if len(read_ids) > 200:
                 raise BrokenSample("gone")
             return toy_task.example(record, rng)
 
         return dataclasses.replace(original(c, workdir), example=example)
 
-    seen: list[str] = []
+    read_ids: list[str] = []
     original = toy_task.make
     monkeypatch.setattr(toy_task, "make", failing)
     with pytest.raises(DataError, match="broken samples in a row"):
         train_jax.run(config(checkpoint={"every": 1000}, steps=400), tmp_path)
-    last = numbers(tmp_path)[-1]["step"]
+    last = metric_rows(tmp_path)[-1]["step"]
     assert last >= 1 and (tmp_path / "checkpoints" / str(last)).is_dir()
 
 
@@ -305,7 +301,7 @@ def test_many_skipped_updates_between_two_logs_end_the_run(tmp_path, monkeypatch
         train_jax.run(config(optim={"max_skipped": 5}, log_every=40), tmp_path)
 
 
-def test_another_batch_size_goes_on_at_the_same_example(tmp_path):
+def test_another_batch_size_resumes_at_the_same_example(tmp_path):
     def position(step):
         with contextlib.closing(ocp.training.Checkpointer(tmp_path / "checkpoints")) as checkpoints:
             return checkpoints.metadata(step).custom_metadata["position"]
@@ -320,9 +316,9 @@ def test_no_more_than_two_updates_are_under_way():
     lockstep = Lockstep(sharding.make_mesh({"data": 8, "fsdp": 1, "tensor": 1}))
     finished = []
     for step in range(5):
-        if (metrics := lockstep.finished()) is not None:
+        if (metrics := lockstep.wait_for_oldest()) is not None:
             finished.append(int(metrics["step"]))
-        lockstep.started({"step": jax.numpy.asarray(step)})
+        lockstep.record_update({"step": jax.numpy.asarray(step)})
     assert finished == [0, 1, 2], "before the third starts, the first is done"
 
 

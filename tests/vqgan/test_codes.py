@@ -1,4 +1,4 @@
-"""Codes of a collection on disk: small, mapped, resumed where they stopped; broken pictures apart from all codes."""
+"""Codes of a collection on disk: small, memory-mapped, resumed after a failure; unreadable images apart from all codes."""
 
 import json
 import pickle
@@ -15,7 +15,7 @@ from train_jax.datasets.shapes.render import png
 from train_jax.errors import ConfigError, Interrupted
 from vqgan_jax import code_files
 from vqgan_jax import codes as codes_lib
-from vqgan_jax.coded import Coded
+from vqgan_jax.coded import CodedRecords
 
 COUNT = 10
 RNG = np.random.default_rng(0)
@@ -24,7 +24,7 @@ RECORDS = [{"image": x, "id": str(i), "captions": ["a"]} for i, x in enumerate(P
 
 
 class Counted(list):
-    """Records that remember which of them were read, and of which one may fail."""
+    """Records that list which of them were read; reading record `fails` fails."""
 
     def __init__(self, fails: int | None = None):
         super().__init__(RECORDS)
@@ -40,48 +40,47 @@ class Counted(list):
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     monkeypatch.setattr(code_files, "_PART", 3)
-    monkeypatch.setattr(codes_lib, "_PROBED", 0)
+    monkeypatch.setattr(codes_lib, "_PROBES", 0)
 
 
-def test_a_job_that_died_goes_on_where_it_stopped(trained, tmp_path):
+def test_a_failed_job_resumes_after_its_last_part(trained, tmp_path):
     with pytest.raises(OSError, match="record 7"):
         codes_lib.with_codes(trained, sources.Source("s", Counted(7)), tmp_path)
     assert len(list(tmp_path.glob("*.parts/*.npz"))) == 2 and not list(tmp_path.glob("codes-*.npy"))
     again = Counted()
     coded = codes_lib.with_codes(trained, sources.Source("s", again), tmp_path, flip=False)
     assert again.read == [6, 7, 8, 9], "parts of records 0 to 5 were there"
-    expected = trained.encode(np.stack([trained.pixels([decode(record["image"])])[0] for record in RECORDS]))
+    expected = trained.encode(np.stack([trained.preprocess([decode(record["image"])])[0] for record in RECORDS]))
     np.testing.assert_array_equal(coded.codes[:, 0], expected)
     assert not list(tmp_path.glob("*.parts")), "joined parts are removed"
 
 
 @pytest.mark.parametrize("size, dtype", [(256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.uint32)])
 def test_codes_lie_in_the_smallest_unsigned_type(trained, tmp_path, monkeypatch, size, dtype):
-    """The largest code of each vocabulary, which no mark for broken pictures may use up."""
+    """The largest code of each vocabulary, which must not mark unreadable images."""
     last = np.full((1, 8, 8), size - 1, np.int32)
-    monkeypatch.setattr(type(trained), "codes", property(lambda self: size))
+    monkeypatch.setattr(type(trained), "num_codes", property(lambda self: size))
     monkeypatch.setattr(type(trained), "encode", lambda self, x, batch_size: np.repeat(last, len(x), axis=0))
     records = [*RECORDS[:2], {"image": b"none", "id": "b", "captions": ["b"]}]
     coded = codes_lib.with_codes(trained, sources.Source("s", records), tmp_path)
     assert coded.codes.dtype == dtype
     record = coded[1]
     assert "image" not in record and record["codes"].dtype == np.int32 and (record["codes"] == size - 1).all()
-    with pytest.raises(BrokenSample, match="b: the picture could not be read"):
+    with pytest.raises(BrokenSample, match="b: the image could not be read"):
         coded[2]
     assert coded.histogram[size - 1] == 2 * 64 == coded.histogram.sum()
 
 
-def test_codes_are_mapped_from_the_disk_here_and_in_workers(trained, tmp_path):
+def test_codes_are_memory_mapped_in_every_process(trained, tmp_path):
     coded = codes_lib.with_codes(trained, sources.Source("s", RECORDS), tmp_path)
     assert isinstance(coded.codes, np.memmap)
-    alone = Coded(sources.Source("s", []), coded.file)
-    sent = pickle.dumps(alone)
+    sent = pickle.dumps(CodedRecords(sources.Source("s", []), coded.file))
     assert len(sent) < 1000
     np.testing.assert_array_equal(pickle.loads(sent).codes, coded.codes)
 
 
 class Described(Sequence):
-    """Records that tell of themselves without their pictures, which are gone."""
+    """Records whose descriptions exist and whose images do not."""
 
     def __len__(self):
         return COUNT
@@ -93,14 +92,14 @@ class Described(Sequence):
         raise OSError("the picture is gone")
 
 
-def test_codes_need_no_pictures_any_more(trained, tmp_path):
+def test_codes_are_read_without_images(trained, tmp_path):
     coded = codes_lib.with_codes(trained, sources.Source("s", RECORDS), tmp_path)
-    alone = Coded(sources.Source("s", Described()), coded.file)
-    np.testing.assert_array_equal(alone[3]["codes"], coded[3]["codes"])
-    assert alone[3]["id"] == "3"
+    without_images = CodedRecords(sources.Source("s", Described()), coded.file)
+    np.testing.assert_array_equal(without_images[3]["codes"], coded[3]["codes"])
+    assert without_images[3]["id"] == "3"
 
 
-def test_what_codes_were_made_of_is_told_beside_them(trained, tmp_path):
+def test_a_json_file_describes_the_codes(trained, tmp_path):
     coded = codes_lib.with_codes(trained, sources.Source("s", RECORDS), tmp_path)
     made_of = json.loads(coded.file.with_suffix(".json").read_text())
     assert made_of["tokenizer"] == trained.fingerprint and made_of["records"] == COUNT
@@ -125,7 +124,7 @@ def test_another_host_that_fails_or_stands_still_ends_the_waiting(tmp_path, monk
     (tmp_path / "failed-7-3").unlink()
     monkeypatch.setattr(code_files, "_PATIENCE", 0.05)
     monkeypatch.setattr(code_files, "_POLL", 0.01)
-    with pytest.raises(DataError, match="0 files, and no host has added one for 0 seconds"):
+    with pytest.raises(DataError, match="0 files, and no host has added a file for 0 seconds"):
         job.wait(lambda names: False)
 
 
@@ -164,5 +163,5 @@ def test_a_host_that_was_done_before_another_was_asked_to_stop_stops_too(trained
 
 def test_a_directory_that_hosts_do_not_share_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(code_files.multihost_utils, "process_allgather", lambda x: np.array([True, False, False]))
-    with pytest.raises(ConfigError, match=r"host\(s\) 1, 2 do not see it: name by config.codes.dir"):
+    with pytest.raises(ConfigError, match=r"host\(s\) 1, 2 do not see it: set config.codes.dir"):
         code_files._await_visible(tmp_path)

@@ -13,9 +13,9 @@ def test_frechet_distance_with_scipy_s_matrix_root():
     a, b = RNG.normal(size=(50, 6)), RNG.normal(size=(40, 6)) @ RNG.normal(size=(6, 6)) + 0.3
     ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = scipy.linalg.sqrtm(ca @ cb).real
-    wanted = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(ca + cb - 2 * root)
-    assert distribution.frechet_distance(a, b) == pytest.approx(wanted, rel=1e-9)
-    assert distribution.frechet_distance(b, a) == pytest.approx(wanted, rel=1e-9)
+    expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(ca + cb - 2 * root)
+    assert distribution.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert distribution.frechet_distance(b, a) == pytest.approx(expected, rel=1e-9)
 
 
 def test_frechet_distance_of_points_on_axes_in_closed_form():
@@ -40,10 +40,10 @@ def test_cmmd_by_double_loops(monkeypatch):
     def mean(x, y):
         return np.mean([[np.exp(-np.sum((p - q) ** 2) / 200) for q in y] for p in x])
 
-    wanted = 1000 * (mean(a, a) + mean(b, b) - 2 * mean(a, b))
-    assert distribution.cmmd(a, b) == pytest.approx(wanted, rel=1e-9)
+    expected = 1000 * (mean(a, a) + mean(b, b) - 2 * mean(a, b))
+    assert distribution.cmmd(a, b) == pytest.approx(expected, rel=1e-9)
     monkeypatch.setattr(distribution, "_TILE", 2)
-    assert distribution.cmmd(a, b) == pytest.approx(wanted, rel=1e-9)
+    assert distribution.cmmd(a, b) == pytest.approx(expected, rel=1e-9)
 
 
 def test_one_image_is_no_collection():

@@ -14,10 +14,10 @@ RNG = np.random.default_rng(0)
 
 
 def test_psnr_in_closed_form():
-    wanted = jnp.full((2, 8, 8, 3), 0.5)
-    found = wanted + jnp.asarray([0.1, 0.01])[:, None, None, None]
-    np.testing.assert_allclose(metrics.psnr(found, wanted), [20, 40], rtol=1e-4)
-    np.testing.assert_allclose(metrics.psnr(wanted, wanted), 100)
+    original = jnp.full((2, 8, 8, 3), 0.5)
+    reconstruction = original + jnp.asarray([0.1, 0.01])[:, None, None, None]
+    np.testing.assert_allclose(metrics.psnr(reconstruction, original), [20, 40], rtol=1e-4)
+    np.testing.assert_allclose(metrics.psnr(original, original), 100)
 
 
 def test_ssim_by_loops_over_windows():
@@ -26,7 +26,7 @@ def test_ssim_by_loops_over_windows():
     offsets = np.arange(11) - 5
     bell = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
     bell /= bell.sum()
-    wanted = []
+    expected = []
     for x, y in zip(a, b, strict=True):
         values = []
         for c in range(3):
@@ -37,9 +37,9 @@ def test_ssim_by_loops_over_windows():
                     vp, vq = (bell * (p - mp) ** 2).sum(), (bell * (q - mq) ** 2).sum()
                     cov = (bell * (p - mp) * (q - mq)).sum()
                     values.append((2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
-        wanted.append(np.mean(values))
-    found = metrics.ssim(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
-    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+        expected.append(np.mean(values))
+    ssim = metrics.ssim(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+    np.testing.assert_allclose(ssim, expected, rtol=1e-4)
     np.testing.assert_allclose(metrics.ssim(jnp.asarray(a, jnp.float32), jnp.asarray(a, jnp.float32)), 1, rtol=1e-6)
 
 
@@ -67,13 +67,13 @@ def test_few_pictures_are_in_memory_while_collections_are_compared(tiny, trained
     config = config_lib.resolve(tiny[0])
     made = task.make(config, tiny[1])
     context = Context(sharding.make_mesh(config.mesh), config, made)
-    described, batches = [], Context.batches
-    network = features.Features("mean", lambda x: described.append(x.dtype) or x.mean((1, 2)).astype(np.float32), False)
+    dtypes, batches = [], Context.batches
+    network = features.Features("mean", lambda x: dtypes.append(x.dtype) or x.mean((1, 2)).astype(np.float32), False)
     monkeypatch.setattr(evaluators, "open_features", lambda spec: network)
 
     def watched(self, *arguments):
-        for number, batch in enumerate(batches(self, *arguments)):
-            assert len(described) >= 2 * (number - 1)
+        for index, batch in enumerate(batches(self, *arguments)):
+            assert len(dtypes) >= 2 * (index - 1)
             yield batch
 
     monkeypatch.setattr(Context, "batches", watched)
@@ -83,4 +83,4 @@ def test_few_pictures_are_in_memory_while_collections_are_compared(tiny, trained
     weights = jax.device_get((params, {"generator": {"codebook": trained.variables["codebook"]}}))
     with jax.set_mesh(context.mesh):
         results, _ = made.evaluators["distribution"](options, context)(*weights)
-    assert results["images"] == 24 and set(described) == {np.dtype(np.uint8)} and len(described) == 6
+    assert results["images"] == 24 and set(dtypes) == {np.dtype(np.uint8)} and len(dtypes) == 6

@@ -22,21 +22,21 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(scope="module")
 def weights():
-    return runpy.run_path(str(GOLDEN / "make_inception.py"))["weights"](inception.shapes())
+    return runpy.run_path(str(GOLDEN / "make_inception.py"))["weights"](inception.expected_shapes())
 
 
 def test_inception_has_pytorch_fid_s_features(weights):
     with np.load(GOLDEN / "inception.npz") as golden:
-        found = jax.jit(inception.features)(weights, golden["images"])
+        features = jax.jit(inception.extract_features)(weights, golden["images"])
         scale = np.abs(golden["features"]).max()
-        np.testing.assert_allclose(found, golden["features"], atol=1e-4 * scale)
+        np.testing.assert_allclose(features, golden["features"], atol=1e-4 * scale)
 
 
 def test_inception_s_file_is_checked(weights, tmp_path):
-    assert sum(int(np.prod(shape)) for shape in inception.shapes().values()) == 21_802_784 + 17_216
+    assert sum(int(np.prod(shape)) for shape in inception.expected_shapes().values()) == 21_802_784 + 17_216
     np.savez(tmp_path / "w.npz", **{name: x for name, x in list(weights.items())[:40] if "2a" not in name})
     with pytest.raises(
-        ConfigError, match=r"no Inception-v3 of FID: Conv2d_2a_3x3.conv.weight missing, wanted \[32, 32, 3, 3\]"
+        ConfigError, match=r"no Inception-v3 of FID: Conv2d_2a_3x3.conv.weight missing, expected \[32, 32, 3, 3\]"
     ):
         features.open_features(f"inception:{tmp_path / 'w.npz'}")
 
@@ -66,7 +66,7 @@ def test_reconstructions_are_compared_with_the_originals(tiny, trained, tmp_path
         assert evaluator(*jax.device_get((params, extra)))[0] == metrics
         assert not compilations, "neither for the last batch nor for originals"
     source = evaluate.Context(mesh, config, made).source("", "test")
-    images = trained.pixels([task.images.decode(source[i]["image"]) for i in range(10)])
+    images = trained.preprocess([task.images.decode(source[i]["image"]) for i in range(10)])
     a = clip.encode_image(list(np.round(255 * trained.reconstruct(images)).astype(np.uint8)))
     b = clip.encode_image(list(images))
     name = f"clip-{clip.fingerprint[:8]}"

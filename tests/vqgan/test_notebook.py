@@ -22,7 +22,7 @@ def outputs(tiny, tmp_path_factory, run_notebook):
     return run_notebook("vqgan.ipynb", VQGAN_RUN=str(tiny[1]), PRIOR_RUN=str(prior))
 
 
-def test_it_loads_the_run_it_is_pointed_at(outputs, tiny):
+def test_the_notebook_loads_the_run_of_its_variable(outputs, tiny):
     text, _ = outputs("vqgan_jax.load(")
     assert f"{tiny[1]} (step 4)" in text and vqgan_jax.load(tiny[1]).fingerprint[:16] in text
 

@@ -21,23 +21,25 @@ LPIPS = Path(__file__).resolve().parent.parent / "golden" / "lpips"
 CLIP = Path(__file__).resolve().parent.parent / "golden" / "clip" / "hf-clip"
 
 
-def opened(**options):
+def open_distance(**options):
     return perceptual.open_distance(ConfigDict({**perceptual.PerceptualOptions.defaults(), **options}))
 
 
 @pytest.fixture(scope="module")
 def lpips():
-    found = opened(type="lpips", path=str(LPIPS / "last.ckpt"))
-    return jax.jit(lambda a, b: found.function(found.weights, a, b))
+    lpips = open_distance(type="lpips", path=str(LPIPS / "last.ckpt"))
+    return jax.jit(lambda a, b: lpips.function(lpips.weights, a, b))
 
 
-def test_lpips_found_in_a_taming_checkpoint_gives_pytorch_s_distances(lpips):
-    with np.load(LPIPS / "outputs.npz") as wanted:
-        for a, b, d in zip(wanted["a"], wanted["b"], wanted["distances"], strict=True):
-            np.testing.assert_allclose(lpips(a[None], b[None]), d, rtol=1e-5)
-        np.testing.assert_allclose(lpips(wanted["a"], wanted["b"]), wanted["distances"].mean(), rtol=1e-5)
-        gradient = jax.grad(lpips)(wanted["a"], wanted["b"])
-        np.testing.assert_allclose(gradient, wanted["gradient"], atol=1e-5 * np.abs(wanted["gradient"]).max() + 1e-8)
+def test_lpips_of_a_taming_checkpoint_has_pytorch_s_distances(lpips):
+    with np.load(LPIPS / "outputs.npz") as outputs:
+        a, b, distances = (outputs[name] for name in ("a", "b", "distances"))
+        for x, y, expected in zip(a, b, distances, strict=True):
+            np.testing.assert_allclose(lpips(x[None], y[None]), expected, rtol=1e-5)
+        value, gradient = jax.value_and_grad(lpips)(a, b)
+        np.testing.assert_allclose(value, distances.mean(), rtol=1e-5)
+        scale = np.abs(outputs["gradient"]).max()
+        np.testing.assert_allclose(gradient, outputs["gradient"], atol=1e-5 * scale + 1e-8)
 
 
 def test_lpips_has_a_gradient_everywhere(lpips):
@@ -50,10 +52,10 @@ def test_lpips_has_a_gradient_everywhere(lpips):
 
 def test_lpips_lists_what_a_file_lacks(tmp_path):
     with pytest.raises(ConfigError, match="holds no LPIPS: no lin0.model.1.weight among its"):
-        opened(type="lpips", path=str(LPIPS.parent / "vqgan" / "diffusers" / "diffusion_pytorch_model.safetensors"))
+        open_distance(type="lpips", path=str(LPIPS.parent / "vqgan" / "diffusers" / "diffusion_pytorch_model.safetensors"))
     np.savez(tmp_path / "part.npz", **{"lin0.model.1.weight": np.zeros((1, 4, 1, 1), np.float32)})
     with pytest.raises(ConfigError, match=r"lacks tensors of LPIPS: net.slice1.0.weight, net.slice1.0.bias"):
-        opened(type="lpips", path=str(tmp_path / "part.npz"))
+        open_distance(type="lpips", path=str(tmp_path / "part.npz"))
 
 
 @pytest.mark.parametrize(
@@ -65,40 +67,44 @@ def test_lpips_lists_what_a_file_lacks(tmp_path):
         ({"type": "clip", "path": "nowhere"}, "nowhere: no such file"),
     ],
 )
-def test_a_distance_is_chosen_and_never_replaced(options, message):
+def test_wrong_options_are_named(options, message):
     with pytest.raises(ConfigError, match=message):
-        opened(**options)
-    assert opened(type="none") is None
+        open_distance(**options)
+    assert open_distance(type="none") is None
 
 
 def test_clip_s_distance_is_that_of_its_blocks_features(tmp_path):
     shutil.copytree(CLIP, tmp_path / "clip")
-    found = opened(type="clip", path=str(tmp_path / "clip"))
+    clip_distance = open_distance(type="clip", path=str(tmp_path / "clip"))
     clip = clip_jax.load(tmp_path / "clip")
     size, depth = clip.module.options.image.size, clip.module.options.image.depth
     rng = np.random.default_rng(0)
     a, b = (rng.uniform(-1, 1, (2, size, size, 3)).astype(np.float32) for _ in range(2))
-    distance = jax.jit(lambda a, b: found.function(found.weights, a, b))
-    assert distance(a, a) < 1e-12 and np.isfinite(jax.grad(distance)(a, a)).all()
+    distance = jax.jit(jax.value_and_grad(lambda a, b: clip_distance.function(clip_distance.weights, a, b)))
+    value, gradient = distance(a, a)
+    assert value < 1e-12 and np.isfinite(gradient).all()
 
     # The same from towers that end after a third and after two thirds of the blocks.
     mean, std = (np.asarray(x, np.float32)[None, None, None] for x in (clip.preprocess.mean, clip.preprocess.std))
     vision = clip.variables["params"]["vision"]
+    params = {**vision, "transformer": unstack_blocks(vision["transformer"])}
 
-    def after(count, x):
+    def features(count, x):
+        """Unit features after so many blocks."""
         options = clip.module.options
         image = dataclasses.replace(options.image, depth=count)
         module = VisionTower(
             dataclasses.replace(options, image=image), CLIPCompute(scan=False), dropout=0.0, patch_dropout=0.0
         )
-        params = {**vision, "transformer": unstack_blocks(vision["transformer"])}
-        x = jnp.asarray(((x + 1) / 2 - mean) / std)
         _, state = module.apply({"params": params}, x, capture_intermediates=lambda part, _: part.name == "transformer")
-        found = np.asarray(state["intermediates"]["transformer"]["__call__"][0])
-        return found / np.linalg.norm(found, axis=-1, keepdims=True)
+        blocks = state["intermediates"]["transformer"]["__call__"][0]
+        return blocks / jnp.linalg.norm(blocks, axis=-1, keepdims=True)
 
     counts = sorted({max(1, round(depth / 3)), max(1, round(2 * depth / 3))})
-    wanted = np.mean([np.mean(np.sum((after(n, a) - after(n, b)) ** 2, axis=-1)) for n in counts])
-    np.testing.assert_allclose(distance(a, b), wanted, rtol=1e-4)
-    assert 0 < distance(a, b) <= 4  # squared distance of unit vectors, averaged
-    np.testing.assert_allclose(distance(a, b), distance(b, a), rtol=1e-6)
+    x = (np.concatenate([a, b]) / 2 + 0.5 - mean) / std
+    pairs = [np.split(f, 2) for f in jax.jit(lambda x: [features(count, x) for count in counts])(x)]
+    expected = np.mean([np.mean(np.sum((f - g) ** 2, axis=-1)) for f, g in pairs])
+    actual, reversed_pair = distance(a, b)[0], distance(b, a)[0]
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+    assert 0 < actual <= 4  # squared distance of unit vectors, averaged
+    np.testing.assert_allclose(actual, reversed_pair, rtol=1e-6)

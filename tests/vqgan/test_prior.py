@@ -31,7 +31,7 @@ def prior_config(tiny) -> ConfigDict:
     c.data = tiny[0].data.to_dict()
     c.vqgan = {"path": str(tiny[1])}
     c.codes = {"flip": True}
-    c.model = {"classes": 80, "width": 16, "depth": 2, "heads": 2}
+    c.model = {"classes": 80, "width": 16, "depth": 1, "heads": 2}
     c.optim = {"lr": 1e-2}
     c.evals = {
         "test": {"type": "likelihood", "batch_size": 16},
@@ -56,18 +56,18 @@ def test_a_run_reports_bits_and_shows_samples(run):
     history = [json.loads(line) for line in (run[1] / "metrics.jsonl").read_text().splitlines()]
     assert {"loss", "bits_per_code", "accuracy"} <= history[0].keys()
     assert history[0]["bits_per_code"] == pytest.approx(history[0]["loss"] / np.log(2), rel=1e-5)
-    assert history[0]["bits_per_code"] == pytest.approx(4, abs=0.2), "16 codes, before anything is learnt"
+    assert history[0]["bits_per_code"] == pytest.approx(4, abs=0.2), "16 codes, at the start of training"
     assert history[-1]["test/images"] == 24 and history[-1]["test/bits_per_code"] < 4.2
     assert list((run[1] / "samples").glob("*samples*"))
 
 
 def test_codes_are_computed_once_and_are_those_of_the_pictures(run, trained, monkeypatch):
     source = sources.open_source("shapes/32", "test", data_dir=run[0].data.data_dir)
-    monkeypatch.setattr(type(trained), "encode", None)  # there they are already
+    monkeypatch.setattr(type(trained), "encode", None)  # the codes exist already
     coded = codes_lib.with_codes(trained, source, run[1] / "codes", flip=True)
     monkeypatch.undo()
     assert len(coded) == 24 and "image" not in coded[0] and coded[0]["captions"] == source[0]["captions"]
-    pictures = trained.pixels([Image.open(io.BytesIO(record["image"])) for record in source])
+    pictures = trained.preprocess([Image.open(io.BytesIO(record["image"])) for record in source])
     np.testing.assert_array_equal([r["codes"][0] for r in coded], trained.encode(pictures))
     np.testing.assert_array_equal(
         [r["codes"][1] for r in coded], trained.encode(np.ascontiguousarray(pictures[:, :, ::-1]))
@@ -86,17 +86,17 @@ def test_codes_of_pictures_that_changed_are_refused(run, trained, tmp_path):
     assert len(list((tmp_path / "codes").glob("codes-*.json"))) == 3
 
 
-def test_a_picture_that_cannot_be_read_is_passed_over(trained, tmp_path):
-    records = [{"image": trained_png(), "id": "a"}, {"image": b"none", "id": "b"}]
+def test_an_image_that_cannot_be_read_has_no_codes(trained, tmp_path):
+    records = [{"image": random_png(), "id": "a"}, {"image": b"none", "id": "b"}]
     coded = codes_lib.with_codes(trained, sources.Source("two", records), tmp_path)
     assert coded[0]["codes"].shape == (1, 8, 8)
-    with pytest.raises(codes_lib.BrokenSample, match="b: the picture could not be read"):
+    with pytest.raises(codes_lib.BrokenSample, match="b: the image could not be read"):
         coded[1]
-    with pytest.raises(DataError, match="none of its 1 pictures"):
+    with pytest.raises(DataError, match="none of its 1 images"):
         codes_lib.with_codes(trained, sources.Source("one", records[1:]), tmp_path)
 
 
-def trained_png() -> bytes:
+def random_png() -> bytes:
     from train_jax.datasets.shapes.render import png
 
     return png(RNG.integers(0, 256, (16, 16, 3), np.uint8))
@@ -104,10 +104,10 @@ def trained_png() -> bytes:
 
 def test_classes_are_those_of_the_run(prior):
     assert isinstance(prior, vqgan_jax.Prior) and prior.classes == 80 and prior.grid == (8, 8) and prior.size == 16
-    drawn = prior.draw([5, None], 2, progress=False)
-    assert drawn.images.shape == (2, 2, 16, 16, 3)
-    assert prior.score([5, None], drawn.images[0]).shape == (2, 2)
-    with pytest.raises(ValueError, match="label 80: this model knows 0 to 79"):
+    drawing = prior.draw([5, None], 2, progress=False)
+    assert drawing.images.shape == (2, 2, 16, 16, 3)
+    assert prior.score([5, None], drawing.images[0]).shape == (2, 2)
+    with pytest.raises(ValueError, match="label 80: this model has labels 0 to 79"):
         prior.generate([80])
 
 
@@ -131,12 +131,12 @@ def test_guidance_is_refused_to_a_run_that_dropped_no_labels(run, tmp_path):
     prior = vqgan_jax.load_prior(tmp_path / "run")
     with pytest.raises(ValueError, match="guidance = 2: .* train with condition_dropout above 0"):
         prior.draw([3], guidance=2)
-    with pytest.raises(ValueError, match="knows no image without a label"):
+    with pytest.raises(ValueError, match="was not trained without labels"):
         prior.draw()
 
 
 @pytest.mark.parametrize("classes, dropout, droppable", [(80, 0.1, True), (80, 0.0, False), (0, 0.0, True)])
-def test_no_class_is_known_where_training_drops_them_or_there_are_none(classes, dropout, droppable):
+def test_labels_are_droppable_if_training_drops_them_or_there_are_none(classes, dropout, droppable):
     condition = PriorOptions(classes=classes).condition(dropout)
     assert condition.classes == classes and condition.droppable == droppable
 
@@ -155,7 +155,7 @@ def test_mistakes_of_training_are_found_before_codes_are_computed(tiny, change, 
 
 
 @pytest.mark.parametrize("change", [{"vqgan": 3}, {"condition_dropout": "none"}, {"model": 3}])
-def test_a_run_whose_config_is_odd_is_named(run, tmp_path, change):
+def test_a_run_with_a_wrong_config_is_named(run, tmp_path, change):
     shutil.copytree(run[1], tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps(config | change))
@@ -163,7 +163,7 @@ def test_a_run_whose_config_is_odd_is_named(run, tmp_path, change):
         vqgan_jax.load_prior(tmp_path / "run")
 
 
-def test_other_things_are_no_second_stage(tiny, tmp_path):
+def test_runs_of_other_tasks_are_no_priors(tiny, tmp_path):
     with pytest.raises(LoadError, match="is a run of 'vqgan_jax.task'"):
         vqgan_jax.load_prior(tiny[1])
     with pytest.raises(LoadError, match="no run directory"):

@@ -1,4 +1,4 @@
-"""A trained run, loaded and used: codes, pictures, files, the command line, and going on where it stopped."""
+"""A trained run, loaded: codes, images, files, the command line; the same run resumed."""
 
 import functools
 import json
@@ -7,10 +7,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 import train_jax
 import vqgan_jax
+from train_jax import run_directory
 from train_jax.data.images import BrokenSample
 from vqgan_jax import cli, vqgan
 
@@ -18,15 +20,15 @@ rng = np.random.default_rng(3)
 PIXELS = rng.integers(0, 256, (3, 16, 24, 3), np.uint8)
 
 
-def test_a_run_reports_its_health_and_its_reconstructions(tiny):
+def test_a_run_logs_its_metrics_and_reconstructions(tiny):
     history = [json.loads(line) for line in (tiny[1] / "metrics.jsonl").read_text().splitlines()]
     logged = history[2]
-    wanted = {
+    expected = {
         "psnr", "usage", "perplexity", "adaptive_weight", "logits_real", "logits_fake", "loss_pixels", "loss_codebook",
         "loss_adversarial", "loss_discriminator", "gradient_share/pixels", "gradient_share/adversarial", "commitment",
         "lr/generator", "lr/discriminator",
     }  # fmt: skip
-    assert wanted <= logged.keys()
+    assert expected <= logged.keys()
     assert {"test/psnr", "test/ssim", "test/usage", "test/perplexity", "oracle/same"} <= history[-1].keys()
     assert history[-1]["test/images"] == 24 and history[-1]["oracle/images"] == 10
     (sheet,) = (tiny[1] / "samples").glob("*reconstructions*")
@@ -34,28 +36,31 @@ def test_a_run_reports_its_health_and_its_reconstructions(tiny):
         assert image.size == (8 * 18 - 2, 2 * 18 - 2)
 
 
-def test_a_run_goes_on_exactly_where_it_stopped(tiny, tmp_path):
+def test_a_resumed_run_is_that_without_interruption(tiny, tmp_path):
     """From its checkpoint of step 2, in a copy of its directory."""
     config, finished = tiny
     again = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(again / "checkpoints" / "4")
-    train_jax.run(config.copy_and_resolve_references(), again)
-    whole, resumed = (
-        {row["step"]: row for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())}
-        for folder in (finished, again)
-    )
+    config = ConfigDict(config.to_dict() | {"evals": {}})  # the same weights would be evaluated once more
+    train_jax.run(config, again)
+    complete, resumed = {}, {}
+    for rows, folder in ((complete, finished), (resumed, again)):
+        for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+            rows.setdefault(row["step"], {}).update(row)
     timing = ("time", "steps_per_second", "examples_per_second")
-    assert whole[2] == resumed[2] and whole[3]["time"] != resumed[3]["time"]
+    assert complete[2] == resumed[2] and complete[3]["time"] != resumed[3]["time"]
     for step in (3, 4):
-        for row in (whole[step], resumed[step]):
-            for name in timing:
+        for row in (complete[step], resumed[step]):
+            for name in [*timing, *(name for name in row if name.startswith(("test/", "oracle/")))]:
                 row.pop(name, None)
-        assert whole[step] == resumed[step]
+        assert complete[step] == resumed[step]
+    weights = [run_directory.load_weights(folder, 4)[:2] for folder in (finished, again)]
+    jax.tree.map(np.testing.assert_array_equal, *weights)
 
 
 def test_codes_decode_to_the_reconstruction(trained):
     codes = trained.encode(PIXELS)
-    assert codes.shape == (3, 8, 12) and codes.dtype == np.int32 and codes.max() < trained.codes
+    assert codes.shape == (3, 8, 12) and codes.dtype == np.int32 and codes.max() < trained.num_codes
     pictures = trained.decode(codes)
     assert pictures.shape == PIXELS.shape and pictures.dtype == np.float32
     assert pictures.min() >= 0 and pictures.max() <= 1
@@ -69,16 +74,16 @@ def test_codes_are_those_nearest_to_the_averaged_encoder_s_latents(trained):
     x = PIXELS.astype(np.float32) / 127.5 - 1
     z = np.asarray(jax.jit(lambda v, x: trained.module.apply(v, x, method="latents"))(trained.variables, x))
     points = np.asarray(trained.variables["codebook"]["quantizer"]["points"])
-    wanted = ((z[..., None, :] - points) ** 2).sum(-1).argmin(-1)
-    np.testing.assert_array_equal(trained.encode(PIXELS), wanted)
+    expected = ((z[..., None, :] - points) ** 2).sum(-1).argmin(-1)
+    np.testing.assert_array_equal(trained.encode(PIXELS), expected)
 
 
 def test_pictures_of_any_size_are_cropped_to_the_model_s(trained, tmp_path):
     Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
-    found = trained.encode([tmp_path / "a.png", Image.fromarray(PIXELS[0]), PIXELS[0]])
-    assert found.shape == (3, 8, 8)
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])
+    codes = trained.encode([tmp_path / "a.png", Image.fromarray(PIXELS[0]), PIXELS[0]])
+    assert codes.shape == (3, 8, 8)
+    np.testing.assert_array_equal(codes[0], codes[1])
+    np.testing.assert_array_equal(codes[0], codes[2])
 
 
 def test_mistakes_are_named(trained, tmp_path):
@@ -86,7 +91,7 @@ def test_mistakes_are_named(trained, tmp_path):
         (PIXELS[:, :15], "15 x 24 pixels: both sides must be divisible by 2"),
         (PIXELS[0], r"must be \[n, H, W, 3\]"),
         (PIXELS.astype(np.int32), "not int32"),
-        (PIXELS.astype(np.float32), r"must lie in \[0, 1\]; these reach from"),
+        (PIXELS.astype(np.float32), r"must be in \[0, 1\]; these range from"),
     ):
         with pytest.raises(ValueError, match=words):
             trained.encode(images)
@@ -115,21 +120,21 @@ def test_runs_of_other_tasks_are_refused(tiny, tmp_path):
 # The command line
 
 
-opened_once = functools.cache(vqgan.load)
+load_once = functools.cache(vqgan.load)
 
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """`run(*arguments) -> (exit code, output, errors)`; a model that was opened before stays open."""
-    monkeypatch.setattr(vqgan, "load", opened_once)
+    """`run(*arguments) -> (exit code, output, errors)`; a model is loaded once."""
+    monkeypatch.setattr(vqgan, "load", load_once)
 
     def call(*arguments):
         try:
             code = cli.main([str(argument) for argument in arguments])
         except SystemExit as stop:
             code = stop.code
-        found = capsys.readouterr()
-        return code, found.out, found.err
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
 
     return call
 
@@ -141,8 +146,8 @@ def folder(tmp_path):
     folder.mkdir()
     (folder / "more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "circle").symlink_to(folder)
-    for number, name in enumerate(("a.png", "b.jpg", "more/c.png")):
-        Image.fromarray(rng.integers(0, 256, (20 + number, 30, 3), np.uint8)).save(folder / name)
+    for i, name in enumerate(("a.png", "b.jpg", "more/c.png")):
+        Image.fromarray(rng.integers(0, 256, (20 + i, 30, 3), np.uint8)).save(folder / name)
     (folder / "broken.png").write_bytes(b"no picture")
     return folder
 
@@ -151,7 +156,7 @@ def test_reconstruct_writes_a_sheet(run, tiny, folder, tmp_path):
     code, out, error = run(
         "reconstruct", *sorted(folder.glob("*.*")), "--model", tiny[1], "--out", tmp_path / "sheet.png"
     )
-    assert code == 2 and "left out" in error and "broken.png" in error
+    assert code == 2 and "skipped" in error and "broken.png" in error
     assert [line.split()[1] for line in out.splitlines()] == ["dB", "dB"]
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (8 * 34, 8 * 34)
@@ -161,16 +166,16 @@ def test_reconstruct_writes_a_sheet(run, tiny, folder, tmp_path):
 
 def test_encode_and_decode_a_folder(run, tiny, trained, folder, tmp_path):
     code, out, error = run("encode", folder, "--model", tiny[1], "--out", tmp_path / "codes.npz")
-    assert code == 2 and "3 picture(s), 8 x 8 codes each" in out and "broken.png" in error
+    assert code == 2 and "3 image(s), 8 x 8 codes each" in out and "broken.png" in error
     with np.load(tmp_path / "codes.npz") as file:
         assert file["paths"].tolist() == ["a.png", "b.jpg", "more/c.png"]
         np.testing.assert_array_equal(file["codes"][0], trained.encode([folder / "a.png"])[0])
         content = dict(file)
     code, out, _ = run("decode", tmp_path / "codes.npz", "--model", tiny[1], "--out", tmp_path / "out")
-    assert code == 0 and "wrote 3 picture(s)" in out
+    assert code == 0 and "wrote 3 image(s)" in out
     with Image.open(tmp_path / "out" / "more" / "c.png") as picture:
-        wanted = np.round(255 * trained.decode(content["codes"][2:]))[0]
-        np.testing.assert_array_equal(np.asarray(picture), wanted)
+        expected = np.round(255 * trained.decode(content["codes"][2:]))[0]
+        np.testing.assert_array_equal(np.asarray(picture), expected)
     for changes, words in (
         ({"fingerprint": "0123"}, "made by a model of fingerprint 0123"),
         ({"paths": np.array(["../a", "b", "c"])}, "leads out of"),
@@ -195,11 +200,11 @@ def test_pictures_that_differ_in_their_suffix_alone_are_all_written(run, tiny, f
     both.mkdir()
     (tmp_path / "outside").mkdir()
     (both / "linked").symlink_to(tmp_path / "outside")
-    for number, name in enumerate(("a.png", "a.jpg", "linked/b.jpg")):
-        Image.new("RGB", (20, 20), (80 * number, 0, 0)).save(both / name)
+    for i, name in enumerate(("a.png", "a.jpg", "linked/b.jpg")):
+        Image.new("RGB", (20, 20), (80 * i, 0, 0)).save(both / name)
     assert run("encode", both, "--model", tiny[1], "--out", tmp_path / "codes.npz")[0] == 0
     code, out, _ = run("decode", tmp_path / "codes.npz", "--model", tiny[1], "--out", tmp_path / "out")
-    assert code == 0 and "wrote 3 picture(s)" in out
+    assert code == 0 and "wrote 3 image(s)" in out
     names = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").glob("**/*.png"))
     assert names == ["a.jpg.png", "a.png.png", "linked/b.jpg.png"]
 
@@ -208,9 +213,9 @@ def test_mistakes_on_the_command_line_are_one_line(run, tiny, folder, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, words in (
         (("encode", tmp_path / "none", "--model", tiny[1], "--out", tmp_path / "x"), "no such folder"),
-        (("encode", tmp_path / "empty", "--model", tiny[1], "--out", tmp_path / "x"), "no pictures"),
-        (("encode", folder, "--model", tmp_path / "empty", "--out", tmp_path / "x"), "is no VQGAN"),
-        (("reconstruct", folder / "broken.png", "--model", tiny[1], "--out", tmp_path / "x.png"), "no picture can be"),
+        (("encode", tmp_path / "empty", "--model", tiny[1], "--out", tmp_path / "x"), "no images"),
+        (("encode", folder, "--model", tmp_path / "empty", "--out", tmp_path / "x"), "is not a VQGAN"),
+        (("reconstruct", folder / "broken.png", "--model", tiny[1], "--out", tmp_path / "x.png"), "no image can be"),
         # Places to write are looked at first: there is no model called "none".
         (("encode", folder, "--model", "none", "--out", tmp_path / "no" / "x.npz"), "there is no folder"),
         (("encode", folder, "--model", "none", "--out", tmp_path), "that is a folder; name a file"),

@@ -1,1 +1,1 @@
-"""From named sources to batches on devices: `sources` -> `images`, `text` -> `pipeline`."""
+"""Data pipeline from named sources to batches of arrays: `sources` -> `images`, `text` -> `stream`."""

@@ -1,27 +1,28 @@
-"""Bilinear interpolation without antialiasing, as `tf.image.resize` computes it; NumPy alone."""
+"""Bilinear interpolation without antialiasing in NumPy, equal to `tf.image.resize`."""
 
 import numpy as np
 from jaxtyping import UInt8
 
 
 def resize(pixels: UInt8[np.ndarray, "height width c"], width: int, height: int) -> UInt8[np.ndarray, "h w c"]:
-    """Each pixel interpolated between the four nearest of the source, whatever lies between them: sharp and aliased.
+    """Resizes an image by bilinear interpolation without antialiasing.
 
-    In the arithmetic of TensorFlow's kernel (resize_bilinear_op.cc with half-pixel centres: float32, columns before rows)
-    and cut to whole numbers as big_vision's `resize` does, so that the results are equal to the last bit.
+    Results equal big_vision's `resize` bit by bit: the arithmetic is that of TensorFlow's kernel (resize_bilinear_op.cc
+    with half-pixel centres: float32, columns before rows), and values are truncated to integers.
     """
     above, below, row_weights = _neighbours(pixels.shape[0], height)
     left, right, column_weights = _neighbours(pixels.shape[1], width)
 
-    def row(index: np.ndarray) -> np.ndarray:
-        rows = pixels[index]
+    def interpolate_columns(row_indices: np.ndarray) -> np.ndarray:
+        rows = pixels[row_indices]
         return _lerp(rows[:, left], rows[:, right], column_weights[:, None])
 
-    return _lerp(row(above), row(below), row_weights[:, None, None]).astype(np.uint8)
+    upper, lower = interpolate_columns(above), interpolate_columns(below)
+    return _lerp(upper, lower, row_weights[:, None, None]).astype(np.uint8)
 
 
 def _neighbours(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of the source before and after each pixel centre of the target, and how far it is between them."""
+    """Returns the source indices before and after each target pixel centre, and the interpolation weights."""
     centres = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * (np.float32(source) / np.float32(target))
     centres -= np.float32(0.5)
     floor = np.floor(centres)
@@ -29,5 +30,6 @@ def _neighbours(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _lerp(start: np.ndarray, end: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Interpolates linearly between two arrays, in float32."""
     start, end = start.astype(np.float32), end.astype(np.float32)
     return start + (end - start) * weight

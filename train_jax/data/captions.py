@@ -1,4 +1,4 @@
-"""Captions in the shapes that data sets have them in."""
+"""Extraction of captions from the formats of common data sets."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,63 +7,69 @@ import numpy as np
 
 from train_jax.data.errors import DataError
 
-_KEYS = ("captions", "caption", "title", "text", "TEXT")  # of the hub's, OpenCLIP's and img2dataset's files
-_INSIDE = ("text", "raw", "caption")  # of COCO's captions, which are objects
+_KEYS = ("captions", "caption", "title", "text", "TEXT")  # keys of the Hugging Face Hub, OpenCLIP and img2dataset
+_TEXT_KEYS = ("text", "raw", "caption")  # keys of COCO's caption objects
 
 
-def texts(value) -> list[str]:
-    """The captions in a text, a list of texts, or COCO's objects with a text inside; null and empty ones are left out.
+def extract_captions(value) -> list[str]:
+    """Extracts captions from a string, a list of strings, or COCO's caption objects; drops null and empty captions.
 
-    Raises ValueError for anything else, and for text that is no Unicode.
+    Raises ValueError for other types and for invalid Unicode.
     """
     if isinstance(value, Mapping):
-        value = _inside(value)
+        value = _get_text(value)
     items = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
-    found = [_text(_inside(item) if isinstance(item, Mapping) else item) for item in items]
-    return [text for text in found if text]
+    captions = [_clean_text(_get_text(item) if isinstance(item, Mapping) else item) for item in items]
+    return [text for text in captions if text]
 
 
-def of_row(row) -> list[str]:
-    """The captions of a row of a table or of an object in JSON, by the usual names of columns. Raises as `texts` does."""
+def extract_row_captions(row) -> list[str]:
+    """Extracts the captions of a table row or JSON object by common column names.
+
+    Raises ValueError for invalid captions, like `extract_captions`.
+    """
     if not isinstance(row, Mapping):
         raise ValueError(f"must be an object with captions, not {type(row).__name__}")
-    return texts(next((row[key] for key in _KEYS if row.get(key)), None))
+    return extract_captions(next((row[key] for key in _KEYS if row.get(key)), None))
 
 
 def parse_json(text: str):
-    """What JSON says. Raises ValueError for what is none, or too deep to be read."""
+    """Parses JSON. Raises ValueError for invalid or too deeply nested JSON."""
     try:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
-def checked(texts: Sequence) -> list[str]:
-    """The texts, as a list; half a surrogate pair, which command lines make of bytes that are no UTF-8, becomes "\ufffd".
+def check_texts(texts: Sequence) -> list[str]:
+    """Checks texts for tokenization and replaces lone surrogates by "\ufffd".
 
-    Raises TypeError for one text instead of a list, DataError for what is no text.
+    Command lines contain lone surrogates for bytes that are not UTF-8. Raises TypeError for a string instead of a list,
+    DataError for an element that is not a string.
     """
     if isinstance(texts, str):
-        raise TypeError("encode takes a list of texts, not one text: write [text]")
-    for number, text in enumerate(texts):
+        raise TypeError("encode takes a list of strings, not one string: write [text]")
+    for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise DataError(f"text {number} is no text but {type(text).__name__}")
+            raise DataError(f"text {index} must be a string, not {type(text).__name__}")
     return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
 
 
-def _inside(item: Mapping):
-    key = next((key for key in _INSIDE if key in item), None)
+def _get_text(item: Mapping):
+    """Returns the text of a caption object."""
+    key = next((key for key in _TEXT_KEYS if key in item), None)
     if key is None:
-        raise ValueError(f"a caption is text, not an object of {', '.join(map(str, item)) or 'nothing'}")
+        raise ValueError(f"a caption must be a string, not an object with keys {', '.join(map(str, item)) or '(none)'}")
     return item[key]
 
 
-def _text(value) -> str:
+def _clean_text(value) -> str:
+    """Converts a caption to a stripped string; None becomes the empty string."""
     if value is None:
         return ""
     if isinstance(value, bytes):
         value = value.decode("utf-8")
     if not isinstance(value, str):
-        raise ValueError(f"a caption is text, not {type(value).__name__}")
-    value.encode("utf-8")  # raises UnicodeEncodeError for half a surrogate pair, which JSON can spell
+        raise ValueError(f"a caption must be a string, not {type(value).__name__}")
+    value.encode("utf-8")  # raises UnicodeEncodeError for lone surrogates, which JSON can contain
     return value.strip()

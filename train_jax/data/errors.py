@@ -1,9 +1,9 @@
-"""What can be wrong with data: one sample, or all of it."""
+"""Data errors: of single samples, or of a whole data set."""
 
 
 class BrokenSample(Exception):
-    """One sample that cannot be used; the message says which and why. Pipelines count it and take another."""
+    """Unusable sample; the message names the sample and the reason. Pipelines count and replace broken samples."""
 
 
 class DataError(ValueError):
-    """Data that cannot be used at all: nothing there, captions missing, or too many broken samples."""
+    """Unusable data set: no data, missing captions, or too many broken samples."""

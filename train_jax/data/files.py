@@ -1,4 +1,4 @@
-"""Files that users wrote: their bytes, and their text in whatever encoding it says of itself."""
+"""Reading of user files: bytes with retries, text with encoding detection, arrays."""
 
 import codecs
 import errno
@@ -16,42 +16,45 @@ from train_jax.data.errors import BrokenSample, DataError
 log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-_WAITS = (0.1, 1.0, 5.0)  # seconds before each new try
-# What is wrong with one file, not with the machine, its disks or its network.
-_OF_ONE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
-_OF_ONE_NAME = (errno.ELOOP, errno.ENAMETOOLONG)
-_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+_RETRY_DELAYS = (0.1, 1.0, 5.0)  # seconds before each retry
+# Errors of a single file, as opposed to errors of the system, a disk or a network.
+_FILE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
+_FILE_ERRNOS = (errno.ELOOP, errno.ENAMETOOLONG)
+_BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
-def retried(read: Callable[[], _Result], name: object, unreadable: type[Exception] = BrokenSample) -> _Result:
-    """What `read()` returns, tried again where the system, a disk or a network fails, which is no fault of a sample.
+def read_with_retries(read: Callable[[], _Result], name: object, unreadable: type[Exception] = BrokenSample) -> _Result:
+    """Calls `read()`, retrying on transient I/O errors.
 
-    Raises `unreadable` for a file that is not there or cannot be opened by this user, DataError if the failure stays.
+    Args:
+      name: name of the file for messages.
+      unreadable: exception type for a file that is missing or that this user cannot open.
+
+    Raises DataError if the last retry fails.
     """
-    for wait in (*_WAITS, None):
+    for delay in (*_RETRY_DELAYS, None):
         try:
             return read()
         except (BrokenSample, DataError):
             raise
-        except Exception as error:  # packages for storage have errors of their own
-            if isinstance(error, _OF_ONE_FILE) or getattr(error, "errno", None) in _OF_ONE_NAME:
+        except Exception as error:  # storage libraries raise various classes
+            if isinstance(error, _FILE_ERRORS) or getattr(error, "errno", None) in _FILE_ERRNOS:
                 raise unreadable(f"{name}: {getattr(error, 'strerror', None) or error}") from error
-            if wait is None:
-                raise DataError(f"{name} cannot be read, after {len(_WAITS) + 1} tries: {error}") from error
+            if delay is None:
+                raise DataError(f"{name} cannot be read, after {len(_RETRY_DELAYS) + 1} tries: {error}") from error
             log.warning("%s: %s; trying again", name, error)
-            time.sleep(wait)
+            time.sleep(delay)
 
 
 def read_bytes(file: str | os.PathLike) -> bytes:
-    """What a file holds. Raises as `retried` does."""
-    return retried(paths.path(file).read_bytes, file)
+    """Reads the bytes of a file. Raises BrokenSample or DataError, like `read_with_retries`."""
+    return read_with_retries(paths.path(file).read_bytes, file)
 
 
 def read_text(file: str | os.PathLike) -> str:
-    r"""The text of a file in UTF-8, with a byte order mark or without, or in UTF-16 with one; lines end in "\n".
+    r"""Reads a text file in UTF-8, or in UTF-16 with a byte order mark, and converts line ends to "\n".
 
-    Raises DataError, with the place of the first wrong byte, for text in another encoding; OSError for a file that is not
-    there.
+    Raises DataError, with the offset of the first invalid byte, for another encoding; OSError for a missing file.
     """
     file = paths.path(file)
     try:
@@ -61,30 +64,34 @@ def read_text(file: str | os.PathLike) -> str:
 
 
 def read_arrays(file: str | os.PathLike, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Arrays of an .npz, by name. Raises ValueError if it is damaged, none, or lacks one; OSError if it cannot be opened."""
+    """Reads arrays of an .npz file by name.
+
+    Raises ValueError if the file is damaged or lacks an array, OSError if the file cannot be opened.
+    """
     with paths.path(file).open("rb") as stream:
         try:
             with np.load(stream, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in names}
-        except Exception as error:  # zip, zlib, tokenize and NumPy raise classes of their own
+        except Exception as error:  # zip, zlib, tokenize and NumPy raise various classes
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def read_lines(file: str | os.PathLike) -> list[str]:
-    """The lines of a text file that are not empty, without the space around them. Raises as `read_text` does."""
+    """Reads the non-empty lines of a text file, stripped. Raises DataError or OSError, like `read_text`."""
     return [line.strip() for line in read_text(file).split("\n") if line.strip()]
 
 
 def decode_text(data: bytes) -> str:
-    """As `read_text`, of bytes. Raises ValueError that says where they are no text."""
-    encoding, mark = next(((name, mark) for mark, name in _MARKS.items() if data.startswith(mark)), ("utf-8", b""))
+    """Decodes bytes like `read_text`. Raises ValueError with the offset of the first invalid byte."""
+    marks = _BYTE_ORDER_MARKS.items()
+    encoding, mark = next(((name, mark) for mark, name in marks if data.startswith(mark)), ("utf-8", b""))
     try:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"byte {len(mark) + error.start} is not {encoding.upper()} ({error.reason}); save the file as UTF-8"
         ) from error
-    if "\0" in text:  # as of UTF-16 without a mark, or of no text at all
-        place = len(mark) + len(text[: text.index("\0")].encode(encoding))
-        raise ValueError(f"byte {place} is zero, which no text in {encoding.upper()} has; save the file as UTF-8")
+    if "\0" in text:  # such as UTF-16 without a byte order mark, or binary data
+        offset = len(mark) + len(text[: text.index("\0")].encode(encoding))
+        raise ValueError(f"byte {offset} is zero, which is invalid in {encoding.upper()} text; save the file as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")

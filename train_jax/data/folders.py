@@ -1,7 +1,7 @@
-"""Folders of pictures with their captions: a table, or a text file beside each picture.
+"""Folders of images with captions, in a table or in a text file beside each image.
 
-A table is `captions.jsonl`, `.csv` or `.tsv`, or the hub's `metadata.jsonl` or `.csv`; its columns are `file` and `caption`,
-or other usual names of these. Several rows for one picture are several captions.
+A table is `captions.jsonl`, `.csv` or `.tsv`, or the Hugging Face Hub's `metadata.jsonl` or `.csv`. Its columns are `file`
+and `caption`, or other common names. Several rows of one image are several captions.
 """
 
 import csv
@@ -20,15 +20,16 @@ from train_jax.paths import AnyPath
 log = logging.getLogger(__name__)
 
 TABLES = ("captions.jsonl", "captions.csv", "captions.tsv", "metadata.jsonl", "metadata.csv")
-_FILE = ("file", "file_name", "image", "filepath")  # ours, the hub's, LLaVA's and OpenCLIP's names of the column
+_FILE = ("file", "file_name", "image", "filepath")  # column names: ours, and those of the hub, LLaVA and OpenCLIP
 _DELIMITERS = ",;\t|"
-_NAMED = 5  # examples in a message
+_MAX_LISTED = 5  # examples in a message
 
 
 def read(folder: AnyPath) -> dict[str, list[str]]:
-    """Captions by picture, whose path is relative to the folder; what lacks a caption or a picture is left out and named.
+    """Reads the captions of a folder: image path relative to the folder -> captions.
 
-    Raises DataError where nothing is left, and for a table that is damaged.
+    Images without captions and captions without images are logged and left out. Raises DataError for a damaged table, or
+    if no captioned image remains.
     """
     if not folder.is_dir():
         raise DataError(f"folder:{folder}: there is no such folder")
@@ -36,111 +37,120 @@ def read(folder: AnyPath) -> dict[str, list[str]]:
     if len(tables) > 1:
         raise DataError(f"folder:{folder}: keep one of {', '.join(table.name for table in tables)}")
     try:
-        pictures = {str(p.relative_to(folder)): p for p in paths.walk(folder) if p.suffix.lower() in IMAGE_SUFFIXES}
-        found = read_table(tables[0]) if tables else _read_neighbours(pictures)
+        images = {str(p.relative_to(folder)): p for p in paths.walk(folder) if p.suffix.lower() in IMAGE_SUFFIXES}
+        captions_of = read_table(tables[0]) if tables else _read_text_files(images)
     except OSError as error:
         raise DataError(f"folder:{folder}: {error}") from error
-    missing = [name for name in found if str(PurePosixPath(name)) not in pictures and not _is_file(folder, name)]
-    for name in missing[:_NAMED]:
+    missing = [name for name in captions_of if str(PurePosixPath(name)) not in images and not _is_file(folder, name)]
+    for name in missing[:_MAX_LISTED]:
         log.warning("folder:%s: %r has a caption and no image", folder, name)
     if missing:
         log.warning("folder:%s: %d caption(s) without an image are left out", folder, len(missing))
-    silent = sorted(set(pictures) - {str(PurePosixPath(name)) for name in found})
-    if silent:
+    uncaptioned = sorted(set(images) - {str(PurePosixPath(name)) for name in captions_of})
+    if uncaptioned:
         log.warning(
             "folder:%s: %d image(s) without a caption are left out: %s%s",
-            folder, len(silent), ", ".join(map(repr, silent[:_NAMED])), ", …" if len(silent) > _NAMED else "",
-        )  # fmt: skip
-    if len(missing) == len(found):
+            folder,
+            len(uncaptioned),
+            ", ".join(map(repr, uncaptioned[:_MAX_LISTED])),
+            ", …" if len(uncaptioned) > _MAX_LISTED else "",
+        )
+    if len(missing) == len(captions_of):
         raise DataError(
-            f"folder:{folder}: no image with a caption ({len(pictures)} image(s) found). Captions stand in one of "
+            f"folder:{folder}: no image with a caption ({len(images)} image(s) found). Captions must be in one of "
             f"{', '.join(TABLES)} (columns file, caption), or in a .txt beside each image"
         )
-    return {name: found[name] for name in sorted(set(found) - set(missing))}
+    return {name: captions_of[name] for name in sorted(set(captions_of) - set(missing))}
 
 
 def _is_file(folder: AnyPath, name: str) -> bool:
+    """Returns whether a name of a table is a file of the folder."""
     try:
         return (folder / name).is_file()
-    except (OSError, ValueError):  # a name that is too long, or that no file can have
+    except (OSError, ValueError):  # the name is too long or invalid
         return False
 
 
-def _read_neighbours(pictures: Mapping[str, AnyPath]) -> dict[str, list[str]]:
-    """Captions in text files beside the pictures, one a line."""
-    beside = {name: picture.with_suffix(".txt") for name, picture in pictures.items()}
-    found = {name: files.read_lines(text) for name, text in beside.items() if text.is_file()}
-    return {name: lines for name, lines in found.items() if lines}
+def _read_text_files(images: Mapping[str, AnyPath]) -> dict[str, list[str]]:
+    """Reads captions from the text files beside the images, one per line."""
+    text_files = {name: image.with_suffix(".txt") for name, image in images.items()}
+    captions_of = {name: files.read_lines(text) for name, text in text_files.items() if text.is_file()}
+    return {name: lines for name, lines in captions_of.items() if lines}
 
 
 def read_table(table: AnyPath) -> dict[str, list[str]]:
-    """File name -> captions. Raises DataError with the line of what is damaged."""
+    """Reads a caption table: file name -> captions. Raises DataError with the number of the damaged line."""
 
-    def damaged(line: int, why: object) -> DataError:
-        return DataError(f"{table}, line {line}: {why}")
+    def make_error(line: int, reason: object) -> DataError:
+        return DataError(f"{table}, line {line}: {reason}")
 
     text = files.read_text(table)
     if table.suffix == ".jsonl":
-        rows = _json_rows(text, damaged)
+        rows = _parse_jsonl(text, make_error)
     else:
-        rows = _rows(_tab_separated(text) if table.suffix == ".tsv" else _comma_separated(text, damaged), damaged)
-    found: dict[str, list[str]] = {}
+        lines = _parse_tsv(text) if table.suffix == ".tsv" else _parse_csv(text, make_error)
+        rows = _name_columns(lines, make_error)
+    captions_of: dict[str, list[str]] = {}
     for line, row in rows:
         name = next((row[key] for key in _FILE if row.get(key)), None)
         if not isinstance(name, str):
-            raise damaged(line, "no file name; name the columns 'file' and 'caption'")
+            raise make_error(line, "no file name; name the columns 'file' and 'caption'")
         try:
-            texts, why = captions.of_row(row), ""
+            texts, reason = captions.extract_row_captions(row), ""
         except ValueError as error:
-            texts, why = [], f": {error}"
+            texts, reason = [], f": {error}"
         if texts:
-            found.setdefault(name, []).extend(texts)
+            captions_of.setdefault(name, []).extend(texts)
         else:
-            log.warning("%s, line %d: %r has no caption and is left out%s", table, line, name, why)
-    return found
+            log.warning("%s, line %d: %r has no caption and is left out%s", table, line, name, reason)
+    return captions_of
 
 
-def _json_rows(text: str, damaged: Callable) -> Iterator[tuple[int, Mapping]]:
-    for number, line in enumerate(text.split("\n"), 1):
+def _parse_jsonl(text: str, make_error: Callable) -> Iterator[tuple[int, Mapping]]:
+    """Yields line number and object of each line of a JSON Lines file."""
+    for line_number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = captions.parse_json(line)
         except ValueError as error:
-            raise damaged(number, f"not JSON ({error})") from error
+            raise make_error(line_number, f"not JSON ({error})") from error
         if not isinstance(row, Mapping):
-            raise damaged(number, "must be an object with 'file' and 'caption'")
-        yield number, row
+            raise make_error(line_number, "must be an object with 'file' and 'caption'")
+        yield line_number, row
 
 
-def _rows(lines: Iterator[tuple[int, list[str]]], damaged: Callable) -> Iterator[tuple[int, Mapping]]:
-    """Fields by the names of their columns, which stand in the first line."""
+def _name_columns(lines: Iterator[tuple[int, list[str]]], make_error: Callable) -> Iterator[tuple[int, Mapping]]:
+    """Yields line number and fields by column name of each row; the first line contains the column names."""
     _, columns = next(lines, (1, []))
-    for number, fields in lines:
+    for line_number, fields in lines:
         if len(fields) > len(columns):
-            raise damaged(number, "more fields than columns; put a caption with commas in quotes")
+            raise make_error(line_number, "more fields than columns; put a caption with commas in quotes")
         if any(fields):
-            yield number, dict(zip(columns, fields, strict=False))
+            yield line_number, dict(zip(columns, fields, strict=False))
 
 
-def _comma_separated(text: str, damaged: Callable) -> Iterator[tuple[int, list[str]]]:
-    """The first line of each row, and its fields; separated by whatever separates a column of files from the others."""
+def _parse_csv(text: str, make_error: Callable) -> Iterator[tuple[int, list[str]]]:
+    """Yields line number and fields of each row of a CSV file.
+
+    The delimiter is detected as the one that yields a header with a column of file names.
+    """
     header = text.partition("\n")[0]
     delimiter = next((d for d in _DELIMITERS if set(_FILE) & set(next(csv.reader([header], delimiter=d), []))), ",")
     reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
     while True:
-        number = reader.line_num + 1
+        line_number = reader.line_num + 1
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            raise damaged(number, f"{error}; is a quote left open?") from error
+            raise make_error(line_number, f"{error}; is a quote left open?") from error
         if fields is None:
             return
-        yield number, fields
+        yield line_number, fields
 
 
-def _tab_separated(text: str) -> Iterator[tuple[int, list[str]]]:
-    """A row is a line, whatever quotes it holds; those that enclose a field, as spreadsheets write them, are taken off."""
-    for number, line in enumerate(text.split("\n"), 1):
+def _parse_tsv(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yields line number and fields of each line of a TSV file, and removes quotes around fields."""
+    for line_number, line in enumerate(text.split("\n"), 1):
         fields = [re.fullmatch(r'"((?:[^"]|"")*)"|(.*)', field) for field in line.split("\t")]
-        yield number, [field[2] if field[1] is None else field[1].replace('""', '"') for field in fields]
+        yield line_number, [field[2] if field[1] is None else field[1].replace('""', '"') for field in fields]

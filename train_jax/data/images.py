@@ -1,7 +1,6 @@
-"""Picture files -> uint8 RGB arrays of one size: decode, resize, crop, flip. NumPy and Pillow; no JAX.
+"""Image preprocessing with NumPy and Pillow: decodes, resizes, crops and flips image files to uint8 RGB arrays.
 
-Pixels stay uint8 until they are on the device, where a model normalises them with the mean and deviation that
-`Preprocess` carries.
+Pixels stay uint8 on the host; the model normalises them on the device with mean and standard deviation of `Preprocess`.
 """
 
 import contextlib
@@ -20,10 +19,10 @@ from train_jax.data import bilinear, files
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.errors import ConfigError, LoadError
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's, of WebImageText
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's data set WebImageText
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")  # of picture files
-MAX_PIXELS = 89_478_485  # a larger picture is taken for a decompression bomb; beyond this Pillow warns of one
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
+MAX_PIXELS = 89_478_485  # larger images are rejected as decompression bombs; Pillow warns above the same limit
 
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -31,8 +30,8 @@ _INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-# What turns a picture upright, by its EXIF orientation.
-_UPRIGHT = {
+# EXIF orientation -> transposition to the upright image.
+_EXIF_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -41,14 +40,17 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_DRAWN_BY_PROGRAMS = ("EPS", "WMF")
+_VECTOR_FORMATS = ("EPS", "WMF")
 _ALIASED = "bilinear_aliased"
 INTERPOLATIONS = (*_INTERPOLATIONS, _ALIASED)
 MODES = ("crop", "crop_floor", "squash")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB: transparency is laid on white, 16-bit grey scaled to 8. Raises BrokenSample for floating-point pixels."""
+    """Converts an image to 8-bit RGB, with a white background for transparent pixels.
+
+    16-bit grey is scaled to 8 bits. Raises BrokenSample for floating-point pixels.
+    """
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image).astype(np.int64)
         return Image.fromarray((np.clip(grey, 0, 65535) // 257).astype(np.uint8)).convert("RGB")
@@ -67,37 +69,43 @@ def decode(
     max_pixels: int = MAX_PIXELS,
     convert: Callable[[Image.Image], Image.Image] = to_rgb,
 ) -> Image.Image:
-    """A picture (PIL's, an encoded file's bytes, or a path), turned upright and converted: to 8-bit RGB by `to_rgb`.
+    """Decodes an image, applies its EXIF orientation and converts it to 8-bit RGB.
 
-    EXIF orientation is applied, EXIF that cannot be read is passed over; of an animation the first frame is taken. Raises
-    BrokenSample if the file is missing, damaged, cut off, no picture, or has no pixels or more than `max_pixels`; DataError
-    for what is none of these, and for a disk that fails.
+    Args:
+      image: a PIL image, the bytes of an image file, or a path.
+      max_pixels: maximum number of pixels of a file.
+      convert: conversion of the upright PIL image.
+
+    Unreadable EXIF is ignored; animations yield the first frame. Raises BrokenSample if the file is missing, damaged,
+    truncated, not an image, empty, or larger than `max_pixels`; DataError for another type of `image` and for a disk
+    failure.
     """
     if isinstance(image, Image.Image):
-        return _upright(image, convert)
+        return _apply_orientation(image, convert)
     if not isinstance(image, bytes | str | os.PathLike):
-        raise DataError(f"an image is a path, a file's bytes, a PIL picture or an array, not {type(image).__name__}")
+        raise DataError(f"an image must be a path, a file's bytes, a PIL image or an array, not {type(image).__name__}")
     data = image if isinstance(image, bytes) else files.read_bytes(image)
-    with _named_errors(), Image.open(io.BytesIO(data)) as opened:
+    with _convert_decoder_errors(), Image.open(io.BytesIO(data)) as opened:
         width, height = opened.size
-        if opened.format in _DRAWN_BY_PROGRAMS:
-            raise BrokenSample(f"{opened.format} is drawn by a program of its own, not decoded")
+        if opened.format in _VECTOR_FORMATS:
+            raise BrokenSample(f"{opened.format} is a vector format, which is not decoded")
         if width * height > max_pixels:
             raise BrokenSample(f"{width} x {height} pixels; at most {max_pixels:,} are decoded")
-        return _upright(opened, convert)
+        return _apply_orientation(opened, convert)
 
 
-def _upright(image: Image.Image, convert: Callable) -> Image.Image:
+def _apply_orientation(image: Image.Image, convert: Callable) -> Image.Image:
+    """Applies the EXIF orientation of an image, then `convert`."""
     if not image.width * image.height:
-        raise BrokenSample(f"{image.width} x {image.height} pixels: there is nothing to see")
-    with _named_errors():
-        image.load()  # before its EXIF is asked for: TIFF turns itself here
-        method = _UPRIGHT.get(_orientation(image))
-        return convert(image if method is None else image.transpose(method))
+        raise BrokenSample(f"{image.width} x {image.height} pixels: the image is empty")
+    with _convert_decoder_errors():
+        image.load()  # before reading EXIF, since loading a TIFF already applies the orientation
+        transpose = _EXIF_TRANSPOSE.get(_read_orientation(image))
+        return convert(image if transpose is None else image.transpose(transpose))
 
 
-def _orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation; None where there is none, or none that can be read: that is no fault of the pixels."""
+def _read_orientation(image: Image.Image) -> int | None:
+    """Reads the EXIF orientation of an image; returns None if it is missing or unreadable."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # SyntaxError, struct.error, ValueError, …
@@ -106,8 +114,8 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 @contextlib.contextmanager
-def _named_errors():
-    """Whatever a decoder raises, as a BrokenSample."""
+def _convert_decoder_errors():
+    """Converts any error of an image decoder to BrokenSample."""
     try:
         yield
     except (BrokenSample, DataError):
@@ -115,34 +123,39 @@ def _named_errors():
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BrokenSample(f"too many pixels: {error}") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
-        raise BrokenSample(f"not a readable picture ({type(error).__name__}: {error})") from error
+        raise BrokenSample(f"not a readable image ({type(error).__name__}: {error})") from error
 
 
-def center_crop(image: Image.Image, size: int, rounded: Callable[[float], int] = round) -> Image.Image:
-    """The middle `size` x `size` pixels; an odd margin is split as torchvision does, or as `rounded` rounds its half."""
-    left, top = rounded((image.width - size) / 2), rounded((image.height - size) / 2)
+def center_crop(image: Image.Image, size: int, round_half: Callable[[float], int] = round) -> Image.Image:
+    """Crops the central `size` x `size` pixels.
+
+    Args:
+      round_half: rounding of half the margin; the default equals torchvision.
+    """
+    left, top = round_half((image.width - size) / 2), round_half((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))
 
 
 def _resize(image: Image.Image, size: tuple[int, int], interpolation: str, box: tuple | None = None) -> Image.Image:
-    """The picture, or the part of it in `box`, with `size` = (width, height) pixels."""
+    """Resizes an image, or its region `box`, to `size` = (width, height) pixels."""
     if interpolation == _ALIASED:
         return Image.fromarray(bilinear.resize(np.asarray(image.crop(box) if box else image), *size))
     return image.resize(size, _INTERPOLATIONS[interpolation], box=box)
 
 
 def resize_shortest(image: Image.Image, size: int, interpolation: str = "bicubic") -> Image.Image:
-    """Scaled so that the shorter side has `size` pixels; the other is rounded down.
+    """Resizes an image to a shorter side of `size` pixels, keeping the aspect ratio.
 
-    Raises BrokenSample for a picture so long and thin that more than MAX_PIXELS would come of it.
+    The longer side is rounded down. Raises BrokenSample if the result would have more than MAX_PIXELS.
     """
-    short, long = sorted(image.size)
-    other = int(size * long / short)
-    if size * other > MAX_PIXELS:
+    shorter, longer = sorted(image.size)
+    target_longer = int(size * longer / shorter)
+    if size * target_longer > MAX_PIXELS:
         raise BrokenSample(
-            f"{image.width} x {image.height} pixels, too thin: {size} x {other} after resizing; at most {MAX_PIXELS:,}"
+            f"{image.width} x {image.height} pixels, too thin: {size} x {target_longer} after resizing; "
+            f"at most {MAX_PIXELS:,}"
         )
-    target = (size, other) if image.width <= image.height else (other, size)
+    target = (size, target_longer) if image.width <= image.height else (target_longer, size)
     return image if image.size == target else _resize(image, target, interpolation)
 
 
@@ -155,10 +168,13 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     interpolation: str = "bicubic",
 ) -> Image.Image:
-    """A random part of the picture, resized to `size` x `size` (arXiv 1409.4842, section 6).
+    """Crops a random region and resizes it to `size` x `size` pixels (arXiv 1409.4842, section 6).
 
-    The part's area is uniform in `scale` times the picture's, its aspect log-uniform in `ratio`; after ten draws that
-    do not fit, the largest centred part of an allowed aspect is taken.
+    Args:
+      scale: range of the region's area, as a share of the image's area; sampled uniformly.
+      ratio: range of the region's aspect ratio; sampled log-uniformly.
+
+    After ten samples that do not fit, the largest central region with an allowed aspect ratio is used.
     """
     width, height = image.size
     for _ in range(10):
@@ -177,15 +193,16 @@ def random_resized_crop(
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """How a model wants its pictures; saved beside the weights as `preprocess.json`.
+    """Image preprocessing that a model expects, saved beside the weights as `preprocess.json`.
 
     Attributes:
-      size: side of the square the model sees, in pixels.
-      mode: "crop" resizes the shorter side and takes the middle; "crop_floor" does so with odd margins rounded down, as
-        transformers rounds; "squash" resizes both sides and keeps everything.
-      interpolation: "nearest", "bilinear", "bicubic" or "lanczos", antialiased as Pillow does; "bilinear_aliased" is not
-        antialiased, as big_vision's is not.
-      mean, std: of each colour channel, on the scale [0, 1]; applied on the device.
+      size: side of the square input image of the model, in pixels.
+      mode: "crop" resizes the shorter side and crops the centre; "crop_floor" does the same with odd margins rounded down,
+        like transformers; "squash" resizes both sides without cropping.
+      interpolation: "nearest", "bilinear", "bicubic" or "lanczos" with Pillow's antialiasing; "bilinear_aliased" without
+        antialiasing, like big_vision.
+      mean: mean of each colour channel, on the scale [0, 1]; applied on the device.
+      std: standard deviation of each colour channel, on the same scale.
     """
 
     size: int
@@ -203,10 +220,13 @@ class Preprocess:
             raise ConfigError(f"interpolation {self.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}")
 
     def __call__(self, image: Image.Image | np.ndarray | bytes | str | os.PathLike) -> UInt8[np.ndarray, "size size 3"]:
-        """A PIL picture, a uint8 [H, W, 3] array, a file's bytes or its path -> uint8 [size, size, 3].
+        """Preprocesses an image to uint8 [size, size, 3].
 
-        Pictures are turned upright, whatever form they come in. Raises BrokenSample for one that cannot be decoded or has
-        no pixels, DataError for an array of another kind and for what is no picture.
+        Args:
+          image: a PIL image, a uint8 [H, W, 3] array, the bytes of an image file, or a path.
+
+        Applies the EXIF orientation. Raises BrokenSample for an image that cannot be decoded or is empty, DataError for an
+        array of another dtype or shape and for other types.
         """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
@@ -217,27 +237,28 @@ class Preprocess:
             if self.mode == "squash":
                 image = _resize(image, (self.size, self.size), self.interpolation)
             else:
-                rounded = round if self.mode == "crop" else math.floor
-                image = center_crop(resize_shortest(image, self.size, self.interpolation), self.size, rounded)
+                round_half = round if self.mode == "crop" else math.floor
+                image = center_crop(resize_shortest(image, self.size, self.interpolation), self.size, round_half)
         return np.asarray(image)
 
     def named(
-        self, image: Image.Image | np.ndarray | bytes | str | os.PathLike, number: int
+        self, image: Image.Image | np.ndarray | bytes | str | os.PathLike, index: int
     ) -> UInt8[np.ndarray, "size size 3"]:
-        """As called; its errors say which image it is, by its path or its number."""
+        """Preprocesses an image like `__call__`; error messages start with its path or index."""
         try:
             return self(image)
         except (BrokenSample, DataError) as error:
-            which = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
-            said = str(error)
-            raise type(error)(said if said.startswith(which) else f"{which}: {said}") from error
+            name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
+            message = str(error)
+            raise type(error)(message if message.startswith(name) else f"{name}: {message}") from error
 
     def to_json(self) -> str:
+        """Formats the preprocessing as JSON, the content of `preprocess.json`."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Preprocess":
-        """Raises LoadError for what `to_json` has not written."""
+        """Parses the output of `to_json`. Raises LoadError for other content."""
         try:
             fields = json.loads(text)
             mean, std = (tuple(float(x) for x in fields[name]) for name in ("mean", "std"))
@@ -250,40 +271,35 @@ class Preprocess:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What training does to a picture before the model sees it.
+    """Augmentation of training images.
 
     Attributes:
-      preprocess: what everybody does to it.
-      scale: share of the picture's area in a random resized crop; (1, 1): none.
-      flip: left to right, half of the time; it makes "left of" untrue.
-
-    Raises ConfigError for an impossible scale.
+      preprocess: preprocessing of the model, applied last.
+      scale: range of the area of a random resized crop, as a share of the image's area; (1, 1): no crop.
+      flip: whether to flip images horizontally with probability 1/2. Captions such as "left of" may become false.
     """
 
     preprocess: Preprocess
     scale: tuple[float, float] = (1.0, 1.0)
     flip: bool = False
 
-    def __post_init__(self):
-        if not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1):
-            raise ConfigError(
-                f"config.augment.scale = {self.scale}; it must be two shares of the area, 0 < from <= to <= 1"
-            )
-
     def __call__(self, image: bytes | str | os.PathLike, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
-        """A picture file's bytes or path -> uint8 [size, size, 3]. Raises BrokenSample if it cannot be decoded."""
-        picture, size = decode(image), self.preprocess.size
+        """Augments an image, given as bytes of a file or as a path, to uint8 [size, size, 3].
+
+        Raises BrokenSample if the image cannot be decoded.
+        """
+        decoded, size = decode(image), self.preprocess.size
         if self.scale != (1.0, 1.0):
             interpolation = self.preprocess.interpolation
-            picture = random_resized_crop(picture, size, rng, scale=self.scale, interpolation=interpolation)
-        pixels = self.preprocess(picture)
+            decoded = random_resized_crop(decoded, size, rng, scale=self.scale, interpolation=interpolation)
+        pixels = self.preprocess(decoded)
         if self.flip and rng.random() < 0.5:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
         return pixels
 
 
 def normalize(images, mean: tuple[float, ...], std: tuple[float, ...]):
-    """uint8 [..., 3] -> float: `(x / 255 - mean) / std`. Works on NumPy and JAX arrays alike, on any device."""
+    """Normalises uint8 images [..., 3] to float32: `(x / 255 - mean) / std`, for NumPy and JAX arrays."""
     scale = np.asarray([1 / (255 * s) for s in std], np.float32)
     shift = np.asarray([m / s for m, s in zip(mean, std, strict=True)], np.float32)
     lead = (1,) * (images.ndim - 1)

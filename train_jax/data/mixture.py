@@ -1,4 +1,4 @@
-"""Several sources as one: `3 shapes/64 | 1 folder:PATH` draws three quarters of its records from the first."""
+"""Mixtures of sources: `3 shapes/64 | 1 folder:PATH` takes three quarters of its records from the first source."""
 
 import math
 import re
@@ -7,34 +7,37 @@ from collections.abc import Sequence
 from train_jax.data.errors import DataError
 
 SEPARATOR = "|"
-_MOST = 2.0**53  # records, which float64 counts one by one
+_MAX_RECORDS = 2.0**53  # largest number of records that float64 counts exactly
 
 
 def parse(name: str) -> list[tuple[float, str]]:
-    """`(weight, name)` of each part; a part without a number weighs 1. DataError for an empty part or a weight of 0."""
-    found = []
+    """Parses a mixture to a list of `(weight, name)`; the default weight is 1.
+
+    Raises DataError for an empty part or a weight of 0.
+    """
+    parts = []
     for part in name.split(SEPARATOR):
         match = re.fullmatch(r"\s*(?:(\d+(?:\.\d*)?|\.\d+)\s+)?(\S(?:.*\S)?)\s*", part)
         weight = float(match[1] or 1) if match else 0.0
         if not 0 < weight < math.inf:
             raise DataError(f"{name!r}: each part of a mixture is WEIGHT SOURCE, with a weight above 0, not {part!r}")
-        found.append((weight, match[2]))
-    return found
+        parts.append((weight, match[2]))
+    return parts
 
 
 class Mixed(Sequence):
-    """Records of several sources in the shares of their weights.
+    """Sequence of the records of several sources, in proportion to their weights.
 
-    It is as long as it takes for every record to occur: the source that is largest for its weight occurs once, the others
-    begin again. Records of one source stand together; the pipeline shuffles all of them. Raises DataError for weights so far
-    apart that their records cannot be counted.
+    Every record occurs at least once: the source that is largest relative to its weight occurs once, the others repeat.
+    Records of one source are contiguous; the pipeline shuffles all records. Raises DataError if the weights differ so much
+    that the number of records exceeds 2**53.
     """
 
     def __init__(self, sources: Sequence, weights: Sequence[float | int]):
         total = sum(weights)
         length = max(len(source) * total / weight for source, weight in zip(sources, weights, strict=True))
-        if not length < _MOST:
-            raise DataError(f"weights {list(weights)} are too far apart: every record would occur after {length:.1g} others")
+        if not length < _MAX_RECORDS:
+            raise DataError(f"weights {list(weights)} are too far apart: the mixture would have {length:.1g} records")
         self._sources = list(sources)
         # The small subtraction keeps rounding from adding a record.
         self._counts = [math.ceil(length * weight / total - 1e-9) for weight in weights]
@@ -43,18 +46,19 @@ class Mixed(Sequence):
         return sum(self._counts)
 
     def __getitem__(self, index: int):
-        source, place = self._locate(index)
-        return source[place]
+        source, position = self._locate(index)
+        return source[position]
 
     def described(self, index: int):
-        """A record without its picture."""
-        source, place = self._locate(index)
-        return source.described(place)
+        """Returns a record without its image."""
+        source, position = self._locate(index)
+        return source.described(position)
 
     def _locate(self, index: int) -> tuple:
-        place = range(len(self))[index]
+        """Returns the source of a record and its index in the source."""
+        position = range(len(self))[index]
         for source, count in zip(self._sources, self._counts, strict=True):
-            if place < count:
-                return source, place % len(source)
-            place -= count
+            if position < count:
+                return source, position % len(source)
+            position -= count
         raise IndexError(index)

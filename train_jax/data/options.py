@@ -1,4 +1,4 @@
-"""Options of how pictures and captions become arrays."""
+"""Options of image preprocessing, augmentation and tokenizers."""
 
 import dataclasses
 
@@ -8,35 +8,35 @@ from train_jax.options import Options, option
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessOptions(Options):
-    """How pictures become squares; see `train_jax.data.images.Preprocess`."""
+    """Image preprocessing; see `train_jax.data.images.Preprocess`."""
 
-    mode: str = option("crop", "crop the middle, or squash both sides", choices=MODES)
-    interpolation: str = option("bicubic", "of the resizing", choices=INTERPOLATIONS)
+    mode: str = option("crop", "center crop, or squash of both sides", choices=MODES)
+    interpolation: str = option("bicubic", "interpolation method of resizing", choices=INTERPOLATIONS)
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentOptions(Options):
-    """What training does to a picture; see `train_jax.data.images.Augment`."""
+    """Augmentation of training images; see `train_jax.data.images.Augment`."""
 
     scale: tuple[float, ...] = option(
-        (1.0, 1.0), "share of the picture's area in a random resized crop; (1, 1): none", above=0, most=1
+        (1.0, 1.0), "area range of random resized crops as shares of the image area; (1, 1): no crop", above=0, most=1
     )
-    flip: bool = option(False, "left to right, half of the time; it makes 'left of' untrue")
+    flip: bool = option(False, "random horizontal flip; may make captions such as 'left of' false")
 
     def check(self, path: str) -> None:
-        fits = len(self.scale) == 2 and self.scale[0] <= self.scale[1]
-        self.require(fits, path, "scale", "two shares of the area, 0 < from <= to <= 1")
+        is_range = len(self.scale) == 2 and self.scale[0] <= self.scale[1]
+        self.require(is_range, path, "scale", "two shares of the area, 0 < from <= to <= 1")
 
     @property
     def is_identity(self) -> bool:
-        """Whether training sees the pictures as they are."""
+        """Whether the options disable all augmentation."""
         return tuple(self.scale) == (1.0, 1.0) and not self.flip
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerOptions(Options):
-    """The tokenizer of captions."""
+    """Options of the tokenizer of captions."""
 
-    path: str = option("", "a folder with a tokenizer, or its file; empty: one is trained on the captions")
-    vocab_size: int = option(8192, "tokens of a trained one", least=2)
-    captions: int = option(100_000, "records whose captions a trained one is learnt from", least=1)
+    path: str = option("", "tokenizer file, or folder with one; empty: train a tokenizer on the captions")
+    vocab_size: int = option(8192, "vocabulary size of a trained tokenizer", least=2)
+    captions: int = option(100_000, "number of records whose captions train a tokenizer", least=1)

@@ -1,14 +1,14 @@
-"""Named collections of captioned images with random access, whatever they are stored in.
+"""Named sources of captioned images with random access.
 
     shapes[/SIZE]        rendered scenes with true captions (train, test, novel); needs no download
     digits               scikit-learn's scanned digits (train, test); needs no download
     tfds:NAME[/CONFIG]   any TFDS data set that has images; labels become captions by templates
     folder:PATH          images with captions.jsonl | .csv | .tsv, metadata.jsonl, or a .txt beside each image
     webdataset:PATH      tars of images and captions; {000..099} in the path counts, {a,b} lists, * matches
-    3 SOURCE | 1 SOURCE  several of them, drawn by weight
+    3 SOURCE | 1 SOURCE  a mixture of sources with weights
 
-A record is a dict: `image` (the bytes of an image file), `captions` (one or more), `id`, and where they are known
-`label` (int, -1 for none) and `scene` (the truth about a rendered scene, as JSON).
+A record is a dict: `image` (the bytes of an image file), `captions` (one or more), `id`, and optionally `label` (int, -1
+for none) and `scene` (description of a rendered scene, as JSON).
 """
 
 import dataclasses
@@ -29,24 +29,25 @@ log = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _EMBEDDED = ("shapes", "digits")
+_FORMS = ("shapes", "shapes/SIZE", "digits", "folder:PATH", "webdataset:PATH", "tfds:NAME[/CONFIG]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A collection of records.
+    """Collection of records.
 
     Attributes:
-      name: as it was asked for, with the split.
-      records: anything with `len` and `[i]` that gives records; reading one may raise BrokenSample.
-      label_names: name of each class, or None where records have no labels.
-      is_true: `(caption, record) -> bool`, the ground truth about any caption, or None where only a record's own
-        captions are known to be true.
-      read: `(uint8 [size, size, 3]) -> what the picture shows`, to be compared, or None where no program can tell.
-      shows: `(uint8 [size, size, 3], caption) -> whether the caption is true of what the picture shows`, or None.
+      name: name and split of the source.
+      records: sequence of records; reading a record may raise BrokenSample.
+      label_names: names of the classes; None if records have no labels.
+      is_true: `(caption, record) -> bool`, whether a caption is true of a record; None if only the captions of the record
+        itself are known to be true.
+      read: `(uint8 [size, size, 3]) -> content`, a recogniser whose results can be compared; None if there is none.
+      shows: `(uint8 [size, size, 3], caption) -> bool`, whether an image shows what a caption says; None if unknown.
     """
 
     name: str
-    records: Sequence  # of mappings; naming them here would let type checkers read one
+    records: Sequence  # of mappings; an annotated element type would make runtime type checkers read a record
     label_names: tuple[str, ...] | None = None
     is_true: Callable[[str, Mapping], bool] | None = None
     read: Callable[[np.ndarray], object] | None = None
@@ -59,13 +60,13 @@ class Source:
         return self.records[index]
 
     def described(self, index: int) -> Mapping:
-        """A record without its picture, whose bytes are not read where they lie apart from the rest."""
+        """Returns a record without its image; avoids reading the image if it is stored separately."""
         record = getattr(self.records, "described", self.records.__getitem__)(index)
         return {key: value for key, value in record.items() if key != "image"}
 
 
 def from_config(data, name: str = "", split: str = "") -> Source:
-    """The source of a config's `data`, or another one by name and split, with its data directory and templates."""
+    """Opens the source of the options `data`, or another name and split with the same data directory and templates."""
     options = {"data_dir": data.data_dir or None, "templates": tuple(data.templates) or None}
     return open_source(name or data.source, split or data.split, **options)
 
@@ -73,67 +74,65 @@ def from_config(data, name: str = "", split: str = "") -> Source:
 def open_source(
     name: str, split: str, *, data_dir: str | None = None, templates: Sequence[str] | None = None
 ) -> Source:
-    """The source that `name` and `split` stand for.
+    """Opens a source by name and split.
 
     Args:
       name: one of the forms at the top of this file.
-      split: such as "train"; TFDS's slices ("train[:90%]") work for TFDS sets and the embedded ones. A folder has no
-        splits of its own, nor have tars: it is "all", or a slice of it ("all[:90%]"); "train" means all of it.
-      data_dir: where TFDS keeps data sets; None: its own default.
-      templates: captions made of a label, `{}` standing for its name.
+      split: split such as "train". TFDS and embedded sets accept TFDS's slices ("train[:90%]"). Folders and tars have only
+        the split "all" (alias "train") and its slices ("all[:90%]").
+      data_dir: directory of TFDS data sets; None: the default of TFDS.
+      templates: caption templates for labels, with `{}` for the label's name.
 
     Raises DataError for an unknown name, an unknown split, or a source without records.
     """
     if mixture.SEPARATOR in name:
-        return _mixed(name, split, data_dir=data_dir, templates=templates)
+        return _open_mixture(name, split, data_dir=data_dir, templates=templates)
     kind, _, rest = name.partition(":")
     templates = tuple(templates or DEFAULT_TEMPLATES)
     for template in templates:
         if "{}" not in template:
-            raise DataError(f"template {template!r} has no {{}}: write where the label goes, as in 'a photo of a {{}}.'")
+            raise DataError(f"template {template!r} has no {{}}: write {{}} for the label, as in 'a photo of a {{}}.'")
     data_dir = data_dir and os.fspath(paths.path(data_dir))
-    if kind == "folder" and rest:
-        source = _folder(rest, split)
-    elif kind == "webdataset" and rest:
-        source = _webdataset(rest, split)
-    elif kind == "tfds" and rest:
-        source = _tfds(rest, split, data_dir, templates)
+    if rest and kind in SOURCES:
+        source = SOURCES[kind](rest, split, data_dir, templates)
     elif name.split("/")[0] in _EMBEDDED:
-        source = _embedded(name, split, data_dir)
+        source = _open_embedded(name, split, data_dir)
     else:
         raise DataError(
-            f"there is no source {name!r}: name one as shapes, shapes/SIZE, digits, folder:PATH, webdataset:PATH or "
-            "tfds:NAME[/CONFIG]"
+            f"there is no source {name!r}: name one as {', '.join(_FORMS)}"
+            + "".join(f", {kind}:…" for kind in SOURCES if not any(form.startswith(f"{kind}:") for form in _FORMS))
         )
     if not len(source):
         raise DataError(f"{source.name}: no records")
     return source
 
 
-def readable(source: Source, max_broken: float) -> Source:
-    """The records whose pictures can be decoded, for evaluations, which must know beforehand what they evaluate.
+def select_readable(source: Source, max_broken: float) -> Source:
+    """Selects the records whose images can be decoded, by decoding every image once.
 
-    Every picture is read once for it. Raises DataError if more than the share `max_broken` cannot be decoded.
+    Evaluations need this, since they must know their records in advance. Raises DataError if the share of unreadable images
+    exceeds `max_broken`.
     """
-    places, broken = [], []
-    for place in range(len(source)):
+    indices, broken = [], []
+    for index in range(len(source)):
         try:
-            images.decode(source[place]["image"])
-            places.append(place)
+            images.decode(source[index]["image"])
+            indices.append(index)
         except BrokenSample as error:
             broken.append(str(error))
-    if len(broken) > max_broken * len(source) or not places:
+    if len(broken) > max_broken * len(source) or not indices:
         raise DataError(
-            f"{source.name}: {len(broken)} of {len(source)} pictures cannot be read, more than "
+            f"{source.name}: {len(broken)} of {len(source)} images cannot be read, more than "
             f"config.data.max_broken_eval = {max_broken:.1%}; the first: {'; '.join(broken[:3])}"
         )
     if broken:
-        log.warning("%s: evaluated without %d picture(s) that cannot be read: %s", source.name, len(broken), broken[0])
-    name = f"{source.name}, {len(places)} readable" if broken else source.name
-    return dataclasses.replace(source, name=name, records=_Mapped(places, source.__getitem__, source.described))
+        log.warning("%s: evaluated without %d image(s) that cannot be read: %s", source.name, len(broken), broken[0])
+    name = f"{source.name}, {len(indices)} readable" if broken else source.name
+    return dataclasses.replace(source, name=name, records=_Mapped(indices, source.__getitem__, source.described))
 
 
-def _mixed(name: str, split: str, **options) -> Source:
+def _open_mixture(name: str, split: str, **options) -> Source:
+    """Opens a mixture of sources. Labels and truth functions are kept only if all parts share them."""
     weights, names = zip(*mixture.parse(name), strict=True)
     parts = [open_source(part, split, **options) for part in names]
     truths = [(p.label_names, p.is_true, p.read, p.shows) for p in parts]
@@ -145,23 +144,24 @@ def _mixed(name: str, split: str, **options) -> Source:
 # Embedded sets and TFDS
 
 
-def _embedded(name: str, split: str, data_dir: str | None) -> Source:
+def _open_embedded(name: str, split: str, data_dir: str | None) -> Source:
+    """Opens an embedded data set, `shapes[/SIZE]` or `digits`."""
     family, _, variant = name.partition("/")
     module = importlib.import_module(f"train_jax.datasets.{family}")
     try:
         builder = module.builder(variant, data_dir=data_dir) if variant else module.builder(data_dir=data_dir)
     except ValueError as error:
         raise DataError(f"{name}: {error}") from error
-    rows = _data_source(builder, name, split, "image")
+    rows = _open_data_source(builder, name, split, "image")
 
     def record(row) -> dict:
-        found = {
+        fields = {
             "image": row["image"],
             "captions": [caption.decode() for caption in row["captions"]],
             "id": row["id"].decode(),
             "label": int(row["label"]),
         }
-        return found | ({"scene": row["scene"].decode()} if "scene" in row else {})
+        return fields | ({"scene": row["scene"].decode()} if "scene" in row else {})
 
     return Source(
         f"{name}:{split}",
@@ -173,13 +173,14 @@ def _embedded(name: str, split: str, data_dir: str | None) -> Source:
     )
 
 
-def _tfds(name: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:
+def _open_tfds(name: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:
+    """Opens a TFDS data set; prepares its files on first use."""
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError as error:
-        # The message goes on with a list of all data sets.
+        # Only the first line: the message continues with a list of all data sets.
         raise DataError(f"tfds:{name}: TFDS knows no such data set ({str(error).strip().splitlines()[0]})") from error
     except ValueError as error:
         raise DataError(f"tfds:{name}: {error}") from error
@@ -192,18 +193,18 @@ def _tfds(name: str, split: str, data_dir: str | None, templates: Sequence[str])
     names = tuple(name.replace("_", " ") for name in features[labels[0]].names) if labels else None
     if not builder.is_prepared():
         try:
-            # Reads with no TensorFlow need ArrayRecord files.
+            # Only ArrayRecord files can be read without TensorFlow.
             builder.download_and_prepare(file_format="array_record")
-        except Exception as error:  # no network, no room, a missing package: whatever its builder meets
+        except Exception as error:  # no network, no disk space, a missing package, …
             raise DataError(f"tfds:{name} cannot be prepared ({type(error).__name__}: {error})") from error
-    rows = _data_source(builder, f"tfds:{name}", split, pictures[0])
+    rows = _open_data_source(builder, f"tfds:{name}", split, pictures[0])
 
     def record(row) -> dict:
         label = int(row[labels[0]]) if labels else -1
         if captions:
-            texts = _captions(row[captions[0]], f"tfds:{name}:{split}")
-        elif label < 0:  # how TFDS marks examples whose class is kept secret
-            raise BrokenSample(f"tfds:{name}:{split}: an example without a label, of which to make a caption")
+            texts = _extract_captions(row[captions[0]], f"tfds:{name}:{split}")
+        elif label < 0:  # TFDS's marker of unpublished labels
+            raise BrokenSample(f"tfds:{name}:{split}: an example without a label, so no caption can be made")
         else:
             texts = [template.replace("{}", names[label]) for template in templates]
         return {"image": row[pictures[0]], "captions": texts, "label": label}
@@ -211,30 +212,32 @@ def _tfds(name: str, split: str, data_dir: str | None, templates: Sequence[str])
     return Source(f"tfds:{name}:{split}", _Mapped(rows, record), names)
 
 
-def _captions(value, where: str) -> list[str]:
+def _extract_captions(value, source_name: str) -> list[str]:
+    """Extracts the captions of a TFDS example. Raises BrokenSample if there are none."""
     try:
-        texts = caption_lib.texts(value)
+        texts = caption_lib.extract_captions(value)
     except ValueError as error:
-        raise BrokenSample(f"{where}: {error}") from error
+        raise BrokenSample(f"{source_name}: {error}") from error
     if not texts:
-        raise BrokenSample(f"{where}: an example without a caption")
+        raise BrokenSample(f"{source_name}: an example without a caption")
     return texts
 
 
-def _data_source(builder, name: str, split: str, image: str):
+def _open_data_source(builder, name: str, split: str, image: str):
+    """Opens a split of a TFDS builder with undecoded images. Raises DataError for an unknown split."""
     import tensorflow_datasets as tfds
 
     try:
-        # Files stay files: decoding is done, and its failures are counted, where examples are made.
+        # Images stay encoded: examples decode them and count failures.
         return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
     except (ValueError, KeyError) as error:
-        raise _no_split(name, split, ", ".join(builder.info.splits) or "none") from error
+        raise _unknown_split_error(name, split, ", ".join(builder.info.splits) or "none") from error
     except NotImplementedError as error:
         raise DataError(f"{name}: {error}; prepare it again with file_format='array_record'") from error
 
 
 class _Mapped(Sequence):
-    """A sequence whose items are made by a function when they are asked for; ids count where there are none."""
+    """Lazy sequence that applies a function to an item on access. The default `id` of a record is its index."""
 
     def __init__(self, rows, function: Callable, described: Callable | None = None):
         self._rows, self._function, self._described = rows, function, described or function
@@ -243,22 +246,24 @@ class _Mapped(Sequence):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict:
-        return self._made(index, self._function)
+        return self._make(index, self._function)
 
     def described(self, index: int) -> dict:
-        """Item number `index` without its picture, where that can be made without reading it."""
-        return self._made(index, self._described)
+        """Returns the item at `index` without its image, if possible without reading the image."""
+        return self._make(index, self._described)
 
-    def _made(self, index: int, function: Callable) -> dict:
-        place = range(len(self._rows))[index]  # IndexError at the end, which TFDS does not raise
-        return {"id": str(place)} | function(self._rows[place])
+    def _make(self, index: int, function: Callable) -> dict:
+        """Applies `function` to the item at `index` and adds the default id."""
+        position = range(len(self._rows))[index]  # IndexError at the end, which TFDS does not raise
+        return {"id": str(position)} | function(self._rows[position])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Folders and tars
 
 
-def _folder(name: str, split: str) -> Source:
+def _open_folder(name: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:
+    """Opens a folder of captioned images."""
     folder = paths.path(name)
     captions_of = folders.read(folder)
 
@@ -268,38 +273,48 @@ def _folder(name: str, split: str) -> Source:
     def record(name: str) -> dict:
         return {"image": files.read_bytes(folder / name)} | described(name)
 
-    names = _slice(list(captions_of), split, f"folder:{folder}")
+    names = _select_split(list(captions_of), split, f"folder:{folder}")
     return Source(f"folder:{folder}:{split}", _Mapped(names, record, described))
 
 
-def _webdataset(pattern: str, split: str) -> Source:
+def _open_webdataset(pattern: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:
+    """Opens tars of captioned images."""
     tars = Tars(pattern)
-    places = _slice(range(len(tars)), split, f"webdataset:{pattern}")
-    return Source(f"webdataset:{pattern}:{split}", _Mapped(places, tars.__getitem__, tars.described))
+    indices = _select_split(range(len(tars)), split, f"webdataset:{pattern}")
+    return Source(f"webdataset:{pattern}:{split}", _Mapped(indices, tars.__getitem__, tars.described))
 
 
-def _slice(names: Sequence, split: str, where: str) -> list:
-    """`all`, `train`, or a slice of them such as `all[:90%]`, `train[100:]`."""
+def _select_split(names: Sequence, split: str, source_name: str) -> list:
+    """Selects the items of a split: `all`, `train`, or a slice such as `all[:90%]` or `train[100:]`."""
     base, bracket, rest = split.partition("[")
     bounds = rest.rstrip("]").split(":") if bracket else ["", ""]
     if base not in ("all", "train") or len(bounds) != 2 or (bracket and not rest.endswith("]")):
-        raise _no_split(where, split, "all (or train), and slices of it such as 'all[:90%]' and 'all[90%:]'")
+        splits = "all (or train), and slices of it such as 'all[:90%]' and 'all[90%:]'"
+        raise _unknown_split_error(source_name, split, splits)
 
-    def place(bound: str, default: int) -> int:
+    def parse_bound(bound: str, default: int) -> int:
         if not bound:
             return default
         try:
             return round(len(names) * float(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
         except (ValueError, OverflowError):
-            raise DataError(f"{where}: {bound!r} in split {split!r} is no number and no percentage") from None
+            raise DataError(
+                f"{source_name}: {bound!r} in split {split!r} is neither an integer nor a percentage"
+            ) from None
 
-    # Files are sorted by name, and names often tell the class: cut a shuffled list, the same on every host.
-    order = np.random.default_rng(0).permutation(len(names))[place(bounds[0], 0) : place(bounds[1], len(names))]
-    return [names[i] for i in sorted(order)]
+    # Slice a shuffled list, the same on every host: files are sorted by name, and names often correlate with the class.
+    start, stop = parse_bound(bounds[0], 0), parse_bound(bounds[1], len(names))
+    indices = np.random.default_rng(0).permutation(len(names))[start:stop]
+    return [names[i] for i in sorted(indices)]
 
 
-def _no_split(name: str, split: str, splits: str) -> DataError:
+# Prefix of a name before the colon -> function `(rest of the name, split, data_dir, templates) -> Source`.
+SOURCES: dict[str, Callable] = {"folder": _open_folder, "webdataset": _open_webdataset, "tfds": _open_tfds}
+
+
+def _unknown_split_error(name: str, split: str, splits: str) -> DataError:
+    """Makes the error for an unknown split; `splits` describes the available ones."""
     return DataError(
-        f"{name} has no split {split!r}: {splits}. Name one of its own: --config.data.split=… for training, "
+        f"{name} has no split {split!r}: {splits}. Choose one of these: --config.data.split=… for training, "
         "--config.evals.NAME.split=… for an evaluator"
     )

@@ -1,10 +1,10 @@
-"""Records -> a stream of shuffled batches of NumPy arrays: seeded, resumable, the same on any number of hosts.
+"""Streams of shuffled batches of NumPy arrays: seeded, resumable, equal for any number of hosts.
 
-Without JAX: processes that read and decode import this module, and need not wait for more.
+The global stream is defined first: shuffled records, one example per record, batches of consecutive examples. Each host
+then makes only the rows of a batch that its devices hold (`train_jax.sharding.host_rows`). These rows may be
+non-contiguous, and hosts may share rows. So N hosts see the same batches as a single host.
 
-Order of things: the global stream is formed first (shuffle, one example a record, batches of contiguous examples), then
-each host makes the rows of every batch that its devices hold (`train_jax.sharding.host_rows`), which need not be
-contiguous, and which hosts may share. So N hosts see exactly the batches of one, however their devices are laid out.
+This module does not import JAX, so worker processes start quickly.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,15 +17,15 @@ from absl import flags
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.sources import Source
 
-BROKEN = "_broken"  # int32 [B]: how many unreadable samples were replaced to fill each row
-_TRIES = 100  # records in a row that may be broken before the stream gives up
-_WATCHED = 1000  # samples of which, at least, the share of broken ones is taken
-_ENDLESS = 2**40  # batches; Grain counts in floats, and in 63 bits
+BROKEN = "_broken"  # int32 [B]: number of broken samples that were skipped for each row
+_TRIES = 100  # maximum number of consecutive broken records
+_MIN_SAMPLES = 1000  # minimum number of samples in the denominator of the share of broken samples
+_ENDLESS = 2**40  # number of batches; Grain uses floats and 63-bit integers, so it must be finite
 
 
-def _made(source: Source | Sequence, example: Callable, place: int, rng: np.random.Generator) -> dict[str, Any]:
-    """The example made of the record at a place. BrokenSample names the record."""
-    record = source[place]
+def _make_example(source: Source | Sequence, example: Callable, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Makes the example of the record at `index`; adds the record's id to BrokenSample errors."""
+    record = source[index]
     try:
         return example(record, rng)
     except BrokenSample as error:
@@ -33,7 +33,7 @@ def _made(source: Source | Sequence, example: Callable, place: int, rng: np.rand
 
 
 class _Examples:
-    """Example number i of the stream: the record there, or if it is broken the next one that is not."""
+    """Function that makes the example of a record index, replacing a broken record by the next intact record."""
 
     def __init__(self, source: Source | Sequence, example: Callable):
         self._source, self._example = source, example
@@ -41,9 +41,9 @@ class _Examples:
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         reasons = []
         for step in range(min(_TRIES, len(self._source))):
-            place = (int(index) + step) % len(self._source)
+            record_index = (int(index) + step) % len(self._source)
             try:
-                return _made(self._source, self._example, place, rng) | {BROKEN: np.int32(len(reasons))}
+                return _make_example(self._source, self._example, record_index, rng) | {BROKEN: np.int32(len(reasons))}
             except BrokenSample as error:
                 reasons.append(str(error))
         name = getattr(self._source, "name", "the data")
@@ -51,7 +51,7 @@ class _Examples:
 
 
 class _HostExamples:
-    """This host's examples, batch after batch: its rows of the batches that begin at the stream's example `start`."""
+    """Examples of this host: its rows of consecutive batches, starting at example `start` of the global stream."""
 
     def __init__(self, examples: grain.MapDataset, start: int, rows: np.ndarray, batch_size: int):
         self._examples, self._start, self._rows, self._batch_size = examples, start, rows, batch_size
@@ -65,16 +65,19 @@ class _HostExamples:
 
 
 class TrainStream:
-    """An endless iterator over this host's rows of shuffled batches; its state is the examples drawn by all hosts.
+    """Endless iterator over this host's rows of shuffled batches.
 
     Args:
-      example: `(record, rng) -> dict of arrays`; `rng` depends on the seed and the place in the stream alone.
-      batch_size: rows over all hosts.
-      rows: the rows of a batch that this host makes, ascending; None: all of them.
-      workers: processes that read and decode; 0: threads of this one. The stream is the same.
+      source: records.
+      example: `(record, rng) -> dict of arrays`; `rng` depends only on the seed and the position in the stream.
+      batch_size: global batch size.
+      seed: random seed.
+      rows: indices of the batch rows that this host makes, in ascending order; None: all rows.
+      workers: number of worker processes that read and decode; 0: threads of this process. The stream is the same.
 
-    Each batch carries under `_broken` how many broken records were passed over for each row. A state can be taken up
-    with another batch size, other workers and on another number of hosts. Workers start with the first batch.
+    Each batch has a field `_broken`, the number of broken records that were skipped for each row. The state is the number of
+    examples read by all hosts; it can be restored with another batch size, other workers and another number of hosts.
+    Workers start with the first batch.
     """
 
     def __init__(
@@ -100,28 +103,31 @@ class TrainStream:
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
-            self._iterator = self._start()
+            self._iterator = self._make_iterator()
         batch = next(self._iterator)
-        self._drawn += self._batch_size
+        self._num_examples += self._batch_size
         return batch
 
     def get_state(self) -> dict[str, int]:
-        return {"examples": self._drawn}
+        """Returns the position in the stream."""
+        return {"examples": self._num_examples}
 
     def set_state(self, state: dict[str, int]) -> None:
-        self._drawn = state["examples"]
+        """Restores a position in the stream."""
+        self._num_examples = state["examples"]
         self._iterator = None
 
     def first_example(self) -> dict[str, np.ndarray]:
-        """The stream's first example, which tells the shapes of all."""
+        """Returns the first example of the stream. All examples have the same shapes."""
         return {name: np.asarray(x) for name, x in self._examples[0].items()}
 
-    def _start(self):
-        mine = _HostExamples(self._examples, self._drawn, self._rows, self._batch_size)
-        batches = grain.MapDataset.source(mine).batch(len(self._rows))
+    def _make_iterator(self):
+        """Makes the iterator over batches from the current position."""
+        local_examples = _HostExamples(self._examples, self._num_examples, self._rows, self._batch_size)
+        batches = grain.MapDataset.source(local_examples).batch(len(self._rows))
         batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
         if self._workers:
-            if not flags.FLAGS.is_parsed():  # grain reads absl's flags, which no one parses in a script or notebook
+            if not flags.FLAGS.is_parsed():  # Grain reads absl flags, which scripts and notebooks do not parse
                 flags.FLAGS.mark_as_parsed()
             batches = batches.mp_prefetch(grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2))
         return iter(batches)
@@ -130,28 +136,31 @@ class TrainStream:
 def eval_batches(
     source: Source | Sequence, example: Callable, *, batch_size: int, rows: np.ndarray | None = None
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """This host's rows of every batch, each record once and in order: `(batch, mask)`, the last batch padded.
+    """Yields `(batch, mask)` with this host's rows of evaluation batches, each record once and in order.
 
-    `rows` are those of a batch that this host makes; None: all. `mask` is bool [rows], False where a row repeats the last
-    record. A broken record is an error here: an evaluation with other records than it names would not compare.
+    Args:
+      rows: indices of the batch rows that this host makes; None: all rows.
+
+    The last batch is padded with the last record; `mask`, bool [rows], is False for padding. Raises DataError for a broken
+    record, since evaluations on different records are not comparable.
     """
     rows = np.arange(batch_size) if rows is None else rows
     for start in range(0, len(source), batch_size):
-        places = start + rows
+        indices = start + rows
         examples = []
-        for place in np.minimum(places, len(source) - 1):
+        for index in np.minimum(indices, len(source) - 1):
             try:
-                examples.append(_made(source, example, int(place), np.random.default_rng(int(place))))
+                examples.append(_make_example(source, example, int(index), np.random.default_rng(int(index))))
             except BrokenSample as error:
                 raise DataError(f"a broken sample in an evaluation: {error}") from error
-        yield {name: np.stack([x[name] for x in examples]) for name in examples[0]}, places < len(source)
+        yield {name: np.stack([x[name] for x in examples]) for name in examples[0]}, indices < len(source)
 
 
 def check_broken(broken: int, examples: int, max_broken: float) -> None:
-    """DataError if of the records read for so many examples a larger share than `max_broken` was broken."""
+    """Raises DataError if the share of broken records among all records read exceeds `max_broken`."""
     read = examples + broken
-    if broken > max_broken * max(read, _WATCHED):
+    if broken > max_broken * max(read, _MIN_SAMPLES):
         raise DataError(
-            f"{broken} of {read} samples read were broken, more than config.data.max_broken = {max_broken:.1%}: mend or "
-            "remove them, or raise that share"
+            f"{broken} of {read} samples read were broken, more than config.data.max_broken = {max_broken:.1%}: repair or "
+            "remove them, or raise this limit"
         )

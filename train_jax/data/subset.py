@@ -1,4 +1,4 @@
-"""Some records of a collection."""
+"""Subsets of sources."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,18 @@ from train_jax.data.sources import Source
 
 
 class Subset(Sequence):
-    """The records at some places of a collection, in their order."""
+    """Subset of records, given by a sequence of indices."""
 
-    def __init__(self, records: Source | Sequence, places: Sequence[int] | np.ndarray):
-        self._records, self._places = records, places
+    def __init__(self, records: Source | Sequence, indices: Sequence[int] | np.ndarray):
+        self._records, self._indices = records, indices
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     def __getitem__(self, index: int):
-        return self._records[int(self._places[index])]
+        return self._records[int(self._indices[index])]
 
 
 def first(records: Source | Sequence, count: int) -> Subset:
-    """The first `count` records; 0: all."""
+    """Returns the first `count` records, or all records if `count` is 0."""
     return Subset(records, range(min(count or len(records), len(records))))

@@ -1,7 +1,7 @@
-"""Text -> token ids: CLIP's clean-up and CLIP's byte-level BPE, by the `tokenizers` library.
+"""CLIP's tokenizer: text normalisation and byte-level BPE, with the `tokenizers` library.
 
-A vocabulary is loaded (a `tokenizer.json`, or `vocab.json` beside `merges.txt`) or trained on captions. Its layout is
-that of CLIP: 256 bytes, the same 256 at the end of a word, one token a merge, then begin and end of text.
+A vocabulary is loaded (a `tokenizer.json`, or `vocab.json` with `merges.txt`) or trained on captions. The order of tokens is
+that of CLIP: 256 bytes, 256 bytes at the end of a word, one token per merge, start of text, end of text.
 """
 
 import dataclasses
@@ -34,18 +34,18 @@ SMALLEST_VOCABULARY = 2 * len(_BYTES) + 2
 
 
 def clean(text: str) -> str:
-    """CLIP's clean-up: mend mis-decoded text, undo HTML escapes (twice), lower case, single spaces."""
+    """Normalises a text like CLIP: repairs mojibake, unescapes HTML twice, lowercases, collapses whitespace."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip().lower()
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """CLIP's tokenizer. Every text is known to it, since any byte is a token.
+    """CLIP's tokenizer. Every text can be tokenized, since every byte is a token.
 
     Attributes:
-      bpe: the `tokenizers.Tokenizer` that does the work.
-      context_length: tokens in a row, begin and end included.
+      bpe: underlying `tokenizers.Tokenizer`.
+      context_length: number of tokens per text, including start and end of text.
     """
 
     bpe: tokenizers.Tokenizer
@@ -54,22 +54,22 @@ class Tokenizer:
     def __post_init__(self):
         for token in (BOS, EOS):
             if self.bpe.token_to_id(token) is None:
-                raise ValueError(f"this vocabulary has no {token}: it is not CLIP's kind of tokenizer")
+                raise ValueError(f"this vocabulary has no {token}: it is not a CLIP tokenizer")
         missing = [b for b in (*_BYTES, *(b + _END_OF_WORD for b in _BYTES)) if self.bpe.token_to_id(b) is None]
-        if missing:  # the library would drop such bytes in silence
+        if missing:  # the library would silently drop these bytes
             raise ValueError(f"this vocabulary has no token for {len(missing)} byte(s), such as {missing[0]!r}")
         if self.context_length < 2:
-            raise ValueError(f"context_length = {self.context_length}; begin and end of text need 2")
-        # A caption that spells out "<|endoftext|>" is text, not the end of it.
+            raise ValueError(f"context_length = {self.context_length}; start and end of text need 2")
+        # "<|endoftext|>" in a caption is ordinary text, not the special token.
         self.bpe.encode_special_tokens = True
         self.bpe.no_truncation()
         self.bpe.no_padding()
 
     @classmethod
     def load(cls, path: str | Path, context_length: int = 77) -> "Tokenizer":
-        """From a `tokenizer.json`, or a folder with it or with `vocab.json` and `merges.txt`.
+        """Loads a `tokenizer.json`, or a folder with `tokenizer.json` or with `vocab.json` and `merges.txt`.
 
-        Raises FileNotFoundError that says what was looked for, ValueError for another kind of tokenizer.
+        Raises FileNotFoundError, listing the expected files, if there is none; ValueError for another kind of tokenizer.
         """
         path = paths.path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
@@ -79,24 +79,25 @@ class Tokenizer:
                 return cls.from_json(file.read_text("utf-8"), context_length)
             if vocab.is_file() and merges.is_file():
                 content = json.loads(vocab.read_text("utf-8"))
-                return cls(_bpe(content, _pairs(merges.read_text("utf-8"))), context_length)
+                return cls(_build_bpe_tokenizer(content, _parse_merges(merges.read_text("utf-8"))), context_length)
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from error
         raise FileNotFoundError(f"no tokenizer at {path}: neither tokenizer.json nor vocab.json with merges.txt")
 
     @classmethod
     def from_merges(cls, path: str | Path, context_length: int = 77) -> "Tokenizer":
-        """From OpenAI's `bpe_simple_vocab_16e6.txt.gz`, of which CLIP uses the first 48,894 merges."""
+        """Loads OpenAI's `bpe_simple_vocab_16e6.txt.gz`. CLIP uses its first 48,894 merges."""
         file = paths.path(path)
         try:
             lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
         except (gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
             raise ValueError(f"{file}: not OpenAI's merges ({error})") from error
-        merges = _pairs("\n".join(lines[1 : 49_152 - 256 - 2 + 1]))
-        return cls(_bpe(_vocabulary(merges), merges), context_length)
+        merges = _parse_merges("\n".join(lines[1 : 49_152 - 256 - 2 + 1]))
+        return cls(_build_bpe_tokenizer(_build_vocabulary(merges), merges), context_length)
 
     @classmethod
     def from_json(cls, text: str, context_length: int = 77) -> "Tokenizer":
+        """Parses the content of a `tokenizer.json`. Raises ValueError for invalid content."""
         try:
             bpe = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises no narrower class
@@ -105,16 +106,17 @@ class Tokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int, context_length: int = 77) -> "Tokenizer":
-        """A vocabulary of at most `vocab_size` tokens learnt from captions; fewer if they hold fewer distinct pieces.
+        """Trains a tokenizer on captions.
 
-        The same captions give the same vocabulary. Raises ValueError if `vocab_size` leaves no room for the bytes.
+        The vocabulary has at most `vocab_size` tokens, fewer for little text. Training is deterministic. Raises ValueError
+        if `vocab_size` is too small for all bytes.
         """
         if vocab_size < SMALLEST_VOCABULARY:
-            raise ValueError(f"vocab_size = {vocab_size}; bytes and marks alone need {SMALLEST_VOCABULARY}")
-        learner = _bpe({}, [])
+            raise ValueError(f"vocab_size = {vocab_size}; bytes and special tokens alone need {SMALLEST_VOCABULARY}")
+        learner = _build_bpe_tokenizer({}, [])
         ends = [b + _END_OF_WORD for b in _BYTES]
-        # Of pairs equally frequent the trainer takes the one with the lowest ids; it would number the ends of words in
-        # an order that changes from run to run, were they not named here.
+        # The trainer breaks ties between pairs by token ids. Without explicit special tokens it would assign the ids of the
+        # ends of words in random order.
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - 2,
             initial_alphabet=_BYTES,
@@ -124,81 +126,88 @@ class Tokenizer:
         )
         learner.train_from_iterator((clean(caption) for caption in captions), trainer)
         merges = [(a, b) for a, b in json.loads(learner.to_str())["model"]["merges"]]
-        return cls(_bpe(_vocabulary(merges), merges), context_length)
+        return cls(_build_bpe_tokenizer(_build_vocabulary(merges), merges), context_length)
 
     @property
     def vocab_size(self) -> int:
+        """Vocabulary size."""
         return self.bpe.get_vocab_size()
 
     @property
     def bos_id(self) -> int:
+        """Id of the start-of-text token."""
         return self.bpe.token_to_id(BOS)
 
     @property
     def eos_id(self) -> int:
+        """Id of the end-of-text token."""
         return self.bpe.token_to_id(EOS)
 
     @property
     def pad_id(self) -> int:
-        """0, as OpenAI pads. Under a causal mask, pooled at the end of text, pads are never seen."""
+        """Padding id 0, like OpenAI's. It has no effect under a causal mask with pooling at the end of text."""
         return 0
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the vocabulary, the merges and the context length, in hexadecimal."""
+        """Hexadecimal SHA-256 of vocabulary, merges and context length."""
         model = json.loads(self.bpe.to_str())["model"]
         content = json.dumps([model["vocab"], model["merges"], self.context_length], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> Int32[np.ndarray, "n length"]:
-        """Texts -> rows of begin, tokens, end and padding. A text that is too long is cut; its end mark is kept."""
+        """Tokenizes texts to token ids with start of text, end of text and padding.
+
+        Too long texts are truncated before the end-of-text token.
+        """
         return self.encode_flagged(texts)[0]
 
     def encode_flagged(
         self, texts: Sequence[str], dropout: float = 0.0, rng: np.random.Generator | None = None
     ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
-        """The rows of `encode`, and which of the texts were too long and have been cut.
+        """Tokenizes texts like `encode`; also returns a mask of the truncated texts.
 
         Args:
-          dropout: share of merges that are left out by chance, so that a text is cut into other tokens each time (BPE
-            dropout, arXiv 1910.13267); `rng` draws them.
+          dropout: probability of skipping a merge (BPE dropout, arXiv 1910.13267), which gives random tokenizations.
+          rng: random generator of the dropout.
         """
-        texts = captions.checked(texts)
-        rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
-        cut = np.zeros(len(texts), bool)
+        texts = captions.check_texts(texts)
+        token_ids = np.full((len(texts), self.context_length), self.pad_id, np.int32)
+        is_truncated = np.zeros(len(texts), bool)
         cleaned = [clean(text) for text in texts]
         if dropout:
-            encodings = [self._dropped_out(text, dropout, rng) for text in cleaned]
+            encodings = [self._encode_with_dropout(text, dropout, rng) for text in cleaned]
         else:
             encodings = [e.ids for e in self.bpe.encode_batch(cleaned, add_special_tokens=False)]
-        for row, ids, number in zip(rows, encodings, range(len(texts)), strict=True):
-            cut[number] = len(ids) > self.context_length - 2
+        for row, ids, i in zip(token_ids, encodings, range(len(texts)), strict=True):
+            is_truncated[i] = len(ids) > self.context_length - 2
             ids = [self.bos_id, *ids[: self.context_length - 2], self.eos_id]
             row[: len(ids)] = ids
-        return rows, cut
+        return token_ids, is_truncated
 
     @functools.cached_property
     def _ranks(self) -> dict[tuple[str, str], int]:
+        """Rank of each merge, by pair of tokens."""
         merges = json.loads(self.bpe.to_str())["model"]["merges"]
         return {tuple(pair): rank for rank, pair in enumerate(merges)}
 
-    def _dropped_out(self, text: str, dropout: float, rng: np.random.Generator) -> list[int]:
-        """Ids of a clean text. The library's own dropout cannot be seeded."""
+    def _encode_with_dropout(self, text: str, dropout: float, rng: np.random.Generator) -> list[int]:
+        """Tokenizes a normalised text with BPE dropout. The dropout of the library cannot be seeded."""
         ids = []
         for word, _ in self.bpe.pre_tokenizer.pre_tokenize_str(self.bpe.normalizer.normalize_str(text)):
             pieces = [*word[:-1], word[-1] + _END_OF_WORD]
             while len(pieces) > 1:
-                pairs = ((self._ranks.get(pair), place) for place, pair in enumerate(itertools.pairwise(pieces)))
-                kept = [(rank, place) for rank, place in pairs if rank is not None and rng.random() >= dropout]
-                if not kept:
+                pairs = ((self._ranks.get(pair), index) for index, pair in enumerate(itertools.pairwise(pieces)))
+                candidates = [(rank, index) for rank, index in pairs if rank is not None and rng.random() >= dropout]
+                if not candidates:
                     break
-                _, place = min(kept)
-                pieces[place : place + 2] = ["".join(pieces[place : place + 2])]
+                _, index = min(candidates)
+                pieces[index : index + 2] = ["".join(pieces[index : index + 2])]
             ids += [self.bpe.token_to_id(piece) for piece in pieces]
         return ids
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, "length"]) -> str:
-        """The cleaned text that a row of ids stands for, marks and padding left out."""
+        """Decodes token ids to normalised text, without special tokens and padding."""
         ids = [int(i) for i in ids]
         if self.bos_id in ids:
             ids = ids[ids.index(self.bos_id) + 1 :]
@@ -207,9 +216,11 @@ class Tokenizer:
         return self.bpe.decode(ids).strip()
 
     def to_json(self) -> str:
+        """Formats the tokenizer as the content of a `tokenizer.json`."""
         return self.bpe.to_str(pretty=False)
 
     def save(self, path: str | Path) -> None:
+        """Writes the tokenizer to a `tokenizer.json`."""
         paths.path(path).write_text(self.to_json(), "utf-8")
 
 
@@ -217,9 +228,9 @@ AnyTokenizer = Tokenizer | SentencePiece
 
 
 def open_tokenizer(file: str | Path, context_length: int) -> AnyTokenizer:
-    """The tokenizer of either kind that was saved in a `tokenizer.json` (`Tokenizer.save`, `SentencePiece.save`).
+    """Loads a `Tokenizer` or a `SentencePiece` from a `tokenizer.json` saved by its method `save`.
 
-    Raises FileNotFoundError or ValueError as their `load` does.
+    Raises FileNotFoundError for a missing file, ValueError for invalid content.
     """
     try:
         padded = json.loads(paths.path(file).read_text("utf-8")).get("padding")
@@ -228,27 +239,28 @@ def open_tokenizer(file: str | Path, context_length: int) -> AnyTokenizer:
     return (SentencePiece if padded else Tokenizer).load(file, context_length)
 
 
-def _pairs(merges: str) -> list[tuple[str, str]]:
-    """The merges in a `merges.txt`, one a line."""
+def _parse_merges(merges: str) -> list[tuple[str, str]]:
+    """Parses the content of a `merges.txt`, one merge per line."""
     lines = [line.split() for line in merges.splitlines() if line.strip() and not line.startswith("#version")]
-    wrong = [line for line in lines if len(line) != 2]
-    if wrong:
-        raise ValueError(f"a merge is two tokens, not {' '.join(wrong[0])!r}")
+    invalid = [line for line in lines if len(line) != 2]
+    if invalid:
+        raise ValueError(f"a merge must be two tokens, not {' '.join(invalid[0])!r}")
     return [(a, b) for a, b in lines]
 
 
-def _vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
-    """CLIP's layout: bytes, bytes at the end of a word, one token a merge, two marks."""
+def _build_vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
+    """Builds a vocabulary in CLIP's order: bytes, bytes at the end of a word, merges, start and end of text."""
     ends = (b + _END_OF_WORD for b in _BYTES)
     tokens = dict.fromkeys([*_BYTES, *ends, *("".join(pair) for pair in merges)])
     return {token: index for index, token in enumerate([*tokens, BOS, EOS])}
 
 
-def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+def _build_bpe_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    """Builds CLIP's BPE tokenizer. Raises ValueError if vocabulary and merges are inconsistent."""
     try:
         model = models.BPE(vocab=vocab, merges=merges, end_of_word_suffix=_END_OF_WORD, fuse_unk=False)
     except Exception as error:  # the library raises no narrower class
-        raise ValueError(f"vocabulary and merges do not fit together ({error})") from error
+        raise ValueError(f"vocabulary and merges are inconsistent ({error})") from error
     bpe = tokenizers.Tokenizer(model)
     bpe.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -260,6 +272,6 @@ def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tok
         ]
     )
     bpe.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(_END_OF_WORD, " ")])
-    # Marks that a vocabulary lacks would be added to it.
+    # add_special_tokens would extend the vocabulary with missing tokens, so pass only existing ones.
     bpe.add_special_tokens([token for token in (BOS, EOS) if token in vocab])
     return bpe

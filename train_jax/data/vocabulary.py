@@ -1,4 +1,4 @@
-"""A tokenizer learnt on the captions of a training set."""
+"""Training of a tokenizer on the captions of a source."""
 
 import logging
 from collections.abc import Iterator
@@ -14,22 +14,29 @@ from train_jax.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-def learn(data: ConfigDict, most: int, vocab_size: int, context_length: int) -> Tokenizer:
-    """At most `vocab_size` tokens, learnt on the captions of `most` records of `config.data`'s source."""
+def train_tokenizer(data: ConfigDict, max_records: int, vocab_size: int, context_length: int) -> Tokenizer:
+    """Trains a tokenizer on the captions of the training source.
+
+    Args:
+      data: options `config.data`.
+      max_records: maximum number of records to read.
+      vocab_size: maximum vocabulary size.
+      context_length: number of tokens per text.
+    """
     source = sources.from_config(data)
     try:
-        tokenizer = Tokenizer.train(_captions(source, most), vocab_size, context_length)
+        tokenizer = Tokenizer.train(_captions(source, max_records), vocab_size, context_length)
     except DataError:
         raise
     except ValueError as error:
         raise ConfigError(f"config.tokenizer: {error}") from error
-    log.info("learnt a vocabulary of %d tokens from %s", tokenizer.vocab_size, source.name)
+    log.info("trained a vocabulary of %d tokens from %s", tokenizer.vocab_size, source.name)
     return tokenizer
 
 
-def _captions(source: sources.Source, most: int) -> Iterator[str]:
-    """The captions of evenly spread records; one that cannot be read is passed over."""
-    for index in np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int)):
+def _captions(source: sources.Source, max_records: int) -> Iterator[str]:
+    """Yields the captions of evenly spaced records; skips broken records."""
+    for index in np.unique(np.linspace(0, len(source) - 1, min(max_records, len(source))).astype(int)):
         try:
             yield from source.described(int(index))["captions"]
         except BrokenSample as error:

@@ -1,1 +1,1 @@
-"""Data sets that are made on the spot, with what draws their pictures, reads them and grades them."""
+"""Embedded data sets without downloads, with recognisers that evaluate generated images."""

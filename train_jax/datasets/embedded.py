@@ -1,4 +1,4 @@
-"""Data sets that are made on the spot: prepared once, by whichever process comes first."""
+"""Preparation of embedded TFDS data sets, once for all processes."""
 
 import fcntl
 import logging
@@ -9,10 +9,10 @@ from train_jax import paths
 log = logging.getLogger(__name__)
 
 
-def prepared(builder_class, config: str | None, data_dir: str | None):
-    """A TFDS builder whose files are there, made now if need be; several processes may ask at once.
+def prepare_builder(builder_class, config: str | None, data_dir: str | None):
+    """Returns a TFDS builder after preparing its files if necessary. Safe for concurrent processes.
 
-    Raises ValueError for a config that the builder does not have.
+    Raises ValueError for an unknown config of the builder.
     """
     configs = list(builder_class.builder_configs)
     if config is not None and config not in configs:
@@ -25,7 +25,7 @@ def prepared(builder_class, config: str | None, data_dir: str | None):
     lock = (root if isinstance(root, Path) else paths.cache()) / f".{builder.name}-{config or 'default'}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # TFDS writes to a folder of its own and renames it, but reads it in between
+        fcntl.flock(file, fcntl.LOCK_EX)  # TFDS reads its folder before the atomic rename
         builder = builder_class(config=config, data_dir=data_dir)
         if not builder.is_prepared():
             log.info("preparing the data set %s (once)", builder.info.full_name)

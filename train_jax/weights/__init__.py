@@ -1,1 +1,1 @@
-"""Weight files of any peer as arrays by name (`tensors`), and tables from their names to ours and back (`layout`)."""
+"""Weight files of other libraries: reading (`tensors`), and conversion of names and layouts (`layout`)."""

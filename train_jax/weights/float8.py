@@ -1,4 +1,4 @@
-"""8-bit floating-point tensors of safetensors files, which the safetensors library hands to PyTorch alone."""
+"""Reading of 8-bit floating-point tensors, which the safetensors library supports only for PyTorch."""
 
 import json
 import re
@@ -15,7 +15,7 @@ _SCALES = re.compile(r"(weight_scale(_inv)?|input_scale|scale_(weight|input)|sca
 
 
 def read(path: Path, name: str) -> np.ndarray:
-    """One tensor of a file whose header safetensors has checked: 8 bytes of its length, the header in JSON, the data."""
+    """Reads a tensor of a safetensors file: 8 bytes of header length, the header in JSON, the data."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(length))[name]
@@ -25,10 +25,10 @@ def read(path: Path, name: str) -> np.ndarray:
 
 
 def refuse_scaled(path: Path, names: Iterable[str]) -> None:
-    """LoadError if tensors lie beside the 8-bit ones that they are to be multiplied by: every quantiser has its own rule."""
+    """Raises LoadError for 8-bit tensors with separate scales, whose meaning differs between quantisation formats."""
     scales = sorted(name for name in names if _SCALES.search(name))
     if scales:
         raise LoadError(
-            f"{path} holds 8-bit floats with scales of their own ({scales[0]} and {len(scales) - 1} more), which are not "
-            "understood: take the weights in bfloat16 or float32"
+            f"{path} holds 8-bit floats with separate scales ({scales[0]} and {len(scales) - 1} more), which are not "
+            "supported: use the weights in bfloat16 or float32"
         )

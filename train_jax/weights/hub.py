@@ -1,4 +1,4 @@
-"""`hf:org/name`: repositories of the Hugging Face Hub as local directories, brought by huggingface_hub or cached by it."""
+"""Models of the Hugging Face Hub, `hf:org/name`, downloaded and cached by huggingface_hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,21 +10,20 @@ PREFIX = "hf:"
 
 
 def is_name(path: str | Path) -> bool:
-    """Whether `path` names a repository of the hub rather than a place on a disk."""
+    """Returns whether `path` is a repository of the hub instead of a local path."""
     return str(path).startswith(PREFIX)
 
 
 def resolve(path: str | Path, files: Sequence[str], fallback: Sequence[str] = ()) -> paths.AnyPath:
-    """Local path of a model: of `hf:org/name` or `hf:org/name@revision` its directory in the hub's cache.
+    """Returns the path of a model, after downloading it to the hub's cache if necessary.
 
     Args:
-      path: the name; anything else is a place, as `train_jax.paths.weights` has it.
-      files: patterns of the files to bring, such as "*.json" and "*.safetensors".
-      fallback: patterns of weights in older formats, brought only where `files` brought no safetensors: a repository often
-        holds the same weights in several formats.
+      path: `hf:org/name` or `hf:org/name@revision`; other values are paths, as in `train_jax.paths.weights`.
+      files: patterns of the files to download, such as "*.json" and "*.safetensors".
+      fallback: patterns of weights in older formats, downloaded only if `files` matched no safetensors. Repositories often
+        hold the same weights in several formats.
 
-    Raises LoadError for a malformed name, and one that says what to download and where to put it if the hub cannot be
-    reached or refuses.
+    Raises LoadError for a malformed name or a failed download; the message explains a manual download.
     """
     if not is_name(path):
         return paths.weights(path)
@@ -44,10 +43,10 @@ def resolve(path: str | Path, files: Sequence[str], fallback: Sequence[str] = ()
         if fallback and not any(directory.rglob("*.safetensors")):
             directory = snapshot([*files, *fallback])
         return directory
-    except Exception as error:  # offline, not there, no access: the hub's errors share no class over its versions
+    except Exception as error:  # error classes differ between versions of huggingface_hub
         reason = (str(error).splitlines() or [""])[0]
         raise LoadError(
-            f"{path} could not be brought ({type(error).__name__}: {reason}). Without a network, copy "
+            f"{path} could not be downloaded ({type(error).__name__}: {reason}). Without a network, copy "
             f"{', '.join([*files, *fallback])} of https://huggingface.co/{repository} into a folder, and name that folder "
             "instead"
         ) from error

@@ -1,7 +1,7 @@
-"""How a peer's arrays become ours and back: a table of entries, one a parameter of ours.
+"""Conversion of parameters between a peer (another library) and our models, by a table of entries.
 
-Ours are named as in an unrolled model (`vision/transformer/block_0/attention/qkv/kernel`), whether the model that they go
-into is unrolled or stacked.
+Our parameters have the names of an unrolled model (`vision/transformer/block_0/attention/qkv/kernel`), even if the model
+has stacked blocks.
 """
 
 import dataclasses
@@ -12,48 +12,49 @@ import numpy as np
 
 from train_jax.errors import LoadError
 
-STATS = "batch_stats/"  # in front of the names of running statistics
-_NAMED = 20  # tensors that an error names
+STATS = "batch_stats/"  # prefix of running statistics
+_MAX_LISTED = 20  # tensors in an error message
 _BLOCK = re.compile(r"^(.*)/block_(\d+)/(.*)$")
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One parameter of ours.
+    """Conversion of one of our parameters.
 
     Attributes:
-      ours: its name.
-      theirs: the names it is made of: one, or several that are put together.
-      kind: how they differ.
-        same            not at all
-        linear          [out, in] -> [in, out]
-        conv            [out, in, height, width] -> [height, width, in, out]
-        point           [out, in] -> [1, 1, in, out], a 1 x 1 convolution
-        one_by_one      [out, in, 1, 1] -> [in, out]
-        qkv             [3 * heads * head_dim, width], or three of [heads * head_dim, width] -> [width, 3, heads, head_dim]
-        qkv_bias        the same without `width`
-        heads_in        [out, heads * head_dim] -> [heads, head_dim, out]
-        heads_out       [heads * head_dim, width] -> [width, heads, head_dim]
-        heads_bias      the same without `width`
-        row, rows       [1, 1, width] -> [1, width], [1, length, width] -> [length, width]
-        stack_first     several of one shape, stacked along a new first axis
-        stack_second    the same along a new second axis
-        number          any shape of one element -> []
-      heads: of the attention, where there are some.
-      third: which third of the peer's tensor, along its first axis, it is; None: it is the whole.
+      ours: name of our parameter.
+      theirs: name of the peer's array, or names of several arrays that are concatenated or stacked.
+      kind: difference of layouts, peer -> ours.
+        same               no difference
+        linear             [out, in] -> [in, out]
+        conv               [out, in, height, width] -> [height, width, in, out]
+        linear_to_conv1x1  [out, in] -> [1, 1, in, out]
+        conv1x1_to_linear  [out, in, 1, 1] -> [in, out]
+        qkv                [3 * heads * head_dim, width], or three [heads * head_dim, width] -> [width, 3, heads, head_dim]
+        qkv_bias           the same without `width`
+        merge_heads        [out, heads * head_dim] -> [heads, head_dim, out]
+        split_heads        [heads * head_dim, width] -> [width, heads, head_dim]
+        heads_bias         the same without `width`
+        row, rows          [1, 1, width] -> [1, width], [1, length, width] -> [length, width]
+        stack_first        several arrays of one shape, stacked along a new first axis
+        stack_second       the same along a new second axis
+        scalar             any shape with one element -> []
+      heads: number of attention heads; 0 for other parameters.
+      qkv_index: index of our parameter in the peer's array, which concatenates queries, keys and values along its first
+        axis; None: the whole array.
     """
 
     ours: str
     theirs: tuple[str, ...]
     kind: str = "same"
     heads: int = 0
-    third: int | None = None
+    qkv_index: int | None = None
 
     def from_peer(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Our parameter of the peer's arrays."""
+        """Converts the peer's arrays to our parameter, in float32."""
         arrays = [np.asarray(array).astype(np.float32) for array in arrays]
-        if self.third is not None:
-            arrays = [np.split(array, 3)[self.third] for array in arrays]
+        if self.qkv_index is not None:
+            arrays = [np.split(array, 3)[self.qkv_index] for array in arrays]
         if self.kind in ("stack_first", "stack_second"):
             return np.stack(arrays, axis=int(self.kind == "stack_second"))
         x = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
@@ -61,41 +62,41 @@ class Entry:
             return x.T
         if self.kind == "conv":
             return x.transpose(2, 3, 1, 0)
-        if self.kind == "point":
+        if self.kind == "linear_to_conv1x1":
             return x.T[None, None]
-        if self.kind == "one_by_one":
+        if self.kind == "conv1x1_to_linear":
             return x[:, :, 0, 0].T
         if self.kind == "qkv":
             return x.T.reshape(x.shape[1], 3, self.heads, -1)
         if self.kind == "qkv_bias":
             return x.reshape(3, self.heads, -1)
-        if self.kind == "heads_in":
+        if self.kind == "merge_heads":
             return x.T.reshape(self.heads, -1, x.shape[0])
-        if self.kind == "heads_out":
+        if self.kind == "split_heads":
             return x.T.reshape(x.shape[1], self.heads, -1)
         if self.kind == "heads_bias":
             return x.reshape(self.heads, -1)
         if self.kind in ("row", "rows"):
             return x[0]
-        return x.reshape(()) if self.kind == "number" else x
+        return x.reshape(()) if self.kind == "scalar" else x
 
     def to_peer(self, x: np.ndarray) -> list[np.ndarray]:
-        """The arrays, or thirds of one, that `from_peer` makes `x` of."""
+        """Converts our parameter to the peer's arrays, or to a third of an array: the inverse of `from_peer`."""
         if self.kind == "linear":
             x = x.T
         elif self.kind == "conv":
             x = x.transpose(3, 2, 0, 1)
-        elif self.kind == "point":
+        elif self.kind == "linear_to_conv1x1":
             x = x[0, 0].T
-        elif self.kind == "one_by_one":
+        elif self.kind == "conv1x1_to_linear":
             x = x.T[:, :, None, None]
         elif self.kind == "qkv":
             x = x.reshape(x.shape[0], -1).T
         elif self.kind in ("qkv_bias", "heads_bias"):
             x = x.reshape(-1)
-        elif self.kind == "heads_out":
+        elif self.kind == "split_heads":
             x = x.reshape(x.shape[0], -1).T
-        elif self.kind == "heads_in":
+        elif self.kind == "merge_heads":
             x = x.reshape(-1, x.shape[-1]).T
         elif self.kind in ("row", "rows"):
             x = x[None]
@@ -103,30 +104,31 @@ class Entry:
 
 
 def from_peer(tensors: Mapping, entries: Sequence[Entry], where: str, ignored: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Our parameters out of a peer's, by name.
+    """Converts the parameters of a peer to ours, by name.
 
     Args:
-      tensors: name -> anything that NumPy makes an array of.
-      where: the file, for messages.
-      ignored: regular expressions on names that are known to mean nothing.
+      tensors: name -> array-like.
+      entries: conversion table.
+      where: name of the file for messages.
+      ignored: regular expressions for names of the peer that may be ignored.
 
-    Raises LoadError if tensors are missing, or if there are some that no entry uses: a model with more parts than we
-    know would silently be another model.
+    Raises LoadError for missing tensors, and for tensors that no entry uses, since a model with unknown parts would compute
+    something else.
     """
-    wanted = [name for entry in entries for name in entry.theirs]
-    missing = [name for name in wanted if name not in tensors]
-    rest = set(tensors) - set(wanted)
-    unknown = sorted(name for name in rest if not any(re.search(pattern, name) for pattern in ignored))
-    for what, names in (("lacks", missing), ("has parts that are not understood:", unknown)):
+    expected = [name for entry in entries for name in entry.theirs]
+    missing = [name for name in expected if name not in tensors]
+    unused = set(tensors) - set(expected)
+    unknown = sorted(name for name in unused if not any(re.search(pattern, name) for pattern in ignored))
+    for problem, names in (("lacks", missing), ("has parts that are not understood:", unknown)):
         if names:
-            shown = [f"{name} {list(tensors[name].shape)}" if name in tensors else name for name in names[:_NAMED]]
-            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            raise LoadError(f"{where} {what} {len(names)} tensor(s): {', '.join(shown)}{more}")
+            listed = [f"{name} {list(tensors[name].shape)}" if name in tensors else name for name in names[:_MAX_LISTED]]
+            more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+            raise LoadError(f"{where} {problem} {len(names)} tensor(s): {', '.join(listed)}{more}")
     return {entry.ours: _from_peer(entry, tensors, where) for entry in entries}
 
 
 def _from_peer(entry: Entry, tensors: Mapping, where: str) -> np.ndarray:
-    """Our parameter of an entry. LoadError where a tensor has other axes or numbers than the entry is of."""
+    """Converts the parameter of one entry. Raises LoadError for a tensor of an invalid shape."""
     arrays = [np.asarray(tensors[name]) for name in entry.theirs]
     try:
         return entry.from_peer(arrays)
@@ -136,60 +138,64 @@ def _from_peer(entry: Entry, tensors: Mapping, where: str) -> np.ndarray:
 
 
 def to_peer(params: Mapping[str, np.ndarray], entries: Sequence[Entry]) -> dict[str, np.ndarray]:
-    """A peer's parameters out of ours, by name. Each of ours is used exactly once (else it is a KeyError)."""
-    left = dict(params)
+    """Converts our parameters to those of a peer, by name.
+
+    Raises KeyError unless the entries use each parameter exactly once.
+    """
+    unused = dict(params)
     tensors: dict[str, np.ndarray] = {}
-    thirds: dict[str, list[np.ndarray]] = {}
-    for entry in sorted(entries, key=lambda entry: entry.third or 0):
-        arrays = entry.to_peer(left.pop(entry.ours))
-        if entry.third is None:
+    qkv_parts: dict[str, list[np.ndarray]] = {}
+    for entry in sorted(entries, key=lambda entry: entry.qkv_index or 0):
+        arrays = entry.to_peer(unused.pop(entry.ours))
+        if entry.qkv_index is None:
             tensors.update(zip(entry.theirs, arrays, strict=True))
         else:
-            thirds.setdefault(entry.theirs[0], []).extend(arrays)
-    if left:
-        raise KeyError(f"no entry for {', '.join(sorted(left)[:3])}")
-    return tensors | {name: np.concatenate(parts) for name, parts in thirds.items()}
+            qkv_parts.setdefault(entry.theirs[0], []).extend(arrays)
+    if unused:
+        raise KeyError(f"no entry for {', '.join(sorted(unused)[:3])}")
+    return tensors | {name: np.concatenate(parts) for name, parts in qkv_parts.items()}
 
 
 def nested(flat: Mapping[str, np.ndarray], scan: bool) -> dict:
-    """Parameters by name -> the tree of a model; with `scan` the blocks of a transformer are stacked."""
+    """Builds the parameter tree of a model from a flat dict. If `scan`, the blocks of transformers are stacked."""
     if scan:
-        flat = _stacked(flat)
+        flat = _stack_blocks(flat)
     tree: dict = {}
     for name, value in flat.items():
         *folders, last = name.split("/")
-        here = tree
+        node = tree
         for folder in folders:
-            here = here.setdefault(folder, {})
-        here[last] = value
+            node = node.setdefault(folder, {})
+        node[last] = value
     return tree
 
 
 def flat(tree: Mapping) -> dict[str, np.ndarray]:
-    """The tree of a model, stacked or unrolled -> parameters by unrolled name."""
-    found: dict[str, np.ndarray] = {}
+    """Flattens the parameter tree of a stacked or unrolled model to a dict with unrolled names."""
+    params: dict[str, np.ndarray] = {}
 
     def visit(prefix: str, value) -> None:
         if isinstance(value, Mapping):
             for key, item in value.items():
                 visit(f"{prefix}/{key}" if prefix else key, item)
         elif "/blocks/" in prefix:
-            for number, layer in enumerate(np.asarray(value)):
-                found[prefix.replace("/blocks/", f"/block_{number}/")] = layer
+            for depth, layer in enumerate(np.asarray(value)):
+                params[prefix.replace("/blocks/", f"/block_{depth}/")] = layer
         else:
-            found[prefix] = np.asarray(value)
+            params[prefix] = np.asarray(value)
 
     visit("", tree)
-    return found
+    return params
 
 
-def _stacked(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
+def _stack_blocks(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Stacks the parameters of the blocks of transformers in a flat dict."""
+    unstacked: dict[str, np.ndarray] = {}
     layers: dict[str, dict[int, np.ndarray]] = {}
     for name, value in params.items():
         match = _BLOCK.match(name)
         if match is None:
-            found[name] = value
+            unstacked[name] = value
         else:
             layers.setdefault(f"{match[1]}/blocks/{match[3]}", {})[int(match[2])] = value
-    return found | {name: np.stack([parts[i] for i in range(len(parts))]) for name, parts in layers.items()}
+    return unstacked | {name: np.stack([parts[i] for i in range(len(parts))]) for name, parts in layers.items()}

@@ -1,7 +1,7 @@
-"""Pickles as plain values, without Python's unpickler: nothing that a file names is ever imported or called.
+"""Safe reading of pickles as plain values: nothing that a file names is imported or called.
 
-An interpreter of the instructions that `pickletools` decodes. Numbers, text, tuples, lists, sets (as lists) and dicts become
-themselves. What pickle would make by a call becomes a `Record` of that call, unless the caller said what the call means.
+An interpreter executes the instructions that `pickletools` decodes. Numbers, strings, tuples, lists, sets (as lists) and
+dicts are read as such. A call becomes a `Record` of the call, unless the caller provides a function for it.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 @dataclasses.dataclass(frozen=True)
 class Global:
-    """A class or function that a pickle names, as "module.name"."""
+    """Reference of a pickle to a class or function, as "module.name"."""
 
     name: str
 
 
 @dataclasses.dataclass(eq=False)
 class Record:
-    """A call that a pickle asked for and that was not made: of what, with which arguments, and the state set afterwards."""
+    """Record of a call in a pickle that was not executed: callee, arguments, and the state that the pickle sets."""
 
     callee: Any
     arguments: Any = ()
@@ -33,11 +33,11 @@ class Record:
 
 
 class Interpreter:
-    """One reading of a pickle.
+    """Interpreter of one pickle.
 
     Args:
-      calls: "module.name" -> what stands for a call of it, a function of its positional arguments.
-      persistent: what stands for a persistent id, a function of it.
+      calls: "module.name" -> function of the positional arguments that replaces calls of this name.
+      persistent: function that converts a persistent id to a value.
     """
 
     def __init__(self, calls: Mapping[str, Callable], persistent: Callable[[Any], Any]):
@@ -47,7 +47,7 @@ class Interpreter:
         self._memo: dict[int, Any] = {}
 
     def load(self, data: bytes) -> Any:
-        """The value that the pickle describes. Raises LoadError if it is damaged."""
+        """Returns the value of a pickle. Raises LoadError for a damaged or unsupported pickle."""
         try:
             for opcode, argument, _ in pickletools.genops(data):
                 if opcode.name == "STOP":
@@ -60,6 +60,7 @@ class Interpreter:
         raise LoadError("a pickle that does not end")
 
     def _step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
+        """Executes one instruction. The other private methods are named after instructions."""
         stack, name = self._stack, opcode.name
         if name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
@@ -73,7 +74,7 @@ class Interpreter:
             stack.append(self._memo[argument])
         elif method := getattr(self, f"_{name.lower()}", None):
             method(argument)
-        elif argument is not None and not name.startswith("EXT"):  # numbers, bytes and text stand in the instruction
+        elif argument is not None and not name.startswith("EXT"):  # literals: numbers, bytes, strings
             stack.append(argument)
         else:
             raise LoadError(f"a pickle with the instruction {name}, which is not read here")
@@ -81,7 +82,7 @@ class Interpreter:
     # -- the stack ------------------------------------------------------------------------------------------------------
 
     def _proto(self, _) -> None:
-        """What says nothing about the value: the protocol's number, the length of a frame."""
+        """Ignores an instruction without effect on the value: protocol version, frame length."""
 
     _frame = _proto
 
@@ -89,6 +90,7 @@ class Interpreter:
         self._marks.append(len(self._stack))
 
     def _since_mark(self) -> list[Any]:
+        """Pops the stack down to the last mark and returns the popped items."""
         start = self._marks.pop()
         items = self._stack[start:]
         del self._stack[start:]
@@ -142,17 +144,20 @@ class Interpreter:
         self._put(self._since_mark())
 
     def _put(self, items: list[Any]) -> None:
-        """Keys and values in turn, into the dict on the stack; those of a recorded object are left out."""
+        """Adds alternating keys and values to the dict on the stack; ignores items of a `Record`."""
         if isinstance(target := self._stack[-1], dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
                 target[self._key(key)] = value
 
     def _key(self, key: Any) -> Any:
-        """Plain keys as they are. Others by name or number: to hash what a file built can take any time and stack."""
+        """Converts a key to a plain key: other objects are named or numbered.
+
+        Hashing nested objects of a file could take unlimited time and stack.
+        """
         if key is None or isinstance(key, str | bytes):
             return key
         if isinstance(key, int | float):
-            return key if abs(key) < 2**31 else str(key)  # larger ones may be chosen to have one hash
+            return key if abs(key) < 2**31 else str(key)  # large integers could be chosen to have equal hashes
         return key.name if isinstance(key, Global) else f"{type(key).__name__} {len(self._stack[-1])}"
 
     # -- calls ----------------------------------------------------------------------------------------------------------
@@ -163,12 +168,13 @@ class Interpreter:
     def _stack_global(self, _) -> None:
         module, name = self._stack[-2:]
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise LoadError("a pickle with a name that is no text")
+            raise LoadError("a pickle with a name that is not a string")
         self._stack[-2:] = [Global(f"{module}.{name}")]
 
     def _call(self, callee: Any, arguments: Any) -> None:
-        known = self._calls.get(callee.name) if isinstance(callee, Global) else None
-        self._stack.append(known(*arguments) if known else Record(callee, arguments))
+        """Pushes the result of a known call, or the `Record` of an unknown call."""
+        function = self._calls.get(callee.name) if isinstance(callee, Global) else None
+        self._stack.append(function(*arguments) if function else Record(callee, arguments))
 
     def _reduce(self, _) -> None:
         arguments, callee = self._stack.pop(), self._stack.pop()

@@ -1,7 +1,7 @@
-"""Weight files as mappings from names to arrays: safetensors, PyTorch's zip archives, NumPy's npz. Needs no PyTorch.
+"""Reading of weight files as mappings from names to arrays: safetensors, PyTorch's zip archives, NumPy's npz.
 
-A PyTorch file is a pickle. It is read as plain values (`pickles`): tensors are understood, and of every other object that
-a file holds (modules, callbacks of a trainer, options) the attributes are kept and no code runs.
+Needs no PyTorch. A PyTorch file is a pickle, which is read as plain values (`pickles`): tensors become arrays; for all other
+objects in the file (modules, callbacks of a trainer, options) only attributes are read and no code runs.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from train_jax.paths import AnyPath
 from train_jax.weights import float8
 from train_jax.weights.pickles import Global, Interpreter, Record
 
-_LONGEST = 1000  # letters of a tensor's name
-_MOST = 200_000  # values of a file: a few bytes can describe any number, if each stands in two places of the next
+_MAX_NAME_LENGTH = 1000  # characters of a tensor's name
+_MAX_VALUES = 200_000  # values of a file; nested shared references could expand to exponentially many
 _STORAGES = {
     "FloatStorage": np.dtype("float32"),
     "DoubleStorage": np.dtype("float64"),
@@ -40,7 +40,12 @@ _STORAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """An array in a file: its shape, and how to read it."""
+    """Array in a file that is read on demand.
+
+    Attributes:
+      shape: shape of the array.
+      load: function that reads the array.
+    """
 
     shape: tuple[int, ...]
     load: Callable[[], np.ndarray]
@@ -50,40 +55,40 @@ class Tensor:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turns whatever a damaged file makes its library raise into a LoadError; as a decorator, too."""
+def _convert_errors(path: Path) -> Iterator[None]:
+    """Converts all errors of reading a damaged file to LoadError; usable as a decorator."""
     try:
         yield
     except (LoadError, FileNotFoundError):
         raise
-    except Exception as error:  # zip, zlib, NumPy and safetensors raise classes of their own, of every kind
+    except Exception as error:  # zip, zlib, NumPy and safetensors raise various classes
         raise LoadError(f"{path} cannot be read as weights ({type(error).__name__}: {error})") from error
 
 
 def open_tensors(path: AnyPath) -> Mapping[str, Tensor]:
-    """The tensors in a weight file, by name; none is read yet.
+    """Opens a weight file and returns its tensors by name, without reading the arrays.
 
-    In a PyTorch file a name is the way to the tensor through dicts and through attributes of objects, joined by dots.
-
-    Raises LoadError, also when a tensor is read, for a file that is damaged or of another kind.
+    Names of a PyTorch file are the keys of dicts and the attributes of objects on the path to a tensor, joined by dots.
+    Raises LoadError for a damaged file or another format; reading a tensor may also raise LoadError.
     """
     path = paths.local(path)
-    with _reading(path):
+    with _convert_errors(path):
         if path.suffix == ".safetensors":
-            return _safetensors(path)
+            return _open_safetensors(path)
         if path.suffix == ".npz":
-            return _npz(path)
-        return _flat(_torch(path), path)
+            return _open_npz(path)
+        return _flatten(_open_torch(path), path)
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def _open_safetensors(path: Path) -> dict[str, Tensor]:
+    """Opens a safetensors file."""
     with safetensors.safe_open(path, "numpy") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
         eight_bits = {name for name in shapes if file.get_slice(name).get_dtype() in float8.DTYPES}
     if eight_bits:
         float8.refuse_scaled(path, shapes)
 
-    @_reading(path)
+    @_convert_errors(path)
     def load(name: str) -> np.ndarray:
         if name in eight_bits:
             return float8.read(path, name)
@@ -93,8 +98,9 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     return {name: Tensor(shape, functools.partial(load, name)) for name, shape in shapes.items()}
 
 
-def _npz(path: Path) -> dict[str, Tensor]:
-    found = {}
+def _open_npz(path: Path) -> dict[str, Tensor]:
+    """Opens an npz file."""
+    tensors = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.namelist():
             with archive.open(member) as file:
@@ -104,12 +110,13 @@ def _npz(path: Path) -> dict[str, Tensor]:
                 if dtype.hasobject:
                     raise LoadError(f"{path}: {member} holds Python objects, which are not read")
             name = member.removesuffix(".npy")
-            found[name] = Tensor(tuple(shape), functools.partial(_npz_member, path, name))
-    return found
+            tensors[name] = Tensor(tuple(shape), functools.partial(_read_npz_member, path, name))
+    return tensors
 
 
-def _npz_member(path: Path, name: str) -> np.ndarray:
-    with _reading(path), np.load(path, allow_pickle=False) as file:
+def _read_npz_member(path: Path, name: str) -> np.ndarray:
+    """Reads an array of an npz file."""
+    with _convert_errors(path), np.load(path, allow_pickle=False) as file:
         array = file[name]
     # NumPy writes bfloat16 as two raw bytes.
     return array.view(ml_dtypes.bfloat16) if array.dtype.kind == "V" and array.dtype.itemsize == 2 else array
@@ -121,31 +128,33 @@ def _npz_member(path: Path, name: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
+    """Reference to the storage of a tensor in a PyTorch file."""
+
     key: str
     kind: str
 
 
-def _torch(path: Path):
-    """What was saved by `torch.save` or `torch.jit.save`, tensors unread."""
+def _open_torch(path: Path):
+    """Reads a file of `torch.save` or `torch.jit.save` as plain values with unread tensors."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             raise LoadError(
-                f"{path} is no zip archive: PyTorch before 1.6 wrote another format, which is not read here. Save it "
+                f"{path} is not a zip archive: PyTorch before 1.6 wrote another format, which is not supported. Save it "
                 "again with a newer PyTorch, as safetensors"
             )
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise LoadError(f"{path} is no PyTorch file: it holds {', '.join(archive.namelist()[:5])}")
+            raise LoadError(f"{path} is not a PyTorch file: it holds {', '.join(archive.namelist()[:5])}")
         folder = pickles[0].removesuffix("data.pkl")
         order = folder + "byteorder"
-        if order in archive.namelist() and _member(archive, order) != b"little":
+        if order in archive.namelist() and _read_member(archive, order) != b"little":
             raise LoadError(f"{path} was written on a big-endian machine, which is not supported")
-        data = _member(archive, pickles[0])
+        data = _read_member(archive, pickles[0])
     calls = {
         "collections.OrderedDict": lambda pairs=(): {key: value for key, value in pairs if isinstance(key, str)},
-        "torch._utils._rebuild_tensor_v2": functools.partial(_tensor, path, folder),
-        "torch._utils._rebuild_tensor_v3": lambda storage, offset, shape, strides, _, __, dtype, *___: _tensor(
+        "torch._utils._rebuild_tensor_v2": functools.partial(_make_tensor, path, folder),
+        "torch._utils._rebuild_tensor_v3": lambda storage, offset, shape, strides, _, __, dtype, *___: _make_tensor(
             path, folder, _Storage(storage.key, dtype.name.removeprefix("torch.")), offset, shape, strides
         ),
         "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
@@ -157,33 +166,36 @@ def _torch(path: Path):
         },
     }
     try:
-        return Interpreter(calls, _storage).load(data)
+        return Interpreter(calls, _parse_storage).load(data)
     except LoadError as error:
         raise LoadError(f"{path} holds {error}") from error
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:  # a few bytes could unpack to any number
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Reads an uncompressed member of a zip archive."""
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:  # prevents decompression bombs
         raise LoadError(f"{archive.filename}: {name} is compressed, which PyTorch does not do")
     return archive.read(name)
 
 
-def _storage(saved) -> _Storage:
+def _parse_storage(saved) -> _Storage:
+    """Parses the persistent id of a storage."""
     kind, dtype, key, *_ = saved
     if kind != "storage" or not isinstance(dtype, Global) or not (isinstance(key, str | int) and str(key).isdigit()):
-        raise LoadError("a reference to what is no storage of numbers")
+        raise LoadError("a persistent id that is not a storage of numbers")
     return _Storage(str(key), dtype.name.removeprefix("torch."))
 
 
-def _tensor(path: Path, folder: str, storage: _Storage, offset: int, shape, strides, *_) -> Tensor:
+def _make_tensor(path: Path, folder: str, storage: _Storage, offset: int, shape, strides, *_) -> Tensor:
+    """Makes the unread tensor of a view into a storage."""
     shape, strides = tuple(map(int, shape)), tuple(map(int, strides))
 
-    @_reading(path)
+    @_convert_errors(path)
     def load() -> np.ndarray:
         if storage.kind not in _STORAGES:
-            raise LoadError(f"{path} holds numbers of the kind {storage.kind}; known are {', '.join(_STORAGES)}")
+            raise LoadError(f"{path} holds numbers of type {storage.kind}; supported types are {', '.join(_STORAGES)}")
         with zipfile.ZipFile(path) as archive:
-            data = np.frombuffer(_member(archive, f"{folder}data/{storage.key}"), _STORAGES[storage.kind])
+            data = np.frombuffer(_read_member(archive, f"{folder}data/{storage.key}"), _STORAGES[storage.kind])
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if min((offset, *strides, *shape), default=0) < 0 or (0 not in shape and last >= len(data)):
             raise LoadError(f"{path}: a tensor of shape {list(shape)} lies outside its storage")
@@ -195,19 +207,19 @@ def _tensor(path: Path, folder: str, storage: _Storage, offset: int, shape, stri
     return Tensor(shape, load)
 
 
-def _flat(saved, path: Path) -> dict[str, Tensor]:
-    """Tensors by dotted name, whatever they are nested in; what is not one (numbers, names of epochs) is left out."""
+def _flatten(saved, path: Path) -> dict[str, Tensor]:
+    """Returns the tensors in nested values by dotted name; ignores values of other types."""
     tensors: dict[str, Tensor] = {}
     visited = 0
-    ancestors: set[int] = set()  # objects may refer to those that hold them
+    ancestors: set[int] = set()  # to detect cyclic references
 
     def visit(prefix: str, value) -> None:
         nonlocal visited
         visited += 1
-        if visited > _MOST:
-            raise LoadError(f"{path} holds more than {_MOST:,} values: it is no file of weights")
-        if len(prefix) > _LONGEST:
-            raise LoadError(f"{path} holds names of more than {_LONGEST:,} letters, such as {prefix[:60]}…")
+        if visited > _MAX_VALUES:
+            raise LoadError(f"{path} holds more than {_MAX_VALUES:,} values: it is not a weight file")
+        if len(prefix) > _MAX_NAME_LENGTH:
+            raise LoadError(f"{path} holds names of more than {_MAX_NAME_LENGTH:,} characters, such as {prefix[:60]}…")
         if isinstance(value, Tensor):
             tensors[prefix] = value
         elif isinstance(value, Record | Mapping) and id(value) not in ancestors:

@@ -1,11 +1,11 @@
-"""Painting from a sentence: a VQGAN's latents follow the gradient of what CLIP sees (VQGAN+CLIP, arXiv 2204.08583).
+"""Text-guided image synthesis by optimising a VQGAN's latents against CLIP similarity (VQGAN+CLIP, arXiv 2204.08583).
 
     painting = vqgan_jax.guided.paint(vq, clip, "a castle | sunset:0.5 | blur:-0.3", steps=300, seed=0)
     painting.images                 # uint8 [n, H, W, 3]
     grid = vqgan_jax.guided.paint_many(vq, clip, ["a star"], seeds=(0, 1), settings=[{"lr": 0.05}, {"lr": 0.1}])
     story = vqgan_jax.guided.animate(vq, clip, "a seed ^ a tree", motion=guided.Motion(frames=60, zoom=1.02))
 
-`options` has every option, `prompts` the grammar of prompts, `trajectory` the compiled scan.
+`options` defines all options, `prompts` the prompt grammar, `trajectory` the compiled scan.
 """
 
 import importlib
@@ -20,9 +20,9 @@ __all__ = ["Animation", "Motion", "Options", "Painting", "PromptError", "animate
 
 
 def __getattr__(name: str):
-    # Late: `vqgan-jax --help` needs no JAX.
+    # Imports lazily, so that `vqgan-jax --help` does not import JAX.
     for module, names in _NAMES.items():
         if name == module or name in names:
-            found = importlib.import_module(f"vqgan_jax.guided.{module}")
-            return found if name == module else getattr(found, name)
+            imported = importlib.import_module(f"vqgan_jax.guided.{module}")
+            return imported if name == module else getattr(imported, name)
     raise AttributeError(f"module 'vqgan_jax.guided' has no attribute {name!r}")

@@ -1,7 +1,6 @@
-"""Animations: a picture that zooms, turns or moves and is painted a little further in every frame; a story of scenes."""
+"""Animations: every frame warps the previous image (zoom, rotation, shift) and optimises it further, scene by scene."""
 
 import dataclasses
-import functools
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,24 +14,24 @@ from tqdm import tqdm
 from train_jax.errors import ConfigError
 from vqgan_jax.guided import augment
 from vqgan_jax.guided import options as options_lib
-from vqgan_jax.guided.painting import Clips, Job, Painter, check
+from vqgan_jax.guided.painting import Clips, Job, Painter, check_request
 from vqgan_jax.guided.prompts import Scene, parse
 from vqgan_jax.vqgan import Vqgan
 
 
-@typing.no_type_check  # values of any type arrive here, to be refused with what is allowed
+@typing.no_type_check  # __post_init__ checks the types and reports the allowed values
 @dataclasses.dataclass(frozen=True)
 class Motion:
-    """How a picture moves from frame to frame. Raises ConfigError for what cannot be.
+    """Motion between consecutive frames of an animation. Raises ConfigError for invalid values.
 
     Attributes:
-      frames: of each scene.
-      frame_steps: steps of the optimiser in a frame.
-      blend: frames at the end of a scene in which its prompt gives way to the next one's; None: ten, if there is a next
-        one and the scene is longer.
-      zoom: size of things, relative to the frame before.
-      turn: degrees, counter-clockwise.
-      right, down: shares of the picture's width and height.
+      frames: number of frames of each scene.
+      frame_steps: optimisation steps per frame.
+      blend: number of frames at the end of a scene that cross-fade to the prompt of the next scene; None: 10, or
+        `frames - 1` for shorter scenes.
+      zoom: magnification per frame.
+      turn: rotation per frame in degrees, counter-clockwise.
+      right, down: shift per frame, as a fraction of the image's width and height.
     """
 
     frames: int = 30
@@ -50,27 +49,31 @@ class Motion:
         for name, low in (("frames", 1), ("frame_steps", 1), ("blend", 0)):
             value = getattr(self, name)
             if (name, value) != ("blend", None) and (type(value) is not int or value < low):
-                raise ConfigError(f"{name} = {value!r}; it must be a whole number of at least {low}")
+                raise ConfigError(f"{name} = {value!r}; it must be an integer of at least {low}")
         for name, low, high in (("zoom", 0.5, 2.0), ("turn", -180, 180), ("right", -1, 1), ("down", -1, 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise ConfigError(f"{name} = {value!r}; it must be a number in [{low}, {high}]")
         if self.blend is not None and self.blend >= self.frames:
-            raise ConfigError(f"blend = {self.blend} must be less than frames = {self.frames}, those of a scene")
+            raise ConfigError(f"blend = {self.blend} must be less than frames = {self.frames}, the frames of a scene")
 
     @property
-    def overlap(self) -> int:
-        """Frames in which scenes blend."""
+    def blend_frames(self) -> int:
+        """Number of frames in which two scenes cross-fade."""
         return min(10, self.frames - 1) if self.blend is None else self.blend
 
     @property
-    def still(self) -> bool:
+    def is_still(self) -> bool:
+        """Whether frames are not warped."""
         return (self.zoom, self.turn, self.right, self.down) == (1, 0, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Animation:
-    """Frames, and the losses before each step of each. The first frame follows `steps` steps that are not shown."""
+    """Frames of an animation, and the loss before each step of each frame.
+
+    The `steps` steps before the first frame are not included.
+    """
 
     frames: UInt8[np.ndarray, "f H W 3"]
     losses: Float32[np.ndarray, "f steps"]
@@ -88,78 +91,90 @@ def animate(
     preview: Callable[[int, np.ndarray], None] | None = None,
     **options,
 ) -> Animation:
-    """Scenes one after the other, each of `motion.frames` frames; arguments as in `paint`.
+    """Paints an animation of the prompt's scenes, each of `motion.frames` frames.
 
-    Where the picture moves, every frame starts from the codes of the moved picture and from a fresh optimiser, and
-    `init_weight` and `init_pixels` pull to this start of its own; an overlay stays where it is. Where the picture stands
-    still, latents and optimiser go on. `preview` is called after every frame: `(its number, uint8 [H, W, 3])`.
+    With motion, every frame starts from the codes of the warped previous image, with a new optimiser state, and
+    `init_weight` and `init_pixels` refer to this start. An overlay is not warped. Without motion, latents and optimiser
+    state continue from frame to frame.
 
-    Raises as `paint`, and ConfigError for schedules over the steps, of which an animation knows no last, for snapshots,
-    which are its frames, and for a blend of a single scene.
+    Args:
+      preview: called after every frame with `(frame index, uint8 [H, W, 3])`.
+      others: as in `paint`.
+
+    Raises the errors of `paint`, and ConfigError for schedules over the steps (an animation has no last step), for
+    `save_every` (every frame is a snapshot), and for `blend` with a single scene.
     """
     motion = motion or Motion()
-    check(seed, 1, [prompt])
+    check_request(seed, 1, [prompt])
     resolved = options_lib.resolve(options)
-    if resolved.lr_decay != 1 or resolved.temperature_end:
-        raise ConfigError("lr_decay and temperature_end are schedules over a painting's steps: an animation has no last one")
+    if resolved.rate_decay or (resolved.probabilities and resolved.probabilities.temperature_end):
+        raise ConfigError("lr_decay and temperature_end are schedules over the steps: an animation has no last step")
     if "save_every" in options:
-        raise ConfigError("save_every is of a painting's snapshots: an animation gives its frames; set frame_steps instead")
+        raise ConfigError("save_every applies to paintings only: an animation returns frames; set frame_steps instead")
     scenes = parse(prompt)
     if motion.blend is not None and len(scenes) == 1:
-        raise ConfigError(f"blend = {motion.blend} is of scenes that follow each other, and the prompt has one: write A ^ B")
-    every = tuple(part for scene in scenes for part in scene)
-    painter = Painter(vq, clip, [Job(every, seed, resolved)], clip_weights)
-    # Without a last step the schedules stay where they begin.
-    numbers = painter.problem.numbers | {"steps": jnp.full_like(painter.problem.numbers["steps"], jnp.inf)}
-    problem, state = painter.problem._replace(numbers=numbers), painter.state
-    schedule = weights(scenes, motion.frames, motion.overlap)
+        raise ConfigError(f"blend = {motion.blend} needs two scenes or more, and the prompt has one: write A ^ B")
+    all_parts = tuple(part for scene in scenes for part in scene)
+    painter = Painter(vq, clip, [Job(all_parts, seed, resolved)], clip_weights)
+    # An infinite number of steps keeps the schedules at their initial values.
+    hparams = painter.problem.hparams | {"steps": jnp.full_like(painter.problem.hparams["steps"], jnp.inf)}
+    problem, state = painter.problem._replace(hparams=hparams), painter.state
+    weights = frame_weights(scenes, motion.frames, motion.blend_frames)
     frames, losses = [], []
-    move = functools.partial(_moved, matrix=matrix(motion, painter.size))
-    with tqdm(total=len(schedule), unit="frame", desc="animate", disable=not progress) as bar:
-        for number, row in enumerate(schedule):
-            painter.problem = problem._replace(weights=painter.place(row[None]))
-            if number == 0:
-                state, _ = painter.advance(state, resolved.steps)
-            elif not motion.still:
-                start = np.clip(np.asarray(move(painter.bare(state)[0])), 0, 1)[None]
-                first = painter.first(vq.encode(start))
-                painter.problem = painter.problem._replace(first=first, start=painter.place(start))
-                # Steps are counted on, so that a frame draws cuts that no other has seen.
-                state = painter.begin(first)._replace(step=state.step)
-            state, values = painter.advance(state, motion.frame_steps)
-            frames.append(painter.picture(state)[0][0])
-            losses.append(values[0])
+    homography = frame_homography(motion, painter.size)
+    with tqdm(total=len(weights), unit="frame", desc="animate", disable=not progress) as bar:
+        for index, row in enumerate(weights):
+            painter.problem = problem._replace(weights=painter.to_devices(row[None]))
+            if index == 0:
+                state, _ = painter.advance(state, resolved.schedule.steps)
+            elif not motion.is_still:
+                image = _warp(painter.render_without_overlay(state)[0], homography)
+                init_images = np.clip(np.asarray(image), 0, 1)[None]
+                init_latents = painter.latents_from_codes(vq.encode(init_images))
+                painter.problem = painter.problem._replace(
+                    init_latents=init_latents, init_images=painter.to_devices(init_images)
+                )
+                # The step counter continues: random cutouts are drawn anew in every frame.
+                state = painter.init_state(init_latents)._replace(step=state.step)
+            state, frame_losses = painter.advance(state, motion.frame_steps)
+            frames.append(painter.render(state)[0][0])
+            losses.append(frame_losses[0])
             bar.update()
-            bar.set_postfix(loss=f"{values[0, -1]:.4f}")
+            bar.set_postfix(loss=f"{frame_losses[0, -1]:.4f}")
             if preview is not None:
-                preview(number, frames[-1])
+                preview(index, frames[-1])
     return Animation(np.stack(frames), np.stack(losses))
 
 
-def weights(scenes: Sequence[Scene], frames: int, blend: int) -> Float32[np.ndarray, "f p"]:
-    """Weights of all scenes' parts in each frame: a scene's own, with the next one's coming in over its last frames."""
-    rows = []
-    for number in range(len(scenes)):
+def frame_weights(scenes: Sequence[Scene], frames: int, blend: int) -> Float32[np.ndarray, "f p"]:
+    """Computes the weight of each prompt part in each frame. Scenes cross-fade over their last `blend` frames."""
+    weights = []
+    for scene_index in range(len(scenes)):
         for frame in range(frames):
-            share = max(0, frame - (frames - blend) + 1) / (blend + 1) if number + 1 < len(scenes) else 0.0
-            present = {number: 1 - share, number + 1: share}
-            rows.append([part.weight * present.get(i, 0.0) for i, scene in enumerate(scenes) for part in scene])
-    return np.asarray(rows, np.float32)
+            fade = max(0, frame - (frames - blend) + 1) / (blend + 1) if scene_index + 1 < len(scenes) else 0.0
+            scene_weights = {scene_index: 1 - fade, scene_index + 1: fade}
+            weights.append(
+                [part.weight * scene_weights.get(i, 0.0) for i, scene in enumerate(scenes) for part in scene]
+            )
+    return np.asarray(weights, np.float32)
 
 
-def matrix(motion: Motion, size: tuple[int, int]) -> Float32[np.ndarray, "3 3"]:
-    """Where a place of a frame lies in the frame before it, both in [-1, 1] from the middle, as `augment.warp` reads it."""
+def frame_homography(motion: Motion, size: tuple[int, int]) -> Float32[np.ndarray, "3 3"]:
+    """Computes the homography that maps positions of a frame to positions of the previous frame, for `augment.warp`.
+
+    Coordinates are in [-1, 1] from the centre.
+    """
     height, width = size
     angle = np.deg2rad(motion.turn)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    # In [-1, 1] the axes of a picture that is not square are of different lengths.
-    stretch = np.array([width, height], float)
-    found = np.eye(3)
-    found[:2, :2] = turn * stretch[None] / stretch[:, None] / motion.zoom
-    found[:2, 2] = -found[:2, :2] @ (2 * np.array([motion.right, motion.down]))
-    return found.astype(np.float32)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    # Normalised coordinates have different scales along x and y unless the image is square.
+    scale = np.array([width, height], float)
+    matrix = np.eye(3)
+    matrix[:2, :2] = rotation * scale[None] / scale[:, None] / motion.zoom
+    matrix[:2, 2] = -matrix[:2, :2] @ (2 * np.array([motion.right, motion.down]))
+    return matrix.astype(np.float32)
 
 
 @jax.jit
-def _moved(image: Float[Any, "H W 3"], matrix: Float[Any, "3 3"]):
-    return augment.warp(image, matrix)
+def _warp(image: Float[Any, "H W 3"], homography: Float[Any, "3 3"]):
+    return augment.warp(image, homography)

@@ -1,7 +1,7 @@
-"""What happens to a cut before CLIP sees it: so that a painting pleases CLIP from every side, and not from one alone.
+"""Random augmentations of cutouts, which make a painting match the prompt in all views.
 
-Geometry is one resampling by one homography; colour is one 3 x 3 matrix. Hue is turned in the YIQ space, where it is linear;
-HSV has a kink at grey, through which gradients would go.
+Geometric augmentations are one homography and one resampling; colour jitter is one 3 x 3 matrix and an offset. Hue is
+rotated in YIQ, where the rotation is linear; HSV is not differentiable at grey.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from jaxtyping import Array, Float
 
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], np.float32)
 _RGB = np.linalg.inv(_YIQ).astype(np.float32)
-_HIDDEN = (0.1, 0.4)  # share of each side of a cut that a hidden rectangle covers
+_ERASE_RANGE = (0.1, 0.4)  # sides of an erased rectangle, as a fraction of the side of a cutout
 _GREY = 0.5
 
 
-class Kinds(NamedTuple):
-    """Which kinds there are: decided before a program is compiled, by numbers that are 0 in all paintings."""
+class Augmentations(NamedTuple):
+    """Enabled augmentations of a compiled program: those with a non-zero strength in any painting."""
 
     flip: bool
     warp: bool
@@ -29,83 +29,94 @@ class Kinds(NamedTuple):
     noise: bool
 
 
-def kinds(numbers: Mapping[str, np.ndarray | np.floating]) -> Kinds:
-    """Of options, each a number or an array with one a painting."""
+def select_augmentations(hparams: Mapping[str, np.ndarray | np.floating]) -> Augmentations:
+    """Returns which augmentations have a non-zero strength. Strengths are scalars, or arrays [n] over paintings."""
 
-    def some(*names: str) -> bool:
-        return any(np.any(numbers[name] != 0) for name in names)
+    def is_enabled(*names: str) -> bool:
+        return any(np.any(hparams[name] != 0) for name in names)
 
-    return Kinds(some("flip"), some("rotate", "shift", "perspective"), some("jitter"), some("erase"), some("noise"))
+    return Augmentations(
+        flip=is_enabled("flip"),
+        warp=is_enabled("rotate", "shift", "perspective"),
+        jitter=is_enabled("jitter"),
+        erase=is_enabled("erase"),
+        noise=is_enabled("noise"),
+    )
 
 
-def augment(key, cut: Float[Array, "s s 3"], numbers: dict[str, Array], which: Kinds) -> Float[Array, "s s 3"]:
-    """One cut, changed at random."""
+def augment(
+    key, cutout: Float[Array, "s s 3"], hparams: dict[str, Array], augmentations: Augmentations
+) -> Float[Array, "s s 3"]:
+    """Applies the enabled random augmentations to one cutout."""
     keys = jax.random.split(key, 5)
-    if which.flip:
-        cut = jnp.where(jax.random.uniform(keys[0]) < numbers["flip"], cut[:, ::-1], cut)
-    if which.warp:
-        cut = warp(cut, homography(keys[1], numbers))
-    if which.jitter:
-        matrix, offset = colours(keys[2], numbers["jitter"])
-        cut = cut @ matrix.T + offset
-    if which.erase:
-        cut = jnp.where(hidden(keys[3], cut.shape[0], numbers["erase"])[..., None], _GREY, cut)
-    if which.noise:
-        strength, grain = jax.random.split(keys[4])
-        amount = jax.random.uniform(strength) * numbers["noise"]
-        cut = cut + amount * jax.random.normal(grain, cut.shape)
-    return cut
+    if augmentations.flip:
+        cutout = jnp.where(jax.random.uniform(keys[0]) < hparams["flip"], cutout[:, ::-1], cutout)
+    if augmentations.warp:
+        cutout = warp(cutout, sample_homography(keys[1], hparams))
+    if augmentations.jitter:
+        matrix, offset = sample_colour_jitter(keys[2], hparams["jitter"])
+        cutout = cutout @ matrix.T + offset
+    if augmentations.erase:
+        cutout = jnp.where(sample_erase_mask(keys[3], cutout.shape[0], hparams["erase"])[..., None], _GREY, cutout)
+    if augmentations.noise:
+        strength_key, noise_key = jax.random.split(keys[4])
+        deviation = jax.random.uniform(strength_key) * hparams["noise"]
+        cutout = cutout + deviation * jax.random.normal(noise_key, cutout.shape)
+    return cutout
 
 
-def homography(key, numbers: dict[str, Array]) -> Float[Array, "3 3"]:
-    """Where a place of the changed cut lies in the cut, both in [-1, 1] from the middle, as (x, y, 1)."""
+def sample_homography(key, hparams: dict[str, Array]) -> Float[Array, "3 3"]:
+    """Samples a homography from output to input positions: (x, y, 1), x and y in [-1, 1] from the centre."""
     u = jax.random.uniform(key, (5,), minval=-1, maxval=1)
-    angle = jnp.deg2rad(u[0] * numbers["rotate"])
-    x, y = 2 * u[1:3] * numbers["shift"]
-    a, b = u[3:5] * numbers["perspective"] / 2
+    angle = jnp.deg2rad(u[0] * hparams["rotate"])
+    x, y = 2 * u[1:3] * hparams["shift"]
+    a, b = u[3:5] * hparams["perspective"] / 2
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    turn = jnp.stack([jnp.stack([cos, -sin, x]), jnp.stack([sin, cos, y]), jnp.array([0.0, 0.0, 1.0])])
+    rotation = jnp.stack([jnp.stack([cos, -sin, x]), jnp.stack([sin, cos, y]), jnp.array([0.0, 0.0, 1.0])])
     tilt = jnp.eye(3).at[2, 0].set(a).at[2, 1].set(b)
-    return turn @ tilt
+    return rotation @ tilt
 
 
 def warp(image: Float[Array, "h w c"], matrix: Float[Array, "3 3"]) -> Float[Array, "h w c"]:
-    """The picture resampled, bilinear; beyond its border its nearest pixel."""
+    """Warps an image by a homography with bilinear interpolation. Positions outside repeat the border pixels."""
     h, w = image.shape[:2]
-    y, x = jnp.meshgrid(_ticks(h), _ticks(w), indexing="ij")
-    places = jnp.stack([x, y, jnp.ones_like(x)]).reshape(3, -1)
-    u, v, depth = matrix @ places
+    y, x = jnp.meshgrid(_pixel_centres(h), _pixel_centres(w), indexing="ij")
+    positions = jnp.stack([x, y, jnp.ones_like(x)]).reshape(3, -1)
+    u, v, depth = matrix @ positions
     rows = ((v / depth + 1) * h - 1) / 2
     columns = ((u / depth + 1) * w - 1) / 2
-    sampled = [
-        map_coordinates(image[..., c], [rows, columns], order=1, mode="nearest") for c in range(image.shape[-1])
-    ]
+    sampled = [map_coordinates(image[..., c], [rows, columns], order=1, mode="nearest") for c in range(image.shape[-1])]
     return jnp.stack(sampled, axis=-1).reshape(image.shape)
 
 
-def _ticks(side: int) -> np.ndarray:
-    """Centres of pixels, in [-1, 1]."""
+def _pixel_centres(side: int) -> np.ndarray:
+    """Returns the coordinates of pixel centres along a side, in [-1, 1]."""
     return ((np.arange(side) + 0.5) / side * 2 - 1).astype(np.float32)
 
 
-def colours(key, strength) -> tuple[Float[Array, "3 3"], Float[Array, "1 1 3"]]:
-    """A change of hue (at most `strength` of half a turn), saturation, contrast and brightness: matrix and offset."""
+def sample_colour_jitter(key, strength) -> tuple[Float[Array, "3 3"], Float[Array, "1 1 3"]]:
+    """Samples a change of hue, saturation, contrast and brightness, as a colour matrix and an offset.
+
+    Hue is rotated by at most `strength` times 180 degrees.
+    """
     u = jax.random.uniform(key, (4,), minval=-1, maxval=1) * strength
     hue, saturation, contrast, brightness = jnp.pi * u[0], 1 + u[1], 1 + u[2], u[3]
     cos, sin = saturation * jnp.cos(hue), saturation * jnp.sin(hue)
     one = jnp.ones(())
-    turn = jnp.stack([jnp.stack([one, 0 * one, 0 * one]), jnp.stack([0 * one, cos, -sin]), jnp.stack([0 * one, sin, cos])])
-    matrix = contrast * (_RGB @ turn @ _YIQ)
-    # Contrast is about grey, brightness a shift.
+    zero = 0 * one
+    rotation = jnp.stack([jnp.stack([one, zero, zero]), jnp.stack([zero, cos, -sin]), jnp.stack([zero, sin, cos])])
+    matrix = contrast * (_RGB @ rotation @ _YIQ)
+    # Contrast scales around grey; brightness is an offset.
     return matrix, jnp.broadcast_to(_GREY * (1 - contrast) + brightness / 2, (1, 1, 3))
 
 
-def hidden(key, side: int, probability) -> Array:
-    """Which pixels of a cut a random rectangle hides, bool [side, side]; none, with the remaining probability."""
+def sample_erase_mask(key, side: int, probability) -> Array:
+    """Samples the mask of an erased rectangle, bool [side, side]. It is empty with probability `1 - probability`."""
     u = jax.random.uniform(key, (5,))
-    sides = _HIDDEN[0] + (_HIDDEN[1] - _HIDDEN[0]) * u[:2]
+    low, high = _ERASE_RANGE
+    sides = low + (high - low) * u[:2]
     starts = u[2:4] * (1 - sides)
-    ticks = (np.arange(side, dtype=np.float32) + 0.5) / side
-    rows = (ticks >= starts[0]) & (ticks < starts[0] + sides[0])
-    columns = (ticks >= starts[1]) & (ticks < starts[1] + sides[1])
+    centres = (np.arange(side, dtype=np.float32) + 0.5) / side
+    rows = (centres >= starts[0]) & (centres < starts[0] + sides[0])
+    columns = (centres >= starts[1]) & (centres < starts[1] + sides[1])
     return rows[:, None] & columns[None] & (u[4] < probability)

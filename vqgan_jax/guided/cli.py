@@ -1,4 +1,4 @@
-"""`vqgan-jax paint`. Its arguments are made from the table of options; a config file and a painted PNG give the same."""
+"""Command line `vqgan-jax paint`. Arguments come from flags, a config file, or the metadata of a painted PNG."""
 
 import argparse
 import dataclasses
@@ -20,103 +20,134 @@ examples:
   vqgan-jax paint --repeat star.png --out again.png
   vqgan-jax paint --config options.yaml --lr 0.2 --out out.png
 
-A prompt is text:weight:stop | text:weight | image=FILE:weight | noise=SEED:weight. A negative weight pushes away, below its
-stop a part no longer pulls, ^ stands between the scenes of a story, and \\ before one of | ^ : = makes it a letter.
-The same seed gives the same picture. Every PNG tells how it was painted, and --repeat paints it again."""
+A prompt is text:weight:stop | text:weight | image=FILE:weight | noise=SEED:weight. A negative weight maximises the
+distance. Below its stop a part has no gradient. ^ separates the scenes of an animation. \\ escapes | ^ : = and itself.
+The same seed gives the same image. Every PNG contains its options as metadata, and --repeat reproduces it."""
 
-# What is said about a painting besides the options of `guided.options`.
-_RUN = {"prompts": [], "vqgan": None, "clip": [], "clip_weights": None, "seed": 0, "n": 1}
-_MOTION = {
-    "frames": (int, "frames of each scene: makes an animation"),
-    "frame_steps": (int, "steps of the optimiser in a frame (default 10)"),
-    "blend": (int, "frames at the end of a scene in which the next one comes in (default 10, if the scene is longer)"),
-    "zoom": (float, "size of things, relative to the frame before (default 1)"),
-    "turn": (float, "degrees a frame, counter-clockwise (default 0)"),
-    "right": (float, "share of the width that things move to the right in a frame (default 0)"),
-    "down": (float, "share of the height that things move down in a frame (default 0)"),
+# Arguments besides the options of `guided.options`, with their defaults.
+_RUN_DEFAULTS = {"prompts": [], "vqgan": None, "clip": [], "clip_weights": None, "seed": 0, "n": 1}
+_MOTION_OPTIONS = {
+    "frames": (int, "number of frames of each scene; enables animation"),
+    "frame_steps": (int, "number of optimisation steps per frame (default 10)"),
+    "blend": (int, "number of frames of the cross-fade at the end of a scene (default 10, or all but one)"),
+    "zoom": (float, "magnification per frame (default 1)"),
+    "turn": (float, "rotation per frame in degrees, counter-clockwise (default 0)"),
+    "right": (float, "shift to the right per frame, as a fraction of the width (default 0)"),
+    "down": (float, "shift downwards per frame, as a fraction of the height (default 0)"),
 }
-_VIDEO_STEPS = 5  # between a video's frames, unless --save-every says otherwise
+_VIDEO_STEPS = 5  # default of --save-every with --video: number of steps between frames
 _FPS = 15
 
 
 def add(command_parser: Callable) -> None:
-    """Adds the command to `vqgan-jax`; `command_parser` as `train_jax.command.parser` gives it."""
-    sub = command_parser("paint", "Paint what a sentence says, by the gradient of CLIP.", _paint)
-    later = argparse.SUPPRESS  # so that what was not said can be told from what was
-    sub.add_argument("prompts", nargs="*", metavar="PROMPT", default=later, help="prompts, or @FILE with one a line")
-    sub.add_argument("--vqgan", default=later, metavar="MODEL", help="any model that vqgan_jax.load opens")
+    """Adds the command `paint` to `vqgan-jax`. `command_parser` is returned by `train_jax.command.parser`."""
+    sub = command_parser("paint", "Paint images from prompts by the gradient of CLIP (VQGAN+CLIP).", _paint)
+    unset = argparse.SUPPRESS  # unset arguments are absent, which distinguishes them from explicit defaults
     sub.add_argument(
-        "--clip", default=later, metavar="MODEL", action="append", help="any model that clip_jax.load opens; may be repeated"
+        "prompts", nargs="*", metavar="PROMPT", default=unset, help="prompts, or @FILE with one prompt per line"
     )
-    sub.add_argument("--clip-weights", default=later, type=_numbers, metavar="W,W", help="of the CLIPs (default: alike)")
-    sub.add_argument("--seed", type=int, default=later, help="of the first picture of a prompt (default 0)")
-    sub.add_argument("--n", type=int, default=later, help="pictures of each prompt (default 1)")
-    sub.add_argument("--out", required=True, metavar="FILE", help="the picture, or the grid of several, a .png")
-    sub.add_argument("--folder", metavar="FOLDER", help="write each picture by itself, too")
-    sub.add_argument("--video", metavar="FILE", help="how it was painted, or the animation: a .mp4 or .gif")
-    sub.add_argument("--fps", type=float, default=_FPS, help=f"frames a second of the video (default {_FPS})")
-    sub.add_argument("--preview", metavar="FILE", help="a .png to show the picture in as it is painted")
-    sub.add_argument("--state", metavar="FILE", help="an .npz to keep the state in as it is painted")
-    sub.add_argument("--resume", metavar="FILE", help="a state to go on from; a video shows what follows it")
-    said = "a .yaml that says prompts, vqgan, clip, clip_weights, seed, n, and options below; the command line overrides it"
-    sub.add_argument("--config", metavar="FILE", help=said)
-    sub.add_argument("--repeat", metavar="FILE", help="a painted .png to paint again, with all that was painted beside it")
+    sub.add_argument("--vqgan", default=unset, metavar="MODEL", help="model that vqgan_jax.load opens")
+    sub.add_argument(
+        "--clip", default=unset, metavar="MODEL", action="append", help="model that clip_jax.load opens; repeatable"
+    )
+    sub.add_argument(
+        "--clip-weights", default=unset, type=_parse_floats, metavar="W,W", help="weights of the CLIPs (default: equal)"
+    )
+    sub.add_argument("--seed", type=int, default=unset, help="random seed of the first image of a prompt (default 0)")
+    sub.add_argument("--n", type=int, default=unset, help="number of images per prompt (default 1)")
+    sub.add_argument("--out", required=True, metavar="FILE", help="output .png: the image, or a grid of several images")
+    sub.add_argument("--folder", metavar="FOLDER", help="output folder for the individual images")
+    sub.add_argument("--video", metavar="FILE", help="output .mp4 or .gif: snapshots of the painting, or the animation")
+    sub.add_argument("--fps", type=float, default=_FPS, help=f"frames per second of the video (default {_FPS})")
+    sub.add_argument("--preview", metavar="FILE", help="output .png for intermediate images")
+    sub.add_argument("--state", metavar="FILE", help="output .npz for the state, from which --resume continues")
+    sub.add_argument("--resume", metavar="FILE", help="state file to continue from; a video starts there")
+    text = "YAML file with prompts, vqgan, clip, clip_weights, seed, n and the options below; flags override it"
+    sub.add_argument("--config", metavar="FILE", help=text)
+    sub.add_argument("--repeat", metavar="FILE", help="painted .png to reproduce, with the other images of its batch")
     motion = sub.add_argument_group("animation")
-    for name, (kind, text) in _MOTION.items():
-        motion.add_argument(_flag(name), type=kind, default=later, metavar="N", help=text)
-    group = sub.add_argument_group("options", "All of them may stand in a config file, too.")
-    for name, field in options_lib.FIELDS.items():
-        _add_option(group, name, field)
+    for name, (number_type, text) in _MOTION_OPTIONS.items():
+        motion.add_argument(_flag(name), type=number_type, default=unset, metavar="N", help=text)
+    for group in options_lib.GROUPS.values():
+        _add_group(sub, group)
 
 
-def _add_option(group, name: str, field: dataclasses.Field) -> None:
-    kind, text, within = (field.metadata[key] for key in ("kind", "help", "within"))
-    if kind == "flag":
-        group.add_argument(_flag(name), action="store_true", default=argparse.SUPPRESS, help=text)
-        return
-    if kind == "choice":
-        text += f": {', '.join(within)}"
-    if field.default not in (None, 0, ()):
-        text += f" (default {field.default})"
-    metavar = "HxW" if kind == "size" else kind.upper()
-    group.add_argument(
-        _flag(name), type=_TYPES.get(kind, str), default=argparse.SUPPRESS, metavar=metavar, help=text.replace("%", "%%")
-    )
+def _add_group(parser: argparse.ArgumentParser, group: type[options_lib.Group]) -> None:
+    """Adds the options of a group as an argument group."""
+    needs = group.describe_needs()
+    arguments = parser.add_argument_group(f"options: {group.__doc__}", f"only with {needs}" if needs else None)
+    for name, default, text in group.documentation(""):
+        if default not in (None, 0, ()):
+            text += f" (default {default})"
+        if isinstance(default, bool):
+            arguments.add_argument(_flag(name), action="store_true", default=argparse.SUPPRESS, help=text)
+            continue
+        parse, metavar = _parser_and_metavar(name)
+        arguments.add_argument(
+            _flag(name), type=parse, default=argparse.SUPPRESS, metavar=metavar, help=text.replace("%", "%%")
+        )
 
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _texts(text: str) -> tuple[str, ...]:
-    found = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
-    return found
+def _parse_names(text: str) -> tuple[str, ...]:
+    """Parses names separated by commas."""
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} contains no name")
+    return names
 
 
-def _numbers(text: str) -> list[float]:
+def _parse_floats(text: str) -> list[float]:
+    """Parses numbers separated by commas."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: write numbers separated by commas") from error
+        raise argparse.ArgumentTypeError(f"{text!r}: must be numbers separated by commas") from error
 
 
-_TYPES = {"number": float, "float": float, "int": int, "size": arguments_lib.size, "colours": _texts}
-# How texts of a config file are read, by name.
-_READERS = {"seed": int, "n": int, "clip_weights": _numbers}
-_READERS |= {name: kind for name, (kind, _) in _MOTION.items()}
-_READERS |= {name: _TYPES.get(field.metadata["kind"], str) for name, field in options_lib.FIELDS.items()}
+# Parsers and metavars of options whose defaults do not determine how strings are parsed.
+_PARSERS_AND_METAVARS = {
+    "size": (arguments_lib.size, "HxW"),
+    "aspect": (str, "W:H"),
+    "init_image": (str, "FILE"),
+    "overlay": (str, "FILE"),
+    "aesthetic": (str, "FILE"),
+    "palette": (_parse_names, "COLOURS"),
+    "edge_colour": (str, "COLOUR"),
+    "memory": (float, "GIB"),
+}
+
+
+def _parser_and_metavar(name: str) -> tuple[Callable[[str], Any], str]:
+    """Returns the parser of an option's string, and its metavar."""
+    default = options_lib.FIELDS[name].default
+    if name in _PARSERS_AND_METAVARS:
+        return _PARSERS_AND_METAVARS[name]
+    if type(default) in (int, float):
+        return type(default), "N"
+    return str, "NAME"
+
+
+# Parsers of strings in a config file, by option.
+_STRING_PARSERS = {"seed": int, "n": int, "clip_weights": _parse_floats}
+_STRING_PARSERS |= {name: number_type for name, (number_type, _) in _MOTION_OPTIONS.items()}
+_STRING_PARSERS |= {name: _parser_and_metavar(name)[0] for name in options_lib.FIELDS}
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
-    """What is to be painted: `run` as `_RUN` names it, options of the picture, and of its motion.
+class PaintRequest:
+    """Arguments of a painting.
 
     Attributes:
-      only: the number of the one picture that is kept of those painted together, if it is one.
+      run: values with the names of `_RUN_DEFAULTS`.
+      options: options of `guided.options`.
+      motion: arguments of `guided.Motion`; empty for images.
+      only: index of the only image of the batch to write; None: all images.
     """
 
     run: dict[str, Any]
@@ -125,115 +156,124 @@ class Order:
     only: int | None = None
 
 
-def order(arguments: argparse.Namespace) -> Order:
-    """From the command line, a config file, or a painted PNG. UserError or ConfigError for what is unknown or at odds."""
-    said = vars(arguments)
-    names = {**_RUN, **_MOTION, **options_lib.FIELDS}
-    given = {name: said[name] for name in names if name in said and said[name] != []}
+def parse_request(arguments: argparse.Namespace) -> PaintRequest:
+    """Collects the request from the command line and its config file or painted PNG.
+
+    Raises UserError or ConfigError for unknown or contradictory options.
+    """
+    stated = vars(arguments)
+    names = {**_RUN_DEFAULTS, **_MOTION_OPTIONS, **options_lib.FIELDS}
+    values = {name: stated[name] for name in names if name in stated and stated[name] != []}
     only = None
     if arguments.repeat:
-        extra = sorted(given.keys() - {"vqgan", "clip"}) + (["config"] if arguments.config else [])
-        if extra:
-            what = "a PROMPT" if extra[0] == "prompts" else _flag(extra[0])
-            raise UserError(f"--repeat paints the same again: {what} would make it another picture; leave it out")
-        found, only = _repeated(arguments.repeat)
-        given = found | given
+        conflicting = sorted(values.keys() - {"vqgan", "clip"}) + (["config"] if arguments.config else [])
+        if conflicting:
+            argument = "a PROMPT" if conflicting[0] == "prompts" else _flag(conflicting[0])
+            raise UserError(f"--repeat reproduces an image: {argument} would change the result; leave it out")
+        saved, only = _read_painted(arguments.repeat)
+        values = saved | values
     elif arguments.config:
-        found = _config(arguments.config)
-        options_lib.refuse_unknown(found, names, f"option (in {arguments.config})")
-        given = found | given
-    run = _RUN | {name: given[name] for name in _RUN if name in given}
+        from_file = _read_config(arguments.config)
+        options_lib.refuse_unknown(from_file, names, f"an option (in {arguments.config})")
+        values = from_file | values
+    run = _RUN_DEFAULTS | {name: values[name] for name in _RUN_DEFAULTS if name in values}
     for name in ("prompts", "clip"):
         run[name] = [run[name]] if isinstance(run[name], str) else run[name]
         if not isinstance(run[name], list) or not all(isinstance(text, str) for text in run[name]):
-            raise UserError(f"{name} = {run[name]!r}; it must be a text, or a list of texts")
+            raise UserError(f"{name} = {run[name]!r}; it must be a string, or a list of strings")
     if not isinstance(run["vqgan"], str | None):
-        raise UserError(f"vqgan = {run['vqgan']!r}; it must be a text")
-    if not arguments.repeat:  # what was painted tells each prompt as it is
+        raise UserError(f"vqgan = {run['vqgan']!r}; it must be a string")
+    if not arguments.repeat:  # metadata contain expanded prompts, never @FILE
         run["prompts"] = arguments_lib.lines(run["prompts"], "a prompt")
-    for name, what in (("prompts", "a prompt"), ("vqgan", "--vqgan MODEL"), ("clip", "--clip MODEL")):
+    for name, argument in (("prompts", "a prompt"), ("vqgan", "--vqgan MODEL"), ("clip", "--clip MODEL")):
         if not run[name]:
-            raise UserError(f"say what to paint, and with which models: {what} is missing")
-    motion = {name: given[name] for name in _MOTION if name in given}
+            raise UserError(f"{argument} is missing: paint needs at least one prompt, one VQGAN and one CLIP")
+    motion = {name: values[name] for name in _MOTION_OPTIONS if name in values}
     if motion and "frames" not in motion:
-        raise UserError(f"{_flag(next(iter(motion)))} is of an animation: say by --frames how many frames a scene has")
-    return Order(run, {name: given[name] for name in options_lib.FIELDS if name in given}, motion, only)
+        flag = _flag(next(iter(motion)))
+        raise UserError(f"{flag} applies to animations only: set the number of frames of a scene by --frames")
+    return PaintRequest(run, {name: values[name] for name in options_lib.FIELDS if name in values}, motion, only)
 
 
-def _repeated(path: str) -> tuple[dict[str, Any], int | None]:
-    """What was said of a painted picture, and its number if others were painted beside it."""
+def _read_painted(path: str) -> tuple[dict[str, Any], int | None]:
+    """Reads the arguments of a painted PNG, and its index in the batch (None: the whole batch)."""
     from vqgan_jax.guided import metadata
 
-    about = metadata.read(path)
-    models = {"vqgan": about["vqgan"]["path"], "clip": [clip["path"] for clip in about["clips"]]}
-    told = {name: about[name] for name in ("prompts", "clip_weights", "seed", "n")}
-    options = about["options"]
-    options_lib.refuse_unknown(options, options_lib.FIELDS, f"option of this version (in {path})")
-    options_lib.refuse_unknown(about["motion"], _MOTION, f"motion of this version (in {path})")
+    fields = metadata.read(path)
+    models = {"vqgan": fields["vqgan"]["path"], "clip": [clip["path"] for clip in fields["clips"]]}
+    run = {name: fields[name] for name in ("prompts", "clip_weights", "seed", "n")}
+    options = fields["options"]
+    options_lib.refuse_unknown(options, options_lib.FIELDS, f"an option of this version (in {path})")
+    options_lib.refuse_unknown(fields["motion"], _MOTION_OPTIONS, f"a motion option of this version (in {path})")
     for name in options_lib.FIELDS.keys() - options.keys():
-        raise UserError(f"{path} does not tell {name}: it was painted by another version")
-    if about["motion"]:
+        raise UserError(f"{path} has no value of {name}: it was painted by another version")
+    if fields["motion"]:
         options = {name: value for name, value in options.items() if name != "save_every"}
-    return told | models | options | about["motion"], about["only"]
+    return run | models | options | fields["motion"], fields["only"]
 
 
-def _config(path: str) -> dict[str, Any]:
+def _read_config(path: str) -> dict[str, Any]:
+    """Reads the options of a YAML file."""
     import yaml
 
     from train_jax.data.files import read_text
 
     try:
-        found = yaml.safe_load(read_text(path))
+        values = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {error}") from error
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path} must hold options as name: value, not a {type(found).__name__}")
-    return {name: _said(path, name, value) for name, value in found.items()}
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path} must be a mapping of options (name: value), not a {type(values).__name__}")
+    return {name: _parse_yaml_value(path, name, value) for name, value in values.items()}
 
 
-def _said(path: str, name: str, value: Any) -> Any:
-    """A text of a config file as the command line would read it: YAML takes 1e-3 and 256x384 for texts."""
+def _parse_yaml_value(path: str, name: str, value: Any) -> Any:
+    """Parses strings as the command line does, because YAML reads 1e-3 and 256x384 as strings."""
     if name == "aspect" and isinstance(value, int | float):
         raise UserError(f"{path}: YAML reads the aspect as the number {value}; write it in quotes, such as '16:9'")
-    if not isinstance(value, str) or name not in _READERS:
+    if not isinstance(value, str) or name not in _STRING_PARSERS:
         return value
     try:
-        return _READERS[name](value)
+        return _STRING_PARSERS[name](value)
     except argparse.ArgumentTypeError as error:
         raise UserError(f"{path}: {name}: {error}") from error
     except ValueError as error:
-        what = "a whole number" if _READERS[name] is int else "a number"
-        raise UserError(f"{path}: {name} = {value!r}; it must be {what}") from error
+        expected = "an integer" if _STRING_PARSERS[name] is int else "a number"
+        raise UserError(f"{path}: {name} = {value!r}; it must be {expected}") from error
 
 
-def _checked(wanted: Order, outputs: Sequence[str | None]) -> dict[str, str]:
-    """Refuses what can be before any model is loaded; the files to paint from, with their hashes as they are now.
+def _validate(request: PaintRequest, outputs: Sequence[str | None]) -> dict[str, str]:
+    """Validates a request before models are loaded, and hashes its input files.
 
-    `outputs`: files that will be written.
+    Args:
+      outputs: paths of the output files.
+
+    Returns the SHA-256 of each input file, as `metadata.hash_files`.
     """
     from vqgan_jax.guided import animation, painting, targets
-    from vqgan_jax.guided.prompts import parse, single
+    from vqgan_jax.guided.prompts import parse, parse_scene
 
-    run = wanted.run
-    options_lib.resolve(wanted.options)
-    painting.check(run["seed"], run["n"], run["prompts"])
-    targets.shares(run["clip_weights"], len(run["clip"]))
+    run = request.run
+    options_lib.resolve(request.options)
+    painting.check_request(run["seed"], run["n"], run["prompts"])
+    targets.resolve_clip_weights(run["clip_weights"], len(run["clip"]))
     for prompt in run["prompts"]:
-        (parse if wanted.motion else single)(prompt)
-    if wanted.motion:
-        animation.Motion(**wanted.motion)
-    files = _files(wanted)
-    written = {Path(path).resolve() for path in outputs if path}
+        (parse if request.motion else parse_scene)(prompt)
+    if request.motion:
+        animation.Motion(**request.motion)
+    files = _hash_files(request)
+    output_paths = {Path(path).resolve() for path in outputs if path}
     for path in files:
-        if Path(path).resolve() in written:
-            raise UserError(f"{path} is a picture to paint from: write to another file")
+        if Path(path).resolve() in output_paths:
+            raise UserError(f"{path} is an input file: choose another output file")
     return files
 
 
 def _paint(arguments: argparse.Namespace) -> int:
+    """Runs the command `paint`."""
     from vqgan_jax.guided import video
 
-    out = arguments_lib.png(arguments.out, "the picture")
+    out = arguments_lib.png(arguments.out, "the image")
     if arguments.preview:
         arguments_lib.png(arguments.preview, "the preview", "--preview")
     outputs = ("out", "video", "preview", "state", "folder")
@@ -241,54 +281,56 @@ def _paint(arguments: argparse.Namespace) -> int:
     if arguments.video:
         video.check(arguments.video, arguments.fps)
     elif arguments.fps != _FPS:
-        raise UserError(f"--fps {arguments.fps:g} is of a video: name it by --video")
+        raise UserError(f"--fps {arguments.fps:g} applies to videos only: name the video file by --video")
     try:
-        wanted = order(arguments)
-        if arguments.video and not wanted.motion and not arguments.repeat:
-            wanted.options.setdefault("save_every", _VIDEO_STEPS)
-        files = _checked(wanted, [getattr(arguments, name) for name in ("out", "video", "preview", "state")])
-        if wanted.motion and not arguments.video and not arguments.repeat:
-            raise UserError("--frames makes an animation: name its file by --video")
-        vq, clips = _models(wanted, arguments.repeat, files)
-        draw = _animated if wanted.motion else _painted
-        draw(arguments, wanted, vq, clips, out, _about(wanted, vq, clips, files))
+        request = parse_request(arguments)
+        if arguments.video and not request.motion and not arguments.repeat:
+            request.options.setdefault("save_every", _VIDEO_STEPS)
+        files = _validate(request, [getattr(arguments, name) for name in ("out", "video", "preview", "state")])
+        if request.motion and not arguments.video and not arguments.repeat:
+            raise UserError("--frames creates an animation: name the video file by --video")
+        vq, clips = _load_models(request, arguments.repeat, files)
+        run = _run_animation if request.motion else _run_painting
+        run(arguments, request, vq, clips, out, _make_metadata(request, vq, clips, files))
     except (ConfigError, FloatingPointError) as error:
         raise UserError(str(error)) from error
     print(f"wrote {out}{f' and {arguments.video}' if arguments.video else ''}", file=sys.stderr)
     return 0
 
 
-def _models(wanted: Order, repeat: str | None, files: Mapping[str, str]):
+def _load_models(request: PaintRequest, repeat: str | None, files: Mapping[str, str]):
+    """Loads the models. With `repeat`, raises UserError if models or input files differ from the metadata."""
     import clip_jax
     import vqgan_jax
     from vqgan_jax.guided import metadata
 
-    vq = vqgan_jax.load(wanted.run["vqgan"])
-    clips = [clip_jax.load(path) for path in wanted.run["clip"]]
+    vq = vqgan_jax.load(request.run["vqgan"])
+    clips = [clip_jax.load(path) for path in request.run["clip"]]
     if repeat:
-        about = metadata.read(repeat)
-        told = [about["vqgan"]["sha256"], *(clip["sha256"] for clip in about["clips"])]
-        found = [vq.fingerprint, *(clip.fingerprint for clip in clips)]
-        if told != found:
+        fields = metadata.read(repeat)
+        expected = [fields["vqgan"]["sha256"], *(clip["sha256"] for clip in fields["clips"])]
+        actual = [vq.fingerprint, *(clip.fingerprint for clip in clips)]
+        if actual != expected:
             raise UserError(
-                f"{repeat} was painted by weights of SHA-256 {', '.join(x[:12] for x in told)}; these have "
-                f"{', '.join(x[:12] for x in found)}. Name the right ones by --vqgan and --clip"
+                f"{repeat} was painted with weights of SHA-256 {', '.join(x[:12] for x in expected)}; the SHA-256 of "
+                f"these models is {', '.join(x[:12] for x in actual)}. Name the original models by --vqgan and --clip"
             )
-        metadata.unchanged(files, about["files"], repeat)
+        metadata.check_unchanged(files, fields["files"], repeat)
     return vq, clips
 
 
-def _files(wanted: Order) -> dict[str, str]:
+def _hash_files(request: PaintRequest) -> dict[str, str]:
+    """Hashes the input files of a request."""
     from vqgan_jax.guided import metadata
     from vqgan_jax.guided.prompts import parse
 
-    scenes = [scene for prompt in wanted.run["prompts"] for scene in parse(prompt)]
-    return metadata.files(options_lib.resolve(wanted.options), scenes)
+    scenes = [scene for prompt in request.run["prompts"] for scene in parse(prompt)]
+    return metadata.hash_files(options_lib.resolve(request.options), scenes)
 
 
-def _about(wanted: Order, vq, clips, files: Mapping[str, str]) -> dict[str, Any]:
-    """What a PNG carries."""
-    run = wanted.run
+def _make_metadata(request: PaintRequest, vq, clips, files: Mapping[str, str]) -> dict[str, Any]:
+    """Creates the metadata of a PNG."""
+    run = request.run
     return {
         "prompts": run["prompts"],
         "seed": run["seed"],
@@ -297,66 +339,69 @@ def _about(wanted: Order, vq, clips, files: Mapping[str, str]) -> dict[str, Any]
         "vqgan": {"path": run["vqgan"], "sha256": vq.fingerprint},
         "clips": [{"path": p, "sha256": c.fingerprint} for p, c in zip(run["clip"], clips, strict=True)],
         "files": files,
-        "motion": wanted.motion,
-        "only": wanted.only,
-        "options": options_lib.resolve(wanted.options).to_json(),
+        "motion": request.motion,
+        "only": request.only,
+        "options": options_lib.resolve(request.options).to_json(),
     }
 
 
-def _painted(arguments, wanted: Order, vq, clips, out: Path, about: dict[str, Any]) -> None:
+def _run_painting(arguments, request: PaintRequest, vq, clips, out: Path, fields: dict[str, Any]) -> None:
+    """Paints images and writes the outputs."""
     from PIL import Image
 
     from train_jax.pictures import enlarged_grid, image_grid
     from vqgan_jax.guided import metadata, video
     from vqgan_jax.guided.painting import paint
 
-    n, prompts = wanted.run["n"], wanted.run["prompts"]
+    n, prompts = request.run["n"], request.run["prompts"]
 
-    def rows(images) -> list[list]:
-        """A row a prompt."""
+    def group_by_prompt(images) -> list[list]:
+        """Groups images into one row per prompt."""
         return [list(images[i : i + n]) for i in range(0, len(images), n)]
 
-    def shown(images) -> Image.Image:
-        return Image.fromarray(images[0]) if len(images) == 1 else enlarged_grid(rows(images))
+    def make_sheet(images) -> Image.Image:
+        """Returns the only image, or a grid with one row per prompt."""
+        return Image.fromarray(images[0]) if len(images) == 1 else enlarged_grid(group_by_prompt(images))
 
     preview = arguments.preview
     painting = paint(
-        vq, clips, prompts, seed=wanted.run["seed"], n=n, clip_weights=wanted.run["clip_weights"],
+        vq, clips, prompts, seed=request.run["seed"], n=n, clip_weights=request.run["clip_weights"],
         resume_from=arguments.resume, state_file=arguments.state,
-        preview=preview and (lambda step, images, losses: shown(images).save(preview)), **wanted.options,
+        preview=preview and (lambda step, images, losses: make_sheet(images).save(preview)), **request.options,
     )  # fmt: skip
-    kept = slice(None) if wanted.only is None else slice(wanted.only, wanted.only + 1)
-    metadata.save(shown(painting.images[kept]), out, about)
+    selection = slice(None) if request.only is None else slice(request.only, request.only + 1)
+    metadata.save(make_sheet(painting.images[selection]), out, fields)
     if arguments.folder:
         folder = Path(arguments.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(painting.images):
-            # Painted alone, by another program, it would be the same but for rounding: it tells what was beside it.
-            one = about | {"only": number if len(painting.images) > 1 else None}
-            metadata.save(Image.fromarray(image), folder / f"{number // n:04d}-{number % n:04d}.png", one)
+        for index, image in enumerate(painting.images):
+            # The image alone would be painted by another program with other rounding, so metadata contain the batch.
+            image_fields = fields | {"only": index if len(painting.images) > 1 else None}
+            metadata.save(Image.fromarray(image), folder / f"{index // n:04d}-{index % n:04d}.png", image_fields)
     if arguments.video:
-        shots = painting.snapshots[kept]
-        frames = [image_grid(rows(shots[:, i])) for i in range(shots.shape[1])]
+        snapshots = painting.snapshots[selection]
+        frames = [image_grid(group_by_prompt(snapshots[:, i])) for i in range(snapshots.shape[1])]
         video.write(arguments.video, frames, arguments.fps)
 
 
-def _animated(arguments, wanted: Order, vq, clips, out: Path, about: dict[str, Any]) -> None:
+def _run_animation(arguments, request: PaintRequest, vq, clips, out: Path, fields: dict[str, Any]) -> None:
+    """Paints an animation and writes the outputs."""
     from PIL import Image
 
     from vqgan_jax.guided import metadata, video
     from vqgan_jax.guided.animation import Motion, animate
 
-    if len(wanted.run["prompts"]) > 1 or wanted.run["n"] != 1:
-        raise UserError("an animation has one prompt, of scenes separated by ^, and one picture: leave out --n")
+    if len(request.run["prompts"]) > 1 or request.run["n"] != 1:
+        raise UserError("an animation has one prompt, with scenes separated by ^, and one image: leave out --n")
     for name in ("state", "resume", "folder"):
         if getattr(arguments, name):
-            raise UserError(f"--{name} is of pictures, not of an animation: leave it out")
+            raise UserError(f"--{name} applies to images, not to animations: leave it out")
     preview = arguments.preview
-    found = animate(
-        vq, clips, wanted.run["prompts"][0], motion=Motion(**wanted.motion), seed=wanted.run["seed"],
-        clip_weights=wanted.run["clip_weights"],
-        preview=preview and (lambda number, image: Image.fromarray(image).save(preview)), **wanted.options,
+    animation = animate(
+        vq, clips, request.run["prompts"][0], motion=Motion(**request.motion), seed=request.run["seed"],
+        clip_weights=request.run["clip_weights"],
+        preview=preview and (lambda index, image: Image.fromarray(image).save(preview)), **request.options,
     )  # fmt: skip
-    metadata.save(Image.fromarray(found.frames[-1]), out, about)
+    metadata.save(Image.fromarray(animation.frames[-1]), out, fields)
     if arguments.video:
-        video.write(arguments.video, list(found.frames), arguments.fps)
+        video.write(arguments.video, list(animation.frames), arguments.fps)

@@ -1,16 +1,16 @@
-"""What is minimised: distances on the sphere, the rule of weights and stops, and what pictures should be like besides."""
+"""Losses of a painting: spherical distance to the prompt parts with weights and stops, and losses of the image."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-_TINY = 1e-12
+_EPS = 1e-12
 
 
 @jax.custom_vjp
-def clamp(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """To [0, 1]; outside, a gradient passes only where following it leads back into the range (VQGAN+CLIP's clamp)."""
+def clamp_with_grad(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Clamps to [0, 1]. Outside, gradients pass only where a descent step leads back into the range (VQGAN+CLIP)."""
     return jnp.clip(x, 0, 1)
 
 
@@ -22,66 +22,68 @@ def _clamp_backward(x, g):
     return (jnp.where(g * (x - jnp.clip(x, 0, 1)) >= 0, g, 0),)
 
 
-clamp.defvjp(_clamp_forward, _clamp_backward)
+clamp_with_grad.defvjp(_clamp_forward, _clamp_backward)
 
 
-def _length(x, axis=-1):
-    """The norm, with gradient 0 at 0, where it has none."""
+def _safe_norm(x, axis=-1):
+    """Computes the Euclidean norm, with gradient 0 at 0."""
     square = jnp.sum(x**2, axis=axis)
-    zero = square == 0  # what is no number stays none
-    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
+    is_zero = square == 0  # NaN stays NaN
+    return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, square)))
 
 
-def spherical(u: Float[Array, "*n d"], v: Float[Array, "*n d"]) -> Float[Array, "*n"]:
-    """Half the squared angle between vectors of equal length, 2 asin(|u - v| / 2)^2 of unit ones.
+def spherical_distance(u: Float[Array, "*n d"], v: Float[Array, "*n d"]) -> Float[Array, "*n"]:
+    """Computes half the squared angle between vectors of equal length, 2 asin(|u - v| / 2)^2 for unit vectors.
 
-    By atan2, whose gradient is finite at an angle of 0, where asin's argument has none, and at pi, where asin has none.
+    The implementation uses atan2, because the gradient of asin is not finite at the angles 0 and pi.
     """
-    return 2 * jnp.arctan2(_length(u - v), _length(u + v)) ** 2
+    return 2 * jnp.arctan2(_safe_norm(u - v), _safe_norm(u + v)) ** 2
 
 
-def pull(distance: Float[Array, "..."], weight: Float[Array, "..."], stop: Float[Array, "..."]) -> Float[Array, "..."]:
-    """|weight| * sign(weight) * distance, without a gradient where sign(weight) * distance is not above `stop`."""
+def prompt_loss(
+    distance: Float[Array, "..."], weight: Float[Array, "..."], stop: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Computes weight * distance, with gradient 0 where sign(weight) * distance is not above `stop`."""
     signed = jnp.sign(weight) * distance
     return jnp.abs(weight) * jnp.where(signed > stop, signed, jax.lax.stop_gradient(signed))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Of a picture [H, W, 3] in [0, 1]
+# Losses of an image [H, W, 3] in [0, 1]
 
 
 def total_variation(x: Float[Array, "H W 3"]) -> Float[Array, ""]:
-    """Mean squared difference of neighbours, down and right."""
+    """Computes the mean squared difference of vertically and of horizontally adjacent pixels."""
     return jnp.mean((x[1:] - x[:-1]) ** 2) + jnp.mean((x[:, 1:] - x[:, :-1]) ** 2)
 
 
 def colourfulness(x: Float[Array, "H W 3"]) -> Float[Array, ""]:
-    """Hasler and Süsstrunk's (Measuring colourfulness in natural images, 2003), of colours in [0, 1]."""
+    """Computes the colourfulness of Hasler and Süsstrunk (Measuring colourfulness in natural images, 2003)."""
     red_green = x[..., 0] - x[..., 1]
     yellow_blue = (x[..., 0] + x[..., 1]) / 2 - x[..., 2]
 
-    def root(a, b):
-        return jnp.sqrt(a + b + _TINY)
+    def root_sum(a, b):
+        return jnp.sqrt(a + b + _EPS)
 
-    spread = root(jnp.var(red_green), jnp.var(yellow_blue))
-    return spread + 0.3 * root(jnp.mean(red_green) ** 2, jnp.mean(yellow_blue) ** 2)
+    spread = root_sum(jnp.var(red_green), jnp.var(yellow_blue))
+    return spread + 0.3 * root_sum(jnp.mean(red_green) ** 2, jnp.mean(yellow_blue) ** 2)
 
 
 def asymmetry(x: Float[Array, "H W 3"]) -> Float[Array, ""]:
-    """Mean squared difference to the mirror image, left to right."""
+    """Computes the mean squared difference to the horizontally flipped image."""
     return jnp.mean((x - x[:, ::-1]) ** 2)
 
 
-def frame(x: Float[Array, "H W 3"], colour: Float[Array, "3"], width) -> Float[Array, ""]:
-    """Mean squared difference to a colour within `width` of the border, as a share of the shorter side."""
+def border_loss(x: Float[Array, "H W 3"], colour: Float[Array, "3"], width) -> Float[Array, ""]:
+    """Computes the mean squared difference to a colour in a border. `width` is a fraction of the shorter side."""
     h, w = x.shape[:2]
     rows, columns = np.arange(h), np.arange(w)
-    to_edge = np.minimum(np.minimum(rows, h - 1 - rows)[:, None], np.minimum(columns, w - 1 - columns)[None])
-    inside = (to_edge < width * min(h, w)).astype(jnp.float32)
-    return jnp.sum(inside[..., None] * (x - colour[None, None]) ** 2) / jnp.maximum(3 * jnp.sum(inside), 1)
+    distance = np.minimum(np.minimum(rows, h - 1 - rows)[:, None], np.minimum(columns, w - 1 - columns)[None])
+    border_mask = (distance < width * min(h, w)).astype(jnp.float32)
+    return jnp.sum(border_mask[..., None] * (x - colour[None, None]) ** 2) / jnp.maximum(3 * jnp.sum(border_mask), 1)
 
 
-def off_palette(x: Float[Array, "H W 3"], palette: Float[Array, "k 3"]) -> Float[Array, ""]:
-    """Mean squared distance of pixels to the nearest colour."""
+def palette_loss(x: Float[Array, "H W 3"], palette: Float[Array, "k 3"]) -> Float[Array, ""]:
+    """Computes the mean squared distance of the pixels to their nearest palette colours."""
     distance = jnp.sum((x[:, :, None] - palette[None, None]) ** 2, axis=-1)
     return jnp.mean(jnp.min(distance, axis=-1))

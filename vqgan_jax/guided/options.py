@@ -1,21 +1,28 @@
-"""Every option of a painting, with its default, its meaning, and what it may be. Contradictions are errors.
+"""Options of a painting, in groups. Contradictions are errors.
 
-The command line and the config file are made from this table. Options marked as numbers are traced: other values of them
-need no other program, and pictures with different ones are painted together (`paint_many`).
+Users name options without their group: `paint(…, edge=1.0)`, `--edge 1`, `edge: 1.0` in a config file, "edge" in the
+metadata of a PNG. Code reads options by group, `options.border.edge`. A disabled group is None. Setting one of its
+options is an error, because the option would have no effect.
+
+Traced options are arguments of the compiled programs: changing them needs no recompilation, and paintings that differ
+only in traced options are batched (`paint_many`).
 """
 
 import dataclasses
 import difflib
+import itertools
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageColor
 
+from train_jax import options as schema
 from train_jax.errors import ConfigError, in_float32
+from train_jax.options import option
 
 QUALITIES = {
     "draft": {"steps": 100, "cuts": 8},
@@ -28,167 +35,391 @@ OPTIMIZERS = ("adam", "amsgrad", "nadam", "radam", "adagrad", "rmsprop", "lion",
 LATENTS = ("straight", "soft", "gumbel")
 CUT_METHODS = ("crops", "pooling")
 INIT_NOISES = ("pixels", "gradient", "fractal", "plain")
+IMAGE_OPTIONS = ("init_image", "overlay")
 
-_ANY = (-math.inf, math.inf)
-_POSITIVE = (np.nextafter(0, 1), math.inf)
-_SHARE = (0.0, 1.0)
-
-
-def _option(default: Any, kind: str, text: str, within=None):
-    """A field. kind: "number" (traced), "float", "int", "flag", "choice", "text", "size", "picture", "file", "colours"."""
-    return dataclasses.field(default=default, metadata={"kind": kind, "help": text, "within": within})
+_MAX_STEPS = 10**6
+_ImageSource = str | Path | Image.Image | np.ndarray
 
 
-@typing.no_type_check  # values of any type arrive here, to be refused with what is allowed
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What can be said about a painting. Made by `resolve`; raises ConfigError for what cannot be."""
+def traced_option(default: float, meaning: str, **bounds: float | int) -> Any:
+    """Declares a traced option of a group. Arguments are those of `train_jax.options.option`."""
+    return dataclasses.field(default=default, metadata=option(default, meaning, **bounds).metadata | {"traced": True})
 
-    quality: str = _option("normal", "choice", "steps and cuts, unless they are given", tuple(QUALITIES))
-    size: tuple[int, int] | None = _option(None, "size", "height and width in pixels; default: as the VQGAN was trained")
-    aspect: str | None = _option(None, "text", "width:height, or one of square, widescreen, portrait; same area")
-    scale: float = _option(1.0, "float", "times the sides of the VQGAN's own pictures", _POSITIVE)
-    steps: int = _option(0, "int", "of the optimiser", (1, 10**6))
-    save_every: int = _option(50, "int", "steps between snapshots", (1, 10**6))
 
-    init_image: Any = _option(None, "picture", "a picture to start from")
-    init_noise: str | None = _option(None, "choice", "noise, or paper, to start from; default: random codes", INIT_NOISES)
-    init_weight: float = _option(0.0, "number", "pull of the latents to the start's", (0.0, math.inf))
-    init_pixels: float = _option(0.0, "number", "pull of the pixels to the start's", (0.0, math.inf))
+class Group(schema.Options):
+    """A group of options. The docstring of a subclass is the title of the group in `--help`.
 
-    latents: str = _option("straight", "choice", "what is optimised: vectors, or codes' probabilities", LATENTS)
-    temperature: float = _option(1.0, "number", "of the codes' probabilities at the first step", _POSITIVE)
-    temperature_end: float = _option(0.0, "number", "and at the last, geometrically; 0: as at the first", (0, math.inf))
-    average: float = _option(0.0, "number", "decay of the latents' moving average, which is what is shown", (0.0, 0.9999))
+    Attributes:
+      needs: conditions that enable the group, any of which is sufficient: names of options (of any group) and their
+        enabling values; (): any value but the default. A group without conditions is always enabled.
+      excludes: names of options and the other options of the group that cannot be set together with them.
+    """
 
-    optimizer: str = _option("adam", "choice", "of optax", OPTIMIZERS)
-    lr: float = _option(0.1, "number", "rate of the optimiser", _POSITIVE)
-    lr_decay: float = _option(1.0, "number", "the rate is multiplied by this late", _POSITIVE)
-    lr_decay_at: float = _option(0.75, "number", "after this share of the steps", _SHARE)
-
-    cuts: int = _option(0, "int", "pieces of the picture that CLIP sees at a step", (1, 10**5))
-    cut_method: str = _option("crops", "choice", "random squares, or the whole picture pooled", CUT_METHODS)
-    cut_power: float = _option(1.0, "number", "of the uniform number that sizes a square; larger: smaller ones", _POSITIVE)
-    cut_min: float = _option(0.0, "number", "smallest square, as a share of the shorter side; 0: CLIP's resolution", _SHARE)
-    flip: float = _option(0.5, "number", "probability that a cut is mirrored", _SHARE)
-    rotate: float = _option(10.0, "number", "degrees that a cut is turned at most", (0.0, 180.0))
-    shift: float = _option(0.05, "number", "share of its side that a cut is moved at most", _SHARE)
-    perspective: float = _option(0.1, "number", "how far a cut is tilted at most", (0.0, 0.9))
-    jitter: float = _option(0.1, "number", "change of brightness, contrast, saturation and hue at most", _SHARE)
-    erase: float = _option(0.0, "number", "probability that a rectangle of a cut is hidden", _SHARE)
-    noise: float = _option(0.1, "number", "most of the noise on a cut", (0.0, math.inf))
-
-    smoothness: float = _option(0.0, "number", "weight of the total variation", _ANY)
-    saturation: float = _option(0.0, "number", "weight of colourfulness; a negative one makes pale", _ANY)
-    symmetry: float = _option(0.0, "number", "weight of being one's mirror image", _ANY)
-    edge: float = _option(0.0, "number", "weight of a plain frame", _ANY)
-    edge_colour: str = _option("white", "colour", "of the frame: a name or #rrggbb")
-    edge_width: float = _option(0.1, "number", "of the frame, as a share of the shorter side", (0.0, 0.5))
-    palette: tuple[str, ...] = _option((), "colours", "colours that the picture is to be made of, separated by commas")
-    palette_weight: float = _option(1.0, "number", "of being made of them", _ANY)
-    aesthetic: str | None = _option(None, "file", "an .npz with a linear head on the first CLIP: weight [d], bias []")
-    aesthetic_weight: float = _option(0.1, "number", "of the head's score", _ANY)
-    overlay: Any = _option(None, "picture", "a PNG with transparency that lies on the picture, and stays")
-
-    memory: float | None = _option(None, "float", "GiB a device that a step may take; cuts are split to fit", _POSITIVE)
-    micro_cuts: int = _option(0, "int", "cuts that go through CLIP together; 0: all", (0, 10**5))
-    remat: bool = _option(False, "flag", "compute the decoder anew in the backward pass, to save memory")
+    needs: ClassVar[Mapping[str, Collection[str]]] = {}
+    excludes: ClassVar[Mapping[str, Collection[str]]] = {}
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
+        stated = {name for name, value in vars(self).items() if _differs_from_default(name, value)}
+        for name in stated & self.excludes.keys():
+            for excluded in stated.intersection(self.excludes[name]):
+                raise ConfigError(f"{excluded} = {getattr(self, excluded)!r} beside {name}: give only one of them")
 
-    def numbers(self) -> dict[str, np.float32]:
-        """The traced options."""
-        return {name: np.float32(getattr(self, name)) for name in NUMBERS} | {"steps": np.float32(self.steps)}
+    @classmethod
+    def is_enabled(cls, values: Mapping[str, Any]) -> bool:
+        """Returns whether the values of all options, by flat name, enable the group."""
+        return not cls.needs or any(
+            values[name] in enabling if enabling else _differs_from_default(name, values[name])
+            for name, enabling in cls.needs.items()
+        )
+
+    @classmethod
+    def describe_needs(cls) -> str:
+        """Describes what enables the group, such as "edge" or "latents = soft or gumbel"; empty if always enabled."""
+        return " or ".join(
+            f"{name} = {' or '.join(enabling)}" if enabling else name for name, enabling in cls.needs.items()
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule(Group):
+    """Optimisation schedule"""
+
+    quality: str = option(
+        "normal", "preset of steps and cuts; explicit values override it", choices=tuple(QUALITIES), identity=False
+    )
+    steps: int = option(QUALITIES["normal"]["steps"], "number of optimisation steps", least=1, most=_MAX_STEPS)
+    save_every: int = option(50, "number of steps between snapshots", least=1, most=_MAX_STEPS, identity=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas(Group):
+    """Image size and overlay"""
+
+    excludes = {"size": ("aspect", "scale")}
+
+    size: tuple[int, int] | None = option(
+        None, "(height, width) in pixels; default: the VQGAN's training size", least=1
+    )
+    aspect: str | None = option(None, "aspect ratio at constant area: width:height, square, widescreen or portrait")
+    scale: float = option(1.0, "factor on the sides of the VQGAN's training images", above=0)
+    overlay: _ImageSource | None = option(None, "image with transparency (a PNG) that is composited over the result")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.aspect is not None:
+            parse_aspect_ratio(self.aspect)
+
+    def image_size(self, trained_size: int, factor: int) -> tuple[int, int]:
+        """Computes height and width in pixels. Raises ConfigError for sizes that are not multiples of `factor`.
+
+        Args:
+          trained_size: side of the VQGAN's training images.
+          factor: downsampling factor of the VQGAN, pixels per code along a side.
+        """
+        if self.size is not None:
+            if any(side % factor for side in self.size):
+                near = " x ".join(str(max(factor, round(side / factor) * factor)) for side in self.size)
+                raise ConfigError(
+                    f"size = {self.size[0]} x {self.size[1]}: both sides must be divisible by {factor}, the "
+                    f"downsampling factor of this VQGAN; {near} is near"
+                )
+            return self.size
+        width, height = parse_aspect_ratio(self.aspect or "square")
+        ratio = math.sqrt(width / height)
+
+        def round_to_codes(side: float | int) -> tuple[int, int]:
+            height, width = (max(factor, round(x / factor) * factor) for x in (side / ratio, side * ratio))
+            return height, width
+
+        size = round_to_codes(trained_size * self.scale)
+        if self.scale != 1 and size == round_to_codes(trained_size):
+            raise ConfigError(
+                f"scale = {self.scale:g}: rounded to codes of {factor} pixels, the size stays {size[0]} x {size[1]}; "
+                "choose a larger change, or set size"
+            )
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
+class Start(Group):
+    """Initial image (default: random codes)"""
+
+    needs = {"init_image": (), "init_noise": ()}
+    excludes = {"init_image": ("init_noise",)}
+
+    init_image: _ImageSource | None = option(None, "initial image")
+    init_noise: str | None = option(None, "kind of a generated initial image; plain is light grey", choices=INIT_NOISES)
+    init_weight: float = traced_option(0.0, "weight of the latents' squared distance to the initial latents", least=0)
+    init_pixels: float = traced_option(0.0, "weight of the pixels' squared distance to the initial image", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents(Group):
+    """Latents"""
+
+    latents: str = option("straight", "latent parametrisation: vectors (straight) or logits of codes", choices=LATENTS)
+    average: float = traced_option(
+        0.0, "decay of the latents' moving average, which is decoded; 0: off", least=0, most=0.9999
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Probabilities(Group):
+    """Temperature of soft and gumbel latents"""
+
+    needs = {"latents": ("soft", "gumbel")}
+
+    temperature: float = traced_option(1.0, "softmax temperature at the first step", above=0)
+    temperature_end: float = traced_option(
+        0.0, "softmax temperature at the last step, with geometric decay; 0: constant", least=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimization(Group):
+    """Optimiser"""
+
+    optimizer: str = option("adam", "optimiser of optax", choices=OPTIMIZERS)
+    lr: float = traced_option(0.1, "learning rate", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RateDecay(Group):
+    """Decay of the learning rate"""
+
+    needs = {"lr_decay": ()}
+
+    lr_decay: float = traced_option(1.0, "factor on the learning rate in the last part of the steps", above=0)
+    lr_decay_at: float = traced_option(0.75, "fraction of the steps after which lr_decay applies", least=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cutouts(Group):
+    """Cutouts encoded by CLIP"""
+
+    cuts: int = option(QUALITIES["normal"]["cuts"], "number of cutouts per step", least=1, most=10**5)
+    cut_method: str = option("crops", "random square crops, or the whole image pooled", choices=CUT_METHODS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Crops(Group):
+    """Sizes of random crops"""
+
+    needs = {"cut_method": ("crops",)}
+
+    cut_power: float = traced_option(
+        1.0, "exponent of the uniform sample for the side; larger values give smaller crops", above=0
+    )
+    cut_min: float = traced_option(
+        0.0, "smallest side of a crop, as a fraction of the shorter side; 0: CLIP's resolution", least=0, most=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentations(Group):
+    """Random augmentations of a cutout"""
+
+    flip: float = traced_option(0.5, "probability of a horizontal flip", least=0, most=1)
+    rotate: float = traced_option(10.0, "largest rotation in degrees", least=0, most=180)
+    shift: float = traced_option(0.05, "largest shift, as a fraction of the side", least=0, most=1)
+    perspective: float = traced_option(0.1, "largest perspective distortion", least=0, most=0.9)
+    jitter: float = traced_option(0.1, "largest change of brightness, contrast, saturation and hue", least=0, most=1)
+    erase: float = traced_option(0.0, "probability that a random rectangle is erased", least=0, most=1)
+    noise: float = traced_option(0.1, "largest standard deviation of Gaussian noise", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Appearance(Group):
+    """Losses of the image"""
+
+    smoothness: float = traced_option(0.0, "weight of the total variation")
+    saturation: float = traced_option(0.0, "weight of colourfulness; negative values reduce it")
+    symmetry: float = traced_option(0.0, "weight of the difference to the horizontally flipped image")
+
+
+@dataclasses.dataclass(frozen=True)
+class Border(Group):
+    """Border"""
+
+    needs = {"edge": ()}
+
+    edge: float = traced_option(0.0, "weight of a border of uniform colour")
+    edge_colour: str = option("white", "colour of the border: a name or #rrggbb")
+    edge_width: float = traced_option(0.1, "width of the border, as a fraction of the shorter side", above=0, most=0.5)
+
+    def __post_init__(self):
+        parse_colour(self.edge_colour)
+
+
+@dataclasses.dataclass(frozen=True)
+class Palette(Group):
+    """Palette"""
+
+    needs = {"palette": ()}
+
+    palette: tuple[str, ...] = option((), "target colours of the pixels, separated by commas")
+    palette_weight: float = traced_option(1.0, "weight of the squared distance to the nearest palette colour")
+
+    def __post_init__(self):
+        for name in self.palette:
+            parse_colour(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Aesthetic(Group):
+    """Aesthetic score"""
+
+    needs = {"aesthetic": ()}
+
+    aesthetic: str | None = option(None, "file (.npz) of a linear head on the first CLIP: weight [d], bias []")
+    aesthetic_weight: float = traced_option(0.1, "weight of the head's score")
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory(Group):
+    """Memory"""
+
+    excludes = {"memory": ("micro_cuts", "remat")}
+
+    memory: float | None = option(
+        None, "memory budget of a step in GiB per device; cutouts are split to fit", above=0, identity=False
+    )
+    micro_cuts: int = option(
+        0, "number of cutouts that CLIP encodes at a time; 0: all", least=0, most=10**5, identity=False
+    )
+    remat: bool = option(False, "rematerialisation of the decoder in the backward pass, to save memory", identity=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Resolved options of a painting; None: a disabled group. Created by `resolve`."""
+
+    schedule: Schedule
+    canvas: Canvas
+    start: Start | None
+    latents: Latents
+    probabilities: Probabilities | None
+    optimization: Optimization
+    rate_decay: RateDecay | None
+    cutouts: Cutouts
+    crops: Crops | None
+    augmentations: Augmentations
+    appearance: Appearance
+    border: Border | None
+    palette: Palette | None
+    aesthetic: Aesthetic | None
+    memory: Memory
+
+    def to_flat_dict(self) -> dict[str, Any]:
+        """Returns all options as a flat dict. Disabled groups contribute their default values."""
+        values = dict(_DEFAULTS)
+        for name in GROUPS:
+            if (group := getattr(self, name)) is not None:
+                values |= vars(group)
+        return values
+
+    def hparams(self) -> dict[str, np.float32]:
+        """Returns the traced options and the number of steps."""
+        values = self.to_flat_dict()
+        return {name: np.float32(values[name]) for name in (*TRACED, "steps")}
 
     def to_json(self) -> dict[str, Any]:
-        """All of them, as JSON can say it; pictures that came as arrays are named as such."""
-        found = dataclasses.asdict(self)
-        for name in PICTURES:
-            if found[name] is not None and not isinstance(found[name], str | Path):
-                found[name] = "(an array)"
-            elif found[name] is not None:
-                found[name] = str(found[name])
-        return found | {"size": self.size and list(self.size), "palette": list(self.palette)}
+        """Returns all options as a flat dict for JSON. Images given as arrays become the string "(an array)"."""
+        values = self.to_flat_dict()
+        for name in IMAGE_OPTIONS:
+            if values[name] is not None:
+                values[name] = str(values[name]) if isinstance(values[name], str | Path) else "(an array)"
+        return values | {"size": values["size"] and list(values["size"]), "palette": list(values["palette"])}
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Options)}
-NUMBERS = tuple(name for name, field in FIELDS.items() if field.metadata["kind"] == "number")
-PICTURES = tuple(name for name, field in FIELDS.items() if field.metadata["kind"] == "picture")
+def _group_class(annotation: Any) -> type[Group]:
+    """Returns the class of a group from its annotation, `X` or `X | None`."""
+    return next(iter(typing.get_args(annotation)), annotation)
 
 
-def resolve(given: Mapping[str, Any]) -> Options:
-    """All options, of which some are given. ConfigError for unknown ones, of the wrong type, or at odds."""
-    return resolve_many(given, [{}])[0]
+GROUPS = {field.name: _group_class(field.type) for field in dataclasses.fields(Options)}
+FIELDS = {field.name: field for group in GROUPS.values() for field in dataclasses.fields(group)}
+TRACED = tuple(name for name, field in FIELDS.items() if "traced" in field.metadata)
+FREE = tuple(name for group in GROUPS.values() for name in group.free())  # options that do not change the trajectory
+_DEFAULTS = {name: field.default for name, field in FIELDS.items()}
 
 
-def resolve_many(given: Mapping[str, Any], settings: Sequence[Mapping[str, Any]]) -> list[Options]:
-    """`given` with each of `settings`. What has a meaning in one of them is not at odds with the others."""
-    found = [_completed(given | setting) for setting in settings]
-    _contradictions(found)
-    return found
+def resolve(options: Mapping[str, Any]) -> Options:
+    """Resolves options given by their flat names. Raises ConfigError for unknown, invalid or contradictory options."""
+    return resolve_many(options, [{}])[0]
 
 
-def _completed(given: Mapping[str, Any]) -> Options:
-    refuse_unknown(given, FIELDS, "option")
-    given = {name: _plain(value) for name, value in given.items()}
-    quality = given.get("quality", "normal")
-    if not isinstance(quality, str) or quality not in QUALITIES:
-        raise ConfigError(f"quality = {quality!r}; it must be one of {', '.join(QUALITIES)}")
-    for name in [name for name, value in given.items() if value is None and FIELDS[name].default is not None]:
-        raise ConfigError(f"{name} = None; leave it out for its default, {FIELDS[name].default!r}")
-    return Options(**QUALITIES[quality] | given)
+def resolve_many(options: Mapping[str, Any], settings: Sequence[Mapping[str, Any]]) -> list[Options]:
+    """Resolves `options` combined with each of `settings`, which set traced options only.
+
+    A group that one setting enables is enabled in all.
+    """
+    completed = [_complete(options | setting) for setting in settings]
+    is_enabled = {name: any(map(group.is_enabled, completed)) for name, group in GROUPS.items()}
+    for group in (GROUPS[name] for name, enabled in is_enabled.items() if not enabled):
+        for values, field in itertools.product(completed, dataclasses.fields(group)):
+            if _differs_from_default(name := field.name, values[name]):
+                raise ConfigError(
+                    f"{name} = {values[name]!r} has no effect: give {group.describe_needs()}, or leave {name} out"
+                )
+    cuts, micro_cuts = completed[0]["cuts"], completed[0]["micro_cuts"]
+    if micro_cuts and cuts % micro_cuts:
+        raise ConfigError(f"micro_cuts = {micro_cuts} does not divide cuts = {cuts}")
+    if any(values["cut_power"] != 1 for values in completed) and all(values["cut_min"] == 1 for values in completed):
+        raise ConfigError("cut_min = 1 makes every crop the whole shorter side: cut_power has no effect; leave one out")
+    return [
+        Options(**{name: _make_group(name, values) if enabled else None for name, enabled in is_enabled.items()})
+        for values in completed
+    ]
 
 
-def _plain(value: Any) -> Any:
-    """Without NumPy's scalars, which JSON does not know, and lists, which cannot be compared with defaults."""
+def _make_group(name: str, values: Mapping[str, Any]) -> Group:
+    return GROUPS[name](**{field.name: values[field.name] for field in dataclasses.fields(GROUPS[name])})
+
+
+def _complete(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Parses each option and completes the options with presets and defaults."""
+    refuse_unknown(options, FIELDS, "an option")
+    options = {name: _parse_option(name, value) for name, value in options.items()}
+    return _DEFAULTS | QUALITIES[options.get("quality", "normal")] | options
+
+
+def _parse_option(name: str, value: Any) -> Any:
+    """Checks and converts the value of an option."""
+    value = schema.parse_value(FIELDS[name], _to_python(value), name)
+    if isinstance(value, float) and not in_float32(value):
+        raise ConfigError(f"{name} = {value!r}; it must be a number that float32 does not round to 0 or infinity")
+    return value
+
+
+def _to_python(value: Any) -> Any:
+    """Converts NumPy scalars to Python numbers (for JSON) and lists to tuples (for comparison with defaults)."""
     if isinstance(value, np.generic):
         return value.item()
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+    return tuple(map(_to_python, value)) if isinstance(value, list | tuple) else value
 
 
-def refuse_unknown(given: Mapping, known: Mapping, what: str) -> None:
-    """ConfigError for the first name of `given` that is not among `known`, with the nearest that is."""
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), list(known), 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise ConfigError(f"{name} is no {what}: {hint}")
+def _differs_from_default(name: str, value: Any) -> bool:
+    """Returns whether a value differs from the default of the option."""
+    default = FIELDS[name].default
+    return value is not None if default is None else value != default
 
 
-def pixels(options: Options, trained: int, factor: int) -> tuple[int, int]:
-    """Height and width of the picture, in whole codes. ConfigError for a size that is not.
+def refuse_unknown(names: Iterable[str], known: Mapping, kind: str) -> None:
+    """Raises ConfigError if one of `names` is not in `known`, and suggests the closest known name.
 
     Args:
-      trained: side of the pictures that the VQGAN was trained on.
-      factor: pixels along a side of one code.
+      kind: noun phrase for the message, such as "an option".
     """
-    if options.size is not None:
-        if any(side % factor for side in options.size):
-            near = " x ".join(str(max(factor, round(side / factor) * factor)) for side in options.size)
-            raise ConfigError(
-                f"size = {options.size[0]} x {options.size[1]}: both sides must be divisible by {factor}, the pixels of "
-                f"this VQGAN's codes; {near} is near"
-            )
-        return options.size
-    width, height = aspect(options.aspect or "square")
-    ratio = math.sqrt(width / height)
-
-    def codes(side) -> tuple[int, int]:
-        return tuple(max(factor, round(x / factor) * factor) for x in (side / ratio, side * ratio))
-
-    found = codes(trained * options.scale)
-    if options.scale != 1 and found == codes(trained):
-        raise ConfigError(
-            f"scale = {options.scale:g}: in whole codes of {factor} pixels the picture stays {found[0]} x {found[1]}; "
-            "change it by more, or give size"
-        )
-    return found
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), list(known), 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise ConfigError(f"{name} is not {kind}: {hint}")
 
 
-def aspect(text: str) -> tuple[float, float]:
-    """Width and height, in proportion. ConfigError for a text that is none."""
+def parse_aspect_ratio(text: str) -> tuple[float, float]:
+    """Parses an aspect ratio to relative width and height. Raises ConfigError for invalid strings."""
     sides = ASPECTS.get(text, text).split(":")
     try:
         width, height = map(float, sides)
@@ -199,88 +430,9 @@ def aspect(text: str) -> tuple[float, float]:
     return width, height
 
 
-def rgb(name: str) -> np.ndarray:
-    """A colour's float32 [3] in [0, 1]. ConfigError for a name that is none."""
+def parse_colour(name: str) -> np.ndarray:
+    """Parses a colour to RGB, float32 [3] in [0, 1]. Raises ConfigError for unknown colours."""
     try:
         return np.asarray(ImageColor.getrgb(name)[:3], np.float32) / 255
     except ValueError as error:
-        raise ConfigError(f"{name!r} is no colour; write a name such as 'red', or #rrggbb") from error
-
-
-def _check(field: dataclasses.Field, value: Any) -> None:
-    kind, within, name = field.metadata["kind"], field.metadata["within"], field.name
-    if value is None and field.default is None:
-        return
-    if kind == "choice":
-        good, allowed = isinstance(value, str) and value in within, f"one of {', '.join(within)}"
-    elif kind in ("number", "float"):
-        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        good, allowed = good and within[0] <= value <= within[1], f"a number {_range(*within)}"
-        if good and not in_float32(value):
-            good, allowed = False, "a number that float32 can tell from 0 and from infinity"
-    elif kind == "int":
-        good = isinstance(value, int) and not isinstance(value, bool) and within[0] <= value <= within[1]
-        allowed = f"a whole number {_range(*within)}"
-    elif kind == "flag":
-        good, allowed = isinstance(value, bool), "True or False"
-    elif kind == "size":
-        good = isinstance(value, tuple) and len(value) == 2 and all(type(x) is int and x > 0 for x in value)
-        allowed = "(height, width) in pixels"
-    elif kind == "colours":
-        good = isinstance(value, tuple) and all(isinstance(x, str) for x in value)
-        allowed = "names of colours"
-    elif kind == "picture":
-        good, allowed = isinstance(value, str | Path | Image.Image | np.ndarray), "a path, a picture or an array"
-    else:
-        good, allowed = isinstance(value, str), "a text"
-    if not good:
-        raise ConfigError(f"{name} = {value!r}; it must be {allowed}")
-
-
-def _range(low: float | int, high: float | int) -> str:
-    if high == math.inf:
-        return "" if low == -math.inf else "above 0" if 0 < low < 1e-300 else f"of at least {low:g}"
-    return f"in [{low:g}, {high:g}]"
-
-
-def _contradictions(settings: Sequence[Options]) -> None:
-    """ConfigError for an option that has no effect in any setting, or excludes another."""
-    o = settings[0]  # settings differ in numbers alone
-
-    def need(condition: bool, name: str, what: str) -> None:
-        for setting in settings:
-            if getattr(setting, name) != FIELDS[name].default and not condition:
-                raise ConfigError(f"{name} = {getattr(setting, name)!r} {what}")
-
-    def pointless(name: str, value: int, condition: bool, why: str) -> None:
-        if condition and all(getattr(setting, name) == value for setting in settings):
-            raise ConfigError(f"{name} = {value} {why}")
-
-    started = o.init_image is not None or o.init_noise is not None
-    decays, framed = any(s.lr_decay != 1 for s in settings), any(s.edge != 0 for s in settings)
-    need(o.size is None, "aspect", f"beside size = {o.size}: give one of them")
-    need(o.size is None, "scale", f"beside size = {o.size}: give one of them")
-    need(o.init_image is None, "init_noise", "beside init_image: a painting starts from one of them")
-    need(started, "init_weight", "pulls to a start: give init_image or init_noise")
-    need(started, "init_pixels", "pulls to a start: give init_image or init_noise")
-    need(o.latents != "straight", "temperature", "is of codes' probabilities: choose latents = soft or gumbel")
-    need(o.latents != "straight", "temperature_end", "is of codes' probabilities: choose latents = soft or gumbel")
-    need(decays, "lr_decay_at", "says when lr_decay begins: give lr_decay")
-    need(o.cut_method == "crops", "cut_power", "sizes crops: choose cut_method = crops")
-    need(o.cut_method == "crops", "cut_min", "sizes crops: choose cut_method = crops")
-    need(framed, "edge_colour", "is of the frame: give its weight, edge")
-    need(framed, "edge_width", "is of the frame: give its weight, edge")
-    pointless("edge_width", 0, framed, "leaves the frame, which edge weighs, without a pixel")
-    pointless("lr_decay_at", 1, decays, "is after the last step: lr_decay would never begin")
-    sized = any(setting.cut_power != 1 for setting in settings)
-    pointless("cut_min", 1, sized, "makes every cut the whole shorter side: cut_power would size nothing")
-    need(bool(o.palette), "palette_weight", "is of a palette: give palette")
-    need(o.aesthetic is not None, "aesthetic_weight", "is of a head: give aesthetic")
-    need(o.memory is None, "micro_cuts", "beside memory, which chooses it: give one of them")
-    need(o.memory is None, "remat", "beside memory, which chooses it: give one of them")
-    if o.micro_cuts and o.cuts % o.micro_cuts:
-        raise ConfigError(f"micro_cuts = {o.micro_cuts} does not divide cuts = {o.cuts}")
-    if o.aspect is not None:
-        aspect(o.aspect)
-    for name in (o.edge_colour, *o.palette):
-        rgb(name)
+        raise ConfigError(f"{name!r} is not a colour; write a name such as 'red', or #rrggbb") from error

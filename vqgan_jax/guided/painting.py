@@ -1,4 +1,4 @@
-"""The verbs `paint` and `paint_many`: prompts and options enter, pictures leave."""
+"""Painting from prompts: `paint`, and `paint_many` for grids of prompts, seeds and settings."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from train_jax.profiling import MemoryPlan
 from vqgan_jax.guided import augment, latents, memory, resume, starts, targets, trajectory
 from vqgan_jax.guided import options as options_lib
 from vqgan_jax.guided.options import Options
-from vqgan_jax.guided.prompts import Scene, single
+from vqgan_jax.guided.prompts import Scene, parse_scene
 from vqgan_jax.vqgan import Vqgan
 
 log = logging.getLogger(__name__)
@@ -30,16 +30,16 @@ Clips = Clip | Sequence[Clip]
 
 @dataclasses.dataclass(frozen=True)
 class Painting:
-    """Paintings, and how they came to be. `paint` has one leading axis, pictures; `paint_many` prompts, seeds, settings.
+    """Result of `paint` (leading axis: images) or `paint_many` (leading axes: prompts, seeds, settings).
 
     Attributes:
-      images: as they are at the end.
-      losses: before each step.
-      snapshots: pictures after every `save_every` steps, and at the end.
-      latents: what was optimised, or its moving average.
-      codes: of the VQGAN, nearest or likeliest.
-      plan: memory of a step on each device, as the compiler plans it.
-      micro_cuts, remat: how it was split to fit.
+      images: final images.
+      losses: loss before each step.
+      snapshots: images after every `save_every` steps, and the final image.
+      latents: optimised latents, or their moving average.
+      codes: nearest or most likely codes of the VQGAN.
+      plan: memory plan of a step per device, from the compiler.
+      micro_cuts, remat: micro-batch size and rematerialisation of a step.
     """
 
     images: UInt8[np.ndarray, "*n H W 3"]
@@ -53,7 +53,7 @@ class Painting:
 
 
 class Job(NamedTuple):
-    """One painting."""
+    """A painting to compute: scene, seed and options."""
 
     scene: Scene
     seed: int
@@ -74,35 +74,35 @@ def paint(
     preview: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
     **options,
 ) -> Painting:
-    """Paints prompts (VQGAN+CLIP, arXiv 2204.08583).
+    """Paints images from prompts (VQGAN+CLIP, arXiv 2204.08583).
 
     Args:
-      vq, clip: loaded models; several CLIPs see the picture together, each with its weight.
-      prompts: of the grammar in `guided.prompts`; one, or a list, painted at once.
-      seed: 0 to 2^32 - 1. The same seed gives the same picture on the same device.
-      n: pictures of each prompt, with the seeds `seed` to `seed + n - 1`. Pictures of one prompt follow each other.
-      clip_weights: one a CLIP; default: 1 / number of CLIPs.
-      resume_from: a state file; its painting goes on, to `steps` steps in all, as if it had never stopped.
-      state_file: an .npz to write (z, optimiser, average, step) to, after every `save_every` steps.
-      progress: show a bar.
-      preview: called after every `save_every` steps: `(steps done, uint8 [n, H, W, 3], losses [n, steps done])`.
+      vq, clip: loaded models. The losses of several CLIPs are summed with `clip_weights`.
+      prompts: a prompt, or a list of prompts that are painted in one batch; see `guided.prompts` for the grammar.
+      seed: integer in [0, 2^32 - 1]. Results are deterministic for a seed and a device.
+      n: number of images per prompt, with seeds `seed` to `seed + n - 1`. Images of a prompt are adjacent.
+      clip_weights: weight of each CLIP; default: 1 / number of CLIPs.
+      resume_from: state file of an unfinished painting, which is continued exactly to a total of `steps` steps.
+      state_file: .npz file for (z, optimiser, average, step), written after every `save_every` steps.
+      progress: whether to show a progress bar.
+      preview: called after every `save_every` steps with `(steps done, uint8 [n, H, W, 3], losses [n, steps done])`.
       options: see `guided.options.Options`.
 
-    Raises PromptError for a prompt that is not of the grammar, ConfigError for options that cannot be or are at odds,
-    BrokenSample for a picture that cannot be read, LoadError for a state file of another painting.
+    Raises PromptError for syntax errors of a prompt, ConfigError for invalid or contradictory options, BrokenSample for
+    an unreadable image, and LoadError for a state file of another painting.
     """
-    listed = [prompts] if isinstance(prompts, str) else list(prompts)
-    check(seed, n, listed)
-    seed = int(seed)  # NumPy's small integers wrap around
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    check_request(seed, n, prompts)
+    seed = int(seed)  # seed + n can overflow NumPy's small integers
     resolved = options_lib.resolve(options)
-    jobs = [Job(single(prompt), seed + i, resolved) for prompt in listed for i in range(n)]
+    jobs = [Job(parse_scene(prompt), seed + i, resolved) for prompt in prompts for i in range(n)]
     painter = Painter(vq, clip, jobs, clip_weights)
-    identity = resume.identity(vq, painter.clips, jobs, [float(w) for w in painter.eye_weights])
-    state, begun = painter.state, np.zeros((len(jobs), 0), np.float32)
+    identity = resume.make_identity(vq, painter.clips, jobs, [float(w) for w in painter.clip_weights])
+    state, past_losses = painter.state, np.zeros((len(jobs), 0), np.float32)
     if resume_from is not None:
-        state, begun = resume.read(resume_from, identity, painter.state, resolved.steps)
-    keep = functools.partial(resume.write, state_file, identity) if state_file is not None else None
-    return painter.run(state, begun, progress, preview, keep)
+        state, past_losses = resume.read_state(resume_from, identity, painter.state, resolved.schedule.steps)
+    save = functools.partial(resume.write_state, state_file, identity) if state_file is not None else None
+    return painter.run(state, past_losses, progress, preview, save)
 
 
 def paint_many(
@@ -117,249 +117,268 @@ def paint_many(
     progress: bool = True,
     **options,
 ) -> Painting:
-    """Prompts x seeds x settings, painted at once by one program: an ablation in one run.
+    """Paints every combination of prompts, seeds and settings in one batch, such as for an ablation.
 
     Args:
-      settings: each a few options of kind number (`guided.options.NUMBERS`), which differ from painting to painting.
-      at_once: paintings that go together at most; None: all.
-      others: as in `paint`, which gives the same pictures one by one.
+      settings: traced options (`guided.options.TRACED`) of each setting, in addition to the common `options`.
+      at_once: largest number of paintings per batch; None: all.
+      others: as in `paint`, which computes the same images one by one.
 
-    The arrays of the result begin with the axes [prompts, seeds, settings].
+    Returns a Painting whose arrays have the leading axes [prompts, seeds, settings].
     """
     for seed in seeds:
-        check(seed, 1, prompts)
+        check_request(seed, 1, prompts)
     seeds = [int(seed) for seed in seeds]
     if not len(seeds) or not len(settings):
         raise ConfigError("seeds and settings must each have at least one entry")
     if at_once is not None and not (isinstance(at_once, int | np.integer) and at_once >= 1):
-        raise ConfigError(f"at_once = {at_once!r}; it must be a whole number of at least 1")
+        raise ConfigError(f"at_once = {at_once!r}; it must be an integer of at least 1")
     for setting in settings:
-        options_lib.refuse_unknown(setting, dict.fromkeys(options_lib.NUMBERS), "number that may differ")
+        options_lib.refuse_unknown(setting, dict.fromkeys(options_lib.TRACED), "a traced option, as settings require")
     resolved = options_lib.resolve_many(options, settings)
-    scenes = [single(prompt) for prompt in prompts]
+    scenes = [parse_scene(prompt) for prompt in prompts]
     jobs = [Job(scene, seed, o) for scene in scenes for seed in seeds for o in resolved]
-    size = at_once or len(jobs)
-    found = []
-    for start in range(0, len(jobs), size):
-        painter = Painter(vq, clip, jobs[start : start + size], clip_weights)
-        found.append(painter.run(painter.state, np.zeros((len(painter.jobs), 0), np.float32), progress))
-    lead = (len(prompts), len(seeds), len(settings))
-    joined = {
-        name: np.concatenate([getattr(p, name) for p in found]).reshape(*lead, *getattr(found[0], name).shape[1:])
-        for name in ("images", "losses", "snapshots", "latents", "codes")
-    }
-    return dataclasses.replace(found[0], **joined)
+    batch_size = at_once or len(jobs)
+    paintings = []
+    for start in range(0, len(jobs), batch_size):
+        painter = Painter(vq, clip, jobs[start : start + batch_size], clip_weights)
+        paintings.append(painter.run(painter.state, np.zeros((len(painter.jobs), 0), np.float32), progress))
+    axes = (len(prompts), len(seeds), len(settings))
+    arrays = {}
+    for name in ("images", "losses", "snapshots", "latents", "codes"):
+        values = np.concatenate([getattr(painting, name) for painting in paintings])
+        arrays[name] = values.reshape(*axes, *values.shape[1:])
+    return dataclasses.replace(paintings[0], **arrays)
 
 
-def check(seed: int | np.integer, n: int | np.integer, prompts: Sequence[str]) -> None:
-    """ConfigError for seeds and numbers of paintings that cannot be; TypeError for one text instead of a list."""
+def check_request(seed: int | np.integer, n: int | np.integer, prompts: Sequence[str]) -> None:
+    """Raises ConfigError for invalid seeds, numbers of images or empty prompts, TypeError if `prompts` is a string."""
     if isinstance(prompts, str):
-        raise TypeError("prompts must be a list, not one text: write [text]")
+        raise TypeError("prompts must be a list, not a string: write [prompt]")
     if not len(prompts):
-        raise ConfigError("prompts must hold at least one text")
+        raise ConfigError("prompts must contain at least one string")
     if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1:
-        raise ConfigError(f"n = {n!r} must be a whole number of at least 1")
+        raise ConfigError(f"n = {n!r} must be an integer of at least 1")
     if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= int(seed) <= 2**32 - n:
-        raise ConfigError(f"seed = {seed!r} must be a whole number in [0, 2^32 - 1], that of the last picture, too")
+        raise ConfigError(f"seed = {seed!r} must be an integer in [0, 2^32 - 1], and so must seed + n - 1")
 
 
-_keys = jax.jit(jax.vmap(jax.random.key))
+_keys_from_seeds = jax.jit(jax.vmap(jax.random.key))
 
 
 class Painter:
-    """Models and jobs made ready: arrays on the devices, programs by structure. What `paint` and `animate` share."""
+    """Models, arrays on the devices and compiled programs for a batch of jobs, shared by `paint` and `animate`."""
 
     def __init__(self, vq: Vqgan, clip: Clips, jobs: Sequence[Job], clip_weights: Sequence[float | int] | None = None):
         self.vq, self.jobs, self.options = vq, list(jobs), jobs[0].options
-        self.clips = targets.several(clip)
-        self.eye_weights = targets.shares(clip_weights, len(self.clips))
-        self.size = options_lib.pixels(self.options, vq.size, vq.factor)
-        self._cuts_differ()
+        self.clips = targets.to_clip_tuple(clip)
+        self.clip_weights = targets.resolve_clip_weights(clip_weights, len(self.clips))
+        self.size = self.options.canvas.image_size(vq.size, vq.factor)
+        self._check_cut_power()
         self.mesh = jax.tree.leaves(vq.variables)[0].sharding.mesh
-        if self.options.latents == "straight" and latents.table(vq.module, vq.variables) is None:
-            raise ConfigError("latents = 'straight' needs vectors of codes, and the dVAE has none: use 'soft' or 'gumbel'")
+        self.kind = self.options.latents.latents
         memory.check_decoder(vq, self.size, len(self.jobs), self.mesh)
         with jax.set_mesh(self.mesh):
-            points = latents.table(vq.module, vq.variables)
-            self.variables = trajectory.Variables(vq.variables, points, tuple(c.variables for c in self.clips))
-            self.problem = self._problem()
-            self.state = self.begin(self.problem.first)
-        self.fits: dict[int, memory.Fit] = {}
+            codebook = latents.codebook_vectors(vq.module, vq.variables)
+            if self.kind == "straight" and codebook is None:
+                raise ConfigError(
+                    "latents = 'straight' needs code vectors, and the dVAE has none: use 'soft' or 'gumbel'"
+                )
+            self.variables = trajectory.Variables(vq.variables, codebook, tuple(c.variables for c in self.clips))
+            self.problem = self._make_problem()
+            self.state = self.init_state(self.problem.init_latents)
+        self.steps: dict[int, memory.FittedProgram] = {}  # keyed by the number of steps
 
     def run(
         self,
         state: trajectory.State,
-        begun: Float32[np.ndarray, "n done"],
+        past_losses: Float32[np.ndarray, "n done"],
         progress: bool,
         preview: Callable | None = None,
-        keep: Callable | None = None,
+        save: Callable | None = None,
     ) -> Painting:
-        """The rest of the steps, of which `begun` are done."""
-        o, done = self.options, begun.shape[1]
-        losses, shots = [begun], []
-        found = None
-        with tqdm(total=o.steps, initial=done, unit="step", desc="paint", disable=not progress) as bar:
-            while done < o.steps:
-                length = min(o.save_every - done % o.save_every, o.steps - done)
-                state, values = self.advance(state, length)
+        """Runs the remaining steps. `past_losses` are the losses of the completed steps."""
+        schedule, done = self.options.schedule, past_losses.shape[1]
+        losses, snapshots = [past_losses], []
+        rendered = None
+        with tqdm(total=schedule.steps, initial=done, unit="step", desc="paint", disable=not progress) as bar:
+            while done < schedule.steps:
+                length = min(schedule.save_every - done % schedule.save_every, schedule.steps - done)
+                state, new_losses = self.advance(state, length)
                 done += length
-                losses.append(values)
-                found = self.picture(state)
-                shots.append(found[0])
+                losses.append(new_losses)
+                rendered = self.render(state)
+                snapshots.append(rendered[0])
                 bar.update(length)
-                bar.set_postfix(loss=f"{values[:, -1].mean():.4f}")
-                so_far = np.concatenate(losses, axis=1)
-                if keep is not None:
-                    keep(state, so_far)
+                bar.set_postfix(loss=f"{new_losses[:, -1].mean():.4f}")
+                losses_so_far = np.concatenate(losses, axis=1)
+                if save is not None:
+                    save(state, losses_so_far)
                 if preview is not None:
-                    preview(done, found[0], so_far)
-        images, codes, z = found or self.picture(state)
-        snapshots = np.stack(shots or [images], axis=1)
-        fit = next(iter(self.fits.values()), None)
-        split = (fit.plan, fit.micro, fit.remat) if fit else (None, o.micro_cuts or o.cuts, o.remat)
+                    preview(done, rendered[0], losses_so_far)
+        images, codes, z = rendered or self.render(state)
+        snapshots = np.stack(snapshots or [images], axis=1)
+        step = next(iter(self.steps.values()), None)
+        split = (step.plan, step.micro_cuts, step.remat) if step else (None, *self._explicit_split())
         return Painting(images, np.concatenate(losses, axis=1), snapshots, z, codes, *split)
 
     def advance(self, state: trajectory.State, length: int) -> tuple[trajectory.State, Float32[np.ndarray, "n length"]]:
-        """So many steps further. FloatingPointError where a loss is not finite: latents without a value show nothing."""
-        if length not in self.fits:
-            self.fits[length] = self._fitted(state, length)
+        """Runs `length` steps. Raises FloatingPointError if a loss is not finite."""
+        if length not in self.steps:
+            self.steps[length] = self._compile(state, length)
         done = int(state.step[0])
         with jax.set_mesh(self.mesh):
-            state, values = self.fits[length].program(self.variables, self.problem, state)
-        values = np.asarray(values)
-        if not np.isfinite(values).all():
-            number, step = np.argwhere(~np.isfinite(values))[0]
+            state, losses = self.steps[length].program(self.variables, self.problem, state)
+        losses = np.asarray(losses)
+        if not np.isfinite(losses).all():
+            index, step = np.argwhere(~np.isfinite(losses))[0]
             raise FloatingPointError(
-                f"painting {number}: the loss is {values[number, step]} after {done + step} steps. Try a lower lr, or "
-                "smaller weights of the prompt's parts and of what the picture should be like"
+                f"painting {index}: the loss is {losses[index, step]} after {done + step} steps. Try a lower lr, or "
+                "smaller weights of the prompt parts and of the additional losses"
             )
-        return state, values
+        return state, losses
 
-    def picture(self, state: trajectory.State) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`(uint8 [n, H, W, 3], codes [n, h, w], latents)` of a state."""
-        programs = self._programs(1, False)
+    def render(
+        self, state: trajectory.State
+    ) -> tuple[UInt8[np.ndarray, "n H W 3"], Int32[np.ndarray, "n h w"], Float32[np.ndarray, "n h w x"]]:
+        """Decodes a state to images, codes and latents."""
+        images, codes, z = self._render(state, self.problem.overlay)
+        return np.round(255 * images).astype(np.uint8), codes, z
+
+    def render_without_overlay(self, state: trajectory.State) -> Float32[np.ndarray, "n H W 3"]:
+        """Decodes a state to images in [0, 1] without the overlay."""
+        return self._render(state, None)[0]
+
+    def latents_from_codes(self, codes: Int32[np.ndarray, "n h w"]) -> jax.Array:
+        """Returns latents [n, h, w, x], in the parametrisation of the options, that are quantised to `codes`."""
         with jax.set_mesh(self.mesh):
-            x, codes, z = programs.picture(self.variables, self.problem, state)
-        return np.round(255 * np.asarray(x)).astype(np.uint8), np.asarray(codes), np.asarray(z)
+            z = latents.from_codes(self.kind, codes, self.variables.codebook, self.vq.num_codes)
+        return self.to_devices(z)
 
-    def bare(self, state: trajectory.State) -> Float32[np.ndarray, "n H W 3"]:
-        """What `picture` shows without the overlay, in [0, 1]."""
-        programs = self._programs(1, False, overlay=False)
+    def init_state(self, init_latents: jax.Array) -> trajectory.State:
+        """Creates the state before the first step."""
         with jax.set_mesh(self.mesh):
-            return np.asarray(programs.picture(self.variables, self.problem, state)[0])
+            return self.to_devices(trajectory.init_state(self.options.optimization.optimizer, init_latents))
 
-    def first(self, codes: Int32[np.ndarray, "n h w"]) -> jax.Array:
-        """Latents [n, h, w, x] that show codes, as the options say what latents are."""
-        with jax.set_mesh(self.mesh):
-            found = latents.begin(self.options.latents, codes, self.variables.points, self.vq.codes)
-        return self.place(found)
-
-    def begin(self, first: jax.Array) -> trajectory.State:
-        """The state before the first step from these latents."""
-        with jax.set_mesh(self.mesh):
-            return self.place(trajectory.begin(self.options.optimizer, first))
-
-    def place(self, tree: Any) -> Any:
-        """On the devices: a painting to each where they divide, else copied."""
-        split = P("batch") if len(self.jobs) % self.mesh.size == 0 else P()
-        return jax.device_put(tree, NamedSharding(self.mesh, split))
+    def to_devices(self, tree: Any) -> Any:
+        """Moves arrays to the devices, sharded over paintings if the devices divide their number, else replicated."""
+        spec = P("batch") if len(self.jobs) % self.mesh.size == 0 else P()
+        return jax.device_put(tree, NamedSharding(self.mesh, spec))
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _cuts_differ(self) -> None:
-        """ConfigError for a `cut_power` that sizes nothing."""
-        each = [job.options for job in self.jobs]
-        smallest = min(clip.preprocess.size for clip in self.clips)
-        power = next((o.cut_power for o in each if o.cut_power != 1), 1)
-        if power != 1 and min(self.size) <= smallest and all(o.cut_min == 0 for o in each):
+    def _render(self, state: trajectory.State, overlay: jax.Array | None) -> tuple[np.ndarray, ...]:
+        render = trajectory.get_renderer(self.vq.module, self.kind)
+        variables, state = self.variables._replace(clips=()), state._replace(optimizer=None)
+        with jax.set_mesh(self.mesh):
+            return tuple(map(np.asarray, render(variables, self.problem.hparams, overlay, state)))
+
+    def _check_cut_power(self) -> None:
+        """Raises ConfigError if `cut_power` has no effect."""
+        crops = [job.options.crops for job in self.jobs]
+        clip_size = min(clip.preprocess.size for clip in self.clips)
+        if crops[0] is None or min(self.size) > clip_size or any(c.cut_min > 0 for c in crops):
+            return
+        power = next((c.cut_power for c in crops if c.cut_power != 1), 1)
+        if power != 1:
             raise ConfigError(
-                f"cut_power = {power:g}: a picture of {self.size[0]} x {self.size[1]} is no larger than CLIP's "
-                f"{smallest} x {smallest}, so every cut is the whole shorter side; give cut_min, such as 0.5"
+                f"cut_power = {power:g}: an image of {self.size[0]} x {self.size[1]} is no larger than CLIP's "
+                f"{clip_size} x {clip_size}, so every crop is the whole shorter side; set cut_min, such as 0.5"
             )
 
-    def _fitted(self, state: trajectory.State, length: int) -> memory.Fit:
-        o = self.options
+    def _explicit_split(self) -> tuple[int, bool]:
+        """Returns the micro-batch size and `remat` set by the options."""
+        return self.options.memory.micro_cuts or self.options.cutouts.cuts, self.options.memory.remat
 
-        def compile_with(micro: int, remat: bool):
-            programs = self._programs(micro, remat)
-            if self.mesh.size > 1 and not programs.structure.split:
+    def _compile(self, state: trajectory.State, length: int) -> memory.FittedProgram:
+        """Compiles the program of `length` steps, split to fit the memory budget."""
+        cuts, budget = self.options.cutouts.cuts, self.options.memory.memory
+
+        def compile_with(micro_cuts: int, remat: bool):
+            programs = self._get_programs(micro_cuts, remat)
+            if self.mesh.size > 1 and not programs.config.split:
                 log.warning(
-                    "neither %d painting(s) nor %d cut(s) at a time divide over %d devices: each device computes all",
-                    len(self.jobs), micro, self.mesh.size,
+                    "neither %d painting(s) nor %d cutout(s) at a time divide over %d devices: each computes all",
+                    len(self.jobs), micro_cuts, self.mesh.size,
                 )  # fmt: skip
-            return programs.compiled(length, self.mesh, self.variables, self.problem, state)
+            return programs.compile(length, self.mesh, self.variables, self.problem, state)
 
-        earlier = next(iter(self.fits.values()), None)
-        if earlier is not None or o.memory is None:  # how it is split is decided once
-            micro, remat = (earlier.micro, earlier.remat) if earlier else (o.micro_cuts or o.cuts, o.remat)
-            program = compile_with(micro, remat)
-            fitted = memory.Fit(program, micro, remat, memory.memory_plan(program))
+        first_program = next(iter(self.steps.values()), None)
+        if first_program is not None or budget is None:  # the first program determines the split
+            split = (first_program.micro_cuts, first_program.remat) if first_program else self._explicit_split()
+            program = compile_with(*split)
+            fitted = memory.FittedProgram(program, *split, memory.memory_plan(program))
             memory.check_plan(fitted.plan, self.mesh)
             return fitted
         devices = self.mesh.size if len(self.jobs) % self.mesh.size else 1
-        return memory.fit(compile_with, o.cuts, devices, o.memory)
+        return memory.fit_to_budget(compile_with, cuts, devices, budget)
 
-    def _programs(self, micro: int, remat: bool, overlay: bool = True) -> trajectory.Programs:
-        eyes = tuple(
-            trajectory.Eye(c.module, c.preprocess.size, tuple(c.preprocess.mean), tuple(c.preprocess.std))
+    def _get_programs(self, micro_cuts: int, remat: bool) -> trajectory.Programs:
+        """Returns the programs for a micro-batch size and rematerialisation."""
+        perceptors = tuple(
+            trajectory.Perceptor(c.module, c.preprocess.size, tuple(c.preprocess.mean), tuple(c.preprocess.std))
             for c in self.clips
         )
-        structure = self._structure(micro, remat)
-        return trajectory.programs(self.vq.module, eyes, structure._replace(overlay=structure.overlay and overlay))
+        return trajectory.get_programs(self.vq.module, perceptors, self._make_static_config(micro_cuts, remat))
 
-    def _structure(self, micro: int, remat: bool) -> trajectory.Structure:
-        o = self.options
-        each = [job.options for job in self.jobs]
-        numbers = {name: np.stack([x.numbers()[name] for x in each]) for name in each[0].numbers()}
-        terms = {name for name in trajectory.TERMS if name in numbers and np.any(numbers[name] != 0)}
-        terms |= {name for name in ("palette", "aesthetic") if getattr(o, name)}
-        devices = self.mesh.size
+    def _make_static_config(self, micro_cuts: int, remat: bool) -> trajectory.StaticConfig:
+        """Derives the static configuration from options, jobs and devices."""
+        o, hparams, devices = self.options, self._stack_hparams(), self.mesh.size
+        terms = {name for name in trajectory.TERMS if name in hparams and np.any(hparams[name] != 0)}
+        terms |= {name for name in ("palette", "aesthetic") if getattr(o, name) is not None}
         split = ""
         if devices > 1:
-            split = "paintings" if len(each) % devices == 0 else "cuts" if micro % devices == 0 else ""
-        return trajectory.Structure(
-            self.size, o.latents, o.optimizer, o.cuts, o.cut_method, augment.kinds(numbers), frozenset(terms),
-            o.overlay is not None, micro, remat, split,
+            split = "paintings" if len(self.jobs) % devices == 0 else "cuts" if micro_cuts % devices == 0 else ""
+        return trajectory.StaticConfig(
+            self.kind, o.optimization.optimizer, o.cutouts.cuts, o.cutouts.cut_method,
+            augment.select_augmentations(hparams), frozenset(terms), micro_cuts, remat, split,
         )  # fmt: skip
 
-    def _problem(self) -> trajectory.Problem:
-        o, n = self.options, len(self.jobs)
-        vectors, weights, stops = targets.stacked(self.clips, [job.scene for job in self.jobs])
-        start, codes = self._starts()
-        each = [job.options.numbers() for job in self.jobs]
-        overlay = np.zeros((1, 1, 4), np.float32) if o.overlay is None else starts.overlay(o.overlay, self.size)
-        palette = np.stack([options_lib.rgb(c) for c in o.palette or ("black",)])
-        head = targets.head(o.aesthetic, self.clips[0])
+    def _stack_hparams(self) -> dict[str, Float32[np.ndarray, "n"]]:
+        """Stacks the traced options of all jobs."""
+        hparams = [job.options.hparams() for job in self.jobs]
+        return {name: np.stack([values[name] for values in hparams]) for name in hparams[0]}
 
-        def repeated(x):
+    def _make_problem(self) -> trajectory.Problem:
+        """Embeds prompts, loads images, and moves the arrays of the objective to the devices."""
+        o, n = self.options, len(self.jobs)
+        target_vectors, weights, stops = targets.embed_scenes(self.clips, [job.scene for job in self.jobs])
+        init_images, init_codes = self._make_starts()
+        overlay, palette, border, aesthetic = o.canvas.overlay, o.palette, o.border, o.aesthetic
+
+        def repeat(x):
             return np.broadcast_to(x, (n, *x.shape))
 
         problem = trajectory.Problem(
-            key=_keys(np.array([job.seed for job in self.jobs], np.uint32)),
-            targets=vectors,
+            key=_keys_from_seeds(np.array([job.seed for job in self.jobs], np.uint32)),
+            targets=target_vectors,
             weights=weights,
             stops=stops,
-            eyes=repeated(self.eye_weights),
-            numbers={name: np.stack([x[name] for x in each]) for name in each[0]},
-            first=self.first(codes),
-            start=start,
-            overlay=repeated(overlay),
-            palette=repeated(palette),
-            edge=repeated(options_lib.rgb(o.edge_colour)),
-            head=repeated(head),
+            clip_weights=repeat(self.clip_weights),
+            hparams=self._stack_hparams(),
+            init_latents=self.latents_from_codes(init_codes),
+            init_images=init_images,
+            overlay=None if overlay is None else repeat(starts.load_overlay(overlay, self.size)),
+            palette=None
+            if palette is None
+            else repeat(np.stack([options_lib.parse_colour(c) for c in palette.palette])),
+            border_colour=None if border is None else repeat(options_lib.parse_colour(border.edge_colour)),
+            aesthetic_head=None
+            if aesthetic is None
+            else repeat(targets.load_aesthetic_head(aesthetic.aesthetic, self.clips[0])),
         )
-        return self.place(problem)
+        return self.to_devices(problem)
 
-    def _starts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels [n, H, W, 3] and codes [n, h, w] that the paintings begin from."""
-        o, vq = self.options, self.vq
-        cells = (self.size[0] // vq.factor, self.size[1] // vq.factor)
-        if o.init_image is not None:
-            image = starts.picture(o.init_image, self.size, "init_image")
-            images = np.broadcast_to(image, (len(self.jobs), *image.shape))
-        elif o.init_noise is not None:
-            images = np.stack([starts.noise(o.init_noise, job.seed, self.size) for job in self.jobs])
+    def _make_starts(self) -> tuple[Float32[np.ndarray, "n H W 3"], Int32[np.ndarray, "n h w"]]:
+        """Creates the initial images and codes. Images are zero if codes are random."""
+        start, vq, n = self.options.start, self.vq, len(self.jobs)
+        if start is None:
+            grid = (self.size[0] // vq.factor, self.size[1] // vq.factor)
+            codes = np.stack([starts.sample_codes(job.seed, grid, vq.num_codes) for job in self.jobs])
+            return np.zeros((n, *self.size, 3), np.float32), codes
+        if start.init_image is not None:
+            image = starts.load_image(start.init_image, self.size, "init_image")
+            images = np.broadcast_to(image, (n, *image.shape))
         else:
-            blank = np.zeros((len(self.jobs), *self.size, 3), np.float32)
-            return blank, np.stack([starts.codes(job.seed, cells, vq.codes) for job in self.jobs])
+            images = np.stack([starts.noise_image(start.init_noise, job.seed, self.size) for job in self.jobs])
         return images, vq.encode(images)

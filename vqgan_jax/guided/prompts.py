@@ -1,12 +1,13 @@
-"""The grammar of prompts. What a painter is told is a few parts, each with a weight and a stop:
+"""The prompt grammar. A scene consists of parts, each with a weight and a stop:
 
-    scenes  = scene {"^" scene}                     one after the other, a story
-    scene   = part {"|" part}                       all at once
-    part    = what [":" weight [":" stop]]
-    what    = text | "image=" path | "noise=" seed
+    scenes  = scene {"^" scene}                     a sequence of scenes, for animations
+    scene   = part {"|" part}                       parts of one image
+    part    = content [":" weight [":" stop]]
+    content = text | "image=" path | "noise=" seed
 
-A negative weight pushes away. Below its stop a part no longer pulls. `\\` before one of `| ^ : = \\` makes it a letter.
-A colon between two digits of a text is refused: in "a clock at 12:30" it is a letter, in "route 66:0.5" it begins a weight.
+A negative weight maximises the distance to the part. Below its stop a part has no gradient. `\\` escapes the special
+characters `| ^ : = \\`. A colon between two digits of a text is an error, because it is ambiguous: it belongs to the
+text in "a clock at 12:30", and precedes a weight in "route 66:0.5".
 """
 
 import dataclasses
@@ -17,24 +18,25 @@ from collections.abc import Iterator
 from train_jax.errors import UserError, in_float32
 
 _SPECIAL = "|^:=\\"
-_SHOWN = 20  # characters around a mistake that its message shows
+_CONTEXT = 20  # characters around an error that its message shows
 
 
 class PromptError(UserError):
-    """A prompt that is not of the grammar; the message names the character."""
+    """Syntax error of a prompt. The message names the position of the character."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One thing to paint towards, or away from.
+    """A target of the painting: a text, an image or a noise vector.
 
     Attributes:
-      kind: "text", "image" (`what` is a path) or "noise" (`what` is a seed).
-      weight: not 0; a negative one pushes away.
-      stop: the signed distance below which it no longer pulls; -inf: never.
+      content: the text, the path or the seed, depending on `kind`.
+      weight: weight of the distance to the target, not 0. A negative weight maximises the distance.
+      stop: signed distance below which the part has no gradient; -inf: no stop.
+      kind: "text", "image" or "noise".
     """
 
-    what: str
+    content: str
     weight: float = 1.0
     stop: float = -math.inf
     kind: str = "text"
@@ -44,115 +46,128 @@ Scene = tuple[Part, ...]
 
 
 def parse(prompt: str) -> tuple[Scene, ...]:
-    """The scenes of a prompt. Raises PromptError that points at the character, TypeError for what is no text."""
+    """Parses a prompt to scenes.
+
+    Raises PromptError with the position of an error, and TypeError if the prompt is not a string.
+    """
     if not isinstance(prompt, str):
-        raise TypeError(f"prompt = {prompt!r}; it must be one text")
-    whole = (list(_letters(prompt)), len(prompt))
-    return tuple(tuple(_part(prompt, part) for part in _split(scene, "|")) for scene in _split(whole, "^"))
+        raise TypeError(f"prompt = {prompt!r}; it must be a string")
+    field = (list(_tokenize(prompt)), len(prompt))
+    return tuple(tuple(_parse_part(prompt, part) for part in _split_at(scene, "|")) for scene in _split_at(field, "^"))
 
 
-def single(prompt: str) -> Scene:
-    """The only scene of a prompt. Raises PromptError for one of several."""
+def parse_scene(prompt: str) -> Scene:
+    """Parses a prompt of a single scene. Raises PromptError for several scenes."""
     scenes = parse(prompt)
     if len(scenes) > 1:
-        place = next(i for i, letter, special in _letters(prompt) if special and letter == "^")
-        _refuse(prompt, place, "starts another scene, and one picture shows one: paint stories with animate (--frames)")
+        position = next(i for i, character, is_special in _tokenize(prompt) if is_special and character == "^")
+        _raise_at(prompt, position, "starts another scene, and an image has one: use animate (--frames) for several")
     return scenes[0]
 
 
-_Letter = tuple[int, str, bool]  # place in the prompt, the letter, whether it has a meaning in the grammar
-_Field = tuple[list[_Letter], int]  # and the place where it ends
+_Character = tuple[int, str, bool]  # position in the prompt, character, whether it is special in the grammar
+_Field = tuple[list[_Character], int]  # characters of the field, position of its end
 
 
-def _letters(prompt: str) -> Iterator[_Letter]:
-    place = 0
-    while place < len(prompt):
-        letter, start = prompt[place], place
-        if letter == "\\":
-            place += 1
-            if place == len(prompt) or prompt[place] not in _SPECIAL:
-                _refuse(prompt, start, f"a backslash stands before one of {' '.join(_SPECIAL)}; write \\\\ for itself")
-            yield start, prompt[place], False
+def _tokenize(prompt: str) -> Iterator[_Character]:
+    """Yields the characters of a prompt, with escapes resolved."""
+    position = 0
+    while position < len(prompt):
+        character, start = prompt[position], position
+        if character == "\\":
+            position += 1
+            if position == len(prompt) or prompt[position] not in _SPECIAL:
+                _raise_at(prompt, start, f"a backslash escapes one of {' '.join(_SPECIAL)}; write \\\\ for a backslash")
+            yield start, prompt[position], False
         else:
-            yield start, letter, letter in _SPECIAL
-        place += 1
+            yield start, character, character in _SPECIAL
+        position += 1
 
 
-def _split(field: _Field, mark: str) -> list[_Field]:
-    """The fields between marks."""
-    letters, end = field
-    found, begun = [], []
-    for item in letters:
-        if item[2] and item[1] == mark:
-            found.append((begun, item[0]))
-            begun = []
+def _split_at(field: _Field, separator: str) -> list[_Field]:
+    """Splits a field at the special characters `separator`."""
+    characters, end = field
+    fields, current = [], []
+    for character in characters:
+        if character[2] and character[1] == separator:
+            fields.append((current, character[0]))
+            current = []
         else:
-            begun.append(item)
-    return [*found, (begun, end)]
+            current.append(character)
+    return [*fields, (current, end)]
 
 
-def _part(prompt: str, field: _Field) -> Part:
-    fields = _split(field, ":")
-    what, kind = _what(prompt, *fields[0])
+def _parse_part(prompt: str, field: _Field) -> Part:
+    """Parses `content [":" weight [":" stop]]`."""
+    fields = _split_at(field, ":")
+    content, kind = _parse_content(prompt, *fields[0])
     if kind == "text" and len(fields) > 1:
-        _refuse_clock_time(prompt, fields[0][1])
+        _check_clock_time(prompt, fields[0][1])
     if len(fields) > 3:
-        _refuse(prompt, fields[2][1], r"a part is text:weight:stop, with no third colon; write \: for a colon of the text")
-    weight = _number(prompt, *fields[1], "weight") if len(fields) > 1 else 1.0
+        _raise_at(
+            prompt, fields[2][1], r"a part is text:weight:stop, with no third colon; write \: for a colon of the text"
+        )
+    weight = _parse_number(prompt, *fields[1], "weight") if len(fields) > 1 else 1.0
     if weight == 0:
-        _refuse(prompt, _start(*fields[1]), "weight 0 says nothing: leave the part out")
-    stop = _number(prompt, *fields[2], "stop") if len(fields) > 2 else -math.inf
-    # Half a squared angle lies between 0 and pi^2 / 2, and pushing away counts below 0.
-    most = 0.0 if weight < 0 else math.pi**2 / 2
-    if stop >= most:
-        why = f"with stop {stop:g} a part of weight {weight:g} never pulls; it must be below {most:.3g}"
-        _refuse(prompt, _start(*fields[2]), why)
-    return Part(what, weight, stop, kind)
+        _raise_at(prompt, _first_position(*fields[1]), "a part of weight 0 has no effect: leave it out")
+    stop = _parse_number(prompt, *fields[2], "stop") if len(fields) > 2 else -math.inf
+    # The distance, half a squared angle, is in [0, pi^2 / 2]; the signed distance has the sign of the weight.
+    limit = 0.0 if weight < 0 else math.pi**2 / 2
+    if stop >= limit:
+        reason = f"with stop {stop:g} a part of weight {weight:g} never has a gradient; it must be below {limit:.3g}"
+        _raise_at(prompt, _first_position(*fields[2]), reason)
+    return Part(content, weight, stop, kind)
 
 
-def _refuse_clock_time(prompt: str, colon: int) -> None:
-    """PromptError where the colon at this place has a digit on either side."""
+def _check_clock_time(prompt: str, colon: int) -> None:
+    """Raises PromptError if the colon at this position is between two digits."""
     before, after = re.search(r"\d*$", prompt[:colon]).group(), re.match(r"\d*", prompt[colon + 1 :]).group()
     if before and after:
-        why = rf"is {after} a weight? Write {before} :{after} if it is, {before}\:{after} if it is a part of the text"
-        _refuse(prompt, colon, why)
+        reason = rf"is {after} a weight? Write {before} :{after} if it is, {before}\:{after} if it belongs to the text"
+        _raise_at(prompt, colon, reason)
 
 
-def _what(prompt: str, letters: list[_Letter], end: int) -> tuple[str, str]:
-    text = "".join(letter for _, letter, _ in letters).strip()
+def _parse_content(prompt: str, characters: list[_Character], end: int) -> tuple[str, str]:
+    """Parses the content of a part. Returns the content and its kind."""
+    text = "".join(character for _, character, _ in characters).strip()
     if not text:
-        _refuse(prompt, end, "a text is missing before it")
-    equals = next((i for i, (_, letter, special) in enumerate(letters) if special and letter == "="), None)
+        _raise_at(prompt, end, "a text is missing before it")
+    equals = next(
+        (i for i, (_, character, is_special) in enumerate(characters) if is_special and character == "="), None
+    )
     if equals is None:
         return text, "text"
-    kind = "".join(letter for _, letter, _ in letters[:equals]).strip()
-    value = "".join(letter for _, letter, _ in letters[equals + 1 :]).strip()
+    kind = "".join(character for _, character, _ in characters[:equals]).strip()
+    value = "".join(character for _, character, _ in characters[equals + 1 :]).strip()
     if kind not in ("image", "noise"):
-        _refuse(prompt, letters[equals][0], rf"image=PATH and noise=SEED are known, not {kind!r}=; write \= in a text")
+        _raise_at(prompt, characters[equals][0], rf"use image=PATH or noise=SEED, not {kind!r}=; write \= in a text")
     if not value:
-        _refuse(prompt, end, f"{kind}= needs a value")
+        _raise_at(prompt, end, f"{kind}= needs a value")
     if kind == "noise" and not (value.isascii() and value.isdigit()):
-        _refuse(prompt, letters[equals][0], f"the seed of noise is a whole number, not {value!r}")
+        _raise_at(prompt, characters[equals][0], f"the seed of noise must be an integer of 0 or more, not {value!r}")
     return value, kind
 
 
-def _number(prompt: str, letters: list[_Letter], end: int, name: str) -> float:
-    text = "".join(letter for _, letter, _ in letters).strip()
+def _parse_number(prompt: str, characters: list[_Character], end: int, name: str) -> float:
+    """Parses a weight or a stop."""
+    text = "".join(character for _, character, _ in characters).strip()
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not in_float32(value):
-        _refuse(prompt, _start(letters, end), rf"{text!r} is no {name}, a number; write \: for a colon of the text")
+        reason = rf"{text!r} is not a {name} (a number); write \: for a colon of the text"
+        _raise_at(prompt, _first_position(characters, end), reason)
     return value
 
 
-def _start(letters: list[_Letter], end: int) -> int:
-    """Where a field's first letter that is no space stands."""
-    return next((place for place, letter, _ in letters if not letter.isspace()), end)
+def _first_position(characters: list[_Character], end: int) -> int:
+    """Returns the position of the first character of a field that is not a space."""
+    return next((position for position, character, _ in characters if not character.isspace()), end)
 
 
-def _refuse(prompt: str, place: int, why: str):
-    before, after = prompt[max(0, place - _SHOWN) : place], prompt[place : place + _SHOWN]
-    here = f"{before!r} and before {after!r}" if after else f"{before!r}, at the end"
-    raise PromptError(f"prompt, character {place + 1} (after {here}): {why}")
+def _raise_at(prompt: str, position: int, reason: str):
+    """Raises PromptError with the position of the character and its context."""
+    before, after = prompt[max(0, position - _CONTEXT) : position], prompt[position : position + _CONTEXT]
+    context = f"{before!r} and before {after!r}" if after else f"{before!r}, at the end"
+    raise PromptError(f"prompt, character {position + 1} (after {context}): {reason}")

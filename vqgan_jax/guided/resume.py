@@ -1,4 +1,4 @@
-"""State files: (z, optimiser, average, step), the losses so far, and what they belong to. A resumed painting is exact."""
+"""State files for exact resumption: (z, optimiser, average, step), past losses, and the identity of the painting."""
 
 import json
 import os
@@ -12,71 +12,80 @@ import numpy as np
 from train_jax.data.files import read_arrays
 from train_jax.errors import LoadError
 from vqgan_jax.guided import metadata, trajectory
-
-# Options that change how a trajectory is computed or shown, and not where it goes.
-_FREE = ("quality", "save_every", "memory", "micro_cuts", "remat")
+from vqgan_jax.guided.options import FREE
 
 
-def identity(vq, clips: Sequence, jobs: Sequence, eye_weights: Sequence[float]) -> dict[str, Any]:
-    """What a state belongs to, as JSON holds it."""
+def make_identity(vq, clips: Sequence, jobs: Sequence, clip_weights: Sequence[float]) -> dict[str, Any]:
+    """Collects the models, prompts, seeds, files and options of a painting as JSON values."""
     options = [job.options.to_json() for job in jobs]
-    files = [metadata.files(job.options, [job.scene]) for job in jobs]
-    for one in options:
-        for name in _FREE:
-            del one[name]
-        if one["lr_decay"] == 1 and not one["temperature_end"]:  # no schedule ties it to its whole length
-            del one["steps"]
-    about = {
+    files = [metadata.hash_files(job.options, [job.scene]) for job in jobs]
+    for values in options:
+        for name in FREE:
+            del values[name]
+        if values["lr_decay"] == 1 and not values["temperature_end"]:  # no schedule depends on the number of steps
+            del values["steps"]
+    identity = {
         "vqgan": vq.fingerprint,
         "clips": [clip.fingerprint for clip in clips],
-        "clip_weights": list(eye_weights),
-        "prompts": [[[p.kind, p.what, p.weight, repr(p.stop)] for p in job.scene] for job in jobs],
+        "clip_weights": list(clip_weights),
+        "prompts": [[[p.kind, p.content, p.weight, repr(p.stop)] for p in job.scene] for job in jobs],
         "seeds": [int(job.seed) for job in jobs],
         "files": files,
         "options": options,
     }
-    return json.loads(json.dumps(about))
+    return json.loads(json.dumps(identity))
 
 
-def write(path: str | Path, about: dict, state: trajectory.State, losses: np.ndarray) -> None:
-    """Writes a state file; the one before stays until the new one is whole."""
+def write_state(path: str | Path, identity: dict, state: trajectory.State, losses: np.ndarray) -> None:
+    """Writes a state file atomically: an existing file is replaced when the new one is complete."""
     path = Path(path)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
     unfinished = path.with_name(path.name + ".unfinished")
     with open(unfinished, "wb") as file:
         arrays = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
-        np.savez(file, about=json.dumps(about), losses=losses, **arrays)
+        np.savez(file, about=json.dumps(identity), losses=losses, **arrays)
     os.replace(unfinished, path)
 
 
-def read(path: str | Path, about: dict, like: trajectory.State, steps: int) -> tuple[trajectory.State, np.ndarray]:
-    """The state and the losses so far. LoadError if the file is none, or of another painting, which it names."""
+def read_state(
+    path: str | Path, identity: dict, template: trajectory.State, steps: int
+) -> tuple[trajectory.State, np.ndarray]:
+    """Reads the state and the past losses.
+
+    Args:
+      identity: identity of the painting to resume.
+      template: a state of the same painting, with the shapes and shardings of the result.
+      steps: total number of steps.
+
+    Raises LoadError for a file that is not a state file, or is the state of another painting.
+    """
     try:
-        names = [f"leaf{i}" for i in range(len(jax.tree.leaves(like)))]
+        names = [f"leaf{i}" for i in range(len(jax.tree.leaves(template)))]
         file = read_arrays(path, ("about", "losses", *names))
-        found = dict(json.loads(str(file["about"])))
+        saved_identity = dict(json.loads(str(file["about"])))
         losses = np.asarray(file["losses"], np.float32)
         leaves = [file[name] for name in names]
     except (ValueError, TypeError) as error:
-        raise LoadError(f"{path} holds no state of a painting ({error})") from error
-    for name, wanted in about.items():
-        if found.get(name) != wanted:
-            raise LoadError(f"{path} is the state of another painting: {_difference(name, found.get(name), wanted)}")
-    places, structure = jax.tree.flatten(like)
-    odd = [name for name, leaf, place in zip(names, leaves, places, strict=True) if leaf.shape != place.shape]
-    if odd or losses.ndim != 2:
-        raise LoadError(f"{path} holds no state of this painting: {', '.join(odd) or 'losses'} of another shape")
+        raise LoadError(f"{path} is not the state file of a painting ({error})") from error
+    for name, expected in identity.items():
+        if (saved := saved_identity.get(name)) != expected:
+            raise LoadError(f"{path} is the state of another painting: {_describe_difference(name, saved, expected)}")
+    template_leaves, treedef = jax.tree.flatten(template)
+    compared = zip(names, leaves, template_leaves, strict=True)
+    mismatched = [name for name, leaf, expected in compared if leaf.shape != expected.shape]
+    if mismatched or losses.ndim != 2:
+        raise LoadError(f"{path} is not a state of this painting: {', '.join(mismatched) or 'losses'} of another shape")
     if losses.shape[1] > steps:
-        raise LoadError(f"{path}: {losses.shape[1]} steps are done already; steps = {steps} must be at least that")
-    placed = [jax.device_put(leaf, place.sharding) for leaf, place in zip(leaves, places, strict=True)]
-    return jax.tree.unflatten(structure, placed), losses
+        raise LoadError(f"{path}: {losses.shape[1]} steps are complete already; steps = {steps} must not be less")
+    arrays = [jax.device_put(leaf, x.sharding) for leaf, x in zip(leaves, template_leaves, strict=True)]
+    return jax.tree.unflatten(treedef, arrays), losses
 
 
-def _difference(name: str, found: Any, wanted: Any) -> str:
-    """The first thing in which two values differ."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        key = next(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
-        return _difference(f"{name} {key}", found.get(key), wanted.get(key))
-    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted) and name == "options":
-        return _difference(name, *next((a, b) for a, b in zip(found, wanted, strict=True) if a != b))
-    return f"its {name} is {found}, and {wanted} is asked for"
+def _describe_difference(name: str, saved: Any, expected: Any) -> str:
+    """Describes the first difference between two values."""
+    if isinstance(saved, dict) and isinstance(expected, dict):
+        key = next(k for k in saved.keys() | expected.keys() if saved.get(k) != expected.get(k))
+        return _describe_difference(f"{name} {key}", saved.get(key), expected.get(key))
+    if isinstance(saved, list) and isinstance(expected, list) and len(saved) == len(expected) and name == "options":
+        return _describe_difference(name, *next((a, b) for a, b in zip(saved, expected, strict=True) if a != b))
+    return f"{name} is {saved} in the file and {expected} in this painting"

@@ -1,11 +1,11 @@
-"""The trajectory of a painting: one compiled scan over the steps of the optimiser, for one painting or many at once.
+"""Optimisation of latents as one compiled scan over steps, for a batch of paintings.
 
-    state = begin(optimizer, first)
-    state, losses = programs.compiled(length, …)(variables, problem, state)
-    images, codes, latents = programs.picture(variables, problem, state)
+    state = init_state(optimizer, init_latents)
+    state, losses = programs.compile(length, …)(variables, problem, state)
+    images, codes, latents = get_renderer(module, …)(variables, hparams, overlay, state)
 
-Everything that has a leading axis n has it for the n paintings. What a step draws belongs to (seed, step, cut): it is the
-same whatever is painted beside it, on however many devices, in micro-batches of whatever size, and after a resumption.
+The leading axis n is the batch of paintings. Random numbers depend on (seed, step, cutout) only, not on the other
+paintings of the batch, the number of devices, the micro-batch size, or resumption.
 """
 
 import functools
@@ -26,8 +26,8 @@ from vqgan_jax.model import Autoencoder
 TERMS = ("init_weight", "init_pixels", "smoothness", "saturation", "symmetry", "edge", "palette", "aesthetic")
 
 
-class Eye(NamedTuple):
-    """What is static of a CLIP."""
+class Perceptor(NamedTuple):
+    """A CLIP without weights: module, image size and normalisation."""
 
     module: nn.Module
     size: int
@@ -35,66 +35,65 @@ class Eye(NamedTuple):
     std: tuple[float, float, float]
 
 
-class Structure(NamedTuple):
-    """What a program is made for; everything else may change without another one.
+class StaticConfig(NamedTuple):
+    """Static configuration of a step: everything besides shapes that requires another compilation.
 
     Attributes:
-      size: height and width in pixels.
-      terms: those of TERMS that any of the paintings weighs.
-      micro: cuts that go through CLIP together.
-      split: what is divided over the devices: "cuts", "paintings" or "" for nothing.
+      augmentations: augmentations that are enabled in any painting.
+      terms: names in TERMS with a non-zero weight in any painting.
+      micro_cuts: number of cutouts that CLIP encodes at a time.
+      split: axis that is sharded over the devices: "cuts", "paintings", or "" for none.
     """
 
-    size: tuple[int, int]
     latents: str
     optimizer: str
     cuts: int
     cut_method: str
-    kinds: augment.Kinds
+    augmentations: augment.Augmentations
     terms: frozenset[str]
-    overlay: bool
-    micro: int
+    micro_cuts: int
     remat: bool
     split: str
 
 
 class Problem(NamedTuple):
-    """What a painting is to be.
+    """Arrays that define the objective.
 
     Attributes:
-      key: of the seed.
-      targets: of each CLIP the unit vectors [P, d] of the prompt's parts.
-      weights, stops: of the parts [P].
-      eyes: weight of each CLIP [C].
-      numbers: traced options by name.
-      first, start: latents and pixels that it began from.
-      overlay: [H, W, 4], or [1, 1, 4] where there is none.
-      palette: colours [k, 3]; edge: that of the frame [3].
-      head: of the aesthetic score, weights and bias [d + 1].
+      key: random key made from the seed.
+      targets: embeddings [P, d] of the prompt parts for each CLIP.
+      weights, stops: weights and stops [P] of the parts.
+      clip_weights: weights [C] of the CLIPs.
+      hparams: traced options by name.
+      init_latents, init_images: initial latents and pixels.
+      overlay: RGBA image [H, W, 4].
+      palette: colours [k, 3].
+      border_colour: RGB colour [3].
+      aesthetic_head: weight and bias [d + 1].
     """
 
     key: jax.Array
     targets: tuple[jax.Array, ...]
     weights: jax.Array
     stops: jax.Array
-    eyes: jax.Array
-    numbers: dict[str, jax.Array]
-    first: jax.Array
-    start: jax.Array
-    overlay: jax.Array
-    palette: jax.Array
-    edge: jax.Array
-    head: jax.Array
+    clip_weights: jax.Array
+    hparams: dict[str, jax.Array]
+    init_latents: jax.Array
+    init_images: jax.Array
+    overlay: jax.Array | None
+    palette: jax.Array | None
+    border_colour: jax.Array | None
+    aesthetic_head: jax.Array | None
 
 
 class State(NamedTuple):
-    """Where a painting is: all that a resumed one needs.
+    """State of the optimisation, sufficient for exact resumption.
 
     Attributes:
-      z: the latents.
-      optimizer: optax's state.
-      average: the sum that the moving average is `average / total` of.
-      step: steps done.
+      z: latents.
+      optimizer: state of the optax transformation.
+      average, total: the moving average of the latents is `average / total`.
+      step: number of completed steps.
     """
 
     z: jax.Array
@@ -105,13 +104,15 @@ class State(NamedTuple):
 
 
 class Variables(NamedTuple):
+    """Weights of the models, and the code vectors."""
+
     vqgan: Any
-    points: latents.Table
+    codebook: latents.Codebook
     clips: tuple[Any, ...]
 
 
-def direction(name: str) -> optax.GradientTransformation:
-    """Optax's rule without a rate, which is traced and applied afterwards."""
+def gradient_transformation(name: str) -> optax.GradientTransformation:
+    """Returns an optax transformation without a learning rate, which is traced and applied separately."""
     return {
         "adam": optax.scale_by_adam,
         "amsgrad": optax.scale_by_amsgrad,
@@ -125,176 +126,195 @@ def direction(name: str) -> optax.GradientTransformation:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def begin(optimizer: str, first: Float[Array, "n h w x"]) -> State:
-    """The state before the first step of `optimizer` from these latents."""
-    n = first.shape[0]
-    rule = jax.vmap(direction(optimizer).init)(first)
-    # A copy: the state is donated to the next step, and the problem keeps `first`.
-    return State(jnp.copy(first), rule, jnp.zeros_like(first), jnp.zeros(n), jnp.zeros(n, jnp.int32))
+def init_state(optimizer: str, init_latents: Float[Array, "n h w x"]) -> State:
+    """Creates the state before the first step."""
+    n = init_latents.shape[0]
+    optimizer_state = jax.vmap(gradient_transformation(optimizer).init)(init_latents)
+    # The first step donates the state, so `z` must not share the buffer of `init_latents`, which the problem keeps.
+    return State(
+        jnp.copy(init_latents), optimizer_state, jnp.zeros_like(init_latents), jnp.zeros(n), jnp.zeros(n, jnp.int32)
+    )
 
 
 class Programs:
-    """The functions of one structure; the scan is compiled ahead, for a length."""
+    """Compiled scans of one static configuration, cached by length, mesh and array shapes."""
 
-    def __init__(self, module: Autoencoder, eyes: tuple[Eye, ...], structure: Structure):
-        self.module, self.eyes, self.structure = module, eyes, structure
-        self.picture = jax.jit(functools.partial(_each, functools.partial(_picture, module, structure)))
+    def __init__(self, module: Autoencoder, perceptors: tuple[Perceptor, ...], config: StaticConfig):
+        self.module, self.perceptors, self.config = module, perceptors, config
         self._compiled: dict = {}
 
-    def compiled(self, length: int, mesh, variables, problem, state) -> jax.stages.Compiled:
-        """`(variables, problem, state) -> (state, losses [n, length])`; the state is donated."""
+    def compile(self, length: int, mesh, variables, problem, state) -> jax.stages.Compiled:
+        """Compiles `(variables, problem, state) -> (state, losses [n, length])`, which runs `length` steps.
+
+        The program donates `state`.
+        """
         shapes = jax.tree.map(lambda x: f"{x.dtype} {list(x.shape)}", (problem, state))
-        which = (length, mesh, str(shapes))
-        if which not in self._compiled:
-            step = functools.partial(_step, self.module, self.eyes, self.structure)
+        cache_key = (length, mesh, str(shapes))
+        if cache_key not in self._compiled:
+            step = functools.partial(_optimization_step, self.module, self.perceptors, self.config)
 
             def scan(variables, problem, state):
                 return jax.lax.scan(lambda s, _: step(variables, problem, s), state, length=length)
 
-            out = NamedSharding(mesh, P("batch") if self.structure.split == "paintings" else P())
-            advance = jax.jit(functools.partial(_each, scan), donate_argnums=2, out_shardings=out)
+            out_sharding = NamedSharding(mesh, P("batch") if self.config.split == "paintings" else P())
+            run_steps = jax.jit(functools.partial(_map_paintings, scan), donate_argnums=2, out_shardings=out_sharding)
             with jax.set_mesh(mesh):
-                self._compiled[which] = advance.lower(variables, problem, state).compile()
-        return self._compiled[which]
+                self._compiled[cache_key] = run_steps.lower(variables, problem, state).compile()
+        return self._compiled[cache_key]
 
 
 @functools.lru_cache(maxsize=16)
-def programs(module: Autoencoder, eyes: tuple[Eye, ...], structure: Structure) -> Programs:
-    """Those of a structure, kept: a second painting of the same structure compiles nothing."""
-    return Programs(module, eyes, structure)
+def get_programs(module: Autoencoder, perceptors: tuple[Perceptor, ...], config: StaticConfig) -> Programs:
+    """Returns the programs of a static configuration from a cache, so that equal paintings compile once."""
+    return Programs(module, perceptors, config)
 
 
-def _each(function: Callable, variables, *trees):
-    """Over the paintings, by vmap; a single one without, which leaves the compiler simpler shapes."""
+@functools.lru_cache(maxsize=16)
+def get_renderer(module: Autoencoder, kind: str) -> Callable:
+    """Returns the jitted `(variables, hparams, overlay, state) -> (images in [0, 1], codes, latents)`.
+
+    The function uses neither CLIPs nor the optimiser: pass variables and state without `clips` and `optimizer`, so that
+    paintings that differ in CLIPs or optimisers share a program.
+    """
+    return jax.jit(functools.partial(_map_paintings, functools.partial(_render, module, kind)))
+
+
+def _map_paintings(function: Callable, variables, *trees):
+    """Applies vmap over paintings. A single painting is computed without vmap, which simplifies shapes for XLA."""
     if jax.tree.leaves(trees)[0].shape[0] == 1:
-        found = function(variables, *jax.tree.map(lambda x: x[0], trees))
-        return jax.tree.map(lambda x: x[None], found)
+        outputs = function(variables, *jax.tree.map(lambda x: x[0], trees))
+        return jax.tree.map(lambda x: x[None], outputs)
     return jax.vmap(functools.partial(function, variables))(*trees)
 
 
-def _step(module, eyes, structure: Structure, variables: Variables, problem: Problem, state: State):
-    """One step of the optimiser, and the loss before it."""
-    numbers = problem.numbers
+def _optimization_step(module, perceptors, config: StaticConfig, variables: Variables, problem: Problem, state: State):
+    """Runs one optimisation step. Returns the new state and the loss before the step."""
+    hparams = problem.hparams
 
     def loss(z):
-        return objective(module, eyes, structure, variables, problem, state._replace(z=z))
+        return objective(module, perceptors, config, variables, problem, state._replace(z=z))
 
-    value, slope = jax.value_and_grad(loss)(state.z)
-    move, rule = direction(structure.optimizer).update(slope, state.optimizer, state.z)
-    late = state.step >= numbers["lr_decay_at"] * numbers["steps"]
-    rate = numbers["lr"] * jnp.where(late, numbers["lr_decay"], 1.0)
-    z = latents.bounded(structure.latents, state.z - rate * move, variables.points)
-    decay = numbers["average"]
+    value, grads = jax.value_and_grad(loss)(state.z)
+    updates, optimizer_state = gradient_transformation(config.optimizer).update(grads, state.optimizer, state.z)
+    has_decayed = state.step >= hparams["lr_decay_at"] * hparams["steps"]
+    lr = hparams["lr"] * jnp.where(has_decayed, hparams["lr_decay"], 1.0)
+    z = latents.clip_to_codebook(config.latents, state.z - lr * updates, variables.codebook)
+    decay = hparams["average"]
     average = decay * state.average + (1 - decay) * z
     total = decay * state.total + (1 - decay)
-    return State(z, rule, average, total, state.step + 1), value
+    return State(z, optimizer_state, average, total, state.step + 1), value
 
 
-def temperature(numbers, step):
-    """From the first to the last step, geometrically."""
-    share = step / jnp.maximum(numbers["steps"] - 1, 1)
-    first, last = numbers["temperature"], numbers["temperature_end"]
-    return jnp.where(last > 0, first * (jnp.where(last > 0, last, first) / first) ** share, first)
+def get_temperature(hparams, step):
+    """Computes the temperature at a step, interpolated geometrically from the first to the last step."""
+    progress = step / jnp.maximum(hparams["steps"] - 1, 1)
+    first, last = hparams["temperature"], hparams["temperature_end"]
+    return jnp.where(last > 0, first * (jnp.where(last > 0, last, first) / first) ** progress, first)
 
 
-def objective(module, eyes, structure: Structure, variables: Variables, problem: Problem, state: State):
-    """The loss of one painting's latents at its step."""
-    drawn, key = jax.random.split(jax.random.fold_in(problem.key, state.step))
-    heat = temperature(problem.numbers, state.step)
+def objective(module, perceptors, config: StaticConfig, variables: Variables, problem: Problem, state: State):
+    """Computes the loss of one painting at its current step."""
+    gumbel_key, cuts_key = jax.random.split(jax.random.fold_in(problem.key, state.step))
+    tau = get_temperature(problem.hparams, state.step)
 
     def decode(z):
-        seen = latents.vectors(structure.latents, z, variables.points, heat, drawn)
-        return _pixels(module, structure, variables, problem, seen)
+        quantized = latents.quantize(config.latents, z, variables.codebook, tau, gumbel_key)
+        return _decode(module, variables, problem.overlay, quantized)
 
-    x = (jax.checkpoint(decode) if structure.remat else decode)(state.z)
-    x = losses.clamp(x)
+    x = (jax.checkpoint(decode) if config.remat else decode)(state.z)
+    x = losses.clamp_with_grad(x)
     total = jnp.zeros(())
-    for number, eye in enumerate(eyes):
-        scored = structure.terms & {"aesthetic"} if number == 0 else ()
-        pulled, score = _seen(eye, structure, variables.clips[number], problem, number, x, key, bool(scored))
-        total = total + problem.eyes[number] * pulled
-        if scored:
-            total = total - problem.numbers["aesthetic_weight"] * score
-    return total + _besides(structure, problem, state.z, x)
+    for index, perceptor in enumerate(perceptors):
+        with_score = index == 0 and "aesthetic" in config.terms
+        prompt_loss, score = _clip_losses(
+            perceptor, config, variables.clips[index], problem, index, x, cuts_key, with_score
+        )
+        total = total + problem.clip_weights[index] * prompt_loss
+        if with_score:
+            total = total - problem.hparams["aesthetic_weight"] * score
+    return total + _image_losses(config, problem, state.z, x)
 
 
-def _pixels(module, structure: Structure, variables: Variables, problem: Problem, seen):
-    """What the vectors show, nominally in [0, 1], under the overlay."""
-    x = (module.apply(variables.vqgan, seen[None], method="decode_vectors")[0] + 1) / 2
-    if structure.overlay:
-        opacity = problem.overlay[..., 3:]
-        x = (1 - opacity) * x + opacity * problem.overlay[..., :3]
+def _decode(module, variables: Variables, overlay, quantized):
+    """Decodes vectors to pixels, nominally in [0, 1], and composites the overlay."""
+    x = (module.apply(variables.vqgan, quantized[None], method="decode_vectors")[0] + 1) / 2
+    if overlay is not None:
+        opacity = overlay[..., 3:]
+        x = (1 - opacity) * x + opacity * overlay[..., :3]
     return x
 
 
-def _seen(eye: Eye, structure: Structure, clip, problem: Problem, number: int, x, key, scored: bool):
-    """Means over the cuts: of what the prompt's parts pull, and of the aesthetic score."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(structure.cuts))
+def _clip_losses(
+    perceptor: Perceptor, config: StaticConfig, clip, problem: Problem, index: int, x, key, with_score: bool
+):
+    """Computes the prompt loss and the aesthetic score, averaged over cutouts."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(config.cuts))
 
-    def part(x, keys):
-        u = _embedded(eye, structure, clip, problem.numbers, x, keys)  # [m, d]
-        v = problem.targets[number]
+    def sums_over(x, keys):
+        u = _encode_cutouts(perceptor, config, clip, problem.hparams, x, keys)  # [m, d]
+        v = problem.targets[index]  # [P, d]
         shape = (u.shape[0], *v.shape)
-        distance = losses.spherical(jnp.broadcast_to(u[:, None], shape), jnp.broadcast_to(v[None], shape))
-        pulled = losses.pull(distance, problem.weights[None], problem.stops[None])
-        score = jnp.sum(u @ problem.head[:-1] + problem.head[-1]) if scored else jnp.zeros(())
-        return jnp.sum(pulled), score
+        distance = losses.spherical_distance(jnp.broadcast_to(u[:, None], shape), jnp.broadcast_to(v[None], shape))
+        prompt_loss = losses.prompt_loss(distance, problem.weights[None], problem.stops[None])
+        head = problem.aesthetic_head
+        score = jnp.sum(u @ head[:-1] + head[-1]) if with_score else jnp.zeros(())
+        return jnp.sum(prompt_loss), score
 
-    if structure.micro == structure.cuts:
-        sums = part(x, keys)
+    if config.micro_cuts == config.cuts:
+        sums = sums_over(x, keys)
     else:
-        # A part's forward pass is made again in its backward pass, so that only one part's activations are held.
-        add = jax.checkpoint(lambda x, keys: part(x, keys))
-        parts = keys.reshape(structure.cuts // structure.micro, structure.micro)
+        # Rematerialisation keeps the activations of one micro-batch at a time.
+        sums_with_remat = jax.checkpoint(lambda x, keys: sums_over(x, keys))
 
         def body(sums, keys):
-            return jax.tree.map(jnp.add, sums, add(x, keys)), None
+            return jax.tree.map(jnp.add, sums, sums_with_remat(x, keys)), None
 
-        sums, _ = jax.lax.scan(body, (jnp.zeros(()), jnp.zeros(())), parts)
-    return jax.tree.map(lambda s: s / structure.cuts, sums)
+        micro_batches = keys.reshape(config.cuts // config.micro_cuts, config.micro_cuts)
+        sums, _ = jax.lax.scan(body, (jnp.zeros(()), jnp.zeros(())), micro_batches)
+    return jax.tree.map(lambda s: s / config.cuts, sums)
 
 
-def _embedded(eye: Eye, structure: Structure, clip, numbers, x, keys) -> Float[Array, "m d"]:
-    """Unit vectors of cuts, one a key."""
-    whole = cutouts.pooled(x, eye.size) if structure.cut_method == "pooling" else None
+def _encode_cutouts(perceptor: Perceptor, config: StaticConfig, clip, hparams, image, keys) -> Float[Array, "m d"]:
+    """Embeds random cutouts of an image as unit vectors, one per key."""
+    pooled = cutouts.pool(image, perceptor.size) if config.cut_method == "pooling" else None
 
-    def cut(key):
-        place, change = jax.random.split(key)
-        if whole is None:
-            seen = cutouts.crop(x, *cutouts.square(place, structure.size, eye.size, numbers), eye.size)
+    def make_cutout(key):
+        crop_key, augment_key = jax.random.split(key)
+        if pooled is None:
+            square = cutouts.sample_square(crop_key, image.shape[:2], perceptor.size, hparams)
+            cutout = cutouts.crop(image, *square, perceptor.size)
         else:
-            seen = whole
-        return augment.augment(change, seen, numbers, structure.kinds)
+            cutout = pooled
+        return augment.augment(augment_key, cutout, hparams, config.augmentations)
 
-    if structure.split == "cuts":
+    if config.split == "cuts":
         keys = jax.lax.with_sharding_constraint(keys, P("batch"))
-    cuts = jax.vmap(cut)(keys)
-    if structure.split == "cuts":
+    cuts = jax.vmap(make_cutout)(keys)
+    if config.split == "cuts":
         cuts = jax.lax.with_sharding_constraint(cuts, P("batch"))
-    mean, std = (jnp.asarray(a, jnp.float32)[None, None, None] for a in (eye.mean, eye.std))
-    return eye.module.apply(clip, (cuts - mean) / std, method="encode_image")
+    mean, std = (jnp.asarray(a, jnp.float32)[None, None, None] for a in (perceptor.mean, perceptor.std))
+    return perceptor.module.apply(clip, (cuts - mean) / std, method="encode_image")
 
 
-def _besides(structure: Structure, problem: Problem, z, x):
-    """What is asked of the picture besides the prompt."""
-    numbers = problem.numbers
+def _image_losses(config: StaticConfig, problem: Problem, z, x):
+    """Computes the weighted sum of the losses that do not use CLIP."""
+    hparams = problem.hparams
     terms = {
-        "init_weight": lambda: numbers["init_weight"] * jnp.mean((z - problem.first) ** 2),
-        "init_pixels": lambda: numbers["init_pixels"] * jnp.mean((x - problem.start) ** 2),
-        "smoothness": lambda: numbers["smoothness"] * losses.total_variation(x),
-        "saturation": lambda: -numbers["saturation"] * losses.colourfulness(x),
-        "symmetry": lambda: numbers["symmetry"] * losses.asymmetry(x),
-        "edge": lambda: numbers["edge"] * losses.frame(x, problem.edge, numbers["edge_width"]),
-        "palette": lambda: numbers["palette_weight"] * losses.off_palette(x, problem.palette),
+        "init_weight": lambda: hparams["init_weight"] * jnp.mean((z - problem.init_latents) ** 2),
+        "init_pixels": lambda: hparams["init_pixels"] * jnp.mean((x - problem.init_images) ** 2),
+        "smoothness": lambda: hparams["smoothness"] * losses.total_variation(x),
+        "saturation": lambda: -hparams["saturation"] * losses.colourfulness(x),
+        "symmetry": lambda: hparams["symmetry"] * losses.asymmetry(x),
+        "edge": lambda: hparams["edge"] * losses.border_loss(x, problem.border_colour, hparams["edge_width"]),
+        "palette": lambda: hparams["palette_weight"] * losses.palette_loss(x, problem.palette),
     }
-    return sum((term() for name, term in terms.items() if name in structure.terms), jnp.zeros(()))
+    return sum((term() for name, term in terms.items() if name in config.terms), jnp.zeros(()))
 
 
-def _picture(module, structure: Structure, variables: Variables, problem: Problem, state: State):
-    """What the latents show, or their average: pixels in [0, 1], codes, and latents."""
-    some = state.total > 0
-    z = jnp.where(some, state.average / jnp.where(some, state.total, 1), state.z)
-    heat = temperature(problem.numbers, state.step)
-    seen = latents.shown(structure.latents, z, variables.points, heat)
-    x = jnp.clip(_pixels(module, structure, variables, problem, seen), 0, 1)
-    return x, latents.codes(structure.latents, z, variables.points), z
+def _render(module, kind: str, variables: Variables, hparams, overlay, state: State):
+    """Decodes a state, or its moving average if enabled, to pixels in [0, 1], codes and latents."""
+    has_average = state.total > 0
+    z = jnp.where(has_average, state.average / jnp.where(has_average, state.total, 1), state.z)
+    quantized = latents.quantize_greedily(kind, z, variables.codebook, get_temperature(hparams, state.step))
+    x = jnp.clip(_decode(module, variables, overlay, quantized), 0, 1)
+    return x, latents.to_codes(kind, z, variables.codebook), z

@@ -1,6 +1,6 @@
-"""VQGANs in files: one module a format, each with a table from its names to ours.
+"""VQGAN checkpoints: one module per format, with a table that maps weight names.
 
-open_checkpoint(path) -> Checkpoint     what the files tell, before any weight is read
+open_checkpoint(path) -> Checkpoint     reads model options; weights are read later
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _DIRECTORIES: tuple[Callable, ...] = (
     dvae.open_directory,
     taming.open_directory,
 )
-# By whole names: "*.safetensors" would bring every part of a pipeline.
+# Full names, because "*.safetensors" would download all models of a pipeline.
 _HUB_FILES = (
     "config.json", "diffusion_pytorch_model.safetensors", "vqvae/config.json", "vqvae/diffusion_pytorch_model.safetensors",
 )  # fmt: skip
@@ -27,7 +27,7 @@ _HUB_FALLBACK = (
     "diffusion_pytorch_model*", "vqvae/diffusion_pytorch_model*", "flax_model.msgpack", "encoder.pkl", "decoder.pkl",
     "*.ckpt", "*.yaml", "*.yml",
 )  # fmt: skip
-_KINDS = (
+_FORMATS = (
     "load opens run directories of train-jax (config.json with a task, preprocess.json, checkpoints/), directories of "
     "diffusers' VQModel (config.json, diffusion_pytorch_model.safetensors; of a pipeline, in vqvae/), of dalle-mini's VQGAN "
     "(config.json, flax_model.msgpack) and of OpenAI's dVAE (encoder.pkl, decoder.pkl), .safetensors files of "
@@ -37,16 +37,17 @@ _KINDS = (
 
 
 def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
-    """What the files at `path` tell of a model (see `vqgan_jax.load`). Raises LoadError if that is none that is known."""
+    """Opens a checkpoint of any supported format (see `vqgan_jax.load`). Raises LoadError for unknown formats."""
     path = hub.resolve(path, _HUB_FILES, _HUB_FALLBACK)
     if path.is_dir():
-        found = run_directory.open_directory(path, step)
-        found = found or next((found for opener in _DIRECTORIES if (found := opener(path)) is not None), None)
-        held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        checkpoint = run_directory.open_directory(path, step)
+        opened = (opener(path) for opener in _DIRECTORIES)
+        checkpoint = checkpoint or next((candidate for candidate in opened if candidate is not None), None)
+        contents = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     elif path.is_file():
-        found, held = single_file.open_file(path) or taming.open_file(path), f"a {path.suffix or 'nameless'} file"
+        checkpoint, contents = single_file.open_file(path) or taming.open_file(path), f"a {path.suffix or 'nameless'} file"
     else:
-        raise LoadError(f"{path}: no such file or folder. {_KINDS}")
-    if found is None:
-        raise LoadError(f"{path} is no VQGAN: it holds {held}. {_KINDS}")
-    return found
+        raise LoadError(f"{path}: no such file or folder. {_FORMATS}")
+    if checkpoint is None:
+        raise LoadError(f"{path} is not a VQGAN: it holds {contents}. {_FORMATS}")
+    return checkpoint

@@ -1,6 +1,6 @@
-"""dalle-mini's VQGAN: a directory of `config.json` and `flax_model.msgpack`, as its Flax implementation saves it.
+"""Checkpoints of dalle-mini's VQGAN in Flax: directories with `config.json` and `flax_model.msgpack`.
 
-It sees and gives pixels in [0, 1].
+The model uses pixels in [0, 1].
 """
 
 from collections.abc import Mapping
@@ -13,40 +13,40 @@ from flax.traverse_util import flatten_dict
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer, nested
 from vqgan_jax.pretrained import taming
-from vqgan_jax.pretrained.checkpoint import Checkpoint, describing, read_config
+from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors, read_config
 
 WEIGHTS = "flax_model.msgpack"
 _FIXED = {"double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": True, "give_pre_end": False}
 
 
 def open_directory(path: Path) -> Checkpoint | None:
-    """The model in a folder; None if it holds no such files."""
+    """Opens the checkpoint in a directory; returns None if the directory lacks the two files."""
     if not ((path / "config.json").is_file() and (path / WEIGHTS).is_file()):
         return None
-    with describing(path):
-        model = options(read_config(path / "config.json"), path)
+    with convert_errors(path):
+        model = convert_config(read_config(path / "config.json"), path)
 
     def read() -> tuple[dict, str]:
         try:
-            found = msgpack_restore((path / WEIGHTS).read_bytes())
-            tensors = {".".join(name): np.asarray(x) for name, x in flatten_dict(found).items()}
-        except Exception as error:  # msgpack's own errors have no common class
+            tree = msgpack_restore((path / WEIGHTS).read_bytes())
+            tensors = {".".join(name): np.asarray(x) for name, x in flatten_dict(tree).items()}
+        except Exception as error:  # msgpack's exceptions have no common base class
             raise LoadError(f"{path / WEIGHTS} cannot be read: {type(error).__name__}: {error}") from error
-        return {"params": nested(from_peer(tensors, entries(model), str(path)), False)}, str(path)
+        return {"params": nested(from_peer(tensors, build_entries(model), str(path)), False)}, str(path)
 
-    return Checkpoint(name=str(path), kind="dalle-mini", model=model, read=read)
+    return Checkpoint(name=str(path), format="dalle-mini", model=model, read=read)
 
 
-def options(config: Mapping, where: Path) -> dict:
-    """Our options out of its configuration."""
+def convert_config(config: Mapping, path: Path) -> dict:
+    """Converts a configuration of dalle-mini to `VQGANOptions`, as a dict."""
     if "ch_mult" not in config:
         raise LoadError(
-            f"{where}: its config.json describes no VQGAN of dalle-mini (no ch_mult; model_type "
+            f"{path}: config.json describes no VQGAN of dalle-mini (no ch_mult; model_type "
             f"{config.get('model_type', '?')!r}). dalle-mini's encoder-decoder for text is another architecture"
         )
     for key, value in _FIXED.items():
         if config.get(key, value) != value:
-            raise LoadError(f"{where}: {key} = {config[key]}; only {value} is built here")
+            raise LoadError(f"{path}: {key} = {config[key]}; only {value} is supported")
     return {
         "channels": config["ch"],
         "multipliers": tuple(config["ch_mult"]),
@@ -59,9 +59,9 @@ def options(config: Mapping, where: Path) -> dict:
     }
 
 
-def entries(model: Mapping) -> list[Entry]:
-    """The table of names: taming's, as Flax numbers them; arrays are laid out as ours."""
-    return [Entry(entry.ours, (_flax_name(entry),)) for entry in taming.entries(model)]
+def build_entries(model: Mapping) -> list[Entry]:
+    """Returns the weight table: taming's names in Flax's notation, without changes of layout."""
+    return [Entry(entry.ours, (_flax_name(entry),)) for entry in taming.build_entries(model)]
 
 
 def _flax_name(entry: Entry) -> str:
@@ -70,11 +70,11 @@ def _flax_name(entry: Entry) -> str:
     leaf = entry.ours.rsplit("/", 1)[1]
     if theirs == "quantize.embedding.weight":
         return "quantize.embedding.embedding"
-    parts, words = module.split("."), []
+    parts, renamed = module.split("."), []
     for part in parts:
         # down.0.block.1 -> down_0.block_1
         if part.isdigit():
-            words[-1] += f"_{part}"
+            renamed[-1] += f"_{part}"
         else:
-            words.append(part)
-    return ".".join([*words, leaf])
+            renamed.append(part)
+    return ".".join([*renamed, leaf])

@@ -1,4 +1,4 @@
-"""Directories of diffusers' VQModel: config.json and diffusion_pytorch_model.safetensors (or .fp16.safetensors, .bin)."""
+"""Checkpoints of diffusers' VQModel: config.json and diffusion_pytorch_model.safetensors (or .fp16.safetensors, .bin)."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer, nested
 from train_jax.weights.tensors import open_tensors
 from vqgan_jax.pretrained import taming
-from vqgan_jax.pretrained.checkpoint import Checkpoint, describing, read_config
+from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors, read_config
 
 WEIGHTS = "diffusion_pytorch_model"
 _ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
@@ -18,64 +18,64 @@ _BLOCKS = {
     "UpDecoderBlock2D": False,
     "AttnUpDecoderBlock2D": True,
 }
-# What a VQModel may say and only some values of which are built here; the first is diffusers' default.
+# Supported values of some options of VQModel; the first value is the default.
 _FIXED = {"act_fn": ("silu", "swish"), "norm_type": ("group",), "in_channels": (3,), "out_channels": (3,)}
 _DEFAULTS = {
     "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"], "block_out_channels": [64],
     "layers_per_block": 1, "latent_channels": 3, "sample_size": 32, "num_vq_embeddings": 256, "norm_num_groups": 32,
     "vq_embed_dim": None, "mid_block_add_attention": True,
 }  # fmt: skip
-# Attention as diffusers named it until 0.16, and since.
+# Names of attention layers in diffusers until version 0.16 -> names since then.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def open_directory(path: Path) -> Checkpoint | None:
-    """The checkpoint in a directory, or in the `vqvae` of a pipeline's; None if its config.json is not one of VQModel."""
+    """Opens the checkpoint in a directory or its `vqvae` folder; returns None unless config.json is of a VQModel."""
     folder = next((folder for folder in (path, path / "vqvae") if (folder / "config.json").is_file()), None)
     if folder is None:
         return None
     config = read_config(folder / "config.json")
     if config.get("_class_name") != "VQModel":
         return None
-    with describing(folder):
-        model = options(config, folder)
+    with convert_errors(folder):
+        model = convert_config(config, folder)
     weights = next((file for end in _ENDINGS if (file := folder / f"{WEIGHTS}{end}").is_file()), None)
     if weights is None:
         raise LoadError(f"{folder} lacks its weights: {' or '.join(f'{WEIGHTS}{end}' for end in _ENDINGS)}")
-    tensors = {_new_name(name): x for name, x in open_tensors(weights).items()}
+    tensors = {_modernize_name(name): x for name, x in open_tensors(weights).items()}
 
     def read() -> tuple[dict, str]:
-        return {"params": nested(from_peer(tensors, entries(model), str(weights)), False)}, str(path)
+        return {"params": nested(from_peer(tensors, build_entries(model), str(weights)), False)}, str(path)
 
-    return Checkpoint(name=str(path), kind="diffusers VQModel", model=model, read=read)
+    return Checkpoint(name=str(path), format="diffusers VQModel", model=model, read=read)
 
 
-def _new_name(name: str) -> str:
+def _modernize_name(name: str) -> str:
     old = "|".join(_OLD_NAMES)
     return re.sub(rf"(\.attentions\.\d+)\.({old})\.", lambda match: f"{match[1]}.{_OLD_NAMES[match[2]]}.", name)
 
 
-def options(config: Mapping, where: Path) -> dict:
-    """Our options out of a VQModel's configuration."""
+def convert_config(config: Mapping, path: Path) -> dict:
+    """Converts a configuration of VQModel to `VQGANOptions`, as a dict."""
     for key, values in _FIXED.items():
         if config.get(key, values[0]) not in values:
-            raise LoadError(f"{where}: {key} = {config[key]!r}; only {' or '.join(map(repr, values))} is built here")
+            raise LoadError(f"{path}: {key} = {config[key]!r}; only {' or '.join(map(repr, values))} is supported")
     config = _DEFAULTS | config
-    kinds = [*config["down_block_types"], *reversed(config["up_block_types"])]
-    for kind in kinds:
-        if kind not in _BLOCKS:
-            raise LoadError(f"{where}: a block of kind {kind!r}; known are {', '.join(_BLOCKS)}")
+    block_types = [*config["down_block_types"], *reversed(config["up_block_types"])]
+    for block_type in block_types:
+        if block_type not in _BLOCKS:
+            raise LoadError(f"{path}: unknown block type {block_type!r}; supported are {', '.join(_BLOCKS)}")
     count = len(config["down_block_types"])
-    attends = [_BLOCKS[kind] for kind in kinds]
-    if attends[:count] != attends[count:]:
-        raise LoadError(f"{where}: encoder and decoder have attention at different levels, which is not built here")
+    has_attention = [_BLOCKS[block_type] for block_type in block_types]
+    if has_attention[:count] != has_attention[count:]:
+        raise LoadError(f"{path}: encoder and decoder have attention at different levels, which is not supported")
     channels = config["block_out_channels"]
     first = channels[0]
     if any(c % first for c in channels):
-        raise LoadError(f"{where}: block_out_channels {channels} are no multiples of the first")
+        raise LoadError(f"{path}: block_out_channels {channels} must be multiples of the first")
     factor = 2 ** (count - 1)
     size = config["sample_size"] or 0
-    # Many files say 32, the default, whatever the model was trained on: nobody trains on 2 x 2 codes.
+    # Many files contain the default sample_size of 32 instead of the training size: sizes below 8 x 8 codes are ignored.
     size = size if size % factor == 0 and size >= 8 * factor else 16 * factor
     dim = config["vq_embed_dim"] or config["latent_channels"]
     return {
@@ -83,7 +83,7 @@ def options(config: Mapping, where: Path) -> dict:
         "multipliers": tuple(c // first for c in channels),
         "blocks": config["layers_per_block"],
         "resolution": size,
-        "attention": tuple(size >> level for level in range(count) if attends[level]),
+        "attention": tuple(size >> level for level in range(count) if has_attention[level]),
         "z_channels": config["latent_channels"],
         "groups": config["norm_num_groups"],
         "middle_attention": config["mid_block_add_attention"],
@@ -91,16 +91,16 @@ def options(config: Mapping, where: Path) -> dict:
     }
 
 
-def config(model: Mapping) -> dict:
-    """A VQModel's configuration, for our options."""
+def export_config(model: Mapping) -> dict:
+    """Converts `VQGANOptions`, as a dict, to a configuration of VQModel."""
     count = len(model["multipliers"])
-    attends = [model["resolution"] >> level in tuple(model["attention"]) for level in range(count)]
+    has_attention = [model["resolution"] >> level in tuple(model["attention"]) for level in range(count)]
     return {
         "_class_name": "VQModel",
         "in_channels": 3,
         "out_channels": 3,
-        "down_block_types": [f"{'Attn' * a}DownEncoderBlock2D" for a in attends],
-        "up_block_types": [f"{'Attn' * a}UpDecoderBlock2D" for a in reversed(attends)],
+        "down_block_types": [f"{'Attn' * a}DownEncoderBlock2D" for a in has_attention],
+        "up_block_types": [f"{'Attn' * a}UpDecoderBlock2D" for a in reversed(has_attention)],
         "block_out_channels": [model["channels"] * m for m in model["multipliers"]],
         "layers_per_block": model["blocks"],
         "act_fn": "silu",
@@ -114,34 +114,34 @@ def config(model: Mapping) -> dict:
     }
 
 
-def entries(model: Mapping) -> list[Entry]:
-    """The table of names: taming's, renamed."""
+def build_entries(model: Mapping) -> list[Entry]:
+    """Returns the weight table: taming's table with diffusers' names."""
     last = len(model["multipliers"]) - 1
     return [
-        Entry(entry.ours, tuple(_renamed(name, last) for name in entry.theirs), _kind(entry), entry.heads)
-        for entry in taming.entries(model)
+        Entry(entry.ours, tuple(_rename(name, last) for name in entry.theirs), _layout_kind(entry), entry.heads)
+        for entry in taming.build_entries(model)
     ]
 
 
-def _kind(entry: Entry) -> str:
+def _layout_kind(entry: Entry) -> str:
     attention = "attention" in entry.ours and entry.kind == "conv"
-    return "point" if attention else entry.kind
+    return "linear_to_conv1x1" if attention else entry.kind
 
 
-def _renamed(name: str, last: int) -> str:
+def _rename(name: str, last: int) -> str:
     parts = name.split(".")
     if parts[1] in ("down", "up"):
-        way, level, part, *rest = parts[1:]
-        number = int(level) if way == "down" else last - int(level)
+        direction, level, part, *tail = parts[1:]
+        index = int(level) if direction == "down" else last - int(level)
         name = {"block": "resnets", "attn": "attentions"}.get(part)
-        middle = [name, *rest] if name else [f"{way}samplers", "0", *rest]
-        parts = [parts[0], f"{way}_blocks", str(number), *middle]
+        middle = [name, *tail] if name else [f"{direction}samplers", "0", *tail]
+        parts = [parts[0], f"{direction}_blocks", str(index), *middle]
     elif parts[1] == "mid":
-        place = {"block_1": ("resnets", "0"), "attn_1": ("attentions", "0"), "block_2": ("resnets", "1")}[parts[2]]
-        parts = [parts[0], "mid_block", *place, *parts[3:]]
+        middle = {"block_1": ("resnets", "0"), "attn_1": ("attentions", "0"), "block_2": ("resnets", "1")}[parts[2]]
+        parts = [parts[0], "mid_block", *middle, *parts[3:]]
     elif parts[1] == "norm_out":
         parts[1] = "conv_norm_out"
     if "attentions" in parts:
-        swap = {"norm": ["group_norm"], "q": ["to_q"], "k": ["to_k"], "v": ["to_v"], "proj_out": ["to_out", "0"]}
-        parts = [*parts[:-2], *swap[parts[-2]], parts[-1]]
+        names = {"norm": ["group_norm"], "q": ["to_q"], "k": ["to_k"], "v": ["to_v"], "proj_out": ["to_out", "0"]}
+        parts = [*parts[:-2], *names[parts[-2]], parts[-1]]
     return ".".join("conv_shortcut" if part == "nin_shortcut" else part for part in parts)

@@ -1,6 +1,6 @@
-"""OpenAI's discrete autoencoder: a directory of `encoder.pkl` and `decoder.pkl`, whole pickled modules.
+"""Checkpoints of OpenAI's discrete VAE: directories with `encoder.pkl` and `decoder.pkl`, pickled PyTorch modules.
 
-Of a module the attributes are read (`train_jax.weights.tensors`); its class is neither imported nor needed.
+Only tensors are read (see `train_jax.weights.tensors`); the pickled classes are not imported.
 """
 
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from pathlib import Path
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer, nested
 from train_jax.weights.tensors import Tensor, open_tensors
-from vqgan_jax.pretrained.checkpoint import Checkpoint, describing
+from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors
 
 
 def open_directory(path: Path) -> Checkpoint | None:
-    """The model in a folder; None if it does not hold both files."""
+    """Opens the checkpoint in a directory; returns None if the directory lacks one of the files."""
     files = {coder: path / f"{coder}.pkl" for coder in ("encoder", "decoder")}
     if not all(file.is_file() for file in files.values()):
         return None
@@ -21,54 +21,54 @@ def open_directory(path: Path) -> Checkpoint | None:
     for coder, file in files.items():
         for name, tensor in open_tensors(file).items():
             tensors[f"{coder}.{name.replace('_modules.', '').replace('_parameters.', '')}"] = tensor
-    with describing(path):
-        model = _options(tensors, path)
+    with convert_errors(path):
+        model = _infer_config(tensors, path)
 
     def read() -> tuple[dict, str]:
-        return {"params": nested(from_peer(tensors, entries(model), str(path)), False)}, str(path)
+        return {"params": nested(from_peer(tensors, build_entries(model), str(path)), False)}, str(path)
 
-    return Checkpoint(name=str(path), kind="OpenAI's dVAE", model=model, read=read)
+    return Checkpoint(name=str(path), format="OpenAI's dVAE", model=model, read=read)
 
 
-def _options(tensors: Mapping[str, Tensor], where: Path) -> dict:
-    """Our options, out of the shapes."""
+def _infer_config(tensors: Mapping[str, Tensor], path: Path) -> dict:
+    """Infers `VQGANOptions`, as a dict, from tensor shapes."""
     try:
         first, last = tensors["encoder.blocks.input.w"].shape, tensors["encoder.blocks.output.conv.w"].shape
-        start = tensors["decoder.blocks.input.w"].shape[0]
+        n_init = tensors["decoder.blocks.input.w"].shape[0]
     except KeyError as error:
-        raise LoadError(f"{where} holds no dVAE: no tensor {error} among its {len(tensors)}") from error
+        raise LoadError(f"{path} holds no dVAE: no tensor {error} among its {len(tensors)}") from error
     blocks = {name.split(".")[3] for name in tensors if name.startswith("encoder.blocks.group_1.block_")}
     return {
         "architecture": "dvae",
         "channels": first[0],
         "blocks": len(blocks),
-        "z_channels": start,
+        "z_channels": n_init,
         "resolution": 256,
         "quantizer": {"type": "gumbel", "size": last[0], "dim": last[0]},
     }
 
 
-def entries(model: Mapping) -> list[Entry]:
-    """The table of names."""
-    found = []
+def build_entries(model: Mapping) -> list[Entry]:
+    """Returns the weight table."""
+    table = []
 
     def conv(ours: str, theirs: str) -> None:
-        found.extend([Entry(f"{ours}/kernel", (f"{theirs}.w",), "conv"), Entry(f"{ours}/bias", (f"{theirs}.b",))])
+        table.extend([Entry(f"{ours}/kernel", (f"{theirs}.w",), "conv"), Entry(f"{ours}/bias", (f"{theirs}.b",))])
 
     width = model["channels"]
-    after = {"encoder": [width << g for g in range(4)], "decoder": [width << g for g in (3, 2, 1, 0)]}
-    for coder, before in (("encoder", width), ("decoder", model["z_channels"])):
+    widths = {"encoder": [width << g for g in range(4)], "decoder": [width << g for g in (3, 2, 1, 0)]}
+    for coder, inputs in (("encoder", width), ("decoder", model["z_channels"])):
         conv(f"{coder}/conv_in", f"{coder}.blocks.input")
         for group in range(4):
-            for number in range(model["blocks"]):
+            for index in range(model["blocks"]):
                 ours, theirs = (
-                    f"{coder}/group{group}_block{number}",
-                    f"{coder}.blocks.group_{group + 1}.block_{number + 1}",
+                    f"{coder}/group{group}_block{index}",
+                    f"{coder}.blocks.group_{group + 1}.block_{index + 1}",
                 )
                 for part in (1, 2, 3, 4):
                     conv(f"{ours}/conv{part}", f"{theirs}.res_path.conv_{part}")
-                if before != after[coder][group]:
+                if inputs != widths[coder][group]:
                     conv(f"{ours}/shortcut", f"{theirs}.id_path")
-                before = after[coder][group]
+                inputs = widths[coder][group]
         conv(f"{coder}/conv_out", f"{coder}.blocks.output.conv")
-    return found
+    return table

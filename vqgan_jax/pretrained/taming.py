@@ -1,9 +1,10 @@
-"""taming-transformers' checkpoints: a `.ckpt` and the `.yaml` that describes it."""
+"""Checkpoints of taming-transformers: a `.ckpt` with weights and a `.yaml` with the configuration."""
 
 import json
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
@@ -11,15 +12,15 @@ from flax.traverse_util import unflatten_dict
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer, nested
 from train_jax.weights.tensors import Tensor, open_tensors
-from vqgan_jax.pretrained.checkpoint import Checkpoint, describing, read_config
+from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors, read_config
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
-FIRST_STAGE = "first_stage_model."  # in front of a VQGAN's names in the file of a second stage
-# What else a checkpoint carries: losses with their networks, counters, running averages.
-_JUDGE = "loss.discriminator.main."
+FIRST_STAGE = "first_stage_model."  # prefix of the VQGAN's weights in the checkpoint of a second stage
+_DISCRIMINATOR = "loss.discriminator.main."
+# Ignored tensors of a checkpoint: networks of losses, counters, running averages.
 _IGNORED = (r"^loss\.", r"^colorize$", r"^quantize\.(embedding\.)?(cluster_size|embed_avg|used)$", r"^model_ema\.")
-_WRAPPERS = ("_orig_mod", "module")  # parts of names: of compiled models, of those trained on several devices
-# Of what taming's and latent diffusion's configurations may say, the one value that is built here.
+_WRAPPERS = ("_orig_mod", "module")  # prefixes of compiled and of data-parallel models
+# Supported values of some options of taming's and latent diffusion's configurations.
 _FIXED = {
     "double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": True, "give_pre_end": False, "tanh_out": False,
     "attn_type": "vanilla", "use_linear_attn": False,
@@ -27,7 +28,7 @@ _FIXED = {
 
 
 def find_file(path: Path) -> Path | None:
-    """The one checkpoint in a folder (or in its `checkpoints`); None if there is none."""
+    """Returns the only checkpoint in a directory or its `checkpoints` folder, or None. Raises LoadError for several."""
     files = sorted([*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")])
     if len(files) > 1:
         raise LoadError(f"{path} holds several checkpoints: name one of {', '.join(str(f) for f in files[:4])}")
@@ -35,125 +36,127 @@ def find_file(path: Path) -> Path | None:
 
 
 def open_directory(path: Path) -> Checkpoint | None:
-    """The one checkpoint in a folder (or in its `checkpoints`); None if there is none."""
+    """Opens the only checkpoint in a directory or its `checkpoints` folder; returns None without a checkpoint."""
     file = find_file(path)
     return open_file(file) if file else None
 
 
 def open_file(path: Path) -> Checkpoint | None:
-    """A `.ckpt` file with its `.yaml` beside it or in `../configs`; None if it is no such file.
+    """Opens a `.ckpt` file with its `.yaml` in the same folder or in `../configs`; returns None for other suffixes.
 
-    Of a second stage, which holds both, the first stage.
+    From the checkpoint of a second stage, which contains both stages, the first stage is opened.
     """
     if path.suffix not in SUFFIXES:
         return None
-    tensors = open_state(path)
-    tensors = first_stage(tensors) or tensors
+    tensors = open_state_dict(path)
+    tensors = extract_first_stage(tensors) or tensors
     if "encoder.conv_in.weight" not in tensors:
         raise LoadError(f"{path} holds no encoder.conv_in.weight: no VQGAN among its {len(tensors)} tensors")
-    config = read_model(path)
-    with describing(path):
+    config = read_model_config(path)
+    with convert_errors(path):
         config = config.get("params", {}).get("first_stage_config", config)
-    return checkpoint(config, tensors, path)
+    return build_checkpoint(config, tensors, path)
 
 
-def open_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a model, by the names that the model gives them, out of Lightning's checkpoint or a bare state dict."""
+def open_state_dict(path: Path) -> dict[str, Tensor]:
+    """Opens the tensors of a Lightning checkpoint or a state dict, by parameter names without wrapper prefixes."""
     tensors = open_tensors(path)
     prefix = "state_dict."
-    inside = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-    return {".".join(part for part in n.split(".") if part not in _WRAPPERS): x for n, x in (inside or tensors).items()}
+    state = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    return {".".join(part for part in n.split(".") if part not in _WRAPPERS): x for n, x in (state or tensors).items()}
 
 
-def first_stage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The VQGAN's tensors among those of a second stage."""
+def extract_first_stage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors of the VQGAN in a second stage's checkpoint."""
     return {name.removeprefix(FIRST_STAGE): x for name, x in tensors.items() if name.startswith(FIRST_STAGE)}
 
 
-def checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoint:
-    """A first stage of this configuration whose tensors have their own names."""
-    with describing(path):
-        model = options(config, path)
+def build_checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoint:
+    """Builds the checkpoint of a first stage from its configuration and tensors."""
+    with convert_errors(path):
+        model = convert_config(config, path)
 
     def read() -> tuple[dict, str]:
-        return {"params": nested(from_peer(tensors, entries(model), str(path), _IGNORED), False)}, str(path)
+        return {"params": nested(from_peer(tensors, build_entries(model), str(path), _IGNORED), False)}, str(path)
 
-    judge = _discriminator(tensors, path)
-    return Checkpoint(name=str(path), kind="taming-transformers", model=model, read=read, discriminator=judge)
+    discriminator = _find_discriminator(tensors, path)
+    return Checkpoint(
+        name=str(path), format="taming-transformers", model=model, read=read, discriminator=discriminator
+    )
 
 
-def _discriminator(tensors: Mapping, path: Path) -> tuple[Mapping, Callable[[], dict]] | None:
-    """The second player that training left in a checkpoint: convolutions, and batch norms after all but the first and last.
+def _find_discriminator(tensors: Mapping, path: Path) -> tuple[Mapping, Callable[[], dict]] | None:
+    """Finds the discriminator in a checkpoint; returns its options and a function that reads its collections.
 
-    None where there is none, or one with activation norm instead, which is not built here.
+    Returns None if the checkpoint contains no discriminator, or a discriminator with activation norm (not supported).
     """
-    first = tensors.get(f"{_JUDGE}0.weight")
-    layers = sum(f"{_JUDGE}{3 * n}.running_mean" in tensors for n in range(1, 10))
+    first = tensors.get(f"{_DISCRIMINATOR}0.weight")
+    layers = sum(f"{_DISCRIMINATOR}{3 * n}.running_mean" in tensors for n in range(1, 10))
     if first is None or len(first.shape) != 4 or not layers:
         return None
-    found = [
-        Entry("params/conv0/kernel", (f"{_JUDGE}0.weight",), "conv"),
-        Entry("params/conv0/bias", (f"{_JUDGE}0.bias",)),
+    table = [
+        Entry("params/conv0/kernel", (f"{_DISCRIMINATOR}0.weight",), "conv"),
+        Entry("params/conv0/bias", (f"{_DISCRIMINATOR}0.bias",)),
     ]
     for n in range(1, layers + 1):
-        found.append(Entry(f"params/conv{n}/kernel", (f"{_JUDGE}{3 * n - 1}.weight",), "conv"))
+        table.append(Entry(f"params/conv{n}/kernel", (f"{_DISCRIMINATOR}{3 * n - 1}.weight",), "conv"))
         for ours, theirs in (
             ("params/norm{}/scale", "weight"),
             ("params/norm{}/bias", "bias"),
             ("batch_stats/norm{}/mean", "running_mean"),
             ("batch_stats/norm{}/var", "running_var"),
         ):
-            found.append(Entry(ours.format(n), (f"{_JUDGE}{3 * n}.{theirs}",)))
-    last = f"{_JUDGE}{3 * layers + 2}"
-    found += [
+            table.append(Entry(ours.format(n), (f"{_DISCRIMINATOR}{3 * n}.{theirs}",)))
+    last = f"{_DISCRIMINATOR}{3 * layers + 2}"
+    table += [
         Entry(f"params/conv{layers + 1}/kernel", (f"{last}.weight",), "conv"),
         Entry(f"params/conv{layers + 1}/bias", (f"{last}.bias",)),
     ]
-    own = {name: x for name, x in tensors.items() if name.startswith(_JUDGE)}
+    own = {name: x for name, x in tensors.items() if name.startswith(_DISCRIMINATOR)}
     options = {"channels": first.shape[0], "layers": layers, "norm": "batch"}
-    return options, lambda: unflatten_dict(from_peer(own, found, str(path), (r"num_batches_tracked$",)), sep="/")
+    return options, lambda: unflatten_dict(from_peer(own, table, str(path), (r"num_batches_tracked$",)), sep="/")
 
 
-def _config_file(path: Path) -> Path:
-    near = [
+def _find_config_file(path: Path) -> Path:
+    candidates = [
         path.with_suffix(".yaml"),
         path.with_suffix(".yml"),
         path.parent / "config.yaml",
         path.parent / "model.yaml",
     ]
-    if file := next((file for file in near if file.is_file()), None):
+    if file := next((file for file in candidates if file.is_file()), None):
         return file
     folders = (path.parent, path.parent.parent / "configs")
     files = [file for folder in folders for kind in ("*.yaml", "*.yml") for file in sorted(folder.glob(kind))]
-    # A run writes Lightning's own options, which name no model, and its project's, again each time it is resumed.
+    # A run writes two files at each start: Lightning's options, without a model, and the options of the project.
     if projects := [file for file in files if "project" in file.name]:
         return projects[-1]
     if len(files) != 1:
-        some = f"several ({', '.join(file.name for file in files[:4])})" if files else "no .yaml beside it"
-        raise LoadError(f"{path} has {some}: put the one that says what the model is there as {path.stem}.yaml")
+        listing = f"several ({', '.join(file.name for file in files[:4])})" if files else "no .yaml beside it"
+        raise LoadError(f"{path} has {listing}: put the model's configuration there as {path.stem}.yaml")
     return files[0]
 
 
-def read_model(path: Path) -> dict:
-    """The `model` part of the configuration that lies beside a checkpoint."""
-    file = _config_file(path)
+def read_model_config(path: Path) -> dict:
+    """Reads the `model` section of the configuration that belongs to a checkpoint."""
+    file = _find_config_file(path)
     config = read_config(file).get("model")
     if not isinstance(config, dict) or not isinstance(config.get("params", {}), dict):
         raise LoadError(f"{file} describes no model of taming-transformers: it has no model with params")
     return config
 
 
-def options(config: Mapping, where: Path) -> dict:
-    """Our options out of the `model` part of a taming configuration."""
+def convert_config(config: Mapping, path: Path) -> dict:
+    """Converts the `model` section of a taming configuration to `VQGANOptions`, as a dict."""
     params, target = config.get("params", {}), str(config.get("target", "?"))
     if "ddconfig" not in params:
-        raise LoadError(f"{where}: its configuration is of {target}, which has no ddconfig: no first stage")
+        raise LoadError(f"{path}: its configuration is of {target}, which has no ddconfig: no first stage")
     dd = params["ddconfig"]
     for key, value in _FIXED.items():
         if dd.get(key, value) != value:
-            raise LoadError(f"{where}: ddconfig.{key} = {reprlib.repr(dd[key])}; only {value} is built here")
+            raise LoadError(f"{path}: ddconfig.{key} = {reprlib.repr(dd[key])}; only {value} is supported")
     if params.get("remap") is not None:
-        raise LoadError(f"{where}: remap = {reprlib.repr(params['remap'])}; codes with other numbers are not built here")
+        raise LoadError(f"{path}: remap = {reprlib.repr(params['remap'])}; remapped codes are not supported")
     gumbel = target.endswith("GumbelVQ")
     quantizer = {"type": "gumbel" if gumbel else "nearest", "size": params["n_embed"], "dim": params["embed_dim"]}
     return {
@@ -167,8 +170,8 @@ def options(config: Mapping, where: Path) -> dict:
     }
 
 
-def config(model: Mapping) -> dict:
-    """The `model` part of a taming configuration, for our options."""
+def export_config(model: Mapping) -> dict:
+    """Converts `VQGANOptions`, as a dict, to the `model` section of a taming configuration."""
     quantizer = model["quantizer"]
     name = "GumbelVQ" if quantizer["type"] == "gumbel" else "VQModel"
     dd = {
@@ -188,23 +191,23 @@ def config(model: Mapping) -> dict:
     return {"target": f"taming.models.vqgan.{name}", "params": params}
 
 
-def entries(model: Mapping) -> list[Entry]:
-    """The table of names."""
-    found = []
+def build_entries(model: Mapping) -> list[Entry]:
+    """Returns the weight table."""
+    table = []
 
     def conv(ours: str, theirs: str) -> None:
-        found.extend(
+        table.extend(
             [Entry(f"{ours}/kernel", (f"{theirs}.weight",), "conv"), Entry(f"{ours}/bias", (f"{theirs}.bias",))]
         )
 
     def norm(ours: str, theirs: str) -> None:
-        found.extend([Entry(f"{ours}/scale", (f"{theirs}.weight",)), Entry(f"{ours}/bias", (f"{theirs}.bias",))])
+        table.extend([Entry(f"{ours}/scale", (f"{theirs}.weight",)), Entry(f"{ours}/bias", (f"{theirs}.bias",))])
 
-    def residual(ours: str, theirs: str, changes: bool) -> None:
-        for number in (1, 2):
-            norm(f"{ours}/norm{number}", f"{theirs}.norm{number}")
-            conv(f"{ours}/conv{number}", f"{theirs}.conv{number}")
-        if changes:
+    def residual(ours: str, theirs: str, has_shortcut: bool) -> None:
+        for index in (1, 2):
+            norm(f"{ours}/norm{index}", f"{theirs}.norm{index}")
+            conv(f"{ours}/conv{index}", f"{theirs}.conv{index}")
+        if has_shortcut:
             conv(f"{ours}/shortcut", f"{theirs}.nin_shortcut")
 
     def attention(ours: str, theirs: str) -> None:
@@ -214,13 +217,14 @@ def entries(model: Mapping) -> list[Entry]:
         conv(f"{ours}/out", f"{theirs}.proj_out")
 
     for level in levels(model):
-        p, q = f"{level.coder}.{level.way}.{level.number}", f"{level.coder}/{level.way}{level.number}"
-        for number in range(level.blocks):
-            residual(f"{q}_block{number}", f"{p}.block.{number}", level.changes and not number)
-            if level.attends:
-                attention(f"{q}_attention{number}", f"{p}.attn.{number}")
+        theirs = f"{level.coder}.{level.direction}.{level.index}"
+        ours = f"{level.coder}/{level.direction}{level.index}"
+        for block in range(level.blocks):
+            residual(f"{ours}_block{block}", f"{theirs}.block.{block}", level.changes_channels and not block)
+            if level.has_attention:
+                attention(f"{ours}_attention{block}", f"{theirs}.attn.{block}")
         if level.resizes:
-            conv(f"{q}/conv", f"{p}.{level.way}sample.conv")
+            conv(f"{ours}/conv", f"{theirs}.{level.direction}sample.conv")
     for coder in ("encoder", "decoder"):
         conv(f"{coder}/conv_in", f"{coder}.conv_in")
         residual(f"{coder}/mid_block1", f"{coder}.mid.block_1", False)
@@ -231,50 +235,62 @@ def entries(model: Mapping) -> list[Entry]:
         conv(f"{coder}/conv_out", f"{coder}.conv_out")
     conv("quant_conv", "quant_conv")
     conv("post_quant_conv", "post_quant_conv")
-    return found + _quantizer(model)
+    return table + _quantizer_entries(model)
 
 
-def _quantizer(model: Mapping) -> list[Entry]:
+def _quantizer_entries(model: Mapping) -> list[Entry]:
     if model["quantizer"]["type"] == "gumbel":
         return [
             Entry("quantizer/codebook", ("quantize.embed.weight",)),
-            Entry("quantizer/proj/kernel", ("quantize.proj.weight",), "one_by_one"),
+            Entry("quantizer/proj/kernel", ("quantize.proj.weight",), "conv1x1_to_linear"),
             Entry("quantizer/proj/bias", ("quantize.proj.bias",)),
         ]
     return [Entry("quantizer/codebook", ("quantize.embedding.weight",))]
 
 
-class Level:
-    """A level of a coder: `changes` if its first block changes the number of channels."""
+class Level(NamedTuple):
+    """A resolution level of the encoder or the decoder.
 
-    def __init__(self, coder, way, number, blocks, changes, attends, resizes):
-        self.coder, self.way, self.number, self.blocks = coder, way, number, blocks
-        self.changes, self.attends, self.resizes = changes, attends, resizes
+    Attributes:
+      direction: "down" or "up".
+      index: 0 for the highest resolution.
+      blocks: number of residual blocks.
+      changes_channels: whether the first block changes the number of channels.
+      resizes: whether the level ends with a downsampling or upsampling layer.
+    """
+
+    coder: str
+    direction: str
+    index: int
+    blocks: int
+    changes_channels: bool
+    has_attention: bool
+    resizes: bool
 
 
 def levels(model: Mapping) -> list[Level]:
-    """All levels of both coders, numbered from the highest resolution."""
+    """Returns the levels of encoder and decoder."""
     multipliers, last = tuple(model["multipliers"]), len(model["multipliers"]) - 1
-    attends = [model["resolution"] >> level in tuple(model["attention"]) for level in range(last + 1)]
-    before = (1, *multipliers)  # channels come down from the level above
-    after = (*multipliers[1:], multipliers[-1])  # and up from the one below
+    has_attention = [model["resolution"] >> level in tuple(model["attention"]) for level in range(last + 1)]
+    above = (1, *multipliers)  # factors of the encoder's input channels
+    below = (*multipliers[1:], multipliers[-1])  # factors of the decoder's input channels
     down = [
-        Level("encoder", "down", i, model["blocks"], before[i] != multipliers[i], attends[i], i < last)
+        Level("encoder", "down", i, model["blocks"], above[i] != multipliers[i], has_attention[i], i < last)
         for i in range(last + 1)
     ]
     up = [
-        Level("decoder", "up", i, model["blocks"] + 1, after[i] != multipliers[i], attends[i], i > 0)
+        Level("decoder", "up", i, model["blocks"] + 1, below[i] != multipliers[i], has_attention[i], i > 0)
         for i in range(last + 1)
     ]
     return down + up
 
 
 def save(model: Mapping, weights: Mapping[str, np.ndarray], path: Path) -> None:
-    """Writes a `.safetensors` with taming's names under `state_dict`'s, and its `.yaml`."""
+    """Writes a `.safetensors` state dict with taming's names, and a `.yaml` with the configuration."""
     import safetensors.numpy
     import yaml
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".yaml").write_text(yaml.safe_dump({"model": config(model)}, sort_keys=False), "utf-8")
+    path.with_suffix(".yaml").write_text(yaml.safe_dump({"model": export_config(model)}, sort_keys=False), "utf-8")
     arrays = {name: np.array(x, np.float32, order="C") for name, x in weights.items()}
-    safetensors.numpy.save_file(arrays, path, metadata={"format": "pt", "model": json.dumps(config(model))})
+    safetensors.numpy.save_file(arrays, path, metadata={"format": "pt", "model": json.dumps(export_config(model))})

@@ -1,4 +1,4 @@
-"""Options of the second stage of images, of a class or of none."""
+"""Options of the class-conditional or unconditional prior."""
 
 import dataclasses
 
@@ -9,10 +9,10 @@ from vqgan_jax.stage2.model import CodeTransformerOptions
 
 @dataclasses.dataclass(frozen=True)
 class PriorOptions(CodeTransformerOptions):
-    """The transformer and its classes."""
+    """Options of the transformer and its classes."""
 
-    classes: int = option(0, "labels 0 to classes - 1; 0: images without labels", least=0)
+    classes: int = option(0, "number of class labels; 0: images without labels", least=0)
 
     def condition(self, condition_dropout: float) -> ClassCondition:
-        """What its codes are conditioned on; without labels, images are their own guidance."""
+        """Builds the class condition. Without labels the condition is always droppable."""
         return ClassCondition(self.classes, droppable=not self.classes or condition_dropout > 0)

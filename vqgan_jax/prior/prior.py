@@ -1,4 +1,4 @@
-"""The loaded second stage of images, of a class or of none."""
+"""A prior for inference: a class-conditional or unconditional second stage."""
 
 from pathlib import Path
 
@@ -13,23 +13,23 @@ from vqgan_jax.stage2.generator import CodeGenerator
 
 
 class Prior(CodeGenerator):
-    """A second stage whose conditions are classes, 0 to `classes - 1`, or None. Make one with `load`."""
+    """A second stage conditioned on classes, 0 to `classes - 1`, or None; created by `load`."""
 
     @property
     def classes(self) -> int:
-        """How many classes it knows; 0: it knows none."""
+        """Number of classes; 0 for images without labels."""
         return self.condition.classes
 
 
 def load(path: str | Path, step: int | None = None) -> Prior:
-    """A second stage, with its VQGAN.
+    """Loads a prior and its VQGAN.
 
     Args:
-      path: a run directory (averaged weights where there are any), taming-transformers' `.ckpt` of a second stage with its
-        `.yaml` beside it (or a folder of one), or "hf:org/name" for a repository that holds these.
-      step: of a run directory, the checkpoint; None for the newest readable one.
+      path: a run directory (averaged weights if the run has them), a `.ckpt` of a second stage of taming-transformers with
+        its `.yaml` in the same folder (or that folder), or "hf:org/name" for a repository with these files.
+      step: checkpoint step of a run directory; None for the newest readable checkpoint.
 
-    Raises LoadError that says what was found if it is none, is damaged, or does not belong together.
+    Raises LoadError for unknown formats, for damaged files, and if weights and configuration are inconsistent.
     """
     path = hub.resolve(path, ("*.ckpt", "*.yaml", "*.yml"))
     if file := path if path.is_file() else find_file(path):
@@ -38,11 +38,11 @@ def load(path: str | Path, step: int | None = None) -> Prior:
             raise LoadError(f"{file} is no second stage: neither a run directory nor taming's Net2NetTransformer")
         return checkpoint.load(Prior)
 
-    def condition(config: dict, options: PriorOptions) -> ClassCondition:
+    def build_condition(config: dict, options: PriorOptions) -> ClassCondition:
         return options.condition(config["condition_dropout"])
 
     names = {"task": "vqgan_jax.prior.task", "what": "a second stage"}
-    checkpoint = open_run(path, step, **names, options=PriorOptions, condition=condition)
+    checkpoint = open_run(path, step, **names, options=PriorOptions, condition=build_condition)
     if checkpoint is None:
         raise LoadError(f"{path} is no run directory: it has no config.json with a task")
     return checkpoint.load(Prior)

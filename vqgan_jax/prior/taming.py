@@ -1,7 +1,7 @@
-"""The second stage in taming-transformers' files: a `Net2NetTransformer`'s `.ckpt` with its `.yaml` beside it.
+"""Checkpoints of taming-transformers' second stage, `Net2NetTransformer`: a `.ckpt` and a `.yaml`.
 
-Both stages are in one file. The transformer is minGPT: labels are tokens of the codes' own vocabulary, and a model without
-labels begins with one fixed token.
+Both stages are in one file. The transformer is minGPT: labels and codes share a vocabulary, and models without labels start
+sequences with a fixed token.
 """
 
 from collections.abc import Mapping
@@ -13,35 +13,35 @@ from train_jax.errors import LoadError
 from train_jax.weights import gpt
 from train_jax.weights.layout import Entry, from_peer, nested
 from vqgan_jax.pretrained import taming
-from vqgan_jax.pretrained.checkpoint import describing
+from vqgan_jax.pretrained.checkpoint import convert_errors
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
 from vqgan_jax.stage2.condition import ClassCondition
 from vqgan_jax.stage2.model import CodeTransformerOptions
 from vqgan_jax.vqgan import Vqgan
 
 _IGNORED = (r"\.attn\.mask$",)
-_DEFAULTS = {"n_layer": 12, "n_head": 8, "n_embd": 256, "n_unmasked": 0, "resid_pdrop": 0.0}  # of its GPT
+_DEFAULTS = {"n_layer": 12, "n_head": 8, "n_embd": 256, "n_unmasked": 0, "resid_pdrop": 0.0}  # defaults of GPT
 
 
 def open_file(path: Path) -> Stage2Checkpoint | None:
-    """The second stage in a file, with its first; None if it is no such file.
+    """Opens the second stage in a file, with its first stage; returns None for other files.
 
-    Raises LoadError for a model that cannot be built here (other conditions than labels), or tensors that are wrong.
+    Raises LoadError for unsupported models (conditions other than labels), and for missing or mismatched tensors.
     """
     if path.suffix not in taming.SUFFIXES:
         return None
-    config = taming.read_model(path)
-    if _name(config) != "Net2NetTransformer":
+    config = taming.read_model_config(path)
+    if _class_name(config) != "Net2NetTransformer":
         return None
-    with describing(path):
+    with convert_errors(path):
         return _open(config["params"], path)
 
 
 def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
-    classes, hparams, tensors = _classes(config, path), _hparams(config, path), taming.open_state(path)
-    first = taming.checkpoint(config["first_stage_config"], taming.first_stage(tensors), path)
+    classes, hparams, tensors = _num_labels(config, path), _parse_hparams(config, path), taming.open_state_dict(path)
+    first = taming.build_checkpoint(config["first_stage_config"], taming.extract_first_stage(tensors), path)
     transformer = {name: x for name, x in tensors.items() if name.startswith("transformer.")}
-    params = from_peer(transformer, _entries(hparams), str(path), _IGNORED)
+    params = from_peer(transformer, _build_entries(hparams), str(path), _IGNORED)
     table, positions, num_codes = params.pop("tokens"), params.pop("positions")[0], first.model["quantizer"]["size"]
     if not max(classes, num_codes) <= len(table):
         raise LoadError(
@@ -49,10 +49,10 @@ def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
         )
     side = round(len(positions) ** 0.5)
     if side * side != len(positions):
-        raise LoadError(f"{path}: {len(positions)} positions are no square of codes")
-    # No row for "no label": such a model was never shown one.
+        raise LoadError(f"{path}: {len(positions)} positions do not form a square grid of codes")
+    # The embedding of "no label" is zero, because the model was not trained without labels.
     labels = np.concatenate([table[:classes], 0 * table[:1]]) if classes else table[[_first_token(config)]]
-    # Position 0 is the condition's; nothing follows the last code, whose position taming does not have.
+    # Position 0 belongs to the condition. The last code is never an input, so taming has no position for it.
     params |= {
         "condition/tokens": labels,
         "condition/positions": positions[:1],
@@ -69,56 +69,57 @@ def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
     return Stage2Checkpoint(str(path), options, condition, vqgan, side * vqgan.factor, lambda: (tree, str(path)))
 
 
-def _name(config: Mapping | str | None) -> str:
-    """The class that a part of a configuration names, without its module; or the word that stands in its place."""
+def _class_name(config: Mapping | str | None) -> str:
+    """Returns the class name, without module, of a section of a configuration; strings are returned as they are."""
     target = config.get("target", "") if isinstance(config, Mapping) else config
     return str(target).rsplit(".", 1)[-1]
 
 
-def _classes(params: Mapping, path: Path) -> int:
-    """How many labels the model knows; 0 for one that begins with a fixed token."""
+def _num_labels(params: Mapping, path: Path) -> int:
+    """Returns the number of labels; 0 for a model without labels."""
     condition = params.get("cond_stage_config")
-    name = _name(condition)
+    name = _class_name(condition)
     if params.get("unconditional") or name in ("SOSProvider", "__is_unconditional__"):
         return 0
     if name != "Labelator":
         raise LoadError(
-            f"{path}: a second stage with the condition {name}; only labels (Labelator), or none, are built here. "
+            f"{path}: a second stage with the condition {name}; only labels (Labelator), or none, are supported. "
             "vqgan_jax.load opens its first stage"
         )
     classes = condition["params"]["n_classes"]
     if not (isinstance(classes, int) and classes > 0):
-        raise LoadError(f"{path}: n_classes = {classes!r} must be a number above 0")
+        raise LoadError(f"{path}: n_classes = {classes!r} must be an integer above 0")
     return classes
 
 
 def _first_token(params: Mapping) -> int:
-    """The token with which a model without labels begins."""
+    """Returns the start token of a model without labels."""
     condition = params.get("cond_stage_config")
-    own = condition.get("params") if _name(condition) == "SOSProvider" and isinstance(condition, Mapping) else None
-    return (own or params).get("sos_token", 0)
+    is_provider = _class_name(condition) == "SOSProvider" and isinstance(condition, Mapping)
+    provider_params = condition.get("params") if is_provider else None
+    return (provider_params or params).get("sos_token", 0)
 
 
-def _hparams(params: Mapping, path: Path) -> Mapping:
-    """The transformer's sizes."""
-    for key, built in (("transformer_config", "GPT"), ("permuter_config", "Identity")):
-        if (name := _name(params.get(key, {"target": built}))) not in (built, "None"):
-            raise LoadError(f"{path}: a second stage with {key} {name}; only {built} is built here")
+def _parse_hparams(params: Mapping, path: Path) -> Mapping:
+    """Returns the transformer's hyperparameters."""
+    for key, supported in (("transformer_config", "GPT"), ("permuter_config", "Identity")):
+        if (name := _class_name(params.get(key, {"target": supported}))) not in (supported, "None"):
+            raise LoadError(f"{path}: a second stage with {key} {name}; only {supported} is supported")
     hparams = _DEFAULTS | params["transformer_config"]["params"]
     if hparams["n_unmasked"]:
-        raise LoadError(f"{path}: n_unmasked = {hparams['n_unmasked']}; only 0, plain causal attention, is built here")
+        raise LoadError(f"{path}: n_unmasked = {hparams['n_unmasked']}; only 0, plain causal attention, is supported")
     return hparams
 
 
-def _entries(hparams: Mapping) -> list[Entry]:
-    """The table of names."""
-    found = [
+def _build_entries(hparams: Mapping) -> list[Entry]:
+    """Returns the weight table."""
+    table = [
         Entry("tokens", ("transformer.tok_emb.weight",)),
         Entry("positions", ("transformer.pos_emb",)),
         Entry("norm/scale", ("transformer.ln_f.weight",)),
         Entry("norm/bias", ("transformer.ln_f.bias",)),
         Entry("head/kernel", ("transformer.head.weight",), "linear"),
     ]
-    for number in range(hparams["n_layer"]):
-        found += gpt.block(f"transformer/block_{number}", f"transformer.blocks.{number}", hparams["n_head"])
-    return found
+    for i in range(hparams["n_layer"]):
+        table += gpt.block(f"transformer/block_{i}", f"transformer.blocks.{i}", hparams["n_head"])
+    return table

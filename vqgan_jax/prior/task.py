@@ -1,4 +1,4 @@
-"""The second stage of images, of a class or of none, as a task: see `vqgan_jax.stage2.task`."""
+"""The training task of a class-conditional or unconditional prior; see `vqgan_jax.stage2.task`."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ from vqgan_jax.stage2 import evaluators, task
 
 @dataclasses.dataclass(frozen=True)
 class PriorTaskOptions(task.Stage2TaskOptions):
-    """The second stage's part of a config."""
+    """Options of the prior's task."""
 
     model: PriorOptions = PriorOptions()
 
@@ -21,6 +21,6 @@ OPTIONS, EVALUATORS = PriorTaskOptions, evaluators.EVALUATORS
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
-    """The task of a resolved config. ConfigError for options that cannot be, LoadError for a VQGAN that cannot."""
+    """Builds the task from a resolved config. Raises ConfigError for invalid options, LoadError for an invalid VQGAN."""
     options, vq = PriorOptions.parse(config.model, "model"), task.open_vqgan(config, workdir)
     return task.make(config, workdir, vq, options, options.condition(config.condition_dropout))

@@ -1,4 +1,4 @@
-"""Second stages in files: what the files tell before weights are read, and run directories of `train-jax`."""
+"""Checkpoints of second stages, and their run directories of `train-jax`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,30 +10,30 @@ import numpy as np
 
 from train_jax import run_directory
 from train_jax.compute import TransformerCompute
-from vqgan_jax.pretrained.checkpoint import describing
+from vqgan_jax.pretrained.checkpoint import convert_errors
 from vqgan_jax.stage2.condition import Condition
 from vqgan_jax.stage2.generator import CodeGenerator
 from vqgan_jax.stage2.model import CodeTransformerOptions
 from vqgan_jax.vqgan import Vqgan
 from vqgan_jax.vqgan import load as load_vqgan
 
-VQGAN = "vqgan.safetensors"  # beside the weights of a run
+VQGAN = "vqgan.safetensors"  # artifact of a run
 Generator = TypeVar("Generator", bound=CodeGenerator)
 Options = TypeVar("Options", bound=CodeTransformerOptions)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage2Checkpoint:
-    """A second stage in files.
+    """A checkpoint of a second stage whose weights are not read yet.
 
     Attributes:
-      name: where it came from, for people.
-      options: of the transformer.
-      condition: what its codes are conditioned on.
-      vqgan: the VQGAN whose codes it knows.
-      size: side of its pictures.
-      read: reads the weights: `(parameters, name with the step)`.
-      compute: how the model was computed in training.
+      name: source of the weights, for messages.
+      options: options of the transformer.
+      condition: condition of the codes.
+      vqgan: VQGAN of the codes.
+      size: side of the images in pixels.
+      read: function that reads the weights; returns parameters, and a name that includes the step.
+      compute: precision used in training.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Stage2Checkpoint:
     read: Callable[[], tuple[dict, str]]
     compute: TransformerCompute = TransformerCompute()
 
-    def load(self, kind: type[Generator]) -> Generator:
-        """The loaded value of this class. LoadError for weights that are damaged or do not belong to the options."""
+    def load(self, cls: type[Generator]) -> Generator:
+        """Loads the model as an instance of `cls`. Raises LoadError for damaged or mismatched weights."""
         params, name = self.read()
-        return kind.assemble(self.options, params, self.condition, self.vqgan, self.size, name, self.compute)
+        return cls.assemble(self.options, params, self.condition, self.vqgan, self.size, name, self.compute)
 
 
 def open_run(
@@ -60,13 +60,14 @@ def open_run(
     artifacts: tuple[str, ...] = (),
     condition: Callable[[dict, Options], Condition],
 ) -> Stage2Checkpoint | None:
-    """The newest checkpoint of a run (or that of `step`), averaged weights where there are any; None if it is no run.
+    """Opens a checkpoint of a run, with averaged weights if the run has them; returns None for other directories.
 
     Args:
+      step: step of the checkpoint; None for the newest readable checkpoint.
       task, what: see `train_jax.run_directory.open_config`.
-      options: the class of `config.model`.
-      artifacts: files beside the weights that the condition needs.
-      condition: of the run's config and its parsed `model`.
+      options: options class of `config.model`.
+      artifacts: files of the run that the condition needs.
+      condition: function that builds the condition from the run's config and the parsed `config.model`.
     """
     config = run_directory.open_config(path, task, what, (*artifacts, VQGAN))
     if config is None:
@@ -77,7 +78,7 @@ def open_run(
         params, _, name = run_directory.load_weights(path, step)
         return jax.tree.map(np.asarray, params["generator"]), name
 
-    with describing(path):
+    with convert_errors(path):
         size = config["vqgan"]["size"] or vqgan.size
         model = options.parse(config["model"], "model")
         compute = TransformerCompute.parse(config["compute"], "compute")

@@ -1,4 +1,4 @@
-"""What the codes of a second stage are conditioned on: tokens in front of them."""
+"""Conditions of a second stage, encoded as tokens that precede the codes."""
 
 import dataclasses
 import zlib
@@ -10,21 +10,21 @@ from jaxtyping import Bool, Int, Int32
 
 from train_jax.data.errors import BrokenSample
 
-Tokens = Any  # NumPy's on the host, JAX's inside a compiled program
+Tokens = Any  # NumPy arrays on the host, JAX arrays inside jit
 
 
 @runtime_checkable
 class Condition(Protocol):
-    """How conditions become tokens.
+    """Interface of conditions and of their encoding to tokens.
 
     Attributes:
-      kind: the noun for a condition, for messages and metrics: "class", "text".
-      none: the value that stands for no condition: None, or the empty text.
-      length: tokens of a condition.
-      vocabulary_size: how many different tokens there are.
-      predicted: whether the model predicts the condition's tokens, too, as DALL-E does.
-      droppable: whether the model was trained on codes without condition, too, as classifier-free guidance needs.
-      fingerprint: a hash of what tokens mean.
+      kind: noun for messages and metric names, such as "class" or "text".
+      none: value of an empty condition: None, or the empty string.
+      length: number of tokens per condition.
+      vocabulary_size: number of distinct tokens.
+      predicted: whether the model also predicts the tokens of the condition, like DALL-E.
+      droppable: whether the model is also trained without condition, as classifier-free guidance requires.
+      fingerprint: string that identifies the meaning of tokens.
     """
 
     kind: str
@@ -37,30 +37,33 @@ class Condition(Protocol):
 
     @property
     def null(self) -> Int32[np.ndarray, "length"]:
-        """The tokens of no condition."""
+        """Tokens of the empty condition."""
 
     def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
-        """Tokens of conditions. Raises ValueError or TypeError for what is none."""
+        """Encodes conditions to tokens. Raises ValueError or TypeError for unknown conditions."""
 
     def seed(self, condition: Any) -> int:
-        """A hash of a condition, below 2^32, for the noise of its samples."""
+        """Returns a hash of a condition, below 2^32, which seeds the sampling noise."""
 
     def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """`condition`, int32 [length], of a record, and flags to average; without `rng` that of evaluations."""
+        """Returns the `condition` of a record, int32 [length], and boolean flags that are averaged as metrics.
+
+        `rng` is None in evaluations, which use the first condition of a record.
+        """
 
     def of_source(self, source, count: int) -> list[Any]:
-        """The first `count` conditions of a source, to sample by."""
+        """Returns the first `count` conditions of a source, to sample images from."""
 
     def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
-        """True for tokens that a condition's likelihood is made of."""
+        """Returns the mask of tokens that count in the likelihood of a condition."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassCondition:
-    """One token: the class, or, for images without label, `classes`.
+    """A class as condition, encoded as one token: the label, or `classes` without label.
 
     Attributes:
-      classes: how many there are; 0: images have no labels.
+      classes: number of classes; 0 for images without labels.
     """
 
     classes: int
@@ -84,27 +87,27 @@ class ClassCondition:
         return np.array([self.classes], np.int32)
 
     def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
-        """Tokens of labels, None for no label. Raises ValueError for labels that the model does not know."""
+        """Encodes labels to tokens; None means no label. Raises ValueError for unknown labels."""
         for label in conditions:
             if label is None and not self.droppable:
-                raise ValueError(f"this model knows no image without a label; name labels, 0 to {self.classes - 1}")
+                raise ValueError(f"this model was not trained without labels; pass labels 0 to {self.classes - 1}")
             if label is not None and not self.classes:
                 raise ValueError("this model was trained without labels; leave them out")
             if label is not None and not (isinstance(label, int | np.integer) and 0 <= label < self.classes):
-                raise ValueError(f"label {label!r}: this model knows 0 to {self.classes - 1}")
+                raise ValueError(f"label {label!r}: this model has labels 0 to {self.classes - 1}")
         return np.array([[self.classes if label is None else label] for label in conditions], np.int32).reshape(-1, 1)
 
     def seed(self, condition: int | np.integer | None) -> int:
         return zlib.crc32(str(condition).encode())
 
     def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        label = int(record.get("label", -1)) if self.classes else -1  # below 0: an image without a label
+        label = int(record.get("label", -1)) if self.classes else -1  # below 0: image without label
         if label >= self.classes:
             raise BrokenSample(f"label {label}, where config.model.classes = {self.classes}")
         return {"condition": np.array([label if label >= 0 else self.classes], np.int32)}
 
     def of_source(self, source, count: int) -> list[int | None]:
-        return [number % self.classes if self.classes else None for number in range(count)]
+        return [i % self.classes if self.classes else None for i in range(count)]
 
     def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
         return tokens >= 0

@@ -1,4 +1,4 @@
-"""How good a second stage is: bits a code on held-out pictures, and samples to look at and to compare as a collection."""
+"""Evaluators of a second stage: bits per code of held-out images, and samples with distances such as FID."""
 
 import dataclasses
 import functools
@@ -25,19 +25,19 @@ from vqgan_jax.stage2.condition import Condition
 from vqgan_jax.stage2.likelihood import NATS_PER_BIT, entropy_bits, negative_log_likelihoods
 from vqgan_jax.vqgan import Vqgan
 
-_MAX_SHOWN = 64  # pictures of a grid of samples
+_MAX_SHOWN = 64  # maximum number of images in a grid of samples
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions(EvaluatorOptions):
-    """How pictures are sampled; see `CodeGenerator.draw`."""
+    """Options of sampling; see `CodeGenerator.draw`."""
 
-    n: int = option(8, "pictures of each condition", least=1)
-    seed: int = option(0, "of the noise", least=0, below=2**32)
-    temperature: float = option(1.0, "of the codes' distribution; 0: the most likely code", least=0)
-    top_k: int = option(0, "the so many most likely codes; 0: all", least=0)
-    top_p: float = option(1.0, "the most likely codes that make up this share", above=0, most=1)
-    guidance: float = option(1.0, "classifier-free; 1: none")
+    n: int = option(8, "number of images per condition", least=1)
+    seed: int = option(0, "random seed", least=0, below=2**32)
+    temperature: float = option(1.0, "sampling temperature; 0: greedy decoding", least=0)
+    top_k: int = option(0, "top-k filter: sample from the k most likely codes; 0: all", least=0)
+    top_p: float = option(1.0, "nucleus filter: total probability of the codes to sample from", above=0, most=1)
+    guidance: float = option(1.0, "classifier-free guidance scale; 1: none")
 
     def check(self, path: str) -> None:
         for key in ("guidance", "temperature"):
@@ -46,27 +46,27 @@ class SamplingOptions(EvaluatorOptions):
 
 @dataclasses.dataclass(frozen=True)
 class SamplesOptions(SamplingOptions):
-    """Samples to look at."""
+    """Options of the evaluator of samples."""
 
-    conditions: tuple = option((), "what is sampled; (): the first texts of the split, or the classes in turn")
-    rows: int = option(6, "how many conditions, where none are named", least=1)
-    features: str = option("", "by which samples are compared with as many pictures of the split; see vqgan_jax.features")
+    conditions: tuple = option((), "conditions to sample from; (): the first texts of the split, or classes in turn")
+    rows: int = option(6, "number of conditions, if `conditions` is empty", least=1)
+    features: str = option("", "feature network of distances between samples and images; see vqgan_jax.features")
 
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodOptions(EvaluatorOptions):
-    """Likelihood of held-out pictures, given each record's first condition."""
+    """Options of the evaluator of the likelihood of held-out images given the first condition of each record."""
 
 
 EVALUATORS = {"likelihood": LikelihoodOptions, "samples": SamplesOptions}
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluated:
-    """What is evaluated.
+class EvaluatedModel:
+    """The second stage to evaluate.
 
     Attributes:
-      records: `(source, asked_to_stop) -> records with codes`, as the task's.
+      records: `(source, asked_to_stop) -> records with codes`, as in the task.
     """
 
     module: CodeTransformer
@@ -75,20 +75,20 @@ class Evaluated:
     records: Callable
 
 
-def factories(stage: Evaluated) -> Mapping[str, Callable]:
-    """Evaluator type -> `(options, context) -> evaluator`."""
+def factories(stage: EvaluatedModel) -> Mapping[str, Callable]:
+    """Returns the evaluator factories `(options, context) -> evaluator`, by type."""
     return {"likelihood": functools.partial(Likelihood, stage), "samples": functools.partial(Samples, stage)}
 
 
 class Likelihood:
-    """Bits a code, and a condition token where they are predicted, of held-out pictures."""
+    """Evaluates bits per code of held-out images, and bits per condition token if the model predicts conditions."""
 
-    def __init__(self, stage: Evaluated, options: ConfigDict, context):
+    def __init__(self, stage: EvaluatedModel, options: ConfigDict, context):
         self._stage, self._context, self._batch_size = stage, context, options.batch_size
         source = context.source(options.source, options.split)
-        # Not before the first evaluation: they may take hours.
+        # Codes are computed in the first evaluation, because the computation may take hours.
         self._records = functools.cache(lambda: stage.records(source, context.asked_to_stop))
-        self._program = context.jit(self._sums)
+        self._program = context.jit(self._sum_losses)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         records, condition = self._records(), self._stage.condition
@@ -112,7 +112,7 @@ class Likelihood:
             metrics[f"bits_per_{condition.kind}_token"] = nats / NATS_PER_BIT
         return metrics, {}
 
-    def _sums(self, params, extra, batch):
+    def _sum_losses(self, params, extra, batch):
         tokens, codes = batch["condition"], batch["codes"]
         module = self._stage.module
         logits = module.apply({"params": params["generator"]}, tokens, codes.reshape(len(codes), -1))
@@ -126,27 +126,27 @@ class Likelihood:
 
 
 class Sampler:
-    """Samples pictures as `CodeGenerator.draw` does, with the weights as they lie on the run's mesh.
+    """Samples images like `CodeGenerator.draw`, with the run's weights on the run's mesh.
 
-    All hosts sample together; one program serves all batches and all evaluations.
+    All hosts sample jointly. One compiled program is used for all batches and evaluations.
 
     Args:
       options: n, seed, batch_size, temperature, top_k, top_p, guidance.
     """
 
-    def __init__(self, stage: Evaluated, options: ConfigDict, context, conditions: list[Any]):
+    def __init__(self, stage: EvaluatedModel, options: ConfigDict, context, conditions: list[Any]):
         module, condition = stage.module, stage.condition
         self._stage, self._context, self._options = stage, context, options
         self._count = len(conditions)
         guided = options.guidance != 1
         tokens = condition.encode(conditions)
-        # A guided sample has a second row, without its condition.
+        # With guidance each sample has a second, unconditional row.
         null = np.broadcast_to(condition.null, tokens.shape)
         self._tokens = np.stack([tokens, null] if guided else [tokens], axis=1)
-        self._seeds = sampling.seeds(condition, conditions, options.n, options.seed)
+        self._seeds = sampling.make_seeds(condition, conditions, options.n, options.seed)
         settings = Sampling(options.temperature, options.top_k, options.top_p, options.guidance)
         candidates = max_candidates(module.num_codes, options.top_k, options.top_p)
-        programs = sampling.pure_programs(module)
+        programs = sampling.build_programs(module)
 
         def sample(params, extra, batch):
             params, batch_size = params["generator"], len(batch["seeds"])
@@ -159,26 +159,27 @@ class Sampler:
 
         self._program = context.jit(sample)
 
-    def codes(self, params) -> np.ndarray:
-        """int32 [conditions, n, h, w], on every host."""
-        rows = list(np.ndindex(self._count, self._options.n))
-        batches = self._context.batches(rows, self._example, min(self._options.batch_size, len(rows)))
+    def sample_codes(self, params) -> np.ndarray:
+        """Samples codes, int32 [conditions, n, h, w], on every host."""
+        indices = list(np.ndindex(self._count, self._options.n))
+        batches = self._context.batches(indices, self._make_example, min(self._options.batch_size, len(indices)))
         outputs = ((self._program(params, {}, batch), real) for batch, real in batches)
         codes = np.concatenate([codes[:real] for codes, real in inference.overlapped(outputs)])
         return codes.reshape(self._count, self._options.n, *self._stage.module.grid)
 
-    def pictures(self, codes: np.ndarray) -> UInt8[np.ndarray, "p n H W 3"]:
+    def decode_images(self, codes: np.ndarray) -> UInt8[np.ndarray, "p n H W 3"]:
+        """Decodes codes to images on every host; the computation is split over hosts."""
         images = inference.split_over_hosts(self._stage.vqgan.decode_uint8, codes.reshape(-1, *codes.shape[2:]))
         return images.reshape(*codes.shape[:2], *images.shape[1:])
 
-    def _example(self, row: tuple[int, int], rng) -> dict[str, np.ndarray]:
-        return {"tokens": self._tokens[row[0]], "seeds": self._seeds[row]}
+    def _make_example(self, index: tuple[int, int], rng) -> dict[str, np.ndarray]:
+        return {"tokens": self._tokens[index[0]], "seeds": self._seeds[index]}
 
 
 class Samples:
-    """A grid of samples, a row a condition; and with `features` how far they are from as many real pictures."""
+    """Samples a grid with one row per condition; with `features`, evaluates distances from as many real images."""
 
-    def __init__(self, stage: Evaluated, options: ConfigDict, context):
+    def __init__(self, stage: EvaluatedModel, options: ConfigDict, context):
         check_sampling(options, stage)
         self._stage = stage
         source = context.source(options.source, options.split)
@@ -191,22 +192,22 @@ class Samples:
             batches = context.batches(
                 records, lambda record, rng: {"image": preprocess(record["image"])}, options.batch_size
             )
-            images = inference.overlapped((context.whole(batch["image"]), real) for batch, real in batches)
-            self._originals = np.concatenate([self._features.of(batch)[:real] for batch, real in images])
+            images = inference.overlapped((context.replicate(batch["image"]), real) for batch, real in batches)
+            self._originals = np.concatenate([self._features.extract(batch)[:real] for batch, real in images])
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        codes = self._sampler.codes(params)
-        pictures = self._sampler.pictures(codes)
+        codes = self._sampler.sample_codes(params)
+        images = self._sampler.decode_images(codes)
         metrics = {"distinct_codes": float(len(np.unique(codes)))}
         if self._features is not None:
-            described = self._features.of(pictures.reshape(-1, *pictures.shape[2:]))
-            metrics |= self._features.compare(described, self._originals)
-        rows = max(1, _MAX_SHOWN // pictures.shape[1])
-        return metrics, {"samples": image_grid([list(row) for row in pictures[:rows]])}
+            features = self._features.extract(images.reshape(-1, *images.shape[2:]))
+            metrics |= self._features.compare(features, self._originals)
+        rows = max(1, _MAX_SHOWN // images.shape[1])
+        return metrics, {"samples": image_grid([list(row) for row in images[:rows]])}
 
 
-def check_sampling(options: ConfigDict, stage: Evaluated) -> None:
-    """ConfigError for options that `CodeGenerator.draw` of this model would refuse, before the run begins."""
+def check_sampling(options: ConfigDict, stage: EvaluatedModel) -> None:
+    """Raises ConfigError before training for options that `CodeGenerator.draw` of this model would reject."""
 
     def require(holds: bool, key: str, allowed: str) -> None:
         if not holds:

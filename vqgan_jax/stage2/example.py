@@ -1,4 +1,4 @@
-"""Examples of second stages. Without JAX: processes that read examples import this module."""
+"""Examples of second stages. This module does not import JAX, because data workers import this module."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from vqgan_jax.stage2.condition import Condition
 
 @dataclasses.dataclass(frozen=True)
 class StreamExample:
-    """`(record, rng) -> {"condition", flags, "codes" or "image"}`.
+    """Converts a record to an example: `(record, rng) -> {"condition", flags, "codes" or "image"}`.
 
     Attributes:
-      augment: of pictures, whose codes are computed in every update; None: records have codes.
+      augment: augmentation of images, whose codes are computed in every update; None if records have codes.
     """
 
     condition: Condition
@@ -29,5 +29,5 @@ class StreamExample:
 
 
 def random_view(codes: Int32[np.ndarray, "v h w"], rng: np.random.Generator) -> Int32[np.ndarray, "h w"]:
-    """The codes of a record's picture or, where there are these, too, of its mirror image."""
+    """Returns the codes of a record; with flipped codes, chooses at random between the image and the flipped image."""
     return codes[rng.integers(len(codes))] if len(codes) > 1 else codes[0]

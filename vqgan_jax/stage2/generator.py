@@ -1,4 +1,4 @@
-"""The loaded second stage: a value that samples pictures of conditions, completes pictures, and scores them."""
+"""A second stage for inference: samples images from conditions, completes images, and computes likelihoods."""
 
 import dataclasses
 import functools
@@ -30,24 +30,24 @@ from vqgan_jax.stage2 import sampling
 from vqgan_jax.stage2.condition import Condition
 from vqgan_jax.stage2.model import CodeTransformerOptions
 from vqgan_jax.stage2.rerank import clip_scores, open_reranker
-from vqgan_jax.vqgan import Picture, Pictures, Vqgan
+from vqgan_jax.vqgan import ImageInput, ImageInputs, Vqgan
 
-LIKELIHOOD = "likelihood"  # a way to rank
-_PREVIEWS = 8  # steps of the progress bar in a window
-_GREY = 127
+LIKELIHOOD = "likelihood"  # value of `rerank` for ranking by log-probability
+_PREVIEWS = 8  # progress updates per window
+_GREY = 127  # pixel value of unfinished parts
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """Pictures of conditions, and what is known about them. Where they were ranked, the best of each condition come first.
+    """Sampled images with codes and scores. With reranking, samples of a condition are sorted by descending score.
 
     Attributes:
-      images: [conditions, pictures, H, W, 3].
-      codes: their codes.
-      log_probs: natural logarithm of the probability of the codes that were sampled, given the condition and the codes
-        before them; of the model itself, without guidance, temperature or filters.
-      scores: by which they were ranked, or None.
-      samples: the number of each among those of its condition, as it was drawn.
+      images: [conditions, samples, H, W, 3].
+      codes: codes of the images.
+      log_probs: log-likelihood (natural logarithm) of the sampled codes given the condition and preceding codes, by the
+        model without guidance, temperature or filters.
+      scores: scores of the ranking, or None.
+      samples: index of each sample of a condition before the ranking.
     """
 
     images: UInt8[np.ndarray, "p n H W 3"]
@@ -59,16 +59,16 @@ class Drawing:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CodeGenerator:
-    """A second stage ready for use, with the VQGAN whose codes it knows.
+    """A second stage for inference, with the VQGAN that decodes its codes.
 
     Attributes:
-      module: see `nn_jax.code_transformer`.
-      variables: on this host's devices.
-      condition: turns conditions into tokens.
-      vqgan: turns codes into pictures.
-      size: side of the pictures it was trained on.
-      fingerprint: SHA-256 of the weights of both stages, the options and what conditions mean.
-      name: where it came from, for people.
+      module: Flax module, see `nn_jax.code_transformer`.
+      variables: weights on the devices of this host.
+      condition: encoder of conditions to tokens.
+      vqgan: decoder of codes to images.
+      size: side of the training images in pixels.
+      fingerprint: SHA-256 of the weights of both stages, the options and the meaning of conditions.
+      name: source of the weights, for messages.
     """
 
     module: CodeTransformer
@@ -90,17 +90,17 @@ class CodeGenerator:
         name: str,
         compute: TransformerCompute | None = None,
     ) -> "CodeGenerator":
-        """The model of these options and weights; LoadError if they do not belong together."""
+        """Builds a model from options and weights. Raises LoadError if options and weights are inconsistent."""
         grid = (size // vqgan.factor,) * 2
         try:
-            module = model_lib.build(options, condition, vqgan.codes, grid, compute)
+            module = model_lib.build(options, condition, vqgan.num_codes, grid, compute)
         except ConfigError as error:
             raise LoadError(f"{name} describes no model that can be built: {error}") from error
         expected = flatten_dict(code_transformer.shapes(module), sep="/")
         shapes = {key: np.shape(x) for key, x in flatten_dict(dict(params), sep="/").items()}
         if expected != shapes:
             wrong = sorted(k for k in expected.keys() | shapes.keys() if expected.get(k) != shapes.get(k))
-            lines = [f"{k}: {shapes.get(k, 'missing')}, where {expected.get(k, 'nothing')} belongs" for k in wrong[:8]]
+            lines = [f"{k}: {shapes.get(k, 'missing')}, expected {expected.get(k, 'nothing')}" for k in wrong[:8]]
             raise LoadError(f"{name}: weights and configuration belong to different models:\n  " + "\n  ".join(lines))
         digest = hashlib.sha256(f"{vqgan.fingerprint} {condition.fingerprint} {size}".encode())
         digest.update(json.dumps(options.identity(), sort_keys=True).encode())
@@ -111,11 +111,11 @@ class CodeGenerator:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the codes it was trained on."""
+        """Number of rows and columns of the codes of a training image."""
         return self.module.grid
 
     def generate(self, conditions: Sequence | None = None, n: int = 1, **options) -> UInt8[np.ndarray, "p n H W 3"]:
-        """Pictures of conditions; arguments as in `draw`."""
+        """Samples images from conditions and returns the images only; arguments are as in `draw`."""
         return self.draw(conditions, n, **options).images
 
     def draw(
@@ -130,7 +130,7 @@ class CodeGenerator:
         guidance: float | int = 1.0,
         size: tuple[int, int] | None = None,
         stride: int | None = None,
-        init_image: Picture | None = None,
+        init_image: ImageInput | None = None,
         keep: np.ndarray | None = None,
         rerank: Any = None,
         best: int | None = None,
@@ -139,67 +139,67 @@ class CodeGenerator:
         preview: Callable[[int, int, np.ndarray], None] | None = None,
         preview_rows: int | None = None,
     ) -> Drawing:
-        """Pictures of conditions, and what is known about them.
+        """Samples images from conditions; returns images, codes, log-probabilities and scores.
 
         Args:
-          conditions: classes or texts, None for one without condition. One that occurs again gets other pictures: those
-            that `n` would have gone on to.
-          n: pictures of each.
-          seed: 0 to 2^32 - 1. Picture i of a condition is the same whatever else is drawn, in batches of whatever size.
+          conditions: classes or texts; None for samples without condition. A repeated condition gets the additional samples
+            of a larger `n`.
+          n: number of samples per condition.
+          seed: random seed, 0 to 2^32 - 1. Sample i of a condition does not depend on other conditions or `batch_size`.
           temperature, top_k, top_p, guidance: see `nn_jax.decoding.Sampling`.
-          size: (height, width) in pixels, at least those it was trained on; larger ones by a sliding window.
-          stride: codes between two windows; 1 gives every code the most context, None is half a window.
-          init_image, keep: a picture of this size, and bool [rows, columns]: the codes of it that are kept. A code knows
-            what comes before it in reading order; kept ones behind it do not change it.
-          rerank: puts the best first: a CLIP or the path of one, by how well a picture fits its text; or "likelihood".
-          best: return the so many best alone.
-          batch_size: pictures at most that are drawn together.
-          progress: show a bar.
-          preview: called as pictures grow: `(number of the first, rows of codes done, uint8 [b, H, W, 3])`; pictures are
-            numbered condition by condition, what is not drawn yet is grey. It changes no picture.
-          preview_rows: rows of codes between two calls; None: an eighth of a window.
+          size: (height, width) in pixels, at least the training size; larger images are sampled by a sliding window.
+          stride: stride of the window in codes; 1 gives each code the largest context; None: half a window.
+          init_image, keep: an image of this size, and a mask bool [rows, columns] of its codes to keep. Kept codes influence
+            only later codes in reading order.
+          rerank: ranking of the samples: a CLIP or its path, by similarity of image and text; or "likelihood".
+          best: number of best samples to return.
+          batch_size: maximum number of samples per batch.
+          progress: whether to show a progress bar.
+          preview: callback `(index of the batch's first sample, finished rows of codes, images uint8 [b, H, W, 3])` during
+            sampling. Samples are numbered condition by condition; unfinished parts are grey.
+          preview_rows: rows of codes between two calls of `preview`; None: an eighth of a window.
 
-        Raises ValueError for arguments that cannot be, BrokenSample for an `init_image` that cannot be read.
+        Raises ValueError for invalid arguments and BrokenSample for an unreadable `init_image`.
         """
         conditions = [self.condition.none] if conditions is None else conditions
-        self._check(conditions, n, seed, temperature, top_k, top_p, guidance, batch_size, best, rerank)
+        self._check_arguments(conditions, n, seed, temperature, top_k, top_p, guidance, batch_size, best, rerank)
         conditions = list(conditions)
         tokens = self.condition.encode(conditions)
         reranker = rerank if rerank is None or rerank == LIKELIHOOD else open_reranker(rerank)
-        grid, stride = self._output_grid(size), self._stride(stride)
-        known_codes, known_mask = self._known(grid, init_image, keep)
-        rows_at_once = max(1, self.grid[0] // _PREVIEWS) if preview_rows is None else preview_rows
-        if not 1 <= rows_at_once <= self.grid[0]:
+        grid, stride = self._output_grid(size), self._check_stride(stride)
+        known_codes, known_mask = self._known_codes(grid, init_image, keep)
+        chunk_rows = max(1, self.grid[0] // _PREVIEWS) if preview_rows is None else preview_rows
+        if not 1 <= chunk_rows <= self.grid[0]:
             raise ValueError(f"preview_rows = {preview_rows} must be in [1, {self.grid[0]}], the rows of codes")
         if preview is None and not progress:
-            rows_at_once = self.grid[0]
+            chunk_rows = self.grid[0]
         settings = Sampling(np.float32(temperature), np.int32(top_k or 0), np.float32(top_p or 1), np.float32(guidance))
         static = {
             "max_candidates": max_candidates(self.module.num_codes, top_k or 0, top_p or 1),
             "guided": guidance != 1,
         }
-        seeds = sampling.seeds(self.condition, conditions, n, seed)
+        seeds = sampling.make_seeds(self.condition, conditions, n, seed)
         total = len(conditions) * n
         codes = np.repeat(known_codes[None], total, axis=0)
         log_probs = np.zeros(total, np.float32)
-        which = np.repeat(np.arange(len(conditions), dtype=np.int32), n)
+        condition_index = np.repeat(np.arange(len(conditions), dtype=np.int32), n)
         padded_sizes = sampling.padded_sizes(len(conditions), n, batch_size)
-        windows = list(sampling.windows(grid, self.grid, stride, known_mask))
-        chunks = sum(-(-(self.module.length - w.prefix) // (rows_at_once * self.grid[1])) for w in windows)
+        windows = list(sampling.iterate_windows(grid, self.grid, stride, known_mask))
+        chunks = sum(-(-(self.module.length - w.prefix) // (chunk_rows * self.grid[1])) for w in windows)
         with tqdm(total=total * chunks, unit="chunk", desc="draw", disable=not progress) as bar:
             for start in range(0, total, batch_size):
-                part = slice(start, min(start + batch_size, total))
-                first, last = which[part][[0, -1]]
+                batch = slice(start, min(start + batch_size, total))
+                first, last = condition_index[batch][[0, -1]]
                 decoder = _Decoder(
-                    self, settings, static, tokens[first : last + 1], which[part] - first, seeds.reshape(-1, 3)[part],
-                    padded_sizes,
+                    self, settings, static, tokens[first : last + 1], condition_index[batch] - first,
+                    seeds.reshape(-1, 3)[batch], padded_sizes,
                 )  # fmt: skip
                 done = known_mask.copy()
-                for nats in decoder.decode(codes[part], done, windows, rows_at_once):
-                    log_probs[part] = nats
-                    bar.update(part.stop - part.start)
+                for nats in decoder.decode(codes[batch], done, windows, chunk_rows):
+                    log_probs[batch] = nats
+                    bar.update(batch.stop - batch.start)
                     if preview is not None:
-                        preview(start, int(done.all(axis=1).cumprod().sum()), self._unfinished(codes[part], done))
+                        preview(start, int(done.all(axis=1).cumprod().sum()), self._decode_unfinished(codes[batch], done))
         images = self.vqgan.decode_uint8(codes)
         codes = codes.reshape(len(conditions), n, *grid)
         images = images.reshape(len(conditions), n, *images.shape[1:])
@@ -210,25 +210,25 @@ class CodeGenerator:
             order = np.argsort(-scores, axis=1, kind="stable")[:, : best or n]
             scores = np.take_along_axis(scores, order, axis=1)
         rows = np.arange(len(conditions))[:, None]
-        numbers = np.take_along_axis(seeds[..., 2].astype(int), order, axis=1)
-        return Drawing(images[rows, order], codes[rows, order], log_probs[rows, order], scores, numbers)
+        samples = np.take_along_axis(seeds[..., 2].astype(int), order, axis=1)
+        return Drawing(images[rows, order], codes[rows, order], log_probs[rows, order], scores, samples)
 
     def logits(
         self, condition_tokens: Int[np.ndarray, "b c"], image_codes: Int[np.ndarray, "b ..."]
     ) -> tuple[Float32[np.ndarray, "b c1 t"] | None, Float32[np.ndarray, "b l k"]]:
-        """Logits of each token given those before it: see `nn_jax.code_transformer.CodeTransformer`.
+        """Computes the logits of each token given the preceding tokens; see `nn_jax.code_transformer.CodeTransformer`.
 
         Args:
-          condition_tokens: as `condition.encode` gives them.
-          image_codes: in reading order, [b, L], or [b, h, w].
+          condition_tokens: result of `condition.encode`.
+          image_codes: codes [b, h, w], or [b, L] in reading order.
 
-        Raises ValueError for tokens or codes that do not exist.
+        Raises ValueError for unknown tokens or codes.
         """
         tokens, codes = np.asarray(condition_tokens, np.int32), np.asarray(image_codes, np.int32)
         codes = codes.reshape(len(codes), -1)
         for name, x, shape, size in (
             ("condition_tokens", tokens, (len(codes), self.condition.length), self.condition.vocabulary_size),
-            ("image_codes", codes, (len(tokens), self.module.length), self.vqgan.codes),
+            ("image_codes", codes, (len(tokens), self.module.length), self.vqgan.num_codes),
         ):
             if x.shape != shape:
                 raise ValueError(f"{name} must be {list(shape)}, not {list(x.shape)}")
@@ -238,15 +238,16 @@ class CodeGenerator:
         return None if condition_logits is None else np.asarray(condition_logits), np.asarray(code_logits)
 
     def score(
-        self, conditions: Sequence, images: Pictures, batch_size: int = 32
+        self, conditions: Sequence, images: ImageInputs, batch_size: int = 32
     ) -> Float32[np.ndarray, "images conditions"]:
-        """Natural logarithm of each picture's probability given each condition; the largest in a row classifies the picture.
+        """Computes the log-likelihood of each image given each condition; the argmax over conditions classifies images.
 
         Args:
-          images: pictures of any sizes, brought to `size` x `size`; or one array [n, size, size, 3] as for `Vqgan.encode`.
+          images: list of images of any sizes, resized and cropped to `size` x `size`; or one array [n, size, size, 3], see
+            `Vqgan.encode`.
         """
         self._check_conditions(conditions)
-        tokens, codes = self.condition.encode(list(conditions)), self._encode(images)
+        tokens, codes = self.condition.encode(list(conditions)), self._encode_images(images)
         codes = codes.reshape(len(codes), -1)
         row = tuple(jax.ShapeDtypeStruct(x.shape[1:], np.int32) for x in (tokens, codes))
 
@@ -278,36 +279,41 @@ class CodeGenerator:
 
         return jax.jit(score)
 
-    def _unfinished(self, codes: Int32[np.ndarray, "b h w"], done: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "b H W 3"]:
-        """Pictures of which only the codes at `done` are known, the rest grey."""
-        pictures = self.vqgan.decode_uint8(codes)
-        pictures[:, ~np.kron(done, np.ones((self.vqgan.factor,) * 2, bool))] = _GREY
-        return pictures
+    def _decode_unfinished(
+        self, codes: Int32[np.ndarray, "b h w"], done: Bool[np.ndarray, "h w"]
+    ) -> UInt8[np.ndarray, "b H W 3"]:
+        """Decodes unfinished images, which are grey where codes are not `done`."""
+        images = self.vqgan.decode_uint8(codes)
+        images[:, ~np.kron(done, np.ones((self.vqgan.factor,) * 2, bool))] = _GREY
+        return images
 
-    def _encode(self, images: Pictures) -> Int32[np.ndarray, "n h w"]:
+    def _encode_images(self, images: ImageInputs) -> Int32[np.ndarray, "n h w"]:
         if not isinstance(images, np.ndarray):
             preprocess = Preprocess(self.size)
-            pictures = [preprocess.named(x, i) for i, x in enumerate(images)]
-            images = np.stack(pictures) if pictures else np.zeros((0, self.size, self.size, 3), np.uint8)
+            arrays = [preprocess.named(x, i) for i, x in enumerate(images)]
+            images = np.stack(arrays) if arrays else np.zeros((0, self.size, self.size, 3), np.uint8)
         if images.shape[1:3] != (self.size, self.size):
-            raise ValueError(f"pictures of {images.shape[1]} x {images.shape[2]} pixels; the model knows {self.size}")
+            raise ValueError(f"images of {images.shape[1]} x {images.shape[2]} pixels; this model needs {self.size}")
         return self.vqgan.encode(images)
 
-    def _known(self, grid: tuple[int, int], init_image, keep) -> tuple[Int32[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+    def _known_codes(
+        self, grid: tuple[int, int], init_image, keep
+    ) -> tuple[Int32[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+        """Returns the codes of `init_image` and the mask of codes to keep."""
         if init_image is None and keep is None:
             return np.zeros(grid, np.int32), np.zeros(grid, bool)
         if init_image is None or keep is None:
-            raise ValueError("init_image and keep belong together: the picture, and which of its codes stay")
+            raise ValueError("init_image and keep belong together: an image, and the mask of its codes to keep")
         keep = np.asarray(keep, bool)
         if keep.shape != grid:
-            raise ValueError(f"keep is {list(keep.shape)}; a picture has {list(grid)} codes")
+            raise ValueError(f"keep has shape {list(keep.shape)}; an image has {list(grid)} codes")
         if grid == self.grid:
-            codes = self._encode([init_image])
+            codes = self._encode_images([init_image])
         else:
             pixels = init_image if isinstance(init_image, np.ndarray) else np.asarray(decode(init_image))
             codes = self.vqgan.encode(pixels[None])
         if codes.shape[1:] != grid:
-            raise ValueError(f"init_image has codes {list(codes.shape[1:])}; a picture of {list(grid)} codes is to be made")
+            raise ValueError(f"init_image has codes {list(codes.shape[1:])}; the image to sample has {list(grid)}")
         return codes[0], keep
 
     def _output_grid(self, size: tuple[int, int] | None) -> tuple[int, int]:
@@ -316,12 +322,12 @@ class CodeGenerator:
             return self.grid
         if any(side < self.size or side % factor for side in size):
             raise ValueError(
-                f"size = {tuple(size)}: height and width must be at least {self.size}, the size it was trained on, and "
+                f"size = {tuple(size)}: height and width must be at least {self.size}, the training size, and "
                 f"divisible by {factor}"
             )
         return size[0] // factor, size[1] // factor
 
-    def _stride(self, stride: int | None) -> int:
+    def _check_stride(self, stride: int | None) -> int:
         stride = max(self.grid[0] // 2, 1) if stride is None else stride
         if not 1 <= stride <= min(self.grid):
             raise ValueError(f"stride = {stride} must be in [1, {min(self.grid)}], the side of a window in codes")
@@ -333,52 +339,52 @@ class CodeGenerator:
         if not len(conditions):
             raise ValueError("conditions must be a list of at least one")
 
-    def _check(self, conditions, n, seed, temperature, top_k, top_p, guidance, batch_size, best, rerank) -> None:
+    def _check_arguments(self, conditions, n, seed, temperature, top_k, top_p, guidance, batch_size, best, rerank) -> None:
         self._check_conditions(conditions)
 
         def require(holds: bool, name: str, value, allowed: str) -> None:
             if not holds:
                 raise ValueError(f"{name} = {value} must be {allowed}")
 
-        require(isinstance(n, int | np.integer) and n >= 1, "n", n, "a whole number, at least 1")
-        whole = isinstance(seed, int | np.integer)
-        require(whole and 0 <= seed < 2**32, "seed", seed, "a whole number in [0, 2^32)")
-        require(temperature >= 0 and in_float32(temperature), "temperature", temperature, "0 or more, as float32 has it")
-        size = self.module.num_codes
-        require(top_k is None or 1 <= top_k <= size, "top_k", top_k, f"in [1, {size}], or None for all codes")
+        require(isinstance(n, int | np.integer) and n >= 1, "n", n, "an integer, at least 1")
+        is_integer = isinstance(seed, int | np.integer)
+        require(is_integer and 0 <= seed < 2**32, "seed", seed, "an integer in [0, 2^32)")
+        require(temperature >= 0 and in_float32(temperature), "temperature", temperature, "0 or more, and finite in float32")
+        num_codes = self.module.num_codes
+        require(top_k is None or 1 <= top_k <= num_codes, "top_k", top_k, f"in [1, {num_codes}], or None for all codes")
         require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "in (0, 1], or None for all codes")
         require(in_float32(guidance), "guidance", guidance, "a number that float32 has; 1 is none")
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         if guidance != 1 and not self.condition.droppable:
             raise ValueError(
-                f"guidance = {guidance}: {self.name} was never trained on pictures without their {self.condition.kind}, so "
-                "there is nothing to go beyond. Leave guidance at 1, or train with condition_dropout above 0"
+                f"guidance = {guidance}: {self.name} was not trained without {self.condition.kind}, which guidance "
+                "requires. Leave guidance at 1, or train with condition_dropout above 0"
             )
         if guidance != 1 and self.condition.vocabulary_size == 1:
-            raise ValueError(f"guidance = {guidance}: {self.name} knows no conditions, so there is nothing to guide")
+            raise ValueError(f"guidance = {guidance}: {self.name} has no conditions, so guidance must be 1")
         if best is not None:
             require(1 <= best <= n, "best", best, f"in [1, n = {n}]")
             if rerank is None:
-                raise ValueError("best says how many to return; name by `rerank` what makes them the best")
+                raise ValueError("best needs a ranking: set rerank")
         if rerank is not None and rerank != LIKELIHOOD and self.condition.kind != "text":
-            raise ValueError(f"rerank = {rerank!r}: CLIP ranks pictures by texts, and this model knows none: 'likelihood'")
+            raise ValueError(f"rerank = {rerank!r}: CLIP needs texts, this model has none; use 'likelihood'")
 
 
 @dataclasses.dataclass
 class _Decoder:
-    """Decodes one batch of samples, window by window.
+    """Decoder of one batch of samples, window by window.
 
     Attributes:
       static: `max_candidates` and `guided` of `sampling.Programs.decode_chunk`.
-      tokens: of the conditions in this batch; sample i is of condition `which[i]`.
-      padded_sizes: rows of conditions and of samples that programs are compiled for.
+      tokens: tokens of the conditions in this batch; sample i belongs to condition `condition_index[i]`.
+      padded_sizes: see `sampling.padded_sizes`.
     """
 
     generator: CodeGenerator
     settings: Sampling
     static: dict[str, Any]
     tokens: Int32[np.ndarray, "p c"]
-    which: Int[np.ndarray, "b"]
+    condition_index: Int[np.ndarray, "b"]
     seeds: np.ndarray
     padded_sizes: tuple[int, int]
 
@@ -391,63 +397,65 @@ class _Decoder:
         codes: Int32[np.ndarray, "b h w"],
         done: Bool[np.ndarray, "h w"],
         windows: Sequence[sampling.Window],
-        rows_at_once: int,
+        chunk_rows: int,
     ) -> Iterator[Float32[np.ndarray, "b"]]:
-        """Fills in `codes` and `done`; yields the log-probabilities of what is sampled so far, after each chunk of rows."""
+        """Fills `codes` and `done` in place; yields the accumulated log-probabilities after each chunk of rows."""
         module, count = self.generator.module, len(codes)
         height, width = module.grid
-        numbers = np.arange(done.size, dtype=np.int32).reshape(done.shape)
+        all_positions = np.arange(done.size, dtype=np.int32).reshape(done.shape)
         log_probs = np.zeros(count, np.float32)
-        chunk = rows_at_once * width
+        chunk = chunk_rows * width
         with jax.set_mesh(self._mesh):
             for window in windows:
                 if window.prefix == module.length:
                     continue
                 area = np.s_[window.top : window.top + height, window.left : window.left + width]
-                inside = codes[:, *area].reshape(count, -1)
-                positions = numbers[area].reshape(-1)
-                carry = self._prefill(inside[:, : window.prefix])
+                window_codes = codes[:, *area].reshape(count, -1)
+                positions = all_positions[area].reshape(-1)
+                carry = self._prefill(window_codes[:, : window.prefix])
                 for start in range(window.prefix, module.length, chunk):
                     part = slice(start, min(start + chunk, module.length))
                     known = window.known[part.start - window.prefix : part.stop - window.prefix]
                     requests = sampling.Requests(
-                        self._split(self.seeds),
+                        self._shard_rows(self.seeds),
                         positions[part],
-                        self._split(inside[:, part]),
-                        self._split(np.broadcast_to(known, (count, len(known)))),
+                        self._shard_rows(window_codes[:, part]),
+                        self._shard_rows(np.broadcast_to(known, (count, len(known)))),
                     )
                     sampled, nats, carry = self.generator._programs.decode_chunk(
                         self.generator.variables, self.settings, carry, requests, np.int32(start), **self.static
                     )
-                    inside[:, part] = np.asarray(sampled)[:count]
+                    window_codes[:, part] = np.asarray(sampled)[:count]
                     log_probs = log_probs + np.where(known, 0, np.asarray(nats)[:count]).sum(axis=1)
-                    codes[:, *area] = inside.reshape(count, height, width)
+                    codes[:, *area] = window_codes.reshape(count, height, width)
                     done[area][: part.stop // width] = True
                     yield log_probs
 
     def _prefill(self, prefix: Int32[np.ndarray, "b k"]):
-        """The carry after the conditions and `prefix`: a row a sample, or two where it is guided.
+        """Computes the carry after conditions and `prefix`, with one row per sample, or two with guidance.
 
-        A condition is read once for all its samples, unless their known codes differ.
+        Samples of one condition share one prefill, unless their known codes differ.
         """
         programs, null = self.generator._programs, self.generator.condition.null[None]
-        shared = not prefix.size or (prefix == prefix[:1]).all()
-        tokens, rows = (self.tokens, self.which) if shared else (self.tokens[self.which], np.arange(len(prefix)))
-        tokens = _padded(tokens, self.padded_sizes[0] if shared else self._rows)
-        known = _padded(prefix[:1] if shared else prefix, len(tokens))
+        is_shared = not prefix.size or (prefix == prefix[:1]).all()
+        tokens, rows = self.tokens, self.condition_index
+        if not is_shared:
+            tokens, rows = tokens[rows], np.arange(len(prefix))
+        tokens = _pad_rows(tokens, self.padded_sizes[0] if is_shared else self._rows)
+        known = _pad_rows(prefix[:1] if is_shared else prefix, len(tokens))
         unconditional_rows = None
         if self.static["guided"]:
-            unconditional_rows = np.full_like(rows, len(tokens)) if shared else len(tokens) + rows
-            nulls = np.repeat(null, 1 if shared else len(tokens), axis=0)
+            unconditional_rows = np.full_like(rows, len(tokens)) if is_shared else len(tokens) + rows
+            nulls = np.repeat(null, 1 if is_shared else len(tokens), axis=0)
             tokens, known = np.concatenate([tokens, nulls]), np.concatenate([known, known[: len(nulls)]])
-            unconditional_rows = self._split(unconditional_rows.astype(np.int32))
+            unconditional_rows = self._shard_rows(unconditional_rows.astype(np.int32))
         prefilled = programs.prefill(self.generator.variables, tokens, known)
-        return programs.replicate(prefilled, self._split(rows.astype(np.int32)), unconditional_rows)
+        return programs.replicate(prefilled, self._shard_rows(rows.astype(np.int32)), unconditional_rows)
 
-    def _split(self, x: np.ndarray) -> jax.Array:
-        return jax.device_put(_padded(x, self._rows), NamedSharding(self._mesh, P("batch")))
+    def _shard_rows(self, x: np.ndarray) -> jax.Array:
+        return jax.device_put(_pad_rows(x, self._rows), NamedSharding(self._mesh, P("batch")))
 
 
-def _padded(x: np.ndarray, rows: int) -> np.ndarray:
-    """`x` with its last row repeated."""
+def _pad_rows(x: np.ndarray, rows: int) -> np.ndarray:
+    """Pads `x` to `rows` rows by repeating its last row."""
     return np.concatenate([x, np.repeat(x[-1:], rows - len(x), axis=0)])

@@ -1,4 +1,4 @@
-"""Negative log-likelihoods of streams, and bits."""
+"""Negative log-likelihoods of sequences, and the entropy of code counts."""
 
 import numpy as np
 import optax
@@ -9,7 +9,10 @@ NATS_PER_BIT = float(np.log(2))
 
 
 def negative_log_likelihoods(module: CodeTransformer, logits, tokens, codes):
-    """Nats of each condition token but the first [B, C - 1] (None unless they are predicted), and of each code [B, L]."""
+    """Computes negative log-likelihoods in nats of condition tokens [B, C - 1] and of codes [B, L].
+
+    The first condition token is not predicted. Without predicted conditions the first result is None.
+    """
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     condition_logits, code_logits = logits
     code_nats = cross_entropy(code_logits, codes.reshape(len(codes), -1) + module.code_offset)
@@ -17,6 +20,6 @@ def negative_log_likelihoods(module: CodeTransformer, logits, tokens, codes):
 
 
 def entropy_bits(counts: np.ndarray) -> float:
-    """Entropy of codes that occur so often, in bits: what a model reaches that knows neither condition nor neighbours."""
+    """Computes the entropy of code counts in bits, the optimal loss of a unigram model."""
     p = counts[counts > 0] / counts.sum()
     return float(-np.sum(p * np.log2(p)))

@@ -1,8 +1,8 @@
-"""Options of a second stage's transformer, and the module they describe."""
+"""Options of a second stage's transformer, and the construction of its module."""
 
 import dataclasses
 
-from nn_jax.attention_patterns import PATTERNS, patterns_of_blocks
+from nn_jax.attention_patterns import PATTERNS, assign_patterns
 from nn_jax.code_transformer import CodeTransformer
 from nn_jax.layers import ACTIVATIONS
 from train_jax.compute import TransformerCompute
@@ -12,22 +12,26 @@ from vqgan_jax.stage2.condition import Condition
 
 @dataclasses.dataclass(frozen=True)
 class CodeTransformerOptions(Options):
-    """The transformer; in size the defaults are a small GPT's."""
+    """Options of the transformer over codes; the defaults describe a small GPT."""
 
-    width: int = option(512, "of the residual stream", least=1)
-    depth: int = option(8, "blocks", least=1)
-    heads: int = option(8, "of attention", least=1)
-    mlp_ratio: float = option(4.0, "width of the MLPs, in widths", above=0)
-    activation: str = option("gelu", "of the MLPs", choices=ACTIVATIONS)
+    width: int = option(512, "width of the residual stream", least=1)
+    depth: int = option(8, "number of blocks", least=1)
+    heads: int = option(8, "number of attention heads", least=1)
+    mlp_ratio: float = option(4.0, "width of the MLPs, as a multiple of width", above=0)
+    activation: str = option("gelu", "activation function of the MLPs", choices=ACTIVATIONS)
     vocabulary: str = option(
-        "separate", "of the logits: joint is one of condition and codes, as in DALL-E's paper", choices=("separate", "joint")
+        "separate",
+        "vocabulary of the logits; joint: condition tokens and codes, as in DALL-E",
+        choices=("separate", "joint"),
     )
     positions: str = option(
-        "learned", "of codes: one vector a position, or (axial) its row's and its column's", choices=("axial", "learned")
+        "learned",
+        "position embeddings of codes; axial: row plus column embedding",
+        choices=("axial", "learned"),
     )
-    attention: tuple[str, ...] = option(("dense",), "patterns of the blocks in turn", choices=PATTERNS)
-    last_attention: str = option("", "of the last block, if another", choices=("", *PATTERNS))
-    conv_window: int = option(11, "side of the window of conv attention", least=1)
+    attention: tuple[str, ...] = option(("dense",), "attention patterns of the blocks in turn", choices=PATTERNS)
+    last_attention: str = option("", "attention pattern of the last block; empty: no exception", choices=("", *PATTERNS))
+    conv_window: int = option(11, "window side of convolutional attention", least=1)
 
     def check(self, path: str) -> None:
         self.require(self.width % self.heads == 0, path, "width", f"a multiple of config.{path}.heads = {self.heads}")
@@ -44,16 +48,18 @@ def build(
     compute: TransformerCompute | None = None,
     dropout: float = 0.0,
 ) -> CodeTransformer:
-    """The module of these options, for a grid of codes out of `num_codes`. ConfigError for options that cannot be.
+    """Builds the module from options. Raises ConfigError for invalid options.
 
     Args:
-      compute: None: as by default.
-      dropout: of embeddings and blocks, in training.
+      num_codes: size of the codebook.
+      grid: rows and columns of the codes of an image.
+      compute: precision of computations; None for the default.
+      dropout: dropout rate of embeddings and blocks in training.
     """
     is_joint = options.vocabulary == "joint"
     options.require(not is_joint or condition.predicted, "model", "vocabulary", f"separate for a {condition.kind}")
     compute = compute or TransformerCompute()
-    distinct, mask_index = patterns_of_blocks(options.attention, options.last_attention, options.depth)
+    distinct, mask_index = assign_patterns(options.attention, options.last_attention, options.depth)
     blocks = {"mlp_ratio": options.mlp_ratio, "activation": options.activation}
     blocks |= {"scan": compute.scan, "remat": compute.remat}
     return CodeTransformer(

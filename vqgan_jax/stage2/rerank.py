@@ -1,4 +1,4 @@
-"""Ranking of drawn pictures by CLIP (arXiv 2102.12092, section 2.6): how well each fits the text it was drawn for."""
+"""Reranking of samples by the CLIP similarity of image and text (arXiv 2102.12092, section 2.6)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +10,18 @@ import clip_jax
 
 
 def open_reranker(reranker) -> "clip_jax.Clip":
-    """A CLIP, or the one that a path names. Raises LoadError for a path that holds none, TypeError for anything else."""
+    """Returns a CLIP, loading paths. Raises LoadError for a path without a CLIP, and TypeError for other values."""
     if isinstance(reranker, str | Path):
         return clip_jax.load(reranker)
     if not isinstance(reranker, clip_jax.Clip):
-        raise TypeError(f"rerank = {reranker!r}: it must be a CLIP, the path of one, or 'likelihood'")
+        raise TypeError(f"rerank = {reranker!r}: it must be a CLIP, the path of a CLIP, or 'likelihood'")
     return reranker
 
 
 def clip_scores(
     clip: "clip_jax.Clip", texts: Sequence[str], images: UInt8[np.ndarray, "p n H W 3"]
 ) -> Float32[np.ndarray, "p n"]:
-    """Cosine similarity of each picture with its text."""
+    """Computes the cosine similarity of each image and its text."""
     count, n = images.shape[:2]
     embeddings = clip.encode_image(images.reshape(-1, *images.shape[2:])).reshape(count, n, -1)
     return np.einsum("pnd,pd->pn", embeddings, clip.encode_text(list(texts)))

@@ -1,8 +1,8 @@
-"""A second stage as a task: a condition and the codes of a frozen VQGAN, one stream, one or two losses.
+"""The training task of a second stage, an autoregressive model of a condition and the codes of a frozen VQGAN.
 
-Batches: `condition` int32 [B, C], flags of the condition bool [B], and `codes` int32 [B, h, w] (computed once, kept on disk)
-or, with `codes.cached = False`, `image` uint8 [B, size, size, 3]. The run directory keeps the VQGAN beside the weights, in
-`vqgan.safetensors`, and needs the one that it came from no more.
+Batches contain `condition` int32 [B, C], flags of the condition bool [B], and `codes` int32 [B, h, w] (computed once and
+stored on disk) or, with `codes.cached = False`, `image` uint8 [B, size, size, 3]. The run directory contains a copy of the
+VQGAN, `vqgan.safetensors`, and does not depend on the original.
 """
 
 import dataclasses
@@ -35,33 +35,33 @@ from vqgan_jax.stage2.model import CodeTransformerOptions
 
 @dataclasses.dataclass(frozen=True)
 class VQGANPathOptions(Options):
-    """The frozen first stage."""
+    """Options of the frozen first stage."""
 
-    path: str = option("", "anything that vqgan_jax.load opens")
-    size: int = option(0, "side of the pictures, in pixels; 0: its own", least=0)
+    path: str = option("", "VQGAN of the codes: anything that vqgan_jax.load opens")
+    size: int = option(0, "side of the images in pixels; 0: training size of the VQGAN", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class CodesOptions(Options):
-    """The codes of the training pictures."""
+    """Options of the training images' codes."""
 
-    cached: bool = option(True, "computed once; False: in every update, of pictures that augment has changed")
-    dir: str = option("", "where they are kept; empty: in the run directory")
-    flip: bool = option(False, "mirrored pictures as well; it makes 'left of' untrue")
+    cached: bool = option(True, "compute codes once; False: compute codes of augmented images in every update")
+    dir: str = option("", "directory of code files; empty: in the run directory")
+    flip: bool = option(False, "also encode flipped images, which makes 'left of' in captions wrong")
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage2TaskOptions(Options):
-    """A second stage's part of a config, but for its condition's."""
+    """Options of a second stage's task, except options of the condition."""
 
     vqgan: VQGANPathOptions = VQGANPathOptions()
     codes: CodesOptions = CodesOptions()
-    augment: AugmentOptions = AugmentOptions()  # without the cache
+    augment: AugmentOptions = AugmentOptions()  # for codes.cached = False
     model: CodeTransformerOptions = CodeTransformerOptions()
     compute: TransformerCompute = TransformerCompute()
-    dropout: float = option(0.1, "of embeddings and blocks", least=0, below=1)
+    dropout: float = option(0.1, "dropout rate of embeddings and blocks", least=0, below=1)
     condition_dropout: float = option(
-        0.1, "share of conditions that are dropped, for classifier-free guidance (arXiv 2207.12598)", least=0, below=1
+        0.1, "probability of dropping the condition, for classifier-free guidance (arXiv 2207.12598)", least=0, below=1
     )
 
     def identity(self) -> dict[str, Any]:
@@ -71,12 +71,12 @@ class Stage2TaskOptions(Options):
         is_plain = self.augment.is_identity or not self.codes.cached
         self.require(is_plain, path, "augment", "the default with codes.cached = True")
         may_flip = self.codes.cached or not self.codes.flip
-        self.require(may_flip, path, "codes.flip", "False without the cache: see augment.flip")
+        self.require(may_flip, path, "codes.flip", "False with codes.cached = False; set augment.flip instead")
 
 
 def open_vqgan(config: ConfigDict, workdir: Path | None) -> vqgan_lib.Vqgan:
-    """The first stage: the run directory's copy, or, for a new run, what `config.vqgan.path` names."""
-    return codes_lib.open_frozen(config.vqgan.path, workdir / VQGAN if workdir else None)
+    """Opens the first stage: the copy in the run directory, or for a new run the model at `config.vqgan.path`."""
+    return codes_lib.open_tokenizer(config.vqgan.path, workdir / VQGAN if workdir else None)
 
 
 def make(
@@ -89,40 +89,40 @@ def make(
     artifacts: Mapping[str, str] | None = None,
     more_evaluators: Callable | None = None,
 ) -> Task:
-    """The task of a resolved config. ConfigError for options that cannot be.
+    """Builds the task from a resolved config. Raises ConfigError for invalid options.
 
     Args:
-      vq: see `open_vqgan`.
-      options: `config.model`, parsed.
-      artifacts: what the condition needs beside the weights.
-      more_evaluators: `(evaluators.Evaluated) -> factories` of the condition's own.
+      vq: first stage; see `open_vqgan`.
+      options: parsed options of `config.model`.
+      artifacts: files to store with the weights, which the condition needs.
+      more_evaluators: `(evaluators.EvaluatedModel) -> factories` of additional evaluators.
     """
     size = config.vqgan.size or vq.size
     if size % vq.factor:
-        raise ConfigError(f"config.vqgan.size = {size} must be divisible by {vq.factor}, the pixels along a code")
+        raise ConfigError(f"config.vqgan.size = {size} must be divisible by {vq.factor}, the side of a code in pixels")
     compute = TransformerCompute.parse(config.compute, "compute")
     grid = (size // vq.factor,) * 2
-    module = model.build(options, condition, vq.codes, grid, compute, config.dropout)
-    records = codes_lib.records_of(vq, config.codes, size, workdir)
+    module = model.build(options, condition, vq.num_codes, grid, compute, config.dropout)
+    records = codes_lib.make_records(vq, config.codes, size, workdir)
     augment = images.Augment(images.Preprocess(size), tuple(config.augment.scale), config.augment.flip)
-    stage = evaluators.Evaluated(module, condition, vq, records)
+    stage = evaluators.EvaluatedModel(module, condition, vq, records)
 
     def init(rng, batch):
         tokens, codes = jnp.asarray(condition.null)[None], jnp.zeros((1, module.length), jnp.int32)
         extra = {}
-        if not config.codes.cached:  # filled by `frozen`, not by numbers compiled into this program
+        if not config.codes.cached:  # so that weights are not compiled as constants; `load_frozen_vqgan` sets the values
             extra = {"vqgan": jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), vq.variables)}
         return {"generator": module.init(rng, tokens, codes)["params"]}, extra
 
-    stream_loss = make_loss(module, condition, config)
+    sequence_loss = make_loss(module, condition, config)
 
     def loss(params, extra, batch, rng, step):
-        codes = batch["codes"] if config.codes.cached else vq.codes_of(extra["vqgan"], batch["image"])
-        value, metrics = stream_loss(params["generator"], batch["condition"], codes, rng)
+        codes = batch["codes"] if config.codes.cached else vq.encode_with(extra["vqgan"], batch["image"])
+        value, metrics = sequence_loss(params["generator"], batch["condition"], codes, rng)
         flags = {name: jnp.mean(x.astype(jnp.float32)) for name, x in batch.items() if x.dtype == bool}
         return value, (metrics | flags, {})
 
-    def frozen():
+    def load_frozen_vqgan():
         return {}, {"vqgan": jax.tree.map(np.asarray, vq.variables)}
 
     uniform = float(np.log2(module.code_offset + module.num_codes))
@@ -131,8 +131,8 @@ def make(
         if step < max(2 * config.optim.warmup_steps, 100) or metrics["bits_per_code"] < uniform:
             return []
         return [
-            f"the model knows less than one that guesses: {metrics['bits_per_code']:.2f} bits a code, where all codes "
-            f"alike are {uniform:.2f}. Try a lower optim.lr or more optim.warmup_steps; what is normal: docs/results.md"
+            f"the model is worse than the uniform distribution: {metrics['bits_per_code']:.2f} bits per code, "
+            f"uniform has {uniform:.2f}. Try a lower optim.lr or more optim.warmup_steps; see docs/results.md"
         ]
 
     return Task(
@@ -142,25 +142,25 @@ def make(
         evaluators=evaluators.factories(stage) | (more_evaluators(stage) if more_evaluators else {}),
         artifacts={**(artifacts or {}), VQGAN: vqgan_lib.to_bytes(vq)},
         records=records if config.codes.cached else None,
-        pretrained=None if config.codes.cached else frozen,
+        pretrained=None if config.codes.cached else load_frozen_vqgan,
         warnings=warnings,
         flops=float(BACKWARD * _forward_flops(module, options)),
     )
 
 
 def make_loss(module: CodeTransformer, condition: Condition, config: ConfigDict) -> Callable:
-    """`(params, tokens [B, C], codes [B, h, w], rng) -> (loss, metrics)`: cross-entropy of the codes given the condition.
+    """Builds the cross-entropy loss, `(params, tokens [B, C], codes [B, h, w], rng) -> (loss, metrics)`.
 
-    Where the condition's tokens are predicted, too, the weighted sum of both means (arXiv 2102.12092, section 2.2): over
-    tokens that are scored, of conditions that are not dropped.
+    If the model predicts condition tokens, the loss is the weighted sum of the mean losses of condition tokens and codes
+    (arXiv 2102.12092, section 2.2). The mean over condition tokens includes the scored tokens of conditions that are kept.
     """
 
     def loss(params, tokens, codes, rng):
-        dropout_key, drop = jax.random.split(rng)
-        is_dropped = jax.random.bernoulli(dropout_key, config.condition_dropout, (len(codes),))
+        condition_key, dropout_key = jax.random.split(rng)
+        is_dropped = jax.random.bernoulli(condition_key, config.condition_dropout, (len(codes),))
         tokens = jnp.where(is_dropped[:, None], condition.null[None], tokens)
         codes = codes.reshape(len(codes), -1)
-        logits = module.apply({"params": params}, tokens, codes, False, rngs={"dropout": drop})
+        logits = module.apply({"params": params}, tokens, codes, False, rngs={"dropout": dropout_key})
         condition_nats, code_nats = negative_log_likelihoods(module, logits, tokens, codes)
         accuracy = jnp.mean(jnp.argmax(logits[1][..., module.code_offset :], axis=-1) == codes)
         code_loss = jnp.mean(code_nats)

@@ -1,4 +1,8 @@
-"""A VQGAN and CLIPs that nobody trained, small, and the same for all tests of this folder."""
+"""Small, untrained VQGANs and CLIPs, the same for all tests of this folder.
+
+Most of these tests' time is compilation. Paintings of one kind share a program: those of two parts, 8 cuts and few
+augmentations, made step by step on one device.
+"""
 
 import dataclasses
 
@@ -23,27 +27,41 @@ from vqgan_jax.model import VQGANOptions
 CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("circle", "square", "star")]
 
 
-def make_vqgan(quantizer: dict | None = None, dtype: str = "float32") -> "vqgan_jax.Vqgan":
+def random_variables(module: nn.Module, *inputs, gain: float = 1.0, seed: int = 0) -> dict:
+    """Variables of a module, drawn by NumPy: nothing is compiled.
+
+    Args:
+      gain: of kernels, whose variance is gain^2 / fan-in; that of embeddings is 1.
+    """
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    shapes = nn.unbox(jax.eval_shape(module.init, keys, *inputs))
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, x):
+        name = path[-1].key
+        if name in ("scale", "bias"):
+            return np.full(x.shape, float(name == "scale"), np.float32)
+        deviation = gain / np.sqrt(np.prod(x.shape[:-1])) if name == "kernel" else 1
+        return (deviation * rng.standard_normal(x.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def make_vqgan(dtype: str = "float32") -> "vqgan_jax.Vqgan":
     """16 x 16 pixels to 4 x 4 codes out of 12."""
     options = VQGANOptions.defaults()
     options.update(
         {"channels": 8, "multipliers": (1, 1, 2), "blocks": 1, "resolution": 16, "attention": (), "groups": 4}
     )
-    options.quantizer.update(quantizer or {"type": "nearest", "size": 12, "dim": 4})
+    options.quantizer.update({"type": "nearest", "size": 12, "dim": 4})
     options.z_channels = 8
     compute = Compute(dtype=dtype)
-    module = vqgan_model.build(options, compute)
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    variables = jax.jit(module.init)(keys, jnp.zeros((1, 16, 16, 3)))
-    variables = jax.tree.map(lambda x: 3 * np.asarray(x), nn.unbox(variables))  # so that pictures differ in their codes
-    if "codebook" in variables["params"].get("quantizer", {}):
-        points = np.random.default_rng(0).standard_normal(variables["params"]["quantizer"]["codebook"].shape)
-        variables["params"]["quantizer"]["codebook"] = points.astype(np.float32)
+    variables = random_variables(vqgan_model.build(options, compute), jnp.zeros((1, 16, 16, 3)))
     return vqgan_jax.Vqgan.assemble(options, variables, "untrained", compute)
 
 
 def make_clip(seed: int = 0, size: int = 8, dtype: str = "float32") -> "clip_jax.Clip":
-    """Sees 8 x 8 pixels, in 4 patches."""
+    """A CLIP for images of `size` x `size` pixels, in patches of 4 x 4."""
     tokenizer = Tokenizer.train(CAPTIONS, 600, 16)
     options = CLIPOptions.defaults()
     options.update(
@@ -53,9 +71,9 @@ def make_clip(seed: int = 0, size: int = 8, dtype: str = "float32") -> "clip_jax
             "text": {"context_length": 16, "width": 8, "depth": 1, "heads": 2},
         }
     )
-    module = clip_model.build(options, tokenizer.vocab_size, tokenizer.eos_id, CLIPCompute(scan=False, dtype=dtype))
+    module = clip_model.build(options, tokenizer.vocab_size, tokenizer.eos_id, CLIPCompute(dtype=dtype))
     images, ids = np.zeros((1, size, size, 3), np.float32), tokenizer.encode(CAPTIONS[:1])
-    variables = nn.unbox(jax.jit(module.init)(jax.random.key(seed), images, ids))
+    variables = random_variables(module, images, ids, gain=2.0, seed=seed)
     return clip_jax.Clip.assemble(module, variables, tokenizer, Preprocess(size), f"untrained, seed {seed}")
 
 
@@ -67,40 +85,34 @@ def on_one_device(model):
 
 
 @pytest.fixture(scope="session")
-def alone():
+def to_one_device():
     """The function that puts a model on one device."""
     return on_one_device
 
 
 @pytest.fixture(scope="session")
-def everywhere():
-    """VQGAN and CLIP on all devices."""
+def models_on_all_devices():
+    """VQGAN and CLIP, replicated on the eight devices."""
     return make_vqgan(), make_clip()
 
 
 @pytest.fixture(scope="session")
-def vq(everywhere):
-    return on_one_device(everywhere[0])
+def vq(models_on_all_devices):
+    return on_one_device(models_on_all_devices[0])
 
 
 @pytest.fixture(scope="session")
-def clip(everywhere):
-    return on_one_device(everywhere[1])
+def clip(models_on_all_devices):
+    return on_one_device(models_on_all_devices[1])
 
 
 @pytest.fixture(scope="session")
 def other_clip():
-    """Of another seed, and of another resolution."""
+    """A CLIP of another seed and resolution."""
     return on_one_device(make_clip(1, 12))
 
 
 @pytest.fixture(scope="session")
-def short():
+def bfloat16_models():
     """VQGAN and CLIP that compute in bfloat16, on one device."""
     return on_one_device(make_vqgan(dtype="bfloat16")), on_one_device(make_clip(dtype="bfloat16"))
-
-
-@pytest.fixture(scope="session")
-def new_vqgan():
-    """The function that makes such models."""
-    return make_vqgan

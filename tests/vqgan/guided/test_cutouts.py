@@ -27,19 +27,19 @@ def triangle(length: int, start: float, side: float, size: int) -> np.ndarray:
 @pytest.mark.parametrize("top, left, side", [(0.0, 0.0, 12.0), (2.25, 7.5, 4.0), (1.0, 3.0, 9.7), (3.0, 4.0, 5.0)])
 def test_a_crop_is_two_products_with_triangles(top, left, side):
     crop = jax.jit(cutouts.crop, static_argnums=4)
-    found = crop(IMAGE, np.float32(top), np.float32(left), np.float32(side), 5)
+    actual = crop(IMAGE, np.float32(top), np.float32(left), np.float32(side), 5)
     rows, columns = triangle(12, top, side, 5), triangle(20, left, side, 5)
-    np.testing.assert_allclose(found, np.einsum("yr,xc,rck->yxk", rows, columns, IMAGE), atol=1e-5)
+    np.testing.assert_allclose(actual, np.einsum("yr,xc,rck->yxk", rows, columns, IMAGE), atol=1e-5)
     if side == 5:  # as large as the cut: the pixels themselves
-        np.testing.assert_allclose(found, IMAGE[3:8, 4:9], atol=1e-6)
+        np.testing.assert_allclose(actual, IMAGE[3:8, 4:9], atol=1e-6)
 
 
 @pytest.mark.parametrize("least, power, smallest", [(0.0, 1.0, 8), (0.0, 3.0, 8), (0.25, 1.0, 5)])
-def test_squares_lie_inside_and_have_the_sizes_asked_for(least, power, smallest):
-    numbers = {"cut_min": np.float32(least), "cut_power": np.float32(power)}
-    square = functools.partial(cutouts.square, shape=(20, 30), size=8, numbers=numbers)
+def test_squares_lie_in_the_picture_and_have_the_expected_sizes(least, power, smallest):
+    hparams = {"cut_min": np.float32(least), "cut_power": np.float32(power)}
+    sample = functools.partial(cutouts.sample_square, shape=(20, 30), size=8, hparams=hparams)
     keys = jax.random.split(jax.random.key(0), 4000)
-    top, left, side = map(np.asarray, jax.jit(jax.vmap(square))(keys))
+    top, left, side = map(np.asarray, jax.jit(jax.vmap(sample))(keys))
     assert (
         (top >= 0).all() and (left >= 0).all() and (top + side <= 20 + 1e-4).all() and (left + side <= 30 + 1e-4).all()
     )
@@ -48,19 +48,19 @@ def test_squares_lie_inside_and_have_the_sizes_asked_for(least, power, smallest)
     assert left.max() > 18 and left.min() < 1
 
 
-def test_a_picture_smaller_than_clip_is_seen_whole():
-    numbers = {"cut_min": np.float32(0), "cut_power": np.float32(1)}
-    assert [float(x) for x in cutouts.square(jax.random.key(1), (16, 16), 224, numbers)] == [0.0, 0.0, 16.0]
+def test_a_picture_smaller_than_clips_is_one_crop():
+    hparams = {"cut_min": np.float32(0), "cut_power": np.float32(1)}
+    assert [float(x) for x in cutouts.sample_square(jax.random.key(1), (16, 16), 224, hparams)] == [0.0, 0.0, 16.0]
 
 
 @pytest.mark.parametrize("size", [4, 5, 12, 16])
 def test_pooling_is_average_and_largest_over_windows(size):
-    found = jax.jit(cutouts.pooled, static_argnums=1)(IMAGE, size)
-    wanted = np.zeros((size, size, 3))
+    actual = jax.jit(cutouts.pool, static_argnums=1)(IMAGE, size)
+    expected = np.zeros((size, size, 3))
     for i in range(size):
         for j in range(size):
             a, b = i * 12 // size, -(-(i + 1) * 12 // size)
             c, d = j * 20 // size, -(-(j + 1) * 20 // size)
             window = IMAGE[a:b, c:d]
-            wanted[i, j] = (window.mean((0, 1)) + window.max((0, 1))) / 2
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
+            expected[i, j] = (window.mean((0, 1)) + window.max((0, 1))) / 2
+    np.testing.assert_allclose(actual, expected, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The demo on models that nobody trained: its sheet, and its part of the page."""
+"""The demo on untrained models: its sheet of pictures, and its part of the page."""
 
 import numpy as np
 import pytest
@@ -18,12 +18,12 @@ def test_it_leaves_a_sheet_and_a_part_of_the_page(vq, clip, tmp_path, monkeypatc
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "2-vqgan.html").write_text("<h1>before</h1>")
     painting = demo.run(tmp_path, steps=20, cuts=2, progress=False)
-    with Image.open(tmp_path / "painting.png") as sheet:
-        shown = np.asarray(sheet)
-    assert (shown[:, : demo.MARGIN] < 128).any(), "prompts stand beside their pictures"
-    shown = shown[::3, demo.MARGIN :: 3]
-    np.testing.assert_array_equal(shown[18:34, :16], painting.snapshots[1, 0])
-    np.testing.assert_array_equal(shown[18:34, 18:], painting.images[1])
+    with Image.open(tmp_path / "painting.png") as image:
+        sheet = np.asarray(image)
+    assert (sheet[:, : demo.MARGIN] < 128).any(), "prompts stand beside their pictures"
+    sheet = sheet[::3, demo.MARGIN :: 3]
+    np.testing.assert_array_equal(sheet[18:34, :16], painting.snapshots[1, 0])
+    np.testing.assert_array_equal(sheet[18:34, 18:], painting.images[1])
     page = (tmp_path / "index.html").read_text("utf-8")
     assert page.index("<h1>before</h1>") < page.index("Painted by the gradient") and 'src="data:image/png' in page
     assert "a red star" in capsys.readouterr().out

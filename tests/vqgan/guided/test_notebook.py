@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, on models that nobody trained, and shows what it promises."""
+"""The notebook runs from top to bottom on untrained models, and its cells show their figures."""
 
 import re
 
@@ -20,7 +20,7 @@ def outputs(vq, clip, other_clip, tmp_path_factory, run_notebook):
     return run_notebook("vqgan_clip.ipynb", PAINT_STEPS="2", **{name: str(path) for name, path in paths.items()})
 
 
-def test_it_loads_what_it_is_pointed_at(outputs, vq):
+def test_models_are_those_of_the_environment(outputs, vq):
     text, _ = outputs("vqgan_jax.load(")
     assert "vqgan.safetensors" in text and vq.fingerprint[:16] in text and "/judge" in text
 
@@ -30,12 +30,12 @@ def test_it_loads_what_it_is_pointed_at(outputs, vq):
     [("painting = guided.paint", 1), ("painting.losses[0], color", 1), ("def cut(", 1), ("by_cuts = {", 2),
      ("plt.subplots(1, 2", 1), ("story = guided.animate", 1)],
 )  # fmt: skip
-def test_it_shows_what_it_talks_about(outputs, shown, word, count):
+def test_cells_show_their_figures(outputs, shown, word, count):
     shown(outputs, word, count)
 
 
-def test_two_judges_grade_every_setting(outputs):
+def test_two_clips_evaluate_every_setting(outputs):
     text, _ = outputs("def right(")
-    # Lines of the table alone: JAX may warn of its compilation cache in between.
+    # Only lines of the table: JAX may warn of its compilation cache in between.
     rows = [[float(share) for share in re.findall(r"(\d+)%", line)] for line in text.splitlines() if "%" in line]
     assert len(rows) == 8 and all(len(row) == 2 and all(0 <= share <= 100 for share in row) for row in rows)

@@ -1,4 +1,4 @@
-"""Every option is checked: unknown, of the wrong type, out of range, or at odds with another."""
+"""Every option is checked: unknown, of the wrong type, out of range, without effect, or excluded by another."""
 
 import json
 
@@ -8,76 +8,87 @@ import pytest
 from train_jax.errors import ConfigError
 from vqgan_jax.guided import options as lib
 
+TRACED = """init_weight init_pixels temperature temperature_end average lr lr_decay lr_decay_at cut_power cut_min flip rotate
+    shift perspective jitter erase noise smoothness saturation symmetry edge edge_width palette_weight aesthetic_weight"""
+STATIC = """size aspect scale steps init_image init_noise latents optimizer cuts cut_method edge_colour palette aesthetic
+    overlay"""
+FREE = "quality save_every memory micro_cuts remat"
 
-def test_presets_give_steps_and_cuts_unless_they_are_given():
-    assert [(lib.resolve({"quality": q}).steps, lib.resolve({"quality": q}).cuts) for q in lib.QUALITIES] == [
-        (100, 8), (300, 32), (400, 48), (500, 64),
-    ]  # fmt: skip
-    assert lib.resolve({}).steps == 300
-    found = lib.resolve({"quality": "draft", "steps": 7})
-    assert (found.steps, found.cuts) == (7, 8)
+
+def test_qualities_are_defaults_of_steps_and_cuts():
+    resolved = [lib.resolve({"quality": quality}) for quality in ("draft", "normal", "better", "best")]
+    assert [o.schedule.steps for o in resolved] == [100, 300, 400, 500]
+    assert [o.cutouts.cuts for o in resolved] == [8, 32, 48, 64]
+    assert lib.resolve({}).schedule.steps == 300
+    options = lib.resolve({"quality": "draft", "steps": 7})
+    assert (options.schedule.steps, options.cutouts.cuts) == (7, 8)
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    "values, message",
     [
-        ({"cut": 8}, "cut is no option: did you mean cuts?"),
-        ({"zzz": 8}, "zzz is no option: there are quality, size"),
+        ({"cut": 8}, "cut is not an option: did you mean cuts?"),
+        ({"zzz": 8}, "zzz is not an option: known are quality, steps"),
         ({"quality": "superb"}, "quality = 'superb'; it must be one of draft, normal, better, best"),
-        ({"steps": 0}, r"steps = 0; it must be a whole number in \[1"),
-        ({"steps": 1.5}, "steps = 1.5; it must be a whole number"),
-        ({"steps": True}, "steps = True; it must be a whole number"),
-        ({"lr": 0}, "lr = 0; it must be a number above 0"),
-        ({"lr": "fast"}, "lr = 'fast'; it must be a number above 0"),
+        ({"steps": 0}, r"steps = 0; it must be in \[1, 1000000\]"),
+        ({"steps": 1.5}, "steps = 1.5 is a float; it must be a int, like 300"),
+        ({"steps": True}, "steps = True is a bool; it must be a int"),
+        ({"lr": 0}, "lr = 0.0; it must be positive"),
+        ({"lr": "fast"}, "lr = 'fast' is a str; it must be a float, like 0.1"),
         ({"lr": float("nan")}, "lr = nan"),
-        ({"lr": 1e-60}, "lr = 1e-60; it must be a number that float32 can tell from 0"),
-        ({"smoothness": 1e39}, r"smoothness = 1e\+39; it must be a number that float32"),
-        ({"lr": None}, "lr = None; leave it out for its default, 0.1"),
-        ({"flip": 1.5}, r"flip = 1.5; it must be a number in \[0, 1\]"),
-        ({"noise": -1}, "noise = -1; it must be a number of at least 0"),
-        ({"remat": 1}, "remat = 1; it must be True or False"),
-        ({"size": (32, 32.5)}, "size"),
-        ({"size": 64}, r"size = 64; it must be \(height, width\)"),
+        ({"lr": 1e-60}, "lr = 1e-60; it must be a number that float32 does not round"),
+        ({"smoothness": 1e39}, r"smoothness = 1e\+39; it must be a number that float32 does not round"),
+        ({"lr": None}, "lr = None is a NoneType; it must be a float, like 0.1"),
+        ({"flip": 1.5}, r"flip = 1.5; it must be in \[0, 1\]"),
+        ({"noise": -1}, "noise = -1.0; it must be 0 or more"),
+        ({"remat": 1}, "remat = 1 is a int; it must be a bool, like False"),
+        ({"size": (32, 32.5)}, r"size = \(32, 32.5\); it must hold values of type int"),
+        ({"size": (32, 32, 3)}, r"size = \(32, 32, 3\); it must hold 2 values: \(height, width\)"),
+        ({"size": (32, 0)}, r"size = \(32, 0\); it must be at least 1"),
+        ({"size": 64}, r"size = 64 is a int; it must be a tuple: \(height, width\)"),
         ({"optimizer": "adams"}, "optimizer = 'adams'; it must be one of adam, "),
         ({"init_noise": "clouds"}, "init_noise = 'clouds'; it must be one of pixels, gradient, fractal, plain"),
-        ({"init_image": 3}, "init_image = 3; it must be a path, a picture or an array"),
-        ({"palette": "red"}, "palette = 'red'; it must be names of colours"),
-        ({"palette": ("red", "rouge")}, "'rouge' is no colour"),
-        ({"edge": 1.0, "edge_colour": "blanc"}, "'blanc' is no colour"),
+        ({"init_image": 3}, "init_image = 3 is a int; it must be a str or Path or Image or ndarray: initial image"),
+        ({"palette": "red"}, "palette = 'red' is a str; it must be a tuple"),
+        ({"palette": (1, 2)}, r"palette = \(1, 2\); it must hold values of type str"),
+        ({"memory": 0}, "memory = 0.0; it must be positive"),
+        ({"memory": True}, "memory = True is a bool; it must be a float: memory budget of a step in GiB"),
+        ({"palette": ("red", "rouge")}, "'rouge' is not a colour"),
+        ({"edge": 1.0, "edge_colour": "blanc"}, "'blanc' is not a colour"),
         ({"aspect": "wide"}, "aspect = 'wide'; it must be square, widescreen, portrait, or WIDTH:HEIGHT"),
         ({"aspect": "0:3"}, "aspect = '0:3'"),
         # contradictions
         ({"size": (32, 32), "aspect": "square"}, "aspect = 'square' beside size"),
         ({"size": (32, 32), "scale": 2.0}, "scale = 2.0 beside size"),
         ({"init_image": "a.png", "init_noise": "pixels"}, "init_noise = 'pixels' beside init_image"),
-        ({"init_weight": 1.0}, "init_weight = 1.0 pulls to a start"),
-        ({"init_pixels": 1.0}, "init_pixels = 1.0 pulls to a start"),
-        ({"temperature": 0.5}, "temperature = 0.5 is of codes' probabilities"),
-        ({"temperature_end": 0.5}, "temperature_end = 0.5 is of codes' probabilities"),
-        ({"lr_decay_at": 0.5}, "lr_decay_at = 0.5 says when"),
-        ({"cut_method": "pooling", "cut_power": 2.0}, "cut_power = 2.0 sizes crops"),
-        ({"cut_method": "pooling", "cut_min": 0.5}, "cut_min = 0.5 sizes crops"),
-        ({"edge_colour": "black"}, "edge_colour = 'black' is of the frame"),
-        ({"edge_width": 0.2}, "edge_width = 0.2 is of the frame"),
-        ({"edge": 1.0, "edge_width": 0.0}, "edge_width = 0 leaves the frame"),
-        ({"lr_decay": 0.5, "lr_decay_at": 1.0}, "lr_decay_at = 1 is after the last step"),
-        ({"cut_min": 1.0, "cut_power": 2.0}, "cut_min = 1 makes every cut"),
-        ({"quality": {"a": 1}}, "quality = {'a': 1}; it must be one of"),
-        ({"latents": ["soft", "gumbel"]}, "latents = ('soft', 'gumbel'); it must be one of"),
-        ({"palette_weight": 2.0}, "palette_weight = 2.0 is of a palette"),
-        ({"aesthetic_weight": 2.0}, "aesthetic_weight = 2.0 is of a head"),
+        ({"init_weight": 1.0}, "init_weight = 1.0 has no effect: give init_image or init_noise, or leave init_weight out"),
+        ({"init_pixels": 1.0}, "init_pixels = 1.0 has no effect: give init_image or init_noise"),
+        ({"temperature": 0.5}, "temperature = 0.5 has no effect: give latents = soft or gumbel"),
+        ({"temperature_end": 0.5}, "temperature_end = 0.5 has no effect: give latents = soft or gumbel"),
+        ({"lr_decay_at": 0.5}, "lr_decay_at = 0.5 has no effect: give lr_decay"),
+        ({"cut_method": "pooling", "cut_power": 2.0}, "cut_power = 2.0 has no effect: give cut_method = crops"),
+        ({"cut_method": "pooling", "cut_min": 0.5}, "cut_min = 0.5 has no effect: give cut_method = crops"),
+        ({"edge_colour": "black"}, "edge_colour = 'black' has no effect: give edge, or leave edge_colour out"),
+        ({"edge_width": 0.2}, "edge_width = 0.2 has no effect: give edge"),
+        ({"edge": 1.0, "edge_width": 0.0}, r"edge_width = 0.0; it must be in \(0, 0.5\]"),
+        ({"lr_decay": 0.5, "lr_decay_at": 1.0}, r"lr_decay_at = 1.0; it must be in \[0, 1\)"),
+        ({"cut_min": 1.0, "cut_power": 2.0}, "cut_min = 1 makes every crop"),
+        ({"quality": {"a": 1}}, "quality = {'a': 1} is a dict; it must be a str, like 'normal'"),
+        ({"latents": ["soft", "gumbel"]}, "latents = ('soft', 'gumbel') is a tuple; it must be a str"),
+        ({"palette_weight": 2.0}, "palette_weight = 2.0 has no effect: give palette"),
+        ({"aesthetic_weight": 2.0}, "aesthetic_weight = 2.0 has no effect: give aesthetic"),
         ({"memory": 1.0, "micro_cuts": 4}, "micro_cuts = 4 beside memory"),
         ({"memory": 1.0, "remat": True}, "remat = True beside memory"),
         ({"cuts": 8, "micro_cuts": 3}, "micro_cuts = 3 does not divide cuts = 8"),
     ],
 )
-def test_what_cannot_be_is_refused(given, message):
+def test_invalid_options_are_refused(values, message):
     with pytest.raises(ConfigError, match=message.replace("?", r"\?").replace("('", r"\('").replace("')", r"'\)")):
-        lib.resolve(given)
+        lib.resolve(values)
 
 
 @pytest.mark.parametrize(
-    "given, size",
+    "values, size",
     [
         ({}, (256, 256)),
         ({"size": (128, 320)}, (128, 320)),
@@ -87,36 +98,55 @@ def test_what_cannot_be_is_refused(given, message):
         ({"aspect": "1:4"}, (512, 128)),
     ],
 )
-def test_sizes_are_whole_codes(given, size):
-    assert lib.pixels(lib.resolve(given), 256, 16) == size
+def test_sizes_are_whole_codes(values, size):
+    assert lib.resolve(values).canvas.image_size(256, 16) == size
 
 
 def test_a_scale_that_changes_nothing_is_refused():
-    with pytest.raises(ConfigError, match="scale = 1.02: in whole codes of 16 pixels the picture stays 256 x 256"):
-        lib.pixels(lib.resolve({"scale": 1.02}), 256, 16)
+    with pytest.raises(ConfigError, match="scale = 1.02: rounded to codes of 16 pixels, the size stays 256 x 256"):
+        lib.resolve({"scale": 1.02}).canvas.image_size(256, 16)
 
 
-def test_settings_may_differ_across_a_default():
-    found = lib.resolve_many({"edge_colour": "black", "lr_decay_at": 0.5}, [{"edge": 0.0}, {"edge": 1, "lr_decay": 0.1}])
-    assert [o.edge for o in found] == [0, 1] and [o.lr_decay for o in found] == [1, 0.1]
-    with pytest.raises(ConfigError, match="edge_colour = 'black' is of the frame"):
+def test_a_group_without_effect_is_absent():
+    options = lib.resolve({})
+    absent = {name for name in lib.GROUPS if getattr(options, name) is None}
+    assert absent == {"start", "probabilities", "rate_decay", "border", "palette", "aesthetic"}
+    assert lib.resolve({"cut_method": "pooling"}).crops is None
+    # Options of an absent group may be stated at their defaults.
+    assert lib.resolve({"edge_width": 0.1, "temperature": 1, "cut_method": "pooling", "cut_power": 1.0}).border is None
+    assert lib.resolve({"latents": "soft", "temperature": 0.5}).probabilities.temperature == 0.5
+
+
+def test_options_keep_their_names():
+    # They are arguments, flags, keys of config files and of metadata: earlier PNGs name them, too.
+    assert set(lib.TRACED) == set(TRACED.split()) and len(lib.FIELDS) == 43
+    assert lib.FIELDS.keys() - lib.TRACED == set(STATIC.split()) | set(FREE.split())
+    assert set(lib.FREE) == set(FREE.split())
+
+
+def test_settings_may_turn_a_group_on():
+    settings = [{"edge": 0.0}, {"edge": 1, "lr_decay": 0.1}]
+    resolved = lib.resolve_many({"edge_colour": "black", "lr_decay_at": 0.5}, settings)
+    assert [o.border.edge for o in resolved] == [0, 1] and [o.rate_decay.lr_decay for o in resolved] == [1, 0.1]
+    with pytest.raises(ConfigError, match="edge_colour = 'black' has no effect: give edge"):
         lib.resolve_many({"edge_colour": "black"}, [{"lr": 0.1}, {"lr": 0.2}])
 
 
-def test_numpys_numbers_become_pythons():
-    given = {"lr": np.float32(0.5), "steps": np.int64(3), "size": (np.int64(32), 64), "smoothness": np.int64(1)}
-    found = lib.resolve(given | {"remat": np.True_, "palette": ["red"]})
-    assert json.loads(json.dumps(found.to_json()))["steps"] == 3
-    assert (found.lr, found.size, found.remat, found.palette) == (0.5, (32, 64), True, ("red",))
+def test_numbers_of_numpy_become_numbers_of_python():
+    values = {"lr": np.float32(0.5), "steps": np.int64(3), "size": (np.int64(32), 64), "smoothness": np.int64(1)}
+    options = lib.resolve(values | {"remat": np.True_, "palette": ["red"]})
+    assert json.loads(json.dumps(options.to_json()))["steps"] == 3
+    assert options.optimization.lr == 0.5 and options.canvas.size == (32, 64)
+    assert options.memory.remat is True and options.palette.palette == ("red",)
 
 
 def test_a_size_between_codes_is_refused():
     with pytest.raises(ConfigError, match="250 x 256: both sides must be divisible by 16.*256 x 256 is near"):
-        lib.pixels(lib.resolve({"size": (250, 256)}), 256, 16)
+        lib.resolve({"size": (250, 256)}).canvas.image_size(256, 16)
 
 
 def test_json_gives_the_same_options_back():
-    given = {"size": (32, 64), "palette": ("red", "#00ff00"), "lr": 0.2, "init_image": "a.png", "micro_cuts": 4}
-    found = lib.resolve(given)
-    assert lib.resolve(found.to_json()) == found
+    values = {"size": (32, 64), "palette": ("red", "#00ff00"), "lr": 0.2, "init_image": "a.png", "micro_cuts": 4}
+    options = lib.resolve(values)
+    assert lib.resolve(options.to_json()) == options
     assert lib.resolve({"overlay": np.zeros((2, 2, 4), np.uint8)}).to_json()["overlay"] == "(an array)"

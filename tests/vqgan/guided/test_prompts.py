@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from vqgan_jax.guided.prompts import Part, PromptError, parse, single
+from vqgan_jax.guided.prompts import Part, PromptError, parse, parse_scene
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from vqgan_jax.guided.prompts import Part, PromptError, parse, single
     ],
 )
 def test_parts(prompt, parts):
-    assert single(prompt) == tuple(parts)
+    assert parse_scene(prompt) == tuple(parts)
 
 
 def test_scenes():
@@ -38,25 +38,25 @@ def test_scenes():
         ("a | ", 5, "a text is missing"),
         ("a || b", 4, "a text is missing"),
         ("a:1 ^", 6, "a text is missing"),
-        ("a castle: at night", 11, "'at night' is no weight"),
-        ("a:1:low", 5, "'low' is no stop"),
-        ("a:", 3, "'' is no weight"),
-        ("a clock at 12:30", 14, r"Write 12 :30 if it is, 12\:30 if it is a part of the text"),
+        ("a castle: at night", 11, "'at night' is not a weight"),
+        ("a:1:low", 5, "'low' is not a stop"),
+        ("a:", 3, "'' is not a weight"),
+        ("a clock at 12:30", 14, r"Write 12 :30 if it is, 12\:30 if it belongs to the text"),
         ("a day | 12:30:45", 11, "is 30 a weight?"),
-        ("a:nan", 3, "'nan' is no weight"),
-        ("a:inf", 3, "'inf' is no weight"),
-        ("a:0", 3, "weight 0 says nothing"),
-        ("a:1e39", 3, "'1e39' is no weight"),
-        ("a:1e-60", 3, "'1e-60' is no weight"),
-        ("a:-1:0.1", 6, "with stop 0.1 a part of weight -1 never pulls; it must be below 0"),
-        ("a:1:5", 5, "with stop 5 a part of weight 1 never pulls; it must be below 4.93"),
+        ("a:nan", 3, "'nan' is not a weight"),
+        ("a:inf", 3, "'inf' is not a weight"),
+        ("a:0", 3, "weight 0 has no effect"),
+        ("a:1e39", 3, "'1e39' is not a weight"),
+        ("a:1e-60", 3, "'1e-60' is not a weight"),
+        ("a:-1:0.1", 6, "with stop 0.1 a part of weight -1 never has a gradient; it must be below 0"),
+        ("a:1:5", 5, "with stop 5 a part of weight 1 never has a gradient; it must be below 4.93"),
         ("a:1:2:3", 6, "no third colon"),
         ("picture=x.png", 8, "not 'picture'="),
         ("image= :2", 8, "image= needs a value"),
-        ("noise=x", 6, "a whole number, not 'x'"),
-        ("noise=-1", 6, "a whole number, not '-1'"),
-        ("a\\b", 2, "a backslash stands before"),
-        ("a\\", 2, "a backslash stands before"),
+        ("noise=x", 6, "an integer of 0 or more, not 'x'"),
+        ("noise=-1", 6, "an integer of 0 or more, not '-1'"),
+        ("a\\b", 2, "a backslash escapes one of"),
+        ("a\\", 2, "a backslash escapes one of"),
     ],
 )
 def test_mistakes_point_at_the_character(prompt, character, message):
@@ -67,4 +67,4 @@ def test_mistakes_point_at_the_character(prompt, character, message):
 
 def test_a_picture_shows_one_scene():
     with pytest.raises(PromptError, match="character 3 .*another scene.*animate"):
-        single("a ^ b")
+        parse_scene("a ^ b")

@@ -15,12 +15,12 @@ FRAMES = [np.full((15, 21, 3), (shade, 255 - shade, 90), np.uint8) for shade in 
 
 def test_gif(tmp_path):
     video.write(tmp_path / "a.gif", FRAMES, 10)
-    with Image.open(tmp_path / "a.gif") as found:
-        assert found.n_frames == 5 and found.size == (9 * 21, 9 * 15)
-        for number, frame in enumerate(FRAMES):
-            found.seek(number)
-            assert found.info["duration"] == 100
-            np.testing.assert_allclose(np.asarray(found.convert("RGB"))[0, 0], frame[0, 0], atol=4)
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == 5 and gif.size == (9 * 21, 9 * 15)
+        for index, frame in enumerate(FRAMES):
+            gif.seek(index)
+            assert gif.info["duration"] == 100
+            np.testing.assert_allclose(np.asarray(gif.convert("RGB"))[0, 0], frame[0, 0], atol=4)
 
 
 def test_mp4(tmp_path):
@@ -29,19 +29,19 @@ def test_mp4(tmp_path):
     read = [program, "-i", str(tmp_path / "a.mp4"), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     done = subprocess.run(read, capture_output=True, check=True)
     assert b"10 fps" in done.stderr and b"190x136" in done.stderr  # 9 x 21 and 9 x 15, made even
-    found = np.frombuffer(done.stdout, np.uint8).reshape(-1, 136, 190, 3)
-    assert len(found) == 5
-    for frame, wanted in zip(found, FRAMES, strict=True):
-        np.testing.assert_allclose(frame[60, 90].astype(int), wanted[0, 0].astype(int), atol=12)
+    frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, 136, 190, 3)
+    assert len(frames) == 5
+    for frame, expected in zip(frames, FRAMES, strict=True):
+        np.testing.assert_allclose(frame[60, 90].astype(int), expected[0, 0].astype(int), atol=12)
 
 
 def test_large_frames_keep_their_size():
-    assert video.enlarged(np.zeros((128, 200, 3), np.uint8)).shape == (128, 200, 3)
+    assert video.enlarge(np.zeros((128, 200, 3), np.uint8)).shape == (128, 200, 3)
 
 
 @pytest.mark.parametrize("name, fps, message", [("a.avi", 10, "one of .gif, .mp4"), ("a.gif", 0, "--fps 0")])
-def test_what_cannot_be(tmp_path, name, fps, message):
+def test_other_formats_and_rates_are_refused(tmp_path, name, fps, message):
     with pytest.raises(UserError, match=message):
         video.write(tmp_path / name, FRAMES, fps)
-    with pytest.raises(UserError, match="no frame"):
+    with pytest.raises(UserError, match="no frames to write"):
         video.write(tmp_path / "a.gif", [], 10)

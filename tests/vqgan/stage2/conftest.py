@@ -38,7 +38,7 @@ def assemble(conditions, untrained_vqgan):
     def make(kind: str, **options) -> CodeGenerator:
         config = OPTIONS[kind].parse(SMALL | CONDITION[kind] | options, "model")
         condition, side = conditions[kind], 16 // untrained_vqgan.factor
-        module = model.build(config, condition, untrained_vqgan.codes, (side, side))
+        module = model.build(config, condition, untrained_vqgan.num_codes, (side, side))
         rng = np.random.default_rng(0)
 
         def draw(path, shape):
@@ -62,7 +62,7 @@ def by_text(assemble) -> CodeGenerator:
 
 @pytest.fixture(scope="session", params=KINDS)
 def generator(request, by_class, by_text) -> CodeGenerator:
-    """Each of both in turn."""
+    """Each of the two generators in turn."""
     return {"class": by_class, "text": by_text}[request.param]
 
 

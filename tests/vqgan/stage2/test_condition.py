@@ -21,14 +21,14 @@ def test_a_class_is_its_token_and_none_has_one_of_its_own():
 @pytest.mark.parametrize(
     "condition, label, message",
     [
-        (TEN, 10, "label 10: this model knows 0 to 9"),
-        (TEN, -1, "label -1: this model knows 0 to 9"),
-        (TEN, "three", "label 'three': this model knows 0 to 9"),
-        (ClassCondition(10, droppable=False), None, "knows no image without a label; name labels, 0 to 9"),
+        (TEN, 10, "label 10: this model has labels 0 to 9"),
+        (TEN, -1, "label -1: this model has labels 0 to 9"),
+        (TEN, "three", "label 'three': this model has labels 0 to 9"),
+        (ClassCondition(10, droppable=False), None, "was not trained without labels; pass labels 0 to 9"),
         (ClassCondition(0), 0, "was trained without labels; leave them out"),
     ],
 )
-def test_labels_that_a_model_does_not_know_are_refused(condition, label, message):
+def test_unknown_labels_are_refused(condition, label, message):
     with pytest.raises(ValueError, match=message):
         condition.encode([label])
 

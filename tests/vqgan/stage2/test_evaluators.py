@@ -1,4 +1,4 @@
-"""Bits counted by hand, and samples of an evaluation, which are those of the loaded model."""
+"""Evaluators of a second stage: their bits and samples are those of the loaded model."""
 
 import dataclasses
 
@@ -32,9 +32,9 @@ RECORDS = Coded(
 )  # fmt: skip
 
 
-def stage_of(generator) -> evaluators.Evaluated:
+def stage_of(generator) -> evaluators.EvaluatedModel:
     records = lambda source, asked_to_stop: RECORDS  # noqa: E731
-    return evaluators.Evaluated(generator.module, generator.condition, generator.vqgan, records)
+    return evaluators.EvaluatedModel(generator.module, generator.condition, generator.vqgan, records)
 
 
 @pytest.fixture
@@ -90,9 +90,9 @@ def test_samples_are_those_of_the_loaded_model(generator, context, compilations)
         np.testing.assert_array_equal(evaluate(params, {})[1]["samples"], images["samples"])
         assert not compilations
     conditions = generator.condition.of_source(sources.Source("some", RECORDS), 11)
-    drawn = generator.draw(conditions, 1, progress=False, **sampling)
-    assert metrics == {"distinct_codes": len(np.unique(drawn.codes))}
-    for row, picture in enumerate(drawn.images[:, 0]):
+    drawing = generator.draw(conditions, 1, progress=False, **sampling)
+    assert metrics == {"distinct_codes": len(np.unique(drawing.codes))}
+    for row, picture in enumerate(drawing.images[:, 0]):
         np.testing.assert_array_equal(images["samples"][18 * row : 18 * row + 16], picture)
 
 
@@ -102,9 +102,9 @@ def test_samples_of_conditions_that_are_named_are_a_row_each(by_text, context):
     evaluate = sample(options("samples", conditions=named, n=3, batch_size=8), context)
     with jax.set_mesh(context.mesh):
         _, images = evaluate({"generator": jax.tree.map(np.asarray, by_text.variables)}, {})
-    drawn = by_text.draw(named, 3, progress=False).images
+    expected = by_text.draw(named, 3, progress=False).images
     assert images["samples"].shape == (2 * 16 + 2, 3 * 16 + 2 * 2, 3)
-    np.testing.assert_array_equal(images["samples"][18:, 36:], drawn[1, 2])
+    np.testing.assert_array_equal(images["samples"][18:, 36:], expected[1, 2])
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_samples_of_conditions_that_are_named_are_a_row_each(by_text, context):
         ({"guidance": 1e39}, "a number that float32 has"),
     ],
 )
-def test_options_by_which_nothing_can_be_sampled_are_named(option, allowed):
+def test_wrong_options_of_sampling_are_named(option, allowed):
     with pytest.raises(ConfigError, match=f"config.evals.look.{next(iter(option))} = .*; it must be {allowed}"):
         evaluators.EVALUATORS["samples"].parse(option, "evals.look")
 
@@ -131,7 +131,7 @@ def test_more_codes_than_the_model_has_are_refused(by_class):
 
 
 @pytest.mark.parametrize("kind", ["never dropped", "no classes", "text"])
-def test_guidance_is_refused_where_there_is_nothing_to_guide(by_class, by_text, context, kind):
+def test_guidance_is_refused_without_unconditional_training(by_class, by_text, context, kind):
     """Before the run begins; where conditions are dropped in training, it is not."""
     condition = {
         "never dropped": ClassCondition(10, droppable=False),

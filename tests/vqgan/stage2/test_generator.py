@@ -1,4 +1,4 @@
-"""The loaded model: samples that depend on their seed alone, guidance at every step, probabilities counted by hand."""
+"""The loaded model: samples that depend on their seed only, guidance at every step, probabilities computed by hand."""
 
 import itertools
 
@@ -18,7 +18,7 @@ RNG = np.random.default_rng(5)
 PICTURE = RNG.integers(0, 256, (40, 40, 3), np.uint8)
 
 
-def of(generator) -> list:
+def conditions_of(generator) -> list:
     return CONDITIONS[generator.condition.kind]
 
 
@@ -28,7 +28,7 @@ def log_softmax(x):
 
 
 def guided_logits(generator, conditions, codes, guidance=1.0):
-    """Of whole streams: [conditions, codes, vocabulary]."""
+    """Computes logits of complete sequences: [conditions, codes, vocabulary]."""
     tokens = generator.condition.encode(conditions)
     null = np.broadcast_to(generator.condition.null, tokens.shape)
     both = generator.logits(np.concatenate([tokens, null]), np.concatenate([codes, codes]))[1]
@@ -37,7 +37,7 @@ def guided_logits(generator, conditions, codes, guidance=1.0):
 
 
 def greedy(generator, conditions, guidance=1.0):
-    """The most likely codes, the whole stream computed anew for each."""
+    """Samples the most likely codes without a cache: a forward pass of the complete sequence for each code."""
     codes = np.zeros((len(conditions), generator.module.length), np.int32)
     for position in range(generator.module.length):
         codes[:, position] = np.argmax(guided_logits(generator, conditions, codes, guidance)[:, position], axis=1)
@@ -45,50 +45,50 @@ def greedy(generator, conditions, guidance=1.0):
 
 
 @pytest.mark.parametrize("name, guidance", [("by_text", 1.0), ("by_text", 3.0), ("by_class", 3.0)])
-def test_cached_sampling_is_what_whole_streams_say_at_every_step(request, name, guidance):
+def test_cached_sampling_is_that_of_complete_sequences(request, name, guidance):
     generator = request.getfixturevalue(name)
     # At temperature 0 one wrong logit, or guidance that is lost after the first code, would change all that follows.
-    codes = generator.draw(of(generator), temperature=0, guidance=guidance, progress=False).codes[:, 0]
-    np.testing.assert_array_equal(codes, greedy(generator, of(generator), guidance))
+    codes = generator.draw(conditions_of(generator), temperature=0, guidance=guidance, progress=False).codes[:, 0]
+    np.testing.assert_array_equal(codes, greedy(generator, conditions_of(generator), guidance))
     if guidance != 1:
-        assert (codes != greedy(generator, of(generator))).any()
+        assert (codes != greedy(generator, conditions_of(generator))).any()
 
 
-def test_a_picture_depends_on_its_condition_seed_and_number_alone(by_class):
-    conditions = of(by_class)
-    whole = by_class.draw(conditions, 5, seed=3, progress=False, guidance=1.5)
+def test_a_sample_depends_on_its_condition_seed_and_index_only(by_class):
+    conditions = conditions_of(by_class)
+    drawing = by_class.draw(conditions, 5, seed=3, progress=False, guidance=1.5)
     np.testing.assert_array_equal(
-        whole.codes[1:], by_class.draw(conditions[1:], 5, seed=3, progress=False, guidance=1.5).codes
+        drawing.codes[1:], by_class.draw(conditions[1:], 5, seed=3, progress=False, guidance=1.5).codes
     )
     for batch_size in (2, 7):
         again = by_class.draw(conditions, 5, seed=3, batch_size=batch_size, guidance=1.5)
-        np.testing.assert_array_equal(whole.codes, again.codes)
-        np.testing.assert_array_equal(whole.images, again.images)
-        np.testing.assert_allclose(whole.log_probs, again.log_probs, rtol=1e-5)
+        np.testing.assert_array_equal(drawing.codes, again.codes)
+        np.testing.assert_array_equal(drawing.images, again.images)
+        np.testing.assert_allclose(drawing.log_probs, again.log_probs, rtol=1e-5)
     few = by_class.draw(conditions[:1], 2, seed=3, progress=False, guidance=1.5)
-    np.testing.assert_array_equal(whole.codes[:1, :2], few.codes)
-    assert (by_class.draw(conditions, 5, seed=4, progress=False, guidance=1.5).codes != whole.codes).any()
-    assert len({c.tobytes() for c in whole.codes.reshape(15, -1)}) > 10
-    assert whole.images.shape == (3, 5, 16, 16, 3) and whole.images.dtype == np.uint8
-    pictures = np.round(255 * by_class.vqgan.decode(whole.codes.reshape(15, 4, 4)))
-    np.testing.assert_array_equal(whole.images.reshape(15, 16, 16, 3), pictures)
+    np.testing.assert_array_equal(drawing.codes[:1, :2], few.codes)
+    assert (by_class.draw(conditions, 5, seed=4, progress=False, guidance=1.5).codes != drawing.codes).any()
+    assert len({c.tobytes() for c in drawing.codes.reshape(15, -1)}) > 10
+    assert drawing.images.shape == (3, 5, 16, 16, 3) and drawing.images.dtype == np.uint8
+    pictures = np.round(255 * by_class.vqgan.decode(drawing.codes.reshape(15, 4, 4)))
+    np.testing.assert_array_equal(drawing.images.reshape(15, 16, 16, 3), pictures)
 
 
-def test_a_condition_that_occurs_again_gets_other_pictures(generator):
-    a, b, _ = of(generator)
-    whole = generator.draw([a], 4, progress=False)
+def test_a_repeated_condition_gets_other_samples(generator):
+    a, b, _ = conditions_of(generator)
+    drawing = generator.draw([a], 4, progress=False)
     twice = generator.draw((a, b, a), 2, progress=False)
-    np.testing.assert_array_equal(twice.codes[[0, 2]].reshape(whole.codes.shape), whole.codes)
+    np.testing.assert_array_equal(twice.codes[[0, 2]].reshape(drawing.codes.shape), drawing.codes)
     assert twice.samples.tolist() == [[0, 1], [0, 1], [2, 3]]
 
 
-def test_without_conditions_it_samples_those_of_none(generator):
+def test_without_conditions_it_samples_without_condition(generator):
     none = generator.draw([generator.condition.none], 4, progress=False)
     np.testing.assert_array_equal(generator.generate(n=4, progress=False), none.images)
 
 
-def test_other_numbers_need_no_other_program(by_text):
-    conditions = of(by_text)[:1]
+def test_other_sampling_options_need_no_compilation(by_text):
+    conditions = conditions_of(by_text)[:1]
     by_text.draw(conditions, 2, temperature=0.7, top_p=0.9, guidance=1.5, progress=False)
     program = by_text._programs.decode_chunk
     before = program._cache_size()
@@ -102,15 +102,15 @@ def test_other_numbers_need_no_other_program(by_text):
     assert program._cache_size() == after
 
 
-def test_filters_that_let_everything_through_change_nothing(by_class):
+def test_filters_of_all_codes_change_nothing(by_class):
     plain = by_class.draw([3], 2, progress=False).codes
     for filters in ({"top_p": 1.0}, {"top_k": 12}):
         np.testing.assert_array_equal(by_class.draw([3], 2, progress=False, **filters).codes, plain)
 
 
-def test_other_numbers_of_pictures_need_no_other_program(by_text):
-    """Neither a last batch that is not full, nor another number of conditions or of pictures of each."""
-    conditions = of(by_text)
+def test_other_numbers_of_samples_need_no_compilation(by_text):
+    """Neither does a last batch that is not full, nor another number of conditions or of samples per condition."""
+    conditions = conditions_of(by_text)
     by_text.draw(conditions, 7, batch_size=16, guidance=1.5, progress=False)  # 16 and 5 pictures
     programs = by_text._programs.decode_chunk, by_text._programs.prefill
     before = [program._cache_size() for program in programs]
@@ -120,8 +120,8 @@ def test_other_numbers_of_pictures_need_no_other_program(by_text):
 
 
 def test_samples_are_as_frequent_as_their_probability(by_text):
-    """The first two codes of many pictures, against the probabilities that whole streams give."""
-    condition, n = of(by_text)[:1], 4000
+    """The first two codes of many pictures, against the probabilities of complete sequences."""
+    condition, n = conditions_of(by_text)[:1], 4000
     codes = by_text.draw(condition, n, batch_size=2000, progress=False).codes[0].reshape(n, -1)
     first = np.exp(log_softmax(guided_logits(by_text, condition, np.zeros((1, 16), np.int32))[0, 0]))
     starts = np.zeros((12, 16), np.int32)
@@ -133,13 +133,13 @@ def test_samples_are_as_frequent_as_their_probability(by_text):
     assert np.all(np.abs(frequencies - expected) < 5 * np.sqrt(expected * (1 - expected) / n) + 1e-3)
 
 
-def test_log_probabilities_are_the_models_own_and_what_score_says(by_text):
-    conditions = of(by_text)
-    drawn = by_text.draw(conditions, 2, temperature=0.7, top_p=0.9, guidance=2.0, progress=False)
+def test_log_probabilities_are_the_model_s_own_and_those_of_score(by_text):
+    conditions = conditions_of(by_text)
+    drawing = by_text.draw(conditions, 2, temperature=0.7, top_p=0.9, guidance=2.0, progress=False)
     for p, s in itertools.product(range(3), range(2)):
-        codes = drawn.codes[p, s].reshape(1, -1)
+        codes = drawing.codes[p, s].reshape(1, -1)
         rows = log_softmax(guided_logits(by_text, conditions[p : p + 1], codes)[0])
-        assert drawn.log_probs[p, s] == pytest.approx(rows[np.arange(16), codes[0]].sum(), rel=1e-4)
+        assert drawing.log_probs[p, s] == pytest.approx(rows[np.arange(16), codes[0]].sum(), rel=1e-4)
     # Of pictures whose codes are known: encoding a decoded picture may give others.
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     scores = by_text.score(conditions, images, batch_size=4)
@@ -151,17 +151,17 @@ def test_log_probabilities_are_the_models_own_and_what_score_says(by_text):
     np.testing.assert_allclose(by_text.score(conditions, [Image.fromarray(x) for x in images]), scores, rtol=1e-5)
 
 
-def test_kept_codes_stay_and_the_rest_follows_from_them(by_text):
-    """Whole rows that are kept come before the scan, with the condition; others are fed to it."""
-    conditions, codes = of(by_text), by_text._encode([PICTURE])[0]
+def test_kept_codes_stay_and_condition_the_others(by_text):
+    """Complete rows of kept codes are prefilled with the condition; the scan takes the others."""
+    conditions, codes = conditions_of(by_text), by_text._encode_images([PICTURE])[0]
     keep = np.zeros((4, 4), bool)
     keep[0], keep[2, 1] = True, True
-    drawn = by_text.draw(conditions[:2], 3, init_image=PICTURE, keep=keep, temperature=1.5, progress=False)
-    assert (drawn.codes[..., keep] == codes[keep]).all() and (drawn.codes[..., ~keep] != codes[~keep]).any()
-    rows = log_softmax(guided_logits(by_text, conditions[1:2], drawn.codes[1, 2].reshape(1, -1))[0])
-    nats = rows[np.arange(16), drawn.codes[1, 2].ravel()]
-    assert drawn.log_probs[1, 2] == pytest.approx(nats[~keep.ravel()].sum(), rel=1e-4), "of what was sampled"
-    # The most likely codes after the kept ones, by whole streams.
+    drawing = by_text.draw(conditions[:2], 3, init_image=PICTURE, keep=keep, temperature=1.5, progress=False)
+    assert (drawing.codes[..., keep] == codes[keep]).all() and (drawing.codes[..., ~keep] != codes[~keep]).any()
+    rows = log_softmax(guided_logits(by_text, conditions[1:2], drawing.codes[1, 2].reshape(1, -1))[0])
+    nats = rows[np.arange(16), drawing.codes[1, 2].ravel()]
+    assert drawing.log_probs[1, 2] == pytest.approx(nats[~keep.ravel()].sum(), rel=1e-4), "of what was sampled"
+    # The most likely codes after the kept ones, by complete sequences.
     options = {"init_image": PICTURE, "keep": keep, "temperature": 0, "guidance": 2.0, "progress": False}
     best = by_text.draw(conditions[:1], **options).codes[0, 0].ravel()
     logits = guided_logits(by_text, conditions[:1], best[None], 2.0)[0]
@@ -169,22 +169,22 @@ def test_kept_codes_stay_and_the_rest_follows_from_them(by_text):
         assert best[position] == np.argmax(logits[position])
 
 
-def test_a_picture_that_is_kept_as_a_whole_stays(by_text):
-    drawn = by_text.draw(of(by_text)[:1], 2, init_image=PICTURE, keep=np.ones((4, 4), bool))
-    np.testing.assert_array_equal(drawn.codes[0, 1], by_text._encode([PICTURE])[0])
-    assert not drawn.log_probs.any()
+def test_an_image_of_kept_codes_stays(by_text):
+    drawing = by_text.draw(conditions_of(by_text)[:1], 2, init_image=PICTURE, keep=np.ones((4, 4), bool))
+    np.testing.assert_array_equal(drawing.codes[0, 1], by_text._encode_images([PICTURE])[0])
+    assert not drawing.log_probs.any()
 
 
 @pytest.mark.parametrize("name, guidance", [("by_class", 1.0), ("by_text", 3.0)])
-def test_a_large_picture_is_sampled_window_by_window(request, name, guidance):
+def test_a_large_image_is_sampled_window_by_window(request, name, guidance):
     """Its first window is as the picture of one; every later code follows from its own window, without a cache."""
-    generator, seen = request.getfixturevalue(name), []
-    conditions, options = of(generator)[:2], {"temperature": 0, "guidance": guidance, "progress": False}
-    drawn = generator.draw(
-        conditions, size=(24, 28), stride=2, preview=lambda *shown: seen.append(shown), preview_rows=4, **options
+    generator, previews = request.getfixturevalue(name), []
+    conditions, options = conditions_of(generator)[:2], {"temperature": 0, "guidance": guidance, "progress": False}
+    drawing = generator.draw(
+        conditions, size=(24, 28), stride=2, preview=lambda *preview: previews.append(preview), preview_rows=4, **options
     )
-    codes = drawn.codes[:, 0]
-    assert codes.shape == (2, 6, 7) and drawn.images.shape == (2, 1, 24, 28, 3)
+    codes = drawing.codes[:, 0]
+    assert codes.shape == (2, 6, 7) and drawing.images.shape == (2, 1, 24, 28, 3)
     np.testing.assert_array_equal(codes[:, :4, :4], generator.draw(conditions, **options).codes[:, 0])
     known, nats = np.zeros((6, 7), bool), 0
     for top, left in itertools.product((0, 2), (0, 2, 3)):
@@ -196,37 +196,37 @@ def test_a_large_picture_is_sampled_window_by_window(request, name, guidance):
         log_probs = np.take_along_axis(log_probs, inside[..., None], axis=2)
         nats = nats + log_probs.reshape(2, 4, 4)[:, fresh].sum(axis=1)
         known[part] = True
-    np.testing.assert_allclose(drawn.log_probs[:, 0], nats, rtol=1e-4)
+    np.testing.assert_allclose(drawing.log_probs[:, 0], nats, rtol=1e-4)
     # Previews: rows are done when their last window is; what no window has reached is grey.
-    assert [(first, done) for first, done, _ in seen] == [(0, 0), (0, 0), (0, 4), (0, 4), (0, 4), (0, 6)]
-    assert (seen[0][2][:, 16:] == 127).all() and (seen[0][2][:, :16, 16:] == 127).all()
-    np.testing.assert_array_equal(seen[-1][2], drawn.images[:, 0])
+    assert [(first, done) for first, done, _ in previews] == [(0, 0), (0, 0), (0, 4), (0, 4), (0, 4), (0, 6)]
+    assert (previews[0][2][:, 16:] == 127).all() and (previews[0][2][:, :16, 16:] == 127).all()
+    np.testing.assert_array_equal(previews[-1][2], drawing.images[:, 0])
 
 
-def test_codes_of_a_large_picture_are_kept(by_class, tmp_path):
+def test_codes_of_a_large_image_are_kept(by_class, tmp_path):
     picture, keep, file = RNG.integers(0, 256, (24, 28, 3), np.uint8), RNG.random((6, 7)) < 0.5, tmp_path / "large.png"
     Image.fromarray(picture).save(file)
     options = {"size": (24, 28), "stride": 2, "keep": keep, "progress": False}
     codes = by_class.draw([3], 3, init_image=picture, **options).codes[0]
     np.testing.assert_array_equal(by_class.draw([3], 3, init_image=file, **options).codes[0], codes)
-    kept = by_class.vqgan.encode(picture[None])[0][keep]
-    np.testing.assert_array_equal(codes[:, keep], np.broadcast_to(kept, (3, keep.sum())))
+    expected = by_class.vqgan.encode(picture[None])[0][keep]
+    np.testing.assert_array_equal(codes[:, keep], np.broadcast_to(expected, (3, keep.sum())))
     assert (codes[0] != codes[1]).any()
 
 
 @pytest.mark.parametrize("name, rows", [("by_text", 1), ("by_class", 3), ("by_class", 4)])
 def test_previews_grow_and_change_nothing(request, name, rows):
-    generator, seen = request.getfixturevalue(name), []
-    conditions = of(generator)
+    generator, previews = request.getfixturevalue(name), []
+    conditions = conditions_of(generator)
     plain = generator.draw(conditions, 3, progress=False, guidance=2.0)
-    shown = generator.draw(
+    with_previews = generator.draw(
         conditions, 3, progress=False, guidance=2.0, batch_size=6, preview_rows=rows,
-        preview=lambda first, done, images: seen.append((first, done, images)),
+        preview=lambda first, done, images: previews.append((first, done, images)),
     )  # fmt: skip
-    np.testing.assert_array_equal(plain.images, shown.images)
+    np.testing.assert_array_equal(plain.images, with_previews.images)
     steps = [*range(rows, 4, rows), 4]
-    assert [(first, done) for first, done, _ in seen] == [(first, done) for first in (0, 6) for done in steps]
-    for first, done, images in seen:
+    assert [(first, done) for first, done, _ in previews] == [(first, done) for first in (0, 6) for done in steps]
+    for first, done, images in previews:
         assert (images[:, 4 * done :] == 127).all() and (images[:, : 4 * done] != 127).any()
         if done == 4:  # decoded together as the preview was: in a batch of another size a shade may round otherwise
             codes = plain.codes.reshape(9, 4, 4)[first : first + len(images)]
@@ -234,7 +234,7 @@ def test_previews_grow_and_change_nothing(request, name, rows):
 
 
 def test_ranking_puts_the_best_first(generator, monkeypatch):
-    conditions = of(generator)
+    conditions = conditions_of(generator)
     plain = generator.draw(conditions, 6, progress=False)
     ranked = generator.draw(conditions, 6, rerank="likelihood", best=4, progress=False)
     order = np.argsort(-plain.log_probs, axis=1, kind="stable")[:, :4]
@@ -244,7 +244,7 @@ def test_ranking_puts_the_best_first(generator, monkeypatch):
     np.testing.assert_allclose(ranked.scores, np.take_along_axis(plain.log_probs, order, axis=1))
     assert plain.scores is None
     if generator.condition.kind != "text":
-        with pytest.raises(ValueError, match="CLIP ranks pictures by texts, and this model knows none: 'likelihood'"):
+        with pytest.raises(ValueError, match="CLIP needs texts, this model has none; use 'likelihood'"):
             generator.draw(conditions, 6, rerank="runs/clip")
         return
     # A stand-in for a CLIP: what is dark fits best.
@@ -259,8 +259,8 @@ def test_ranking_puts_the_best_first(generator, monkeypatch):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"n": 0}, "n = 0 must be a whole number, at least 1"),
-        ({"seed": -1}, "seed = -1 must be a whole number in"),
+        ({"n": 0}, "n = 0 must be an integer, at least 1"),
+        ({"seed": -1}, "seed = -1 must be an integer in"),
         ({"temperature": -0.1}, "temperature = -0.1 must be 0 or more"),
         ({"top_k": 0}, r"top_k = 0 must be in \[1, 12\]"),
         ({"top_k": 13}, "top_k = 13"),
@@ -268,22 +268,22 @@ def test_ranking_puts_the_best_first(generator, monkeypatch):
         ({"guidance": float("nan")}, "guidance = nan"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"preview_rows": 5}, "preview_rows = 5"),
-        ({"best": 1}, "name by `rerank`"),
+        ({"best": 1}, "best needs a ranking: set rerank"),
         ({"best": 2, "rerank": "likelihood"}, r"best = 2 must be in \[1, n = 1\]"),
         ({"size": (12, 16)}, "must be at least 16"),
         ({"size": (17, 16)}, "divisible by 4"),
         ({"size": (32, 32), "stride": 5}, r"stride = 5 must be in \[1, 4\]"),
         ({"keep": np.ones((4, 4), bool)}, "init_image and keep belong together"),
-        ({"init_image": PICTURE, "keep": np.ones((2, 4), bool)}, r"keep is \[2, 4\]; a picture has \[4, 4\] codes"),
+        ({"init_image": PICTURE, "keep": np.ones((2, 4), bool)}, r"keep has shape \[2, 4\]; an image has \[4, 4\] codes"),
         (
             {"init_image": PICTURE, "keep": np.ones((6, 7), bool), "size": (24, 28)},
-            r"init_image has codes \[10, 10\]; a picture of \[6, 7\] codes is to be made",
+            r"init_image has codes \[10, 10\]; the image to sample has \[6, 7\]",
         ),
     ],
 )
-def test_arguments_that_cannot_be_are_refused(by_text, options, message):
+def test_wrong_arguments_are_refused(by_text, options, message):
     with pytest.raises(ValueError, match=message):
-        by_text.draw(of(by_text)[:1], **options)
+        by_text.draw(conditions_of(by_text)[:1], **options)
 
 
 def test_conditions_are_a_list_of_at_least_one(by_class, by_text):
@@ -302,14 +302,14 @@ def test_tokens_and_codes_that_do_not_exist_are_refused(by_text):
         by_text.logits(tokens, np.full((1, 16), 12))
     with pytest.raises(ValueError, match=r"condition_tokens must be \[1, 12\]"):
         by_text.logits(np.zeros((1, 3), np.int32), np.zeros((1, 16), np.int32))
-    with pytest.raises(ValueError, match="pictures of 20 x 16 pixels; the model knows 16"):
+    with pytest.raises(ValueError, match="images of 20 x 16 pixels; this model needs 16"):
         by_text.score(["three"], np.zeros((1, 20, 16, 3), np.uint8))
 
 
 def test_weights_of_another_model_are_listed(by_text):
     params = jax.tree.map(np.asarray, by_text.variables)
     options = model.CodeTransformerOptions(width=16, depth=2, heads=2, positions="learned")
-    lines = r"different models:\s+codes/columns: \(4, 16\), where nothing belongs\s+codes/positions: missing"
+    lines = r"different models:\s+codes/columns: \(4, 16\), expected nothing\s+codes/positions: missing"
     with pytest.raises(LoadError, match=lines):
         CodeGenerator.assemble(options, params, by_text.condition, by_text.vqgan, 16, "mixed")
     joint = model.CodeTransformerOptions(width=16, depth=2, heads=2, vocabulary="joint")
@@ -317,7 +317,7 @@ def test_weights_of_another_model_are_listed(by_text):
         CodeGenerator.assemble(joint, params, ClassCondition(10), by_text.vqgan, 16, "mixed")
 
 
-def test_a_fingerprint_is_of_what_changes_samples(assemble, by_class):
+def test_a_fingerprint_changes_with_the_options(assemble, by_class):
     assert len(by_class.fingerprint) == 64
     assert assemble("class").fingerprint == by_class.fingerprint
     assert assemble("class", activation="gelu_tanh").fingerprint != by_class.fingerprint

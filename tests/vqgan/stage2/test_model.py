@@ -11,7 +11,7 @@ def build(condition, **changes):
     return model.build(options, condition, 20, (3, 4))
 
 
-def test_a_module_is_what_its_options_and_its_condition_say(conditions):
+def test_a_module_has_its_options_and_those_of_its_condition(conditions):
     module = build(conditions["class"])
     assert (module.condition_size, module.condition_length, module.predicts_condition) == (11, 1, False)
     assert (module.num_codes, module.grid, module.axial, module.joint_vocabulary) == (20, (3, 4), False, False)
@@ -38,7 +38,7 @@ def test_a_module_is_what_its_options_and_its_condition_say(conditions):
         ({"depth": 0}, "depth"),
     ],
 )
-def test_options_that_cannot_be_are_refused(conditions, changes, message):
+def test_wrong_options_are_refused(conditions, changes, message):
     with pytest.raises(ConfigError, match=message):
         build(conditions["text"], **changes)
 

@@ -33,7 +33,7 @@ def test_a_score_is_the_cosine_of_a_picture_and_its_own_text():
 def test_a_reranker_is_a_clip_or_the_path_of_one():
     clip = Colours()
     assert rerank.open_reranker(clip) is clip
-    with pytest.raises(TypeError, match="rerank = 3: it must be a CLIP, the path of one, or 'likelihood'"):
+    with pytest.raises(TypeError, match="rerank = 3: it must be a CLIP, the path of a CLIP, or 'likelihood'"):
         rerank.open_reranker(3)
     with pytest.raises(LoadError, match="no such file"):
         rerank.open_reranker("nowhere")

@@ -6,9 +6,9 @@ import pytest
 from vqgan_jax.stage2 import sampling
 
 
-def test_a_condition_that_occurs_again_goes_on_counting_its_samples(conditions):
+def test_a_repeated_condition_continues_its_sample_indices(conditions):
     condition = conditions["class"]
-    seeds = sampling.seeds(condition, [3, None, 3], 2, 7)
+    seeds = sampling.make_seeds(condition, [3, None, 3], 2, 7)
     assert seeds.dtype == np.uint32 and (seeds[..., 0] == 7).all()
     assert seeds[..., 1].tolist() == [[condition.seed(label)] * 2 for label in (3, None, 3)]
     assert seeds[..., 2].tolist() == [[0, 1], [0, 1], [2, 3]]
@@ -26,9 +26,9 @@ def test_padded_sizes_hold_every_batch(conditions, n, batch_size):
 
 
 @pytest.mark.parametrize("size, stride", [((8, 8), 4), ((8, 13), 4), ((21, 8), 1), ((11, 14), 3), ((16, 16), 8)])
-def test_windows_cover_every_code_once_with_all_they_can_see(size, stride):
+def test_windows_sample_every_code_once_after_its_context(size, stride):
     done = np.zeros(size, int)
-    for top, left, prefix, known in sampling.windows(size, (8, 8), stride, done > 0):
+    for top, left, prefix, known in sampling.iterate_windows(size, (8, 8), stride, done > 0):
         part = done[top : top + 8, left : left + 8]
         assert prefix % 8 == 0 and part.reshape(-1)[:prefix].all()
         np.testing.assert_array_equal(known, part.reshape(-1)[prefix:] > 0)
@@ -39,12 +39,12 @@ def test_windows_cover_every_code_once_with_all_they_can_see(size, stride):
     assert (done == 1).all()
 
 
-def test_codes_that_are_given_are_known_from_the_first_window_on():
-    given = np.zeros((6, 4), bool)
-    given[:3], given[4, 1] = True, True
-    first, second = sampling.windows((6, 4), (4, 4), 2, given)
-    assert (first.prefix, second.prefix) == (12, 8), "whole rows"
+def test_fixed_codes_are_known_from_the_first_window_on():
+    known = np.zeros((6, 4), bool)
+    known[:3], known[4, 1] = True, True
+    first, second = sampling.iterate_windows((6, 4), (4, 4), 2, known)
+    assert (first.prefix, second.prefix) == (12, 8), "complete rows"
     assert not first.known.any() and second.known.tolist() == [False, True, False, False, *[False] * 4]
-    assert given.sum() == 13, "the caller's array stays as it is"
-    (whole,) = sampling.windows((4, 4), (4, 4), 2, np.ones((4, 4), bool))
-    assert whole.prefix == 16 and not len(whole.known)
+    assert known.sum() == 13, "the caller's array stays as it is"
+    (window,) = sampling.iterate_windows((4, 4), (4, 4), 2, np.ones((4, 4), bool))
+    assert window.prefix == 16 and not len(window.known)

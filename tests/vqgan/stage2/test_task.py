@@ -1,4 +1,4 @@
-"""A second stage as a task: its losses counted by hand, conditions that are dropped, codes with and without the cache."""
+"""The task of a second stage: losses computed by hand, dropped conditions, codes with and without the cache."""
 
 import flax.linen as nn
 import jax
@@ -86,8 +86,8 @@ def test_the_loss_is_the_mean_over_tokens(make_task, conditions, kind, vocabular
     assert value == pytest.approx(expected, rel=1e-5)
 
 
-def test_four_grids_are_learnt_by_heart_in_bfloat16_as_in_float32(make_task, conditions, untrained_vqgan, learn):
-    """Codes of four conditions, drawn at random, are sampled for them in the end; bfloat16 learns at the same pace."""
+def test_four_grids_are_overfitted_in_bfloat16_as_in_float32(make_task, conditions, untrained_vqgan, learn):
+    """Random codes of four conditions are sampled for them in the end; the first losses in bfloat16 are those of float32."""
     condition, curves = conditions["text"], {}
     values = ["zero", "one", "the digit two", "three"]
     codes = np.random.default_rng(0).integers(0, 12, (4, 4, 4)).astype(np.int32)
@@ -101,11 +101,12 @@ def test_four_grids_are_learnt_by_heart_in_bfloat16_as_in_float32(make_task, con
             assert history[-1]["bits_per_code"] < 0.05 and history[-1]["bits_per_text_token"] < 1
             params = state.params["generator"]
             options = DALLEOptions.parse(config.model, "model")
-            generator = CodeGenerator.assemble(options, params, condition, untrained_vqgan, 16, "by heart")
-            drawn = generator.draw(values, temperature=0, progress=False)
-            np.testing.assert_array_equal(drawn.codes[:, 0], codes)
-    # Products are rounded to 8 bits: a loss is off by less than a hundredth, and Adam's first steps keep it so. Later ones
-    # have gone ways of their own, by a few hundredths, depending on the first weights.
+            generator = CodeGenerator.assemble(options, params, condition, untrained_vqgan, 16, "overfitted")
+            drawing = generator.draw(values, temperature=0, progress=False)
+            np.testing.assert_array_equal(drawing.codes[:, 0], codes)
+    # Products are rounded to 8 bits: the first losses are off by less than 5e-4, later ones diverge with Adam's steps, from
+    # the seventh on by more than a hundredth.
+    np.testing.assert_allclose(curves["bfloat16"][:4], curves["float32"][:4], rtol=2e-3)
     np.testing.assert_allclose(curves["bfloat16"][:6], curves["float32"][:6], rtol=0.01)
     assert curves["bfloat16"][-1] < 0.8 * curves["bfloat16"][0]
 
@@ -176,25 +177,25 @@ def test_eight_devices_compute_what_one_does(make_task, conditions):
         ({"vqgan": {"size": 18}}, r"config.vqgan.size = 18 must be divisible by 4"),
         ({"condition_dropout": 1.0}, "condition_dropout = 1.0; it must be in"),
         ({"augment": {"flip": True}}, "augment = .*the default with codes.cached = True"),
-        ({"codes": {"cached": False, "flip": True}}, "codes.flip = True; it must be False without the cache"),
+        ({"codes": {"cached": False, "flip": True}}, "codes.flip = True; it must be False with codes.cached = False"),
         ({"model": {"heads": 3}}, "config.model.width = 16; it must be a multiple of config.model.heads"),
     ],
 )
-def test_options_that_cannot_be_are_refused(make_task, changes, message):
+def test_wrong_options_are_refused(make_task, changes, message):
     with pytest.raises(ConfigError, match=message):
         make_task("class", **changes)
 
 
-def test_a_model_that_learns_nothing_is_named(make_task):
+def test_the_log_warns_of_a_model_worse_than_a_uniform_guess(make_task):
     task, _ = make_task("class")
-    guessing = np.log2(12)
-    assert task.warnings({"bits_per_code": guessing - 0.1}, 500) == []
-    assert task.warnings({"bits_per_code": guessing + 1}, 50) == [], "at the start everything is guessed"
-    (words,) = task.warnings({"bits_per_code": guessing + 1}, 500)
-    assert "4.58 bits a code, where all codes alike are 3.58" in words and "optim.lr" in words
+    uniform = np.log2(12)
+    assert task.warnings({"bits_per_code": uniform - 0.1}, 500) == []
+    assert task.warnings({"bits_per_code": uniform + 1}, 50) == [], "not at the start"
+    (words,) = task.warnings({"bits_per_code": uniform + 1}, 500)
+    assert "4.58 bits per code, uniform has 3.58" in words and "optim.lr" in words
 
 
-def test_floating_point_operations_are_counted_by_hand(make_task, conditions):
+def test_flops_are_those_counted_by_hand(make_task, conditions):
     """Of both passes: three times the products of the forward pass, two operations for a multiplication and its sum."""
 
     def blocks(stream):  # two of width 16: projections and MLP, 12 width^2 a token; scores and weighted sums

@@ -1,4 +1,4 @@
-"""Real scanned digits with captions, from scikit-learn's own files: no download."""
+"""Scanned handwritten digits with captions, from files of scikit-learn (no download)."""
 
 import re
 
@@ -10,21 +10,24 @@ __all__ = ["LABEL_NAMES", "builder", "read", "shows"]
 
 
 def builder(variant: str | None = None, data_dir: str | None = None):
-    """The TFDS builder of the digits, its files made if they are not there yet. There are no variants of them."""
+    """Returns the TFDS builder of the digits, with prepared files. There are no variants."""
     from train_jax.datasets.digits.digits_dataset_builder import Builder
 
-    return embedded.prepared(Builder, variant, data_dir)
+    return embedded.prepare_builder(Builder, variant, data_dir)
 
 
 def read(image) -> int:
-    """The digit that a picture shows, as a classifier trained on real scans sees it."""
+    """Classifies the digit in an image, with a classifier trained on real scans."""
     from train_jax.datasets.digits import classifier
 
     return classifier.read(image)
 
 
 def shows(image, caption: str) -> bool:
-    """Whether the digit that a caption names is the one that a picture shows; ValueError for a caption that names none."""
+    """Returns whether an image shows the digit that a caption names.
+
+    Raises ValueError for a caption that names no digit, or several digits.
+    """
     named = [word for word in re.findall(r"[a-z]+|[0-9]+", caption.lower()) if word in (*LABEL_NAMES, *"0123456789")]
     if len(named) != 1:
         raise ValueError(f"{caption!r} names no digit, or several: write one as 'the digit three' or 'a handwritten 3'")

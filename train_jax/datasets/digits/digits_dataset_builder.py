@@ -1,4 +1,4 @@
-"""The TFDS builder of scikit-learn's digits: 1,797 scanned handwritten digits, 8 x 8 pixels in 17 shades of grey.
+"""TFDS builder of scikit-learn's digits: 1,797 scanned handwritten digits, 8 x 8 pixels in 17 shades of grey.
 
 Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998; the
 test part, as scikit-learn ships it.
@@ -18,7 +18,7 @@ TEMPLATES = ("a photo of the digit {}.", "the digit {}", "a handwritten {}", "th
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Scanned digits at 32 x 32 pixels with captions; one in five of each class is in `test`."""
+    """Scanned digits at 32 x 32 pixels with captions. The split `test` has a fifth of each class."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
@@ -36,7 +36,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        from sklearn.datasets import load_digits  # scikit-learn is needed here alone
+        from sklearn.datasets import load_digits  # lazy import: needed only to prepare the files
 
         digits = load_digits()
         test = every_fifth(digits.target)
@@ -45,22 +45,25 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             "test": self._generate_examples(digits, np.flatnonzero(test)),
         }
 
-    def _generate_examples(self, digits, numbers):
-        for number in numbers:
-            label = int(digits.target[number])
+    def _generate_examples(self, digits, indices):
+        for index in indices:
+            label = int(digits.target[index])
             yield (
-                int(number),
+                int(index),
                 {
-                    "image": io.BytesIO(png(picture(digits.images[number]))),
+                    "image": io.BytesIO(png(picture(digits.images[index]))),
                     "captions": [t.format(name) for t in TEMPLATES for name in (WORDS[label], str(label))],
                     "label": label,
-                    "id": f"{number:04d}",
+                    "id": f"{index:04d}",
                 },
             )
 
 
 def every_fifth(target: np.ndarray) -> np.ndarray:
-    """True for a fifth of each class: the test split. Writers come in runs, so the draw is random, from a fixed seed."""
+    """Returns the mask of the test split, a fifth of each class.
+
+    The selection is random with a fixed seed, since consecutive digits are of the same writer.
+    """
     test = np.zeros(len(target), bool)
     rng = np.random.default_rng(0)
     for label in range(10):
@@ -70,6 +73,10 @@ def every_fifth(target: np.ndarray) -> np.ndarray:
 
 
 def picture(scan: np.ndarray) -> np.ndarray:
-    """8 x 8 shades of 0 to 16, ink light -> uint8 [32, 32, 3], ink dark on white, enlarged bicubically."""
+    """Converts a scan to a uint8 image [32, 32, 3] with dark ink on white, by bicubic interpolation.
+
+    Args:
+      scan: 8 x 8 shades from 0 to 16, with light ink.
+    """
     grey = Image.fromarray((255 - scan * (255 / 16)).round().astype(np.uint8))
     return np.asarray(grey.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB"))

@@ -1,7 +1,7 @@
-"""Rendered scenes with true captions: a data set that is drawn on the spot, and an oracle that reads pictures back.
+"""Rendered scenes with true captions: a generated data set, and an oracle that recognises scenes in images.
 
-`scene` says what exists and what is true, `render` draws it, `oracle` reads a picture, and the TFDS builder writes
-the splits `train`, `test` and `novel`.
+`scene` defines scenes, captions and their truth, `render` draws scenes, `oracle` recognises scenes in images, and the TFDS
+builder writes the splits `train`, `test` and `novel`.
 """
 
 from train_jax.datasets import embedded
@@ -12,26 +12,29 @@ __all__ = ["LABEL_NAMES", "builder", "is_true", "read", "shows"]
 
 
 def builder(size: str = "64", data_dir: str | None = None):
-    """The TFDS builder of scenes at 32, 64 or 128 pixels, its files made if they are not there yet."""
+    """Returns the TFDS builder of scenes at 32, 64 or 128 pixels, with prepared files."""
     from train_jax.datasets.shapes.shapes_dataset_builder import Builder
 
-    return embedded.prepared(Builder, size, data_dir)
+    return embedded.prepare_builder(Builder, size, data_dir)
 
 
 def is_true(caption: str, record) -> bool:
-    """Whether a caption is true of a record's scene; ValueError for a caption of another world."""
+    """Returns whether a caption is true of a record's scene. Raises ValueError for a caption outside the grammar."""
     return scenes.is_true(caption, scenes.Scene.from_json(record["scene"]))
 
 
 def read(image) -> tuple[tuple[str, str], ...]:
-    """Colour and shape of each object that the oracle sees in a picture, in the order of their names."""
+    """Returns colour and shape of each object that the oracle recognises in an image, sorted."""
     from train_jax.datasets.shapes import oracle
 
     return tuple(sorted((o.colour, o.shape) for o in oracle.read(image)))
 
 
 def shows(image, caption: str) -> bool:
-    """Whether a caption is true of what the oracle sees in a picture; ValueError for a caption of another world."""
+    """Returns whether a caption is true of the scene that the oracle recognises in an image.
+
+    Raises ValueError for a caption outside the grammar.
+    """
     from train_jax.datasets.shapes import oracle
 
     return scenes.is_true(caption, scenes.Scene(oracle.read(image)))

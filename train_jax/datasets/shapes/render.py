@@ -1,4 +1,4 @@
-"""Draws a scene at any size: each shape is a signed distance function, so its edge is anti-aliased exactly.
+"""Rendering of scenes at any size with antialiased edges, by signed distance functions.
 
 Distance functions after I. Quilez, "2D distance functions" (the formulas are elementary geometry).
 """
@@ -34,7 +34,7 @@ _HEART = (
 
 
 def render(scene: Scene, size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
-    """The scene as a picture of `size` x `size` pixels; `rng` draws the background and small deviations of colour."""
+    """Renders a scene to `size` x `size` pixels. `rng` samples the background and small colour variations."""
     canvas = np.ones((size, size, 3)) * (rng.uniform(0.72, 0.97) + rng.uniform(-0.03, 0.03, 3))
     if scene.background == "noisy":
         ramp = (np.arange(size) + 0.5) / size - 0.5
@@ -43,7 +43,7 @@ def render(scene: Scene, size: int, rng: np.random.Generator) -> UInt8[np.ndarra
         canvas += rng.normal(0, rng.uniform(0.01, 0.05), canvas.shape)
     for o in scene.objects:
         colour = np.clip(np.array(PALETTE[o.colour]) / 255 + rng.uniform(-0.04, 0.04, 3), 0, 1)
-        # Only the pixels that the object can touch.
+        # Restrict the computation to the bounding box of the object.
         top, left = (max(int((c - o.radius) * size) - 2, 0) for c in (o.y, o.x))
         bottom, right = (min(int((c + o.radius) * size) + 3, size) for c in (o.y, o.x))
         cover = coverage(o, size, (top, bottom), (left, right))[..., None]
@@ -52,7 +52,7 @@ def render(scene: Scene, size: int, rng: np.random.Generator) -> UInt8[np.ndarra
 
 
 def coverage(o: Object, size: int, rows: tuple[int, int], columns: tuple[int, int]) -> Float[np.ndarray, "h w"]:
-    """The share of each pixel that the object covers, for a window of a picture of `size` x `size` pixels."""
+    """Computes the share of each pixel that an object covers, in a window of an image of `size` x `size` pixels."""
     scale = size * o.radius
     y = ((np.arange(*rows) + 0.5) - o.y * size)[:, None] / scale
     x = ((np.arange(*columns) + 0.5) - o.x * size)[None, :] / scale
@@ -61,7 +61,7 @@ def coverage(o: Object, size: int, rows: tuple[int, int], columns: tuple[int, in
 
 
 def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance (negative inside) from points to the outline of a shape in the unit circle."""
+    """Computes the signed distance (negative inside) of points to the outline of a shape in the unit circle."""
     if shape == "circle":
         return np.hypot(x, y) - 0.95
     if shape == "square":
@@ -77,19 +77,19 @@ def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _polygon(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    nearest = np.full(np.broadcast_shapes(x.shape, y.shape), np.inf)
-    inside = np.zeros(nearest.shape, bool)
-    for (ax, ay), (bx, by) in zip(corners, np.roll(corners, 1, axis=0), strict=True):
-        ex, ey, px, py = bx - ax, by - ay, x - ax, y - ay
-        along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
-        nearest = np.minimum(nearest, (px - ex * along) ** 2 + (py - ey * along) ** 2)
-        # A ray to the right crosses this edge: the even-odd rule.
-        crosses = (ay > y) != (by > y)
-        inside ^= crosses & (px < ex * (y - ay) / (ey if ey else 1.0))
-    return np.where(inside, -1, 1) * np.sqrt(nearest)
+    """Computes the signed distance of points to a polygon."""
+    a, b = corners, np.roll(corners, 1, axis=0)  # the ends of each edge
+    (ax, ay), (bx, by) = a.T[:, :, None, None], b.T[:, :, None, None]  # edges before rows and columns
+    ex, ey, px, py = bx - ax, by - ay, x - ax, y - ay
+    along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
+    distances = (px - ex * along) ** 2 + (py - ey * along) ** 2
+    # Even-odd rule: edges that a ray to the right crosses.
+    crosses = ((ay > y) != (by > y)) & (px < ex * py / np.where(ey, ey, 1.0))
+    return np.where(np.logical_xor.reduce(crosses), -1, 1) * np.sqrt(distances.min(axis=0))
 
 
 def png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """Encodes an image as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -1,6 +1,6 @@
-"""Scenes of one or two coloured shapes: what can be in them, how they are described, and which descriptions are true.
+"""Scenes of one or two coloured shapes: sampling, captions, and the truth of captions.
 
-Lengths are shares of the picture's side, x to the right and y downwards, so that a scene can be drawn at any size.
+Coordinates are relative to the side of the image, with x to the right and y downwards.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ import numpy as np
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "black")
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "heart", "ring")
 SIZES = ("small", "medium", "large")
-RADII = (7.5 / 64, 10.5 / 64, 13.5 / 64)  # of each size, give or take 4 %
+RADII = (7.5 / 64, 10.5 / 64, 13.5 / 64)  # mean radius of each size; samples vary by 4 %
 COLUMNS, ROWS = ("left", "", "right"), ("top", "", "bottom")
 POSITIONS = tuple(f"{row} {column}".strip() or "center" for row in ROWS for column in COLUMNS)
 RELATIONS = ("above", "below", "left of", "right of")
 
-# One pair in eight, every colour once and every shape at least once, is kept out of `train` and `test` altogether.
+# Pairs that occur only in the split `novel`: one pair in eight, each colour once and each shape at least once.
 NOVEL = tuple((colour, SHAPES[(3 * number + 1) % len(SHAPES)]) for number, colour in enumerate(COLOURS))
 PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 LABEL_NAMES = tuple(f"{colour} {shape}" for colour, shape in PAIRS)
@@ -27,7 +27,7 @@ _PREFIXES = ("a photo of ", "a picture of ", "a drawing of ")
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-    """One shape: colour, kind, centre, radius of the circle that it roughly fills, and turn in radians."""
+    """Object of a scene: colour, shape, centre, radius of its enclosing circle, and rotation angle in radians."""
 
     colour: str
     shape: str
@@ -38,37 +38,42 @@ class Object:
 
     @property
     def size(self) -> str:
+        """Name of the nearest size."""
         return SIZES[int(np.argmin([abs(self.radius - radius) for radius in RADII]))]
 
     @property
     def position(self) -> str:
-        """The cell of a 3 x 3 grid in which the centre lies."""
+        """Name of the cell of a 3 x 3 grid that contains the centre."""
         column, row = (min(max(int(3 * value), 0), 2) for value in (self.x, self.y))
         return POSITIONS[3 * row + column]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
+    """Scene of one or two objects on a plain or noisy background."""
+
     objects: tuple[Object, ...]
     background: str = "plain"  # or "noisy"
 
     def to_json(self) -> str:
+        """Formats the scene as JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Scene":
+        """Parses a scene from JSON."""
         fields = json.loads(text)
         return cls(tuple(Object(**o) for o in fields["objects"]), fields["background"])
 
     @property
     def label(self) -> int:
-        """Index into LABEL_NAMES of the only object's pair, or -1 if there are two."""
+        """Index of colour and shape in LABEL_NAMES, or -1 for a scene of two objects."""
         first = self.objects[0]
         return PAIRS.index((first.colour, first.shape)) if len(self.objects) == 1 else -1
 
 
 def relation(a: Object, b: Object) -> str:
-    """Where a is as seen from b, along the axis on which they are farther apart."""
+    """Returns the relation of a to b ("above", …) along the axis with the larger distance."""
     dx, dy = a.x - b.x, a.y - b.y
     if abs(dy) >= abs(dx):
         return "above" if dy < 0 else "below"
@@ -76,7 +81,10 @@ def relation(a: Object, b: Object) -> str:
 
 
 def sample(rng: np.random.Generator, novel: bool) -> Scene:
-    """A random scene: six in ten have one object. With `novel`, the first object is of a pair in NOVEL, without it none."""
+    """Samples a random scene, with one object in 60 % of all scenes, else two.
+
+    If `novel`, the first object is a pair of NOVEL; otherwise no object is.
+    """
     background = ("plain", "noisy")[rng.integers(2)]
     allowed = NOVEL if novel else tuple(pair for pair in PAIRS if pair not in NOVEL)
     first = _object(rng, allowed)
@@ -94,18 +102,20 @@ def sample(rng: np.random.Generator, novel: bool) -> Scene:
 
 
 def _object(rng: np.random.Generator, pairs) -> Object:
+    """Samples an object with a colour and shape of `pairs`."""
     colour, shape = pairs[rng.integers(len(pairs))]
     radius = RADII[rng.integers(len(RADII))] * rng.uniform(0.96, 1.04)
     return Object(colour, shape, 0.5, 0.5, radius, rng.uniform(-0.2, 0.2))
 
 
 def _inside(o: Object, x: float, y: float) -> Object:
+    """Moves an object to (x, y), clipped so that the object is inside the image."""
     margin = o.radius + 1 / 64
     return dataclasses.replace(o, x=float(np.clip(x, margin, 1 - margin)), y=float(np.clip(y, margin, 1 - margin)))
 
 
 def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Eight true captions, from the most to the least specific; a fifth of them begin as captions of photographs do."""
+    """Writes eight true captions of a scene. A fifth of them start with a prefix such as "a photo of"."""
     a = scene.objects[0]
     if len(scene.objects) == 1:
         texts = [
@@ -134,6 +144,7 @@ def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 
 def _noun(o: Object, words: str) -> str:
+    """Formats a noun phrase of an object from the given attributes."""
     chosen = [getattr(o, word) for word in words.split()]
     if "shape" not in words:
         return f"something {' '.join(chosen)}"
@@ -152,23 +163,26 @@ _CAPTION = re.compile(
 
 
 def is_true(caption: str, scene: Scene) -> bool:
-    """Whether some object (or pair of objects) of the scene is as the caption says.
+    """Returns whether a caption is true of an object, or a pair of objects, of the scene.
 
-    Raises ValueError for a caption that is not of this world, naming it.
+    Raises ValueError for a caption outside the grammar.
     """
-    found = _CAPTION.fullmatch(caption.strip().lower())
-    said = {key: value for key, value in (found.groupdict() if found else {}).items() if value}
-    if not set(said) - {"position", "relation"}:
-        raise ValueError(f"{caption!r} is no caption of a scene: write one as 'a small red circle above a blue star'")
+    match = _CAPTION.fullmatch(caption.strip().lower())
+    attributes = {key: value for key, value in (match.groupdict() if match else {}).items() if value}
+    if not set(attributes) - {"position", "relation"}:
+        raise ValueError(
+            f"{caption!r} is not a caption of a scene: write a caption such as 'a small red circle above a blue star'"
+        )
 
-    first, second = ({key[:-1]: said[key] for key in said if key.endswith(number)} for number in "01")
-    if "relation" in said:
+    first, second = ({key[:-1]: attributes[key] for key in attributes if key.endswith(number)} for number in "01")
+    if "relation" in attributes:
         pairs = [(a, b) for a in scene.objects for b in scene.objects if a is not b]
-        return any(_fits(a, first) and _fits(b, second) and relation(a, b) == said["relation"] for a, b in pairs)
-    if "position" in said:
-        first["position"] = said["position"]
+        return any(_fits(a, first) and _fits(b, second) and relation(a, b) == attributes["relation"] for a, b in pairs)
+    if "position" in attributes:
+        first["position"] = attributes["position"]
     return any(_fits(o, first) for o in scene.objects)
 
 
 def _fits(o: Object, words: dict[str, str]) -> bool:
+    """Returns whether an object has all of the given attributes."""
     return all(getattr(o, key) == value for key, value in words.items())

@@ -1,4 +1,4 @@
-"""The TFDS builder of the rendered scenes. Needs no download and no TensorFlow."""
+"""TFDS builder of the rendered scenes. Needs no download and no TensorFlow."""
 
 import io
 import zlib
@@ -14,7 +14,7 @@ EXAMPLES = {"train": 20_000, "test": 2_000, "novel": 1_000}
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Captioned scenes of one or two coloured shapes; `novel` holds colour-shape pairs that `train` never shows."""
+    """Captioned scenes of one or two coloured shapes. The split `novel` has pairs that never occur in `train`."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
@@ -40,24 +40,24 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str):
         size = int(self.builder_config.name)
-        for number in range(EXAMPLES[split]):
-            scene, image, texts = make(split, number, size)
+        for index in range(EXAMPLES[split]):
+            scene, image, texts = make(split, index, size)
             yield (
-                number,
+                index,
                 {
-                    # An encoded file: TFDS would need TensorFlow to encode an array.
+                    # TFDS would need TensorFlow to encode an array, so pass an encoded file.
                     "image": io.BytesIO(png(image)),
                     "captions": texts,
                     "label": scene.label,
                     "scene": scene.to_json(),
-                    "id": f"{split}-{number:05d}",
+                    "id": f"{split}-{index:05d}",
                 },
             )
 
 
-def make(split: str, number: int, size: int) -> tuple[scenes.Scene, np.ndarray, list[str]]:
-    """Scene, picture and captions of one example: a pure function of the split, the number and the size."""
-    rng = np.random.default_rng((SEED, zlib.crc32(split.encode()), number))
+def make(split: str, index: int, size: int) -> tuple[scenes.Scene, np.ndarray, list[str]]:
+    """Makes scene, image and captions of an example, deterministically from split, index and size."""
+    rng = np.random.default_rng((SEED, zlib.crc32(split.encode()), index))
     scene = scenes.sample(rng, novel=split == "novel")
     texts = scenes.captions(scene, rng)
     return scene, render(scene, size, rng), texts

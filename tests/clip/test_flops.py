@@ -1,0 +1,38 @@
+"""The formulas of `clip_jax.flops` against the operations that the compiler counts in the forward pass."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from clip_jax import flops, model
+from clip_jax.options import CLIPCompute, CLIPOptions
+from train_jax import sharding
+
+VOCAB, LENGTH, SIZE = 600, 10, 64
+
+
+def counted(image: dict, method: str | None = None) -> tuple[CLIPOptions, float]:
+    """Options of a model, and the FLOPs of its forward pass (or of one method's on an image) for one pair."""
+    options = CLIPOptions.defaults()
+    options.update({"embed_dim": 8})
+    options.image.update({"size": SIZE, **image})
+    options.text.update({"context_length": LENGTH, "width": 128, "depth": 2, "heads": 2})
+    module = model.build(options, VOCAB, VOCAB - 1, CLIPCompute(scan=False))
+    images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, LENGTH), jnp.int32)
+    variables = sharding.unbox(jax.eval_shape(module.init, jax.random.key(0), images, ids))
+    inputs = (images,) if method else (images, ids)
+    program = jax.jit(lambda variables, *inputs: module.apply(variables, *inputs, method=method))
+    return module.options, program.lower(variables, *inputs).compile().cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("stem, pool", [("patch", "cls"), ("conv", "mean"), ("patch", "map")])
+def test_flops_of_both_towers(stem, pool):
+    """Norms, softmax and activations come on top of the formula."""
+    options, expected = counted({"stem": stem, "pool": pool, "patch": 16, "width": 128, "depth": 2, "heads": 2})
+    assert sum(flops.forward_flops(options)) == pytest.approx(expected, rel=0.06)
+
+
+def test_flops_of_a_resnet():
+    options, expected = counted({"tower": "resnet", "width": 16, "layers": (1, 1, 1, 1), "heads": 4}, "encode_image")
+    assert flops.forward_flops(options)[0] == pytest.approx(expected, rel=0.08)
