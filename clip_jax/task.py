@@ -173,7 +173,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         init=init,
         loss=loss,
         example=PairExample(augment, tokenizer),
-        evaluators=evaluators.factories(module, tokenizer, preprocess),
+        evaluators=evaluators.make_factories(module, tokenizer, preprocess),
         artifacts={"tokenizer.json": tokenizer.to_json(), "preprocess.json": preprocess.to_json()},
         pretrained=weights if config.pretrained else None,
         flops=flops.training_flops(module.options, config.patch_dropout),
