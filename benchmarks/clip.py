@@ -25,7 +25,7 @@ from clip_jax.options import CLIPCompute, CLIPOptions
 from clip_jax.pretrained.hugging_face import list_clip_entries
 from train_jax import config as config_lib
 from train_jax import profiling
-from train_jax.weights.layout import flat, to_peer
+from train_jax.weights.layout import flatten, to_peer
 
 
 def main() -> None:
@@ -113,7 +113,7 @@ def _write_model(folder: str, options, params) -> None:
     from safetensors.numpy import save_file
 
     table = list_clip_entries(options.to_dict())
-    weights = to_peer(flat(jax.tree.map(np.asarray, params)), table)
+    weights = to_peer(flatten(jax.tree.map(np.asarray, params)), table)
     save_file(
         {k: np.array(v, np.float32, order="C") for k, v in weights.items()},
         f"{folder}/model.safetensors",

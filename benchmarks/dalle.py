@@ -25,7 +25,7 @@ from nn_jax.code_transformer import CodeTransformer, shapes
 from nn_jax.decoding import Sampling
 from train_jax import inference
 from train_jax.compute import TransformerCompute
-from train_jax.weights.layout import flat
+from train_jax.weights.layout import flatten
 from vqgan_jax.stage2 import model as model_lib
 from vqgan_jax.stage2 import sampling
 
@@ -123,7 +123,7 @@ def _build_torch(module: CodeTransformer, params: dict, length: int, dtype: str)
     functional = torch.nn.functional
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     kind = getattr(torch, dtype)
-    w = {k: torch.from_numpy(np.array(x)).to(device, kind) for k, x in flat(params).items()}
+    w = {k: torch.from_numpy(np.array(x)).to(device, kind) for k, x in flatten(params).items()}
     width, heads, depth = module.width, module.heads, module.depth
     blocks = []
     for i in range(depth):

@@ -26,7 +26,7 @@ COUNT, SIDE = 2_000, 224
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        files = [_make_jpeg(number) for number in range(COUNT)]
+        files = [_make_jpeg(index) for index in range(COUNT)]
         names = [
             ("folder", _write_folder(root / "folder", files)),
             ("webdataset", _write_tar(root / "data.tar", files)),
@@ -38,12 +38,12 @@ def main() -> None:
         preprocess = Preprocess(SIDE)
         for name, source in names:
             read = _measure_rate(source.__getitem__)
-            ready = _measure_rate(lambda number, s=source: preprocess(s[number]["image"]))
+            ready = _measure_rate(lambda index, s=source: preprocess(s[index]["image"]))
             print(f"| {name} | {read:,.0f} | {ready:,.0f} |", flush=True)
 
 
-def _make_jpeg(number: int) -> bytes:
-    rng = np.random.default_rng(number)
+def _make_jpeg(index: int) -> bytes:
+    rng = np.random.default_rng(index)
     small = Image.fromarray(rng.integers(0, 256, (28, 28, 3), np.uint8))
     buffer = io.BytesIO()
     small.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
@@ -52,27 +52,27 @@ def _make_jpeg(number: int) -> bytes:
 
 def _measure_rate(read) -> float:
     order = np.random.default_rng(0).permutation(COUNT)
-    for number in order[:50]:
-        read(int(number))
+    for index in order[:50]:
+        read(int(index))
     begun = time.perf_counter()
-    for number in order:
-        read(int(number))
+    for index in order:
+        read(int(index))
     return COUNT / (time.perf_counter() - begun)
 
 
 def _write_folder(path: Path, files: list[bytes]):
     path.mkdir()
-    for number, data in enumerate(files):
-        (path / f"{number:05d}.jpg").write_bytes(data)
-    rows = [json.dumps({"file": f"{number:05d}.jpg", "caption": f"picture {number}"}) for number in range(COUNT)]
+    for index, data in enumerate(files):
+        (path / f"{index:05d}.jpg").write_bytes(data)
+    rows = [json.dumps({"file": f"{index:05d}.jpg", "caption": f"picture {index}"}) for index in range(COUNT)]
     (path / "captions.jsonl").write_text("\n".join(rows))
     return open_source(f"folder:{path}", "train")
 
 
 def _write_tar(path: Path, files: list[bytes]):
     with tarfile.open(path, "w") as tar:
-        for number, data in enumerate(files):
-            for name, content in ((f"{number:05d}.jpg", data), (f"{number:05d}.txt", f"picture {number}".encode())):
+        for index, data in enumerate(files):
+            for name, content in ((f"{index:05d}.jpg", data), (f"{index:05d}.txt", f"picture {index}".encode())):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
@@ -93,8 +93,8 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self):
-        for number, data in enumerate(self.FILES):
-            yield number, {"image": io.BytesIO(data), "caption": f"picture {number}"}
+        for index, data in enumerate(self.FILES):
+            yield index, {"image": io.BytesIO(data), "caption": f"picture {index}"}
 
 
 def _write_tfds(path: Path, files: list[bytes]):

@@ -30,7 +30,7 @@ from clip_jax.options import CLIPCompute
 from train_jax import config as config_lib
 from train_jax.data.images import Preprocess
 from train_jax.data.text import Tokenizer
-from train_jax.weights.layout import flat, to_peer
+from train_jax.weights.layout import flatten, to_peer
 from vqgan_jax import model as vqgan_model
 from vqgan_jax.guided import options as options_lib
 from vqgan_jax.guided import painting, prompts, starts
@@ -145,7 +145,7 @@ def build_textbook(vq, clip, arguments, size: int):
     torch.set_float32_matmul_precision("high")
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     model = textbook_vqgan.VQGAN(vq.options)
-    weights = to_peer(flat(jax.tree.map(np.asarray, vq.variables["params"])), taming.build_entries(vq.options.to_dict()))
+    weights = to_peer(flatten(jax.tree.map(np.asarray, vq.variables["params"])), taming.build_entries(vq.options.to_dict()))
     model.load_state_dict({name: torch.from_numpy(np.array(x, np.float32)) for name, x in weights.items()})
     with tempfile.TemporaryDirectory() as folder:
         save_hf(clip, f"{folder}/clip")

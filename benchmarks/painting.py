@@ -1,6 +1,6 @@
 """Evaluates guided painting on prompts of one object by the guiding CLIP, a held-out CLIP and the oracle.
 
-    python -m benchmarks.painting --vqgan runs/demo/vqgan --clip runs/demo/clip --judge runs/clip-judge [--seeds 1]
+    python -m benchmarks.painting --vqgan runs/demo/vqgan --clip runs/demo/clip --held_out runs/clip-held-out [--seeds 1]
 
 Images are painted with the options of `vqgan_jax.guided.demo`, which NAME=VALUE arguments override. The accuracy by CLIP is
 the share of images whose prompt is nearest among all prompts. The held-out CLIP is the same model trained with another seed
@@ -20,7 +20,7 @@ from train_jax.datasets import shapes
 from train_jax.datasets.shapes import oracle
 from train_jax.datasets.shapes import scene as scenes
 from train_jax.errors import UserError
-from train_jax.pictures import enlarged_grid, in_rows
+from train_jax.pictures import enlarged_grid, split_into_rows
 from vqgan_jax import guided
 from vqgan_jax.guided.demo import OPTIONS
 
@@ -31,14 +31,14 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.painting", description=__doc__.splitlines()[0])
     parser.add_argument("--vqgan", default="runs/demo/vqgan")
     parser.add_argument("--clip", nargs="+", default=["runs/demo/clip"], help="the guiding CLIPs")
-    parser.add_argument("--judge", default="runs/clip-judge", help="the held-out CLIP")
+    parser.add_argument("--held_out", default="runs/clip-held-out", help="the held-out CLIP")
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--seeds", type=int, default=1, help="number of images per prompt")
     parser.add_argument("--sheet", metavar="FILE", help="output .png with the images")
     parser.add_argument("options", nargs="*", metavar="NAME=VALUE", help="painting options; see vqgan_jax.guided.options")
     arguments = parser.parse_args()
     vq = vqgan_jax.load(arguments.vqgan)
-    clips, held_out = [clip_jax.load(path) for path in arguments.clip], clip_jax.load(arguments.judge)
+    clips, held_out = [clip_jax.load(path) for path in arguments.clip], clip_jax.load(arguments.held_out)
     texts = make_prompts(arguments.prompts)
     start = time.monotonic()
     options = OPTIONS | dict(map(parse_option, arguments.options))
@@ -54,7 +54,7 @@ def main() -> None:
     for name, correct in grade_by_oracle(images, [texts[i] for i in truth]).items():
         print(f"| the oracle: {name} | {100 * np.mean(correct):.1f} % |")
     if arguments.sheet:
-        enlarged_grid(in_rows(images, 8)).save(arguments.sheet)
+        enlarged_grid(split_into_rows(images, 8)).save(arguments.sheet)
 
 
 def parse_option(text: str) -> tuple[str, object]:

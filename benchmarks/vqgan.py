@@ -22,7 +22,7 @@ from train_jax import config as config_lib
 from train_jax import feed, sharding
 from train_jax import task as task_lib
 from train_jax.prepare import trace_step
-from train_jax.weights.layout import flat, to_peer
+from train_jax.weights.layout import flatten, to_peer
 from vqgan_jax import model as model_lib
 from vqgan_jax.pretrained import taming
 
@@ -113,7 +113,7 @@ def _build_torch(config, images, params, dtype: str) -> Implementation:
 
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     model = textbook_vqgan.VQGAN(config.model)
-    weights = to_peer(flat(params), taming.build_entries(config.model.to_dict()))
+    weights = to_peer(flatten(params), taming.build_entries(config.model.to_dict()))
     model.load_state_dict({name: torch.from_numpy(np.array(x, np.float32)) for name, x in weights.items()})
     discriminator = textbook_vqgan.discriminator(config.discriminator.channels, config.discriminator.layers)
     model, discriminator = model.to(device), discriminator.to(device)

@@ -29,7 +29,7 @@ from clip_jax.templates import fill_templates, read_templates
 from train_jax import inference
 from train_jax.data.images import Preprocess, normalize
 from train_jax.data.text import AnyTokenizer
-from train_jax.weights.layout import flat
+from train_jax.weights.layout import flatten
 
 __all__ = ["Clip", "LoadError", "load", "save_hf"]
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class Clip:
         size = self.preprocess.size
 
         def read_batch(start: int, stop: int) -> np.ndarray:
-            return np.stack([self.preprocess.named(image, start + i) for i, image in enumerate(images[start:stop])])
+            return self.preprocess.batch(images[start:stop], start)
 
         patches = self._encode_batched(
             self._programs.encode_patches, read_batch, len(images), (size, size, 3), np.uint8, 16
@@ -215,7 +215,7 @@ def _compute_fingerprint(module: model_lib.CLIP, variables, tokenizer: AnyTokeni
     digest = hashlib.sha256()
     identity = {**module.options.identity(), "eos_id": module.eos_id}  # not implied by parameter shapes
     digest.update(json.dumps(identity, sort_keys=True).encode())
-    leaves = {f"{collection}/{name}": x for collection, tree in variables.items() for name, x in flat(tree).items()}
+    leaves = {f"{collection}/{name}": x for collection, tree in variables.items() for name, x in flatten(tree).items()}
     for name in sorted(leaves):
         leaf = np.ascontiguousarray(leaves[name])
         digest.update(f"{name} {leaf.dtype} {list(leaf.shape)}\n".encode())

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 import flax.linen as nn
 import numpy as np
 from ml_collections import ConfigDict
-from sklearn.linear_model import LogisticRegression
 
 from clip_jax.templates import fill_templates, read_templates
 from train_jax import inference
@@ -63,7 +62,7 @@ class LinearProbeOptions(AccuracyOptions):
 EVALUATORS = {"zero_shot": ZeroShotOptions, "retrieval": RetrievalOptions, "linear_probe": LinearProbeOptions}
 
 
-def factories(module: nn.Module, tokenizer: AnyTokenizer, preprocess: Preprocess) -> Mapping[str, Callable]:
+def make_factories(module: nn.Module, tokenizer: AnyTokenizer, preprocess: Preprocess) -> Mapping[str, Callable]:
     """Makes the evaluator factories of `train_jax.task.Task`: type -> `(options, context) -> evaluator`.
 
     Args:
@@ -155,7 +154,7 @@ class Retrieval:
         self._options = options
         self._source = context.source(options.source, options.split)
         self._gallery = first(self._source, options.gallery)
-        self._records = [self._source.described(index) for index in range(len(self._gallery))]
+        self._records = [self._source.metadata(index) for index in range(len(self._gallery))]
         self._captions, self._owners = _collect_captions(self._records)
         self._encode_images = encoders.make_image_encoder(context, options.batch_size)
         self._encode_texts = encoders.make_text_encoder(context, options.batch_size)
@@ -194,6 +193,8 @@ class LinearProbe:
         self._encode_images = encoders.make_image_encoder(context, options.batch_size)
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
+        from sklearn.linear_model import LogisticRegression  # lazy import: takes as long as all others together
+
         variables = {"params": params["clip"], **mutable_variables}
         probe = LogisticRegression(C=1 / self._options.strength, max_iter=1000)  # L-BFGS, as in the paper
         probe.fit(self._encode_images(variables, self._train), self._train_labels)
@@ -247,7 +248,7 @@ def find_first_relevant_rank(
 def _select_labelled(source: Source, max_records: int | None = None) -> tuple[Subset, np.ndarray]:
     """Selects the labelled records of a source and returns the records and labels. Samples at most `max_records`."""
     indices = np.arange(len(source)) if max_records is None else np.random.default_rng(0).permutation(len(source))
-    pairs = ((index, source.described(int(index)).get("label", -1)) for index in indices)
+    pairs = ((index, source.metadata(int(index)).get("label", -1)) for index in indices)
     labelled = sorted(itertools.islice((pair for pair in pairs if pair[1] >= 0), max_records))
     if not labelled:
         raise DataError(f"{source.name}: no record has a label")

@@ -119,7 +119,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     """Makes the task of a resolved config. Reuses the tokenizer of an existing run directory."""
     if config.accumulate > 1:
         raise ConfigError(
-            f"config.accumulate = {config.accumulate}: a contrastive loss compares all examples of a batch, and but "
+            f"config.accumulate = {config.accumulate}: a contrastive loss compares all examples of a batch, but "
             "accumulation would compare only those of a micro-batch. Set config.compute.micro_batch instead: the towers "
             "encode at most so many examples per device at a time, and the loss compares all of them"
         )
@@ -173,7 +173,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         init=init,
         loss=loss,
         example=PairExample(augment, tokenizer),
-        evaluators=evaluators.factories(module, tokenizer, preprocess),
+        evaluators=evaluators.make_factories(module, tokenizer, preprocess),
         artifacts={"tokenizer.json": tokenizer.to_json(), "preprocess.json": preprocess.to_json()},
         pretrained=weights if config.pretrained else None,
         flops=flops.training_flops(module.options, config.patch_dropout),

@@ -47,8 +47,8 @@ class _TextCondition:
     def seed(self, condition: str) -> int:
         return zlib.crc32(condition.encode())
 
-    def of_source(self, source, count: int) -> list[str]:
-        return [source.described(i)["captions"][0] for i in range(min(count, len(source)))]
+    def from_source(self, source, count: int) -> list[str]:
+        return [source.metadata(i)["captions"][0] for i in range(min(count, len(source)))]
 
     def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         captions = record["captions"]
@@ -95,7 +95,7 @@ class Captions(_TextCondition):
         pads = self.tokenizer.vocab_size + positions
         return np.where(positions > end_positions[:, None], pads, token_ids).astype(np.int32), truncated
 
-    def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
+    def likelihood_mask(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
         """Returns a mask of the tokens in the loss: text and end token. The end token determines the padding."""
         return tokens < self.tokenizer.vocab_size
 
@@ -134,6 +134,6 @@ class CharBpeCaptions(_TextCondition):
             truncated[i] = len(encoding.ids) > self.length
         return token_ids, truncated
 
-    def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
+    def likelihood_mask(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
         """Returns a mask of the tokens in the loss: all tokens except padding."""
         return tokens != self.pad

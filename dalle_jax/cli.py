@@ -122,7 +122,7 @@ def _complete(arguments: argparse.Namespace) -> int:
 def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None = None) -> int:
     from dalle_jax.dalle import load
     from train_jax.data.files import read_bytes
-    from train_jax.pictures import enlarged_grid, in_rows, save_png
+    from train_jax.pictures import enlarged_grid, save_png, split_into_rows
     from vqgan_jax.stage2.rerank import open_reranker
 
     out, preview = arguments_lib.png(arguments.out, "the grid"), getattr(arguments, "preview", None)
@@ -158,7 +158,7 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
         metadata |= {"init_image": Path(image).name, "init_image_sha256": digest, "keep": arguments.keep}
     rows = [list(row) for row in drawing.images]
     if len(rows) == 1:  # one prompt: a square grid instead of one row
-        rows = in_rows(rows[0])
+        rows = split_into_rows(rows[0])
     save_png(enlarged_grid(rows), out, KEY, metadata | {"prompts": prompts, "samples": drawing.samples.tolist()})
     if arguments.folder:
         _save_images(drawing, prompts, Path(arguments.folder), metadata)
@@ -179,10 +179,10 @@ def _save_images(drawing, prompts: list[str], folder: Path, metadata: dict) -> N
 
 
 def _make_previewer(file: Path):
-    from train_jax.pictures import enlarged_grid, in_rows
+    from train_jax.pictures import enlarged_grid, split_into_rows
 
     def show(first: int, rows: int, images) -> None:
-        enlarged_grid(in_rows(images, 8)).save(file)
+        enlarged_grid(split_into_rows(images, 8)).save(file)
 
     return show
 

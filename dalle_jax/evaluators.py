@@ -38,7 +38,7 @@ class DrawingOptions(SamplingOptions):
 EVALUATORS = {**evaluators.EVALUATORS, "drawing": DrawingOptions}
 
 
-def factories(stage: EvaluatedModel) -> Mapping[str, Callable]:
+def make_factories(stage: EvaluatedModel) -> Mapping[str, Callable]:
     """Makes the evaluator factories: type -> `(options, context) -> evaluator`."""
     return {"drawing": functools.partial(Drawings, stage)}
 
@@ -79,7 +79,7 @@ def collect_prompts(source: Source, options: ConfigDict) -> list[str]:
     """Collects up to `options.prompts` prompts about the records of a source, in the order of the records."""
     texts = []
     for index in range(len(source)):
-        record = source.described(index)
+        record = source.metadata(index)
         label = record.get("label", -1)
         if options.about == "labels" and label >= 0:
             texts.append(fill_template(options.template, source.label_names[label]))

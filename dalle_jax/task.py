@@ -65,7 +65,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     tokenizer = _open_tokenizer(config, workdir)
     captions = Captions(tokenizer, config.condition_dropout > 0, config.tokenizer.dropout)
     artifacts = {TOKENIZER: tokenizer.to_json()}
-    return task.make(config, workdir, vq, options, captions, artifacts=artifacts, more_evaluators=evaluators.factories)
+    return task.make(config, workdir, vq, options, captions, artifacts=artifacts, more_evaluators=evaluators.make_factories)
 
 
 def _open_tokenizer(config: ConfigDict, workdir: Path | None) -> Tokenizer:

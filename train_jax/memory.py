@@ -12,7 +12,7 @@ _LIMIT, _USED, _PARTS = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max
 _CACHE = ("inactive_file", "active_file")  # page cache, which the system can reclaim
 
 
-def free(device: jax.Device) -> int | None:
+def free_bytes(device: jax.Device) -> int | None:
     """Returns the free memory of a device in bytes; None if neither device nor system reports it.
 
     CPU devices share the memory of the machine in equal parts.
@@ -38,7 +38,7 @@ def require(needed: int, device: jax.Device, what: str, remedy: str) -> None:
       what: subject and verb of the message, such as "the step takes".
       remedy: advice at the end of the message.
     """
-    free_memory = free(device)
+    free_memory = free_bytes(device)
     if free_memory is not None and needed > free_memory:
         raise ConfigError(
             f"{what} {needed / 2**30:.1f} GiB per device, and {max(free_memory, 0) / 2**30:.1f} GiB are free: {remedy}"

@@ -92,12 +92,12 @@ class Options:
             raise ConfigError(f"config.{join(path, key)} = {value!r}; it must be {allowed}")
 
     @classmethod
-    def free(cls) -> tuple[str, ...]:
+    def free_options(cls) -> tuple[str, ...]:
         """Returns the dotted names of the options without effect on the weights (`identity=False`)."""
         names: list[str] = []
         for field in dataclasses.fields(cls):
             if isinstance(field.default, Options):
-                names += (f"{field.name}.{name}" for name in field.default.free())
+                names += (f"{field.name}.{name}" for name in field.default.free_options())
             elif not field.metadata["identity"]:
                 names.append(field.name)
         return tuple(names)

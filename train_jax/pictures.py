@@ -37,7 +37,7 @@ def enlarged_grid(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
     return grid.resize((grid.width * factor, grid.height * factor), Image.Resampling.NEAREST)
 
 
-def in_rows(images: Sequence[np.ndarray] | np.ndarray, columns: int | None = None) -> list[list[np.ndarray]]:
+def split_into_rows(images: Sequence[np.ndarray] | np.ndarray, columns: int | None = None) -> list[list[np.ndarray]]:
     """Splits images into rows.
 
     Args:

@@ -107,7 +107,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from train_jax.pictures import enlarged_grid, in_rows
+    from train_jax.pictures import enlarged_grid, split_into_rows
     from vqgan_jax.prior.prior import load
 
     out = arguments_lib.png(arguments.out, "the grid")
@@ -120,7 +120,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         images = prior.generate([arguments.label], arguments.n, **{name: getattr(arguments, name) for name in names})[0]
     except ValueError as error:
         raise UserError(str(error)) from error
-    enlarged_grid(in_rows(images, arguments.columns)).save(out)
+    enlarged_grid(split_into_rows(images, arguments.columns)).save(out)
     print(f"wrote {out}", file=sys.stderr)
     return 0
 

@@ -61,7 +61,7 @@ class CodedRecords(Sequence):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Mapping:
-        record = self.source.described(index)
+        record = self.source.metadata(index)
         if self.checksums[index] < 0:
             raise BrokenSample(f"{record['id']}: the image could not be read when codes were computed")
         return record | {"codes": self.codes[index].astype(np.int32)}

@@ -153,7 +153,7 @@ EVALUATORS = {"reconstruction": ReconstructionOptions, "reading": ReadingOptions
 CLASSES: dict[str, Callable] = {"reconstruction": Reconstruction, "reading": Reading, "distribution": Distribution}
 
 
-def factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[str, Callable]:
+def make_factories(module: nn.Module, preprocess: Preprocess, distance) -> Mapping[str, Callable]:
     """Returns the evaluator factories `(options, context) -> evaluator` for `train_jax.task.Task`, by type."""
     model = EvaluatedModel(module, preprocess, distance)
     return {name: functools.partial(evaluator, model) for name, evaluator in CLASSES.items()}

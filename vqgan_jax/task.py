@@ -110,7 +110,8 @@ def complete(config: ConfigDict, stated: ConfigDict) -> None:
         checkpoint = pretrained.open_checkpoint(config.pretrained)
         stated_options = stated.get("model", {})
         options = _rescale_attention(checkpoint.model, stated_options.get("resolution"))
-        adopt(config.model, stated_options, options, "model", free=("resolution", *VQGANOptions.free()), example=_FINETUNE)
+        free_options = ("resolution", *VQGANOptions.free_options())
+        adopt(config.model, stated_options, options, "model", free=free_options, example=_FINETUNE)
         if _continues_discriminator(config, checkpoint):
             stated_options = stated.get("discriminator", {})
             adopt(config.discriminator, stated_options, checkpoint.discriminator[0], "discriminator", example=_FINETUNE)
@@ -154,7 +155,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         init=players.init,
         loss=loss,
         example=ImageExample(augment),
-        evaluators=evaluators.factories(generator, preprocess, players.distance),
+        evaluators=evaluators.make_factories(generator, preprocess, players.distance),
         artifacts={"preprocess.json": preprocess.to_json()},
         pretrained=players.load_pretrained if starts_from_weights else None,
         revise=players.revise,

@@ -19,7 +19,7 @@ from train_jax import inference
 from train_jax.compute import Compute
 from train_jax.data.images import Preprocess
 from train_jax.errors import LoadError
-from train_jax.weights.layout import flat, to_peer
+from train_jax.weights.layout import flatten, to_peer
 from vqgan_jax import model as model_lib
 from vqgan_jax.model import VQGANOptions
 from vqgan_jax.pretrained import diffusers, open_checkpoint, single_file, taming
@@ -132,8 +132,7 @@ class Vqgan:
         if isinstance(images, str | Path | Image.Image):
             raise TypeError(f"images must be a list, not one {type(images).__name__}: write [value]")
         if not isinstance(images, np.ndarray):
-            preprocess = Preprocess(self.size)
-            return np.stack([preprocess.named(x, i) for i, x in enumerate(images)]) if len(images) else self._empty_batch()
+            return Preprocess(self.size).batch(images)
         if images.ndim != 4 or images.shape[-1] != 3 or not (images.dtype == np.uint8 or images.dtype.kind == "f"):
             raise ValueError(
                 f"images must be [n, H, W, 3], uint8 or float in [0, 1], not {images.dtype} {list(images.shape)}"
@@ -149,9 +148,6 @@ class Vqgan:
                 )
             return images.astype(np.float32)
         return images
-
-    def _empty_batch(self) -> np.ndarray:
-        return np.zeros((0, self.size, self.size, 3), np.uint8)
 
 
 class _Programs(NamedTuple):
@@ -189,7 +185,7 @@ def _compile_programs(module: model_lib.Autoencoder) -> _Programs:
 def _fingerprint(options: VQGANOptions, variables: Mapping) -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps(options.identity(), sort_keys=True).encode())
-    leaves = {f"{kind}/{name}": x for kind, tree in variables.items() for name, x in flat(tree).items()}
+    leaves = {f"{kind}/{name}": x for kind, tree in variables.items() for name, x in flatten(tree).items()}
     for name in sorted(leaves):
         leaf = np.ascontiguousarray(leaves[name])
         digest.update(f"{name} {leaf.dtype} {list(leaf.shape)}\n".encode() + leaf.tobytes())
@@ -289,7 +285,7 @@ def _fold_codebook(vq: Vqgan, peer: str, gumbel: bool = False) -> tuple[dict, di
         raise ValueError(
             f"{peer} does not support model.pixels = {model['pixels']!r}: this model cannot be written for it"
         )
-    params = flat(jax.tree.map(np.asarray, vq.variables["params"]))
+    params = flatten(jax.tree.map(np.asarray, vq.variables["params"]))
     if kind == "ema":
         params["quantizer/codebook"] = np.asarray(vq.variables["codebook"]["quantizer"]["points"])
         model["quantizer"]["type"] = "nearest"

@@ -14,7 +14,7 @@ from clip_jax.vision import resize_positions
 from train_jax.data.images import Preprocess
 from train_jax.data.text import AnyTokenizer
 from train_jax.errors import LoadError
-from train_jax.weights.layout import STATS, nested
+from train_jax.weights.layout import STATS, unflatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Checkpoint:
             num_prefix = int("vision/cls" in arrays or positions == "vision/pool/positions")
             arrays[positions] = resize_positions(arrays[positions], shapes[positions][0] - num_prefix, num_prefix)
         scan = any("/blocks/" in path for path in shapes)
-        params = nested({name: x for name, x in arrays.items() if not name.startswith(STATS)}, scan)
-        stats = nested({name.removeprefix(STATS): x for name, x in arrays.items() if name.startswith(STATS)}, False)
+        params = unflatten({name: x for name, x in arrays.items() if not name.startswith(STATS)}, scan)
+        stats = unflatten({name.removeprefix(STATS): x for name, x in arrays.items() if name.startswith(STATS)}, False)
         variables = {"params": params} | ({"batch_stats": stats} if stats else {})
         check_shapes(variables, expected, self.name)
         return variables, name

@@ -9,7 +9,7 @@ from clip_jax.pretrained.checkpoint import Checkpoint
 from train_jax import run_directory
 from train_jax.data.images import Preprocess
 from train_jax.data.text import open_tokenizer
-from train_jax.weights.layout import STATS, flat
+from train_jax.weights.layout import STATS, flatten
 
 _PARAMS_KEY = "clip"  # key of the parameters in a run
 _TOKENIZER, _PREPROCESS = "tokenizer.json", "preprocess.json"
@@ -27,8 +27,8 @@ def open_directory(path: Path, step: int | None = None) -> Checkpoint | None:
 
     def read() -> tuple[dict[str, np.ndarray], str]:
         params, mutable_variables, name = run_directory.load_weights(path, step)
-        stats = {STATS + name: x for name, x in flat(mutable_variables.get("batch_stats", {})).items()}
-        return flat(params[_PARAMS_KEY]) | stats, name
+        stats = {STATS + name: x for name, x in flatten(mutable_variables.get("batch_stats", {})).items()}
+        return flatten(params[_PARAMS_KEY]) | stats, name
 
     return Checkpoint(
         name=str(path),

@@ -13,7 +13,7 @@ from clip_jax.pretrained.image_processor import RESAMPLE
 from train_jax.data.images import Preprocess
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import BOS, EOS, AnyTokenizer
-from train_jax.weights.layout import flat, to_peer
+from train_jax.weights.layout import flatten, to_peer
 
 _THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 # Option values that CLIPModel and SiglipModel of transformers support; other values cannot be saved.
@@ -50,7 +50,7 @@ def save_hf(clip, directory: str | Path) -> None:
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} holds files already; name a new directory")
     table = (list_siglip_entries if kind == "siglip" else list_clip_entries)(module.options.identity())
-    weights = {name: np.array(x, order="C") for name, x in to_peer(flat(clip.variables["params"]), table).items()}
+    weights = {name: np.array(x, order="C") for name, x in to_peer(flatten(clip.variables["params"]), table).items()}
     if kind == "siglip":
         weights |= {name: weights[name].reshape(1) for name in ("logit_scale", "logit_bias")}
     directory.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from dalle_jax.captions import CharBpeCaptions
 from dalle_jax.options import DALLEOptions
 from train_jax.errors import LoadError
 from train_jax.weights import gpt
-from train_jax.weights.layout import Entry, from_peer, nested
+from train_jax.weights.layout import Entry, from_peer, unflatten
 from vqgan_jax.pretrained import taming
 from vqgan_jax.pretrained.checkpoint import convert_errors, read_config
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
@@ -77,7 +77,7 @@ def open_directory(path: Path) -> Stage2Checkpoint | None:
 
     def read() -> tuple[dict, str]:
         tensors = taming.open_state_dict(path / STAGE2)
-        return nested(from_peer(tensors, entries, str(path / STAGE2), _IGNORED), True), str(path)
+        return unflatten(from_peer(tensors, entries, str(path / STAGE2), _IGNORED), True), str(path)
 
     return Stage2Checkpoint(str(path), model, captions, vqgan, side * vqgan.factor, read)
 

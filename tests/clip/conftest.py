@@ -21,6 +21,7 @@ from clip_jax import model as model_lib
 from clip_jax import task as clip_task
 from clip_jax.clip import Clip, load
 from clip_jax.options import CLIPCompute, CLIPOptions
+from tests.trees import set_options
 from train_jax import config as config_lib
 from train_jax.data.images import Preprocess
 from train_jax.data.text import Tokenizer
@@ -144,14 +145,7 @@ def resolve(pairs):
 
     def resolve(**changes) -> ConfigDict:
         config = ConfigDict(SMALL | {"data": {"source": f"folder:{pairs}", "batch_size": 8}})
-        for path, value in changes.items():
-            group = config
-            *parents, key = path.split("__")
-            for parent in parents:
-                if parent not in group:
-                    group[parent] = ConfigDict()
-                group = group[parent]
-            group[key] = value
+        set_options(config, {path.replace("__", "."): value for path, value in changes.items()})
         return config_lib.resolve(config)
 
     return resolve

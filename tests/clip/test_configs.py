@@ -15,7 +15,7 @@ from clip_jax.options import CLIPCompute
 from clip_jax.pretrained.checkpoint import abstract_variables
 from train_jax import config as config_lib
 from train_jax import config_file, optim, sharding
-from train_jax.weights.layout import nested
+from train_jax.weights.layout import unflatten
 
 CONFIGS = config_file.FOLDER / "clip"
 # Counted with transformers 4.57 (CLIPModel, SiglipModel) and openai/CLIP (RN50).
@@ -93,7 +93,7 @@ def test_siglip_decays_as_big_vision_does():
     names = ("vision/positions", "vision/transformer/blocks/mlp_in/kernel", "text/tokens/embedding", "logit_bias")
     names += ("vision/transformer/blocks/norm1/scale", "vision/transformer/blocks/mlp_in/bias")
     rng = np.random.default_rng(0)
-    params = {"clip": nested({name: rng.normal(size=3).astype(np.float32) for name in names}, False)}
+    params = {"clip": unflatten({name: rng.normal(size=3).astype(np.float32) for name in names}, False)}
     grads = jax.tree.map(lambda x: rng.normal(size=3).astype(np.float32), params)
     axes = {sharding.path_name(path): (None,) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
     config.optim.update({"schedule": "constant", "warmup_steps": 0, "clip": 0.0})

@@ -94,7 +94,7 @@ def evaluate(kind, source, weights, devices=8, **options):
     full = evaluators.EVALUATORS[kind].defaults()
     full.update({"batch_size": 10} | options)
     preprocess = Preprocess(4, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    factory = evaluators.factories(Planted(), TOKENIZER, preprocess)[kind]
+    factory = evaluators.make_factories(Planted(), TOKENIZER, preprocess)[kind]
     with jax.set_mesh(context(source, devices).mesh):
         metrics, images = factory(full, context(source, devices))(weights, {})
     assert images == {}
@@ -265,7 +265,7 @@ def test_a_collapsed_model_scores_at_chance(value):
 def test_a_second_evaluation_compiles_nothing(compilations):
     source, weights = Source("s", records(12), NAMES), params()
     where = context(source)
-    factory = evaluators.factories(Planted(), TOKENIZER, Preprocess(4))
+    factory = evaluators.make_factories(Planted(), TOKENIZER, Preprocess(4))
     probe = evaluators.EVALUATORS["linear_probe"].defaults()
     probe.train_split = "test"
     made = [factory[kind](evaluators.EVALUATORS[kind].defaults(), where) for kind in ("zero_shot", "retrieval")]
@@ -286,13 +286,13 @@ def test_labels_and_captions_are_read_without_pictures():
         def __getitem__(self, index):
             raise AssertionError("a picture is read before it is needed")
 
-        def described(self, index):
+        def metadata(self, index):
             looked.append(index)
             return {"captions": rows[index]["captions"], "label": rows[index]["label"]}
 
     source = Source("s", Apart(rows), NAMES, is_true=lambda caption, record: caption in record["captions"])
     where = context(source)
-    factory = evaluators.factories(Planted(), TOKENIZER, Preprocess(4))
+    factory = evaluators.make_factories(Planted(), TOKENIZER, Preprocess(4))
     for kind in ("zero_shot", "retrieval", "linear_probe"):
         options = evaluators.EVALUATORS[kind].defaults()
         if kind == "linear_probe":

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 import clip_jax
 import train_jax
 from clip_jax import task as clip_task
+from tests.trees import set_options
 from train_jax import config as config_lib
 from train_jax import sharding
 
@@ -28,15 +29,7 @@ def finetuning(pairs):
         config = ConfigDict({"task": "clip_jax.task", "steps": 2, "pretrained": str(GOLDEN / kind), "log_every": 1})
         config.data = ConfigDict({"source": f"folder:{pairs}", "batch_size": 8})
         config.optim = ConfigDict({"lr": 1e-3, "schedule": "constant"})
-        for path, value in (changes or {}).items():
-            *groups, key = path.split(".")
-            part = config
-            for group in groups:
-                if group not in part:
-                    part[group] = ConfigDict()
-                part = part[group]
-            part[key] = value
-        return config
+        return set_options(config, changes or {})
 
     return make
 

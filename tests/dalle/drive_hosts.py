@@ -66,7 +66,7 @@ def figures(folder: Path, codes: Path) -> dict[str, np.ndarray]:
         metrics, _ = task.evaluators["likelihood"](settings.evals.test, context)(params, {})
         results = {f"likelihood/{name}": np.asarray(value) for name, value in metrics.items()}
         results |= task.evaluators["samples"](settings.evals.look, context)(params, {})[1]
-        metrics, images = evaluators.factories(prior)["samples"](sample, context)(prior_params, {})
+        metrics, images = evaluators.make_factories(prior)["samples"](sample, context)(prior_params, {})
     return results | {"prior": images["samples"], "prior/distinct": np.asarray(metrics["distinct_codes"])}
 
 

@@ -23,13 +23,13 @@ def test_pads_after_the_end_are_their_positions(captions):
         assert list(row[: end + 1]) == list(before[: end + 1])
         assert list(row[end + 1 :]) == [captions.tokenizer.vocab_size + i for i in range(end + 1, 8)]
     assert not truncated.any() and rows.max() < captions.vocabulary_size
-    np.testing.assert_array_equal(captions.scored(rows), rows < captions.tokenizer.vocab_size)
+    np.testing.assert_array_equal(captions.likelihood_mask(rows), rows < captions.tokenizer.vocab_size)
     np.testing.assert_array_equal(captions.null, rows[2])
 
 
 def test_a_caption_that_is_too_long_is_truncated_and_keeps_its_end(captions, caplog):
     rows, truncated = captions.encode_flagged(["a red circle and a blue star and a green ring"])
-    assert truncated.all() and rows[0, -1] == captions.tokenizer.eos_id and captions.scored(rows).all()
+    assert truncated.all() and rows[0, -1] == captions.tokenizer.eos_id and captions.likelihood_mask(rows).all()
     captions.encode(["a star", "a red circle and a blue star"])
     assert "1 of 2 prompt(s) are longer than the 8 tokens this model reads and were cut" in caplog.text
 
@@ -52,7 +52,7 @@ def test_training_sees_any_caption_and_evaluations_the_first(captions):
 
 def test_evaluations_sample_the_first_captions_of_a_source(captions):
     source = sources.Source("some", [{"captions": [text, "another"]} for text in TEXTS])
-    assert captions.of_source(source, 2) == TEXTS[:2] and captions.of_source(source, 9) == TEXTS
+    assert captions.from_source(source, 2) == TEXTS[:2] and captions.from_source(source, 9) == TEXTS
 
 
 def test_merges_are_dropped_in_training_only(captions):

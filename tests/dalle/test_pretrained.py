@@ -30,7 +30,7 @@ def test_prompts_become_the_same_tokens(model, outputs):
     rows, truncated = model.condition.encode_flagged(prompts)
     np.testing.assert_array_equal(rows, outputs["text"])
     assert truncated.tolist() == [False, True, False]
-    assert model.condition.scored(rows)[:, :3].tolist() == [[True] * 3, [True] * 3, [False] * 3]
+    assert model.condition.likelihood_mask(rows)[:, :3].tolist() == [[True] * 3, [True] * 3, [False] * 3]
 
 
 def test_logits_are_those_of_the_peer(model, outputs):

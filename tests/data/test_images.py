@@ -243,7 +243,7 @@ def test_damaged_pil_pictures_are_broken_samples():
 def test_pictures_of_no_pixels_are_broken_samples(nothing):
     for mode in ("crop", "squash"):
         with pytest.raises(BrokenSample, match="image 3: [05] x [05] pixels: the image is empty"):
-            Preprocess(8, mode).named(nothing, 3)
+            Preprocess(8, mode).batch([nothing], 3)
 
 
 @pytest.mark.parametrize("nothing", [None, 7, ["a.png"]])
@@ -251,7 +251,7 @@ def test_what_is_no_picture_is_named(nothing):
     jaxtyping.config.update("jaxtyping_disable", True)  # what annotations say is checked in tests alone
     try:
         with pytest.raises(DataError, match="image 0: an image must be a path, .* not (NoneType|int|list)"):
-            Preprocess(8).named(nothing, 0)
+            Preprocess(8).batch([nothing])
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
 

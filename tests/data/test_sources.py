@@ -604,5 +604,5 @@ def test_records_are_described_without_reading_their_pictures(tmp_path, monkeypa
     sizes, pread = [], os.pread
     monkeypatch.setattr(os, "pread", lambda file, size, offset: sizes.append(size) or pread(file, size, offset))
     for index, record in enumerate(full):
-        assert source.described(index) == {key: value for key, value in record.items() if key != "image"}
+        assert source.metadata(index) == {key: value for key, value in record.items() if key != "image"}
     assert sizes == [32], "the caption alone"

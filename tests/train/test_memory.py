@@ -12,8 +12,8 @@ from train_jax.errors import ConfigError
 
 def test_an_accelerator_tells_what_it_has_left():
     stats = {"bytes_limit": 80, "bytes_in_use": 30}
-    assert memory.free(mock.Mock(spec=jax.Device, platform="gpu", memory_stats=lambda: stats)) == 50
-    assert memory.free(mock.Mock(spec=jax.Device, platform="tpu", memory_stats=lambda: None)) is None
+    assert memory.free_bytes(mock.Mock(spec=jax.Device, platform="gpu", memory_stats=lambda: stats)) == 50
+    assert memory.free_bytes(mock.Mock(spec=jax.Device, platform="tpu", memory_stats=lambda: None)) is None
 
 
 def test_a_cpu_s_devices_share_what_the_system_and_the_container_leave(tmp_path, monkeypatch):
@@ -22,9 +22,9 @@ def test_a_cpu_s_devices_share_what_the_system_and_the_container_leave(tmp_path,
         (tmp_path / name).write_text(text)
         monkeypatch.setattr(memory, name, tmp_path / name)
     device = jax.local_devices()[0]
-    assert memory.free(device) == 800 * 1024 // jax.local_device_count()
+    assert memory.free_bytes(device) == 800 * 1024 // jax.local_device_count()
     (tmp_path / "_LIMIT").write_text("10240\n")
-    assert memory.free(device) == 9 * 1024 // jax.local_device_count()
+    assert memory.free_bytes(device) == 9 * 1024 // jax.local_device_count()
     with pytest.raises(ConfigError, match="a step takes 1.0 GiB per device, and 0.0 GiB are free: take less"):
         memory.require(2**30, device, "a step takes", "take less")
     memory.require(1, device, "a step takes", "take less")

@@ -29,7 +29,7 @@ def test_small_pictures_are_enlarged_for_people():
 
 @pytest.mark.parametrize("count, columns, lengths", [(5, None, [3, 2]), (9, None, [3, 3, 3]), (5, 2, [2, 2, 1])])
 def test_pictures_in_rows(count, columns, lengths):
-    rows = pictures.in_rows([plain(i) for i in range(count)], columns)
+    rows = pictures.split_into_rows([plain(i) for i in range(count)], columns)
     assert [len(row) for row in rows] == lengths
     assert [picture[0, 0, 0] for row in rows for picture in row] == list(range(count))
 

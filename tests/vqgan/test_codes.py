@@ -85,7 +85,7 @@ class Described(Sequence):
     def __len__(self):
         return COUNT
 
-    def described(self, index):
+    def metadata(self, index):
         return {key: value for key, value in RECORDS[index].items() if key != "image"}
 
     def __getitem__(self, index):

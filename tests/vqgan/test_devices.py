@@ -1,17 +1,11 @@
 """A whole model's updates on eight devices are those of one device."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+
+from tests.trees import assert_close
 
 EVERYTHING = {"discriminator.norm": "batch", "loss.lecam": 0.1, "loss.r1": 0.1}
 EVERYTHING |= {"model.quantizer.type": "ema", "codebook.revive": 2, "codebook.start": "kmeans"}
-
-
-def assert_close(actual, expected, tolerance):
-    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=tolerance * scale, rtol=1e-4, err_msg=jax.tree_util.keystr(path))
 
 
 def test_eight_devices_compute_what_one_does(run_steps):

@@ -12,6 +12,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from tests.trees import assert_close
 from train_jax.compute import Compute
 from train_jax.data.images import normalize
 from vqgan_jax import discriminator, model, task
@@ -85,12 +86,6 @@ def textbook(c: ConfigDict, batch, params, extra, kind: str):
         params["discriminator"]
     )
     return {"generator": generator_grads, "discriminator": discriminator_grads}, weight
-
-
-def assert_close(actual, expected, tolerance=1e-5):
-    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=tolerance * scale, rtol=1e-4, err_msg=jax.tree_util.keystr(path))
 
 
 def check_textbook(c: ConfigDict, batch, params, extra, kind: str, metrics, grads) -> None:

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import vqgan_jax
+from tests.trees import assert_close
 from vqgan_jax import averaging, codebook, quantize
 
 pytestmark = pytest.mark.usefixtures("small_coders")
@@ -25,12 +26,6 @@ EMA = {
     "ema.decay": 0.9,
     "ema.players": ("generator",),
 } | WITHOUT_DISCRIMINATOR
-
-
-def assert_close(actual, expected, tolerance):
-    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=tolerance * scale, rtol=1e-4, err_msg=jax.tree_util.keystr(path))
 
 
 def test_eight_devices_compute_what_one_does_with_a_codebook_of_unit_norm(run_steps):

@@ -9,7 +9,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -241,16 +241,19 @@ class Preprocess:
                 image = center_crop(resize_shortest(image, self.size, self.interpolation), self.size, round_half)
         return np.asarray(image)
 
-    def named(
-        self, image: Image.Image | np.ndarray | bytes | str | os.PathLike, index: int
-    ) -> UInt8[np.ndarray, "size size 3"]:
-        """Preprocesses an image like `__call__`; error messages start with its path or index."""
-        try:
-            return self(image)
-        except (BrokenSample, DataError) as error:
-            name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
-            message = str(error)
-            raise type(error)(message if message.startswith(name) else f"{name}: {message}") from error
+    def batch(
+        self, images: Sequence[Image.Image | np.ndarray | bytes | str | os.PathLike], start: int = 0
+    ) -> UInt8[np.ndarray, "n size size 3"]:
+        """Preprocesses several images, the first of which has the index `start`; errors name the path or the index."""
+        batch = np.empty((len(images), self.size, self.size, 3), np.uint8)
+        for row, image in enumerate(images):
+            try:
+                batch[row] = self(image)
+            except (BrokenSample, DataError) as error:
+                name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {start + row}"
+                message = str(error)
+                raise type(error)(message if message.startswith(name) else f"{name}: {message}") from error
+        return batch
 
     def to_json(self) -> str:
         """Formats the preprocessing as JSON, the content of `preprocess.json`."""

@@ -49,10 +49,10 @@ class Mixed(Sequence):
         source, position = self._locate(index)
         return source[position]
 
-    def described(self, index: int):
+    def metadata(self, index: int):
         """Returns a record without its image."""
         source, position = self._locate(index)
-        return source.described(position)
+        return source.metadata(position)
 
     def _locate(self, index: int) -> tuple:
         """Returns the source of a record and its index in the source."""

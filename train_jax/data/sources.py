@@ -59,9 +59,9 @@ class Source:
     def __getitem__(self, index: int) -> Mapping:
         return self.records[index]
 
-    def described(self, index: int) -> Mapping:
+    def metadata(self, index: int) -> Mapping:
         """Returns a record without its image; avoids reading the image if it is stored separately."""
-        record = getattr(self.records, "described", self.records.__getitem__)(index)
+        record = getattr(self.records, "metadata", self.records.__getitem__)(index)
         return {key: value for key, value in record.items() if key != "image"}
 
 
@@ -128,7 +128,7 @@ def select_readable(source: Source, max_broken: float) -> Source:
     if broken:
         log.warning("%s: evaluated without %d image(s) that cannot be read: %s", source.name, len(broken), broken[0])
     name = f"{source.name}, {len(indices)} readable" if broken else source.name
-    return dataclasses.replace(source, name=name, records=_Mapped(indices, source.__getitem__, source.described))
+    return dataclasses.replace(source, name=name, records=_Mapped(indices, source.__getitem__, source.metadata))
 
 
 def _open_mixture(name: str, split: str, **options) -> Source:
@@ -239,8 +239,8 @@ def _open_data_source(builder, name: str, split: str, image: str):
 class _Mapped(Sequence):
     """Lazy sequence that applies a function to an item on access. The default `id` of a record is its index."""
 
-    def __init__(self, rows, function: Callable, described: Callable | None = None):
-        self._rows, self._function, self._described = rows, function, described or function
+    def __init__(self, rows, function: Callable, metadata: Callable | None = None):
+        self._rows, self._function, self._metadata = rows, function, metadata or function
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -248,9 +248,9 @@ class _Mapped(Sequence):
     def __getitem__(self, index: int) -> dict:
         return self._make(index, self._function)
 
-    def described(self, index: int) -> dict:
+    def metadata(self, index: int) -> dict:
         """Returns the item at `index` without its image, if possible without reading the image."""
-        return self._make(index, self._described)
+        return self._make(index, self._metadata)
 
     def _make(self, index: int, function: Callable) -> dict:
         """Applies `function` to the item at `index` and adds the default id."""
@@ -267,21 +267,21 @@ def _open_folder(name: str, split: str, data_dir: str | None, templates: Sequenc
     folder = paths.path(name)
     captions_of = folders.read(folder)
 
-    def described(name: str) -> dict:
+    def metadata(name: str) -> dict:
         return {"captions": captions_of[name], "id": name}
 
     def record(name: str) -> dict:
-        return {"image": files.read_bytes(folder / name)} | described(name)
+        return {"image": files.read_bytes(folder / name)} | metadata(name)
 
     names = _select_split(list(captions_of), split, f"folder:{folder}")
-    return Source(f"folder:{folder}:{split}", _Mapped(names, record, described))
+    return Source(f"folder:{folder}:{split}", _Mapped(names, record, metadata))
 
 
 def _open_webdataset(pattern: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:
     """Opens tars of captioned images."""
     tars = Tars(pattern)
     indices = _select_split(range(len(tars)), split, f"webdataset:{pattern}")
-    return Source(f"webdataset:{pattern}:{split}", _Mapped(indices, tars.__getitem__, tars.described))
+    return Source(f"webdataset:{pattern}:{split}", _Mapped(indices, tars.__getitem__, tars.metadata))
 
 
 def _select_split(names: Sequence, split: str, source_name: str) -> list:

@@ -89,9 +89,9 @@ class Tars(Sequence):
 
     def __getitem__(self, index: int) -> dict:
         sample = self._samples[index]
-        return {"image": self._read_member(sample.tar, sample.image, self._name(sample))} | self.described(index)
+        return {"image": self._read_member(sample.tar, sample.image, self._name(sample))} | self.metadata(index)
 
-    def described(self, index: int) -> dict:
+    def metadata(self, index: int) -> dict:
         """Returns a record without its image, and without reading the image."""
         sample = self._samples[index]
         name = self._name(sample)

@@ -38,6 +38,6 @@ def _captions(source: sources.Source, max_records: int) -> Iterator[str]:
     """Yields the captions of evenly spaced records; skips broken records."""
     for index in np.unique(np.linspace(0, len(source) - 1, min(max_records, len(source))).astype(int)):
         try:
-            yield from source.described(int(index))["captions"]
+            yield from source.metadata(int(index))["captions"]
         except BrokenSample as error:
             log.warning("%s: %s", source.name, error)

@@ -156,7 +156,7 @@ def to_peer(params: Mapping[str, np.ndarray], entries: Sequence[Entry]) -> dict[
     return tensors | {name: np.concatenate(parts) for name, parts in qkv_parts.items()}
 
 
-def nested(flat: Mapping[str, np.ndarray], scan: bool) -> dict:
+def unflatten(flat: Mapping[str, np.ndarray], scan: bool) -> dict:
     """Builds the parameter tree of a model from a flat dict. If `scan`, the blocks of transformers are stacked."""
     if scan:
         flat = _stack_blocks(flat)
@@ -170,7 +170,7 @@ def nested(flat: Mapping[str, np.ndarray], scan: bool) -> dict:
     return tree
 
 
-def flat(tree: Mapping) -> dict[str, np.ndarray]:
+def flatten(tree: Mapping) -> dict[str, np.ndarray]:
     """Flattens the parameter tree of a stacked or unrolled model to a dict with unrolled names."""
     params: dict[str, np.ndarray] = {}
 

@@ -340,7 +340,7 @@ def _group_class(annotation: Any) -> type[Group]:
 GROUPS = {field.name: _group_class(field.type) for field in dataclasses.fields(Options)}
 FIELDS = {field.name: field for group in GROUPS.values() for field in dataclasses.fields(group)}
 TRACED = tuple(name for name, field in FIELDS.items() if "traced" in field.metadata)
-FREE = tuple(name for group in GROUPS.values() for name in group.free())  # options that do not change the trajectory
+FREE = tuple(name for group in GROUPS.values() for name in group.free_options())  # options that do not change the trajectory
 _DEFAULTS = {name: field.default for name, field in FIELDS.items()}
 
 

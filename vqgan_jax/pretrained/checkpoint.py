@@ -13,7 +13,7 @@ import numpy as np
 
 from train_jax.compute import Compute
 from train_jax.errors import LoadError
-from train_jax.weights.layout import flat
+from train_jax.weights.layout import flatten
 from vqgan_jax import model as model_lib
 
 
@@ -75,7 +75,7 @@ class Checkpoint:
             abstract = abstract_variables(module)
         variables, name = self.read()
         expected, actual = (
-            {f"{kind}/{path}": tuple(x.shape) for kind, part in tree.items() for path, x in flat(part).items()}
+            {f"{kind}/{path}": tuple(x.shape) for kind, part in tree.items() for path, x in flatten(part).items()}
             for tree in (abstract, variables)
         )
         mismatches = [

@@ -11,7 +11,7 @@ from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
 
 from train_jax.errors import LoadError
-from train_jax.weights.layout import Entry, from_peer, nested
+from train_jax.weights.layout import Entry, from_peer, unflatten
 from vqgan_jax.pretrained import taming
 from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors, read_config
 
@@ -32,7 +32,7 @@ def open_directory(path: Path) -> Checkpoint | None:
             tensors = {".".join(name): np.asarray(x) for name, x in flatten_dict(tree).items()}
         except Exception as error:  # msgpack's exceptions have no common base class
             raise LoadError(f"{path / WEIGHTS} cannot be read: {type(error).__name__}: {error}") from error
-        return {"params": nested(from_peer(tensors, build_entries(model), str(path)), False)}, str(path)
+        return {"params": unflatten(from_peer(tensors, build_entries(model), str(path)), False)}, str(path)
 
     return Checkpoint(name=str(path), format="dalle-mini", model=model, read=read)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from train_jax.errors import LoadError
-from train_jax.weights.layout import Entry, from_peer, nested
+from train_jax.weights.layout import Entry, from_peer, unflatten
 from train_jax.weights.tensors import open_tensors
 from vqgan_jax.pretrained import taming
 from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors, read_config
@@ -45,7 +45,7 @@ def open_directory(path: Path) -> Checkpoint | None:
     tensors = {_modernize_name(name): x for name, x in open_tensors(weights).items()}
 
     def read() -> tuple[dict, str]:
-        return {"params": nested(from_peer(tensors, build_entries(model), str(weights)), False)}, str(path)
+        return {"params": unflatten(from_peer(tensors, build_entries(model), str(weights)), False)}, str(path)
 
     return Checkpoint(name=str(path), format="diffusers VQModel", model=model, read=read)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from train_jax.errors import LoadError
-from train_jax.weights.layout import Entry, from_peer, nested
+from train_jax.weights.layout import Entry, from_peer, unflatten
 from train_jax.weights.tensors import Tensor, open_tensors
 from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors
 
@@ -25,7 +25,7 @@ def open_directory(path: Path) -> Checkpoint | None:
         model = _infer_config(tensors, path)
 
     def read() -> tuple[dict, str]:
-        return {"params": nested(from_peer(tensors, build_entries(model), str(path)), False)}, str(path)
+        return {"params": unflatten(from_peer(tensors, build_entries(model), str(path)), False)}, str(path)
 
     return Checkpoint(name=str(path), format="OpenAI's dVAE", model=model, read=read)
 

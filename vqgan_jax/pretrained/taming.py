@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from train_jax.errors import LoadError
-from train_jax.weights.layout import Entry, from_peer, nested
+from train_jax.weights.layout import Entry, from_peer, unflatten
 from train_jax.weights.tensors import Tensor, open_tensors
 from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors, read_config
 
@@ -77,7 +77,7 @@ def build_checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoin
         model = convert_config(config, path)
 
     def read() -> tuple[dict, str]:
-        return {"params": nested(from_peer(tensors, build_entries(model), str(path), _IGNORED), False)}, str(path)
+        return {"params": unflatten(from_peer(tensors, build_entries(model), str(path), _IGNORED), False)}, str(path)
 
     discriminator = _find_discriminator(tensors, path)
     return Checkpoint(

@@ -11,7 +11,7 @@ import numpy as np
 
 from train_jax.errors import LoadError
 from train_jax.weights import gpt
-from train_jax.weights.layout import Entry, from_peer, nested
+from train_jax.weights.layout import Entry, from_peer, unflatten
 from vqgan_jax.pretrained import taming
 from vqgan_jax.pretrained.checkpoint import convert_errors
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
@@ -65,7 +65,7 @@ def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
     variables, name = first.variables(first.module())
     vqgan = Vqgan.assemble(first.model, variables, name)
     condition = ClassCondition(classes, droppable=not classes)
-    tree = nested(params, True)
+    tree = unflatten(params, True)
     return Stage2Checkpoint(str(path), options, condition, vqgan, side * vqgan.factor, lambda: (tree, str(path)))
 
 

@@ -51,10 +51,10 @@ class Condition(Protocol):
         `rng` is None in evaluations, which use the first condition of a record.
         """
 
-    def of_source(self, source, count: int) -> list[Any]:
+    def from_source(self, source, count: int) -> list[Any]:
         """Returns the first `count` conditions of a source, to sample images from."""
 
-    def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
+    def likelihood_mask(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
         """Returns the mask of tokens that count in the likelihood of a condition."""
 
 
@@ -106,8 +106,8 @@ class ClassCondition:
             raise BrokenSample(f"label {label}, where config.model.classes = {self.classes}")
         return {"condition": np.array([label if label >= 0 else self.classes], np.int32)}
 
-    def of_source(self, source, count: int) -> list[int | None]:
+    def from_source(self, source, count: int) -> list[int | None]:
         return [i % self.classes if self.classes else None for i in range(count)]
 
-    def scored(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
+    def likelihood_mask(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
         return tokens >= 0

@@ -75,7 +75,7 @@ class EvaluatedModel:
     records: Callable
 
 
-def factories(stage: EvaluatedModel) -> Mapping[str, Callable]:
+def make_factories(stage: EvaluatedModel) -> Mapping[str, Callable]:
     """Returns the evaluator factories `(options, context) -> evaluator`, by type."""
     return {"likelihood": functools.partial(Likelihood, stage), "samples": functools.partial(Samples, stage)}
 
@@ -119,7 +119,7 @@ class Likelihood:
         condition_nats, code_nats = negative_log_likelihoods(module, logits, tokens, codes)
         values = {"code_nats": jnp.mean(code_nats, axis=1)}
         if condition_nats is not None:
-            scored = self._stage.condition.scored(tokens[:, 1:])
+            scored = self._stage.condition.likelihood_mask(tokens[:, 1:])
             values["condition_nats"] = jnp.sum(condition_nats * scored, axis=1)
             values["condition_tokens"] = jnp.sum(scored, axis=1)
         return values
@@ -183,7 +183,7 @@ class Samples:
         check_sampling(options, stage)
         self._stage = stage
         source = context.source(options.source, options.split)
-        conditions = list(options.conditions) or stage.condition.of_source(source, options.rows)
+        conditions = list(options.conditions) or stage.condition.from_source(source, options.rows)
         self._sampler = Sampler(stage, options, context, conditions)
         self._features = open_features(options.features) if options.features else None
         if self._features is not None:

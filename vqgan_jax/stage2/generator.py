@@ -24,7 +24,7 @@ from train_jax import inference
 from train_jax.compute import TransformerCompute
 from train_jax.data.images import Preprocess, decode
 from train_jax.errors import ConfigError, LoadError, in_float32
-from train_jax.weights.layout import flat
+from train_jax.weights.layout import flatten
 from vqgan_jax.stage2 import model as model_lib
 from vqgan_jax.stage2 import sampling
 from vqgan_jax.stage2.condition import Condition
@@ -104,7 +104,7 @@ class CodeGenerator:
             raise LoadError(f"{name}: weights and configuration belong to different models:\n  " + "\n  ".join(lines))
         digest = hashlib.sha256(f"{vqgan.fingerprint} {condition.fingerprint} {size}".encode())
         digest.update(json.dumps(options.identity(), sort_keys=True).encode())
-        for key, leaf in sorted(flat(params).items()):
+        for key, leaf in sorted(flatten(params).items()):
             digest.update(f"{key} {leaf.dtype} {list(leaf.shape)}\n".encode() + np.ascontiguousarray(leaf).tobytes())
         variables = inference.on_devices(round_kernels(params, module.dtype))
         return cls(module, variables, condition, vqgan, size, digest.hexdigest(), name)
@@ -289,9 +289,7 @@ class CodeGenerator:
 
     def _encode_images(self, images: ImageInputs) -> Int32[np.ndarray, "n h w"]:
         if not isinstance(images, np.ndarray):
-            preprocess = Preprocess(self.size)
-            arrays = [preprocess.named(x, i) for i, x in enumerate(images)]
-            images = np.stack(arrays) if arrays else np.zeros((0, self.size, self.size, 3), np.uint8)
+            images = Preprocess(self.size).batch(images)
         if images.shape[1:3] != (self.size, self.size):
             raise ValueError(f"images of {images.shape[1]} x {images.shape[2]} pixels; this model needs {self.size}")
         return self.vqgan.encode(images)

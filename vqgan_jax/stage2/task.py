@@ -139,7 +139,7 @@ def make(
         init=init,
         loss=loss,
         example=StreamExample(condition, None if config.codes.cached else augment),
-        evaluators=evaluators.factories(stage) | (more_evaluators(stage) if more_evaluators else {}),
+        evaluators=evaluators.make_factories(stage) | (more_evaluators(stage) if more_evaluators else {}),
         artifacts={**(artifacts or {}), VQGAN: vqgan_lib.to_bytes(vq)},
         records=records if config.codes.cached else None,
         pretrained=None if config.codes.cached else load_frozen_vqgan,
@@ -167,7 +167,7 @@ def make_loss(module: CodeTransformer, condition: Condition, config: ConfigDict)
         metrics = {"bits_per_code": code_loss / NATS_PER_BIT, "accuracy": accuracy}
         if condition_nats is None:
             return code_loss, metrics
-        scored = condition.scored(tokens[:, 1:]) & ~is_dropped[:, None]
+        scored = condition.likelihood_mask(tokens[:, 1:]) & ~is_dropped[:, None]
         condition_loss = jnp.sum(condition_nats * scored) / jnp.maximum(jnp.sum(scored), 1)
         metrics[f"bits_per_{condition.kind}_token"] = condition_loss / NATS_PER_BIT
         return config.loss.condition * condition_loss + config.loss.codes * code_loss, metrics

@@ -45,24 +45,24 @@ def test_the_direction_of_a_motion():
 def test_a_still_story_is_one_long_painting(vq, clip):
     # Without motion and with the same scene throughout, the frames are the snapshots of a painting.
     motion = Motion(frames=2, frame_steps=1)
-    found = guided.animate(vq, clip, SCENE, motion=motion, seed=2, **FEW)
+    animated = guided.animate(vq, clip, SCENE, motion=motion, seed=2, **FEW)
     plain = guided.paint(vq, clip, SCENE, seed=2, **FEW | {"steps": 3, "save_every": 1})
-    np.testing.assert_array_equal(found.frames, plain.snapshots[0, 1:])
-    np.testing.assert_allclose(found.losses.ravel(), plain.losses[0, 1:], rtol=1e-6)
+    np.testing.assert_array_equal(animated.frames, plain.snapshots[0, 1:])
+    np.testing.assert_allclose(animated.losses.ravel(), plain.losses[0, 1:], rtol=1e-6)
 
 
 def test_every_frame_of_a_motion_starts_from_the_moved_picture(vq, clip):
     previews = []
     motion = Motion(frames=2, frame_steps=1, blend=1, zoom=1.3, turn=5.0)
     options = FEW | {"lr": 1e-6}  # the optimiser changes nothing
-    found = guided.animate(vq, clip, STORY, motion=motion, preview=lambda *now: previews.append(now), **options)
-    assert found.frames.shape == (4, 16, 16, 3) and found.losses.shape == (4, 1)
+    animated = guided.animate(vq, clip, STORY, motion=motion, preview=lambda *now: previews.append(now), **options)
+    assert animated.frames.shape == (4, 16, 16, 3) and animated.losses.shape == (4, 1)
     assert [index for index, _ in previews] == [0, 1, 2, 3]
-    frame = found.frames[0].astype(np.float32) / 255
+    frame = animated.frames[0].astype(np.float32) / 255
     moved = np.asarray(animation._warp(frame, animation.frame_homography(motion, (16, 16))))
     expected = np.round(255 * vq.reconstruct(np.clip(moved, 0, 1)[None])[0]).astype(int)
-    np.testing.assert_allclose(found.frames[1].astype(int), expected, atol=1)
-    np.testing.assert_array_equal(previews[3][1], found.frames[3])
+    np.testing.assert_allclose(animated.frames[1].astype(int), expected, atol=1)
+    np.testing.assert_array_equal(previews[3][1], animated.frames[3])
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +77,10 @@ def test_an_overlay_stays_while_the_picture_moves(vq, clip, layer):
     start = {"lr": 1e-6, "init_image": np.full((16, 16, 3), 128, np.uint8)}  # the optimiser changes nothing
     bare = guided.animate(vq, clip, STORY, motion=Motion(frames=1, frame_steps=1, right=0.5), **FEW, **start)
     motion = Motion(frames=1, frame_steps=2, right=0.5)
-    found = guided.animate(vq, clip, STORY, motion=motion, overlay=layer, **PULLED, **start)
+    animated = guided.animate(vq, clip, STORY, motion=motion, overlay=layer, **PULLED, **start)
     is_covered = np.zeros((16, 16), bool)
     is_covered[6:10, 6:10] = True
-    for frame, plain in zip(found.frames, bare.frames, strict=True):
+    for frame, plain in zip(animated.frames, bare.frames, strict=True):
         assert (frame[is_covered] == (250, 10, 60)).all()
         np.testing.assert_array_equal(frame[~is_covered], plain[~is_covered])
 

@@ -83,16 +83,16 @@ def test_lists_of_prompts_make_a_grid_and_a_folder(model_flags, loaded, tmp_path
     folder = tmp_path / "each"
     arguments = (f"@{tmp_path / 'prompts.txt'}", *model_flags, *FEW, "--n", 2, "--seed", 5, "--folder", folder)
     assert call("paint", *arguments, "--out", tmp_path / "grid.png", "--video", tmp_path / "v.gif") == 0
-    found = guided.paint(*loaded, ["a red star", "a blue circle"], seed=5, n=2, progress=False, **SAME).images
+    painted = guided.paint(*loaded, ["a red star", "a blue circle"], seed=5, n=2, progress=False, **SAME).images
     assert pixels(tmp_path / "grid.png").shape == (8 * 34, 8 * 34, 3)
     names = [f"{p:04d}-{i:04d}.png" for p in range(2) for i in range(2)]
     assert sorted(file.name for file in folder.iterdir()) == names
-    for name, image in zip(names, found, strict=True):
+    for name, image in zip(names, painted, strict=True):
         np.testing.assert_array_equal(pixels(folder / name), image)
     about = metadata.read(folder / names[3])
     assert (about["prompts"], about["seed"], about["n"], about["only"]) == (["a red star", "a blue circle"], 5, 2, 3)
     assert call("paint", "--repeat", folder / names[3], "--out", tmp_path / "again.png") == 0
-    np.testing.assert_array_equal(pixels(tmp_path / "again.png"), found[3])
+    np.testing.assert_array_equal(pixels(tmp_path / "again.png"), painted[3])
     assert metadata.read(tmp_path / "again.png") == about
     assert (tmp_path / "v.gif").stat().st_size > 0
 
@@ -126,8 +126,8 @@ def test_a_story_is_a_video(model_flags, tmp_path):
     motion = ("--frames", 2, "--blend", 1, "--frame-steps", 1, "--zoom", 1.1)
     out = tmp_path / "last.png"
     assert call("paint", "a star ^ a circle", *model_flags, *ANIMATED, *motion, "--video", video, "--out", out) == 0
-    with Image.open(video) as found:
-        assert found.n_frames == 4 and found.size == (128, 128)
+    with Image.open(video) as image:
+        assert image.n_frames == 4 and image.size == (128, 128)
     assert call("paint", "--repeat", out, "--out", tmp_path / "again.png") == 0
     np.testing.assert_array_equal(pixels(tmp_path / "again.png"), pixels(out))
 

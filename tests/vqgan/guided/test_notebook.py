@@ -16,7 +16,7 @@ def outputs(vq, clip, other_clip, tmp_path_factory, run_notebook):
     vqgan_jax.save(vq, folder / "vqgan.safetensors")
     clip_jax.save_hf(clip, folder / "clip")
     clip_jax.save_hf(other_clip, folder / "judge")
-    paths = {"VQGAN_RUN": folder / "vqgan.safetensors", "CLIP_RUN": folder / "clip", "JUDGE_RUN": folder / "judge"}
+    paths = {"VQGAN_RUN": folder / "vqgan.safetensors", "CLIP_RUN": folder / "clip", "HELD_OUT_RUN": folder / "judge"}
     return run_notebook("vqgan_clip.ipynb", PAINT_STEPS="2", **{name: str(path) for name, path in paths.items()})
 
 

@@ -98,11 +98,11 @@ def test_a_loss_that_is_not_finite_ends_the_painting(vq, clip):
 
 
 def test_bfloat16_differs_from_float32_by_rounding(bfloat16_models, simple):
-    found = guided.paint(*bfloat16_models, SCENE, **SIMPLE)
-    assert found.latents.dtype == found.losses.dtype == np.float32 and found.images.std() > 3
+    painted = guided.paint(*bfloat16_models, SCENE, **SIMPLE)
+    assert painted.latents.dtype == painted.losses.dtype == np.float32 and painted.images.std() > 3
     # Cosines of 8 numbers are off by some 2^-7; then Adam moves by signs, and single codes fall to another side.
-    np.testing.assert_allclose(found.losses[0, 0], simple.losses[0, 0], atol=0.03)
-    np.testing.assert_allclose(found.losses, simple.losses, atol=0.15)
+    np.testing.assert_allclose(painted.losses[0, 0], simple.losses[0, 0], atol=0.03)
+    np.testing.assert_allclose(painted.losses, simple.losses, atol=0.15)
 
 
 def test_what_is_returned(vq, plain):
@@ -122,11 +122,11 @@ def test_the_seed_decides(vq, clip, plain):
 
 def test_cuts_are_split_over_eight_devices(models_on_all_devices, simple):
     assert jax.device_count() == 8
-    found = guided.paint(*models_on_all_devices, SCENE, **SIMPLE)
+    painted = guided.paint(*models_on_all_devices, SCENE, **SIMPLE)
     jobs = [painting.Job(parse_scene(SCENE), 0, options.resolve({"cuts": 8}))]
     assert painting.Painter(*models_on_all_devices, jobs)._make_static_config(8, False).split == "cuts"
-    np.testing.assert_allclose(found.losses, simple.losses, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found.latents, simple.latents, atol=1e-4)
+    np.testing.assert_allclose(painted.losses, simple.losses, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(painted.latents, simple.latents, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +137,9 @@ def paint_with_two_clips(vq, clip, other_clip):
 
 
 def test_split_cuts_in_one_scan_give_the_same_losses(paint_with_two_clips, simple):
-    found = paint_with_two_clips((1, 0))
-    np.testing.assert_allclose(found.losses, simple.losses, rtol=1e-5, atol=1e-5)
-    assert (found.micro_cuts, found.remat) == (4, True)
+    painted = paint_with_two_clips((1, 0))
+    np.testing.assert_allclose(painted.losses, simple.losses, rtol=1e-5, atol=1e-5)
+    assert (painted.micro_cuts, painted.remat) == (4, True)
 
 
 def test_clip_weights_weigh_the_losses_of_clips(paint_with_two_clips, simple):
@@ -164,17 +164,17 @@ def test_a_budget_that_cannot_be_met_is_refused(vq, clip, plain, monkeypatch):
 
 
 def test_within_a_budget_nothing_is_split(vq, clip, plain):
-    found = guided.paint(vq, clip, PROMPT, seed=3, **FEW, memory=1)
-    np.testing.assert_array_equal(found.losses, plain.losses)
-    assert (found.micro_cuts, found.remat) == (8, False)
+    painted = guided.paint(vq, clip, PROMPT, seed=3, **FEW, memory=1)
+    np.testing.assert_array_equal(painted.losses, plain.losses)
+    assert (painted.micro_cuts, painted.remat) == (8, False)
 
 
 def test_a_resumed_painting_is_the_uninterrupted_one(vq, clip, plain, tmp_path):
     state = tmp_path / "state.npz"
     guided.paint(vq, clip, PROMPT, seed=3, state_file=state, **FEW | {"steps": 3})
-    found = guided.paint(vq, clip, PROMPT, seed=3, resume_from=state, **FEW)
-    np.testing.assert_array_equal(found.latents, plain.latents)
-    np.testing.assert_array_equal(found.losses, plain.losses)
+    painted = guided.paint(vq, clip, PROMPT, seed=3, resume_from=state, **FEW)
+    np.testing.assert_array_equal(painted.latents, plain.latents)
+    np.testing.assert_array_equal(painted.losses, plain.losses)
     for changes, message in (
         ({"seed": 4}, r"seeds is \[3\] in the file and \[4\] in this painting"),
         ({"lr": 0.2}, "options lr is 0.1 in the file and 0.2 in this painting"),
@@ -219,12 +219,12 @@ def many(models_on_all_devices):
 
 
 def test_many_at_once_equal_the_same_one_by_one(vq, clip, many):
-    settings, found = many
-    assert found.images.shape == (2, 1, 8, 16, 16, 3) and found.losses.shape == (2, 1, 8, 3)
+    settings, painted = many
+    assert painted.images.shape == (2, 1, 8, 16, 16, 3) and painted.losses.shape == (2, 1, 8, 3)
     for p, t, prompt in ((1, 0, OTHER_SCENE), (0, 5, SCENE)):
         one = guided.paint(vq, clip, prompt, **SIMPLE, **settings[t])
-        np.testing.assert_allclose(found.losses[p, 0, t], one.losses[0], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(found.latents[p, 0, t], one.latents[0], atol=1e-4)
+        np.testing.assert_allclose(painted.losses[p, 0, t], one.losses[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(painted.latents[p, 0, t], one.latents[0], atol=1e-4)
 
 
 def test_paintings_are_split_over_eight_devices(models_on_all_devices, many):
@@ -234,9 +234,9 @@ def test_paintings_are_split_over_eight_devices(models_on_all_devices, many):
 
 
 def test_terms_are_added_with_their_weights(many):
-    settings, found = many
+    settings, painted = many
     # Before the first step all settings of a prompt and seed show the same picture: differences of losses are the terms.
-    first = found.losses[..., 0]
+    first = painted.losses[..., 0]
     added = first - first[:, :, :1]
     assert (added[:, :, 1:5] > 1e-4).all()  # each of them is a cost
     np.testing.assert_allclose(added[..., 5:], 0, atol=1e-6)  # neither averages nor rates cost anything
@@ -244,17 +244,17 @@ def test_terms_are_added_with_their_weights(many):
 
 
 def test_a_decaying_rate_shortens_the_later_steps(many):
-    _, found = many
-    steady, decaying = found.latents[0, 0, 0], found.latents[0, 0, 6]
-    np.testing.assert_allclose(found.losses[0, 0, 6, :2], found.losses[0, 0, 0, :2], atol=1e-5)
+    _, painted = many
+    steady, decaying = painted.latents[0, 0, 0], painted.latents[0, 0, 6]
+    np.testing.assert_allclose(painted.losses[0, 0, 6, :2], painted.losses[0, 0, 0, :2], atol=1e-5)
     assert np.abs(steady - decaying).max() == pytest.approx(0.18, abs=0.03)  # two steps of 0.01 instead of 0.1
 
 
 def test_the_moving_average_of_latents(vq, clip, many):
-    _, found = many
+    _, painted = many
     z = [guided.paint(vq, clip, SCENE, **SIMPLE | {"steps": n}).latents[0] for n in (1, 2, 3)]
     expected = (0.25 * z[0] + 0.5 * z[1] + z[2]) / 1.75  # decay 0.5, normalised by the weights of three steps
-    np.testing.assert_allclose(found.latents[0, 0, 5], expected, atol=1e-4)
+    np.testing.assert_allclose(painted.latents[0, 0, 5], expected, atol=1e-4)
 
 
 def test_settings_are_traced_options(vq, clip):
@@ -326,15 +326,15 @@ def test_the_dvae_is_painted_with_by_probabilities_with_all_terms(clip, to_one_d
     common = SIMPLE | {"size": (16, 16), "init_image": layers / "start.png"}
     with pytest.raises(ConfigError, match="latents = 'straight' needs code vectors"):
         guided.paint(dvae, clip, "a", **common)
-    found = guided.paint(
+    painted = guided.paint(
         dvae, clip, f"image={layers / 'start.png'} | noise=3:0.5", latents="gumbel", cut_method="pooling",
         optimizer="rmsprop", init_weight=0.1, init_pixels=2.0, palette=("red", "#0000ff"), erase=0.5,
         overlay=layers / "overlay.png", aesthetic=str(layers / "head.npz"), temperature=0.5, temperature_end=0.1, **common,
     )  # fmt: skip
-    np.testing.assert_array_equal(found.images[0, :, :4], np.broadcast_to((250, 10, 60), (16, 4, 3)))
-    assert np.isfinite(found.losses).all() and found.latents.shape == (1, 2, 2, dvae.num_codes)
+    np.testing.assert_array_equal(painted.images[0, :, :4], np.broadcast_to((250, 10, 60), (16, 4, 3)))
+    assert np.isfinite(painted.losses).all() and painted.latents.shape == (1, 2, 2, dvae.num_codes)
     start = dvae.encode(np.asarray(Image.open(layers / "start.png"), np.float32)[None] / 255)
-    np.testing.assert_array_equal(np.argmax(found.latents, -1), start)
+    np.testing.assert_array_equal(np.argmax(painted.latents, -1), start)
 
 
 @pytest.mark.parametrize("name", options.OPTIMIZERS)

@@ -12,7 +12,7 @@ TEN = ClassCondition(10)
 def test_a_class_is_its_token_and_none_has_one_of_its_own():
     np.testing.assert_array_equal(TEN.encode([3, None, np.int32(9)]), [[3], [10], [9]])
     assert TEN.encode([3]).dtype == np.int32 and TEN.vocabulary_size == 11
-    assert TEN.null.tolist() == [10] and TEN.scored(TEN.encode([3, None])).all()
+    assert TEN.null.tolist() == [10] and TEN.likelihood_mask(TEN.encode([3, None])).all()
     np.testing.assert_array_equal(ClassCondition(0).encode([None, None]), [[0], [0]])
     assert len({TEN.seed(label) for label in (None, *range(10))}) == 11
     assert TEN.fingerprint != ClassCondition(9).fingerprint
@@ -46,5 +46,5 @@ def test_records_without_a_label_are_images_of_no_class():
 
 
 def test_evaluations_sample_the_classes_in_turn():
-    assert TEN.of_source(None, 12) == [*range(10), 0, 1]
-    assert ClassCondition(0).of_source(None, 2) == [None, None]
+    assert TEN.from_source(None, 12) == [*range(10), 0, 1]
+    assert ClassCondition(0).from_source(None, 2) == [None, None]

@@ -51,7 +51,7 @@ def options(name: str, **changes) -> ConfigDict:
 
 def test_bits_are_those_of_the_loaded_model(generator, context):
     """The last batch is padded. Of a text, its first caption counts."""
-    evaluate = evaluators.factories(stage_of(generator))["likelihood"](options("likelihood", batch_size=8), context)
+    evaluate = evaluators.make_factories(stage_of(generator))["likelihood"](options("likelihood", batch_size=8), context)
     with jax.set_mesh(context.mesh):
         metrics, images = evaluate({"generator": jax.tree.map(np.asarray, generator.variables)}, {})
     by_class = generator.condition.kind == "class"
@@ -69,7 +69,7 @@ def test_bits_are_those_of_the_loaded_model(generator, context):
     if by_class:
         assert "bits_per_class_token" not in metrics
     else:
-        scored = generator.condition.scored(tokens[:, 1:])
+        scored = generator.condition.likelihood_mask(tokens[:, 1:])
         expected = bits(condition_logits, tokens[:, 1:])[scored].mean()
         assert metrics["bits_per_text_token"] == pytest.approx(expected, rel=1e-5)
 
@@ -80,7 +80,7 @@ SAMPLING = {"class": {"top_p": 0.9}, "text": {"guidance": 2.0, "top_k": 5, "seed
 def test_samples_are_those_of_the_loaded_model(generator, context, compilations):
     """In batches of eight of eleven samples, the last one padded; compiled once for all batches and evaluations."""
     sampling = SAMPLING[generator.condition.kind]
-    sample = evaluators.factories(stage_of(generator))["samples"]
+    sample = evaluators.make_factories(stage_of(generator))["samples"]
     evaluate = sample(options("samples", rows=11, n=1, batch_size=8, **sampling), context)
     params = {"generator": jax.tree.map(np.asarray, generator.variables)}
     with jax.set_mesh(context.mesh):
@@ -89,7 +89,7 @@ def test_samples_are_those_of_the_loaded_model(generator, context, compilations)
         compilations.clear()
         np.testing.assert_array_equal(evaluate(params, {})[1]["samples"], images["samples"])
         assert not compilations
-    conditions = generator.condition.of_source(sources.Source("some", RECORDS), 11)
+    conditions = generator.condition.from_source(sources.Source("some", RECORDS), 11)
     drawing = generator.draw(conditions, 1, progress=False, **sampling)
     assert metrics == {"distinct_codes": len(np.unique(drawing.codes))}
     for row, picture in enumerate(drawing.images[:, 0]):
@@ -98,7 +98,7 @@ def test_samples_are_those_of_the_loaded_model(generator, context, compilations)
 
 def test_samples_of_conditions_that_are_named_are_a_row_each(by_text, context):
     named = ("one", "the digit two")
-    sample = evaluators.factories(stage_of(by_text))["samples"]
+    sample = evaluators.make_factories(stage_of(by_text))["samples"]
     evaluate = sample(options("samples", conditions=named, n=3, batch_size=8), context)
     with jax.set_mesh(context.mesh):
         _, images = evaluate({"generator": jax.tree.map(np.asarray, by_text.variables)}, {})
@@ -141,7 +141,7 @@ def test_guidance_is_refused_without_unconditional_training(by_class, by_text, c
     stage = dataclasses.replace(stage_of(by_class), condition=condition)
     message = "guidance = 2.0; it must be 1 where there is no condition, or config.condition_dropout is 0"
     with pytest.raises(ConfigError, match=message):
-        evaluators.factories(stage)["samples"](options("samples", guidance=2.0), context)
+        evaluators.make_factories(stage)["samples"](options("samples", guidance=2.0), context)
     evaluators.check_sampling(options("samples", guidance=2.0), stage_of(by_text))
 
 

@@ -18,7 +18,7 @@ POSITIONS = tuple(f"{row} {column}".strip() or "center" for row in ROWS for colu
 RELATIONS = ("above", "below", "left of", "right of")
 
 # Pairs that occur only in the split `novel`: one pair in eight, each colour once and each shape at least once.
-NOVEL = tuple((colour, SHAPES[(3 * number + 1) % len(SHAPES)]) for number, colour in enumerate(COLOURS))
+NOVEL = tuple((colour, SHAPES[(3 * index + 1) % len(SHAPES)]) for index, colour in enumerate(COLOURS))
 PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 LABEL_NAMES = tuple(f"{colour} {shape}" for colour, shape in PAIRS)
 
@@ -174,7 +174,7 @@ def is_true(caption: str, scene: Scene) -> bool:
             f"{caption!r} is not a caption of a scene: write a caption such as 'a small red circle above a blue star'"
         )
 
-    first, second = ({key[:-1]: attributes[key] for key in attributes if key.endswith(number)} for number in "01")
+    first, second = ({key[:-1]: attributes[key] for key in attributes if key.endswith(suffix)} for suffix in "01")
     if "relation" in attributes:
         pairs = [(a, b) for a in scene.objects for b in scene.objects if a is not b]
         return any(_fits(a, first) and _fits(b, second) and relation(a, b) == attributes["relation"] for a, b in pairs)
