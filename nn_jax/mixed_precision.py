@@ -25,8 +25,8 @@ def dot(x: jax.Array, kernel: ArrayLike, axes: int, out_dtype: DTypeLike | None 
     """Contracts the last `axes` axes of `x` [..., inputs] with the first `axes` of `kernel` [inputs, outputs].
 
     Args:
-      kernel: array of the dtype of `x` or of a wider dtype. A wider kernel is rounded to the dtype of `x`, and its gradient is
-        accumulated in the dtype of the kernel.
+      kernel: array of the dtype of `x` or of a wider dtype. A wider kernel is rounded to the dtype of `x`; its gradient
+        is accumulated in the dtype of the kernel.
       out_dtype: dtype of the output; None: that of `x`.
     """
     dimensions = ((tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))), ((), ()))
@@ -60,7 +60,15 @@ def mixed_dot_general(a: jax.Array, b: jax.Array, dimension_numbers: tuple, dtyp
 mixed_dot_general_p = Primitive("mixed_dot_general")
 
 
-# Rematerialisation that saves only the inputs of a function for the backward pass.
+def _evaluate(a, b, *, dimension_numbers, dtype, out_dtype):
+    def product(a, b):
+        return lax.dot_general(a, b, dimension_numbers, preferred_element_type=out_dtype)
+
+    def on_cpu(a, b):  # XLA's CPU compiler supports no product of bfloat16 numbers with a float32 result
+        return product(a.astype(out_dtype), b.astype(out_dtype))
+
+    a, b = a.astype(dtype), b.astype(dtype)
+    return product(a, b) if dtype == out_dtype else lax.platform_dependent(a, b, cpu=on_cpu, default=product)
 
 
 def _abstract_result(a, b, *, dimension_numbers, dtype, out_dtype):

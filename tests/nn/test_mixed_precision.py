@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from nn_jax import layers
 from nn_jax.convolution import Conv, convolve
 from nn_jax.layers import add_parameter
-from nn_jax.mixed_precision import dot
+from nn_jax.mixed_precision import dot, mixed_dot_general, round_kernels
 
 OPTIONS = {"axes": ("channels_in", "embed"), "std": 1.0}
 
@@ -107,3 +107,50 @@ def test_the_backward_pass_keeps_inputs_in_bfloat16(case):
     _, backward = jax.vjp(function, x, w)
     kept = [(leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(backward) if leaf.size >= x.size]
     assert (x.shape, "float32") not in kept and len(kept) <= 1
+
+
+# Shapes, contracted axes, batch axes: with axes in any order, as `lax.dot_general` has them.
+PRODUCTS = {
+    "matrices": ((4, 3), (3, 5), ((1,), (0,)), ((), ())),
+    "two contracted axes in another order": ((4, 2, 3), (3, 5, 2), ((1, 2), (2, 0)), ((), ())),
+    "one batch axis": ((2, 4, 3), (5, 2, 3), ((2,), (2,)), ((0,), (1,))),
+    "two batch axes in another order": ((3, 4, 2, 6), (2, 6, 5, 3), ((3,), (1,)), ((2, 0), (0, 3))),
+}
+
+
+@pytest.mark.parametrize("shape, other, contracted, batch", PRODUCTS.values(), ids=PRODUCTS)
+def test_in_float32_a_mixed_product_is_that_of_lax(shape, other, contracted, batch):
+    """Value, derivatives of first and second order in both modes, and batches over each axis of each operand."""
+    a, b = (jnp.asarray(RNG.standard_normal(s), jnp.float32) for s in (shape, other))
+
+    def lax_product(a, b):
+        return jax.lax.dot_general(a, b, (contracted, batch))
+
+    def product(a, b):
+        return mixed_dot_general(a, b, (contracted, batch), jnp.float32, jnp.float32)
+
+    def results(product):
+        def loss(a, b):
+            return jnp.sum(jnp.sin(product(a, b)))
+
+        yield product(a, b)
+        yield from jax.grad(loss, (0, 1))(a, b)
+        yield jax.hessian(loss, (0, 1))(a, b)
+        for axis in range(a.ndim + 1):
+            yield jax.vmap(product, (axis, None), axis % 2)(jnp.stack([a, 2 * a, 3 * a], axis), b)
+        for axis in range(b.ndim + 1):
+            yield jax.vmap(product, (None, axis), axis % 2)(a, jnp.stack([b, 2 * b, 3 * b], axis))
+            yield jax.vmap(product, (0, axis))(jnp.stack([a, 2 * a]), jnp.stack([b, 3 * b], axis))
+        yield jax.vmap(jax.vmap(product, (0, None)), (None, 0))(jnp.stack([a, 2 * a]), jnp.stack([b, 3 * b, b]))
+
+    for actual, expected in zip(results(product), results(lax_product), strict=True):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), actual, expected)
+
+
+def test_kernels_alone_are_rounded_before_they_are_used():
+    params = {"norm": {"scale": jnp.ones(3)}, "dense": {"kernel": jnp.full((3, 2), 1 / 3), "bias": jnp.full(2, 1 / 3)}}
+    rounded = round_kernels(params, jnp.bfloat16)
+    dtypes = jax.tree.map(lambda x: x.dtype.name, rounded)
+    assert dtypes == {"norm": {"scale": "float32"}, "dense": {"kernel": "bfloat16", "bias": "float32"}}
+    x = jnp.asarray(RNG.standard_normal((4, 3)), jnp.bfloat16)
+    np.testing.assert_array_equal(*(dot(x, p["dense"]["kernel"], 1) for p in (params, rounded)))
