@@ -1,0 +1,64 @@
+"""Attention of the shapes and platforms that have kernels of their own: the same as the plain formula."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nn_jax import attention
+
+RNG = np.random.default_rng(0)
+
+
+def draw(queries: int, keys: int, dtype=jnp.float32):
+    shapes = ((2, queries, 2, 8), (2, keys, 2, 8), (2, keys, 2, 8))
+    return [jnp.asarray(RNG.standard_normal(shape), dtype) for shape in shapes]
+
+
+def plain(q, k, v, causal: bool):
+    """softmax(q k^T / sqrt(h)) v."""
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1])
+    if causal:
+        scores = jnp.where(jnp.tri(*scores.shape[-2:], dtype=bool), scores, -jnp.inf)
+    return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores, -1), v)
+
+
+@pytest.mark.parametrize("queries, keys, causal", [(5, 5, True), (5, 5, False), (4, 7, False), (5, 6, False), (6, 6, True)])
+def test_odd_lengths_are_padded_without_effect(queries, keys, causal):
+    inputs = draw(queries, keys)
+    lengths = []
+
+    def kernel(q, k, v, **options):
+        lengths.append({q.shape[1] % 2, k.shape[1] % 2})
+        return jax.nn.dot_product_attention(q, k, v, implementation="xla", **options)
+
+    def results(attend):
+        def loss(*inputs):
+            return jnp.sum(jnp.sin(attend(*inputs, causal)))
+
+        return attend(*inputs, causal), jax.grad(loss, (0, 1, 2))(*inputs)
+
+    actual, expected = results(functools.partial(attention.with_even_lengths, kernel)), results(plain)
+    assert lengths and all(odd == {0} for odd in lengths)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), actual, expected)
+
+
+def test_fused_attention_is_for_gpus_16_bits_and_no_mask(monkeypatch):
+    calls = []
+
+    def record(q, k, v, **options):
+        calls.append(options.get("implementation"))
+        return q
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    short, long = draw(4, 4, jnp.bfloat16), draw(4, 4)
+    attention.attend(*short)
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    attention.attend(*short, causal=True)
+    attention.attend(*long)
+    attention.attend(*short, mask=jnp.ones((4, 4), bool))
+    attention.attend(*(jnp.zeros((1, 4, 1, 12), jnp.bfloat16) for _ in range(3)))
+    attention.attend(*(jnp.zeros((1, 4, 1, 512), jnp.bfloat16) for _ in range(3)))
+    assert calls == [None, "cudnn", None, None, None, None]
