@@ -3,7 +3,6 @@
 Pixels stay uint8 on the host; the model normalises them on the device with mean and standard deviation of `Preprocess`.
 """
 
-import collections
 import contextlib
 import dataclasses
 import io
@@ -265,7 +264,8 @@ class Preprocess:
                 message = str(error)
                 raise type(error)(message if message.startswith(name) else f"{name}: {message}") from error
 
-        collections.deque(map_function(fill_row, range(len(images))), maxlen=0)  # runs all, keeps no result
+        for _ in map_function(fill_row, range(len(images))):
+            pass
         return batch
 
     def to_json(self) -> str:
