@@ -84,7 +84,7 @@ class Clip:
         with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
 
             def read_batch(start: int, stop: int) -> np.ndarray:
-                return np.stack(list(pool.map(self.preprocess.named, images[start:stop], range(start, stop))))
+                return self.preprocess.batch(images[start:stop], start, pool.map)
 
             return self._encode_batched(
                 self._programs.encode_image, read_batch, len(images), (size, size, 3), np.uint8, batch_size

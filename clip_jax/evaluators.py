@@ -104,13 +104,14 @@ class Encoders:
         return self.module.apply(variables, batch["text"], method="encode_text")
 
     @staticmethod
-    def _make_encoder(context, function: Callable, example: Callable, batch_size: int) -> Callable:
+    def _make_encoder(context, function: Callable, make_example: Callable, batch_size: int) -> Callable:
+        """Makes `(variables, records) -> features`, which encodes padded batches and drops the padding."""
         jitted = context.jit(function)
 
         def encode(variables, records: Sequence) -> np.ndarray:
-            batches = context.batches(records, example, batch_size)
+            batches = context.batches(records, make_example, batch_size)
             outputs = ((jitted(variables, batch), num_real) for batch, num_real in batches)
-            return np.concatenate([rows[:num_real] for rows, num_real in inference.overlapped(outputs)])
+            return np.concatenate([rows[:num_real] for rows, num_real in inference.fetch_overlapped(outputs)])
 
         return encode
 

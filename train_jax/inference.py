@@ -58,14 +58,14 @@ def batched(
     # Evaluators call this function during training, under another mesh.
     with jax.set_mesh(mesh):
         batches = (jax.tree.map(pad, rows(start, min(start + size, count)), batch_shapes) for start in starts)
-        for start, output in zip(starts, overlapped(program(variables, batch) for batch in batches), strict=True):
+        for start, output in zip(starts, fetch_overlapped(program(variables, batch) for batch in batches), strict=True):
             if results is None:
                 results = np.empty((count, *output.shape[1:]), output.dtype)
             results[start : start + size] = output[: count - start]
     return results
 
 
-def overlapped(outputs: Iterable[Any]) -> Iterator[Any]:
+def fetch_overlapped(outputs: Iterable[Any]) -> Iterator[Any]:
     """Copies each output of a program to the host while the devices compute the next output.
 
     Args:

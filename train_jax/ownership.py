@@ -44,7 +44,7 @@ class Ownership:
         self._closed = threading.Event()
         self._thread = None
         if jax.process_index() == 0:
-            self._claim()
+            self._acquire()
             self._thread = threading.Thread(target=self._renew, daemon=True)
             self._thread.start()
         try:
@@ -64,8 +64,11 @@ class Ownership:
         if (self._read() or {}).get("token") == self._owner["token"]:
             self._file.unlink()
 
-    def _claim(self) -> None:
-        """Acquires the lock. Raises ConfigError if a running process holds it."""
+    def _acquire(self) -> None:
+        """Creates the lock file, in place of a dead process's. Raises ConfigError if a running process holds the lock.
+
+        If two processes replace the same file at once, `_renew` of the one that lost it sets `error`.
+        """
         self._file.parent.mkdir(parents=True, exist_ok=True)
         while True:
             try:

@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
         source = sources.open_source(data.source, split, data_dir=data.get("data_dir") or None)
         test_images += [images.decode(source[i]["image"]) for i in range(min(count, len(source)))]
     sheet = workdir / "reconstructions.png"
-    draw(vq, test_images).save(sheet)
+    draw_reconstructions(vq, test_images).save(sheet)
     table = "\n".join(f"{name:18} {value:8.3f}" for name, value in results.items())
     side = vq.size // vq.factor
     text = f"pixels {vq.size} x {vq.size} -> {side} x {side} codes out of {vq.num_codes}\n{table}"
@@ -66,8 +66,8 @@ def last_evaluation(history: Sequence[Mapping]) -> dict[str, float]:
     return results
 
 
-def draw(vq: Vqgan, test_images: Sequence) -> Image.Image:
-    """Draws a grid of images, each above its reconstruction, enlarged."""
+def draw_reconstructions(vq: Vqgan, test_images: Sequence) -> Image.Image:
+    """Draws an enlarged grid of images, each above its reconstruction."""
     originals = vq.preprocess(test_images)
     reconstructions = np.round(255 * vq.reconstruct(originals)).astype(np.uint8)
     rows = []

@@ -62,7 +62,7 @@ class EvaluatedModel:
         """Yields `(originals, (metrics per image, codes, reconstructions), number of rows without padding)` per batch."""
         program = context.jit(self._reconstruct)
         batches = context.batches(records, self._make_example, options.batch_size)
-        return inference.overlapped(
+        return inference.fetch_overlapped(
             (context.replicate(batch["image"]), program(params, extra, batch), real) for batch, real in batches
         )
 

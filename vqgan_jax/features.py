@@ -63,11 +63,12 @@ def open_features(spec: str) -> Features:
 
 
 def _load_inception(path: Path) -> Features:
+    """Loads Inception-v3 as a feature extractor of uint8 images."""
     weights = inference.on_devices(inception.load(path))
-    program = jax.jit(lambda w, x: inception.extract_features(w, x.astype(jnp.float32) / 255))
+    jitted = jax.jit(lambda w, x: inception.extract_features(w, x.astype(jnp.float32) / 255))
 
     def encode(images: np.ndarray) -> np.ndarray:
         row = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
-        return inference.batched(program, weights, lambda a, b: images[a:b], len(images), row, _BATCH)
+        return inference.batched(jitted, weights, lambda a, b: images[a:b], len(images), row, _BATCH)
 
     return Features("inception", encode, unit=False)

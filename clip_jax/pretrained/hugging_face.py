@@ -82,11 +82,11 @@ def find_weight_files(path: Path) -> list[Path]:
 # Options from a config
 
 
-def _convert_tower(part: Mapping, file: Path, defaults: Mapping) -> dict:
-    """Converts the options of a tower. `defaults` are the defaults of transformers, which config.json omits."""
-    config = {**defaults, **part}
+def _convert_tower(section: Mapping, file: Path, defaults: Mapping) -> dict:
+    """Converts a tower's config of transformers to options. config.json omits the `defaults` of transformers."""
+    config = {**defaults, **section}
     if config["hidden_act"] not in ACTIVATIONS:
-        raise LoadError(f"{file}: activation {config['hidden_act']!r} is not known: {', '.join(ACTIVATIONS)}")
+        raise LoadError(f"{file}: activation {config['hidden_act']!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
     return {
         "width": config["hidden_size"],
         "depth": config["num_hidden_layers"],

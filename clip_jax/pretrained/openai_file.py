@@ -46,9 +46,10 @@ def open_file(path: Path) -> Checkpoint:
 
 
 def is_openai_file(path: Path, tensors: Mapping[str, Tensor]) -> bool:
-    """Checks whether a file is from OpenAI.
+    """Checks whether a checkpoint of CLIP is a file from OpenAI.
 
-    OpenAI's files contain size scalars, or are TorchScript archives without classes of open_clip.
+    OpenAI's files contain three scalars (input_resolution, context_length, vocab_size), or are TorchScript archives
+    without classes of open_clip.
     """
     if tensors.keys() >= _SIZE_SCALARS:
         return True

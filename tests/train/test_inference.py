@@ -29,8 +29,8 @@ def test_results_have_the_programs_type_and_few_of_them_are_on_the_devices(monke
 
 def test_outputs_are_handed_out_in_order_with_what_belongs_to_them():
     outputs = ((jnp.asarray([i]), i) for i in range(5))
-    assert [(int(x[0]), i) for x, i in inference.overlapped(outputs)] == [(i, i) for i in range(5)]
-    assert list(inference.overlapped(iter(()))) == []
+    assert [(int(x[0]), i) for x, i in inference.fetch_overlapped(outputs)] == [(i, i) for i in range(5)]
+    assert list(inference.fetch_overlapped(iter(()))) == []
 
 
 @pytest.mark.parametrize("count", [1, 5, 6])

@@ -242,17 +242,30 @@ class Preprocess:
         return np.asarray(image)
 
     def batch(
-        self, images: Sequence[Image.Image | np.ndarray | bytes | str | os.PathLike], start: int = 0
+        self,
+        images: Sequence[Image.Image | np.ndarray | bytes | str | os.PathLike],
+        start: int = 0,
+        map_function: Callable = map,
     ) -> UInt8[np.ndarray, "n size size 3"]:
-        """Preprocesses several images, the first of which has the index `start`; errors name the path or the index."""
+        """Preprocesses several images; errors name the path or the index.
+
+        Args:
+          start: index of the first image in error messages.
+          map_function: function like `map`, such as that of a thread pool.
+        """
         batch = np.empty((len(images), self.size, self.size, 3), np.uint8)
-        for row, image in enumerate(images):
+
+        def fill_row(row: int) -> None:
+            image = images[row]
             try:
                 batch[row] = self(image)
             except (BrokenSample, DataError) as error:
                 name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {start + row}"
                 message = str(error)
                 raise type(error)(message if message.startswith(name) else f"{name}: {message}") from error
+
+        for _ in map_function(fill_row, range(len(images))):
+            pass
         return batch
 
     def to_json(self) -> str:

@@ -121,9 +121,10 @@ def select_readable(source: Source, max_broken: float) -> Source:
         except BrokenSample as error:
             broken.append(str(error))
     if len(broken) > max_broken * len(source) or not indices:
+        limit = f"more than config.data.max_broken_eval = {max_broken:.1%}" if indices else "none is left to evaluate"
         raise DataError(
-            f"{source.name}: {len(broken)} of {len(source)} images cannot be read, more than "
-            f"config.data.max_broken_eval = {max_broken:.1%}; the first: {'; '.join(broken[:3])}"
+            f"{source.name}: {len(broken)} of {len(source)} images cannot be read, {limit}; the first: "
+            f"{'; '.join(broken[:3])}"
         )
     if broken:
         log.warning("%s: evaluated without %d image(s) that cannot be read: %s", source.name, len(broken), broken[0])

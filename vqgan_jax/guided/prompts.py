@@ -148,15 +148,15 @@ def _parse_content(prompt: str, characters: list[_Character], end: int) -> tuple
     return value, kind
 
 
-def _parse_number(prompt: str, characters: list[_Character], end: int, name: str) -> float:
-    """Parses a weight or a stop."""
+def _parse_number(prompt: str, characters: list[_Character], end: int, field: str) -> float:
+    """Parses the field "weight" or "stop" of a prompt `text:weight:stop`."""
     text = "".join(character for _, character, _ in characters).strip()
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not in_float32(value):
-        reason = rf"{text!r} is not a {name} (a number); write \: for a colon of the text"
+        reason = rf"{text!r} is not a {field} (a number); to keep a colon in the text, write \:"
         _raise_at(prompt, _first_position(characters, end), reason)
     return value
 

@@ -50,10 +50,10 @@ def write_state(path: str | Path, identity: dict, state: trajectory.State, losse
 def read_state(
     path: str | Path, identity: dict, template: trajectory.State, steps: int
 ) -> tuple[trajectory.State, np.ndarray]:
-    """Reads the state and the past losses.
+    """Reads the state file of a painting: the state of the optimisation and the losses of the completed steps.
 
     Args:
-      identity: identity of the painting to resume.
+      identity: seed, models and options that must equal those in the file.
       template: a state of the same painting, with the shapes and shardings of the result.
       steps: total number of steps.
 
@@ -76,7 +76,7 @@ def read_state(
     if mismatched or losses.ndim != 2:
         raise LoadError(f"{path} is not a state of this painting: {', '.join(mismatched) or 'losses'} of another shape")
     if losses.shape[1] > steps:
-        raise LoadError(f"{path}: {losses.shape[1]} steps are complete already; steps = {steps} must not be less")
+        raise LoadError(f"{path}: {losses.shape[1]} steps are complete already; steps must be at least as many, not {steps}")
     arrays = [jax.device_put(leaf, x.sharding) for leaf, x in zip(leaves, template_leaves, strict=True)]
     return jax.tree.unflatten(treedef, arrays), losses
 

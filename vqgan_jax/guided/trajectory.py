@@ -126,14 +126,13 @@ def gradient_transformation(name: str) -> optax.GradientTransformation:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init_state(optimizer: str, init_latents: Float[Array, "n h w x"]) -> State:
-    """Creates the state before the first step."""
+def init_state(optimizer: str, init_latents: Float[Array, "n h w c"]) -> State:
+    """Creates the optimisation state of `n` latents before the first step."""
     n = init_latents.shape[0]
     optimizer_state = jax.vmap(gradient_transformation(optimizer).init)(init_latents)
-    # The first step donates the state, so `z` must not share the buffer of `init_latents`, which the problem keeps.
-    return State(
-        jnp.copy(init_latents), optimizer_state, jnp.zeros_like(init_latents), jnp.zeros(n), jnp.zeros(n, jnp.int32)
-    )
+    # The first step donates the state, so `z` must not share the buffer of `init_latents`, which `Problem` holds.
+    average, total = jnp.zeros_like(init_latents), jnp.zeros(n)
+    return State(jnp.copy(init_latents), optimizer_state, average, total, step=jnp.zeros(n, jnp.int32))
 
 
 class Programs:

@@ -99,7 +99,7 @@ class Likelihood:
         batches = self._context.batches(records, example, self._batch_size)
         outputs = ((self._program(params, extra, batch), real) for batch, real in batches)
         sums: dict[str, float] = {}
-        for values, real in inference.overlapped(outputs):
+        for values, real in inference.fetch_overlapped(outputs):
             for name, x in values.items():
                 sums[name] = sums.get(name, 0.0) + float(np.sum(x[:real], dtype=np.float64))
         metrics = {
@@ -164,7 +164,7 @@ class Sampler:
         indices = list(np.ndindex(self._count, self._options.n))
         batches = self._context.batches(indices, self._make_example, min(self._options.batch_size, len(indices)))
         outputs = ((self._program(params, {}, batch), real) for batch, real in batches)
-        codes = np.concatenate([codes[:real] for codes, real in inference.overlapped(outputs)])
+        codes = np.concatenate([codes[:real] for codes, real in inference.fetch_overlapped(outputs)])
         return codes.reshape(self._count, self._options.n, *self._stage.module.grid)
 
     def decode_images(self, codes: np.ndarray) -> UInt8[np.ndarray, "p n H W 3"]:
@@ -192,7 +192,7 @@ class Samples:
             batches = context.batches(
                 records, lambda record, rng: {"image": preprocess(record["image"])}, options.batch_size
             )
-            images = inference.overlapped((context.replicate(batch["image"]), real) for batch, real in batches)
+            images = inference.fetch_overlapped((context.replicate(batch["image"]), real) for batch, real in batches)
             self._originals = np.concatenate([self._features.extract(batch)[:real] for batch, real in images])
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:

@@ -73,19 +73,19 @@ def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.minimum(upright, np.maximum(abs(x) - 0.95, abs(y) - 0.3))
     if shape == "ring":
         return abs(np.hypot(x, y) - 0.72) - 0.24
-    return _polygon(x, y, {"triangle": _TRIANGLE, "star": _STAR, "heart": _HEART}[shape])
+    return _polygon_distance(x, y, {"triangle": _TRIANGLE, "star": _STAR, "heart": _HEART}[shape])
 
 
-def _polygon(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Computes the signed distance of points to a polygon."""
-    a, b = corners, np.roll(corners, 1, axis=0)  # the ends of each edge
+def _polygon_distance(x: np.ndarray, y: np.ndarray, vertices: np.ndarray) -> np.ndarray:
+    """Computes the signed distance of points to a polygon, negative inside."""
+    a, b = vertices, np.roll(vertices, 1, axis=0)  # the ends of each edge
     (ax, ay), (bx, by) = a.T[:, :, None, None], b.T[:, :, None, None]  # edges before rows and columns
     ex, ey, px, py = bx - ax, by - ay, x - ax, y - ay
     along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
-    distances = (px - ex * along) ** 2 + (py - ey * along) ** 2
+    squared_distances = (px - ex * along) ** 2 + (py - ey * along) ** 2
     # Even-odd rule: edges that a ray to the right crosses.
     crosses = ((ay > y) != (by > y)) & (px < ex * py / np.where(ey, ey, 1.0))
-    return np.where(np.logical_xor.reduce(crosses), -1, 1) * np.sqrt(distances.min(axis=0))
+    return np.where(np.logical_xor.reduce(crosses), -1, 1) * np.sqrt(squared_distances.min(axis=0))
 
 
 def png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
