@@ -29,6 +29,7 @@ from train_jax.data.text import AnyTokenizer, Tokenizer, open_tokenizer
 from train_jax.data.vocabulary import train_tokenizer
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
+from train_jax.placeholders import make_record, write_tokenizer
 from train_jax.task import Task
 
 log = logging.getLogger(__name__)
@@ -178,6 +179,15 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         pretrained=weights if config.pretrained else None,
         flops=flops.training_flops(module.options, config.patch_dropout),
     )
+
+
+def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """Replaces a missing tokenizer by a placeholder in `folder`; see `train_jax.task`."""
+    path = config.tokenizer.path
+    if not config.pretrained and not (path and Path(path).exists()):
+        write_tokenizer(folder / "tokenizer.json", 600)
+        config.model.text.vocab_size = config.model.text.vocab_size or config.tokenizer.vocab_size
+    return config, make_record()
 
 
 def _is_frozen(config: ConfigDict, tower: str) -> bool:

@@ -17,6 +17,7 @@ from train_jax.data.text import Tokenizer
 from train_jax.data.vocabulary import train_tokenizer
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
+from train_jax.placeholders import write_tokenizer
 from train_jax.task import Task
 from vqgan_jax.stage2 import task
 
@@ -66,6 +67,13 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     captions = Captions(tokenizer, config.condition_dropout > 0, config.tokenizer.dropout)
     artifacts = {TOKENIZER: tokenizer.to_json()}
     return task.make(config, workdir, vq, options, captions, artifacts=artifacts, more_evaluators=evaluators.make_factories)
+
+
+def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """Replaces a missing tokenizer and a VQGAN that is named by its config; see `train_jax.task`."""
+    if not (config.tokenizer.path and Path(config.tokenizer.path).exists()):
+        write_tokenizer(folder / TOKENIZER, config.tokenizer.vocab_size)
+    return task.write_placeholders(config, folder)
 
 
 def _open_tokenizer(config: ConfigDict, workdir: Path | None) -> Tokenizer:

@@ -5,6 +5,8 @@
     train-jax --config=clip/shapes --workdir=runs/fsdp --config.mesh.fsdp=4 --profile
     train-jax --config=clip/vit_b32 --machine=8xh100 --options
 
+`train-jax plan --help` plans memory and time for machines that are not present.
+
 Equivalent to `python -m train_jax`. CONFIG is a Python file or the name of a shipped config. `--config.NAME=VALUE`
 overrides any option, `--config.evals.NAME=none` disables one evaluator, `--config.evals=none` disables all of them;
 unknown options are errors. Repeating the command resumes the run; --reset-optimizer allows changed optimiser options. On
@@ -26,10 +28,14 @@ from train_jax.arguments import expand_home
 from train_jax.checkpoint import CheckpointError
 from train_jax.data.sources import DataError
 from train_jax.errors import ConfigError, LoadError, Stopped
+from train_jax.plan import command as plan_command
 
 
 def cli(argv: list[str] | None = None) -> None:
     """Runs the console command `train-jax`. User errors exit with one line, `error: …`."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["plan"]:
+        sys.exit(plan_command.main(argv[1:]))
     parser = argparse.ArgumentParser(
         "train-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -10,6 +10,11 @@ and, if options depend on other options (such as a pretrained checkpoint),
 
     complete(config, stated)                             sets the dependent options in `config`, in place; `stated` holds
                                                          only the options that the user's config sets
+
+and, for `train-jax plan`,
+
+    write_placeholders(config, folder) -> (config, record)   replaces files that are not present by random ones in `folder`,
+                                                         which `make` uses as the run directory; and a record of the data
 """
 
 import dataclasses

@@ -22,6 +22,7 @@ from train_jax.data import images
 from train_jax.data.options import AugmentOptions, PreprocessOptions
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
+from train_jax.placeholders import make_record
 from train_jax.task import Task, average_statistics
 from vqgan_jax import averaging, codebook, discriminator, evaluators, model, perceptual, pretrained, quantize
 from vqgan_jax import loss as loss_lib
@@ -30,6 +31,7 @@ from vqgan_jax.example import ImageExample
 from vqgan_jax.gan import TwoPlayerLoss
 from vqgan_jax.model import VQGANOptions
 from vqgan_jax.perceptual import PerceptualOptions
+from vqgan_jax.placeholders import write_lpips
 
 HALF = (0.5, 0.5, 0.5)  # mean and standard deviation that normalise pixels to [-1, 1]
 _FINETUNE = "vqgan/finetune"  # shipped config that starts from a checkpoint
@@ -128,6 +130,13 @@ def _rescale_attention(options: Mapping, resolution: int | None) -> Mapping:
 def _continues_discriminator(config: ConfigDict, checkpoint: pretrained.Checkpoint) -> bool:
     """Returns whether a new run loads the checkpoint's discriminator."""
     return checkpoint.discriminator is not None and config.loss.adversarial != "none" and not config.fresh_discriminator
+
+
+def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """Replaces missing weights of LPIPS by random ones in `folder`; see `train_jax.task`."""
+    if config.perceptual.type == "lpips" and not Path(config.perceptual.path or folder / "none").exists():
+        config.perceptual.path = write_lpips(folder / "lpips.safetensors")
+    return config, make_record()
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:

@@ -18,6 +18,7 @@ class PriorTaskOptions(task.Stage2TaskOptions):
 
 
 OPTIONS, EVALUATORS = PriorTaskOptions, evaluators.EVALUATORS
+write_placeholders = task.write_placeholders
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:

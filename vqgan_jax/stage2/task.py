@@ -21,10 +21,12 @@ from train_jax.data import images
 from train_jax.data.options import AugmentOptions
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
+from train_jax.placeholders import make_record
 from train_jax.profiling import BACKWARD, dense_flops, transformer_flops
 from train_jax.task import Task
 from vqgan_jax import codes as codes_lib
 from vqgan_jax import vqgan as vqgan_lib
+from vqgan_jax.placeholders import write_first_stage
 from vqgan_jax.stage2 import evaluators, model
 from vqgan_jax.stage2.checkpoint import VQGAN
 from vqgan_jax.stage2.condition import Condition
@@ -72,6 +74,13 @@ class Stage2TaskOptions(Options):
         self.require(is_plain, path, "augment", "the default with codes.cached = True")
         may_flip = self.codes.cached or not self.codes.flip
         self.require(may_flip, path, "codes.flip", "False with codes.cached = False; set augment.flip instead")
+
+
+def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """Replaces a VQGAN that is named by its config by a placeholder in `folder`; see `train_jax.task`."""
+    first_stage = write_first_stage(config, folder)
+    side = (config.vqgan.size or first_stage.size) // first_stage.factor
+    return config, make_record(codes=np.zeros((1, side, side), np.int32))
 
 
 def open_vqgan(config: ConfigDict, workdir: Path | None) -> vqgan_lib.Vqgan:

@@ -1,0 +1,197 @@
+"""Statistics of a compiled program from its HLO text: estimated time by operation, collectives, kernels, loops."""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "f8e4m3fn": 1, "f8e5m2": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2,
+         "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16}  # fmt: skip
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+# Custom calls that are annotations or data movement, not kernels.
+_NO_KERNELS = re.compile(r"Sharding|SPMD|annotate|Pin|Unpin|AllocateBuffer|AssumeGather|MoveTo|BoundedSlice|X64", re.I)
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*)$")
+_CALLED = re.compile(r"(?:calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CYCLES = re.compile(r'"estimated_cycles":"?(\d+)"?')
+_NAME = re.compile(r'op_name="([^"]*)"')
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """Instruction of a compiled program.
+
+    Attributes:
+      opcode: such as "fusion", "while", "all-reduce-start".
+      shape: text of the shape of its result, such as "bf16[8,128]{1,0}" or a tuple of them.
+      attributes: text behind the operands: metadata, backend config, called computations.
+      executions: how often one execution of the program runs it (trip counts of the loops around it).
+      in_loop: whether it stands in the body of a loop.
+      in_fusion: whether it is a part of a fusion, whose time counts for all its parts.
+    """
+
+    name: str
+    opcode: str
+    shape: str
+    attributes: str
+    executions: int
+    in_loop: bool
+    in_fusion: bool
+
+    @property
+    def op_name(self) -> str:
+        """Path of the JAX operation, such as "jit(step)/jvp(CLIP)/vision/…/dot_general"; empty if it is not recorded."""
+        match = _NAME.search(self.attributes)
+        return match[1] if match else ""
+
+    @property
+    def cycles(self) -> int:
+        """Cycles of all executions as the TPU compiler estimates them; 0 if it gives no estimate."""
+        match = None if self.in_fusion else _CYCLES.search(self.attributes)
+        return int(match[1]) * self.executions if match else 0
+
+    @property
+    def size(self) -> int:
+        """Size of the result in bytes; of an asynchronous start, that of the result only."""
+        arrays = [math.prod(map(int, filter(None, dims.split(",")))) * BYTES.get(kind, 0)
+                  for kind, dims in _ARRAY.findall(self.shape)]  # fmt: skip
+        if self.opcode.endswith("-start") and len(arrays) > 1:  # (operands, results, contexts)
+            return int(arrays[1] if len(arrays) < 4 else sum(arrays[len(arrays) // 2 :]))
+        return int(sum(arrays))
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """Collectives of one kind: how many one execution runs, and the bytes of their results on a device."""
+
+    kind: str
+    in_loop: bool
+    count: int
+    bytes: int
+
+
+def parse(text: str) -> list[Instruction]:
+    """Parses the text of a compiled program (`Compiled.as_text()`). Returns the instructions that are executed."""
+    computations, entry = _split_computations(text)
+    executions: dict[str, int] = collections.Counter({entry: 1})
+    in_loop, in_fusion = set(), set()
+    instructions: list[Instruction] = []
+    for name in _callers_first(computations, entry):
+        for line in computations[name]:
+            instruction, called = _parse_instruction(line, executions[name], name in in_loop, name in in_fusion)
+            instructions.append(instruction)
+            match = _TRIPS.search(line) if instruction.opcode == "while" else None
+            for callee in called:
+                executions[callee] += executions[name] * (int(match[1]) if match else 1)
+                if instruction.opcode == "while" or name in in_loop:
+                    in_loop.add(callee)
+                if instruction.opcode in ("fusion", "reduce", "scatter", "sort", "map") or name in in_fusion:
+                    in_fusion.add(callee)
+    return instructions
+
+
+def _split_computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Splits a program into the lines of its computations by name. Returns them and the name of the entry."""
+    computations: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        if not line.startswith(" ") and (match := _COMPUTATION.match(line)):
+            name = match[2]
+            computations[name] = []
+            entry = name if match[1] else entry
+        elif name and _INSTRUCTION.match(line):
+            computations[name].append(line)
+    if not entry:
+        raise ValueError("the text of the program has no ENTRY computation")
+    return computations, entry
+
+
+def _called(line: str) -> list[str]:
+    names = _CALLED.findall(line)
+    for branches in _BRANCHES.findall(line):
+        names += [name.strip().lstrip("%") for name in branches.split(",")]
+    return names
+
+
+def _callers_first(computations: dict[str, list[str]], entry: str) -> Iterator[str]:
+    """Yields the computations that are reached from the entry, each after all its callers."""
+    callees = {name: [*filter(computations.__contains__, _called("\n".join(lines)))] for name, lines in computations.items()}
+    order, visited, stack = [], {entry}, [(entry, iter(callees[entry]))]
+    while stack:
+        name, remaining = stack[-1]
+        callee = next((c for c in remaining if c not in visited), None)
+        if callee is None:
+            order.append(name)
+            stack.pop()
+        else:
+            visited.add(callee)
+            stack.append((callee, iter(callees[callee])))
+    return reversed(order)
+
+
+def _parse_instruction(line: str, executions: int, in_loop: bool, in_fusion: bool) -> tuple[Instruction, list[str]]:
+    name, rest = _INSTRUCTION.match(line).groups()
+    shape, rest = _split_shape(rest)
+    opcode, _, rest = rest.partition("(")
+    instruction = Instruction(name, opcode.strip(), shape, rest, executions, in_loop, in_fusion)
+    return instruction, [] if instruction.opcode in _REDUCERS else _called(rest)
+
+
+# Their `to_apply` is a sum or a maximum of two numbers.
+_REDUCERS = {*COLLECTIVES, *(f"{kind}-start" for kind in COLLECTIVES), "reduce", "reduce-window", "scatter",
+             "select-and-scatter", "sort", "map"}  # fmt: skip
+
+
+def _split_shape(text: str) -> tuple[str, str]:
+    """Splits the shape, which may be a tuple with parentheses of layouts in it, from what follows."""
+    if not text.startswith("("):
+        shape, _, rest = text.partition(" ")
+        return shape, rest
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return text[: position + 1], text[position + 2 :]
+    raise ValueError(f"unbalanced parentheses: {text[:100]}")
+
+
+def collectives(instructions: list[Instruction]) -> list[Collective]:
+    """Adds up collectives by kind, those in loops apart, the largest first."""
+    totals: dict[tuple[str, bool], list[int]] = collections.defaultdict(lambda: [0, 0])
+    for x in instructions:
+        kind = x.opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            total = totals[kind, x.in_loop]
+            total[0] += x.executions
+            total[1] += x.executions * x.size
+    rows = [Collective(*key, *total) for key, total in totals.items()]
+    return sorted(rows, key=lambda row: -row.bytes)
+
+
+def kernels(instructions: list[Instruction]) -> dict[str, int]:
+    """Counts the executions of library and Pallas kernels (custom calls) by name."""
+    counts: collections.Counter = collections.Counter()
+    for x in instructions:
+        target = _TARGET.search(x.attributes)
+        if x.opcode == "custom-call" and target and not _NO_KERNELS.search(target[1]):
+            counts[target[1]] += x.executions
+    return dict(counts.most_common())
+
+
+def total_cycles(instructions: list[Instruction]) -> int:
+    """Returns the estimated cycles of one execution of the program."""
+    return sum(x.cycles for x in instructions)
+
+
+def most_expensive(instructions: list[Instruction], count: int) -> list[tuple[str, int]]:
+    """Returns the operations with most estimated cycles, as `(path of the JAX operation, cycles)`."""
+    totals: collections.Counter = collections.Counter()
+    for x in instructions:
+        totals[x.op_name or x.name] += x.cycles
+    return [(name, cycles) for name, cycles in totals.most_common(count) if cycles]

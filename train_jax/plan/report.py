@@ -1,0 +1,96 @@
+"""Plan of a compiled program: what it needs of each device, and the text of its report."""
+
+import dataclasses
+import json
+
+from train_jax.plan.hlo import Collective
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Plan of a program for a target. Bytes are those of one device.
+
+    Attributes:
+      target: name of the target.
+      devices: number of devices.
+      mesh: sizes of the mesh axes.
+      batch_size: examples of an update over all devices; 0 for a program that does not train.
+      fits: whether the program fits the memory of a device; None: the memory of the device is unknown.
+      peak_bytes: peak memory as the compiler schedules it; on fake devices arguments, outputs and temporaries.
+      memory: usable memory of a device; 0: unknown.
+      parameters: number of parameters of all players.
+      parts: bytes by part. Activations are the residuals of the loss over the micro-batch, without what the partitioner
+        adds; they are a share of the temporaries.
+      flops: analytic FLOPs of an update over all devices; None: unknown.
+      step_seconds: time of an update by the compiler's estimated cycles, without exposed communication and custom kernels;
+        None: the compiler gives none.
+      floor_seconds: time of the FLOPs at the peak rate; None: unknown.
+      collectives: by kind.
+      kernels: executions of library and Pallas kernels, by name.
+      expensive: paths of the JAX operations with the largest estimated times, and their seconds.
+      compile_seconds: time of the compilation.
+      error: the compiler's message if it refused the program, otherwise empty.
+    """
+
+    target: str
+    devices: int
+    mesh: dict[str, int]
+    batch_size: int
+    fits: bool | None
+    peak_bytes: int
+    memory: int
+    parts: dict[str, int]
+    parameters: int
+    flops: float | None
+    step_seconds: float | None
+    floor_seconds: float | None
+    collectives: tuple[Collective, ...]
+    kernels: dict[str, int]
+    expensive: tuple[tuple[str, float], ...]
+    compile_seconds: float
+    error: str = ""
+
+    @property
+    def mfu(self) -> float | None:
+        """Planned model FLOPs utilisation."""
+        return None if not self.step_seconds or self.floor_seconds is None else self.floor_seconds / self.step_seconds
+
+    @property
+    def examples_per_second(self) -> float | None:
+        """Planned examples per second and device."""
+        return self.batch_size / self.devices / self.step_seconds if self.step_seconds and self.batch_size else None
+
+    def to_json(self) -> str:
+        """Formats the plan as one line of JSON."""
+        return json.dumps(dataclasses.asdict(self) | {"mfu": self.mfu, "examples_per_second": self.examples_per_second})
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+def _lines(plan: Plan):
+    mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1) or "1"
+    batch = f", batch of {plan.batch_size:,}" if plan.batch_size else ""
+    yield f"{plan.target}: {plan.devices} devices, mesh {mesh}{batch}; {plan.parameters:,} parameters"
+    verdict = {True: "fits", False: "DOES NOT FIT", None: "memory of the device unknown"}[plan.fits]
+    limit = f" of {plan.memory / 2**30:.2f}" if plan.memory else ""
+    yield f"memory   {verdict}: peak {plan.peak_bytes / 2**30:.2f}{limit} GiB a device"
+    if plan.error:
+        yield f"         {plan.error}"
+    for name, size in plan.parts.items():
+        yield f"         {name:<28}{size / 2**20:>12,.1f} MiB"
+    if plan.flops is not None:
+        floor = f"; at the peak rate {plan.floor_seconds:.4f} s" if plan.floor_seconds else ""
+        yield f"compute  {plan.flops / 1e12:,.2f} TFLOPs an update{floor}"
+    if plan.step_seconds:
+        rate = f", {plan.examples_per_second:,.0f} examples/s a device" if plan.examples_per_second else ""
+        mfu = f", MFU {100 * plan.mfu:.1f} %" if plan.mfu else ""
+        yield f"time     {plan.step_seconds:.4f} s an update by the compiler's estimate{rate}{mfu}"
+    elif not plan.error:
+        yield "time     no estimate: only TPU compilers give cycles"
+    for row in plan.collectives:
+        where = "in loops" if row.in_loop else "once"
+        yield f"network  {row.kind:<20} {row.count:>6} {where:<9}{row.bytes / 2**20:>12,.1f} MiB"
+    yield from (f"kernel   {name:<50} {count:>6}" for name, count in plan.kernels.items())
+    yield from (f"costly   {1000 * seconds:>9.3f} ms  {name}" for name, seconds in plan.expensive)
+    yield f"compiled in {plan.compile_seconds:.0f} s"
