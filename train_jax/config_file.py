@@ -39,6 +39,8 @@ def load(name: str | Path) -> ConfigDict:
     package.__path__ = [str(file.parent)]
     namespace = {"__name__": "config", "__package__": _PACKAGE, "__file__": str(file)}
     sys.modules[_PACKAGE] = package
+    # Bytecode is recognised by a time in seconds: a neighbour that is edited twice in a second would be the older one.
+    keeps_bytecode, sys.dont_write_bytecode = not sys.dont_write_bytecode, True
     try:
         exec(compile(file.read_bytes(), str(file), "exec"), namespace)
         if "get_config" not in namespace:
@@ -49,6 +51,7 @@ def load(name: str | Path) -> ConfigDict:
     except Exception as error:
         raise ConfigError(f"--config={name}: {type(error).__name__}: {error}{_format_line(error, file)}") from error
     finally:
+        sys.dont_write_bytecode = not keeps_bytecode
         for module in [module for module in sys.modules if module.partition(".")[0] == _PACKAGE]:
             del sys.modules[module]
     if not isinstance(config, Mapping | ConfigDict):

@@ -34,6 +34,7 @@ def test_a_file_imports_its_neighbours_and_leaves_no_trace(tmp_path):
         assert config_file.load(written(folder, changed)).steps == 10 * number + 1
     written(folder, body.replace("1}", "50}"), "base.py")
     assert config_file.load(folder / "mine.py").steps == 51
+    assert not list(tmp_path.rglob("__pycache__"))
 
 
 @pytest.mark.parametrize(

@@ -345,7 +345,7 @@ def test_config_dict_from_python_is_enough(tmp_path):
 
 
 def test_a_step_that_memory_cannot_hold_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "free", lambda device: 1000)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     with pytest.raises(ConfigError, match="the compiled step takes 0.0 GiB .* free: lower config.data.batch_size"):
         train_jax.run(config(steps=10), tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()

@@ -243,7 +243,7 @@ class Preprocess:
 
     def batch(
         self,
-        images: Sequence[Image.Image | np.ndarray | bytes | str | os.PathLike],
+        images: Sequence[Image.Image | np.ndarray | bytes | str | os.PathLike] | np.ndarray,
         start: int = 0,
         map_function: Callable = map,
     ) -> UInt8[np.ndarray, "n size size 3"]:

@@ -387,21 +387,21 @@ def test_a_cut_power_without_effect_is_refused(vq, clip, other_clip):
 
 def test_pictures_beyond_the_memory_are_refused_before_arrays_are_made(vq, clip, monkeypatch):
     # The decoder's last convolutions map [H, W, 8] float32 to the same.
-    monkeypatch.setattr(memory, "free", lambda device: 2 * 40 * 40 * 8 * 4 - 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * 40 * 40 * 8 * 4 - 1)
     monkeypatch.setattr(painting.Painter, "_make_problem", lambda self: pytest.fail("arrays were made"))
     with pytest.raises(ConfigError, match="decoding 1 image.* of 40 x 40 takes at least 0.0 GiB.*: paint a smaller size"):
         guided.paint(vq, clip, "a", size=(40, 40))
     # There the largest are the attention's logits, float32 of each of 256 positions with each.
-    monkeypatch.setattr(memory, "free", lambda device: 2 * 256 * 256 * 4 - 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * 256 * 256 * 4 - 1)
     with pytest.raises(ConfigError, match="decoding 1 image.* of 64 x 64 takes"):
         guided.paint(vq, clip, "a", size=(64, 64))
-    monkeypatch.setattr(memory, "free", lambda device: 2 * 256 * 256 * 4)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * 256 * 256 * 4)
     with pytest.raises(pytest.fail.Exception, match="arrays were made"):
         guided.paint(vq, clip, "a", size=(64, 64))
 
 
 def test_a_step_beyond_the_memory_is_refused(vq, clip, monkeypatch):
-    monkeypatch.setattr(memory, "free", lambda device: 20_000)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 20_000)
     with pytest.raises(ConfigError, match="a step takes 0.0 GiB .*: split the cuts"):
         guided.paint(vq, clip, SCENE, **SIMPLE)
 
