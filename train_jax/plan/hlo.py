@@ -9,8 +9,8 @@ from collections.abc import Iterator
 BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "f8e4m3fn": 1, "f8e5m2": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2,
          "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16}  # fmt: skip
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
-# Custom calls that are annotations or data movement, not kernels.
-_NO_KERNELS = re.compile(r"Sharding|SPMD|annotate|Pin|Unpin|AllocateBuffer|AssumeGather|MoveTo|BoundedSlice|X64", re.I)
+# Kernels among the custom calls; the others are annotations and parts of the compiler.
+_KERNELS = re.compile(r"cudnn|cublas|cusolver|triton|flash|fmha|tpu_custom_call|mosaic|top_?k|sort", re.I)
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*)$")
@@ -20,7 +20,7 @@ _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)"?')
 _NAME = re.compile(r'op_name="([^"]*)"')
-_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_TARGET = re.compile(r'custom_call_target="([^"]*)"|"kind":"(__\w+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,12 +175,13 @@ def collectives(instructions: list[Instruction]) -> list[Collective]:
 
 
 def kernels(instructions: list[Instruction]) -> dict[str, int]:
-    """Counts the executions of library and Pallas kernels (custom calls) by name."""
+    """Counts the executions of library, Triton and Pallas kernels by name: custom calls, and fusions of a kind."""
     counts: collections.Counter = collections.Counter()
     for x in instructions:
-        target = _TARGET.search(x.attributes)
-        if x.opcode == "custom-call" and target and not _NO_KERNELS.search(target[1]):
-            counts[target[1]] += x.executions
+        target = _TARGET.search(x.attributes) if x.opcode in ("custom-call", "fusion") else None
+        name = target[1] or target[2] if target else ""
+        if _KERNELS.search(name):
+            counts[name] += x.executions
     return dict(counts.most_common())
 
 

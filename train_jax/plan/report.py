@@ -80,12 +80,12 @@ def _lines(plan: Plan):
     for name, size in plan.parts.items():
         yield f"         {name:<28}{size / 2**20:>12,.1f} MiB"
     if plan.flops is not None:
-        floor = f"; at the peak rate {plan.floor_seconds:.4f} s" if plan.floor_seconds else ""
+        floor = f"; at the peak rate {1000 * plan.floor_seconds:,.3f} ms" if plan.floor_seconds else ""
         yield f"compute  {plan.flops / 1e12:,.2f} TFLOPs an update{floor}"
     if plan.step_seconds:
         rate = f", {plan.examples_per_second:,.0f} examples/s a device" if plan.examples_per_second else ""
         mfu = f", MFU {100 * plan.mfu:.1f} %" if plan.mfu else ""
-        yield f"time     {plan.step_seconds:.4f} s an update by the compiler's estimate{rate}{mfu}"
+        yield f"time     {1000 * plan.step_seconds:,.2f} ms an update by the compiler's estimate{rate}{mfu}"
     elif not plan.error:
         yield "time     no estimate: only TPU compilers give cycles"
     for row in plan.collectives:

@@ -1,0 +1,88 @@
+"""Statistics of compiled programs: counted by hand in a text, and in programs of known loops and collectives."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from train_jax.plan import hlo
+
+TEXT = """HloModule jit_step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%fused (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %twice = f32[8]{0} add(%p, %p), backend_config={"estimated_cycles":"7"}
+}
+
+%inner_body (x: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %x = (s32[], f32[8]{0}) parameter(0)
+  %y = f32[8]{0} get-tuple-element(%x), index=1
+  %reduced = f32[8]{0} all-reduce(%y), replica_groups={}, to_apply=%add, metadata={op_name="jit(step)/psum"}
+  %fusion.1 = f32[8]{0:T(128)} fusion(%reduced), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"100"}
+  ROOT %out = (s32[], f32[8]{0}) tuple(%y, %fusion.1)
+}
+
+%condition (x: (s32[], f32[8])) -> pred[] {
+  %x = (s32[], f32[8]{0}) parameter(0)
+  ROOT %less = pred[] constant(true)
+}
+
+%outer_body (x: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %x = (s32[], f32[8]{0}) parameter(0)
+  ROOT %loop = (s32[], f32[8]{0}) while(%x), condition=%condition, body=%inner_body, TRIPS={"n":"3"}}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %start = (f32[8]{0}, bf16[64]{0}) all-gather-start(%p), dimensions={0}
+  %done = bf16[64]{0} all-gather-done(%start)
+  %gemm = (f32[8]{0}, s8[100]{0}) custom-call(%p), custom_call_target="__cublas$gemm", metadata={op_name="jit(step)/dot"}
+  %mark = f32[8]{0} custom-call(%p), custom_call_target="Sharding"
+  %loops = (s32[], f32[8]{0}) while(%p), condition=%condition, body=%outer_body, TRIPS={"n":"5"}}
+  ROOT %fusion.2 = f32[8]{0} fusion(%p), calls=%fused, metadata={op_name="jit(step)/end"}, CYCLES"40"}
+}
+"""
+
+
+def test_a_program_by_hand():
+    text = TEXT.replace("TRIPS=", 'backend_config={"known_trip_count":')
+    instructions = hlo.parse(text.replace("CYCLES", 'backend_config={"estimated_cycles":'))
+    assert hlo.total_cycles(instructions) == 5 * 3 * 100 + 40
+    assert hlo.most_expensive(instructions, 5) == [("fusion.1", 1500), ("jit(step)/end", 40)]
+    assert hlo.kernels(instructions) == {"__cublas$gemm": 1}
+    assert hlo.collectives(instructions) == [
+        hlo.Collective("all-reduce", True, 15, 15 * 32),
+        hlo.Collective("all-gather", False, 1, 128),
+    ]
+    assert [x.size for x in instructions if x.name == "gemm"] == [132]
+    with pytest.raises(ValueError, match="no ENTRY"):
+        hlo.parse("HloModule empty")
+
+
+def test_collectives_of_compiled_loops():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    def program(x):
+        def turn(x, _):
+            return jax.lax.ppermute(jnp.sin(x), "data", [(i, (i + 1) % 8) for i in range(8)]), None
+
+        x, _ = jax.lax.scan(turn, x, None, length=5)
+        return x + jax.lax.psum(jnp.cos(x), "data")
+
+    x = jax.ShapeDtypeStruct((16, 3), jnp.float32, sharding=NamedSharding(mesh, P("data")))
+    rows = hlo.collectives(hlo.parse(jax.jit(program).lower(x).compile().as_text()))
+    shard = 2 * 3 * 4
+    assert rows == [
+        hlo.Collective("collective-permute", True, 5, 5 * shard),
+        hlo.Collective("all-reduce", False, 1, shard),
+    ]

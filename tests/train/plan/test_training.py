@@ -1,0 +1,124 @@
+"""Plans of training runs on fake devices, against sums over the parameters, and for TPUs where their compiler is."""
+
+import importlib.util
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from train_jax import config as config_lib
+from train_jax import config_file, sharding
+from train_jax import task as task_lib
+from train_jax.errors import ConfigError
+from train_jax.plan import command, training
+from train_jax.plan.targets import Target
+from train_jax.step import StatePlan, TrainState
+
+TOWER = {"width": 32, "depth": 1, "heads": 2}
+CLIP = {
+    "task": "clip_jax.task", "steps": 10, "data": {"source": "webdataset:not-there/*.tar", "batch_size": 32},
+    "model": {"embed_dim": 16, "image": {"size": 16, "patch": 8, **TOWER}, "text": {"vocab_size": 640, **TOWER}},
+    "tokenizer": {"path": "not-there"},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _devices_are_there(monkeypatch):
+    monkeypatch.setattr(Target, "set_environment", lambda self: None)
+
+
+def test_bytes_are_those_of_the_shards(tmp_path):
+    """Parameters and Adam's two moments, split over fsdp where an axis allows it; no data, no tokenizer."""
+    plan = training.plan_training(ConfigDict(CLIP | {"mesh": {"data": 2, "fsdp": 4}}), Target.parse("fake:8"))
+    config, _ = task_lib.module(ConfigDict(CLIP)).write_placeholders(config_lib.resolve(ConfigDict(CLIP)), tmp_path)
+    task = task_lib.module(config).make(config, tmp_path)
+    batch = {"image": jnp.zeros((1, 16, 16, 3)), "text": jnp.zeros((1, 77), jnp.int32)}
+    boxed, _ = jax.eval_shape(task.init, jax.random.key(0), batch)
+    count = local = 0
+    for leaf in jax.tree.leaves(boxed, is_leaf=sharding.is_box):
+        value, names = (leaf.value, leaf.names) if sharding.is_box(leaf) else (leaf, ())
+        count += value.size
+        local += value.size // 4 if any(dict(sharding.RULES).get(name) == "fsdp" for name in names) else value.size
+    assert plan.parameters == count
+    assert plan.parts["parameters"] == plan.parts["gradients"] == 4 * local
+    assert plan.parts["optimiser state"] == pytest.approx(2 * 4 * local, abs=16)  # and counters
+    assert plan.flops == task.flops * 32 and plan.mesh == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert plan.fits is None and plan.step_seconds is None and plan.mfu is None
+    assert plan.peak_bytes > plan.parts["parameters"] + plan.parts["optimiser state"]
+    kinds = {row.kind for row in plan.collectives}
+    assert {"all-reduce", "all-gather"} <= kinds
+    assert f"{count:,} parameters" in str(plan) and "mesh data 2 x fsdp 4" in str(plan)
+
+
+def test_residuals_are_those_of_two_linear_layers():
+    """y = x W V: the backward pass reads x and x W."""
+
+    def loss(params, extra, batch, rng, step):
+        return jnp.mean(batch["x"] @ params["p"]["w"] @ params["p"]["v"]), ({}, {})
+
+    task = task_lib.Task(init=len, loss=loss, example=len)
+    mesh = sharding.make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
+    params = {"p": {"w": jax.ShapeDtypeStruct((5, 7), jnp.float32), "v": jax.ShapeDtypeStruct((7, 3), jnp.float32)}}
+    batch = {"x": jax.ShapeDtypeStruct((16, 5), jnp.float32, sharding=sharding.batch_sharding(mesh))}
+    state = TrainState(step=None, params=params, extra={}, opt_state=None, ema=None, counters={})
+    plan = StatePlan(create=len, abstract=state, optimizer=None)
+    config = ConfigDict({"data": {"batch_size": 16}, "accumulate": 1})
+    assert training.count_residuals(task, plan, batch, config, mesh) == 2 * (4 * 5 + 4 * 7)  # of 2 rows a device
+
+
+def test_what_a_compiler_needed_is_read_from_its_refusal():
+    tpu = "Ran out of memory on HBM, the total memory required for HLO temporaries (157.87G) exceeds available HBM (15.75G)"
+    assert training._parse_needed(tpu) == int(157.87 * 2**30)
+    assert training._parse_needed("Used 20.5M of 15M hbm") == int(20.5 * 2**20)
+    assert training._parse_needed("no number") == 0
+
+
+def test_the_command_line(tmp_path, capsys):
+    file = tmp_path / "tiny.py"
+    file.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({CLIP!r})\n")
+    assert command.main([f"--config={file}", "--target=fake:8", "--mesh=data=-1,fsdp=4", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert plan["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert {"fits", "peak_bytes", "step_seconds", "mfu"} <= plan.keys()
+    for arguments, words in [
+        (["--target=v9:4x4"], "--target 'v9:4x4' must be CHIP:SHAPE with a chip of v4, v5e"),
+        (["--target=h100:2x2x2"], "h100 has a shape of 1 or 2 number"),
+        (["--target=fake:0"], "must be CHIP:SHAPE"),
+        (["--target=fake:8", "--mesh=pipeline=2"], "--mesh 'pipeline=2' must be AXIS=SIZE"),
+        (["--target=fake:8", "--config.data.batch_size=12"], "it must be a multiple of 8"),
+        (["--target=fake:8", "--config.no=1"], "no"),
+    ]:
+        assert command.main([f"--config={file}", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert words in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("name", ["vqgan/demo", "vqgan/prior_digits", "dalle/demo"])
+def test_every_family_has_placeholders(name, tmp_path):
+    config = config_file.load(name)
+    if "vqgan" in config:
+        config.vqgan.path = "not there"
+        with pytest.raises(ConfigError, match="is no model. Name one, or a shipped config"):
+            task_lib.module(config).write_placeholders(config_lib.resolve(config), tmp_path)
+        config.vqgan.path = "vqgan/digits"
+    else:
+        config.perceptual = {"type": "lpips", "path": "not there"}
+    module = task_lib.module(config)
+    config, record = module.write_placeholders(config_lib.resolve(config), tmp_path)
+    task = module.make(config, tmp_path)
+    example = task.example(record, np.random.default_rng(0))
+    batch = {key: jax.ShapeDtypeStruct((2, *np.shape(x)), np.asarray(x).dtype) for key, x in example.items()}
+    params, extra = sharding.unbox(jax.eval_shape(task.init, jax.random.key(0), batch))
+    value, _ = jax.eval_shape(task.loss, params, extra, batch, jax.random.key(0), jnp.int32(0))
+    assert value.shape == () and math.isfinite(task.flops or 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install 'jax[tpu]'")
+def test_a_plan_for_a_tpu_slice():
+    plan = training.plan_training(ConfigDict(CLIP), Target.parse("v5e:2x2"))
+    assert plan.fits and plan.devices == 4 and 0 < plan.floor_seconds < plan.step_seconds < 0.1 and plan.expensive
