@@ -150,7 +150,7 @@ def measure_training(case: Case, tiny: bool) -> Iterator[dict]:
     size = 4 if tiny else int(case.batch)
     with tempfile.TemporaryDirectory() as folder:
         config = synthetic.make_config(case.family, case.model, case.dtype, size, case.remat, Path(folder), tiny)
-        task = task_lib.module(config).make(config, None)
+        task = task_lib.module(config).make(config, Path(folder))
         mesh = sharding.make_mesh(config.mesh)
         batch = jax.device_put(synthetic.make_batch(case.family, config, 4 if tiny else 16), sharding.batch_sharding(mesh))
         begun = time.perf_counter()

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -34,6 +33,7 @@ from train_jax.weights.layout import flatten, to_peer
 from vqgan_jax import model as vqgan_model
 from vqgan_jax.guided import options as options_lib
 from vqgan_jax.guided import painting, prompts, starts
+from vqgan_jax.placeholders import random_weights
 from vqgan_jax.pretrained import taming
 
 PROMPTS = [f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("castle", "star", "tree", "house")]
@@ -94,20 +94,6 @@ def build_models(dtype: str, small: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.
     images, ids = np.zeros((1, v.image.size, v.image.size, 3), np.float32), tokenizer.encode(PROMPTS[:1])
     shapes = jax.eval_shape(tower.init, jax.random.key(2), images, ids)
     return vq, clip_jax.Clip.assemble(tower, random_weights(shapes), tokenizer, Preprocess(v.image.size), "random")
-
-
-def random_weights(shapes):
-    """Samples random weights that preserve the scale of activations, with NumPy to avoid compilation."""
-    rng = np.random.default_rng(0)
-
-    def leaf(path, x):
-        name = str(path[-1].key)
-        if x.ndim < 2:
-            return np.full(x.shape, float(name == "scale"), np.float32)
-        fan_in = 1 if name in ("codebook", "embedding") else max(1, int(np.prod(x.shape[:-1])))
-        return (rng.standard_normal(x.shape) / np.sqrt(fan_in)).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(leaf, nn.unbox(shapes))
 
 
 def build_implementation(name: str, vq, clip, arguments, size: int) -> Callable[[], None]:
