@@ -1,13 +1,9 @@
 """Tiny models, assembled and from a short training run, and a small task on a folder of captioned images."""
 
-import contextlib
 import json
 import math
-import os
 from pathlib import Path
-from unittest import mock
 
-import filelock
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,17 +12,15 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
-import train_jax
 from clip_jax import model as model_lib
 from clip_jax import task as clip_task
 from clip_jax.clip import Clip, load
 from clip_jax.options import CLIPCompute, CLIPOptions
+from tests.shared_run import make_shapes, train_once
 from tests.trees import set_options
 from train_jax import config as config_lib
 from train_jax.data.images import Preprocess
 from train_jax.data.text import Tokenizer
-from train_jax.datasets import shapes
-from train_jax.datasets.shapes import shapes_dataset_builder
 
 COLOURS = {"red": (220, 30, 30), "green": (20, 160, 60), "blue": (30, 60, 220), "yellow": (240, 200, 30)}
 SHAPES = ("circle", "square", "triangle")
@@ -210,17 +204,10 @@ def tiny_config(data_dir: str | Path) -> ConfigDict:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> tuple[ConfigDict, Path]:
     """`(config, run directory)` of a finished run, shared by all test workers."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    config = tiny_config(shared / "tiny-data")
-    with filelock.FileLock(shared / "tiny.lock"):
-        if not (shared / "tiny-run").exists():
-            counts = {"train": 64, "test": 40, "novel": 16}
-            with mock.patch.object(shapes_dataset_builder, "EXAMPLES", counts), contextlib.chdir(shared):
-                shapes.builder("32", data_dir=str(shared / "tiny-data"))
-            train_jax.run(config, shared / "tiny-unfinished")
-            (shared / "tiny-unfinished").rename(shared / "tiny-run")
-    return config, shared / "tiny-run"
+    counts = {"train": 64, "test": 40, "novel": 16}
+    return train_once(
+        tmp_path_factory, "clip", lambda folder: tiny_config(folder / "data"), lambda folder: make_shapes(folder, counts)
+    )
 
 
 @pytest.fixture(scope="session")

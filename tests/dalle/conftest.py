@@ -1,15 +1,13 @@
 """The run directory of a very short training on the codes of an untrained VQGAN."""
 
-import os
 from pathlib import Path
 
-import filelock
 import pytest
 from ml_collections import ConfigDict
 
 import dalle_jax
-import train_jax
 import vqgan_jax
+from tests.shared_run import train_once
 
 
 def tiny_config(folder: Path) -> ConfigDict:
@@ -32,17 +30,12 @@ def tiny_config(folder: Path) -> ConfigDict:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, untrained_vqgan) -> tuple[ConfigDict, Path]:
     """`(config, run directory)` of a finished run, its data beside it; the same for all test workers."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "dalle"
-    folder.mkdir(exist_ok=True)
-    config = tiny_config(folder)
-    with filelock.FileLock(folder / "lock"):
-        if not (folder / "run").exists():
-            (folder / "vqgan.safetensors").unlink(missing_ok=True)
-            vqgan_jax.save(untrained_vqgan, folder / "vqgan.safetensors")
-            train_jax.run(config, folder / "unfinished")
-            (folder / "unfinished").rename(folder / "run")
-    return config, folder / "run"
+
+    def save_vqgan(folder: Path) -> None:
+        (folder / "vqgan.safetensors").unlink(missing_ok=True)
+        vqgan_jax.save(untrained_vqgan, folder / "vqgan.safetensors")
+
+    return train_once(tmp_path_factory, "dalle", tiny_config, save_vqgan)
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,11 @@
 """A very short training of a tiny VQGAN; small configs and their initial weights, for the tests of this folder."""
 
-import contextlib
 import dataclasses
 import functools
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
-import filelock
 import flax.linen as nn
 import jax
 import numpy as np
@@ -17,13 +13,11 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-import train_jax
 import vqgan_jax
 from nn_jax.convolution import Conv
+from tests.shared_run import make_shapes, train_once
 from train_jax import config as config_lib
 from train_jax import sharding
-from train_jax.datasets import shapes
-from train_jax.datasets.shapes import shapes_dataset_builder
 from train_jax.optim import Optimizer
 from train_jax.step import COUNTERS, TrainState, make_train_step, plan_state
 from vqgan_jax import codebook, model, task
@@ -51,17 +45,10 @@ def tiny_config(data_dir: str | Path) -> ConfigDict:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> tuple[ConfigDict, Path]:
     """`(config, run directory)` of a finished run, its data set beside it; the same for all test workers."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    config = tiny_config(shared / "vqgan-data")
-    with filelock.FileLock(shared / "vqgan.lock"):
-        if not (shared / "vqgan-run").exists():
-            counts = {"train": 48, "test": 24, "novel": 8}
-            with mock.patch.object(shapes_dataset_builder, "EXAMPLES", counts), contextlib.chdir(shared):
-                shapes.builder("32", data_dir=str(shared / "vqgan-data"))
-            train_jax.run(config, shared / "vqgan-unfinished")
-            (shared / "vqgan-unfinished").rename(shared / "vqgan-run")
-    return config, shared / "vqgan-run"
+    counts = {"train": 48, "test": 24, "novel": 8}
+    return train_once(
+        tmp_path_factory, "vqgan", lambda folder: tiny_config(folder / "data"), lambda folder: make_shapes(folder, counts)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -15,14 +15,14 @@ def outputs(vq, clip, other_clip, tmp_path_factory, run_notebook):
     folder = tmp_path_factory.mktemp("notebook")
     vqgan_jax.save(vq, folder / "vqgan.safetensors")
     clip_jax.save_hf(clip, folder / "clip")
-    clip_jax.save_hf(other_clip, folder / "judge")
-    paths = {"VQGAN_RUN": folder / "vqgan.safetensors", "CLIP_RUN": folder / "clip", "HELD_OUT_RUN": folder / "judge"}
+    clip_jax.save_hf(other_clip, folder / "held-out")
+    paths = {"VQGAN_RUN": folder / "vqgan.safetensors", "CLIP_RUN": folder / "clip", "HELD_OUT_RUN": folder / "held-out"}
     return run_notebook("vqgan_clip.ipynb", PAINT_STEPS="2", **{name: str(path) for name, path in paths.items()})
 
 
 def test_models_are_those_of_the_environment(outputs, vq):
     text, _ = outputs("vqgan_jax.load(")
-    assert "vqgan.safetensors" in text and vq.fingerprint[:16] in text and "/judge" in text
+    assert "vqgan.safetensors" in text and vq.fingerprint[:16] in text and "/held-out" in text
 
 
 @pytest.mark.parametrize(
