@@ -31,28 +31,28 @@ def test_qualities_are_defaults_of_steps_and_cuts():
         ({"zzz": 8}, "zzz is not an option: known are quality, steps"),
         ({"quality": "superb"}, "quality = 'superb'; it must be one of draft, normal, better, best"),
         ({"steps": 0}, r"steps = 0; it must be in \[1, 1000000\]"),
-        ({"steps": 1.5}, "steps = 1.5 is a float; it must be a int, like 300"),
-        ({"steps": True}, "steps = True is a bool; it must be a int"),
+        ({"steps": 1.5}, "steps = 1.5 is of type float; it must be of type int, like 300"),
+        ({"steps": True}, "steps = True is of type bool; it must be of type int"),
         ({"lr": 0}, "lr = 0.0; it must be positive"),
-        ({"lr": "fast"}, "lr = 'fast' is a str; it must be a float, like 0.1"),
+        ({"lr": "fast"}, "lr = 'fast' is of type str; it must be of type float, like 0.1"),
         ({"lr": float("nan")}, "lr = nan"),
         ({"lr": 1e-60}, "lr = 1e-60; it must be a number that float32 does not round"),
         ({"smoothness": 1e39}, r"smoothness = 1e\+39; it must be a number that float32 does not round"),
-        ({"lr": None}, "lr = None is a NoneType; it must be a float, like 0.1"),
+        ({"lr": None}, "lr = None is of type NoneType; it must be of type float, like 0.1"),
         ({"flip": 1.5}, r"flip = 1.5; it must be in \[0, 1\]"),
         ({"noise": -1}, "noise = -1.0; it must be 0 or more"),
-        ({"remat": 1}, "remat = 1 is a int; it must be a bool, like False"),
+        ({"remat": 1}, "remat = 1 is of type int; it must be of type bool, like False"),
         ({"size": (32, 32.5)}, r"size = \(32, 32.5\); it must hold values of type int"),
         ({"size": (32, 32, 3)}, r"size = \(32, 32, 3\); it must hold 2 values: \(height, width\)"),
         ({"size": (32, 0)}, r"size = \(32, 0\); it must be at least 1"),
-        ({"size": 64}, r"size = 64 is a int; it must be a tuple: \(height, width\)"),
+        ({"size": 64}, r"size = 64 is of type int; it must be of type tuple: \(height, width\)"),
         ({"optimizer": "adams"}, "optimizer = 'adams'; it must be one of adam, "),
         ({"init_noise": "clouds"}, "init_noise = 'clouds'; it must be one of pixels, gradient, fractal, plain"),
-        ({"init_image": 3}, "init_image = 3 is a int; it must be a str or Path or Image or ndarray: initial image"),
-        ({"palette": "red"}, "palette = 'red' is a str; it must be a tuple"),
+        ({"init_image": 3}, "init_image = 3 is of type int; it must be of type str or Path or Image or ndarray: "),
+        ({"palette": "red"}, "palette = 'red' is of type str; it must be of type tuple"),
         ({"palette": (1, 2)}, r"palette = \(1, 2\); it must hold values of type str"),
         ({"memory": 0}, "memory = 0.0; it must be positive"),
-        ({"memory": True}, "memory = True is a bool; it must be a float: memory budget of a step in GiB"),
+        ({"memory": True}, "memory = True is of type bool; it must be of type float: memory budget of a step in GiB"),
         ({"palette": ("red", "rouge")}, "'rouge' is not a colour"),
         ({"edge": 1.0, "edge_colour": "blanc"}, "'blanc' is not a colour"),
         ({"aspect": "wide"}, "aspect = 'wide'; it must be square, widescreen, portrait, or WIDTH:HEIGHT"),
@@ -73,9 +73,10 @@ def test_qualities_are_defaults_of_steps_and_cuts():
         ({"edge": 1.0, "edge_width": 0.0}, r"edge_width = 0.0; it must be in \(0, 0.5\]"),
         ({"lr_decay": 0.5, "lr_decay_at": 1.0}, r"lr_decay_at = 1.0; it must be in \[0, 1\)"),
         ({"cut_min": 1.0, "cut_power": 2.0}, "cut_min = 1 makes every crop"),
-        ({"quality": {"a": 1}}, "quality = {'a': 1} is a dict; it must be a str, like 'normal'"),
-        ({"latents": ["soft", "gumbel"]}, "latents = ('soft', 'gumbel') is a tuple; it must be a str"),
+        ({"quality": {"a": 1}}, "quality = {'a': 1} is of type dict; it must be of type str, like 'normal'"),
+        ({"latents": ["soft", "gumbel"]}, "latents = ('soft', 'gumbel') is of type tuple; it must be of type str"),
         ({"palette_weight": 2.0}, "palette_weight = 2.0 has no effect: give palette"),
+        ({"palette_weight": 1.0}, "palette_weight = 1.0 has no effect: give palette"),  # the default, but stated
         ({"aesthetic_weight": 2.0}, "aesthetic_weight = 2.0 has no effect: give aesthetic"),
         ({"memory": 1.0, "micro_cuts": 4}, "micro_cuts = 4 beside memory"),
         ({"memory": 1.0, "remat": True}, "remat = True beside memory"),
@@ -150,3 +151,12 @@ def test_json_gives_the_same_options_back():
     options = lib.resolve(values)
     assert lib.resolve(options.to_json()) == options
     assert lib.resolve({"overlay": np.zeros((2, 2, 4), np.uint8)}).to_json()["overlay"] == "(an array)"
+
+
+def test_options_as_metadata_contain_them_are_resolved_again():
+    """With the defaults of disabled groups, which a user may not state."""
+    options = lib.resolve({"palette": ("red",), "steps": 7, "edge": 0})
+    flat = options.to_flat_dict()
+    assert flat["edge_width"] == 0.1 and lib.resolve(lib.drop_disabled(flat)) == options
+    with pytest.raises(ConfigError, match="has no effect"):
+        lib.resolve(flat)
