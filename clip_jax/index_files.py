@@ -63,7 +63,7 @@ def read_meta(directory: Path) -> dict | None:
     if not file.is_file():
         names = []
         if directory.is_dir():
-            names = sorted(p.name for p in directory.iterdir() if p.name not in (_LOCK, f"{_META}.new"))
+            names = sorted(p.name for p in directory.iterdir() if p.name != _LOCK and p.suffix != paths.UNFINISHED)
         if names or directory.is_file():
             content = f"it holds {', '.join(map(display_path, names[:4]))}" if names else "it is a file"
             raise SearchError(
@@ -167,9 +167,10 @@ class Store:
         entries, rows = read_parts(directory, meta)
         store = cls(directory, meta | {"model": model, "complete": False}, entries, rows)
         store._write_meta()
-        for leftover in directory.glob("part-*"):  # left by a killed process
-            if leftover.name.split(".")[0] not in meta["parts"]:
-                leftover.unlink()
+        for file in directory.iterdir():  # what a killed process has left
+            is_part = file.name.startswith("part-") and file.name.split(".")[0] not in meta["parts"]
+            if is_part or file.suffix == paths.UNFINISHED:
+                file.unlink()
         return store
 
     def drop_stale(self, files: Mapping[str, Mapping]) -> None:

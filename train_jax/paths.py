@@ -16,6 +16,7 @@ from train_jax.errors import ConfigError
 AnyPath = Path | epath.Path
 
 _BESIDE = (".json", ".yaml", ".yml", ".txt", ".model", ".gz")  # configurations and vocabularies of a weight file
+UNFINISHED = ".unfinished"  # suffix of temporary files, which a process that dies leaves behind
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}  # package of each scheme
 
 
@@ -25,7 +26,7 @@ def write_atomically(file: Path, write: Callable[[BinaryIO], object], folder: Pa
     Args:
       folder: folder of the temporary file, on the same file system; None: that of `file`.
     """
-    unfinished = (folder or file.parent) / f"{file.name}.{os.getpid()}"
+    unfinished = (folder or file.parent) / f"{file.name}.{os.getpid()}{UNFINISHED}"
     with unfinished.open("wb") as stream:
         write(stream)
         stream.flush()

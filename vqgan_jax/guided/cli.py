@@ -209,7 +209,7 @@ def _read_painted(path: str) -> tuple[dict[str, Any], int | None]:
         raise UserError(f"{path} has no value of {name}: it was painted by another version")
     if fields["motion"]:
         options = {name: value for name, value in options.items() if name != "save_every"}
-    return run | models | options_lib.drop_disabled(options) | fields["motion"], fields["only"]
+    return run | models | options | fields["motion"], fields["only"]
 
 
 def _read_config(path: str) -> dict[str, Any]:

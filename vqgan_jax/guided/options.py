@@ -357,10 +357,8 @@ def resolve_many(options: Mapping[str, Any], settings: Sequence[Mapping[str, Any
     completed = [_complete(options | setting) for setting in settings]
     is_enabled = {name: any(map(group.is_enabled, completed)) for name, group in GROUPS.items()}
     for group in (GROUPS[name] for name, enabled in is_enabled.items() if not enabled):
-        for (setting, values), field in itertools.product(zip(settings, completed, strict=True), dataclasses.fields(group)):
-            name, needs = field.name, group.needs.keys()
-            # What would enable the group may be stated to be off.
-            if name in options | setting and (name not in needs or _differs_from_default(name, values[name])):
+        for values, field in itertools.product(completed, dataclasses.fields(group)):
+            if _differs_from_default(name := field.name, values[name]):
                 raise ConfigError(
                     f"{name} = {values[name]!r} has no effect: give {group.describe_needs()}, or leave {name} out"
                 )
@@ -373,14 +371,6 @@ def resolve_many(options: Mapping[str, Any], settings: Sequence[Mapping[str, Any
         Options(**{name: _make_group(name, values) if enabled else None for name, enabled in is_enabled.items()})
         for values in completed
     ]
-
-
-def drop_disabled(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Drops the default values of disabled groups, which `Options.to_flat_dict` contains, so that the rest resolves."""
-    values = _complete(options)
-    groups = [group for group in GROUPS.values() if not group.is_enabled(values)]
-    disabled = {field.name for group in groups for field in dataclasses.fields(group)}
-    return {name: x for name, x in options.items() if name not in disabled or _differs_from_default(name, values[name])}
 
 
 def _make_group(name: str, values: Mapping[str, Any]) -> Group:

@@ -76,7 +76,6 @@ def test_qualities_are_defaults_of_steps_and_cuts():
         ({"quality": {"a": 1}}, "quality = {'a': 1} is of type dict; it must be of type str, like 'normal'"),
         ({"latents": ["soft", "gumbel"]}, "latents = ('soft', 'gumbel') is of type tuple; it must be of type str"),
         ({"palette_weight": 2.0}, "palette_weight = 2.0 has no effect: give palette"),
-        ({"palette_weight": 1.0}, "palette_weight = 1.0 has no effect: give palette"),  # the default, but stated
         ({"aesthetic_weight": 2.0}, "aesthetic_weight = 2.0 has no effect: give aesthetic"),
         ({"memory": 1.0, "micro_cuts": 4}, "micro_cuts = 4 beside memory"),
         ({"memory": 1.0, "remat": True}, "remat = True beside memory"),
@@ -151,12 +150,3 @@ def test_json_gives_the_same_options_back():
     options = lib.resolve(values)
     assert lib.resolve(options.to_json()) == options
     assert lib.resolve({"overlay": np.zeros((2, 2, 4), np.uint8)}).to_json()["overlay"] == "(an array)"
-
-
-def test_options_as_metadata_contain_them_are_resolved_again():
-    """With the defaults of disabled groups, which a user may not state."""
-    options = lib.resolve({"palette": ("red",), "steps": 7, "edge": 0})
-    flat = options.to_flat_dict()
-    assert flat["edge_width"] == 0.1 and lib.resolve(lib.drop_disabled(flat)) == options
-    with pytest.raises(ConfigError, match="has no effect"):
-        lib.resolve(flat)
