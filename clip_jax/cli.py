@@ -158,7 +158,7 @@ def _classify(arguments: argparse.Namespace) -> int:
             {"image": path, "probabilities": dict(zip(labels, map(float, row), strict=True))}
             for path, row in zip(pictures, probabilities, strict=True)
         ]
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
         print(format_probabilities(list(pictures), labels, probabilities, arguments.top))
     return 2 if failures else 0
@@ -191,7 +191,7 @@ def _index(arguments: argparse.Namespace) -> int:
     if not Path(arguments.folder).is_dir():
         raise UserError(f"{arguments.folder}: no such folder")
     arguments_lib.check_folder(arguments.out, "--out")
-    part = _parse_part(arguments.part) if arguments.part else None
+    part = _parse_share(arguments.part) if arguments.part else None
     clip = load(arguments.model)
     report = build(
         clip,
@@ -212,7 +212,7 @@ def _index(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _parse_part(text: str) -> tuple[int, int]:
+def _parse_share(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--part {text} must be I/N, such as 2/4, with I from 1 to N")
@@ -250,6 +250,8 @@ def _search(arguments: argparse.Namespace) -> int:
         raise UserError('pass either a text or --image FILE, as in: clip-jax search INDEX "a dog"')
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top} must be at least 1")
+    if arguments.png is not None:
+        arguments_lib.png(arguments.png, "the contact sheet", "--png")
     arguments_lib.check_outputs(html=arguments.html, png=arguments.png)
     index = Index.open(arguments.index)
     if not index.complete:
@@ -278,7 +280,7 @@ def _search(arguments: argparse.Namespace) -> int:
         print(f"wrote {arguments.png}", file=sys.stderr)
     if arguments.json:
         rows = [{"path": display_path(hit.path), "score": hit.score} for hit in hits]
-        print(json.dumps({"query": title, "hits": rows}, indent=2))
+        print(json.dumps({"query": title, "hits": rows}, indent=2, ensure_ascii=False))
     else:
         for rank, hit in enumerate(hits, 1):
             print(f"{rank:3}  {hit.score:6.3f}  {display_path(hit.path)}")
@@ -291,6 +293,7 @@ def _heatmap(arguments: argparse.Namespace) -> int:
     from clip_jax import sheets
     from clip_jax.clip import load
 
+    arguments_lib.png(arguments.png, "the contact sheet", "--png")
     arguments_lib.check_outputs(png=arguments.png)
     clip = load(arguments.model)
     maps = clip.heat_map([arguments.image], arguments.texts)[0]

@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from clip_jax import nearest
+from train_jax import paths
 
 VERSION = 2
 DTYPES = ("float32", "float16")
@@ -62,7 +63,7 @@ def read_meta(directory: Path) -> dict | None:
     if not file.is_file():
         names = []
         if directory.is_dir():
-            names = sorted(p.name for p in directory.iterdir() if p.name not in (_LOCK, f"{_META}.new"))
+            names = sorted(p.name for p in directory.iterdir() if p.name != _LOCK and p.suffix != paths.UNFINISHED)
         if names or directory.is_file():
             content = f"it holds {', '.join(map(display_path, names[:4]))}" if names else "it is a file"
             raise SearchError(
@@ -166,9 +167,10 @@ class Store:
         entries, rows = read_parts(directory, meta)
         store = cls(directory, meta | {"model": model, "complete": False}, entries, rows)
         store._write_meta()
-        for leftover in directory.glob("part-*"):  # left by a killed process
-            if leftover.name.split(".")[0] not in meta["parts"]:
-                leftover.unlink()
+        for file in directory.iterdir():  # what a killed process has left
+            is_part = file.name.startswith("part-") and file.name.split(".")[0] not in meta["parts"]
+            if is_part or file.suffix == paths.UNFINISHED:
+                file.unlink()
         return store
 
     def drop_stale(self, files: Mapping[str, Mapping]) -> None:
@@ -220,7 +222,7 @@ class Store:
         if approximate and entries:
             nearest.write_ivf_index(self.directory / f"{part}.faiss", rows[order])
         self.meta["parts"] = [part]
-        _write_atomically(
+        _write_text(
             self.directory / _BROKEN,
             _to_json_lines({"path": path, "reason": reason} for path, reason in sorted(broken.items())),
         )
@@ -234,15 +236,12 @@ class Store:
     def _write_part(self, entries: Iterable[Mapping], rows: np.ndarray) -> str:
         part = f"part-{self.meta['next']:06d}"
         self.meta["next"] += 1
-        with open(self.directory / f"{part}.npy", "wb") as file:
-            np.save(file, rows)
-            file.flush()
-            os.fsync(file.fileno())
-        _write_atomically(self.directory / f"{part}.jsonl", _to_json_lines(entries))
+        paths.write_atomically(self.directory / f"{part}.npy", lambda stream: np.save(stream, rows))
+        _write_text(self.directory / f"{part}.jsonl", _to_json_lines(entries))
         return part
 
     def _write_meta(self) -> None:
-        _write_atomically(self.directory / _META, json.dumps(self.meta, indent=2) + "\n")
+        _write_text(self.directory / _META, json.dumps(self.meta, indent=2) + "\n")
 
 
 def _check_settings(directory: Path, meta: Mapping, *, fingerprint: str, model: str, folder: str, dtype: str) -> None:
@@ -263,14 +262,8 @@ def _is_current(entry: Mapping, files: Mapping[str, Mapping]) -> bool:
     return files.get(entry["path"]) == {"size": entry["size"], "mtime_ns": entry["mtime_ns"]}
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    """Writes a text file atomically, by writing a temporary file and renaming it."""
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _write_text(path: Path, text: str) -> None:
+    paths.write_atomically(path, lambda stream: stream.write(text.encode()))
 
 
 def _to_json_lines(rows: Iterable[Mapping]) -> str:
@@ -293,7 +286,7 @@ def remove_index(directory: Path) -> None:
     """Removes an index. After an interruption, the directory still holds a valid index or is empty."""
     meta = read_meta(directory)
     if meta is not None:
-        _write_atomically(directory / _META, json.dumps(meta | {"parts": [], "complete": False}))
+        _write_text(directory / _META, json.dumps(meta | {"parts": [], "complete": False}))
     for file in sorted(directory.iterdir(), key=lambda file: file.name == _META):
         file.unlink()
     directory.rmdir()

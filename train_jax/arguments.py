@@ -33,17 +33,19 @@ def check_outputs(**paths: str | None) -> None:
 
     Invalid are a directory instead of a file or the reverse, a missing or read-only parent, and two equal paths.
     """
-    files = {name: Path(path) for name, path in paths.items() if path is not None}
-    if "folder" in files:
-        check_folder(files.pop("folder"), "--folder")
-    for name, path in files.items():
+    outputs = {name: Path(path) for name, path in paths.items() if path is not None}
+    if "folder" in outputs:
+        check_folder(outputs["folder"], "--folder")
+    for name, path in outputs.items():
+        if name == "folder":
+            continue
         if path.is_dir():
             raise UserError(f"--{name} {path}: that is a folder; name a file")
         if not path.resolve().parent.is_dir():
             raise UserError(f"--{name} {path}: there is no folder {path.parent}")
         if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
             raise UserError(f"--{name} {path}: no permission to write there")
-    for (name, path), (other_name, other_path) in itertools.combinations(sorted(files.items()), 2):
+    for (name, path), (other_name, other_path) in itertools.combinations(sorted(outputs.items()), 2):
         if path.resolve() == other_path.resolve():
             raise UserError(f"--{name} and --{other_name} name the same file, {path.resolve()}")
 

@@ -210,7 +210,8 @@ def _overlay(target: ConfigDict, source: ConfigDict, path: str, free: Collection
             raise ConfigError(f"config.{name} is not an option{suggest_option(key, target, path)}")
         elif isinstance(target[key], ConfigDict):
             if not hasattr(value, "items"):
-                raise ConfigError(f"config.{name} = {value!r} must be a group of options: {', '.join(target[key])}")
+                known = ", ".join(target[key]) or "names of your choice"
+                raise ConfigError(f"config.{name} = {value!r} must be a group of options: {known}")
             _overlay(target[key], value, name, free)
         else:
             target[key] = convert_type(f"config.{name}", value, target[key])

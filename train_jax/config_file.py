@@ -9,6 +9,7 @@ Config files may import files of the same folder: `from . import shapes` imports
 
 import ast
 import difflib
+import logging
 import sys
 import traceback
 import types
@@ -19,6 +20,8 @@ from ml_collections import ConfigDict
 
 from train_jax import config as config_lib
 from train_jax.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 OPTION = "--config."  # prefix of overrides
 _HERE = Path(__file__).resolve().parent
@@ -49,7 +52,8 @@ def load(name: str | Path) -> ConfigDict:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"--config={name}: {type(error).__name__}: {error}{_format_line(error, file)}") from error
+        hint = "; the folder of a module of your own must be on PYTHONPATH" if isinstance(error, ImportError) else ""
+        raise ConfigError(f"--config={name}: {type(error).__name__}: {error}{_format_line(error, file)}{hint}") from error
     finally:
         sys.dont_write_bytecode = not keeps_bytecode
         for module in [module for module in sys.modules if module.partition(".")[0] == _PACKAGE]:
@@ -76,16 +80,23 @@ def on_machine(config: ConfigDict, name: str) -> ConfigDict:
     Args:
       name: name of a shipped preset, or a preset file.
 
-    Options that the task does not have are ignored. Raises ConfigError if there is no such preset.
+    Options of `compute` that the task does not have are ignored. Raises ConfigError if there is no such
+    preset, and for other options that do not exist.
     """
     if not Path(name).is_file() and name not in machines():
         raise ConfigError(f"--machine={name}: there is no such file or machine. Machines by name: {', '.join(machines())}")
     preset = load(name if Path(name).is_file() else f"{_MACHINES}/{name}")
     full, options = config_lib.fill(config), config.to_dict()
     for group, values in preset.items():
+        if not isinstance(values, ConfigDict):
+            raise ConfigError(f"--machine={name}: {group} = {values!r} is no group of options, such as mesh or compute")
         for key, value in values.items():
             if key in full.get(group, {}):
                 options.setdefault(group, {})[key] = value
+            elif group == "compute":
+                log.info("--machine=%s: the task of this config has no option compute.%s", name, key)
+            else:
+                raise ConfigError(f"--machine={name}: config.{group}.{key} is not an option")
     return ConfigDict(options)
 
 

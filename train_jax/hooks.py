@@ -57,7 +57,8 @@ def import_classes(names: Sequence[str]) -> list[type[Hook]]:
         try:
             hook = getattr(importlib.import_module(module), attribute) if module else None
         except (ImportError, AttributeError) as error:
-            raise ConfigError(f"config.hooks has {name!r}: {error}") from error
+            hint = " (the folder of a module of your own must be on PYTHONPATH)" if isinstance(error, ImportError) else ""
+            raise ConfigError(f"config.hooks has {name!r}: {error}{hint}") from error
         if not (isinstance(hook, type) and issubclass(hook, Hook)):
             raise ConfigError(f"config.hooks has {name!r}; name classes of train_jax.hooks.Hook, as PACKAGE.MODULE.CLASS")
         hooks.append(hook)

@@ -77,6 +77,13 @@ def make(optim: ConfigDict, params, steps: int, axes: Mapping[str, tuple[str | N
     return Optimizer(tx, schedules)
 
 
+def check_rules(optim: ConfigDict, steps: int) -> None:
+    """Raises the ConfigError of `make` for an unknown optimiser, schedule or argument. Needs no parameters."""
+    for player in ("", *optim.players):
+        options = _merge_player_options(optim, player)
+        _build_optimiser(options, schedule(options, steps), True, {})
+
+
 def schedule(optim: ConfigDict, steps: int) -> Callable:
     """Makes the learning rate schedule: a linear warm-up from 0 to `lr`, then the shape `optim.schedule`.
 

@@ -152,7 +152,8 @@ def convert_type(name: str, value: Any, default: Any) -> Any:
         return tuple(value)
     if type(value) is not type(default):
         kind = type(default).__name__
-        raise ConfigError(f"{name} = {value!r} is a {type(value).__name__}; it must be a {kind}, like {default!r}")
+        wrong = type(value).__name__
+        raise ConfigError(f"{name} = {value!r} is of type {wrong}; it must be of type {kind}, like {default!r}")
     return value
 
 
@@ -208,9 +209,9 @@ def _convert_by_annotation(name: str, value: Any, field: dataclasses.Field) -> A
     if tuple in kinds and isinstance(value, list):
         return tuple(value)
     if not isinstance(value, kinds):
-        allowed = " or ".join(kind.__name__ for kind in kinds)
+        wrong, allowed = type(value).__name__, " or ".join(kind.__name__ for kind in kinds)
         raise ConfigError(
-            f"{name} = {value!r} is a {type(value).__name__}; it must be a {allowed}: {field.metadata['meaning']}"
+            f"{name} = {value!r} is of type {wrong}; it must be of type {allowed}: {field.metadata['meaning']}"
         )
     return value
 

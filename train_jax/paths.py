@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from etils import epath
 
@@ -15,7 +16,22 @@ from train_jax.errors import ConfigError
 AnyPath = Path | epath.Path
 
 _BESIDE = (".json", ".yaml", ".yml", ".txt", ".model", ".gz")  # configurations and vocabularies of a weight file
+UNFINISHED = ".unfinished"  # suffix of temporary files, which a process that dies leaves behind
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}  # package of each scheme
+
+
+def write_atomically(file: Path, write: Callable[[BinaryIO], object], folder: Path | None = None) -> None:
+    """Writes a local file by `write(stream)`, so that it is either complete on disk or unchanged.
+
+    Args:
+      folder: folder of the temporary file, on the same file system; None: that of `file`.
+    """
+    unfinished = (folder or file.parent) / f"{file.name}.{os.getpid()}{UNFINISHED}"
+    with unfinished.open("wb") as stream:
+        write(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    unfinished.replace(file)
 
 
 def path(name: str | os.PathLike) -> AnyPath:

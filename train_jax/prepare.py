@@ -76,6 +76,7 @@ def prepare(
     Raises the errors of `train_jax.run` for all mistakes in the config. The step is traced, not compiled.
     """
     config = config_lib.resolve(config)
+    optim.check_rules(config.optim, config.steps)  # before minutes of training a tokenizer
     hook_classes = hooks.import_classes(config.hooks)
     agreement.check_connected()
     mesh = sharding.make_mesh(config.mesh, devices)

@@ -135,7 +135,8 @@ def _read_images(vq, paths: list[Path]) -> tuple[list[Path], list]:
             images.append(vq.preprocess([path])[0])
             readable.append(path)
         except (BrokenSample, OSError) as error:
-            print(f"skipped {path}: {error}", file=sys.stderr)
+            message = str(error)
+            print(f"skipped {message if message.startswith(str(path)) else f'{path}: {message}'}", file=sys.stderr)
     return readable, images
 
 
@@ -247,7 +248,7 @@ def _output_paths(out: Path, paths: list[str], file: str) -> list[Path]:
     if len(set(targets)) < len(targets):
         targets = [out / f"{path}.png" for path in paths]
     if len(set(targets)) < len(targets):
-        duplicate = next(path for i, path in enumerate(paths) if path in paths[:i])
+        duplicate = next(path for i, path in enumerate(paths) if targets[i] in targets[:i])
         raise UserError(f"{file}: the path {duplicate!r} occurs twice")
     return targets
 

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import secrets
 import shutil
 import time
@@ -28,7 +27,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from train_jax import agreement
+from train_jax import agreement, paths
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.files import read_arrays
 from train_jax.data.images import Preprocess
@@ -98,7 +97,8 @@ def _compute_parts(
                 if not (parts / _part_name(start)).is_file():
                     codes, crc = _encode_records(vq, source, preprocess, flip, start, stop)
                     part = parts / _part_name(start)
-                    _write_atomically(parts, part, lambda f, c=codes, s=crc: np.savez(f, codes=c, crc=s))
+                    parts.mkdir(parents=True, exist_ok=True)
+                    paths.write_atomically(part, lambda f, c=codes, s=crc: np.savez(f, codes=c, crc=s))
             bar.update(stop - start)
             job.check()
     if jax.process_index() == 0:
@@ -151,8 +151,9 @@ def _join_parts(parts: Path, count: int, file: Path, source: Source, provenance:
         shutil.rmtree(parts)  # so that repaired images are read again
         raise DataError(f"{source.name}: none of its {count} images can be read")
     # The code file is written last: if it exists, it is complete and the other files exist.
-    _write_atomically(parts, file.with_suffix(".json"), lambda f: f.write(json.dumps(dict(provenance), indent=2).encode()))
-    _write_atomically(parts, checksum_path(file), lambda f: np.save(f, crc))
+    text = json.dumps(dict(provenance), indent=2)
+    paths.write_atomically(file.with_suffix(".json"), lambda f: f.write(text.encode()), parts)
+    paths.write_atomically(checksum_path(file), lambda f: np.save(f, crc), parts)
     unfinished.replace(file)
 
 
@@ -165,17 +166,6 @@ def _read_part(part: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _part_name(start: int) -> str:
     return f"{start:012d}-{_PART}.npz"
-
-
-def _write_atomically(parts: Path, file: Path, write: Callable) -> None:
-    """Writes a file atomically, by renaming a temporary file."""
-    parts.mkdir(parents=True, exist_ok=True)
-    unfinished = parts / f"{file.name}.{os.getpid()}"
-    with unfinished.open("wb") as f:
-        write(f)
-        f.flush()
-        os.fsync(f.fileno())
-    unfinished.replace(file)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -285,6 +285,7 @@ def test_mistakes_in_search_are_one_line(run, index, folder, tmp_path, tiny):
         ((index, "x", "--model", tmp_path / "nowhere"), "does not exist: pass its path with --model"),
         ((index, "x", "--html", tmp_path / "no" / "x.html"), "x.html: there is no folder"),
         ((index, "x", "--png", tmp_path / "no" / "x.png"), "x.png: there is no folder"),
+        ((index, "x", "--png", tmp_path / "x.jpg"), "x.jpg: the contact sheet is a PNG; use the suffix .png"),
     ):
         code, _, error = run("search", *arguments)
         assert code == 2 and words in one_line(error), error

@@ -208,7 +208,7 @@ def test_a_folder_of_pictures_trains_by_every_small_config(config, refused, fold
     "words, line",
     [
         (["--config=clip/shaeps"], "did you mean --config=clip/shapes?"),
-        (["--config=clip/shapes", "--config.optim.lr=fast"], "config.optim.lr = 'fast' is a str"),
+        (["--config=clip/shapes", "--config.optim.lr=fast"], "config.optim.lr = 'fast' is of type str"),
         (["--config=clip/shapes", "--config.stepz=3"], "did you mean config.steps?"),
         (["--config=clip/shapes", "--config.steps"], "an option is written --config.NAME=VALUE"),
         (["--config=clip/shapes", "--config.steps", "3"], "unexpected argument '3'"),
@@ -223,6 +223,7 @@ def test_a_folder_of_pictures_trains_by_every_small_config(config, refused, fold
         (["--config=clip/shapes", "--config.evals.novel.templates=('no place',)"], "has no {}"),
         (["--config=clip/shapes", "--config.evals.x.type=linear_probe", "--config.evals.x.train_split=none"], "evals.x"),
         (["--config=clip/shapes", "--config.optim.name=adamm"], "is not an optimiser of optax"),
+        (["--config=clip/shapes", "--config.optim.players.clip.name=adamm"], "is not an optimiser of optax"),
         (["--config=clip/shapes", "--config.optim.freeze=visoin"], "matches no parameter"),
         (["--config=clip/shapes", "--config.ema.decay=0.9", "--config.ema.players=dalle"], "config.ema.players"),
         (["--config=vqgan/shapes", "--config.loss.pixels=l3"], "config.loss.pixels = 'l3'"),

@@ -96,8 +96,8 @@ def test_what_is_stated_is_what_a_file_would_state():
 @pytest.mark.parametrize(
     "word, words",
     [
-        ("steps=many", "config.steps = 'many' is a str; it must be a int"),
-        ("steps=1.5", "config.steps = 1.5 is a float"),
+        ("steps=many", "config.steps = 'many' is of type str; it must be of type int"),
+        ("steps=1.5", "config.steps = 1.5 is of type float"),
         ("stepz=1", r"did you mean config.steps\?"),
         ("optim.nmae=adam", r"did you mean config.optim.name\?"),
         ("optim=adam", "must be a group of options"),
@@ -141,3 +141,22 @@ def test_every_machine_suits_every_config(machine):
 def test_a_machine_that_is_none_is_named():
     with pytest.raises(ConfigError, match="--machine=h200: there is no such file or machine. Machines by name: 8xh100, cpu"):
         config_file.on_machine(config_file.load("clip/vit_b32"), "h200")
+
+
+@pytest.mark.parametrize(
+    "preset, words",
+    [
+        ({"mesh": {"fsdpp": 2}}, "config.mesh.fsdpp is not an option"),
+        ({"dta": {"workers": 2}}, "config.dta.workers is not an option"),
+        ({"steps": 2}, "steps = 2 is no group of options"),
+    ],
+)
+def test_mistakes_in_a_preset_are_named(tmp_path, preset, words):
+    file = written(tmp_path, f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({preset})\n")
+    with pytest.raises(ConfigError, match=words):
+        config_file.on_machine(config_file.load("clip/vit_b32"), str(file))
+
+
+def test_a_module_of_ones_own_that_is_not_found_has_a_remedy(tmp_path):
+    with pytest.raises(ConfigError, match="No module named 'my_loss' .line 1.; the folder .* must be on PYTHONPATH"):
+        config_file.load(written(tmp_path, "import my_loss\n"))

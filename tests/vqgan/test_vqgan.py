@@ -181,6 +181,7 @@ def test_encode_and_decode_a_folder(run, tiny, trained, folder, tmp_path):
         ({"paths": np.array(["../a", "b", "c"])}, "leads out of"),
         ({"paths": np.array(["a", ".", "c"])}, "leads out of"),
         ({"paths": np.array(["a", "b", "a"])}, "the path 'a' occurs twice"),
+        ({"paths": np.array(["a", "b", "./a"])}, "the path './a' occurs twice"),
         ({"paths": np.array(["a", "b"])}, "paths <U1 [2]"),
         ({"codes": content["codes"][0]}, "codes int32 [8, 8]"),
         ({"codes": content["codes"] + 0.5}, "codes float64"),

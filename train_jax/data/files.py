@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -69,6 +70,9 @@ def read_arrays(file: str | os.PathLike, names: Sequence[str]) -> dict[str, np.n
     Raises ValueError if the file is damaged or lacks an array, OSError if the file cannot be opened.
     """
     with paths.path(file).open("rb") as stream:
+        if not zipfile.is_zipfile(stream):
+            raise ValueError("not an .npz file")
+        stream.seek(0)
         try:
             with np.load(stream, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in names}

@@ -122,6 +122,8 @@ def _convert_decoder_errors():
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BrokenSample(f"too many pixels: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise BrokenSample("not a readable image (empty, damaged or of no known format)") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, …
         raise BrokenSample(f"not a readable image ({type(error).__name__}: {error})") from error
 

@@ -159,6 +159,7 @@ def test_a_story_is_a_video(model_flags, tmp_path):
         (("@nowhere.txt",), "nowhere.txt"),
         (("a", "--out", "a.png", "--init-image", "a.png"), "a.png is an input file"),
         (("a", "--out", "a.png", "--preview", "a.png"), "--out and --preview name the same file"),
+        (("a", "--out", "b.png", "--folder", "b.png"), "--folder and --out name the same file"),
         (("a", "--folder", "strange.yaml"), "--folder strange.yaml: that is a file"),
         (("a", "--state", "."), "--state .: that is a folder"),
         (("@latin.txt",), "latin.txt: byte 0 is not UTF-8"),
