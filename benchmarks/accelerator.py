@@ -200,7 +200,7 @@ def measure_sampling(case: Case, tiny: bool) -> Iterator[dict]:
         rows, seeds = zeros[:, 0], jax.device_put(np.arange(3 * size, dtype=np.uint32).reshape(size, 3), sharded)
         requests = sampling.Requests(seeds, np.arange(length), zeros, zeros.astype(bool))
         settings = Sampling(top_p=np.float32(0.9 if what.startswith("top") else 1))
-        limits = {"max_candidates": codes if what.startswith("top") else 0, "guided": False}
+        limits = {"filtered": what.startswith("top"), "guided": False}
         with jax.set_mesh(mesh):
             carry = jax.eval_shape(programs.replicate, prefilled[what], rows, None)
             carry = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharded), carry)

@@ -104,7 +104,7 @@ def _build_ours(module: CodeTransformer, params: dict, length: int) -> Callable:
             with jax.set_mesh(mesh):
                 carry = programs.replicate(programs.prefill(variables, text, unknown[:, :0]), rows, None)
                 codes, _, _ = programs.decode_chunk(
-                    variables, settings, carry, requests, jnp.int32(0), max_candidates=0, guided=False
+                    variables, settings, carry, requests, jnp.int32(0), filtered=False, guided=False
                 )
                 return np.asarray(codes)
 

@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, UInt32
 
 
 @flax.struct.dataclass
@@ -22,7 +22,7 @@ class Sampling:
 
     Attributes:
       temperature: divisor of the logits; 0: greedy decoding.
-      top_k: number of most likely codes to sample from; 0: all. At most `max_candidates` of `sample_code`.
+      top_k: number of most likely codes to sample from; 0: all.
       top_p: probability of nucleus sampling (arXiv 1904.09751), applied after temperature and top_k; 1: all codes.
       guidance: scale of classifier-free guidance (arXiv 2207.12598) of the logits; 1: the conditional model.
     """
@@ -33,41 +33,69 @@ class Sampling:
     guidance: ArrayLike = 1.0
 
 
-def max_candidates(vocabulary_size: int, top_k: int, top_p: float | int) -> int:
-    """Returns the number of most likely codes that a program must sort for top_k and top_p; 0: no sorting.
-
-    For top_k this is the next power of two, so few programs are compiled.
-    """
-    if top_k:
-        return min(vocabulary_size, 1 << (top_k - 1).bit_length())
-    return vocabulary_size if top_p < 1 else 0
+def has_filters(top_k: int, top_p: float | int) -> bool:
+    """Returns whether `top_k` or `top_p` can exclude a code, for which `sample_code` needs another program."""
+    return bool(top_k) or top_p < 1
 
 
-def sample_code(
-    key: jax.Array, logits: Float[Array, "v"], sampling: Sampling, max_candidates: int
-) -> Int32[Array, ""]:
+def sample_code(key: jax.Array, logits: Float[Array, "v"], sampling: Sampling, filtered: bool) -> Int32[Array, ""]:
     """Samples a code from its logits by the Gumbel-max trick: argmax(logits / temperature + noise).
 
     Args:
-      max_candidates: maximum number of most likely codes that can be sampled (the vocabulary size for top_p without top_k);
-        0: top_k and top_p are not applied. Ties are broken in favour of smaller codes.
+      filtered: whether top_k and top_p are applied.
 
     The noise of a code depends only on the key, so filters that exclude no code do not change the result.
     """
     logits = logits.astype(jnp.float32)
     noise = jax.random.gumbel(key, logits.shape)
     # argmax(logits / t + noise), in a form that is defined at t = 0.
-    if not max_candidates:
-        return jnp.argmax(logits + sampling.temperature * noise).astype(jnp.int32)
-    values, codes = jax.lax.top_k(logits, max_candidates)
-    rank = jnp.arange(max_candidates)
-    allowed = (rank < sampling.top_k) | (jnp.asarray(sampling.top_k) == 0)
-    scaled = jnp.where(allowed, values / jnp.maximum(sampling.temperature, 1e-6), -jnp.inf)
-    p = jax.nn.softmax(scaled)
-    # A code is allowed if the more likely codes have a total probability below top_p; the first is always allowed.
-    allowed &= (jnp.cumsum(p) - p < sampling.top_p) | (rank == 0)
-    best = jnp.argmax(jnp.where(allowed, values + sampling.temperature * noise[codes], -jnp.inf))
-    return codes[best].astype(jnp.int32)
+    scores = logits + sampling.temperature * noise
+    if filtered:
+        scores = jnp.where(allowed_codes(logits, sampling), scores, -jnp.inf)
+    return jnp.argmax(scores).astype(jnp.int32)
+
+
+def allowed_codes(logits: Float[Array, "v"], sampling: Sampling) -> Bool[Array, "v"]:
+    """Returns the mask of the codes that top_k and then top_p allow. Ties are broken in favour of smaller codes.
+
+    A code is allowed by top_k if fewer than top_k codes are more likely, and by top_p if the more likely codes have a total
+    probability below top_p; the most likely code is always allowed. Nothing is sorted: both conditions hold above a
+    threshold, which is found by bisection (`_most_likely`).
+    """
+    keys = _sortable(logits)
+    count = jnp.where(jnp.asarray(sampling.top_k) == 0, len(logits), sampling.top_k).astype(jnp.float32)
+    allowed = _most_likely(keys, jnp.ones(len(logits)), count)
+    p = jax.nn.softmax(jnp.where(allowed, logits / jnp.maximum(sampling.temperature, 1e-6), -jnp.inf))
+    # A sum of all probabilities may be rounded to less than 1.
+    limit = jnp.where(jnp.asarray(sampling.top_p) >= 1, jnp.inf, sampling.top_p)
+    return allowed & _most_likely(keys, p, limit)
+
+
+def _sortable(x: Float[Array, "v"]) -> UInt32[Array, "v"]:
+    """Maps float32 to uint32 of the same order."""
+    bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.uint32)  # + 0.0: no negative zero
+    return jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def _most_likely(keys: UInt32[Array, "v"], weights: Float[Array, "v"], limit: Float[Array, ""]) -> Bool[Array, "v"]:
+    """Returns the mask of the elements before which, in descending order of `keys`, weights sum to less than `limit`.
+
+    The order of equal keys is that of their indices. The smallest key t such that the weights of larger keys sum to less
+    than `limit` is found digit by digit: 8 digits of 4 bits, each by 16 sums at once. `limit` must be positive.
+    """
+
+    def sum_above(key):
+        return jnp.sum(jnp.where(keys > key, weights, 0.0))
+
+    threshold = jnp.uint32(0)
+    for shift in range(28, -4, -4):
+        # The largest key with each value of this digit. Sums descend: the digit is the number of sums that are too large.
+        candidates = threshold + (jnp.arange(16, dtype=jnp.uint32) << shift) + jnp.uint32((1 << shift) - 1)
+        sums = jax.vmap(sum_above)(candidates)
+        threshold += jnp.sum(sums >= limit).astype(jnp.uint32) << shift
+    is_tie = keys == threshold
+    before = sum_above(threshold) + jnp.cumsum(jnp.where(is_tie, weights, 0.0)) - weights
+    return (keys > threshold) | (is_tie & (before < limit))
 
 
 def decode(
@@ -78,7 +106,7 @@ def decode(
     sampling: Sampling,
     *,
     positions: Int[ArrayLike, "length"],
-    max_candidates: int = 0,
+    filtered: bool = False,
     guided: bool = False,
     known_codes: Int[Array, "b length"] | None = None,
     known_mask: Bool[Array, "b length"] | None = None,
@@ -93,7 +121,7 @@ def decode(
       keys: one random key per sequence [b]. The noise of a code depends only on the key of its sequence and its position,
         so a sequence does not depend on the other sequences of the batch.
       positions: positions of the codes, which select their noise; for images, the indices of the codes.
-      max_candidates: see `sample_code`.
+      filtered: whether `sampling.top_k` and `top_p` are applied.
       guided: whether rows are pairs of a conditional and an unconditional sequence, `rows = 2 b`. Both rows of a pair get
         the same sampled code.
       known_codes: codes to use instead of sampling where `known_mask` is True.
@@ -117,7 +145,7 @@ def decode(
             conditional, unconditional = pairs[:, 0], pairs[:, 1]
             guided_logits = unconditional + sampling.guidance * (conditional - unconditional)
         code_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, position)
-        codes = jax.vmap(sample_code, in_axes=(0, 0, None, None))(code_keys, guided_logits, sampling, max_candidates)
+        codes = jax.vmap(sample_code, in_axes=(0, 0, None, None))(code_keys, guided_logits, sampling, filtered)
         codes = jnp.where(is_known, known, codes).astype(jnp.int32)
         log_probs = jnp.take_along_axis(jax.nn.log_softmax(conditional), codes[:, None], axis=1)[:, 0]
         logits, cache = decode_step(jnp.repeat(codes, 2) if guided else codes, index, cache)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nn_jax import transformer
-from nn_jax.decoding import Sampling, decode, sample_code
+from nn_jax.decoding import Sampling, allowed_codes, decode, has_filters, sample_code
 
 RNG = np.random.default_rng(0)
 LOGITS = np.array([1.5, -0.3, 0.9, 0.2, -2.0, 0.9], np.float32)
@@ -36,25 +36,26 @@ def by_hand(logits, temperature=1.0, top_k=0, top_p=1.0):
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def sample(keys, sampling, max_candidates):
-    return jax.vmap(lambda key: sample_code(key, jnp.asarray(LOGITS), sampling, max_candidates))(keys)
+def sample(keys, sampling, filtered):
+    return jax.vmap(lambda key: sample_code(key, jnp.asarray(LOGITS), sampling, filtered))(keys)
 
 
 @pytest.mark.parametrize(
-    "options, candidates",
+    "options",
     [
-        ({}, 0),
-        ({"temperature": 0.5}, 0),
-        ({"temperature": 2.0, "top_k": 3}, 3),
-        ({"top_k": 2}, 5),
-        ({"top_p": 0.7}, 6),
-        ({"top_p": 0.01}, 6),
-        ({"temperature": 1.5, "top_k": 4, "top_p": 0.8}, 6),
+        {},
+        {"temperature": 0.5},
+        {"temperature": 2.0, "top_k": 3},
+        {"top_k": 2},
+        {"top_p": 0.7},
+        {"top_p": 0.01},
+        {"temperature": 1.5, "top_k": 4, "top_p": 0.8},
     ],
 )
-def test_codes_are_drawn_with_the_probabilities_counted_by_hand(options, candidates):
+def test_codes_are_drawn_with_the_probabilities_counted_by_hand(options):
     count = 40_000
-    codes = sample(jax.random.split(jax.random.key(1), count), Sampling(**options), candidates)
+    filtered = has_filters(options.get("top_k", 0), options.get("top_p", 1))
+    codes = sample(jax.random.split(jax.random.key(1), count), Sampling(**options), filtered)
     actual, expected = np.bincount(codes, minlength=6) / count, by_hand(LOGITS, **options)
     assert not actual[expected == 0].any()
     assert np.all(np.abs(actual - expected) < 5 * np.sqrt(expected * (1 - expected) / count) + 1e-9)
@@ -62,16 +63,39 @@ def test_codes_are_drawn_with_the_probabilities_counted_by_hand(options, candida
 
 def test_temperature_zero_takes_the_most_likely_code():
     keys = jax.random.split(jax.random.key(0), 50)
-    for candidates in (0, 6):
-        codes = sample(keys, Sampling(0.0), candidates)
+    for filtered in (False, True):
+        codes = sample(keys, Sampling(0.0, top_p=0.5), filtered)
         assert set(np.asarray(codes)) == {0}
 
 
 def test_filters_that_let_everything_through_change_nothing():
     keys = jax.random.split(jax.random.key(0), 200)
-    plain = sample(keys, Sampling(), 0)
+    plain = sample(keys, Sampling(), False)
     for sampling in (Sampling(top_p=1.0), Sampling(top_k=6), Sampling(top_k=0)):
-        np.testing.assert_array_equal(sample(keys, sampling, 6), plain)
+        np.testing.assert_array_equal(sample(keys, sampling, True), plain)
+
+
+@pytest.mark.parametrize("top_k, top_p", [(0, 0.9), (7, 1.0), (40, 0.6), (1, 1.0), (0, 1e-9), (100, 0.999), (5000, 1.0)])
+@pytest.mark.parametrize("kind", ["normal", "ties", "wide", "equal"])
+def test_allowed_codes_are_the_first_of_a_sorted_list(kind, top_k, top_p):
+    """Of 1,000 codes, without sorting them; with ties, zeros of both signs and logits far apart."""
+    rng = np.random.default_rng(7)
+    logits = rng.normal(size=1000).astype(np.float32)
+    if kind == "ties":
+        logits = np.round(2 * logits) / 2 * rng.choice([-1, 1], 1000).astype(np.float32)
+    elif kind == "wide":
+        logits *= 10.0 ** rng.integers(-30, 3, 1000)
+    elif kind == "equal":
+        logits[:] = -3.5
+    actual = jax.jit(allowed_codes)(jnp.asarray(logits), Sampling(1.0, top_k, top_p))
+    order = sorted(range(1000), key=lambda c: (-logits[c], c))[: top_k or 1000]
+    p = softmax(logits[order].astype(np.float64))
+    before = np.cumsum(p) - p
+    expected = np.zeros(1000, bool)
+    expected[order] = (before < top_p) | (top_p == 1)
+    differ = np.flatnonzero(np.asarray(actual) != expected)
+    # A sum that is as near to top_p as float32 tells may fall on either side.
+    assert len(differ) <= 1 and all(abs(before[order.index(code)] - top_p) < 1e-6 for code in differ)
 
 
 def markov(v=4, length=3):

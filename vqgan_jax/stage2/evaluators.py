@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from nn_jax.code_transformer import CodeTransformer
-from nn_jax.decoding import Sampling, max_candidates
+from nn_jax.decoding import Sampling, has_filters
 from train_jax import inference
 from train_jax.config import EvaluatorOptions
 from train_jax.data.images import Preprocess
@@ -145,7 +145,7 @@ class Sampler:
         self._tokens = np.stack([tokens, null] if guided else [tokens], axis=1)
         self._seeds = sampling.make_seeds(condition, conditions, options.n, options.seed)
         settings = Sampling(options.temperature, options.top_k, options.top_p, options.guidance)
-        candidates = max_candidates(module.num_codes, options.top_k, options.top_p)
+        filtered = has_filters(options.top_k, options.top_p)
         programs = sampling.build_programs(module)
 
         def sample(params, extra, batch):
@@ -154,7 +154,7 @@ class Sampler:
             requests = sampling.Requests(batch["seeds"], jnp.arange(module.length), unknown, unknown > 0)
             tokens = batch["tokens"].reshape(-1, module.condition_length)
             carry = programs.prefill(params, tokens, jnp.zeros((len(tokens), 0), jnp.int32))
-            codes, _, _ = programs.decode_chunk(params, settings, carry, requests, 0, candidates, guided)
+            codes, _, _ = programs.decode_chunk(params, settings, carry, requests, 0, filtered, guided)
             return codes.reshape(-1, *module.grid)
 
         self._program = context.jit(sample)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from nn_jax import code_transformer
 from nn_jax.code_transformer import CodeTransformer
-from nn_jax.decoding import Sampling, max_candidates
+from nn_jax.decoding import Sampling, has_filters
 from nn_jax.mixed_precision import round_kernels
 from train_jax import inference
 from train_jax.compute import TransformerCompute
@@ -174,10 +174,7 @@ class CodeGenerator:
         if preview is None and not progress:
             chunk_rows = self.grid[0]
         settings = Sampling(np.float32(temperature), np.int32(top_k or 0), np.float32(top_p or 1), np.float32(guidance))
-        static = {
-            "max_candidates": max_candidates(self.module.num_codes, top_k or 0, top_p or 1),
-            "guided": guidance != 1,
-        }
+        static = {"filtered": has_filters(top_k or 0, top_p or 1), "guided": guidance != 1}
         seeds = sampling.make_seeds(self.condition, conditions, n, seed)
         total = len(conditions) * n
         codes = np.repeat(known_codes[None], total, axis=0)
@@ -373,7 +370,7 @@ class _Decoder:
     """Decoder of one batch of samples, window by window.
 
     Attributes:
-      static: `max_candidates` and `guided` of `sampling.Programs.decode_chunk`.
+      static: `filtered` and `guided` of `sampling.Programs.decode_chunk`.
       tokens: tokens of the conditions in this batch; sample i belongs to condition `condition_index[i]`.
       padded_sizes: see `sampling.padded_sizes`.
     """

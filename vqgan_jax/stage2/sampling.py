@@ -50,7 +50,7 @@ def compile_programs(module: CodeTransformer) -> Programs:
     return Programs(
         jax.jit(programs.prefill),
         jax.jit(programs.replicate),
-        jax.jit(programs.decode_chunk, static_argnames=("max_candidates", "guided"), donate_argnums=2),
+        jax.jit(programs.decode_chunk, static_argnames=("filtered", "guided"), donate_argnums=2),
     )
 
 
@@ -68,7 +68,7 @@ def build_programs(module: CodeTransformer) -> Programs:
         carry = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), prefilled)
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P("batch")), carry)
 
-    def decode_chunk(params, sampling: Sampling, carry: Any, requests: Requests, start, max_candidates: int, guided: bool):
+    def decode_chunk(params, sampling: Sampling, carry: Any, requests: Requests, start, filtered: bool, guided: bool):
         """Samples the codes of `requests` from index `start`; returns codes, log-probabilities and the carry."""
         unrolled, params = unroll_for_decoding(module, params)
         keys = jax.vmap(lambda s: functools.reduce(jax.random.fold_in, s[1:], jax.random.key(s[0])))(requests.seeds)
@@ -78,7 +78,7 @@ def build_programs(module: CodeTransformer) -> Programs:
             keys,
             sampling,
             positions=requests.positions,
-            max_candidates=max_candidates,
+            filtered=filtered,
             guided=guided,
             known_codes=requests.known_codes,
             known_mask=requests.known_mask,
