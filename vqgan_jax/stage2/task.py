@@ -26,13 +26,13 @@ from train_jax.profiling import BACKWARD, dense_flops, transformer_flops
 from train_jax.task import Task
 from vqgan_jax import codes as codes_lib
 from vqgan_jax import vqgan as vqgan_lib
-from vqgan_jax.placeholders import write_first_stage
 from vqgan_jax.stage2 import evaluators, model
 from vqgan_jax.stage2.checkpoint import VQGAN
 from vqgan_jax.stage2.condition import Condition
 from vqgan_jax.stage2.example import StreamExample
 from vqgan_jax.stage2.likelihood import NATS_PER_BIT, negative_log_likelihoods
 from vqgan_jax.stage2.model import CodeTransformerOptions
+from vqgan_jax.stage2.placeholders import write_first_stage
 
 
 @dataclasses.dataclass(frozen=True)
