@@ -2,10 +2,13 @@
 
 import ast
 import importlib.metadata
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax", "configs")
@@ -135,10 +138,8 @@ def test_packages_import_only_from_below():
     ("file", "source", "ok"),
     [
         ("nn_jax/embed.py", "import jax\nfrom nn_jax import transformer", True),
-        ("nn_jax/embed.py", "from train_jax import sharding", False),
         ("nn_jax/embed.py", "from train_jax.errors import ConfigError", False),
         ("train_jax/train.py", "import clip_jax.task", False),
-        ("train_jax/train.py", "from clip_jax.model import CLIP", False),
         ("train_jax/train.py", "importlib.import_module('clip_jax.task')", False),
         ("train_jax/data/text.py", "from ..paths import path_of", True),
         ("train_jax/data/text.py", "from ..checkpoint import load_weights", False),
@@ -162,7 +163,6 @@ def test_packages_import_only_from_below():
         ("vqgan_jax/perceptual.py", "import clip_jax", True),
         ("vqgan_jax/guided/losses.py", "import clip_jax", True),
         ("vqgan_jax/model.py", "import clip_jax", False),
-        ("vqgan_jax/model.py", "import clip_jax.model", False),
         ("vqgan_jax/task.py", "from vqgan_jax import stage2", False),
         ("dalle_jax/task.py", "import vqgan_jax", True),
         ("configs/clip/demo.py", "from ml_collections import ConfigDict", True),
@@ -180,61 +180,15 @@ def test_every_rule_is_about_a_module():
     assert sorted({*LEVELS, *COMPARES, *EXTRAS, *READ_BY_WORKERS} - modules) == []
 
 
-def loaded_with(module: str, texts: dict[str, tuple[Path, str]]) -> dict[str, ast.Module]:
-    """What runs when a module is imported: it and the project's modules that it imports, by name."""
-    loaded, waiting = {}, [module]
-    while waiting:
-        name = waiting.pop()
-        while name and name not in texts:  # a name inside a module
-            name = name.rpartition(".")[0]
-        if name and name not in loaded:
-            path, text = texts[name]
-            loaded[name] = run_by_import(ast.parse(text))
-            waiting += [name.rpartition(".")[0], *(imported for imported, _ in imports(loaded[name], path))]
-    return loaded
-
-
-def run_by_import(tree: ast.Module) -> ast.Module:
-    """A module without what runs later, or only for type checkers."""
-
-    class Remover(ast.NodeTransformer):
-        def visit_FunctionDef(self, node):
-            return None
-
-        def visit_If(self, node):
-            return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
-
-    return Remover().visit(tree)
-
-
-def imports_of_jax(module: str, texts: dict[str, tuple[Path, str]]) -> list[str]:
-    return [
-        f"{name}:{line} imports {imported}"
-        for name, tree in loaded_with(module, texts).items()
-        for imported, line in imports(tree, texts[name][0])
-        if top(imported) in ("jax", "flax", "optax", "orbax")
-    ]
-
-
 def test_processes_that_read_data_import_no_jax():
-    texts = {module_name(path): (path, path.read_text("utf-8")) for path in sources(*PACKAGES)}
-    examples = [name for name in texts if name.endswith(".example")]
+    """Grain itself, of which a stand-in takes the place, imports it; those processes start sooner without more of it."""
+    examples = [module_name(path) for path in sources(*PACKAGES) if path.name == "example.py"]
     assert len(examples) == 3
-    assert [line for name in (*READ_BY_WORKERS, *examples) for line in imports_of_jax(name, texts)] == []
-
-
-def test_the_check_for_jax_itself():
-    texts = {
-        "a": (ROOT / "a/__init__.py", "import a.b"),
-        "a.b": (
-            ROOT / "a/b.py",
-            "if TYPE_CHECKING:\n    import jax\nif True:\n    from .c import f\ndef g():\n    import flax",
-        ),
-        "a.c": (ROOT / "a/c.py", "import jax.numpy as jnp"),
-    }
-    assert imports_of_jax("a", texts) == ["a.c:1 imports jax.numpy"]
-    texts["a.c"] = (ROOT / "a/c.py", "def h():\n    import jax")
-    assert imports_of_jax("a", texts) == []
+    code = "import sys, unittest.mock as m; sys.modules['grain'] = sys.modules['grain.python'] = m.MagicMock()"
+    code += "".join(f"; import {name}" for name in (*READ_BY_WORKERS, *examples))
+    code += "; print(*({'jax', 'jaxlib', 'flax', 'optax', 'orbax'} & sys.modules.keys()))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
 
 
 def test_every_import_is_declared():
@@ -258,10 +212,7 @@ def test_every_import_is_declared():
 
 def _canonical(requirement: str) -> str:
     """`Foo_bar>=1; marker` -> `foo-bar`."""
-    name = requirement
-    for end in "<>=!~;[ (":
-        name = name.split(end)[0]
-    return name.strip().lower().replace("_", "-").replace(".", "-")
+    return canonicalize_name(Requirement(requirement).name)
 
 
 def test_peers_only_where_marked():
