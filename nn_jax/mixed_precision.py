@@ -48,7 +48,8 @@ def mixed_dot_general(a: jax.Array, b: jax.Array, dimension_numbers: tuple, dtyp
     Only the derivative differs from rounding and multiplying: the cotangent of an operand is again such a product, in the
     dtype of the operand before rounding. So a float32 kernel gets a float32 gradient from a product of bfloat16 numbers,
     which matrix units multiply at full rate. (The transpose of a product of rounded numbers would round the gradient, and
-    for the transpose of a product in float32, XLA writes float32 copies of both operands to memory.)
+    for the transpose of a product in float32, XLA writes float32 copies of both operands to memory.) The cotangent of a
+    result wider than `dtype` is not rounded.
     """
     (contract_a, contract_b), (batch_a, batch_b) = dimension_numbers
     numbers = tuple(tuple(map(tuple, pair)) for pair in ((contract_a, contract_b), (batch_a, batch_b)))
@@ -65,10 +66,16 @@ def _evaluate(a, b, *, dimension_numbers, dtype, out_dtype):
         return lax.dot_general(a, b, dimension_numbers, preferred_element_type=out_dtype)
 
     def on_cpu(a, b):  # XLA's CPU compiler supports no product of bfloat16 numbers with a float32 result
-        return product(a.astype(out_dtype), b.astype(out_dtype))
+        return product(*(_round(x, dtype).astype(out_dtype) for x in (a, b)))
 
     a, b = a.astype(dtype), b.astype(dtype)
     return product(a, b) if dtype == out_dtype else lax.platform_dependent(a, b, cpu=on_cpu, default=product)
+
+
+def _round(x: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Rounds to the precision of `dtype` in the dtype of `x`. XLA may leave out a cast to bfloat16 and back."""
+    bits = jnp.finfo(dtype)
+    return lax.reduce_precision(x, bits.nexp, bits.nmant)
 
 
 def _abstract_result(a, b, *, dimension_numbers, dtype, out_dtype):
@@ -80,7 +87,8 @@ def _abstract_result(a, b, *, dimension_numbers, dtype, out_dtype):
 
 def _transpose_first(cotangent, a, b, *, dimension_numbers, dtype, out_dtype, swap: bool = False):
     """Computes the cotangent of `a`, the first operand, or with `swap` the second."""
-    del out_dtype
+    if dtype != out_dtype:  # logits or embeddings, whose few numbers decide the direction of all gradients
+        b, dtype = _round(b, dtype).astype(out_dtype), out_dtype
     (contract_a, contract_b), (batch_a, batch_b) = dimension_numbers
     kept_a, kept_b = _kept(a.aval.ndim, contract_a, batch_a), _kept(b.ndim, contract_b, batch_b)
     first, second = (kept_b, kept_a) if swap else (kept_a, kept_b)  # axes of the result: batch, first, second
