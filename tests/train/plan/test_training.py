@@ -15,6 +15,8 @@ from train_jax import config_file, sharding
 from train_jax import task as task_lib
 from train_jax.errors import ConfigError
 from train_jax.plan import command, training
+from train_jax.plan.hlo import Collective
+from train_jax.plan.report import Plan
 from train_jax.plan.targets import Target
 from train_jax.step import StatePlan, TrainState
 
@@ -31,9 +33,19 @@ def _devices_are_there(monkeypatch):
     monkeypatch.setattr(Target, "set_environment", lambda self: None)
 
 
-def test_bytes_are_those_of_the_shards(tmp_path):
+@pytest.fixture
+def config_file_of_clip(tmp_path):
+    file = tmp_path / "tiny.py"
+    file.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({CLIP!r})\n")
+    return file
+
+
+def test_a_plan_of_the_command_line_has_the_bytes_of_the_shards(config_file_of_clip, tmp_path, capsys):
     """Parameters and Adam's two moments, split over fsdp where an axis allows it; no data, no tokenizer."""
-    plan = training.plan_training(ConfigDict(CLIP | {"mesh": {"data": 2, "fsdp": 4}}), Target.parse("fake:8"))
+    assert command.main([f"--config={config_file_of_clip}", "--target=fake:8", "--mesh=data=-1,fsdp=4", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed.pop("mfu") is None and printed.pop("examples_per_second") is None
+    plan = Plan(**printed | {"collectives": tuple(Collective(**row) for row in printed["collectives"])})
     config, _ = task_lib.module(ConfigDict(CLIP)).write_placeholders(config_lib.resolve(ConfigDict(CLIP)), tmp_path)
     task = task_lib.module(config).make(config, tmp_path)
     batch = {"image": jnp.zeros((1, 16, 16, 3)), "text": jnp.zeros((1, 77), jnp.int32)}
@@ -77,13 +89,7 @@ def test_what_a_compiler_needed_is_read_from_its_refusal():
     assert training._parse_needed("no number") == 0
 
 
-def test_the_command_line(tmp_path, capsys):
-    file = tmp_path / "tiny.py"
-    file.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({CLIP!r})\n")
-    assert command.main([f"--config={file}", "--target=fake:8", "--mesh=data=-1,fsdp=4", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert plan["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
-    assert {"fits", "peak_bytes", "step_seconds", "mfu"} <= plan.keys()
+def test_mistakes_on_the_command_line_are_one_line(config_file_of_clip, capsys):
     for arguments, words in [
         (["--target=v9:4x4"], "--target 'v9:4x4' must be CHIP:SHAPE with a chip of v4, v5e"),
         (["--target=h100:2x2x2"], "h100 has a shape of 1 or 2 number"),
@@ -92,7 +98,7 @@ def test_the_command_line(tmp_path, capsys):
         (["--target=fake:8", "--config.data.batch_size=12"], "it must be a multiple of 8"),
         (["--target=fake:8", "--config.no=1"], "no"),
     ]:
-        assert command.main([f"--config={file}", *arguments]) == 2
+        assert command.main([f"--config={config_file_of_clip}", *arguments]) == 2
         error = capsys.readouterr().err
         assert words in error and "Traceback" not in error
 
