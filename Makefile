@@ -68,7 +68,7 @@ lint: $(STAMP)  ## Check style and formatting
 bench: $(STAMP)  ## Measure speed: every benchmark that needs no trained model, one after the other
 	@for file in benchmarks/*.py; do \
 	    module=$$(basename $$file .py); \
-	    if [[ $$module == _* || $$module == '*' || $$module =~ ^(accelerator|attention|drawing|painting|synthetic|textbook_.*|timing)$$ ]]; then continue; fi; \
+	    if [[ $$module == _* || $$module == '*' || $$module =~ ^(accelerator|attention|drawing|painting|plans|synthetic|textbook_.*|timing)$$ ]]; then continue; fi; \
 	    echo "== benchmarks.$$module"; \
 	    $(RUN) -m benchmarks.$$module || exit 1; \
 	done

@@ -18,6 +18,8 @@ _CALLED = re.compile(r"(?:calls|body|condition|to_apply|true_computation|false_c
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.-]+)")
+_LIMIT = re.compile(r"= s(?:32|64)\[\]\S* constant\((\d+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)"?')
 _NAME = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"|"kind":"(__\w+)"')
@@ -86,14 +88,35 @@ def parse(text: str) -> list[Instruction]:
         for line in computations[name]:
             instruction, called = _parse_instruction(line, executions[name], name in in_loop, name in in_fusion)
             instructions.append(instruction)
-            match = _TRIPS.search(line) if instruction.opcode == "while" else None
+            trips = (_count_trips(line, computations) or 1) if instruction.opcode == "while" else 1
             for callee in called:
-                executions[callee] += executions[name] * (int(match[1]) if match else 1)
+                executions[callee] += executions[name] * trips
                 if instruction.opcode == "while" or name in in_loop:
                     in_loop.add(callee)
                 if instruction.opcode in ("fusion", "reduce", "scatter", "sort", "map") or name in in_fusion:
                     in_fusion.add(callee)
     return instructions
+
+
+def _count_trips(line: str, computations: dict[str, list[str]]) -> int | None:
+    """Returns the trip count of a loop; None if it is unknown.
+
+    GPU and CPU compilers record it. Otherwise it is the only constant of the condition, which bounds a counter from 0 on,
+    as in the loops of `jax.lax.scan`.
+    """
+    if match := _TRIPS.search(line):
+        return int(match[1])
+    condition = "\n".join(computations.get(_CONDITION.search(line)[1], ()))
+    condition += "\n".join(line for name in _called(condition) for line in computations.get(name, ()))
+    limits = set(_LIMIT.findall(condition))
+    return int(limits.pop()) if len(limits) == 1 and "direction=LT" in condition else None
+
+
+def unknown_loops(text: str) -> int:
+    """Counts the loops of a program whose trip count is unknown, and whose bodies `parse` counts once."""
+    computations, _ = _split_computations(text)
+    loops = [line for lines in computations.values() for line in lines if " while(" in line]
+    return sum(_count_trips(line, computations) is None for line in loops)
 
 
 def _split_computations(text: str) -> tuple[dict[str, list[str]], str]:

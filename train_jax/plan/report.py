@@ -28,6 +28,7 @@ class Plan:
       collectives: by kind.
       kernels: executions of library and Pallas kernels, by name.
       expensive: paths of the JAX operations with the largest estimated times, and their seconds.
+      unknown_loops: number of loops of unknown length, whose bodies are counted once in all of these.
       compile_seconds: time of the compilation.
       error: the compiler's message if it refused the program, otherwise empty.
     """
@@ -47,6 +48,7 @@ class Plan:
     collectives: tuple[Collective, ...]
     kernels: dict[str, int]
     expensive: tuple[tuple[str, float], ...]
+    unknown_loops: int
     compile_seconds: float
     error: str = ""
 
@@ -88,6 +90,8 @@ def _lines(plan: Plan):
         yield f"time     {1000 * plan.step_seconds:,.2f} ms an update by the compiler's estimate{rate}{mfu}"
     elif not plan.error:
         yield "time     no estimate: only TPU compilers give cycles"
+    if plan.unknown_loops:
+        yield f"         {plan.unknown_loops} loop(s) of unknown length are counted once"
     for row in plan.collectives:
         where = "in loops" if row.in_loop else "once"
         yield f"network  {row.kind:<20} {row.count:>6} {where:<9}{row.bytes / 2**20:>12,.1f} MiB"

@@ -60,10 +60,10 @@ def plan_training(config: ConfigDict, target: Target) -> Plan:
     count = sum(x.size for x in jax.tree.leaves(state.abstract.params))
     options = {"config": config, "target": target, "mesh": mesh, "flops": task.flops, "count": count, "seconds": seconds}
     if compiled is None:
-        return _make_plan(parts, _parse_needed(message), [], error=" ".join(message.split())[:300], **options)
+        return _make_plan(parts, _parse_needed(message), "", error=" ".join(message.split())[:300], **options)
     memory = profiling.memory_plan(compiled)
     parts |= {"temporaries": memory.temporaries, "program": memory.code}
-    return _make_plan(parts, memory.needed, hlo.parse(compiled.as_text()), **options)
+    return _make_plan(parts, memory.needed, compiled.as_text(), **options)
 
 
 def _abstract_batch(task: Task, record: Mapping[str, Any], batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -123,7 +123,7 @@ def _parse_needed(message: str) -> int:
 def _make_plan(
     parts: dict[str, int],
     peak_bytes: int,
-    instructions: list[hlo.Instruction],
+    text: str,
     *,
     config: ConfigDict,
     target: Target,
@@ -133,6 +133,7 @@ def _make_plan(
     seconds: float,
     error: str = "",
 ) -> Plan:
+    instructions = hlo.parse(text) if text else []
     chip, peak = target.chip, target.peak_flops()
     cycles = hlo.total_cycles(instructions) if chip.clock else 0
     total_flops = None if flops is None else flops * config.data.batch_size
@@ -153,6 +154,7 @@ def _make_plan(
         collectives=tuple(hlo.collectives(instructions)),
         kernels=hlo.kernels(instructions),
         expensive=tuple((name, n / (chip.clock or 1)) for name, n in hlo.most_expensive(instructions, _EXPENSIVE)),
+        unknown_loops=hlo.unknown_loops(text) if text else 0,
         compile_seconds=seconds,
         error=error,
     )

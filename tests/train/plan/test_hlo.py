@@ -36,6 +36,13 @@ TEXT = """HloModule jit_step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
   ROOT %less = pred[] constant(true)
 }
 
+%limit (x: (s32[], f32[8])) -> pred[] {
+  %five = s32[]{:T(128)} constant(5)
+  %x = (s32[], f32[8]{0}) parameter(0)
+  %counter = s32[]{:T(128)} get-tuple-element(%x), index=0
+  ROOT %less = pred[]{:T(512)} compare(%counter, %five), direction=LT
+}
+
 %outer_body (x: (s32[], f32[8])) -> (s32[], f32[8]) {
   %x = (s32[], f32[8]{0}) parameter(0)
   ROOT %loop = (s32[], f32[8]{0}) while(%x), condition=%condition, body=%inner_body, TRIPS={"n":"3"}}
@@ -47,7 +54,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %done = bf16[64]{0} all-gather-done(%start)
   %gemm = (f32[8]{0}, s8[100]{0}) custom-call(%p), custom_call_target="__cublas$gemm", metadata={op_name="jit(step)/dot"}
   %mark = f32[8]{0} custom-call(%p), custom_call_target="Sharding"
-  %loops = (s32[], f32[8]{0}) while(%p), condition=%condition, body=%outer_body, TRIPS={"n":"5"}}
+  %loops = (s32[], f32[8]{0}) while(%p), condition=%limit, body=%outer_body
   ROOT %fusion.2 = f32[8]{0} fusion(%p), calls=%fused, metadata={op_name="jit(step)/end"}, CYCLES"40"}
 }
 """
@@ -55,7 +62,8 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 def test_a_program_by_hand():
     text = TEXT.replace("TRIPS=", 'backend_config={"known_trip_count":')
-    instructions = hlo.parse(text.replace("CYCLES", 'backend_config={"estimated_cycles":'))
+    text = text.replace("CYCLES", 'backend_config={"estimated_cycles":')
+    instructions = hlo.parse(text)
     assert hlo.total_cycles(instructions) == 5 * 3 * 100 + 40
     assert hlo.most_expensive(instructions, 5) == [("fusion.1", 1500), ("jit(step)/end", 40)]
     assert hlo.kernels(instructions) == {"__cublas$gemm": 1}
@@ -64,6 +72,7 @@ def test_a_program_by_hand():
         hlo.Collective("all-gather", False, 1, 128),
     ]
     assert [x.size for x in instructions if x.name == "gemm"] == [132]
+    assert hlo.unknown_loops(text) == 0 and hlo.unknown_loops(text.replace("constant(5)", "parameter(1)")) == 1
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.parse("HloModule empty")
 

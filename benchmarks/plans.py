@@ -1,0 +1,56 @@
+"""Plans every published config for machines that need not be present, by `train-jax plan`, and prints a table.
+
+    python -m benchmarks.plans [--targets h100:8 v5e:4x4] [--configs clip/vit_b32 ...]
+
+Needs Python 3.12 with `jax[tpu]` for TPU slices, or jax-cuda12-plugin, jax-cuda12-pjrt and nvidia-cudnn-cu12 for GPUs; no
+device, no data, no weights. Each plan compiles in a process of its own, for half a minute to some minutes.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+
+FIRST_STAGES = {"dalle/mindalle_1b3": "vqgan/f16_16384", "dalle/dalle1_12b": "vqgan/f8_gumbel"}
+CONFIGS = ("clip/vit_b32", "clip/vit_b16", "clip/vit_l14", "clip/siglip_b16", "clip/rn50", "vqgan/f16_1024",
+           "vqgan/f16_16384", "vqgan/f8_gumbel", *FIRST_STAGES)  # fmt: skip
+TARGETS = ("h100:8", "v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:4x4")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", default=TARGETS)
+    parser.add_argument("--configs", nargs="+", default=CONFIGS)
+    arguments = parser.parse_args()
+    print("| target | config | mesh | batch | fits | peak, GiB | ms an update | MFU | collectives, GiB | fused attention |")
+    print("| --- " * 10 + "|")
+    for target in arguments.targets:
+        for config in arguments.configs:
+            print(format_row(target, config, plan(target, config)), flush=True)
+
+
+def plan(target: str, config: str) -> dict:
+    """Returns the plan of a config, or `{"error": …}`."""
+    command = [sys.executable, "-m", "train_jax", "plan", f"--target={target}", f"--config={config}", "--json"]
+    if config in FIRST_STAGES:
+        command += [f"--config.vqgan.path={FIRST_STAGES[config]}", "--config.vqgan.size=256"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = run.stdout.splitlines()
+    return json.loads(lines[-1]) if run.returncode < 2 and lines else {"error": run.stderr.strip().splitlines()[-1]}
+
+
+def format_row(target: str, config: str, plan: dict) -> str:
+    """Formats a row of the table."""
+    if "mesh" not in plan:
+        return f"| {target} | {config} | {plan['error'][:120]} |" + " |" * 7
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
+    traffic = sum(row["bytes"] for row in plan["collectives"]) / 2**30
+    fused = sum(count for name, count in plan["kernels"].items() if "fmha" in name)
+    cells = [target, config, mesh, f"{plan['batch_size']:,}", {True: "yes", False: "no"}.get(plan["fits"], "")]
+    cells += [f"{plan['peak_bytes'] / 2**30:.2f}", f"{1000 * plan['step_seconds']:,.0f}" if plan["step_seconds"] else ""]
+    cells += [f"{100 * plan['mfu']:.1f} %" if plan["mfu"] else "", f"{traffic:.2f}", f"{fused:,}" if fused else ""]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
