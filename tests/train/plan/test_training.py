@@ -126,6 +126,7 @@ def test_every_family_has_placeholders(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install 'jax[tpu]'")
-def test_a_plan_for_a_tpu_slice():
+def test_a_plan_for_a_tpu_slice(monkeypatch):
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     plan = training.plan_training(ConfigDict(CLIP), Target.parse("v5e:2x2"))
     assert plan.fits and plan.devices == 4 and 0 < plan.floor_seconds < plan.step_seconds < 0.1 and plan.expensive
