@@ -6,8 +6,8 @@
 
 The real step is compiled for devices that need not be present. A missing file that CONFIG names is replaced by a
 placeholder: a tokenizer, the weights of LPIPS, or a VQGAN by the name of its shipped config. TPU slices need the extra
-[tpu], GPUs the packages jax-cuda12-plugin and jax-cuda12-pjrt, in an environment of their own (Python 3.12). Fake devices
-need nothing, and tell the memory of a CPU's program.
+[tpu], GPUs the packages jax-cuda12-plugin, jax-cuda12-pjrt and nvidia-cudnn-cu12, in an environment of their own (Python
+3.12). Fake devices need nothing, and tell the memory of a CPU's program.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 from train_jax import config_file
 from train_jax.arguments import expand_home
 from train_jax.errors import ConfigError, LoadError
-from train_jax.plan.targets import EXAMPLES, Target
+from train_jax.plan.targets import EXAMPLES, GPU_PACKAGES, Target
 from train_jax.sharding import AXES
 
 
@@ -50,6 +50,12 @@ def main(argv: list[str]) -> int:
         plan = plan_training(config, target)
     except (ConfigError, LoadError, OSError) as error:
         print(f"train-jax plan: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if "cuDNN not found" not in str(error):
+            raise
+        remedy = f"pip install {GPU_PACKAGES}"
+        print(f"train-jax plan: error: there is no cuDNN, which has fused attention: {remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("train-jax plan: interrupted", file=sys.stderr)

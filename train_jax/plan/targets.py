@@ -51,6 +51,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 _PROTOS = {"h100": _H100}
 
+GPU_PACKAGES = "jax-cuda12-plugin jax-cuda12-pjrt nvidia-cudnn-cu12"
 EXAMPLES = "v5e:4x4, v5p:4x4x4, v6e:16x16 (TPU slices), h100:8 (GPUs of one host), h100:4x8 (of four hosts), fake:8 (CPU)"
 
 
@@ -117,10 +118,10 @@ class Target:
                     platform="cuda", target_config=_PROTOS[self.kind], topology=f"1x{hosts}x{devices}"
                 )
         except Exception as error:  # JAX and the compilers raise various classes
-            package = "jax[tpu]" if self.kind in _TPUS else "jax-cuda12-plugin jax-cuda12-pjrt"
+            package = "'jax[tpu]'" if self.kind in _TPUS else GPU_PACKAGES
             raise ConfigError(
                 f"--target {self.name}: no such devices can be compiled for ({type(error).__name__}: {error}). It needs "
-                f"`pip install '{package}'` in an environment of its own, and a shape that the compiler knows"
+                f"`pip install {package}` in an environment of its own, and a shape that the compiler knows"
             ) from error
         return described.devices
 
