@@ -26,6 +26,7 @@ import vqgan_jax
 from benchmarks import load_config
 from clip_jax import model as clip_model
 from clip_jax.options import CLIPCompute
+from clip_jax.pretrained import checkpoint as clip_checkpoint
 from train_jax import config as config_lib
 from train_jax.data.images import Preprocess
 from train_jax.data.text import Tokenizer
@@ -34,6 +35,7 @@ from vqgan_jax import model as vqgan_model
 from vqgan_jax.guided import options as options_lib
 from vqgan_jax.guided import painting, prompts, starts
 from vqgan_jax.placeholders import random_weights
+from vqgan_jax.pretrained import checkpoint as vqgan_checkpoint
 from vqgan_jax.pretrained import taming
 
 PROMPTS = [f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("castle", "star", "tree", "house")]
@@ -83,17 +85,12 @@ def build_models(dtype: str, small: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.
         v.image.update({"width": 64, "depth": 1, "heads": 2})
     v.text.update({"width": 64, "depth": 1, "heads": 2})  # the text tower runs only once, before the first step
     compute = CLIPCompute(dtype=dtype, scan=False)
-    module = vqgan_model.build(c.model, compute)
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    # A small image suffices, because the model is convolutional.
-    side = 2 ** (len(c.model.multipliers) - 1)
-    shapes = jax.eval_shape(module.init, keys, np.zeros((1, side, side, 3), np.float32))
-    vq = vqgan_jax.Vqgan.assemble(c.model, random_weights(shapes), "random", compute)
+    weights = random_weights(vqgan_checkpoint.abstract_variables(vqgan_model.build(c.model, compute)))
+    vq = vqgan_jax.Vqgan.assemble(c.model, weights, "random", compute)
     tokenizer = Tokenizer.train(PROMPTS, 600, v.text.context_length)
     tower = clip_model.build(v, tokenizer.vocab_size, tokenizer.eos_id, compute)
-    images, ids = np.zeros((1, v.image.size, v.image.size, 3), np.float32), tokenizer.encode(PROMPTS[:1])
-    shapes = jax.eval_shape(tower.init, jax.random.key(2), images, ids)
-    return vq, clip_jax.Clip.assemble(tower, random_weights(shapes), tokenizer, Preprocess(v.image.size), "random")
+    weights = random_weights(clip_checkpoint.abstract_variables(tower))
+    return vq, clip_jax.Clip.assemble(tower, weights, tokenizer, Preprocess(v.image.size), "random")
 
 
 def build_implementation(name: str, vq, clip, arguments, size: int) -> Callable[[], None]:

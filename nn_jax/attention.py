@@ -36,13 +36,13 @@ def attend(
 
 
 def is_fused(q: Float[Array, "b t n h"], mask: Bool[Array, "..."] | None) -> bool:
-    """Whether `attend` uses cuDNN's fused kernel: on a GPU, in bfloat16 or float16, without a mask but a causal one."""
+    """Returns whether `attend` uses cuDNN's fused kernel: on GPUs, in 16-bit dtypes, without a mask or with a causal one."""
     heads = q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
     return platform() in ("gpu", "cuda") and mask is None and heads and q.dtype.itemsize == 2
 
 
 def with_even_lengths(attention: Callable, q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
-    """`attention(q, k, v, is_causal=…)` of odd lengths, too, which cuDNN cannot differentiate: padded by one, and cut."""
+    """Computes `attention(q, k, v, is_causal=…)`, padding odd lengths by one token: cuDNN cannot differentiate them."""
     length, padding = q.shape[1], [x.shape[1] % 2 for x in (q, k)]
     if not any(padding):
         return attention(q, k, v, is_causal=causal)
@@ -55,7 +55,7 @@ def with_even_lengths(attention: Callable, q: jax.Array, k: jax.Array, v: jax.Ar
 
 
 def platform() -> str:
-    """What this program is traced for: the platform of the mesh that is set, or else of JAX's default devices."""
+    """Returns the platform for which a program is traced: of the current mesh, or else of JAX's default devices."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 

@@ -18,7 +18,7 @@ from nn_jax.mixed_precision import mixed_dot_general_p
 
 
 def _products_of_parameters(primitive, *operands, **parameters) -> bool:
-    """Whether this is a matrix product without batch axes, as those with parameters are and those of attention are not."""
+    """Returns whether a primitive is a matrix product without batch axes: products of parameters, not of attention."""
     if primitive is mixed_dot_general_p:
         return not any(parameters["dimension_numbers"][1])
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *operands, **parameters)

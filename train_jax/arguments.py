@@ -34,10 +34,9 @@ def check_outputs(**paths: str | None) -> None:
     Invalid are a directory instead of a file or the reverse, a missing or read-only parent, and two equal paths.
     """
     outputs = {name: Path(path) for name, path in paths.items() if path is not None}
-    if "folder" in outputs:
-        check_folder(outputs["folder"], "--folder")
     for name, path in outputs.items():
         if name == "folder":
+            check_folder(path, "--folder")
             continue
         if path.is_dir():
             raise UserError(f"--{name} {path}: that is a folder; name a file")

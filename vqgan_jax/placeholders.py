@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import numpy as np
 from safetensors.numpy import save_file
@@ -24,7 +23,11 @@ def write_lpips(path: Path) -> str:
 
 
 def random_weights(shapes):
-    """Samples random weights that preserve the scale of activations, with NumPy to avoid compilation."""
+    """Samples random weights that preserve the scale of activations, with NumPy to avoid compilation.
+
+    Args:
+      shapes: tree of arrays or shapes, such as `vqgan_jax.pretrained.checkpoint.abstract_variables` of a module.
+    """
     rng = np.random.default_rng(0)
 
     def leaf(path, x):
@@ -34,4 +37,4 @@ def random_weights(shapes):
         fan_in = 1 if name in ("codebook", "embedding") else max(1, int(np.prod(x.shape[:-1])))
         return (rng.standard_normal(x.shape, np.float32) / np.float32(np.sqrt(fan_in))).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(leaf, nn.unbox(shapes))
+    return jax.tree_util.tree_map_with_path(leaf, shapes)

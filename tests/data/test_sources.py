@@ -229,8 +229,8 @@ def test_evaluations_may_leave_out_a_share_of_unreadable_pictures(tmp_path, capl
     with pytest.raises(DataError, match="2 of 10 images cannot be read, more than config.data.max_broken_eval = 10.0%"):
         context.source("", "all")
     options.data.max_broken_eval = 1.0
-    for number in range(10):
-        (tmp_path / f"{number}.png").write_bytes(b"")
+    for index in range(10):
+        (tmp_path / f"{index}.png").write_bytes(b"")
     with pytest.raises(DataError, match="10 of 10 images cannot be read, none is left to evaluate"):
         context.source("", "all")
     options.data.max_broken_eval = 0.0

@@ -54,16 +54,39 @@ def plan_training(config: ConfigDict, target: Target) -> Plan:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            compiled, message = None, str(error)
+            compiled, message = None, " ".join(str(error).split())
     seconds = time.perf_counter() - start
     parts = _state_bytes(state.abstract) | {"activations (estimate)": residuals}
-    count = sum(x.size for x in jax.tree.leaves(state.abstract.params))
-    options = {"config": config, "target": target, "mesh": mesh, "flops": task.flops, "count": count, "seconds": seconds}
     if compiled is None:
-        return _make_plan(parts, _parse_needed(message), "", error=" ".join(message.split())[:300], **options)
-    memory = profiling.memory_plan(compiled)
-    parts |= {"temporaries": memory.temporaries, "program": memory.code}
-    return _make_plan(parts, memory.needed, compiled.as_text(), **options)
+        text, peak_bytes = "", _parse_needed(message)
+    else:
+        text, message, memory = compiled.as_text(), "", profiling.memory_plan(compiled)
+        parts |= {"temporaries": memory.temporaries, "program": memory.code}
+        peak_bytes = memory.needed
+    instructions = hlo.parse(text) if text else []
+    chip, peak = target.chip, target.peak_flops()
+    cycles = hlo.total_cycles(instructions) if chip.clock else 0
+    flops = None if task.flops is None else task.flops * config.data.batch_size
+    return Plan(
+        target=target.name,
+        devices=mesh.size,
+        mesh=dict(mesh.shape),
+        batch_size=config.data.batch_size,
+        fits=False if message else (peak_bytes <= chip.memory if chip.memory else None),
+        peak_bytes=peak_bytes,
+        memory=chip.memory,
+        parts=parts,
+        parameters=sum(x.size for x in jax.tree.leaves(state.abstract.params)),
+        flops=flops,
+        step_seconds=cycles / chip.clock if cycles else None,
+        floor_seconds=flops / (peak * mesh.size) if peak and flops else None,
+        collectives=tuple(hlo.collectives(instructions)),
+        kernels=hlo.kernels(instructions),
+        expensive=tuple((name, n / (chip.clock or 1)) for name, n in hlo.most_expensive(instructions, _EXPENSIVE)),
+        unknown_loops=hlo.unknown_loops(text) if text else 0,
+        compile_seconds=seconds,
+        error=message[:300],
+    )
 
 
 def _abstract_batch(task: Task, record: Mapping[str, Any], batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -116,45 +139,5 @@ def _parse_needed(message: str) -> int:
     match = _NEEDED.search(message)
     if not match:
         return 0
-    number, unit = [group for group in match.groups() if group]
-    return int(float(number) * 2.0 ** {"K": 10, "M": 20, "G": 30}[unit])
-
-
-def _make_plan(
-    parts: dict[str, int],
-    peak_bytes: int,
-    text: str,
-    *,
-    config: ConfigDict,
-    target: Target,
-    mesh: Mesh,
-    flops: float | None,
-    count: int,
-    seconds: float,
-    error: str = "",
-) -> Plan:
-    instructions = hlo.parse(text) if text else []
-    chip, peak = target.chip, target.peak_flops()
-    cycles = hlo.total_cycles(instructions) if chip.clock else 0
-    total_flops = None if flops is None else flops * config.data.batch_size
-    fits = False if error else (peak_bytes <= chip.memory if chip.memory else None)
-    return Plan(
-        target=target.name,
-        devices=mesh.size,
-        mesh=dict(mesh.shape),
-        batch_size=config.data.batch_size,
-        fits=fits,
-        peak_bytes=peak_bytes,
-        memory=chip.memory,
-        parameters=count,
-        parts=parts,
-        flops=total_flops,
-        step_seconds=cycles / chip.clock if cycles else None,
-        floor_seconds=total_flops / (peak * mesh.size) if peak and total_flops else None,
-        collectives=tuple(hlo.collectives(instructions)),
-        kernels=hlo.kernels(instructions),
-        expensive=tuple((name, n / (chip.clock or 1)) for name, n in hlo.most_expensive(instructions, _EXPENSIVE)),
-        unknown_loops=hlo.unknown_loops(text) if text else 0,
-        compile_seconds=seconds,
-        error=error,
-    )
+    size, unit = filter(None, match.groups())
+    return int(float(size) * 2.0 ** {"K": 10, "M": 20, "G": 30}[unit])

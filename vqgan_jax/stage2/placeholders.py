@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from train_jax import config as config_lib
@@ -11,6 +9,7 @@ from train_jax import config_file
 from train_jax.errors import ConfigError
 from vqgan_jax import model, vqgan
 from vqgan_jax.placeholders import random_weights
+from vqgan_jax.pretrained.checkpoint import abstract_variables
 from vqgan_jax.stage2.checkpoint import VQGAN
 
 
@@ -39,7 +38,4 @@ def _assemble_random(config: ConfigDict, is_narrow: bool) -> vqgan.Vqgan:
     if is_narrow:
         config.model.update({"channels": 32, "blocks": 1, "attention": ()})
     options = config_lib.resolve(config).model
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    size = options.resolution
-    shapes = jax.eval_shape(model.build(options).init, keys, np.zeros((1, size, size, 3), np.float32))
-    return vqgan.Vqgan.assemble(options, random_weights(shapes), "placeholder")
+    return vqgan.Vqgan.assemble(options, random_weights(abstract_variables(model.build(options))), "placeholder")
