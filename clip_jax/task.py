@@ -4,6 +4,7 @@ Batches: `image` uint8 [B, size, size, 3], `text` int32 [B, length], `truncated`
 """
 
 import dataclasses
+import functools
 import logging
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from clip_jax import evaluators, flops, model, pretrained, ring_loss
@@ -133,6 +135,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         config.model, tokenizer.vocab_size, tokenizer.eos_id, compute, config.dropout, config.patch_dropout
     )
     augment = images.Augment(preprocess, tuple(config.augment.scale), config.augment.flip)
+    encode = functools.partial(_encode_microbatched, micro_batch=compute.micro_batch)
     frozen_towers = {method for tower, method in _METHODS.items() if _is_frozen(config, tower)}
 
     def init(rng, batch):
@@ -141,23 +144,23 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         return {"clip": variables.pop("params")}, variables
 
     def loss(params, mutable_variables, batch, rng, step):
-        def image(pixels, key):
-            pixels = images.normalize(pixels, preprocess.mean, preprocess.std)
-            return apply(pixels, key, "encode_image")
+        def image(pixels, variables, key):
+            return apply(images.normalize(pixels, preprocess.mean, preprocess.std), variables, key, "encode_image")
 
-        def text(ids, key):
-            return apply(ids, key, "encode_text")
+        def text(ids, variables, key):
+            return apply(ids, variables, key, "encode_text")
 
-        def apply(inputs, key, method):
-            variables = {"params": params["clip"], **mutable_variables}
+        def apply(inputs, variables, key, method):
+            mutable_variables = {name: x for name, x in variables.items() if name != "params"}
             if method in frozen_towers:  # evaluation mode: no dropout, running statistics are not updated
                 return jax.lax.stop_gradient(module.apply(variables, inputs, method=method)), mutable_variables
             mutable = list(mutable_variables)
             return module.apply(variables, inputs, False, method=method, rngs={"dropout": key}, mutable=mutable)
 
         keys = jax.random.split(rng)
-        image_features, updated_variables = _encode_microbatched(image, batch["image"], keys[0], compute.micro_batch)
-        text_features, _ = _encode_microbatched(text, batch["text"], keys[1], compute.micro_batch)
+        variables = {"params": params["clip"], **mutable_variables}
+        image_features, updated_variables = encode(image, batch["image"], variables, keys[0])
+        text_features, _ = encode(text, batch["text"], variables, keys[1])
         scale, bias = module.apply({"params": params["clip"]}, method="scale_and_bias")
         value, metrics = _contrastive_loss(
             module.options.loss, contrastive, image_features, text_features, scale, bias, batch["text"]
@@ -195,21 +198,24 @@ def _is_frozen(config: ConfigDict, tower: str) -> bool:
     return any(re.search(pattern, f"clip/{tower}/") for pattern in config.optim.freeze)
 
 
-def _encode_microbatched(encode: Callable, inputs, key, micro_batch: int):
-    """Applies `encode(inputs, key)` in micro-batches of at most `micro_batch` examples per device (0: one batch).
+def _encode_microbatched(encode: Callable, inputs, variables, key, micro_batch: int):
+    """Applies `encode(inputs, variables, key)` in micro-batches of at most `micro_batch` examples per device (0: one batch).
 
     The backward pass recomputes each micro-batch with the same key.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    rows = sharding.rows_per_device(mesh, inputs.shape[0])
+    rows = sharding.rows_per_device(jax.sharding.get_abstract_mesh(), inputs.shape[0])
     num_microbatches = sharding.parts_of(rows, micro_batch) if micro_batch else 1
     if num_microbatches == 1:
-        return encode(inputs, key)
-    features, updated_variables = jax.lax.map(
-        lambda inputs_and_key: jax.checkpoint(encode)(*inputs_and_key),
-        (sharding.split_batch(inputs, num_microbatches, mesh), jax.random.split(key, num_microbatches)),
-    )
-    return sharding.join_batch(features, mesh), updated_variables
+        return encode(inputs, variables, key)
+
+    def encode_in_turn(inputs, variables, key):
+        features, updated_variables = jax.lax.map(
+            lambda inputs_and_key: jax.checkpoint(encode)(inputs_and_key[0], variables, inputs_and_key[1]),
+            (sharding.split_batch(inputs, num_microbatches), jax.random.split(key, num_microbatches)),
+        )
+        return sharding.join_batch(features), updated_variables
+
+    return sharding.map_over_data(encode_in_turn, inputs, variables, key, (P("data"), P()))
 
 
 def _contrastive_loss(logits_for: str, options: ContrastiveOptions, images, texts, scale, bias, ids):

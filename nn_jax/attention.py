@@ -1,16 +1,21 @@
 """Multi-head attention (arXiv 1706.03762, section 3.2): self-attention, cross-attention, and a KV cache."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from nn_jax.layers import Dense
+
+NAME = "attention"  # checkpoint name of the residuals of `recomputing_attention`
 
 
 def attend(
@@ -23,16 +28,72 @@ def attend(
 ) -> Float[Array, "b t n h"]:
     """Computes scaled dot-product attention, softmax(q k^T / sqrt(h)) v, for `n` heads.
 
-    Programs for NVIDIA GPUs use cuDNN's fused kernel in 16-bit dtypes (`is_fused`), which keeps no scores for the backward
-    pass; its result differs by rounding, and it has no forward-mode derivative.
+    Programs for NVIDIA GPUs use cuDNN's fused kernel in 16-bit dtypes (`is_fused`), and otherwise, like those for TPUs,
+    `recomputing_attention`. Both keep no scores for the backward pass; they differ by rounding, and have no forward-mode
+    derivative. Programs for CPUs use `jax.nn.dot_product_attention`.
 
     Args:
       mask: mask that broadcasts to [b, n, t, s]; True where a query may attend to a key.
       causal: whether queries attend only to keys at the same position and before.
     """
     if is_fused(q, mask):
-        return with_even_lengths(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), q, k, v, causal)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+        cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+        return _on_each_device(lambda q, k, v: with_even_lengths(cudnn, q, k, v, causal), q, k, v)
+    if platform() == "cpu":
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal)
+    if causal:
+        past = jnp.tri(q.shape[1], k.shape[1], dtype=bool)[None, None]
+        mask = past if mask is None else mask & past
+    return recomputing_attention(q, k, v, mask)
+
+
+@jax.custom_vjp
+def recomputing_attention(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b s n h"],
+    v: Float[Array, "b s n h"],
+    mask: Bool[Array, "..."] | None,
+) -> Float[Array, "b t n h"]:
+    """Computes attention whose backward pass recomputes the scores (as in FlashAttention, arXiv 2205.14135, section 3.1).
+
+    Between the passes it keeps the output and the log-sum-exp of each query's scores, under the checkpoint name
+    `NAME`. Weights are normalised after the product with `v`, so no float32 [t, s] array is divided by its sums. Scores,
+    sums and the log-sum-exp are float32.
+
+    Args:
+      mask: mask that broadcasts to [b, n, t, s]; every query must attend to a key.
+    """
+    return _attention_forward(q, k, v, mask)[0]
+
+
+def _scores(q, k, mask):
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    return scores if mask is None else jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+
+
+def _attention_forward(q, k, v, mask):
+    scores = _scores(q, k, mask)
+    largest = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - largest).astype(v.dtype)
+    total = jnp.sum(weights, axis=-1, dtype=jnp.float32)
+    y = jnp.einsum("bnts,bsnh->btnh", weights, v, preferred_element_type=jnp.float32)
+    y = checkpoint_name((y / total.swapaxes(1, 2)[..., None]).astype(v.dtype), NAME)
+    lse = largest[..., 0] + jnp.log(total)
+    return y, (q, k, v, mask, y, checkpoint_name(lse, NAME))
+
+
+def _attention_backward(residuals, d_y):
+    q, k, v, mask, y, lse = residuals
+    weights = jnp.exp(_scores(q, k, mask) - lse[..., None])
+    inner = jnp.sum(d_y.astype(jnp.float32) * y.astype(jnp.float32), axis=-1).swapaxes(1, 2)[..., None]
+    d_weights = jnp.einsum("btnh,bsnh->bnts", d_y, v, preferred_element_type=jnp.float32)
+    d_scores = (weights * (d_weights - inner) * q.shape[-1] ** -0.5).astype(q.dtype)
+    d_v = jnp.einsum("bnts,btnh->bsnh", weights.astype(v.dtype), d_y)
+    d_q, d_k = jnp.einsum("bnts,bsnh->btnh", d_scores, k), jnp.einsum("bnts,btnh->bsnh", d_scores, q)
+    return d_q, d_k, d_v, None
+
+
+recomputing_attention.defvjp(_attention_forward, _attention_backward)
 
 
 def is_fused(q: Float[Array, "b t n h"], mask: Bool[Array, "..."] | None) -> bool:
@@ -52,6 +113,21 @@ def with_even_lengths(attention: Callable, q: jax.Array, k: jax.Array, v: jax.Ar
         lengths = {name: jnp.full(len(x), x.shape[1], jnp.int32) for name, x in zip(names, (q, k), strict=True)}
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
     return attention(q, k, v, is_causal=causal, **lengths)[:, :length]
+
+
+def _on_each_device(attention: Callable, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Computes `attention(q, k, v)` for the examples and heads of each device separately, where some mesh axes are manual.
+
+    There the compiler cannot partition cuDNN's kernel over the other axes; elsewhere it does.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = set(mesh.axis_names) - set(mesh.manual_axes)
+    if not mesh.manual_axes or not axes:
+        return attention(q, k, v)
+    spec = nn.logical_to_mesh_axes(("batch", None, "heads"))
+    sizes = [math.prod(mesh.shape[axis] for axis in ((x,) if isinstance(x, str) else x or ())) for x in spec]
+    spec = P(*(x if n % size == 0 else None for x, n, size in zip(spec, q.shape, sizes, strict=False)))
+    return jax.shard_map(attention, in_specs=(spec,) * 3, out_specs=spec, axis_names=axes, check_vma=False)(q, k, v)
 
 
 def platform() -> str:
@@ -133,6 +209,8 @@ class SelfAttention(nn.Module):
 
     def _project(self, x, batch: int):
         """Computes queries, keys and values [B, T, N, H]."""
+        if platform() == "tpu":  # XLA would copy each of three parts of a joint product to another layout
+            return tuple(x.reshape(batch, -1, *x.shape[-2:]) for x in self.qkv.unstacked(x))
         qkv = self.qkv(x)
         qkv = qkv.reshape(batch, -1, *qkv.shape[-3:])
         return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # (B, T, N, H)

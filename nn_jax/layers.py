@@ -54,15 +54,28 @@ class Dense(nn.Module):
     bias: bool = True
     out_dtype: DTypeLike | None = None
 
-    @nn.compact
     def __call__(self, x):
+        return self._apply(x, *self._parameters(x))
+
+    def unstacked(self, x) -> tuple[jax.Array, ...]:
+        """Computes the output for each index of the first of `features` by a product of its own."""
+        kernel, bias = self._parameters(x)
+        kernels = jnp.moveaxis(kernel, self.inputs, 0)
+        return tuple(self._apply(x, kernels[i], None if bias is None else bias[i]) for i in range(self.features[0]))
+
+    @nn.compact
+    def _parameters(self, x):
+        """Returns the kernel, and the bias or None."""
         shape = (*x.shape[-self.inputs :], *self.features)
         kernel = self.param("kernel", with_axis_names(nn.initializers.normal(self.std), *self.axes), shape)
-        y = dot(jnp.asarray(x, self.dtype), kernel, self.inputs, self.out_dtype)
         if not self.bias:
-            return y
+            return kernel, None
         axes = ("norm" if axis == "embed" else axis for axis in self.axes[self.inputs :])
-        return add_parameter(y, self.param("bias", with_axis_names(nn.initializers.zeros_init(), *axes), self.features))
+        return kernel, self.param("bias", with_axis_names(nn.initializers.zeros_init(), *axes), self.features)
+
+    def _apply(self, x, kernel, bias):
+        y = dot(jnp.asarray(x, self.dtype), kernel, self.inputs, self.out_dtype)
+        return y if bias is None else add_parameter(y, bias)
 
 
 def add_parameter(x: jax.Array, parameter: ArrayLike) -> jax.Array:

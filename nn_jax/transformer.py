@@ -12,19 +12,24 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from nn_jax import attention as attention_lib
 from nn_jax.attention import KVCache, SelfAttention, platform
 from nn_jax.layers import ACTIVATIONS, Dense, layer_norm
 from nn_jax.mixed_precision import mixed_dot_general_p
 
 
-def _products_of_parameters(primitive, *operands, **parameters) -> bool:
-    """Returns whether a primitive is a matrix product without batch axes: products of parameters, not of attention."""
+def _products(primitive, *operands, **parameters) -> bool:
+    """Returns whether "dots" saves a primitive's result: products of parameters, which have no batch axes, and attention."""
     if primitive is mixed_dot_general_p:
         return not any(parameters["dimension_numbers"][1])
-    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *operands, **parameters)
+    is_saved = jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(attention_lib.NAME),
+    )
+    return is_saved(primitive, *operands, **parameters)
 
 
-REMAT = {"none": None, "full": jax.checkpoint_policies.nothing_saveable, "dots": _products_of_parameters}
+REMAT = {"none": None, "full": jax.checkpoint_policies.nothing_saveable, "dots": _products}
 
 Masks = Bool[Array, "..."]  # [.., t, s], or with `Transformer.mask_index` [masks, .., t, s]
 

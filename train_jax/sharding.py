@@ -148,19 +148,83 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
         )
 
 
-def split_batch(x: jax.Array, parts: int, mesh: AnyMesh) -> jax.Array:
+def split_batch(x: jax.Array, parts: int) -> jax.Array:
     """Splits a batch [B, …] into micro-batches [parts, B / parts, …].
 
     Micro-batch i has rows i, i + parts, …, so all rows stay on their device.
     """
     x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
-    return x if mesh.empty else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, BATCH)))
+    return _constrain(x, None, BATCH)
 
 
-def join_batch(x: jax.Array, mesh: AnyMesh) -> jax.Array:
+def join_batch(x: jax.Array) -> jax.Array:
     """Joins micro-batches in the original order of rows: the inverse of `split_batch`."""
     x = x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-    return x if mesh.empty else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(BATCH)))
+    return _constrain(x, BATCH)
+
+
+def _constrain(x: jax.Array, *axes: tuple[str, ...] | None) -> jax.Array:
+    """Constrains the sharding of an array by the current mesh, if there is one."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*map(_without_manual, axes)))
+
+
+def _without_manual(axes: str | tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Removes mesh axes that are manual, as in `map_over_data`, and over which the compiler splits nothing."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    return tuple(axis for axis in axes if axis not in manual) or None
+
+
+def map_over_data(function: Callable, split, whole, key: jax.Array, out_specs):
+    """Applies `function(split, whole, key)` to the examples of each index of the mesh axis `data` separately.
+
+    Gradients with respect to `whole` are all-reduced over `data` once, after all of `function`. In a loop over
+    micro-batches they are added up where they are computed; the compiler would all-reduce those of each micro-batch. The
+    axes `fsdp` and `tensor` are left to the compiler.
+
+    Args:
+      split: tree of arrays whose first axis is the batch.
+      whole: tree of arrays that are not sharded over `data`, such as parameters.
+      key: random key; `function` gets a different one at each index.
+      out_specs: tree of PartitionSpecs: P("data") for results with a batch axis, P() for those equal at all indices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["data"] == 1:
+        return function(split, whole, key)
+
+    @with_rules
+    def function_of_index(split, whole, key):
+        return function(split, whole, jax.random.fold_in(key, jax.lax.axis_index("data")))
+
+    # Axes of size 1 belong to it, too: some kernels cannot be compiled where the compiler partitions some of the axes.
+    axes = {"data", *(axis for axis, size in mesh.shape.items() if size == 1)}
+    # check_vma=False: sums over "data" make results equal at all indices.
+    mapped = jax.shard_map(
+        function_of_index, in_specs=(P("data"), P(), P()), out_specs=out_specs, axis_names=axes, check_vma=False
+    )
+    return mapped(split, whole, key)
+
+
+def mean_over_data(tree):
+    """Averages arrays over the mesh axis `data` inside of `map_over_data`; elsewhere it is the identity."""
+    return jax.lax.pmean(tree, "data") if _in_map_over_data() else tree
+
+
+def weighted_mean(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """Computes the mean of x [B, …] with weights [B, …] >= 0 over the whole batch; 0 if all weights are 0.
+
+    Inside of `map_over_data`, it returns this index's share, times the number of indices: their mean is the mean.
+    """
+    total, parts = jnp.sum(weights), 1
+    if _in_map_over_data():
+        total, parts = jax.lax.psum(total, "data"), jax.lax.axis_size("data")
+    return parts * jnp.sum(x * weights) / jnp.where(total == 0, 1, total)
+
+
+def _in_map_over_data() -> bool:
+    return "data" in jax.sharding.get_abstract_mesh().manual_axes
 
 
 def rows_per_device(mesh: AnyMesh, rows: int) -> int:
@@ -178,7 +242,7 @@ def with_rules(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
-        with nn.logical_axis_rules(RULES):
+        with nn.logical_axis_rules([(name, _without_manual(axes)) for name, axes in RULES]):
             return function(*args, **kwargs)
 
     return wrapper

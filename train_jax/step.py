@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from train_jax import optim, sharding
 from train_jax.data.stream import BROKEN
@@ -178,24 +179,32 @@ def make_train_step(
         """Computes loss, metrics, gradients, and statistics with a leading axis of micro-batches."""
 
         @sharding.with_rules
-        def loss(params, batch, key):
+        def loss(params, extra, step, batch, key):
             params = jax.tree.map(lambda p, is_frozen: jax.lax.stop_gradient(p) if is_frozen else p, params, frozen)
             return task.loss(params, extra, batch, key, step)
 
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
         if accumulate == 1:
-            (value, (metrics, statistics)), grads = value_and_grad(params, batch, key)
+            (value, (metrics, statistics)), grads = value_and_grad(params, extra, step, batch, key)
             return value, metrics, grads, jax.tree.map(lambda x: x[None], statistics)
 
-        def add_micro_batch(grad_sum, inputs):
-            batch, index = inputs
-            (value, (metrics, statistics)), grads = value_and_grad(params, batch, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, grad_sum, grads), (value, metrics, statistics)
+        def accumulate_gradients(batch, constants, key):
+            def add_micro_batch(grad_sum, inputs):
+                batch, index = inputs
+                (value, (metrics, statistics)), grads = value_and_grad(*constants, batch, jax.random.fold_in(key, index))
+                return jax.tree.map(jnp.add, grad_sum, grads), (value, metrics, statistics)
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        inputs = (jax.tree.map(lambda x: sharding.split_batch(x, accumulate, mesh), batch), jnp.arange(accumulate))
-        grad_sum, (values, metrics, statistics) = jax.lax.scan(add_micro_batch, zeros, inputs)
-        return jnp.mean(values), average_statistics(metrics), jax.tree.map(lambda g: g / accumulate, grad_sum), statistics
+            inputs = (jax.tree.map(lambda x: sharding.split_batch(x, accumulate), batch), jnp.arange(accumulate))
+            grad_sum, results = jax.lax.scan(add_micro_batch, jax.tree.map(jnp.zeros_like, constants[0]), inputs)
+            return sharding.mean_over_data((jax.tree.map(lambda g: g / accumulate, grad_sum), results))
+
+        constants = (params, extra, step)
+        if task.mean_over_examples:
+            results = sharding.map_over_data(accumulate_gradients, batch, constants, key, P())
+        else:
+            results = accumulate_gradients(batch, constants, key)
+        grads, (values, metrics, statistics) = results
+        return jnp.mean(values), average_statistics(metrics), grads, statistics
 
     def step(state: TrainState, batch):
         batch = dict(batch)

@@ -57,6 +57,9 @@ class Task:
         values. None: `extra` is updated with the means of the statistics over micro-batches (as for running means of batch
         norm).
       warnings: `(metrics, step) -> list of sentences`, warnings to log about the metrics of a logged update.
+      mean_over_examples: whether the loss and its metrics are means over examples, as the likelihood of sequences is, and
+        a loss that compares examples or uses statistics of a batch is not. With `config.accumulate`, each index of
+        the mesh axis `data` then adds up its own gradients (`train_jax.sharding.map_over_data`): one all-reduce an update.
       flops: analytic FLOPs of one example's forward *and* backward pass; None if unknown.
     """
 
@@ -69,6 +72,7 @@ class Task:
     pretrained: Callable | None = None
     revise: Callable | None = None
     warnings: Callable | None = None
+    mean_over_examples: bool = False
     flops: float | None = None
 
 

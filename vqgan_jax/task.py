@@ -236,15 +236,14 @@ class Players:
 
     def revise(self, params, extra, statistics, rng, step):
         """Implements `Task.revise`: updates codebook, usage and running means from all micro-batches of an update."""
-        mesh = jax.sharding.get_abstract_mesh()
-        codes = sharding.join_batch(statistics["codes"], mesh)
+        codes = sharding.join_batch(statistics["codes"])
         is_first = jnp.all(extra["usage"]["last"] < 0)
         usage, metrics = codebook.update_usage(extra["usage"], codes, step)
         means = {name: x for name, x in statistics.items() if name not in ("codes", "latents")}
         extra = extra | average_statistics(means)
         if not self.rule.needs_latents:
             return params, extra | {"usage": usage}, {}, metrics
-        latents = sharding.join_batch(statistics["latents"], mesh)
+        latents = sharding.join_batch(statistics["latents"])
         generator = params["generator"]
         if self.rule.is_ema:
             book = extra["generator"]["codebook"]["quantizer"]

@@ -48,11 +48,12 @@ def test_odd_lengths_are_padded_without_effect(queries, keys, causal):
 def test_fused_attention_is_for_gpus_16_bits_and_no_mask(monkeypatch):
     calls = []
 
-    def record(q, k, v, **options):
+    def record(q, k, v, mask=None, **options):
         calls.append(options.get("implementation"))
         return q
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    monkeypatch.setattr(attention, "recomputing_attention", record)
     short, long = draw(4, 4, jnp.bfloat16), draw(4, 4)
     attention.attend(*short)
     monkeypatch.setattr(attention, "platform", lambda: "gpu")
@@ -62,3 +63,36 @@ def test_fused_attention_is_for_gpus_16_bits_and_no_mask(monkeypatch):
     attention.attend(*(jnp.zeros((1, 4, 1, 12), jnp.bfloat16) for _ in range(3)))
     attention.attend(*(jnp.zeros((1, 4, 1, 512), jnp.bfloat16) for _ in range(3)))
     assert calls == [None, "cudnn", None, None, None, None]
+
+
+CASES = {"causal": True, "all": False, "random": RNG.random((2, 1, 6, 7)) < 0.5, "per head": RNG.random((2, 6, 7)) < 0.5}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_attention_that_recomputes_its_scores_is_attention(name, dtype, tolerance, monkeypatch):
+    monkeypatch.setattr(attention, "platform", lambda: "tpu")
+    causal = name == "causal"
+    inputs = draw(6, 6 if causal else 7, dtype)
+    mask = None if isinstance(CASES[name], bool) else jnp.asarray(CASES[name]).at[..., 0].set(True)
+
+    def twin(q, k, v):
+        scores = jnp.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1])
+        scores = scores if mask is None else jnp.where(mask, scores, -jnp.inf)
+        return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores, -1), v)
+
+    def results(attend, inputs):
+        def loss(*inputs):
+            y = attend(*inputs).astype(jnp.float32)
+            return jnp.sum(jnp.sin(y)), y
+
+        return jax.grad(loss, (0, 1, 2), has_aux=True)(*inputs)
+
+    actual = results(functools.partial(attention.attend, mask=mask, causal=causal), inputs)
+    wide = [x.astype(jnp.float32) for x in inputs]
+    expected = results(functools.partial(plain, causal=True) if causal else twin, wide)
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x.astype(jnp.float32), y, atol=tolerance)
+    assert actual[0][0].dtype == dtype
+    residuals = jax.vjp(functools.partial(attention.attend, mask=mask, causal=causal), *inputs)[1]
+    assert not [x for x in jax.tree.leaves(residuals) if x.shape[-2:] == (6, 7) and x.dtype != bool]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nn_jax import transformer
+from nn_jax import attention, transformer
 from nn_jax.transformer import Transformer
 
 WIDTH, DEPTH, HEADS, LENGTH = 8, 3, 2, 5
@@ -91,6 +91,7 @@ def test_tokens_are_rows_for_a_cpu_alone(x, params, monkeypatch):
 
     assert traced() == {2} and _under(mesh, traced) == {3}
     monkeypatch.setattr(transformer, "platform", lambda: "tpu")
+    monkeypatch.setattr(attention, "platform", lambda: "tpu")
     actual = make(causal=True).apply({"params": params}, x)
     np.testing.assert_allclose(actual, twin(x, params, causal=True), atol=1e-5)
 
@@ -149,7 +150,7 @@ def size(tree):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("scan", [False, True])
-def test_remat_saves_of_each_block_what_it_says(params, scan, dtype):
+def test_remat_saves_of_each_block_what_it_says(params, scan, dtype, monkeypatch):
     """Saved activations per block, beside the parameters, in units of the stream [batch, length, width]."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((16, LENGTH, WIDTH)), dtype)
     model_params = stacked(params) if scan else params
@@ -162,6 +163,9 @@ def test_remat_saves_of_each_block_what_it_says(params, scan, dtype):
     assert saved_per_block("full") == pytest.approx(1, abs=0.05), "the block's input"
     assert saved_per_block("dots") == pytest.approx(9, abs=0.05), "and q, k, v, the attention output, the MLP (4)"
     assert saved_per_block("none") > 25
+    monkeypatch.setattr(attention, "platform", lambda: "tpu")
+    log_sum_exps = HEADS * 4 / (WIDTH * jnp.dtype(dtype).itemsize)
+    assert saved_per_block("dots") == pytest.approx(10 + log_sum_exps, abs=0.05), "and the sum of values"
 
 
 def test_scanned_layers_have_different_initial_weights(x):

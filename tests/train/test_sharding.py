@@ -178,6 +178,26 @@ def test_largest_is_the_maximum_over_devices_also_where_replicas_differ():
         assert int(jax.jit(lambda x: sharding.largest(x, m), in_shardings=split)(x)) == 1
 
 
+def test_data_indices_draw_different_numbers_and_share_their_means():
+    m = mesh(4, 2, 1)
+    x, weights = jnp.arange(16.0).reshape(16, 1) ** 2, jnp.arange(16)[:, None] % 3
+
+    def share(split, whole, key):
+        x, weights = split
+        noise = jnp.full((len(x),), jax.random.uniform(key))
+        return noise, sharding.mean_over_data((sharding.weighted_mean(x, weights), jnp.mean(x + whole)))
+
+    def run(x, weights):
+        return sharding.map_over_data(share, (x, weights), jnp.ones(()), jax.random.key(0), (P("data"), P()))
+
+    with jax.set_mesh(m):
+        noise, means = jax.jit(run, in_shardings=sharding.batch_sharding(m))(x, weights)
+    assert len(set(noise.tolist())) == 4 and noise[0] == noise[3]
+    for expected in (means, run(x, weights)[1]):
+        np.testing.assert_allclose(expected, [np.average(x, weights=weights), np.mean(x) + 1], rtol=1e-6)
+    assert sharding.weighted_mean(x, 0 * weights) == 0
+
+
 def test_embeddings_are_looked_up_without_replicating_the_batch(capfd):
     m = mesh(2, 4, 1)
     by_width, by_example = NamedSharding(m, P(None, "fsdp")), sharding.batch_sharding(m)

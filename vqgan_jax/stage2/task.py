@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nn_jax.code_transformer import CodeTransformer
+from train_jax import sharding
 from train_jax.compute import TransformerCompute
 from train_jax.data import images
 from train_jax.data.options import AugmentOptions
@@ -153,6 +154,7 @@ def make(
         records=records if config.codes.cached else None,
         pretrained=None if config.codes.cached else load_frozen_vqgan,
         warnings=warnings,
+        mean_over_examples=True,
         flops=float(BACKWARD * _forward_flops(module, options)),
     )
 
@@ -177,7 +179,7 @@ def make_loss(module: CodeTransformer, condition: Condition, config: ConfigDict)
         if condition_nats is None:
             return code_loss, metrics
         scored = condition.likelihood_mask(tokens[:, 1:]) & ~is_dropped[:, None]
-        condition_loss = jnp.sum(condition_nats * scored) / jnp.maximum(jnp.sum(scored), 1)
+        condition_loss = sharding.weighted_mean(condition_nats, scored)
         metrics[f"bits_per_{condition.kind}_token"] = condition_loss / NATS_PER_BIT
         return config.loss.condition * condition_loss + config.loss.codes * code_loss, metrics
 

@@ -12,6 +12,7 @@ from nn_jax.code_transformer import CodeTransformer
 from train_jax import optim, sharding
 from train_jax.compute import TransformerCompute
 from train_jax.errors import ConfigError
+from train_jax.plan import hlo
 from train_jax.step import make_train_step, plan_state
 from vqgan_jax.prior.options import PriorOptions
 from vqgan_jax.stage2 import model
@@ -143,8 +144,8 @@ def test_an_example_is_a_condition_and_the_codes_of_one_view(make_task):
     np.testing.assert_array_equal(example["codes"], codes[0])
 
 
-def run_steps(task, batch, devices: int, fsdp: int = 1, tensor: int = 1):
-    """Losses of three updates, and the parameters after them."""
+def run_steps(task, batch, devices: int, fsdp: int = 1, tensor: int = 1, accumulate: int = 1):
+    """Metrics of three updates, the parameters after them, and the collectives of the compiled step."""
     mesh = sharding.make_mesh({"data": -1, "fsdp": fsdp, "tensor": tensor}, jax.devices()[:devices])
 
     def make_optimizer(params, axes):
@@ -152,22 +153,36 @@ def run_steps(task, batch, devices: int, fsdp: int = 1, tensor: int = 1):
 
     with jax.set_mesh(mesh):
         plan = plan_state(task, make_optimizer, mesh, batch, seed=0)
-        step = make_train_step(task, plan.optimizer, mesh, plan.abstract, seed=0)
-        state, losses = plan.create(), []
+        step = make_train_step(task, plan.optimizer, mesh, plan.abstract, seed=0, accumulate=accumulate)
+        state, history = plan.create(), []
         placed = jax.device_put(batch, sharding.batch_sharding(mesh))
+        step = step.lower(state, placed).compile()
         for _ in range(3):
             state, metrics = step(state, placed)
-            losses.append(float(metrics["loss"]))
-    return losses, jax.device_get(state.params)
+            history.append([float(x) for name, x in sorted(metrics.items())])
+    return history, jax.device_get(state.params), hlo.collectives(hlo.parse(step.as_text()))
+
+
+def assert_same_updates(actual, expected) -> None:
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual[1], expected[1])
 
 
 def test_eight_devices_compute_what_one_does(make_task, conditions):
     """Data, FSDP and tensor parallelism together: two by two by two devices."""
     task, _ = make_task("text")
     batch = batch_of(conditions["text"], 16)
-    (losses, params), (expected, expected_params) = run_steps(task, batch, 8, 2, 2), run_steps(task, batch, 1)
-    np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected_params)
+    assert_same_updates(run_steps(task, batch, 8, 2, 2), run_steps(task, batch, 1))
+
+
+def test_devices_add_up_gradients_of_micro_batches_before_they_exchange_them(make_task, conditions):
+    """The number of scored tokens differs between devices: the mean is over those of all."""
+    task, _ = make_task("text", condition_dropout=0.0)
+    batch = batch_of(conditions["text"], 16)
+    actual = run_steps(task, batch, 4, accumulate=2)
+    assert_same_updates(actual, run_steps(task, batch, 1, accumulate=2))
+    in_loops = sum(x.bytes for x in actual[2] if x.in_loop)
+    assert in_loops == 8 < sum(x.bytes for x in actual[2]), "in the loop the numbers of tokens alone"
 
 
 @pytest.mark.parametrize(
