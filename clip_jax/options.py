@@ -129,3 +129,6 @@ class CLIPCompute(TransformerCompute):
     micro_batch: int = option(
         0, "maximum number of examples per device that a tower encodes at a time; 0: all", least=0
     )
+    text_lengths: tuple[int, ...] = option(
+        (), "lengths to which micro-batches of shorter texts are cut, such as 16, 32; for causal towers", least=1
+    )

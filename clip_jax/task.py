@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from clip_jax import evaluators, flops, model, pretrained, ring_loss
+from clip_jax import buckets, evaluators, flops, model, pretrained, ring_loss
 from clip_jax import loss as dense
+from clip_jax import text as text_tower
 from clip_jax.example import PairExample
 from clip_jax.loss import group_captions
 from clip_jax.options import CLIPCompute, CLIPOptions
@@ -93,6 +94,8 @@ class CLIPTaskOptions(Options):
                 "compute.micro_batch",
                 "0 with a resnet: batch norm takes its statistics from the whole batch",
             )
+        is_causal = self.model.text.causal or not self.compute.text_lengths
+        self.require(is_causal, path, "compute.text_lengths", "empty: this text tower attends to padding")
 
 
 OPTIONS, EVALUATORS = CLIPTaskOptions, evaluators.EVALUATORS
@@ -148,7 +151,13 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
             return apply(images.normalize(pixels, preprocess.mean, preprocess.std), variables, key, "encode_image")
 
         def text(ids, variables, key):
-            return apply(ids, variables, key, "encode_text")
+            def encode_cut(ids):
+                return apply(ids, variables, key, "encode_text")
+
+            return buckets.encode_at_length(encode_cut, ids, find_ends(ids), compute.text_lengths)
+
+        def find_ends(ids):
+            return text_tower.find_ends(ids, module.options.text.pool, tokenizer.eos_id)
 
         def apply(inputs, variables, key, method):
             mutable_variables = {name: x for name, x in variables.items() if name != "params"}
@@ -160,7 +169,12 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         keys = jax.random.split(rng)
         variables = {"params": params["clip"], **mutable_variables}
         image_features, updated_variables = encode(image, batch["image"], variables, keys[0])
-        text_features, _ = encode(text, batch["text"], variables, keys[1])
+        sort = unsort = lambda x: x
+        if compute.text_lengths:
+            count = _count_microbatches(len(batch["text"]), compute.micro_batch)
+            sort, unsort = buckets.sort_by_length(find_ends(batch["text"]), count)
+        text_features, _ = encode(text, sort(batch["text"]), variables, keys[1])
+        text_features = unsort(text_features)
         scale, bias = module.apply({"params": params["clip"]}, method="scale_and_bias")
         value, metrics = _contrastive_loss(
             module.options.loss, contrastive, image_features, text_features, scale, bias, batch["text"]
@@ -203,8 +217,7 @@ def _encode_microbatched(encode: Callable, inputs, variables, key, micro_batch: 
 
     The backward pass recomputes each micro-batch with the same key.
     """
-    rows = sharding.rows_per_device(jax.sharding.get_abstract_mesh(), inputs.shape[0])
-    num_microbatches = sharding.parts_of(rows, micro_batch) if micro_batch else 1
+    num_microbatches = _count_microbatches(len(inputs), micro_batch)
     if num_microbatches == 1:
         return encode(inputs, variables, key)
 
@@ -216,6 +229,11 @@ def _encode_microbatched(encode: Callable, inputs, variables, key, micro_batch: 
         return sharding.join_batch(features), updated_variables
 
     return sharding.map_over_data(encode_in_turn, inputs, variables, key, (P("data"), P()))
+
+
+def _count_microbatches(batch_size: int, micro_batch: int) -> int:
+    rows = sharding.rows_per_device(jax.sharding.get_abstract_mesh(), batch_size)
+    return sharding.parts_of(rows, micro_batch) if micro_batch else 1
 
 
 def _contrastive_loss(logits_for: str, options: ContrastiveOptions, images, texts, scale, bias, ids):

@@ -37,12 +37,17 @@ class TextTower(nn.Module):
         x = nn.with_logical_constraint(x, ("batch", None, None))
         attributes = {"mlp_ratio": text.mlp_ratio, "activation": self.options.activation, "eps": eps}
         attributes |= {"dropout": self.dropout, "causal": text.causal, **self.compute.transformer}
-        x = Transformer(text.width, text.depth, text.heads, **attributes, name="transformer")(x, None, deterministic)
+        x = Transformer(text.width, text.depth, text.heads, **attributes, name="transformer")(x, (), deterministic)
         if text.pool == "last":
             x = x[:, -1]
         else:
-            end = jnp.argmax(ids == self.eos_id if text.pool == "eos" else ids, axis=1)
+            end = find_ends(ids, text.pool, self.eos_id)
             x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
         x = layer_norm(eps, dtype, "norm_post")(x)
         options = {"bias": text.proj_bias, "out_dtype": jnp.float32, "name": "proj"}
         return Dense((self.options.embed_dim,), ("embed", "proj"), text.width**-0.5, dtype, **options)(x)
+
+
+def find_ends(ids: Int[Array, "batch length"], pool: str, eos_id: int) -> Int[Array, "batch"]:
+    """Finds the position of the end token of each text, by the pool "eos" or "argmax"."""
+    return jnp.argmax(ids == eos_id if pool == "eos" else ids, axis=1)

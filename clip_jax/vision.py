@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from clip_jax.options import CLIPOptions
-from nn_jax.attention import CrossAttention
+from nn_jax.attention import CrossAttention, attend
 from nn_jax.convolution import Conv
 from nn_jax.layers import ACTIVATIONS, Dense, add_parameter, group_norm, layer_norm, with_axis_names
 from nn_jax.transformer import Transformer
@@ -91,15 +91,14 @@ class VisionTower(nn.Module):
         x = nn.with_logical_constraint(x, ("batch", None, None))
         if image.pre_norm:
             x = layer_norm(self.options.eps, dtype, "norm_pre")(x)
-        masks, mask_index = None, ()
+        attentions, mask_index = (), ()
         if each_patch:
-            length = x.shape[1]
-            masks = jnp.stack([jnp.ones((length, length), bool), jnp.eye(length, dtype=bool)])[:, None, None]
+            attentions = (attend, lambda q, k, v: v)  # a token that attends only to itself gets its own value
             mask_index = (0,) * (image.depth - 1) + (1,)
         attributes = {"mlp_ratio": image.mlp_ratio, "activation": self.options.activation, "eps": self.options.eps}
         attributes |= {"dropout": self.dropout, "mask_index": mask_index, **self.compute.transformer}
         transformer = Transformer(image.width, image.depth, image.heads, **attributes, name="transformer")
-        x = self._pool(transformer(x, masks, deterministic), each_patch)
+        x = self._pool(transformer(x, attentions, deterministic), each_patch)
         if not image.proj:
             return x
         attributes = {"bias": False, "out_dtype": jnp.float32, "name": "proj"}

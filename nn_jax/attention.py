@@ -190,9 +190,22 @@ class SelfAttention(nn.Module):
         self.qkv = Dense((3, self.heads, head_dim), axes, self.std, self.dtype)
         self.out = Dense((self.width,), ("heads", "head_dim", "embed"), self.out_std, self.dtype, inputs=2)
 
-    def __call__(self, x: Float[Array, "... width"], batch: int, mask: Bool[Array, "..."] | None = None):
+    def __call__(
+        self,
+        x: Float[Array, "... width"],
+        batch: int,
+        attentions: tuple[Callable, ...] = (),
+        index: int | Int[Array, ""] = 0,
+    ):
+        """Computes attention by `attentions[index]`, a function `(q, k, v) -> y`, or by `attend` if there are none."""
         q, k, v = self._project(x, batch)
-        return self._merge(attend(q, k, v, mask=mask, causal=self.causal), x)
+        if not attentions:
+            y = attend(q, k, v, causal=self.causal)
+        elif len(attentions) == 1 or isinstance(index, int):
+            y = attentions[index if isinstance(index, int) else 0](q, k, v)
+        else:
+            y = jax.lax.switch(index, attentions, q, k, v)
+        return self._merge(y, x)
 
     def prefill(self, x: Float[Array, "... width"], batch: int, cache: KVCache, mask: Bool[Array, "..."] | None = None):
         """Computes attention for the first tokens of a sequence, and the updated KV cache."""

@@ -5,7 +5,8 @@ The sequence is a condition (a class, or the tokens of a text) followed by a gri
     condition [B, C], codes [B, L] -> logits of condition tokens 1 to C - 1 [B, C - 1, T], and of all L codes [B, L, K]
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from nn_jax.attention import KVCache
 from nn_jax.attention_patterns import attention_mask
 from nn_jax.layers import Dense, embedding_lookup, layer_norm, with_axis_names
+from nn_jax.sparse_attention import attend_in_pattern
 from nn_jax.transformer import Transformer, unstack_blocks
 
 
@@ -124,7 +126,7 @@ class CodeTransformer(nn.Module):
         """
         x = self._embed(condition, codes[:, :-1])
         x = self.drop(x, deterministic=deterministic)
-        x = self.norm(self.transformer(x, self._masks(x.shape[1]), deterministic))
+        x = self.norm(self.transformer(x, self._attentions(), deterministic))
         last = self.condition_length - 1  # this token predicts the first code
         condition_logits = None
         if self.predicts_condition:
@@ -160,6 +162,13 @@ class CodeTransformer(nn.Module):
         """Embeds condition and codes as one sequence."""
         x = jnp.concatenate([self.condition(condition), self.codes(codes)], axis=1)
         return nn.with_logical_constraint(x.astype(self.dtype), ("batch", None, None))
+
+    def _attentions(self) -> tuple[Callable, ...]:
+        """Returns the attention of each pattern; () if all blocks are dense."""
+        if self.patterns == ("dense",):
+            return ()
+        options = {"condition_length": self.condition_length, "grid": self.grid, "window": self.conv_window}
+        return tuple(functools.partial(attend_in_pattern, pattern=pattern, **options) for pattern in self.patterns)
 
     def _masks(self, length: int):
         """Makes the attention masks [1, 1, length, length], or [patterns, 1, 1, length, length] for several patterns.

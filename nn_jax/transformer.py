@@ -69,8 +69,14 @@ class Block(nn.Module):
         self.mlp_out = Dense((self.width,), ("mlp", "embed"), self.out_std, self.dtype)
         self.drop = nn.Dropout(self.dropout)
 
-    def __call__(self, x: Float[Array, "batch length width"], mask: Masks | None = None, deterministic: bool = True):
-        return self._residual(x, lambda y: (self.attention(y, len(x), mask), None), deterministic)[0]
+    def __call__(
+        self,
+        x: Float[Array, "batch length width"],
+        attentions: tuple[Callable, ...] = (),
+        index: int | Int[Array, ""] = 0,
+        deterministic: bool = True,
+    ):
+        return self._residual(x, lambda y: (self.attention(y, len(x), attentions, index), None), deterministic)[0]
 
     def prefill(self, x: Float[Array, "batch length width"], cache: KVCache, mask: Masks | None = None):
         return self._residual(x, lambda y: self.attention.prefill(y, len(x), cache, mask))
@@ -123,7 +129,7 @@ class Transformer(nn.Module):
             raise ValueError(f"mask_index names the masks of {len(self.mask_index)} blocks; there are {self.depth}")
         block = Block
         if self.remat != "none":
-            block = nn.remat(Block, policy=REMAT[self.remat], static_argnums=(3,), prevent_cse=not self.scan)
+            block = nn.remat(Block, policy=REMAT[self.remat], static_argnums=(2, 4), prevent_cse=not self.scan)
         options = {
             "width": self.width,
             "heads": self.heads,
@@ -143,20 +149,25 @@ class Transformer(nn.Module):
                 setattr(self, f"block_{index}", block(**options))
 
     def __call__(
-        self, x: Float[Array, "batch length width"], masks: Masks | None = None, deterministic: bool = True
+        self,
+        x: Float[Array, "batch length width"],
+        attentions: tuple[Callable, ...] = (),
+        deterministic: bool = True,
     ) -> Float[Array, "batch length width"]:
         """Applies all blocks.
 
         Args:
-          masks: attention mask, True where a token (row) may attend, or several masks; see `mask_index`.
+          attentions: functions `(q, k, v) -> y` of arrays [batch, length, heads, head_dim], of which `mask_index` assigns
+            one to each block; (): attention to all tokens, or to itself and earlier ones if causal.
         """
+        indices = self.mask_index or (0,) * self.depth
         if not self.scan:
-            for index in range(self.depth):
-                x = self._block(index)(x, self._mask(masks, index), deterministic)
+            for number, index in enumerate(indices):
+                x = getattr(self, f"block_{number}")(x, attentions, index, deterministic)
             return x
 
         def apply(block, x, index):
-            return block(x, masks[index] if self.mask_index else masks, deterministic), None
+            return block(x, attentions, index, deterministic), None
 
         stack = nn.scan(
             apply,
@@ -165,7 +176,7 @@ class Transformer(nn.Module):
             length=self.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return stack(self.blocks, x, jnp.asarray(self.mask_index or (0,) * self.depth))[0]
+        return stack(self.blocks, x, jnp.asarray(indices))[0]
 
     def empty_caches(self, batch: int, length: int) -> tuple[KVCache, ...]:
         """Makes an empty KV cache of `length` tokens for each block."""

@@ -212,6 +212,11 @@ def mean_over_data(tree):
     return jax.lax.pmean(tree, "data") if _in_map_over_data() else tree
 
 
+def max_over_data(x: jax.Array) -> jax.Array:
+    """Computes the maximum over the mesh axis `data` inside of `map_over_data`; elsewhere it is the identity."""
+    return jax.lax.pmax(x, "data") if _in_map_over_data() else x
+
+
 def weighted_mean(x: jax.Array, weights: jax.Array) -> jax.Array:
     """Computes the mean of x [B, …] with weights [B, …] >= 0 over the whole batch; 0 if all weights are 0.
 

@@ -115,7 +115,11 @@ CONV = model_image(stem="conv", width=32, pool="mean")
             (2, 2, 2),
             {"model__loss": "sigmoid", "contrastive__duplicates": "negative", "compute__scan": True}
             | model_image(pool="map"),
-            [{}, {"compute__micro_batch": 1, "contrastive__tile": 4, "compute__remat": "full"}],
+            [
+                {},
+                {"compute__micro_batch": 1, "compute__text_lengths": (4, 6)}
+                | {"contrastive__tile": 4, "compute__remat": "full"},
+            ],
         ),
         # Of the 4 rows of a device at most 3: twice 2.
         ((4, 1, 1), {"model__loss": "softmax"} | CONV, [{"compute__micro_batch": 3, "compute__remat": "dots"}]),

@@ -1,9 +1,16 @@
 """The patterns of the paper, against sentences about single tokens."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nn_jax.attention_patterns import assign_patterns, attention_mask
+from nn_jax.sparse_attention import attend_in_pattern
+
+RNG = np.random.default_rng(0)
 
 CONDITION, ROWS, COLUMNS = 6, 4, 4  # the paper's own example, figure 11
 
@@ -45,3 +52,38 @@ def test_blocks_take_patterns_in_turn_and_the_last_its_own():
     assert [distinct[i] for i in index] == ["row", "column", "row", "row", "row", "column", "conv"]
     assert assign_patterns(("dense",), "", 3) == (("dense",), (0, 0, 0))
     assert np.unique(index).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("pattern, grid, window", [
+    ("row", (4, 3), 0), ("column", (4, 3), 0), ("column", (3, 5), 0), ("conv", (4, 5), 3), ("conv", (5, 4), 5),
+    ("dense", (2, 3), 0),
+])  # fmt: skip
+def test_attention_in_a_pattern_is_attention_with_its_mask(pattern, grid, window):
+    shape = (2, 3 + grid[0] * grid[1] - 1, 2, 4)
+    inputs = [jnp.asarray(RNG.standard_normal(shape), jnp.float32) for _ in range(3)]
+    mask = attention_mask(pattern, 3, grid, window)[:-1, :-1]
+
+    def sparse(q, k, v):
+        return attend_in_pattern(q, k, v, pattern=pattern, condition_length=3, grid=grid, window=window)
+
+    def masked(q, k, v):
+        scores = jnp.where(mask, jnp.einsum("btnh,bsnh->bnts", q, k) / 2, -jnp.inf)
+        return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores, -1), v)
+
+    def results(attend):
+        gradients = jax.grad(lambda *inputs: jnp.sum(jnp.sin(attend(*inputs))), (0, 1, 2))
+        return jax.jit(lambda *inputs: (attend(*inputs), gradients(*inputs)))(*inputs)
+
+    for x, y in zip(jax.tree.leaves(results(sparse)), jax.tree.leaves(results(masked)), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+@pytest.mark.parametrize("pattern, seen", [("row", 320), ("column", 288), ("conv", 480)])
+def test_a_pattern_of_dall_e_costs_what_it_attends_to(pattern, seen):
+    options = {"pattern": pattern, "condition_length": 256, "grid": (32, 32), "window": 11}
+    x = jax.ShapeDtypeStruct((1, 1279, 2, 8), jnp.bfloat16)
+    program = jax.make_jaxpr(functools.partial(attend_in_pattern, **options))(x, x, x)
+    scores = [e.outvars[0].aval for e in program.eqns if e.primitive.name == "concatenate" and e.outvars[0].aval.ndim == 5]
+    assert (1, 2, 32, 32, seen) in [s.shape for s in scores]
+    largest = max(v.aval.size for e in program.eqns for v in e.outvars)
+    assert largest == 2 * 1024 * seen

@@ -180,7 +180,7 @@ def test_dropout_acts_in_training_only_and_differs_by_layer(x, params, scan):
     model_params = {"params": stacked(params) if scan else params}
     without = apply(module, model_params, x)
     np.testing.assert_allclose(without, twin(x, params), atol=1e-5)
-    dropped = jax.jit(lambda seed: module.apply(model_params, x, None, False, rngs={"dropout": jax.random.key(seed)}))
+    dropped = jax.jit(lambda seed: module.apply(model_params, x, (), False, rngs={"dropout": jax.random.key(seed)}))
     draws = [dropped(seed) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.allclose(draws[0], draws[2])
