@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from clip_jax.loss import Metrics, compute_cosines
+from clip_jax.loss import Metrics, compute_cosines, multiply
 from train_jax.sharding import BATCH, parts_of, rows_per_device
 
 _MINUS_INFINITY = -1e30  # below any logit; with -inf, the difference of two initial maxima would be NaN
@@ -113,19 +113,22 @@ def _map_over_devices(function: Callable, sharded, replicated, out_specs):
     return mapped(sharded, replicated)
 
 
-def _ring_pass(process_tile: Callable, local, visiting, num_tiles: int, num_devices: int, permute: Callable):
-    """Passes shards of rows around the ring and applies `process_tile(local, tile) -> (local, tile)` to every tile.
+def _ring_pass(process_tile: Callable, local, rows, sums, num_tiles: int, num_devices: int, permute: Callable):
+    """Passes shards of `rows` and their `sums` around the ring: `process_tile(local, tile of both) -> (local, sums)`.
 
-    Returns the final `local`, and the shard of this device after it visited all devices.
+    Rows are sent on while they are processed, sums afterwards. Returns the final `local`, and the sums of this device's
+    shard after it visited all devices.
     """
 
     def one_pass(_, state):
-        local, visiting = state
-        tiled = jax.tree.map(lambda x: x.reshape(num_tiles, -1, *x.shape[1:]), visiting)
+        local, rows, sums = state
+        tiled = jax.tree.map(lambda x: x.reshape(num_tiles, -1, *x.shape[1:]), rows | sums)
+        next_rows = permute(rows)
         local, tiled = jax.lax.scan(process_tile, local, tiled)
-        return local, permute(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tiled))
+        return local, next_rows, permute(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tiled))
 
-    return jax.lax.fori_loop(0, num_devices, one_pass, (local, visiting))
+    local, _, sums = jax.lax.fori_loop(0, num_devices, one_pass, (local, rows, sums))
+    return local, sums
 
 
 def _forward_rows(kind, num_tiles, images, texts, group, scale, bias, num_devices, psum, permute):
@@ -138,14 +141,14 @@ def _forward_rows(kind, num_tiles, images, texts, group, scale, bias, num_device
         if kind == "sigmoid":
             local = local | {"loss": local["loss"] - jnp.sum(jax.nn.log_sigmoid(jnp.where(positive, logits, -logits)))}
         local = _update_statistics(kind, local, logits, positive, axis=1)
-        return local, _update_statistics(kind, tile, logits, positive, axis=0)
+        return local, _update_statistics(kind, {name: tile[name] for name in initial}, logits, positive, axis=0)
 
     initial = {"max": jnp.full(num_rows, _MINUS_INFINITY), "hit": jnp.zeros(num_rows)}
     if kind == "softmax":
         initial |= {name: jnp.zeros(num_rows) for name in ("sum", "positive", "count")}
     local = initial | ({"loss": jnp.zeros(())} if kind == "sigmoid" else {})
-    visiting = initial | {"text": texts, "group": group}
-    local, visiting = _ring_pass(process_tile, local, visiting, num_tiles, num_devices, permute)
+    rows = {"text": texts, "group": group}
+    local, visiting = _ring_pass(process_tile, local, rows, initial, num_tiles, num_devices, permute)
     hits = psum(jnp.sum(local["hit"])), psum(jnp.sum(visiting["hit"]))
     if kind == "sigmoid":
         return (psum(local["loss"]), *hits), ()
@@ -187,19 +190,15 @@ def _backward_rows(kind, num_tiles, images, texts, group, sums, scale, bias, num
         d_cosine = scale * d_logits
         d_image, d_scale, d_bias = local
         local = (
-            d_image + _matmul(d_cosine, tile["text"]),
+            d_image + multiply(d_cosine, tile["text"]),
             d_scale + jnp.sum(d_logits * cosine),
             d_bias + jnp.sum(d_logits),
         )
-        return local, tile | {"d_text": tile["d_text"] + _matmul(d_cosine.T, images)}
+        return local, {"d_text": tile["d_text"] + multiply(d_cosine.T, images)}
 
-    visiting = {"text": texts, "group": group, "d_text": jnp.zeros_like(texts)}
-    if kind == "softmax":
-        visiting["lse"] = sums[1]
-    local = (jnp.zeros_like(images), jnp.zeros(()), jnp.zeros(()))
-    (d_image, d_scale, d_bias), visiting = _ring_pass(process_tile, local, visiting, num_tiles, num_devices, permute)
+    rows = {"text": texts, "group": group} | ({"lse": sums[1]} if kind == "softmax" else {})
+    local, d_text = (jnp.zeros_like(images), jnp.zeros(()), jnp.zeros(())), {"d_text": jnp.zeros_like(texts)}
+    (d_image, d_scale, d_bias), visiting = _ring_pass(
+        process_tile, local, rows, d_text, num_tiles, num_devices, permute
+    )
     return (d_image, visiting["d_text"]), (psum(d_scale), psum(d_bias))
-
-
-def _matmul(a, b):
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
