@@ -175,6 +175,7 @@ class SelfAttention(nn.Module):
 
     Attributes:
       causal: whether tokens attend only to themselves and to earlier tokens.
+      float8: whether both products of parameters are of float8 numbers; see `nn_jax.float8`.
     """
 
     width: int
@@ -183,12 +184,14 @@ class SelfAttention(nn.Module):
     out_std: float
     causal: bool
     dtype: DTypeLike
+    float8: bool = False
 
     def setup(self):
-        head_dim = self.width // self.heads
+        head_dim, float8 = self.width // self.heads, self.float8
         axes = ("embed", "qkv", "heads", "head_dim")
-        self.qkv = Dense((3, self.heads, head_dim), axes, self.std, self.dtype)
-        self.out = Dense((self.width,), ("heads", "head_dim", "embed"), self.out_std, self.dtype, inputs=2)
+        self.qkv = Dense((3, self.heads, head_dim), axes, self.std, self.dtype, float8=float8)
+        axes = ("heads", "head_dim", "embed")
+        self.out = Dense((self.width,), axes, self.out_std, self.dtype, inputs=2, float8=float8)
 
     def __call__(
         self,

@@ -187,8 +187,8 @@ class CodeTransformer(nn.Module):
 
 
 def unroll_for_decoding(module: CodeTransformer, params: Mapping[str, Any]) -> tuple[CodeTransformer, dict[str, Any]]:
-    """Returns the model and its parameters with unrolled blocks, which KV caches require."""
-    blocks = {**module.blocks, "scan": False, "remat": "none"}
+    """Returns the model and its parameters with unrolled blocks, which KV caches require, and without float8."""
+    blocks = {**module.blocks, "scan": False, "remat": "none", "float8": False}
     return module.clone(blocks=blocks), {**params, "transformer": unstack_blocks(params["transformer"])}
 
 

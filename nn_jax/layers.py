@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+from nn_jax.float8 import float8_dot
 from nn_jax.mixed_precision import dot
 
 
@@ -44,6 +45,7 @@ class Dense(nn.Module):
       std: standard deviation of the normal initialisation of the kernel.
       inputs: number of contracted axes.
       out_dtype: dtype of the output; None: `dtype`. float32 avoids rounding of logits to bfloat16.
+      float8: whether the product is one of float8 numbers; see `nn_jax.float8`.
     """
 
     features: tuple[int, ...]
@@ -53,6 +55,7 @@ class Dense(nn.Module):
     inputs: int = 1
     bias: bool = True
     out_dtype: DTypeLike | None = None
+    float8: bool = False
 
     def __call__(self, x):
         return self._apply(x, *self._parameters(x))
@@ -76,7 +79,8 @@ class Dense(nn.Module):
         return kernel, self.param("bias", with_axis_names(nn.initializers.zeros_init(), *axes), self.features)
 
     def _apply(self, x, kernel, bias):
-        y = dot(jnp.asarray(x, self.dtype), kernel, self.inputs, self.out_dtype)
+        x = jnp.asarray(x, self.dtype)
+        y = float8_dot(x, kernel, self.inputs) if self.float8 else dot(x, kernel, self.inputs, self.out_dtype)
         return y if bias is None else add_parameter(y, bias)
 
 

@@ -60,13 +60,15 @@ class Block(nn.Module):
     dropout: float
     causal: bool
     dtype: DTypeLike
+    float8: bool = False
 
     def setup(self):
+        options = {"dtype": self.dtype, "float8": self.float8}
         self.norm1 = layer_norm(self.eps, self.dtype, None)
-        self.attention = SelfAttention(self.width, self.heads, self.std, self.out_std, self.causal, self.dtype)
+        self.attention = SelfAttention(self.width, self.heads, self.std, self.out_std, self.causal, **options)
         self.norm2 = layer_norm(self.eps, self.dtype, None)
-        self.mlp_in = Dense((self.mlp_dim,), ("embed", "mlp"), (2 * self.width) ** -0.5, self.dtype)
-        self.mlp_out = Dense((self.width,), ("mlp", "embed"), self.out_std, self.dtype)
+        self.mlp_in = Dense((self.mlp_dim,), ("embed", "mlp"), (2 * self.width) ** -0.5, **options)
+        self.mlp_out = Dense((self.width,), ("mlp", "embed"), self.out_std, **options)
         self.drop = nn.Dropout(self.dropout)
 
     def __call__(
@@ -108,7 +110,8 @@ class Transformer(nn.Module):
       causal: whether tokens attend only to themselves and to earlier tokens.
       scan: whether blocks are scanned, with parameters stacked under `blocks`; otherwise parameters are `block_<i>`.
       remat: rematerialisation: "none", "full" (recomputes each block in the backward pass), "dots" (saves matrix products).
-      mask_index: index of each block's mask among several masks; (): one mask for all blocks.
+      float8: whether the blocks' products of parameters are of float8 numbers; see `nn_jax.float8`.
+      mask_index: index of each block's attention, or mask, among several; (): one for all blocks.
     """
 
     width: int
@@ -122,6 +125,7 @@ class Transformer(nn.Module):
     scan: bool = True
     remat: str = "none"
     dtype: DTypeLike = jnp.float32
+    float8: bool = False
     mask_index: tuple[int, ...] = ()
 
     def setup(self):
@@ -141,6 +145,7 @@ class Transformer(nn.Module):
             "dropout": self.dropout,
             "causal": self.causal,
             "dtype": self.dtype,
+            "float8": self.float8,
         }
         if self.scan:
             self.blocks = block(**options)

@@ -33,9 +33,13 @@ class TransformerCompute(Compute):
         "rematerialisation of each block: full recomputes everything, dots recomputes all but matrix products",
         choices=REMAT,
     )
+    float8: bool = option(
+        False,
+        "matrix products of the blocks in float8 (8-bit floating point), for NVIDIA GPUs from Hopper on; slower elsewhere",
+    )
     scan: bool = option(True, "scan over the blocks; False: unrolled blocks, slower to compile, faster on a CPU")
 
     @property
     def transformer(self) -> dict[str, Any]:
         """Keyword arguments of `nn_jax.transformer.Transformer`."""
-        return {"scan": self.scan, "remat": self.remat, "dtype": self.array_dtype}
+        return {"scan": self.scan, "remat": self.remat, "dtype": self.array_dtype, "float8": self.float8}

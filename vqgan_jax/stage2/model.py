@@ -61,7 +61,7 @@ def build(
     compute = compute or TransformerCompute()
     distinct, mask_index = assign_patterns(options.attention, options.last_attention, options.depth)
     blocks = {"mlp_ratio": options.mlp_ratio, "activation": options.activation}
-    blocks |= {"scan": compute.scan, "remat": compute.remat}
+    blocks |= {name: value for name, value in compute.transformer.items() if name != "dtype"}
     return CodeTransformer(
         condition_size=condition.vocabulary_size,
         condition_length=condition.length,
