@@ -71,8 +71,6 @@ class Dense(nn.Module):
         """Returns the kernel, and the bias or None."""
         shape = (*x.shape[-self.inputs :], *self.features)
         kernel = self.param("kernel", with_axis_names(nn.initializers.normal(self.std), *self.axes), shape)
-        # Also of the gradient: with FSDP it is scattered as it is summed, not summed whole on every device.
-        kernel = nn.with_logical_constraint(kernel, self.axes)
         if not self.bias:
             return kernel, None
         axes = ("norm" if axis == "embed" else axis for axis in self.axes[self.inputs :])

@@ -78,12 +78,12 @@ def test_attention_in_a_pattern_is_attention_with_its_mask(pattern, grid, window
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 
-@pytest.mark.parametrize("pattern, seen", [("row", 320), ("column", 288), ("conv", 480)])
-def test_a_pattern_of_dall_e_costs_what_it_attends_to(pattern, seen):
+@pytest.mark.parametrize("pattern, near", [("row", 64), ("column", 32), ("conv", 448)])
+def test_a_pattern_of_dall_e_costs_what_it_attends_to(pattern, near):
+    """Scores between a code and the condition, and the `near` keys of its block; no larger array in any pass."""
     options = {"pattern": pattern, "condition_length": 256, "grid": (32, 32), "window": 11}
     x = jax.ShapeDtypeStruct((1, 1279, 2, 8), jnp.bfloat16)
-    program = jax.make_jaxpr(functools.partial(attend_in_pattern, **options))(x, x, x)
-    scores = [e.outvars[0].aval for e in program.eqns if e.primitive.name == "concatenate" and e.outvars[0].aval.ndim == 5]
-    assert (1, 2, 32, 32, seen) in [s.shape for s in scores]
-    largest = max(v.aval.size for e in program.eqns for v in e.outvars)
-    assert largest == 2 * 1024 * seen
+    attention = functools.partial(attend_in_pattern, **options)
+    program = jax.make_jaxpr(lambda *inputs: jax.vjp(attention, *inputs)[1](inputs[0]))(x, x, x)
+    sizes = {v.aval.size for e in program.eqns for v in e.outvars}
+    assert {2 * 1024 * 256, 2 * 1024 * near} <= sizes and max(sizes) == 2 * 1024 * max(256, near)
