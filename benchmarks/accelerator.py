@@ -45,7 +45,7 @@ from benchmarks.timing import (
 from dalle_jax.captions import CharBpeCaptions
 from dalle_jax.options import DALLEOptions
 from nn_jax.decoding import Sampling
-from nn_jax.mixed_precision import round_kernels
+from nn_jax.mixed_precision import round_weights
 from train_jax import inference, prepare, profiling, sharding
 from train_jax import task as task_lib
 from train_jax.compute import TransformerCompute
@@ -190,7 +190,7 @@ def measure_sampling(case: Case, tiny: bool) -> Iterator[dict]:
 
     params, programs = jax.jit(init, out_shardings=replicated)(jax.random.key(0)), sampling.compile_programs(module)
     count = sum(x.size for x in jax.tree.leaves(params)) - (2 * text_size + codes) * config.width  # parameters used per code
-    params = round_kernels(params, case.dtype)
+    params = round_weights(params, case.dtype)
     runs = [("", size) for size in sizes] + [("top-p 0.9", sizes[-1])]
     none = jax.device_put(np.zeros((1, 0), np.int32), replicated)
     prefilled = {what: programs.prefill(params, ids, none) for what in dict(runs)}

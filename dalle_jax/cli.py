@@ -66,6 +66,7 @@ def _make_parser() -> argparse.ArgumentParser:
         subparser.add_argument(
             "--model", required=True, metavar="MODEL", help="run directory, or directory of minDALL-E"
         )
+        arguments_lib.add_dtype(subparser)
         return subparser
 
     def add_sampling_options(subparser: argparse.ArgumentParser, n: int) -> None:
@@ -132,7 +133,7 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
     if arguments.best is not None and not arguments.rerank:
         raise UserError(f"--best {arguments.best} needs a ranking: set --rerank")
     settings = {key: getattr(arguments, key) for key in ("seed", "temperature", "top_k", "top_p", "guidance")}
-    dalle = load(arguments.model)
+    dalle = load(arguments.model, dtype=arguments.dtype)
     completion = {} if image is None else {"init_image": image, "keep": _read_keep_mask(arguments.keep, image, dalle)}
     reranker = arguments.rerank
     if reranker not in (None, "likelihood"):
@@ -152,7 +153,7 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    metadata = {"model": dalle.fingerprint, **settings, "n": arguments.n, "best": arguments.best}
+    metadata = {"model": dalle.fingerprint, "dtype": dalle.dtype, **settings, "n": arguments.n, "best": arguments.best}
     metadata["rerank"] = getattr(reranker, "fingerprint", reranker)
     if image is not None:
         metadata |= {"init_image": Path(image).name, "init_image_sha256": digest, "keep": arguments.keep}
@@ -234,7 +235,7 @@ def _score(arguments: argparse.Namespace) -> int:
     from dalle_jax.dalle import load
 
     prompts = arguments_lib.listed(arguments.prompts, "a prompt", "--prompts")
-    dalle = load(arguments.model)
+    dalle = load(arguments.model, dtype=arguments.dtype)
     scores = dalle.score(prompts, [Path(image) for image in arguments.images]) / dalle.module.length
     if arguments.json:
         rows = (dict(zip(prompts, map(float, row), strict=True)) for row in scores)

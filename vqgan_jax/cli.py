@@ -70,6 +70,7 @@ def _build_parser() -> argparse.ArgumentParser:
     def add_command(name: str, text: str, run, model: str = _MODEL) -> argparse.ArgumentParser:
         sub = command_parser(name, text, run)
         sub.add_argument("--model", required=True, metavar="MODEL", help=model)
+        arguments_lib.add_dtype(sub)
         return sub
 
     reconstruct = add_command("reconstruct", "Reconstruct images and write a grid for comparison.", _reconstruct)
@@ -114,7 +115,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     arguments_lib.check_outputs(out=arguments.out)
     if arguments.columns < 1:
         raise UserError(f"--columns {arguments.columns}: at least 1")
-    prior = load(arguments.model)
+    prior = load(arguments.model, dtype=arguments.dtype)
     names = ("seed", "temperature", "top_k", "top_p", "guidance", "size", "stride")
     try:
         images = prior.generate([arguments.label], arguments.n, **{name: getattr(arguments, name) for name in names})[0]
@@ -149,7 +150,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
 
     out = arguments_lib.png(arguments.out, "the sheet")
     arguments_lib.check_outputs(out=arguments.out)
-    vq = load(arguments.model)
+    vq = load(arguments.model, dtype=arguments.dtype)
     paths, images = _read_images(vq, [Path(image) for image in arguments.images])
     if not images:
         raise UserError("no image can be read")
@@ -181,7 +182,7 @@ def _encode(arguments: argparse.Namespace) -> int:
     files = [file for file in walk(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise UserError(f"{folder}: no images ({' '.join(IMAGE_SUFFIXES)}) in it")
-    vq = load(arguments.model)
+    vq = load(arguments.model, dtype=arguments.dtype)
     paths, codes = [], []
     with tqdm(total=len(files), unit="image", desc="encode") as bar:
         for start in range(0, len(files), _BATCH):
@@ -219,7 +220,7 @@ def _decode(arguments: argparse.Namespace) -> int:
             f"{paths.dtype} {list(paths.shape)}; expected integers [n, h, w] and n strings"
         )
     targets = _output_paths(out, [str(path) for path in paths], arguments.codes)
-    vq = load(arguments.model)
+    vq = load(arguments.model, dtype=arguments.dtype)
     fingerprint = str(fingerprint)
     if fingerprint != vq.fingerprint:
         raise UserError(

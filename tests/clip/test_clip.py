@@ -18,6 +18,8 @@ from PIL import Image
 import clip_jax
 from clip_jax import LoadError
 from clip_jax import clip as clip_module
+from clip_jax.clip import Clip
+from tests.trees import count_bytes
 from train_jax.data.images import CLIP_MEAN, CLIP_STD, BrokenSample
 
 
@@ -306,3 +308,37 @@ def test_a_heat_map_has_a_value_for_each_patch(clip, captions, drawn):
     moved = np.abs(clip.heat_map([changed], captions[:1]) - clip.heat_map(pictures[:1], captions[:1]))[0, 0]
     assert moved.argmax() == 1
     assert clip.heat_map([], captions[:2]).shape == (0, 2, 2, 2)
+
+
+@pytest.mark.parametrize("tower", ["vit", "resnet"])
+def test_in_bfloat16_embeddings_are_those_of_float32_and_weights_are_half(new_clip, tmp_path, tower):
+    changes = {"image": {"tower": "resnet", "size": 32, "width": 16, "layers": (1, 1, 1, 1), "heads": 2}}
+    exact = new_clip(**(changes if tower == "resnet" else {}))
+    short = Clip.assemble(exact.module, exact.variables, exact.tokenizer, exact.preprocess, "rounded", "bfloat16")
+    assert (exact.dtype, short.dtype) == ("float32", "bfloat16") and short.fingerprint == exact.fingerprint
+    images = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), np.uint8)
+    for method, values in (("encode_image", images), ("encode_text", ["a red circle", "a blue square"])):
+        expected, actual = getattr(exact, method)(values), getattr(short, method)(values)
+        assert actual.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(actual, axis=1), 1, rtol=1e-5)
+        # bfloat16 has 8 bits: an error of 2^-9 in each of about ten roundings of a unit vector, and some reserve.
+        assert np.linalg.norm(actual - expected, axis=1).max() < 10 * 2**-8
+        assert (actual != expected).any()
+    rounded = {"kernel", "tokens"}
+    sizes = {True: 0, False: 0}
+    for path, x in jax.tree_util.tree_leaves_with_path(short.variables):
+        assert x.dtype == ("bfloat16" if path[-1].key in rounded else "float32")
+        sizes[path[-1].key in rounded] += x.size
+    assert count_bytes(short.variables) == 2 * sizes[True] + 4 * sizes[False]
+    assert count_bytes(exact.variables) == 4 * sum(sizes.values())
+    with pytest.raises(ValueError, match='rounded to bfloat16 .* load the model with dtype="float32"'):
+        clip_jax.save_hf(Clip.assemble(short.module, short.variables, short.tokenizer, short.preprocess, "x"), tmp_path)
+
+
+def test_a_model_is_loaded_in_the_precision_asked_for(clip, tmp_path):
+    clip_jax.save_hf(clip, tmp_path / "model")
+    models = {dtype: clip_jax.load(tmp_path / "model", dtype=dtype) for dtype in ("auto", "float32", "bfloat16", None)}
+    assert [model.dtype for model in models.values()] == ["float32", "float32", "bfloat16", "float32"], "on a CPU"
+    assert len({model.fingerprint for model in models.values()}) == 1
+    with pytest.raises(ValueError, match="dtype = 'half' must be one of"):
+        clip_jax.load(tmp_path / "model", dtype="half")

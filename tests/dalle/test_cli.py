@@ -23,7 +23,7 @@ def metadata(path) -> dict:
 def loaded_once(tiny, trained, monkeypatch):
     """Calls share the compiled programs of one loaded model."""
     load = dalle.load
-    monkeypatch.setattr(dalle, "load", lambda path: trained if Path(path) == tiny[1] else load(path))
+    monkeypatch.setattr(dalle, "load", lambda path, dtype: trained if Path(path) == tiny[1] else load(path, dtype=dtype))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_generate_writes_a_grid_that_tells_how_it_was_made(tiny, trained, tmp_pa
         assert sheet.size == (8 * (3 * 16 + 2 * 2), 8 * (2 * 16 + 2))
         np.testing.assert_array_equal(np.asarray(sheet)[: 8 * 16 : 8, : 8 * 16 : 8], images[0])
     text = metadata(out)
-    assert text["model"] == trained.fingerprint and text["prompts"] == ["the digit three"]
+    assert text["model"] == trained.fingerprint and text["dtype"] == "float32" and text["prompts"] == ["the digit three"]
     assert (text["seed"], text["top_p"], text["guidance"], text["samples"]) == (7, 0.9, 1.5, [[0, 1, 2, 3, 4]])
 
 

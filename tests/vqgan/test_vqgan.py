@@ -12,9 +12,12 @@ from PIL import Image
 
 import train_jax
 import vqgan_jax
+from tests.trees import count_bytes
 from train_jax import run_directory
 from train_jax.data.images import BrokenSample
 from vqgan_jax import cli, vqgan
+from vqgan_jax import model as model_lib
+from vqgan_jax.pretrained.checkpoint import abstract_variables
 
 rng = np.random.default_rng(3)
 PIXELS = rng.integers(0, 256, (3, 16, 24, 3), np.uint8)
@@ -232,3 +235,39 @@ def test_mistakes_on_the_command_line_are_one_line(run, tiny, folder, tmp_path):
         assert code == 2 and words in error.splitlines()[-1] and "Traceback" not in error
     code, out, _ = run("--help")
     assert code == 0 and "vqgan-jax reconstruct" in out
+
+
+@pytest.mark.parametrize("kind", ["nearest", "gumbel", "dvae"])
+def test_in_bfloat16_a_model_is_that_of_float32_and_its_kernels_are_half(kind, tmp_path):
+    options = model_lib.VQGANOptions.defaults()
+    small = {"channels": 16, "multipliers": (1, 2), "blocks": 1, "resolution": 16, "attention": (), "groups": 4}
+    options.update(small | {"z_channels": 8})
+    options.quantizer.update({"type": "nearest" if kind == "dvae" else kind, "size": 32, "dim": 4})
+    options.architecture = "dvae" if kind == "dvae" else "vqgan"
+    rng = np.random.default_rng(0)
+
+    def draw(path, x):
+        if path[-1].key in ("scale", "bias"):
+            return np.full(x.shape, float(path[-1].key == "scale"), np.float32)
+        deviation = np.prod(x.shape[:-1]) ** -0.5 if path[-1].key == "kernel" else 1
+        return (deviation * rng.standard_normal(x.shape)).astype(np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(draw, abstract_variables(model_lib.build(options)))
+    exact, short = (vqgan.Vqgan.assemble(options, variables, "drawn", dtype=d) for d in ("float32", "bfloat16"))
+    assert exact.fingerprint == short.fingerprint and short.compute.dtype == "bfloat16"
+    images = rng.integers(0, 256, (8, 16, 16, 3), np.uint8)
+    codes = exact.encode(images)
+    assert np.mean(short.encode(images) == codes) > 0.8, "a latent between two codes may fall to the other side"
+    pixels, short_pixels = exact.decode(codes), short.decode(codes)
+    assert pixels.std() > 0.05 and short_pixels.dtype == np.float32
+    assert 0 < np.sqrt(np.mean((short_pixels - pixels) ** 2)) < 10 * 2**-9
+    for path, x in jax.tree_util.tree_leaves_with_path(short.variables):
+        names = [key.key for key in path]
+        assert x.dtype == ("bfloat16" if names[-1] == "kernel" and "quantizer" not in names else "float32")
+    halved = sum(x.size for p, x in jax.tree_util.tree_leaves_with_path(short.variables) if x.dtype == "bfloat16")
+    assert count_bytes(short.variables) == count_bytes(exact.variables) - 2 * halved < 0.6 * count_bytes(exact.variables)
+    with pytest.raises(ValueError, match='rounded to bfloat16 .* load the model with dtype="float32"'):
+        vqgan.save(short, tmp_path / "x.safetensors")
+    vqgan.save(exact, tmp_path / "x.safetensors")
+    precisions = [vqgan.load(tmp_path / "x.safetensors", dtype=d).compute.dtype for d in ("auto", "bfloat16", None)]
+    assert precisions == ["float32", "bfloat16", "float32"], "on a CPU"

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from nn_jax import code_transformer
 from nn_jax.code_transformer import CodeTransformer
 from nn_jax.decoding import Sampling, has_filters
-from nn_jax.mixed_precision import round_kernels
+from nn_jax.mixed_precision import round_weights
 from train_jax import inference
 from train_jax.compute import TransformerCompute
 from train_jax.data.images import Preprocess, decode
@@ -106,8 +106,13 @@ class CodeGenerator:
         digest.update(json.dumps(options.identity(), sort_keys=True).encode())
         for key, leaf in sorted(flatten(params).items()):
             digest.update(f"{key} {leaf.dtype} {list(leaf.shape)}\n".encode() + np.ascontiguousarray(leaf).tobytes())
-        variables = inference.on_devices(round_kernels(params, module.dtype))
+        variables = inference.on_devices(round_weights(params, module.dtype))
         return cls(module, variables, condition, vqgan, size, digest.hexdigest(), name)
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the computation of the codes: float32 or bfloat16."""
+        return jnp.dtype(self.module.dtype).name
 
     @property
     def grid(self) -> tuple[int, int]:
