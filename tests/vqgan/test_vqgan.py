@@ -167,6 +167,23 @@ def test_reconstruct_writes_a_sheet(run, tiny, folder, tmp_path):
     assert code == 2 and "the sheet is a PNG" in error and "Traceback" not in error
 
 
+def test_reconstructions_in_a_folder_are_computed_once(run, tiny, trained, folder, tmp_path):
+    files, out = [folder / "a.png", folder / "b.jpg"], tmp_path / "reconstructed"
+    arguments = ("reconstruct", *files, "--model", tiny[1], "--folder", out)
+    assert run(*arguments)[0] == 0
+    expected = np.round(255 * trained.reconstruct(files)).astype(np.uint8)
+    for name, image in zip(("a.png", "b.png"), expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(out / name)), image)
+    (out / "b.png").unlink()
+    code, printed, _ = run(*arguments)
+    assert code == 0 and [line.split()[-1] for line in printed.splitlines()] == [str(folder / "b.jpg")]
+    Image.fromarray(expected[0]).save(out / "a.png")
+    code, _, error = run(*arguments)
+    assert code == 2 and "a.png was written by another command" in error
+    code, _, error = run("reconstruct", *files, "--model", tiny[1])
+    assert code == 2 and "name --out FILE for the sheet" in error
+
+
 def test_encode_and_decode_a_folder(run, tiny, trained, folder, tmp_path):
     code, out, error = run("encode", folder, "--model", tiny[1], "--out", tmp_path / "codes.npz")
     assert code == 2 and "3 image(s), 8 x 8 codes each" in out and "broken.png" in error
@@ -179,6 +196,10 @@ def test_encode_and_decode_a_folder(run, tiny, trained, folder, tmp_path):
     with Image.open(tmp_path / "out" / "more" / "c.png") as picture:
         expected = np.round(255 * trained.decode(content["codes"][2:]))[0]
         np.testing.assert_array_equal(np.asarray(picture), expected)
+    time = (tmp_path / "out" / "b.png").stat().st_mtime_ns
+    (tmp_path / "out" / "a.png").unlink()
+    assert run("decode", tmp_path / "codes.npz", "--model", tiny[1], "--out", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out" / "b.png").stat().st_mtime_ns == time, "what is there already is not decoded again"
     for changes, words in (
         ({"fingerprint": "0123"}, "made by a model of fingerprint 0123"),
         ({"paths": np.array(["../a", "b", "c"])}, "leads out of"),
@@ -259,7 +280,7 @@ def test_in_bfloat16_a_model_is_that_of_float32_and_its_kernels_are_half(kind, t
     codes = exact.encode(images)
     assert np.mean(short.encode(images) == codes) > 0.8, "a latent between two codes may fall to the other side"
     pixels, short_pixels = exact.decode(codes), short.decode(codes)
-    assert pixels.std() > 0.05 and short_pixels.dtype == np.float32
+    assert pixels.std() > 0.03 and short_pixels.dtype == np.float32
     assert 0 < np.sqrt(np.mean((short_pixels - pixels) ** 2)) < 10 * 2**-9
     for path, x in jax.tree_util.tree_leaves_with_path(short.variables):
         names = [key.key for key in path]
