@@ -44,8 +44,9 @@ from benchmarks.timing import (
 )
 from dalle_jax.captions import CharBpeCaptions
 from dalle_jax.options import DALLEOptions
+from nn_jax.code_transformer import unroll_for_decoding
 from nn_jax.decoding import Sampling
-from nn_jax.mixed_precision import round_kernels
+from nn_jax.mixed_precision import round_weights
 from train_jax import inference, prepare, profiling, sharding
 from train_jax import task as task_lib
 from train_jax.compute import TransformerCompute
@@ -188,37 +189,52 @@ def measure_sampling(case: Case, tiny: bool) -> Iterator[dict]:
     def init(key):
         return nn.unbox(module.init(key, ids, jnp.zeros((1, 2), jnp.int32))["params"])
 
-    params, programs = jax.jit(init, out_shardings=replicated)(jax.random.key(0)), sampling.compile_programs(module)
+    params = jax.jit(init, out_shardings=replicated)(jax.random.key(0))
+    module, params = unroll_for_decoding(module, params)
+    programs = sampling.compile_programs(module)
     count = sum(x.size for x in jax.tree.leaves(params)) - (2 * text_size + codes) * config.width  # parameters used per code
-    params = round_kernels(params, case.dtype)
+    params = round_weights(params, case.dtype)
     runs = [("", size) for size in sizes] + [("top-p 0.9", sizes[-1])]
     none = jax.device_put(np.zeros((1, 0), np.int32), replicated)
-    prefilled = {what: programs.prefill(params, ids, none) for what in dict(runs)}
+    prefilled = programs.prefill(params, ids, none)
 
     def prepare_run(what: str, size: int):
-        zeros = jax.device_put(np.zeros((size, length), np.int32), sharded)
-        rows, seeds = zeros[:, 0], jax.device_put(np.arange(3 * size, dtype=np.uint32).reshape(size, 3), sharded)
-        requests = sampling.Requests(seeds, np.arange(length), zeros, zeros.astype(bool))
+        rows, seeds = np.zeros(size, np.int32), np.arange(3 * size, dtype=np.uint32).reshape(size, 3)
+        rows, seeds = jax.device_put((rows, seeds), sharded)
+        groups = jax.device_put(np.zeros(mesh.size, np.int32), sharded)
         settings = Sampling(top_p=np.float32(0.9 if what.startswith("top") else 1))
         limits = {"filtered": what.startswith("top"), "guided": False}
+
+        def request(start: int, stop: int) -> sampling.Requests:
+            zeros = jax.device_put(np.zeros((size, stop - start), np.int32), sharded)
+            return sampling.Requests(seeds, np.arange(start, stop), zeros, zeros.astype(bool))
+
+        parts = [(start, stop, request(start, stop)) for start, stop in sampling.segments(length)]
         with jax.set_mesh(mesh):
-            carry = jax.eval_shape(programs.replicate, prefilled[what], rows, None)
-            carry = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharded), carry)
-            decode = programs.decode_chunk.lower(params, settings, carry, requests, jnp.int32(0), **limits)
-            begun = time.perf_counter()
-            decode = decode.compile()
+            begun, compiled = time.perf_counter(), []
+            prefixes, carry = programs.assign(prefilled, rows, groups, None)
+            for start, stop, requests in parts:
+                shapes = jax.eval_shape(
+                    lambda carry, stop=stop: (carry[0], [cache.grow(stop) for cache in carry[1]]), carry
+                )
+                shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharded), shapes)
+                inputs = params, settings, prefixes, shapes, requests, jnp.int32(start)
+                compiled.append(programs.decode_chunk.lower(*inputs, **limits).compile())
 
         def draw_codes():
             with jax.set_mesh(mesh):
-                carry = programs.replicate(programs.prefill(params, ids, none), rows, None)
-                return decode(params, settings, carry, requests, jnp.int32(0))[0]
+                prefixes, carry = programs.assign(programs.prefill(params, ids, none), rows, groups, None)
+                for decode, (start, stop, requests) in zip(compiled, parts, strict=True):
+                    sampling.make_room(carry[1], stop)
+                    codes, _, carry = decode(params, settings, prefixes, carry, requests, jnp.int32(start))
+                return codes
 
         return what, size, time.perf_counter() - begun, draw_codes
 
     with ThreadPoolExecutor(6) as pool:
         runs = list(pool.map(prepare_run, *zip(*runs, strict=True)))
     for what, size, compile_seconds, draw_codes in runs:
-        cache = 2 * config.depth * config.width * (TEXT + length / 2) * size
+        cache = 2 * config.depth * config.width * (TEXT + length / 2 * size)
         row = {"what": what, "batch": size, "compile_seconds": compile_seconds}
         row["bytes"] = jnp.dtype(case.dtype).itemsize * (count + cache) * length
         row |= compute_rates(median_seconds(draw_codes), size * length, 2 * count * size * length)

@@ -21,8 +21,9 @@ from jax.sharding import PartitionSpec as P
 
 from dalle_jax.captions import CharBpeCaptions
 from dalle_jax.options import DALLEOptions
-from nn_jax.code_transformer import CodeTransformer, shapes
+from nn_jax.code_transformer import CodeTransformer, shapes, unroll_for_decoding
 from nn_jax.decoding import Sampling
+from nn_jax.mixed_precision import round_weights
 from train_jax import inference
 from train_jax.compute import TransformerCompute
 from train_jax.weights.layout import flatten
@@ -86,7 +87,8 @@ def _random_params(module: CodeTransformer) -> dict:
 
 
 def _build_ours(module: CodeTransformer, params: dict, length: int) -> Callable:
-    programs, variables = sampling.compile_programs(module), inference.on_devices(params)
+    module, params = unroll_for_decoding(module, params)
+    programs, variables = sampling.compile_programs(module), inference.on_devices(round_weights(params, module.dtype))
     mesh = jax.tree.leaves(variables)[0].sharding.mesh
 
     def prepare(prompts: np.ndarray) -> Callable[[float], np.ndarray]:
@@ -96,17 +98,22 @@ def _build_ours(module: CodeTransformer, params: dict, length: int) -> Callable:
             np.stack([np.zeros(batch), np.zeros(batch), np.arange(batch)], 1).astype(np.uint32), split
         )
         unknown = jax.device_put(np.zeros((batch, length), np.int32), split)
-        requests = sampling.Requests(seeds, np.arange(length), unknown, unknown.astype(bool))
         text, rows = jax.device_put((prompts, np.arange(batch, dtype=np.int32)), split)
 
         def run(temperature: float) -> np.ndarray:
-            settings = Sampling(temperature=np.float32(temperature))
+            settings, codes = Sampling(temperature=np.float32(temperature)), []
             with jax.set_mesh(mesh):
-                carry = programs.replicate(programs.prefill(variables, text, unknown[:, :0]), rows, None)
-                codes, _, _ = programs.decode_chunk(
-                    variables, settings, carry, requests, jnp.int32(0), filtered=False, guided=False
-                )
-                return np.asarray(codes)
+                prefilled = programs.prefill(variables, text, unknown[:, :0])
+                prefixes, carry = programs.assign(prefilled, rows, rows, None)
+                for start, stop in sampling.segments(length):
+                    sampling.make_room(carry[1], stop)
+                    known = unknown[:, start:stop]
+                    requests = sampling.Requests(seeds, np.arange(start, stop), known, known.astype(bool))
+                    part, _, carry = programs.decode_chunk(
+                        variables, settings, prefixes, carry, requests, jnp.int32(start), filtered=False, guided=False
+                    )
+                    codes.append(part)
+                return np.concatenate(codes, axis=1)
 
         return run
 

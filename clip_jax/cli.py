@@ -77,6 +77,7 @@ def _make_parser() -> argparse.ArgumentParser:
     classify = add("classify", "Print the probability of each label for each image.", _classify)
     classify.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     classify.add_argument("--model", required=True, metavar="MODEL", help=_MODEL)
+    arguments_lib.add_dtype(classify)
     classify.add_argument("--labels", required=True, help="labels separated by commas, or @FILE with one per line")
     classify.add_argument(
         "--template",
@@ -92,6 +93,7 @@ def _make_parser() -> argparse.ArgumentParser:
     index = add("index", "Build or update the index of a folder of images.", _index)
     index.add_argument("folder", metavar="FOLDER", help="folder of images, searched recursively")
     index.add_argument("--model", required=True, metavar="MODEL", help=_MODEL)
+    arguments_lib.add_dtype(index)
     index.add_argument("--out", required=True, metavar="INDEX", help="directory for the index")
     index.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per batch (default 64)")
     index.add_argument("--half", action="store_true", help="store embeddings in float16, which halves the size on disk")
@@ -106,6 +108,7 @@ def _make_parser() -> argparse.ArgumentParser:
     search.add_argument("text", nargs="?", metavar="TEXT", help="query text")
     search.add_argument("--image", metavar="FILE", help="query image")
     search.add_argument("--model", metavar="MODEL", help="path of the model (default: the path stored in the index)")
+    arguments_lib.add_dtype(search)
     search.add_argument("--top", type=int, default=9, metavar="N", help="number of hits (default 9)")
     search.add_argument("--exact", action="store_true", help="exact search, even in an index built with --approximate")
     search.add_argument("--html", metavar="FILE", help="file for the hits as a self-contained HTML page")
@@ -116,6 +119,7 @@ def _make_parser() -> argparse.ArgumentParser:
     heatmap.add_argument("image", metavar="IMAGE", help="image file")
     heatmap.add_argument("texts", nargs="+", metavar="TEXT", help="query texts")
     heatmap.add_argument("--model", required=True, metavar="MODEL", help=_MODEL)
+    arguments_lib.add_dtype(heatmap)
     heatmap.add_argument("--png", required=True, metavar="FILE", help="file for the heat maps")
 
     verify = add("verify", "Describe a model and compare its outputs with transformers.", _verify)
@@ -141,7 +145,7 @@ def _classify(arguments: argparse.Namespace) -> int:
         raise UserError(f"--top {arguments.top} must be at least 1")
     if not any(os.path.isfile(path) for path in arguments.images):
         raise UserError(f"no image can be read; {arguments.images[0]}: No such file")
-    clip = load(arguments.model)
+    clip = load(arguments.model, dtype=arguments.dtype)
     pictures, failures = {}, []
     for path in arguments.images:
         try:
@@ -192,7 +196,7 @@ def _index(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.folder}: no such folder")
     arguments_lib.check_folder(arguments.out, "--out")
     part = _parse_share(arguments.part) if arguments.part else None
-    clip = load(arguments.model)
+    clip = load(arguments.model, dtype=arguments.dtype)
     report = build(
         clip,
         arguments.folder,
@@ -263,9 +267,8 @@ def _search(arguments: argparse.Namespace) -> int:
     model = arguments.model or index.model
     if not hub.is_name(model) and not paths.path(model).exists():
         raise UserError(f"the model {model} does not exist: pass its path with --model DIR")
-    hits = search(
-        index, load(model), text=arguments.text, image=arguments.image, k=arguments.top, exact=arguments.exact
-    )
+    clip, query = load(model, dtype=arguments.dtype), {"text": arguments.text, "image": arguments.image}
+    hits = search(index, clip, **query, k=arguments.top, exact=arguments.exact)
 
     title = arguments.text if arguments.text is not None else f"like {display_path(arguments.image)}"
     section = sheets.make_hits_section(title, hits, index.folder)
@@ -295,7 +298,7 @@ def _heatmap(arguments: argparse.Namespace) -> int:
 
     arguments_lib.png(arguments.png, "the contact sheet", "--png")
     arguments_lib.check_outputs(png=arguments.png)
-    clip = load(arguments.model)
+    clip = load(arguments.model, dtype=arguments.dtype)
     maps = clip.heat_map([arguments.image], arguments.texts)[0]
     model_input = Image.fromarray(clip.preprocess(arguments.image))
     sections = sheets.make_heat_sections(model_input, arguments.texts, maps)

@@ -31,7 +31,8 @@ examples:
   dalle-jax generate @prompts.txt --model DIR --top-p 0.95 --guidance 2 --seed 1 --out grid.png --folder pictures
 
 The grid has one row per prompt. Image i of a prompt and a seed is always the same. The PNG text chunk "dalle" contains the
-prompts, the seed, the settings and the fingerprint of the model.""",
+prompts, the seed, the settings and the fingerprint of the model. With --folder, images are written as they are sampled, and
+the same command goes on after an interruption; --out may be left out.""",
     "complete": """\
 examples:
   dalle-jax complete half.png "a red circle" --model runs/dalle-shapes --keep top --n 8 --out completed.png
@@ -66,11 +67,14 @@ def _make_parser() -> argparse.ArgumentParser:
         subparser.add_argument(
             "--model", required=True, metavar="MODEL", help="run directory, or directory of minDALL-E"
         )
+        arguments_lib.add_dtype(subparser)
         return subparser
 
     def add_sampling_options(subparser: argparse.ArgumentParser, n: int) -> None:
-        subparser.add_argument("--out", required=True, metavar="FILE", help="PNG file for the image grid")
-        subparser.add_argument("--folder", metavar="FOLDER", help="folder for each image as a separate PNG")
+        subparser.add_argument("--out", metavar="FILE", help="PNG file for the image grid")
+        subparser.add_argument(
+            "--folder", metavar="FOLDER", help="folder for each image as a separate PNG, for any number of images"
+        )
         subparser.add_argument("--n", type=int, default=n, help=f"number of images per prompt (default {n})")
         subparser.add_argument("--best", type=int, help="number of best images to keep per prompt, by --rerank")
         subparser.add_argument(
@@ -87,6 +91,9 @@ def _make_parser() -> argparse.ArgumentParser:
         )
         subparser.add_argument(
             "--batch-size", type=int, default=64, help="maximum number of images per batch (default 64)"
+        )
+        subparser.add_argument(
+            "--int8-cache", action="store_true", help="round the transformer's cache to 8 bits, for larger batches"
         )
 
     generate = add("generate", "Generate images from prompts.", _generate)
@@ -120,62 +127,87 @@ def _complete(arguments: argparse.Namespace) -> int:
 
 
 def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None = None) -> int:
+    import numpy as np
+
     from dalle_jax.dalle import load
     from train_jax.data.files import read_bytes
+    from train_jax.data.images import decode
     from train_jax.pictures import enlarged_grid, save_png, split_into_rows
     from vqgan_jax.stage2.rerank import open_reranker
 
-    out, preview = arguments_lib.png(arguments.out, "the grid"), getattr(arguments, "preview", None)
+    out, preview = arguments.out, getattr(arguments, "preview", None)
+    if not out and not arguments.folder:
+        raise UserError("name --out FILE for a grid, or --folder FOLDER for the images, or both")
+    if out:
+        arguments_lib.png(out, "the grid")
     if preview:
         arguments_lib.png(preview, "the preview", "--preview")
-    arguments_lib.check_outputs(out=arguments.out, preview=preview, folder=arguments.folder)
+    arguments_lib.check_outputs(out=out, preview=preview, folder=arguments.folder)
     if arguments.best is not None and not arguments.rerank:
         raise UserError(f"--best {arguments.best} needs a ranking: set --rerank")
-    settings = {key: getattr(arguments, key) for key in ("seed", "temperature", "top_k", "top_p", "guidance")}
-    dalle = load(arguments.model)
+    names = ("seed", "temperature", "top_k", "top_p", "guidance", "int8_cache")
+    settings = {key: getattr(arguments, key) for key in names}
+    dalle = load(arguments.model, dtype=arguments.dtype)
     completion = {} if image is None else {"init_image": image, "keep": _read_keep_mask(arguments.keep, image, dalle)}
     reranker = arguments.rerank
     if reranker not in (None, "likelihood"):
         reranker = open_reranker(reranker)
-    digest = None if image is None else hashlib.sha256(read_bytes(image)).hexdigest()
-    show_preview = _make_previewer(Path(preview)) if preview else None
-    try:
-        drawing = dalle.draw(
-            prompts,
-            arguments.n,
-            **settings,
-            **completion,
-            rerank=reranker,
-            best=arguments.best,
-            batch_size=arguments.batch_size,
-            preview=show_preview,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    metadata = {"model": dalle.fingerprint, **settings, "n": arguments.n, "best": arguments.best}
+    metadata = {"model": dalle.fingerprint, "dtype": dalle.dtype, **settings, "n": arguments.n, "best": arguments.best}
     metadata["rerank"] = getattr(reranker, "fingerprint", reranker)
     if image is not None:
+        digest = hashlib.sha256(read_bytes(image)).hexdigest()
         metadata |= {"init_image": Path(image).name, "init_image_sha256": digest, "keep": arguments.keep}
-    rows = [list(row) for row in drawing.images]
-    if len(rows) == 1:  # one prompt: a square grid instead of one row
-        rows = split_into_rows(rows[0])
-    save_png(enlarged_grid(rows), out, KEY, metadata | {"prompts": prompts, "samples": drawing.samples.tolist()})
-    if arguments.folder:
-        _save_images(drawing, prompts, Path(arguments.folder), metadata)
-    print(f"wrote {out}", file=sys.stderr)
+    options = settings | completion | {"rerank": reranker, "best": arguments.best, "batch_size": arguments.batch_size}
+    options["preview"] = _make_previewer(Path(preview)) if preview else None
+    try:
+        if arguments.folder:
+            rows, samples = _draw_into_folder(dalle, prompts, arguments.n, options, Path(arguments.folder), metadata)
+        else:
+            drawing = dalle.draw(prompts, arguments.n, **options)
+            rows, samples = [list(row) for row in drawing.images], drawing.samples.tolist()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if out:
+        if arguments.folder:
+            rows = [[np.asarray(decode(file)) for file in row] for row in rows]
+        if len(rows) == 1:  # one prompt: a square grid instead of one row
+            rows = split_into_rows(rows[0])
+        save_png(enlarged_grid(rows), out, KEY, metadata | {"prompts": prompts, "samples": samples})
+    print(f"wrote {' and '.join(filter(None, (out, arguments.folder)))}", file=sys.stderr)
     return 0
 
 
-def _save_images(drawing, prompts: list[str], folder: Path, metadata: dict) -> None:
-    from PIL import Image
+def _draw_into_folder(
+    dalle, prompts: list[str], n: int, options: dict, folder: Path, metadata: dict
+) -> tuple[list[list[Path]], list[list[int]]]:
+    """Draws the images that are not in the folder yet. Returns the files of each prompt and their sample indices."""
+    from train_jax.pictures import PictureFolder
 
-    from train_jax.pictures import save_png
+    pictures, ranks = PictureFolder(folder, KEY, metadata), {}
+    for file in sorted(folder.glob("*-*.png")):
+        index, _, sample = file.stem.partition("-")
+        if not (index.isdigit() and sample.isdigit() and int(index) < len(prompts)):
+            raise UserError(f"{file} is no image of this command: name a new folder")
+        row = ranks.setdefault(int(index), {})
+        row[_rank(file)] = int(sample)
+        pictures.holds(file.name, prompt=prompts[int(index)], sample=int(sample), rank=_rank(file))
+    count = options["best"] or n
+    missing = [i for i in range(len(prompts)) if len(ranks.get(i, ())) < count]
+    for index, drawing in dalle.stream(prompts, n, only=missing, **options):
+        ranks[index] = dict(enumerate(drawing.samples[0].tolist()))
+        for rank, image in enumerate(drawing.images[0]):
+            sample = ranks[index][rank]
+            pictures.save(image, f"{index:04d}-{sample:04d}.png", prompt=prompts[index], sample=sample, rank=rank)
+    samples = [[ranks[index][rank] for rank in range(count)] for index in range(len(prompts))]
+    files = [[folder / f"{index:04d}-{sample:04d}.png" for sample in row] for index, row in enumerate(samples)]
+    return files, samples
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, (prompt, images, samples) in enumerate(zip(prompts, drawing.images, drawing.samples, strict=True)):
-        for image, sample in zip(images, samples, strict=True):
-            file = folder / f"{index:04d}-{sample:04d}.png"
-            save_png(Image.fromarray(image), file, KEY, metadata | {"prompt": prompt, "sample": int(sample)})
+
+def _rank(file: Path) -> int | None:
+    """Returns the rank of an image among the samples of its prompt, from its metadata."""
+    from train_jax.pictures import read_png_text
+
+    return json.loads(read_png_text(file, KEY) or "{}").get("rank")
 
 
 def _make_previewer(file: Path):
@@ -234,7 +266,7 @@ def _score(arguments: argparse.Namespace) -> int:
     from dalle_jax.dalle import load
 
     prompts = arguments_lib.listed(arguments.prompts, "a prompt", "--prompts")
-    dalle = load(arguments.model)
+    dalle = load(arguments.model, dtype=arguments.dtype)
     scores = dalle.score(prompts, [Path(image) for image in arguments.images]) / dalle.module.length
     if arguments.json:
         rows = (dict(zip(prompts, map(float, row), strict=True)) for row in scores)

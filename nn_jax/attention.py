@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Float32, Int, Int8
 
 from nn_jax.layers import Dense
 
@@ -137,35 +137,119 @@ def platform() -> str:
 
 
 class KVCache(NamedTuple):
-    """KV cache of one block: keys and values at all positions of a sequence, zero at unwritten positions."""
+    """KV cache of one block: keys and values at consecutive positions of sequences, zero at unwritten positions.
 
-    keys: Float[Array, "batch heads length head_dim"]
-    values: Float[Array, "batch heads length head_dim"]
+    Attributes:
+      key_scales, value_scales: factors of int8 keys and values, one for each head and position; None: keys and values are
+        floats.
+    """
+
+    keys: Float[Array, "batch heads length head_dim"] | Int8[Array, "batch heads length head_dim"]
+    values: Float[Array, "batch heads length head_dim"] | Int8[Array, "batch heads length head_dim"]
+    key_scales: Float32[Array, "batch heads length"] | None = None
+    value_scales: Float32[Array, "batch heads length"] | None = None
 
     @classmethod
     def empty(cls, batch: int, length: int, heads: int, head_dim: int, dtype: DTypeLike) -> "KVCache":
-        """Makes a cache of zeros."""
+        """Makes a cache of zeros, of a float dtype or int8."""
         zeros = jnp.zeros((batch, heads, length, head_dim), dtype)
-        return cls(zeros, zeros)
+        scales = jnp.zeros(zeros.shape[:-1]) if zeros.dtype == jnp.int8 else None
+        return cls(zeros, zeros, scales, scales)
+
+    @property
+    def length(self) -> int:
+        """Number of positions, written or not."""
+        return self.keys.shape[2]
+
+    def grow(self, length: int) -> "KVCache":
+        """Returns the cache with room for `length` positions."""
+        return jax.tree.map(lambda x: jnp.pad(x, [(0, (length - x.shape[2]) * (axis == 2)) for axis in range(x.ndim)]), self)
 
     def write(self, k: Float[Array, "b t n h"], v: Float[Array, "b t n h"], position: int | Int[Array, ""]) -> "KVCache":
         """Returns the cache with `t` keys and values written from `position` on."""
-        start = (0, 0, position, 0)
-        return KVCache(
-            jax.lax.dynamic_update_slice(self.keys, k.transpose(0, 2, 1, 3), start),
-            jax.lax.dynamic_update_slice(self.values, v.transpose(0, 2, 1, 3), start),
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        entries = KVCache(k, v)
+        if self.key_scales is not None:
+            (k, key_scales), (v, value_scales) = _quantize(k), _quantize(v)
+            entries = KVCache(k, v, key_scales, value_scales)
+
+        def update(cache, x):
+            return jax.lax.dynamic_update_slice(cache, x, (0, 0, position, 0)[: x.ndim])
+
+        return jax.tree.map(update, self, entries)
+
+    def take(self, positions: Int[Array, "k"]) -> "KVCache":
+        """Gathers positions."""
+        return jax.tree.map(lambda x: jnp.take(x, positions, axis=2, mode="clip"), self)
+
+    def scores(self, q: Float[Array, "b n h"]) -> Float32[Array, "b n length"]:
+        """Computes q k^T of queries with the keys. Each row of the cache serves as many consecutive rows of queries."""
+        grouped = q.reshape(len(self.keys), -1, *q.shape[1:])
+        products = jnp.einsum(
+            "cgnh,cnsh->cngs", grouped, self.keys.astype(q.dtype), preferred_element_type=jnp.float32
         )
+        if self.key_scales is not None:
+            products = products * self.key_scales[:, :, None]
+        return products.swapaxes(1, 2).reshape(*q.shape[:2], -1)
 
-    def attend(self, q: Float[Array, "b t n h"], mask: Bool[Array, "..."]) -> Float[Array, "b t n h"]:
-        """Computes attention from queries to the cache.
+    def weigh(self, weights: Float32[Array, "b n length"], dtype: DTypeLike) -> Float32[Array, "b n h"]:
+        """Sums the values with the attention weights, which are rounded to `dtype`; rows as in `scores`."""
+        grouped = weights.reshape(len(self.values), -1, *weights.shape[1:]).swapaxes(1, 2)  # (c, n, g, s)
+        if self.value_scales is not None:
+            grouped = grouped * self.value_scales[:, :, None]
+        sums = jnp.einsum(
+            "cngs,cnsh->cgnh", grouped.astype(dtype), self.values.astype(dtype), preferred_element_type=jnp.float32
+        )
+        return sums.reshape(*weights.shape[:2], -1)
 
-        Args:
-          mask: mask that broadcasts to [b, n, t, length]; must be False at unwritten positions.
-        """
-        scores = jnp.einsum("btnh,bnsh->bnts", q, self.keys, preferred_element_type=jnp.float32)
-        scores = jnp.where(mask, scores * q.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-        return jnp.einsum("bnts,bnsh->btnh", weights, self.values)
+
+def _quantize(x: Float[Array, "b n t h"]) -> tuple[Int8[Array, "b n t h"], Float32[Array, "b n t"]]:
+    """Rounds vectors to 8 bits with a scale each, so that the largest component becomes 127."""
+    scales = jnp.max(jnp.abs(x), axis=-1).astype(jnp.float32) / 127
+    return jnp.round(x / jnp.maximum(scales, 1e-30)[..., None]).astype(jnp.int8), scales
+
+
+class Visible(NamedTuple):
+    """What one token attends to in the caches of its prefix and of its own sequence.
+
+    Attributes:
+      prefix: mask of the prefix; None: all of it.
+      positions: positions of its own cache to read; None: all.
+      mask: mask of these positions; must be False at unwritten positions.
+    """
+
+    prefix: Bool[Array, "prefix"] | None
+    positions: Int[Array, "k"] | None
+    mask: Bool[Array, "k"]
+
+
+def attend_to_caches(
+    q: Float[Array, "b n h"], prefixes: tuple[KVCache, ...], cache: KVCache, visible: Visible
+) -> Float[Array, "b n h"]:
+    """Computes attention of one token per sequence to a prefix, which sequences share, and to its own sequence.
+
+    Both parts have one softmax. So the keys of a prefix are read once for all sequences that share it, as a product of
+    matrices.
+
+    Args:
+      prefixes: caches of prefixes: row i belongs to `prefixes[i % len(prefixes)]`, within which each row serves as many
+        consecutive sequences.
+    """
+    kinds = len(prefixes)
+
+    def of_prefixes(function: Callable, x: jax.Array) -> jax.Array:
+        x = x.reshape(-1, kinds, *x.shape[1:])
+        parts = [function(prefix, x[:, kind]) for kind, prefix in enumerate(prefixes)]
+        return jnp.stack(parts, axis=1).reshape(len(q), q.shape[1], -1)
+
+    own = cache if visible.positions is None else cache.take(visible.positions)
+    scores = jnp.concatenate([of_prefixes(KVCache.scores, q), own.scores(q)], axis=-1) * q.shape[-1] ** -0.5
+    length = prefixes[0].length
+    prefix_mask = jnp.ones(length, bool) if visible.prefix is None else visible.prefix
+    mask = jnp.concatenate([prefix_mask, visible.mask])
+    weights = jax.nn.softmax(jnp.where(mask[None, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
+    shared = of_prefixes(lambda prefix, w: prefix.weigh(w, q.dtype), weights[..., :length])
+    return (shared + own.weigh(weights[..., length:], q.dtype)).astype(q.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -211,17 +295,23 @@ class SelfAttention(nn.Module):
         return self._merge(y, x)
 
     def prefill(self, x: Float[Array, "... width"], batch: int, cache: KVCache, mask: Bool[Array, "..."] | None = None):
-        """Computes attention for the first tokens of a sequence, and the updated KV cache."""
+        """Computes attention for the first tokens of a sequence, and their KV cache."""
         q, k, v = self._project(x, batch)
         return self._merge(attend(q, k, v, mask=mask, causal=self.causal), x), cache.write(k, v, 0)
 
     def decode_step(
-        self, x: Float[Array, "... width"], batch: int, cache: KVCache, position: Int[Array, ""], mask: Bool[Array, "..."]
+        self,
+        x: Float[Array, "... width"],
+        batch: int,
+        prefixes: tuple[KVCache, ...],
+        cache: KVCache,
+        position: Int[Array, ""],
+        visible: Visible,
     ):
-        """Computes attention for the token at `position`, and the updated KV cache."""
+        """Computes attention for the token at `position` after the prefix, and the updated cache of its sequence."""
         q, k, v = self._project(x, batch)
         cache = cache.write(k, v, position)
-        return self._merge(cache.attend(q, mask), x), cache
+        return self._merge(attend_to_caches(q[:, 0], prefixes, cache, visible)[:, None], x), cache
 
     def _project(self, x, batch: int):
         """Computes queries, keys and values [B, T, N, H]."""

@@ -7,7 +7,7 @@ differ in the attention between codes.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int32
 
 PATTERNS = ("dense", "row", "column", "conv")
 
@@ -45,6 +45,18 @@ def attention_mask(
     mask = np.ones((length, length), bool)
     mask[condition_length:, condition_length:] = attended
     return causal & mask
+
+
+def attended_codes(pattern: str, grid: tuple[int, int], window: int) -> Int32[np.ndarray, "codes most"] | None:
+    """Lists the codes that each code attends to, padded with -1; None for "dense", where it attends to all before it."""
+    if pattern == "dense":
+        return None
+    mask = attention_mask(pattern, 0, grid, window)
+    attended = np.full((len(mask), mask.sum(axis=1).max()), -1, np.int32)
+    for row, visible in zip(attended, mask, strict=True):
+        codes = np.flatnonzero(visible)
+        row[: len(codes)] = codes
+    return attended
 
 
 def assign_patterns(patterns: Sequence[str], last: str, depth: int) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -16,8 +16,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from nn_jax.attention import KVCache
-from nn_jax.attention_patterns import attention_mask
+from nn_jax.attention import KVCache, Visible
+from nn_jax.attention_patterns import attended_codes, attention_mask
 from nn_jax.layers import Dense, embedding_lookup, layer_norm, with_axis_names
 from nn_jax.sparse_attention import attend_in_pattern
 from nn_jax.transformer import Transformer, unstack_blocks
@@ -73,6 +73,8 @@ class CodeTransformer(nn.Module):
         the patterns to blocks.
       conv_window: side of the window of the "conv" pattern.
       blocks: further options of `Transformer`.
+      cache_dtype: dtype of KV caches: None for `dtype`, or int8, which has a relative error of 1/254 of the largest
+        component of each key and value.
     """
 
     condition_size: int
@@ -90,6 +92,7 @@ class CodeTransformer(nn.Module):
     conv_window: int
     dtype: DTypeLike
     blocks: Mapping[str, Any]
+    cache_dtype: DTypeLike | None = None
 
     @property
     def length(self) -> int:
@@ -137,26 +140,49 @@ class CodeTransformer(nn.Module):
     def prefill(
         self, condition: Int[Array, "b c"], codes: Int[Array, "b p"]
     ) -> tuple[Float[Array, "b k"], tuple[KVCache, ...]]:
-        """Computes the logits of the next code from condition and previous `codes` (possibly none), and the KV caches.
+        """Computes the logits of the next code from condition and previous `codes` (possibly none), and their KV caches.
 
-        Logits are over codes only. The caches have room for the full sequence.
+        Logits are over codes only. `decode_step` uses the caches as prefixes.
         """
         x = self._embed(condition, codes)
-        caches = self.transformer.empty_caches(len(condition), self.condition_length + self.length)
+        caches = self.transformer.empty_caches(len(condition), x.shape[1], self.cache_dtype)
         x, caches = self.transformer.prefill(x, caches, self._masks(x.shape[1]))
         return self._code_logits(x[:, -1]), caches
 
+    def empty_caches(self, batch: int) -> tuple[KVCache, ...]:
+        """Makes the caches of sequences without a code after the prefix; `KVCache.grow` makes room for codes."""
+        return self.transformer.empty_caches(batch, 0, self.cache_dtype)
+
     def decode_step(
-        self, codes: Int[Array, "b"], index: Int[Array, ""], caches: tuple[KVCache, ...]
+        self,
+        codes: Int[Array, "b"],
+        index: Int[Array, ""],
+        prefixes: tuple[tuple[KVCache, ...], ...],
+        caches: tuple[KVCache, ...],
     ) -> tuple[Float[Array, "b k"], tuple[KVCache, ...]]:
-        """Computes the logits of the next code from `codes` at position `index`, and the updated KV caches."""
+        """Computes the logits of the next code from `codes` at position `index`, and the updated KV caches.
+
+        Args:
+          prefixes: for each block, caches of the condition and the first codes; see `nn_jax.attention.attend_to_caches`.
+          caches: for each block, the cache of the codes after the prefix, with room for the code at `index`.
+        """
         x = self.codes(codes[:, None], index).astype(self.dtype)
-        position = self.condition_length + index
-        masks = self._masks(self.condition_length + self.length)
-        if masks is not None:
-            masks = jax.lax.dynamic_slice_in_dim(masks, position, 1, axis=-2)
-        x, caches = self.transformer.decode_step(x, caches, position, masks)
+        num_known = prefixes[0][0].length - self.condition_length
+        visible = tuple(self._visible(p, index, num_known, caches[0].length) for p in self.patterns)
+        x, caches = self.transformer.decode_step(x, prefixes, caches, index - num_known, visible)
         return self._code_logits(x[:, 0]), caches
+
+    def _visible(self, pattern: str, index: Int[Array, ""], num_known: int, length: int) -> Visible:
+        """Returns what the code at `index` attends to, of a prefix with `num_known` codes and of a cache of `length`."""
+        attended = attended_codes(pattern, self.grid, self.conv_window)
+        if attended is None:
+            return Visible(None, None, jnp.arange(length) <= index - num_known)
+        prefix_mask = None
+        if num_known:
+            mask = attention_mask(pattern, self.condition_length, self.grid, self.conv_window)
+            prefix_mask = jnp.asarray(mask[self.condition_length :, : self.condition_length + num_known])[index]
+        positions = jnp.asarray(attended)[index] - num_known
+        return Visible(prefix_mask, positions, positions >= 0)
 
     def _embed(self, condition, codes):
         """Embeds condition and codes as one sequence."""

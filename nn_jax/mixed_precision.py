@@ -35,11 +35,22 @@ def dot(x: jax.Array, kernel: ArrayLike, axes: int, out_dtype: DTypeLike | None 
     return mixed_dot_general(x, jnp.asarray(kernel), dimensions, x.dtype, out_dtype or x.dtype)
 
 
-def round_kernels(params: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:
-    """Casts the kernels to the dtype of the products, to which `dot` and `convolve` would round them at each call."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: x.astype(dtype) if path[-1] == jax.tree_util.DictKey("kernel") else x, params
-    )
+_ROUNDED = ("kernel", "tokens")
+
+
+def round_weights(variables: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:
+    """Casts kernels and tables of token embeddings to the dtype of the products, where they are (NumPy arrays on the host).
+
+    `dot` and `convolve` would round kernels to this dtype at each call. Other parameters keep their dtype: they are small,
+    and norms, biases, positions and distances to the codes of a quantiser are computed in float32.
+    """
+
+    def cast(path, x):
+        names = [str(getattr(key, "key", key)) for key in path]
+        is_rounded = names[-1] in _ROUNDED and "quantizer" not in names
+        return x.astype(dtype) if is_rounded and x.dtype != dtype else x
+
+    return jax.tree_util.tree_map_with_path(cast, dict(variables))
 
 
 def mixed_dot_general(a: jax.Array, b: jax.Array, dimension_numbers: tuple, dtype: DTypeLike, out_dtype: DTypeLike):

@@ -1,6 +1,6 @@
 """Pre-norm transformer (arXiv 1706.03762; pre-norm as in GPT-2) with scanned or unrolled blocks.
 
-For autoregressive decoding, `prefill` and `decode_step` use a KV cache. The results equal those of the full sequence.
+For autoregressive decoding, `prefill` and `decode_step` use KV caches. The results equal those of the full sequence.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from nn_jax import attention as attention_lib
-from nn_jax.attention import KVCache, SelfAttention, platform
+from nn_jax.attention import KVCache, SelfAttention, Visible, platform
 from nn_jax.layers import ACTIVATIONS, Dense, layer_norm
 from nn_jax.mixed_precision import mixed_dot_general_p
 
@@ -83,8 +83,17 @@ class Block(nn.Module):
     def prefill(self, x: Float[Array, "batch length width"], cache: KVCache, mask: Masks | None = None):
         return self._residual(x, lambda y: self.attention.prefill(y, len(x), cache, mask))
 
-    def decode_step(self, x: Float[Array, "batch 1 width"], cache: KVCache, position: Int[Array, ""], mask: Masks):
-        return self._residual(x, lambda y: self.attention.decode_step(y, len(x), cache, position, mask))
+    def decode_step(
+        self,
+        x: Float[Array, "batch 1 width"],
+        prefixes: tuple[KVCache, ...],
+        cache: KVCache,
+        position: Int[Array, ""],
+        visible: Visible,
+    ):
+        return self._residual(
+            x, lambda y: self.attention.decode_step(y, len(x), prefixes, cache, position, visible)
+        )
 
     def _residual(self, x, attention: Callable, deterministic: bool = True):
         """Applies the block with a given attention function `y -> (y, cache)`."""
@@ -183,14 +192,15 @@ class Transformer(nn.Module):
         )
         return stack(self.blocks, x, jnp.asarray(indices))[0]
 
-    def empty_caches(self, batch: int, length: int) -> tuple[KVCache, ...]:
-        """Makes an empty KV cache of `length` tokens for each block."""
-        return (KVCache.empty(batch, length, self.heads, self.width // self.heads, self.dtype),) * self.depth
+    def empty_caches(self, batch: int, length: int, dtype: DTypeLike | None = None) -> tuple[KVCache, ...]:
+        """Makes an empty KV cache of `length` tokens for each block, of the model's dtype or another, such as int8."""
+        empty = KVCache.empty(batch, length, self.heads, self.width // self.heads, self.dtype if dtype is None else dtype)
+        return (empty,) * self.depth
 
     def prefill(
         self, x: Float[Array, "batch prefix width"], caches: tuple[KVCache, ...], masks: Masks | None = None
     ) -> tuple[Float[Array, "batch prefix width"], tuple[KVCache, ...]]:
-        """Applies all blocks to the first tokens of a sequence. Returns the output and the updated KV caches.
+        """Applies all blocks to the first tokens of a sequence. Returns the output and their KV caches.
 
         Requires unrolled blocks (`scan=False`, parameters from `unstack_blocks`).
         """
@@ -203,22 +213,25 @@ class Transformer(nn.Module):
     def decode_step(
         self,
         x: Float[Array, "batch 1 width"],
+        prefixes: tuple[tuple[KVCache, ...], ...],
         caches: tuple[KVCache, ...],
         position: Int[Array, ""],
-        masks: Masks | None = None,
+        visible: tuple[Visible, ...],
     ) -> tuple[Float[Array, "batch 1 width"], tuple[KVCache, ...]]:
-        """Applies all blocks to the token at `position`. Returns the output and the updated KV caches.
+        """Applies all blocks to one token. Returns the output and the updated KV caches.
 
         Requires unrolled blocks (`scan=False`, parameters from `unstack_blocks`).
 
         Args:
-          masks: rows [.., 1, length of the caches] of the masks for this token; None: all earlier tokens are visible.
+          prefixes: for each block, the caches of the prefixes of the sequences; see `attend_to_caches`.
+          caches: for each block, the cache of the tokens after the prefix.
+          position: index of the token after the prefix.
+          visible: what the token attends to, for each of the masks of `mask_index`, or one for all blocks.
         """
-        written = jnp.arange(caches[0].keys.shape[2]) <= position
         filled = []
-        for index, cache in enumerate(caches):
-            mask = written[None, None, None] if masks is None else self._mask(masks, index)
-            x, cache = self._block(index).decode_step(x, cache, position, mask)
+        for index, (prefix, cache) in enumerate(zip(prefixes, caches, strict=True)):
+            seen = visible[self.mask_index[index] if self.mask_index else 0]
+            x, cache = self._block(index).decode_step(x, prefix, cache, position, seen)
             filled.append(cache)
         return x, tuple(filled)
 

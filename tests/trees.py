@@ -27,3 +27,8 @@ def set_options(config: ConfigDict, changes: Mapping) -> ConfigDict:
             group = group[parent]
         group[key] = value
     return config
+
+
+def count_bytes(tree) -> int:
+    """The bytes of the arrays of a tree, one copy of each."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

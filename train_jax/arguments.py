@@ -10,6 +10,8 @@ from pathlib import Path
 from train_jax.data.files import read_lines
 from train_jax.errors import UserError
 
+DTYPES = ("auto", "float32", "bfloat16")  # as `train_jax.compute.INFERENCE_DTYPES`, which imports JAX
+
 
 def expand_home(argv: Sequence[str] | None = None) -> list[str]:
     """Expands `~` in arguments such as `--option=~/file`, which shells leave as it is.
@@ -23,6 +25,17 @@ def expand_home(argv: Sequence[str] | None = None) -> list[str]:
         home = option.startswith("--") and value.startswith("~/")
         words.append(f"{option}={os.path.expanduser(value)}" if home else word)
     return words
+
+
+def add_dtype(parser: argparse.ArgumentParser, default: str | None = "auto") -> None:
+    """Adds the option `--dtype`, which `load` of every package has."""
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=default,
+        help="precision of the model: bfloat16 halves memory and time on accelerators; auto (default): bfloat16 on "
+        "accelerators that have it, float32 on a CPU",
+    )
 
 
 def check_outputs(**paths: str | None) -> None:

@@ -3,11 +3,14 @@
 import dataclasses
 from typing import Any
 
+import jax
 from jax.typing import DTypeLike
 
 from nn_jax.layers import DTYPES
 from nn_jax.transformer import REMAT
 from train_jax.options import Options, option
+
+INFERENCE_DTYPES = ("auto", *DTYPES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,3 +46,19 @@ class TransformerCompute(Compute):
     def transformer(self) -> dict[str, Any]:
         """Keyword arguments of `nn_jax.transformer.Transformer`."""
         return {"scan": self.scan, "remat": self.remat, "dtype": self.array_dtype, "float8": self.float8}
+
+
+def inference_dtype(dtype: str) -> str:
+    """Returns the dtype in which to compute: "auto" is bfloat16 on accelerators that multiply it, and float32 elsewhere.
+
+    These are TPUs, NVIDIA GPUs of compute capability 8.0 (A100) and above, and AMD's. Raises ValueError for an unknown
+    dtype.
+    """
+    if dtype not in INFERENCE_DTYPES:
+        raise ValueError(f"dtype = {dtype!r} must be one of {', '.join(INFERENCE_DTYPES)}")
+    if dtype != "auto":
+        return dtype
+    device = jax.local_devices()[0]
+    capability = str(getattr(device, "compute_capability", ""))  # such as "8.0", or "gfx90a" on AMD's
+    has_units = device.platform == "tpu" or (device.platform == "gpu" and not capability.startswith(("5.", "6.", "7.")))
+    return "bfloat16" if has_units else "float32"

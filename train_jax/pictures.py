@@ -51,7 +51,43 @@ def save_png(image: Image.Image, path: str | Path, key: str, metadata: Mapping[s
     """Writes a PNG with metadata, stored as JSON in the text chunk `key`."""
     text = PngInfo()
     text.add_itxt(key, json.dumps(dict(metadata), ensure_ascii=False))
-    image.save(path, pnginfo=text)
+    image.save(path, "PNG", pnginfo=text)
+
+
+class PictureFolder:
+    """Folder of the PNGs of one command, which the same command continues after an interruption.
+
+    A file is either complete or absent. Its metadata tell whether it is what the command would write.
+
+    Args:
+      key: name of the text chunk of the metadata.
+      metadata: metadata that all files share.
+    """
+
+    def __init__(self, folder: str | Path, key: str, metadata: Mapping[str, Any]):
+        self._folder, self._key, self._metadata = Path(folder), key, dict(metadata)
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, name: str) -> Path:
+        return self._folder / name
+
+    def holds(self, name: str, /, **fields: Any) -> bool:
+        """Returns whether a file exists. Raises UserError if its metadata are not those of this command and `fields`."""
+        file = self.path(name)
+        if not file.is_file():
+            return False
+        text = read_png_text(file, self._key)
+        if text is None or json.loads(text) != json.loads(json.dumps(self._metadata | fields)):
+            raise UserError(f"{file} was written by another command, with other options or another model: name a new folder")
+        return True
+
+    def save(self, image: UInt8[np.ndarray, "H W 3"], name: str, /, **fields: Any) -> None:
+        """Writes a PNG, with `fields` added to its metadata."""
+        file = self.path(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f".{file.name}.part")
+        save_png(Image.fromarray(image), part, self._key, self._metadata | fields)
+        part.replace(file)
 
 
 def read_png_text(path: str | Path, key: str) -> str | None:

@@ -1,10 +1,10 @@
-"""Loading of trained weights for inference, onto one device, from checkpoints of any mesh."""
+"""Loading of trained weights for inference, into the memory of the host, from checkpoints of any mesh."""
 
 import logging
 import os
 
 import jax
-from jax.sharding import SingleDeviceSharding
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from train_jax import paths
@@ -20,7 +20,8 @@ def load_weights(directory: str | os.PathLike, step: int | None = None) -> tuple
       directory: checkpoint directory.
       step: step of the checkpoint; None: the newest readable checkpoint.
 
-    Players with a moving average get the average. Only these arrays are read, onto one device.
+    Players with a moving average get the average. Only these arrays are read, as NumPy arrays: a model may be rounded or
+    sharded before it is copied to devices, which float32 weights might not fit.
     Raises FileNotFoundError if there is no checkpoint, CheckpointError if none can be read.
     """
     directory = paths.run_directory(directory)
@@ -42,10 +43,9 @@ def load_weights(directory: str | os.PathLike, step: int | None = None) -> tuple
 def _load_weights(path: paths.AnyPath) -> tuple[dict, dict]:
     """Loads `(params, extra)` of one checkpoint."""
     saved = ocp.metadata(path).metadata
-    device = SingleDeviceSharding(jax.local_devices()[0])
 
-    def make_abstract(tree):
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
+    def make_abstract(tree):  # arrays without memory, of the type to load
+        return jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), tree)
 
     parts = ("average" if "average" in saved else "params", "ema")
     with partial_load():

@@ -4,6 +4,7 @@ Errors of the user are reported in one line, with exit code 2.
 """
 
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 
@@ -32,12 +33,14 @@ examples:
   vqgan-jax sample --model runs/prior-digits --n 4 --top-p 0.9 --guidance 2 --class 7 --seed 1 --out grid.png
   vqgan-jax sample --model runs/prior --size 64x128 --stride 2 --out wide.png
 
-The model is a run of the second stage (task vqgan_jax.prior.task). Image i of a seed is always the same.""",
+The model is a run of the second stage (task vqgan_jax.prior.task). Image i of a seed is always the same. With --folder,
+images are written as they are sampled, and the same command goes on after an interruption; --out may be left out.""",
     "reconstruct": """\
 examples:
   vqgan-jax reconstruct *.png --model runs/vqgan-shapes --out sheet.png
 
-The grid shows each image above its reconstruction; the PSNR of each image is printed.""",
+The grid shows each image above its reconstruction; the PSNR of each image is printed. With --folder, each reconstruction is
+written to FOLDER/NAME.png, and the same command goes on after an interruption; --out may be left out.""",
     "encode": """\
 examples:
   vqgan-jax encode photos --model runs/vqgan-shapes --out codes.npz
@@ -49,10 +52,12 @@ examples:
   vqgan-jax decode codes.npz --model runs/vqgan-shapes --out images
 
 Writes one PNG per image: a.png for a.jpg; if two images would have the same name, a.jpg.png for every a.jpg. Codes of
-another model are refused.""",
+another model are refused. The same command goes on after an interruption.""",
 }
 _MODEL = "a run directory, a directory of diffusers' VQModel, or taming's .ckpt with its .yaml beside it"
 _BATCH = 32
+_COLUMNS = 8  # of a sheet of reconstructions
+SAMPLE_KEY, RECONSTRUCT_KEY, DECODE_KEY = "vqgan-jax sample", "vqgan-jax reconstruct", "vqgan-jax decode"  # in PNGs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,11 +75,13 @@ def _build_parser() -> argparse.ArgumentParser:
     def add_command(name: str, text: str, run, model: str = _MODEL) -> argparse.ArgumentParser:
         sub = command_parser(name, text, run)
         sub.add_argument("--model", required=True, metavar="MODEL", help=model)
+        arguments_lib.add_dtype(sub)
         return sub
 
     reconstruct = add_command("reconstruct", "Reconstruct images and write a grid for comparison.", _reconstruct)
     reconstruct.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
-    reconstruct.add_argument("--out", required=True, metavar="FILE", help="output .png with images and reconstructions")
+    reconstruct.add_argument("--out", metavar="FILE", help="output .png with images and reconstructions")
+    reconstruct.add_argument("--folder", metavar="FOLDER", help="output folder for each reconstruction, for any number")
 
     encode = add_command("encode", "Encode the images of a folder to codes.", _encode)
     encode.add_argument("folder", metavar="FOLDER", help="folder of images, searched recursively")
@@ -85,7 +92,8 @@ def _build_parser() -> argparse.ArgumentParser:
     decode.add_argument("--out", required=True, metavar="FOLDER", help="output folder; created if missing")
 
     sample = add_command("sample", "Sample images autoregressively.", _sample, "run directory of the second stage")
-    sample.add_argument("--out", required=True, metavar="FILE", help="output .png with a grid of samples")
+    sample.add_argument("--out", metavar="FILE", help="output .png with a grid of samples")
+    sample.add_argument("--folder", metavar="FOLDER", help="output folder for each image, for any number of images")
     sample.add_argument("--n", type=int, default=16, help="number of images (default 16)")
     sample.add_argument("--class", type=int, dest="label", metavar="LABEL", help="class label (default: none)")
     sample.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
@@ -100,6 +108,8 @@ def _build_parser() -> argparse.ArgumentParser:
         help="image size in pixels; a sliding window is used above the training size",
     )
     sample.add_argument("--stride", type=int, help="stride of the sliding window in codes (default: half a window)")
+    sample.add_argument("--batch-size", type=int, default=64, help="maximum number of images per batch (default 64)")
+    sample.add_argument("--int8-cache", action="store_true", help="round the transformer's cache to 8 bits")
     sample.add_argument("--columns", type=int, default=8, help="number of columns of the grid (default 8)")
 
     guided.add(command_parser)
@@ -107,22 +117,48 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from train_jax.pictures import enlarged_grid, split_into_rows
+    import numpy as np
+
+    from train_jax.data.images import decode
+    from train_jax.pictures import PictureFolder, enlarged_grid, save_png, split_into_rows
     from vqgan_jax.prior.prior import load
 
-    out = arguments_lib.png(arguments.out, "the grid")
-    arguments_lib.check_outputs(out=arguments.out)
+    _check_outputs(arguments, "the grid")
     if arguments.columns < 1:
         raise UserError(f"--columns {arguments.columns}: at least 1")
-    prior = load(arguments.model)
-    names = ("seed", "temperature", "top_k", "top_p", "guidance", "size", "stride")
+    prior = load(arguments.model, dtype=arguments.dtype)
+    names = ("seed", "temperature", "top_k", "top_p", "guidance", "size", "stride", "int8_cache")
+    settings = {name: getattr(arguments, name) for name in names}
+    options = settings | {"batch_size": arguments.batch_size}
+    metadata = {"model": prior.fingerprint, "dtype": prior.dtype, **settings, "class": arguments.label}
     try:
-        images = prior.generate([arguments.label], arguments.n, **{name: getattr(arguments, name) for name in names})[0]
+        if arguments.folder:
+            pictures = PictureFolder(arguments.folder, SAMPLE_KEY, metadata)
+            files = [f"{index:06d}.png" for index in range(arguments.n)]
+            missing = [index for index, file in enumerate(files) if not pictures.holds(file, sample=index)]
+            # Repeated labels, one image of each, are the images of one label.
+            for index, drawing in prior.stream([arguments.label] * arguments.n, only=missing, **options):
+                pictures.save(drawing.images[0, 0], files[index], sample=index)
+        else:
+            images = prior.generate([arguments.label], arguments.n, **options)[0]
     except ValueError as error:
         raise UserError(str(error)) from error
-    enlarged_grid(split_into_rows(images, arguments.columns)).save(out)
-    print(f"wrote {out}", file=sys.stderr)
+    if arguments.out:
+        if arguments.folder:
+            images = [np.asarray(decode(pictures.path(file))) for file in files]
+        grid = enlarged_grid(split_into_rows(images, arguments.columns))
+        save_png(grid, arguments.out, SAMPLE_KEY, metadata | {"n": arguments.n})
+    print(f"wrote {' and '.join(filter(None, (arguments.out, arguments.folder)))}", file=sys.stderr)
     return 0
+
+
+def _check_outputs(arguments: argparse.Namespace, what: str) -> None:
+    """Raises UserError unless `--out` or `--folder` is set and can be written."""
+    if not arguments.out and not arguments.folder:
+        raise UserError(f"name --out FILE for {what}, or --folder FOLDER for the images, or both")
+    if arguments.out:
+        arguments_lib.png(arguments.out, what)
+    arguments_lib.check_outputs(out=arguments.out, folder=arguments.folder)
 
 
 def _read_images(vq, paths: list[Path]) -> tuple[list[Path], list]:
@@ -143,27 +179,43 @@ def _read_images(vq, paths: list[Path]) -> tuple[list[Path], list]:
 def _reconstruct(arguments: argparse.Namespace) -> int:
     import numpy as np
 
-    from train_jax.pictures import enlarged_grid
+    from train_jax.pictures import PictureFolder, enlarged_grid
     from vqgan_jax.metrics import psnr
     from vqgan_jax.vqgan import load
 
-    out = arguments_lib.png(arguments.out, "the sheet")
-    arguments_lib.check_outputs(out=arguments.out)
-    vq = load(arguments.model)
-    paths, images = _read_images(vq, [Path(image) for image in arguments.images])
-    if not images:
+    _check_outputs(arguments, "the sheet")
+    paths = [Path(image) for image in arguments.images]
+    if arguments.folder:
+        files = _output_paths(Path(arguments.folder), [path.name for path in paths], "IMAGE")
+        names = {path: file.name for path, file in zip(paths, files, strict=True)}
+    vq, num_readable, rows, pictures = load(arguments.model, dtype=arguments.dtype), 0, [], None
+    if arguments.folder:
+        metadata = {"model": vq.fingerprint, "dtype": vq.compute.dtype}
+        pictures = PictureFolder(arguments.folder, RECONSTRUCT_KEY, metadata)
+        if not arguments.out:
+            missing = [path for path in paths if not pictures.holds(names[path], image=str(path))]
+            num_readable, paths = len(paths) - len(missing), missing
+    for start in range(0, len(paths), _BATCH):
+        readable, images = _read_images(vq, paths[start : start + _BATCH])
+        if not images:
+            continue
+        reconstructions = vq.reconstruct(np.stack(images), _BATCH)
+        for path, decibels in zip(readable, psnr(reconstructions, np.stack(images) / 255), strict=True):
+            print(f"{decibels:6.2f} dB  {path}")
+        reconstructions = np.round(255 * reconstructions).astype(np.uint8)
+        if pictures is not None:
+            for path, image in zip(readable, reconstructions, strict=True):
+                pictures.save(image, names[path], image=str(path))
+        if arguments.out:
+            rows += zip(images, reconstructions, strict=True)
+        num_readable += len(readable)
+    if not num_readable:
         raise UserError("no image can be read")
-    reconstructions = vq.reconstruct(np.stack(images))
-    for path, decibels in zip(paths, psnr(reconstructions, np.stack(images) / 255), strict=True):
-        print(f"{decibels:6.2f} dB  {path}")
-    columns = 8
-    rows = []
-    reconstructions = np.round(255 * reconstructions).astype(np.uint8)
-    for start in range(0, len(images), columns):
-        rows += [images[start : start + columns], list(reconstructions[start : start + columns])]
-    enlarged_grid(rows).save(out)
-    print(f"wrote {out}", file=sys.stderr)
-    return 0 if len(paths) == len(arguments.images) else 2
+    if arguments.out:
+        parts = (rows[start : start + _COLUMNS] for start in range(0, len(rows), _COLUMNS))
+        enlarged_grid([list(row) for part in parts for row in zip(*part, strict=True)]).save(arguments.out)
+    print(f"wrote {' and '.join(filter(None, (arguments.out, arguments.folder)))}", file=sys.stderr)
+    return 0 if num_readable == len(arguments.images) else 2
 
 
 def _encode(arguments: argparse.Namespace) -> int:
@@ -181,7 +233,7 @@ def _encode(arguments: argparse.Namespace) -> int:
     files = [file for file in walk(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise UserError(f"{folder}: no images ({' '.join(IMAGE_SUFFIXES)}) in it")
-    vq = load(arguments.model)
+    vq = load(arguments.model, dtype=arguments.dtype)
     paths, codes = [], []
     with tqdm(total=len(files), unit="image", desc="encode") as bar:
         for start in range(0, len(files), _BATCH):
@@ -202,9 +254,9 @@ def _encode(arguments: argparse.Namespace) -> int:
 
 def _decode(arguments: argparse.Namespace) -> int:
     import numpy as np
-    from PIL import Image
 
     from train_jax.data.files import read_arrays
+    from train_jax.pictures import PictureFolder
     from vqgan_jax.vqgan import load
 
     out = Path(arguments.out)
@@ -219,7 +271,7 @@ def _decode(arguments: argparse.Namespace) -> int:
             f"{paths.dtype} {list(paths.shape)}; expected integers [n, h, w] and n strings"
         )
     targets = _output_paths(out, [str(path) for path in paths], arguments.codes)
-    vq = load(arguments.model)
+    vq = load(arguments.model, dtype=arguments.dtype)
     fingerprint = str(fingerprint)
     if fingerprint != vq.fingerprint:
         raise UserError(
@@ -227,11 +279,14 @@ def _decode(arguments: argparse.Namespace) -> int:
         )
     if codes.size and not 0 <= codes.min() <= codes.max() < vq.num_codes:
         raise UserError(f"{arguments.codes}: codes {codes.min()} to {codes.max()}; {vq.name} has 0 to {vq.num_codes - 1}")
-    for start in range(0, len(codes), _BATCH):
-        images = np.round(255 * vq.decode(codes[start : start + _BATCH])).astype(np.uint8)
-        for target, image in zip(targets[start : start + _BATCH], images, strict=True):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(target)
+    pictures = PictureFolder(out, DECODE_KEY, {"model": vq.fingerprint, "dtype": vq.compute.dtype})
+    names = [str(target.relative_to(out)) for target in targets]
+    digests = [hashlib.sha256(np.ascontiguousarray(row, np.int32)).hexdigest() for row in codes]
+    missing = [i for i in range(len(codes)) if not pictures.holds(names[i], codes=digests[i])]
+    for start in range(0, len(missing), _BATCH):
+        indices = missing[start : start + _BATCH]
+        for index, image in zip(indices, vq.decode_uint8(codes[indices], _BATCH), strict=True):
+            pictures.save(image, names[index], codes=digests[index])
     print(f"wrote {len(codes):,} image(s) to {out}")
     return 0
 

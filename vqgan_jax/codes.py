@@ -67,13 +67,14 @@ def with_codes(
 
 def open_tokenizer(path: str, copy: Path | None) -> Vqgan:
     """Opens the frozen VQGAN of a second stage: the run's `copy` if it exists, else the model at `path`."""
+    # As trained: codes, and the copy that a run keeps, must not depend on the machine that goes on.
     if copy is not None and copy.is_file():
-        return load(copy)
+        return load(copy, dtype=None)
     if not path:
         raise ConfigError(
             "config.vqgan.path is empty: set it to the VQGAN of the codes, such as a run directory"
         )
-    return load(path)
+    return load(path, dtype=None)
 
 
 def make_records(vq: Vqgan, options: ConfigDict, size: int, workdir: Path | None) -> Callable:

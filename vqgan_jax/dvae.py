@@ -7,6 +7,7 @@ over codes.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from nn_jax.convolution import Conv, upsample_nearest
@@ -21,53 +22,56 @@ class _Block(nn.Module):
     features: int
     kernels: tuple[int, int, int, int]
     post_gain: float
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x):
         y = x
         widths = (*(self.features // 4,) * 3, self.features)
         for index, (width, kernel) in enumerate(zip(widths, self.kernels, strict=True), 1):
-            y = _conv(width, kernel, f"conv{index}")(nn.relu(y))
-        shortcut = x if x.shape[-1] == self.features else _conv(self.features, 1, "shortcut")(x)
+            y = _conv(width, kernel, self.dtype, f"conv{index}")(nn.relu(y))
+        shortcut = x if x.shape[-1] == self.features else _conv(self.features, 1, self.dtype, "shortcut")(x)
         return shortcut + self.post_gain * y
 
 
-def _conv(features: int, window: int, name: str) -> Conv:
-    return Conv(features, window, jnp.float32, std="he", name=name)
+def _conv(features: int, window: int, dtype: DTypeLike, name: str, out_dtype: DTypeLike | None = None) -> Conv:
+    return Conv(features, window, dtype, std="he", out_dtype=out_dtype, name=name)
 
 
 class _Encoder(nn.Module):
     num_codes: int
     n_hid: int
     blocks: int
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x):
-        x = _conv(self.n_hid, 7, "conv_in")(x)
+        x = _conv(self.n_hid, 7, self.dtype, "conv_in")(x)
         for group in range(_GROUPS):
             for index in range(self.blocks):
                 post_gain = (_GROUPS * self.blocks) ** -2
-                x = _Block(self.n_hid << group, (3, 3, 3, 1), post_gain, name=f"group{group}_block{index}")(x)
+                x = _Block(self.n_hid << group, (3, 3, 3, 1), post_gain, self.dtype, name=f"group{group}_block{index}")(x)
             if group < _GROUPS - 1:
                 x = nn.max_pool(x, (2, 2), (2, 2))
-        return _conv(self.num_codes, 1, "conv_out")(nn.relu(x))
+        return _conv(self.num_codes, 1, self.dtype, "conv_out", jnp.float32)(nn.relu(x))
 
 
 class _Decoder(nn.Module):
     n_hid: int
     blocks: int
     n_init: int
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, p):
-        x = _conv(self.n_init, 1, "conv_in")(p)
+        x = _conv(self.n_init, 1, self.dtype, "conv_in")(p)
         for group in range(_GROUPS):
             for index in range(self.blocks):
                 post_gain, width = (_GROUPS * self.blocks) ** -2, self.n_hid << (_GROUPS - 1 - group)
-                x = _Block(width, (1, 3, 3, 3), post_gain, name=f"group{group}_block{index}")(x)
+                x = _Block(width, (1, 3, 3, 3), post_gain, self.dtype, name=f"group{group}_block{index}")(x)
             if group < _GROUPS - 1:
                 x = upsample_nearest(x)
-        return _conv(6, 1, "conv_out")(nn.relu(x))
+        return _conv(6, 1, self.dtype, "conv_out", jnp.float32)(nn.relu(x))
 
 
 class Codes(nn.Module):
@@ -90,16 +94,18 @@ class DVAE(nn.Module):
       n_hid: channels at the highest resolution.
       blocks: number of residual blocks per group; there are four groups.
       n_init: number of channels of the embedding of codes in the decoder.
+      dtype: dtype of the convolutions; logits over codes and pixels are float32.
     """
 
     quantizer: Codes
     n_hid: int
     blocks: int
     n_init: int
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):
-        self.encoder = _Encoder(self.quantizer.size, self.n_hid, self.blocks)
-        self.decoder = _Decoder(self.n_hid, self.blocks, self.n_init)
+        self.encoder = _Encoder(self.quantizer.size, self.n_hid, self.blocks, self.dtype)
+        self.decoder = _Decoder(self.n_hid, self.blocks, self.n_init, self.dtype)
 
     @property
     def factor(self) -> int:

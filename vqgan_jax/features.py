@@ -56,7 +56,7 @@ def open_features(spec: str) -> Features:
     try:
         if spec.startswith(_INCEPTION):
             return _load_inception(Path(spec.removeprefix(_INCEPTION)))
-        clip = clip_jax.load(spec)
+        clip = clip_jax.load(spec, dtype="float32")  # the same distances on every machine
     except (LoadError, OSError) as error:
         raise ConfigError(f"features = {spec!r}: {error}") from error
     return Features(f"clip-{clip.fingerprint[:8]}", lambda images: clip.encode_image(list(images)), unit=True)

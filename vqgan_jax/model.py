@@ -230,8 +230,9 @@ def build(
       dropout: dropout rate of residual blocks in training.
     """
     options = options if isinstance(options, VQGANOptions) else VQGANOptions.parse(options, "model")
+    dtype = (compute or Compute()).array_dtype
     if options.architecture == "dvae":
-        return DVAE(Codes(options.quantizer.size), options.channels, options.blocks, options.z_channels)
+        return DVAE(Codes(options.quantizer.size), options.channels, options.blocks, options.z_channels, dtype)
     # A FrozenDict is hashable, so that the module can be a static argument of jit.
     coder = flax.core.FrozenDict(
         channels=options.channels,
@@ -241,6 +242,6 @@ def build(
         middle_attention=options.middle_attention,
         groups=options.groups,
         dropout=dropout,
-        dtype=(compute or Compute()).array_dtype,
+        dtype=dtype,
     )
     return VQGAN(coder, options.z_channels, quantize.build(options.quantizer), options.pixels == "unit")

@@ -15,14 +15,15 @@ from jaxtyping import Float32, Int32, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
+from nn_jax.mixed_precision import round_weights
 from train_jax import inference
-from train_jax.compute import Compute
+from train_jax.compute import Compute, inference_dtype
 from train_jax.data.images import Preprocess
 from train_jax.errors import LoadError
 from train_jax.weights.layout import flatten, to_peer
 from vqgan_jax import model as model_lib
 from vqgan_jax.model import VQGANOptions
-from vqgan_jax.pretrained import diffusers, open_checkpoint, single_file, taming
+from vqgan_jax.pretrained import Checkpoint, diffusers, open_checkpoint, single_file, taming
 
 __all__ = ["LoadError", "Vqgan", "load", "save", "save_diffusers", "save_taming", "to_bytes"]
 
@@ -52,12 +53,25 @@ class Vqgan:
 
     @classmethod
     def assemble(
-        cls, options: VQGANOptions | Mapping | ConfigDict, variables: Any, name: str, compute: Compute | None = None
+        cls,
+        options: VQGANOptions | Mapping | ConfigDict,
+        variables: Any,
+        name: str,
+        compute: Compute | None = None,
+        dtype: str | None = None,
     ) -> "Vqgan":
-        """Builds a model from options and weights, and copies the weights to the devices of this host."""
+        """Builds a model from options and weights, and copies the weights to the devices of this host.
+
+        Args:
+          dtype: precision to which weights are rounded, and in which the model computes; None: that of `compute`, with the
+            weights as they are.
+        """
         options = options if isinstance(options, VQGANOptions) else VQGANOptions.parse(options, "model")
-        compute = compute or Compute()
-        fingerprint, module = _fingerprint(options, variables), model_lib.build(options, compute)
+        compute, fingerprint = compute or Compute(), _fingerprint(options, variables)
+        if dtype is not None:
+            compute = dataclasses.replace(compute, dtype=dtype)
+            variables = round_weights(variables, compute.array_dtype)
+        module = model_lib.build(options, compute)
         return cls(module, inference.on_devices(variables), options, compute, fingerprint, name)
 
     @property
@@ -192,7 +206,7 @@ def _fingerprint(options: VQGANOptions, variables: Mapping) -> str:
     return digest.hexdigest()
 
 
-def load(path: str | Path, step: int | None = None) -> Vqgan:
+def load(path: str | Path, step: int | None = None, *, dtype: str | None = "auto") -> Vqgan:
     """Loads a VQGAN from any supported format.
 
     Args:
@@ -201,12 +215,20 @@ def load(path: str | Path, step: int | None = None) -> Vqgan:
         dVAE, a checkpoint of taming-transformers with its `.yaml` in the same folder (from a second stage's checkpoint, the
         first stage is loaded), or "hf:org/name".
       step: checkpoint step of a run directory; None for the newest readable checkpoint.
+      dtype: precision, "float32" or "bfloat16"; "auto": bfloat16 on accelerators that have it, float32 on a CPU; None: the
+        precision of the training, with float32 weights. In bfloat16, kernels need half the memory, and latents near the
+        border of two codes may get the other one; distances to codes, and pixels, are computed in float32.
 
     Raises LoadError for unknown formats, for damaged files, and if weights and configuration are inconsistent.
     """
-    checkpoint = open_checkpoint(path, step)
+    dtype = dtype and inference_dtype(dtype)
+    return assemble_checkpoint(open_checkpoint(path, step), dtype)
+
+
+def assemble_checkpoint(checkpoint: Checkpoint, dtype: str | None) -> Vqgan:
+    """Reads the weights of an opened checkpoint and builds the model; `dtype` is as in `Vqgan.assemble`."""
     variables, name = checkpoint.variables(checkpoint.module())
-    return Vqgan.assemble(checkpoint.model, variables, name, checkpoint.compute)
+    return Vqgan.assemble(checkpoint.model, variables, name, checkpoint.compute, dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -214,8 +236,22 @@ def load(path: str | Path, step: int | None = None) -> Vqgan:
 
 
 def to_bytes(vq: Vqgan) -> bytes:
-    """Serialises weights and options as the content of a `.safetensors` file that `load` opens."""
-    return single_file.to_bytes(vq.options, vq.compute, jax.tree.map(np.asarray, vq.variables))
+    """Serialises weights and options as the content of a `.safetensors` file that `load` opens.
+
+    Raises ValueError for a model whose weights were rounded when it was loaded.
+    """
+    return single_file.to_bytes(vq.options, vq.compute, _exact_variables(vq))
+
+
+def _exact_variables(vq: Vqgan) -> dict[str, Any]:
+    """Returns the float32 weights as NumPy arrays. Raises ValueError if they were rounded."""
+    variables = jax.tree.map(np.asarray, vq.variables)
+    if any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(variables)):
+        raise ValueError(
+            f"the weights of {vq.name} were rounded to {vq.compute.dtype} when they were loaded, and would be written so: "
+            'load the model with dtype="float32" to write it'
+        )
+    return variables
 
 
 def save(vq: Vqgan, path: str | Path) -> None:
@@ -285,9 +321,10 @@ def _fold_codebook(vq: Vqgan, peer: str, gumbel: bool = False) -> tuple[dict, di
         raise ValueError(
             f"{peer} does not support model.pixels = {model['pixels']!r}: this model cannot be written for it"
         )
-    params = flatten(jax.tree.map(np.asarray, vq.variables["params"]))
+    variables = _exact_variables(vq)
+    params = flatten(variables["params"])
     if kind == "ema":
-        params["quantizer/codebook"] = np.asarray(vq.variables["codebook"]["quantizer"]["points"])
+        params["quantizer/codebook"] = variables["codebook"]["quantizer"]["points"]
         model["quantizer"]["type"] = "nearest"
     elif model["quantizer"]["unit"]:
         # The nearest point of unit norm does not depend on the latent's norm: normalising the codebook is sufficient.

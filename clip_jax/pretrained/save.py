@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
@@ -47,10 +48,16 @@ def save_hf(clip, directory: str | Path) -> None:
             f"transformers has no interpolation {clip.preprocess.interpolation!r}: save_hf cannot write this preprocessing. "
             "Clip.assemble the model with another; Google's own conversions of SigLIP say bicubic, of SigLIP 2 bilinear"
         )
+    params = flatten(clip.variables["params"])
+    if any(x.dtype == jnp.bfloat16 for x in params.values()):
+        raise ValueError(
+            f"the weights of {clip.name} were rounded to {clip.dtype} when they were loaded, and would be written so: load "
+            'the model with dtype="float32" to write it'
+        )
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} holds files already; name a new directory")
     table = (list_siglip_entries if kind == "siglip" else list_clip_entries)(module.options.identity())
-    weights = {name: np.array(x, order="C") for name, x in to_peer(flatten(clip.variables["params"]), table).items()}
+    weights = {name: np.array(x, order="C") for name, x in to_peer(params, table).items()}
     if kind == "siglip":
         weights |= {name: weights[name].reshape(1) for name in ("logit_scale", "logit_bias")}
     directory.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,6 @@ from train_jax.weights.layout import Entry, from_peer, unflatten
 from vqgan_jax.pretrained import taming
 from vqgan_jax.pretrained.checkpoint import convert_errors, read_config
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
-from vqgan_jax.vqgan import Vqgan
 
 CONFIG, STAGE1, STAGE2 = "config.yaml", "stage1_last.ckpt", "stage2_last.ckpt"
 _VOCAB, _MERGES = "bpe-16k-vocab.json", "bpe-16k-merges.txt"
@@ -72,14 +71,12 @@ def open_directory(path: Path) -> Stage2Checkpoint | None:
         stage1 = taming.build_checkpoint({"target": "VQModel", "params": vq}, tensors, path / STAGE1)
         entries = _list_entries(hparams)
         captions = _open_tokenizer(path / "tokenizer", text_length, stage2_config["vocab_size_txt"])
-    variables, name = stage1.variables(stage1.module())
-    vqgan = Vqgan.assemble(stage1.model, variables, name)
 
     def read() -> tuple[dict, str]:
         tensors = taming.open_state_dict(path / STAGE2)
         return unflatten(from_peer(tensors, entries, str(path / STAGE2), _IGNORED), True), str(path)
 
-    return Stage2Checkpoint(str(path), model, captions, vqgan, side * vqgan.factor, read)
+    return Stage2Checkpoint(str(path), model, captions, stage1, side * stage1.module().factor, read)
 
 
 def _read_config(file: Path) -> dict:

@@ -18,7 +18,10 @@ from PIL import Image
 import clip_jax
 from clip_jax import LoadError
 from clip_jax import clip as clip_module
-from train_jax.data.images import CLIP_MEAN, CLIP_STD, BrokenSample
+from clip_jax import model as model_lib
+from clip_jax.clip import Clip
+from tests.trees import count_bytes
+from train_jax.data.images import CLIP_MEAN, CLIP_STD, BrokenSample, Preprocess
 
 
 @functools.cache
@@ -306,3 +309,45 @@ def test_a_heat_map_has_a_value_for_each_patch(clip, captions, drawn):
     moved = np.abs(clip.heat_map([changed], captions[:1]) - clip.heat_map(pictures[:1], captions[:1]))[0, 0]
     assert moved.argmax() == 1
     assert clip.heat_map([], captions[:2]).shape == (0, 2, 2, 2)
+
+
+@pytest.mark.parametrize("tower", ["vit", "resnet"])
+def test_in_bfloat16_embeddings_are_those_of_float32_and_weights_are_half(clip, random_variables, tmp_path, tower):
+    exact = clip
+    if tower == "resnet":
+        options = clip.module.options.to_dict()
+        options["image"] = {"tower": "resnet", "size": 32, "width": 16, "layers": (1, 1, 1, 1), "heads": 2}
+        module = model_lib.build(options, clip.tokenizer.vocab_size, clip.tokenizer.eos_id)
+        ids = jnp.zeros((1, options["text"]["context_length"]), jnp.int32)
+        variables = random_variables(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), ids)
+        exact = Clip.assemble(module, variables, clip.tokenizer, Preprocess(32), "drawn")
+    short = Clip.assemble(exact.module, exact.variables, exact.tokenizer, exact.preprocess, "rounded", "bfloat16")
+    assert (exact.dtype, short.dtype) == ("float32", "bfloat16") and short.fingerprint == exact.fingerprint
+    images = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), np.uint8)
+    for method, values in (("encode_image", images), ("encode_text", ["a red circle", "a blue square"])):
+        expected, actual = getattr(exact, method)(values), getattr(short, method)(values)
+        assert actual.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(actual, axis=1), 1, rtol=1e-5)
+        # bfloat16 has 8 bits: an error of 2^-9 in each of about ten roundings of a unit vector, and some reserve.
+        assert np.linalg.norm(actual - expected, axis=1).max() < 10 * 2**-8
+        assert (actual != expected).any()
+    rounded = {"kernel", "tokens"}
+    sizes = {True: 0, False: 0}
+    for path, x in jax.tree_util.tree_leaves_with_path(short.variables):
+        assert x.dtype == ("bfloat16" if path[-1].key in rounded else "float32")
+        sizes[path[-1].key in rounded] += x.size
+    assert count_bytes(short.variables) == 2 * sizes[True] + 4 * sizes[False]
+    assert count_bytes(exact.variables) == 4 * sum(sizes.values())
+    if tower == "resnet":
+        return
+    with pytest.raises(ValueError, match='rounded to bfloat16 .* load the model with dtype="float32"'):
+        clip_jax.save_hf(Clip.assemble(short.module, short.variables, short.tokenizer, short.preprocess, "x"), tmp_path)
+
+
+def test_a_model_is_loaded_in_the_precision_asked_for(clip, tmp_path):
+    clip_jax.save_hf(clip, tmp_path / "model")
+    models = {dtype: clip_jax.load(tmp_path / "model", dtype=dtype) for dtype in ("auto", "float32", "bfloat16", None)}
+    assert [model.dtype for model in models.values()] == ["float32", "float32", "bfloat16", "float32"], "on a CPU"
+    assert len({model.fingerprint for model in models.values()}) == 1
+    with pytest.raises(ValueError, match="dtype = 'half' must be one of"):
+        clip_jax.load(tmp_path / "model", dtype="half")

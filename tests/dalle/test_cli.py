@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dalle_jax import cli, dalle
+from train_jax.pictures import PictureFolder
 
 
 def call(*arguments) -> int:
@@ -23,7 +24,7 @@ def metadata(path) -> dict:
 def loaded_once(tiny, trained, monkeypatch):
     """Calls share the compiled programs of one loaded model."""
     load = dalle.load
-    monkeypatch.setattr(dalle, "load", lambda path: trained if Path(path) == tiny[1] else load(path))
+    monkeypatch.setattr(dalle, "load", lambda path, dtype: trained if Path(path) == tiny[1] else load(path, dtype=dtype))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_generate_writes_a_grid_that_tells_how_it_was_made(tiny, trained, tmp_pa
         assert sheet.size == (8 * (3 * 16 + 2 * 2), 8 * (2 * 16 + 2))
         np.testing.assert_array_equal(np.asarray(sheet)[: 8 * 16 : 8, : 8 * 16 : 8], images[0])
     text = metadata(out)
-    assert text["model"] == trained.fingerprint and text["prompts"] == ["the digit three"]
+    assert text["model"] == trained.fingerprint and text["dtype"] == "float32" and text["prompts"] == ["the digit three"]
     assert (text["seed"], text["top_p"], text["guidance"], text["samples"]) == (7, 0.9, 1.5, [[0, 1, 2, 3, 4]])
 
 
@@ -143,3 +144,47 @@ def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         call(command, "--help")
     assert stop.value.code == 0 and f"dalle-jax {command}" in capsys.readouterr().out
+
+
+def test_a_killed_command_goes_on_in_its_folder(tiny, trained, tmp_path, monkeypatch, capsys):
+    """Three of six pictures are there, and one half written: the others are drawn, and the same as without a break."""
+    prompts, folder = ["zero", "nine", "zero"], tmp_path / "many"
+    arguments = ("generate", *prompts, "--model", tiny[1], "--n", 2, "--batch-size", 2, "--folder", folder)
+    save, saved = PictureFolder.save, []
+
+    def interrupted_save(self, image, name, **fields):
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        saved.append(name)
+        save(self, image, name, **fields)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PictureFolder, "save", interrupted_save)
+        assert call(*arguments) == 130
+    assert sorted(path.name for path in folder.iterdir()) == saved == ["0000-0000.png", "0000-0001.png", "0001-0000.png"]
+    (folder / ".0001-0001.png.part").write_bytes(b"half a picture")
+    drawn, draw = [], type(trained).draw
+
+    def counted_draw(self, prompts, *arguments, **options):
+        drawn.append(prompts)
+        return draw(self, prompts, *arguments, **options)
+
+    monkeypatch.setattr(type(trained), "draw", counted_draw)
+    assert call(*arguments, "--out", tmp_path / "grid.png") == 0
+    assert drawn == [["nine"], ["zero"]]
+    images = {index: drawing.images[0] for index, drawing in trained.stream(prompts, 2, batch_size=2, progress=False)}
+    for index, sample in np.ndindex(3, 2):
+        name = f"{index:04d}-{sample + 2 * (index == 2):04d}.png"  # a repeated prompt goes on with its samples
+        np.testing.assert_array_equal(np.asarray(Image.open(folder / name)), images[index][sample])
+    with Image.open(tmp_path / "grid.png") as sheet:
+        np.testing.assert_array_equal(np.asarray(sheet)[: 8 * 16 : 8, 8 * 18 : 8 * 34 : 8], images[0][1])
+    drawn.clear()
+    assert call(*arguments) == 0 and not drawn, "nothing is left to draw"
+    capsys.readouterr()
+    assert call(*arguments, "--seed", 1) == 2
+    assert "was written by another command, with other options or another model" in capsys.readouterr().err
+
+
+def test_a_command_needs_an_output(tiny, capsys):
+    assert call("generate", "zero", "--model", tiny[1]) == 2
+    assert "name --out FILE for a grid, or --folder FOLDER" in capsys.readouterr().err

@@ -6,10 +6,12 @@ How it samples, scores and completes pictures: tests/vqgan/stage2.
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import dalle_jax
+from tests.trees import count_bytes
 from train_jax.errors import LoadError
 
 PROMPTS = ["the digit three", "a handwritten 7", "zero"]
@@ -58,3 +60,18 @@ def test_guidance_is_refused_to_a_run_that_dropped_no_captions(copied):
     (copied / "config.json").write_text(json.dumps(config | {"condition_dropout": 0.0}))
     with pytest.raises(ValueError, match="guidance = 1.5: .* train with condition_dropout above 0"):
         dalle_jax.load(copied).draw(PROMPTS, guidance=1.5)
+
+
+def test_in_bfloat16_both_stages_are_those_of_float32(tiny, trained):
+    short = dalle_jax.load(tiny[1], dtype="bfloat16")
+    assert (short.dtype, short.vqgan.compute.dtype) == ("bfloat16", "bfloat16") and short.fingerprint == trained.fingerprint
+    assert (trained.dtype, trained.vqgan.compute.dtype) == ("float32", "float32"), "auto on a CPU"
+    tokens, codes = trained.condition.encode(PROMPTS), np.random.default_rng(0).integers(0, 12, (3, 4, 4))
+    expected, actual = trained.logits(tokens, codes), short.logits(tokens, codes)
+    for exact, rounded in zip(expected, actual, strict=True):
+        assert rounded.dtype == np.float32
+        assert 0 < np.abs(rounded - exact).max() < 0.02 * np.abs(exact).max()
+    for path, x in jax.tree_util.tree_leaves_with_path(short.variables):
+        assert x.dtype == ("bfloat16" if path[-1].key in ("kernel", "tokens") else "float32")
+    assert count_bytes(short.variables) < 0.6 * count_bytes(trained.variables)
+    assert short.draw(PROMPTS, progress=False).images.shape == (3, 1, 16, 16, 3)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nn_jax.attention_patterns import assign_patterns, attention_mask
+from nn_jax.attention_patterns import assign_patterns, attended_codes, attention_mask
 from nn_jax.sparse_attention import attend_in_pattern
 
 RNG = np.random.default_rng(0)
@@ -40,6 +40,17 @@ def test_masks_are_what_the_paper_draws(pattern, window):
     mask = attention_mask(pattern, CONDITION, (ROWS, COLUMNS), window)
     n = CONDITION + ROWS * COLUMNS
     assert mask.tolist() == [[attends(pattern, q, k, window) for k in range(n)] for q in range(n)]
+
+
+@pytest.mark.parametrize("pattern, window, most", [("row", 1, 5), ("column", 1, 4), ("conv", 3, 5), ("conv", 5, 11)])
+def test_codes_that_a_code_attends_to_are_few(pattern, window, most):
+    """With a window of 5 on 4 columns, two of 13 positions wrap around onto others."""
+    listed = attended_codes(pattern, (ROWS, COLUMNS), window)
+    assert listed.shape == (ROWS * COLUMNS, most)
+    for query, codes in enumerate(listed):
+        expected = [k for k in range(16) if attends(pattern, CONDITION + query, CONDITION + k, window)]
+        assert codes[codes >= 0].tolist() == expected
+    assert attended_codes("dense", (ROWS, COLUMNS), 1) is None
 
 
 def test_an_unknown_pattern_is_named():

@@ -73,17 +73,21 @@ def apply(module, params, *inputs, method: str = "__call__", capture: bool = Fal
 
 @pytest.mark.parametrize("changes", [*VARIANTS, *BFLOAT16])
 def test_decoding_with_a_cache_equals_the_whole_stream(changes):
-    """The cache is filled with the condition alone, or with the first codes, too."""
+    """The prefix is the condition alone, or has the first codes, too; the cache of the others grows."""
     tolerance = 2e-2 if "dtype" in changes else 1e-5
     module, params, condition, codes = build(**changes)
     whole = np.asarray(apply(module, params, condition, codes)[1])[..., module.code_offset :]
     unrolled, params = unroll_for_decoding(module, params)
     for prefix in (0, 5):
-        logits, caches = apply(unrolled, params, condition, codes[:, :prefix], method="prefill")
+        logits, prefixes = apply(unrolled, params, condition, codes[:, :prefix], method="prefill")
+        prefixes = tuple((cache,) for cache in prefixes)
+        caches = tuple(cache.grow(4) for cache in unrolled.bind({}).empty_caches(2))
         for index in range(prefix, LENGTH):
             expected = whole[:, index]
             np.testing.assert_allclose(logits, expected, atol=tolerance * np.abs(whole).max(), rtol=tolerance)
-            step = codes[:, index], jnp.int32(index), caches
+            if index - prefix == 4:  # two sizes: a cache may have just enough room, or more
+                caches = tuple(cache.grow(LENGTH) for cache in caches)
+            step = codes[:, index], jnp.int32(index), prefixes, caches
             logits, caches = apply(unrolled, params, *step, method="decode_step")
 
 
@@ -141,10 +145,29 @@ def test_logits_of_bfloat16_are_float32_sums_of_its_products(changes):
 
     (logits, caches), state = apply(unrolled, unstacked, condition, codes[:, :5], method="prefill", capture=True)
     check(logits, state)
-    (logits, _), state = apply(
-        unrolled, unstacked, codes[:, 5], jnp.int32(5), caches, method="decode_step", capture=True
-    )
+    step = codes[:, 5], jnp.int32(5), tuple((c,) for c in caches), unrolled.bind({}).empty_caches(2)
+    step = *step[:3], tuple(cache.grow(1) for cache in step[3])
+    (logits, _), state = apply(unrolled, unstacked, *step, method="decode_step", capture=True)
     check(logits, state)
+
+
+@pytest.mark.parametrize("changes", [VARIANTS[0], VARIANTS[2]])
+def test_an_int8_cache_changes_logits_by_its_rounding(changes):
+    """Keys and values of 8 bits have at most 1/254 of their largest component as error: a few times that in the logits."""
+    module, params, condition, codes = build(**changes)
+    whole = np.asarray(apply(module, params, condition, codes)[1])
+    unrolled, params = unroll_for_decoding(module.clone(cache_dtype=jnp.int8), params)
+    logits, prefixes = apply(unrolled, params, condition, codes[:, :3], method="prefill")
+    np.testing.assert_allclose(logits, whole[:, 3], atol=1e-5 * np.abs(whole).max(), rtol=1e-5)
+    prefixes = tuple((cache,) for cache in prefixes)
+    caches, errors = tuple(cache.grow(LENGTH - 3) for cache in unrolled.bind({}).empty_caches(2)), []
+    for cache in (*caches, *(prefix for (prefix,) in prefixes)):
+        assert cache.keys.dtype == cache.values.dtype == jnp.int8 and cache.key_scales.dtype == jnp.float32
+    for index in range(3, LENGTH - 1):
+        step = codes[:, index], jnp.int32(index), prefixes, caches
+        logits, caches = apply(unrolled, params, *step, method="decode_step")
+        errors.append(np.abs(logits - whole[:, index + 1]))
+    assert 0 < np.max(errors) < 5 / 254 * np.abs(whole).max() and np.mean(errors) < 1 / 254 * np.abs(whole).max()
 
 
 def test_joint_logits_hold_condition_tokens_first():

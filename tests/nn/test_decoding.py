@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nn_jax import transformer
+from nn_jax.attention import Visible
 from nn_jax.decoding import Sampling, allowed_codes, decode, has_filters, sample_code
 
 RNG = np.random.default_rng(0)
@@ -192,12 +193,13 @@ def test_decoding_token_by_token_equals_the_whole_sequence(scan):
     unrolled = module.clone(scan=False)
     params = {"params": transformer.unstack_blocks(variables["params"])}
     prefill = jax.jit(lambda x, caches: unrolled.apply(params, x, caches, method="prefill"))
-    step = jax.jit(lambda x, caches, i: unrolled.apply(params, x, caches, i, method="decode_step"))
+    step = jax.jit(lambda *inputs: unrolled.apply(params, *inputs, method="decode_step"))
     for prefix in (1, 4):
-        y, caches = prefill(x[:, :prefix], unrolled.empty_caches(2, 8))
-        parts = [y]
-        for i in range(prefix, 6):
-            y, caches = step(x[:, i : i + 1], caches, jnp.asarray(i))
+        y, prefixes = prefill(x[:, :prefix], unrolled.empty_caches(2, prefix))
+        prefixes, caches, parts = tuple((p,) for p in prefixes), unrolled.empty_caches(2, 6 - prefix), [y]
+        for i in range(6 - prefix):
+            visible = Visible(None, None, jnp.arange(6 - prefix) <= i)
+            y, caches = step(x[:, prefix + i : prefix + i + 1], prefixes, caches, jnp.asarray(i), (visible,))
             parts.append(y)
         np.testing.assert_allclose(jnp.concatenate(parts, axis=1), expected, atol=1e-5)
     if scan:

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from nn_jax import layers
 from nn_jax.convolution import Conv, convolve
 from nn_jax.layers import add_parameter
-from nn_jax.mixed_precision import dot, mixed_dot_general, round_kernels
+from nn_jax.mixed_precision import dot, mixed_dot_general, round_weights
 
 OPTIONS = {"axes": ("channels_in", "embed"), "std": 1.0}
 
@@ -149,7 +149,7 @@ def test_in_float32_a_mixed_product_is_that_of_lax(shape, other, contracted, bat
 
 def test_kernels_alone_are_rounded_before_they_are_used():
     params = {"norm": {"scale": jnp.ones(3)}, "dense": {"kernel": jnp.full((3, 2), 1 / 3), "bias": jnp.full(2, 1 / 3)}}
-    rounded = round_kernels(params, jnp.bfloat16)
+    rounded = round_weights(params, jnp.bfloat16)
     dtypes = jax.tree.map(lambda x: x.dtype.name, rounded)
     assert dtypes == {"norm": {"scale": "float32"}, "dense": {"kernel": "bfloat16", "bias": "float32"}}
     x = jnp.asarray(RNG.standard_normal((4, 3)), jnp.bfloat16)

@@ -109,7 +109,7 @@ def test_another_mesh_and_other_shardings(tmp_path):
     assert restored.params["clip"]["kernel"].sharding.spec == P("tensor", "fsdp")
 
 
-def test_inference_reads_the_average_where_there_is_one_onto_one_device(tmp_path):
+def test_inference_reads_the_average_where_there_is_one_into_the_memory_of_the_host(tmp_path):
     state = make_state()
     mesh = sharding.make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
     placed = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), state, abstract(state, mesh, P("fsdp", None)))
@@ -119,7 +119,7 @@ def test_inference_reads_the_average_where_there_is_one_onto_one_device(tmp_path
     params, _, step = load_weights(tmp_path)
     assert step == 5
     assert_equal(params, {"clip": state.ema["clip"], "other": state.params["other"]})
-    assert {len(x.devices()) for x in jax.tree.leaves(params)} == {1}
+    assert {type(x) for x in jax.tree.leaves(params)} == {np.ndarray}
 
 
 def test_inference_reads_a_schedule_free_optimisers_average(tmp_path):

@@ -48,3 +48,16 @@ def test_what_is_no_picture_is_named(tmp_path):
         pictures.read_png_text(tmp_path / "a.png", "multimodal")
     with pytest.raises(FileNotFoundError):
         pictures.read_png_text(tmp_path / "b.png", "multimodal")
+
+
+def test_a_folder_holds_what_the_same_command_wrote(tmp_path):
+    folder = pictures.PictureFolder(tmp_path / "many", "multimodal", {"seed": 3, "top_p": None})
+    assert not folder.holds("a/b.png", prompt="x")
+    folder.save(plain(7), "a/b.png", prompt="x")
+    assert folder.holds("a/b.png", prompt="x")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "many/a/b.png")), plain(7))
+    assert [path.name for path in (tmp_path / "many/a").iterdir()] == ["b.png"], "no unfinished file stays"
+    other = pictures.PictureFolder(tmp_path / "many", "multimodal", {"seed": 4, "top_p": None})
+    for wrong, fields in ((folder, {"prompt": "y"}), (other, {"prompt": "x"})):
+        with pytest.raises(UserError, match="b.png was written by another command"):
+            wrong.holds("a/b.png", **fields)

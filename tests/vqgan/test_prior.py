@@ -201,3 +201,23 @@ def test_the_command_line_draws_what_the_model_draws(run, prior, tmp_path, capsy
     assert "write height and width" in capsys.readouterr().err
     assert cli.main(["sample", "--model", str(tmp_path), "--out", str(out)]) == 2
     assert "no run directory" in capsys.readouterr().err
+
+
+def test_samples_in_a_folder_are_those_of_the_grid_and_are_drawn_once(run, prior, tmp_path, capsys):
+    folder, options = tmp_path / "many", ["--class", "5", "--seed", "4", "--guidance", "2"]
+    arguments = ["sample", "--model", str(run[1]), "--folder", str(folder), "--n", "5", "--batch-size", "2", *options]
+    assert cli.main(arguments) == 0
+    (folder / "000001.png").unlink()
+    (folder / "000004.png").unlink()
+    times = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert cli.main([*arguments, "--out", str(tmp_path / "grid.png")]) == 0
+    assert times.items() <= {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}.items()
+    pictures = prior.generate([5], 5, seed=4, guidance=2.0)[0]
+    for index, picture in enumerate(pictures.astype(int)):  # in a batch of another size a shade may round otherwise
+        np.testing.assert_allclose(np.asarray(Image.open(folder / f"{index:06d}.png")), picture, atol=1)
+    assert (tmp_path / "grid.png").is_file()
+    capsys.readouterr()
+    assert cli.main([*arguments, "--top-p", "0.5"]) == 2
+    assert "000000.png was written by another command" in capsys.readouterr().err
+    assert cli.main(["sample", "--model", str(run[1])]) == 2
+    assert "name --out FILE for the grid, or --folder FOLDER" in capsys.readouterr().err

@@ -12,9 +12,12 @@ from PIL import Image
 
 import train_jax
 import vqgan_jax
+from tests.trees import count_bytes
 from train_jax import run_directory
 from train_jax.data.images import BrokenSample
 from vqgan_jax import cli, vqgan
+from vqgan_jax import model as model_lib
+from vqgan_jax.pretrained.checkpoint import abstract_variables
 
 rng = np.random.default_rng(3)
 PIXELS = rng.integers(0, 256, (3, 16, 24, 3), np.uint8)
@@ -164,6 +167,23 @@ def test_reconstruct_writes_a_sheet(run, tiny, folder, tmp_path):
     assert code == 2 and "the sheet is a PNG" in error and "Traceback" not in error
 
 
+def test_reconstructions_in_a_folder_are_computed_once(run, tiny, trained, folder, tmp_path):
+    files, out = [folder / "a.png", folder / "b.jpg"], tmp_path / "reconstructed"
+    arguments = ("reconstruct", *files, "--model", tiny[1], "--folder", out)
+    assert run(*arguments)[0] == 0
+    expected = np.round(255 * trained.reconstruct(files)).astype(np.uint8)
+    for name, image in zip(("a.png", "b.png"), expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(out / name)), image)
+    (out / "b.png").unlink()
+    code, printed, _ = run(*arguments)
+    assert code == 0 and [line.split()[-1] for line in printed.splitlines()] == [str(folder / "b.jpg")]
+    Image.fromarray(expected[0]).save(out / "a.png")
+    code, _, error = run(*arguments)
+    assert code == 2 and "a.png was written by another command" in error
+    code, _, error = run("reconstruct", *files, "--model", tiny[1])
+    assert code == 2 and "name --out FILE for the sheet" in error
+
+
 def test_encode_and_decode_a_folder(run, tiny, trained, folder, tmp_path):
     code, out, error = run("encode", folder, "--model", tiny[1], "--out", tmp_path / "codes.npz")
     assert code == 2 and "3 image(s), 8 x 8 codes each" in out and "broken.png" in error
@@ -176,6 +196,10 @@ def test_encode_and_decode_a_folder(run, tiny, trained, folder, tmp_path):
     with Image.open(tmp_path / "out" / "more" / "c.png") as picture:
         expected = np.round(255 * trained.decode(content["codes"][2:]))[0]
         np.testing.assert_array_equal(np.asarray(picture), expected)
+    time = (tmp_path / "out" / "b.png").stat().st_mtime_ns
+    (tmp_path / "out" / "a.png").unlink()
+    assert run("decode", tmp_path / "codes.npz", "--model", tiny[1], "--out", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out" / "b.png").stat().st_mtime_ns == time, "what is there already is not decoded again"
     for changes, words in (
         ({"fingerprint": "0123"}, "made by a model of fingerprint 0123"),
         ({"paths": np.array(["../a", "b", "c"])}, "leads out of"),
@@ -232,3 +256,39 @@ def test_mistakes_on_the_command_line_are_one_line(run, tiny, folder, tmp_path):
         assert code == 2 and words in error.splitlines()[-1] and "Traceback" not in error
     code, out, _ = run("--help")
     assert code == 0 and "vqgan-jax reconstruct" in out
+
+
+@pytest.mark.parametrize("kind", ["nearest", "gumbel", "dvae"])
+def test_in_bfloat16_a_model_is_that_of_float32_and_its_kernels_are_half(kind, tmp_path):
+    options = model_lib.VQGANOptions.defaults()
+    small = {"channels": 16, "multipliers": (1, 2), "blocks": 1, "resolution": 16, "attention": (), "groups": 4}
+    options.update(small | {"z_channels": 8})
+    options.quantizer.update({"type": "nearest" if kind == "dvae" else kind, "size": 32, "dim": 4})
+    options.architecture = "dvae" if kind == "dvae" else "vqgan"
+    rng = np.random.default_rng(0)
+
+    def draw(path, x):
+        if path[-1].key in ("scale", "bias"):
+            return np.full(x.shape, float(path[-1].key == "scale"), np.float32)
+        deviation = np.prod(x.shape[:-1]) ** -0.5 if path[-1].key == "kernel" else 1
+        return (deviation * rng.standard_normal(x.shape)).astype(np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(draw, abstract_variables(model_lib.build(options)))
+    exact, short = (vqgan.Vqgan.assemble(options, variables, "drawn", dtype=d) for d in ("float32", "bfloat16"))
+    assert exact.fingerprint == short.fingerprint and short.compute.dtype == "bfloat16"
+    images = rng.integers(0, 256, (8, 16, 16, 3), np.uint8)
+    codes = exact.encode(images)
+    assert np.mean(short.encode(images) == codes) > 0.8, "a latent between two codes may fall to the other side"
+    pixels, short_pixels = exact.decode(codes), short.decode(codes)
+    assert pixels.std() > 0.03 and short_pixels.dtype == np.float32
+    assert 0 < np.sqrt(np.mean((short_pixels - pixels) ** 2)) < 10 * 2**-9
+    for path, x in jax.tree_util.tree_leaves_with_path(short.variables):
+        names = [key.key for key in path]
+        assert x.dtype == ("bfloat16" if names[-1] == "kernel" and "quantizer" not in names else "float32")
+    halved = sum(x.size for p, x in jax.tree_util.tree_leaves_with_path(short.variables) if x.dtype == "bfloat16")
+    assert count_bytes(short.variables) == count_bytes(exact.variables) - 2 * halved < 0.6 * count_bytes(exact.variables)
+    with pytest.raises(ValueError, match='rounded to bfloat16 .* load the model with dtype="float32"'):
+        vqgan.save(short, tmp_path / "x.safetensors")
+    vqgan.save(exact, tmp_path / "x.safetensors")
+    precisions = [vqgan.load(tmp_path / "x.safetensors", dtype=d).compute.dtype for d in ("auto", "bfloat16", None)]
+    assert precisions == ["float32", "bfloat16", "float32"], "on a CPU"

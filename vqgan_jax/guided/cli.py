@@ -25,7 +25,7 @@ distance. Below its stop a part has no gradient. ^ separates the scenes of an an
 The same seed gives the same image. Every PNG contains its options as metadata, and --repeat reproduces it."""
 
 # Arguments besides the options of `guided.options`, with their defaults.
-_RUN_DEFAULTS = {"prompts": [], "vqgan": None, "clip": [], "clip_weights": None, "seed": 0, "n": 1}
+_RUN_DEFAULTS = {"prompts": [], "vqgan": None, "clip": [], "clip_weights": None, "dtype": "auto", "seed": 0, "n": 1}
 _MOTION_OPTIONS = {
     "frames": (int, "number of frames of each scene; enables animation"),
     "frame_steps": (int, "number of optimisation steps per frame (default 10)"),
@@ -53,6 +53,7 @@ def add(command_parser: Callable) -> None:
     sub.add_argument(
         "--clip-weights", default=unset, type=_parse_floats, metavar="W,W", help="weights of the CLIPs (default: equal)"
     )
+    arguments_lib.add_dtype(sub, default=unset)
     sub.add_argument("--seed", type=int, default=unset, help="random seed of the first image of a prompt (default 0)")
     sub.add_argument("--n", type=int, default=unset, help="number of images per prompt (default 1)")
     sub.add_argument("--out", required=True, metavar="FILE", help="output .png: the image, or a grid of several images")
@@ -62,7 +63,7 @@ def add(command_parser: Callable) -> None:
     sub.add_argument("--preview", metavar="FILE", help="output .png for intermediate images")
     sub.add_argument("--state", metavar="FILE", help="output .npz for the state, from which --resume continues")
     sub.add_argument("--resume", metavar="FILE", help="state file to continue from; a video starts there")
-    text = "YAML file with prompts, vqgan, clip, clip_weights, seed, n and the options below; flags override it"
+    text = "YAML file with prompts, vqgan, clip, clip_weights, dtype, seed, n and the options below; flags override it"
     sub.add_argument("--config", metavar="FILE", help=text)
     sub.add_argument("--repeat", metavar="FILE", help="painted .png to reproduce, with the other images of its batch")
     motion = sub.add_argument_group("animation")
@@ -183,6 +184,8 @@ def parse_request(arguments: argparse.Namespace) -> PaintRequest:
             raise UserError(f"{name} = {run[name]!r}; it must be a string, or a list of strings")
     if not isinstance(run["vqgan"], str | None):
         raise UserError(f"vqgan = {run['vqgan']!r}; it must be a string")
+    if run["dtype"] not in arguments_lib.DTYPES:
+        raise UserError(f"dtype = {run['dtype']!r}; it must be one of {', '.join(arguments_lib.DTYPES)}")
     if not arguments.repeat:  # metadata contain expanded prompts, never @FILE
         run["prompts"] = arguments_lib.lines(run["prompts"], "a prompt")
     for name, argument in (("prompts", "a prompt"), ("vqgan", "--vqgan MODEL"), ("clip", "--clip MODEL")):
@@ -201,7 +204,7 @@ def _read_painted(path: str) -> tuple[dict[str, Any], int | None]:
 
     fields = metadata.read(path)
     models = {"vqgan": fields["vqgan"]["path"], "clip": [clip["path"] for clip in fields["clips"]]}
-    run = {name: fields[name] for name in ("prompts", "clip_weights", "seed", "n")}
+    run = {name: fields[name] for name in ("prompts", "clip_weights", "dtype", "seed", "n")}
     options = fields["options"]
     options_lib.refuse_unknown(options, options_lib.FIELDS, f"an option of this version (in {path})")
     options_lib.refuse_unknown(fields["motion"], _MOTION_OPTIONS, f"a motion option of this version (in {path})")
@@ -304,8 +307,8 @@ def _load_models(request: PaintRequest, repeat: str | None, files: Mapping[str, 
     import vqgan_jax
     from vqgan_jax.guided import metadata
 
-    vq = vqgan_jax.load(request.run["vqgan"])
-    clips = [clip_jax.load(path) for path in request.run["clip"]]
+    vq = vqgan_jax.load(request.run["vqgan"], dtype=request.run["dtype"])
+    clips = [clip_jax.load(path, dtype=request.run["dtype"]) for path in request.run["clip"]]
     if repeat:
         fields = metadata.read(repeat)
         expected = [fields["vqgan"]["sha256"], *(clip["sha256"] for clip in fields["clips"])]
@@ -336,6 +339,7 @@ def _make_metadata(request: PaintRequest, vq, clips, files: Mapping[str, str]) -
         "seed": run["seed"],
         "n": run["n"],
         "clip_weights": run["clip_weights"],
+        "dtype": vq.compute.dtype,
         "vqgan": {"path": run["vqgan"], "sha256": vq.fingerprint},
         "clips": [{"path": p, "sha256": c.fingerprint} for p, c in zip(run["clip"], clips, strict=True)],
         "files": files,

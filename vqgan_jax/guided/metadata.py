@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from train_jax.arguments import DTYPES
 from train_jax.data.files import read_bytes
 from train_jax.errors import UserError
 from train_jax.pictures import read_png_text, save_png
@@ -15,7 +16,7 @@ from vqgan_jax.guided.options import IMAGE_OPTIONS, Options
 from vqgan_jax.guided.prompts import Scene
 
 KEY = "vqgan-jax paint"
-_KEYS = {"prompts", "seed", "n", "clip_weights", "vqgan", "clips", "files", "motion", "only", "options"}
+_KEYS = {"prompts", "seed", "n", "clip_weights", "dtype", "vqgan", "clips", "files", "motion", "only", "options"}
 
 
 def hash_files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
@@ -55,6 +56,7 @@ def _is_valid(fields: dict[str, Any]) -> bool:
     """Returns whether all values have the types that `save` wrote."""
     models = [fields["vqgan"], *fields["clips"]]
     valid = all(isinstance(model[key], str) for model in models for key in ("path", "sha256"))
+    valid = valid and fields["dtype"] in DTYPES
     valid = valid and all(isinstance(fields[name], dict) for name in ("files", "motion", "options"))
     valid = (
         valid and all(isinstance(prompt, str) for prompt in fields["prompts"]) and isinstance(fields["prompts"], list)

@@ -21,13 +21,14 @@ class Prior(CodeGenerator):
         return self.condition.classes
 
 
-def load(path: str | Path, step: int | None = None) -> Prior:
+def load(path: str | Path, step: int | None = None, *, dtype: str | None = "auto") -> Prior:
     """Loads a prior and its VQGAN.
 
     Args:
       path: a run directory (averaged weights if the run has them), a `.ckpt` of a second stage of taming-transformers with
         its `.yaml` in the same folder (or that folder), or "hf:org/name" for a repository with these files.
       step: checkpoint step of a run directory; None for the newest readable checkpoint.
+      dtype: precision of both stages, as in `vqgan_jax.load`.
 
     Raises LoadError for unknown formats, for damaged files, and if weights and configuration are inconsistent.
     """
@@ -36,7 +37,7 @@ def load(path: str | Path, step: int | None = None) -> Prior:
         checkpoint = taming.open_file(file)
         if checkpoint is None:
             raise LoadError(f"{file} is no second stage: neither a run directory nor taming's Net2NetTransformer")
-        return checkpoint.load(Prior)
+        return checkpoint.load(Prior, dtype)
 
     def build_condition(config: dict, options: PriorOptions) -> ClassCondition:
         return options.condition(config["condition_dropout"])
@@ -45,4 +46,4 @@ def load(path: str | Path, step: int | None = None) -> Prior:
     checkpoint = open_run(path, step, **names, options=PriorOptions, condition=build_condition)
     if checkpoint is None:
         raise LoadError(f"{path} is no run directory: it has no config.json with a task")
-    return checkpoint.load(Prior)
+    return checkpoint.load(Prior, dtype)

@@ -17,7 +17,6 @@ from vqgan_jax.pretrained.checkpoint import convert_errors
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
 from vqgan_jax.stage2.condition import ClassCondition
 from vqgan_jax.stage2.model import CodeTransformerOptions
-from vqgan_jax.vqgan import Vqgan
 
 _IGNORED = (r"\.attn\.mask$",)
 _DEFAULTS = {"n_layer": 12, "n_head": 8, "n_embd": 256, "n_unmasked": 0, "resid_pdrop": 0.0}  # defaults of GPT
@@ -62,11 +61,10 @@ def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
     }
     sizes = {"width": hparams["n_embd"], "depth": hparams["n_layer"], "heads": hparams["n_head"]}
     options = CodeTransformerOptions.parse(sizes, "model")
-    variables, name = first.variables(first.module())
-    vqgan = Vqgan.assemble(first.model, variables, name)
     condition = ClassCondition(classes, droppable=not classes)
     tree = unflatten(params, True)
-    return Stage2Checkpoint(str(path), options, condition, vqgan, side * vqgan.factor, lambda: (tree, str(path)))
+    size = side * first.module().factor
+    return Stage2Checkpoint(str(path), options, condition, first, size, lambda: (tree, str(path)))
 
 
 def _class_name(config: Mapping | str | None) -> str:

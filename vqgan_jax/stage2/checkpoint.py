@@ -9,13 +9,13 @@ import jax
 import numpy as np
 
 from train_jax import run_directory
-from train_jax.compute import TransformerCompute
-from vqgan_jax.pretrained.checkpoint import convert_errors
+from train_jax.compute import TransformerCompute, inference_dtype
+from vqgan_jax.pretrained import open_checkpoint as open_vqgan
+from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors
 from vqgan_jax.stage2.condition import Condition
 from vqgan_jax.stage2.generator import CodeGenerator
 from vqgan_jax.stage2.model import CodeTransformerOptions
-from vqgan_jax.vqgan import Vqgan
-from vqgan_jax.vqgan import load as load_vqgan
+from vqgan_jax.vqgan import assemble_checkpoint
 
 VQGAN = "vqgan.safetensors"  # artifact of a run
 Generator = TypeVar("Generator", bound=CodeGenerator)
@@ -30,8 +30,8 @@ class Stage2Checkpoint:
       name: source of the weights, for messages.
       options: options of the transformer.
       condition: condition of the codes.
-      vqgan: VQGAN of the codes.
-      size: side of the images in pixels.
+      first_stage: checkpoint of the VQGAN of the codes.
+      size: side of the images in pixels; 0: that of the VQGAN.
       read: function that reads the weights; returns parameters, and a name that includes the step.
       compute: precision used in training.
     """
@@ -39,15 +39,22 @@ class Stage2Checkpoint:
     name: str
     options: CodeTransformerOptions
     condition: Condition
-    vqgan: Vqgan
+    first_stage: Checkpoint
     size: int
     read: Callable[[], tuple[dict, str]]
     compute: TransformerCompute = TransformerCompute()
 
-    def load(self, cls: type[Generator]) -> Generator:
-        """Loads the model as an instance of `cls`. Raises LoadError for damaged or mismatched weights."""
+    def load(self, cls: type[Generator], dtype: str | None) -> Generator:
+        """Loads both stages as an instance of `cls`. Raises LoadError for damaged or mismatched weights.
+
+        Args:
+          dtype: precision, as in `vqgan_jax.load`.
+        """
+        dtype = dtype and inference_dtype(dtype)
+        vqgan = assemble_checkpoint(self.first_stage, dtype)
+        compute = dataclasses.replace(self.compute, dtype=dtype) if dtype else self.compute
         params, name = self.read()
-        return cls.assemble(self.options, params, self.condition, self.vqgan, self.size, name, self.compute)
+        return cls.assemble(self.options, params, self.condition, vqgan, self.size or vqgan.size, name, compute)
 
 
 def open_run(
@@ -72,14 +79,14 @@ def open_run(
     config = run_directory.open_config(path, task, what, (*artifacts, VQGAN))
     if config is None:
         return None
-    vqgan = load_vqgan(path / VQGAN)
+    first_stage = open_vqgan(path / VQGAN)
 
     def read() -> tuple[dict, str]:
         params, _, name = run_directory.load_weights(path, step)
         return jax.tree.map(np.asarray, params["generator"]), name
 
     with convert_errors(path):
-        size = config["vqgan"]["size"] or vqgan.size
         model = options.parse(config["model"], "model")
         compute = TransformerCompute.parse(config["compute"], "compute")
-        return Stage2Checkpoint(str(path), model, condition(config, model), vqgan, size, read, compute)
+        size = config["vqgan"]["size"]
+        return Stage2Checkpoint(str(path), model, condition(config, model), first_stage, size, read, compute)

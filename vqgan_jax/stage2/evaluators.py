@@ -143,7 +143,9 @@ class Sampler:
         # With guidance each sample has a second, unconditional row.
         null = np.broadcast_to(condition.null, tokens.shape)
         self._tokens = np.stack([tokens, null] if guided else [tokens], axis=1)
-        self._seeds = sampling.make_seeds(condition, conditions, options.n, options.seed)
+        self._seeds = sampling.make_seeds(
+            condition, conditions, sampling.first_samples(conditions, options.n), options.n, options.seed
+        )
         settings = Sampling(options.temperature, options.top_k, options.top_p, options.guidance)
         filtered = has_filters(options.top_k, options.top_p)
         programs = sampling.build_programs(module)
@@ -153,8 +155,11 @@ class Sampler:
             unknown = jnp.zeros((batch_size, module.length), jnp.int32)
             requests = sampling.Requests(batch["seeds"], jnp.arange(module.length), unknown, unknown > 0)
             tokens = batch["tokens"].reshape(-1, module.condition_length)
-            carry = programs.prefill(params, tokens, jnp.zeros((len(tokens), 0), jnp.int32))
-            codes, _, _ = programs.decode_chunk(params, settings, carry, requests, 0, filtered, guided)
+            logits, caches = programs.prefill(params, tokens, jnp.zeros((len(tokens), 0), jnp.int32))
+            # One segment: a compilation during training costs more than unused parts of a cache.
+            carry = logits, [cache.grow(module.length) for cache in module.bind({}).empty_caches(len(tokens))]
+            prefixes = tuple((cache,) for cache in caches)  # of each row its own
+            codes, _, _ = programs.decode_chunk(params, settings, prefixes, carry, requests, 0, filtered, guided)
             return codes.reshape(-1, *module.grid)
 
         self._program = context.jit(sample)

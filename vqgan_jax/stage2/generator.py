@@ -19,7 +19,7 @@ from tqdm import tqdm
 from nn_jax import code_transformer
 from nn_jax.code_transformer import CodeTransformer
 from nn_jax.decoding import Sampling, has_filters
-from nn_jax.mixed_precision import round_kernels
+from nn_jax.mixed_precision import round_weights
 from train_jax import inference
 from train_jax.compute import TransformerCompute
 from train_jax.data.images import Preprocess, decode
@@ -33,10 +33,10 @@ from vqgan_jax.stage2.rerank import clip_scores, open_reranker
 from vqgan_jax.vqgan import ImageInput, ImageInputs, Vqgan
 
 LIKELIHOOD = "likelihood"  # value of `rerank` for ranking by log-probability
-_PREVIEWS = 8  # progress updates per window
 _GREY = 127  # pixel value of unfinished parts
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Drawing:
     """Sampled images with codes and scores. With reranking, samples of a condition are sorted by descending score.
@@ -55,6 +55,10 @@ class Drawing:
     log_probs: Float32[np.ndarray, "p n"]
     scores: Float32[np.ndarray, "p n"] | None
     samples: Int[np.ndarray, "p n"]
+
+    def select(self, row: int) -> "Drawing":
+        """Returns the drawing of one condition."""
+        return jax.tree.map(lambda x: x[row : row + 1], self)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,6 +100,8 @@ class CodeGenerator:
             module = model_lib.build(options, condition, vqgan.num_codes, grid, compute)
         except ConfigError as error:
             raise LoadError(f"{name} describes no model that can be built: {error}") from error
+        # On the host: a program would unroll stacked weights on the device, where they would need memory twice.
+        module, params = code_transformer.unroll_for_decoding(module, params)
         expected = flatten_dict(code_transformer.shapes(module), sep="/")
         shapes = {key: np.shape(x) for key, x in flatten_dict(dict(params), sep="/").items()}
         if expected != shapes:
@@ -106,8 +112,13 @@ class CodeGenerator:
         digest.update(json.dumps(options.identity(), sort_keys=True).encode())
         for key, leaf in sorted(flatten(params).items()):
             digest.update(f"{key} {leaf.dtype} {list(leaf.shape)}\n".encode() + np.ascontiguousarray(leaf).tobytes())
-        variables = inference.on_devices(round_kernels(params, module.dtype))
+        variables = inference.on_devices(round_weights(params, module.dtype))
         return cls(module, variables, condition, vqgan, size, digest.hexdigest(), name)
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the computation of the codes: float32 or bfloat16."""
+        return jnp.dtype(self.module.dtype).name
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -134,7 +145,9 @@ class CodeGenerator:
         keep: np.ndarray | None = None,
         rerank: Any = None,
         best: int | None = None,
+        first: Sequence[int] | np.ndarray | None = None,
         batch_size: int = 64,
+        int8_cache: bool = False,
         progress: bool = True,
         preview: Callable[[int, int, np.ndarray], None] | None = None,
         preview_rows: int | None = None,
@@ -153,11 +166,14 @@ class CodeGenerator:
             only later codes in reading order.
           rerank: ranking of the samples: a CLIP or its path, by similarity of image and text; or "likelihood".
           best: number of best samples to return.
+          first: index of the first sample of each condition; None: 0, or for a repeated condition the next one.
           batch_size: maximum number of samples per batch.
+          int8_cache: whether keys and values are rounded to 8 bits, which halves the memory of a bfloat16 cache; samples
+            differ from those of an exact cache.
           progress: whether to show a progress bar.
           preview: callback `(index of the batch's first sample, finished rows of codes, images uint8 [b, H, W, 3])` during
             sampling. Samples are numbered condition by condition; unfinished parts are grey.
-          preview_rows: rows of codes between two calls of `preview`; None: an eighth of a window.
+          preview_rows: rows of codes between two calls of `preview`; None: a quarter of a window.
 
         Raises ValueError for invalid arguments and BrokenSample for an unreadable `init_image`.
         """
@@ -168,28 +184,29 @@ class CodeGenerator:
         reranker = rerank if rerank is None or rerank == LIKELIHOOD else open_reranker(rerank)
         grid, stride = self._output_grid(size), self._check_stride(stride)
         known_codes, known_mask = self._known_codes(grid, init_image, keep)
-        chunk_rows = max(1, self.grid[0] // _PREVIEWS) if preview_rows is None else preview_rows
+        chunk_rows = -(-self.grid[0] // sampling.SEGMENTS) if preview_rows is None else preview_rows
         if not 1 <= chunk_rows <= self.grid[0]:
             raise ValueError(f"preview_rows = {preview_rows} must be in [1, {self.grid[0]}], the rows of codes")
-        if preview is None and not progress:
-            chunk_rows = self.grid[0]
         settings = Sampling(np.float32(temperature), np.int32(top_k or 0), np.float32(top_p or 1), np.float32(guidance))
         static = {"filtered": has_filters(top_k or 0, top_p or 1), "guided": guidance != 1}
-        seeds = sampling.make_seeds(self.condition, conditions, n, seed)
-        total = len(conditions) * n
+        first = sampling.first_samples(conditions, n) if first is None else np.asarray(first)
+        if first.shape != (len(conditions),) or first.dtype.kind not in "iu" or first.min() < 0:
+            raise ValueError(f"first = {first.tolist()} must be {len(conditions)} integers, at least 0")
+        seeds = sampling.make_seeds(self.condition, conditions, first, n, seed)
+        programs, total = self._int8_programs if int8_cache else self._programs, len(conditions) * n
         codes = np.repeat(known_codes[None], total, axis=0)
         log_probs = np.zeros(total, np.float32)
         condition_index = np.repeat(np.arange(len(conditions), dtype=np.int32), n)
-        padded_sizes = sampling.padded_sizes(len(conditions), n, batch_size)
+        padded_sizes, group = self._padded_sizes(len(conditions), n, batch_size)
         windows = list(sampling.iterate_windows(grid, self.grid, stride, known_mask))
         chunks = sum(-(-(self.module.length - w.prefix) // (chunk_rows * self.grid[1])) for w in windows)
         with tqdm(total=total * chunks, unit="chunk", desc="draw", disable=not progress) as bar:
             for start in range(0, total, batch_size):
                 batch = slice(start, min(start + batch_size, total))
-                first, last = condition_index[batch][[0, -1]]
+                start_condition, last = condition_index[batch][[0, -1]]
                 decoder = _Decoder(
-                    self, settings, static, tokens[first : last + 1], condition_index[batch] - first,
-                    seeds.reshape(-1, 3)[batch], padded_sizes,
+                    self, programs, settings, static, tokens[start_condition : last + 1],
+                    condition_index[batch] - start_condition, seeds.reshape(-1, 3)[batch], padded_sizes, group,
                 )  # fmt: skip
                 done = known_mask.copy()
                 for nats in decoder.decode(codes[batch], done, windows, chunk_rows):
@@ -209,6 +226,40 @@ class CodeGenerator:
         rows = np.arange(len(conditions))[:, None]
         samples = np.take_along_axis(seeds[..., 2].astype(int), order, axis=1)
         return Drawing(images[rows, order], codes[rows, order], log_probs[rows, order], scores, samples)
+
+    def stream(
+        self,
+        conditions: Sequence,
+        n: int = 1,
+        *,
+        only: Sequence[int] | None = None,
+        batch_size: int = 64,
+        progress: bool = True,
+        **options,
+    ) -> Iterator[tuple[int, Drawing]]:
+        """Samples images from any number of conditions in constant memory; yields `(index of the condition, drawing)`.
+
+        Args:
+          conditions, n, batch_size, **options: as in `draw`, except `first`. The images are those of `draw`.
+          only: indices of the conditions to sample, such as those that an interrupted call did not reach; None: all.
+
+        All calls of the same n and batch size use the same programs.
+        """
+        self._check_conditions(conditions)
+        if options.get("rerank") not in (None, LIKELIHOOD):
+            options["rerank"] = open_reranker(options["rerank"])  # once
+        conditions, only = list(conditions), list(range(len(conditions)) if only is None else only)
+        first = sampling.first_samples(conditions, n)
+        size = min(max(1, batch_size // n), len(conditions))  # conditions of a batch
+        with tqdm(total=len(only) * n, unit="image", desc="draw", disable=not progress) as bar:
+            for start in range(0, len(only), size):
+                indices = only[start : start + size]
+                padded = indices + indices[-1:] * (size - len(indices))  # so that the last batch is no other program
+                options |= {"first": first[padded], "batch_size": batch_size, "progress": False}
+                drawing = self.draw([conditions[i] for i in padded], n, **options)
+                for row, index in enumerate(indices):
+                    yield index, drawing.select(row)
+                bar.update(len(indices) * n)
 
     def logits(
         self, condition_tokens: Int[np.ndarray, "b c"], image_codes: Int[np.ndarray, "b ..."]
@@ -258,9 +309,25 @@ class CodeGenerator:
 
     # -----------------------------------------------------------------------------------------------------------------
 
+    def _padded_sizes(self, conditions: int, n: int, batch_size: int) -> tuple[tuple[int, int], int]:
+        """Returns the numbers of conditions and of samples of a batch, and that of consecutive samples of one condition."""
+        prompts, rows = sampling.padded_sizes(conditions, n, batch_size)
+        devices = self._mesh.size
+        rows_per_device = -(-rows // devices)
+        group = sampling.group_size(conditions, n, batch_size, rows_per_device)
+        return (prompts, rows_per_device * devices), group
+
+    @property
+    def _mesh(self) -> jax.sharding.Mesh:
+        return jax.tree.leaves(self.variables)[0].sharding.mesh
+
     @functools.cached_property
     def _programs(self) -> sampling.Programs:
         return sampling.compile_programs(self.module)
+
+    @functools.cached_property
+    def _int8_programs(self) -> sampling.Programs:
+        return sampling.compile_programs(self.module.clone(cache_dtype=jnp.int8))
 
     @functools.cached_property
     def _logits(self) -> Callable:
@@ -372,20 +439,19 @@ class _Decoder:
     Attributes:
       static: `filtered` and `guided` of `sampling.Programs.decode_chunk`.
       tokens: tokens of the conditions in this batch; sample i belongs to condition `condition_index[i]`.
-      padded_sizes: see `sampling.padded_sizes`.
+      padded_sizes: numbers of conditions and of samples for which the programs are compiled.
+      group: number of consecutive samples of one condition; see `sampling.group_size`.
     """
 
     generator: CodeGenerator
+    programs: sampling.Programs
     settings: Sampling
     static: dict[str, Any]
     tokens: Int32[np.ndarray, "p c"]
     condition_index: Int[np.ndarray, "b"]
     seeds: np.ndarray
     padded_sizes: tuple[int, int]
-
-    def __post_init__(self):
-        self._mesh = jax.tree.leaves(self.generator.variables)[0].sharding.mesh
-        self._rows = -(-self.padded_sizes[1] // self._mesh.size) * self._mesh.size
+    group: int
 
     def decode(
         self,
@@ -395,30 +461,32 @@ class _Decoder:
         chunk_rows: int,
     ) -> Iterator[Float32[np.ndarray, "b"]]:
         """Fills `codes` and `done` in place; yields the accumulated log-probabilities after each chunk of rows."""
-        module, count = self.generator.module, len(codes)
+        module, variables, programs, count = self.generator.module, self.generator.variables, self.programs, len(codes)
         height, width = module.grid
         all_positions = np.arange(done.size, dtype=np.int32).reshape(done.shape)
         log_probs = np.zeros(count, np.float32)
         chunk = chunk_rows * width
-        with jax.set_mesh(self._mesh):
+        with jax.set_mesh(self.generator._mesh):
             for window in windows:
                 if window.prefix == module.length:
                     continue
                 area = np.s_[window.top : window.top + height, window.left : window.left + width]
                 window_codes = codes[:, *area].reshape(count, -1)
                 positions = all_positions[area].reshape(-1)
-                carry = self._prefill(window_codes[:, : window.prefix])
+                prefixes, (logits, caches) = self._prefill(window_codes[:, : window.prefix])
                 for start in range(window.prefix, module.length, chunk):
                     part = slice(start, min(start + chunk, module.length))
                     known = window.known[part.start - window.prefix : part.stop - window.prefix]
                     requests = sampling.Requests(
-                        self._shard_rows(self.seeds),
+                        self._shard_requests(self.seeds),
                         positions[part],
-                        self._shard_rows(window_codes[:, part]),
-                        self._shard_rows(np.broadcast_to(known, (count, len(known)))),
+                        self._shard_requests(window_codes[:, part]),
+                        self._shard_requests(np.broadcast_to(known, (count, len(known)))),
                     )
-                    sampled, nats, carry = self.generator._programs.decode_chunk(
-                        self.generator.variables, self.settings, carry, requests, np.int32(start), **self.static
+                    room = sampling.segment_end(part.stop, module.length) - window.prefix
+                    sampling.make_room(caches, room)
+                    sampled, nats, (logits, caches) = programs.decode_chunk(
+                        variables, self.settings, prefixes, (logits, caches), requests, np.int32(start), **self.static
                     )
                     window_codes[:, part] = np.asarray(sampled)[:count]
                     log_probs = log_probs + np.where(known, 0, np.asarray(nats)[:count]).sum(axis=1)
@@ -427,28 +495,35 @@ class _Decoder:
                     yield log_probs
 
     def _prefill(self, prefix: Int32[np.ndarray, "b k"]):
-        """Computes the carry after conditions and `prefix`, with one row per sample, or two with guidance.
+        """Computes prefixes and carry after conditions and `prefix`, with one row per sample, or two with guidance.
 
-        Samples of one condition share one prefill, unless their known codes differ.
+        Samples of one condition share one prefill, and unconditional rows share one, unless their known codes differ.
         """
-        programs, null = self.generator._programs, self.generator.condition.null[None]
+        programs, null = self.programs, self.generator.condition.null[None]
         is_shared = not prefix.size or (prefix == prefix[:1]).all()
         tokens, rows = self.tokens, self.condition_index
         if not is_shared:
-            tokens, rows = tokens[rows], np.arange(len(prefix))
-        tokens = _pad_rows(tokens, self.padded_sizes[0] if is_shared else self._rows)
+            tokens, rows = tokens[rows], np.arange(len(prefix), dtype=np.int32)
+        prompts, samples = self.padded_sizes
+        rows = _pad_rows(rows, samples)
+        tokens = _pad_rows(tokens, prompts if is_shared else samples)
         known = _pad_rows(prefix[:1] if is_shared else prefix, len(tokens))
-        unconditional_rows = None
+        groups = rows[:: self.group] if is_shared else rows
+        unconditional = None
         if self.static["guided"]:
-            unconditional_rows = np.full_like(rows, len(tokens)) if is_shared else len(tokens) + rows
+            null_rows = np.full_like(rows, len(tokens)) if is_shared else len(tokens) + rows
+            null_groups = null_rows[: self.generator._mesh.size] if is_shared else null_rows  # one on each device
+            unconditional = self._shard_rows(null_rows), self._shard_rows(null_groups)
             nulls = np.repeat(null, 1 if is_shared else len(tokens), axis=0)
             tokens, known = np.concatenate([tokens, nulls]), np.concatenate([known, known[: len(nulls)]])
-            unconditional_rows = self._shard_rows(unconditional_rows.astype(np.int32))
         prefilled = programs.prefill(self.generator.variables, tokens, known)
-        return programs.replicate(prefilled, self._shard_rows(rows.astype(np.int32)), unconditional_rows)
+        return programs.assign(prefilled, self._shard_rows(rows), self._shard_rows(groups), unconditional)
+
+    def _shard_requests(self, x: np.ndarray) -> jax.Array:
+        return self._shard_rows(_pad_rows(x, self.padded_sizes[1]))
 
     def _shard_rows(self, x: np.ndarray) -> jax.Array:
-        return jax.device_put(_pad_rows(x, self._rows), NamedSharding(self._mesh, P("batch")))
+        return jax.device_put(x, NamedSharding(self.generator._mesh, P("batch")))
 
 
 def _pad_rows(x: np.ndarray, rows: int) -> np.ndarray:

@@ -27,7 +27,7 @@ def write_first_stage(config: ConfigDict, folder: Path) -> vqgan.Vqgan:
             raise ConfigError(
                 f"config.vqgan.path = {path!r} is no model. Name one, or a shipped config for a placeholder: {names}"
             )
-        first_stage = vqgan.load(path)
+        first_stage = vqgan.load(path, dtype=None)
     else:
         first_stage = _assemble_random(config_file.load(path), is_narrow=config.codes.cached)
     (folder / VQGAN).write_bytes(vqgan.to_bytes(first_stage))

@@ -1,12 +1,17 @@
-"""Sampling of codes: one prefill per condition, shared by all samples of the condition, then a compiled scan.
+"""Sampling of codes: one prefill per condition, shared by all samples of the condition, then compiled scans.
 
-    prefilled = prefill(params, condition, known)               logits of the next code and KV caches, one row per condition
-    carry = replicate(prefilled, rows, unconditional_rows)      one row per sample, or two with guidance
-    codes, log_probs, carry = decode_chunk(params, sampling, carry, requests, start, length, …)
+    prefilled = prefill(params, condition, known)       logits of the next code and KV caches, one row per condition
+    prefixes, (logits, caches) = assign(prefilled, rows, groups, unconditional)  one row per sample, or two with guidance
+    make_room(caches, length)                           for the codes of the next segment
+    codes, log_probs, (logits, caches) = decode_chunk(params, sampling, prefixes, (logits, caches), requests, start, …)
+
+A scan reads the caches as far as they have room. So an image is sampled in `SEGMENTS` scans, each with as much room as its
+last code needs: on average 5/8 of the codes are read for each code, and half of them would suffice.
 """
 
 import collections
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +21,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Int, UInt32
 
+from nn_jax.attention import KVCache
 from nn_jax.code_transformer import CodeTransformer, unroll_for_decoding
 from nn_jax.decoding import Sampling, decode
 from vqgan_jax.stage2.condition import Condition
@@ -36,44 +42,64 @@ class Requests(NamedTuple):
     known_mask: Bool[Array, "b l"]
 
 
+SEGMENTS = 4  # more would save little, and each is a program to compile
+
+
 class Programs(NamedTuple):
-    """The three functions `prefill`, `replicate` and `decode_chunk` of this module's docstring."""
+    """The functions `prefill`, `assign` and `decode_chunk` of this module's docstring."""
 
     prefill: Callable
-    replicate: Callable
+    assign: Callable
     decode_chunk: Callable
 
 
 def compile_programs(module: CodeTransformer) -> Programs:
-    """Jits the three functions of `Programs`. Values of `Sampling` are traced, so changing them does not recompile."""
+    """Jits the functions of `Programs`. Values of `Sampling` are traced, so changing them does not recompile."""
     programs = build_programs(module)
     return Programs(
         jax.jit(programs.prefill),
-        jax.jit(programs.replicate),
-        jax.jit(programs.decode_chunk, static_argnames=("filtered", "guided"), donate_argnums=2),
+        jax.jit(programs.assign),
+        jax.jit(programs.decode_chunk, static_argnames=("filtered", "guided"), donate_argnums=3),
     )
 
 
 def build_programs(module: CodeTransformer) -> Programs:
-    """Builds the three functions of `Programs` without jit."""
+    """Builds the functions of `Programs` without jit."""
 
     def prefill(params, condition: Int[Array, "p c"], known: Int[Array, "p k"]):
         unrolled, params = unroll_for_decoding(module, params)
         return unrolled.apply({"params": params}, condition, known, method="prefill")
 
-    def replicate(prefilled: Any, rows: Int[Array, "b"], unconditional_rows: Int[Array, "b"] | None):
-        """Gathers the row of `prefilled` for each sample, followed by an unconditional row with guidance."""
-        if unconditional_rows is not None:
-            rows = jnp.stack([rows, unconditional_rows], axis=1).reshape(-1)
-        carry = jax.tree.map(lambda x: jnp.take(x, rows, axis=0), prefilled)
-        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P("batch")), carry)
+    def assign(prefilled: Any, rows: Int[Array, "b"], groups: Int[Array, "g"], unconditional: Any):
+        """Assigns the rows of `prefilled` to samples: `rows` has that of each sample, `groups` that of each b / g samples.
 
-    def decode_chunk(params, sampling: Sampling, carry: Any, requests: Requests, start, filtered: bool, guided: bool):
+        `unconditional` is another such pair `(rows, groups)` for the second row of each sample, with guidance, or None.
+        """
+        logits, caches = prefilled
+        pairs = [(rows, groups)] + ([] if unconditional is None else [unconditional])
+
+        def take(x, index):
+            return _shard(jnp.take(x, index, axis=0))
+
+        prefixes = tuple(
+            tuple(jax.tree.map(functools.partial(take, index=groups), cache) for _, groups in pairs) for cache in caches
+        )
+        logits = take(logits, jnp.stack([rows for rows, _ in pairs], axis=1).reshape(-1))
+        return prefixes, (logits, list(module.bind({}).empty_caches(len(logits))))
+
+    def decode_chunk(
+        params, sampling: Sampling, prefixes: Any, carry: Any, requests: Requests, start, filtered: bool, guided: bool
+    ):
         """Samples the codes of `requests` from index `start`; returns codes, log-probabilities and the carry."""
         unrolled, params = unroll_for_decoding(module, params)
         keys = jax.vmap(lambda s: functools.reduce(jax.random.fold_in, s[1:], jax.random.key(s[0])))(requests.seeds)
+
+        def decode_step(codes, index, caches):
+            logits, caches = unrolled.apply({"params": params}, codes, index, prefixes, tuple(caches), method="decode_step")
+            return logits, list(caches)
+
         return decode(
-            lambda codes, index, caches: unrolled.apply({"params": params}, codes, index, caches, method="decode_step"),
+            decode_step,
             *carry,
             keys,
             sampling,
@@ -85,18 +111,73 @@ def build_programs(module: CodeTransformer) -> Programs:
             start=start,
         )
 
-    return Programs(prefill, replicate, decode_chunk)
+    return Programs(prefill, assign, decode_chunk)
 
 
-def make_seeds(condition: Condition, conditions: Sequence[Any], n: int, seed: int) -> UInt32[np.ndarray, "p n 3"]:
-    """Returns `Requests.seeds` of `n` samples per condition. Repeated conditions continue the sample indices."""
+def make_room(caches: list[KVCache], length: int) -> None:
+    """Makes room for `length` codes in the caches of all blocks, in place.
+
+    Only one cache at a time needs memory twice, if the list holds the only references.
+    """
+    for index in range(len(caches)):
+        if caches[index].length < length:
+            caches[index] = _grow(caches[index], length)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _grow(cache: KVCache, length: int) -> KVCache:
+    return jax.tree.map(_shard, cache.grow(length))
+
+
+def _shard(x: jax.Array) -> jax.Array:
+    """Shards rows over the devices."""
+    return jax.lax.with_sharding_constraint(x, P("batch"))
+
+
+def segment_end(stop: int, length: int) -> int:
+    """Returns the end of the segment that holds the codes before `stop`, of `length` codes in `SEGMENTS` segments."""
+    size = -(-length // SEGMENTS)
+    return min(-(-stop // size) * size, length)
+
+
+def segments(length: int) -> list[tuple[int, int]]:
+    """Returns the first code and the end of each segment of `length` codes."""
+    ends = sorted({segment_end(stop, length) for stop in range(1, length + 1)})
+    return list(zip([0, *ends], ends, strict=False))
+
+
+def group_size(conditions: int, n: int, batch_size: int, rows: int) -> int:
+    """Returns the number of consecutive samples of a batch that have the same condition, in all batches.
+
+    It is a power of two, unless there is only one condition, so that other numbers of samples seldom recompile.
+
+    Args:
+      rows: padded number of samples of a batch on one device.
+    """
+    if conditions == 1:
+        return rows
+    divisor = math.gcd(n, batch_size, rows)
+    return divisor & -divisor
+
+
+def first_samples(conditions: Sequence[Any], n: int) -> Int[np.ndarray, "p"]:
+    """Returns the index of the first of `n` samples of each condition. Repeated conditions continue the sample indices."""
     counts = collections.Counter()
+    first = np.empty(len(conditions), np.int64)
+    for i, value in enumerate(conditions):
+        first[i] = counts[value]
+        counts[value] += n
+    return first
+
+
+def make_seeds(
+    condition: Condition, conditions: Sequence[Any], first: Int[np.ndarray, "p"], n: int, seed: int
+) -> UInt32[np.ndarray, "p n 3"]:
+    """Returns `Requests.seeds` of `n` samples per condition, of which `first` are the first."""
     rows = np.empty((len(conditions), n, 3), np.uint32)
     rows[..., 0] = seed
-    for i, value in enumerate(conditions):
-        rows[i, :, 1] = condition.seed(value)
-        rows[i, :, 2] = np.arange(counts[value], counts[value] + n)
-        counts[value] += n
+    rows[..., 1] = np.array([condition.seed(value) for value in conditions], np.uint32)[:, None]
+    rows[..., 2] = first[:, None] + np.arange(n)
     return rows
 
 

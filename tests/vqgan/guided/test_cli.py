@@ -42,8 +42,8 @@ def _one_device(to_one_device):
     """Models are loaded once, and then moved."""
     with pytest.MonkeyPatch.context() as patch:
         for package in (vqgan_jax, clip_jax):
-            load = functools.cache(lambda path, load=package.load: to_one_device(load(path)))
-            patch.setattr(package, "load", lambda path, load=load: load(str(path)), raising=False)
+            load = functools.cache(lambda path, dtype, load=package.load: to_one_device(load(path, dtype=dtype)))
+            patch.setattr(package, "load", lambda path, load=load, dtype="auto": load(str(path), dtype), raising=False)
         yield
 
 
@@ -62,9 +62,14 @@ def pixels(path) -> np.ndarray:
         return np.asarray(picture)
 
 
-def test_metadata_of_a_picture_are_enough_to_paint_it_again(model_flags, loaded, tmp_path, capsys):
+def test_metadata_of_a_picture_are_enough_to_paint_it_again(models, model_flags, tmp_path, capsys):
+    """In the precision that they tell, too, whatever that of this machine is."""
     out = tmp_path / "out.png"
-    settings = ("--seed", 7, "--lr", 0.2)
+    settings = ("--seed", 7, "--lr", 0.2, "--dtype", "bfloat16")
+    loaded = [
+        package.load(models / name, dtype="bfloat16")
+        for package, name in ((vqgan_jax, "vqgan.safetensors"), (clip_jax, "clip"))
+    ]
     assert call("paint", PROMPT, *model_flags, *FEW, *settings, "--out", out, "--preview", tmp_path / "p.png") == 0
     assert "wrote" in capsys.readouterr().err
     expected = guided.paint(*loaded, PROMPT, seed=7, lr=0.2, progress=False, **SAME).images[0]
@@ -72,6 +77,7 @@ def test_metadata_of_a_picture_are_enough_to_paint_it_again(model_flags, loaded,
     np.testing.assert_array_equal(pixels(tmp_path / "p.png"), expected)
     about = metadata.read(out)
     assert about["prompts"] == [PROMPT] and about["seed"] == 7 and about["options"]["lr"] == 0.2
+    assert about["dtype"] == "bfloat16"
     assert about["vqgan"]["sha256"] == loaded[0].fingerprint and about["clips"][0]["sha256"] == loaded[1].fingerprint
     assert call("paint", "--repeat", out, "--out", tmp_path / "again.png") == 0
     np.testing.assert_array_equal(pixels(tmp_path / "again.png"), expected)
@@ -206,6 +212,7 @@ def test_a_repetition_needs_the_same_weights_and_files(model_flags, models, vq, 
         ({"n": "x", "only": 0}, "metadata are damaged"),
         ({"vqgan": "x"}, "metadata are damaged"),
         ({"motion": None}, "metadata are damaged"),
+        ({"dtype": "half"}, "metadata are damaged"),
     ):
         metadata.save(Image.new("RGB", (4, 4)), tmp_path / "odd.png", about | change)
         assert call("paint", "--repeat", tmp_path / "odd.png", "--out", tmp_path / "x.png") == 2

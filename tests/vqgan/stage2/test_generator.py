@@ -1,12 +1,15 @@
 """The loaded model: samples that depend on their seed only, guidance at every step, probabilities computed by hand."""
 
+import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from nn_jax.decoding import Sampling, sample_code
 from train_jax.errors import LoadError
 from vqgan_jax.stage2 import generator as generator_lib
 from vqgan_jax.stage2 import model
@@ -109,12 +112,12 @@ def test_filters_of_all_codes_change_nothing(by_class):
 
 
 def test_other_numbers_of_samples_need_no_compilation(by_text):
-    """Neither does a last batch that is not full, nor another number of conditions or of samples per condition."""
+    """Neither does a last batch that is not full, nor another number of conditions, or of samples of the same divisor."""
     conditions = conditions_of(by_text)
     by_text.draw(conditions, 7, batch_size=16, guidance=1.5, progress=False)  # 16 and 5 pictures
     programs = by_text._programs.decode_chunk, by_text._programs.prefill
     before = [program._cache_size() for program in programs]
-    for some, n in ((conditions, 6), (conditions, 9), (conditions[:2] * 2, 4)):
+    for some, n in ((conditions, 5), (conditions, 9), (conditions[:2] * 2, 5)):
         by_text.draw(some, n, batch_size=16, guidance=1.5, progress=False)
     assert [program._cache_size() for program in programs] == before
 
@@ -256,9 +259,56 @@ def test_ranking_puts_the_best_first(generator, monkeypatch):
     np.testing.assert_array_equal(dark.samples[:, 0], plain.images.mean((2, 3, 4)).argmin(1))
 
 
+def test_caches_hold_a_prompt_once_and_codes_as_far_as_they_are_written(by_text, monkeypatch):
+    """On each of the eight devices one row of the prompt, one of the empty prompt, and 2 x 64 / 8 rows of codes."""
+    shapes, programs = [], by_text._programs
+
+    def decode_chunk(variables, settings, prefixes, carry, *arguments, **static):
+        caches = [*prefixes[1], carry[1][1]]
+        shapes.append(tuple(cache.keys.shape for cache in caches))
+        assert {cache.values.addressable_shards[0].data.shape[0] for cache in caches} == {1, 16}
+        return programs.decode_chunk(variables, settings, prefixes, carry, *arguments, **static)
+
+    monkeypatch.setitem(by_text.__dict__, "_programs", programs._replace(decode_chunk=decode_chunk))
+    by_text.draw(conditions_of(by_text)[:1], 64, guidance=2.0, progress=False)
+    assert shapes == [((8, 2, 12, 8), (8, 2, 12, 8), (128, 2, room, 8)) for room in (4, 8, 12, 16)]
+
+
+def test_an_int8_cache_is_nearly_exact(by_text):
+    conditions = conditions_of(by_text)[:2]
+    exact = by_text.draw(conditions, 8, guidance=1.5, temperature=0.5, progress=False)
+    rounded = by_text.draw(conditions, 8, guidance=1.5, temperature=0.5, int8_cache=True, progress=False)
+    same = (exact.codes == rounded.codes).reshape(16, 16)
+    assert same[:, 0].all() and 0.5 < same.mean() <= 1, "a code may differ, and then those that follow"
+    agreeing = same.all(axis=1)
+    errors = np.abs(exact.log_probs - rounded.log_probs).ravel()[agreeing]
+    assert agreeing.any() and 0 < errors.max() < 0.2, "nats of 16 codes"
+
+
+def test_a_stream_is_the_drawing_in_parts(by_text):
+    a, b, c = conditions_of(by_text)
+    conditions, options = [a, b, a, c, b], {"seed": 3, "guidance": 1.5, "batch_size": 8, "progress": False}
+    expected = by_text.draw(conditions, 3, **options)
+    streamed = dict(by_text.stream(conditions, 3, **options))
+    assert list(streamed) == [0, 1, 2, 3, 4]
+    programs = by_text._programs.decode_chunk, by_text._programs.prefill
+    before = [program._cache_size() for program in programs]
+    rest = dict(by_text.stream(conditions, 3, only=[1, 2, 4], **options))
+    assert [program._cache_size() for program in programs] == before, "an odd last batch is padded"
+    assert list(rest) == [1, 2, 4]
+    for index, drawing in (*streamed.items(), *rest.items()):
+        np.testing.assert_array_equal(drawing.codes[0], expected.codes[index])
+        np.testing.assert_array_equal(drawing.samples[0], expected.samples[index])
+        np.testing.assert_allclose(drawing.log_probs[0], expected.log_probs[index], rtol=1e-5)
+        np.testing.assert_array_equal(drawing.images, streamed[index].images)
+        # Decoded in batches of another size, in which a shade may round otherwise.
+        np.testing.assert_allclose(drawing.images[0].astype(int), expected.images[index], atol=1)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
+        ({"first": [0, 1]}, r"first = \[0, 1\] must be 1 integers, at least 0"),
         ({"n": 0}, "n = 0 must be an integer, at least 1"),
         ({"seed": -1}, "seed = -1 must be an integer in"),
         ({"temperature": -0.1}, "temperature = -0.1 must be 0 or more"),
@@ -321,3 +371,43 @@ def test_a_fingerprint_changes_with_the_options(assemble, by_class):
     assert len(by_class.fingerprint) == 64
     assert assemble("class").fingerprint == by_class.fingerprint
     assert assemble("class", activation="gelu_tanh").fingerprint != by_class.fingerprint
+
+
+SPARSE = {"attention": ("row", "column", "conv"), "last_attention": "row", "conv_window": 3, "depth": 3}
+
+
+@pytest.mark.parametrize(
+    "n, options",
+    [
+        (3, {"guidance": 2.5, "top_p": 0.9}),
+        (16, {"batch_size": 16}),  # two rows of a device share the prefix of their condition
+        (4, {"guidance": 0.5, "top_k": 7, "sparse": True, "keep": 2}),
+        (2, {"guidance": 1.5, "temperature": 0.7, "sparse": True}),
+    ],
+)
+def test_samples_are_those_of_complete_sequences(assemble, by_text, n, options):
+    """Codes sampled with the same noise from logits that are computed anew for each code, without a cache."""
+    options = dict(options)
+    generator = assemble("text", **SPARSE) if options.pop("sparse", False) else by_text
+    conditions, guidance, seed = conditions_of(generator)[:2], options.get("guidance", 1.0), 11
+    keep, start = np.zeros((4, 4), bool), np.zeros(16, np.int32)
+    if rows := options.pop("keep", 0):  # complete rows, which are prefilled
+        keep[:rows] = True
+        options |= {"init_image": PICTURE, "keep": keep}
+        start = generator._encode_images([PICTURE])[0].ravel()
+    drawing = generator.draw(conditions, n, seed=seed, progress=False, **options)
+    keys = [
+        functools.reduce(jax.random.fold_in, (generator.condition.seed(c), i), jax.random.key(seed))
+        for c in conditions
+        for i in range(n)
+    ]
+    settings = Sampling(options.get("temperature", 1.0), options.get("top_k", 0), options.get("top_p", 1.0))
+    sample = jax.jit(
+        jax.vmap(lambda key, logits, i: sample_code(jax.random.fold_in(key, i), logits, settings, True), (0, 0, None))
+    )
+    codes, rows = np.repeat(start[None], 2 * n, axis=0), [c for c in conditions for _ in range(n)]
+    for position in np.flatnonzero(~keep.ravel()):
+        logits = guided_logits(generator, rows, codes, guidance)[:, position]
+        codes[:, position] = sample(jnp.stack(keys), jnp.asarray(logits), position)
+    np.testing.assert_array_equal(drawing.codes.reshape(2 * n, 16), codes)
+    assert len({c.tobytes() for c in codes}) > n

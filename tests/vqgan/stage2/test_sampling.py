@@ -8,7 +8,7 @@ from vqgan_jax.stage2 import sampling
 
 def test_a_repeated_condition_continues_its_sample_indices(conditions):
     condition = conditions["class"]
-    seeds = sampling.make_seeds(condition, [3, None, 3], 2, 7)
+    seeds = sampling.make_seeds(condition, [3, None, 3], sampling.first_samples([3, None, 3], 2), 2, 7)
     assert seeds.dtype == np.uint32 and (seeds[..., 0] == 7).all()
     assert seeds[..., 1].tolist() == [[condition.seed(label)] * 2 for label in (3, None, 3)]
     assert seeds[..., 2].tolist() == [[0, 1], [0, 1], [2, 3]]
@@ -23,6 +23,27 @@ def test_padded_sizes_hold_every_batch(conditions, n, batch_size):
     batches = [which[start : start + batch_size] for start in range(0, len(which), batch_size)]
     assert max(map(len, batches)) <= samples <= batch_size
     assert max(len(set(batch)) for batch in batches) <= rows < 2 * min(conditions, batch_size + 1)
+
+
+@pytest.mark.parametrize(
+    "conditions, n, batch_size, rows, expected",
+    [(1, 9, 64, 16, 16), (3, 9, 64, 64, 1), (3, 12, 64, 64, 4), (3, 32, 64, 16, 16), (3, 4, 6, 6, 2), (30, 64, 64, 64, 64)],
+)
+def test_samples_of_a_group_have_one_condition(conditions, n, batch_size, rows, expected):
+    group = sampling.group_size(conditions, n, batch_size, rows)
+    assert group == expected and rows % group == 0
+    which = np.repeat(np.arange(conditions), n)
+    for start in range(0, len(which), batch_size):
+        batch = which[start : start + batch_size]
+        batch = np.pad(batch, (0, -len(batch) % group), mode="edge").reshape(-1, group)
+        assert (batch == batch[:, :1]).all()
+
+
+@pytest.mark.parametrize("length", [1, 6, 16, 256])
+def test_segments_end_after_their_codes(length):
+    ends = [sampling.segment_end(stop, length) for stop in range(1, length + 1)]
+    assert all(end >= stop for stop, end in enumerate(ends, 1)) and ends[-1] == length
+    assert len(set(ends)) <= sampling.SEGMENTS and ends == sorted(ends)
 
 
 @pytest.mark.parametrize("size, stride", [((8, 8), 4), ((8, 13), 4), ((21, 8), 1), ((11, 14), 3), ((16, 16), 8)])
