@@ -115,7 +115,8 @@ def _lines(plan: Plan):
         yield f"         {plan.unknown_loops} loop(s) of unknown length are counted once"
     for row in plan.collectives:
         where = "in loops" if row.in_loop else "once"
-        yield f"network  {row.kind:<20} {row.count:>6} {where:<9}{row.bytes / 2**20:>12,.1f} MiB"
+        hidden = f", {row.overlapped:,} beside computation" if row.overlapped else ""
+        yield f"network  {row.kind:<20} {row.count:>6} {where:<9}{row.bytes / 2**20:>12,.1f} MiB{hidden}"
     yield from (f"kernel   {name:<50} {count:>6}" for name, count in plan.kernels.items())
     yield from (f"costly   {1000 * seconds:>9.3f} ms  {name}" for name, seconds in plan.expensive)
     yield f"compiled in {plan.compile_seconds:.0f} s"
