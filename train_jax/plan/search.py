@@ -116,10 +116,17 @@ def _needs_more(candidate: Candidate, other: Candidate) -> bool:
     )
 
 
-def run_plan(words: Sequence[str]) -> dict[str, Any]:
-    """Runs `train-jax plan --json` in a process of its own. Returns its (last) plan, or `{"error": …}`."""
+def run_plan(words: Sequence[str], timeout: float | None = None) -> dict[str, Any]:
+    """Runs `train-jax plan --json` in a process of its own. Returns its (last) plan, or `{"error": …}`.
+
+    Args:
+      timeout: seconds after which the process is killed; None: never.
+    """
     command = [sys.executable, "-m", "train_jax", "plan", *words, "--json"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not compiled in {timeout:.0f} s"}
     lines = run.stdout.splitlines()
     if run.returncode < 2 and lines:
         return json.loads(lines[-1])

@@ -105,8 +105,9 @@ def test_without_times_memory_ranks_and_the_bound_holds(monkeypatch, capsys, tmp
     assert command.main([*words, "--what=encode"]) == 2
 
 
-def test_a_process_that_fails_is_an_error_in_a_line(tmp_path):
+def test_a_process_that_fails_is_an_error_in_a_line():
     assert search.run_plan(["--config=no/such", "--target=fake:8"])["error"].startswith("--config=no/such: there is no")
+    assert search.run_plan(["--config=no/such", "--target=fake:8"], timeout=0.01) == {"error": "not compiled in 0 s"}
 
 
 @pytest.mark.parametrize("smaller, larger", [("full", "dots"), ("dots", "none")])

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from train_jax import config as config_lib
-from train_jax import config_file, sharding
+from train_jax import config_file, prepare, sharding
 from train_jax import task as task_lib
 from train_jax.errors import ConfigError
 from train_jax.plan import command, compilation, training
@@ -82,6 +82,26 @@ def test_residuals_are_those_of_two_linear_layers():
     plan = StatePlan(create=len, abstract=state, optimizer=None)
     config = ConfigDict({"data": {"batch_size": 16}, "accumulate": 1})
     assert training.count_residuals(task, plan, batch, config, mesh) == 2 * (4 * 5 + 4 * 7)  # of 2 rows a device
+
+
+def test_tracing_a_step_runs_nothing(monkeypatch, tmp_path):
+    """Devices that are absent cannot run an operation, not even `jax.random.key`; every one is inside a traced function."""
+
+    def refuse(self, primitive, *_):
+        raise AssertionError(f"{primitive} runs on a device")
+
+    config = config_lib.resolve(ConfigDict(CLIP | {"patch_dropout": 0.5, "ema": {"decay": 0.9}}))
+    config, record = task_lib.module(config).write_placeholders(config, tmp_path)
+    task = task_lib.module(config).make(config, tmp_path)
+    mesh = sharding.make_mesh({"data": 4, "fsdp": 2, "tensor": 1})
+    batch = training._abstract_batch(task, record, 32, mesh)
+    monkeypatch.setattr("jax._src.core.EvalTrace.process_primitive", refuse)
+    with pytest.raises(AssertionError, match="runs on a device"):
+        jnp.zeros(1) + 1
+    plan, step = prepare.trace_step(config, task, mesh, batch, {})
+    assert training.count_residuals(task, plan, batch, config, mesh) > 0
+    with jax.set_mesh(mesh):
+        step.lower()
 
 
 def test_what_a_compiler_needed_is_read_from_its_refusal():
