@@ -1,15 +1,19 @@
 """Plans every published config for machines that need not be present, by `train-jax plan`, and prints a table.
 
-    python -m benchmarks.plans [--targets h100:8 v5e:4x4] [--configs clip/vit_b32 ...]
+    python -m benchmarks.plans --json=plans.json
+    python -m benchmarks.plans --json=plans.json --targets v5e:4x4 --configs clip/vit_b32 clip/rn50     (updates these rows)
+    python -m benchmarks.plans --json=plans.json --configs                                        (prints the table again)
 
 Needs Python 3.12 with `jax[tpu]` for TPU slices, or jax-cuda12-plugin, jax-cuda12-pjrt and nvidia-cudnn-cu12 for GPUs; no
 device, no data, no weights. Each plan compiles in a process of its own, for half a minute to some minutes.
 """
 
 import argparse
+import itertools
 import json
-import subprocess
-import sys
+from pathlib import Path
+
+from train_jax.plan.search import run_plan
 
 FIRST_STAGES = {"dalle/mindalle_1b3": "vqgan/f16_16384", "dalle/dalle1_12b": "vqgan/f8_gumbel"}
 CONFIGS = ("clip/vit_b32", "clip/vit_b16", "clip/vit_l14", "clip/siglip_b16", "clip/rn50", "vqgan/f16_1024",
@@ -19,24 +23,31 @@ TARGETS = ("h100:8", "v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:4x4")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", nargs="+", default=TARGETS)
-    parser.add_argument("--configs", nargs="+", default=CONFIGS)
+    parser.add_argument("--targets", nargs="*", default=TARGETS)
+    parser.add_argument("--configs", nargs="*", default=CONFIGS)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file of all plans, whose rows are replaced")
+    parser.add_argument("--timeout", type=float, default=12, help="minutes after which a plan is given up (default 12)")
     arguments = parser.parse_args()
-    print("| target | config | mesh | batch | fits | peak, GiB | ms an update | MFU | collectives, GiB | fused attention |")
+    rows = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.is_file() else {}
+    for target, config in itertools.product(arguments.targets, arguments.configs):
+        rows[f"{target} {config}"] = plan = make_plan(target, config, 60 * arguments.timeout)
+        print(format_row(target, config, plan), flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(rows, indent=1))
+    columns = "target | config | mesh | batch | fits | peak, GiB | ms an update | MFU | collectives, GiB | fused attention"
+    print(f"\n| {columns} |")
     print("| --- " * 10 + "|")
-    for target in arguments.targets:
-        for config in arguments.configs:
-            print(format_row(target, config, plan(target, config)), flush=True)
+    for target, config in itertools.product(TARGETS, CONFIGS):
+        if f"{target} {config}" in rows:
+            print(format_row(target, config, rows[f"{target} {config}"]))
 
 
-def plan(target: str, config: str) -> dict:
+def make_plan(target: str, config: str, timeout: float) -> dict:
     """Returns the plan of a config, or `{"error": …}`."""
-    command = [sys.executable, "-m", "train_jax", "plan", f"--target={target}", f"--config={config}", "--json"]
+    words = [f"--target={target}", f"--config={config}"]
     if config in FIRST_STAGES:
-        command += [f"--config.vqgan.path={FIRST_STAGES[config]}", "--config.vqgan.size=256"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = run.stdout.splitlines()
-    return json.loads(lines[-1]) if run.returncode < 2 and lines else {"error": run.stderr.strip().splitlines()[-1]}
+        words += [f"--config.vqgan.path={FIRST_STAGES[config]}", "--config.vqgan.size=256"]
+    return run_plan(words, timeout)
 
 
 def format_row(target: str, config: str, plan: dict) -> str:

@@ -177,8 +177,8 @@ class Clip:
         return self.module.compute.dtype
 
     @functools.cached_property
-    def _programs(self) -> "_Programs":
-        return _compile_programs(self.module, self.preprocess)
+    def _programs(self) -> "Programs":
+        return compile_programs(self.module, self.preprocess)
 
     def _compute_logits(self, images: np.ndarray, texts: np.ndarray) -> Float32[np.ndarray, "n_images n_texts"]:
         return np.asarray(self._programs.logits(self.variables, images, texts))
@@ -191,7 +191,7 @@ class Clip:
         )
 
 
-class _Programs(NamedTuple):
+class Programs(NamedTuple):
     """Jitted functions of one model. Each function compiles once per batch size."""
 
     encode_image: Callable  # (variables, uint8 [n, size, size, 3]) -> float32 [n, dim] of unit norm
@@ -201,7 +201,9 @@ class _Programs(NamedTuple):
     probabilities: Callable  # float32 [n, m] -> float32 [n, m]
 
 
-def _compile_programs(module: model_lib.CLIP, preprocess: Preprocess) -> _Programs:
+def compile_programs(module: model_lib.CLIP, preprocess: Preprocess) -> Programs:
+    """Jits the functions of `Programs` for a model and its preprocessing."""
+
     def encode_image(variables, images):
         pixels = normalize(images, preprocess.mean, preprocess.std)
         return module.apply(variables, pixels, method="encode_image")
@@ -219,7 +221,7 @@ def _compile_programs(module: model_lib.CLIP, preprocess: Preprocess) -> _Progra
         return scale * jnp.matmul(images, texts.T, precision=jax.lax.Precision.HIGHEST) + bias
 
     probabilities = jax.nn.sigmoid if module.options.loss == "sigmoid" else jax.nn.softmax
-    return _Programs(*map(jax.jit, (encode_image, encode_patches, encode_text, logits, probabilities)))
+    return Programs(*map(jax.jit, (encode_image, encode_patches, encode_text, logits, probabilities)))
 
 
 def _check_list(values, name: str, element_type) -> None:

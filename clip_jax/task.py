@@ -99,6 +99,7 @@ class CLIPTaskOptions(Options):
 
 
 OPTIONS, EVALUATORS = CLIPTaskOptions, evaluators.EVALUATORS
+PROGRAMS = {"encode": "clip_jax.plan"}
 
 
 def complete(config: ConfigDict, stated: ConfigDict) -> None:

@@ -20,6 +20,7 @@ from train_jax.options import Options, option
 from train_jax.placeholders import write_tokenizer
 from train_jax.task import Task
 from vqgan_jax.stage2 import task
+from vqgan_jax.vqgan import Vqgan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class DALLETaskOptions(task.Stage2TaskOptions):
         return super().identity() | {"tokenizer": self.tokenizer.identity()}
 
 
-OPTIONS, EVALUATORS = DALLETaskOptions, evaluators.EVALUATORS
+OPTIONS, EVALUATORS, PROGRAMS = DALLETaskOptions, evaluators.EVALUATORS, task.PROGRAMS
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
@@ -61,12 +62,17 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
 
     Raises ConfigError if the options are invalid, and LoadError if the VQGAN cannot be loaded.
     """
+    vq, options, captions = open_parts(config, workdir)
+    artifacts = {TOKENIZER: captions.tokenizer.to_json()}
+    return task.make(config, workdir, vq, options, captions, artifacts=artifacts, more_evaluators=evaluators.make_factories)
+
+
+def open_parts(config: ConfigDict, workdir: Path | None) -> tuple[Vqgan, DALLEOptions, Captions]:
+    """Opens the first stage, the options of the transformer, and the condition of a resolved config."""
     options = DALLEOptions.parse(config.model, "model")
     vq = task.open_vqgan(config, workdir)  # first: a wrong path fails before minutes of tokenizer training
     tokenizer = _open_tokenizer(config, workdir)
-    captions = Captions(tokenizer, config.condition_dropout > 0, config.tokenizer.dropout)
-    artifacts = {TOKENIZER: tokenizer.to_json()}
-    return task.make(config, workdir, vq, options, captions, artifacts=artifacts, more_evaluators=evaluators.make_factories)
+    return vq, options, Captions(tokenizer, config.condition_dropout > 0, config.tokenizer.dropout)
 
 
 def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:

@@ -33,9 +33,11 @@ LAYERS = {
         vqgan_jax.model vqgan_jax.quantize""",
     "data, weights, devices": """
         train_jax.agreement train_jax.arguments train_jax.data train_jax.datasets train_jax.inference train_jax.memory
-        train_jax.page train_jax.pictures train_jax.placeholders train_jax.profiling train_jax.sharding train_jax.weights""",
+        train_jax.page train_jax.pictures train_jax.placeholders train_jax.profiling train_jax.program_cache
+        train_jax.sharding train_jax.weights""",
     "checkpoints": "train_jax.checkpoint train_jax.optim train_jax.resume train_jax.trained_weights",
-    "run directories, tasks": "train_jax.config train_jax.config_file train_jax.run_directory train_jax.task",
+    "run directories, tasks": """
+        train_jax.config train_jax.config_file train_jax.plan.program train_jax.run_directory train_jax.task""",
     "CLIP": "clip_jax",
     "VQGAN": "vqgan_jax",
     "second stages, painting": "vqgan_jax.guided vqgan_jax.prior vqgan_jax.stage2",

@@ -107,12 +107,15 @@ def override(config: ConfigDict, words: Sequence[str]) -> ConfigDict:
     `none`). A single value for a tuple option becomes a tuple of length 1. The default determines the type. Raises
     ConfigError for arguments of another form; `train_jax.config.resolve` checks names and types.
     """
-    full = config_lib.fill(config)
-    options = config.to_dict()
+    return ConfigDict(overlay(config.to_dict(), words, OPTION, config_lib.fill(config)))
+
+
+def overlay(options: dict, words: Sequence[str], prefix: str, defaults: ConfigDict) -> dict:
+    """Overlays `options` in place with arguments of the form `{prefix}NAME=VALUE`, as `override`, and returns them."""
     for word in words:
-        path, equals, text = word.removeprefix(OPTION).partition("=")
+        path, equals, text = word.removeprefix(prefix).partition("=")
         if not equals or not all(path.split(".")):
-            raise ConfigError(f"{word}: an option is written {OPTION}NAME=VALUE")
+            raise ConfigError(f"{word}: an option is written {prefix}NAME=VALUE")
         *groups, key = path.split(".")
         group_options = options
         for group in groups:
@@ -121,8 +124,8 @@ def override(config: ConfigDict, words: Sequence[str]) -> ConfigDict:
             group_options = group_options[group]
             if not isinstance(group_options, dict):
                 raise ConfigError(f"{word}: config.{group} is one option, not a group of options")
-        group_options[key] = _parse_value(text, option(full, path))
-    return ConfigDict(options)
+        group_options[key] = _parse_value(text, option(defaults, path))
+    return options
 
 
 def _find_file(name: str) -> Path:

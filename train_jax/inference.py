@@ -1,6 +1,6 @@
 """Batched inference: batches of equal size, sharded over the devices of this host."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,10 +12,12 @@ from jax.sharding import PartitionSpec as P
 
 def on_devices(variables: Any) -> Any:
     """Replicates weights on all devices of this host."""
-    mesh = jax.make_mesh(
-        (jax.local_device_count(),), ("batch",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
-    )
-    return jax.device_put(variables, NamedSharding(mesh, P()))
+    return jax.device_put(variables, NamedSharding(batch_mesh(jax.local_devices()), P()))
+
+
+def batch_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """Makes the mesh ("batch",) of devices that hold the weights replicated and share the rows of a batch."""
+    return jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def batched(

@@ -15,6 +15,10 @@ and, for `train-jax plan`,
 
     write_placeholders(config, folder) -> (config, record)   replaces files that are not present by random ones in `folder`,
                                                          which `make` uses as the run directory; and a record of the data
+    PROGRAMS: Mapping[str, str]                          what `train-jax plan --what` plans besides the training step, and
+                                                         the module of each, which defines `OPTIONS: type[Options]` and
+                                                         `make(config, folder, mesh, options)`, the list of its
+                                                         `train_jax.plan.program.Program`s on a mesh ("batch",)
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from train_jax import agreement, feed, memory, paths, profiling, resume
+from train_jax import agreement, feed, memory, paths, profiling, program_cache, resume
 from train_jax.checkpoint import Checkpoints, closing
 from train_jax.data import stream as stream_lib
 from train_jax.errors import Interrupted, Stopped
@@ -60,6 +60,7 @@ def run(
         try:
             workdir = paths.run_directory(workdir)
             stop = StopRequest()
+            program_cache.enable(jax.devices()[0].platform)
             prepared = prepare(config, workdir, asked_to_stop=lambda: stop.signal_number)
             peak_flops = profiling.peak_flops(jax.devices())  # must run outside of the mesh context
             with jax.set_mesh(prepared.mesh):

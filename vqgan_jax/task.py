@@ -104,6 +104,7 @@ class VQGANTaskOptions(Options):
 
 
 OPTIONS, EVALUATORS = VQGANTaskOptions, evaluators.EVALUATORS
+PROGRAMS = {"encode": "vqgan_jax.plan", "paint": "vqgan_jax.guided.plan"}
 
 
 def complete(config: ConfigDict, stated: ConfigDict) -> None:

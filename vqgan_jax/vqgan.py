@@ -120,8 +120,8 @@ class Vqgan:
         return self._programs.encode(variables, images)
 
     @functools.cached_property
-    def _programs(self) -> "_Programs":
-        return _compile_programs(self.module)
+    def _programs(self) -> "Programs":
+        return compile_programs(self.module)
 
     def _run_batched(self, program: Callable, values: np.ndarray, batch_size: int) -> np.ndarray:
         return inference.batched(
@@ -164,7 +164,7 @@ class Vqgan:
         return images
 
 
-class _Programs(NamedTuple):
+class Programs(NamedTuple):
     """Compiled functions `(variables, batch) -> array`."""
 
     encode: Callable
@@ -173,7 +173,9 @@ class _Programs(NamedTuple):
     reconstruct: Callable
 
 
-def _compile_programs(module: model_lib.Autoencoder) -> _Programs:
+def compile_programs(module: model_lib.Autoencoder) -> Programs:
+    """Jits the functions of `Programs` for a model."""
+
     def to_signed(images):
         x = images.astype(jnp.float32)
         return 2 * (x / 255 if images.dtype == jnp.uint8 else x) - 1
@@ -193,7 +195,7 @@ def _compile_programs(module: model_lib.Autoencoder) -> _Programs:
     def reconstruct(variables, images):
         return decode(variables, encode(variables, images))
 
-    return _Programs(*map(jax.jit, (encode, decode, decode_uint8, reconstruct)))
+    return Programs(*map(jax.jit, (encode, decode, decode_uint8, reconstruct)))
 
 
 def _fingerprint(options: VQGANOptions, variables: Mapping) -> str:

@@ -21,6 +21,9 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r"condition=%?([\w.-]+)")
 _LIMIT = re.compile(r"= s(?:32|64)\[\]\S* constant\((\d+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)"?')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_FIRST_OPERAND = re.compile(r"%?([\w.-]+)")
+_COMPUTING = {"fusion", "fusion-start", "custom-call", "dot", "convolution", "while", "call", "conditional"}
 _NAME = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"|"kind":"(__\w+)"')
 
@@ -70,12 +73,17 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Collectives of one kind: how many one execution runs, and the bytes of their results on a device."""
+    """Collectives of one kind: how many one execution runs, and the bytes of their results on a device.
+
+    Attributes:
+      overlapped: how many of them run while the device computes, as the compiler schedules them.
+    """
 
     kind: str
     in_loop: bool
     count: int
     bytes: int
+    overlapped: int = 0
 
 
 def parse(text: str) -> list[Instruction]:
@@ -185,16 +193,47 @@ def _split_shape(text: str) -> tuple[str, str]:
 
 
 def collectives(instructions: list[Instruction]) -> list[Collective]:
-    """Adds up collectives by kind, those in loops apart, the largest first."""
-    totals: dict[tuple[str, bool], list[int]] = collections.defaultdict(lambda: [0, 0])
+    """Adds up collectives by kind, those in loops apart, the largest first.
+
+    The TPU compiler distributes an asynchronous collective over fusions, which share its channel: the first starts it, the
+    last waits, and those between them compute. It counts once.
+    """
+    totals: dict[tuple[str, bool], list[int]] = collections.defaultdict(lambda: [0, 0, 0])
+    parts: dict[str, list[Instruction]] = collections.defaultdict(list)
+    overlapped = _find_overlapped(instructions)
     for x in instructions:
-        kind = x.opcode.removesuffix("-start")
-        if kind in COLLECTIVES:
-            total = totals[kind, x.in_loop]
-            total[0] += x.executions
-            total[1] += x.executions * x.size
+        if x.opcode.removesuffix("-start") not in COLLECTIVES:
+            continue
+        channel = _CHANNEL.search(x.attributes)
+        if x.in_fusion and channel:
+            parts[channel[1]].append(x)
+        else:
+            _add(totals, x, x.name in overlapped)
+    for group in parts.values():
+        _add(totals, group[0], len(group) > 2)
     rows = [Collective(*key, *total) for key, total in totals.items()]
     return sorted(rows, key=lambda row: -row.bytes)
+
+
+def _add(totals: dict[tuple[str, bool], list[int]], x: Instruction, is_overlapped: bool) -> None:
+    total = totals[x.opcode.removesuffix("-start"), x.in_loop]
+    total[0] += x.executions
+    total[1] += x.executions * x.size
+    total[2] += x.executions * is_overlapped
+
+
+def _find_overlapped(instructions: list[Instruction]) -> set[str]:
+    """Returns the names of the asynchronous collectives between whose start and end there is computation."""
+    started: dict[str, int] = {}  # name -> computations up to its start
+    overlapped, computed = set(), 0
+    for x in instructions:
+        if x.opcode in _COMPUTING and not x.in_fusion:
+            computed += 1
+        elif x.opcode.endswith("-start") and x.opcode.removesuffix("-start") in COLLECTIVES:
+            started[x.name] = computed
+        elif x.opcode.endswith("-done") and (match := _FIRST_OPERAND.match(x.attributes)) and match[1] in started:
+            overlapped |= {match[1]} if computed > started[match[1]] else set()
+    return overlapped
 
 
 def kernels(instructions: list[Instruction]) -> dict[str, int]:

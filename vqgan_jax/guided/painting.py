@@ -163,7 +163,7 @@ def check_request(seed: int | np.integer, n: int | np.integer, prompts: Sequence
         raise ConfigError(f"seed = {seed!r} must be an integer in [0, 2^32 - 1], and so must seed + n - 1")
 
 
-_keys_from_seeds = jax.jit(jax.vmap(jax.random.key))
+keys_from_seeds = jax.jit(jax.vmap(jax.random.key))
 
 
 class Painter:
@@ -350,7 +350,7 @@ class Painter:
             return np.broadcast_to(x, (n, *x.shape))
 
         problem = trajectory.Problem(
-            key=_keys_from_seeds(np.array([job.seed for job in self.jobs], np.uint32)),
+            key=keys_from_seeds(np.array([job.seed for job in self.jobs], np.uint32)),
             targets=target_vectors,
             weights=weights,
             stops=stops,

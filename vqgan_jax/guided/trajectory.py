@@ -150,16 +150,19 @@ class Programs:
         shapes = jax.tree.map(lambda x: f"{x.dtype} {list(x.shape)}", (problem, state))
         cache_key = (length, mesh, str(shapes))
         if cache_key not in self._compiled:
-            step = functools.partial(_optimization_step, self.module, self.perceptors, self.config)
-
-            def scan(variables, problem, state):
-                return jax.lax.scan(lambda s, _: step(variables, problem, s), state, length=length)
-
-            out_sharding = NamedSharding(mesh, P("batch") if self.config.split == "paintings" else P())
-            run_steps = jax.jit(functools.partial(_map_paintings, scan), donate_argnums=2, out_shardings=out_sharding)
             with jax.set_mesh(mesh):
-                self._compiled[cache_key] = run_steps.lower(variables, problem, state).compile()
+                self._compiled[cache_key] = self.jit(length, mesh).lower(variables, problem, state).compile()
         return self._compiled[cache_key]
+
+    def jit(self, length: int, mesh) -> Callable:
+        """Jits the function of `compile`."""
+        step = functools.partial(_optimization_step, self.module, self.perceptors, self.config)
+
+        def scan(variables, problem, state):
+            return jax.lax.scan(lambda s, _: step(variables, problem, s), state, length=length)
+
+        out_sharding = NamedSharding(mesh, P("batch") if self.config.split == "paintings" else P())
+        return jax.jit(functools.partial(_map_paintings, scan), donate_argnums=2, out_shardings=out_sharding)
 
 
 @functools.lru_cache(maxsize=16)

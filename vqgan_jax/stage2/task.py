@@ -77,6 +77,9 @@ class Stage2TaskOptions(Options):
         self.require(may_flip, path, "codes.flip", "False with codes.cached = False; set augment.flip instead")
 
 
+PROGRAMS = {"sample": "vqgan_jax.stage2.plan"}
+
+
 def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:
     """Replaces a VQGAN that is named by its config by a placeholder in `folder`; see `train_jax.task`."""
     first_stage = write_first_stage(config, folder)

@@ -77,6 +77,52 @@ def test_a_program_by_hand():
         hlo.parse("HloModule empty")
 
 
+SCHEDULED = """HloModule jit_step, is_scheduled=true
+
+%part.1 (p: f32[8]) -> f32[64] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %gathered.1 = f32[64]{0} all-gather(%p), channel_id=7, dimensions={0}
+}
+
+%part.2 (p: f32[8]) -> f32[64] {
+  %p = f32[8]{0} parameter(0)
+  %product = f32[8]{0} multiply(%p, %p)
+  ROOT %gathered.2 = f32[64]{0} all-gather(%p), channel_id=7, dimensions={0}
+}
+
+%part.3 (p: f32[8]) -> f32[64] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %gathered.3 = f32[64]{0} all-gather(%p), channel_id=7, dimensions={0}
+}
+
+%alone (p: f32[8]) -> f32[32] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %gathered.4 = f32[32]{0} all-gather(%p), channel_id=8, dimensions={0}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %start.1 = (f32[8]{0}, f32[16]{0}) all-reduce-start(%p), channel_id=1
+  %between = f32[8]{0} fusion(%p), kind=kLoop, calls=%alone
+  %done.1 = f32[16]{0} all-reduce-done(%start.1)
+  %start.2 = (f32[8]{0}, f32[16]{0}) all-reduce-start(%p), channel_id=2
+  %name = f32[8]{0} get-tuple-element(%between), index=0
+  %done.2 = f32[16]{0} all-reduce-done(%start.2)
+  %first = f32[64]{0} fusion(%p), kind=kCustom, calls=%part.1
+  %second = f32[64]{0} fusion(%p), kind=kCustom, calls=%part.2
+  ROOT %third = f32[64]{0} fusion(%p), kind=kCustom, calls=%part.3
+}
+"""
+
+
+def test_collectives_beside_computation():
+    """Two all-reduces, one of them hidden; an all-gather in three fusions, one of which computes, and one in one fusion."""
+    assert hlo.collectives(hlo.parse(SCHEDULED)) == [
+        hlo.Collective("all-gather", False, 2, 4 * (64 + 32), 1),
+        hlo.Collective("all-reduce", False, 2, 2 * 64, 1),
+    ]
+
+
 def test_collectives_of_compiled_loops():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 

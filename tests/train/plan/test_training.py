@@ -11,10 +11,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from train_jax import config as config_lib
-from train_jax import config_file, sharding
+from train_jax import config_file, prepare, sharding
 from train_jax import task as task_lib
 from train_jax.errors import ConfigError
-from train_jax.plan import command, training
+from train_jax.plan import command, compilation, training
 from train_jax.plan.hlo import Collective
 from train_jax.plan.report import Plan
 from train_jax.plan.targets import Target
@@ -44,7 +44,8 @@ def test_a_plan_of_the_command_line_has_the_bytes_of_the_shards(config_file_of_c
     """Parameters and Adam's two moments, split over fsdp where an axis allows it; no data, no tokenizer."""
     assert command.main([f"--config={config_file_of_clip}", "--target=fake:8", "--mesh=data=-1,fsdp=4", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert printed.pop("mfu") is None and printed.pop("examples_per_second") is None
+    derived = ("mfu", "examples_per_second", "seconds_per_example")
+    assert [printed.pop(name) for name in derived] == [None] * 3
     printed |= {"collectives": tuple(Collective(**row) for row in printed["collectives"]), "expensive": ()}
     plan = Plan(**printed)
     config, _ = task_lib.module(ConfigDict(CLIP)).write_placeholders(config_lib.resolve(ConfigDict(CLIP)), tmp_path)
@@ -83,11 +84,31 @@ def test_residuals_are_those_of_two_linear_layers():
     assert training.count_residuals(task, plan, batch, config, mesh) == 2 * (4 * 5 + 4 * 7)  # of 2 rows a device
 
 
+def test_tracing_a_step_runs_nothing(monkeypatch, tmp_path):
+    """Devices that are absent cannot run an operation, not even `jax.random.key`; every one is inside a traced function."""
+
+    def refuse(self, primitive, *_):
+        raise AssertionError(f"{primitive} runs on a device")
+
+    config = config_lib.resolve(ConfigDict(CLIP | {"patch_dropout": 0.5, "ema": {"decay": 0.9}}))
+    config, record = task_lib.module(config).write_placeholders(config, tmp_path)
+    task = task_lib.module(config).make(config, tmp_path)
+    mesh = sharding.make_mesh({"data": 4, "fsdp": 2, "tensor": 1})
+    batch = training._abstract_batch(task, record, 32, mesh)
+    monkeypatch.setattr("jax._src.core.EvalTrace.process_primitive", refuse)
+    with pytest.raises(AssertionError, match="runs on a device"):
+        jnp.zeros(1) + 1
+    plan, step = prepare.trace_step(config, task, mesh, batch, {})
+    assert training.count_residuals(task, plan, batch, config, mesh) > 0
+    with jax.set_mesh(mesh):
+        step.lower()
+
+
 def test_what_a_compiler_needed_is_read_from_its_refusal():
     tpu = "Ran out of memory on HBM, the total memory required for HLO temporaries (157.87G) exceeds available HBM (15.75G)"
-    assert training._parse_needed(tpu) == int(157.87 * 2**30)
-    assert training._parse_needed("Used 20.5M of 15M hbm") == int(20.5 * 2**20)
-    assert training._parse_needed("no number") == 0
+    assert compilation._parse_needed(tpu) == int(157.87 * 2**30)
+    assert compilation._parse_needed("Used 20.5M of 15M hbm") == int(20.5 * 2**20)
+    assert compilation._parse_needed("no number") == 0
 
 
 def test_mistakes_on_the_command_line_are_one_line(config_file_of_clip, capsys):
@@ -98,6 +119,11 @@ def test_mistakes_on_the_command_line_are_one_line(config_file_of_clip, capsys):
         (["--target=fake:8", "--mesh=pipeline=2"], "--mesh 'pipeline=2' must be AXIS=SIZE"),
         (["--target=fake:8", "--config.data.batch_size=12"], "it must be a multiple of 8"),
         (["--target=fake:8", "--config.no=1"], "no"),
+        (["--target=fake:8", "--what=sample"], "--what=sample: of clip_jax.task these are planned: train, encode"),
+        (["--target=fake:8", "--what=encode", "--encode.images=12"], "--encode.images=12 must be a multiple of 8"),
+        (["--target=fake:8", "--what=encode", "--encode.texts=0"], "--encode.texts = 0; it must be at least 1"),
+        (["--target=fake:8", "--what=encode", "--encode.n=8"], "--encode.n is not an option"),
+        (["--target=fake:8", "--what=encode", "--mesh=data=8"], "weights are replicated"),
     ]:
         assert command.main([f"--config={config_file_of_clip}", *arguments]) == 2
         error = capsys.readouterr().err
@@ -128,5 +154,6 @@ def test_every_family_has_placeholders(name, tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install 'jax[tpu]'")
 def test_a_plan_for_a_tpu_slice(monkeypatch):
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    plan = training.plan_training(ConfigDict(CLIP), Target.parse("v5e:2x2"))
+    target = Target.parse("v5e:2x2")
+    plan = compilation.plan_program(training.trace_training(ConfigDict(CLIP), target), target)
     assert plan.fits and plan.devices == 4 and 0 < plan.floor_seconds < plan.step_seconds < 0.1 and plan.expensive

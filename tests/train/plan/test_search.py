@@ -1,0 +1,119 @@
+"""The search over settings, with plans that are made up."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from train_jax import config_file
+from train_jax.plan import command, search
+from train_jax.plan.targets import Target
+
+TOWER = {"width": 32, "depth": 1, "heads": 2}
+CLIP = {
+    "task": "clip_jax.task", "steps": 10, "data": {"source": "webdataset:not-there/*.tar", "batch_size": 32},
+    "model": {"embed_dim": 16, "image": {"size": 16, "patch": 8, **TOWER}, "text": {"vocab_size": 640, **TOWER}},
+}  # fmt: skip
+
+
+def needs(mesh: tuple[int, int, int], remat: str, parts: int) -> float:
+    """Made-up GiB: weights over fsdp and tensor, activations over micro-batches."""
+    return 6 / (mesh[1] * mesh[2]) + {"none": 8, "dots": 4, "full": 1}[remat] / parts
+
+
+def takes(mesh: tuple[int, int, int], remat: str, parts: int) -> float:
+    return {"none": 1.0, "dots": 1.1, "full": 1.4}[remat] + 0.1 * parts + 0.2 * mesh[1] + mesh[2]
+
+
+def make_plan(words, limit: float = 4.0, clock: bool = True) -> dict:
+    options = dict(word.removeprefix("--config.").split("=") for word in words if word.startswith("--config."))
+    mesh = tuple(int(options[f"mesh.{axis}"]) for axis in ("data", "fsdp", "tensor"))
+    rows = 32 // (mesh[0] * mesh[1])
+    parts = rows // (int(options["compute.micro_batch"]) or rows)
+    setting = (mesh, options["compute.remat"], parts)
+    if mesh[2] == 8:
+        return {"error": "ConfigError: 8 does not divide the 2 heads"}
+    fits = needs(*setting) <= limit
+    return {
+        "mesh": {}, "fits": fits, "peak_bytes": int(2**30 * needs(*setting)), "collectives": [], "mfu": 0.1,
+        "step_seconds": takes(*setting) if fits and clock else None,
+    }  # fmt: skip
+
+
+def test_candidates_are_all_settings_over_which_the_batch_splits():
+    listed = search.list_candidates(ConfigDict(CLIP), 8)
+    assert len(set(listed)) == len(listed)
+    assert listed[0].mesh == (8, 1, 1) and listed[0].remat == "dots" and listed[0].parts == 1
+    assert {c.mesh for c in listed} == {(8 // (f * t), f, t) for t in (1, 2, 4, 8) for f in (1, 2, 4, 8) if f * t <= 8}
+    assert all(32 % (c.mesh[0] * c.mesh[1] * c.parts) == 0 for c in listed)
+    assert {c.parts for c in listed if c.mesh == (8, 1, 1)} == {1, 2, 4}  # of 4 examples a device
+    config = config_file.override(ConfigDict(CLIP), listed[-1].words)
+    assert tuple(config.mesh.values()) == listed[-1].mesh and config.compute.remat == listed[-1].remat
+    fixed = search.list_candidates(ConfigDict(CLIP | {"mesh": {"data": -1, "fsdp": 2}}), 8, ["mesh", "compute.micro_batch"])
+    assert [(c.mesh, c.remat, c.parts) for c in fixed] == [((4, 2, 1), remat, 1) for remat in ("dots", "full", "none")]
+
+
+def test_tasks_without_micro_batches_accumulate():
+    config = ConfigDict({"task": "vqgan_jax.task", "steps": 1, "data": {"source": "shapes/32", "batch_size": 16}})
+    listed = search.list_candidates(config, 8, ["mesh"])
+    assert [c.words[-1] for c in listed] == ["--config.accumulate=1", "--config.accumulate=2"]  # and no remat
+
+
+def test_the_fastest_that_fits_is_found(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(Target, "set_environment", lambda self: None)
+    planned = []
+    monkeypatch.setattr(search, "run_plan", lambda words: (planned.append(words), make_plan(words))[1])
+    file = tmp_path / "tiny.py"
+    file.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({CLIP!r})\n")
+    assert command.main([f"--config={file}", "--target=fake:8", "--search", "--max-plans=200", "--config.steps=5"]) == 0
+    printed, progress = capsys.readouterr()
+    every = [(c.mesh, c.remat, c.parts) for c in search.list_candidates(ConfigDict(CLIP), 8) if c.mesh[2] < 8]
+    best = min((setting for setting in every if needs(*setting) <= 4), key=lambda setting: takes(*setting))
+    (data, fsdp, tensor), remat, parts = best
+    line = f"--config.steps=5 --config.mesh.data={data} --config.mesh.fsdp={fsdp} --config.mesh.tensor={tensor} "
+    line += f"--config.compute.remat={remat} --config.compute.micro_batch={0 if parts == 1 else 32 // data // fsdp // parts}"
+    assert printed.splitlines()[-1] == f"train-jax --config={file} {line} --workdir=DIR"
+    assert "8 does not divide the 2 heads" in printed and "plan 2 of at most 200" in progress
+    assert len(planned) < len(search.list_candidates(ConfigDict(CLIP), 8)), "those larger than one that does not fit"
+    for skipped in set(every) - {(m, r, p) for (m, r, p) in every if any(make_key(w) == (m, r, p) for w in planned)}:
+        assert needs(*skipped) > 4
+
+
+def make_key(words) -> tuple:
+    options = dict(word.removeprefix("--config.").split("=") for word in words if word.startswith("--config."))
+    mesh = tuple(int(options[f"mesh.{axis}"]) for axis in ("data", "fsdp", "tensor"))
+    rows = 32 // (mesh[0] * mesh[1])
+    return mesh, options["compute.remat"], rows // (int(options["compute.micro_batch"]) or rows)
+
+
+def test_without_times_memory_ranks_and_the_bound_holds(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(Target, "set_environment", lambda self: None)
+    monkeypatch.setattr(search, "run_plan", lambda words: make_plan(words, limit=8.0, clock=False))
+    file = tmp_path / "tiny.py"
+    file.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({CLIP!r})\n")
+    words = [f"--config={file}", "--target=fake:8", "--search", "--max-plans=5"]
+    assert command.main([*words, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 5 and all(row["options"][0].startswith("--config.mesh.data=") for row in rows)
+    assert command.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "ranked by memory" in printed and "5 of " in printed
+    sizes = [float(line.split()[-2]) for line in printed.splitlines()[1:6] if " yes " in line]
+    assert len(sizes) > 1 and sizes == sorted(sizes)
+    monkeypatch.setattr(search, "run_plan", lambda words: make_plan(words, limit=0.0))
+    assert command.main(words) == 1
+    assert command.main([*words, "--what=encode"]) == 2
+
+
+def test_a_process_that_fails_is_an_error_in_a_line():
+    assert search.run_plan(["--config=no/such", "--target=fake:8"])["error"].startswith("--config=no/such: there is no")
+    assert search.run_plan(["--config=no/such", "--target=fake:8"], timeout=0.01) == {"error": "not compiled in 0 s"}
+
+
+@pytest.mark.parametrize("smaller, larger", [("full", "dots"), ("dots", "none")])
+def test_what_needs_more_memory_is_skipped(smaller, larger):
+    first = search.Candidate((8, 1, 1), smaller, 2, ())
+    calls = []
+    others = [first._replace(remat=larger), first._replace(parts=1), first._replace(parts=4), first._replace(mesh=(4, 2, 1))]
+    plans = search.search([first, *others], lambda words: calls.append(words) or {"fits": False}, 9)
+    assert [candidate for candidate, _ in plans] == [first, *others[2:]]

@@ -1,0 +1,30 @@
+"""Cache of compiled programs on disk, so that a resumed run need not compile its step again."""
+
+import logging
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from train_jax import paths
+
+log = logging.getLogger(__name__)
+
+
+def enable(platform: str) -> None:
+    """Caches the programs for an accelerator in the user's cache folder, unless JAX has been told of a folder or of none.
+
+    Programs for a CPU are machine code of its model, which another machine with the same home directory may not run: they
+    are cached only where the user names a folder. On several hosts with GPUs, whose compilers measure kernels together,
+    no host may skip the compilation: there, too, the user must name a folder that all hosts share.
+
+    Args:
+      platform: platform of the devices, such as "gpu" or "tpu".
+    """
+    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+        return
+    if platform == "cpu" or (platform == "gpu" and jax.process_count() > 1):
+        return
+    folder = paths.cache() / "compiled"
+    compilation_cache.reset_cache()  # an earlier compilation has found that there is none
+    compilation_cache.set_cache_dir(str(folder))
+    log.info("compiled programs are cached in %s; JAX_COMPILATION_CACHE_DIR names another folder", folder)

@@ -1,0 +1,106 @@
+"""Program of a painting for `train-jax plan --what=paint`: the scan over steps, with a VQGAN's config and a CLIP's."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from clip_jax.plan import build_module
+from clip_jax.pretrained.checkpoint import abstract_variables as abstract_clip
+from train_jax import config as config_lib
+from train_jax import config_file
+from train_jax.compute import Compute
+from train_jax.errors import ConfigError
+from train_jax.options import Options, option
+from train_jax.plan.program import Program, place, trace_inference
+from vqgan_jax import model
+from vqgan_jax.guided import augment, latents, painting, trajectory
+from vqgan_jax.guided import options as options_lib
+from vqgan_jax.pretrained.checkpoint import abstract_variables as abstract_vqgan
+
+
+@dataclasses.dataclass(frozen=True)
+class PaintingOptions(Options):
+    """Options `--paint.…`."""
+
+    clip: str = option("clip/vit_b32", "config of the CLIP, a file or a name; its precision is that of the VQGAN's config")
+    n: int = option(1, "paintings at once, over all devices", least=1)
+    size: int = option(0, "side of the paintings in pixels; 0: training size of the VQGAN", least=0)
+    steps: int = option(50, "steps of the scan", least=1)
+    cuts: int = option(options_lib.FIELDS["cuts"].default, "cutouts of each painting", least=1)
+    micro_cuts: int = option(0, "cutouts that CLIP encodes at a time; 0: all", least=0)
+    remat: bool = option(False, "recompute the decoder in the backward pass")
+
+
+OPTIONS = PaintingOptions
+
+
+def make(config: ConfigDict, folder: Path, mesh: Mesh, options: PaintingOptions) -> list[Program]:
+    """Traces `steps` steps of paintings of one prompt each, with the other options at their defaults."""
+    clip_config = config_lib.resolve(config_file.load(options.clip))
+    if clip_config.task != "clip_jax.task":
+        raise ConfigError(f"--paint.clip={options.clip} is the config of a {clip_config.task}; it must be a CLIP's")
+    clip_config.compute.dtype = config.compute.dtype
+    vqgan, clip = model.build(config.model, Compute.parse(config.compute, "compute")), build_module(clip_config)
+    side = options.size or config.model.resolution
+    settings = {"size": (side, side), "steps": options.steps, "cuts": options.cuts, "micro_cuts": options.micro_cuts}
+    painted = options_lib.resolve(settings | {"remat": options.remat})
+    painted.canvas.image_size(config.model.resolution, vqgan.factor)  # refuses what the factor does not divide
+    preprocess = clip_config.preprocess
+    perceptor = trajectory.Perceptor(clip, clip.options.image.size, tuple(preprocess.mean), tuple(preprocess.std))
+    variables, problem, state = abstract_arguments(vqgan, perceptor, painted, options.n, (side, side))
+    divides, micro_cuts = options.n % mesh.size == 0, options.micro_cuts or options.cuts
+    if not divides and micro_cuts % mesh.size:
+        raise ConfigError(
+            f"--paint.n={options.n}, {micro_cuts} cuts at a time: one must be a multiple of the {mesh.size} devices"
+        )
+    static = trajectory.StaticConfig(
+        painted.latents.latents, painted.optimization.optimizer, options.cuts, painted.cutouts.cut_method,
+        augment.select_augmentations(painted.hparams()), frozenset(), micro_cuts, options.remat,
+        split="" if mesh.size == 1 else "paintings" if divides else "cuts",
+    )  # fmt: skip
+    spec = P("batch") if divides else P()
+    program = trajectory.Programs(vqgan, (perceptor,), static).jit(options.steps, mesh)
+    arguments = {"weights": place(variables, mesh, P()), "problem": place(problem, mesh, spec)}
+    return [
+        trace_inference(
+            "paint", program, mesh, arguments | {"state": place(state, mesh, spec)},
+            unit="steps", units=options.n * options.steps, passes=options.steps,
+        )
+    ]  # fmt: skip
+
+
+def abstract_arguments(
+    vqgan: Any, perceptor: trajectory.Perceptor, options: options_lib.Options, n: int, size: tuple[int, int]
+) -> tuple[trajectory.Variables, trajectory.Problem, trajectory.State]:
+    """Returns the shapes and dtypes that `painting.Painter` gives its arguments for `n` prompts of one part."""
+
+    def floats(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((n, *shape), jnp.float32)
+
+    weights = abstract_vqgan(vqgan)
+    codebook = jax.eval_shape(lambda w: latents.codebook_vectors(vqgan, w), weights)
+    codes = jax.ShapeDtypeStruct((n, size[0] // vqgan.factor, size[1] // vqgan.factor), jnp.int32)
+    kind, num_codes = options.latents.latents, vqgan.quantizer.size
+    init_latents = jax.eval_shape(lambda x, book: latents.from_codes(kind, x, book, num_codes), codes, codebook)
+    problem = trajectory.Problem(
+        key=jax.eval_shape(painting.keys_from_seeds, jax.ShapeDtypeStruct((n,), jnp.uint32)),
+        targets=(floats(1, perceptor.module.options.embed_dim),),
+        weights=floats(1),
+        stops=floats(1),
+        clip_weights=floats(1),
+        hparams={name: floats() for name in options.hparams()},
+        init_latents=init_latents,
+        init_images=floats(*size, 3),
+        overlay=None,
+        palette=None,
+        border_colour=None,
+        aesthetic_head=None,
+    )
+    state = jax.eval_shape(lambda z: trajectory.init_state(options.optimization.optimizer, z), init_latents)
+    return trajectory.Variables(weights, codebook, (abstract_clip(perceptor.module),)), problem, state

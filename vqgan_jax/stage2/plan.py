@@ -1,0 +1,89 @@
+"""Programs of a second stage for `train-jax plan --what=sample`: the prefill of conditions, and the scan over codes."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from nn_jax.code_transformer import CodeTransformer
+from nn_jax.decoding import Sampling
+from nn_jax.mixed_precision import round_kernels
+from train_jax import task as task_lib
+from train_jax.compute import TransformerCompute
+from train_jax.errors import ConfigError
+from train_jax.options import Options, option
+from train_jax.plan.program import Program, check_rows, place, trace_inference
+from vqgan_jax.stage2 import model, sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions(Options):
+    """Options `--sample.…`."""
+
+    images: int = option(64, "images of a batch, over all devices", least=1)
+    conditions: int = option(1, "different conditions in a batch", least=1)
+    guided: bool = option(True, "classifier-free guidance, which doubles the sequences")
+    filtered: bool = option(True, "top_k or top_p")
+
+
+OPTIONS = SamplingOptions
+
+
+def make(config: ConfigDict, folder: Path, mesh: Mesh, options: SamplingOptions) -> list[Program]:
+    """Traces prefill and sampling of a batch of images; see `train_jax.task`."""
+    check_rows(mesh, "sample.images", options.images)
+    vq, model_options, condition = task_lib.module(config).open_parts(config, folder)
+    if options.guided and not (condition.droppable and condition.vocabulary_size > 1):
+        raise ConfigError("--sample.guided=True: this model is trained without guidance; set --sample.guided=false")
+    grid = ((config.vqgan.size or vq.size) // vq.factor,) * 2
+    compute = TransformerCompute.parse(config.compute, "compute")
+    module = model.build(model_options, condition, vq.num_codes, grid, compute)
+    programs = sampling.compile_programs(module)
+    weights, rows, length = place(abstract_weights(module), mesh, P()), options.images, module.length
+
+    def abstract(*shape: int, dtype: Any = jnp.int32, replicated: bool = False):
+        return place(jax.ShapeDtypeStruct(shape, dtype), mesh, P() if replicated else P("batch"))
+
+    tokens = abstract(options.conditions + options.guided, module.condition_length, replicated=True)
+    known = abstract(tokens.shape[0], 0, replicated=True)
+    prefill = trace_inference(
+        "prefill", programs.prefill, mesh, {"weights": weights, "conditions": tokens, "known codes": known},
+        unit="conditions", units=tokens.shape[0], passes=1,
+    )  # fmt: skip
+    with jax.set_mesh(mesh):
+        prefilled = jax.eval_shape(programs.prefill, weights, tokens, known)
+        index = abstract(rows)
+        carry = jax.eval_shape(programs.replicate, prefilled, index, index if options.guided else None)
+    requests = sampling.Requests(
+        abstract(rows, 3, dtype=jnp.uint32), np.arange(length, dtype=np.int32), abstract(rows, length),
+        abstract(rows, length, dtype=bool),
+    )  # fmt: skip
+    arguments = {
+        "weights": weights,
+        "settings": Sampling(*[jax.ShapeDtypeStruct((), dtype) for dtype in (np.float32, np.int32, np.float32, np.float32)]),
+        "caches and logits": place(carry, mesh, P("batch")),
+        "requests": requests,
+        "start": jax.ShapeDtypeStruct((), jnp.int32),
+    }
+    static = {"filtered": options.filtered, "guided": options.guided}
+    decode = trace_inference(
+        "decode", programs.decode_chunk, mesh, arguments, static, unit="codes", units=rows * length, passes=length
+    )
+    return [prefill, decode]
+
+
+def abstract_weights(module: CodeTransformer) -> Any:
+    """Returns the shapes and dtypes of the weights for inference, whose kernels are rounded."""
+
+    def init(key):
+        tokens, codes = (jnp.zeros((1, n), jnp.int32) for n in (module.condition_length, module.length))
+        return round_kernels(nn.unbox(module.init(key, tokens, codes)["params"]), module.dtype)
+
+    return jax.eval_shape(init, jax.random.key(0))
