@@ -36,7 +36,8 @@ class Instruction:
       opcode: such as "fusion", "while", "all-reduce-start".
       shape: text of the shape of its result, such as "bf16[8,128]{1,0}" or a tuple of them.
       attributes: text behind the operands: metadata, backend config, called computations.
-      executions: how often one execution of the program runs it (trip counts of the loops around it).
+      executions: how often one execution of the program runs it: the product of the trip counts of the loops around it,
+        divided by the number of branches of each conditional around it, which are taken to be equally frequent.
       in_loop: whether it stands in the body of a loop.
       in_fusion: whether it is a part of a fusion, whose time counts for all its parts.
     """
@@ -45,7 +46,7 @@ class Instruction:
     opcode: str
     shape: str
     attributes: str
-    executions: int
+    executions: float
     in_loop: bool
     in_fusion: bool
 
@@ -59,7 +60,7 @@ class Instruction:
     def cycles(self) -> int:
         """Cycles of all executions as the TPU compiler estimates them; 0 if it gives no estimate."""
         match = None if self.in_fusion else _CYCLES.search(self.attributes)
-        return int(match[1]) * self.executions if match else 0
+        return round(int(match[1]) * self.executions) if match else 0
 
     @property
     def size(self) -> int:
@@ -89,7 +90,7 @@ class Collective:
 def parse(text: str) -> list[Instruction]:
     """Parses the text of a compiled program (`Compiled.as_text()`). Returns the instructions that are executed."""
     computations, entry = _split_computations(text)
-    executions: dict[str, int] = collections.Counter({entry: 1})
+    executions: dict[str, float] = collections.Counter({entry: 1})
     in_loop, in_fusion = set(), set()
     instructions: list[Instruction] = []
     for name in _callers_first(computations, entry):
@@ -97,8 +98,9 @@ def parse(text: str) -> list[Instruction]:
             instruction, called = _parse_instruction(line, executions[name], name in in_loop, name in in_fusion)
             instructions.append(instruction)
             trips = (_count_trips(line, computations) or 1) if instruction.opcode == "while" else 1
+            branches = len(called) if instruction.opcode == "conditional" else 1
             for callee in called:
-                executions[callee] += executions[name] * trips
+                executions[callee] += executions[name] * trips / branches
                 if instruction.opcode == "while" or name in in_loop:
                     in_loop.add(callee)
                 if instruction.opcode in ("fusion", "reduce", "scatter", "sort", "map") or name in in_fusion:
@@ -166,7 +168,7 @@ def _callers_first(computations: dict[str, list[str]], entry: str) -> Iterator[s
     return reversed(order)
 
 
-def _parse_instruction(line: str, executions: int, in_loop: bool, in_fusion: bool) -> tuple[Instruction, list[str]]:
+def _parse_instruction(line: str, executions: float, in_loop: bool, in_fusion: bool) -> tuple[Instruction, list[str]]:
     name, rest = _INSTRUCTION.match(line).groups()
     shape, rest = _split_shape(rest)
     opcode, _, rest = rest.partition("(")
@@ -198,7 +200,7 @@ def collectives(instructions: list[Instruction]) -> list[Collective]:
     The TPU compiler distributes an asynchronous collective over fusions, which share its channel: the first starts it, the
     last waits, and those between them compute. It counts once.
     """
-    totals: dict[tuple[str, bool], list[int]] = collections.defaultdict(lambda: [0, 0, 0])
+    totals: dict[tuple[str, bool], list[float]] = collections.defaultdict(lambda: [0, 0, 0])
     parts: dict[str, list[Instruction]] = collections.defaultdict(list)
     overlapped = _find_overlapped(instructions)
     for x in instructions:
@@ -211,11 +213,11 @@ def collectives(instructions: list[Instruction]) -> list[Collective]:
             _add(totals, x, x.name in overlapped)
     for group in parts.values():
         _add(totals, group[0], len(group) > 2)
-    rows = [Collective(*key, *total) for key, total in totals.items()]
+    rows = [Collective(*key, *map(round, total)) for key, total in totals.items()]
     return sorted(rows, key=lambda row: -row.bytes)
 
 
-def _add(totals: dict[tuple[str, bool], list[int]], x: Instruction, is_overlapped: bool) -> None:
+def _add(totals: dict[tuple[str, bool], list[float]], x: Instruction, is_overlapped: bool) -> None:
     total = totals[x.opcode.removesuffix("-start"), x.in_loop]
     total[0] += x.executions
     total[1] += x.executions * x.size
@@ -244,7 +246,7 @@ def kernels(instructions: list[Instruction]) -> dict[str, int]:
         name = target[1] or target[2] if target else ""
         if _KERNELS.search(name):
             counts[name] += x.executions
-    return dict(counts.most_common())
+    return {name: round(count) for name, count in counts.most_common()}
 
 
 def total_cycles(instructions: list[Instruction]) -> int:

@@ -77,6 +77,29 @@ def test_a_program_by_hand():
         hlo.parse("HloModule empty")
 
 
+BRANCHES = """HloModule jit_step
+
+%short (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %a = f32[8]{0} add(%p, %p), backend_config={"estimated_cycles":"30"}
+}
+
+%long (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %b = f32[8]{0} add(%p, %p), backend_config={"estimated_cycles":"50"}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %chosen = f32[8]{0} conditional(%p, %p, %p), branch_computations={%short, %long}
+}
+"""
+
+
+def test_branches_count_as_equally_frequent():
+    assert hlo.total_cycles(hlo.parse(BRANCHES)) == 40
+
+
 SCHEDULED = """HloModule jit_step, is_scheduled=true
 
 %part.1 (p: f32[8]) -> f32[64] {
