@@ -217,7 +217,7 @@ def collectives(instructions: list[Instruction]) -> list[Collective]:
     return sorted(rows, key=lambda row: -row.bytes)
 
 
-def _add(totals: dict[tuple[str, bool], list[float]], x: Instruction, is_overlapped: bool) -> None:
+def _add(totals: dict[tuple[str, bool], list], x: Instruction, is_overlapped: bool) -> None:
     total = totals[x.opcode.removesuffix("-start"), x.in_loop]
     total[0] += x.executions
     total[1] += x.executions * x.size
