@@ -90,7 +90,7 @@ class Collective:
 def parse(text: str) -> list[Instruction]:
     """Parses the text of a compiled program (`Compiled.as_text()`). Returns the instructions that are executed."""
     computations, entry = _split_computations(text)
-    executions: dict[str, float] = collections.Counter({entry: 1.0})
+    executions: dict[str, float] = collections.defaultdict(float, {entry: 1.0})
     in_loop, in_fusion = set(), set()
     instructions: list[Instruction] = []
     for name in _callers_first(computations, entry):
