@@ -98,6 +98,7 @@ def prepare(
         batch_size=config.data.batch_size,
         seed=config.seed,
         rows=sharding.host_rows(sharding.batch_sharding(mesh), config.data.batch_size),
+        threads=config.data.threads,
         workers=config.data.workers,
     )
     batch = feed.batch_shapes(stream, config.data.batch_size)

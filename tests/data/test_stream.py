@@ -4,6 +4,7 @@ Sources are lists in memory whose records hold their index: see toy_stream.py.
 """
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -24,9 +25,9 @@ class Unreadable(list):
         return record
 
 
-def stream(source, *, batch_size=4, seed=0, rows=None, workers=0):
+def stream(source, *, batch_size=4, seed=0, rows=None, threads=2, workers=0):
     rows = None if rows is None else np.array(rows)
-    return TrainStream(source, example, batch_size=batch_size, seed=seed, rows=rows, workers=workers)
+    return TrainStream(source, example, batch_size=batch_size, seed=seed, rows=rows, threads=threads, workers=workers)
 
 
 def joined(batches: list[dict], name: str) -> np.ndarray:
@@ -220,14 +221,60 @@ def test_too_many_broken_samples(broken, examples, most, words):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Workers
+# Threads and workers
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("batch_size", [1, 24, 36, 72])
+def test_batches_are_joined_from_what_threads_make(threads, batch_size):
+    # Threads make 16 examples at a time, so these batches begin and end in the middle of what a thread makes.
+    source = make_source(50, broken=(7,))
+    reference = take(stream(source, batch_size=4), 36)
+    actual = take(stream(source, batch_size=batch_size, threads=threads), 144 // batch_size)
+    for name in reference[0]:
+        np.testing.assert_array_equal(joined(actual, name), joined(reference, name))
+        assert {batch[name].shape for batch in actual} == {(batch_size, *reference[0][name].shape[1:])}
+
+
+class Meeting:
+    """Makes examples only if `count` threads make some at the same time."""
+
+    def __init__(self, count: int):
+        self._barrier = threading.Barrier(count)
+        self._met = threading.local()
+
+    def __call__(self, record, rng):
+        if not hasattr(self._met, "done"):
+            self._barrier.wait(timeout=60)
+            self._met.done = True
+        return {"index": np.int32(record["index"])}
+
+
+def test_one_batch_is_made_by_all_threads():
+    batches = TrainStream(make_source(100), Meeting(4), batch_size=64, seed=0, threads=4)
+    assert next(batches)["index"].shape == (64,)
+    (batch, _), *_ = eval_batches(make_source(64), Meeting(4), batch_size=64, threads=4)
+    assert batch["index"].tolist() == list(range(64))
+
+
+def test_evaluations_make_the_next_batch_while_the_device_has_the_last():
+    ready = threading.Event()
+
+    def noted(record, rng):
+        if record["index"] == 31:
+            ready.set()
+        return {"index": np.int32(record["index"])}
+
+    batches = eval_batches(make_source(64), noted, batch_size=16, threads=2)
+    next(batches)
+    assert ready.wait(timeout=60)  # the last of the second batch, for which nobody has asked yet
 
 
 def test_workers_give_the_same_stream():
     source = make_source(13, broken=(3,))
     expected = take(stream(source), 9)
     # A state passes between numbers of workers.
-    plain, two = stream(source), stream(source, workers=2)
+    plain, two = stream(source), stream(source, threads=3, workers=2)
     take(plain, 2)
     two.set_state(plain.get_state())
     assert_same(take(two, 4), expected[2:6])
