@@ -238,7 +238,9 @@ def test_damaged_pil_pictures_are_broken_samples():
 
 
 @pytest.mark.parametrize(
-    "nothing", [Image.new("RGB", (0, 5)), Image.new("L", (5, 0)), np.zeros((0, 5, 3), np.uint8)], ids=["RGB", "L", "array"]
+    "nothing",
+    [Image.new("RGB", (0, 5)), Image.new("L", (5, 0)), np.zeros((0, 5, 3), np.uint8)],
+    ids=["RGB", "L", "array"],
 )
 def test_pictures_of_no_pixels_are_broken_samples(nothing):
     for mode in ("crop", "squash"):
@@ -559,7 +561,9 @@ def test_preprocess_refuses_other_arrays(array):
 def test_preprocess_refuses_unknown_options():
     with pytest.raises(ValueError, match="'stretch' must be one of crop, crop_floor, squash"):
         Preprocess(8, mode="stretch")
-    with pytest.raises(ValueError, match="'cubic' must be one of nearest, bilinear, bicubic, lanczos, bilinear_aliased"):
+    with pytest.raises(
+        ValueError, match="'cubic' must be one of nearest, bilinear, bicubic, lanczos, bilinear_aliased"
+    ):
         Preprocess(8, interpolation="cubic")
 
 
