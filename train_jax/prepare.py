@@ -100,6 +100,7 @@ def prepare(
         rows=sharding.host_rows(sharding.batch_sharding(mesh), config.data.batch_size),
         threads=config.data.threads,
         workers=config.data.workers,
+        shuffle_buffer=config.data.shuffle_buffer,
     )
     batch = feed.batch_shapes(stream, config.data.batch_size)
     lockstep = Lockstep(mesh)

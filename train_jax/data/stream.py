@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 
 from train_jax.data.errors import BrokenSample, DataError
+from train_jax.data.shards import ShardShuffle
 from train_jax.data.sources import Source
 
 BROKEN = "_broken"  # int32 [B]: number of broken samples that were skipped for each row
@@ -49,6 +50,19 @@ class _Examples:
                 reasons.append(str(error))
         name = getattr(self._source, "name", "the data")
         raise DataError(f"{name}: {len(reasons)} broken samples in a row; the first: {'; '.join(reasons[:3])}")
+
+
+def _shuffle(source: Source | Sequence, seed: int, buffer: int) -> grain.MapDataset:
+    """Returns the endless order of record indices."""
+    if not buffer:
+        return grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    starts = getattr(source, "shard_starts", None)
+    if starts is None:
+        raise DataError(
+            f"config.data.shuffle_buffer = {buffer}: {getattr(source, 'name', 'the data')} does not consist of tars; only "
+            "webdataset: does. Set it to 0, to shuffle all records"
+        )
+    return grain.MapDataset.source(ShardShuffle(starts, buffer, seed)).seed(seed)
 
 
 class _EvalExamples:
@@ -98,6 +112,7 @@ class TrainStream:
       rows: indices of the batch rows that this host makes, in ascending order; None: all rows.
       threads: number of threads that make examples, in each worker, or in this process if there are no workers.
       workers: number of worker processes that make examples; 0: threads of this process. The stream is the same.
+      shuffle_buffer: number of records that are shuffled together (see `train_jax.data.shards`); 0: all.
 
     Each batch has a field `_broken`, the number of broken records that were skipped for each row. The state is the number of
     examples read by all hosts; it can be restored with another batch size, other threads and workers, and another number of
@@ -114,10 +129,9 @@ class TrainStream:
         rows: np.ndarray | None = None,
         threads: int = 2,
         workers: int = 0,
+        shuffle_buffer: int = 0,
     ):
-        self._examples = (
-            grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(_Examples(source, example))
-        )
+        self._examples = _shuffle(source, seed, shuffle_buffer).random_map(_Examples(source, example))
         self._batch_size = batch_size
         self._rows = np.arange(batch_size) if rows is None else rows
         self._threads, self._workers = threads, workers
