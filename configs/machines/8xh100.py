@@ -1,4 +1,7 @@
-"""Machine preset for a host with eight H100 80 GB: bfloat16, data parallelism, 32 worker processes of four threads."""
+"""Machine preset for a host with eight H100 80 GB: bfloat16, data parallelism, 32 worker processes of four threads.
+
+Workers use up to 8 MiB of shared memory each for images of 224 pixels: in Docker, `--shm-size=1g`.
+"""
 
 from ml_collections import ConfigDict
 

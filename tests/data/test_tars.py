@@ -103,7 +103,13 @@ def test_the_index_is_made_once_and_again_for_another_file(two, monkeypatch):
     write(first, {"x.png": png(1), "x.txt": b"x", "y.png": png(2), "y.txt": b"y"})
     assert [r["id"] for r in Tars(f"{two}/*.tar")][:3] == ["part-000.tar:x", "part-000.tar:y", "part-001.tar:3"]
     assert scanned[2:] == [first.name]
-    assert len(list((paths.cache() / "tars").glob("*-*/samples.npy"))) == 2  # of both sets; outdated ones are removed
+    joined = paths.cache() / "tars"
+    assert len(list(joined.glob("*-*"))) == 3
+    for folder in joined.glob("*-*"):
+        os.utime(folder, (0, 0))
+    write(first, {"x.png": png(1), "x.txt": b"x"})
+    assert len(Tars(f"{two}/*.tar")) == 4
+    assert len(list(joined.glob("*-*"))) == 2  # of both sets; the old states of this one are removed
     index = two / "part-001.tar.index.npy"
     for damage in (b"{", index.read_bytes()[:100], b""):
         index.write_bytes(damage)
@@ -133,6 +139,16 @@ def test_a_sample_takes_about_forty_bytes_and_its_key(two):
     samples, keys = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("samples", "keys"))
     assert samples.dtype.itemsize == 37 and len(samples) == 6
     assert keys.tobytes() == b"0deep/123deep/45"
+
+
+def test_processes_may_join_the_same_indexes(two, monkeypatch):
+    def join_twice(tars, folder, join=tar_index._join):
+        join(tars, folder)
+        join(tars, folder)
+
+    monkeypatch.setattr(tar_index, "_join", join_twice)
+    assert len(Tars(f"{two}/*.tar")) == 6
+    assert len(list((paths.cache() / "tars").iterdir())) == 1
 
 
 def test_offsets_and_keys_of_any_size(tmp_path):

@@ -11,6 +11,7 @@ A record is a dict: `image` (the bytes of an image file), `captions` (one or mor
 for none) and `scene` (description of a rendered scene, as JSON).
 """
 
+import concurrent.futures
 import dataclasses
 import importlib
 import logging
@@ -116,13 +117,18 @@ def select_readable(source: Source, max_broken: float) -> Source:
     Evaluations need this, since they must know their records in advance. Raises DataError if the share of unreadable images
     exceeds `max_broken`.
     """
-    indices, broken = [], []
-    for index in range(len(source)):
+
+    def find_error(index: int) -> str:
         try:
             images.decode(source[index]["image"])
-            indices.append(index)
+            return ""
         except BrokenSample as error:
-            broken.append(str(error))
+            return str(error) or "unreadable"
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        errors = list(pool.map(find_error, range(len(source))))
+    indices = [index for index, error in enumerate(errors) if not error]
+    broken = [error for error in errors if error]
     if len(broken) > max_broken * len(source) or not indices:
         limit = f"more than config.data.max_broken_eval = {max_broken:.1%}" if indices else "none is left to evaluate"
         raise DataError(

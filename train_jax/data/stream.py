@@ -187,8 +187,8 @@ def _iterate_batches(
     """Yields batches of consecutive examples, which threads or workers make in chunks of up to `_CHUNK` examples.
 
     Chunks, not batches, are the unit of parallelism and of transfer from workers, through shared memory. So the first batch
-    uses all threads, and buffers are small compared with a batch: workers prefetch about one batch in their own memory, and
-    one chunk each in shared memory, which is 64 MiB in many containers.
+    uses all threads. Workers prefetch about one batch together, in their own memory; shared memory holds up to three chunks
+    of each worker.
     """
     chunk = min(_CHUNK, batch_size)
     ahead = threads + -(-batch_size // (chunk * max(workers, 1)))

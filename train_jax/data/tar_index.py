@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -43,6 +44,7 @@ _BLOCK = 512  # members of a tar begin at multiples of this number of bytes
 _MAX_SIZE = 2**32  # sizes are 32-bit numbers
 _MIN_TARS = 8  # number of tars that a process scans at least, since it takes a second to start
 _IO_THREADS = 32  # threads that wait for a network disk
+_KEPT = 86_400  # seconds for which joined indexes of other states of a set are kept; other hosts may have these states
 _MAX_LISTED = 3  # examples in a message
 
 # Offsets are in blocks. A size of 0 with offset 0 means that there is no label.
@@ -118,10 +120,8 @@ def open_index(tars: Sequence[AnyPath]) -> tuple[TarIndex, list[tuple[int, ...]]
     prefix = hashlib.sha256(names.encode()).hexdigest()[:32]
     folder = paths.cache() / "tars" / f"{prefix}-{hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]}"
     if not folder.is_dir():
-        _scan_in_processes(
-            [tar for tar, header in zip(tars, _in_threads(_read_header, tars), strict=True) if header is None]
-        )
-        scan_missing(tars)
+        _scan_in_processes(_list_missing(tars))
+        scan_missing(_list_missing(tars))
         try:
             _join(tars, folder)
         except OSError as error:
@@ -130,9 +130,15 @@ def open_index(tars: Sequence[AnyPath]) -> tuple[TarIndex, list[tuple[int, ...]]
                 "that can be written"
             ) from error
         for outdated in folder.parent.glob(f"{prefix}-*"):
-            if outdated.name != folder.name and not outdated.name.endswith(paths.UNFINISHED):
-                paths.remove(outdated)
+            with contextlib.suppress(FileNotFoundError):  # another process may remove it
+                if time.time() - outdated.stat().st_mtime > _KEPT:
+                    paths.remove(outdated)
     return TarIndex(folder), stamps
+
+
+def _list_missing(tars: Sequence[AnyPath]) -> list[AnyPath]:
+    """Lists the tars without an index."""
+    return [tar for tar, header in zip(tars, _in_threads(_read_header, tars), strict=True) if header is None]
 
 
 def scan_missing(tars: Iterable[str | os.PathLike]) -> None:
@@ -275,9 +281,10 @@ def _join(tars: Sequence[AnyPath], folder: Path) -> None:
         samples.flush()
         keys.flush()
         del samples, keys
-        with contextlib.suppress(FileExistsError, NotADirectoryError):
-            if not folder.is_dir():  # another process may have joined them, too
-                unfinished.rename(folder)
+        unfinished.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # another process may have joined them at the same time
+            raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
