@@ -1,13 +1,20 @@
-"""Measures images per second and core of each type of source: reading, decoding and cropping JPEGs of 224 pixels.
+"""Measures the input pipeline: reading and decoding by type of source, and training streams by threads and workers.
 
-    python -m benchmarks.data
+    python -m benchmarks.data [--sources] [--sizes 400x300 512x384] [--streams 0x1 0x2 2x1 2x2] [--batch_size 1024]
 
-Writes 2,000 images of smooth noise as a folder, a tar file and a TFDS data set to a temporary folder, and reads them in one
-thread.
+`--sources` reads 2,000 JPEGs from a folder, a tar file and a TFDS data set in one thread. Otherwise, streams of image-text
+pairs are measured: JPEGs of the given sizes in tars, decoded, resized and cropped to 224 pixels, with encoded captions.
+`2x4` are two workers of four threads each; `0x4` are four threads of the process. A stream runs in a process of its own.
+Pairs per second of CPU time, of all processes, hardly depend on what else the machine does. The pictures have coarse shapes
+and noise, so that their files are as large as those of photographs.
 """
 
+import argparse
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -17,36 +24,125 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from train_jax.data.images import Preprocess
+from clip_jax.example import PairExample
+from train_jax.data.images import Augment, Preprocess
 from train_jax.data.sources import open_source
+from train_jax.data.stream import TrainStream
+from train_jax.data.text import Tokenizer
 
 COUNT, SIDE = 2_000, 224
+_CAPTION = "a photograph of a {} in front of an old house with a red roof"
+_ANIMALS = ("cat", "dog", "horse", "cow", "sheep", "goat", "donkey", "goose")
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sources", action="store_true", help="measure the types of sources")
+    parser.add_argument("--sizes", nargs="+", default=["400x300", "512x384"], help="sizes of the JPEGs of streams")
+    parser.add_argument("--streams", nargs="+", default=["0x1", "0x2", "2x1", "2x2"], help="workers x threads")
+    parser.add_argument("--batch_size", type=int, default=1024)
+    parser.add_argument("--seconds", type=float, default=8, help="duration of the measurement of a stream")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a stream, measured by this process
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        files = [_make_jpeg(index) for index in range(COUNT)]
-        names = [
-            ("folder", _write_folder(root / "folder", files)),
-            ("webdataset", _write_tar(root / "data.tar", files)),
-            ("tfds", _write_tfds(root / "tfds", files)),
-        ]
-        size = sum(map(len, files)) / COUNT / 1024
-        print(f"{COUNT:,} JPEGs of {SIDE} x {SIDE} pixels, {size:.0f} KiB each, one thread; images per second")
-        print("| source | read | read, decode, crop |\n| --- | --- | --- |")
-        preprocess = Preprocess(SIDE)
-        for name, source in names:
-            read = _measure_rate(source.__getitem__)
-            ready = _measure_rate(lambda index, s=source: preprocess(s[index]["image"]))
-            print(f"| {name} | {read:,.0f} | {ready:,.0f} |", flush=True)
+        if options.one:
+            _measure_stream(*options.one.split(), options.batch_size, options.seconds)
+        elif options.sources:
+            _compare_sources(Path(folder))
+        else:
+            _compare_streams(Path(folder), options)
 
 
-def _make_jpeg(index: int) -> bytes:
+def _compare_sources(root: Path) -> None:
+    files = [_make_jpeg(SIDE, SIDE, index) for index in range(COUNT)]
+    names = [
+        ("folder", _write_folder(root / "folder", files)),
+        ("webdataset", open_source(f"webdataset:{_write_tar(root / 'data.tar', files)}", "train")),
+        ("tfds", _write_tfds(root / "tfds", files)),
+    ]
+    size = sum(map(len, files)) / COUNT / 1024
+    print(f"{COUNT:,} JPEGs of {SIDE} x {SIDE} pixels, {size:.0f} KiB each, one thread; images per second")
+    print("| source | read | read, decode, crop |\n| --- | --- | --- |")
+    preprocess = Preprocess(SIDE)
+    for name, source in names:
+        read = _measure_rate(source.__getitem__)
+        ready = _measure_rate(lambda index, s=source: preprocess(s[index]["image"]))
+        print(f"| {name} | {read:,.0f} | {ready:,.0f} |", flush=True)
+
+
+def _compare_streams(root: Path, options: argparse.Namespace) -> None:
+    os.environ["XDG_CACHE_HOME"] = str(root / "cache")
+    print(f"pairs of {SIDE} pixels, batches of {options.batch_size}, {os.cpu_count()} cores")
+    print("| JPEGs | workers x threads | first batch | pairs/s | pairs per CPU second | memory | shared memory |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for size in options.sizes:
+        width, height = map(int, size.split("x"))
+        files = [_make_jpeg(width, height, index) for index in range(COUNT // 4)]
+        tar = _write_tar(root / f"{size}.tar", files)
+        kib = sum(map(len, files)) / len(files) / 1024
+        for stream in options.streams:
+            arguments = [
+                "--one",
+                f"{tar} {stream}",
+                "--batch_size",
+                str(options.batch_size),
+                "--seconds",
+                str(options.seconds),
+            ]
+            command = [sys.executable, "-m", "benchmarks.data", *arguments]
+            row = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+            print(f"| {size}, {kib:.0f} KiB | {stream} | {row} |", flush=True)
+
+
+def _measure_stream(tar: str, stream: str, batch_size: int, seconds: float) -> None:
+    workers, threads = map(int, stream.split("x"))
+    tokenizer = Tokenizer.train([_CAPTION.format(animal) for animal in _ANIMALS] * 100, 600, 77)
+    example = PairExample(Augment(Preprocess(SIDE)), tokenizer)
+    source = open_source(f"webdataset:{tar}", "train")
+    begun = time.perf_counter()
+    batches = TrainStream(source, example, batch_size=batch_size, seed=0, threads=threads, workers=workers)
+    next(batches)
+    first = time.perf_counter() - begun
+    next(batches)  # workers start one after the other
+    count, begun, cpu, memory = 0, time.perf_counter(), _measure_cpu(), (0, 0)
+    while time.perf_counter() - begun < seconds:
+        next(batches)
+        count += batch_size
+        memory = tuple(map(max, memory, _measure_memory()))
+    rate, core_rate = count / (time.perf_counter() - begun), count / (_measure_cpu() - cpu)
+    own, shared = (f"{size / 2**20:,.0f} MiB" for size in memory)
+    print(f"{first:.1f} s | {rate:,.0f} | {core_rate:,.0f} | {own} | {shared}")
+
+
+def _processes() -> set[str]:
+    """Returns the ids of this process and its children."""
+    tasks = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    return {str(os.getpid())} | {child for task in tasks for child in task.read_text().split()}
+
+
+def _measure_cpu() -> float:
+    """Returns the seconds of CPU time that this process and its children used."""
+    fields = [Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split() for process in _processes()]
+    return sum(int(user) + int(system) for *_, user, system in (field[:13] for field in fields)) / os.sysconf(
+        "SC_CLK_TCK"
+    )
+
+
+def _measure_memory() -> tuple[int, int]:
+    """Returns the bytes of memory of this process and its children (shared pages in proportion), and of shared memory."""
+    rollups = [Path(f"/proc/{process}/smaps_rollup").read_text() for process in _processes()]
+    kib = sum(int(line.split()[1]) for rollup in rollups for line in rollup.split("\n") if line.startswith("Pss:"))
+    shared = sum(file.stat().st_size for file in Path("/dev/shm").glob("psm_*"))
+    return kib * 1024, shared
+
+
+def _make_jpeg(width: int, height: int, index: int) -> bytes:
     rng = np.random.default_rng(index)
-    small = Image.fromarray(rng.integers(0, 256, (28, 28, 3), np.uint8))
+    shapes = Image.fromarray(rng.integers(0, 256, (max(height // 32, 2), max(width // 32, 2), 3), np.uint8))
+    pixels = np.asarray(shapes.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    noisy = pixels + rng.normal(0, 6, (height, width, 1)).astype(np.float32)
     buffer = io.BytesIO()
-    small.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
@@ -69,14 +165,15 @@ def _write_folder(path: Path, files: list[bytes]):
     return open_source(f"folder:{path}", "train")
 
 
-def _write_tar(path: Path, files: list[bytes]):
+def _write_tar(path: Path, files: list[bytes]) -> Path:
     with tarfile.open(path, "w") as tar:
         for index, data in enumerate(files):
-            for name, content in ((f"{index:05d}.jpg", data), (f"{index:05d}.txt", f"picture {index}".encode())):
+            caption = _CAPTION.format(_ANIMALS[index % len(_ANIMALS)]).encode()
+            for name, content in ((f"{index:05d}.jpg", data), (f"{index:05d}.txt", caption)):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-    return open_source(f"webdataset:{path}", "train")
+    return path
 
 
 class Pictures(tfds.core.GeneratorBasedBuilder):

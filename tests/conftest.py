@@ -65,6 +65,7 @@ _own_folder = None
 if "TFDS_DATA_DIR" not in os.environ:
     _own_folder = tempfile.mkdtemp(prefix="multimodal-jax-tests-")
     os.environ["TFDS_DATA_DIR"] = f"{_own_folder}/tensorflow_datasets"
+    os.environ["XDG_CACHE_HOME"] = f"{_own_folder}/cache"
     os.environ["IPYTHONDIR"] = f"{_own_folder}/ipython"
     os.environ["JUPYTER_CONFIG_DIR"] = f"{_own_folder}/jupyter"
 

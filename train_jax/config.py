@@ -34,7 +34,11 @@ class DataOptions(Options):
     source: str = option("", "data source: shapes, folder:PATH, webdataset:PATH, tfds:NAME, …; see train_jax.data.sources")
     split: str = option("train", "split of the source; slices such as train[10%:] are allowed")
     batch_size: int = option(256, "global batch size, over all devices and hosts", least=1)
+    threads: int = option(4, "number of threads that read and decode, in each worker or without workers", least=1)
     workers: int = option(0, "number of worker processes that read and decode; 0: threads of the main process", least=0)
+    shuffle_buffer: int = option(
+        0, "for tars on remote storage: number of records, of shuffled tars, that are shuffled together; 0: all", least=0
+    )
     max_broken: float = option(0.01, "maximum share of unreadable samples in training", least=0, most=1)
     max_broken_eval: float = option(
         0.0, "maximum share of unreadable images that evaluations may leave out", least=0, below=1

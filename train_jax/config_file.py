@@ -75,7 +75,7 @@ def machines() -> list[str]:
 
 
 def on_machine(config: ConfigDict, name: str) -> ConfigDict:
-    """Overlays `config` with a machine preset: mesh, precision, rematerialisation, workers.
+    """Overlays `config` with a machine preset: mesh, precision, rematerialisation, workers, threads.
 
     Args:
       name: name of a shipped preset, or a preset file.

@@ -21,6 +21,8 @@ from train_jax.errors import Interrupted
 from train_jax.step import TrainState
 from train_jax.task import Task
 
+_MAX_THREADS = 32  # more threads of one process would wait for Python's global lock
+
 
 @dataclasses.dataclass(frozen=True)
 class Context:
@@ -46,15 +48,18 @@ class Context:
         """Yields `(global batch on the mesh, number of rows without padding)`, each record once and in order.
 
         `batch_size` is rounded up to a multiple of the mesh's batch shards; the last batch is padded. Each host reads its
-        own rows, and a batch is yielded after all hosts have read it: a record that one host cannot read is an error on
-        every host, before a program runs. Raises Interrupted if a host receives a stop signal.
+        own rows in threads, about a batch ahead of the device. A batch is yielded after all hosts have read it: a record
+        that one host cannot read is an error on every host, before a program runs. Raises Interrupted if a host receives a
+        stop signal.
         """
         agreement.check_same(len(records), "records to evaluate")
         parts = sharding.parts(self.mesh)
         batch_size = -(-batch_size // parts) * parts
         split = sharding.batch_sharding(self.mesh)
         rows = sharding.host_rows(split, batch_size)
-        batches = stream.eval_batches(records, example, batch_size=batch_size, rows=rows)
+        data = self.config.data
+        threads = min(data.threads * max(data.workers, 1), _MAX_THREADS)
+        batches = stream.eval_batches(records, example, batch_size=batch_size, rows=rows, threads=threads)
         for index, (batch, _) in enumerate(batches):
             if signal_number := max(agreement.gather(self.asked_to_stop())):
                 raise Interrupted(signal_number)

@@ -98,7 +98,9 @@ def prepare(
         batch_size=config.data.batch_size,
         seed=config.seed,
         rows=sharding.host_rows(sharding.batch_sharding(mesh), config.data.batch_size),
+        threads=config.data.threads,
         workers=config.data.workers,
+        shuffle_buffer=config.data.shuffle_buffer,
     )
     batch = feed.batch_shapes(stream, config.data.batch_size)
     lockstep = Lockstep(mesh)

@@ -54,6 +54,10 @@ class CodedRecords(Sequence):
     def name(self) -> str:
         return f"codes of {self.source.name}"
 
+    @property
+    def shard_starts(self) -> Int64[np.ndarray, "tars+1"] | None:
+        return self.source.shard_starts
+
     def __reduce__(self):
         return CodedRecords, (self.source, self.file)
 

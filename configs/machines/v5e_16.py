@@ -7,5 +7,5 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
     c.compute = ConfigDict({"dtype": "bfloat16", "scan": True, "remat": "full"})
-    c.data = ConfigDict({"workers": 16})
+    c.data = ConfigDict({"workers": 16, "threads": 4})
     return c

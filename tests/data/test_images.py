@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from train_jax.data import images
 from train_jax.data.errors import BrokenSample, DataError
@@ -238,7 +238,9 @@ def test_damaged_pil_pictures_are_broken_samples():
 
 
 @pytest.mark.parametrize(
-    "nothing", [Image.new("RGB", (0, 5)), Image.new("L", (5, 0)), np.zeros((0, 5, 3), np.uint8)], ids=["RGB", "L", "array"]
+    "nothing",
+    [Image.new("RGB", (0, 5)), Image.new("L", (5, 0)), np.zeros((0, 5, 3), np.uint8)],
+    ids=["RGB", "L", "array"],
 )
 def test_pictures_of_no_pixels_are_broken_samples(nothing):
     for mode in ("crop", "squash"):
@@ -287,18 +289,17 @@ def test_no_warning_below_the_limit():
 # Resizing and cropping
 
 
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
-@pytest.mark.parametrize(("size", "target"), [((50, 30), (40, 24)), ((30, 50), (24, 40)), ((29, 47), (24, 38))])
-def test_resize_shortest_is_pillows_resize(interpolation, size, target):
+@pytest.mark.parametrize(
+    ("size", "target"), [((50, 30), (40, 24)), ((30, 50), (24, 40)), ((29, 47), (24, 38)), ((24, 30), (24, 30))]
+)
+def test_shortest_size(size, target):
     # 24 * 47 / 29 = 38.9: rounded down.
-    image = noise(*size)
-    direct = image.resize(target, getattr(Image.Resampling, interpolation.upper()))
-    np.testing.assert_array_equal(images.resize_shortest(image, 24, interpolation), direct)
+    assert images.shortest_size(*size, 24) == target
 
 
 def test_resize_to_the_same_size_changes_nothing():
     image = noise(24, 30)
-    np.testing.assert_array_equal(images.resize_shortest(image, 24), image)
+    np.testing.assert_array_equal(Preprocess(24)(image), np.asarray(image)[3:27])
 
 
 @pytest.mark.parametrize(
@@ -324,13 +325,18 @@ def coordinates(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
 
 
+def random_resized_crop(image, size, rng, *, interpolation="bicubic", **options):
+    resampling = getattr(Image.Resampling, interpolation.upper())
+    return image.resize((size, size), resampling, box=images.sample_crop(*image.size, rng, **options))
+
+
 def test_random_resized_crop_stays_in_bounds():
     width, height, scale, ratio = 200, 160, (0.3, 0.7), (3 / 4, 4 / 3)
     picture = coordinates(width, height)
     rng = np.random.default_rng(0)
     areas, aspects = [], []
     for _ in range(300):
-        part = np.asarray(images.random_resized_crop(picture, 64, rng, scale=scale, interpolation="nearest"), int)
+        part = np.asarray(random_resized_crop(picture, 64, rng, scale=scale, interpolation="nearest"), int)
         assert part.shape == (64, 64, 3)
         # Nearest pixels of 64 cells: the ends lie half a cell inside the box.
         w, h = ((part[..., axis].max() - part[..., axis].min()) * 64 / 63 for axis in (0, 1))
@@ -343,7 +349,7 @@ def test_random_resized_crop_stays_in_bounds():
 
 def test_random_resized_crop_is_a_box_of_pillows_resize():
     image = noise(40, 30)
-    actual = images.random_resized_crop(image, 16, np.random.default_rng(3), scale=(0.2, 1.0))
+    actual = random_resized_crop(image, 16, np.random.default_rng(3), scale=(0.2, 1.0))
     # The same draws in the same order: area, log of the aspect, left, top.
     rng = np.random.default_rng(3)
     while True:
@@ -361,7 +367,7 @@ def test_random_resized_crop_is_determined_by_its_generator():
 
     def crops(seed):
         rng = np.random.default_rng(seed)
-        return np.stack([images.random_resized_crop(image, 8, rng, scale=(0.2, 1.0)) for _ in range(5)])
+        return np.stack([random_resized_crop(image, 8, rng, scale=(0.2, 1.0)) for _ in range(5)])
 
     np.testing.assert_array_equal(crops(1), crops(1))
     assert (crops(1) != crops(2)).any()
@@ -369,7 +375,7 @@ def test_random_resized_crop_is_determined_by_its_generator():
 
 def test_random_resized_crop_of_everything():
     image = noise(32, 32)
-    actual = images.random_resized_crop(image, 32, np.random.default_rng(0), scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    actual = random_resized_crop(image, 32, np.random.default_rng(0), scale=(1.0, 1.0), ratio=(1.0, 1.0))
     np.testing.assert_array_equal(actual, image)
 
 
@@ -379,19 +385,107 @@ def test_random_resized_crop_of_everything():
 def test_random_resized_crop_falls_back_to_the_centre(size, box):
     # No part of an allowed aspect has the whole area: 20 pixels by round(20 * 4 / 3) = 27, its corner (200 - 27) // 2.
     image = noise(*size)
-    actual = images.random_resized_crop(image, 16, np.random.default_rng(0), scale=(1.0, 1.0))
+    actual = random_resized_crop(image, 16, np.random.default_rng(0), scale=(1.0, 1.0))
     np.testing.assert_array_equal(actual, image.resize((16, 16), Image.Resampling.BICUBIC, box=box))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# JPEGs at a smaller scale
+
+
+def jpeg(image: Image.Image, orientation: int = 1) -> bytes:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return encoded(image, "JPEG", quality=95, exif=exif)
+
+
+def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A picture with details of 16 pixels, as large pictures have them, in both directions and all colours."""
+    cells = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
+    return Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def whole(size: tuple[int, int]):
+    """Chooses all of an image, to be resized to `size`."""
+    return lambda width, height: ((0, 0, width, height), size)
+
+
+@pytest.mark.parametrize(
+    ("size", "target", "decoded"),
+    [
+        ((48, 64), (24, 32), (24, 32)),  # 1/2
+        ((47, 64), (24, 32), (47, 64)),  # half of it would be too narrow
+        ((48, 63), (24, 32), (48, 63)),  # or too low
+        ((95, 127), (24, 24), (48, 64)),  # not 1/4
+        ((97, 99), (24, 24), (25, 25)),  # 1/4, with a last pixel that is in part padding
+        ((192, 192), (24, 24), (24, 24)),  # 1/8
+        ((999, 999), (24, 24), (125, 125)),  # there is none smaller
+        ((20, 20), (24, 24), (20, 20)),
+    ],
+)
+def test_jpegs_are_decoded_at_the_smallest_scale_that_has_all_pixels(size, target, decoded):
+    picture, region, _ = images.decode_region(jpeg(smooth(*size)), whole(target))
+    assert picture.size == decoded
+    scale = round(size[0] / decoded[0])
+    assert region == (0, 0, size[0] / scale, size[1] / scale)
+    assert images.decode_region(jpeg(smooth(*size)), whole(target), may_shrink=False)[0].size == size
+
+
+def test_a_crop_has_the_scale_that_it_needs():
+    data = jpeg(smooth(400, 400))
+    for region, scale in {(8, 16, 104, 112): 4, (8, 16, 103, 112): 2, (0, 0, 47, 400): 1, (0, 0, 400, 400): 8}.items():
+        picture, scaled, _ = images.decode_region(data, lambda width, height, r=region: (r, (24, 24)))
+        assert picture.size == (400 // scale, 400 // scale)
+        assert scaled == tuple(edge / scale for edge in region)
+
+
+def test_no_crop_is_enlarged_that_was_to_be_reduced():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        width, height = (int(side) for side in rng.integers(30, 300, 2))
+        region = images.sample_crop(width, height, rng, scale=(0.2, 1.0))
+        scale = images._choose_scale(region, (16, 16))
+        sides = region[2] - region[0], region[3] - region[1]
+        assert scale == 1 or min(sides) / scale >= 16
+        assert scale == 8 or min(sides) / (2 * scale) < 16
+
+
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.3, 1.0)], ids=["whole", "crop"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(256, 192), (203, 262)], ids=["even", "odd"])
+def test_smaller_scales_show_the_same(size, orientation, scale, monkeypatch):
+    # A shift of half a pixel of the result would be a difference of 7.
+    data = jpeg(smooth(*size), orientation)
+    augment = images.Augment(Preprocess(48), scale)
+    small = augment(data, np.random.default_rng(1)).astype(int)
+    monkeypatch.setattr(images, "_choose_scale", lambda region, size: 1)
+    full = augment(data, np.random.default_rng(1))
+    assert np.abs(small - full).mean() < 1.0
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear_aliased"])
+def test_methods_that_drop_pixels_have_all_pixels(interpolation):
+    preprocess, data = Preprocess(24, interpolation=interpolation), jpeg(smooth(120, 100))
+    np.testing.assert_array_equal(images.Augment(preprocess)(data, np.random.default_rng(0)), preprocess(data))
+
+
+@pytest.mark.parametrize("mode", ["crop", "crop_floor", "squash"])
+def test_other_images_are_those_of_evaluations(mode):
+    preprocess = Preprocess(24, mode)
+    for data in (jpeg(smooth(47, 60)), encoded(smooth(131, 100), "PNG")):
+        np.testing.assert_array_equal(images.Augment(preprocess)(data, np.random.default_rng(0)), preprocess(data))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Preprocess and normalize
 
 
-def test_preprocess_crop_by_hand():
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+def test_preprocess_crop_by_hand(interpolation):
     image = noise(60, 40)
     # 40 -> 32 and 60 -> 48, then columns 8 to 40.
-    direct = np.asarray(image.resize((48, 32), Image.Resampling.BICUBIC))[:, 8:40]
-    np.testing.assert_array_equal(Preprocess(32)(image), direct)
+    direct = np.asarray(image.resize((48, 32), getattr(Image.Resampling, interpolation.upper())))[:, 8:40]
+    np.testing.assert_array_equal(Preprocess(32, interpolation=interpolation)(image), direct)
 
 
 def test_preprocess_squash_by_hand():
@@ -467,7 +561,9 @@ def test_preprocess_refuses_other_arrays(array):
 def test_preprocess_refuses_unknown_options():
     with pytest.raises(ValueError, match="'stretch' must be one of crop, crop_floor, squash"):
         Preprocess(8, mode="stretch")
-    with pytest.raises(ValueError, match="'cubic' must be one of nearest, bilinear, bicubic, lanczos, bilinear_aliased"):
+    with pytest.raises(
+        ValueError, match="'cubic' must be one of nearest, bilinear, bicubic, lanczos, bilinear_aliased"
+    ):
         Preprocess(8, interpolation="cubic")
 
 

@@ -3,13 +3,17 @@
 Sources are lists in memory whose records hold their index: see toy_stream.py.
 """
 
+import dataclasses
+import itertools
 import json
+import threading
 
 import numpy as np
 import pytest
 from toy_stream import assert_same, example, make_source, take
 
 from train_jax.data.errors import BrokenSample, DataError
+from train_jax.data.shards import ShardShuffle
 from train_jax.data.sources import Source
 from train_jax.data.stream import BROKEN, TrainStream, check_broken, eval_batches
 
@@ -24,9 +28,9 @@ class Unreadable(list):
         return record
 
 
-def stream(source, *, batch_size=4, seed=0, rows=None, workers=0):
+def stream(source, *, batch_size=4, seed=0, rows=None, **options):
     rows = None if rows is None else np.array(rows)
-    return TrainStream(source, example, batch_size=batch_size, seed=seed, rows=rows, workers=workers)
+    return TrainStream(source, example, batch_size=batch_size, seed=seed, rows=rows, **options)
 
 
 def joined(batches: list[dict], name: str) -> np.ndarray:
@@ -135,6 +139,54 @@ def test_the_first_example_tells_the_shapes_and_nothing_is_drawn_for_it():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Shards
+
+SHARDS = np.array([0, 7, 7, 12, 30, 40])  # the second is empty
+
+
+def in_shards(count: int = 40, broken: tuple[int, ...] = ()) -> Source:
+    return dataclasses.replace(make_source(count, broken), shard_starts=SHARDS)
+
+
+@pytest.mark.parametrize("buffer", [1, 6, 13, 40, 1000])
+def test_shards_are_shuffled_and_records_within_buffers(buffer):
+    order = ShardShuffle(SHARDS, buffer, seed=3)
+    epochs = np.array([[order[40 * epoch + place] for place in range(40)] for epoch in range(6)])
+    assert len({tuple(epoch) for epoch in epochs}) > (1 if buffer == 1 else 5)  # 24 orders of shards, or more
+    shards = [list(range(start, end)) for start, end in itertools.pairwise(SHARDS)]
+    orders = [sum(arranged, []) for arranged in itertools.permutations(shards)]
+
+    def buffers(records):
+        return [sorted(records[start : start + buffer]) for start in range(0, 40, buffer)]
+
+    for epoch in epochs:
+        assert buffers(epoch.tolist()) in map(buffers, orders)
+        if buffer == 1000:  # all records: the mean distance of permutations is a third, give or take 0.04
+            assert 0.2 < np.abs(epoch - np.arange(40)).mean() / 40 < 0.46
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_of_shards_resumes_exactly_on_other_hosts(workers):
+    source = in_shards(broken=(4,))
+    reference = take(stream(source, shuffle_buffer=10), 30)
+    order = ShardShuffle(SHARDS, 10, seed=0)
+    expected = [5 if order[place] == 4 else order[place] for place in range(120)]
+    assert joined(reference, "index").tolist() == expected
+    layout = LAYOUTS["tpu"][: 1 if workers else 2]
+    parts = [stream(source, batch_size=8, rows=rows, shuffle_buffer=10, workers=workers, threads=3) for rows in layout]
+    for rows, part in zip(layout, parts, strict=True):
+        part.set_state({"examples": 44})
+        actual = joined(take(part, 6), "index").tolist()
+        assert actual == [expected[44 + 8 * batch + row] for batch in range(6) for row in rows]
+    assert parts[0].get_state() == {"examples": 44 + 48}
+
+
+def test_only_tars_have_shards():
+    with pytest.raises(DataError, match="shuffle_buffer = 10: fake:train does not consist of tars"):
+        stream(make_source(40), shuffle_buffer=10)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # State
 
 
@@ -220,14 +272,60 @@ def test_too_many_broken_samples(broken, examples, most, words):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Workers
+# Threads and workers
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("batch_size", [1, 24, 36, 72])
+def test_batches_are_joined_from_what_threads_make(threads, batch_size):
+    # Threads make 16 examples at a time, so these batches begin and end in the middle of what a thread makes.
+    source = make_source(50, broken=(7,))
+    reference = take(stream(source, batch_size=4), 36)
+    actual = take(stream(source, batch_size=batch_size, threads=threads), 144 // batch_size)
+    for name in reference[0]:
+        np.testing.assert_array_equal(joined(actual, name), joined(reference, name))
+        assert {batch[name].shape for batch in actual} == {(batch_size, *reference[0][name].shape[1:])}
+
+
+class Meeting:
+    """Makes examples only if `count` threads make some at the same time."""
+
+    def __init__(self, count: int):
+        self._barrier = threading.Barrier(count)
+        self._met = threading.local()
+
+    def __call__(self, record, rng):
+        if not hasattr(self._met, "done"):
+            self._barrier.wait(timeout=60)
+            self._met.done = True
+        return {"index": np.int32(record["index"])}
+
+
+def test_one_batch_is_made_by_all_threads():
+    batches = TrainStream(make_source(100), Meeting(4), batch_size=64, seed=0, threads=4)
+    assert next(batches)["index"].shape == (64,)
+    (batch, _), *_ = eval_batches(make_source(64), Meeting(4), batch_size=64, threads=4)
+    assert batch["index"].tolist() == list(range(64))
+
+
+def test_evaluations_make_the_next_batch_while_the_device_has_the_last():
+    ready = threading.Event()
+
+    def noted(record, rng):
+        if record["index"] == 31:
+            ready.set()
+        return {"index": np.int32(record["index"])}
+
+    batches = eval_batches(make_source(64), noted, batch_size=16, threads=2)
+    next(batches)
+    assert ready.wait(timeout=60)  # the last of the second batch, for which nobody has asked yet
 
 
 def test_workers_give_the_same_stream():
     source = make_source(13, broken=(3,))
     expected = take(stream(source), 9)
     # A state passes between numbers of workers.
-    plain, two = stream(source), stream(source, workers=2)
+    plain, two = stream(source), stream(source, threads=3, workers=2)
     take(plain, 2)
     two.set_state(plain.get_state())
     assert_same(take(two, 4), expected[2:6])

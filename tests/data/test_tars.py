@@ -1,6 +1,7 @@
 """Tars as sources: every sample found again by number, damage and malice passed over and named."""
 
 import concurrent.futures
+import dataclasses
 import errno
 import io
 import json
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train_jax.data import files
+from train_jax import paths
+from train_jax.data import files, tar_index
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.sources import open_source
 from train_jax.data.tars import Tars, expand
@@ -37,6 +39,11 @@ def write(path, members: dict[str, bytes | tarfile.TarInfo]) -> None:
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
@@ -74,31 +81,107 @@ def test_samples_by_number(two):
         open_source(f"webdataset:{two}/*.tar", "test")
 
 
-def test_the_index_is_made_once_and_again_for_another_file(two):
-    Tars(f"{two}/part-000.tar")
-    index = two / "part-000.tar.index.json"
-    saved = json.loads(index.read_text())
-    saved["samples"] = saved["samples"][:1]
-    index.write_text(json.dumps(saved))
-    assert len(Tars(f"{two}/part-000.tar")) == 1, "read from the index"
-    write(two / "part-000.tar", {"x.png": png(1), "x.txt": b"x", "y.png": png(2), "y.txt": b"y"})
-    assert [r["id"] for r in Tars(f"{two}/part-000.tar")] == ["part-000.tar:x", "part-000.tar:y"]
-    index.write_text("{")
-    assert len(Tars(f"{two}/part-000.tar")) == 2
+def test_shards_of_a_split_are_its_records_of_each_tar(two):
+    for split in ("all", "all[2:]", "all[:2]", "all[5:]"):
+        source = open_source(f"webdataset:{two}/*.tar", split)
+        tars = [int(record["id"][5:8]) for record in source]
+        assert source.shard_starts.tolist() == [0, tars.count(0), len(source)] and tars == sorted(tars)
 
 
-def test_a_folder_that_cannot_be_written_keeps_its_index_in_the_cache(two, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (two / "part-000.tar.index.json").mkdir()  # nothing can be written there
+def test_the_index_is_made_once_and_again_for_another_file(two, monkeypatch):
+    scanned = []
+
+    def noted(path, size, scan=tar_index._scan):
+        scanned.append(path.name)
+        return scan(path, size)
+
+    monkeypatch.setattr(tar_index, "_scan", noted)
+    first, second = (two / f"part-00{number}.tar" for number in range(2))
+    assert len(Tars(f"{two}/*.tar")) == 6 and sorted(scanned) == [first.name, second.name]
+    assert len(Tars(f"{two}/*.tar")) == 6 and len(Tars(str(first))) == 3  # another set, from the same indexes
+    assert len(scanned) == 2
+    write(first, {"x.png": png(1), "x.txt": b"x", "y.png": png(2), "y.txt": b"y"})
+    assert [r["id"] for r in Tars(f"{two}/*.tar")][:3] == ["part-000.tar:x", "part-000.tar:y", "part-001.tar:3"]
+    assert scanned[2:] == [first.name]
+    joined = paths.cache() / "tars"
+    assert len(list(joined.glob("*-*"))) == 3
+    for folder in joined.glob("*-*"):
+        os.utime(folder, (0, 0))
+    write(first, {"x.png": png(1), "x.txt": b"x"})
+    assert len(Tars(f"{two}/*.tar")) == 4
+    assert len(list(joined.glob("*-*"))) == 2  # of both sets; the old states of this one are removed
+    index = two / "part-001.tar.index.npy"
+    for damage in (b"{", index.read_bytes()[:100], b""):
+        index.write_bytes(damage)
+        assert len(Tars(f"{second}")) == 3
+
+
+def test_a_folder_that_cannot_be_written_keeps_its_index_in_the_cache(two):
+    (two / "part-000.tar.index.npy").mkdir()  # nothing can be written there
     assert len(Tars(f"{two}/part-000.tar")) == 3
-    assert len(list((tmp_path / "cache").rglob("*.json"))) == 1
+    assert len(list((paths.cache() / "tars").glob("*.npy"))) == 1
     assert len(Tars(f"{two}/part-000.tar")) == 3
+
+
+def test_an_index_that_can_be_kept_nowhere_is_an_error(two, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(DataError, match="cannot be written to .*XDG_CACHE_HOME"):
+        Tars(f"{two}/part-000.tar")
+    (two / "part-001.tar.index.npy").mkdir()
+    with pytest.raises(DataError, match="part-001.tar cannot be written .*XDG_CACHE_HOME"):
+        Tars(f"{two}/part-001.tar")
+
+
+def test_a_sample_takes_about_forty_bytes_and_its_key(two):
+    Tars(f"{two}/*.tar")
+    (folder,) = (paths.cache() / "tars").glob("*-*")
+    samples, keys = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("samples", "keys"))
+    assert samples.dtype.itemsize == 37 and len(samples) == 6
+    assert keys.tobytes() == b"0deep/123deep/45"
+
+
+def test_processes_may_join_the_same_indexes(two, monkeypatch):
+    def join_twice(tars, folder, join=tar_index._join):
+        join(tars, folder)
+        join(tars, folder)
+
+    monkeypatch.setattr(tar_index, "_join", join_twice)
+    assert len(Tars(f"{two}/*.tar")) == 6
+    assert len(list((paths.cache() / "tars").iterdir())) == 1
+
+
+def test_offsets_and_keys_of_any_size(tmp_path):
+    # A terabyte into a tar, in a table of two tars, of which the first has no sample.
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / name).touch()
+    far = 2**40
+    samples = [
+        tar_index.Sample(0, key, (far, 2**32 - 1), (far + 512, 7), "caption", label)
+        for key, label in (("Käfer\udcff", None), ("b" * 300, (far + 1024, 2)))
+    ]
+    for name, rows in (("a.tar", []), ("b.tar", samples)):
+        tar_index.save(tmp_path / name, tar_index.read_stamp(tmp_path / name), rows)
+    index, _ = tar_index.open_index([tmp_path / "a.tar", tmp_path / "b.tar"])
+    assert list(index) == [dataclasses.replace(sample, tar=1) for sample in samples]
+    assert index.starts.tolist() == [0, 0, 2]
+
+
+def test_many_tars_are_scanned_by_several_processes(tmp_path, monkeypatch):
+    for number in range(16):
+        write(tmp_path / f"{number:03}.tar", {"a.png": png(number), "a.txt": str(number).encode()})
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(tar_index, "_scan", None)  # this process need not scan
+    tars = Tars(f"{tmp_path}/*.tar")
+    assert [record["captions"] for record in tars] == [[str(number)] for number in range(16)]
 
 
 def test_workers_read_as_their_parent_does(two):
     tars = Tars(f"{two}/part-000.tar")
     first = tars[0]
-    assert pickle.loads(pickle.dumps(tars))[0] == first
+    sent = pickle.dumps(tars)
+    assert pickle.loads(sent)[0] == first
+    assert len(sent) < 1000, "the index is not sent"
 
 
 @pytest.fixture
@@ -123,7 +206,9 @@ def test_more_tars_than_a_process_may_open_lose_no_sample(many, caplog):
 
 
 def test_a_process_that_ends_with_open_tars_says_nothing(many):
-    script = f"from train_jax.data.tars import Tars\nprint(len([record for record in Tars({many._paths[0].as_posix()!r})]))"
+    script = (
+        f"from train_jax.data.tars import Tars\nprint(len([record for record in Tars({many._paths[0].as_posix()!r})]))"
+    )
     environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("1\n", "")

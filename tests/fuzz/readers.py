@@ -131,7 +131,7 @@ _SAMPLE = {"a.png": picture("PNG"), "a.json": b'{"caption": "a", "label": 3}', "
 
 
 def read_tar(file: pathlib.Path) -> None:
-    pathlib.Path(f"{file}.index.json").unlink(missing_ok=True)
+    pathlib.Path(f"{file}.index.npy").unlink(missing_ok=True)
     tars = Tars(str(file))
     for number in range(len(tars)):
         try:

@@ -1,7 +1,6 @@
 """Object storage: runs, data and weights in `gs://`, which here is a local folder behind fsspec's interface."""
 
 import io
-import json
 import tarfile
 
 import numpy as np
@@ -138,7 +137,7 @@ def test_tars_in_storage(bucket):
         source = sources.open_source(f"webdataset:gs://bucket/{pattern}.tar", "all")
         assert [record["image"] for record in source] == [png(0), png(1)]
         assert [record["captions"] for record in source] == [["0"], ["1"]]
-    assert json.loads((bucket / "0.tar.index.json").read_text())["samples"]
+    assert (bucket / "0.tar.index.npy").is_file()
 
 
 def test_weight_files_in_storage(bucket):

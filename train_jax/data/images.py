@@ -9,7 +9,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -40,8 +40,10 @@ _EXIF_TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ROTATIONS = tuple(_EXIF_TRANSPOSE[orientation] for orientation in (5, 6, 7, 8))  # width becomes height
 _VECTOR_FORMATS = ("EPS", "WMF")
 _ALIASED = "bilinear_aliased"
+_ANTIALIASED = ("bilinear", "bicubic", "lanczos")
 INTERPOLATIONS = (*_INTERPOLATIONS, _ALIASED)
 MODES = ("crop", "crop_floor", "squash")
 
@@ -82,6 +84,13 @@ def decode(
     """
     if isinstance(image, Image.Image):
         return _apply_orientation(image, convert)
+    with _open(image, max_pixels) as opened:
+        return _apply_orientation(opened, convert)
+
+
+@contextlib.contextmanager
+def _open(image: bytes | str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """Opens an image file without decoding its pixels. Raises the errors of `decode`, also while the image is used."""
     if not isinstance(image, bytes | str | os.PathLike):
         raise DataError(f"an image must be a path, a file's bytes, a PIL image or an array, not {type(image).__name__}")
     data = image if isinstance(image, bytes) else files.read_bytes(image)
@@ -91,7 +100,47 @@ def decode(
             raise BrokenSample(f"{opened.format} is a vector format, which is not decoded")
         if width * height > max_pixels:
             raise BrokenSample(f"{width} x {height} pixels; at most {max_pixels:,} are decoded")
-        return _apply_orientation(opened, convert)
+        yield opened
+
+
+def decode_region(
+    image: bytes | str | os.PathLike,
+    choose_region: Callable[[int, int], tuple[tuple[int, int, int, int], tuple[int, int]]],
+    *,
+    may_shrink: bool = True,
+) -> tuple[Image.Image, tuple[float, float, float, float], tuple[int, int]]:
+    """Decodes an image for the resizing of a region, if possible at a smaller scale.
+
+    Args:
+      image: the bytes of an image file, or a path.
+      choose_region: `(width, height) -> (region, size)`: the region (left, top, right, bottom) of the upright image, and the
+        size (width, height) that it will be resized to, in pixels.
+      may_shrink: whether JPEGs may be decoded at 1/2, 1/4 or 1/8 of their size, by inverse transforms of fewer coefficients.
+        The smallest scale is used at which the region has at least as many columns and rows as `size`.
+
+    Returns the decoded image, the region in its pixels, and the size. Raises the errors of `decode`.
+    """
+    with _open(image) as opened:
+        if opened.format != "JPEG":
+            upright = _apply_orientation(opened, to_rgb)
+            (left, top, right, bottom), size = choose_region(*upright.size)
+            return upright, (float(left), float(top), float(right), float(bottom)), size
+        transpose = _EXIF_TRANSPOSE.get(_read_orientation(opened))
+        width, height = opened.size[::-1] if transpose in _ROTATIONS else opened.size
+        region, size = choose_region(width, height)
+        scale = _choose_scale(region, size) if may_shrink else 1
+        if transpose is not None and (width % scale or height % scale):
+            scale = 1  # padding, which completes the last pixels, would be on the wrong side
+        if scale > 1:
+            opened.draft(None, (opened.width // scale, opened.height // scale))
+        left, top, right, bottom = (edge / scale for edge in region)
+        return _apply_orientation(opened, to_rgb), (left, top, right, bottom), size
+
+
+def _choose_scale(region: tuple[int, int, int, int], size: tuple[int, int]) -> int:
+    """Returns the largest denominator of a JPEG's scales at which a region has at least `size` pixels, or 1."""
+    left, top, right, bottom = region
+    return next((s for s in (8, 4, 2) if right - left >= s * size[0] and bottom - top >= s * size[1]), 1)
 
 
 def _apply_orientation(image: Image.Image, convert: Callable) -> Image.Image:
@@ -138,47 +187,45 @@ def center_crop(image: Image.Image, size: int, round_half: Callable[[float], int
     return image.crop((left, top, left + size, top + size))
 
 
-def _resize(image: Image.Image, size: tuple[int, int], interpolation: str, box: tuple | None = None) -> Image.Image:
-    """Resizes an image, or its region `box`, to `size` = (width, height) pixels."""
+def _resize(image: Image.Image, size: tuple[int, int], interpolation: str, region: tuple | None = None) -> Image.Image:
+    """Resizes an image, or its region (left, top, right, bottom), to `size` = (width, height) pixels."""
+    if image.size == size and region in (None, (0, 0, *size)):
+        return image
     if interpolation == _ALIASED:
-        return Image.fromarray(bilinear.resize(np.asarray(image.crop(box) if box else image), *size))
-    return image.resize(size, _INTERPOLATIONS[interpolation], box=box)
+        return Image.fromarray(bilinear.resize(np.asarray(image.crop(region) if region else image), *size))
+    return image.resize(size, _INTERPOLATIONS[interpolation], box=region)
 
 
-def resize_shortest(image: Image.Image, size: int, interpolation: str = "bicubic") -> Image.Image:
-    """Resizes an image to a shorter side of `size` pixels, keeping the aspect ratio.
+def shortest_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """Returns width and height of an image after resizing to a shorter side of `size` pixels.
 
     The longer side is rounded down. Raises BrokenSample if the result would have more than MAX_PIXELS.
     """
-    shorter, longer = sorted(image.size)
+    shorter, longer = sorted((width, height))
     target_longer = int(size * longer / shorter)
     if size * target_longer > MAX_PIXELS:
         raise BrokenSample(
-            f"{image.width} x {image.height} pixels, too thin: {size} x {target_longer} after resizing; "
-            f"at most {MAX_PIXELS:,}"
+            f"{width} x {height} pixels, too thin: {size} x {target_longer} after resizing; at most {MAX_PIXELS:,}"
         )
-    target = (size, target_longer) if image.width <= image.height else (target_longer, size)
-    return image if image.size == target else _resize(image, target, interpolation)
+    return (size, target_longer) if width <= height else (target_longer, size)
 
 
-def random_resized_crop(
-    image: Image.Image,
-    size: int,
+def sample_crop(
+    width: int,
+    height: int,
     rng: np.random.Generator,
     *,
     scale: tuple[float, float],
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    interpolation: str = "bicubic",
-) -> Image.Image:
-    """Crops a random region and resizes it to `size` x `size` pixels (arXiv 1409.4842, section 6).
+) -> tuple[int, int, int, int]:
+    """Samples the region (left, top, right, bottom) of a random resized crop (arXiv 1409.4842, section 6).
 
     Args:
       scale: range of the region's area, as a share of the image's area; sampled uniformly.
       ratio: range of the region's aspect ratio; sampled log-uniformly.
 
-    After ten samples that do not fit, the largest central region with an allowed aspect ratio is used.
+    After ten samples that do not fit, the largest central region with an allowed aspect ratio is returned.
     """
-    width, height = image.size
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
         aspect = np.exp(rng.uniform(*np.log(ratio)))
@@ -190,7 +237,7 @@ def random_resized_crop(
         aspect = min(max(width / height, ratio[0]), ratio[1])
         w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
         left, top = (width - w) // 2, (height - h) // 2
-    return _resize(image, (size, size), interpolation, (left, top, left + w, top + h))
+    return left, top, left + w, top + h
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,13 +282,18 @@ class Preprocess:
                 raise DataError(f"an image array must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
             image = Image.fromarray(image) if image.size else Image.new("RGB", image.shape[1::-1])
         image = decode(image)
-        if image.size != (self.size, self.size):
-            if self.mode == "squash":
-                image = _resize(image, (self.size, self.size), self.interpolation)
-            else:
-                round_half = round if self.mode == "crop" else math.floor
-                image = center_crop(resize_shortest(image, self.size, self.interpolation), self.size, round_half)
-        return np.asarray(image)
+        return self.resize_and_crop(image, self.target_size(*image.size))
+
+    def target_size(self, width: int, height: int) -> tuple[int, int]:
+        """Returns the size (width, height) that an image is resized to before its centre is cropped."""
+        return (self.size, self.size) if self.mode == "squash" else shortest_size(width, height, self.size)
+
+    def resize_and_crop(
+        self, image: Image.Image, size: tuple[int, int], region: tuple | None = None
+    ) -> UInt8[np.ndarray, "size size 3"]:
+        """Resizes an RGB image, or its region (left, top, right, bottom), to `size`, and crops the centre."""
+        round_half = math.floor if self.mode == "crop_floor" else round
+        return np.asarray(center_crop(_resize(image, size, self.interpolation, region), self.size, round_half))
 
     def batch(
         self,
@@ -304,13 +356,19 @@ class Augment:
     def __call__(self, image: bytes | str | os.PathLike, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
         """Augments an image, given as bytes of a file or as a path, to uint8 [size, size, 3].
 
+        Large JPEGs are decoded at a smaller scale (see `decode_region`), except for interpolations without antialiasing.
         Raises BrokenSample if the image cannot be decoded.
         """
-        decoded, size = decode(image), self.preprocess.size
-        if self.scale != (1.0, 1.0):
-            interpolation = self.preprocess.interpolation
-            decoded = random_resized_crop(decoded, size, rng, scale=self.scale, interpolation=interpolation)
-        pixels = self.preprocess(decoded)
+        preprocess = self.preprocess
+
+        def choose_region(width: int, height: int) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
+            if self.scale == (1.0, 1.0):
+                return (0, 0, width, height), preprocess.target_size(width, height)
+            return sample_crop(width, height, rng, scale=self.scale), (preprocess.size, preprocess.size)
+
+        is_antialiased = preprocess.interpolation in _ANTIALIASED
+        decoded, region, size = decode_region(image, choose_region, may_shrink=is_antialiased)
+        pixels = preprocess.resize_and_crop(decoded, size, region)
         if self.flip and rng.random() < 0.5:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
         return pixels

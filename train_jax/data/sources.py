@@ -11,6 +11,7 @@ A record is a dict: `image` (the bytes of an image file), `captions` (one or mor
 for none) and `scene` (description of a rendered scene, as JSON).
 """
 
+import concurrent.futures
 import dataclasses
 import importlib
 import logging
@@ -21,7 +22,7 @@ import numpy as np
 
 from train_jax import paths
 from train_jax.data import captions as caption_lib
-from train_jax.data import files, folders, images, mixture
+from train_jax.data import files, folders, images, mixture, splits
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.tars import Tars
 
@@ -44,6 +45,8 @@ class Source:
         itself are known to be true.
       read: `(uint8 [size, size, 3]) -> content`, a recogniser whose results can be compared; None if there is none.
       shows: `(uint8 [size, size, 3], caption) -> bool`, whether an image shows what a caption says; None if unknown.
+      shard_starts: index of the first record of each tar, and the number of records, int64 [tars + 1]; None if there are
+        no tars.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Source:
     is_true: Callable[[str, Mapping], bool] | None = None
     read: Callable[[np.ndarray], object] | None = None
     shows: Callable[[np.ndarray, str], bool] | None = None
+    shard_starts: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -113,13 +117,18 @@ def select_readable(source: Source, max_broken: float) -> Source:
     Evaluations need this, since they must know their records in advance. Raises DataError if the share of unreadable images
     exceeds `max_broken`.
     """
-    indices, broken = [], []
-    for index in range(len(source)):
+
+    def find_error(index: int) -> str:
         try:
             images.decode(source[index]["image"])
-            indices.append(index)
+            return ""
         except BrokenSample as error:
-            broken.append(str(error))
+            return str(error) or "unreadable"
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        errors = list(pool.map(find_error, range(len(source))))
+    indices = [index for index, error in enumerate(errors) if not error]
+    broken = [error for error in errors if error]
     if len(broken) > max_broken * len(source) or not indices:
         limit = f"more than config.data.max_broken_eval = {max_broken:.1%}" if indices else "none is left to evaluate"
         raise DataError(
@@ -129,7 +138,9 @@ def select_readable(source: Source, max_broken: float) -> Source:
     if broken:
         log.warning("%s: evaluated without %d image(s) that cannot be read: %s", source.name, len(broken), broken[0])
     name = f"{source.name}, {len(indices)} readable" if broken else source.name
-    return dataclasses.replace(source, name=name, records=_Mapped(indices, source.__getitem__, source.metadata))
+    return dataclasses.replace(
+        source, name=name, records=_Mapped(indices, source.__getitem__, source.metadata), shard_starts=None
+    )
 
 
 def _open_mixture(name: str, split: str, **options) -> Source:
@@ -232,7 +243,7 @@ def _open_data_source(builder, name: str, split: str, image: str):
         # Images stay encoded: examples decode them and count failures.
         return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
     except (ValueError, KeyError) as error:
-        raise _unknown_split_error(name, split, ", ".join(builder.info.splits) or "none") from error
+        raise splits.unknown_split_error(name, split, ", ".join(builder.info.splits) or "none") from error
     except NotImplementedError as error:
         raise DataError(f"{name}: {error}; prepare it again with file_format='array_record'") from error
 
@@ -274,48 +285,21 @@ def _open_folder(name: str, split: str, data_dir: str | None, templates: Sequenc
     def record(name: str) -> dict:
         return {"image": files.read_bytes(folder / name)} | metadata(name)
 
-    names = _select_split(list(captions_of), split, f"folder:{folder}")
-    return Source(f"folder:{folder}:{split}", _Mapped(names, record, metadata))
+    names = list(captions_of)
+    indices = splits.select(len(names), split, f"folder:{folder}")
+    return Source(
+        f"folder:{folder}:{split}",
+        _Mapped(indices, lambda index: record(names[index]), lambda index: metadata(names[index])),
+    )
 
 
 def _open_webdataset(pattern: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:
     """Opens tars of captioned images."""
     tars = Tars(pattern)
-    indices = _select_split(range(len(tars)), split, f"webdataset:{pattern}")
-    return Source(f"webdataset:{pattern}:{split}", _Mapped(indices, tars.__getitem__, tars.metadata))
-
-
-def _select_split(names: Sequence, split: str, source_name: str) -> list:
-    """Selects the items of a split: `all`, `train`, or a slice such as `all[:90%]` or `train[100:]`."""
-    base, bracket, rest = split.partition("[")
-    bounds = rest.rstrip("]").split(":") if bracket else ["", ""]
-    if base not in ("all", "train") or len(bounds) != 2 or (bracket and not rest.endswith("]")):
-        splits = "all (or train), and slices of it such as 'all[:90%]' and 'all[90%:]'"
-        raise _unknown_split_error(source_name, split, splits)
-
-    def parse_bound(bound: str, default: int) -> int:
-        if not bound:
-            return default
-        try:
-            return round(len(names) * float(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
-        except (ValueError, OverflowError):
-            raise DataError(
-                f"{source_name}: {bound!r} in split {split!r} is neither an integer nor a percentage"
-            ) from None
-
-    # Slice a shuffled list, the same on every host: files are sorted by name, and names often correlate with the class.
-    start, stop = parse_bound(bounds[0], 0), parse_bound(bounds[1], len(names))
-    indices = np.random.default_rng(0).permutation(len(names))[start:stop]
-    return [names[i] for i in sorted(indices)]
+    indices = splits.select(len(tars), split, f"webdataset:{pattern}")
+    records = _Mapped(indices, tars.__getitem__, tars.metadata)
+    return Source(f"webdataset:{pattern}:{split}", records, shard_starts=splits.ranks(indices, tars.starts))
 
 
 # Prefix of a name before the colon -> function `(rest of the name, split, data_dir, templates) -> Source`.
 SOURCES: dict[str, Callable] = {"folder": _open_folder, "webdataset": _open_webdataset, "tfds": _open_tfds}
-
-
-def _unknown_split_error(name: str, split: str, splits: str) -> DataError:
-    """Makes the error for an unknown split; `splits` describes the available ones."""
-    return DataError(
-        f"{name} has no split {split!r}: {splits}. Choose one of these: --config.data.split=… for training, "
-        "--config.evals.NAME.split=… for an evaluator"
-    )

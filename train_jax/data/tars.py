@@ -1,51 +1,28 @@
 """Tar files of captioned images (the WebDataset layout) with random access.
 
 Files of one sample share their name up to the first dot: `000/cat.jpg`, `000/cat.txt` (one caption), `000/cat.json`
-(captions and a label), `000/cat.cls` (a label). Each tar is scanned once for an index of byte ranges, which is saved beside
-the tar, or in the cache folder if that folder is read-only. Random access allows global shuffling and exact resumption.
-Tars are never unpacked.
+(captions and a label), `000/cat.cls` (a label). Samples are read by position (see `train_jax.data.tar_index`). Random access
+allows global shuffling and exact resumption. Tars are never unpacked.
 """
 
-import dataclasses
 import functools
 import glob
-import hashlib
 import itertools
-import json
-import logging
 import os
 import re
-import tarfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
 
 from train_jax import paths
-from train_jax.data import captions, files
+from train_jax.data import captions, files, tar_index
 from train_jax.data.errors import BrokenSample, DataError
-from train_jax.data.images import IMAGE_SUFFIXES
 from train_jax.paths import AnyPath
 
-log = logging.getLogger(__name__)
-
-_IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
-_CAPTIONS = ("txt", "caption", "json")
-_FORMAT = 3  # version of index files
 _MAX_LABEL = 10**9  # labels are int32
 _MAX_OPEN = 64  # maximum number of open tars, well below the default limit of 1,024 open files per process
-_MAX_LISTED = 3  # examples in a message
-
-
-@dataclasses.dataclass(frozen=True)
-class _Sample:
-    """Sample of a tar: the byte ranges of its image, caption and label."""
-
-    tar: int
-    key: str
-    image: tuple[int, int]  # offset, size
-    caption: tuple[int, int]
-    kind: str  # suffix of the caption file
-    label: tuple[int, int] | None
 
 
 class _OpenFile:
@@ -77,30 +54,30 @@ class Tars(Sequence):
 
     def __init__(self, pattern: str):
         self._paths = expand(pattern)
-        self._stamps: list[tuple[int, ...]] = []
-        self._samples: list[_Sample] = []
-        for tar_index, path in enumerate(self._paths):
-            stamp, entries = files.read_with_retries(functools.partial(_load_index, path), path, DataError)
-            self._stamps.append(stamp)
-            self._samples += [_Sample(tar_index, *entry) for entry in entries]
+        self._index, self._stamps = tar_index.open_index(self._paths)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Index of the first sample of each tar, and the number of samples, int64 [tars + 1]."""
+        return self._index.starts
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._index)
 
     def __getitem__(self, index: int) -> dict:
-        sample = self._samples[index]
+        sample = self._index[index]
         return {"image": self._read_member(sample.tar, sample.image, self._name(sample))} | self.metadata(index)
 
     def metadata(self, index: int) -> dict:
         """Returns a record without its image, and without reading the image."""
-        sample = self._samples[index]
+        sample = self._index[index]
         name = self._name(sample)
         record = {"id": name} | _parse_captions(self._read_member(sample.tar, sample.caption, name), sample.kind, name)
         if sample.label is not None:
             record |= _parse_label(self._read_member(sample.tar, sample.label, name), name)
         return record
 
-    def _name(self, sample: _Sample) -> str:
+    def _name(self, sample: tar_index.Sample) -> str:
         return f"{self._paths[sample.tar].name}:{sample.key}"
 
     def _read_member(self, tar: int, byte_range: tuple[int, int], name: str) -> bytes:
@@ -182,93 +159,3 @@ def _expand_braces(content: str, pattern: str) -> list[str]:
     if int(first) > int(last):
         raise DataError(f"webdataset:{pattern}: {{{content}}} counts downwards")
     return [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Index
-
-
-def _load_index(path: AnyPath) -> tuple[tuple[int, ...], list[tuple]]:
-    """Loads the index of a tar from its cache file, or scans the tar and saves the index.
-
-    Returns the stamp of the tar, and `(key, image, caption, kind, label)` of each sample.
-    """
-    stamp = [_FORMAT, *paths.stamp(path)]
-    index_files = [path.with_name(path.name + ".index.json"), _cache_file(path)]
-    for file in index_files:
-        try:
-            saved = json.loads(file.read_text("utf-8"))
-            if saved["stamp"] == stamp:
-                return tuple(stamp), [tuple(map(_to_tuple, sample)) for sample in saved["samples"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # missing, outdated or truncated
-    samples = list(_scan(path, stamp[1]))
-    text = json.dumps({"stamp": stamp, "samples": samples})
-    for file in index_files:
-        new = file.with_name(f"{file.name}.{os.getpid()}")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            new.write_text(text, "utf-8")
-            new.replace(file)
-            break
-        except Exception as error:  # a read-only folder; storage libraries raise various classes
-            log.debug("the index of %s cannot be saved to %s: %s", path, file, error)
-    return tuple(stamp), samples
-
-
-def _to_tuple(value):
-    """Converts a list to a tuple; returns other values unchanged."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _cache_file(path: AnyPath) -> Path:
-    """Returns the path of a tar's index in the cache folder."""
-    return paths.cache() / "tars" / f"{hashlib.sha256(str(paths.absolute(path)).encode()).hexdigest()[:32]}.json"
-
-
-def _scan(path: AnyPath, size: int) -> Iterator[tuple]:
-    """Scans a tar and yields `(key, image, caption, kind, label)` of each sample; logs members that are left out."""
-    groups: dict[str, dict[str, tuple[int, int]]] = {}
-    refused = []
-    try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if member.size < 0:  # tarfile would loop forever
-                    raise DataError(f"{member.name} has a size below 0")
-                name = PurePosixPath(member.name)
-                if not member.isreg() or member.sparse is not None:
-                    if not member.isdir():
-                        refused.append(f"{member.name} (a link or a device)")
-                elif name.is_absolute() or ".." in name.parts:
-                    refused.append(f"{member.name} (leads out of the tar)")
-                elif member.offset_data + member.size > size:
-                    refused.append(f"{member.name} (cut off)")
-                else:
-                    stem, _, suffix = name.name.partition(".")
-                    key = str(name.with_name(stem)) if stem else str(name)
-                    groups.setdefault(key, {})[suffix.lower()] = (member.offset_data, member.size)
-    except OSError:
-        raise
-    except Exception as error:  # TarError, and parsing errors of invalid headers
-        if not groups:
-            raise DataError(
-                f"{path} is not a readable tar file ({error}); unpack compressed ones first"
-            ) from error
-        log.warning("%s: damaged after %d sample(s) (%s); only these samples are used", path, len(groups), error)
-    _warn(path, refused, "member(s) refused")
-    incomplete = []
-    for key, members in groups.items():
-        image = next((members[suffix] for suffix in _IMAGES if suffix in members), None)
-        kind = next((suffix for suffix in _CAPTIONS if suffix in members), None)
-        if image is None or kind is None:
-            incomplete.append(f"{key} (no {'image' if image is None else 'caption'})")
-        else:
-            yield key, image, members[kind], kind, members.get("cls") or (members.get("json") if kind != "json" else None)
-    _warn(path, incomplete, "sample(s) left out")
-
-
-def _warn(path: AnyPath, names: list[str], what: str) -> None:
-    """Logs names of members or samples that are left out."""
-    if names:
-        more = ", …" if len(names) > _MAX_LISTED else ""
-        log.warning("%s: %d %s: %s%s", path, len(names), what, ", ".join(names[:_MAX_LISTED]), more)
