@@ -137,15 +137,17 @@ def _mixed_convolution_jvp(strides, padding, out_dtype, primals, tangents):
         else:
             terms.append(elsewhere(dx, rounded))
     if type(dkernel) is not SymbolicZero:
+        is_one_device = jax.sharding.get_abstract_mesh().size <= 1
         convolution = in_float32(_convolution)
         if x.dtype == kernel.dtype:
             convolution = functools.partial(_convolution, strides=strides, padding=padding, out_dtype=out_dtype)
-        elif platform() in ("gpu", "cuda") and jax.sharding.get_abstract_mesh().size <= 1:
+        elif platform() in ("gpu", "cuda") and is_one_device:
             # cuDNN has no kernel gradient of bfloat16 numbers with a float32 result: one that is summed in float32 and
             # rounded once, as no other device adds to it, is four times as fast as TF32.
             convolution = functools.partial(_rounded_convolution, strides=strides, padding=padding, out_dtype=out_dtype)
-        by_products = in_float32(_convolution_by_products)
-        terms.append(lax.platform_dependent(x, dkernel, cpu=by_products, default=convolution))
+        # With several devices, a tile of examples of one of them would be sent to all.
+        on_cpu = in_float32(_convolution_by_products) if is_one_device else convolution
+        terms.append(lax.platform_dependent(x, dkernel, cpu=on_cpu, default=convolution))
     # As in `nn_jax.mixed_precision.dot`: visible to rematerialisation policies, unlike a custom_jvp.
     return _rounded_convolution(x, kernel, strides, padding, out_dtype), sum(terms[1:], terms[0])
 
@@ -194,6 +196,15 @@ def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     """Doubles height and width by nearest-neighbour interpolation."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def _is_convolution(primitive, *operands, **parameters) -> bool:
+    del operands, parameters
+    return primitive is lax.conv_general_dilated_p
+
+
+# Rematerialisation policies of blocks, by the names of `nn_jax.transformer.REMAT`; "dots" saves convolutions.
+REMAT = {"none": None, "full": jax.checkpoint_policies.nothing_saveable, "dots": _is_convolution}
 
 
 class ResidualBlock(nn.Module):

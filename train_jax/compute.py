@@ -17,6 +17,11 @@ class Compute(Options):
     dtype: str = option(
         "float32", "dtype of activations and matrix products; parameters and accumulation stay float32", choices=DTYPES
     )
+    remat: str = option(
+        "none",
+        "rematerialisation of each block: full recomputes everything, dots all but matrix products and convolutions",
+        choices=REMAT,
+    )
 
     @property
     def array_dtype(self) -> DTypeLike:
@@ -28,11 +33,6 @@ class Compute(Options):
 class TransformerCompute(Compute):
     """Computation options of a model with transformer blocks."""
 
-    remat: str = option(
-        "none",
-        "rematerialisation of each block: full recomputes everything, dots recomputes all but matrix products",
-        choices=REMAT,
-    )
     scan: bool = option(True, "scan over the blocks; False: unrolled blocks, slower to compile, faster on a CPU")
 
     @property

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType
 
 from nn_jax.convolution import convolve
 
@@ -142,6 +143,8 @@ def test_kernel_gradients_are_products_on_tiles(shape, features, tile):
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert len(products) == 9 and all(f"tensor<{tile}x{features}xf32>" in line for line in products)
     assert text.count("stablehlo.convolution") == 1  # the forward pass
+    with jax.set_mesh(jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))):  # whose tiles would be sent around
+        assert "dot_general" not in jax.jit(jax.grad(value)).lower(kernel).as_text()
 
 
 def lowered(function, platform: str) -> list[str]:
