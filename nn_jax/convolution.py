@@ -5,6 +5,8 @@ over examples and devices (see `nn_jax.mixed_precision`).
 """
 
 import functools
+import itertools
+import math
 
 import flax.linen as nn
 import jax
@@ -24,6 +26,12 @@ from nn_jax.mixed_precision import save_only_inputs
 # standard order. On GPUs and TPUs the standard rule of `lax` is used.
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _SWAPPED_DIMENSIONS = ("NHWC", "HWOI", "NHWC")
+# The gradient with respect to the kernel is a convolution whose window is the whole map and batch, for which XLA's CPU code
+# is slow: a sixth of the speed of the forward pass at 256 x 256. So on a CPU it is computed by matrix products, one for each
+# position of the kernel, on tiles of 1,024 pixels that stay in the cache (`benchmarks.convolutions`).
+_TILE_SIDE = 32
+_MAX_PRODUCTS = 64  # for larger kernels, such as of patches, XLA's own gradient is used
+_FEW_CHANNELS = 16  # too few for a product: few outputs are joined over positions; of few inputs, XLA's own gradient is used
 _Padding = tuple[tuple[int, int], tuple[int, int]]
 _Strides = tuple[int, int]
 
@@ -55,6 +63,50 @@ def _rounded_convolution(x, kernel, strides: _Strides, padding: _Padding, out_dt
     return _convolution(x, jnp.asarray(kernel, x.dtype), strides, padding, out_dtype)
 
 
+def _convolution_by_products(x, kernel, strides: _Strides, padding: _Padding, out_dtype):
+    """Convolves `x` with a kernel of the same dtype by matrix products, as the gradient with respect to the kernel does."""
+    (n, *sizes, c), (*window, _, d) = x.shape, kernel.shape
+    if math.prod(window) > _MAX_PRODUCTS or c <= _FEW_CHANNELS:
+        return _convolution(x, kernel, strides, padding, out_dtype)
+    positions = list(itertools.product(*map(range, window)))
+
+    def shift(x, position, sides):
+        """Slices the inputs of `sides` outputs at a position of the kernel."""
+        row, column = (slice(i, i + (side - 1) * s + 1, s) for i, side, s in zip(position, sides, strides, strict=True))
+        return x[:, row, column]
+
+    out = [(size + sum(p) - k) // s + 1 for size, p, k, s in zip(sizes, padding, window, strides, strict=True)]
+    counts = [-(-size // _TILE_SIDE) for size in out]  # of tiles in a column and in a row
+    sides = [-(-size // count) for size, count in zip(out, counts, strict=True)]
+    steps = [side * s for side, s in zip(sides, strides, strict=True)]
+    spans = [(side - 1) * s + k for side, s, k in zip(sides, strides, window, strict=True)]
+    margins = [
+        (low, (count - 1) * step + span - low - size, 0)
+        for (low, _), count, step, span, size in zip(padding, counts, steps, spans, sizes, strict=True)
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *margins, (0, 0, 0)))
+    if d <= _FEW_CHANNELS:
+        products = lax.dot_general(x, kernel.transpose(2, 0, 1, 3).reshape(c, -1), (((3,), (0,)), ((), ())))
+        parts = lax.split(products, [d] * len(positions), axis=3)
+        return sum(shift(part, position, out) for part, position in zip(parts, positions, strict=True))
+    examples = max(i for i in range(1, n + 1) if n % i == 0 and (i == 1 or i * math.prod(sides) <= _TILE_SIDE**2))
+    counts = (n // examples, *counts)
+    # The transposes of these products multiply tiles as they are, [examples, h, w, channels], without transposed copies.
+    kernels = list(kernel.swapaxes(2, 3).reshape(-1, d, c))
+
+    @save_only_inputs
+    def convolve_tile(index):
+        i, row, column = jnp.unravel_index(index, counts)
+        start = (i * examples, row * steps[0], column * steps[1], 0)
+        tile = lax.dynamic_slice(x, start, (examples, *spans, c))
+        parts = (shift(tile, position, sides) for position in positions)
+        return sum(lax.dot_general(a, b, (((3,), (1,)), ((), ()))) for a, b in zip(parts, kernels, strict=True))
+
+    y = lax.map(convolve_tile, jnp.arange(math.prod(counts))).reshape(*counts, examples, *sides, d)
+    y = y.transpose(0, 3, 1, 4, 2, 5, 6).reshape(n, counts[1] * sides[0], counts[2] * sides[1], d)
+    return y[:, : out[0], : out[1]]
+
+
 _mixed_convolution = jax.custom_jvp(_rounded_convolution, nondiff_argnums=(2, 3, 4))
 
 
@@ -62,10 +114,12 @@ def _mixed_convolution_jvp(strides, padding, out_dtype, primals, tangents):
     """Computes the JVP; the kernel's tangent is convolved in float32."""
     (x, kernel), (dx, dkernel) = primals, tangents
 
-    @save_only_inputs
-    def float32_convolution(x, kernel):
-        x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
-        return _convolution(x, kernel, strides, padding, jnp.float32).astype(out_dtype)
+    def in_float32(convolution):
+        def apply(x, kernel):
+            x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
+            return convolution(x, kernel, strides, padding, jnp.float32).astype(out_dtype)
+
+        return save_only_inputs(apply)
 
     terms = []
     if type(dx) is not SymbolicZero:
@@ -83,14 +137,17 @@ def _mixed_convolution_jvp(strides, padding, out_dtype, primals, tangents):
         else:
             terms.append(elsewhere(dx, rounded))
     if type(dkernel) is not SymbolicZero:
-        convolution = float32_convolution
+        is_one_device = jax.sharding.get_abstract_mesh().size <= 1
+        convolution = in_float32(_convolution)
         if x.dtype == kernel.dtype:
             convolution = functools.partial(_convolution, strides=strides, padding=padding, out_dtype=out_dtype)
-        elif platform() in ("gpu", "cuda") and jax.sharding.get_abstract_mesh().size <= 1:
+        elif platform() in ("gpu", "cuda") and is_one_device:
             # cuDNN has no kernel gradient of bfloat16 numbers with a float32 result: one that is summed in float32 and
             # rounded once, as no other device adds to it, is four times as fast as TF32.
             convolution = functools.partial(_rounded_convolution, strides=strides, padding=padding, out_dtype=out_dtype)
-        terms.append(convolution(x, dkernel))
+        # With several devices, a tile of examples of one of them would be sent to all.
+        on_cpu = in_float32(_convolution_by_products) if is_one_device else convolution
+        terms.append(lax.platform_dependent(x, dkernel, cpu=on_cpu, default=convolution))
     # As in `nn_jax.mixed_precision.dot`: visible to rematerialisation policies, unlike a custom_jvp.
     return _rounded_convolution(x, kernel, strides, padding, out_dtype), sum(terms[1:], terms[0])
 
@@ -139,6 +196,15 @@ def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     """Doubles height and width by nearest-neighbour interpolation."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def _is_convolution(primitive, *operands, **parameters) -> bool:
+    del operands, parameters
+    return primitive is lax.conv_general_dilated_p
+
+
+# Rematerialisation policies of blocks, by the names of `nn_jax.transformer.REMAT`; "dots" saves convolutions.
+REMAT = {"none": None, "full": jax.checkpoint_policies.nothing_saveable, "dots": _is_convolution}
 
 
 class ResidualBlock(nn.Module):

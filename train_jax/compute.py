@@ -20,6 +20,11 @@ class Compute(Options):
     dtype: str = option(
         "float32", "dtype of activations and matrix products; parameters and accumulation stay float32", choices=DTYPES
     )
+    remat: str = option(
+        "none",
+        "rematerialisation of each block: full recomputes everything, dots all but matrix products and convolutions",
+        choices=REMAT,
+    )
 
     @property
     def array_dtype(self) -> DTypeLike:
@@ -31,11 +36,6 @@ class Compute(Options):
 class TransformerCompute(Compute):
     """Computation options of a model with transformer blocks."""
 
-    remat: str = option(
-        "none",
-        "rematerialisation of each block: full recomputes everything, dots recomputes all but matrix products",
-        choices=REMAT,
-    )
     float8: bool = option(
         False,
         "matrix products of the blocks in float8 (8-bit floating point), for NVIDIA GPUs from Hopper on; slower elsewhere",

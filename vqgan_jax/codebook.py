@@ -60,19 +60,26 @@ def update_moving_means(
     return {"points": total / smoothed_count[:, None], "count": count, "total": total}
 
 
-def sample_candidates(latents: Float[Array, "b h w d"], size: int, is_first, key, kmeans: bool) -> Float[Array, "k d"]:
+def sample_candidates(
+    latents: Float[Array, "b h w d"], size: int, is_first, key, kmeans: bool, revive: bool = True
+) -> Float[Array, "k d"]:
     """Returns `size` new points for dead codes: random latents, or k-means centres at the first update with `kmeans`.
 
-    `is_first`: whether this is the first update that is not skipped.
+    Args:
+      is_first: whether this is the first update that is not skipped.
+      revive: whether later updates use the points; if not, they get zeros, and nothing is sampled.
     """
     flat = latents.reshape(-1, latents.shape[-1])
-    random_points = flat[jax.random.choice(key, flat.shape[0], (size,), replace=flat.shape[0] < size)]
-    if not kmeans:
-        return random_points
-    # Replicated latents let each device run all iterations locally, without a collective per iteration.
-    return jax.lax.cond(
-        is_first, lambda: fit_kmeans(nn.with_logical_constraint(flat, (None, None)), random_points), lambda: random_points
-    )
+
+    def sample():
+        return flat[jax.random.choice(key, flat.shape[0], (size,), replace=flat.shape[0] < size)]
+
+    def fit():
+        # Replicated latents let each device run all iterations locally, without a collective per iteration.
+        return fit_kmeans(nn.with_logical_constraint(flat, (None, None)), sample())
+
+    later = sample if revive else lambda: jnp.zeros((size, flat.shape[1]), flat.dtype)
+    return jax.lax.cond(is_first, fit, later) if kmeans else later()
 
 
 def fit_kmeans(points: Float[Array, "n d"], initial_centers: Float[Array, "k d"]) -> Float[Array, "k d"]:
@@ -141,5 +148,5 @@ class Rule:
         """
         if self.is_ema:
             book = update_moving_means(book, codes, latents, self.decay)
-        candidates = sample_candidates(latents, self.num_codes, is_first, rng, self.kmeans)
+        candidates = sample_candidates(latents, self.num_codes, is_first, rng, self.kmeans, bool(self.revive_after))
         return move_codes(usage, book, candidates, step, is_first, self.revive_after, self.kmeans)

@@ -7,6 +7,7 @@ backpropagates the sum once.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -45,7 +46,7 @@ class TwoPlayerLoss:
       generator: autoencoder, `vqgan_jax.model.VQGAN`.
       discriminator: see `vqgan_jax.discriminator`; None to train without a discriminator.
       distance: perceptual distance, or None.
-      config: config of the run, of which `loss`, `perceptual`, `model.quantizer` and `steps` are used.
+      config: config of the run, of which `loss`, `perceptual`, `compute`, `model.quantizer` and `steps` are used.
       keeps_latents: whether to return latents before quantisation in the statistics, as codebook updates require.
     """
 
@@ -101,7 +102,9 @@ class TwoPlayerLoss:
             return options.loss.pixel_weight * loss.pixel_loss(options.loss.pixels, r, images)
 
         def perceptual_loss(r):
-            return options.perceptual.weight * self.distance.function(extra["perceptual"], r, images)
+            return options.perceptual.weight * self.distance.function(
+                extra["perceptual"], r, images, options.compute.dtype
+            )
 
         functions = {"pixels": pixel_loss} | ({} if self.distance is None else {"perceptual": perceptual_loss})
         pairs = {name: jax.value_and_grad(function)(pixels) for name, function in functions.items()}
@@ -150,9 +153,15 @@ class TwoPlayerLoss:
                 total += options.lecam * loss.lecam(extra["lecam"], real, fake)
                 state["lecam"] = loss.update_lecam_means(extra["lecam"], real, fake)
             if options.r1:
-                total += options.r1 * loss.gradient_penalty(
-                    lambda x: self._discriminate(params, extra["discriminator"], x)[0], images
-                )
+
+                def penalize():
+                    logits = functools.partial(self._discriminate, params, extra["discriminator"])
+                    return options.r1 * options.r1_interval * loss.gradient_penalty(lambda x: logits(x)[0], images)
+
+                # Lazy regularisation (arXiv 1912.04958, section 3.1). An interval of 1 needs no branch.
+                is_due = (step - options.disc_start) % options.r1_interval == 0
+                always = options.r1_interval == 1
+                total += penalize() if always else jax.lax.cond(is_due, penalize, lambda: jnp.zeros(()))
             return total, dict(zip(names, (value, real.mean(), fake.mean()), strict=True)), state
 
         def inactive():

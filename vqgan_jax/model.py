@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from nn_jax.convolution import AttentionBlock, Conv, Downsample, ResidualBlock, Upsample
+from nn_jax.convolution import REMAT, AttentionBlock, Conv, Downsample, ResidualBlock, Upsample
 from nn_jax.layers import group_norm
 from train_jax.compute import Compute
 from train_jax.errors import ConfigError
@@ -35,6 +35,7 @@ class _Coder(nn.Module):
       middle_attention: whether there is attention between the two residual blocks at the bottleneck.
       out: number of output channels.
       groups: number of groups of group norms.
+      remat: rematerialisation of residual and attention blocks, a key of `nn_jax.convolution.REMAT`.
     """
 
     channels: int
@@ -46,13 +47,19 @@ class _Coder(nn.Module):
     groups: int
     dropout: float
     dtype: DTypeLike
+    remat: str
+
+    def rematerialize(self, block: type[nn.Module], *static: int) -> type[nn.Module]:
+        """Applies rematerialisation to a block, of whose arguments (`self` is 0) those at `static` are not arrays."""
+        return block if self.remat == "none" else nn.remat(block, policy=REMAT[self.remat], static_argnums=static)
 
     def apply_residual_block(self, x, level: int, name: str, deterministic: bool):
         features = self.channels * self.multipliers[level]
-        return ResidualBlock(features, self.groups, self.dropout, self.dtype, name=name)(x, deterministic)
+        block = self.rematerialize(ResidualBlock, 2)
+        return block(features, self.groups, self.dropout, self.dtype, name=name)(x, deterministic)
 
     def make_attention_block(self, name: str):
-        return AttentionBlock(self.groups, self.dtype, name=name)
+        return self.rematerialize(AttentionBlock)(self.groups, self.dtype, name=name)
 
     def apply_middle(self, x, deterministic: bool):
         x = self.apply_residual_block(x, -1, "mid_block1", deterministic)
@@ -226,13 +233,14 @@ def build(
     """Builds the autoencoder from `config.model`. Raises ConfigError for invalid options.
 
     Args:
-      compute: precision of computations; None for the default.
+      compute: precision and rematerialisation; None for the default.
       dropout: dropout rate of residual blocks in training.
     """
     options = options if isinstance(options, VQGANOptions) else VQGANOptions.parse(options, "model")
-    dtype = (compute or Compute()).array_dtype
+    compute = compute or Compute()
     if options.architecture == "dvae":
-        return DVAE(Codes(options.quantizer.size), options.channels, options.blocks, options.z_channels, dtype)
+        size, z_channels = options.quantizer.size, options.z_channels
+        return DVAE(Codes(size), options.channels, options.blocks, z_channels, compute.array_dtype)
     # A FrozenDict is hashable, so that the module can be a static argument of jit.
     coder = flax.core.FrozenDict(
         channels=options.channels,
@@ -242,6 +250,7 @@ def build(
         middle_attention=options.middle_attention,
         groups=options.groups,
         dropout=dropout,
-        dtype=dtype,
+        dtype=compute.array_dtype,
+        remat=compute.remat,
     )
     return VQGAN(coder, options.z_channels, quantize.build(options.quantizer), options.pixels == "unit")

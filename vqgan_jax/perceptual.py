@@ -3,20 +3,28 @@
     distance = open_distance(options)                                  reads the weights; None for type "none"
     value = distance.function(distance.weights, images, references)    pixels in [-1, 1] -> scalar
 
+The network runs in the dtype given as the fourth argument; features are compared in float32. Images and references are two
+passes, not one over both: training differentiates only with respect to the images, so the references' pass has no backward
+pass and keeps no activations, which a joint pass would have for both.
+
 The weights are part of the training state (`extra["perceptual"]`), so that a run can resume without the weight file.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from clip_jax import pretrained
+from nn_jax.convolution import convolve
+from nn_jax.layers import DTYPES
 from nn_jax.transformer import Block
 from train_jax import paths
 from train_jax.errors import ConfigError, LoadError
@@ -32,7 +40,10 @@ _SCALE = np.asarray([0.458, 0.448, 0.450], np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """A perceptual distance: weights as NumPy arrays, and a function `(weights, images, references) -> scalar`."""
+    """A perceptual distance: weights as NumPy arrays, and `(weights, images, references, dtype="float32") -> scalar`.
+
+    `dtype`: that of the network's activations and products, a key of `nn_jax.layers.DTYPES`; the distance is float32.
+    """
 
     weights: Any
     function: Callable
@@ -96,10 +107,12 @@ def _load_lpips(path: str) -> Distance:
     return Distance(weights, lpips)
 
 
-def lpips(weights, images: Float[Array, "b h w 3"], references: Float[Array, "b h w 3"]) -> Float[Array, ""]:
+def lpips(
+    weights, images: Float[Array, "b h w 3"], references: Float[Array, "b h w 3"], dtype: str = "float32"
+) -> Float[Array, ""]:
     """Computes the mean LPIPS of a batch (arXiv 1801.03924, equation 1). Pixels are in [-1, 1], sides at least 16."""
     total = 0.0
-    features = zip(_vgg_features(weights, images), _vgg_features(weights, references), strict=True)
+    features = zip(*(_vgg_features(weights, x, DTYPES[dtype]) for x in (images, references)), strict=True)
     for i, (a, b) in enumerate(features):
         difference = (_normalize(a) - _normalize(b)) ** 2
         total += jnp.mean(difference @ weights["lin"][str(i)])
@@ -107,23 +120,23 @@ def lpips(weights, images: Float[Array, "b h w 3"], references: Float[Array, "b 
 
 
 def _normalize(x):
+    """Returns unit vectors, in float32."""
+    x = x.astype(jnp.float32)
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
     # Zero vectors remain zero and have finite gradients. Inside the root, 1e-10 would change small vectors.
     return x / (jnp.sqrt(jnp.where(squares > 0, squares, 1.0)) + 1e-10)
 
 
-def _vgg_features(weights, x) -> list:
-    x = (x - _SHIFT[None, None, None]) / _SCALE[None, None, None]
+def _vgg_features(weights, x, dtype: DTypeLike) -> list:
+    x = ((x - _SHIFT[None, None, None]) / _SCALE[None, None, None]).astype(dtype)
     features = []
     for slice_index, layers in enumerate(_SLICES):
         if slice_index:
             x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
         for layer in layers:
             params = weights["vgg"][str(layer)]
-            x = jax.lax.conv_general_dilated(
-                x, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            x = jax.nn.relu(x + params["bias"][None, None, None])
+            x = convolve(x, params["kernel"], (1, 1), "SAME")
+            x = jax.nn.relu(x + params["bias"].astype(dtype)[None, None, None])
         features.append(x)
     return features
 
@@ -135,7 +148,13 @@ def _vgg_features(weights, x) -> list:
 def _load_clip_distance(path: str) -> Distance:
     """Loads a CLIP distance: mean squared difference of normalised tokens after one and two thirds of a ViT's blocks."""
     checkpoint = pretrained.open_checkpoint(path)
-    module = checkpoint.module(scan=False)
+
+    @functools.cache
+    def in_dtype(dtype: str):
+        compute = dataclasses.replace(checkpoint.compute, dtype=dtype)
+        return dataclasses.replace(checkpoint, compute=compute).module(scan=False)
+
+    module = in_dtype("float32")
     if module.options.image.tower == "resnet":
         raise LoadError(f"{path}: a CLIP with a ResNet has no transformer blocks; name a CLIP with a ViT")
     variables, _ = checkpoint.variables(module)
@@ -144,11 +163,11 @@ def _load_clip_distance(path: str) -> Distance:
     preprocess = checkpoint.preprocess
     mean, std = (np.asarray(v, np.float32)[None, None, None] for v in (preprocess.mean, preprocess.std))
 
-    def features(weights, x):
+    def features(weights, x, dtype: str):
         x = ((x + 1) / 2 - mean) / std
         if x.shape[1:3] != (size, size):
             x = jax.image.resize(x, (x.shape[0], size, size, 3), "bicubic")
-        _, state = module.apply(
+        _, state = in_dtype(dtype).apply(
             weights,
             x,
             method="encode_image",
@@ -156,10 +175,10 @@ def _load_clip_distance(path: str) -> Distance:
             mutable=["intermediates"],
         )
         blocks = state["intermediates"]["vision"]["transformer"]
-        return [_normalize(blocks[f"block_{n - 1}"]["__call__"][0].astype(jnp.float32)) for n in block_counts]
+        return [_normalize(blocks[f"block_{n - 1}"]["__call__"][0]) for n in block_counts]
 
-    def distance(weights, images, references):
-        pairs = zip(features(weights, images), features(weights, references), strict=True)
+    def distance(weights, images, references, dtype: str = "float32"):
+        pairs = zip(*(features(weights, x, dtype) for x in (images, references)), strict=True)
         return sum(jnp.mean(jnp.sum((a - b) ** 2, axis=-1)) for a, b in pairs) / len(block_counts)
 
     params = {name: value for name, value in variables["params"].items() if name != "text"}

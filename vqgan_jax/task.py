@@ -66,6 +66,9 @@ class LossOptions(Options):
     disc_ramp: int = option(1, "updates of the linear warm-up of the adversarial loss after disc_warmup", least=1)
     lecam: float = option(0.0, "weight of LeCam regularisation (arXiv 2104.03310); 0: none", least=0)
     r1: float = option(0.0, "weight of the R1 gradient penalty (arXiv 1801.04406); 0: none", least=0)
+    r1_interval: int = option(
+        1, "updates between R1 penalties, each multiplied by their number (arXiv 1912.04958, section 3.1)", least=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType
 
 from nn_jax.convolution import convolve
 
@@ -59,6 +60,91 @@ def test_derivatives_in_both_directions_and_of_second_order():
     tolerances = ({"rtol": 1e-5}, {"atol": 1e-4}, {"atol": 1e-3}, {"atol": 1e-5})
     for ours, theirs, tolerance in zip(actual, expected, tolerances, strict=True):
         jax.tree.map(functools.partial(np.testing.assert_allclose, **tolerance), ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "shape, features, side, stride, padding",
+    [
+        ((1, 64, 64, 20), 18, 3, 1, "SAME"),
+        ((2, 67, 40, 18), 17, 3, 1, "SAME"),  # 3 x 2 tiles of 23 x 20 positions, one example each
+        ((2, 71, 90, 18), 17, 4, 2, ((1, 1), (1, 1))),
+        ((1, 70, 96, 17), 18, 3, 2, ((0, 1), (0, 1))),
+        ((6, 24, 24, 17), 19, 5, 1, "VALID"),  # tiles of two examples
+        ((2, 65, 40, 17), 17, 3, 3, "VALID"),  # the last rows and columns are in no window
+        ((3, 9, 7, 19), 17, 1, 1, "VALID"),
+        ((3, 9, 7, 17), 17, 1, 2, "VALID"),
+        ((2, 40, 37, 20), 4, 4, 2, ((1, 1), (2, 0))),  # few output channels
+        ((2, 40, 37, 20), 4, 3, 1, "SAME"),
+        ((2, 40, 37, 4), 20, 3, 1, "SAME"),  # few input channels
+        ((2, 18, 18, 17), 17, 9, 9, "VALID"),  # patches
+    ],
+)
+def test_kernel_gradients_in_tiles_are_laxs(shape, features, side, stride, padding):
+    x, kernel, dkernel = arrays(shape, *[(side, side, shape[-1], features)] * 2)
+
+    def compute(convolution):
+        @jax.jit
+        def derivatives(x, kernel):
+            y, dy = jax.jvp(lambda kernel: convolution(x, kernel, (stride, stride), padding), (kernel,), (dkernel,))
+            pull = jax.vjp(lambda kernel: convolution(x, kernel, (stride, stride), padding), kernel)[1]
+            return dy, pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))[0]
+
+        return derivatives(x, kernel)
+
+    for actual, expected in zip(compute(convolve), compute(LAX), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def test_derivatives_of_tiles_of_second_order_and_over_a_batch():
+    x, kernel, tangent = arrays((2, 48, 33, 17), (3, 3, 17, 17), (3, 3, 17, 17))
+
+    def compute(convolution):
+        @jax.jit
+        def derivatives(x, kernel):
+            def value(x, kernel):
+                return jnp.sum(jnp.sin(convolution(x, kernel, (1, 1), "SAME")))
+
+            penalty = jax.grad(lambda kernel: jnp.sum(jax.grad(value)(x, kernel) ** 2))(kernel)
+            forward_over_reverse = jax.jvp(lambda kernel: jax.grad(value, 1)(x, kernel), (kernel,), (tangent,))[1]
+            per_example = jax.vmap(jax.grad(value, 1), (0, None))(x[:, None], kernel)
+            return penalty, forward_over_reverse, per_example
+
+        return derivatives(x, kernel)
+
+    for actual, expected in zip(compute(convolve), compute(LAX), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def test_kernel_gradients_in_tiles_of_bfloat16_are_summed_in_float32():
+    x, kernel = arrays((2, 40, 40, 17), (3, 3, 17, 18))
+    cotangent = jnp.cos(jnp.arange(57_600)).reshape(2, 40, 40, 18).astype(jnp.bfloat16)
+
+    def gradient(convolution, x, cotangent):
+        pull = jax.vjp(lambda kernel: convolution(x, kernel), kernel)[1]
+        return jax.jit(pull)(cotangent)[0]
+
+    rounded = x.astype(jnp.bfloat16)
+    actual = gradient(lambda x, kernel: convolve(x, kernel, (1, 1), "SAME"), rounded, cotangent)
+    in_float32 = (array.astype(jnp.float32) for array in (rounded, cotangent))
+    expected = gradient(lambda x, kernel: LAX(x, kernel, (1, 1), "SAME"), *in_float32)
+    assert actual.dtype == jnp.float32
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("shape, features, tile", [((2, 64, 64, 20), 18, "1x32x32"), ((4, 16, 16, 20), 18, "4x16x16")])
+def test_kernel_gradients_are_products_on_tiles(shape, features, tile):
+    """The summed axis of each product is a tile, and no convolution has the window of a map."""
+    x, kernel = arrays(shape, (3, 3, shape[-1], features))
+
+    def value(kernel):
+        return jnp.sum(convolve(x, kernel, (1, 1), "SAME") ** 2)
+
+    text = jax.jit(jax.grad(value)).trace(kernel).lower(lowering_platforms=("cpu",)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) == 9 and all(f"tensor<{tile}x{features}xf32>" in line for line in products)
+    assert text.count("stablehlo.convolution") == 1  # the forward pass
+    with jax.set_mesh(jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))):  # whose tiles would be sent around
+        assert "dot_general" not in jax.jit(jax.grad(value)).lower(kernel).as_text()
 
 
 def lowered(function, platform: str) -> list[str]:

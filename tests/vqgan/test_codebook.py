@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vqgan_jax import codebook
 
@@ -51,6 +52,20 @@ def test_dead_codes_move_onto_latents_and_count_as_used():
         codebook.init_usage(3), {"points": candidates}, candidates, jnp.asarray(5), first, 0, True
     )
     assert moved.all(), "k-means moves all codes after the first update"
+
+
+@pytest.mark.parametrize(
+    "is_ema, revive_after, kmeans, samples_later", [(True, 0, False, False), (False, 0, True, False), (False, 5, True, True)]
+)
+def test_latents_are_sampled_only_by_updates_that_may_move_codes(is_ema, revive_after, kmeans, samples_later):
+    rule = codebook.Rule(4, is_ema, 0.9, revive_after, kmeans)
+    book = {"points": jnp.zeros((4, 2)), "count": jnp.ones((4,)), "total": jnp.zeros((4, 2))}
+    arguments = codebook.init_usage(4), book, jnp.zeros((2, 2, 3), jnp.int32), jnp.zeros((2, 2, 3, 2)), jax.random.key(0)
+    program = jax.make_jaxpr(rule.update)(*arguments, jnp.asarray(1), jnp.asarray(False))
+    choices = [eqn.params["branches"] for eqn in program.eqns if eqn.primitive.name == "cond"]
+    assert len(choices) == kmeans and " sort[" not in str([e for e in program.eqns if e.primitive.name != "cond"])
+    for later, first in choices:
+        assert (" sort[" in str(later)) == samples_later and " sort[" in str(first)
 
 
 def test_candidates_are_latents_of_the_batch():

@@ -5,6 +5,7 @@ Encoder and decoder are small here: the loss does not depend on them.
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,6 +155,38 @@ def test_the_discriminator_s_losses_do_not_change_the_generator_s_gradients(smal
     penalised = of_config(small, small.config(**{"loss.lecam": 0.5, "loss.r1": 2.0}))[3]
     assert_close(penalised["generator"], plain["generator"], 1e-6)
     assert not np.allclose(penalised["discriminator"]["conv0"]["kernel"], plain["discriminator"]["conv0"]["kernel"])
+
+
+class LinearPatches(nn.Module):
+    """Logits of patches of 8 x 8 pixels, whose gradient is the parameter `weights` in each patch."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        b, h, w, _ = images.shape
+        weights = self.param("weights", nn.initializers.normal(), (8, 8, 3))
+        return jnp.einsum("bhiwjc,ijc->bhw", images.reshape(b, h // 8, 8, w // 8, 8, 3), weights)
+
+
+@pytest.mark.parametrize("interval, steps", [(1, [3, 4, 5, 6, 7, 8]), (3, [3, 6])])
+def test_lazy_r1_is_multiplied_by_its_interval(small, interval, steps):
+    """For linear patches R1 is |weights|^2 / 2, with the gradient `weights`; their sums over 6 updates do not change."""
+    c = small.config(**{"loss.r1": 0.7, "loss.r1_interval": interval, "loss.disc_start": 3})
+    two_player_loss = TwoPlayerLoss(model.build(c.model), LinearPatches(), None, c, keeps_latents=False)
+    weights, images = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(8, 8, 3), (2, 32, 32, 3)]))
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=1)
+    def penalty(step, weights):
+        total, metrics, _ = two_player_loss.discriminator_loss(
+            {"weights": weights}, {"discriminator": {}}, images, jnp.zeros_like(images), step
+        )
+        return total - metrics["loss_discriminator"]
+
+    for step in range(3, 9):
+        factor = 0.7 * interval * (step in steps)
+        value, grad = penalty(jnp.asarray(step), weights)
+        np.testing.assert_allclose(value, factor * 0.5 * np.sum(weights**2), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(grad, factor * weights, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", [32, 64])

@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import clip_jax
+from benchmarks.timing import count_flops
 from clip_jax.options import CLIPCompute
 from clip_jax.vision import VisionTower
 from nn_jax.transformer import unstack_blocks
@@ -40,6 +41,26 @@ def test_lpips_of_a_taming_checkpoint_has_pytorch_s_distances(lpips):
         np.testing.assert_allclose(value, distances.mean(), rtol=1e-5)
         scale = np.abs(outputs["gradient"]).max()
         np.testing.assert_allclose(gradient, outputs["gradient"], atol=1e-5 * scale + 1e-8)
+
+
+def test_lpips_in_bfloat16_compares_features_in_float32(lpips):
+    distance = open_distance(type="lpips", path=str(LPIPS / "last.ckpt"))
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.uniform(-1, 1, (2, 32, 32, 3)), jnp.float32) for _ in range(2))
+    value_and_grad = jax.value_and_grad(lambda a: distance.function(distance.weights, a, b, "bfloat16"))
+    value, gradient = jax.jit(value_and_grad)(a)
+    expected, expected_gradient = jax.value_and_grad(lpips)(a, b)
+    assert value.dtype == gradient.dtype == jnp.float32
+    np.testing.assert_allclose(value, expected, rtol=1e-2)
+    cosine = jnp.vdot(gradient, expected_gradient) / jnp.linalg.norm(gradient) / jnp.linalg.norm(expected_gradient)
+    assert value != expected and cosine > 0.95  # rounding flips the ReLUs and maxima of VGG that are near a tie
+
+
+def test_lpips_has_one_backward_pass_and_no_gradient_of_kernels(lpips):
+    """A gradient costs three passes of VGG: images, references, and the images' backward pass."""
+    x = jnp.zeros((2, 32, 32, 3))
+    passes = [count_flops(jax.make_jaxpr(f)(x, x)) for f in (lpips, jax.grad(lpips))]
+    np.testing.assert_allclose(passes[1] / passes[0], 3 / 2, rtol=0.02)
 
 
 def test_lpips_has_a_gradient_everywhere(lpips):

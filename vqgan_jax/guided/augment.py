@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float
 
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], np.float32)
@@ -78,15 +77,27 @@ def sample_homography(key, hparams: dict[str, Array]) -> Float[Array, "3 3"]:
 
 
 def warp(image: Float[Array, "h w c"], matrix: Float[Array, "3 3"]) -> Float[Array, "h w c"]:
-    """Warps an image by a homography with bilinear interpolation. Positions outside repeat the border pixels."""
+    """Warps an image by a homography with bilinear interpolation. Positions outside repeat the border pixels.
+
+    One gather of colour vectors, the four neighbours of each position; its gradient is one scatter.
+    """
     h, w = image.shape[:2]
     y, x = jnp.meshgrid(_pixel_centres(h), _pixel_centres(w), indexing="ij")
     positions = jnp.stack([x, y, jnp.ones_like(x)]).reshape(3, -1)
     u, v, depth = matrix @ positions
-    rows = ((v / depth + 1) * h - 1) / 2
-    columns = ((u / depth + 1) * w - 1) / 2
-    sampled = [map_coordinates(image[..., c], [rows, columns], order=1, mode="nearest") for c in range(image.shape[-1])]
-    return jnp.stack(sampled, axis=-1).reshape(image.shape)
+    rows = _linear_weights(((v / depth + 1) * h - 1) / 2, h)
+    columns = _linear_weights(((u / depth + 1) * w - 1) / 2, w)
+    neighbours = [(i * w + j, a * b) for i, a in rows for j, b in columns]
+    indices, weights = (jnp.stack(x) for x in zip(*neighbours, strict=True))  # [4, h * w]
+    return jnp.sum(weights[..., None] * image.reshape(h * w, -1)[indices], axis=0).reshape(image.shape)
+
+
+def _linear_weights(positions: Float[Array, "n"], side: int) -> list[tuple[Array, Array]]:
+    """Returns the two nearest pixels along an axis, and their weights; positions beyond the border are on it."""
+    positions = jnp.clip(positions, 0, side - 1)
+    first = jnp.floor(positions)
+    indices = first.astype(jnp.int32)
+    return [(indices, 1 - (positions - first)), (jnp.minimum(indices + 1, side - 1), positions - first)]
 
 
 def _pixel_centres(side: int) -> np.ndarray:

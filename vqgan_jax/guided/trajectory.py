@@ -250,7 +250,9 @@ def _clip_losses(
     perceptor: Perceptor, config: StaticConfig, clip, problem: Problem, index: int, x, key, with_score: bool
 ):
     """Computes the prompt loss and the aesthetic score, averaged over cutouts."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(config.cuts))
+    # Cutouts are numbered over all CLIPs: each CLIP sees its own.
+    numbers = index * config.cuts + jnp.arange(config.cuts)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
 
     def sums_over(x, keys):
         u = _encode_cutouts(perceptor, config, clip, problem.hparams, x, keys)  # [m, d]

@@ -63,6 +63,19 @@ def test_warp_samples_where_scipy_does():
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
+def test_warp_has_one_gather_and_the_gradient_of_its_weights():
+    """The map is linear: its gradient is the product with the transposed matrix, here of a small picture."""
+    matrix = jnp.array([[0.8, -0.3, 0.2], [0.2, 0.9, -0.1], [0.1, 0.05, 1.0]])
+    image = IMAGE[:5, :6, :2]
+    basis = np.eye(30, dtype=np.float32).reshape(30, 5, 6, 1)
+    weights = jax.jit(jax.vmap(augment.warp, (0, None)))(basis, matrix).reshape(30, 30)  # [input, output]
+    np.testing.assert_allclose(weights.sum(0), 1, atol=1e-5)
+    cotangent = np.random.default_rng(1).standard_normal(image.shape).astype(np.float32)
+    gradient = jax.jit(jax.grad(lambda x: jnp.vdot(augment.warp(x, matrix), cotangent)))(image)
+    np.testing.assert_allclose(gradient.reshape(30, 2), weights @ cotangent.reshape(30, 2), atol=1e-5)
+    assert str(jax.make_jaxpr(augment.warp)(image, matrix)).count(" gather[") == 1
+
+
 def test_homographies_stay_within_their_strengths():
     draw = jax.jit(jax.vmap(augment.sample_homography, in_axes=(0, None)))
     keys = jax.random.split(jax.random.key(1), 2000)

@@ -97,6 +97,38 @@ def test_a_loss_that_is_not_finite_ends_the_painting(vq, clip):
         guided.paint(broken, clip, PROMPT, seed=3, **FEW)
 
 
+def compute_objective(vq, clips, cuts: int, dtype=None):
+    """Value and gradient of the objective of the first step, by the painter's own problem."""
+    job = painting.Job(parse_scene(PROMPT), 3, options.resolve({"steps": 6, "cuts": cuts}))
+    painter = painting.Painter(vq, clips, [job])
+    config = painter._make_static_config(cuts, False)
+    perceptors = painter._get_programs(cuts, False).perceptors
+    problem, state = (jax.tree.map(lambda x: x[0], tree) for tree in (painter.problem, painter.state))
+
+    def value(z):
+        objective = trajectory.objective
+        return objective(vq.module, perceptors, config, painter.variables, problem, state._replace(z=z))
+
+    return jax.jit(jax.value_and_grad(value))(state.z)
+
+
+def test_each_clip_sees_its_own_cuts(vq, clip):
+    """The same CLIP twice is one CLIP with twice the cuts."""
+    value, gradient = compute_objective(vq, [clip, clip], 4)
+    expected_value, expected_gradient = compute_objective(vq, clip, 8)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5 * np.abs(expected_gradient).max())
+
+
+def test_the_first_gradient_in_bfloat16_is_that_of_float32(vq, clip, bfloat16_models):
+    value, gradient = compute_objective(*bfloat16_models, 8)
+    expected_value, expected_gradient = compute_objective(vq, clip, 8)
+    assert value.dtype == gradient.dtype == jnp.float32
+    np.testing.assert_allclose(value, expected_value, atol=0.03)
+    cosine = jnp.vdot(gradient, expected_gradient) / jnp.linalg.norm(gradient) / jnp.linalg.norm(expected_gradient)
+    assert cosine > 0.99
+
+
 def test_bfloat16_differs_from_float32_by_rounding(bfloat16_models, simple):
     painted = guided.paint(*bfloat16_models, SCENE, **SIMPLE)
     assert painted.latents.dtype == painted.losses.dtype == np.float32 and painted.images.std() > 3
