@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from nn_jax.attention import attend, platform
 from nn_jax.layers import add_parameter, group_norm, with_axis_names
-from nn_jax.mixed_precision import save_only_inputs
+from nn_jax.mixed_precision import dot, save_only_inputs
 
 # JAX computes the gradient with respect to the input with dimension numbers that swap the kernel's channels. XLA's CPU
 # compiler optimises such convolutions only in the outermost computation; in the body of a `scan` it falls back to loops
@@ -41,6 +41,8 @@ def convolve(
 ) -> jax.Array:
     """Convolves `x` [b, h, w, c] with a kernel [kh, kw, c, d], which is cast to the dtype of `x`.
 
+    If the kernel's sides are the strides, as in the patch embedding of a ViT, it is a matrix product of patches.
+
     Args:
       padding: zeros before and after rows and columns, or "SAME" or "VALID".
       out_dtype: dtype of the output; None: that of `x`.
@@ -48,7 +50,17 @@ def convolve(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     padding = tuple((int(low), int(high)) for low, high in padding)
+    fits = not any(size % stride for size, stride in zip(x.shape[1:3], strides, strict=True))
+    if kernel.shape[:2] == strides != (1, 1) and fits and not any(map(any, padding)):
+        return _multiply_patches(x, kernel, out_dtype)
     return _mixed_convolution(x, kernel, strides, padding, jnp.dtype(out_dtype or x.dtype))
+
+
+def _multiply_patches(x, kernel, out_dtype):
+    """Multiplies patches of the sides of the kernel with it. XLA's gradient of such a convolution is much slower."""
+    (b, h, w, c), (rows, columns, *_) = x.shape, kernel.shape
+    patches = x.reshape(b, h // rows, rows, w // columns, columns, c).swapaxes(2, 3)
+    return dot(patches, kernel, 3, out_dtype)
 
 
 def _convolution(x, kernel, strides: _Strides, padding: _Padding, out_dtype, dimensions=_DIMENSIONS):

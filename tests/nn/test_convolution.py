@@ -164,6 +164,23 @@ def test_only_a_cpu_gets_another_gradient(platform):
     assert (lowered(convolve, platform) == lowered(LAX, platform)) == (platform != "cpu")
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_patches_are_multiplied_in_all_passes(dtype):
+    x, kernel = arrays((2, 8, 12, 3), (4, 4, 3, 5))
+    x = x.astype(dtype)
+
+    def compute(convolution, x, kernel):
+        y, pull = jax.vjp(lambda x, kernel: convolution(x, kernel, (4, 4), "VALID"), x, kernel)
+        return y, *pull(jnp.cos(jnp.arange(y.size)).reshape(y.shape).astype(dtype).astype(y.dtype))
+
+    actual = jax.jit(functools.partial(compute, convolve))
+    assert "convolution" not in actual.lower(x, kernel).as_text()
+    expected = compute(LAX, x.astype(jnp.float32), kernel.astype(dtype).astype(jnp.float32))
+    for y, z, like in zip(actual(x, kernel), expected, (x, x, kernel), strict=True):
+        assert y.dtype == like.dtype
+        np.testing.assert_allclose(y.astype(jnp.float32), z, atol=1e-5 if y.dtype == jnp.float32 else 0.05)
+
+
 def test_in_a_loop_the_kernel_keeps_its_order():
     x, kernel = arrays((1, 8, 8, 4), (3, 3, 4, 4))
 
