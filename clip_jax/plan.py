@@ -15,7 +15,7 @@ from clip_jax.options import CLIPCompute
 from clip_jax.pretrained.checkpoint import abstract_variables
 from train_jax.data.images import Preprocess
 from train_jax.options import Options, option
-from train_jax.plan.program import Program, check_rows, place, trace_inference
+from train_jax.plan.program import Program, check_rows, place, rounded, trace_inference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: EncodingOptions)
     module = build_module(config)
     size, length = module.options.image.size, module.options.text.context_length
     programs = compile_programs(module, Preprocess(size, **config.preprocess))
-    weights = place(abstract_variables(module), mesh, P())
+    weights = place(rounded(abstract_variables(module), module.compute.array_dtype), mesh, P())
     image_flops, text_flops = flops.forward_flops(module.options)
     images = jax.ShapeDtypeStruct((options.images, size, size, 3), jnp.uint8)
     texts = jax.ShapeDtypeStruct((options.texts, length), jnp.int32)

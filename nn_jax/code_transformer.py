@@ -212,10 +212,13 @@ class CodeTransformer(nn.Module):
         return self.head(self.norm(x))[:, self.code_offset :]
 
 
+UNROLLED = {"scan": False, "remat": "none", "float8": False}  # `CodeTransformer.blocks` for decoding
+
+
 def unroll_for_decoding(module: CodeTransformer, params: Mapping[str, Any]) -> tuple[CodeTransformer, dict[str, Any]]:
     """Returns the model and its parameters with unrolled blocks, which KV caches require, and without float8."""
-    blocks = {**module.blocks, "scan": False, "remat": "none", "float8": False}
-    return module.clone(blocks=blocks), {**params, "transformer": unstack_blocks(params["transformer"])}
+    params = {**params, "transformer": unstack_blocks(params["transformer"])}
+    return module.clone(blocks={**module.blocks, **UNROLLED}), params
 
 
 def shapes(module: CodeTransformer) -> dict[str, Any]:

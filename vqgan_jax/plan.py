@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from train_jax.compute import Compute
 from train_jax.options import Options, option
-from train_jax.plan.program import Program, check_rows, place, trace_inference
+from train_jax.plan.program import Program, check_rows, place, rounded, trace_inference
 from vqgan_jax import model
 from vqgan_jax.pretrained.checkpoint import abstract_variables
 from vqgan_jax.vqgan import compile_programs
@@ -30,10 +30,11 @@ OPTIONS = EncodingOptions
 def make(config: ConfigDict, folder: Path, mesh: Mesh, options: EncodingOptions) -> list[Program]:
     """Traces the encoder to codes and the decoder to pixels; see `train_jax.task`."""
     check_rows(mesh, "encode.images", options.images)
-    module = model.build(config.model, Compute.parse(config.compute, "compute"))
+    compute = Compute.parse(config.compute, "compute")
+    module = model.build(config.model, compute)
     size, side = config.model.resolution, config.model.resolution // module.factor
     programs = compile_programs(module)
-    weights = place(abstract_variables(module), mesh, P())
+    weights = place(rounded(abstract_variables(module), compute.array_dtype), mesh, P())
     images = jax.ShapeDtypeStruct((options.images, size, size, 3), jnp.uint8)
     codes = jax.ShapeDtypeStruct((options.images, side, side), jnp.int32)
     return [

@@ -8,7 +8,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
+from nn_jax.mixed_precision import round_weights
 from train_jax.errors import ConfigError
 
 
@@ -63,6 +65,11 @@ def place(tree: Any, mesh: Mesh, spec: P) -> Any:
     """Returns the ShapeDtypeStructs of a tree of arrays or ShapeDtypeStructs, sharded over the first axis by `spec`."""
     sharding = NamedSharding(mesh, spec)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def rounded(variables: Any, dtype: DTypeLike) -> Any:
+    """Returns the ShapeDtypeStructs of weights as loaded models have them in `dtype`."""
+    return jax.eval_shape(lambda tree: round_weights(tree, dtype), variables)
 
 
 def bytes_per_device(tree: Any) -> int:

@@ -25,7 +25,7 @@ class Candidate(NamedTuple):
 
     Attributes:
       mesh: sizes of the mesh axes.
-      remat: `config.compute.remat`; "": the task has no such option.
+      remat: `config.compute.remat`.
       parts: number of micro-batches.
       words: its overrides of the config.
     """
@@ -51,13 +51,11 @@ def list_candidates(config: ConfigDict, devices: int, fixed: Sequence[str] = ())
     kept = {name: config_file.option(full, name) for name in fixed}
     meshes = [_complete_mesh(full.mesh, devices)] if "mesh" in kept else _list_meshes(devices)
     remats = [kept["compute.remat"]] if "compute.remat" in kept else ["dots", "full", "none"]
-    if "remat" not in full.get("compute", {}):
-        remats = [""]
     name = "compute.micro_batch" if exact else "accumulate"
     ranked = []
     for (i, mesh), (j, remat), (k, parts) in itertools.product(*map(enumerate, (meshes, remats, _PARTS))):
         words = [f"mesh.{axis}={size}" for axis, size in zip(AXES, mesh, strict=True)]
-        words += [f"compute.remat={remat}"] if remat else []
+        words.append(f"compute.remat={remat}")
         if (name in kept and parts > 1) or batch_size % (mesh[0] * mesh[1] * parts):
             continue
         if name not in kept:
@@ -110,10 +108,8 @@ def search(
 
 
 def _needs_more(candidate: Candidate, other: Candidate) -> bool:
-    remat = {name: index for index, name in enumerate(("", *_REMAT))}
-    return (
-        candidate.mesh == other.mesh and candidate.parts <= other.parts and remat[candidate.remat] <= remat[other.remat]
-    )
+    more_is_kept = _REMAT.index(candidate.remat) <= _REMAT.index(other.remat)
+    return candidate.mesh == other.mesh and candidate.parts <= other.parts and more_is_kept
 
 
 def run_plan(words: Sequence[str], timeout: float | None = None) -> dict[str, Any]:

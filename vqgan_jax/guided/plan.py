@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from clip_jax.plan import build_module
@@ -17,7 +18,7 @@ from train_jax import config_file
 from train_jax.compute import Compute
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
-from train_jax.plan.program import Program, place, trace_inference
+from train_jax.plan.program import Program, place, rounded, trace_inference
 from vqgan_jax import model
 from vqgan_jax.guided import augment, latents, painting, trajectory
 from vqgan_jax.guided import options as options_lib
@@ -54,6 +55,7 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: PaintingOptions)
     preprocess = clip_config.preprocess
     perceptor = trajectory.Perceptor(clip, clip.options.image.size, tuple(preprocess.mean), tuple(preprocess.std))
     variables, problem, state = abstract_arguments(vqgan, perceptor, painted, options.n, (side, side))
+    variables = rounded_models(variables, clip.compute.array_dtype)
     divides, micro_cuts = options.n % mesh.size == 0, options.micro_cuts or options.cuts
     if not divides and micro_cuts % mesh.size:
         raise ConfigError(
@@ -73,6 +75,13 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: PaintingOptions)
             unit="steps", units=options.n * options.steps, passes=options.steps,
         )
     ]  # fmt: skip
+
+
+def rounded_models(variables: trajectory.Variables, dtype: DTypeLike) -> trajectory.Variables:
+    """Returns the variables of a painting whose models are loaded in `dtype`."""
+    return variables._replace(
+        vqgan=rounded(variables.vqgan, dtype), clips=tuple(rounded(clip, dtype) for clip in variables.clips)
+    )
 
 
 def abstract_arguments(

@@ -1,6 +1,8 @@
-"""Programs of a second stage for `train-jax plan --what=sample`: the prefill of conditions, and the scan over codes."""
+"""Programs of a second stage for `train-jax plan --what=sample`: the prefill of conditions, and the scans over codes."""
 
 import dataclasses
+import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,14 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from nn_jax.code_transformer import CodeTransformer
+from nn_jax.attention import KVCache
+from nn_jax.code_transformer import UNROLLED, CodeTransformer
 from nn_jax.decoding import Sampling
-from nn_jax.mixed_precision import round_kernels
 from train_jax import task as task_lib
 from train_jax.compute import TransformerCompute
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
-from train_jax.plan.program import Program, check_rows, place, trace_inference
+from train_jax.plan.program import Program, check_rows, place, rounded, trace_inference
 from vqgan_jax.stage2 import model, sampling
 
 
@@ -45,6 +47,7 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: SamplingOptions)
     grid = ((config.vqgan.size or vq.size) // vq.factor,) * 2
     compute = TransformerCompute.parse(config.compute, "compute")
     module = model.build(model_options, condition, vq.num_codes, grid, compute)
+    module = module.clone(blocks={**module.blocks, **UNROLLED})
     programs = sampling.compile_programs(module)
     weights, rows, length = place(abstract_weights(module), mesh, P()), options.images, module.length
 
@@ -57,33 +60,44 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: SamplingOptions)
         "prefill", programs.prefill, mesh, {"weights": weights, "conditions": tokens, "known codes": known},
         unit="conditions", units=tokens.shape[0], passes=1,
     )  # fmt: skip
+    indices, device = abstract(rows), abstract(mesh.size)
+    group = sampling.group_size(options.conditions, rows // options.conditions, rows, rows // mesh.size)
     with jax.set_mesh(mesh):
         prefilled = jax.eval_shape(programs.prefill, weights, tokens, known)
-        index = abstract(rows)
-        carry = jax.eval_shape(programs.replicate, prefilled, index, index if options.guided else None)
-    requests = sampling.Requests(
-        abstract(rows, 3, dtype=jnp.uint32), np.arange(length, dtype=np.int32), abstract(rows, length),
-        abstract(rows, length, dtype=bool),
-    )  # fmt: skip
-    arguments = {
-        "weights": weights,
-        "settings": Sampling(*[jax.ShapeDtypeStruct((), dtype) for dtype in (np.float32, np.int32, np.float32, np.float32)]),
-        "caches and logits": place(carry, mesh, P("batch")),
-        "requests": requests,
-        "start": jax.ShapeDtypeStruct((), jnp.int32),
-    }
+        unconditional = (indices, device) if options.guided else None
+        prefixes, (logits, caches) = jax.eval_shape(
+            programs.assign, prefilled, indices, abstract(rows // group), unconditional
+        )
+    settings = Sampling(*[jax.ShapeDtypeStruct((), dtype) for dtype in (np.float32, np.int32, np.float32, np.float32)])
     static = {"filtered": options.filtered, "guided": options.guided}
-    decode = trace_inference(
-        "decode", programs.decode_chunk, mesh, arguments, static, unit="codes", units=rows * length, passes=length
-    )
-    return [prefill, decode]
+
+    def trace_segment(start: int, end: int) -> Program:
+        count = end - start
+        room = [jax.eval_shape(functools.partial(KVCache.grow, length=end), cache) for cache in caches]
+        requests = sampling.Requests(
+            abstract(rows, 3, dtype=jnp.uint32), np.arange(start, end, dtype=np.int32), abstract(rows, count),
+            abstract(rows, count, dtype=bool),
+        )  # fmt: skip
+        arguments = {
+            "weights": weights,
+            "settings": settings,
+            "prefixes": place(prefixes, mesh, P("batch")),
+            "caches and logits": place((logits, room), mesh, P("batch")),
+            "requests": requests,
+            "start": jax.ShapeDtypeStruct((), jnp.int32),
+        }
+        name = f"decode codes {start} to {end - 1}"
+        decode = programs.decode_chunk
+        return trace_inference(name, decode, mesh, arguments, static, unit="codes", units=rows * count, passes=count)
+
+    return [prefill, *itertools.starmap(trace_segment, sampling.segments(length))]
 
 
 def abstract_weights(module: CodeTransformer) -> Any:
-    """Returns the shapes and dtypes of the weights for inference, whose kernels are rounded."""
+    """Returns the shapes and dtypes of the weights for inference."""
 
     def init(key):
         tokens, codes = (jnp.zeros((1, n), jnp.int32) for n in (module.condition_length, module.length))
-        return round_kernels(nn.unbox(module.init(key, tokens, codes)["params"]), module.dtype)
+        return nn.unbox(module.init(key, tokens, codes)["params"])
 
-    return jax.eval_shape(init, jax.random.key(0))
+    return rounded(jax.eval_shape(init, jax.random.key(0)), module.dtype)

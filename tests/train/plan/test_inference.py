@@ -48,15 +48,18 @@ def test_encoders_of_clip(tmp_path, monkeypatch, capsys):
 def test_sampling_of_a_second_stage():
     """Kernels are bfloat16; a cache of keys and values of two rows an image; the scan reads them once a code."""
     words = ["--sample.images=8", "--sample.conditions=3"]
-    prefill, decode = inference.trace_inference(ConfigDict(DALLE), Target.parse("fake:4"), "sample", words)
+    prefill, *segments = inference.trace_inference(ConfigDict(DALLE), Target.parse("fake:4"), "sample", words)
+    decode = segments[-1]
     assert (prefill.unit, prefill.units, decode.unit) == ("conditions", 4, "codes")
     params = decode.traced.in_avals[0][0]
     assert decode.parts["weights"] == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
     assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"bfloat16", "float32"}
     length, codes, rows = 64, 512, 2 * 8 // 4
-    assert decode.passes == length and decode.units == 8 * length
-    caches = 2 * 2 * rows * (6 + length) * 32 * 2  # of two blocks, in bfloat16
-    assert decode.parts["caches and logits"] == caches + 4 * rows * codes
+    assert sum(x.passes for x in segments) == length and decode.units == 8 * length // 4
+    for quarter, segment in enumerate(segments, 1):
+        caches = 2 * 2 * rows * (quarter * length // 4) * 32 * 2  # of two blocks, in bfloat16
+        assert segment.parts["caches and logits"] == caches + 4 * rows * codes
+        assert segment.parts["prefixes"] == 2 * 2 * (1 + 1) * 6 * 32 * 2  # one caption of two images, and none
     with pytest.raises(ConfigError, match=r"guidance; set --sample.guided=false"):
         config = ConfigDict(DALLE | {"condition_dropout": 0.0})
         inference.trace_inference(config, Target.parse("fake:4"), "sample", words)
