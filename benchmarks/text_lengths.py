@@ -32,7 +32,7 @@ def main() -> None:
     for lengths in ((), tuple(arguments.lengths)):
         with tempfile.TemporaryDirectory() as folder:
             config = make_config("clip", "clip/vit_b32", arguments.dtype, arguments.batch, "none", Path(folder), False)
-            config.compute.update({"micro_batch": arguments.micro_batch, "text_lengths": lengths, "scan": False})
+            config.compute.update({"micro_batch": arguments.micro_batch, "text_lengths": lengths})
             task = clip_task.make(config, Path(folder))
             eos_id = open_tokenizer(Path(folder) / "tokenizer.json", 77).eos_id
         batch = make_batch("clip", config, 0)
