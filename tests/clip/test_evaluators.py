@@ -87,7 +87,8 @@ def context(source, devices=8):
             assert (name, split) == ("", "test")
             return source
 
-    return Fake(mesh, ConfigDict(), Task(init=_never, loss=_never, example=_never))
+    config = ConfigDict({"data": {"threads": 2, "workers": 0}})
+    return Fake(mesh, config, Task(init=_never, loss=_never, example=_never))
 
 
 def evaluate(kind, source, weights, devices=8, **options):
