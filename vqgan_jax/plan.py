@@ -30,7 +30,7 @@ OPTIONS = EncodingOptions
 def make(config: ConfigDict, folder: Path, mesh: Mesh, options: EncodingOptions) -> list[Program]:
     """Traces the encoder to codes and the decoder to pixels; see `train_jax.task`."""
     check_rows(mesh, "encode.images", options.images)
-    compute = Compute.parse(config.compute, "compute")
+    compute = dataclasses.replace(Compute.parse(config.compute, "compute"), remat="none")
     module = model.build(config.model, compute)
     size, side = config.model.resolution, config.model.resolution // module.factor
     programs = compile_programs(module)

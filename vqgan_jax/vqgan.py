@@ -67,7 +67,8 @@ class Vqgan:
             weights as they are.
         """
         options = options if isinstance(options, VQGANOptions) else VQGANOptions.parse(options, "model")
-        compute, fingerprint = compute or Compute(), _fingerprint(options, variables)
+        # Rematerialisation is for training; painting has its own.
+        compute, fingerprint = dataclasses.replace(compute or Compute(), remat="none"), _fingerprint(options, variables)
         if dtype is not None:
             compute = dataclasses.replace(compute, dtype=dtype)
             variables = round_weights(variables, compute.array_dtype)

@@ -14,6 +14,7 @@ import train_jax
 import vqgan_jax
 from tests.trees import count_bytes
 from train_jax import run_directory
+from train_jax.compute import Compute
 from train_jax.data.images import BrokenSample
 from vqgan_jax import cli, vqgan
 from vqgan_jax import model as model_lib
@@ -276,6 +277,8 @@ def test_in_bfloat16_a_model_is_that_of_float32_and_its_kernels_are_half(kind, t
     variables = jax.tree_util.tree_map_with_path(draw, abstract_variables(model_lib.build(options)))
     exact, short = (vqgan.Vqgan.assemble(options, variables, "drawn", dtype=d) for d in ("float32", "bfloat16"))
     assert exact.fingerprint == short.fingerprint and short.compute.dtype == "bfloat16"
+    trained = vqgan.Vqgan.assemble(options, variables, "drawn", Compute(remat="full"))
+    assert trained.compute.remat == "none" and trained.module == exact.module, "rematerialisation is of the training"
     images = rng.integers(0, 256, (8, 16, 16, 3), np.uint8)
     codes = exact.encode(images)
     assert np.mean(short.encode(images) == codes) > 0.8, "a latent between two codes may fall to the other side"

@@ -43,7 +43,7 @@ def read(path: str | Path) -> dict[str, Any]:
     if text is None:
         raise UserError(f"{path} contains no metadata of a painting: only PNGs written by vqgan-jax paint do")
     try:
-        fields = json.loads(text)
+        fields = {"dtype": "float32"} | json.loads(text)  # of earlier versions, which did not write it
         is_complete = fields.keys() >= _KEYS and _is_valid(fields)
     except (ValueError, AttributeError, KeyError, TypeError):
         is_complete = False

@@ -47,7 +47,8 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: PaintingOptions)
     if clip_config.task != "clip_jax.task":
         raise ConfigError(f"--paint.clip={options.clip} is the config of a {clip_config.task}; it must be a CLIP's")
     clip_config.compute.dtype = config.compute.dtype
-    vqgan, clip = model.build(config.model, Compute.parse(config.compute, "compute")), build_module(clip_config)
+    compute = dataclasses.replace(Compute.parse(config.compute, "compute"), remat="none")  # as of loaded models
+    vqgan, clip = model.build(config.model, compute), build_module(clip_config)
     side = options.size or config.model.resolution
     settings = {"size": (side, side), "steps": options.steps, "cuts": options.cuts, "micro_cuts": options.micro_cuts}
     painted = options_lib.resolve(settings | {"remat": options.remat})

@@ -65,9 +65,9 @@ class Checkpoint:
     compute: Compute = Compute()
 
     def module(self) -> model_lib.Autoencoder:
-        """Builds the module, without the rematerialisation of its training. Raises LoadError for invalid options."""
+        """Builds the module. Raises LoadError for invalid options."""
         with convert_errors(self.name):
-            return model_lib.build(self.model, dataclasses.replace(self.compute, remat="none"))
+            return model_lib.build(self.model, self.compute)
 
     def variables(self, module: model_lib.Autoencoder) -> tuple[dict, str]:
         """Reads the weights and their name. Raises LoadError, with names and shapes, for missing and mismatched weights."""

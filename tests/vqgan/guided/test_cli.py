@@ -217,6 +217,8 @@ def test_a_repetition_needs_the_same_weights_and_files(model_flags, models, vq, 
         metadata.save(Image.new("RGB", (4, 4)), tmp_path / "odd.png", about | change)
         assert call("paint", "--repeat", tmp_path / "odd.png", "--out", tmp_path / "x.png") == 2
         assert message in capsys.readouterr().err
+    metadata.save(Image.new("RGB", (4, 4)), tmp_path / "old.png", {k: v for k, v in about.items() if k != "dtype"})
+    assert metadata.read(tmp_path / "old.png") == about | {"dtype": "float32"}
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     assert call("paint", "--repeat", tmp_path / "plain.png", "--out", tmp_path / "x.png") == 2
     assert "contains no metadata of a painting" in capsys.readouterr().err
