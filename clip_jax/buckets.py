@@ -43,7 +43,8 @@ def encode_at_length(encode: Callable, ids: Int[Array, "n length"], ends: Int[Ar
     """
     if not lengths:
         return encode(ids)
-    lengths = [n for n in lengths if n < ids.shape[1]] + [ids.shape[1]]
+    encode = jax.checkpoint(encode)  # or the values that the backward pass needs of each branch would be kept
+    lengths = [*sorted({n for n in lengths if n < ids.shape[1]}), ids.shape[1]]
     longest = sharding.max_over_data(jnp.max(ends)) + 1
     bucket = jnp.searchsorted(jnp.asarray(lengths), longest)
     return jax.lax.switch(bucket, [lambda ids, n=n: encode(ids[:, :n]) for n in lengths], ids)

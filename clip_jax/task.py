@@ -192,7 +192,9 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         init=init,
         loss=loss,
         example=PairExample(augment, tokenizer),
-        evaluators=evaluators.make_factories(module, tokenizer, preprocess),
+        evaluators=evaluators.make_factories(
+            module.clone(compute=dataclasses.replace(compute, float8=False)), tokenizer, preprocess
+        ),
         artifacts={"tokenizer.json": tokenizer.to_json(), "preprocess.json": preprocess.to_json()},
         pretrained=weights if config.pretrained else None,
         flops=flops.training_flops(module.options, config.patch_dropout),

@@ -143,7 +143,8 @@ class VisionTower(nn.Module):
 def patch_dropout(x: Float[Array, "batch length width"], rate: float, key) -> Float[Array, "batch kept width"]:
     """Drops a random fraction of each image's patches (arXiv 2212.00794). The other patches keep their order."""
     num_kept = max(1, int((1 - rate) * x.shape[1]))
-    _, positions = jax.lax.top_k(jax.random.uniform(key, x.shape[:2]), num_kept)
+    # Not `lax.top_k`, for which the partitioner gathers the noise of the whole batch on every device.
+    positions = jnp.argsort(jax.random.uniform(key, x.shape[:2]), axis=1)[:, :num_kept]
     return jnp.take_along_axis(x, jnp.sort(positions, axis=1)[:, :, None], axis=1)
 
 

@@ -151,7 +151,7 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
     completion = {} if image is None else {"init_image": image, "keep": _read_keep_mask(arguments.keep, image, dalle)}
     reranker = arguments.rerank
     if reranker not in (None, "likelihood"):
-        reranker = open_reranker(reranker)
+        reranker = open_reranker(reranker, arguments.dtype)
     metadata = {"model": dalle.fingerprint, "dtype": dalle.dtype, **settings, "n": arguments.n, "best": arguments.best}
     metadata["rerank"] = getattr(reranker, "fingerprint", reranker)
     if image is not None:

@@ -56,7 +56,7 @@ class Drawings:
             raise DataError(f"{self._source.name} has no image reader: the evaluator 'drawing' needs one")
         self._prompts, self._n = collect_prompts(self._source, options), options.n
         self._sampler = Sampler(stage, options, context, self._prompts)
-        self._clip = rerank.open_reranker(options.clip) if options.clip else None
+        self._clip = rerank.open_reranker(options.clip, "float32") if options.clip else None
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         images = self._sampler.decode_images(self._sampler.sample_codes(params))

@@ -18,7 +18,7 @@ def round_to_float8(x: jax.Array, dtype: DTypeLike) -> tuple[jax.Array, jax.Arra
     The largest absolute value becomes the largest number of `dtype`, so nothing overflows.
     """
     largest = jnp.max(jnp.abs(x)).astype(jnp.float32)
-    scale = jnp.where(largest > 0, largest, 1.0) / float(jnp.finfo(dtype).max)
+    scale = jnp.maximum(largest / float(jnp.finfo(dtype).max), jnp.finfo(jnp.float32).tiny)
     return (x.astype(jnp.float32) / scale).astype(dtype), scale
 
 

@@ -45,7 +45,7 @@ class Dense(nn.Module):
       std: standard deviation of the normal initialisation of the kernel.
       inputs: number of contracted axes.
       out_dtype: dtype of the output; None: `dtype`. float32 avoids rounding of logits to bfloat16.
-      float8: whether the product is one of float8 numbers; see `nn_jax.float8`.
+      float8: whether the product is one of float8 numbers; see `nn_jax.float8`. `out_dtype` must be None.
     """
 
     features: tuple[int, ...]

@@ -4,13 +4,15 @@ Lines of the grid (its rows, or its columns for "column") attend to the conditio
 them. Blocks of lines are computed together.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from nn_jax.attention import NAME, attend
+from nn_jax.attention import NAME, attend, platform
 from nn_jax.attention_patterns import attention_mask
 
 
@@ -39,6 +41,15 @@ def attend_in_pattern(
     """
     if pattern == "dense":
         return attend(q, k, v, causal=True)
+    compute = functools.partial(
+        _attend_in_lines, pattern=pattern, condition_length=condition_length, grid=grid, window=window
+    )
+    if platform() != "cpu":  # where memory is scarce, the backward pass recomputes the scores
+        compute = jax.checkpoint(compute)
+    return checkpoint_name(compute(q, k, v), NAME)
+
+
+def _attend_in_lines(q, k, v, *, pattern: str, condition_length: int, grid: tuple[int, int], window: int):
     mask = attention_mask(pattern, condition_length, grid, window)[condition_length:, condition_length:]
     transposed = pattern == "column"
     mask, lines_before = _mask_of_blocks(mask, grid, transposed)
@@ -76,8 +87,7 @@ def attend_in_pattern(
     y = y.astype(v.dtype)
     if transposed:
         y = y.reshape(*y.shape[:2], *grid[::-1], -1).swapaxes(2, 3).reshape(y.shape)
-    y = jnp.concatenate([attend(*condition, causal=True), y.transpose(0, 2, 1, 3)[:, :-1]], axis=1)
-    return checkpoint_name(y, NAME)
+    return jnp.concatenate([attend(*condition, causal=True), y.transpose(0, 2, 1, 3)[:, :-1]], axis=1)
 
 
 def _mask_of_blocks(mask: np.ndarray, grid: tuple[int, int], transposed: bool) -> tuple[np.ndarray, int]:

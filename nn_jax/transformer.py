@@ -142,7 +142,8 @@ class Transformer(nn.Module):
             raise ValueError(f"mask_index names the masks of {len(self.mask_index)} blocks; there are {self.depth}")
         block = Block
         if self.remat != "none":
-            block = nn.remat(Block, policy=REMAT[self.remat], static_argnums=(2, 4), prevent_cse=not self.scan)
+            static = (2, 4) if self.scan else (2, 3, 4)  # attentions, index, deterministic
+            block = nn.remat(Block, policy=REMAT[self.remat], static_argnums=static, prevent_cse=not self.scan)
         options = {
             "width": self.width,
             "heads": self.heads,

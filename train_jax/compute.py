@@ -1,6 +1,7 @@
 """Options for the computation of a model: precision, rematerialisation, scan. They do not affect its weights."""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -51,14 +52,13 @@ class TransformerCompute(Compute):
 def inference_dtype(dtype: str) -> str:
     """Returns the dtype in which to compute: "auto" is bfloat16 on accelerators that multiply it, and float32 elsewhere.
 
-    These are TPUs, NVIDIA GPUs of compute capability 8.0 (A100) and above, and AMD's. Raises ValueError for an unknown
-    dtype.
+    These are TPUs, and NVIDIA GPUs of compute capability 8.0 (A100) and above. Raises ValueError for an unknown dtype.
     """
     if dtype not in INFERENCE_DTYPES:
         raise ValueError(f"dtype = {dtype!r} must be one of {', '.join(INFERENCE_DTYPES)}")
     if dtype != "auto":
         return dtype
     device = jax.local_devices()[0]
-    capability = str(getattr(device, "compute_capability", ""))  # such as "8.0", or "gfx90a" on AMD's
-    has_units = device.platform == "tpu" or (device.platform == "gpu" and not capability.startswith(("5.", "6.", "7.")))
+    capability = re.match(r"(\d+)\.\d+$", str(getattr(device, "compute_capability", "")))  # such as "8.0"; AMD's: "gfx90a"
+    has_units = device.platform == "tpu" or (device.platform == "gpu" and capability and int(capability[1]) >= 8)
     return "bfloat16" if has_units else "float32"

@@ -192,8 +192,9 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
     if arguments.folder:
         metadata = {"model": vq.fingerprint, "dtype": vq.compute.dtype}
         pictures = PictureFolder(arguments.folder, RECONSTRUCT_KEY, metadata)
-        if not arguments.out:
-            missing = [path for path in paths if not pictures.holds(names[path], image=str(path))]
+        inputs = {path: {"image": path.name, "image_sha256": _hash(path)} for path in paths}
+        missing = [path for path in paths if not pictures.holds(names[path], **inputs[path])]
+        if not arguments.out:  # the sheet needs all
             num_readable, paths = len(paths) - len(missing), missing
     for start in range(0, len(paths), _BATCH):
         readable, images = _read_images(vq, paths[start : start + _BATCH])
@@ -205,7 +206,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
         reconstructions = np.round(255 * reconstructions).astype(np.uint8)
         if pictures is not None:
             for path, image in zip(readable, reconstructions, strict=True):
-                pictures.save(image, names[path], image=str(path))
+                pictures.save(image, names[path], **inputs[path])
         if arguments.out:
             rows += zip(images, reconstructions, strict=True)
         num_readable += len(readable)
@@ -216,6 +217,14 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
         enlarged_grid([list(row) for part in parts for row in zip(*part, strict=True)]).save(arguments.out)
     print(f"wrote {' and '.join(filter(None, (arguments.out, arguments.folder)))}", file=sys.stderr)
     return 0 if num_readable == len(arguments.images) else 2
+
+
+def _hash(path: Path) -> str:
+    """Hashes a file by SHA-256; "" for one that cannot be read, which is reported when it is used."""
+    try:
+        return hashlib.sha256(path.expanduser().read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def _encode(arguments: argparse.Namespace) -> int:

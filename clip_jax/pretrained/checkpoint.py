@@ -51,7 +51,9 @@ class Checkpoint:
 
         Raises LoadError if the options are inconsistent.
         """
-        compute = self.compute if scan is None else dataclasses.replace(self.compute, scan=scan)
+        # What only training uses is left out: in float8, an embedding would depend on the other examples of its batch.
+        inference = {"remat": "none", "float8": False, "micro_batch": 0, "text_lengths": ()}
+        compute = dataclasses.replace(self.compute, **inference, **({} if scan is None else {"scan": scan}))
         try:
             options = self.model if size is None else {**self.model, "image": {**self.model["image"], "size": size}}
             return model_lib.build(options, self.tokenizer.vocab_size, self.tokenizer.eos_id, compute)

@@ -23,5 +23,5 @@ def test_texts_are_cut_to_the_shortest_length_that_holds_them(end, length):
         return jnp.full(len(ids), ids.shape[1])
 
     ends = jnp.asarray([0, end])
-    assert buckets.encode_at_length(encode, jnp.zeros((2, 10), int), ends, (4, 6, 12)).tolist() == [length] * 2
+    assert buckets.encode_at_length(encode, jnp.zeros((2, 10), int), ends, (6, 4, 12)).tolist() == [length] * 2
     assert buckets.encode_at_length(encode, jnp.zeros((2, 10), int), ends, ()).tolist() == [10] * 2

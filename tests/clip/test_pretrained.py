@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import clip_jax
 from clip_jax import LoadError, verify
+from clip_jax.options import CLIPCompute
 from clip_jax.pretrained import open_checkpoint
 from train_jax.data.images import CLIP_MEAN
 
@@ -342,3 +343,10 @@ def test_layers_to_compare_are_the_outputs_of_blocks():
     layers, features = verify._capture_layers(module, variables, "image", np.zeros((2, size, size, 3), np.float32))
     assert layers and features.shape[0] == 2
     assert all(layer.shape == layers[0].shape and layer.shape[0] == 2 for layer in layers)
+
+
+def test_a_loaded_model_has_none_of_the_computation_of_its_training():
+    checkpoint = open_checkpoint(GOLDEN / "hf-clip")
+    trained = CLIPCompute(dtype="bfloat16", remat="full", float8=True, micro_batch=2, text_lengths=(4,), scan=False)
+    module = dataclasses.replace(checkpoint, compute=trained).module()
+    assert module.compute == CLIPCompute(dtype="bfloat16", scan=False)

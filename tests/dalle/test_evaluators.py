@@ -94,7 +94,7 @@ SAMPLING = {"guidance": 2.0, "top_k": 5, "seed": 1}
 
 def test_drawings_are_graded_by_the_reader(context, trained, monkeypatch, compilations):
     """The evaluator's shares, counted again from drawings of the loaded model; weights stay where they are."""
-    monkeypatch.setattr(rerank, "open_reranker", lambda path: path)
+    monkeypatch.setattr(rerank, "open_reranker", lambda path, dtype: path)
     monkeypatch.setattr(rerank, "clip_scores", lambda clip, texts, images: images.mean((2, 3, 4)).astype(np.float32))
     monkeypatch.setattr(inference, "on_devices", None)
     some = options(template="the digit {}", prompts=6, n=3, clip="a reranker", batch_size=8, **SAMPLING)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nn_jax import sparse_attention
 from nn_jax.attention_patterns import assign_patterns, attended_codes, attention_mask
 from nn_jax.sparse_attention import attend_in_pattern
 
@@ -90,11 +91,17 @@ def test_attention_in_a_pattern_is_attention_with_its_mask(pattern, grid, window
 
 
 @pytest.mark.parametrize("pattern, near", [("row", 64), ("column", 32), ("conv", 448)])
-def test_a_pattern_of_dall_e_costs_what_it_attends_to(pattern, near):
-    """Scores between a code and the condition, and the `near` keys of its block; no larger array in any pass."""
+def test_a_pattern_of_dall_e_costs_what_it_attends_to(pattern, near, monkeypatch):
+    """Scores between a code and the condition, and the `near` keys of its block; no larger array in any pass.
+
+    On accelerators, no scores are kept between the passes.
+    """
     options = {"pattern": pattern, "condition_length": 256, "grid": (32, 32), "window": 11}
     x = jax.ShapeDtypeStruct((1, 1279, 2, 8), jnp.bfloat16)
     attention = functools.partial(attend_in_pattern, **options)
     program = jax.make_jaxpr(lambda *inputs: jax.vjp(attention, *inputs)[1](inputs[0]))(x, x, x)
     sizes = {v.aval.size for e in program.eqns for v in e.outvars}
     assert {2 * 1024 * 256, 2 * 1024 * near} <= sizes and max(sizes) == 2 * 1024 * max(256, near)
+    monkeypatch.setattr(sparse_attention, "platform", lambda: "tpu")
+    kept = jax.eval_shape(lambda *inputs: jax.vjp(attention, *inputs)[1], x, x, x)
+    assert max(leaf.size for leaf in jax.tree.leaves(kept)) == x.size

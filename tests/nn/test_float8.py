@@ -37,7 +37,7 @@ def test_results_are_of_the_activations_dtype_and_gradients_of_the_parameters():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
-@pytest.mark.parametrize("values", [[0.0, 0.0], [1e30, -1.0], [-3e-30, 1e-30], [448.0, 7.0]])
+@pytest.mark.parametrize("values", [[0.0, 0.0], [1e30, -1.0], [-3e-30, 1e-30], [448.0, 7.0], [1e-36, 0.0]])
 def test_rounding_neither_overflows_nor_divides_by_zero(values, dtype):
     x = jnp.asarray(values)
     result, scale = round_to_float8(x, dtype)

@@ -144,6 +144,17 @@ def test_scanned_equals_unrolled_whatever_is_recomputed(x, params, unrolled, sca
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual_grads, expected)
 
 
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_unrolled_blocks_choose_their_attention_when_they_are_traced(x, params, remat):
+    functions = (attention.attend, lambda q, k, v: v)
+    module = make(scan=False, remat=remat, mask_index=(0, 1, 1))
+
+    def loss(params):
+        return jnp.sum(module.apply({"params": params}, x, functions))
+
+    assert " cond[" not in str(jax.make_jaxpr(jax.grad(loss))(params))
+
+
 def size(tree):
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 

@@ -18,7 +18,8 @@ from train_jax.compute import INFERENCE_DTYPES, inference_dtype
         ("gpu", "8.0", "bfloat16"),
         ("gpu", "9.0", "bfloat16"),
         ("gpu", "12.0", "bfloat16"),
-        ("gpu", "gfx90a", "bfloat16"),
+        ("gpu", None, "float32"),
+        ("gpu", "gfx90a", "float32"),
     ],
 )
 def test_auto_is_bfloat16_where_it_is_multiplied(monkeypatch, platform, capability, expected):

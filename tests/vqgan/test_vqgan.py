@@ -178,9 +178,16 @@ def test_reconstructions_in_a_folder_are_computed_once(run, tiny, trained, folde
     (out / "b.png").unlink()
     code, printed, _ = run(*arguments)
     assert code == 0 and [line.split()[-1] for line in printed.splitlines()] == [str(folder / "b.jpg")]
-    Image.fromarray(expected[0]).save(out / "a.png")
-    code, _, error = run(*arguments)
-    assert code == 2 and "a.png was written by another command" in error
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    Image.new("RGB", (20, 20)).save(changed / "a.png")
+    code, _, error = run("reconstruct", changed / "a.png", "--model", tiny[1], "--folder", out)
+    assert code == 2 and "a.png was written by another command" in error, "of another image"
+    sheet = ("--out", tmp_path / "sheet.png")
+    code, _, error = run("reconstruct", changed / "a.png", "--model", tiny[1], "--folder", changed, *sheet)
+    assert code == 2 and "a.png was written by another command" in error, "an image of the user's"
+    assert Image.open(changed / "a.png").size == (20, 20)
+    assert run(*arguments, *sheet)[0] == 0 and (tmp_path / "sheet.png").is_file()
     code, _, error = run("reconstruct", *files, "--model", tiny[1])
     assert code == 2 and "name --out FILE for the sheet" in error
 

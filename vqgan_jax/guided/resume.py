@@ -27,6 +27,7 @@ def make_identity(vq, clips: Sequence, jobs: Sequence, clip_weights: Sequence[fl
     identity = {
         "vqgan": vq.fingerprint,
         "clips": [clip.fingerprint for clip in clips],
+        "dtypes": [vq.compute.dtype, *(clip.dtype for clip in clips)],
         "clip_weights": list(clip_weights),
         "prompts": [[[p.kind, p.content, p.weight, repr(p.stop)] for p in job.scene] for job in jobs],
         "seeds": [int(job.seed) for job in jobs],

@@ -181,7 +181,7 @@ class CodeGenerator:
         self._check_arguments(conditions, n, seed, temperature, top_k, top_p, guidance, batch_size, best, rerank)
         conditions = list(conditions)
         tokens = self.condition.encode(conditions)
-        reranker = rerank if rerank is None or rerank == LIKELIHOOD else open_reranker(rerank)
+        reranker = rerank if rerank is None or rerank == LIKELIHOOD else open_reranker(rerank, self.dtype)
         grid, stride = self._output_grid(size), self._check_stride(stride)
         known_codes, known_mask = self._known_codes(grid, init_image, keep)
         chunk_rows = -(-self.grid[0] // sampling.SEGMENTS) if preview_rows is None else preview_rows

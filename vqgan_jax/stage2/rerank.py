@@ -9,10 +9,10 @@ from jaxtyping import Float32, UInt8
 import clip_jax
 
 
-def open_reranker(reranker) -> "clip_jax.Clip":
-    """Returns a CLIP, loading paths. Raises LoadError for a path without a CLIP, and TypeError for other values."""
+def open_reranker(reranker, dtype: str) -> "clip_jax.Clip":
+    """Returns a CLIP; loads a path in `dtype`. Raises LoadError for a path without a CLIP, TypeError for other values."""
     if isinstance(reranker, str | Path):
-        return clip_jax.load(reranker)
+        return clip_jax.load(reranker, dtype=dtype)
     if not isinstance(reranker, clip_jax.Clip):
         raise TypeError(f"rerank = {reranker!r}: it must be a CLIP, the path of a CLIP, or 'likelihood'")
     return reranker

@@ -118,7 +118,8 @@ def make(
     module = model.build(options, condition, vq.num_codes, grid, compute, config.dropout)
     records = codes_lib.make_records(vq, config.codes, size, workdir)
     augment = images.Augment(images.Preprocess(size), tuple(config.augment.scale), config.augment.flip)
-    stage = evaluators.EvaluatedModel(module, condition, vq, records)
+    evaluated = module.clone(blocks={**module.blocks, "float8": False})
+    stage = evaluators.EvaluatedModel(evaluated, condition, vq, records)
 
     def init(rng, batch):
         tokens, codes = jnp.asarray(condition.null)[None], jnp.zeros((1, module.length), jnp.int32)

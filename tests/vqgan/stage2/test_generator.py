@@ -251,7 +251,7 @@ def test_ranking_puts_the_best_first(generator, monkeypatch):
             generator.draw(conditions, 6, rerank="runs/clip")
         return
     # A stand-in for a CLIP: what is dark fits best.
-    monkeypatch.setattr(generator_lib, "open_reranker", lambda reranker: reranker)
+    monkeypatch.setattr(generator_lib, "open_reranker", lambda reranker, dtype: reranker)
     monkeypatch.setattr(
         generator_lib, "clip_scores", lambda clip, texts, images: -images.mean((2, 3, 4)).astype(np.float32)
     )

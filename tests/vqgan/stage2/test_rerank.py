@@ -30,10 +30,12 @@ def test_a_score_is_the_cosine_of_a_picture_and_its_own_text():
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
 
 
-def test_a_reranker_is_a_clip_or_the_path_of_one():
+def test_a_reranker_is_a_clip_or_the_path_of_one(monkeypatch):
     clip = Colours()
-    assert rerank.open_reranker(clip) is clip
+    assert rerank.open_reranker(clip, "float32") is clip
     with pytest.raises(TypeError, match="rerank = 3: it must be a CLIP, the path of a CLIP, or 'likelihood'"):
-        rerank.open_reranker(3)
+        rerank.open_reranker(3, "auto")
     with pytest.raises(LoadError, match="no such file"):
-        rerank.open_reranker("nowhere")
+        rerank.open_reranker("nowhere", "auto")
+    monkeypatch.setattr(rerank.clip_jax, "load", lambda path, dtype: (path, dtype))
+    assert rerank.open_reranker("somewhere", "bfloat16") == ("somewhere", "bfloat16")

@@ -181,6 +181,7 @@ def test_devices_add_up_gradients_of_micro_batches_before_they_exchange_them(mak
     batch = batch_of(conditions["text"], 16)
     actual = run_steps(task, batch, 4, accumulate=2)
     assert_same_updates(actual, run_steps(task, batch, 1, accumulate=2))
+    assert_same_updates(run_steps(task, batch, 8, 2, 2, accumulate=2), actual)
     in_loops = sum(x.bytes for x in actual[2] if x.in_loop)
     assert in_loops == 8 < sum(x.bytes for x in actual[2]), "in the loop the numbers of tokens alone"
 
