@@ -104,4 +104,4 @@ def test_a_pattern_of_dall_e_costs_what_it_attends_to(pattern, near, monkeypatch
     assert {2 * 1024 * 256, 2 * 1024 * near} <= sizes and max(sizes) == 2 * 1024 * max(256, near)
     monkeypatch.setattr(sparse_attention, "platform", lambda: "tpu")
     kept = jax.eval_shape(lambda *inputs: jax.vjp(attention, *inputs)[1], x, x, x)
-    assert max(leaf.size for leaf in jax.tree.leaves(kept)) == x.size
+    assert max(leaf.size for leaf in jax.tree.leaves(kept) if leaf.dtype != bool) == x.size  # and the mask

@@ -123,6 +123,8 @@ def test_a_painting_resumes_from_its_state(model_flags, tmp_path):
     few = ("--save-every", 1, "--cuts", 8, *PLAIN)
     assert call("paint", PROMPT, *model_flags, *few, "--steps", 3, "--state", state, "--out", tmp_path / "half.png") == 0
     assert call("paint", PROMPT, *model_flags, *few, "--steps", 6, "--resume", state, "--out", tmp_path / "a.png") == 0
+    short = ("--dtype", "bfloat16", "--resume", state, "--out", tmp_path / "b.png")
+    assert call("paint", PROMPT, *model_flags, *few, "--steps", 6, *short) == 2, "of another precision"
     assert call("paint", PROMPT, *model_flags, *few, "--steps", 6, "--out", tmp_path / "b.png") == 0
     np.testing.assert_array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
 

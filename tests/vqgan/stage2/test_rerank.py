@@ -37,5 +37,5 @@ def test_a_reranker_is_a_clip_or_the_path_of_one(monkeypatch):
         rerank.open_reranker(3, "auto")
     with pytest.raises(LoadError, match="no such file"):
         rerank.open_reranker("nowhere", "auto")
-    monkeypatch.setattr(rerank.clip_jax, "load", lambda path, dtype: (path, dtype))
-    assert rerank.open_reranker("somewhere", "bfloat16") == ("somewhere", "bfloat16")
+    monkeypatch.setattr(rerank.clip_jax, "load", lambda path, dtype: {"bfloat16": clip}[dtype])
+    assert rerank.open_reranker("somewhere", "bfloat16") is clip
