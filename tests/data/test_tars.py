@@ -116,6 +116,25 @@ def test_the_index_is_made_once_and_again_for_another_file(two, monkeypatch):
         assert len(Tars(f"{second}")) == 3
 
 
+@pytest.mark.parametrize("step", ["_list_missing", "_scan", "save", "_join", "_read_columns"])
+def test_no_index_is_kept_under_the_stamp_of_another_file(two, monkeypatch, step):
+    path, other = two / "part-000.tar", two / "part-001.tar"
+    before, stat = path.read_bytes(), path.stat()
+
+    def replace_first(*arguments, function=getattr(tar_index, step)):
+        path.write_bytes(other.read_bytes()[:-512])
+        return function(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tar_index, step, replace_first)
+        with pytest.raises(DataError, match="part-000.tar changed while its index was made; start again"):
+            Tars(str(path))
+    path.write_bytes(before)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert [record["captions"] for record in Tars(str(path))][:2] == [["number 0"], ["number 1"]]
+    assert len(list((paths.cache() / "tars").iterdir())) == 1
+
+
 def test_a_folder_that_cannot_be_written_keeps_its_index_in_the_cache(two):
     (two / "part-000.tar.index.npy").mkdir()  # nothing can be written there
     assert len(Tars(f"{two}/part-000.tar")) == 3
@@ -142,9 +161,9 @@ def test_a_sample_takes_about_forty_bytes_and_its_key(two):
 
 
 def test_processes_may_join_the_same_indexes(two, monkeypatch):
-    def join_twice(tars, folder, join=tar_index._join):
-        join(tars, folder)
-        join(tars, folder)
+    def join_twice(*arguments, join=tar_index._join):
+        join(*arguments)
+        join(*arguments)
 
     monkeypatch.setattr(tar_index, "_join", join_twice)
     assert len(Tars(f"{two}/*.tar")) == 6

@@ -123,7 +123,7 @@ def open_index(tars: Sequence[AnyPath]) -> tuple[TarIndex, list[tuple[int, ...]]
         _scan_in_processes(_list_missing(tars))
         scan_missing(_list_missing(tars))
         try:
-            _join(tars, folder)
+            _join(tars, folder, stamps)
         except OSError as error:
             raise DataError(
                 f"the index of {len(tars)} tar(s) cannot be written to {folder}: {error}. Set XDG_CACHE_HOME to a folder "
@@ -152,7 +152,10 @@ def _scan_if_missing(tar: AnyPath) -> None:
     """Scans a tar and saves its index, unless there is one."""
     if _read_header(tar) is None:
         stamp = read_stamp(tar)
-        save(tar, stamp, list(_scan(tar, stamp[1])))
+        samples = list(_scan(tar, stamp[1]))
+        if read_stamp(tar) != stamp:
+            raise DataError(f"{tar} changed while its index was made; start again")
+        save(tar, stamp, samples)
 
 
 def _scan_in_processes(tars: Sequence[AnyPath]) -> None:
@@ -258,11 +261,15 @@ def write_columns(tar: AnyPath, stamp: tuple[int, ...], samples: np.ndarray, key
     )
 
 
-def _join(tars: Sequence[AnyPath], folder: Path) -> None:
-    """Joins the indexes of tars to one, in the new folder `folder`."""
+def _join(tars: Sequence[AnyPath], folder: Path, stamps: list[tuple[int, ...]]) -> None:
+    """Joins the indexes of tars to one, in the new folder `folder`, whose name stands for `stamps`.
+
+    Raises DataError if a tar has another stamp in the end: the folder would hold the index of other bytes, and be found
+    again when the former file returns.
+    """
     headers = list(_in_threads(_read_header, tars))
     if changed := [str(tar) for tar, header in zip(tars, headers, strict=True) if header is None]:
-        raise DataError(f"{changed[0]} changed while its index was read")
+        raise DataError(f"{changed[0]} changed while its index was made; start again")
     index_files, counts, lengths = zip(*headers, strict=True)
     starts, key_starts = (np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]) for sizes in (counts, lengths))
     unfinished = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}{paths.UNFINISHED}")
@@ -281,6 +288,9 @@ def _join(tars: Sequence[AnyPath], folder: Path) -> None:
         samples.flush()
         keys.flush()
         del samples, keys
+        for tar, stamp, new in zip(tars, stamps, _in_threads(read_stamp, tars), strict=True):
+            if new != stamp:
+                raise DataError(f"{tar} changed while its index was made; start again")
         unfinished.rename(folder)
     except OSError:
         if not folder.is_dir():  # another process may have joined them at the same time
