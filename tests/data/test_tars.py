@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from train_jax import paths
@@ -331,9 +332,23 @@ def test_a_truncated_tar_gives_what_comes_before(two, caplog):
 def test_a_tar_that_shrinks_later_breaks_samples_not_runs(two):
     tars = Tars(f"{two}/part-000.tar")
     path = two / "part-000.tar"
+    assert tars[2]["image"] == png(2)  # which opens the tar
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(BrokenSample, match="part-000.tar:2: the tar ends"):
         tars[2]
+
+
+@pytest.mark.parametrize("storage", [Path, epath.Path])
+def test_a_tar_that_is_replaced_gives_no_other_samples(two, storage):
+    path, other = (two / f"part-00{number}.tar" for number in range(2))
+    tars = Tars(str(path))
+    tars._paths = [storage(path)]
+    tars._stamps = [tar_index.read_stamp(storage(path))]
+    os.utime(other, (0, 0))
+    other.replace(path)  # of the same size, with samples at the same offsets
+    with pytest.raises(BrokenSample, match="part-000.tar: the tar changed after its index was read"):
+        tars[0]
+    assert Tars(str(path))[0]["captions"] == ["number 3"]
 
 
 def test_missing_halves_are_left_out_and_named(tmp_path, caplog):
