@@ -112,9 +112,34 @@ def test_the_index_is_made_once_and_again_for_another_file(two, monkeypatch):
     assert len(Tars(f"{two}/*.tar")) == 4
     assert len(list(joined.glob("*-*"))) == 2  # of both sets; the old states of this one are removed
     index = two / "part-001.tar.index.npy"
-    for damage in (b"{", index.read_bytes()[:100], b""):
+    paths.remove(joined)
+    for damage in (b"{", index.read_bytes()[:100], index.read_bytes()[:-1], index.read_bytes()[:-100], b""):
         index.write_bytes(damage)
-        assert len(Tars(f"{second}")) == 3
+        assert [r["id"][-1] for r in Tars(f"{second}")] == ["3", "4", "5"]
+        paths.remove(joined)
+
+
+@pytest.mark.parametrize("name", ["starts.npy", "samples.npy", "keys.npy"])
+@pytest.mark.parametrize("kept", [-1, 0, None])
+def test_a_damaged_joined_index_is_made_again(two, name, kept, caplog):
+    expected = list(Tars(f"{two}/*.tar"))
+    (folder,) = (paths.cache() / "tars").glob("*-*")
+    if kept is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes((folder / name).read_bytes()[:kept])
+    assert list(Tars(f"{two}/*.tar")) == expected
+    assert f"{folder} is damaged" in caplog.text
+
+
+def test_an_index_that_cannot_be_read_is_not_called_unwritable(two, monkeypatch):
+    def fail(file):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files, "_RETRY_DELAYS", (0.0,))
+    monkeypatch.setattr(tar_index, "_read_columns", fail)
+    with pytest.raises(DataError, match="part-000.tar.index.npy cannot be read, after 2 tries"):
+        Tars(f"{two}/*.tar")
 
 
 @pytest.mark.parametrize("step", ["_list_missing", "_scan", "save", "_join", "_read_columns"])

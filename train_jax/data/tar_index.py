@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 CAPTIONS = ("txt", "caption", "json")  # suffixes of caption files
 _IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
-_FORMAT = 4  # version of index files
+_FORMAT = 5  # version of index files
 _BLOCK = 512  # members of a tar begin at multiples of this number of bytes
 _MAX_SIZE = 2**32  # sizes are 32-bit numbers
 _MIN_TARS = 8  # number of tars that a process scans at least, since it takes a second to start
@@ -76,24 +76,22 @@ class Sample:
     label: tuple[int, int] | None
 
 
-@dataclasses.dataclass(frozen=True)
 class TarIndex(Sequence):
-    """Sequence of samples, memory-mapped from a folder. Pickling stores the name of the folder only."""
+    """Sequence of samples, memory-mapped from a folder. Pickling stores the name of the folder only.
 
-    folder: Path
+    Attributes:
+      folder: folder of the arrays.
+      starts: index of the first sample of each tar, and the number of samples, int64 [tars + 1].
 
-    @functools.cached_property
-    def starts(self) -> np.ndarray:
-        """Index of the first sample of each tar, and the number of samples, int64 [tars + 1]."""
-        return np.load(self.folder / "starts.npy", allow_pickle=False)
+    Raises OSError, ValueError or EOFError if the folder is missing or damaged.
+    """
 
-    @functools.cached_property
-    def _samples(self) -> np.ndarray:
-        return np.asarray(np.load(self.folder / "samples.npy", mmap_mode="r", allow_pickle=False))
-
-    @functools.cached_property
-    def _keys(self) -> np.ndarray:
-        return np.asarray(np.load(self.folder / "keys.npy", mmap_mode="r", allow_pickle=False))
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.starts = np.load(folder / "starts.npy", allow_pickle=False)
+        self._samples, self._keys = (
+            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)) for name in ("samples", "keys")
+        )
 
     def __reduce__(self):
         return TarIndex, (self.folder,)
@@ -113,26 +111,32 @@ class TarIndex(Sequence):
 def open_index(tars: Sequence[AnyPath]) -> tuple[TarIndex, list[tuple[int, ...]]]:
     """Opens the joined index of tars, scanning those without an index. Returns the index and the tars' stamps.
 
-    Raises DataError for a file that cannot be read or is not a tar, and if the cache folder cannot be written.
+    A joined index that is damaged is made again. Raises DataError for a file that cannot be read or is not a tar, and if the
+    cache folder cannot be written.
     """
     stamps = list(_in_threads(read_stamp, tars))
     names = json.dumps([str(paths.absolute(tar)) for tar in tars])
     prefix = hashlib.sha256(names.encode()).hexdigest()[:32]
     folder = paths.cache() / "tars" / f"{prefix}-{hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]}"
-    if not folder.is_dir():
-        _scan_in_processes(_list_missing(tars))
-        scan_missing(_list_missing(tars))
+    if folder.is_dir():
         try:
-            _join(tars, folder, stamps)
-        except OSError as error:
-            raise DataError(
-                f"the index of {len(tars)} tar(s) cannot be written to {folder}: {error}. Set XDG_CACHE_HOME to a folder "
-                "that can be written"
-            ) from error
-        for outdated in folder.parent.glob(f"{prefix}-*"):
-            with contextlib.suppress(FileNotFoundError):  # another process may remove it
-                if time.time() - outdated.stat().st_mtime > _KEPT:
-                    paths.remove(outdated)
+            return TarIndex(folder), stamps
+        except (FileNotFoundError, ValueError, EOFError) as error:
+            log.warning("%s is damaged (%s) and made again", folder, error)
+            paths.remove(folder)
+    _scan_in_processes(_list_missing(tars))
+    scan_missing(_list_missing(tars))
+    try:
+        _join(tars, folder, stamps)
+    except OSError as error:
+        raise DataError(
+            f"the index of {len(tars)} tar(s) cannot be written to {folder}: {error}. Set XDG_CACHE_HOME to a folder "
+            "that can be written"
+        ) from error
+    for outdated in folder.parent.glob(f"{prefix}-*"):
+        with contextlib.suppress(FileNotFoundError):  # another process may remove it
+            if time.time() - outdated.stat().st_mtime > _KEPT:
+                paths.remove(outdated)
     return TarIndex(folder), stamps
 
 
@@ -204,14 +208,16 @@ def _index_files(tar: AnyPath) -> list[AnyPath]:
 
 
 def _read_header(tar: AnyPath) -> tuple[AnyPath, int, int] | None:
-    """Returns file, number of samples and length of the keys of a tar's index; None if it is missing or outdated."""
+    """Returns file, number of samples and length of the keys of a tar's index; None if there is no valid one."""
     stamp = read_stamp(tar)
     for file in _index_files(tar):
         try:
             with file.open("rb") as stream:
-                *saved, samples, keys = np.load(stream, allow_pickle=False).tolist()
-            if tuple(saved) == stamp:
-                return file, samples, keys
+                *saved, samples, keys, body = np.load(stream, allow_pickle=False).tolist()
+                body_start = stream.tell()
+                stream.seek(0, os.SEEK_END)
+                if tuple(saved) == stamp and stream.tell() == body_start + body:
+                    return file, samples, keys
         except (OSError, ValueError, TypeError, EOFError):
             continue  # missing, truncated, or of another format
     return None
@@ -225,7 +231,10 @@ def _read_columns(file: AnyPath) -> tuple[np.ndarray, np.ndarray]:
 
 
 def save(tar: AnyPath, stamp: tuple[int, ...], samples: Sequence[Sample]) -> None:
-    """Saves the index of a tar, atomically: arrays of the stamp with the lengths of the others, samples, and keys.
+    """Saves the index of a tar, atomically: an array of the stamp and the sizes of what follows, samples, and keys.
+
+    The sizes are the number of samples, the length of the keys, and the number of bytes that follow, by which a truncated
+    file is recognised.
 
     Raises DataError if it can be saved neither beside the tar nor in the cache folder.
     """
@@ -241,9 +250,11 @@ def save(tar: AnyPath, stamp: tuple[int, ...], samples: Sequence[Sample]) -> Non
 
 def write_columns(tar: AnyPath, stamp: tuple[int, ...], samples: np.ndarray, keys: np.ndarray) -> None:
     """Writes the arrays of a tar's index; see `save`."""
-    buffer = io.BytesIO()
-    for array in (np.array([*stamp, len(samples), len(keys)], np.int64), samples, keys):
-        np.save(buffer, array, allow_pickle=False)
+    body, buffer = io.BytesIO(), io.BytesIO()
+    np.save(body, samples, allow_pickle=False)
+    np.save(body, keys, allow_pickle=False)
+    np.save(buffer, np.array([*stamp, len(samples), len(keys), body.tell()], np.int64), allow_pickle=False)
+    buffer.write(body.getbuffer())
     reasons = []
     for file in _index_files(tar):
         unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}")
@@ -279,7 +290,9 @@ def _join(tars: Sequence[AnyPath], folder: Path, stamps: list[tuple[int, ...]]) 
         samples = np.lib.format.open_memmap(unfinished / "samples.npy", "w+", SAMPLE, (int(starts[-1]),))
         keys = np.lib.format.open_memmap(unfinished / "keys.npy", "w+", np.uint8, (int(key_starts[-1]),))
         for tar, file in enumerate(index_files):
-            tar_samples, tar_keys = _read_columns(file)
+            tar_samples, tar_keys = files.read_with_retries(functools.partial(_read_columns, file), file, DataError)
+            if (len(tar_samples), len(tar_keys)) != (counts[tar], lengths[tar]):
+                raise DataError(f"{tars[tar]} changed while its index was made; start again")
             rows = np.s_[starts[tar] : starts[tar + 1]]
             samples[rows] = tar_samples
             samples["tar"][rows] = tar
