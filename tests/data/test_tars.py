@@ -405,6 +405,13 @@ def test_patterns(tmp_path):
         expand("{1-3}.tar")
 
 
+def test_patterns_do_not_match_indexes(two):
+    assert len(Tars(f"{two}/part*")) == 6
+    (two / "part-000.tar.index.npy.1a2b3c4d").touch()  # left by a process that ended while it wrote
+    assert (two / "part-000.tar.index.npy").exists()
+    assert [path.name for path in expand(f"{two}/part*")] == ["part-000.tar", "part-001.tar"]
+
+
 def test_what_is_no_tar_is_named(tmp_path):
     (tmp_path / "x.tar").write_bytes(b"not a tar" * 1000)
     with pytest.raises(DataError, match="x.tar is not a readable tar file"):

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 CAPTIONS = ("txt", "caption", "json")  # suffixes of caption files
 _IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _FORMAT = 5  # version of index files
+_SUFFIX = ".index.npy"  # of the index beside a tar; an unfinished one has another suffix behind it
 _BLOCK = 512  # members of a tar begin at multiples of this number of bytes
 _MAX_SIZE = 2**32  # sizes are 32-bit numbers
 _MIN_TARS = 8  # number of tars that a process scans at least, since it takes a second to start
@@ -204,7 +205,12 @@ def read_stamp(tar: AnyPath) -> tuple[int, ...]:
 def _index_files(tar: AnyPath) -> list[AnyPath]:
     """Returns the paths where the index of a tar may be: beside the tar, and in the cache folder."""
     name = hashlib.sha256(str(paths.absolute(tar)).encode()).hexdigest()[:32]
-    return [tar.with_name(tar.name + ".index.npy"), paths.cache() / "tars" / f"{name}.npy"]
+    return [tar.with_name(tar.name + _SUFFIX), paths.cache() / "tars" / f"{name}.npy"]
+
+
+def is_index(file: AnyPath) -> bool:
+    """Returns whether a file beside tars is, by its name, the index of one, or an unfinished index."""
+    return _SUFFIX in file.name
 
 
 def _read_header(tar: AnyPath) -> tuple[AnyPath, int, int] | None:

@@ -151,12 +151,17 @@ def _parse_label(data: bytes, name: str) -> dict[str, int]:
 
 
 def expand(pattern: str) -> list[AnyPath]:
-    """Expands a pattern to a list of files. Raises DataError if a file is missing or nothing matches."""
+    """Expands a pattern to a list of files. Raises DataError if a file is missing or nothing matches.
+
+    `*` and `?` do not match the indexes beside tars.
+    """
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices = [_expand_braces(part, pattern) if index % 2 else [part] for index, part in enumerate(parts)]
     tars: list[AnyPath] = []
     for name in map("".join, itertools.product(*choices)):
-        matches = paths.glob(name) if glob.has_magic(name) else [paths.path(name)]
+        matches = [paths.path(name)]
+        if glob.has_magic(name):
+            matches = [path for path in paths.glob(name) if not tar_index.is_index(path)]
         matches = [path for path in matches if path.is_file()]
         if not matches:
             raise DataError(f"webdataset:{pattern}: there is no file {name}")
