@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,26 @@ def test_no_index_is_kept_under_the_stamp_of_another_file(two, monkeypatch, step
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert [record["captions"] for record in Tars(str(path))][:2] == [["number 0"], ["number 1"]]
     assert len(list((paths.cache() / "tars").iterdir())) == 1
+
+
+def test_a_joined_index_in_use_is_kept(two):
+    path = two / "part-000.tar"
+    first = Tars(str(path))
+    (folder,) = (paths.cache() / "tars").glob("*-*")
+    for days, kept in ((29, True), (31, True), (31, False)):
+        then = time.time() - days * 86_400
+        os.utime(folder, (then, then))
+        if (days, kept) == (31, True):
+            Tars(str(path))  # opened again
+        changed = path.with_name("changed")
+        changed.write_bytes(path.read_bytes())
+        os.utime(changed, (days + kept, days + kept))  # another time in each turn
+        before = path.rename(path.with_name("before"))
+        changed.rename(path)
+        Tars(str(path))  # another state of the set
+        before.rename(path)
+        assert folder.is_dir() == kept
+    assert [record["captions"] for record in first][:2] == [["number 0"], ["number 1"]], "mapped when it was opened"
 
 
 def test_a_folder_that_cannot_be_written_keeps_its_index_in_the_cache(two):

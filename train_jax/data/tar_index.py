@@ -45,7 +45,9 @@ _BLOCK = 512  # members of a tar begin at multiples of this number of bytes
 _MAX_SIZE = 2**32  # sizes are 32-bit numbers
 _MIN_TARS = 8  # number of tars that a process scans at least, since it takes a second to start
 _IO_THREADS = 32  # threads that wait for a network disk
-_KEPT = 86_400  # seconds for which joined indexes of other states of a set are kept; other hosts may have these states
+# Seconds since the last opening for which joined indexes of other states of a set are kept: runs of these states may open
+# them again when they resume.
+_KEPT = 30 * 86_400
 _MAX_LISTED = 3  # examples in a message
 
 # Offsets are in blocks. A size of 0 with offset 0 means that there is no label.
@@ -78,7 +80,9 @@ class Sample:
 
 
 class TarIndex(Sequence):
-    """Sequence of samples, memory-mapped from a folder. Pickling stores the name of the folder only.
+    """Sequence of samples, memory-mapped from a folder, which may be removed afterwards.
+
+    Pickling stores the name of the folder only.
 
     Attributes:
       folder: folder of the arrays.
@@ -121,7 +125,10 @@ def open_index(tars: Sequence[AnyPath]) -> tuple[TarIndex, list[tuple[int, ...]]
     folder = paths.cache() / "tars" / f"{prefix}-{hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]}"
     if folder.is_dir():
         try:
-            return TarIndex(folder), stamps
+            index = TarIndex(folder)
+            with contextlib.suppress(OSError):  # a read-only cache, of which nothing is removed
+                os.utime(folder)
+            return index, stamps
         except (FileNotFoundError, ValueError, EOFError) as error:
             log.warning("%s is damaged (%s) and made again", folder, error)
             paths.remove(folder)
