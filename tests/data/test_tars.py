@@ -242,6 +242,15 @@ def test_many_tars_are_scanned_by_several_processes(tmp_path, monkeypatch):
     assert [record["captions"] for record in tars] == [[str(number)] for number in range(16)]
 
 
+def test_scanning_processes_leave_a_bad_tar_to_their_parent(tmp_path, monkeypatch, capfd):
+    for number in range(16):
+        (tmp_path / f"{number:03}.tar").write_bytes(b"not a tar" * 1000)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(DataError, match="is not a readable tar file"):
+        Tars(f"{tmp_path}/*.tar")
+    assert capfd.readouterr().err == ""
+
+
 def test_workers_read_as_their_parent_does(two):
     tars = Tars(f"{two}/part-000.tar")
     first = tars[0]

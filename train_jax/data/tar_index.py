@@ -61,10 +61,16 @@ SAMPLE = np.dtype(
 )
 
 # Program of a scanning process. Unlike those of multiprocessing, it does not import the user's main module.
-_PROGRAM = (
-    "import json, sys; job = json.load(sys.stdin); sys.path[:] = job['path']; "
-    "from train_jax.data import tar_index; tar_index.scan_missing(job['tars'])"
-)
+_PROGRAM = """
+import json, sys
+job = json.load(sys.stdin)
+sys.path[:] = job["path"]
+from train_jax.data import errors, tar_index
+try:
+    tar_index.scan_missing(job["tars"])
+except errors.DataError:  # raised again by the process that waits
+    sys.exit(1)
+"""
 
 
 @dataclasses.dataclass(frozen=True)
