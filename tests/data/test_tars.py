@@ -146,9 +146,9 @@ def test_an_index_that_cannot_be_read_is_not_called_unwritable(two, monkeypatch)
 @pytest.mark.parametrize("step", ["_list_missing", "_scan", "save", "_join", "_read_columns"])
 def test_no_index_is_kept_under_the_stamp_of_another_file(two, monkeypatch, step):
     path, other = two / "part-000.tar", two / "part-001.tar"
-    before, stat = path.read_bytes(), path.stat()
+    before, stat, function = path.read_bytes(), path.stat(), getattr(tar_index, step)
 
-    def replace_first(*arguments, function=getattr(tar_index, step)):
+    def replace_first(*arguments):
         path.write_bytes(other.read_bytes()[:-512])
         return function(*arguments)
 

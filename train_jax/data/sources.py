@@ -140,7 +140,9 @@ def select_readable(source: Source, max_broken: float) -> Source:
         broken = list(itertools.chain.from_iterable(pool.map(find_errors, chunks)))
     indices = splits.Selection(readable)
     if len(broken) > max_broken * len(source) or not len(indices):
-        limit = f"more than config.data.max_broken_eval = {max_broken:.1%}" if len(indices) else "none is left to evaluate"
+        limit = (
+            f"more than config.data.max_broken_eval = {max_broken:.1%}" if len(indices) else "none is left to evaluate"
+        )
         raise DataError(
             f"{source.name}: {len(broken)} of {len(source)} images cannot be read, {limit}; the first: "
             f"{'; '.join(broken[:3])}"

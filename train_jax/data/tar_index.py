@@ -101,7 +101,8 @@ class TarIndex(Sequence):
         self.folder = folder
         self.starts = np.load(folder / "starts.npy", allow_pickle=False)
         self._samples, self._keys = (
-            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)) for name in ("samples", "keys")
+            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+            for name in ("samples", "keys")
         )
 
     def __reduce__(self):
