@@ -1,15 +1,20 @@
-"""Measures the input pipeline: reading and decoding by type of source, and training streams by threads and workers.
+"""Measures the input pipeline: reading and decoding by type of source, training streams, and decoding at smaller scales.
 
-    python -m benchmarks.data [--sources] [--sizes 400x300 512x384] [--streams 0x1 0x2 2x1 2x2] [--batch_size 1024]
+    python -m benchmarks.data [--sizes 400x300 512x384] [--streams 0x1 0x2 2x1 2x2] [--batch_size 1024]
+    python -m benchmarks.data --sources
+    python -m benchmarks.data --scales [--sizes 400x300 512x384]
 
-`--sources` reads 2,000 JPEGs from a folder, a tar file and a TFDS data set in one thread. Otherwise, streams of image-text
-pairs are measured: JPEGs of the given sizes in tars, decoded, resized and cropped to 224 pixels, with encoded captions.
-`2x4` are two workers of four threads each; `0x4` are four threads of the process. A stream runs in a process of its own.
-Pairs per second of CPU time, of all processes, hardly depend on what else the machine does. The pictures have coarse shapes
-and noise, so that their files are as large as those of photographs.
+`--sources` reads 2,000 JPEGs from a folder, a tar file and a TFDS data set in one thread. `--scales` makes training images
+of 224 pixels from twelve JPEGs of each size, whole and from random crops of 50 to 100 % of the area, with and without
+decoding at smaller scales, and prints how much the photographs of scikit-learn differ between the two. Otherwise, streams of
+image-text pairs are measured: JPEGs of the given sizes in tars, decoded, resized and cropped to 224 pixels, with encoded
+captions. `2x4` are two workers of four threads each; `0x4` are four threads of the process. A stream runs in a process of
+its own. Pairs per second of CPU time, of all processes, hardly depend on what else the machine does. The pictures have
+coarse shapes and noise, so that their files are as large as those of photographs.
 """
 
 import argparse
+import functools
 import io
 import json
 import os
@@ -23,9 +28,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from clip_jax.example import PairExample
-from train_jax.data.images import Augment, Preprocess
+from train_jax.data.images import Augment, Preprocess, decode_region, sample_crop
 from train_jax.data.sources import open_source
 from train_jax.data.stream import TrainStream
 from train_jax.data.text import Tokenizer
@@ -38,7 +44,8 @@ _ANIMALS = ("cat", "dog", "horse", "cow", "sheep", "goat", "donkey", "goose")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", action="store_true", help="measure the types of sources")
-    parser.add_argument("--sizes", nargs="+", default=["400x300", "512x384"], help="sizes of the JPEGs of streams")
+    parser.add_argument("--scales", action="store_true", help="measure decoding at smaller scales")
+    parser.add_argument("--sizes", nargs="+", default=["400x300", "512x384"], help="sizes of the JPEGs")
     parser.add_argument("--streams", nargs="+", default=["0x1", "0x2", "2x1", "2x2"], help="workers x threads")
     parser.add_argument("--batch_size", type=int, default=1024)
     parser.add_argument("--seconds", type=float, default=8, help="duration of the measurement of a stream")
@@ -49,6 +56,9 @@ def main() -> None:
             _measure_stream(*options.one.split(), options.batch_size, options.seconds)
         elif options.sources:
             _compare_sources(Path(folder))
+        elif options.scales:
+            _compare_scales(options.sizes)
+            _compare_photographs()
         else:
             _compare_streams(Path(folder), options)
 
@@ -92,6 +102,58 @@ def _compare_streams(root: Path, options: argparse.Namespace) -> None:
             command = [sys.executable, "-m", "benchmarks.data", *arguments]
             row = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
             print(f"| {size}, {kib:.0f} KiB | {stream} | {row} |", flush=True)
+
+
+def _compare_scales(sizes: list[str]) -> None:
+    print(f"training images of {SIDE} pixels, one thread; images per second of CPU time, the best of three rounds")
+    print("| JPEGs | whole: full decode | whole: smallest scale | crop: full decode | crop: smallest scale |")
+    print("| --- | --- | --- | --- | --- |")
+    for size in sizes:
+        width, height = map(int, size.split("x"))
+        files = [_make_jpeg(width, height, index) for index in range(12)]
+        makes = [
+            functools.partial(_make_training_image, area=area, may_shrink=may_shrink)
+            for area in (None, (0.5, 1.0))
+            for may_shrink in (False, True)
+        ]
+        rates = np.max([[_measure_cpu_rate(make, files) for make in makes] for _ in range(3)], axis=0)
+        print(f"| {size} | {' | '.join(f'{rate:,.0f}' for rate in rates)} |", flush=True)
+
+
+def _measure_cpu_rate(make, files: list[bytes]) -> float:
+    rng = np.random.default_rng(0)  # the same crops for each way of decoding
+    begun = time.process_time()
+    for data in files:
+        make(data, rng)
+    return len(files) / (time.process_time() - begun)
+
+
+def _make_training_image(data: bytes, rng, *, area: tuple | None, may_shrink: bool, side: int = SIDE) -> np.ndarray:
+    """Makes an image as `Augment` does, whole or from a random crop of a share of its area."""
+    preprocess = Preprocess(side)
+
+    def choose_region(width: int, height: int):
+        if area is None:
+            return (0, 0, width, height), preprocess.target_size(width, height)
+        return sample_crop(width, height, rng, scale=area), (side, side)
+
+    decoded, region, size = decode_region(data, choose_region, may_shrink=may_shrink)
+    return preprocess.resize_and_crop(decoded, size, region)
+
+
+def _compare_photographs() -> None:
+    """Prints how much photographs at the smallest scale differ from their full decode."""
+    print("| photograph | pixels | mean difference, of 255 levels | PSNR |\n| --- | --- | --- | --- |")
+    for name in ("china.jpg", "flower.jpg"):
+        buffer = io.BytesIO()
+        Image.fromarray(load_sample_image(name)).save(buffer, "JPEG", quality=90)
+        for side in (64, 100, 150, 200):
+            full, small = (
+                _make_training_image(buffer.getvalue(), None, area=None, may_shrink=may_shrink, side=side).astype(float)
+                for may_shrink in (False, True)
+            )
+            psnr = 10 * np.log10(255**2 / np.mean((full - small) ** 2))
+            print(f"| {name} | {side} | {np.abs(full - small).mean():.1f} | {psnr:.1f} dB |")
 
 
 def _measure_stream(tar: str, stream: str, batch_size: int, seconds: float) -> None:

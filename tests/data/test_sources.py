@@ -5,6 +5,7 @@ fewer examples than they have. Nothing here has TensorFlow, and nothing loads it
 """
 
 import collections
+import concurrent.futures
 import csv
 import errno
 import io
@@ -235,6 +236,30 @@ def test_evaluations_may_leave_out_a_share_of_unreadable_pictures(tmp_path, capl
         context.source("", "all")
     options.data.max_broken_eval = 0.0
     assert len(context.source("", "all")) == 10
+
+
+def test_readable_records_are_found_in_chunks(monkeypatch):
+    submitted = []
+
+    def submit(pool, *arguments, function=concurrent.futures.ThreadPoolExecutor.submit):
+        submitted.append(arguments)
+        return function(pool, *arguments)
+
+    def decode(number):
+        if number % 1000 == 999:
+            raise BrokenSample(f"number {number}")
+
+    monkeypatch.setattr(concurrent.futures.ThreadPoolExecutor, "submit", submit)
+    monkeypatch.setattr(images, "decode", decode)
+    for count in (1, 255, 3_000, 300_000):
+        submitted.clear()
+        source = sources.Source("numbers", [{"image": number} for number in range(count)])
+        kept = sources.select_readable(source, 0.01)
+        expected = [number for number in range(count) if number % 1000 != 999]
+        assert len(kept) == len(expected) and [kept[i]["image"] for i in range(0, len(kept), 97)] == expected[::97]
+        assert len(submitted) <= 300
+    with pytest.raises(DataError, match="300 of 300000 .*; the first: number 999; number 1999; number 2999$"):
+        sources.select_readable(source, 0.0001)
 
 
 def test_records_are_a_sequence(tmp_path):

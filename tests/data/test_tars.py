@@ -11,10 +11,12 @@ import resource
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from train_jax import paths
@@ -111,9 +113,73 @@ def test_the_index_is_made_once_and_again_for_another_file(two, monkeypatch):
     assert len(Tars(f"{two}/*.tar")) == 4
     assert len(list(joined.glob("*-*"))) == 2  # of both sets; the old states of this one are removed
     index = two / "part-001.tar.index.npy"
-    for damage in (b"{", index.read_bytes()[:100], b""):
+    paths.remove(joined)
+    for damage in (b"{", index.read_bytes()[:100], index.read_bytes()[:-1], index.read_bytes()[:-100], b""):
         index.write_bytes(damage)
-        assert len(Tars(f"{second}")) == 3
+        assert [r["id"][-1] for r in Tars(f"{second}")] == ["3", "4", "5"]
+        paths.remove(joined)
+
+
+@pytest.mark.parametrize("name", ["starts.npy", "samples.npy", "keys.npy"])
+@pytest.mark.parametrize("kept", [-1, 0, None])
+def test_a_damaged_joined_index_is_made_again(two, name, kept, caplog):
+    expected = list(Tars(f"{two}/*.tar"))
+    (folder,) = (paths.cache() / "tars").glob("*-*")
+    if kept is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes((folder / name).read_bytes()[:kept])
+    assert list(Tars(f"{two}/*.tar")) == expected
+    assert f"{folder} is damaged" in caplog.text
+
+
+def test_an_index_that_cannot_be_read_is_not_called_unwritable(two, monkeypatch):
+    def fail(file):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files, "_RETRY_DELAYS", (0.0,))
+    monkeypatch.setattr(tar_index, "_read_columns", fail)
+    with pytest.raises(DataError, match="part-000.tar.index.npy cannot be read, after 2 tries"):
+        Tars(f"{two}/*.tar")
+
+
+@pytest.mark.parametrize("step", ["_list_missing", "_scan", "save", "_join", "_read_columns"])
+def test_no_index_is_kept_under_the_stamp_of_another_file(two, monkeypatch, step):
+    path, other = two / "part-000.tar", two / "part-001.tar"
+    before, stat, function = path.read_bytes(), path.stat(), getattr(tar_index, step)
+
+    def replace_first(*arguments):
+        path.write_bytes(other.read_bytes()[:-512])
+        return function(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tar_index, step, replace_first)
+        with pytest.raises(DataError, match="part-000.tar changed while its index was made; start again"):
+            Tars(str(path))
+    path.write_bytes(before)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert [record["captions"] for record in Tars(str(path))][:2] == [["number 0"], ["number 1"]]
+    assert len(list((paths.cache() / "tars").iterdir())) == 1
+
+
+def test_a_joined_index_in_use_is_kept(two):
+    path = two / "part-000.tar"
+    first = Tars(str(path))
+    (folder,) = (paths.cache() / "tars").glob("*-*")
+    for days, kept in ((29, True), (31, True), (31, False)):
+        then = time.time() - days * 86_400
+        os.utime(folder, (then, then))
+        if (days, kept) == (31, True):
+            Tars(str(path))  # opened again
+        changed = path.with_name("changed")
+        changed.write_bytes(path.read_bytes())
+        os.utime(changed, (days + kept, days + kept))  # another time in each turn
+        before = path.rename(path.with_name("before"))
+        changed.rename(path)
+        Tars(str(path))  # another state of the set
+        before.rename(path)
+        assert folder.is_dir() == kept
+    assert [record["captions"] for record in first][:2] == [["number 0"], ["number 1"]], "mapped when it was opened"
 
 
 def test_a_folder_that_cannot_be_written_keeps_its_index_in_the_cache(two):
@@ -142,9 +208,9 @@ def test_a_sample_takes_about_forty_bytes_and_its_key(two):
 
 
 def test_processes_may_join_the_same_indexes(two, monkeypatch):
-    def join_twice(tars, folder, join=tar_index._join):
-        join(tars, folder)
-        join(tars, folder)
+    def join_twice(*arguments, join=tar_index._join):
+        join(*arguments)
+        join(*arguments)
 
     monkeypatch.setattr(tar_index, "_join", join_twice)
     assert len(Tars(f"{two}/*.tar")) == 6
@@ -174,6 +240,15 @@ def test_many_tars_are_scanned_by_several_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(tar_index, "_scan", None)  # this process need not scan
     tars = Tars(f"{tmp_path}/*.tar")
     assert [record["captions"] for record in tars] == [[str(number)] for number in range(16)]
+
+
+def test_scanning_processes_leave_a_bad_tar_to_their_parent(tmp_path, monkeypatch, capfd):
+    for number in range(16):
+        (tmp_path / f"{number:03}.tar").write_bytes(b"not a tar" * 1000)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(DataError, match="is not a readable tar file"):
+        Tars(f"{tmp_path}/*.tar")
+    assert capfd.readouterr().err == ""
 
 
 def test_workers_read_as_their_parent_does(two):
@@ -312,9 +387,23 @@ def test_a_truncated_tar_gives_what_comes_before(two, caplog):
 def test_a_tar_that_shrinks_later_breaks_samples_not_runs(two):
     tars = Tars(f"{two}/part-000.tar")
     path = two / "part-000.tar"
+    assert tars[2]["image"] == png(2)  # which opens the tar
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(BrokenSample, match="part-000.tar:2: the tar ends"):
         tars[2]
+
+
+@pytest.mark.parametrize("storage", [Path, epath.Path])
+def test_a_tar_that_is_replaced_gives_no_other_samples(two, storage):
+    path, other = (two / f"part-00{number}.tar" for number in range(2))
+    tars = Tars(str(path))
+    tars._paths = [storage(path)]
+    tars._stamps = [tar_index.read_stamp(storage(path))]
+    os.utime(other, (0, 0))
+    other.replace(path)  # of the same size, with samples at the same offsets
+    with pytest.raises(BrokenSample, match="part-000.tar: the tar changed after its index was read"):
+        tars[0]
+    assert Tars(str(path))[0]["captions"] == ["number 3"]
 
 
 def test_missing_halves_are_left_out_and_named(tmp_path, caplog):
@@ -344,6 +433,13 @@ def test_patterns(tmp_path):
         expand("{9..1}.tar")
     with pytest.raises(DataError, match=r"write \{000..099\}"):
         expand("{1-3}.tar")
+
+
+def test_patterns_do_not_match_indexes(two):
+    assert len(Tars(f"{two}/part*")) == 6
+    (two / "part-000.tar.index.npy.1a2b3c4d").touch()  # left by a process that ended while it wrote
+    assert (two / "part-000.tar.index.npy").exists()
+    assert [path.name for path in expand(f"{two}/part*")] == ["part-000.tar", "part-001.tar"]
 
 
 def test_what_is_no_tar_is_named(tmp_path):

@@ -14,6 +14,7 @@ for none) and `scene` (description of a rendered scene, as JSON).
 import concurrent.futures
 import dataclasses
 import importlib
+import itertools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,8 @@ from train_jax.data.tars import Tars
 log = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
+_MAX_CHUNK = 1024  # records that a thread checks at a time
+_MIN_CHUNKS = 256  # number of chunks of a smaller source, so that threads end at about the same time
 _EMBEDDED = ("shapes", "digits")
 _FORMS = ("shapes", "shapes/SIZE", "digits", "folder:PATH", "webdataset:PATH", "tfds:NAME[/CONFIG]")
 
@@ -118,19 +121,28 @@ def select_readable(source: Source, max_broken: float) -> Source:
     exceeds `max_broken`.
     """
 
-    def find_error(index: int) -> str:
-        try:
-            images.decode(source[index]["image"])
-            return ""
-        except BrokenSample as error:
-            return str(error) or "unreadable"
+    readable = np.ones(len(source), bool)
 
+    def find_errors(indices: range) -> list[str]:
+        errors = []
+        for index in indices:
+            try:
+                images.decode(source[index]["image"])
+            except BrokenSample as error:
+                readable[index] = False
+                errors.append(str(error) or "unreadable")
+        return errors
+
+    # A future of each record would take 1.6 kB.
+    size = min(_MAX_CHUNK, -(-len(source) // _MIN_CHUNKS))
+    chunks = [range(start, min(start + size, len(source))) for start in range(0, len(source), size)]
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        errors = list(pool.map(find_error, range(len(source))))
-    indices = [index for index, error in enumerate(errors) if not error]
-    broken = [error for error in errors if error]
-    if len(broken) > max_broken * len(source) or not indices:
-        limit = f"more than config.data.max_broken_eval = {max_broken:.1%}" if indices else "none is left to evaluate"
+        broken = list(itertools.chain.from_iterable(pool.map(find_errors, chunks)))
+    indices = splits.Selection(readable)
+    if len(broken) > max_broken * len(source) or not len(indices):
+        limit = (
+            f"more than config.data.max_broken_eval = {max_broken:.1%}" if len(indices) else "none is left to evaluate"
+        )
         raise DataError(
             f"{source.name}: {len(broken)} of {len(source)} images cannot be read, {limit}; the first: "
             f"{'; '.join(broken[:3])}"

@@ -39,12 +39,15 @@ log = logging.getLogger(__name__)
 
 CAPTIONS = ("txt", "caption", "json")  # suffixes of caption files
 _IMAGES = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
-_FORMAT = 4  # version of index files
+_FORMAT = 5  # version of index files
+_SUFFIX = ".index.npy"  # of the index beside a tar; an unfinished one has another suffix behind it
 _BLOCK = 512  # members of a tar begin at multiples of this number of bytes
 _MAX_SIZE = 2**32  # sizes are 32-bit numbers
 _MIN_TARS = 8  # number of tars that a process scans at least, since it takes a second to start
 _IO_THREADS = 32  # threads that wait for a network disk
-_KEPT = 86_400  # seconds for which joined indexes of other states of a set are kept; other hosts may have these states
+# Seconds since the last opening for which joined indexes of other states of a set are kept: runs of these states may open
+# them again when they resume.
+_KEPT = 30 * 86_400
 _MAX_LISTED = 3  # examples in a message
 
 # Offsets are in blocks. A size of 0 with offset 0 means that there is no label.
@@ -58,10 +61,16 @@ SAMPLE = np.dtype(
 )
 
 # Program of a scanning process. Unlike those of multiprocessing, it does not import the user's main module.
-_PROGRAM = (
-    "import json, sys; job = json.load(sys.stdin); sys.path[:] = job['path']; "
-    "from train_jax.data import tar_index; tar_index.scan_missing(job['tars'])"
-)
+_PROGRAM = """
+import json, sys
+job = json.load(sys.stdin)
+sys.path[:] = job["path"]
+from train_jax.data import errors, tar_index
+try:
+    tar_index.scan_missing(job["tars"])
+except errors.DataError:  # raised again by the process that waits
+    sys.exit(1)
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,24 +85,25 @@ class Sample:
     label: tuple[int, int] | None
 
 
-@dataclasses.dataclass(frozen=True)
 class TarIndex(Sequence):
-    """Sequence of samples, memory-mapped from a folder. Pickling stores the name of the folder only."""
+    """Sequence of samples, memory-mapped from a folder, which may be removed afterwards.
 
-    folder: Path
+    Pickling stores the name of the folder only.
 
-    @functools.cached_property
-    def starts(self) -> np.ndarray:
-        """Index of the first sample of each tar, and the number of samples, int64 [tars + 1]."""
-        return np.load(self.folder / "starts.npy", allow_pickle=False)
+    Attributes:
+      folder: folder of the arrays.
+      starts: index of the first sample of each tar, and the number of samples, int64 [tars + 1].
 
-    @functools.cached_property
-    def _samples(self) -> np.ndarray:
-        return np.asarray(np.load(self.folder / "samples.npy", mmap_mode="r", allow_pickle=False))
+    Raises OSError, ValueError or EOFError if the folder is missing or damaged.
+    """
 
-    @functools.cached_property
-    def _keys(self) -> np.ndarray:
-        return np.asarray(np.load(self.folder / "keys.npy", mmap_mode="r", allow_pickle=False))
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.starts = np.load(folder / "starts.npy", allow_pickle=False)
+        self._samples, self._keys = (
+            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+            for name in ("samples", "keys")
+        )
 
     def __reduce__(self):
         return TarIndex, (self.folder,)
@@ -113,26 +123,35 @@ class TarIndex(Sequence):
 def open_index(tars: Sequence[AnyPath]) -> tuple[TarIndex, list[tuple[int, ...]]]:
     """Opens the joined index of tars, scanning those without an index. Returns the index and the tars' stamps.
 
-    Raises DataError for a file that cannot be read or is not a tar, and if the cache folder cannot be written.
+    A joined index that is damaged is made again. Raises DataError for a file that cannot be read or is not a tar, and if the
+    cache folder cannot be written.
     """
     stamps = list(_in_threads(read_stamp, tars))
     names = json.dumps([str(paths.absolute(tar)) for tar in tars])
     prefix = hashlib.sha256(names.encode()).hexdigest()[:32]
     folder = paths.cache() / "tars" / f"{prefix}-{hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]}"
-    if not folder.is_dir():
-        _scan_in_processes(_list_missing(tars))
-        scan_missing(_list_missing(tars))
+    if folder.is_dir():
         try:
-            _join(tars, folder)
-        except OSError as error:
-            raise DataError(
-                f"the index of {len(tars)} tar(s) cannot be written to {folder}: {error}. Set XDG_CACHE_HOME to a folder "
-                "that can be written"
-            ) from error
-        for outdated in folder.parent.glob(f"{prefix}-*"):
-            with contextlib.suppress(FileNotFoundError):  # another process may remove it
-                if time.time() - outdated.stat().st_mtime > _KEPT:
-                    paths.remove(outdated)
+            index = TarIndex(folder)
+            with contextlib.suppress(OSError):  # a read-only cache, of which nothing is removed
+                os.utime(folder)
+            return index, stamps
+        except (FileNotFoundError, ValueError, EOFError) as error:
+            log.warning("%s is damaged (%s) and made again", folder, error)
+            paths.remove(folder)
+    _scan_in_processes(_list_missing(tars))
+    scan_missing(_list_missing(tars))
+    try:
+        _join(tars, folder, stamps)
+    except OSError as error:
+        raise DataError(
+            f"the index of {len(tars)} tar(s) cannot be written to {folder}: {error}. Set XDG_CACHE_HOME to a folder "
+            "that can be written"
+        ) from error
+    for outdated in folder.parent.glob(f"{prefix}-*"):
+        with contextlib.suppress(FileNotFoundError):  # another process may remove it
+            if time.time() - outdated.stat().st_mtime > _KEPT:
+                paths.remove(outdated)
     return TarIndex(folder), stamps
 
 
@@ -152,7 +171,10 @@ def _scan_if_missing(tar: AnyPath) -> None:
     """Scans a tar and saves its index, unless there is one."""
     if _read_header(tar) is None:
         stamp = read_stamp(tar)
-        save(tar, stamp, list(_scan(tar, stamp[1])))
+        samples = list(_scan(tar, stamp[1]))
+        if read_stamp(tar) != stamp:
+            raise DataError(f"{tar} changed while its index was made; start again")
+        save(tar, stamp, samples)
 
 
 def _scan_in_processes(tars: Sequence[AnyPath]) -> None:
@@ -197,18 +219,25 @@ def read_stamp(tar: AnyPath) -> tuple[int, ...]:
 def _index_files(tar: AnyPath) -> list[AnyPath]:
     """Returns the paths where the index of a tar may be: beside the tar, and in the cache folder."""
     name = hashlib.sha256(str(paths.absolute(tar)).encode()).hexdigest()[:32]
-    return [tar.with_name(tar.name + ".index.npy"), paths.cache() / "tars" / f"{name}.npy"]
+    return [tar.with_name(tar.name + _SUFFIX), paths.cache() / "tars" / f"{name}.npy"]
+
+
+def is_index(file: AnyPath) -> bool:
+    """Returns whether a file beside tars is, by its name, the index of one, or an unfinished index."""
+    return _SUFFIX in file.name
 
 
 def _read_header(tar: AnyPath) -> tuple[AnyPath, int, int] | None:
-    """Returns file, number of samples and length of the keys of a tar's index; None if it is missing or outdated."""
+    """Returns file, number of samples and length of the keys of a tar's index; None if there is no valid one."""
     stamp = read_stamp(tar)
     for file in _index_files(tar):
         try:
             with file.open("rb") as stream:
-                *saved, samples, keys = np.load(stream, allow_pickle=False).tolist()
-            if tuple(saved) == stamp:
-                return file, samples, keys
+                *saved, samples, keys, body = np.load(stream, allow_pickle=False).tolist()
+                body_start = stream.tell()
+                stream.seek(0, os.SEEK_END)
+                if tuple(saved) == stamp and stream.tell() == body_start + body:
+                    return file, samples, keys
         except (OSError, ValueError, TypeError, EOFError):
             continue  # missing, truncated, or of another format
     return None
@@ -222,7 +251,10 @@ def _read_columns(file: AnyPath) -> tuple[np.ndarray, np.ndarray]:
 
 
 def save(tar: AnyPath, stamp: tuple[int, ...], samples: Sequence[Sample]) -> None:
-    """Saves the index of a tar, atomically: arrays of the stamp with the lengths of the others, samples, and keys.
+    """Saves the index of a tar, atomically: an array of the stamp and the sizes of what follows, samples, and keys.
+
+    The sizes are the number of samples, the length of the keys, and the number of bytes that follow, by which a truncated
+    file is recognised.
 
     Raises DataError if it can be saved neither beside the tar nor in the cache folder.
     """
@@ -238,9 +270,11 @@ def save(tar: AnyPath, stamp: tuple[int, ...], samples: Sequence[Sample]) -> Non
 
 def write_columns(tar: AnyPath, stamp: tuple[int, ...], samples: np.ndarray, keys: np.ndarray) -> None:
     """Writes the arrays of a tar's index; see `save`."""
-    buffer = io.BytesIO()
-    for array in (np.array([*stamp, len(samples), len(keys)], np.int64), samples, keys):
-        np.save(buffer, array, allow_pickle=False)
+    body, buffer = io.BytesIO(), io.BytesIO()
+    np.save(body, samples, allow_pickle=False)
+    np.save(body, keys, allow_pickle=False)
+    np.save(buffer, np.array([*stamp, len(samples), len(keys), body.tell()], np.int64), allow_pickle=False)
+    buffer.write(body.getbuffer())
     reasons = []
     for file in _index_files(tar):
         unfinished = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}")
@@ -258,11 +292,15 @@ def write_columns(tar: AnyPath, stamp: tuple[int, ...], samples: np.ndarray, key
     )
 
 
-def _join(tars: Sequence[AnyPath], folder: Path) -> None:
-    """Joins the indexes of tars to one, in the new folder `folder`."""
+def _join(tars: Sequence[AnyPath], folder: Path, stamps: list[tuple[int, ...]]) -> None:
+    """Joins the indexes of tars to one, in the new folder `folder`, whose name stands for `stamps`.
+
+    Raises DataError if a tar has another stamp in the end: the folder would hold the index of other bytes, and be found
+    again when the former file returns.
+    """
     headers = list(_in_threads(_read_header, tars))
     if changed := [str(tar) for tar, header in zip(tars, headers, strict=True) if header is None]:
-        raise DataError(f"{changed[0]} changed while its index was read")
+        raise DataError(f"{changed[0]} changed while its index was made; start again")
     index_files, counts, lengths = zip(*headers, strict=True)
     starts, key_starts = (np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]) for sizes in (counts, lengths))
     unfinished = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}{paths.UNFINISHED}")
@@ -272,7 +310,9 @@ def _join(tars: Sequence[AnyPath], folder: Path) -> None:
         samples = np.lib.format.open_memmap(unfinished / "samples.npy", "w+", SAMPLE, (int(starts[-1]),))
         keys = np.lib.format.open_memmap(unfinished / "keys.npy", "w+", np.uint8, (int(key_starts[-1]),))
         for tar, file in enumerate(index_files):
-            tar_samples, tar_keys = _read_columns(file)
+            tar_samples, tar_keys = files.read_with_retries(functools.partial(_read_columns, file), file, DataError)
+            if (len(tar_samples), len(tar_keys)) != (counts[tar], lengths[tar]):
+                raise DataError(f"{tars[tar]} changed while its index was made; start again")
             rows = np.s_[starts[tar] : starts[tar + 1]]
             samples[rows] = tar_samples
             samples["tar"][rows] = tar
@@ -281,6 +321,9 @@ def _join(tars: Sequence[AnyPath], folder: Path) -> None:
         samples.flush()
         keys.flush()
         del samples, keys
+        for tar, stamp, new in zip(tars, stamps, _in_threads(read_stamp, tars), strict=True):
+            if new != stamp:
+                raise DataError(f"{tar} changed while its index was made; start again")
         unfinished.rename(folder)
     except OSError:
         if not folder.is_dir():  # another process may have joined them at the same time

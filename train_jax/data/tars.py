@@ -28,9 +28,13 @@ _MAX_OPEN = 64  # maximum number of open tars, well below the default limit of 1
 class _OpenFile:
     """File descriptor that threads share and that is closed when the last reader releases it."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, stamp: tuple[int, ...]):
         self._descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
+        close = weakref.finalize(self, os.close, self._descriptor)
+        stat = os.fstat(self._descriptor)
+        if (stat.st_size, stat.st_mtime_ns) != stamp[1:]:
+            close()
+            raise _changed_error(path)
 
     def read(self, offset: int, size: int) -> bytes:
         """Reads up to `size` bytes, starting at `offset`."""
@@ -39,8 +43,19 @@ class _OpenFile:
 
 @functools.lru_cache(maxsize=_MAX_OPEN)
 def _open_cached(path: Path, stamp: tuple[int, ...]) -> _OpenFile:
-    """Opens a tar, with a cache of limited size. `stamp` invalidates the cache if the tar changes."""
-    return _OpenFile(path)
+    """Opens a tar, with a cache of limited size. Raises BrokenSample if it has another stamp than its index."""
+    return _OpenFile(path, stamp)
+
+
+@functools.cache
+def _check_stored(path: AnyPath, stamp: tuple[int, ...]) -> None:
+    """Checks the stamp of a tar in object storage, once per process: each check is a request."""
+    if tar_index.read_stamp(path) != stamp:
+        raise _changed_error(path)
+
+
+def _changed_error(path: AnyPath) -> BrokenSample:
+    return BrokenSample(f"{path}: the tar changed after its index was read; start again")
 
 
 class Tars(Sequence):
@@ -81,12 +96,13 @@ class Tars(Sequence):
         return f"{self._paths[sample.tar].name}:{sample.key}"
 
     def _read_member(self, tar: int, byte_range: tuple[int, int], name: str) -> bytes:
-        """Reads a byte range of a tar, with retries. Raises BrokenSample if the tar is truncated."""
+        """Reads a byte range of a tar, with retries. Raises BrokenSample if the tar changed."""
         offset, size = byte_range
         path, stamp = self._paths[tar], self._stamps[tar]
 
         def read() -> bytes:
             if not isinstance(path, Path):
+                _check_stored(path, stamp)
                 return paths.read_range(path, offset, size)
             try:
                 return _open_cached(path, stamp).read(offset, size)
@@ -135,12 +151,17 @@ def _parse_label(data: bytes, name: str) -> dict[str, int]:
 
 
 def expand(pattern: str) -> list[AnyPath]:
-    """Expands a pattern to a list of files. Raises DataError if a file is missing or nothing matches."""
+    """Expands a pattern to a list of files. Raises DataError if a file is missing or nothing matches.
+
+    `*` and `?` do not match the indexes beside tars.
+    """
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices = [_expand_braces(part, pattern) if index % 2 else [part] for index, part in enumerate(parts)]
     tars: list[AnyPath] = []
     for name in map("".join, itertools.product(*choices)):
-        matches = paths.glob(name) if glob.has_magic(name) else [paths.path(name)]
+        matches = [paths.path(name)]
+        if glob.has_magic(name):
+            matches = [path for path in paths.glob(name) if not tar_index.is_index(path)]
         matches = [path for path in matches if path.is_file()]
         if not matches:
             raise DataError(f"webdataset:{pattern}: there is no file {name}")
