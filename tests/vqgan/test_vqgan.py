@@ -186,7 +186,8 @@ def test_reconstructions_in_a_folder_are_computed_once(run, tiny, trained, folde
     sheet = ("--out", tmp_path / "sheet.png")
     code, _, error = run("reconstruct", changed / "a.png", "--model", tiny[1], "--folder", changed, *sheet)
     assert code == 2 and "a.png was written by another command" in error, "an image of the user's"
-    assert Image.open(changed / "a.png").size == (20, 20)
+    with Image.open(changed / "a.png") as image:
+        assert image.size == (20, 20)
     assert run(*arguments, *sheet)[0] == 0 and (tmp_path / "sheet.png").is_file()
     code, _, error = run("reconstruct", *files, "--model", tiny[1])
     assert code == 2 and "name --out FILE for the sheet" in error
