@@ -35,6 +35,8 @@ from train_jax.plan.report import Plan
 from train_jax.plan.targets import EXAMPLES, GPU_PACKAGES, Target
 from train_jax.sharding import AXES
 
+_MAX_PLANS = 12
+
 
 def main(argv: list[str]) -> int:
     """Runs `train-jax plan`. Returns the exit code: 0, 1 if the run does not fit, 2 for a user error."""
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--machine", metavar="NAME", help=f"machine preset: {', '.join(config_file.machines())}, or a file")
     parser.add_argument("--json", action="store_true", help="print the plan as one line of JSON")
     parser.add_argument("--search", action="store_true", help="search for the mesh, remat and micro-batch that are fastest")
-    parser.add_argument("--max-plans", type=int, default=12, help="plans of a search (default %(default)s)")
+    parser.add_argument("--max-plans", type=int, metavar="N", help=f"plans of a search (default {_MAX_PLANS})")
     arguments, words = parser.parse_known_args(expand_home(argv))
     overrides = [word for word in words if word.startswith(config_file.OPTION)]
     options = [word for word in words if word.startswith(f"--{arguments.what}.")]
@@ -97,22 +99,29 @@ def make_plans(config: ConfigDict, target: Target, what: str, options: list[str]
 
 
 def _search(config: ConfigDict, target: Target, arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Runs `--search` and prints its table, or JSON lines. Returns the exit code."""
+    """Runs `--search` and prints its table, or JSON lines. Returns the exit code. Ctrl-C ends it with what is finished."""
     from train_jax.plan import search
 
     if arguments.what != "train":
         raise ConfigError(f"--search with --what={arguments.what}: only the training step has options to search for")
+    max_plans = _MAX_PLANS if arguments.max_plans is None else arguments.max_plans
+    if max_plans < 1:
+        raise ConfigError(f"--max-plans={max_plans}; it must be at least 1")
     stated = [word.removeprefix(config_file.OPTION).partition("=")[0] for word in overrides]
     fixed = {"mesh" if name.startswith("mesh.") else name for name in stated}
     candidates = search.list_candidates(config, math.prod(target.shape), sorted(fixed & set(search.OPTIONS)))
     command = [f"--config={arguments.config}", f"--target={arguments.target}"]
     command += [f"--machine={arguments.machine}"] if arguments.machine else []
     command += overrides
-    rows = []
-    for candidate, plan in search.search(candidates, lambda words: search.run_plan([*command, *words]), arguments.max_plans):
-        rows.append((candidate, plan))
-        if arguments.json:
-            print(json.dumps({"options": candidate.words} | plan), flush=True)
+    rows, is_interrupted = [], False
+    try:
+        for candidate, plan in search.search(candidates, lambda words: search.run_plan([*command, *words]), max_plans):
+            rows.append((candidate, plan))
+            if arguments.json:
+                print(json.dumps({"options": candidate.words} | plan), flush=True)
+    except KeyboardInterrupt:
+        is_interrupted = True
+        print("train-jax plan: interrupted; these are finished:", file=sys.stderr)
     ranked, key = search.rank(rows)
     best, plan = ranked[0] if ranked else (None, {})
     fits = "mesh" in plan and plan["fits"] is not False
@@ -124,7 +133,7 @@ def _search(config: ConfigDict, target: Target, arguments: argparse.Namespace, o
         if fits:
             words = [word for word in command if not word.startswith("--target=")]
             print(f"train-jax {' '.join([*words, *best.words])} --workdir=DIR")
-    return 0 if fits else 1
+    return 130 if is_interrupted else 0 if fits else 1
 
 
 def _parse_mesh(text: str) -> list[str]:
