@@ -72,12 +72,12 @@ def test_tasks_without_micro_batches_accumulate():
 def test_the_fastest_that_fits_is_found(monkeypatch, capsys, clip_file):
     planned = []
     monkeypatch.setattr(search, "run_plan", lambda words: (planned.append(words), make_plan(words))[1])
-    assert command.main([f"--config={clip_file}", "--target=fake:8", "--search", "--max-plans=200", "--config.steps=5"]) == 0
+    assert command.main([f"--config={clip_file}", "--target=fake:8", "--search", "--max-plans=200", "--config.data.source=a b"]) == 0
     printed, progress = capsys.readouterr()
     every = [(c.mesh, c.remat, c.parts) for c in search.list_candidates(ConfigDict(CLIP), 8) if c.mesh[2] < 8]
     best = min((setting for setting in every if needs(*setting) <= 4), key=lambda setting: takes(*setting))
     (data, fsdp, tensor), remat, parts = best
-    line = f"--config.steps=5 --config.mesh.data={data} --config.mesh.fsdp={fsdp} --config.mesh.tensor={tensor} "
+    line = f"'--config.data.source=a b' --config.mesh.data={data} --config.mesh.fsdp={fsdp} --config.mesh.tensor={tensor} "
     line += f"--config.compute.remat={remat} --config.compute.micro_batch={0 if parts == 1 else 32 // data // fsdp // parts}"
     assert printed.splitlines()[-1] == f"train-jax --config={clip_file} {line} --workdir=DIR"
     assert "8 does not divide the 2 heads" in printed and "plan 2 of at most 200" in progress
@@ -97,7 +97,11 @@ def test_without_times_memory_ranks_and_the_bound_holds(monkeypatch, capsys, cli
     monkeypatch.setattr(search, "run_plan", lambda words: make_plan(words, limit=8.0, clock=False))
     words = [f"--config={clip_file}", "--target=fake:8", "--search", "--max-plans=5"]
     assert command.main([*words, "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    *rows, result = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    order = sorted((row for row in rows if row["fits"]), key=lambda row: row["peak_bytes"])
+    assert result["ranked_by"] == "peak_bytes" and len(result["ranking"]) == 5
+    assert result["ranking"][: len(order)] == [row["options"] for row in order]
+    assert result["command"] == f"train-jax --config={clip_file} {' '.join(order[0]['options'])} --workdir=DIR"
     assert len(rows) == 5 and all(row["options"][0].startswith("--config.mesh.data=") for row in rows)
     assert command.main(words) == 0
     printed = capsys.readouterr().out
@@ -106,6 +110,9 @@ def test_without_times_memory_ranks_and_the_bound_holds(monkeypatch, capsys, cli
     assert len(sizes) > 1 and sizes == sorted(sizes)
     monkeypatch.setattr(search, "run_plan", lambda words: make_plan(words, limit=0.0))
     assert command.main(words) == 1
+    capsys.readouterr()
+    assert command.main([*words, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["command"] is None
     assert command.main([*words, "--what=encode"]) == 2
 
 

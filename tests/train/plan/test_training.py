@@ -124,10 +124,14 @@ def test_mistakes_on_the_command_line_are_one_line(config_file_of_clip, capsys):
         (["--target=fake:8", "--what=encode", "--encode.texts=0"], "--encode.texts = 0; it must be at least 1"),
         (["--target=fake:8", "--what=encode", "--encode.n=8"], "--encode.n is not an option"),
         (["--target=fake:8", "--what=encode", "--mesh=data=8"], "weights are replicated"),
+        (["--target=fake:8", "--max-plans=3"], "--max-plans=3 without --search"),
     ]:
         assert command.main([f"--config={config_file_of_clip}", *arguments]) == 2
         error = capsys.readouterr().err
         assert words in error and "Traceback" not in error
+    with pytest.raises(SystemExit, match="2"):
+        command.main([f"--config={config_file_of_clip}", "--target=fake:8", "--train.images=8"])
+    assert "unexpected argument '--train.images=8'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["vqgan/demo", "vqgan/prior_digits", "dalle/demo"])
