@@ -58,16 +58,22 @@ def list_candidates(config: ConfigDict, devices: int, fixed: Sequence[str] = ())
     remats = [kept["compute.remat"]] if "compute.remat" in kept else ["dots", "full", "none"]
     name = "compute.micro_batch" if exact else "accumulate"
     ranked = []
-    for (i, mesh), (j, remat), (k, parts) in itertools.product(*map(enumerate, (meshes, remats, _PARTS))):
-        words = [f"mesh.{axis}={size}" for axis, size in zip(AXES, mesh, strict=True)]
-        words.append(f"compute.remat={remat}")
-        if (name in kept and parts > 1) or batch_size % (mesh[0] * mesh[1] * parts):
+    for (i, mesh), (j, remat) in itertools.product(enumerate(meshes), enumerate(remats)):
+        rows, rest = divmod(batch_size, mesh[0] * mesh[1])  # rows of a device
+        if rest:
             continue
-        if name not in kept:
-            rows = batch_size // (mesh[0] * mesh[1] * parts)
-            words.append(f"{name}={(rows if parts > 1 else 0) if exact else parts}")
-        words = tuple(f"{config_file.OPTION}{word}" for word in words)
-        ranked.append((i + j + k, Candidate(mesh, remat, parts, words)))
+        choices = _PARTS
+        if name in kept:
+            choices = (sharding.parts_of(rows, kept[name] or rows) if exact else kept[name],)
+        for k, parts in enumerate(choices):
+            if rows % parts:
+                continue
+            words = [f"mesh.{axis}={size}" for axis, size in zip(AXES, mesh, strict=True)]
+            words.append(f"compute.remat={remat}")
+            if name not in kept:
+                words.append(f"{name}={(rows // parts if parts > 1 else 0) if exact else parts}")
+            words = tuple(f"{config_file.OPTION}{word}" for word in words)
+            ranked.append((i + j + k, Candidate(mesh, remat, parts, words)))
     return [candidate for _, candidate in sorted(ranked, key=lambda pair: pair[0])]
 
 

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from train_jax import config_file
+from train_jax.errors import ConfigError
 from train_jax.plan import command, search
 from train_jax.plan.targets import Target
 
@@ -67,6 +68,22 @@ def test_tasks_without_micro_batches_accumulate():
     config = ConfigDict({"task": "vqgan_jax.task", "steps": 1, "data": {"source": "shapes/32", "batch_size": 16}})
     listed = search.list_candidates(config, 8, ["mesh"])
     assert {c.words[-1] for c in listed} == {"--config.accumulate=1", "--config.accumulate=2"} and len(listed) == 2 * 3
+
+
+def test_kept_micro_batches_are_counted():
+    """Of 32 / 4 = 8 rows a device, at most 3 at a time are four parts; accumulation splits only over meshes that divide."""
+    mesh = {"data": 4, "fsdp": 1}
+    config = ConfigDict(CLIP | {"mesh": mesh, "compute": {"micro_batch": 3}})
+    listed = search.list_candidates(config, 4, ["mesh", "compute.micro_batch"])
+    assert [candidate.parts for candidate in listed] == [4] * 3
+    assert not any("micro_batch" in word for candidate in listed for word in candidate.words)
+    data = {"source": "shapes/32", "batch_size": 8}
+    config = ConfigDict({"task": "vqgan_jax.task", "steps": 1, "data": data, "accumulate": 2})
+    listed = search.list_candidates(config, 8, ["accumulate"])
+    assert {candidate.parts for candidate in listed} == {2} and all(8 % (2 * c.mesh[0] * c.mesh[1]) == 0 for c in listed)
+    assert {candidate.mesh[2] for candidate in listed} == {2, 4, 8}
+    with pytest.raises(ConfigError, match="8 in 2 micro-batches cannot be split over data x fsdp = 8 x 1"):
+        search.list_candidates(ConfigDict(config.to_dict() | {"mesh": {"data": 8, "fsdp": 1}}), 8, ["accumulate", "mesh"])
 
 
 def test_the_fastest_that_fits_is_found(monkeypatch, capsys, clip_file):
