@@ -30,7 +30,7 @@ class SamplingOptions(Options):
     """Options `--sample.…`."""
 
     images: int = option(64, "images of a batch, over all devices", least=1)
-    conditions: int = option(1, "different conditions in a batch", least=1)
+    conditions: int = option(1, "different conditions in a batch, which share its images evenly", least=1)
     guided: bool = option(True, "classifier-free guidance, which doubles the sequences")
     filtered: bool = option(True, "top_k or top_p")
 
@@ -41,6 +41,8 @@ OPTIONS = SamplingOptions
 def make(config: ConfigDict, folder: Path, mesh: Mesh, options: SamplingOptions) -> list[Program]:
     """Traces prefill and sampling of a batch of images; see `train_jax.task`."""
     check_rows(mesh, "sample.images", options.images)
+    if options.images % options.conditions:
+        raise ConfigError(f"--sample.images={options.images} must be a multiple of --sample.conditions={options.conditions}")
     vq, model_options, condition = task_lib.module(config).open_parts(config, folder)
     if options.guided and not (condition.droppable and condition.vocabulary_size > 1):
         raise ConfigError("--sample.guided=True: this model is trained without guidance; set --sample.guided=false")

@@ -138,9 +138,11 @@ def test_mistakes_on_the_command_line_are_one_line(config_file_of_clip, capsys):
 def test_every_family_has_placeholders(name, tmp_path):
     config = config_file.load(name)
     if "vqgan" in config:
-        config.vqgan.path = "not there"
-        with pytest.raises(ConfigError, match="is no model. Name one, or a shipped config"):
-            task_lib.module(config).write_placeholders(config_lib.resolve(config), tmp_path)
+        for path in ("not there", "vqgan/prior_digits"):
+            config.vqgan.path = path
+            with pytest.raises(ConfigError, match="is no model. Name one, or a shipped config") as error:
+                task_lib.module(config).write_placeholders(config_lib.resolve(config), tmp_path)
+            assert ", vqgan/f16_1024, " in str(error.value) and ", vqgan/prior" not in str(error.value)
         config.vqgan.path = "vqgan/digits"
     else:
         config.perceptual = {"type": "lpips", "path": "not there"}
