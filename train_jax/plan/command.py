@@ -13,7 +13,7 @@ CLIP and VQGAN, `sample` of DALL-E and priors, `paint` by a VQGAN and a CLIP. Th
     train-jax plan --search --config=clip/vit_b32 --target=v5e:4x4 --max-plans=6
 
 tries meshes, rematerialisation and micro-batches, except those given, and prints the command line of the fastest that fits.
-With --json it prints the options and plan of each as a line, and last a line with the ranking, the best first, and the command.
+With --json it prints a line of options and plan for each, and last a line of the ranking, the best first, and the command.
 
 A missing file that CONFIG names is replaced by a placeholder: a tokenizer, the weights of LPIPS, or a VQGAN by the name of
 its shipped config. TPU slices need the extra [tpu], GPUs the packages jax-cuda12-plugin, jax-cuda12-pjrt and

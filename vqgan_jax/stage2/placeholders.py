@@ -27,8 +27,9 @@ def write_first_stage(config: ConfigDict, folder: Path) -> vqgan.Vqgan:
     elif path and Path(path).exists():
         first_stage = vqgan.load(path, dtype=None)
     else:
+        names = ", ".join(shipped)
         raise ConfigError(
-            f"config.vqgan.path = {path!r} is no model. Name one, or a shipped config for a placeholder: {', '.join(shipped)}"
+            f"config.vqgan.path = {path!r} is no model. Name one, or a shipped config for a placeholder: {names}"
         )
     (folder / VQGAN).write_bytes(vqgan.to_bytes(first_stage))
     return first_stage

@@ -89,7 +89,8 @@ def test_kept_micro_batches_are_counted():
 def test_the_fastest_that_fits_is_found(monkeypatch, capsys, clip_file):
     planned = []
     monkeypatch.setattr(search, "run_plan", lambda words: (planned.append(words), make_plan(words))[1])
-    assert command.main([f"--config={clip_file}", "--target=fake:8", "--search", "--max-plans=200", "--config.data.source=a b"]) == 0
+    words = [f"--config={clip_file}", "--target=fake:8", "--config.data.source=a b"]
+    assert command.main([*words, "--search", "--max-plans=200"]) == 0
     printed, progress = capsys.readouterr()
     every = [(c.mesh, c.remat, c.parts) for c in search.list_candidates(ConfigDict(CLIP), 8) if c.mesh[2] < 8]
     best = min((setting for setting in every if needs(*setting) <= 4), key=lambda setting: takes(*setting))
