@@ -21,7 +21,7 @@ from train_jax import task as task_lib
 from train_jax.compute import TransformerCompute
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
-from train_jax.plan.program import Program, check_rows, place, rounded, trace_inference
+from train_jax.plan.program import Program, check_rows, place, rounded, trace_program
 from vqgan_jax.stage2 import model, sampling
 
 
@@ -58,7 +58,7 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: SamplingOptions)
 
     tokens = abstract(options.conditions + options.guided, module.condition_length, replicated=True)
     known = abstract(tokens.shape[0], 0, replicated=True)
-    prefill = trace_inference(
+    prefill = trace_program(
         "prefill", programs.prefill, mesh, {"weights": weights, "conditions": tokens, "known codes": known},
         unit="conditions", units=tokens.shape[0], passes=1,
     )  # fmt: skip
@@ -90,7 +90,7 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: SamplingOptions)
         }
         name = f"decode codes {start} to {end - 1}"
         decode = programs.decode_chunk
-        return trace_inference(name, decode, mesh, arguments, static, unit="codes", units=rows * count, passes=count)
+        return trace_program(name, decode, mesh, arguments, static, unit="codes", units=rows * count, passes=count)
 
     return [prefill, *itertools.starmap(trace_segment, sampling.segments(length))]
 

@@ -123,6 +123,7 @@ def test_mistakes_on_the_command_line_are_one_line(config_file_of_clip, capsys):
         (["--target=fake:8", "--what=encode", "--encode.images=12"], "--encode.images=12 must be a multiple of 8"),
         (["--target=fake:8", "--what=encode", "--encode.texts=0"], "--encode.texts = 0; it must be at least 1"),
         (["--target=fake:8", "--what=encode", "--encode.n=8"], "--encode.n is not an option"),
+        (["--target=fake:8", "--what=encode", "--encode.images=8", "--encode.images.x=8"], "--encode.images is one option"),
         (["--target=fake:8", "--what=encode", "--mesh=data=8"], "weights are replicated"),
         (["--target=fake:8", "--max-plans=3"], "--max-plans=3 without --search"),
     ]:
