@@ -13,6 +13,7 @@ import itertools
 import json
 from pathlib import Path
 
+from train_jax import paths
 from train_jax.plan.search import run_plan
 
 FIRST_STAGES = {"dalle/mindalle_1b3": "vqgan/f16_16384", "dalle/dalle1_12b": "vqgan/f8_gumbel"}
@@ -33,13 +34,12 @@ def main() -> None:
         rows[f"{target} {config}"] = plan = make_plan(target, config, 60 * arguments.timeout)
         print(format_row(target, config, plan), flush=True)
         if arguments.json:
-            arguments.json.write_text(json.dumps(rows, indent=1))
+            paths.write_atomically(arguments.json, lambda stream: stream.write(json.dumps(rows, indent=1).encode()))
     columns = "target | config | mesh | batch | fits | peak, GiB | ms an update | MFU | collectives, GiB | fused attention"
     print(f"\n| {columns} |")
     print("| --- " * 10 + "|")
-    for target, config in itertools.product(TARGETS, CONFIGS):
-        if f"{target} {config}" in rows:
-            print(format_row(target, config, rows[f"{target} {config}"]))
+    for name, plan in rows.items():
+        print(format_row(*name.split(" ", 1), plan))
 
 
 def make_plan(target: str, config: str, timeout: float) -> dict:

@@ -15,7 +15,7 @@ from clip_jax.options import CLIPCompute
 from clip_jax.pretrained.checkpoint import abstract_variables
 from train_jax.data.images import Preprocess
 from train_jax.options import Options, option
-from train_jax.plan.program import Program, check_rows, place, rounded, trace_inference
+from train_jax.plan.program import Program, check_rows, place, rounded, trace_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: EncodingOptions)
     images = jax.ShapeDtypeStruct((options.images, size, size, 3), jnp.uint8)
     texts = jax.ShapeDtypeStruct((options.texts, length), jnp.int32)
     return [
-        trace_inference(
+        trace_program(
             name, function, mesh, {"weights": weights, "batch": place(batch, mesh, P("batch"))},
             unit=unit, units=batch.shape[0], flops=float(batch.shape[0] * count), passes=1,
         )

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from clip_jax.options import CLIPOptions
 from nn_jax.attention import CrossAttention
-from nn_jax.convolution import Conv
+from nn_jax.convolution import REMAT, Conv
 from nn_jax.layers import add_parameter, with_axis_names
 from train_jax.compute import Compute
 
@@ -103,10 +103,13 @@ class ResNetTower(nn.Module):
             x = _conv(features, 3, stride, dtype, f"conv{index}")(x)
             x = nn.relu(_batch_norm(f"norm{index}", dtype, deterministic)(x))
         x = _average_pool(x, 2)
+        bottleneck = Bottleneck
+        if self.compute.remat != "none":
+            bottleneck = nn.remat(Bottleneck, policy=REMAT[self.compute.remat], static_argnums=(2,))
         for stage, blocks in enumerate(image.layers):
             for block in range(blocks):
                 stride = 2 if stage and not block else 1
                 name = f"stage{stage + 1}_{block}"
-                x = Bottleneck(image.width * 2**stage, stride, dtype, name=name)(x, deterministic)
+                x = bottleneck(image.width * 2**stage, stride, dtype, name=name)(x, deterministic)
         x = nn.with_logical_constraint(x, ("batch", None, None, None))
         return AttentionPool(self.options.embed_dim, image.heads, dtype, name="pool")(x, each_patch)

@@ -118,12 +118,13 @@ def overlay(options: dict, words: Sequence[str], prefix: str, defaults: ConfigDi
             raise ConfigError(f"{word}: an option is written {prefix}NAME=VALUE")
         *groups, key = path.split(".")
         group_options = options
-        for group in groups:
+        for depth, group in enumerate(groups, 1):
             if group_options.get(group) is None:
                 group_options[group] = {}
             group_options = group_options[group]
             if not isinstance(group_options, dict):
-                raise ConfigError(f"{word}: config.{group} is one option, not a group of options")
+                name = prefix + ".".join(groups[:depth])
+                raise ConfigError(f"{word}: {name} is one option, not a group of options")
         group_options[key] = _parse_value(text, option(defaults, path))
     return options
 

@@ -60,7 +60,11 @@ def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence | None = 
     inserts collectives, as Linen's sharding constraints require.
     """
     devices = jax.devices() if devices is None else devices
-    count = len(devices)
+    return Mesh(_arrange_devices(mesh_shape(sizes, len(devices)), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_shape(sizes: Mapping[str, int] | ConfigDict, count: int) -> tuple[int, int, int]:
+    """Returns the shape of the mesh of `count` devices; arguments and errors are those of `make_mesh`."""
     shape = [sizes[axis] for axis in AXES]
     stated = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
     if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
@@ -71,12 +75,12 @@ def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence | None = 
     known = math.prod(size for size in shape if size != -1)
     if count % known:
         raise ConfigError(f"config.mesh ({stated}) does not fit {count} device(s): {known} does not divide {count}")
-    shape = [count // known if size == -1 else size for size in shape]
-    if math.prod(shape) != count:
+    data, fsdp, tensor = (count // known if size == -1 else size for size in shape)
+    if data * fsdp * tensor != count:
         raise ConfigError(
-            f"config.mesh ({stated}) uses {math.prod(shape)} of {count} device(s): set one axis to -1 to use all of them"
+            f"config.mesh ({stated}) uses {data * fsdp * tensor} of {count} device(s): set one axis to -1 to use all of them"
         )
-    return Mesh(_arrange_devices(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return data, fsdp, tensor
 
 
 def _arrange_devices(shape: Sequence[int], devices: Sequence) -> np.ndarray:
@@ -137,7 +141,7 @@ def largest(x: jax.Array, mesh: Mesh) -> jax.Array:
     )(x)
 
 
-def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+def check_batch(mesh: AnyMesh, batch_size: int, accumulate: int = 1) -> None:
     """Raises ConfigError unless every micro-batch splits evenly over the devices."""
     count = parts(mesh) * accumulate
     if batch_size % count:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from train_jax.compute import Compute
 from train_jax.options import Options, option
-from train_jax.plan.program import Program, check_rows, place, rounded, trace_inference
+from train_jax.plan.program import Program, check_rows, place, rounded, trace_program
 from vqgan_jax import model
 from vqgan_jax.pretrained.checkpoint import abstract_variables
 from vqgan_jax.vqgan import compile_programs
@@ -38,7 +38,7 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: EncodingOptions)
     images = jax.ShapeDtypeStruct((options.images, size, size, 3), jnp.uint8)
     codes = jax.ShapeDtypeStruct((options.images, side, side), jnp.int32)
     return [
-        trace_inference(
+        trace_program(
             name, function, mesh, {"weights": weights, "batch": place(batch, mesh, P("batch"))},
             unit="images", units=options.images, passes=1,
         )

@@ -3,7 +3,7 @@
     train-jax --config=configs/clip/rn50.py --workdir=runs/rn50 --config.data.source='webdataset:laion/*.tar'
 
 102,007,137 parameters. Batch norm uses the statistics of the global batch and does not support micro-batches: a pair
-keeps 181 MiB for the backward pass, so the published batch size needs a pod. On fewer devices, lower `data.batch_size`.
+keeps 59 MiB for the backward pass, so the published batch size needs a pod. On fewer devices, lower `data.batch_size`.
 """
 
 from ml_collections import ConfigDict

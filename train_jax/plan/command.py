@@ -13,6 +13,7 @@ CLIP and VQGAN, `sample` of DALL-E and priors, `paint` by a VQGAN and a CLIP. Th
     train-jax plan --search --config=clip/vit_b32 --target=v5e:4x4 --max-plans=6
 
 tries meshes, rematerialisation and micro-batches, except those given, and prints the command line of the fastest that fits.
+With --json it prints a line of options and plan for each, and last a line of the ranking, the best first, and the command.
 
 A missing file that CONFIG names is replaced by a placeholder: a tokenizer, the weights of LPIPS, or a VQGAN by the name of
 its shipped config. TPU slices need the extra [tpu], GPUs the packages jax-cuda12-plugin, jax-cuda12-pjrt and
@@ -24,6 +25,7 @@ import argparse
 import json
 import logging
 import math
+import shlex
 import sys
 
 from ml_collections import ConfigDict
@@ -34,6 +36,8 @@ from train_jax.errors import ConfigError, LoadError
 from train_jax.plan.report import Plan
 from train_jax.plan.targets import EXAMPLES, GPU_PACKAGES, Target
 from train_jax.sharding import AXES
+
+_MAX_PLANS = 12
 
 
 def main(argv: list[str]) -> int:
@@ -48,10 +52,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--machine", metavar="NAME", help=f"machine preset: {', '.join(config_file.machines())}, or a file")
     parser.add_argument("--json", action="store_true", help="print the plan as one line of JSON")
     parser.add_argument("--search", action="store_true", help="search for the mesh, remat and micro-batch that are fastest")
-    parser.add_argument("--max-plans", type=int, default=12, help="plans of a search (default %(default)s)")
+    parser.add_argument("--max-plans", type=int, metavar="N", help=f"plans of a search (default {_MAX_PLANS})")
     arguments, words = parser.parse_known_args(expand_home(argv))
     overrides = [word for word in words if word.startswith(config_file.OPTION)]
-    options = [word for word in words if word.startswith(f"--{arguments.what}.")]
+    options = [word for word in words if arguments.what != "train" and word.startswith(f"--{arguments.what}.")]
     for word in words:
         if word not in (*overrides, *options):
             parser.error(f"unexpected argument {word!r}: options are written {config_file.OPTION}NAME=VALUE")
@@ -59,6 +63,8 @@ def main(argv: list[str]) -> int:
     try:
         target = Target.parse(arguments.target)
         target.set_environment()
+        if arguments.max_plans is not None and not arguments.search:
+            raise ConfigError(f"--max-plans={arguments.max_plans} without --search, which alone makes several plans")
         if arguments.mesh and arguments.what != "train":
             raise ConfigError(f"--mesh with --what={arguments.what}: weights are replicated, and devices share the batch")
         if arguments.mesh:
@@ -97,34 +103,47 @@ def make_plans(config: ConfigDict, target: Target, what: str, options: list[str]
 
 
 def _search(config: ConfigDict, target: Target, arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Runs `--search` and prints its table, or JSON lines. Returns the exit code."""
+    """Runs `--search` and prints its table and best command, or both as JSON. Returns the exit code.
+
+    Ctrl-C ends it with the table of what is finished.
+    """
     from train_jax.plan import search
 
     if arguments.what != "train":
         raise ConfigError(f"--search with --what={arguments.what}: only the training step has options to search for")
+    max_plans = _MAX_PLANS if arguments.max_plans is None else arguments.max_plans
+    if max_plans < 1:
+        raise ConfigError(f"--max-plans={max_plans}; it must be at least 1")
     stated = [word.removeprefix(config_file.OPTION).partition("=")[0] for word in overrides]
     fixed = {"mesh" if name.startswith("mesh.") else name for name in stated}
     candidates = search.list_candidates(config, math.prod(target.shape), sorted(fixed & set(search.OPTIONS)))
     command = [f"--config={arguments.config}", f"--target={arguments.target}"]
     command += [f"--machine={arguments.machine}"] if arguments.machine else []
     command += overrides
-    rows = []
-    for candidate, plan in search.search(candidates, lambda words: search.run_plan([*command, *words]), arguments.max_plans):
-        rows.append((candidate, plan))
-        if arguments.json:
-            print(json.dumps({"options": candidate.words} | plan), flush=True)
+    rows, is_interrupted = [], False
+    try:
+        for candidate, plan in search.search(candidates, lambda words: search.run_plan([*command, *words]), max_plans):
+            rows.append((candidate, plan))
+            if arguments.json:
+                print(json.dumps({"options": candidate.words} | plan), flush=True)
+    except KeyboardInterrupt:
+        is_interrupted = True
+        print("train-jax plan: interrupted; these are finished:", file=sys.stderr)
     ranked, key = search.rank(rows)
-    best, plan = ranked[0] if ranked else (None, {})
+    plan = ranked[0][1] if ranked else {}
     fits = "mesh" in plan and plan["fits"] is not False
-    if not arguments.json:
+    words = [word for word in command if not word.startswith("--target=")]
+    best = shlex.join(["train-jax", *words, *ranked[0][0].words, "--workdir=DIR"]) if fits else None
+    if arguments.json:
+        print(json.dumps({"ranked_by": key, "ranking": [candidate.words for candidate, _ in ranked], "command": best}))
+    else:
         print(search.format_table(ranked))
         if key == "peak_bytes":
             print("ranked by memory: the compiler of this target estimates no times")
         print(f"{len(rows)} of {len(candidates)} settings were planned")
         if fits:
-            words = [word for word in command if not word.startswith("--target=")]
-            print(f"train-jax {' '.join([*words, *best.words])} --workdir=DIR")
-    return 0 if fits else 1
+            print(best)
+    return 130 if is_interrupted else 0 if fits else 1
 
 
 def _parse_mesh(text: str) -> list[str]:

@@ -64,12 +64,13 @@ class Instruction:
 
     @property
     def size(self) -> int:
-        """Size of the result in bytes; of an asynchronous start, that of the result only."""
-        arrays = [math.prod(map(int, filter(None, dims.split(",")))) * BYTES.get(kind, 0)
-                  for kind, dims in _ARRAY.findall(self.shape)]  # fmt: skip
-        if self.opcode.endswith("-start") and len(arrays) > 1:  # (operands, results, contexts)
-            return int(arrays[1] if len(arrays) < 4 else sum(arrays[len(arrays) // 2 :]))
-        return int(sum(arrays))
+        """Size of the result in bytes; of an asynchronous start, that of the results, without operands and contexts."""
+        shapes = _ARRAY.findall(self.shape)
+        is_pair = self.opcode.endswith("-start") and self.opcode != "all-reduce-start"
+        if is_pair:  # (operands, results, scalar contexts)
+            shapes = [(kind, dims) for kind, dims in shapes if dims]
+            shapes = shapes[len(shapes) // 2 :]
+        return int(sum(BYTES.get(kind, 0) * math.prod(map(int, filter(None, dims.split(",")))) for kind, dims in shapes))
 
 
 @dataclasses.dataclass(frozen=True)

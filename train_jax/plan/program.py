@@ -43,7 +43,7 @@ class Program:
     held: int = 0
 
 
-def trace_inference(
+def trace_program(
     name: str, function: Callable, mesh: Mesh, arguments: Mapping[str, Any], static: Mapping[str, Any] = {}, **fields: Any
 ) -> Program:
     """Traces a program for inference.

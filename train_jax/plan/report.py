@@ -24,8 +24,7 @@ class Plan:
       parts: bytes by part. Activations are the residuals of the loss over the micro-batch, without what the partitioner
         adds; they are a share of the temporaries.
       flops: analytic FLOPs of an execution over all devices; None: unknown.
-      bytes_read: bytes that an execution reads at least: its arguments, in every turn of a sampling loop; None: not
-        counted.
+      bytes_read: bytes of its arguments, read whole, in every turn of a sampling loop; None: not counted.
       step_seconds: time of an execution by the compiler's estimated cycles, without exposed communication and custom
         kernels; None: the compiler gives none.
       floor_seconds: time of the FLOPs at the peak rate; None: unknown.
@@ -101,8 +100,8 @@ def _lines(plan: Plan):
         floor = f"; at the peak rate {1000 * plan.floor_seconds:,.3f} ms" if plan.floor_seconds else ""
         yield f"compute  {plan.flops / 1e12:,.2f} TFLOPs {execution}{floor}"
     if plan.bytes_read:
-        floor = f"; at the peak bandwidth {1000 * plan.read_seconds:,.3f} ms" if plan.read_seconds else ""
-        yield f"reads    {plan.bytes_read / 2**30:,.2f} GiB a device{floor}"
+        duration = f"; at the peak bandwidth {1000 * plan.read_seconds:,.3f} ms" if plan.read_seconds else ""
+        yield f"reads    {plan.bytes_read / 2**30:,.2f} GiB a device if its arguments are read whole{duration}"
     if plan.step_seconds:
         rate = f"{plan.examples_per_second:,.0f} {plan.unit}/s a device"
         if plan.program != "train":

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from train_jax import config as config_lib
-from train_jax import config_file
+from train_jax import config_file, sharding
 from train_jax.sharding import AXES
 
 OPTIONS = ("mesh", "compute.remat", "compute.micro_batch", "accumulate")  # that a search sets
@@ -45,33 +46,35 @@ def list_candidates(config: ConfigDict, devices: int, fixed: Sequence[str] = ())
     Args:
       config: the user's config.
       fixed: those of `OPTIONS` that keep their value.
+
+    Raises ConfigError for invalid options, and if the batch does not split over a fixed mesh.
     """
-    full = config_lib.fill(config)
+    full = config_lib.resolve(config)
     batch_size, exact = full.data.batch_size, "micro_batch" in full.get("compute", {})
     kept = {name: config_file.option(full, name) for name in fixed}
-    meshes = [_complete_mesh(full.mesh, devices)] if "mesh" in kept else _list_meshes(devices)
+    meshes = [sharding.mesh_shape(full.mesh, devices)] if "mesh" in kept else _list_meshes(devices)
+    if "mesh" in kept:
+        sharding.check_batch(AbstractMesh(meshes[0], AXES), batch_size, kept.get("accumulate", 1))
     remats = [kept["compute.remat"]] if "compute.remat" in kept else ["dots", "full", "none"]
     name = "compute.micro_batch" if exact else "accumulate"
     ranked = []
-    for (i, mesh), (j, remat), (k, parts) in itertools.product(*map(enumerate, (meshes, remats, _PARTS))):
-        words = [f"mesh.{axis}={size}" for axis, size in zip(AXES, mesh, strict=True)]
-        words.append(f"compute.remat={remat}")
-        if (name in kept and parts > 1) or batch_size % (mesh[0] * mesh[1] * parts):
+    for (i, mesh), (j, remat) in itertools.product(enumerate(meshes), enumerate(remats)):
+        rows, rest = divmod(batch_size, mesh[0] * mesh[1])  # rows of a device
+        if rest:
             continue
-        if name not in kept:
-            rows = batch_size // (mesh[0] * mesh[1] * parts)
-            words.append(f"{name}={(rows if parts > 1 else 0) if exact else parts}")
-        words = tuple(f"{config_file.OPTION}{word}" for word in words)
-        ranked.append((i + j + k, Candidate(mesh, remat, parts, words)))
+        choices = _PARTS
+        if name in kept:
+            choices = (sharding.parts_of(rows, kept[name] or rows) if exact else kept[name],)
+        for k, parts in enumerate(choices):
+            if rows % parts:
+                continue
+            words = [f"mesh.{axis}={size}" for axis, size in zip(AXES, mesh, strict=True)]
+            words.append(f"compute.remat={remat}")
+            if name not in kept:
+                words.append(f"{name}={(rows // parts if parts > 1 else 0) if exact else parts}")
+            words = tuple(f"{config_file.OPTION}{word}" for word in words)
+            ranked.append((i + j + k, Candidate(mesh, remat, parts, words)))
     return [candidate for _, candidate in sorted(ranked, key=lambda pair: pair[0])]
-
-
-def _complete_mesh(mesh: ConfigDict, devices: int) -> tuple[int, int, int]:
-    """Returns the sizes of the mesh axes, with the remaining devices in place of -1."""
-    sizes = [mesh[axis] for axis in AXES]
-    known = math.prod(size for size in sizes if size != -1)
-    data, fsdp, tensor = (max(1, devices // known) if size == -1 else size for size in sizes)
-    return data, fsdp, tensor
 
 
 def _list_meshes(devices: int) -> list[tuple[int, int, int]]:

@@ -18,7 +18,7 @@ from train_jax import config_file
 from train_jax.compute import Compute
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
-from train_jax.plan.program import Program, place, rounded, trace_inference
+from train_jax.plan.program import Program, place, rounded, trace_program
 from vqgan_jax import model
 from vqgan_jax.guided import augment, latents, painting, trajectory
 from vqgan_jax.guided import options as options_lib
@@ -71,7 +71,7 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: PaintingOptions)
     program = trajectory.Programs(vqgan, (perceptor,), static).jit(options.steps, mesh)
     arguments = {"weights": place(variables, mesh, P()), "problem": place(problem, mesh, spec)}
     return [
-        trace_inference(
+        trace_program(
             "paint", program, mesh, arguments | {"state": place(state, mesh, spec)},
             unit="steps", units=options.n * options.steps, passes=options.steps,
         )

@@ -21,15 +21,16 @@ def write_first_stage(config: ConfigDict, folder: Path) -> vqgan.Vqgan:
     for any other path.
     """
     path = config.vqgan.path
-    if path not in config_file.names():
-        if not path or not Path(path).exists():
-            names = ", ".join(name for name in config_file.names() if name.startswith("vqgan/"))
-            raise ConfigError(
-                f"config.vqgan.path = {path!r} is no model. Name one, or a shipped config for a placeholder: {names}"
-            )
+    shipped = {name: vq for name in config_file.names() if (vq := config_file.load(name)).task == "vqgan_jax.task"}
+    if path in shipped:
+        first_stage = _assemble_random(shipped[path], is_narrow=config.codes.cached)
+    elif path and Path(path).exists():
         first_stage = vqgan.load(path, dtype=None)
     else:
-        first_stage = _assemble_random(config_file.load(path), is_narrow=config.codes.cached)
+        names = ", ".join(shipped)
+        raise ConfigError(
+            f"config.vqgan.path = {path!r} is no model. Name one, or a shipped config for a placeholder: {names}"
+        )
     (folder / VQGAN).write_bytes(vqgan.to_bytes(first_stage))
     return first_stage
 

@@ -21,7 +21,7 @@ from train_jax import task as task_lib
 from train_jax.compute import TransformerCompute
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
-from train_jax.plan.program import Program, check_rows, place, rounded, trace_inference
+from train_jax.plan.program import Program, check_rows, place, rounded, trace_program
 from vqgan_jax.stage2 import model, sampling
 
 
@@ -30,7 +30,7 @@ class SamplingOptions(Options):
     """Options `--sample.…`."""
 
     images: int = option(64, "images of a batch, over all devices", least=1)
-    conditions: int = option(1, "different conditions in a batch", least=1)
+    conditions: int = option(1, "different conditions in a batch, which share its images evenly", least=1)
     guided: bool = option(True, "classifier-free guidance, which doubles the sequences")
     filtered: bool = option(True, "top_k or top_p")
 
@@ -41,6 +41,8 @@ OPTIONS = SamplingOptions
 def make(config: ConfigDict, folder: Path, mesh: Mesh, options: SamplingOptions) -> list[Program]:
     """Traces prefill and sampling of a batch of images; see `train_jax.task`."""
     check_rows(mesh, "sample.images", options.images)
+    if options.images % options.conditions:
+        raise ConfigError(f"--sample.images={options.images} must be a multiple of --sample.conditions={options.conditions}")
     vq, model_options, condition = task_lib.module(config).open_parts(config, folder)
     if options.guided and not (condition.droppable and condition.vocabulary_size > 1):
         raise ConfigError("--sample.guided=True: this model is trained without guidance; set --sample.guided=false")
@@ -56,7 +58,7 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: SamplingOptions)
 
     tokens = abstract(options.conditions + options.guided, module.condition_length, replicated=True)
     known = abstract(tokens.shape[0], 0, replicated=True)
-    prefill = trace_inference(
+    prefill = trace_program(
         "prefill", programs.prefill, mesh, {"weights": weights, "conditions": tokens, "known codes": known},
         unit="conditions", units=tokens.shape[0], passes=1,
     )  # fmt: skip
@@ -88,7 +90,7 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: SamplingOptions)
         }
         name = f"decode codes {start} to {end - 1}"
         decode = programs.decode_chunk
-        return trace_inference(name, decode, mesh, arguments, static, unit="codes", units=rows * count, passes=count)
+        return trace_program(name, decode, mesh, arguments, static, unit="codes", units=rows * count, passes=count)
 
     return [prefill, *itertools.starmap(trace_segment, sampling.segments(length))]
 

@@ -125,10 +125,10 @@ SCHEDULED = """HloModule jit_step, is_scheduled=true
 
 ENTRY %main (p: f32[8]) -> f32[8] {
   %p = f32[8]{0} parameter(0)
-  %start.1 = (f32[8]{0}, f32[16]{0}) all-reduce-start(%p), channel_id=1
+  %start.1 = f32[16]{0} all-reduce-start(%p), channel_id=1
   %between = f32[8]{0} fusion(%p), kind=kLoop, calls=%alone
   %done.1 = f32[16]{0} all-reduce-done(%start.1)
-  %start.2 = (f32[8]{0}, f32[16]{0}) all-reduce-start(%p), channel_id=2
+  %start.2 = f32[16]{0} all-reduce-start(%p), channel_id=2
   %name = f32[8]{0} get-tuple-element(%between), index=0
   %done.2 = f32[16]{0} all-reduce-done(%start.2)
   %first = f32[64]{0} fusion(%p), kind=kCustom, calls=%part.1
@@ -144,6 +144,23 @@ def test_collectives_beside_computation():
         hlo.Collective("all-gather", False, 2, 4 * (64 + 32), 1),
         hlo.Collective("all-reduce", False, 2, 2 * 64, 1),
     ]
+
+
+@pytest.mark.parametrize(
+    "shape, opcode, size",
+    [
+        ("(bf16[1024,1024]{1,0}, bf16[1024,1024]{1,0}, u32[]{:S(2)}, u32[]{:S(2)})", "collective-permute-start", 2 << 20),
+        ("(f32[8]{0}, f32[8]{0})", "collective-permute-start", 32),
+        ("((f32[8]{0}, bf16[4]{0}), (f32[64]{0}, bf16[32]{0}))", "all-gather-start", 4 * 64 + 2 * 32),
+        ("(f32[], f32[8]{0})", "all-gather-start", 32),
+        ("(f32[8]{0}, f32[4]{0})", "all-reduce-start", 48),
+        ("(f32[8]{0}, f32[4]{0}, f32[], f32[2]{0})", "all-reduce-start", 32 + 16 + 4 + 8),
+        ("(f32[8]{0}, f32[4]{0})", "all-reduce", 48),
+    ],
+)
+def test_bytes_of_asynchronous_starts_are_those_of_their_results(shape, opcode, size):
+    """An all-reduce has the shape of its results; the others have operands, results and, on TPUs, scalar contexts."""
+    assert hlo.Instruction("x", opcode, shape, "", 1.0, False, False).size == size
 
 
 def test_collectives_of_compiled_loops():

@@ -47,10 +47,10 @@ def test_encoders_of_clip(tmp_path, monkeypatch, capsys):
 
 def test_sampling_of_a_second_stage():
     """Kernels are bfloat16; a cache of keys and values of two rows an image; the scan reads them once a code."""
-    words = ["--sample.images=8", "--sample.conditions=3"]
+    words = ["--sample.images=8", "--sample.conditions=4"]
     prefill, *segments = inference.trace_inference(ConfigDict(DALLE), Target.parse("fake:4"), "sample", words)
     decode = segments[-1]
-    assert (prefill.unit, prefill.units, decode.unit) == ("conditions", 4, "codes")
+    assert (prefill.unit, prefill.units, decode.unit) == ("conditions", 5, "codes")
     params = decode.traced.in_avals[0][0]
     assert decode.parts["weights"] == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
     assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"bfloat16", "float32"}
@@ -63,3 +63,5 @@ def test_sampling_of_a_second_stage():
     with pytest.raises(ConfigError, match=r"guidance; set --sample.guided=false"):
         config = ConfigDict(DALLE | {"condition_dropout": 0.0})
         inference.trace_inference(config, Target.parse("fake:4"), "sample", words)
+    with pytest.raises(ConfigError, match="--sample.images=8 must be a multiple of --sample.conditions=3"):
+        inference.trace_inference(ConfigDict(DALLE), Target.parse("fake:4"), "sample", [words[0], "--sample.conditions=3"])

@@ -123,20 +123,27 @@ def test_mistakes_on_the_command_line_are_one_line(config_file_of_clip, capsys):
         (["--target=fake:8", "--what=encode", "--encode.images=12"], "--encode.images=12 must be a multiple of 8"),
         (["--target=fake:8", "--what=encode", "--encode.texts=0"], "--encode.texts = 0; it must be at least 1"),
         (["--target=fake:8", "--what=encode", "--encode.n=8"], "--encode.n is not an option"),
+        (["--target=fake:8", "--what=encode", "--encode.images=8", "--encode.images.x=8"], "--encode.images is one option"),
         (["--target=fake:8", "--what=encode", "--mesh=data=8"], "weights are replicated"),
+        (["--target=fake:8", "--max-plans=3"], "--max-plans=3 without --search"),
     ]:
         assert command.main([f"--config={config_file_of_clip}", *arguments]) == 2
         error = capsys.readouterr().err
         assert words in error and "Traceback" not in error
+    with pytest.raises(SystemExit, match="2"):
+        command.main([f"--config={config_file_of_clip}", "--target=fake:8", "--train.images=8"])
+    assert "unexpected argument '--train.images=8'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["vqgan/demo", "vqgan/prior_digits", "dalle/demo"])
 def test_every_family_has_placeholders(name, tmp_path):
     config = config_file.load(name)
     if "vqgan" in config:
-        config.vqgan.path = "not there"
-        with pytest.raises(ConfigError, match="is no model. Name one, or a shipped config"):
-            task_lib.module(config).write_placeholders(config_lib.resolve(config), tmp_path)
+        for path in ("not there", "vqgan/prior_digits"):
+            config.vqgan.path = path
+            with pytest.raises(ConfigError, match="is no model. Name one, or a shipped config") as error:
+                task_lib.module(config).write_placeholders(config_lib.resolve(config), tmp_path)
+            assert ", vqgan/f16_1024, " in str(error.value) and ", vqgan/prior" not in str(error.value)
         config.vqgan.path = "vqgan/digits"
     else:
         config.perceptual = {"type": "lpips", "path": "not there"}
