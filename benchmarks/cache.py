@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.dalle import MODELS
@@ -25,9 +25,11 @@ from nn_jax.attention_patterns import attended_codes
 from nn_jax.code_transformer import CodeTransformer, shapes
 from nn_jax.decoding import Sampling
 from train_jax.compute import TransformerCompute
+from train_jax.plan.program import place
 from train_jax.plan.targets import Target
 from vqgan_jax.stage2 import model as model_lib
 from vqgan_jax.stage2 import sampling
+from vqgan_jax.stage2.plan import abstract_weights
 
 GB, BFLOAT16 = 1e9, 2
 SPARSE = ("row", "column", "row", "row")
@@ -135,14 +137,9 @@ def compile_step(module: CodeTransformer, batch: int, room: int, is_full: bool, 
     prefixes, (_, caches) = abstract_carry(module, batch, room, is_full)
     step = functools.partial(module.apply, method="decode_step")
     codes, index = jax.ShapeDtypeStruct((2 * batch,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-    inputs = put(({"params": abstract_params(module)}, codes, index, prefixes, tuple(caches)), mesh)
+    inputs = place(({"params": abstract_weights(module)}, codes, index, prefixes, tuple(caches)), mesh, P())
     with jax.set_mesh(mesh):
         return jax.jit(step, donate_argnums=4).lower(*inputs).compile()
-
-
-def put(tree, mesh: Mesh):
-    """Returns placeholders on the device of a mesh."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P())), tree)
 
 
 def plan_memory(module: CodeTransformer, batch: int, mesh: Mesh) -> float:
@@ -157,18 +154,11 @@ def plan_memory(module: CodeTransformer, batch: int, mesh: Mesh) -> float:
         )
     )  # fmt: skip
     settings = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, Sampling(1.0, 0, 1.0, 3.0)))
-    inputs = put((abstract_params(module), settings, prefixes, carry, requests, jax.ShapeDtypeStruct((), jnp.int32)), mesh)
+    start = jax.ShapeDtypeStruct((), jnp.int32)
+    inputs = place((abstract_weights(module), settings, prefixes, carry, requests, start), mesh, P())
     with jax.set_mesh(mesh):
         plan = programs.decode_chunk.lower(*inputs, filtered=True, guided=True).compile().memory_analysis()
     return plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes - plan.alias_size_in_bytes
-
-
-def abstract_params(module: CodeTransformer) -> dict:
-    def leaf(path, shape):
-        dtype = jnp.bfloat16 if path[-1].key in ("kernel", "tokens") else jnp.float32
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    return jax.tree.map_with_path(leaf, shapes(module), is_leaf=lambda x: isinstance(x, tuple))
 
 
 def abstract_carry(module: CodeTransformer, batch: int, room: int, is_full: bool):
