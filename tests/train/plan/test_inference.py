@@ -5,17 +5,12 @@ import json
 import jax
 import pytest
 from ml_collections import ConfigDict
+from tiny_clip import CLIP
 
 from train_jax.errors import ConfigError
 from train_jax.plan import command, inference
 from train_jax.plan.targets import Target
 
-TOWER = {"width": 32, "depth": 1, "heads": 2}
-CLIP = {
-    "task": "clip_jax.task", "steps": 1, "data": {"source": "webdataset:not-there/*.tar", "batch_size": 8},
-    "model": {"embed_dim": 16, "image": {"size": 16, "patch": 8, **TOWER}, "text": {"vocab_size": 640, **TOWER}},
-    "tokenizer": {"path": "not-there"},
-}  # fmt: skip
 DALLE = {
     "task": "dalle_jax.task", "steps": 1, "data": {"source": "webdataset:not-there/*.tar", "batch_size": 8},
     "vqgan": {"path": "vqgan/digits"}, "tokenizer": {"vocab_size": 600}, "compute": {"dtype": "bfloat16"},

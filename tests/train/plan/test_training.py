@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from tiny_clip import CLIP
 
 from train_jax import config as config_lib
 from train_jax import config_file, prepare, sharding
@@ -19,13 +20,6 @@ from train_jax.plan.hlo import Collective
 from train_jax.plan.report import Plan
 from train_jax.plan.targets import Target
 from train_jax.step import StatePlan, TrainState
-
-TOWER = {"width": 32, "depth": 1, "heads": 2}
-CLIP = {
-    "task": "clip_jax.task", "steps": 10, "data": {"source": "webdataset:not-there/*.tar", "batch_size": 32},
-    "model": {"embed_dim": 16, "image": {"size": 16, "patch": 8, **TOWER}, "text": {"vocab_size": 640, **TOWER}},
-    "tokenizer": {"path": "not-there"},
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
