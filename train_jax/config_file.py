@@ -13,8 +13,9 @@ import logging
 import sys
 import traceback
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -37,6 +38,31 @@ def load(name: str | Path) -> ConfigDict:
 
     Raises ConfigError if there is no such file, or if the file does not define a valid `get_config()`.
     """
+    config = _call(name, "get_config")
+    if not isinstance(config, Mapping | ConfigDict):
+        raise ConfigError(f"--config={name}: get_config() returns a {type(config).__name__}; it must be a ConfigDict")
+    return ConfigDict(config)
+
+
+def load_sweep(name: str | Path) -> list[dict[str, Any]]:
+    """Loads the points of a config file's `sweep()`: dicts of options by dotted name. Without it there is one, `{}`.
+
+    Raises ConfigError for points of another form.
+    """
+    points = _call(name, "sweep", lambda: [{}])
+    try:
+        points = [dict(point) for point in points]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--config={name}: sweep() must yield dicts of options, such as {{'optim.lr': 1e-3}}") from error
+    if not all(isinstance(option, str) for point in points for option in point):
+        raise ConfigError(f"--config={name}: sweep() must yield dicts by dotted name, such as {{'optim.lr': 1e-3}}")
+    if not points:
+        raise ConfigError(f"--config={name}: sweep() yields no point")
+    return points
+
+
+def _call(name: str | Path, function: str, default: Callable | None = None) -> Any:
+    """Calls a function of a config file, or `default` if the file does not define it."""
     file = _find_file(str(name))
     package = types.ModuleType(_PACKAGE)
     package.__path__ = [str(file.parent)]
@@ -46,9 +72,11 @@ def load(name: str | Path) -> ConfigDict:
     keeps_bytecode, sys.dont_write_bytecode = not sys.dont_write_bytecode, True
     try:
         exec(compile(file.read_bytes(), str(file), "exec"), namespace)
-        if "get_config" not in namespace:
-            raise ConfigError(f"--config={name}: the file defines no get_config()")
-        config = namespace["get_config"]()
+        if function not in namespace and default is None:
+            raise ConfigError(f"--config={name}: the file defines no {function}()")
+        result = namespace.get(function, default)()
+        # A generator runs here, where the file's own modules can be imported.
+        return list(result) if isinstance(result, Iterator) else result
     except ConfigError:
         raise
     except Exception as error:
@@ -58,9 +86,6 @@ def load(name: str | Path) -> ConfigDict:
         sys.dont_write_bytecode = not keeps_bytecode
         for module in [module for module in sys.modules if module.partition(".")[0] == _PACKAGE]:
             del sys.modules[module]
-    if not isinstance(config, Mapping | ConfigDict):
-        raise ConfigError(f"--config={name}: get_config() returns a {type(config).__name__}; it must be a ConfigDict")
-    return ConfigDict(config)
 
 
 def names() -> list[str]:
@@ -116,17 +141,29 @@ def overlay(options: dict, words: Sequence[str], prefix: str, defaults: ConfigDi
         path, equals, text = word.removeprefix(prefix).partition("=")
         if not equals or not all(path.split(".")):
             raise ConfigError(f"{word}: an option is written {prefix}NAME=VALUE")
-        *groups, key = path.split(".")
-        group_options = options
-        for depth, group in enumerate(groups, 1):
-            if group_options.get(group) is None:
-                group_options[group] = {}
-            group_options = group_options[group]
-            if not isinstance(group_options, dict):
-                name = prefix + ".".join(groups[:depth])
-                raise ConfigError(f"{word}: {name} is one option, not a group of options")
-        group_options[key] = _parse_value(text, option(defaults, path))
+        _set_option(options, path, parse_value(text, option(defaults, path)), word, prefix)
     return options
+
+
+def set_options(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+    """Overlays `config` with options by dotted name. `train_jax.config.resolve` checks names and types."""
+    options = config.to_dict()
+    for path, value in values.items():
+        _set_option(options, path, value, f"{OPTION}{path}", OPTION)
+    return ConfigDict(options)
+
+
+def _set_option(options: dict, path: str, value: Any, word: str, prefix: str) -> None:
+    """Sets an option by dotted name. Raises ConfigError, which names `word`, if a part of the name is no group."""
+    *groups, key = path.split(".")
+    for depth, group in enumerate(groups, 1):
+        if options.get(group) is None:
+            options[group] = {}
+        options = options[group]
+        if not isinstance(options, dict):
+            name = prefix + ".".join(groups[:depth])
+            raise ConfigError(f"{word}: {name} is one option, not a group of options")
+    options[key] = value
 
 
 def _find_file(name: str) -> Path:
@@ -153,8 +190,8 @@ def option(options: ConfigDict, path: str):
     return options
 
 
-def _parse_value(text: str, default):
-    """Parses the value of an override for an option with this default."""
+def parse_value(text: str, default: Any) -> Any:
+    """Parses the text of a value for an option with this default, as `override` does."""
     if isinstance(default, str):
         return text
     try:

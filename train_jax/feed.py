@@ -1,7 +1,7 @@
 """Transfer of batches from the host to the devices."""
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -41,7 +41,7 @@ def to_device(
 
 
 class Prefetch:
-    """Iterator over `to_device(batch)` that prefetches `depth` batches.
+    """Iterator over `to_device(batch)` that prefetches `depth` batches of an iterator with `get_state`.
 
     `get_state` returns the position after the last returned batch, not counting prefetched batches, so a checkpoint saved
     after an update resumes with the next batch.
@@ -51,7 +51,7 @@ class Prefetch:
         batches, so other hosts can be notified before.
     """
 
-    def __init__(self, iterator: TrainStream, to_device: Callable, *, depth: int = 3):
+    def __init__(self, iterator: Iterator[dict[str, np.ndarray]], to_device: Callable, *, depth: int = 3):
         self._iterator, self._to_device = iterator, to_device
         self._prefetched: collections.deque = collections.deque()
         self._depth = depth
@@ -62,10 +62,8 @@ class Prefetch:
         return self
 
     def __next__(self) -> dict[str, jax.Array]:
-        self.fill()
-        if not self._prefetched:
-            raise self.error
-        batch, self._state = self._prefetched.popleft()
+        batch = self.peek()
+        self._state = self._prefetched.popleft()[1]
         return batch
 
     def fill(self) -> None:
@@ -75,6 +73,13 @@ class Prefetch:
                 self._prefetched.append((self._to_device(next(self._iterator)), self._iterator.get_state()))
             except Exception as error:
                 self.error = error
+
+    def peek(self) -> dict[str, jax.Array]:
+        """Returns the next batch without taking it. Raises the error of the stream if there is none."""
+        self.fill()
+        if not self._prefetched:
+            raise self.error
+        return self._prefetched[0][0]
 
     def get_state(self):
         """Returns the position in the data after the last returned batch."""

@@ -37,7 +37,7 @@ class Prepared:
       records: number of training records.
       stream: stream of training batches.
       state: plan of the initial state.
-      step: training step, lowered for the mesh and the batch but not compiled.
+      step: training step, traced for the mesh and the batch but not compiled.
       hooks: hook classes.
       lockstep: coordination of the hosts.
     """
@@ -49,7 +49,7 @@ class Prepared:
     stream: TrainStream
     evaluations: Evaluations
     state: StatePlan
-    step: jax.stages.Lowered
+    step: jax.stages.Traced
     lockstep: Lockstep
     hooks: Sequence[type[Hook]]
 
@@ -113,7 +113,7 @@ def prepare(
         stream=stream,
         evaluations=evaluations,
         state=plan,
-        step=step.lower(),
+        step=step,
         lockstep=lockstep,
         hooks=hook_classes,
     )

@@ -55,11 +55,13 @@ class StatePlan(NamedTuple):
       create: function that creates the sharded state.
       abstract: shapes, dtypes and shardings of the state.
       optimizer: optimiser of the run.
+      init: pure function that returns the initial state; None if weights are read from files.
     """
 
     create: Callable[[], TrainState]
     abstract: TrainState
     optimizer: optim.Optimizer
+    init: Callable[[], TrainState] | None
 
 
 def plan_state(
@@ -95,10 +97,10 @@ def plan_state(
             counters={name: jnp.zeros((), jnp.int32) for name in COUNTERS},
         )
 
-    def create() -> TrainState:
+    def init() -> TrainState:
         return init_state(*sharding.unbox(init_weights()))
 
-    abstract = jax.eval_shape(create)
+    abstract = jax.eval_shape(init)
     param_shardings = sharding.shardings(boxed_params, mesh)
     state_shardings = sharding.like_params(abstract, abstract.params, param_shardings, mesh).replace(
         params=param_shardings,
@@ -107,16 +109,16 @@ def plan_state(
     )
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, state_shardings)
 
-    def make() -> TrainState:
+    def create() -> TrainState:
         if task.pretrained is None:
-            return jax.jit(create, out_shardings=state_shardings)()
+            return jax.jit(init, out_shardings=state_shardings)()
         weight_shardings = (state_shardings.params, state_shardings.extra)
         initial_weights = jax.jit(lambda: sharding.unbox(init_weights()), out_shardings=weight_shardings)()
         # Outside of compiled functions, which would embed the weights as constants.
         weights = _overlay(initial_weights, task.pretrained())
         return jax.jit(init_state, out_shardings=state_shardings, donate_argnums=(0, 1))(*weights)
 
-    return StatePlan(make, abstract, optimizer)
+    return StatePlan(create, abstract, optimizer, init if task.pretrained is None else None)
 
 
 def check_ema_players(ema_players: Sequence[str], players: Iterable[str]) -> None:

@@ -5,7 +5,6 @@ A run directory contains `config.json`, the artifacts of the task (`tokenizer.js
 """
 
 import contextlib
-import json
 import logging
 import os
 
@@ -13,16 +12,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from train_jax import agreement, feed, memory, paths, profiling, program_cache, resume
-from train_jax.checkpoint import Checkpoints, closing
-from train_jax.data import stream as stream_lib
+from train_jax import agreement, feed, memory, paths, profiling, program_cache
 from train_jax.errors import Interrupted, Stopped
 from train_jax.lockstep import AHEAD
-from train_jax.metrics import History, Writer, read
+from train_jax.metrics import History, read
 from train_jax.ownership import Ownership
 from train_jax.paths import AnyPath
 from train_jax.preemption import StopRequest
-from train_jax.prepare import Prepared, as_json, describe, prepare
+from train_jax.prepare import Prepared, prepare
+from train_jax.record import Record
 from train_jax.step import NOTICE
 
 log = logging.getLogger(__name__)
@@ -66,7 +64,7 @@ def run(
             with jax.set_mesh(prepared.mesh):
                 agreement.barrier()  # no host may enter the collective part before all are prepared
                 ownership = stack.enter_context(contextlib.closing(Ownership(workdir)))
-                step = prepared.step.compile()
+                step = prepared.step.lower().compile()
                 report(prepared, step)
                 stack.enter_context(stop)
                 loop = Loop(prepared, step, workdir, stop, ownership, stack, peak_flops, reset_optimizer, profile)
@@ -98,57 +96,32 @@ class Loop:
     ):
         self.prepared, self.config, self.workdir = prepared, prepared.config, workdir
         self._compiled, self._stop, self._ownership, self._profile = compiled, stop, ownership, profile
-        config, is_first = self.config, jax.process_index() == 0
-        self.checkpoints = Checkpoints(
-            workdir / "checkpoints", **config.checkpoint, config=json.loads(as_json(config))
-        )
-        stack.enter_context(closing(self.checkpoints))
-        # State and data position come from the same checkpoint, the newest readable one.
-        restored = self.checkpoints.restore(prepared.state.abstract, prepared.stream, reset_optimizer=reset_optimizer)
-        self.state, self.start = (prepared.state.create(), 0) if restored is None else restored
-        if self.start:
-            self.state = resume.complete_state(self.state, prepared.state.abstract, prepared.state.optimizer.tx.init)
-            log.info("resumed from step %d", self.start)
-        if is_first:
-            describe(prepared, workdir)
-        self.step = self.start
         self._lockstep = prepared.lockstep
+        self._record = Record(prepared, workdir, stack, peak_flops, defer_errors=self._lockstep.defer_errors)
+        self.state, self.start = self._record.restore(prepared.stream, reset_optimizer=reset_optimizer)
+        self.step = self.start
         self._batches = feed.Prefetch(prepared.stream, prepared.to_device, depth=AHEAD + 1)
-        self._writer = Writer(workdir, total_steps=config.steps, active=is_first, start_step=self.start)
-        stack.enter_context(contextlib.closing(self._writer))
         self._tracing = stack.enter_context(contextlib.ExitStack())
-        flops = prepared.task.flops
-        self._throughput = profiling.ThroughputMeter(
-            config.data.batch_size,
-            None if flops is None else flops * config.data.batch_size,
-            peak_flops,
-            self.start,
-        )
-        self._broken_before = int(self.state.counters["broken"])
-        self._evaluated = True  # whether the evaluations due at this step were run
-        self._hooks = [hook(prepared, self._writer) for hook in prepared.hooks]
 
     def run(self) -> None:
         """Runs updates until `config.steps`, with scheduled logs, evaluations and checkpoints."""
+        record = self._record
         try:
             self._batches.fill()
             self._meet()
             # Run evaluations that were missing when the checkpoint was saved, unless the metrics file contains them.
-            due = self.prepared.evaluations.due(self.step)
-            missing = not self.checkpoints.evaluated
-            if missing and not agreement.broadcast_from_first(self._writer.has_results(self.step, due)):
+            if record.lacks_results(self.step):
                 self._evaluate()
             while self.step < self.config.steps:
                 self._check_finished_update()
                 metrics = self._update()
                 is_last = self.step == self.config.steps
                 if self.step % self.config.log_every == 0 or is_last:
-                    self._log(metrics)
+                    record.log(self.step, self.state, metrics)
                 self._evaluate()
                 # The iterator's state belongs to the last used batch: do not read another batch before this save.
-                if is_last or self.checkpoints.due(self.step):
-                    with self._throughput.paused():
-                        self.checkpoints.save(self.step, self.state, self._batches)
+                if is_last or record.checkpoints.due(self.step):
+                    record.save(self.step, self.state, self._batches)
             if self._lockstep.error is not None:
                 raise self._lockstep.error
             agreement.barrier()
@@ -159,7 +132,7 @@ class Loop:
             agreement.share_error(error)
             is_lost = any(agreement.gather(self._ownership.error is not None))  # another run has taken over the directory
             if self.step and not is_lost:
-                self.checkpoints.save(self.step, self.state, self._batches, evaluated=self._evaluated)
+                record.save(self.step, self.state, self._batches)
             raise
 
     def _update(self) -> dict[str, jax.Array]:
@@ -174,8 +147,7 @@ class Loop:
         if self._profile and self.step == self.start + _PROFILED_STEPS[1]:
             jax.block_until_ready(self.state)
             self._tracing.close()
-        for hook in self._hooks:
-            hook.on_update(self.step, self.state)
+        self._record.update(self.step, self.state)
         return metrics
 
     def _check_finished_update(self) -> None:
@@ -184,13 +156,9 @@ class Loop:
         if metrics is None:
             return
         with self._lockstep.defer_errors():
-            step = self.step - AHEAD + 1
-            self._check_streak(metrics, step)
-            examples = (step - self.start) * self.config.data.batch_size
-            broken = int(metrics["broken"]) - self._broken_before
-            stream_lib.check_broken(broken, examples, self.config.data.max_broken)
+            self._record.check(self.step - AHEAD + 1, metrics)
         if int(metrics[NOTICE]) and (signal_number := self._meet()):
-            self.checkpoints.save(self.step, self.state, self._batches)
+            self._record.save(self.step, self.state, self._batches)
             raise Stopped(self.step, signal_number)
 
     def _errors(self) -> list[Exception]:
@@ -208,50 +176,13 @@ class Loop:
             raise errors[0]
         return max(agreement.gather(self._stop.signal_number))
 
-    def _log(self, metrics: dict[str, jax.Array]) -> None:
-        """Writes metrics and throughput, and logs the warnings of the task."""
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items() if name != NOTICE}
-        with self._lockstep.defer_errors():
-            self._writer.write(self.step, metrics | self._throughput.read(self.step))
-            self._check_streak(metrics, self.step)
-            warnings = self.prepared.task.warnings
-            for sentence in warnings(metrics, self.step) if warnings else ():
-                log.warning("step %d: %s", self.step, sentence)
-            for hook in self._hooks:
-                hook.on_log(self.step, self.state, metrics)
-
     def _evaluate(self) -> None:
         """Runs the evaluators that are due."""
-        names = self.prepared.evaluations.due(self.step)
-        if not names:
-            return
-        self._evaluated = False
         try:
-            with self._throughput.paused():
-                results, images = self.prepared.evaluations.run(names, self.state)
-                agreement.barrier()
+            self._record.evaluate(self.step, self.state)
         except Interrupted as interrupted:
-            self.checkpoints.save(self.step, self.state, self._batches, evaluated=False)
+            self._record.save(self.step, self.state, self._batches)
             raise Stopped(self.step, interrupted.signal_number) from interrupted
-        self._evaluated = True
-        with self._lockstep.defer_errors():
-            self._writer.write(self.step, results)
-            self._writer.write_images(self.step, images)
-            for hook in self._hooks:
-                hook.on_evaluation(self.step, results, images)
-
-    def _check_streak(self, metrics: dict, step: int) -> None:
-        """Raises FloatingPointError if too many consecutive updates were skipped."""
-        if int(metrics["streak"]) < self.config.optim.max_skipped:
-            return
-        norms = [float(norm) for name, norm in metrics.items() if name.startswith("grad_norm")]
-        latest = self.checkpoints.latest
-        saved = "there is no checkpoint yet" if latest is None else f"the checkpoint of step {latest} is intact"
-        raise FloatingPointError(
-            f"the last {int(metrics['streak'])} updates up to step {step} had a non-finite loss or gradient and were "
-            f"skipped (loss {float(metrics['loss'])}, grad_norm {norms}); {saved}. "
-            "Lower config.optim.lr, lengthen config.optim.warmup_steps, or set config.compute.dtype to float32"
-        )
 
 
 def report(prepared: Prepared, compiled: jax.stages.Compiled) -> None:

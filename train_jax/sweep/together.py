@@ -1,0 +1,381 @@
+"""Training of several runs together, in one program whose arrays have a first axis of runs.
+
+Runs share a program if their traced training steps differ only in numbers (`train_jax.sweep.unify`): rates, decays, weights
+of losses, temperatures, lengths of schedules, seeds. Each run has its own directory, metrics, evaluations and checkpoints,
+as if it were trained alone.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from train_jax import feed, memory, profiling, program_cache
+from train_jax.errors import ConfigError, Interrupted, Stopped
+from train_jax.lockstep import AHEAD
+from train_jax.ownership import Ownership
+from train_jax.paths import AnyPath
+from train_jax.preemption import StopRequest
+from train_jax.prepare import Prepared, prepare
+from train_jax.record import Record
+from train_jax.step import NOTICE, TrainState
+from train_jax.sweep.unify import Mismatch, unify
+
+log = logging.getLogger(__name__)
+
+_AXIS = "runs"
+# Options that the examples of a stream do not depend on: runs that differ only in these read one stream.
+_NOT_OF_EXAMPLES = ("optim", "ema", "steps", "log_every", "checkpoint", "evals", "hooks", "accumulate")
+
+
+@dataclasses.dataclass
+class Member:
+    """One of the runs that are trained together.
+
+    Attributes:
+      state: its training state; None while it is a row of the state of a program.
+      step: number of its updates.
+      files: closes the files of the run directory.
+      error: error that ended the run; None while there is none.
+    """
+
+    name: str
+    prepared: Prepared
+    record: Record
+    files: contextlib.ExitStack
+    state: TrainState | None = None
+    step: int = 0
+    error: Exception | None = None
+
+    @property
+    def steps(self) -> int:
+        """Number of updates at which the run ends."""
+        return self.prepared.config.steps
+
+
+class Program(NamedTuple):
+    """Update of all runs of a group.
+
+    Attributes:
+      function: update of one run, `(numbers, state and batch as a list) -> state and metrics as a list`.
+      numbers: the numbers that differ, each with a first axis of runs.
+      results: structure of the results.
+    """
+
+    function: Callable
+    numbers: list[Any]
+    results: Any
+
+
+def train_together(runs: Mapping[str, tuple[ConfigDict, AnyPath]], on_failure: Callable[[str, Exception], None]) -> None:
+    """Trains runs together, each from its newest checkpoint to its last update.
+
+    Args:
+      runs: name -> (config, run directory). Runs that cannot share a program are trained in groups, one after the other.
+      on_failure: called with the name and the error of a run that cannot be prepared, or that fails; the others go on.
+
+    The axis of runs is split over as many devices as divide the number of runs; one device computes a run. The speed in the
+    metrics of a run is that of its own examples, so that the program's is their sum.
+
+    Raises ConfigError on several hosts, and Stopped after a stop signal, with all runs saved.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError("runs train together on one host: start the sweep on one, or without --together")
+    program_cache.enable(jax.devices()[0].platform)
+    peak_flops = profiling.peak_flops(jax.devices()[:1])
+    with StopRequest() as stop, contextlib.ExitStack() as stack:
+        members = []
+        for name, (config, workdir) in runs.items():
+            try:
+                members.append(member := _prepare_member(name, config, workdir, peak_flops, stop))
+                stack.callback(_close, member, on_failure)
+            except Exception as error:
+                on_failure(name, error)
+            if stop.signal_number:
+                raise Stopped(0, stop.signal_number)
+        for group, program in _group(members):
+            names = ", ".join(member.name for member in group)
+            log.info("%d runs share a program; %d numbers differ: %s", len(group), len(program.numbers), names)
+            _restore(group)
+            _Group(group, program, stop, on_failure).run()
+
+
+def _prepare_member(
+    name: str, config: ConfigDict, workdir: AnyPath, peak_flops: float | None, stop: StopRequest
+) -> Member:
+    """Prepares a run for one device and locks its directory."""
+    prepared = prepare(config, workdir, devices=jax.devices()[:1], asked_to_stop=lambda: stop.signal_number)
+    files = contextlib.ExitStack()
+    try:
+        files.enter_context(contextlib.closing(Ownership(workdir)))
+        return Member(name, prepared, Record(prepared, workdir, files, peak_flops), files)
+    except BaseException:
+        files.close()
+        raise
+
+
+def _close(member: Member, on_failure: Callable[[str, Exception], None]) -> None:
+    """Closes the files of a run. A failed last save is a failure of this run alone."""
+    try:
+        member.files.close()
+    except Exception as error:
+        on_failure(member.name, error)
+
+
+def _group(members: Sequence[Member]) -> list[tuple[list[Member], Program]]:
+    """Groups runs whose training steps differ only in numbers, in the order of the first of each group."""
+    groups: list[list[Member]] = []
+    for member in members:
+        for group in groups:
+            try:
+                unify([group[0].prepared.step.jaxpr, member.prepared.step.jaxpr])
+            except Mismatch as mismatch:
+                log.debug("%s cannot share the program of %s: %s", member.name, group[0].name, mismatch)
+                continue
+            group.append(member)
+            break
+        else:
+            groups.append([member])
+    programs = []
+    for group in groups:
+        traced = group[0].prepared.step
+        function, numbers = unify([member.prepared.step.jaxpr for member in group])
+        programs.append((group, Program(function, numbers, jax.tree.structure(traced.out_info))))
+    return programs
+
+
+def _restore(group: Sequence[Member]) -> None:
+    """Restores the newest checkpoints of runs. Initial states are made by one program."""
+    fresh = [member for member in group if member.record.checkpoints.latest is None and member.prepared.state.init]
+    states = dict(zip((member.name for member in fresh), _create_states(fresh), strict=True)) if fresh else {}
+    for member in group:
+        create = (lambda state=states[member.name]: state) if member.name in states else None
+        with jax.set_mesh(member.prepared.mesh):
+            member.state, member.step = member.record.restore(member.prepared.stream, create=create)
+
+
+def _create_states(members: Sequence[Member]) -> list[TrainState]:
+    """Creates the initial states of runs by one program."""
+    prepared = members[0].prepared
+    traces = []
+    for member in members:
+        with jax.set_mesh(member.prepared.mesh):
+            traces.append(jax.make_jaxpr(member.prepared.state.init)())
+    function, numbers = unify(traces)
+    structure = jax.tree.structure(prepared.state.abstract)
+
+    def create(numbers: list) -> TrainState:
+        return jax.tree.unflatten(structure, function(numbers, []))
+
+    stacked = jax.jit(jax.vmap(create, axis_size=len(members)))(numbers)
+    return [_take(stacked, index, member) for index, member in enumerate(members)]
+
+
+class _Group:
+    """Training loop of runs that share a program.
+
+    Runs that resume from different updates first train without the others until they meet them, and a run that ends
+    earlier leaves the program.
+    """
+
+    def __init__(
+        self, members: Sequence[Member], program: Program, stop: StopRequest, on_failure: Callable[[str, Exception], None]
+    ):
+        self._members, self._program, self._stop, self._on_failure = members, program, stop, on_failure
+
+    def run(self) -> None:
+        """Trains all runs to their last updates."""
+        for member in self._members:
+            if member.record.lacks_results(member.step):
+                self._evaluate(member, member.state, [member], member.step)
+        while active := [member for member in self._members if member.error is None and member.step < member.steps]:
+            start = min(member.step for member in active)
+            current = [member for member in active if member.step == start]
+            ends = [member.steps for member in current] + [member.step for member in active if member.step > start]
+            self._train(current, min(ends))
+
+    def _train(self, current: Sequence[Member], end: int) -> None:
+        """Trains runs that are at the same update until update `end`, and leaves their states in `Member.state`."""
+        devices = _choose_devices(len(current))
+        mesh = Mesh(devices, (_AXIS,))
+        rows, whole = NamedSharding(mesh, P(_AXIS)), NamedSharding(mesh, P())
+        is_shared = _shares_stream(current)
+        streams = [current[0].prepared.stream] if is_shared else [member.prepared.stream for member in current]
+        batches = feed.Prefetch(
+            _Streams(streams, is_shared), lambda batch: jax.device_put(batch, whole if is_shared else rows), depth=AHEAD + 1
+        )
+        indices = np.array([self._members.index(member) for member in current])
+        numbers = jax.device_put([number[indices] for number in self._program.numbers], rows)
+        state = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *(jax.device_get(m.state) for m in current)), rows)
+        for member in current:
+            member.state = None  # only one copy stays on the device
+        compiled = self._compile(numbers, state, batches.peek(), mesh, is_shared)
+        in_flight: collections.deque = collections.deque()
+        step = current[0].step
+        try:
+            while step < end:
+                if len(in_flight) == AHEAD:
+                    self._check(current, step - AHEAD + 1, jax.device_get(in_flight.popleft()))
+                if self._stop.signal_number:
+                    raise Interrupted(self._stop.signal_number)
+                state, metrics = compiled(numbers, state, next(batches))
+                in_flight.append(metrics)
+                step += 1
+                self._finish_update(current, step, state, metrics, batches)
+        except Interrupted as interrupted:
+            self._save(current, step, state, batches)
+            raise Stopped(step, interrupted.signal_number) from interrupted
+        except Exception as error:  # such as unreadable data
+            self._save(current, step, state, batches)
+            for member in current:
+                if member.error is None:
+                    self._fail(member, error)
+            return
+        for index, member in enumerate(current):
+            member.step, member.state = step, _take(state, index, member)
+            # Back from the batches that were read ahead.
+            member.prepared.stream.set_state(_position(batches, index).get_state())
+
+    def _finish_update(self, current: Sequence[Member], step: int, state, metrics, batches: feed.Prefetch) -> None:
+        """Logs, evaluates and saves the runs for which this is due after an update."""
+        for index, member in enumerate(current):
+            if member.error is not None:
+                continue
+            config, record = member.prepared.config, member.record
+            is_last = step == member.steps
+            is_logged = step % config.log_every == 0 or is_last
+            is_saved = is_last or record.checkpoints.due(step)
+            if not (is_logged or is_saved or member.prepared.hooks or member.prepared.evaluations.due(step)):
+                continue
+            own = _take(state, index, member)
+            try:
+                record.update(step, own)
+                if is_logged:
+                    record.log(step, own, {name: x[index] for name, x in jax.device_get(metrics).items()})
+                self._evaluate(member, own, current, step)
+            except Interrupted:
+                for other in current[index + 1 :]:
+                    other.record.postpone_evaluations(step)
+                raise
+            except Exception as error:
+                is_saved = True  # the error may be mended, and the run resumed
+                self._fail(member, error)
+            if is_saved:
+                with self._paused(current, member):
+                    record.save(step, own, _position(batches, index))
+
+    def _evaluate(self, member: Member, state: TrainState, current: Sequence[Member], step: int) -> None:
+        """Runs the evaluators of a run that are due, whose time counts as training of none."""
+        with self._paused(current, member), jax.set_mesh(member.prepared.mesh):
+            member.record.evaluate(step, state)
+
+    def _save(self, current: Sequence[Member], step: int, state, batches: feed.Prefetch) -> None:
+        """Saves all runs that have not failed."""
+        for index, member in enumerate(current):
+            if member.error is None:
+                member.record.save(step, _take(state, index, member), _position(batches, index))
+
+    def _check(self, current: Sequence[Member], step: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Checks the metrics of a finished update of all runs."""
+        for index, member in enumerate(current):
+            if member.error is None:
+                try:
+                    member.record.check(step, {name: x[index] for name, x in metrics.items()})
+                except Exception as error:
+                    self._fail(member, error)
+
+    def _fail(self, member: Member, error: Exception) -> None:
+        """Ends the run of a member by an error; the others go on."""
+        member.error = error
+        self._on_failure(member.name, error)
+
+    @contextlib.contextmanager
+    def _paused(self, current: Sequence[Member], but: Member):
+        """Excludes the enclosed code from the speed of all runs but one, which excludes it itself."""
+        with contextlib.ExitStack() as stack:
+            for member in current:
+                if member is not but:
+                    stack.enter_context(member.record.paused())
+            yield
+
+    def _compile(self, numbers: list, state: TrainState, batch: dict[str, Any], mesh: Mesh, is_shared: bool) -> Callable:
+        """Compiles the update of all rows of a state. Raises ConfigError if it exceeds the free memory."""
+        function, results = self._program.function, self._program.results
+
+        def update(numbers: list, state: TrainState, batch: dict[str, Any]):
+            return jax.tree.unflatten(results, function(numbers, jax.tree.leaves((state, batch))))
+
+        of_batch = P() if is_shared else P(_AXIS)
+        update_all = jax.shard_map(
+            jax.vmap(update, in_axes=(0, 0, None if is_shared else 0)),
+            mesh=mesh,
+            in_specs=(P(_AXIS), P(_AXIS), of_batch),
+            out_specs=P(_AXIS),
+            check_vma=False,
+        )
+        compiled = jax.jit(update_all, donate_argnums=1).lower(numbers, state, batch).compile()
+        plan = profiling.memory_plan(compiled)
+        log.info("memory of the compiled step per device:\n%s", plan)
+        remedy = "start fewer runs at once (--max-runs), or lower config.data.batch_size"
+        memory.require(plan.needed, mesh.devices.flat[0], "the compiled step takes", remedy)
+        return compiled
+
+
+class _Streams:
+    """Batches of several streams, stacked along a first axis of runs, or those of one stream that the runs share."""
+
+    def __init__(self, streams: Sequence, is_shared: bool):
+        self._streams, self._is_shared = streams, is_shared
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batches = [dict(next(stream), **{NOTICE: np.zeros(1, np.int32)}) for stream in self._streams]
+        return batches[0] if self._is_shared else {name: np.stack([x[name] for x in batches]) for name in batches[0]}
+
+    def get_state(self) -> list:
+        """Returns the positions of all streams."""
+        return [stream.get_state() for stream in self._streams]
+
+
+def _position(batches: feed.Prefetch, index: int) -> SimpleNamespace:
+    """Returns the position of a run's stream, as a checkpoint reads it."""
+    positions = batches.get_state()
+    return SimpleNamespace(get_state=lambda: positions[index if len(positions) > 1 else 0])
+
+
+def _shares_stream(members: Sequence[Member]) -> bool:
+    """Returns whether runs read the same examples in the same order."""
+    options = []
+    for member in members:
+        config = member.prepared.config.to_dict()
+        options.append({name: value for name, value in config.items() if name not in _NOT_OF_EXAMPLES})
+    positions = [member.prepared.stream.get_state() for member in members]
+    return all(x == options[0] for x in options) and all(x == positions[0] for x in positions)
+
+
+def _choose_devices(count: int) -> list[jax.Device]:
+    """Returns as many devices as divide a number of runs."""
+    devices = jax.devices()
+    return devices[: max(n for n in range(1, len(devices) + 1) if count % n == 0)]
+
+
+@jax.jit
+def _take_row(tree, index: int | jax.Array):
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def _take(stacked: TrainState, index: int, member: Member) -> TrainState:
+    """Returns the state of a run, on the devices of its own mesh."""
+    shardings = jax.tree.map(lambda x: x.sharding, member.prepared.state.abstract)
+    return jax.device_put(_take_row(stacked, index), shardings)
