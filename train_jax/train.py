@@ -1,7 +1,7 @@
 """Training loop: prepare, compile, restore, train.
 
-A run directory contains `config.json`, the artifacts of the task (`tokenizer.json`, …) with their hashes in
-`artifacts.json`, `checkpoints/<step>/`, `metrics.jsonl`, TensorBoard events, and `samples/*.png`.
+A run directory contains `config.json`, `environment.json`, the artifacts of the task (`tokenizer.json`, …) with their hashes
+in `artifacts.json`, `checkpoints/<step>/`, `metrics.jsonl`, TensorBoard events, and `samples/*.png`.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from train_jax import agreement, feed, memory, paths, profiling, program_cache, resume
 from train_jax.checkpoint import Checkpoints, closing
 from train_jax.data import stream as stream_lib
+from train_jax.environment import record_start
 from train_jax.errors import Interrupted, Stopped
 from train_jax.lockstep import AHEAD
 from train_jax.metrics import History, Writer, read
@@ -111,6 +112,7 @@ class Loop:
             log.info("resumed from step %d", self.start)
         if is_first:
             describe(prepared, workdir)
+            record_start(workdir, prepared, compiled, self.start)
         self.step = self.start
         self._lockstep = prepared.lockstep
         self._batches = feed.Prefetch(prepared.stream, prepared.to_device, depth=AHEAD + 1)
