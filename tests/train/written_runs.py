@@ -56,6 +56,9 @@ def seeds_and_rates(folder: Path) -> dict[tuple[float, int], float]:
     values = {(0.1, 0): 0.50, (0.1, 1): 0.54, (0.1, 2): 0.61, (0.3, 0): 0.58, (0.3, 1): 0.60, (0.3, 2): 0.63}
     for (lr, seed), value in values.items():
         metrics = {"loss": [2.0, 1.0, 1 - value], "test/top1": [None, value + 0.1, value]}
-        config = {"seed": seed, "optim": {"lr": lr, "betas": [0.9, 0.98]}, "evals": {"test": {"every": 20}}}
-        write_run(folder / f"lr{lr}-seed{seed}", metrics, config)
+        write_run(folder / f"lr{lr}-seed{seed}", metrics, config_of(lr, seed))
     return values
+
+
+def config_of(lr: float, seed: int) -> dict:
+    return {"seed": seed, "optim": {"lr": lr, "betas": [0.9, 0.98]}, "evals": {"test": {"every": 20}}}

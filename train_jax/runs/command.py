@@ -93,9 +93,7 @@ def _sort(frame, column: str, goal: str | None):
 
     if column not in frame.columns:
         raise UserError(f"--sort {column!r} is no column of the table; it has {', '.join(frame.columns)}")
-    names = list(frame.columns)
-    is_metric = names.index("step") < names.index(column) < names.index("seconds")
-    is_metric = is_metric and column not in frame.attrs["options"] and not column.endswith(" (best step)")
+    is_metric = column in tables.list_results(frame) and not column.endswith(" (best step)")
     direction = goal or tables.goal_of(column.partition(" (")[0])
     keys = frame[column].map(tables.order)
     if is_metric and direction == "max":

@@ -29,7 +29,7 @@ class Comparison:
       data: options of the data, the number of records, and the hashes of artifacts such as `tokenizer.json`, as in `config`.
       curves: frame with a row for each metric of both runs that differs at any step of both: `step`, the last step of both;
         `a` and `b`, the values there; `first`, the first step where they differ; `largest`, the largest absolute
-        difference. Metrics of speed are left out.
+        difference, nan if a value is. Metrics of speed are left out.
       equal: number of metrics that are equal at all steps of both.
       separate: names of the metrics of which the runs share no step.
     """
@@ -124,7 +124,7 @@ def _compare_curves(a: Run, b: Run) -> tuple[pd.DataFrame, int, list[str]]:
             equal += 1
             continue
         with np.errstate(invalid="ignore"):  # inf - inf
-            largest = np.nanmax(np.append(np.abs(values[0] - values[1])[differs], -np.inf))
+            largest = np.max(np.abs(values[0] - values[1]))
         rows.append(
             {
                 "metric": name,
@@ -132,7 +132,7 @@ def _compare_curves(a: Run, b: Run) -> tuple[pd.DataFrame, int, list[str]]:
                 "a": values[0, -1],
                 "b": values[1, -1],
                 "first": int(steps[int(np.argmax(differs))]),
-                "largest": largest if np.isfinite(values).all() else np.nan,
+                "largest": largest,
             }
         )
     return pd.DataFrame(rows, columns=["metric", "step", "a", "b", "first", "largest"]), equal, separate

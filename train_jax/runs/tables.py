@@ -60,8 +60,7 @@ def table(
     """
     runs = load(runs)
     names = _default_metrics(runs) if metrics is None else list(dict.fromkeys(metrics))
-    for name in names:
-        check_metric(runs, name)
+    check_metrics(runs, names)
     configs = [flatten(run.config) for run in runs]
     differing = _differing_options([config for run, config in zip(runs, configs, strict=True) if run.config])
     shown = list(dict.fromkeys([*options, *differing]))
@@ -73,14 +72,11 @@ def table(
     # An option may have the name of another column, such as a metric "seed" of a hook.
     others = {name for columns in (*rows, *measured, *costs) for name in columns}
     columns = {f"config.{name}" if name in others else name: name for name in shown}
-    frame = pd.DataFrame(
-        [
-            row | {column: config.get(name) for column, name in columns.items()} | values | cost
-            for row, config, values, cost in zip(rows, configs, measured, costs, strict=True)
-        ]
-    )
-    for column in columns:  # pandas would make numbers beside None to floats, and None to nan
-        frame[column] = pd.Series([config.get(columns[column]) for config in configs], dtype=object)
+    records = [
+        row | {column: config.get(name) for column, name in columns.items()} | values | cost
+        for row, config, values, cost in zip(rows, configs, measured, costs, strict=True)
+    ]
+    frame = pd.DataFrame({name: _make_column([record[name] for record in records]) for name in records[0]})
     frame.attrs["options"] = list(columns)
     return frame
 
@@ -92,7 +88,7 @@ def curves(runs: Paths, metric: str) -> pd.DataFrame:
     finite. Raises UserError for a metric that no run has.
     """
     runs = load(runs)
-    check_metric(runs, metric)
+    check_metrics(runs, [metric])
     parts = []
     for run in runs:
         steps, values, times = series(run, metric)
@@ -196,11 +192,12 @@ def load(runs: Paths) -> list[Run]:
     return find_runs([run.path if isinstance(run, Run) else run for run in runs])
 
 
-def check_metric(runs: Sequence[Run], metric: str) -> None:
-    """Raises UserError if runs have metrics, but none has this one."""
+def check_metrics(runs: Sequence[Run], metrics: Sequence[str]) -> None:
+    """Raises UserError if runs have metrics, but none has one of these."""
     names = list_metrics(runs)
-    if names and metric not in names:
-        raise UserError(f"no run has a metric {metric!r}{_suggest(metric, names)}")
+    for metric in metrics if names else ():
+        if metric not in names:
+            raise UserError(f"no run has a metric {metric!r}{_suggest(metric, names)}")
 
 
 def check_option(configs: Sequence[Mapping[str, Any]], name: str) -> None:
@@ -214,6 +211,12 @@ def list_metrics(runs: Sequence[Run]) -> list[str]:
     """Lists the names of the metrics of runs, in the order of their appearance."""
     names = dict.fromkeys(name for run in runs for row in run.history for name, x in row.items() if _is_number(x))
     return [name for name in names if name not in ("step", "time")]
+
+
+def list_results(frame: pd.DataFrame) -> list[str]:
+    """Lists the columns of metrics of a table: those between the options and the costs."""
+    names = list(frame.columns)
+    return [name for name in names[names.index("step") + 1 : names.index("seconds")] if name not in frame.attrs["options"]]
 
 
 def _suggest(name: str, names: Sequence[str]) -> str:
@@ -237,6 +240,11 @@ def _differing_options(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         for name in names
         if len({identity(config[name]) if name in config else _ABSENT for config in configs}) > 1
     ]
+
+
+def _make_column(values: list) -> pd.Series:
+    """Makes a column of numbers, or else of objects as they are: pandas would make None to nan, and integers to floats."""
+    return pd.Series(values, dtype=None if all(map(_is_number, values)) else object)
 
 
 def _describe_run(run: Run) -> dict[str, Any]:

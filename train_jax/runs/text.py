@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from train_jax.runs.tables import list_results
+
 MARKS = {"finished": "✓", "unfinished": "…", "failed": "✗", "damaged": "!", "empty": "∅"}
 
 _NAMES = {
@@ -25,7 +27,7 @@ def select_columns(frame: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
 
     Results and the columns of a single run are always selected, empty columns never.
     """
-    options, results = frame.attrs.get("options", []), _results(frame)
+    options, results = frame.attrs["options"], list_results(frame)
     selected, constant = [], {}
     for name in frame.columns:
         if name in _NEVER:
@@ -46,7 +48,7 @@ def format_table(frame: pd.DataFrame, width: int) -> str:
     """
     columns, constant = select_columns(frame)
     cells = {name: [header_of(name), *(_shorten(name, format_cell(name, x)) for x in frame[name])] for name in columns}
-    options, results = frame.attrs.get("options", []), _results(frame)
+    options, results = frame.attrs["options"], list_results(frame)
 
     def importance(name: str) -> int:
         if name in (*_ALWAYS, *options):
@@ -149,12 +151,6 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
 def printable(text: str) -> str:
     """Replaces characters that would control a terminal or break a line, and lone surrogates, by "?"."""
     return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _results(frame: pd.DataFrame) -> list[str]:
-    """Lists the columns of metrics: those between the options and the costs."""
-    names = list(frame.columns)
-    return [name for name in names[len(_ALWAYS) : names.index("seconds")] if name not in frame.attrs.get("options", [])]
 
 
 def _shorten(name: str, text: str) -> str:

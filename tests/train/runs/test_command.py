@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from written_runs import COMMIT, seeds_and_rates, write_run
+from written_runs import COMMIT, config_of, seeds_and_rates, write_run
 
 from train_jax import __main__ as entry
 from train_jax.runs import text
@@ -34,7 +34,7 @@ def folder(tmp_path):
     """Six finished runs, and one each that failed, was interrupted, is damaged."""
     seeds_and_rates(tmp_path / "lr")
     for name in ("x-failed", "y-unfinished", "z-damaged"):
-        write_run(tmp_path / "lr" / name, {"loss": [3]}, {"seed": 0, "optim": {"lr": 0.1}}, steps=30)
+        write_run(tmp_path / "lr" / name, {"loss": [3]}, config_of(0.1, 0), steps=30)
     failure = {"error": "FloatingPointError: no\nsecond line", "step": 10, "time": 0}
     (tmp_path / "lr" / "x-failed" / "failure.json").write_text(json.dumps(failure))
     (tmp_path / "lr" / "z-damaged" / "config.json").write_text("{")

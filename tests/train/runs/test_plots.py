@@ -47,11 +47,12 @@ def test_means_of_groups_at_the_steps_of_all_of_their_runs(tmp_path):
 
 def test_names_are_shown_as_they_are(tmp_path):
     for name in ("$x_{", "_b"):
-        write_run(tmp_path / name, {r"loss$\nonsense": [1, 2]})
+        write_run(tmp_path / name, {r"loss$\nonsense": [1, 2]}, {"$x_{": f"$x_{{{name}"})
     figure = runs.plot_curves(tmp_path, r"loss$\nonsense")
     assert legend(figure) == ["$x_{", "_b"]
     figure.savefig(tmp_path / "curves.png")
     runs.plot_pareto(tmp_path, r"loss$\nonsense").savefig(tmp_path / "pareto.png")
+    runs.plot_grid(tmp_path, r"loss$\nonsense", "$x_{", "steps").savefig(tmp_path / "grid.png")
 
 
 def test_many_runs_have_no_legend(tmp_path):
@@ -103,8 +104,9 @@ def test_colours_of_quality_against_cost(tmp_path):
 
 @pytest.mark.parametrize("goal", ["min", "max"])
 def test_the_pareto_front_by_its_definition(goal):
-    costs, values = np.random.default_rng(0).integers(0, 8, (2, 30)).astype(float)
     sign = 1 if goal == "min" else -1
+    costs, excess = np.random.default_rng(0).integers(0, 8, (2, 30)).astype(float)
+    values = sign * (excess - costs)  # more cost, more quality; with ties
     points = list(zip(costs, sign * values, strict=True))
     expected = [not any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points) for p in points]
     assert 2 < sum(expected) < 20

@@ -35,7 +35,7 @@ def test_options_are_compared_by_value(tmp_path):
     for name, config in (("a", a), ("b", b)):
         write_run(tmp_path / name, {"loss": [1]}, config)
     (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "metrics.jsonl").write_text("")  # without a config, which makes nothing differ
+    (tmp_path / "c" / "metrics.jsonl").write_text('{"step": 10}\n')  # without a config, which makes nothing differ
     frame = runs.table(tmp_path)
     assert frame.attrs["options"] == ["flag", "missing", "nested.list", "null"]
     assert frame["missing"].tolist() == [3, None, None] and frame["nested.list"].tolist() == [(1, (2,)), (1, (3,)), None]
