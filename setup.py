@@ -42,11 +42,12 @@ setup(
         "numpy>=2.0,<3",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.12,<0.13",  # its v1 interface may still change between minor versions
+        "pandas>=2.2",  # tables of runs
         "Pillow>=11.3",  # reads AVIF
         "PyYAML>=6",  # configurations of taming-transformers
         "safetensors>=0.5",
         "scikit-learn>=1.5",
-        "scipy>=1.13",
+        "scipy>=1.15",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9,<5",
         "tokenizers>=0.22,<0.24",
@@ -56,7 +57,7 @@ setup(
         "cuda": ["jax[cuda]"],
         "tpu": ["jax[tpu]"],
         "faiss": ["faiss-cpu>=1.9"],  # approximate search among millions of pictures
-        "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", "pandas>=2.2"],
+        "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],
         # The systems this one is compared with, at versions that agree with each other; never needed to train
         # or to use a model.
         "peers": [
@@ -71,7 +72,6 @@ setup(
             "beartype>=0.21",
             "faiss-cpu>=1.9",
             "filelock>=3.16",  # lets parallel test workers share JAX's compilation cache
-            "pandas>=2.2",
             "pytest>=8.3",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

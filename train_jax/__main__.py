@@ -5,7 +5,7 @@
     train-jax --config=clip/shapes --workdir=runs/fsdp --config.mesh.fsdp=4 --profile
     train-jax --config=clip/vit_b32 --machine=8xh100 --options
 
-`train-jax plan --help` plans memory and time for machines that are not present.
+`train-jax plan --help` plans memory and time for machines that are not present; `train-jax runs --help` compares runs.
 
 Equivalent to `python -m train_jax`. CONFIG is a Python file or the name of a shipped config. `--config.NAME=VALUE`
 overrides any option, `--config.evals.NAME=none` disables one evaluator, `--config.evals=none` disables all of them;
@@ -20,22 +20,27 @@ import sys
 
 from ml_collections import ConfigDict
 
-import train_jax
-from train_jax import config as config_lib
-from train_jax import config_file, distributed
-from train_jax.agreement import PeerError
 from train_jax.arguments import expand_home
-from train_jax.checkpoint import CheckpointError
-from train_jax.data.sources import DataError
+from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError, LoadError, Stopped
-from train_jax.plan import command as plan_command
 
 
 def cli(argv: list[str] | None = None) -> None:
     """Runs the console command `train-jax`. User errors exit with one line, `error: …`."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["plan"]:
+        from train_jax.plan import command as plan_command
+
         sys.exit(plan_command.main(argv[1:]))
+    if argv[:1] == ["runs"]:
+        from train_jax.runs import command as runs_command
+
+        sys.exit(runs_command.main(argv[1:]))
+    # Lazy imports: `train-jax runs` does not need JAX, whose import takes seconds.
+    from train_jax import config_file, distributed
+    from train_jax.agreement import PeerError
+    from train_jax.checkpoint import CheckpointError
+
     parser = argparse.ArgumentParser(
         "train-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -78,6 +83,9 @@ def cli(argv: list[str] | None = None) -> None:
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Trains with the parsed command line, or prints the options of the config."""
+    import train_jax
+    from train_jax import config_file, distributed
+
     config = config_file.load(arguments.config)
     if arguments.machine:
         config = config_file.on_machine(config, arguments.machine)
@@ -94,6 +102,9 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def print_options(config: ConfigDict) -> None:
     """Prints every option of a config on one line: name, value, default if different, meaning."""
+    from train_jax import config as config_lib
+    from train_jax import config_file
+
     full = config_lib.fill(config)
     for name, default, meaning in config_lib.documentation(config):
         value = config_file.option(full, name)

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,20 @@ class History(list):
         raise KeyError(f"no {name!r} in this history; its columns are {', '.join(self.to_dict())}")
 
 
-def read(workdir: str | os.PathLike) -> History:
+def read(workdir: str | os.PathLike, on_invalid: Callable[[DataError], Any] | None = None) -> History:
     """Reads the history of a run directory. Ignores an unfinished last line of a killed process.
 
-    Raises DataError for an invalid line.
+    Args:
+      on_invalid: function that is called with the error of each invalid line, which is left out; None: the first such error,
+        a DataError, is raised.
     """
     return History(
         {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
-        for _, row in _rows(paths.path(workdir) / _FILE)
+        for _, row in _rows(paths.path(workdir) / _FILE, on_invalid)
     )
 
 
-def _rows(file: AnyPath) -> list[tuple[str, dict]]:
+def _rows(file: AnyPath, on_invalid: Callable[[DataError], Any] | None = None) -> list[tuple[str, dict]]:
     """Reads the complete lines of a metrics file as `(line, row)` pairs."""
     lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
     rows = []
@@ -65,8 +67,11 @@ def _rows(file: AnyPath) -> list[tuple[str, dict]]:
         try:
             row = json.loads(line)
             rows.append((line.decode(), row | {"step": int(row["step"])}))
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{file}, line {line_number} is no row of metrics ({error}): remove it") from error
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            invalid = DataError(f"{file}, line {line_number} is no row of metrics ({error}): remove it")
+            if on_invalid is None:
+                raise invalid from error
+            on_invalid(invalid)
     return rows
 
 

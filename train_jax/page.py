@@ -27,12 +27,12 @@ pre { background: var(--card); padding: 1rem; border-radius: .5rem; overflow-x: 
 """.strip()
 
 
-def document(title: str, body: str) -> str:
-    """Makes a complete HTML page from a title and a body."""
+def document(title: str, body: str, style: str = "") -> str:
+    """Makes a complete HTML page from a title, a body and additional CSS."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(printable(title))}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n<body>\n"
+        f"<title>{html.escape(printable(title))}</title>\n<style>\n{_STYLE}\n{style}\n</style>\n</head>\n<body>\n"
         f"{body}\n</body>\n</html>\n"
     )
 

@@ -1,7 +1,7 @@
 """Training loop: prepare, compile, restore, train.
 
-A run directory contains `config.json`, the artifacts of the task (`tokenizer.json`, …) with their hashes in
-`artifacts.json`, `checkpoints/<step>/`, `metrics.jsonl`, TensorBoard events, and `samples/*.png`.
+A run directory contains `config.json`, `environment.json`, the artifacts of the task (`tokenizer.json`, …) with their hashes
+in `artifacts.json`, `checkpoints/<step>/`, `metrics.jsonl`, TensorBoard events, and `samples/*.png`.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from train_jax import agreement, feed, memory, paths, profiling, program_cache
+from train_jax.environment import record_start
 from train_jax.errors import Interrupted, Stopped
 from train_jax.lockstep import AHEAD
 from train_jax.metrics import History, read
@@ -99,6 +100,8 @@ class Loop:
         self._lockstep = prepared.lockstep
         self._record = Record(prepared, workdir, stack, peak_flops, defer_errors=self._lockstep.defer_errors)
         self.state, self.start = self._record.restore(prepared.stream, reset_optimizer=reset_optimizer)
+        if jax.process_index() == 0:
+            record_start(workdir, prepared, compiled, self.start)
         self.step = self.start
         self._batches = feed.Prefetch(prepared.stream, prepared.to_device, depth=AHEAD + 1)
         self._tracing = stack.enter_context(contextlib.ExitStack())

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import signal
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -17,10 +19,11 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 import train_jax
-from train_jax import agreement, checkpoint, evaluate, feed, memory, metrics, sharding, trained_weights
+from train_jax import agreement, checkpoint, environment, evaluate, feed, memory, metrics, sharding, trained_weights
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.errors import ConfigError, LoadError, Stopped
 from train_jax.lockstep import Lockstep
+from train_jax.runs.read import read_run
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,21 @@ def test_a_run_directory_describes_itself(reference):
     assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == [20, 30, 40]
     assert list((workdir / "samples").glob("*.png")), "the evaluator's picture"
     assert list(workdir.glob("**/events.out.tfevents*"))
+    (start,) = json.loads((workdir / "environment.json").read_text())["starts"]
+    assert start["step"] == 0 and 0 < start["time"] < time.time()
+    assert start["versions"]["jax"] == jax.__version__
+    assert start["code"] == environment.code_version(Path(environment.__file__))
+    assert (start["device"], start["devices"], start["hosts"]) == ("cpu", 8, 1)
+    # Layers of 4 x 16 and 16 x 4, and of 4 x 16 and 16 x 1, with biases.
+    assert start["parameters"] == {"generator": 148, "discriminator": 97}
+    assert start["flops_per_example"] == toy_task.TASK.flops and start["records"] == 1438
+    assert start["peak_bytes"] > 4 * (148 + 97)
+
+
+def test_a_finished_run_is_read_as_such(reference):
+    workdir, history = reference
+    run = read_run(workdir)
+    assert (run.status, run.step, run.checkpoint, run.error) == ("finished", 40, 40, None) and run.history == history
 
 
 def test_history_holds_training_and_evaluation(reference):
@@ -56,8 +74,11 @@ def test_a_run_in_two_parts_equals_an_uninterrupted_one(reference, tmp_path):
         train_jax.run(part, tmp_path)
     assert stopped.value.exit_code == 143
     assert metric_rows(tmp_path)[-1]["step"] < 40
+    assert read_run(tmp_path).status == "unfinished"
     train_jax.run(part, tmp_path)
     assert metric_rows(tmp_path) == metric_rows(reference[0])
+    starts = json.loads((tmp_path / "environment.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, int(str(stopped.value).split()[3])]
 
 
 EVALUATED = {"steps": 4, "evals": {"order": {"type": "order", "every": 2}}}

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from train_jax import feed, memory, profiling, program_cache
+from train_jax.environment import record_start
 from train_jax.errors import ConfigError, Interrupted, Stopped
 from train_jax.lockstep import AHEAD
 from train_jax.ownership import Ownership
@@ -49,6 +50,7 @@ class Member:
     """
 
     name: str
+    workdir: AnyPath
     prepared: Prepared
     record: Record
     files: contextlib.ExitStack
@@ -117,7 +119,7 @@ def _prepare_member(
     files = contextlib.ExitStack()
     try:
         files.enter_context(contextlib.closing(Ownership(workdir)))
-        return Member(name, prepared, Record(prepared, workdir, files, peak_flops), files)
+        return Member(name, workdir, prepared, Record(prepared, workdir, files, peak_flops), files)
     except BaseException:
         files.close()
         raise
@@ -219,6 +221,8 @@ class _Group:
         for member in current:
             member.state = None  # only one copy stays on the device
         compiled = self._compile(numbers, state, batches.peek(), mesh, is_shared)
+        for member in current:
+            record_start(member.workdir, member.prepared, compiled, member.step, runs=len(current))
         in_flight: collections.deque = collections.deque()
         step = current[0].step
         try:
