@@ -5,7 +5,8 @@
     train-jax --config=clip/shapes --workdir=runs/fsdp --config.mesh.fsdp=4 --profile
     train-jax --config=clip/vit_b32 --machine=8xh100 --options
 
-`train-jax plan --help` plans memory and time for machines that are not present; `train-jax runs --help` compares runs.
+`train-jax sweep --help` trains many runs of a config, `train-jax runs --help` compares runs, and `train-jax plan --help` plans
+memory and time for machines that are not present.
 
 Equivalent to `python -m train_jax`. CONFIG is a Python file or the name of a shipped config. `--config.NAME=VALUE`
 overrides any option, `--config.evals.NAME=none` disables one evaluator, `--config.evals=none` disables all of them;
@@ -32,6 +33,10 @@ def cli(argv: list[str] | None = None) -> None:
         from train_jax.plan import command as plan_command
 
         sys.exit(plan_command.main(argv[1:]))
+    if argv[:1] == ["sweep"]:
+        from train_jax.sweep import command as sweep_command
+
+        sys.exit(sweep_command.main(argv[1:]))
     if argv[:1] == ["runs"]:
         from train_jax.runs import command as runs_command
 

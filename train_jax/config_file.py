@@ -153,6 +153,20 @@ def set_options(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(options)
 
 
+def as_words(options: Mapping[str, Any]) -> list[str]:
+    """Writes options by dotted name as command-line arguments, which `override` reads."""
+    return [f"{OPTION}{name}={_plain(value)}" for name, value in options.items()]
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value whose text is a literal."""
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.item() if hasattr(value, "item") else value
+
+
 def _set_option(options: dict, path: str, value: Any, word: str, prefix: str) -> None:
     """Sets an option by dotted name. Raises ConfigError, which names `word`, if a part of the name is no group."""
     *groups, key = path.split(".")

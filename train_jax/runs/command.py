@@ -22,8 +22,6 @@ from train_jax.arguments import check_outputs, expand_home
 from train_jax.command import run_command
 from train_jax.errors import UserError
 
-_WIDTH = 120  # characters of a table in a narrower terminal, and in a file
-
 
 def main(argv: list[str]) -> int:
     """Runs `train-jax runs`. Returns the exit code: 0, or 2 for a user error."""
@@ -133,8 +131,6 @@ def _write_page(file: str, runs, frame, metrics: Sequence[str], summary, by: Seq
 
 def _print(arguments: argparse.Namespace, frame, summary) -> None:
     """Prints the summary, if there is one, or the table."""
-    import shutil
-
     from train_jax.runs import text
 
     if arguments.csv:
@@ -144,5 +140,4 @@ def _print(arguments: argparse.Namespace, frame, summary) -> None:
     elif summary is not None:
         print(text.format_summary(summary))
     else:
-        width = max(_WIDTH, shutil.get_terminal_size((_WIDTH, 0)).columns)
-        print(text.format_table(frame, width))
+        print(text.format_table(frame, text.choose_width()))

@@ -2,6 +2,7 @@
 
 import html
 import math
+import shutil
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +18,15 @@ _NAMES = {
 }  # fmt: skip
 _ALWAYS = ("run", "status", "step")
 _NEVER = ("error", "path")  # errors are listed below the table
+_WIDTH = 120  # characters of a table in a narrower terminal, and in a file
 _LONGEST = 28  # characters of a cell
 _LONGEST_RUN = 40
 _GAP = "  "
+
+
+def choose_width() -> int:
+    """Returns the number of characters of a table: that of the terminal, but at least 120, also in a file."""
+    return max(_WIDTH, shutil.get_terminal_size((_WIDTH, 0)).columns)
 
 
 def select_columns(frame: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
