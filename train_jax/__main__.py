@@ -5,7 +5,7 @@
     train-jax --config=clip/shapes --workdir=runs/fsdp --config.mesh.fsdp=4 --profile
     train-jax --config=clip/vit_b32 --machine=8xh100 --options
 
-`train-jax sweep --help` trains many runs of a config, `train-jax runs --help` compares runs, and `train-jax plan --help` plans
+`train-jax sweep --help` trains many runs of a config, `train-jax runs --help` compares runs, `train-jax plan --help` plans
 memory and time for machines that are not present.
 
 Equivalent to `python -m train_jax`. CONFIG is a Python file or the name of a shipped config. `--config.NAME=VALUE`

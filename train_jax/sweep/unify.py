@@ -206,7 +206,7 @@ def _rematerialise(equation, function: Callable, operands: list) -> list:
     closed = jax.make_jaxpr(function)(*operands)
     # Tracers that the function refers to, such as numbers, become constants of the new trace: operands of the operation.
     jaxpr = closed.jaxpr
-    merged = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars], debug_info=None)
+    merged = jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
     return equation.primitive.bind(*closed.consts, *operands, **(equation.params | {"jaxpr": merged}))
 
 
