@@ -57,6 +57,8 @@ setup(
         "cuda": ["jax[cuda]"],
         "tpu": ["jax[tpu]"],
         "faiss": ["faiss-cpu>=1.9"],  # approximate search among millions of pictures
+        "optuna": ["optuna>=4.4,<6"],  # train-jax sweep --search=optuna
+        "slurm": ["submitit>=1.5"],  # train-jax sweep --launcher=slurm
         "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],
         # The systems this one is compared with, at versions that agree with each other; never needed to train
         # or to use a model.
@@ -76,6 +78,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
+            "submitit>=1.5",
             # For `pip install --no-build-isolation -e .`: environments of Python 3.12 come without it.
             "setuptools>=77",
         ],

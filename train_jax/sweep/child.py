@@ -13,7 +13,9 @@ from train_jax.__main__ import cli
 
 def _stop_with_parent() -> None:
     """Asks this process to save and stop when its standard input ends, as it does when the sweep is killed."""
-    sys.stdin.buffer.read()
+    # Not through sys.stdin, whose lock a thread that waits would keep when the interpreter ends.
+    while os.read(0, 1024):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -135,13 +135,13 @@ class Sweep:
             run = read_run(self.folder(names[name]))
             log.info("%s: %s%s", name, run.status, f": {run.error}" if run.error else "")
 
-        processes = {name: self._make_process(point) for name, point in names.items()}
+        processes = {name: self.make_process(point) for name, point in names.items()}
         launch.run_processes(processes, jobs, report)
 
     def submit(self, points: Sequence[Point], jobs: int, options: Mapping[str, Any]) -> list[Any]:
         """Submits runs as an array of Slurm jobs; see `train_jax.sweep.launch.submit_to_slurm`."""
         self._write_record()
-        processes = {point.name: self._make_process(point) for point in points}
+        processes = {point.name: self.make_process(point) for point in points}
         return launch.submit_to_slurm(processes, self.workdir / ".slurm", jobs, options)
 
     def train_together(self, points: Sequence[Point]) -> None:
@@ -159,7 +159,8 @@ class Sweep:
             launch.clear_failure(folder)
         train_together({point.name: (point.config, folders[point.name]) for point in points}, fail)
 
-    def _make_process(self, point: Point) -> launch.Process:
+    def make_process(self, point: Point) -> launch.Process:
+        """Makes the process of a point's run."""
         # One cache of compiled programs: points that differ in data or evaluation alone share theirs.
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(self.workdir / ".compiled"))
         return launch.Process(self.command(point), self.folder(point), {"JAX_COMPILATION_CACHE_DIR": cache})

@@ -161,8 +161,12 @@ def _apply(equation, place: _Place, numbers: Mapping[_Place, Any], operands: lis
     if name in ("checkpoint", "remat", "remat2"):
         return _rematerialise(equation, call("jaxpr"), operands)
     if name == "scan":
-        consts, carry, xs = _split(operands, params["num_consts"], params["num_carry"])
-        count = len(carry)
+        # By their ranks, since versions of JAX name the counts differently: a loop's slices have lost an axis.
+        inner = next(_functions(params["jaxpr"]))
+        inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+        count = sum(_rank(a) == _rank(b) for a, b in zip(equation.outvars, inner.outvars, strict=True))
+        sliced = sum(_rank(a) > _rank(b) for a, b in zip(equation.invars, inner.invars, strict=True))
+        consts, carry, xs = _split(operands, len(operands) - sliced - count, count)
 
         def body(carry, x):
             results = call("jaxpr")(*consts, *carry, *x)
@@ -215,6 +219,10 @@ def _functions(value) -> Iterator[ClosedJaxpr | Jaxpr]:
     for item in value if isinstance(value, tuple | list) else (value,):
         if isinstance(item, ClosedJaxpr | Jaxpr):
             yield item
+
+
+def _rank(variable) -> int:
+    return len(variable.aval.shape)
 
 
 def _split(operands: list, *sizes: int) -> list[list]:

@@ -111,7 +111,8 @@ def test_names_are_the_shortest_that_differ_and_safe_for_files():
 
 
 def test_the_words_of_a_point_give_its_config():
-    values = {"optim.lr": 3e-4, "model.loss": "sigmoid", "optim.args": {"b2": 0.9}, "augment.scale": (0.5, 1.0), "evals": None}
+    values = {"optim.lr": 3e-4, "model.loss": "sigmoid", "optim.args": {"b2": 0.9}, "augment.scale": (0.5, 1.0)}
+    values["evals"] = None
     base = config_file.load(CONFIG)
     words = config_file.as_words(values)
     assert config_file.override(base, words).to_dict() == config_file.set_options(base, values).to_dict()

@@ -1,0 +1,186 @@
+"""Sweeps from the command line: one after the other, beside each other and together; failures, stops and kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from drive_toy import metric_rows
+
+from train_jax import runs, sweep
+from train_jax.errors import ConfigError
+from train_jax.runs import read_run
+from train_jax.sweep import command, launch
+
+CONFIG = str(Path(__file__).with_name("sweep_toy.py"))
+FOLDERS = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[3])])
+GRID = ["--grid", "optim.lr=1e-2,1e-3", "--seeds", "2"]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", FOLDERS)
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device, as the runs that a user starts
+
+
+def start(workdir, *words):
+    program = [sys.executable, "-m", "train_jax", "sweep", f"--config={CONFIG}", f"--workdir={workdir}", *words]
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Four runs that were trained together, in this process."""
+    workdir = tmp_path_factory.mktemp("together")
+    assert command.main([f"--config={CONFIG}", f"--workdir={workdir}", *GRID, "--together"]) == 0
+    return workdir
+
+
+def test_a_sweep_in_processes_equals_one_together_and_is_not_repeated(together, tmp_path, capsys):
+    words = [f"--config={CONFIG}", f"--workdir={tmp_path}", *GRID, "--where", "seed == 0 or optim.lr > 1e-2"]
+    words += ["--grid", "optim.clip=1.0"]  # another option, whose value is that of the others
+    assert command.main([*words, "--jobs", "2"]) == 0
+    points = {"lr=0.01,clip=1,seed=0": "lr=0.01,seed=0", "lr=0.001,clip=1,seed=0": "lr=0.001,seed=0"}
+    for name, other in points.items():
+        rows, expected = metric_rows(tmp_path / name), metric_rows(together / other)
+        assert [row["step"] for row in rows] == [row["step"] for row in expected]
+        for row, reference in zip(rows, expected, strict=True):
+            assert row == pytest.approx(reference, rel=1e-5, abs=1e-6)
+    before = [(tmp_path / name / "log.txt").read_bytes() for name in points]
+    assert command.main(words) == 0
+    assert before == [(tmp_path / name / "log.txt").read_bytes() for name in points]
+    assert capsys.readouterr().out.count("finished") == 4
+    record = json.loads((tmp_path / sweep.sweep.FILE).read_text())
+    assert record["points"]["lr=0.01,clip=1,seed=0"]["command"].startswith("train-jax --config=")
+
+
+def test_the_table_and_the_summary_of_a_sweep(together):
+    frame = runs.table(together)
+    assert list(frame.status) == ["finished"] * 4 and {"optim.lr", "seed"} <= set(frame.columns)
+    assert list(runs.summary(frame, "loss", by=["optim.lr"])["seeds"]) == [2, 2]
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capsys):
+    words = [f"--config={CONFIG}", f"--workdir={tmp_path}", "--grid", "optim.lr=1e-2,1e30", "--config.optim.clip=0"]
+    words += ["--config.optim.players={}", "--config.optim.name=sgd"]
+    assert command.main([*words, "--together"]) == 1
+    good, bad = read_run(tmp_path / "lr=0.01"), read_run(tmp_path / "lr=1e+30")
+    assert good.status == "finished" and bad.status == "failed" and "non-finite" in bad.error
+    assert "non-finite" in capsys.readouterr().err
+    # Failed runs are left alone, in a process of its own the run fails in the same way.
+    assert command.main([*words, "--together"]) == 1
+    assert command.main([*words, "--retry-failed"]) == 1
+    again = read_run(tmp_path / "lr=1e+30")
+    assert again.status == "failed" and "non-finite" in again.error and (tmp_path / "lr=1e+30" / "log.txt").exists()
+
+
+def test_a_dry_run_tells_costs_and_writes_nothing(together, tmp_path, capsys):
+    assert command.main([f"--config={CONFIG}", f"--workdir={tmp_path / 'new'}", *GRID, "--dry-run"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 6 and table[1].split() == ["lr=0.01,seed=0", "empty", "20", "320"]
+    assert not (tmp_path / "new").exists()
+    assert command.main([f"--config={CONFIG}", f"--workdir={together}", *GRID, "--config.steps=40", "--dry-run"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[1].split()[1:4] == ["unfinished", "20", "320"] or table[1].split()[1:4] == ["finished", "20", "320"]
+    assert table[-1].split()[:3] == ["total", "4", "due"] and table[-1].split()[-1].endswith("s")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--together", "--jobs", "2"], "one process"),
+        (["--jobs", "0"], "at least 1"),
+        (["--trials", "3"], "without --search"),
+        (["--search", "optuna"], "needs --trials"),
+        (["--slurm", "timeout_min=3"], "without --launcher=slurm"),
+        (["--grid", "optim.lrr=1"], "lrr"),
+    ],
+)
+def test_contradictions_are_refused(tmp_path, capsys, words, message):
+    assert command.main([f"--config={CONFIG}", f"--workdir={tmp_path / 'new'}", *words]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_a_directory_of_another_experiment_is_refused(together):
+    with pytest.raises(ConfigError, match="holds another run"):
+        sweep.run(CONFIG, together, overrides={"model.width": 8}, grid={"optim.lr": [1e-2, 1e-3]}, seeds=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["--together"], ["--jobs", "2"]])
+def test_a_killed_sweep_goes_on_to_the_same_results(together, tmp_path, words):
+    slow = ["--config.data.threads=1", "--config.steps=20", "--config.log_every=5"]
+    process = start(tmp_path, *GRID, *words, *slow)
+    deadline = time.monotonic() + 120
+    while not any(folder.name.isdigit() for folder in tmp_path.glob("*/checkpoints/*")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 60
+    while any(folder.joinpath("owner.json").exists() for folder in tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.5)  # runs in processes of their own stop when the sweep has ended
+        if words == ["--together"]:
+            break
+    again = start(tmp_path, *GRID, *words, *slow)
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output
+    for folder in together.glob("lr=*"):
+        rows, expected = metric_rows(tmp_path / folder.name), metric_rows(folder)
+        assert [row["step"] for row in rows] == [row["step"] for row in expected]
+        for row, reference in zip(rows, expected, strict=True):
+            assert row == pytest.approx(reference, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_signal_stops_a_sweep_with_its_runs_saved(tmp_path):
+    process = start(tmp_path, *GRID, "--jobs", "2", "--config.steps=100000")
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("*/metrics.jsonl"))) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143 and "the same command goes on" in output
+    assert {read_run(folder.parent).status for folder in tmp_path.glob("*/checkpoints")} == {"unfinished"}
+
+
+def test_gpus_are_divided_between_processes():
+    assert launch.divide_gpus(2, []) == [{}, {}]
+    assert launch.divide_gpus(2, ["0", "1", "2", "3", "4"]) == [
+        {"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "2,3"},
+    ]  # fmt: skip
+    shares = launch.divide_gpus(3, ["4", "5"])
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4", "5", "4"]
+    assert {share["XLA_PYTHON_CLIENT_MEM_FRACTION"] for share in shares} == {"0.45"}
+
+
+def test_slurm_jobs_run_the_same_processes(tmp_path):
+    pytest.importorskip("submitit")
+    points = sweep.points.make_points(CONFIG, overrides=["--config.steps=2"], grid={"optim.lr": [1e-2]})
+    one = sweep.Sweep(CONFIG, tmp_path, points, overrides=["--config.steps=2"])
+    (job,) = one.submit(points, 1, {"cluster": "local", "timeout_min": 5})
+    assert job.result() == 0
+    assert read_run(tmp_path / "lr=0.01").status == "finished"
+    with pytest.raises(ConfigError, match="launcher=slurm"):
+        one.submit(points, 1, {"cluster": "local", "no_such_parameter": 5})
+
+
+def test_a_search_resumes_and_finds_the_best(tmp_path, capsys):
+    pytest.importorskip("optuna")
+    words = [f"--config={CONFIG}", f"--workdir={tmp_path}", "--search", "optuna", "--minimize", "loss", "--config.steps=2"]
+    words += ["--range", "optim.lr=1e-3:1e-1:log", "--grid", "ema.decay=0.0,0.9"]
+    assert command.main([*words, "--trials", "2", "--jobs", "2"]) == 0
+    assert command.main([*words, "--trials", "3"]) == 0
+    trials = [read_run(folder) for folder in sorted(tmp_path.glob("trial-*"))]
+    assert [run.status for run in trials] == ["finished"] * 3
+    assert all(1e-3 <= run.config["optim"]["lr"] <= 1e-1 for run in trials)
+    best = min(run.history.last("loss") for run in trials)
+    assert f"best of 3 trials: loss {best:.5g} with" in capsys.readouterr().out.splitlines()[-1]
+    with_other_goal = [word if word != "--minimize" else "--maximize" for word in words]
+    assert command.main([*with_other_goal, "--trials", "3"]) == 2
