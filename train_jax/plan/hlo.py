@@ -21,6 +21,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r"condition=%?([\w.-]+)")
 _LIMIT = re.compile(r"= s(?:32|64)\[\]\S* constant\((\d+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)"?')
+_UNKNOWN = 2**63 - 1  # what libtpu writes where it has no estimate
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _FIRST_OPERAND = re.compile(r"%?([\w.-]+)")
 _COMPUTING = {"fusion", "fusion-start", "custom-call", "dot", "convolution", "while", "call", "conditional"}
@@ -60,7 +61,7 @@ class Instruction:
     def cycles(self) -> int:
         """Cycles of all executions as the TPU compiler estimates them; 0 if it gives no estimate."""
         match = None if self.in_fusion else _CYCLES.search(self.attributes)
-        return round(int(match[1]) * self.executions) if match else 0
+        return round(int(match[1]) * self.executions) if match and int(match[1]) < _UNKNOWN else 0
 
     @property
     def size(self) -> int:

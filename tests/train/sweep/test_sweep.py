@@ -171,6 +171,7 @@ def test_slurm_jobs_run_the_same_processes(tmp_path):
         one.submit(points, 1, {"cluster": "local", "no_such_parameter": 5})
 
 
+@pytest.mark.slow
 def test_a_search_resumes_and_finds_the_best(tmp_path, capsys):
     pytest.importorskip("optuna")
     words = [f"--config={CONFIG}", f"--workdir={tmp_path}", "--search", "optuna", "--minimize", "loss", "--config.steps=2"]
