@@ -65,8 +65,13 @@ def plot_grid(
     Args:
       runs, metric, value, goal: see `summary`, which makes the means. Cells without a finished run are blank.
       x, y: options of the columns and of the rows, such as "optim.lr".
+
+    Raises UserError if no run has a value.
     """
     frame = summary(runs, metric, [y, x], value=value, goal=goal)
+    frame = frame[frame["runs"] > 0]
+    if frame.empty:
+        raise UserError(f"no finished run has a value of {metric!r}")
     columns, rows = (sorted({tables.identity(v): v for v in frame[name]}.values(), key=tables.order) for name in (x, y))
     grid = np.full((len(rows), len(columns)), np.nan)
     places = [{tables.identity(v): i for i, v in enumerate(values)} for values in (rows, columns)]
@@ -182,7 +187,8 @@ def _make_figure() -> tuple[Figure, Axes]:
 
 def _add_legend(axes: Axes, handles: Sequence, labels: Sequence[str]) -> None:
     # Matplotlib hides labels that begin with an underscore.
-    legend = axes.legend(handles, [f" {label}" for label in labels], fontsize="x-small")
+    texts = [f" {label}" for label in labels]
+    legend = axes.legend(handles, texts, loc="upper left", bbox_to_anchor=(1, 1), fontsize="x-small", frameon=False)
     for text in legend.get_texts():
         _set_text(text)
 

@@ -78,10 +78,10 @@ def make_report(
 def _make_table(runs: Sequence[Run], frame: pd.DataFrame, metrics: Sequence[str]) -> str:
     columns, constant = text.select_columns(frame)
     by_name = {run.name: run for run in runs}
-    headers = [text.header_of(name) for name in columns] + [text.printable(name) for name in metrics[:1]]
+    headers = [text.header_of(name) for name in columns] + [f"{text.printable(name)} (curve)" for name in metrics[:1]]
     rows = []
     for row in frame.to_dict("records"):
-        cells = [_make_cell(name, row[name], row["status"] if name == "status" else "") for name in columns]
+        cells = [_make_cell(name, row[name]) for name in columns]
         if metrics:
             cells.append(f'<td data-key="">{_sparkline(by_name[row["run"]], metrics[0])}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
@@ -102,11 +102,13 @@ def _make_table(runs: Sequence[Run], frame: pd.DataFrame, metrics: Sequence[str]
     return "\n".join(parts)
 
 
-def _make_cell(name: str, value: object, status: str) -> str:
+def _make_cell(name: str, value: object) -> str:
+    """Formats a cell with the key that the table is sorted by."""
     shown = text.format_cell(name, value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     key = "" if not shown else repr(float(value)) if is_number and math.isfinite(value) else text.printable(str(value))
-    return f'<td class="{status}" data-key="{html.escape(key)}">{html.escape(shown)}</td>'
+    style = f' class="{value}"' if name == "status" else ""
+    return f'<td{style} data-key="{html.escape(key)}">{html.escape(shown)}</td>'
 
 
 def _sparkline(run: Run, metric: str) -> str:

@@ -95,7 +95,7 @@ def summary(
             result |= {"pairs": len(differences), "difference": estimate["mean"]}
             result |= {f"difference_{name}": estimate[name] for name in ("low", "high")}
         results.append(result)
-    return pd.DataFrame(results)
+    return tables.make_frame(results)
 
 
 def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:

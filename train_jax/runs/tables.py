@@ -76,7 +76,7 @@ def table(
         row | {column: config.get(name) for column, name in columns.items()} | values | cost
         for row, config, values, cost in zip(rows, configs, measured, costs, strict=True)
     ]
-    frame = pd.DataFrame({name: _make_column([record[name] for record in records]) for name in records[0]})
+    frame = make_frame(records)
     frame.attrs["options"] = list(columns)
     return frame
 
@@ -213,6 +213,17 @@ def list_metrics(runs: Sequence[Run]) -> list[str]:
     return [name for name in names if name not in ("step", "time")]
 
 
+def make_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Makes a frame of records with the same names: columns of numbers, and else of objects as they are.
+
+    By itself pandas would make None to nan, and integers beside it to floats.
+    """
+    columns = {name: [record[name] for record in records] for name in records[0]}
+    return pd.DataFrame(
+        {name: pd.Series(x, dtype=None if all(map(_is_number, x)) else object) for name, x in columns.items()}
+    )
+
+
 def list_results(frame: pd.DataFrame) -> list[str]:
     """Lists the columns of metrics of a table: those between the options and the costs."""
     names = list(frame.columns)
@@ -240,11 +251,6 @@ def _differing_options(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         for name in names
         if len({identity(config[name]) if name in config else _ABSENT for config in configs}) > 1
     ]
-
-
-def _make_column(values: list) -> pd.Series:
-    """Makes a column of numbers, or else of objects as they are: pandas would make None to nan, and integers to floats."""
-    return pd.Series(values, dtype=None if all(map(_is_number, values)) else object)
 
 
 def _describe_run(run: Run) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def test_a_grid_of_means(tmp_path):
     for (lr, width, seed), value in values.items():
         config = {"optim": {"lr": lr}, "width": width, "seed": seed}
         write_run(tmp_path / f"{lr}-{width}-{seed}", {"psnr": [value]}, config)
+    write_run(tmp_path / "unfinished", {"psnr": [9]}, {"optim": {"lr": 1}}, steps=20)
     figure = runs.plot_grid(tmp_path, "psnr", "optim.lr", "width")
     axes = figure.axes[0]
     np.testing.assert_array_equal(axes.get_images()[0].get_array().filled(np.nan), [[2, 5], [np.nan, 7]])
@@ -76,6 +77,8 @@ def test_a_grid_of_means(tmp_path):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.1", "0.3"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["8", "16"]
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("optim.lr", "width", "psnr")
+    with pytest.raises(UserError, match="no finished run has a value of 'psnr'"):
+        runs.plot_grid(tmp_path / "unfinished", "psnr", "optim.lr", "steps")
 
 
 def test_quality_against_cost(tmp_path):
