@@ -11,7 +11,8 @@ from train_jax import task as task_lib
 
 PRIOR = {"classes": 1000, "width": 1024, "depth": 24, "heads": 16}  # taming's second stage of f16
 FIRST_STAGE = "vqgan/f16_16384"
-TINY = {"width": 64, "depth": 2, "heads": 2}
+TINY = {"width": 64, "depth": 2, "heads": 2}  # toy blocks, to test benchmarks
+TINY_VQGAN = {"channels": 32, "multipliers": (1, 2), "blocks": 1, "resolution": 32}
 
 
 def make_config(family: str, name: str, dtype: str, batch: int, remat: str, folder: Path, tiny: bool) -> ConfigDict:
@@ -27,7 +28,7 @@ def make_config(family: str, name: str, dtype: str, batch: int, remat: str, fold
         c.model.update({"image": TINY | {"size": 64}, "text": TINY} if tiny else {})
         c.tokenizer.path = ""
     elif family == "vqgan":
-        c.model.update({"channels": 32, "multipliers": (1, 2), "blocks": 1, "resolution": 32} if tiny else {})
+        c.model.update(TINY_VQGAN if tiny else {})
         c.loss.disc_start = 0
     else:
         c.model.update((PRIOR if family == "prior" else {}) | (TINY if tiny else {}))
