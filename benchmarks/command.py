@@ -1,13 +1,15 @@
 """The command of every benchmark: prints rows as a table, and stores each at once."""
 
 import argparse
+import dataclasses
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import results
-from benchmarks.results import Device, Record, Row
+from benchmarks.results import Device, Record, Row, Run
 from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError, LoadError, UserError
 
@@ -18,7 +20,7 @@ def main(
     rows: Callable[[argparse.Namespace], Iterator[Row]],
     add_arguments: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
     argv: Sequence[str] | None = None,
-    describe_device: Callable[[], Device] = results.describe_device,
+    describe: Callable[[str], tuple[Device, Run]] = results.describe,
 ) -> None:
     """Runs a benchmark as a command.
 
@@ -26,7 +28,7 @@ def main(
       rows: the benchmark. Its module's name is that of the benchmark, and the module's docstring is the help text.
       add_arguments: function that adds the arguments of the benchmark.
       argv: arguments; None: those of the process.
-      describe_device: function that returns the device, called after the first row.
+      describe: function from the commit (or "") to the device and the conditions of a row, called after the first one.
     """
     module = inspect.getmodule(rows)
     name = Path(module.__file__).stem
@@ -38,13 +40,15 @@ def main(
     parser.add_argument("--commit", default="", help="commit of the code (default: git's)")
     add_arguments(parser)
     arguments = parser.parse_args(argv)
-    folder = arguments.results or (None if getattr(arguments, "tiny", False) else results.FOLDER)
-    device = run = None
+    tiny = getattr(arguments, "tiny", False)
+    folder = arguments.results or (None if tiny else results.FOLDER)
+    device = None
     try:
         for row in rows(arguments):
-            if run is None:
-                device, run = describe_device(), results.describe_run(arguments.commit)
+            if device is None:
+                device, run = describe(arguments.commit)
                 print(f"{name} on {device.name}\n| {' | '.join(COLUMNS)} |\n{'| --- ' * len(COLUMNS)}|")
+            row = dataclasses.replace(row, settings=row.settings | {"toy": "yes"}) if tiny else row
             print(f"| {' | '.join(format_row(row))} |", flush=True)
             if folder:
                 results.store(folder, device, Record(name, row, run))
@@ -72,6 +76,8 @@ def format_spread(row: Row) -> str:
 
 def format_number(x: float) -> str:
     """Formats a number with at least three digits; whole numbers exactly."""
+    if not math.isfinite(x):
+        return str(x)
     if x == int(x):
         return f"{x:,.0f}"
     if abs(x) < 1e-3:

@@ -12,7 +12,7 @@ import jax
 
 from benchmarks.results import Row
 
-TOP = 8  # kernels that get a row of their own
+TOP = 5  # kernels that get a row of their own
 KINDS = {  # kind of kernel -> pattern of its name; the first match counts
     "attention": "fmha|flash|sdpa",
     "convolutions": "conv(?!ert)|fprop|dgrad|wgrad|implicit",
@@ -52,7 +52,7 @@ def kernel_rows(name: str, call: Callable[[], Any], settings: Mapping[str, Any])
     kinds = collections.Counter()
     for kernel, time in milliseconds.items():
         kinds[next(kind for kind, names in KINDS.items() if re.search(names, kernel.lower()))] += time
-    for kind, time in kinds.most_common():
-        yield Row(f"{name}: {kind}", time, "ms", dict(settings))
-    for kernel, time in milliseconds.most_common(TOP):
-        yield Row(f"{name}: kernel `{kernel[:80]}`", time, "ms", dict(settings), note=f"{counts[kernel]} executions")
+    for kind in KINDS:
+        yield Row(f"{name}: {kind}", kinds[kind], "ms", dict(settings))
+    for rank, (kernel, time) in enumerate(milliseconds.most_common(TOP), 1):
+        yield Row(f"{name}: longest {rank}", time, "ms", dict(settings), note=f"{counts[kernel]} x `{kernel[:80]}`")

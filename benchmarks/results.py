@@ -99,34 +99,27 @@ class Device:
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
-def describe_device() -> Device:
-    """Returns the devices that JAX uses in this process, which initialises them."""
-    devices, cores = jax.devices(), len(os.sched_getaffinity(0))
-    host = f"{_read_cpu_model()}, {cores} core{'s' * (cores > 1)}"
-    if devices[0].platform == "cpu":
-        return Device(host, host)
-    return Device(devices[0].device_kind + f" x {len(devices)}" * (len(devices) > 1), host)
-
-
 def _read_cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     match = re.search(r"^model name\s*:\s*(.+)$", info.read_text() if info.is_file() else "", re.MULTILINE)
     return match[1].strip() if match else platform.processor() or platform.machine()
 
 
-def describe_run(commit: str = "") -> Run:
-    """Returns the conditions of a measurement that is made now.
+def describe(commit: str = "") -> tuple[Device, Run]:
+    """Returns the devices that JAX uses in this process, which initialises them, and the conditions of a measurement now.
 
     Args:
       commit: commit of the code; "": ask git.
     """
+    devices, cores = jax.devices(), len(os.sched_getaffinity(0))
+    name = host = f"{_read_cpu_model()}, {cores} core{'s' * (cores > 1)}"
     versions = {"Python": platform.python_version(), "jax": jax.__version__, "jaxlib": jaxlib.__version__}
     versions["flax"] = flax.__version__
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        versions["platform"] = " ".join(device.client.platform_version.split())[:120]
+    if devices[0].platform != "cpu":
+        name = devices[0].device_kind + f" x {len(devices)}" * (len(devices) > 1)
+        versions["platform"] = " ".join(devices[0].client.platform_version.split())[:120]
     now = datetime.datetime.now(datetime.UTC)
-    return Run(f"{now:%Y-%m-%d %H:%M}", commit or _read_commit(), versions)
+    return Device(name, host), Run(f"{now:%Y-%m-%d %H:%M}", commit or _read_commit(), versions)
 
 
 def _read_commit() -> str:
