@@ -60,7 +60,8 @@ def test_the_report_has_devices_as_columns_and_ratios_beside_peers(tmp_path):
     row = {"name": "images", "unit": "a second", "settings": {"model": "ViT-B/32", "batch": 16}}
     peer = row | {"value": 20.0, "by": "PyTorch 2", "ratio": 1.25}
     first = device_file(tmp_path, "card", [row | {"value": 25.0, "low": 24.0, "high": 26.5, "rounds": 3}, peer])
-    second = device_file(tmp_path, "chip", [row | {"value": 1234.5}, row | {"name": "texts", "value": None, "note": "too large"}])
+    missing = row | {"name": "texts", "value": None, "note": "too large"}
+    second = device_file(tmp_path, "chip", [row | {"value": 1234.5}, missing])
     done = run("benchmarks.report", first, second, "--output", tmp_path / "page.md")
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "page.md").read_text()
