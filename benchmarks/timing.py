@@ -47,16 +47,20 @@ def time_in_turns(contestants: Mapping[Key, Callable[[], Any]], rounds: int) -> 
 
 def time_row(name: str, seconds: Sequence[float], settings: Mapping[str, Any], **fields: Any) -> Row:
     """Returns the milliseconds of a call."""
-    low, value, high = (1e3 * f(seconds) for f in (min, statistics.median, max))
-    return Row(name, value, "ms", dict(settings), low, high, len(seconds), **fields)
+    return _median_row(name, [1e3 * x for x in seconds], "ms", settings, **fields)
 
 
 def rate_row(
     name: str, seconds: Sequence[float], count: float, unit: str, settings: Mapping[str, Any], **fields: Any
 ) -> Row:
     """Returns the rate of a call that processes `count` of something."""
-    low, value, high = (count / f(seconds) for f in (max, statistics.median, min))
-    return Row(name, value, unit, dict(settings), low, high, len(seconds), **fields)
+    return _median_row(name, [count / x for x in seconds], unit, settings, **fields)
+
+
+def _median_row(name: str, values: Sequence[float], unit: str, settings: Mapping[str, Any], **fields: Any) -> Row:
+    """Returns the median of values, with the least and the largest if there are several."""
+    low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
+    return Row(name, statistics.median(values), unit, dict(settings), low, high, len(values), **fields)
 
 
 def compare_rates(
