@@ -111,3 +111,9 @@ def test_what_was_measured_survives_the_end_of_time(tmp_path):
     rows = [x["row"] for x in read(tmp_path)]
     assert [x for x in rows if x["name"] == "matrix product"]
     assert any(x.get("note", "").startswith(("cut off", "skipped: takes")) for x in rows)
+
+
+def test_the_published_page_is_what_the_results_say(tmp_path):
+    done = run("benchmarks.report", "--output", tmp_path / "page.md")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "page.md").read_text() == (ROOT / "docs" / "benchmarks.md").read_text(), "python -m benchmarks.report"
