@@ -65,13 +65,8 @@ lint: $(STAMP)  ## Check style and formatting
 	$(RUN) -m ruff check .
 
 # Those of trained models (drawing, painting) are called by name: their docstrings tell which runs they need.
-bench: $(STAMP)  ## Measure speed: every benchmark that needs no trained model, one after the other
-	@for file in benchmarks/*.py; do \
-	    module=$$(basename $$file .py); \
-	    if [[ $$module == _* || $$module == '*' || $$module =~ ^(accelerator|attention|drawing|painting|plans|synthetic|textbook_.*|timing)$$ ]]; then continue; fi; \
-	    echo "== benchmarks.$$module"; \
-	    $(RUN) -m benchmarks.$$module || exit 1; \
-	done
+bench: $(STAMP)  ## Measure all that needs no trained model, and write docs/benchmarks.md (QUICK=1: minutes on two cores)
+	$(RUN) -m benchmarks $(if $(QUICK),--quick) $(ARGS)
 
 $(STAMP): $(LOCK) setup.py
 	$(INTERPRETER) -m venv --clear $(VENV)

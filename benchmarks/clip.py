@@ -2,40 +2,43 @@
 
     python -m benchmarks.clip [--batch 16] [--rounds 5]         (needs the `peers` extra; otherwise only ours is measured)
 
-Measures the encoding of images and texts, and the loss and its gradient on training pairs (without optimiser), alternating
-between implementations. On a GPU also prints the share of the device's peak.
+Measures the encoding of images and texts, and the loss and its gradient on training pairs (without optimiser), in turns.
 """
 
 import argparse
-import contextlib
-import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import load_config
+from benchmarks.command import main
+from benchmarks.peers import name_peer, skipped_if_missing
+from benchmarks.results import OURS, Row
+from benchmarks.synthetic import TINY
+from benchmarks.timing import compare_rates, flops_rows, time_in_turns
 from clip_jax import loss, model
 from clip_jax.flops import forward_flops, training_flops
 from clip_jax.options import CLIPCompute, CLIPOptions
 from clip_jax.pretrained.hugging_face import list_clip_entries
 from train_jax import config as config_lib
-from train_jax import profiling
 from train_jax.weights.layout import flatten, to_peer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.clip", description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of ours and of Flax")
-    arguments = parser.parse_args()
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--tiny", action="store_true", help="use towers of two narrow blocks, to test the benchmark")
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     config = load_config("clip/vit_b32")
     config.model.activation = "quick_gelu"
+    if arguments.tiny:
+        config.model.update({"image": TINY, "text": TINY})
     options = CLIPOptions.parse(config_lib.resolve(config).model, "model")
     compute = CLIPCompute(dtype=arguments.dtype, scan=False)  # unrolled, as the peers are
     rng = np.random.default_rng(0)
@@ -44,38 +47,23 @@ def main() -> None:
     ids[:, -1] = 49_407
 
     implementations = {}
-    implementations["ours"], params = _build_ours(options, compute, pixels, ids)
-    with contextlib.ExitStack() as stack:
-        try:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
+    implementations[OURS], params = _build_ours(options, compute, pixels, ids)
+    with tempfile.TemporaryDirectory() as folder:
+        with skipped_if_missing():
             _write_model(folder, options, params)
-            implementations["PyTorch"] = _build_torch(folder, pixels, ids)
-            implementations["Flax"] = _build_flax(folder, pixels, ids, arguments.dtype)
-        except ImportError as error:
-            print(f"a peer is not installed ({error}): pip install -e '.[peers]'")
+            implementations |= _build_torch(folder, pixels, ids, arguments.dtype)
+            implementations |= _build_flax(folder, pixels, ids, arguments.dtype)
         _check_agreement(implementations)
-        rates = _measure_rates(implementations, arguments.rounds, arguments.batch)
+        contestants = {(by, workload): run for by, runs in implementations.items() for workload, run in runs.items()}
+        times = time_in_turns(contestants, arguments.rounds)
 
-    machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
-    print(f"ViT-B/32, batch {arguments.batch}, {arguments.dtype}, {machine}, jax {jax.__version__}; rates per second")
-    names = list(rates)
-    print("| " + " | ".join(["", *names, "ours / fastest peer", "ours, GFLOP/s"]) + " |")
-    print("| " + " | ".join(["---"] * (len(names) + 3)) + " |")
+    settings = {"model": "ViT-B/32", "batch": arguments.batch, "dtype": arguments.dtype}
     image_flops, text_flops = forward_flops(options)
     flops = {"images": image_flops, "texts": text_flops, "training pairs": training_flops(options)}
     for workload in flops:
-        fastest = max((rates[name][workload] for name in names if name != "ours"), default=float("nan"))
-        ours = rates["ours"][workload]
-        cells = [
-            workload,
-            *(f"{rates[name][workload]:.1f}" for name in names),
-            f"{ours / fastest:.2f}",
-            f"{ours * flops[workload] * 1e-9:.0f}",
-        ]
-        print("| " + " | ".join(cells) + " |")
-    peak = profiling.peak_flops(jax.devices())
-    if peak:
-        print(f"training: {rates['ours']['training pairs'] * flops['training pairs'] / peak:.1%} of the device's peak")
+        seconds = {by: times[by, workload] for by in implementations}
+        yield from compare_rates(workload, seconds, arguments.batch, "a second", settings)
+        yield from flops_rows(workload, seconds[OURS], arguments.batch * flops[workload], settings)
 
 
 Implementation = dict[str, Callable]
@@ -94,17 +82,13 @@ def _build_ours(options, compute, pixels, ids) -> tuple[Implementation, dict]:
 
     train = jax.jit(jax.value_and_grad(value))
     run = {"images": lambda: image(params), "texts": lambda: text(params), "training pairs": lambda: train(params)}
-    return {name: _blocking(function) for name, function in run.items()}, params
+    return run, params
 
 
 def init_params(module, key, images, ids):
     import flax.linen as nn
 
     return nn.unbox(module.init(key, images, ids)["params"])
-
-
-def _blocking(function: Callable) -> Callable:
-    return lambda: jax.block_until_ready(function())
 
 
 def _write_model(folder: str, options, params) -> None:
@@ -119,43 +103,53 @@ def _write_model(folder: str, options, params) -> None:
         f"{folder}/model.safetensors",
         {"format": "pt"},
     )
-    text = {"eos_token_id": 49_407, "vocab_size": options.text.vocab_size}
-    transformers.CLIPConfig(text_config=text, vision_config={"patch_size": 32}, projection_dim=512).save_pretrained(
-        folder
+    sizes = {"hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "heads"}
+    image, text = (
+        {name: getattr(tower, ours) for name, ours in sizes.items()} | {"intermediate_size": 4 * tower.width}
+        for tower in (options.image, options.text)
     )
+    image |= {"patch_size": 32}
+    text |= {"eos_token_id": 49_407, "vocab_size": options.text.vocab_size}
+    config = transformers.CLIPConfig(text_config=text, vision_config=image, projection_dim=options.embed_dim)
+    config.save_pretrained(folder)
 
 
-def _build_torch(folder: str, pixels, ids) -> Implementation:
+def _build_torch(folder: str, pixels, ids, dtype: str) -> dict[str, Implementation]:
     import torch
     import transformers
 
-    peer = transformers.CLIPModel.from_pretrained(folder).eval()
-    x, t = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), torch.from_numpy(ids).long()
+    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+    peer = transformers.CLIPModel.from_pretrained(folder).eval().to(device)
+    x = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).to(device)
+    t = torch.from_numpy(ids).long().to(device)
+    precision = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def unit(features):
         return torch.nn.functional.normalize(features, dim=-1)
 
     def train():
         peer.zero_grad(set_to_none=True)
-        value = peer(input_ids=t, pixel_values=x, return_loss=True).loss
+        with precision:
+            value = peer(input_ids=t, pixel_values=x, return_loss=True).loss
         value.backward()
-        return value.detach()
+        return value.detach().cpu().numpy()
 
     def without_gradients(function: Callable) -> Callable:
         def run():
-            with torch.inference_mode():
-                return unit(function())
+            with torch.inference_mode(), precision:
+                return unit(function()).float().cpu().numpy()
 
         return run
 
-    return {
+    runs = {
         "images": without_gradients(lambda: peer.get_image_features(pixel_values=x)),
         "texts": without_gradients(lambda: peer.get_text_features(input_ids=t)),
         "training pairs": train,
     }
+    return {name_peer("PyTorch", torch): runs}
 
 
-def _build_flax(folder: str, pixels, ids, dtype: str) -> Implementation:
+def _build_flax(folder: str, pixels, ids, dtype: str) -> dict[str, Implementation]:
     import transformers
 
     peer = transformers.FlaxCLIPModel.from_pretrained(folder, from_pt=True, dtype=jnp.dtype(dtype))
@@ -177,34 +171,18 @@ def _build_flax(folder: str, pixels, ids, dtype: str) -> Implementation:
 
     train = jax.jit(jax.value_and_grad(value))
     run = {"images": lambda: image(params), "texts": lambda: text(params), "training pairs": lambda: train(params)}
-    return {name: _blocking(function) for name, function in run.items()}
+    return {name_peer("transformers' Flax", transformers): run}
 
 
 def _check_agreement(implementations: dict[str, Implementation]) -> None:
     """Checks that all implementations compute the same features."""
     for workload in ("images", "texts"):
-        ours = np.asarray(implementations["ours"][workload](), np.float32)
+        ours = np.asarray(implementations[OURS][workload](), np.float32)
         for name, other in implementations.items():
             difference = np.abs(ours - np.asarray(other[workload](), np.float32)).max()
             if difference > 2e-2:
                 raise SystemExit(f"{name} computes different {workload}: the maximum difference is {difference:.1e}")
 
 
-def _measure_rates(implementations: dict[str, Implementation], rounds: int, batch: int) -> dict[str, dict[str, float]]:
-    """Measures median rates per second over `rounds`. Each round runs every implementation once."""
-    seconds = {name: {workload: [] for workload in functions} for name, functions in implementations.items()}
-    for round_index in range(rounds + 1):  # the first compiles
-        for name, functions in implementations.items():
-            for workload, function in functions.items():
-                start = time.perf_counter()
-                function()
-                if round_index:
-                    seconds[name][workload].append(time.perf_counter() - start)
-    return {
-        name: {workload: batch / statistics.median(values) for workload, values in times.items()}
-        for name, times in seconds.items()
-    }
-
-
 if __name__ == "__main__":
-    main()
+    main(rows, add_arguments)

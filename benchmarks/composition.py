@@ -2,18 +2,22 @@
 
     python -m benchmarks.composition
 
-Trains `configs/clip/demo.py` for 600 updates, unchanged and with one change each, and prints zero-shot accuracy on `test`
+Trains `configs/clip/demo.py` for 600 updates, unchanged and with one change each, and measures zero-shot accuracy on `test`
 and `novel`. Takes about half an hour on two cores.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 import train_jax
 from benchmarks import load_config
+from benchmarks.command import main
+from benchmarks.results import Row
 from train_jax.data import sources
 
 UPDATES = 600
@@ -48,20 +52,25 @@ def _patch_captions():
     return mock.patch.object(sources, "open_source", open_source)
 
 
-def measure(name: str, changes: dict, context=contextlib.nullcontext) -> None:
+def measure(name: str, changes: dict, updates: int, context=contextlib.nullcontext) -> Iterator[Row]:
     config = load_config("clip/demo")
-    config.steps = UPDATES
+    config.steps = updates
     config.update_from_flattened_dict(changes)
     with tempfile.TemporaryDirectory() as folder, context():
         metrics = train_jax.run(config, Path(folder) / "run")[-1]
-    print(f"{name:<40} test {100 * metrics['test/top1']:5.1f} %   novel {100 * metrics['novel/top1']:5.1f} %", flush=True)
+    for split in ("test", "novel"):
+        yield Row(f"accuracy on {split}", 100 * metrics[f"{split}/top1"], "%", {"model": name, "updates": updates})
 
 
-def main() -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--updates", type=int, default=UPDATES)
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     for name, changes in CHANGES.items():
-        measure(name, changes)
-    measure("only captions that name every attribute", {}, _patch_captions)
+        yield from measure(name, changes, arguments.updates)
+    yield from measure("only captions that name every attribute", {}, arguments.updates, _patch_captions)
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, add_arguments)

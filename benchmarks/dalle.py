@@ -2,88 +2,65 @@
 
     python -m benchmarks.dalle [--models 72m 1b3] [--batches 1 8 64] [--codes 64]      (with the `peers` extra)
 
-Measures codes per second, including the prefill of the prompt, and with `--bandwidth` the share of the memory bandwidth that
-reads of weights and caches need. Before the measurement both samplers must agree in greedy decoding.
+Measures codes per second, including the prefill of the prompt, and the share of the peak bandwidth of the memory that reads
+of weights and caches need, where the bandwidth is known. Before the measurement both samplers must agree in greedy decoding.
 """
 
 import argparse
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tokenizers
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dalle_jax.captions import CharBpeCaptions
-from dalle_jax.options import DALLEOptions
-from nn_jax.code_transformer import CodeTransformer, shapes, unroll_for_decoding
+from benchmarks import code_models
+from benchmarks.command import main
+from benchmarks.peers import name_peer, skipped_if_missing
+from benchmarks.results import OURS, Row
+from benchmarks.timing import compare_rates, rate_row, time_in_turns
+from nn_jax.code_transformer import CodeTransformer, unroll_for_decoding
 from nn_jax.decoding import Sampling
 from nn_jax.mixed_precision import round_weights
-from train_jax import inference
-from train_jax.compute import TransformerCompute
+from train_jax import inference, profiling
 from train_jax.weights.layout import flatten
-from vqgan_jax.stage2 import model as model_lib
 from vqgan_jax.stage2 import sampling
 
-GRID, TEXT = (16, 16), 64
-MODELS = {
-    "72m": {"width": 640, "depth": 12, "heads": 10, "text_size": 2048, "num_codes": 8192},
-    "1b3": {"width": 1536, "depth": 42, "heads": 24, "text_size": 16_384, "num_codes": 16_384},
-}
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.dalle", description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", default=["72m", "1b3"], choices=("72m", "1b3"))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64])
     parser.add_argument("--codes", type=int, default=64, help="number of codes to sample, of the 256 codes of an image")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--bandwidth", type=float, default=0.0, help="memory bandwidth of the machine in GB/s")
-    arguments = parser.parse_args()
-    machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
-    print(f"{arguments.dtype}, {machine}, jax {jax.__version__}, {arguments.codes} codes; codes a second\n")
-    header = ["model", "parameters", "batch", "ours", "PyTorch", "ours / PyTorch", "share of bandwidth"]
-    print("| " + " | ".join(header) + " |\n| " + " | ".join(["---"] * len(header)) + " |")
+    parser.add_argument("--bandwidth", type=float, help="memory bandwidth in GB/s (default: that of a known device)")
+    parser.add_argument("--tiny", action="store_true", help="use toy models, to test the benchmark")
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    length, dtype = arguments.codes, arguments.dtype
+    bandwidth = 1e9 * (arguments.bandwidth or 0) or profiling.bandwidth_of_kind(jax.devices()[0].device_kind)
     for name in arguments.models:
-        options = dict(MODELS[name])
-        text_size, num_codes = options.pop("text_size"), options.pop("num_codes")
-        config = DALLEOptions.parse(options | {"positions": "learned"}, "model")
-        bpe = tokenizers.Tokenizer(tokenizers.models.BPE())  # unused, since prompts are token ids
-        captions = CharBpeCaptions(bpe, length=TEXT, vocabulary_size=text_size, pad=0)
-        module = model_lib.build(config, captions, num_codes, GRID, TransformerCompute(dtype=arguments.dtype))
-        params = _random_params(module)
-        count = sum(x.size for x in jax.tree.leaves(params))
-        ours = _build_ours(module, params, arguments.codes)
-        theirs = _build_torch(module, params, arguments.codes, arguments.dtype)
+        module = code_models.build(name, dtype, arguments.tiny)
+        params = code_models.random_params(module)
+        builders = {OURS: _build_ours(module, params, length)}
+        with skipped_if_missing():
+            builders |= _build_torch(module, params, length, dtype)
         for batch in arguments.batches:
-            prompts = np.random.default_rng(batch).integers(0, text_size, (batch, TEXT)).astype(np.int32)
-            implementations = {"ours": ours(prompts)} | ({"PyTorch": theirs(prompts)} if theirs else {})
+            rng = np.random.default_rng(batch)
+            prompts = rng.integers(0, module.condition_size, (batch, module.condition_length)).astype(np.int32)
+            implementations = {by: prepare(prompts) for by, prepare in builders.items()}
             _check_agreement(implementations)
-            seconds = _measure_seconds(implementations, arguments.rounds)
-            rates = {implementation: batch * arguments.codes / t for implementation, t in seconds.items()}
-            share = "not known"
-            if arguments.bandwidth:
-                width = 4 if arguments.dtype == "float32" else 2
-                cache = 2 * config.depth * config.width * (TEXT + arguments.codes / 2) * batch
-                read = width * (count - (text_size + num_codes) * config.width + cache) * arguments.codes
-                share = f"{100 * read / seconds['ours'] / 1e9 / arguments.bandwidth:.0f} %"
-            peer = f"{rates['PyTorch']:.1f} | {rates['ours'] / rates['PyTorch']:.2f}" if theirs else "| "
-            print(f"| {name} | {count:,} | {batch} | {rates['ours']:.1f} | {peer} | {share} |", flush=True)
-
-
-def _random_params(module: CodeTransformer) -> dict:
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda s: rng.standard_normal(s, np.float32) * np.float32(0.05),
-        shapes(module),
-        is_leaf=lambda s: isinstance(s, tuple),
-    )
+            turns = {by: functools.partial(run, 1.0) for by, run in implementations.items()}
+            seconds = time_in_turns(turns, arguments.rounds)
+            settings = {"model": name, "batch": batch, "codes": length, "dtype": dtype}
+            yield from compare_rates("codes", seconds, batch * length, "codes/s", settings)
+            if bandwidth:
+                size = code_models.count_weight_bytes(module, dtype)
+                size += code_models.count_cache_bytes(module, dtype, batch, batch, length)
+                yield rate_row("bandwidth", seconds[OURS], 100 * size * length / bandwidth, "% of the peak", settings)
 
 
 def _build_ours(module: CodeTransformer, params: dict, length: int) -> Callable:
@@ -120,13 +97,10 @@ def _build_ours(module: CodeTransformer, params: dict, length: int) -> Callable:
     return prepare
 
 
-def _build_torch(module: CodeTransformer, params: dict, length: int, dtype: str) -> Callable | None:
-    """Builds minDALL-E's sampler in PyTorch, with a preallocated cache."""
-    try:
-        import torch
-    except ImportError as error:
-        print(f"the peer is not installed ({error}): pip install -e '.[peers]'")
-        return None
+def _build_torch(module: CodeTransformer, params: dict, length: int, dtype: str) -> dict[str, Callable]:
+    """Builds minDALL-E's sampler in PyTorch, with a preallocated cache, by its name."""
+    import torch
+
     functional = torch.nn.functional
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     kind = getattr(torch, dtype)
@@ -163,11 +137,11 @@ def _build_torch(module: CodeTransformer, params: dict, length: int, dtype: str)
         return functional.linear(last, head).float()
 
     def prepare(prompts: np.ndarray) -> Callable[[float], np.ndarray]:
-        text, batch = torch.from_numpy(prompts).long().to(device), len(prompts)
+        text, (batch, prompt) = torch.from_numpy(prompts).long().to(device), prompts.shape
 
         @torch.no_grad()
         def run(temperature: float) -> np.ndarray:
-            shape = (depth, batch, heads, TEXT + length, width // heads)
+            shape = (depth, batch, heads, prompt + length, width // heads)
             keys, values = torch.zeros(shape, dtype=kind, device=device), torch.zeros(shape, dtype=kind, device=device)
             logits = stream(w["condition/tokens"][text] + w["condition/positions"], keys, values, 0)
             codes = []
@@ -179,12 +153,12 @@ def _build_torch(module: CodeTransformer, params: dict, length: int, dtype: str)
                 codes.append(code)
                 if position + 1 < length:
                     x = w["codes/tokens"][code] + w["codes/positions"][position]
-                    logits = stream(x[:, None], keys, values, TEXT + position)
+                    logits = stream(x[:, None], keys, values, prompt + position)
             return torch.stack(codes, 1).cpu().numpy()
 
         return run
 
-    return prepare
+    return {name_peer("PyTorch", torch): prepare}
 
 
 def _check_agreement(implementations: dict[str, Callable]) -> None:
@@ -196,17 +170,5 @@ def _check_agreement(implementations: dict[str, Callable]) -> None:
         raise SystemExit(f"ours and PyTorch agree in only {share:.0%} of the codes")
 
 
-def _measure_seconds(implementations: dict[str, Callable], rounds: int) -> dict[str, float]:
-    """Measures median seconds over `rounds`, alternating between implementations."""
-    seconds = {implementation: [] for implementation in implementations}
-    for round_index in range(rounds + 1):  # the first warms up
-        for implementation, run in implementations.items():
-            start = time.perf_counter()
-            run(1.0)
-            if round_index:
-                seconds[implementation].append(time.perf_counter() - start)
-    return {implementation: statistics.median(t) for implementation, t in seconds.items()}
-
-
 if __name__ == "__main__":
-    main()
+    main(rows, add_arguments)

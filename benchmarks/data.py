@@ -1,4 +1,4 @@
-"""Measures the input pipeline: reading and decoding by type of source, training streams, and decoding at smaller scales.
+"""Measures the input pipeline: training streams, reading and decoding by type of source, and decoding at smaller scales.
 
     python -m benchmarks.data [--sizes 400x300 512x384] [--streams 0x1 0x2 2x1 2x2] [--batch_size 1024]
     python -m benchmarks.data --sources
@@ -6,8 +6,8 @@
 
 `--sources` reads 2,000 JPEGs from a folder, a tar file and a TFDS data set in one thread. `--scales` makes training images
 of 224 pixels from twelve JPEGs of each size, whole and from random crops of 50 to 100 % of the area, with and without
-decoding at smaller scales, and prints how much the photographs of scikit-learn differ between the two. Otherwise, streams of
-image-text pairs are measured: JPEGs of the given sizes in tars, decoded, resized and cropped to 224 pixels, with encoded
+decoding at smaller scales, and measures how much the photographs of scikit-learn differ between the two. Otherwise, streams
+of image-text pairs are measured: JPEGs of the given sizes in tars, decoded, resized and cropped to 224 pixels, with encoded
 captions. `2x4` are two workers of four threads each; `0x4` are four threads of the process. A stream runs in a process of
 its own. Pairs per second of CPU time, of all processes, hardly depend on what else the machine does. The pictures have
 coarse shapes and noise, so that their files are as large as those of photographs.
@@ -23,6 +23,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from benchmarks.command import main
+from benchmarks.results import Row
+from benchmarks.timing import rate_row, size_row
 from clip_jax.example import PairExample
 from train_jax.data.images import Augment, Preprocess, decode_region, sample_crop
 from train_jax.data.sources import open_source
@@ -41,91 +45,97 @@ _CAPTION = "a photograph of a {} in front of an old house with a red roof"
 _ANIMALS = ("cat", "dog", "horse", "cow", "sheep", "goat", "donkey", "goose")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sources", action="store_true", help="measure the types of sources")
     parser.add_argument("--scales", action="store_true", help="measure decoding at smaller scales")
     parser.add_argument("--sizes", nargs="+", default=["400x300", "512x384"], help="sizes of the JPEGs")
     parser.add_argument("--streams", nargs="+", default=["0x1", "0x2", "2x1", "2x2"], help="workers x threads")
     parser.add_argument("--batch_size", type=int, default=1024)
     parser.add_argument("--seconds", type=float, default=8, help="duration of the measurement of a stream")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # a stream, measured by this process
-    options = parser.parse_args()
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a stream, measured by this process
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
-        if options.one:
-            _measure_stream(*options.one.split(), options.batch_size, options.seconds)
-        elif options.sources:
-            _compare_sources(Path(folder))
-        elif options.scales:
-            _compare_scales(options.sizes)
-            _compare_photographs()
+        if arguments.one:
+            print(json.dumps(_measure_stream(*arguments.one, arguments.batch_size, arguments.seconds)))
+        elif arguments.sources:
+            yield from compare_sources(Path(folder))
+        elif arguments.scales:
+            yield from compare_scales(arguments.sizes)
+            yield from compare_photographs()
         else:
-            _compare_streams(Path(folder), options)
+            yield from compare_streams(Path(folder), arguments)
 
 
-def _compare_sources(root: Path) -> None:
+def compare_sources(root: Path) -> Iterator[Row]:
+    """Measures reading from each type of source in one thread, without and with decoding and cropping."""
     files = [_make_jpeg(SIDE, SIDE, index) for index in range(COUNT)]
-    names = [
-        ("folder", _write_folder(root / "folder", files)),
-        ("webdataset", open_source(f"webdataset:{_write_tar(root / 'data.tar', files)}", "train")),
-        ("tfds", _write_tfds(root / "tfds", files)),
-    ]
-    size = sum(map(len, files)) / COUNT / 1024
-    print(f"{COUNT:,} JPEGs of {SIDE} x {SIDE} pixels, {size:.0f} KiB each, one thread; images per second")
-    print("| source | read | read, decode, crop |\n| --- | --- | --- |")
+    sources = {
+        "folder": _write_folder(root / "folder", files),
+        "webdataset": open_source(f"webdataset:{_write_tar(root / 'data.tar', files)}", "train"),
+        "tfds": _write_tfds(root / "tfds", files),
+    }
     preprocess = Preprocess(SIDE)
-    for name, source in names:
-        read = _measure_rate(source.__getitem__)
+    for name, source in sources.items():
+        settings = {"source": name, "images": COUNT, "pixels": SIDE, "KiB each": round(sum(map(len, files)) / COUNT / 1024)}
+        yield Row("read", _measure_rate(source.__getitem__), "images/s", settings)
         ready = _measure_rate(lambda index, s=source: preprocess(s[index]["image"]))
-        print(f"| {name} | {read:,.0f} | {ready:,.0f} |", flush=True)
+        yield Row("read, decode, crop", ready, "images/s", settings)
 
 
-def _compare_streams(root: Path, options: argparse.Namespace) -> None:
+def compare_streams(root: Path, arguments: argparse.Namespace) -> Iterator[Row]:
+    """Measures training streams, each in a process of its own."""
     os.environ["XDG_CACHE_HOME"] = str(root / "cache")
-    print(f"pairs of {SIDE} pixels, batches of {options.batch_size}, {os.cpu_count()} cores")
-    print("| JPEGs | workers x threads | first batch | pairs/s | pairs per CPU second | memory | shared memory |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for size in options.sizes:
-        width, height = map(int, size.split("x"))
-        files = [_make_jpeg(width, height, index) for index in range(COUNT // 4)]
+    for size in arguments.sizes:
+        files = make_jpegs(size)
         tar = _write_tar(root / f"{size}.tar", files)
-        kib = sum(map(len, files)) / len(files) / 1024
-        for stream in options.streams:
-            arguments = [
-                "--one",
-                f"{tar} {stream}",
-                "--batch_size",
-                str(options.batch_size),
-                "--seconds",
-                str(options.seconds),
-            ]
-            command = [sys.executable, "-m", "benchmarks.data", *arguments]
-            row = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-            print(f"| {size}, {kib:.0f} KiB | {stream} | {row} |", flush=True)
+        kib = round(sum(map(len, files)) / len(files) / 1024)
+        for stream in arguments.streams:
+            measured = measure_stream_in_subprocess(tar, stream, arguments.batch_size, arguments.seconds)
+            settings = {"JPEGs": f"{size}, {kib} KiB", "workers x threads": stream, "batch": arguments.batch_size}
+            yield Row("time to the first batch", measured["first"], "s", settings)
+            yield Row("pairs", measured["rate"], "pairs/s", settings)
+            yield Row("pairs by CPU time", measured["cpu_rate"], "pairs/s of a core", settings)
+            yield size_row("memory", measured["memory"], settings)
+            yield size_row("shared memory", measured["shared_memory"], settings)
 
 
-def _compare_scales(sizes: list[str]) -> None:
-    print(f"training images of {SIDE} pixels, one thread; images per second of CPU time, the best of three rounds")
-    print("| JPEGs | whole: full decode | whole: smallest scale | crop: full decode | crop: smallest scale |")
-    print("| --- | --- | --- | --- | --- |")
+def make_jpegs(size: str) -> list[bytes]:
+    """Makes 500 JPEGs of WIDTHxHEIGHT pixels."""
+    width, height = map(int, size.split("x"))
+    return [_make_jpeg(width, height, index) for index in range(COUNT // 4)]
+
+
+def measure_stream_in_subprocess(tar: Path, stream: str, batch_size: int, seconds: float) -> dict[str, float]:
+    """Measures a training stream of the pairs in a tar, for example "2x4": two workers of four threads each."""
+    command = [sys.executable, "-m", "benchmarks.data", "--one", str(tar), stream]
+    command += ["--batch_size", str(batch_size), "--seconds", str(seconds)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1])
+
+
+def compare_scales(sizes: list[str], rounds: int = 3) -> Iterator[Row]:
+    """Measures CPU time of making training images with and without decoding at smaller scales."""
     for size in sizes:
         width, height = map(int, size.split("x"))
         files = [_make_jpeg(width, height, index) for index in range(12)]
-        makes = [
-            functools.partial(_make_training_image, area=area, may_shrink=may_shrink)
-            for area in (None, (0.5, 1.0))
-            for may_shrink in (False, True)
-        ]
-        rates = np.max([[_measure_cpu_rate(make, files) for make in makes] for _ in range(3)], axis=0)
-        print(f"| {size} | {' | '.join(f'{rate:,.0f}' for rate in rates)} |", flush=True)
+        makes = {
+            f"{region}: {decode}": functools.partial(_make_training_image, area=area, may_shrink=may_shrink)
+            for region, area in (("whole", None), ("crop", (0.5, 1.0)))
+            for decode, may_shrink in (("full decode", False), ("smallest scale", True))
+        }
+        seconds = [{name: _measure_cpu_seconds(make, files) for name, make in makes.items()} for _ in range(rounds)]
+        for name in makes:
+            times = [turn[name] for turn in seconds]
+            yield rate_row(name, times, len(files), "images/s of a core", {"JPEGs": size, "pixels": SIDE})
 
 
-def _measure_cpu_rate(make, files: list[bytes]) -> float:
+def _measure_cpu_seconds(make: Callable, files: list[bytes]) -> float:
     rng = np.random.default_rng(0)  # the same crops for each way of decoding
     begun = time.process_time()
     for data in files:
         make(data, rng)
-    return len(files) / (time.process_time() - begun)
+    return time.process_time() - begun
 
 
 def _make_training_image(data: bytes, rng, *, area: tuple | None, may_shrink: bool, side: int = SIDE) -> np.ndarray:
@@ -141,9 +151,8 @@ def _make_training_image(data: bytes, rng, *, area: tuple | None, may_shrink: bo
     return preprocess.resize_and_crop(decoded, size, region)
 
 
-def _compare_photographs() -> None:
-    """Prints how much photographs at the smallest scale differ from their full decode."""
-    print("| photograph | pixels | mean difference, of 255 levels | PSNR |\n| --- | --- | --- | --- |")
+def compare_photographs() -> Iterator[Row]:
+    """Measures how much photographs at the smallest scale differ from their full decode."""
     for name in ("china.jpg", "flower.jpg"):
         buffer = io.BytesIO()
         Image.fromarray(load_sample_image(name)).save(buffer, "JPEG", quality=90)
@@ -152,11 +161,12 @@ def _compare_photographs() -> None:
                 _make_training_image(buffer.getvalue(), None, area=None, may_shrink=may_shrink, side=side).astype(float)
                 for may_shrink in (False, True)
             )
-            psnr = 10 * np.log10(255**2 / np.mean((full - small) ** 2))
-            print(f"| {name} | {side} | {np.abs(full - small).mean():.1f} | {psnr:.1f} dB |")
+            settings = {"photograph": name, "pixels": side}
+            yield Row("mean difference", np.abs(full - small).mean(), "of 255 levels", settings)
+            yield Row("PSNR", 10 * np.log10(255**2 / np.mean((full - small) ** 2)), "dB", settings)
 
 
-def _measure_stream(tar: str, stream: str, batch_size: int, seconds: float) -> None:
+def _measure_stream(tar: str, stream: str, batch_size: int, seconds: float) -> dict[str, float]:
     workers, threads = map(int, stream.split("x"))
     tokenizer = Tokenizer.train([_CAPTION.format(animal) for animal in _ANIMALS] * 100, 600, 77)
     example = PairExample(Augment(Preprocess(SIDE)), tokenizer)
@@ -172,8 +182,8 @@ def _measure_stream(tar: str, stream: str, batch_size: int, seconds: float) -> N
         count += batch_size
         memory = tuple(map(max, memory, _measure_memory()))
     rate, core_rate = count / (time.perf_counter() - begun), count / (_measure_cpu() - cpu)
-    own, shared = (f"{size / 2**20:,.0f} MiB" for size in memory)
-    print(f"{first:.1f} s | {rate:,.0f} | {core_rate:,.0f} | {own} | {shared}")
+    names = ("first", "rate", "cpu_rate", "memory", "shared_memory")
+    return dict(zip(names, (first, rate, core_rate, *memory), strict=True))
 
 
 def _processes() -> set[str]:
@@ -263,4 +273,4 @@ def _write_tfds(path: Path, files: list[bytes]):
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, add_arguments)

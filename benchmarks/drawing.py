@@ -7,11 +7,15 @@ The oracle decides whether a sample shows its prompt. Prompts: `seen`, "a {colou
 """
 
 import argparse
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
 import clip_jax
 import dalle_jax
+from benchmarks.command import main
+from benchmarks.results import Row
 from dalle_jax import evaluators
 from train_jax.data.sources import open_source
 from vqgan_jax.stage2.rerank import clip_scores
@@ -22,8 +26,7 @@ GUIDANCES = (1.0, 2.0, 3.0, 5.0)
 KINDS = {"seen": ("test", "labels"), "novel": ("novel", "labels"), "two": ("test", "pairs")}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.drawing", description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="runs/dalle-shapes")
     parser.add_argument("--clip", default="runs/demo/clip")
     parser.add_argument("--prompts", type=int, default=256)
@@ -32,7 +35,9 @@ def main() -> None:
     parser.add_argument("--sweep", type=int, default=64, help="number of prompts of the temperature table")
     parser.add_argument("--top-p", type=float, default=0.9, help="top-p for the best-of-n table")
     parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale for the best-of-n table")
-    arguments = parser.parse_args()
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     dalle, clip = dalle_jax.load(arguments.model), clip_jax.load(arguments.clip)
     prompts = {kind: make_prompts(*KINDS[kind], arguments.prompts) for kind in arguments.kinds}
     sources = {kind: open_source("shapes/32", KINDS[kind][0]) for kind in arguments.kinds}
@@ -42,27 +47,21 @@ def main() -> None:
         shows = sources[kind].shows
         return np.array([[shows(x, text) for x in row] for text, row in zip(texts, images, strict=True)])
 
-    print(f"The best of n, of {arguments.prompts} prompts; top-p {arguments.top_p:g}, guidance {arguments.guidance:g}:\n")
-    _print_row("prompts", "chosen by", *(f"n = {n}" for n in choices))
-    _print_row(*["---"] * (2 + len(choices)))
+    settings = {"prompts": arguments.prompts, "top-p": arguments.top_p, "guidance": arguments.guidance}
     for kind, texts in prompts.items():
         drawing = dalle.draw(texts, arguments.most, top_p=arguments.top_p, guidance=arguments.guidance, progress=False)
         correct = is_correct(kind, texts, drawing.images)
         for ranking, scores in (("CLIP", clip_scores(clip, texts, drawing.images)), ("likelihood", drawing.log_probs)):
-            best = [np.argmax(scores[:, :n], axis=1) for n in choices]
-            _print_row(f"`{kind}`", ranking, *(f"{100 * correct[np.arange(len(correct)), b].mean():.1f} %" for b in best))
+            for n in choices:
+                best = np.argmax(scores[:, :n], axis=1)
+                share = 100 * correct[np.arange(len(correct)), best].mean()
+                yield Row(f"right of {kind}, the best of n by {ranking}", share, "%", settings | {"n": n})
 
-    sweep_prompts = {kind: texts[: arguments.sweep] for kind, texts in prompts.items()}
-    print(f"\nOne drawing of each of {arguments.sweep} prompts, right by temperature and guidance, {' / '.join(prompts)}:\n")
-    _print_row("temperature", *(f"guidance {g:g}" for g in GUIDANCES))
-    _print_row(*["---"] * (1 + len(GUIDANCES)))
-    for t in TEMPERATURES:
-        cells = []
-        for g in GUIDANCES:
-            images = {k: dalle.generate(p, temperature=t, guidance=g, progress=False) for k, p in sweep_prompts.items()}
-            shares = [is_correct(k, sweep_prompts[k], x).mean() for k, x in images.items()]
-            cells.append(" / ".join(f"{100 * share:.0f} %" for share in shares))
-        _print_row(f"{t:g}", *cells)
+    for kind, texts in prompts.items():
+        few = texts[: arguments.sweep]
+        for t, g in itertools.product(TEMPERATURES, GUIDANCES):
+            share = 100 * is_correct(kind, few, dalle.generate(few, temperature=t, guidance=g, progress=False)).mean()
+            yield Row(f"right of {kind}", share, "%", {"prompts": len(few), "temperature": t, "guidance": g})
 
 
 def make_prompts(split: str, about: str, count: int) -> list[str]:
@@ -71,9 +70,5 @@ def make_prompts(split: str, about: str, count: int) -> list[str]:
     return evaluators.collect_prompts(open_source("shapes/32", split), options)
 
 
-def _print_row(*cells: str) -> None:
-    print(f"| {' | '.join(cells)} |", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    main(rows, add_arguments)

@@ -9,13 +9,10 @@ not affect speed. On a GPU both use TF32 for float32 products, which is JAX's de
 """
 
 import argparse
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -24,6 +21,10 @@ import numpy as np
 import clip_jax
 import vqgan_jax
 from benchmarks import load_config
+from benchmarks.command import main
+from benchmarks.peers import name_peer, skipped_if_missing
+from benchmarks.results import OURS, Row
+from benchmarks.timing import compare_rates, time_in_turns
 from clip_jax import model as clip_model
 from clip_jax.options import CLIPCompute
 from clip_jax.pretrained import checkpoint as clip_checkpoint
@@ -42,45 +43,52 @@ PROMPTS = [f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("ca
 # Augmentations of the textbook loop: random crops, flips and noise only.
 PLAIN = {"rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}
 LR = 0.1
-IMPLEMENTATIONS = ("ours", "PyTorch")
+PYTORCH = "PyTorch"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.guided", description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, nargs="+", default=[256, 512], help="sides of the images in pixels")
     parser.add_argument("--cuts", type=int, default=32)
     parser.add_argument("--steps", type=int, default=5, help="number of steps per turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of our implementation")
     parser.add_argument("--together", type=int, default=len(PROMPTS), help="prompts in a batch; 0: no comparison")
-    parser.add_argument("--small", action="store_true", help="use toy models, to test the benchmark")
-    parser.add_argument("--only", choices=IMPLEMENTATIONS, help="run one turn at the first size and print the peak memory")
-    arguments = parser.parse_args()
-    vq, clip = build_models(arguments.dtype, arguments.small)
-    if arguments.only:
-        run = build_implementation(arguments.only, vq, clip, arguments, arguments.size[0])
-        print(f"peak {measure_peak(arguments.only, run)}")
+    parser.add_argument("--tiny", action="store_true", help="use toy models, to test the benchmark")
+    parser.add_argument("--peak", choices=(OURS, PYTORCH), help=argparse.SUPPRESS)  # measured by this process
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    vq, clip = build_models(arguments.dtype, arguments.tiny)
+    if arguments.peak:
+        run = build_implementation(arguments.peak, vq, clip, arguments, arguments.size[0])
+        print(f"peak {measure_peak(arguments.peak, run)}")
         return
-    machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
-    print(f"f16, ViT-B/32, {arguments.cuts} cuts, {arguments.dtype}, {machine}, jax {jax.__version__}; steps a second\n")
-    _print_row("size", *IMPLEMENTATIONS, "ours / PyTorch", *(f"peak of {name}, MiB" for name in IMPLEMENTATIONS))
-    _print_row(*["---"] * 6)
+    settings = {"models": "f16, ViT-B/32", "cuts": arguments.cuts, "dtype": arguments.dtype}
     for size in arguments.size:
-        rates = measure_rates(vq, clip, arguments, size)
-        ratio = rates["ours"] / rates["PyTorch"] if "PyTorch" in rates else float("nan")
-        peaks = [measure_peak_in_subprocess(name, arguments, size) if name in rates else "" for name in IMPLEMENTATIONS]
-        _print_row(str(size), *(f"{rates[n]:.3f}" if n in rates else "" for n in IMPLEMENTATIONS), f"{ratio:.2f}", *peaks)
+        runs, names = {OURS: build_implementation(OURS, vq, clip, arguments, size)}, {OURS: OURS}
+        with skipped_if_missing():
+            import torch
+
+            names[name_peer(PYTORCH, torch)] = PYTORCH
+            runs[name_peer(PYTORCH, torch)] = build_implementation(PYTORCH, vq, clip, arguments, size)
+        seconds = time_in_turns(runs, arguments.rounds)
+        yield from compare_rates("steps", seconds, arguments.steps, "steps/s", settings | {"pixels": size})
+        for by in runs:
+            peak = measure_peak_in_subprocess(names[by], arguments, size)
+            yield Row("peak memory of a turn", peak, "MiB", settings | {"pixels": size}, by=by)
     if arguments.together:
-        compare_batching(vq, clip, arguments)
+        seconds = compare_batching(vq, clip, arguments)
+        settings |= {"pixels": arguments.size[0], "prompts": arguments.together}
+        yield from compare_rates("steps of all prompts", seconds, arguments.together * arguments.steps, "steps/s", settings)
 
 
-def build_models(dtype: str, small: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.Clip"]:
+def build_models(dtype: str, tiny: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.Clip"]:
     """Builds VQGAN and CLIP with random weights at published sizes."""
     c = config_lib.resolve(load_config("vqgan/f16_1024"))
     v = config_lib.resolve(load_config("clip/vit_b32")).model
     v.update({"activation": "quick_gelu"})
     v.text.vocab_size = 0
-    if small:
+    if tiny:
         c.model.channels, c.model.z_channels = 32, 32
         v.image.update({"width": 64, "depth": 1, "heads": 2})
     v.text.update({"width": 64, "depth": 1, "heads": 2})  # the text tower runs only once, before the first step
@@ -95,7 +103,7 @@ def build_models(dtype: str, small: bool) -> tuple["vqgan_jax.Vqgan", "clip_jax.
 
 def build_implementation(name: str, vq, clip, arguments, size: int) -> Callable[[], None]:
     """Builds a function that runs the steps of one turn."""
-    if name == "ours":
+    if name == OURS:
         painter = painting.Painter(vq, clip, make_jobs(arguments, size, PROMPTS[:1]))
         return make_turn(painter, arguments.steps)
     painter = build_textbook(vq, clip, arguments, size)
@@ -161,52 +169,34 @@ def check_agreement(vq, clip, codes, painter, device: str) -> None:
         raise SystemExit(f"ours and PyTorch agree in {agreement:.0%} of the pixels, cosine {cosine:.4f}")
 
 
-def measure_rates(vq, clip, arguments, size: int) -> dict[str, float]:
-    """Measures the median steps per second of each implementation."""
-    runs = {}
-    for name in IMPLEMENTATIONS:
-        try:
-            runs[name] = build_implementation(name, vq, clip, arguments, size)
-        except ImportError as error:
-            print(f"the peer is not installed ({error}): pip install -e '.[peers]'", file=sys.stderr)
-    seconds = {name: [] for name in runs}
-    for round_index in range(arguments.rounds + 1):  # the first warms up
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if round_index:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: arguments.steps / statistics.median(times) for name, times in seconds.items()}
-
-
-def measure_peak_in_subprocess(name: str, arguments, size: int) -> str:
+def measure_peak_in_subprocess(name: str, arguments, size: int) -> float:
     """Measures the peak memory in MiB of a separate process that runs one implementation."""
-    command = [sys.executable, "-m", "benchmarks.guided", "--only", name, "--size", str(size)]
+    command = [sys.executable, "-m", "benchmarks.guided", "--peak", name, "--size", str(size)]
     command += ["--cuts", str(arguments.cuts), "--steps", "2", "--dtype", arguments.dtype]
-    command += ["--small"] if arguments.small else []
+    command += ["--tiny"] if arguments.tiny else []
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return output.strip().splitlines()[-1].removeprefix("peak ")
+    return float(output.strip().splitlines()[-1].removeprefix("peak "))
 
 
-def measure_peak(name: str, run: Callable[[], None]) -> str:
+def measure_peak(name: str, run: Callable[[], None]) -> float:
     """Measures the peak memory in MiB of a second turn, minus the memory before that turn (on a CPU: before the first)."""
     if jax.default_backend() != "gpu":
         before = _status_kib("VmRSS")
         run()  # compiles
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak after compilation
         run()
-        return f"{(_status_kib('VmHWM') - before) / 2**10:,.0f}"
+        return (_status_kib("VmHWM") - before) / 2**10
     run()  # compiles, chooses algorithms
-    if name == "ours":
+    if name == OURS:
         run()
         stats = jax.local_devices()[0].memory_stats()
-        return f"{(stats['peak_bytes_in_use'] - stats['bytes_in_use']) / 2**20:,.0f}"
+        return (stats["peak_bytes_in_use"] - stats["bytes_in_use"]) / 2**20
     import torch
 
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     run()
-    return f"{(torch.cuda.max_memory_allocated() - before) / 2**20:,.0f}"
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def _status_kib(field: str) -> int:
@@ -215,8 +205,8 @@ def _status_kib(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def compare_batching(vq, clip, arguments) -> None:
-    """Compares a batch of prompts with the same prompts in sequence, at the first size."""
+def compare_batching(vq, clip, arguments) -> dict[str, list[float]]:
+    """Measures the seconds of a batch of prompts, and of the same prompts in sequence, at the first size."""
     size, texts = arguments.size[0], PROMPTS[: arguments.together]
     at_once = make_turn(painting.Painter(vq, clip, make_jobs(arguments, size, texts)), arguments.steps)
     single = make_turn(painting.Painter(vq, clip, make_jobs(arguments, size, texts[:1])), arguments.steps)
@@ -225,23 +215,8 @@ def compare_batching(vq, clip, arguments) -> None:
         for _ in texts:
             single()
 
-    seconds = {"at once": [], "in a row": []}
-    for round_index in range(arguments.rounds + 1):
-        for name, run in (("at once", at_once), ("in a row", paint_in_sequence)):
-            start = time.perf_counter()
-            run()
-            if round_index:
-                seconds[name].append(time.perf_counter() - start)
-    rates = {name: len(texts) * arguments.steps / statistics.median(times) for name, times in seconds.items()}
-    print(f"\n{len(texts)} prompts at {size} px, steps a second of all together:\n")
-    _print_row("at once", "in a row", "ratio")
-    _print_row(*["---"] * 3)
-    _print_row(*(f"{rate:.3f}" for rate in rates.values()), f"{rates['at once'] / rates['in a row']:.2f}")
-
-
-def _print_row(*cells: str) -> None:
-    print(f"| {' | '.join(cells)} |", flush=True)
+    return time_in_turns({OURS: at_once, "ours, one prompt after the other": paint_in_sequence}, arguments.rounds)
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, add_arguments)

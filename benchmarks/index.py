@@ -1,14 +1,16 @@
 """Measures build time, size and query time of a search index of 100,000 synthetic images.
 
-    python -m benchmarks.index
+    python -m benchmarks.index [--images 100000]
 
 Images have 64 pixels and both towers have one narrow layer, so that the time of the model is negligible compared with
 reading, decoding, storing and searching.
 """
 
-import statistics
+import argparse
+import functools
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -16,6 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from benchmarks.command import main
+from benchmarks.results import Row
+from benchmarks.timing import rate_row, size_row, time_row
 from clip_jax import model
 from clip_jax.clip import Clip
 from clip_jax.options import CLIPOptions
@@ -23,10 +28,14 @@ from clip_jax.search import Index, build, search
 from train_jax.data.images import Preprocess
 from train_jax.data.text import Tokenizer
 
-COUNT, DIM = 100_000, 512
+DIM = 512
 
 
-def main() -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=int, default=100_000)
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     options = CLIPOptions.defaults()
     options.embed_dim = DIM
     options.image.update({"size": 64, "patch": 32, "width": 64, "depth": 1, "heads": 1})
@@ -38,23 +47,18 @@ def main() -> None:
     clip = Clip.assemble(module, variables, tokenizer, Preprocess(64), "a small model")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        _write_images(root / "pictures")
-        print(f"{COUNT:,} JPEGs of 64 pixels, embeddings of {DIM} numbers, {jax.devices()[0].device_kind}")
-        print("| precision | build | again, nothing new | size | query |\n| --- | --- | --- | --- | --- |")
+        _write_images(root / "pictures", arguments.images)
         for half in (False, True):
+            settings = {"images": arguments.images, "precision": "float16" if half else "float32"}
             out = root / f"index-{half}"
-            first, again = (
-                _measure_seconds(lambda o=out, h=half: build(clip, root / "pictures", o, half=h, progress=False))
-                for _ in range(2)
-            )
-            size = sum(file.stat().st_size for file in out.iterdir()) / 2**20
+            make = functools.partial(build, clip, root / "pictures", out, half=half, progress=False)
+            yield rate_row("build", [_measure_seconds(make)], arguments.images, "images/s", settings)
+            yield Row("build again, nothing new", _measure_seconds(make), "s", settings)
+            yield size_row("size", sum(file.stat().st_size for file in out.iterdir()), settings)
             index = Index.open(out)
             search(index, clip, text="something")  # copies the index to the device
             times = [_measure_seconds(lambda i=index, n=n: search(i, clip, text=f"picture {n}")) for n in range(30)]
-            cells = (f"{COUNT / first:,.0f} pictures/s", f"{again:.1f} s", f"{size:,.0f} MiB")
-            print(
-                f"| {'float16' if half else 'float32'} | {' | '.join(cells)} | {1e3 * statistics.median(times):.1f} ms |"
-            )
+            yield time_row("query", times, settings)
 
 
 def _init_variables(module, key, pixels, ids):
@@ -63,10 +67,10 @@ def _init_variables(module, key, pixels, ids):
     return nn.unbox(module.init(key, pixels, ids))
 
 
-def _write_images(folder: Path) -> None:
+def _write_images(folder: Path, count: int) -> None:
     """Writes distinct images of 10 x 10 random blocks."""
     rng = np.random.default_rng(0)
-    for number in range(COUNT):
+    for number in range(count):
         if number % 1000 == 0:
             (folder / f"{number // 1000:03d}").mkdir(parents=True)
         blocks = Image.fromarray(rng.integers(0, 256, (10, 10, 3), np.uint8))
@@ -80,4 +84,4 @@ def _measure_seconds(function) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, add_arguments)

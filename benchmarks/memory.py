@@ -1,20 +1,25 @@
-"""Prints the memory plans of training steps at published sizes, and of the contrastive loss with and without tiles.
+"""Plans the memory of training steps at published sizes, and of the contrastive loss with and without tiles.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu python -m benchmarks.memory
+    python -m benchmarks.memory [--only models vqgans dalles losses]
 
-Programs are compiled for eight devices but not run; memory is per device. The training step is the trainer's step with the
-config's optimiser and moving averages. The losses include forward and backward passes at global batches of 8,192 to 131,072
-embeddings of dimension 512.
+Programs are compiled for eight fake devices of the CPU but not run; memory is per device. The training step is the trainer's
+step with the config's optimiser and moving averages. The losses include forward and backward passes at global batches of
+8,192 to 131,072 embeddings of dimension 512.
 """
 
 import argparse
 import functools
+import itertools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import load_config
+from benchmarks.command import main
+from benchmarks.results import Row
+from benchmarks.timing import size_row
 from clip_jax import loss, model, ring_loss
 from clip_jax.flops import training_flops
 from clip_jax.options import CLIPCompute
@@ -22,6 +27,7 @@ from dalle_jax.captions import CharBpeCaptions
 from train_jax import config as config_lib
 from train_jax import profiling, sharding
 from train_jax import task as task_lib
+from train_jax.plan.targets import Target
 from train_jax.prepare import trace_step
 from train_jax.task import Task
 from vqgan_jax.stage2 import model as stage2_model
@@ -37,52 +43,45 @@ VQGAN_BATCH = 96
 DIM = 512
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("models", "vqgans", "dalles", "losses"), help="print only this table")
-    only = parser.parse_args().only
-    if jax.device_count() != 8:
-        raise SystemExit("set XLA_FLAGS=--xla_force_host_platform_device_count=8 JAX_PLATFORMS=cpu")
-    if only in (None, "models"):
-        print(f"Training step, batch {BATCH}, per device:")
-        _print_row("model", "mesh", "parameters", "state and batch", "temporaries", "total", "GFLOP a pair")
-        _print_row(*["---"] * 7)
-        for name in MODELS:
-            for mesh in MESHES:
-                print_clip_plan(name, mesh)
-    if only in (None, "vqgans"):
-        print("\nGAN step of VQGAN at 256 pixels, per device:")
-        _print_row("model", "mesh", "batch", "parameters", "state and batch", "temporaries", "total")
-        _print_row(*["---"] * 7)
-        for name in VQGANS:
-            for mesh in ({"data": 8, "fsdp": 1, "tensor": 1}, {"data": 1, "fsdp": 8, "tensor": 1}):
-                print_vqgan_plan(name, mesh)
-    if only in (None, "dalles"):
-        print("\nTraining step of DALL-E, the config's batch, per device:")
-        _print_row("model", "mesh", "batch", "micro-batches", "parameters", "state and batch", "temporaries", "total")
-        _print_row(*["---"] * 8)
-        for name, (*codes, parts) in DALLES.items():
-            for accumulate in (1, parts):
-                for mesh in ({"data": 1, "fsdp": 8, "tensor": 1}, {"data": 1, "fsdp": 4, "tensor": 2}):
-                    print_dalle_plan(name, codes, accumulate, mesh)
-    if only in (None, "losses"):
-        print(f"\nTemporary memory of the softmax loss and its gradient, 8 devices, {DIM} numbers, per device:")
-        _print_row("global batch", "dense", "tiles of 1,024")
-        _print_row(*["---"] * 3)
-        for size in (8_192, 32_768, 131_072):
-            print_loss_plans(size)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", nargs="+", default=list(PLANS), choices=PLANS, help="plan only these")
 
 
-def _print_row(*cells) -> None:
-    print("| " + " | ".join(cells) + " |", flush=True)
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    Target.parse("fake:8").set_environment()
+    for name in arguments.only:
+        yield from PLANS[name]()
 
 
-def _format_mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"
+def plan_models() -> Iterator[Row]:
+    """Plans the training steps of CLIP."""
+    for name, mesh in itertools.product(MODELS, MESHES):
+        yield from plan_clip(name, mesh)
 
 
-def print_clip_plan(name: str, sizes: dict) -> None:
-    """Compiles the training step of a CLIP and prints its memory plan."""
+def plan_vqgans() -> Iterator[Row]:
+    """Plans the GAN steps of VQGAN at 256 pixels."""
+    meshes = ({"data": 8, "fsdp": 1, "tensor": 1}, {"data": 1, "fsdp": 8, "tensor": 1})
+    for name, mesh in itertools.product(VQGANS, meshes):
+        yield from plan_vqgan(name, mesh)
+
+
+def plan_dalles() -> Iterator[Row]:
+    """Plans the training steps of DALL-E at the config's batch, whole and in micro-batches."""
+    meshes = ({"data": 1, "fsdp": 8, "tensor": 1}, {"data": 1, "fsdp": 4, "tensor": 2})
+    for name, (*codes, parts) in DALLES.items():
+        for accumulate, mesh in itertools.product((1, parts), meshes):
+            yield from plan_dalle(name, codes, accumulate, mesh)
+
+
+def plan_losses() -> Iterator[Row]:
+    """Plans the softmax loss and its gradient."""
+    for size in (8_192, 32_768, 131_072):
+        yield from plan_loss(size)
+
+
+def plan_clip(name: str, sizes: dict) -> Iterator[Row]:
+    """Plans the training step of a CLIP."""
     config = load_config(f"clip/{name}")
     config.data.batch_size, config.contrastive.tile, config.mesh = BATCH, 0, sizes
     config = config_lib.resolve(config)
@@ -110,21 +109,20 @@ def print_clip_plan(name: str, sizes: dict) -> None:
         "image": jax.ShapeDtypeStruct((BATCH, m.image.size, m.image.size, 3), jnp.uint8),
         "text": jax.ShapeDtypeStruct((BATCH, m.text.context_length), jnp.int32),
     }
-    count, plan = _compile_plan(task, config, mesh, batch)
-    sizes = (_format_mib(x) for x in (plan.arguments, plan.temporaries, plan.total))
-    _print_row(name, _format_mesh(mesh), f"{count:,}", *sizes, f"{training_flops(module.options) * 1e-9:,.0f}")
+    settings = {"model": f"clip/{name}", "mesh": _format_mesh(mesh), "batch": BATCH}
+    yield from _plan_step(task, config, mesh, batch, settings)
+    yield Row("FLOPs", training_flops(module.options) * 1e-9, "GFLOP a pair", settings)
 
 
-def print_vqgan_plan(name: str, sizes: dict) -> None:
-    """Compiles the GAN training step of a VQGAN without perceptual loss and prints its memory plan."""
+def plan_vqgan(name: str, sizes: dict) -> Iterator[Row]:
+    """Plans the GAN training step of a VQGAN without perceptual loss."""
     config = load_config(f"vqgan/{name}")
     config.mesh, config.perceptual, config.data.batch_size = sizes, {"type": "none"}, VQGAN_BATCH
     config = config_lib.resolve(config)
     mesh, size = sharding.make_mesh(config.mesh), config.model.resolution
     batch = {"image": jax.ShapeDtypeStruct((config.data.batch_size, size, size, 3), jnp.uint8)}
-    count, plan = _compile_plan(task_lib.module(config).make(config, None), config, mesh, batch)
-    sizes = (_format_mib(x) for x in (plan.arguments, plan.temporaries, plan.total))
-    _print_row(name, _format_mesh(mesh), str(config.data.batch_size), f"{count:,}", *sizes)
+    settings = {"model": f"vqgan/{name}", "mesh": _format_mesh(mesh), "batch": VQGAN_BATCH}
+    yield from _plan_step(task_lib.module(config).make(config, None), config, mesh, batch, settings)
 
 
 class _Captions(CharBpeCaptions):
@@ -135,8 +133,8 @@ class _Captions(CharBpeCaptions):
         return np.zeros(self.length, np.int32)
 
 
-def print_dalle_plan(name: str, codes: tuple[int, tuple[int, int]], accumulate: int, sizes: dict) -> None:
-    """Compiles the training step of a DALL-E and prints its memory plan."""
+def plan_dalle(name: str, codes: tuple[int, tuple[int, int]], accumulate: int, sizes: dict) -> Iterator[Row]:
+    """Plans the training step of a DALL-E."""
     config = load_config(f"dalle/{name}")
     config.mesh, config.accumulate = sizes, accumulate
     config = config_lib.resolve(config)
@@ -157,35 +155,40 @@ def print_dalle_plan(name: str, codes: tuple[int, tuple[int, int]], accumulate: 
         return value, (metrics, extra)
 
     mesh = sharding.make_mesh(config.mesh)
-    count, plan = _compile_plan(Task(init=init, loss=loss, example=None), config, mesh, batch)
-    sizes = (_format_mib(x) for x in (plan.arguments, plan.temporaries, plan.total))
-    _print_row(name, _format_mesh(mesh), str(rows), str(accumulate), f"{count:,}", *sizes)
+    settings = {"model": f"dalle/{name}", "mesh": _format_mesh(mesh), "batch": rows, "micro-batches": accumulate}
+    yield from _plan_step(Task(init=init, loss=loss, example=None), config, mesh, batch, settings)
 
 
 def _format_mesh(mesh) -> str:
     return " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
 
 
-def _compile_plan(task: Task, config, mesh, batch) -> tuple[int, profiling.MemoryPlan]:
-    """Compiles the training step; returns the number of parameters and the memory plan."""
+def _plan_step(task: Task, config, mesh, batch, settings: dict) -> Iterator[Row]:
+    """Compiles the training step; yields the number of parameters and the memory plan."""
     state, step = trace_step(config, task, mesh, batch, {})
     with jax.set_mesh(mesh):
         plan = profiling.memory_plan(step.lower().compile())
-    return sum(x.size for x in jax.tree.leaves(state.abstract.params)), plan
+    yield Row("parameters", sum(x.size for x in jax.tree.leaves(state.abstract.params)), "", settings)
+    yield size_row("state and batch", plan.arguments, settings)
+    yield size_row("temporaries", plan.temporaries, settings)
+    yield size_row("total", plan.total, settings)
 
 
-def print_loss_plans(size: int) -> None:
-    """Prints the temporary memory of the contrastive loss and its gradient, dense and in tiles."""
+def plan_loss(size: int) -> Iterator[Row]:
+    """Plans the temporary memory of the contrastive loss and its gradient, dense and in tiles."""
     mesh = sharding.make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
     shapes = [jax.ShapeDtypeStruct((size, DIM), jnp.float32, sharding=sharding.batch_sharding(mesh))] * 2
-    sizes = []
-    for function in (loss.softmax_loss, functools.partial(ring_loss.softmax_loss, tile=1024)):
+    losses = {"dense": loss.softmax_loss, "in tiles of 1,024": functools.partial(ring_loss.softmax_loss, tile=1024)}
+    for name, function in losses.items():
         gradient = jax.grad(lambda x, y, f=function: f(x, y, jnp.float32(50), jnp.arange(size))[0], argnums=(0, 1))
         with jax.set_mesh(mesh):
             compiled = jax.jit(gradient).lower(*shapes).compile()
-        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
-    _print_row(f"{size:,}", *map(_format_mib, sizes))
+        settings = {"loss": f"softmax, {name}", "mesh": _format_mesh(mesh), "batch": size}
+        yield size_row("temporaries", compiled.memory_analysis().temp_size_in_bytes, settings)
+
+
+PLANS = {"models": plan_models, "vqgans": plan_vqgans, "dalles": plan_dalles, "losses": plan_losses}
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, add_arguments)

@@ -10,11 +10,14 @@ the share of images whose prompt is nearest among all prompts. The held-out CLIP
 import argparse
 import ast
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
 import clip_jax
 import vqgan_jax
+from benchmarks.command import main
+from benchmarks.results import Row
 from dalle_jax.evaluators import fill_template
 from train_jax.datasets import shapes
 from train_jax.datasets.shapes import oracle
@@ -27,8 +30,7 @@ from vqgan_jax.guided.demo import OPTIONS
 PROMPTS = 24
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.painting", description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vqgan", default="runs/demo/vqgan")
     parser.add_argument("--clip", nargs="+", default=["runs/demo/clip"], help="the guiding CLIPs")
     parser.add_argument("--held_out", default="runs/clip-held-out", help="the held-out CLIP")
@@ -36,23 +38,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="number of images per prompt")
     parser.add_argument("--sheet", metavar="FILE", help="output .png with the images")
     parser.add_argument("options", nargs="*", metavar="NAME=VALUE", help="painting options; see vqgan_jax.guided.options")
-    arguments = parser.parse_args()
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    changes = dict(map(parse_option, arguments.options))
     vq = vqgan_jax.load(arguments.vqgan)
     clips, held_out = [clip_jax.load(path) for path in arguments.clip], clip_jax.load(arguments.held_out)
     texts = make_prompts(arguments.prompts)
     start = time.monotonic()
-    options = OPTIONS | dict(map(parse_option, arguments.options))
-    painting = guided.paint_many(vq, clips, texts, seeds=range(arguments.seeds), **options)
+    painting = guided.paint_many(vq, clips, texts, seeds=range(arguments.seeds), **OPTIONS | changes)
     images = painting.images[:, :, 0].reshape(-1, *painting.images.shape[3:])
-    seconds = time.monotonic() - start
+    settings = {"prompts": len(texts), "seeds": arguments.seeds, "steps": painting.losses.shape[-1]}
+    settings |= {name: str(value) for name, value in changes.items()}
+    yield Row("time", time.monotonic() - start, "s", settings)
     truth = np.repeat(np.arange(len(texts)), arguments.seeds)
-
-    print(f"{len(texts)} prompts, {arguments.seeds} seed(s), {painting.losses.shape[-1]} steps, {seconds:.0f} s in all\n")
-    print("| judged by | right |\n| --- | --- |")
     for name, clip in [("the guiding CLIP", clips[0]), ("the held-out CLIP", held_out)]:
-        print(f"| {name} | {100 * np.mean(nearest_prompts(clip, images, texts) == truth):.1f} % |")
+        yield Row(f"right by {name}", 100 * np.mean(nearest_prompts(clip, images, texts) == truth), "%", settings)
     for name, correct in grade_by_oracle(images, [texts[i] for i in truth]).items():
-        print(f"| the oracle: {name} | {100 * np.mean(correct):.1f} % |")
+        yield Row(f"right by the oracle: {name}", 100 * np.mean(correct), "%", settings)
     if arguments.sheet:
         enlarged_grid(split_into_rows(images, 8)).save(arguments.sheet)
 
@@ -92,4 +95,4 @@ def grade_by_oracle(images: np.ndarray, texts: list[str]) -> dict[str, list[bool
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, add_arguments)

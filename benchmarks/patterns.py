@@ -7,12 +7,15 @@ Shapes are those of the 12-billion model: 256 text tokens, 32 x 32 codes, heads 
 
 import argparse
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import median_seconds
+from benchmarks.command import main
+from benchmarks.results import OURS, Row
+from benchmarks.timing import compare_rates, size_row, time_call
 from nn_jax.attention import attend
 from nn_jax.attention_patterns import PATTERNS, attention_mask
 from nn_jax.sparse_attention import attend_in_pattern
@@ -20,32 +23,31 @@ from nn_jax.sparse_attention import attend_in_pattern
 OPTIONS = {"condition_length": 256, "grid": (32, 32), "window": 11}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.patterns", description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    arguments = parser.parse_args()
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     shape = (arguments.batch, 256 + 32 * 32 - 1, arguments.heads, 64)
     inputs = [jax.random.normal(key, shape, arguments.dtype) for key in jax.random.split(jax.random.key(0), 4)]
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {arguments.dtype}, q, k and v of {shape}")
-    print("| pattern | masked, ms | in its pattern, ms | ratio | temporaries, MiB: masked | in its pattern | difference |")
-    print("| --- " * 7 + "|")
     for pattern in PATTERNS[1:]:
         mask = jnp.asarray(attention_mask(pattern, **OPTIONS)[:-1, :-1])[None, None]
-        both = (
-            functools.partial(attend, mask=mask),
-            functools.partial(attend_in_pattern, pattern=pattern, **OPTIONS),
-        )
-        programs = [jax.jit(functools.partial(_output_and_gradients, f)).lower(*inputs).compile() for f in both]
-        values = [np.concatenate([np.ravel(x).astype(np.float32) for x in program(*inputs)]) for program in programs]
-        seconds = [median_seconds(functools.partial(program, *inputs)) for program in programs]
-        memory = [program.memory_analysis().temp_size_in_bytes / 2**20 for program in programs]
-        difference = np.linalg.norm(values[1] - values[0]) / np.linalg.norm(values[0])
-        print(
-            f"| {pattern} | {seconds[0] * 1e3:.1f} | {seconds[1] * 1e3:.1f} | {seconds[0] / seconds[1]:.2f} "
-            f"| {memory[0]:,.0f} | {memory[1]:,.0f} | {difference:.1e} |"
-        )
+        both = {
+            OURS: functools.partial(attend_in_pattern, pattern=pattern, **OPTIONS),
+            "under a mask": functools.partial(attend, mask=mask),
+        }
+        gradients = {by: jax.jit(functools.partial(_output_and_gradients, f)) for by, f in both.items()}
+        programs = {by: function.lower(*inputs).compile() for by, function in gradients.items()}
+        values = [np.concatenate([np.ravel(x).astype(np.float32) for x in run(*inputs)]) for run in programs.values()]
+        seconds = {by: time_call(functools.partial(program, *inputs)) for by, program in programs.items()}
+        settings = {"pattern": pattern, "heads": arguments.heads, "batch": arguments.batch, "dtype": arguments.dtype}
+        yield from compare_rates("attention, forward and backward", seconds, 1, "calls/s", settings)
+        for by, program in programs.items():
+            yield size_row("temporaries", program.memory_analysis().temp_size_in_bytes, settings, by=by)
+        difference = np.linalg.norm(values[1] - values[0]) / np.linalg.norm(values[1])
+        yield Row("relative difference of outputs and gradients", float(difference), "", settings)
 
 
 def _output_and_gradients(attention, q, k, v, cotangent):
@@ -54,4 +56,4 @@ def _output_and_gradients(attention, q, k, v, cotangent):
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, add_arguments)

@@ -2,15 +2,18 @@
 
     python -m benchmarks.precision [--config clip/digits] [--updates 300] [--every 50]
 
-Prints the mean loss of each `--every` updates. Float8 is `compute.float8` with activations in bfloat16.
+Measures the mean loss of each `--every` updates. Float8 is `compute.float8` with activations in bfloat16.
 """
 
 import argparse
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 from benchmarks import load_config
+from benchmarks.command import main
+from benchmarks.results import Row
 from train_jax import config as config_lib
 from train_jax import feed, sharding
 from train_jax import task as task_lib
@@ -25,20 +28,19 @@ PRECISIONS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.precision", description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="clip/digits")
     parser.add_argument("--updates", type=int, default=300)
     parser.add_argument("--every", type=int, default=50)
-    arguments = parser.parse_args()
-    losses = {name: train(arguments.config, compute, arguments.updates) for name, compute in PRECISIONS.items()}
-    print(f"{arguments.config}, {jax.devices()[0].device_kind}, jax {jax.__version__}: mean losses")
-    print("| updates | " + " | ".join(losses) + " |")
-    print("| --- " * (len(losses) + 1) + "|")
-    for start in range(0, arguments.updates, arguments.every):
-        end = min(start + arguments.every, arguments.updates)
-        means = (f"{np.mean(curve[start:end]):.4f}" for curve in losses.values())
-        print(f"| {start + 1} to {end} | " + " | ".join(means) + " |")
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    for precision, compute in PRECISIONS.items():
+        losses = train(arguments.config, compute, arguments.updates)
+        for start in range(0, arguments.updates, arguments.every):
+            end = min(start + arguments.every, arguments.updates)
+            name = f"mean loss of updates {start + 1} to {end}"
+            yield Row(name, float(np.mean(losses[start:end])), "", {"config": arguments.config, "precision": precision})
 
 
 def train(name: str, compute: dict, updates: int) -> list[float]:
@@ -66,4 +68,4 @@ def train(name: str, compute: dict, updates: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, add_arguments)

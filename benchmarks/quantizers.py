@@ -3,15 +3,19 @@
     python -m benchmarks.quantizers
 
 Trains `configs/vqgan/demo.py` for 2,000 updates with each quantiser at 12 bits per code (4,096 codes, 8 x 8 codes per image)
-and prints reconstruction metrics on `test` and the usage of the codebook. Takes about 20 minutes on two cores.
+and measures reconstructions of `test` and the usage of the codebook. Takes about 20 minutes on two cores.
 """
 
+import argparse
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import train_jax
 from benchmarks import load_config
+from benchmarks.command import main
+from benchmarks.results import Row
 
 UPDATES = 2000
 KMEANS_AND_REVIVAL = {"start": "kmeans", "revive": 100}
@@ -26,10 +30,10 @@ QUANTIZERS = {  # name -> options of the quantiser and of the codebook
 }
 
 
-def measure(quantizer: dict, codebook: dict) -> str:
-    """Trains a VQGAN; returns the table cells with the last evaluation and the time."""
+def measure(name: str, quantizer: dict, codebook: dict, updates: int) -> Iterator[Row]:
+    """Trains a VQGAN and yields its last evaluation and its time."""
     config = load_config("vqgan/demo")
-    config.steps = UPDATES
+    config.steps = updates
     config.model.quantizer, config.codebook = quantizer, codebook
     config.evals = {"test": {"type": "reconstruction", "shown": 0}}
     start = time.monotonic()
@@ -37,18 +41,22 @@ def measure(quantizer: dict, codebook: dict) -> str:
         history = train_jax.run(config, Path(folder) / "run")
     minutes = (time.monotonic() - start) / 60
     metrics = {name: value for row in history for name, value in row.items()}
-    return (
-        f"{metrics['test/psnr']:.2f} dB | {100 * metrics['test/usage']:.0f} % | {metrics['test/perplexity']:,.0f} | "
-        f"{metrics['steps_per_second']:.1f} | {minutes:.1f} min"
-    )
+    settings = {"quantiser": name, "updates": updates}
+    yield Row("PSNR on test", metrics["test/psnr"], "dB", settings)
+    yield Row("codes used", 100 * metrics["test/usage"], "%", settings)
+    yield Row("perplexity", metrics["test/perplexity"], "codes", settings)
+    yield Row("updates", metrics["steps_per_second"], "updates/s", settings)
+    yield Row("time", minutes, "min", settings)
 
 
-def main() -> None:
-    print("| quantiser | PSNR on `test` | codes used | perplexity | updates/s | time |")
-    print("| --- | --- | --- | --- | --- | --- |")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--updates", type=int, default=UPDATES)
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     for name, options in QUANTIZERS.items():
-        print(f"| {name} | {measure(*options)} |", flush=True)
+        yield from measure(name, *options, arguments.updates)
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, add_arguments)

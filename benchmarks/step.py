@@ -6,25 +6,33 @@ Measures updates of `configs/clip/shapes.py` by `make_train_step` (skipping of b
 by a minimal jitted step with the same model and optimiser, alternating; then examples per second of the pipeline alone.
 """
 
-import platform
-import statistics
+import argparse
 import time
+from collections.abc import Iterator
 
 import jax
 import optax
 
 from benchmarks import load_config
+from benchmarks.command import main
+from benchmarks.results import OURS, Row
+from benchmarks.timing import compare_rates, flops_rows, time_in_turns
 from train_jax import config as config_lib
-from train_jax import feed, profiling, sharding
+from train_jax import feed, sharding
 from train_jax import task as task_lib
 from train_jax.data import sources
 from train_jax.data.stream import BROKEN, TrainStream
 from train_jax.prepare import trace_step
 
-ROUNDS, UPDATES = 5, 4
+UPDATES = 4  # of a turn
+BARE = "a minimal step"
 
 
-def main() -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=5)
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     config = config_lib.resolve(load_config("clip/shapes"))
     task = task_lib.module(config).make(config, None)
     source = sources.open_source(config.data.source, config.data.split)
@@ -32,7 +40,6 @@ def main() -> None:
     iterator = TrainStream(source, task.example, batch_size=size, seed=0)
     host_batch = next(iterator)
     mesh = sharding.make_mesh(config.mesh)
-    peak = profiling.peak_flops(jax.devices())
     batch = feed.to_device(host_batch, sharding.batch_sharding(mesh))
     plain = {name: x for name, x in batch.items() if name != BROKEN}
 
@@ -56,35 +63,30 @@ def main() -> None:
 
         params = jax.tree.map(lambda x: x.copy(), state.params)
         opt_state, key = bare_tx.init(params), jax.random.key(0)
-        seconds: dict[str, list[float]] = {"shared step": [], "bare step": []}
-        for turn in range(ROUNDS + 1):  # the first round compiles
-            begun = time.perf_counter()
+
+        def update_shared():
+            nonlocal state
             for _ in range(UPDATES):
                 state, _ = shared(state, batch)
-            jax.block_until_ready(state)
-            middle = time.perf_counter()
+            return state
+
+        def update_bare():
+            nonlocal params, opt_state
             for _ in range(UPDATES):
                 params, opt_state = bare(params, opt_state, plain, key)
-            jax.block_until_ready(params)
-            if turn:
-                seconds["shared step"].append((middle - begun) / UPDATES)
-                seconds["bare step"].append((time.perf_counter() - middle) / UPDATES)
+            return params
 
-    begun = time.perf_counter()
-    batches = 8
+        seconds = time_in_turns({OURS: update_shared, BARE: update_bare}, arguments.rounds)
+
+    settings = {"config": "clip/shapes", "batch": size, "dtype": config.compute.dtype}
+    yield from compare_rates("training pairs", seconds, UPDATES * size, "a second", settings)
+    yield from flops_rows("training pairs", seconds[OURS], UPDATES * task.flops * size, settings)
+    begun, batches = time.perf_counter(), 8
     for _ in range(batches):
         next(iterator)
-    pipeline_rate = batches * size / (time.perf_counter() - begun)
-
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    machine = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({platform.machine()})"
-    print(f"{machine}, jax {jax.__version__}, batch {size}, {config.compute.dtype}")
-    for name, value in median.items():
-        utilisation = "" if peak is None else f", MFU {profiling.mfu(task.flops * size, value, peak):.3f}"
-        print(f"{name:<12} {value * 1e3:8.1f} ms/update  {size / value:8.0f} examples/s{utilisation}")
-    print(f"shared / bare {median['shared step'] / median['bare step']:.3f}")
-    print(f"pipeline     {pipeline_rate:8.0f} examples/s ({config.data.source}: read, decode, tokenise; two threads)")
+    rate = batches * size / (time.perf_counter() - begun)
+    yield Row(f"pairs of the input pipeline, {config.data.source}", rate, "a second", settings)
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, add_arguments)

@@ -11,7 +11,8 @@ from train_jax import task as task_lib
 
 PRIOR = {"classes": 1000, "width": 1024, "depth": 24, "heads": 16}  # taming's second stage of f16
 FIRST_STAGE = "vqgan/f16_16384"
-TINY = {"width": 64, "depth": 2, "heads": 2}
+TINY = {"width": 64, "depth": 2, "heads": 2}  # toy blocks, to test benchmarks
+TINY_VQGAN = {"channels": 32, "multipliers": (1, 2), "blocks": 1, "resolution": 32}
 
 
 def make_config(family: str, name: str, dtype: str, batch: int, remat: str, folder: Path, tiny: bool) -> ConfigDict:
@@ -27,7 +28,8 @@ def make_config(family: str, name: str, dtype: str, batch: int, remat: str, fold
         c.model.update({"image": TINY | {"size": 64}, "text": TINY} if tiny else {})
         c.tokenizer.path = ""
     elif family == "vqgan":
-        c.model.update({"channels": 32, "multipliers": (1, 2), "blocks": 1, "resolution": 32} if tiny else {})
+        c.model.update(TINY_VQGAN if tiny else {})
+        c.update({"perceptual": {"type": "none"}, "discriminator": {"channels": 16, "layers": 1}} if tiny else {})
         c.loss.disc_start = 0
     else:
         c.model.update((PRIOR if family == "prior" else {}) | (TINY if tiny else {}))
@@ -49,7 +51,8 @@ def make_batch(family: str, c: ConfigDict, grid: int) -> dict[str, np.ndarray]:
     if family == "prior":
         batch["condition"] = rng.integers(0, m.classes, (size, 1), np.int32)
     if family in ("clip", "dalle"):
-        length, tokens = (m.text.context_length, m.text.vocab_size) if family == "clip" else (m.text_length, 16_384)
+        text = (m.text.context_length, m.text.vocab_size) if family == "clip" else (m.text_length, c.tokenizer.vocab_size)
+        length, tokens = text
         batch["text" if family == "clip" else "condition"] = rng.integers(0, tokens, (size, length), np.int32)
         batch["truncated"] = np.zeros(size, bool)
     return batch

@@ -14,10 +14,13 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command import main
+from benchmarks.results import Row
 from train_jax import paths
 from train_jax.data import tar_index
 
@@ -40,31 +43,31 @@ print(len(source), seconds, memory, (time.perf_counter() - begun) / len(position
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tars", type=int, default=2_000)
     parser.add_argument("--samples", type=int, default=10_000, help="samples per tar")
     parser.add_argument("--folder", help="where to write; about 90 bytes a sample")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    settings = {"tars": arguments.tars, "samples": arguments.tars * arguments.samples}
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         root = Path(name)
         os.environ["XDG_CACHE_HOME"] = str(root / "cache")
-        print(f"scanning: {_measure_scan(root / 'real.tar', options.samples):,.0f} samples/s in one process")
-        count = options.tars * options.samples
-        for tar in range(options.tars):
-            _write_index(root / "set" / f"{tar:05d}.tar", tar, options.samples)
-        print("| split | samples | opened in | memory | random access |\n| --- | --- | --- | --- | --- |")
-        for split in ("train", "train", "train[1%:]"):  # the first joins the indexes of the tars
-            output = subprocess.run(
-                [sys.executable, "-c", _OPEN, str(root / "set"), split], check=True, capture_output=True, text=True
-            ).stdout.split()
-            samples, (seconds, memory, microseconds) = int(output[0]), map(float, output[1:])
-            print(
-                f"| {split} | {samples:,} | {seconds:.2f} s | {memory:,.0f} MiB | {microseconds:.1f} us |", flush=True
-            )
+        yield Row("scan in one process", _measure_scan(root / "real.tar", arguments.samples), "samples/s", settings)
+        for tar in range(arguments.tars):
+            _write_index(root / "set" / f"{tar:05d}.tar", tar, arguments.samples)
+        for split in ("train, first", "train", "train[1%:]"):  # the first joins the indexes of the tars
+            command = [sys.executable, "-c", _OPEN, str(root / "set"), split.removesuffix(", first")]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+            seconds, memory, microseconds = map(float, output[1:])
+            yield Row("open", seconds, "s", settings | {"split": split})
+            yield Row("memory of the process", memory, "MiB", settings | {"split": split})
+            yield Row("random access", microseconds, "us a sample", settings | {"split": split})
         (joined,) = (paths.cache() / "tars").glob("*-*")
-        for kind, folder, pattern in (("joined", joined, "*"), ("beside the tars", root / "set", "*.npy")):
-            print(f"{kind}: {sum(file.stat().st_size for file in folder.glob(pattern)) / count:.1f} bytes a sample")
+        for kind, folder, pattern in (("joined index", joined, "*"), ("index beside the tars", root / "set", "*.npy")):
+            size = sum(file.stat().st_size for file in folder.glob(pattern))
+            yield Row(kind, size / settings["samples"], "bytes a sample", settings)
 
 
 def _measure_scan(file: Path, count: int) -> float:
@@ -97,4 +100,4 @@ def _write_index(tar: Path, number: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, add_arguments)

@@ -7,29 +7,34 @@ mean of about 15, that of LAION's captions.
 """
 
 import argparse
+import functools
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.command import main
+from benchmarks.results import OURS, Row
 from benchmarks.synthetic import make_batch, make_config
-from benchmarks.timing import median_seconds
+from benchmarks.timing import compare_rates, time_call
 from clip_jax import task as clip_task
 from train_jax.data.text import open_tokenizer
 from train_jax.sharding import unbox
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.text_lengths", description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--lengths", type=int, nargs="+", default=[16, 32, 48])
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    arguments = parser.parse_args()
-    seconds, losses = [], []
-    for lengths in ((), tuple(arguments.lengths)):
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    seconds, losses = {}, {}
+    for by, lengths in ((OURS, tuple(arguments.lengths)), ("77 tokens", ())):
         with tempfile.TemporaryDirectory() as folder:
             config = make_config("clip", "clip/vit_b32", arguments.dtype, arguments.batch, "none", Path(folder), False)
             config.compute.update({"micro_batch": arguments.micro_batch, "text_lengths": lengths})
@@ -47,13 +52,15 @@ def main() -> None:
             return loss(params, {}, batch, jax.random.key(1), 0)[0]
 
         gradient = jax.jit(jax.value_and_grad(compute_loss)).lower(params, batch).compile()
-        losses.append(float(gradient(params, batch)[0]))
-        seconds.append(median_seconds(lambda run=gradient, inputs=(params, batch): run(*inputs)))
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {arguments.dtype}, batch {arguments.batch}")
-    print(f"in micro-batches of {arguments.micro_batch}: captions of on average {ends.mean() + 1:.1f} tokens")
-    print(f"77 tokens: {seconds[0]:.3f} s; cut to {arguments.lengths}: {seconds[1]:.3f} s; {seconds[0] / seconds[1]:.2f} x")
-    print(f"losses {losses[0]:.6f} and {losses[1]:.6f}")
+        losses[by] = float(gradient(params, batch)[0])
+        seconds[by] = time_call(functools.partial(gradient, params, batch))
+    settings = {"model": "ViT-B/32", "batch": arguments.batch, "micro-batch": arguments.micro_batch}
+    settings |= {"lengths": " ".join(map(str, arguments.lengths)), "dtype": arguments.dtype}
+    yield from compare_rates("training pairs", seconds, arguments.batch, "a second", settings)
+    yield Row("mean length of captions", float(ends.mean() + 1), "tokens", settings)
+    for by, loss in losses.items():
+        yield Row("loss", loss, "", settings, by=by)
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, add_arguments)

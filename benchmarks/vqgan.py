@@ -2,15 +2,12 @@
 
     python -m benchmarks.vqgan [--batch 1] [--rounds 5]         (needs the `peers` extra; otherwise ours only)
 
-Measures reconstructions per second and full GAN updates per second (generator, discriminator, adaptive weight, both
-optimisers). Also prints the cost of an update in forward passes of the generator, by the compiler's FLOP count.
+Measures reconstructions and full GAN updates (generator, discriminator, adaptive weight, both optimisers), in turns, and the
+cost of an update in forward passes of the generator, by the compiler's FLOP count (forward and backward alone: 3).
 """
 
 import argparse
-import platform
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import flax.linen as nn
 import jax
@@ -18,6 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import load_config
+from benchmarks.command import main
+from benchmarks.peers import name_peer, skipped_if_missing
+from benchmarks.results import OURS, Row
+from benchmarks.synthetic import TINY_VQGAN
+from benchmarks.timing import compare_rates, time_in_turns
 from train_jax import config as config_lib
 from train_jax import feed, sharding
 from train_jax import task as task_lib
@@ -29,13 +31,15 @@ from vqgan_jax.pretrained import taming
 LR = 1e-5
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.vqgan", description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--size", type=int, default=256, help="side of the images in pixels")
-    arguments = parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="use a toy model, to test the benchmark")
+
+
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     config = load_config("vqgan/f16_1024")
     config.compute.dtype = arguments.dtype
     config.perceptual = {"type": "none"}
@@ -44,36 +48,30 @@ def main() -> None:
     config.ema = {}
     config.data.batch_size = arguments.batch
     config.optim = {"name": "adam", "lr": LR, "schedule": "constant", "clip": 0.0, "args": {"b1": 0.5, "b2": 0.9}}
+    if arguments.tiny:
+        config.model.update(TINY_VQGAN)
     config = config_lib.resolve(config)
-    shape = (arguments.batch, arguments.size, arguments.size, 3)
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    size = config.model.resolution if arguments.tiny else arguments.size
+    images = np.random.default_rng(0).integers(0, 256, (arguments.batch, size, size, 3), np.uint8)
 
     implementations = {}
-    implementations["ours"], params, passes = _build_ours(config, images)
-    try:
-        implementations["PyTorch"] = _build_torch(config, images, params, arguments.dtype)
-    except ImportError as error:
-        print(f"the peer is not installed ({error}): pip install -e '.[peers]'")
+    implementations[OURS], params, passes = _build_ours(config, images)
+    with skipped_if_missing():
+        implementations |= _build_torch(config, images, params, arguments.dtype)
     _check_agreement(implementations)
-    rates = _measure_rates(implementations, arguments.rounds, arguments.batch)
-    machine = f"{jax.devices()[0].device_kind} ({platform.machine()})"
-    print(
-        f"f16-1024 at {arguments.size} px, batch {arguments.batch}, {arguments.dtype}, {machine}, jax {jax.__version__}; "
-        "images per second"
-    )
-    print("| " + " | ".join(["", *rates, "ours / PyTorch"]) + " |")
-    print("| " + " | ".join(["---"] * (len(rates) + 2)) + " |")
+    contestants = {(by, task): run for by, runs in implementations.items() for task, run in runs.items()}
+    times = time_in_turns(contestants, arguments.rounds)
+    settings = {"model": "f16-1024", "pixels": size, "batch": arguments.batch, "dtype": arguments.dtype}
     for task in ("reconstructions", "GAN updates"):
-        cells = [f"{rates[name][task]:.3f}" for name in rates]
-        ratio = rates["ours"][task] / rates["PyTorch"][task] if "PyTorch" in rates else float("nan")
-        print("| " + " | ".join([task, *cells, f"{ratio:.2f}"]) + " |")
-    print(f"the compiled update costs {passes}")
+        seconds = {by: times[by, task] for by in implementations}
+        yield from compare_rates(task, seconds, arguments.batch, "images/s", settings)
+    yield Row("cost of the compiled update", passes, "forward passes of the generator", settings)
 
 
 Implementation = dict[str, Callable[[], np.ndarray]]
 
 
-def _build_ours(config, images) -> tuple[Implementation, dict, str]:
+def _build_ours(config, images) -> tuple[Implementation, dict, float]:
     task = task_lib.module(config).make(config, None)
     module = model_lib.build(config.model)
     mesh = sharding.make_mesh(config.mesh)
@@ -95,7 +93,6 @@ def _build_ours(config, images) -> tuple[Implementation, dict, str]:
     )
     on_device = jax.device_put((params, jnp.asarray(x)))
     flops = [program.cost_analysis()["flops"] for program in (step, compiled)]
-    passes = f"{flops[0] / flops[1]:.2f} forward passes of the generator (forward and backward alone: 3)"
 
     def update():
         nonlocal state
@@ -103,10 +100,11 @@ def _build_ours(config, images) -> tuple[Implementation, dict, str]:
             state, metrics = step(state, batch)
         return np.asarray(jax.block_until_ready(metrics["loss_discriminator"]))
 
-    return {"reconstructions": lambda: np.asarray(reconstruct(*on_device)), "GAN updates": update}, params, passes
+    runs = {"reconstructions": lambda: np.asarray(reconstruct(*on_device)), "GAN updates": update}
+    return runs, params, flops[0] / flops[1]
 
 
-def _build_torch(config, images, params, dtype: str) -> Implementation:
+def _build_torch(config, images, params, dtype: str) -> dict[str, Implementation]:
     import torch
 
     from benchmarks import textbook_vqgan
@@ -129,32 +127,18 @@ def _build_torch(config, images, params, dtype: str) -> Implementation:
         with precision:
             return trainer.update(x).cpu().numpy()
 
-    return {"reconstructions": reconstruct, "GAN updates": update}
+    return {name_peer("PyTorch", torch): {"reconstructions": reconstruct, "GAN updates": update}}
 
 
 def _check_agreement(implementations: dict[str, Implementation]) -> None:
     """Checks that both implementations compute the same reconstructions."""
-    if "PyTorch" in implementations:
-        a, b = (implementations[name]["reconstructions"]() for name in ("ours", "PyTorch"))
+    ours, *theirs = (runs["reconstructions"]() for runs in implementations.values())
+    for images in theirs:
         # Codes may differ at ties, which changes a patch.
-        share = np.mean(np.abs(a - b) < 1e-2)
+        share = np.mean(np.abs(ours - images) < 1e-2)
         if share < 0.95:
             raise SystemExit(f"ours and PyTorch agree in only {share:.0%} of the pixels")
 
 
-def _measure_rates(implementations: dict[str, Implementation], rounds: int, batch: int) -> dict[str, dict[str, float]]:
-    seconds = {name: {task: [] for task in functions} for name, functions in implementations.items()}
-    for round_index in range(rounds + 1):  # the first warms up
-        for name, functions in implementations.items():
-            for task, run in functions.items():
-                start = time.perf_counter()
-                run()
-                if round_index:
-                    seconds[name][task].append(time.perf_counter() - start)
-    return {
-        n: {task: batch / statistics.median(t) for task, t in functions.items()} for n, functions in seconds.items()
-    }
-
-
 if __name__ == "__main__":
-    main()
+    main(rows, add_arguments)

@@ -10,7 +10,7 @@ import functools
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -49,6 +49,24 @@ PEAKS = {
     "Tesla V100": 125e12,  # float16
 }
 
+# Peak bandwidths of the memory in bytes/s, by the same sources and keys.
+BANDWIDTHS = {
+    "TPU v4 lite": 0.614e12,
+    "TPU v4": 1.2e12,
+    "TPU v5 lite": 0.819e12,
+    "TPU v5e": 0.819e12,
+    "TPU v5p": 2.765e12,
+    "TPU v5": 2.765e12,
+    "TPU v6 lite": 1.64e12,
+    "TPU v6e": 1.64e12,
+    "NVIDIA H200": 4.8e12,
+    "NVIDIA H100 PCIe": 2.0e12,
+    "NVIDIA H100 NVL": 3.9e12,
+    "NVIDIA H100": 3.35e12,
+    "NVIDIA A100-SXM4-80GB": 2.039e12,
+    "NVIDIA A100 80GB PCIe": 1.935e12,
+}
+
 
 def peak_flops(devices: Sequence[jax.Device]) -> float | None:
     """Returns the total peak rate of matrix products of the devices in FLOP/s; None for an unknown kind of device.
@@ -64,9 +82,18 @@ def peak_flops(devices: Sequence[jax.Device]) -> float | None:
 
 
 def peak_of_kind(device_kind: str) -> float | None:
-    """Returns the peak rate of a device kind from `PEAKS`, by the longest matching prefix; None if there is none."""
-    matches = [name for name in PEAKS if device_kind.startswith(name)]
-    return PEAKS[max(matches, key=len)] if matches else None
+    """Returns the peak rate of a device kind from `PEAKS`, in FLOP/s; None for an unknown kind."""
+    return _find_longest_prefix(PEAKS, device_kind)
+
+
+def bandwidth_of_kind(device_kind: str) -> float | None:
+    """Returns the peak bandwidth of the memory of a device kind from `BANDWIDTHS`, in bytes/s; None for an unknown kind."""
+    return _find_longest_prefix(BANDWIDTHS, device_kind)
+
+
+def _find_longest_prefix(table: Mapping[str, float], device_kind: str) -> float | None:
+    matches = [name for name in table if device_kind.startswith(name)]
+    return table[max(matches, key=len)] if matches else None
 
 
 @functools.cache

@@ -81,6 +81,22 @@ def test_the_longest_name_that_fits_counts(kind, peak):
     assert profiling.peak_of_kind(kind) == peak
 
 
+@pytest.mark.parametrize(
+    ("kind", "bandwidth"),  # by the data sheets
+    [
+        ("NVIDIA H100 80GB HBM3", 3.35e12),
+        ("NVIDIA H100 PCIe", 2.0e12),
+        ("NVIDIA H200", 4.8e12),
+        ("NVIDIA A100-SXM4-80GB", 2.039e12),
+        ("TPU v5 lite", 0.819e12),
+        ("TPU v5", 2.765e12),
+        ("Abacus 1", None),
+    ],
+)
+def test_bandwidths_of_memory(kind, bandwidth):
+    assert profiling.bandwidth_of_kind(kind) == bandwidth
+
+
 def test_fake_devices_share_the_cpus_peak():
     one, eight = profiling.peak_flops(jax.devices()[:1]), profiling.peak_flops(jax.devices())
     assert one == eight and 1e9 < one < 1e14

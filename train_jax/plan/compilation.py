@@ -35,7 +35,7 @@ def plan_program(program: Program, target: Target) -> Plan:
         parts |= {"temporaries": memory.temporaries, "program": memory.code}
         peak_bytes = memory.needed + max(0, program.held - arguments)
     instructions = hlo.parse(text) if text else []
-    chip, peak = target.chip, target.peak_flops()
+    chip, peak = target.chip, target.chip.peak_flops
     cycles = hlo.total_cycles(instructions) if chip.clock else 0
     bytes_read = program.passes * arguments
     return Plan(

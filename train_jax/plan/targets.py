@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 
 from train_jax.errors import ConfigError
-from train_jax.profiling import peak_of_kind
+from train_jax.profiling import bandwidth_of_kind, peak_of_kind
 
 GIB = 2**30
 
@@ -18,25 +18,34 @@ class Chip:
     """Data of one device.
 
     Attributes:
+      kind: JAX's `device_kind`, by which `train_jax.profiling` knows its peaks; "" for a fake device.
       memory: usable memory in bytes; 0: unknown.
-      bandwidth: peak bandwidth of the memory, in bytes/s.
       clock: cycles per second, in which the compiler estimates the time of a TPU's operations; 0: no estimates.
     """
 
+    kind: str = ""
     memory: int = 0
-    bandwidth: float = 0.0
     clock: float = 0.0
 
+    @property
+    def bandwidth(self) -> float | None:
+        """Peak bandwidth of the memory, in bytes/s; None: unknown."""
+        return bandwidth_of_kind(self.kind)
 
-# Memory as the compiler reports it; bandwidth by cloud.google.com/tpu/docs and NVIDIA's data sheets; with these clocks the
-# matrix units of a TPU reach the peak rate of `train_jax.profiling.PEAKS`.
+    @property
+    def peak_flops(self) -> float | None:
+        """Peak bfloat16 rate, in FLOP/s; None: unknown."""
+        return peak_of_kind(self.kind)
+
+
+# Memory as the compiler reports it; with these clocks the matrix units of a TPU reach the peak rate.
 _TPUS = {
-    "v4": Chip(31 * GIB, 1.2e12, 1.05e9),
-    "v5e": Chip(int(15.75 * GIB), 0.82e12, 1.5e9),
-    "v5p": Chip(95 * GIB, 2.76e12, 1.75e9),
-    "v6e": Chip(int(31.25 * GIB), 1.64e12, 1.75e9),
+    "v4": Chip("TPU v4", 31 * GIB, 1.05e9),
+    "v5e": Chip("TPU v5e", int(15.75 * GIB), 1.5e9),
+    "v5p": Chip("TPU v5p", 95 * GIB, 1.75e9),
+    "v6e": Chip("TPU v6e", int(31.25 * GIB), 1.75e9),
 }
-_GPUS = {"h100": Chip(79 * GIB, 3.35e12)}
+_GPUS = {"h100": Chip("NVIDIA H100", 79 * GIB)}
 
 # What XLA's compiler needs to know of a GPU that is not present (a text proto `GpuTargetConfig`).
 _H100 = """gpu_device_info {
@@ -124,8 +133,3 @@ class Target:
                 f"`pip install {package}` in an environment of its own, and a shape that the compiler knows"
             ) from error
         return described.devices
-
-    def peak_flops(self) -> float | None:
-        """Returns the peak bfloat16 rate of one device in FLOP/s; None for fake devices."""
-        kinds = {"v4": "TPU v4", "v5e": "TPU v5e", "v5p": "TPU v5p", "v6e": "TPU v6e", "h100": "NVIDIA H100"}
-        return peak_of_kind(kinds[self.kind]) if self.kind in kinds else None
