@@ -100,6 +100,11 @@ def test_branches_count_as_equally_frequent():
     assert hlo.total_cycles(hlo.parse(BRANCHES)) == 40
 
 
+def test_a_time_that_the_compiler_does_not_know_does_not_count():
+    text = BRANCHES.replace('"50"', f'"{2**63 - 1}"')
+    assert hlo.total_cycles(hlo.parse(text)) == 15
+
+
 SCHEDULED = """HloModule jit_step, is_scheduled=true
 
 %part.1 (p: f32[8]) -> f32[64] {
