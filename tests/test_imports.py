@@ -58,7 +58,11 @@ READ_BY_WORKERS = ("train_jax.data.stream", "vqgan_jax.coded", "dalle_jax.captio
 PEERS = {"torch", "torchvision", "transformers", "diffusers", "open_clip", "timm"}
 COMPARES = {"clip_jax.verify": {"torch", "transformers"}}
 # Extras: imported where they are asked for, with an error that names the extra where they are missing.
-EXTRAS = {"clip_jax.nearest": {"faiss"}}
+EXTRAS = {
+    "clip_jax.nearest": {"faiss"},
+    "train_jax.sweep.launch": {"submitit"},
+    "train_jax.sweep.trials": {"optuna"},
+}
 # Nothing may: TensorFlow itself, and libraries that need it.
 BANNED = {"tensorflow", "tf_keras", "keras", "clu"}
 VAGUE_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
