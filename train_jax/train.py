@@ -17,6 +17,7 @@ from train_jax import agreement, feed, memory, paths, profiling, program_cache, 
 from train_jax.checkpoint import Checkpoints, closing
 from train_jax.data import stream as stream_lib
 from train_jax.errors import Interrupted, Stopped
+from train_jax.evaluate import evaluation_params
 from train_jax.lockstep import AHEAD
 from train_jax.metrics import History, Writer, read
 from train_jax.ownership import Ownership
@@ -228,7 +229,8 @@ class Loop:
         self._evaluated = False
         try:
             with self._throughput.paused():
-                results, images = self.prepared.evaluations.run(names, self.state)
+                params = evaluation_params(self.state)
+                results, images = self.prepared.evaluations.run(names, params, self.state.extra)
                 agreement.barrier()
         except Interrupted as interrupted:
             self.checkpoints.save(self.step, self.state, self._batches, evaluated=False)
