@@ -51,10 +51,7 @@ def read(workdir: str | os.PathLike) -> History:
 
     Raises DataError for an invalid line.
     """
-    return History(
-        {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
-        for _, row in _rows(paths.path(workdir) / _FILE)
-    )
+    return History(from_json(row) for _, row in _rows(paths.path(workdir) / _FILE))
 
 
 def _rows(file: AnyPath) -> list[tuple[str, dict]]:
@@ -104,7 +101,7 @@ class Writer:
         """
         if not self._active or not metrics:
             return
-        row = {"step": step, "time": time.time()} | {name: _json_number(value) for name, value in metrics.items()}
+        row = {"step": step, "time": time.time()} | to_json(metrics)
         self._file.write((json.dumps(row) + "\n").encode())
         self._file.flush()
         for name, value in metrics.items():
@@ -210,6 +207,12 @@ class _StoredFiles:
         """Does nothing: object storage needs no folders."""
 
 
-def _json_number(value: Any) -> float | str:
-    value = float(value)
-    return value if math.isfinite(value) else {math.inf: "inf", -math.inf: "-inf"}.get(value, "nan")
+def to_json(metrics: Mapping[str, Any]) -> dict[str, float | str]:
+    """Converts metrics to values that JSON represents: finite numbers, and the strings "nan", "inf" and "-inf"."""
+    numbers = {name: float(value) for name, value in metrics.items()}
+    return {name: x if math.isfinite(x) else {math.inf: "inf", -math.inf: "-inf"}.get(x, "nan") for name, x in numbers.items()}
+
+
+def from_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts the strings of `to_json` back to numbers."""
+    return {name: _NON_FINITE.get(x, x) if isinstance(x, str) else x for name, x in row.items()}

@@ -236,7 +236,7 @@ def test_evaluations_may_leave_out_a_share_of_unreadable_pictures(tmp_path, capl
     with pytest.raises(DataError, match="10 of 10 images cannot be read, none is left to evaluate"):
         Context(mesh, options).source("", "all")
     options.data.max_broken_eval = 0.0
-    assert len(context.source("", "all")) == 10
+    assert len(Context(mesh, options).source("", "all")) == 10
 
 
 def test_readable_records_are_found_in_chunks(monkeypatch):
