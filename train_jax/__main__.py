@@ -5,7 +5,8 @@
     train-jax --config=clip/shapes --workdir=runs/fsdp --config.mesh.fsdp=4 --profile
     train-jax --config=clip/vit_b32 --machine=8xh100 --options
 
-`train-jax plan --help` plans memory and time for machines that are not present.
+`train-jax plan --help` plans memory and time for machines that are not present; `train-jax evaluate --help` evaluates runs
+and public weights without training.
 
 Equivalent to `python -m train_jax`. CONFIG is a Python file or the name of a shipped config. `--config.NAME=VALUE`
 overrides any option, `--config.evals.NAME=none` disables one evaluator, `--config.evals=none` disables all of them;
@@ -22,7 +23,7 @@ from ml_collections import ConfigDict
 
 import train_jax
 from train_jax import config as config_lib
-from train_jax import config_file, distributed
+from train_jax import config_file, distributed, evaluate_command
 from train_jax.agreement import PeerError
 from train_jax.arguments import expand_home
 from train_jax.checkpoint import CheckpointError
@@ -36,6 +37,8 @@ def cli(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["plan"]:
         sys.exit(plan_command.main(argv[1:]))
+    if argv[:1] == ["evaluate"]:
+        sys.exit(evaluate_command.main(argv[1:]))
     parser = argparse.ArgumentParser(
         "train-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -7,8 +7,7 @@ Both are a resolved config whose task makes the evaluators. The weights are thos
 import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,19 +43,24 @@ class EvaluatedModel:
       config: resolved config with the chosen evaluators.
       directory: run directory; None: public weights.
       step: step of the checkpoint; None: the newest readable one, or no run.
+      checkpoint: opened public weights of a family without `config.pretrained`.
     """
 
     name: str
     family: str
     config: ConfigDict
-    directory: AnyPath | None
-    step: int | None
+    directory: AnyPath | None = None
+    step: int | None = None
+    checkpoint: Any = None
 
     def make_task(self) -> Task:
         """Makes the task. Raises LoadError if artifacts of the run are missing or changed."""
+        module = task_lib.module(self.config)
+        if self.checkpoint is not None:
+            return module.make_evaluation(self.config, self.checkpoint)
         if self.directory is not None:
             run_directory.check_artifacts(self.directory)
-        return task_lib.module(self.config).make(self.config, self.directory)
+        return module.make(self.config, self.directory)
 
     def load_weights(self, task: Task) -> tuple[dict, dict, int | None]:
         """Loads `(params, extra, step)` on the host, averaged if the run averages them. Raises LoadError."""
@@ -89,37 +93,45 @@ def open_model(
 
     Raises ConfigError for options that do not exist or contradict each other, LoadError if nothing can open the model.
     """
-    directory = None if hub.is_name(name) else paths.run_directory(name)
+    choices = {"evaluators": evaluators, "source": source, "split": split, "overrides": overrides}
+    directory = None if hub.is_name(name) else paths.absolute(name)
     saved = None if directory is None else run_directory.read_config(directory)
     if saved is not None:
-        if family not in (None, _get_family(saved)):
+        own_family = next((family for family, task in FAMILIES.items() if task == saved["task"]), str(saved["task"]))
+        if family not in (None, own_family):
             raise ConfigError(f"--family={family}: {name} is a run of {saved['task']!r}")
         # The run's own weights and artifacts replace those of the checkpoint that it started from.
-        config = saved | ({"pretrained": ""} if "pretrained" in saved else {})
-        config = _configure(config, evaluators, source, split, overrides)
-        return EvaluatedModel(name, _get_family(saved), config, directory, step)
+        start = {"pretrained": ""} if "pretrained" in saved else {}
+        return EvaluatedModel(name, own_family, _configure(saved | start, **choices), directory, step)
     if step is not None:
         raise ConfigError(f"--step={step}: {name} is no run directory of train-jax, so it has no checkpoints by step")
     if not source or not evaluators:
-        raise ConfigError(f"{name} is no run directory of train-jax, whose config names data and evaluators: add --data=… --evals=…")
+        raise ConfigError(f"{name} is no run directory, whose config names evaluators and data: add --evals=… and --data=…")
     if family is None and hub.is_name(name):
         raise ConfigError(f"{name}: name the family of the weights, --family={'|'.join(FAMILIES)}")
-    refusals, opened = [], {}
+    opened, refusals = [], []
     for candidate in FAMILIES if family is None else [family]:
-        config = {"task": FAMILIES[candidate], "steps": 1, "pretrained": str(name), "data": {"source": source}}
         try:
-            opened[candidate] = _configure(config, evaluators, source, split, overrides)
+            opened.append(_open_weights(name, candidate, choices))
         except LoadError as error:
-            refusals.append(f"{candidate}: {error}")
-    if len(opened) != 1:
-        found = f"several families open it ({', '.join(opened)})" if opened else f"no family opens it: {'; '.join(refusals)}"
-        raise LoadError(f"{name}: {found}" + (f". Name one by --family={'|'.join(opened)}" if opened else ""))
-    ((family, config),) = opened.items()
-    return EvaluatedModel(name, family, config, None, None)
+            refusals.append(str(error))
+    if not opened:
+        raise LoadError(refusals[0] if family else f"{name}: no family opens it: {'; '.join(refusals)}")
+    if len(opened) > 1:
+        raise LoadError(f"{name}: several families open it: add --family={'|'.join(model.family for model in opened)}")
+    return opened[0]
 
 
-def _get_family(saved: dict) -> str:
-    return next((family for family, task in FAMILIES.items() if task == saved["task"]), str(saved["task"]))
+def _open_weights(name: str, family: str, choices: Mapping[str, Any]) -> EvaluatedModel:
+    """Opens public weights of a family. Raises LoadError if they are of another one."""
+    config = {"task": FAMILIES[family], "steps": 1, "data": {"source": choices["source"]}}
+    module, checkpoint = task_lib.module(ConfigDict(config)), None
+    if hasattr(module, "open_weights"):
+        checkpoint = module.open_weights(name)
+        config["model"] = checkpoint.options.to_dict()
+    else:
+        config["pretrained"] = name
+    return EvaluatedModel(name, family, _configure(config, **choices), checkpoint=checkpoint)
 
 
 def _configure(
@@ -132,8 +144,8 @@ def _configure(
         for name in evaluators:
             if name not in stated and name not in types:
                 raise ConfigError(
-                    f"--evals: there is no evaluator {name!r}; the config has {', '.join(stated) or 'none'}, and the types of "
-                    f"this task are {', '.join(types)}"
+                    f"--evals: there is no evaluator {name!r}; the config has {', '.join(stated) or 'none'}, and the types "
+                    f"of this task are {', '.join(types)}"
                 )
         stated = {name: stated.get(name, {"type": name}) for name in evaluators}
     for evaluator in stated.values():

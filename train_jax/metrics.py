@@ -209,8 +209,11 @@ class _StoredFiles:
 
 def to_json(metrics: Mapping[str, Any]) -> dict[str, float | str]:
     """Converts metrics to values that JSON represents: finite numbers, and the strings "nan", "inf" and "-inf"."""
-    numbers = {name: float(value) for name, value in metrics.items()}
-    return {name: x if math.isfinite(x) else {math.inf: "inf", -math.inf: "-inf"}.get(x, "nan") for name, x in numbers.items()}
+    return {name: _json_number(float(value)) for name, value in metrics.items()}
+
+
+def _json_number(value: float) -> float | str:
+    return value if math.isfinite(value) else {math.inf: "inf", -math.inf: "-inf"}.get(value, "nan")
 
 
 def from_json(row: Mapping[str, Any]) -> dict[str, Any]:

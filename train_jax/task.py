@@ -11,6 +11,11 @@ and, if options depend on other options (such as a pretrained checkpoint),
     complete(config, stated)                             sets the dependent options in `config`, in place; `stated` holds
                                                          only the options that the user's config sets
 
+and, for `train-jax evaluate` of public weights, either an option `pretrained`, the path of weights to start from, or
+
+    open_weights(path) -> checkpoint                     opens public weights; `checkpoint.options` are `config.model`
+    make_evaluation(config, checkpoint) -> Task          task that is evaluated only; `Task.pretrained` reads the weights
+
 and, for `train-jax plan`,
 
     write_placeholders(config, folder) -> (config, record)   replaces files that are not present by random ones in `folder`,
