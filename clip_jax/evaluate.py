@@ -119,6 +119,7 @@ def evaluate(
     }
     with jax.set_mesh(context.mesh):
         for name in models:
+            context = dataclasses.replace(context, _compiled={})  # programs hold the features of their model
             clip = load(name, dtype=dtype)
             cache = FeatureCache(f"{clip.dtype}-{clip.fingerprint}", features)
             encoders = Encoders(clip.module, clip.tokenizer, clip.preprocess, cache)

@@ -70,7 +70,7 @@ class EvaluationFile:
         """
         key = _make_key(row)
         if found := agreement.broadcast_from_first(None if self._again else self._rows.get(key)):
-            return found, False
+            return found | {"model": row["model"], "step": row["step"]}, False  # as the user names it now
         start = time.monotonic()
         results = metrics.to_json(evaluator())
         row = {**row, "metrics": results, "time": time.time(), "seconds": time.monotonic() - start, "versions": _versions()}
