@@ -6,6 +6,7 @@ all results are one table at the end. The features of an image are computed once
 
 import csv
 import dataclasses
+import functools
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,9 @@ from clip_jax.evaluators import CLASSES, EVALUATORS
 from clip_jax.feature_cache import FeatureCache
 from train_jax import sharding
 from train_jax.config import DataOptions
-from train_jax.data import sources
 from train_jax.errors import ConfigError
 from train_jax.evaluate import Context
-from train_jax.evaluation_file import EvaluationFile, result_options
+from train_jax.evaluation_file import EvaluationFile, compute_data_id, result_options
 
 # What clip-jax evaluate measures unless options say otherwise: all images, intervals, a swept linear probe.
 _OPTIONS = {
@@ -113,10 +113,7 @@ def evaluate(
     """
     context = benchmark.make_context()
     evaluations = benchmark.list_evaluations(context)
-    data_ids = {
-        (options.source, options.split): sources.compute_fingerprint(context.source(options.source, options.split))
-        for _, options in evaluations
-    }
+    data_ids = [compute_data_id(functools.partial(context.source, options.source), options) for _, options in evaluations]
     with jax.set_mesh(context.mesh):
         for name in models:
             context = dataclasses.replace(context, _compiled={})  # programs hold the features of their model
@@ -126,7 +123,7 @@ def evaluate(
             variables = dict(jax.device_put(clip.variables, sharding.replicated(context.mesh)))
             params = {"clip": variables.pop("params")}
             evaluators = [CLASSES[task](encoders, options, context) for task, options in evaluations]
-            for (task, options), evaluator in zip(evaluations, evaluators, strict=True):
+            for (task, options), evaluator, data_id in zip(evaluations, evaluators, data_ids, strict=True):
                 row = {
                     "model": name,
                     "model_id": clip.fingerprint,
@@ -136,7 +133,7 @@ def evaluate(
                     "options": result_options({"type": task, **options}, clip.dtype),
                     "source": options.source,
                     "split": options.split,
-                    "data_id": data_ids[options.source, options.split],
+                    "data_id": data_id,
                 }
 
                 def run(evaluator: Callable = evaluator, params=params, variables=variables) -> Mapping[str, Any]:

@@ -167,6 +167,7 @@ def fit(features: np.ndarray, labels: np.ndarray, strength: float):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the number of iterations is part of the protocol
+        warnings.filterwarnings("ignore", "The number of unique classes is greater")  # of one image per class
         return LogisticRegression(C=1 / strength, max_iter=1000).fit(features, labels)
 
 

@@ -13,9 +13,11 @@ data. Pictures of evaluators are not written.
 """
 
 import argparse
+import functools
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 
@@ -26,8 +28,9 @@ from train_jax.data import sources
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.errors import ConfigError, LoadError, UserError
 from train_jax.evaluate import Evaluations
-from train_jax.evaluated_model import FAMILIES, EvaluatedModel, compute_fingerprint, open_model, place
-from train_jax.evaluation_file import FILE, EvaluationFile, result_options
+from train_jax.evaluation_file import FILE, EvaluationFile, compute_data_id, result_options
+from train_jax.opened_model import FAMILIES, OpenedModel, compute_fingerprint, open_model, place
+from train_jax.paths import AnyPath
 
 
 def main(argv: list[str]) -> int:
@@ -66,21 +69,25 @@ def _evaluate_all(options: argparse.Namespace, overrides: list[str]) -> None:
     evaluators = None if options.evals is None else arguments.listed(options.evals, "an evaluator", "--evals")
     choices = {"family": options.family, "step": options.step, "evaluators": evaluators, "overrides": overrides}
     models = [open_model(name, source=options.data, split=options.split, **choices) for name in options.models]
-    files = {}
-    for model in models:
-        if options.out is None and model.directory is None:
-            raise UserError(f"{model.name} is no run directory, which would hold the results: add --out=FILE")
-        path = paths.absolute(options.out) if options.out else model.directory / FILE
-        files.setdefault(str(path), EvaluationFile(path, again=options.again))
+    paths_of_results = [_choose_file(model, options.out) for model in models]
+    files = {path: EvaluationFile(path, again=options.again) for path in paths_of_results}
     program_cache.enable(jax.devices()[0].platform)
-    for model in models:
-        path = paths.absolute(options.out) if options.out else model.directory / FILE
-        for row, is_new in evaluate(model, files[str(path)]):
+    for model, path in zip(models, paths_of_results, strict=True):
+        for row, is_new in evaluate(model, files[path]):
             if jax.process_index() == 0:
                 print(format_result(row, is_new), flush=True)
 
 
-def evaluate(model: EvaluatedModel, file: EvaluationFile):
+def _choose_file(model: OpenedModel, out: str | None) -> AnyPath:
+    """Returns the path of the results of a model. Raises UserError if it is not a run and there is no `out`."""
+    if out is not None:
+        return paths.absolute(out)
+    if model.directory is None:
+        raise UserError(f"{model.name} is no run directory, which would hold the results: add --out=FILE")
+    return model.directory / FILE
+
+
+def evaluate(model: OpenedModel, file: EvaluationFile) -> Iterator[tuple[dict[str, Any], bool]]:
     """Yields `(row, whether it is new)` of each evaluator of a model."""
     config = model.config
     mesh = sharding.make_mesh(config.mesh)
@@ -91,17 +98,16 @@ def evaluate(model: EvaluatedModel, file: EvaluationFile):
         model_id = compute_fingerprint(model, task, params, extra)
         params, extra = place(task, mesh, params, extra)
         for name, options in config.evals.items():
-            source = sources.from_config(config.data, options.source, options.split)
             row = {
                 "model": model.name,
                 "model_id": model_id,
                 "family": model.family,
                 "step": step,
                 "evaluator": name,
-                "options": result_options(options, config.get("compute", {}).get("dtype", "float32")),
+                "options": result_options(options.to_dict(), config.get("compute", {}).get("dtype", "float32")),
                 "source": options.source or config.data.source,
                 "split": options.split,
-                "data_id": sources.compute_fingerprint(source),
+                "data_id": compute_data_id(functools.partial(sources.from_config, config.data, options.source), options),
             }
 
             def run(name: str = name) -> Mapping[str, float]:

@@ -5,6 +5,7 @@ A line holds `model` (as named by the user), `model_id` (a fingerprint of the we
 fingerprint of the data), `metrics`, `time` (seconds since 1970), `seconds` (duration) and `versions`.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from train_jax import agreement, metrics, paths
 from train_jax.data.errors import DataError
+from train_jax.data.sources import Source, compute_fingerprint
 from train_jax.paths import AnyPath
 
 FILE = "evaluations.jsonl"  # in a run directory
@@ -46,6 +49,13 @@ def result_options(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """Returns the options of an evaluator that affect its results, as JSON values, with the dtype of the model."""
     relevant = {name: value for name, value in options.items() if name not in _SCHEDULE}
     return json.loads(json.dumps(relevant | {"dtype": dtype}))
+
+
+def compute_data_id(open_split: Callable[[str], Source], options: Mapping[str, Any] | ConfigDict) -> str:
+    """Computes the fingerprint of the data of an evaluator: of its split, and of the split that it learns from, if any."""
+    splits = [options[name] for name in ("split", "train_split") if name in options]
+    fingerprints = [compute_fingerprint(open_split(split)) for split in splits]
+    return hashlib.sha256("".join(fingerprints).encode()).hexdigest()
 
 
 class EvaluationFile:

@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "dalle" / "mindalle
 def test_a_run_has_the_results_of_its_training(tiny, tmp_path, capsys):
     assert evaluate_command.main([str(tiny[1]), f"--out={tmp_path / 'results.jsonl'}"]) == 0, capsys.readouterr().err
     rows, trained = read_evaluations(tmp_path / "results.jsonl"), metrics.read(tiny[1])
-    assert [row["evaluator"] for row in rows] == ["test", "look"]
+    assert [row["evaluator"] for row in rows] == ["look", "test"]
     for row in rows:
         expected = {name: trained.last(f"{row['evaluator']}/{name}") for name in row["metrics"]}
         assert row["metrics"] == pytest.approx(expected, rel=1e-5) and row["metrics"]

@@ -34,7 +34,7 @@ FAMILIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluatedModel:
+class OpenedModel:
     """Model whose weights are not read yet.
 
     Attributes:
@@ -81,7 +81,7 @@ def open_model(
     source: str | None = None,
     split: str | None = None,
     overrides: Sequence[str] = (),
-) -> EvaluatedModel:
+) -> OpenedModel:
     """Opens a run directory or public weights. No weights are read.
 
     Args:
@@ -102,27 +102,38 @@ def open_model(
             raise ConfigError(f"--family={family}: {name} is a run of {saved['task']!r}")
         # The run's own weights and artifacts replace those of the checkpoint that it started from.
         start = {"pretrained": ""} if "pretrained" in saved else {}
-        return EvaluatedModel(name, own_family, _configure(saved | start, **choices), directory, step)
+        return OpenedModel(name, own_family, _configure(saved | start, **choices), directory, step)
     if step is not None:
         raise ConfigError(f"--step={step}: {name} is no run directory of train-jax, so it has no checkpoints by step")
     if not source or not evaluators:
         raise ConfigError(f"{name} is no run directory, whose config names evaluators and data: add --evals=… and --data=…")
     if family is None and hub.is_name(name):
         raise ConfigError(f"{name}: name the family of the weights, --family={'|'.join(FAMILIES)}")
+    families = _list_families(evaluators) if family is None else [family]
     opened, refusals = [], []
-    for candidate in FAMILIES if family is None else [family]:
+    for candidate in families:
         try:
             opened.append(_open_weights(name, candidate, choices))
         except LoadError as error:
             refusals.append(str(error))
     if not opened:
-        raise LoadError(refusals[0] if family else f"{name}: no family opens it: {'; '.join(refusals)}")
+        raise LoadError("; ".join(refusals))
     if len(opened) > 1:
         raise LoadError(f"{name}: several families open it: add --family={'|'.join(model.family for model in opened)}")
     return opened[0]
 
 
-def _open_weights(name: str, family: str, choices: Mapping[str, Any]) -> EvaluatedModel:
+def _list_families(evaluators: Sequence[str]) -> list[str]:
+    """Lists the families that have all of these types of evaluators. Raises ConfigError if there is none."""
+    types = {family: task_lib.module(ConfigDict({"task": task})).EVALUATORS for family, task in FAMILIES.items()}
+    families = [family for family, own in types.items() if all(name in own for name in evaluators)]
+    if not families:
+        listed = "; ".join(f"{family}: {', '.join(own)}" for family, own in types.items())
+        raise ConfigError(f"--evals={','.join(evaluators)}: no family has these types of evaluators. {listed}")
+    return families
+
+
+def _open_weights(name: str, family: str, choices: Mapping[str, Any]) -> OpenedModel:
     """Opens public weights of a family. Raises LoadError if they are of another one."""
     config = {"task": FAMILIES[family], "steps": 1, "data": {"source": choices["source"]}}
     module, checkpoint = task_lib.module(ConfigDict(config)), None
@@ -131,7 +142,7 @@ def _open_weights(name: str, family: str, choices: Mapping[str, Any]) -> Evaluat
         config["model"] = checkpoint.options.to_dict()
     else:
         config["pretrained"] = name
-    return EvaluatedModel(name, family, _configure(config, **choices), checkpoint=checkpoint)
+    return OpenedModel(name, family, _configure(config, **choices), checkpoint=checkpoint)
 
 
 def _configure(
@@ -172,7 +183,7 @@ def place(task: Task, mesh: Mesh, params: Any, extra: Any) -> tuple[Any, Any]:
     return jax.tree_util.tree_map_with_path(place_one, (params, extra))
 
 
-def compute_fingerprint(model: EvaluatedModel, task: Task, params: Any, extra: Any) -> str:
+def compute_fingerprint(model: OpenedModel, task: Task, params: Any, extra: Any) -> str:
     """Computes a hexadecimal SHA-256 of weights, model options and artifacts; not of paths and precision."""
     options = task_lib.module(model.config).OPTIONS
     own = {field.name: model.config[field.name] for field in dataclasses.fields(options)}
