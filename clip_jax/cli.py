@@ -4,6 +4,7 @@ User errors print one line and return exit code 2.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -375,13 +376,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     benchmark = evaluate.Benchmark(list(dict.fromkeys(arguments.data)), tasks, options, data_options)
     file = EvaluationFile(paths.absolute(arguments.out), again=arguments.again)
     features = Path(arguments.features) if arguments.features is not None else None
+    results = evaluate.evaluate(arguments.models, benchmark, file, dtype=arguments.dtype, features=features, load=load)
     rows = []
-    for row, is_new in evaluate.evaluate(
-        arguments.models, benchmark, file, dtype=arguments.dtype, features=features, load=load
-    ):
-        rows.append(row)
-        note = f"{row['seconds']:.1f} s" if is_new else f"already in {arguments.out}"
-        print(f"{row['model']} {row['evaluator']} on {row['source']}:{row['split']}: {note}", file=sys.stderr)
+    with contextlib.redirect_stdout(sys.stderr):  # TFDS prints what it prepares; standard output has the table alone
+        for row, is_new in results:
+            rows.append(row)
+            note = f"{row['seconds']:.1f} s" if is_new else f"already in {arguments.out}"
+            print(f"{row['model']} {row['evaluator']} on {row['source']}:{row['split']}: {note}")
     print(evaluate.format_table(rows, arguments.table or "text"))
     return 0
 
