@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 import train_jax
 from train_jax import config as config_lib
-from train_jax import config_file, distributed, evaluate_command
+from train_jax import config_file, distributed
 from train_jax.agreement import PeerError
 from train_jax.arguments import expand_home
 from train_jax.checkpoint import CheckpointError
@@ -38,6 +38,8 @@ def cli(argv: list[str] | None = None) -> None:
     if argv[:1] == ["plan"]:
         sys.exit(plan_command.main(argv[1:]))
     if argv[:1] == ["evaluate"]:
+        from train_jax import evaluate_command  # imported late: training starts sooner without it
+
         sys.exit(evaluate_command.main(argv[1:]))
     parser = argparse.ArgumentParser(
         "train-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False

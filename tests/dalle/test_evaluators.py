@@ -133,4 +133,4 @@ def test_guidance_is_refused_before_a_run_that_drops_no_captions(tiny, context):
     config = config_lib.resolve(ConfigDict(tiny[0].to_dict() | {"condition_dropout": 0.0}))
     task = task_lib.module(config).make(config, tiny[1])
     with pytest.raises(ConfigError, match="guidance = 2.0; it must be 1 where .* config.condition_dropout is 0"):
-        task.evaluators["drawing"](options(guidance=2.0), dataclasses.replace(context, config=config, task=task))
+        task.evaluators["drawing"](options(guidance=2.0), dataclasses.replace(context, config=config))
