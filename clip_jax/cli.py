@@ -353,7 +353,6 @@ def _heatmap(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from clip_jax import evaluate
-    from clip_jax.clip import load
     from train_jax.evaluation_file import EvaluationFile
 
     arguments_lib.check_outputs(out=arguments.out)
@@ -366,7 +365,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise UserError(f"--tasks {unknown[0]}: tasks are {', '.join(evaluate.TASKS)}")
     options = {"split": arguments.split, "train_split": arguments.train_split, "batch_size": arguments.batch_size}
     if arguments.templates is not None:
-        options["templates"] = tuple(arguments.templates)
+        options["templates"] = tuple(arguments_lib.lines(arguments.templates, "a template"))
     if arguments.shots is not None:
         shots = arguments_lib.listed(arguments.shots, "a number", "--shots")
         if not all(n.isdigit() and int(n) for n in shots):
@@ -376,7 +375,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     benchmark = evaluate.Benchmark(list(dict.fromkeys(arguments.data)), tasks, options, data_options)
     file = EvaluationFile(paths.absolute(arguments.out), again=arguments.again)
     features = Path(arguments.features) if arguments.features is not None else None
-    results = evaluate.evaluate(arguments.models, benchmark, file, dtype=arguments.dtype, features=features, load=load)
+    results = evaluate.evaluate(arguments.models, benchmark, file, dtype=arguments.dtype, features=features)
     rows = []
     with contextlib.redirect_stdout(sys.stderr):  # TFDS prints what it prepares; standard output has the table alone
         for row, is_new in results:

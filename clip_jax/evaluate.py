@@ -99,7 +99,6 @@ def evaluate(
     *,
     dtype: str | None = "auto",
     features: Path | None = None,
-    load: Callable = clip_lib.load,
 ) -> Iterator[tuple[dict[str, Any], bool]]:
     """Yields `(row, whether it is new)` for every model, data source and task.
 
@@ -117,7 +116,7 @@ def evaluate(
     with jax.set_mesh(context.mesh):
         for name in models:
             context = dataclasses.replace(context, _compiled={})  # programs hold the features of their model
-            clip = load(name, dtype=dtype)
+            clip = clip_lib.load(name, dtype=dtype)
             cache = FeatureCache(f"{clip.dtype}-{clip.fingerprint}", features)
             encoders = Encoders(clip.module, clip.tokenizer, clip.preprocess, cache)
             variables = dict(jax.device_put(clip.variables, sharding.replicated(context.mesh)))

@@ -1,6 +1,6 @@
 """Results of evaluations without training: JSON lines, one per model, evaluator and data, that a repeated command skips.
 
-A line holds `model` (as named by the user), `model_id` (a fingerprint of the weights), `family`, `step` (null: no run),
+A line holds `model` (as named by the user), `model_id` (a fingerprint of the weights), `family`, `step` (null: not known),
 `evaluator` (its name), `options` (with its `type`, and the `dtype` of the computation), `source`, `split`, `data_id` (a
 fingerprint of the data), `metrics`, `time` (seconds since 1970), `seconds` (duration) and `versions`.
 """
