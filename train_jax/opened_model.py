@@ -107,9 +107,9 @@ def open_model(
         raise ConfigError(f"--step={step}: {name} is no run directory of train-jax, so it has no checkpoints by step")
     if not source or not evaluators:
         raise ConfigError(f"{name} is no run directory, whose config names evaluators and data: add --evals=… and --data=…")
-    if family is None and hub.is_name(name):
-        raise ConfigError(f"{name}: name the family of the weights, --family={'|'.join(FAMILIES)}")
     families = _list_families(evaluators) if family is None else [family]
+    if len(families) > 1 and hub.is_name(name):  # each attempt would download what its family reads
+        raise ConfigError(f"{name}: name the family of the weights, --family={'|'.join(families)}")
     opened, refusals = [], []
     for candidate in families:
         try:

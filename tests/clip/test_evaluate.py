@@ -244,7 +244,7 @@ def test_public_weights_are_evaluated_as_a_run_of_no_updates(tiny, tmp_path, cap
         (("HF", "--evals=zero_shot", "--data=digits", "--family=dalle"), "is not a DALL-E"),
         (("none", "--evals=zero_shot", "--data=digits"), "no such file or folder"),
         (("HF", "--evals=zero", "--data=digits"), "no family has these types of evaluators. clip: zero_shot, retrieval,"),
-        (("hf:org/name", "--evals=zero_shot", "--data=digits"), "name the family of the weights, --family=clip|vqgan"),
+        (("hf:org/name", "--evals=likelihood", "--data=digits"), "name the family of the weights, --family=prior|dalle"),
     ],
 )
 def test_mistakes_of_train_jax_evaluate_are_one_line(tiny, tmp_path, capsys, monkeypatch, words, message):
