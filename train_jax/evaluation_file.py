@@ -15,10 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
-from train_jax import agreement, metrics, paths
+from train_jax import metrics, paths
 from train_jax.data.errors import DataError
 from train_jax.data.sources import Source, compute_fingerprint
 from train_jax.paths import AnyPath
@@ -78,6 +77,10 @@ class EvaluationFile:
 
         Returns `(row with results, whether it is new)`. On several hosts, process 0 decides and writes.
         """
+        import jax  # lazy imports: reading a file needs no JAX
+
+        from train_jax import agreement
+
         key = _make_key(row)
         if found := agreement.broadcast_from_first(None if self._again else self._rows.get(key)):
             return found | {"model": row["model"], "step": row["step"]}, False  # as the user names it now
@@ -108,5 +111,7 @@ def _make_key(row: Mapping[str, Any]) -> str:
 
 
 def _versions() -> dict[str, str]:
+    import jax
+
     packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")}
     return {"python": platform.python_version(), **packages, "device": jax.devices()[0].device_kind}

@@ -270,7 +270,7 @@ def test_a_swept_probe_chooses_its_strength_on_a_part_of_the_training_images(mon
     probe = LogisticRegression(C=100, max_iter=1000).fit(features, labels)
     assert metrics["top1"] == np.mean(probe.predict(embed_images(weights, test)) == [r["label"] for r in test])
     assert metrics["strength"] == 0.01
-    with pytest.raises(DataError, match="a linear probe needs 5 images of a class or more"):
+    with pytest.raises(DataError, match="a linear probe needs 5 or more images of a class"):
         evaluate_on(monkeypatch, {"train": train[:2], "test": test}, "linear_probe", weights, strength=0.0)
 
 
