@@ -92,8 +92,8 @@ class LinearProbe(_Probe):
             self._validated = split_validation(self._train_labels)
             if not self._validated.any() or len(np.unique(self._train_labels[~self._validated])) < 2:
                 raise DataError(
-                    f"{options.train_split}: to choose the strength of its penalty, a linear probe needs {_VALIDATED} or more "
-                    "images of a class, a fifth of which validate it: use a larger split or a config with a strength"
+                    f"{options.train_split}: to choose the strength of its penalty, a linear probe needs {_VALIDATED} "
+                    "or more images of a class, a fifth of which validate it: use a larger split or a config with a strength"
                 )
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
