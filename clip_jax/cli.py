@@ -1,9 +1,10 @@
-"""The command `clip-jax`: classifies images, indexes and searches folders, describes models.
+"""The command `clip-jax`: classifies images, indexes and searches folders, evaluates and describes models.
 
 User errors print one line and return exit code 2.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -39,6 +40,17 @@ examples:
 Running the same command again continues after an interruption, and updates the index for new, changed and deleted files.
 Unreadable files are listed at the end and in OUT/broken.jsonl. To index on four machines, run it with --part 1/4 to
 --part 4/4, then once without --part to merge the shares.""",
+    "evaluate": """\
+examples:
+  clip-jax evaluate runs/clip-digits --data digits
+  clip-jax evaluate hf:openai/clip-vit-base-patch32 ViT-B-32.pt --data tfds:cifar10 tfds:oxford_iiit_pet \\
+      --tasks zero_shot,linear_probe,knn --templates openai-imagenet --features features --md > table.md
+  clip-jax evaluate DIR --data folder:photos --split all --tasks retrieval
+
+Every result is a line of JSON in OUT as soon as it is there; the same command again evaluates what is missing. Intervals
+are 95 %: Wilson's for shares of images or queries, for few-shot accuracies Student's t over random samples. linear_probe
+chooses its L2 penalty on a fifth of the training images (arXiv 2103.00020, appendix A.3), knn is DINO's weighted
+classifier (arXiv 2104.14294). In retrieval an image is found if one of its captions is, and equal captions count once.""",
     "heatmap": """\
 examples:
   clip-jax heatmap street.jpg "a bicycle" "a traffic light" --model DIR --png heat.png
@@ -67,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     # Imported late, so that --help and invalid arguments respond without importing JAX.
     from clip_jax.index_files import SearchError
 
-    hint = "; the same command continues from here" if arguments.command == "index" else ""
+    hint = "; the same command continues from here" if arguments.command in ("index", "evaluate") else ""
     return command.run_command("clip-jax", arguments, (SearchError,), hint)
 
 
@@ -121,6 +133,38 @@ def _make_parser() -> argparse.ArgumentParser:
     heatmap.add_argument("--model", required=True, metavar="MODEL", help=_MODEL)
     arguments_lib.add_dtype(heatmap)
     heatmap.add_argument("--png", required=True, metavar="FILE", help="file for the heat maps")
+
+    evaluate = add("evaluate", "Evaluate models on data sets.", _evaluate)
+    evaluate.add_argument("models", nargs="+", metavar="MODEL", help=_MODEL)
+    evaluate.add_argument(
+        "--data", required=True, nargs="+", metavar="SOURCE", help="data sources, such as digits, folder:PATH, tfds:NAME"
+    )
+    evaluate.add_argument(
+        "--tasks",
+        metavar="TASK,…",
+        help="zero_shot, retrieval, linear_probe, few_shot, knn (default: zero_shot for data with labels, else retrieval)",
+    )
+    evaluate.add_argument(
+        "--templates",
+        nargs="+",
+        metavar="NAME",
+        help='prompt templates: names of lists such as openai-imagenet, @FILE, or texts (default "a photo of a {}.")',
+    )
+    evaluate.add_argument("--shots", metavar="N,…", help="numbers of images per class of few_shot (default 1,2,4,8,16)")
+    evaluate.add_argument("--split", default="test", help="split to evaluate on (default test)")
+    evaluate.add_argument("--train-split", default="train", metavar="SPLIT", help="split to learn from (default train)")
+    evaluate.add_argument("--out", default="evaluations.jsonl", metavar="FILE", help="file of results (default %(default)s)")
+    evaluate.add_argument("--again", action="store_true", help="evaluate anew what the file holds")
+    evaluate.add_argument("--features", metavar="DIR", help="folder for image features, which later commands read")
+    evaluate.add_argument("--batch-size", type=int, default=256, metavar="N", help="images per batch (default 256)")
+    arguments_lib.add_dtype(evaluate)
+    evaluate.add_argument("--data-dir", default="", metavar="DIR", help="folder of TFDS data sets (default: that of TFDS)")
+    evaluate.add_argument(
+        "--max-broken", type=float, default=0.0, metavar="SHARE", help="share of images that may be unreadable (default 0)"
+    )
+    table = evaluate.add_mutually_exclusive_group()
+    table.add_argument("--md", action="store_const", const="md", dest="table", help="print the table as Markdown")
+    table.add_argument("--csv", action="store_const", const="csv", dest="table", help="print all metrics as CSV")
 
     verify = add("verify", "Describe a model and compare its outputs with transformers.", _verify)
     verify.add_argument("model", metavar="MODEL", help=_MODEL)
@@ -304,6 +348,41 @@ def _heatmap(arguments: argparse.Namespace) -> int:
     sections = sheets.make_heat_sections(model_input, arguments.texts, maps)
     sheets.render_contact_sheet(sections, columns=min(4, 1 + len(maps)), size=256).save(arguments.png, "PNG")
     print(f"wrote {arguments.png}", file=sys.stderr)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from clip_jax import evaluate
+    from train_jax.evaluation_file import EvaluationFile
+
+    arguments_lib.check_outputs(out=arguments.out)
+    if arguments.features is not None:
+        arguments_lib.check_folder(arguments.features, "--features")
+    if not 0 <= arguments.max_broken < 1:
+        raise UserError(f"--max-broken {arguments.max_broken} must be in [0, 1)")
+    tasks = arguments_lib.listed(arguments.tasks, "a task", "--tasks") if arguments.tasks is not None else []
+    if unknown := [task for task in tasks if task not in evaluate.TASKS]:
+        raise UserError(f"--tasks {unknown[0]}: tasks are {', '.join(evaluate.TASKS)}")
+    options = {"split": arguments.split, "train_split": arguments.train_split, "batch_size": arguments.batch_size}
+    if arguments.templates is not None:
+        options["templates"] = tuple(arguments_lib.lines(arguments.templates, "a template"))
+    if arguments.shots is not None:
+        shots = arguments_lib.listed(arguments.shots, "a number", "--shots")
+        if not all(n.isdigit() and int(n) for n in shots):
+            raise UserError(f"--shots {arguments.shots} must be numbers of 1 and more, separated by commas")
+        options["shots"] = tuple(map(int, shots))
+    data_options = {"data_dir": arguments.data_dir, "max_broken_eval": arguments.max_broken}
+    benchmark = evaluate.Benchmark(list(dict.fromkeys(arguments.data)), tasks, options, data_options)
+    file = EvaluationFile(paths.absolute(arguments.out), again=arguments.again)
+    features = Path(arguments.features) if arguments.features is not None else None
+    results = evaluate.evaluate(arguments.models, benchmark, file, dtype=arguments.dtype, features=features)
+    rows = []
+    with contextlib.redirect_stdout(sys.stderr):  # TFDS prints what it prepares; standard output has the table alone
+        for row, is_new in results:
+            rows.append(row)
+            note = f"{row['seconds']:.1f} s" if is_new else f"already in {arguments.out}"
+            print(f"{row['model']} {row['evaluator']} on {row['source']}:{row['split']}: {note}")
+    print(evaluate.format_table(rows, arguments.table or "text"))
     return 0
 
 

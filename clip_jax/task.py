@@ -143,8 +143,8 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     frozen_towers = {method for tower, method in _METHODS.items() if _is_frozen(config, tower)}
 
     def init(rng, batch):
-        pixels = jnp.zeros((1, size, size, 3))
-        variables = module.init(rng, pixels, batch["text"][:1])
+        text = jnp.zeros((1, tokenizer.context_length), jnp.int32)
+        variables = module.init(rng, jnp.zeros((1, size, size, 3)), text)
         return {"clip": variables.pop("params")}, variables
 
     def loss(params, mutable_variables, batch, rng, step):

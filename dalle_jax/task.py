@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dalle_jax import evaluators
+from dalle_jax import evaluators, pretrained
 from dalle_jax.captions import TOKENIZER, Captions
 from dalle_jax.options import DALLEOptions
 from train_jax.data.options import TokenizerOptions
@@ -20,6 +20,7 @@ from train_jax.options import Options, option
 from train_jax.placeholders import write_tokenizer
 from train_jax.task import Task
 from vqgan_jax.stage2 import task
+from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
 from vqgan_jax.vqgan import Vqgan
 
 
@@ -55,6 +56,7 @@ class DALLETaskOptions(task.Stage2TaskOptions):
 
 
 OPTIONS, EVALUATORS, PROGRAMS = DALLETaskOptions, evaluators.EVALUATORS, task.PROGRAMS
+open_weights = pretrained.open_checkpoint
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
@@ -65,6 +67,11 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     vq, options, captions = open_parts(config, workdir)
     artifacts = {TOKENIZER: captions.tokenizer.to_json()}
     return task.make(config, workdir, vq, options, captions, artifacts=artifacts, more_evaluators=evaluators.make_factories)
+
+
+def make_evaluation(config: ConfigDict, checkpoint: Stage2Checkpoint) -> Task:
+    """Makes a task that evaluates public weights; see `train_jax.task`."""
+    return task.make_evaluation(config, checkpoint, evaluators.make_factories)
 
 
 def open_parts(config: ConfigDict, workdir: Path | None) -> tuple[Vqgan, DALLEOptions, Captions]:

@@ -44,8 +44,8 @@ LAYERS = {
     "DALL-E": "dalle_jax",
     "trainer": "train_jax",
     "commands": """
-        clip_jax.cli clip_jax.demo dalle_jax.cli dalle_jax.demo vqgan_jax.cli vqgan_jax.demo vqgan_jax.guided.cli
-        vqgan_jax.guided.demo""",
+        clip_jax.cli clip_jax.demo clip_jax.evaluate dalle_jax.cli dalle_jax.demo vqgan_jax.cli vqgan_jax.demo
+        vqgan_jax.guided.cli vqgan_jax.guided.demo""",
 }
 LEVELS = {name: level for level, names in enumerate(LAYERS.values()) for name in names.split()}
 # Models know what a run directory holds, not how it is written.

@@ -5,8 +5,9 @@
     train-jax --config=clip/shapes --workdir=runs/fsdp --config.mesh.fsdp=4 --profile
     train-jax --config=clip/vit_b32 --machine=8xh100 --options
 
-`train-jax sweep --help` trains many runs of a config, `train-jax runs --help` compares runs, `train-jax plan --help` plans
-memory and time for machines that are not present.
+`train-jax sweep --help` trains many runs of a config, `train-jax runs --help` compares runs, `train-jax evaluate --help`
+evaluates runs and public weights without training, and `train-jax plan --help` plans memory and time for machines that are
+not present.
 
 Equivalent to `python -m train_jax`. CONFIG is a Python file or the name of a shipped config. `--config.NAME=VALUE`
 overrides any option, `--config.evals.NAME=none` disables one evaluator, `--config.evals=none` disables all of them;
@@ -16,6 +17,7 @@ TPU pods, Slurm, Open MPI and Kubernetes the hosts find each other; elsewhere st
 """
 
 import argparse
+import importlib
 import logging
 import sys
 
@@ -25,23 +27,21 @@ from train_jax.arguments import expand_home
 from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError, LoadError, Stopped
 
+# Imported when they are called: `train-jax runs` does not need JAX, whose import takes seconds.
+_COMMANDS = {
+    "evaluate": "train_jax.evaluate_command",
+    "plan": "train_jax.plan.command",
+    "runs": "train_jax.runs.command",
+    "sweep": "train_jax.sweep.command",
+}
+
 
 def cli(argv: list[str] | None = None) -> None:
     """Runs the console command `train-jax`. User errors exit with one line, `error: …`."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["plan"]:
-        from train_jax.plan import command as plan_command
-
-        sys.exit(plan_command.main(argv[1:]))
-    if argv[:1] == ["sweep"]:
-        from train_jax.sweep import command as sweep_command
-
-        sys.exit(sweep_command.main(argv[1:]))
-    if argv[:1] == ["runs"]:
-        from train_jax.runs import command as runs_command
-
-        sys.exit(runs_command.main(argv[1:]))
-    # Lazy imports: `train-jax runs` does not need JAX, whose import takes seconds.
+    for name, module in _COMMANDS.items():
+        if argv[:1] == [name]:
+            sys.exit(importlib.import_module(module).main(argv[1:]))
     from train_jax import config_file, distributed
     from train_jax.agreement import PeerError
     from train_jax.checkpoint import CheckpointError

@@ -26,7 +26,7 @@ _MAX_THREADS = 32  # more threads of one process would wait for Python's global 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """Context of an evaluator: mesh, config and task of the run, and access to sharded data.
+    """Context of an evaluator: mesh and config of the run, and access to sharded data.
 
     Attributes:
       asked_to_stop: function that returns the number of the received stop signal of this host, or 0.
@@ -34,15 +34,19 @@ class Context:
 
     mesh: Mesh
     config: ConfigDict
-    task: Task
     asked_to_stop: Callable[[], int] = lambda: 0
     _compiled: dict[Callable, Callable] = dataclasses.field(default_factory=dict, repr=False)
+    _sources: dict[tuple[str, str], sources.Source] = dataclasses.field(default_factory=dict, repr=False)
 
     def source(self, name: str, split: str) -> sources.Source:
-        """Opens a data source by name, with the run's data directory and caption templates."""
+        """Opens a data source by name, once, with the run's data directory and caption templates."""
         data = self.config.data
-        source = sources.from_config(data, name or data.source, split)
-        return sources.select_readable(source, data.max_broken_eval) if data.max_broken_eval else source
+        key = (name or data.source, split)
+        if key not in self._sources:
+            source = sources.from_config(data, *key)
+            readable = sources.select_readable(source, data.max_broken_eval) if data.max_broken_eval else source
+            self._sources[key] = readable
+        return self._sources[key]
 
     def batches(self, records, example: Callable, batch_size: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
         """Yields `(global batch on the mesh, number of rows without padding)`, each record once and in order.
@@ -88,7 +92,7 @@ class Evaluations:
     """Evaluators of a run and their schedules."""
 
     def __init__(self, config: ConfigDict, task: Task, mesh: Mesh, asked_to_stop: Callable[[], int] = lambda: 0):
-        context = Context(mesh, config, task, asked_to_stop)
+        context = Context(mesh, config, asked_to_stop)
         self._steps = config.steps
         self._every = {name: options.every for name, options in config.evals.items()}
         self._evaluators = {
@@ -111,12 +115,14 @@ class Evaluations:
         last = step == self._steps
         return [name for name, every in self._every.items() if last or (every and step % every == 0)]
 
-    def run(self, names: list[str], state: TrainState) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Runs evaluators and returns `(metrics, images)`, with names prefixed by the evaluator's name."""
+    def run(self, names: list[str], params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Runs evaluators on weights for inference and returns `(metrics, images)`.
+
+        Names of metrics and images are prefixed by the evaluator's name.
+        """
         metrics, images = {}, {}
-        params = evaluation_params(state) if names else None
         for name in names:
-            results, grids = self._evaluators[name](params, state.extra)
+            results, grids = self._evaluators[name](params, extra)
             metrics |= {f"{name}/{key}": float(value) for key, value in results.items()}
             images |= {f"{name}/{key}": grid for key, grid in grids.items()}
         return metrics, images

@@ -53,10 +53,7 @@ def read(workdir: str | os.PathLike, on_invalid: Callable[[DataError], Any] | No
       on_invalid: function that is called with the error of each invalid line, which is left out; None: the first such error,
         a DataError, is raised.
     """
-    return History(
-        {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
-        for _, row in _rows(paths.path(workdir) / _FILE, on_invalid)
-    )
+    return History(from_json(row) for _, row in _rows(paths.path(workdir) / _FILE, on_invalid))
 
 
 def _rows(file: AnyPath, on_invalid: Callable[[DataError], Any] | None = None) -> list[tuple[str, dict]]:
@@ -109,7 +106,7 @@ class Writer:
         """
         if not self._active or not metrics:
             return
-        row = {"step": step, "time": time.time()} | {name: _json_number(value) for name, value in metrics.items()}
+        row = {"step": step, "time": time.time()} | to_json(metrics)
         self._file.write((json.dumps(row) + "\n").encode())
         self._file.flush()
         for name, value in metrics.items():
@@ -215,6 +212,15 @@ class _StoredFiles:
         """Does nothing: object storage needs no folders."""
 
 
-def _json_number(value: Any) -> float | str:
-    value = float(value)
+def to_json(metrics: Mapping[str, Any]) -> dict[str, float | str]:
+    """Converts metrics to values that JSON represents: finite numbers, and the strings "nan", "inf" and "-inf"."""
+    return {name: _json_number(float(value)) for name, value in metrics.items()}
+
+
+def _json_number(value: float) -> float | str:
     return value if math.isfinite(value) else {math.inf: "inf", -math.inf: "-inf"}.get(value, "nan")
+
+
+def from_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts the strings of `to_json` back to numbers."""
+    return {name: _NON_FINITE.get(x, x) if isinstance(x, str) else x for name, x in row.items()}

@@ -11,6 +11,7 @@ import jax
 from train_jax import agreement, profiling, resume
 from train_jax.checkpoint import Checkpoints, closing
 from train_jax.data import stream as stream_lib
+from train_jax.evaluate import evaluation_params
 from train_jax.metrics import Writer
 from train_jax.paths import AnyPath
 from train_jax.prepare import Prepared, as_json, describe
@@ -127,7 +128,7 @@ class Record:
         if not names:
             return
         with self.paused():
-            results, images = self._prepared.evaluations.run(names, state)
+            results, images = self._prepared.evaluations.run(names, evaluation_params(state), state.extra)
             agreement.barrier()
         self._evaluated = True
         with self._defer_errors():

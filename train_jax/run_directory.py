@@ -20,6 +20,21 @@ def open_config(directory: AnyPath, task: str, what: str, artifacts: Sequence[st
 
     Raises LoadError for a run of another task, and for missing or changed artifacts.
     """
+    config = read_config(directory)
+    if config is None:
+        return None
+    if config["task"] != task:
+        raise LoadError(f"{directory} is a run of {config['task']!r}, not of {what} ({task!r})")
+    if artifacts:
+        check_artifacts(directory, artifacts)
+    return config
+
+
+def read_config(directory: AnyPath) -> dict | None:
+    """Reads the config of a run of any task; returns None if the folder is not a run directory.
+
+    Raises LoadError for a damaged `config.json`.
+    """
     file = directory / "config.json"
     if not file.is_file():
         return None
@@ -29,13 +44,7 @@ def open_config(directory: AnyPath, task: str, what: str, artifacts: Sequence[st
         raise LoadError(f"{file} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise LoadError(f"{file} must hold an object, not a {type(config).__name__}")
-    if "task" not in config:
-        return None
-    if config["task"] != task:
-        raise LoadError(f"{directory} is a run of {config['task']!r}, not of {what} ({task!r})")
-    if artifacts:
-        check_artifacts(directory, artifacts)
-    return config
+    return config if "task" in config else None
 
 
 def load_weights(directory: AnyPath, step: int | None = None) -> tuple[dict, dict, str]:

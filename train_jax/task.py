@@ -11,6 +11,11 @@ and, if options depend on other options (such as a pretrained checkpoint),
     complete(config, stated)                             sets the dependent options in `config`, in place; `stated` holds
                                                          only the options that the user's config sets
 
+and, for `train-jax evaluate` of public weights, either an option `pretrained`, the path of weights to start from, or
+
+    open_weights(path) -> checkpoint                     opens public weights; `checkpoint.options` are `config.model`
+    make_evaluation(config, checkpoint) -> Task          task that is evaluated only; `Task.pretrained` reads the weights
+
 and, for `train-jax plan`,
 
     write_placeholders(config, folder) -> (config, record)   replaces files that are not present by random ones in `folder`,
@@ -38,7 +43,8 @@ class Task:
     """Training task: the functions of one model that the trainer needs.
 
     Attributes:
-      init: `(rng, batch) -> (params, extra)` for a batch of one example of zeros. `params` is a dict by player
+      init: `(rng, batch) -> (params, extra)` for a batch of one example of zeros, or for `{}`, which must give the same
+        (`train-jax evaluate` has no training batch, and `records` may take hours). `params` is a dict by player
         (`{"clip": …}`, `{"generator": …, "discriminator": …}`); its leaves may have logical axis names as
         `nn.LogicallyPartitioned` boxes. `extra` is a dict of state without gradients, `{}` for most models.
       loss: `(params, extra, batch, rng, step) -> (scalar, (metrics, statistics))`, over the *global* batch or, with
@@ -51,7 +57,7 @@ class Task:
         `(params, extra) -> (metrics, images)`: floats by name, and uint8 [H, W, 3] images by name.
       artifacts: file name -> text or bytes that the run directory needs beside the weights, such as `tokenizer.json`.
       records: `(source) -> sequence` of the length of the source that replaces the records of the source, such as
-        precomputed codes of the images. `init` is then also called with `{}` instead of a batch. None: no replacement.
+        precomputed codes of the images. None: no replacement.
       pretrained: `() -> (params, extra)` that returns initial weights as NumPy arrays without boxes: the trees of `init`, or
         subtrees. Missing arrays are initialised by `init`. None: all arrays are initialised by `init`.
       revise: `(params, extra, statistics, rng, step) -> (params, extra, moved, metrics)`, called once after each completed

@@ -299,7 +299,7 @@ def test_mistakes_in_search_are_one_line(run, index, folder, tmp_path, tiny):
 # Help, and the sheets by themselves
 
 
-@pytest.mark.parametrize("command", [(), ("classify",), ("index",), ("search",)])
+@pytest.mark.parametrize("command", [(), ("classify",), ("evaluate",), ("index",), ("search",)])
 def test_help_shows_examples(run, command):
     code, out, _ = run(*command, "--help")
     assert code == 0 and "examples:" in out and f"clip-jax {' '.join(command)}".strip() in out

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
 
-from clip_jax import evaluators
+from clip_jax import evaluators, probes, templates
 from train_jax import sharding
 from train_jax.data.images import Preprocess
 from train_jax.data.sources import DataError, Source
 from train_jax.data.text import Tokenizer
 from train_jax.errors import ConfigError
 from train_jax.evaluate import Context
-from train_jax.task import Task
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox")
 TEMPLATES = ("a {}", "the {}")
@@ -75,10 +78,6 @@ def records(count=37, seed=1):
     ]
 
 
-def _never(*args):
-    raise AssertionError("an evaluator has no use for this")
-
-
 def context(source, devices=8):
     mesh = sharding.make_mesh({"data": -1, "fsdp": 2 if devices == 8 else 1, "tensor": 1}, jax.devices()[:devices])
 
@@ -88,7 +87,7 @@ def context(source, devices=8):
             return source
 
     config = ConfigDict({"data": {"threads": 2, "workers": 0}})
-    return Fake(mesh, config, Task(init=_never, loss=_never, example=_never))
+    return Fake(mesh, config)
 
 
 def evaluate(kind, source, weights, devices=8, **options):
@@ -100,6 +99,19 @@ def evaluate(kind, source, weights, devices=8, **options):
         metrics, images = factory(full, context(source, devices))(weights, {})
     assert images == {}
     return metrics
+
+
+def evaluate_on(monkeypatch, splits, kind, weights, **options):
+    """Evaluates with a source of several splits."""
+    made = {split: Source(split, rows, NAMES) for split, rows in splits.items()}
+    monkeypatch.setattr(Context, "source", lambda self, name, split: made[split])
+    full = evaluators.EVALUATORS[kind].defaults()
+    full.update({"batch_size": 10} | options)
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    where = Context(mesh, ConfigDict({"data": {"threads": 2, "workers": 0}}))
+    preprocess = Preprocess(4, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    with jax.set_mesh(mesh):
+        return evaluators.make_factories(Planted(), TOKENIZER, preprocess)[kind](full, where)(weights, {})[0]
 
 
 def embed_texts(weights, texts):
@@ -120,7 +132,7 @@ def test_zero_shot_accuracy_is_that_of_a_loop(devices):
     metrics = evaluate("zero_shot", Source("s", rows, NAMES), weights, devices, templates=TEMPLATES, per_class=True)
     labelled = [r for r in rows if r["label"] >= 0]
     assert 20 < len(labelled) < len(rows)
-    top1, top5, by_class = 0, 0, {name: [] for name in NAMES}
+    top1, top5, by_class, predicted = 0, 0, {name: [] for name in NAMES}, []
     for row, vector in zip(labelled, embed_images(weights, labelled), strict=True):
         scores = []
         for name in NAMES:
@@ -130,8 +142,10 @@ def test_zero_shot_accuracy_is_that_of_a_loop(devices):
         top1 += order[0] == row["label"]
         top5 += row["label"] in order[:5]
         by_class[NAMES[row["label"]]].append(order[0] == row["label"])
+        predicted.append(order[0])
     expected = {"top1": top1 / len(labelled), "top5": top5 / len(labelled), "images": len(labelled)}
     expected |= {f"top1/{name}": np.mean(hits) for name, hits in by_class.items()}
+    expected["mean_per_class"] = balanced_accuracy_score([row["label"] for row in labelled], predicted)
     assert metrics == pytest.approx(expected)
 
 
@@ -147,7 +161,7 @@ def test_ensembling_averages_unit_vectors_of_sentences():
 
 def test_few_classes_have_no_top5():
     rows = [{"image": image(n), "captions": ["a ant"], "id": str(n), "label": n % 2} for n in range(3)]
-    assert set(evaluate("zero_shot", Source("s", rows, NAMES[:2]), params())) == {"top1", "images"}
+    assert set(evaluate("zero_shot", Source("s", rows, NAMES[:2]), params())) == {"top1", "mean_per_class", "images"}
 
 
 @pytest.mark.parametrize(
@@ -173,19 +187,91 @@ def test_templates_from_a_file_are_those_written_out(tmp_path):
     )
 
 
-def test_confidence_intervals_are_those_of_resampled_answers():
+def test_named_templates_are_the_published_ones():
+    """As published: 80 of which none is twice, and seven of them."""
+    every = templates.read_templates(["openai-imagenet"])
+    assert len(set(every)) == 80 and every[0] == "a bad photo of a {}." and every[-1] == "a tattoo of the {}."
+    assert len(set(every) & set(templates.read_templates(["openai-imagenet-7"]))) == 7
+    assert len(templates.LISTS["openai-cifar"]) == 18
+    assert templates.read_templates(["the {}", "openai-simple"]) == ["the {}", "a photo of a {}."]
+    for name, published in templates.LISTS.items():
+        assert len(set(published)) == len(published) and all(text.count("{}") == 1 for text in published), name
+    with pytest.raises(ValueError, match="'openai-imagnet' has no {}.* name a list: openai-imagenet,"):
+        templates.read_templates(["openai-imagnet"])
+
+
+def test_intervals_are_wilsons():
     rows, weights = records(), params()
-    metrics = evaluate("zero_shot", Source("s", rows, NAMES), weights, bootstrap=4000)
-    count, num_correct = metrics["images"], round(metrics["top1"] * metrics["images"])
-    answers = np.arange(count) < num_correct
-    rng = np.random.default_rng(1)
-    shares = [answers[rng.integers(count, size=count)].mean() for _ in range(4000)]
-    low, high = np.quantile(shares, (0.025, 0.975))
-    assert metrics["top1/low"] == pytest.approx(low, abs=2 / count) and metrics["top1/high"] == pytest.approx(
-        high, abs=2 / count
-    )
+    metrics = evaluate("zero_shot", Source("s", rows, NAMES), weights, intervals=True)
+    for name in ("top1", "top5"):
+        trials = stats.binomtest(round(metrics[name] * metrics["images"]), metrics["images"])
+        limits = trials.proportion_ci(method="wilson")
+        assert (metrics[f"{name}/low"], metrics[f"{name}/high"]) == pytest.approx((limits.low, limits.high))
+    assert metrics["mean_per_class/low"] < metrics["mean_per_class"] < metrics["mean_per_class/high"]
+    assert "text_to_image/r1/low" in evaluate("retrieval", Source("s", rows), weights, intervals=True)
+
+
+def split_rows(rows):
+    """Features, labels and a split by parity of the labelled records."""
+    labelled = [r for r in rows if r["label"] >= 0]
+    return labelled[::2], labelled[1::2]
+
+
+def test_neighbours_vote_as_in_scikit_learn(monkeypatch):
+    """Weights of cosines are weights of distances between unit vectors: cosine = 1 - distance^2 / 2."""
+    train, test = split_rows(records(90))
+    weights = params()
+    metrics = evaluate_on(monkeypatch, {"train": train, "test": test}, "knn", weights, k=7, temperature=0.2, intervals=True)
+    peer = KNeighborsClassifier(7, weights=lambda d: np.exp((1 - d**2 / 2) / 0.2))
+    labels = [[r["label"] for r in rows] for rows in (train, test)]
+    peer.fit(embed_images(weights, train), labels[0])
+    predicted = peer.predict(embed_images(weights, test))
+    assert metrics["top1"] == np.mean(predicted == labels[1])
+    assert metrics["mean_per_class"] == pytest.approx(balanced_accuracy_score(labels[1], predicted))
+    ranked = np.argsort(-peer.predict_proba(embed_images(weights, test)), kind="stable")[:, :5]
+    assert metrics["top5"] == np.mean([label in row for label, row in zip(labels[1], ranked, strict=True)])
+    assert metrics["images"] == len(test) and metrics["train"] == len(train)
     assert metrics["top1/low"] < metrics["top1"] < metrics["top1/high"]
-    assert "text_to_image/r1/low" in evaluate("retrieval", Source("s", rows), weights, bootstrap=10)
+
+
+def test_few_shots_are_nested_samples_of_each_class(monkeypatch):
+    """As many images of a class as there are: every sample is the full split, so the accuracy is that of one probe."""
+    rows = [r for r in records(120) if r["label"] >= 0]
+    counts = np.bincount([r["label"] for r in rows])
+    train, seen = [], np.zeros(len(NAMES), int)
+    for r in rows:
+        seen[r["label"]] += 1
+        train += [r] if seen[r["label"]] <= 4 else []
+    test, weights = [r for r in rows if r not in train], params()
+    assert counts.min() > 4
+    metrics = evaluate_on(
+        monkeypatch, {"train": train, "test": test}, "few_shot", weights, shots=(1, 4), samples=3, intervals=True
+    )
+    probe = LogisticRegression(C=1 / 0.316).fit(embed_images(weights, train), [r["label"] for r in train])
+    expected = np.mean(probe.predict(embed_images(weights, test)) == [r["label"] for r in test])
+    assert metrics["shots4/top1"] == metrics["shots4/top1/low"] == pytest.approx(expected)
+    assert metrics["shots1/top1/low"] < metrics["shots1/top1"] < metrics["shots1/top1/high"]
+    assert metrics["samples"] == 3 and metrics["images"] == len(test)
+    with pytest.raises(DataError, match="class 'ant' has 4 image.s., fewer than 5 shots"):
+        evaluate_on(monkeypatch, {"train": train, "test": test}, "few_shot", weights, shots=(5,))
+
+
+def test_a_swept_probe_chooses_its_strength_on_a_part_of_the_training_images(monkeypatch):
+    train, test = split_rows(records(120))
+    weights, asked = params(), []
+    monkeypatch.setattr(probes, "choose_strength", lambda validate: asked.append(validate(0.1)) or 0.01)
+    metrics = evaluate_on(monkeypatch, {"train": train, "test": test}, "linear_probe", weights, strength=0.0)
+    labels = np.array([r["label"] for r in train])
+    held = probes.split_validation(labels)
+    assert 0.1 < held.mean() <= 0.2 and set(labels[held]) == set(range(len(NAMES)))
+    features = embed_images(weights, train)
+    probe = LogisticRegression(C=10).fit(features[~held], labels[~held])
+    assert asked == [pytest.approx(np.mean(probe.predict(features[held]) == labels[held]))]
+    probe = LogisticRegression(C=100, max_iter=1000).fit(features, labels)
+    assert metrics["top1"] == np.mean(probe.predict(embed_images(weights, test)) == [r["label"] for r in test])
+    assert metrics["strength"] == 0.01
+    with pytest.raises(DataError, match="a linear probe needs 5 or more images of a class"):
+        evaluate_on(monkeypatch, {"train": train[:2], "test": test}, "linear_probe", weights, strength=0.0)
 
 
 def test_a_linear_probe_learns_from_features_what_is_in_them():
@@ -203,6 +289,7 @@ def test_a_linear_probe_learns_from_features_what_is_in_them():
         p = 1 / (1 + np.exp(-x @ w))
         hessian = x.T @ (x * (p * (1 - p))[:, None]) + penalty
         w -= np.linalg.solve(hessian, x.T @ (p - side) + penalty @ w)
+    assert metrics.pop("mean_per_class") == pytest.approx(balanced_accuracy_score(side, x @ w > 0))
     assert metrics == {"top1": np.mean((x @ w > 0) == side), "images": len(rows), "train": len(rows)}
     assert metrics["top1"] > 0.9
     few = evaluate("linear_probe", source, weights, most=10, train_split="test")

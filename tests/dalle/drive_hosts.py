@@ -45,7 +45,7 @@ def figures(folder: Path, codes: Path) -> dict[str, np.ndarray]:
     settings = config(folder, codes)
     mesh = sharding.make_mesh({"data": -1, "fsdp": 2, "tensor": 1})
     task = dalle_task.make(settings, folder / "run")
-    context = Context(mesh, settings, task)
+    context = Context(mesh, settings)
     trained = dalle_jax.load(folder / "run")
 
     def split(x):

@@ -85,20 +85,24 @@ def test_the_reader_of_digits_reads_their_labels():
 @pytest.fixture(scope="module")
 def context(tiny):
     config = config_lib.resolve(tiny[0])
-    task = task_lib.module(config).make(config, tiny[1])
-    return Context(sharding.make_mesh(config.mesh), config, task)
+    return Context(sharding.make_mesh(config.mesh), config)
+
+
+@pytest.fixture(scope="module")
+def task(context, tiny):
+    return task_lib.module(context.config).make(context.config, tiny[1])
 
 
 SAMPLING = {"guidance": 2.0, "top_k": 5, "seed": 1}
 
 
-def test_drawings_are_graded_by_the_reader(context, trained, monkeypatch, compilations):
+def test_drawings_are_graded_by_the_reader(context, task, trained, monkeypatch, compilations):
     """The evaluator's shares, counted again from drawings of the loaded model; weights stay where they are."""
     monkeypatch.setattr(rerank, "open_reranker", lambda path, dtype: path)
     monkeypatch.setattr(rerank, "clip_scores", lambda clip, texts, images: images.mean((2, 3, 4)).astype(np.float32))
     monkeypatch.setattr(inference, "on_devices", None)
     some = options(template="the digit {}", prompts=6, n=3, clip="a reranker", batch_size=8, **SAMPLING)
-    evaluate = context.task.evaluators["drawing"](some, context)
+    evaluate = task.evaluators["drawing"](some, context)
     metrics, pictures = evaluate({"generator": trained.variables}, {})
     before = len(compilations)
     again, _ = evaluate({"generator": trained.variables}, {})
@@ -113,10 +117,10 @@ def test_drawings_are_graded_by_the_reader(context, trained, monkeypatch, compil
     np.testing.assert_array_equal(pictures["drawings"][:16, :16], images[0, 0])
 
 
-def test_a_source_without_a_reader_is_refused(context, monkeypatch):
+def test_a_source_without_a_reader_is_refused(context, task, monkeypatch):
     monkeypatch.setattr(Context, "source", lambda self, name, split: SOURCE)
     with pytest.raises(DataError, match="some has no image reader"):
-        context.task.evaluators["drawing"](options(), context)
+        task.evaluators["drawing"](options(), context)
 
 
 @pytest.mark.parametrize("changes", [{"n": 2}, {"prompts": 0}, {"about": "all"}, {"top_p": 0.0}])
@@ -129,4 +133,4 @@ def test_guidance_is_refused_before_a_run_that_drops_no_captions(tiny, context):
     config = config_lib.resolve(ConfigDict(tiny[0].to_dict() | {"condition_dropout": 0.0}))
     task = task_lib.module(config).make(config, tiny[1])
     with pytest.raises(ConfigError, match="guidance = 2.0; it must be 1 where .* config.condition_dropout is 0"):
-        task.evaluators["drawing"](options(guidance=2.0), dataclasses.replace(context, config=config, task=task))
+        task.evaluators["drawing"](options(guidance=2.0), dataclasses.replace(context, config=config))

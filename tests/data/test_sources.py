@@ -30,7 +30,6 @@ from train_jax.data.sources import DataError, open_source
 from train_jax.datasets.shapes import scene as scenes
 from train_jax.datasets.shapes import shapes_dataset_builder
 from train_jax.evaluate import Context
-from train_jax.task import Task
 
 
 def png(shade: int) -> bytes:
@@ -222,20 +221,22 @@ def test_evaluations_may_leave_out_a_share_of_unreadable_pictures(tmp_path, capl
         (tmp_path / f"{number}.txt").write_text(str(number))
     (tmp_path / "3.png").write_bytes(b"no picture")
     options = ConfigDict({"data": {"source": f"folder:{tmp_path}", "max_broken_eval": 0.1, "data_dir": "", "templates": ()}})
-    context = Context(sharding.make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})), options, Task(len, len, len))
+    mesh = sharding.make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
+    context = Context(mesh, options)
     source = context.source("", "all")
+    assert context.source("", "all") is source, "each image is decoded once"
     assert [record["captions"] for record in source] == [[str(n)] for n in range(10) if n != 3]
     assert source[3]["id"] == "4.png" and "evaluated without 1 image(s) that cannot be read" in caplog.text
     (tmp_path / "4.png").write_bytes(b"")
     with pytest.raises(DataError, match="2 of 10 images cannot be read, more than config.data.max_broken_eval = 10.0%"):
-        context.source("", "all")
+        Context(mesh, options).source("", "all")
     options.data.max_broken_eval = 1.0
     for index in range(10):
         (tmp_path / f"{index}.png").write_bytes(b"")
     with pytest.raises(DataError, match="10 of 10 images cannot be read, none is left to evaluate"):
-        context.source("", "all")
+        Context(mesh, options).source("", "all")
     options.data.max_broken_eval = 0.0
-    assert len(context.source("", "all")) == 10
+    assert len(Context(mesh, options).source("", "all")) == 10
 
 
 def test_readable_records_are_found_in_chunks(monkeypatch):

@@ -51,7 +51,7 @@ def test_ssim_needs_pictures_as_large_as_its_window():
 def test_a_second_evaluation_compiles_nothing(tiny, trained, compilations):
     config = config_lib.resolve(tiny[0])
     made = task.make(config, tiny[1])
-    context = Context(sharding.make_mesh(config.mesh), config, made)
+    context = Context(sharding.make_mesh(config.mesh), config)
     params = {"generator": trained.variables["params"]}
     weights = jax.device_get((params, {"generator": {"codebook": trained.variables["codebook"]}}))
     evaluate = [made.evaluators[config.evals[name].type](config.evals[name], context) for name in ("test", "oracle")]
@@ -66,7 +66,7 @@ def test_few_pictures_are_in_memory_while_collections_are_compared(tiny, trained
     """Each batch becomes features before the third one is read."""
     config = config_lib.resolve(tiny[0])
     made = task.make(config, tiny[1])
-    context = Context(sharding.make_mesh(config.mesh), config, made)
+    context = Context(sharding.make_mesh(config.mesh), config)
     dtypes, batches = [], Context.batches
     network = features.Features("mean", lambda x: dtypes.append(x.dtype) or x.mean((1, 2)).astype(np.float32), False)
     monkeypatch.setattr(evaluators, "open_features", lambda spec: network)

@@ -13,8 +13,10 @@ for none) and `scene` (description of a rendered scene, as JSON).
 
 import concurrent.futures
 import dataclasses
+import hashlib
 import importlib
 import itertools
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _MAX_CHUNK = 1024  # records that a thread checks at a time
+_FINGERPRINTED = 32  # records that a fingerprint reads
 _MIN_CHUNKS = 256  # number of chunks of a smaller source, so that threads end at about the same time
 _EMBEDDED = ("shapes", "digits")
 _FORMS = ("shapes", "shapes/SIZE", "digits", "folder:PATH", "webdataset:PATH", "tfds:NAME[/CONFIG]")
@@ -153,6 +156,23 @@ def select_readable(source: Source, max_broken: float) -> Source:
     return dataclasses.replace(
         source, name=name, records=_Mapped(indices, source.__getitem__, source.metadata), shard_starts=None
     )
+
+
+def compute_fingerprint(source: Source) -> str:
+    """Computes a hexadecimal SHA-256 of name and length of a source and of a sample of its records.
+
+    Results and features of a source are kept under it: a changed folder is another source, unless none of the sampled
+    images and captions changed.
+    """
+    digest = hashlib.sha256(f"{source.name} {len(source)}".encode())
+    for index in np.unique(np.linspace(0, len(source) - 1, _FINGERPRINTED).astype(int)):
+        try:
+            record = dict(source[int(index)])
+            image = record.pop("image")
+        except BrokenSample as error:
+            record, image = {"error": str(error)}, b""
+        digest.update(json.dumps(record, sort_keys=True, default=str).encode() + hashlib.sha256(image).digest())
+    return digest.hexdigest()
 
 
 def _open_mixture(name: str, split: str, **options) -> Source:

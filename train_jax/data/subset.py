@@ -8,16 +8,21 @@ from train_jax.data.sources import Source
 
 
 class Subset(Sequence):
-    """Subset of records, given by a sequence of indices."""
+    """Subset of records, given by a sequence of indices.
+
+    Attributes:
+      records: all records.
+      indices: positions of the subset's records in them.
+    """
 
     def __init__(self, records: Source | Sequence, indices: Sequence[int] | np.ndarray):
-        self._records, self._indices = records, indices
+        self.records, self.indices = records, indices
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def __getitem__(self, index: int):
-        return self._records[int(self._indices[index])]
+        return self.records[int(self.indices[index])]
 
 
 def first(records: Source | Sequence, count: int) -> Subset:

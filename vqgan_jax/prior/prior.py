@@ -7,7 +7,7 @@ from train_jax.weights import hub
 from vqgan_jax.pretrained.taming import find_file
 from vqgan_jax.prior import taming
 from vqgan_jax.prior.options import PriorOptions
-from vqgan_jax.stage2.checkpoint import open_run
+from vqgan_jax.stage2.checkpoint import Stage2Checkpoint, open_run
 from vqgan_jax.stage2.condition import ClassCondition
 from vqgan_jax.stage2.generator import CodeGenerator
 
@@ -32,12 +32,17 @@ def load(path: str | Path, step: int | None = None, *, dtype: str | None = "auto
 
     Raises LoadError for unknown formats, for damaged files, and if weights and configuration are inconsistent.
     """
+    return open_checkpoint(path, step).load(Prior, dtype)
+
+
+def open_checkpoint(path: str | Path, step: int | None = None) -> Stage2Checkpoint:
+    """Opens the checkpoint at `path` (see `load`); weights of the transformer are read later. Raises LoadError."""
     path = hub.resolve(path, ("*.ckpt", "*.yaml", "*.yml"))
     if file := path if path.is_file() else find_file(path):
         checkpoint = taming.open_file(file)
         if checkpoint is None:
             raise LoadError(f"{file} is no second stage: neither a run directory nor taming's Net2NetTransformer")
-        return checkpoint.load(Prior, dtype)
+        return checkpoint
 
     def build_condition(config: dict, options: PriorOptions) -> ClassCondition:
         return options.condition(config["condition_dropout"])
@@ -46,4 +51,4 @@ def load(path: str | Path, step: int | None = None, *, dtype: str | None = "auto
     checkpoint = open_run(path, step, **names, options=PriorOptions, condition=build_condition)
     if checkpoint is None:
         raise LoadError(f"{path} is no run directory: it has no config.json with a task")
-    return checkpoint.load(Prior, dtype)
+    return checkpoint

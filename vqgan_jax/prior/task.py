@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from train_jax.task import Task
+from vqgan_jax.prior import prior
 from vqgan_jax.prior.options import PriorOptions
 from vqgan_jax.stage2 import evaluators, task
 from vqgan_jax.stage2.condition import ClassCondition
@@ -20,7 +21,8 @@ class PriorTaskOptions(task.Stage2TaskOptions):
 
 
 OPTIONS, EVALUATORS, PROGRAMS = PriorTaskOptions, evaluators.EVALUATORS, task.PROGRAMS
-write_placeholders = task.write_placeholders
+open_weights = prior.open_checkpoint
+write_placeholders, make_evaluation = task.write_placeholders, task.make_evaluation
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:

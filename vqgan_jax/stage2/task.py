@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from nn_jax.code_transformer import CodeTransformer
-from train_jax import sharding
+from train_jax import paths, sharding
 from train_jax.compute import TransformerCompute
 from train_jax.data import images
 from train_jax.data.options import AugmentOptions
@@ -28,7 +28,7 @@ from train_jax.task import Task
 from vqgan_jax import codes as codes_lib
 from vqgan_jax import vqgan as vqgan_lib
 from vqgan_jax.stage2 import evaluators, model
-from vqgan_jax.stage2.checkpoint import VQGAN
+from vqgan_jax.stage2.checkpoint import VQGAN, Stage2Checkpoint
 from vqgan_jax.stage2.condition import Condition
 from vqgan_jax.stage2.example import StreamExample
 from vqgan_jax.stage2.likelihood import NATS_PER_BIT, negative_log_likelihoods
@@ -160,6 +160,36 @@ def make(
         warnings=warnings,
         mean_over_examples=True,
         flops=float(BACKWARD * _forward_flops(module, options)),
+    )
+
+
+def make_evaluation(config: ConfigDict, checkpoint: Stage2Checkpoint, more_evaluators: Callable | None = None) -> Task:
+    """Builds a task that evaluates public weights and cannot be trained; see `open_weights` in `train_jax.task`.
+
+    Code files are in `config.codes.dir`, by default in the user's cache folder.
+    """
+    vq = vqgan_lib.assemble_checkpoint(checkpoint.first_stage, None)
+    size = checkpoint.size or vq.size
+    compute = dataclasses.replace(checkpoint.compute, dtype=config.compute.dtype)
+    module = model.build(checkpoint.options, checkpoint.condition, vq.num_codes, (size // vq.factor,) * 2, compute)
+    config.codes.dir = config.codes.dir or str(paths.cache() / "codes")
+    records = codes_lib.make_records(vq, config.codes, size, None)
+    stage = evaluators.EvaluatedModel(module, checkpoint.condition, vq, records)
+
+    def init(rng, batch):
+        tokens, codes = jnp.asarray(checkpoint.condition.null)[None], jnp.zeros((1, module.length), jnp.int32)
+        return {"generator": module.init(rng, tokens, codes)["params"]}, {}
+
+    def refuse(*arguments):
+        raise ConfigError(f"{checkpoint.name} can be evaluated, but not trained")
+
+    return Task(
+        init=init,
+        loss=refuse,
+        example=refuse,
+        evaluators=evaluators.make_factories(stage) | (more_evaluators(stage) if more_evaluators else {}),
+        artifacts={"condition": checkpoint.condition.fingerprint, "vqgan": vq.fingerprint},
+        pretrained=lambda: ({"generator": checkpoint.read()[0]}, {}),
     )
 
 

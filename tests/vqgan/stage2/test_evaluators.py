@@ -40,9 +40,9 @@ def stage_of(generator) -> evaluators.EvaluatedModel:
 @pytest.fixture
 def context(make_task, monkeypatch):
     """Of a run on eight devices."""
-    task, config = make_task("class")
+    _, config = make_task("class")
     monkeypatch.setattr(Context, "source", lambda self, name, split: sources.Source("some", RECORDS))
-    return Context(sharding.make_mesh(config.mesh), config, task)
+    return Context(sharding.make_mesh(config.mesh), config)
 
 
 def options(name: str, **changes) -> ConfigDict:
