@@ -353,7 +353,7 @@ def _heatmap(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from clip_jax import evaluate
-    from train_jax.evaluation_file import EvaluationFile
+    from train_jax.evaluation.results import EvaluationFile
 
     arguments_lib.check_outputs(out=arguments.out)
     if arguments.features is not None:

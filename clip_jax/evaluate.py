@@ -1,6 +1,6 @@
 """Evaluation of many CLIPs on many data sets without training: `clip-jax evaluate`.
 
-The evaluators are those of training (`clip_jax.evaluators`). Each result is a JSON line (`train_jax.evaluation_file`), and
+The evaluators are those of training (`clip_jax.evaluators`). Each result is a JSON line (`train_jax.evaluation.results`);
 all results are one table at the end. The features of an image are computed once for all evaluators of a model.
 """
 
@@ -22,8 +22,8 @@ from clip_jax.feature_cache import FeatureCache
 from train_jax import sharding
 from train_jax.config import DataOptions
 from train_jax.errors import ConfigError
-from train_jax.evaluate import Context
-from train_jax.evaluation_file import EvaluationFile, compute_data_id, result_options
+from train_jax.evaluation.evaluators import Context
+from train_jax.evaluation.results import EvaluationFile, compute_data_id, result_options
 
 # What clip-jax evaluate measures unless options say otherwise: all images, intervals, a swept linear probe.
 _OPTIONS = {

@@ -29,7 +29,7 @@ from train_jax.errors import ConfigError, LoadError, Stopped
 
 # Imported when they are called: `train-jax runs` does not need JAX, whose import takes seconds.
 _COMMANDS = {
-    "evaluate": "train_jax.evaluate_command",
+    "evaluate": "train_jax.evaluation.command",
     "plan": "train_jax.plan.command",
     "runs": "train_jax.runs.command",
     "sweep": "train_jax.sweep.command",

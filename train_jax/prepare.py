@@ -18,7 +18,7 @@ from train_jax import task as task_lib
 from train_jax.data import sources
 from train_jax.data.stream import BROKEN, TrainStream
 from train_jax.errors import ConfigError, LoadError
-from train_jax.evaluate import Evaluations
+from train_jax.evaluation.evaluators import Evaluations
 from train_jax.hooks import Hook
 from train_jax.lockstep import Lockstep
 from train_jax.paths import AnyPath

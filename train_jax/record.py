@@ -11,7 +11,7 @@ import jax
 from train_jax import agreement, profiling, resume
 from train_jax.checkpoint import Checkpoints, closing
 from train_jax.data import stream as stream_lib
-from train_jax.evaluate import evaluation_params
+from train_jax.evaluation.evaluators import evaluation_params
 from train_jax.metrics import Writer
 from train_jax.paths import AnyPath
 from train_jax.prepare import Prepared, as_json, describe

@@ -12,9 +12,10 @@ import pytest
 
 import train_jax
 from clip_jax import cli, clip, encoders, evaluate, probes
-from train_jax import evaluate_command, metrics
+from train_jax import metrics
 from train_jax.data.errors import DataError
-from train_jax.evaluation_file import FILE, read_evaluations
+from train_jax.evaluation import command as evaluate_command
+from train_jax.evaluation.results import FILE, read_evaluations
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "clip"
 
@@ -201,7 +202,7 @@ def test_train_jax_evaluates_a_run(tiny, tmp_path, capsys, monkeypatch):
     assert [line.partition(":")[0] for line in out.splitlines()] == [
         f"{tiny[1]} (step 3) {name} on shapes/32" for name in ("knn", "test")
     ]
-    monkeypatch.setattr("train_jax.evaluate.Evaluations.run", refuse)
+    monkeypatch.setattr("train_jax.evaluation.evaluators.Evaluations.run", refuse)
     code, out, _ = evaluate_run(*words, capsys=capsys)
     assert code == 0 and out.count("(already in the file)") == 2
     assert len(read_evaluations(tmp_path / "results.jsonl")) == 2

@@ -20,7 +20,7 @@ from train_jax.data.images import Preprocess
 from train_jax.data.sources import DataError, Source
 from train_jax.data.text import Tokenizer
 from train_jax.errors import ConfigError
-from train_jax.evaluate import Context
+from train_jax.evaluation.evaluators import Context
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox")
 TEMPLATES = ("a {}", "the {}")

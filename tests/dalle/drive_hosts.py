@@ -37,7 +37,7 @@ def figures(folder: Path, codes: Path) -> dict[str, np.ndarray]:
     import dalle_jax
     from dalle_jax import task as dalle_task
     from train_jax import sharding
-    from train_jax.evaluate import Context
+    from train_jax.evaluation.evaluators import Context
     from vqgan_jax.stage2 import evaluators
     from vqgan_jax.stage2 import model as stage2_model
     from vqgan_jax.stage2.condition import ClassCondition

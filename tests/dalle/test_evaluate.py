@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import dalle_jax
-from train_jax import evaluate_command, metrics
+from train_jax import metrics
 from train_jax.data import sources
-from train_jax.evaluation_file import read_evaluations
+from train_jax.evaluation import command as evaluate_command
+from train_jax.evaluation.results import read_evaluations
 from vqgan_jax.stage2.likelihood import NATS_PER_BIT
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "dalle" / "mindalle"

@@ -15,7 +15,7 @@ from train_jax.data.sources import DataError
 from train_jax.datasets import digits, shapes
 from train_jax.datasets.shapes.shapes_dataset_builder import make
 from train_jax.errors import ConfigError
-from train_jax.evaluate import Context
+from train_jax.evaluation.evaluators import Context
 from vqgan_jax.stage2 import rerank
 
 RECORDS = [

@@ -29,7 +29,7 @@ from train_jax.data.images import BrokenSample
 from train_jax.data.sources import DataError, open_source
 from train_jax.datasets.shapes import scene as scenes
 from train_jax.datasets.shapes import shapes_dataset_builder
-from train_jax.evaluate import Context
+from train_jax.evaluation.evaluators import Context
 
 
 def png(shade: int) -> bytes:

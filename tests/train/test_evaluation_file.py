@@ -6,7 +6,7 @@ import math
 import pytest
 
 from train_jax.data.errors import DataError
-from train_jax.evaluation_file import FILE, EvaluationFile, read_evaluations, result_options
+from train_jax.evaluation.results import FILE, EvaluationFile, read_evaluations, result_options
 
 ROW = {
     "model": "runs/a", "model_id": "abc", "family": "clip", "step": 3, "evaluator": "test",

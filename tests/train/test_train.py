@@ -19,9 +19,10 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 import train_jax
-from train_jax import agreement, checkpoint, environment, evaluate, feed, memory, metrics, sharding, trained_weights
+from train_jax import agreement, checkpoint, environment, feed, memory, metrics, sharding, trained_weights
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.errors import ConfigError, LoadError, Stopped
+from train_jax.evaluation import evaluators
 from train_jax.lockstep import Lockstep
 from train_jax.runs.read import read_run
 
@@ -107,7 +108,7 @@ def test_an_evaluation_that_a_signal_interrupts_is_made_up_for(evaluated, tmp_pa
     original = toy_task.evaluated_example
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="after step 2"):
         patch.setattr(toy_task, "evaluated_example", example)
-        patch.setattr(evaluate, "feed", SimpleNamespace(to_device=to_device))
+        patch.setattr(evaluators, "feed", SimpleNamespace(to_device=to_device))
         train_jax.run(config(**EVALUATED), tmp_path)
     assert [row["step"] for row in metric_rows(tmp_path)] == [1, 2] and read
     train_jax.run(config(**EVALUATED), tmp_path)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from train_jax import evaluate_command, metrics
-from train_jax.evaluation_file import read_evaluations
+from train_jax import metrics
+from train_jax.evaluation import command as evaluate_command
+from train_jax.evaluation.results import read_evaluations
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "vqgan"
 

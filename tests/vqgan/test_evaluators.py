@@ -7,7 +7,7 @@ import pytest
 
 from train_jax import config as config_lib
 from train_jax import sharding
-from train_jax.evaluate import Context
+from train_jax.evaluation.evaluators import Context
 from vqgan_jax import evaluators, features, metrics, task
 
 RNG = np.random.default_rng(0)

@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 import clip_jax
 from train_jax import config as config_lib
-from train_jax import evaluate, sharding
+from train_jax import sharding
 from train_jax.errors import ConfigError
+from train_jax.evaluation import evaluators
 from vqgan_jax import features, inception, task
 from vqgan_jax.distribution import cmmd, frechet_distance
 
@@ -57,7 +58,7 @@ def test_reconstructions_are_compared_with_the_originals(tiny, trained, tmp_path
     mesh = sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), jax.devices()[:1])
     made = task.make(config, None)
     options = config.evals.far
-    evaluator = made.evaluators["distribution"](options, evaluate.Context(mesh, config))
+    evaluator = made.evaluators["distribution"](options, evaluators.Context(mesh, config))
     params = {"generator": trained.variables["params"]}
     extra = {"generator": {"codebook": trained.variables["codebook"]}}
     with jax.set_mesh(mesh):
@@ -65,7 +66,7 @@ def test_reconstructions_are_compared_with_the_originals(tiny, trained, tmp_path
         compilations.clear()
         assert evaluator(*jax.device_get((params, extra)))[0] == metrics
         assert not compilations, "neither for the last batch nor for originals"
-    source = evaluate.Context(mesh, config).source("", "test")
+    source = evaluators.Context(mesh, config).source("", "test")
     images = trained.preprocess([task.images.decode(source[i]["image"]) for i in range(10)])
     a = clip.encode_image(list(np.round(255 * trained.reconstruct(images)).astype(np.uint8)))
     b = clip.encode_image(list(images))

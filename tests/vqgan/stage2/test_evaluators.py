@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from train_jax import sharding
 from train_jax.data import sources
 from train_jax.errors import ConfigError
-from train_jax.evaluate import Context
+from train_jax.evaluation.evaluators import Context
 from vqgan_jax.stage2 import evaluators
 from vqgan_jax.stage2.condition import ClassCondition
 from vqgan_jax.stage2.likelihood import entropy_bits

@@ -27,9 +27,9 @@ from train_jax.arguments import expand_home
 from train_jax.data import sources
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.errors import ConfigError, LoadError, UserError
-from train_jax.evaluate import Evaluations
-from train_jax.evaluation_file import FILE, EvaluationFile, compute_data_id, result_options
-from train_jax.opened_model import FAMILIES, OpenedModel, compute_fingerprint, open_model, place
+from train_jax.evaluation.evaluators import Evaluations
+from train_jax.evaluation.opened_model import FAMILIES, OpenedModel, compute_fingerprint, open_model, place
+from train_jax.evaluation.results import FILE, EvaluationFile, compute_data_id, result_options
 from train_jax.paths import AnyPath
 
 

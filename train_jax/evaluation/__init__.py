@@ -1,0 +1,1 @@
+"""Evaluation: evaluators during training, and of runs and public weights without training."""
