@@ -80,12 +80,12 @@ def compiled_bytes(module: CodeTransformer, batch: int, is_full: bool, mesh: Mes
     """
     period = max(len(module.patterns), 1)
     if is_full:
-        module, period = module.clone(patterns=("dense",), blocks={**module.blocks, "mask_index": ()}), 1
+        module, period = module.clone(patterns=("dense",), blocks={**module.blocks, "attention_index": ()}), 1
     ends = [stop for _, stop in sampling.segments(module.length)]
 
     def measure(depth: int) -> float:
-        index = module.blocks["mask_index"][:depth]
-        small = module.clone(depth=depth, blocks={**module.blocks, "mask_index": index})
+        index = module.blocks["attention_index"][:depth]
+        small = module.clone(depth=depth, blocks={**module.blocks, "attention_index": index})
         steps = [compile_step(small, batch, room, is_full, mesh) for room in (ends[-1:] if is_full else ends)]
         return float(np.mean([(step.cost_analysis() or {}).get("bytes accessed", np.nan) for step in steps]))
 

@@ -67,7 +67,7 @@ def _read_tokens(module: CodeTransformer, codes: int) -> list[float]:
     for pattern in module.patterns:
         attended = attended_codes(pattern, module.grid, module.conv_window)
         per_pattern.append(float(np.mean(ends)) if attended is None else float(attended.shape[1]))
-    return [per_pattern[index] for index in module.blocks["mask_index"] or (0,) * module.depth]
+    return [per_pattern[index] for index in module.blocks["attention_index"] or (0,) * module.depth]
 
 
 def count_parameters(module: CodeTransformer) -> int:

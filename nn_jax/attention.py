@@ -285,19 +285,19 @@ class SelfAttention(nn.Module):
         index: int | Int[Array, ""] = 0,
     ):
         """Computes attention by `attentions[index]`, a function `(q, k, v) -> y`, or by `attend` if there are none."""
-        q, k, v = self._project(x, batch)
-        if not attentions:
-            y = attend(q, k, v, causal=self.causal)
-        elif len(attentions) == 1 or isinstance(index, int):
-            y = attentions[index if isinstance(index, int) else 0](q, k, v)
-        else:
-            y = jax.lax.switch(index, attentions, q, k, v)
-        return self._merge(y, x)
+        return self._merge(self._attend(*self._project(x, batch), attentions, index), x)
 
-    def prefill(self, x: Float[Array, "... width"], batch: int, cache: KVCache, mask: Bool[Array, "..."] | None = None):
+    def prefill(
+        self,
+        x: Float[Array, "... width"],
+        batch: int,
+        cache: KVCache,
+        attentions: tuple[Callable, ...] = (),
+        index: int | Int[Array, ""] = 0,
+    ):
         """Computes attention for the first tokens of a sequence, and their KV cache."""
         q, k, v = self._project(x, batch)
-        return self._merge(attend(q, k, v, mask=mask, causal=self.causal), x), cache.write(k, v, 0)
+        return self._merge(self._attend(q, k, v, attentions, index), x), cache.write(k, v, 0)
 
     def decode_step(
         self,
@@ -312,6 +312,13 @@ class SelfAttention(nn.Module):
         q, k, v = self._project(x, batch)
         cache = cache.write(k, v, position)
         return self._merge(attend_to_caches(q[:, 0], prefixes, cache, visible)[:, None], x), cache
+
+    def _attend(self, q, k, v, attentions: tuple[Callable, ...], index: int | Int[Array, ""]):
+        if not attentions:
+            return attend(q, k, v, causal=self.causal)
+        if len(attentions) == 1 or isinstance(index, int):
+            return attentions[index if isinstance(index, int) else 0](q, k, v)
+        return jax.lax.switch(index, attentions, q, k, v)
 
     def _project(self, x, batch: int):
         """Computes queries, keys and values [B, T, N, H]."""

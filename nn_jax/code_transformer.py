@@ -12,7 +12,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -69,8 +68,8 @@ class CodeTransformer(nn.Module):
       predicts_condition: whether the model computes logits of condition tokens 1 to C - 1, as in DALL-E.
       joint_vocabulary: whether logits are over condition tokens and codes together, codes last, as in DALL-E's paper.
       axial: whether codes have axial position embeddings; see `TokenEmbedding`.
-      patterns: distinct attention patterns of the blocks; see `nn_jax.attention_patterns`. `blocks["mask_index"]` assigns
-        the patterns to blocks.
+      patterns: distinct attention patterns of the blocks; see `nn_jax.attention_patterns`. `blocks["attention_index"]`
+        assigns the patterns to blocks.
       conv_window: side of the window of the "conv" pattern.
       blocks: further options of `Transformer`.
       cache_dtype: dtype of KV caches: None for `dtype`, or int8, which has a relative error of 1/254 of the largest
@@ -146,7 +145,7 @@ class CodeTransformer(nn.Module):
         """
         x = self._embed(condition, codes)
         caches = self.transformer.empty_caches(len(condition), x.shape[1], self.cache_dtype)
-        x, caches = self.transformer.prefill(x, caches, self._masks(x.shape[1]))
+        x, caches = self.transformer.prefill(x, caches, self._attentions())
         return self._code_logits(x[:, -1]), caches
 
     def empty_caches(self, batch: int) -> tuple[KVCache, ...]:
@@ -195,17 +194,6 @@ class CodeTransformer(nn.Module):
             return ()
         options = {"condition_length": self.condition_length, "grid": self.grid, "window": self.conv_window}
         return tuple(functools.partial(attend_in_pattern, pattern=pattern, **options) for pattern in self.patterns)
-
-    def _masks(self, length: int):
-        """Makes the attention masks [1, 1, length, length], or [patterns, 1, 1, length, length] for several patterns.
-
-        Returns None if all blocks are dense.
-        """
-        if self.patterns == ("dense",):
-            return None
-        masks = [attention_mask(p, self.condition_length, self.grid, self.conv_window) for p in self.patterns]
-        masks = np.stack(masks)[:, None, None, :length, :length]
-        return jnp.asarray(masks if self.blocks["mask_index"] else masks[0])
 
     def _code_logits(self, x):
         """Computes logits over codes only."""

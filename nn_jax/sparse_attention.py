@@ -26,20 +26,20 @@ def attend_in_pattern(
     grid: tuple[int, int],
     window: int,
 ) -> Float[Array, "b t n h"]:
-    """Computes the attention of a stream of condition tokens and all codes but the last.
+    """Computes the attention of a stream of condition tokens and the first codes of a grid.
 
-    Equals attention with the mask `attention_mask(pattern, condition_length, grid, window)`. Scores are computed between
-    codes and the condition, and between the codes of a block of lines and those of the block and the lines before: for
+    Equals attention with the mask `attention_mask(pattern, condition_length, grid, window)`, cut to the stream. Scores are
+    computed between codes and the condition, and between the codes of a block of lines and those of the block and the lines before: for
     DALL-E's 32 x 32 codes and 256 tokens 320 a code for "row", 288 for "column" and 704 for "conv", instead of 1,280. The
     softmax is over both, in float32.
 
     Args:
       pattern: one of `nn_jax.attention_patterns.PATTERNS`.
       condition_length: number of condition tokens c, at least 1.
-      grid: rows and columns of codes; t = c + rows * columns - 1.
+      grid: rows and columns of codes; c <= t <= c + rows * columns.
       window: side of the window of "conv".
     """
-    if pattern == "dense":
+    if pattern == "dense" or q.shape[1] == condition_length:
         return attend(q, k, v, causal=True)
     compute = functools.partial(
         _attend_in_lines, pattern=pattern, condition_length=condition_length, grid=grid, window=window
@@ -54,9 +54,11 @@ def _attend_in_lines(q, k, v, *, pattern: str, condition_length: int, grid: tupl
     transposed = pattern == "column"
     mask, lines_before = _mask_of_blocks(mask, grid, transposed)
     num_blocks = len(mask)
+    num_codes = q.shape[1] - condition_length
+    missing = grid[0] * grid[1] - num_codes
 
     def codes_in_lines(x):  # [b, n, codes, h], in the order of lines
-        codes = jnp.pad(x[:, condition_length:], ((0, 0), (0, 1), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
+        codes = jnp.pad(x[:, condition_length:], ((0, 0), (0, missing), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
         if transposed:
             codes = codes.reshape(*codes.shape[:2], *grid, -1).swapaxes(2, 3).reshape(codes.shape)
         return codes
@@ -87,7 +89,7 @@ def _attend_in_lines(q, k, v, *, pattern: str, condition_length: int, grid: tupl
     y = y.astype(v.dtype)
     if transposed:
         y = y.reshape(*y.shape[:2], *grid[::-1], -1).swapaxes(2, 3).reshape(y.shape)
-    return jnp.concatenate([attend(*condition, causal=True), y.transpose(0, 2, 1, 3)[:, :-1]], axis=1)
+    return jnp.concatenate([attend(*condition, causal=True), y.transpose(0, 2, 1, 3)[:, :num_codes]], axis=1)
 
 
 def _mask_of_blocks(mask: np.ndarray, grid: tuple[int, int], transposed: bool) -> tuple[np.ndarray, int]:

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from nn_jax import attention as attention_lib
 from nn_jax.attention import KVCache, SelfAttention, Visible, platform
@@ -30,8 +30,6 @@ def _products(primitive, *operands, **parameters) -> bool:
 
 
 REMAT = {"none": None, "full": jax.checkpoint_policies.nothing_saveable, "dots": _products}
-
-Masks = Bool[Array, "..."]  # [.., t, s], or with `Transformer.mask_index` [masks, .., t, s]
 
 
 def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,8 +78,14 @@ class Block(nn.Module):
     ):
         return self._residual(x, lambda y: (self.attention(y, len(x), attentions, index), None), deterministic)[0]
 
-    def prefill(self, x: Float[Array, "batch length width"], cache: KVCache, mask: Masks | None = None):
-        return self._residual(x, lambda y: self.attention.prefill(y, len(x), cache, mask))
+    def prefill(
+        self,
+        x: Float[Array, "batch length width"],
+        cache: KVCache,
+        attentions: tuple[Callable, ...] = (),
+        index: int | Int[Array, ""] = 0,
+    ):
+        return self._residual(x, lambda y: self.attention.prefill(y, len(x), cache, attentions, index))
 
     def decode_step(
         self,
@@ -120,7 +124,7 @@ class Transformer(nn.Module):
       scan: whether blocks are scanned, with parameters stacked under `blocks`; otherwise parameters are `block_<i>`.
       remat: rematerialisation: "none", "full" (recomputes each block in the backward pass), "dots" (saves matrix products).
       float8: whether the blocks' products of parameters are of float8 numbers; see `nn_jax.float8`.
-      mask_index: index of each block's attention, or mask, among several; (): one for all blocks.
+      attention_index: index of each block's attention among several; (): one for all blocks.
     """
 
     width: int
@@ -135,11 +139,12 @@ class Transformer(nn.Module):
     remat: str = "none"
     dtype: DTypeLike = jnp.float32
     float8: bool = False
-    mask_index: tuple[int, ...] = ()
+    attention_index: tuple[int, ...] = ()
 
     def setup(self):
-        if self.mask_index and len(self.mask_index) != self.depth:
-            raise ValueError(f"mask_index names the masks of {len(self.mask_index)} blocks; there are {self.depth}")
+        if self.attention_index and len(self.attention_index) != self.depth:
+            count = len(self.attention_index)
+            raise ValueError(f"attention_index names the attention of {count} blocks; there are {self.depth}")
         block = Block
         if self.remat != "none":
             static = (2, 4) if self.scan else (2, 3, 4)  # attentions, index, deterministic
@@ -172,10 +177,10 @@ class Transformer(nn.Module):
         """Applies all blocks.
 
         Args:
-          attentions: functions `(q, k, v) -> y` of arrays [batch, length, heads, head_dim], of which `mask_index` assigns
-            one to each block; (): attention to all tokens, or to itself and earlier ones if causal.
+          attentions: functions `(q, k, v) -> y` of arrays [batch, length, heads, head_dim], of which `attention_index`
+            assigns one to each block; (): attention to all tokens, or to itself and earlier ones if causal.
         """
-        indices = self.mask_index or (0,) * self.depth
+        indices = self._indices()
         if not self.scan:
             for number, index in enumerate(indices):
                 x = getattr(self, f"block_{number}")(x, attentions, index, deterministic)
@@ -199,15 +204,15 @@ class Transformer(nn.Module):
         return (empty,) * self.depth
 
     def prefill(
-        self, x: Float[Array, "batch prefix width"], caches: tuple[KVCache, ...], masks: Masks | None = None
+        self, x: Float[Array, "batch prefix width"], caches: tuple[KVCache, ...], attentions: tuple[Callable, ...] = ()
     ) -> tuple[Float[Array, "batch prefix width"], tuple[KVCache, ...]]:
         """Applies all blocks to the first tokens of a sequence. Returns the output and their KV caches.
 
-        Requires unrolled blocks (`scan=False`, parameters from `unstack_blocks`).
+        Requires unrolled blocks (`scan=False`, parameters from `unstack_blocks`). `attentions` are those of `__call__`.
         """
         filled = []
-        for index, cache in enumerate(caches):
-            x, cache = self._block(index).prefill(x, cache, self._mask(masks, index))
+        for number, (cache, index) in enumerate(zip(caches, self._indices(), strict=True)):
+            x, cache = self._block(number).prefill(x, cache, attentions, index)
             filled.append(cache)
         return x, tuple(filled)
 
@@ -227,12 +232,11 @@ class Transformer(nn.Module):
           prefixes: for each block, the caches of the prefixes of the sequences; see `attend_to_caches`.
           caches: for each block, the cache of the tokens after the prefix.
           position: index of the token after the prefix.
-          visible: what the token attends to, for each of the masks of `mask_index`, or one for all blocks.
+          visible: what the token attends to, for each attention of `attention_index`, or one for all blocks.
         """
         filled = []
-        for index, (prefix, cache) in enumerate(zip(prefixes, caches, strict=True)):
-            seen = visible[self.mask_index[index] if self.mask_index else 0]
-            x, cache = self._block(index).decode_step(x, prefix, cache, position, seen)
+        for number, (prefix, cache, index) in enumerate(zip(prefixes, caches, self._indices(), strict=True)):
+            x, cache = self._block(number).decode_step(x, prefix, cache, position, visible[index])
             filled.append(cache)
         return x, tuple(filled)
 
@@ -242,6 +246,6 @@ class Transformer(nn.Module):
             raise ValueError("a KV cache needs unrolled blocks: scan=False, with parameters from `unstack_blocks`")
         return getattr(self, f"block_{index}")
 
-    def _mask(self, masks: Masks | None, index: int) -> Masks | None:
-        """Returns the mask of a block."""
-        return masks[self.mask_index[index]] if self.mask_index else masks
+    def _indices(self) -> tuple[int, ...]:
+        """Returns the index of each block's attention."""
+        return self.attention_index or (0,) * self.depth

@@ -50,7 +50,7 @@ def test_dalle_1_has_12_billion_parameters():
     module = build(c.model, c.tokenizer.vocab_size + 256, 8192, (32, 32))
     assert count(module) == by_hand(3968, 64, 16_640, 256, 8192, 64)
     assert round(count(module) / 1e9) == 12
-    patterns = [module.patterns[i] for i in module.blocks["mask_index"]]
+    patterns = [module.patterns[i] for i in module.blocks["attention_index"]]
     assert patterns[:4] == ["row", "column", "row", "row"] and patterns[-1] == "conv"
     # "column attention if i - 2 mod 4 = 0", counting blocks from 1
     assert all((pattern == "column") == ((i - 2) % 4 == 0) for i, pattern in enumerate(patterns[:-1], 1))

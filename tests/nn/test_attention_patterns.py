@@ -70,10 +70,13 @@ def test_blocks_take_patterns_in_turn_and_the_last_its_own():
     ("row", (4, 3), 0), ("column", (4, 3), 0), ("column", (3, 5), 0), ("conv", (4, 5), 3), ("conv", (5, 4), 5),
     ("dense", (2, 3), 0),
 ])  # fmt: skip
-def test_attention_in_a_pattern_is_attention_with_its_mask(pattern, grid, window):
-    shape = (2, 3 + grid[0] * grid[1] - 1, 2, 4)
-    inputs = [jnp.asarray(RNG.standard_normal(shape), jnp.float32) for _ in range(3)]
-    mask = attention_mask(pattern, 3, grid, window)[:-1, :-1]
+@pytest.mark.parametrize("missing", [1, 7, 0, None], ids="missing {}".format)
+def test_attention_in_a_pattern_is_attention_with_its_mask(pattern, grid, window, missing):
+    """Of all codes but the last, as in training, and of other numbers, as in a prefill; None: of the condition alone."""
+    missing = grid[0] * grid[1] if missing is None else min(missing, grid[0] * grid[1])
+    length = 3 + grid[0] * grid[1] - missing
+    inputs = [jnp.asarray(RNG.standard_normal((2, length, 2, 4)), jnp.float32) for _ in range(3)]
+    mask = attention_mask(pattern, 3, grid, window)[:length, :length]
 
     def sparse(q, k, v):
         return attend_in_pattern(q, k, v, pattern=pattern, condition_length=3, grid=grid, window=window)

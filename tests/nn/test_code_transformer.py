@@ -30,9 +30,9 @@ def build(
     attention=("dense",), last_attention="", scan=True, remat="none", activation="gelu", dtype="float32", **changes
 ):
     """`(module, parameters, condition, codes)`: weights that are far from their small beginnings."""
-    patterns, mask_index = assign_patterns(attention, last_attention, DEPTH)
+    patterns, attention_index = assign_patterns(attention, last_attention, DEPTH)
     blocks = {"scan": scan, "remat": remat, "activation": activation}
-    blocks["mask_index"] = mask_index if len(patterns) > 1 else ()
+    blocks["attention_index"] = attention_index if len(patterns) > 1 else ()
     options = {
         "condition_length": 6,
         "dropout": 0.0,

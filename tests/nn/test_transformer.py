@@ -147,7 +147,7 @@ def test_scanned_equals_unrolled_whatever_is_recomputed(x, params, unrolled, sca
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_unrolled_blocks_choose_their_attention_when_they_are_traced(x, params, remat):
     functions = (attention.attend, lambda q, k, v: v)
-    module = make(scan=False, remat=remat, mask_index=(0, 1, 1))
+    module = make(scan=False, remat=remat, attention_index=(0, 1, 1))
 
     def loss(params):
         return jnp.sum(module.apply({"params": params}, x, functions))

@@ -59,7 +59,7 @@ def build(
     is_joint = options.vocabulary == "joint"
     options.require(not is_joint or condition.predicted, "model", "vocabulary", f"separate for a {condition.kind}")
     compute = compute or TransformerCompute()
-    distinct, mask_index = assign_patterns(options.attention, options.last_attention, options.depth)
+    distinct, attention_index = assign_patterns(options.attention, options.last_attention, options.depth)
     blocks = {"mlp_ratio": options.mlp_ratio, "activation": options.activation}
     blocks |= {name: value for name, value in compute.transformer.items() if name != "dtype"}
     return CodeTransformer(
@@ -77,5 +77,5 @@ def build(
         patterns=distinct,
         conv_window=options.conv_window,
         dtype=compute.array_dtype,
-        blocks=blocks | {"mask_index": mask_index if len(distinct) > 1 else ()},
+        blocks=blocks | {"attention_index": attention_index if len(distinct) > 1 else ()},
     )

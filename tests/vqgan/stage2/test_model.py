@@ -15,12 +15,12 @@ def test_a_module_has_its_options_and_those_of_its_condition(conditions):
     module = build(conditions["class"])
     assert (module.condition_size, module.condition_length, module.predicts_condition) == (11, 1, False)
     assert (module.num_codes, module.grid, module.axial, module.joint_vocabulary) == (20, (3, 4), False, False)
-    assert module.patterns == ("dense",) and module.blocks["mask_index"] == ()
+    assert module.patterns == ("dense",) and module.blocks["attention_index"] == ()
     attention = {"attention": ("row", "column"), "last_attention": "conv", "conv_window": 3}
     module = build(conditions["text"], vocabulary="joint", positions="axial", **attention)
     assert (module.condition_size, module.condition_length) == (conditions["text"].vocabulary_size, 12)
     assert module.predicts_condition and module.axial and module.joint_vocabulary
-    assert module.patterns == ("row", "column", "conv") and module.blocks["mask_index"] == (0, 1, 2)
+    assert module.patterns == ("row", "column", "conv") and module.blocks["attention_index"] == (0, 1, 2)
     assert module.conv_window == 3
 
 
