@@ -29,9 +29,9 @@ def attend_in_pattern(
     """Computes the attention of a stream of condition tokens and the first codes of a grid.
 
     Equals attention with the mask `attention_mask(pattern, condition_length, grid, window)`, cut to the stream. Scores are
-    computed between codes and the condition, and between the codes of a block of lines and those of the block and the lines before: for
-    DALL-E's 32 x 32 codes and 256 tokens 320 a code for "row", 288 for "column" and 704 for "conv", instead of 1,280. The
-    softmax is over both, in float32.
+    computed between codes and the condition, and between the codes of a block of lines and those of the block and the lines
+    before: for DALL-E's 32 x 32 codes and 256 tokens 320 a code for "row", 288 for "column" and 704 for "conv", instead of
+    1,280. The softmax is over both, in float32.
 
     Args:
       pattern: one of `nn_jax.attention_patterns.PATTERNS`.
