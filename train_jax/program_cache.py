@@ -6,11 +6,12 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from train_jax import paths
+from train_jax.paths import AnyPath
 
 log = logging.getLogger(__name__)
 
 
-def enable(platform: str) -> None:
+def enable(platform: str, folder: AnyPath | None = None) -> None:
     """Caches the programs for an accelerator in the user's cache folder, unless JAX has been told of a folder or of none.
 
     Programs for a CPU are machine code of its model, which another machine with the same home directory may not run: they
@@ -19,12 +20,14 @@ def enable(platform: str) -> None:
 
     Args:
       platform: platform of the devices, such as "gpu" or "tpu".
+      folder: folder of this machine to use on one host, also for a CPU, instead of the user's cache folder.
     """
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return
-    if platform == "cpu" or (platform == "gpu" and jax.process_count() > 1):
-        return
-    folder = paths.cache() / "compiled"
+    if folder is None:
+        if platform == "cpu" or (platform == "gpu" and jax.process_count() > 1):
+            return
+        folder = paths.cache() / "compiled"
     compilation_cache.reset_cache()  # an earlier compilation has found that there is none
     compilation_cache.set_cache_dir(str(folder))
     log.info("compiled programs are cached in %s; JAX_COMPILATION_CACHE_DIR names another folder", folder)

@@ -9,6 +9,7 @@ import glob
 import json
 import logging
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -36,11 +37,11 @@ class Process:
     Args:
       words: arguments of `train-jax`.
       folder: run directory.
-      environment: environment variables that are set for the process.
+      cache: folder of compiled programs, one folder for each machine; JAX_COMPILATION_CACHE_DIR names another.
     """
 
-    def __init__(self, words: Sequence[str], folder: Path, environment: Mapping[str, str]):
-        self._words, self._folder, self._environment = list(words), folder, dict(environment)
+    def __init__(self, words: Sequence[str], folder: Path, cache: Path):
+        self._words, self._folder, self._cache = list(words), folder, cache
         self._process: subprocess.Popen | None = None
 
     def __call__(self, stop: Callable[[], int] = lambda: 0, share: Mapping[str, str] | None = None) -> int:
@@ -52,6 +53,7 @@ class Process:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         clear_failure(self._folder)
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(name_cache(self._cache))} | os.environ
         command = [sys.executable, "-m", "train_jax.sweep.child", *self._words]
         with (self._folder / _LOG).open("ab") as output:
             start = output.tell()
@@ -61,7 +63,7 @@ class Process:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                env=os.environ | self._environment | dict(share or {}),
+                env=cache | dict(share or {}),
                 start_new_session=True,
             )
             is_stopping = False
@@ -143,6 +145,11 @@ def submit_to_slurm(processes: Mapping[str, Process], folder: Path, jobs: int, o
         raise ConfigError(f"--launcher=slurm: {error}") from error
     with executor.batch():
         return [executor.submit(process) for process in processes.values()]
+
+
+def name_cache(folder: Path) -> Path:
+    """Names the folder of this machine's compiled programs: those of a CPU do not run on every other."""
+    return folder / platform.node()
 
 
 def record_failure(folder: Path, error: str) -> None:

@@ -28,6 +28,7 @@ from train_jax.sweep.points import Point, make_points
 log = logging.getLogger(__name__)
 
 FILE = "sweep.json"
+_CACHE = ".compiled"  # programs that runs share, such as those of evaluations
 Launcher = Literal["local", "slurm"]
 
 
@@ -157,13 +158,12 @@ class Sweep:
 
         for folder in folders.values():
             launch.clear_failure(folder)
-        train_together({point.name: (point.config, folders[point.name]) for point in points}, fail)
+        runs = {point.name: (point.config, folders[point.name]) for point in points}
+        train_together(runs, fail, launch.name_cache(self.workdir / _CACHE))
 
     def make_process(self, point: Point) -> launch.Process:
         """Makes the process of a point's run."""
-        # One cache of compiled programs: points that differ in data or evaluation alone share theirs.
-        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(self.workdir / ".compiled"))
-        return launch.Process(self.command(point), self.folder(point), {"JAX_COMPILATION_CACHE_DIR": cache})
+        return launch.Process(self.command(point), self.folder(point), self.workdir / _CACHE)
 
     def _write_record(self) -> None:
         """Writes `sweep.json`: the options of each point and the command that repeats its run."""

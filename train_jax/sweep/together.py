@@ -78,12 +78,17 @@ class Program(NamedTuple):
     results: Any
 
 
-def train_together(runs: Mapping[str, tuple[ConfigDict, AnyPath]], on_failure: Callable[[str, Exception], None]) -> None:
+def train_together(
+    runs: Mapping[str, tuple[ConfigDict, AnyPath]],
+    on_failure: Callable[[str, Exception], None],
+    cache: AnyPath | None = None,
+) -> None:
     """Trains runs together, each from its newest checkpoint to its last update.
 
     Args:
       runs: name -> (config, run directory). Runs that cannot share a program are trained in groups, one after the other.
       on_failure: called with the name and the error of a run that cannot be prepared, or that fails; the others go on.
+      cache: folder of compiled programs, so that the evaluations of all runs are compiled once; None: that of a run alone.
 
     The axis of runs is split over as many devices as divide the number of runs; one device computes a run. The speed in the
     metrics of a run is that of its own examples, so that the program's is their sum.
@@ -92,7 +97,7 @@ def train_together(runs: Mapping[str, tuple[ConfigDict, AnyPath]], on_failure: C
     """
     if jax.process_count() > 1:
         raise ConfigError("runs train together on one host: start the sweep on one, or without --together")
-    program_cache.enable(jax.devices()[0].platform)
+    program_cache.enable(jax.devices()[0].platform, cache)
     peak_flops = profiling.peak_flops(jax.devices()[:1])
     with StopRequest() as stop, contextlib.ExitStack() as stack:
         members = []
