@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from train_jax import agreement, feed, memory, paths, profiling, program_cache
 from train_jax.environment import record_start
 from train_jax.errors import Interrupted, Stopped
-from train_jax.evaluate import evaluation_params
 from train_jax.lockstep import AHEAD
 from train_jax.metrics import History, read
 from train_jax.ownership import Ownership
