@@ -217,7 +217,7 @@ def test_trials_divide_the_gpus_and_keep_the_options_of_the_search(tmp_path, mon
     shares = []
 
     def start(self, stop, share):
-        shares.append(share["CUDA_VISIBLE_DEVICES"])
+        shares.append(share.get("CUDA_VISIBLE_DEVICES", "all"))
         while len(set(shares)) < 2:  # until the other trial has started
             time.sleep(0.01)
         return 1
