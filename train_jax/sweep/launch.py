@@ -110,6 +110,9 @@ def run_processes(processes: Mapping[str, Process], jobs: int, on_end: Callable[
                 slot = free.pop(0)
             try:
                 return processes[name](lambda: stop.signal_number, shares[slot])
+            except OSError as error:  # such as a directory that cannot be written, which holds no failure either
+                log.error("%s: could not be started: %s", name, error)
+                return 1
             finally:
                 with lock:
                     free.append(slot)

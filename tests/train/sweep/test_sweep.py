@@ -239,3 +239,12 @@ def test_trials_divide_the_gpus_and_keep_the_options_of_the_search(tmp_path, mon
     assert len(shares) == 3 and study.study.trials[2].params.keys() == {"optim.lr"}
     with pytest.raises(ConfigError, match="other options"):
         make([1e-2, 1e-4])
+
+
+def test_a_run_that_cannot_be_started_does_not_stop_the_others(tmp_path):
+    (tmp_path / "file").write_text("")
+    folders = {"first": tmp_path / "file" / "first", "second": tmp_path / "second"}
+    codes = {}
+    words = ["--config=missing"]
+    launch.run_processes({name: launch.Process(words, folder, {}) for name, folder in folders.items()}, 1, codes.__setitem__)
+    assert codes == {"first": 1, "second": 2} and "error" in read_run(tmp_path / "second").error
