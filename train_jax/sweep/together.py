@@ -211,7 +211,8 @@ class _Group:
             start = min(member.step for member in active)
             current = [member for member in active if member.step == start]
             ends = [member.steps for member in current] + [member.step for member in active if member.step > start]
-            self._train(current, min(ends))
+            with self._paused([member for member in active if member not in current]):
+                self._train(current, min(ends))
 
     def _restore(self) -> None:
         """Restores the newest checkpoints, and runs evaluations that are missing. Initial states are made by one program."""
@@ -244,14 +245,16 @@ class _Group:
         except Exception as error:
             for index, member in enumerate(current):  # back from the batches that the other streams have yielded
                 member.prepared.stream.set_state(_position(batches, index).get_state())
+                member.record.save(member.step, member.state, member.prepared.stream)
             self._fail_reader(current, streams, error)
             return
         indices = np.array([self._members.index(member) for member in current])
-        numbers = jax.device_put([number[indices] for number in self._program.numbers], rows)
-        state = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *(jax.device_get(m.state) for m in current)), rows)
-        for member in current:
-            member.state = None  # only one copy stays on the device
-        compiled = self._compile(numbers, state, batch, mesh, is_shared)
+        with self._paused(current):
+            numbers = jax.device_put([number[indices] for number in self._program.numbers], rows)
+            state = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *(jax.device_get(m.state) for m in current)), rows)
+            for member in current:
+                member.state = None  # only one copy stays on the device
+            compiled = self._compile(numbers, state, batch, mesh, is_shared)
         for member in current:
             record_start(member.workdir, member.prepared, compiled, member.step, runs=len(current))
         in_flight: collections.deque = collections.deque()
@@ -362,8 +365,8 @@ class _Group:
         self._on_failure(member.name, error)
 
     @contextlib.contextmanager
-    def _paused(self, current: Sequence[Member], but: Member):
-        """Excludes the enclosed code from the speed of all runs but one, which excludes it itself."""
+    def _paused(self, current: Sequence[Member], but: Member | None = None):
+        """Excludes the enclosed code from the speed of runs, but of one that excludes it itself."""
         with contextlib.ExitStack() as stack:
             for member in current:
                 if member is not but:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import time
 from types import SimpleNamespace
 
 import jax
@@ -14,7 +15,7 @@ import train_jax
 from train_jax import sharding, trained_weights
 from train_jax.errors import Interrupted, Stopped
 from train_jax.runs import read_run
-from train_jax.sweep import launch
+from train_jax.sweep import launch, together
 from train_jax.sweep.together import Member, _group, train_together
 
 SHORT = {"steps": 50, "log_every": 25, "checkpoint": {"every": 25, "keep_last": 2}}
@@ -174,3 +175,19 @@ def test_equal_operations_of_other_metrics_are_another_program():
 
     members = [make_member(name) for name in ("recall", "precision", "recall")]
     assert [[member.name for member in group] for group, _ in _group(members)] == [["recall", "recall"], ["precision"]]
+
+
+def test_the_speed_of_runs_is_without_compilation(tmp_path, monkeypatch):
+    compile_update = together._Group._compile
+
+    def compile_slowly(*arguments):
+        compiled = compile_update(*arguments)
+        time.sleep(3)
+        return compiled
+
+    monkeypatch.setattr(together._Group, "_compile", compile_slowly)
+    runs = {str(steps): (config(steps=steps, log_every=2), tmp_path / str(steps)) for steps in (4, 8)}
+    train_together(runs, fail)
+    history = [row for run in runs for row in read_run(tmp_path / run).history]
+    speeds = [row["examples_per_second"] for row in history if "examples_per_second" in row]
+    assert len(speeds) == 6 and min(speeds) > 2 * 16 / 3
