@@ -71,6 +71,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capsys):
     assert command.main([*words, "--together"]) == 1
     good, bad = read_run(tmp_path / "lr=0.01"), read_run(tmp_path / "lr=1e+30")
     assert good.status == "finished" and bad.status == "failed" and "non-finite" in bad.error
+    assert bad.checkpoint  # saved when it failed, as a run made alone
     assert "non-finite" in capsys.readouterr().err
     # Failed runs are left alone, in a process of its own the run fails in the same way.
     assert command.main([*words, "--together"]) == 1
