@@ -155,16 +155,18 @@ def set_options(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
 def as_words(options: Mapping[str, Any]) -> list[str]:
     """Writes options by dotted name as command-line arguments, which `override` reads."""
-    return [f"{OPTION}{name}={_plain(value)}" for name, value in options.items()]
+    return [f"{OPTION}{name}={as_plain(value)}" for name, value in options.items()]
 
 
-def _plain(value: Any) -> Any:
-    """Returns a value whose text is a literal."""
+def as_plain(value: Any) -> Any:
+    """Converts NumPy's numbers and arrays, also inside of dicts, tuples and lists, to Python's, whose texts are literals."""
     if isinstance(value, ConfigDict):
         value = value.to_dict()
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return value.item() if hasattr(value, "item") else value
+        return {key: as_plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map(as_plain, value))
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _set_option(options: dict, path: str, value: Any, word: str, prefix: str) -> None:

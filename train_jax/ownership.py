@@ -27,6 +27,22 @@ _BEAT = 5.0  # seconds between renewals
 _SILENCE = 30.0  # seconds without renewal after which an owner counts as dead; also the timeout to see the file
 
 
+def find_owner(workdir: AnyPath) -> str | None:
+    """Returns which other running process trains in a run directory, such as "process 12 of host a"; None if none does.
+
+    A process of another machine counts as running until it has not renewed its lock for a while.
+    """
+    file = workdir / _FILE
+    try:
+        owner = json.loads(file.read_text())
+        name = f"process {owner['pid']} of {owner['host']}"
+        if owner["machine"] == _machine():
+            return name if owner["pid"] != os.getpid() and _is_running(owner["pid"]) else None
+        return name if time.time() - file.stat().st_mtime < _SILENCE else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 class Ownership:
     """Lock of this job on a run directory, from construction until `close`. Process 0 holds the lock for all hosts.
 

@@ -19,6 +19,8 @@ from train_jax.step import NOTICE, TrainState
 
 log = logging.getLogger(__name__)
 
+FAILURE = "failure.json"  # written by `train_jax.sweep`: the error that ended the run
+
 
 class Record:
     """Record of one run: reads its newest checkpoint, then writes what updates and evaluations yield.
@@ -73,6 +75,7 @@ class Record:
             log.info("resumed from step %d", self.start)
         if is_first:
             describe(prepared, self._workdir)
+            (self._workdir / FAILURE).unlink(missing_ok=True)  # the run goes on
         self._writer = Writer(self._workdir, total_steps=config.steps, active=is_first, start_step=self.start)
         self._stack.enter_context(contextlib.closing(self._writer))
         flops = prepared.task.flops
@@ -92,6 +95,7 @@ class Record:
 
     def update(self, step: int, state: TrainState) -> None:
         """Calls the hooks after the dispatch of an update."""
+        self._evaluated = not self._prepared.evaluations.due(step)  # for a save after an error or a signal
         for hook in self._hooks:
             hook.on_update(step, state)
 
@@ -117,14 +121,10 @@ class Record:
             for hook in self._hooks:
                 hook.on_log(step, state, metrics)
 
-    def postpone_evaluations(self, step: int) -> None:
-        """Notes that the evaluations due at `step` have not been run, for the next save."""
-        self._evaluated = not self._prepared.evaluations.due(step)
-
     def evaluate(self, step: int, state: TrainState) -> None:
         """Runs the evaluators that are due. Raises Interrupted if a host receives a stop signal."""
-        self.postpone_evaluations(step)
         names = self._prepared.evaluations.due(step)
+        self._evaluated = not names
         if not names:
             return
         with self.paused():

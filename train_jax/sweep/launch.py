@@ -1,7 +1,7 @@
 """Processes of a sweep: each run is `train-jax` in a process of its own, here or in a Slurm array.
 
 A run that fails leaves `failure.json` in its directory, `{"error": …, "step": …, "time": …}`; it is removed when the run is
-started again. The output of the process is appended to `log.txt`.
+started again, also without the sweep (`train_jax.record`). The output of the process is appended to `log.txt`.
 """
 
 import concurrent.futures
@@ -20,11 +20,12 @@ from typing import Any
 
 from train_jax import paths
 from train_jax.errors import ConfigError, Stopped
+from train_jax.ownership import find_owner
 from train_jax.preemption import StopRequest
+from train_jax.record import FAILURE
 
 log = logging.getLogger(__name__)
 
-FAILURE = "failure.json"
 _LOG = "log.txt"
 _STOPPED = (130, 143)  # exit codes of runs that a signal has stopped
 _POLL = 0.2  # seconds between looks at a process and at stop signals
@@ -45,12 +46,15 @@ class Process:
         self._process: subprocess.Popen | None = None
 
     def __call__(self, stop: Callable[[], int] = lambda: 0, share: Mapping[str, str] | None = None) -> int:
-        """Runs the process to its end and returns its exit code.
+        """Runs the process to its end and returns its exit code; 0 at once if another process trains the run.
 
         Args:
           stop: function that returns a nonzero number when the process should save and stop.
           share: environment variables that assign its share of the GPUs.
         """
+        if owner := find_owner(self._folder):
+            log.warning("%s is being trained by %s: left to it", self._folder, owner)
+            return 0
         self._folder.mkdir(parents=True, exist_ok=True)
         clear_failure(self._folder)
         cache = {"JAX_COMPILATION_CACHE_DIR": str(name_cache(self._cache))} | os.environ
@@ -84,6 +88,7 @@ class Process:
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             self._process.wait()
+        self._process = None  # submitit pickles what it submits
         return submitit.helpers.DelayedSubmission(self, *arguments)
 
 
@@ -95,7 +100,7 @@ def run_processes(processes: Mapping[str, Process], jobs: int, on_end: Callable[
 
     Raises Stopped after a stop signal, when all processes have saved and ended.
     """
-    shares = divide_gpus(jobs, _list_gpus())
+    shares = divide_gpus(jobs, list_gpus())
     free = list(range(jobs))
     lock = threading.Lock()
     with StopRequest() as stop:
@@ -107,6 +112,9 @@ def run_processes(processes: Mapping[str, Process], jobs: int, on_end: Callable[
                 slot = free.pop(0)
             try:
                 return processes[name](lambda: stop.signal_number, shares[slot])
+            except OSError as error:  # such as a directory that cannot be written, which holds no failure either
+                log.error("%s: could not be started: %s", name, error)
+                return 1
             finally:
                 with lock:
                     free.append(slot)
@@ -153,7 +161,10 @@ def name_cache(folder: Path) -> Path:
 
 
 def record_failure(folder: Path, error: str) -> None:
-    """Writes the error of a failed run into its directory."""
+    """Writes the error of a failed run into its directory, unless another process trains there."""
+    if owner := find_owner(folder):
+        log.warning("%s is being trained by %s: left to it (%s)", folder, owner, error)
+        return
     content = {"error": error, "step": _last_step(folder / "metrics.jsonl"), "time": time.time()}
     folder.mkdir(parents=True, exist_ok=True)
     paths.write_atomically(folder / FAILURE, lambda stream: stream.write((json.dumps(content) + "\n").encode()))
@@ -180,7 +191,7 @@ def divide_gpus(jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
     ]
 
 
-def _list_gpus() -> list[str]:
+def list_gpus() -> list[str]:
     """Lists the NVIDIA GPUs that this process may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

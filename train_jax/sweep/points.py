@@ -73,7 +73,7 @@ def make_points(
         first = config_lib.fill(base).seed
         grid["seed"] = list(range(first, first + seeds))
     options = [
-        {**stated, **dict(zip(grid or {}, values, strict=True))}
+        config_file.as_plain({**stated, **dict(zip(grid or {}, values, strict=True))})
         for stated in config_file.load_sweep(config)
         for values in itertools.product(*(grid or {}).values())
     ]

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from train_jax import config as config_lib
 from train_jax import config_file, paths, prepare
 from train_jax.errors import ConfigError
+from train_jax.ownership import find_owner
 from train_jax.runs.read import Run, read_run
 from train_jax.sweep import launch
 from train_jax.sweep.points import Point, make_points
@@ -116,12 +117,17 @@ class Sweep:
         return [read_run(self.folder(point)) for point in self.points]
 
     def list_due(self, *, max_runs: int | None = None, retry_failed: bool = False) -> list[Point]:
-        """Lists the points whose runs have not finished, without those that failed unless `retry_failed`."""
+        """Lists the points whose runs have not finished.
+
+        Without those that another process trains now, and without those that failed unless `retry_failed`.
+        """
         due = []
         for point, run in zip(self.points, self.read(), strict=True):
             # More steps than a finished run had make it an unfinished one.
             is_finished = run.status == "finished" and run.step >= point.config.steps
-            if is_finished or (run.status == "failed" and not retry_failed):
+            if owner := find_owner(self.folder(point)):
+                log.info("%s: is being trained by %s", point.name, owner)
+            elif is_finished or (run.status == "failed" and not retry_failed):
                 log.info("%s: %s%s", point.name, run.status, f": {run.error}" if run.error else "")
             else:
                 due.append(point)

@@ -8,13 +8,15 @@ as if it were trained alone.
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -38,13 +40,14 @@ _AXIS = "runs"
 _NOT_OF_EXAMPLES = ("optim", "ema", "steps", "log_every", "checkpoint", "evals", "hooks", "accumulate")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Member:
     """One of the runs that are trained together.
 
     Attributes:
       state: its training state; None while it is a row of the state of a program.
       step: number of its updates.
+      ownership: lock on the run directory.
       files: closes the files of the run directory.
       error: error that ended the run; None while there is none.
     """
@@ -53,6 +56,7 @@ class Member:
     workdir: AnyPath
     prepared: Prepared
     record: Record
+    ownership: Ownership
     files: contextlib.ExitStack
     state: TrainState | None = None
     step: int = 0
@@ -112,8 +116,10 @@ def train_together(
         for group, program in _group(members):
             names = ", ".join(member.name for member in group)
             log.info("%d runs share a program; %d numbers differ: %s", len(group), len(program.numbers), names)
-            _restore(group)
             _Group(group, program, stop, on_failure).run()
+            for member in group:
+                member.state = None  # the next group needs the memory
+                _close(member, on_failure)
 
 
 def _prepare_member(
@@ -123,68 +129,72 @@ def _prepare_member(
     prepared = prepare(config, workdir, devices=jax.devices()[:1], asked_to_stop=lambda: stop.signal_number)
     files = contextlib.ExitStack()
     try:
-        files.enter_context(contextlib.closing(Ownership(workdir)))
-        return Member(name, workdir, prepared, Record(prepared, workdir, files, peak_flops), files)
+        ownership = files.enter_context(contextlib.closing(Ownership(workdir)))
+        return Member(name, workdir, prepared, Record(prepared, workdir, files, peak_flops), ownership, files)
     except BaseException:
         files.close()
         raise
 
 
 def _close(member: Member, on_failure: Callable[[str, Exception], None]) -> None:
-    """Closes the files of a run. A failed last save is a failure of this run alone."""
+    """Closes the files of a run, once. A failed last save is a failure of this run alone."""
     try:
         member.files.close()
     except Exception as error:
-        on_failure(member.name, error)
+        if member.error is not None:  # which tells more than what followed from it
+            log.error("%s: %s", member.name, error)
+        else:
+            member.error = error
+            on_failure(member.name, error)
 
 
 def _group(members: Sequence[Member]) -> list[tuple[list[Member], Program]]:
     """Groups runs whose training steps differ only in numbers, in the order of the first of each group."""
-    groups: list[list[Member]] = []
-    for member in members:
+    steps = [member.prepared.step for member in members]
+    # Operations have no names: equal ones may belong to other metrics or parameters.
+    names = [(jax.tree.structure(step.in_avals), jax.tree.structure(step.out_info)) for step in steps]
+    groups = _group_traces([step.jaxpr for step in steps], names)
+    return [
+        ([members[index] for index in group], Program(*unify([steps[index].jaxpr for index in group]), names[group[0]][1]))
+        for group in groups
+    ]
+
+
+def _group_traces(traces: Sequence[ClosedJaxpr], names: Sequence | None = None) -> list[list[int]]:
+    """Groups the indices of traced functions that differ only in numbers, and have equal `names`."""
+    groups: list[list[int]] = []
+    for index, trace in enumerate(traces):
         for group in groups:
-            try:
-                unify([group[0].prepared.step.jaxpr, member.prepared.step.jaxpr])
-            except Mismatch as mismatch:
-                log.debug("%s cannot share the program of %s: %s", member.name, group[0].name, mismatch)
+            if names is not None and names[index] != names[group[0]]:
                 continue
-            group.append(member)
+            try:
+                unify([traces[group[0]], trace])
+            except Mismatch as mismatch:
+                log.debug("function %d differs from function %d: %s", index, group[0], mismatch)
+                continue
+            group.append(index)
             break
         else:
-            groups.append([member])
-    programs = []
-    for group in groups:
-        traced = group[0].prepared.step
-        function, numbers = unify([member.prepared.step.jaxpr for member in group])
-        programs.append((group, Program(function, numbers, jax.tree.structure(traced.out_info))))
-    return programs
-
-
-def _restore(group: Sequence[Member]) -> None:
-    """Restores the newest checkpoints of runs. Initial states are made by one program."""
-    fresh = [member for member in group if member.record.checkpoints.latest is None and member.prepared.state.init]
-    states = dict(zip((member.name for member in fresh), _create_states(fresh), strict=True)) if fresh else {}
-    for member in group:
-        create = (lambda state=states[member.name]: state) if member.name in states else None
-        with jax.set_mesh(member.prepared.mesh):
-            member.state, member.step = member.record.restore(member.prepared.stream, create=create)
+            groups.append([index])
+    return groups
 
 
 def _create_states(members: Sequence[Member]) -> list[TrainState]:
-    """Creates the initial states of runs by one program."""
-    prepared = members[0].prepared
-    traces = []
+    """Creates the initial states of runs, those that differ only in numbers by one program."""
+    traces, states = [], {}
     for member in members:
         with jax.set_mesh(member.prepared.mesh):
             traces.append(jax.make_jaxpr(member.prepared.state.init)())
-    function, numbers = unify(traces)
-    structure = jax.tree.structure(prepared.state.abstract)
+    for group in _group_traces(traces):
+        function, numbers = unify([traces[index] for index in group])
+        structure = jax.tree.structure(members[group[0]].prepared.state.abstract)
 
-    def create(numbers: list) -> TrainState:
-        return jax.tree.unflatten(structure, function(numbers, []))
+        def create(numbers: list, function=function, structure=structure) -> TrainState:
+            return jax.tree.unflatten(structure, function(numbers, []))
 
-    stacked = jax.jit(jax.vmap(create, axis_size=len(members)))(numbers)
-    return [_take(stacked, index, member) for index, member in enumerate(members)]
+        stacked = jax.jit(jax.vmap(create, axis_size=len(group)))(numbers)
+        states |= {index: _take(stacked, row, members[index]) for row, index in enumerate(group)}
+    return [states[index] for index in range(len(members))]
 
 
 class _Group:
@@ -201,14 +211,29 @@ class _Group:
 
     def run(self) -> None:
         """Trains all runs to their last updates."""
-        for member in self._members:
-            if member.record.lacks_results(member.step):
-                self._evaluate(member, member.state, [member], member.step)
+        self._restore()
         while active := [member for member in self._members if member.error is None and member.step < member.steps]:
             start = min(member.step for member in active)
             current = [member for member in active if member.step == start]
             ends = [member.steps for member in current] + [member.step for member in active if member.step > start]
-            self._train(current, min(ends))
+            with self._paused([member for member in active if member not in current]):
+                self._train(current, min(ends))
+
+    def _restore(self) -> None:
+        """Restores the newest checkpoints, and runs evaluations that are missing. Initial states are made by one program."""
+        fresh = [m for m in self._members if m.record.checkpoints.latest is None and m.prepared.state.init]
+        states = dict(zip((member.name for member in fresh), _create_states(fresh), strict=True))
+        for member in self._members:
+            create = functools.partial(states.pop, member.name) if member.name in states else None
+            try:
+                with jax.set_mesh(member.prepared.mesh):
+                    member.state, member.step = member.record.restore(member.prepared.stream, create=create)
+                if member.record.lacks_results(member.step):
+                    self._evaluate(member, member.state, [member], member.step)
+            except Interrupted as interrupted:
+                raise Stopped(member.step, interrupted.signal_number) from interrupted
+            except Exception as error:  # such as the checkpoint of another optimiser
+                self._fail(member, error)
 
     def _train(self, current: Sequence[Member], end: int) -> None:
         """Trains runs that are at the same update until update `end`, and leaves their states in `Member.state`."""
@@ -216,16 +241,25 @@ class _Group:
         mesh = Mesh(devices, (_AXIS,))
         rows, whole = NamedSharding(mesh, P(_AXIS)), NamedSharding(mesh, P())
         is_shared = _shares_stream(current)
-        streams = [current[0].prepared.stream] if is_shared else [member.prepared.stream for member in current]
+        streams = _Streams([current[0].prepared.stream] if is_shared else [m.prepared.stream for m in current], is_shared)
         batches = feed.Prefetch(
-            _Streams(streams, is_shared), lambda batch: jax.device_put(batch, whole if is_shared else rows), depth=AHEAD + 1
+            streams, lambda batch: jax.device_put(batch, whole if is_shared else rows), depth=AHEAD + 1
         )
+        try:
+            batch = batches.peek()
+        except Exception as error:
+            for index, member in enumerate(current):  # back from the batches that the other streams have yielded
+                member.prepared.stream.set_state(_position(batches, index).get_state())
+                member.record.save(member.step, member.state, member.prepared.stream)
+            self._fail_reader(current, streams, error)
+            return
         indices = np.array([self._members.index(member) for member in current])
-        numbers = jax.device_put([number[indices] for number in self._program.numbers], rows)
-        state = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *(jax.device_get(m.state) for m in current)), rows)
-        for member in current:
-            member.state = None  # only one copy stays on the device
-        compiled = self._compile(numbers, state, batches.peek(), mesh, is_shared)
+        with self._paused(current):
+            numbers = jax.device_put([number[indices] for number in self._program.numbers], rows)
+            state = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *(jax.device_get(m.state) for m in current)), rows)
+            for member in current:
+                member.state = None  # only one copy stays on the device
+            compiled = self._compile(numbers, state, batch, mesh, is_shared)
         for member in current:
             record_start(member.workdir, member.prepared, compiled, member.step, runs=len(current))
         in_flight: collections.deque = collections.deque()
@@ -233,7 +267,11 @@ class _Group:
         try:
             while step < end:
                 if len(in_flight) == AHEAD:
-                    self._check(current, step - AHEAD + 1, jax.device_get(in_flight.popleft()))
+                    finished = jax.device_get(in_flight.popleft())
+                    for member, error in self._check(current, step - AHEAD + 1, finished):
+                        if member.ownership.error is None:
+                            self._save([member], current, step, state, batches)
+                        self._fail(member, error)
                 if self._stop.signal_number:
                     raise Interrupted(self._stop.signal_number)
                 state, metrics = compiled(numbers, state, next(batches))
@@ -241,66 +279,90 @@ class _Group:
                 step += 1
                 self._finish_update(current, step, state, metrics, batches)
         except Interrupted as interrupted:
-            self._save(current, step, state, batches)
+            self._save(current, current, step, state, batches)
             raise Stopped(step, interrupted.signal_number) from interrupted
         except Exception as error:  # such as unreadable data
-            self._save(current, step, state, batches)
-            for member in current:
-                if member.error is None:
-                    self._fail(member, error)
-            return
+            try:
+                self._save(current, current, step, state, batches)
+            except Exception as unsaved:  # such as memory that the failed update held
+                log.error("update %d could not be saved: %s", step, unsaved)
+            self._fail_reader(current, streams if error is batches.error else None, error)
         for index, member in enumerate(current):
-            member.step, member.state = step, _take(state, index, member)
-            # Back from the batches that were read ahead.
-            member.prepared.stream.set_state(_position(batches, index).get_state())
+            if member.error is None and step < member.steps:
+                member.state = _take(state, index, member)
+                # Back from the batches that were read ahead.
+                member.prepared.stream.set_state(_position(batches, index).get_state())
+            member.step = step
 
     def _finish_update(self, current: Sequence[Member], step: int, state, metrics, batches: feed.Prefetch) -> None:
-        """Logs, evaluates and saves the runs for which this is due after an update."""
+        """Logs, evaluates and saves the runs for which this is due after an update.
+
+        All are logged before the first is evaluated: a signal that interrupts an evaluation ends them all at this update.
+        """
+        states = {}
         for index, member in enumerate(current):
             if member.error is not None:
                 continue
             config, record = member.prepared.config, member.record
-            is_last = step == member.steps
-            is_logged = step % config.log_every == 0 or is_last
-            is_saved = is_last or record.checkpoints.due(step)
-            if not (is_logged or is_saved or member.prepared.hooks or member.prepared.evaluations.due(step)):
+            is_logged = step % config.log_every == 0 or step == member.steps
+            is_seen = is_logged or self._is_saved(member, step) or member.prepared.hooks
+            if not (is_seen or member.prepared.evaluations.due(step)):
                 continue
-            own = _take(state, index, member)
+            states[index] = _take(state, index, member)
             try:
-                record.update(step, own)
+                record.update(step, states[index])
                 if is_logged:
-                    record.log(step, own, {name: x[index] for name, x in jax.device_get(metrics).items()})
-                self._evaluate(member, own, current, step)
+                    record.log(step, states[index], {name: x[index] for name, x in jax.device_get(metrics).items()})
+            except Exception as error:
+                self._fail(member, error)
+        for index, own in states.items():
+            member = current[index]
+            try:
+                if member.error is None:
+                    self._evaluate(member, own, current, step)
             except Interrupted:
-                for other in current[index + 1 :]:
-                    other.record.postpone_evaluations(step)
                 raise
             except Exception as error:
-                is_saved = True  # the error may be mended, and the run resumed
                 self._fail(member, error)
-            if is_saved:
+            # Also after an error, which may be mended, and the run resumed.
+            if self._is_saved(member, step) or member.error is not None:
                 with self._paused(current, member):
-                    record.save(step, own, _position(batches, index))
+                    member.record.save(step, own, _position(batches, index))
+
+    @staticmethod
+    def _is_saved(member: Member, step: int) -> bool:
+        """Returns whether a checkpoint of a run is due after an update."""
+        return step == member.steps or member.record.checkpoints.due(step)
 
     def _evaluate(self, member: Member, state: TrainState, current: Sequence[Member], step: int) -> None:
         """Runs the evaluators of a run that are due, whose time counts as training of none."""
         with self._paused(current, member), jax.set_mesh(member.prepared.mesh):
             member.record.evaluate(step, state)
 
-    def _save(self, current: Sequence[Member], step: int, state, batches: feed.Prefetch) -> None:
-        """Saves all runs that have not failed."""
+    def _save(self, members: Sequence[Member], current: Sequence[Member], step: int, state, batches: feed.Prefetch) -> None:
+        """Saves some of the current runs, without those that have failed."""
         for index, member in enumerate(current):
-            if member.error is None:
+            if member.error is None and member in members:
                 member.record.save(step, _take(state, index, member), _position(batches, index))
 
-    def _check(self, current: Sequence[Member], step: int, metrics: Mapping[str, np.ndarray]) -> None:
-        """Checks the metrics of a finished update of all runs."""
+    def _check(self, current: Sequence[Member], step: int, metrics: Mapping) -> Iterator[tuple[Member, Exception]]:
+        """Checks the metrics of a finished update of all runs. Yields the runs that have to end, and why."""
         for index, member in enumerate(current):
-            if member.error is None:
-                try:
-                    member.record.check(step, {name: x[index] for name, x in metrics.items()})
-                except Exception as error:
-                    self._fail(member, error)
+            if member.error is not None:
+                continue
+            try:
+                if member.ownership.error is not None:
+                    raise member.ownership.error
+                member.record.check(step, {name: x[index] for name, x in metrics.items()})
+            except Exception as error:
+                yield member, error
+
+    def _fail_reader(self, current: Sequence[Member], streams: "_Streams | None", error: Exception) -> None:
+        """Ends the runs whose data cannot be read; without `streams`, all runs."""
+        failed = None if streams is None or streams.is_shared else streams.failed
+        for index, member in enumerate(current):
+            if member.error is None and failed in (None, index):
+                self._fail(member, error)
 
     def _fail(self, member: Member, error: Exception) -> None:
         """Ends the run of a member by an error; the others go on."""
@@ -308,8 +370,8 @@ class _Group:
         self._on_failure(member.name, error)
 
     @contextlib.contextmanager
-    def _paused(self, current: Sequence[Member], but: Member):
-        """Excludes the enclosed code from the speed of all runs but one, which excludes it itself."""
+    def _paused(self, current: Sequence[Member], but: Member | None = None):
+        """Excludes the enclosed code from the speed of runs, but of one that excludes it itself."""
         with contextlib.ExitStack() as stack:
             for member in current:
                 if member is not but:
@@ -340,17 +402,28 @@ class _Group:
 
 
 class _Streams:
-    """Batches of several streams, stacked along a first axis of runs, or those of one stream that the runs share."""
+    """Batches of several streams, stacked along a first axis of runs, or those of one stream that the runs share.
+
+    Attributes:
+      failed: index of the stream that raised an error; None while there is none.
+    """
 
     def __init__(self, streams: Sequence, is_shared: bool):
-        self._streams, self._is_shared = streams, is_shared
+        self._streams, self.is_shared = streams, is_shared
+        self.failed: int | None = None
 
     def __iter__(self):
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        batches = [dict(next(stream), **{NOTICE: np.zeros(1, np.int32)}) for stream in self._streams]
-        return batches[0] if self._is_shared else {name: np.stack([x[name] for x in batches]) for name in batches[0]}
+        batches = []
+        for index, stream in enumerate(self._streams):
+            try:
+                batches.append(dict(next(stream), **{NOTICE: np.zeros(1, np.int32)}))
+            except Exception:
+                self.failed = index
+                raise
+        return batches[0] if self.is_shared else {name: np.stack([x[name] for x in batches]) for name in batches[0]}
 
     def get_state(self) -> list:
         """Returns the positions of all streams."""

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -20,6 +20,7 @@ from train_jax import config_file
 from train_jax.errors import ConfigError, Stopped
 from train_jax.preemption import StopRequest
 from train_jax.runs.read import read_run
+from train_jax.sweep import launch
 from train_jax.sweep.points import Point, check
 from train_jax.sweep.sweep import Sweep
 
@@ -116,7 +117,14 @@ class Study:
                 f"{self._sweep.workdir} holds a search that {self.study.direction.name.lower()}s "
                 f"{self.study.user_attrs.get('metric')}: choose another --workdir"
             )
+        options = {name: [repr(value) for value in values] for name, values in choices.items()} | dict.fromkeys(ranges, [])
+        if self.study.user_attrs.get("options", options) != options:
+            raise ConfigError(
+                f"{self._sweep.workdir} holds a search of other options or other values of --grid: "
+                f"{self.study.user_attrs['options']}. Choose another --workdir"
+            )
         self.study.set_user_attr("metric", metric)
+        self.study.set_user_attr("options", options)
 
     def run(self, trials: int, jobs: int = 1) -> None:
         """Runs trials, `jobs` at a time, until the study has `trials` that are finished or failed.
@@ -126,20 +134,21 @@ class Study:
         state = self._optuna.trial.TrialState
         lock = threading.Lock()
         interrupted = [trial.number for trial in self.study.trials if trial.state in (state.RUNNING, state.WAITING)]
-        left = trials - sum(trial.state.is_finished() for trial in self.study.trials)
+        left = max(trials - sum(trial.state.is_finished() for trial in self.study.trials), 0)
+        shares = launch.divide_gpus(jobs, launch.list_gpus())
         queue = [*interrupted[:left], *[None] * (left - len(interrupted))]
         with StopRequest() as stop, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
 
-            def work() -> None:
+            def work(share: Mapping[str, str]) -> None:
                 while not stop.signal_number:
                     with lock:
                         if not queue:
                             return
                         number = queue.pop(0)
                         number = self._ask() if number is None else number
-                    self._run_trial(number, lambda: stop.signal_number, lock)
+                    self._run_trial(number, lambda: stop.signal_number, share, lock)
 
-            workers = [pool.submit(work) for _ in range(jobs)]
+            workers = [pool.submit(work, share) for share in shares]
             while not all(worker.done() for worker in workers):
                 concurrent.futures.wait(workers, timeout=0.2)
             for worker in workers:
@@ -160,12 +169,16 @@ class Study:
     def _ask(self) -> int:
         """Asks the sampler for the options of the next trial. Returns its number."""
         trial = self.study.ask()
+        self._suggest(trial)
+        return trial.number
+
+    def _suggest(self, trial: Any) -> None:
+        """Chooses the options of a trial that have not been chosen."""
         for name, values in self._choices.items():
             trial.suggest_categorical(name, [repr(value) for value in values])
         for name, bounds in self._ranges.items():
             suggest = trial.suggest_int if isinstance(bounds.low, int) else trial.suggest_float
             suggest(name, bounds.low, bounds.high, log=bounds.log)
-        return trial.number
 
     def _read_options(self, trial: Any) -> dict[str, Any]:
         options = dict(trial.params)
@@ -176,12 +189,15 @@ class Study:
     def _folder(self, number: int):
         return self._sweep.workdir / f"trial-{number:04d}"
 
-    def _run_trial(self, number: int, stop, lock: threading.Lock) -> None:
+    def _run_trial(self, number: int, stop: Callable[[], int], share: Mapping[str, str], lock: threading.Lock) -> None:
         """Runs a trial to its end and tells the study its metric. An interrupted trial stays open."""
         with lock:
+            trial = self.study.trials[number]
+            if len(trial.params) < len(self._choices) + len(self._ranges):  # killed while they were chosen
+                self._suggest(self._optuna.trial.Trial(self.study, trial._trial_id))
             options = self._read_options(self.study.trials[number])
         point = Point(f"trial-{number:04d}", options, config_file.set_options(self._base, options))
-        self._sweep.make_process(point)(stop)
+        self._sweep.make_process(point)(stop, share)
         run = read_run(self._sweep.folder(point))
         state = self._optuna.trial.TrialState
         if run.status == "unfinished" or (run.status == "empty" and stop()):

@@ -18,6 +18,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 # Of functions with their own derivative only the function itself is evaluated: traces hold the derivatives that are used.
 _OWN_DERIVATIVE = {"custom_jvp_call", "custom_vjp_call"}
+# Operations whose functions may hold numbers: `_apply` rebuilds them.
+_REBUILT = _OWN_DERIVATIVE | {
+    "jit", "pjit", "closed_call", "core_call", "shard_map", "checkpoint", "remat", "remat2", "scan", "while", "cond",
+}  # fmt: skip
 _Place = tuple[Any, ...]  # path of a number: indices of equations, names of parameters, index of the operand
 
 
@@ -109,7 +113,7 @@ def _compare_values(values: Sequence, place: _Place, numbers: dict[_Place, list]
 
 def _compare_parameters(equations: Sequence, place: _Place, numbers: dict[_Place, list]) -> None:
     """Compares the parameters of an operation; parameters that are functions are compared as functions."""
-    is_own = equations[0].primitive.name in _OWN_DERIVATIVE
+    name = equations[0].primitive.name
     for key in {key: None for equation in equations for key in equation.params}:
         values = [equation.params.get(key) for equation in equations]
         functions = [list(_functions(value)) for value in values]
@@ -120,8 +124,9 @@ def _compare_parameters(equations: Sequence, place: _Place, numbers: dict[_Place
                     _compare_closed(row, inner, numbers)
                 else:
                     _compare(row, inner, numbers)
-        elif not is_own and any(not _equal(value, values[0]) for value in values[1:]):
-            name = equations[0].primitive.name
+                if name not in _REBUILT and any(other[: len(inner)] == inner for other in numbers):
+                    raise Mismatch(f"numbers inside of {name} differ, which cannot be its inputs ({_describe(place)})")
+        elif name not in _OWN_DERIVATIVE and any(not _equal(value, values[0]) for value in values[1:]):
             raise Mismatch(f"{name} differs in {key}: {', '.join(map(str, values))} ({_describe(place)})")
 
 
@@ -186,9 +191,6 @@ def _apply(equation, place: _Place, numbers: Mapping[_Place, Any], operands: lis
     if name == "cond":
         branches = [call("branches", index) for index in range(len(params["branches"]))]
         return jax.lax.switch(operands[0], branches, *operands[1:])
-    has_functions = any(any(_functions(value)) for value in params.values())
-    if has_functions and any(other[: len(place)] == place and len(other) > len(place) + 1 for other in numbers):
-        raise Mismatch(f"numbers inside of {name} differ, which cannot be an input of it")
     params = {key: None if isinstance(value, jax.sharding.Sharding) else value for key, value in params.items()}
     results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(params))
     return results if equation.primitive.multiple_results else [results]

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -117,3 +118,11 @@ def test_the_words_of_a_point_give_its_config():
     words = config_file.as_words(values)
     assert config_file.override(base, words).to_dict() == config_file.set_options(base, values).to_dict()
     assert isinstance(base, ConfigDict)
+
+
+def test_numbers_of_numpy_are_numbers():
+    scale = tuple(np.linspace(0.5, 1, 2))
+    point, *_ = make_points(CONFIG, grid={"optim.lr": list(np.logspace(-3, -2, 2)), "augment.scale": [scale]})
+    assert point.name == "lr=0.001,scale=(0.5,1.0)"
+    words = config_file.as_words(point.options)
+    assert config_file.override(config_file.load(CONFIG), words).to_dict() == point.config.to_dict()

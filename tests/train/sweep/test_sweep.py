@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,10 +12,10 @@ from pathlib import Path
 import pytest
 from drive_toy import metric_rows
 
-from train_jax import runs, sweep
+from train_jax import ownership, runs, sweep
 from train_jax.errors import ConfigError
 from train_jax.runs import read_run
-from train_jax.sweep import command, launch
+from train_jax.sweep import command, launch, trials
 
 CONFIG = str(Path(__file__).with_name("sweep_toy.py"))
 FOLDERS = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[3])])
@@ -70,6 +71,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, capsys):
     assert command.main([*words, "--together"]) == 1
     good, bad = read_run(tmp_path / "lr=0.01"), read_run(tmp_path / "lr=1e+30")
     assert good.status == "finished" and bad.status == "failed" and "non-finite" in bad.error
+    assert bad.checkpoint  # saved when it failed, as a run made alone
     assert "non-finite" in capsys.readouterr().err
     # Failed runs are left alone, in a process of its own the run fails in the same way.
     assert command.main([*words, "--together"]) == 1
@@ -185,3 +187,65 @@ def test_a_search_resumes_and_finds_the_best(tmp_path, capsys):
     assert f"best of 3 trials: loss {best:.5g} with" in capsys.readouterr().out.splitlines()[-1]
     with_other_goal = [word if word != "--minimize" else "--maximize" for word in words]
     assert command.main([*with_other_goal, "--trials", "3"]) == 2
+
+
+def test_a_slurm_job_whose_time_ends_is_submitted_again(tmp_path):
+    pytest.importorskip("submitit")
+    process = launch.Process(["--config=missing"], tmp_path, {})
+    assert process() == 2
+    again = pickle.loads(pickle.dumps(process.checkpoint()))
+    assert again.function() == 2
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(tmp_path):
+    points = sweep.points.make_points(CONFIG, grid={"optim.lr": [1e-2, 1e-3]})
+    both = sweep.Sweep(CONFIG, tmp_path, points)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        owner = {"host": "here", "machine": ownership._machine(), "pid": other.pid, "token": "", "beat": 0}
+        folder = both.folder(points[0])
+        folder.mkdir()
+        (folder / "owner.json").write_text(json.dumps(owner))
+        assert both.list_due() == points[1:]
+        assert both.make_process(points[0])() == 0  # at once
+        launch.record_failure(folder, "is being trained in")
+        assert os.listdir(folder) == ["owner.json"]
+        other.stdin.close()
+    assert both.list_due() == points  # its owner has ended
+
+
+def test_trials_divide_the_gpus_and_keep_the_options_of_the_search(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    shares = []
+
+    def start(self, stop, share):
+        shares.append(share.get("CUDA_VISIBLE_DEVICES", "all"))
+        while len(set(shares)) < 2:  # until the other trial has started
+            time.sleep(0.01)
+        return 1
+
+    monkeypatch.setattr(launch, "list_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(launch.Process, "__call__", start)
+
+    def make(choices):
+        arguments = {"ranges": {}, "metric": "loss", "goal": "minimize"}
+        return trials.Study(CONFIG, tmp_path, choices={"optim.lr": choices}, **arguments)
+
+    study = make([1e-2, 1e-3])
+    study.run(2, jobs=2)
+    assert sorted(shares) == ["0", "1"]
+    study.study.ask()  # killed before its options were chosen
+    study.run(1)
+    assert len(shares) == 2
+    study.run(3)
+    assert len(shares) == 3 and study.study.trials[2].params.keys() == {"optim.lr"}
+    with pytest.raises(ConfigError, match="other options"):
+        make([1e-2, 1e-4])
+
+
+def test_a_run_that_cannot_be_started_does_not_stop_the_others(tmp_path):
+    (tmp_path / "file").write_text("")
+    folders = {"first": tmp_path / "file" / "first", "second": tmp_path / "second"}
+    codes = {}
+    words = ["--config=missing"]
+    launch.run_processes({name: launch.Process(words, folder, {}) for name, folder in folders.items()}, 1, codes.__setitem__)
+    assert codes == {"first": 1, "second": 2} and "error" in read_run(tmp_path / "second").error

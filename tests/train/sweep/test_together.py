@@ -1,13 +1,22 @@
 """Runs that train together, against the same runs made alone."""
 
+import dataclasses
+import itertools
+import time
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
+import toy_task
 from drive_toy import config, metric_rows
 
 import train_jax
-from train_jax import trained_weights
-from train_jax.sweep.together import train_together
+from train_jax import sharding, trained_weights
+from train_jax.errors import Interrupted, Stopped
+from train_jax.runs import read_run
+from train_jax.sweep import launch, together
+from train_jax.sweep.together import Member, _group, train_together
 
 SHORT = {"steps": 50, "log_every": 25, "checkpoint": {"every": 25, "keep_last": 2}}
 SGD = {"players": {"discriminator": {"weight_decay": 0.0}}}
@@ -48,3 +57,137 @@ def test_runs_equal_those_made_alone(alone, tmp_path):
     train_together(make(tmp_path), fail)
     for name in POINTS:
         assert_same_run(tmp_path / name, alone / name)
+
+
+TWO = {"steps": 40, "log_every": 10, "checkpoint": {"every": 20}}
+
+
+@pytest.fixture
+def change_task(monkeypatch):
+    """Function that changes the task of runs made from now on, by `(config, task) -> task`."""
+    make_task = toy_task.make
+
+    def change(function):
+        monkeypatch.setattr(toy_task, "make", lambda config, workdir: function(config, make_task(config, workdir)))
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def two_alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two_alone")
+    for run_config, workdir in make(folder, "ab", **TWO).values():
+        train_jax.run(run_config, workdir)
+    return folder
+
+
+def test_a_signal_or_an_error_during_an_evaluation_loses_nothing(two_alone, tmp_path, change_task):
+    """The first evaluation of a run is interrupted, the second fails, and the third goes on."""
+    errors = iter([Interrupted(15), ValueError("no memory")])
+
+    def with_errors(config, task):
+        def make_norm(options, context):
+            evaluate = task.evaluators["norm"](options, context)
+
+            def fail_first(params, extra):
+                if error := next(errors, None):
+                    raise error
+                return evaluate(params, extra)
+
+            return fail_first if config.seed == 0 else evaluate
+
+        return dataclasses.replace(task, evaluators=task.evaluators | {"norm": make_norm})
+
+    change_task(with_errors)
+    with pytest.raises(Stopped):
+        train_together(make(tmp_path, "ab", **TWO), fail)
+    for name in "ab":
+        assert [row["step"] for row in metric_rows(tmp_path / name)] == [10, 20]
+    failures = {}
+    train_together(make(tmp_path, "ab", **TWO), failures.__setitem__)
+    assert [str(error) for error in failures.values()] == ["no memory"] and "a" in failures
+    assert_same_run(tmp_path / "b", two_alone / "b")
+    launch.record_failure(tmp_path / "a", "no memory")
+    train_together(make(tmp_path, "ab", **TWO), fail)
+    assert_same_run(tmp_path / "a", two_alone / "a")
+    assert read_run(tmp_path / "a").status == "finished"  # its failure is forgotten
+
+
+def test_unreadable_data_of_one_run_end_it_alone(two_alone, tmp_path, change_task):
+    calls = itertools.count()
+
+    def with_bad_data(config, task):
+        def example(record, rng):
+            if config.seed == 1 and next(calls) > 16 * 30:
+                raise OSError("disk failure")
+            return task.example(record, rng)
+
+        return dataclasses.replace(task, example=example)
+
+    change_task(with_bad_data)
+    failures = {}
+    runs = make(tmp_path, "ab", **TWO, data={"source": "digits", "batch_size": 16, "threads": 1})
+    train_together(runs, failures.__setitem__)
+    assert list(failures) == ["b"] and "disk failure" in str(failures["b"])
+    assert_same_run(tmp_path / "a", two_alone / "a")
+    change_task(lambda config, task: task)
+    train_together({"b": runs["b"]}, fail)
+    rows, expected = metric_rows(tmp_path / "b"), metric_rows(two_alone / "b")
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    assert rows[-1] == pytest.approx(expected[-1], rel=1e-5)
+
+
+def test_runs_whose_initial_states_differ_in_operations_share_a_program(tmp_path, change_task, caplog):
+    def with_doubled_weights(config, task):
+        def init(rng, batch):
+            params, extra = task.init(rng, batch)
+            return (jax.tree.map(lambda x: x + x, params) if config.seed == 0 else params), extra
+
+        return dataclasses.replace(task, init=init)
+
+    change_task(with_doubled_weights)
+    short = {**TWO, "steps": 4, "optim": {"lr": 1e-30}, "ema": {"decay": 0.0, "players": ()}}
+    with caplog.at_level("INFO", "train_jax.sweep"):
+        train_together({str(seed): (config(**short, seed=seed), tmp_path / str(seed)) for seed in (0, 1)}, fail)
+    assert "2 runs share a program" in caplog.text
+    for seed, factor in ((0, 2), (1, 1)):
+        key, _ = jax.random.split(jax.random.key(seed))  # that of the weights
+        expected = sharding.unbox(toy_task.init(key, toy_task.batch())[0]["generator"])
+        weights = trained_weights.load_weights(tmp_path / str(seed) / "checkpoints")[0]["generator"]
+        jax.tree.map(lambda x, y, f=factor: np.testing.assert_allclose(x, f * y, 1e-5, 1e-9), weights, dict(expected))
+
+
+def test_a_checkpoint_of_another_optimiser_ends_its_run_alone(tmp_path):
+    short = {**TWO, "steps": 4, "optim": {"lr": 1e-3, "warmup_steps": 0}}
+    train_together(make(tmp_path, "a", **short), fail)
+    runs = make(tmp_path, "ab", **short | {"steps": 8, "optim": {"lr": 1e-3, "warmup_steps": 0, "name": "sgd"}})
+    failures = {}
+    train_together(runs, failures.__setitem__)
+    assert list(failures) == ["a"] and metric_rows(tmp_path / "b")[-1]["step"] == 8
+
+
+def test_equal_operations_of_other_metrics_are_another_program():
+    def make_member(name):
+        member = object.__new__(Member)
+        trace = jax.jit(lambda x: {name: x + 1}).trace(np.float32(0))
+        member.name, member.prepared = name, SimpleNamespace(step=trace)
+        return member
+
+    members = [make_member(name) for name in ("recall", "precision", "recall")]
+    assert [[member.name for member in group] for group, _ in _group(members)] == [["recall", "recall"], ["precision"]]
+
+
+def test_the_speed_of_runs_is_without_compilation(tmp_path, monkeypatch):
+    compile_update = together._Group._compile
+
+    def compile_slowly(*arguments):
+        compiled = compile_update(*arguments)
+        time.sleep(3)
+        return compiled
+
+    monkeypatch.setattr(together._Group, "_compile", compile_slowly)
+    runs = {str(steps): (config(steps=steps, log_every=2), tmp_path / str(steps)) for steps in (4, 8)}
+    train_together(runs, fail)
+    history = [row for run in runs for row in read_run(tmp_path / run).history]
+    speeds = [row["examples_per_second"] for row in history if "examples_per_second" in row]
+    assert len(speeds) == 6 and min(speeds) > 2 * 16 / 3

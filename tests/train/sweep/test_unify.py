@@ -41,6 +41,10 @@ def trained(rate, scale):
     return lambda w: w - rate * jax.grad(loss)(w)
 
 
+def solve(a):
+    return lambda x: jax.scipy.sparse.linalg.cg(lambda v: v * a, x)[0]
+
+
 def constant(table, offset):
     table = np.asarray(table, np.float32)[None]
     return lambda x: x * table + offset
@@ -81,6 +85,7 @@ def test_only_numbers_that_differ_are_inputs():
         (lambda x: x - jnp.sin(x), lambda x: jnp.sin(x) - x, "operands differ"),
         (lambda x: x * np.float32(2), lambda x: x.astype(jnp.bfloat16) * 2, "differ"),
         (lambda x: x**2, lambda x: x**3, "differs in y"),
+        (solve(2.0), solve(3.0), "numbers inside of custom_linear_solve differ"),
     ],
 )
 def test_other_differences_are_refused(a, b, message):
