@@ -191,7 +191,7 @@ def test_a_search_resumes_and_finds_the_best(tmp_path, capsys):
 
 def test_a_slurm_job_whose_time_ends_is_submitted_again(tmp_path):
     pytest.importorskip("submitit")
-    process = launch.Process(["--config=missing"], tmp_path, {})
+    process = launch.Process(["--config=missing"], tmp_path, tmp_path / "programs")
     assert process() == 2
     again = pickle.loads(pickle.dumps(process.checkpoint()))
     assert again.function() == 2
@@ -247,5 +247,6 @@ def test_a_run_that_cannot_be_started_does_not_stop_the_others(tmp_path):
     folders = {"first": tmp_path / "file" / "first", "second": tmp_path / "second"}
     codes = {}
     words = ["--config=missing"]
-    launch.run_processes({name: launch.Process(words, folder, {}) for name, folder in folders.items()}, 1, codes.__setitem__)
+    processes = {name: launch.Process(words, folder, tmp_path / "programs") for name, folder in folders.items()}
+    launch.run_processes(processes, 1, codes.__setitem__)
     assert codes == {"first": 1, "second": 2} and "error" in read_run(tmp_path / "second").error

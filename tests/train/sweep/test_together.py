@@ -81,6 +81,7 @@ def two_alone(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_signal_or_an_error_during_an_evaluation_loses_nothing(two_alone, tmp_path, change_task):
     """The first evaluation of a run is interrupted, the second fails, and the third goes on."""
     errors = iter([Interrupted(15), ValueError("no memory")])
@@ -137,6 +138,7 @@ def test_unreadable_data_of_one_run_end_it_alone(two_alone, tmp_path, change_tas
     assert rows[-1] == pytest.approx(expected[-1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_runs_whose_initial_states_differ_in_operations_share_a_program(tmp_path, change_task, caplog):
     def with_doubled_weights(config, task):
         def init(rng, batch):
@@ -177,6 +179,7 @@ def test_equal_operations_of_other_metrics_are_another_program():
     assert [[member.name for member in group] for group, _ in _group(members)] == [["recall", "recall"], ["precision"]]
 
 
+@pytest.mark.slow
 def test_the_speed_of_runs_is_without_compilation(tmp_path, monkeypatch):
     compile_update = together._Group._compile
 
