@@ -26,7 +26,8 @@ def plot_curves(runs: Paths, metric: str, *, by: Sequence[str] = (), x: Cost = "
     Args:
       runs: paths or runs, see `table`.
       metric: name of the metric.
-      by: options; runs that share them have one colour, and a thick line for their mean at the steps of all of them.
+      by: options; runs that share them have one colour, and a thick line for their mean at the steps (for x = "examples":
+        the numbers of examples) of all of them.
       x: horizontal axis.
 
     Values that are not finite are gaps. A legend names up to 20 lines. Raises UserError if no run has the metric, or an
@@ -43,8 +44,9 @@ def plot_curves(runs: Paths, metric: str, *, by: Sequence[str] = (), x: Cost = "
         for part in parts if len(parts) > 1 else ():
             axes.plot(part[x], _finite(part["value"]), color=colour, alpha=0.35, linewidth=0.8)
         if len(parts) > 1:
-            # The mean of the horizontal axis, too: runs take different times for a step.
-            parts = [part.drop_duplicates("step", keep="last").set_index("step", drop=False) for part in parts]
+            # At equal examples for that axis: batches may differ. Seconds are averaged too: runs differ in them at a step.
+            key = "examples" if x == "examples" else "step"
+            parts = [part.drop_duplicates(key, keep="last").set_index(key, drop=False) for part in parts]
             common = sorted(set.intersection(*(set(part.index) for part in parts)))
             horizontal, vertical = (np.mean([part.loc[common, name] for part in parts], axis=0) for name in (x, "value"))
         else:

@@ -45,6 +45,13 @@ def test_means_of_groups_at_the_steps_of_all_of_their_runs(tmp_path):
         runs.plot_curves(tmp_path, "loss", by=["kinds"])
 
 
+def test_means_over_runs_of_different_batches_are_at_equal_examples(tmp_path):
+    for batch_size, curve in ((4, [9, 8, 7, 6]), (8, [5, 4, 3])):  # at 40, 80, 120, 160 and at 80, 160, 240 examples
+        write_run(tmp_path / f"{batch_size}", {"loss": curve}, {"data": {"batch_size": batch_size}, "kind": "x"})
+    mean = lines(runs.plot_curves(tmp_path, "loss", by=["kind"], x="examples"))[-1]
+    np.testing.assert_array_equal(mean, [[80, (8 + 5) / 2], [160, (6 + 4) / 2]])
+
+
 def test_names_are_shown_as_they_are(tmp_path):
     for name in ("$x_{", "_b"):
         write_run(tmp_path / name, {r"loss$\nonsense": [1, 2]}, {"$x_{": f"$x_{{{name}"})
