@@ -91,12 +91,12 @@ class VisionTower(nn.Module):
         x = nn.with_logical_constraint(x, ("batch", None, None))
         if image.pre_norm:
             x = layer_norm(self.options.eps, dtype, "norm_pre")(x)
-        attentions, mask_index = (), ()
+        attentions, attention_index = (), ()
         if each_patch:
             attentions = (attend, lambda q, k, v: v)  # a token that attends only to itself gets its own value
-            mask_index = (0,) * (image.depth - 1) + (1,)
+            attention_index = (0,) * (image.depth - 1) + (1,)
         attributes = {"mlp_ratio": image.mlp_ratio, "activation": self.options.activation, "eps": self.options.eps}
-        attributes |= {"dropout": self.dropout, "mask_index": mask_index, **self.compute.transformer}
+        attributes |= {"dropout": self.dropout, "attention_index": attention_index, **self.compute.transformer}
         transformer = Transformer(image.width, image.depth, image.heads, **attributes, name="transformer")
         x = self._pool(transformer(x, attentions, deterministic), each_patch)
         if not image.proj:
