@@ -81,9 +81,18 @@ class Writer:
       active: False: all methods do nothing, as on all processes but the first.
       start_step: step from which the run resumes. Lines and images of later steps are deleted, since they will be written
         again.
+      shows_progress: whether to print progress; the files are written in any case.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, total_steps: int, active: bool = True, start_step: int = 0):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        total_steps: int,
+        active: bool = True,
+        start_step: int = 0,
+        shows_progress: bool = True,
+    ):
         self._active = active
         if not active:
             return
@@ -94,9 +103,9 @@ class Writer:
                 file.unlink()
         self._file = self._open(start_step)
         self._events = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=30)
-        self._bar = tqdm(
-            total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
-        )
+        self._shows_progress = shows_progress
+        is_hidden = not (shows_progress and sys.stderr.isatty())
+        self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, disable=is_hidden)
         self._total, self._last_line = total_steps, time.monotonic()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -111,7 +120,8 @@ class Writer:
         self._file.flush()
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
-        self._progress(step, metrics)
+        if self._shows_progress:
+            self._progress(step, metrics)
 
     def has_results(self, step: int, names: list[str]) -> bool:
         """Returns whether the run directory holds metrics or images of any of these evaluators at this step."""

@@ -58,13 +58,19 @@ class Record:
         self.start = 0
 
     def restore(
-        self, position, *, reset_optimizer: bool = False, create: Callable[[], TrainState] | None = None
+        self,
+        position,
+        *,
+        reset_optimizer: bool = False,
+        create: Callable[[], TrainState] | None = None,
+        shows_progress: bool = True,
     ) -> tuple[TrainState, int]:
         """Restores the newest readable checkpoint and opens the files of the run. Returns `(state, step)`.
 
         Args:
           position: data iterator of this host; its `set_state` is called with the saved position.
           create: function that creates the initial state if there is no checkpoint; None: that of the prepared run.
+          shows_progress: whether to print progress.
         """
         prepared, config, is_first = self._prepared, self._config, jax.process_index() == 0
         # State and data position come from the same checkpoint, the newest readable one.
@@ -76,7 +82,13 @@ class Record:
         if is_first:
             describe(prepared, self._workdir)
             (self._workdir / FAILURE).unlink(missing_ok=True)  # the run goes on
-        self._writer = Writer(self._workdir, total_steps=config.steps, active=is_first, start_step=self.start)
+        self._writer = Writer(
+            self._workdir,
+            total_steps=config.steps,
+            active=is_first,
+            start_step=self.start,
+            shows_progress=shows_progress,
+        )
         self._stack.enter_context(contextlib.closing(self._writer))
         flops = prepared.task.flops
         batch_size = config.data.batch_size

@@ -18,6 +18,7 @@ Cost = Literal["step", "seconds", "examples", "flops"]
 
 _LABELS = {"step": "step", "seconds": "seconds of training", "examples": "examples", "flops": "FLOPs"}
 _MOST_NAMES = 20  # in a legend, or beside points
+_LONG_LABEL = 24  # characters of a label that would take too much of the width beside the axes
 
 
 def plot_curves(runs: Paths, metric: str, *, by: Sequence[str] = (), x: Cost = "step") -> Figure:
@@ -190,7 +191,9 @@ def _make_figure() -> tuple[Figure, Axes]:
 def _add_legend(axes: Axes, handles: Sequence, labels: Sequence[str]) -> None:
     # Matplotlib hides labels that begin with an underscore.
     texts = [f" {label}" for label in labels]
-    legend = axes.legend(handles, texts, loc="upper left", bbox_to_anchor=(1, 1), fontsize="x-small", frameon=False)
+    # Beside the axes, or below them if labels are long.
+    anchor = (1, 1) if max(map(len, labels)) <= _LONG_LABEL else (0, -0.14)
+    legend = axes.legend(handles, texts, loc="upper left", bbox_to_anchor=anchor, fontsize="x-small", frameon=False)
     for text in legend.get_texts():
         _set_text(text)
 

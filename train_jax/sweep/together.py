@@ -223,11 +223,15 @@ class _Group:
         """Restores the newest checkpoints, and runs evaluations that are missing. Initial states are made by one program."""
         fresh = [m for m in self._members if m.record.checkpoints.latest is None and m.prepared.state.init]
         states = dict(zip((member.name for member in fresh), _create_states(fresh), strict=True))
-        for member in self._members:
+        for index, member in enumerate(self._members):
             create = functools.partial(states.pop, member.name) if member.name in states else None
             try:
                 with jax.set_mesh(member.prepared.mesh):
-                    member.state, member.step = member.record.restore(member.prepared.stream, create=create)
+                    member.state, member.step = member.record.restore(
+                        member.prepared.stream,
+                        create=create,
+                        shows_progress=index == 0,  # which is that of all
+                    )
                 if member.record.lacks_results(member.step):
                     self._evaluate(member, member.state, [member], member.step)
             except Interrupted as interrupted:
