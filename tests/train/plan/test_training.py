@@ -73,7 +73,7 @@ def test_residuals_are_those_of_two_linear_layers():
     params = {"p": {"w": jax.ShapeDtypeStruct((5, 7), jnp.float32), "v": jax.ShapeDtypeStruct((7, 3), jnp.float32)}}
     batch = {"x": jax.ShapeDtypeStruct((16, 5), jnp.float32, sharding=sharding.batch_sharding(mesh))}
     state = TrainState(step=None, params=params, extra={}, opt_state=None, ema=None, counters={})
-    plan = StatePlan(create=len, abstract=state, optimizer=None)
+    plan = StatePlan(create=len, abstract=state, optimizer=None, init=None)
     config = ConfigDict({"data": {"batch_size": 16}, "accumulate": 1})
     assert training.count_residuals(task, plan, batch, config, mesh) == 2 * (4 * 5 + 4 * 7)  # of 2 rows a device
 
