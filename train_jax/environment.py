@@ -29,7 +29,7 @@ from typing import Any
 
 import jax
 
-from train_jax import profiling
+from train_jax import paths, profiling
 from train_jax.paths import AnyPath
 from train_jax.prepare import Prepared
 
@@ -48,10 +48,7 @@ def record_start(workdir: AnyPath, prepared: Prepared, compiled: jax.stages.Comp
     """
     file = workdir / FILE
     starts = [*_read_starts(file), describe_environment(prepared, compiled) | {"step": step, "runs": runs}]
-    # Atomic replacement: an interruption must leave the old file intact.
-    unfinished = workdir / f"{FILE}.unfinished"
-    unfinished.write_text(json.dumps({"starts": starts}, indent=2, sort_keys=True) + "\n")
-    unfinished.replace(file)
+    paths.replace_file(file, (json.dumps({"starts": starts}, indent=2, sort_keys=True) + "\n").encode())
 
 
 def describe_environment(prepared: Prepared, compiled: jax.stages.Compiled) -> dict[str, Any]:

@@ -34,6 +34,13 @@ def write_atomically(file: Path, write: Callable[[BinaryIO], object], folder: Pa
     unfinished.replace(file)
 
 
+def replace_file(file: AnyPath, content: bytes) -> None:
+    """Replaces the content of a file on a disk or in object storage. An interruption leaves the old file intact."""
+    unfinished = file.parent / f"{file.name}{UNFINISHED}"
+    unfinished.write_bytes(content)
+    unfinished.replace(file)
+
+
 def path(name: str | os.PathLike) -> AnyPath:
     """Parses a path and expands `~`: a `pathlib.Path`, or an `epath.Path` for object storage.
 

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from train_jax import agreement, feed, hooks, optim, resume, run_directory, sharding
+from train_jax import agreement, feed, hooks, optim, paths, resume, run_directory, sharding
 from train_jax import config as config_lib
 from train_jax import task as task_lib
 from train_jax.data import sources
@@ -212,7 +212,4 @@ def describe(prepared: Prepared, workdir: AnyPath) -> None:
         "artifacts.json": (json.dumps(hashes, indent=2, sort_keys=True) + "\n").encode(),
     }
     for name, content in files.items():
-        # Atomic replacement: an interruption must leave the old file intact.
-        unfinished = workdir / f"{name}.unfinished"
-        unfinished.write_bytes(content)
-        unfinished.replace(workdir / name)
+        paths.replace_file(workdir / name, content)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train_jax import paths
+from train_jax import metrics, paths
 from train_jax.errors import ConfigError, Stopped
 from train_jax.ownership import find_owner
 from train_jax.preemption import StopRequest
@@ -165,7 +165,8 @@ def record_failure(folder: Path, error: str) -> None:
     if owner := find_owner(folder):
         log.warning("%s is being trained by %s: left to it (%s)", folder, owner, error)
         return
-    content = {"error": error, "step": _last_step(folder / "metrics.jsonl"), "time": time.time()}
+    history = metrics.read(folder, on_invalid=lambda damage: None)
+    content = {"error": error, "step": history[-1]["step"] if history else 0, "time": time.time()}
     folder.mkdir(parents=True, exist_ok=True)
     paths.write_atomically(folder / FAILURE, lambda stream: stream.write((json.dumps(content) + "\n").encode()))
 
@@ -206,13 +207,3 @@ def _read_error(file: Path, start: int, code: int) -> str:
         lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
     cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     return next((line for line in reversed(lines) if "rror" in line), cause)[:500]
-
-
-def _last_step(file: Path) -> int:
-    """Returns the step of the last complete line of metrics, 0 if there is none."""
-    for line in reversed(file.read_bytes().split(b"\n")[:-1] if file.is_file() else []):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, TypeError, KeyError):
-            continue
-    return 0
