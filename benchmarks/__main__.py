@@ -36,6 +36,7 @@ BENCHMARKS = {
     "attention": Sizes(None, None, None),
     "patterns": Sizes("", "--dtype bfloat16", "--heads 2"),
     "text_lengths": Sizes("", "--batch 512 --micro-batch 128 --dtype bfloat16", None),
+    "together": Sizes("", "--runs 1 12 --dtype bfloat16", "--runs 3"),
     "cache": Sizes("", "", ""),
     "memory": Sizes("", None, "--only losses"),
     "data": Sizes("", "", "--sizes 400x300 --streams 0x1 0x2 --batch_size 128 --seconds 3"),

@@ -49,6 +49,7 @@ PARTS = (  # batch sizes are those from which an 80 GB card's fastest is searche
     Part("clip", "--batch 256 --dtype bfloat16", 40, tiny="--batch 2 --rounds 1", needs="torch"),
     Part("dalle", "--models 1b3 --batches 16 --dtype bfloat16", 60, tiny="--batches 2 --codes 4 --rounds 1", needs="torch"),
     Part("vqgan", "--batch 8 --dtype bfloat16", 80, tiny="--batch 1 --rounds 1", needs="torch"),
+    Part("together", "--runs 1 12", 50, tiny="--runs 2"),
     Part("training", "--config clip/vit_b16 --remat dots --batch 512 --doublings 1", 75, tiny=None),
     Part("attention", "", 60),
     Part("training", "--config vqgan/prior_digits --batch 64 --doublings 1", 60, tiny=None),
