@@ -26,7 +26,7 @@ class Part:
     """Benchmark with arguments.
 
     Attributes:
-      seconds: expected duration on an H100, compilation included.
+      seconds: expected duration on an H100 or H200, compilation included.
       tiny: further arguments of the test with toy models; None: the part is like another there, and left out.
       needs: package without which the part is skipped.
     """
@@ -40,14 +40,14 @@ class Part:
 
 PARTS = (  # batch sizes are those from which an 80 GB card's fastest is searched
     Part("ceilings", "", 20),
-    Part("parity", "", 45),
-    Part("training", "--config clip/vit_b32 --remat dots --batch 1024", 75, tiny="--doublings 1"),
+    Part("parity", "", 65),
+    Part("training", "--config clip/vit_b32 --remat dots --batch 1024", 90, tiny="--doublings 1"),
     Part("training", "--config dalle/mindalle_1b3 --remat full --batch 64 --doublings 1", 60, tiny="--doublings 0"),
-    Part("sampling", "--model 1b3", 75, tiny="--bandwidth 10"),
-    Part("training", "--config vqgan/f16_1024 --batch 32 --doublings 1", 110, tiny="--doublings 0"),
-    Part("painting_speed", "", 85),
-    Part("clip", "--batch 256 --dtype bfloat16", 40, tiny="--batch 2 --rounds 1", needs="torch"),
-    Part("dalle", "--models 1b3 --batches 16 --dtype bfloat16", 60, tiny="--batches 2 --codes 4 --rounds 1", needs="torch"),
+    Part("sampling", "--model 1b3", 135, tiny="--bandwidth 10"),
+    Part("training", "--config vqgan/f16_1024 --batch 32 --doublings 0", 200, tiny="--doublings 0"),
+    Part("painting_speed", "", 95),
+    Part("clip", "--batch 256 --dtype bfloat16", 170, tiny="--batch 2 --rounds 1", needs="torch"),
+    Part("dalle", "--models 1b3 --batches 16 --dtype bfloat16", 120, tiny="--batches 2 --codes 4 --rounds 1", needs="torch"),
     Part("vqgan", "--batch 8 --dtype bfloat16", 80, tiny="--batch 1 --rounds 1", needs="torch"),
     Part("together", "--runs 1 12", 50, tiny="--runs 2"),
     Part("training", "--config clip/vit_b16 --remat dots --batch 512 --doublings 1", 75, tiny=None),
@@ -73,6 +73,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     if device.name == device.host and not arguments.tiny:
         raise UserError(f"no accelerator here, only {device.name}: --tiny tests this benchmark, make bench measures CPUs")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    runner.import_all(sorted({part.module for part in PARTS}))  # a missing package costs no time of the device
     shared = [f"--commit={arguments.commit}", *([f"--results={arguments.results}"] if arguments.results else [])]
     failures = []
     with tempfile.TemporaryDirectory() as cache:

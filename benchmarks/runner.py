@@ -28,6 +28,16 @@ def call_in_process(function: Callable[..., T], *arguments: Any) -> T:
         return pool.submit(function, *arguments).result()
 
 
+def import_all(modules: Sequence[str]) -> None:
+    """Imports benchmarks in a process of its own. Raises ImportError if a package is missing."""
+    call_in_process(_import, modules)
+
+
+def _import(modules: Sequence[str]) -> None:
+    for module in modules:
+        importlib.import_module(f"benchmarks.{module}")
+
+
 def run(module: str, argv: Sequence[str], timeout: float | None = None) -> tuple[float, str]:
     """Runs a benchmark, a module of this package.
 

@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 
 @flax.struct.dataclass
@@ -59,43 +59,19 @@ def allowed_codes(logits: Float[Array, "v"], sampling: Sampling) -> Bool[Array, 
     """Returns the mask of the codes that top_k and then top_p allow. Ties are broken in favour of smaller codes.
 
     A code is allowed by top_k if fewer than top_k codes are more likely, and by top_p if the more likely codes have a total
-    probability below top_p; the most likely code is always allowed. Nothing is sorted: both conditions hold above a
-    threshold, which is found by bisection (`_most_likely`).
+    probability below top_p; the most likely code is always allowed.
     """
-    keys = _sortable(logits)
-    count = jnp.where(jnp.asarray(sampling.top_k) == 0, len(logits), sampling.top_k).astype(jnp.float32)
-    allowed = _most_likely(keys, jnp.ones(len(logits)), count)
-    p = jax.nn.softmax(jnp.where(allowed, logits / jnp.maximum(sampling.temperature, 1e-6), -jnp.inf))
+    ranks = jnp.arange(len(logits))
+    descending = -jnp.sort(-logits)
+    is_top = (ranks < sampling.top_k) | (jnp.asarray(sampling.top_k) == 0)
+    p = jax.nn.softmax(jnp.where(is_top, descending / jnp.maximum(sampling.temperature, 1e-6), -jnp.inf))
+    before = jnp.cumsum(p) - p
     # A sum of all probabilities may be rounded to less than 1.
-    limit = jnp.where(jnp.asarray(sampling.top_p) >= 1, jnp.inf, sampling.top_p)
-    return allowed & _most_likely(keys, p, limit)
-
-
-def _sortable(x: Float[Array, "v"]) -> UInt32[Array, "v"]:
-    """Maps float32 to uint32 of the same order."""
-    bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.uint32)  # + 0.0: no negative zero
-    return jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))
-
-
-def _most_likely(keys: UInt32[Array, "v"], weights: Float[Array, "v"], limit: Float[Array, ""]) -> Bool[Array, "v"]:
-    """Returns the mask of the elements before which, in descending order of `keys`, weights sum to less than `limit`.
-
-    The order of equal keys is that of their indices. The smallest key t such that the weights of larger keys sum to less
-    than `limit` is found digit by digit: 8 digits of 4 bits, each by 16 sums at once. `limit` must be positive.
-    """
-
-    def sum_above(key):
-        return jnp.sum(jnp.where(keys > key, weights, 0.0))
-
-    threshold = jnp.uint32(0)
-    for shift in range(28, -4, -4):
-        # The largest key with each value of this digit. Sums descend: the digit is the number of sums that are too large.
-        candidates = threshold + (jnp.arange(16, dtype=jnp.uint32) << shift) + jnp.uint32((1 << shift) - 1)
-        sums = jax.vmap(sum_above)(candidates)
-        threshold += jnp.sum(sums >= limit).astype(jnp.uint32) << shift
-    is_tie = keys == threshold
-    before = sum_above(threshold) + jnp.cumsum(jnp.where(is_tie, weights, 0.0)) - weights
-    return (keys > threshold) | (is_tie & (before < limit))
+    count = jnp.maximum(1, jnp.sum(is_top & ((before < sampling.top_p) | (jnp.asarray(sampling.top_p) >= 1))))
+    # All codes above the last one that is allowed, and the first of those that equal it: only values are sorted.
+    last = descending[count - 1]
+    is_above, is_last = logits > last, logits == last
+    return is_above | (is_last & (jnp.cumsum(is_last) <= count - jnp.sum(is_above)))
 
 
 def decode(

