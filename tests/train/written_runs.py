@@ -62,3 +62,15 @@ def seeds_and_rates(folder: Path) -> dict[tuple[float, int], float]:
 
 def config_of(lr: float, seed: int) -> dict:
     return {"seed": seed, "optim": {"lr": lr, "betas": [0.9, 0.98]}, "evals": {"test": {"every": 20}}}
+
+
+def write_evaluations(file: Path, *results: tuple[str, str, dict[str, float]]) -> Path:
+    """Writes results `(model, data, metrics)` of `train-jax evaluate`, by an evaluator "test"."""
+    rows = [
+        {"model": model, "model_id": model, "family": "clip", "step": None, "evaluator": "test", "options": {},
+         "source": data, "split": "test", "data_id": data, "metrics": metrics, "time": 5000.0, "seconds": 1.0,
+         "versions": {}}
+        for model, data, metrics in results
+    ]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file

@@ -1,5 +1,6 @@
 """Training of a tokenizer on the captions of a source."""
 
+import functools
 import logging
 from collections.abc import Iterator
 
@@ -25,13 +26,18 @@ def train_tokenizer(data: ConfigDict, max_records: int, vocab_size: int, context
     """
     source = sources.from_config(data)
     try:
-        tokenizer = Tokenizer.train(_captions(source, max_records), vocab_size, context_length)
+        tokenizer = _train(tuple(_captions(source, max_records)), vocab_size, context_length)
     except DataError:
         raise
     except ValueError as error:
         raise ConfigError(f"config.tokenizer: {error}") from error
     log.info("trained a vocabulary of %d tokens from %s", tokenizer.vocab_size, source.name)
     return tokenizer
+
+
+@functools.lru_cache(maxsize=2)  # runs of one process, as those that train together, mostly have the same captions
+def _train(captions: tuple[str, ...], vocab_size: int, context_length: int) -> Tokenizer:
+    return Tokenizer.train(captions, vocab_size, context_length)
 
 
 def _captions(source: sources.Source, max_records: int) -> Iterator[str]:

@@ -6,7 +6,8 @@
     train-jax runs runs/lr 'runs/old-*' --metric loss --html runs.html
     train-jax runs runs/a runs/b --compare
 
-A path is a run directory, a folder of run directories at any depth, or a glob. --by prints, for each value of some options,
+A path is a run directory, a folder of run directories at any depth, a glob, or a file of results of `train-jax evaluate` or
+`clip-jax evaluate`, of which each model is a row. --by prints, for each value of some options,
 the mean over seeds with its 95 % bootstrap interval, and with --baseline the paired differences from one of the values.
 --csv prints one row a run after a header, with all columns; --md prints Markdown.
 """
@@ -28,7 +29,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "train-jax runs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="run directory, folder of run directories, or glob")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="run directory, folder of run directories, glob, or results.jsonl"
+    )
     parser.add_argument(
         "--metric", action="append", metavar="NAME", help="metric, once for each (default: loss and results of evaluators)"
     )

@@ -1,4 +1,4 @@
-"""Run directories as they are: config, metrics, environment and status, read without JAX and without loading weights."""
+"""Run directories as they are: config, metrics, evaluations, environment and status, without JAX and without weights."""
 
 import dataclasses
 import json
@@ -9,12 +9,15 @@ from typing import Any, Literal
 
 from train_jax import metrics, paths
 from train_jax.data.errors import DataError
+from train_jax.evaluation.results import FILE as EVALUATIONS
+from train_jax.evaluation.results import read_evaluations
 from train_jax.metrics import History
 from train_jax.paths import AnyPath
 
-Status = Literal["finished", "unfinished", "failed", "damaged", "empty"]
+Status = Literal["finished", "unfinished", "failed", "damaged", "empty", "evaluated"]
 
 _PARTS = ("metrics.jsonl", "checkpoints", "failure.json")  # a folder with one of these is a run directory
+_LINES = ".jsonl"  # suffix of files of evaluations
 _COMMITTED = "commit_success.txt"  # Orbax's mark of a complete checkpoint in object storage, which cannot rename folders
 
 
@@ -27,13 +30,16 @@ class Run:
       name: its name, or after `find_runs` as many parts of its path as distinguish it from the other runs.
       status: "finished": the last metrics and a complete checkpoint are those of `config.steps`; "unfinished": running or
         interrupted; "failed": it holds a `failure.json`; "damaged": its config or its metrics are missing or unreadable;
-        "empty": there is no such directory, or nothing of a run in it.
+        "empty": there is no such directory, or nothing of a run in it; "evaluated": it is no run, but a model of a file of
+        evaluations.
       step: step of the last metrics; without metrics that of the newest complete checkpoint, or 0.
       checkpoint: step of the newest complete checkpoint; None if there is none.
       steps: `config.steps`; None if it is unknown.
       error: why the run failed, and what is damaged; None if nothing is.
       config: the nested options of `config.json`; {} if it cannot be read.
       history: the rows of `metrics.jsonl` that can be read.
+      evaluations: results of evaluations without training (`train_jax.evaluation.results`) as rows of metrics, with names
+        such as "test/top1 on digits:test".
       environment: the content of `environment.json`, `{"starts": [...]}` (see `train_jax.environment`); {} for runs of
         older versions.
       artifacts: hashes of the files beside the weights, the content of `artifacts.json`; {} if it cannot be read.
@@ -48,8 +54,14 @@ class Run:
     error: str | None
     config: dict[str, Any]
     history: History
+    evaluations: History
     environment: dict[str, Any]
     artifacts: dict[str, Any]
+
+    @property
+    def measurements(self) -> History:
+        """Rows of metrics of the training, and after it."""
+        return History([*self.history, *self.evaluations])
 
 
 def read_run(path: str | os.PathLike) -> Run:
@@ -82,6 +94,7 @@ def read_run(path: str | os.PathLike) -> Run:
     else:
         status = "finished" if steps == step == checkpoint else "unfinished"
     # A run that lacks these is not damaged: it can be resumed.
+    evaluations = [row for _, row in _read_evaluations(folder / EVALUATIONS, step, damages)]
     environment, artifacts = (_read_object(folder / f"{name}.json", damages) for name in ("environment", "artifacts"))
     return Run(
         path=folder,
@@ -93,26 +106,50 @@ def read_run(path: str | os.PathLike) -> Run:
         error="; ".join([*notes, *damages]) or None,
         config=config or {},
         history=history,
+        evaluations=History(evaluations),
         environment=environment or {},
         artifacts=artifacts or {},
     )
 
 
 def find_runs(paths_of_runs: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Run]:
-    """Reads all runs of some paths: run directories, folders of run directories at any depth, and globs.
+    """Reads all runs of some paths: run directories, folders of run directories at any depth, globs, files of evaluations.
 
-    Folders below a run directory are not searched. A path without any run is one run of status "empty". Runs are in the
+    Folders below a run directory are not searched. A path without any run is one run of status "empty". Each model of a
+    file of evaluations is a run, with these evaluations beside its own if the model is a run directory. Runs are in the
     order of the paths, and of their names within a path; each is read once.
     """
     if isinstance(paths_of_runs, str | os.PathLike):
         paths_of_runs = [paths_of_runs]
-    folders: dict[str, AnyPath] = {}
+    runs: dict[str, Run] = {}
     for pattern in paths_of_runs:
         start = paths.path(pattern)
+        if start.suffix == _LINES and start.is_file():
+            _add_evaluations(start, runs)
+            continue
         matches = [start] if _is_folder(start) else [match for match in paths.glob(os.fspath(pattern)) if _is_folder(match)]
         found = [folder for match in matches for folder in _search(match, frozenset())]
-        folders |= {_identity(folder): folder for folder in found or matches or [start] if _identity(folder) not in folders}
-    return distinguish([read_run(folder) for folder in folders.values()])
+        for folder in found or matches or [start]:
+            if _identity(folder) not in runs:
+                runs[_identity(folder)] = read_run(folder)
+    return distinguish(list(runs.values()))
+
+
+def _add_evaluations(file: AnyPath, runs: dict[str, Run]) -> None:
+    """Adds the results of a file to the runs that they belong to, by `_identity`, and runs for other models."""
+    damages: list[str] = []
+    results: dict[str, list[dict[str, Any]]] = {}
+    for model, row in _read_evaluations(file, 0, damages):
+        results.setdefault(model, []).append(row)
+    if damages:
+        raise DataError("; ".join(damages))
+    for model, rows in results.items():
+        path = paths.path(model)
+        run = runs.get(_identity(path)) or read_run(path)
+        if run.status == "empty":
+            run = dataclasses.replace(run, status="evaluated", error=None)
+        known = [row for row in run.evaluations if row not in rows]
+        runs[_identity(path)] = dataclasses.replace(run, evaluations=History([*known, *rows]))
 
 
 def distinguish(runs: Sequence[Run]) -> list[Run]:
@@ -179,6 +216,24 @@ def _read_history(folder: AnyPath, damages: list[str]) -> History:
         others = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
         damages.append(f"{str(errors[0]).removeprefix(f'{folder}{os.sep}')}{others}")
     return history
+
+
+def _read_evaluations(file: AnyPath, step: int, damages: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Reads `(model, row of metrics)` of each result of a file. Results without a step get `step`."""
+    if not file.exists():
+        return []
+    try:
+        rows = read_evaluations(file)
+        return [(row["model"], _to_metrics(row, step)) for row in rows]
+    except (DataError, OSError, KeyError, TypeError) as error:
+        damages.append(f"{file.name} cannot be read ({error})")
+        return []
+
+
+def _to_metrics(row: dict[str, Any], step: int) -> dict[str, Any]:
+    data = f"{row['source']}:{row['split']}"
+    values = {f"{row['evaluator']}/{name} on {data}": value for name, value in row["metrics"].items()}
+    return {"step": step if row["step"] is None else row["step"], "time": row["time"], **values}
 
 
 def _list_checkpoints(folder: AnyPath, damages: list[str]) -> list[int]:

@@ -35,8 +35,8 @@ def table(
     """Tabulates runs, one row each: options that differ, metrics, cost, versions.
 
     Args:
-      runs: run directories, folders of them, globs (see `find_runs`), or runs that were read.
-      metrics: names of metrics; None: the loss, and the results of the evaluators.
+      runs: run directories, folders of them, globs, files of evaluations (see `find_runs`), or runs that were read.
+      metrics: names of metrics; None: the loss, and the results of the evaluators, in training and after it.
       at: step for the metrics at a step.
       goal: whether low or high values of all metrics are the better ones; None: by `goal_of` for each.
       options: options to show even if they do not differ, such as "optim.lr".
@@ -115,7 +115,7 @@ def goal_of(metric: str) -> Goal:
     "min" for loss, bits, nats, nll, FID, KID, LPIPS, MSE, RMSE, MAE, l1, l2, error, distance, divergence, rank and seconds;
     "max" for all others: accuracies, PSNR, SSIM, …, and the perplexity of a codebook.
     """
-    parts = [part for part in metric.split("/") if part not in _INTERVAL]
+    parts = [part for part in _base_name(metric).split("/") if part not in _INTERVAL]
     words = re.split(r"[^A-Za-z0-9]+", parts[-1].lower()) if parts else []
     return "min" if _LOW_IS_BETTER.intersection(words) else "max"
 
@@ -127,7 +127,7 @@ def column_of(metric: str, value: Literal["final", "best"] | int) -> str:
 
 def series(run: Run, metric: str) -> tuple[np.ndarray, Float[np.ndarray, "rows"], Float[np.ndarray, "rows"]]:
     """Returns steps (int64), values and unix times of the rows that hold a number for the metric."""
-    rows = [row for row in run.history if _is_number(row.get(metric))]
+    rows = [row for row in run.measurements if _is_number(row.get(metric))]
     steps = np.array([row["step"] for row in rows], np.int64)
     return steps, *(np.array([_number(row.get(name)) for row in rows], np.float64) for name in (metric, "time"))
 
@@ -209,7 +209,7 @@ def check_option(configs: Sequence[Mapping[str, Any]], name: str) -> None:
 
 def list_metrics(runs: Sequence[Run]) -> list[str]:
     """Lists the names of the metrics of runs, in the order of their appearance."""
-    names = dict.fromkeys(name for run in runs for row in run.history for name, x in row.items() if _is_number(x))
+    names = dict.fromkeys(name for run in runs for row in run.measurements for name, x in row.items() if _is_number(x))
     return [name for name in names if name not in ("step", "time")]
 
 
@@ -237,11 +237,18 @@ def _suggest(name: str, names: Sequence[str]) -> str:
 
 def _default_metrics(runs: Sequence[Run]) -> list[str]:
     evaluators = {str(name) for run in runs if isinstance(run.config.get("evals"), dict) for name in run.config["evals"]}
+    results = {name for run in runs for row in run.evaluations for name in row}
     return [
         name
         for name in list_metrics(runs)
-        if name == "loss" or (name.split("/")[0] in evaluators and name.rsplit("/")[-1] not in _INTERVAL)
+        if name == "loss"
+        or ((name.split("/")[0] in evaluators or name in results) and _base_name(name).split("/")[-1] not in _INTERVAL)
     ]
+
+
+def _base_name(metric: str) -> str:
+    """Returns the name of a metric without the data of an evaluation after training."""
+    return metric.partition(" on ")[0]
 
 
 def _differing_options(configs: Sequence[Mapping[str, Any]]) -> list[str]:

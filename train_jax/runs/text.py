@@ -11,7 +11,7 @@ import pandas as pd
 
 from train_jax.runs.tables import list_results
 
-MARKS = {"finished": "✓", "unfinished": "…", "failed": "✗", "damaged": "!", "empty": "∅"}
+MARKS = {"finished": "✓", "unfinished": "…", "failed": "✗", "damaged": "!", "empty": "∅", "evaluated": "="}
 
 _NAMES = {
     "seconds": "time", "examples_per_second": "examples/s", "mfu": "MFU", "peak_bytes": "memory", "flops": "FLOPs",

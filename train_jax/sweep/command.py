@@ -30,7 +30,11 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> int:
-    """Runs `train-jax sweep`. Returns the exit code: 0, 1 if a run failed, 2 for a user error, 130 or 143 after a signal."""
+    """Runs `train-jax sweep`.
+
+    Returns the exit code: 0, 1 if a run failed or no trial of a search has finished, 2 for a user error, 130 or 143 after a
+    signal.
+    """
     parser = argparse.ArgumentParser(
         "train-jax sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -137,6 +141,7 @@ def _check(arguments: argparse.Namespace) -> None:
             ("--launcher=slurm", arguments.launcher == "slurm"),
             ("--dry-run", arguments.dry_run),
             ("--max-runs", arguments.max_runs),
+            ("--retry-failed", arguments.retry_failed),
         ):
             if value:
                 raise ConfigError(f"{option} cannot be combined with --search, which chooses one point after the other")
@@ -157,7 +162,7 @@ def _search(arguments: argparse.Namespace, base: Any, grid: dict[str, list]) -> 
     )
     study.run(arguments.trials, arguments.jobs)
     print(study.format())
-    return 0
+    return 0 if study.best is not None else 1
 
 
 def _parse_slurm(words: Sequence[str]) -> dict[str, Any]:

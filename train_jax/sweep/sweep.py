@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from train_jax import config as config_lib
-from train_jax import config_file, paths, prepare
+from train_jax import config_file, paths, prepare, sharding
 from train_jax.errors import ConfigError
 from train_jax.ownership import find_owner
 from train_jax.runs.read import Run, read_run
@@ -152,9 +152,14 @@ class Sweep:
         return launch.submit_to_slurm(processes, self.workdir / ".slurm", jobs, options)
 
     def train_together(self, points: Sequence[Point]) -> None:
-        """Trains runs in one program, or in few. Raises Stopped after a stop signal."""
+        """Trains runs in one program, or in few. Raises Stopped after a stop signal, ConfigError for meshes of devices."""
         from train_jax.sweep.together import train_together
 
+        for point in points:
+            try:
+                sharding.mesh_shape(config_lib.resolve(point.config).mesh, 1)
+            except ConfigError as error:
+                raise ConfigError(f"{point.name}: runs that train together have one device each: {error}") from error
         self._write_record()
         folders = {point.name: self.folder(point) for point in points}
 

@@ -116,7 +116,15 @@ def train_together(
         for group, program in _group(members):
             names = ", ".join(member.name for member in group)
             log.info("%d runs share a program; %d numbers differ: %s", len(group), len(program.numbers), names)
-            _Group(group, program, stop, on_failure).run()
+            try:
+                _Group(group, program, stop, on_failure).run()
+            except Stopped:
+                raise
+            except Exception as error:  # such as a program that exceeds the memory; other groups may be smaller
+                for member in group:
+                    if member.error is None and member.step < member.steps:
+                        member.error = error
+                        on_failure(member.name, error)
             for member in group:
                 member.state = None  # the next group needs the memory
                 _close(member, on_failure)

@@ -156,11 +156,18 @@ class Study:
         if stop.signal_number:
             raise Stopped(0, stop.signal_number)
 
+    @property
+    def best(self) -> Any:
+        """Trial of Optuna with the best metric; None if no trial has finished."""
+        try:
+            return self.study.best_trial
+        except ValueError:
+            return None
+
     def format(self) -> str:
         """Formats the best trial: its metric, its options and its directory."""
-        try:
-            best = self.study.best_trial
-        except ValueError:
+        best = self.best
+        if best is None:
             return "no trial has finished"
         options = ", ".join(f"{name}={value}" for name, value in self._read_options(best).items())
         folder = self._folder(best.number)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from written_runs import COMMIT, config_of, seeds_and_rates, write_run
+from written_runs import COMMIT, config_of, seeds_and_rates, write_evaluations, write_run
 
 from train_jax import __main__ as entry
 from train_jax.runs import text
@@ -195,3 +195,37 @@ def test_help_names_the_command(capsys):
     with pytest.raises(SystemExit) as exit:
         entry.cli(["--help"])
     assert exit.value.code == 0 and "train-jax runs" in capsys.readouterr().out
+
+
+def test_evaluations_are_metrics_of_the_run(call, tmp_path):
+    """Beside those of the training, whose time they do not change."""
+    run = write_run(tmp_path / "a", {"loss": [2, 1], "test/top1": [0.3, 0.4]}, {"evals": {"test": {"every": 10}}})
+    write_evaluations(run / "evaluations.jsonl", ("a", "digits", {"top1": 0.25, "top1/low": 0.2, "top1/high": 0.3}))
+    _, output, _ = call(run, "--csv")
+    (row,) = pd.read_csv(io.StringIO(output)).to_dict("records")
+    assert row["test/top1"] == 0.4 and row["test/top1 on digits:test"] == 0.25 and row["seconds"] == 40
+    assert row["status"] == "finished" and "test/top1/low on digits:test" not in row
+    (run / "evaluations.jsonl").write_text("{}\n")
+    code, output, _ = call(run)
+    assert code == 0 and "✓ finished" in output and "evaluations.jsonl cannot be read" in output
+
+
+def test_a_file_of_evaluations_is_a_table_of_models(call, tmp_path):
+    """Those that are runs have their options, too."""
+    run = write_run(tmp_path / "run", {"loss": [2, 1]}, {"optim": {"lr": 0.1}})
+    file = write_evaluations(
+        tmp_path / "results.jsonl",
+        (str(run), "digits", {"top1": 0.25}),
+        ("hf:openai/clip", "digits", {"top1": 0.5}),
+        ("hf:openai/clip", "shapes", {"top1": 0.75}),
+    )
+    for words in ((file,), (run, file)):
+        code, output, _ = call(*words, "--csv", "--sort", "test/top1 on digits:test")
+        first, second = pd.read_csv(io.StringIO(output)).to_dict("records")
+        assert code == 0 and (first["run"], first["status"]) == ("clip", "evaluated")
+        assert [first[f"test/top1 on {data}:test"] for data in ("digits", "shapes")] == [0.5, 0.75]
+        assert (second["run"], second["status"], second["loss"]) == ("run", "finished", 1)
+        assert second["test/top1 on digits:test"] == 0.25 and np.isnan(second["test/top1 on shapes:test"])
+    file.write_text("{}\n")
+    code, _, error = call(file)
+    assert code == 2 and "results.jsonl, line 1 is no result of an evaluation" in error

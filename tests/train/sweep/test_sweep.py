@@ -98,6 +98,8 @@ def test_a_dry_run_tells_costs_and_writes_nothing(together, tmp_path, capsys):
         (["--jobs", "0"], "at least 1"),
         (["--trials", "3"], "without --search"),
         (["--search", "optuna"], "needs --trials"),
+        (["--search", "optuna", "--trials", "2", "--minimize", "loss", "--retry-failed"], "--retry-failed cannot be"),
+        (["--together", "--config.mesh.data=2"], "runs that train together have one device each"),
         (["--slurm", "timeout_min=3"], "without --launcher=slurm"),
         (["--grid", "optim.lrr=1"], "lrr"),
     ],

@@ -13,7 +13,7 @@ from drive_toy import config, metric_rows
 
 import train_jax
 from train_jax import sharding, trained_weights
-from train_jax.errors import Interrupted, Stopped
+from train_jax.errors import ConfigError, Interrupted, Stopped
 from train_jax.runs import read_run
 from train_jax.sweep import launch, together
 from train_jax.sweep.together import Member, _group, train_together
@@ -166,6 +166,22 @@ def test_a_checkpoint_of_another_optimiser_ends_its_run_alone(tmp_path):
     failures = {}
     train_together(runs, failures.__setitem__)
     assert list(failures) == ["a"] and metric_rows(tmp_path / "b")[-1]["step"] == 8
+
+
+def test_a_program_that_exceeds_the_memory_fails_its_runs_alone(tmp_path, monkeypatch):
+    def compile_but_one(group, numbers, state, batch, mesh, is_shared):
+        if len(group._members) == 2:
+            raise ConfigError("the compiled step takes too much")
+        return compile_update(group, numbers, state, batch, mesh, is_shared)
+
+    compile_update = together._Group._compile
+    monkeypatch.setattr(together._Group, "_compile", compile_but_one)
+    short = {**TWO, "steps": 4, "optim": {"lr": 1e-3, "warmup_steps": 0}}
+    runs = make(tmp_path, "ab", **short) | make(tmp_path, "c", **short | {"ema": {"decay": 0.0, "players": ()}})
+    failures = {}
+    train_together(runs, failures.__setitem__)
+    assert list(failures) == ["a", "b"] and "too much" in str(failures["a"]), failures
+    assert metric_rows(tmp_path / "c")[-1]["step"] == 4
 
 
 def test_equal_operations_of_other_metrics_are_another_program():
