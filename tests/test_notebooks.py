@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
-ABLATIONS = [path for path in NOTEBOOKS if path.stem.startswith("ablation")]
+SWEEPS = [path for path in NOTEBOOKS if path.stem.startswith(("ablation", "scaling"))]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -20,12 +20,12 @@ def test_a_committed_notebook_is_small_and_shows_results(path):
     assert not [o for o in written if o.output_type == "error" or o.get("name") == "stderr"]
     text = "".join(o.get("text", "") for o in written)
     assert not re.search(r"(?<![\w.])/\w+/\w+", text), "no path of the machine that ran it"
-    if path not in ABLATIONS:
+    if path not in SWEEPS:
         assert "../runs/demo/" in text and "(step" in text
 
 
-@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
-def test_a_committed_ablation_ends_with_what_its_runs_have_shown(path):
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_a_committed_sweep_ends_with_what_its_runs_have_shown(path):
     notebook = nbformat.read(path, as_version=4)
     *_, computed, conclusion = notebook.cells
     sentences = "".join(o.text for o in computed.outputs if o.output_type == "stream").splitlines()

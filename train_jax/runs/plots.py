@@ -5,6 +5,7 @@ from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -61,7 +62,13 @@ def plot_curves(runs: Paths, metric: str, *, by: Sequence[str] = (), x: Cost = "
 
 
 def plot_grid(
-    runs: Paths, metric: str, x: str, y: str, *, value: Literal["final", "best"] | int = "final", goal: Goal | None = None
+    runs: Paths | pd.DataFrame,
+    metric: str,
+    x: str,
+    y: str,
+    *,
+    value: Literal["final", "best"] | int = "final",
+    goal: Goal | None = None,
 ) -> Figure:
     """Plots a metric as a heat map over two options: each cell is the mean over the runs with these two values.
 

@@ -155,7 +155,7 @@ def _apply(equation, place: _Place, numbers: Mapping[_Place, Any], operands: lis
         jaxpr, consts = (function.jaxpr, function.consts) if isinstance(function, ClosedJaxpr) else (function, ())
         return lambda *inputs: _evaluate(jaxpr, consts, (*place, key, index), numbers, inputs)
 
-    if name == "sharding_constraint":
+    if name in ("sharding_constraint", "reshard"):
         return operands
     if name in ("jit", "pjit", "closed_call", "core_call"):
         return call("call_jaxpr" if "call_jaxpr" in params else "jaxpr")(*operands)

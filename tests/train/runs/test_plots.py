@@ -84,6 +84,10 @@ def test_a_grid_of_means(tmp_path):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.1", "0.3"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["8", "16"]
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("optim.lr", "width", "psnr")
+    table = runs.table(tmp_path, ["psnr"])
+    table["psnr"] += 1
+    of_table = runs.plot_grid(table, "psnr", "optim.lr", "width").axes[0].get_images()[0].get_array()
+    np.testing.assert_array_equal(of_table.filled(np.nan), [[3, 6], [np.nan, 8]])
     with pytest.raises(UserError, match="no finished run has a value of 'psnr'"):
         runs.plot_grid(tmp_path / "unfinished", "psnr", "optim.lr", "steps")
 

@@ -97,3 +97,14 @@ def test_residuals_of_unified_functions_are_still_recomputed():
     unified, numbers = unify([jax.make_jaxpr(trained(0.1, scale))(X) for scale in (1.0, 2.0)])
     program = jax.jit(jax.vmap(unified, in_axes=(0, None))).lower(numbers, [jnp.asarray(X)])
     assert "optimization_barrier" in program.as_text()
+
+
+def test_shardings_of_one_device_are_left_out():
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Explicit,), devices=jax.devices()[:1])
+    spec = jax.sharding.PartitionSpec("data")
+    with jax.set_mesh(mesh):
+        traces = [jax.make_jaxpr(lambda x, a=a: a * jax.sharding.reshard(x, spec))(X) for a in (2.0, 3.0)]
+    assert "reshard" in {equation.primitive.name for equation in traces[0].eqns}
+    function, numbers = unify(traces)
+    (results,) = jax.vmap(function, in_axes=(0, None))(numbers, [X])
+    np.testing.assert_array_equal(results, [2 * X, 3 * X])
