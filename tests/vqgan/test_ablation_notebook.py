@@ -64,4 +64,4 @@ def test_its_sentences_tell_the_differences_of_the_runs(outputs, workdir):
         for file in workdir.glob("terms/loss.weight=0,perceptual.weight=0*/metrics.jsonl")
         if json.loads((file.parent / "config.json").read_text())["perceptual"]["weight"] == 0
     )
-    assert f"pixels + adversarial {adversarial['test/psnr'] - pixels['test/psnr']:+.1f} dB" in text
+    assert f"pixels + adversarial {adversarial['test/psnr'] - pixels['test/psnr']:+.2f} dB" in text
