@@ -1,0 +1,67 @@
+"""The notebook of the ablation trains its points, and says of them what their metrics say."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+import train_jax
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return tmp_path_factory.mktemp("ablation") / "runs"
+
+
+@pytest.fixture(scope="module")
+def outputs(tiny, workdir, run_notebook):
+    clip = workdir.parent / "clip"
+    config = ConfigDict({"task": "clip_jax.task", "steps": 1, "data": tiny[0].data.to_dict()})
+    config.tokenizer = {"vocab_size": 560}
+    config.model = {"embed_dim": 8, "image": {"size": 16, "patch": 8, "width": 8, "depth": 1, "heads": 1}}
+    config.model.text = {"context_length": 16, "width": 8, "depth": 1, "heads": 1}
+    train_jax.run(config, clip)
+    paths = {"ABLATION_RUNS": workdir, "TFDS_DATA_DIR": workdir.parent, "PERCEPTUAL_RUN": clip, "HELD_OUT_RUN": clip}
+    return run_notebook("ablation_vqgan.ipynb", FAST="1", **{name: str(path) for name, path in paths.items()})
+
+
+def last_metrics(workdir, option: str) -> dict:
+    """Value of an option -> last metrics of the run that has it, read without the package."""
+    runs = {}
+    for file in workdir.glob("*/metrics.jsonl"):
+        value = json.loads((file.parent / "config.json").read_text())
+        for key in option.split("."):
+            value = value[key]
+        runs[value] = json.loads(file.read_text().splitlines()[-1])
+    return runs
+
+
+def test_it_trains_its_points(outputs):
+    first = outputs('train("codebooks"')[0]
+    assert "codebooks: 1 of 1 runs are finished" in first and "others: 1 of 1 runs are finished" in first
+    assert "terms: 3 of 3 runs are finished" in outputs('train("terms"')[0]
+
+
+@pytest.mark.parametrize(
+    "word, count", [("def plot_points", 1), ("def show_reconstructions", 1), ("plot_points(losses", 2)]
+)
+def test_it_shows_its_figures(outputs, shown, word, count):
+    shown(outputs, word, count)
+
+
+def test_its_sentences_tell_the_differences_of_the_runs(outputs, workdir):
+    text = outputs("def describe(")[0]
+    nearest = last_metrics(workdir / "codebooks", "model.quantizer.type")["nearest"]
+    fsq = last_metrics(workdir / "others", "model.quantizer.type")["fsq"]
+    psnr = fsq["test/psnr"] - nearest["test/psnr"]
+    assert f"against it: FSQ {psnr:+.1f} dB in a single seed, which has no interval." in text
+    assert f"FSQ {fsq['test/perplexity'] - nearest['test/perplexity']:+.0f} in a single seed" in text
+    adversarial = last_metrics(workdir / "terms", "loss.weight")[0.5]
+    (pixels,) = (
+        json.loads(file.read_text().splitlines()[-1])
+        for file in workdir.glob("terms/loss.weight=0,perceptual.weight=0*/metrics.jsonl")
+        if json.loads((file.parent / "config.json").read_text())["perceptual"]["weight"] == 0
+    )
+    assert f"pixels + adversarial {adversarial['test/psnr'] - pixels['test/psnr']:+.2f} dB" in text
