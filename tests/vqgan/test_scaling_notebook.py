@@ -43,5 +43,5 @@ def test_its_sentences_tell_the_losses_of_the_runs(outputs, workdir):
     first, second, third = outputs("def compare_speed(")[0].splitlines()
     assert first.startswith("From 2 runs of 2 sizes with 1 seed: the loss falls with parameters by the exponent ")
     assert re.search(rf"and it is {losses[2]:.3f}: off by .* than the {losses[1] - losses[2]:.3f} that it gains", second)
-    spread = "within the spread between log lines"
-    assert third == f"On this CPU, on one device, a batch of 8 instead of 8 trains 1.00 times the examples a second, {spread}."
+    same, spread = "1.00 times the examples a second", "within the spread between log lines"
+    assert third == f"On this CPU, on one device, a batch of 8 instead of 8 trains {same}, {spread}."
