@@ -56,6 +56,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda]"],
         "tpu": ["jax[tpu]"],
+        "emoji": ["resvg-py>=0.5,<0.6"],  # renders the drawings of `emoji/SIZE`: train-jax prepare
         "faiss": ["faiss-cpu>=1.9"],  # approximate search among millions of pictures
         "optuna": ["optuna>=4.4,<6"],  # train-jax sweep --search=optuna
         "slurm": ["submitit>=1.5"],  # train-jax sweep --launcher=slurm
@@ -77,6 +78,7 @@ setup(
             "pytest>=8.3",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
+            "resvg-py>=0.5,<0.6",
             "ruff>=0.9",
             "submitit>=1.5",
             # For `pip install --no-build-isolation -e .`: environments of Python 3.12 come without it.

@@ -138,7 +138,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     module = model.build(
         config.model, tokenizer.vocab_size, tokenizer.eos_id, compute, config.dropout, config.patch_dropout
     )
-    augment = images.Augment(preprocess, tuple(config.augment.scale), config.augment.flip)
+    augment = AugmentOptions.parse(config.augment, "augment").make(preprocess)
     encode = functools.partial(_encode_microbatched, micro_batch=compute.micro_batch)
     frozen_towers = {method for tower, method in _METHODS.items() if _is_frozen(config, tower)}
 

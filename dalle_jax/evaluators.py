@@ -64,6 +64,7 @@ class Drawings:
             [[self._source.shows(x, prompt) for x in row] for prompt, row in zip(self._prompts, images, strict=True)]
         )
         metrics = {"correct": float(np.mean(correct[:, 0])), "prompts": len(self._prompts)}
+        metrics |= self._source.reader_metrics()
         if self._clip is not None:
             scores = inference.split_over_hosts(
                 lambda rows: rerank.clip_scores(self._clip, [self._prompts[row] for row in rows], images[rows]),

@@ -114,6 +114,7 @@ class Reading:
         if source.read is None:
             raise DataError(f"{source.name} has no reader, which the evaluator 'reading' needs (shapes has one)")
         self._read, self._records = source.read, first(source, options.most)
+        self._accuracy = source.reader_metrics()
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
         same = []
@@ -121,7 +122,7 @@ class Reading:
         for originals, (_, _, reconstructions_uint8), real in batches:
             pairs = zip(originals[:real], reconstructions_uint8[:real], strict=True)
             same += [self._read(a) == self._read(b) for a, b in pairs]
-        return {"same": float(np.mean(same)), "images": len(same)}, {}
+        return {"same": float(np.mean(same)), "images": len(same), **self._accuracy}, {}
 
 
 class Distribution:

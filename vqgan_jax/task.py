@@ -146,7 +146,7 @@ def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, di
 def make(config: ConfigDict, workdir: Path | None) -> Task:
     """Builds the task from a resolved config. Raises ConfigError for inconsistent options."""
     preprocess = images.Preprocess(size=config.model.resolution, mean=HALF, std=HALF, **config.preprocess)
-    augment = images.Augment(preprocess, tuple(config.augment.scale), config.augment.flip)
+    augment = AugmentOptions.parse(config.augment, "augment").make(preprocess)
     compute = Compute.parse(config.compute, "compute")
     generator = model.build(config.model, compute, config.dropout)
     players = Players(

@@ -101,18 +101,21 @@ def test_drawings_are_graded_by_the_reader(context, task, trained, monkeypatch, 
     monkeypatch.setattr(rerank, "open_reranker", lambda path, dtype: path)
     monkeypatch.setattr(rerank, "clip_scores", lambda clip, texts, images: images.mean((2, 3, 4)).astype(np.float32))
     monkeypatch.setattr(inference, "on_devices", None)
+    source = sources.open_source("digits", "test", data_dir=context.config.data.data_dir)
+    source = dataclasses.replace(source, reader_accuracy=0.75)
+    monkeypatch.setattr(Context, "source", lambda self, name, split: source)
     some = options(template="the digit {}", prompts=6, n=3, clip="a reranker", batch_size=8, **SAMPLING)
     evaluate = task.evaluators["drawing"](some, context)
     metrics, pictures = evaluate({"generator": trained.variables}, {})
     before = len(compilations)
     again, _ = evaluate({"generator": trained.variables}, {})
     assert len(compilations) == before and again == metrics
-    source = sources.open_source("digits", "test", data_dir=context.config.data.data_dir)
     prompts = [f"the digit {digits.LABEL_NAMES[source[i]['label']]}" for i in range(6)]
     images = trained.draw(prompts, 3, progress=False, **SAMPLING).images
     correct = np.array([[digits.shows(x, p) for x in row] for p, row in zip(prompts, images, strict=True)])
     best = images.mean((2, 3, 4)).argmax(1)
     assert metrics["correct"] == correct[:, 0].mean() and metrics["prompts"] == 6
+    assert metrics["reader_accuracy"] == 0.75
     assert metrics["correct_best_of_3"] == correct[np.arange(6), best].mean()
     np.testing.assert_array_equal(pictures["drawings"][:16, :16], images[0, 0])
 

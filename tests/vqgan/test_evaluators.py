@@ -1,5 +1,7 @@
 """PSNR and SSIM against loops over pixels; evaluators through a trained run."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from train_jax import config as config_lib
 from train_jax import sharding
+from train_jax.data.sources import Source
 from train_jax.evaluation.evaluators import Context
 from vqgan_jax import evaluators, features, metrics, task
 
@@ -84,3 +87,25 @@ def test_few_pictures_are_in_memory_while_collections_are_compared(tiny, trained
     with jax.set_mesh(context.mesh):
         results, _ = made.evaluators["distribution"](options, context)(*weights)
     assert results["images"] == 24 and set(dtypes) == {np.dtype(np.uint8)} and len(dtypes) == 6
+
+
+class Echo(evaluators.EvaluatedModel):
+    """A model whose reconstruction of every second image is black."""
+
+    def iterate_reconstructions(self, options, context, records, params, extra):
+        originals = np.stack([record["pixels"] for record in records])
+        reconstructions = originals * (np.arange(len(originals)) % 2)[:, None, None, None].astype(np.uint8)
+        yield originals, ({}, None, reconstructions), len(originals)
+
+    def __init__(self):
+        pass  # no network
+
+
+@pytest.mark.parametrize(("accuracy", "reported"), [(None, {}), (0.75, {"reader_accuracy": 0.75})])
+def test_what_is_read_is_reported_with_the_accuracy_of_the_reader(accuracy, reported):
+    records = [{"pixels": np.full((2, 2, 3), 100 + n, np.uint8)} for n in range(5)]
+    source = Source("some", records, read=lambda image: int(image.sum()), reader_accuracy=accuracy)
+    context = types.SimpleNamespace(source=lambda name, split: source)
+    options = evaluators.EVALUATORS["reading"].defaults()
+    metrics, _ = evaluators.Reading(Echo(), options, context)({}, {})
+    assert metrics == {"same": 0.4, "images": 5} | reported

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 
 from train_jax.data import bilinear, files
 from train_jax.data.errors import BrokenSample, DataError
+from train_jax.data.papers import Papers
 from train_jax.errors import ConfigError, LoadError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's data set WebImageText
@@ -108,6 +109,7 @@ def decode_region(
     choose_region: Callable[[int, int], tuple[tuple[int, int, int, int], tuple[int, int]]],
     *,
     may_shrink: bool = True,
+    convert: Callable[[Image.Image], Image.Image] = to_rgb,
 ) -> tuple[Image.Image, tuple[float, float, float, float], tuple[int, int]]:
     """Decodes an image for the resizing of a region, if possible at a smaller scale.
 
@@ -117,12 +119,13 @@ def decode_region(
         size (width, height) that it will be resized to, in pixels.
       may_shrink: whether JPEGs may be decoded at 1/2, 1/4 or 1/8 of their size, by inverse transforms of fewer coefficients.
         The smallest scale is used at which the region has at least as many columns and rows as `size`.
+      convert: conversion of the upright image to RGB; JPEGs are RGB already.
 
     Returns the decoded image, the region in its pixels, and the size. Raises the errors of `decode`.
     """
     with _open(image) as opened:
         if opened.format != "JPEG":
-            upright = _apply_orientation(opened, to_rgb)
+            upright = _apply_orientation(opened, convert)
             (left, top, right, bottom), size = choose_region(*upright.size)
             return upright, (float(left), float(top), float(right), float(bottom)), size
         transpose = _EXIF_TRANSPOSE.get(_read_orientation(opened))
@@ -347,11 +350,13 @@ class Augment:
       preprocess: preprocessing of the model, applied last.
       scale: range of the area of a random resized crop, as a share of the image's area; (1, 1): no crop.
       flip: whether to flip images horizontally with probability 1/2. Captions such as "left of" may become false.
+      papers: backgrounds, sizes and places of images with transparency, before the crop; None: white, as in evaluations.
     """
 
     preprocess: Preprocess
     scale: tuple[float, float] = (1.0, 1.0)
     flip: bool = False
+    papers: Papers | None = None
 
     def __call__(self, image: bytes | str | os.PathLike, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
         """Augments an image, given as bytes of a file or as a path, to uint8 [size, size, 3].
@@ -366,8 +371,12 @@ class Augment:
                 return (0, 0, width, height), preprocess.target_size(width, height)
             return sample_crop(width, height, rng, scale=self.scale), (preprocess.size, preprocess.size)
 
+        def convert(upright: Image.Image) -> Image.Image:
+            has_paper = self.papers is not None and upright.has_transparency_data
+            return self.papers.place(upright, rng) if has_paper else to_rgb(upright)
+
         is_antialiased = preprocess.interpolation in _ANTIALIASED
-        decoded, region, size = decode_region(image, choose_region, may_shrink=is_antialiased)
+        decoded, region, size = decode_region(image, choose_region, may_shrink=is_antialiased, convert=convert)
         pixels = preprocess.resize_and_crop(decoded, size, region)
         if self.flip and rng.random() < 0.5:
             pixels = np.ascontiguousarray(pixels[:, ::-1])

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from train_jax.data.images import INTERPOLATIONS, MODES
+from train_jax.data.images import INTERPOLATIONS, MODES, Augment, Preprocess
+from train_jax.data.papers import KINDS, Papers
 from train_jax.options import Options, option
 
 
@@ -16,21 +17,43 @@ class PreprocessOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class AugmentOptions(Options):
-    """Augmentation of training images; see `train_jax.data.images.Augment`."""
+    """Augmentation of training images; see `train_jax.data.images.Augment` and `train_jax.data.papers.Papers`."""
 
     scale: tuple[float, ...] = option(
         (1.0, 1.0), "area range of random resized crops as shares of the image area; (1, 1): no crop", above=0, most=1
     )
     flip: bool = option(False, "random horizontal flip; may make captions such as 'left of' false")
+    papers: tuple[str, ...] = option(
+        ("white",), f"backgrounds of images with transparency, one of which is chosen at random: {', '.join(KINDS)}"
+    )
+    sizes: tuple[float, ...] = option(
+        (1.0, 1.0), "range of the side of an image with transparency, as a share of its paper's", above=0, most=2
+    )
+    shift: float = option(
+        0.0, "largest shift of an image with transparency on its paper, as a share of the side", least=0, most=1
+    )
 
     def check(self, path: str) -> None:
         is_range = len(self.scale) == 2 and self.scale[0] <= self.scale[1]
         self.require(is_range, path, "scale", "two shares of the area, 0 < from <= to <= 1")
+        is_known = len(self.papers) > 0 and set(self.papers) <= set(KINDS)
+        self.require(is_known, path, "papers", f"one or more of {', '.join(KINDS)}")
+        is_range = len(self.sizes) == 2 and self.sizes[0] <= self.sizes[1]
+        self.require(is_range, path, "sizes", "two shares of the side, 0 < from <= to <= 2")
 
     @property
     def is_identity(self) -> bool:
         """Whether the options disable all augmentation."""
-        return tuple(self.scale) == (1.0, 1.0) and not self.flip
+        return tuple(self.scale) == (1.0, 1.0) and not self.flip and self._make_papers() is None
+
+    def _make_papers(self) -> Papers | None:
+        """Makes the papers; None for white papers alone, on which images are neither resized nor shifted."""
+        papers = Papers(tuple(self.papers), tuple(self.sizes), self.shift)
+        return None if set(papers.kinds) == {"white"} and papers == Papers(papers.kinds) else papers
+
+    def make(self, preprocess: Preprocess) -> Augment:
+        """Makes the augmentation for a model's preprocessing."""
+        return Augment(preprocess, tuple(self.scale), self.flip, self._make_papers())
 
 
 @dataclasses.dataclass(frozen=True)

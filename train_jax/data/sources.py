@@ -2,19 +2,19 @@
 
     shapes[/SIZE]        rendered scenes with true captions (train, test, novel); needs no download
     digits               scikit-learn's scanned digits (train, test); needs no download
+    emoji/SIZE           emoji of five artists (train, artist, pairs, compositions); see `train_jax.datasets.emoji`
     tfds:NAME[/CONFIG]   any TFDS data set that has images; labels become captions by templates
     folder:PATH          images with captions.jsonl | .csv | .tsv, metadata.jsonl, or a .txt beside each image
     webdataset:PATH      tars of images and captions; {000..099} in the path counts, {a,b} lists, * matches
     3 SOURCE | 1 SOURCE  a mixture of sources with weights
 
 A record is a dict: `image` (the bytes of an image file), `captions` (one or more), `id`, and optionally `label` (int, -1
-for none) and `scene` (description of a rendered scene, as JSON).
+for none), `scene` (description of a rendered scene, as JSON), and other fields of an embedded set.
 """
 
 import concurrent.futures
 import dataclasses
 import hashlib
-import importlib
 import itertools
 import json
 import logging
@@ -24,8 +24,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from train_jax import paths
+from train_jax.data import builders, files, folders, images, mixture, splits
 from train_jax.data import captions as caption_lib
-from train_jax.data import files, folders, images, mixture, splits
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.tars import Tars
 
@@ -35,8 +35,7 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _MAX_CHUNK = 1024  # records that a thread checks at a time
 _FINGERPRINTED = 32  # records that a fingerprint reads
 _MIN_CHUNKS = 256  # number of chunks of a smaller source, so that threads end at about the same time
-_EMBEDDED = ("shapes", "digits")
-_FORMS = ("shapes", "shapes/SIZE", "digits", "folder:PATH", "webdataset:PATH", "tfds:NAME[/CONFIG]")
+_FORMS = ("shapes", "shapes/SIZE", "digits", "emoji/SIZE", "folder:PATH", "webdataset:PATH", "tfds:NAME[/CONFIG]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +50,8 @@ class Source:
         itself are known to be true.
       read: `(uint8 [size, size, 3]) -> content`, a recogniser whose results can be compared; None if there is none.
       shows: `(uint8 [size, size, 3], caption) -> bool`, whether an image shows what a caption says; None if unknown.
+      reader_accuracy: how often `read` is right on pictures of a kind that it does not know; None: no mistakes are known.
+        Evaluators report it beside what they measure by `read` and `shows`.
       shard_starts: index of the first record of each tar, and the number of records, int64 [tars + 1]; None if there are
         no tars.
     """
@@ -61,6 +62,7 @@ class Source:
     is_true: Callable[[str, Mapping], bool] | None = None
     read: Callable[[np.ndarray], object] | None = None
     shows: Callable[[np.ndarray, str], bool] | None = None
+    reader_accuracy: float | None = None
     shard_starts: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
@@ -73,6 +75,10 @@ class Source:
         """Returns a record without its image; avoids reading the image if it is stored separately."""
         record = getattr(self.records, "metadata", self.records.__getitem__)(index)
         return {key: value for key, value in record.items() if key != "image"}
+
+    def reader_metrics(self) -> dict[str, float]:
+        """Returns the accuracy of the reader as a metric, for evaluators that use it; empty if no mistakes are known."""
+        return {} if self.reader_accuracy is None else {"reader_accuracy": self.reader_accuracy}
 
 
 def from_config(data, name: str = "", split: str = "") -> Source:
@@ -105,7 +111,7 @@ def open_source(
     data_dir = data_dir and os.fspath(paths.path(data_dir))
     if rest and kind in SOURCES:
         source = SOURCES[kind](rest, split, data_dir, templates)
-    elif name.split("/")[0] in _EMBEDDED:
+    elif name.split("/")[0] in builders.EMBEDDED:
         source = _open_embedded(name, split, data_dir)
     else:
         raise DataError(
@@ -179,7 +185,7 @@ def _open_mixture(name: str, split: str, **options) -> Source:
     """Opens a mixture of sources. Labels and truth functions are kept only if all parts share them."""
     weights, names = zip(*mixture.parse(name), strict=True)
     parts = [open_source(part, split, **options) for part in names]
-    truths = [(p.label_names, p.is_true, p.read, p.shows) for p in parts]
+    truths = [(p.label_names, p.is_true, p.read, p.shows, p.reader_accuracy) for p in parts]
     truth = truths[0] if truths.count(truths[0]) == len(parts) else ()
     return Source(f"{name}:{split}", mixture.Mixed(parts, weights), *truth)
 
@@ -189,58 +195,29 @@ def _open_mixture(name: str, split: str, **options) -> Source:
 
 
 def _open_embedded(name: str, split: str, data_dir: str | None) -> Source:
-    """Opens an embedded data set, `shapes[/SIZE]` or `digits`."""
-    family, _, variant = name.partition("/")
-    module = importlib.import_module(f"train_jax.datasets.{family}")
-    try:
-        builder = module.builder(variant, data_dir=data_dir) if variant else module.builder(data_dir=data_dir)
-    except ValueError as error:
-        raise DataError(f"{name}: {error}") from error
+    """Opens an embedded data set, such as `shapes[/SIZE]` or `digits`."""
+    module, builder = builders.open_embedded(name, data_dir)
     rows = _open_data_source(builder, name, split, "image")
+    return Source(f"{name}:{split}", _Mapped(rows, _decode_texts), **module.truth(builder))
 
-    def record(row) -> dict:
-        fields = {
-            "image": row["image"],
-            "captions": [caption.decode() for caption in row["captions"]],
-            "id": row["id"].decode(),
-            "label": int(row["label"]),
-        }
-        return fields | ({"scene": row["scene"].decode()} if "scene" in row else {})
 
-    return Source(
-        f"{name}:{split}",
-        _Mapped(rows, record),
-        module.LABEL_NAMES,
-        getattr(module, "is_true", None),
-        getattr(module, "read", None),
-        getattr(module, "shows", None),
-    )
+def _decode_texts(row: Mapping) -> dict:
+    """Makes the record of a row of an embedded data set."""
+    return {key: _decode_text(value) if key != "image" else value for key, value in row.items()}
+
+
+def _decode_text(value):
+    """Converts a value of TFDS to Python: bytes to a string, an array to a list, a NumPy integer to an integer."""
+    if isinstance(value, bytes):
+        return value.decode()
+    return [_decode_text(item) for item in value] if isinstance(value, np.ndarray | list) else int(value)
 
 
 def _open_tfds(name: str, split: str, data_dir: str | None, templates: Sequence[str]) -> Source:
     """Opens a TFDS data set; prepares its files on first use."""
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.registered.DatasetNotFoundError as error:
-        # Only the first line: the message continues with a list of all data sets.
-        raise DataError(f"tfds:{name}: TFDS knows no such data set ({str(error).strip().splitlines()[0]})") from error
-    except ValueError as error:
-        raise DataError(f"tfds:{name}: {error}") from error
-    features = builder.info.features
-    pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
-    captions = [key for key in features if key in ("captions", "caption", "text")]
-    labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
-    if not pictures or not (captions or labels):
-        raise DataError(f"tfds:{name}: needs an image and captions or a label; its features are {', '.join(features)}")
-    names = tuple(name.replace("_", " ") for name in features[labels[0]].names) if labels else None
-    if not builder.is_prepared():
-        try:
-            # Only ArrayRecord files can be read without TensorFlow.
-            builder.download_and_prepare(file_format="array_record")
-        except Exception as error:  # no network, no disk space, a missing package, …
-            raise DataError(f"tfds:{name} cannot be prepared ({type(error).__name__}: {error})") from error
+    builder = builders.open_tfds(name, data_dir)
+    pictures, captions, labels = builders.columns(builder)
+    names = tuple(x.replace("_", " ") for x in builder.info.features[labels[0]].names) if labels else None
     rows = _open_data_source(builder, f"tfds:{name}", split, pictures[0])
 
     def record(row) -> dict:

@@ -1,7 +1,9 @@
 """Preparation of embedded TFDS data sets, once for all processes."""
 
 import fcntl
+import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from train_jax import paths
@@ -18,16 +20,22 @@ def prepare_builder(builder_class, config: str | None, data_dir: str | None):
     if config is not None and config not in configs:
         allowed = f"choose one of {', '.join(configs)}" if configs else "this set has no variants"
         raise ValueError(f"there is no {config!r}: {allowed}")
-    builder = builder_class(config=config, data_dir=data_dir)
+    return prepare_once(functools.partial(builder_class, config=config, data_dir=data_dir))
+
+
+def prepare_once(make_builder: Callable):
+    """Returns the TFDS builder of `make_builder()` after preparing its files if necessary, like `prepare_builder`."""
+    builder = make_builder()
     if builder.is_prepared():
         return builder
     root = paths.path(builder._data_dir_root)
-    lock = (root if isinstance(root, Path) else paths.cache()) / f".{builder.name}-{config or 'default'}.lock"
+    config = builder.builder_config.name if builder.builder_config else "default"
+    lock = (root if isinstance(root, Path) else paths.cache()) / f".{builder.name}-{config}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # TFDS reads its folder before the atomic rename
-        builder = builder_class(config=config, data_dir=data_dir)
+        builder = make_builder()
         if not builder.is_prepared():
             log.info("preparing the data set %s (once)", builder.info.full_name)
             builder.download_and_prepare(file_format="array_record")
-    return builder_class(config=config, data_dir=data_dir)
+    return make_builder()

@@ -117,7 +117,7 @@ def make(
     grid = (size // vq.factor,) * 2
     module = model.build(options, condition, vq.num_codes, grid, compute, config.dropout)
     records = codes_lib.make_records(vq, config.codes, size, workdir)
-    augment = images.Augment(images.Preprocess(size), tuple(config.augment.scale), config.augment.flip)
+    augment = AugmentOptions.parse(config.augment, "augment").make(images.Preprocess(size))
     evaluated = module.clone(blocks={**module.blocks, "float8": False})
     stage = evaluators.EvaluatedModel(evaluated, condition, vq, records)
 

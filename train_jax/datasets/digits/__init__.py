@@ -6,7 +6,7 @@ from train_jax.datasets import embedded
 
 LABEL_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-__all__ = ["LABEL_NAMES", "builder", "read", "shows"]
+__all__ = ["LABEL_NAMES", "builder", "read", "shows", "truth"]
 
 
 def builder(variant: str | None = None, data_dir: str | None = None):
@@ -14,6 +14,11 @@ def builder(variant: str | None = None, data_dir: str | None = None):
     from train_jax.datasets.digits.digits_dataset_builder import Builder
 
     return embedded.prepare_builder(Builder, variant, data_dir)
+
+
+def truth(builder) -> dict:
+    """Returns the fields of a Source that tell the truth about records and images."""
+    return {"label_names": LABEL_NAMES, "read": read, "shows": shows}
 
 
 def read(image) -> int:

@@ -8,7 +8,7 @@ from train_jax.datasets import embedded
 from train_jax.datasets.shapes import scene as scenes
 from train_jax.datasets.shapes.scene import LABEL_NAMES
 
-__all__ = ["LABEL_NAMES", "builder", "is_true", "read", "shows"]
+__all__ = ["LABEL_NAMES", "builder", "is_true", "read", "shows", "truth"]
 
 
 def builder(size: str = "64", data_dir: str | None = None):
@@ -16,6 +16,11 @@ def builder(size: str = "64", data_dir: str | None = None):
     from train_jax.datasets.shapes.shapes_dataset_builder import Builder
 
     return embedded.prepare_builder(Builder, size, data_dir)
+
+
+def truth(builder) -> dict:
+    """Returns the fields of a Source that tell the truth about records and images."""
+    return {"label_names": LABEL_NAMES, "is_true": is_true, "read": read, "shows": shows}
 
 
 def is_true(caption: str, record) -> bool:

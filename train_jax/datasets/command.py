@@ -1,0 +1,54 @@
+"""Prepares data sets: downloads or makes them and writes their files, once.
+
+    train-jax prepare shapes/64 digits
+    train-jax prepare tfds:cifar10 --data-dir=/data
+    train-jax prepare emoji/64
+    train-jax prepare emoji/128/held_out=twemoji/languages=en+el --from=FOLDER_OF_TARBALLS
+
+SOURCE is a source as `--config.data.source` names it. Prepared sets are left as they are, and a repeated command continues
+an interrupted one. Training prepares `shapes`, `digits` and `tfds:NAME` itself on first use; `emoji` is prepared here alone,
+since its drawings have licences, which this command prints. The drawings come from npm (`npm pack`), or from the folder
+--from, which then needs no network.
+"""
+
+import argparse
+import logging
+import sys
+
+from train_jax.arguments import expand_home
+from train_jax.data import builders
+from train_jax.data.errors import DataError
+from train_jax.datasets.emoji.tarballs import LICENCES
+from train_jax.errors import ConfigError, LoadError
+
+
+def main(argv: list[str]) -> int:
+    """Runs `train-jax prepare`. Returns the exit code: 0, 2 for a user error, 130 if interrupted."""
+    parser = argparse.ArgumentParser(
+        "train-jax prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="data source, such as emoji/64")
+    parser.add_argument("--data-dir", metavar="DIR", help="directory of TFDS data sets, as --config.data.data_dir names it")
+    parser.add_argument("--from", dest="tarballs", metavar="FOLDER", help="folder of the npm tarballs of emoji")
+    options = parser.parse_args(expand_home(argv))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("train_jax").setLevel(logging.INFO)
+    try:
+        for name in options.sources:
+            for builder in builders.prepare(name, options.data_dir, options.tarballs):
+                print(describe(builder))
+    except (ConfigError, LoadError, DataError, OSError) as error:
+        print(f"train-jax prepare: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train-jax prepare: interrupted; the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+def describe(builder) -> str:
+    """Formats name, splits, folder and licences of a prepared data set."""
+    splits = ", ".join(f"{name} {split.num_examples:,}" for name, split in builder.info.splits.items())
+    text = f"{builder.info.full_name}: {splits}\n{builder.data_path}"
+    file = builder.data_path / LICENCES
+    return "\n".join([text, file.read_text(encoding="utf-8")]) if file.exists() else text

@@ -1,0 +1,180 @@
+"""Reader of emoji: names the nearest drawing, by handcrafted features. It shares nothing with the models that it grades.
+
+A picture is cut out of its paper, and described by its silhouette, its colours on a coarse grid, and histograms of oriented
+gradients (N. Dalal, B. Triggs, CVPR 2005). Differences between artists' drawings of the same concept are made equally
+large in all directions (within-class covariance normalisation: A. Hatch et al., Interspeech 2006), and drawings are compared
+by cosine.
+
+A reader makes mistakes. `measure_accuracy` tells how many, on artists that it does not know, and evaluators report it.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image, ImageFilter
+
+from train_jax.paths import AnyPath
+
+FILE = "reader.npz"  # beside the records
+_SIDE = 32  # pixels of a picture that is cut out
+_CELLS = 8  # cells of the grid in each direction
+_ORIENTATIONS = 8
+_DISTINCT = 0.1  # distance from the paper's colour, with channels in [0, 1]: half of it is paper, one and a half the picture
+_SPECK = 0.02  # share of a row or column that is covered by noise alone
+_SHRINKAGE = 0.1  # share of the mean variance that is added to each direction
+_CHUNK = 256  # pictures that are compared at a time
+# Luminance, red-green, yellow-blue.
+_OPPONENT = np.array([[0.30, 0.59, 0.11], [0.5, -0.5, 0.0], [0.25, 0.25, -0.5]], np.float32)
+
+
+def describe(image: UInt8[np.ndarray, "size size 3"]) -> Float[np.ndarray, "features"]:
+    """Describes a picture on a paper of any one colour by its features: three parts of unit norm each."""
+    pixels, cover = _cut_out(image)
+    opponent = (pixels * cover[..., None] + (1 - cover[..., None])) @ _OPPONENT.T  # on white, which is 0 below
+    parts = [_average(cover[..., None] - 0.5), _average(opponent - _OPPONENT.sum(axis=1)), _orient(opponent[..., 0])]
+    return np.concatenate([part.ravel() / (np.linalg.norm(part) + 1e-6) for part in parts]).astype(np.float32)
+
+
+def _cut_out(image: np.ndarray) -> tuple[Float[np.ndarray, "32 32 3"], Float[np.ndarray, "32 32"]]:
+    """Cuts a picture out of its paper and resizes its longer side to 32 pixels; returns colours and opacity in [0, 1]."""
+    smooth = np.asarray(Image.fromarray(image).filter(ImageFilter.MedianFilter(3)), np.float32) / 255  # of noisy papers
+    paper = np.median(np.concatenate([smooth[0], smooth[-1], smooth[:, 0], smooth[:, -1]]), axis=0)
+    cover = np.clip(np.linalg.norm(smooth - paper, axis=-1) / _DISTINCT - 0.5, 0, 1)
+    rows, columns = (np.flatnonzero((cover > 0.5).mean(axis=axis) > _SPECK) for axis in (1, 0))
+    if not len(rows):
+        rows, columns = (np.arange(side) for side in cover.shape)
+    middle = (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
+    radius = max(columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1) / 2
+    # Transparent where the square around the picture leaves the image.
+    layers = np.dstack([image, (255 * cover).astype(np.uint8)])
+    margin = int(radius) + 1
+    canvas = Image.fromarray(np.pad(layers, ((margin, margin), (margin, margin), (0, 0))))
+    box = [x + margin for x in (middle[0] - radius, middle[1] - radius, middle[0] + radius, middle[1] + radius)]
+    square = np.asarray(canvas.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, box=box), np.float32) / 255
+    return square[..., :3], square[..., 3]
+
+
+def _average(values: Float[np.ndarray, "32 32 channels"]) -> Float[np.ndarray, "8 8 channels"]:
+    """Averages values over each cell of the grid."""
+    side = _SIDE // _CELLS
+    return values.reshape(_CELLS, side, _CELLS, side, -1).mean(axis=(1, 3))
+
+
+def _orient(luminance: Float[np.ndarray, "32 32"]) -> Float[np.ndarray, "8 8 8"]:
+    """Computes a histogram of oriented gradients in each cell, with square roots of their lengths.
+
+    Orientations are those of edges, without the sign: between two neighbouring ones, a gradient counts for both in part.
+    """
+    down, right = np.gradient(luminance)
+    position = np.arctan2(down, right) % np.pi * (_ORIENTATIONS / np.pi)
+    low = np.floor(position).astype(int)
+    weight, length = position - low, np.sqrt(np.hypot(down, right))
+    one_hot = np.eye(_ORIENTATIONS, dtype=np.float32)
+    shares = one_hot[low % _ORIENTATIONS] * (1 - weight)[..., None] + one_hot[(low + 1) % _ORIENTATIONS] * weight[..., None]
+    return _average(shares * length[..., None])
+
+
+class NearestDrawing:
+    """Gallery of described drawings, among which the nearest is found.
+
+    Attributes:
+      transform: float32 [features, features], the normalisation of differences between artists.
+    """
+
+    def __init__(self, features: Float[np.ndarray, "n features"], concepts: Sequence[str] | np.ndarray):
+        self._mean = features.mean(axis=0)
+        self.transform = _normalize_within(features - self._mean, np.unique(concepts, return_inverse=True)[1])
+        self._gallery = self._embed(features)
+
+    def _embed(self, features: Float[np.ndarray, "n features"]) -> Float[np.ndarray, "n features"]:
+        """Transforms features to vectors of unit norm."""
+        vectors = (features - self._mean) @ self.transform
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+
+    def find(self, features: Float[np.ndarray, "m features"]) -> Int[np.ndarray, "m"]:
+        """Returns the index of the nearest drawing for each picture."""
+        starts = range(0, len(features), _CHUNK)
+        parts = [np.argmax(self._embed(features[i : i + _CHUNK]) @ self._gallery.T, axis=1) for i in starts]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+def _normalize_within(
+    features: Float[np.ndarray, "n features"], labels: Int[np.ndarray, "n"]
+) -> Float[np.ndarray, "features features"]:
+    """Returns the inverse square root of the covariance of features around the means of their classes, with shrinkage."""
+    counts = np.bincount(labels)
+    means = np.zeros((len(counts), features.shape[1]))
+    np.add.at(means, labels, features)
+    rest = features - (means / counts[:, None])[labels]
+    covariance = rest.T @ rest / max(len(features) - len(counts), 1)
+    scale = np.trace(covariance) / len(covariance) or 1.0
+    values, vectors = np.linalg.eigh(covariance + _SHRINKAGE * scale * np.eye(len(covariance)))
+    return ((vectors / np.sqrt(values)) @ vectors.T).astype(np.float32)
+
+
+def measure_accuracy(
+    features: Float[np.ndarray, "n features"], concepts: np.ndarray, artists: np.ndarray
+) -> dict[str, float]:
+    """Measures, for each artist, how many drawings a reader that knows only the other artists names by their concept.
+
+    Counts concepts that another artist draws. Artists without such a concept are left out.
+    """
+    accuracy = {}
+    for artist in np.unique(artists).tolist():
+        known = artists != artist
+        asked = ~known & np.isin(concepts, concepts[known])
+        if asked.any():
+            nearest = NearestDrawing(features[known], concepts[known]).find(features[asked])
+            accuracy[artist] = float(np.mean(concepts[known][nearest] == concepts[asked]))
+    return accuracy
+
+
+def write(folder: AnyPath, ids: Sequence[str], features: np.ndarray, accuracy: Mapping[str, float]) -> None:
+    """Writes what `Reader` reads: features of each record by its id, and the accuracy by artist."""
+    arrays = {"ids": np.asarray(ids), "features": features.astype(np.float16), "accuracy": np.asarray(json.dumps(accuracy))}
+    with (folder / FILE).open("wb") as stream:
+        np.savez(stream, **arrays)
+
+
+class Reader:
+    """Reader of pictures of a prepared data set; it knows the drawings of all artists and splits.
+
+    Attributes:
+      accuracy: share of drawings of an unknown artist whose concept is named, the mean over artists; None if unknown.
+    """
+
+    def __init__(self, folder: AnyPath, load_records: Callable[[], Sequence[Mapping]]):
+        """Reads the accuracy; drawings are read on first use.
+
+        Args:
+          load_records: `() -> records` of all splits, without pictures.
+        """
+        self._file, self._load_records = folder / FILE, load_records
+        with self._file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            accuracy = json.loads(str(arrays["accuracy"]))
+        self.accuracy = sum(accuracy.values()) / len(accuracy) if accuracy else None
+        self._nearest = self._records = self._captions = None
+
+    def read(self, image: UInt8[np.ndarray, "size size 3"]) -> str:
+        """Returns the concept of the nearest drawing."""
+        return self._find(image)["concept"]
+
+    def shows(self, image: UInt8[np.ndarray, "size size 3"], caption: str) -> bool:
+        """Returns whether a caption is true of the nearest drawing. Raises ValueError for a caption of no drawing."""
+        record = self._find(image)
+        if caption not in self._captions:
+            raise ValueError(f"{caption!r} is the caption of no emoji: write a name such as 'red apple', or a keyword")
+        return caption in record["captions"] or caption in record["keywords"]
+
+    def _find(self, image: np.ndarray) -> Mapping:
+        """Returns the record of the nearest drawing."""
+        if self._nearest is None:
+            by_id = {record["id"]: record for record in self._load_records()}
+            with self._file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+                self._records = [by_id[key] for key in arrays["ids"].tolist()]
+                concepts = np.array([record["concept"] for record in self._records])
+                self._nearest = NearestDrawing(arrays["features"].astype(np.float32), concepts)
+            self._captions = {text for x in self._records for text in (*x["captions"], *x["keywords"])}
+        return self._records[int(self._nearest.find(describe(image)[None])[0])]
