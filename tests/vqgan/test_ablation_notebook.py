@@ -16,15 +16,18 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def outputs(tiny, workdir, run_notebook):
-    clip = workdir.parent / "clip"
-    config = ConfigDict({"task": "clip_jax.task", "steps": 1, "data": tiny[0].data.to_dict()})
+def outputs(workdir, run_notebook):
+    data_dir, clip = workdir.parent / "data", workdir.parent / "clip"
+    config = ConfigDict({"task": "clip_jax.task", "steps": 1})
+    config.data = {"source": "digits", "batch_size": 8, "data_dir": str(data_dir)}
     config.tokenizer = {"vocab_size": 560}
     config.model = {"embed_dim": 8, "image": {"size": 16, "patch": 8, "width": 8, "depth": 1, "heads": 1}}
     config.model.text = {"context_length": 16, "width": 8, "depth": 1, "heads": 1}
     train_jax.run(config, clip)
-    paths = {"ABLATION_RUNS": workdir, "TFDS_DATA_DIR": workdir.parent, "PERCEPTUAL_RUN": clip, "HELD_OUT_RUN": clip}
-    return run_notebook("ablation_vqgan.ipynb", FAST="1", **{name: str(path) for name, path in paths.items()})
+    paths = {"ABLATION_RUNS": workdir, "TFDS_DATA_DIR": data_dir, "PERCEPTUAL_RUN": clip, "HELD_OUT_RUN": clip}
+    variables = {name: str(path) for name, path in paths.items()}
+    variables["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # one device, for which programs are quicker to compile
+    return run_notebook("ablation_vqgan.ipynb", FAST="1", **variables)
 
 
 def last_metrics(workdir, option: str) -> dict:
@@ -41,7 +44,7 @@ def last_metrics(workdir, option: str) -> dict:
 def test_it_trains_its_points(outputs):
     first = outputs('train("codebooks"')[0]
     assert "codebooks: 1 of 1 runs are finished" in first and "others: 1 of 1 runs are finished" in first
-    assert "terms: 3 of 3 runs are finished" in outputs('train("terms"')[0]
+    assert "terms: 2 of 2 runs are finished" in outputs('train("terms"')[0]
 
 
 @pytest.mark.parametrize(
@@ -58,10 +61,5 @@ def test_its_sentences_tell_the_differences_of_the_runs(outputs, workdir):
     psnr = fsq["test/psnr"] - nearest["test/psnr"]
     assert f"against it: FSQ {psnr:+.1f} dB in a single seed, which has no interval." in text
     assert f"FSQ {fsq['test/perplexity'] - nearest['test/perplexity']:+.0f} in a single seed" in text
-    adversarial = last_metrics(workdir / "terms", "loss.weight")[0.5]
-    (pixels,) = (
-        json.loads(file.read_text().splitlines()[-1])
-        for file in workdir.glob("terms/loss.weight=0,perceptual.weight=0*/metrics.jsonl")
-        if json.loads((file.parent / "config.json").read_text())["perceptual"]["weight"] == 0
-    )
-    assert f"pixels + adversarial {adversarial['test/psnr'] - pixels['test/psnr']:+.2f} dB" in text
+    terms = last_metrics(workdir / "terms", "loss.weight")
+    assert f"pixels + adversarial {terms[0.5]['test/psnr'] - terms[0.0]['test/psnr']:+.2f} dB in a single seed" in text
