@@ -9,11 +9,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return tmp_path_factory.mktemp("scaling") / "runs"
-
-
-@pytest.fixture(scope="module")
 def outputs(tiny, workdir, run_notebook):
     return run_notebook("scaling.ipynb", FAST="1", SCALING_RUNS=str(workdir), VQGAN_RUN=str(tiny[1]))
 
@@ -21,7 +16,7 @@ def outputs(tiny, workdir, run_notebook):
 def last_losses(workdir) -> dict[int, float]:
     """Depth of a run -> its last bits per code, read without the package."""
     losses = {}
-    for file in workdir.glob("*/metrics.jsonl"):
+    for file in workdir.glob("sizes/*/metrics.jsonl"):
         model = json.loads((file.parent / "config.json").read_text())["model"]
         assert model["width"] == 16 * model["depth"]
         losses[model["depth"]] = json.loads(file.read_text().splitlines()[-1])["test/bits_per_code"]
