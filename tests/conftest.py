@@ -208,11 +208,17 @@ def untrained_vqgan():
     return vqgan_jax.Vqgan.assemble(options, variables, "untrained")
 
 
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Folder of the runs of a notebook, which it makes."""
+    return tmp_path_factory.mktemp("notebook") / "runs"
+
+
 @pytest.fixture(scope="session")
 def run_notebook():
     """`run_notebook(name, **variables) -> outputs`: a notebook runs from top to bottom, in the folder where it lies.
 
-    `outputs(word)`: the text and the pictures that the cell whose code holds `word` gave.
+    `outputs(word)`: what the cell whose code holds `word` printed to standard output, and its pictures.
     """
     import base64
     import io
@@ -233,7 +239,7 @@ def run_notebook():
 
         def outputs(word: str) -> tuple[str, list]:
             cell = next(c for c in notebook.cells if c.cell_type == "code" and word in c.source)
-            text = "".join(o.text for o in cell.outputs if o.output_type == "stream")
+            text = "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
             pictures = [
                 Image.open(io.BytesIO(base64.b64decode(o.data["image/png"]))).convert("RGB")
                 for o in cell.outputs

@@ -8,11 +8,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return tmp_path_factory.mktemp("ablation") / "runs"
-
-
-@pytest.fixture(scope="module")
 def outputs(tiny, workdir, run_notebook):
     data = str(tiny[0].data.data_dir)
     return run_notebook("ablation_clip.ipynb", FAST="1", ABLATION_RUNS=str(workdir), TFDS_DATA_DIR=data)

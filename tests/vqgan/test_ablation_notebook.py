@@ -11,11 +11,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return tmp_path_factory.mktemp("ablation") / "runs"
-
-
-@pytest.fixture(scope="module")
 def outputs(workdir, run_notebook):
     data_dir, clip = workdir.parent / "data", workdir.parent / "clip"
     config = ConfigDict({"task": "clip_jax.task", "steps": 1})
