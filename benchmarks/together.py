@@ -23,7 +23,7 @@ from benchmarks.results import OURS, Row
 from benchmarks.timing import compare_rates, time_call
 from train_jax import prepare, sharding
 from train_jax import task as task_lib
-from train_jax.sweep.unify import unify
+from train_jax.sweep.together import Program
 
 ALONE = "one run after the other"
 
@@ -73,14 +73,9 @@ def _trace(config: ConfigDict, rate: float, seed: int, task, mesh, batch) -> tup
 
 
 def _compile_together(steps, state, batch) -> Callable:
-    function, numbers = unify([step.jaxpr for step in steps])
-    results = jax.tree.structure(steps[0].out_info)
-
-    def update(numbers, state, batch):
-        return jax.tree.unflatten(results, function(numbers, jax.tree.leaves((state, batch))))
-
-    update_all = jax.jit(jax.vmap(update, in_axes=(0, 0, None), axis_size=len(steps)), donate_argnums=1)
-    return functools.partial(update_all.lower(numbers, state, batch).compile(), numbers)
+    program = Program.of(steps)
+    update_all = jax.jit(jax.vmap(program.update, in_axes=(0, 0, None), axis_size=len(steps)), donate_argnums=1)
+    return functools.partial(update_all.lower(program.numbers, state, batch).compile(), program.numbers)
 
 
 def _update(program: Callable, state: list, batch):

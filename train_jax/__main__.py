@@ -31,7 +31,7 @@ from train_jax.errors import ConfigError, LoadError, Stopped
 _COMMANDS = {
     "evaluate": "train_jax.evaluation.command",
     "plan": "train_jax.plan.command",
-    "prepare": "train_jax.datasets.command",
+    "prepare": "train_jax.prepare_data",
     "runs": "train_jax.runs.command",
     "sweep": "train_jax.sweep.command",
 }

@@ -20,11 +20,11 @@ import pytest
 import scipy
 from PIL import Image, ImageDraw
 
+from train_jax import prepare_data as command
 from train_jax.data import builders, images
 from train_jax.data.errors import DataError
 from train_jax.data.papers import Papers
 from train_jax.data.sources import Source, open_source
-from train_jax.datasets import command
 from train_jax.datasets.emoji import concepts, drawings, reader, tarballs, variants
 from train_jax.datasets.emoji.drawings import Drawing
 

@@ -94,7 +94,11 @@ def read_run(path: str | os.PathLike) -> Run:
     else:
         status = "finished" if steps == step == checkpoint else "unfinished"
     # A run that lacks these is not damaged: it can be resumed.
-    evaluations = [row for _, row in _read_evaluations(folder / EVALUATIONS, step, damages)]
+    evaluations = History()
+    try:
+        evaluations = History(row for _, row in _read_evaluations(folder / EVALUATIONS, step))
+    except (DataError, OSError) as error:
+        damages.append(f"{EVALUATIONS} cannot be read ({error})")
     environment, artifacts = (_read_object(folder / f"{name}.json", damages) for name in ("environment", "artifacts"))
     return Run(
         path=folder,
@@ -106,7 +110,7 @@ def read_run(path: str | os.PathLike) -> Run:
         error="; ".join([*notes, *damages]) or None,
         config=config or {},
         history=history,
-        evaluations=History(evaluations),
+        evaluations=evaluations,
         environment=environment or {},
         artifacts=artifacts or {},
     )
@@ -137,12 +141,9 @@ def find_runs(paths_of_runs: str | os.PathLike | Sequence[str | os.PathLike]) ->
 
 def _add_evaluations(file: AnyPath, runs: dict[str, Run]) -> None:
     """Adds the results of a file to the runs that they belong to, by `_identity`, and runs for other models."""
-    damages: list[str] = []
     results: dict[str, list[dict[str, Any]]] = {}
-    for model, row in _read_evaluations(file, 0, damages):
+    for model, row in _read_evaluations(file, 0):
         results.setdefault(model, []).append(row)
-    if damages:
-        raise DataError("; ".join(damages))
     for model, rows in results.items():
         path = paths.path(model)
         run = runs.get(_identity(path)) or read_run(path)
@@ -218,16 +219,15 @@ def _read_history(folder: AnyPath, damages: list[str]) -> History:
     return history
 
 
-def _read_evaluations(file: AnyPath, step: int, damages: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Reads `(model, row of metrics)` of each result of a file. Results without a step get `step`."""
-    if not file.exists():
-        return []
+def _read_evaluations(file: AnyPath, step: int) -> list[tuple[str, dict[str, Any]]]:
+    """Reads `(model, row of metrics)` of each result of a file; an empty list if there is none.
+
+    Results without a step get `step`. Raises DataError for an invalid line.
+    """
     try:
-        rows = read_evaluations(file)
-        return [(row["model"], _to_metrics(row, step)) for row in rows]
-    except (DataError, OSError, KeyError, TypeError) as error:
-        damages.append(f"{file.name} cannot be read ({error})")
-        return []
+        return [(row["model"], _to_metrics(row, step)) for row in read_evaluations(file)]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{file} has a line that is no result of an evaluation ({error!r})") from error
 
 
 def _to_metrics(row: dict[str, Any], step: int) -> dict[str, Any]:

@@ -81,6 +81,15 @@ class Program(NamedTuple):
     numbers: list[Any]
     results: Any
 
+    @classmethod
+    def of(cls, steps: Sequence[jax.stages.Traced]) -> "Program":
+        """Makes the program of traced training steps that differ only in numbers. Raises Mismatch for others."""
+        return cls(*unify([step.jaxpr for step in steps]), jax.tree.structure(steps[0].out_info))
+
+    def update(self, numbers: list, state: TrainState, batch: Mapping[str, Any]):
+        """Updates one run, whose numbers are a row of `numbers`. Returns its state and metrics."""
+        return jax.tree.unflatten(self.results, self.function(numbers, jax.tree.leaves((state, batch))))
+
 
 def train_together(
     runs: Mapping[str, tuple[ConfigDict, AnyPath]],
@@ -116,15 +125,7 @@ def train_together(
         for group, program in _group(members):
             names = ", ".join(member.name for member in group)
             log.info("%d runs share a program; %d numbers differ: %s", len(group), len(program.numbers), names)
-            try:
-                _Group(group, program, stop, on_failure).run()
-            except Stopped:
-                raise
-            except Exception as error:  # such as a program that exceeds the memory; other groups may be smaller
-                for member in group:
-                    if member.error is None and member.step < member.steps:
-                        member.error = error
-                        on_failure(member.name, error)
+            _Group(group, program, stop, on_failure).run()
             for member in group:
                 member.state = None  # the next group needs the memory
                 _close(member, on_failure)
@@ -162,10 +163,7 @@ def _group(members: Sequence[Member]) -> list[tuple[list[Member], Program]]:
     # Operations have no names: equal ones may belong to other metrics or parameters.
     names = [(jax.tree.structure(step.in_avals), jax.tree.structure(step.out_info)) for step in steps]
     groups = _group_traces([step.jaxpr for step in steps], names)
-    return [
-        ([members[index] for index in group], Program(*unify([steps[index].jaxpr for index in group]), names[group[0]][1]))
-        for group in groups
-    ]
+    return [([members[index] for index in group], Program.of([steps[index] for index in group])) for group in groups]
 
 
 def _group_traces(traces: Sequence[ClosedJaxpr], names: Sequence | None = None) -> list[list[int]]:
@@ -218,14 +216,19 @@ class _Group:
         self._members, self._program, self._stop, self._on_failure = members, program, stop, on_failure
 
     def run(self) -> None:
-        """Trains all runs to their last updates."""
-        self._restore()
-        while active := [member for member in self._members if member.error is None and member.step < member.steps]:
-            start = min(member.step for member in active)
-            current = [member for member in active if member.step == start]
-            ends = [member.steps for member in current] + [member.step for member in active if member.step > start]
-            with self._paused([member for member in active if member not in current]):
-                self._train(current, min(ends))
+        """Trains all runs to their last updates. An error that is of no single run ends all that have not finished."""
+        try:
+            self._restore()
+            while active := [member for member in self._members if member.error is None and member.step < member.steps]:
+                start = min(member.step for member in active)
+                current = [member for member in active if member.step == start]
+                ends = [member.steps for member in current] + [member.step for member in active if member.step > start]
+                with self._paused([member for member in active if member not in current]):
+                    self._train(current, min(ends))
+        except Stopped:
+            raise
+        except Exception as error:  # such as a program that exceeds the memory; other groups may be smaller
+            self._fail_all([member for member in self._members if member.step < member.steps], error)
 
     def _restore(self) -> None:
         """Restores the newest checkpoints, and runs evaluations that are missing. Initial states are made by one program."""
@@ -372,8 +375,12 @@ class _Group:
     def _fail_reader(self, current: Sequence[Member], streams: "_Streams | None", error: Exception) -> None:
         """Ends the runs whose data cannot be read; without `streams`, all runs."""
         failed = None if streams is None or streams.is_shared else streams.failed
-        for index, member in enumerate(current):
-            if member.error is None and failed in (None, index):
+        self._fail_all(current if failed is None else [current[failed]], error)
+
+    def _fail_all(self, members: Sequence[Member], error: Exception) -> None:
+        """Ends the runs that have not failed yet."""
+        for member in members:
+            if member.error is None:
                 self._fail(member, error)
 
     def _fail(self, member: Member, error: Exception) -> None:
@@ -392,14 +399,9 @@ class _Group:
 
     def _compile(self, numbers: list, state: TrainState, batch: dict[str, Any], mesh: Mesh, is_shared: bool) -> Callable:
         """Compiles the update of all rows of a state. Raises ConfigError if it exceeds the free memory."""
-        function, results = self._program.function, self._program.results
-
-        def update(numbers: list, state: TrainState, batch: dict[str, Any]):
-            return jax.tree.unflatten(results, function(numbers, jax.tree.leaves((state, batch))))
-
         of_batch = P() if is_shared else P(_AXIS)
         update_all = jax.shard_map(
-            jax.vmap(update, in_axes=(0, 0, None if is_shared else 0)),
+            jax.vmap(self._program.update, in_axes=(0, 0, None if is_shared else 0)),
             mesh=mesh,
             in_specs=(P(_AXIS), P(_AXIS), of_batch),
             out_specs=P(_AXIS),

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from train_jax import paths
 from train_jax.datasets import embedded
+from train_jax.datasets.emoji.captions import is_true
 
 __all__ = ["builder", "is_true", "truth"]
 
@@ -82,8 +83,3 @@ def _load_records(folder: paths.AnyPath) -> list[dict]:
         | {name: {text.decode() for text in row[name]} for name in texts}
         for row in rows
     ]
-
-
-def is_true(caption: str, record) -> bool:
-    """Returns whether a caption is one of a record's captions, or one of its keywords."""
-    return caption in record["captions"] or caption in record["keywords"]

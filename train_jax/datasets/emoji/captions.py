@@ -75,3 +75,8 @@ def list_keywords(code: str, concept: str, words: Mapping[str, Mapping[str, Word
 def _list_keywords(code: str, concept: str, by_code: Mapping[str, Words]) -> Sequence[str]:
     """Lists the keywords of an emoji in one language."""
     return next((by_code[key].keywords for key in (code, concept) if key in by_code), ())
+
+
+def is_true(caption: str, record: Mapping) -> bool:
+    """Returns whether a caption is one of a record's captions, or one of its keywords."""
+    return caption in record["captions"] or caption in record["keywords"]

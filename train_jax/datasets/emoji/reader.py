@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageFilter
 
+from train_jax.datasets.emoji.captions import is_true
 from train_jax.paths import AnyPath
 
 FILE = "reader.npz"  # beside the records
@@ -166,7 +167,7 @@ class Reader:
         record = self._find(image)
         if caption not in self._captions:
             raise ValueError(f"{caption!r} is the caption of no emoji: write a name such as 'red apple', or a keyword")
-        return caption in record["captions"] or caption in record["keywords"]
+        return is_true(caption, record)
 
     def _find(self, image: np.ndarray) -> Mapping:
         """Returns the record of the nearest drawing."""

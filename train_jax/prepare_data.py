@@ -16,10 +16,9 @@ import logging
 import sys
 
 from train_jax.arguments import expand_home
+from train_jax.command import run_command
 from train_jax.data import builders
-from train_jax.data.errors import DataError
 from train_jax.datasets.emoji.tarballs import LICENCES
-from train_jax.errors import ConfigError, LoadError
 
 
 def main(argv: list[str]) -> int:
@@ -30,19 +29,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="data source, such as emoji/64")
     parser.add_argument("--data-dir", metavar="DIR", help="directory of TFDS data sets, as --config.data.data_dir names it")
     parser.add_argument("--from", dest="tarballs", metavar="FOLDER", help="folder of the npm tarballs of emoji")
-    options = parser.parse_args(expand_home(argv))
+    parser.set_defaults(run=_run, command="prepare")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("train_jax").setLevel(logging.INFO)
-    try:
-        for name in options.sources:
-            for builder in builders.prepare(name, options.data_dir, options.tarballs):
-                print(describe(builder))
-    except (ConfigError, LoadError, DataError, OSError) as error:
-        print(f"train-jax prepare: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train-jax prepare: interrupted; the same command continues", file=sys.stderr)
-        return 130
+    return run_command("train-jax", parser.parse_args(expand_home(argv)), again="; the same command continues")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    for name in arguments.sources:
+        for builder in builders.prepare(name, arguments.data_dir, arguments.tarballs):
+            print(describe(builder), flush=True)
     return 0
 
 
