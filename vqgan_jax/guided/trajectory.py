@@ -147,7 +147,7 @@ class Programs:
 
         The program donates `state`.
         """
-        shapes = jax.tree.map(lambda x: f"{x.dtype} {list(x.shape)}", (problem, state))
+        shapes = jax.tree.map(lambda x: f"{x.dtype} {list(x.shape)}", (variables, problem, state))
         cache_key = (length, mesh, str(shapes))
         if cache_key not in self._compiled:
             with jax.set_mesh(mesh):
