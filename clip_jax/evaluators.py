@@ -23,8 +23,8 @@ from clip_jax.encoders import Encoders, select_labelled
 from clip_jax.probes import KNN, FewShot, FewShotOptions, KNNOptions, LinearProbe, LinearProbeOptions
 from clip_jax.templates import fill_templates, read_templates
 from train_jax.data.images import Preprocess
-from train_jax.data.sources import DataError
-from train_jax.data.subset import first
+from train_jax.data.sources import DataError, Source
+from train_jax.data.subset import Subset, first
 from train_jax.data.text import AnyTokenizer
 from train_jax.errors import ConfigError
 from train_jax.options import option
@@ -47,11 +47,25 @@ class RetrievalOptions(AccuracyOptions):
     """Options of retrieval in both directions."""
 
     gallery: int = option(1000, "number of images, taken from the start of the split; 0: all", least=0)
+    captions: int = option(0, "number of captions of each image, from its first; 0: all", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttributesOptions(AccuracyOptions):
+    """Options of the classification of combinations of attributes."""
+
+    fields: tuple[str, ...] = option(("role", "gender", "tone"), "fields of a record that make up a combination")
+    among: tuple[str, ...] = option(("train", "compositions"), "splits whose combinations are the candidates")
+
+    def check(self, path: str) -> None:
+        self.require(bool(self.fields), path, "fields", "at least one field of the records")
+        self.require(bool(self.among), path, "among", "at least one split")
 
 
 EVALUATORS = {
     "zero_shot": ZeroShotOptions,
     "retrieval": RetrievalOptions,
+    "attributes": AttributesOptions,
     "linear_probe": LinearProbeOptions,
     "few_shot": FewShotOptions,
     "knn": KNNOptions,
@@ -72,7 +86,7 @@ class ZeroShot:
     """Zero-shot top-1, top-5 and mean-per-class accuracy with prompt ensembling (arXiv 2103.00020, section 3.1)."""
 
     def __init__(self, encoders: Encoders, options: ConfigDict, context):
-        source = context.source(options.source, options.split)
+        source = context.source_of(options)
         if source.label_names is None:
             raise DataError(f"{source.name} has no classes: zero_shot needs a source with labels")
         try:
@@ -110,10 +124,10 @@ class Retrieval:
 
     def __init__(self, encoders: Encoders, options: ConfigDict, context):
         self._options = options
-        self._source = context.source(options.source, options.split)
+        self._source = context.source_of(options)
         self._gallery = first(self._source, options.gallery)
         self._records = [self._source.metadata(index) for index in range(len(self._gallery))]
-        self._captions, self._owners = _collect_captions(self._records)
+        self._captions, self._owners = _collect_captions(self._records, options.captions)
         self._encode_images = encoders.make_image_encoder(context, options.batch_size)
         self._encode_texts = encoders.make_text_encoder(context, options.batch_size)
 
@@ -138,20 +152,69 @@ class Retrieval:
         return image in self._owners[caption]
 
 
+class Attributes:
+    """Classification of combinations of attributes, each described by a caption (compositional zero-shot learning).
+
+    An image's combination is that of the nearest caption, among the first captions of all combinations that occur in some
+    splits. Reports `all`, the share of images whose attributes are all right, and the share for each attribute. Records
+    where an attribute is empty are left out.
+    """
+
+    def __init__(self, encoders: Encoders, options: ConfigDict, context):
+        self._options = options
+        source = context.source_of(options)
+        combinations = [_combine(source, index, options.fields) for index in range(len(source))]
+        complete = [index for index, values in enumerate(combinations) if all(values)]
+        if not complete:
+            raise DataError(f"{source.name}: no record has all of {', '.join(options.fields)}")
+        self._records, self._truth = Subset(source, complete), np.array([combinations[index] for index in complete])
+        captions: dict[tuple[str, ...], str] = {}
+        for split in options.among:
+            others = context.source_of(options, split)
+            for index in range(len(others)):
+                values = _combine(others, index, options.fields)
+                if all(values):
+                    captions.setdefault(values, others.metadata(index)["captions"][0])
+        self._candidates, self._captions = np.array(list(captions)), list(captions.values())
+        self._encode_images = encoders.make_image_encoder(context, options.batch_size)
+        self._encode_texts = encoders.make_text_encoder(context, options.batch_size)
+
+    def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
+        variables, options = {"params": params["clip"], **mutable_variables}, self._options
+        texts = self._encode_texts(variables, self._captions)
+        nearest = find_nearest(self._encode_images(variables, self._records), texts, 1)[:, 0]
+        correct = self._candidates[nearest] == self._truth
+        metrics = {"images": len(correct), "candidates": len(texts)}
+        metrics |= compute_accuracy("all", correct.all(axis=1), options.intervals)
+        for column, field in enumerate(options.fields):
+            metrics |= compute_accuracy(field, correct[:, column], options.intervals)
+        return metrics, {}
+
+
+def _combine(source: Source, index: int, fields: Sequence[str]) -> tuple[str, ...]:
+    """Returns the attributes of a record. Raises DataError for a missing field."""
+    record = source.metadata(index)
+    for field in fields:
+        if field not in record:
+            raise DataError(f"{source.name}: there is no field {field!r} for attributes; there are {', '.join(record)}")
+    return tuple(str(record[field]) for field in fields)
+
+
 # Type -> `(encoders, options, context) -> evaluator`; a type's options are in EVALUATORS.
 CLASSES: dict[str, Callable] = {
     "zero_shot": ZeroShot,
     "retrieval": Retrieval,
+    "attributes": Attributes,
     "linear_probe": LinearProbe,
     "few_shot": FewShot,
     "knn": KNN,
 }
 
 
-def _collect_captions(records: Sequence) -> tuple[list[str], list[set[int]]]:
-    """Collects the distinct captions of records and, for each caption, the indices of its records."""
+def _collect_captions(records: Sequence, most: int) -> tuple[list[str], list[set[int]]]:
+    """Collects the distinct captions of records, of each the first `most` (0: all), and the indices of their records."""
     owners: dict[str, set[int]] = {}
     for index, record in enumerate(records):
-        for caption in record["captions"]:
+        for caption in record["captions"][: most or None]:
             owners.setdefault(caption, set()).add(index)
     return list(owners), list(owners.values())

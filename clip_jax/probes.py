@@ -63,7 +63,7 @@ class _Probe:
 
     def __init__(self, encoders: Encoders, options: ConfigDict, context):
         self._options = options
-        train, test = (context.source(options.source, split) for split in (options.train_split, options.split))
+        train, test = (context.source_of(options, split) for split in (options.train_split, options.split))
         self._train, self._train_labels = select_labelled(train, options.most)
         self._test, self._test_labels = select_labelled(test)
         self._classes = len(train.label_names or ()) or 1 + int(max(self._train_labels.max(), self._test_labels.max()))
@@ -119,7 +119,7 @@ class FewShot:
 
     def __init__(self, encoders: Encoders, options: ConfigDict, context):
         self._options = options
-        train, test = (context.source(options.source, split) for split in (options.train_split, options.split))
+        train, test = (context.source_of(options, split) for split in (options.train_split, options.split))
         self._test, self._test_labels = select_labelled(test)
         records, labels = select_labelled(train)
         drawn = [sample_per_class(labels, max(options.shots), seed, train) for seed in range(options.samples)]

@@ -51,7 +51,7 @@ class Drawings:
 
     def __init__(self, stage: EvaluatedModel, options: ConfigDict, context):
         check_sampling(options, stage)
-        self._source = context.source(options.source, options.split)
+        self._source = context.source_of(options)
         if self._source.shows is None:
             raise DataError(f"{self._source.name} has no image reader: the evaluator 'drawing' needs one")
         self._prompts, self._n = collect_prompts(self._source, options), options.n

@@ -144,6 +144,7 @@ class EvaluatorOptions(Options):
     every: int = option(0, "number of updates between evaluations; 0: only at the end of training", least=0)
     source: str = option("", "data source; empty: the training source")
     split: str = option("test", "split of the source")
+    where: tuple[str, ...] = option((), "conditions FIELD=VALUE, such as tone=: only the records that meet all of them")
     batch_size: int = option(64, "global batch size, over all devices and hosts", least=1)
 
 

@@ -87,7 +87,7 @@ class Reconstruction:
 
     def __init__(self, model: EvaluatedModel, options: ConfigDict, context):
         self._model, self._options, self._context = model, options, context
-        self._records = first(context.source(options.source, options.split), options.most)
+        self._records = first(context.source_of(options), options.most)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         records, options = self._records, self._options
@@ -110,7 +110,7 @@ class Reading:
 
     def __init__(self, model: EvaluatedModel, options: ConfigDict, context):
         self._model, self._options, self._context = model, options, context
-        source = context.source(options.source, options.split)
+        source = context.source_of(options)
         if source.read is None:
             raise DataError(f"{source.name} has no reader, which the evaluator 'reading' needs (shapes has one)")
         self._read, self._records = source.read, first(source, options.most)
@@ -131,7 +131,7 @@ class Distribution:
     def __init__(self, model: EvaluatedModel, options: ConfigDict, context):
         self._model, self._options, self._context = model, options, context
         self._features = open_features(options.features)
-        self._records = first(context.source(options.source, options.split), options.most)
+        self._records = first(context.source_of(options), options.most)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
         reconstructions, references = [], []  # features only, since all images may not fit into memory

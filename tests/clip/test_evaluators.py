@@ -82,8 +82,8 @@ def context(source, devices=8):
     mesh = sharding.make_mesh({"data": -1, "fsdp": 2 if devices == 8 else 1, "tensor": 1}, jax.devices()[:devices])
 
     class Fake(Context):
-        def source(self, name, split):
-            assert (name, split) == ("", "test")
+        def source(self, name, split, where=()):
+            assert (name, split, where) == ("", "test", ())
             return source
 
     config = ConfigDict({"data": {"threads": 2, "workers": 0}})
@@ -104,7 +104,7 @@ def evaluate(kind, source, weights, devices=8, **options):
 def evaluate_on(monkeypatch, splits, kind, weights, **options):
     """Evaluates with a source of several splits."""
     made = {split: Source(split, rows, NAMES) for split, rows in splits.items()}
-    monkeypatch.setattr(Context, "source", lambda self, name, split: made[split])
+    monkeypatch.setattr(Context, "source", lambda self, name, split, where=(): made[split])
     full = evaluators.EVALUATORS[kind].defaults()
     full.update({"batch_size": 10} | options)
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
@@ -331,6 +331,50 @@ def test_relevance_is_defined_by_the_source():
     assert metrics == pytest.approx(recalls_by_hand(rows[:1000], weights, is_true))
     own = evaluate("retrieval", Source("s", rows), weights)
     assert own["text_to_image/r1"] < metrics["text_to_image/r1"] < 1
+
+
+def test_retrieval_may_ask_for_the_first_captions_alone():
+    rows = records(20, 7)
+    firsts = [row | {"captions": row["captions"][:2]} for row in rows]
+    expected = evaluate("retrieval", Source("few", firsts), params())
+    assert evaluate("retrieval", Source("all", rows), params(), captions=2) == expected
+    assert expected["captions"] < evaluate("retrieval", Source("all", rows), params())["captions"]
+
+
+def test_attributes_are_those_of_the_nearest_caption(monkeypatch):
+    draw = np.random.default_rng(3)
+
+    def people(split, count):
+        return [
+            row
+            | {
+                "role": str(draw.choice(["", "ant", "bee", "cat"])),
+                "tone": str(draw.choice(["dark", "light"])),
+                "split": split,
+            }
+            for row in records(count, len(split))
+        ]
+
+    splits = {"train": people("train", 30), "compositions": people("compositions", 25)}
+    weights, fields = params(), ("role", "tone")
+    found = evaluate_on(monkeypatch, splits, "attributes", weights, split="compositions", fields=fields, intervals=True)
+    captions = {}
+    for row in (*splits["train"], *splits["compositions"]):
+        if row["role"]:
+            captions.setdefault((row["role"], row["tone"]), row["captions"][0])
+    asked = [row for row in splits["compositions"] if row["role"]]
+    scores = embed_images(weights, asked) @ embed_texts(weights, list(captions.values())).T
+    truth = np.array([[row[name] for name in fields] for row in asked])
+    right = np.array(list(captions))[scores.argmax(axis=1)] == truth
+    assert found["images"] == len(asked) and found["candidates"] == len(captions) == 6
+    assert found["all"] == np.all(right, axis=1).mean()
+    assert [found["role"], found["tone"]] == np.mean(right, axis=0).tolist()
+    assert found["all/low"] < found["all"] < found["all/high"]
+    with pytest.raises(DataError, match="there is no field 'age' for attributes; there are captions"):
+        evaluate_on(monkeypatch, splits, "attributes", weights, split="compositions", fields=("age",))
+    with pytest.raises(DataError, match="no record has all of split, role"):
+        nobody = {"train": splits["train"], "test": [row for row in splits["train"] if not row["role"]]}
+        evaluate_on(monkeypatch, nobody, "attributes", weights, fields=("split", "role"), among=("train",))
 
 
 def test_a_small_gallery_leaves_out_ranks_that_mean_nothing():

@@ -215,6 +215,23 @@ def test_image_deleted_after_opening_is_a_broken_sample(tmp_path):
         source[1]
 
 
+def test_evaluations_may_be_about_records_with_given_fields(tmp_path):
+    fill(tmp_path, *(f"{n}.png" for n in range(4)))
+    for number in range(4):
+        (tmp_path / f"{number}.txt").write_text(f"{number % 2}")
+    options = ConfigDict({"data": {"source": f"folder:{tmp_path}", "max_broken_eval": 0.1, "data_dir": "", "templates": ()}})
+    context = Context(sharding.make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})), options)
+    source = context.source("", "all", ("captions=['1']",))
+    assert [record["id"] for record in source.records] == ["1.png", "3.png"]
+    assert source.metadata(1)["id"] == "3.png" and source.name.endswith("all with captions=['1']")
+    chosen = ConfigDict({"source": "", "split": "all", "where": ("captions=['1']", "id=3.png")})
+    assert [record["id"] for record in context.source_of(chosen).records] == ["3.png"]
+    for where, words in (("tone", "'tone': a condition is FIELD=VALUE"), ("tone=", "no field 'tone' for where; there are"),
+                         ("id=9.png", "no record with id=9.png")):  # fmt: skip
+        with pytest.raises(DataError, match=words):
+            context.source("", "all", (where,))
+
+
 def test_evaluations_may_leave_out_a_share_of_unreadable_pictures(tmp_path, caplog):
     fill(tmp_path, *(f"{n}.png" for n in range(10)))
     for number in range(10):

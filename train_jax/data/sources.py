@@ -159,9 +159,39 @@ def select_readable(source: Source, max_broken: float) -> Source:
     if broken:
         log.warning("%s: evaluated without %d image(s) that cannot be read: %s", source.name, len(broken), broken[0])
     name = f"{source.name}, {len(indices)} readable" if broken else source.name
-    return dataclasses.replace(
-        source, name=name, records=_Mapped(indices, source.__getitem__, source.metadata), shard_starts=None
-    )
+    return _take(source, indices, name)
+
+
+def select(source: Source, where: Sequence[str]) -> Source:
+    """Selects the records that meet all of the conditions.
+
+    Args:
+      where: conditions `FIELD=VALUE`: the field, as text, equals the value; `tone=` selects records with an empty tone.
+
+    Raises DataError for a condition without `=`, a field that a record lacks, and conditions that no record meets.
+    """
+    conditions = []
+    for text in where:
+        field, equals, value = text.partition("=")
+        if not field or not equals:
+            raise DataError(f"where = {text!r}: a condition is FIELD=VALUE, such as artist=noto")
+        conditions.append((field, value))
+    meets = np.zeros(len(source), bool)
+    for index in range(len(source)):
+        record = source.metadata(index)
+        for field, _ in conditions:
+            if field not in record:
+                raise DataError(f"{source.name}: there is no field {field!r} for where; there are {', '.join(record)}")
+        meets[index] = all(str(record[field]) == value for field, value in conditions)
+    if not meets.any():
+        raise DataError(f"{source.name}: no record with {' and '.join(where)}")
+    return _take(source, splits.Selection(meets), f"{source.name} with {' and '.join(where)}")
+
+
+def _take(source: Source, indices: Sequence[int], name: str) -> Source:
+    """Returns a source of some records of another, whose positions are `indices`."""
+    records = _Mapped(indices, source.__getitem__, source.metadata)
+    return dataclasses.replace(source, name=name, records=records, shard_starts=None)
 
 
 def compute_fingerprint(source: Source) -> str:

@@ -7,7 +7,7 @@ logged as `test/accuracy` and so on.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -36,17 +36,28 @@ class Context:
     config: ConfigDict
     asked_to_stop: Callable[[], int] = lambda: 0
     _compiled: dict[Callable, Callable] = dataclasses.field(default_factory=dict, repr=False)
-    _sources: dict[tuple[str, str], sources.Source] = dataclasses.field(default_factory=dict, repr=False)
+    _sources: dict[tuple, sources.Source] = dataclasses.field(default_factory=dict, repr=False)
 
-    def source(self, name: str, split: str) -> sources.Source:
-        """Opens a data source by name, once, with the run's data directory and caption templates."""
+    def source(self, name: str, split: str, where: Sequence[str] = ()) -> sources.Source:
+        """Opens a data source by name, once, with the run's data directory and caption templates.
+
+        Args:
+          where: conditions on records; see `sources.select`.
+        """
         data = self.config.data
-        key = (name or data.source, split)
+        key = (name or data.source, split, tuple(where))
         if key not in self._sources:
-            source = sources.from_config(data, *key)
-            readable = sources.select_readable(source, data.max_broken_eval) if data.max_broken_eval else source
-            self._sources[key] = readable
+            if where:
+                source = sources.select(self.source(name, split), where)
+            else:
+                source = sources.from_config(data, name or data.source, split)
+                source = sources.select_readable(source, data.max_broken_eval) if data.max_broken_eval else source
+            self._sources[key] = source
         return self._sources[key]
+
+    def source_of(self, options: ConfigDict, split: str = "") -> sources.Source:
+        """Opens the data source of an evaluator's options, or another of its splits."""
+        return self.source(options.source, split or options.split, options.where)
 
     def batches(self, records, example: Callable, batch_size: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
         """Yields `(global batch on the mesh, number of rows without padding)`, each record once and in order.

@@ -85,7 +85,7 @@ class Likelihood:
 
     def __init__(self, stage: EvaluatedModel, options: ConfigDict, context):
         self._stage, self._context, self._batch_size = stage, context, options.batch_size
-        source = context.source(options.source, options.split)
+        source = context.source_of(options)
         # Codes are computed in the first evaluation, because the computation may take hours.
         self._records = functools.cache(lambda: stage.records(source, context.asked_to_stop))
         self._program = context.jit(self._sum_losses)
@@ -187,7 +187,7 @@ class Samples:
     def __init__(self, stage: EvaluatedModel, options: ConfigDict, context):
         check_sampling(options, stage)
         self._stage = stage
-        source = context.source(options.source, options.split)
+        source = context.source_of(options)
         conditions = list(options.conditions) or stage.condition.from_source(source, options.rows)
         self._sampler = Sampler(stage, options, context, conditions)
         self._features = open_features(options.features) if options.features else None
