@@ -81,6 +81,22 @@ def test_sizes_and_shifts_by_hand():
     assert abs(np.corrcoef(starts.T)[0, 1]) < 0.5
 
 
+def test_rotations_by_hand():
+    areas, widths = [], []
+    for seed in range(40):
+        pixels = place(Papers(rotate=45.0), seed)
+        opacity = (255 - pixels[..., 1]) / (255 - RED[1])  # of red on white
+        areas.append(opacity.sum())
+        grid = np.arange(32) - 15.5
+        centre = [(opacity.sum(axis=axis) * grid).sum() / opacity.sum() for axis in (0, 1)]
+        np.testing.assert_allclose(centre, 0, atol=0.7)  # of a canvas of whole pixels
+        left, _, right, _ = red_box(pixels)
+        widths.append(right - left)
+        assert (pixels[..., 0] >= RED[0] - 4).all()  # no dark fringe; bicubic interpolation overshoots
+    np.testing.assert_allclose(areas, 256, rtol=0.03)
+    assert min(widths) <= 17 and 20 <= max(widths) <= 23  # 16 to 16 * sqrt(2)
+
+
 def test_transparent_pixels_leave_no_dark_fringe():
     pixels = place(Papers(sizes=(0.7, 0.7)))
     assert (pixels[..., 0] >= RED[0] - 1).all()  # between red and white; black would lower it
@@ -111,6 +127,7 @@ def test_options():
     assert not options.is_identity
     assert options.make(Preprocess(8)).papers == Papers(("white", "noisy"), (0.5, 1.0), 0.1)
     assert not AugmentOptions.parse({"shift": 0.1}, "augment").is_identity
+    assert AugmentOptions.parse({"rotate": 10.0}, "augment").make(Preprocess(8)).papers == Papers(rotate=10.0)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +138,7 @@ def test_options():
         ({"sizes": (1.0, 0.5)}, "two shares of the side"),
         ({"sizes": (0.5, 3.0)}, "augment.sizes"),
         ({"shift": -0.1}, "augment.shift"),
+        ({"rotate": 200.0}, "augment.rotate"),
     ],
 )
 def test_wrong_options(values, message):

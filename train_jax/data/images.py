@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
 from train_jax.data import bilinear, files
+from train_jax.data.color_jitter import ColorJitter
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.papers import Papers
 from train_jax.errors import ConfigError, LoadError
@@ -351,12 +352,14 @@ class Augment:
       scale: range of the area of a random resized crop, as a share of the image's area; (1, 1): no crop.
       flip: whether to flip images horizontally with probability 1/2. Captions such as "left of" may become false.
       papers: backgrounds, sizes and places of images with transparency, before the crop; None: white, as in evaluations.
+      color_jitter: random changes of colours, after the crop; None: none.
     """
 
     preprocess: Preprocess
     scale: tuple[float, float] = (1.0, 1.0)
     flip: bool = False
     papers: Papers | None = None
+    color_jitter: ColorJitter | None = None
 
     def __call__(self, image: bytes | str | os.PathLike, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
         """Augments an image, given as bytes of a file or as a path, to uint8 [size, size, 3].
@@ -380,7 +383,7 @@ class Augment:
         pixels = preprocess.resize_and_crop(decoded, size, region)
         if self.flip and rng.random() < 0.5:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
-        return pixels
+        return pixels if self.color_jitter is None else self.color_jitter(pixels, rng)
 
 
 def normalize(images, mean: tuple[float, ...], std: tuple[float, ...]):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from train_jax.data.color_jitter import ColorJitter
 from train_jax.data.images import INTERPOLATIONS, MODES, Augment, Preprocess
 from train_jax.data.papers import KINDS, Papers
 from train_jax.options import Options, option
@@ -32,6 +33,14 @@ class AugmentOptions(Options):
     shift: float = option(
         0.0, "largest shift of an image with transparency on its paper, as a share of the side", least=0, most=1
     )
+    rotate: float = option(0.0, "largest rotation of an image with transparency, in degrees", least=0, most=180)
+    color_jitter: tuple[float, ...] = option(
+        (0.0, 0.0, 0.0, 0.0),
+        "largest relative change of brightness, contrast and saturation, and largest change of the hue in circles",
+        least=0,
+    )
+    color_jitter_prob: float = option(1.0, "share of the images whose colours are jittered", least=0, most=1)
+    gray_scale_prob: float = option(0.0, "share of the images that are made grey", least=0, most=1)
 
     def check(self, path: str) -> None:
         is_range = len(self.scale) == 2 and self.scale[0] <= self.scale[1]
@@ -40,20 +49,30 @@ class AugmentOptions(Options):
         self.require(is_known, path, "papers", f"one or more of {', '.join(KINDS)}")
         is_range = len(self.sizes) == 2 and self.sizes[0] <= self.sizes[1]
         self.require(is_range, path, "sizes", "two shares of the side, 0 < from <= to <= 2")
+        is_jitter = len(self.color_jitter) == 4 and self.color_jitter[3] <= 0.5
+        self.require(is_jitter, path, "color_jitter", "four numbers: brightness, contrast, saturation, and hue <= 0.5")
 
     @property
     def is_identity(self) -> bool:
         """Whether the options disable all augmentation."""
-        return tuple(self.scale) == (1.0, 1.0) and not self.flip and self._make_papers() is None
+        is_still = tuple(self.scale) == (1.0, 1.0) and not self.flip
+        return is_still and self._make_papers() is None and self._make_jitter() is None
 
     def _make_papers(self) -> Papers | None:
-        """Makes the papers; None for white papers alone, on which images are neither resized nor shifted."""
-        papers = Papers(tuple(self.papers), tuple(self.sizes), self.shift)
+        """Makes the papers; None for white papers alone, on which images are neither resized, shifted nor rotated."""
+        papers = Papers(tuple(self.papers), tuple(self.sizes), self.shift, self.rotate)
         return None if set(papers.kinds) == {"white"} and papers == Papers(papers.kinds) else papers
+
+    def _make_jitter(self) -> ColorJitter | None:
+        """Makes the colour jitter; None if no colour would change."""
+        jitters = any(self.color_jitter) and self.color_jitter_prob > 0
+        if not jitters and not self.gray_scale_prob:
+            return None
+        return ColorJitter(*self.color_jitter, self.color_jitter_prob, self.gray_scale_prob)
 
     def make(self, preprocess: Preprocess) -> Augment:
         """Makes the augmentation for a model's preprocessing."""
-        return Augment(preprocess, tuple(self.scale), self.flip, self._make_papers())
+        return Augment(preprocess, tuple(self.scale), self.flip, self._make_papers(), self._make_jitter())
 
 
 @dataclasses.dataclass(frozen=True)
