@@ -44,8 +44,8 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     choices = [n for n in CHOICES if n <= arguments.most]
 
     def is_correct(kind: str, texts: list[str], images: np.ndarray) -> np.ndarray:
-        shows = sources[kind].shows
-        return np.array([[shows(x, text) for x in row] for text, row in zip(texts, images, strict=True)])
+        judge = sources[kind].judge
+        return np.array([[judge(x, text)["correct"] for x in row] for text, row in zip(texts, images, strict=True)])
 
     settings = {"prompts": arguments.prompts, "top-p": arguments.top_p, "guidance": arguments.guidance}
     for kind, texts in prompts.items():

@@ -47,7 +47,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
     results = collect_last_evaluation(train_jax.run(config, workdir / "dalle"))
     dalle: Dalle = load(workdir / "dalle")
     drawings = dalle.draw(PROMPTS, NUM_SAMPLES, rerank=workdir / "clip", best=NUM_BEST, **SETTINGS).images
-    correct = np.array([[shapes.shows(x, prompt) for x in row] for prompt, row in zip(PROMPTS, drawings, strict=True)])
+    judged = [[shapes.judge(x, prompt) for x in row] for prompt, row in zip(PROMPTS, drawings, strict=True)]
+    correct = np.array([[parts["correct"] for parts in row] for row in judged])
     sheet = workdir / "drawings.png"
     plot_drawings(PROMPTS, drawings, correct, sheet)
     table = "\n".join(f"{name:26} {value:8.3f}" for name, value in results.items())

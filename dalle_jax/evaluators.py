@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -44,15 +44,16 @@ def make_factories(stage: EvaluatedModel) -> Mapping[str, Callable]:
 
 
 class Drawings:
-    """Fraction of prompts whose image is correct, checked by the image reader of the source.
+    """Fraction of prompts whose image is correct, judged by the image reader of the source.
 
-    With `clip`, also for the best of n images by CLIP score.
+    Also the fraction for each part of a prompt that the reader tells apart, such as `colours`, among the prompts that have
+    it. With `clip`, all of them also for the best of n images by CLIP score, as `…_best_of_n`.
     """
 
     def __init__(self, stage: EvaluatedModel, options: ConfigDict, context):
         check_sampling(options, stage)
         self._source = context.source_of(options)
-        if self._source.shows is None:
+        if self._source.judge is None:
             raise DataError(f"{self._source.name} has no image reader: the evaluator 'drawing' needs one")
         self._prompts, self._n = collect_prompts(self._source, options), options.n
         self._sampler = Sampler(stage, options, context, self._prompts)
@@ -60,20 +61,24 @@ class Drawings:
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         images = self._sampler.decode_images(self._sampler.sample_codes(params))
-        correct = np.array(
-            [[self._source.shows(x, prompt) for x in row] for prompt, row in zip(self._prompts, images, strict=True)]
-        )
-        metrics = {"correct": float(np.mean(correct[:, 0])), "prompts": len(self._prompts)}
+        verdicts = [[self._source.judge(x, prompt) for x in row] for prompt, row in zip(self._prompts, images, strict=True)]
+        metrics = average_parts([row[0] for row in verdicts]) | {"prompts": len(self._prompts)}
         metrics |= self._source.reader_metrics()
         if self._clip is not None:
             scores = inference.split_over_hosts(
                 lambda rows: rerank.clip_scores(self._clip, [self._prompts[row] for row in rows], images[rows]),
                 np.arange(len(images)),
             )
-            best = correct[np.arange(len(images)), np.argmax(scores, axis=1)]
-            metrics[f"correct_best_of_{self._n}"] = float(np.mean(best))
+            best = average_parts([row[index] for row, index in zip(verdicts, np.argmax(scores, axis=1), strict=True)])
+            metrics |= {f"{part}_best_of_{self._n}": share for part, share in best.items()}
         rows = [list(images[i : i + 16, 0]) for i in range(0, min(len(images), 64), 16)]
         return metrics, {"drawings": image_grid(rows)}
+
+
+def average_parts(verdicts: Sequence[Mapping[str, bool]]) -> dict[str, float]:
+    """Returns the share of images that show each part, among the prompts that have it."""
+    parts = dict.fromkeys(part for verdict in verdicts for part in verdict)
+    return {part: float(np.mean([verdict[part] for verdict in verdicts if part in verdict])) for part in parts}
 
 
 def collect_prompts(source: Source, options: ConfigDict) -> list[str]:

@@ -26,7 +26,7 @@ def test_it_leaves_a_sheet_and_a_part_of_the_page(tiny, tmp_path, monkeypatch, c
         return draw(self, *arguments, rerank="likelihood", **options)
 
     monkeypatch.setattr(demo.Dalle, "draw", without_clip)
-    monkeypatch.setattr(demo.shapes, "shows", lambda image, prompt: "green" in prompt)
+    monkeypatch.setattr(demo.shapes, "judge", lambda image, prompt: {"correct": "green" in prompt})
     config = ConfigDict(tiny[0].to_dict())
     path = config.vqgan.path
     monkeypatch.setattr(demo, "VQGAN", path)

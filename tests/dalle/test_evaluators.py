@@ -60,12 +60,19 @@ def test_a_source_without_records_for_prompts_is_refused():
 def test_the_reader_of_scenes_reads_their_captions():
     for index in range(12):
         scene, picture, captions = make("test", index, 64)
-        assert shapes.shows(picture, captions[0])
+        assert all(shapes.judge(picture, captions[0]).values())
         first = scene.objects[0]
         other = "a green heart" if first.colour != "green" else "a red heart"
-        assert not shapes.shows(picture, other) or any(f"{o.colour} {o.shape}" in other for o in scene.objects)
+        found = shapes.judge(picture, other)["correct"]
+        assert not found or any(f"{o.colour} {o.shape}" in other for o in scene.objects)
     with pytest.raises(ValueError, match="not a caption of a scene"):
-        shapes.shows(picture, "a dog")
+        shapes.judge(picture, "a dog")
+
+
+def test_parts_of_a_prompt_are_averaged_over_the_prompts_that_have_them():
+    named = {"colours": False, "relation": True}
+    verdicts = [{"correct": True, "colours": True}, {"correct": False, **named}, {"correct": False}]
+    assert evaluators.average_parts(verdicts) == {"correct": 1 / 3, "colours": 0.5, "relation": 1.0}
 
 
 def test_the_reader_of_digits_reads_their_labels():
@@ -76,10 +83,11 @@ def test_the_reader_of_digits_reads_their_labels():
     scans = load_digits()
     for index in np.flatnonzero(~every_fifth(scans.target))[:10]:  # of the reader's training scans
         image = picture(scans.images[index])
-        assert digits.shows(image, f"a handwritten {scans.target[index]}")
-        assert not digits.shows(image, f"the digit {digits.LABEL_NAMES[(scans.target[index] + 1) % 10]}")
+        assert digits.judge(image, f"a handwritten {scans.target[index]}") == {"correct": True}
+        wrong = f"the digit {digits.LABEL_NAMES[(scans.target[index] + 1) % 10]}"
+        assert digits.judge(image, wrong) == {"correct": False}
     with pytest.raises(ValueError, match="names no digit, or several"):
-        digits.shows(image, "one or two")
+        digits.judge(image, "one or two")
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +110,8 @@ def test_drawings_are_graded_by_the_reader(context, task, trained, monkeypatch, 
     monkeypatch.setattr(rerank, "clip_scores", lambda clip, texts, images: images.mean((2, 3, 4)).astype(np.float32))
     monkeypatch.setattr(inference, "on_devices", None)
     source = sources.open_source("digits", "test", data_dir=context.config.data.data_dir)
-    source = dataclasses.replace(source, reader_accuracy=0.75)
-    monkeypatch.setattr(Context, "source", lambda self, name, split: source)
+    source = dataclasses.replace(source, reader_accuracy={"digit": 0.75})
+    monkeypatch.setattr(Context, "source", lambda self, name, split, where=(): source)
     some = options(template="the digit {}", prompts=6, n=3, clip="a reranker", batch_size=8, **SAMPLING)
     evaluate = task.evaluators["drawing"](some, context)
     metrics, pictures = evaluate({"generator": trained.variables}, {})
@@ -112,16 +120,16 @@ def test_drawings_are_graded_by_the_reader(context, task, trained, monkeypatch, 
     assert len(compilations) == before and again == metrics
     prompts = [f"the digit {digits.LABEL_NAMES[source[i]['label']]}" for i in range(6)]
     images = trained.draw(prompts, 3, progress=False, **SAMPLING).images
-    correct = np.array([[digits.shows(x, p) for x in row] for p, row in zip(prompts, images, strict=True)])
+    correct = np.array([[digits.judge(x, p)["correct"] for x in row] for p, row in zip(prompts, images, strict=True)])
     best = images.mean((2, 3, 4)).argmax(1)
     assert metrics["correct"] == correct[:, 0].mean() and metrics["prompts"] == 6
-    assert metrics["reader_accuracy"] == 0.75
+    assert metrics["reader_accuracy/digit"] == 0.75
     assert metrics["correct_best_of_3"] == correct[np.arange(6), best].mean()
     np.testing.assert_array_equal(pictures["drawings"][:16, :16], images[0, 0])
 
 
 def test_a_source_without_a_reader_is_refused(context, task, monkeypatch):
-    monkeypatch.setattr(Context, "source", lambda self, name, split: SOURCE)
+    monkeypatch.setattr(Context, "source", lambda self, name, split, where=(): SOURCE)
     with pytest.raises(DataError, match="some has no image reader"):
         task.evaluators["drawing"](options(), context)
 

@@ -25,7 +25,7 @@ from train_jax.data import builders, images
 from train_jax.data.errors import DataError
 from train_jax.data.papers import Papers
 from train_jax.data.sources import Source, open_source
-from train_jax.datasets.emoji import concepts, drawings, reader, tarballs, variants
+from train_jax.datasets.emoji import captions, concepts, drawings, reader, tarballs, variants
 from train_jax.datasets.emoji.drawings import Drawing
 
 TONES = {"light": "🏻", "medium-light": "🏼", "medium": "🏽", "medium-dark": "🏾", "dark": "🏿"}
@@ -445,13 +445,33 @@ def test_records_are_read(splits):
         if record["id"] in [f"openmoji/{code_of(characters)}" for characters in "🍎🐈🚲"]:
             image = images.Preprocess(32)(record["image"])
             assert source.read(image) == record["concept"]
-            for caption in (record["concept"], f"{record['concept']}, with black outlines", record["keywords"][0]):
-                assert source.shows(image, caption)
-            assert not source.shows(image, "pear")
+            for caption in (record["concept"], record["keywords"][0]):
+                assert source.judge(image, caption) == {"correct": True, "concept": True}
+            styled = [source.judge(image, f"red apple, {style}") for style in captions.STYLES.values()]
+            assert {parts["concept"] for parts in styled} == {record["concept"] == "red apple"}
+            assert sum(parts["artist"] for parts in styled) == 1
+            assert all(parts["correct"] == (parts["concept"] and parts["artist"]) for parts in styled)
+            assert source.judge(image, "pear") == {"correct": False, "concept": False}
             with pytest.raises(ValueError, match="'a dream' is the caption of no emoji"):
-                source.shows(image, "a dream")
-    assert 0 <= source.reader_accuracy <= 1
-    assert source.reader_metrics() == {"reader_accuracy": source.reader_accuracy}
+                source.judge(image, "a dream")
+    assert set(source.reader_accuracy) == {"concept", "artist"}
+    assert all(0 <= share <= 1 for share in source.reader_accuracy.values())
+    assert source.reader_metrics()["reader_accuracy/artist"] == source.reader_accuracy["artist"]
+
+
+def test_artists_are_told_on_things_that_the_classifier_does_not_know():
+    """Two Gaussian classes whose best accuracy is known; a thing's own offset helps only who has seen it."""
+    rng = np.random.default_rng(0)
+    families = np.repeat(np.arange(300), 2)
+    artists = np.where(rng.random(600) < 0.3, "flat", "round")
+    features = rng.standard_normal((600, 20))
+    features[:, 0] += np.where(artists == "flat", 1.0, -1.0)  # two standard deviations apart
+    share = reader.measure_artist_accuracy(features, artists, families)
+    assert abs(share - scipy.stats.norm.cdf(1)) < 0.04
+    by_family = rng.standard_normal((300, 20))[families] + 0.01 * features[:, 1:2]  # the style shows nowhere
+    told = np.where(np.arange(300) % 2 == 0, "flat", "round")[families]
+    assert reader.measure_artist_accuracy(by_family, told, families) < 0.65
+    assert reader.measure_artist_accuracy(features[:4], np.array(["flat"] * 4), families[:4]) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -115,6 +115,50 @@ def test_captions_of_one_scene_judged_in_another():
                 assert is_true(caption, scene) == truth(caption, scene), (caption, scene)
 
 
+def make_object(colour: str, shape: str, size: str, x: float, y: float) -> Object:
+    return Object(colour, shape, x, y, scenes.RADII[SIZES.index(size)])
+
+
+def test_parts_of_a_caption_by_hand():
+    above, below = make_object("red", "circle", "small", 0.5, 0.2), make_object("blue", "star", "large", 0.5, 0.8)
+    caption = "a small red circle above a large blue star"
+    right = dict.fromkeys(("correct", "count", "colours", "shapes", "sizes", "binding", "relation"), True)
+    assert scenes.judge(caption, Scene((above, below))) == right
+    cases = {
+        ("relation",): (make_object("red", "circle", "small", 0.5, 0.8), make_object("blue", "star", "large", 0.5, 0.2)),
+        ("binding",): (make_object("blue", "circle", "small", 0.5, 0.2), make_object("red", "star", "large", 0.5, 0.8)),
+        ("colours", "binding"): (make_object("green", "circle", "small", 0.5, 0.2), below),
+        ("shapes", "binding"): (make_object("red", "star", "small", 0.5, 0.2), below),
+        ("sizes",): (above, make_object("blue", "star", "small", 0.5, 0.8)),
+        (): (make_object("red", "circle", "large", 0.5, 0.2), make_object("blue", "star", "small", 0.5, 0.8)),  # swapped
+        ("count", "colours", "shapes", "sizes", "binding", "relation"): (above,),
+    }
+    for wrong, objects in cases.items():
+        expected = {part: part not in ("correct", *wrong) for part in right}
+        assert scenes.judge(caption, Scene(objects)) == expected, objects
+    for found in (scenes.judge(caption, Scene((*cases[()], make_object("red", "circle", "small", 0.1, 0.1)))),):
+        assert not found["count"] and found["binding"]
+    assert scenes.judge("a red circle in the top", Scene((above,))) == {
+        "correct": True, "count": True, "colours": True, "shapes": True, "binding": True, "position": True,
+    }  # fmt: skip
+    assert scenes.judge("something red", Scene(())) == {"correct": False, "count": False, "colours": False}
+
+
+def test_a_true_caption_is_right_in_all_parts():
+    rng = np.random.default_rng(1)
+    kinds = set()
+    for scene in SCENES:
+        for caption in (*scenes.captions(scene, rng), *(any_caption(rng) for _ in range(10))):
+            parts = scenes.judge(caption, scene)
+            assert parts.pop("correct") == truth(caption, scene)
+            count = parts.pop("count")
+            assert count == (len(scene.objects) == 1 + any(f" {x} " in caption for x in scenes.RELATIONS))
+            if truth(caption, scene):
+                assert all(parts.values()), (caption, scene)
+            kinds.add(tuple(parts.items()))
+    assert len(kinds) > 50
+
+
 def test_own_captions_are_true():
     rng = np.random.default_rng(0)
     for scene in SCENES:

@@ -101,11 +101,11 @@ class Echo(evaluators.EvaluatedModel):
         pass  # no network
 
 
-@pytest.mark.parametrize(("accuracy", "reported"), [(None, {}), (0.75, {"reader_accuracy": 0.75})])
+@pytest.mark.parametrize(("accuracy", "reported"), [({}, {}), ({"concept": 0.75}, {"reader_accuracy/concept": 0.75})])
 def test_what_is_read_is_reported_with_the_accuracy_of_the_reader(accuracy, reported):
     records = [{"pixels": np.full((2, 2, 3), 100 + n, np.uint8)} for n in range(5)]
     source = Source("some", records, read=lambda image: int(image.sum()), reader_accuracy=accuracy)
-    context = types.SimpleNamespace(source=lambda name, split: source)
+    context = types.SimpleNamespace(source_of=lambda options: source)
     options = evaluators.EVALUATORS["reading"].defaults()
     metrics, _ = evaluators.Reading(Echo(), options, context)({}, {})
     assert metrics == {"same": 0.4, "images": 5} | reported

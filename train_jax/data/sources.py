@@ -49,9 +49,10 @@ class Source:
       is_true: `(caption, record) -> bool`, whether a caption is true of a record; None if only the captions of the record
         itself are known to be true.
       read: `(uint8 [size, size, 3]) -> content`, a recogniser whose results can be compared; None if there is none.
-      shows: `(uint8 [size, size, 3], caption) -> bool`, whether an image shows what a caption says; None if unknown.
-      reader_accuracy: how often `read` is right on pictures of a kind that it does not know; None: no mistakes are known.
-        Evaluators report it beside what they measure by `read` and `shows`.
+      judge: `(uint8 [size, size, 3], caption) -> {part: bool}`, which parts of a caption an image shows, such as colours;
+        the part "correct" is all that the caption says. None if unknown.
+      reader_accuracy: how often the reader is right on pictures of a kind that it does not know, for each part that it
+        tells; empty: no mistakes are known. Evaluators report it beside what they measure by `read` and `judge`.
       shard_starts: index of the first record of each tar, and the number of records, int64 [tars + 1]; None if there are
         no tars.
     """
@@ -61,8 +62,8 @@ class Source:
     label_names: tuple[str, ...] | None = None
     is_true: Callable[[str, Mapping], bool] | None = None
     read: Callable[[np.ndarray], object] | None = None
-    shows: Callable[[np.ndarray, str], bool] | None = None
-    reader_accuracy: float | None = None
+    judge: Callable[[np.ndarray, str], Mapping[str, bool]] | None = None
+    reader_accuracy: Mapping[str, float] = dataclasses.field(default_factory=dict)
     shard_starts: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
@@ -77,8 +78,8 @@ class Source:
         return {key: value for key, value in record.items() if key != "image"}
 
     def reader_metrics(self) -> dict[str, float]:
-        """Returns the accuracy of the reader as a metric, for evaluators that use it; empty if no mistakes are known."""
-        return {} if self.reader_accuracy is None else {"reader_accuracy": self.reader_accuracy}
+        """Returns the accuracies of the reader as metrics, for evaluators that use it."""
+        return {f"reader_accuracy/{part}": share for part, share in self.reader_accuracy.items()}
 
 
 def from_config(data, name: str = "", split: str = "") -> Source:
@@ -215,7 +216,7 @@ def _open_mixture(name: str, split: str, **options) -> Source:
     """Opens a mixture of sources. Labels and truth functions are kept only if all parts share them."""
     weights, names = zip(*mixture.parse(name), strict=True)
     parts = [open_source(part, split, **options) for part in names]
-    truths = [(p.label_names, p.is_true, p.read, p.shows, p.reader_accuracy) for p in parts]
+    truths = [(p.label_names, p.is_true, p.read, p.judge, p.reader_accuracy) for p in parts]
     truth = truths[0] if truths.count(truths[0]) == len(parts) else ()
     return Source(f"{name}:{split}", mixture.Mixed(parts, weights), *truth)
 

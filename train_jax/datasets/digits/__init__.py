@@ -6,7 +6,7 @@ from train_jax.datasets import embedded
 
 LABEL_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-__all__ = ["LABEL_NAMES", "builder", "read", "shows", "truth"]
+__all__ = ["LABEL_NAMES", "builder", "judge", "read", "truth"]
 
 
 def builder(variant: str | None = None, data_dir: str | None = None):
@@ -18,7 +18,7 @@ def builder(variant: str | None = None, data_dir: str | None = None):
 
 def truth(builder) -> dict:
     """Returns the fields of a Source that tell the truth about records and images."""
-    return {"label_names": LABEL_NAMES, "read": read, "shows": shows}
+    return {"label_names": LABEL_NAMES, "read": read, "judge": judge}
 
 
 def read(image) -> int:
@@ -28,8 +28,8 @@ def read(image) -> int:
     return classifier.read(image)
 
 
-def shows(image, caption: str) -> bool:
-    """Returns whether an image shows the digit that a caption names.
+def judge(image, caption: str) -> dict[str, bool]:
+    """Returns whether an image shows the digit that a caption names, as the part "correct".
 
     Raises ValueError for a caption that names no digit, or several digits.
     """
@@ -37,4 +37,4 @@ def shows(image, caption: str) -> bool:
     if len(named) != 1:
         raise ValueError(f"{caption!r} names no digit, or several: write one as 'the digit three' or 'a handwritten 3'")
     label = int(named[0]) if named[0].isdigit() else LABEL_NAMES.index(named[0])
-    return read(image) == label
+    return {"correct": read(image) == label}

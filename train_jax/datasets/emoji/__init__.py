@@ -65,7 +65,7 @@ def truth(builder) -> dict:
         "label_names": tuple(builder.info.features["label"].names),
         "is_true": is_true,
         "read": reader.read,
-        "shows": reader.shows,
+        "judge": reader.judge,
         "reader_accuracy": reader.accuracy,
     }
 
@@ -79,7 +79,7 @@ def _load_records(folder: paths.AnyPath) -> list[dict]:
     rows = [row for split in builder.info.splits for row in builder.as_data_source(split, decoders=skip)]
     texts = ("captions", "keywords")
     return [
-        {name: row[name].decode() for name in ("id", "concept")}
+        {name: row[name].decode() for name in ("id", "concept", "artist")}
         | {name: {text.decode() for text in row[name]} for name in texts}
         for row in rows
     ]

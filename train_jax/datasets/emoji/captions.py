@@ -67,6 +67,14 @@ def write_captions(code: str, concept: str, artist: str, words: Mapping[str, Map
     return list(dict.fromkeys(captions))
 
 
+def split_style(caption: str) -> tuple[str, str]:
+    """Splits a caption into what is drawn and the artist whose style it names, or ""."""
+    for artist, style in STYLES.items():
+        if caption.endswith(f", {style}"):
+            return caption.removesuffix(f", {style}"), artist
+    return caption, ""
+
+
 def list_keywords(code: str, concept: str, words: Mapping[str, Mapping[str, Words]]) -> list[str]:
     """Lists the keywords of an emoji in all languages, each once."""
     return list(dict.fromkeys(x for by_code in words.values() for x in _list_keywords(code, concept, by_code)))

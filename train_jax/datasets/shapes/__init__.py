@@ -8,7 +8,7 @@ from train_jax.datasets import embedded
 from train_jax.datasets.shapes import scene as scenes
 from train_jax.datasets.shapes.scene import LABEL_NAMES
 
-__all__ = ["LABEL_NAMES", "builder", "is_true", "read", "shows", "truth"]
+__all__ = ["LABEL_NAMES", "builder", "is_true", "judge", "read", "truth"]
 
 
 def builder(size: str = "64", data_dir: str | None = None):
@@ -20,7 +20,7 @@ def builder(size: str = "64", data_dir: str | None = None):
 
 def truth(builder) -> dict:
     """Returns the fields of a Source that tell the truth about records and images."""
-    return {"label_names": LABEL_NAMES, "is_true": is_true, "read": read, "shows": shows}
+    return {"label_names": LABEL_NAMES, "is_true": is_true, "read": read, "judge": judge}
 
 
 def is_true(caption: str, record) -> bool:
@@ -35,11 +35,11 @@ def read(image) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((o.colour, o.shape) for o in oracle.read(image)))
 
 
-def shows(image, caption: str) -> bool:
-    """Returns whether a caption is true of the scene that the oracle recognises in an image.
+def judge(image, caption: str) -> dict[str, bool]:
+    """Compares a caption with the scene that the oracle recognises in an image; see `scene.judge`.
 
     Raises ValueError for a caption outside the grammar.
     """
     from train_jax.datasets.shapes import oracle
 
-    return scenes.is_true(caption, scenes.Scene(oracle.read(image)))
+    return scenes.judge(caption, scenes.Scene(oracle.read(image)))

@@ -3,9 +3,12 @@
 Coordinates are relative to the side of the image, with x to the right and y downwards.
 """
 
+import collections
 import dataclasses
+import itertools
 import json
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -167,22 +170,69 @@ def is_true(caption: str, scene: Scene) -> bool:
 
     Raises ValueError for a caption outside the grammar.
     """
+    nouns, place = _parse(caption)
+    return any(
+        all(_fits(o, noun) for o, noun in zip(chosen, nouns, strict=True)) and _is_at(chosen, place)
+        for chosen in itertools.permutations(scene.objects, len(nouns))
+    )
+
+
+def judge(caption: str, scene: Scene) -> dict[str, bool]:
+    """Compares the parts of a caption with a scene; only the parts that the caption names are returned.
+
+    Parts:
+      correct: `is_true`.
+      count: there are as many objects as the caption names.
+      colours, shapes, sizes: the scene has all that the caption names, whichever objects have them.
+      binding: the scene has objects with the named colours and shapes together, if the caption names both.
+      relation, position: those that fit the caption best, by the number of right attributes, are where it says.
+
+    Raises ValueError for a caption outside the grammar.
+    """
+    nouns, place = _parse(caption)
+    parts = {"correct": is_true(caption, scene), "count": len(scene.objects) == len(nouns)}
+    for name, attribute in (("colours", "colour"), ("shapes", "shape"), ("sizes", "size")):
+        named = collections.Counter(noun[attribute] for noun in nouns if attribute in noun)
+        if named:
+            parts[name] = named <= collections.Counter(getattr(o, attribute) for o in scene.objects)
+    bound = [(noun["colour"], noun["shape"]) for noun in nouns if {"colour", "shape"} <= set(noun)]
+    if bound:
+        parts["binding"] = collections.Counter(bound) <= collections.Counter((o.colour, o.shape) for o in scene.objects)
+    if place:
+        choices = list(itertools.permutations(scene.objects, len(nouns)))
+        right = [sum(_count_right(o, noun) for o, noun in zip(x, nouns, strict=True)) for x in choices]
+        name = "relation" if len(nouns) == 2 else "position"
+        parts[name] = any(_is_at(x, place) for x, count in zip(choices, right, strict=True) if count == max(right))
+    return parts
+
+
+def _parse(caption: str) -> tuple[list[dict[str, str]], str]:
+    """Parses a caption to the attributes of each object that it names, and the position or relation, or "".
+
+    Raises ValueError for a caption outside the grammar.
+    """
     match = _CAPTION.fullmatch(caption.strip().lower())
     attributes = {key: value for key, value in (match.groupdict() if match else {}).items() if value}
     if not set(attributes) - {"position", "relation"}:
         raise ValueError(
             f"{caption!r} is not a caption of a scene: write a caption such as 'a small red circle above a blue star'"
         )
-
-    first, second = ({key[:-1]: attributes[key] for key in attributes if key.endswith(suffix)} for suffix in "01")
-    if "relation" in attributes:
-        pairs = [(a, b) for a in scene.objects for b in scene.objects if a is not b]
-        return any(_fits(a, first) and _fits(b, second) and relation(a, b) == attributes["relation"] for a, b in pairs)
-    if "position" in attributes:
-        first["position"] = attributes["position"]
-    return any(_fits(o, first) for o in scene.objects)
+    place = attributes.get("relation", attributes.get("position", ""))
+    numbers = "01" if "relation" in attributes else "0"
+    nouns = [{key[:-1]: value for key, value in attributes.items() if key.endswith(number)} for number in numbers]
+    return nouns, place
 
 
 def _fits(o: Object, words: dict[str, str]) -> bool:
     """Returns whether an object has all of the given attributes."""
-    return all(getattr(o, key) == value for key, value in words.items())
+    return _count_right(o, words) == len(words)
+
+
+def _count_right(o: Object, words: dict[str, str]) -> int:
+    """Counts the given attributes that an object has."""
+    return sum(getattr(o, key) == value for key, value in words.items())
+
+
+def _is_at(objects: Sequence[Object], place: str) -> bool:
+    """Returns whether one object is at a position, or two have a relation; an empty place is anywhere."""
+    return not place or (relation(*objects) if len(objects) == 2 else objects[0].position) == place
