@@ -191,7 +191,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     return Task(
         init=init,
         loss=loss,
-        example=PairExample(augment, tokenizer),
+        example=PairExample(augment, tokenizer, config.data.first_caption),
         evaluators=evaluators.make_factories(
             module.clone(compute=dataclasses.replace(compute, float8=False)), tokenizer, preprocess
         ),

@@ -22,10 +22,11 @@ class DrawingOptions(SamplingOptions):
 
     about: str = option(
         "labels",
-        "source of the prompts: labels in the template, first captions, or (pairs) first captions of unlabelled records",
-        choices=("labels", "captions", "pairs"),
+        "source of the prompts: labels or fields of records in the template, first captions, or (pairs) first captions of "
+        "unlabelled records",
+        choices=("labels", "fields", "captions", "pairs"),
     )
-    template: str = option("a {}", "prompt template with {} for the label")
+    template: str = option("a {}", "prompt template with {} for the label, or such as '{concept}, {style}' for fields")
     prompts: int = option(256, "number of prompts", least=1)
     n: int = option(1, "number of images per prompt, ranked by clip", least=1)
     clip: str = option("", "path of the CLIP that ranks the images (see clip_jax.load); empty: none")
@@ -89,6 +90,8 @@ def collect_prompts(source: Source, options: ConfigDict) -> list[str]:
         label = record.get("label", -1)
         if options.about == "labels" and label >= 0:
             texts.append(fill_template(options.template, source.label_names[label]))
+        elif options.about == "fields":
+            texts.append(_fill_fields(options.template, record, source.name))
         elif options.about == "captions" or (options.about == "pairs" and label < 0):
             texts.append(record["captions"][0])
         if len(texts) == options.prompts:
@@ -96,6 +99,15 @@ def collect_prompts(source: Source, options: ConfigDict) -> list[str]:
     if not texts:
         raise DataError(f"{source.name} has no records for prompts: about = {options.about!r}")
     return texts
+
+
+def _fill_fields(template: str, record: Mapping, source: str) -> str:
+    """Fills a template with fields of a record. Raises DataError for a field that the record lacks."""
+    try:
+        return template.format_map(record)
+    except (KeyError, IndexError, ValueError) as error:
+        fields = ", ".join(name for name, value in record.items() if isinstance(value, str))
+        raise DataError(f"{source}: template {template!r} must name fields of a record, such as {fields}") from error
 
 
 def fill_template(template: str, name: str) -> str:

@@ -79,7 +79,8 @@ def open_parts(config: ConfigDict, workdir: Path | None) -> tuple[Vqgan, DALLEOp
     options = DALLEOptions.parse(config.model, "model")
     vq = task.open_vqgan(config, workdir)  # first: a wrong path fails before minutes of tokenizer training
     tokenizer = _open_tokenizer(config, workdir)
-    return vq, options, Captions(tokenizer, config.condition_dropout > 0, config.tokenizer.dropout)
+    is_droppable, first = config.condition_dropout > 0, config.data.first_caption
+    return vq, options, Captions(tokenizer, is_droppable, config.tokenizer.dropout, first)
 
 
 def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:

@@ -46,6 +46,13 @@ class DataOptions(Options):
     data_dir: str = option("", "directory of TFDS data sets; empty: the default of TFDS")
     templates: tuple[str, ...] = option((), "caption templates for data with labels only, such as 'a photo of a {}.'")
 
+    first_caption: float = option(
+        0.0,
+        "probability of a record's first caption, which is the most complete of shapes and emoji; else any is chosen",
+        least=0,
+        most=1,
+    )
+
     def check(self, path: str) -> None:
         self.require(bool(self.source), path, "source", "the name of a source, such as 'shapes' or 'folder:PATH'")
 

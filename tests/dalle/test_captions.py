@@ -1,5 +1,7 @@
 """Rows of text tokens: a pad of its own for every position after the end."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,15 @@ TEXTS = ["a red circle", "a blue star", ""]
 @pytest.fixture(scope="module")
 def captions():
     return Captions(Tokenizer.train(TEXTS * 20, 530, 8))
+
+
+def test_first_captions_are_chosen_with_a_probability(captions):
+    rng = np.random.default_rng(0)
+    record = {"captions": TEXTS}
+    for first, share in ((0.0, 1 / 3), (0.6, 0.6 + 0.4 / 3), (1.0, 1.0)):
+        chosen = dataclasses.replace(captions, first=first)
+        rows = [chosen.example(record, rng)["condition"] for _ in range(400)]
+        assert abs(np.mean([np.array_equal(row, captions.encode(TEXTS[:1])[0]) for row in rows]) - share) < 0.1
 
 
 def test_pads_after_the_end_are_their_positions(captions):

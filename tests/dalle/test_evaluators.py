@@ -52,6 +52,16 @@ def test_templates_have_the_article_that_captions_have():
     assert evaluators.fill_template("the {}", "orange star") == "the orange star"
 
 
+def test_prompts_may_name_fields_of_records():
+    rows = [{"concept": "red apple", "style": "in flat colours"}, {"concept": "pear", "style": ""}]
+    rows = [row | {"captions": ["x"]} for row in rows]
+    some = options(about="fields", template="{concept}, {style}", prompts=5)
+    assert evaluators.collect_prompts(sources.Source("some", rows), some) == ["red apple, in flat colours", "pear, "]
+    for template in ("a {}", "{size}", "{"):
+        with pytest.raises(DataError, match="must name fields of a record, such as concept, style"):
+            evaluators.collect_prompts(sources.Source("some", rows), options(about="fields", template=template))
+
+
 def test_a_source_without_records_for_prompts_is_refused():
     with pytest.raises(DataError, match="no records for prompts: about = 'pairs'"):
         evaluators.collect_prompts(sources.Source("some", RECORDS[:1], ("zero", "one", "two")), options(about="pairs"))

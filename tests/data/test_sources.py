@@ -226,6 +226,8 @@ def test_evaluations_may_be_about_records_with_given_fields(tmp_path):
     assert source.metadata(1)["id"] == "3.png" and source.name.endswith("all with captions=['1']")
     chosen = ConfigDict({"source": "", "split": "all", "where": ("captions=['1']", "id=3.png")})
     assert [record["id"] for record in context.source_of(chosen).records] == ["3.png"]
+    named = open_source(f"folder:{tmp_path} where captions=['1'] and id=3.png | 2 folder:{tmp_path}", "all")
+    assert [record["id"] for record in named.records] == ["3.png"] * 2 + ["0.png", "1.png", "2.png", "3.png"]
     for where, words in (("tone", "'tone': a condition is FIELD=VALUE"), ("tone=", "no field 'tone' for where; there are"),
                          ("id=9.png", "no record with id=9.png")):  # fmt: skip
         with pytest.raises(DataError, match=words):

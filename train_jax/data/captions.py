@@ -1,4 +1,4 @@
-"""Extraction of captions from the formats of common data sets."""
+"""Choice of captions, and their extraction from the formats of common data sets."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,12 @@ from train_jax.data.errors import DataError
 
 _KEYS = ("captions", "caption", "title", "text", "TEXT")  # keys of the Hugging Face Hub, OpenCLIP and img2dataset
 _TEXT_KEYS = ("text", "raw", "caption")  # keys of COCO's caption objects
+
+
+def choose_caption(captions: Sequence[str], rng: np.random.Generator, first: float) -> str:
+    """Chooses a caption: the first with probability `first`, else any, each with the same probability."""
+    is_first = first > 0 and rng.random() < first
+    return captions[0 if is_first else rng.integers(len(captions))]
 
 
 def extract_captions(value) -> list[str]:

@@ -6,6 +6,7 @@
     tfds:NAME[/CONFIG]   any TFDS data set that has images; labels become captions by templates
     folder:PATH          images with captions.jsonl | .csv | .tsv, metadata.jsonl, or a .txt beside each image
     webdataset:PATH      tars of images and captions; {000..099} in the path counts, {a,b} lists, * matches
+    SOURCE where A=x     the records whose field A is x; further conditions follow `and`
     3 SOURCE | 1 SOURCE  a mixture of sources with weights
 
 A record is a dict: `image` (the bytes of an image file), `captions` (one or more), `id`, and optionally `label` (int, -1
@@ -104,6 +105,9 @@ def open_source(
     """
     if mixture.SEPARATOR in name:
         return _open_mixture(name, split, data_dir=data_dir, templates=templates)
+    name, where, conditions = name.partition(" where ")
+    if where:
+        return select(open_source(name, split, data_dir=data_dir, templates=templates), conditions.split(" and "))
     kind, _, rest = name.partition(":")
     templates = tuple(templates or DEFAULT_TEMPLATES)
     for template in templates:

@@ -33,7 +33,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
-        texts = ("id", "concept", "artist", "group", "tone", "gender", "role")
+        texts = ("id", "concept", "artist", "style", "group", "tone", "gender", "role")
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
@@ -74,6 +74,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "id": f"{drawing.artist}/{drawing.code}",
                     "concept": names[x.concept].name,
                     "artist": drawing.artist,
+                    "style": captions.STYLES[drawing.artist],
                     "group": drawing.group,
                     "tone": x.tone,
                     "gender": x.gender,
