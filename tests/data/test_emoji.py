@@ -25,7 +25,7 @@ from train_jax.data import builders, images
 from train_jax.data.errors import DataError
 from train_jax.data.papers import Papers
 from train_jax.data.sources import Source, open_source
-from train_jax.datasets.emoji import captions, concepts, drawings, reader, tarballs, variants
+from train_jax.datasets.emoji import captions, concepts, drawings, features, reader, tarballs, variants
 from train_jax.datasets.emoji.drawings import Drawing
 
 TONES = {"light": "🏻", "medium-light": "🏼", "medium": "🏽", "medium-dark": "🏾", "dark": "🏿"}
@@ -391,7 +391,7 @@ def draw_shape(shape: str, ink: str, side: int = 64) -> Image.Image:
 
 def describe_all(papers: Papers, rng: np.random.Generator, side: int = 64) -> np.ndarray:
     drawn = [draw_shape(shape, ink, side) for shape in SHAPES for ink in INKS]
-    return np.stack([reader.describe(np.asarray(papers.place(image, rng))) for image in drawn])
+    return np.stack([features.describe(np.asarray(papers.place(image, rng))) for image in drawn])
 
 
 CONCEPTS, INK_OF = (np.array(x) for x in zip(*((s, i) for s in SHAPES for i in INKS), strict=True))

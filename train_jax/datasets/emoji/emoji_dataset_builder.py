@@ -11,6 +11,7 @@ from tqdm import tqdm
 from train_jax.data import images
 from train_jax.data.errors import DataError
 from train_jax.datasets.emoji import captions, concepts, drawings, reader, tarballs
+from train_jax.datasets.emoji.features import describe, describe_style
 from train_jax.datasets.emoji.variants import Variant
 
 
@@ -91,7 +92,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _write_reader(self, rows) -> None:
         """Describes all pictures for the reader, and measures its accuracy on pictures without skin tones."""
         described = tqdm(rows, "describing", unit=" drawings", disable=None)
-        features = np.stack([reader.describe(np.asarray(images.decode(row["image"]))) for row in described])
+        both = [(describe(x), describe_style(x)) for x in (np.asarray(images.decode(row["image"])) for row in described)]
+        features, styles = map(np.stack, zip(*both, strict=True))
         plain = np.array([not row["tone"] for row in rows])
         names = np.array([row["concept"] for row in rows])
         # By author: who knows Microsoft's flat drawings knows the shaded ones.
@@ -99,8 +101,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         accuracy = reader.measure_accuracy(features[plain], names[plain], authors[plain])
         things = np.array([row["role"] or row["concept"] for row in rows])
         drawn_by = np.array([row["artist"] for row in rows])
-        artist_accuracy = reader.measure_artist_accuracy(features, drawn_by, things)
-        reader.write(self.data_path, [row["id"] for row in rows], features, accuracy, artist_accuracy)
+        artist_accuracy = reader.measure_artist_accuracy(styles, drawn_by, things)
+        ids = [row["id"] for row in rows]
+        reader.write(self.data_path, ids, features, styles, accuracy, artist_accuracy)
 
     def _generate_examples(self, rows):
         for row in rows:

@@ -1,11 +1,8 @@
 """Reader of emoji: names the nearest drawing, by handcrafted features. It shares nothing with the models that it grades.
 
-A picture is cut out of its paper, and described by its silhouette, its colours on a coarse grid, and histograms of oriented
-gradients (N. Dalal, B. Triggs, CVPR 2005). Differences between artists' drawings of the same concept are made equally
-large in all directions (within-class covariance normalisation: A. Hatch et al., Interspeech 2006), and drawings are compared
-by cosine.
-
-Who drew a picture is told from the same features by linear discriminant analysis.
+Pictures are described by `features`. Differences between artists' drawings of the same concept are made equally large in all
+directions (within-class covariance normalisation: A. Hatch et al., Interspeech 2006), and drawings are compared by cosine.
+Who drew a picture is told from its style by linear discriminant analysis.
 
 A reader makes mistakes. `measure_accuracy` tells how many, on artists that it does not know, and `measure_artist_accuracy`
 on things that it does not know. Evaluators report both.
@@ -16,68 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, ImageFilter
 
 from train_jax.datasets.emoji.captions import is_true, split_style
+from train_jax.datasets.emoji.features import describe, describe_style
 from train_jax.paths import AnyPath
 
 FILE = "reader.npz"  # beside the records
-_SIDE = 32  # pixels of a picture that is cut out
-_CELLS = 8  # cells of the grid in each direction
-_ORIENTATIONS = 8
-_DISTINCT = 0.1  # distance from the paper's colour, with channels in [0, 1]: half of it is paper, one and a half the picture
-_SPECK = 0.02  # share of a row or column that is covered by noise alone
 _SHRINKAGE = 0.1  # share of the mean variance that is added to each direction
 _CHUNK = 256  # pictures that are compared at a time
-# Luminance, red-green, yellow-blue.
-_OPPONENT = np.array([[0.30, 0.59, 0.11], [0.5, -0.5, 0.0], [0.25, 0.25, -0.5]], np.float32)
-
-
-def describe(image: UInt8[np.ndarray, "size size 3"]) -> Float[np.ndarray, "features"]:
-    """Describes a picture on a paper of any one colour by its features: three parts of unit norm each."""
-    pixels, cover = _cut_out(image)
-    opponent = (pixels * cover[..., None] + (1 - cover[..., None])) @ _OPPONENT.T  # on white, which is 0 below
-    parts = [_average(cover[..., None] - 0.5), _average(opponent - _OPPONENT.sum(axis=1)), _orient(opponent[..., 0])]
-    return np.concatenate([part.ravel() / (np.linalg.norm(part) + 1e-6) for part in parts]).astype(np.float32)
-
-
-def _cut_out(image: np.ndarray) -> tuple[Float[np.ndarray, "32 32 3"], Float[np.ndarray, "32 32"]]:
-    """Cuts a picture out of its paper and resizes its longer side to 32 pixels; returns colours and opacity in [0, 1]."""
-    smooth = np.asarray(Image.fromarray(image).filter(ImageFilter.MedianFilter(3)), np.float32) / 255  # of noisy papers
-    paper = np.median(np.concatenate([smooth[0], smooth[-1], smooth[:, 0], smooth[:, -1]]), axis=0)
-    cover = np.clip(np.linalg.norm(smooth - paper, axis=-1) / _DISTINCT - 0.5, 0, 1)
-    rows, columns = (np.flatnonzero((cover > 0.5).mean(axis=axis) > _SPECK) for axis in (1, 0))
-    if not len(rows):
-        rows, columns = (np.arange(side) for side in cover.shape)
-    middle = (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
-    radius = max(columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1) / 2
-    # Transparent where the square around the picture leaves the image.
-    layers = np.dstack([image, (255 * cover).astype(np.uint8)])
-    margin = int(radius) + 1
-    canvas = Image.fromarray(np.pad(layers, ((margin, margin), (margin, margin), (0, 0))))
-    box = [x + margin for x in (middle[0] - radius, middle[1] - radius, middle[0] + radius, middle[1] + radius)]
-    square = np.asarray(canvas.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, box=box), np.float32) / 255
-    return square[..., :3], square[..., 3]
-
-
-def _average(values: Float[np.ndarray, "32 32 channels"]) -> Float[np.ndarray, "8 8 channels"]:
-    """Averages values over each cell of the grid."""
-    side = _SIDE // _CELLS
-    return values.reshape(_CELLS, side, _CELLS, side, -1).mean(axis=(1, 3))
-
-
-def _orient(luminance: Float[np.ndarray, "32 32"]) -> Float[np.ndarray, "8 8 8"]:
-    """Computes a histogram of oriented gradients in each cell, with square roots of their lengths.
-
-    Orientations are those of edges, without the sign: between two neighbouring ones, a gradient counts for both in part.
-    """
-    down, right = np.gradient(luminance)
-    position = np.arctan2(down, right) % np.pi * (_ORIENTATIONS / np.pi)
-    low = np.floor(position).astype(int)
-    weight, length = position - low, np.sqrt(np.hypot(down, right))
-    one_hot = np.eye(_ORIENTATIONS, dtype=np.float32)
-    shares = one_hot[low % _ORIENTATIONS] * (1 - weight)[..., None] + one_hot[(low + 1) % _ORIENTATIONS] * weight[..., None]
-    return _average(shares * length[..., None])
 
 
 class NearestDrawing:
@@ -136,7 +79,7 @@ def measure_accuracy(
 
 
 class ArtistClassifier:
-    """Linear discriminant analysis of features by artist, with equal priors and the shrinkage of Ledoit and Wolf.
+    """Linear discriminant analysis of styles by artist, with equal priors and shrinkage.
 
     With fewer pictures than it needs, more than there are artists, the answer is always the first picture's artist.
     """
@@ -145,7 +88,7 @@ class ArtistClassifier:
         from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
         count = len(np.unique(artists))
-        analysis = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=np.full(count, 1 / count))
+        analysis = LinearDiscriminantAnalysis("lsqr", shrinkage=_SHRINKAGE, priors=np.full(count, 1 / count))
         self._analysis = analysis.fit(features, artists) if 1 < count < len(features) else None
         self._only = str(artists[0])
 
@@ -172,11 +115,16 @@ def measure_artist_accuracy(
 
 
 def write(
-    folder: AnyPath, ids: Sequence[str], features: np.ndarray, accuracy: Mapping[str, float], artist_accuracy: float
+    folder: AnyPath,
+    ids: Sequence[str],
+    features: np.ndarray,
+    styles: np.ndarray,
+    accuracy: Mapping[str, float],
+    artist_accuracy: float,
 ) -> None:
-    """Writes what `Reader` reads: features of each record by its id, and how often it is right."""
-    arrays = {"ids": np.asarray(ids), "features": features.astype(np.float16), "accuracy": np.asarray(json.dumps(accuracy))}
-    arrays["artist_accuracy"] = np.asarray(artist_accuracy)
+    """Writes what `Reader` reads: features and style of each record by its id, and how often it is right."""
+    arrays = {"ids": np.asarray(ids), "features": features.astype(np.float16), "styles": styles.astype(np.float16)}
+    arrays |= {"accuracy": np.asarray(json.dumps(accuracy)), "artist_accuracy": np.asarray(artist_accuracy)}
     with (folder / FILE).open("wb") as stream:
         np.savez(stream, **arrays)
 
@@ -204,7 +152,7 @@ class Reader:
 
     def read(self, image: UInt8[np.ndarray, "size size 3"]) -> str:
         """Returns the concept of the nearest drawing."""
-        return self._find(describe(image)[None])["concept"]
+        return self._find(image)["concept"]
 
     def judge(self, image: UInt8[np.ndarray, "size size 3"], caption: str) -> dict[str, bool]:
         """Compares a caption with an image.
@@ -216,24 +164,23 @@ class Reader:
 
         Raises ValueError for a caption of no drawing.
         """
-        features = describe(image)[None]
-        record = self._find(features)
+        record = self._find(image)
         if caption not in self._captions:
             raise ValueError(f"{caption!r} is the caption of no emoji: write a name such as 'red apple', or a keyword")
         text, artist = split_style(caption)
         parts = {"concept": is_true(text, record)}
         if artist:
-            parts["artist"] = self._artists.find(features)[0] == artist
+            parts["artist"] = self._artists.find(describe_style(image)[None])[0] == artist
         return {"correct": all(parts.values())} | parts
 
-    def _find(self, features: Float[np.ndarray, "1 features"]) -> Mapping:
+    def _find(self, image: UInt8[np.ndarray, "size size 3"]) -> Mapping:
         """Returns the record of the nearest drawing."""
         if self._nearest is None:
             by_id = {record["id"]: record for record in self._load_records()}
             with self._file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 self._records = [by_id[key] for key in arrays["ids"].tolist()]
-                known = arrays["features"].astype(np.float32)
+                known, styles = (arrays[name].astype(np.float32) for name in ("features", "styles"))
             self._nearest = NearestDrawing(known, np.array([record["concept"] for record in self._records]))
-            self._artists = ArtistClassifier(known, np.array([record["artist"] for record in self._records]))
+            self._artists = ArtistClassifier(styles, np.array([record["artist"] for record in self._records]))
             self._captions = {text for x in self._records for text in (*x["captions"], *x["keywords"])}
-        return self._records[int(self._nearest.find(features)[0])]
+        return self._records[int(self._nearest.find(describe(image)[None])[0])]
