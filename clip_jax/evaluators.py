@@ -157,24 +157,34 @@ class Attributes:
 
     An image's combination is that of the nearest caption, among the first captions of all combinations that occur in some
     splits. Reports `all`, the share of images whose attributes are all right, and the share for each attribute. Records
-    where an attribute is empty are left out.
+    where an attribute is empty are left out. Equal images have all of their combinations: the one with the most right
+    attributes counts.
     """
 
     def __init__(self, encoders: Encoders, options: ConfigDict, context):
         self._options = options
         source = context.source_of(options)
         combinations = [_combine(source, index, options.fields) for index in range(len(source))]
-        complete = [index for index, values in enumerate(combinations) if all(values)]
+        complete = [index for index, values in enumerate(combinations) if values is not None]
         if not complete:
             raise DataError(f"{source.name}: no record has all of {', '.join(options.fields)}")
-        self._records, self._truth = Subset(source, complete), np.array([combinations[index] for index in complete])
+        self._records = Subset(source, complete)
+        by_image: dict[bytes, list[tuple]] = {}
+        for index in complete:
+            by_image.setdefault(source[index]["image"], []).append(combinations[index])
+        self._truths = [np.array(by_image[source[index]["image"]]) for index in complete]
         captions: dict[tuple[str, ...], str] = {}
         for split in options.among:
-            others = context.source_of(options, split)
+            others = context.source(options.source, split)
             for index in range(len(others)):
                 values = _combine(others, index, options.fields)
-                if all(values):
+                if values is not None:
                     captions.setdefault(values, others.metadata(index)["captions"][0])
+        if missing := {combinations[index] for index in complete} - set(captions):
+            raise DataError(
+                f"{source.name}: {len(missing)} combination(s), such as {', '.join(min(missing))}, are not in among = "
+                f"{', '.join(options.among)}: add the split {options.split}"
+            )
         self._candidates, self._captions = np.array(list(captions)), list(captions.values())
         self._encode_images = encoders.make_image_encoder(context, options.batch_size)
         self._encode_texts = encoders.make_text_encoder(context, options.batch_size)
@@ -183,7 +193,7 @@ class Attributes:
         variables, options = {"params": params["clip"], **mutable_variables}, self._options
         texts = self._encode_texts(variables, self._captions)
         nearest = find_nearest(self._encode_images(variables, self._records), texts, 1)[:, 0]
-        correct = self._candidates[nearest] == self._truth
+        correct = np.array([_mark(self._candidates[i], truths) for i, truths in zip(nearest, self._truths, strict=True)])
         metrics = {"images": len(correct), "candidates": len(texts)}
         metrics |= compute_accuracy("all", correct.all(axis=1), options.intervals)
         for column, field in enumerate(options.fields):
@@ -191,13 +201,20 @@ class Attributes:
         return metrics, {}
 
 
-def _combine(source: Source, index: int, fields: Sequence[str]) -> tuple[str, ...]:
-    """Returns the attributes of a record. Raises DataError for a missing field."""
+def _combine(source: Source, index: int, fields: Sequence[str]) -> tuple[str, ...] | None:
+    """Returns the attributes of a record, or None if one is empty. Raises DataError for a missing field."""
     record = source.metadata(index)
     for field in fields:
         if field not in record:
             raise DataError(f"{source.name}: there is no field {field!r} for attributes; there are {', '.join(record)}")
-    return tuple(str(record[field]) for field in fields)
+    values = [record[field] for field in fields]
+    return None if any(value in ("", -1, None) for value in values) else tuple(map(str, values))
+
+
+def _mark(answer: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    """Returns which attributes of an answer are right, by the truth that has most of them."""
+    marks = truths == answer
+    return marks[np.argmax(marks.sum(axis=1))]
 
 
 # Type -> `(encoders, options, context) -> evaluator`; a type's options are in EVALUATORS.

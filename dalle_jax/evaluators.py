@@ -57,6 +57,7 @@ class Drawings:
         if self._source.judge is None:
             raise DataError(f"{self._source.name} has no image reader: the evaluator 'drawing' needs one")
         self._prompts, self._n = collect_prompts(self._source, options), options.n
+        _check_prompts(self._source, self._prompts)
         self._sampler = Sampler(stage, options, context, self._prompts)
         self._clip = rerank.open_reranker(options.clip, "float32") if options.clip else None
 
@@ -74,6 +75,15 @@ class Drawings:
             metrics |= {f"{part}_best_of_{self._n}": share for part, share in best.items()}
         rows = [list(images[i : i + 16, 0]) for i in range(0, min(len(images), 64), 16)]
         return metrics, {"drawings": image_grid(rows)}
+
+
+def _check_prompts(source: Source, prompts: Sequence[str]) -> None:
+    """Raises DataError for a prompt that the reader of the source does not understand, before images are sampled."""
+    for prompt in prompts:
+        try:
+            source.judge(np.full((64, 64, 3), 255, np.uint8), prompt)
+        except ValueError as error:
+            raise DataError(f"{source.name}: {error}. Prompts follow from the options about and template") from error
 
 
 def average_parts(verdicts: Sequence[Mapping[str, bool]]) -> dict[str, float]:
@@ -105,7 +115,7 @@ def _fill_fields(template: str, record: Mapping, source: str) -> str:
     """Fills a template with fields of a record. Raises DataError for a field that the record lacks."""
     try:
         return template.format_map(record)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
         fields = ", ".join(name for name, value in record.items() if isinstance(value, str))
         raise DataError(f"{source}: template {template!r} must name fields of a record, such as {fields}") from error
 

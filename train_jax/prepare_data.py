@@ -18,6 +18,7 @@ import sys
 from train_jax.arguments import expand_home
 from train_jax.command import run_command
 from train_jax.data import builders
+from train_jax.data.errors import DataError
 from train_jax.datasets.emoji.tarballs import LICENCES
 
 
@@ -36,6 +37,8 @@ def main(argv: list[str]) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.tarballs == "":
+        raise DataError("--from is empty: name the folder of the npm tarballs, or leave it out, and npm downloads them")
     for name in arguments.sources:
         for builder in builders.prepare(name, arguments.data_dir, arguments.tarballs):
             print(describe(builder), flush=True)

@@ -370,6 +370,13 @@ def test_attributes_are_those_of_the_nearest_caption(monkeypatch):
     assert found["all"] == np.all(right, axis=1).mean()
     assert [found["role"], found["tone"]] == np.mean(right, axis=0).tolist()
     assert found["all/low"] < found["all"] < found["all/high"]
+    # Equal pictures have two names, and either is right.
+    twins = {name: [*rows, *(row | {"tone": "grey"} for row in rows)] for name, rows in splits.items()}
+    both = evaluate_on(monkeypatch, twins, "attributes", weights, split="compositions", fields=fields)
+    assert both["images"] == 2 * len(asked) and both["tone"] >= found["tone"] and both["candidates"] == 9
+    with pytest.raises(DataError, match="combination.* are not in among = train: add the split compositions"):
+        some = {"train": splits["train"][:2], "compositions": splits["compositions"]}
+        evaluate_on(monkeypatch, some, "attributes", weights, split="compositions", fields=fields, among=("train",))
     with pytest.raises(DataError, match="there is no field 'age' for attributes; there are captions"):
         evaluate_on(monkeypatch, splits, "attributes", weights, split="compositions", fields=("age",))
     with pytest.raises(DataError, match="no record has all of split, role"):

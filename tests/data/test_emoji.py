@@ -126,6 +126,8 @@ def write_tarballs(folder: Path) -> None:
         (tarballs.SEQUENCE_NAMES, "annotationsDerived", DERIVED),
     ):
         languages = {"en": english, "el": {c: words for c, words in GREEK.items() if c in english}}
+        if package is tarballs.NAMES:
+            languages["el-CY"] = {"🍎": ("μήλο", [])}  # a region: only what differs
         entries = {
             f"{root}/{language}/annotations.json": {
                 root: {"annotations": {c: {"tts": [name], "default": keywords} for c, (name, keywords) in words.items()}}
@@ -433,10 +435,10 @@ def test_accuracy_is_that_of_unknown_artists(described):
                 angles = [scipy.spatial.distance.cosine(vectors[i], vectors[j]) for j in known]
                 right.append(concepts_of[known[np.argmin(angles)]] == concepts_of[i])
         expected[artist] = np.mean(right)
-    actual = reader.measure_accuracy(noisy, concepts_of, INK_OF)
+    actual = reader.measure_accuracy(noisy, concepts_of, concepts_of, INK_OF)
     assert actual == pytest.approx(expected) and 0.3 < np.mean(list(actual.values())) <= 1
     shuffled = np.random.default_rng(0).permutation(CONCEPTS)
-    assert np.mean(list(reader.measure_accuracy(noisy, shuffled, INK_OF).values())) < 0.4
+    assert np.mean(list(reader.measure_accuracy(noisy, shuffled, shuffled, INK_OF).values())) < 0.4
 
 
 def test_records_are_read(splits):
@@ -451,12 +453,27 @@ def test_records_are_read(splits):
             assert {parts["concept"] for parts in styled} == {record["concept"] == "red apple"}
             assert sum(parts["artist"] for parts in styled) == 1
             assert all(parts["correct"] == (parts["concept"] and parts["artist"]) for parts in styled)
+            assert source.judge(image, f"A {record['concept'].upper()}")["concept"], "article and capitals do not matter"
             assert source.judge(image, "pear") == {"correct": False, "concept": False}
             with pytest.raises(ValueError, match="'a dream' is the caption of no emoji"):
                 source.judge(image, "a dream")
-    assert set(source.reader_accuracy) == {"concept", "artist"}
+    assert set(source.reader_accuracy) == {"concept", "tone", "artist"}
     assert all(0 <= share <= 1 for share in source.reader_accuracy.values())
     assert source.reader_metrics()["reader_accuracy/artist"] == source.reader_accuracy["artist"]
+
+
+def test_skin_tones_are_a_part_of_captions_that_name_one(splits):
+    by_id = {record["id"]: record for record in splits["train"]}
+    toned = next(record for record in by_id.values() if record["tone"] and record["captions"][0].endswith("skin tone"))
+    image = images.Preprocess(32)(toned["image"])
+    parts = splits["train"].judge(image, toned["captions"][0])
+    assert parts == {"correct": True, "concept": True, "tone": True}
+    assert splits["train"].judge(image, toned["concept"]) == {"correct": True, "concept": True}
+
+
+def test_a_mixture_of_parts_of_one_set_keeps_its_truth(data_dir):
+    mixed = open_source("emoji/32 where tone= | 2 emoji/32 where artist=noto", "train", data_dir=data_dir)
+    assert mixed.judge is not None and mixed.is_true is not None and mixed.label_names is not None
 
 
 def test_artists_are_told_on_things_that_the_classifier_does_not_know():
@@ -496,6 +513,11 @@ def test_a_language_without_most_names(folder, data_dir):
     builders.prepare(name, data_dir, str(folder))
     found = {r["concept"]: r["captions"] for r in open_source(name, "artist", data_dir=data_dir)}
     assert found == {"red apple": ["κόκκινο μήλο", "φρούτο"], "bicycle": ["ποδήλατο"]}
+
+
+def test_regions_have_the_words_of_their_language(folder):
+    greek, region = (captions.read_words(name, folder) for name in ("el", "el-CY"))
+    assert region == greek | {code_of("🍎"): captions.Words("μήλο", ())}
 
 
 def test_licences_are_written_and_shown(data_dir, capsys):
@@ -538,7 +560,8 @@ def test_interrupted_rendering_continues(folder, tmp_path, monkeypatch):
 
 FAKE_NPM = """#!/bin/sh
 for word in "$@"; do package="$word"; done
-case "$package" in *{refused}*) echo "npm error 404 Not Found" >&2; exit 1;; esac
+reason='npm error code E404\\nnpm error 404 Not Found\\nnpm error A complete log of this run\\n'
+case "$package" in *{refused}*) printf "$reason" >&2; exit 1;; esac
 name=$(printf %s "$package" | sed 's/^@//; s,/,-,; s/@/-/')
 echo "$package" >> {log}
 cp {folder}/"$name".tgz .
@@ -555,7 +578,7 @@ def install_npm(bin: Path, folder: Path, monkeypatch, refused: str = "nothing-of
 
 def test_npm_packs_what_is_missing(folder, tmp_path, monkeypatch):
     log = install_npm(tmp_path / "bin", folder, monkeypatch, refused="twemoji")
-    with pytest.raises(DataError, match=r"npm pack @iconify-json/twemoji@1\.2\.5 failed \(npm error 404 Not Found\)"):
+    with pytest.raises(DataError, match=r"npm pack @iconify-json/twemoji@1\.2\.5 failed \(code E404; 404 Not Found\)"):
         tarballs.pack(tmp_path / "tars")
     install_npm(tmp_path / "bin", folder, monkeypatch)
     tarballs.pack(tmp_path / "tars")
@@ -582,7 +605,7 @@ def test_tarballs_are_checked(folder, tmp_path):
     (tmp_path / tarballs.NAMES.file).unlink()
     damaged = tmp_path / tarballs.ARTISTS["noto"].file
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    with pytest.raises(DataError, match=r"lacks 2 of 7 tarballs; iconify-json-noto-1\.2\.9\.tgz has another checksum"):
+    with pytest.raises(DataError, match=r"another checksum: delete iconify-json-noto-1\.2\.9\.tgz; missing: cldr-ann"):
         tarballs.verify(tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
         drawings.read("noto", tmp_path)
@@ -608,7 +631,9 @@ def test_wrong_preparations(folder, tmp_path, capsys):
     for words, message in (
         (["folder:pictures"], "there is nothing to prepare for 'folder:pictures'"),
         (["digits", f"--from={folder}"], "--from is for emoji/SIZE only"),
-        (["emoji/32/languages=xx", f"--from={folder}"], "there is no language 'xx': choose among el, en"),
+        (["emoji/32/languages=+en", f"--from={folder}"], "languages=+en: name languages as CLDR does, such as en+el"),
+        (["emoji/32", "--from="], "--from is empty: name the folder of the npm tarballs, or leave it out"),
+        (["emoji/32/languages=xx", f"--from={folder}"], "there is no language 'xx': choose among el, el-CY, en"),
     ):
         assert command.main([*words, f"--data-dir={tmp_path}"]) == 2
         assert message in capsys.readouterr().err

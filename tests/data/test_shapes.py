@@ -141,6 +141,7 @@ def test_parts_of_a_caption_by_hand():
     assert scenes.judge("a red circle in the top", Scene((above,))) == {
         "correct": True, "count": True, "colours": True, "shapes": True, "binding": True, "position": True,
     }  # fmt: skip
+    assert not scenes.judge("a green ring above a pink heart", Scene((above, below)))["relation"], "nothing else is right"
     assert scenes.judge("something red", Scene(())) == {"correct": False, "count": False, "colours": False}
 
 

@@ -221,13 +221,19 @@ def test_evaluations_may_be_about_records_with_given_fields(tmp_path):
         (tmp_path / f"{number}.txt").write_text(f"{number % 2}")
     options = ConfigDict({"data": {"source": f"folder:{tmp_path}", "max_broken_eval": 0.1, "data_dir": "", "templates": ()}})
     context = Context(sharding.make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})), options)
-    source = context.source("", "all", ("captions=['1']",))
+    source = context.source("", "all", ("captions=1",))
     assert [record["id"] for record in source.records] == ["1.png", "3.png"]
-    assert source.metadata(1)["id"] == "3.png" and source.name.endswith("all with captions=['1']")
-    chosen = ConfigDict({"source": "", "split": "all", "where": ("captions=['1']", "id=3.png")})
+    assert source.metadata(1)["id"] == "3.png" and source.name.endswith("all with captions=1")
+    chosen = ConfigDict({"source": "", "split": "all", "where": ("captions=1", "id=3.png")})
     assert [record["id"] for record in context.source_of(chosen).records] == ["3.png"]
-    named = open_source(f"folder:{tmp_path} where captions=['1'] and id=3.png | 2 folder:{tmp_path}", "all")
+    named = open_source(f"folder:{tmp_path} where captions=1 and id=3.png | 2 folder:{tmp_path}", "all")
     assert [record["id"] for record in named.records] == ["3.png"] * 2 + ["0.png", "1.png", "2.png", "3.png"]
+    names = [("nut and bolt", "a"), ("nut", "a")]
+    rows = [{"image": b"", "captions": ["x"], "concept": name, "keywords": [name, "part"], "by": by} for name, by in names]
+    plain = sources.Source("some", rows)
+    for where, count in (("concept=nut and bolt and by=a", 1), ("keywords=part", 2), ("keywords = nut", 1)):
+        assert len(sources.select(plain, sources.split_conditions(f"some where {where}")[1])) == count
+    assert sources.split_conditions("folder:here where it was") == ("folder:here where it was", [])
     for where, words in (("tone", "'tone': a condition is FIELD=VALUE"), ("tone=", "no field 'tone' for where; there are"),
                          ("id=9.png", "no record with id=9.png")):  # fmt: skip
         with pytest.raises(DataError, match=words):

@@ -20,6 +20,7 @@ import itertools
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -105,9 +106,9 @@ def open_source(
     """
     if mixture.SEPARATOR in name:
         return _open_mixture(name, split, data_dir=data_dir, templates=templates)
-    name, where, conditions = name.partition(" where ")
+    name, where = split_conditions(name)
     if where:
-        return select(open_source(name, split, data_dir=data_dir, templates=templates), conditions.split(" and "))
+        return select(open_source(name, split, data_dir=data_dir, templates=templates), where)
     kind, _, rest = name.partition(":")
     templates = tuple(templates or DEFAULT_TEMPLATES)
     for template in templates:
@@ -171,26 +172,38 @@ def select(source: Source, where: Sequence[str]) -> Source:
     """Selects the records that meet all of the conditions.
 
     Args:
-      where: conditions `FIELD=VALUE`: the field, as text, equals the value; `tone=` selects records with an empty tone.
+      where: conditions `FIELD=VALUE`: the field, as text, equals the value, or a list contains it; `tone=` selects records
+        with an empty tone.
 
     Raises DataError for a condition without `=`, a field that a record lacks, and conditions that no record meets.
     """
     conditions = []
     for text in where:
         field, equals, value = text.partition("=")
-        if not field or not equals:
+        if not field.strip() or not equals:
             raise DataError(f"where = {text!r}: a condition is FIELD=VALUE, such as artist=noto")
-        conditions.append((field, value))
+        conditions.append((field.strip(), value.strip()))
     meets = np.zeros(len(source), bool)
     for index in range(len(source)):
         record = source.metadata(index)
         for field, _ in conditions:
             if field not in record:
                 raise DataError(f"{source.name}: there is no field {field!r} for where; there are {', '.join(record)}")
-        meets[index] = all(str(record[field]) == value for field, value in conditions)
+        meets[index] = all(_equals(record[field], value) for field, value in conditions)
     if not meets.any():
         raise DataError(f"{source.name}: no record with {' and '.join(where)}")
     return _take(source, splits.Selection(meets), f"{source.name} with {' and '.join(where)}")
+
+
+def split_conditions(name: str) -> tuple[str, list[str]]:
+    """Splits `SOURCE where FIELD=VALUE and FIELD=VALUE` into the source and its conditions; values may contain "and"."""
+    match = re.fullmatch(r"(.*?) where (\w+ *=.*)", name)
+    return (match[1], re.split(r" and (?=\w+ *=)", match[2])) if match else (name, [])
+
+
+def _equals(field, value: str) -> bool:
+    """Returns whether a field of a record, as text, is a value, or a list that contains it."""
+    return value in map(str, field) if isinstance(field, list | tuple) else str(field) == value
 
 
 def _take(source: Source, indices: Sequence[int], name: str) -> Source:

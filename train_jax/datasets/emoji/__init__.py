@@ -57,10 +57,7 @@ def builder(variant: str = "64", data_dir: str | None = None, prepare_from: str 
 
 def truth(builder) -> dict:
     """Returns the fields of a Source that tell the truth about records and images."""
-    from train_jax.datasets.emoji.reader import Reader
-
-    folder = builder.data_path
-    reader = Reader(folder, functools.partial(_load_records, folder))
+    reader = _open_reader(builder.data_path)
     return {
         "label_names": tuple(builder.info.features["label"].names),
         "is_true": is_true,
@@ -68,6 +65,14 @@ def truth(builder) -> dict:
         "judge": reader.judge,
         "reader_accuracy": reader.accuracy,
     }
+
+
+@functools.lru_cache(maxsize=4)  # so that parts of a mixture have equal truths, and features are read once
+def _open_reader(folder: paths.AnyPath):
+    """Opens the reader of a prepared set."""
+    from train_jax.datasets.emoji.reader import Reader
+
+    return Reader(folder, functools.partial(_load_records, folder))
 
 
 def _load_records(folder: paths.AnyPath) -> list[dict]:
@@ -79,7 +84,7 @@ def _load_records(folder: paths.AnyPath) -> list[dict]:
     rows = [row for split in builder.info.splits for row in builder.as_data_source(split, decoders=skip)]
     texts = ("captions", "keywords")
     return [
-        {name: row[name].decode() for name in ("id", "concept", "artist")}
+        {name: row[name].decode() for name in ("id", "concept", "tone", "artist")}
         | {name: {text.decode() for text in row[name]} for name in texts}
         for row in rows
     ]

@@ -28,14 +28,20 @@ class Words:
 
 
 def read_words(language: str, folder: Path) -> dict[str, Words]:
-    """Reads the words of a language by code. Raises DataError for a language that CLDR does not have."""
-    words = {}
+    """Reads the words of a language by code; a regional one, such as de-CH, has those of its language where it has none.
+
+    Raises DataError for a language that CLDR does not have.
+    """
+    parent = language.rpartition("-")[0]
+    words = read_words(parent, folder) if parent else {}
     for package, root in ((tarballs.NAMES, "annotations"), (tarballs.SEQUENCE_NAMES, "annotationsDerived")):
         with tarballs.opened(package, folder) as tar:
             name = f"{root}/{language}/annotations.json"
             if f"package/{name}" not in tar.getnames():
+                if package is tarballs.SEQUENCE_NAMES:
+                    continue  # some have names of single characters only
                 raise DataError(f"there is no language {language!r}: choose among {', '.join(_list_languages(tar))}")
-            for characters, entry in tarballs.read_json(tar, name)[root]["annotations"].items():
+            for characters, entry in tarballs.read_json(tar, name)[root].get("annotations", {}).items():
                 if entry.get("tts"):
                     code = normalize_code("-".join(f"{ord(character):x}" for character in characters))
                     words[code] = Words(entry["tts"][0], tuple(entry.get("default", ())))

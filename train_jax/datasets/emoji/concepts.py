@@ -33,6 +33,8 @@ _GENDERED = {
     "1f934": ("man", "1fac5"),
     "1f936": ("woman", "1f9d1-200d-1f384"),
     "1f385": ("man", "1f9d1-200d-1f384"),
+    "1f930": ("woman", "1fac4"),  # pregnant
+    "1fac3": ("man", "1fac4"),
 }
 # Sequences of two people exist only with two skin tones; without tones they are one character.
 _COUPLES = {
@@ -52,7 +54,10 @@ _COUPLES = {
 # Forms that differ from each other by gender or age alone, also where there are several people -> one of them.
 _PART_OF_FAMILY = {"1f468": _PERSON, "1f469": _PERSON, "1f466": "1f9d2", "1f467": "1f9d2"}
 _HOLDING_HANDS = "1f9d1-200d-1f91d-200d-1f9d1"
-_FAMILIES = dict.fromkeys(("1f46b", "1f46c", "1f46d"), _HOLDING_HANDS) | {"1f57a": "1f483"}  # men and women dancing
+_FAMILIES = dict.fromkeys(("1f46b", "1f46c", "1f46d"), _HOLDING_HANDS) | {
+    "1f57a": "1f483",  # men and women dancing
+    "1f64e": "1f64d",  # pouting and frowning, which some artists draw nearly alike
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +162,7 @@ def assign_splits(drawings: Sequence[Drawing], variant: Variant) -> list[str]:
     pairs: a tenth of the pairs of a family and an artist. Other artists' drawings of the family are in `train`.
     train: all others.
 
-    A drawing that is held out as a composition is in `compositions` also where its pair is held out.
+    A drawing whose pair is held out is in `pairs` also where it is a held-out composition.
     """
     attributes = describe({drawing.code for drawing in drawings})
     families = group_by_drawing(drawings, {code: _find_family(x) for code, x in attributes.items()})
@@ -168,9 +173,9 @@ def assign_splits(drawings: Sequence[Drawing], variant: Variant) -> list[str]:
     def split(drawing: Drawing) -> str:
         if drawing.artist == variant.held_out:
             return "artist"
-        if drawing.code in compositions:
-            return "compositions"
-        return "pairs" if (families[drawing.code], drawing.artist) in pairs else "train"
+        if (families[drawing.code], drawing.artist) in pairs:
+            return "pairs"
+        return "compositions" if drawing.code in compositions else "train"
 
     return [split(drawing) for drawing in drawings]
 

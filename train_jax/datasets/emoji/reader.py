@@ -9,12 +9,13 @@ on things that it does not know. Evaluators report both.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from train_jax.datasets.emoji.captions import is_true, split_style
+from train_jax.datasets.emoji.captions import split_style
 from train_jax.datasets.emoji.features import describe, describe_style
 from train_jax.paths import AnyPath
 
@@ -62,19 +63,21 @@ def _normalize_within(
 
 
 def measure_accuracy(
-    features: Float[np.ndarray, "n features"], concepts: np.ndarray, artists: np.ndarray
+    features: Float[np.ndarray, "n features"], values: np.ndarray, things: np.ndarray, artists: np.ndarray
 ) -> dict[str, float]:
-    """Measures, for each artist, how many drawings a reader that knows only the other artists names by their concept.
+    """Measures, for each artist, how often a reader that knows only the other artists tells a value, such as the concept.
 
-    Counts concepts that another artist draws. Artists without such a concept are left out.
+    Args:
+      values: what is told of each drawing: that of the nearest drawing.
+      things: concepts. Only those that another artist draws count; artists without such a concept are left out.
     """
     accuracy = {}
     for artist in np.unique(artists).tolist():
         known = artists != artist
-        asked = ~known & np.isin(concepts, concepts[known])
+        asked = ~known & np.isin(things, things[known])
         if asked.any():
-            nearest = NearestDrawing(features[known], concepts[known]).find(features[asked])
-            accuracy[artist] = float(np.mean(concepts[known][nearest] == concepts[asked]))
+            nearest = NearestDrawing(features[known], things[known]).find(features[asked])
+            accuracy[artist] = float(np.mean(values[known][nearest] == values[asked]))
     return accuracy
 
 
@@ -120,11 +123,10 @@ def write(
     features: np.ndarray,
     styles: np.ndarray,
     accuracy: Mapping[str, float],
-    artist_accuracy: float,
 ) -> None:
-    """Writes what `Reader` reads: features and style of each record by its id, and how often it is right."""
+    """Writes what `Reader` reads: features and style of each record by its id, and the accuracy of each part."""
     arrays = {"ids": np.asarray(ids), "features": features.astype(np.float16), "styles": styles.astype(np.float16)}
-    arrays |= {"accuracy": np.asarray(json.dumps(accuracy)), "artist_accuracy": np.asarray(artist_accuracy)}
+    arrays["accuracy"] = np.asarray(json.dumps(dict(accuracy)))
     with (folder / FILE).open("wb") as stream:
         np.savez(stream, **arrays)
 
@@ -133,8 +135,9 @@ class Reader:
     """Reader of pictures of a prepared data set; it knows the drawings of all artists and splits.
 
     Attributes:
-      accuracy: "concept": share of drawings of an unknown artist whose concept is named, the mean over artists; "artist":
-        share of drawings of unknown things whose artist is told. Only what was measured.
+      accuracy: "concept": share of drawings without skin tone, by an artist that the reader does not know, whose concept it
+        tells; "tone": the same of skin tones; both are means over artists. "artist": share of drawings of things that it
+        does not know whose artist it tells. Only what was measured.
     """
 
     def __init__(self, folder: AnyPath, load_records: Callable[[], Sequence[Mapping]]):
@@ -145,10 +148,8 @@ class Reader:
         """
         self._file, self._load_records = folder / FILE, load_records
         with self._file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            by_artist = json.loads(str(arrays["accuracy"]))
-            self.accuracy = {"concept": sum(by_artist.values()) / len(by_artist)} if by_artist else {}
-            self.accuracy["artist"] = float(arrays["artist_accuracy"])
-        self._nearest = self._artists = self._records = self._captions = None
+            self.accuracy = json.loads(str(arrays["accuracy"]))
+        self._nearest = self._artists = self._records = self._meanings = None
 
     def read(self, image: UInt8[np.ndarray, "size size 3"]) -> str:
         """Returns the concept of the nearest drawing."""
@@ -158,17 +159,22 @@ class Reader:
         """Compares a caption with an image.
 
         Parts:
-          concept: the caption, without a style, is true of the nearest drawing.
+          concept: the nearest drawing is of a concept that has this name or keyword.
+          tone: it has the skin tone that the caption names, if it names one.
           artist: the drawing is told to be by the artist whose style the caption names, if it does.
           correct: all of them.
 
-        Raises ValueError for a caption of no drawing.
+        An article and capitals do not matter. Raises ValueError for a caption of no drawing.
         """
         record = self._find(image)
-        if caption not in self._captions:
-            raise ValueError(f"{caption!r} is the caption of no emoji: write a name such as 'red apple', or a keyword")
         text, artist = split_style(caption)
-        parts = {"concept": is_true(text, record)}
+        meaning = self._meanings.get(text) or self._meanings.get(_simplify(text))
+        if meaning is None:
+            raise ValueError(f"{caption!r} is the caption of no emoji: write a name such as 'red apple', or a keyword")
+        concepts, tones = meaning
+        parts = {"concept": record["concept"] in concepts}
+        if len(tones) == 1 and "" not in tones:
+            parts["tone"] = record["tone"] in tones
         if artist:
             parts["artist"] = self._artists.find(describe_style(image)[None])[0] == artist
         return {"correct": all(parts.values())} | parts
@@ -176,11 +182,26 @@ class Reader:
     def _find(self, image: UInt8[np.ndarray, "size size 3"]) -> Mapping:
         """Returns the record of the nearest drawing."""
         if self._nearest is None:
-            by_id = {record["id"]: record for record in self._load_records()}
-            with self._file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-                self._records = [by_id[key] for key in arrays["ids"].tolist()]
-                known, styles = (arrays[name].astype(np.float32) for name in ("features", "styles"))
-            self._nearest = NearestDrawing(known, np.array([record["concept"] for record in self._records]))
-            self._artists = ArtistClassifier(styles, np.array([record["artist"] for record in self._records]))
-            self._captions = {text for x in self._records for text in (*x["captions"], *x["keywords"])}
+            self._load()
         return self._records[int(self._nearest.find(describe(image)[None])[0])]
+
+    def _load(self) -> None:
+        by_id = {record["id"]: record for record in self._load_records()}
+        with self._file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            self._records = [by_id[key] for key in arrays["ids"].tolist()]
+            known, styles = (arrays[name].astype(np.float32) for name in ("features", "styles"))
+        # Text without style -> concepts and skin tones of the drawings that it names.
+        self._meanings: dict[str, tuple[set[str], set[str]]] = {}
+        for record in self._records:
+            texts = {split_style(caption)[0] for caption in record["captions"]} | set(record["keywords"])
+            for text in texts | {_simplify(text) for text in texts}:
+                concepts, tones = self._meanings.setdefault(text, (set(), set()))
+                concepts.add(record["concept"])
+                tones.add(record["tone"])
+        self._artists = ArtistClassifier(styles, np.array([record["artist"] for record in self._records]))
+        self._nearest = NearestDrawing(known, np.array([record["concept"] for record in self._records]))
+
+
+def _simplify(text: str) -> str:
+    """Returns a text without article and capitals."""
+    return re.sub(r"^(an?|the) ", "", text.strip().casefold())

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -124,10 +125,16 @@ def pack(folder: Path) -> None:
             f"https://www.npmjs.com into a folder and add --from=FOLDER: {_listed(missing)}"
         )
     for package in missing:
-        command = [npm, "pack", "--silent", "--ignore-scripts", f"{package.name}@{package.version}"]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        # Beside the others under another name, and then renamed, so that no process sees a part of it.
+        with tempfile.TemporaryDirectory(dir=folder) as fresh:
+            command = [npm, "pack", "--loglevel=error", "--ignore-scripts", f"{package.name}@{package.version}"]
+            result = subprocess.run(command, cwd=fresh, capture_output=True, text=True, check=False)
+            if not result.returncode and (Path(fresh) / package.file).is_file():
+                os.replace(Path(fresh) / package.file, folder / package.file)
         if result.returncode:
-            reason = (result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}").splitlines()[-1]
+            lines = (result.stderr.strip() or result.stdout.strip()).splitlines()
+            errors = [line.removeprefix("npm error").strip() for line in lines if line.startswith("npm error")]
+            reason = "; ".join(errors[:2] or lines[-1:] or [f"exit code {result.returncode}"])
             raise DataError(
                 f"npm pack {package.name}@{package.version} failed ({reason}). Repeat the command, which goes on from here, "
                 f"or put these tarballs into a folder and add --from=FOLDER: {_listed(missing)}"
@@ -141,10 +148,12 @@ def verify(folder: Path) -> None:
         raise DataError(f"{folder} is not a folder: --from names the folder of the npm tarballs")
     wrong = [p for p in packages() if not _is_intact(p, folder)]
     if wrong:
-        found = [f"{p.file} has another checksum" for p in wrong if (folder / p.file).exists()]
+        damaged = [p for p in wrong if (folder / p.file).exists()]
+        missing = [p for p in wrong if p not in damaged]
+        parts = [f"another checksum: delete {p.file}" for p in damaged] + [f"missing: {_listed(missing)}"] * bool(missing)
         raise DataError(
-            f"{folder} lacks {len(wrong)} of {len(packages())} tarballs{''.join(f'; {x}' for x in found)}. Missing: "
-            f"{_listed(wrong)}. `npm pack NAME@VERSION` writes one"
+            f"{folder} lacks {len(wrong)} of {len(packages())} tarballs; {'; '.join(parts)}. "
+            f"`npm pack NAME@VERSION` writes one"
         )
 
 

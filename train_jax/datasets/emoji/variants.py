@@ -7,11 +7,13 @@
 """
 
 import dataclasses
+import hashlib
 
 from train_jax.datasets.emoji.tarballs import ARTISTS
 
 SIZES = (32, 64, 128)
 NONE = "none"
+_LONGEST = 60  # characters of languages in the name of a folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,11 @@ class Variant:
     @property
     def name(self) -> str:
         """Name of the variant, equal for equal choices; a name of a folder."""
-        words = [str(self.size), "+".join(self.artists), self.held_out, "+".join(self.languages)]
+        languages = "+".join(self.languages)
+        if len(languages) > _LONGEST:
+            digest = hashlib.sha256(languages.encode()).hexdigest()[:12]
+            languages = f"{len(self.languages)} languages {digest}"
+        words = [str(self.size), "+".join(self.artists), self.held_out, languages]
         return ",".join([*words, "tones" if self.tones else "plain"])
 
     @property
@@ -65,6 +71,8 @@ def parse(text: str) -> Variant:
             raise ValueError(f"there is no artist {artist!r}: choose among {', '.join(ARTISTS)}")
     if artists is not None and held_out in artists:
         raise ValueError(f"{held_out} is held out: name another artist, held_out=ARTIST or held_out={NONE}, or leave it out")
+    if "" in options.get("languages", "en").split("+"):
+        raise ValueError(f"languages={options['languages']}: name languages as CLDR does, such as en+el")
     if options.get("tones", "yes") not in ("yes", "no"):
         raise ValueError(f"tones={options['tones']}: write yes or no")
     return Variant(

@@ -185,7 +185,8 @@ def judge(caption: str, scene: Scene) -> dict[str, bool]:
       count: there are as many objects as the caption names.
       colours, shapes, sizes: the scene has all that the caption names, whichever objects have them.
       binding: the scene has objects with the named colours and shapes together, if the caption names both.
-      relation, position: those that fit the caption best, by the number of right attributes, are where it says.
+      relation, position: those that fit the caption best, by the number of right attributes, are where it says; False if
+        none is right.
 
     Raises ValueError for a caption outside the grammar.
     """
@@ -202,7 +203,8 @@ def judge(caption: str, scene: Scene) -> dict[str, bool]:
         choices = list(itertools.permutations(scene.objects, len(nouns)))
         right = [sum(_count_right(o, noun) for o, noun in zip(x, nouns, strict=True)) for x in choices]
         name = "relation" if len(nouns) == 2 else "position"
-        parts[name] = any(_is_at(x, place) for x, count in zip(choices, right, strict=True) if count == max(right))
+        best = [x for x, count in zip(choices, right, strict=True) if count == max(right) > 0]
+        parts[name] = any(_is_at(x, place) for x in best)
     return parts
 
 
