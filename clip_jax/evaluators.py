@@ -47,7 +47,7 @@ class RetrievalOptions(AccuracyOptions):
     """Options of retrieval in both directions."""
 
     gallery: int = option(1000, "number of images, taken from the start of the split; 0: all", least=0)
-    captions: int = option(0, "number of captions of each image, from its first; 0: all", least=0)
+    field: str = option("captions", "field of the records that holds their texts: a list, or one text, such as name_en")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Retrieval:
         self._source = context.source_of(options)
         self._gallery = first(self._source, options.gallery)
         self._records = [self._source.metadata(index) for index in range(len(self._gallery))]
-        self._captions, self._owners = _collect_captions(self._records, options.captions)
+        self._captions, self._owners = _collect_captions(self._source, self._records, options.field)
         self._encode_images = encoders.make_image_encoder(context, options.batch_size)
         self._encode_texts = encoders.make_text_encoder(context, options.batch_size)
 
@@ -228,10 +228,18 @@ CLASSES: dict[str, Callable] = {
 }
 
 
-def _collect_captions(records: Sequence, most: int) -> tuple[list[str], list[set[int]]]:
-    """Collects the distinct captions of records, of each the first `most` (0: all), and the indices of their records."""
+def _collect_captions(source: Source, records: Sequence, field: str) -> tuple[list[str], list[set[int]]]:
+    """Collects the distinct captions of records in a field and, for each caption, the indices of its records.
+
+    Empty texts are left out. Raises DataError for a missing field.
+    """
     owners: dict[str, set[int]] = {}
     for index, record in enumerate(records):
-        for caption in record["captions"][: most or None]:
+        if field not in record:
+            raise DataError(f"{source.name}: there is no field {field!r} for retrieval; there are {', '.join(record)}")
+        texts = [record[field]] if isinstance(record[field], str) else record[field]
+        for caption in filter(None, texts):
             owners.setdefault(caption, set()).add(index)
+    if not owners:
+        raise DataError(f"{source.name}: the field {field!r} is empty in all records")
     return list(owners), list(owners.values())

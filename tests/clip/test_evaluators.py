@@ -333,12 +333,14 @@ def test_relevance_is_defined_by_the_source():
     assert own["text_to_image/r1"] < metrics["text_to_image/r1"] < 1
 
 
-def test_retrieval_may_ask_for_the_first_captions_alone():
-    rows = records(20, 7)
-    firsts = [row | {"captions": row["captions"][:2]} for row in rows]
-    expected = evaluate("retrieval", Source("few", firsts), params())
-    assert evaluate("retrieval", Source("all", rows), params(), captions=2) == expected
+def test_retrieval_may_ask_for_another_field():
+    rows = [row | {"name": row["captions"][0] if index % 5 else ""} for index, row in enumerate(records(20, 7))]
+    named = [row | {"captions": [row["name"]] * bool(row["name"])} for row in rows]
+    expected = evaluate("retrieval", Source("some", named), params())
+    assert evaluate("retrieval", Source("all", rows), params(), field="name") == expected
     assert expected["captions"] < evaluate("retrieval", Source("all", rows), params())["captions"]
+    with pytest.raises(DataError, match="there is no field 'names' for retrieval; there are captions, id, label, name"):
+        evaluate("retrieval", Source("all", rows), params(), field="names")
 
 
 def test_attributes_are_those_of_the_nearest_caption(monkeypatch):

@@ -506,6 +506,7 @@ def test_variants(folder, data_dir):
     style = "softly shaded"
     english = ["red apple", "apple, fruit", f"red apple, {style}", f"apple, fruit, {style}"]
     assert apple["captions"] == [*english, "κόκκινο μήλο", "φρούτο"]
+    assert (apple["name_en"], apple["name_el"]) == ("red apple", "κόκκινο μήλο")
 
 
 def test_a_language_without_most_names(folder, data_dir):

@@ -7,7 +7,8 @@
 Artists: Google (`noto`), Twitter (`twemoji`), Microsoft flat and shaded (`fluent-emoji-flat`, `fluent-emoji`), OpenMoji
 (`openmoji`). A record has the fields `image` (PNG with transparency), `captions` (all that are true: the name with and
 without its skin tone, the keywords in one caption, each also with the artist's style in words), `keywords`, `concept`,
-`label` (of the concept), `artist`, `style`, `group`, `tone`, `gender`, `role`.
+`label` (of the concept), `name_en` and so on (the most specific name in each language), `artist`, `style`, `group`, `tone`,
+`gender`, `role`.
 
 Splits: `train`; `artist` (all of one artist); `pairs` (a tenth of the pairs of a concept and an artist); `compositions` (a
 gender and a skin tone of each role); see `concepts.assign_splits`.

@@ -73,6 +73,11 @@ def write_captions(code: str, concept: str, artist: str, words: Mapping[str, Map
     return list(dict.fromkeys(captions))
 
 
+def choose_name(code: str, concept: str, by_code: Mapping[str, Words]) -> str:
+    """Chooses the most specific name in a language, or "" if there is none."""
+    return next((by_code[key].name for key in (code, concept) if key in by_code), "")
+
+
 def split_style(caption: str) -> tuple[str, str]:
     """Splits a caption into what is drawn and the artist whose style it names, or ""."""
     for artist, style in STYLES.items():

@@ -37,7 +37,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
-        texts = ("id", "concept", "artist", "style", "group", "tone", "gender", "role")
+        names = tuple(f"name_{language}" for language in self.builder_config.variant.languages)
+        texts = ("id", "concept", *names, "artist", "style", "group", "tone", "gender", "role")
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
@@ -80,6 +81,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "label": names[x.concept].name,
                     "id": f"{drawing.artist}/{drawing.code}",
                     "concept": names[x.concept].name,
+                    **{
+                        f"name_{language}": captions.choose_name(drawing.code, x.concept, by_code)
+                        for language, by_code in words.items()
+                    },
                     "artist": drawing.artist,
                     "style": captions.STYLES[drawing.artist],
                     "group": drawing.group,
