@@ -46,6 +46,7 @@ def test_evaluators_get_the_defaults_of_their_type():
         "every": 5,
         "source": "",
         "split": "test",
+        "where": (),
         "batch_size": 64,
         "scale": 1.0,
     }

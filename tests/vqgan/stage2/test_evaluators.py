@@ -41,7 +41,7 @@ def stage_of(generator) -> evaluators.EvaluatedModel:
 def context(make_task, monkeypatch):
     """Of a run on eight devices."""
     _, config = make_task("class")
-    monkeypatch.setattr(Context, "source", lambda self, name, split: sources.Source("some", RECORDS))
+    monkeypatch.setattr(Context, "source", lambda self, name, split, where=(): sources.Source("some", RECORDS))
     return Context(sharding.make_mesh(config.mesh), config)
 
 
