@@ -23,7 +23,7 @@ from clip_jax.encoders import Encoders, select_labelled
 from clip_jax.probes import KNN, FewShot, FewShotOptions, KNNOptions, LinearProbe, LinearProbeOptions
 from clip_jax.templates import fill_templates, read_templates
 from train_jax.data.images import Preprocess
-from train_jax.data.sources import DataError, Source
+from train_jax.data.sources import DataError, Source, get_field
 from train_jax.data.subset import Subset, first
 from train_jax.data.text import AnyTokenizer
 from train_jax.errors import ConfigError
@@ -169,10 +169,11 @@ class Attributes:
         if not complete:
             raise DataError(f"{source.name}: no record has all of {', '.join(options.fields)}")
         self._records = Subset(source, complete)
+        images = [source[index]["image"] for index in complete]
         by_image: dict[bytes, list[tuple]] = {}
-        for index in complete:
-            by_image.setdefault(source[index]["image"], []).append(combinations[index])
-        self._truths = [np.array(by_image[source[index]["image"]]) for index in complete]
+        for image, index in zip(images, complete, strict=True):
+            by_image.setdefault(image, []).append(combinations[index])
+        self._truths = [np.array(by_image[image]) for image in images]
         captions: dict[tuple[str, ...], str] = {}
         for split in options.among:
             others = context.source(options.source, split)
@@ -204,10 +205,7 @@ class Attributes:
 def _combine(source: Source, index: int, fields: Sequence[str]) -> tuple[str, ...] | None:
     """Returns the attributes of a record, or None if one is empty. Raises DataError for a missing field."""
     record = source.metadata(index)
-    for field in fields:
-        if field not in record:
-            raise DataError(f"{source.name}: there is no field {field!r} for attributes; there are {', '.join(record)}")
-    values = [record[field] for field in fields]
+    values = [get_field(source, record, field, "attributes") for field in fields]
     return None if any(value in ("", -1, None) for value in values) else tuple(map(str, values))
 
 
@@ -235,10 +233,8 @@ def _collect_captions(source: Source, records: Sequence, field: str) -> tuple[li
     """
     owners: dict[str, set[int]] = {}
     for index, record in enumerate(records):
-        if field not in record:
-            raise DataError(f"{source.name}: there is no field {field!r} for retrieval; there are {', '.join(record)}")
-        texts = [record[field]] if isinstance(record[field], str) else record[field]
-        for caption in filter(None, texts):
+        texts = get_field(source, record, field, "retrieval")
+        for caption in filter(None, [texts] if isinstance(texts, str) else texts):
             owners.setdefault(caption, set()).add(index)
     if not owners:
         raise DataError(f"{source.name}: the field {field!r} is empty in all records")

@@ -186,13 +186,18 @@ def select(source: Source, where: Sequence[str]) -> Source:
     meets = np.zeros(len(source), bool)
     for index in range(len(source)):
         record = source.metadata(index)
-        for field, _ in conditions:
-            if field not in record:
-                raise DataError(f"{source.name}: there is no field {field!r} for where; there are {', '.join(record)}")
-        meets[index] = all(_equals(record[field], value) for field, value in conditions)
+        fields = [get_field(source, record, field, "where") for field, _ in conditions]
+        meets[index] = all(_equals(field, value) for field, (_, value) in zip(fields, conditions, strict=True))
     if not meets.any():
         raise DataError(f"{source.name}: no record with {' and '.join(where)}")
     return _take(source, splits.Selection(meets), f"{source.name} with {' and '.join(where)}")
+
+
+def get_field(source: Source, record: Mapping, field: str, option: str):
+    """Returns a field of a record. Raises DataError, which names the option that asks for it, if there is none."""
+    if field not in record:
+        raise DataError(f"{source.name}: there is no field {field!r} for {option}; there are {', '.join(record)}")
+    return record[field]
 
 
 def split_conditions(name: str) -> tuple[str, list[str]]:
