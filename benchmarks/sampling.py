@@ -4,6 +4,7 @@
 
 Prefill and scans over codes; the last batch also with top-p, and traced. The share is of the peak bandwidth of the device's
 memory, for the bytes that must be read: weights and the caches that codes attend to (`benchmarks.cache`), once a code.
+Batches are rounded up to a multiple of the devices.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from benchmarks import code_models
 from benchmarks.command import main
 from benchmarks.kernels import kernel_rows
 from benchmarks.results import Row
-from benchmarks.timing import flops_rows, rate_row, time_call
+from benchmarks.timing import fill_devices, flops_rows, rate_row, time_call
 from nn_jax.code_transformer import unroll_for_decoding
 from nn_jax.decoding import Sampling
 from nn_jax.mixed_precision import round_weights
@@ -39,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
-    dtype, batches = arguments.dtype, (1,) if arguments.tiny else arguments.batches
+    dtype = arguments.dtype
+    batches = sorted({fill_devices(size) for size in ((1,) if arguments.tiny else arguments.batches)})
     bandwidth = 1e9 * (arguments.bandwidth or 0) or profiling.bandwidth_of_kind(jax.devices()[0].device_kind)
     module = code_models.build(arguments.model, dtype, arguments.tiny)
     length = 2 if arguments.tiny else module.length
@@ -56,7 +58,8 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
         yield rate_row("images", seconds, batch * length / module.length, "images/s", settings)
         yield from flops_rows("sampling", seconds, flops * batch * length, settings)
         if bandwidth:
-            size = length * (weight_bytes + code_models.count_cache_bytes(module, dtype, batch, 1, length))
+            share = batch // jax.local_device_count()  # of a device, which reads all weights
+            size = length * (weight_bytes + code_models.count_cache_bytes(module, dtype, share, 1, length))
             yield rate_row("bandwidth", seconds, 100 * size / bandwidth, "% of the peak", settings)
         yield Row("compilation", compile_seconds, "s", settings)
         if batch == batches[-1]:

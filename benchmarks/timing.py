@@ -30,6 +30,11 @@ def time_call(call: Callable[[], Any], turn: float = 0.4) -> list[float]:
     return seconds[1:]
 
 
+def fill_devices(size: int) -> int:
+    """Returns the smallest batch of at least `size` rows that the devices of this host share evenly."""
+    return -(-size // jax.local_device_count()) * jax.local_device_count()
+
+
 def time_in_turns(contestants: Mapping[Key, Callable[[], Any]], rounds: int) -> dict[Key, list[float]]:
     """Measures the seconds of each contestant in each round. A round runs every contestant once, in turns; one warms up.
 

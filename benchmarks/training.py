@@ -25,7 +25,7 @@ from benchmarks.command import main
 from benchmarks.flops import count_flops
 from benchmarks.kernels import kernel_rows
 from benchmarks.results import Row
-from benchmarks.timing import flops_rows, rate_row, size_row, time_call, time_row
+from benchmarks.timing import fill_devices, flops_rows, rate_row, size_row, time_call, time_row
 from train_jax import memory, prepare, profiling, sharding
 from train_jax import task as task_lib
 from train_jax.step import StatePlan
@@ -124,7 +124,7 @@ class Training:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="shipped config, such as clip/vit_b32")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
-    parser.add_argument("--batch", type=int, default=64, help="the first batch size")
+    parser.add_argument("--batch", type=int, default=64, help="the first batch size, rounded up for the devices")
     parser.add_argument("--doublings", type=int, default=2, help="how often the batch size is doubled at most")
     parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
     parser.add_argument("--tiny", action="store_true", help="use toy models and batches of 4, to test the benchmark")
@@ -136,13 +136,13 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     settings = {"config": name, "dtype": dtype, "remat": remat}
     with tempfile.TemporaryDirectory() as folder:
         training = Training(family, name, dtype, remat, Path(folder), arguments.tiny)
-        first = 4 if arguments.tiny else arguments.batch
+        first = fill_devices(4 if arguments.tiny else arguments.batch)
         steps = training.compile([first * 2**i for i in range(arguments.doublings + 1)])
         yield Row("parameters", sum(x.size for x in jax.tree.leaves(training.plan.abstract.params)), "", settings)
         free = memory.free_bytes(jax.local_devices()[0])
         while (obstacle := training.find_obstacle(steps[0], free)) and steps[0].size > training.mesh.size:
             yield Row("examples", None, "a second", settings | {"batch": steps[0].size}, note=obstacle)
-            steps = training.compile([steps[0].size // 2])
+            steps = training.compile([fill_devices(steps[0].size // 2)])
         state, best, fastest = training.create_state(), None, float("inf")
         for step in steps:
             at = settings | {"batch": step.size}

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from train_jax import sharding
-from train_jax.data import files, images, sources
+from train_jax.data import files, images, mixture, sources
 from train_jax.data.images import BrokenSample
 from train_jax.data.sources import DataError, open_source
 from train_jax.datasets.shapes import scene as scenes
@@ -232,8 +232,8 @@ def test_evaluations_may_be_about_records_with_given_fields(tmp_path):
     rows = [{"image": b"", "captions": ["x"], "concept": name, "keywords": [name, "part"], "by": by} for name, by in names]
     plain = sources.Source("some", rows)
     for where, count in (("concept=nut and bolt and by=a", 1), ("keywords=part", 2), ("keywords = nut", 1)):
-        assert len(sources.select(plain, sources.split_conditions(f"some where {where}")[1])) == count
-    assert sources.split_conditions("folder:here where it was") == ("folder:here where it was", [])
+        assert len(sources.select(plain, mixture.split_conditions(f"some where {where}")[1])) == count
+    assert mixture.split_conditions("folder:here where it was") == ("folder:here where it was", [])
     for where, words in (("tone", "'tone': a condition is FIELD=VALUE"), ("tone=", "no field 'tone' for where; there are"),
                          ("id=9.png", "no record with id=9.png")):  # fmt: skip
         with pytest.raises(DataError, match=words):

@@ -20,7 +20,7 @@ def prepare(name: str, data_dir: str | None = None, tarballs: str | None = None)
     Raises DataError for a source whose files are not written by TFDS, or if they cannot be.
     """
     data_dir = data_dir and os.fspath(paths.path(data_dir))
-    return [_prepare(part.partition(" where ")[0], data_dir, tarballs) for _, part in mixture.parse(name)]
+    return [_prepare(mixture.split_conditions(part)[0], data_dir, tarballs) for _, part in mixture.parse(name)]
 
 
 def _prepare(name: str, data_dir: str | None, tarballs: str | None):

@@ -1,4 +1,7 @@
-"""Mixtures of sources: `3 shapes/64 | 1 folder:PATH` takes three quarters of its records from the first source."""
+"""Mixtures of sources: `3 shapes/64 | 1 folder:PATH` takes three quarters of its records from the first source.
+
+A part may be some records of a source: `emoji/64 where tone= and artist=noto`.
+"""
 
 import math
 import re
@@ -23,6 +26,12 @@ def parse(name: str) -> list[tuple[float, str]]:
             raise DataError(f"{name!r}: each part of a mixture is WEIGHT SOURCE, with a weight above 0, not {part!r}")
         parts.append((weight, match[2]))
     return parts
+
+
+def split_conditions(name: str) -> tuple[str, list[str]]:
+    """Splits `SOURCE where FIELD=VALUE and FIELD=VALUE` into the source and its conditions; values may contain "and"."""
+    match = re.fullmatch(r"(.*?) where (\w+ *=.*)", name)
+    return (match[1], re.split(r" and (?=\w+ *=)", match[2])) if match else (name, [])
 
 
 class Mixed(Sequence):

@@ -20,7 +20,6 @@ import itertools
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -106,7 +105,7 @@ def open_source(
     """
     if mixture.SEPARATOR in name:
         return _open_mixture(name, split, data_dir=data_dir, templates=templates)
-    name, where = split_conditions(name)
+    name, where = mixture.split_conditions(name)
     if where:
         return select(open_source(name, split, data_dir=data_dir, templates=templates), where)
     kind, _, rest = name.partition(":")
@@ -198,12 +197,6 @@ def get_field(source: Source, record: Mapping, field: str, option: str):
     if field not in record:
         raise DataError(f"{source.name}: there is no field {field!r} for {option}; there are {', '.join(record)}")
     return record[field]
-
-
-def split_conditions(name: str) -> tuple[str, list[str]]:
-    """Splits `SOURCE where FIELD=VALUE and FIELD=VALUE` into the source and its conditions; values may contain "and"."""
-    match = re.fullmatch(r"(.*?) where (\w+ *=.*)", name)
-    return (match[1], re.split(r" and (?=\w+ *=)", match[2])) if match else (name, [])
 
 
 def _equals(field, value: str) -> bool:
