@@ -25,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # XLA takes and gives back large buffers in every update; an allocator that keeps them trains up to 1.5 times as fast on a CPU.
 PRELOAD ?= $(firstword $(wildcard /usr/lib/*/libtcmalloc_minimal.so.4 /usr/lib64/libtcmalloc_minimal.so.4))
 
-.PHONY: help demo test smoke slow test-peers fuzz lint bench lock
+.PHONY: help demo emoji test smoke slow test-peers fuzz lint bench lock
 
 help:  ## List the targets and variables
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -34,10 +34,19 @@ help:  ## List the targets and variables
 
 demo: export LD_PRELOAD := $(PRELOAD)
 demo: $(STAMP)  ## Train a small CLIP, VQGAN and DALL-E; search, reconstruct, draw and paint images (runs/demo/index.html)
-	$(RUN) -m clip_jax.demo --workdir runs/demo
-	$(RUN) -m vqgan_jax.demo --workdir runs/demo
-	$(RUN) -m dalle_jax.demo --workdir runs/demo
-	$(RUN) -m vqgan_jax.guided.demo --workdir runs/demo
+	$(RUN) -m clip_jax.demo
+	$(RUN) -m vqgan_jax.demo
+	$(RUN) -m dalle_jax.demo
+	$(RUN) -m vqgan_jax.guided.demo
+
+# TARBALLS=FOLDER: npm's tarballs are there, and nothing is downloaded.
+emoji: export LD_PRELOAD := $(PRELOAD)
+emoji: $(STAMP)  ## The same with drawings by five artists, which npm downloads (runs/emoji/index.html; hours on two cores)
+	$(RUN) -m train_jax prepare emoji/64/held_out=none emoji/64/held_out=twemoji/languages=en+el $(if $(TARBALLS),--from=$(TARBALLS))
+	$(RUN) -m clip_jax.demo --data emoji
+	$(RUN) -m vqgan_jax.demo --data emoji
+	$(RUN) -m dalle_jax.demo --data emoji
+	$(RUN) -m vqgan_jax.guided.demo --data emoji
 
 test: $(STAMP)  ## Run the tests
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)

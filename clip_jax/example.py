@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from train_jax.data.captions import choose_caption
+from train_jax.data.captions import CaptionChoice
 from train_jax.data.images import Augment
 from train_jax.data.text import AnyTokenizer
 
@@ -16,10 +16,10 @@ class PairExample:
 
     augment: Augment
     tokenizer: AnyTokenizer
-    first_caption: float = 0.0  # probability of a record's first caption; else any is chosen
+    choose: CaptionChoice = CaptionChoice()
 
     def __call__(self, record: Mapping, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        caption = choose_caption(record["captions"], rng, self.first_caption)
+        caption = self.choose(record["captions"], rng)
         pixels = self.augment(record["image"], rng)
         ids, truncated = self.tokenizer.encode_flagged([caption])
         return {"image": pixels, "text": ids[0], "truncated": truncated[0]}

@@ -25,6 +25,7 @@ from clip_jax.options import CLIPCompute, CLIPOptions
 from train_jax import sharding
 from train_jax.config import adopt
 from train_jax.data import images
+from train_jax.data.captions import CaptionChoice
 from train_jax.data.images import CLIP_MEAN, CLIP_STD
 from train_jax.data.options import AugmentOptions, PreprocessOptions, TokenizerOptions
 from train_jax.data.sentencepiece import SentencePiece
@@ -191,7 +192,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     return Task(
         init=init,
         loss=loss,
-        example=PairExample(augment, tokenizer, config.data.first_caption),
+        example=PairExample(augment, tokenizer, CaptionChoice(config.data.leading_prob, config.data.leading_captions)),
         evaluators=evaluators.make_factories(
             module.clone(compute=dataclasses.replace(compute, float8=False)), tokenizer, preprocess
         ),

@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int, Int32
 
-from train_jax.data.captions import choose_caption
+from train_jax.data.captions import CaptionChoice
 from train_jax.data.text import Tokenizer
 from vqgan_jax.stage2.condition import Tokens
 
@@ -26,7 +26,7 @@ class _TextCondition:
     kind = "text"
     none = ""
     predicted = True
-    first = 0.0
+    choose = CaptionChoice()
 
     @property
     def null(self) -> Int32[np.ndarray, "length"]:
@@ -54,7 +54,7 @@ class _TextCondition:
 
     def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         captions = record["captions"]
-        text = captions[0] if rng is None else choose_caption(captions, rng, self.first)
+        text = captions[0] if rng is None else self.choose(captions, rng)
         token_ids, truncated = self.encode_flagged([text], rng)
         return {"condition": token_ids[0], "truncated": truncated[0]}
 
@@ -69,13 +69,13 @@ class Captions(_TextCondition):
       tokenizer: tokenizer of the captions.
       droppable: whether captions may be dropped, as classifier-free guidance needs.
       bpe_dropout: fraction of BPE merges dropped during training (arXiv 1910.13267).
-      first: probability of a record's first caption during training; else any is chosen.
+      choose: choice of a record's caption during training.
     """
 
     tokenizer: Tokenizer
     droppable: bool = True
     bpe_dropout: float = 0.0
-    first: float = 0.0
+    choose: CaptionChoice = CaptionChoice()
 
     @property
     def length(self) -> int:

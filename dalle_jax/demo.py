@@ -1,6 +1,6 @@
 """Trains a small DALL-E on the codes of the demo's VQGAN, generates images, and ranks them by the demo's CLIP.
 
-    python -m dalle_jax.demo --workdir runs/demo
+    python -m dalle_jax.demo [--data shapes|emoji] --workdir runs/demo
 
 Needs `clip/` and `vqgan/` in the working directory, the runs of the other demos. Writes `dalle/` (the run),
 `drawings.png`, and a section of `index.html`. A second call continues the first.
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import matplotlib.figure
 import numpy as np
@@ -19,44 +20,35 @@ from ml_collections import ConfigDict
 import train_jax
 from dalle_jax.dalle import Dalle, load
 from train_jax import command, page
-from train_jax.datasets import shapes
+from train_jax import config as config_lib
+from train_jax.data import sources
 
-CONFIG = "dalle/demo"
-PROMPTS = (
-    "a green heart",
-    "a large purple ring",
-    "a pink cross in the top left",
-    "a yellow square",
-    "a cyan cross",  # a pair that the training never shows
-    "a small red circle above a large blue star",
-    "a black ring left of an orange circle",
-)
 NUM_SAMPLES, NUM_BEST = 32, 8  # number of images sampled per prompt, and number of best images shown
 VQGAN = "vqgan"  # run directory in the working directory
-SETTINGS = {"top_p": 0.9, "guidance": 5.0, "seed": 0}
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.run_demo(argv, "dalle_jax.demo", __doc__.splitlines()[0], CONFIG, run)
+    return command.run_demo(argv, "dalle_jax.demo", __doc__.splitlines()[0], "dalle", run)
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
+def run(demo: ModuleType, config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Trains a DALL-E on the codes of the VQGAN in `workdir`, draws images, and returns the last evaluation."""
     start = time.monotonic()
     config.vqgan.path = str(workdir / VQGAN)
     results = collect_last_evaluation(train_jax.run(config, workdir / "dalle"))
     dalle: Dalle = load(workdir / "dalle")
-    drawings = dalle.draw(PROMPTS, NUM_SAMPLES, rerank=workdir / "clip", best=NUM_BEST, **SETTINGS).images
-    judged = [[shapes.judge(x, prompt) for x in row] for prompt, row in zip(PROMPTS, drawings, strict=True)]
+    drawings = dalle.draw(demo.PROMPTS, NUM_SAMPLES, rerank=workdir / "clip", best=NUM_BEST, **demo.DRAWN).images
+    judge = sources.from_config(config_lib.fill(config).data).judge
+    judged = [[judge(x, prompt) for x in row] for prompt, row in zip(demo.PROMPTS, drawings, strict=True)]
     correct = np.array([[parts["correct"] for parts in row] for row in judged])
     sheet = workdir / "drawings.png"
-    plot_drawings(PROMPTS, drawings, correct, sheet)
+    plot_drawings(demo.PROMPTS, drawings, correct, sheet)
     table = "\n".join(f"{name:26} {value:8.3f}" for name, value in results.items())
-    parts = [page.heading("DALL-E on shapes", 1), page.block(table)]
+    parts = [page.heading(f"DALL-E on {demo.TITLE}", 1), page.block(table)]
     parts += [page.heading(f"Best {NUM_BEST} of {NUM_SAMPLES} images by CLIP score", 2), page.image(sheet)]
     index = page.add_part(workdir, "3-dalle", "\n".join(parts))
     print(f"\n{table}\n\nimage: {sheet}; page: {index}")
-    print(f'try:     dalle-jax generate "an orange star" --model {workdir / "dalle"} --n 9 --out grid.png')
+    print(f'try:     dalle-jax generate "{demo.PROMPTS[0]}" --model {workdir / "dalle"} --n 9 --out grid.png')
     print(f"took {(time.monotonic() - start) / 60:.1f} minutes")
     return results
 

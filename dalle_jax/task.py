@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from dalle_jax import evaluators, pretrained
 from dalle_jax.captions import TOKENIZER, Captions
 from dalle_jax.options import DALLEOptions
+from train_jax.data.captions import CaptionChoice
 from train_jax.data.options import TokenizerOptions
 from train_jax.data.text import Tokenizer
 from train_jax.data.vocabulary import train_tokenizer
@@ -79,8 +80,8 @@ def open_parts(config: ConfigDict, workdir: Path | None) -> tuple[Vqgan, DALLEOp
     options = DALLEOptions.parse(config.model, "model")
     vq = task.open_vqgan(config, workdir)  # first: a wrong path fails before minutes of tokenizer training
     tokenizer = _open_tokenizer(config, workdir)
-    is_droppable, first = config.condition_dropout > 0, config.data.first_caption
-    return vq, options, Captions(tokenizer, is_droppable, config.tokenizer.dropout, first)
+    choose = CaptionChoice(config.data.leading_prob, config.data.leading_captions)
+    return vq, options, Captions(tokenizer, config.condition_dropout > 0, config.tokenizer.dropout, choose)
 
 
 def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:

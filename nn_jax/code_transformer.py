@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -48,10 +49,13 @@ class TokenEmbedding(nn.Module):
         else:
             self.positions = table("positions", rows * columns, "length", 0.01)
 
-    def __call__(self, ids: Int[Array, "b n"], start: int | Int[Array, ""] = 0) -> Float[Array, "b n width"]:
-        """Embeds consecutive tokens from position `start` on, in float32."""
+    def __call__(
+        self, ids: Int[Array, "b n"] | Float[Array, "b n v"], start: int | Int[Array, ""] = 0
+    ) -> Float[Array, "b n width"]:
+        """Embeds consecutive tokens from position `start` on, in float32; of distributions over tokens, the mean vectors."""
         positions = jax.lax.dynamic_slice_in_dim(self.positions, start, ids.shape[1])
-        return embedding_lookup(self.tokens, ids) + positions[None]
+        vectors = embedding_lookup(self.tokens, ids) if ids.ndim == 2 else ids @ self.tokens
+        return vectors + positions[None]
 
 
 class CodeTransformer(nn.Module):
@@ -119,9 +123,12 @@ class CodeTransformer(nn.Module):
             self.condition_head = projection(self.condition_size)
 
     def __call__(
-        self, condition: Int[Array, "b c"], codes: Int[Array, "b l"], deterministic: bool = True
+        self,
+        condition: Int[Array, "b c"],
+        codes: Int[Array, "b l"] | Float[Array, "b l num_codes"],
+        deterministic: bool = True,
     ) -> tuple[Float[Array, "b c1 t"] | None, Float[Array, "b l k"]]:
-        """Computes float32 logits `(condition_logits, code_logits)`.
+        """Computes float32 logits `(condition_logits, code_logits)`. Codes may be distributions over codes.
 
         `condition_logits` are those of condition tokens 1 to C - 1, or None if the condition is not predicted. With a joint
         vocabulary both are over condition tokens and codes; code k has index `code_offset + k`.
@@ -204,9 +211,12 @@ UNROLLED = {"scan": False, "remat": "none", "float8": False}  # `CodeTransformer
 
 
 def unroll_for_decoding(module: CodeTransformer, params: Mapping[str, Any]) -> tuple[CodeTransformer, dict[str, Any]]:
-    """Returns the model and its parameters with unrolled blocks, which KV caches require, and without float8."""
+    """Returns the model and its parameters with unrolled blocks, which KV caches require, and without float8.
+
+    The model can be hashed, as keys of compiled programs require.
+    """
     params = {**params, "transformer": unstack_blocks(params["transformer"])}
-    return module.clone(blocks={**module.blocks, **UNROLLED}), params
+    return module.clone(blocks=flax.core.freeze({**module.blocks, **UNROLLED})), params
 
 
 def shapes(module: CodeTransformer) -> dict[str, Any]:

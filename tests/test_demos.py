@@ -39,9 +39,21 @@ def test_an_interrupted_demo_ends_as_one(module, tmp_path, monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_make_goes_no_further_than_a_stopped_part():
+@pytest.mark.parametrize("module", TRAINING)
+@pytest.mark.parametrize("data", ["shapes", "emoji"])
+def test_the_data_choose_what_is_trained_and_shown(module, data, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(importlib.import_module(module), "run", lambda *arguments: begun.append(arguments))
+    assert importlib.import_module(module).main(["--workdir", str(tmp_path), "--data", data]) == 0
+    [(shown, config, workdir)] = begun
+    assert (shown.TITLE, workdir) == (data, tmp_path)
+    assert config.task == f"{TRAINING[module]}_jax.task" and config.data.source.startswith(data)
+
+
+@pytest.mark.parametrize("target", ["demo", "emoji"])
+def test_make_goes_no_further_than_a_stopped_part(target):
     """The recipe itself, its interpreter replaced by a shell that ends as a stopped demo does."""
     root = Path(__file__).resolve().parents[1]
-    command = ["make", "--no-print-directory", "demo", "STAMP=", "RUN=@echo part; exit 143; :"]
+    command = ["make", "--no-print-directory", target, "STAMP=", "RUN=@echo part; exit 143; :"]
     done = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0 and done.stdout == "part\n", done.stderr

@@ -1,6 +1,7 @@
 """Command lines of the models: parsers and exit codes. User errors print one line and exit with code 2."""
 
 import argparse
+import importlib
 import logging
 import os
 import sys
@@ -78,17 +79,18 @@ def run_command(program: str, arguments: argparse.Namespace, mistakes: tuple[typ
 
 
 def run_demo(
-    argv: list[str] | None, module: str, text: str, config: str | None, run: Callable, mistakes: tuple[type, ...] = ()
+    argv: list[str] | None, module: str, text: str, family: str | None, run: Callable, mistakes: tuple[type, ...] = ()
 ) -> int:
-    """Runs one part of `make demo` and returns its exit code.
+    """Runs one part of `make demo` or `make emoji` and returns its exit code.
 
     The code is 0, 2 for a user error, or 130 or 143 if a signal stopped the demo. A stopped demo leaves results, images
     and page unchanged.
 
     Args:
       module: name of the module, which is run as `python -m`.
-      config: default config to train; None: the demo trains nothing.
-      run: `(config, working directory)`, or `(working directory)` if the demo trains nothing.
+      family: the family that is trained, such as "clip"; None: the demo trains nothing.
+      run: `(demo, config, working directory)`, or `(demo, working directory)` if the demo trains nothing. `demo` is the
+        module `train_jax.datasets.DATA.demo`: what is shown of the data.
       mistakes: additional exception types that count as user errors.
     """
     from train_jax import config_file
@@ -97,14 +99,16 @@ def run_demo(
     from train_jax.data.errors import DataError
 
     demo_parser = argparse.ArgumentParser(f"python -m {module}", description=text)
-    demo_parser.add_argument("--workdir", default="runs/demo", help="output directory (default runs/demo)")
-    if config is not None:
-        demo_parser.add_argument("--config", default=config, help="config file or name (default %(default)s)")
+    demo_parser.add_argument("--data", default="shapes", choices=("shapes", "emoji"), help="what is shown (default shapes)")
+    demo_parser.add_argument("--workdir", help="output directory (default runs/demo, or runs/emoji)")
+    if family is not None:
+        demo_parser.add_argument("--config", help=f"config file or name (default {family}/demo, or {family}/emoji)")
     arguments = demo_parser.parse_args(expand_home(argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    demo = importlib.import_module(f"train_jax.datasets.{arguments.data}.demo")
     try:
-        configs = () if config is None else (config_file.load(arguments.config),)
-        run(*configs, Path(arguments.workdir))
+        configs = () if family is None else (config_file.load(arguments.config or demo.CONFIGS[family]),)
+        run(demo, *configs, Path(arguments.workdir or demo.RUNS))
     except (
         ConfigError, DataError, LoadError, CheckpointError, PeerError, FloatingPointError, OSError, *mistakes
     ) as error:  # fmt: skip

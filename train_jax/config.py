@@ -46,11 +46,11 @@ class DataOptions(Options):
     data_dir: str = option("", "directory of TFDS data sets; empty: the default of TFDS")
     templates: tuple[str, ...] = option((), "caption templates for data with labels only, such as 'a photo of a {}.'")
 
-    first_caption: float = option(
-        0.0,
-        "probability of a record's first caption, which is the most complete of shapes and emoji; else any is chosen",
-        least=0,
-        most=1,
+    leading_captions: int = option(
+        1, "number of leading captions: the first is the most complete; of emoji, one of each language leads", least=1
+    )
+    leading_prob: float = option(
+        0.0, "probability that a record's caption is one of the leading captions; else it is any", least=0, most=1
     )
 
     def check(self, path: str) -> None:

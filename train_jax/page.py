@@ -47,6 +47,11 @@ def block(text: str) -> str:
     return f"<pre>{html.escape(printable(text))}</pre>"
 
 
+def note(text: str) -> str:
+    """Formats a small remark, such as the authors of images; an empty one is nothing."""
+    return f"<p><small>{html.escape(printable(text))}</small></p>" if text else ""
+
+
 def image(file: Path) -> str:
     """Formats an embedded image of the width of the page."""
     with Image.open(file) as opened:

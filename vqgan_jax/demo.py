@@ -1,6 +1,6 @@
-"""Trains a small VQGAN on rendered scenes, writes a grid of reconstructions, and evaluates the model.
+"""Trains a small VQGAN, writes a grid of reconstructions of held-out images, and evaluates the model.
 
-    python -m vqgan_jax.demo --workdir runs/demo
+    python -m vqgan_jax.demo [--data shapes|emoji] --workdir runs/demo
 
 Writes to the working directory: `vqgan/` (the run), `reconstructions.png`, and a section of `index.html`. A second call
 resumes the run.
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -17,52 +18,49 @@ from PIL import Image
 
 import train_jax
 from train_jax import command, page
+from train_jax import config as config_lib
 from train_jax.data import images, sources
 from train_jax.pictures import image_grid
 from vqgan_jax.vqgan import Vqgan, load
 
-CONFIG = "vqgan/demo"
-SHOWN = {"test": 16, "novel": 8}  # images of each split in the grid
 COLUMNS = 12
 ENLARGED = 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.run_demo(argv, "vqgan_jax.demo", __doc__.splitlines()[0], CONFIG, run)
+    return command.run_demo(argv, "vqgan_jax.demo", __doc__.splitlines()[0], "vqgan", run)
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, float]:
+def run(demo: ModuleType, config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Trains a VQGAN by `config`, writes the image grid and the page, and returns the metrics of the last evaluation."""
     started = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
     results = last_evaluation(train_jax.run(config, workdir / "vqgan"))
     vq = load(workdir / "vqgan")
-    data = config.data
     test_images = []
-    for split, count in SHOWN.items():
-        source = sources.open_source(data.source, split, data_dir=data.get("data_dir") or None)
+    for split, count in demo.RECONSTRUCTED.items():
+        source = sources.from_config(config_lib.fill(config).data, split=split)
         test_images += [images.decode(source[i]["image"]) for i in range(min(count, len(source)))]
     sheet = workdir / "reconstructions.png"
     draw_reconstructions(vq, test_images).save(sheet)
     table = "\n".join(f"{name:18} {value:8.3f}" for name, value in results.items())
     side = vq.size // vq.factor
     text = f"pixels {vq.size} x {vq.size} -> {side} x {side} codes out of {vq.num_codes}\n{table}"
-    parts = [page.heading("VQGAN on shapes", 1), page.block(text)]
-    parts += [page.heading("Images of the test and novel splits, each above its reconstruction", 2), page.image(sheet)]
-    index = page.add_part(workdir, "2-vqgan", "\n".join(parts))
+    parts = [page.heading(f"VQGAN on {demo.TITLE}", 1), page.block(text)]
+    splits = " and ".join(demo.RECONSTRUCTED)
+    parts += [page.heading(f"Images of {splits}, each above its reconstruction", 2), page.image(sheet)]
+    index = page.add_part(workdir, "2-vqgan", "\n".join([*parts, page.note(demo.CREDIT)]))
     print(f"\n{text}\n\nimage: {sheet}; page: {index}")
-    print(
-        f"try:     vqgan-jax reconstruct {workdir / 'images'}/*-0000?.png --model {workdir / 'vqgan'} --out sheet.png"
-    )
+    print(f"try:     vqgan-jax reconstruct photo.png --model {workdir / 'vqgan'} --out sheet.png")
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     return results
 
 
 def last_evaluation(history: Sequence[Mapping]) -> dict[str, float]:
-    """Returns the last value of each metric in a run's history, by name."""
-    results = {}
+    """Returns the last value of each metric of evaluations in a run's history, by name."""
+    results, shown = {}, ("psnr", "ssim", "usage", "same")
     for row in history:
-        results |= {name: row[name] for name in ("test/psnr", "test/ssim", "test/usage", "oracle/same") if name in row}
+        results |= {name: x for name, x in row.items() if "/" in name and name.rpartition("/")[2] in shown}
     return results
 
 

@@ -38,8 +38,8 @@ def test_an_example_is_an_image_and_one_of_its_captions(make_task, record, pairs
     np.testing.assert_array_equal(example["image"], np.asarray(centre))
 
 
-def test_the_first_caption_is_chosen_with_a_probability(make_task, record):
-    first, any_of_them = make_task(data__first_caption=1.0), make_task()
+def test_leading_captions_are_chosen_with_a_probability(make_task, record):
+    first, any_of_them = make_task(data__leading_prob=1.0), make_task()
     rows = {first.example(record(), rng(seed))["text"].tobytes() for seed in range(20)}
     assert rows == {any_of_them.example({**record(), "captions": record()["captions"][:1]}, rng())["text"].tobytes()}
     assert rows < {any_of_them.example(record(), rng(seed))["text"].tobytes() for seed in range(20)}

@@ -7,6 +7,7 @@ import pytest
 
 from dalle_jax.captions import Captions
 from train_jax.data import sources
+from train_jax.data.captions import CaptionChoice
 from train_jax.data.text import Tokenizer
 
 TEXTS = ["a red circle", "a blue star", ""]
@@ -17,11 +18,11 @@ def captions():
     return Captions(Tokenizer.train(TEXTS * 20, 530, 8))
 
 
-def test_first_captions_are_chosen_with_a_probability(captions):
+def test_leading_captions_are_chosen_with_a_probability(captions):
     rng = np.random.default_rng(0)
     record = {"captions": TEXTS}
-    for first, share in ((0.0, 1 / 3), (0.6, 0.6 + 0.4 / 3), (1.0, 1.0)):
-        chosen = dataclasses.replace(captions, first=first)
+    for prob, leading, share in ((0.0, 1, 1 / 3), (0.6, 1, 0.6 + 0.4 / 3), (1.0, 1, 1.0), (1.0, 2, 0.5), (1.0, 9, 1 / 3)):
+        chosen = dataclasses.replace(captions, choose=CaptionChoice(prob, leading))
         rows = [chosen.example(record, rng)["condition"] for _ in range(400)]
         assert abs(np.mean([np.array_equal(row, captions.encode(TEXTS[:1])[0]) for row in rows]) - share) < 0.1
 

@@ -1,5 +1,6 @@
 """The demo on tiny runs: its sheet, its part of the page."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -8,8 +9,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dalle_jax import demo
+from train_jax.datasets.shapes import demo as shown
 
 pytestmark = pytest.mark.slow
+
+
+def _judge(image, prompt):
+    return {"correct": "green" in prompt}
 
 
 def test_it_leaves_a_sheet_and_a_part_of_the_page(tiny, tmp_path, monkeypatch, capsys):
@@ -18,7 +24,7 @@ def test_it_leaves_a_sheet_and_a_part_of_the_page(tiny, tmp_path, monkeypatch, c
     (tmp_path / "page" / "2-vqgan.html").write_text("<h1>before</h1>")
     monkeypatch.setattr(demo, "NUM_SAMPLES", 4)
     monkeypatch.setattr(demo, "NUM_BEST", 3)
-    monkeypatch.setattr(demo, "PROMPTS", demo.PROMPTS[:2])
+    monkeypatch.setattr(shown, "PROMPTS", shown.PROMPTS[:2])
     draw = demo.Dalle.draw
 
     def without_clip(self, *arguments, rerank, **options):
@@ -26,11 +32,16 @@ def test_it_leaves_a_sheet_and_a_part_of_the_page(tiny, tmp_path, monkeypatch, c
         return draw(self, *arguments, rerank="likelihood", **options)
 
     monkeypatch.setattr(demo.Dalle, "draw", without_clip)
-    monkeypatch.setattr(demo.shapes, "judge", lambda image, prompt: {"correct": "green" in prompt})
+    opened = demo.sources.from_config
+
+    def with_judge(*options):
+        return dataclasses.replace(opened(*options), judge=_judge)
+
+    monkeypatch.setattr(demo.sources, "from_config", with_judge)
     config = ConfigDict(tiny[0].to_dict())
     path = config.vqgan.path
     monkeypatch.setattr(demo, "VQGAN", path)
-    results = demo.run(config, tmp_path)
+    results = demo.run(shown, config, tmp_path)
     assert results.keys() == {"test/bits_per_code", "test/bits_per_text_token", "test/unigram_bits_per_code"}
     with Image.open(tmp_path / "drawings.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3).astype(int)

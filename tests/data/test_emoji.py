@@ -5,6 +5,7 @@ The tarballs are made here, with a few invented drawings of coloured squares, so
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -18,14 +19,15 @@ import cloudpickle
 import numpy as np
 import pytest
 import scipy
+from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
 from train_jax import prepare_data as command
-from train_jax.data import builders, images
+from train_jax.data import builders, images, sources
 from train_jax.data.errors import DataError
 from train_jax.data.papers import Papers
 from train_jax.data.sources import Source, open_source
-from train_jax.datasets.emoji import captions, concepts, drawings, features, reader, tarballs, variants
+from train_jax.datasets.emoji import captions, concepts, demo, drawings, features, reader, tarballs, variants
 from train_jax.datasets.emoji.drawings import Drawing
 
 TONES = {"light": "🏻", "medium-light": "🏼", "medium": "🏽", "medium-dark": "🏾", "dark": "🏿"}
@@ -495,6 +497,27 @@ def test_artists_are_told_on_things_that_the_classifier_does_not_know():
 # Variants and preparation
 
 
+def test_the_demo_searches_drawings_of_the_unknown_artist(splits, records, data_dir):
+    made = list(demo.make_images(ConfigDict({"source": "emoji/32", "data_dir": data_dir, "templates": ()})))
+    assert sorted(record["id"] for _, record, _ in made) == sorted(x["id"] for x in splits["artist"] if not x["tone"])
+    for name, record, png in made:
+        assert name == record["id"].replace("/", "-") and set(demo.CLASSIFIED) == {record["split"]}
+        with Image.open(io.BytesIO(png)) as picture:
+            assert picture.mode == "RGB" and picture.getpixel((0, 0)) == (255, 255, 255)
+            if record["id"] != f"{record['artist']}/{code_of('🐟')}":  # wider than high
+                np.testing.assert_allclose(picture.getpixel((16, 16)), records[record["id"]]["pixels"][16, 16, :3], atol=1)
+
+
+def test_prompts_to_paint_stand_beside_true_pictures(splits, data_dir, monkeypatch):
+    opened = functools.partial(sources.open_source, data_dir=data_dir)
+    monkeypatch.setattr(sources, "open_source", opened)
+    monkeypatch.setattr(demo, "SOURCE", "emoji/32")
+    examples = demo.make_examples(3, 16)
+    names = [record["name_en"] for record in splits[demo.SPLIT] if not record["tone"]]
+    assert [name for name, _ in examples] == list(dict.fromkeys(names))[:3]
+    assert all(picture.shape == (16, 16, 3) and picture.dtype == np.uint8 for _, picture in examples)
+
+
 def test_variants(folder, data_dir):
     name = "emoji/32/artists=noto+twemoji/held_out=none/languages=en+el/tones=no"
     (builder,) = builders.prepare(name, data_dir, str(folder))
@@ -504,8 +527,8 @@ def test_variants(folder, data_dir):
     assert {record["tone"] for record in records} == {""}
     apple = next(record for record in records if record["id"] == f"noto/{code_of('🍎')}")
     style = "softly shaded"
-    english = ["red apple", "apple, fruit", f"red apple, {style}", f"apple, fruit, {style}"]
-    assert apple["captions"] == [*english, "κόκκινο μήλο", "φρούτο"]
+    english = ["apple, fruit", f"red apple, {style}", f"apple, fruit, {style}"]
+    assert apple["captions"] == ["red apple", "κόκκινο μήλο", *english, "φρούτο"]
     assert (apple["name_en"], apple["name_el"]) == ("red apple", "κόκκινο μήλο")
 
 

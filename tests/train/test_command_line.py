@@ -188,7 +188,7 @@ def test_a_missing_tokenizer_says_where_there_is_one(config, remedy, refused, fo
 OWN = ["--config.data.batch_size=8", "--config.compute.dtype=float32"]
 
 
-SMALL = [name for name in config_file.names() if name.split("/")[1].split("_")[-1] in ("shapes", "digits", "demo")]
+SMALL = [name for name in config_file.names() if name.split("/")[1].split("_")[-1] in ("shapes", "digits", "emoji", "demo")]
 
 
 @pytest.mark.parametrize("config", SMALL)

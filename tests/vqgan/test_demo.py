@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from train_jax.datasets.shapes import demo as shown
 from vqgan_jax import demo
 
 pytestmark = pytest.mark.slow
@@ -15,7 +16,7 @@ def test_it_leaves_a_sheet_and_a_part_of_the_page(tiny, trained, tmp_path, capsy
     shutil.copytree(tiny[1], tmp_path / "vqgan")
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "1-clip.html").write_text("<h1>before</h1>")
-    results = demo.run(tiny[0], tmp_path)
+    results = demo.run(shown, tiny[0], tmp_path)
     assert results.keys() == {"test/psnr", "test/ssim", "test/usage", "oracle/same"}
     with Image.open(tmp_path / "reconstructions.png") as sheet:
         grid = np.asarray(sheet)[::3, ::3]

@@ -3,6 +3,7 @@
 How it samples, scores and completes pictures, its losses and evaluators: tests/vqgan/stage2.
 """
 
+import dataclasses
 import io
 import json
 import shutil
@@ -20,6 +21,7 @@ from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError, LoadError
 from vqgan_jax import cli
 from vqgan_jax import codes as codes_lib
+from vqgan_jax.guided import prior as painting_prior
 from vqgan_jax.prior import task as task_lib
 from vqgan_jax.prior.options import PriorOptions
 
@@ -72,6 +74,24 @@ def test_codes_are_computed_once_and_are_those_of_the_pictures(run, trained, mon
     np.testing.assert_array_equal(
         [r["codes"][1] for r in coded], trained.encode(np.ascontiguousarray(pictures[:, :, ::-1]))
     )
+
+
+def test_paintings_take_a_run_as_their_prior(run, trained, tmp_path):
+    """What the term is: tests/vqgan/guided/test_prior.py."""
+    loaded = painting_prior.load(str(run[1]), trained, (16, 16))
+    assert loaded.vqgan.fingerprint == trained.fingerprint and loaded.grid == (8, 8)
+    with pytest.raises(ConfigError, match="size = 32 x 16: the prior models pictures of 16 x 16 pixels"):
+        painting_prior.load(str(run[1]), trained, (32, 16))
+    with pytest.raises(ConfigError, match="which is not the VQGAN that paints"):
+        painting_prior.load(str(run[1]), dataclasses.replace(trained, fingerprint="of another"), (16, 16))
+    shutil.copytree(run[1], tmp_path / "run")
+    config = json.loads((run[1] / "config.json").read_text()) | {"condition_dropout": 0.0}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="knows no pictures without a condition"):
+        painting_prior.load(str(tmp_path / "run"), trained, (16, 16))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(ConfigError, match=r"prior = .*run"):
+        painting_prior.load(str(tmp_path / "run"), trained, (16, 16))
 
 
 def test_codes_of_pictures_that_changed_are_refused(run, trained, tmp_path):

@@ -1,5 +1,6 @@
 """Choice of captions, and their extraction from the formats of common data sets."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 
@@ -11,10 +12,22 @@ _KEYS = ("captions", "caption", "title", "text", "TEXT")  # keys of the Hugging 
 _TEXT_KEYS = ("text", "raw", "caption")  # keys of COCO's caption objects
 
 
-def choose_caption(captions: Sequence[str], rng: np.random.Generator, first: float) -> str:
-    """Chooses a caption: the first with probability `first`, else any, each with the same probability."""
-    is_first = first > 0 and rng.random() < first
-    return captions[0 if is_first else rng.integers(len(captions))]
+@dataclasses.dataclass(frozen=True)
+class CaptionChoice:
+    """Random choice of one of a record's captions, each with the same probability.
+
+    Attributes:
+      prob: probability that only the leading captions are chosen from.
+      leading: number of leading captions.
+    """
+
+    prob: float = 0.0
+    leading: int = 1
+
+    def __call__(self, captions: Sequence[str], rng: np.random.Generator) -> str:
+        """Chooses a caption."""
+        is_leading = self.prob > 0 and rng.random() < self.prob
+        return captions[rng.integers(min(self.leading, len(captions)) if is_leading else len(captions))]
 
 
 def extract_captions(value) -> list[str]:

@@ -116,6 +116,7 @@ _PARSERS_AND_METAVARS = {
     "init_image": (str, "FILE"),
     "overlay": (str, "FILE"),
     "aesthetic": (str, "FILE"),
+    "prior": (str, "DIR"),
     "palette": (_parse_names, "COLOURS"),
     "edge_colour": (str, "COLOUR"),
     "memory": (float, "GIB"),

@@ -40,13 +40,43 @@ def quantize(kind: str, z: Float[Array, "h w x"], codebook: Codebook, temperatur
     """Quantises latents to the decoder's input, differentiably. `key` is the noise of "gumbel"."""
     if kind == "straight":
         return z + jax.lax.stop_gradient(codebook[nearest_codes(z, codebook)] - z)
+    p = probabilities(kind, z, codebook, temperature, key)
+    return p if codebook is None else p @ codebook
+
+
+def probabilities(
+    kind: str, z: Float[Array, "h w x"], codebook: Codebook, temperature, key, spacing: Float[Array, ""] | None = None
+) -> Float[Array, "h w k"]:
+    """Returns the probabilities of the codes of latents, differentiably: of vectors, one-hot.
+
+    The gradient to vectors is that of a softmax of negative squared distances in units of `spacing`.
+
+    Args:
+      spacing: see `code_spacing`; only for "straight".
+    """
+    if kind == "straight":
+        distances = jnp.sum((z[:, :, None] - codebook[None, None]) ** 2, axis=-1)
+        return _straight_through(jax.nn.softmax(-distances / spacing), nearest_codes(z, codebook))
     if kind == "gumbel":
         z = z + jax.random.gumbel(key, z.shape)
-    probabilities = jax.nn.softmax(z / temperature)
-    if kind == "gumbel":
-        sample = jax.nn.one_hot(jnp.argmax(z, axis=-1), z.shape[-1])
-        probabilities = probabilities + jax.lax.stop_gradient(sample - probabilities)
-    return probabilities if codebook is None else probabilities @ codebook
+    p = jax.nn.softmax(z / temperature)
+    return _straight_through(p, jnp.argmax(z, axis=-1)) if kind == "gumbel" else p
+
+
+@jax.jit
+def code_spacing(codebook: Float[Array, "K d"]) -> Float[Array, ""]:
+    """Computes the mean squared distance of a code's vector to the nearest other one."""
+
+    def nearest(index):
+        distances = jnp.sum((codebook - codebook[index][None]) ** 2, axis=-1)
+        return jnp.min(jnp.where(distances > 0, distances, jnp.inf))
+
+    return jnp.mean(jax.lax.map(nearest, jnp.arange(len(codebook))))
+
+
+def _straight_through(p: Float[Array, "h w k"], codes: Int[Array, "h w"]) -> Float[Array, "h w k"]:
+    """Returns one-hot codes with the gradient of probabilities (arXiv 1308.3432)."""
+    return p + jax.lax.stop_gradient(jax.nn.one_hot(codes, p.shape[-1]) - p)
 
 
 def quantize_greedily(kind: str, z: Float[Array, "h w x"], codebook: Codebook, temperature) -> Float[Array, "h w d"]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from train_jax import paths
 from train_jax.arguments import DTYPES
 from train_jax.data.files import read_bytes
 from train_jax.errors import UserError
@@ -20,16 +21,29 @@ _KEYS = {"prompts", "seed", "n", "clip_weights", "dtype", "vqgan", "clips", "fil
 
 
 def hash_files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
-    """Hashes all input files by SHA-256, keyed by path, and inputs given as arrays, keyed by the option's name."""
-    paths = [part.content for scene in scenes for part in scene if part.kind == "image"]
-    paths += [options.aesthetic.aesthetic] if options.aesthetic else []
+    """Hashes all input files by SHA-256, keyed by path, and inputs given as arrays, keyed by the option's name.
+
+    Of a run directory, config and checkpoints are hashed.
+    """
+    files = [part.content for scene in scenes for part in scene if part.kind == "image"]
+    files += [options.aesthetic.aesthetic] if options.aesthetic else []
     values, hashes = options.to_flat_dict(), {}
     for name in IMAGE_OPTIONS:
         if isinstance(values[name], str | Path):
-            paths.append(str(values[name]))
+            files.append(str(values[name]))
         elif values[name] is not None:
             hashes[name] = hashlib.sha256(values[name].tobytes()).hexdigest()
-    return hashes | {path: hashlib.sha256(read_bytes(path)).hexdigest() for path in paths}
+    hashes |= {file: hashlib.sha256(read_bytes(file)).hexdigest() for file in files}
+    return hashes | ({options.prior.prior: _hash_run(paths.path(options.prior.prior))} if options.prior else {})
+
+
+def _hash_run(folder: paths.AnyPath) -> str:
+    """Hashes what determines the weights of a run directory: names and contents of config and checkpoints."""
+    digest = hashlib.sha256()
+    for file in sorted([folder / "config.json", *(folder / "checkpoints").rglob("*")]):
+        if file.is_file():
+            digest.update(file.relative_to(folder).as_posix().encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def save(image: Image.Image, path: str | Path, fields: dict[str, Any]) -> None:

@@ -276,6 +276,16 @@ class Aesthetic(Group):
 
 
 @dataclasses.dataclass(frozen=True)
+class Prior(Group):
+    """Prior on the codes"""
+
+    needs = {"prior": ()}
+
+    prior: str | None = option(None, "run directory of a second stage (a prior, or a DALL-E) of the VQGAN's codes")
+    prior_weight: float = traced_option(0.1, "weight of the mean negative log-likelihood of a code, in nats", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Memory(Group):
     """Memory"""
 
@@ -308,6 +318,7 @@ class Options:
     border: Border | None
     palette: Palette | None
     aesthetic: Aesthetic | None
+    prior: Prior | None
     memory: Memory
 
     def to_flat_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from clip_jax.clip import Clip
 from train_jax.errors import ConfigError
 from train_jax.profiling import MemoryPlan
-from vqgan_jax.guided import augment, latents, memory, resume, starts, targets, trajectory
+from vqgan_jax.guided import augment, latents, memory, prior, resume, starts, targets, trajectory
 from vqgan_jax.guided import options as options_lib
 from vqgan_jax.guided.options import Options
 from vqgan_jax.guided.prompts import Scene, parse_scene
@@ -178,13 +178,17 @@ class Painter:
         self.mesh = jax.tree.leaves(vq.variables)[0].sharding.mesh
         self.kind = self.options.latents.latents
         memory.check_decoder(vq, self.size, len(self.jobs), self.mesh)
+        self.prior = self.options.prior and prior.load(self.options.prior.prior, vq, self.size)
         with jax.set_mesh(self.mesh):
             codebook = latents.codebook_vectors(vq.module, vq.variables)
             if self.kind == "straight" and codebook is None:
                 raise ConfigError(
                     "latents = 'straight' needs code vectors, and the dVAE has none: use 'soft' or 'gumbel'"
                 )
-            self.variables = trajectory.Variables(vq.variables, codebook, tuple(c.variables for c in self.clips))
+            weights = None
+            if self.prior is not None:
+                weights = jax.device_put(prior.get_weights(self.prior, codebook), NamedSharding(self.mesh, P()))
+            self.variables = trajectory.Variables(vq.variables, codebook, tuple(c.variables for c in self.clips), weights)
             self.problem = self._make_problem()
             self.state = self.init_state(self.problem.init_latents)
         self.steps: dict[int, memory.FittedProgram] = {}  # keyed by the number of steps
@@ -269,7 +273,7 @@ class Painter:
 
     def _render(self, state: trajectory.State, overlay: jax.Array | None) -> tuple[np.ndarray, ...]:
         render = trajectory.get_renderer(self.vq.module, self.kind)
-        variables, state = self.variables._replace(clips=()), state._replace(optimizer=None)
+        variables, state = self.variables._replace(clips=(), prior=None), state._replace(optimizer=None)
         with jax.set_mesh(self.mesh):
             return tuple(map(np.asarray, render(variables, self.problem.hparams, overlay, state)))
 
@@ -325,13 +329,14 @@ class Painter:
         """Derives the static configuration from options, jobs and devices."""
         o, hparams, devices = self.options, self._stack_hparams(), self.mesh.size
         terms = {name for name in trajectory.TERMS if name in hparams and np.any(hparams[name] != 0)}
-        terms |= {name for name in ("palette", "aesthetic") if getattr(o, name) is not None}
+        terms |= {name for name in ("palette", "aesthetic", "prior") if getattr(o, name) is not None}
         split = ""
         if devices > 1:
             split = "paintings" if len(self.jobs) % devices == 0 else "cuts" if micro_cuts % devices == 0 else ""
         return trajectory.StaticConfig(
             self.kind, o.optimization.optimizer, o.cutouts.cuts, o.cutouts.cut_method,
             augment.select_augmentations(hparams), frozenset(terms), micro_cuts, remat, split,
+            None if self.prior is None else self.prior.module,
         )  # fmt: skip
 
     def _stack_hparams(self) -> dict[str, Float32[np.ndarray, "n"]]:

@@ -20,10 +20,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from nn_jax.code_transformer import CodeTransformer
 from vqgan_jax.guided import augment, cutouts, latents, losses
+from vqgan_jax.guided.prior import PriorWeights, mean_nats
 from vqgan_jax.model import Autoencoder
 
-TERMS = ("init_weight", "init_pixels", "smoothness", "saturation", "symmetry", "edge", "palette", "aesthetic")
+TERMS = ("init_weight", "init_pixels", "smoothness", "saturation", "symmetry", "edge", "palette", "aesthetic", "prior")
 
 
 class Perceptor(NamedTuple):
@@ -43,6 +45,7 @@ class StaticConfig(NamedTuple):
       terms: names in TERMS with a non-zero weight in any painting.
       micro_cuts: number of cutouts that CLIP encodes at a time.
       split: axis that is sharded over the devices: "cuts", "paintings", or "" for none.
+      prior: second stage whose likelihood is the term "prior"; None: no such term.
     """
 
     latents: str
@@ -54,6 +57,7 @@ class StaticConfig(NamedTuple):
     micro_cuts: int
     remat: bool
     split: str
+    prior: CodeTransformer | None = None
 
 
 class Problem(NamedTuple):
@@ -109,6 +113,7 @@ class Variables(NamedTuple):
     vqgan: Any
     codebook: latents.Codebook
     clips: tuple[Any, ...]
+    prior: PriorWeights | None = None
 
 
 def gradient_transformation(name: str) -> optax.GradientTransformation:
@@ -234,6 +239,10 @@ def objective(module, perceptors, config: StaticConfig, variables: Variables, pr
         total = total + problem.clip_weights[index] * prompt_loss
         if with_score:
             total = total - problem.hparams["aesthetic_weight"] * score
+    if "prior" in config.terms:
+        spacing = variables.prior.spacing
+        codes = latents.probabilities(config.latents, state.z, variables.codebook, tau, gumbel_key, spacing)
+        total = total + problem.hparams["prior_weight"] * mean_nats(config.prior, variables.prior, codes)
     return total + _image_losses(config, problem, state.z, x)
 
 

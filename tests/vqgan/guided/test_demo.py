@@ -6,6 +6,7 @@ from PIL import Image
 
 import clip_jax
 import vqgan_jax
+from train_jax.datasets.shapes import demo as shown
 from vqgan_jax.guided import demo
 
 pytestmark = pytest.mark.slow
@@ -14,10 +15,10 @@ pytestmark = pytest.mark.slow
 def test_it_leaves_a_sheet_and_a_part_of_the_page(vq, clip, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(vqgan_jax, "load", lambda path: {"vqgan": vq}[path.name], raising=False)
     monkeypatch.setattr(clip_jax, "load", lambda path: {"clip": clip}[path.name], raising=False)
-    monkeypatch.setattr(demo, "PROMPTS", demo.PROMPTS[:2])
+    monkeypatch.setattr(shown, "PAINTED", shown.PAINTED[:2])
     (tmp_path / "page").mkdir()
     (tmp_path / "page" / "2-vqgan.html").write_text("<h1>before</h1>")
-    painting = demo.run(tmp_path, steps=20, cuts=2, progress=False)
+    painting = demo.run(shown, tmp_path, steps=20, cuts=2, progress=False)
     with Image.open(tmp_path / "painting.png") as image:
         sheet = np.asarray(image)
     assert (sheet[:, : demo.MARGIN] < 128).any(), "prompts stand beside their pictures"

@@ -56,13 +56,13 @@ def _list_languages(tar: tarfile.TarFile) -> list[str]:
 def write_captions(code: str, concept: str, artist: str, words: Mapping[str, Mapping[str, Words]]) -> list[str]:
     """Writes the captions that are true of an artist's drawing; empty if no language names it.
 
-    For each language, the name with its skin tone and without, and the keywords. In English also with the style. The first
-    caption is the most specific name.
+    For each language, the name with its skin tone and without, and the keywords. In English also with the style. The most
+    specific names of all languages come first.
 
     Args:
       words: language -> code -> words.
     """
-    captions = []
+    captions = [name for by_code in words.values() if (name := choose_name(code, concept, by_code))]
     for language, by_code in words.items():
         names = [by_code[key].name for key in dict.fromkeys((code, concept)) if key in by_code]
         keywords = ", ".join(_list_keywords(code, concept, by_code))

@@ -29,8 +29,8 @@ class Config(tfds.core.BuilderConfig):
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Emoji by several artists with captions and attributes; see `train_jax.datasets.emoji`."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.1.0": "Names of all languages are the first captions.", "1.0.0": "First release."}
 
     def _create_builder_config(self, builder_config, version):
         return builder_config  # without TFDS's warning at each opening that a class does not list all of its configs

@@ -122,31 +122,31 @@ def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     a = scene.objects[0]
     if len(scene.objects) == 1:
         texts = [
-            f"{_noun(a, 'size colour shape')} in the {a.position}",
-            _noun(a, "size colour shape"),
-            f"{_noun(a, 'colour shape')} in the {a.position}",
-            _noun(a, "colour shape"),
-            _noun(a, "size shape"),
-            _noun(a, "shape"),
-            _noun(a, "colour"),
-            f"{_noun(a, 'colour')} in the {a.position}",
+            f"{noun_phrase(a, 'size colour shape')} in the {a.position}",
+            noun_phrase(a, "size colour shape"),
+            f"{noun_phrase(a, 'colour shape')} in the {a.position}",
+            noun_phrase(a, "colour shape"),
+            noun_phrase(a, "size shape"),
+            noun_phrase(a, "shape"),
+            noun_phrase(a, "colour"),
+            f"{noun_phrase(a, 'colour')} in the {a.position}",
         ]
     else:
         b = scene.objects[1]
         texts = [
-            f"{_noun(a, 'size colour shape')} {relation(a, b)} {_noun(b, 'size colour shape')}",
-            f"{_noun(b, 'size colour shape')} {relation(b, a)} {_noun(a, 'size colour shape')}",
-            f"{_noun(a, 'colour shape')} {relation(a, b)} {_noun(b, 'colour shape')}",
-            f"{_noun(a, 'shape')} {relation(a, b)} {_noun(b, 'shape')}",
-            f"{_noun(b, 'colour')} {relation(b, a)} {_noun(a, 'colour')}",
-            _noun(a, "size colour shape"),
-            _noun(b, "colour shape"),
-            _noun((a, b)[rng.integers(2)], ("shape", "colour")[rng.integers(2)]),
+            f"{noun_phrase(a, 'size colour shape')} {relation(a, b)} {noun_phrase(b, 'size colour shape')}",
+            f"{noun_phrase(b, 'size colour shape')} {relation(b, a)} {noun_phrase(a, 'size colour shape')}",
+            f"{noun_phrase(a, 'colour shape')} {relation(a, b)} {noun_phrase(b, 'colour shape')}",
+            f"{noun_phrase(a, 'shape')} {relation(a, b)} {noun_phrase(b, 'shape')}",
+            f"{noun_phrase(b, 'colour')} {relation(b, a)} {noun_phrase(a, 'colour')}",
+            noun_phrase(a, "size colour shape"),
+            noun_phrase(b, "colour shape"),
+            noun_phrase((a, b)[rng.integers(2)], ("shape", "colour")[rng.integers(2)]),
         ]
     return [_PREFIXES[rng.integers(len(_PREFIXES))] + text if rng.random() < 0.2 else text for text in texts]
 
 
-def _noun(o: Object, words: str) -> str:
+def noun_phrase(o: Object, words: str) -> str:
     """Formats a noun phrase of an object from the given attributes."""
     chosen = [getattr(o, word) for word in words.split()]
     if "shape" not in words:

@@ -1,0 +1,35 @@
+"""DALL-E on emoji: names, keywords and styles in words, and the codes of `configs/vqgan/emoji.py`.
+
+    train-jax prepare emoji/64/held_out=none
+    train-jax --config=configs/dalle/emoji.py --workdir=runs/dalle-emoji --config.vqgan.path=runs/vqgan-emoji
+
+Not trained to its end yet.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.task = "dalle_jax.task"
+    c.steps = 6000
+    c.log_every = 100
+    c.data = ConfigDict({"source": "emoji/64/held_out=none", "batch_size": 32})
+    c.vqgan = ConfigDict({"path": "runs/emoji/vqgan"})
+    c.tokenizer = ConfigDict({"vocab_size": 2048})
+    c.model = ConfigDict({"text_length": 24, "width": 192, "depth": 4, "heads": 6})
+    c.compute = ConfigDict({"scan": False})
+    c.dropout = 0.1
+    c.model.activation = "gelu_tanh"
+    c.optim = ConfigDict({"name": "contrib.muon", "lr": 3e-3, "warmup_steps": 100, "weight_decay": 0.05})
+    c.optim.args = ConfigDict({"consistent_rms": 0.2, "adam_b2": 0.98, "eps": 1e-7})
+    c.ema = ConfigDict({"decay": 0.99})
+    c.checkpoint = ConfigDict({"every": 2000, "keep_last": 1})
+
+    # Pairs of thing and artist that were held out: the thing is known by other artists, the style by other things.
+    draw = {"type": "drawing", "about": "fields", "template": "{concept}, {style}", "top_p": 0.9, "guidance": 3.0}
+    c.evals = ConfigDict()
+    c.evals.pairs = ConfigDict({"type": "likelihood", "split": "pairs", "every": 2000})
+    c.evals.drawn = ConfigDict({**draw, "split": "pairs", "where": ("tone=",), "every": 3000})
+    c.evals.known = ConfigDict({**draw, "split": "train", "where": ("tone=",)})
+    return c

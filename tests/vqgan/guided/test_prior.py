@@ -1,0 +1,86 @@
+"""The prior of a painting: the likelihood of its codes under a second stage, and what cannot be one."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train_jax.errors import ConfigError
+from vqgan_jax import guided
+from vqgan_jax.guided import latents, options, painting, prior
+from vqgan_jax.guided.prompts import parse_scene
+from vqgan_jax.prior.options import PriorOptions
+from vqgan_jax.stage2 import model
+from vqgan_jax.stage2.condition import ClassCondition
+from vqgan_jax.stage2.generator import CodeGenerator
+
+STILL = {"cut_min": 1.0, "flip": 0.0, "rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0, "noise": 0.0}
+STILL |= {"steps": 3, "save_every": 1, "cuts": 2, "prior": "of a test"}
+
+
+@pytest.fixture(scope="module")
+def second_stage(vq, to_one_device) -> CodeGenerator:
+    """An untrained transformer of the VQGAN's 4 x 4 codes."""
+    settings, condition = PriorOptions(width=8, depth=1, heads=2), ClassCondition(0)
+    module = model.build(settings, condition, vq.num_codes, (4, 4))
+    tokens, codes = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 16), jnp.int32)
+    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), tokens, codes)["params"])
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), shapes)
+    return to_one_device(CodeGenerator.assemble(settings, params, condition, vq, 16, "untrained"))
+
+
+@pytest.mark.parametrize("kind", ["straight", "soft"])
+def test_the_term_is_the_likelihood_of_the_codes(kind, vq, clip, second_stage, monkeypatch):
+    monkeypatch.setattr(prior, "load", lambda path, vq, size: second_stage)
+    settings = options.resolve_many(STILL | {"latents": kind}, [{"prior_weight": 0.0}, {"prior_weight": 0.5}])
+    painter = painting.Painter(vq, clip, [painting.Job(parse_scene("a red star"), 0, o) for o in settings])
+    codes = np.random.default_rng(1).integers(0, vq.num_codes, (4, 4)).astype(np.int32)
+    z = painter.latents_from_codes(np.stack([codes, codes]))
+    if kind == "soft":
+        z = 60 * z  # certain codes
+    _, values = painter.advance(painter.init_state(z), 1)
+    _, logits = second_stage.logits(second_stage.condition.encode([None]), codes[None])
+    log_p = logits[0] - np.log(np.exp(logits[0]).sum(-1, keepdims=True))
+    expected = -np.mean(log_p[np.arange(16), codes.ravel()])
+    np.testing.assert_allclose(values[1, 0] - values[0, 0], 0.5 * expected, rtol=1e-4)
+
+
+def test_gradients_make_codes_likelier(vq, clip, second_stage, monkeypatch):
+    monkeypatch.setattr(prior, "load", lambda path, vq, size: second_stage)
+    for kind in ("straight", "soft"):
+        changes = {"steps": 30, "save_every": 30, "latents": kind, "prior_weight": 1.0}
+        painted = guided.paint(vq, clip, "a red star:0.01", progress=False, **STILL | changes)
+        assert painted.losses[0, -5:].mean() < painted.losses[0, 0] - 0.3, kind
+
+
+def test_codes_are_one_hot_with_the_gradient_of_distances(vq):
+    codebook = jnp.asarray(np.random.default_rng(0).standard_normal((5, 3)), jnp.float32)
+    squares = ((np.asarray(codebook)[:, None] - np.asarray(codebook)[None]) ** 2).sum(-1)
+    spacing = np.mean(np.min(squares + np.diag([np.inf] * 5), axis=1))
+    np.testing.assert_allclose(latents.code_spacing(codebook), spacing, rtol=1e-6)
+    z = jnp.asarray(np.random.default_rng(1).standard_normal((2, 2, 3)), jnp.float32)
+    distances = ((np.asarray(z)[:, :, None] - np.asarray(codebook)) ** 2).sum(-1)
+    p = latents.probabilities("straight", z, codebook, 1.0, None, jnp.float32(spacing))
+    np.testing.assert_allclose(p, np.eye(5)[distances.argmin(-1)], atol=1e-6)
+    weights = jnp.arange(5.0)
+
+    def through(z):
+        return jnp.sum(latents.probabilities("straight", z, codebook, 1.0, None, jnp.float32(spacing)) @ weights)
+
+    def soft(z):
+        d = jnp.sum((z[:, :, None] - codebook[None, None]) ** 2, axis=-1)
+        return jnp.sum(jax.nn.softmax(-d / spacing) @ weights)
+
+    np.testing.assert_allclose(jax.grad(through)(z), jax.grad(soft)(z), rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_a_prior(vq, clip, tmp_path, tiny):
+    common = {"progress": False, "steps": 1, "cuts": 2}
+    with pytest.raises(ConfigError, match="must be the run directory of a prior or of a DALL-E"):
+        guided.paint(vq, clip, "a", prior=str(tmp_path), **common)
+    with pytest.raises(ConfigError, match="must be the run directory of a prior or of a DALL-E"):
+        guided.paint(vq, clip, "a", prior=str(tiny[1]), **common)
+    with pytest.raises(ConfigError, match="prior_weight = 0.5 has no effect: give prior"):
+        guided.paint(vq, clip, "a", prior_weight=0.5, **common)

@@ -1,0 +1,75 @@
+"""What the demos show of emoji: images to search and queries, prompts to draw and to paint."""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from train_jax.datasets.emoji import tarballs
+
+TITLE, RUNS = "emoji", "runs/emoji"
+CREDIT = "Drawings: " + "; ".join(dict.fromkeys(f"{x.author}, {x.licence}" for x in tarballs.ARTISTS.values()))
+SOURCE, SPLIT = "emoji/64/held_out=none", "pairs"
+CONFIGS = {"clip": "clip/emoji", "vqgan": "vqgan/emoji", "dalle": "dalle/emoji"}
+
+QUERIES = (
+    "red apple",
+    "bicycle",
+    "woman astronaut",
+    "fruit",
+    "insect",
+    "instrument",
+    "λουλούδι",  # flower, in Greek
+)
+TEMPLATES = ("{}",)
+CLASSIFIED = {"artist": "by an artist whom the training never shows"}  # splits of the classified images, with a note
+
+RECONSTRUCTED = {"pairs": 16, "compositions": 8}  # number of images of each split
+
+PROMPTS = (
+    "red apple, with black outlines",
+    "snail, in glossy 3D",
+    "bicycle, in flat colours",
+    "owl, softly shaded",
+    "sailboat, in flat geometric shapes",
+    "sunflower, with black outlines",
+    "woman firefighter, in glossy 3D",
+)
+
+DRAWN = {"top_p": 0.9, "guidance": 3.0}  # options of the sampling
+
+PAINTED = ("red apple", "sunflower", "owl", "sailboat", "mushroom", "octopus")
+PAINTING: dict = {}
+
+
+def make_images(data: ConfigDict) -> Iterator[tuple[str, dict, bytes]]:
+    """Makes the images to search: all drawings without skin tone by the held-out artist, on white.
+
+    Yields name, record and PNG file of each.
+
+    Args:
+      data: data options of the searching CLIP.
+    """
+    from train_jax.data import images, sources
+
+    for record in sources.select(sources.from_config(data, split="artist"), ("tone=",)):
+        file = io.BytesIO()
+        images.decode(record["image"]).save(file, "PNG")
+        truth = {key: value for key, value in record.items() if key != "image"} | {"split": "artist"}
+        yield record["id"].replace("/", "-"), truth, file.getvalue()
+
+
+def make_examples(count: int, size: int) -> list[tuple[str, np.ndarray]]:
+    """Makes prompts to paint, each with a true picture, uint8 [size, size, 3]: the first things of the split `pairs`."""
+    from train_jax.data import images, sources
+
+    examples = {}
+    for record in sources.select(sources.open_source(SOURCE, SPLIT), ("tone=",)):
+        if record["name_en"] and record["name_en"] not in examples:
+            picture = images.decode(record["image"]).resize((size, size), Image.Resampling.BICUBIC)
+            examples[record["name_en"]] = np.asarray(picture)
+        if len(examples) == count:
+            break
+    return list(examples.items())

@@ -1,0 +1,76 @@
+"""Prior of a painting: the likelihood of its codes under a second stage, as a loss beside CLIP's.
+
+A CLIP is content with whatever resembles a picture in its embedding; a second stage knows what the codes of pictures look
+like. Codes are given to it as distributions, through which gradients flow.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from nn_jax.code_transformer import CodeTransformer
+from train_jax import paths, run_directory
+from train_jax import task as task_lib
+from train_jax.errors import ConfigError, LoadError
+from vqgan_jax.guided import latents
+from vqgan_jax.stage2.generator import CodeGenerator
+from vqgan_jax.vqgan import Vqgan
+
+
+class PriorWeights(NamedTuple):
+    """Weights of a second stage, the tokens [c] of its empty condition, and the spacing of the codes (`latents`)."""
+
+    params: Mapping[str, Any]
+    condition: jax.Array
+    spacing: jax.Array | None
+
+
+def load(path: str, vq: Vqgan, size: tuple[int, int]) -> CodeGenerator:
+    """Loads a second stage, in the precision of the VQGAN.
+
+    Args:
+      path: run directory of a prior or of a DALL-E.
+      size: height and width of the painting in pixels.
+
+    Raises ConfigError for another directory, a second stage of other codes or of another size, and for one that was not
+    trained without condition.
+    """
+    try:
+        config = run_directory.read_config(paths.path(path))
+        module = None if config is None else task_lib.module(ConfigDict({"task": config["task"]}))
+        if not hasattr(module, "open_weights"):
+            raise ConfigError(f"prior = {path}: it must be the run directory of a prior or of a DALL-E")
+        generator = module.open_weights(path).load(CodeGenerator, vq.compute.dtype)
+    except LoadError as error:
+        raise ConfigError(f"prior = {path}: {error}") from error
+    if generator.vqgan.fingerprint != vq.fingerprint:
+        raise ConfigError(f"prior = {path} models the codes of {generator.vqgan.name}, which is not the VQGAN that paints")
+    trained = tuple(side * vq.factor for side in generator.grid)
+    if size != trained:
+        raise ConfigError(f"size = {size[0]} x {size[1]}: the prior models pictures of {trained[0]} x {trained[1]} pixels")
+    if not generator.condition.droppable:
+        raise ConfigError(f"prior = {path} was trained with condition_dropout = 0: it knows no pictures without a condition")
+    return generator
+
+
+def get_weights(generator: CodeGenerator, codebook: latents.Codebook) -> PriorWeights:
+    """Returns the arrays of the term "prior", on the devices."""
+    spacing = None if codebook is None else latents.code_spacing(codebook)
+    return PriorWeights(generator.variables, jnp.asarray(generator.condition.null), spacing)
+
+
+def mean_nats(
+    module: CodeTransformer, weights: PriorWeights, probabilities: Float[Array, "h w k"]
+) -> Float[Array, ""]:
+    """Computes the expected negative log-likelihood of a code, in nats, of codes with these probabilities.
+
+    For one-hot probabilities it is the mean over the codes of `-log p(code | codes before it)`.
+    """
+    codes = probabilities.reshape(1, -1, probabilities.shape[-1])
+    _, logits = module.apply({"params": weights.params}, weights.condition[None], codes)
+    log_p = jax.nn.log_softmax(logits[..., module.code_offset :])
+    return -jnp.mean(jnp.sum(codes * log_p, axis=-1))
