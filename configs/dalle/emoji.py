@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.task = "dalle_jax.task"
-    c.steps = 6000
+    c.steps = 4000
     c.log_every = 100
     c.data = ConfigDict({"source": "emoji/64/held_out=none", "batch_size": 32})
     c.vqgan = ConfigDict({"path": "runs/emoji/vqgan"})
@@ -30,6 +30,6 @@ def get_config() -> ConfigDict:
     draw = {"type": "drawing", "about": "fields", "template": "{concept}, {style}", "top_p": 0.9, "guidance": 3.0}
     c.evals = ConfigDict()
     c.evals.pairs = ConfigDict({"type": "likelihood", "split": "pairs", "every": 2000})
-    c.evals.drawn = ConfigDict({**draw, "split": "pairs", "where": ("tone=",), "every": 3000})
+    c.evals.drawn = ConfigDict({**draw, "split": "pairs", "where": ("tone=",), "every": 2000})
     c.evals.known = ConfigDict({**draw, "split": "train", "where": ("tone=",)})
     return c
