@@ -55,7 +55,9 @@ def probabilities(
       spacing: see `code_spacing`; only for "straight".
     """
     if kind == "straight":
-        distances = jnp.sum((z[:, :, None] - codebook[None, None]) ** 2, axis=-1)
+        # By products: differences of all vectors and codes would need gigabytes for large codebooks.
+        squares = jnp.sum(z**2, axis=-1, keepdims=True) + jnp.sum(codebook**2, axis=-1)[None, None]
+        distances = squares - 2 * jnp.matmul(z, codebook.T, precision=jax.lax.Precision.HIGHEST)
         return _straight_through(jax.nn.softmax(-distances / spacing), nearest_codes(z, codebook))
     if kind == "gumbel":
         z = z + jax.random.gumbel(key, z.shape)
