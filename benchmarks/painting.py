@@ -22,6 +22,7 @@ import clip_jax
 import vqgan_jax
 from benchmarks.command import main
 from benchmarks.results import Row
+from dalle_jax.evaluators import average_parts
 from train_jax.data import sources
 from train_jax.errors import UserError
 from train_jax.pictures import enlarged_grid, split_into_rows
@@ -55,8 +56,9 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     yield Row("time", time.monotonic() - start, "s", settings)
     truth = np.repeat(np.arange(len(prompts)), arguments.seeds)
     for name, clip in [("the guiding CLIP", clips[0]), ("the held-out CLIP", held_out)]:
-        cosines = clip.encode_image(images) @ clip.encode_text(prompts).T
-        true = np.sum(clip.encode_image(pictures) * clip.encode_text(prompts), axis=1)
+        embedded = clip.encode_text(prompts)
+        cosines = clip.encode_image(images) @ embedded.T
+        true = np.sum(clip.encode_image(pictures) * embedded, axis=1)
         yield Row(f"right by {name}", 100 * np.mean(np.argmax(cosines, axis=1) == truth), "%", settings)
         yield Row(f"cosine by {name}", np.mean(cosines[np.arange(len(truth)), truth]), "", settings)
         yield Row(f"cosine of true pictures by {name}", np.mean(true), "", settings)
@@ -81,8 +83,7 @@ def parse_option(text: str) -> tuple[str, object]:
 def grade_by_reader(judge, images: np.ndarray, texts: Sequence[str]) -> dict[str, float]:
     """Returns the share of images in which the reader finds each part of their prompts, and all of them."""
     parts = [dict(judge(image, text)) for image, text in zip(images, texts, strict=True)]
-    shares = {name: float(np.mean([found[name] for found in parts if name in found])) for name in parts[0]}
-    return shares | {"all parts": float(np.mean([all(found.values()) for found in parts]))}
+    return average_parts([found | {"all parts": all(found.values())} for found in parts])
 
 
 if __name__ == "__main__":
