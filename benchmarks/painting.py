@@ -12,7 +12,6 @@ says and, of scenes, that nothing else is there (count).
 
 import argparse
 import ast
-import importlib
 import time
 from collections.abc import Iterator, Sequence
 
@@ -23,6 +22,7 @@ import vqgan_jax
 from benchmarks.command import main
 from benchmarks.results import Row
 from dalle_jax.evaluators import average_parts
+from train_jax import command
 from train_jax.data import sources
 from train_jax.errors import UserError
 from train_jax.pictures import enlarged_grid, split_into_rows
@@ -32,7 +32,7 @@ PROMPTS = 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", default="shapes", choices=("shapes", "emoji"), help="prompts, options and reader")
+    parser.add_argument("--data", default="shapes", choices=command.DEMOS, help="prompts, options and reader")
     parser.add_argument("--vqgan", default="runs/demo/vqgan")
     parser.add_argument("--clip", nargs="+", default=["runs/demo/clip"], help="the guiding CLIPs")
     parser.add_argument("--held_out", default="runs/clip-held-out", help="the held-out CLIP")
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     changes = dict(map(parse_option, arguments.options))
-    demo = importlib.import_module(f"train_jax.datasets.{arguments.data}.demo")
+    demo = command.open_demo(arguments.data)
     vq = vqgan_jax.load(arguments.vqgan)
     clips, held_out = [clip_jax.load(path) for path in arguments.clip], clip_jax.load(arguments.held_out)
     prompts, pictures = zip(*demo.make_examples(arguments.prompts, vq.size), strict=True)

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 from train_jax.arguments import expand_home
 from train_jax.errors import ConfigError, LoadError, Stopped, UserError
@@ -78,6 +79,14 @@ def run_command(program: str, arguments: argparse.Namespace, mistakes: tuple[typ
     return 2
 
 
+DEMOS = ("shapes", "emoji")  # data sets with a module `demo`
+
+
+def open_demo(data: str) -> ModuleType:
+    """Imports what there is to show of a data set of `DEMOS`: configs, queries, prompts, options of paintings."""
+    return importlib.import_module(f"train_jax.datasets.{data}.demo")
+
+
 def run_demo(
     argv: list[str] | None, module: str, text: str, family: str | None, run: Callable, mistakes: tuple[type, ...] = ()
 ) -> int:
@@ -90,7 +99,7 @@ def run_demo(
       module: name of the module, which is run as `python -m`.
       family: the family that is trained, such as "clip"; None: the demo trains nothing.
       run: `(demo, config, working directory)`, or `(demo, working directory)` if the demo trains nothing. `demo` is the
-        module `train_jax.datasets.DATA.demo`: what is shown of the data.
+        result of `open_demo`.
       mistakes: additional exception types that count as user errors.
     """
     from train_jax import config_file
@@ -99,13 +108,13 @@ def run_demo(
     from train_jax.data.errors import DataError
 
     demo_parser = argparse.ArgumentParser(f"python -m {module}", description=text)
-    demo_parser.add_argument("--data", default="shapes", choices=("shapes", "emoji"), help="what is shown (default shapes)")
+    demo_parser.add_argument("--data", default="shapes", choices=DEMOS, help="what is shown (default shapes)")
     demo_parser.add_argument("--workdir", help="output directory (default runs/demo, or runs/emoji)")
     if family is not None:
         demo_parser.add_argument("--config", help=f"config file or name (default {family}/demo, or {family}/emoji)")
     arguments = demo_parser.parse_args(expand_home(argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    demo = importlib.import_module(f"train_jax.datasets.{arguments.data}.demo")
+    demo = open_demo(arguments.data)
     try:
         configs = () if family is None else (config_file.load(arguments.config or demo.CONFIGS[family]),)
         run(demo, *configs, Path(arguments.workdir or demo.RUNS))
