@@ -588,11 +588,24 @@ def test_slices_of_embedded_sets(few):
     assert ids("shapes/32", "train[15:]", data_dir=few) == whole[15:]
 
 
+def test_a_larger_set_contains_the_smaller_one(few, monkeypatch):
+    monkeypatch.setattr(shapes_dataset_builder, "EXAMPLES", {"train": 60, "test": 30, "novel": 20})
+    fewer, more = (open_source(name, "train", data_dir=few) for name in ("shapes/32", "shapes/32/train=70"))
+    assert len(more) == 70
+    by_id = {record["id"]: record for record in more}
+    for record in fewer:
+        assert record == by_id[record["id"]]
+    assert ids("shapes/32/train=70", "test", data_dir=few) == ids("shapes/32", "test", data_dir=few)
+
+
 @pytest.mark.parametrize(
     ("name", "split", "complaint"),
     [
         ("shapes/32", "validation", "shapes/32 has no split 'validation': train, test, novel"),
-        ("shapes/48", "train", "shapes/48: there is no '48': choose one of 32, 64, 128"),
+        ("shapes/48", "train", "shapes/48: there is no size '48': choose one of 32, 64, 128"),
+        ("shapes/32/train=0", "train", "shapes/32/train=0: 'train=0' is no option: add train=N, a number of scenes"),
+        ("shapes/32/test=5", "train", "'test=5' is no option"),
+        ("shapes/32/", "train", "'' is no option"),
         ("digits/big", "train", "digits/big: there is no 'big': this set has no variants"),
         ("squares", "train", "there is no source 'squares': name one as shapes"),
         ("folder:", "all", "there is no source 'folder:'"),

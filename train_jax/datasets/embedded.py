@@ -1,7 +1,6 @@
 """Preparation of embedded TFDS data sets, once for all processes."""
 
 import fcntl
-import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,20 +10,8 @@ from train_jax import paths
 log = logging.getLogger(__name__)
 
 
-def prepare_builder(builder_class, config: str | None, data_dir: str | None):
-    """Returns a TFDS builder after preparing its files if necessary. Safe for concurrent processes.
-
-    Raises ValueError for an unknown config of the builder.
-    """
-    configs = list(builder_class.builder_configs)
-    if config is not None and config not in configs:
-        allowed = f"choose one of {', '.join(configs)}" if configs else "this set has no variants"
-        raise ValueError(f"there is no {config!r}: {allowed}")
-    return prepare_once(functools.partial(builder_class, config=config, data_dir=data_dir))
-
-
-def prepare_once(make_builder: Callable):
-    """Returns the TFDS builder of `make_builder()` after preparing its files if necessary, like `prepare_builder`."""
+def prepare_builder(make_builder: Callable):
+    """Returns the TFDS builder of `make_builder()` after preparing its files if necessary. Safe for concurrent processes."""
     builder = make_builder()
     if builder.is_prepared():
         return builder

@@ -1,5 +1,6 @@
 """Scanned handwritten digits with captions, from files of scikit-learn (no download)."""
 
+import functools
 import re
 
 from train_jax.datasets import embedded
@@ -10,10 +11,12 @@ __all__ = ["LABEL_NAMES", "builder", "judge", "read", "truth"]
 
 
 def builder(variant: str | None = None, data_dir: str | None = None):
-    """Returns the TFDS builder of the digits, with prepared files. There are no variants."""
+    """Returns the TFDS builder of the digits, with prepared files. Raises ValueError for a variant: there are none."""
     from train_jax.datasets.digits.digits_dataset_builder import Builder
 
-    return embedded.prepare_builder(Builder, variant, data_dir)
+    if variant is not None:
+        raise ValueError(f"there is no {variant!r}: this set has no variants")
+    return embedded.prepare_builder(functools.partial(Builder, data_dir=data_dir))
 
 
 def truth(builder) -> dict:

@@ -53,7 +53,7 @@ def builder(variant: str = "64", data_dir: str | None = None, prepare_from: str 
     else:
         folder = paths.cache() / "emoji" / "tarballs"
         tarballs.pack(folder)
-    return embedded.prepare_once(functools.partial(make, folder))
+    return embedded.prepare_builder(functools.partial(make, folder))
 
 
 def truth(builder) -> dict:

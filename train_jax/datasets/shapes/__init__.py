@@ -1,8 +1,13 @@
 """Rendered scenes with true captions: a generated data set, and an oracle that recognises scenes in images.
 
+    shapes/32                 20,000 scenes in `train`; also 64 and 128 pixels
+    shapes/32/train=100000    these and more; the other splits are the same
+
 `scene` defines scenes, captions and their truth, `render` draws scenes, `oracle` recognises scenes in images, and the TFDS
 builder writes the splits `train`, `test` and `novel`.
 """
+
+import functools
 
 from train_jax.datasets import embedded
 from train_jax.datasets.shapes import scene as scenes
@@ -11,11 +16,12 @@ from train_jax.datasets.shapes.scene import LABEL_NAMES
 __all__ = ["LABEL_NAMES", "builder", "is_true", "judge", "read", "truth"]
 
 
-def builder(size: str = "64", data_dir: str | None = None):
-    """Returns the TFDS builder of scenes at 32, 64 or 128 pixels, with prepared files."""
-    from train_jax.datasets.shapes.shapes_dataset_builder import Builder
+def builder(variant: str = "64", data_dir: str | None = None):
+    """Returns the TFDS builder of a variant, `SIZE[/train=N]`, with prepared files. Raises ValueError for another one."""
+    from train_jax.datasets.shapes.shapes_dataset_builder import Builder, parse
 
-    return embedded.prepare_builder(Builder, size, data_dir)
+    config = parse(variant)
+    return embedded.prepare_builder(functools.partial(Builder, config=config, data_dir=data_dir))
 
 
 def truth(builder) -> dict:

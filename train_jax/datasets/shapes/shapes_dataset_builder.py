@@ -1,5 +1,6 @@
 """TFDS builder of the rendered scenes. Needs no download and no TensorFlow."""
 
+import dataclasses
 import io
 import zlib
 
@@ -10,7 +11,29 @@ from train_jax.datasets.shapes import scene as scenes
 from train_jax.datasets.shapes.render import png, render
 
 SEED = 2026
+SIZES = (32, 64, 128)
 EXAMPLES = {"train": 20_000, "test": 2_000, "novel": 1_000}
+
+
+@dataclasses.dataclass(eq=False)
+class Config(tfds.core.BuilderConfig):
+    """Config of the builder: side of the images in pixels, and number of scenes in `train`."""
+
+    size: int = 0
+    train: int = 0
+
+
+def parse(text: str) -> Config:
+    """Parses `SIZE[/train=N]`. Raises ValueError for another size, and for a number of scenes that is not positive."""
+    size, slash, option = text.partition("/")
+    if size not in map(str, SIZES):
+        raise ValueError(f"there is no size {size!r}: choose one of {', '.join(map(str, SIZES))}")
+    key, _, number = option.partition("=")
+    if slash and not (key == "train" and number.isascii() and number.isdecimal() and int(number)):
+        raise ValueError(f"{option!r} is no option: add train=N, a number of scenes")
+    train = int(number) if slash else EXAMPLES["train"]
+    name = size if train == EXAMPLES["train"] else f"{size},train={train}"
+    return Config(name=name, description=f"{size} x {size} pixels", size=int(size), train=train)
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -18,9 +41,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
-    BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(name=str(size), description=f"{size} x {size} pixels") for size in (32, 64, 128)
-    ]
+
+    def _create_builder_config(self, builder_config, version):
+        return builder_config  # without TFDS's warning at each opening that a class does not list all of its configs
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -36,12 +59,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(split) for split in EXAMPLES}
+        counts = EXAMPLES | {"train": self.builder_config.train}
+        return {split: self._generate_examples(split, count) for split, count in counts.items()}
 
-    def _generate_examples(self, split: str):
-        size = int(self.builder_config.name)
-        for index in range(EXAMPLES[split]):
-            scene, image, texts = make(split, index, size)
+    def _generate_examples(self, split: str, count: int):
+        for index in range(count):
+            scene, image, texts = make(split, index, self.builder_config.size)
             yield (
                 index,
                 {
