@@ -62,10 +62,18 @@ class AttributesOptions(AccuracyOptions):
         self.require(bool(self.among), path, "among", "at least one split")
 
 
+@dataclasses.dataclass(frozen=True)
+class NegativesOptions(AccuracyOptions):
+    """Options of the choice between captions and false captions."""
+
+    captions: int = option(1, "number of captions of each record, the first ones; 0: all", least=0)
+
+
 EVALUATORS = {
     "zero_shot": ZeroShotOptions,
     "retrieval": RetrievalOptions,
     "attributes": AttributesOptions,
+    "negatives": NegativesOptions,
     "linear_probe": LinearProbeOptions,
     "few_shot": FewShotOptions,
     "knn": KNNOptions,
@@ -202,6 +210,38 @@ class Attributes:
         return metrics, {}
 
 
+class Negatives:
+    """Choice between an image's caption and a false one like it, its negative (as in arXiv 2306.14610).
+
+    Reports `accuracy`: the share of captions that are nearer to their image than their negative is, which chance makes a
+    half. Captions without a negative are left out.
+    """
+
+    def __init__(self, encoders: Encoders, options: ConfigDict, context):
+        self._options, self._source = options, context.source_of(options)
+        self._pairs = []
+        for index in range(len(self._source)):
+            record = self._source.metadata(index)
+            texts, negatives = record["captions"], get_field(self._source, record, "negatives", "negatives")
+            count = options.captions or len(texts)
+            self._pairs += [(index, *pair) for pair in zip(texts[:count], negatives[:count], strict=True) if pair[1]]
+        if not self._pairs:
+            raise DataError(f"{self._source.name}: no caption has a negative")
+        self._encode_images = encoders.make_image_encoder(context, options.batch_size)
+        self._encode_texts = encoders.make_text_encoder(context, options.batch_size)
+
+    def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
+        variables = {"params": params["clip"], **mutable_variables}
+        indices, captions, negatives = zip(*self._pairs, strict=True)
+        images = self._encode_images(variables, first(self._source, 0))[np.array(indices)]
+        texts = list(dict.fromkeys(captions + negatives))
+        rows = {text: row for row, text in enumerate(texts)}
+        embeddings = self._encode_texts(variables, texts)
+        true, false = (embeddings[[rows[text] for text in group]] for group in (captions, negatives))
+        nearer = np.sum(images * true, axis=1) > np.sum(images * false, axis=1)
+        return {"captions": len(nearer)} | compute_accuracy("accuracy", nearer, self._options.intervals), {}
+
+
 def _combine(source: Source, index: int, fields: Sequence[str]) -> tuple[str, ...] | None:
     """Returns the attributes of a record, or None if one is empty. Raises DataError for a missing field."""
     record = source.metadata(index)
@@ -220,6 +260,7 @@ CLASSES: dict[str, Callable] = {
     "zero_shot": ZeroShot,
     "retrieval": Retrieval,
     "attributes": Attributes,
+    "negatives": Negatives,
     "linear_probe": LinearProbe,
     "few_shot": FewShot,
     "knn": KNN,

@@ -13,12 +13,12 @@ def forward_flops(options: CLIPOptions) -> tuple[int, int]:
     return image, text + dense_flops(1, options.text.width, options.embed_dim)
 
 
-def training_flops(options: CLIPOptions, patch_dropout: float = 0.0) -> float:
-    """Counts the FLOPs of the forward and backward pass of both towers for one pair, without the logits."""
+def training_flops(options: CLIPOptions, patch_dropout: float = 0.0, texts: int = 1) -> float:
+    """Counts the FLOPs of both towers' forward and backward pass for one image and its texts, without the logits."""
     image, text = forward_flops(options)
     if patch_dropout:
         image = _vit_flops(options, patch_dropout)
-    return float(BACKWARD * (image + text))
+    return float(BACKWARD * (image + texts * text))
 
 
 def _vit_flops(options: CLIPOptions, patch_dropout: float = 0.0) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from nn_jax.attention import platform
 
@@ -62,6 +62,30 @@ def sigmoid_loss(
     positive = group[:, None] == group[None, :]
     sign = jnp.where(positive, 1.0, -1.0)
     return -jnp.sum(jax.nn.log_sigmoid(sign * logits)) / images.shape[0], _compute_accuracy(logits, positive)
+
+
+def negatives_loss(
+    images: Float[Array, "n dim"],
+    texts: Float[Array, "n dim"],
+    negatives: Float[Array, "n dim"],
+    scale: Float[Array, ""],
+    is_false: Bool[Array, "n"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Computes the cross-entropy of choosing an image's caption rather than a false one (hard negatives, arXiv 2210.01936).
+
+    There a false caption joins the softmax over all captions of the batch; here it is told from the true one alone, so that
+    nothing is exchanged between devices, and the loss is the same with softmax and sigmoid.
+
+    Args:
+      negatives: embedding of a false caption of each image.
+      is_false: False for pairs that have none and are left out.
+
+    Returns the mean loss and accuracy; 0 and 1 without any pair.
+    """
+    margin = scale * jnp.sum(images.astype(jnp.float32) * (texts - negatives).astype(jnp.float32), axis=1)
+    count = jnp.maximum(jnp.sum(is_false), 1)
+    wrong = jnp.sum(jnp.where(is_false, margin <= 0, False)) / count
+    return jnp.sum(jnp.where(is_false, jax.nn.softplus(-margin), 0.0)) / count, 1 - wrong
 
 
 def _softmax_loss_without_bias(images, texts, scale, bias, group):

@@ -1,6 +1,7 @@
 """Training task of CLIP: initialisation, loss, examples, evaluators.
 
-Batches: `image` uint8 [B, size, size, 3], `text` int32 [B, length], `truncated` bool [B].
+Batches: `image` uint8 [B, size, size, 3], `text` int32 [B, length], `truncated` bool [B]; with `contrastive.negatives`,
+`negative` int32 [B, length].
 """
 
 import dataclasses
@@ -52,6 +53,9 @@ class ContrastiveOptions(Options):
         "positive",
         "role of images with equal captions in a batch: positives or negatives of each other's captions",
         choices=("positive", "negative"),
+    )
+    negatives: float = option(
+        0.0, "weight of the loss that tells the caption of an image from a false one, of the record's `negatives`", least=0
     )
     tile: int = option(0, "maximum number of logit columns computed at a time; 0: all", least=0)
 
@@ -140,6 +144,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         config.model, tokenizer.vocab_size, tokenizer.eos_id, compute, config.dropout, config.patch_dropout
     )
     augment = AugmentOptions.parse(config.augment, "augment").make(preprocess)
+    choose = CaptionChoice(config.data.leading_prob, config.data.leading_captions)
     encode = functools.partial(_encode_microbatched, micro_batch=compute.micro_batch)
     frozen_towers = {method for tower, method in _METHODS.items() if _is_frozen(config, tower)}
 
@@ -168,19 +173,27 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
             mutable = list(mutable_variables)
             return module.apply(variables, inputs, False, method=method, rngs={"dropout": key}, mutable=mutable)
 
+        def encode_texts(ids):
+            sort = unsort = lambda x: x
+            if compute.text_lengths:
+                count = _count_microbatches(len(ids), compute.micro_batch)
+                sort, unsort = buckets.sort_by_length(find_ends(ids), count)
+            return unsort(encode(text, sort(ids), variables, keys[1])[0])
+
         keys = jax.random.split(rng)
         variables = {"params": params["clip"], **mutable_variables}
         image_features, updated_variables = encode(image, batch["image"], variables, keys[0])
-        sort = unsort = lambda x: x
-        if compute.text_lengths:
-            count = _count_microbatches(len(batch["text"]), compute.micro_batch)
-            sort, unsort = buckets.sort_by_length(find_ends(batch["text"]), count)
-        text_features, _ = encode(text, sort(batch["text"]), variables, keys[1])
-        text_features = unsort(text_features)
+        text_features = encode_texts(batch["text"])
         scale, bias = module.apply({"params": params["clip"]}, method="scale_and_bias")
         value, metrics = _contrastive_loss(
             module.options.loss, contrastive, image_features, text_features, scale, bias, batch["text"]
         )
+        if contrastive.negatives:
+            is_false = jnp.any(batch["text"] != batch["negative"], axis=1)
+            false_features = encode_texts(batch["negative"])
+            told, accuracy = dense.negatives_loss(image_features, text_features, false_features, scale, is_false)
+            value += contrastive.negatives * told
+            metrics = metrics | {"negatives": told, "accuracy/negatives": accuracy}
         truncated = jnp.mean(batch["truncated"].astype(jnp.float32))
         return value, (metrics | {"logit_scale": scale, "truncated": truncated}, updated_variables)
 
@@ -192,13 +205,13 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     return Task(
         init=init,
         loss=loss,
-        example=PairExample(augment, tokenizer, CaptionChoice(config.data.leading_prob, config.data.leading_captions)),
+        example=PairExample(augment, tokenizer, choose, contrastive.negatives > 0),
         evaluators=evaluators.make_factories(
             module.clone(compute=dataclasses.replace(compute, float8=False)), tokenizer, preprocess
         ),
         artifacts={"tokenizer.json": tokenizer.to_json(), "preprocess.json": preprocess.to_json()},
         pretrained=weights if config.pretrained else None,
-        flops=flops.training_flops(module.options, config.patch_dropout),
+        flops=flops.training_flops(module.options, config.patch_dropout, 1 + (contrastive.negatives > 0)),
     )
 
 
@@ -208,7 +221,7 @@ def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, di
     if not config.pretrained and not (path and Path(path).exists()):
         write_tokenizer(folder / "tokenizer.json", 600)
         config.model.text.vocab_size = config.model.text.vocab_size or config.tokenizer.vocab_size
-    return config, make_record()
+    return config, make_record(negatives=["not a placeholder"])
 
 
 def _is_frozen(config: ConfigDict, tower: str) -> bool:

@@ -116,6 +116,7 @@ SMALL = {
     "tokenizer": {"vocab_size": 600},
 }
 PAIR_CAPTIONS = ["one red kite", "two blue kites above the sea", "a long story " * 5]
+NEGATIVES = ["one blue kite", "", "a short story " * 5]  # one is left out
 
 
 @pytest.fixture
@@ -156,7 +157,8 @@ def record(pairs):
     """`record(index) -> one record of the folder`."""
 
     def read(index: int = 0, captions: list[str] = PAIR_CAPTIONS) -> dict:
-        return {"image": (pairs / f"{index}.png").read_bytes(), "captions": captions, "id": str(index)}
+        image = (pairs / f"{index}.png").read_bytes()
+        return {"image": image, "captions": captions, "negatives": NEGATIVES, "id": str(index)}
 
     return read
 

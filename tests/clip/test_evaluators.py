@@ -386,6 +386,30 @@ def test_attributes_are_those_of_the_nearest_caption(monkeypatch):
         evaluate_on(monkeypatch, nobody, "attributes", weights, fields=("split", "role"), among=("train",))
 
 
+def test_captions_are_told_from_their_negatives():
+    draw, weights = np.random.default_rng(4), params()
+    words = sorted({c for row in records() for c in row["captions"]})
+    rows = [
+        row | {"negatives": [str(draw.choice(words)) if draw.random() < 0.8 else "" for _ in row["captions"]]}
+        for row in records(40)
+    ]
+    for count in (1, 0):
+        found = evaluate("negatives", Source("some", rows), weights, captions=count, intervals=True)
+        nearer = []
+        for row in rows:
+            image = embed_images(weights, [row])[0]
+            for caption, negative in list(zip(row["captions"], row["negatives"], strict=True))[: count or None]:
+                if negative:
+                    true, false = embed_texts(weights, [caption, negative])
+                    nearer.append(image @ true > image @ false)
+        assert found["captions"] == len(nearer) and found["accuracy"] == np.mean(nearer)
+        assert found["accuracy/low"] < found["accuracy"] < found["accuracy/high"]
+    with pytest.raises(DataError, match="no caption has a negative"):
+        evaluate("negatives", Source("none", [rows[0] | {"negatives": [""] * len(rows[0]["captions"])}]), weights)
+    with pytest.raises(DataError, match="there is no field 'negatives' for negatives; there are captions"):
+        evaluate("negatives", Source("bare", records(3)), weights)
+
+
 def test_a_small_gallery_leaves_out_ranks_that_mean_nothing():
     rows = records(4)
     metrics = evaluate("retrieval", Source("s", rows), params())

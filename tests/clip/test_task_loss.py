@@ -9,6 +9,7 @@ import pytest
 from clip_jax import task as clip_task
 from clip_jax.options import CLIPCompute
 from train_jax import sharding
+from train_jax.data.errors import DataError
 from train_jax.data.images import Preprocess, normalize
 from train_jax.data.text import Tokenizer
 from train_jax.plan import hlo
@@ -51,6 +52,45 @@ def test_the_loss_is_the_softmax_loss_of_both_towers(resolve, batch, random_vari
     np.testing.assert_allclose(metrics["truncated"], data["truncated"].mean(), rtol=1e-6)
     np.testing.assert_allclose(metrics["logit_scale"], 1 / 0.07, rtol=1e-5)
     assert updated_variables == {}
+
+
+def test_negatives_add_their_loss(resolve, batch, random_variables):
+    """Against the embeddings of captions and negatives, in NumPy; a caption without a negative is left out."""
+    config = resolve(contrastive__negatives=0.5)
+    plain, task = (clip_task.make(x, None) for x in (resolve(), config))
+    data = batch(task)
+    assert "negative" not in batch(plain)
+    params, _ = random_variables(task.init, jax.random.key(0), data)
+    tokenizer = Tokenizer.from_json(task.artifacts["tokenizer.json"], LENGTH)
+    module = clip_task.model.build(
+        config.model, tokenizer.vocab_size, tokenizer.eos_id, CLIPCompute.parse(config.compute, "compute")
+    )
+    preprocess = Preprocess.from_json(task.artifacts["preprocess.json"])
+
+    def run(params, data):
+        losses = [x.loss(params, {}, data, jax.random.key(1), 0) for x in (plain, task)]
+        pixels = normalize(data["image"], preprocess.mean, preprocess.std)
+        embeddings = [module.apply({"params": params["clip"]}, pixels, data[name])[:2] for name in ("text", "negative")]
+        return losses, embeddings
+
+    losses, ((image, text), (_, negative)) = jax.jit(run)(params, data)
+    is_false = np.any(np.asarray(data["text"]) != np.asarray(data["negative"]), axis=1)
+    assert 0 < is_false.sum() < 8
+    margins = np.sum(np.asarray(image, np.float64) * (np.asarray(text) - np.asarray(negative)), axis=1)[is_false] / 0.07
+    (before, _), (after, (metrics, _)) = losses
+    np.testing.assert_allclose(metrics["negatives"], np.mean(np.log1p(np.exp(-margins))), rtol=1e-5)
+    np.testing.assert_allclose(metrics["accuracy/negatives"], np.mean(margins > 0), rtol=1e-6)
+    np.testing.assert_allclose(after, before + 0.5 * metrics["negatives"], rtol=1e-6)
+
+
+def test_a_record_without_negatives_is_refused(make_task, record):
+    task = make_task(contrastive__negatives=0.5)
+    for negatives in ((), ("one",)):
+        with pytest.raises(DataError, match=f"record 2 has 3 captions and {len(negatives)} negatives: config.contrastive"):
+            task.example(record(2) | {"negatives": negatives}, np.random.default_rng(0))
+    bare = {name: value for name, value in record(2).items() if name != "negatives"}
+    with pytest.raises(DataError, match="record 2 has 3 captions and 0 negatives"):
+        task.example(bare, np.random.default_rng(0))
 
 
 def test_equal_captions_as_positives_or_negatives(make_task, batch, random_variables):
@@ -113,7 +153,8 @@ CONV = model_image(stem="conv", width=32, pool="mean")
     [
         (
             (2, 2, 2),
-            {"model__loss": "sigmoid", "contrastive__duplicates": "negative", "compute__scan": True}
+            {"model__loss": "sigmoid", "contrastive__duplicates": "negative", "contrastive__negatives": 0.5}
+            | {"compute__scan": True}
             | model_image(pool="map"),
             [
                 {},

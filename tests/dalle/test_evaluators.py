@@ -69,7 +69,7 @@ def test_a_source_without_records_for_prompts_is_refused():
 
 def test_the_reader_of_scenes_reads_their_captions():
     for index in range(12):
-        scene, picture, captions = make("test", index, 64)
+        scene, picture, captions, _ = make("test", index, 64)
         assert all(shapes.judge(picture, captions[0]).values())
         first = scene.objects[0]
         other = "a green heart" if first.colour != "green" else "a red heart"

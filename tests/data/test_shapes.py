@@ -434,7 +434,7 @@ def halved(picture: np.ndarray) -> np.ndarray:
 
 def test_sizes_agree():
     for number in range(40):
-        (small_scene, small, texts), (scene, middle, more), (_, large, _) = (
+        (small_scene, small, *texts), (scene, middle, *more), (_, large, *_) = (
             make("train", number, size) for size in (32, 64, 128)
         )
         assert small_scene == scene and texts == more  # a scene does not depend on the size that it is drawn at
@@ -463,25 +463,56 @@ def test_backgrounds():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Negatives
+
+
+def test_negatives_are_false_captions_that_differ_in_one_respect():
+    """False by the second truth; the words that differ are one attribute or place, or an attribute that was exchanged."""
+    rng, kinds = np.random.default_rng(0), {"exchange": 0, "relation": 0, "position": 0, "attribute": 0}
+    values = ({**dict.fromkeys(SIZES, "size"), **dict.fromkeys(COLOURS, "colour"), **dict.fromkeys(SHAPES, "shape")})
+    for scene in SCENES:
+        for caption in scenes.captions(scene, rng):
+            negative = scenes.corrupt(caption, scene, rng)
+            assert truth(caption, scene) and not truth(negative, scene), (caption, negative)
+            old, new = ([word for word in text.split() if word not in ("a", "an")] for text in (caption, negative))
+            places = [text.partition(" in the ")[2] for text in (caption, negative)]
+            if places[0] != places[1]:
+                assert negative == caption.replace(f"in the {places[0]}", f"in the {places[1]}")
+                kinds["position"] += 1
+                continue
+            assert len(old) == len(new)
+            different = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
+            if len(different) == 2:
+                assert different[0] == different[1][::-1] and values[different[0][0]] == values[different[0][1]]
+                kinds["exchange"] += 1
+            else:
+                ((before, after),) = different
+                is_relation = {before, after} in ({"above", "below"}, {"left", "right"})
+                assert is_relation or values[before] == values[after]
+                kinds["relation" if is_relation else "attribute"] += 1
+    assert min(kinds.values()) > 50, kinds
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Examples
 
 
 def digest(split: str, number: int, size: int) -> list:
-    scene, picture, texts = make(split, number, size)
-    return [scene.to_json(), texts, picture.tobytes().hex()]
+    scene, picture, texts, negatives = make(split, number, size)
+    return [scene.to_json(), texts, negatives, picture.tobytes().hex()]
 
 
 def test_examples_are_functions_of_split_number_and_size():
     assert digest("train", 5, 32) == digest("train", 5, 32)
     different = [digest(*key) for key in (("train", 5, 32), ("train", 6, 32), ("test", 5, 32), ("novel", 5, 32))]
-    assert len({scene for scene, _, _ in different}) == 4
+    assert len({scene for scene, *_ in different}) == 4
 
     # In another process, with another order of sets.
     script = (
         "import json\n"
         "from train_jax.datasets.shapes.shapes_dataset_builder import make\n"
-        "scene, picture, texts = make('train', 5, 32)\n"
-        "print(json.dumps([scene.to_json(), texts, picture.tobytes().hex()]))"
+        "scene, picture, texts, negatives = make('train', 5, 32)\n"
+        "print(json.dumps([scene.to_json(), texts, negatives, picture.tobytes().hex()]))"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(scenes.__file__).parents[3]), "PYTHONHASHSEED": "99"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
@@ -489,7 +520,7 @@ def test_examples_are_functions_of_split_number_and_size():
 
 
 def test_png_keeps_every_pixel():
-    _, picture, _ = make("test", 0, 64)
+    _, picture, *_ = make("test", 0, 64)
     file = rendering.png(picture)
     assert file.startswith(b"\x89PNG")
     with Image.open(io.BytesIO(file)) as image:

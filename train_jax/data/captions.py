@@ -26,8 +26,12 @@ class CaptionChoice:
 
     def __call__(self, captions: Sequence[str], rng: np.random.Generator) -> str:
         """Chooses a caption."""
+        return captions[self.index(len(captions), rng)]
+
+    def index(self, count: int, rng: np.random.Generator) -> int:
+        """Chooses the index of one of `count` captions."""
         is_leading = self.prob > 0 and rng.random() < self.prob
-        return captions[rng.integers(min(self.leading, len(captions)) if is_leading else len(captions))]
+        return int(rng.integers(min(self.leading, count) if is_leading else count))
 
 
 def extract_captions(value) -> list[str]:

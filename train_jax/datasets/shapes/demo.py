@@ -56,7 +56,7 @@ def make_images(data: ConfigDict) -> Iterator[tuple[str, dict, bytes]]:
     """
     for split, count in SEARCHED.items():
         for index in range(count):
-            scene, picture, _ = make(split, index, SIDE)
+            scene, picture, _, _ = make(split, index, SIDE)
             yield f"{split}-{index:05d}", _describe(scene, split), png(picture)
     # Random scenes rarely match a query of two objects, so three images that match PLANTED_QUERY are added.
     for index in range(3):

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,6 +19,8 @@ RADII = (7.5 / 64, 10.5 / 64, 13.5 / 64)  # mean radius of each size; samples va
 COLUMNS, ROWS = ("left", "", "right"), ("top", "", "bottom")
 POSITIONS = tuple(f"{row} {column}".strip() or "center" for row in ROWS for column in COLUMNS)
 RELATIONS = ("above", "below", "left of", "right of")
+_OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
+_ATTRIBUTES = {"size": SIZES, "colour": COLOURS, "shape": SHAPES}
 
 # Pairs that occur only in the split `novel`: one pair in eight, each colour once and each shape at least once.
 NOVEL = tuple((colour, SHAPES[(3 * index + 1) % len(SHAPES)]) for index, colour in enumerate(COLOURS))
@@ -148,10 +150,15 @@ def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 def noun_phrase(o: Object, words: str) -> str:
     """Formats a noun phrase of an object from the given attributes."""
-    chosen = [getattr(o, word) for word in words.split()]
-    if "shape" not in words:
-        return f"something {' '.join(chosen)}"
-    return f"{'an' if chosen[0][0] in 'aeiou' else 'a'} {' '.join(chosen)}"
+    return _format_noun({word: getattr(o, word) for word in words.split()})
+
+
+def _format_noun(attributes: Mapping[str, str]) -> str:
+    """Formats a noun phrase from attributes, in the order size, colour, shape."""
+    text = " ".join(attributes.values())
+    if "shape" not in attributes:
+        return f"something {text}"
+    return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 
 
 _NOUN = (
@@ -170,11 +177,7 @@ def is_true(caption: str, scene: Scene) -> bool:
 
     Raises ValueError for a caption outside the grammar.
     """
-    nouns, place = _parse(caption)
-    return any(
-        all(_fits(o, noun) for o, noun in zip(chosen, nouns, strict=True)) and _is_at(chosen, place)
-        for chosen in itertools.permutations(scene.objects, len(nouns))
-    )
+    return _is_shown(*_parse(caption), scene)
 
 
 def judge(caption: str, scene: Scene) -> dict[str, bool]:
@@ -208,6 +211,31 @@ def judge(caption: str, scene: Scene) -> dict[str, bool]:
     return parts
 
 
+def corrupt(caption: str, scene: Scene, rng: np.random.Generator) -> str:
+    """Changes a true caption a little, so that it is false of the scene: a hard negative.
+
+    One attribute, position or relation becomes another, or two objects exchange an attribute (as in arXiv 2210.01936).
+    Raises ValueError for a caption outside the grammar.
+    """
+    nouns, place = _parse(caption)
+    prefix = next((x for x in _PREFIXES if caption.startswith(x)), "")
+    shared = [key for key in _ATTRIBUTES if all(key in noun for noun in nouns)] if len(nouns) == 2 else []
+    kinds = [(index, key) for index, noun in enumerate(nouns) for key in noun]
+    kinds += [("exchange", key) for key in shared] + [("place", "")] * bool(place)
+    while True:  # most changes make a caption false
+        which, key = kinds[rng.integers(len(kinds))]
+        changed, at = [dict(noun) for noun in nouns], place
+        if which == "place":
+            at = _OPPOSITE[place] if len(nouns) == 2 else POSITIONS[rng.integers(len(POSITIONS))]
+        elif which == "exchange":
+            changed[0][key], changed[1][key] = nouns[1][key], nouns[0][key]
+        else:
+            changed[which][key] = _ATTRIBUTES[key][rng.integers(len(_ATTRIBUTES[key]))]
+        if not _is_shown(changed, at, scene):
+            phrases = [_format_noun(noun) for noun in changed]
+            return prefix + (f" {at} ".join(phrases) if len(phrases) == 2 else phrases[0] + f" in the {at}" * bool(at))
+
+
 def _parse(caption: str) -> tuple[list[dict[str, str]], str]:
     """Parses a caption to the attributes of each object that it names, and the position or relation, or "".
 
@@ -223,6 +251,14 @@ def _parse(caption: str) -> tuple[list[dict[str, str]], str]:
     numbers = "01" if "relation" in attributes else "0"
     nouns = [{key[:-1]: value for key, value in attributes.items() if key.endswith(number)} for number in numbers]
     return nouns, place
+
+
+def _is_shown(nouns: Sequence[Mapping[str, str]], place: str, scene: Scene) -> bool:
+    """Returns whether some objects of a scene have the given attributes, and the position or relation `place`."""
+    return any(
+        all(_fits(o, noun) for o, noun in zip(chosen, nouns, strict=True)) and _is_at(chosen, place)
+        for chosen in itertools.permutations(scene.objects, len(nouns))
+    )
 
 
 def _fits(o: Object, words: dict[str, str]) -> bool:

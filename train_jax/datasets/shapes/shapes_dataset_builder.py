@@ -39,8 +39,8 @@ def parse(text: str) -> Config:
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Captioned scenes of one or two coloured shapes. The split `novel` has pairs that never occur in `train`."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.1.0": "Negatives: a false caption like each caption.", "1.0.0": "First release."}
 
     def _create_builder_config(self, builder_config, version):
         return builder_config  # without TFDS's warning at each opening that a class does not list all of its configs
@@ -51,6 +51,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 {
                     "image": tfds.features.Image(encoding_format="png"),
                     "captions": tfds.features.Sequence(tfds.features.Text()),
+                    "negatives": tfds.features.Sequence(tfds.features.Text()),
                     "label": np.int64,
                     "scene": tfds.features.Text(),
                     "id": tfds.features.Text(),
@@ -64,13 +65,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str, count: int):
         for index in range(count):
-            scene, image, texts = make(split, index, self.builder_config.size)
+            scene, image, texts, negatives = make(split, index, self.builder_config.size)
             yield (
                 index,
                 {
                     # TFDS would need TensorFlow to encode an array, so pass an encoded file.
                     "image": io.BytesIO(png(image)),
                     "captions": texts,
+                    "negatives": negatives,
                     "label": scene.label,
                     "scene": scene.to_json(),
                     "id": f"{split}-{index:05d}",
@@ -78,9 +80,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             )
 
 
-def make(split: str, index: int, size: int) -> tuple[scenes.Scene, np.ndarray, list[str]]:
-    """Makes scene, image and captions of an example, deterministically from split, index and size."""
-    rng = np.random.default_rng((SEED, zlib.crc32(split.encode()), index))
+def make(split: str, index: int, size: int) -> tuple[scenes.Scene, np.ndarray, list[str], list[str]]:
+    """Makes scene, image, captions and negatives of an example, deterministically from split, index and size.
+
+    Negatives are false captions, one like each caption.
+    """
+    key = (SEED, zlib.crc32(split.encode()), index)
+    rng = np.random.default_rng(key)
     scene = scenes.sample(rng, novel=split == "novel")
     texts = scenes.captions(scene, rng)
-    return scene, render(scene, size, rng), texts
+    image = render(scene, size, rng)
+    rng = np.random.default_rng((*key, 1))  # rendering takes more random numbers for larger images
+    return scene, image, texts, [scenes.corrupt(text, scene, rng) for text in texts]
