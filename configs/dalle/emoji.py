@@ -3,7 +3,11 @@
     train-jax prepare emoji/64/held_out=none
     train-jax --config=configs/dalle/emoji.py --workdir=runs/dalle-emoji --config.vqgan.path=runs/vqgan-emoji
 
-Not trained to its end yet.
+On 2 slow CPU cores: 66 minutes beside other work; alone 1.2 updates a second, 55 minutes. Of 256 held-out pairs of thing
+and artist, one drawing each: the reader finds the thing in 3.9 % and the artist's style in 32.8 %, of 256 pairs of the
+training 5.9 % and 35.2 %; it is right itself about 52.5 % of the things and 88.6 % of the artists of drawings that it does not
+know. 6.69 bits a code on held-out pairs (unigrams 9.85; after 2,000 updates 6.52). Figures, faces and colours are often what
+was asked for, and blurred: 4,096 codes are too many to be learnt from 17,000 drawings.
 """
 
 from ml_collections import ConfigDict
