@@ -136,7 +136,10 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence, path: _Place, numbers: Mapping[_Pl
     environment = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
 
     def read(operand, place: _Place):
-        return numbers.get(place, operand.val) if isinstance(operand, Literal) else environment[operand]
+        if not isinstance(operand, Literal):
+            return environment[operand]
+        # As a plain array: a literal remembers the mesh of its trace, which may not be the mesh of this one.
+        return numbers[place] if place in numbers else np.asarray(operand.val, operand.aval.dtype)
 
     for index, equation in enumerate(jaxpr.eqns):
         place = (*path, index)

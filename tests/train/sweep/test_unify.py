@@ -108,3 +108,21 @@ def test_shardings_of_one_device_are_left_out():
     function, numbers = unify(traces)
     (results,) = jax.vmap(function, in_axes=(0, None))(numbers, [X])
     np.testing.assert_array_equal(results, [2 * X, 3 * X])
+
+
+def test_functions_of_one_device_are_unified_over_several():
+    """A branch returns a literal, which remembers the mesh of its trace: another than that of the unified function."""
+
+    def make(a):
+        return lambda x: jax.lax.cond(jnp.sum(x) > 0, lambda x: a * jnp.sum(x), lambda x: jnp.zeros(()), x)
+
+    P, auto = jax.sharding.PartitionSpec, (jax.sharding.AxisType.Auto,)
+    with jax.set_mesh(jax.make_mesh((1,), ("data",), auto, devices=jax.devices()[:1])):
+        traces = [jax.make_jaxpr(make(a))(X) for a in (2.0, 3.0)]
+    function, numbers = unify(traces)
+    inputs = jnp.stack([X + 1, X - 1])  # the sum is positive, and negative
+    mesh = jax.make_mesh((2,), ("runs",), auto, devices=jax.devices()[:2])
+    specs = {"in_specs": P("runs"), "out_specs": P("runs"), "check_vma": False}  # as in `together`
+    over_runs = jax.shard_map(jax.vmap(lambda numbers, x: function(numbers, [x])), mesh=mesh, **specs)
+    (results,) = jax.jit(over_runs)(numbers, inputs)
+    np.testing.assert_allclose(results, [2 * np.sum(X + 1), 0], rtol=1e-6)
