@@ -8,11 +8,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from train_jax.datasets.emoji import tarballs
+from train_jax.datasets.emoji.captions import STYLES
 
 TITLE, RUNS = "emoji", "runs/emoji"
 CREDIT = "Drawings: " + "; ".join(dict.fromkeys(f"{x.author}, {x.licence}" for x in tarballs.ARTISTS.values()))
 SOURCE, SPLIT = "emoji/64/held_out=none", "pairs"
 HELD_OUT, UNSEEN = "artist", "pairs"  # splits of the searching CLIP's data: an artist, and pairs that the training never shows
+WHERE = " where tone="  # condition on the records that are shown: a thing in all skin tones is one
 CONFIGS = {"clip": "clip/emoji", "vqgan": "vqgan/emoji", "dalle": "dalle/emoji"}
 
 QUERIES = (
@@ -24,7 +26,7 @@ QUERIES = (
     "instrument",
     "λουλούδι",  # flower, in Greek
 )
-TEMPLATES = ("{}",)
+TEMPLATES = ("{}", *(f"{{}}, {style}" for style in STYLES.values()))
 CLASSIFIED = {"artist": "by an artist whom the training never shows"}  # splits of the classified images, with a note
 
 RECONSTRUCTED = {"pairs": 16, "compositions": 8}  # number of images of each split
