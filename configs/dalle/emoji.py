@@ -5,9 +5,9 @@
 
 On 2 slow CPU cores: 66 minutes beside other work; alone 1.2 updates a second, 55 minutes. Of 256 held-out pairs of thing
 and artist, one drawing each: the reader finds the thing in 3.9 % and the artist's style in 32.8 %, of 256 pairs of the
-training 5.9 % and 35.2 %; it is right itself about 52.5 % of the things and 88.6 % of the artists of drawings that it does not
-know. 6.69 bits a code on held-out pairs (unigrams 9.85; after 2,000 updates 6.52). Figures, faces and colours are often what
-was asked for, and blurred: 4,096 codes are too many to be learnt from 17,000 drawings.
+training 5.9 % and 35.2 %; of drawings that it does not know, it is right about 52.5 % of the things and 88.6 % of the
+artists. 6.69 bits a code on held-out pairs (unigrams 9.85; after 2,000 updates 6.52). Figures, faces and colours are often
+what was asked for, and blurred: 4,096 codes are too many to be learnt from 17,000 drawings.
 """
 
 from ml_collections import ConfigDict
