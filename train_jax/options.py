@@ -251,3 +251,11 @@ def _describe_allowed(field: dataclasses.Field) -> str:
 
 def _format_number(x: float | int) -> str:
     return str(x) if isinstance(x, int) else f"{x:g}"
+
+
+def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens nested options to dotted names."""
+    flat = {}
+    for name, value in options.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from train_jax import optim
 from train_jax.errors import ConfigError
+from train_jax.options import flatten
 from train_jax.sharding import path_name
 
 log = logging.getLogger(__name__)
@@ -74,20 +75,12 @@ def complete_state(state, abstract_state, init: Callable):
     return state
 
 
-def to_flat_dict(config: Mapping, prefix: str = "") -> dict:
-    """Flattens a nested config to a dict of options by dotted name."""
-    options = {}
-    for key, value in config.items():
-        options |= to_flat_dict(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return options
-
-
 def compare_configs(old: Mapping, new: Mapping) -> dict[str, tuple]:
     """Compares two configs. Returns dotted name -> (old value, new value) of all options that differ.
 
     The value of a missing option is None.
     """
-    old, new = to_flat_dict(old), to_flat_dict(new)
+    old, new = flatten(old), flatten(new)
     return {key: (old.get(key), new.get(key)) for key in sorted({*old, *new}) if old.get(key) != new.get(key)}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from train_jax import options as options_lib
 from train_jax.errors import UserError
 from train_jax.runs.read import Run, distinguish, find_runs
 
@@ -150,15 +151,9 @@ def count_seconds(run: Run, times: Float[np.ndarray, "rows"]) -> Float[np.ndarra
     return before[index] + times - np.array(starts)[index]
 
 
-def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(options: Mapping[str, Any]) -> dict[str, Any]:
     """Flattens nested options to dotted names; lists become tuples."""
-    flat = {}
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = _freeze(value)
-    return flat
+    return {name: _freeze(value) for name, value in options_lib.flatten(options).items()}
 
 
 def same(a: Any, b: Any) -> bool:
