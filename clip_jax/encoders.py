@@ -50,6 +50,10 @@ class Encoders:
 
         return self._make_encoder(context, self._encode_text, example, batch_size)
 
+    def tells_apart(self, a: str, b: str) -> bool:
+        """Returns whether the model reads different tokens of two texts."""
+        return not np.array_equal(*self.tokenizer.encode([a, b]))
+
     def _encode_image(self, variables, batch):
         pixels = normalize_pixels(batch["image"], self.preprocess.mean, self.preprocess.std)
         return self.module.apply(variables, pixels, method="encode_image")

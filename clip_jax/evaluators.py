@@ -20,6 +20,7 @@ from clip_jax.accuracy import (
     find_nearest,
 )
 from clip_jax.encoders import Encoders, select_labelled
+from clip_jax.example import get_negatives
 from clip_jax.probes import KNN, FewShot, FewShotOptions, KNNOptions, LinearProbe, LinearProbeOptions
 from clip_jax.templates import fill_templates, read_templates
 from train_jax.data.images import Preprocess
@@ -214,30 +215,35 @@ class Negatives:
     """Choice between an image's caption and a false one like it, its negative (as in arXiv 2306.14610).
 
     Reports `accuracy`: the share of captions that are nearer to their image than their negative is, which chance makes a
-    half. Captions without a negative are left out.
+    half. Captions without a negative, or with one of the same tokens, are left out.
     """
 
     def __init__(self, encoders: Encoders, options: ConfigDict, context):
-        self._options, self._source = options, context.source_of(options)
-        self._pairs = []
-        for index in range(len(self._source)):
-            record = self._source.metadata(index)
-            texts, negatives = record["captions"], get_field(self._source, record, "negatives", "negatives")
-            count = options.captions or len(texts)
-            self._pairs += [(index, *pair) for pair in zip(texts[:count], negatives[:count], strict=True) if pair[1]]
-        if not self._pairs:
-            raise DataError(f"{self._source.name}: no caption has a negative")
+        self._options = options
+        source = context.source_of(options)
+        self._captions, self._negatives, rows, indices = [], [], [], []
+        for index in range(len(source)):
+            record = source.metadata(index)
+            pairs = list(zip(record["captions"], get_negatives(record), strict=True))[: options.captions or None]
+            pairs = [pair for pair in pairs if pair[1] and encoders.tells_apart(*pair)]
+            if pairs:
+                rows += [len(indices)] * len(pairs)
+                indices.append(index)
+                self._captions += [caption for caption, _ in pairs]
+                self._negatives += [negative for _, negative in pairs]
+        if not indices:
+            raise DataError(f"{source.name}: no caption has a negative")
+        self._records, self._rows = Subset(source, indices), np.array(rows)
         self._encode_images = encoders.make_image_encoder(context, options.batch_size)
         self._encode_texts = encoders.make_text_encoder(context, options.batch_size)
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
         variables = {"params": params["clip"], **mutable_variables}
-        indices, captions, negatives = zip(*self._pairs, strict=True)
-        images = self._encode_images(variables, first(self._source, 0))[np.array(indices)]
-        texts = list(dict.fromkeys(captions + negatives))
-        rows = {text: row for row, text in enumerate(texts)}
+        images = self._encode_images(variables, self._records)[self._rows]
+        texts = list(dict.fromkeys(self._captions + self._negatives))
+        positions = {text: position for position, text in enumerate(texts)}
         embeddings = self._encode_texts(variables, texts)
-        true, false = (embeddings[[rows[text] for text in group]] for group in (captions, negatives))
+        true, false = (embeddings[[positions[text] for text in group]] for group in (self._captions, self._negatives))
         nearer = np.sum(images * true, axis=1) > np.sum(images * false, axis=1)
         return {"captions": len(nearer)} | compute_accuracy("accuracy", nearer, self._options.intervals), {}
 

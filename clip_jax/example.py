@@ -1,7 +1,7 @@
 """Training examples of image-text pairs. This module does not import JAX, since data loader workers import it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -30,16 +30,22 @@ class PairExample:
         ids, truncated = self.tokenizer.encode_flagged([record["captions"][index]])
         example = {"image": pixels, "text": ids[0], "truncated": truncated[0]}
         if self.negatives:
-            example["negative"] = self.tokenizer.encode([_get_negative(record, index)])[0]
+            negative = get_negatives(record)[index] or record["captions"][index]
+            example["negative"] = self.tokenizer.encode([negative])[0]
         return example
 
 
-def _get_negative(record: Mapping, index: int) -> str:
-    """Returns the false caption like the caption at `index`, or that caption if there is none."""
-    negatives = record.get("negatives", ())
-    if len(negatives) != len(record["captions"]):
+def get_negatives(record: Mapping) -> Sequence[str]:
+    """Returns the field `negatives` of a record: a false caption like each of its captions, or "" where there is none.
+
+    Raises DataError for a record without such a list.
+    """
+    negatives, captions = record.get("negatives"), record["captions"]
+    if not isinstance(negatives, list | tuple) or len(negatives) != len(captions):
+        what = f"{len(negatives)} negatives" if isinstance(negatives, list | tuple) else "no list of negatives"
         raise DataError(
-            f"record {record['id']} has {len(record['captions'])} captions and {len(negatives)} negatives: "
-            "config.contrastive.negatives needs a false caption for each, in the field 'negatives' of a record; set it to 0"
+            f"record {record.get('id', '(without id)')} has {len(captions)} captions and {what}: name a source whose "
+            "records have a false caption for each in the field 'negatives', such as shapes/32, or do without negatives "
+            "(--config.contrastive.negatives=0)"
         )
-    return negatives[index] or record["captions"][index]
+    return negatives

@@ -1,5 +1,7 @@
 """FLOP counts of CLIP, computed from the model options."""
 
+from collections.abc import Collection
+
 from clip_jax.options import CLIPOptions
 from train_jax.profiling import BACKWARD, conv_flops, dense_flops, transformer_flops
 
@@ -13,12 +15,19 @@ def forward_flops(options: CLIPOptions) -> tuple[int, int]:
     return image, text + dense_flops(1, options.text.width, options.embed_dim)
 
 
-def training_flops(options: CLIPOptions, patch_dropout: float = 0.0, texts: int = 1) -> float:
-    """Counts the FLOPs of both towers' forward and backward pass for one image and its texts, without the logits."""
+def training_flops(
+    options: CLIPOptions, patch_dropout: float = 0.0, texts: int = 1, frozen: Collection[str] = ()
+) -> float:
+    """Counts the FLOPs of both towers' forward and backward pass for one image and its texts, without the logits.
+
+    Args:
+      frozen: "vision" or "text" for a tower that is not trained: it has no backward pass and drops no patches.
+    """
     image, text = forward_flops(options)
-    if patch_dropout:
+    if patch_dropout and "vision" not in frozen:
         image = _vit_flops(options, patch_dropout)
-    return float(BACKWARD * (image + texts * text))
+    passes = {tower: 1 if tower in frozen else BACKWARD for tower in ("vision", "text")}
+    return float(passes["vision"] * image + passes["text"] * texts * text)
 
 
 def _vit_flops(options: CLIPOptions, patch_dropout: float = 0.0) -> int:

@@ -69,7 +69,7 @@ def negatives_loss(
     texts: Float[Array, "n dim"],
     negatives: Float[Array, "n dim"],
     scale: Float[Array, ""],
-    is_false: Bool[Array, "n"],
+    has_negative: Bool[Array, "n"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Computes the cross-entropy of choosing an image's caption rather than a false one (hard negatives, arXiv 2210.01936).
 
@@ -78,14 +78,14 @@ def negatives_loss(
 
     Args:
       negatives: embedding of a false caption of each image.
-      is_false: False for pairs that have none and are left out.
+      has_negative: False for pairs that are left out.
 
-    Returns the mean loss and accuracy; 0 and 1 without any pair.
+    Returns the mean loss and accuracy; 0 and 0 without any pair.
     """
     margin = scale * jnp.sum(images.astype(jnp.float32) * (texts - negatives).astype(jnp.float32), axis=1)
-    count = jnp.maximum(jnp.sum(is_false), 1)
-    wrong = jnp.sum(jnp.where(is_false, margin <= 0, False)) / count
-    return jnp.sum(jnp.where(is_false, jax.nn.softplus(-margin), 0.0)) / count, 1 - wrong
+    count = jnp.maximum(jnp.sum(has_negative), 1)
+    accuracy = jnp.sum(has_negative & (margin > 0)) / count
+    return jnp.sum(jnp.where(has_negative, jax.nn.softplus(-margin), 0.0)) / count, accuracy
 
 
 def _softmax_loss_without_bias(images, texts, scale, bias, group):

@@ -5,25 +5,21 @@ Batches: `image` uint8 [B, size, size, 3], `text` int32 [B, length], `truncated`
 """
 
 import dataclasses
-import functools
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from clip_jax import buckets, evaluators, flops, model, pretrained, ring_loss
+from clip_jax import evaluators, flops, model, pretrained, ring_loss
 from clip_jax import loss as dense
-from clip_jax import text as text_tower
 from clip_jax.example import PairExample
 from clip_jax.loss import group_captions
 from clip_jax.options import CLIPCompute, CLIPOptions
-from train_jax import sharding
+from clip_jax.towers import TOWERS, Towers
 from train_jax.config import adopt
 from train_jax.data import images
 from train_jax.data.captions import CaptionChoice
@@ -39,8 +35,9 @@ from train_jax.task import Task
 
 log = logging.getLogger(__name__)
 
+_PUBLIC_BPE = "openai/clip-vit-base-patch32 tokenizer.json"
+_PUBLIC_SENTENCEPIECE = "google/siglip-base-patch16-224 spiece.model"
 _FINETUNE = "clip/finetune"  # the shipped config that starts from a checkpoint
-_METHODS = {"vision": "encode_image", "text": "encode_text"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +52,10 @@ class ContrastiveOptions(Options):
         choices=("positive", "negative"),
     )
     negatives: float = option(
-        0.0, "weight of the loss that tells the caption of an image from a false one, of the record's `negatives`", least=0
+        0.0,
+        "weight of the loss of choosing a record's caption over its hard negative, in the field `negatives`, which "
+        "shapes/SIZE has; 0: none",
+        least=0,
     )
     tile: int = option(0, "maximum number of logit columns computed at a time; 0: all", least=0)
 
@@ -99,6 +99,8 @@ class CLIPTaskOptions(Options):
                 "compute.micro_batch",
                 "0 with a resnet: batch norm takes its statistics from the whole batch",
             )
+        may_flip = not (self.augment.flip and self.contrastive.negatives)
+        self.require(may_flip, path, "augment.flip", "False with contrastive.negatives: 'left of' would become 'right of'")
         is_causal = self.model.text.causal or not self.compute.text_lengths
         self.require(is_causal, path, "compute.text_lengths", "empty: this text tower attends to padding")
 
@@ -143,10 +145,10 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     module = model.build(
         config.model, tokenizer.vocab_size, tokenizer.eos_id, compute, config.dropout, config.patch_dropout
     )
+    frozen = tuple(tower for tower in TOWERS if _is_frozen(config, tower))
+    towers = Towers(module, preprocess, compute, tokenizer.eos_id, frozen)
     augment = AugmentOptions.parse(config.augment, "augment").make(preprocess)
     choose = CaptionChoice(config.data.leading_prob, config.data.leading_captions)
-    encode = functools.partial(_encode_microbatched, micro_batch=compute.micro_batch)
-    frozen_towers = {method for tower, method in _METHODS.items() if _is_frozen(config, tower)}
 
     def init(rng, batch):
         text = jnp.zeros((1, tokenizer.context_length), jnp.int32)
@@ -154,46 +156,22 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         return {"clip": variables.pop("params")}, variables
 
     def loss(params, mutable_variables, batch, rng, step):
-        def image(pixels, variables, key):
-            return apply(images.normalize(pixels, preprocess.mean, preprocess.std), variables, key, "encode_image")
-
-        def text(ids, variables, key):
-            def encode_cut(ids):
-                return apply(ids, variables, key, "encode_text")
-
-            return buckets.encode_at_length(encode_cut, ids, find_ends(ids), compute.text_lengths)
-
-        def find_ends(ids):
-            return text_tower.find_ends(ids, module.options.text.pool, tokenizer.eos_id)
-
-        def apply(inputs, variables, key, method):
-            mutable_variables = {name: x for name, x in variables.items() if name != "params"}
-            if method in frozen_towers:  # evaluation mode: no dropout, running statistics are not updated
-                return jax.lax.stop_gradient(module.apply(variables, inputs, method=method)), mutable_variables
-            mutable = list(mutable_variables)
-            return module.apply(variables, inputs, False, method=method, rngs={"dropout": key}, mutable=mutable)
-
-        def encode_texts(ids):
-            sort = unsort = lambda x: x
-            if compute.text_lengths:
-                count = _count_microbatches(len(ids), compute.micro_batch)
-                sort, unsort = buckets.sort_by_length(find_ends(ids), count)
-            return unsort(encode(text, sort(ids), variables, keys[1])[0])
-
         keys = jax.random.split(rng)
         variables = {"params": params["clip"], **mutable_variables}
-        image_features, updated_variables = encode(image, batch["image"], variables, keys[0])
-        text_features = encode_texts(batch["text"])
+        image_features, updated_variables = towers.encode_images(variables, batch["image"], keys[0])
+        text_features = towers.encode_texts(variables, batch["text"], keys[1])
         scale, bias = module.apply({"params": params["clip"]}, method="scale_and_bias")
         value, metrics = _contrastive_loss(
             module.options.loss, contrastive, image_features, text_features, scale, bias, batch["text"]
         )
         if contrastive.negatives:
-            is_false = jnp.any(batch["text"] != batch["negative"], axis=1)
-            false_features = encode_texts(batch["negative"])
-            told, accuracy = dense.negatives_loss(image_features, text_features, false_features, scale, is_false)
-            value += contrastive.negatives * told
-            metrics = metrics | {"negatives": told, "accuracy/negatives": accuracy}
+            negative_features = towers.encode_texts(variables, batch["negative"], keys[1])
+            has_negative = jnp.any(batch["text"] != batch["negative"], axis=1)
+            negatives_loss, accuracy = dense.negatives_loss(
+                image_features, text_features, negative_features, scale, has_negative
+            )
+            value += contrastive.negatives * negatives_loss
+            metrics = metrics | {"negatives": negatives_loss, "accuracy/negatives": accuracy}
         truncated = jnp.mean(batch["truncated"].astype(jnp.float32))
         return value, (metrics | {"logit_scale": scale, "truncated": truncated}, updated_variables)
 
@@ -211,7 +189,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         ),
         artifacts={"tokenizer.json": tokenizer.to_json(), "preprocess.json": preprocess.to_json()},
         pretrained=weights if config.pretrained else None,
-        flops=flops.training_flops(module.options, config.patch_dropout, 1 + (contrastive.negatives > 0)),
+        flops=flops.training_flops(module.options, config.patch_dropout, 1 + (contrastive.negatives > 0), frozen),
     )
 
 
@@ -219,7 +197,7 @@ def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, di
     """Replaces a missing tokenizer by a placeholder in `folder`; see `train_jax.task`."""
     path = config.tokenizer.path
     if not config.pretrained and not (path and Path(path).exists()):
-        write_tokenizer(folder / "tokenizer.json", 600)
+        write_tokenizer(folder / "tokenizer.json", min(600, config.model.text.vocab_size or config.tokenizer.vocab_size))
         config.model.text.vocab_size = config.model.text.vocab_size or config.tokenizer.vocab_size
     return config, make_record(negatives=["not a placeholder"])
 
@@ -227,30 +205,6 @@ def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, di
 def _is_frozen(config: ConfigDict, tower: str) -> bool:
     """Checks whether a pattern of `config.optim.freeze` freezes a whole tower (as in LiT, arXiv 2111.07991)."""
     return any(re.search(pattern, f"clip/{tower}/") for pattern in config.optim.freeze)
-
-
-def _encode_microbatched(encode: Callable, inputs, variables, key, micro_batch: int):
-    """Applies `encode(inputs, variables, key)` in micro-batches of at most `micro_batch` examples per device (0: one batch).
-
-    The backward pass recomputes each micro-batch with the same key.
-    """
-    num_microbatches = _count_microbatches(len(inputs), micro_batch)
-    if num_microbatches == 1:
-        return encode(inputs, variables, key)
-
-    def encode_in_turn(inputs, variables, key):
-        features, updated_variables = jax.lax.map(
-            lambda inputs_and_key: jax.checkpoint(encode)(inputs_and_key[0], variables, inputs_and_key[1]),
-            (sharding.split_batch(inputs, num_microbatches), jax.random.split(key, num_microbatches)),
-        )
-        return sharding.join_batch(features), updated_variables
-
-    return sharding.map_over_data(encode_in_turn, inputs, variables, key, (P("data"), P()))
-
-
-def _count_microbatches(batch_size: int, micro_batch: int) -> int:
-    rows = sharding.rows_per_device(jax.sharding.get_abstract_mesh(), batch_size)
-    return sharding.parts_of(rows, micro_batch) if micro_batch else 1
 
 
 def _contrastive_loss(logits_for: str, options: ContrastiveOptions, images, texts, scale, bias, ids):
@@ -269,13 +223,11 @@ def _open_tokenizer(config: ConfigDict, workdir: Path | None) -> AnyTokenizer:
     if config.pretrained:
         return pretrained.open_checkpoint(config.pretrained).tokenizer
     if config.tokenizer.path:
-        tokenizer_class = Tokenizer if config.model.text.causal else SentencePiece
+        is_bpe = config.model.text.causal
         try:
-            return tokenizer_class.load(config.tokenizer.path, length)
+            return (Tokenizer if is_bpe else SentencePiece).load(config.tokenizer.path, length)
         except (OSError, ValueError) as error:
-            files = {Tokenizer: "openai/clip-vit-base-patch32 tokenizer.json"}.get(
-                tokenizer_class, "google/siglip-base-patch16-224 spiece.model"
-            )
+            files = _PUBLIC_BPE if is_bpe else _PUBLIC_SENTENCEPIECE
             raise ConfigError(
                 f"config.tokenizer.path = {config.tokenizer.path!r}: {error}. `hf download {files} --local-dir "
                 f"{config.tokenizer.path}` downloads it; --config.tokenizer.path= trains one on the captions"

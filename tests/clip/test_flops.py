@@ -36,3 +36,14 @@ def test_flops_of_both_towers(stem, pool):
 def test_flops_of_a_resnet():
     options, expected = counted({"tower": "resnet", "width": 16, "layers": (1, 1, 1, 1), "heads": 4}, "encode_image")
     assert flops.forward_flops(options)[0] == pytest.approx(expected, rel=0.08)
+
+
+def test_flops_of_training_by_what_is_trained():
+    """A backward pass takes twice a forward pass; a frozen tower has none, and a hard negative is a second text."""
+    options = CLIPOptions.parse(CLIPOptions.defaults(), "model")
+    image, text = flops.forward_flops(options)
+    assert flops.training_flops(options) == 3 * (image + text)
+    assert flops.training_flops(options, texts=2) == 3 * (image + 2 * text)
+    assert flops.training_flops(options, patch_dropout=0.5, frozen=("vision",)) == image + 3 * text
+    assert flops.training_flops(options, frozen=("text",)) == 3 * image + text
+    assert flops.training_flops(options, patch_dropout=0.5) - 3 * text == pytest.approx(1.5 * image, rel=0.05)

@@ -76,14 +76,14 @@ def test_distinct_captions_give_the_papers_cross_entropy(form):
 
 
 def test_negatives_loss_equals_a_loop_over_the_pairs_that_have_one():
-    negatives, is_false, scale = jnp.asarray(unit(3)), jnp.arange(N) % 3 > 0, jnp.asarray(SCALE)
-    value, accuracy = jax.jit(loss.negatives_loss)(IMAGES, TEXTS, negatives, scale, is_false)
-    margins = [SCALE * float(IMAGES[i] @ TEXTS[i] - IMAGES[i] @ negatives[i]) for i in range(N) if is_false[i]]
+    negatives, has_negative, scale = jnp.asarray(unit(3)), jnp.arange(N) % 3 > 0, jnp.asarray(SCALE)
+    value, accuracy = jax.jit(loss.negatives_loss)(IMAGES, TEXTS, negatives, scale, has_negative)
+    margins = [SCALE * float(IMAGES[i] @ TEXTS[i] - IMAGES[i] @ negatives[i]) for i in range(N) if has_negative[i]]
     np.testing.assert_allclose(value, np.mean([np.log1p(np.exp(-margin)) for margin in margins]), rtol=1e-5)
     np.testing.assert_allclose(accuracy, np.mean([margin > 0 for margin in margins]), rtol=1e-6)
     assert 0 < accuracy < 1
     nothing = loss.negatives_loss(IMAGES, TEXTS, negatives, scale, jnp.zeros(N, bool))
-    assert [float(x) for x in nothing] == [0, 1]
+    assert [float(x) for x in nothing] == [0, 0]
 
 
 @pytest.mark.parametrize("length", [1, 2, 77])

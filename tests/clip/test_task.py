@@ -118,6 +118,7 @@ def test_a_tokenizer_is_loaded_from_its_path(make_task, tmp_path):
         ({"compute__dtype": "float16"}, "compute.dtype = 'float16'.*bfloat16"),
         ({"compute__remat": "some"}, "compute.remat = 'some'"),
         ({"contrastive__duplicates": "maybe"}, "duplicates = 'maybe'"),
+        ({"augment__flip": True, "contrastive__negatives": 1.0}, "augment.flip = True; it must be False with"),
         ({"augment__flip": 1}, "augment.flip = 1 is of type int"),
     ],
 )

@@ -86,11 +86,12 @@ def test_negatives_add_their_loss(resolve, batch, random_variables):
 def test_a_record_without_negatives_is_refused(make_task, record):
     task = make_task(contrastive__negatives=0.5)
     for negatives in ((), ("one",)):
-        with pytest.raises(DataError, match=f"record 2 has 3 captions and {len(negatives)} negatives: config.contrastive"):
+        with pytest.raises(DataError, match=f"record 2 has 3 captions and {len(negatives)} negatives: name a source"):
             task.example(record(2) | {"negatives": negatives}, np.random.default_rng(0))
     bare = {name: value for name, value in record(2).items() if name != "negatives"}
-    with pytest.raises(DataError, match="record 2 has 3 captions and 0 negatives"):
-        task.example(bare, np.random.default_rng(0))
+    for odd in (bare, bare | {"negatives": None}, bare | {"negatives": "abc"}):
+        with pytest.raises(DataError, match="record 2 has 3 captions and no list of negatives: name a source"):
+            task.example(odd, np.random.default_rng(0))
 
 
 def test_equal_captions_as_positives_or_negatives(make_task, batch, random_variables):

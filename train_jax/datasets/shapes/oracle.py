@@ -42,7 +42,8 @@ def read(image: UInt8[np.ndarray, "size size 3"]) -> tuple[Object, ...]:
     labels, count = ndimage.label(different)
     areas = ndimage.sum_labels(different, labels, np.arange(1, count + 1)) if count else np.zeros(0)
     parts = [1 + i for i in np.argsort(-areas) if areas[i] >= _SMALLEST * size**2]
-    return tuple(_recognise(pixels, background, labels == part) for part in parts)
+    objects = (_recognise(pixels, background, labels == part) for part in parts)
+    return tuple(o for o in objects if o is not None)
 
 
 def _background(pixels: np.ndarray) -> np.ndarray:
@@ -56,13 +57,18 @@ def _background(pixels: np.ndarray) -> np.ndarray:
     estimate = np.median(flat[value >= np.median(value)], axis=0)[None, :]
     for threshold in (_DIFFERENT, _DIFFERENT / 2):
         is_background = np.linalg.norm(flat - estimate, axis=1) < threshold
+        if is_background.sum() < design.shape[1]:  # fewer pixels than a plane has coefficients: an image of no scene
+            break
         coefficients = np.linalg.lstsq(design[is_background], flat[is_background], rcond=None)[0]
         estimate = design @ coefficients
-    return estimate.reshape(pixels.shape)
+    return np.broadcast_to(estimate, flat.shape).reshape(pixels.shape)
 
 
-def _recognise(pixels: np.ndarray, background: np.ndarray, part: np.ndarray) -> Object:
-    """Recognises colour, shape, position, radius and angle of the object in a region, a mask `part`."""
+def _recognise(pixels: np.ndarray, background: np.ndarray, part: np.ndarray) -> Object | None:
+    """Recognises colour, shape, position, radius and angle of the object in a region, a mask `part`.
+
+    Returns None if the region's median colour is that of the background, as in images that are no scenes.
+    """
     size = pixels.shape[0]
     core = ndimage.binary_erosion(part)
     colour = np.median(pixels[core if core.sum() >= 5 else part], axis=0)
@@ -70,10 +76,12 @@ def _recognise(pixels: np.ndarray, background: np.ndarray, part: np.ndarray) -> 
 
     # Coverage of each pixel: the position of its colour on the line from background colour to object colour.
     line = colour - background
-    cover = np.clip(((pixels - background) * line).sum(-1) / (line**2).sum(-1), 0, 1)
+    cover = np.clip(((pixels - background) * line).sum(-1) / np.maximum((line**2).sum(-1), 1e-9), 0, 1)
     cover = np.where(ndimage.binary_dilation(part, iterations=2), cover, 0)
     ticks = (np.arange(size) + 0.5) / size
     area = cover.sum()
+    if not area:
+        return None
     x, y = (cover.sum(0) * ticks).sum() / area, (cover.sum(1) * ticks).sum() / area
     rows, columns = (np.flatnonzero(part.any(axis)) for axis in (1, 0))
     window = [(max(int(r[0]) - 2, 0), min(int(r[-1]) + 3, size)) for r in (rows, columns)]
