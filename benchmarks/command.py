@@ -10,8 +10,8 @@ from pathlib import Path
 
 from benchmarks import results
 from benchmarks.results import Device, Record, Row, Run
-from train_jax.data.errors import DataError
-from train_jax.errors import ConfigError, LoadError, UserError
+from train_jax.data.errors import BrokenSample
+from train_jax.errors import UserError
 
 COLUMNS = ("measured", "by", "value", "spread", "unit", "ours is", "settings")
 
@@ -52,7 +52,7 @@ def main(
             print(f"| {' | '.join(format_row(row))} |", flush=True)
             if folder:
                 results.store(folder, device, Record(name, row, run))
-    except (ConfigError, LoadError, DataError, UserError) as error:
+    except (UserError, BrokenSample) as error:
         print(f"python -m benchmarks.{name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 

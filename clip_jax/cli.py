@@ -76,11 +76,8 @@ _MODEL = "a run directory, a Hugging Face or open_clip directory, a weight file,
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0, 2 for a user error, 130 if interrupted."""
     arguments = _make_parser().parse_args(arguments_lib.expand_home(argv))
-    # Imported late, so that --help and invalid arguments respond without importing JAX.
-    from clip_jax.index_files import SearchError
-
     hint = "; the same command continues from here" if arguments.command in ("index", "evaluate") else ""
-    return command.run_command("clip-jax", arguments, (SearchError,), hint)
+    return command.run_command("clip-jax", arguments, hint)
 
 
 def _make_parser() -> argparse.ArgumentParser:

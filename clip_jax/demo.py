@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 import train_jax
 from clip_jax import sheets
 from clip_jax.clip import Clip, load
-from clip_jax.index_files import SearchError, read_meta
+from clip_jax.index_files import read_meta
 from clip_jax.search import Index, build, search
 from train_jax import command, page
 from train_jax import config as config_lib
@@ -36,7 +36,7 @@ SIDE = 128  # pixels of a thumbnail
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.run_demo(argv, "clip_jax.demo", __doc__.splitlines()[0], "clip", run, (SearchError,))
+    return command.run_demo(argv, "clip_jax.demo", __doc__.splitlines()[0], "clip", run)
 
 
 def run(demo: ModuleType, config: ConfigDict, workdir: Path) -> dict[str, float]:

@@ -28,6 +28,7 @@ from jaxtyping import Float, Float32
 
 from clip_jax import nearest
 from train_jax import paths
+from train_jax.errors import UserError
 
 VERSION = 2
 DTYPES = ("float32", "float16")
@@ -35,7 +36,7 @@ COMMIT_SECONDS = 5.0  # maximum amount of work that is lost if the process is ki
 _META, _BROKEN, _LOCK = "meta.json", "broken.jsonl", "lock"
 
 
-class SearchError(ValueError):
+class SearchError(UserError):
     """Error for a folder that cannot be indexed, an index that cannot be opened, or an invalid query."""
 
 

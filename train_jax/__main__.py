@@ -24,8 +24,8 @@ import sys
 from ml_collections import ConfigDict
 
 from train_jax.arguments import expand_home
-from train_jax.data.errors import DataError
-from train_jax.errors import ConfigError, LoadError, Stopped
+from train_jax.data.errors import BrokenSample
+from train_jax.errors import Stopped, UserError
 
 # Imported when they are called: `train-jax runs` does not need JAX, whose import takes seconds.
 _COMMANDS = {
@@ -44,8 +44,6 @@ def cli(argv: list[str] | None = None) -> None:
         if argv[:1] == [name]:
             sys.exit(importlib.import_module(module).main(argv[1:]))
     from train_jax import config_file, distributed
-    from train_jax.agreement import PeerError
-    from train_jax.checkpoint import CheckpointError
 
     parser = argparse.ArgumentParser(
         "train-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -77,7 +75,7 @@ def cli(argv: list[str] | None = None) -> None:
         parser.error("the following arguments are required: --workdir")
     try:
         main(arguments, overrides)
-    except (ConfigError, LoadError, DataError, CheckpointError, FloatingPointError, PeerError, OSError) as error:
+    except (UserError, BrokenSample, FloatingPointError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -16,7 +16,7 @@ import jax
 from jax._src import distributed  # the coordination service's client; there is no public name for it
 
 from train_jax.data.errors import DataError
-from train_jax.errors import ConfigError
+from train_jax.errors import ConfigError, UserError
 
 _DAY = 24 * 3600.0
 PATIENCE = 120.0  # seconds a failed host waits for the others, which may be blocked in a collective with it
@@ -24,7 +24,7 @@ PATIENCE = 120.0  # seconds a failed host waits for the others, which may be blo
 _meetings = itertools.count()
 
 
-class PeerError(RuntimeError):
+class PeerError(UserError):
     """Failure of another host of the job; the message names the process and its error."""
 
 

@@ -14,7 +14,7 @@ from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator  # Orbax's tests align it in the same way
 
 from train_jax import agreement, optim, paths, resume
-from train_jax.errors import ConfigError, Stopped
+from train_jax.errors import ConfigError, Stopped, UserError
 from train_jax.sharding import path_name
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def _is_relevant(record: logging.LogRecord) -> bool:
 logging.getLogger("absl").addFilter(_is_relevant)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """Failure to read any checkpoint of a run, or to write its last checkpoint."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from train_jax.arguments import expand_home
-from train_jax.errors import ConfigError, LoadError, Stopped, UserError
+from train_jax.errors import Stopped, UserError
 
 
 def parser(program: str, text: str, examples: Mapping[str, str]) -> tuple[argparse.ArgumentParser, Callable]:
@@ -42,19 +42,18 @@ def train(argv: list[str]) -> int:
     return 0
 
 
-def run_command(program: str, arguments: argparse.Namespace, mistakes: tuple[type, ...] = (), again: str = "") -> int:
+def run_command(program: str, arguments: argparse.Namespace, again: str = "") -> int:
     """Runs a command and returns its exit code: 2 for a user error, 130 if interrupted.
 
     Args:
       program: name of the program for messages.
       arguments: parsed arguments, with the function `run` and the name `command` of the command.
-      mistakes: additional exception types that count as user errors.
       again: hint that is printed after an interruption.
     """
     # Lazy imports, so that --help and invalid arguments respond at once.
     from PIL import Image
 
-    from train_jax.data.errors import BrokenSample, DataError
+    from train_jax.data.errors import BrokenSample
 
     for stream in (sys.stdout, sys.stderr):  # file names may contain characters that the terminal cannot show
         if hasattr(stream, "reconfigure"):
@@ -65,7 +64,7 @@ def run_command(program: str, arguments: argparse.Namespace, mistakes: tuple[typ
         code = arguments.run(arguments)
         sys.stdout.flush()
         return code
-    except (ConfigError, LoadError, BrokenSample, DataError, UserError, *mistakes) as error:
+    except (UserError, BrokenSample) as error:
         message = str(error)
     except BrokenPipeError:  # such as `| head`; discard the rest of the output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -88,7 +87,7 @@ def open_demo(data: str) -> ModuleType:
 
 
 def run_demo(
-    argv: list[str] | None, module: str, text: str, family: str | None, run: Callable, mistakes: tuple[type, ...] = ()
+    argv: list[str] | None, module: str, text: str, family: str | None, run: Callable
 ) -> int:
     """Runs one part of `make demo` or `make emoji` and returns its exit code.
 
@@ -100,12 +99,9 @@ def run_demo(
       family: the family that is trained, such as "clip"; None: the demo trains nothing.
       run: `(demo, config, working directory)`, or `(demo, working directory)` if the demo trains nothing. `demo` is the
         result of `open_demo`.
-      mistakes: additional exception types that count as user errors.
     """
     from train_jax import config_file
-    from train_jax.agreement import PeerError
-    from train_jax.checkpoint import CheckpointError
-    from train_jax.data.errors import DataError
+    from train_jax.data.errors import BrokenSample
 
     demo_parser = argparse.ArgumentParser(f"python -m {module}", description=text)
     demo_parser.add_argument("--data", default="shapes", choices=DEMOS, help="what is shown (default shapes)")
@@ -118,9 +114,7 @@ def run_demo(
     try:
         configs = () if family is None else (config_file.load(arguments.config or demo.CONFIGS[family]),)
         run(demo, *configs, Path(arguments.workdir or demo.RUNS))
-    except (
-        ConfigError, DataError, LoadError, CheckpointError, PeerError, FloatingPointError, OSError, *mistakes
-    ) as error:  # fmt: skip
+    except (UserError, BrokenSample, FloatingPointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:

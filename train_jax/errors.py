@@ -6,16 +6,16 @@ import signal
 import numpy as np
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """Error that users can correct: the base of such errors, and itself an invalid command-line argument."""
+
+
+class ConfigError(UserError):
     """Invalid option: unknown, of the wrong type, out of range, or inconsistent with machine or run directory."""
 
 
-class LoadError(ValueError):
+class LoadError(UserError):
     """Invalid model: a file or folder that cannot be opened as a model, or that has inconsistent parts."""
-
-
-class UserError(ValueError):
-    """Invalid command-line argument that the parser accepted."""
 
 
 class Stopped(Exception):

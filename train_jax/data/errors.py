@@ -1,9 +1,12 @@
 """Data errors: of single samples, or of a whole data set."""
 
 
+from train_jax.errors import UserError
+
+
 class BrokenSample(Exception):
     """Unusable sample; the message names the sample and the reason. Pipelines count and replace broken samples."""
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Unusable data set: no data, missing captions, or too many broken samples."""

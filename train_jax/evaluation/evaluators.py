@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from train_jax import agreement, feed, optim, sharding
 from train_jax.data import sources, stream
-from train_jax.data.errors import DataError
+from train_jax.data.errors import BrokenSample, DataError
 from train_jax.errors import Interrupted
 from train_jax.step import TrainState
 from train_jax.task import Task
@@ -115,7 +115,7 @@ class Evaluations:
         """Makes an evaluator. Raises DataError with the evaluator's name for unusable data."""
         try:
             return task.evaluators[options.type](options, context)
-        except DataError as error:
+        except (DataError, BrokenSample) as error:
             raise DataError(
                 f"config.evals.{name} ({options.type}): {error}. Name data that it can use (--config.evals.{name}.source=…, "
                 f".split=…), or leave it out: --config.evals.{name}=none, or all: --config.evals=none"

@@ -32,7 +32,8 @@ from ml_collections import ConfigDict
 
 from train_jax import config_file
 from train_jax.arguments import expand_home
-from train_jax.errors import ConfigError, LoadError
+from train_jax.data.errors import BrokenSample
+from train_jax.errors import ConfigError, UserError
 from train_jax.plan.report import Plan
 from train_jax.plan.targets import EXAMPLES, GPU_PACKAGES, Target
 from train_jax.sharding import AXES
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> int:
         if arguments.search:
             return _search(config, target, arguments, overrides)
         plans = make_plans(config, target, arguments.what, options)
-    except (ConfigError, LoadError, OSError) as error:
+    except (UserError, BrokenSample, OSError) as error:
         print(f"train-jax plan: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except RuntimeError as error:

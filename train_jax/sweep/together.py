@@ -118,8 +118,11 @@ def train_together(
             try:
                 members.append(member := _prepare_member(name, config, workdir, peak_flops, stop))
                 stack.callback(_close, member, on_failure)
+            except Interrupted as interrupted:
+                raise Stopped(0, interrupted.signal_number) from interrupted
             except Exception as error:
-                on_failure(name, error)
+                if not stop.signal_number:  # Ctrl-C also ends the data workers, which is not an error
+                    on_failure(name, error)
             if stop.signal_number:
                 raise Stopped(0, stop.signal_number)
         for group, program in _group(members):
@@ -266,6 +269,7 @@ class _Group:
             for index, member in enumerate(current):  # back from the batches that the other streams have yielded
                 member.prepared.stream.set_state(_position(batches, index).get_state())
                 member.record.save(member.step, member.state, member.prepared.stream)
+            self._raise_stop(current[0].step, error)
             self._fail_reader(current, streams, error)
             return
         indices = np.array([self._members.index(member) for member in current])
@@ -301,7 +305,10 @@ class _Group:
                 self._save(current, current, step, state, batches)
             except Exception as unsaved:  # such as memory that the failed update held
                 log.error("update %d could not be saved: %s", step, unsaved)
-            self._fail_reader(current, streams if error is batches.error else None, error)
+            self._raise_stop(step, error)
+            if error is not batches.error:
+                raise
+            self._fail_reader(current, streams, error)
         for index, member in enumerate(current):
             if member.error is None and step < member.steps:
                 member.state = _take(state, index, member)
@@ -372,9 +379,14 @@ class _Group:
             except Exception as error:
                 yield member, error
 
-    def _fail_reader(self, current: Sequence[Member], streams: "_Streams | None", error: Exception) -> None:
-        """Ends the runs whose data cannot be read; without `streams`, all runs."""
-        failed = None if streams is None or streams.is_shared else streams.failed
+    def _raise_stop(self, step: int, error: Exception) -> None:
+        """Raises Stopped if a stop signal has arrived: Ctrl-C also ends the data workers, which is not an error."""
+        if self._stop.signal_number:
+            raise Stopped(step, self._stop.signal_number) from error
+
+    def _fail_reader(self, current: Sequence[Member], streams: "_Streams", error: Exception) -> None:
+        """Ends the runs whose data cannot be read."""
+        failed = None if streams.is_shared else streams.failed
         self._fail_all(current if failed is None else [current[failed]], error)
 
     def _fail_all(self, members: Sequence[Member], error: Exception) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import signal
 import time
 from types import SimpleNamespace
 
@@ -112,6 +113,36 @@ def test_a_signal_or_an_error_during_an_evaluation_loses_nothing(two_alone, tmp_
     train_together(make(tmp_path, "ab", **TWO), fail)
     assert_same_run(tmp_path / "a", two_alone / "a")
     assert read_run(tmp_path / "a").status == "finished"  # its failure is forgotten
+
+
+def test_a_signal_during_the_preparation_fails_no_run(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise Interrupted(15)
+
+    monkeypatch.setattr(together, "prepare", interrupted)
+    with pytest.raises(Stopped, match="stopped after step 0 by SIGTERM"):
+        train_together(make(tmp_path, "ab", **TWO), fail)
+
+
+@pytest.mark.parametrize("example_number", [0, 16 * 12])
+def test_a_signal_that_also_ends_the_data_workers_fails_no_run(tmp_path, change_task, example_number):
+    """Before the first batch, and in the middle: Ctrl-C reaches all processes of a terminal."""
+    calls = itertools.count()
+
+    def with_dying_workers(config, task):
+        def example(record, rng):
+            if next(calls) == example_number:
+                signal.raise_signal(signal.SIGTERM)
+                raise OSError("a worker process has died")
+            return task.example(record, rng)
+
+        return dataclasses.replace(task, example=example)
+
+    change_task(with_dying_workers)
+    # The example is read in the main thread's loop, or in a thread that a signal does not interrupt.
+    runs = make(tmp_path, "ab", **TWO, data={"source": "digits", "batch_size": 16, "threads": 1})
+    with pytest.raises(Stopped):
+        train_together(runs, fail)
 
 
 def test_unreadable_data_of_one_run_end_it_alone(two_alone, tmp_path, change_task):
