@@ -79,15 +79,16 @@ def test_codes_are_computed_once_and_are_those_of_the_pictures(run, trained, mon
 def test_paintings_take_a_run_as_their_prior(run, trained, tmp_path):
     """What the term is: tests/vqgan/guided/test_prior.py."""
     loaded = painting_prior.load(str(run[1]), trained, (16, 16))
-    assert loaded.vqgan.fingerprint == trained.fingerprint and loaded.grid == (8, 8)
-    with pytest.raises(ConfigError, match="size = 32 x 16: the prior models pictures of 16 x 16 pixels"):
+    generator = vqgan_jax.load_prior(run[1])
+    assert loaded.fingerprint == generator.fingerprint and loaded.module.grid == (8, 8)
+    with pytest.raises(ConfigError, match="size = 32 x 16: the prior models pictures of 16 x 16 pixels: set --size 16x16"):
         painting_prior.load(str(run[1]), trained, (32, 16))
-    with pytest.raises(ConfigError, match="which is not the VQGAN that paints"):
+    with pytest.raises(ConfigError, match="not the VQGAN that paints: paint with .* --vqgan"):
         painting_prior.load(str(run[1]), dataclasses.replace(trained, fingerprint="of another"), (16, 16))
     shutil.copytree(run[1], tmp_path / "run")
     config = json.loads((run[1] / "config.json").read_text()) | {"condition_dropout": 0.0}
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="knows no pictures without a condition"):
+    with pytest.raises(ConfigError, match="without a condition; train it with --config.condition_dropout"):
         painting_prior.load(str(tmp_path / "run"), trained, (16, 16))
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(ConfigError, match=r"prior = .*run"):

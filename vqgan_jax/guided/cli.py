@@ -206,7 +206,7 @@ def _read_painted(path: str) -> tuple[dict[str, Any], int | None]:
     fields = metadata.read(path)
     models = {"vqgan": fields["vqgan"]["path"], "clip": [clip["path"] for clip in fields["clips"]]}
     run = {name: fields[name] for name in ("prompts", "clip_weights", "dtype", "seed", "n")}
-    options = fields["options"]
+    options = options_lib.add_disabled_groups(fields["options"])
     options_lib.refuse_unknown(options, options_lib.FIELDS, f"an option of this version (in {path})")
     options_lib.refuse_unknown(fields["motion"], _MOTION_OPTIONS, f"a motion option of this version (in {path})")
     for name in options_lib.FIELDS.keys() - options.keys():
@@ -329,7 +329,9 @@ def _hash_files(request: PaintRequest) -> dict[str, str]:
     from vqgan_jax.guided.prompts import parse
 
     scenes = [scene for prompt in request.run["prompts"] for scene in parse(prompt)]
-    return metadata.hash_files(options_lib.resolve(request.options), scenes)
+    options = options_lib.resolve(request.options)
+    hashes = metadata.hash_files(options, scenes)
+    return hashes | ({options.prior.prior: metadata.hash_run(options.prior.prior)} if options.prior else {})
 
 
 def _make_metadata(request: PaintRequest, vq, clips, files: Mapping[str, str]) -> dict[str, Any]:

@@ -21,10 +21,7 @@ _KEYS = {"prompts", "seed", "n", "clip_weights", "dtype", "vqgan", "clips", "fil
 
 
 def hash_files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
-    """Hashes all input files by SHA-256, keyed by path, and inputs given as arrays, keyed by the option's name.
-
-    Of a run directory, config and checkpoints are hashed.
-    """
+    """Hashes all input files by SHA-256, keyed by path, and inputs given as arrays, keyed by the option's name."""
     files = [part.content for scene in scenes for part in scene if part.kind == "image"]
     files += [options.aesthetic.aesthetic] if options.aesthetic else []
     values, hashes = options.to_flat_dict(), {}
@@ -33,14 +30,15 @@ def hash_files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
             files.append(str(values[name]))
         elif values[name] is not None:
             hashes[name] = hashlib.sha256(values[name].tobytes()).hexdigest()
-    hashes |= {file: hashlib.sha256(read_bytes(file)).hexdigest() for file in files}
-    return hashes | ({options.prior.prior: _hash_run(paths.path(options.prior.prior))} if options.prior else {})
+    return hashes | {file: hashlib.sha256(read_bytes(file)).hexdigest() for file in files}
 
 
-def _hash_run(folder: paths.AnyPath) -> str:
-    """Hashes what determines the weights of a run directory: names and contents of config and checkpoints."""
-    digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *(folder / "checkpoints").rglob("*")]):
+def hash_run(path: str) -> str:
+    """Hashes what determines the weights of a run directory: names and contents of config and newest checkpoint."""
+    folder, digest = paths.path(path), hashlib.sha256()
+    steps = [x for x in (folder / "checkpoints").glob("*") if x.name.isdecimal()]
+    newest = max(steps, key=lambda x: int(x.name), default=folder / "checkpoints")
+    for file in sorted([folder / "config.json", *newest.rglob("*")]):
         if file.is_file():
             digest.update(file.relative_to(folder).as_posix().encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

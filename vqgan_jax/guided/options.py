@@ -343,6 +343,19 @@ class Options:
         return values | {"size": values["size"] and list(values["size"]), "palette": list(values["palette"])}
 
 
+def add_disabled_groups(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds the defaults of groups that are disabled by default and of which `values` have no option.
+
+    Options that an earlier version wrote lack the groups that it did not have.
+    """
+    added = {}
+    for group in GROUPS.values():
+        names = [field.name for field in dataclasses.fields(group)]
+        if not values.keys() & set(names) and not group.is_enabled(_DEFAULTS):
+            added |= {name: _DEFAULTS[name] for name in names}
+    return added | dict(values)
+
+
 def _group_class(annotation: Any) -> type[Group]:
     """Returns the class of a group from its annotation, `X` or `X | None`."""
     return next(iter(typing.get_args(annotation)), annotation)

@@ -97,7 +97,9 @@ def paint(
     resolved = options_lib.resolve(options)
     jobs = [Job(parse_scene(prompt), seed + i, resolved) for prompt in prompts for i in range(n)]
     painter = Painter(vq, clip, jobs, clip_weights)
-    identity = resume.make_identity(vq, painter.clips, jobs, [float(w) for w in painter.clip_weights])
+    identity = {}
+    if resume_from is not None or state_file is not None:
+        identity = resume.make_identity(vq, painter.clips, painter.prior, jobs, [float(w) for w in painter.clip_weights])
     state, past_losses = painter.state, np.zeros((len(jobs), 0), np.float32)
     if resume_from is not None:
         state, past_losses = resume.read_state(resume_from, identity, painter.state, resolved.schedule.steps)
@@ -139,9 +141,10 @@ def paint_many(
     scenes = [parse_scene(prompt) for prompt in prompts]
     jobs = [Job(scene, seed, o) for scene in scenes for seed in seeds for o in resolved]
     batch_size = at_once or len(jobs)
-    paintings = []
+    paintings, loaded = [], None
     for start in range(0, len(jobs), batch_size):
-        painter = Painter(vq, clip, jobs[start : start + batch_size], clip_weights)
+        painter = Painter(vq, clip, jobs[start : start + batch_size], clip_weights, loaded)
+        loaded = painter.prior
         paintings.append(painter.run(painter.state, np.zeros((len(painter.jobs), 0), np.float32), progress))
     axes = (len(prompts), len(seeds), len(settings))
     arrays = {}
@@ -167,9 +170,20 @@ keys_from_seeds = jax.jit(jax.vmap(jax.random.key))
 
 
 class Painter:
-    """Models, arrays on the devices and compiled programs for a batch of jobs, shared by `paint` and `animate`."""
+    """Models, arrays on the devices and compiled programs for a batch of jobs, shared by `paint` and `animate`.
 
-    def __init__(self, vq: Vqgan, clip: Clips, jobs: Sequence[Job], clip_weights: Sequence[float | int] | None = None):
+    Args:
+      loaded: the prior of the options, if it is loaded already.
+    """
+
+    def __init__(
+        self,
+        vq: Vqgan,
+        clip: Clips,
+        jobs: Sequence[Job],
+        clip_weights: Sequence[float | int] | None = None,
+        loaded: prior.Prior | None = None,
+    ):
         self.vq, self.jobs, self.options = vq, list(jobs), jobs[0].options
         self.clips = targets.to_clip_tuple(clip)
         self.clip_weights = targets.resolve_clip_weights(clip_weights, len(self.clips))
@@ -178,7 +192,9 @@ class Painter:
         self.mesh = jax.tree.leaves(vq.variables)[0].sharding.mesh
         self.kind = self.options.latents.latents
         memory.check_decoder(vq, self.size, len(self.jobs), self.mesh)
-        self.prior = self.options.prior and prior.load(self.options.prior.prior, vq, self.size)
+        self.prior = loaded
+        if loaded is None and self.options.prior is not None:
+            self.prior = prior.load(self.options.prior.prior, vq, self.size)
         with jax.set_mesh(self.mesh):
             codebook = latents.codebook_vectors(vq.module, vq.variables)
             if self.kind == "straight" and codebook is None:
@@ -187,7 +203,8 @@ class Painter:
                 )
             weights = None
             if self.prior is not None:
-                weights = jax.device_put(prior.get_weights(self.prior, codebook), NamedSharding(self.mesh, P()))
+                spacing = latents.code_spacing(codebook) if self.kind == "straight" else None
+                weights = jax.device_put(self.prior.weights._replace(spacing=spacing), NamedSharding(self.mesh, P()))
             self.variables = trajectory.Variables(vq.variables, codebook, tuple(c.variables for c in self.clips), weights)
             self.problem = self._make_problem()
             self.state = self.init_state(self.problem.init_latents)

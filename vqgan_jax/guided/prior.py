@@ -1,9 +1,10 @@
 """Prior of a painting: the likelihood of its codes under a second stage, as a loss beside CLIP's.
 
-A CLIP is content with whatever resembles a picture in its embedding; a second stage knows what the codes of pictures look
-like. Codes are given to it as distributions, through which gradients flow.
+CLIP's similarity alone admits codes that no image has; the second stage's likelihood penalises them. Codes are given to it
+as distributions, through which gradients flow.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from nn_jax.code_transformer import CodeTransformer
 from train_jax import paths, run_directory
 from train_jax import task as task_lib
 from train_jax.errors import ConfigError, LoadError
-from vqgan_jax.guided import latents
 from vqgan_jax.stage2.generator import CodeGenerator
 from vqgan_jax.vqgan import Vqgan
 
@@ -29,7 +29,21 @@ class PriorWeights(NamedTuple):
     spacing: jax.Array | None
 
 
-def load(path: str, vq: Vqgan, size: tuple[int, int]) -> CodeGenerator:
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """Second stage of a VQGAN's codes, without the VQGAN.
+
+    Attributes:
+      weights: without the spacing of the codes.
+      fingerprint: SHA-256 of the second stage.
+    """
+
+    module: CodeTransformer
+    weights: PriorWeights
+    fingerprint: str
+
+
+def load(path: str, vq: Vqgan, size: tuple[int, int]) -> Prior:
     """Loads a second stage, in the precision of the VQGAN.
 
     Args:
@@ -48,19 +62,24 @@ def load(path: str, vq: Vqgan, size: tuple[int, int]) -> CodeGenerator:
     except LoadError as error:
         raise ConfigError(f"prior = {path}: {error}") from error
     if generator.vqgan.fingerprint != vq.fingerprint:
-        raise ConfigError(f"prior = {path} models the codes of {generator.vqgan.name}, which is not the VQGAN that paints")
+        remedy = f"paint with its copy in the run, --vqgan {path}/vqgan.safetensors"
+        raise ConfigError(
+            f"prior = {path} models the codes of {generator.vqgan.name}, which is not the VQGAN that paints: {remedy}"
+        )
     trained = tuple(side * vq.factor for side in generator.grid)
     if size != trained:
-        raise ConfigError(f"size = {size[0]} x {size[1]}: the prior models pictures of {trained[0]} x {trained[1]} pixels")
+        sides = f"{trained[0]} x {trained[1]} pixels: set --size {trained[1]}x{trained[0]}"
+        raise ConfigError(f"size = {size[0]} x {size[1]}: the prior models pictures of {sides}")
     if not generator.condition.droppable:
-        raise ConfigError(f"prior = {path} was trained with condition_dropout = 0: it knows no pictures without a condition")
-    return generator
-
-
-def get_weights(generator: CodeGenerator, codebook: latents.Codebook) -> PriorWeights:
-    """Returns the arrays of the term "prior", on the devices."""
-    spacing = None if codebook is None else latents.code_spacing(codebook)
-    return PriorWeights(generator.variables, jnp.asarray(generator.condition.null), spacing)
+        raise ConfigError(
+            f"prior = {path} was trained with condition_dropout = 0: it knows no pictures without a condition; train it "
+            "with --config.condition_dropout=0.1"
+        )
+    return Prior(
+        generator.module,
+        PriorWeights(generator.variables, jnp.asarray(generator.condition.null), None),
+        generator.fingerprint,
+    )
 
 
 def mean_nats(

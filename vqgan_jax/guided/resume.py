@@ -13,15 +13,20 @@ from train_jax.data.files import read_arrays
 from train_jax.errors import LoadError
 from vqgan_jax.guided import metadata, trajectory
 from vqgan_jax.guided.options import FREE
+from vqgan_jax.guided.prior import Prior
 
 
-def make_identity(vq, clips: Sequence, jobs: Sequence, clip_weights: Sequence[float]) -> dict[str, Any]:
+def make_identity(
+    vq, clips: Sequence, prior: Prior | None, jobs: Sequence, clip_weights: Sequence[float]
+) -> dict[str, Any]:
     """Collects the models, prompts, seeds, files and options of a painting as JSON values."""
     options = [job.options.to_json() for job in jobs]
     files = [metadata.hash_files(job.options, [job.scene]) for job in jobs]
     for values in options:
         for name in FREE:
             del values[name]
+        if prior is None:
+            del values["prior"], values["prior_weight"]
         if values["lr_decay"] == 1 and not values["temperature_end"]:  # no schedule depends on the number of steps
             del values["steps"]
     identity = {
@@ -34,6 +39,8 @@ def make_identity(vq, clips: Sequence, jobs: Sequence, clip_weights: Sequence[fl
         "files": files,
         "options": options,
     }
+    if prior is not None:  # which earlier versions did not have
+        identity["prior"] = prior.fingerprint
     return json.loads(json.dumps(identity))
 
 

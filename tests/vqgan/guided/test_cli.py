@@ -13,6 +13,7 @@ from PIL import Image
 import clip_jax
 import vqgan_jax
 from vqgan_jax import cli, guided
+from vqgan_jax.guided import cli as guided_cli
 from vqgan_jax.guided import metadata
 
 # Without augmentations programs are smaller.
@@ -221,6 +222,10 @@ def test_a_repetition_needs_the_same_weights_and_files(model_flags, models, vq, 
         assert message in capsys.readouterr().err
     metadata.save(Image.new("RGB", (4, 4)), tmp_path / "old.png", {k: v for k, v in about.items() if k != "dtype"})
     assert metadata.read(tmp_path / "old.png") == about | {"dtype": "float32"}
+    # Of a version that had no priors: the group takes its defaults, which disable it.
+    options = {name: value for name, value in about["options"].items() if not name.startswith("prior")}
+    metadata.save(Image.new("RGB", (4, 4)), tmp_path / "old.png", about | {"options": options})
+    assert guided_cli._read_painted(str(tmp_path / "old.png")) == guided_cli._read_painted(str(out))
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     assert call("paint", "--repeat", tmp_path / "plain.png", "--out", tmp_path / "x.png") == 2
     assert "contains no metadata of a painting" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 
 from train_jax.errors import ConfigError
 from vqgan_jax import guided
-from vqgan_jax.guided import latents, options, painting, prior
+from vqgan_jax.guided import latents, metadata, options, painting, prior
 from vqgan_jax.guided.prompts import parse_scene
 from vqgan_jax.prior.options import PriorOptions
 from vqgan_jax.stage2 import model
@@ -31,9 +31,16 @@ def second_stage(vq, to_one_device) -> CodeGenerator:
     return to_one_device(CodeGenerator.assemble(settings, params, condition, vq, 16, "untrained"))
 
 
+@pytest.fixture
+def loaded(second_stage, monkeypatch) -> None:
+    """Loads the second stage as the prior of any path."""
+    weights = prior.PriorWeights(second_stage.variables, jnp.asarray(second_stage.condition.null), None)
+    made = prior.Prior(second_stage.module, weights, second_stage.fingerprint)
+    monkeypatch.setattr(prior, "load", lambda path, vq, size: made)
+
+
 @pytest.mark.parametrize("kind", ["straight", "soft"])
-def test_the_term_is_the_likelihood_of_the_codes(kind, vq, clip, second_stage, monkeypatch):
-    monkeypatch.setattr(prior, "load", lambda path, vq, size: second_stage)
+def test_the_term_is_the_likelihood_of_the_codes(kind, vq, clip, second_stage, loaded):
     settings = options.resolve_many(STILL | {"latents": kind}, [{"prior_weight": 0.0}, {"prior_weight": 0.5}])
     painter = painting.Painter(vq, clip, [painting.Job(parse_scene("a red star"), 0, o) for o in settings])
     codes = np.random.default_rng(1).integers(0, vq.num_codes, (4, 4)).astype(np.int32)
@@ -47,8 +54,7 @@ def test_the_term_is_the_likelihood_of_the_codes(kind, vq, clip, second_stage, m
     np.testing.assert_allclose(values[1, 0] - values[0, 0], 0.5 * expected, rtol=1e-4)
 
 
-def test_gradients_make_codes_likelier(vq, clip, second_stage, monkeypatch):
-    monkeypatch.setattr(prior, "load", lambda path, vq, size: second_stage)
+def test_gradients_make_codes_likelier(vq, clip, loaded):
     for kind in ("straight", "soft"):
         changes = {"steps": 30, "save_every": 30, "latents": kind, "prior_weight": 1.0}
         painted = guided.paint(vq, clip, "a red star:0.01", progress=False, **STILL | changes)
@@ -84,3 +90,33 @@ def test_what_cannot_be_a_prior(vq, clip, tmp_path, tiny):
         guided.paint(vq, clip, "a", prior=str(tiny[1]), **common)
     with pytest.raises(ConfigError, match="prior_weight = 0.5 has no effect: give prior"):
         guided.paint(vq, clip, "a", prior_weight=0.5, **common)
+
+
+def test_a_run_is_known_by_its_config_and_newest_checkpoint(tmp_path):
+    for name in ("config.json", "checkpoints/9/a", "checkpoints/10/a"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    digest = metadata.hash_run(str(tmp_path))
+    (tmp_path / "checkpoints/9/a").write_text("an older checkpoint is none of the painting's")
+    assert metadata.hash_run(str(tmp_path)) == digest
+    for name in ("config.json", "checkpoints/10/a"):
+        (tmp_path / name).write_text("changed")
+        assert metadata.hash_run(str(tmp_path)) != digest
+        (tmp_path / name).write_text(name)
+    (tmp_path / "checkpoints/11").mkdir()
+    (tmp_path / "checkpoints/11/a").write_text("a newer one")
+    assert metadata.hash_run(str(tmp_path)) != digest
+
+
+def test_a_prior_is_loaded_once_for_all_batches_of_paintings(vq, clip, second_stage, monkeypatch):
+    calls = []
+    weights = prior.PriorWeights(second_stage.variables, jnp.asarray(second_stage.condition.null), None)
+
+    def load(path, vq, size):
+        calls.append(path)
+        return prior.Prior(second_stage.module, weights, second_stage.fingerprint)
+
+    monkeypatch.setattr(prior, "load", load)
+    options = STILL | {"steps": 1, "save_every": 1, "progress": False}
+    painted = guided.paint_many(vq, clip, ["a red star"], seeds=(0, 1), at_once=1, **options)
+    assert painted.images.shape[:2] == (1, 2) and calls == ["of a test"]
