@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip", default="runs/demo/clip")
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--most", type=int, default=max(CHOICES), choices=CHOICES, help="number of samples per prompt")
+    parser.add_argument("--samples", type=int, default=max(CHOICES), choices=CHOICES, help="number of samples per prompt")
     parser.add_argument("--sweep", type=int, default=64, help="number of prompts of the temperature table")
     parser.add_argument("--top-p", type=float, default=0.9, help="top-p for the best-of-n table")
     parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale for the best-of-n table")
@@ -41,15 +41,16 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     dalle, clip = dalle_jax.load(arguments.model), clip_jax.load(arguments.clip)
     prompts = {kind: make_prompts(*KINDS[kind], arguments.prompts) for kind in arguments.kinds}
     sources = {kind: open_source("shapes/32", KINDS[kind][0]) for kind in arguments.kinds}
-    choices = [n for n in CHOICES if n <= arguments.most]
+    choices = [n for n in CHOICES if n <= arguments.samples]
 
     def is_correct(kind: str, texts: list[str], images: np.ndarray) -> np.ndarray:
         judge = sources[kind].judge
         return np.array([[judge(x, text)["correct"] for x in row] for text, row in zip(texts, images, strict=True)])
 
-    settings = {"prompts": arguments.prompts, "top-p": arguments.top_p, "guidance": arguments.guidance}
+    models = {"model": arguments.model, "clip": arguments.clip}
+    settings = models | {"prompts": arguments.prompts, "top-p": arguments.top_p, "guidance": arguments.guidance}
     for kind, texts in prompts.items():
-        drawing = dalle.draw(texts, arguments.most, top_p=arguments.top_p, guidance=arguments.guidance, progress=False)
+        drawing = dalle.draw(texts, arguments.samples, top_p=arguments.top_p, guidance=arguments.guidance, progress=False)
         correct = is_correct(kind, texts, drawing.images)
         for ranking, scores in (("CLIP", clip_scores(clip, texts, drawing.images)), ("likelihood", drawing.log_probs)):
             for n in choices:
@@ -61,7 +62,8 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
         few = texts[: arguments.sweep]
         for t, g in itertools.product(TEMPERATURES, GUIDANCES):
             share = 100 * is_correct(kind, few, dalle.generate(few, temperature=t, guidance=g, progress=False)).mean()
-            yield Row(f"right of {kind}", share, "%", {"prompts": len(few), "temperature": t, "guidance": g})
+            settings = {"model": arguments.model, "prompts": len(few), "temperature": t, "guidance": g}
+            yield Row(f"right of {kind}", share, "%", settings)
 
 
 def make_prompts(split: str, about: str, count: int) -> list[str]:

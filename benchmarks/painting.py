@@ -51,7 +51,8 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     start = time.monotonic()
     painting = guided.paint_many(vq, clips, list(prompts), seeds=range(arguments.seeds), **demo.PAINTING | changes)
     images = painting.images[:, :, 0].reshape(-1, *painting.images.shape[3:])
-    settings = {"data": arguments.data, "prompts": len(prompts), "seeds": arguments.seeds}
+    settings = {"data": arguments.data, "vqgan": arguments.vqgan, "clip": " + ".join(arguments.clip)}
+    settings |= {"held out": arguments.held_out, "prompts": len(prompts), "seeds": arguments.seeds}
     settings |= {"steps": painting.losses.shape[-1]} | {name: str(value) for name, value in changes.items()}
     yield Row("time", time.monotonic() - start, "s", settings)
     truth = np.repeat(np.arange(len(prompts)), arguments.seeds)

@@ -23,7 +23,7 @@ from benchmarks import code_models
 from benchmarks.command import main
 from benchmarks.kernels import kernel_rows
 from benchmarks.results import Row
-from benchmarks.timing import fill_devices, flops_rows, rate_row, time_call
+from benchmarks.timing import flops_rows, rate_row, round_up_to_devices, time_call
 from nn_jax.code_transformer import unroll_for_decoding
 from nn_jax.decoding import Sampling
 from nn_jax.mixed_precision import round_weights
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     dtype = arguments.dtype
-    batches = sorted({fill_devices(size) for size in ((1,) if arguments.tiny else arguments.batches)})
+    batches = sorted({round_up_to_devices(size) for size in ((1,) if arguments.tiny else arguments.batches)})
     bandwidth = 1e9 * (arguments.bandwidth or 0) or profiling.bandwidth_of_kind(jax.devices()[0].device_kind)
     module = code_models.build(arguments.model, dtype, arguments.tiny)
     length = 2 if arguments.tiny else module.length

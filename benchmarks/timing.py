@@ -9,6 +9,7 @@ import jax
 
 from benchmarks.results import OURS, Row
 from train_jax import profiling
+from train_jax.sharding import round_up
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -30,9 +31,9 @@ def time_call(call: Callable[[], Any], turn: float = 0.4) -> list[float]:
     return seconds[1:]
 
 
-def fill_devices(size: int) -> int:
+def round_up_to_devices(size: int) -> int:
     """Returns the smallest batch of at least `size` rows that the devices of this host share evenly."""
-    return -(-size // jax.local_device_count()) * jax.local_device_count()
+    return round_up(size, jax.local_device_count())
 
 
 def time_in_turns(contestants: Mapping[Key, Callable[[], Any]], rounds: int) -> dict[Key, list[float]]:

@@ -25,7 +25,7 @@ from benchmarks.command import main
 from benchmarks.flops import count_flops
 from benchmarks.kernels import kernel_rows
 from benchmarks.results import Row
-from benchmarks.timing import fill_devices, flops_rows, rate_row, size_row, time_call, time_row
+from benchmarks.timing import flops_rows, rate_row, round_up_to_devices, size_row, time_call, time_row
 from train_jax import memory, prepare, profiling, sharding
 from train_jax import task as task_lib
 from train_jax.step import StatePlan
@@ -136,13 +136,13 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     settings = {"config": name, "dtype": dtype, "remat": remat}
     with tempfile.TemporaryDirectory() as folder:
         training = Training(family, name, dtype, remat, Path(folder), arguments.tiny)
-        first = fill_devices(4 if arguments.tiny else arguments.batch)
+        first = round_up_to_devices(4 if arguments.tiny else arguments.batch)
         steps = training.compile([first * 2**i for i in range(arguments.doublings + 1)])
         yield Row("parameters", sum(x.size for x in jax.tree.leaves(training.plan.abstract.params)), "", settings)
         free = memory.free_bytes(jax.local_devices()[0])
         while (obstacle := training.find_obstacle(steps[0], free)) and steps[0].size > training.mesh.size:
             yield Row("examples", None, "a second", settings | {"batch": steps[0].size}, note=obstacle)
-            steps = training.compile([fill_devices(steps[0].size // 2)])
+            steps = training.compile([round_up_to_devices(steps[0].size // 2)])
         state, best, fastest = training.create_state(), None, float("inf")
         for step in steps:
             at = settings | {"batch": step.size}

@@ -120,7 +120,8 @@ def make_search_section(
     """
     hits = search(index, clip, text=query, k=HITS)
     num_relevant = sum(is_true(query, record) for record in truth.values())
-    correct = [is_true(query, truth[hit.path.name]) for hit in hits]
+    # The folder may hold images of an earlier demo, or of the user's, of which nothing is known.
+    correct = [hit.path.name in truth and is_true(query, truth[hit.path.name]) for hit in hits]
     cells = [
         sheets.Cell(hit.path, hit.path.stem, f"{hit.score:.3f}", true if true or rank < num_relevant else None)
         for rank, (hit, true) in enumerate(zip(hits, correct, strict=True))

@@ -127,8 +127,9 @@ class ZeroShot:
 class Retrieval:
     """Retrieval recall at 1, 5 and 10, from text to image and from image to text.
 
-    An image is found if one of its captions is among the nearest k. Equal captions are one query and one item, which is
-    right for all of their images.
+    An image is found if a text that is true of it is among the nearest k, and a text if it is true of one of the nearest k
+    images. Captions are true where the source says so (`Source.is_true`); if it does not, and of another `field`, a text is
+    true of the images whose records have it. Equal texts are one query and one item.
     """
 
     def __init__(self, encoders: Encoders, options: ConfigDict, context):
@@ -156,7 +157,7 @@ class Retrieval:
         return metrics, {}
 
     def _is_relevant(self, caption: int, image: int) -> bool:
-        if self._source.is_true is not None:
+        if self._source.is_true is not None and self._options.field == "captions":
             return self._source.is_true(self._captions[caption], self._records[image])
         return image in self._owners[caption]
 

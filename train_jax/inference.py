@@ -9,6 +9,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from train_jax.sharding import round_up
+
 
 def on_devices(variables: Any) -> Any:
     """Replicates weights on all devices of this host."""
@@ -44,7 +46,7 @@ def batched(
         raise ValueError(f"batch_size = {batch_size} must be at least 1")
     mesh: Mesh = jax.tree.leaves(variables)[0].sharding.mesh
     size = min(batch_size, 1 << max(count - 1, 0).bit_length())
-    size = -(-size // mesh.size) * mesh.size
+    size = round_up(size, mesh.size)
     batch_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), row)
     if not count:
         results = jax.eval_shape(program, variables, batch_shapes)

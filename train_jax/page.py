@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from train_jax import paths
+
 _STYLE = """
 :root { color-scheme: light dark; --card: #f1f2f4; --grey: #6b7280; --good: #15803d; --bad: #b91c1c }
 @media (prefers-color-scheme: dark) { :root { --card: #26282c; --grey: #9ca3af; --good: #4ade80; --bad: #f87171 } }
@@ -66,7 +68,8 @@ def add_part(workdir: Path, name: str, body: str) -> Path:
     (parts / f"{name}.html").write_text(body, "utf-8")
     bodies = [part.read_text("utf-8") for part in sorted(parts.glob("*.html"))]
     page = workdir / "index.html"
-    page.write_text(document("Multimodal JAX: the demo", "\n".join(bodies)), "utf-8")
+    text = document("Multimodal JAX: the demo", "\n".join(bodies))
+    paths.write_atomically(page, lambda file: file.write(text.encode()))
     return page
 
 

@@ -39,6 +39,8 @@ def main(argv: list[str]) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.tarballs == "":
         raise DataError("--from is empty: name the folder of the npm tarballs, or leave it out, and npm downloads them")
+    if arguments.data_dir == "":
+        raise DataError("--data-dir is empty: name the directory of TFDS data sets, or leave it out for TFDS's own")
     for name in arguments.sources:
         for builder in builders.prepare(name, arguments.data_dir, arguments.tarballs):
             print(describe(builder), flush=True)

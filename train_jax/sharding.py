@@ -241,6 +241,11 @@ def rows_per_device(mesh: AnyMesh, rows: int) -> int:
     return rows if mesh.empty else rows // math.prod(mesh.shape[axis] for axis in BATCH)
 
 
+def round_up(rows: int, shards: int) -> int:
+    """Returns the smallest multiple of `shards` that is at least `rows`."""
+    return -(-rows // shards) * shards
+
+
 def parts_of(rows: int, max_rows: int) -> int:
     """Returns the smallest number of equal parts with at most `max_rows` rows each."""
     return next(parts for parts in range(-(-rows // max_rows), rows + 1) if rows % parts == 0)

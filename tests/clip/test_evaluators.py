@@ -338,6 +338,9 @@ def test_retrieval_may_ask_for_another_field():
     named = [row | {"captions": [row["name"]] * bool(row["name"])} for row in rows]
     expected = evaluate("retrieval", Source("some", named), params())
     assert evaluate("retrieval", Source("all", rows), params(), field="name") == expected
+    # What is true of captions says nothing of names: a leopard may have the keyword "cat" and is not called so.
+    told = Source("told", rows, is_true=lambda text, record: True)
+    assert evaluate("retrieval", told, params(), field="name") == expected
     assert expected["captions"] < evaluate("retrieval", Source("all", rows), params())["captions"]
     with pytest.raises(DataError, match="there is no field 'names' for retrieval; there are captions, id, label, name"):
         evaluate("retrieval", Source("all", rows), params(), field="names")

@@ -456,6 +456,7 @@ def test_records_are_read(splits):
             assert sum(parts["artist"] for parts in styled) == 1
             assert all(parts["correct"] == (parts["concept"] and parts["artist"]) for parts in styled)
             assert source.judge(image, f"A {record['concept'].upper()}")["concept"], "article and capitals do not matter"
+            assert styled == [source.judge(image, f"Red Apple, {style.upper()}") for style in captions.STYLES.values()]
             assert source.judge(image, "pear") == {"correct": False, "concept": False}
             with pytest.raises(ValueError, match="'a dream' is the caption of no emoji"):
                 source.judge(image, "a dream")
@@ -656,8 +657,9 @@ def test_wrong_preparations(folder, tmp_path, capsys):
         (["folder:pictures"], "there is nothing to prepare for 'folder:pictures'"),
         (["digits", f"--from={folder}"], "--from is for emoji/SIZE only"),
         (["emoji/32/languages=+en", f"--from={folder}"], "languages=+en: name languages as CLDR does, such as en+el"),
+        (["digits", "--data-dir="], "--data-dir is empty: name the directory of TFDS data sets, or leave it out"),
         (["emoji/32", "--from="], "--from is empty: name the folder of the npm tarballs, or leave it out"),
         (["emoji/32/languages=xx", f"--from={folder}"], "there is no language 'xx': choose among el, el-CY, en"),
     ):
-        assert command.main([*words, f"--data-dir={tmp_path}"]) == 2
+        assert command.main([f"--data-dir={tmp_path}", *words]) == 2
         assert message in capsys.readouterr().err

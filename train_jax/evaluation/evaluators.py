@@ -68,8 +68,7 @@ class Context:
         stop signal.
         """
         agreement.check_same(len(records), "records to evaluate")
-        parts = sharding.parts(self.mesh)
-        batch_size = -(-batch_size // parts) * parts
+        batch_size = sharding.round_up(batch_size, sharding.parts(self.mesh))
         split = sharding.batch_sharding(self.mesh)
         rows = sharding.host_rows(split, batch_size)
         data = self.config.data

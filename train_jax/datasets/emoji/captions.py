@@ -81,8 +81,9 @@ def choose_name(code: str, concept: str, by_code: Mapping[str, Words]) -> str:
 def split_style(caption: str) -> tuple[str, str]:
     """Splits a caption into what is drawn and the artist whose style it names, or ""."""
     for artist, style in STYLES.items():
-        if caption.endswith(f", {style}"):
-            return caption.removesuffix(f", {style}"), artist
+        ending = f", {style}"
+        if caption.casefold().endswith(ending.casefold()):
+            return caption[: -len(ending)], artist
     return caption, ""
 
 
