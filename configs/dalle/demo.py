@@ -1,4 +1,4 @@
-"""Short preset for `make demo`: `configs/dalle/shapes.py` with fewer updates.
+"""Short preset for `make demo`: `configs/dalle/shapes.py` with fewer layers, updates and scenes.
 
 train-jax --config=configs/dalle/demo.py --workdir=runs/demo/dalle
 
@@ -17,7 +17,9 @@ from . import shapes
 def get_config() -> ConfigDict:
     c = shapes.get_config()
     c.steps = 2000
-    c.dropout = 0.0
+    c.data.update({"source": "shapes/32", "leading_prob": 0.0, "leading_captions": 1})
+    c.vqgan.path = "runs/demo/vqgan"
+    c.model.depth = 4
     c.checkpoint = ConfigDict({"every": 1000, "keep_last": 1})
     for evaluator in c.evals.values():
         evaluator.every = 0
