@@ -3,10 +3,11 @@
     train-jax prepare shapes/32/train=100000
     train-jax --config=configs/dalle/shapes.py --workdir=runs/dalle-shapes --config.vqgan.path=runs/vqgan-shapes
 
-On 2 slow CPU cores beside tests: 62 minutes, after 8 for the codes; the first 2,124 updates ran at the rates of a schedule of
-10,000. Accuracy of one image for each of 256 prompts, read by the oracle: "a {colour} {shape}" 92.2 % on pairs in the training
-data and 90.2 % on `novel` pairs; captions of two objects with sizes and their relation 75.4 % (relation 98.8 %, colours with
-their shapes 92.6 %, sizes 78.5 %). On held-out data: 2.49 bits per code (unigram baseline 7.60), 1.80 per text token.
+On 2 slow CPU cores beside tests: 62 minutes, after 8 for the codes; the first 2,124 updates ran at the rates of a schedule
+of 10,000. Accuracy of one image for each of 256 prompts, read by the oracle: "a {colour} {shape}" 92.2 % on pairs in the
+training data and 90.2 % on `novel` pairs; captions of two objects with sizes and their relation 75.4 % (relation 98.8 %,
+colours with their shapes 92.6 %, sizes 78.5 %). On held-out data: 2.49 bits per code (unigram baseline 7.60), 1.80 per text
+token.
 """
 
 from ml_collections import ConfigDict

@@ -234,6 +234,8 @@ def test_evaluations_may_be_about_records_with_given_fields(tmp_path):
     for where, count in (("concept=nut and bolt and by=a", 1), ("keywords=part", 2), ("keywords = nut", 1)):
         assert len(sources.select(plain, mixture.split_conditions(f"some where {where}")[1])) == count
     assert mixture.split_conditions("folder:here where it was") == ("folder:here where it was", [])
+    assert mixture.split_conditions("emoji/64  where  tone=  and image-id = 3") == ("emoji/64", ["tone=", "image-id = 3"])
+    assert mixture.split_conditions("emoji/64 where tone") == ("emoji/64", ["tone"])  # which `select` refuses by name
     for where, words in (("tone", "'tone': a condition is FIELD=VALUE"), ("tone=", "no field 'tone' for where; there are"),
                          ("id=9.png", "no record with id=9.png")):  # fmt: skip
         with pytest.raises(DataError, match=words):
@@ -475,6 +477,12 @@ def test_tfds_secret_labels_make_no_caption(data_dir):
         source[0]
 
 
+def test_a_record_that_cannot_be_read_meets_no_condition(data_dir, caplog):
+    with pytest.raises(DataError, match="no record with label=-1"), caplog.at_level("WARNING", "train_jax"):
+        open_source("tfds:sources_labelled where label=-1", "secret", data_dir=data_dir)
+    assert "record(s) that cannot be read meet no condition: tfds:sources_labelled:secret" in caplog.text
+
+
 def test_tfds_slices_divide_the_set(data_dir):
     first, second = (
         [shade_of(record) for record in open_source("tfds:sources_labelled:1.0.0", split, data_dir=data_dir)]
@@ -553,11 +561,11 @@ def test_shapes_records_are_what_the_builder_makes(few):
     source = open_source("shapes", "test", data_dir=few)
     assert len(source.label_names) == 80 and source.label_names[0] == "red circle"
     for record in source:
-        assert set(record) == {"image", "captions", "id", "label", "scene"}
+        assert set(record) == {"image", "captions", "negatives", "id", "label", "scene"}
         split, number = record["id"].split("-")
-        scene, picture, texts = shapes_dataset_builder.make(split, int(number), 64)
+        scene, picture, texts, negatives = shapes_dataset_builder.make(split, int(number), 64)
         np.testing.assert_array_equal(images.decode(record["image"]), picture)
-        assert record["captions"] == texts and json.loads(record["scene"]) == json.loads(scene.to_json())
+        assert record["captions"] == texts and record["negatives"] == negatives and json.loads(record["scene"]) == json.loads(scene.to_json())
         objects = json.loads(record["scene"])["objects"]
         if len(objects) == 1:
             assert source.label_names[record["label"]] == f"{objects[0]['colour']} {objects[0]['shape']}"

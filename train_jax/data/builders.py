@@ -1,11 +1,13 @@
 """TFDS builders by the name of a source: embedded sets (`shapes/64`), and TFDS's own (`tfds:NAME`)."""
 
+import functools
 import importlib
 import os
 
 from train_jax import paths
 from train_jax.data import mixture
 from train_jax.data.errors import DataError
+from train_jax.data.preparation import prepare_builder
 
 EMBEDDED = ("shapes", "digits", "emoji")  # packages of `train_jax.datasets`
 
@@ -70,8 +72,7 @@ def open_tfds(name: str, data_dir: str | None):
         raise DataError(f"tfds:{name}: needs an image and captions or a label; its features are {features}")
     if not builder.is_prepared():
         try:
-            # Only ArrayRecord files can be read without TensorFlow.
-            builder.download_and_prepare(file_format="array_record")
+            builder = prepare_builder(functools.partial(tfds.builder, name, data_dir=data_dir))
         except Exception as error:  # no network, no disk space, a missing package, …
             raise DataError(f"tfds:{name} cannot be prepared ({type(error).__name__}: {error})") from error
     return builder

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from train_jax.data.errors import DataError
 
 SEPARATOR = "|"
+_PATH = re.compile(r"(?!tfds:)\w+:")  # beginning of a source that is named by a path
 _MAX_RECORDS = 2.0**53  # largest number of records that float64 counts exactly
 
 
@@ -29,9 +30,14 @@ def parse(name: str) -> list[tuple[float, str]]:
 
 
 def split_conditions(name: str) -> tuple[str, list[str]]:
-    """Splits `SOURCE where FIELD=VALUE and FIELD=VALUE` into the source and its conditions; values may contain "and"."""
-    match = re.fullmatch(r"(.*?) where (\w+ *=.*)", name)
-    return (match[1], re.split(r" and (?=\w+ *=)", match[2])) if match else (name, [])
+    """Splits `SOURCE where FIELD=VALUE and FIELD=VALUE` into the source and its conditions; values may contain "and".
+
+    Paths may contain " where " as well, if no FIELD=VALUE follows it.
+    """
+    match = re.fullmatch(r"(.*?)\s+where\s+(.*)", name.strip())
+    if match is None or (_PATH.match(match[1]) and not re.match(r"[\w-]+\s*=", match[2])):
+        return name, []
+    return match[1], re.split(r"\s+and\s+(?=[\w-]+\s*=)", match[2])
 
 
 class Mixed(Sequence):

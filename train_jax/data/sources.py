@@ -172,7 +172,7 @@ def select(source: Source, where: Sequence[str]) -> Source:
 
     Args:
       where: conditions `FIELD=VALUE`: the field, as text, equals the value, or a list contains it; `tone=` selects records
-        with an empty tone.
+        with an empty tone. Records that cannot be read meet none.
 
     Raises DataError for a condition without `=`, a field that a record lacks, and conditions that no record meets.
     """
@@ -182,11 +182,17 @@ def select(source: Source, where: Sequence[str]) -> Source:
         if not field.strip() or not equals:
             raise DataError(f"where = {text!r}: a condition is FIELD=VALUE, such as artist=noto")
         conditions.append((field.strip(), value.strip()))
-    meets = np.zeros(len(source), bool)
+    meets, broken = np.zeros(len(source), bool), []
     for index in range(len(source)):
-        record = source.metadata(index)
+        try:
+            record = source.metadata(index)
+        except BrokenSample as error:
+            broken.append(str(error))
+            continue
         fields = [get_field(source, record, field, "where") for field, _ in conditions]
         meets[index] = all(_equals(field, value) for field, (_, value) in zip(fields, conditions, strict=True))
+    if broken:
+        log.warning("%s: %d record(s) that cannot be read meet no condition: %s", source.name, len(broken), broken[0])
     if not meets.any():
         raise DataError(f"{source.name}: no record with {' and '.join(where)}")
     return _take(source, splits.Selection(meets), f"{source.name} with {' and '.join(where)}")

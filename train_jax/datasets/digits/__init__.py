@@ -3,7 +3,7 @@
 import functools
 import re
 
-from train_jax.datasets import embedded
+from train_jax.data.preparation import prepare_builder
 
 LABEL_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -16,7 +16,7 @@ def builder(variant: str | None = None, data_dir: str | None = None):
 
     if variant is not None:
         raise ValueError(f"there is no {variant!r}: this set has no variants")
-    return embedded.prepare_builder(functools.partial(Builder, data_dir=data_dir))
+    return prepare_builder(functools.partial(Builder, data_dir=data_dir))
 
 
 def truth(builder) -> dict:

@@ -18,7 +18,7 @@ import functools
 from pathlib import Path
 
 from train_jax import paths
-from train_jax.datasets import embedded
+from train_jax.data.preparation import prepare_builder
 from train_jax.datasets.emoji.captions import is_true
 
 __all__ = ["builder", "is_true", "truth"]
@@ -53,7 +53,7 @@ def builder(variant: str = "64", data_dir: str | None = None, prepare_from: str 
     else:
         folder = paths.cache() / "emoji" / "tarballs"
         tarballs.pack(folder)
-    return embedded.prepare_builder(functools.partial(make, folder))
+    return prepare_builder(functools.partial(make, folder))
 
 
 def truth(builder) -> dict:

@@ -9,7 +9,7 @@ builder writes the splits `train`, `test` and `novel`.
 
 import functools
 
-from train_jax.datasets import embedded
+from train_jax.data.preparation import prepare_builder
 from train_jax.datasets.shapes import scene as scenes
 from train_jax.datasets.shapes.scene import LABEL_NAMES
 
@@ -21,7 +21,7 @@ def builder(variant: str = "64", data_dir: str | None = None):
     from train_jax.datasets.shapes.shapes_dataset_builder import Builder, parse
 
     config = parse(variant)
-    return embedded.prepare_builder(functools.partial(Builder, config=config, data_dir=data_dir))
+    return prepare_builder(functools.partial(Builder, config=config, data_dir=data_dir))
 
 
 def truth(builder) -> dict:

@@ -1,4 +1,4 @@
-"""Preparation of embedded TFDS data sets, once for all processes."""
+"""Preparation of TFDS data sets, once for all processes."""
 
 import fcntl
 import logging
@@ -16,7 +16,7 @@ def prepare_builder(make_builder: Callable):
     if builder.is_prepared():
         return builder
     root = paths.path(builder._data_dir_root)
-    config = builder.builder_config.name if builder.builder_config else "default"
+    config = builder.builder_config.name.replace("/", " ") if builder.builder_config else "default"
     lock = (root if isinstance(root, Path) else paths.cache()) / f".{builder.name}-{config}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
@@ -24,5 +24,6 @@ def prepare_builder(make_builder: Callable):
         builder = make_builder()
         if not builder.is_prepared():
             log.info("preparing the data set %s (once)", builder.info.full_name)
+            # Only ArrayRecord files can be read without TensorFlow.
             builder.download_and_prepare(file_format="array_record")
     return make_builder()
