@@ -4,8 +4,8 @@
     train-jax --config=configs/clip/emoji.py --workdir=runs/clip-emoji
 
 On 2 slow CPU cores beside other work: 54 minutes, evaluations included. Names to drawings of the held-out artist, Twemoji,
-among all 1,900 without skin tones: R@1 40.8 %, R@5 65.6 %; by Greek names 28.2 % and 52.0 %. Held-out pairs of thing and
-artist, among 640: R@1 62.3 %; drawings of Noto in training, among 1,471: 89.7 %. Held-out combinations of role, gender and
+among all 1,900 without skin tones: R@1 40.2 %, R@5 65.1 %; by Greek names 26.9 % and 50.8 %. Held-out pairs of thing and
+artist, among 640: R@1 61.6 %; drawings of Noto in training, among 1,471: 89.1 %. Held-out combinations of role, gender and
 skin tone, among 1,385: all three right 61.6 % (role 98.4 %, gender 85.9 %, tone 70.9 %).
 """
 
