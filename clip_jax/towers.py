@@ -60,7 +60,7 @@ class Towers:
 
         sort = unsort = lambda x: x
         if self.compute.text_lengths:
-            count = count_microbatches(len(ids), self.compute.micro_batch)
+            count = _count_microbatches(len(ids), self.compute.micro_batch)
             sort, unsort = buckets.sort_by_length(ends(ids), count)
         embeddings, _ = _encode_microbatched(encode, sort(ids), variables, key, self.compute.micro_batch)
         return unsort(embeddings)
@@ -78,7 +78,7 @@ def _encode_microbatched(encode: Callable, inputs, variables, key, micro_batch: 
 
     The backward pass recomputes each micro-batch with the same key.
     """
-    num_microbatches = count_microbatches(len(inputs), micro_batch)
+    num_microbatches = _count_microbatches(len(inputs), micro_batch)
     if num_microbatches == 1:
         return encode(inputs, variables, key)
 
@@ -92,7 +92,7 @@ def _encode_microbatched(encode: Callable, inputs, variables, key, micro_batch: 
     return sharding.map_over_data(encode_in_turn, inputs, variables, key, (P("data"), P()))
 
 
-def count_microbatches(batch_size: int, micro_batch: int) -> int:
+def _count_microbatches(batch_size: int, micro_batch: int) -> int:
     """Returns the number of micro-batches of at most `micro_batch` examples per device; 1 for `micro_batch` 0."""
     rows = sharding.rows_per_device(jax.sharding.get_abstract_mesh(), batch_size)
     return sharding.parts_of(rows, micro_batch) if micro_batch else 1

@@ -24,8 +24,8 @@ import sys
 from ml_collections import ConfigDict
 
 from train_jax.arguments import expand_home
-from train_jax.data.errors import BrokenSample
-from train_jax.errors import Stopped, UserError
+from train_jax.data.errors import USER_ERRORS
+from train_jax.errors import Stopped
 
 # Imported when they are called: `train-jax runs` does not need JAX, whose import takes seconds.
 _COMMANDS = {
@@ -75,7 +75,7 @@ def cli(argv: list[str] | None = None) -> None:
         parser.error("the following arguments are required: --workdir")
     try:
         main(arguments, overrides)
-    except (UserError, BrokenSample, FloatingPointError, OSError) as error:
+    except USER_ERRORS as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

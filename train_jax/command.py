@@ -86,9 +86,7 @@ def open_demo(data: str) -> ModuleType:
     return importlib.import_module(f"train_jax.datasets.{data}.demo")
 
 
-def run_demo(
-    argv: list[str] | None, module: str, text: str, family: str | None, run: Callable
-) -> int:
+def run_demo(argv: list[str] | None, module: str, text: str, family: str | None, run: Callable) -> int:
     """Runs one part of `make demo` or `make emoji` and returns its exit code.
 
     The code is 0, 2 for a user error, or 130 or 143 if a signal stopped the demo. A stopped demo leaves results, images
@@ -101,7 +99,7 @@ def run_demo(
         result of `open_demo`.
     """
     from train_jax import config_file
-    from train_jax.data.errors import BrokenSample
+    from train_jax.data.errors import USER_ERRORS
 
     demo_parser = argparse.ArgumentParser(f"python -m {module}", description=text)
     demo_parser.add_argument("--data", default="shapes", choices=DEMOS, help="what is shown (default shapes)")
@@ -114,7 +112,7 @@ def run_demo(
     try:
         configs = () if family is None else (config_file.load(arguments.config or demo.CONFIGS[family]),)
         run(demo, *configs, Path(arguments.workdir or demo.RUNS))
-    except (UserError, BrokenSample, FloatingPointError, OSError) as error:
+    except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:

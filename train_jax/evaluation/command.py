@@ -24,7 +24,7 @@ import jax
 from train_jax import agreement, arguments, config_file, distributed, paths, program_cache, sharding
 from train_jax.arguments import expand_home
 from train_jax.data import sources
-from train_jax.data.errors import BrokenSample
+from train_jax.data.errors import USER_ERRORS
 from train_jax.errors import UserError
 from train_jax.evaluation.evaluators import Evaluations
 from train_jax.evaluation.opened_model import FAMILIES, OpenedModel, compute_fingerprint, open_model, place
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         _evaluate_all(options, words)
-    except (UserError, BrokenSample, FloatingPointError, OSError) as error:
+    except USER_ERRORS as error:
         print(f"train-jax evaluate: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

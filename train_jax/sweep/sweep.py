@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 from train_jax import config as config_lib
 from train_jax import config_file, paths, prepare, sharding
-from train_jax.data.errors import BrokenSample
-from train_jax.errors import ConfigError, UserError
+from train_jax.data.errors import USER_ERRORS
+from train_jax.errors import ConfigError
 from train_jax.ownership import find_owner
 from train_jax.runs.read import Run, read_run
 from train_jax.sweep import launch
@@ -165,8 +165,7 @@ class Sweep:
         folders = {point.name: self.folder(point) for point in points}
 
         def fail(name: str, error: Exception) -> None:
-            is_users = isinstance(error, UserError | BrokenSample | FloatingPointError | OSError)
-            log.error("%s: failed: %s", name, error, exc_info=None if is_users else error)
+            log.error("%s: failed: %s", name, error, exc_info=None if isinstance(error, USER_ERRORS) else error)
             launch.record_failure(folders[name], f"{type(error).__name__}: {error}")
 
         for folder in folders.values():

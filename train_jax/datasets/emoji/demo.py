@@ -13,8 +13,6 @@ from train_jax.datasets.emoji.captions import STYLES
 TITLE, RUNS = "emoji", "runs/emoji"
 CREDIT = "Drawings: " + "; ".join(dict.fromkeys(f"{x.author}, {x.licence}" for x in tarballs.ARTISTS.values()))
 SOURCE, SPLIT = "emoji/64/held_out=none", "pairs"
-HELD_OUT, UNSEEN = "artist", "pairs"  # splits of the searching CLIP's data that its training never shows
-WHERE = " where tone="  # condition on the records that are shown: a thing in all skin tones is one
 CONFIGS = {"clip": "clip/emoji", "vqgan": "vqgan/emoji", "dalle": "dalle/emoji"}
 
 QUERIES = (

@@ -11,8 +11,6 @@ from train_jax.datasets.shapes.shapes_dataset_builder import make
 
 TITLE, CREDIT, RUNS = "shapes", "", "runs/demo"
 SOURCE, SPLIT = "shapes/32", "test"
-HELD_OUT, UNSEEN = "test", "novel"  # splits of the searching CLIP's data; the pairs of the second are not in its training
-WHERE = ""  # condition on the records that are shown
 CONFIGS = {"clip": "clip/demo", "vqgan": "vqgan/demo", "dalle": "dalle/demo"}
 
 SEARCHED = {"test": 1000, "novel": 200}  # number of images of each split in the searched folder
