@@ -19,9 +19,10 @@ from ml_collections import ConfigDict
 
 import train_jax
 from dalle_jax.dalle import Dalle, load
-from train_jax import command, page
+from train_jax import command, page, run_directory
 from train_jax import config as config_lib
 from train_jax.data import sources
+from train_jax.errors import LoadError
 
 NUM_SAMPLES, NUM_BEST = 32, 8  # number of images sampled per prompt, and number of best images shown
 VQGAN = "vqgan"  # run directory in the working directory
@@ -32,8 +33,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(demo: ModuleType, config: ConfigDict, workdir: Path) -> dict[str, float]:
-    """Trains a DALL-E on the codes of the VQGAN in `workdir`, draws images, and returns the last evaluation."""
+    """Trains a DALL-E on the codes of the VQGAN in `workdir`, draws images, and returns the last evaluation.
+
+    Raises LoadError if `workdir` has no CLIP to rank the images.
+    """
     start = time.monotonic()
+    if run_directory.open_config(workdir / "clip", "clip_jax.task", "a CLIP") is None:
+        raise LoadError(f"{workdir / 'clip'} is no CLIP that could rank the images: run `python -m clip_jax.demo` first")
     config.vqgan.path = str(workdir / VQGAN)
     results = collect_last_evaluation(train_jax.run(config, workdir / "dalle"))
     dalle: Dalle = load(workdir / "dalle")

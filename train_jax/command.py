@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from train_jax.arguments import expand_home
-from train_jax.errors import Stopped, UserError
+from train_jax.errors import ConfigError, Stopped, UserError
 
 
 def parser(program: str, text: str, examples: Mapping[str, str]) -> tuple[argparse.ArgumentParser, Callable]:
@@ -86,6 +86,19 @@ def open_demo(data: str) -> ModuleType:
     return importlib.import_module(f"train_jax.datasets.{data}.demo")
 
 
+def _check_demo_config(config, name: str, family: str, data: str) -> None:
+    """Raises ConfigError if a config trains another family, or on other data, than a demo shows."""
+    from train_jax.data import mixture
+
+    parts = (mixture.split_conditions(part)[0] for _, part in mixture.parse(config.data.source))
+    sources = dict.fromkeys(part.split("/")[0] for part in parts)
+    if config.task != f"{family}_jax.task" or list(sources) != [data]:
+        raise ConfigError(
+            f"--config={name} has the task {config.task} on {', '.join(sources)}, but this demo shows {family}_jax.task on "
+            f"{data}: name a config of it, such as {open_demo(data).CONFIGS[family]}, or choose other --data"
+        )
+
+
 def run_demo(argv: list[str] | None, module: str, text: str, family: str | None, run: Callable) -> int:
     """Runs one part of `make demo` or `make emoji` and returns its exit code.
 
@@ -110,7 +123,11 @@ def run_demo(argv: list[str] | None, module: str, text: str, family: str | None,
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     demo = open_demo(arguments.data)
     try:
-        configs = () if family is None else (config_file.load(arguments.config or demo.CONFIGS[family]),)
+        configs = ()
+        if family is not None:
+            name = arguments.config or demo.CONFIGS[family]
+            configs = (config_file.load(name),)
+            _check_demo_config(*configs, name, family, arguments.data)
         run(demo, *configs, Path(arguments.workdir or demo.RUNS))
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)

@@ -498,8 +498,9 @@ def test_artists_are_told_on_things_that_the_classifier_does_not_know():
 # Variants and preparation
 
 
-def test_the_demo_searches_drawings_of_the_unknown_artist(splits, records, data_dir):
-    made = list(demo.make_images(ConfigDict({"source": "emoji/32", "data_dir": data_dir, "templates": ()})))
+def test_the_demo_searches_drawings_of_the_unknown_artist(splits, records, data_dir, monkeypatch):
+    monkeypatch.setattr(demo, "SEARCHED", "emoji/32")
+    made = list(demo.make_images(ConfigDict({"data_dir": data_dir, "templates": ()})))
     assert sorted(record["id"] for _, record, _ in made) == sorted(x["id"] for x in splits["artist"] if not x["tone"])
     for name, record, png in made:
         assert name == record["id"].replace("/", "-") and set(demo.CLASSIFIED) == {record["split"]}

@@ -17,3 +17,13 @@ def test_a_subset_is_the_records_at_its_places(places):
 @pytest.mark.parametrize("count, expected", [(0, RECORDS), (2, ["a", "b"]), (9, RECORDS)])
 def test_the_first_records(count, expected):
     assert list(first(RECORDS, count)) == expected
+
+
+def test_metadata_are_read_without_images():
+    class Records(list):
+        def metadata(self, index):
+            return RECORDS[index] + " without its image"
+
+    assert Subset(Records(RECORDS), [2]).metadata(0) == "c without its image"
+    assert Subset(Subset(Records(RECORDS), [3, 2]), [1]).metadata(0) == "c without its image"
+    assert Subset(RECORDS, [2]).metadata(0) == "c"  # nothing is separate

@@ -28,6 +28,7 @@ from train_jax import paths
 from train_jax.data import builders, files, folders, images, mixture, splits
 from train_jax.data import captions as caption_lib
 from train_jax.data.errors import BrokenSample, DataError
+from train_jax.data.subset import Subset
 from train_jax.data.tars import Tars
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ _FORMS = ("shapes", "shapes/SIZE", "digits", "emoji/SIZE", "folder:PATH", "webda
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """Collection of records.
+class Source(Sequence):
+    """Sequence of records.
 
     Attributes:
       name: name and split of the source.
@@ -212,8 +213,7 @@ def _equals(field, value: str) -> bool:
 
 def _take(source: Source, indices: Sequence[int], name: str) -> Source:
     """Returns a source of some records of another, whose positions are `indices`."""
-    records = _Mapped(indices, source.__getitem__, source.metadata)
-    return dataclasses.replace(source, name=name, records=records, shard_starts=None)
+    return dataclasses.replace(source, name=name, records=Subset(source, indices), shard_starts=None)
 
 
 def compute_fingerprint(source: Source) -> str:
@@ -358,8 +358,7 @@ def _open_webdataset(pattern: str, split: str, data_dir: str | None, templates: 
     """Opens tars of captioned images."""
     tars = Tars(pattern)
     indices = splits.select(len(tars), split, f"webdataset:{pattern}")
-    records = _Mapped(indices, tars.__getitem__, tars.metadata)
-    return Source(f"webdataset:{pattern}:{split}", records, shard_starts=splits.ranks(indices, tars.starts))
+    return Source(f"webdataset:{pattern}:{split}", Subset(tars, indices), shard_starts=splits.ranks(indices, tars.starts))
 
 
 # Prefix of a name before the colon -> function `(rest of the name, split, data_dir, templates) -> Source`.

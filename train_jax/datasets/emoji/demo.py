@@ -13,6 +13,7 @@ from train_jax.datasets.emoji.captions import STYLES
 TITLE, RUNS = "emoji", "runs/emoji"
 CREDIT = "Drawings: " + "; ".join(dict.fromkeys(f"{x.author}, {x.licence}" for x in tarballs.ARTISTS.values()))
 SOURCE, SPLIT = "emoji/64/held_out=none", "pairs"
+SEARCHED = "emoji/64/held_out=twemoji/languages=en+el"
 CONFIGS = {"clip": "clip/emoji", "vqgan": "vqgan/emoji", "dalle": "dalle/emoji"}
 
 QUERIES = (
@@ -51,11 +52,11 @@ def make_images(data: ConfigDict) -> Iterator[tuple[str, dict, bytes]]:
     Yields name, record and PNG file of each.
 
     Args:
-      data: data options of the searching CLIP.
+      data: data options of the searching CLIP, of which the folder of data sets is used.
     """
     from train_jax.data import images, sources
 
-    for record in sources.select(sources.from_config(data, split="artist"), ("tone=",)):
+    for record in sources.select(sources.from_config(data, SEARCHED, "artist"), ("tone=",)):
         file = io.BytesIO()
         images.decode(record["image"]).save(file, "PNG")
         truth = {key: value for key, value in record.items() if key != "image"} | {"split": "artist"}
