@@ -74,7 +74,7 @@ lint: $(STAMP)  ## Check style and formatting
 	$(RUN) -m ruff check .
 
 # Those of trained models (drawing, painting) are called by name: their docstrings tell which runs they need.
-bench: $(STAMP)  ## Measure all that needs no trained model, and write docs/benchmarks.md (QUICK=1: minutes on two cores)
+bench: $(STAMP)  ## Measure all that needs no trained model, and write docs/benchmarks.md (QUICK=1: ten minutes on two cores)
 	$(RUN) -m benchmarks $(if $(QUICK),--quick) $(ARGS)
 
 $(STAMP): $(LOCK) setup.py

@@ -2,7 +2,7 @@
 
     python -m benchmarks [--quick] [--only clip data]
 
-Sizes suit the device. With --quick all take some minutes on two cores, in smaller sizes, and those of half an hour are left
+Sizes suit the device. With --quick all take ten minutes on two cores, in smaller sizes, and those of half an hour are left
 out. On an accelerator, `python -m benchmarks.accelerator` comes first. Benchmarks of trained models (drawing, painting), and
 plans for absent machines (plans) are called by name: their docstrings tell which runs and packages they need.
 """
