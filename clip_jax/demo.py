@@ -43,8 +43,7 @@ def run(demo: ModuleType, config: ConfigDict, workdir: Path) -> dict[str, float]
     """Trains the CLIP of `config`, writes the images and the page of a demo, and returns the metrics."""
     start = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
-    history = train_jax.run(config, workdir / "clip")
-    metrics = collect_final_metrics(history)
+    metrics = train_jax.run(config, workdir / "clip").last_evaluations("top1", "r1", "all")
     clip = load(workdir / "clip")
     data = config_lib.fill(config).data
     truth = write_images(demo.make_images(data), workdir / "images")
@@ -68,16 +67,6 @@ def run(demo: ModuleType, config: ConfigDict, workdir: Path) -> dict[str, float]
     print(f"images: {workdir / 'search.png'}, {workdir / 'classify.png'}; all on one page: {page_file}")
     print(f'try:      clip-jax search {workdir / "index"} "{demo.QUERIES[1]}" --html hits.html')
     print(f"took {(time.monotonic() - start) / 60:.1f} minutes")
-    return metrics
-
-
-def collect_final_metrics(history: Sequence[Mapping]) -> dict[str, float]:
-    """Returns the last logged value of each top-1 accuracy, recall at 1 and share of right combinations in a history."""
-    metrics = {}
-    for row in history:
-        for name, value in row.items():
-            if name.rsplit("/", 1)[-1] in ("top1", "r1", "all"):
-                metrics[name] = value
     return metrics
 
 

@@ -8,7 +8,7 @@ Needs `clip/` and `vqgan/` in the working directory, the runs of the other demos
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +26,7 @@ from train_jax.errors import LoadError
 
 NUM_SAMPLES, NUM_BEST = 32, 8  # number of images sampled per prompt, and number of best images shown
 VQGAN = "vqgan"  # run directory in the working directory
+METRICS = ("bits_per_code", "bits_per_text_token", "correct", "concept", "artist")  # what the reader finds, and likelihoods
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,7 +42,7 @@ def run(demo: ModuleType, config: ConfigDict, workdir: Path) -> dict[str, float]
     if run_directory.open_config(workdir / "clip", "clip_jax.task", "a CLIP") is None:
         raise LoadError(f"{workdir / 'clip'} is no CLIP that could rank the images: run `python -m clip_jax.demo` first")
     config.vqgan.path = str(workdir / VQGAN)
-    results = collect_last_evaluation(train_jax.run(config, workdir / "dalle"))
+    results = train_jax.run(config, workdir / "dalle").last_evaluations(*METRICS)
     dalle: Dalle = load(workdir / "dalle")
     drawings = dalle.draw(demo.PROMPTS, NUM_SAMPLES, rerank=workdir / "clip", best=NUM_BEST, **demo.DRAWN).images
     judge = sources.from_config(config_lib.fill(config).data).judge
@@ -56,14 +57,6 @@ def run(demo: ModuleType, config: ConfigDict, workdir: Path) -> dict[str, float]
     print(f"\n{table}\n\nimage: {sheet}; page: {index}")
     print(f'try:     dalle-jax generate "{demo.PROMPTS[0]}" --model {workdir / "dalle"} --n 9 --out grid.png')
     print(f"took {(time.monotonic() - start) / 60:.1f} minutes")
-    return results
-
-
-def collect_last_evaluation(history: Sequence[Mapping]) -> dict[str, float]:
-    """Returns the last value of each evaluation metric in a run's history."""
-    results = {}
-    for row in history:
-        results |= {k: v for k, v in row.items() if "/correct" in k or "bits_per_" in k and "/" in k}
     return results
 
 

@@ -45,6 +45,13 @@ class History(list):
                 return row[name]
         raise KeyError(f"no {name!r} in this history; its columns are {', '.join(self.to_dict())}")
 
+    def last_evaluations(self, *metrics: str) -> dict[str, float]:
+        """Returns the last value of each metric of evaluators by name, `EVALUATOR/…/METRIC`, for some METRICs."""
+        values = {}
+        for row in self:
+            values |= {name: x for name, x in row.items() if "/" in name and name.rpartition("/")[2] in metrics}
+        return values
+
 
 def read(workdir: str | os.PathLike, on_invalid: Callable[[DataError], Any] | None = None) -> History:
     """Reads the history of a run directory. Ignores an unfinished last line of a killed process.

@@ -8,7 +8,7 @@ resumes the run.
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -35,7 +35,7 @@ def run(demo: ModuleType, config: ConfigDict, workdir: Path) -> dict[str, float]
     """Trains a VQGAN by `config`, writes the image grid and the page, and returns the metrics of the last evaluation."""
     started = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
-    results = last_evaluation(train_jax.run(config, workdir / "vqgan"))
+    results = train_jax.run(config, workdir / "vqgan").last_evaluations("psnr", "ssim", "usage", "same")
     vq = load(workdir / "vqgan")
     test_images = []
     for split, count in demo.RECONSTRUCTED.items():
@@ -53,14 +53,6 @@ def run(demo: ModuleType, config: ConfigDict, workdir: Path) -> dict[str, float]
     print(f"\n{text}\n\nimage: {sheet}; page: {index}")
     print(f"try:     vqgan-jax reconstruct photo.png --model {workdir / 'vqgan'} --out sheet.png")
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
-    return results
-
-
-def last_evaluation(history: Sequence[Mapping]) -> dict[str, float]:
-    """Returns the last value of each metric of evaluations in a run's history, by name."""
-    results, shown = {}, ("psnr", "ssim", "usage", "same")
-    for row in history:
-        results |= {name: x for name, x in row.items() if "/" in name and name.rpartition("/")[2] in shown}
     return results
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from train_jax.data.color_jitter import ColorJitter, make_matrix
+from train_jax.data.color_jitter import ColorJitter, color_matrix
 from train_jax.data.images import Augment, Preprocess
 from train_jax.data.options import AugmentOptions
 from train_jax.errors import ConfigError
@@ -47,14 +47,14 @@ def test_a_hue_is_an_angle_in_yiq():
     for before, after in zip(PIXELS.reshape(-1, 3) / 255, turned.reshape(-1, 3) / 255, strict=True):
         (y0, i0, q0), (y1, i1, q1) = colorsys.rgb_to_yiq(*before), colorsys.rgb_to_yiq(*after)
         assert abs(y0 - y1) < 0.01 and abs(complex(i1, q1) - complex(i0, q0) * np.exp(0.2j * np.pi)) < 0.02
-    np.testing.assert_allclose(make_matrix(1.0, np.pi) @ make_matrix(1.0, np.pi), np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(color_matrix(1.0, np.pi) @ color_matrix(1.0, np.pi), np.eye(3), atol=1e-12)
 
 
 def test_changes_are_composed_in_order_and_clipped_once():
     jitter = ColorJitter(0.5, 0.5, 0.5, 0.2)
     x = PIXELS.reshape(-1, 3) * 1.5
     x = 1.5 * x - 0.5 * (x.mean(axis=0) @ [0.299, 0.587, 0.114])
-    expected = np.clip(np.rint(x @ make_matrix(1.5, 0.4 * np.pi).T), 0, 255)
+    expected = np.clip(np.rint(x @ color_matrix(1.5, 0.4 * np.pi).T), 0, 255)
     np.testing.assert_allclose(jitter(PIXELS, Chosen()).reshape(-1, 3), expected, atol=1)
 
 

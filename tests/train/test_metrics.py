@@ -127,3 +127,9 @@ def test_without_a_terminal_progress_is_plain_lines(tmp_path, capsys):
     assert printed.count("\n") == 1
     for words in ("step 10/10", "loss 0.5", "2 steps/s", "examples/s 32", "MFU 0.25", "0.0 min left"):
         assert words in printed
+
+
+def test_the_last_evaluations_are_found_by_metric():
+    rows = [{"test/top1": 0.1, "loss": 2.0}, {"test/top1": 0.3, "zoo/text/r1": 0.2, "zoo/r10": 0.5}, {"loss": 1.0}]
+    history = History(rows)
+    assert history.last_evaluations("top1", "r1", "loss") == {"test/top1": 0.3, "zoo/text/r1": 0.2}

@@ -47,13 +47,13 @@ class ColorJitter:
             return pixels
         flat = pixels.reshape(-1, 3).astype(np.float32)
         mean = brightness * float(flat.mean(axis=0) @ _LUMA)
-        matrix = make_matrix(saturation, angle)
+        matrix = color_matrix(saturation, angle)
         # Rows of the matrix sum to 1: it leaves the grey that contrast adds as it is.
         changed = flat @ (brightness * contrast * matrix.T).astype(np.float32) + np.float32((1 - contrast) * mean)
         return np.clip(np.rint(changed), 0, 255).astype(np.uint8).reshape(pixels.shape)
 
 
-def make_matrix(saturation: float, angle: float) -> Float[np.ndarray, "3 3"]:
-    """Makes the matrix of RGB columns that scales the saturation and rotates the hue by an angle in radians."""
+def color_matrix(saturation: float, angle: float) -> Float[np.ndarray, "3 3"]:
+    """Returns the matrix of RGB columns that scales the saturation and rotates the hue by an angle in radians."""
     cos, sin = saturation * np.cos(angle), saturation * np.sin(angle)
     return _RGB @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ

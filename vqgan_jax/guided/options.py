@@ -282,7 +282,9 @@ class Prior(Group):
     needs = {"prior": ()}
 
     prior: str | None = option(None, "run directory of a second stage (a prior, or a DALL-E) of the VQGAN's codes")
-    prior_weight: float = traced_option(0.1, "weight of the mean negative log-likelihood of a code, in nats", least=0)
+    prior_weight: float = traced_option(
+        0.05, "weight of the mean negative log-likelihood of a code, in nats; it grows linearly from 0 to this", least=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -242,7 +242,9 @@ def objective(module, perceptors, config: StaticConfig, variables: Variables, pr
     if "prior" in config.terms:
         spacing = variables.prior.spacing
         codes = latents.probabilities(config.latents, state.z, variables.codebook, tau, gumbel_key, spacing)
-        total = total + problem.hparams["prior_weight"] * mean_nats(config.prior, variables.prior, codes)
+        # The likeliest image shows nothing: with the whole weight from the first step on, nothing would ever appear.
+        weight = problem.hparams["prior_weight"] * state.step / problem.hparams["steps"]
+        total = total + weight * mean_nats(config.prior, variables.prior, codes)
     return total + _image_losses(config, problem, state.z, x)
 
 
