@@ -30,7 +30,7 @@ BENCHMARKS = {
     "vqgan": Sizes("", "--batch 8 --dtype bfloat16", "--size 64 --rounds 3"),
     "dalle": Sizes("--models 72m", "--dtype bfloat16", "--models 72m --batches 1 8 --codes 16 --rounds 3"),
     "guided": Sizes("", "--dtype bfloat16", "--size 64 --cuts 4 --steps 2 --rounds 2 --together 0"),
-    "step": Sizes("", "", "--rounds 3"),
+    "step": Sizes("", "", ""),
     "scaling": Sizes("", "--published", "--families clip --batches 32 128 --devices 1 2 --threads 1 2"),
     "convolutions": Sizes("", "--batch 16", "--only 64x256x256 128x256x128"),
     "attention": Sizes(None, None, None),
@@ -63,11 +63,14 @@ def main() -> None:
     chosen = {name: argv for name, sizes in BENCHMARKS.items() if (argv := getattr(sizes, kind)) is not None}
     if device.name != device.host:
         chosen = {"accelerator": ""} | chosen
+    if arguments.only:
+        chosen = {name: argv for name, argv in chosen.items() if name.partition(" ")[0] in arguments.only}
+        if missing := set(arguments.only) - {name.partition(" ")[0] for name in chosen}:
+            called = f"python -m benchmarks.{min(missing)}"
+            parser.error(f"--only {' '.join(sorted(missing))}: not measured in {kind} sizes; call it by name, {called}")
     failures = []
     for name, argv in chosen.items():
         module = name.partition(" ")[0]
-        if arguments.only and module not in arguments.only:
-            continue
         print(f"\n== python -m benchmarks.{module} {argv}".rstrip(), flush=True)
         seconds, problem = runner.run(module, argv.split())
         print(f"{seconds:.0f} s {problem}", flush=True)

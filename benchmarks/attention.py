@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.results import OURS, Row
 from benchmarks.timing import size_row, time_call, time_row
 from nn_jax.attention import attend
@@ -38,8 +38,8 @@ IMPLEMENTATIONS |= {f"JAX's {name}": functools.partial(_jax, implementation=name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tokens", type=int, default=16_384, help="tokens of a batch")
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--tokens", type=positive, default=16_384, help="tokens of a batch")
+    parser.add_argument("--lengths", type=positive, nargs="+", default=LENGTHS)
     parser.add_argument("--tiny", action="store_true", help="100 tokens, to test the benchmark")
 
 

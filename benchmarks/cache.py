@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import code_models
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.results import Row
 from nn_jax.code_transformer import UNROLLED, CodeTransformer
 from nn_jax.decoding import Sampling
@@ -35,7 +35,7 @@ DTYPE = jnp.bfloat16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", default=MODELS, choices=code_models.MODELS)
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64])
+    parser.add_argument("--batches", nargs="+", type=positive, default=[1, 16, 64])
     parser.add_argument("--compiled", action="store_true", help="also compile programs, of a few blocks")
     parser.add_argument("--memory", action="store_true", help="compile all blocks for the memory of the last program")
     parser.add_argument("--target", default="fake:1", help="device to compile for, as for train-jax plan: h100:1, v5p:2x2x1")

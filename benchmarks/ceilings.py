@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.results import Row
 from benchmarks.timing import rate_row, time_call
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--n", type=int, default=8192)
+    parser.add_argument("--n", type=positive, default=8192)
     parser.add_argument("--tiny", action="store_true", help="n = 256, to test the benchmark")
 
 

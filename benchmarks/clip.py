@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import load_config
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.peers import name_peer, skipped_if_missing
 from benchmarks.results import OURS, Row
 from benchmarks.synthetic import TINY
@@ -28,8 +28,8 @@ from train_jax.weights.layout import flatten, to_peer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=positive, default=16)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--tiny", action="store_true", help="use towers of two narrow blocks, to test the benchmark")
 

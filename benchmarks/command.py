@@ -44,6 +44,8 @@ def main(
     folder = arguments.results or (None if tiny else results.FOLDER)
     device = None
     try:
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
         for row in rows(arguments):
             if device is None:
                 device, run = describe(arguments.commit)
@@ -52,9 +54,17 @@ def main(
             print(f"| {' | '.join(format_row(row))} |", flush=True)
             if folder:
                 results.store(folder, device, Record(name, row, run))
-    except (UserError, BrokenSample) as error:
+    except (UserError, BrokenSample, OSError) as error:
         print(f"python -m benchmarks.{name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def positive(text: str) -> int:
+    """Parses an argument that is an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}; it must be at least 1")
+    return value
 
 
 def format_row(row: Row) -> list[str]:

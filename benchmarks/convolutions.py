@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.results import Row
 from benchmarks.timing import rate_row, time_in_turns
 from nn_jax.convolution import convolve
@@ -38,8 +38,8 @@ CASES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=positive, default=1)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--only", nargs="+", help="cases by side x input channels x output channels, such as 256x128x128")
 
 

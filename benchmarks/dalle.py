@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import code_models
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.peers import name_peer, skipped_if_missing
 from benchmarks.results import OURS, Row
 from benchmarks.timing import compare_rates, rate_row, time_in_turns
@@ -31,9 +31,9 @@ from vqgan_jax.stage2 import sampling
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", default=["72m", "1b3"], choices=("72m", "1b3"))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64])
-    parser.add_argument("--codes", type=int, default=64, help="number of codes to sample, of the 256 codes of an image")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", nargs="+", type=positive, default=[1, 8, 64])
+    parser.add_argument("--codes", type=positive, default=64, help="number of codes to sample, of the 256 codes of an image")
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--bandwidth", type=float, help="memory bandwidth in GB/s (default: that of a known device)")
     parser.add_argument("--tiny", action="store_true", help="use toy models, to test the benchmark")

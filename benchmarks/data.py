@@ -18,6 +18,7 @@ import functools
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -31,7 +32,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.results import Row
 from benchmarks.timing import rate_row, size_row
 from clip_jax.example import PairExample
@@ -39,6 +40,7 @@ from train_jax.data.images import Augment, Preprocess, decode_region, sample_cro
 from train_jax.data.sources import open_source
 from train_jax.data.stream import TrainStream
 from train_jax.data.text import Tokenizer
+from train_jax.errors import UserError
 
 COUNT, SIDE = 2_000, 224
 _CAPTION = "a photograph of a {} in front of an old house with a red roof"
@@ -48,11 +50,18 @@ _ANIMALS = ("cat", "dog", "horse", "cow", "sheep", "goat", "donkey", "goose")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sources", action="store_true", help="measure the types of sources")
     parser.add_argument("--scales", action="store_true", help="measure decoding at smaller scales")
-    parser.add_argument("--sizes", nargs="+", default=["400x300", "512x384"], help="sizes of the JPEGs")
-    parser.add_argument("--streams", nargs="+", default=["0x1", "0x2", "2x1", "2x2"], help="workers x threads")
-    parser.add_argument("--batch_size", type=int, default=1024)
+    parser.add_argument("--sizes", nargs="+", type=pair, default=["400x300", "512x384"], help="sizes of the JPEGs")
+    parser.add_argument("--streams", nargs="+", type=pair, default=["0x1", "0x2", "2x1", "2x2"], help="workers x threads")
+    parser.add_argument("--batch_size", type=positive, default=1024)
     parser.add_argument("--seconds", type=float, default=8, help="duration of the measurement of a stream")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a stream, measured by this process
+
+
+def pair(text: str) -> str:
+    """Checks an argument of two numbers, such as "400x300"."""
+    if not re.fullmatch(r"\d+x[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}; it must be two numbers, such as 400x300 or 2x4")
+    return text
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
@@ -111,7 +120,10 @@ def measure_stream_in_subprocess(tar: Path, stream: str, batch_size: int, second
     """Measures a training stream of the pairs in a tar, for example "2x4": two workers of four threads each."""
     command = [sys.executable, "-m", "benchmarks.data", "--one", str(tar), stream]
     command += ["--batch_size", str(batch_size), "--seconds", str(seconds)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1])
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)  # its errors are shown
+    if done.returncode:
+        raise UserError(f"the stream {stream} of {tar.name} ended with code {done.returncode}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def compare_scales(sizes: list[str], rounds: int = 3) -> Iterator[Row]:

@@ -14,7 +14,7 @@ import numpy as np
 
 import clip_jax
 import dalle_jax
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.results import Row
 from dalle_jax import evaluators
 from train_jax.data.sources import open_source
@@ -29,10 +29,10 @@ KINDS = {"seen": ("test", "labels"), "novel": ("novel", "labels"), "two": ("test
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="runs/dalle-shapes")
     parser.add_argument("--clip", default="runs/demo/clip")
-    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--prompts", type=positive, default=256)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--samples", type=int, default=max(CHOICES), choices=CHOICES, help="number of samples per prompt")
-    parser.add_argument("--sweep", type=int, default=64, help="number of prompts of the temperature table")
+    parser.add_argument("--samples", type=positive, default=max(CHOICES), choices=CHOICES, help="samples per prompt")
+    parser.add_argument("--sweep", type=positive, default=64, help="number of prompts of the temperature table")
     parser.add_argument("--top-p", type=float, default=0.9, help="top-p for the best-of-n table")
     parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale for the best-of-n table")
 

@@ -21,7 +21,7 @@ import numpy as np
 import clip_jax
 import vqgan_jax
 from benchmarks import load_config
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.peers import name_peer, skipped_if_missing
 from benchmarks.results import OURS, Row
 from benchmarks.timing import compare_rates, time_in_turns
@@ -47,10 +47,10 @@ PYTORCH = "PyTorch"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", type=int, nargs="+", default=[256, 512], help="sides of the images in pixels")
-    parser.add_argument("--cuts", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=5, help="number of steps per turn")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", type=positive, nargs="+", default=[256, 512], help="sides of the images in pixels")
+    parser.add_argument("--cuts", type=positive, default=32)
+    parser.add_argument("--steps", type=positive, default=5, help="number of steps per turn")
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of our implementation")
     parser.add_argument("--together", type=int, default=len(PROMPTS), help="prompts in a batch; 0: no comparison")
     parser.add_argument("--tiny", action="store_true", help="use toy models, to test the benchmark")

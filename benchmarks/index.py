@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.results import Row
 from benchmarks.timing import rate_row, size_row, time_row
 from clip_jax import model
@@ -32,7 +32,7 @@ DIM = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--images", type=positive, default=100_000)
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:

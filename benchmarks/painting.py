@@ -19,7 +19,7 @@ import numpy as np
 
 import clip_jax
 import vqgan_jax
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.results import Row
 from dalle_jax.evaluators import average_parts
 from train_jax import command
@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vqgan", default="runs/demo/vqgan")
     parser.add_argument("--clip", nargs="+", default=["runs/demo/clip"], help="the guiding CLIPs")
     parser.add_argument("--held_out", default="runs/clip-held-out", help="the held-out CLIP")
-    parser.add_argument("--prompts", type=int, default=PROMPTS)
-    parser.add_argument("--seeds", type=int, default=1, help="number of images per prompt")
+    parser.add_argument("--prompts", type=positive, default=PROMPTS)
+    parser.add_argument("--seeds", type=positive, default=1, help="number of images per prompt")
     parser.add_argument("--sheet", metavar="FILE", help="output .png with the images")
     parser.add_argument("options", nargs="*", metavar="NAME=VALUE", help="painting options; see vqgan_jax.guided.options")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 
 from benchmarks import guided
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.flops import count_forward_flops
 from benchmarks.kernels import kernel_rows
 from benchmarks.results import Row
@@ -25,9 +25,9 @@ STEPS = 10  # of a turn
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="numbers of images that are painted at once")
-    parser.add_argument("--cuts", type=int, default=32)
-    parser.add_argument("--pixels", type=int, default=256)
+    parser.add_argument("--batches", nargs="+", type=positive, default=[1, 8], help="images painted at once")
+    parser.add_argument("--cuts", type=positive, default=32)
+    parser.add_argument("--pixels", type=positive, default=256)
     parser.add_argument("--tiny", action="store_true", help="use toy models, to test the benchmark")
 
 

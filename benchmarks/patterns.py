@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.results import OURS, Row
 from benchmarks.timing import compare_rates, size_row, time_call
 from nn_jax.attention import attend
@@ -24,8 +24,8 @@ OPTIONS = {"condition_length": 256, "grid": (32, 32), "window": 11}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--heads", type=positive, default=8)
+    parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
 
 

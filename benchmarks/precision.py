@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from benchmarks import load_config
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.results import Row
 from train_jax import config as config_lib
 from train_jax import feed, sharding
@@ -30,8 +30,8 @@ PRECISIONS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="clip/digits")
-    parser.add_argument("--updates", type=int, default=300)
-    parser.add_argument("--every", type=int, default=50)
+    parser.add_argument("--updates", type=positive, default=300)
+    parser.add_argument("--every", type=positive, default=50)
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import train_jax
 from benchmarks import load_config
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.results import Row
 
 UPDATES = 2000
@@ -34,6 +34,7 @@ def measure(name: str, quantizer: dict, codebook: dict, updates: int) -> Iterato
     """Trains a VQGAN and yields its last evaluation and its time."""
     config = load_config("vqgan/demo")
     config.steps = updates
+    config.optim.warmup_steps = min(config.optim.warmup_steps, updates // 2)
     config.model.quantizer, config.codebook = quantizer, codebook
     config.evals = {"test": {"type": "reconstruction", "shown": 0}}
     start = time.monotonic()
@@ -50,7 +51,7 @@ def measure(name: str, quantizer: dict, codebook: dict, updates: int) -> Iterato
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--updates", type=int, default=UPDATES)
+    parser.add_argument("--updates", type=positive, default=UPDATES)
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:

@@ -13,7 +13,9 @@ from benchmarks import results
 from benchmarks.command import format_number, format_settings, format_spread
 from benchmarks.results import Record
 from train_jax import paths
+from train_jax.arguments import check_outputs
 from train_jax.data.errors import DataError
+from train_jax.errors import UserError
 
 FILE = results.ROOT / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
@@ -33,8 +35,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=FILE)
     arguments = parser.parse_args()
     try:
+        check_outputs(output=str(arguments.output))
         write(arguments.files or sorted(results.FOLDER.glob("*.json")), arguments.output)
-    except (DataError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"python -m benchmarks.report: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import code_models
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.kernels import kernel_rows
 from benchmarks.results import Row
 from benchmarks.timing import flops_rows, rate_row, round_up_to_devices, time_call
@@ -34,7 +34,7 @@ from vqgan_jax.stage2 import sampling
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="1b3", choices=("72m", "1b3"))
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64])
+    parser.add_argument("--batches", nargs="+", type=positive, default=[1, 16, 64])
     parser.add_argument("--bandwidth", type=float, help="peak bandwidth in GB/s (default: that of a known device)")
     parser.add_argument("--tiny", action="store_true", help="sample 2 codes of a toy model, to test the benchmark")
 

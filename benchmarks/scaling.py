@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 
 from benchmarks import load_config, runner
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.results import Row
 from benchmarks.timing import rate_row, size_row, time_call, time_in_turns, time_row
 from benchmarks.training import Training
@@ -42,9 +42,9 @@ PIPELINES = ("clip", "vqgan")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--families", nargs="+", default=list(DEMO), choices=DEMO)
     parser.add_argument("--published", action="store_true", help="published configs in bfloat16 instead of the demo's")
-    parser.add_argument("--batches", nargs="+", type=int, help="global batch sizes (default 16 32 64 128)")
-    parser.add_argument("--devices", nargs="+", type=int, default=[1, 2, 4, 8])
-    parser.add_argument("--threads", nargs="+", type=int, default=[*range(1, (os.cpu_count() or 1) + 1)])
+    parser.add_argument("--batches", nargs="+", type=positive, help="global batch sizes (default 16 32 64 128)")
+    parser.add_argument("--devices", nargs="+", type=positive, default=[1, 2, 4, 8])
+    parser.add_argument("--threads", nargs="+", type=positive, default=[*range(1, (os.cpu_count() or 1) + 1)])
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)  # family, devices and batches, measured by this process
 
 

@@ -14,7 +14,7 @@ import jax
 import optax
 
 from benchmarks import load_config
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.results import OURS, Row
 from benchmarks.timing import compare_rates, flops_rows, time_in_turns
 from train_jax import config as config_lib
@@ -29,7 +29,7 @@ BARE = "a minimal step"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:

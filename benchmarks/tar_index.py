@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.results import Row
 from train_jax import paths
 from train_jax.data import tar_index
@@ -44,8 +44,8 @@ print(len(source), seconds, memory, (time.perf_counter() - begun) / len(position
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tars", type=int, default=2_000)
-    parser.add_argument("--samples", type=int, default=10_000, help="samples per tar")
+    parser.add_argument("--tars", type=positive, default=2_000)
+    parser.add_argument("--samples", type=positive, default=10_000, help="samples per tar")
     parser.add_argument("--folder", help="where to write; about 90 bytes a sample")
 
 

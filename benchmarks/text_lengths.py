@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.results import OURS, Row
 from benchmarks.synthetic import make_batch, make_config
 from benchmarks.timing import compare_rates, time_call
@@ -26,9 +26,9 @@ from train_jax.sharding import unbox
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=positive, default=32)
     parser.add_argument("--micro-batch", type=int, default=8)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[16, 32, 48])
+    parser.add_argument("--lengths", type=positive, nargs="+", default=[16, 32, 48])
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from benchmarks import load_config, synthetic
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.results import OURS, Row
 from benchmarks.timing import compare_rates, time_call
 from train_jax import prepare, sharding
@@ -30,8 +30,8 @@ ALONE = "one run after the other"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="clip/digits", help="shipped config of CLIP or VQGAN")
-    parser.add_argument("--runs", type=int, nargs="+", default=[1, 4, 12])
-    parser.add_argument("--batch", type=int, default=0, help="batch size; 0: that of the config")
+    parser.add_argument("--runs", type=positive, nargs="+", default=[1, 4, 12])
+    parser.add_argument("--batch", type=positive, default=0, help="batch size; 0: that of the config")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--tiny", action="store_true", help="use toy models and batches of 4, to test the benchmark")
 

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from benchmarks import synthetic
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.flops import count_flops
 from benchmarks.kernels import kernel_rows
 from benchmarks.results import Row
@@ -124,8 +124,8 @@ class Training:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="shipped config, such as clip/vit_b32")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
-    parser.add_argument("--batch", type=int, default=64, help="the first batch size, rounded up for the devices")
-    parser.add_argument("--doublings", type=int, default=2, help="how often the batch size is doubled at most")
+    parser.add_argument("--batch", type=positive, default=64, help="the first batch size, rounded up for the devices")
+    parser.add_argument("--doublings", type=positive, default=2, help="how often the batch size is doubled at most")
     parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
     parser.add_argument("--tiny", action="store_true", help="use toy models and batches of 4, to test the benchmark")
 

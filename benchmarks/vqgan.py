@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import load_config
-from benchmarks.command import main
+from benchmarks.command import main, positive
 from benchmarks.peers import name_peer, skipped_if_missing
 from benchmarks.results import OURS, Row
 from benchmarks.synthetic import TINY_VQGAN
@@ -32,10 +32,10 @@ LR = 1e-5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=positive, default=1)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--size", type=int, default=256, help="side of the images in pixels")
+    parser.add_argument("--size", type=positive, default=256, help="side of the images in pixels")
     parser.add_argument("--tiny", action="store_true", help="use a toy model, to test the benchmark")
 
 

@@ -170,7 +170,7 @@ def check_same_experiment(config: ConfigDict, workdir: AnyPath) -> None:
     try:
         saved = dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise LoadError(f"{path} is not JSON ({error}): choose another --workdir, or remove this one") from error
+        raise LoadError(f"{path} is not JSON ({error}): remove {workdir}, or choose another --workdir") from error
     current = json.loads(as_json(config))
     mismatches = resume.compare_configs({"task": saved.get("task")}, {"task": current["task"]})
     mismatches = mismatches or resume.compare_configs(_identity_options(saved, workdir), _identity_options(current, workdir))
@@ -178,7 +178,7 @@ def check_same_experiment(config: ConfigDict, workdir: AnyPath) -> None:
         details = ", ".join(
             f"config.{key} is {old!r} in the saved config and {new!r} in this one" for key, (old, new) in mismatches.items()
         )
-        raise ConfigError(f"{workdir} holds another run: {details}. Choose another --workdir, or remove this one")
+        raise ConfigError(f"{workdir} holds another run: {details}. Remove it, or choose another --workdir")
     for key, (old, new) in resume.compare_configs(saved, current).items():
         log.warning("config.%s differs from the saved config of %s: saved %r, current %r", key, workdir, old, new)
 
@@ -192,7 +192,7 @@ def _identity_options(config: Mapping, workdir: AnyPath) -> dict[str, Any]:
         return options.parse(task_options, "").identity()
     except (ConfigError, KeyError) as error:
         raise ConfigError(
-            f"{workdir} holds a run of another version: {error}. Choose another --workdir, or remove this one"
+            f"{workdir} holds a run of another version: {error}. Remove it, or choose another --workdir"
         ) from error
 
 

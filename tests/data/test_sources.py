@@ -300,6 +300,31 @@ def test_records_are_a_sequence(tmp_path):
         source[3]
 
 
+def test_a_fingerprint_changes_with_any_record(tmp_path):
+    folder, names = tmp_path / "folder", [f"{number:03}.png" for number in range(100)]
+    fill(folder, *names)
+    table = [{"file": name, "caption": f"picture {name}"} for name in names]
+    fingerprints = []
+
+    def note() -> None:
+        (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, table)))
+        with tarfile.open(tmp_path / "few.tar", "w") as tar:
+            for name in names[:3]:
+                (folder / f"{name[:-4]}.txt").write_text(table[int(name[:3])]["caption"])
+                tar.add(folder / name, name)
+                tar.add(folder / f"{name[:-4]}.txt", f"{name[:-4]}.txt")
+        of_source = [f"folder:{folder}", f"webdataset:{tmp_path / 'few.tar'}", f"folder:{folder} | 2 folder:{folder}"]
+        fingerprints.append([sources.compute_fingerprint(open_source(name, "train")) for name in of_source])
+
+    note()
+    table[1]["caption"] = "another"  # not of the sampled records, which are the 0th, the 3rd, …
+    note()
+    Image.new("RGB", (7, 5)).save(folder / "001.png")
+    note()
+    assert all(len(set(column)) == 3 for column in zip(*fingerprints, strict=True))
+    assert sources.compute_fingerprint(open_source(f"folder:{folder}", "train")) == fingerprints[-1][0]
+
+
 def test_folders_without_use(tmp_path):
     with pytest.raises(DataError, match="there is no such folder"):
         open_source(f"folder:{tmp_path}/nowhere", "all")

@@ -15,6 +15,7 @@ for none), `scene` (description of a rendered scene, as JSON), and other fields 
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -57,6 +58,8 @@ class Source(Sequence):
         tells; empty: no mistakes are known. Evaluators report it beside what they measure by `read` and `judge`.
       shard_starts: index of the first record of each tar, and the number of records, int64 [tars + 1]; None if there are
         no tars.
+      version: function that returns a text that changes whenever a record does, without reading images: captions, and sizes
+        and times of files; None: the name tells.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Source(Sequence):
     judge: Callable[[np.ndarray, str], Mapping[str, bool]] | None = None
     reader_accuracy: Mapping[str, float] = dataclasses.field(default_factory=dict)
     shard_starts: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
+    version: Callable[[], str] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -217,12 +221,11 @@ def _take(source: Source, indices: Sequence[int], name: str) -> Source:
 
 
 def compute_fingerprint(source: Source) -> str:
-    """Computes a hexadecimal SHA-256 of name and length of a source and of a sample of its records.
+    """Computes a hexadecimal SHA-256 of name, length and version of a source and of a sample of its records.
 
-    Results and features of a source are kept under it: a changed folder is another source, unless none of the sampled
-    images and captions changed.
+    Results and features of a source are kept under it: a changed folder is another source.
     """
-    digest = hashlib.sha256(f"{source.name} {len(source)}".encode())
+    digest = hashlib.sha256(f"{source.name} {len(source)} {source.version() if source.version else ''}".encode())
     for index in np.unique(np.linspace(0, len(source) - 1, _FINGERPRINTED).astype(int)):
         try:
             record = dict(source[int(index)])
@@ -239,7 +242,12 @@ def _open_mixture(name: str, split: str, **options) -> Source:
     parts = [open_source(part, split, **options) for part in names]
     truths = [(p.label_names, p.is_true, p.read, p.judge, p.reader_accuracy) for p in parts]
     truth = truths[0] if truths.count(truths[0]) == len(parts) else ()
-    return Source(f"{name}:{split}", mixture.Mixed(parts, weights), *truth)
+    version = functools.partial(_join_versions, parts)
+    return Source(f"{name}:{split}", mixture.Mixed(parts, weights), *truth, version=version)
+
+
+def _join_versions(parts: Sequence[Source]) -> str:
+    return " | ".join(part.version() if part.version else part.name for part in parts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -250,7 +258,8 @@ def _open_embedded(name: str, split: str, data_dir: str | None) -> Source:
     """Opens an embedded data set, such as `shapes[/SIZE]` or `digits`."""
     module, builder = builders.open_embedded(name, data_dir)
     rows = _open_data_source(builder, name, split, "image")
-    return Source(f"{name}:{split}", _Mapped(rows, _decode_texts), **module.truth(builder))
+    version = functools.partial(str, builder.info.full_name)
+    return Source(f"{name}:{split}", _Mapped(rows, _decode_texts), **module.truth(builder), version=version)
 
 
 def _decode_texts(row: Mapping) -> dict:
@@ -282,7 +291,8 @@ def _open_tfds(name: str, split: str, data_dir: str | None, templates: Sequence[
             texts = [template.replace("{}", names[label]) for template in templates]
         return {"image": row[pictures[0]], "captions": texts, "label": label}
 
-    return Source(f"tfds:{name}:{split}", _Mapped(rows, record), names)
+    version = functools.partial(str, builder.info.full_name)
+    return Source(f"tfds:{name}:{split}", _Mapped(rows, record), names, version=version)
 
 
 def _extract_captions(value, source_name: str) -> list[str]:
@@ -346,11 +356,22 @@ def _open_folder(name: str, split: str, data_dir: str | None, templates: Sequenc
     def record(name: str) -> dict:
         return {"image": files.read_bytes(folder / name)} | metadata(name)
 
+    def version() -> str:
+        digest = hashlib.sha256()
+        for name, texts in captions_of.items():
+            try:
+                stamp = [*map(int, paths.stamp(folder / name))]
+            except OSError:
+                stamp = []  # a missing file is a broken sample
+            digest.update(json.dumps([name, texts, stamp]).encode())
+        return digest.hexdigest()
+
     names = list(captions_of)
     indices = splits.select(len(names), split, f"folder:{folder}")
     return Source(
         f"folder:{folder}:{split}",
         _Mapped(indices, lambda index: record(names[index]), lambda index: metadata(names[index])),
+        version=version,
     )
 
 
@@ -358,7 +379,8 @@ def _open_webdataset(pattern: str, split: str, data_dir: str | None, templates: 
     """Opens tars of captioned images."""
     tars = Tars(pattern)
     indices = splits.select(len(tars), split, f"webdataset:{pattern}")
-    return Source(f"webdataset:{pattern}:{split}", Subset(tars, indices), shard_starts=splits.ranks(indices, tars.starts))
+    starts = splits.ranks(indices, tars.starts)
+    return Source(f"webdataset:{pattern}:{split}", Subset(tars, indices), shard_starts=starts, version=tars.version)
 
 
 # Prefix of a name before the colon -> function `(rest of the name, split, data_dir, templates) -> Source`.

@@ -73,5 +73,5 @@ def unknown_split_error(name: str, split: str, splits: str) -> DataError:
     """Makes the error for an unknown split; `splits` describes the available ones."""
     return DataError(
         f"{name} has no split {split!r}: {splits}. Choose one of these: --config.data.split=… for training, "
-        "--config.evals.NAME.split=… for an evaluator"
+        "--config.evals.NAME.split=… for an evaluator, --split=… to evaluate without training"
     )

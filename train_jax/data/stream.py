@@ -76,7 +76,8 @@ class _EvalExamples:
         try:
             return _make_example(self._source, self._example, record_index, np.random.default_rng(record_index))
         except BrokenSample as error:
-            raise DataError(f"a broken sample in an evaluation: {error}") from error
+            remedy = "--config.data.max_broken_eval=0.01, or --max-broken=0.01 of clip-jax evaluate, leaves such out"
+            raise DataError(f"a broken sample in an evaluation: {error}. {remedy}") from error
 
 
 class _HostExamples:

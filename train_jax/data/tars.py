@@ -8,6 +8,7 @@ allows global shuffling and exact resumption. Tars are never unpacked.
 import functools
 import glob
 import itertools
+import json
 import os
 import re
 import weakref
@@ -75,6 +76,10 @@ class Tars(Sequence):
     def starts(self) -> np.ndarray:
         """Index of the first sample of each tar, and the number of samples, int64 [tars + 1]."""
         return self._index.starts
+
+    def version(self) -> str:
+        """Returns a text that changes whenever a tar does, or its name."""
+        return json.dumps([[str(path), *map(int, stamp)] for path, stamp in zip(self._paths, self._stamps, strict=True)])
 
     def __len__(self) -> int:
         return len(self._index)

@@ -28,20 +28,21 @@ _SCHEDULE = ("every", "source", "split", "batch_size")  # options that are field
 
 
 def read_evaluations(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads the lines of a file, or of the file of a run directory; an empty list if there is none.
+    """Reads the results of a file, or of the file of a run directory; an empty list if there is none.
 
-    Ignores an unfinished last line of a killed process. Raises DataError for an invalid line.
+    Of several lines of one model, evaluator and data the last counts. Ignores an unfinished last line of a killed process.
+    Raises DataError for an invalid line.
     """
     file = paths.path(path)
     file = file / FILE if file.is_dir() else file
-    rows = []
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     for number, line in enumerate(file.read_bytes().split(b"\n")[:-1] if file.exists() else (), 1):
         try:
             row = json.loads(line)
-            rows.append(row | {"metrics": metrics.from_json(row["metrics"]), **{name: row[name] for name in _KEY}})
+            rows[row["model"], _make_key(row)] = row | {"metrics": metrics.from_json(row["metrics"])}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{file}, line {number} is no result of an evaluation ({error!r}): remove it") from error
-    return rows
+    return list(rows.values())
 
 
 def result_options(options: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--at", type=int, metavar="STEP", help="show metrics at a step, too; with --by: instead of the last")
     parser.add_argument("--best", action="store_true", help="with --by: the best value of each run instead of the last")
     parser.add_argument("--goal", choices=("min", "max"), help="better values of a metric (default: by its name)")
-    parser.add_argument("--by", metavar="OPTIONS", help="summarise the first metric by options: optim.lr,model.width")
+    parser.add_argument("--by", metavar="OPTIONS", help="summarise a metric by options: optim.lr,model.width")
     parser.add_argument(
         "--baseline", action="append", metavar="OPTION=VALUE", help="with --by: show differences from the runs of this value"
     )
@@ -60,6 +60,8 @@ def _run(arguments: argparse.Namespace) -> int:
     for option, is_set in (("--baseline", arguments.baseline), ("--best", arguments.best)):
         if is_set and not arguments.by:
             raise UserError(f"{option} without --by, the options that it groups runs by")
+    if arguments.by and len(arguments.metric or ()) > 1:
+        raise UserError(f"--by summarises one metric, and --metric names {len(arguments.metric)}: leave the others out")
     if arguments.best and arguments.at is not None:
         raise UserError(f"--best and --at={arguments.at}: choose one")
     runs = read.find_runs(arguments.paths)
@@ -69,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return _compare(arguments, runs)
     by = [name.strip() for name in (arguments.by or "").split(",") if name.strip()]
     frame = tables.table(runs, arguments.metric, at=arguments.at, goal=arguments.goal, options=by)
-    metrics = arguments.metric or [name for name in tables.list_metrics(runs) if name in frame.columns]
+    metrics = arguments.metric or tables.default_metrics(runs)
     if arguments.sort:
         frame = _sort(frame, arguments.sort, arguments.goal)
     summary = _summarise(arguments, frame, metrics, by) if by else None

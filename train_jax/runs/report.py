@@ -57,15 +57,15 @@ def make_report(
     Args:
       runs: the runs.
       frame: their table (see `train_jax.runs.table`), in the order of the page.
-      metrics: metrics to plot; the first is also plotted small in the row of each run.
+      metrics: metrics to plot if they are curves; the first curve is also plotted small in the row of each run.
       summary: a summary to show, or None.
       by: options that give runs of the curves their colours.
     """
-    parts = [page.heading("Runs", 1), _make_table(runs, frame, metrics)]
+    curves = [name for name in metrics if any(len(tables.series(run, name)[0]) > 1 for run in runs)]
+    parts = [page.heading("Runs", 1), _make_table(runs, frame, curves)]
     if summary is not None:
         parts += [page.heading(f"By {', '.join(by)}", 2), page.block(text.format_summary(summary))]
-    available = tables.list_metrics(runs)
-    images = [_plot(runs, metric, by) for metric in metrics[:_CURVES] if metric in available]
+    images = [_plot(runs, metric, by) for metric in curves[:_CURVES]]
     if images:
         parts += [page.heading("Curves", 2), f'<div class="plots">{"".join(images)}</div>']
     by_name = {run.name: run for run in runs}
@@ -75,15 +75,15 @@ def make_report(
     return page.document("Runs", "\n".join([*parts, f"<script>\n{_SCRIPT}\n</script>"]), _STYLE)
 
 
-def _make_table(runs: Sequence[Run], frame: pd.DataFrame, metrics: Sequence[str]) -> str:
+def _make_table(runs: Sequence[Run], frame: pd.DataFrame, curves: Sequence[str]) -> str:
     columns, constant = text.select_columns(frame)
     by_name = {run.name: run for run in runs}
-    headers = [text.header_of(name) for name in columns] + [f"{text.printable(name)} (curve)" for name in metrics[:1]]
+    headers = [text.header_of(name) for name in columns] + [f"{text.printable(name)} (curve)" for name in curves[:1]]
     rows = []
     for row in frame.to_dict("records"):
         cells = [_make_cell(name, row[name]) for name in columns]
-        if metrics:
-            cells.append(f'<td data-key="">{_sparkline(by_name[row["run"]], metrics[0])}</td>')
+        if curves:
+            cells.append(f'<td data-key="">{_sparkline(by_name[row["run"]], curves[0])}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th>{html.escape(header)}</th>" for header in headers)
     parts = [

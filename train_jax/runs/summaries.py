@@ -44,7 +44,8 @@ def summary(
     baseline that has the same seed and agrees with it in all options that differ between any of the runs, except those of
     the baseline. Runs without such a partner do not count. The rows of the baseline itself have nan.
 
-    Intervals are `bootstrap_interval` over seeds; nan for a single seed. Raises UserError for options or metrics that no run
+    Intervals are `bootstrap_interval` over seeds; nan for a single seed. `frame.attrs["metric"]` is the column that was
+    summarised. Raises UserError for options or metrics that no run
     has, and for a baseline that no run has.
     """
     if isinstance(runs, pd.DataFrame):
@@ -95,7 +96,9 @@ def summary(
             result |= {"pairs": len(differences), "difference": estimate["mean"]}
             result |= {f"difference_{name}": estimate[name] for name in ("low", "high")}
         results.append(result)
-    return tables.make_frame(results)
+    summarised = tables.make_frame(results)
+    summarised.attrs["metric"] = column
+    return summarised
 
 
 def bootstrap_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:

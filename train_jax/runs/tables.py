@@ -21,6 +21,7 @@ Goal = Literal["min", "max"]
 # Words of metrics of which low values are better. `perplexity` is missing because here it is that of a codebook.
 _LOW_IS_BETTER = {"loss", "bits", "nats", "nll", "fid", "kid", "lpips", "mse", "rmse", "mae", "l1", "l2", "error", "errors",
                   "distance", "divergence", "rank", "seconds"}  # fmt: skip
+_COUNTS = ("candidates", "captions", "classes", "images", "pairs", "prompts", "samples")  # of what was evaluated
 _INTERVAL = ("low", "high")  # last parts of the names of the bounds of confidence intervals
 _ABSENT = object()
 
@@ -60,7 +61,7 @@ def table(
     `frame.attrs["options"]` lists the columns that are options. Raises UserError for a metric that no run has.
     """
     runs = load(runs)
-    names = _default_metrics(runs) if metrics is None else list(dict.fromkeys(metrics))
+    names = default_metrics(runs) if metrics is None else list(dict.fromkeys(metrics))
     check_metrics(runs, names)
     configs = [flatten(run.config) for run in runs]
     differing = _differing_options([config for run, config in zip(runs, configs, strict=True) if run.config])
@@ -230,15 +231,18 @@ def _suggest(name: str, names: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(sorted(names)[:20])}"
 
 
-def _default_metrics(runs: Sequence[Run]) -> list[str]:
+def default_metrics(runs: Sequence[Run]) -> list[str]:
+    """Returns the metrics that a table shows: results of evaluations after training, the loss, and those in training."""
     evaluators = {str(name) for run in runs if isinstance(run.config.get("evals"), dict) for name in run.config["evals"]}
     results = {name for run in runs for row in run.evaluations for name in row}
-    return [
+    hidden = (*_COUNTS, *_INTERVAL)
+    shown = [
         name
         for name in list_metrics(runs)
         if name == "loss"
-        or ((name.split("/")[0] in evaluators or name in results) and _base_name(name).split("/")[-1] not in _INTERVAL)
+        or ((name.split("/")[0] in evaluators or name in results) and _base_name(name).split("/")[-1] not in hidden)
     ]
+    return sorted(shown, key=lambda name: name not in results)  # stable
 
 
 def _base_name(metric: str) -> str:

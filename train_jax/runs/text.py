@@ -82,18 +82,24 @@ def format_table(frame: pd.DataFrame, width: int) -> str:
 
 
 def format_summary(frame: pd.DataFrame) -> str:
-    """Formats a summary (see `train_jax.runs.summary`) as aligned text."""
+    """Formats a summary (see `train_jax.runs.summary`) as aligned text, below the metric."""
     cells = [[format_cell(name, x) for x in frame[name]] for name in frame.columns]
-    return "\n".join(align([[header_of(name) for name in frame.columns], *zip(*cells, strict=True)]))
+    lines = align([[header_of(name) for name in frame.columns], *zip(*cells, strict=True)])
+    return "\n".join([printable(frame.attrs["metric"]), *lines])
 
 
 def format_markdown(frame: pd.DataFrame) -> str:
-    """Formats a table of runs, or a summary, as a Markdown table without the columns that are equal in all runs."""
+    """Formats a table of runs, without the columns that are equal in all, or a summary below its metric, as Markdown."""
     columns = select_columns(frame)[0] if "run" in frame.columns else list(frame.columns)
     rows = [[header_of(name) for name in columns], ["---"] * len(columns)]
     rows += zip(*([format_cell(name, x) for x in frame[name]] for name in columns), strict=True)
-    escaped = [[html.escape(cell, quote=False).replace("|", "\\|").replace("`", "\\`") for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
+    lines = [f"| {' | '.join(map(_escape, row))} |" for row in rows]
+    return "\n".join([_escape(frame.attrs["metric"]), "", *lines] if "metric" in frame.attrs else lines)
+
+
+def _escape(text: str) -> str:
+    """Escapes text of a Markdown table."""
+    return html.escape(text, quote=False).replace("|", "\\|").replace("`", "\\`")
 
 
 def header_of(name: str) -> str:

@@ -78,7 +78,7 @@ class Process:
                     self._process.terminate()
         self._process.stdin.close()
         if code and not (is_stopping or code in _STOPPED):
-            record_failure(self._folder, _read_error(self._folder / _LOG, start, code))
+            record_failure(self._folder, read_error(self._folder / _LOG, start, code))
         return code
 
     def checkpoint(self, *arguments) -> Any:
@@ -200,10 +200,12 @@ def list_gpus() -> list[str]:
     return [str(index) for index in range(len(glob.glob("/dev/nvidia[0-9]*")))]
 
 
-def _read_error(file: Path, start: int, code: int) -> str:
+def read_error(file: Path, start: int, code: int) -> str:
     """Reads why a process has failed: the last line of its output that names an error."""
     with file.open("rb") as stream:
         stream.seek(max(start, stream.seek(0, os.SEEK_END) - _TAIL))
         lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
-    cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return next((line for line in reversed(lines) if "rror" in line), cause)[:500]
+    error = next((line for line in reversed(lines) if "rror" in line), "")
+    if code < 0:  # which tells more than the last line that happens to name an error
+        return f"killed by signal {-code}{f'; before it: {error}' if error else ''}"[:500]
+    return (error or f"exit code {code}")[:500]

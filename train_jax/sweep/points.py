@@ -79,11 +79,15 @@ def make_points(
     ]
     # Names are of all points, so that a condition does not change them.
     names = name_points(options)
-    points = [Point(name, point, check(base, point)) for name, point in zip(names, options, strict=True)]
-    points = [point for point in points if not where or evaluate_condition(where, config_lib.resolve(point.config))]
-    if not points:
+    # Points that the condition leaves out may have options that no run could have.
+    kept = [
+        (name, point)
+        for name, point in zip(names, options, strict=True)
+        if not where or evaluate_condition(where, config_lib.fill(config_file.set_options(base, point)))
+    ]
+    if not kept:
         raise ConfigError(f"--where {where!r} leaves none of {len(options)} points")
-    return points
+    return [Point(name, point, check(base, point)) for name, point in kept]
 
 
 def check(base: ConfigDict, options: Mapping[str, Any]) -> ConfigDict:
@@ -199,14 +203,14 @@ def evaluate_condition(text: str, config: ConfigDict) -> bool:
                 return _OPERATORS[type(op)](evaluate(operand))
             case ast.BinOp(op=op, left=left, right=right) if type(op) in _OPERATORS:
                 return _OPERATORS[type(op)](evaluate(left), evaluate(right))
-            case ast.Compare(left=left, ops=ops, comparators=comparators):
+            case ast.Compare(left=left, ops=ops, comparators=comparators) if all(type(op) in _OPERATORS for op in ops):
                 values = [evaluate(value) for value in (left, *comparators)]
                 pairs = zip(ops, itertools.pairwise(values), strict=True)
                 return all(_OPERATORS[type(op)](*pair) for op, pair in pairs)
         raise ConfigError(f"--where {text!r}: {ast.unparse(node)!r} is not a comparison of options")
 
     try:
-        return bool(evaluate(ast.parse(text, mode="eval")))
+        return bool(evaluate(ast.parse(text.strip(), mode="eval")))
     except (SyntaxError, TypeError, ZeroDivisionError) as error:
         raise ConfigError(f"--where {text!r}: {error}") from error
 

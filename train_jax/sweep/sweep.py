@@ -18,14 +18,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from ml_collections import ConfigDict
+
 from train_jax import config as config_lib
-from train_jax import config_file, paths, prepare, sharding
+from train_jax import config_file, paths, prepare, resume, sharding
 from train_jax.data.errors import USER_ERRORS
 from train_jax.errors import ConfigError
 from train_jax.ownership import find_owner
 from train_jax.runs.read import Run, read_run
 from train_jax.sweep import launch
 from train_jax.sweep.points import Point, make_points
+
+# Beginnings of options that a run's weights do not depend on.
+_FREE = ("log_every", "evals.", "checkpoint.", "hooks", "mesh.")
+_FREE += ("data.threads", "data.workers", "data.data_dir", "data.max_broken")
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +82,14 @@ def run(
     return sweep.read()
 
 
+def describe_changes(saved: Mapping[str, Any], config: ConfigDict) -> str:
+    """Describes the options on which weights depend that differ from those of a saved config; empty if there are none."""
+    changes = resume.compare_configs(saved, json.loads(prepare.as_json(config_lib.resolve(config))))
+    return ", ".join(
+        f"config.{name} was {old!r} and is {new!r}" for name, (old, new) in changes.items() if not name.startswith(_FREE)
+    )
+
+
 class Sweep:
     """Points of a config and their run directories.
 
@@ -86,7 +100,7 @@ class Sweep:
       overrides: options of all runs, as `--config.NAME=VALUE`.
       machine: machine preset; empty: none.
 
-    Raises ConfigError if a run directory holds another experiment than its point.
+    Raises ConfigError if a run directory holds another experiment than its point, or a finished run of other options.
     """
 
     def __init__(
@@ -104,6 +118,14 @@ class Sweep:
         self._shared = [f"--config={config}", *([f"--machine={machine}"] if machine else []), *overrides]
         for point in self.points:
             prepare.check_same_experiment(config_lib.resolve(point.config), self.folder(point))
+            self._check_finished(point)
+
+    def _check_finished(self, point: Point) -> None:
+        run = read_run(self.folder(point))
+        if run.status != "finished" or point.config.steps > run.step:  # more steps make it an unfinished one
+            return
+        if changes := describe_changes(run.config, point.config):
+            raise ConfigError(f"{run.path} has finished with other options: {changes}. Choose another --workdir")
 
     def folder(self, point: Point) -> Path:
         """Returns the run directory of a point."""
@@ -124,7 +146,6 @@ class Sweep:
         """
         due = []
         for point, run in zip(self.points, self.read(), strict=True):
-            # More steps than a finished run had make it an unfinished one.
             is_finished = run.status == "finished" and run.step >= point.config.steps
             if owner := find_owner(self.folder(point)):
                 log.info("%s: is being trained by %s", point.name, owner)
@@ -181,7 +202,7 @@ class Sweep:
         """Writes `sweep.json`: the options of each point and the command that repeats its run."""
         content = {
             "time": time.time(),
-            "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+            "command": shlex.join(["train-jax", *sys.argv[1:]]),
             "points": {
                 point.name: {
                     "options": {name: str(value) for name, value in point.options.items()},

@@ -6,6 +6,8 @@ trials that were interrupted and goes on with what the finished ones taught.
 
 import concurrent.futures
 import dataclasses
+import difflib
+import json
 import logging
 import math
 import os
@@ -13,16 +15,17 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from train_jax import config as config_lib
-from train_jax import config_file
+from train_jax import config_file, prepare
 from train_jax.errors import ConfigError, Stopped
 from train_jax.preemption import StopRequest
 from train_jax.runs.read import read_run
 from train_jax.sweep import launch
 from train_jax.sweep.points import Point, check
-from train_jax.sweep.sweep import Sweep
+from train_jax.sweep.sweep import Sweep, describe_changes
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,8 @@ def parse_ranges(words: Sequence[str], config: ConfigDict) -> dict[str, Range]:
             is_range = False
         if not is_range:
             raise ConfigError(f"--range {word}: a range is written NAME=LOW:HIGH, or NAME=LOW:HIGH:log with 0 < LOW < HIGH")
+        if name in ranges:
+            raise ConfigError(f"--range {name} occurs twice: leave one of them out")
         default = config_file.option(config_lib.fill(config), name)
         is_integer = isinstance(default, int) and isinstance(low, int) and isinstance(high, int)
         low, high = (low, high) if is_integer else (float(low), float(high))
@@ -92,10 +97,12 @@ class Study:
             raise ConfigError("--search=optuna needs Optuna: pip install 'multimodal-jax[optuna]'") from error
         if not choices and not ranges:
             raise ConfigError("--search needs options to choose: --range NAME=LOW:HIGH or --grid NAME=VALUE,…")
+        if twice := [name for name in choices if name in ranges]:
+            raise ConfigError(f"--grid {twice[0]} and --range {twice[0]} both choose it: leave one of them out")
         base = config_file.load(config)
         base = config_file.on_machine(base, machine) if machine else base
         self._base = config_file.override(base, overrides)
-        # Both ends of all ranges and all values, so that no trial can fail for its options.
+        # Both ends of all ranges and all values are checked before the first trial, though not their combinations.
         check(self._base, {name: r.low for name, r in ranges.items()} | {name: v[0] for name, v in choices.items()})
         for name, values in (choices | {name: (r.low, r.high) for name, r in ranges.items()}).items():
             for value in values:
@@ -110,26 +117,37 @@ class Study:
             study_name="sweep",
             load_if_exists=True,
             direction=goal,
-            sampler=optuna.samplers.TPESampler(seed=config_lib.fill(self._base).seed, constant_liar=True),
         )
-        if self.study.direction.name.lower() != goal or self.study.user_attrs.get("metric", metric) != metric:
-            raise ConfigError(
-                f"{self._sweep.workdir} holds a search that {self.study.direction.name.lower()}s "
-                f"{self.study.user_attrs.get('metric')}: choose another --workdir"
-            )
-        options = {name: [repr(value) for value in values] for name, values in choices.items()} | dict.fromkeys(ranges, [])
-        if self.study.user_attrs.get("options", options) != options:
-            raise ConfigError(
-                f"{self._sweep.workdir} holds a search of other options or other values of --grid: "
-                f"{self.study.user_attrs['options']}. Choose another --workdir"
-            )
-        self.study.set_user_attr("metric", metric)
-        self.study.set_user_attr("options", options)
+        # A sampler's random numbers begin anew in each process: with the same seed it would propose the same trials again.
+        seed = np.random.SeedSequence([config_lib.fill(self._base).seed, len(self.study.trials)]).generate_state(1)[0]
+        self.study.sampler = optuna.samplers.TPESampler(seed=int(seed), constant_liar=True)
+        self._check_same_search(goal)
+
+    def _check_same_search(self, goal: str) -> None:
+        """Records what is searched for, and with which options. Raises ConfigError for a study of another search."""
+        study, remedy = self.study, "Choose another --workdir"
+        is_measured = any(trial.value is not None for trial in study.trials)  # a wrong metric may be corrected until then
+        metric = study.user_attrs.get("metric", self._metric) if is_measured else self._metric
+        if study.direction.name.lower() != goal or metric != self._metric:
+            held = f"{study.direction.name.lower()}s {study.user_attrs.get('metric')}"
+            raise ConfigError(f"{self._sweep.workdir} holds a search that {held}. {remedy}")
+        options = {name: [repr(value) for value in values] for name, values in self._choices.items()}
+        # Bounds may change between calls, but not the kind of a range.
+        options |= {name: f"{type(r.low).__name__}{', log' * r.log}" for name, r in self._ranges.items()}
+        saved = study.user_attrs.get("options", options)
+        if saved != options:
+            held = f"other options, values of --grid or kinds of --range: {saved}"
+            raise ConfigError(f"{self._sweep.workdir} holds a search of {held}. {remedy}")
+        if (base := study.user_attrs.get("config")) and (changes := describe_changes(base, self._base)):
+            raise ConfigError(f"{self._sweep.workdir} holds a search with other options of all runs: {changes}. {remedy}")
+        study.set_user_attr("metric", self._metric)
+        study.set_user_attr("options", options)
+        study.set_user_attr("config", json.loads(prepare.as_json(config_lib.resolve(self._base))))
 
     def run(self, trials: int, jobs: int = 1) -> None:
         """Runs trials, `jobs` at a time, until the study has `trials` that are finished or failed.
 
-        Raises Stopped after a stop signal, with all runs saved.
+        Raises Stopped after a stop signal, with all runs saved, and ConfigError if a finished run has no such metric.
         """
         state = self._optuna.trial.TrialState
         lock = threading.Lock()
@@ -146,7 +164,11 @@ class Study:
                             return
                         number = queue.pop(0)
                         number = self._ask() if number is None else number
-                    self._run_trial(number, lambda: stop.signal_number, share, lock)
+                    try:
+                        self._run_trial(number, lambda: stop.signal_number, share, lock)
+                    except BaseException:
+                        queue.clear()  # no trial begins after an error
+                        raise
 
             workers = [pool.submit(work, share) for share in shares]
             while not all(worker.done() for worker in workers):
@@ -209,11 +231,14 @@ class Study:
         state = self._optuna.trial.TrialState
         if run.status == "unfinished" or (run.status == "empty" and stop()):
             return
-        is_measured = run.status == "finished" and self._metric in run.history.to_dict()
-        value = run.history.last(self._metric) if is_measured else None
+        columns = run.history.to_dict()
+        if run.status == "finished" and self._metric not in columns:  # nor will others have it; the trial stays open
+            near = difflib.get_close_matches(self._metric, columns, 3) or columns
+            raise ConfigError(f"{point.name} has no metric {self._metric!r}, but {', '.join(near)}; its run is kept")
+        value = run.history.last(self._metric) if run.status == "finished" else None
         with lock:
             if value is None or not math.isfinite(value):
-                error = run.error or f"no finite {self._metric!r}: its metrics are {', '.join(run.history.to_dict())}"
+                error = run.error or f"{self._metric} is {value}"
                 log.error("%s: failed: %s", point.name, error)
                 self.study.tell(number, state=state.FAIL)
             else:

@@ -80,14 +80,18 @@ def test_csv_is_a_row_a_run_after_a_header(call, folder):
 
 def test_a_summary(call, folder):
     code, output, _ = call(folder, "--metric", "test/top1", "--by", "optim.lr", "--baseline", "optim.lr=0.1")
-    rows = [line.split() for line in output.splitlines()]
-    assert code == 0 and rows[0][:6] == ["optim.lr", "runs", "left_out", "seeds", "mean", "low"]
+    metric, *rows = [line.split() for line in output.splitlines()]
+    assert code == 0 and metric == ["test/top1"] and rows[0][:6] == ["optim.lr", "runs", "left_out", "seeds", "mean", "low"]
     assert rows[1][:5] == ["0.1", "3", "2", "3", "0.55"] and rows[2][:5] == ["0.3", "3", "0", "3", "0.6033"]
     assert rows[2][7:9] == ["3", "0.05333"]
     _, output, _ = call(folder, "--metric=test/top1", "--by=optim.lr", "--best", "--csv")
     assert pd.read_csv(io.StringIO(output))["mean"].round(3).tolist()[:2] == [0.65, 0.703]
     _, output, _ = call(folder, "--metric=loss", "--by=optim.lr", "--at=20", "--md")
-    assert output.splitlines()[0].startswith("| optim.lr | runs |") and "| 0.3 | 3 | 0 | 3 | 1 | 1 | 1 |" in output
+    metric, blank, header = output.splitlines()[:3]
+    assert (metric, blank) == ("loss (at 20)", "") and header.startswith("| optim.lr | runs |")
+    assert "| 0.3 | 3 | 0 | 3 | 1 | 1 | 1 |" in output
+    code, _, errors = call(folder, "--metric=loss", "--metric=test/top1", "--by=optim.lr")
+    assert code == 2 and "--by summarises one metric, and --metric names 2" in errors
 
 
 def test_markdown(call, tmp_path):
@@ -129,7 +133,7 @@ def test_a_page(call, folder, tmp_path):
     (hostile / "samples" / "note.png").write_bytes(b"")
     file = tmp_path / "out.html"
     code, output, errors = call(folder, "--html", file, "--metric=loss", "--by=optim.lr")
-    assert code == 0 and errors == f"wrote {file}\n" and output.startswith("optim.lr")
+    assert code == 0 and errors == f"wrote {file}\n" and output.startswith("loss\noptim.lr")
     content = file.read_text("utf-8")
     assert not re.search(r"https?:|//cdn|@import|url\(", re.sub(r"base64,[^\"]*", "", content)), "no outside address"
     page = Page(content)

@@ -83,6 +83,7 @@ def test_malformed_grids_are_refused(words, message):
         ({"where": "model.loss == sigmoid"}, "strings are quoted"),
         ({"where": "__import__('os')"}, "not a comparison"),
         ({"where": "optim.lr >"}, "invalid syntax"),
+        ({"where": "optim.lr is 1"}, "not a comparison"),
         ({"grid": {"data.source": ["folder:" + 130 * "x"]}}, "longer than"),
     ],
 )
@@ -96,12 +97,17 @@ def test_wrong_points_are_refused_before_any_run(arguments, message):
     [
         "optim.lr > 1e-3", "not (optim.lr > 1e-3 and model.loss == 'sigmoid')", "1e-4 < optim.lr <= 2e-3",
         "model.loss in ('softmax', 'other')", "model.loss not in ['softmax']", "steps / 2 == 200 or -seed < 0",
-        "data.batch_size * steps >= 51200", "seed % 2 == 1",
+        "data.batch_size * steps >= 51200", "seed % 2 == 1", " seed == 0 ",
     ],
 )  # fmt: skip
 def test_conditions_agree_with_python(text):
     config = config_lib.resolve(config_file.load(CONFIG))
-    assert evaluate_condition(text, config) is bool(eval(text, {}, dict(config.items())))
+    assert evaluate_condition(text, config) is bool(eval(text.strip(), {}, dict(config.items())))
+
+
+def test_a_condition_leaves_out_points_that_no_run_could_have():
+    grid = {"optim.lr": [1e-3, -1.0]}
+    assert [point.name for point in make_points(CONFIG, grid=grid, where="optim.lr > 0")] == ["lr=0.001"]
 
 
 def test_names_are_the_shortest_that_differ_and_safe_for_files():

@@ -19,6 +19,7 @@ from train_jax.sweep import command, launch, trials
 
 CONFIG = str(Path(__file__).with_name("sweep_toy.py"))
 FOLDERS = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[3])])
+SEARCH = ["--search", "optuna", "--trials", "2", "--minimize", "loss"]
 GRID = ["--grid", "optim.lr=1e-2,1e-3", "--seeds", "2"]
 
 
@@ -102,6 +103,8 @@ def test_a_dry_run_tells_costs_and_writes_nothing(together, tmp_path, capsys):
         (["--together", "--config.mesh.data=2"], "runs that train together have one device each"),
         (["--slurm", "timeout_min=3"], "without --launcher=slurm"),
         (["--grid", "optim.lrr=1"], "lrr"),
+        ([*SEARCH, "--range", "optim.lr=0.1:1", "--range", "optim.lr=0.2:1"], "--range optim.lr occurs twice"),
+        ([*SEARCH, "--range", "optim.lr=0.1:1", "--grid", "optim.lr=0.1"], "both choose it"),
     ],
 )
 def test_contradictions_are_refused(tmp_path, capsys, words, message):
@@ -112,6 +115,13 @@ def test_contradictions_are_refused(tmp_path, capsys, words, message):
 def test_a_directory_of_another_experiment_is_refused(together):
     with pytest.raises(ConfigError, match="holds another run"):
         sweep.run(CONFIG, together, overrides={"model.width": 8}, grid={"optim.lr": [1e-2, 1e-3]}, seeds=2)
+
+
+def test_finished_runs_of_other_options_are_refused(together):
+    points = {"grid": {"optim.lr": [1e-2, 1e-3]}, "seeds": 2}
+    with pytest.raises(ConfigError, match=r"has finished with other options: config\.optim\.clip was 1\.0 and is 0\.5"):
+        sweep.run(CONFIG, together, overrides={"optim.clip": 0.5}, **points)
+    assert len(sweep.run(CONFIG, together, overrides={"log_every": 10}, **points)) == 4
 
 
 @pytest.mark.slow
@@ -180,15 +190,23 @@ def test_a_search_resumes_and_finds_the_best(tmp_path, capsys):
     pytest.importorskip("optuna")
     words = [f"--config={CONFIG}", f"--workdir={tmp_path}", "--search", "optuna", "--minimize", "loss", "--config.steps=2"]
     words += ["--range", "optim.lr=1e-3:1e-1:log", "--grid", "ema.decay=0.0,0.9"]
+    misspelt = [word if word != "loss" else "losss" for word in words]
+    assert command.main([*misspelt, "--trials", "2"]) == 2
+    assert "trial-0000 has no metric 'losss', but loss" in capsys.readouterr().err
+    assert [folder.name for folder in tmp_path.glob("trial-*")] == ["trial-0000"]
     assert command.main([*words, "--trials", "2", "--jobs", "2"]) == 0
     assert command.main([*words, "--trials", "3"]) == 0
     trials = [read_run(folder) for folder in sorted(tmp_path.glob("trial-*"))]
     assert [run.status for run in trials] == ["finished"] * 3
     assert all(1e-3 <= run.config["optim"]["lr"] <= 1e-1 for run in trials)
+    assert len({run.config["optim"]["lr"] for run in trials}) == 3, "a repeated command goes on, and does not repeat itself"
     best = min(run.history.last("loss") for run in trials)
     assert f"best of 3 trials: loss {best:.5g} with" in capsys.readouterr().out.splitlines()[-1]
     with_other_goal = [word if word != "--minimize" else "--maximize" for word in words]
-    assert command.main([*with_other_goal, "--trials", "3"]) == 2
+    with_other_range = [word.removesuffix(":log") for word in words]
+    for others in (with_other_goal, with_other_range, [*words, "--config.optim.weight_decay=0.1"]):
+        assert command.main([*others, "--trials", "3"]) == 2
+    assert "config.optim.weight_decay was 0.0 and is 0.1" in capsys.readouterr().err
 
 
 def test_a_slurm_job_whose_time_ends_is_submitted_again(tmp_path):
@@ -252,3 +270,17 @@ def test_a_run_that_cannot_be_started_does_not_stop_the_others(tmp_path):
     processes = {name: launch.Process(words, folder, tmp_path / "programs") for name, folder in folders.items()}
     launch.run_processes(processes, 1, codes.__setitem__)
     assert codes == {"first": 1, "second": 2} and "error" in read_run(tmp_path / "second").error
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "cause"),
+    [
+        (-9, "broken images: errors are in report.txt\nbye\n", "killed by signal 9; before it: broken images: errors are in"),
+        (-15, "bye\n", "killed by signal 15"),
+        (1, "ValueError: no\nbye\n", "ValueError: no"),
+        (3, "", "exit code 3"),
+    ],
+)
+def test_the_cause_of_a_failure_is_its_signal_or_its_last_error(code, output, cause, tmp_path):
+    (tmp_path / "log.txt").write_text(output)
+    assert launch.read_error(tmp_path / "log.txt", 0, code).startswith(cause)
