@@ -7,7 +7,7 @@ what diffusers computes is made. Only their numbers are stored.
 
 schedulers.npz  steps of diffusers' UnCLIPScheduler, DDIMScheduler and DDIMInverseScheduler, with tables in float64
 losses.npz      IDDPM's hybrid loss, and its gradient
-karlo/          diffusers' UnCLIPPipeline as its `save_pretrained` writes it, in float16; `outputs.npz`: each part, and pictures
+karlo/          diffusers' UnCLIPPipeline as its `save_pretrained` writes it, in float16; `outputs.npz`: parts, pictures
 karlo-files/    the same parts, of another model, as karlo's own trainer writes them; `outputs.npz`: prior and decoder
 """
 
@@ -23,10 +23,10 @@ from diffusers import (
     DDIMInverseScheduler,
     DDIMScheduler,
     PriorTransformer,
-    UNet2DConditionModel,
-    UNet2DModel,
     UnCLIPPipeline,
     UnCLIPScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
 )
 from diffusers.pipelines.unclip import UnCLIPTextProjModel
 from diffusers.schedulers import scheduling_unclip
@@ -247,7 +247,13 @@ def outputs_of_parts(pipe: UnCLIPPipeline) -> dict[str, np.ndarray]:
 
 
 def pictures(pipe: UnCLIPPipeline) -> dict[str, np.ndarray]:
-    """The whole pipeline with recorded noise, and results of its stages."""
+    """The whole pipeline with recorded noise, and results of its stages.
+
+    Tables are in float64, as in karlo's own code: those of diffusers are in float32, where 1 - alpha_bar at t = 0 is wrong
+    by 6e-4, and so are pictures.
+    """
+    for name in ("prior", "decoder", "super_res"):
+        in_float64(getattr(pipe, f"{name}_scheduler"))
     latents = {"prior": draw(10, 2, DIM), "decoder": draw(11, 2, 3, SIZE, SIZE), "super_res": draw(12, 2, 3, LARGE, LARGE)}
     made = {f"pipeline/{name}_start": last(x) for name, x in latents.items()}
     noises = []
