@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from dalle_jax.unclip.options import PriorOptions
-from dalle_jax.unclip.time_embedding import TimeEmbedding
+from dalle_jax.unclip.timestep import TimeEmbedding
 from nn_jax.layers import Dense, add_parameter, layer_norm, with_axis_names
 from nn_jax.transformer import Transformer
 from train_jax.compute import TransformerCompute

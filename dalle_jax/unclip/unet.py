@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from dalle_jax.unclip.context import Context
 from dalle_jax.unclip.options import UNetOptions
-from dalle_jax.unclip.time_embedding import TimeEmbedding
+from dalle_jax.unclip.timestep import TimeEmbedding
 from nn_jax import convolution, transformer
 from nn_jax.attention import attend
 from nn_jax.convolution import Conv, upsample_nearest

@@ -12,7 +12,7 @@ from clip_jax.text import mask_padding
 from dalle_jax.unclip.context import Context, ContextEncoder
 from dalle_jax.unclip.options import DecoderOptions, PriorOptions, UNetOptions
 from dalle_jax.unclip.prior_model import DiffusionPrior
-from dalle_jax.unclip.time_embedding import sinusoid
+from dalle_jax.unclip.timestep import sinusoid
 from dalle_jax.unclip.unet import UNet
 from train_jax.compute import TransformerCompute
 from train_jax.errors import ConfigError
