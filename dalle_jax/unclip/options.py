@@ -14,6 +14,14 @@ class PriorOptions(Options):
     width: int = option(2048, "width of the residual stream", least=2)
     depth: int = option(20, "number of blocks", least=1)
     heads: int = option(32, "number of attention heads", least=1)
+    time_token: bool = option(
+        True, "whether the sequence has the timestep; False: one step from noise, no diffusion (ECLIPSE, arXiv 2312.04655)"
+    )
+
+    @property
+    def length(self) -> int:
+        """Number of tokens: of the text, text embedding, timestep, image embedding, final token."""
+        return self.text_length + 3 + self.time_token
 
     def check(self, path: str) -> None:
         self.require(self.width % 2 == 0, path, "width", "even: a sine and a cosine for each frequency of the timestep")

@@ -2,6 +2,8 @@
 
 The sequence is [text tokens, text embedding, timestep, noised image embedding, final token]; the answer is read at the
 final token. Image embeddings are standardised: zero mean and unit variance of each component (`EmbeddingStatistics`).
+
+Without a timestep (`PriorOptions.time_token`) it is no diffusion model: it predicts the embedding from noise, in one step.
 """
 
 import flax.linen as nn
@@ -15,7 +17,6 @@ from nn_jax.layers import Dense, add_parameter, layer_norm, with_axis_names
 from nn_jax.transformer import Transformer
 from train_jax.compute import TransformerCompute
 
-EXTRA_TOKENS = 4  # after the text: text embedding, timestep, image embedding, final token
 _EPS = 1e-5
 
 
@@ -52,7 +53,7 @@ class DiffusionPrior(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b dim"],
-        t: Int[Array, "b"],
+        t: Int[Array, "b"] | None,
         text_embedding: Float[Array, "b dim"],
         text_states: Float[Array, "b n text_width"],
         text_mask: Bool[Array, "b n"],
@@ -61,7 +62,7 @@ class DiffusionPrior(nn.Module):
         """Predicts the standardised image embedding.
 
         Args:
-          x: noised standardised image embedding at timestep `t`.
+          x: noised standardised image embedding at timestep `t`; noise for a prior without a timestep, which ignores `t`.
           text_embedding: CLIP's embedding of the text, not normalised to unit length.
           text_states: output of CLIP's text tower for each token, after its last layer norm.
           text_mask: True from the begin token to the end token.
@@ -74,18 +75,15 @@ class DiffusionPrior(nn.Module):
 
         init = nn.initializers.normal(0.01)
         final = self.param("final_token", with_axis_names(init, "length", "embed"), (1, width))
-        shape = (options.text_length + EXTRA_TOKENS, width)
-        positions = self.param("positions", with_axis_names(init, "length", "embed"), shape)
-        tokens = [
-            project(text_states, "text_states"),
-            project(text_embedding, "text_embedding")[:, None],
-            TimeEmbedding(width, width, dtype, name="time_embedding")(t)[:, None],
-            project(x, "image_embedding")[:, None],
-            jnp.broadcast_to(final.astype(dtype)[None], (len(x), 1, width)),
-        ]
+        positions = self.param("positions", with_axis_names(init, "length", "embed"), (options.length, width))
+        tokens = [project(text_states, "text_states"), project(text_embedding, "text_embedding")[:, None]]
+        if options.time_token:
+            tokens.append(TimeEmbedding(width, width, dtype, name="time_embedding")(t)[:, None])
+        tokens += [project(x, "image_embedding")[:, None], jnp.broadcast_to(final.astype(dtype)[None], (len(x), 1, width))]
         sequence = add_parameter(jnp.concatenate(tokens, axis=1), positions)
         sequence = nn.with_logical_constraint(sequence, ("batch", None, None))
-        mask = jnp.pad(text_mask, ((0, 0), (0, EXTRA_TOKENS)), constant_values=True)[:, None, None]
+        extra = options.length - options.text_length
+        mask = jnp.pad(text_mask, ((0, 0), (0, extra)), constant_values=True)[:, None, None]
         blocks = {"eps": _EPS, "dropout": self.dropout, "causal": True, **self.compute.transformer}
         transformer = Transformer(width, options.depth, options.heads, **blocks, name="transformer")
         last = layer_norm(_EPS, dtype, "norm")(transformer(sequence, (), deterministic, mask)[:, -1])

@@ -1,14 +1,15 @@
 """Makes `tests/golden/unclip`: tiny random models of unCLIP, and what the peers' own code computes with them.
 
-python tests/golden/make_unclip.py [KARLO IDDPM]           (with the `peers` extra)
+python tests/golden/make_unclip.py [KARLO IDDPM ECLIPSE]           (with the `peers` extra)
 
-KARLO and IDDPM are checkouts of kakaobrain/karlo and openai/improved-diffusion, whose files run unchanged; without them only
-what diffusers computes is made. Only their numbers are stored.
+The arguments are checkouts of kakaobrain/karlo, openai/improved-diffusion and eclipse-t2i/eclipse-inference, whose files run
+unchanged; without them only what diffusers computes is made. Only their numbers are stored.
 
 schedulers.npz  steps of diffusers' UnCLIPScheduler, DDIMScheduler and DDIMInverseScheduler, with tables in float64
 losses.npz      IDDPM's hybrid loss, and its gradient
 karlo/          diffusers' UnCLIPPipeline as its `save_pretrained` writes it, in float16; `outputs.npz`: parts, pictures
 karlo-files/    the same parts, of another model, as karlo's own trainer writes them; `outputs.npz`: prior and decoder
+eclipse/        ECLIPSE's prior as its `save_pretrained` writes it, in float16; `outputs.npz`: an embedding
 """
 
 import importlib
@@ -347,6 +348,24 @@ def karlo_files(checkout: str) -> None:
     np.savez_compressed(folder / "outputs.npz", **made)
 
 
+def eclipse(checkout: str) -> None:
+    """A prior of one step, for the text tower of karlo/."""
+    sys.path.insert(0, checkout)
+    from src.priors.prior_transformer import PriorTransformer
+
+    folder = HERE / "eclipse"
+    prior = PriorTransformer(
+        num_attention_heads=2, attention_head_dim=8, num_layers=1, embedding_dim=DIM, num_embeddings=TEXT
+    )
+    randomise(prior, 200)
+    with np.load(HERE / "karlo" / "outputs.npz") as file:
+        embeds, states, mask = (torch.from_numpy(file[name]) for name in ("text_embedding", "text_states", "text_mask"))
+    x = draw(1, 4, DIM)
+    made = prior(x, embeds, states, mask).predicted_image_embedding
+    prior.half().save_pretrained(folder)
+    np.savez_compressed(folder / "outputs.npz", x=last(x), image_embedding=last(made))
+
+
 if __name__ == "__main__":
     HERE.mkdir(exist_ok=True)
     schedulers()
@@ -354,3 +373,4 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         karlo_files(sys.argv[1])
         losses(sys.argv[2])
+        eclipse(sys.argv[3])

@@ -79,7 +79,12 @@ class UnclipCheckpoint:
         return params
 
     def statistics(self) -> EmbeddingStatistics:
-        """Reads the statistics of CLIP's image embeddings. Raises LoadError for deviations that are not positive."""
+        """Reads the statistics of CLIP's image embeddings. Raises LoadError for deviations that are not positive.
+
+        A prior of one step predicts embeddings as they are: with mean 0 and deviation 1.
+        """
+        if not self.prior.time_token:
+            return EmbeddingStatistics(jnp.zeros(self.prior.embed_dim), jnp.ones(self.prior.embed_dim))
         arrays = self.read("prior")
         mean, std = (arrays[f"{STATISTICS}{name}"] for name in ("mean", "std"))
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and std.min() > 0):

@@ -4,6 +4,7 @@ Files: model_index.json; {prior,decoder,text_proj,super_res_first,super_res_last
 diffusion_pytorch_model.safetensors}; text_encoder/, tokenizer/; {prior,decoder,super_res}_scheduler/scheduler_config.json
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from clip_jax.pretrained.save import save_text_tower, save_tokenizer, write_json
 from dalle_jax.unclip.diffusion import Diffusion
 from dalle_jax.unclip.options import DecoderOptions, PriorOptions, UNetOptions
 from dalle_jax.unclip.pretrained.checkpoint import PARTS, STATISTICS, UnclipCheckpoint, output_channels
-from dalle_jax.unclip.prior_model import EXTRA_TOKENS
 from train_jax.data.text import Tokenizer
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer, to_peer
@@ -59,7 +59,7 @@ _HAS_ATTENTION = {  # of blocks of diffusers' U-Nets
 # Values of options of diffusers' classes that stand for what is implemented here. A config may lack options, which have
 # the default of diffusers: that of `_DEFAULTS`, or else the first value here.
 _PRIOR = {
-    "additional_embeddings": (EXTRA_TOKENS,), "time_embed_act_fn": ("silu",), "norm_in_type": (None,),
+    "additional_embeddings": (4, 3), "time_embed_act_fn": ("silu",), "norm_in_type": (None,),
     "embedding_proj_norm_type": (None,), "encoder_hid_proj_type": ("linear",), "added_emb_type": ("prd",),
 }  # fmt: skip
 _UNET = {
@@ -82,6 +82,7 @@ _SCHEDULER = {"clip_sample": (True,), "beta_schedule": ("squaredcos_cap_v2",)}
 _DEFAULTS = {
     "PriorTransformer": {
         "num_attention_heads": 32, "attention_head_dim": 64, "num_layers": 20, "embedding_dim": 768, "num_embeddings": 77,
+        "additional_embeddings": 4,
     },
     "UNet2DConditionModel": {
         "in_channels": 4, "out_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "cross_attention_dim": 1280,
@@ -113,17 +114,17 @@ def open_directory(path: Path) -> UnclipCheckpoint | None:
     if pipeline != "UnCLIPPipeline":
         remedy = _OTHERS.get(pipeline, "open the directory of an UnCLIPPipeline, such as kakaobrain/karlo-v1-alpha")
         raise LoadError(f"{path} is a {pipeline}, which is not supported: {remedy}")
-    prior_config, decoder_config, text_proj, first, second = (
-        _read_config(path, folder) for folder in ("prior", "decoder", "text_proj", "super_res_first", "super_res_last")
+    decoder_config, text_proj, first, second = (
+        _read_config(path / folder, folder) for folder in ("decoder", "text_proj", "super_res_first", "super_res_last")
     )
-    schedulers = [_read_config(path, f"{stage}_scheduler") for stage in ("prior", "decoder", "super_res")]
+    prior, prior_diffusion = _open_prior(path / "prior", path / "prior_scheduler")
+    schedulers = [_read_config(path / f"{stage}_scheduler", f"{stage}_scheduler") for stage in ("decoder", "super_res")]
     with convert_errors(path):
-        prior = _convert_prior(prior_config, path)
         decoder = _convert_decoder(decoder_config, text_proj, path)
         super_res = _convert_super_res(first, path / FOLDERS["super_res_first"])
         _convert_super_res(second | {"sample_size": first["sample_size"]}, path / FOLDERS["super_res_last"])
         diffusions = [_convert_scheduler(scheduler, path) for scheduler in schedulers]
-    for config, diffusion, folder in ((decoder_config, diffusions[1], "decoder"), (first, diffusions[2], "super_res_first")):
+    for config, diffusion, folder in zip((decoder_config, first), diffusions, ("decoder", "super_res_first"), strict=True):
         if config["out_channels"] != output_channels(diffusion):
             raise LoadError(
                 f"{path / folder}: out_channels = {config['out_channels']}, where its scheduler's variance_type needs "
@@ -138,17 +139,38 @@ def open_directory(path: Path) -> UnclipCheckpoint | None:
         weights = find_weights(path / FOLDERS[part])
         return from_peer(open_tensors(weights), tables[part], str(weights))
 
-    return UnclipCheckpoint(str(path), text, prior, decoder, super_res, *diffusions, read)
+    return UnclipCheckpoint(str(path), text, prior, decoder, super_res, prior_diffusion, *diffusions, read)
+
+
+def replace_prior(checkpoint: UnclipCheckpoint, path: Path) -> UnclipCheckpoint:
+    """Replaces the prior by one for the same CLIP.
+
+    Args:
+      path: directory of a PriorTransformer (ECLIPSE's priors), or of a pipeline that has one in prior/, with
+        prior_scheduler/ or scheduler/ (karlo's, Kandinsky 2.1's).
+
+    Raises LoadError for other directories, and for embeddings of another size than the decoder's.
+    """
+    folder = path if not (path / INDEX).is_file() and (path / "config.json").is_file() else path / "prior"
+    scheduler = path / "prior_scheduler"
+    prior, diffusion = _open_prior(folder, scheduler if scheduler.is_dir() else path / "scheduler")
+    weights, entries = find_weights(folder), list(_prior_entries(prior))
+
+    def read(part: str) -> dict[str, np.ndarray]:
+        return from_peer(open_tensors(weights), entries, str(weights)) if part == "prior" else checkpoint.read(part)
+
+    name = f"{checkpoint.name} with the prior of {path}"
+    return dataclasses.replace(checkpoint, name=name, prior=prior, prior_diffusion=diffusion, read=read)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Options from a config
 
 
-def _read_config(path: Path, folder: str) -> dict[str, Any]:
+def _read_config(folder: Path, part: str) -> dict[str, Any]:
     """Reads the config of a part, with its defaults. Raises LoadError for another class."""
-    file = path / folder / ("scheduler_config.json" if folder.endswith("_scheduler") else "config.json")
-    config, name = read_json(file), _CLASSES[folder][1]
+    file = folder / ("scheduler_config.json" if part.endswith("_scheduler") else "config.json")
+    config, name = read_json(file), _CLASSES[part][1]
     if config.get("_class_name") != name:
         raise LoadError(f"{file}: _class_name is {config.get('_class_name')!r}; karlo's is {name!r}")
     return _DEFAULTS[name] | config
@@ -161,20 +183,30 @@ def _require(config: Mapping, allowed: Mapping[str, Sequence], where: Path) -> N
         if value not in values:
             raise LoadError(
                 f"{where}: {key} = {value!r}; only {' or '.join(map(repr, values))} is supported, as in karlo: other models "
-                "of the same class (Shap-E, ECLIPSE) are not"
+                "of the same class (such as Shap-E) are not"
             )
 
 
-def _convert_prior(config: Mapping, path: Path) -> PriorOptions:
+def _open_prior(folder: Path, scheduler: Path) -> tuple[PriorOptions, Diffusion]:
+    """Reads the options of a prior, and of its diffusion; a prior of one step has no scheduler."""
+    with convert_errors(folder):
+        options = _convert_prior(_read_config(folder, "prior"), folder)
+        if not options.time_token:
+            return options, Diffusion(prediction="x0")
+        return options, _convert_scheduler(_read_config(scheduler, "prior_scheduler"), scheduler)
+
+
+def _convert_prior(config: Mapping, folder: Path) -> PriorOptions:
     width, dim = config["num_attention_heads"] * config["attention_head_dim"], config["embedding_dim"]
     sizes = {"time_embed_dim": (None, width), "embedding_proj_dim": (None, dim), "clip_embed_dim": (None, dim)}
-    _require(config, _PRIOR | sizes, path / "prior")
+    _require(config, _PRIOR | sizes, folder)
     options = {
         "embed_dim": dim,
         "text_length": config["num_embeddings"],
         "width": width,
         "depth": config["num_layers"],
         "heads": config["num_attention_heads"],
+        "time_token": config["additional_embeddings"] == 4,
     }
     return PriorOptions.parse(options, "prior")
 
@@ -262,7 +294,8 @@ def _time_entries() -> Iterator[Entry]:
 
 
 def _prior_entries(options: PriorOptions) -> Iterator[Entry]:
-    yield from _time_entries()
+    if options.time_token:
+        yield from _time_entries()
     yield from linear_entries("text_states", "encoder_hidden_states_proj")
     yield from linear_entries("text_embedding", "embedding_proj")
     yield from linear_entries("image_embedding", "proj_in")
@@ -366,8 +399,6 @@ def save_karlo(checkpoint: UnclipCheckpoint, directory: str | Path) -> None:
     if not isinstance(text.tokenizer, Tokenizer):
         raise ValueError("UnCLIPPipeline has the tokenizer of CLIP: save_karlo cannot write this one")
     schedulers = {f"{stage}_scheduler": _export_scheduler(stage, x) for stage, x in diffusions.items()}
-    if directory.is_dir() and any(directory.iterdir()):
-        raise FileExistsError(f"{directory} holds files already; name a new directory")
     upsampler = _export_unet(super_res, checkpoint.super_res_diffusion) | {"in_channels": 6, "add_attention": False}
     configs = {
         "prior": _export_prior(checkpoint.prior),
@@ -381,6 +412,8 @@ def save_karlo(checkpoint: UnclipCheckpoint, directory: str | Path) -> None:
         "super_res_first": upsampler,
         "super_res_last": upsampler | {"sample_size": None},
     }
+    if directory.is_dir() and any(directory.iterdir()):
+        raise FileExistsError(f"{directory} holds files already; name a new directory")
     tables = list_entries(checkpoint.prior, decoder, super_res)
     for part, table in tables.items():
         folder = directory / FOLDERS[part]
@@ -403,13 +436,15 @@ def _write_config(file: Path, folder: str, config: Mapping[str, Any]) -> None:
 
 
 def _export_prior(options: PriorOptions) -> dict[str, Any]:
+    if not options.time_token:
+        raise ValueError("the prior of UnCLIPPipeline has a timestep, this one has none: save_karlo cannot write it")
     return {
         "num_attention_heads": options.heads,
         "attention_head_dim": options.width // options.heads,
         "num_layers": options.depth,
         "embedding_dim": options.embed_dim,
         "num_embeddings": options.text_length,
-        "additional_embeddings": EXTRA_TOKENS,
+        "additional_embeddings": 4,
     }
 
 

@@ -14,7 +14,6 @@ from dalle_jax.unclip.diffusion import Diffusion
 from dalle_jax.unclip.options import DecoderOptions, PriorOptions, UNetOptions
 from dalle_jax.unclip.pretrained.checkpoint import UnclipCheckpoint
 from dalle_jax.unclip.pretrained.karlo import list_entries
-from dalle_jax.unclip.prior_model import EXTRA_TOKENS
 from train_jax.errors import LoadError
 from train_jax.weights.layout import from_peer
 from train_jax.weights.tensors import Tensor, open_tensors
@@ -223,7 +222,7 @@ def _infer_prior(tensors: Tensors) -> PriorOptions:
     width, embed_dim = tensors["proj_in.weight"].shape
     options = {
         "embed_dim": embed_dim,
-        "text_length": tensors["positional_embedding"].shape[1] - EXTRA_TOKENS,
+        "text_length": tensors["positional_embedding"].shape[1] - 4,  # other tokens than the text's
         "width": width,
         "depth": _count(tensors, r"transformer_blocks\.(\d+)\."),
         "heads": width // HEAD_DIM,

@@ -15,7 +15,7 @@ from clip_jax.pretrained import open_checkpoint as open_clip
 from clip_jax.pretrained import text_tower
 from dalle_jax.unclip.context import Context
 from dalle_jax.unclip.diffusion import Diffusion
-from dalle_jax.unclip.pretrained import LoadError, karlo_files, open_checkpoint, save_karlo
+from dalle_jax.unclip.pretrained import LoadError, karlo_files, open_checkpoint, replace_prior, save_karlo
 from dalle_jax.unclip.pretrained.checkpoint import PARTS
 from train_jax.compute import TransformerCompute
 from train_jax.weights.layout import flatten, unflatten
@@ -26,7 +26,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def test_configurations_are_read(karlo):
-    assert karlo.prior.to_dict() == {"embed_dim": 12, "text_length": 16, "width": 16, "depth": 2, "heads": 2}
+    sizes = {"embed_dim": 12, "text_length": 16, "width": 16, "depth": 2, "heads": 2}
+    assert karlo.prior.to_dict() == sizes | {"time_token": True}
     assert (karlo.decoder.channels, karlo.decoder.blocks, karlo.decoder.attention) == ((16, 24), 2, (1,))
     assert (karlo.decoder.scale_shift, karlo.super_res.scale_shift) == (True, False)
     assert (karlo.decoder.size, karlo.super_res.size) == (16, 32)
@@ -136,6 +137,38 @@ def test_a_missing_file_of_karlo_s_is_named(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Other priors
+
+
+def test_eclipse_s_prior_is_one_step_from_noise(karlo, text, tmp_path):
+    checkpoint = replace_prior(karlo, GOLDEN / "unclip" / "eclipse")
+    module, params = checkpoint.module("prior", TransformerCompute()), checkpoint.params("prior", TransformerCompute())
+    with np.load(GOLDEN / "unclip" / "eclipse" / "outputs.npz") as golden:
+        standardized = jax.jit(lambda x, *text: module.apply({"params": params}, x, None, *text))(golden["x"], *text)
+        image = checkpoint.statistics().restore(standardized)
+        np.testing.assert_allclose(image, golden["image_embedding"], atol=1e-5)
+    np.testing.assert_array_equal(checkpoint.read("decoder")["conv_in/kernel"], karlo.read("decoder")["conv_in/kernel"])
+    with pytest.raises(ValueError, match="this one has none: save_karlo cannot write it"):
+        save_karlo(checkpoint, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_kandinsky_s_prior_is_that_of_karlo_with_another_scheduler(karlo, tmp_path):
+    shutil.copytree(FOLDER / "prior", tmp_path / "prior")
+    shutil.copytree(FOLDER / "prior_scheduler", tmp_path / "scheduler")
+    config = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | {"clip_sample_range": 10.0}))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPriorPipeline"}))
+    checkpoint = replace_prior(karlo, tmp_path)
+    assert checkpoint.prior == karlo.prior and checkpoint.prior_diffusion == Diffusion(prediction="x0", x0_range=10.0)
+    np.testing.assert_array_equal(checkpoint.read("prior")["positions"], karlo.read("prior")["positions"])
+    config = json.loads((tmp_path / "prior" / "config.json").read_text())
+    (tmp_path / "prior" / "config.json").write_text(json.dumps(config | {"embedding_dim": 1280}))
+    with pytest.raises(LoadError, match="the prior of .*: the prior's embed_dim is 1280, where its text encoder has 12"):
+        replace_prior(karlo, tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Refusals
 
 
@@ -157,9 +190,9 @@ SCHEDULER = "decoder_scheduler/scheduler_config.json"
         ("model_index.json", {"_class_name": "UnCLIPImageVariationPipeline"}, "it has no prior: open kakaobrain/karlo"),
         ("model_index.json", {"_class_name": "StableUnCLIPPipeline"}, "its decoder is a latent diffusion model"),
         ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline, which is not supported: open the dir"),
-        (PRIOR, {"norm_in_type": "layer"}, r"prior: norm_in_type = 'layer'; only None is supported.*\(Shap-E, ECLIPSE"),
+        (PRIOR, {"norm_in_type": "layer"}, r"prior: norm_in_type = 'layer'; only None is supported.*such as Shap-E"),
         (PRIOR, {"added_emb_type": None}, "added_emb_type = None; only 'prd'"),
-        (PRIOR, {"additional_embeddings": 3}, "additional_embeddings = 3; only 4"),
+        (PRIOR, {"additional_embeddings": 5}, "additional_embeddings = 5; only 4 or 3"),
         (PRIOR, {"clip_embed_dim": 13}, "clip_embed_dim = 13; only None or 12"),
         (PRIOR, {"num_embeddings": 20}, "prior's text_length is 20, where its text encoder has 16"),
         (PRIOR, {"_class_name": "UNet2DModel"}, "_class_name is 'UNet2DModel'; karlo's is 'PriorTransformer'"),
