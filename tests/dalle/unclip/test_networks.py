@@ -79,6 +79,29 @@ def test_cosines_of_the_timestep_come_before_sines():
     np.testing.assert_allclose(actual, [[1, 1, 0, 0], [np.cos(3), np.cos(0.03), np.sin(3), np.sin(0.03)]], atol=1e-6)
 
 
+def test_default_options_are_the_published_sizes():
+    """Numbers of parameters of kakaobrain/karlo-v1-alpha; the prior's include mean and deviation of its embeddings."""
+
+    def count(module: nn.Module, *inputs) -> int:
+        zeros = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in inputs]
+        made = jax.eval_shape(module.init, jax.random.key(0), *zeros)
+        return sum(x.size for x in jax.tree.leaves(made))
+
+    f, t, embedding = jnp.float32, ((1,), jnp.int32), ((1, 768), jnp.float32)
+    text = (embedding, ((1, 77, 768), f), ((1, 77), bool))
+    compute = TransformerCompute()
+    assert count(DiffusionPrior(PriorOptions(), compute), embedding, t, *text) == 1_022_030_080 - 2 * 768
+    assert count(ContextEncoder(DecoderOptions(), compute), embedding, *text, ((1,), bool)) == 7_878_400
+    assert count(UNet(UNetOptions(), 3, compute), ((1, 8, 8, 6), f), t) == 691_579_523
+
+    def decode(x, t, *context):
+        return UNet(DecoderOptions(), 6, compute).init(jax.random.key(0), x, t, Context(*context))
+
+    context = (((1, 1280), f), ((1, 81, 1536), f), ((1, 81), bool))
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (((1, 8, 8, 3), f), t, *context)]
+    assert sum(x.size for x in jax.tree.leaves(jax.eval_shape(decode, *shapes))) == 885_439_686
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
 

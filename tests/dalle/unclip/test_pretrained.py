@@ -88,20 +88,17 @@ def test_a_text_tower_of_any_clip_is_one():
 
 
 @pytest.fixture(scope="module")
-def files(karlo):
+def files(karlo, tmp_path_factory):
     """The tiny model of karlo's own code; its CLIP is that of the other tiny model."""
+    folder = tmp_path_factory.mktemp("karlo") / "files"
+    shutil.copytree(GOLDEN / "unclip" / "karlo-files", folder)
+    (folder / "ViT-L-14.pt").touch()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"HEAD_DIM": 8, "GROUPS": 8, "SIZES": (16, 16)}.items():
             patch.setattr(karlo_files, name, value)
         patch.setattr(karlo_files, "open_checkpoint", lambda path: path)
         patch.setattr(text_tower, "from_clip", lambda path: karlo.text)
-        folder = GOLDEN / "unclip" / "karlo-files"
-        (clip := folder / "ViT-L-14.pt").touch()
-        try:
-            checkpoint = open_checkpoint(folder)
-        finally:
-            clip.unlink()
-        yield checkpoint
+        yield open_checkpoint(folder)
 
 
 def test_karlo_s_own_files_compute_what_karlo_s_own_code_does(files):
