@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.options import CLIPOptions
 from nn_jax.layers import Dense, add_parameter, embedding_lookup, layer_norm, with_axis_names
@@ -26,8 +26,14 @@ class TextTower(nn.Module):
     compute: TransformerCompute
     dropout: float
 
-    @nn.compact
     def __call__(self, ids: Int[Array, "batch length"], deterministic: bool = True) -> Float[Array, "batch embed_dim"]:
+        return self.encode_tokens(ids, deterministic)[0]
+
+    @nn.compact
+    def encode_tokens(
+        self, ids: Int[Array, "batch length"], deterministic: bool = True
+    ) -> tuple[Float[Array, "batch embed_dim"], Float[Array, "batch length width"]]:
+        """Encodes token ids as features, and each token as its output after the last layer norm."""
         text, eps, dtype = self.options.text, self.options.eps, self.compute.array_dtype
         init = with_axis_names(nn.initializers.normal(0.02), "vocab", "embed")
         table = self.param("tokens", init, (text.vocab_size, text.width))
@@ -39,15 +45,21 @@ class TextTower(nn.Module):
         attributes |= {"dropout": self.dropout, "causal": text.causal, **self.compute.transformer}
         x = Transformer(text.width, text.depth, text.heads, **attributes, name="transformer")(x, (), deterministic)
         if text.pool == "last":
-            x = x[:, -1]
+            pooled = x[:, -1]
         else:
             end = find_ends(ids, text.pool, self.eos_id)
-            x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
-        x = layer_norm(eps, dtype, "norm_post")(x)
+            pooled = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+        norm = layer_norm(eps, dtype, "norm_post")
         options = {"bias": text.proj_bias, "out_dtype": jnp.float32, "name": "proj"}
-        return Dense((self.options.embed_dim,), ("embed", "proj"), text.width**-0.5, dtype, **options)(x)
+        proj = Dense((self.options.embed_dim,), ("embed", "proj"), text.width**-0.5, dtype, **options)
+        return proj(norm(pooled)), norm(x)
 
 
 def find_ends(ids: Int[Array, "batch length"], pool: str, eos_id: int) -> Int[Array, "batch"]:
     """Finds the position of the end token of each text, by the pool "eos" or "argmax"."""
     return jnp.argmax(ids == eos_id if pool == "eos" else ids, axis=1)
+
+
+def mask_padding(ids: Int[Array, "batch length"], pool: str, eos_id: int) -> Bool[Array, "batch length"]:
+    """Returns the mask of the tokens of each text: those up to its end token, which may also be the padding."""
+    return jnp.arange(ids.shape[1])[None] <= find_ends(ids, pool, eos_id)[:, None]

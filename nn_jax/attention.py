@@ -283,9 +283,10 @@ class SelfAttention(nn.Module):
         batch: int,
         attentions: tuple[Callable, ...] = (),
         index: int | Int[Array, ""] = 0,
+        mask: Bool[Array, "..."] | None = None,
     ):
-        """Computes attention by `attentions[index]`, a function `(q, k, v) -> y`, or by `attend` if there are none."""
-        return self._merge(self._attend(*self._project(x, batch), attentions, index), x)
+        """Computes attention by `attentions[index]`, a function `(q, k, v) -> y`, or by `attend` with `mask` if none."""
+        return self._merge(self._attend(*self._project(x, batch), attentions, index, mask), x)
 
     def prefill(
         self,
@@ -313,9 +314,9 @@ class SelfAttention(nn.Module):
         cache = cache.write(k, v, position)
         return self._merge(attend_to_caches(q[:, 0], prefixes, cache, visible)[:, None], x), cache
 
-    def _attend(self, q, k, v, attentions: tuple[Callable, ...], index: int | Int[Array, ""]):
+    def _attend(self, q, k, v, attentions: tuple[Callable, ...], index: int | Int[Array, ""], mask=None):
         if not attentions:
-            return attend(q, k, v, causal=self.causal)
+            return attend(q, k, v, mask=mask, causal=self.causal)
         if len(attentions) == 1 or isinstance(index, int):
             return attentions[index if isinstance(index, int) else 0](q, k, v)
         return jax.lax.switch(index, attentions, q, k, v)

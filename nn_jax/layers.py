@@ -116,11 +116,12 @@ def layer_norm(eps: float, dtype, name: str | None) -> nn.LayerNorm:
     )
 
 
-def group_norm(groups: int, dtype, name: str) -> nn.GroupNorm:
+def group_norm(groups: int, dtype, name: str, eps: float = 1e-6) -> nn.GroupNorm:
     """Creates a GroupNorm that computes the variance in two passes, like `layer_norm`."""
     ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
     return nn.GroupNorm(
         groups,
+        epsilon=eps,
         dtype=dtype,
         use_fast_variance=False,
         scale_init=with_axis_names(ones, "norm"),

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from nn_jax import attention as attention_lib
 from nn_jax.attention import KVCache, SelfAttention, Visible, platform
@@ -75,8 +75,9 @@ class Block(nn.Module):
         attentions: tuple[Callable, ...] = (),
         index: int | Int[Array, ""] = 0,
         deterministic: bool = True,
+        mask: Bool[Array, "..."] | None = None,
     ):
-        return self._residual(x, lambda y: (self.attention(y, len(x), attentions, index), None), deterministic)[0]
+        return self._residual(x, lambda y: (self.attention(y, len(x), attentions, index, mask), None), deterministic)[0]
 
     def prefill(
         self,
@@ -173,21 +174,27 @@ class Transformer(nn.Module):
         x: Float[Array, "batch length width"],
         attentions: tuple[Callable, ...] = (),
         deterministic: bool = True,
+        mask: Bool[Array, "..."] | None = None,
     ) -> Float[Array, "batch length width"]:
         """Applies all blocks.
 
         Args:
           attentions: functions `(q, k, v) -> y` of arrays [batch, length, heads, head_dim], of which `attention_index`
             assigns one to each block; (): attention to all tokens, or to itself and earlier ones if causal.
+          mask: further restriction of the attention that () stands for; broadcasts to [batch, heads, length, length].
+
+        Raises ValueError for a mask beside `attentions`, which have their own.
         """
+        if attentions and mask is not None:
+            raise ValueError("a mask restricts attention to all tokens: other attentions have masks of their own")
         indices = self._indices()
         if not self.scan:
             for number, index in enumerate(indices):
-                x = getattr(self, f"block_{number}")(x, attentions, index, deterministic)
+                x = getattr(self, f"block_{number}")(x, attentions, index, deterministic, mask)
             return x
 
         def apply(block, x, index):
-            return block(x, attentions, index, deterministic), None
+            return block(x, attentions, index, deterministic, mask), None
 
         stack = nn.scan(
             apply,

@@ -20,7 +20,7 @@ from train_jax.weights.wrappers import unwrap
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 LEGACY_EOS = 2  # eos_token_id of older CLIP configs, for which transformers pools at the largest id
-_IGNORED = (r"embeddings\.position_ids$",)
+IGNORED = (r"embeddings\.position_ids$",)
 _WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin")
 ANCHOR = "text_model.embeddings.token_embedding.weight"  # present in every CLIP and SigLIP; identifies the format
 
@@ -56,9 +56,9 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
         name=source,
         kind=f"Hugging Face {kind}",
         model=model,
-        tokenizer=_open_tokenizer(path, config, model),
+        tokenizer=open_matching_tokenizer(path, config["text_config"], model),
         preprocess=preprocess,
-        read=lambda: (from_peer(tensors, table(model), source, _IGNORED), source),
+        read=lambda: (from_peer(tensors, table(model), source, IGNORED), source),
         files=f"{files[0].name}, config.json, {next(name for name in FILES if (path / name).is_file())}",
     )
 
@@ -137,14 +137,28 @@ def convert_clip_options(config: Mapping, file: Path) -> dict:
             "pool": "cls",
             "pre_norm": True,
         },
-        "text": {
-            **_convert_tower(text, file, _CLIP_TEXT),
-            "context_length": text["max_position_embeddings"],
-            "vocab_size": text["vocab_size"],
-            "pool": "argmax" if text["eos_token_id"] == LEGACY_EOS else "eos",
-        },
+        "text": _convert_clip_text_options(text, file),
         **_convert_shared_options(text, image, file),
         "loss": "softmax",
+    }
+
+
+def convert_text_model_options(config: Mapping, file: Path) -> dict:
+    """Converts the config of a CLIPTextModelWithProjection to the options of `CLIPOptions`, without image tower."""
+    text = _CLIP_TEXT | config
+    return {
+        "embed_dim": config.get("projection_dim", 512),
+        "text": _convert_clip_text_options(text, file),
+        **_convert_shared_options(text, text, file),
+    }
+
+
+def _convert_clip_text_options(text: Mapping, file: Path) -> dict:
+    return {
+        **_convert_tower(text, file, _CLIP_TEXT),
+        "context_length": text["max_position_embeddings"],
+        "vocab_size": text["vocab_size"],
+        "pool": "argmax" if text["eos_token_id"] == LEGACY_EOS else "eos",
     }
 
 
@@ -205,12 +219,19 @@ def list_clip_entries(model: Mapping) -> list[Entry]:
         *_block_entries("vision", "vision_model", model["image"]),
         *norm_entries("vision/norm_post", "vision_model.post_layernorm"),
         Entry("vision/proj/kernel", ("visual_projection.weight",), "linear"),
+        *list_clip_text_entries(model),
+        Entry("logit_scale", ("logit_scale",), "scalar"),
+    ]
+
+
+def list_clip_text_entries(model: Mapping) -> list[Entry]:
+    """Lists the parameters of a text tower with their names in CLIPModel and CLIPTextModelWithProjection."""
+    return [
         Entry("text/tokens", ("text_model.embeddings.token_embedding.weight",)),
         Entry("text/positions", ("text_model.embeddings.position_embedding.weight",)),
         *_block_entries("text", "text_model", model["text"]),
         *norm_entries("text/norm_post", "text_model.final_layer_norm"),
         Entry("text/proj/kernel", ("text_projection.weight",), "linear"),
-        Entry("logit_scale", ("logit_scale",), "scalar"),
     ]
 
 
@@ -241,9 +262,10 @@ def list_siglip_entries(model: Mapping) -> list[Entry]:
 # Tokenizers
 
 
-def _open_tokenizer(path: Path, config: Mapping, model: Mapping) -> AnyTokenizer:
+def open_matching_tokenizer(path: Path, text_config: Mapping, model: Mapping) -> AnyTokenizer:
+    """Opens the tokenizer in a directory. Raises LoadError also if its end token is not that of the text tower."""
     tokenizer = open_tokenizer(path, model)
-    eos_id = config["text_config"].get("eos_token_id", _CLIP_TEXT["eos_token_id"])
+    eos_id = text_config.get("eos_token_id", _CLIP_TEXT["eos_token_id"])
     if model["text"].get("pool") == "eos" and tokenizer.eos_id != eos_id:
         raise LoadError(
             f"{path}: the tokenizer's end token is {tokenizer.eos_id}, but eos_token_id is {eos_id} in config.json"

@@ -9,7 +9,13 @@ import numpy as np
 import safetensors.numpy
 
 from clip_jax.options import CLIPOptions, ImageOptions, TextOptions
-from clip_jax.pretrained.hugging_face import ACTIVATIONS, LEGACY_EOS, list_clip_entries, list_siglip_entries
+from clip_jax.pretrained.hugging_face import (
+    ACTIVATIONS,
+    LEGACY_EOS,
+    list_clip_entries,
+    list_clip_text_entries,
+    list_siglip_entries,
+)
 from clip_jax.pretrained.image_processor import RESAMPLE
 from train_jax.data.images import Preprocess
 from train_jax.data.sentencepiece import SentencePiece
@@ -61,9 +67,9 @@ def save_hf(clip, directory: str | Path) -> None:
     if kind == "siglip":
         weights |= {name: weights[name].reshape(1) for name in ("logit_scale", "logit_bias")}
     directory.mkdir(parents=True, exist_ok=True)
-    _write_json(directory / "config.json", _make_config(module.options, kind, clip.tokenizer))
-    _write_json(directory / "preprocessor_config.json", _make_preprocessor_config(clip.preprocess, kind))
-    _save_tokenizer(clip.tokenizer, directory)
+    write_json(directory / "config.json", _make_config(module.options, kind, clip.tokenizer))
+    write_json(directory / "preprocessor_config.json", _make_preprocessor_config(clip.preprocess, kind))
+    save_tokenizer(clip.tokenizer, directory)
     # Written last, so that a directory with weights is complete.
     safetensors.numpy.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
@@ -96,27 +102,53 @@ def _make_tower_config(tower: ImageOptions | TextOptions, options: CLIPOptions) 
 
 
 def _make_config(options: CLIPOptions, kind: str, tokenizer: AnyTokenizer) -> dict:
-    text, image, embed_dim = options.text, options.image, options.embed_dim
-    eos = LEGACY_EOS if text.pool == "argmax" else tokenizer.eos_id
-    text_config = _make_tower_config(text, options) | {
-        "vocab_size": text.vocab_size,
-        "max_position_embeddings": text.context_length,
-        "eos_token_id": eos,
-        "pad_token_id": tokenizer.pad_id,
-    }
+    image, embed_dim = options.image, options.embed_dim
     vision_config = _make_tower_config(image, options) | {"image_size": image.size, "patch_size": image.patch}
-    if kind == "siglip":
-        text_config["projection_size"] = embed_dim
-    else:
-        text_config |= {"bos_token_id": tokenizer.bos_id, "projection_dim": embed_dim}
+    if kind == "clip":
         vision_config["projection_dim"] = embed_dim
     config = {
         "architectures": ["SiglipModel" if kind == "siglip" else "CLIPModel"],
         "model_type": kind,
-        "text_config": text_config | {"model_type": f"{kind}_text_model"},
+        "text_config": _make_text_config(options, kind, tokenizer),
         "vision_config": vision_config | {"model_type": f"{kind}_vision_model"},
     }
     return config if kind == "siglip" else config | {"projection_dim": embed_dim}
+
+
+def _make_text_config(options: CLIPOptions, kind: str, tokenizer: AnyTokenizer) -> dict:
+    text = options.text
+    config = _make_tower_config(text, options) | {
+        "model_type": f"{kind}_text_model",
+        "vocab_size": text.vocab_size,
+        "max_position_embeddings": text.context_length,
+        "eos_token_id": LEGACY_EOS if text.pool == "argmax" else tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+    if kind == "siglip":
+        return config | {"projection_size": options.embed_dim}
+    return config | {"bos_token_id": tokenizer.bos_id, "projection_dim": options.embed_dim}
+
+
+def save_text_tower(
+    options: CLIPOptions, params: Mapping[str, np.ndarray], tokenizer: AnyTokenizer, directory: Path
+) -> None:
+    """Saves a text tower as a directory of transformers' CLIPTextModelWithProjection, without its tokenizer.
+
+    Args:
+      params: float32 parameters by unrolled names, as `clip_jax.pretrained.text_tower.TextCheckpoint.read` returns them.
+
+    Raises ValueError if transformers does not support the tower.
+    """
+    for option, value in _CLIP["text"].items():
+        if getattr(options.text, option) != value:
+            raise ValueError(f"text.{option} = {getattr(options.text, option)!r}: transformers' CLIP has {value!r} there")
+    table = list_clip_text_entries({"text": options.text.identity()})
+    weights = to_peer({f"text/{name}": x for name, x in params.items()}, table)
+    directory.mkdir(parents=True)
+    config = {"architectures": ["CLIPTextModelWithProjection"]} | _make_text_config(options, "clip", tokenizer)
+    write_json(directory / "config.json", config)
+    weights = {name: np.array(x, order="C") for name, x in weights.items()}
+    safetensors.numpy.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 def _make_preprocessor_config(preprocess: Preprocess, kind: str) -> dict:
@@ -143,12 +175,13 @@ def _make_preprocessor_config(preprocess: Preprocess, kind: str) -> dict:
     }
 
 
-def _save_tokenizer(tokenizer: AnyTokenizer, directory: Path) -> None:
+def save_tokenizer(tokenizer: AnyTokenizer, directory: Path) -> None:
+    """Writes the files of a tokenizer for transformers."""
     if isinstance(tokenizer, SentencePiece):
         tokenizer.save(directory / "tokenizer.json")
         pad = tokenizer.pieces.padding["pad_token"]
         end = tokenizer.pieces.id_to_token(tokenizer.eos_id)
-        _write_json(
+        write_json(
             directory / "tokenizer_config.json",
             {
                 "tokenizer_class": "PreTrainedTokenizerFast",
@@ -163,12 +196,13 @@ def _save_tokenizer(tokenizer: AnyTokenizer, directory: Path) -> None:
     (directory / "vocab.json").write_text(json.dumps(content["vocab"], ensure_ascii=False), "utf-8")
     (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
     special_tokens = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
-    _write_json(
+    write_json(
         directory / "tokenizer_config.json",
         {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.context_length, **special_tokens},
     )
-    _write_json(directory / "special_tokens_map.json", special_tokens)
+    write_json(directory / "special_tokens_map.json", special_tokens)
 
 
-def _write_json(file: Path, content: Mapping) -> None:
+def write_json(file: Path, content: Mapping) -> None:
+    """Writes a JSON file."""
     file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -47,16 +47,17 @@ def twin_norm(x, p, eps):
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * p["scale"] + p["bias"]
 
 
-def twin_attention(x, p, causal):
+def twin_attention(x, p, causal, visible=None):
     out = np.zeros_like(x) + p["out"]["bias"]
     for row in range(x.shape[0]):
         for head in range(HEADS):
             q, k, v = (x[row] @ p["qkv"]["kernel"][:, part, head] + p["qkv"]["bias"][part, head] for part in range(3))
             for place in range(x.shape[1]):
-                seen = place + 1 if causal else x.shape[1]
-                scores = k[:seen] @ q[place] / math.sqrt(WIDTH // HEADS)
+                seen = np.arange(place + 1 if causal else x.shape[1])
+                seen = seen if visible is None else seen[visible[row, seen]]
+                scores = k[seen] @ q[place] / math.sqrt(WIDTH // HEADS)
                 weights = np.exp(scores) / np.exp(scores).sum()
-                out[row, place] += (weights @ v[:seen]) @ p["out"]["kernel"][head]
+                out[row, place] += (weights @ v[seen]) @ p["out"]["kernel"][head]
     return out
 
 
@@ -65,11 +66,15 @@ def twin_mlp(x, p, activation):
     return hidden @ p["mlp_out"]["kernel"] + p["mlp_out"]["bias"]
 
 
-def twin(x, params, *, causal=False, eps=1e-5, activation=lambda v: v * 0.5 * (1 + math.erf(v / math.sqrt(2)))):
+def gelu(v):
+    return v * 0.5 * (1 + math.erf(v / math.sqrt(2)))
+
+
+def twin(x, params, *, causal=False, visible=None, eps=1e-5, activation=gelu):
     x, params = jax.tree.map(lambda a: np.asarray(a, np.float64), (x, params))
     for number in range(DEPTH):
         p = params[f"block_{number}"]
-        x = x + twin_attention(twin_norm(x, p["norm1"], eps), p["attention"], causal)
+        x = x + twin_attention(twin_norm(x, p["norm1"], eps), p["attention"], causal, visible)
         x = x + twin_mlp(twin_norm(x, p["norm2"], eps), p, activation)
     return x
 
@@ -118,6 +123,21 @@ def test_causal_mask_hides_the_future(x, params):
     before, after = (apply(make(causal=True), {"params": params}, v) for v in (x, changed))
     np.testing.assert_array_equal(before[:, :3], after[:, :3])
     assert not np.allclose(before[:, 3:], after[:, 3:])
+
+
+@pytest.mark.parametrize("scan, remat", [(False, "none"), (True, "none"), (True, "dots"), (False, "full")])
+def test_a_mask_hides_tokens_beside_the_causal_mask(x, params, scan, remat):
+    visible = np.array([[True, False, True, True, False], [True, True, False, True, True]])
+    model_params = {"params": stacked(params) if scan else params}
+    module = make(causal=True, scan=scan, remat=remat)
+    run = jax.jit(lambda mask: module.apply(model_params, x, mask=mask))
+    expected = twin(x, params, causal=True, visible=visible)
+    np.testing.assert_allclose(run(visible[:, None, None]), expected, atol=1e-5)
+
+
+def test_a_mask_beside_other_attentions_is_refused(x, params):
+    with pytest.raises(ValueError, match="a mask restricts attention to all tokens"):
+        make().apply({"params": params}, x, (attention.attend,), mask=jnp.ones((2, 1, 1, LENGTH), bool))
 
 
 def gradients(module, params, x, **kwargs):

@@ -68,7 +68,8 @@ def _convert_errors(path: Path) -> Iterator[None]:
 def open_tensors(path: AnyPath) -> Mapping[str, Tensor]:
     """Opens a weight file and returns its tensors by name, without reading the arrays.
 
-    Names of a PyTorch file are the keys of dicts and the attributes of objects on the path to a tensor, joined by dots.
+    Names of a PyTorch file are the keys of dicts and the attributes of objects on the path to a tensor, joined by dots; of a
+    list or tuple, they begin with an index.
     Raises LoadError for a damaged file or another format; reading a tensor may also raise LoadError.
     """
     path = paths.local(path)
@@ -231,5 +232,5 @@ def _flatten(saved, path: Path) -> dict[str, Tensor]:
                     visit(f"{prefix}.{key}" if prefix else str(key), item)
             ancestors.remove(id(value))
 
-    visit("", saved)
+    visit("", dict(enumerate(saved)) if isinstance(saved, list | tuple) else saved)
     return tensors

@@ -39,15 +39,21 @@ def open_directory(path: Path) -> Checkpoint | None:
         return None
     with convert_errors(folder):
         model = convert_config(config, folder)
-    weights = next((file for end in _ENDINGS if (file := folder / f"{WEIGHTS}{end}").is_file()), None)
-    if weights is None:
-        raise LoadError(f"{folder} lacks its weights: {' or '.join(f'{WEIGHTS}{end}' for end in _ENDINGS)}")
+    weights = find_weights(folder)
     tensors = {_modernize_name(name): x for name, x in open_tensors(weights).items()}
 
     def read() -> tuple[dict, str]:
         return {"params": unflatten(from_peer(tensors, build_entries(model), str(weights)), False)}, str(path)
 
     return Checkpoint(name=str(path), format="diffusers VQModel", model=model, read=read)
+
+
+def find_weights(folder: Path) -> Path:
+    """Returns the weight file in the directory of a model. Raises LoadError if there is none."""
+    for ending in _ENDINGS:
+        if (folder / f"{WEIGHTS}{ending}").is_file():
+            return folder / f"{WEIGHTS}{ending}"
+    raise LoadError(f"{folder} lacks its weights: {' or '.join(f'{WEIGHTS}{end}' for end in _ENDINGS)}")
 
 
 def _modernize_name(name: str) -> str:

@@ -1,0 +1,6 @@
+"""unCLIP (DALL-E 2, arXiv 2204.06125): a prior of CLIP image embeddings, a decoder of embeddings, and upsamplers.
+
+text -> `prior_model` -> image embedding -> `context`, `unet` -> image -> `unet` -> larger image
+
+All three networks are diffusion models (`diffusion`, `samplers`).
+"""
