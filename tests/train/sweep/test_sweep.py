@@ -275,7 +275,7 @@ def test_a_run_that_cannot_be_started_does_not_stop_the_others(tmp_path):
 @pytest.mark.parametrize(
     ("code", "output", "cause"),
     [
-        (-9, "broken images: errors are in report.txt\nbye\n", "killed by signal 9; before it: broken images: errors are in"),
+        (-9, "broken images: errors in report.txt\nbye\n", "killed by signal 9; before it: broken images: errors in"),
         (-15, "bye\n", "killed by signal 15"),
         (1, "ValueError: no\nbye\n", "ValueError: no"),
         (3, "", "exit code 3"),
