@@ -22,7 +22,12 @@ from train_jax.compute import Compute
 from train_jax.data.images import Preprocess
 from train_jax.data.text import Tokenizer
 from vqgan_jax import model as vqgan_model
+from vqgan_jax.guided import prior
 from vqgan_jax.model import VQGANOptions
+from vqgan_jax.prior.options import PriorOptions
+from vqgan_jax.stage2 import model as stage2_model
+from vqgan_jax.stage2.condition import ClassCondition
+from vqgan_jax.stage2.generator import CodeGenerator
 
 CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("circle", "square", "star")]
 
@@ -116,3 +121,23 @@ def other_clip():
 def bfloat16_models():
     """VQGAN and CLIP that compute in bfloat16, on one device."""
     return on_one_device(make_vqgan(dtype="bfloat16")), on_one_device(make_clip(dtype="bfloat16"))
+
+
+@pytest.fixture(scope="module")
+def second_stage(vq) -> CodeGenerator:
+    """An untrained transformer of the VQGAN's 4 x 4 codes."""
+    settings, condition = PriorOptions(width=8, depth=1, heads=2), ClassCondition(0)
+    module = stage2_model.build(settings, condition, vq.num_codes, (4, 4))
+    tokens, codes = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 16), jnp.int32)
+    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), tokens, codes)["params"])
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), shapes)
+    return on_one_device(CodeGenerator.assemble(settings, params, condition, vq, 16, "untrained"))
+
+
+@pytest.fixture
+def loaded(second_stage, monkeypatch) -> None:
+    """Loads the second stage as the prior of any path."""
+    weights = prior.PriorWeights(second_stage.variables, jnp.asarray(second_stage.condition.null), None)
+    made = prior.Prior(second_stage.module, weights, second_stage.fingerprint)
+    monkeypatch.setattr(prior, "load", lambda path, vq, size: made)

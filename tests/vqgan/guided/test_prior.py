@@ -1,6 +1,5 @@
 """The prior of a painting: the likelihood of its codes under a second stage, and what cannot be one."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,33 +9,9 @@ from train_jax.errors import ConfigError
 from vqgan_jax import guided
 from vqgan_jax.guided import latents, metadata, options, painting, prior
 from vqgan_jax.guided.prompts import parse_scene
-from vqgan_jax.prior.options import PriorOptions
-from vqgan_jax.stage2 import model
-from vqgan_jax.stage2.condition import ClassCondition
-from vqgan_jax.stage2.generator import CodeGenerator
 
 STILL = {"cut_min": 1.0, "flip": 0.0, "rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0, "noise": 0.0}
 STILL |= {"steps": 3, "save_every": 1, "cuts": 2, "prior": "of a test"}
-
-
-@pytest.fixture(scope="module")
-def second_stage(vq, to_one_device) -> CodeGenerator:
-    """An untrained transformer of the VQGAN's 4 x 4 codes."""
-    settings, condition = PriorOptions(width=8, depth=1, heads=2), ClassCondition(0)
-    module = model.build(settings, condition, vq.num_codes, (4, 4))
-    tokens, codes = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 16), jnp.int32)
-    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), tokens, codes)["params"])
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), shapes)
-    return to_one_device(CodeGenerator.assemble(settings, params, condition, vq, 16, "untrained"))
-
-
-@pytest.fixture
-def loaded(second_stage, monkeypatch) -> None:
-    """Loads the second stage as the prior of any path."""
-    weights = prior.PriorWeights(second_stage.variables, jnp.asarray(second_stage.condition.null), None)
-    made = prior.Prior(second_stage.module, weights, second_stage.fingerprint)
-    monkeypatch.setattr(prior, "load", lambda path, vq, size: made)
 
 
 def compute_nats(second_stage, codes):
