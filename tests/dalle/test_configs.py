@@ -10,6 +10,8 @@ from dalle_jax.options import DALLEOptions
 from nn_jax.code_transformer import CodeTransformer, shapes
 from train_jax import config as config_lib
 from train_jax import config_file
+from train_jax.options import flatten
+from train_jax.sweep.points import make_points
 from vqgan_jax.stage2 import model
 
 CONFIGS = config_file.FOLDER / "dalle"
@@ -60,4 +62,15 @@ def test_dalle_1_has_12_billion_parameters():
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("[a-z]*.py")), ids=lambda path: path.stem)
 def test_every_config_is_complete_and_its_docstring_tells_how_to_run_it(path):
     config_lib.fill(config_file.load(path))
-    assert f"train-jax --config=configs/dalle/{path.name} --workdir=" in path.read_text().split('"""')[1]
+    text = path.read_text()
+    command = "train-jax sweep" if "def sweep()" in text else "train-jax"
+    assert f"{command} --config=configs/dalle/{path.name} --workdir=" in text.split('"""')[1]
+
+
+def test_the_sweep_of_two_objects_takes_away_one_change_after_the_other():
+    first, *others, last = make_points("dalle/two_objects")
+    assert dict(first.options) == {} and len({name for point in others for name in point.options}) == 7
+    assert set(last.options) == {name for point in others for name in point.options}
+    resolved = [flatten(config_lib.resolve(point.config).to_dict()) for point in (first, *others)]
+    for point, values in zip(others, resolved[1:], strict=True):
+        assert {name for name, value in values.items() if value != resolved[0][name]} == set(point.options)
