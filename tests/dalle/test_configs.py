@@ -69,7 +69,7 @@ def test_every_config_is_complete_and_its_docstring_tells_how_to_run_it(path):
 
 def test_the_sweep_of_two_objects_takes_away_one_change_after_the_other():
     first, *others, last = make_points("dalle/two_objects")
-    assert dict(first.options) == {} and len({name for point in others for name in point.options}) == 7
+    assert dict(first.options) == {} and len({name for point in others for name in point.options}) == 6
     assert set(last.options) == {name for point in others for name in point.options}
     resolved = [flatten(config_lib.resolve(point.config).to_dict()) for point in (first, *others)]
     for point, values in zip(others, resolved[1:], strict=True):
