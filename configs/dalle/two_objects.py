@@ -1,4 +1,4 @@
-"""What each change does for scenes of two objects: a sweep of `configs/dalle/shapes.py`, which has all, with fewer updates.
+"""What each change does for scenes of two objects: a sweep of `configs/dalle/shapes.py`, which has all, narrower and shorter.
 
     train-jax prepare shapes/32/train=100000
     train-jax sweep --config=configs/dalle/two_objects.py --workdir=runs/two-objects
@@ -28,6 +28,7 @@ WITHOUT = {
 def get_config() -> ConfigDict:
     c = shapes.get_config()
     c.steps = 1500
+    c.model.update({"width": 128, "heads": 4})
     del c.evals.novel
     return c
 
