@@ -1,4 +1,4 @@
-"""What each change does for scenes of two objects: a sweep of `configs/dalle/shapes.py`, which has all, narrower and shorter.
+"""What each change does for scenes of two objects: a sweep of `configs/dalle/shapes.py`, narrower and shorter.
 
     train-jax prepare shapes/32/train=100000
     train-jax sweep --config=configs/dalle/two_objects.py --workdir=runs/two-objects
