@@ -17,7 +17,7 @@ from . import shapes
 def get_config() -> ConfigDict:
     c = shapes.get_config()
     c.steps = 2000
-    c.data.source = "shapes/32 | shapes/32 where label=-1"
+    c.data.update({"source": "shapes/32", "leading_prob": 0.0, "leading_captions": 1})
     c.vqgan.path = "runs/demo/vqgan"
     c.model.depth = 4
     c.checkpoint = ConfigDict({"every": 1000, "keep_last": 1})

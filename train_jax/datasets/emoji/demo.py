@@ -16,8 +16,6 @@ SOURCE, SPLIT = "emoji/64/held_out=none", "pairs"
 SEARCHED = "emoji/64/held_out=twemoji/languages=en+el"
 CONFIGS = {"clip": "clip/emoji", "vqgan": "vqgan/emoji", "dalle": "dalle/emoji"}
 
-# Splits of what is unknown to a CLIP: an artist, and pairs of thing and artist; of both, drawings without skin tones.
-HELD_OUT, UNSEEN, WHERE = "artist", "pairs", " where tone="
 QUERIES = (
     "red apple",
     "bicycle",

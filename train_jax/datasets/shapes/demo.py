@@ -13,8 +13,6 @@ TITLE, CREDIT, RUNS = "shapes", "", "runs/demo"
 SOURCE, SPLIT = "shapes/32", "test"
 CONFIGS = {"clip": "clip/demo", "vqgan": "vqgan/demo", "dalle": "dalle/demo"}
 
-# Splits of what is unknown to a CLIP: scenes, and pairs of colour and shape; all of them.
-HELD_OUT, UNSEEN, WHERE = "test", "novel", ""
 SEARCHED = {"test": 1000, "novel": 200}  # number of images of each split in the searched folder
 SIDE = 128  # side of the written images in pixels; the model's preprocessing resizes them
 PLANTED_QUERY = "a small red circle above a large blue star"
