@@ -8,8 +8,6 @@ Needs the VQGANs `runs/vqgan-shapes` (`configs/vqgan/shapes.py`) and `runs/vqgan
 `--config.model.quantizer.levels=8,6,5`. The first run has all changes, each of the others one less, and the last none.
 """
 
-from collections.abc import Iterator
-
 from ml_collections import ConfigDict
 
 from . import shapes
@@ -33,7 +31,7 @@ def get_config() -> ConfigDict:
     return c
 
 
-def sweep() -> Iterator[dict]:
+def sweep():
     yield {}
     yield from WITHOUT.values()
     yield {name: value for options in WITHOUT.values() for name, value in options.items()} | {"data.source": "shapes/32"}

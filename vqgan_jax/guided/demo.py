@@ -1,9 +1,9 @@
-"""Paints prompts with the demo's VQGAN, CLIP and DALL-E (as prior), and reports snapshots and judgements of CLIP and reader.
+"""Paints prompts with the demo's VQGAN and CLIP, and reports snapshots and the judgements of CLIP and the reader.
 
     python -m vqgan_jax.guided.demo [--data shapes|emoji] --workdir runs/demo
 
-Writes `painting.png` and a part of `index.html` to the working directory. Requires the runs `vqgan/`, `clip/` and `dalle/`
-that `vqgan_jax.demo`, `clip_jax.demo` and `dalle_jax.demo` write there.
+Writes `painting.png` and a part of `index.html` to the working directory. Requires the runs `vqgan/` and `clip/` that
+`vqgan_jax.demo` and `clip_jax.demo` write there.
 """
 
 import sys
@@ -36,8 +36,7 @@ def run(demo: ModuleType, workdir: Path, **options) -> Painting:
     """Paints `demo.PAINTED` and adds a part to the page. `options` of `guided.paint` override `demo.PAINTING`."""
     start_time = time.monotonic()
     vq, clip = vqgan_jax.load(workdir / "vqgan"), clip_jax.load(workdir / "clip")
-    settings = demo.PAINTING | {"prior": str(workdir / "dalle")}
-    painting = paint(vq, clip, demo.PAINTED, save_every=SAVE_EVERY, **settings | options)
+    painting = paint(vq, clip, demo.PAINTED, save_every=SAVE_EVERY, **demo.PAINTING | options)
     sheet = workdir / "painting.png"
     draw_snapshot_grid(demo.PAINTED, painting).save(sheet)
     text = format_table(clip, sources.open_source(demo.SOURCE, demo.SPLIT).judge, demo.PAINTED, painting)
@@ -46,7 +45,7 @@ def run(demo: ModuleType, workdir: Path, **options) -> Painting:
     parts += [page.heading(f"After {steps} steps", 2), page.image(sheet)]
     page_path = page.add_part(workdir, "4-painting", "\n".join(parts))
     print(f"\n{text}\n\npicture: {sheet}; page: {page_path}")
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in demo.PAINTING.items())
     models = f"--vqgan {workdir / 'vqgan'} --clip {workdir / 'clip'}"
     print(f'try:     vqgan-jax paint "{demo.PAINTED[0]}" {models} {flags} --out painting.png')
     print(f"took {(time.monotonic() - start_time) / 60:.1f} minutes")

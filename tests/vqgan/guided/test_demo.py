@@ -12,7 +12,7 @@ from vqgan_jax.guided import demo
 pytestmark = pytest.mark.slow
 
 
-def test_it_leaves_a_sheet_and_a_part_of_the_page(vq, clip, loaded, tmp_path, monkeypatch, capsys):
+def test_it_leaves_a_sheet_and_a_part_of_the_page(vq, clip, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(vqgan_jax, "load", lambda path: {"vqgan": vq}[path.name], raising=False)
     monkeypatch.setattr(clip_jax, "load", lambda path: {"clip": clip}[path.name], raising=False)
     monkeypatch.setattr(shown, "PAINTED", shown.PAINTED[:2])
