@@ -24,6 +24,7 @@ from PIL import Image
 
 from clip_jax import model as model_lib
 from clip_jax.pretrained import LoadError, open_checkpoint
+from clip_jax.pretrained import single_file as clip_file
 from clip_jax.pretrained.save import save_hf
 from clip_jax.templates import fill_templates, read_templates
 from nn_jax.mixed_precision import round_weights
@@ -31,9 +32,10 @@ from train_jax import inference
 from train_jax.compute import inference_dtype
 from train_jax.data.images import Preprocess, normalize
 from train_jax.data.text import AnyTokenizer
+from train_jax.weights import single_file
 from train_jax.weights.layout import flatten
 
-__all__ = ["Clip", "LoadError", "load", "save_hf"]
+__all__ = ["Clip", "LoadError", "load", "save", "save_hf", "to_bytes"]
 log = logging.getLogger(__name__)
 
 Picture = Image.Image | np.ndarray | str | Path  # arrays are uint8 [H, W, 3]
@@ -258,12 +260,12 @@ def load(
     """Loads the CLIP stored at `path`.
 
     Args:
-      path: a run directory of `train-jax` (averaged weights, if it has any); a Hugging Face directory of CLIP or
-        SigLIP; an open_clip directory; a weight file in such a directory, including open_clip's training checkpoints; a
-        `.pt` file from OpenAI; a `.npz` file from big_vision; or "hf:org/name", which huggingface_hub downloads.
+      path: a run directory of `train-jax` (averaged weights, if it has any); a `.safetensors` file of `save`; a Hugging Face
+        directory of CLIP or SigLIP; an open_clip directory; a weight file in such a directory, including open_clip's
+        training checkpoints; a `.pt` file from OpenAI; a `.npz` file from big_vision; or "hf:org/name", which
+        huggingface_hub downloads.
       step: training step of the checkpoint in a run directory; None: the newest readable checkpoint.
       image_size: side of the preprocessed images in pixels; position embeddings are interpolated. None: as trained.
-
       dtype: precision, "float32" or "bfloat16"; "auto": bfloat16 on accelerators that have it, float32 on a CPU; None: the
         precision of the training, with float32 weights. In bfloat16, embeddings differ by 1e-2 at most, and kernels and
         token embeddings need half the memory; the fingerprint is the same.
@@ -277,3 +279,24 @@ def load(
     variables, name = checkpoint.variables(module)
     preprocess = dataclasses.replace(checkpoint.preprocess, size=module.options.image.size)
     return Clip.assemble(module, variables, checkpoint.tokenizer, preprocess, name, dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def to_bytes(clip: Clip) -> bytes:
+    """Serialises a model with tokenizer and preprocessing as the content of a `.safetensors` file that `load` opens.
+
+    The fingerprint is kept. Raises ValueError for a model whose weights were rounded when it was loaded.
+    """
+    variables = single_file.exact_variables(clip.variables, clip.name, clip.dtype)
+    return clip_file.to_bytes(clip.module.options, clip.module.compute, clip.tokenizer, clip.preprocess, variables)
+
+
+def save(clip: Clip, path: str | Path) -> None:
+    """Writes the model to a `.safetensors` file that `load` opens.
+
+    Raises ValueError for another suffix, and FileExistsError if the file exists.
+    """
+    single_file.write(path, lambda: to_bytes(clip))
