@@ -88,24 +88,28 @@ class Clip:
             variables = round_weights(variables, module.compute.array_dtype)
         return cls(module, inference.on_devices(variables), tokenizer, preprocess, fingerprint, name)
 
-    def encode_image(self, images: Pictures, batch_size: int = 64) -> Float32[np.ndarray, "n dim"]:
+    def encode_image(
+        self, images: Pictures, batch_size: int = 64, *, normalize: bool = True
+    ) -> Float32[np.ndarray, "n dim"]:
         """Encodes images as embeddings of unit norm.
 
         Args:
           images: sequence of PIL images, paths and uint8 [H, W, 3] arrays of any size; or one uint8 array [n, H, W, 3].
           batch_size: maximum number of images per batch.
+          normalize: whether embeddings are normalised to unit length; False: the output of the image tower.
 
         Raises BrokenSample, which names the image, if an image cannot be read.
         """
         _check_list(images, "images", Image.Image | str | os.PathLike)
         size = self.preprocess.size
+        program = self._programs.encode_image if normalize else self._programs.project_image
         with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
 
             def read_batch(start: int, stop: int) -> np.ndarray:
                 return self.preprocess.batch(images[start:stop], start, pool.map)
 
             return self._encode_batched(
-                self._programs.encode_image, read_batch, len(images), (size, size, 3), np.uint8, batch_size
+                program, read_batch, len(images), (size, size, 3), np.uint8, batch_size
             )
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float32[np.ndarray, "n dim"]:
@@ -197,6 +201,7 @@ class Programs(NamedTuple):
     """Jitted functions of one model. Each function compiles once per batch size."""
 
     encode_image: Callable  # (variables, uint8 [n, size, size, 3]) -> float32 [n, dim] of unit norm
+    project_image: Callable  # the same, not normalised
     encode_patches: Callable  # (variables, uint8 [n, size, size, 3]) -> float32 [n, patches, dim] of unit norm
     encode_text: Callable  # (variables, int32 [n, length]) -> float32 [n, dim] of unit norm
     logits: Callable  # (variables, float32 [n, dim], float32 [m, dim]) -> float32 [n, m]
@@ -209,6 +214,10 @@ def compile_programs(module: model_lib.CLIP, preprocess: Preprocess) -> Programs
     def encode_image(variables, images):
         pixels = normalize(images, preprocess.mean, preprocess.std)
         return module.apply(variables, pixels, method="encode_image")
+
+    def project_image(variables, images):
+        pixels = normalize(images, preprocess.mean, preprocess.std)
+        return module.apply(variables, pixels, method="project_image")
 
     def encode_patches(variables, images):
         pixels = normalize(images, preprocess.mean, preprocess.std)
@@ -223,7 +232,7 @@ def compile_programs(module: model_lib.CLIP, preprocess: Preprocess) -> Programs
         return scale * jnp.matmul(images, texts.T, precision=jax.lax.Precision.HIGHEST) + bias
 
     probabilities = jax.nn.sigmoid if module.options.loss == "sigmoid" else jax.nn.softmax
-    return Programs(*map(jax.jit, (encode_image, encode_patches, encode_text, logits, probabilities)))
+    return Programs(*map(jax.jit, (encode_image, project_image, encode_patches, encode_text, logits, probabilities)))
 
 
 def _check_list(values, name: str, element_type) -> None:

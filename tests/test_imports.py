@@ -35,8 +35,8 @@ LAYERS = {
         vqgan_jax.model vqgan_jax.quantize""",
     "data, weights, devices": """
         train_jax.agreement train_jax.arguments train_jax.data train_jax.datasets train_jax.inference train_jax.memory
-        train_jax.page train_jax.pictures train_jax.placeholders train_jax.profiling train_jax.program_cache
-        train_jax.sharding train_jax.weights""",
+        train_jax.page train_jax.pictures train_jax.placeholders train_jax.precompute train_jax.profiling
+        train_jax.program_cache train_jax.sharding train_jax.weights""",
     "checkpoints": "train_jax.checkpoint train_jax.optim train_jax.resume train_jax.trained_weights",
     "run directories, tasks": """
         train_jax.config train_jax.config_file train_jax.plan.program train_jax.run_directory train_jax.task""",
@@ -54,7 +54,7 @@ LEVELS = {name: level for level, names in enumerate(LAYERS.values()) for name in
 INTERNAL = LAYERS["checkpoints"].split()
 # What processes that read data are sent, besides each family's `example.py`. They start sooner without JAX, but for what
 # Grain itself imports of it.
-READ_BY_WORKERS = ("train_jax.data.stream", "vqgan_jax.coded", "dalle_jax.captions")
+READ_BY_WORKERS = ("train_jax.data.stream", "train_jax.data.precomputed", "vqgan_jax.coded", "dalle_jax.captions")
 
 # Only tests marked `peers` and benchmarks may have these, and modules whose purpose is to compare with a peer.
 PEERS = {"torch", "torchvision", "transformers", "diffusers", "open_clip", "timm"}
