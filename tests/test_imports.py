@@ -54,7 +54,10 @@ LEVELS = {name: level for level, names in enumerate(LAYERS.values()) for name in
 INTERNAL = LAYERS["checkpoints"].split()
 # What processes that read data are sent, besides each family's `example.py`. They start sooner without JAX, but for what
 # Grain itself imports of it.
-READ_BY_WORKERS = ("train_jax.data.stream", "train_jax.data.precomputed", "vqgan_jax.coded", "dalle_jax.captions")
+READ_BY_WORKERS = (
+    "train_jax.data.stream", "train_jax.data.precomputed", "vqgan_jax.coded", "dalle_jax.captions",
+    "dalle_jax.unclip.example",
+)  # fmt: skip
 
 # Only tests marked `peers` and benchmarks may have these, and modules whose purpose is to compare with a peer.
 PEERS = {"torch", "torchvision", "transformers", "diffusers", "open_clip", "timm"}
