@@ -120,7 +120,7 @@ class _Decoder:
 def _make_painter(model: EvaluatedDecoder, options: ConfigDict, context, prompts: list[str]) -> Callable:
     """Makes the painter of `Drawings`: embeddings are sampled from the prior once, and decoded in each evaluation."""
     if model.prior is None:
-        raise ConfigError("config.prior.path is empty: the evaluator 'drawing' needs a prior, which makes embeddings of texts")
+        raise ConfigError("config.prior.path is empty: the evaluator 'drawing' needs a prior, for embeddings of its prompts")
     check_steps(model.prior.diffusion.timesteps, options.prior_steps)
     decoder, n = _Decoder(model, options, context), options.n
     rows = np.repeat(np.arange(len(prompts)), n)

@@ -114,3 +114,46 @@ def tiny_prior(tmp_path_factory) -> tuple[ConfigDict, Path]:
 @pytest.fixture(scope="session")
 def clip(tiny_prior) -> Clip:
     return clip_jax.load(tiny_prior[0].clip.path)
+
+
+# One level: compiling U-Nets is what these tests cost. Those of several levels: test_networks.py.
+UNET = {"size": 8, "channels": (8,), "blocks": 1, "groups": 4}
+DECODER = UNET | {"attention": (0,), "head_dim": 4, "context_dim": 12, "image_tokens": 2}
+EIGHT = {"split": "train[:8]", "batch_size": 8}
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder(tmp_path_factory, tiny_prior) -> tuple[ConfigDict, Path]:
+    """`(config, run directory)` of a finished run of a decoder, with the prior of `tiny_prior`."""
+
+    def decoder_config(folder: Path) -> ConfigDict:
+        c = base_config(folder, "decoder_task")
+        c.steps, c.checkpoint = 40, {"every": 40}
+        c.data = EIGHT | {"source": "digits", "data_dir": tiny_prior[0].data.data_dir}
+        c.clip = {"path": tiny_prior[0].clip.path}
+        c.embeddings = {"dir": tiny_prior[0].embeddings.dir}
+        c.prior = {"path": str(tiny_prior[1])}
+        c.model = DECODER
+        shared = {"split": "test[:50]", "steps": 3, "batch_size": 8}
+        c.evals = {
+            "draw": shared | {"type": "drawing", "template": "the digit {}", "prompts": 6, "prior_steps": 3},
+            "back": shared | {"type": "reconstruction", "examples": 20},
+        }
+        return c
+
+    return train_once(tmp_path_factory, "unclip-decoder", decoder_config)
+
+
+@pytest.fixture(scope="session")
+def tiny_upsampler(tmp_path_factory, tiny_prior) -> tuple[ConfigDict, Path]:
+    """`(config, run directory)` of a finished run of an upsampler, from 8 to 16 pixels."""
+
+    def upsampler_config(folder: Path) -> ConfigDict:
+        c = base_config(folder, "upsampler_task")
+        c.steps, c.checkpoint = 40, {"every": 40}
+        c.data = EIGHT | {"source": "digits", "data_dir": tiny_prior[0].data.data_dir}
+        c.model, c.factor = UNET | {"size": 16}, 2
+        c.evals = {"test": {"type": "upsampling", "split": "test[:20]", "steps": 3, "batch_size": 8}}
+        return c
+
+    return train_once(tmp_path_factory, "unclip-upsampler", upsampler_config)
