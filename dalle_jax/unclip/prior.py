@@ -123,7 +123,9 @@ class Prior:
         return jax.jit(draw, static_argnames=("guided", "candidates"))
 
 
-def make_seeds(texts: Sequence[str], first: Sequence[int], n: int, seed: int) -> UInt32[np.ndarray, "p n 3"]:
+def make_seeds(
+    texts: Sequence[str], first: Sequence[int] | np.ndarray, n: int, seed: int
+) -> UInt32[np.ndarray, "p n 3"]:
     """Makes rows `(seed, hash of the text, number of the sample)`: n samples of each text, numbered from `first`."""
     rows = np.empty((len(texts), n, 3), np.uint32)
     rows[..., 0] = seed

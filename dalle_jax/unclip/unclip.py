@@ -87,13 +87,13 @@ class Unclip:
     # -----------------------------------------------------------------------------------------------------------------
     # Prompts
 
-    def imagine(self, prompts: Sequence[str], n: int = 1, **options) -> UInt8[np.ndarray, "p n H W 3"]:
+    def imagine(self, prompts: Sequence, n: int = 1, **options) -> UInt8[np.ndarray, "p n H W 3"]:
         """Samples images of prompts and returns the images only; arguments are as in `draw`."""
         return self.draw(prompts, n, **options).images
 
     def draw(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence,
         n: int = 1,
         *,
         seed: int = 0,
@@ -166,7 +166,7 @@ class Unclip:
         samples = np.take_along_axis(seeds[..., 2].astype(int), order, axis=1)
         return Imagined(images[row, order], embeddings[row, order], scores, samples)
 
-    def stream(self, prompts: Sequence[str], n: int = 1, **options) -> Iterator[tuple[int, Imagined]]:
+    def stream(self, prompts: Sequence, n: int = 1, **options) -> Iterator[tuple[int, Imagined]]:
         """Samples images of any number of prompts in constant memory; yields `(index of the prompt, images)`.
 
         Arguments are as in `vqgan_jax.stage2.generator.stream_drawings`; the images are those of `draw`.
@@ -371,7 +371,7 @@ class Unclip:
         _require(isinstance(batch_size, int | np.integer) and batch_size >= 1, "batch_size", batch_size, "at least 1")
 
     @staticmethod
-    def _check_texts(texts: Sequence[str], name: str) -> None:
+    def _check_texts(texts: Sequence, name: str) -> None:
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise TypeError(f"{name} must be a list of strings, not one {type(texts).__name__}: write [text]")
         if not len(texts):
@@ -382,7 +382,7 @@ class Unclip:
 
 
 def slerp(
-    a: Float32[np.ndarray, "dim"], b: Float32[np.ndarray, "dim"], fraction: float
+    a: Float32[np.ndarray, "dim"], b: Float32[np.ndarray, "dim"], fraction: float | int
 ) -> Float32[np.ndarray, "dim"]:
     """Interpolates between vectors: spherically between their directions, linearly between their lengths."""
     lengths = np.linalg.norm(a), np.linalg.norm(b)

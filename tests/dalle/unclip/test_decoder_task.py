@@ -59,7 +59,7 @@ def read_history(run) -> list[dict]:
 def test_a_run_learns_eight_images_and_grades_its_own(tiny_decoder):
     history = read_history(tiny_decoder[1])
     assert {"loss", "mse", "bound", "truncated"} <= history[0].keys()
-    losses = [line["mse"] for line in history]
+    losses = [line["mse"] for line in history if "mse" in line]
     assert np.mean(losses[:3]) > 0.7 and np.mean(losses[-10:]) < 0.6 * np.mean(losses[:3])
     last = history[-1]
     assert 0 <= last["draw/correct"] <= 1 and last["draw/prompts"] == 6
@@ -152,7 +152,7 @@ def test_a_prior_for_another_clip_is_refused(tiny_decoder, tmp_path):
 
 def test_an_upsampler_learns_and_reports_its_error(tiny_upsampler):
     history = read_history(tiny_upsampler[1])
-    last, losses = history[-1], [line["loss"] for line in history]
+    last, losses = history[-1], [line["loss"] for line in history if "loss" in line]
     assert last["test/bicubic_psnr"] > 8 and last["test/images"] == 20 and np.isfinite(last["test/psnr"])
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:3])
 
@@ -205,7 +205,7 @@ def test_flops_are_those_that_xla_counts():
     context = Context(abstract(1, 256), abstract(1, 24, 96), abstract(1, 24, dtype=bool))
     flops = of(UNet(decoder, 6), abstract(1, 64, 64, 3), t, context)
     assert unet_flops(decoder, 6, 3, clip) == pytest.approx(flops, rel=0.05)
-    prior = PriorOptions(width=128, depth=2, heads=2, embed_dim=64, text_length=20)
+    prior = PriorOptions(width=512, depth=2, heads=2, embed_dim=64, text_length=20)
     inputs = jax.tree.map(lambda x: abstract(*x.shape, dtype=x.dtype), make_inputs(prior, 48))
     assert prior_flops(prior, 48) == pytest.approx(of(build(prior, compute), *inputs), rel=0.05)
 
