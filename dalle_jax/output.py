@@ -4,9 +4,11 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
 
 from train_jax import arguments as arguments_lib
 from train_jax.errors import UserError
@@ -66,8 +68,6 @@ def write_drawings(
 
     Raises UserError for options that the model refuses.
     """
-    import numpy as np
-
     from train_jax.data.images import decode
     from train_jax.pictures import split_into_rows
 
@@ -88,7 +88,7 @@ def write_drawings(
     return _report(arguments)
 
 
-def write_images(images: Sequence, arguments: argparse.Namespace, metadata: dict[str, Any]) -> int:
+def write_images(images: UInt8[np.ndarray, "n H W 3"], arguments: argparse.Namespace, metadata: dict[str, Any]) -> int:
     """Writes images as a row, and as `FOLDER/0000.png` and so on. Returns the exit code."""
     from train_jax.pictures import PictureFolder
 

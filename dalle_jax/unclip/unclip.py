@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32, Int, Int32, UInt8
 from tqdm import tqdm
 
 from clip_jax.clip import Clip
@@ -23,6 +24,8 @@ from vqgan_jax.stage2.generator import stream_drawings
 from vqgan_jax.stage2.rerank import clip_scores, open_reranker
 from vqgan_jax.stage2.sampling import first_samples
 from vqgan_jax.vqgan import ImageInput, ImageInputs
+
+log = logging.getLogger(__name__)
 
 
 @jax.tree_util.register_dataclass
@@ -146,7 +149,7 @@ class Unclip:
             raise ValueError(f"first = {first.tolist()} must be {len(prompts)} integers, at least 0")
         reranker = None if rerank is None else open_reranker(rerank, self.dtype)
         seeds = make_seeds(prompts, first, n, seed)
-        rows, ids = seeds.reshape(-1, 3), np.repeat(self.tokenizer.encode(prompts), n, axis=0)
+        rows, ids = seeds.reshape(-1, 3), np.repeat(self._tokenize(prompts), n, axis=0)
         stages = 2 + (self.upsampler is not None)
         with tqdm(total=len(rows) * stages, unit="step", desc="imagine", disable=not progress) as bar:
             embeddings = self.prior.draw(
@@ -242,7 +245,7 @@ class Unclip:
         image: ImageInput,
         before: str,
         after: str,
-        strength: float | Sequence[float] = (0.25, 0.3, 0.4, 0.5),
+        strength: float | int | Sequence[float | int] = (0.25, 0.3, 0.4, 0.5),
         *,
         guidance: float | int = 1.0,
         steps: int = 25,
@@ -338,12 +341,22 @@ class Unclip:
             pixels = self.upsampler.upsample(pixels, seeds, **shared)
         return pixels_to_uint8(pixels)
 
+    def _tokenize(self, texts: list[str]) -> Int32[np.ndarray, "n length"]:
+        """Tokenizes texts. Truncates texts that are too long, and logs a warning."""
+        ids, truncated = self.tokenizer.encode_flagged(texts)
+        if truncated.any():
+            log.warning(
+                "%d of %d text(s) are longer than the %d tokens this model reads and were cut; the first is %r",
+                truncated.sum(), len(texts), ids.shape[1], texts[int(truncated.argmax())],
+            )  # fmt: skip
+        return ids
+
     def _empty_texts(self, count: int) -> np.ndarray:
         return np.repeat(self.tokenizer.encode([""]), count, axis=0)
 
     def _embed_texts(self, texts: list[str]) -> Float32[np.ndarray, "n dim"]:
         """Computes the CLIP embeddings z_t of texts, not normalised to unit length."""
-        return np.asarray(self._text_program(self.decoder.variables["text"], self.tokenizer.encode(texts)))
+        return np.asarray(self._text_program(self.decoder.variables["text"], self._tokenize(texts)))
 
     @functools.cached_property
     def _text_program(self) -> Callable:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from train_jax.compute import Compute
@@ -28,7 +27,7 @@ def open_file(path: Path) -> Checkpoint | None:
         return None
     description, read_arrays = opened
 
-    def read() -> tuple[dict[str, np.ndarray], str]:
+    def read() -> tuple[dict, str]:
         return unflatten_dict(read_arrays(), sep="/"), str(path)
 
     with convert_errors(path):

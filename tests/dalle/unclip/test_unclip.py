@@ -84,6 +84,11 @@ def test_the_best_of_many_samples_are_returned_first(expressive, clip):
     np.testing.assert_array_equal(drawing.images[0], every.images[0, order])
 
 
+def test_a_long_prompt_is_cut_and_reported(expressive, caplog):
+    expressive.imagine(["the digit one " * 9], **QUICK)
+    assert "1 of 1 text(s) are longer than the 10 tokens this model reads and were cut" in caplog.text
+
+
 def test_prompts_are_streamed(expressive):
     prompts = ["the digit one", "two", "the digit one"]
     expected = expressive.draw(prompts, 2, batch_size=4, **QUICK)
