@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 _PACKAGES = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax")
 # Installed inside train_jax: `configs` alone is a name that any project may have.
-_CONFIGS = ("configs", "configs.clip", "configs.vqgan", "configs.dalle", "configs.machines")
+_CONFIGS = ("configs", "configs.clip", "configs.vqgan", "configs.dalle", "configs.unclip", "configs.machines")
 _README = Path(__file__).parent / "README.md"
 
 setup(

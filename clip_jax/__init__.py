@@ -7,7 +7,7 @@
 search.
 """
 
-__all__ = ["Clip", "LoadError", "load", "save_hf"]
+__all__ = ["Clip", "LoadError", "load", "save", "save_hf", "to_bytes"]
 
 
 def __getattr__(name: str):

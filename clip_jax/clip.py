@@ -24,6 +24,7 @@ from PIL import Image
 
 from clip_jax import model as model_lib
 from clip_jax.pretrained import LoadError, open_checkpoint
+from clip_jax.pretrained import single_file as clip_file
 from clip_jax.pretrained.save import save_hf
 from clip_jax.templates import fill_templates, read_templates
 from nn_jax.mixed_precision import round_weights
@@ -31,9 +32,10 @@ from train_jax import inference
 from train_jax.compute import inference_dtype
 from train_jax.data.images import Preprocess, normalize
 from train_jax.data.text import AnyTokenizer
+from train_jax.weights import single_file
 from train_jax.weights.layout import flatten
 
-__all__ = ["Clip", "LoadError", "load", "save_hf"]
+__all__ = ["Clip", "LoadError", "load", "save", "save_hf", "to_bytes"]
 log = logging.getLogger(__name__)
 
 Picture = Image.Image | np.ndarray | str | Path  # arrays are uint8 [H, W, 3]
@@ -86,24 +88,28 @@ class Clip:
             variables = round_weights(variables, module.compute.array_dtype)
         return cls(module, inference.on_devices(variables), tokenizer, preprocess, fingerprint, name)
 
-    def encode_image(self, images: Pictures, batch_size: int = 64) -> Float32[np.ndarray, "n dim"]:
+    def encode_image(
+        self, images: Pictures, batch_size: int = 64, *, normalize: bool = True
+    ) -> Float32[np.ndarray, "n dim"]:
         """Encodes images as embeddings of unit norm.
 
         Args:
           images: sequence of PIL images, paths and uint8 [H, W, 3] arrays of any size; or one uint8 array [n, H, W, 3].
           batch_size: maximum number of images per batch.
+          normalize: whether embeddings are normalised to unit length; False: the output of the image tower.
 
         Raises BrokenSample, which names the image, if an image cannot be read.
         """
         _check_list(images, "images", Image.Image | str | os.PathLike)
         size = self.preprocess.size
+        program = self._programs.encode_image if normalize else self._programs.project_image
         with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
 
             def read_batch(start: int, stop: int) -> np.ndarray:
                 return self.preprocess.batch(images[start:stop], start, pool.map)
 
             return self._encode_batched(
-                self._programs.encode_image, read_batch, len(images), (size, size, 3), np.uint8, batch_size
+                program, read_batch, len(images), (size, size, 3), np.uint8, batch_size
             )
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float32[np.ndarray, "n dim"]:
@@ -195,6 +201,7 @@ class Programs(NamedTuple):
     """Jitted functions of one model. Each function compiles once per batch size."""
 
     encode_image: Callable  # (variables, uint8 [n, size, size, 3]) -> float32 [n, dim] of unit norm
+    project_image: Callable  # the same, not normalised
     encode_patches: Callable  # (variables, uint8 [n, size, size, 3]) -> float32 [n, patches, dim] of unit norm
     encode_text: Callable  # (variables, int32 [n, length]) -> float32 [n, dim] of unit norm
     logits: Callable  # (variables, float32 [n, dim], float32 [m, dim]) -> float32 [n, m]
@@ -207,6 +214,10 @@ def compile_programs(module: model_lib.CLIP, preprocess: Preprocess) -> Programs
     def encode_image(variables, images):
         pixels = normalize(images, preprocess.mean, preprocess.std)
         return module.apply(variables, pixels, method="encode_image")
+
+    def project_image(variables, images):
+        pixels = normalize(images, preprocess.mean, preprocess.std)
+        return module.apply(variables, pixels, method="project_image")
 
     def encode_patches(variables, images):
         pixels = normalize(images, preprocess.mean, preprocess.std)
@@ -221,7 +232,7 @@ def compile_programs(module: model_lib.CLIP, preprocess: Preprocess) -> Programs
         return scale * jnp.matmul(images, texts.T, precision=jax.lax.Precision.HIGHEST) + bias
 
     probabilities = jax.nn.sigmoid if module.options.loss == "sigmoid" else jax.nn.softmax
-    return Programs(*map(jax.jit, (encode_image, encode_patches, encode_text, logits, probabilities)))
+    return Programs(*map(jax.jit, (encode_image, project_image, encode_patches, encode_text, logits, probabilities)))
 
 
 def _check_list(values, name: str, element_type) -> None:
@@ -258,12 +269,12 @@ def load(
     """Loads the CLIP stored at `path`.
 
     Args:
-      path: a run directory of `train-jax` (averaged weights, if it has any); a Hugging Face directory of CLIP or
-        SigLIP; an open_clip directory; a weight file in such a directory, including open_clip's training checkpoints; a
-        `.pt` file from OpenAI; a `.npz` file from big_vision; or "hf:org/name", which huggingface_hub downloads.
+      path: a run directory of `train-jax` (averaged weights, if it has any); a `.safetensors` file of `save`; a Hugging Face
+        directory of CLIP or SigLIP; an open_clip directory; a weight file in such a directory, including open_clip's
+        training checkpoints; a `.pt` file from OpenAI; a `.npz` file from big_vision; or "hf:org/name", which
+        huggingface_hub downloads.
       step: training step of the checkpoint in a run directory; None: the newest readable checkpoint.
       image_size: side of the preprocessed images in pixels; position embeddings are interpolated. None: as trained.
-
       dtype: precision, "float32" or "bfloat16"; "auto": bfloat16 on accelerators that have it, float32 on a CPU; None: the
         precision of the training, with float32 weights. In bfloat16, embeddings differ by 1e-2 at most, and kernels and
         token embeddings need half the memory; the fingerprint is the same.
@@ -277,3 +288,24 @@ def load(
     variables, name = checkpoint.variables(module)
     preprocess = dataclasses.replace(checkpoint.preprocess, size=module.options.image.size)
     return Clip.assemble(module, variables, checkpoint.tokenizer, preprocess, name, dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def to_bytes(clip: Clip) -> bytes:
+    """Serialises a model with tokenizer and preprocessing as the content of a `.safetensors` file that `load` opens.
+
+    The fingerprint is kept. Raises ValueError for a model whose weights were rounded when it was loaded.
+    """
+    variables = single_file.exact_variables(clip.variables, clip.name, clip.dtype)
+    return clip_file.to_bytes(clip.module.options, clip.module.compute, clip.tokenizer, clip.preprocess, variables)
+
+
+def save(clip: Clip, path: str | Path) -> None:
+    """Writes the model to a `.safetensors` file that `load` opens.
+
+    Raises ValueError for another suffix, and FileExistsError if the file exists.
+    """
+    single_file.write(path, lambda: to_bytes(clip))

@@ -61,6 +61,10 @@ class CLIP(nn.Module):
         """Encodes normalised images as float32 embeddings of unit norm."""
         return l2_normalize(self.vision(images, deterministic))
 
+    def project_image(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch dim"]:
+        """Encodes normalised images as float32 embeddings that are not normalised to unit length."""
+        return self.vision(images, True)
+
     def encode_patches(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch patches dim"]:
         """Encodes each image patch as an embedding of unit norm.
 

@@ -1,14 +1,15 @@
-"""The command `dalle-jax`: trains models, generates, completes and scores images.
+"""The command `dalle-jax`: trains models, generates, completes and scores images; and the commands of unCLIP.
 
 User errors print one line and return exit code 2.
 """
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
 
+from dalle_jax import output
+from dalle_jax.unclip import cli as unclip_cli
 from train_jax import arguments as arguments_lib
 from train_jax import command
 from train_jax.errors import UserError
@@ -20,7 +21,10 @@ examples:
   dalle-jax generate "a small red circle above a large blue star" --model runs/dalle-shapes --n 9 --out grid.png
   dalle-jax complete half.png "a red circle" --model runs/dalle-shapes --keep top --out completed.png
   dalle-jax score shape.png --prompts "a red circle,a blue star" --model runs/dalle-shapes
+  dalle-jax imagine "a red circle" --model runs/unclip-decoder-shapes --n 9 --guidance 3 --out grid.png
+  dalle-jax vary shape.png --model runs/unclip-decoder-shapes --n 8 --out variations.png
 
+generate, complete and score are of DALL-E; imagine, vary, between and edit of unCLIP (DALL-E 2).
 dalle-jax COMMAND --help describes each command.""",
     "train": """\
 Same as train-jax; dalle-jax train --help lists the options.""",
@@ -45,8 +49,8 @@ examples:
   dalle-jax score a.png b.png --prompts "a red circle,a blue star" --model runs/dalle-shapes
 
 Prints the log-probability of each image given each prompt, in nats per code. The largest is marked with *.""",
+    **unclip_cli.EXAMPLES,
 }
-KEY = "dalle"  # key of the PNG text chunk
 _HALVES = ("top", "bottom", "left", "right")
 
 
@@ -59,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser, command_parser = command.parser("dalle-jax", "Generate, complete and score images with DALL-E.", _EXAMPLES)
+    description = "Generate, complete, score and vary images with DALL-E and unCLIP."
+    parser, command_parser = command.parser("dalle-jax", description, _EXAMPLES)
     command_parser("train", "Train a model from a config, as train-jax does.")
 
     def add(name: str, text: str, run) -> argparse.ArgumentParser:
@@ -71,27 +76,16 @@ def _make_parser() -> argparse.ArgumentParser:
         return subparser
 
     def add_sampling_options(subparser: argparse.ArgumentParser, n: int) -> None:
-        subparser.add_argument("--out", metavar="FILE", help="PNG file for the image grid")
-        subparser.add_argument(
-            "--folder", metavar="FOLDER", help="folder for each image as a separate PNG, for any number of images"
-        )
-        subparser.add_argument("--n", type=int, default=n, help=f"number of images per prompt (default {n})")
+        output.add_output_options(subparser, n)
         subparser.add_argument("--best", type=int, help="number of best images to keep per prompt, by --rerank")
         subparser.add_argument(
             "--rerank", metavar="CLIP", help='path of the CLIP that ranks the images, or "likelihood"'
         )
-        subparser.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
         subparser.add_argument(
             "--temperature", type=float, default=1.0, help="sampling temperature; 0: greedy decoding"
         )
         subparser.add_argument("--top-k", type=int, help="number of most likely codes to sample from")
         subparser.add_argument("--top-p", type=float, help="total probability of the most likely codes to sample from")
-        subparser.add_argument(
-            "--guidance", type=float, default=1.0, help="scale of classifier-free guidance (default 1: none)"
-        )
-        subparser.add_argument(
-            "--batch-size", type=int, default=64, help="maximum number of images per batch (default 64)"
-        )
         subparser.add_argument(
             "--int8-cache", action="store_true", help="round the transformer's cache to 8 bits, for larger batches"
         )
@@ -115,6 +109,7 @@ def _make_parser() -> argparse.ArgumentParser:
     score.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     score.add_argument("--prompts", required=True, help="prompts separated by commas, or @FILE with one per line")
     score.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    unclip_cli.add_commands(command_parser)
     return parser
 
 
@@ -127,24 +122,12 @@ def _complete(arguments: argparse.Namespace) -> int:
 
 
 def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None = None) -> int:
-    import numpy as np
-
     from dalle_jax.dalle import load
-    from train_jax.data.files import read_bytes
-    from train_jax.data.images import decode
-    from train_jax.pictures import enlarged_grid, save_png, split_into_rows
     from vqgan_jax.stage2.rerank import open_reranker
 
-    out, preview = arguments.out, getattr(arguments, "preview", None)
-    if not out and not arguments.folder:
-        raise UserError("name --out FILE for a grid, or --folder FOLDER for the images, or both")
-    if out:
-        arguments_lib.png(out, "the grid")
-    if preview:
-        arguments_lib.png(preview, "the preview", "--preview")
-    arguments_lib.check_outputs(out=out, preview=preview, folder=arguments.folder)
-    if arguments.best is not None and not arguments.rerank:
-        raise UserError(f"--best {arguments.best} needs a ranking: set --rerank")
+    preview = getattr(arguments, "preview", None)
+    output.check_outputs(arguments)
+    output.check_ranking(arguments)
     names = ("seed", "temperature", "top_k", "top_p", "guidance", "int8_cache")
     settings = {key: getattr(arguments, key) for key in names}
     dalle = load(arguments.model, dtype=arguments.dtype)
@@ -155,59 +138,10 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
     metadata = {"model": dalle.fingerprint, "dtype": dalle.dtype, **settings, "n": arguments.n, "best": arguments.best}
     metadata["rerank"] = getattr(reranker, "fingerprint", reranker)
     if image is not None:
-        digest = hashlib.sha256(read_bytes(image)).hexdigest()
-        metadata |= {"init_image": Path(image).name, "init_image_sha256": digest, "keep": arguments.keep}
+        metadata |= output.describe_image("init_image", image) | {"keep": arguments.keep}
     options = settings | completion | {"rerank": reranker, "best": arguments.best, "batch_size": arguments.batch_size}
     options["preview"] = _make_previewer(Path(preview)) if preview else None
-    try:
-        if arguments.folder:
-            rows, samples = _draw_into_folder(dalle, prompts, arguments.n, options, Path(arguments.folder), metadata)
-        else:
-            drawing = dalle.draw(prompts, arguments.n, **options)
-            rows, samples = [list(row) for row in drawing.images], drawing.samples.tolist()
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if out:
-        if arguments.folder:
-            rows = [[np.asarray(decode(file)) for file in row] for row in rows]
-        if len(rows) == 1:  # one prompt: a square grid instead of one row
-            rows = split_into_rows(rows[0])
-        save_png(enlarged_grid(rows), out, KEY, metadata | {"prompts": prompts, "samples": samples})
-    print(f"wrote {' and '.join(filter(None, (out, arguments.folder)))}", file=sys.stderr)
-    return 0
-
-
-def _draw_into_folder(
-    dalle, prompts: list[str], n: int, options: dict, folder: Path, metadata: dict
-) -> tuple[list[list[Path]], list[list[int]]]:
-    """Draws the images that are not in the folder yet. Returns the files of each prompt and their sample indices."""
-    from train_jax.pictures import PictureFolder
-
-    pictures, ranks = PictureFolder(folder, KEY, metadata), {}
-    for file in sorted(folder.glob("*-*.png")):
-        index, _, sample = file.stem.partition("-")
-        if not (index.isdigit() and sample.isdigit() and int(index) < len(prompts)):
-            raise UserError(f"{file} is no image of this command: name a new folder")
-        row = ranks.setdefault(int(index), {})
-        row[_rank(file)] = int(sample)
-        pictures.holds(file.name, prompt=prompts[int(index)], sample=int(sample), rank=_rank(file))
-    count = options["best"] or n
-    missing = [i for i in range(len(prompts)) if len(ranks.get(i, ())) < count]
-    for index, drawing in dalle.stream(prompts, n, only=missing, **options):
-        ranks[index] = dict(enumerate(drawing.samples[0].tolist()))
-        for rank, image in enumerate(drawing.images[0]):
-            sample = ranks[index][rank]
-            pictures.save(image, f"{index:04d}-{sample:04d}.png", prompt=prompts[index], sample=sample, rank=rank)
-    samples = [[ranks[index][rank] for rank in range(count)] for index in range(len(prompts))]
-    files = [[folder / f"{index:04d}-{sample:04d}.png" for sample in row] for index, row in enumerate(samples)]
-    return files, samples
-
-
-def _rank(file: Path) -> int | None:
-    """Returns the rank of an image among the samples of its prompt, from its metadata."""
-    from train_jax.pictures import read_png_text
-
-    return json.loads(read_png_text(file, KEY) or "{}").get("rank")
+    return output.write_drawings(dalle, prompts, options, arguments, metadata)
 
 
 def _make_previewer(file: Path):

@@ -1,4 +1,4 @@
-"""Evaluators of DALL-E: the accuracy of sampled images, checked by the image reader of a data source."""
+"""The evaluator of images sampled from texts: their accuracy, checked by the image reader of a data source. For DALL-E."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from train_jax import inference
+from train_jax.config import EvaluatorOptions
 from train_jax.data.sources import DataError, Source
 from train_jax.options import option
 from train_jax.pictures import image_grid
@@ -17,8 +18,8 @@ from vqgan_jax.stage2.evaluators import EvaluatedModel, Sampler, SamplingOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class DrawingOptions(SamplingOptions):
-    """Options of the accuracy of sampled images."""
+class PromptOptions(EvaluatorOptions):
+    """Options of the accuracy of images of prompts, for any model."""
 
     about: str = option(
         "labels",
@@ -36,12 +37,23 @@ class DrawingOptions(SamplingOptions):
         self.require(self.n == 1 or bool(self.clip), path, "n", "1 without a clip that ranks the images")
 
 
+@dataclasses.dataclass(frozen=True)
+class DrawingOptions(PromptOptions, SamplingOptions):
+    """Options of the accuracy of images that DALL-E samples."""
+
+
 EVALUATORS = {**evaluators.EVALUATORS, "drawing": DrawingOptions}
 
 
 def make_factories(stage: EvaluatedModel) -> Mapping[str, Callable]:
     """Makes the evaluator factories: type -> `(options, context) -> evaluator`."""
-    return {"drawing": functools.partial(Drawings, stage)}
+
+    def make_painter(options: ConfigDict, context, prompts: list[str]) -> Callable:
+        check_sampling(options, stage)
+        sampler = Sampler(stage, options, context, prompts)
+        return lambda params, extra: sampler.decode_images(sampler.sample_codes(params))
+
+    return {"drawing": functools.partial(Drawings, make_painter)}
 
 
 class Drawings:
@@ -49,20 +61,24 @@ class Drawings:
 
     Also the fraction for each part of a prompt that the reader tells apart, such as `colours`, among the prompts that have
     it. With `clip`, all of them also for the best of n images by CLIP score, as `…_best_of_n`.
+
+    Args:
+      make_painter: function `(options, context, prompts) -> paint`, where `paint(params, extra)` returns `options.n` images
+        of each prompt, uint8 [prompts, n, H, W, 3], on every host.
+      options: `PromptOptions`, and those of the painter.
     """
 
-    def __init__(self, stage: EvaluatedModel, options: ConfigDict, context):
-        check_sampling(options, stage)
+    def __init__(self, make_painter: Callable, options: ConfigDict, context):
         self._source = context.source_of(options)
         if self._source.judge is None:
             raise DataError(f"{self._source.name} has no image reader: the evaluator 'drawing' needs one")
         self._prompts, self._n = collect_prompts(self._source, options), options.n
         _check_prompts(self._source, self._prompts)
-        self._sampler = Sampler(stage, options, context, self._prompts)
+        self._paint = make_painter(options, context, self._prompts)
         self._clip = rerank.open_reranker(options.clip, "float32") if options.clip else None
 
-    def __call__(self, params, mutable_variables) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        images = self._sampler.decode_images(self._sampler.sample_codes(params))
+    def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        images = self._paint(params, extra)
         verdicts = [[self._source.judge(x, prompt) for x in row] for prompt, row in zip(self._prompts, images, strict=True)]
         metrics = average_parts([row[0] for row in verdicts]) | {"prompts": len(self._prompts)}
         metrics |= self._source.reader_metrics()

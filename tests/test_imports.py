@@ -35,8 +35,8 @@ LAYERS = {
         vqgan_jax.model vqgan_jax.quantize""",
     "data, weights, devices": """
         train_jax.agreement train_jax.arguments train_jax.data train_jax.datasets train_jax.inference train_jax.memory
-        train_jax.page train_jax.pictures train_jax.placeholders train_jax.profiling train_jax.program_cache
-        train_jax.sharding train_jax.weights""",
+        train_jax.page train_jax.pictures train_jax.placeholders train_jax.precompute train_jax.profiling
+        train_jax.program_cache train_jax.sharding train_jax.weights""",
     "checkpoints": "train_jax.checkpoint train_jax.optim train_jax.resume train_jax.trained_weights",
     "run directories, tasks": """
         train_jax.config train_jax.config_file train_jax.plan.program train_jax.run_directory train_jax.task""",
@@ -46,15 +46,15 @@ LAYERS = {
     "DALL-E": "dalle_jax",
     "trainer": "train_jax",
     "commands": """
-        clip_jax.cli clip_jax.demo clip_jax.evaluate dalle_jax.cli dalle_jax.demo vqgan_jax.cli vqgan_jax.demo
-        vqgan_jax.guided.cli vqgan_jax.guided.demo""",
+        clip_jax.cli clip_jax.demo clip_jax.evaluate dalle_jax.cli dalle_jax.demo dalle_jax.unclip.cli vqgan_jax.cli
+        vqgan_jax.demo vqgan_jax.guided.cli vqgan_jax.guided.demo""",
 }
 LEVELS = {name: level for level, names in enumerate(LAYERS.values()) for name in names.split()}
 # Models know what a run directory holds, not how it is written.
 INTERNAL = LAYERS["checkpoints"].split()
 # What processes that read data are sent, besides each family's `example.py`. They start sooner without JAX, but for what
 # Grain itself imports of it.
-READ_BY_WORKERS = ("train_jax.data.stream", "vqgan_jax.coded", "dalle_jax.captions")
+READ_BY_WORKERS = ("train_jax.data.stream", "train_jax.data.precomputed", "vqgan_jax.coded", "dalle_jax.captions")
 
 # Only tests marked `peers` and benchmarks may have these, and modules whose purpose is to compare with a peer.
 PEERS = {"torch", "torchvision", "transformers", "diffusers", "open_clip", "timm"}
@@ -192,7 +192,7 @@ def test_every_rule_is_about_a_module():
 def test_processes_that_read_data_import_no_jax():
     """Grain itself, of which a stand-in takes the place, imports it; those processes start sooner without more of it."""
     examples = [module_name(path) for path in sources(*PACKAGES) if path.name == "example.py"]
-    assert len(examples) == 3
+    assert len(examples) == 4
     code = "import sys, unittest.mock as m; sys.modules['grain'] = sys.modules['grain.python'] = m.MagicMock()"
     code += "".join(f"; import {name}" for name in (*READ_BY_WORKERS, *examples))
     code += "; print(*({'jax', 'jaxlib', 'flax', 'optax', 'orbax'} & sys.modules.keys()))"

@@ -20,10 +20,12 @@ from train_jax import inference
 from train_jax.compute import Compute, inference_dtype
 from train_jax.data.images import Preprocess
 from train_jax.errors import LoadError
+from train_jax.weights import single_file
 from train_jax.weights.layout import flatten, to_peer
 from vqgan_jax import model as model_lib
 from vqgan_jax.model import VQGANOptions
-from vqgan_jax.pretrained import Checkpoint, diffusers, open_checkpoint, single_file, taming
+from vqgan_jax.pretrained import Checkpoint, diffusers, open_checkpoint, taming
+from vqgan_jax.pretrained import single_file as vqgan_file
 
 __all__ = ["LoadError", "Vqgan", "load", "save", "save_diffusers", "save_taming", "to_bytes"]
 
@@ -243,18 +245,11 @@ def to_bytes(vq: Vqgan) -> bytes:
 
     Raises ValueError for a model whose weights were rounded when it was loaded.
     """
-    return single_file.to_bytes(vq.options, vq.compute, _exact_variables(vq))
+    return vqgan_file.to_bytes(vq.options, vq.compute, _exact_variables(vq))
 
 
 def _exact_variables(vq: Vqgan) -> dict[str, Any]:
-    """Returns the float32 weights as NumPy arrays. Raises ValueError if they were rounded."""
-    variables = jax.tree.map(np.asarray, vq.variables)
-    if any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(variables)):
-        raise ValueError(
-            f"the weights of {vq.name} were rounded to {vq.compute.dtype} when they were loaded, and would be written so: "
-            'load the model with dtype="float32" to write it'
-        )
-    return variables
+    return single_file.exact_variables(vq.variables, vq.name, vq.compute.dtype)
 
 
 def save(vq: Vqgan, path: str | Path) -> None:
@@ -262,12 +257,7 @@ def save(vq: Vqgan, path: str | Path) -> None:
 
     Raises ValueError for another suffix, and FileExistsError if the file exists.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: name the file as NAME.safetensors")
-    if path.exists():
-        raise FileExistsError(f"{path} already exists")
-    path.write_bytes(to_bytes(vq))
+    single_file.write(path, lambda: to_bytes(vq))
 
 
 def save_diffusers(vq: Vqgan, directory: str | Path) -> None:

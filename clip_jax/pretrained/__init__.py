@@ -7,7 +7,16 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from clip_jax.pretrained import big_vision, hugging_face, image_processor, open_clip, openai, openai_file, run_directory
+from clip_jax.pretrained import (
+    big_vision,
+    hugging_face,
+    image_processor,
+    open_clip,
+    openai,
+    openai_file,
+    run_directory,
+    single_file,
+)
 from clip_jax.pretrained.checkpoint import Checkpoint
 from train_jax.data.images import Preprocess
 from train_jax.errors import LoadError
@@ -24,7 +33,7 @@ _FORMATS = (
     "load opens run directories of train-jax (config.json with a task, tokenizer.json, preprocess.json, artifacts.json, "
     "checkpoints/), Hugging Face directories of CLIP and SigLIP (config.json with a model_type), open_clip directories "
     f"({open_clip.CONFIG}), weight files inside either directory, OpenAI's .pt files, big_vision's .npz "
-    "files, and hf:org/name"
+    "files, .safetensors files of clip_jax.save, and hf:org/name"
 )
 
 
@@ -69,6 +78,8 @@ def _open_file(path: Path) -> Checkpoint | None:
         return big_vision.open_file(path)
     if path.suffix not in (".pt", ".pth", ".bin", ".ckpt", ".safetensors"):
         return None
+    if checkpoint := single_file.open_file(path):
+        return checkpoint
     tensors = open_tensors(path)
     if holds(tensors, hugging_face.ANCHOR):
         return hugging_face.open_directory(path.parent, path)

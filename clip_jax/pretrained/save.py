@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
@@ -20,6 +19,7 @@ from clip_jax.pretrained.image_processor import RESAMPLE
 from train_jax.data.images import Preprocess
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import BOS, EOS, AnyTokenizer
+from train_jax.weights import single_file
 from train_jax.weights.layout import flatten, to_peer
 
 _THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
@@ -54,12 +54,7 @@ def save_hf(clip, directory: str | Path) -> None:
             f"transformers has no interpolation {clip.preprocess.interpolation!r}: save_hf cannot write this preprocessing. "
             "Clip.assemble the model with another; Google's own conversions of SigLIP say bicubic, of SigLIP 2 bilinear"
         )
-    params = flatten(clip.variables["params"])
-    if any(x.dtype == jnp.bfloat16 for x in params.values()):
-        raise ValueError(
-            f"the weights of {clip.name} were rounded to {clip.dtype} when they were loaded, and would be written so: load "
-            'the model with dtype="float32" to write it'
-        )
+    params = flatten(single_file.exact_variables(clip.variables["params"], clip.name, clip.dtype))
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} holds files already; name a new directory")
     table = (list_siglip_entries if kind == "siglip" else list_clip_entries)(module.options.identity())

@@ -4,16 +4,31 @@ import dataclasses
 
 from train_jax.options import Options, option
 
+PRIOR_TYPES = ("diffusion", "linear")
+
 
 @dataclasses.dataclass(frozen=True)
-class PriorOptions(Options):
-    """Options of the prior (arXiv 2204.06125, section 2.2)."""
+class PriorModelOptions(Options):
+    """Options of the prior that do not follow from its CLIP (arXiv 2204.06125, section 2.2)."""
 
-    embed_dim: int = option(768, "dimension of CLIP's embeddings", least=1)
-    text_length: int = option(77, "number of text tokens", least=1)
+    type: str = option(
+        "diffusion", "a diffusion model, or a linear map of the text embedding as its baseline", choices=PRIOR_TYPES
+    )
     width: int = option(2048, "width of the residual stream", least=2)
     depth: int = option(20, "number of blocks", least=1)
     heads: int = option(32, "number of attention heads", least=1)
+
+    def check(self, path: str) -> None:
+        self.require(self.width % 2 == 0, path, "width", "even: a sine and a cosine for each frequency of the timestep")
+        self.require(self.width % self.heads == 0, path, "heads", f"a divisor of {path}.width = {self.width}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorOptions(PriorModelOptions):
+    """Options of the prior, with those that follow from its CLIP."""
+
+    embed_dim: int = option(768, "dimension of CLIP's embeddings", least=1)
+    text_length: int = option(77, "number of text tokens", least=1)
     time_token: bool = option(
         True, "whether the sequence has the timestep; False: one step from noise, no diffusion (ECLIPSE, arXiv 2312.04655)"
     )
@@ -23,9 +38,10 @@ class PriorOptions(Options):
         """Number of tokens: of the text, text embedding, timestep, image embedding, final token."""
         return self.text_length + 3 + self.time_token
 
-    def check(self, path: str) -> None:
-        self.require(self.width % 2 == 0, path, "width", "even: a sine and a cosine for each frequency of the timestep")
-        self.require(self.width % self.heads == 0, path, "heads", f"a divisor of {path}.width = {self.width}")
+    @property
+    def is_diffusion(self) -> bool:
+        """Whether embeddings are sampled in many steps; else the network predicts them in one."""
+        return self.type == "diffusion" and self.time_token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +71,8 @@ class UNetOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderOptions(UNetOptions):
-    """Options of the decoder: a U-Net with attention to a context, and the projections that make the context."""
+class DecoderModelOptions(UNetOptions):
+    """Options of the decoder that do not follow from its CLIP: a U-Net with attention to a context, and its projections."""
 
     size: int = option(64, "side of the images in pixels", least=1)
     scale_shift: bool = option(
@@ -66,7 +82,6 @@ class DecoderOptions(UNetOptions):
         (1, 2, 3), "levels with attention, 0 is the highest resolution; the middle has it too", least=0
     )
     head_dim: int = option(64, "channels of an attention head", least=1)
-    embed_dim: int = option(768, "dimension of CLIP's embeddings", least=1)
     context_dim: int = option(1536, "width of the context's tokens", least=1)
     image_tokens: int = option(4, "number of context tokens that are made of the image embedding", least=1)
 
@@ -79,3 +94,10 @@ class DecoderOptions(UNetOptions):
         self.require(
             all(width % self.head_dim == 0 for width in widths), path, "head_dim", f"a divisor of the channels {widths}"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderOptions(DecoderModelOptions):
+    """Options of the decoder, with those that follow from its CLIP."""
+
+    embed_dim: int = option(768, "dimension of CLIP's embeddings", least=1)

@@ -6,14 +6,17 @@ final token. Image embeddings are standardised: zero mean and unit variance of e
 Without a timestep (`PriorOptions.time_token`) it is no diffusion model: it predicts the embedding from noise, in one step.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from dalle_jax.unclip.options import PriorOptions
 from dalle_jax.unclip.timestep import TimeEmbedding
-from nn_jax.layers import Dense, add_parameter, layer_norm, with_axis_names
+from nn_jax.layers import Dense, add_parameter, l2_normalize, layer_norm, with_axis_names
 from nn_jax.transformer import Transformer
 from train_jax.compute import TransformerCompute
 
@@ -34,6 +37,30 @@ class EmbeddingStatistics:
     def restore(self, standardized: Float[Array, "b dim"]) -> Float[Array, "b dim"]:
         """Converts samples of the prior to embeddings of CLIP: the inverse of `standardize`."""
         return standardized * self.std[None] + self.mean[None]
+
+
+class LinearPrior(nn.Module):
+    """Affine map from the direction of the text embedding to the image embedding: the baseline of the diffusion prior.
+
+    It has the interface of `DiffusionPrior`, and depends only on `text_embedding`.
+    """
+
+    options: PriorOptions
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b dim"],
+        t: Int[Array, "b"] | None,
+        text_embedding: Float[Array, "b dim"],
+        text_states: Float[Array, "b n text_width"],
+        text_mask: Bool[Array, "b n"],
+        deterministic: bool = True,
+    ) -> Float32[Array, "b dim"]:
+        """Predicts the standardised image embedding."""
+        dim = self.options.embed_dim
+        direction = l2_normalize(text_embedding) * dim**0.5  # components of about 1: one learning rate fits all CLIPs
+        return Dense((dim,), ("proj", "embed"), 0.0, jnp.float32, name="head")(direction)
 
 
 class DiffusionPrior(nn.Module):
@@ -89,3 +116,19 @@ class DiffusionPrior(nn.Module):
         last = layer_norm(_EPS, dtype, "norm")(transformer(sequence, (), deterministic, mask)[:, -1])
         head = Dense((options.embed_dim,), ("embed", "proj"), width**-0.5, dtype, out_dtype=jnp.float32, name="head")
         return head(last)
+
+
+def build(options: PriorOptions, compute: TransformerCompute, dropout: float = 0.0) -> DiffusionPrior | LinearPrior:
+    """Builds the prior of the type that the options name."""
+    return LinearPrior(options) if options.type == "linear" else DiffusionPrior(options, compute, dropout)
+
+
+def abstract_params(module: DiffusionPrior | LinearPrior, text_width: int) -> dict[str, Any]:
+    """Returns the shapes and dtypes of the parameters of a prior, without Flax's metadata boxes."""
+    return nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *make_inputs(module.options, text_width)))["params"]
+
+
+def make_inputs(options: PriorOptions, text_width: int) -> tuple:
+    """Makes inputs of a prior for one example: zeros."""
+    embedding, length = jnp.zeros((1, options.embed_dim)), options.text_length
+    return embedding, jnp.zeros(1, jnp.int32), embedding, jnp.zeros((1, length, text_width)), jnp.ones((1, length), bool)

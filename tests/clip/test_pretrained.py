@@ -73,6 +73,43 @@ def test_features_and_logits_are_the_peers(opened):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# One file
+
+
+@pytest.mark.parametrize("kind", ["hf-siglip", "open-clip-resnet", "openai-vit"])
+def test_a_model_is_saved_as_one_file(kind, tmp_path):
+    """SentencePiece, running statistics, and OpenAI's rule for the end token."""
+    clip, file = golden(kind), tmp_path / "clip.safetensors"
+    clip_jax.save(clip, file)
+    again = clip_jax.load(file)
+    assert again.fingerprint == clip.fingerprint and again.module == clip.module
+    np.testing.assert_array_equal(again.tokenizer.encode(TEXTS), clip.tokenizer.encode(TEXTS))
+    if kind != "hf-siglip":  # whose scores lose their last digit in JSON
+        assert file.read_bytes() == clip_jax.to_bytes(again), "the same file again"
+    with pytest.raises(FileExistsError, match="already exists"):
+        clip_jax.save(clip, file)
+    with pytest.raises(ValueError, match="name the file as NAME.safetensors"):
+        clip_jax.save(clip, tmp_path / "clip.npz")
+
+
+def test_a_damaged_single_file_is_described(tmp_path):
+    file = tmp_path / "clip.safetensors"
+    description = {"model": {"text": {"context_length": 8}}, "compute": {}, "tokenizer": "{}", "preprocess": "{}"}
+    for changed, words in (
+        (json.dumps({"model": {}}), "lacks 'compute'"),
+        ("[1]", "must hold an object, not a list"),
+        ("{", "is not JSON"),
+        (json.dumps(description), "not a tokenizer.json"),
+    ):
+        save_file({"a": np.zeros(1, np.float32)}, file, metadata={"clip_jax": changed})
+        with pytest.raises(LoadError, match=words):
+            clip_jax.load(file)
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(LoadError, match="cannot be read"):
+        clip_jax.load(file)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Saving for transformers
 
 

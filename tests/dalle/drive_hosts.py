@@ -114,10 +114,9 @@ if __name__ == "__main__":
 
     folder, out, *job = sys.argv[1:]
     distributed.initialize(job[0], int(job[1]), int(job[2]))
-    from vqgan_jax import code_files
-    from vqgan_jax import codes as codes_lib
+    from train_jax import precompute
 
-    code_files._PART, code_files._POLL, code_files._VISIBLE, codes_lib._PROBES = 32, 0.05, 0.2, 2
+    precompute._PART, precompute._POLL, precompute._VISIBLE, precompute._PROBES = 32, 0.05, 0.2, 2
     result = figures(Path(folder), Path(out) / "codes")
     np.savez(Path(out) / f"figures-{job[2]}.npz", **result)
     (Path(out) / f"failures-{job[2]}.json").write_text(

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from train_jax import precompute
 from train_jax.data import sources
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.images import decode
 from train_jax.datasets.shapes.render import png
 from train_jax.errors import ConfigError, Interrupted
-from vqgan_jax import code_files
 from vqgan_jax import codes as codes_lib
 from vqgan_jax.coded import CodedRecords
 
@@ -39,8 +39,8 @@ class Counted(list):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(code_files, "_PART", 3)
-    monkeypatch.setattr(codes_lib, "_PROBES", 0)
+    monkeypatch.setattr(precompute, "_PART", 3)
+    monkeypatch.setattr(precompute, "_PROBES", 0)
 
 
 def test_a_failed_job_resumes_after_its_last_part(trained, tmp_path):
@@ -117,13 +117,13 @@ def test_a_damaged_part_is_named(trained, tmp_path):
 
 
 def test_another_host_that_fails_or_stands_still_ends_the_waiting(tmp_path, monkeypatch):
-    job = code_files._Job(tmp_path, 7, lambda: 0)
+    job = precompute._Job("codes", tmp_path, 7, lambda: 0)
     (tmp_path / "failed-7-3").write_text("OSError: no space left")
     with pytest.raises(DataError, match="by host 3: OSError: no space left"):
         job.wait(lambda names: False)
     (tmp_path / "failed-7-3").unlink()
-    monkeypatch.setattr(code_files, "_PATIENCE", 0.05)
-    monkeypatch.setattr(code_files, "_POLL", 0.01)
+    monkeypatch.setattr(precompute, "_PATIENCE", 0.05)
+    monkeypatch.setattr(precompute, "_POLL", 0.01)
     with pytest.raises(DataError, match="0 files, and no host has added a file for 0 seconds"):
         job.wait(lambda names: False)
 
@@ -136,9 +136,9 @@ def test_a_host_that_is_asked_to_stop_ends_the_work_of_all_and_keeps_what_is_don
     (note,) = tmp_path.glob("*.parts/stopped-*")
     token = int(note.name.split("-")[1])
     with pytest.raises(Interrupted) as caught:  # what another host of this job sees
-        code_files._Job(note.parent, token, lambda: 0).wait(lambda names: False)
+        precompute._Job("codes", note.parent, token, lambda: 0).wait(lambda names: False)
     assert caught.value.signal_number == signal.SIGTERM
-    code_files._Job(note.parent, token + 1, lambda: 0).check()  # and what another job sees: nothing
+    precompute._Job("codes", note.parent, token + 1, lambda: 0).check()  # and what another job sees: nothing
     again = Counted()
     assert len(codes_lib.with_codes(trained, sources.Source("s", again), tmp_path).codes) == COUNT
     assert again.read == list(range(3, COUNT))
@@ -152,7 +152,7 @@ def test_a_host_that_was_done_before_another_was_asked_to_stop_stops_too(trained
         signals.append(value)
         return [value, signal.SIGTERM]
 
-    monkeypatch.setattr(code_files.agreement, "gather", gather)
+    monkeypatch.setattr(precompute.agreement, "gather", gather)
     with pytest.raises(Interrupted) as caught:
         codes_lib.with_codes(trained, sources.Source("s", Counted()), tmp_path)
     assert caught.value.signal_number == signal.SIGTERM
@@ -162,6 +162,6 @@ def test_a_host_that_was_done_before_another_was_asked_to_stop_stops_too(trained
 
 
 def test_a_directory_that_hosts_do_not_share_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(code_files.multihost_utils, "process_allgather", lambda x: np.array([True, False, False]))
+    monkeypatch.setattr(precompute.multihost_utils, "process_allgather", lambda x: np.array([True, False, False]))
     with pytest.raises(ConfigError, match=r"host\(s\) 1, 2 do not see it: set config.codes.dir"):
-        code_files._await_visible(tmp_path)
+        precompute._await_visible(tmp_path, "codes")

@@ -17,7 +17,7 @@ import train_jax
 import vqgan_jax
 from train_jax import config as config_lib
 from train_jax.data import sources
-from train_jax.data.errors import DataError
+from train_jax.data.errors import BrokenSample, DataError
 from train_jax.errors import ConfigError, LoadError
 from vqgan_jax import cli
 from vqgan_jax import codes as codes_lib
@@ -111,7 +111,7 @@ def test_an_image_that_cannot_be_read_has_no_codes(trained, tmp_path):
     records = [{"image": random_png(), "id": "a"}, {"image": b"none", "id": "b"}]
     coded = codes_lib.with_codes(trained, sources.Source("two", records), tmp_path)
     assert coded[0]["codes"].shape == (1, 8, 8)
-    with pytest.raises(codes_lib.BrokenSample, match="b: the image could not be read"):
+    with pytest.raises(BrokenSample, match="b: the image could not be read"):
         coded[1]
     with pytest.raises(DataError, match="none of its 1 images"):
         codes_lib.with_codes(trained, sources.Source("one", records[1:]), tmp_path)

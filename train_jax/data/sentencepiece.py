@@ -66,6 +66,18 @@ class SentencePiece:
         options = json.loads(config.read_text("utf-8")) if config.is_file() else {}
         return cls(_add_preprocessing(pieces, options, context_length, path), context_length)
 
+    @classmethod
+    def from_json(cls, text: str, context_length: int) -> "SentencePiece":
+        """Parses the content of a `tokenizer.json` that `to_json` made. Raises ValueError for any other content."""
+        try:
+            pieces = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises no narrower class
+            raise ValueError(f"not a tokenizer.json ({error})") from error
+        length = (pieces.padding or {}).get("length")
+        if length != context_length:
+            raise ValueError(f"this tokenizer.json pads texts to {length} tokens; the model reads {context_length}")
+        return cls(pieces, context_length)
+
     @property
     def vocab_size(self) -> int:
         """Vocabulary size."""

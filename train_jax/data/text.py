@@ -233,10 +233,18 @@ def open_tokenizer(file: str | Path, context_length: int) -> AnyTokenizer:
     Raises FileNotFoundError for a missing file, ValueError for invalid content.
     """
     try:
-        padded = json.loads(paths.path(file).read_text("utf-8")).get("padding")
+        return parse_tokenizer(paths.path(file).read_text("utf-8"), context_length)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def parse_tokenizer(text: str, context_length: int) -> AnyTokenizer:
+    """Parses what `to_json` of a `Tokenizer` or a `SentencePiece` returned. Raises ValueError for other content."""
+    try:
+        padded = json.loads(text).get("padding")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: not a tokenizer.json ({error})") from error
-    return (SentencePiece if padded else Tokenizer).load(file, context_length)
+        raise ValueError(f"not a tokenizer.json ({error})") from error
+    return (SentencePiece if padded else Tokenizer).from_json(text, context_length)
 
 
 def _parse_merges(merges: str) -> list[tuple[str, str]]:

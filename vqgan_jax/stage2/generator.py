@@ -248,18 +248,8 @@ class CodeGenerator:
         self._check_conditions(conditions)
         if options.get("rerank") not in (None, LIKELIHOOD):
             options["rerank"] = open_reranker(options["rerank"])  # once
-        conditions, only = list(conditions), list(range(len(conditions)) if only is None else only)
-        first = sampling.first_samples(conditions, n)
-        size = min(max(1, batch_size // n), len(conditions))  # conditions of a batch
-        with tqdm(total=len(only) * n, unit="image", desc="draw", disable=not progress) as bar:
-            for start in range(0, len(only), size):
-                indices = only[start : start + size]
-                padded = indices + indices[-1:] * (size - len(indices))  # so that the last batch is no other program
-                options |= {"first": first[padded], "batch_size": batch_size, "progress": False}
-                drawing = self.draw([conditions[i] for i in padded], n, **options)
-                for row, index in enumerate(indices):
-                    yield index, drawing.select(row)
-                bar.update(len(indices) * n)
+        options |= {"only": only, "batch_size": batch_size, "progress": progress}
+        yield from stream_drawings(self.draw, conditions, n, **options)
 
     def logits(
         self, condition_tokens: Int[np.ndarray, "b c"], image_codes: Int[np.ndarray, "b ..."]
@@ -430,6 +420,36 @@ class CodeGenerator:
                 raise ValueError("best needs a ranking: set rerank")
         if rerank is not None and rerank != LIKELIHOOD and self.condition.kind != "text":
             raise ValueError(f"rerank = {rerank!r}: CLIP needs texts, this model has none; use 'likelihood'")
+
+
+def stream_drawings(
+    draw: Callable,
+    conditions: Sequence,
+    n: int = 1,
+    *,
+    only: Sequence[int] | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+    **options,
+) -> Iterator[tuple[int, Any]]:
+    """Samples images from any number of conditions in constant memory; yields `(index of the condition, drawing)`.
+
+    Args:
+      draw: `draw(conditions, n, first=…, batch_size=…, progress=…, **options)`, whose result has `select(row)`.
+      only: indices of the conditions to sample; None: all.
+    """
+    conditions, only = list(conditions), list(range(len(conditions)) if only is None else only)
+    first = sampling.first_samples(conditions, n)
+    size = min(max(1, batch_size // n), len(conditions))  # conditions of a batch
+    with tqdm(total=len(only) * n, unit="image", desc="draw", disable=not progress) as bar:
+        for start in range(0, len(only), size):
+            indices = only[start : start + size]
+            padded = indices + indices[-1:] * (size - len(indices))  # so that the last batch is no other program
+            options |= {"first": first[padded], "batch_size": batch_size, "progress": False}
+            drawing = draw([conditions[i] for i in padded], n, **options)
+            for row, index in enumerate(indices):
+                yield index, drawing.select(row)
+            bar.update(len(indices) * n)
 
 
 @dataclasses.dataclass

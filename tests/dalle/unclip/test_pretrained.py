@@ -27,7 +27,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def test_configurations_are_read(karlo):
     sizes = {"embed_dim": 12, "text_length": 16, "width": 16, "depth": 2, "heads": 2}
-    assert karlo.prior.to_dict() == sizes | {"time_token": True}
+    assert karlo.prior.to_dict() == sizes | {"type": "diffusion", "time_token": True}
     assert (karlo.decoder.channels, karlo.decoder.blocks, karlo.decoder.attention) == ((16, 24), 2, (1,))
     assert (karlo.decoder.scale_shift, karlo.super_res.scale_shift) == (True, False)
     assert (karlo.decoder.size, karlo.super_res.size) == (16, 32)

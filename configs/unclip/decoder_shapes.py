@@ -1,0 +1,37 @@
+"""The decoder of unCLIP (DALL-E 2) on rendered scenes of 32 pixels, their captions and embeddings.
+
+    train-jax prepare shapes/32/train=100000
+    train-jax --config=configs/unclip/decoder_shapes.py --workdir=runs/unclip-decoder-shapes \
+        --config.clip.path=runs/clip-shapes --config.prior.path=runs/unclip-prior-shapes
+
+Needs the CLIP of `configs/clip/shapes.py` and the prior of `configs/unclip/prior_shapes.py`, and may share its embeddings
+(`--config.embeddings.dir=runs/unclip-prior-shapes/embeddings`). Sized for 60 minutes on 2 CPU cores of 80 GFLOP/s. Not
+trained yet.
+"""
+
+from ml_collections import ConfigDict
+
+from . import prior_shapes
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.task = "dalle_jax.unclip.decoder_task"
+    c.steps = 10_000
+    c.log_every = 100
+    c.data = ConfigDict({"source": prior_shapes.SOURCE, "batch_size": 32})
+    c.data.leading_prob, c.data.leading_captions = 0.8, 4
+    c.clip = ConfigDict({"path": "runs/clip-shapes"})
+    c.prior = ConfigDict({"path": "runs/unclip-prior-shapes"})
+    c.model = ConfigDict({"size": 32, "channels": (16, 32, 64), "blocks": 1, "groups": 8, "attention": (1, 2)})
+    c.model.update({"head_dim": 16, "context_dim": 64, "image_tokens": 4})
+    c.optim = ConfigDict({"name": "adamw", "lr": 1e-3, "warmup_steps": 100, "weight_decay": 0.01, "args": {"b2": 0.99}})
+    c.ema = ConfigDict({"decay": 0.999})
+    c.checkpoint = ConfigDict({"every": 2500, "keep_last": 1})
+    draw = {"type": "drawing", "prompts": 256, "guidance": 3.0, "prior_guidance": 1.0}
+    c.evals = ConfigDict()
+    c.evals.test = ConfigDict({"type": "reconstruction", "split": "test", "every": 5000})
+    c.evals.seen = ConfigDict({**draw, "split": "test", "every": 5000})
+    c.evals.novel = ConfigDict({**draw, "split": "novel"})
+    c.evals.two = ConfigDict({**draw, "split": "test", "about": "pairs"})
+    return c

@@ -1,0 +1,70 @@
+"""The frozen CLIP of unCLIP's training tasks, of which a run directory has a copy, `clip.safetensors`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_jax.clip import Clip, load, to_bytes
+from clip_jax.text import TextTower
+from train_jax.errors import ConfigError
+from train_jax.options import Options, option
+
+CLIP = "clip.safetensors"  # in a run directory
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipPathOptions(Options):
+    """Options of the frozen CLIP."""
+
+    path: str = option("", "CLIP of the embeddings: anything that clip_jax.load opens")
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingsOptions(Options):
+    """Options of the embeddings of the training images, which are computed once."""
+
+    dir: str = option("", "directory of embedding files; empty: in the run directory")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FrozenClip:
+    """A CLIP, and the content of the file that a run directory has of it."""
+
+    clip: Clip
+    content: bytes
+
+    @property
+    def tower(self) -> TextTower:
+        """Module of the text tower."""
+        return text_tower(self.clip)
+
+    @property
+    def text_params(self) -> Any:
+        """Parameters of the text tower, as NumPy arrays."""
+        return jax.tree.map(np.asarray, self.clip.variables["params"]["text"])
+
+    @property
+    def null_ids(self) -> np.ndarray:
+        """Tokens of the empty text, int32 [length]."""
+        return self.clip.tokenizer.encode([""])[0]
+
+
+def text_tower(clip: Clip) -> TextTower:
+    """Returns the module of a CLIP's text tower; its parameters are `clip.variables["params"]["text"]`."""
+    module = clip.module
+    return TextTower(module.options, module.eos_id, module.compute, 0.0)
+
+
+def open_clip(path: str, workdir: Path | None) -> FrozenClip:
+    """Opens the copy in the run directory, or for a new run the CLIP at `path`."""
+    # In the precision of its training: embeddings, and the copy, must not depend on the machine that goes on.
+    copy = workdir / CLIP if workdir else None
+    if copy is not None and copy.is_file():
+        return FrozenClip(load(copy, dtype=None), copy.read_bytes())
+    if not path:
+        raise ConfigError("config.clip.path is empty: set it to the CLIP of the embeddings, such as a run directory")
+    clip = load(path, dtype=None)
+    return FrozenClip(clip, to_bytes(clip))

@@ -1,0 +1,204 @@
+"""Loading of unCLIP: from run directories of `train-jax`, or from karlo's formats."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clip_jax.clip import Clip
+from clip_jax.clip import load as load_clip
+from clip_jax.pretrained.checkpoint import check_shapes
+from dalle_jax.unclip import decoder_task, pretrained
+from dalle_jax.unclip import prior as prior_lib
+from dalle_jax.unclip.context import Context, ContextEncoder
+from dalle_jax.unclip.decoder import Decoder, Upsampler
+from dalle_jax.unclip.decoder_stage import DecoderStage
+from dalle_jax.unclip.diffusion import Diffusion
+from dalle_jax.unclip.frozen_clip import CLIP, text_tower
+from dalle_jax.unclip.options import DecoderModelOptions, UNetOptions
+from dalle_jax.unclip.pretrained import UnclipCheckpoint
+from dalle_jax.unclip.pretrained.checkpoint import output_channels
+from dalle_jax.unclip.prior import PRIOR, Prior
+from dalle_jax.unclip.prior_stage import PriorStage
+from dalle_jax.unclip.unclip import Unclip
+from dalle_jax.unclip.unet import UNet
+from dalle_jax.unclip.upsampler_stage import UpsamplerStage
+from nn_jax.mixed_precision import round_weights
+from train_jax import inference, run_directory
+from train_jax.compute import Compute, TransformerCompute, inference_dtype
+from train_jax.errors import LoadError
+from train_jax.weights import hub
+from train_jax.weights.layout import flatten
+from vqgan_jax.pretrained.checkpoint import convert_errors
+
+_UPSAMPLING_STEPS = 25
+_KARLO_UPSAMPLING_STEPS = 7  # six of the first network, one of the last: they were trained for no other number
+_SAME_TEXT = 0.02  # largest mean difference of equal parameters that were rounded, relative to their mean magnitude
+
+
+def load_unclip(
+    path: str | Path,
+    *,
+    prior: str | Path | None = None,
+    upsampler: str | Path | None = None,
+    clip: Clip | str | Path | None = None,
+    step: int | None = None,
+    dtype: str | None = "auto",
+) -> Unclip:
+    """Loads an unCLIP.
+
+    Args:
+      path: run directory of a decoder, which contains its CLIP and its prior; or a directory of karlo, in diffusers' or its
+        own format, or "hf:kakaobrain/karlo-v1-alpha".
+      prior: another prior for the same CLIP: a run directory or file of ours for a run; for karlo a directory such as
+        "hf:ECLIPSE-Community/ECLIPSE_Karlo_Prior".
+      upsampler: run directory of an upsampler, for a run; karlo has its own.
+      clip: CLIP with karlo's text tower (OpenAI's ViT-L/14) or its path, for methods that need embeddings of images.
+      step: step of the decoder's checkpoint; None: the newest readable one.
+      dtype: precision, "float32" or "bfloat16"; "auto": bfloat16 on accelerators that have it, float32 on a CPU; None: that
+        of the training. In bfloat16, kernels need half the memory.
+
+    Raises LoadError for unknown formats, for damaged files, and for parts that do not belong together.
+    """
+    dtype = dtype and inference_dtype(dtype)
+    directory = None if hub.is_name(str(path)) else Path(path)
+    if directory is not None and run_directory.read_config(directory) is not None:
+        if clip is not None:
+            raise LoadError(f"clip = {clip}: {path} is a run directory, which contains its CLIP; leave clip out")
+        return _load_run(directory, step, prior, upsampler, dtype)
+    if upsampler is not None:
+        raise LoadError(f"upsampler = {upsampler}: {path} is no run directory, and karlo has an upsampler of its own")
+    if step is not None:
+        raise LoadError(f"step = {step}: {path} is no run directory of train-jax, so it has no checkpoints by step")
+    checkpoint = pretrained.open_checkpoint(path)
+    checkpoint = checkpoint if prior is None else pretrained.replace_prior(checkpoint, prior)
+    return _load_karlo(checkpoint, clip, dtype or "float32")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Run directories
+
+
+def _load_run(
+    path: Path, step: int | None, prior: str | Path | None, upsampler: str | Path | None, dtype: str | None
+) -> Unclip:
+    config = run_directory.open_config(path, "dalle_jax.unclip.decoder_task", "a decoder of unCLIP", (CLIP,))
+    clip = load_clip(path / CLIP, dtype=dtype)
+    tower, text = text_tower(clip), clip.variables["params"]["text"]
+    with convert_errors(path):
+        model = DecoderModelOptions.parse(config["model"], "model")
+        options = decoder_task.complete_options(model, clip.module.options)
+        diffusion = Diffusion.parse(config["diffusion"], "diffusion")
+        compute = _for_inference(Compute.parse(config["compute"], "compute"), dtype)
+    context_encoder, unet = ContextEncoder(options, compute), UNet(options, output_channels(diffusion), compute)
+    params, extra, name = run_directory.load_weights(path, step)
+    params = jax.tree.map(np.asarray, params["decoder"])
+    inputs = decoder_task.make_inputs(options, clip.module.options.text)
+    context, variables = jax.eval_shape(context_encoder.init_with_output, jax.random.key(0), *inputs)
+    x = jax.ShapeDtypeStruct((1, options.size, options.size, 3), jnp.float32)
+    expected = {
+        "context": nn.unbox(variables)["params"],
+        "unet": _abstract_params(unet, x, Context(*context)),
+    }
+    check_shapes(params, expected, str(path))
+    params = round_weights(params, compute.array_dtype)
+    stage = DecoderStage(tower, context_encoder, unet, diffusion)
+    decoder = Decoder(stage, {"text": text, "decoder": inference.on_devices(params)}, clip.tokenizer)
+    source = prior or (path / PRIOR if (path / PRIOR).is_file() else None)
+    loaded_prior = None
+    if source is not None:
+        checkpoint = prior_lib.open_checkpoint(source)
+        if checkpoint.clip != clip.fingerprint:
+            raise LoadError(f"{source} is a prior for another CLIP than that of {path}: name a prior for the same CLIP")
+        loaded_prior = checkpoint.load(tower, text, clip.tokenizer, dtype)
+    return Unclip(
+        tokenizer=clip.tokenizer,
+        prior=loaded_prior,
+        decoder=decoder,
+        upsampler=None if upsampler is None else _load_upsampler(Path(upsampler), options.size, dtype),
+        clip=clip,
+        moments=(np.asarray(extra["mean"]), np.asarray(extra["covariance"])),
+        dtype=compute.dtype,
+        name=name,
+    )
+
+
+def _load_upsampler(path: Path, size: int, dtype: str | None) -> Upsampler:
+    """Loads the upsampler of a run, for images of `size` pixels."""
+    config = run_directory.open_config(path, "dalle_jax.unclip.upsampler_task", "an upsampler of unCLIP")
+    if config is None:
+        raise LoadError(f"upsampler = {path} is no run directory: it has no config.json with a task")
+    with convert_errors(path):
+        options = UNetOptions.parse(config["model"], "model")
+        diffusion = Diffusion.parse(config["diffusion"], "diffusion")
+        compute = _for_inference(Compute.parse(config["compute"], "compute"), dtype)
+        target = size * config["factor"]
+    divisor = 2 ** (len(options.channels) - 1)
+    if target % divisor:
+        raise LoadError(f"upsampler = {path}: images of {target} pixels, whose sides must be divisible by {divisor}")
+    unet = UNet(options, output_channels(diffusion), compute)
+    params = jax.tree.map(np.asarray, run_directory.load_weights(path)[0]["upsampler"])
+    x = jax.ShapeDtypeStruct((1, options.size, options.size, 6), jnp.float32)
+    check_shapes(params, _abstract_params(unet, x), str(path))
+    variables = inference.on_devices({"upsampler": round_weights(params, compute.array_dtype)})
+    return Upsampler(UpsamplerStage(unet, diffusion, target), variables, min(_UPSAMPLING_STEPS, diffusion.timesteps))
+
+
+def _for_inference(compute: Compute, dtype: str | None) -> Compute:
+    return dataclasses.replace(compute, remat="none", **({"dtype": dtype} if dtype else {}))
+
+
+def _abstract_params(unet: UNet, x: jax.ShapeDtypeStruct, *context: Any) -> dict[str, Any]:
+    t = jax.ShapeDtypeStruct((1,), jnp.int32)
+    return nn.unbox(jax.eval_shape(unet.init, jax.random.key(0), x, t, *context))["params"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# karlo
+
+
+def _load_karlo(checkpoint: UnclipCheckpoint, clip: Clip | str | Path | None, dtype: str) -> Unclip:
+    compute = TransformerCompute(dtype=dtype, scan=False)
+    clip = load_clip(clip, dtype=dtype) if isinstance(clip, str | Path) else clip
+
+    def read(part: str) -> Any:
+        return inference.on_devices(round_weights(checkpoint.params(part, compute), compute.array_dtype))
+
+    tower, tokenizer = checkpoint.module("text_encoder", compute), checkpoint.text.tokenizer
+    text = read("text_encoder")
+    if clip is not None:
+        _check_same_text_tower(clip, text, checkpoint.name)
+    statistics = checkpoint.statistics()
+    variables = {"text": text, "prior": read("prior"), **inference.on_devices(dataclasses.asdict(statistics))}
+    prior_stage = PriorStage(tower, checkpoint.module("prior", compute), checkpoint.prior_diffusion)
+    prior = Prior(prior_stage, variables, tokenizer, checkpoint.name)
+    decoder_stage = DecoderStage(
+        tower, checkpoint.module("context", compute), checkpoint.module("decoder", compute), checkpoint.decoder_diffusion
+    )
+    weights = {"text": text, "decoder": {"context": read("context"), "unet": read("decoder")}}
+    decoder = Decoder(decoder_stage, weights, tokenizer)
+    super_res, size = checkpoint.module("super_res_first", compute), checkpoint.super_res.size
+    upsampler = Upsampler(
+        UpsamplerStage(super_res, checkpoint.super_res_diffusion, size, has_last=True),
+        {"upsampler": read("super_res_first"), "last": read("super_res_last")},
+        _KARLO_UPSAMPLING_STEPS,
+    )
+    return Unclip(tokenizer, prior, decoder, upsampler, clip, None, dtype, checkpoint.name)
+
+
+def _check_same_text_tower(clip: Clip, text: Any, name: str) -> None:
+    """Raises LoadError unless the text tower of a CLIP has these parameters, up to rounding."""
+    theirs, ours = flatten(clip.variables["params"]["text"]), flatten(text)
+    differs = {key: x.shape for key, x in theirs.items()} != {key: x.shape for key, x in ours.items()}
+    for key in () if differs else ours:
+        a, b = (np.asarray(x[key], np.float32) for x in (theirs, ours))
+        differs = differs or bool(np.mean(np.abs(a - b)) > _SAME_TEXT * np.mean(np.abs(b)) + 1e-6)
+    if differs:
+        raise LoadError(
+            f"clip = {clip.name} has another text tower than {name}, so that its embeddings of images mean something else: "
+            "name the CLIP that it was trained with (for karlo, OpenAI's ViT-L/14)"
+        )

@@ -1,0 +1,129 @@
+"""Training task of the prior of unCLIP (arXiv 2204.06125, section 2.2) on captions and embeddings of a frozen CLIP.
+
+Batches: `embedding` float32 [B, dim] (computed once and stored on disk), `text` int32 [B, length], `truncated` bool [B]. The
+text tower runs in every update. The run directory contains a copy of the CLIP, `clip.safetensors`, and does not depend on
+the original.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from clip_jax.embeddings import make_records, mean_and_covariance
+from clip_jax.flops import forward_flops
+from dalle_jax.unclip import diffusion as diffusion_lib
+from dalle_jax.unclip import prior_evaluators, prior_model
+from dalle_jax.unclip.diffusion import Diffusion
+from dalle_jax.unclip.example import EmbeddingExample
+from dalle_jax.unclip.flops import prior_flops
+from dalle_jax.unclip.frozen_clip import CLIP, ClipPathOptions, EmbeddingsOptions, open_clip
+from dalle_jax.unclip.options import PriorModelOptions
+from dalle_jax.unclip.prior import complete_options
+from dalle_jax.unclip.prior_model import EmbeddingStatistics
+from dalle_jax.unclip.prior_stage import PriorStage
+from dalle_jax.unclip.text_features import encode_text
+from train_jax.compute import TransformerCompute
+from train_jax.data import sources
+from train_jax.data.captions import CaptionChoice
+from train_jax.options import Options, option
+from train_jax.profiling import BACKWARD
+from train_jax.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorDiffusion(Diffusion):
+    """Diffusion of standardised embeddings."""
+
+    prediction: str = option("x0", "output of the network", choices=("x0", "epsilon", "v"))
+    x0_range: float = option(
+        5.0, "largest magnitude of standardised embeddings, to which the sampler clips predictions", above=0, identity=False
+    )
+
+    def check(self, path: str) -> None:
+        super().check(path)
+        self.require(not self.learned_variance, path, "learned_variance", "False for a prior")
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorTaskOptions(Options):
+    """Options of the prior's task."""
+
+    clip: ClipPathOptions = ClipPathOptions()
+    embeddings: EmbeddingsOptions = EmbeddingsOptions()
+    model: PriorModelOptions = PriorModelOptions()
+    diffusion: PriorDiffusion = PriorDiffusion()
+    compute: TransformerCompute = TransformerCompute()
+    dropout: float = option(0.0, "dropout rate in the blocks", least=0, below=1)
+    condition_dropout: float = option(
+        0.1, "probability of replacing the text by the empty text, for classifier-free guidance", least=0, below=1
+    )
+
+    def identity(self) -> dict[str, Any]:
+        return {"model": self.model.identity(), "diffusion": self.diffusion.identity()}
+
+    def check(self, path: str) -> None:
+        is_possible = self.model.type == "diffusion" or self.diffusion.prediction == "x0"
+        self.require(is_possible, path, "diffusion.prediction", f"'x0' with model.type = {self.model.type!r}")
+
+
+OPTIONS, EVALUATORS = PriorTaskOptions, prior_evaluators.EVALUATORS
+
+
+def make(config: ConfigDict, workdir: Path | None) -> Task:
+    """Makes the task of a resolved config. Raises ConfigError for invalid options, LoadError without a CLIP."""
+    frozen = open_clip(config.clip.path, workdir)
+    clip, tower, null_ids = frozen.clip, frozen.tower, frozen.null_ids
+    options = complete_options(PriorModelOptions.parse(config.model, "model"), clip.module.options)
+    diffusion = PriorDiffusion.parse(config.diffusion, "diffusion")
+    compute = TransformerCompute.parse(config.compute, "compute")
+    module = prior_model.build(options, compute, config.dropout)
+    records = make_records(clip, config.embeddings.dir, workdir)
+    text_width = clip.module.options.text.width
+    inference_compute = dataclasses.replace(compute, float8=False)
+    stage = PriorStage(tower, prior_model.build(options, inference_compute), diffusion)
+
+    def init(rng, batch):
+        zeros = jnp.zeros(options.embed_dim)
+        text = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), frozen.text_params)
+        params = module.init(rng, *prior_model.make_inputs(options, text_width))["params"]
+        return {"prior": params}, {"text": text, "mean": zeros, "std": zeros + 1}
+
+    def load_frozen():
+        mean, covariance = mean_and_covariance(records(sources.from_config(config.data)))
+        deviation = np.sqrt(np.diag(covariance))
+        # A component that never changes is standardised to 0, whatever it is divided by.
+        std = np.where(deviation > 0, deviation, np.float32(1))
+        return {}, {"text": frozen.text_params, "mean": mean, "std": std}
+
+    def loss(params, extra, batch, rng, step):
+        drop_key, t_key, noise_key, dropout_key = jax.random.split(rng, 4)
+        count = len(batch["text"])
+        is_dropped = jax.random.bernoulli(drop_key, config.condition_dropout, (count,))
+        ids = jnp.where(is_dropped[:, None], null_ids[None], batch["text"])
+        text = encode_text(tower, extra["text"], ids)
+        x0 = EmbeddingStatistics(extra["mean"], extra["std"]).standardize(batch["embedding"])
+        t = jax.random.randint(t_key, (count,), 0, diffusion.timesteps)
+        noise = jax.random.normal(noise_key, x0.shape)
+        x = diffusion_lib.add_noise(diffusion, x0, noise, t)
+        output = module.apply({"params": params["prior"]}, x, t, *text, False, rngs={"dropout": dropout_key})
+        value = jnp.mean(diffusion_lib.losses(diffusion, output, x0, noise, t)["mse"])
+        truncated = jnp.mean(batch["truncated"].astype(jnp.float32))
+        return value, ({"mse": value, "truncated": truncated}, {})
+
+    choose = CaptionChoice(config.data.leading_prob, config.data.leading_captions)
+    return Task(
+        init=init,
+        loss=loss,
+        example=EmbeddingExample(clip.tokenizer, choose),
+        evaluators=prior_evaluators.make_factories(stage, clip.tokenizer, records),
+        artifacts={CLIP: frozen.content},
+        records=records,
+        pretrained=load_frozen,
+        mean_over_examples=True,
+        flops=float(BACKWARD * prior_flops(options, text_width) + forward_flops(clip.module.options)[1]),
+    )

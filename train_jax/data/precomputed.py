@@ -1,0 +1,64 @@
+"""Records with an array that was computed from their image. This module does not import JAX: data workers import it."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from train_jax.data.errors import BrokenSample
+from train_jax.data.sources import Source
+
+
+def checksum_path(file: Path) -> Path:
+    """Returns the path of the image checksums that belong to the array file `file`."""
+    return file.with_suffix(".crc.npy")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PrecomputedRecords(Sequence):
+    """Records with an array of their image, stored by `train_jax.precompute`.
+
+    Pickling stores the file name only; arrays are memory-mapped again.
+
+    Attributes:
+      field: name of the array in a record.
+      with_image: whether records keep their image, which is then read.
+    """
+
+    source: Source
+    file: Path
+    field: str
+    with_image: bool = False
+
+    @functools.cached_property
+    def arrays(self) -> np.ndarray:
+        """Arrays of all records [records, …], memory-mapped."""
+        return np.load(self.file, mmap_mode="r", allow_pickle=False)
+
+    @functools.cached_property
+    def checksums(self) -> Int64[np.ndarray, "records"]:
+        """CRC-32 of each image's file; the complement (negative) of an image without an array."""
+        return np.load(checksum_path(self.file), mmap_mode="r", allow_pickle=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.field} of {self.source.name}"
+
+    @property
+    def shard_starts(self) -> Int64[np.ndarray, "tars+1"] | None:
+        return self.source.shard_starts
+
+    def __reduce__(self):
+        return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Mapping:
+        record = self.source[index] if self.with_image else self.source.metadata(index)
+        if self.checksums[index] < 0:
+            raise BrokenSample(f"{record['id']}: the image could not be read when its {self.field} were computed")
+        return {**record, self.field: np.array(self.arrays[index])}
