@@ -20,7 +20,7 @@ from dalle_jax.unclip import diffusion as diffusion_lib
 from dalle_jax.unclip import prior as prior_lib
 from dalle_jax.unclip.context import Context, ContextEncoder
 from dalle_jax.unclip.decoder_stage import DecoderStage, to_signed
-from dalle_jax.unclip.diffusion import Diffusion
+from dalle_jax.unclip.diffusion import Diffusion, output_channels
 from dalle_jax.unclip.example import EmbeddingExample
 from dalle_jax.unclip.flops import context_flops, unet_flops
 from dalle_jax.unclip.frozen_clip import CLIP, ClipPathOptions, EmbeddingsOptions, FrozenClip, open_clip
@@ -92,7 +92,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     options = complete_options(DecoderModelOptions.parse(config.model, "model"), clip.module.options)
     diffusion = DecoderDiffusion.parse(config.diffusion, "diffusion")
     compute = Compute.parse(config.compute, "compute")
-    context_encoder, unet = ContextEncoder(options, compute), UNet(options, 6 if diffusion.learned_variance else 3, compute)
+    context_encoder, unet = ContextEncoder(options, compute), UNet(options, output_channels(diffusion), compute)
     training_unet = unet.clone(dropout=config.dropout)
     records = make_records(clip, config.embeddings.dir, workdir, with_image=True)
     augment = AugmentOptions.parse(config.augment, "augment").make(images.Preprocess(options.size))

@@ -74,6 +74,11 @@ class Diffusion(Options):
         return _take(np.sqrt(self.alpha_bar), t, ndim), _take(np.sqrt(1 - self.alpha_bar), t, ndim)
 
 
+def output_channels(diffusion: Diffusion) -> int:
+    """Returns the number of channels of the output of a U-Net."""
+    return 6 if diffusion.learned_variance else 3
+
+
 def _take(table: Float64[np.ndarray, "T"], t: Int[Array, "b"], ndim: int) -> Float32[Array, "b ..."]:
     return jnp.expand_dims(jnp.asarray(table, jnp.float32)[t], tuple(range(1, ndim)))
 

@@ -17,11 +17,10 @@ from dalle_jax.unclip import prior as prior_lib
 from dalle_jax.unclip.context import Context, ContextEncoder
 from dalle_jax.unclip.decoder import Decoder, Upsampler
 from dalle_jax.unclip.decoder_stage import DecoderStage
-from dalle_jax.unclip.diffusion import Diffusion
+from dalle_jax.unclip.diffusion import Diffusion, output_channels
 from dalle_jax.unclip.frozen_clip import CLIP, text_tower
 from dalle_jax.unclip.options import DecoderModelOptions, UNetOptions
 from dalle_jax.unclip.pretrained import UnclipCheckpoint
-from dalle_jax.unclip.pretrained.checkpoint import output_channels
 from dalle_jax.unclip.prior import PRIOR, Prior
 from dalle_jax.unclip.prior_stage import PriorStage
 from dalle_jax.unclip.unclip import Unclip

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from dalle_jax.unclip import diffusion as diffusion_lib
 from dalle_jax.unclip.decoder_stage import to_signed, to_uint8
-from dalle_jax.unclip.diffusion import Diffusion
+from dalle_jax.unclip.diffusion import Diffusion, output_channels
 from dalle_jax.unclip.example import ImageExample
 from dalle_jax.unclip.flops import unet_flops
 from dalle_jax.unclip.options import UNetOptions
@@ -82,7 +82,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     """Makes the task of a resolved config. Raises ConfigError for invalid options."""
     options = UNetOptions.parse(config.model, "model")
     diffusion = Diffusion.parse(config.diffusion, "diffusion")
-    unet = UNet(options, 6 if diffusion.learned_variance else 3, Compute.parse(config.compute, "compute"))
+    unet = UNet(options, output_channels(diffusion), Compute.parse(config.compute, "compute"))
     training_unet = unet.clone(dropout=config.dropout)
     preprocess = images.Preprocess(options.size)
     augment = AugmentOptions.parse(config.augment, "augment").make(preprocess)

@@ -100,7 +100,7 @@ class Sweep:
       overrides: options of all runs, as `--config.NAME=VALUE`.
       machine: machine preset; empty: none.
 
-    Raises ConfigError if a run directory holds another experiment than its point, or a finished run of other options.
+    Raises ConfigError if a run directory holds another experiment than its point.
     """
 
     def __init__(
@@ -118,14 +118,6 @@ class Sweep:
         self._shared = [f"--config={config}", *([f"--machine={machine}"] if machine else []), *overrides]
         for point in self.points:
             prepare.check_same_experiment(config_lib.resolve(point.config), self.folder(point))
-            self._check_finished(point)
-
-    def _check_finished(self, point: Point) -> None:
-        run = read_run(self.folder(point))
-        if run.status != "finished" or point.config.steps > run.step:  # more steps make it an unfinished one
-            return
-        if changes := describe_changes(run.config, point.config):
-            raise ConfigError(f"{run.path} has finished with other options: {changes}. Choose another --workdir")
 
     def folder(self, point: Point) -> Path:
         """Returns the run directory of a point."""
@@ -143,10 +135,15 @@ class Sweep:
         """Lists the points whose runs have not finished.
 
         Without those that another process trains now, and without those that failed unless `retry_failed`.
+
+        Raises ConfigError if a finished run had other options than its point.
         """
         due = []
         for point, run in zip(self.points, self.read(), strict=True):
+            # More steps than a finished run had make it an unfinished one.
             is_finished = run.status == "finished" and run.step >= point.config.steps
+            if is_finished and (changes := describe_changes(run.config, point.config)):
+                raise ConfigError(f"{run.path} has finished with other options: {changes}. Choose another --workdir")
             if owner := find_owner(self.folder(point)):
                 log.info("%s: is being trained by %s", point.name, owner)
             elif is_finished or (run.status == "failed" and not retry_failed):

@@ -12,7 +12,7 @@ import numpy as np
 from clip_jax.pretrained.checkpoint import check_shapes
 from clip_jax.pretrained.text_tower import TextCheckpoint
 from dalle_jax.unclip.context import Context, ContextEncoder
-from dalle_jax.unclip.diffusion import Diffusion
+from dalle_jax.unclip.diffusion import Diffusion, output_channels
 from dalle_jax.unclip.options import DecoderOptions, PriorOptions, UNetOptions
 from dalle_jax.unclip.prior_model import DiffusionPrior, EmbeddingStatistics
 from dalle_jax.unclip.unet import UNet
@@ -113,8 +113,3 @@ class UnclipCheckpoint:
             )
             return (array(options.size, options.size, 3), t, context)
         return (array(self.super_res.size, self.super_res.size, 6), t)
-
-
-def output_channels(diffusion: Diffusion) -> int:
-    """Returns the number of channels of the output of a U-Net."""
-    return 6 if diffusion.learned_variance else 3

@@ -16,9 +16,9 @@ from clip_jax.pretrained import text_tower
 from clip_jax.pretrained.json_files import read_json
 from clip_jax.pretrained.openai import linear_entries, norm_entries
 from clip_jax.pretrained.save import save_text_tower, save_tokenizer, write_json
-from dalle_jax.unclip.diffusion import Diffusion
+from dalle_jax.unclip.diffusion import Diffusion, output_channels
 from dalle_jax.unclip.options import DecoderOptions, PriorOptions, UNetOptions
-from dalle_jax.unclip.pretrained.checkpoint import PARTS, STATISTICS, UnclipCheckpoint, output_channels
+from dalle_jax.unclip.pretrained.checkpoint import PARTS, STATISTICS, UnclipCheckpoint
 from train_jax.data.text import Tokenizer
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer, to_peer
