@@ -1,6 +1,7 @@
 """The command of every benchmark: prints rows as a table, and stores each at once."""
 
 import argparse
+import ast
 import dataclasses
 import inspect
 import math
@@ -65,6 +66,17 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}; it must be at least 1")
     return value
+
+
+def parse_option(text: str) -> tuple[str, object]:
+    """Parses a `name=value` argument, with a Python literal or a string as value."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"{text!r}: write NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def format_row(row: Row) -> list[str]:

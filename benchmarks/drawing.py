@@ -1,75 +1,185 @@
-"""Measures the accuracy of DALL-E's samples on scenes by temperature and guidance, and for the best of n samples.
+"""Measures how often images of prompts are right, for the best of n samples: of a DALL-E or an unCLIP, on any demo's data.
 
-    python -m benchmarks.drawing --model runs/dalle-shapes --clip runs/demo/clip [--prompts 256]
+    python -m benchmarks.drawing --model runs/dalle-shapes --clip runs/clip-shapes [--prompts 256] [guidance=5]
+    python -m benchmarks.drawing --data emoji --model runs/emoji/dalle --clip runs/emoji/clip --judge runs/emoji/judge
+    python -m benchmarks.drawing --model runs/dalle-shapes --sweep 64
 
-The oracle decides whether a sample shows its prompt. Prompts: `seen`, "a {colour} {shape}" with pairs of the training data;
-`novel`, with the ten pairs that are not in the training data; `two`, captions of two objects and their relation.
+Samples are drawn with the options of the demo, or of unCLIP with guidance 3, which NAME=VALUE arguments override. The reader
+of the data decides whether a sample shows its prompt, and each part of it. `--clip` ranks samples; DALL-E's likelihood ranks
+them as well. `--judge` names a CLIP that took no part: "nearest" is the share of images whose thing is nearest among the
+things of all prompts, and the Frechet distance is that of its features of images and of true pictures of the prompts. True
+pictures themselves, measured alike, are the rows of model "true pictures". `--sweep` measures temperatures and guidances of
+DALL-E on so many prompts instead.
+
+Prompts of scenes: `seen`, "a {colour} {shape}" with pairs of the training data; `novel`, with the ten pairs that are not in
+the training data; `two`, captions of two objects and their relation. Of emoji, by name and style: `pairs` of thing and
+artist that were held out, and `known` ones.
 """
 
 import argparse
+import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 import clip_jax
 import dalle_jax
-from benchmarks.command import main, positive
+from benchmarks.command import main, parse_option, positive
 from benchmarks.results import Row
 from dalle_jax import evaluators
-from train_jax.data.sources import open_source
+from train_jax import command, run_directory
+from train_jax.data import sources
+from train_jax.data.images import decode
+from train_jax.errors import UserError
+from vqgan_jax.distribution import frechet_distance
 from vqgan_jax.stage2.rerank import clip_scores
 
 CHOICES = (1, 2, 4, 8, 16, 32)
 TEMPERATURES = (0.0, 0.5, 0.8, 1.0)
 GUIDANCES = (1.0, 2.0, 3.0, 5.0)
-KINDS = {"seen": ("test", "labels"), "novel": ("novel", "labels"), "two": ("test", "pairs")}
+UNCLIP_TASK, UNCLIP_DRAWN = "dalle_jax.unclip.decoder_task", {"guidance": 3.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of prompts: records, what is asked about them, and the template of the thing that is asked for."""
+
+    split: str
+    about: str = "labels"
+    template: str = "a {}"
+    thing: str = "a {}"
+    where: tuple[str, ...] = ()
+
+
+_STYLED = {"about": "fields", "template": "{concept}, {style}", "thing": "{concept}", "where": ("tone=",)}
+KINDS = {
+    "shapes": {"seen": Kind("test"), "novel": Kind("novel"), "two": Kind("test", about="pairs")},
+    "emoji": {"pairs": Kind("pairs", **_STYLED), "known": Kind("train", **_STYLED)},
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="runs/dalle-shapes")
-    parser.add_argument("--clip", default="runs/demo/clip")
+    parser.add_argument("--data", default="shapes", choices=command.DEMOS, help="prompts, options and reader")
+    parser.add_argument("--model", default="runs/dalle-shapes", help="run of a DALL-E, or of a decoder of unCLIP")
+    parser.add_argument("--clip", help="the CLIP that ranks samples")
+    parser.add_argument("--judge", help="the CLIP that took no part")
     parser.add_argument("--prompts", type=positive, default=256)
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--samples", type=positive, default=max(CHOICES), choices=CHOICES, help="samples per prompt")
-    parser.add_argument("--sweep", type=positive, default=64, help="number of prompts of the temperature table")
-    parser.add_argument("--top-p", type=float, default=0.9, help="top-p for the best-of-n table")
-    parser.add_argument("--guidance", type=float, default=5.0, help="guidance scale for the best-of-n table")
+    parser.add_argument("--kinds", nargs="+", help="kinds of prompts (default: all of the data)")
+    parser.add_argument("--samples", type=int, default=1, choices=CHOICES, help="samples per prompt (default 1)")
+    parser.add_argument("--sweep", type=positive, help="measure temperatures and guidances on so many prompts")
+    parser.add_argument("options", nargs="*", metavar="NAME=VALUE", help="options of `draw`")
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
-    dalle, clip = dalle_jax.load(arguments.model), clip_jax.load(arguments.clip)
-    prompts = {kind: make_prompts(*KINDS[kind], arguments.prompts) for kind in arguments.kinds}
-    sources = {kind: open_source("shapes/32", KINDS[kind][0]) for kind in arguments.kinds}
-    choices = [n for n in CHOICES if n <= arguments.samples]
-
-    def is_correct(kind: str, texts: list[str], images: np.ndarray) -> np.ndarray:
-        judge = sources[kind].judge
-        return np.array([[judge(x, text)["correct"] for x in row] for text, row in zip(texts, images, strict=True)])
-
-    models = {"model": arguments.model, "clip": arguments.clip}
-    settings = models | {"prompts": arguments.prompts, "top-p": arguments.top_p, "guidance": arguments.guidance}
-    for kind, texts in prompts.items():
-        drawing = dalle.draw(texts, arguments.samples, top_p=arguments.top_p, guidance=arguments.guidance, progress=False)
-        correct = is_correct(kind, texts, drawing.images)
-        for ranking, scores in (("CLIP", clip_scores(clip, texts, drawing.images)), ("likelihood", drawing.log_probs)):
-            for n in choices:
-                best = np.argmax(scores[:, :n], axis=1)
-                share = 100 * correct[np.arange(len(correct)), best].mean()
-                yield Row(f"right of {kind}, the best of n by {ranking}", share, "%", settings | {"n": n})
-
-    for kind, texts in prompts.items():
-        few = texts[: arguments.sweep]
-        for t, g in itertools.product(TEMPERATURES, GUIDANCES):
-            share = 100 * is_correct(kind, few, dalle.generate(few, temperature=t, guidance=g, progress=False)).mean()
-            settings = {"model": arguments.model, "prompts": len(few), "temperature": t, "guidance": g}
-            yield Row(f"right of {kind}", share, "%", settings)
+    demo = command.open_demo(arguments.data)
+    known = KINDS[arguments.data]
+    unknown = set(arguments.kinds or ()) - set(known)
+    if unknown:
+        raise UserError(f"--kinds {' '.join(sorted(unknown))}: the kinds of {arguments.data} are {', '.join(known)}")
+    draw, options = open_model(arguments.model, demo.DRAWN)
+    options |= dict(map(parse_option, arguments.options))
+    for name in arguments.kinds or known:
+        prompts = Prompts(demo.SOURCE, known[name], arguments.prompts)
+        settings = {"data": arguments.data, "prompts": len(prompts.texts)}
+        if arguments.sweep:
+            yield from sweep(draw, prompts, name, settings | {"model": arguments.model})
+        else:
+            yield from measure(draw, prompts, name, arguments, options, settings)
 
 
-def make_prompts(split: str, about: str, count: int) -> list[str]:
-    options = evaluators.EVALUATORS["drawing"].defaults()
-    options.update({"about": about, "prompts": count})
-    return evaluators.collect_prompts(open_source("shapes/32", split), options)
+class Prompts:
+    """Prompts of a kind, with the records that they are about."""
+
+    def __init__(self, source: str, kind: Kind, count: int):
+        self.source = sources.open_source(source, kind.split)
+        self.source = sources.select(self.source, kind.where) if kind.where else self.source
+        options = evaluators.EVALUATORS["drawing"].defaults()
+        options.update({"about": kind.about, "prompts": count, "template": kind.template})
+        self._indices, self.texts = zip(*evaluators.collect_indexed_prompts(self.source, options), strict=True)
+        options.template = kind.thing
+        self.things = evaluators.collect_prompts(self.source, options)
+
+    @functools.cached_property
+    def pictures(self) -> list[np.ndarray]:
+        """The pictures of the records."""
+        return [np.asarray(decode(self.source[index]["image"])) for index in self._indices]
+
+    def grade(self, pictures) -> list[list[dict[str, bool]]]:
+        """Returns the parts of each prompt that the reader finds in each of its pictures."""
+        pairs = zip(self.texts, pictures, strict=True)
+        return [[dict(self.source.judge(image, text)) for image in row] for text, row in pairs]
+
+
+def open_model(path: str, drawn: dict):
+    """Opens a model; returns its function `draw(texts, n, …)` and the options with which it draws."""
+    config = run_directory.read_config(Path(path))
+    if config is not None and config["task"] == UNCLIP_TASK:
+        return dalle_jax.load_unclip(path).draw, dict(UNCLIP_DRAWN)
+    return dalle_jax.load(path).draw, dict(drawn)
+
+
+def measure(draw, prompts: Prompts, kind: str, arguments, options: dict, settings: dict) -> Iterator[Row]:
+    """Grades samples by the reader and the judge, the first of each prompt and the best of n."""
+    drawn = draw(list(prompts.texts), arguments.samples, progress=False, **options)
+    verdicts = prompts.grade(drawn.images)
+    rankings = {}
+    if arguments.clip:
+        clip = clip_jax.load(arguments.clip)
+        rankings["CLIP"] = clip_scores(clip, list(prompts.texts), drawn.images)
+    if hasattr(drawn, "log_probs"):
+        rankings["likelihood"] = drawn.log_probs
+    model = settings | {"model": arguments.model} | {name: str(value) for name, value in options.items()}
+    judge = arguments.judge and Judge(arguments.judge, prompts)
+    everyone = np.arange(len(verdicts))
+    for n in (n for n in CHOICES if n <= arguments.samples):
+        for ranking, scores in rankings.items() if n > 1 else [("", np.zeros((len(verdicts), 1)))]:
+            best = np.argmax(scores[:, :n], axis=1)
+            ranked = model | ({"n": n, "ranked by": ranking} if n > 1 else {"n": 1})
+            for part, share in evaluators.average_parts([verdicts[i][best[i]] for i in everyone]).items():
+                yield Row(f"{kind} by the reader: {part}", 100 * share, "%", ranked)
+            if judge:
+                images, ranked = drawn.images[everyone, best], ranked | {"judge": arguments.judge}
+                yield from judge.measure(images, kind, ranked)
+                yield Row(f"{kind} by the judge: Frechet distance x 1000", 1000 * judge.distance(images), "", ranked)
+    truth = settings | {"model": "true pictures"}
+    for part, share in evaluators.average_parts([row[0] for row in prompts.grade([[x] for x in prompts.pictures])]).items():
+        yield Row(f"{kind} by the reader: {part}", 100 * share, "%", truth)
+    if judge:
+        yield from judge.measure(prompts.pictures, kind, truth | {"judge": arguments.judge})
+
+
+class Judge:
+    """A CLIP that took no part in the samples: tells the thing of a prompt from those of the others."""
+
+    def __init__(self, path: str, prompts: Prompts):
+        self._clip, self._true = clip_jax.load(path), prompts.pictures
+        things = list(dict.fromkeys(prompts.things))
+        self._truth = np.array([things.index(thing) for thing in prompts.things])
+        self._texts = self._clip.encode_text(things)
+
+    def measure(self, pictures, kind: str, settings: dict) -> Iterator[Row]:
+        features = self._clip.encode_image(list(pictures))
+        ranks = np.argsort(-features @ self._texts.T, axis=1, kind="stable")
+        settings = settings | {"things": len(self._texts)}
+        for k in (1, 5):
+            share = np.mean(np.any(ranks[:, :k] == self._truth[:, None], axis=1))
+            yield Row(f"{kind} by the judge: nearest {k}", 100 * share, "%", settings)
+
+    def distance(self, pictures) -> float:
+        """Returns the Frechet distance between the features of pictures and of the prompts' true ones."""
+        return frechet_distance(self._clip.encode_image(list(pictures)), self._clip.encode_image(self._true))
+
+
+def sweep(draw, prompts: Prompts, kind: str, settings: dict) -> Iterator[Row]:
+    """Measures temperatures and guidances."""
+    for temperature, guidance in itertools.product(TEMPERATURES, GUIDANCES):
+        drawn = draw(list(prompts.texts), 1, temperature=temperature, guidance=guidance, progress=False)
+        share = evaluators.average_parts([row[0] for row in prompts.grade(drawn.images)])["correct"]
+        changed = settings | {"temperature": temperature, "guidance": guidance}
+        yield Row(f"{kind} by the reader: correct", 100 * share, "%", changed)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ says and, of scenes, that nothing else is there (count).
 """
 
 import argparse
-import ast
 import time
 from collections.abc import Iterator, Sequence
 
@@ -19,12 +18,11 @@ import numpy as np
 
 import clip_jax
 import vqgan_jax
-from benchmarks.command import main, positive
+from benchmarks.command import main, parse_option, positive
 from benchmarks.results import Row
 from dalle_jax.evaluators import average_parts
 from train_jax import command
 from train_jax.data import sources
-from train_jax.errors import UserError
 from train_jax.pictures import enlarged_grid, split_into_rows
 from vqgan_jax import guided
 
@@ -68,17 +66,6 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
         yield Row(f"right by the reader: {name}", 100 * share, "%", settings)
     if arguments.sheet:
         enlarged_grid(split_into_rows(images, 8)).save(arguments.sheet)
-
-
-def parse_option(text: str) -> tuple[str, object]:
-    """Parses a `name=value` argument, with a Python literal or a string as value."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"{text!r}: write NAME=VALUE")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 def grade_by_reader(judge, images: np.ndarray, texts: Sequence[str]) -> dict[str, float]:

@@ -73,8 +73,7 @@ def mean_and_covariance(
     # The first embedding is subtracted: sums of squares of large means would lose digits.
     origin = np.asarray(records.arrays[np.argmax(records.checksums >= 0)], np.float64)
     for start in range(0, len(records), _BLOCK):
-        block = np.s_[start : start + _BLOCK]
-        rows = np.asarray(records.arrays[block], np.float64)[records.checksums[block] >= 0] - origin
+        rows = records.read_block(start, start + _BLOCK).astype(np.float64) - origin
         count, total, products = count + len(rows), total + rows.sum(axis=0), products + rows.T @ rows
     mean = total / count
     covariance = products / count - np.outer(mean, mean)

@@ -110,21 +110,26 @@ def average_parts(verdicts: Sequence[Mapping[str, bool]]) -> dict[str, float]:
 
 def collect_prompts(source: Source, options: ConfigDict) -> list[str]:
     """Collects up to `options.prompts` prompts about the records of a source, in the order of the records."""
-    texts = []
+    return [text for _, text in collect_indexed_prompts(source, options)]
+
+
+def collect_indexed_prompts(source: Source, options: ConfigDict) -> list[tuple[int, str]]:
+    """Collects prompts as `collect_prompts`, each with the index of its record."""
+    prompts = []
     for index in range(len(source)):
         record = source.metadata(index)
         label = record.get("label", -1)
         if options.about == "labels" and label >= 0:
-            texts.append(fill_template(options.template, source.label_names[label]))
+            prompts.append((index, fill_template(options.template, source.label_names[label])))
         elif options.about == "fields":
-            texts.append(_fill_fields(options.template, record, source.name))
+            prompts.append((index, _fill_fields(options.template, record, source.name)))
         elif options.about == "captions" or (options.about == "pairs" and label < 0):
-            texts.append(record["captions"][0])
-        if len(texts) == options.prompts:
-            return texts
-    if not texts:
+            prompts.append((index, record["captions"][0]))
+        if len(prompts) == options.prompts:
+            break
+    if not prompts:
         raise DataError(f"{source.name} has no records for prompts: about = {options.about!r}")
-    return texts
+    return prompts
 
 
 def _fill_fields(template: str, record: Mapping, source: str) -> str:

@@ -33,6 +33,7 @@ from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from train_jax import agreement, paths
+from train_jax.data.distinct import find_distinct
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.files import read_arrays
 from train_jax.data.images import Preprocess
@@ -79,7 +80,7 @@ class Computation:
 def ensure_file(
     computation: Computation, source: Source, directory: Path, asked_to_stop: Callable[[], int] = lambda: 0
 ) -> Path:
-    """Returns the file with the results of a collection; computes it if `directory` lacks it.
+    """Returns the file with the results of the distinct records of a collection; computes it if `directory` lacks it.
 
     All hosts must call this function, and each computes a share of the results.
 
@@ -90,6 +91,7 @@ def ensure_file(
     read or if any host fails; Interrupted if any host is asked to stop (finished parts are kept); and ConfigError if the
     hosts do not share the directory.
     """
+    source, _ = find_distinct(source)
     name = hashlib.sha256(json.dumps(computation.provenance(source), sort_keys=True).encode()).hexdigest()[:16]
     file = directory / f"{computation.name}-{name}.npy"
     _ensure_file(computation, source, file, asked_to_stop)

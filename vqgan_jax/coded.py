@@ -20,8 +20,8 @@ class CodedRecords(PrecomputedRecords):
         super().__init__(source, file, "codes")
 
     @property
-    def codes(self) -> Integer[np.ndarray, "records v h w"]:
-        """Codes of all records, memory-mapped, in the smallest unsigned type that holds them."""
+    def codes(self) -> Integer[np.ndarray, "distinct v h w"]:
+        """Codes of the distinct records, memory-mapped, in the smallest unsigned type that holds them."""
         return self.arrays
 
     @functools.cached_property
@@ -29,8 +29,8 @@ class CodedRecords(PrecomputedRecords):
         """Counts how often each code occurs, without flipped images. The length is the largest code + 1."""
         counts = np.zeros(0, np.int64)
         for start in range(0, len(self), _BLOCK):
-            block = np.s_[start : start + _BLOCK]
-            block_counts = np.bincount(self.codes[block, 0][self.checksums[block] >= 0].ravel(), minlength=len(counts))
+            codes = self.read_block(start, start + _BLOCK)[:, 0]
+            block_counts = np.bincount(codes.ravel(), minlength=len(counts))
             block_counts[: len(counts)] += counts
             counts = block_counts
         return counts

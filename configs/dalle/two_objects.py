@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     c = shapes.get_config()
     c.steps = 1500
     c.model.update({"width": 128, "heads": 4})
+    c.codes = ConfigDict({"dir": "runs/two-objects-codes"})  # each VQGAN encodes each data set once for all runs
     del c.evals.novel
     return c
 

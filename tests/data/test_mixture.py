@@ -34,7 +34,7 @@ def test_shares_follow_the_weights_and_every_record_occurs():
 @pytest.mark.parametrize("weights", [(1, 1), (0.1, 0.7), (1 / 3, 1 / 7)])
 def test_rounding_adds_no_record(weights):
     mixed = Mixed([range(30), range(70)], weights)
-    counts = np.array(mixed._counts)
+    counts = np.array(mixed.counts)
     assert np.all(counts >= (30, 70)) and (counts == (30, 70)).any()
     np.testing.assert_allclose(counts / counts.sum(), np.array(weights) / sum(weights), atol=1 / 70)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from train_jax import precompute
-from train_jax.data import sources
+from train_jax.data import mixture, sources
 from train_jax.data.errors import BrokenSample, DataError
 from train_jax.data.images import decode
 from train_jax.datasets.shapes.render import png
@@ -97,6 +97,23 @@ def test_codes_are_read_without_images(trained, tmp_path):
     without_images = CodedRecords(sources.Source("s", Described()), coded.file)
     np.testing.assert_array_equal(without_images[3]["codes"], coded[3]["codes"])
     assert without_images[3]["id"] == "3"
+
+
+def test_each_record_of_a_mixture_is_encoded_once(trained, tmp_path):
+    source = sources.Source("s", Counted())
+    some = sources.select(source, ("id=3",))
+    mixed = sources.Source("m", mixture.Mixed([source, some], [1, 1]))
+    source.records.read.clear()
+    coded = codes_lib.with_codes(trained, mixed, tmp_path)
+    assert source.records.read == list(range(COUNT)) and len(coded) == 2 * COUNT
+    alone = codes_lib.with_codes(trained, sources.Source("s", RECORDS), tmp_path)
+    assert alone.file == coded.file, "the codes of a source serve its mixtures"
+    sent = pickle.loads(pickle.dumps(coded))
+    for index in (2, 3, COUNT, 2 * COUNT - 1):
+        np.testing.assert_array_equal(sent[index]["codes"], alone[min(index, 3 if index >= COUNT else index)]["codes"])
+    expected = np.bincount(alone.codes.ravel(), minlength=trained.num_codes)
+    expected += COUNT * np.bincount(alone[3]["codes"].ravel(), minlength=trained.num_codes)
+    np.testing.assert_array_equal(coded.histogram, expected[: len(coded.histogram)])
 
 
 def test_a_json_file_describes_the_codes(trained, tmp_path):

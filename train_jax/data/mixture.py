@@ -46,6 +46,9 @@ class Mixed(Sequence):
     Every record occurs at least once: the source that is largest relative to its weight occurs once, the others repeat.
     Records of one source are contiguous; the pipeline shuffles all records. Raises DataError if the weights differ so much
     that the number of records exceeds 2**53.
+
+    Attributes:
+      sources, counts: the sources and the number of records of each, repetitions included.
     """
 
     def __init__(self, sources: Sequence, weights: Sequence[float | int]):
@@ -53,12 +56,12 @@ class Mixed(Sequence):
         length = max(len(source) * total / weight for source, weight in zip(sources, weights, strict=True))
         if not length < _MAX_RECORDS:
             raise DataError(f"weights {list(weights)} are too far apart: the mixture would have {length:.1g} records")
-        self._sources = list(sources)
+        self.sources = list(sources)
         # The small subtraction keeps rounding from adding a record.
-        self._counts = [math.ceil(length * weight / total - 1e-9) for weight in weights]
+        self.counts = [math.ceil(length * weight / total - 1e-9) for weight in weights]
 
     def __len__(self) -> int:
-        return sum(self._counts)
+        return sum(self.counts)
 
     def __getitem__(self, index: int):
         source, position = self._locate(index)
@@ -72,7 +75,7 @@ class Mixed(Sequence):
     def _locate(self, index: int) -> tuple:
         """Returns the source of a record and its index in the source."""
         position = range(len(self))[index]
-        for source, count in zip(self._sources, self._counts, strict=True):
+        for source, count in zip(self.sources, self.counts, strict=True):
             if position < count:
                 return source, position % len(source)
             position -= count

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
+from train_jax.data.distinct import find_distinct
 from train_jax.data.errors import BrokenSample
 from train_jax.data.sources import Source
 
@@ -19,7 +20,7 @@ def checksum_path(file: Path) -> Path:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PrecomputedRecords(Sequence):
-    """Records with an array of their image, stored by `train_jax.precompute`.
+    """Records with an array of their image, stored by `train_jax.precompute` once for each distinct record.
 
     Pickling stores the file name only; arrays are memory-mapped again.
 
@@ -35,13 +36,23 @@ class PrecomputedRecords(Sequence):
 
     @functools.cached_property
     def arrays(self) -> np.ndarray:
-        """Arrays of all records [records, …], memory-mapped."""
+        """Arrays of the distinct records [distinct, …], memory-mapped."""
         return np.load(self.file, mmap_mode="r", allow_pickle=False)
 
     @functools.cached_property
-    def checksums(self) -> Int64[np.ndarray, "records"]:
+    def checksums(self) -> Int64[np.ndarray, "distinct"]:
         """CRC-32 of each image's file; the complement (negative) of an image without an array."""
         return np.load(checksum_path(self.file), mmap_mode="r", allow_pickle=False)
+
+    @functools.cached_property
+    def _rows(self) -> Int64[np.ndarray, "records"] | None:
+        """Row of each record in the arrays; None: they have the same order."""
+        return find_distinct(self.source)[1]
+
+    def read_block(self, start: int, stop: int) -> np.ndarray:
+        """Returns the arrays [n, …] of the readable images among the records `start` to `stop`."""
+        rows = slice(start, stop) if self._rows is None else self._rows[start:stop]
+        return np.asarray(self.arrays[rows][self.checksums[rows] >= 0])
 
     @property
     def name(self) -> str:
@@ -59,6 +70,7 @@ class PrecomputedRecords(Sequence):
 
     def __getitem__(self, index: int) -> Mapping:
         record = self.source[index] if self.with_image else self.source.metadata(index)
-        if self.checksums[index] < 0:
+        row = index if self._rows is None else self._rows[index]
+        if self.checksums[row] < 0:
             raise BrokenSample(f"{record['id']}: the image could not be read when its {self.field} were computed")
-        return {**record, self.field: np.array(self.arrays[index])}
+        return {**record, self.field: np.array(self.arrays[row])}

@@ -26,6 +26,9 @@ class Selection(Sequence):
         block = int(np.searchsorted(self._counts, position, side="right")) - 1
         return block * _BLOCK + int(np.flatnonzero(np.unpackbits(self._bits[block]))[position - self._counts[block]])
 
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.flatnonzero(np.unpackbits(self._bits)).astype(dtype or np.int64)
+
     def rank(self, end: int) -> int:
         """Counts the indices below `end`."""
         block, rest = divmod(end, _BLOCK)
