@@ -11,9 +11,9 @@ from . import emoji
 
 
 def get_config():
-    c = emoji.get_config()
+    c = emoji.get_config("emoji/128/held_out=none")
     c.steps = 40_000
-    c.data.update({"source": "emoji/128/held_out=none", "batch_size": 256, "workers": 8})
+    c.data.update({"batch_size": 256, "workers": 8})
     c.model.update({"width": 768, "depth": 12, "heads": 12})
     c.compute = {"dtype": "bfloat16", "scan": True}
     c.optim.update({"lr": 2e-3, "warmup_steps": 1000})

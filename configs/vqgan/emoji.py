@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict({"channels": 16, "multipliers": (1, 2, 4, 8), "blocks": 1, "resolution": 64, "attention": (8,)})
     c.model.z_channels = 64
     c.model.groups = 8
-    c.model.quantizer = ConfigDict({"type": "fsq", "levels": (8, 8, 8, 8)})
+    c.model.quantizer = ConfigDict({"type": "fsq", "levels": (8, 8, 8)})
     # Sizes and shifts, so that codes do not depend on where a drawing lies; paper that is mostly white, as in drawings.
     c.augment = ConfigDict({"papers": ("white", "white", "coloured"), "sizes": (0.8, 1.1), "shift": 0.06})
     c.discriminator = ConfigDict({"channels": 16, "layers": 2})
