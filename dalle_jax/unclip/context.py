@@ -47,7 +47,7 @@ class ContextEncoder(nn.Module):
 
         Args:
           image_embedding, text_embedding: embeddings of CLIP, not normalised to unit length.
-          text_states, text_mask: as in `dalle_jax.unclip.prior_model.DiffusionPrior`. No text is the empty text, encoded.
+          text_states, text_mask: as in `dalle_jax.unclip.prior_networks.PriorTransformer`. No text is the empty text.
           image_is_dropped: rows without an image embedding, as classifier-free guidance needs.
         """
         options, dtype = self.options, self.compute.array_dtype

@@ -121,7 +121,7 @@ def _make_painter(model: EvaluatedDecoder, options: ConfigDict, context, prompts
     """Makes the painter of `Drawings`: embeddings are sampled from the prior once, and decoded in each evaluation."""
     if model.prior is None:
         raise ConfigError("config.prior.path is empty: the evaluator 'drawing' needs a prior, for embeddings of its prompts")
-    check_steps(model.prior.diffusion.timesteps, options.prior_steps)
+    check_steps(model.prior.build().timesteps, options.prior_steps)
     decoder, n = _Decoder(model, options, context), options.n
     rows = np.repeat(np.arange(len(prompts)), n)
     ids = model.frozen.clip.tokenizer.encode(prompts)[rows]

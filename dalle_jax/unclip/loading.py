@@ -12,7 +12,7 @@ import numpy as np
 from clip_jax.clip import Clip
 from clip_jax.clip import load as load_clip
 from clip_jax.pretrained.checkpoint import check_shapes
-from dalle_jax.unclip import decoder_task, pretrained
+from dalle_jax.unclip import decoder_task, pretrained, prior_model
 from dalle_jax.unclip import prior as prior_lib
 from dalle_jax.unclip.context import Context, ContextEncoder
 from dalle_jax.unclip.decoder import Decoder, Upsampler
@@ -173,7 +173,7 @@ def _load_karlo(checkpoint: UnclipCheckpoint, clip: Clip | str | Path | None, dt
         _check_same_text_tower(clip, text, checkpoint.name)
     statistics = checkpoint.statistics()
     variables = {"text": text, "prior": read("prior"), **inference.on_devices(dataclasses.asdict(statistics))}
-    prior_stage = PriorStage(tower, checkpoint.module("prior", compute), checkpoint.prior_diffusion)
+    prior_stage = PriorStage(tower, prior_model.build(checkpoint.prior, checkpoint.prior_diffusion, compute))
     prior = Prior(prior_stage, variables, tokenizer, checkpoint.name)
     decoder_stage = DecoderStage(
         tower, checkpoint.module("context", compute), checkpoint.module("decoder", compute), checkpoint.decoder_diffusion

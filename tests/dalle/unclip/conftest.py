@@ -112,6 +112,18 @@ def tiny_prior(tmp_path_factory) -> tuple[ConfigDict, Path]:
 
 
 @pytest.fixture(scope="session")
+def tiny_autoregressive_prior(tmp_path_factory, tiny_prior) -> tuple[ConfigDict, Path]:
+    """The same of an autoregressive prior."""
+
+    def autoregressive_config(folder: Path) -> ConfigDict:
+        c = prior_config(tiny_prior[1].parent)
+        c.model.update({"type": "autoregressive", "components": 5, "buckets": 16})
+        return c
+
+    return train_once(tmp_path_factory, "unclip-autoregressive-prior", autoregressive_config)
+
+
+@pytest.fixture(scope="session")
 def clip(tiny_prior) -> Clip:
     return clip_jax.load(tiny_prior[0].clip.path)
 

@@ -14,9 +14,12 @@ from clip_jax.clip import Clip
 from clip_jax.options import CLIPOptions, TextOptions
 from dalle_jax.unclip import decoder_task, upsampler_task
 from dalle_jax.unclip.context import Context
-from dalle_jax.unclip.flops import prior_flops, unet_flops
+from dalle_jax.unclip.diffusion import Diffusion
+from dalle_jax.unclip.flops import unet_flops
 from dalle_jax.unclip.options import DecoderOptions, PriorOptions, UNetOptions
-from dalle_jax.unclip.prior_model import build, make_inputs
+from dalle_jax.unclip.prior_model import build
+from dalle_jax.unclip.prior_networks import make_inputs
+from dalle_jax.unclip.text_features import TextFeatures
 from dalle_jax.unclip.unet import UNet
 from train_jax import config as config_lib
 from train_jax import run_directory
@@ -205,9 +208,13 @@ def test_flops_are_those_that_xla_counts():
     context = Context(abstract(1, 256), abstract(1, 24, 96), abstract(1, 24, dtype=bool))
     flops = of(UNet(decoder, 6), abstract(1, 64, 64, 3), t, context)
     assert unet_flops(decoder, 6, 3, clip) == pytest.approx(flops, rel=0.05)
-    prior = PriorOptions(width=512, depth=2, heads=2, embed_dim=64, text_length=20)
-    inputs = jax.tree.map(lambda x: abstract(*x.shape, dtype=x.dtype), make_inputs(prior, 48))
-    assert prior_flops(prior, 48) == pytest.approx(of(build(prior, compute), *inputs), rel=0.05)
+    sizes = {"width": 512, "depth": 2, "heads": 2, "embed_dim": 64, "text_length": 20}
+    diffusion = build(PriorOptions(**sizes), Diffusion(), compute)
+    inputs = jax.tree.map(lambda x: abstract(*x.shape, dtype=x.dtype), make_inputs(diffusion.network.options, 48))
+    assert diffusion.flops(48) == pytest.approx(of(diffusion.network, *inputs), rel=0.05)
+    autoregressive = build(PriorOptions(**sizes, type="autoregressive", components=30, buckets=128), Diffusion(), compute)
+    inputs = TextFeatures(*inputs[2:]), abstract(1, 31, dtype=jnp.int32)
+    assert autoregressive.flops(48) == pytest.approx(of(autoregressive.network, *inputs), rel=0.05)
 
 
 def test_an_image_of_the_batch_is_the_records(tiny_decoder, batch):

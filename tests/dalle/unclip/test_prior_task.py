@@ -40,15 +40,21 @@ def batch(tiny_prior):
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+@pytest.fixture(scope="module", params=["diffusion", "autoregressive"])
+def tiny(request):
+    """`(config, run directory)` of a finished run of each type."""
+    return request.getfixturevalue("tiny_prior" if request.param == "diffusion" else "tiny_autoregressive_prior")
+
+
 @pytest.fixture(scope="module")
-def prior(tiny_prior, clip):
-    checkpoint = prior_lib.open_checkpoint(tiny_prior[1])
+def prior(tiny, clip):
+    checkpoint = prior_lib.open_checkpoint(tiny[1])
     return checkpoint.load(text_tower(clip), clip.variables["params"]["text"], clip.tokenizer, None)
 
 
-def test_a_run_reports_cosines(tiny_prior):
-    history = [json.loads(line) for line in (tiny_prior[1] / "metrics.jsonl").read_text().splitlines()]
-    assert {"loss", "mse", "truncated"} <= history[0].keys()
+def test_a_run_reports_cosines(tiny):
+    history = [json.loads(line) for line in (tiny[1] / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "truncated", "bits_per_code" if tiny[0].model.get("type") else "mse"} <= history[0].keys()
     last = history[-1]
     assert last["test/examples"] == 20 and -1 <= last["test/cosine"] <= 1
     assert {"test/text_cosine", "test/true_text_cosine", "test/mse"} <= last.keys()
@@ -117,26 +123,26 @@ def test_the_candidate_closest_to_the_text_is_kept(prior, clip):
     assert 0 < changed.sum() < len(ids), "the first candidate is the only sample; of some texts the second is closer"
 
 
-def test_a_prior_is_one_file_too(tiny_prior, clip, tmp_path):
-    checkpoint = prior_lib.open_checkpoint(tiny_prior[1])
+def test_a_prior_is_one_file_too(tiny, clip, tmp_path):
+    checkpoint = prior_lib.open_checkpoint(tiny[1])
     (tmp_path / "prior.safetensors").write_bytes(prior_lib.to_bytes(checkpoint))
     again = prior_lib.open_checkpoint(tmp_path / "prior.safetensors")
     assert again.clip == clip.fingerprint == checkpoint.clip
     assert dataclasses.replace(again, read=checkpoint.read, name=checkpoint.name) == checkpoint
     jax.tree.map(np.testing.assert_array_equal, again.read(), checkpoint.read())
     assert prior_lib.to_bytes(again) == prior_lib.to_bytes(checkpoint)
-    for path in (tmp_path, tiny_prior[0].clip.path):
+    for path in (tmp_path, tiny[0].clip.path):
         with pytest.raises(LoadError, match="is no prior: name a run directory of the task"):
             prior_lib.open_checkpoint(path)
 
 
-def test_a_run_needs_its_original_clip_no_more_and_resumes_exactly(tiny_prior, tmp_path):
-    """From the checkpoint after two updates, without the CLIP's file: the weights after four."""
-    shutil.copytree(tiny_prior[1], tmp_path / "run")
+def test_a_run_needs_its_original_clip_no_more_and_resumes_exactly(tiny, tmp_path):
+    """From the checkpoint after two updates, without the CLIP's file: weights and statistics after four."""
+    shutil.copytree(tiny[1], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
-    config = ConfigDict(tiny_prior[0].to_dict() | {"evals": {}, "clip": {"path": "not-there.safetensors"}})
+    config = ConfigDict(tiny[0].to_dict() | {"evals": {}, "clip": {"path": "not-there.safetensors"}})
     train_jax.run(config, tmp_path / "run")
-    again, once = (prior_lib.open_checkpoint(run).read() for run in (tmp_path / "run", tiny_prior[1]))
+    again, once = (prior_lib.open_checkpoint(run).read() for run in (tmp_path / "run", tiny[1]))
     jax.tree.map(np.testing.assert_array_equal, again, once)
 
 
@@ -145,7 +151,10 @@ def test_a_run_needs_its_original_clip_no_more_and_resumes_exactly(tiny_prior, t
     [
         ({"clip": {"path": ""}}, "config.clip.path is empty"),
         ({"model": {"heads": 3}}, "model.heads = 3; it must be a divisor"),
-        ({"model": {"type": "linear"}, "diffusion": {"prediction": "v"}}, "prediction = 'v'; it must be 'x0'"),
+        ({"model": {"type": "linear"}, "diffusion": {"prediction": "v"}}, "type = 'linear'; it must be 'diffusion' where"),
+        ({"model": {"type": "autoregressive"}}, r"model.components = 319; it must be in \[1, 12\], the dimension of CLIP"),
+        ({"model": {"type": "autoregressive", "components": 0}}, "model.components = 0"),
+        ({"model": {"type": "autoregressive", "buckets": 1}}, "model.buckets = 1"),
         ({"diffusion": {"learned_variance": True}}, "learned_variance = True; it must be False"),
         ({"condition_dropout": 1.0}, "condition_dropout = 1.0"),
         ({"evals": {"test": {"type": "embeddings", "steps": 1}}}, "steps = 1"),

@@ -195,6 +195,13 @@ def test_karlo_imagines_and_needs_a_clip_for_images(clip, pictures):
         unclip.principal(pictures[0], [1])
 
 
+def test_any_prior_for_the_same_clip_may_replace_a_run_s(tiny_decoder, tiny_autoregressive_prior):
+    """Without a diffusion, sampling has no number of steps."""
+    unclip = dalle_jax.load_unclip(tiny_decoder[1], prior=tiny_autoregressive_prior[1])
+    drawing = unclip.draw(["the digit one"], 2, steps=3, prior_steps=5000, prior_guidance=2.0, progress=False)
+    assert drawing.images.shape == (1, 2, 8, 8, 3) and abs(drawing.embeddings[0, 0] - drawing.embeddings[0, 1]).max() > 1e-3
+
+
 def test_parts_that_do_not_belong_together_are_refused(tiny_decoder, tiny_prior, tiny_upsampler, tmp_path, clip):
     with pytest.raises(LoadError, match="is no run directory, and karlo has an upsampler of its own"):
         dalle_jax.load_unclip(KARLO, upsampler=tiny_upsampler[1])
