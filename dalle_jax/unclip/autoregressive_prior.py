@@ -106,13 +106,14 @@ class AutoregressivePrior:
             "mean": mean,
             "std": deviations(np.diag(covariance)),
             "axes": axes[:, ::-1][:, : self.options.components].astype(np.float32),
-            "scales": deviations(variances[::-1][: self.options.components]),
+            "scales": np.sqrt(np.maximum(variances[::-1][: self.options.components], 0)).astype(np.float32),
         }
 
     def encode(self, statistics, embeddings, text_embedding) -> Int32[Array, "b codes"]:
         cosines = jnp.sum(l2_normalize(embeddings) * l2_normalize(text_embedding), axis=-1, keepdims=True)
         centered = embeddings - statistics["mean"][None]
-        components = jnp.matmul(centered, statistics["axes"], precision="highest") / statistics["scales"][None]
+        scales = jnp.maximum(statistics["scales"], jnp.finfo(jnp.float32).tiny)  # 0 where embeddings never differ
+        components = jnp.matmul(centered, statistics["axes"], precision="highest") / scales[None]
         codes = (quantize(cosines, 1.0, self.options.buckets), quantize(components, _RANGE, self.options.buckets))
         return jnp.concatenate(codes, axis=1)
 

@@ -74,7 +74,7 @@ OPTIONS, EVALUATORS = PriorTaskOptions, prior_evaluators.EVALUATORS
 def make(config: ConfigDict, workdir: Path | None) -> Task:
     """Makes the task of a resolved config. Raises ConfigError for invalid options, LoadError without a CLIP."""
     frozen = open_clip(config.clip.path, workdir)
-    clip, tower, null_ids = frozen.clip, frozen.tower, frozen.null_ids
+    clip, tower, null_ids = frozen.clip, frozen.tower, jnp.asarray(frozen.null_ids)
     options = complete_options(PriorModelOptions.parse(config.model, "model"), clip.module.options)
     diffusion = PriorDiffusion.parse(config.diffusion, "diffusion")
     compute = TransformerCompute.parse(config.compute, "compute")
