@@ -20,11 +20,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int, Int32
 
 from dalle_jax.unclip.options import PriorOptions
-from dalle_jax.unclip.prior_networks import deviations
+from dalle_jax.unclip.prior_networks import standard_deviations
 from dalle_jax.unclip.text_features import TextFeatures
 from nn_jax.code_transformer import CodeTransformer, unroll_for_decoding
 from nn_jax.decoding import Sampling, decode
-from nn_jax.layers import Dense, add_parameter, l2_normalize, with_axis_names
+from nn_jax.layers import Dense, l2_normalize, with_axis_names
 from train_jax.compute import TransformerCompute
 from train_jax.profiling import dense_flops, transformer_flops
 from vqgan_jax.stage2.likelihood import NATS_PER_BIT, cross_entropy
@@ -46,7 +46,7 @@ class TextPrefix(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, text: TextFeatures) -> Float[Array, "b length width"]:
+    def __call__(self, text: TextFeatures) -> Float32[Array, "b length width"]:
         def project(value, name: str):
             return Dense((self.width,), ("proj", "embed"), value.shape[-1] ** -0.5, self.dtype, name=name)(value)
 
@@ -54,7 +54,7 @@ class TextPrefix(nn.Module):
         init = with_axis_names(nn.initializers.normal(0.01), "length", "embed")
         positions = self.param("positions", init, (self.length, self.width))
         tokens = jnp.concatenate([states, project(text.embedding, "text_embedding")[:, None]], axis=1)
-        return add_parameter(tokens, positions)
+        return tokens.astype(jnp.float32) + positions[None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ class AutoregressivePrior:
         variances, axes = np.linalg.eigh(covariance.astype(np.float64))
         return {
             "mean": mean,
-            "std": deviations(np.diag(covariance)),
+            "std": standard_deviations(np.diag(covariance)),
             "axes": axes[:, ::-1][:, : self.options.components].astype(np.float32),
             "scales": np.sqrt(np.maximum(variances[::-1][: self.options.components], 0)).astype(np.float32),
         }

@@ -24,7 +24,7 @@ from dalle_jax.unclip import samplers
 from dalle_jax.unclip.autoregressive_prior import AutoregressivePrior
 from dalle_jax.unclip.diffusion import Diffusion
 from dalle_jax.unclip.options import PriorOptions
-from dalle_jax.unclip.prior_networks import EmbeddingStatistics, LinearMap, PriorTransformer, deviations, make_inputs
+from dalle_jax.unclip.prior_networks import EmbeddingStatistics, LinearMap, PriorTransformer, make_inputs, standard_deviations
 from dalle_jax.unclip.samplers import Predict, Steps, draw_noise, guide, interleave, make_ancestral_update
 from dalle_jax.unclip.text_features import TextFeatures
 from train_jax.compute import TransformerCompute
@@ -47,7 +47,7 @@ class PriorModel(Protocol):
     def is_deterministic(self) -> bool: ...
 
     def init(self, rng: jax.Array, text_width: int) -> Any:
-        """Initialises the parameters for a text tower of this width."""
+        """Initialises the parameters, for a text tower of this width."""
 
     def measure(
         self, mean: Float32[np.ndarray, "dim"], covariance: Float32[np.ndarray, "dim dim"]
@@ -57,7 +57,7 @@ class PriorModel(Protocol):
     def encode(
         self, statistics: Mapping[str, Any], embeddings: Float[Array, "b dim"], text_embedding: Float[Array, "b dim"]
     ) -> Array:
-        """Converts embeddings of images to what the network models, and `restore` converts back."""
+        """Converts embeddings of images to what the network models; `restore` converts back."""
 
     def restore(self, statistics: Mapping[str, Any], x: Array) -> Float32[Array, "b dim"]:
         """Converts samples to embeddings in CLIP's units."""
@@ -100,7 +100,7 @@ class _StandardizedPrior:
     def measure(
         self, mean: Float32[np.ndarray, "dim"], covariance: Float32[np.ndarray, "dim dim"]
     ) -> dict[str, np.ndarray]:
-        return {"mean": mean, "std": deviations(np.diag(covariance))}
+        return {"mean": mean, "std": standard_deviations(np.diag(covariance))}
 
     def encode(self, statistics, embeddings, text_embedding):
         return EmbeddingStatistics(statistics["mean"], statistics["std"]).standardize(embeddings)

@@ -36,7 +36,7 @@ class EmbeddingStatistics:
         return standardized * self.std[None] + self.mean[None]
 
 
-def deviations(variances: Float[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
+def standard_deviations(variances: Float[np.ndarray, "n"]) -> Float32[np.ndarray, "n"]:
     """Computes the standard deviations by which components are divided: those of variance 0 by 1."""
     # A component that never changes is standardised to 0, whatever it is divided by.
     return np.where(variances > 0, np.sqrt(np.maximum(variances, 0)), 1).astype(np.float32)

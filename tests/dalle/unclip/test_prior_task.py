@@ -18,9 +18,12 @@ from dalle_jax.unclip import prior_task
 from dalle_jax.unclip.frozen_clip import text_tower
 from dalle_jax.unclip.prior import make_seeds
 from train_jax import config as config_lib
+from train_jax import metrics
 from train_jax.data import sources
 from train_jax.datasets import digits
 from train_jax.errors import ConfigError, LoadError
+from train_jax.evaluation import command as evaluate_command
+from train_jax.evaluation.results import read_evaluations
 
 
 def make(tiny, workdir=None, **changes):
@@ -58,6 +61,14 @@ def test_a_run_reports_cosines(tiny):
     last = history[-1]
     assert last["test/examples"] == 20 and -1 <= last["test/cosine"] <= 1
     assert {"test/text_cosine", "test/true_text_cosine", "test/mse"} <= last.keys()
+
+
+def test_evaluate_has_the_results_of_the_training(tiny_autoregressive_prior, tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    assert evaluate_command.main([str(tiny_autoregressive_prior[1]), f"--out={out}"]) == 0, capsys.readouterr().err
+    (row,), trained = read_evaluations(out), metrics.read(tiny_autoregressive_prior[1])
+    assert row["metrics"] == pytest.approx({name: trained.last(f"test/{name}") for name in row["metrics"]}, rel=1e-4)
+    assert row["evaluator"] == "test" and "cosine" in row["metrics"]
 
 
 def test_statistics_are_those_of_the_training_embeddings(tiny_prior, clip):
