@@ -97,10 +97,7 @@ class AutoregressivePrior:
     def measure(
         self, mean: Float32[np.ndarray, "dim"], covariance: Float32[np.ndarray, "dim dim"]
     ) -> dict[str, np.ndarray]:
-        """Also returns the principal `axes` [dim, components], of unit length, and the `scales` of the components.
-
-        Scales are standard deviations.
-        """
+        """Computes `mean` and `std` [dim], principal `axes` [dim, components], and the components' deviations `scales`."""
         variances, axes = np.linalg.eigh(covariance.astype(np.float64))
         return {
             "mean": mean,

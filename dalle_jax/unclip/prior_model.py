@@ -24,7 +24,13 @@ from dalle_jax.unclip import samplers
 from dalle_jax.unclip.autoregressive_prior import AutoregressivePrior
 from dalle_jax.unclip.diffusion import Diffusion
 from dalle_jax.unclip.options import PriorOptions
-from dalle_jax.unclip.prior_networks import EmbeddingStatistics, LinearMap, PriorTransformer, make_inputs, standard_deviations
+from dalle_jax.unclip.prior_networks import (
+    EmbeddingStatistics,
+    LinearMap,
+    PriorTransformer,
+    make_inputs,
+    standard_deviations,
+)
 from dalle_jax.unclip.samplers import Predict, Steps, draw_noise, guide, interleave, make_ancestral_update
 from dalle_jax.unclip.text_features import TextFeatures
 from train_jax.compute import TransformerCompute
