@@ -17,6 +17,7 @@ from dalle_jax.unclip import prior as prior_lib
 from dalle_jax.unclip import prior_task
 from dalle_jax.unclip.frozen_clip import text_tower
 from dalle_jax.unclip.prior import make_seeds
+from dalle_jax.unclip.text_features import encode_text
 from train_jax import config as config_lib
 from train_jax import metrics
 from train_jax.data import sources
@@ -108,6 +109,22 @@ def test_the_loss_of_dropped_texts_is_that_of_empty_texts(tiny_prior, batch, cli
     null = batch | {"text": np.broadcast_to(clip.tokenizer.encode([""]), batch["text"].shape)}
     dropped, empty, kept = programs[0](batch), programs[1](null), programs[1](batch)
     assert float(dropped) == pytest.approx(float(empty), rel=1e-6) and abs(float(kept) - float(empty)) > 1e-5
+
+
+def test_a_dropped_text_leaves_the_code_of_its_cosine(tiny_autoregressive_prior, batch, clip):
+    """As both rows of a guided pair have the same codes: the network reads the empty text, the cosine is to the true one."""
+    task, _ = make(tiny_autoregressive_prior, condition_dropout=0.9999)
+    checkpoint = prior_lib.open_checkpoint(tiny_autoregressive_prior[1])
+    params, extra = jax.tree.map(jnp.asarray, (checkpoint.read()[0], task.pretrained()[1]))
+    model, ids = checkpoint.build(), jnp.asarray(batch["text"])
+    empty = jnp.broadcast_to(clip.tokenizer.encode([""]), ids.shape)
+    text, null = (jax.jit(lambda ids: encode_text(text_tower(clip), extra["text"], ids))(x) for x in (ids, empty))
+    codes, other = (model.encode(extra, jnp.asarray(batch["embedding"]), x.embedding) for x in (text, null))
+    assert (codes[:, 0] != other[:, 0]).any() and (codes[:, 1:] == other[:, 1:]).all()
+    expected = jax.jit(lambda codes: model.loss(params, codes, null, jax.random.key(0))[0])
+    loss = jax.jit(lambda batch: task.loss({"prior": params}, extra, batch, jax.random.key(1), 0)[0])(batch)
+    assert float(loss) == pytest.approx(float(expected(codes)), rel=1e-5)
+    assert abs(float(loss) - float(expected(other))) > 1e-4
 
 
 def test_samples_do_not_depend_on_their_batch_and_guidance_1_is_none(prior, clip):
