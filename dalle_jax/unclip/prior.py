@@ -69,6 +69,7 @@ class PriorCheckpoint:
         model = self.build(dtype)
         params, statistics = self.read()
         check_shapes(params, prior_model.abstract_params(model, tower.options.text.width), self.name)
+        check_shapes(statistics, prior_model.unit_statistics(model, self.options.embed_dim), self.name)
         params = round_weights(params, DTYPES[dtype or self.compute.dtype])
         variables = {"text": text_params, "prior": params, **statistics}
         stage = PriorStage(tower, model)

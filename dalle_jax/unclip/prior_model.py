@@ -210,6 +210,11 @@ def build(
     return DiffusionPrior(network, diffusion) if options.time_token else OneStepPrior(network)
 
 
+def unit_statistics(model: PriorModel, dim: int) -> dict[str, np.ndarray]:
+    """Computes the statistics of embeddings of mean 0 and covariance 1, whose shapes are those of any."""
+    return model.measure(np.zeros(dim, np.float32), np.eye(dim, dtype=np.float32))
+
+
 def abstract_params(model: PriorModel, text_width: int) -> dict[str, Any]:
     """Returns the shapes and dtypes of the parameters of a prior, without Flax's metadata boxes."""
     return nn.unbox(jax.eval_shape(lambda rng: model.init(rng, text_width), jax.random.key(0)))

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from clip_jax.embeddings import make_records, mean_and_covariance
@@ -86,9 +85,8 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
 
     def init(rng, batch):
         text = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), frozen.text_params)
-        dim = options.embed_dim
-        statistics = model.measure(np.zeros(dim, np.float32), np.eye(dim, dtype=np.float32))
-        return {"prior": model.init(rng, text_width)}, {"text": text, **jax.tree.map(jnp.asarray, statistics)}
+        statistics = jax.tree.map(jnp.asarray, prior_model.unit_statistics(model, options.embed_dim))
+        return {"prior": model.init(rng, text_width)}, {"text": text, **statistics}
 
     def load_frozen():
         moments = mean_and_covariance(records(sources.from_config(config.data)))
