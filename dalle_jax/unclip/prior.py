@@ -101,7 +101,7 @@ class Prior:
         null_ids = self.tokenizer.encode([""])[0]
         candidates = 1 if self.stage.is_deterministic else candidates
         table, scale = make_steps(self.stage.diffusion, steps), np.float32(guidance)
-        program = functools.partial(self._program, guided=guidance != 1, candidates=candidates)
+        program = functools.partial(self.program, guided=guidance != 1, candidates=candidates)
         return inference.batched(
             lambda variables, rows: program(variables, rows, null_ids, table, scale),
             self.variables,
@@ -112,7 +112,9 @@ class Prior:
         )
 
     @functools.cached_property
-    def _program(self) -> Callable:
+    def program(self) -> Callable:
+        """The jitted sampling: `(variables, (ids, seeds), null_ids, steps, guidance, guided, candidates) -> embeddings`."""
+
         def draw(variables, rows, null_ids, steps, guidance, guided: bool, candidates: int):
             ids, seeds = rows
             keys = make_keys(seeds, STAGE)

@@ -16,7 +16,7 @@ from clip_jax.clip import Clip
 from clip_jax.options import CLIPCompute, CLIPOptions
 from clip_jax.pretrained.checkpoint import abstract_variables
 from dalle_jax.unclip.pretrained import open_checkpoint
-from tests.shared_run import train_once
+from tests.shared_run import on_one_device, train_once
 from train_jax.compute import TransformerCompute
 from train_jax.data.images import Preprocess
 from train_jax.data.text import Tokenizer
@@ -128,20 +128,21 @@ def tiny_decoder(tmp_path_factory, tiny_prior) -> tuple[ConfigDict, Path]:
 
     def decoder_config(folder: Path) -> ConfigDict:
         c = base_config(folder, "decoder_task")
-        c.steps, c.checkpoint = 40, {"every": 40}
+        c.steps, c.checkpoint = 40, {"every": 30, "keep_last": 2}
         c.data = EIGHT | {"source": "digits", "data_dir": tiny_prior[0].data.data_dir}
         c.clip = {"path": tiny_prior[0].clip.path}
         c.embeddings = {"dir": tiny_prior[0].embeddings.dir}
         c.prior = {"path": str(tiny_prior[1])}
         c.model = DECODER
-        shared = {"split": "test[:50]", "steps": 3, "batch_size": 8}
+        shared = {"split": "test[:50]", "steps": 3, "batch_size": 8}  # of one program for both
         c.evals = {
-            "draw": shared | {"type": "drawing", "template": "the digit {}", "prompts": 6, "prior_steps": 3},
+            "draw": shared | {"type": "drawing", "template": "the digit {}", "prompts": 8, "prior_steps": 3},
             "back": shared | {"type": "reconstruction", "examples": 20},
         }
         return c
 
-    return train_once(tmp_path_factory, "unclip-decoder", decoder_config)
+    with on_one_device():
+        return train_once(tmp_path_factory, "unclip-decoder", decoder_config)
 
 
 @pytest.fixture(scope="session")
@@ -150,10 +151,11 @@ def tiny_upsampler(tmp_path_factory, tiny_prior) -> tuple[ConfigDict, Path]:
 
     def upsampler_config(folder: Path) -> ConfigDict:
         c = base_config(folder, "upsampler_task")
-        c.steps, c.checkpoint = 40, {"every": 40}
+        c.steps, c.checkpoint = 40, {"every": 30, "keep_last": 2}
         c.data = EIGHT | {"source": "digits", "data_dir": tiny_prior[0].data.data_dir}
         c.model, c.factor = UNET | {"size": 16}, 2
         c.evals = {"test": {"type": "upsampling", "split": "test[:20]", "steps": 3, "batch_size": 8}}
         return c
 
-    return train_once(tmp_path_factory, "unclip-upsampler", upsampler_config)
+    with on_one_device():
+        return train_once(tmp_path_factory, "unclip-upsampler", upsampler_config)

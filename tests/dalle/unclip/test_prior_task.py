@@ -43,7 +43,7 @@ def batch(tiny_prior):
 @pytest.fixture(scope="module")
 def prior(tiny_prior, clip):
     checkpoint = prior_lib.open_checkpoint(tiny_prior[1])
-    return checkpoint.load(text_tower(clip), clip.variables["params"]["text"], clip.tokenizer, None)
+    return checkpoint.load(text_tower(clip.module), clip.variables["params"]["text"], clip.tokenizer, None)
 
 
 def test_a_run_reports_cosines(tiny_prior):
