@@ -3,6 +3,7 @@
 And short runs of the tasks, on digits and an untrained CLIP.
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -71,13 +72,29 @@ def assemble_clip() -> Clip:
     options = CLIPOptions.defaults()
     options.update(CLIP_MODEL)
     module = clip_model.build(options, tokenizer.vocab_size, tokenizer.eos_id, CLIPCompute(scan=False))
+    return Clip.assemble(module, draw_variables(module), tokenizer, Preprocess(SIZE), "untrained")
+
+
+def draw_variables(module: clip_model.CLIP) -> dict:
+    """Random weights of a CLIP."""
     rng = np.random.default_rng(0)
 
     def draw(path, x):
         return float(path[-1].key == "scale") + 0.3 * rng.standard_normal(x.shape, np.float32)
 
-    variables = jax.tree.map_with_path(draw, abstract_variables(module))
-    return Clip.assemble(module, variables, tokenizer, Preprocess(SIZE), "untrained")
+    return jax.tree.map_with_path(draw, abstract_variables(module))
+
+
+@pytest.fixture(scope="session")
+def karlo_clip(karlo) -> Clip:
+    """A CLIP with the text tower of the tiny karlo, and an image tower of random weights."""
+    options, tokenizer = karlo.text.options, karlo.text.tokenizer
+    image = dataclasses.replace(options.image, **CLIP_MODEL["image"])
+    options = dataclasses.replace(options, image=image)
+    module = clip_model.build(options, tokenizer.vocab_size, tokenizer.eos_id, CLIPCompute(scan=False))
+    variables = draw_variables(module)
+    variables["params"]["text"] = karlo.params("text_encoder", TransformerCompute(scan=False))
+    return Clip.assemble(module, variables, tokenizer, Preprocess(SIZE), "of the tiny karlo")
 
 
 def save_clip(folder: Path) -> None:
