@@ -4,7 +4,7 @@ The scheme is that of arXiv 2204.06125, section 2.1: the embeddings are added to
 becomes further tokens, before those of the text.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -68,3 +68,10 @@ class ContextEncoder(nn.Module):
         tokens = jnp.concatenate([image_tokens.swapaxes(1, 2), text_tokens], axis=1)
         mask = jnp.pad(text_mask, ((0, 0), (options.image_tokens, 0)), constant_values=True)
         return Context(embedding, tokens, mask)
+
+
+def make_inputs(options: DecoderOptions, text: Any) -> tuple:
+    """Makes inputs of the context encoder for one example: zeros. `text` are CLIP's `TextOptions`."""
+    embedding, length = jnp.zeros((1, options.embed_dim)), text.context_length
+    states = jnp.zeros((1, length, text.width))
+    return embedding, embedding, states, jnp.ones((1, length), bool), jnp.zeros(1, bool)

@@ -108,7 +108,7 @@ class Prior:
         null_ids = self.tokenizer.encode([""])[0]
         candidates = 1 if self.stage.model.is_deterministic else candidates
         table, scale = self.stage.model.make_steps(steps), np.float32(guidance)
-        program = functools.partial(self._program, guided=guidance != 1, candidates=candidates)
+        program = functools.partial(self.program, guided=guidance != 1, candidates=candidates)
         return inference.batched(
             lambda variables, rows: program(variables, rows, null_ids, table, scale),
             self.variables,
@@ -119,7 +119,9 @@ class Prior:
         )
 
     @functools.cached_property
-    def _program(self) -> Callable:
+    def program(self) -> Callable:
+        """The jitted sampling: `(variables, (ids, seeds), null_ids, steps, guidance, guided, candidates) -> embeddings`."""
+
         def draw(variables, rows, null_ids, steps, guidance, guided: bool, candidates: int):
             ids, seeds = rows
             keys = make_keys(seeds, STAGE)

@@ -20,6 +20,7 @@ from dalle_jax.unclip.diffusion import Diffusion
 from dalle_jax.unclip.example import EmbeddingExample
 from dalle_jax.unclip.frozen_clip import CLIP, ClipPathOptions, EmbeddingsOptions, open_clip
 from dalle_jax.unclip.options import PriorModelOptions
+from dalle_jax.unclip.placeholders import make_embedding_record, write_clip
 from dalle_jax.unclip.prior import complete_options
 from dalle_jax.unclip.prior_stage import PriorStage
 from dalle_jax.unclip.text_features import encode_text
@@ -70,21 +71,26 @@ class PriorTaskOptions(Options):
 OPTIONS, EVALUATORS = PriorTaskOptions, prior_evaluators.EVALUATORS
 
 
+def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """Replaces a CLIP that is named by its config by a placeholder in `folder`; see `train_jax.task`."""
+    return config, make_embedding_record(write_clip(config, folder))
+
+
 def make(config: ConfigDict, workdir: Path | None) -> Task:
     """Makes the task of a resolved config. Raises ConfigError for invalid options, LoadError without a CLIP."""
     frozen = open_clip(config.clip.path, workdir)
-    clip, tower, null_ids = frozen.clip, frozen.tower, jnp.asarray(frozen.null_ids)
-    options = complete_options(PriorModelOptions.parse(config.model, "model"), clip.module.options)
+    clip, tower, null_ids = frozen.module.options, frozen.tower, jnp.asarray(frozen.null_ids)
+    options = complete_options(PriorModelOptions.parse(config.model, "model"), clip)
     diffusion = PriorDiffusion.parse(config.diffusion, "diffusion")
     compute = TransformerCompute.parse(config.compute, "compute")
     model = prior_model.build(options, diffusion, compute, config.dropout)
-    records = make_records(clip, config.embeddings.dir, workdir)
-    text_width = clip.module.options.text.width
+    records = make_records(lambda: frozen.clip, config.embeddings.dir, workdir)
+    text_width = clip.text.width
     inference_compute = dataclasses.replace(compute, float8=False)
     stage = PriorStage(tower, prior_model.build(options, diffusion, inference_compute))
 
     def init(rng, batch):
-        text = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), frozen.text_params)
+        text = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), frozen.abstract_text_params)
         statistics = jax.tree.map(jnp.asarray, prior_model.unit_statistics(model, options.embed_dim))
         return {"prior": model.init(rng, text_width)}, {"text": text, **statistics}
 
@@ -107,11 +113,11 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     return Task(
         init=init,
         loss=loss,
-        example=EmbeddingExample(clip.tokenizer, choose),
-        evaluators=prior_evaluators.make_factories(stage, clip.tokenizer, records),
+        example=EmbeddingExample(frozen.tokenizer, choose),
+        evaluators=prior_evaluators.make_factories(stage, frozen.tokenizer, records),
         artifacts={CLIP: frozen.content},
         records=records,
         pretrained=load_frozen,
         mean_over_examples=True,
-        flops=float(BACKWARD * model.flops(text_width) + forward_flops(clip.module.options)[1]),
+        flops=float(BACKWARD * model.flops(text_width) + forward_flops(clip)[1]),
     )

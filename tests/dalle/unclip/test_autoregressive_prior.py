@@ -170,12 +170,12 @@ def test_of_four_images_of_a_text_it_samples_the_two_closest_to_it(tiny_prior, c
     (tmp_path / "prior.safetensors").write_bytes(prior_lib.to_bytes(checkpoint))
     ids, seeds = batch["text"][[0, 4]].repeat(10, axis=0), make_seeds(["one", "two"], [0, 0], 10, 0).reshape(-1, 3)
     priors = [
-        x.load(text_tower(clip), clip.variables["params"]["text"], clip.tokenizer, None)
+        x.load(text_tower(clip.module), clip.variables["params"]["text"], clip.tokenizer, None)
         for x in (checkpoint, prior_lib.open_checkpoint(tmp_path / "prior.safetensors"))
     ]
     drawn, again = (prior.draw(ids, seeds, candidates=1) for prior in priors)
     np.testing.assert_array_equal(drawn, again)
-    text = np.asarray(encode_text(text_tower(clip), state.extra["text"], jnp.asarray(batch["text"])).embedding)
+    text = np.asarray(encode_text(text_tower(clip.module), state.extra["text"], jnp.asarray(batch["text"])).embedding)
     model = priors[0].stage.model
     codes = model.encode(state.extra, jnp.asarray(batch["embedding"]), jnp.asarray(text))
     images = np.asarray(model.restore(state.extra, codes))

@@ -53,7 +53,7 @@ def tiny(request):
 @pytest.fixture(scope="module")
 def prior(tiny, clip):
     checkpoint = prior_lib.open_checkpoint(tiny[1])
-    return checkpoint.load(text_tower(clip), clip.variables["params"]["text"], clip.tokenizer, None)
+    return checkpoint.load(text_tower(clip.module), clip.variables["params"]["text"], clip.tokenizer, None)
 
 
 def test_a_run_reports_cosines(tiny):
@@ -118,7 +118,7 @@ def test_a_dropped_text_leaves_the_code_of_its_cosine(tiny_autoregressive_prior,
     params, extra = jax.tree.map(jnp.asarray, (checkpoint.read()[0], task.pretrained()[1]))
     model, ids = checkpoint.build(), jnp.asarray(batch["text"])
     empty = jnp.broadcast_to(clip.tokenizer.encode([""]), ids.shape)
-    text, null = (jax.jit(lambda ids: encode_text(text_tower(clip), extra["text"], ids))(x) for x in (ids, empty))
+    text, null = (jax.jit(lambda ids: encode_text(text_tower(clip.module), extra["text"], ids))(x) for x in (ids, empty))
     codes, other = (model.encode(extra, jnp.asarray(batch["embedding"]), x.embedding) for x in (text, null))
     assert (codes[:, 0] != other[:, 0]).any() and (codes[:, 1:] == other[:, 1:]).all()
     expected = jax.jit(lambda codes: model.loss(params, codes, null, jax.random.key(0))[0])
