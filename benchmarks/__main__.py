@@ -29,6 +29,7 @@ BENCHMARKS = {
     "clip": Sizes("", "--batch 256 --dtype bfloat16", "--batch 4 --rounds 3"),
     "vqgan": Sizes("", "--batch 8 --dtype bfloat16", "--size 64 --rounds 3"),
     "dalle": Sizes("--models 72m", "--dtype bfloat16", "--models 72m --batches 1 8 --codes 16 --rounds 3"),
+    "unclip": Sizes("--narrow 2 --rounds 3", "--batch 8 --dtype bfloat16", "--narrow 16 --rounds 3"),
     "guided": Sizes("", "--dtype bfloat16", "--size 64 --cuts 4 --steps 2 --rounds 2 --together 0"),
     "step": Sizes("", "", ""),
     "scaling": Sizes("", "--published", "--families clip --batches 32 128 --devices 1 2 --threads 1 2"),

@@ -16,9 +16,15 @@ from pathlib import Path
 from train_jax import paths
 from train_jax.plan.search import run_plan
 
-FIRST_STAGES = {"dalle/mindalle_1b3": "vqgan/f16_16384", "dalle/dalle1_12b": "vqgan/f8_gumbel"}
+# Options that name the configs of frozen models.
+FROZEN = {
+    "dalle/mindalle_1b3": ["--config.vqgan.path=vqgan/f16_16384", "--config.vqgan.size=256"],
+    "dalle/dalle1_12b": ["--config.vqgan.path=vqgan/f8_gumbel", "--config.vqgan.size=256"],
+    "unclip/karlo_prior": ["--config.clip.path=clip/vit_l14"],
+    "unclip/karlo_decoder": ["--config.clip.path=clip/vit_l14"],
+}
 CONFIGS = ("clip/vit_b32", "clip/vit_b16", "clip/vit_l14", "clip/siglip_b16", "clip/rn50", "vqgan/f16_1024",
-           "vqgan/f16_16384", "vqgan/f8_gumbel", *FIRST_STAGES)  # fmt: skip
+           "vqgan/f16_16384", "vqgan/f8_gumbel", *FROZEN, "unclip/karlo_upsampler")  # fmt: skip
 TARGETS = ("h100:8", "v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:4x4")
 
 
@@ -44,10 +50,7 @@ def main() -> None:
 
 def make_plan(target: str, config: str, timeout: float) -> dict:
     """Returns the plan of a config, or `{"error": …}`."""
-    words = [f"--target={target}", f"--config={config}"]
-    if config in FIRST_STAGES:
-        words += [f"--config.vqgan.path={FIRST_STAGES[config]}", "--config.vqgan.size=256"]
-    return run_plan(words, timeout)
+    return run_plan([f"--target={target}", f"--config={config}", *FROZEN.get(config, [])], timeout)
 
 
 def format_row(target: str, config: str, plan: dict) -> str:

@@ -47,16 +47,19 @@ def with_embeddings(
     return PrecomputedRecords(source, file, FIELD, with_image)
 
 
-def make_records(clip: Clip, directory: str, workdir: Path | None, *, with_image: bool = False) -> Callable:
+def make_records(
+    read_clip: Callable[[], Clip], directory: str, workdir: Path | None, *, with_image: bool = False
+) -> Callable:
     """Makes `Task.records` of a task on embeddings: `(source, asked_to_stop) -> records with embeddings`.
 
     Args:
+      read_clip: returns the CLIP; called with each source.
       directory: `config.embeddings.dir`, the directory of the files; "": `embeddings/` in the run directory.
     """
     folder = paths.on_disk(directory or (workdir or Path()) / "embeddings", "config.embeddings.dir")
 
     def load_records(source: Source, asked_to_stop: Callable[[], int] = lambda: 0) -> PrecomputedRecords:
-        return with_embeddings(clip, source, folder, with_image=with_image, asked_to_stop=asked_to_stop)
+        return with_embeddings(read_clip(), source, folder, with_image=with_image, asked_to_stop=asked_to_stop)
 
     return load_records
 

@@ -3,6 +3,8 @@
 The sequence is a condition (a class, or the tokens of a text) followed by a grid of codes in reading order:
 
     condition [B, C], codes [B, L] -> logits of condition tokens 1 to C - 1 [B, C - 1, T], and of all L codes [B, L, K]
+
+A condition may also be outputs of another network: `CodeTransformer.condition` is the module that embeds it.
 """
 
 import functools
@@ -49,6 +51,11 @@ class TokenEmbedding(nn.Module):
         else:
             self.positions = table("positions", rows * columns, "length", 0.01)
 
+    @property
+    def length(self) -> int:
+        """Number of positions."""
+        return self.grid[0] * self.grid[1]
+
     def __call__(
         self, ids: Int[Array, "b n"] | Float[Array, "b n v"], start: int | Int[Array, ""] = 0
     ) -> Float[Array, "b n width"]:
@@ -65,37 +72,46 @@ class CodeTransformer(nn.Module):
     condition tokens are predicted with a separate vocabulary.
 
     Attributes:
-      condition_size: vocabulary size of condition tokens.
-      condition_length: number of condition tokens.
+      condition: module that embeds a condition as vectors [B, C, width] with their positions: a `TokenEmbedding` of tokens
+        [B, C], or another one of any arrays, which has the attribute `length`, C. Only tokens can be predicted.
       num_codes: vocabulary size of codes.
       grid: numbers of rows and columns of codes.
+      blocks: further options of `Transformer`.
       predicts_condition: whether the model computes logits of condition tokens 1 to C - 1, as in DALL-E.
       joint_vocabulary: whether logits are over condition tokens and codes together, codes last, as in DALL-E's paper.
       axial: whether codes have axial position embeddings; see `TokenEmbedding`.
       patterns: distinct attention patterns of the blocks; see `nn_jax.attention_patterns`. `blocks["attention_index"]`
         assigns the patterns to blocks.
       conv_window: side of the window of the "conv" pattern.
-      blocks: further options of `Transformer`.
       cache_dtype: dtype of KV caches: None for `dtype`, or int8, which has a relative error of 1/254 of the largest
         component of each key and value.
     """
 
-    condition_size: int
-    condition_length: int
+    condition: nn.Module
     num_codes: int
     grid: tuple[int, int]
     width: int
     depth: int
     heads: int
     dropout: float
-    predicts_condition: bool
-    joint_vocabulary: bool
-    axial: bool
-    patterns: tuple[str, ...]
-    conv_window: int
     dtype: DTypeLike
     blocks: Mapping[str, Any]
+    predicts_condition: bool = False
+    joint_vocabulary: bool = False
+    axial: bool = False
+    patterns: tuple[str, ...] = ("dense",)
+    conv_window: int = 11
     cache_dtype: DTypeLike | None = None
+
+    @property
+    def condition_length(self) -> int:
+        """Number of condition tokens."""
+        return self.condition.length
+
+    @property
+    def condition_size(self) -> int:
+        """Vocabulary size of condition tokens."""
+        return self.condition.vocabulary_size
 
     @property
     def length(self) -> int:
@@ -108,7 +124,6 @@ class CodeTransformer(nn.Module):
         return self.condition_size if self.joint_vocabulary else 0
 
     def setup(self):
-        self.condition = TokenEmbedding(self.condition_size, (1, self.condition_length), self.width)
         self.codes = TokenEmbedding(self.num_codes, self.grid, self.width, self.axial)
         self.drop = nn.Dropout(self.dropout)
         options = {"dropout": self.dropout, "causal": True, "dtype": self.dtype, **self.blocks}
@@ -124,7 +139,7 @@ class CodeTransformer(nn.Module):
 
     def __call__(
         self,
-        condition: Int[Array, "b c"],
+        condition: Any,
         codes: Int[Array, "b l"] | Float[Array, "b l num_codes"],
         deterministic: bool = True,
     ) -> tuple[Float[Array, "b c1 t"] | None, Float[Array, "b l k"]]:
@@ -144,14 +159,14 @@ class CodeTransformer(nn.Module):
         return condition_logits, self.head(x[:, last:])
 
     def prefill(
-        self, condition: Int[Array, "b c"], codes: Int[Array, "b p"]
+        self, condition: Any, codes: Int[Array, "b p"]
     ) -> tuple[Float[Array, "b k"], tuple[KVCache, ...]]:
         """Computes the logits of the next code from condition and previous `codes` (possibly none), and their KV caches.
 
         Logits are over codes only. `decode_step` uses the caches as prefixes.
         """
         x = self._embed(condition, codes)
-        caches = self.transformer.empty_caches(len(condition), x.shape[1], self.cache_dtype)
+        caches = self.transformer.empty_caches(len(x), x.shape[1], self.cache_dtype)
         x, caches = self.transformer.prefill(x, caches, self._attentions())
         return self._code_logits(x[:, -1]), caches
 
@@ -220,7 +235,7 @@ def unroll_for_decoding(module: CodeTransformer, params: Mapping[str, Any]) -> t
 
 
 def shapes(module: CodeTransformer) -> dict[str, Any]:
-    """Returns the tree of parameter shapes."""
+    """Returns the tree of parameter shapes of a model whose condition is tokens."""
     condition, codes = jnp.zeros((1, module.condition_length), jnp.int32), jnp.zeros((1, module.length), jnp.int32)
     params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), condition, codes)["params"])
     return jax.tree.map(lambda x: x.shape, params)

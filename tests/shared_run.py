@@ -2,15 +2,17 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from unittest import mock
 
 import filelock
+import jax
 import pytest
 from ml_collections import ConfigDict
 
 import train_jax
+from train_jax import sharding
 from train_jax.datasets import shapes
 from train_jax.datasets.shapes import shapes_dataset_builder
 
@@ -35,6 +37,14 @@ def train_once(
             train_jax.run(config, folder / "unfinished")
             (folder / "unfinished").rename(folder / "run")
     return config, folder / "run"
+
+
+@contextlib.contextmanager
+def on_one_device() -> Iterator[None]:
+    """Runs train on the first device alone, which costs a fraction of eight fake ones on a few cores."""
+    make_mesh = sharding.make_mesh
+    with mock.patch.object(sharding, "make_mesh", lambda sizes, devices=None: make_mesh(sizes, jax.devices()[:1])):
+        yield
 
 
 def make_shapes(folder: Path, counts: Mapping[str, int]) -> None:

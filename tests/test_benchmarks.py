@@ -105,6 +105,19 @@ def test_all_parts_of_the_accelerator_run_with_toys(tmp_path):
 
 
 @pytest.mark.slow
+def test_networks_of_unclip_are_compared_with_those_of_diffusers_if_they_are_installed(tmp_path):
+    done = run("benchmarks.unclip", "--tiny", "--rounds=1", f"--results={tmp_path}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [x["row"] for x in read(tmp_path)]
+    names = {x["name"] for x in rows if x["unit"] == "steps/s" and x["by"] == "ours"}
+    sampled = {f"{network}: sampling" for network in ("prior", "decoder", "upsampler")}
+    assert names == sampled | {"prior: training", "decoder: training"}
+    peers = [x for x in rows if x["by"] != "ours"]
+    assert not peers or (len(peers) == len(names) and all(x["ratio"] > 0 for x in peers))
+    assert run("benchmarks.unclip", "--narrow=3").returncode == 2
+
+
+@pytest.mark.slow
 def test_what_was_measured_survives_the_end_of_time(tmp_path):
     done = run("benchmarks.accelerator", "--tiny", "--minutes=0.25", f"--results={tmp_path}")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -16,7 +16,7 @@ import pytest
 from clip_jax import model as clip_model
 from clip_jax.options import CLIPOptions, ImageOptions
 from clip_jax.resnet import ResNetTower
-from nn_jax.code_transformer import CodeTransformer
+from nn_jax.code_transformer import CodeTransformer, TokenEmbedding
 from train_jax.compute import Compute
 from vqgan_jax import discriminator, dvae, perceptual
 from vqgan_jax import model as vqgan_model
@@ -93,8 +93,7 @@ def lpips():
 def second_stage(tokens: int, **changes):
     """A model of a condition of so many tokens, and of 4 x 4 codes."""
     attributes = {
-        "condition_size": 20,
-        "condition_length": tokens,
+        "condition": TokenEmbedding(20, (1, tokens), 16),
         "num_codes": 9,
         "grid": (4, 4),
         "width": 16,

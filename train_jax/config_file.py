@@ -94,6 +94,23 @@ def names() -> list[str]:
     return sorted(name for name in files if not name.startswith(_MACHINES))
 
 
+def find_placeholder(path: str, task: str, option: str) -> ConfigDict | None:
+    """Returns the shipped config that `path` names in place of a model; None if there is a model at the path.
+
+    Args:
+      task: task of the config, such as "clip_jax.task".
+      option: option with the path, for messages.
+
+    Raises ConfigError, which lists the shipped configs of the task, for any other path.
+    """
+    shipped = {name: config for name in names() if (config := load(name)).task == task}
+    if path not in shipped and not (path and Path(path).exists()):
+        raise ConfigError(
+            f"{option} = {path!r} is no model. Name one, or a shipped config for a placeholder: {', '.join(shipped)}"
+        )
+    return shipped.get(path)
+
+
 def machines() -> list[str]:
     """Lists the names of the shipped machine presets."""
     return sorted(file.stem for file in (FOLDER / _MACHINES).glob("[!_]*.py"))

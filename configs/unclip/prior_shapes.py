@@ -4,7 +4,7 @@
     train-jax --config=configs/unclip/prior_shapes.py --workdir=runs/unclip-prior-shapes --config.clip.path=runs/clip-shapes
 
 Sized for 40 minutes on 2 CPU cores of 80 GFLOP/s, after the embeddings. Not trained yet. `--config.model.type=linear` is the
-baseline, which trains in minutes.
+baseline, which trains in minutes; `--config.model.type=autoregressive` is the paper's other prior, of 64 of 128 components.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     # The first captions of a scene name all there is in it.
     c.data.leading_prob, c.data.leading_captions = 0.8, 4
     c.clip = ConfigDict({"path": "runs/clip-shapes"})
-    c.model = ConfigDict({"width": 192, "depth": 4, "heads": 6})
+    c.model = ConfigDict({"width": 192, "depth": 4, "heads": 6, "components": 64, "buckets": 128})
     c.compute = ConfigDict({"scan": False})
     c.optim = ConfigDict({"name": "adamw", "lr": 1e-3, "warmup_steps": 100, "weight_decay": 0.05, "args": {"b2": 0.98}})
     c.ema = ConfigDict({"decay": 0.999})

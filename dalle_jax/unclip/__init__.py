@@ -2,5 +2,5 @@
 
 text -> `prior_model` -> image embedding -> `context`, `unet` -> image -> `unet` -> larger image
 
-All three networks are diffusion models (`diffusion`, `samplers`).
+All three are diffusion models (`diffusion`, `samplers`), but the prior may also be autoregressive (`autoregressive_prior`).
 """

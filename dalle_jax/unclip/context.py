@@ -4,7 +4,7 @@ The scheme is that of arXiv 2204.06125, section 2.1: the embeddings are added to
 becomes further tokens, before those of the text.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class ContextEncoder(nn.Module):
 
         Args:
           image_embedding, text_embedding: embeddings of CLIP, not normalised to unit length.
-          text_states, text_mask: as in `dalle_jax.unclip.prior_model.DiffusionPrior`. No text is the empty text, encoded.
+          text_states, text_mask: as in `dalle_jax.unclip.prior_networks.PriorTransformer`. No text is the empty text.
           image_is_dropped: rows without an image embedding, as classifier-free guidance needs.
         """
         options, dtype = self.options, self.compute.array_dtype
@@ -68,3 +68,10 @@ class ContextEncoder(nn.Module):
         tokens = jnp.concatenate([image_tokens.swapaxes(1, 2), text_tokens], axis=1)
         mask = jnp.pad(text_mask, ((0, 0), (options.image_tokens, 0)), constant_values=True)
         return Context(embedding, tokens, mask)
+
+
+def make_inputs(options: DecoderOptions, text: Any) -> tuple:
+    """Makes inputs of the context encoder for one example: zeros. `text` are CLIP's `TextOptions`."""
+    embedding, length = jnp.zeros((1, options.embed_dim)), text.context_length
+    states = jnp.zeros((1, length, text.width))
+    return embedding, embedding, states, jnp.ones((1, length), bool), jnp.zeros(1, bool)

@@ -57,7 +57,7 @@ class Decoder:
         static = {"guided": guidance != 1, "ancestral": eta is None}
 
         def program(variables, rows):
-            return self._decode(variables, rows, self._null_ids, table, scale, np.float32(eta or 0), **static)
+            return self.decode_program(variables, rows, self._null_ids, table, scale, np.float32(eta or 0), **static)
 
         return _run(program, self.variables, arrays, batch_size, advance)
 
@@ -75,7 +75,7 @@ class Decoder:
         table = make_steps(self.stage.diffusion, steps)
 
         def program(variables, rows):
-            return self._invert(variables, rows, self._null_ids, table)
+            return self.invert_program(variables, rows, self._null_ids, table)
 
         return _run(program, self.variables, arrays, batch_size)
 
@@ -84,7 +84,8 @@ class Decoder:
         return self.tokenizer.encode([""])[0]
 
     @functools.cached_property
-    def _decode(self) -> Callable:
+    def decode_program(self) -> Callable:
+        """The jitted sampling: `(variables, rows, null_ids, steps, guidance, eta, guided, ancestral) -> pixels`."""
         stage = self.stage
 
         def decode(variables, rows, null_ids, steps, guidance, eta, guided: bool, ancestral: bool):
@@ -96,7 +97,8 @@ class Decoder:
         return jax.jit(decode, static_argnames=("guided", "ancestral"))
 
     @functools.cached_property
-    def _invert(self) -> Callable:
+    def invert_program(self) -> Callable:
+        """The jitted inversion: `(variables, rows, null_ids, steps) -> noise`."""
         stage = self.stage
 
         def invert(variables, rows, null_ids, steps):
@@ -131,12 +133,14 @@ class Upsampler:
         table = make_steps(self.stage.diffusion, self.steps)
 
         def program(variables, rows):
-            return self._upsample(variables, rows, table)
+            return self.upsample_program(variables, rows, table)
 
         return _run(program, self.variables, {"pixels": pixels, "seeds": seeds}, batch_size, advance)
 
     @functools.cached_property
-    def _upsample(self) -> Callable:
+    def upsample_program(self) -> Callable:
+        """The jitted sampling: `(variables, rows, steps) -> pixels`."""
+
         def upsample(variables, rows, steps):
             return self.stage.draw(variables, rows["pixels"], make_keys(rows["seeds"], UPSAMPLER_STAGE), steps)
 

@@ -77,8 +77,8 @@ class EvaluatedDecoder:
     @functools.cached_property
     def loaded_prior(self) -> Prior:
         """The prior with its weights, which are read at its first use."""
-        clip = self.frozen.clip
-        return self.prior.load(self.frozen.tower, clip.variables["params"]["text"], clip.tokenizer, None)
+        frozen = self.frozen
+        return self.prior.load(frozen.tower, frozen.clip.variables["params"]["text"], frozen.tokenizer, None)
 
 
 def make_factories(model: EvaluatedDecoder) -> Mapping[str, Callable]:
@@ -121,10 +121,10 @@ def _make_painter(model: EvaluatedDecoder, options: ConfigDict, context, prompts
     """Makes the painter of `Drawings`: embeddings are sampled from the prior once, and decoded in each evaluation."""
     if model.prior is None:
         raise ConfigError("config.prior.path is empty: the evaluator 'drawing' needs a prior, for embeddings of its prompts")
-    check_steps(model.prior.diffusion.timesteps, options.prior_steps)
+    check_steps(model.prior.build().timesteps, options.prior_steps)
     decoder, n = _Decoder(model, options, context), options.n
     rows = np.repeat(np.arange(len(prompts)), n)
-    ids = model.frozen.clip.tokenizer.encode(prompts)[rows]
+    ids = model.frozen.tokenizer.encode(prompts)[rows]
     seeds = make_seeds(prompts, [0] * len(prompts), n, options.seed).reshape(-1, 3)
 
     def draw_part(indices: np.ndarray) -> np.ndarray:

@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from clip_jax.text import TextTower
-from dalle_jax.unclip.context import ContextEncoder
+from dalle_jax.unclip.context import Context, ContextEncoder, make_inputs
 from dalle_jax.unclip.diffusion import Diffusion
 from dalle_jax.unclip.samplers import (
     Predict,
@@ -43,6 +44,14 @@ class DecoderStage:
     def size(self) -> int:
         """Side of the images in pixels."""
         return self.unet.options.size
+
+    def abstract_params(self) -> dict[str, Any]:
+        """Returns the shapes and dtypes of `variables["decoder"]`, without Flax's metadata boxes."""
+        inputs = make_inputs(self.context.options, self.tower.options.text)
+        context, variables = jax.eval_shape(self.context.init_with_output, jax.random.key(0), *inputs)
+        x, t = jax.ShapeDtypeStruct((1, self.size, self.size, 3), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+        unet = jax.eval_shape(self.unet.init, jax.random.key(0), x, t, Context(*context))
+        return nn.unbox({"context": variables["params"], "unet": unet["params"]})
 
     def draw_noise(self, keys: jax.Array) -> Float32[Array, "b h w 3"]:
         """Draws the noise from which sampling starts, for each key."""

@@ -18,13 +18,14 @@ from clip_jax.flops import forward_flops
 from dalle_jax.unclip import decoder_evaluators
 from dalle_jax.unclip import diffusion as diffusion_lib
 from dalle_jax.unclip import prior as prior_lib
-from dalle_jax.unclip.context import Context, ContextEncoder
+from dalle_jax.unclip.context import Context, ContextEncoder, make_inputs
 from dalle_jax.unclip.decoder_stage import DecoderStage, to_signed
 from dalle_jax.unclip.diffusion import Diffusion, output_channels
 from dalle_jax.unclip.example import EmbeddingExample
 from dalle_jax.unclip.flops import context_flops, unet_flops
 from dalle_jax.unclip.frozen_clip import CLIP, ClipPathOptions, EmbeddingsOptions, FrozenClip, open_clip
 from dalle_jax.unclip.options import DecoderModelOptions, DecoderOptions
+from dalle_jax.unclip.placeholders import make_embedding_record, write_clip
 from dalle_jax.unclip.prior import PRIOR, PriorCheckpoint
 from dalle_jax.unclip.text_features import encode_text
 from dalle_jax.unclip.unet import UNet
@@ -79,6 +80,16 @@ class DecoderTaskOptions(Options):
 
 
 OPTIONS, EVALUATORS = DecoderTaskOptions, decoder_evaluators.EVALUATORS
+PROGRAMS = {"imagine": "dalle_jax.unclip.plan"}
+
+
+def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """Replaces a CLIP that is named by its config by a placeholder in `folder`; see `train_jax.task`.
+
+    There is no prior, which evaluators alone sample from.
+    """
+    config.prior.path = ""
+    return config, make_embedding_record(write_clip(config, folder))
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
@@ -88,13 +99,13 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     """
     frozen = open_clip(config.clip.path, workdir)
     prior, prior_file = _open_prior(config.prior.path, workdir, frozen)
-    clip, tower, null_ids = frozen.clip, frozen.tower, jnp.asarray(frozen.null_ids)
-    options = complete_options(DecoderModelOptions.parse(config.model, "model"), clip.module.options)
+    clip, tower, null_ids = frozen.module.options, frozen.tower, jnp.asarray(frozen.null_ids)
+    options = complete_options(DecoderModelOptions.parse(config.model, "model"), clip)
     diffusion = DecoderDiffusion.parse(config.diffusion, "diffusion")
     compute = Compute.parse(config.compute, "compute")
     context_encoder, unet = ContextEncoder(options, compute), UNet(options, output_channels(diffusion), compute)
     training_unet = unet.clone(dropout=config.dropout)
-    records = make_records(clip, config.embeddings.dir, workdir, with_image=True)
+    records = make_records(lambda: frozen.clip, config.embeddings.dir, workdir, with_image=True)
     augment = AugmentOptions.parse(config.augment, "augment").make(images.Preprocess(options.size))
     choose = CaptionChoice(config.data.leading_prob, config.data.leading_captions)
     model = decoder_evaluators.EvaluatedDecoder(
@@ -103,11 +114,11 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
 
     def init(rng, batch):
         context_key, unet_key = jax.random.split(rng)
-        inputs = make_inputs(options, clip.module.options.text)
+        inputs = make_inputs(options, clip.text)
         context, variables = context_encoder.init_with_output(context_key, *inputs)
         x = jnp.zeros((1, options.size, options.size, 3))
         unet_params = unet.init(unet_key, x, jnp.zeros(1, jnp.int32), Context(*context))["params"]
-        text = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), frozen.text_params)
+        text = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), frozen.abstract_text_params)
         zeros = jnp.zeros(options.embed_dim)
         extra = {"text": text, "mean": zeros, "covariance": jnp.zeros((options.embed_dim, options.embed_dim))}
         return {"decoder": {"context": variables["params"], "unet": unet_params}}, extra
@@ -134,17 +145,17 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         truncated = jnp.mean(batch["truncated"].astype(jnp.float32))
         return sum(metrics.values()), (metrics | {"truncated": truncated}, {})
 
-    flops = context_flops(options, clip.module.options.text) + unet_flops(options, unet.out_channels, 3, clip.module.options)
+    flops = context_flops(options, clip.text) + unet_flops(options, unet.out_channels, 3, clip)
     return Task(
         init=init,
         loss=loss,
-        example=EmbeddingExample(clip.tokenizer, choose, augment),
+        example=EmbeddingExample(frozen.tokenizer, choose, augment),
         evaluators=decoder_evaluators.make_factories(model),
         artifacts={CLIP: frozen.content} | ({PRIOR: prior_file} if prior_file else {}),
         records=records,
         pretrained=load_frozen,
         mean_over_examples=True,
-        flops=float(BACKWARD * flops + forward_flops(clip.module.options)[1]),
+        flops=float(BACKWARD * flops + forward_flops(clip)[1]),
     )
 
 
@@ -152,13 +163,6 @@ def complete_options(model: DecoderModelOptions, clip: Any) -> DecoderOptions:
     """Completes the options of a decoder with those of its CLIP, `clip_jax.options.CLIPOptions`."""
     values = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     return DecoderOptions(**values, embed_dim=clip.embed_dim)
-
-
-def make_inputs(options: DecoderOptions, text: Any) -> tuple:
-    """Makes inputs of the context encoder for one example: zeros. `text` are CLIP's `TextOptions`."""
-    embedding, length = jnp.zeros((1, options.embed_dim)), text.context_length
-    states = jnp.zeros((1, length, text.width))
-    return embedding, embedding, states, jnp.ones((1, length), bool), jnp.zeros(1, bool)
 
 
 def _open_prior(path: str, workdir: Path | None, frozen: FrozenClip) -> tuple[PriorCheckpoint | None, bytes]:

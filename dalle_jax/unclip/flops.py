@@ -1,18 +1,8 @@
-"""FLOP counts of the networks of unCLIP, computed from their options: products of the forward pass for one example."""
+"""FLOP counts of the decoder of unCLIP, computed from its options: products of the forward pass for one example."""
 
 from clip_jax.options import CLIPOptions, TextOptions
-from dalle_jax.unclip.options import DecoderOptions, PriorOptions, UNetOptions
-from train_jax.profiling import conv_flops, dense_flops, transformer_flops
-
-
-def prior_flops(options: PriorOptions, text_width: int) -> int:
-    """Counts the FLOPs of the prior."""
-    dim, width = options.embed_dim, options.width
-    if options.type == "linear":
-        return dense_flops(1, dim, dim)
-    flops = transformer_flops(options.length, width, options.depth)
-    flops += dense_flops(options.text_length, text_width, width) + 3 * dense_flops(1, dim, width)
-    return flops + 2 * dense_flops(1, width, width) * options.time_token
+from dalle_jax.unclip.options import DecoderOptions, UNetOptions
+from train_jax.profiling import conv_flops, dense_flops
 
 
 def context_flops(options: DecoderOptions, text: TextOptions) -> int:

@@ -4,17 +4,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from clip_jax.clip import Clip
 from clip_jax.clip import load as load_clip
 from clip_jax.pretrained.checkpoint import check_shapes
-from dalle_jax.unclip import decoder_task, pretrained
+from dalle_jax.unclip import decoder_task, pretrained, prior_model
 from dalle_jax.unclip import prior as prior_lib
-from dalle_jax.unclip.context import Context, ContextEncoder
+from dalle_jax.unclip.context import ContextEncoder
 from dalle_jax.unclip.decoder import Decoder, Upsampler
 from dalle_jax.unclip.decoder_stage import DecoderStage
 from dalle_jax.unclip.diffusion import Diffusion, output_channels
@@ -87,25 +85,18 @@ def _load_run(
 ) -> Unclip:
     config = run_directory.open_config(path, "dalle_jax.unclip.decoder_task", "a decoder of unCLIP", (CLIP,))
     clip = load_clip(path / CLIP, dtype=dtype)
-    tower, text = text_tower(clip), clip.variables["params"]["text"]
+    tower, text = text_tower(clip.module), clip.variables["params"]["text"]
     with convert_errors(path):
         model = DecoderModelOptions.parse(config["model"], "model")
         options = decoder_task.complete_options(model, clip.module.options)
         diffusion = Diffusion.parse(config["diffusion"], "diffusion")
         compute = _for_inference(Compute.parse(config["compute"], "compute"), dtype)
-    context_encoder, unet = ContextEncoder(options, compute), UNet(options, output_channels(diffusion), compute)
     params, extra, name = run_directory.load_weights(path, step)
     params = jax.tree.map(np.asarray, params["decoder"])
-    inputs = decoder_task.make_inputs(options, clip.module.options.text)
-    context, variables = jax.eval_shape(context_encoder.init_with_output, jax.random.key(0), *inputs)
-    x = jax.ShapeDtypeStruct((1, options.size, options.size, 3), jnp.float32)
-    expected = {
-        "context": nn.unbox(variables)["params"],
-        "unet": _abstract_params(unet, x, Context(*context)),
-    }
-    check_shapes(params, expected, str(path))
+    unet = UNet(options, output_channels(diffusion), compute)
+    stage = DecoderStage(tower, ContextEncoder(options, compute), unet, diffusion)
+    check_shapes(params, stage.abstract_params(), str(path))
     params = round_weights(params, compute.array_dtype)
-    stage = DecoderStage(tower, context_encoder, unet, diffusion)
     decoder = Decoder(stage, {"text": text, "decoder": inference.on_devices(params)}, clip.tokenizer)
     source = prior or (path / PRIOR if (path / PRIOR).is_file() else None)
     loaded_prior = None
@@ -139,21 +130,15 @@ def _load_upsampler(path: Path, size: int, dtype: str | None) -> Upsampler:
     divisor = 2 ** (len(options.channels) - 1)
     if target % divisor:
         raise LoadError(f"upsampler = {path}: images of {target} pixels, whose sides must be divisible by {divisor}")
-    unet = UNet(options, output_channels(diffusion), compute)
+    stage = UpsamplerStage(UNet(options, output_channels(diffusion), compute), diffusion, target)
     params = jax.tree.map(np.asarray, run_directory.load_weights(path)[0]["upsampler"])
-    x = jax.ShapeDtypeStruct((1, options.size, options.size, 6), jnp.float32)
-    check_shapes(params, _abstract_params(unet, x), str(path))
+    check_shapes(params, stage.abstract_params(), str(path))
     variables = inference.on_devices({"upsampler": round_weights(params, compute.array_dtype)})
-    return Upsampler(UpsamplerStage(unet, diffusion, target), variables, min(_UPSAMPLING_STEPS, diffusion.timesteps))
+    return Upsampler(stage, variables, min(_UPSAMPLING_STEPS, diffusion.timesteps))
 
 
 def _for_inference(compute: Compute, dtype: str | None) -> Compute:
     return dataclasses.replace(compute, remat="none", **({"dtype": dtype} if dtype else {}))
-
-
-def _abstract_params(unet: UNet, x: jax.ShapeDtypeStruct, *context: Any) -> dict[str, Any]:
-    t = jax.ShapeDtypeStruct((1,), jnp.int32)
-    return nn.unbox(jax.eval_shape(unet.init, jax.random.key(0), x, t, *context))["params"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -173,7 +158,7 @@ def _load_karlo(checkpoint: UnclipCheckpoint, clip: Clip | str | Path | None, dt
         _check_same_text_tower(clip, text, checkpoint.name)
     statistics = checkpoint.statistics()
     variables = {"text": text, "prior": read("prior"), **inference.on_devices(dataclasses.asdict(statistics))}
-    prior_stage = PriorStage(tower, checkpoint.module("prior", compute), checkpoint.prior_diffusion)
+    prior_stage = PriorStage(tower, prior_model.build(checkpoint.prior, checkpoint.prior_diffusion, compute))
     prior = Prior(prior_stage, variables, tokenizer, checkpoint.name)
     decoder_stage = DecoderStage(
         tower, checkpoint.module("context", compute), checkpoint.module("decoder", compute), checkpoint.decoder_diffusion

@@ -4,7 +4,7 @@ import dataclasses
 
 from train_jax.options import Options, option
 
-PRIOR_TYPES = ("diffusion", "linear")
+PRIOR_TYPES = ("diffusion", "autoregressive", "linear")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,11 +12,18 @@ class PriorModelOptions(Options):
     """Options of the prior that do not follow from its CLIP (arXiv 2204.06125, section 2.2)."""
 
     type: str = option(
-        "diffusion", "a diffusion model, or a linear map of the text embedding as its baseline", choices=PRIOR_TYPES
+        "diffusion",
+        "a diffusion model, an autoregressive model of quantised principal components, or a linear map of the text "
+        "embedding as their baseline",
+        choices=PRIOR_TYPES,
     )
     width: int = option(2048, "width of the residual stream", least=2)
     depth: int = option(20, "number of blocks", least=1)
     heads: int = option(32, "number of attention heads", least=1)
+    components: int = option(
+        319, "number of principal components of embeddings that an autoregressive prior models, from the largest", least=1
+    )
+    buckets: int = option(1024, "number of values to which an autoregressive prior quantises each component", least=2)
 
     def check(self, path: str) -> None:
         self.require(self.width % 2 == 0, path, "width", "even: a sine and a cosine for each frequency of the timestep")
@@ -35,13 +42,13 @@ class PriorOptions(PriorModelOptions):
 
     @property
     def length(self) -> int:
-        """Number of tokens: of the text, text embedding, timestep, image embedding, final token."""
+        """Number of tokens of `PriorTransformer`: of the text, text embedding, timestep, image embedding, final token."""
         return self.text_length + 3 + self.time_token
 
-    @property
-    def is_diffusion(self) -> bool:
-        """Whether embeddings are sampled in many steps; else the network predicts them in one."""
-        return self.type == "diffusion" and self.time_token
+    def check(self, path: str) -> None:
+        super().check(path)
+        is_possible = self.type != "autoregressive" or self.components <= self.embed_dim
+        self.require(is_possible, path, "components", f"in [1, {self.embed_dim}], the dimension of CLIP's embeddings")
 
 
 @dataclasses.dataclass(frozen=True)

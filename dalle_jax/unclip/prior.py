@@ -18,8 +18,9 @@ from dalle_jax.unclip import prior_model
 from dalle_jax.unclip.diffusion import Diffusion
 from dalle_jax.unclip.frozen_clip import CLIP
 from dalle_jax.unclip.options import PriorModelOptions, PriorOptions
+from dalle_jax.unclip.prior_model import PriorModel
 from dalle_jax.unclip.prior_stage import PriorStage, make_keys
-from dalle_jax.unclip.samplers import make_steps
+from nn_jax.layers import DTYPES
 from nn_jax.mixed_precision import round_weights
 from train_jax import inference, run_directory
 from train_jax.compute import TransformerCompute
@@ -42,7 +43,8 @@ class PriorCheckpoint:
     Attributes:
       name: source, for messages.
       clip: fingerprint of the CLIP of the embeddings.
-      read: function that reads the parameters of the module, and the statistics `{"mean", "std"}`.
+      diffusion: diffusion process of a diffusion prior.
+      read: function that reads the parameters and the statistics of the model.
     """
 
     name: str
@@ -52,6 +54,11 @@ class PriorCheckpoint:
     compute: TransformerCompute
     read: Callable[[], tuple[dict, dict[str, np.ndarray]]]
 
+    def build(self, dtype: str | None = None) -> PriorModel:
+        """Builds the model for inference; `dtype` as in `load`."""
+        compute = dataclasses.replace(self.compute, remat="none", float8=False, **({"dtype": dtype} if dtype else {}))
+        return prior_model.build(self.options, self.diffusion, compute)
+
     def load(self, tower: TextTower, text_params: Any, tokenizer: AnyTokenizer, dtype: str | None) -> "Prior":
         """Loads the prior for the text tower of its CLIP. Raises LoadError for damaged or mismatched weights.
 
@@ -59,13 +66,13 @@ class PriorCheckpoint:
           text_params: parameters of the tower, which may be on the devices already.
           dtype: precision; None: that of the training.
         """
-        compute = dataclasses.replace(self.compute, remat="none", float8=False, **({"dtype": dtype} if dtype else {}))
-        module = prior_model.build(self.options, compute)
+        model = self.build(dtype)
         params, statistics = self.read()
-        check_shapes(params, prior_model.abstract_params(module, tower.options.text.width), self.name)
-        params = round_weights(params, compute.array_dtype)
+        check_shapes(params, prior_model.abstract_params(model, tower.options.text.width), self.name)
+        check_shapes(statistics, prior_model.unit_statistics(model, self.options.embed_dim), self.name)
+        params = round_weights(params, DTYPES[dtype or self.compute.dtype])
         variables = {"text": text_params, "prior": params, **statistics}
-        stage = PriorStage(tower, module, self.diffusion)
+        stage = PriorStage(tower, model)
         return Prior(stage, inference.on_devices(variables), tokenizer, self.name)
 
 
@@ -99,9 +106,9 @@ class Prior:
           guidance, steps, candidates: see `PriorStage.draw`. More than one candidate costs as many samples.
         """
         null_ids = self.tokenizer.encode([""])[0]
-        candidates = 1 if self.stage.is_deterministic else candidates
-        table, scale = make_steps(self.stage.diffusion, steps), np.float32(guidance)
-        program = functools.partial(self._program, guided=guidance != 1, candidates=candidates)
+        candidates = 1 if self.stage.model.is_deterministic else candidates
+        table, scale = self.stage.model.make_steps(steps), np.float32(guidance)
+        program = functools.partial(self.program, guided=guidance != 1, candidates=candidates)
         return inference.batched(
             lambda variables, rows: program(variables, rows, null_ids, table, scale),
             self.variables,
@@ -112,7 +119,9 @@ class Prior:
         )
 
     @functools.cached_property
-    def _program(self) -> Callable:
+    def program(self) -> Callable:
+        """The jitted sampling: `(variables, (ids, seeds), null_ids, steps, guidance, guided, candidates) -> embeddings`."""
+
         def draw(variables, rows, null_ids, steps, guidance, guided: bool, candidates: int):
             ids, seeds = rows
             keys = make_keys(seeds, STAGE)
@@ -164,7 +173,8 @@ def _open_run(path: Path, step: int | None) -> PriorCheckpoint | None:
 
     def read() -> tuple[dict, dict[str, np.ndarray]]:
         params, extra, _ = run_directory.load_weights(path, step)
-        return jax.tree.map(np.asarray, params["prior"]), {name: np.asarray(extra[name]) for name in ("mean", "std")}
+        statistics = {name: np.asarray(x) for name, x in extra.items() if name != "text"}
+        return jax.tree.map(np.asarray, params["prior"]), statistics
 
     with convert_errors(path):
         model = PriorModelOptions.parse(config["model"], "model")
@@ -197,6 +207,11 @@ def _open_file(path: Path) -> PriorCheckpoint | None:
 
 
 def complete_options(model: PriorModelOptions, clip: Any) -> PriorOptions:
-    """Completes the options of a prior with those of its CLIP, `clip_jax.options.CLIPOptions`."""
+    """Completes the options of a prior with those of its CLIP, `clip_jax.options.CLIPOptions`.
+
+    Raises ConfigError for more components than the embeddings have.
+    """
     values: Mapping[str, Any] = model.to_dict()
-    return PriorOptions(**values, embed_dim=clip.embed_dim, text_length=clip.text.context_length)
+    options = PriorOptions(**values, embed_dim=clip.embed_dim, text_length=clip.text.context_length)
+    options.check("model")
+    return options

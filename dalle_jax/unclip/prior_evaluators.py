@@ -10,9 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dalle_jax.unclip.prior import STAGE, make_seeds
-from dalle_jax.unclip.prior_model import EmbeddingStatistics
+from dalle_jax.unclip.prior_networks import EmbeddingStatistics
 from dalle_jax.unclip.prior_stage import PriorStage, make_keys
-from dalle_jax.unclip.samplers import make_steps
 from dalle_jax.unclip.text_features import encode_text
 from train_jax import inference
 from train_jax.config import EvaluatorOptions
@@ -56,11 +55,11 @@ class Embeddings:
 
     def __init__(self, stage: PriorStage, tokenizer: AnyTokenizer, records: Callable, options: ConfigDict, context):
         self._stage, self._tokenizer, self._options, self._context = stage, tokenizer, options, context
-        check_steps(stage.diffusion.timesteps, options.steps)
+        check_steps(stage.model.timesteps, options.steps)
         source = context.source_of(options)
         # Embeddings are computed in the first evaluation, because the computation may take long.
         self._records = functools.cache(lambda: records(source, context.asked_to_stop))
-        self._null_ids, self._table = tokenizer.encode([""])[0], make_steps(stage.diffusion, options.steps)
+        self._null_ids, self._table = tokenizer.encode([""])[0], stage.model.make_steps(options.steps)
         self._program = context.jit(self._compare)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -108,7 +107,7 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.sum(a * b, axis=-1) / (jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1))
 
 
-def check_steps(timesteps: int, steps: int) -> None:
-    """Raises ConfigError for a number of sampling steps that the diffusion does not have."""
-    if not 2 <= steps <= timesteps:
+def check_steps(timesteps: int | None, steps: int) -> None:
+    """Raises ConfigError for a number of sampling steps that the diffusion does not have; None: there is no diffusion."""
+    if timesteps is not None and not 2 <= steps <= timesteps:
         raise ConfigError(f"config.evals.….steps = {steps}; it must be in [2, {timesteps}], the timesteps of training")

@@ -1,134 +1,220 @@
-"""The diffusion prior: a transformer that predicts CLIP image embeddings from text (arXiv 2204.06125, section 2.2).
+"""The priors of unCLIP (arXiv 2204.06125, section 2.2): what each learns and how it is sampled, as pure functions.
 
-The sequence is [text tokens, text embedding, timestep, noised image embedding, final token]; the answer is read at the
-final token. Image embeddings are standardised: zero mean and unit variance of each component (`EmbeddingStatistics`).
-
-Without a timestep (`PriorOptions.time_token`) it is no diffusion model: it predicts the embedding from noise, in one step.
+    model = build(options, diffusion, compute)
+    statistics = model.measure(mean, covariance)                  of CLIP's image embeddings; they are not trained
+    x = model.encode(statistics, embeddings, text.embedding)      what the network models
+    loss, metrics = model.loss(params, x, text, rng)
+    x = model.sample(params, text, null, keys, model.make_steps(25), guidance)
+    embeddings = model.restore(statistics, x)
 """
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Float32
 
+from dalle_jax.unclip import diffusion as diffusion_lib
+from dalle_jax.unclip import samplers
+from dalle_jax.unclip.autoregressive_prior import AutoregressivePrior
+from dalle_jax.unclip.diffusion import Diffusion
 from dalle_jax.unclip.options import PriorOptions
-from dalle_jax.unclip.timestep import TimeEmbedding
-from nn_jax.layers import Dense, add_parameter, l2_normalize, layer_norm, with_axis_names
-from nn_jax.transformer import Transformer
+from dalle_jax.unclip.prior_networks import (
+    EmbeddingStatistics,
+    LinearMap,
+    PriorTransformer,
+    make_inputs,
+    standard_deviations,
+)
+from dalle_jax.unclip.samplers import Predict, Steps, draw_noise, guide, interleave, make_ancestral_update
+from dalle_jax.unclip.text_features import TextFeatures
 from train_jax.compute import TransformerCompute
-
-_EPS = 1e-5
-
-
-@flax.struct.dataclass
-class EmbeddingStatistics:
-    """Mean and standard deviation of each component of CLIP's image embeddings over a data set. They are not trained."""
-
-    mean: Float32[Array, "dim"]
-    std: Float32[Array, "dim"]
-
-    def standardize(self, embeddings: Float[Array, "b dim"]) -> Float[Array, "b dim"]:
-        """Converts embeddings of CLIP to the units of the prior."""
-        return (embeddings - self.mean[None]) / self.std[None]
-
-    def restore(self, standardized: Float[Array, "b dim"]) -> Float[Array, "b dim"]:
-        """Converts samples of the prior to embeddings of CLIP: the inverse of `standardize`."""
-        return standardized * self.std[None] + self.mean[None]
+from train_jax.profiling import dense_flops, transformer_flops
 
 
-class LinearPrior(nn.Module):
-    """Affine map from the direction of the text embedding to the image embedding: the baseline of the diffusion prior.
-
-    It has the interface of `DiffusionPrior`, and depends only on `text_embedding`.
-    """
-
-    options: PriorOptions
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b dim"],
-        t: Int[Array, "b"] | None,
-        text_embedding: Float[Array, "b dim"],
-        text_states: Float[Array, "b n text_width"],
-        text_mask: Bool[Array, "b n"],
-        deterministic: bool = True,
-    ) -> Float32[Array, "b dim"]:
-        """Predicts the standardised image embedding."""
-        dim = self.options.embed_dim
-        direction = l2_normalize(text_embedding) * dim**0.5  # components of about 1: one learning rate fits all CLIPs
-        return Dense((dim,), ("proj", "embed"), 0.0, jnp.float32, name="head")(direction)
-
-
-class DiffusionPrior(nn.Module):
-    """Transformer over a text and a noised image embedding, which predicts the image embedding.
-
-    Attention is causal, and padding of the text is hidden from all tokens.
+@runtime_checkable
+class PriorModel(Protocol):
+    """Interface of priors.
 
     Attributes:
-      dropout: dropout rate in the blocks during training.
+      timesteps: number of timesteps of its diffusion, which bounds the number of sampling steps; None: it has no steps.
+      is_deterministic: whether the same text always has the same embedding.
     """
 
-    options: PriorOptions
-    compute: TransformerCompute = TransformerCompute()
-    dropout: float = 0.0
+    @property
+    def timesteps(self) -> int | None: ...
 
-    @nn.compact
-    def __call__(
+    @property
+    def is_deterministic(self) -> bool: ...
+
+    def init(self, rng: jax.Array, text_width: int) -> Any:
+        """Initialises the parameters, for a text tower of this width."""
+
+    def measure(
+        self, mean: Float32[np.ndarray, "dim"], covariance: Float32[np.ndarray, "dim dim"]
+    ) -> dict[str, np.ndarray]:
+        """Computes the statistics of image embeddings: `mean` and `std` [dim], and what else the prior needs."""
+
+    def encode(
+        self, statistics: Mapping[str, Any], embeddings: Float[Array, "b dim"], text_embedding: Float[Array, "b dim"]
+    ) -> Array:
+        """Converts embeddings of images to what the network models; `restore` converts back."""
+
+    def restore(self, statistics: Mapping[str, Any], x: Array) -> Float32[Array, "b dim"]:
+        """Converts samples to embeddings in CLIP's units."""
+
+    def loss(self, params: Any, x: Array, text: TextFeatures, rng: jax.Array) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Computes the training loss and metrics, means over the examples, of which some have the empty text."""
+
+    def make_steps(self, count: int) -> Steps | None:
+        """Makes the table of sampling steps; None: it has no steps. Raises ValueError for another count than allowed."""
+
+    def sample(
         self,
-        x: Float[Array, "b dim"],
-        t: Int[Array, "b"] | None,
-        text_embedding: Float[Array, "b dim"],
-        text_states: Float[Array, "b n text_width"],
-        text_mask: Bool[Array, "b n"],
-        deterministic: bool = True,
-    ) -> Float32[Array, "b dim"]:
-        """Predicts the standardised image embedding.
+        params: Any,
+        text: TextFeatures,
+        null: TextFeatures | None,
+        keys: jax.Array,
+        steps: Steps | None,
+        guidance: ArrayLike,
+    ) -> Array:
+        """Samples what `encode` returns, for each of the random keys [b * n]: n consecutive ones for each of b texts.
 
         Args:
-          x: noised standardised image embedding at timestep `t`; noise for a prior without a timestep, which ignores `t`.
-          text_embedding: CLIP's embedding of the text, not normalised to unit length.
-          text_states: output of CLIP's text tower for each token, after its last layer norm.
-          text_mask: True from the begin token to the end token.
+          null: the empty text, one row; None: no guidance.
+          guidance: scale of classifier-free guidance.
         """
-        options, dtype = self.options, self.compute.array_dtype
-        width = options.width
 
-        def project(value, name: str):
-            return Dense((width,), ("proj", "embed"), value.shape[-1] ** -0.5, dtype, name=name)(value)
-
-        init = nn.initializers.normal(0.01)
-        final = self.param("final_token", with_axis_names(init, "length", "embed"), (1, width))
-        positions = self.param("positions", with_axis_names(init, "length", "embed"), (options.length, width))
-        tokens = [project(text_states, "text_states"), project(text_embedding, "text_embedding")[:, None]]
-        if options.time_token:
-            tokens.append(TimeEmbedding(width, width, dtype, name="time_embedding")(t)[:, None])
-        tokens += [project(x, "image_embedding")[:, None], jnp.broadcast_to(final.astype(dtype)[None], (len(x), 1, width))]
-        sequence = add_parameter(jnp.concatenate(tokens, axis=1), positions)
-        sequence = nn.with_logical_constraint(sequence, ("batch", None, None))
-        extra = options.length - options.text_length
-        mask = jnp.pad(text_mask, ((0, 0), (0, extra)), constant_values=True)[:, None, None]
-        blocks = {"eps": _EPS, "dropout": self.dropout, "causal": True, **self.compute.transformer}
-        transformer = Transformer(width, options.depth, options.heads, **blocks, name="transformer")
-        last = layer_norm(_EPS, dtype, "norm")(transformer(sequence, (), deterministic, mask)[:, -1])
-        head = Dense((options.embed_dim,), ("embed", "proj"), width**-0.5, dtype, out_dtype=jnp.float32, name="head")
-        return head(last)
+    def flops(self, text_width: int) -> int:
+        """Counts the FLOPs of the forward pass for one example."""
 
 
-def build(options: PriorOptions, compute: TransformerCompute, dropout: float = 0.0) -> DiffusionPrior | LinearPrior:
-    """Builds the prior of the type that the options name."""
-    return LinearPrior(options) if options.type == "linear" else DiffusionPrior(options, compute, dropout)
+@dataclasses.dataclass(frozen=True)
+class _StandardizedPrior:
+    """Prior of standardised embeddings, which a network predicts."""
+
+    network: PriorTransformer | LinearMap
+
+    def init(self, rng: jax.Array, text_width: int) -> Any:
+        return self.network.init(rng, *make_inputs(self.network.options, text_width))["params"]
+
+    def measure(
+        self, mean: Float32[np.ndarray, "dim"], covariance: Float32[np.ndarray, "dim dim"]
+    ) -> dict[str, np.ndarray]:
+        return {"mean": mean, "std": standard_deviations(np.diag(covariance))}
+
+    def encode(self, statistics, embeddings, text_embedding):
+        return EmbeddingStatistics(statistics["mean"], statistics["std"]).standardize(embeddings)
+
+    def restore(self, statistics, x):
+        return EmbeddingStatistics(statistics["mean"], statistics["std"]).restore(x)
+
+    def flops(self, text_width: int) -> int:
+        options = self.network.options
+        dim, width = options.embed_dim, options.width
+        if isinstance(self.network, LinearMap):
+            return dense_flops(1, dim, dim)
+        flops = transformer_flops(options.length, width, options.depth)
+        flops += dense_flops(options.text_length, text_width, width) + 3 * dense_flops(1, dim, width)
+        return flops + 2 * dense_flops(1, width, width) * options.time_token
+
+    def _draw_noise(self, keys: jax.Array, t: int) -> Float32[Array, "b dim"]:
+        return draw_noise(keys, t, (self.network.options.embed_dim,))
+
+    def _make_predict(self, params, text: TextFeatures, null: TextFeatures | None, count: int, guidance) -> Predict:
+        """Makes the guided prediction of `count` rows."""
+        rows = jax.tree.map(lambda x: jnp.repeat(x, count // len(x), axis=0), text)
+        if null is not None:
+            rows = interleave(rows, jax.tree.map(lambda x, like: jnp.broadcast_to(x, like.shape), null, rows))
+
+        def predict(x, t):
+            return self.network.apply({"params": params}, x, t, *rows)
+
+        return predict if null is None else guide(predict, guidance)
 
 
-def abstract_params(module: DiffusionPrior | LinearPrior, text_width: int) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class DiffusionPrior(_StandardizedPrior):
+    """Diffusion model of standardised embeddings."""
+
+    diffusion: Diffusion
+
+    is_deterministic = False
+
+    @property
+    def timesteps(self) -> int | None:
+        return self.diffusion.timesteps
+
+    def loss(self, params, x, text, rng):
+        t_key, noise_key, dropout_key = jax.random.split(rng, 3)
+        t = jax.random.randint(t_key, (len(x),), 0, self.diffusion.timesteps)
+        noise = jax.random.normal(noise_key, x.shape)
+        noised = diffusion_lib.add_noise(self.diffusion, x, noise, t)
+        output = self.network.apply({"params": params}, noised, t, *text, False, rngs={"dropout": dropout_key})
+        mse = jnp.mean(diffusion_lib.losses(self.diffusion, output, x, noise, t)["mse"])
+        return mse, {"mse": mse}
+
+    def make_steps(self, count: int) -> Steps | None:
+        return samplers.make_steps(self.diffusion, count)
+
+    def sample(self, params, text, null, keys, steps, guidance):
+        predict = self._make_predict(params, text, null, len(keys), guidance)
+        noise = self._draw_noise(keys, self.diffusion.timesteps)
+        return samplers.sample(predict, noise, keys, steps, make_ancestral_update(self.diffusion))
+
+
+@dataclasses.dataclass(frozen=True)
+class OneStepPrior(_StandardizedPrior):
+    """Prediction of standardised embeddings from noise in one step: ECLIPSE (arXiv 2312.04655), and the linear baseline."""
+
+    timesteps = None
+
+    @property
+    def is_deterministic(self) -> bool:
+        return isinstance(self.network, LinearMap)
+
+    def loss(self, params, x, text, rng):
+        noise_key, dropout_key = jax.random.split(rng)
+        inputs = jax.random.normal(noise_key, x.shape), jnp.zeros(len(x), jnp.int32)
+        output = self.network.apply({"params": params}, *inputs, *text, False, rngs={"dropout": dropout_key})
+        mse = jnp.mean(jnp.square(output - x))
+        return mse, {"mse": mse}
+
+    def make_steps(self, count: int) -> Steps | None:
+        del count
+        return None
+
+    def sample(self, params, text, null, keys, steps, guidance):
+        predict = self._make_predict(params, text, null, len(keys), guidance)
+        return predict(self._draw_noise(keys, 0), jnp.zeros(len(keys), jnp.int32))
+
+
+def build(
+    options: PriorOptions, diffusion: Diffusion, compute: TransformerCompute, dropout: float = 0.0
+) -> DiffusionPrior | OneStepPrior | AutoregressivePrior:
+    """Builds the prior of the type that the options name; `diffusion` is that of a diffusion prior.
+
+    Args:
+      dropout: dropout rate in the blocks during training.
+    """
+    if options.type == "autoregressive":
+        return AutoregressivePrior.build(options, compute, dropout)
+    if options.type == "linear":
+        return OneStepPrior(LinearMap(options))
+    network = PriorTransformer(options, compute, dropout)
+    return DiffusionPrior(network, diffusion) if options.time_token else OneStepPrior(network)
+
+
+def unit_statistics(model: PriorModel, dim: int) -> dict[str, np.ndarray]:
+    """Computes the statistics of embeddings of mean 0 and covariance 1, whose shapes are those of any."""
+    return model.measure(np.zeros(dim, np.float32), np.eye(dim, dtype=np.float32))
+
+
+def abstract_params(model: PriorModel, text_width: int) -> dict[str, Any]:
     """Returns the shapes and dtypes of the parameters of a prior, without Flax's metadata boxes."""
-    return nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *make_inputs(module.options, text_width)))["params"]
-
-
-def make_inputs(options: PriorOptions, text_width: int) -> tuple:
-    """Makes inputs of a prior for one example: zeros."""
-    embedding, length = jnp.zeros((1, options.embed_dim)), options.text_length
-    return embedding, jnp.zeros(1, jnp.int32), embedding, jnp.zeros((1, length, text_width)), jnp.ones((1, length), bool)
+    return nn.unbox(jax.eval_shape(lambda rng: model.init(rng, text_width), jax.random.key(0)))

@@ -11,20 +11,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from clip_jax.embeddings import make_records, mean_and_covariance
 from clip_jax.flops import forward_flops
-from dalle_jax.unclip import diffusion as diffusion_lib
 from dalle_jax.unclip import prior_evaluators, prior_model
 from dalle_jax.unclip.diffusion import Diffusion
 from dalle_jax.unclip.example import EmbeddingExample
-from dalle_jax.unclip.flops import prior_flops
 from dalle_jax.unclip.frozen_clip import CLIP, ClipPathOptions, EmbeddingsOptions, open_clip
 from dalle_jax.unclip.options import PriorModelOptions
+from dalle_jax.unclip.placeholders import make_embedding_record, write_clip
 from dalle_jax.unclip.prior import complete_options
-from dalle_jax.unclip.prior_model import EmbeddingStatistics
 from dalle_jax.unclip.prior_stage import PriorStage
 from dalle_jax.unclip.text_features import encode_text
 from train_jax.compute import TransformerCompute
@@ -67,63 +64,60 @@ class PriorTaskOptions(Options):
         return {"model": self.model.identity(), "diffusion": self.diffusion.identity()}
 
     def check(self, path: str) -> None:
-        is_possible = self.model.type == "diffusion" or self.diffusion.prediction == "x0"
-        self.require(is_possible, path, "diffusion.prediction", f"'x0' with model.type = {self.model.type!r}")
+        is_possible = self.model.type == "diffusion" or self.diffusion == PriorDiffusion()
+        self.require(is_possible, path, "model.type", "'diffusion' where config.diffusion is not left at its defaults")
 
 
 OPTIONS, EVALUATORS = PriorTaskOptions, prior_evaluators.EVALUATORS
 
 
+def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """Replaces a CLIP that is named by its config by a placeholder in `folder`; see `train_jax.task`."""
+    return config, make_embedding_record(write_clip(config, folder))
+
+
 def make(config: ConfigDict, workdir: Path | None) -> Task:
     """Makes the task of a resolved config. Raises ConfigError for invalid options, LoadError without a CLIP."""
     frozen = open_clip(config.clip.path, workdir)
-    clip, tower, null_ids = frozen.clip, frozen.tower, frozen.null_ids
-    options = complete_options(PriorModelOptions.parse(config.model, "model"), clip.module.options)
+    clip, tower, null_ids = frozen.module.options, frozen.tower, jnp.asarray(frozen.null_ids)
+    options = complete_options(PriorModelOptions.parse(config.model, "model"), clip)
     diffusion = PriorDiffusion.parse(config.diffusion, "diffusion")
     compute = TransformerCompute.parse(config.compute, "compute")
-    module = prior_model.build(options, compute, config.dropout)
-    records = make_records(clip, config.embeddings.dir, workdir)
-    text_width = clip.module.options.text.width
+    model = prior_model.build(options, diffusion, compute, config.dropout)
+    records = make_records(lambda: frozen.clip, config.embeddings.dir, workdir)
+    text_width = clip.text.width
     inference_compute = dataclasses.replace(compute, float8=False)
-    stage = PriorStage(tower, prior_model.build(options, inference_compute), diffusion)
+    stage = PriorStage(tower, prior_model.build(options, diffusion, inference_compute))
 
     def init(rng, batch):
-        zeros = jnp.zeros(options.embed_dim)
-        text = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), frozen.text_params)
-        params = module.init(rng, *prior_model.make_inputs(options, text_width))["params"]
-        return {"prior": params}, {"text": text, "mean": zeros, "std": zeros + 1}
+        text = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), frozen.abstract_text_params)
+        statistics = jax.tree.map(jnp.asarray, prior_model.unit_statistics(model, options.embed_dim))
+        return {"prior": model.init(rng, text_width)}, {"text": text, **statistics}
 
     def load_frozen():
-        mean, covariance = mean_and_covariance(records(sources.from_config(config.data)))
-        deviation = np.sqrt(np.diag(covariance))
-        # A component that never changes is standardised to 0, whatever it is divided by.
-        std = np.where(deviation > 0, deviation, np.float32(1))
-        return {}, {"text": frozen.text_params, "mean": mean, "std": std}
+        moments = mean_and_covariance(records(sources.from_config(config.data)))
+        return {}, {"text": frozen.text_params, **model.measure(*moments)}
 
     def loss(params, extra, batch, rng, step):
-        drop_key, t_key, noise_key, dropout_key = jax.random.split(rng, 4)
-        count = len(batch["text"])
-        is_dropped = jax.random.bernoulli(drop_key, config.condition_dropout, (count,))
-        ids = jnp.where(is_dropped[:, None], null_ids[None], batch["text"])
-        text = encode_text(tower, extra["text"], ids)
-        x0 = EmbeddingStatistics(extra["mean"], extra["std"]).standardize(batch["embedding"])
-        t = jax.random.randint(t_key, (count,), 0, diffusion.timesteps)
-        noise = jax.random.normal(noise_key, x0.shape)
-        x = diffusion_lib.add_noise(diffusion, x0, noise, t)
-        output = module.apply({"params": params["prior"]}, x, t, *text, False, rngs={"dropout": dropout_key})
-        value = jnp.mean(diffusion_lib.losses(diffusion, output, x0, noise, t)["mse"])
+        drop_key, loss_key = jax.random.split(rng)
+        is_dropped = jax.random.bernoulli(drop_key, config.condition_dropout, (len(batch["text"]),))
+        text = encode_text(tower, extra["text"], batch["text"])
+        null = encode_text(tower, extra["text"], null_ids[None])
+        x = model.encode(extra, batch["embedding"], text.embedding)
+        text = jax.tree.map(lambda x, null: jax.vmap(jnp.where, (0, None, 0))(is_dropped, null[0], x), text, null)
+        value, metrics = model.loss(params["prior"], x, text, loss_key)
         truncated = jnp.mean(batch["truncated"].astype(jnp.float32))
-        return value, ({"mse": value, "truncated": truncated}, {})
+        return value, (metrics | {"truncated": truncated}, {})
 
     choose = CaptionChoice(config.data.leading_prob, config.data.leading_captions)
     return Task(
         init=init,
         loss=loss,
-        example=EmbeddingExample(clip.tokenizer, choose),
-        evaluators=prior_evaluators.make_factories(stage, clip.tokenizer, records),
+        example=EmbeddingExample(frozen.tokenizer, choose),
+        evaluators=prior_evaluators.make_factories(stage, frozen.tokenizer, records),
         artifacts={CLIP: frozen.content},
         records=records,
         pretrained=load_frozen,
         mean_over_examples=True,
-        flops=float(BACKWARD * prior_flops(options, text_width) + forward_flops(clip.module.options)[1]),
+        flops=float(BACKWARD * model.flops(text_width) + forward_flops(clip)[1]),
     )

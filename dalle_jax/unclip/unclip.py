@@ -19,6 +19,7 @@ from dalle_jax.unclip.prior import Prior, make_seeds
 from train_jax.data.images import Preprocess
 from train_jax.data.text import AnyTokenizer
 from train_jax.errors import in_float32
+from train_jax.options import Options
 from train_jax.weights.layout import flatten
 from vqgan_jax.stage2.generator import stream_drawings
 from vqgan_jax.stage2.rerank import clip_scores, open_reranker
@@ -121,7 +122,7 @@ class Unclip:
           n: number of samples per prompt.
           seed: random seed, 0 to 2^32 - 1. Sample i of a prompt does not depend on other prompts or `batch_size`.
           guidance, prior_guidance: scales of classifier-free guidance; 1: none. karlo's are 8 and 4.
-          steps, prior_steps: numbers of sampling steps of decoder and prior.
+          steps, prior_steps: numbers of sampling steps of decoder and prior, if it is a diffusion model.
           eta: scale of the noise of DDIM in the decoder, 0 to 1; None: ancestral sampling, with the learned variance.
           rerank: CLIP or its path, which ranks the samples by similarity of image and text.
           best: number of best samples to return.
@@ -136,8 +137,8 @@ class Unclip:
         self._check_texts(prompts, "prompts")
         self._check(n=n, seed=seed, guidance=guidance, steps=steps, eta=eta, batch_size=batch_size)
         _require(in_float32(prior_guidance), "prior_guidance", prior_guidance, "a number that float32 has; 1 is none")
-        timesteps = self.prior.stage.diffusion.timesteps
-        is_count = isinstance(prior_steps, int | np.integer) and 2 <= prior_steps <= timesteps
+        timesteps = self.prior.stage.model.timesteps
+        is_count = timesteps is None or (isinstance(prior_steps, int | np.integer) and 2 <= prior_steps <= timesteps)
         _require(is_count, "prior_steps", prior_steps, f"an integer in [2, {timesteps}], the timesteps of training")
         if best is not None:
             _require(isinstance(best, int | np.integer) and 1 <= best <= n, "best", best, f"in [1, n = {n}]")
@@ -408,10 +409,12 @@ def slerp(
     return (direction * ((1 - fraction) * lengths[0] + fraction * lengths[1])).astype(np.float32)
 
 
-def _describe(stage: Any) -> list:
+def _describe(part: Any) -> Any:
     """Lists the options of the networks and diffusion processes of a stage."""
-    values = (getattr(stage, field.name) for field in dataclasses.fields(stage))
-    return [getattr(value, "options", value) for value in values]
+    options = getattr(part, "options", part)
+    if isinstance(options, Options) or not dataclasses.is_dataclass(options):
+        return options
+    return [_describe(getattr(part, field.name)) for field in dataclasses.fields(part)]
 
 
 def _require(holds: bool, name: str, value: Any, allowed: str) -> None:

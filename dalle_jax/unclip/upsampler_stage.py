@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +28,12 @@ class UpsamplerStage:
     diffusion: Diffusion
     size: int
     has_last: bool = False
+
+    def abstract_params(self) -> dict[str, Any]:
+        """Returns the shapes and dtypes of the parameters of a network, without Flax's metadata boxes."""
+        size = self.unet.options.size
+        x, t = jax.ShapeDtypeStruct((1, size, size, 6), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+        return nn.unbox(jax.eval_shape(self.unet.init, jax.random.key(0), x, t))["params"]
 
     def draw(
         self, variables: Mapping[str, Any], small: Float32[Array, "b h w 3"], keys: jax.Array, steps: Steps

@@ -36,6 +36,7 @@ from train_jax.data.options import AugmentOptions
 from train_jax.data.subset import first
 from train_jax.options import Options, option
 from train_jax.pictures import image_grid
+from train_jax.placeholders import make_record
 from train_jax.profiling import BACKWARD
 from train_jax.task import Task
 
@@ -76,6 +77,11 @@ class UpsamplingOptions(EvaluatorOptions):
 
 
 OPTIONS, EVALUATORS = UpsamplerTaskOptions, {"upsampling": UpsamplingOptions}
+
+
+def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """Returns the config, which names no files, and a record; see `train_jax.task`."""
+    return config, make_record()
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nn_jax.attention_patterns import assign_patterns, attention_mask
-from nn_jax.code_transformer import CodeTransformer, shapes, unroll_for_decoding
+from nn_jax.code_transformer import CodeTransformer, TokenEmbedding, shapes, unroll_for_decoding
 from nn_jax.layers import DTYPES
 
 TOKENS, CODES, GRID, DEPTH = 30, 20, (3, 4), 3
@@ -27,14 +27,20 @@ BFLOAT16 = [changes | {"dtype": "bfloat16"} for changes in (VARIANTS[1], VARIANT
 
 @functools.cache
 def build(
-    attention=("dense",), last_attention="", scan=True, remat="none", activation="gelu", dtype="float32", **changes
+    attention=("dense",),
+    last_attention="",
+    scan=True,
+    remat="none",
+    activation="gelu",
+    dtype="float32",
+    condition_length=6,
+    **changes,
 ):
     """`(module, parameters, condition, codes)`: weights that are far from their small beginnings."""
     patterns, attention_index = assign_patterns(attention, last_attention, DEPTH)
     blocks = {"scan": scan, "remat": remat, "activation": activation}
     blocks["attention_index"] = attention_index if len(patterns) > 1 else ()
     options = {
-        "condition_length": 6,
         "dropout": 0.0,
         "predicts_condition": True,
         "joint_vocabulary": False,
@@ -42,8 +48,8 @@ def build(
         "conv_window": 11,
     }
     module = CodeTransformer(
-        condition_size=TOKENS, num_codes=CODES, grid=GRID, width=16, depth=DEPTH, heads=2, patterns=patterns,
-        dtype=DTYPES[dtype], blocks=blocks, **(options | changes),
+        condition=TokenEmbedding(TOKENS, (1, condition_length), 16), num_codes=CODES, grid=GRID, width=16, depth=DEPTH,
+        heads=2, patterns=patterns, dtype=DTYPES[dtype], blocks=blocks, **(options | changes),
     )  # fmt: skip
     rng = np.random.default_rng(0)
     condition, codes = rng.integers(0, TOKENS, (2, module.condition_length)), rng.integers(0, CODES, (2, LENGTH))

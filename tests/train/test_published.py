@@ -16,7 +16,7 @@ from train_jax import config_file
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("trace_published.py")
 PUBLISHED = ("vit_b32", "vit_b16", "vit_l14", "rn50", "siglip_b16", "f16_1024", "f16_16384", "f8_gumbel", "mindalle_1b3",
-             "dalle1_12b")  # fmt: skip
+             "dalle1_12b", "karlo_prior", "karlo_decoder", "karlo_upsampler")  # fmt: skip
 
 
 @pytest.mark.slow

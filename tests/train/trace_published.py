@@ -21,6 +21,7 @@ CONFIGS = (
     *(f"clip/{name}" for name in ("vit_b32", "vit_b16", "vit_l14", "rn50", "siglip_b16")),
     *(f"vqgan/{name}" for name in ("f16_1024", "f16_16384", "f8_gumbel")),
     *(f"dalle/{name}" for name in ("mindalle_1b3", "dalle1_12b")),
+    *(f"unclip/{name}" for name in ("karlo_prior", "karlo_decoder", "karlo_upsampler")),
 )
 # Rings and tiles of the losses depend on the number; of the others the largest is enough, of like programs one.
 TRACED = dict.fromkeys(("clip/vit_b32", "clip/vit_l14", "clip/siglip_b16"), (1, 32, 256))
@@ -35,6 +36,8 @@ def prepared(name: str, folder: Path):
         config.vqgan = {"path": FIRST_STAGES[name], "size": 256}
     if name.startswith("vqgan"):
         config.perceptual.type = "none"
+    if "clip" in config:
+        config.clip.path = "clip/vit_l14"
     module, folder = task_lib.module(config), folder / name
     folder.mkdir(parents=True)
     config, record = module.write_placeholders(config_lib.resolve(config), folder)

@@ -5,18 +5,20 @@
     train-jax plan --config=clip/vit_l14 --target=fake:8 --mesh=fsdp=4,data=2
     train-jax plan --what=sample --config=dalle/mindalle_1b3 --target=h100:8 --config.vqgan.path=vqgan/f16_16384 \
         --sample.images=64 --sample.guided=true
+    train-jax plan --what=imagine --config=unclip/karlo_decoder --target=h100:1 --config.clip.path=clip/vit_l14
     train-jax plan --what=paint --config=vqgan/f16_1024 --target=v5e:2x2 --paint.clip=clip/vit_b32 --paint.cuts=32
 
 The real step is compiled for devices that need not be present, or, with --what, the programs for inference: `encode` of
-CLIP and VQGAN, `sample` of DALL-E and priors, `paint` by a VQGAN and a CLIP. Their options are written --WHAT.NAME=VALUE.
+CLIP and VQGAN, `sample` of DALL-E and priors, `imagine` of unCLIP, `paint` by a VQGAN and a CLIP. Their options are written
+--WHAT.NAME=VALUE.
 
     train-jax plan --search --config=clip/vit_b32 --target=v5e:4x4 --max-plans=6
 
 tries meshes, rematerialisation and micro-batches, except those given, and prints the command line of the fastest that fits.
 With --json it prints a line of options and plan for each, and last a line of the ranking, the best first, and the command.
 
-A missing file that CONFIG names is replaced by a placeholder: a tokenizer, the weights of LPIPS, or a VQGAN by the name of
-its shipped config. TPU slices need the extra [tpu], GPUs the packages jax-cuda12-plugin, jax-cuda12-pjrt and
+A missing file that CONFIG names is replaced by a placeholder: a tokenizer, the weights of LPIPS, or a VQGAN or CLIP by the
+name of its shipped config. TPU slices need the extra [tpu], GPUs the packages jax-cuda12-plugin, jax-cuda12-pjrt and
 nvidia-cudnn-cu12, in an environment of their own (Python 3.12). Fake devices need nothing, and tell the memory of a CPU's
 program.
 """
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--config", required=True, metavar="CONFIG", help="config file or name, such as clip/shapes")
     parser.add_argument("--target", required=True, help=EXAMPLES)
-    parser.add_argument("--what", default="train", help="program to plan: train (default), encode, sample or paint")
+    parser.add_argument("--what", default="train", help="program to plan: train (default), encode, sample, imagine or paint")
     parser.add_argument("--mesh", help="sizes of the mesh axes, such as fsdp=4,data=-1; missing axes have size 1")
     parser.add_argument("--machine", metavar="NAME", help=f"machine preset: {', '.join(config_file.machines())}, or a file")
     parser.add_argument("--json", action="store_true", help="print the plan as one line of JSON")

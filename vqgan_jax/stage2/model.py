@@ -3,7 +3,7 @@
 import dataclasses
 
 from nn_jax.attention_patterns import PATTERNS, assign_patterns
-from nn_jax.code_transformer import CodeTransformer
+from nn_jax.code_transformer import CodeTransformer, TokenEmbedding
 from nn_jax.layers import ACTIVATIONS
 from train_jax.compute import TransformerCompute
 from train_jax.options import Options, option
@@ -63,8 +63,7 @@ def build(
     blocks = {"mlp_ratio": options.mlp_ratio, "activation": options.activation}
     blocks |= {name: value for name, value in compute.transformer.items() if name != "dtype"}
     return CodeTransformer(
-        condition_size=condition.vocabulary_size,
-        condition_length=condition.length,
+        condition=TokenEmbedding(condition.vocabulary_size, (1, condition.length), options.width),
         num_codes=num_codes,
         grid=grid,
         width=options.width,

@@ -6,7 +6,6 @@ from ml_collections import ConfigDict
 
 from train_jax import config as config_lib
 from train_jax import config_file
-from train_jax.errors import ConfigError
 from vqgan_jax import model, vqgan
 from vqgan_jax.placeholders import random_weights
 from vqgan_jax.pretrained.checkpoint import abstract_variables
@@ -20,17 +19,11 @@ def write_first_stage(config: ConfigDict, folder: Path) -> vqgan.Vqgan:
     and where codes are cached the model is narrow, as only its number of codes and its factor matter. Raises ConfigError
     for any other path.
     """
-    path = config.vqgan.path
-    shipped = {name: vq for name in config_file.names() if (vq := config_file.load(name)).task == "vqgan_jax.task"}
-    if path in shipped:
-        first_stage = _assemble_random(shipped[path], is_narrow=config.codes.cached)
-    elif path and Path(path).exists():
-        first_stage = vqgan.load(path, dtype=None)
+    shipped = config_file.find_placeholder(config.vqgan.path, "vqgan_jax.task", "config.vqgan.path")
+    if shipped is None:
+        first_stage = vqgan.load(config.vqgan.path, dtype=None)
     else:
-        names = ", ".join(shipped)
-        raise ConfigError(
-            f"config.vqgan.path = {path!r} is no model. Name one, or a shipped config for a placeholder: {names}"
-        )
+        first_stage = _assemble_random(shipped, is_narrow=config.codes.cached)
     (folder / VQGAN).write_bytes(vqgan.to_bytes(first_stage))
     return first_stage
 

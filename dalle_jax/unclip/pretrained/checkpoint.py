@@ -14,7 +14,7 @@ from clip_jax.pretrained.text_tower import TextCheckpoint
 from dalle_jax.unclip.context import Context, ContextEncoder
 from dalle_jax.unclip.diffusion import Diffusion, output_channels
 from dalle_jax.unclip.options import DecoderOptions, PriorOptions, UNetOptions
-from dalle_jax.unclip.prior_model import DiffusionPrior, EmbeddingStatistics
+from dalle_jax.unclip.prior_networks import EmbeddingStatistics, PriorTransformer
 from dalle_jax.unclip.unet import UNet
 from train_jax.compute import TransformerCompute
 from train_jax.errors import LoadError
@@ -63,7 +63,7 @@ class UnclipCheckpoint:
         if part == "text_encoder":
             return self.text.module(compute)
         if part == "prior":
-            return DiffusionPrior(self.prior, compute)
+            return PriorTransformer(self.prior, compute)
         if part == "context":
             return ContextEncoder(self.decoder, compute)
         if part == "decoder":

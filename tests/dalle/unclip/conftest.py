@@ -3,6 +3,7 @@
 And short runs of the tasks, on digits and an untrained CLIP.
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ from clip_jax.clip import Clip
 from clip_jax.options import CLIPCompute, CLIPOptions
 from clip_jax.pretrained.checkpoint import abstract_variables
 from dalle_jax.unclip.pretrained import open_checkpoint
-from tests.shared_run import train_once
+from tests.shared_run import on_one_device, train_once
 from train_jax.compute import TransformerCompute
 from train_jax.data.images import Preprocess
 from train_jax.data.text import Tokenizer
@@ -71,13 +72,29 @@ def assemble_clip() -> Clip:
     options = CLIPOptions.defaults()
     options.update(CLIP_MODEL)
     module = clip_model.build(options, tokenizer.vocab_size, tokenizer.eos_id, CLIPCompute(scan=False))
+    return Clip.assemble(module, draw_variables(module), tokenizer, Preprocess(SIZE), "untrained")
+
+
+def draw_variables(module: clip_model.CLIP) -> dict:
+    """Random weights of a CLIP."""
     rng = np.random.default_rng(0)
 
     def draw(path, x):
         return float(path[-1].key == "scale") + 0.3 * rng.standard_normal(x.shape, np.float32)
 
-    variables = jax.tree.map_with_path(draw, abstract_variables(module))
-    return Clip.assemble(module, variables, tokenizer, Preprocess(SIZE), "untrained")
+    return jax.tree.map_with_path(draw, abstract_variables(module))
+
+
+@pytest.fixture(scope="session")
+def karlo_clip(karlo) -> Clip:
+    """A CLIP with the text tower of the tiny karlo, and an image tower of random weights."""
+    options, tokenizer = karlo.text.options, karlo.text.tokenizer
+    image = dataclasses.replace(options.image, **CLIP_MODEL["image"])
+    options = dataclasses.replace(options, image=image)
+    module = clip_model.build(options, tokenizer.vocab_size, tokenizer.eos_id, CLIPCompute(scan=False))
+    variables = draw_variables(module)
+    variables["params"]["text"] = karlo.params("text_encoder", TransformerCompute(scan=False))
+    return Clip.assemble(module, variables, tokenizer, Preprocess(SIZE), "of the tiny karlo")
 
 
 def save_clip(folder: Path) -> None:
@@ -112,6 +129,18 @@ def tiny_prior(tmp_path_factory) -> tuple[ConfigDict, Path]:
 
 
 @pytest.fixture(scope="session")
+def tiny_autoregressive_prior(tmp_path_factory, tiny_prior) -> tuple[ConfigDict, Path]:
+    """The same of an autoregressive prior."""
+
+    def autoregressive_config(folder: Path) -> ConfigDict:
+        c = prior_config(tiny_prior[1].parent)
+        c.model.update({"type": "autoregressive", "components": 5, "buckets": 16})
+        return c
+
+    return train_once(tmp_path_factory, "unclip-autoregressive-prior", autoregressive_config)
+
+
+@pytest.fixture(scope="session")
 def clip(tiny_prior) -> Clip:
     return clip_jax.load(tiny_prior[0].clip.path)
 
@@ -128,20 +157,21 @@ def tiny_decoder(tmp_path_factory, tiny_prior) -> tuple[ConfigDict, Path]:
 
     def decoder_config(folder: Path) -> ConfigDict:
         c = base_config(folder, "decoder_task")
-        c.steps, c.checkpoint = 40, {"every": 40}
+        c.steps, c.checkpoint = 40, {"every": 30, "keep_last": 2}
         c.data = EIGHT | {"source": "digits", "data_dir": tiny_prior[0].data.data_dir}
         c.clip = {"path": tiny_prior[0].clip.path}
         c.embeddings = {"dir": tiny_prior[0].embeddings.dir}
         c.prior = {"path": str(tiny_prior[1])}
         c.model = DECODER
-        shared = {"split": "test[:50]", "steps": 3, "batch_size": 8}
+        shared = {"split": "test[:50]", "steps": 3, "batch_size": 8}  # of one program for both
         c.evals = {
-            "draw": shared | {"type": "drawing", "template": "the digit {}", "prompts": 6, "prior_steps": 3},
+            "draw": shared | {"type": "drawing", "template": "the digit {}", "prompts": 8, "prior_steps": 3},
             "back": shared | {"type": "reconstruction", "examples": 20},
         }
         return c
 
-    return train_once(tmp_path_factory, "unclip-decoder", decoder_config)
+    with on_one_device():
+        return train_once(tmp_path_factory, "unclip-decoder", decoder_config)
 
 
 @pytest.fixture(scope="session")
@@ -150,10 +180,11 @@ def tiny_upsampler(tmp_path_factory, tiny_prior) -> tuple[ConfigDict, Path]:
 
     def upsampler_config(folder: Path) -> ConfigDict:
         c = base_config(folder, "upsampler_task")
-        c.steps, c.checkpoint = 40, {"every": 40}
+        c.steps, c.checkpoint = 40, {"every": 30, "keep_last": 2}
         c.data = EIGHT | {"source": "digits", "data_dir": tiny_prior[0].data.data_dir}
         c.model, c.factor = UNET | {"size": 16}, 2
         c.evals = {"test": {"type": "upsampling", "split": "test[:20]", "steps": 3, "batch_size": 8}}
         return c
 
-    return train_once(tmp_path_factory, "unclip-upsampler", upsampler_config)
+    with on_one_device():
+        return train_once(tmp_path_factory, "unclip-upsampler", upsampler_config)

@@ -1,6 +1,7 @@
 """The tasks of decoder and upsampler: losses by hand, dropped conditions, what they learn, evaluators, FLOPs."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,19 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageFilter
 
 import clip_jax
+import train_jax
 from clip_jax.clip import Clip
 from clip_jax.options import CLIPOptions, TextOptions
 from dalle_jax.unclip import decoder_task, upsampler_task
 from dalle_jax.unclip.context import Context
-from dalle_jax.unclip.flops import prior_flops, unet_flops
+from dalle_jax.unclip.diffusion import Diffusion
+from dalle_jax.unclip.flops import unet_flops
 from dalle_jax.unclip.options import DecoderOptions, PriorOptions, UNetOptions
-from dalle_jax.unclip.prior_model import build, make_inputs
+from dalle_jax.unclip.prior_model import build
+from dalle_jax.unclip.prior_networks import make_inputs
+from dalle_jax.unclip.text_features import TextFeatures
 from dalle_jax.unclip.unet import UNet
+from tests.shared_run import on_one_device
 from train_jax import config as config_lib
 from train_jax import run_directory
 from train_jax.compute import TransformerCompute
@@ -62,7 +68,7 @@ def test_a_run_learns_eight_images_and_grades_its_own(tiny_decoder):
     losses = [line["mse"] for line in history if "mse" in line]
     assert np.mean(losses[:3]) > 0.7 and np.mean(losses[-10:]) < 0.6 * np.mean(losses[:3])
     last = history[-1]
-    assert 0 <= last["draw/correct"] <= 1 and last["draw/prompts"] == 6
+    assert 0 <= last["draw/correct"] <= 1 and last["draw/prompts"] == 8
     assert -1 <= last["back/cosine"] <= 1 and last["back/images"] == 20
     names = {file.name.split(".")[0].split("-", 1)[1] for file in (tiny_decoder[1] / "samples").iterdir()}
     assert any("drawings" in name for name in names) and any("reconstructions" in name for name in names)
@@ -100,11 +106,22 @@ def test_dropped_conditions_do_not_matter_and_without_prediction_the_error_is_th
 
 
 def test_a_run_needs_its_originals_no_more(tiny_decoder):
-    """How a run resumes: test_prior_task.py."""
     gone = {"clip": {"path": "not-there"}, "prior": {"path": "not-there"}}
     task, _ = make(tiny_decoder, workdir=tiny_decoder[1], **gone)
     assert task.artifacts == {name: (tiny_decoder[1] / name).read_bytes() for name in task.artifacts}
     assert task.artifacts.keys() == {"clip.safetensors", "prior.safetensors"}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_run_resumes_exactly(request, kind, tmp_path):
+    """From the checkpoint after 30 updates: the averages after 40, in all bits."""
+    config, run = request.getfixturevalue(f"tiny_{kind}")
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "40")
+    with on_one_device():
+        train_jax.run(ConfigDict(config.to_dict() | {"evals": {}}), tmp_path / "run")
+    again, once = (run_directory.load_weights(folder)[:2] for folder in (tmp_path / "run", run))
+    jax.tree.map(np.testing.assert_array_equal, again, once)
 
 
 @pytest.mark.parametrize(
@@ -205,9 +222,13 @@ def test_flops_are_those_that_xla_counts():
     context = Context(abstract(1, 256), abstract(1, 24, 96), abstract(1, 24, dtype=bool))
     flops = of(UNet(decoder, 6), abstract(1, 64, 64, 3), t, context)
     assert unet_flops(decoder, 6, 3, clip) == pytest.approx(flops, rel=0.05)
-    prior = PriorOptions(width=512, depth=2, heads=2, embed_dim=64, text_length=20)
-    inputs = jax.tree.map(lambda x: abstract(*x.shape, dtype=x.dtype), make_inputs(prior, 48))
-    assert prior_flops(prior, 48) == pytest.approx(of(build(prior, compute), *inputs), rel=0.05)
+    sizes = {"width": 512, "depth": 2, "heads": 2, "embed_dim": 64, "text_length": 20}
+    diffusion = build(PriorOptions(**sizes), Diffusion(), compute)
+    inputs = jax.tree.map(lambda x: abstract(*x.shape, dtype=x.dtype), make_inputs(diffusion.network.options, 48))
+    assert diffusion.flops(48) == pytest.approx(of(diffusion.network, *inputs), rel=0.05)
+    autoregressive = build(PriorOptions(**sizes, type="autoregressive", components=30, buckets=128), Diffusion(), compute)
+    inputs = TextFeatures(*inputs[2:]), abstract(1, 31, dtype=jnp.int32)
+    assert autoregressive.flops(48) == pytest.approx(of(autoregressive.network, *inputs), rel=0.05)
 
 
 def test_an_image_of_the_batch_is_the_records(tiny_decoder, batch):

@@ -11,7 +11,7 @@ import pytest
 from clip_jax.text import mask_padding
 from dalle_jax.unclip.context import Context, ContextEncoder
 from dalle_jax.unclip.options import DecoderOptions, PriorOptions, UNetOptions
-from dalle_jax.unclip.prior_model import DiffusionPrior
+from dalle_jax.unclip.prior_networks import PriorTransformer
 from dalle_jax.unclip.timestep import sinusoid
 from dalle_jax.unclip.unet import UNet
 from train_jax.compute import TransformerCompute
@@ -90,7 +90,7 @@ def test_default_options_are_the_published_sizes():
     f, t, embedding = jnp.float32, ((1,), jnp.int32), ((1, 768), jnp.float32)
     text = (embedding, ((1, 77, 768), f), ((1, 77), bool))
     compute = TransformerCompute()
-    assert count(DiffusionPrior(PriorOptions(), compute), embedding, t, *text) == 1_022_030_080 - 2 * 768
+    assert count(PriorTransformer(PriorOptions(), compute), embedding, t, *text) == 1_022_030_080 - 2 * 768
     assert count(ContextEncoder(DecoderOptions(), compute), embedding, *text, ((1,), bool)) == 7_878_400
     assert count(UNet(UNetOptions(), 3, compute), ((1, 8, 8, 6), f), t) == 691_579_523
 
@@ -130,7 +130,7 @@ def example(network: str) -> tuple:
 
 def build(network: str, compute: TransformerCompute, dropout: float = 0.0) -> nn.Module:
     if network == "prior":
-        return DiffusionPrior(PRIOR, compute, dropout)
+        return PriorTransformer(PRIOR, compute, dropout)
     if network == "context":
         return ContextEncoder(DECODER, compute)
     return UNet(*((DECODER, 6) if network == "decoder" else (UPSAMPLER, 3)), compute, dropout)

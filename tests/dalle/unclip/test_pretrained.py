@@ -15,6 +15,7 @@ from clip_jax.pretrained import open_checkpoint as open_clip
 from clip_jax.pretrained import text_tower
 from dalle_jax.unclip.context import Context
 from dalle_jax.unclip.diffusion import Diffusion
+from dalle_jax.unclip.options import PriorOptions
 from dalle_jax.unclip.pretrained import LoadError, karlo_files, open_checkpoint, replace_prior, save_karlo
 from dalle_jax.unclip.pretrained.checkpoint import PARTS
 from train_jax.compute import TransformerCompute
@@ -27,7 +28,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def test_configurations_are_read(karlo):
     sizes = {"embed_dim": 12, "text_length": 16, "width": 16, "depth": 2, "heads": 2}
-    assert karlo.prior.to_dict() == sizes | {"type": "diffusion", "time_token": True}
+    assert karlo.prior == PriorOptions(**sizes)
     assert (karlo.decoder.channels, karlo.decoder.blocks, karlo.decoder.attention) == ((16, 24), 2, (1,))
     assert (karlo.decoder.scale_shift, karlo.super_res.scale_shift) == (True, False)
     assert (karlo.decoder.size, karlo.super_res.size) == (16, 32)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import clip_jax
 import dalle_jax
 from clip_jax.clip import Clip
 from dalle_jax.unclip import decoder as decoder_lib
@@ -183,16 +184,46 @@ def test_an_upsampler_enlarges_the_decoders_images(tiny_decoder, tiny_upsampler)
     assert unclip.size == 16 and unclip.imagine(["the digit one"], 2, **QUICK).shape == (1, 2, 16, 16, 3)
 
 
-def test_karlo_imagines_and_needs_a_clip_for_images(clip, pictures):
+@pytest.fixture(scope="module")
+def karlo_unclip(karlo_clip, tmp_path_factory):
+    """The tiny karlo with the CLIP that it was trained with, as it were, from a file."""
+    file = tmp_path_factory.mktemp("clip") / "clip.safetensors"
+    clip_jax.save(karlo_clip, file)
+    return dalle_jax.load_unclip(KARLO, clip=file)
+
+
+def test_karlo_imagines_and_needs_a_clip_for_images(karlo_unclip, clip, pictures):
+    images = karlo_unclip.imagine(["a cat", "a dog"], 1, **QUICK)
+    assert images.shape[:2] == (2, 1) and images.shape[2] == karlo_unclip.size and images.std() > 5
     unclip = dalle_jax.load_unclip(KARLO)
-    images = unclip.imagine(["a cat", "a dog"], 1, **QUICK)
-    assert images.shape[:2] == (2, 1) and images.shape[2] == unclip.size and images.std() > 5
     with pytest.raises(ValueError, match="has no image tower, which embeddings of images need: load it with clip="):
         unclip.vary(pictures[0])
     with pytest.raises(LoadError, match="has another text tower than .*karlo"):
         dalle_jax.load_unclip(KARLO, clip=clip)
     with pytest.raises(ValueError, match="has no covariance of embeddings"):
         unclip.principal(pictures[0], [1])
+
+
+def test_any_prior_for_the_same_clip_may_replace_a_run_s(tiny_decoder, tiny_autoregressive_prior):
+    """Without a diffusion, sampling has no number of steps."""
+    unclip = dalle_jax.load_unclip(tiny_decoder[1], prior=tiny_autoregressive_prior[1])
+    drawing = unclip.draw(["the digit one"], 2, steps=3, prior_steps=5000, prior_guidance=2.0, progress=False)
+    assert drawing.images.shape == (1, 2, 8, 8, 3) and abs(drawing.embeddings[0, 0] - drawing.embeddings[0, 1]).max() > 1e-3
+
+
+def test_karlo_with_its_clip_varies_and_edits_images(karlo_unclip, golden, pictures):
+    prompts = golden["prompts"].tolist()
+    np.testing.assert_allclose(karlo_unclip._embed_texts(prompts), golden["text_embedding"][2:], atol=1e-5)
+    unit = golden["text_embedding"][2:] / np.linalg.norm(golden["text_embedding"][2:], axis=1, keepdims=True)
+    np.testing.assert_allclose(karlo_unclip.clip.encode_text(prompts), unit, atol=1e-5)
+    again = karlo_unclip.reconstruct(pictures, steps=3)
+    assert again.shape == (2, 32, 32, 3) and abs(again[0].astype(int) - again[1]).mean() > 5
+    still, moved = (karlo_unclip.vary(pictures[0], 2, eta=eta, steps=3) for eta in (0.0, 1.0))
+    assert abs(still[0].astype(int) - again[0]).max() <= 1, "its own embedding and noise"
+    assert abs(still[0].astype(int) - moved[0]).mean() > 0.5
+    edited = karlo_unclip.edit(pictures[0], *prompts, [0.0, 0.5], steps=3)
+    assert abs(edited[0].astype(int) - again[0]).max() <= 1
+    assert abs(edited[1].astype(int) - again[0]).mean() > 0.5
 
 
 def test_parts_that_do_not_belong_together_are_refused(tiny_decoder, tiny_prior, tiny_upsampler, tmp_path, clip):

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 from tiny_clip import CLIP
 
+from train_jax import config_file
 from train_jax.errors import ConfigError
 from train_jax.plan import command, inference
 from train_jax.plan.targets import Target
@@ -60,3 +61,48 @@ def test_sampling_of_a_second_stage():
         inference.trace_inference(config, Target.parse("fake:4"), "sample", words)
     with pytest.raises(ConfigError, match="--sample.images=8 must be a multiple of --sample.conditions=3"):
         inference.trace_inference(ConfigDict(DALLE), Target.parse("fake:4"), "sample", [words[0], "--sample.conditions=3"])
+
+
+def test_imagining_of_unclip():
+    """A program for each network; the weights of all are in memory while one runs, those of the text tower once."""
+    config = config_file.load("unclip/decoder_shapes")
+    config.clip.path = "clip/shapes"
+    words = ["--imagine.images=4", "--imagine.steps=9", "--imagine.candidates=3", "--imagine.prior=unclip/prior_shapes"]
+    words.append("--imagine.upsampler=")
+    prior, decoder = inference.trace_inference(config, Target.parse("fake:2"), "imagine", words)
+    text = parameters_of(prior.traced.in_avals[0][0]["text"])
+    total = prior.parameters + decoder.parameters - text
+    for program in (prior, decoder):
+        assert program.parts["weights"] == 4 * program.parameters, "in the config's float32"
+        assert program.parts["weights of the others"] == 4 * (total - program.parameters)
+        assert program.held == 4 * total + sum(program.parts[name] for name in program.parts if "weights" not in name)
+    length, dim = 77, prior.traced.in_avals[0][0]["mean"].size
+    assert prior.parts["batch"] == 2 * (length + 3) * 4 and decoder.parts["batch"] == 2 * (length + 3 + dim) * 4
+    assert (prior.name, prior.passes, decoder.name, decoder.passes, decoder.units) == ("prior", 25, "decoder", 9, 4)
+    with pytest.raises(ConfigError, match="--imagine.prior=clip/digits is the config of a clip_jax.task; it must be"):
+        inference.trace_inference(config, Target.parse("fake:2"), "imagine", [words[0], "--imagine.prior=clip/digits"])
+    with pytest.raises(ConfigError, match="--imagine.images=3 must be a multiple of 2"):
+        inference.trace_inference(config, Target.parse("fake:2"), "imagine", ["--imagine.images=3"])
+
+
+def parameters_of(tree) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+KARLO = {"prior": 1_022_030_080, "decoder": 885_439_686 + 7_878_400, "upsampler": 2 * 691_579_523}  # parameters of karlo
+TEXT = 49_408 * 768 + 77 * 768 + 12 * (12 * 768**2 + 13 * 768) + 2 * 768 + 768**2  # of the text tower of ViT-L/14
+
+
+@pytest.mark.slow
+def test_imagining_of_karlo():
+    """Its parameters, in bfloat16. Nothing is compiled, but tracing takes 15 seconds."""
+    config = config_file.load("unclip/karlo_decoder")
+    config.clip.path = "clip/vit_l14"
+    prior, decoder, upsampler = inference.trace_inference(config, Target.parse("fake:2"), "imagine", ["--imagine.images=4"])
+    counts = {"prior": prior.parameters - TEXT, "decoder": decoder.parameters - TEXT, "upsampler": upsampler.parameters}
+    assert counts == KARLO
+    total = sum(KARLO.values()) + TEXT
+    assert upsampler.held == pytest.approx(2 * total, rel=2e-3)
+    assert prior.parts["batch"] == 2 * (77 + 3) * 4 and decoder.parts["batch"] == 2 * (77 + 3 + 768) * 4
+    assert upsampler.parts["batch"] == 2 * (64 * 64 * 3 + 3) * 4
+    assert (prior.passes, decoder.passes, upsampler.passes, upsampler.units) == (25, 25, 0, 4)

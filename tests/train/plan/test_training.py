@@ -129,17 +129,30 @@ def test_mistakes_on_the_command_line_are_one_line(config_file_of_clip, capsys):
     assert "unexpected argument '--train.images=8'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["vqgan/demo", "vqgan/prior_digits", "dalle/demo"])
-def test_every_family_has_placeholders(name, tmp_path):
+@pytest.mark.parametrize(
+    "name, frozen, shipped",
+    [
+        ("vqgan/demo", "", ""),
+        ("vqgan/prior_digits", "vqgan", "vqgan/digits"),
+        ("dalle/demo", "vqgan", "vqgan/digits"),
+        ("unclip/prior_shapes", "clip", "clip/digits"),
+        ("unclip/decoder_shapes", "clip", "clip/digits"),
+        ("unclip/karlo_upsampler", "", ""),
+    ],
+)
+def test_every_family_has_placeholders(name, frozen, shipped, tmp_path):
     config = config_file.load(name)
-    if "vqgan" in config:
+    if frozen:
         for path in ("not there", "vqgan/prior_digits"):
-            config.vqgan.path = path
+            config[frozen].path = path
             with pytest.raises(ConfigError, match="is no model. Name one, or a shipped config") as error:
                 task_lib.module(config).write_placeholders(config_lib.resolve(config), tmp_path)
-            assert ", vqgan/f16_1024, " in str(error.value) and ", vqgan/prior" not in str(error.value)
-        config.vqgan.path = "vqgan/digits"
-    else:
+            listed = str(error.value).partition("placeholder: ")[2].split(", ")
+            assert shipped in listed and all(x.startswith(f"{frozen}/") for x in listed) and "vqgan/prior" not in str(listed)
+        config[frozen].path = shipped
+    if name == "unclip/karlo_upsampler":
+        config.model.update({"channels": (32,), "blocks": 1})  # quick to trace
+    if name == "vqgan/demo":
         config.perceptual = {"type": "lpips", "path": "not there"}
     module = task_lib.module(config)
     config, record = module.write_placeholders(config_lib.resolve(config), tmp_path)
