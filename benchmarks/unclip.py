@@ -223,8 +223,7 @@ Implementation = dict[str, Callable]
 
 
 def _build_ours(network: Network, params: Any, dtype: str) -> Implementation:
-    x, t, *condition = jax.tree.map(jnp.asarray, tuple(network.inputs))
-    module = network.module
+    inputs, module = jax.tree.map(jnp.asarray, tuple(network.inputs)), network.module
     weights = jax.tree.map(jnp.asarray, params)
     rounded = round_weights(weights, jnp.dtype(dtype))
 
@@ -235,11 +234,10 @@ def _build_ours(network: Network, params: Any, dtype: str) -> Implementation:
 
         return guide(predict, GUIDANCE)(x[::2], t[::2]) if network.is_guided else predict(x, t)
 
-    run = {"sampling": lambda: sample(rounded, x, t, *condition)}
+    run = {"sampling": lambda: sample(rounded, *inputs)}
     if not network.is_guided:
         return run
-    # Half the rows are the conditional ones, on which it is trained.
-    x, t, condition = jax.tree.map(lambda a: a[::2], (x, t, condition))
+    conditional = jax.tree.map(lambda a: a[::2], inputs)  # without the rows that guidance alone needs
 
     @jax.jit
     def train(params, x, t, *condition):
@@ -249,7 +247,7 @@ def _build_ours(network: Network, params: Any, dtype: str) -> Implementation:
 
         return jax.value_and_grad(loss)(params)
 
-    return run | {"training": lambda: train(weights, x, t, *condition)}
+    return run | {"training": lambda: train(weights, *conditional)}
 
 
 def _build_torch(network: Network, params: Any, dtype: str) -> dict[str, Implementation]:
@@ -277,14 +275,13 @@ def _build_torch(network: Network, params: Any, dtype: str) -> dict[str, Impleme
             output = output.cpu().numpy()
         return output.transpose(0, 2, 3, 1) if output.ndim == 4 else output
 
-    half = jax.tree.map(lambda a: a[::2], (x, t, condition))
+    x_half, t_half, *condition_half = jax.tree.map(lambda a: a[::2], (x, t, *condition))
 
     def train():
-        (x, t, condition) = half
         peer.zero_grad(set_to_none=True)
         with precision:
-            prediction = apply(peer, x, t, *condition)[:, :channels]
-        loss = torch.mean(torch.square(prediction.float() - x))
+            prediction = apply(peer, x_half, t_half, *condition_half)[:, :channels]
+        loss = torch.mean(torch.square(prediction.float() - x_half))
         loss.backward()
         return loss.detach().cpu().numpy(), ()
 

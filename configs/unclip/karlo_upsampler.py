@@ -4,7 +4,8 @@
         --config.data.source='webdataset:cc12m/*.tar'
 
 A U-Net without attention, trained on crops of a quarter of the side (section 2.1). karlo's own has a second network for the
-last step, fine-tuned with a GAN loss; this config trains the first. For a pod; not trained here.
+last step, fine-tuned with a GAN loss; this config trains the first. Four micro-batches are 32 images at a time on each of
+eight H100, as in `karlo_decoder.py`, whose network is larger; not planned, not trained here.
 """
 
 from ml_collections import ConfigDict
@@ -17,6 +18,7 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict({"source": "webdataset:cc12m/*.tar", "split": "train[1%:]", "batch_size": 1024, "workers": 8})
     c.mesh = ConfigDict({"data": -1, "fsdp": 8})
     c.model = ConfigDict({"size": 64, "channels": (320, 640, 960, 1280), "blocks": 3})
+    c.accumulate = 4
     c.factor = 4
     c.augment = ConfigDict({"scale": (1 / 16, 1 / 16)})
     c.compute = ConfigDict({"dtype": "bfloat16", "remat": "full"})

@@ -76,7 +76,7 @@ def test_imagining_of_unclip():
         assert program.parts["weights"] == 4 * program.parameters, "in the config's float32"
         assert program.parts["weights of the others"] == 4 * (total - program.parameters)
         assert program.held == 4 * total + sum(program.parts[name] for name in program.parts if "weights" not in name)
-    length, dim = 77, prior.traced.in_avals[0][0]["mean"].size
+    length, dim = 24, prior.traced.in_avals[0][0]["mean"].size
     assert prior.parts["batch"] == 2 * (length + 3) * 4 and decoder.parts["batch"] == 2 * (length + 3 + dim) * 4
     assert (prior.name, prior.passes, decoder.name, decoder.passes, decoder.units) == ("prior", 25, "decoder", 9, 4)
     with pytest.raises(ConfigError, match="--imagine.prior=clip/digits is the config of a clip_jax.task; it must be"):
