@@ -204,7 +204,8 @@ class Painter:
             weights = None
             if self.prior is not None:
                 spacing = latents.code_spacing(codebook) if self.kind == "straight" else None
-                weights = jax.device_put(self.prior.weights._replace(spacing=spacing), NamedSharding(self.mesh, P()))
+                weights = prior.PriorWeights(self.prior.params, spacing)
+                weights = jax.device_put(weights, NamedSharding(self.mesh, P()))
             self.variables = trajectory.Variables(vq.variables, codebook, tuple(c.variables for c in self.clips), weights)
             self.problem = self._make_problem()
             self.state = self.init_state(self.problem.init_latents)
@@ -388,6 +389,9 @@ class Painter:
             aesthetic_head=None
             if aesthetic is None
             else repeat(targets.load_aesthetic_head(aesthetic.aesthetic, self.clips[0])),
+            prior_condition=None
+            if o.prior is None
+            else self.prior.encode([job.scene for job in self.jobs], o.prior.prior_text),
         )
         return self.to_devices(problem)
 

@@ -111,6 +111,7 @@ def abstract_arguments(
         palette=None,
         border_colour=None,
         aesthetic_head=None,
+        prior_condition=None,
     )
     state = jax.eval_shape(lambda z: trajectory.init_state(options.optimization.optimizer, z), init_latents)
     return trajectory.Variables(weights, codebook, (abstract_clip(perceptor.module),)), problem, state

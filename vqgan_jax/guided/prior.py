@@ -1,31 +1,33 @@
 """Prior of a painting: the likelihood of its codes under a second stage, as a loss beside CLIP's.
 
-CLIP's similarity alone admits codes that no image has; the second stage's likelihood penalises them. Codes are given to it
-as distributions, through which gradients flow.
+CLIP's similarity alone admits codes that no image has; the second stage's likelihood penalises them: that of any image, or
+of images of the prompt. Codes are given to it as distributions, through which gradients flow.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int, Int32
 from ml_collections import ConfigDict
 
 from nn_jax.code_transformer import CodeTransformer
 from train_jax import paths, run_directory
 from train_jax import task as task_lib
 from train_jax.errors import ConfigError, LoadError
+from vqgan_jax.guided.prompts import Scene
+from vqgan_jax.stage2.condition import Condition
 from vqgan_jax.stage2.generator import CodeGenerator
 from vqgan_jax.vqgan import Vqgan
 
 
 class PriorWeights(NamedTuple):
-    """Weights of a second stage, the tokens [c] of its empty condition, and the spacing of the codes (`latents`)."""
+    """Weights of a second stage, and the spacing of the codes (`latents`)."""
 
     params: Mapping[str, Any]
-    condition: jax.Array
     spacing: jax.Array | None
 
 
@@ -34,13 +36,28 @@ class Prior:
     """Second stage of a VQGAN's codes, without the VQGAN.
 
     Attributes:
-      weights: without the spacing of the codes.
+      params: weights of the module, on the devices.
       fingerprint: SHA-256 of the second stage.
     """
 
     module: CodeTransformer
-    weights: PriorWeights
+    condition: Condition
+    params: Mapping[str, Any]
     fingerprint: str
+
+    def encode(self, scenes: Sequence[Scene], with_text: bool) -> Int32[np.ndarray, "n c"]:
+        """Encodes the conditions of prompts: their first text of positive weight, or none.
+
+        Raises ConfigError for a second stage that has no texts, and for a prompt without such a text.
+        """
+        if not with_text:
+            return np.repeat(self.condition.null[None], len(scenes), axis=0)
+        if self.condition.kind != "text":
+            raise ConfigError(f"prior_text = True: the prior's condition is a {self.condition.kind}; it must be a DALL-E")
+        texts = [[part.content for part in scene if part.kind == "text" and part.weight > 0] for scene in scenes]
+        if not all(texts):
+            raise ConfigError("prior_text = True: each prompt must have a text of positive weight, which the prior reads")
+        return self.condition.encode([first for first, *_ in texts])
 
 
 def load(path: str, vq: Vqgan, size: tuple[int, int]) -> Prior:
@@ -75,21 +92,17 @@ def load(path: str, vq: Vqgan, size: tuple[int, int]) -> Prior:
             f"prior = {path} was trained with condition_dropout = 0: it knows no pictures without a condition; train it "
             "with --config.condition_dropout=0.1"
         )
-    return Prior(
-        generator.module,
-        PriorWeights(generator.variables, jnp.asarray(generator.condition.null), None),
-        generator.fingerprint,
-    )
+    return Prior(generator.module, generator.condition, generator.variables, generator.fingerprint)
 
 
 def mean_nats(
-    module: CodeTransformer, weights: PriorWeights, probabilities: Float[Array, "h w k"]
+    module: CodeTransformer, params: Mapping[str, Any], condition: Int[Array, "c"], probabilities: Float[Array, "h w k"]
 ) -> Float[Array, ""]:
     """Computes the expected negative log-likelihood of a code, in nats, of codes with these probabilities.
 
     For one-hot probabilities it is the mean over the codes of `-log p(code | codes before it)`.
     """
     codes = probabilities.reshape(1, -1, probabilities.shape[-1])
-    _, logits = module.apply({"params": weights.params}, weights.condition[None], codes)
+    _, logits = module.apply({"params": params}, condition[None], codes)
     log_p = jax.nn.log_softmax(logits[..., module.code_offset :])
     return -jnp.mean(jnp.sum(codes * log_p, axis=-1))

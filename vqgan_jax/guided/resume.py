@@ -26,7 +26,7 @@ def make_identity(
         for name in FREE:
             del values[name]
         if prior is None:
-            del values["prior"], values["prior_weight"]
+            del values["prior"], values["prior_weight"], values["prior_text"]
         if values["lr_decay"] == 1 and not values["temperature_end"]:  # no schedule depends on the number of steps
             del values["steps"]
     identity = {

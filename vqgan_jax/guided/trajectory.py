@@ -74,6 +74,7 @@ class Problem(NamedTuple):
       palette: colours [k, 3].
       border_colour: RGB colour [3].
       aesthetic_head: weight and bias [d + 1].
+      prior_condition: tokens [c] of the prior's condition.
     """
 
     key: jax.Array
@@ -88,6 +89,7 @@ class Problem(NamedTuple):
     palette: jax.Array | None
     border_colour: jax.Array | None
     aesthetic_head: jax.Array | None
+    prior_condition: jax.Array | None
 
 
 class State(NamedTuple):
@@ -240,11 +242,11 @@ def objective(module, perceptors, config: StaticConfig, variables: Variables, pr
         if with_score:
             total = total - problem.hparams["aesthetic_weight"] * score
     if "prior" in config.terms:
-        spacing = variables.prior.spacing
+        params, spacing = variables.prior
         codes = latents.probabilities(config.latents, state.z, variables.codebook, tau, gumbel_key, spacing)
         # The likeliest image shows nothing: with the whole weight from the first step on, nothing would ever appear.
         weight = problem.hparams["prior_weight"] * state.step / problem.hparams["steps"]
-        total = total + weight * mean_nats(config.prior, variables.prior, codes)
+        total = total + weight * mean_nats(config.prior, params, problem.prior_condition, codes)
     return total + _image_losses(config, problem, state.z, x)
 
 

@@ -123,10 +123,20 @@ def bfloat16_models():
     return on_one_device(make_vqgan(dtype="bfloat16")), on_one_device(make_clip(dtype="bfloat16"))
 
 
+class Texts(ClassCondition):
+    """Two texts as condition, each one token."""
+
+    kind = "text"
+    texts = ("a red star", "a blue moon")
+
+    def encode(self, conditions):
+        return super().encode([self.texts.index(text) if text else None for text in conditions])
+
+
 @pytest.fixture(scope="module")
 def second_stage(vq) -> CodeGenerator:
     """An untrained transformer of the VQGAN's 4 x 4 codes."""
-    settings, condition = PriorOptions(width=8, depth=1, heads=2), ClassCondition(0)
+    settings, condition = PriorOptions(width=8, depth=1, heads=2), Texts(2)
     module = stage2_model.build(settings, condition, vq.num_codes, (4, 4))
     tokens, codes = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 16), jnp.int32)
     shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), tokens, codes)["params"])
@@ -135,9 +145,12 @@ def second_stage(vq) -> CodeGenerator:
     return on_one_device(CodeGenerator.assemble(settings, params, condition, vq, 16, "untrained"))
 
 
+@pytest.fixture(scope="module")
+def codes_prior(second_stage) -> prior.Prior:
+    return prior.Prior(second_stage.module, second_stage.condition, second_stage.variables, second_stage.fingerprint)
+
+
 @pytest.fixture
-def loaded(second_stage, monkeypatch) -> None:
+def loaded(codes_prior, monkeypatch) -> None:
     """Loads the second stage as the prior of any path."""
-    weights = prior.PriorWeights(second_stage.variables, jnp.asarray(second_stage.condition.null), None)
-    made = prior.Prior(second_stage.module, weights, second_stage.fingerprint)
-    monkeypatch.setattr(prior, "load", lambda path, vq, size: made)
+    monkeypatch.setattr(prior, "load", lambda path, vq, size: codes_prior)

@@ -12,7 +12,7 @@ TRACED = """init_weight init_pixels temperature temperature_end average lr lr_de
     shift perspective jitter erase noise smoothness saturation symmetry edge edge_width palette_weight aesthetic_weight
     prior_weight"""
 STATIC = """size aspect scale steps init_image init_noise latents optimizer cuts cut_method edge_colour palette aesthetic
-    overlay prior"""
+    overlay prior prior_text"""
 FREE = "quality save_every memory micro_cuts remat"
 
 

@@ -1,5 +1,7 @@
 """The prior of a painting: the likelihood of its codes under a second stage, and what cannot be one."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,29 +11,34 @@ from train_jax.errors import ConfigError
 from vqgan_jax import guided
 from vqgan_jax.guided import latents, metadata, options, painting, prior
 from vqgan_jax.guided.prompts import parse_scene
+from vqgan_jax.stage2.condition import ClassCondition
 
 STILL = {"cut_min": 1.0, "flip": 0.0, "rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0, "noise": 0.0}
 STILL |= {"steps": 3, "save_every": 1, "cuts": 2, "prior": "of a test"}
 
 
-def compute_nats(second_stage, codes):
+def compute_nats(second_stage, codes, text=None):
     """Computes the mean negative log-likelihood of each image's codes, in nats."""
-    _, logits = second_stage.logits(second_stage.condition.encode([None] * len(codes)), codes)
+    _, logits = second_stage.logits(second_stage.condition.encode([text] * len(codes)), codes)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return -np.take_along_axis(log_p, codes.reshape(len(codes), 16, 1), axis=-1).mean(axis=(1, 2))
 
 
-@pytest.mark.parametrize("kind", ["straight", "soft"])
-def test_the_term_is_the_likelihood_of_the_codes(kind, vq, clip, second_stage, loaded):
-    settings = options.resolve_many(STILL | {"latents": kind}, [{"prior_weight": 0.0}, {"prior_weight": 0.5}])
-    painter = painting.Painter(vq, clip, [painting.Job(parse_scene("a red star"), 0, o) for o in settings])
+@pytest.mark.parametrize("kind, with_text", [("straight", False), ("soft", False), ("straight", True)])
+def test_the_term_is_the_likelihood_of_the_codes(kind, with_text, vq, clip, second_stage, loaded):
+    changes = STILL | {"latents": kind, "prior_text": with_text}
+    settings = options.resolve_many(changes, [{"prior_weight": 0.0}, {"prior_weight": 0.5}])
+    scene = parse_scene("noise:-0.1 | a blue moon | a red star")
+    painter = painting.Painter(vq, clip, [painting.Job(scene, 0, o) for o in settings])
     codes = np.random.default_rng(1).integers(0, vq.num_codes, (4, 4)).astype(np.int32)
     z = painter.latents_from_codes(np.stack([codes, codes]))
     if kind == "soft":
         z = 60 * z  # certain codes
     state = painter.init_state(z)
     _, values = painter.advance(state._replace(step=jnp.full(2, 2, jnp.int32)), 1)
-    [expected] = compute_nats(second_stage, codes[None])
+    [expected], [other] = (compute_nats(second_stage, codes[None], text) for text in ("a blue moon", None))
+    assert abs(expected - other) > 0.01, "the text matters"
+    expected = expected if with_text else other
     np.testing.assert_allclose(values[1, 0] - values[0, 0], 0.5 * 2 / 3 * expected, rtol=1e-4)  # two of three steps done
 
 
@@ -75,6 +82,14 @@ def test_what_cannot_be_a_prior(vq, clip, tmp_path, tiny):
         guided.paint(vq, clip, "a", prior_weight=0.5, **common)
 
 
+def test_a_prior_reads_texts_only_if_it_knows_texts(codes_prior):
+    classes = dataclasses.replace(codes_prior, condition=ClassCondition(3))
+    with pytest.raises(ConfigError, match="prior_text = True: the prior's condition is a class; it must be a DALL-E"):
+        classes.encode([parse_scene("a red star")], True)
+    with pytest.raises(ConfigError, match="prior_text = True: each prompt must have a text of positive weight"):
+        codes_prior.encode([parse_scene("a red star"), parse_scene("a red star:-1 | noise=3")], True)
+
+
 def test_a_run_is_known_by_its_config_and_newest_checkpoint(tmp_path):
     for name in ("config.json", "checkpoints/9/a", "checkpoints/10/a"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -91,13 +106,12 @@ def test_a_run_is_known_by_its_config_and_newest_checkpoint(tmp_path):
     assert metadata.hash_run(str(tmp_path)) != digest
 
 
-def test_a_prior_is_loaded_once_for_all_batches_of_paintings(vq, clip, second_stage, monkeypatch):
+def test_a_prior_is_loaded_once_for_all_batches_of_paintings(vq, clip, codes_prior, monkeypatch):
     calls = []
-    weights = prior.PriorWeights(second_stage.variables, jnp.asarray(second_stage.condition.null), None)
 
     def load(path, vq, size):
         calls.append(path)
-        return prior.Prior(second_stage.module, weights, second_stage.fingerprint)
+        return codes_prior
 
     monkeypatch.setattr(prior, "load", load)
     options = STILL | {"steps": 1, "save_every": 1, "progress": False}
