@@ -3,8 +3,8 @@
     train-jax prepare emoji/64/held_out=none
     train-jax --config=configs/vqgan/emoji.py --workdir=runs/vqgan-emoji
 
-On one of two slow CPU cores, the other one busy: 76 minutes; on both alone 1.9 updates a second, 53 minutes. On held-out pairs
-of thing and artist: PSNR 19.8 dB, SSIM 0.72, 99 % of the codes in use; the reader, the nearest drawing by handcrafted
+On one of two slow CPU cores, the other one busy: 76 minutes; on both alone 1.9 updates a second, 53 minutes. On held-out
+pairs of thing and artist: PSNR 19.8 dB, SSIM 0.72, 99 % of the codes in use; the reader, the nearest drawing by handcrafted
 features, reads the same concept from 86.4 % of the reconstructions as from the originals. Outlines and colours stay,
 features of faces blur. With 4,096 codes (8 x 8 x 8 x 8 levels): 20.7 dB, 0.76, 79 % in use, 89.8 %.
 """
