@@ -44,9 +44,14 @@ class TransformerCompute(Compute):
     scan: bool = option(True, "scan over the blocks; False: unrolled blocks, slower to compile, faster on a CPU")
 
     @property
+    def blocks(self) -> dict[str, Any]:
+        """Keyword arguments of `nn_jax.transformer.Transformer`, without the dtype."""
+        return {"scan": self.scan, "remat": self.remat, "float8": self.float8}
+
+    @property
     def transformer(self) -> dict[str, Any]:
         """Keyword arguments of `nn_jax.transformer.Transformer`."""
-        return {"scan": self.scan, "remat": self.remat, "dtype": self.array_dtype, "float8": self.float8}
+        return self.blocks | {"dtype": self.array_dtype}
 
 
 def inference_dtype(dtype: str) -> str:

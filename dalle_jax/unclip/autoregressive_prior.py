@@ -74,7 +74,6 @@ class AutoregressivePrior:
     @classmethod
     def build(cls, options: PriorOptions, compute: TransformerCompute, dropout: float = 0.0) -> "AutoregressivePrior":
         """Builds the prior from its options; `dropout` is the rate of embeddings and blocks during training."""
-        blocks = {name: value for name, value in compute.transformer.items() if name != "dtype"}
         network = CodeTransformer(
             condition=TextPrefix(options.text_length + 1, options.width, compute.array_dtype),
             num_codes=options.buckets,
@@ -84,7 +83,7 @@ class AutoregressivePrior:
             heads=options.heads,
             dropout=dropout,
             dtype=compute.array_dtype,
-            blocks=blocks,
+            blocks=compute.blocks,
         )
         return cls(options, network)
 

@@ -10,13 +10,11 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8, UInt32
 
 from dalle_jax.unclip.decoder_stage import DecoderStage, to_signed
-from dalle_jax.unclip.prior_stage import make_keys
+from dalle_jax.unclip.prior_stage import DECODER_STAGE, UPSAMPLER_STAGE, make_keys
 from dalle_jax.unclip.samplers import make_steps
 from dalle_jax.unclip.upsampler_stage import UpsamplerStage
 from train_jax import inference
 from train_jax.data.text import AnyTokenizer
-
-DECODER_STAGE, UPSAMPLER_STAGE = 1, 2  # of random keys
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

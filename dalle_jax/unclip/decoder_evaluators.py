@@ -15,7 +15,7 @@ from dalle_jax.unclip.decoder_stage import DecoderStage, to_uint8
 from dalle_jax.unclip.frozen_clip import FrozenClip
 from dalle_jax.unclip.prior import Prior, PriorCheckpoint, make_seeds
 from dalle_jax.unclip.prior_evaluators import check_steps
-from dalle_jax.unclip.prior_stage import make_keys
+from dalle_jax.unclip.prior_stage import DECODER_STAGE, make_keys
 from dalle_jax.unclip.samplers import make_steps
 from train_jax import inference
 from train_jax.config import EvaluatorOptions
@@ -24,7 +24,6 @@ from train_jax.errors import ConfigError, in_float32
 from train_jax.options import option
 from train_jax.pictures import image_grid
 
-STAGE = 1  # of random keys
 _MAX_SHOWN = 16  # columns of a grid
 
 
@@ -104,7 +103,7 @@ class _Decoder:
                 options.guidance,
                 guided=options.guidance != 1,
             )
-            keys = make_keys(batch["seeds"], STAGE)
+            keys = make_keys(batch["seeds"], DECODER_STAGE)
             return to_uint8(stage.denoise(predict, stage.draw_noise(keys), keys, table, ancestral=True))
 
         self._context, self._batch_size, self._program = context, options.batch_size, context.jit(decode)

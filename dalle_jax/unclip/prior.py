@@ -19,7 +19,7 @@ from dalle_jax.unclip.diffusion import Diffusion
 from dalle_jax.unclip.frozen_clip import CLIP
 from dalle_jax.unclip.options import PriorModelOptions, PriorOptions
 from dalle_jax.unclip.prior_model import PriorModel
-from dalle_jax.unclip.prior_stage import PriorStage, make_keys
+from dalle_jax.unclip.prior_stage import PRIOR_STAGE, PriorStage, make_keys
 from nn_jax.layers import DTYPES
 from nn_jax.mixed_precision import round_weights
 from train_jax import inference, run_directory
@@ -32,7 +32,6 @@ from vqgan_jax.pretrained.checkpoint import convert_errors
 
 PRIOR = "prior.safetensors"  # in the run directory of a decoder
 TASK = "dalle_jax.unclip.prior_task"
-STAGE = 0  # of random keys
 _KEY = "unclip_prior"
 
 
@@ -124,7 +123,7 @@ class Prior:
 
         def draw(variables, rows, null_ids, steps, guidance, guided: bool, candidates: int):
             ids, seeds = rows
-            keys = make_keys(seeds, STAGE)
+            keys = make_keys(seeds, PRIOR_STAGE)
             return self.stage.draw(
                 variables, ids, null_ids, keys, steps, guidance, guided=guided, candidates=candidates
             )

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dalle_jax.unclip.prior import STAGE, make_seeds
+from dalle_jax.unclip.prior import make_seeds
 from dalle_jax.unclip.prior_networks import EmbeddingStatistics
-from dalle_jax.unclip.prior_stage import PriorStage, make_keys
+from dalle_jax.unclip.prior_stage import PRIOR_STAGE, PriorStage, make_keys
 from dalle_jax.unclip.text_features import encode_text
 from train_jax import inference
 from train_jax.config import EvaluatorOptions
@@ -85,7 +85,7 @@ class Embeddings:
             extra | params,
             batch["text"],
             jnp.asarray(self._null_ids),
-            make_keys(batch["seeds"], STAGE),
+            make_keys(batch["seeds"], PRIOR_STAGE),
             self._table,
             options.guidance,
             guided=options.guidance != 1,

@@ -14,6 +14,8 @@ from dalle_jax.unclip.prior_model import PriorModel
 from dalle_jax.unclip.samplers import Steps
 from dalle_jax.unclip.text_features import encode_text
 
+PRIOR_STAGE, DECODER_STAGE, UPSAMPLER_STAGE = range(3)  # of `make_keys`
+
 
 def make_keys(seeds: UInt32[Array, "b 3"], stage: int) -> jax.Array:
     """Makes a random key [b] of each row `(seed, hash of the condition, number of the sample)`; each stage has its own."""

@@ -23,7 +23,7 @@ from dalle_jax.unclip.flops import unet_flops
 from dalle_jax.unclip.options import UNetOptions
 from dalle_jax.unclip.prior import make_seeds
 from dalle_jax.unclip.prior_evaluators import check_steps
-from dalle_jax.unclip.prior_stage import make_keys
+from dalle_jax.unclip.prior_stage import UPSAMPLER_STAGE, make_keys
 from dalle_jax.unclip.samplers import make_steps
 from dalle_jax.unclip.unet import UNet
 from dalle_jax.unclip.upsampler_stage import UpsamplerStage, resize
@@ -40,7 +40,6 @@ from train_jax.placeholders import make_record
 from train_jax.profiling import BACKWARD
 from train_jax.task import Task
 
-STAGE = 2  # of random keys
 _BLUR_SIGMA = 0.6  # of a Gaussian kernel of 3 x 3 pixels, section 2.1
 _MAX_SHOWN = 16  # columns of a grid
 
@@ -151,7 +150,7 @@ class Upsampling:
         def upsample(params, extra, batch):
             originals = to_signed(batch["image"])
             small = reduce(originals, factor, jnp.zeros(len(originals), bool))
-            large = stage.draw(params, small, make_keys(batch["seeds"], STAGE), table)
+            large = stage.draw(params, small, make_keys(batch["seeds"], UPSAMPLER_STAGE), table)
             bicubic = jnp.clip(resize(small, stage.size), -1, 1)
             errors = {"psnr": large, "bicubic_psnr": bicubic}
             errors = {name: jnp.mean(jnp.square(x - originals) / 4, axis=(1, 2, 3)) for name, x in errors.items()}

@@ -42,13 +42,14 @@ def _trace(source: Source) -> tuple[list[Source], np.ndarray, np.ndarray]:
         return parts, part_of[indices], position[indices]
     if not isinstance(records, Mixed):
         return [source], np.zeros(len(source), np.int64), np.arange(len(source))
-    parts, numbers, positions = [], [], []
+    parts: dict[str, Source] = {}
+    numbers, positions = [], []
     for part, count in zip(records.sources, records.counts, strict=True):
         inner, part_of, position = _trace(part)
-        names = [known.name for known in parts]
-        parts += [x for x in inner if x.name not in names]
-        number = np.array([[known.name for known in parts].index(x.name) for x in inner])
-        taken = np.arange(count) % len(part)
-        numbers.append(number[part_of[taken]])
-        positions.append(position[taken])
-    return parts, np.concatenate(numbers), np.concatenate(positions)
+        for source_of_part in inner:
+            parts.setdefault(source_of_part.name, source_of_part)
+        renumbered = np.array([list(parts).index(source_of_part.name) for source_of_part in inner])
+        repeated = np.arange(count) % len(part)
+        numbers.append(renumbered[part_of[repeated]])
+        positions.append(position[repeated])
+    return list(parts.values()), np.concatenate(numbers), np.concatenate(positions)

@@ -60,8 +60,7 @@ def build(
     options.require(not is_joint or condition.predicted, "model", "vocabulary", f"separate for a {condition.kind}")
     compute = compute or TransformerCompute()
     distinct, attention_index = assign_patterns(options.attention, options.last_attention, options.depth)
-    blocks = {"mlp_ratio": options.mlp_ratio, "activation": options.activation}
-    blocks |= {name: value for name, value in compute.transformer.items() if name != "dtype"}
+    blocks = {"mlp_ratio": options.mlp_ratio, "activation": options.activation} | compute.blocks
     return CodeTransformer(
         condition=TokenEmbedding(condition.vocabulary_size, (1, condition.length), options.width),
         num_codes=num_codes,
