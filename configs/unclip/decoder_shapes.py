@@ -5,8 +5,8 @@
         --config.clip.path=runs/clip-shapes --config.prior.path=runs/unclip-prior-shapes
 
 Needs the CLIP of `configs/clip/shapes.py` and the prior of `configs/unclip/prior_shapes.py`, and may share its embeddings
-(`--config.embeddings.dir=runs/unclip-prior-shapes/embeddings`). Sized for 60 minutes on 2 CPU cores of 80 GFLOP/s. Not
-trained yet.
+(`--config.embeddings.dir=runs/unclip-prior-shapes/embeddings`). Sized for an hour on one of two CPU cores, 40 GFLOP/s,
+beside the prior on the other one. Not trained yet.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ from . import prior_shapes
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.task = "dalle_jax.unclip.decoder_task"
-    c.steps = 10_000
+    c.steps = 5000
     c.log_every = 100
     c.data = ConfigDict({"source": prior_shapes.SOURCE, "batch_size": 32})
     c.data.leading_prob, c.data.leading_captions = 0.8, 4
@@ -30,8 +30,8 @@ def get_config() -> ConfigDict:
     c.checkpoint = ConfigDict({"every": 2500, "keep_last": 1})
     draw = {"type": "drawing", "prompts": 256, "guidance": 3.0, "prior_guidance": 1.0}
     c.evals = ConfigDict()
-    c.evals.test = ConfigDict({"type": "reconstruction", "split": "test", "every": 5000})
-    c.evals.seen = ConfigDict({**draw, "split": "test", "every": 5000})
+    c.evals.test = ConfigDict({"type": "reconstruction", "split": "test", "every": 2500})
+    c.evals.seen = ConfigDict({**draw, "split": "test", "every": 2500})
     c.evals.novel = ConfigDict({**draw, "split": "novel"})
     c.evals.two = ConfigDict({**draw, "split": "test", "about": "pairs"})
     return c

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from . import prior_shapes
 
 # Half of the drawings are other skin tones of the same things; those without make two thirds of the mixture.
-SOURCE = "2 emoji/64/held_out=none | emoji/64/held_out=none where tone="
+DRAWINGS = "emoji/64/held_out=none"
+SOURCE = f"2 {DRAWINGS} | {DRAWINGS} where tone="
 
 
 def get_config() -> ConfigDict:
@@ -19,7 +20,7 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict({"source": SOURCE, "batch_size": 128})
     c.clip.path = "runs/clip-emoji"
     c.condition_dropout = 0.2  # there are few captions of a drawing, and many updates
-    look = {"type": "embeddings", "source": "emoji/64/held_out=none", "where": ("tone=",), "every": 2000, "guidance": 1.0}
+    look = {"type": "embeddings", "source": DRAWINGS, "where": ("tone=",), "every": 2000, "guidance": 1.0}
     c.evals = ConfigDict()
     c.evals.pairs = ConfigDict({**look, "split": "pairs"})
     c.evals.guided = ConfigDict({**look, "split": "pairs", "guidance": 3.0})

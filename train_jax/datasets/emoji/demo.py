@@ -27,6 +27,8 @@ QUERIES = (
 )
 TEMPLATES = ("{}", *(f"{{}}, {style}" for style in STYLES.values()))
 CLASSIFIED = {"artist": "by an artist whom the training never shows"}  # splits of the classified images, with a note
+# Source and split: images of an unseen artist; unseen pairs of thing and artist. Without skin tones.
+ZERO_SHOT = tuple((f"{SEARCHED} where tone=", split) for split in ("artist", "pairs"))
 
 RECONSTRUCTED = {"pairs": 16, "compositions": 8}  # number of images of each split
 

@@ -27,6 +27,7 @@ QUERIES = (
 )
 TEMPLATES = ("a {}", "a photo of a {}", "a picture of a {}", "a drawing of a {}")
 CLASSIFIED = {"test": "", "novel": "a pair that the training never shows"}  # splits of the classified images, with a note
+ZERO_SHOT = ((SOURCE, "test"), (SOURCE, "novel"))  # source and split: images like those of the training; unseen pairs
 
 RECONSTRUCTED = {"test": 16, "novel": 8}  # number of images of each split
 
