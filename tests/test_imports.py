@@ -37,7 +37,7 @@ LAYERS = {
         train_jax.agreement train_jax.arguments train_jax.data train_jax.datasets train_jax.inference train_jax.memory
         train_jax.page train_jax.pictures train_jax.placeholders train_jax.precompute train_jax.profiling
         train_jax.program_cache train_jax.sharding train_jax.weights""",
-    "checkpoints": "train_jax.checkpoint train_jax.optim train_jax.resume train_jax.trained_weights",
+    "checkpoints": "train_jax.checkpoint train_jax.lora train_jax.optim train_jax.resume train_jax.trained_weights",
     "run directories, tasks": """
         train_jax.config train_jax.config_file train_jax.plan.program train_jax.run_directory train_jax.task""",
     "CLIP": "clip_jax",

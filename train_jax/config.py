@@ -15,7 +15,7 @@ from train_jax import task as task_lib
 from train_jax.errors import ConfigError
 from train_jax.options import Options, convert_type, join, option, suggest_option
 
-_PLAYER_OPTIONS = ("name", "lr", "schedule", "warmup_steps", "final_lr", "weight_decay", "clip", "args")
+_PLAYER_OPTIONS = ("name", "lr", "schedule", "warmup_steps", "final_lr", "cooldown", "weight_decay", "clip", "args")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +63,10 @@ class OptimOptions(Options):
 
     name: str = option("adamw", "name of an optimiser of optax or optax.contrib with a learning rate")
     lr: float = option(1e-3, "peak learning rate", above=0)
-    schedule: str = option("cosine", "learning rate schedule after a linear warm-up: cosine, linear, rsqrt, constant")
+    schedule: str = option("cosine", "learning rate schedule after a linear warm-up: cosine, linear, rsqrt, constant, wsd")
     warmup_steps: int = option(0, "number of warm-up updates", least=0)
-    final_lr: float = option(0.0, "final learning rate of cosine and linear as a share of lr", least=0, most=1)
+    final_lr: float = option(0.0, "final learning rate of cosine, linear and wsd as a share of lr", least=0, most=1)
+    cooldown: float = option(0.2, "share of the updates in which wsd decays the learning rate, at the end", above=0, most=1)
     weight_decay: float = option(0.0, "decoupled weight decay, multiplied by the learning rate", least=0)
     clip: float = option(1.0, "maximum global norm of a player's gradient; 0: no clipping", least=0)
     args: FrozenConfigDict = option(FrozenConfigDict(), "further arguments of the optimiser, such as {'b2': 0.98}")
@@ -75,6 +76,12 @@ class OptimOptions(Options):
     )
     freeze: tuple[str, ...] = option((), "regular expressions for frozen parameters")
     lr_scale: tuple = option((), "(regular expression, factor) pairs that scale lr; the first match counts")
+    layer_decay: float = option(
+        1.0, "factor of the updates from one block of a transformer to the block before it; 1: none", above=0, most=1
+    )
+    lora: tuple = option(
+        (), "(regular expression, rank, alpha) triples: kernels that low-rank adapters change, all other parameters frozen"
+    )
     players: FrozenConfigDict = option(FrozenConfigDict(), "player -> options that override the ones above")
     max_skipped: int = option(20, "maximum number of consecutive updates with non-finite gradients", least=1)
 
@@ -86,8 +93,16 @@ class OptimOptions(Options):
                     f"config.{path}.lr_scale holds {pair!r}; it must be pairs of a regular expression and a factor above 0, "
                     "such as (('vision', 0.1),)"
                 )
-        scaled = [pattern for pattern, _ in self.lr_scale]
-        for name, patterns in (("no_decay", self.no_decay), ("freeze", self.freeze), ("lr_scale", scaled)):
+        for triple in self.lora:
+            is_triple = isinstance(triple, tuple | list) and len(triple) == 3 and isinstance(triple[0], str)
+            if not (is_triple and isinstance(triple[1], int) and triple[1] > 0 and isinstance(triple[2], int | float)):
+                raise ConfigError(
+                    f"config.{path}.lora holds {triple!r}; it must be triples of a regular expression, a rank above 0 and "
+                    "alpha, such as (('attention', 8, 16),)"
+                )
+        scaled, adapted = [pattern for pattern, _ in self.lr_scale], [pattern for pattern, *_ in self.lora]
+        listed = {"no_decay": self.no_decay, "freeze": self.freeze, "lr_scale": scaled, "lora": adapted}
+        for name, patterns in listed.items():
             for pattern in patterns:
                 try:
                     re.compile(pattern)

@@ -11,11 +11,12 @@ import optax
 from ml_collections import ConfigDict
 
 from train_jax.errors import ConfigError
-from train_jax.sharding import path_name
+from train_jax.sharding import kernel_axes, path_name
 
 FROZEN = "frozen"
-_STACKED = ("layers", "qkv")  # axes along which a kernel stacks several matrices
-SCHEDULES = ("cosine", "linear", "rsqrt", "constant")
+SCHEDULES = ("cosine", "linear", "rsqrt", "constant", "wsd")
+# Names of a transformer's siblings that come before it: embeddings, and what is applied to them.
+_INPUTS = ("tokens", "positions", "cls", "stem", "norm_pre", "codes", "condition")
 
 
 class Optimizer(NamedTuple):
@@ -41,7 +42,8 @@ def make(optim: ConfigDict, params, steps: int, axes: Mapping[str, tuple[str | N
 
     The gradient of each player is clipped to a global norm, then updated by the rule of the player. Parameters that match
     `optim.no_decay` have no weight decay; parameters that match `optim.freeze` have no updates and no moments; the first
-    matching pattern of `optim.lr_scale` scales the learning rate of a parameter and thereby its decay.
+    matching pattern of `optim.lr_scale` scales the learning rate of a parameter and thereby its decay. `optim.layer_decay`
+    scales the updates of the blocks of a transformer; see `layer_scales`.
     Raises ConfigError for an unknown optimiser, schedule, argument or player, and for a `freeze` or `lr_scale` pattern
     that matches nothing.
     """
@@ -73,8 +75,41 @@ def make(optim: ConfigDict, params, steps: int, axes: Mapping[str, tuple[str | N
     tx = optax.chain(
         optax.partition(clips | {FROZEN: optax.set_to_zero()}, _label_params(params, group_for_clipping)),
         optax.partition(rules, _label_params(params, group)),
+        _scale_by_layer(optim.layer_decay, params, axes) if optim.layer_decay != 1 else optax.identity(),
     )
     return Optimizer(tx, schedules)
+
+
+def layer_scales(decay: float, params, axes: Mapping[str, tuple[str | None, ...]]) -> dict[str, jax.Array]:
+    """Computes the factors of layer-wise learning rate decay (BEiT, arXiv 2106.08254, appendix): parameter path -> factor.
+
+    Block i of a transformer of n blocks has the factor `decay ** (n - i)`, the embeddings before it `decay ** (n + 1)`, and
+    everything else 1. Factors of stacked blocks have an axis of layers and broadcast to the parameters.
+    Raises ConfigError if there is no transformer.
+    """
+    shapes = {name: x.shape for name, x in by_path(params).items()}
+    depths: dict[str, int] = {}  # path of the module that contains a transformer -> number of blocks
+    for name in shapes:
+        if match := re.search(r"^(.*?)/transformer/(?:blocks|block_(\d+))/", name):
+            index = shapes[name][axes[name].index("layers")] - 1 if match[2] is None else int(match[2])
+            depths[match[1]] = max(depths.get(match[1], 0), index + 1)
+    if not depths:
+        raise ConfigError("config.optim.layer_decay decays the blocks of transformers, and this model has none: set it to 1")
+    scales = dict.fromkeys(shapes, jnp.ones(()))
+    for name, shape in shapes.items():
+        for module, depth in depths.items():
+            first, _, rest = name.removeprefix(f"{module}/").partition("/")
+            if not name.startswith(f"{module}/"):
+                continue
+            if first in _INPUTS:
+                scales[name] = jnp.asarray(decay ** (depth + 1))
+            elif first == "transformer" and (match := re.match(r"block_(\d+)/", rest)):
+                scales[name] = jnp.asarray(decay ** (depth - int(match[1])))
+            elif first == "transformer" and rest.startswith("blocks/"):
+                axis = axes[name].index("layers")
+                by_layer = decay ** jnp.arange(depth, 0, -1)
+                scales[name] = jnp.expand_dims(by_layer, [i for i in range(len(shape)) if i != axis])
+    return scales
 
 
 def check_rules(optim: ConfigDict, steps: int) -> None:
@@ -88,16 +123,19 @@ def schedule(optim: ConfigDict, steps: int) -> Callable:
     """Makes the learning rate schedule: a linear warm-up from 0 to `lr`, then the shape `optim.schedule`.
 
     The schedule counts completed updates, not skipped updates. cosine and linear end at `final_lr * lr` after `steps`
-    completed updates. rsqrt decays as 1/sqrt(update), continuously from the end of the warm-up (arXiv 1706.03762,
-    equation 3, with the peak instead of the width).
+    completed updates. wsd (warm-up, stable, decay: arXiv 2404.06395, section 4.1) is constant, and in the last share
+    `cooldown` of all updates linear to `final_lr * lr`. rsqrt decays as 1/sqrt(update), continuously from the end of the
+    warm-up (arXiv 1706.03762, equation 3, with the peak instead of the width).
     """
     lr, warmup, end = optim.lr, optim.warmup_steps, optim.lr * optim.final_lr
     after = steps - warmup
+    cooldown = min(after, max(1, round(optim.cooldown * steps)))
     shapes = {
         "cosine": lambda: optax.cosine_decay_schedule(lr, after, alpha=optim.final_lr),
         "linear": lambda: optax.linear_schedule(lr, end, after),
         "rsqrt": lambda: lambda count: lr * (max(warmup, 1) / (jnp.maximum(count, 0) + max(warmup, 1))) ** 0.5,
         "constant": lambda: optax.constant_schedule(lr),
+        "wsd": lambda: optax.linear_schedule(lr, end, cooldown, transition_begin=after - cooldown),
     }
     if optim.schedule not in shapes:
         raise ConfigError(f"config.optim.schedule = {optim.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
@@ -238,14 +276,8 @@ def _find_optimiser(name: str) -> Callable:
 
 def _muon_dimension_numbers(path: str, axes: Mapping[str, tuple[str | None, ...]]):
     """Returns the input and output axes of a kernel for Muon; None for other parameters."""
-    if not path.endswith("/kernel"):
-        return None
-    names = axes[path]
-    unstacked_axes = tuple(i for i, name in enumerate(names) if name not in _STACKED)
-    if len(unstacked_axes) < 2:
-        return None
-    inputs = unstacked_axes[:1] if names[unstacked_axes[0]] == "embed" else unstacked_axes[:-1]
-    return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=unstacked_axes[len(inputs) :])
+    matrix = kernel_axes(axes[path]) if path.endswith("/kernel") else None
+    return matrix and optax.contrib.MuonDimensionNumbers(reduction_axis=matrix[0], output_axis=matrix[1])
 
 
 def _group_name(player: str, decayed: bool, factor: float) -> str:
@@ -255,6 +287,13 @@ def _group_name(player: str, decayed: bool, factor: float) -> str:
 
 def _scale_schedule(rate: Callable, factor: float) -> Callable:
     return rate if factor == 1.0 else lambda count: factor * rate(count)
+
+
+def _scale_by_layer(decay: float, params, axes: Mapping) -> optax.GradientTransformation:
+    scales = layer_scales(decay, params, axes)
+    return optax.stateless(
+        lambda updates, _: jax.tree_util.tree_map_with_path(lambda path, x: scales[path_name(path)] * x, updates)
+    )
 
 
 def _label_params(params, group: Callable):

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from train_jax import agreement, feed, hooks, optim, paths, resume, run_directory, sharding
+from train_jax import agreement, feed, hooks, lora, optim, paths, resume, run_directory, sharding
 from train_jax import config as config_lib
 from train_jax import task as task_lib
 from train_jax.data import sources
@@ -85,7 +85,7 @@ def prepare(
         check_same_experiment(config, workdir)
         if (workdir / "artifacts.json").is_file():
             run_directory.check_artifacts(workdir)
-    task = task_lib.module(config).make(config, workdir)
+    task = make_task(config, workdir)
     source = sources.from_config(config.data)
     evaluations = Evaluations(config, task, mesh, asked_to_stop)
     if task.records is not None:
@@ -119,18 +119,55 @@ def prepare(
     )
 
 
+def make_task(config: ConfigDict, workdir: AnyPath | None) -> Task:
+    """Makes the task of a resolved config, with the adapters of `config.optim.lora`, if any.
+
+    Raises ConfigError for adapters of a task that starts from random weights.
+    """
+    task = task_lib.module(config).make(config, workdir)
+    adapters = config.optim.lora
+    if not adapters:
+        return task
+    if task.pretrained is None:
+        raise ConfigError(
+            "config.optim.lora adapts trained weights, and this run starts from random ones: set config.pretrained, or "
+            "leave lora out"
+        )
+
+    def init(rng, batch):
+        params, extra = task.init(rng, batch)
+        return lora.add_adapters(params, adapters, rng), extra
+
+    def loss(params, *arguments):
+        return task.loss(lora.merge(params), *arguments)
+
+    def adapt_evaluator(make):
+        def make_adapted(options, context):
+            evaluate = make(options, context)
+            return lambda params, extra: evaluate(_merge(params), extra)
+
+        return make_adapted
+
+    evaluators = {name: adapt_evaluator(make) for name, make in task.evaluators.items()}
+    return dataclasses.replace(task, init=init, loss=loss, evaluators=evaluators)
+
+
+_merge = jax.jit(lora.merge)
+
+
 def trace_step(
     config: ConfigDict, task: Task, mesh: Mesh, batch: Mapping[str, jax.ShapeDtypeStruct], notice: Mapping[str, Any]
 ) -> tuple[StatePlan, jax.stages.Traced]:
     """Plans the state and traces the training step of a resolved config for batches of the given shapes."""
     example = {name: x for name, x in batch.items() if name != BROKEN}
+    options = lora.freeze_kernels(config.optim)
     with jax.set_mesh(mesh):
         ema_players = tuple(config.ema.players) if config.ema.decay else ()
         if config.ema.decay and not ema_players:
             ema_players = tuple(jax.eval_shape(lambda x: task.init(jax.random.key(config.seed), x), example)[0])
         plan = plan_state(
             task,
-            lambda params, axes: optim.make(config.optim, params, config.steps, axes),
+            lambda params, axes: optim.make(options, params, config.steps, axes),
             mesh,
             example,
             seed=config.seed,
@@ -144,7 +181,7 @@ def trace_step(
             seed=config.seed,
             accumulate=config.accumulate,
             ema_decay=config.ema.decay,
-            freeze=config.optim.freeze,
+            freeze=options.freeze,
         )
         return plan, step.trace(plan.abstract, {**batch, **notice})
 
@@ -153,7 +190,8 @@ def _check_training(config: ConfigDict, task: Task) -> None:
     """Raises ConfigError for invalid options of the optimiser or the moving averages. Needs no data."""
     params, _ = jax.eval_shape(lambda: task.init(jax.random.key(config.seed), {}))
     check_ema_players(config.ema.players, params)
-    optim.make(config.optim, sharding.unbox(params), config.steps, sharding.logical_axes(params))
+    options = lora.freeze_kernels(config.optim)
+    optim.make(options, sharding.unbox(params), config.steps, sharding.logical_axes(params))
 
 
 def check_same_experiment(config: ConfigDict, workdir: AnyPath) -> None:

@@ -47,6 +47,8 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("norm", None),
 )
 
+_STACKED = ("layers", "qkv")  # axes along which a kernel stacks several matrices
+
 
 def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Sequence | None = None) -> Mesh:
     """Makes the mesh `("data", "fsdp", "tensor")`.
@@ -276,6 +278,18 @@ def logical_axes(tree) -> dict[str, tuple[str | None, ...]]:
     """Returns the logical axis names of each parameter by path; all None for a leaf without a box."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box)
     return {path_name(path): tuple(x.names) if is_box(x) else (None,) * x.ndim for path, x in leaves}
+
+
+def kernel_axes(names: Sequence[str | None]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Returns the input and the output axes of a kernel from its logical axis names; None if it is no matrix.
+
+    Axes that stack several matrices, such as layers, are neither.
+    """
+    axes = tuple(i for i, name in enumerate(names) if name not in _STACKED)
+    if len(axes) < 2:
+        return None
+    inputs = axes[:1] if names[axes[0]] == "embed" else axes[:-1]
+    return inputs, axes[len(inputs) :]
 
 
 def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh, path: str = "") -> P:

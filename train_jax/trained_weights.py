@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from train_jax import paths
+from train_jax import lora, paths
 from train_jax.checkpoint import CheckpointError, first_line, partial_load
 
 log = logging.getLogger(__name__)
@@ -20,8 +20,9 @@ def load_weights(directory: str | os.PathLike, step: int | None = None) -> tuple
       directory: checkpoint directory.
       step: step of the checkpoint; None: the newest readable checkpoint.
 
-    Players with a moving average get the average. Only these arrays are read, as NumPy arrays: a model may be rounded or
-    sharded before it is copied to devices, which float32 weights might not fit.
+    Players with a moving average get the average, and adapters (`train_jax.lora`) are added to their kernels.
+    Only these arrays are read, as NumPy arrays: a model may be rounded or sharded before it is copied to devices, which
+    float32 weights might not fit.
     Raises FileNotFoundError if there is no checkpoint, CheckpointError if none can be read.
     """
     directory = paths.run_directory(directory)
@@ -51,4 +52,4 @@ def _load_weights(path: paths.AnyPath) -> tuple[dict, dict]:
     with partial_load():
         loaded = ocp.load(path, {part: make_abstract(saved[part]) for part in (*parts, "extra") if saved.get(part)})
     params = {player: params for part in parts for player, params in loaded.get(part, {}).items()}
-    return params, loaded.get("extra", {})
+    return lora.merge(params), loaded.get("extra", {})

@@ -62,6 +62,8 @@ def test_evaluators_get_the_defaults_of_their_type():
         ({"optim": {"freeze": ("*vision",)}}, "config.optim.freeze: '\\*vision' is not a regular expression"),
         ({"optim": {"freeze": (5,)}}, r"config.optim.freeze = \(5,\); it must hold values of type str"),
         ({"optim": {"lr_scale": (("a", "0.1"),)}}, "pairs of a regular expression and a factor above 0"),
+        ({"optim": {"lora": (("a", 0, 1.0),)}}, "triples of a regular expression, a rank above 0 and alpha"),
+        ({"optim": {"lora": (("(", 1, 1.0),)}}, "is not a regular expression"),
         ({"steps": 2.5}, "config.steps = 2.5 is of type float; it must be of type int"),
         ({"optim": 3}, "must be a group of options"),
         ({"steps": 0}, "config.steps = 0"),

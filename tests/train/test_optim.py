@@ -48,6 +48,7 @@ def one_update(opt, params=PARAMS, grads=GRADS):
         ("linear", lambda t: 0.1 * (1 - 0.8 * min(t / 90, 1))),
         ("rsqrt", lambda t: 0.1 * math.sqrt(10 / (10 + t))),
         ("constant", lambda t: 0.1),
+        ("wsd", lambda t: 0.1 * (1 - 0.8 * max(0, t - 70) / 20)),  # the last 20 of 100 updates
     ],
 )
 def test_schedules(name, closed_form):
@@ -196,3 +197,36 @@ def test_each_player_is_clipped_by_its_own_norm():
 def test_mistakes_are_named(changes, words):
     with pytest.raises(ConfigError, match=words):
         optim.make(options(**changes), PARAMS, 100, AXES)
+
+
+STACK = {"head": {"kernel": jnp.ones((2, 2))}, "positions": jnp.ones((3, 2))}
+SCANNED = {**STACK, "transformer": {"blocks": {"mlp": {"kernel": jnp.ones((3, 2, 2))}}}}
+UNROLLED = {**STACK, "transformer": {f"block_{i}": {"mlp": {"kernel": jnp.ones((2, 2))}} for i in range(3)}}
+
+
+def layer_axes(tower):
+    leaves = jax.tree_util.tree_leaves_with_path({"clip": tower})
+    names = ("layers", "embed", "mlp")
+    return {sharding.path_name(path): names[-x.ndim :] if x.ndim else () for path, x in leaves}
+
+
+@pytest.mark.parametrize("blocks", [SCANNED, UNROLLED], ids=["scanned", "unrolled"])
+def test_updates_decay_from_block_to_block(blocks):
+    """BEiT: 1 for the head, then a factor for each block, and one more for the embeddings."""
+    params = {"clip": {"text": blocks, "logit_scale": jnp.ones(())}}
+    axes = layer_axes({"text": blocks, "logit_scale": jnp.ones(())})
+    tx, _ = optim.make(options(name="sgd", layer_decay=0.5), params, 100, axes)
+    updates, _ = tx.update(params, tx.init(params), params)
+    text = updates["clip"]["text"]
+    assert float(updates["clip"]["logit_scale"]) == float(text["head"]["kernel"][0, 0]) == pytest.approx(-0.1)
+    if blocks is SCANNED:
+        by_block = text["transformer"]["blocks"]["mlp"]["kernel"][:, 0, 0]
+    else:
+        by_block = [text["transformer"][f"block_{i}"]["mlp"]["kernel"][0, 0] for i in range(3)]
+    np.testing.assert_allclose(by_block, [-0.1 / 8, -0.1 / 4, -0.1 / 2], rtol=1e-6)
+    np.testing.assert_allclose(text["positions"], -0.1 / 16, rtol=1e-6)
+
+
+def test_layer_decay_without_a_transformer_is_an_error():
+    with pytest.raises(ConfigError, match="layer_decay decays the blocks of transformers, and this model has none"):
+        optim.make(options(layer_decay=0.5), PARAMS, 100, AXES)

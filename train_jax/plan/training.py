@@ -33,7 +33,7 @@ def trace_training(config: ConfigDict, target: Target) -> Program:
         raise ConfigError(f"config.task = {config.task!r} cannot be planned: it defines no write_placeholders")
     with tempfile.TemporaryDirectory() as folder:
         config, record = module.write_placeholders(config_lib.resolve(config), Path(folder))
-        task = module.make(config, Path(folder))
+        task = prepare.make_task(config, Path(folder))
         mesh = sharding.make_mesh(config.mesh, target.devices())
         sharding.check_batch(mesh, config.data.batch_size, config.accumulate)
         batch = _abstract_batch(task, record, config.data.batch_size, mesh)
