@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -39,6 +40,12 @@ def load_weights(directory: str | os.PathLike, step: int | None = None) -> tuple
             failures.append(f"{directory / str(candidate)}: {type(error).__name__}: {first_line(error)}")
             log.error("checkpoint %s cannot be read", failures[-1])
     raise CheckpointError("no checkpoint can be read:\n  " + "\n  ".join(failures))
+
+
+def write_weights(directory: str | os.PathLike, step: int, params: Mapping, extra: Mapping) -> None:
+    """Writes weights as the checkpoint of a step, which `load_weights` reads. Training cannot resume from it."""
+    content = {"params": params, **({"extra": extra} if extra else {})}
+    ocp.save(paths.run_directory(directory) / str(step), jax.tree.map(np.asarray, content))
 
 
 def _load_weights(path: paths.AnyPath) -> tuple[dict, dict]:

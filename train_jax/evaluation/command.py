@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from train_jax import agreement, arguments, config_file, distributed, paths, program_cache, sharding
 from train_jax.arguments import expand_home
@@ -30,6 +31,7 @@ from train_jax.evaluation.evaluators import Evaluations
 from train_jax.evaluation.opened_model import FAMILIES, OpenedModel, compute_fingerprint, open_model, place
 from train_jax.evaluation.results import FILE, EvaluationFile, compute_data_id, result_options
 from train_jax.paths import AnyPath
+from train_jax.task import Task
 
 
 def main(argv: list[str]) -> int:
@@ -88,33 +90,46 @@ def _choose_file(model: OpenedModel, out: str | None) -> AnyPath:
 
 def evaluate(model: OpenedModel, file: EvaluationFile) -> Iterator[tuple[dict[str, Any], bool]]:
     """Yields `(row, whether it is new)` of each evaluator of a model."""
-    config = model.config
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(model.config.mesh)
     with jax.set_mesh(mesh):
         task = model.make_task()
-        evaluations = Evaluations(config, task, mesh)
-        params, extra, step = model.load_weights(task)
-        model_id = compute_fingerprint(model, task, params, extra)
-        params, extra = place(task, mesh, params, extra)
-        for name, options in config.evals.items():
-            row = {
-                "model": model.name,
-                "model_id": model_id,
-                "family": model.family,
-                "step": step,
-                "evaluator": name,
-                "options": result_options(options.to_dict(), config.get("compute", {}).get("dtype", "float32")),
-                "source": options.source or config.data.source,
-                "split": options.split,
-                "data_id": compute_data_id(functools.partial(sources.from_config, config.data, options.source), options),
-            }
+        evaluations = Evaluations(model.config, task, mesh)
+        yield from evaluate_weights(model, task, evaluations, mesh, *model.load_weights(task), file)
 
-            def run(name: str = name) -> Mapping[str, float]:
-                metrics, _ = evaluations.run([name], params, extra)
-                agreement.barrier()
-                return {key.removeprefix(f"{name}/"): value for key, value in metrics.items()}
 
-            yield file.evaluate(row, run)
+def evaluate_weights(
+    model: OpenedModel,
+    task: Task,
+    evaluations: Evaluations,
+    mesh: Mesh,
+    params: Any,
+    extra: Any,
+    step: int | None,
+    file: EvaluationFile,
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Yields `(row, whether it is new)` of each evaluator of a model, on weights of the host."""
+    config = model.config
+    model_id = compute_fingerprint(model, task, params, extra)
+    params, extra = place(task, mesh, params, extra)
+    for name, options in config.evals.items():
+        row = {
+            "model": model.name,
+            "model_id": model_id,
+            "family": model.family,
+            "step": step,
+            "evaluator": name,
+            "options": result_options(options.to_dict(), config.get("compute", {}).get("dtype", "float32")),
+            "source": options.source or config.data.source,
+            "split": options.split,
+            "data_id": compute_data_id(functools.partial(sources.from_config, config.data, options.source), options),
+        }
+
+        def run(name: str = name) -> Mapping[str, float]:
+            metrics, _ = evaluations.run([name], params, extra)
+            agreement.barrier()
+            return {key.removeprefix(f"{name}/"): value for key, value in metrics.items()}
+
+        yield file.evaluate(row, run)
 
 
 def format_result(row: Mapping, is_new: bool) -> str:

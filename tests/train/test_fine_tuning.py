@@ -1,4 +1,4 @@
-"""Low-rank adapters: their products against sums written out, and what they train, save and load."""
+"""Low-rank adapters: their products against sums written out, and what they train and save; the line between weights."""
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 import clip_jax
 import train_jax
 from train_jax import lora, sharding, trained_weights
-from train_jax.errors import ConfigError
+from train_jax.errors import ConfigError, UserError
+from train_jax.evaluation import blend, command
+from train_jax.evaluation.results import read_evaluations
 
 
 def boxed(shape, names):
@@ -116,11 +118,9 @@ def test_only_adapters_are_trained_and_a_loaded_model_has_them_merged(runs):
 
 
 def test_evaluators_and_evaluations_see_merged_kernels(runs, capsys):
-    from train_jax.evaluation import command
-
     folder, _, history = runs
     trained = next(row for row in reversed(history) if "test/top1" in row)["test/top1"]
-    assert command.main(["evaluate", str(folder / "tuned")][1:]) == 0
+    assert command.main([str(folder / "tuned")]) == 0
     assert f"top1 {trained:.5g}" in capsys.readouterr().out
 
 
@@ -130,3 +130,78 @@ def test_random_weights_are_not_adapted(runs, tmp_path):
     c.pretrained, c.tokenizer = "", {"vocab_size": 560}
     with pytest.raises(ConfigError, match="set config.pretrained"):
         train_jax.run(c, tmp_path)
+
+
+def weights(folder):
+    return trained_weights.load_weights(folder / "checkpoints")[:2]
+
+
+def test_a_saved_point_lies_between_the_ends(runs, capsys):
+    """Half of the way from the weights that the run started from; it opens as a run, and fine-tuning starts from it."""
+    folder, _, _ = runs
+    outputs = [f"--save={folder / 'half'}", "--at=0.5", f"--png={folder / 'line.png'}"]
+    assert blend.main([str(folder / "tuned"), "--alpha=0:1:0.5", *outputs]) == 0
+    head, *rows, last = capsys.readouterr().out.splitlines()
+    assert head.split()[0] == "alpha" and "test/top1" in head.split()
+    assert [row.split()[0] for row in rows] == ["0.00", "0.50", "1.00"] and last.startswith("alpha 0.5: ")
+    assert (folder / "line.png").stat().st_size > 5000
+    (start, _), (end, _), (half, _) = (weights(folder / name) for name in ("base", "tuned", "half"))
+    jax.tree.map(lambda a, b, x: np.testing.assert_allclose(x, (a + b) / 2, atol=1e-6), start, end, half)
+    texts = [f"a photo of the digit {digit}" for digit in range(10)]
+    assert np.isfinite(clip_jax.load(folder / "half").encode_text(texts)).all()
+
+
+def test_the_ends_of_the_line_are_the_models(runs):
+    """Results of alpha 0 and 1 are those of `train-jax evaluate`; they are computed once."""
+    folder, _, _ = runs
+    assert blend.main([str(folder / "base"), str(folder / "tuned"), "--alpha=0,1", f"--out={folder / 'line.jsonl'}"]) == 0
+    rows = {row["model"].rpartition(" ")[2]: row for row in read_evaluations(folder / "line.jsonl")}
+    tuned = next(row for row in read_evaluations(folder / "tuned") if row["model"] == str(folder / "tuned"))
+    assert rows["1"]["metrics"] == tuned["metrics"] and rows["1"]["model_id"] == tuned["model_id"] != rows["0"]["model_id"]
+
+
+def test_several_runs_are_averaged(runs):
+    folder, _, _ = runs
+    names = [str(folder / name) for name in ("base", "half", "tuned")]
+    assert blend.main([*names, "--alpha=1", f"--save={folder / 'soup'}"]) == 0
+    (half, _), (end, _), (soup, _) = (weights(folder / name) for name in ("half", "tuned", "soup"))
+    jax.tree.map(lambda a, b, x: np.testing.assert_allclose(x, (a + b) / 2, atol=1e-6), half, end, soup)
+
+
+POINTS = {0.0: {"old": 0.9, "new": 0.1}, 0.5: {"old": 0.88, "new": 0.7}, 1.0: {"old": 0.5, "new": 0.8}}
+
+
+def test_the_best_point_that_keeps_the_old_is_chosen():
+    assert blend.choose(POINTS, "new", {}) == 1 and blend.choose(POINTS, "new", {"old": 0.021}) == 0.5
+    assert blend.choose(POINTS, "new", {"old": 0.01}) == 0
+    with pytest.raises(UserError, match="no metric 'newer': the evaluators give old, new"):
+        blend.choose(POINTS, "newer", {})
+
+
+@pytest.mark.parametrize("text, alphas", [("0:1:0.25", [0, 0.25, 0.5, 0.75, 1]), ("0.5", [0.5]), ("0,1", [0, 1])])
+def test_points_are_listed_or_a_range(text, alphas):
+    assert blend.parse_alphas(text) == alphas
+
+
+@pytest.mark.parametrize("text", ["0:1:0.3", "1:0:0.1", "0:1:0", "a", "0:1"])
+def test_points_that_are_no_range_are_refused(text):
+    with pytest.raises(UserError, match="FROM:TO:STEP"):
+        blend.parse_alphas(text)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["base"], "there is nothing to evaluate"),
+        (["base", "--evals=zero_shot"], "did not start from weights"),
+        (["tuned", "--save=new"], "choose one of 11 points"),
+        (["tuned", "--at=0.5"], "add --save=DIR"),
+        (["tuned", "--alpha=1", "--save=new", "--keep=test/top1:0.1"], "let --alpha contain 0"),
+        (["tuned", "--alpha=1", "--save=base"], "is a run directory already"),
+        (["digits", "tuned"], "digits: no such file or folder"),
+    ],
+)
+def test_what_cannot_be_blended_is_said_before_work(runs, capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(runs[0])
+    assert blend.main(arguments) == 2
+    assert words in capsys.readouterr().err
