@@ -1,15 +1,19 @@
 """Low-rank adapters: their products against sums written out, and what they train and save; the line between weights."""
 
+import json
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 import clip_jax
 import train_jax
-from train_jax import lora, sharding, trained_weights
+from tests.shared_run import make_shapes
+from train_jax import finetune, lora, sharding, trained_weights
 from train_jax.errors import ConfigError, UserError
 from train_jax.evaluation import blend, command
 from train_jax.evaluation.results import read_evaluations
@@ -205,3 +209,50 @@ def test_what_cannot_be_blended_is_said_before_work(runs, capsys, monkeypatch, a
     monkeypatch.chdir(runs[0])
     assert blend.main(arguments) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def finetuned(runs):
+    """A tiny CLIP of digits, fine-tuned on pictures of shapes."""
+    folder, _, _ = runs
+    make_shapes(folder, {"train": 64, "test": 24, "novel": 8})
+    words = [str(folder / "base"), "--data=shapes/32", "--keep=digits", "--alpha=0,1", "--tolerance=1"]
+    words += [f"--workdir={folder / 'finetuned'}", "--config.steps=3", "--config.optim.warmup_steps=1"]
+    words += ["--config.optim.lr=0.01", f"--config.data.data_dir={folder / 'data'}", "--config.data.batch_size=16"]
+    words += ["--config.compute.micro_batch=0"]
+    return folder, words
+
+
+def test_fine_tuning_tells_what_is_gained_and_forgotten(finetuned, capsys):
+    folder, words = finetuned
+    assert finetune.main(words) == 0
+    *_, head, first, last, new, old, chosen = capsys.readouterr().out.splitlines()
+    assert head.split()[0] == "alpha" and first.split()[0] == "0.00" and last.split()[0] == "1.00"
+    assert new.startswith("new/top1: ") and old.startswith("old/top1: ") and "before" in old and "line.png" in chosen
+    config = json.loads((folder / "finetuned" / "config.json").read_text())
+    assert config["evals"]["new"]["source"] == "shapes/32" and config["evals"]["old"]["source"] == "digits"
+    assert config["optim"]["schedule"] == "wsd" and config["data"]["split"] == "train"
+    (start, _), (end, _), (best, _) = (weights(folder / name) for name in ("base", "finetuned", "finetuned/best"))
+    jax.tree.map(np.testing.assert_array_equal, start["clip"]["text"], end["clip"]["text"])
+    alpha = float(chosen.split()[1].rstrip(":"))
+    jax.tree.map(np.testing.assert_array_equal, best, end if alpha else start)
+
+
+def test_data_without_labels_and_a_test_split_are_compared_by_retrieval(tmp_path, runs):
+    folder, _, _ = runs
+    for index in range(10):
+        Image.fromarray(np.full((8, 8, 3), 20 * index, np.uint8)).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text(f"grey {index}")
+    config, metrics = finetune.make_config(str(folder / "base"), "clip", f"folder:{tmp_path}", ["digits"], [])
+    assert metrics == ["new/text_to_image/r1", "old/top1"]
+    assert (config.data.split, config.evals.new.split, config.evals.old.split) == ("train[10%:]", "train[:10%]", "test")
+    config, metrics = finetune.make_config("vq", "vqgan", f"folder:{tmp_path}", ["digits", "digits"], ["--config.steps=5"])
+    assert metrics == ["new/psnr", "old1/psnr", "old2/psnr"] and config.steps == 5 and config.pretrained == "vq"
+
+
+def test_data_that_are_not_there_are_an_error(finetuned, capsys):
+    assert finetune.main(["base", "--data=folder:nowhere", "--workdir=run"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    _, words = finetuned
+    assert finetune.main([*words, "--alpha=0.5"]) == 2
+    assert "let it contain 0" in capsys.readouterr().err

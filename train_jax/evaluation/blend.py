@@ -95,12 +95,9 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
     file = EvaluationFile(out)
     program_cache.enable(jax.devices()[0].platform)
     line = Line(model, first[0] if first else None, first[1:])
-    points = {}
-    for alpha in alphas:
-        points[alpha] = line.evaluate(alpha, file)
-        _print_point(alpha, points[alpha], is_first=len(points) == 1)
+    points = evaluate_points(line, alphas, file)
     if png:
-        _plot(points, png)
+        plot(points, png)
     if options.save is not None:
         alpha = options.at if options.at is not None else alphas[0]
         if options.maximize is not None:
@@ -262,6 +259,15 @@ def choose(points: Mapping[float, Mapping[str, float]], maximize: str, keep: Map
     return max(allowed, key=lambda alpha: points[alpha][maximize])
 
 
+def evaluate_points(line: Line, alphas: Sequence[float], file: EvaluationFile) -> dict[float, dict[str, float]]:
+    """Evaluates points of a line and prints them as rows of a table. Returns `alpha -> metrics`."""
+    points = {}
+    for alpha in alphas:
+        points[alpha] = line.evaluate(alpha, file)
+        _print_point(alpha, points[alpha], is_first=len(points) == 1)
+    return points
+
+
 def _print_point(alpha: float, metrics: Mapping[str, float], is_first: bool) -> None:
     """Prints a row of the table, and before the first row its head."""
     if is_first:
@@ -269,7 +275,8 @@ def _print_point(alpha: float, metrics: Mapping[str, float], is_first: bool) -> 
     print(f"{alpha:5.2f}  " + "  ".join(f"{value:{len(name)}.4g}" for name, value in metrics.items()), flush=True)
 
 
-def _plot(points: Mapping[float, Mapping[str, float]], png: AnyPath) -> None:
+def plot(points: Mapping[float, Mapping[str, float]], png: AnyPath) -> None:
+    """Plots all metrics against alpha."""
     import matplotlib.figure  # lazy import: plots are rare
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

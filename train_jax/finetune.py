@@ -1,0 +1,123 @@
+"""Fine-tunes a model on other data, and tells what it has gained and what it has forgotten.
+
+    train-jax finetune hf:openai/clip-vit-base-patch32 --data=folder:photos --keep=tfds:cifar10 --workdir=runs/tuned
+    train-jax finetune runs/clip-shapes --data=digits --keep=shapes/32 --workdir=runs/tuned --config.steps=500
+
+Trains by the recipe of the family, configs/FAMILY/finetune.py, of which --config.NAME=VALUE sets any option: low-rank
+adapters by --config.optim.lora, for example. Evaluates the new data and those to keep, before and after, and at points of
+the line between (`train-jax blend`): one table, and a plot, line.png in the run directory. The point that gains most, among
+those that lose at most --tolerance of each metric to keep, is written to best/ in the run directory.
+
+Data with a split `test` are trained on `train`; of other data a tenth is held out. CLIPs are compared by zero-shot accuracy
+(top1) if data have labels, else by retrieval (text_to_image/r1); VQGANs by PSNR in dB. The same command goes on.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+import train_jax
+from train_jax import arguments, config_file, paths
+from train_jax.arguments import expand_home
+from train_jax.data import sources
+from train_jax.data.errors import USER_ERRORS, DataError
+from train_jax.errors import ConfigError, Stopped, UserError
+from train_jax.evaluation import blend
+from train_jax.evaluation.opened_model import open_model
+from train_jax.evaluation.results import FILE, EvaluationFile
+
+# Family -> the evaluator of data without labels and its metric, and the default tolerance.
+_COMPARED = {"clip": ("retrieval", "text_to_image/r1", 0.02), "vqgan": ("reconstruction", "psnr", 0.5)}
+_LABELLED = ("zero_shot", "top1")  # of a CLIP
+
+
+def main(argv: list[str]) -> int:
+    """Runs `train-jax finetune`. Returns the exit code: 0, 2 for a user error, 130 or 143 if interrupted."""
+    parser = argparse.ArgumentParser(
+        "train-jax finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("model", metavar="MODEL", help="weights to start from: a run, or anything that `load` opens")
+    parser.add_argument("--family", choices=list(_COMPARED), default="clip", help="family of the model (default: clip)")
+    parser.add_argument("--data", required=True, metavar="SOURCE", help="data to train on")
+    parser.add_argument("--keep", action="append", default=[], metavar="SOURCE", help="data that must not be forgotten")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="run directory")
+    parser.add_argument("--alpha", default="0:1:0.1", metavar="A,…", help="points of the line (default: 0:1:0.1)")
+    parser.add_argument(
+        "--tolerance", type=float, help="largest loss of each metric to keep (default: 0.02, of a share; 0.5 dB)"
+    )
+    options, words = parser.parse_known_args(expand_home(argv))
+    for word in words:
+        if not word.startswith(config_file.OPTION):
+            parser.error(f"unexpected argument {word!r}: options are written {config_file.OPTION}NAME=VALUE")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("train_jax").setLevel(logging.INFO)
+    try:
+        finetune(options, words)
+    except USER_ERRORS as error:
+        print(f"train-jax finetune: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        print("train-jax finetune: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def finetune(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Trains, compares and writes the chosen point."""
+    model, alphas = options.model, blend.parse_alphas(options.alpha)
+    if 0 not in alphas:
+        raise UserError(f"--alpha={options.alpha}: let it contain 0, the weights before training")
+    config, metrics = make_config(model, options.family, options.data, options.keep, overrides)
+    workdir = paths.run_directory(options.workdir)
+    arguments.check_folder(str(workdir), "--workdir")
+    train_jax.run(config, workdir)
+    tolerance = _COMPARED[options.family][2] if options.tolerance is None else options.tolerance
+    line = blend.Line(open_model(str(workdir)), model, ())
+    points = blend.evaluate_points(line, alphas, EvaluationFile(workdir / FILE))
+    blend.plot(points, workdir / "line.png")
+    alpha, best = blend.choose(points, metrics[0], dict.fromkeys(metrics[1:], tolerance)), workdir / "best"
+    paths.remove(best)  # of an earlier call, perhaps with other options
+    line.save(alpha, best)
+    for metric in metrics:
+        print(f"{metric}: {points[0][metric]:.4g} before, {points[alpha][metric]:.4g} at alpha {alpha:g}")
+    print(f"alpha {alpha:g}: {best}; plot: {workdir / 'line.png'}")
+
+
+def make_config(
+    model: str, family: str, data: str, keep: Sequence[str], overrides: Sequence[str]
+) -> tuple[ConfigDict, list[str]]:
+    """Makes the config of a fine-tuning. Returns it with the metrics of the new data and of each of those to keep.
+
+    Raises ConfigError for options that the recipe or the task does not have, DataError for data that cannot be opened.
+    """
+    config = config_file.load(f"{family}/finetune")
+    config.pretrained, config.data.source, config.evals = model, data, ConfigDict()
+    config = config_file.override(config, overrides)
+    data_dir = config.data.get("data_dir") or None
+    metrics = []
+    names = ["new", *(("old",) if len(keep) == 1 else (f"old{i}" for i in range(1, len(keep) + 1)))]
+    for name, source in zip(names, (data, *keep), strict=True):
+        train, test, opened = _split(source, data_dir)
+        type_, metric, _ = _COMPARED[family]
+        if family == "clip" and opened.label_names is not None:
+            type_, metric = _LABELLED
+        if name == "new":
+            config.data.split = train
+        config.evals[name] = ConfigDict({"type": type_, "source": source, "split": test})
+        metrics.append(f"{name}/{metric}")
+    return config, metrics
+
+
+def _split(name: str, data_dir: str | Path | None) -> tuple[str, str, sources.Source]:
+    """Returns the splits of a source for training and for evaluation, and the latter opened."""
+    try:
+        return "train", "test", sources.open_source(name, "test", data_dir=data_dir)
+    except (DataError, ConfigError):
+        return "train[10%:]", "train[:10%]", sources.open_source(name, "train[:10%]", data_dir=data_dir)
