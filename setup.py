@@ -57,6 +57,7 @@ setup(
         "cuda": ["jax[cuda]"],
         "tpu": ["jax[tpu]"],
         "emoji": ["resvg-py>=0.5,<0.6"],  # renders the drawings of `emoji/SIZE`: train-jax prepare
+        "export": ["flatbuffers>=24"],  # clip-jax export
         "faiss": ["faiss-cpu>=1.9"],  # approximate search among millions of pictures
         "optuna": ["optuna>=4.4,<6"],  # train-jax sweep --search=optuna
         "slurm": ["submitit>=1.5"],  # train-jax sweep --launcher=slurm
@@ -75,6 +76,7 @@ setup(
             "beartype>=0.21",
             "faiss-cpu>=1.9",
             "filelock>=3.16",  # lets parallel test workers share JAX's compilation cache
+            "flatbuffers>=24",
             "pytest>=8.3",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

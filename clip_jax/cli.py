@@ -63,6 +63,14 @@ examples:
 
 Prints the architecture, preprocessing and files of a model. If torch and transformers are installed, also compares the
 model of a Hugging Face directory layer by layer with transformers. A relative difference above 1e-4 returns exit code 1.""",
+    "export": """\
+examples:
+  clip-jax export runs/clip-shapes --out exported
+  clip-jax export hf:openai/clip-vit-base-patch32 --out exported --platforms cpu,cuda
+
+image_tower.jax_export maps uint8 [n, size, size, 3] and text_tower.jax_export token ids int32 [n, length] to embeddings
+of unit norm, with the weights inside: jax.export.deserialize opens them, and gives their portable StableHLO.
+preprocess.json and tokenizer.json say how images and texts become inputs. Needs flatbuffers (the extra [export]).""",
     "search": """\
 examples:
   clip-jax search photos.index "a small red circle above a large blue star"
@@ -70,6 +78,7 @@ examples:
   clip-jax search photos.index "a dog" --html hits.html --json""",
 }
 
+_PLATFORMS = ("cpu", "cuda", "tpu")  # of `clip_jax.export`, which imports JAX
 _MODEL = "a run directory, a Hugging Face or open_clip directory, a weight file, or hf:org/name"
 
 
@@ -162,6 +171,13 @@ def _make_parser() -> argparse.ArgumentParser:
     table = evaluate.add_mutually_exclusive_group()
     table.add_argument("--md", action="store_const", const="md", dest="table", help="print the table as Markdown")
     table.add_argument("--csv", action="store_const", const="csv", dest="table", help="print all metrics as CSV")
+
+    export = add("export", "Write the towers of a model as StableHLO programs.", _export)
+    export.add_argument("model", metavar="MODEL", help=_MODEL)
+    export.add_argument("--out", required=True, metavar="DIR", help="new folder of the programs")
+    export.add_argument(
+        "--platforms", default=",".join(_PLATFORMS), metavar="NAME,…", help="platforms of the programs (default: all)"
+    )
 
     verify = add("verify", "Describe a model and compare its outputs with transformers.", _verify)
     verify.add_argument("model", metavar="MODEL", help=_MODEL)
@@ -380,6 +396,21 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             note = f"{row['seconds']:.1f} s" if is_new else f"already in {arguments.out}"
             print(f"{row['model']} {row['evaluator']} on {row['source']}:{row['split']}: {note}")
     print(evaluate.format_table(rows, arguments.table or "text"))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from clip_jax.clip import load
+    from clip_jax.export import export_towers
+
+    platforms = arguments_lib.listed(arguments.platforms, "a platform", "--platforms")
+    arguments_lib.check_folder(arguments.out, "--out")
+    try:
+        files = export_towers(load(arguments.model, dtype="float32"), arguments.out, platforms)
+    except (ImportError, ValueError, FileExistsError) as error:
+        raise UserError(f"--out {arguments.out}: {error}") from error
+    for file in files:
+        print(f"{file}  {file.stat().st_size:,} bytes")
     return 0
 
 

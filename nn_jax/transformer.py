@@ -77,7 +77,7 @@ class Block(nn.Module):
         deterministic: bool = True,
         mask: Bool[Array, "..."] | None = None,
     ):
-        return self._residual(x, lambda y: (self.attention(y, len(x), attentions, index, mask), None), deterministic)[0]
+        return self._residual(x, lambda y: (self.attention(y, x.shape[0], attentions, index, mask), None), deterministic)[0]
 
     def prefill(
         self,
