@@ -36,11 +36,24 @@ def test_older_formats_are_brought_only_where_there_are_no_safetensors(downloads
     assert downloads == [("org/name", "v1.0", list(FILES))]
 
 
-@pytest.mark.parametrize("name", ["hf:clip", "hf:", "hf:/name", "hf:org/", "hf:org/name/file"])
+@pytest.mark.parametrize("name", ["hf:clip", "hf:", "hf:/name", "hf:org/", "hf:org/name/", "hf:org/name/../other"])
 def test_what_is_no_name_is_refused_before_the_hub_is_asked(name, downloads):
     with pytest.raises(LoadError, match="write hf:organisation/name"):
         hub.resolve(name, FILES)
     assert not downloads
+
+
+def test_a_folder_or_a_file_of_a_repository_is_brought_alone(downloads, tmp_path):
+    (tmp_path / "vqvae").mkdir()
+    (tmp_path / "vqvae" / "model.safetensors").touch()
+    assert hub.resolve("hf:org/name/vqvae@v1.0", FILES, FALLBACK) == tmp_path / "vqvae"
+    assert hub.resolve("hf:org/name/vqvae/model.pt", FILES, FALLBACK) == tmp_path / "vqvae" / "model.pt"
+    assert hub.resolve("hf:org/name/model.pt", FILES, FALLBACK) == tmp_path / "model.pt"
+    assert downloads == [
+        ("org/name", "v1.0", ["vqvae/*.json", "vqvae/*.safetensors"]),
+        ("org/name", None, ["vqvae/model.pt", "vqvae/*.json"]),
+        ("org/name", None, ["model.pt", "*.json"]),
+    ]
 
 
 def test_offline_says_what_to_do(monkeypatch, tmp_path):

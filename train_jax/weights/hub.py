@@ -1,12 +1,14 @@
-"""Models of the Hugging Face Hub, `hf:org/name`, downloaded and cached by huggingface_hub."""
+"""Models of the Hugging Face Hub, `hf:org/name[/folder or file][@revision]`, downloaded and cached by huggingface_hub."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from train_jax import paths
 from train_jax.errors import LoadError
 
 PREFIX = "hf:"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".msgpack")
+_SETTINGS = (".json", ".yaml", ".yml", ".txt", ".model")  # suffixes of files that tell how to read a weight file beside them
 
 
 def is_name(path: str | Path) -> bool:
@@ -18,7 +20,8 @@ def resolve(path: str | Path, files: Sequence[str], fallback: Sequence[str] = ()
     """Returns the path of a model, after downloading it to the hub's cache if necessary.
 
     Args:
-      path: `hf:org/name` or `hf:org/name@revision`; other values are paths, as in `train_jax.paths.weights`.
+      path: `hf:org/name`, a folder or a weight file in it such as `hf:org/name/vqvae` or `hf:org/name/model.pt`, each with
+        `@revision` if it is not the newest; other values are paths, as in `train_jax.paths.weights`.
       files: patterns of the files to download, such as "*.json" and "*.safetensors".
       fallback: patterns of weights in older formats, downloaded only if `files` matched no safetensors. Repositories often
         hold the same weights in several formats.
@@ -29,14 +32,21 @@ def resolve(path: str | Path, files: Sequence[str], fallback: Sequence[str] = ()
         return paths.weights(path)
     import huggingface_hub
 
-    repository, _, revision = str(path).removeprefix(PREFIX).partition("@")
-    if repository.count("/") != 1 or not all(repository.split("/")):
-        raise LoadError(f"{path!r}: write hf:organisation/name, such as hf:openai/clip-vit-base-patch32")
+    name, _, revision = str(path).removeprefix(PREFIX).partition("@")
+    organisation, *rest = name.split("/")
+    if not rest or not all((organisation, *rest)) or ".." in rest:
+        raise LoadError(
+            f"{path!r}: write hf:organisation/name, such as hf:openai/clip-vit-base-patch32, or hf:organisation/name/folder"
+        )
+    repository, inside = f"{organisation}/{rest[0]}", PurePosixPath(*rest[1:])
+    is_file = inside.suffix in _WEIGHTS
+    if is_file:
+        files, fallback = (inside.name, *(x for x in files if x.endswith(_SETTINGS))), ()
 
     def snapshot(patterns: Sequence[str]) -> Path:
-        return Path(
-            huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=list(patterns))
-        )
+        patterns = [str((inside.parent if is_file else inside) / pattern) for pattern in patterns]
+        root = huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
+        return Path(root) / inside
 
     try:
         directory = snapshot(files)
@@ -47,6 +57,5 @@ def resolve(path: str | Path, files: Sequence[str], fallback: Sequence[str] = ()
         reason = (str(error).splitlines() or [""])[0]
         raise LoadError(
             f"{path} could not be downloaded ({type(error).__name__}: {reason}). Without a network, copy "
-            f"{', '.join([*files, *fallback])} of https://huggingface.co/{repository} into a folder, and name that folder "
-            "instead"
+            f"{', '.join([*files, *fallback])} of https://huggingface.co/{name} into a folder, and name that instead"
         ) from error
