@@ -1,18 +1,22 @@
-"""Makes `tests/golden/vqgan/{diffusers,amused,taming,gumbel}`: tiny random models, and what the peers' own code computes.
+"""Makes folders of `tests/golden/vqgan`: tiny random models, and what the peers' own code computes.
 
-python tests/golden/make_vqgan.py TAMING           (with the `peers` extra, omegaconf and einops)
+python tests/golden/make_vqgan.py diffusers
+python tests/golden/make_vqgan.py taming TAMING        (with the `peers` extra, omegaconf and einops)
+python tests/golden/make_vqgan.py llamagen LLAMAGEN
 
-TAMING is a checkout of CompVis/taming-transformers. Its files run unchanged; PyTorch Lightning, torchvision and its `main`
-are stubs. Only its numbers are stored.
+TAMING and LLAMAGEN are checkouts of CompVis/taming-transformers and of FoundationVision/LlamaGen. Their files run unchanged;
+PyTorch Lightning, torchvision and taming's `main` are stubs. Only their numbers are stored.
 
 diffusers/   diffusers' VQModel as its `save_pretrained` writes it; `outputs.npz`: images, codes, reconstructions
 amused/      the same, with aMUSEd's options, in float16 as a variant
 taming/      taming's VQModel in a checkpoint as Lightning writes it: callbacks, options, counters, scalars of NumPy
 gumbel/      taming's GumbelVQ, and its Net2NetTransformer by class, with that as its first stage
+llamagen/    LlamaGen's VQModel in a checkpoint as its training writes it, with its discriminator
 """
 
 import argparse
 import datetime
+import functools
 import importlib
 import sys
 from pathlib import Path
@@ -21,7 +25,6 @@ import numpy as np
 import torch
 import yaml
 from diffusers import VQModel
-from omegaconf import OmegaConf
 from stubs import stub
 
 HERE = Path(__file__).resolve().parent / "vqgan"
@@ -140,6 +143,8 @@ def half(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def taming() -> None:
+    from omegaconf import OmegaConf
+
     folder = HERE / "taming"
     folder.mkdir(parents=True, exist_ok=True)
     model, config = first_stage("VQModel", 24, 4, [16])
@@ -206,8 +211,45 @@ def gumbel() -> None:
     torch.save({"state_dict": state, "epoch": 1}, folder / "stage2.ckpt")
 
 
-if __name__ == "__main__":
-    diffusers()
-    open_taming(sys.argv[1])
+# ---------------------------------------------------------------------------------------------------------------------
+# LlamaGen
+
+
+def llamagen(checkout: str) -> None:
+    sys.path.insert(0, checkout)
+    tokenizer = importlib.import_module("tokenizer.tokenizer_image.vq_model")
+    discriminator = importlib.import_module("tokenizer.tokenizer_image.discriminator")
+    for coder in ("Encoder", "Decoder"):  # options that are always the defaults
+        setattr(tokenizer, coder, functools.partial(getattr(tokenizer, coder), ch=32, num_res_blocks=1))
+    folder = HERE / "llamagen"
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    sizes = {"encoder_ch_mult": [1, 1], "decoder_ch_mult": [1, 1], "z_channels": 8}
+    args = tokenizer.ModelArgs(codebook_size=24, codebook_embed_dim=4, **sizes)
+    model = tokenizer.VQModel(args).eval()
+    shake(model)
+    x = tensor(images())
+    with torch.no_grad():
+        latents = model.quant_conv(model.encoder(x))
+        spread(model.quantize.embedding.weight, latents)
+        quantized, _, (_, _, codes) = model.encode(x)
+        reconstructions = model.decode(quantized)
+    save_outputs(folder, images(), latents, codes.reshape(len(x), -1), reconstructions)
+    judge = discriminator.PatchGANDiscriminator(ndf=4, n_layers=1)
+    adam = {"state": {0: {"step": 1, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4}]}
+    saved = {"model": half(model), "optimizer": adam, "discriminator": judge.state_dict(), "optimizer_disc": adam}
+    torch.save(saved | {"steps": 10, "args": argparse.Namespace(lr=1e-4, vq_model="VQ-16")}, folder / "vq.pt")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make_taming(checkout: str) -> None:
+    open_taming(checkout)
     taming()
     gumbel()
+
+
+if __name__ == "__main__":
+    kind, *checkouts = sys.argv[1:]
+    {"diffusers": diffusers, "taming": make_taming, "llamagen": llamagen}[kind](*checkouts)

@@ -20,9 +20,10 @@ import vqgan_jax
 from train_jax import config as config_lib
 from train_jax.compute import Compute
 from train_jax.errors import ConfigError
+from train_jax.weights.layout import flatten, to_peer
 from train_jax.weights.tensors import Tensor, open_tensors
 from vqgan_jax import LoadError, discriminator, model, task
-from vqgan_jax.pretrained import diffusers, open_checkpoint, taming
+from vqgan_jax.pretrained import diffusers, llamagen, open_checkpoint, taming
 from vqgan_jax.pretrained.checkpoint import abstract_variables
 from vqgan_jax.prior import taming as prior_taming
 
@@ -34,6 +35,7 @@ KINDS = {
     "dalle-mini": "dalle-mini",
     "gumbel": "gumbel/stage1.ckpt",
     "dvae": "dvae",
+    "llamagen": "llamagen/vq.pt",
 }
 
 
@@ -82,6 +84,14 @@ def test_saved_for_diffusers_it_is_the_file_that_it_came_from(tmp_path):
     assert vqgan_jax.load(tmp_path / "out").fingerprint == vq.fingerprint
     with pytest.raises(FileExistsError, match="is not empty"):
         vqgan_jax.save_diffusers(vq, tmp_path / "out")
+
+
+def test_saved_for_taming_codes_of_unit_norm_have_the_same_codes_and_reconstructions(tmp_path):
+    vq, images = load(GOLDEN / "llamagen" / "vq.pt"), golden("llamagen")["images"]
+    vqgan_jax.save_taming(vq, tmp_path / "model.safetensors")
+    plain, codes = vqgan_jax.load(tmp_path / "model.safetensors"), golden("llamagen")["codes"]
+    np.testing.assert_array_equal(plain.encode(images), codes)
+    np.testing.assert_allclose(plain.decode(codes), vq.decode(codes), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["taming", "gumbel"])
@@ -383,7 +393,7 @@ def test_every_wrong_configuration_is_a_load_error(name, tmp_path, monkeypatch):
         arrays = {name: np.asarray(x) for name, x in open_tensors(path).items()}
         return {name: Tensor(x.shape, functools.partial(np.asarray, x)) for name, x in arrays.items()}
 
-    for module in (taming, diffusers):
+    for module in (taming, diffusers, llamagen):
         monkeypatch.setattr(module, "open_tensors", read_once)
 
     path = tmp_path / name
@@ -457,13 +467,12 @@ def test_a_model_in_one_file_is_the_same_model(kind, tmp_path):
         vqgan_jax.save(vq, tmp_path / "model.bin")
 
 
-@pytest.mark.parametrize("kind", ["taming/last.ckpt", "diffusers", "run"])
+@pytest.mark.parametrize("kind", ["taming/last.ckpt", "diffusers", "llamagen/vq.pt", "run"])
 def test_a_run_starts_from_a_checkpoint(kind, tiny):
     path = str(tiny[1] if kind == "run" else GOLDEN / kind)
     vq = vqgan_jax.load(path)
-    config = config_lib.resolve(
-        ConfigDict({"task": "vqgan_jax.task", "steps": 2, "data": {"source": "shapes"}, "pretrained": path})
-    )
+    options = {"task": "vqgan_jax.task", "steps": 2, "data": {"source": "shapes"}, "pretrained": path}
+    config = config_lib.resolve(ConfigDict(options | {"fresh_discriminator": True}))
     params, extra = task.make(config, None).pretrained()
     jax.tree.map(np.testing.assert_array_equal, params, {"generator": jax.device_get(vq.variables["params"])})
     rest = {name: x for name, x in jax.device_get(vq.variables).items() if name != "params"}
@@ -495,6 +504,42 @@ def test_options_that_contradict_a_checkpoint_are_refused():
         ConfigError, match=r"config.model.quantizer.size = 7, but the checkpoint .* has 32: leave it out"
     ):
         config_lib.resolve(ConfigDict(options | {"model": {"quantizer": {"size": 7}}}))
+
+
+def test_llamagen_s_options_are_those_of_its_tensors(tmp_path):
+    checkpoint = open_checkpoint(GOLDEN / "llamagen" / "vq.pt")
+    assert checkpoint.format == "LlamaGen" and checkpoint.discriminator[0] == {"channels": 4, "layers": 1, "norm": "batch"}
+    assert checkpoint.discriminator[1]()["params"]["conv2"]["kernel"].shape == (4, 4, 8, 1)
+    vq = load(GOLDEN / "llamagen" / "vq.pt")
+    norms = np.linalg.norm(vq.variables["params"]["quantizer"]["codebook"], axis=1)
+    assert vq.options.quantizer.unit and not np.allclose(norms, 1, atol=0.01)
+
+    published = {"channels": 128, "multipliers": (1, 2, 2, 4), "blocks": 2, "resolution": 256, "attention": (32,)}
+    published |= {"z_channels": 256, "quantizer": {"type": "nearest", "size": 16384, "dim": 8, "unit": True}}
+    shapes = flatten(abstract_variables(model.build(published))["params"])
+    weights = to_peer(shapes, llamagen.build_entries(published))
+    assert sum(x.size for x in weights.values()) == 70_109_835  # LlamaGen's VQ-8
+    assert llamagen.infer_options(weights, Path("vq_ds8_c2i.pt")) == published
+
+
+def test_llamagen_s_files_that_are_not_understood_are_refused(tmp_path):
+    tensors = {name: np.asarray(x) for name, x in open_tensors(GOLDEN / "llamagen" / "vq.pt").items()}
+    weights = {name: x for name, x in tensors.items() if name.startswith("model.")}
+    wide = weights | {"model.encoder.conv_blocks.1.res.0.conv1.weight": np.zeros((40, 32, 3, 3), np.float32)}
+    cases = {
+        r"holds 2 models, under 'ema.', 'model.'": weights | {name.replace("model", "ema", 1): x for name, x in weights.items()},
+        r"parts that are not understood: 1 tensor.*decoder.more": weights | {"model.decoder.more": np.zeros(3, np.float32)},
+        r"the widths of the levels, \[32, 40\], must be multiples": wide,
+        r"lacks 2 tensor.s.: decoder.conv_blocks.1.res.1.norm2.weight": {
+            name: x for name, x in weights.items() if "decoder.conv_blocks.1.res.1.norm2" not in name
+        },
+    }
+    for words, changed in cases.items():
+        safetensors.numpy.save_file(changed, tmp_path / "vq.safetensors")
+        with pytest.raises(LoadError, match=words):
+            vqgan_jax.load(tmp_path / "vq.safetensors")
+    safetensors.numpy.save_file({name.removeprefix("model."): x for name, x in weights.items()}, tmp_path / "vq.safetensors")
+    assert vqgan_jax.load(tmp_path / "vq.safetensors").fingerprint == load(GOLDEN / "llamagen" / "vq.pt").fingerprint
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from train_jax.errors import LoadError
 from train_jax.weights import hub
-from vqgan_jax.pretrained import dalle_mini, diffusers, dvae, run_directory, single_file, taming
+from vqgan_jax.pretrained import dalle_mini, diffusers, dvae, llamagen, run_directory, single_file, taming
 from vqgan_jax.pretrained.checkpoint import Checkpoint
 
 __all__ = ["Checkpoint", "LoadError", "open_checkpoint"]
@@ -19,6 +19,7 @@ _DIRECTORIES: tuple[Callable, ...] = (
     dvae.open_directory,
     taming.open_directory,
 )
+_FILES: tuple[Callable, ...] = (single_file.open_file, llamagen.open_file, taming.open_file)
 # Full names, because "*.safetensors" would download all models of a pipeline.
 _HUB_FILES = (
     "config.json", "diffusion_pytorch_model.safetensors", "vqvae/config.json", "vqvae/diffusion_pytorch_model.safetensors",
@@ -31,8 +32,8 @@ _FORMATS = (
     "load opens run directories of train-jax (config.json with a task, preprocess.json, checkpoints/), directories of "
     "diffusers' VQModel (config.json, diffusion_pytorch_model.safetensors; of a pipeline, in vqvae/), of dalle-mini's VQGAN "
     "(config.json, flax_model.msgpack) and of OpenAI's dVAE (encoder.pkl, decoder.pkl), .safetensors files of "
-    "vqgan_jax.save, taming-transformers' .ckpt files with their .yaml beside them, and hf:org/name for a repository that "
-    "holds one of these"
+    "vqgan_jax.save, taming-transformers' .ckpt files with their .yaml beside them, LlamaGen's .pt files, and hf:org/name "
+    "for a repository that holds one of these"
 )
 
 
@@ -45,7 +46,9 @@ def open_checkpoint(path: str | Path, step: int | None = None) -> Checkpoint:
         checkpoint = checkpoint or next((candidate for candidate in opened if candidate is not None), None)
         contents = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     elif path.is_file():
-        checkpoint, contents = single_file.open_file(path) or taming.open_file(path), f"a {path.suffix or 'nameless'} file"
+        opened = (opener(path) for opener in _FILES)
+        checkpoint = next((candidate for candidate in opened if candidate is not None), None)
+        contents = f"a {path.suffix or 'nameless'} file"
     else:
         raise LoadError(f"{path}: no such file or folder. {_FORMATS}")
     if checkpoint is None:

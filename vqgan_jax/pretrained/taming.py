@@ -79,40 +79,40 @@ def build_checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoin
     def read() -> tuple[dict, str]:
         return {"params": unflatten(from_peer(tensors, build_entries(model), str(path), _IGNORED), False)}, str(path)
 
-    discriminator = _find_discriminator(tensors, path)
+    discriminator = find_discriminator(tensors, _DISCRIMINATOR, path)
     return Checkpoint(
         name=str(path), format="taming-transformers", model=model, read=read, discriminator=discriminator
     )
 
 
-def _find_discriminator(tensors: Mapping, path: Path) -> tuple[Mapping, Callable[[], dict]] | None:
-    """Finds the discriminator in a checkpoint; returns its options and a function that reads its collections.
+def find_discriminator(tensors: Mapping, prefix: str, path: Path) -> tuple[Mapping, Callable[[], dict]] | None:
+    """Finds the discriminator, whose names begin with `prefix`; returns its options and a function that reads its collections.
 
     Returns None if the checkpoint contains no discriminator, or a discriminator with activation norm (not supported).
     """
-    first = tensors.get(f"{_DISCRIMINATOR}0.weight")
-    layers = sum(f"{_DISCRIMINATOR}{3 * n}.running_mean" in tensors for n in range(1, 10))
+    first = tensors.get(f"{prefix}0.weight")
+    layers = sum(f"{prefix}{3 * n}.running_mean" in tensors for n in range(1, 10))
     if first is None or len(first.shape) != 4 or not layers:
         return None
     table = [
-        Entry("params/conv0/kernel", (f"{_DISCRIMINATOR}0.weight",), "conv"),
-        Entry("params/conv0/bias", (f"{_DISCRIMINATOR}0.bias",)),
+        Entry("params/conv0/kernel", (f"{prefix}0.weight",), "conv"),
+        Entry("params/conv0/bias", (f"{prefix}0.bias",)),
     ]
     for n in range(1, layers + 1):
-        table.append(Entry(f"params/conv{n}/kernel", (f"{_DISCRIMINATOR}{3 * n - 1}.weight",), "conv"))
+        table.append(Entry(f"params/conv{n}/kernel", (f"{prefix}{3 * n - 1}.weight",), "conv"))
         for ours, theirs in (
             ("params/norm{}/scale", "weight"),
             ("params/norm{}/bias", "bias"),
             ("batch_stats/norm{}/mean", "running_mean"),
             ("batch_stats/norm{}/var", "running_var"),
         ):
-            table.append(Entry(ours.format(n), (f"{_DISCRIMINATOR}{3 * n}.{theirs}",)))
-    last = f"{_DISCRIMINATOR}{3 * layers + 2}"
+            table.append(Entry(ours.format(n), (f"{prefix}{3 * n}.{theirs}",)))
+    last = f"{prefix}{3 * layers + 2}"
     table += [
         Entry(f"params/conv{layers + 1}/kernel", (f"{last}.weight",), "conv"),
         Entry(f"params/conv{layers + 1}/bias", (f"{last}.bias",)),
     ]
-    own = {name: x for name, x in tensors.items() if name.startswith(_DISCRIMINATOR)}
+    own = {name: x for name, x in tensors.items() if name.startswith(prefix)}
     options = {"channels": first.shape[0], "layers": layers, "norm": "batch"}
     return options, lambda: unflatten_dict(from_peer(own, table, str(path), (r"num_batches_tracked$",)), sep="/")
 
