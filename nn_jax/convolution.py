@@ -219,51 +219,107 @@ def _is_convolution(primitive, *operands, **parameters) -> bool:
 REMAT = {"none": None, "full": jax.checkpoint_policies.nothing_saveable, "dots": _is_convolution}
 
 
+class SpatialNorm(nn.Module):
+    """Group norm, scaled and shifted at each position by a map `z` of fewer pixels (arXiv 2209.09002, section 3.2)."""
+
+    groups: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], z: Float[Array, "b h2 w2 z"]) -> Float[Array, "b h w c"]:
+        y = group_norm(self.groups, self.dtype, "norm")(x)
+        # As 1 x 1 convolutions and nearest-neighbour interpolation commute, the smaller map is convolved.
+        scale, shift = (Conv(x.shape[-1], 1, self.dtype, name=name)(z) for name in ("scale", "shift"))
+        return y * _resize_nearest(scale, x) + _resize_nearest(shift, x)
+
+
+def _resize_nearest(z: jax.Array, x: jax.Array) -> jax.Array:
+    """Resizes a map to the height and width of `x`, which are multiples of its own."""
+    return z.repeat(x.shape[1] // z.shape[1], axis=1).repeat(x.shape[2] // z.shape[2], axis=2)
+
+
+def normalize(x: jax.Array, z: jax.Array | None, groups: int, dtype: DTypeLike, name: str) -> jax.Array:
+    """Applies a group norm, which is a `SpatialNorm` if there is a map `z`."""
+    return group_norm(groups, dtype, name)(x) if z is None else SpatialNorm(groups, dtype, name=name)(x, z)
+
+
+class AdaptiveNorm(nn.Module):
+    """Group norm, scaled and shifted per image by the deviation and the mean of a map `z` over its positions.
+
+    The adaptive group norm of MAGVIT-v2's decoder (arXiv 2310.05737, section 3.2) as in Open-MAGVIT2. `z` must have at least
+    two positions, since its variance is the unbiased one.
+    """
+
+    groups: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], z: Float[Array, "b h2 w2 z"]) -> Float[Array, "b h w c"]:
+        mean, variance = jnp.mean(z, axis=(1, 2), keepdims=True), jnp.var(z, axis=(1, 2), keepdims=True, ddof=1)
+        scale = Conv(x.shape[-1], 1, self.dtype, name="scale")(jnp.sqrt(variance + 1e-6))
+        options = {"epsilon": 1e-6, "dtype": self.dtype, "use_fast_variance": False}
+        y = nn.GroupNorm(self.groups, use_bias=False, use_scale=False, **options)(x)
+        return scale * y + Conv(x.shape[-1], 1, self.dtype, name="shift")(mean)
+
+
 class ResidualBlock(nn.Module):
-    """Residual block: x + conv(swish(norm(conv(swish(norm(x)))))).
+    """Residual block: x + conv(swish(norm(conv(swish(norm(x)))))), with norms conditioned on the map `z` if there is one.
 
     The shortcut is a 1 x 1 convolution if the number of channels changes.
+
+    Attributes:
+      bias: whether convolutions have a bias.
+      late_shortcut: whether the shortcut's convolution is applied to the output of the other branch instead of `x`, as in
+        MaskGIT's code.
     """
 
     features: int
     groups: int
     dropout: float
     dtype: DTypeLike
+    bias: bool = True
+    late_shortcut: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], deterministic: bool = True) -> Float[Array, "b h w d"]:
-        y = nn.swish(group_norm(self.groups, self.dtype, "norm1")(x))
-        y = Conv(self.features, 3, self.dtype, name="conv1")(y)
-        y = nn.swish(group_norm(self.groups, self.dtype, "norm2")(y))
+    def __call__(
+        self, x: Float[Array, "b h w c"], deterministic: bool = True, z: Float[Array, "b h2 w2 z"] | None = None
+    ) -> Float[Array, "b h w d"]:
+        y = nn.swish(normalize(x, z, self.groups, self.dtype, "norm1"))
+        y = Conv(self.features, 3, self.dtype, bias=self.bias, name="conv1")(y)
+        y = nn.swish(normalize(y, z, self.groups, self.dtype, "norm2"))
         y = nn.Dropout(self.dropout, deterministic=deterministic)(y)
-        y = Conv(self.features, 3, self.dtype, name="conv2")(y)
+        y = Conv(self.features, 3, self.dtype, bias=self.bias, name="conv2")(y)
         if x.shape[-1] != self.features:
-            x = Conv(self.features, 1, self.dtype, name="shortcut")(x)
+            x = Conv(self.features, 1, self.dtype, bias=self.bias, name="shortcut")(y if self.late_shortcut else x)
         return x + y
 
 
 class AttentionBlock(nn.Module):
-    """Residual attention block: x + attention(norm(x)) over all positions, with a single head."""
+    """Residual attention block: x + attention(norm(x)) over all positions, with a single head; `z` as in `ResidualBlock`."""
 
     groups: int
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], z: Float[Array, "b h2 w2 z"] | None = None
+    ) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
-        y = group_norm(self.groups, self.dtype, "norm")(x)
+        y = normalize(x, z, self.groups, self.dtype, "norm")
         q, k, v = (Conv(c, 1, self.dtype, name=name)(y).reshape(b, h * w, 1, c) for name in "qkv")
         return x + Conv(c, 1, self.dtype, name="out")(attend(q, k, v).reshape(b, h, w, c))
 
 
 class Downsample(nn.Module):
-    """Downsampling by 2: zero padding at the bottom and right, then a 3 x 3 convolution of stride 2."""
+    """Downsampling by 2 by a 3 x 3 convolution of stride 2 with zero padding: at the bottom and right, or on all sides."""
 
     dtype: DTypeLike
+    symmetric: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+        margins = (int(self.symmetric), 1)
+        x = jnp.pad(x, ((0, 0), margins, margins, (0, 0)))
         return Conv(x.shape[-1], 3, self.dtype, stride=2, padding=0, name="conv")(x)
 
 
@@ -275,3 +331,15 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         return Conv(x.shape[-1], 3, self.dtype, name="conv")(upsample_nearest(x))
+
+
+class DepthToSpace(nn.Module):
+    """Upsampling by 2: a 3 x 3 convolution to the channels of 2 x 2 pixels, ordered by row, column and channel."""
+
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        b, h, w, c = x.shape
+        y = Conv(4 * c, 3, self.dtype, name="conv")(x).reshape(b, h, w, 2, 2, c)
+        return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)

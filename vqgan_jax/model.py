@@ -1,4 +1,4 @@
-"""The autoencoder of VQGAN (arXiv 2012.09841): encoder, quantiser, decoder, as in taming-transformers.
+"""The autoencoder of VQGAN (arXiv 2012.09841): encoder, quantiser, decoder, as in taming-transformers, and its successors.
 
 pixels in [-1, 1] -> encode -> latents [B, h, w, D] -> quantise -> codes [B, h, w] -> decode -> pixels
 """
@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from nn_jax.convolution import REMAT, AttentionBlock, Conv, Downsample, ResidualBlock, Upsample
-from nn_jax.layers import group_norm
+from nn_jax import convolution
+from nn_jax.convolution import REMAT, AttentionBlock, Conv, Downsample, ResidualBlock, normalize
 from train_jax.compute import Compute
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
@@ -24,15 +24,45 @@ from vqgan_jax.dvae import DVAE, Codes
 from vqgan_jax.quantize import Quantized
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What distinguishes the encoders and decoders of VQGANs.
+
+    Attributes:
+      is_direct: whether the encoder ends, and the decoder begins, at the quantiser, without 1 x 1 convolutions in between.
+        Then the last convolution of the encoder is 1 x 1, its first one and those of residual blocks have no biases, and the
+        bottleneck and each level of the decoder have `blocks` residual blocks; otherwise they have 2 and `blocks + 1`.
+      downsample: "pad" a row and a column for the convolution of stride 2, pad on all sides ("symmetric"), or "average".
+      depth_to_space: whether the decoder rearranges channels to pixels; otherwise it interpolates.
+      norm: what conditions the decoder's norms on the quantised vectors: nothing ("group"), "spatial" norms, or "adaptive"
+        norms before each level.
+      late_shortcut: see `nn_jax.convolution.ResidualBlock`.
+    """
+
+    is_direct: bool = False
+    downsample: str = "pad"
+    depth_to_space: bool = False
+    norm: str = "group"
+    late_shortcut: bool = False
+
+
+LAYOUTS = {
+    "taming": Layout(),
+    "movq": Layout(norm="spatial"),
+    "maskgit": Layout(is_direct=True, downsample="average", late_shortcut=True),
+    "magvit2": Layout(is_direct=True, downsample="symmetric", depth_to_space=True, norm="adaptive"),
+}
+
+
 class _Coder(nn.Module):
-    """Base class of encoder and decoder.
+    """Base class of encoder and decoder. `z` conditions norms (`nn_jax.convolution.SpatialNorm`); None: plain group norms.
 
     Attributes:
       channels: number of channels at the highest resolution.
       multipliers: factors of `channels` at each level, from the highest resolution to the lowest.
-      blocks: number of residual blocks per level (the decoder has one more).
+      blocks: number of residual blocks per level; see also `Layout`.
       attention: for each level, whether attention follows each residual block.
-      middle_attention: whether there is attention between the two residual blocks at the bottleneck.
+      middle_attention: whether attention follows the first residual block at the bottleneck.
       out: number of output channels.
       groups: number of groups of group norms.
       remat: rematerialisation of residual and attention blocks, a key of `nn_jax.convolution.REMAT`.
@@ -48,31 +78,34 @@ class _Coder(nn.Module):
     dropout: float
     dtype: DTypeLike
     remat: str
+    layout: Layout
 
     def rematerialize(self, block: type[nn.Module], *static: int) -> type[nn.Module]:
         """Applies rematerialisation to a block, of whose arguments (`self` is 0) those at `static` are not arrays."""
         return block if self.remat == "none" else nn.remat(block, policy=REMAT[self.remat], static_argnums=static)
 
-    def apply_residual_block(self, x, level: int, name: str, deterministic: bool):
+    def apply_residual_block(self, x, z, level: int, name: str, deterministic: bool):
         features = self.channels * self.multipliers[level]
         block = self.rematerialize(ResidualBlock, 2)
-        return block(features, self.groups, self.dropout, self.dtype, name=name)(x, deterministic)
+        options = {"bias": not self.layout.is_direct, "late_shortcut": self.layout.late_shortcut, "name": name}
+        return block(features, self.groups, self.dropout, self.dtype, **options)(x, deterministic, z)
 
     def make_attention_block(self, name: str):
         return self.rematerialize(AttentionBlock)(self.groups, self.dtype, name=name)
 
-    def apply_middle(self, x, deterministic: bool):
-        x = self.apply_residual_block(x, -1, "mid_block1", deterministic)
-        if self.middle_attention:
-            x = self.make_attention_block("mid_attention")(x)
-        return self.apply_residual_block(x, -1, "mid_block2", deterministic)
+    def apply_middle(self, x, z, deterministic: bool):
+        for index in range(self.blocks if self.layout.is_direct else 2):
+            x = self.apply_residual_block(x, z, -1, f"mid_block{index + 1}", deterministic)
+            if self.middle_attention and not index:
+                x = self.make_attention_block("mid_attention")(x, z)
+        return x
 
-    def apply_level(self, x, level: int, name: str, blocks: int, deterministic: bool):
+    def apply_level(self, x, z, level: int, name: str, blocks: int, deterministic: bool):
         """Applies the residual and attention blocks of a level."""
         for index in range(blocks):
-            x = self.apply_residual_block(x, level, f"{name}_block{index}", deterministic)
+            x = self.apply_residual_block(x, z, level, f"{name}_block{index}", deterministic)
             if self.attention[level]:
-                x = self.make_attention_block(f"{name}_attention{index}")(x)
+                x = self.make_attention_block(f"{name}_attention{index}")(x, z)
         return x
 
 
@@ -81,15 +114,23 @@ class Encoder(_Coder):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w 3"], deterministic: bool = True) -> Float[Array, "b h2 w2 out"]:
-        x = Conv(self.channels, 3, self.dtype, name="conv_in")(x.astype(self.dtype))
+        is_direct = self.layout.is_direct
+        x = Conv(self.channels, 3, self.dtype, bias=not is_direct, name="conv_in")(x.astype(self.dtype))
         for level in range(len(self.multipliers)):
-            x = self.apply_level(x, level, f"down{level}", self.blocks, deterministic)
+            x = self.apply_level(x, None, level, f"down{level}", self.blocks, deterministic)
             if level < len(self.multipliers) - 1:
-                x = Downsample(self.dtype, name=f"down{level}")(x)
+                x = self.downsample(x, f"down{level}")
             x = nn.with_logical_constraint(x, ("batch", None, None, None))
-        x = self.apply_middle(x, deterministic)
-        x = nn.swish(group_norm(self.groups, self.dtype, "norm_out")(x))
-        return Conv(self.out, 3, self.dtype, name="conv_out")(x)
+        x = self.apply_middle(x, None, deterministic)
+        x = nn.swish(normalize(x, None, self.groups, self.dtype, "norm_out"))
+        # Latents are float32; `quant_conv` makes them so where it follows.
+        window, out_dtype = (1, jnp.float32) if is_direct else (3, None)
+        return Conv(self.out, window, self.dtype, out_dtype=out_dtype, name="conv_out")(x)
+
+    def downsample(self, x, name: str):
+        if self.layout.downsample == "average":
+            return nn.avg_pool(x, (2, 2), (2, 2))
+        return Downsample(self.dtype, self.layout.downsample == "symmetric", name=name)(x)
 
 
 class Decoder(_Coder):
@@ -99,15 +140,22 @@ class Decoder(_Coder):
         self.conv_out = Conv(self.out, 3, self.dtype, axes=("channels_in", "norm"), out_dtype=jnp.float32)
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w z"], deterministic: bool = True) -> Float[Array, "b h2 w2 c"]:
+    def __call__(
+        self, x: Float[Array, "b h w z"], vectors: Float[Array, "b h w d"], deterministic: bool = True
+    ) -> Float[Array, "b h2 w2 c"]:
+        """Decodes a feature map; `vectors` are the quantised vectors, which condition the norms of some layouts."""
+        z = vectors.astype(self.dtype) if self.layout.norm == "spatial" else None
         x = Conv(self.channels * self.multipliers[-1], 3, self.dtype, name="conv_in")(x.astype(self.dtype))
-        x = self.apply_middle(x, deterministic)
+        x = self.apply_middle(x, z, deterministic)
         for level in reversed(range(len(self.multipliers))):
-            x = self.apply_level(x, level, f"up{level}", self.blocks + 1, deterministic)
+            if self.layout.norm == "adaptive":
+                x = convolution.AdaptiveNorm(self.groups, self.dtype, name=f"up{level}_norm")(x, vectors)
+            x = self.apply_level(x, z, level, f"up{level}", self.blocks + (not self.layout.is_direct), deterministic)
             if level:
-                x = Upsample(self.dtype, name=f"up{level}")(x)
+                upsample = convolution.DepthToSpace if self.layout.depth_to_space else convolution.Upsample
+                x = upsample(self.dtype, name=f"up{level}")(x)
             x = nn.with_logical_constraint(x, ("batch", None, None, None))
-        return nn.swish(group_norm(self.groups, self.dtype, "norm_out")(x))
+        return nn.swish(normalize(x, z, self.groups, self.dtype, "norm_out"))
 
     def apply_last_conv(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
         """Applies the last convolution to features; returns float32 pixels."""
@@ -116,6 +164,8 @@ class Decoder(_Coder):
 
 class VQGAN(nn.Module):
     """The autoencoder of VQGAN. Parameters: `encoder`, `quant_conv`, `quantizer`, `post_quant_conv`, `decoder`.
+
+    A direct layout (see `Layout`) has no `quant_conv` and `post_quant_conv`.
 
     Attributes:
       coder: attributes of encoder and decoder.
@@ -130,11 +180,10 @@ class VQGAN(nn.Module):
     def setup(self):
         self.encoder = Encoder(out=self.z_channels, **self.coder)
         self.decoder = Decoder(out=3, **self.coder)
-        dtype = self.coder["dtype"]
-
-        axes = ("channels_in", "norm")
-        self.quant_conv = Conv(self.quantizer.inputs, 1, dtype, axes=axes, out_dtype=jnp.float32)
-        self.post_quant_conv = Conv(self.z_channels, 1, dtype, axes=axes)
+        if not self.coder["layout"].is_direct:
+            dtype, axes = self.coder["dtype"], ("channels_in", "norm")
+            self.quant_conv = Conv(self.quantizer.inputs, 1, dtype, axes=axes, out_dtype=jnp.float32)
+            self.post_quant_conv = Conv(self.z_channels, 1, dtype, axes=axes)
 
     @property
     def factor(self) -> int:
@@ -143,8 +192,8 @@ class VQGAN(nn.Module):
 
     def latents(self, images: Float[Array, "b h w 3"], deterministic: bool = True) -> Float[Array, "b h2 w2 d"]:
         """Encodes pixels in [-1, 1] to float32 latents before quantisation."""
-        images = (images + 1) / 2 if self.unit else images
-        return self.quant_conv(self.encoder(images, deterministic))
+        x = self.encoder((images + 1) / 2 if self.unit else images, deterministic)
+        return x if self.coder["layout"].is_direct else self.quant_conv(x)
 
     def features(
         self, images: Float[Array, "b h w 3"], deterministic: bool, temperature=1.0
@@ -155,7 +204,8 @@ class VQGAN(nn.Module):
 
     def decode_features(self, vectors: Float[Array, "b h2 w2 d"], deterministic: bool = True) -> Float[Array, "b h w c"]:
         """Decodes quantised vectors to the input of the last convolution."""
-        return self.decoder(self.post_quant_conv(vectors), deterministic)
+        x = vectors if self.coder["layout"].is_direct else self.post_quant_conv(vectors)
+        return self.decoder(x, vectors, deterministic)
 
     def pixels(self, features: Float[Array, "b h w c"]) -> Float[Array, "b h w 3"]:
         """Applies the last convolution; returns float32 pixels, nominally in [-1, 1]."""
@@ -191,6 +241,12 @@ class VQGANOptions(Options):
         "autoencoder type; dvae: DALL-E's discrete VAE, which uses channels, blocks, z_channels and quantizer.size",
         choices=("vqgan", "dvae"),
     )
+    layout: str = option(
+        "taming",
+        "structure of encoder and decoder; movq: norms of the decoder conditioned on the quantised vectors (Kandinsky); "
+        "maskgit, magvit2: of MaskGIT and of Open-MAGVIT2",
+        choices=LAYOUTS,
+    )
     channels: int = option(128, "channels at the highest resolution", least=1)
     multipliers: tuple[int, ...] = option((1, 1, 2, 2, 4), "channels of each level, as multiples of `channels`", least=1)
     blocks: int = option(2, "number of residual blocks per level", least=1)
@@ -207,9 +263,19 @@ class VQGANOptions(Options):
         """Sides of the feature maps of all levels."""
         return tuple(self.resolution >> level for level in range(len(self.multipliers)))
 
+    def identity(self) -> dict[str, Any]:
+        # Without the default layout: files of codes name their model by a fingerprint that must stay the same.
+        return {name: value for name, value in super().identity().items() if (name, value) != ("layout", "taming")}
+
     def check(self, path: str) -> None:
         if self.architecture == "dvae":
+            self.require(self.layout == "taming", path, "layout", "taming for architecture dvae")
             return
+        if LAYOUTS[self.layout].is_direct:
+            inputs = quantize.build(self.quantizer).inputs
+            self.require(
+                self.z_channels == inputs, path, "z_channels", f"the quantiser's {inputs} channels for layout {self.layout}"
+            )
         for level, multiplier in enumerate(self.multipliers):
             if self.channels * multiplier % self.groups:
                 raise ConfigError(
@@ -252,5 +318,6 @@ def build(
         dropout=dropout,
         dtype=compute.array_dtype,
         remat=compute.remat,
+        layout=LAYOUTS[options.layout],
     )
     return VQGAN(coder, options.z_channels, quantize.build(options.quantizer), options.pixels == "unit")

@@ -134,6 +134,55 @@ class Ema(nn.Module):
         return Quantized(_straight_through(z, q), codes, z, self.beta * commitment, {"commitment": commitment})
 
 
+class Ibq(nn.Module):
+    """Quantiser to the code of the largest dot product (IBQ, arXiv 2412.02692, section 3).
+
+    The straight-through gradient passes through the probabilities of all codes, so that every code is trained.
+
+    Attributes:
+      beta: weight of the loss that moves codes towards latents.
+      entropy, entropy_temperature: weight and temperature of the entropy loss, as in `Lfq`.
+    """
+
+    size: int
+    dim: int
+    beta: float
+    entropy: float
+    entropy_temperature: float
+
+    @property
+    def inputs(self) -> int:
+        return self.dim
+
+    def setup(self):
+        init = with_axis_names(nn.initializers.normal(1.0), "codes", "embed")
+        self.codebook = self.param("codebook", init, (self.size, self.dim))
+
+    def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
+        return self.codebook[codes]
+
+    def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
+        logits = jnp.matmul(z, self.codebook.T, precision=jax.lax.Precision.HIGHEST)
+        codes = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        q = self.codebook[codes]
+        one_hot = _straight_through(jax.nn.softmax(logits), jax.nn.one_hot(codes, self.size))
+        vectors = one_hot @ self.codebook if train else q
+        commitment = jnp.mean((z - jax.lax.stop_gradient(q)) ** 2)
+        loss = jnp.mean((vectors - z) ** 2) + commitment + self.beta * jnp.mean((q - jax.lax.stop_gradient(z)) ** 2)
+        log_probs = jax.nn.log_softmax(logits.reshape(-1, self.size) / self.entropy_temperature)
+        sample_entropy, batch_entropy = _entropies(log_probs)
+        loss += self.entropy * (sample_entropy - batch_entropy)
+        metrics = {"commitment": commitment, "entropy_each": sample_entropy, "entropy_mean": batch_entropy}
+        return Quantized(vectors, codes, z, loss, metrics)
+
+
+def _entropies(log_probs: Float[Array, "n k"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Computes the mean entropy per latent and the entropy of the mean distribution over codes, in nats."""
+    probs = jnp.exp(log_probs)
+    mean_probs = jnp.mean(probs, axis=0)
+    return -jnp.mean(jnp.sum(probs * log_probs, axis=1)), -jnp.sum(mean_probs * jnp.log(jnp.maximum(mean_probs, 1e-12)))
+
+
 class Gumbel(nn.Module):
     """Categorical quantiser with Gumbel-softmax relaxation in training (arXiv 1611.01144; 2102.12092, section 2.1).
 
@@ -289,6 +338,7 @@ def lfq_entropies(z: Float[Array, "n bits"], temperature: float) -> tuple[Float[
 QUANTIZERS: dict[str, Callable] = {
     "nearest": lambda o: Nearest(o.size, o.dim, o.beta, o.unit, o.legacy),
     "ema": lambda o: Ema(o.size, o.dim, o.beta),
+    "ibq": lambda o: Ibq(o.size, o.dim, o.beta, o.entropy, o.entropy_temperature),
     "gumbel": lambda o: Gumbel(o.size, o.dim, o.kl_weight),
     "fsq": lambda o: Fsq(o.levels),
     "lfq": lambda o: Lfq(o.bits, o.beta, o.entropy, o.entropy_temperature),
@@ -302,9 +352,11 @@ class QuantizerOptions(Options):
 
     type: str = option("nearest", "quantiser type", choices=QUANTIZERS)
     size: int = option(1024, "number of codes (fsq: product of levels; lfq: 2 ** bits)", least=2)
-    dim: int = option(256, "dimension of a code (nearest, ema, gumbel)", least=1)
+    dim: int = option(256, "dimension of a code (nearest, ema, ibq, gumbel)", least=1)
     unit: bool = option(False, "nearest: normalise codes and latents to unit norm; works best with dim 8 to 32")
-    beta: float = option(0.25, "weight of the commitment loss (nearest, ema, lfq)", least=0, identity=False)
+    beta: float = option(
+        0.25, "weight of the commitment loss (nearest, ema, lfq); ibq: of the codebook loss", least=0, identity=False
+    )
     legacy: bool = option(False, "nearest: apply beta to the codebook loss, as in taming's first releases", identity=False)
     decay: float = option(0.99, "ema: decay of the moving means", above=0, below=1, identity=False)
     kl_weight: float = option(5e-4, "gumbel: weight of the KL divergence from uniform codes", least=0, identity=False)
@@ -313,8 +365,10 @@ class QuantizerOptions(Options):
     )
     levels: tuple[int, ...] = option((8, 5, 5, 5), "fsq: number of levels of each channel", least=2)
     bits: int = option(10, "lfq: number of bits of a code", least=1, most=20)
-    entropy: float = option(0.1, "lfq: weight of the entropy loss", identity=False)
-    entropy_temperature: float = option(0.01, "lfq: temperature of the distribution over codes", above=0, identity=False)
+    entropy: float = option(0.1, "lfq, ibq: weight of the entropy loss", identity=False)
+    entropy_temperature: float = option(
+        0.01, "lfq, ibq: temperature of the distribution over codes in the entropy loss", above=0, identity=False
+    )
 
     def check(self, path: str) -> None:
         self.require(not self.unit or self.type == "nearest", path, "unit", f"False for {self.type}")

@@ -269,7 +269,7 @@ def save_diffusers(vq: Vqgan, directory: str | Path) -> None:
     import safetensors.numpy
 
     directory = Path(directory)
-    model, params = _fold_codebook(vq, "diffusers")
+    model, params = _fold_codebook(vq, "diffusers", layouts=("taming", "movq"))
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty; name a new directory")
     weights = to_peer(params, diffusers.build_entries(model))
@@ -302,7 +302,9 @@ def save_taming(vq: Vqgan, path: str | Path) -> None:
     taming.save(model, to_peer(params, taming.build_entries(model)), path)
 
 
-def _fold_codebook(vq: Vqgan, peer: str, gumbel: bool = False) -> tuple[dict, dict[str, np.ndarray]]:
+def _fold_codebook(
+    vq: Vqgan, peer: str, *, gumbel: bool = False, layouts: Sequence[str] = ("taming",)
+) -> tuple[dict, dict[str, np.ndarray]]:
     """Returns options and parameters of the same model with a plain codebook, as other libraries require."""
     model = vq.options.to_dict()
     kind = model["quantizer"]["type"]
@@ -310,6 +312,10 @@ def _fold_codebook(vq: Vqgan, peer: str, gumbel: bool = False) -> tuple[dict, di
         raise ValueError(f"{peer} has no quantiser of type {kind!r}: this model cannot be written for it")
     if model["architecture"] != "vqgan":
         raise ValueError(f"{peer} has no {model['architecture']}: this model cannot be written for it")
+    if model["layout"] not in layouts:
+        raise ValueError(f"{peer} has no layout {model['layout']!r}: this model cannot be written for it")
+    if model["layout"] == "movq" and model["groups"] != 32:
+        raise ValueError(f"{peer}'s spatial norms have 32 groups, this model's {model['groups']}: it cannot be written")
     if model["pixels"] != "signed":
         raise ValueError(
             f"{peer} does not support model.pixels = {model['pixels']!r}: this model cannot be written for it"

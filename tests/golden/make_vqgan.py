@@ -2,16 +2,25 @@
 
 python tests/golden/make_vqgan.py diffusers
 python tests/golden/make_vqgan.py taming TAMING        (with the `peers` extra, omegaconf and einops)
+python tests/golden/make_vqgan.py latent-diffusion TAMING LATENT_DIFFUSION
 python tests/golden/make_vqgan.py llamagen LLAMAGEN
+python tests/golden/make_vqgan.py seed-voken SEED_VOKEN
+python tests/golden/make_vqgan.py movq KANDINSKY
 
-TAMING and LLAMAGEN are checkouts of CompVis/taming-transformers and of FoundationVision/LlamaGen. Their files run unchanged;
-PyTorch Lightning, torchvision and taming's `main` are stubs. Only their numbers are stored.
+The capitals are checkouts of CompVis/taming-transformers, CompVis/latent-diffusion, FoundationVision/LlamaGen,
+TencentARC/SEED-Voken, ai-forever/Kandinsky-2 and google-research/maskgit. Their files run unchanged; PyTorch Lightning,
+torchvision and `main` are stubs. Only their numbers are stored.
 
 diffusers/   diffusers' VQModel as its `save_pretrained` writes it; `outputs.npz`: images, codes, reconstructions
 amused/      the same, with aMUSEd's options, in float16 as a variant
 taming/      taming's VQModel in a checkpoint as Lightning writes it: callbacks, options, counters, scalars of NumPy
 gumbel/      taming's GumbelVQ, and its Net2NetTransformer by class, with that as its first stage
+ldm/         latent diffusion's VQModel without attention, in a checkpoint whose callbacks have a class as key
 llamagen/    LlamaGen's VQModel in a checkpoint as its training writes it, with its discriminator
+ibq/         IBQ with moving averages of its weights; a loss, and its gradients to latents and codebook
+magvit2/     Open-MAGVIT2's VQModel; the same loss
+movq/        Kandinsky's MOVQ; kandinsky/ the same kind of model as diffusers' VQModel
+maskgit/     MaskGIT's tokenizer, as its checkpoints are
 """
 
 import argparse
@@ -242,6 +251,153 @@ def llamagen(checkout: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Latent diffusion
+
+
+def latent_diffusion(taming_checkout: str, checkout: str) -> None:
+    open_taming(taming_checkout)
+    sys.path.insert(0, checkout)
+    folder = HERE / "ldm"
+    folder.mkdir(parents=True, exist_ok=True)
+    lossconfig = {"target": "taming.modules.losses.DummyLoss"}
+    dd = {"attn_type": "none", "double_z": False, "z_channels": 3, "resolution": SIZE, "in_channels": 3, "out_ch": 3}
+    dd |= {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+    params = {"embed_dim": 3, "n_embed": 24, "monitor": "val/rec_loss", "ddconfig": dd, "lossconfig": lossconfig}
+    config = {"base_learning_rate": 4.5e-06, "target": "ldm.models.autoencoder.VQModel", "params": params}
+    torch.manual_seed(0)
+    model = sys.modules["main"].instantiate_from_config(config).eval()
+    shake(model)
+    x = tensor(images())
+    with torch.no_grad():
+        latents = model.encode_to_prequant(x)
+        spread(model.quantize.embedding.weight, latents)
+        quantized, _, (_, _, codes) = model.encode(x)
+        reconstructions = model.decode(quantized)
+    save_outputs(folder, images(), latents, codes.reshape(len(x), -1), reconstructions)
+    save_yaml(folder / "config.yaml", config)
+    callback = sys.modules["pytorch_lightning.callbacks.model_checkpoint"].ModelCheckpoint
+    callbacks = {callback: {"monitor": "val/rec_loss", "best_model_score": torch.tensor(0.1)}}
+    torch.save({"epoch": 3, "state_dict": half(model), "callbacks": callbacks}, folder / "model.ckpt")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# IBQ and Open-MAGVIT2
+
+
+def seed_voken(checkout: str) -> None:
+    sys.path.insert(0, checkout)
+    stub("main", instantiate_from_config=lambda config: None)
+    stub("lightning", LightningModule=torch.nn.Module)
+    stub("pytorch_lightning")
+    ibq()
+    magvit2()
+
+
+def lightning_model(target: str, embed_dim: int, n_embed: int, ddconfig: dict, **more) -> tuple[torch.nn.Module, dict]:
+    """A model, and the `model` part of its configuration for Lightning's command line."""
+    dd = {"double_z": False, "resolution": SIZE, "in_channels": 3, "out_ch": 3, "ch": 32, "num_res_blocks": 1, **ddconfig}
+    options = {"ddconfig": dd, "lossconfig": {"target": "any"}, "n_embed": n_embed, "embed_dim": embed_dim, **more}
+    options |= {"sample_minimization_weight": 1.0, "batch_maximization_weight": 1.0}
+    module, name = target.rsplit(".", 1)
+    torch.manual_seed(0)
+    model = getattr(importlib.import_module(module), name)(**options).eval()
+    shake(model)
+    return model, {"class_path": target, "init_args": options}
+
+
+def gradients(loss, vectors: torch.Tensor, latents: torch.Tensor, **parameters) -> dict[str, np.ndarray]:
+    """A loss that also depends on the quantised vectors, and its gradients."""
+    weights = np.random.default_rng(1).standard_normal(vectors.shape).astype(np.float32)
+    loss = loss + (vectors * torch.from_numpy(weights)).mean()
+    loss.backward()
+    found = {"loss": loss.detach().numpy(), "loss_weights": weights.transpose(0, 2, 3, 1)}
+    found |= {f"gradient_{name}": p.grad.numpy() for name, p in parameters.items()}
+    return found | {"gradient_latents": channels_last(latents.grad)}
+
+
+def ibq() -> None:
+    folder = HERE / "ibq"
+    folder.mkdir(parents=True, exist_ok=True)
+    dd = {"z_channels": 8, "ch_mult": [1, 1], "attn_resolutions": [16], "dropout": 0.0}
+    options = {"use_entropy_loss": True, "entropy_temperature": 0.5, "beta": 0.25, "use_ema": True}
+    model, config = lightning_model("src.IBQ.models.ibqgan.IBQ", 4, 24, dd, **options)
+    for p in model.model_ema.buffers():
+        if p.ndim:
+            p.data += 0.02 * torch.randn_like(p)
+    model.half().float()
+    x, book = tensor(images()), model.model_ema.quantizeembeddingweight
+    with torch.no_grad(), model.ema_scope():
+        latents = model.quant_conv(model.encoder(x))
+        # Norms differ, so that the largest product is not always with the nearest code.
+        spread(book, latents - latents.mean((0, 2, 3), keepdim=True))
+        book.data *= torch.linspace(0.8, 1.2, 24)[:, None] / book.norm(dim=1, keepdim=True)
+    model.half().float()
+    with model.ema_scope():
+        with torch.no_grad():
+            quantized, _, (_, _, codes) = model.encode(x)
+            reconstructions = model.decode(quantized)
+            nearest = torch.cdist(latents.permute(0, 2, 3, 1).reshape(-1, 4), book).argmin(1)
+            assert (nearest != codes).float().mean() > 0.1
+        z = latents.detach().requires_grad_()
+        vectors, (loss, _, _, entropy_loss), _ = model.quantize(z)
+        more = gradients(loss + 0.05 * entropy_loss, vectors, z, codebook=model.quantize.embedding.weight)
+    save_outputs(folder, images(), latents, codes.reshape(len(x), -1), reconstructions, **more)
+    save_yaml(folder / "config.yaml", config)
+    torch.save({"state_dict": half(model), "epoch": 1}, folder / "ibq.ckpt")
+
+
+def magvit2() -> None:
+    folder = HERE / "magvit2"
+    folder.mkdir(parents=True, exist_ok=True)
+    dd = {"z_channels": 6, "ch_mult": [2, 1]}
+    model, config = lightning_model("src.Open_MAGVIT2.models.lfqgan.VQModel", 6, 64, dd, use_ema=False)
+    x = tensor(images())
+    with torch.no_grad():
+        model.encoder.conv_out.bias -= model.encoder(x).mean((0, 2, 3))  # signs of both kinds
+        model.half().float()
+        latents = model.encoder(x)
+        quantized, _, codes, _ = model.encode(x)
+        reconstructions = model.decode(quantized)
+    z = latents.detach().requires_grad_()
+    (vectors, entropy_loss, _), parts = model.quantize.train()(z, return_loss_breakdown=True)
+    more = gradients(0.1 * entropy_loss + 0.25 * parts.commitment, vectors, z)
+    save_outputs(folder, images(), latents, codes.reshape(len(x), -1), reconstructions, **more)
+    save_yaml(folder / "config.yaml", config)
+    torch.save({"state_dict": half(model), "epoch": 1}, folder / "magvit2.ckpt")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MOVQ
+
+
+def movq(checkout: str) -> None:
+    kandinsky = {"block_out_channels": (32, 32), "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")}
+    kandinsky |= {"up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"), "norm_num_groups": 32}
+    vq_model(HERE / "kandinsky", "fp16", norm_type="spatial", latent_channels=4, **kandinsky)
+
+    stub("kandinsky2")
+    sys.modules["kandinsky2"].__path__ = [str(Path(checkout) / "kandinsky2")]
+    stub("pytorch_lightning", LightningModule=torch.nn.Module)
+    folder = HERE / "movq"
+    folder.mkdir(parents=True, exist_ok=True)
+    dd = {"double_z": False, "z_channels": 4, "resolution": SIZE, "in_channels": 3, "out_ch": 3, "ch": 32}
+    dd |= {"ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [16], "dropout": 0.0}
+    params = {"embed_dim": 4, "n_embed": 24, "ddconfig": dd}
+    torch.manual_seed(0)
+    model = importlib.import_module("kandinsky2.vqgan.autoencoder").MOVQ(**params).eval()
+    shake(model)
+    x = tensor(images())
+    with torch.no_grad():
+        latents = model.encode(x)
+        spread(model.quantize.embedding.weight, latents)
+        quantized, _, (_, _, codes) = model.quantize(latents)
+        reconstructions = model.decode(quantized)
+    save_outputs(folder, images(), latents, codes.reshape(len(x), -1), reconstructions)
+    save_yaml(folder / "movq_final.yaml", {"target": "kandinsky2.vqgan.autoencoder.MOVQ", "params": params})
+    torch.save(half(model), folder / "movq_final.ckpt")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def make_taming(checkout: str) -> None:
@@ -251,5 +407,7 @@ def make_taming(checkout: str) -> None:
 
 
 if __name__ == "__main__":
+    makers = {"diffusers": diffusers, "taming": make_taming, "latent-diffusion": latent_diffusion, "llamagen": llamagen}
+    makers |= {"seed-voken": seed_voken, "movq": movq}
     kind, *checkouts = sys.argv[1:]
-    {"diffusers": diffusers, "taming": make_taming, "llamagen": llamagen}[kind](*checkouts)
+    makers[kind](*checkouts)

@@ -136,7 +136,7 @@ class TwoConvolutionDecoder(model.Decoder):
     """Stands in for the decoder: one convolution, and the last one."""
 
     @nn.compact
-    def __call__(self, x, deterministic: bool = True):
+    def __call__(self, x, vectors, deterministic: bool = True):
         return nn.swish(Conv(self.channels, 3, self.dtype, name="conv_in")(x.astype(self.dtype)))
 
 

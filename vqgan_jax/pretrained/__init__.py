@@ -8,7 +8,7 @@ from pathlib import Path
 
 from train_jax.errors import LoadError
 from train_jax.weights import hub
-from vqgan_jax.pretrained import dalle_mini, diffusers, dvae, llamagen, run_directory, single_file, taming
+from vqgan_jax.pretrained import dalle_mini, diffusers, dvae, llamagen, maskgit, run_directory, single_file, taming
 from vqgan_jax.pretrained.checkpoint import Checkpoint
 
 __all__ = ["Checkpoint", "LoadError", "open_checkpoint"]
@@ -19,21 +19,23 @@ _DIRECTORIES: tuple[Callable, ...] = (
     dvae.open_directory,
     taming.open_directory,
 )
-_FILES: tuple[Callable, ...] = (single_file.open_file, llamagen.open_file, taming.open_file)
+_FILES: tuple[Callable, ...] = (single_file.open_file, maskgit.open_file, llamagen.open_file, taming.open_file)
 # Full names, because "*.safetensors" would download all models of a pipeline.
 _HUB_FILES = (
     "config.json", "diffusion_pytorch_model.safetensors", "vqvae/config.json", "vqvae/diffusion_pytorch_model.safetensors",
+    "movq/config.json", "movq/diffusion_pytorch_model.safetensors",
 )  # fmt: skip
 _HUB_FALLBACK = (
-    "diffusion_pytorch_model*", "vqvae/diffusion_pytorch_model*", "flax_model.msgpack", "encoder.pkl", "decoder.pkl",
-    "*.ckpt", "*.yaml", "*.yml",
+    "diffusion_pytorch_model*", "vqvae/diffusion_pytorch_model*", "movq/diffusion_pytorch_model*", "flax_model.msgpack",
+    "encoder.pkl", "decoder.pkl", "*.ckpt", "*.yaml", "*.yml",
 )  # fmt: skip
 _FORMATS = (
     "load opens run directories of train-jax (config.json with a task, preprocess.json, checkpoints/), directories of "
-    "diffusers' VQModel (config.json, diffusion_pytorch_model.safetensors; of a pipeline, in vqvae/), of dalle-mini's VQGAN "
-    "(config.json, flax_model.msgpack) and of OpenAI's dVAE (encoder.pkl, decoder.pkl), .safetensors files of "
-    "vqgan_jax.save, taming-transformers' .ckpt files with their .yaml beside them, LlamaGen's .pt files, and hf:org/name "
-    "for a repository that holds one of these"
+    "diffusers' VQModel (config.json, diffusion_pytorch_model.safetensors; of a pipeline, in vqvae/ or movq/), of "
+    "dalle-mini's VQGAN (config.json, flax_model.msgpack) and of OpenAI's dVAE (encoder.pkl, decoder.pkl), .safetensors "
+    "files of vqgan_jax.save, .ckpt files of taming-transformers, latent diffusion, Kandinsky, Open-MAGVIT2 and IBQ with "
+    "their .yaml beside them, LlamaGen's .pt files, MaskGIT's tokenizers, and hf:org/name for a repository that holds one "
+    "of these"
 )
 
 

@@ -6,14 +6,10 @@ The model uses pixels in [0, 1].
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-from flax.serialization import msgpack_restore
-from flax.traverse_util import flatten_dict
-
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer, unflatten
 from vqgan_jax.pretrained import taming
-from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors, read_config
+from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors, read_config, read_msgpack
 
 WEIGHTS = "flax_model.msgpack"
 _FIXED = {"double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": True, "give_pre_end": False}
@@ -27,11 +23,7 @@ def open_directory(path: Path) -> Checkpoint | None:
         model = convert_config(read_config(path / "config.json"), path)
 
     def read() -> tuple[dict, str]:
-        try:
-            tree = msgpack_restore((path / WEIGHTS).read_bytes())
-            tensors = {".".join(name): np.asarray(x) for name, x in flatten_dict(tree).items()}
-        except Exception as error:  # msgpack's exceptions have no common base class
-            raise LoadError(f"{path / WEIGHTS} cannot be read: {type(error).__name__}: {error}") from error
+        tensors = read_msgpack(path / WEIGHTS)
         return {"params": unflatten(from_peer(tensors, build_entries(model), str(path)), False)}, str(path)
 
     return Checkpoint(name=str(path), format="dalle-mini", model=model, read=read)

@@ -19,19 +19,23 @@ _BLOCKS = {
     "AttnUpDecoderBlock2D": True,
 }
 # Supported values of some options of VQModel; the first value is the default.
-_FIXED = {"act_fn": ("silu", "swish"), "norm_type": ("group",), "in_channels": (3,), "out_channels": (3,)}
+_FIXED = {
+    "act_fn": ("silu", "swish"), "norm_type": ("group", "spatial"), "in_channels": (3,), "out_channels": (3,)
+}  # fmt: skip
 _DEFAULTS = {
     "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"], "block_out_channels": [64],
     "layers_per_block": 1, "latent_channels": 3, "sample_size": 32, "num_vq_embeddings": 256, "norm_num_groups": 32,
-    "vq_embed_dim": None, "mid_block_add_attention": True,
+    "vq_embed_dim": None, "mid_block_add_attention": True, "norm_type": "group",
 }  # fmt: skip
+_SPATIAL_GROUPS = 32  # of the decoder's norms with norm_type spatial
 # Names of attention layers in diffusers until version 0.16 -> names since then.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def open_directory(path: Path) -> Checkpoint | None:
-    """Opens the checkpoint in a directory or its `vqvae` folder; returns None unless config.json is of a VQModel."""
-    folder = next((folder for folder in (path, path / "vqvae") if (folder / "config.json").is_file()), None)
+    """Opens the checkpoint in a directory or a folder of a pipeline; returns None unless config.json is of a VQModel."""
+    folders = (path, path / "vqvae", path / "movq")
+    folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
     if folder is None:
         return None
     config = read_config(folder / "config.json")
@@ -75,6 +79,12 @@ def convert_config(config: Mapping, path: Path) -> dict:
     has_attention = [_BLOCKS[block_type] for block_type in block_types]
     if has_attention[:count] != has_attention[count:]:
         raise LoadError(f"{path}: encoder and decoder have attention at different levels, which is not supported")
+    layout = "movq" if config["norm_type"] == "spatial" else "taming"
+    if layout == "movq" and config["norm_num_groups"] != _SPATIAL_GROUPS:
+        raise LoadError(
+            f"{path}: norm_num_groups = {config['norm_num_groups']}; with spatial norms, which always have "
+            f"{_SPATIAL_GROUPS} groups, only {_SPATIAL_GROUPS} is supported"
+        )
     channels = config["block_out_channels"]
     first = channels[0]
     if any(c % first for c in channels):
@@ -85,6 +95,7 @@ def convert_config(config: Mapping, path: Path) -> dict:
     size = size if size % factor == 0 and size >= 8 * factor else 16 * factor
     dim = config["vq_embed_dim"] or config["latent_channels"]
     return {
+        "layout": layout,
         "channels": first,
         "multipliers": tuple(c // first for c in channels),
         "blocks": config["layers_per_block"],
@@ -115,6 +126,7 @@ def export_config(model: Mapping) -> dict:
         "num_vq_embeddings": model["quantizer"]["size"],
         "vq_embed_dim": model["quantizer"]["dim"],
         "norm_num_groups": model["groups"],
+        "norm_type": taming.find_layout(model).norm,
         "mid_block_add_attention": model["middle_attention"],
         "scaling_factor": 1.0,
     }
@@ -130,8 +142,8 @@ def build_entries(model: Mapping) -> list[Entry]:
 
 
 def _layout_kind(entry: Entry) -> str:
-    attention = "attention" in entry.ours and entry.kind == "conv"
-    return "linear_to_conv1x1" if attention else entry.kind
+    *_, layer, leaf = entry.ours.split("/")
+    return "linear_to_conv1x1" if layer in ("q", "k", "v", "out") and leaf == "kernel" else entry.kind
 
 
 def _rename(name: str, last: int) -> str:
@@ -148,6 +160,8 @@ def _rename(name: str, last: int) -> str:
     elif parts[1] == "norm_out":
         parts[1] = "conv_norm_out"
     if "attentions" in parts:
-        names = {"norm": ["group_norm"], "q": ["to_q"], "k": ["to_k"], "v": ["to_v"], "proj_out": ["to_out", "0"]}
-        parts = [*parts[:-2], *names[parts[-2]], parts[-1]]
+        names = {"q": ["to_q"], "k": ["to_k"], "v": ["to_v"], "proj_out": ["to_out", "0"]}
+        names["norm"] = ["group_norm" if parts[-2] == "norm" else "spatial_norm"]
+        layer = parts.index("attentions") + 2
+        parts = [*parts[:layer], *names[parts[layer]], *parts[layer + 1 :]]
     return ".".join("conv_shortcut" if part == "nin_shortcut" else part for part in parts)

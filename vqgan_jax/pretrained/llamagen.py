@@ -1,7 +1,7 @@
 """Checkpoints of LlamaGen's VQ (arXiv 2406.06525): a `.pt` with weights and without a configuration.
 
-Layers are taming's under other names. Options are derived from the shapes of the tensors. What shapes do not tell is the same
-in all of LlamaGen's models: 32 groups, attention at the lowest resolution, codes of unit norm, images of 256 pixels.
+Layers are taming's under other names. Options are derived from the shapes of the tensors. What shapes do not tell is the
+same in all of LlamaGen's models: 32 groups, attention at the lowest resolution, codes of unit norm, images of 256 pixels.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,7 @@
-"""Checkpoints of taming-transformers: a `.ckpt` with weights and a `.yaml` with the configuration."""
+"""Checkpoints of taming-transformers: a `.ckpt` with weights and a `.yaml` with the configuration.
+
+Also of code derived from it, with the same kinds of files: latent diffusion, Kandinsky's MOVQ, Open-MAGVIT2 and IBQ.
+"""
 
 import json
 import reprlib
@@ -12,6 +15,8 @@ from flax.traverse_util import unflatten_dict
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer, unflatten
 from train_jax.weights.tensors import Tensor, open_tensors
+from vqgan_jax.model import LAYOUTS, Layout
+from vqgan_jax.pretrained import magvit2
 from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors, read_config
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
@@ -20,6 +25,11 @@ _DISCRIMINATOR = "loss.discriminator.main."
 # Ignored tensors of a checkpoint: networks of losses, counters, running averages.
 _IGNORED = (r"^loss\.", r"^colorize$", r"^quantize\.(embedding\.)?(cluster_size|embed_avg|used)$", r"^model_ema\.")
 _WRAPPERS = ("_orig_mod", "module")  # prefixes of compiled and of data-parallel models
+# Classes of first stages -> types of their quantisers.
+_QUANTIZERS = {"GumbelVQ": "gumbel", "IBQ": "ibq"}
+_QUANTIZERS |= dict.fromkeys(
+    ("VQModel", "VQModelInterface", "VQNoDiscModel", "VQSegmentationModel", "EMAVQ", "MOVQ"), "nearest"
+)
 # Supported values of some options of taming's and latent diffusion's configurations.
 _FIXED = {
     "double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": True, "give_pre_end": False, "tanh_out": False,
@@ -75,6 +85,8 @@ def build_checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoin
     """Builds the checkpoint of a first stage from its configuration and tensors."""
     with convert_errors(path):
         model = convert_config(config, path)
+        if _find_variant(str(config["target"]), path).is_averaged and config["params"].get("use_ema"):
+            tensors = average_weights(tensors)
 
     def read() -> tuple[dict, str]:
         return {"params": unflatten(from_peer(tensors, build_entries(model), str(path), _IGNORED), False)}, str(path)
@@ -85,8 +97,13 @@ def build_checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoin
     )
 
 
+def average_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the moving averages of tensors that have them: under `model_ema.` by their names without dots."""
+    return {name: tensors.get(f"model_ema.{name.replace('.', '')}", x) for name, x in tensors.items()}
+
+
 def find_discriminator(tensors: Mapping, prefix: str, path: Path) -> tuple[Mapping, Callable[[], dict]] | None:
-    """Finds the discriminator, whose names begin with `prefix`; returns its options and a function that reads its collections.
+    """Finds the discriminator of names with `prefix`; returns its options and a function that reads its collections.
 
     Returns None if the checkpoint contains no discriminator, or a discriminator with activation norm (not supported).
     """
@@ -141,6 +158,8 @@ def read_model_config(path: Path) -> dict:
     """Reads the `model` section of the configuration that belongs to a checkpoint."""
     file = _find_config_file(path)
     config = read_config(file).get("model")
+    if isinstance(config, dict) and "class_path" in config:  # the names of Lightning's command line
+        config = {"target": config["class_path"], "params": config.get("init_args", {})}
     if not isinstance(config, dict) or not isinstance(config.get("params", {}), dict):
         raise LoadError(f"{file} describes no model of taming-transformers: it has no model with params")
     return config
@@ -151,23 +170,59 @@ def convert_config(config: Mapping, path: Path) -> dict:
     params, target = config.get("params", {}), str(config.get("target", "?"))
     if "ddconfig" not in params:
         raise LoadError(f"{path}: its configuration is of {target}, which has no ddconfig: no first stage")
-    dd = params["ddconfig"]
+    dd, variant = params["ddconfig"], _find_variant(target, path)
     for key, value in _FIXED.items():
-        if dd.get(key, value) != value:
+        if dd.get(key, value) != value and (key, dd[key]) != ("attn_type", "none"):
             raise LoadError(f"{path}: ddconfig.{key} = {reprlib.repr(dd[key])}; only {value} is supported")
     if params.get("remap") is not None:
         raise LoadError(f"{path}: remap = {reprlib.repr(params['remap'])}; remapped codes are not supported")
-    gumbel = target.endswith("GumbelVQ")
-    quantizer = {"type": "gumbel" if gumbel else "nearest", "size": params["n_embed"], "dim": params["embed_dim"]}
+    if params.get("l2_normalize", False) is not False:
+        raise LoadError(f"{path}: l2_normalize = {reprlib.repr(params['l2_normalize'])}; only False is supported")
+    quantizer = {"type": variant.quantizer, "size": params["n_embed"], "dim": params["embed_dim"]}
+    if variant.quantizer == "lfq":
+        if params["n_embed"] != 2 ** params["embed_dim"]:
+            raise LoadError(f"{path}: n_embed = {params['n_embed']}; of LFQ it must be 2 ** embed_dim")
+        quantizer = {"type": "lfq", "bits": params["embed_dim"]}
+    has_attention = variant.layout != "magvit2" and dd.get("attn_type") != "none"
     return {
+        "layout": variant.layout,
         "channels": dd["ch"],
         "multipliers": tuple(dd["ch_mult"]),
         "blocks": dd["num_res_blocks"],
         "resolution": dd["resolution"],
-        "attention": tuple(dd["attn_resolutions"]),
+        "attention": tuple(dd["attn_resolutions"]) if has_attention else (),
+        "middle_attention": has_attention,
         "z_channels": dd["z_channels"],
         "quantizer": quantizer,
     }
+
+
+class _Variant(NamedTuple):
+    """What a class of taming's or of derived code means.
+
+    Attributes:
+      layout: see `vqgan_jax.model.LAYOUTS`.
+      quantizer: type of the quantiser.
+      is_averaged: whether inference uses the moving averages of the weights, if the configuration has them.
+    """
+
+    layout: str
+    quantizer: str
+    is_averaged: bool
+
+
+def _find_variant(target: str, path: Path) -> _Variant:
+    """Returns the variant of a class, such as "taming.models.vqgan.VQModel". Raises LoadError for unknown classes."""
+    *_, module, name = ("", *target.split("."))
+    if (module.startswith("lfqgan"), name) == (True, "VQModel"):
+        return _Variant("magvit2", "lfq", True)
+    quantizer = _QUANTIZERS.get(name)
+    if quantizer is None or module.startswith("video"):
+        raise LoadError(
+            f"{path}: its configuration is of the unknown class {target}; known are {', '.join(_QUANTIZERS)}. If its codes "
+            "are the nearest ones, set target to taming.models.vqgan.VQModel"
+        )
+    return _Variant("movq" if name == "MOVQ" else "taming", quantizer, module.startswith("ibqgan"))
 
 
 def export_config(model: Mapping) -> dict:
@@ -192,23 +247,27 @@ def export_config(model: Mapping) -> dict:
 
 
 def build_entries(model: Mapping) -> list[Entry]:
-    """Returns the weight table."""
-    table = []
+    """Returns the weight table, with the names of the layout's own code if its files have a configuration like taming's."""
+    table, layout = [], find_layout(model)
 
-    def conv(ours: str, theirs: str) -> None:
-        table.extend(
-            [Entry(f"{ours}/kernel", (f"{theirs}.weight",), "conv"), Entry(f"{ours}/bias", (f"{theirs}.bias",))]
-        )
+    def conv(ours: str, theirs: str, bias: bool = True, kind: str = "conv") -> None:
+        table.append(Entry(f"{ours}/kernel", (f"{theirs}.weight",), kind))
+        if bias:
+            table.append(Entry(f"{ours}/bias", (f"{theirs}.bias",)))
 
     def norm(ours: str, theirs: str) -> None:
+        if layout.norm == "spatial" and ours.startswith("decoder/"):
+            conv(f"{ours}/scale", f"{theirs}.conv_y")
+            conv(f"{ours}/shift", f"{theirs}.conv_b")
+            ours, theirs = f"{ours}/norm", f"{theirs}.norm_layer"
         table.extend([Entry(f"{ours}/scale", (f"{theirs}.weight",)), Entry(f"{ours}/bias", (f"{theirs}.bias",))])
 
     def residual(ours: str, theirs: str, has_shortcut: bool) -> None:
         for index in (1, 2):
             norm(f"{ours}/norm{index}", f"{theirs}.norm{index}")
-            conv(f"{ours}/conv{index}", f"{theirs}.conv{index}")
+            conv(f"{ours}/conv{index}", f"{theirs}.conv{index}", not layout.is_direct)
         if has_shortcut:
-            conv(f"{ours}/shortcut", f"{theirs}.nin_shortcut")
+            conv(f"{ours}/shortcut", f"{theirs}.nin_shortcut", not layout.is_direct)
 
     def attention(ours: str, theirs: str) -> None:
         norm(f"{ours}/norm", f"{theirs}.norm")
@@ -219,6 +278,9 @@ def build_entries(model: Mapping) -> list[Entry]:
     for level in levels(model):
         theirs = f"{level.coder}.{level.direction}.{level.index}"
         ours = f"{level.coder}/{level.direction}{level.index}"
+        if layout.norm == "adaptive" and level.direction == "up":
+            conv(f"{ours}_norm/scale", f"{theirs}.norm.gamma", kind="linear_to_conv1x1")
+            conv(f"{ours}_norm/shift", f"{theirs}.norm.beta", kind="linear_to_conv1x1")
         for block in range(level.blocks):
             residual(f"{ours}_block{block}", f"{theirs}.block.{block}", level.changes_channels and not block)
             if level.has_attention:
@@ -226,26 +288,34 @@ def build_entries(model: Mapping) -> list[Entry]:
         if level.resizes:
             conv(f"{ours}/conv", f"{theirs}.{level.direction}sample.conv")
     for coder in ("encoder", "decoder"):
-        conv(f"{coder}/conv_in", f"{coder}.conv_in")
-        residual(f"{coder}/mid_block1", f"{coder}.mid.block_1", False)
+        conv(f"{coder}/conv_in", f"{coder}.conv_in", coder == "decoder" or not layout.is_direct)
+        for block in range(1, 1 + (model["blocks"] if layout.is_direct else 2)):
+            residual(f"{coder}/mid_block{block}", f"{coder}.mid.block_{block}", False)
         if model.get("middle_attention", True):
             attention(f"{coder}/mid_attention", f"{coder}.mid.attn_1")
-        residual(f"{coder}/mid_block2", f"{coder}.mid.block_2", False)
         norm(f"{coder}/norm_out", f"{coder}.norm_out")
         conv(f"{coder}/conv_out", f"{coder}.conv_out")
-    conv("quant_conv", "quant_conv")
-    conv("post_quant_conv", "post_quant_conv")
-    return table + _quantizer_entries(model)
+    if not layout.is_direct:
+        conv("quant_conv", "quant_conv")
+        conv("post_quant_conv", "post_quant_conv")
+    table += _quantizer_entries(model)
+    return magvit2.rename(table) if model.get("layout") == "magvit2" else table
+
+
+def find_layout(model: Mapping) -> Layout:
+    """Returns the layout of a model."""
+    return LAYOUTS[model.get("layout", "taming")]
 
 
 def _quantizer_entries(model: Mapping) -> list[Entry]:
-    if model["quantizer"]["type"] == "gumbel":
+    kind = model["quantizer"]["type"]
+    if kind == "gumbel":
         return [
             Entry("quantizer/codebook", ("quantize.embed.weight",)),
             Entry("quantizer/proj/kernel", ("quantize.proj.weight",), "conv1x1_to_linear"),
             Entry("quantizer/proj/bias", ("quantize.proj.bias",)),
         ]
-    return [Entry("quantizer/codebook", ("quantize.embedding.weight",))]
+    return [] if kind == "lfq" else [Entry("quantizer/codebook", ("quantize.embedding.weight",))]
 
 
 class Level(NamedTuple):
@@ -256,7 +326,7 @@ class Level(NamedTuple):
       index: 0 for the highest resolution.
       blocks: number of residual blocks.
       changes_channels: whether the first block changes the number of channels.
-      resizes: whether the level ends with a downsampling or upsampling layer.
+      resizes: whether the level ends with a downsampling or upsampling layer that has weights.
     """
 
     coder: str
@@ -271,16 +341,20 @@ class Level(NamedTuple):
 def levels(model: Mapping) -> list[Level]:
     """Returns the levels of encoder and decoder."""
     multipliers, last = tuple(model["multipliers"]), len(model["multipliers"]) - 1
+    layout = find_layout(model)
     has_attention = [model["resolution"] >> level in tuple(model["attention"]) for level in range(last + 1)]
     above = (1, *multipliers)  # factors of the encoder's input channels
     below = (*multipliers[1:], multipliers[-1])  # factors of the decoder's input channels
     down = [
-        Level("encoder", "down", i, model["blocks"], above[i] != multipliers[i], has_attention[i], i < last)
+        Level(
+            "encoder", "down", i, model["blocks"], above[i] != multipliers[i], has_attention[i],
+            i < last and layout.downsample != "average",
+        )
         for i in range(last + 1)
-    ]
+    ]  # fmt: skip
+    blocks = model["blocks"] + (not layout.is_direct)
     up = [
-        Level("decoder", "up", i, model["blocks"] + 1, below[i] != multipliers[i], has_attention[i], i > 0)
-        for i in range(last + 1)
+        Level("decoder", "up", i, blocks, below[i] != multipliers[i], has_attention[i], i > 0) for i in range(last + 1)
     ]
     return down + up
 
