@@ -217,8 +217,9 @@ def load(path: str | Path, step: int | None = None, *, dtype: str | None = "auto
     Args:
       path: a run directory of `train-jax` (averaged weights if the run has them), a `.safetensors` file of `save`, a
         directory of diffusers' VQModel (or of a pipeline that contains a VQModel), of dalle-mini's VQGAN or of OpenAI's
-        dVAE, a checkpoint of taming-transformers with its `.yaml` in the same folder (from a second stage's checkpoint, the
-        first stage is loaded), a `.pt` of LlamaGen, or "hf:org/name".
+        dVAE, a checkpoint of taming-transformers, latent diffusion, Kandinsky, Open-MAGVIT2 or IBQ with its `.yaml` in the
+        same folder (from a second stage's checkpoint, the first stage is loaded), a `.pt` of LlamaGen, a file of MaskGIT's
+        tokenizer, or "hf:org/name".
       step: checkpoint step of a run directory; None for the newest readable checkpoint.
       dtype: precision, "float32" or "bfloat16"; "auto": bfloat16 on accelerators that have it, float32 on a CPU; None: the
         precision of the training, with float32 weights. In bfloat16, kernels need half the memory, and latents near the

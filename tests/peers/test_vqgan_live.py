@@ -34,7 +34,7 @@ def test_the_committed_files_are_what_the_peers_make(made, kind):
             np.testing.assert_allclose(value, committed[name], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["diffusers", "amused", "taming/last.ckpt"])
+@pytest.mark.parametrize("kind", ["diffusers", "amused", "taming/last.ckpt", "llamagen/vq.pt", "kandinsky", "movq"])
 def test_diffusers_opens_what_is_saved_with_the_same_codes_and_pictures(kind, tmp_path):
     vq = vqgan_jax.load(GOLDEN / "vqgan" / kind)
     vqgan_jax.save_diffusers(vq, tmp_path / "saved")

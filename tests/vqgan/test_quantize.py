@@ -143,6 +143,14 @@ def test_fsq_learns_with_any_number_of_levels(count):
     assert gradient[0, 0, 250, 0] > 0.4
 
 
+def entropies(logits):
+    """The mean entropy of the distributions of logits [n, k], and the entropy of their mean."""
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    each = -(p * np.log(np.maximum(p, 1e-300))).sum(1).mean()
+    return each, -(p.mean(0) * np.log(np.maximum(p.mean(0), 1e-300))).sum()
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.01])
 def test_lfq_reads_signs_and_its_entropies_are_those_of_the_softmax(temperature):
     options = {} if temperature == 0.01 else {"entropy_temperature": temperature}  # the published one is the default
@@ -152,15 +160,40 @@ def test_lfq_reads_signs_and_its_entropies_are_those_of_the_softmax(temperature)
     np.testing.assert_array_equal(quantized.codes, (bits * 2 ** np.arange(6)).sum(-1))
     np.testing.assert_array_equal(apply(module, {}, quantized.codes, method="embed"), 2.0 * bits - 1)
     points = np.array(list(itertools.product([-1, 1], repeat=6)), np.float64)
-    logits = -((Z.reshape(-1, 1, 6).astype(np.float64) - points) ** 2).sum(-1) / temperature
-    p = np.exp(logits - logits.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
-    each = -(p * np.log(np.maximum(p, 1e-300))).sum(1).mean()
-    mean = -(p.mean(0) * np.log(np.maximum(p.mean(0), 1e-300))).sum()
+    each, mean = entropies(-((Z.reshape(-1, 1, 6).astype(np.float64) - points) ** 2).sum(-1) / temperature)
     np.testing.assert_allclose(quantized.metrics["entropy_each"], each, rtol=1e-4)
     np.testing.assert_allclose(quantized.metrics["entropy_mean"], mean, rtol=1e-4)
     commitment = np.mean((Z - (2.0 * bits - 1)) ** 2)
     np.testing.assert_allclose(quantized.loss, 0.3 * commitment + 0.2 * (each - mean), rtol=1e-4)
+
+
+def test_ibq_takes_the_largest_product_and_trains_every_code():
+    module, _ = make(type="ibq", size=16, dim=6, beta=0.3, entropy=0.2, entropy_temperature=0.5)
+    book = rng.standard_normal((16, 6)).astype(np.float32) * np.linspace(0.5, 2, 16, dtype=np.float32)[:, None]
+
+    def run(book, z):
+        quantized = module.apply({"params": {"codebook": book}}, z, True, 1.0)
+        return jnp.sum(quantized.vectors), quantized
+
+    gradient, quantized = jax.jit(jax.grad(run, has_aux=True))(jnp.asarray(book), jnp.asarray(Z))
+    logits = (Z.astype(np.float64) @ book.T).reshape(-1, 16)
+    codes = logits.argmax(-1)
+    assert np.mean(codes != nearest(Z, book).ravel()) > 0.3
+    np.testing.assert_array_equal(quantized.codes.ravel(), codes)
+    np.testing.assert_allclose(quantized.vectors, book[quantized.codes], atol=1e-6)
+    evaluated = apply(module, {"params": {"codebook": book}}, Z, False, 1.0)
+    np.testing.assert_array_equal(evaluated.vectors, book[quantized.codes])
+    each, mean = entropies(logits / 0.5)
+    gap = np.mean((Z.reshape(-1, 6) - book[codes]) ** 2)
+    np.testing.assert_allclose(quantized.loss, (2 + 0.3) * gap + 0.2 * (each - mean), rtol=1e-4)
+    # Of sum(soft @ book) with the codes in place of soft where it is not differentiated.
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    sums = np.eye(16)[codes].sum(0)[:, None] + np.zeros((16, 6))
+    total = book.sum(1)
+    by_logits = p * (total - (p * total).sum(1, keepdims=True))
+    np.testing.assert_allclose(gradient, sums + by_logits.T @ Z.reshape(-1, 6), atol=1e-4)
+    assert np.all(np.abs(gradient).sum(1) > 0)
 
 
 @pytest.mark.parametrize("kind", quantize.QUANTIZERS)
@@ -201,7 +234,7 @@ def test_every_quantiser_works_on_a_bfloat16_encoder(small, small_coders, kind):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"type": "vq"}, "one of nearest, ema, gumbel, fsq, lfq"),
+        ({"type": "vq"}, "one of nearest, ema, ibq, gumbel, fsq, lfq"),
         ({"type": "ema", "unit": True}, "unit = True; it must be False"),
         ({"type": "ema", "decay": 1.0}, r"decay = 1.0; it must be in \(0, 1\)"),
         ({"type": "gumbel", "temperature": (1.0, 0.0)}, "it must be positive"),

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.trees import assert_close
 from train_jax.compute import Compute
@@ -35,3 +36,16 @@ def test_rematerialised_blocks_have_the_same_gradients_and_save_less():
     for remat in modes[1:]:
         assert_close(grads[remat], grads["none"], 1e-5)
     assert saved("full") < 0.8 * saved("dots") < 0.8 * 0.8 * saved("none")
+
+
+@pytest.mark.parametrize("layout", ["movq", "magvit2"])
+def test_conditional_norms_rematerialise(layout):
+    options = {**OPTIONS, "layout": layout, "z_channels": 4, "quantizer": {"type": "nearest", "size": 8, "dim": 4}}
+    images = jnp.zeros((2, 16, 16, 3))
+    variables = jax.eval_shape(model.build(options).init, jax.random.key(0), images)
+
+    def gradient(remat):
+        module = model.build(options, Compute(remat=remat))
+        return jax.eval_shape(jax.grad(lambda variables: jnp.mean(module.apply(variables, images))), variables)
+
+    assert gradient("full") == gradient("none") == variables
