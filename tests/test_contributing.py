@@ -120,7 +120,7 @@ def test_example_of_an_option_of_a_tower(folder):
     [
         ("clip", {"contrastive": {"loss": "mine"}}, "loss = 'mine'; it must be empty, or one of softmax, sigmoid"),
         ("clip", {"evals": {"test": {"type": "mine"}}}, "type = 'mine'; this task's evaluators are: zero_shot, "),
-        ("vqgan", {"model": {"quantizer": {"type": "mine"}}}, "type = 'mine'; it must be one of nearest, ema, gumbel, "),
+        ("vqgan", {"model": {"quantizer": {"type": "mine"}}}, "type = 'mine'; it must be one of nearest, ema, ibq, "),
         ("vqgan", {"loss": {"pixels": "mine"}}, "loss.pixels = 'mine'; it must be one of l1, l2"),
     ],
 )

@@ -437,7 +437,7 @@ def test_a_program_in_a_lightning_checkpoint_is_not_run(tmp_path):
         ("ldm", "attn_type: none", "attn_type: linear", "attn_type = 'linear'; only vanilla"),
         ("ldm", "attn_type: none", "attn_type: vanilla", "lacks 20 tensor.s.: .*mid.attn_1"),
         ("ibq", "n_embed: 24", "n_embed: 24\n    l2_normalize: true", "l2_normalize = True; only False"),
-        ("ibq", "ibqgan.IBQ", "ibqgan.Gumbel", "unknown class src.IBQ.models.ibqgan.Gumbel; known are VQModel, "),
+        ("ibq", "ibqgan.IBQ", "ibqgan.Gumbel", "unknown class src.IBQ.models.ibqgan.Gumbel; known are GumbelVQ, IBQ, "),
         ("magvit2", "models.lfqgan", "models.video_lfqgan", "unknown class .*video_lfqgan.VQModel"),
         ("magvit2", "n_embed: 64", "n_embed: 63", "n_embed = 63; of LFQ it must be 2 .. embed_dim"),
         ("magvit2", "z_channels: 6", "z_channels: 5", "z_channels = 5; it must be the quantiser's 6 channels"),
@@ -498,7 +498,8 @@ def test_damaged_weights_are_a_load_error(kind, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["diffusers", "dalle-mini", "taming/last.ckpt", "gumbel/stage1.ckpt", "gumbel/stage2.ckpt"]
+    "name",
+    ["diffusers", "dalle-mini", "taming/last.ckpt", "gumbel/stage1.ckpt", "gumbel/stage2.ckpt", "movq/movq_final.ckpt"],
 )
 def test_every_wrong_configuration_is_a_load_error(name, tmp_path, monkeypatch):
     """Each option in turn is missing, or of another type."""
