@@ -33,7 +33,7 @@ def training_flops(
 def _vit_flops(options: CLIPOptions, patch_dropout: float = 0.0) -> int:
     image = options.image
     grid = image.size // image.patch
-    tokens = int((1 - patch_dropout) * grid**2) + (image.pool == "cls")
+    tokens = int((1 - patch_dropout) * grid**2) + image.has_class_token
     if image.stem == "conv":
         stem, side, channels = 0, image.size, 3
         while side > grid:

@@ -10,6 +10,14 @@ from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 
 STRIDE = 32  # pixels per position of a ResNet's last feature map
+# Options that fingerprints know only if they are set, so that older models keep theirs.
+_ADDED_IMAGE = ("class_token", "norm_after_pool", "proj_bias", "drop_margin")
+_ADDED_TEXT = ("activation", "eps")
+
+
+def _drop_unset(identity: dict[str, Any], options: Options, names: tuple[str, ...]) -> dict[str, Any]:
+    unset = {field.name for field in dataclasses.fields(options) if getattr(options, field.name) == field.default}
+    return {name: value for name, value in identity.items() if name not in names or name not in unset}
 
 
 def _check_heads(width: int, heads: int, path: str) -> None:
@@ -38,12 +46,23 @@ class ImageOptions(Options):
     pre_norm: bool = option(True, "whether there is a layer norm before the blocks")
     proj: bool = option(True, "whether there is a final linear projection; without it embed_dim must equal width")
     layers: tuple[int, ...] = option((3, 4, 6, 3), "number of blocks in each of the four stages of a ResNet", least=1)
+    class_token: bool = option(False, "whether there is a class token beside the patches also with another pool than cls")
+    norm_after_pool: bool = option(False, "whether the last layer norm follows the pooling, instead of preceding it")
+    proj_bias: bool = option(False, "whether the final projection has a bias")
+    drop_margin: bool = option(
+        False, "whether pixels right of and below the last whole patch are dropped; otherwise patch must divide size"
+    )
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether a class token precedes the patches."""
+        return self.class_token or self.pool == "cls"
 
     def identity(self) -> dict[str, Any]:
         resnet = ("tower", "size", "width", "heads", "layers")
         return {
             name: value
-            for name, value in super().identity().items()
+            for name, value in _drop_unset(super().identity(), self, _ADDED_IMAGE).items()
             if (name in resnet if self.tower == "resnet" else name != "layers")
         }
 
@@ -53,7 +72,7 @@ class ImageOptions(Options):
 
     def _check_vit(self, path: str, embed_dim: int) -> None:
         _check_heads(self.width, self.heads, path)
-        if self.size % self.patch:
+        if self.size % self.patch and (not self.drop_margin or self.size < self.patch or self.stem == "conv"):
             raise ConfigError(f"config.{path}.patch = {self.patch} does not divide size = {self.size}")
         if self.stem == "conv":
             if self.patch & (self.patch - 1) or self.patch < 2:
@@ -63,6 +82,10 @@ class ImageOptions(Options):
                     f"config.{path}.width = {self.width} must be a multiple of 4 * patch = {4 * self.patch} "
                     "with the conv stem"
                 )
+        if self.norm_after_pool and self.pool == "map":
+            raise ConfigError(f"config.{path}.norm_after_pool = True with pool = 'map', which has a norm of its own")
+        if self.proj_bias and not self.proj:
+            raise ConfigError(f"config.{path}.proj_bias = True needs config.{path}.proj = True")
         if not self.proj and self.width != embed_dim:
             raise ConfigError(
                 f"config.{path}.proj = False, so embed_dim = {embed_dim} must be image.width = {self.width}"
@@ -96,6 +119,11 @@ class TextOptions(Options):
         choices=("eos", "argmax", "last"),
     )
     proj_bias: bool = option(False, "whether the final projection has a bias")
+    activation: str = option("", "activation function of the MLPs; empty: that of the model", choices=("", *ACTIVATIONS))
+    eps: float = option(0.0, "epsilon of the layer norms; 0: that of the model", least=0)
+
+    def identity(self) -> dict[str, Any]:
+        return _drop_unset(super().identity(), self, _ADDED_TEXT)
 
     def check(self, path: str) -> None:
         _check_heads(self.width, self.heads, path)

@@ -34,14 +34,15 @@ class TextTower(nn.Module):
         self, ids: Int[Array, "batch length"], deterministic: bool = True
     ) -> tuple[Float[Array, "batch embed_dim"], Float[Array, "batch length width"]]:
         """Encodes token ids as features, and each token as its output after the last layer norm."""
-        text, eps, dtype = self.options.text, self.options.eps, self.compute.array_dtype
+        text, dtype = self.options.text, self.compute.array_dtype
+        eps, activation = text.eps or self.options.eps, text.activation or self.options.activation
         init = with_axis_names(nn.initializers.normal(0.02), "vocab", "embed")
         table = self.param("tokens", init, (text.vocab_size, text.width))
         init = with_axis_names(nn.initializers.normal(0.01), "length", "embed")
         positions = self.param("positions", init, (text.context_length, text.width))
         x = add_parameter(embedding_lookup(table, ids).astype(dtype), positions[: ids.shape[1]])
         x = nn.with_logical_constraint(x, ("batch", None, None))
-        attributes = {"mlp_ratio": text.mlp_ratio, "activation": self.options.activation, "eps": eps}
+        attributes = {"mlp_ratio": text.mlp_ratio, "activation": activation, "eps": eps}
         attributes |= {"dropout": self.dropout, "causal": text.causal, **self.compute.transformer}
         x = Transformer(text.width, text.depth, text.heads, **attributes, name="transformer")(x, (), deterministic)
         if text.pool == "last":

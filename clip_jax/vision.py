@@ -101,7 +101,7 @@ class VisionTower(nn.Module):
         x = self._pool(transformer(x, attentions, deterministic), each_patch)
         if not image.proj:
             return x
-        attributes = {"bias": False, "out_dtype": jnp.float32, "name": "proj"}
+        attributes = {"bias": image.proj_bias, "out_dtype": jnp.float32, "name": "proj"}
         return Dense((self.options.embed_dim,), ("embed", "proj"), image.width**-0.5, dtype, **attributes)(x)
 
     def _embed_patches(self, x, deterministic: bool):
@@ -114,13 +114,13 @@ class VisionTower(nn.Module):
             options = {"stride": image.patch, "bias": image.stem_bias, "std": std, "axes": ("channels_in", "embed")}
             x = Conv(image.width, image.patch, dtype, **options, name="stem")(x)
         x = x.reshape(x.shape[0], -1, image.width)
-        first = int(image.pool == "cls")
+        first = int(image.has_class_token)
         shape = (x.shape[1] + first, image.width)
         positions = self.param("positions", with_axis_names(nn.initializers.normal(std), "length", "embed"), shape)
         x = add_parameter(x, positions[first:])
         if self.patch_dropout and not deterministic:
             x = patch_dropout(x, self.patch_dropout, self.make_rng("dropout"))
-        if image.pool == "cls":
+        if image.has_class_token:
             token = self.param("cls", with_axis_names(nn.initializers.normal(std), "embed"), (image.width,))
             token = jnp.broadcast_to(token + positions[0], (x.shape[0], 1, image.width)).astype(dtype)
             x = jnp.concatenate([token, x], axis=1)
@@ -129,13 +129,18 @@ class VisionTower(nn.Module):
     def _pool(self, x, each_patch: bool):
         image, eps, dtype = self.options.image, self.options.eps, self.compute.array_dtype
         norm = layer_norm(eps, dtype, "norm_post")
+        first = int(image.has_class_token)
         if image.pool == "cls":
-            return norm(x[:, 1:] if each_patch else x[:, 0])
+            return norm(x[:, first:] if each_patch else x[:, 0])
         if image.pool == "mean":
-            return norm(x) if each_patch else jnp.mean(norm(x), axis=1)
+            x = x[:, first:]
+            if each_patch:
+                return norm(x)
+            return norm(jnp.mean(x, axis=1)) if image.norm_after_pool else jnp.mean(norm(x), axis=1)
         mlp_dim = round(image.mlp_ratio * image.width)
         head = MapHead(image.width, image.heads, mlp_dim, self.options.activation, eps, dtype, name="head")
         if each_patch:
+            x = x[:, first:]
             return head(norm(x).reshape(-1, 1, image.width)).reshape(x.shape)
         return head(norm(x))
 

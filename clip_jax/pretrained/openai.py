@@ -5,7 +5,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from train_jax.errors import LoadError
 from train_jax.weights.layout import STATS, Entry
@@ -16,21 +16,31 @@ _HEAD_WIDTH = 64
 IGNORED = (r"^(input_resolution|context_length|vocab_size)$", r"num_batches_tracked$", r"attn_mask$")
 
 
-def list_entries(model: Mapping) -> list[Entry]:
-    """Lists the parameters of a model with their names in openai/CLIP. `model` has the options of `CLIPOptions`."""
-    image, text = model["image"], model["text"]
-    table = list(_resnet_entries(image) if image["tower"] == "resnet" else _vit_entries(image))
-    table += [
-        Entry("text/tokens", ("token_embedding.weight",)),
-        Entry("text/positions", ("positional_embedding",)),
-        *_block_entries("text/transformer", "transformer", text),
-        *norm_entries("text/norm_post", "ln_final"),
-        Entry("text/proj/kernel", ("text_projection",)),
-        Entry("logit_scale", ("logit_scale",), "scalar"),
-    ]
+def list_entries(model: Mapping, image_entries: Iterable[Entry] | None = None) -> list[Entry]:
+    """Lists the parameters of a model with their names in openai/CLIP. `model` has the options of `CLIPOptions`.
+
+    Args:
+      image_entries: parameters of an image tower with other names.
+    """
+    image = model["image"]
+    if image_entries is None:
+        image_entries = _resnet_entries(image) if image["tower"] == "resnet" else _vit_entries(image)
+    table = [*image_entries, *text_entries(model["text"]), Entry("logit_scale", ("logit_scale",), "scalar")]
     if model["loss"] == "sigmoid":
         table.append(Entry("logit_bias", ("logit_bias",), "scalar"))
     return table
+
+
+def text_entries(text: Mapping) -> Iterator[Entry]:
+    """Yields the parameters of a text tower with their names in openai/CLIP. `text` has the options of `TextOptions`."""
+    yield Entry("text/tokens", ("token_embedding.weight",))
+    yield Entry("text/positions", ("positional_embedding",))
+    yield from _block_entries("text/transformer", "transformer", text)
+    yield from norm_entries("text/norm_post", "ln_final")
+    if text.get("proj_bias"):
+        yield from linear_entries("text/proj", "text_projection")
+    else:
+        yield Entry("text/proj/kernel", ("text_projection",))
 
 
 def norm_entries(ours: str, theirs: str) -> Iterator[Entry]:
@@ -39,10 +49,13 @@ def norm_entries(ours: str, theirs: str) -> Iterator[Entry]:
     yield Entry(f"{ours}/bias", (f"{theirs}.bias",))
 
 
-def linear_entries(ours: str, theirs: str, kind: str = "linear", heads: int = 0) -> Iterator[Entry]:
-    """Yields the entries of a dense layer or convolution, which has PyTorch's `weight` and `bias`."""
+def linear_entries(
+    ours: str, theirs: str, kind: str = "linear", heads: int = 0, bias: bool = True
+) -> Iterator[Entry]:
+    """Yields the entries of a dense layer or convolution, which has PyTorch's `weight` and perhaps `bias`."""
     yield Entry(f"{ours}/kernel", (f"{theirs}.weight",), kind, heads)
-    yield Entry(f"{ours}/bias", (f"{theirs}.bias",))
+    if bias:
+        yield Entry(f"{ours}/bias", (f"{theirs}.bias",))
 
 
 def attention_entries(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
@@ -74,7 +87,8 @@ def _vit_entries(image: Mapping) -> Iterator[Entry]:
     yield Entry("vision/stem/kernel", ("visual.conv1.weight",), "conv")
     yield Entry("vision/cls", ("visual.class_embedding",))
     yield Entry("vision/positions", ("visual.positional_embedding",))
-    yield from norm_entries("vision/norm_pre", "visual.ln_pre")
+    if image.get("pre_norm", True):
+        yield from norm_entries("vision/norm_pre", "visual.ln_pre")
     yield from _block_entries("vision/transformer", "visual.transformer", image)
     yield from norm_entries("vision/norm_post", "visual.ln_post")
     yield Entry("vision/proj/kernel", ("visual.proj",))

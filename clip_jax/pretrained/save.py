@@ -91,8 +91,8 @@ def _make_tower_config(tower: ImageOptions | TextOptions, options: CLIPOptions) 
         "intermediate_size": round(tower.mlp_ratio * tower.width),
         "num_hidden_layers": tower.depth,
         "num_attention_heads": tower.heads,
-        "hidden_act": _THEIR_ACTIVATIONS[options.activation],
-        "layer_norm_eps": options.eps,
+        "hidden_act": _THEIR_ACTIVATIONS[getattr(tower, "activation", "") or options.activation],
+        "layer_norm_eps": getattr(tower, "eps", 0) or options.eps,
     }
 
 

@@ -332,7 +332,7 @@ def test_a_damaged_file_is_named(kind, copy):
         (
             "open-clip",
             lambda d: edit(d, "open_clip_config.json", "model_cfg", "vision_cfg", timm_model_name="x"),
-            "from timm",
+            "timm_model_name = 'x': this trunk of timm is not supported",
         ),
         (
             "open-clip",

@@ -36,12 +36,14 @@ class Entry:
         split_heads        [heads * head_dim, width] -> [width, heads, head_dim]
         heads_bias         the same without `width`
         row, rows          [1, 1, width] -> [1, width], [1, length, width] -> [length, width]
+        vector             [1, 1, width] -> [width]
         stack_first        several arrays of one shape, stacked along a new first axis
         stack_second       the same along a new second axis
         scalar             any shape with one element -> []
       heads: number of attention heads; 0 for other parameters.
       qkv_index: index of our parameter in the peer's array, which concatenates queries, keys and values along its first
         axis; None: the whole array.
+      qkv_parts: number of parameters in such an array; 2: keys and values.
     """
 
     ours: str
@@ -49,12 +51,13 @@ class Entry:
     kind: str = "same"
     heads: int = 0
     qkv_index: int | None = None
+    qkv_parts: int = 3
 
     def from_peer(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Converts the peer's arrays to our parameter, in float32."""
         arrays = [np.asarray(array).astype(np.float32) for array in arrays]
         if self.qkv_index is not None:
-            arrays = [np.split(array, 3)[self.qkv_index] for array in arrays]
+            arrays = [np.split(array, self.qkv_parts)[self.qkv_index] for array in arrays]
         if self.kind in ("stack_first", "stack_second"):
             return np.stack(arrays, axis=int(self.kind == "stack_second"))
         x = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
@@ -78,6 +81,8 @@ class Entry:
             return x.reshape(self.heads, -1)
         if self.kind in ("row", "rows"):
             return x[0]
+        if self.kind == "vector":
+            return x[0, 0]
         return x.reshape(()) if self.kind == "scalar" else x
 
     def to_peer(self, x: np.ndarray) -> list[np.ndarray]:
@@ -100,6 +105,8 @@ class Entry:
             x = x.reshape(-1, x.shape[-1]).T
         elif self.kind in ("row", "rows"):
             x = x[None]
+        elif self.kind == "vector":
+            x = x[None, None]
         return [np.ascontiguousarray(part) for part in np.split(x, len(self.theirs))] if len(self.theirs) > 1 else [x]
 
 

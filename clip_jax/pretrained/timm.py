@@ -1,0 +1,108 @@
+"""Image towers of timm in open_clip directories: options by the name of the trunk, and names of parameters.
+
+The file of open_clip only names a trunk. Its sizes, activation and norms are those that timm 1.0 builds for the name. Of
+SigLIP's trunks (`vit_*_siglip_*`) these are the tanh approximation of GELU for `base_patch32`, `large` at 512 pixels,
+`so400m_patch16` and `giantopt`, and exact GELU for all others, although big_vision trained each with the approximation.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from clip_jax.pretrained.openai import linear_entries, norm_entries
+from train_jax.errors import LoadError
+from train_jax.weights.layout import Entry
+
+TRUNK = "visual.trunk"
+ANCHOR = f"{TRUNK}.patch_embed.proj.weight"  # present in every trunk that is supported; identifies the format
+_NAME = re.compile(
+    r"vit_(?P<scale>[a-z0-9]+)_patch(?P<patch>\d+)_(?P<family>siglip|clip)_(?P<quick>quickgelu_)?(?P<size>\d+)"
+)
+# Width, depth, heads, and ratio of the MLP's width.
+_SCALES = {
+    "base": (768, 12, 12, 4.0),
+    "large": (1024, 24, 16, 4.0),
+    "so400m": (1152, 27, 16, 3.7362),
+    "giantopt": (1536, 40, 16, 4.0),
+}
+_TANH = re.compile(r"vit_(base_patch32_siglip|large_patch16_siglip_512|so400m_patch16|giantopt)")
+_POOLS = {"siglip": "map", "clip": "token"}
+_PROJECTIONS = {"siglip": ("none",), "clip": (None, "")}  # without one, or with the trunk's own
+_KWARGS = {"embed_dim": "width", "depth": "depth", "num_heads": "heads", "mlp_ratio": "mlp_ratio", "patch_size": "patch"}
+_KWARGS |= {"img_size": "size"}
+
+
+def convert_options(config: Mapping, file: Path) -> dict:
+    """Converts `vision_cfg` with a trunk of timm to the options of `ImageOptions`, with `activation` and `eps`.
+
+    Raises LoadError for other trunks, and for another pooling, projection or image size than the trunk's.
+    """
+    name = config["timm_model_name"]
+    match = _NAME.fullmatch(str(name))
+    if match is None or match["scale"] not in _SCALES:
+        raise LoadError(
+            f"{file}: vision_cfg.timm_model_name = {name!r}: this trunk of timm is not supported; supported are "
+            f"vit_SCALE_patchP_siglip_SIZE and vit_SCALE_patchP_clip_SIZE of the scales {', '.join(_SCALES)}"
+        )
+    family = match["family"]
+    width, depth, heads, mlp_ratio = _SCALES[match["scale"]]
+    sizes = {"size": int(match["size"]), "patch": int(match["patch"])}
+    sizes |= {"width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}
+    for key, value in (config.get("timm_model_kwargs") or {}).items():
+        if key not in _KWARGS:
+            raise LoadError(f"{file}: vision_cfg.timm_model_kwargs.{key} is not supported; supported: {', '.join(_KWARGS)}")
+        sizes[_KWARGS[key]] = value
+    sizes["mlp_ratio"] = int(sizes["mlp_ratio"] * sizes["width"]) / sizes["width"]  # timm rounds down
+    for key, allowed in (
+        ("timm_pool", (_POOLS[family],)),
+        ("timm_proj", _PROJECTIONS[family]),
+        ("image_size", (sizes["size"],)),
+    ):
+        if config.get(key) not in allowed:
+            raise LoadError(f"{file}: vision_cfg.{key} = {config.get(key)!r}; {name} has {allowed[0]!r}")
+    if sizes["size"] % sizes["patch"]:
+        sizes["drop_margin"] = True
+    if family == "siglip":
+        activation = "gelu_tanh" if _TANH.match(name) else "gelu"
+        options = {"stem_bias": True, "pool": "map", "pre_norm": False, "proj": False}
+        return {"tower": "vit", **sizes, **options, "activation": activation, "eps": 1e-6}
+    activation = "quick_gelu" if match["quick"] else "gelu"
+    return {"tower": "vit", **sizes, "proj_bias": True, "activation": activation, "eps": 1e-5}
+
+
+def list_entries(image: Mapping) -> Iterator[Entry]:
+    """Lists the parameters of an image tower with their names in timm. `image` has the options of `ImageOptions`."""
+    heads = image["heads"]
+    yield from linear_entries("vision/stem", f"{TRUNK}.patch_embed.proj", "conv", bias=image.get("stem_bias", False))
+    if image.get("pool", "cls") == "cls":
+        yield Entry("vision/cls", (f"{TRUNK}.cls_token",), "vector")
+    yield Entry("vision/positions", (f"{TRUNK}.pos_embed",), "rows")
+    if image.get("pre_norm", True):
+        yield from norm_entries("vision/norm_pre", f"{TRUNK}.norm_pre")
+    for index in range(image["depth"]):
+        mine, block = f"vision/transformer/block_{index}", f"{TRUNK}.blocks.{index}"
+        yield from norm_entries(f"{mine}/norm1", f"{block}.norm1")
+        yield Entry(f"{mine}/attention/qkv/kernel", (f"{block}.attn.qkv.weight",), "qkv", heads)
+        yield Entry(f"{mine}/attention/qkv/bias", (f"{block}.attn.qkv.bias",), "qkv_bias", heads)
+        yield from linear_entries(f"{mine}/attention/out", f"{block}.attn.proj", "merge_heads", heads)
+        yield from norm_entries(f"{mine}/norm2", f"{block}.norm2")
+        yield from linear_entries(f"{mine}/mlp_in", f"{block}.mlp.fc1")
+        yield from linear_entries(f"{mine}/mlp_out", f"{block}.mlp.fc2")
+    yield from norm_entries("vision/norm_post", f"{TRUNK}.norm")
+    if image.get("pool") == "map":
+        yield from _attention_pool_entries("vision/head", f"{TRUNK}.attn_pool", heads)
+    if image.get("proj", True):
+        yield from linear_entries("vision/proj", f"{TRUNK}.head")
+
+
+def _attention_pool_entries(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
+    yield Entry(f"{ours}/probe", (f"{theirs}.latent",), "row")
+    yield Entry(f"{ours}/attention/q/kernel", (f"{theirs}.q.weight",), "split_heads", heads)
+    yield Entry(f"{ours}/attention/q/bias", (f"{theirs}.q.bias",), "heads_bias", heads)
+    for index, name in enumerate("kv"):
+        yield Entry(f"{ours}/attention/{name}/kernel", (f"{theirs}.kv.weight",), "split_heads", heads, index, 2)
+        yield Entry(f"{ours}/attention/{name}/bias", (f"{theirs}.kv.bias",), "heads_bias", heads, index, 2)
+    yield from linear_entries(f"{ours}/attention/out", f"{theirs}.proj", "merge_heads", heads)
+    yield from norm_entries(f"{ours}/norm", f"{theirs}.norm")
+    yield from linear_entries(f"{ours}/mlp_in", f"{theirs}.mlp.fc1")
+    yield from linear_entries(f"{ours}/mlp_out", f"{theirs}.mlp.fc2")
