@@ -12,7 +12,7 @@ from train_jax.options import Options, option
 STRIDE = 32  # pixels per position of a ResNet's last feature map
 # Options that fingerprints know only if they are set, so that older models keep theirs.
 _ADDED_IMAGE = ("class_token", "norm_after_pool", "proj_bias", "drop_margin")
-_ADDED_TEXT = ("activation", "eps")
+_ADDED_TEXT = ("proj", "activation", "eps")
 
 
 def _drop_unset(identity: dict[str, Any], options: Options, names: tuple[str, ...]) -> dict[str, Any]:
@@ -119,6 +119,7 @@ class TextOptions(Options):
         choices=("eos", "argmax", "last"),
     )
     proj_bias: bool = option(False, "whether the final projection has a bias")
+    proj: bool = option(True, "whether there is a final linear projection; without it embed_dim must equal width")
     activation: str = option("", "activation function of the MLPs; empty: that of the model", choices=("", *ACTIVATIONS))
     eps: float = option(0.0, "epsilon of the layer norms; 0: that of the model", least=0)
 
@@ -148,6 +149,11 @@ class CLIPOptions(Options):
 
     def check(self, path: str) -> None:
         self.image.check_in(f"{path}.image", self.embed_dim)
+        if not self.text.proj and (self.text.width != self.embed_dim or self.text.proj_bias):
+            raise ConfigError(
+                f"config.{path}.text.proj = False, so embed_dim = {self.embed_dim} must be text.width = {self.text.width}, "
+                "and text.proj_bias False"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

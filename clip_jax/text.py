@@ -51,6 +51,8 @@ class TextTower(nn.Module):
             end = find_ends(ids, text.pool, self.eos_id)
             pooled = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
         norm = layer_norm(eps, dtype, "norm_post")
+        if not text.proj:
+            return norm(pooled).astype(jnp.float32), norm(x)
         options = {"bias": text.proj_bias, "out_dtype": jnp.float32, "name": "proj"}
         proj = Dense((self.options.embed_dim,), ("embed", "proj"), text.width**-0.5, dtype, **options)
         return proj(norm(pooled)), norm(x)

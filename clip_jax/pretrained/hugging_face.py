@@ -1,4 +1,4 @@
-"""Hugging Face directories of CLIP and SigLIP, in the format of `transformers`.
+"""Hugging Face directories of CLIP, MetaCLIP 2 and SigLIP, in the format of `transformers`.
 
 Files: config.json, model.safetensors (or pytorch_model.bin, or shards with an index), tokenizer files,
 preprocessor_config.json
@@ -20,6 +20,8 @@ from train_jax.weights.wrappers import unwrap
 
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 LEGACY_EOS = 2  # eos_token_id of older CLIP configs, for which transformers pools at the largest id
+# Supported values of `model_type`, with the options of their tokenizers.
+KINDS = {"clip": {}, "metaclip_2": {"is_padded": True, "clean": "none"}, "siglip": {}}
 IGNORED = (r"embeddings\.position_ids$",)
 _WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin")
 ANCHOR = "text_model.embeddings.token_embedding.weight"  # present in every CLIP and SigLIP; identifies the format
@@ -39,24 +41,25 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     kind = config.get("model_type")
     if kind == "siglip2":
         raise LoadError(f"{file}: SigLIP 2 of variable resolution (NaFlex) is not supported; its fixed sizes are")
-    if kind not in ("clip", "siglip") or "vision_config" not in config or "text_config" not in config:
-        raise LoadError(f"{file}: model_type {kind!r} is neither a complete 'clip' nor a complete 'siglip' model")
+    if kind not in KINDS or "vision_config" not in config or "text_config" not in config:
+        raise LoadError(f"{file}: model_type {kind!r} is no complete model of these: {', '.join(KINDS)}")
     config |= {name: _read_section(config, name, file) for name in ("text_config", "vision_config")}
-    model = convert_clip_options(config, file) if kind == "clip" else convert_siglip_options(config, file)
-    table = list_clip_entries if kind == "clip" else list_siglip_entries
+    is_siglip = kind == "siglip"
+    model = convert_siglip_options(config, file) if is_siglip else convert_clip_options(config, file)
+    table = list_siglip_entries if is_siglip else list_clip_entries
     files = [weights] if weights else find_weight_files(path)
     if not files:
         raise LoadError(f"{path} holds no weights: none of {', '.join(_WEIGHTS)}")
     source = str(weights or path)
     tensors = unwrap({name: x for part in files for name, x in open_tensors(part).items()}, ANCHOR, source)
-    preprocess = open_preprocess(path, model["image"]["size"], "CLIP" if kind == "clip" else "Siglip")
+    preprocess = open_preprocess(path, model["image"]["size"], "Siglip" if is_siglip else "CLIP")
     if preprocess is None:
         raise LoadError(f"{path}: {' or '.join(FILES)} is missing, which says how images are preprocessed")
     return Checkpoint(
         name=source,
         kind=f"Hugging Face {kind}",
         model=model,
-        tokenizer=open_matching_tokenizer(path, config["text_config"], model),
+        tokenizer=open_matching_tokenizer(path, config["text_config"], model, **KINDS[kind]),
         preprocess=preprocess,
         read=lambda: (from_peer(tensors, table(model), source, IGNORED), source),
         files=f"{files[0].name}, config.json, {next(name for name in FILES if (path / name).is_file())}",
@@ -106,7 +109,7 @@ def _convert_image_size(config: Mapping) -> dict:
 def _read_section(config: Mapping, name: str, file: Path) -> dict:
     """Reads `text_config` or `vision_config`. In older CLIP files, `NAME_dict` and its defaults override it."""
     part, override = read_section(config, name, file), config.get(f"{name}_dict")
-    if override is None or config["model_type"] != "clip":
+    if override is None or config["model_type"] == "siglip":
         return part
     return part | (_CLIP_TEXT if name == "text_config" else _CLIP_IMAGE) | read_section(config, f"{name}_dict", file)
 
@@ -127,12 +130,12 @@ _SIGLIP_IMAGE = _SIGLIP | {"image_size": 224, "patch_size": 16}
 
 
 def convert_clip_options(config: Mapping, file: Path) -> dict:
-    """Converts the config of a CLIPModel to the options of `CLIPOptions`."""
+    """Converts the config of a CLIPModel or MetaClip2Model to the options of `CLIPOptions`."""
     text, image = _CLIP_TEXT | config["text_config"], _CLIP_IMAGE | config["vision_config"]
     image = {
         **_convert_tower(image, file, _CLIP_IMAGE), **_convert_image_size(image), "pool": "cls", "pre_norm": True
     }  # fmt: skip
-    text = _convert_clip_text_options(text, file)
+    text = _convert_clip_text_options(text, file) | ({"pool": "eos"} if config["model_type"] == "metaclip_2" else {})
     return join_towers(image, text, embed_dim=config.get("projection_dim", 512), loss="softmax")
 
 

@@ -20,11 +20,11 @@ WEIGHTS = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorc
 _IMAGE = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16, "head_width": 64, "mlp_ratio": 4.0}
 _TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0}
 _LAYERS = ("act_kwargs", "norm_kwargs")
-_SUPPORTED_IMAGE = {
-    "pool_type": ("tok", "avg"), "pos_embed_type": ("learnable",), "no_ln_pre": (True,), "final_ln_after_pool": (True,)
+_SUPPORTED_IMAGE = {  # files hold the positions of both types
+    "pool_type": ("tok", "avg"), "pos_embed_type": ("learnable", "sin_cos_2d"), "no_ln_pre": (True,), "final_ln_after_pool": (True,)
 }  # fmt: skip
 _SUPPORTED_TEXT = {
-    "pool_type": ("argmax", "eos", "last"), "proj_type": ("linear",), "text_arch": ("clip",), "no_causal_mask": (True,),
+    "pool_type": ("argmax", "eos", "last"), "proj_type": ("linear", "none"), "text_arch": ("clip",), "no_causal_mask": (True,),
     "proj_bias": (True,),
 }  # fmt: skip
 _POOLS = {"tok": "cls", "avg": "mean"}
@@ -157,7 +157,7 @@ def _convert_text(config: Mapping, text: Mapping, file: Path) -> dict:
         "mlp_ratio": text["mlp_ratio"],
         "pool": text.get("pool_type", "argmax"),
         **({"causal": False} if text.get("no_causal_mask") else {}),
-        **({"proj_bias": True} if text.get("proj_bias") else {}),
+        **({"proj": False} if text.get("proj_type") == "none" else {"proj_bias": True} if text.get("proj_bias") else {}),
         **_convert_layers(config, text, f"{file}: text_cfg"),
     }
 

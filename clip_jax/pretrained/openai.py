@@ -39,7 +39,7 @@ def text_entries(text: Mapping) -> Iterator[Entry]:
     yield from norm_entries("text/norm_post", "ln_final")
     if text.get("proj_bias"):
         yield from linear_entries("text/proj", "text_projection")
-    else:
+    elif text.get("proj", True):
         yield Entry("text/proj/kernel", ("text_projection",))
 
 

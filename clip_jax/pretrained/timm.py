@@ -32,14 +32,20 @@ _KWARGS = {"embed_dim": "width", "depth": "depth", "num_heads": "heads", "mlp_ra
 _KWARGS |= {"img_size": "size"}
 
 
+def match_name(name: str) -> re.Match | None:
+    """Matches the name of a supported trunk: its scale, patch, family ("siglip" or "clip") and size."""
+    match = _NAME.fullmatch(name)
+    return match if match and match["scale"] in _SCALES else None
+
+
 def convert_options(config: Mapping, file: Path) -> dict:
     """Converts `vision_cfg` with a trunk of timm to the options of `ImageOptions`, with `activation` and `eps`.
 
     Raises LoadError for other trunks, and for another pooling, projection or image size than the trunk's.
     """
     name = config["timm_model_name"]
-    match = _NAME.fullmatch(str(name))
-    if match is None or match["scale"] not in _SCALES:
+    match = match_name(str(name))
+    if match is None:
         raise LoadError(
             f"{file}: vision_cfg.timm_model_name = {name!r}: this trunk of timm is not supported; supported are "
             f"vit_SCALE_patchP_siglip_SIZE and vit_SCALE_patchP_clip_SIZE of the scales {', '.join(_SCALES)}"

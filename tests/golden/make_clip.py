@@ -129,13 +129,16 @@ def hf_clip(name: str, eos_token_id: int | None, activation: str, seed: int) -> 
     expected(folder, batch["input_ids"], out.image_embeds, out.text_embeds, out.logits_per_image)
 
 
-def sentencepiece_file(folder: Path) -> Path:
-    """A small unigram vocabulary, of the layout of SigLIP's: </s> is 1, <unk> 2."""
+SIGLIP_IDS = {"pad_id": -1, "bos_id": -1, "eos_id": 1, "unk_id": 2, "control_symbols": ["<pad>"]}
+
+
+def sentencepiece_file(folder: Path, ids: dict = SIGLIP_IDS) -> Path:
+    """A small unigram vocabulary, by default of the layout of SigLIP's: </s> is 1, <unk> 2."""
     corpus = folder / "corpus.txt"
     corpus.write_text("\n".join([t.lower() for t in TEXTS] * 20 + ["a dog and a cat", "the red ship at night"] * 20))
     sentencepiece.SentencePieceTrainer.train(
         input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=60, model_type="unigram",
-        pad_id=-1, bos_id=-1, eos_id=1, unk_id=2, control_symbols=["<pad>"], hard_vocab_limit=False, minloglevel=2,
+        hard_vocab_limit=False, minloglevel=2, **ids,
     )  # fmt: skip
     corpus.unlink()
     (folder / "spiece.vocab").unlink()
@@ -149,6 +152,41 @@ def t5_tokenizer(folder: Path) -> None:
     file.unlink()
     tokenizer.save_pretrained(folder)
     (folder / "spiece.model").unlink(missing_ok=True)
+
+
+def xlm_tokenizer(folder: Path) -> transformers.XLMRobertaTokenizerFast:
+    """MetaCLIP 2's kind of vocabulary: <s> is 0, <pad> 1, </s> 2."""
+    file = sentencepiece_file(folder, {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1})
+    tokenizer = transformers.XLMRobertaTokenizerFast(str(file), model_max_length=LENGTH)
+    file.unlink()
+    tokenizer.save_pretrained(folder)
+    (folder / "sentencepiece.bpe.model").unlink(missing_ok=True)
+    return tokenizer
+
+
+def bert_tokenizer(folder: Path) -> None:
+    """CLIPA's kind of vocabulary: WordPiece, with [PAD] 0."""
+    pieces = ["a", "photo", "of", "cat", ".", ",", "two", "dog", "##s", "and", "red", "ball", "the", "sea", "ship", "##p", "4"]
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces]) + "\n")
+    transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=LENGTH).save_pretrained(folder)
+
+
+def hf_metaclip2(name: str, seed: int) -> None:
+    folder = new_folder(name)
+    tokenizer = xlm_tokenizer(folder)
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": LENGTH, "eos_token_id": 2, "bos_token_id": 0}
+    config = transformers.MetaClip2Config(
+        text_config=TOWER | sizes, vision_config=TOWER | {"image_size": 24, "patch_size": 8}, projection_dim=20
+    )
+    model = transformers.MetaClip2Model(config).eval()
+    randomise(model, seed)
+    model.save_pretrained(folder)
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    processor.save_pretrained(folder)
+    pixels = processor(pictures(folder), return_tensors="pt")["pixel_values"]
+    ids = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")["input_ids"]
+    out = model(input_ids=ids, pixel_values=pixels)
+    expected(folder, ids, out.image_embeds, out.text_embeds, out.logits_per_image)
 
 
 def hf_siglip(name: str, seed: int) -> tuple[Path, transformers.SiglipModel]:
@@ -362,6 +400,7 @@ def open_clip_directory(
     expected(folder, ids, image, text, logits)
 
 
+VIT = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16, "mlp_ratio": 2.5}
 # Trunks of timm, small.
 TRUNK = {"img_size": 24, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 SIGLIP = {"image_size": 24, "timm_pool": "map", "timm_proj": "none", "timm_model_kwargs": TRUNK}
@@ -376,6 +415,20 @@ def open_clip_siglip(name: str, trunk: str, seed: int, **text) -> None:
     vision = SIGLIP | {"timm_model_name": trunk}
     options = {"embed_dim": 32, "custom_text": True, "init_logit_bias": -10}
     open_clip_directory(name, vision, seed, text=SIGLIP_TEXT | text, tokenizer=t5_tokenizer, **options)
+
+
+def open_clip_metaclip2(name: str, seed: int) -> None:
+    text = {"hf_tokenizer_name": "facebook/xlm-v-base", "pool_type": "eos", "eos_id": 2}
+    open_clip_directory(name, VIT, seed, text=text, tokenizer=xlm_tokenizer, quick_gelu=True)
+
+
+def open_clip_clipa(name: str, seed: int, **vision) -> None:
+    vision = VIT | {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True} | vision
+    text = {
+        "hf_tokenizer_name": "bert-base-uncased", "tokenizer_kwargs": {"strip_sep_token": True}, "pool_type": "last",
+        "no_causal_mask": True,
+    }  # fmt: skip
+    open_clip_directory(name, vision, seed, text=text, tokenizer=bert_tokenizer)
 
 
 def openai_file(name: str, vision_layers, vision_width: int, seed: int, script: bool) -> None:
@@ -437,15 +490,17 @@ def main() -> None:
     image_processors()
     hf_clip("hf-clip", None, "quick_gelu", 1)
     hf_clip("hf-clip-legacy", 2, "gelu", 2)
+    hf_metaclip2("hf-metaclip2", 4)
     big_vision("big-vision", *hf_siglip("hf-siglip", 3))
     without_torchvision()
-    vit = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16, "mlp_ratio": 2.5}
-    open_clip_directory("open-clip", vit, 5)
-    open_clip_directory("open-clip-quick", vit, 6, quick_gelu=True)
-    open_clip_directory("open-clip-training", vit, 8, training=True)
-    open_clip_directory("open-clip-custom", vit, 7, custom_text=True, init_logit_bias=-10.0)
+    open_clip_directory("open-clip", VIT, 5)
+    open_clip_directory("open-clip-quick", VIT, 6, quick_gelu=True)
+    open_clip_directory("open-clip-training", VIT, 8, training=True)
+    open_clip_directory("open-clip-custom", VIT, 7, custom_text=True, init_logit_bias=-10.0)
     open_clip_directory("open-clip-resnet", {"image_size": 32, "layers": [1, 2, 1, 1], "width": 4, "head_width": 64}, 9)
     open_clip_siglip("open-clip-siglip2", "vit_base_patch16_siglip_224", 13, act_kwargs={"approximate": "tanh"})
+    open_clip_metaclip2("open-clip-metaclip2", 17)
+    open_clip_clipa("open-clip-clipa", 19)
     openai_file("openai-vit", 1, 64, 10, script=True)
     openai_file("openai-resnet", (1, 1, 2, 1), 4, 11, script=False)
 

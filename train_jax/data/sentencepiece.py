@@ -33,7 +33,7 @@ CLEANING = {
     "canonicalize": (normalizers.Replace("_", " "), _LOWER, _NO_PUNCTUATION, *_ONE_LINE),
     "lower": (_LOWER, *_ONE_LINE),
     "whitespace": _ONE_LINE,
-    "none": (),
+    "none": (),  # transformers' of MetaCLIP 2
 }
 
 
@@ -170,7 +170,8 @@ def _add_preprocessing(
     pieces: tokenizers.Tokenizer, options: Mapping, length: int, path: paths.AnyPath, clean: str, blank: str | None
 ) -> tokenizers.Tokenizer:
     """Adds clean-up, truncation and padding to `length`; see `SentencePiece.load`."""
-    pieces.normalizer = normalizers.Sequence([*CLEANING[clean], *([pieces.normalizer] if pieces.normalizer else [])])
+    if CLEANING[clean]:
+        pieces.normalizer = normalizers.Sequence([*CLEANING[clean], *([pieces.normalizer] if pieces.normalizer else [])])
     pad = options.get("pad_token") or "</s>"
     pad = pad["content"] if isinstance(pad, Mapping) else pad
     pad_id = pieces.token_to_id(pad)
