@@ -11,7 +11,7 @@ from train_jax.options import Options, option
 
 STRIDE = 32  # pixels per position of a ResNet's last feature map
 # Options that fingerprints know only if they are set, so that older models keep theirs.
-_ADDED_IMAGE = ("class_token", "norm_after_pool", "proj_bias", "drop_margin")
+_ADDED_IMAGE = ("pool_heads", "class_token", "norm_after_pool", "proj_bias", "drop_margin")
 _ADDED_TEXT = ("proj", "activation", "eps")
 
 
@@ -41,11 +41,14 @@ class ImageOptions(Options):
     )
     stem_bias: bool = option(False, "whether the patch embedding has a bias")
     pool: str = option(
-        "cls", "pooling: class token, mean over patches, or attention pooling (map)", choices=("cls", "mean", "map")
+        "cls",
+        "pooling: class token, mean over patches, attention pooling with an MLP (map), or CoCa's without (query)",
+        choices=("cls", "mean", "map", "query"),
     )
     pre_norm: bool = option(True, "whether there is a layer norm before the blocks")
     proj: bool = option(True, "whether there is a final linear projection; without it embed_dim must equal width")
     layers: tuple[int, ...] = option((3, 4, 6, 3), "number of blocks in each of the four stages of a ResNet", least=1)
+    pool_heads: int = option(0, "number of heads of the pools map and query; 0: heads", least=0)
     class_token: bool = option(False, "whether there is a class token beside the patches also with another pool than cls")
     norm_after_pool: bool = option(False, "whether the last layer norm follows the pooling, instead of preceding it")
     proj_bias: bool = option(False, "whether the final projection has a bias")
@@ -82,8 +85,13 @@ class ImageOptions(Options):
                     f"config.{path}.width = {self.width} must be a multiple of 4 * patch = {4 * self.patch} "
                     "with the conv stem"
                 )
-        if self.norm_after_pool and self.pool == "map":
-            raise ConfigError(f"config.{path}.norm_after_pool = True with pool = 'map', which has a norm of its own")
+        pooled = embed_dim if self.pool == "query" else self.width
+        if self.pool in ("map", "query") and pooled % (self.pool_heads or self.heads):
+            raise ConfigError(
+                f"config.{path}.pool_heads = {self.pool_heads or self.heads} does not divide {pooled}, the width of the pool"
+            )
+        if self.norm_after_pool and self.pool in ("map", "query"):
+            raise ConfigError(f"config.{path}.norm_after_pool = True with pool = {self.pool!r}, whose norms have one place")
         if self.proj_bias and not self.proj:
             raise ConfigError(f"config.{path}.proj_bias = True needs config.{path}.proj = True")
         if not self.proj and self.width != embed_dim:
@@ -115,8 +123,9 @@ class TextOptions(Options):
     causal: bool = option(True, "whether attention is causal: tokens attend only to themselves and earlier tokens")
     pool: str = option(
         "eos",
-        "pooled token: the end token, the token with the largest id (OpenAI's rule), or the last position",
-        choices=("eos", "argmax", "last"),
+        "pooled token: the end token, the token with the largest id (OpenAI's rule), the last position, or a class token "
+        "after the text (CoCa's)",
+        choices=("eos", "argmax", "last", "cls"),
     )
     proj_bias: bool = option(False, "whether the final projection has a bias")
     proj: bool = option(True, "whether there is a final linear projection; without it embed_dim must equal width")

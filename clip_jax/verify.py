@@ -42,8 +42,10 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
     else:
         blocks = f"{image.depth} layers, width {image.width}, {image.heads} heads"
         tower = f"ViT, {blocks}, patches of {image.patch} px"
-        pooling = {"cls": "class token", "mean": "mean", "map": "attention (MAP)"}[image.pool]
-    text_pool = {"eos": f"first token {module.eos_id}", "argmax": "largest id", "last": "last position"}[text.pool]
+        pooling = {"cls": "class token", "mean": "mean", "map": "attention (MAP)", "query": "attention (CoCa)"}[image.pool]
+    text_pool = {
+        "eos": f"first token {module.eos_id}", "argmax": "largest id", "last": "last position", "cls": "class token"
+    }[text.pool]  # fmt: skip
     attention = "causal" if text.causal else "bidirectional"
     text_layers = (text.activation or options.activation, text.eps or options.eps)
     return {

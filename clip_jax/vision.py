@@ -62,6 +62,23 @@ class MapHead(nn.Module):
         return y + Dense((self.width,), ("mlp", "embed"), std, self.dtype, out_dtype=jnp.float32, name="mlp_out")(z)
 
 
+class AttentionalPooler(nn.Module):
+    """Attention pooling with one learned query, whose output has the width `features` (arXiv 2205.01917, section 3.2)."""
+
+    heads: int
+    features: int
+    eps: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch features"]:
+        init = with_axis_names(nn.initializers.normal(1.0), "length", "embed")
+        query = layer_norm(self.eps, self.dtype, "norm_query")(self.param("query", init, (1, self.features)))
+        query = jnp.broadcast_to(query[None], (x.shape[0], 1, self.features))
+        x = layer_norm(self.eps, self.dtype, "norm")(x)
+        return CrossAttention(self.heads, self.features, self.dtype, name="attention")(query, x)[:, 0]
+
+
 class VisionTower(nn.Module):
     """Vision transformer: encodes normalised images as features of width `embed_dim`.
 
@@ -137,12 +154,16 @@ class VisionTower(nn.Module):
             if each_patch:
                 return norm(x)
             return norm(jnp.mean(x, axis=1)) if image.norm_after_pool else jnp.mean(norm(x), axis=1)
-        mlp_dim = round(image.mlp_ratio * image.width)
-        head = MapHead(image.width, image.heads, mlp_dim, self.options.activation, eps, dtype, name="head")
-        if each_patch:
+        heads = image.pool_heads or image.heads
+        if each_patch:  # each patch is pooled alone
             x = x[:, first:]
-            return head(norm(x).reshape(-1, 1, image.width)).reshape(x.shape)
-        return head(norm(x))
+            num_patches, x = x.shape[1], x.reshape(-1, 1, image.width)
+        if image.pool == "query":
+            pooled = norm(AttentionalPooler(heads, self.options.embed_dim, eps, dtype, name="head")(x))
+        else:
+            mlp_dim = round(image.mlp_ratio * image.width)
+            pooled = MapHead(image.width, heads, mlp_dim, self.options.activation, eps, dtype, name="head")(norm(x))
+        return pooled.reshape(-1, num_patches, pooled.shape[-1]) if each_patch else pooled
 
 
 def patch_dropout(x: Float[Array, "batch length width"], rate: float, key) -> Float[Array, "batch kept width"]:

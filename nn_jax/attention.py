@@ -337,6 +337,8 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head cross-attention. Kernels: `q`, `k`, `v` [width, heads, head_dim], `out` [heads, head_dim, features].
 
+    Heads divide the width of the queries; keys may have another width.
+
     Attributes:
       features: width of the output.
       out_dtype: dtype of the output; see `Dense`.
@@ -349,7 +351,7 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, queries: Float[Array, "batch n width"], keys: Float[Array, "batch m width"]
+        self, queries: Float[Array, "batch n width"], keys: Float[Array, "batch m key_width"]
     ) -> Float[Array, "batch n features"]:
         width = queries.shape[-1]
         std = width**-0.5

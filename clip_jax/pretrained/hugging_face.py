@@ -22,6 +22,11 @@ ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": 
 LEGACY_EOS = 2  # eos_token_id of older CLIP configs, for which transformers pools at the largest id
 # Supported values of `model_type`, with the options of their tokenizers.
 KINDS = {"clip": {}, "metaclip_2": {"is_padded": True, "clean": "none"}, "siglip": {}}
+_HALVES = {
+    f"{kind}_{half}_model": f"its {other}"
+    for kind in KINDS
+    for half, other in (("text", "image"), ("vision", "text"))
+}
 IGNORED = (r"embeddings\.position_ids$",)
 _WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin")
 ANCHOR = "text_model.embeddings.token_embedding.weight"  # present in every CLIP and SigLIP; identifies the format
@@ -41,6 +46,8 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     kind = config.get("model_type")
     if kind == "siglip2":
         raise LoadError(f"{file}: SigLIP 2 of variable resolution (NaFlex) is not supported; its fixed sizes are")
+    if kind in _HALVES:
+        raise LoadError(f"{file}: model_type {kind!r} is half a CLIP, without {_HALVES[kind]} tower; load the whole model")
     if kind not in KINDS or "vision_config" not in config or "text_config" not in config:
         raise LoadError(f"{file}: model_type {kind!r} is no complete model of these: {', '.join(KINDS)}")
     config |= {name: _read_section(config, name, file) for name in ("text_config", "vision_config")}

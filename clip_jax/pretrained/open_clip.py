@@ -21,11 +21,12 @@ _IMAGE = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16, "head
 _TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0}
 _LAYERS = ("act_kwargs", "norm_kwargs")
 _SUPPORTED_IMAGE = {  # files hold the positions of both types
-    "pool_type": ("tok", "avg"), "pos_embed_type": ("learnable", "sin_cos_2d"), "no_ln_pre": (True,), "final_ln_after_pool": (True,)
+    "pool_type": ("tok", "avg"), "pos_embed_type": ("learnable", "sin_cos_2d"), "no_ln_pre": (True,),
+    "final_ln_after_pool": (True,), "attentional_pool": (True,),
 }  # fmt: skip
 _SUPPORTED_TEXT = {
-    "pool_type": ("argmax", "eos", "last"), "proj_type": ("linear", "none"), "text_arch": ("clip",), "no_causal_mask": (True,),
-    "proj_bias": (True,),
+    "pool_type": ("argmax", "eos", "last"), "proj_type": ("linear", "none"), "text_arch": ("clip",),
+    "no_causal_mask": (True,), "proj_bias": (True,), "embed_cls": (True,),
 }  # fmt: skip
 _POOLS = {"tok": "cls", "avg": "mean"}
 # Options that do not change the features: options of training, of other modules, and of unsupported towers.
@@ -36,6 +37,7 @@ _IGNORED_OPTIONS = {
     "text_mask", "pad_id", "bos_id", "eos_id", "attention_mode", "pos_embed", "rope_temperature", "mlp_type", "norm_eps",
     "norm_placement", "variable_text",
 }  # fmt: skip
+_CAPTIONING = (r"^text_decoder\.",)  # CoCa's second text tower, which has no part in its embeddings
 _TOKENIZER_OPTIONS = {"clean": "whitespace", "strip_sep_token": False}
 
 
@@ -57,6 +59,7 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     trunk = config["vision_cfg"].get("timm_model_name")
     tensors = unwrap(open_tensors(weights), timm.ANCHOR if trunk else openai.ANCHOR, source)
     tensors = {name.removeprefix("text."): x for name, x in tensors.items()}
+    ignored = (*openai.IGNORED, *(_CAPTIONING if config.get("multimodal_cfg") else ()))
     table = openai.list_entries(model, timm.list_entries(model["image"]) if trunk else None)
     return Checkpoint(
         name=name,
@@ -64,7 +67,7 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
         model=model,
         tokenizer=_open_tokenizer(path, config["text_cfg"], model, file),
         preprocess=open_preprocess(path, model["image"]["size"]),
-        read=lambda: (from_peer(tensors, table, source, openai.IGNORED), source),
+        read=lambda: (from_peer(tensors, table, source, ignored), source),
         files=f"{weights.name}, {CONFIG}" + (f" (sizes and activation of images: timm's {trunk})" if trunk else ""),
     )
 
@@ -101,6 +104,8 @@ def convert_options(config: Mapping, file: Path) -> dict:
         raise LoadError(
             f"{file}: text_cfg.hf_model_name = {text['hf_model_name']!r} is not supported: text towers are open_clip's own"
         )
+    if text.get("embed_cls") and text.get("pad_id", 0) != 0:
+        raise LoadError(f"{file}: text_cfg.pad_id = {text['pad_id']!r} is not supported with embed_cls; 0 is")
     if not isinstance(config.get("embed_dim"), int):
         raise LoadError(f"{file}: embed_dim = {config.get('embed_dim')!r}; it must be an integer")
     for name, part, sizes, supported in (
@@ -133,6 +138,10 @@ def _convert_image(config: Mapping, image: Mapping, file: Path) -> dict:
     options = {"pool": pool, "class_token": True} if pool != "cls" else {}
     options |= {"pre_norm": False} if image.get("no_ln_pre") else {}
     options |= {"norm_after_pool": True} if image.get("final_ln_after_pool") and pool != "cls" else {}
+    if image.get("attentional_pool"):
+        if image["width"] == config["embed_dim"] or options.get("norm_after_pool") or pool != "cls":
+            raise LoadError(f"{where}.attentional_pool with a width of embed_dim or another pool_type is not supported")
+        options |= {"pool": "query", "class_token": True, "pool_heads": image.get("attn_pooler_heads", 8)}
     return {
         "size": image["image_size"],
         "width": image["width"],
@@ -155,7 +164,7 @@ def _convert_text(config: Mapping, text: Mapping, file: Path) -> dict:
         "depth": text["layers"],
         "heads": text["heads"],
         "mlp_ratio": text["mlp_ratio"],
-        "pool": text.get("pool_type", "argmax"),
+        "pool": "cls" if text.get("embed_cls") else text.get("pool_type", "argmax"),
         **({"causal": False} if text.get("no_causal_mask") else {}),
         **({"proj": False} if text.get("proj_type") == "none" else {"proj_bias": True} if text.get("proj_bias") else {}),
         **_convert_layers(config, text, f"{file}: text_cfg"),

@@ -35,6 +35,8 @@ def text_entries(text: Mapping) -> Iterator[Entry]:
     """Yields the parameters of a text tower with their names in openai/CLIP. `text` has the options of `TextOptions`."""
     yield Entry("text/tokens", ("token_embedding.weight",))
     yield Entry("text/positions", ("positional_embedding",))
+    if text.get("pool") == "cls":
+        yield Entry("text/cls", ("cls_emb",))
     yield from _block_entries("text/transformer", "transformer", text)
     yield from norm_entries("text/norm_post", "ln_final")
     if text.get("proj_bias"):
@@ -90,8 +92,21 @@ def _vit_entries(image: Mapping) -> Iterator[Entry]:
     if image.get("pre_norm", True):
         yield from norm_entries("vision/norm_pre", "visual.ln_pre")
     yield from _block_entries("vision/transformer", "visual.transformer", image)
+    if image.get("pool") == "query":
+        yield from _pooler_entries("vision/head", "visual.attn_pool", image["pool_heads"])
     yield from norm_entries("vision/norm_post", "visual.ln_post")
     yield Entry("vision/proj/kernel", ("visual.proj",))
+
+
+def _pooler_entries(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
+    """Yields the entries of CoCa's attentional pooler, of whose queries the first is that of the contrastive loss."""
+    yield Entry(f"{ours}/query", (f"{theirs}.query",), "first_row")
+    yield from norm_entries(f"{ours}/norm_query", f"{theirs}.ln_q")
+    yield from norm_entries(f"{ours}/norm", f"{theirs}.ln_k")
+    for index, name in enumerate("qkv"):
+        yield Entry(f"{ours}/attention/{name}/kernel", (f"{theirs}.attn.{name}_proj_weight",), "split_heads", heads)
+        yield Entry(f"{ours}/attention/{name}/bias", (f"{theirs}.attn.in_proj_bias",), "heads_bias", heads, index)
+    yield from linear_entries(f"{ours}/attention/out", f"{theirs}.attn.out_proj", "merge_heads", heads)
 
 
 def _resnet_entries(image: Mapping) -> Iterator[Entry]:

@@ -41,9 +41,10 @@ _CLASSES = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "Sigl
 def save_hf(clip, directory: str | Path) -> None:
     """Saves `clip` (a `clip_jax.Clip`) as a Hugging Face directory of CLIPModel, MetaClip2Model or SiglipModel.
 
-    SiglipModel has the sigmoid loss; MetaClip2Model has the softmax loss and another tokenizer than CLIP's. Also writes preprocessor_config.json and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or
-    tokenizer.json for AutoTokenizer. transformers always rounds an odd crop margin down, unlike some modes of
-    `clip.preprocess`.
+    SiglipModel has the sigmoid loss; MetaClip2Model has the softmax loss and another tokenizer than CLIP's. Also writes
+    preprocessor_config.json and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or tokenizer.json for
+    AutoTokenizer. transformers always rounds an odd crop margin down, unlike some modes of `clip.preprocess`, and does not
+    repair texts.
 
     Raises ValueError, which names the part, if transformers does not support the model (a ResNet, a convolutional stem,
     mean pooling, …), and FileExistsError if the directory is not empty.

@@ -26,7 +26,7 @@ def counted(image: dict, method: str | None = None) -> tuple[CLIPOptions, float]
     return module.options, program.lower(variables, *inputs).compile().cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("stem, pool", [("patch", "cls"), ("conv", "mean"), ("patch", "map")])
+@pytest.mark.parametrize("stem, pool", [("patch", "cls"), ("conv", "mean"), ("patch", "map"), ("patch", "query")])
 def test_flops_of_both_towers(stem, pool):
     """Norms, softmax and activations come on top of the formula."""
     options, expected = counted({"stem": stem, "pool": pool, "patch": 16, "width": 128, "depth": 2, "heads": 2})

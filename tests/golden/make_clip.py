@@ -166,7 +166,7 @@ def xlm_tokenizer(folder: Path) -> transformers.XLMRobertaTokenizerFast:
 
 def bert_tokenizer(folder: Path) -> None:
     """CLIPA's kind of vocabulary: WordPiece, with [PAD] 0."""
-    pieces = ["a", "photo", "of", "cat", ".", ",", "two", "dog", "##s", "and", "red", "ball", "the", "sea", "ship", "##p", "4"]
+    pieces = ["a", "photo", "of", "cat", ".", ",", "two", "dog", "##s", "and", "red", "ball", "the", "sea", "ship", "4"]
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces]) + "\n")
     transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=LENGTH).save_pretrained(folder)
 
@@ -365,6 +365,7 @@ def open_clip_directory(
     text = {"context_length": LENGTH, "vocab_size": size, "width": 32, "heads": 4, "layers": 2} | (text or {})
     config = {"embed_dim": 20, "vision_cfg": vision, "text_cfg": text} | options
     kind = open_clip.model.CustomTextCLIP if options.pop("custom_text", False) else open_clip.model.CLIP
+    kind = open_clip.CoCa if "multimodal_cfg" in config else kind
     arguments = {key: value for key, value in config.items() if key != "custom_text"}
     # open_clip 3 has no `timm_model_kwargs`, which open_clip 4 hands on like this.
     kwargs = {"timm_model_kwargs": vision.get("timm_model_kwargs", {})}
@@ -395,7 +396,7 @@ def open_clip_directory(
     pixels = pixels_of(folder, vision["image_size"], squash=is_siglip)
     image, text = model.encode_image(pixels, normalize=True), model.encode_text(ids, normalize=True)
     logits = model.logit_scale.exp() * image @ text.T
-    if model.logit_bias is not None:
+    if getattr(model, "logit_bias", None) is not None:
         logits = logits + model.logit_bias
     expected(folder, ids, image, text, logits)
 
@@ -429,6 +430,30 @@ def open_clip_clipa(name: str, seed: int, **vision) -> None:
         "no_causal_mask": True,
     }  # fmt: skip
     open_clip_directory(name, vision, seed, text=text, tokenizer=bert_tokenizer)
+
+
+def open_clip_coca(name: str, seed: int) -> None:
+    vision = VIT | {"attentional_pool": True, "attn_pooler_heads": 5, "output_tokens": True}
+    text = {"embed_cls": True, "output_tokens": True}
+    decoder = {"context_length": LENGTH, "vocab_size": 600, "width": 20, "heads": 2, "layers": 1, "attn_pooler_heads": 2}
+    open_clip_directory(name, vision, seed, text=text, multimodal_cfg=decoder, custom_text=True)
+
+
+def long_clip(name: str, seed: int) -> None:
+    """Long-CLIP's file, from a checkout of beichenzbc/Long-CLIP; its context is always 248."""
+    from model.model_longclip import CLIP
+
+    folder = new_folder(name)
+    tokenizer = clip_tokenizer(folder)
+    model = CLIP(20, 24, 1, 64, 8, 248, len(tokenizer), 64, 1, 1, load_from_clip=False).eval()
+    randomise(model, seed)
+    model.half().float()
+    batch = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=248, return_tensors="pt")
+    ids, pixels = batch["input_ids"] * batch["attention_mask"], pixels_of(folder, 24)
+    image, text = model.encode_image(pixels), model.encode_text(ids)
+    torch.save({key: value.half() for key, value in model.state_dict().items()}, folder / "longclip-tiny.pt")
+    unit = [torch.nn.functional.normalize(x, dim=-1) for x in (image, text)]
+    expected(folder, ids, image, text, model.logit_scale.exp() * unit[0] @ unit[1].T)
 
 
 def openai_file(name: str, vision_layers, vision_width: int, seed: int, script: bool) -> None:
@@ -501,6 +526,8 @@ def main() -> None:
     open_clip_siglip("open-clip-siglip2", "vit_base_patch16_siglip_224", 13, act_kwargs={"approximate": "tanh"})
     open_clip_metaclip2("open-clip-metaclip2", 17)
     open_clip_clipa("open-clip-clipa", 19)
+    open_clip_coca("open-clip-coca", 27)
+    long_clip("long-clip", 12)
     openai_file("openai-vit", 1, 64, 10, script=True)
     openai_file("openai-resnet", (1, 1, 2, 1), 4, 11, script=False)
 

@@ -37,6 +37,7 @@ class Entry:
         heads_bias         the same without `width`
         row, rows          [1, 1, width] -> [1, width], [1, length, width] -> [length, width]
         vector             [1, 1, width] -> [width]
+        first_row          [length, width] -> [1, width]; only from a peer
         stack_first        several arrays of one shape, stacked along a new first axis
         stack_second       the same along a new second axis
         scalar             any shape with one element -> []
@@ -83,6 +84,8 @@ class Entry:
             return x[0]
         if self.kind == "vector":
             return x[0, 0]
+        if self.kind == "first_row":
+            return x[:1]
         return x.reshape(()) if self.kind == "scalar" else x
 
     def to_peer(self, x: np.ndarray) -> list[np.ndarray]:
