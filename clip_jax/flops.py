@@ -51,7 +51,7 @@ def _vit_flops(options: CLIPOptions, patch_dropout: float = 0.0) -> int:
     if image.pool == "query":
         head += _single_query_attention_flops(tokens, image.width, options.embed_dim, options.embed_dim)
     if image.pool == "map":
-        hidden = round(image.mlp_ratio * image.width)
+        hidden = round((image.pool_mlp_ratio or image.mlp_ratio) * image.width)
         head += _single_query_attention_flops(tokens, image.width, image.width) + 2 * dense_flops(
             1, image.width, hidden
         )

@@ -11,7 +11,10 @@ from train_jax.options import Options, option
 
 STRIDE = 32  # pixels per position of a ResNet's last feature map
 # Options that fingerprints know only if they are set, so that older models keep theirs.
-_ADDED_IMAGE = ("pool_heads", "class_token", "norm_after_pool", "proj_bias", "drop_margin")
+_ADDED_IMAGE = (
+    "pool_heads", "pool_mlp_ratio", "rope", "rope_offset", "rope_grid", "class_token", "norm_after_pool", "proj_bias",
+    "drop_margin",
+)  # fmt: skip
 _ADDED_TEXT = ("proj", "activation", "eps")
 
 
@@ -49,6 +52,14 @@ class ImageOptions(Options):
     proj: bool = option(True, "whether there is a final linear projection; without it embed_dim must equal width")
     layers: tuple[int, ...] = option((3, 4, 6, 3), "number of blocks in each of the four stages of a ResNet", least=1)
     pool_heads: int = option(0, "number of heads of the pools map and query; 0: heads", least=0)
+    pool_mlp_ratio: float = option(0.0, "width of the MLP of the pool map, in widths; 0: mlp_ratio", least=0)
+    rope: str = option(
+        "none",
+        "rotary embedding of patches, besides learned positions: which coordinate turns the first half of a head",
+        choices=("none", "rows_first", "columns_first"),
+    )
+    rope_offset: float = option(0.0, "coordinate of the first row and column of patches, for rope")
+    rope_grid: int = option(0, "side of the grid whose coordinates are those of the patches, for rope; 0: theirs", least=0)
     class_token: bool = option(False, "whether there is a class token beside the patches also with another pool than cls")
     norm_after_pool: bool = option(False, "whether the last layer norm follows the pooling, instead of preceding it")
     proj_bias: bool = option(False, "whether the final projection has a bias")
@@ -85,6 +96,12 @@ class ImageOptions(Options):
                     f"config.{path}.width = {self.width} must be a multiple of 4 * patch = {4 * self.patch} "
                     "with the conv stem"
                 )
+        if self.rope == "none" and (self.rope_offset or self.rope_grid):
+            raise ConfigError(f"config.{path}.rope_offset and rope_grid have no meaning with config.{path}.rope = 'none'")
+        if self.rope != "none" and self.width // self.heads % 4:
+            raise ConfigError(
+                f"config.{path}.heads = {self.heads} makes heads of {self.width // self.heads}; rope needs a multiple of 4"
+            )
         pooled = embed_dim if self.pool == "query" else self.width
         if self.pool in ("map", "query") and pooled % (self.pool_heads or self.heads):
             raise ConfigError(

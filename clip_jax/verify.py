@@ -41,7 +41,8 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
         pooling = "attention"
     else:
         blocks = f"{image.depth} layers, width {image.width}, {image.heads} heads"
-        tower = f"ViT, {blocks}, patches of {image.patch} px"
+        rope = "" if image.rope == "none" else f", rotary positions ({image.rope})"
+        tower = f"ViT, {blocks}, patches of {image.patch} px{rope}"
         pooling = {"cls": "class token", "mean": "mean", "map": "attention (MAP)", "query": "attention (CoCa)"}[image.pool]
     text_pool = {
         "eos": f"first token {module.eos_id}", "argmax": "largest id", "last": "last position", "cls": "class token"

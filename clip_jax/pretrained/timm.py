@@ -15,27 +15,28 @@ from train_jax.weights.layout import Entry
 
 TRUNK = "visual.trunk"
 ANCHOR = f"{TRUNK}.patch_embed.proj.weight"  # present in every trunk that is supported; identifies the format
-_NAME = re.compile(
-    r"vit_(?P<scale>[a-z0-9]+)_patch(?P<patch>\d+)_(?P<family>siglip|clip)_(?P<quick>quickgelu_)?(?P<size>\d+)"
+_NAMES = (
+    re.compile(r"vit_(?P<scale>[a-z0-9]+)_patch(?P<patch>\d+)_(?P<family>siglip|clip)_(?P<quick>quickgelu_)?(?P<size>\d+)"),
+    re.compile(r"vit_(?P<family>pe_core)_(?P<scale>[a-z]+)_patch(?P<patch>\d+)_(?P<size>\d+)"),
 )
-# Width, depth, heads, and ratio of the MLP's width.
+_VIT = {"base": (768, 12, 12, 4.0), "large": (1024, 24, 16, 4.0)}
+# Width, depth, heads, and ratio of the MLP's width, by family and scale.
 _SCALES = {
-    "base": (768, 12, 12, 4.0),
-    "large": (1024, 24, 16, 4.0),
-    "so400m": (1152, 27, 16, 3.7362),
-    "giantopt": (1536, 40, 16, 4.0),
+    "siglip": _VIT | {"so400m": (1152, 27, 16, 3.7362), "giantopt": (1536, 40, 16, 4.0)},
+    "clip": _VIT,
+    "pe_core": _VIT | {"tiny": (192, 12, 3, 4.0), "small": (384, 12, 6, 4.0), "gigantic": (1536, 50, 16, 8960 / 1536)},
 }
 _TANH = re.compile(r"vit_(base_patch32_siglip|large_patch16_siglip_512|so400m_patch16|giantopt)")
-_POOLS = {"siglip": "map", "clip": "token"}
-_PROJECTIONS = {"siglip": ("none",), "clip": (None, "")}  # without one, or with the trunk's own
+_POOLS = {"siglip": "map", "clip": "token", "pe_core": "map"}
+_PROJECTIONS = {"siglip": ("none",), "clip": (None, ""), "pe_core": (None, "")}  # without one, or with the trunk's own
 _KWARGS = {"embed_dim": "width", "depth": "depth", "num_heads": "heads", "mlp_ratio": "mlp_ratio", "patch_size": "patch"}
 _KWARGS |= {"img_size": "size"}
 
 
 def match_name(name: str) -> re.Match | None:
-    """Matches the name of a supported trunk: its scale, patch, family ("siglip" or "clip") and size."""
-    match = _NAME.fullmatch(name)
-    return match if match and match["scale"] in _SCALES else None
+    """Matches the name of a supported trunk: its scale, patch, family (of `_SCALES`) and size."""
+    match = next((match for pattern in _NAMES if (match := pattern.fullmatch(name))), None)
+    return match if match and match["scale"] in _SCALES[match["family"]] else None
 
 
 def convert_options(config: Mapping, file: Path) -> dict:
@@ -48,10 +49,10 @@ def convert_options(config: Mapping, file: Path) -> dict:
     if match is None:
         raise LoadError(
             f"{file}: vision_cfg.timm_model_name = {name!r}: this trunk of timm is not supported; supported are "
-            f"vit_SCALE_patchP_siglip_SIZE and vit_SCALE_patchP_clip_SIZE of the scales {', '.join(_SCALES)}"
+            "vit_SCALE_patchP_siglip_SIZE, vit_SCALE_patchP_clip_SIZE and vit_pe_core_SCALE_patchP_SIZE"
         )
     family = match["family"]
-    width, depth, heads, mlp_ratio = _SCALES[match["scale"]]
+    width, depth, heads, mlp_ratio = _SCALES[family][match["scale"]]
     sizes = {"size": int(match["size"]), "patch": int(match["patch"])}
     sizes |= {"width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}
     for key, value in (config.get("timm_model_kwargs") or {}).items():
@@ -72,6 +73,12 @@ def convert_options(config: Mapping, file: Path) -> dict:
         activation = "gelu_tanh" if _TANH.match(name) else "gelu"
         options = {"stem_bias": True, "pool": "map", "pre_norm": False, "proj": False}
         return {"tower": "vit", **sizes, **options, "activation": activation, "eps": 1e-6}
+    if family == "pe_core":
+        is_gigantic = match["scale"] == "gigantic"
+        options = {"pool": "map", "pool_heads": 8, "pool_mlp_ratio": 4.0, "class_token": not is_gigantic, "proj_bias": True}
+        options |= {"rope": "columns_first", "rope_offset": 0.0 if is_gigantic else 1.0}
+        options |= {"rope_grid": int(match["size"]) // int(match["patch"])}
+        return {"tower": "vit", **sizes, **options, "activation": "gelu", "eps": 1e-5}
     activation = "quick_gelu" if match["quick"] else "gelu"
     return {"tower": "vit", **sizes, "proj_bias": True, "activation": activation, "eps": 1e-5}
 
@@ -80,7 +87,7 @@ def list_entries(image: Mapping) -> Iterator[Entry]:
     """Lists the parameters of an image tower with their names in timm. `image` has the options of `ImageOptions`."""
     heads = image["heads"]
     yield from linear_entries("vision/stem", f"{TRUNK}.patch_embed.proj", "conv", bias=image.get("stem_bias", False))
-    if image.get("pool", "cls") == "cls":
+    if image.get("class_token", image.get("pool", "cls") == "cls"):
         yield Entry("vision/cls", (f"{TRUNK}.cls_token",), "vector")
     yield Entry("vision/positions", (f"{TRUNK}.pos_embed",), "rows")
     if image.get("pre_norm", True):
@@ -96,7 +103,7 @@ def list_entries(image: Mapping) -> Iterator[Entry]:
         yield from linear_entries(f"{mine}/mlp_out", f"{block}.mlp.fc2")
     yield from norm_entries("vision/norm_post", f"{TRUNK}.norm")
     if image.get("pool") == "map":
-        yield from _attention_pool_entries("vision/head", f"{TRUNK}.attn_pool", heads)
+        yield from _attention_pool_entries("vision/head", f"{TRUNK}.attn_pool", image.get("pool_heads", heads))
     if image.get("proj", True):
         yield from linear_entries("vision/proj", f"{TRUNK}.head")
 

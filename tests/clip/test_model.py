@@ -277,6 +277,8 @@ def test_tensor_and_fsdp_really_split_the_kernels(scan):
         ({"image": {"size": 18, "stem": "conv", "drop_margin": True}}, "patch = 4 does not divide size = 18"),
         ({"image": {"pool": "map", "norm_after_pool": True}}, "norm_after_pool = True with pool = 'map'"),
         ({"image": {"pool": "query", "pool_heads": 5}}, "pool_heads = 5 does not divide 12, the width of the pool"),
+        ({"image": {"rope_offset": 1.0}}, "rope_offset and rope_grid have no meaning"),
+        ({"image": {"rope": "rows_first", "heads": 8}}, "makes heads of 2; rope needs a multiple of 4"),
         ({"image": {"proj": False, "proj_bias": True}}, "proj_bias = True needs config.model.image.proj"),
         ({"text": {"proj": False}}, "embed_dim = 12 must be text.width = 16"),
         ({"text": {"eps": -1.0}}, "eps = -1"),
@@ -351,6 +353,34 @@ def test_the_mean_may_leave_out_a_class_token_and_precede_the_norm(random_params
     np.testing.assert_allclose(encode(module, params, "encode_image", images), expected, atol=1e-6)
     patches = encode(module, params, "encode_patches", images)
     assert patches.shape == (2, 16, 12)
+
+
+ROPE = SMALL["image"] | {"heads": 2, "pool": "mean", "class_token": True, "rope": "rows_first", "rope_grid": 3}
+
+
+def test_rotary_positions_turn_patches_but_not_the_class_token(random_params, monkeypatch):
+    """Without learned positions, exchanging two patches changes the features only with rope."""
+    turned, plain = build(image=ROPE), build(image=ROPE | {"rope": "none", "rope_grid": 0})
+    params, images = random_params(plain), inputs()[0]
+    params["vision"]["positions"] = jnp.zeros_like(params["vision"]["positions"])
+    exchanged = images.at[:, :4, :4].set(images[:, 4:8, 8:12]).at[:, 4:8, 8:12].set(images[:, :4, :4])
+    for module, is_equal in ((plain, True), (turned, False)):
+        difference = encode(module, params, "encode_image", images) - encode(module, params, "encode_image", exchanged)
+        assert (np.abs(difference).max() < 1e-5) == is_equal
+    monkeypatch.setattr("clip_jax.vision.grid_angles", lambda *_: np.zeros((16, 4), np.float32))
+    zero = encode(turned, params, "encode_image", images)  # an angle of 0, which is that of the class token
+    np.testing.assert_allclose(zero, encode(plain, params, "encode_image", images), atol=1e-6)
+
+
+def test_rotary_positions_follow_patches_that_are_kept(random_params, monkeypatch):
+    """All patches "kept" in another order have the same mean."""
+    module = build(image=ROPE).clone(patch_dropout=0.5)
+    params, images = random_params(module), inputs()[0]
+    order = np.stack([np.random.default_rng(seed).permutation(16) for seed in range(2)])
+    monkeypatch.setattr("clip_jax.vision.sample_patches", lambda *_: jnp.asarray(order))
+    rngs = {"dropout": jax.random.key(0)}
+    shuffled = apply(module, {"params": params}, images, deterministic=False, method="encode_image", rngs=rngs)
+    np.testing.assert_allclose(shuffled, encode(module, params, "encode_image", images), atol=1e-5)
 
 
 def test_cocas_pool_is_one_query_and_no_mlp(random_params):

@@ -18,6 +18,7 @@ from clip_jax import verify  # noqa: E402
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 TEXTS = ["a photo of a cat.", "two dogs", "the sea at night, with many, many, many ships far away", "42"]
 KINDS = ("hf-clip", "hf-clip-legacy", "hf-metaclip2", "hf-siglip")
+SAVED = ("big-vision", "open-clip-metaclip2", "open-clip-quick", "open-clip-siglip2", "openai-vit")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_every_layer_is_the_peers(kind):
         assert row.relative < 1e-5, row
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "open-clip-metaclip2", "open-clip-quick", "open-clip-siglip2", "openai-vit", "big-vision"])
+@pytest.mark.parametrize("kind", [*KINDS, *SAVED])
 def test_transformers_opens_what_is_saved_with_the_same_outputs(kind, tmp_path):
     """Pictures and texts through transformers' own processor, tokenizer and model."""
     folder = GOLDEN / "clip" / kind

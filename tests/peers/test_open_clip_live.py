@@ -31,7 +31,7 @@ from clip_jax.pretrained.checkpoint import abstract_variables  # noqa: E402
 CONFIGS = sorted((Path(SPEC.origin).parent / "model_configs").glob("*.json"))
 # Text towers of transformers, and image towers that are no plain transformers.
 UNSUPPORTED = re.compile(
-    r"roberta|mt5|nllb|convnext|ViTamin|swin|MobileCLIP2?-[SB]|vit_(medium|relpos)|EVA0[12]|PE-Core|ViT-M-16-alt"
+    r"roberta|mt5|nllb|convnext|ViTamin|swin|MobileCLIP2?-[SB]|vit_(medium|relpos)|EVA0[12]|ViT-M-16-alt"
 )
 TANH = {"act_kwargs": {"approximate": "tanh"}}
 MODELS = {
@@ -40,6 +40,8 @@ MODELS = {
     "metaclip2": lambda name: make_clip.open_clip_metaclip2(name, 23),
     "clipa": lambda name: make_clip.open_clip_clipa(name, 24),
     "coca": lambda name: make_clip.open_clip_coca(name, 26),
+    "pe": lambda name: make_clip.open_clip_pe(name, "vit_pe_core_large_patch14_336", 27),
+    "pe-gigantic": lambda name: make_clip.open_clip_pe(name, "vit_pe_core_gigantic_patch14_448", 28),
     "openvision": lambda name: make_clip.open_clip_clipa(name, 25, pos_embed_type="sin_cos_2d"),
 }
 
@@ -106,7 +108,7 @@ def test_trunks_have_the_activation_and_norms_of_timm(monkeypatch):
         with torch.device("meta"):
             trunk = timm.create_model(name)
         family = ours.timm.match_name(name)["family"]
-        pool, proj = ("map", "none") if family == "siglip" else ("token", None)
+        pool, proj = {"siglip": ("map", "none"), "clip": ("token", None), "pe_core": ("map", None)}[family]
         size = trunk.patch_embed.img_size[0]
         config = {"timm_model_name": name, "image_size": size, "timm_pool": pool, "timm_proj": proj}
         options = ours.timm.convert_options(config, Path(name))
