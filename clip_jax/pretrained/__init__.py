@@ -32,9 +32,9 @@ _HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _HUB_FALLBACK = ("pytorch_model*.bin", "open_clip_pytorch_model.bin")
 _FORMATS = (
     "load opens run directories of train-jax (config.json with a task, tokenizer.json, preprocess.json, artifacts.json, "
-    "checkpoints/), Hugging Face directories of CLIP and SigLIP (config.json with a model_type), open_clip directories "
-    f"({open_clip.CONFIG}), weight files inside either directory, OpenAI's .pt files, big_vision's .npz "
-    "files, .safetensors files of clip_jax.save, and hf:org/name"
+    "checkpoints/), Hugging Face directories of CLIP, MetaCLIP 2 and SigLIP (config.json with a model_type), open_clip "
+    f"directories ({open_clip.CONFIG}), weight files inside either directory, .pt files of OpenAI and Long-CLIP, .npz files "
+    "of big_vision, .safetensors files of clip_jax.save, and hf:org/name"
 )
 
 
