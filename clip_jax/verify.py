@@ -41,8 +41,10 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
         pooling = "attention"
     else:
         blocks = f"{image.depth} layers, width {image.width}, {image.heads} heads"
-        rope = "" if image.rope == "none" else f", rotary positions ({image.rope})"
-        tower = f"ViT, {blocks}, patches of {image.patch} px{rope}"
+        more = "" if image.rope == "none" else f", rotary positions ({image.rope})"
+        more += ", gated MLPs" * image.gated_mlp + ", norms in the blocks' branches" * image.sub_norm
+        more += "" if image.key_bias else ", keys without bias"
+        tower = f"ViT, {blocks}, patches of {image.patch} px{more}"
         pooling = {"cls": "class token", "mean": "mean", "map": "attention (MAP)", "query": "attention (CoCa)"}[image.pool]
     text_pool = {
         "eos": f"first token {module.eos_id}", "argmax": "largest id", "last": "last position", "cls": "class token"

@@ -118,6 +118,7 @@ class VisionTower(nn.Module):
             attention_index = (0,) * (image.depth - 1) + (1,)
         attributes = {"mlp_ratio": image.mlp_ratio, "activation": self.options.activation, "eps": self.options.eps}
         attributes |= {"dropout": self.dropout, "attention_index": attention_index, **self.compute.transformer}
+        attributes |= {"gated": image.gated_mlp, "sub_norm": image.sub_norm, "key_bias": image.key_bias}
         transformer = Transformer(image.width, image.depth, image.heads, **attributes, name="transformer")
         x = self._pool(transformer(x, attentions, deterministic), each_patch)
         if not image.proj:

@@ -18,7 +18,9 @@ from train_jax.weights.layout import Entry, from_peer
 from train_jax.weights.tensors import open_tensors
 from train_jax.weights.wrappers import unwrap
 
-ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+ACTIVATIONS = {
+    "quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "silu": "silu"
+}  # fmt: skip
 LEGACY_EOS = 2  # eos_token_id of older CLIP configs, for which transformers pools at the largest id
 # Supported values of `model_type`, with the options of their tokenizers.
 KINDS = {"clip": {}, "metaclip_2": {"is_padded": True, "clean": "none"}, "siglip": {}}

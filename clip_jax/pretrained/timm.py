@@ -18,6 +18,8 @@ ANCHOR = f"{TRUNK}.patch_embed.proj.weight"  # present in every trunk that is su
 _NAMES = (
     re.compile(r"vit_(?P<scale>[a-z0-9]+)_patch(?P<patch>\d+)_(?P<family>siglip|clip)_(?P<quick>quickgelu_)?(?P<size>\d+)"),
     re.compile(r"vit_(?P<family>pe_core)_(?P<scale>[a-z]+)_patch(?P<patch>\d+)_(?P<size>\d+)"),
+    re.compile(r"(?P<family>eva02)_(?P<scale>[a-z]+)_patch(?P<patch>\d+)_clip_(?P<size>\d+)"),
+    re.compile(r"(?P<family>eva)_(?P<scale>giant)_patch(?P<patch>14)_(?P<size>224)"),
 )
 _VIT = {"base": (768, 12, 12, 4.0), "large": (1024, 24, 16, 4.0)}
 # Width, depth, heads, and ratio of the MLP's width, by family and scale.
@@ -25,10 +27,13 @@ _SCALES = {
     "siglip": _VIT | {"so400m": (1152, 27, 16, 3.7362), "giantopt": (1536, 40, 16, 4.0)},
     "clip": _VIT,
     "pe_core": _VIT | {"tiny": (192, 12, 3, 4.0), "small": (384, 12, 6, 4.0), "gigantic": (1536, 50, 16, 8960 / 1536)},
+    "eva02": {"base": (768, 12, 12, 8 / 3), "large": (1024, 24, 16, 8 / 3)},
+    "eva": {"giant": (1408, 40, 16, 6144 / 1408)},
 }
 _TANH = re.compile(r"vit_(base_patch32_siglip|large_patch16_siglip_512|so400m_patch16|giantopt)")
-_POOLS = {"siglip": "map", "clip": "token", "pe_core": "map"}
-_PROJECTIONS = {"siglip": ("none",), "clip": (None, ""), "pe_core": (None, "")}  # without one, or with the trunk's own
+_POOLS = {"siglip": "map", "pe_core": "map"}  # of the others: token
+_PROJECTIONS = {"siglip": ("none",)}  # the others have the trunk's own
+_EVA02_GRID = 16  # on whose coordinates its rotary positions are, at any size
 _KWARGS = {"embed_dim": "width", "depth": "depth", "num_heads": "heads", "mlp_ratio": "mlp_ratio", "patch_size": "patch"}
 _KWARGS |= {"img_size": "size"}
 
@@ -49,7 +54,8 @@ def convert_options(config: Mapping, file: Path) -> dict:
     if match is None:
         raise LoadError(
             f"{file}: vision_cfg.timm_model_name = {name!r}: this trunk of timm is not supported; supported are "
-            "vit_SCALE_patchP_siglip_SIZE, vit_SCALE_patchP_clip_SIZE and vit_pe_core_SCALE_patchP_SIZE"
+            "vit_SCALE_patchP_siglip_SIZE, vit_SCALE_patchP_clip_SIZE, vit_pe_core_SCALE_patchP_SIZE, "
+            "eva02_SCALE_patchP_clip_SIZE and eva_giant_patch14_224"
         )
     family = match["family"]
     width, depth, heads, mlp_ratio = _SCALES[family][match["scale"]]
@@ -61,8 +67,8 @@ def convert_options(config: Mapping, file: Path) -> dict:
         sizes[_KWARGS[key]] = value
     sizes["mlp_ratio"] = int(sizes["mlp_ratio"] * sizes["width"]) / sizes["width"]  # timm rounds down
     for key, allowed in (
-        ("timm_pool", (_POOLS[family],)),
-        ("timm_proj", _PROJECTIONS[family]),
+        ("timm_pool", (_POOLS.get(family, "token"),)),
+        ("timm_proj", _PROJECTIONS.get(family, (None, ""))),
         ("image_size", (sizes["size"],)),
     ):
         if config.get(key) not in allowed:
@@ -79,6 +85,12 @@ def convert_options(config: Mapping, file: Path) -> dict:
         options |= {"rope": "columns_first", "rope_offset": 0.0 if is_gigantic else 1.0}
         options |= {"rope_grid": int(match["size"]) // int(match["patch"])}
         return {"tower": "vit", **sizes, **options, "activation": "gelu", "eps": 1e-5}
+    if family in ("eva", "eva02"):
+        options = {"stem_bias": True, "pre_norm": False, "proj_bias": True, "key_bias": False}
+        if family == "eva":
+            return {"tower": "vit", **sizes, **options, "activation": "gelu", "eps": 1e-6}
+        options |= {"rope": "rows_first", "rope_grid": _EVA02_GRID, "gated_mlp": True, "sub_norm": True}
+        return {"tower": "vit", **sizes, **options, "activation": "silu", "eps": 1e-6}
     activation = "quick_gelu" if match["quick"] else "gelu"
     return {"tower": "vit", **sizes, "proj_bias": True, "activation": activation, "eps": 1e-5}
 
@@ -93,19 +105,34 @@ def list_entries(image: Mapping) -> Iterator[Entry]:
     if image.get("pre_norm", True):
         yield from norm_entries("vision/norm_pre", f"{TRUNK}.norm_pre")
     for index in range(image["depth"]):
-        mine, block = f"vision/transformer/block_{index}", f"{TRUNK}.blocks.{index}"
-        yield from norm_entries(f"{mine}/norm1", f"{block}.norm1")
-        yield Entry(f"{mine}/attention/qkv/kernel", (f"{block}.attn.qkv.weight",), "qkv", heads)
-        yield Entry(f"{mine}/attention/qkv/bias", (f"{block}.attn.qkv.bias",), "qkv_bias", heads)
-        yield from linear_entries(f"{mine}/attention/out", f"{block}.attn.proj", "merge_heads", heads)
-        yield from norm_entries(f"{mine}/norm2", f"{block}.norm2")
-        yield from linear_entries(f"{mine}/mlp_in", f"{block}.mlp.fc1")
-        yield from linear_entries(f"{mine}/mlp_out", f"{block}.mlp.fc2")
+        yield from _block_entries(f"vision/transformer/block_{index}", f"{TRUNK}.blocks.{index}", image)
     yield from norm_entries("vision/norm_post", f"{TRUNK}.norm")
     if image.get("pool") == "map":
         yield from _attention_pool_entries("vision/head", f"{TRUNK}.attn_pool", image.get("pool_heads", heads))
     if image.get("proj", True):
         yield from linear_entries("vision/proj", f"{TRUNK}.head")
+
+
+def _block_entries(ours: str, theirs: str, image: Mapping) -> Iterator[Entry]:
+    heads, attention, has_norms = image["heads"], f"{theirs}.attn", image.get("sub_norm", False)
+    yield from norm_entries(f"{ours}/norm1", f"{theirs}.norm1")
+    yield from norm_entries(f"{ours}/norm2", f"{theirs}.norm2")
+    is_joint = not has_norms  # EVA-02 has three products
+    qkv = (f"{attention}.qkv.weight",) if is_joint else tuple(f"{attention}.{part}_proj.weight" for part in "qkv")
+    yield Entry(f"{ours}/attention/qkv/kernel", qkv, "qkv", heads)
+    if image.get("key_bias", True):
+        yield Entry(f"{ours}/attention/qkv/bias", (f"{attention}.qkv.bias",), "qkv_bias", heads)
+    else:
+        biases = tuple(f"{attention}.{part}_bias" if is_joint else f"{attention}.{part}_proj.bias" for part in "qv")
+        yield Entry(f"{ours}/attention/bias", biases, "qv_bias", heads)
+    yield from linear_entries(f"{ours}/attention/out", f"{attention}.proj", "merge_heads", heads)
+    if has_norms:
+        yield from norm_entries(f"{ours}/attention/norm", f"{attention}.norm")
+        yield from norm_entries(f"{ours}/mlp_norm", f"{theirs}.mlp.norm")
+    if image.get("gated_mlp"):
+        yield from linear_entries(f"{ours}/mlp_gate", f"{theirs}.mlp.fc1_g")
+    yield from linear_entries(f"{ours}/mlp_in", f"{theirs}.mlp.{'fc1_x' if image.get('gated_mlp') else 'fc1'}")
+    yield from linear_entries(f"{ours}/mlp_out", f"{theirs}.mlp.fc2")
 
 
 def _attention_pool_entries(ours: str, theirs: str, heads: int) -> Iterator[Entry]:

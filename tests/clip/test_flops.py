@@ -33,6 +33,12 @@ def test_flops_of_both_towers(stem, pool):
     assert sum(flops.forward_flops(options)) == pytest.approx(expected, rel=0.06)
 
 
+def test_flops_of_gated_mlps():
+    image = {"patch": 16, "width": 128, "depth": 2, "heads": 2, "gated_mlp": True}
+    options, expected = counted(image, "encode_image")
+    assert flops.forward_flops(options)[0] == pytest.approx(expected, rel=0.06)
+
+
 def test_flops_of_a_resnet():
     options, expected = counted({"tower": "resnet", "width": 16, "layers": (1, 1, 1, 1), "heads": 4}, "encode_image")
     assert flops.forward_flops(options)[0] == pytest.approx(expected, rel=0.08)

@@ -341,6 +341,7 @@ def test_a_damaged_file_is_named(kind, copy):
         ("open-clip-siglip2", lambda d: text(d, tokenizer_kwargs={"clean": "x"}), "tokenizer_kwargs = .* is not supported"),
         ("open-clip-siglip2", lambda d: text(d, tokenizer_mode="clips"), "tokenizer_mode = 'clips' is not supported"),
         ("open-clip-siglip2", lambda d: text(d, hf_model_name="roberta-base"), "hf_model_name = 'roberta-base' is not supp"),
+        ("open-clip-eva02", lambda d: vision(d, timm_model_name="eva02_enormous_patch14_clip_224"), "this trunk of timm"),
         ("open-clip-metaclip2", lambda d: text(d, eos_id=1), "end token is 2, and text_cfg.eos_id is 1"),
         ("open-clip-coca", lambda d: text(d, pad_id=1), "pad_id = 1 is not supported with embed_cls"),
         ("open-clip-coca", lambda d: vision(d, attentional_pool="parallel"), "attentional_pool = 'parallel' is not"),

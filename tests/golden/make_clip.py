@@ -456,9 +456,9 @@ def long_clip(name: str, seed: int) -> None:
     expected(folder, ids, image, text, model.logit_scale.exp() * unit[0] @ unit[1].T)
 
 
-def open_clip_pe(name: str, trunk: str, seed: int) -> None:
-    """Perception Encoder: positions turn queries and keys, on the coordinates of the trunk's own grid."""
-    vision = {"image_size": 24, "timm_model_name": trunk, "timm_pool": "map", "timm_proj": None, "timm_model_kwargs": TRUNK}
+def open_clip_trunk(name: str, trunk: str, pool: str, seed: int) -> None:
+    """Perception Encoder, or EVA: positions turn queries and keys, on the coordinates of another grid."""
+    vision = {"image_size": 24, "timm_model_name": trunk, "timm_pool": pool, "timm_proj": None, "timm_model_kwargs": TRUNK}
     open_clip_directory(name, vision, seed, custom_text=True)
 
 
@@ -533,7 +533,8 @@ def main() -> None:
     open_clip_metaclip2("open-clip-metaclip2", 17)
     open_clip_clipa("open-clip-clipa", 19)
     open_clip_coca("open-clip-coca", 27)
-    open_clip_pe("open-clip-pe", "vit_pe_core_base_patch16_224", 29)
+    open_clip_trunk("open-clip-pe", "vit_pe_core_base_patch16_224", "map", 29)
+    open_clip_trunk("open-clip-eva02", "eva02_base_patch16_clip_224", "token", 31)
     long_clip("long-clip", 12)
     openai_file("openai-vit", 1, 64, 10, script=True)
     openai_file("openai-resnet", (1, 1, 2, 1), 4, 11, script=False)

@@ -31,7 +31,7 @@ from clip_jax.pretrained.checkpoint import abstract_variables  # noqa: E402
 CONFIGS = sorted((Path(SPEC.origin).parent / "model_configs").glob("*.json"))
 # Text towers of transformers, and image towers that are no plain transformers.
 UNSUPPORTED = re.compile(
-    r"roberta|mt5|nllb|convnext|ViTamin|swin|MobileCLIP2?-[SB]|vit_(medium|relpos)|EVA0[12]|ViT-M-16-alt"
+    r"roberta|mt5|nllb|convnext|ViTamin|swin|MobileCLIP2?-[SB]|vit_(medium|relpos)|EVA02-E|ViT-M-16-alt"
 )
 TANH = {"act_kwargs": {"approximate": "tanh"}}
 MODELS = {
@@ -40,8 +40,10 @@ MODELS = {
     "metaclip2": lambda name: make_clip.open_clip_metaclip2(name, 23),
     "clipa": lambda name: make_clip.open_clip_clipa(name, 24),
     "coca": lambda name: make_clip.open_clip_coca(name, 26),
-    "pe": lambda name: make_clip.open_clip_pe(name, "vit_pe_core_large_patch14_336", 27),
-    "pe-gigantic": lambda name: make_clip.open_clip_pe(name, "vit_pe_core_gigantic_patch14_448", 28),
+    "pe": lambda name: make_clip.open_clip_trunk(name, "vit_pe_core_large_patch14_336", "map", 27),
+    "pe-gigantic": lambda name: make_clip.open_clip_trunk(name, "vit_pe_core_gigantic_patch14_448", "map", 28),
+    "eva02": lambda name: make_clip.open_clip_trunk(name, "eva02_large_patch14_clip_224", "token", 29),
+    "eva": lambda name: make_clip.open_clip_trunk(name, "eva_giant_patch14_224", "token", 30),
     "openvision": lambda name: make_clip.open_clip_clipa(name, 25, pos_embed_type="sin_cos_2d"),
 }
 
@@ -97,7 +99,7 @@ def test_a_config_has_as_many_parameters_as_in_open_clip_or_is_refused(file):
 def trunks() -> list[str]:
     import timm
 
-    return sorted(name for name in timm.list_models("vit_*") if ours.timm.match_name(name))
+    return sorted(name for name in timm.list_models(["vit_*", "eva*"]) if ours.timm.match_name(name))
 
 
 def test_trunks_have_the_activation_and_norms_of_timm(monkeypatch):
@@ -108,13 +110,13 @@ def test_trunks_have_the_activation_and_norms_of_timm(monkeypatch):
         with torch.device("meta"):
             trunk = timm.create_model(name)
         family = ours.timm.match_name(name)["family"]
-        pool, proj = {"siglip": ("map", "none"), "clip": ("token", None), "pe_core": ("map", None)}[family]
+        pool, proj = {"siglip": ("map", "none"), "pe_core": ("map", None)}.get(family, ("token", None))
         size = trunk.patch_embed.img_size[0]
         config = {"timm_model_name": name, "image_size": size, "timm_pool": pool, "timm_proj": proj}
         options = ours.timm.convert_options(config, Path(name))
         act = trunk.blocks[0].mlp.act
-        activation = {"GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}.get(type(act).__name__, "gelu")
+        activation = {"GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}.get(type(act).__name__, "gelu")
         assert options["activation"] == activation, (name, act)
-        assert options["eps"] == trunk.norm.eps == trunk.blocks[0].norm1.eps, name
+        assert options["eps"] == trunk.blocks[0].norm1.eps, name
         assert (options["depth"], options["heads"]) == (len(trunk.blocks), trunk.blocks[0].attn.num_heads), name
-        assert round(options["mlp_ratio"] * options["width"]) == trunk.blocks[0].mlp.fc1.out_features, name
+        assert round(options["mlp_ratio"] * options["width"]) == trunk.blocks[0].mlp.fc2.in_features, name

@@ -32,6 +32,7 @@ class Entry:
         conv1x1_to_linear  [out, in, 1, 1] -> [in, out]
         qkv                [3 * heads * head_dim, width], or three [heads * head_dim, width] -> [width, 3, heads, head_dim]
         qkv_bias           the same without `width`
+        qv_bias            [heads * head_dim] of queries and of values -> [2, heads, head_dim]
         merge_heads        [out, heads * head_dim] -> [heads, head_dim, out]
         split_heads        [heads * head_dim, width] -> [width, heads, head_dim]
         heads_bias         the same without `width`
@@ -74,6 +75,8 @@ class Entry:
             return x.T.reshape(x.shape[1], 3, self.heads, -1)
         if self.kind == "qkv_bias":
             return x.reshape(3, self.heads, -1)
+        if self.kind == "qv_bias":
+            return x.reshape(2, self.heads, -1)
         if self.kind == "merge_heads":
             return x.T.reshape(self.heads, -1, x.shape[0])
         if self.kind == "split_heads":
@@ -100,7 +103,7 @@ class Entry:
             x = x.T[:, :, None, None]
         elif self.kind == "qkv":
             x = x.reshape(x.shape[0], -1).T
-        elif self.kind in ("qkv_bias", "heads_bias"):
+        elif self.kind in ("qkv_bias", "qv_bias", "heads_bias"):
             x = x.reshape(-1)
         elif self.kind == "split_heads":
             x = x.reshape(x.shape[0], -1).T
