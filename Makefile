@@ -62,9 +62,11 @@ slow: $(STAMP)  ## Run the tests that take long: pairs of hosts, whole models, d
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
 
 test-peers: VENV := .venv-peers
-test-peers:  ## Compare with the peers themselves (installs torch and transformers into .venv-peers)
+test-peers:  ## Compare with the peers themselves (installs torch, transformers and others into .venv-peers)
 	test -e $(VENV)/bin/python || $(INTERPRETER) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[peers,dev]'
+	# Without torchvision, which they name and whose builds must be torch's: the tests replace it.
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps open_clip_torch==3.3.0 timm==1.0.31
 	$(RUN) -m pytest -m peers tests/peers $(ARGS)
 
 fuzz: $(STAMP)  ## Feed damaged files to everything that reads files (ARGS="--cases 100000 --seed 1")

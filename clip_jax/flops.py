@@ -9,10 +9,11 @@ from train_jax.profiling import BACKWARD, conv_flops, dense_flops, transformer_f
 def forward_flops(options: CLIPOptions) -> tuple[int, int]:
     """Counts the FLOPs of the forward pass for one image and for one text."""
     image = _resnet_flops(options) if options.image.tower == "resnet" else _vit_flops(options)
-    text = transformer_flops(
-        options.text.context_length, options.text.width, options.text.depth, options.text.mlp_ratio
-    )
-    return image, text + dense_flops(1, options.text.width, options.embed_dim)
+    tower = options.text
+    tokens = tower.context_length + (tower.pool == "cls")
+    text = transformer_flops(tokens, tower.width, tower.depth, tower.mlp_ratio)
+    head = dense_flops(1, tower.width, options.embed_dim) if tower.proj else 0
+    return image, text + head
 
 
 def training_flops(
@@ -33,7 +34,7 @@ def training_flops(
 def _vit_flops(options: CLIPOptions, patch_dropout: float = 0.0) -> int:
     image = options.image
     grid = image.size // image.patch
-    tokens = int((1 - patch_dropout) * grid**2) + (image.pool == "cls")
+    tokens = int((1 - patch_dropout) * grid**2) + image.has_class_token
     if image.stem == "conv":
         stem, side, channels = 0, image.size, 3
         while side > grid:
@@ -44,10 +45,14 @@ def _vit_flops(options: CLIPOptions, patch_dropout: float = 0.0) -> int:
         stem += conv_flops(grid, grid, 1, channels, image.width)
     else:
         stem = conv_flops(grid, grid, image.patch, 3, image.width)
-    body = transformer_flops(tokens, image.width, image.depth, image.mlp_ratio)
-    head = dense_flops(1, image.width, options.embed_dim) if image.proj else 0
+    mlp_ratio = image.mlp_ratio * (1.5 if image.gated_mlp else 1)  # three products instead of two
+    body = transformer_flops(tokens, image.width, image.depth, mlp_ratio)
+    pooled = options.embed_dim if image.pool == "query" else image.width
+    head = dense_flops(1, pooled, options.embed_dim) if image.proj else 0
+    if image.pool == "query":
+        head += _single_query_attention_flops(tokens, image.width, options.embed_dim, options.embed_dim)
     if image.pool == "map":
-        hidden = round(image.mlp_ratio * image.width)
+        hidden = round((image.pool_mlp_ratio or image.mlp_ratio) * image.width)
         head += _single_query_attention_flops(tokens, image.width, image.width) + 2 * dense_flops(
             1, image.width, hidden
         )
@@ -73,7 +78,8 @@ def _resnet_flops(options: CLIPOptions) -> int:
     return total + _single_query_attention_flops(side**2 + 1, channels, options.embed_dim)
 
 
-def _single_query_attention_flops(tokens: int, width: int, features: int) -> int:
-    """Counts the FLOPs of cross-attention from one query to `tokens` keys."""
-    projections = dense_flops(1, width, width) + dense_flops(tokens, width, 2 * width)
-    return projections + 2 * dense_flops(tokens, width, 1) + dense_flops(1, width, features)
+def _single_query_attention_flops(tokens: int, width: int, features: int, query_width: int | None = None) -> int:
+    """Counts the FLOPs of cross-attention from one query of `query_width` (None: `width`) to `tokens` keys."""
+    inner = query_width or width
+    projections = dense_flops(1, inner, inner) + dense_flops(tokens, width, 2 * inner)
+    return projections + 2 * dense_flops(tokens, inner, 1) + dense_flops(1, inner, features)

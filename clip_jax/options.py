@@ -10,6 +10,17 @@ from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 
 STRIDE = 32  # pixels per position of a ResNet's last feature map
+# Options that fingerprints know only if they are set, so that older models keep theirs.
+_ADDED_IMAGE = (
+    "pool_heads", "pool_mlp_ratio", "rope", "rope_offset", "rope_grid", "gated_mlp", "sub_norm", "key_bias", "class_token",
+    "norm_after_pool", "proj_bias", "drop_margin",
+)  # fmt: skip
+_ADDED_TEXT = ("proj", "activation", "eps")
+
+
+def _drop_unset(identity: dict[str, Any], options: Options, names: tuple[str, ...]) -> dict[str, Any]:
+    unset = {field.name for field in dataclasses.fields(options) if getattr(options, field.name) == field.default}
+    return {name: value for name, value in identity.items() if name not in names or name not in unset}
 
 
 def _check_heads(width: int, heads: int, path: str) -> None:
@@ -33,17 +44,42 @@ class ImageOptions(Options):
     )
     stem_bias: bool = option(False, "whether the patch embedding has a bias")
     pool: str = option(
-        "cls", "pooling: class token, mean over patches, or attention pooling (map)", choices=("cls", "mean", "map")
+        "cls",
+        "pooling: class token, mean over patches, attention pooling with an MLP (map), or CoCa's without (query)",
+        choices=("cls", "mean", "map", "query"),
     )
     pre_norm: bool = option(True, "whether there is a layer norm before the blocks")
     proj: bool = option(True, "whether there is a final linear projection; without it embed_dim must equal width")
     layers: tuple[int, ...] = option((3, 4, 6, 3), "number of blocks in each of the four stages of a ResNet", least=1)
+    pool_heads: int = option(0, "number of heads of the pools map and query; 0: heads", least=0)
+    pool_mlp_ratio: float = option(0.0, "width of the MLP of the pool map, in widths; 0: mlp_ratio", least=0)
+    rope: str = option(
+        "none",
+        "rotary embedding of patches, besides learned positions: which coordinate turns the first half of a head",
+        choices=("none", "rows_first", "columns_first"),
+    )
+    rope_offset: float = option(0.0, "coordinate of the first row and column of patches, for rope")
+    rope_grid: int = option(0, "side of the grid whose coordinates are those of the patches, for rope; 0: theirs", least=0)
+    gated_mlp: bool = option(False, "whether MLPs have a gate, with the activation silu SwiGLU (arXiv 2002.05202)")
+    sub_norm: bool = option(False, "whether layer norms precede output projections of the blocks, too (arXiv 2210.06423)")
+    key_bias: bool = option(True, "whether the keys of the blocks have a bias")
+    class_token: bool = option(False, "whether there is a class token beside the patches also with another pool than cls")
+    norm_after_pool: bool = option(False, "whether the last layer norm follows the pooling, instead of preceding it")
+    proj_bias: bool = option(False, "whether the final projection has a bias")
+    drop_margin: bool = option(
+        False, "whether pixels right of and below the last whole patch are dropped; otherwise patch must divide size"
+    )
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether a class token precedes the patches."""
+        return self.class_token or self.pool == "cls"
 
     def identity(self) -> dict[str, Any]:
         resnet = ("tower", "size", "width", "heads", "layers")
         return {
             name: value
-            for name, value in super().identity().items()
+            for name, value in _drop_unset(super().identity(), self, _ADDED_IMAGE).items()
             if (name in resnet if self.tower == "resnet" else name != "layers")
         }
 
@@ -53,7 +89,7 @@ class ImageOptions(Options):
 
     def _check_vit(self, path: str, embed_dim: int) -> None:
         _check_heads(self.width, self.heads, path)
-        if self.size % self.patch:
+        if self.size % self.patch and (not self.drop_margin or self.size < self.patch or self.stem == "conv"):
             raise ConfigError(f"config.{path}.patch = {self.patch} does not divide size = {self.size}")
         if self.stem == "conv":
             if self.patch & (self.patch - 1) or self.patch < 2:
@@ -63,6 +99,21 @@ class ImageOptions(Options):
                     f"config.{path}.width = {self.width} must be a multiple of 4 * patch = {4 * self.patch} "
                     "with the conv stem"
                 )
+        if self.rope == "none" and (self.rope_offset or self.rope_grid):
+            raise ConfigError(f"config.{path}.rope_offset and rope_grid have no meaning with config.{path}.rope = 'none'")
+        if self.rope != "none" and self.width // self.heads % 4:
+            raise ConfigError(
+                f"config.{path}.heads = {self.heads} makes heads of {self.width // self.heads}; rope needs a multiple of 4"
+            )
+        pooled = embed_dim if self.pool == "query" else self.width
+        if self.pool in ("map", "query") and pooled % (self.pool_heads or self.heads):
+            raise ConfigError(
+                f"config.{path}.pool_heads = {self.pool_heads or self.heads} does not divide {pooled}, the width of the pool"
+            )
+        if self.norm_after_pool and self.pool in ("map", "query"):
+            raise ConfigError(f"config.{path}.norm_after_pool = True with pool = {self.pool!r}, whose norms have one place")
+        if self.proj_bias and not self.proj:
+            raise ConfigError(f"config.{path}.proj_bias = True needs config.{path}.proj = True")
         if not self.proj and self.width != embed_dim:
             raise ConfigError(
                 f"config.{path}.proj = False, so embed_dim = {embed_dim} must be image.width = {self.width}"
@@ -92,10 +143,17 @@ class TextOptions(Options):
     causal: bool = option(True, "whether attention is causal: tokens attend only to themselves and earlier tokens")
     pool: str = option(
         "eos",
-        "pooled token: the end token, the token with the largest id (OpenAI's rule), or the last position",
-        choices=("eos", "argmax", "last"),
+        "pooled token: the end token, the token with the largest id (OpenAI's rule), the last position, or a class token "
+        "after the text (CoCa's)",
+        choices=("eos", "argmax", "last", "cls"),
     )
     proj_bias: bool = option(False, "whether the final projection has a bias")
+    proj: bool = option(True, "whether there is a final linear projection; without it embed_dim must equal width")
+    activation: str = option("", "activation function of the MLPs; empty: that of the model", choices=("", *ACTIVATIONS))
+    eps: float = option(0.0, "epsilon of the layer norms; 0: that of the model", least=0)
+
+    def identity(self) -> dict[str, Any]:
+        return _drop_unset(super().identity(), self, _ADDED_TEXT)
 
     def check(self, path: str) -> None:
         _check_heads(self.width, self.heads, path)
@@ -120,6 +178,11 @@ class CLIPOptions(Options):
 
     def check(self, path: str) -> None:
         self.image.check_in(f"{path}.image", self.embed_dim)
+        if not self.text.proj and (self.text.width != self.embed_dim or self.text.proj_bias):
+            raise ConfigError(
+                f"config.{path}.text.proj = False, so embed_dim = {self.embed_dim} must be text.width = {self.text.width}, "
+                "and text.proj_bias False"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

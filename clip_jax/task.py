@@ -101,8 +101,14 @@ class CLIPTaskOptions(Options):
             )
         may_flip = not (self.augment.flip and self.contrastive.negatives)
         self.require(may_flip, path, "augment.flip", "False with contrastive.negatives: 'left of' would become 'right of'")
-        is_causal = self.model.text.causal or not self.compute.text_lengths
-        self.require(is_causal, path, "compute.text_lengths", "empty: this text tower attends to padding")
+        text = self.model.text
+        reads_all = not text.causal or text.pool == "cls"
+        self.require(
+            not (reads_all and self.compute.text_lengths),
+            path,
+            "compute.text_lengths",
+            "empty: this text tower attends to padding",
+        )
 
 
 OPTIONS, EVALUATORS = CLIPTaskOptions, evaluators.EVALUATORS

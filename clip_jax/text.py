@@ -34,29 +34,49 @@ class TextTower(nn.Module):
         self, ids: Int[Array, "batch length"], deterministic: bool = True
     ) -> tuple[Float[Array, "batch embed_dim"], Float[Array, "batch length width"]]:
         """Encodes token ids as features, and each token as its output after the last layer norm."""
-        text, eps, dtype = self.options.text, self.options.eps, self.compute.array_dtype
+        text, dtype = self.options.text, self.compute.array_dtype
+        eps, activation = text.eps or self.options.eps, text.activation or self.options.activation
         init = with_axis_names(nn.initializers.normal(0.02), "vocab", "embed")
         table = self.param("tokens", init, (text.vocab_size, text.width))
         init = with_axis_names(nn.initializers.normal(0.01), "length", "embed")
-        positions = self.param("positions", init, (text.context_length, text.width))
-        x = add_parameter(embedding_lookup(table, ids).astype(dtype), positions[: ids.shape[1]])
+        has_class_token = text.pool == "cls"
+        positions = self.param("positions", init, (text.context_length + has_class_token, text.width))
+        x, mask = embedding_lookup(table, ids).astype(dtype), None
+        if has_class_token:
+            init = with_axis_names(nn.initializers.normal(0.01), "embed")
+            token = self.param("cls", init, (text.width,)).astype(dtype)
+            x = jnp.concatenate([x, jnp.broadcast_to(token, (len(x), 1, text.width))], axis=1)
+            mask = mask_as_coca(ids)
+        x = add_parameter(x, positions[: x.shape[1]])
         x = nn.with_logical_constraint(x, ("batch", None, None))
-        attributes = {"mlp_ratio": text.mlp_ratio, "activation": self.options.activation, "eps": eps}
+        attributes = {"mlp_ratio": text.mlp_ratio, "activation": activation, "eps": eps}
         attributes |= {"dropout": self.dropout, "causal": text.causal, **self.compute.transformer}
-        x = Transformer(text.width, text.depth, text.heads, **attributes, name="transformer")(x, (), deterministic)
-        if text.pool == "last":
+        x = Transformer(text.width, text.depth, text.heads, **attributes, name="transformer")(x, (), deterministic, mask)
+        if text.pool in ("last", "cls"):
             pooled = x[:, -1]
+            x = x[:, : ids.shape[1]]
         else:
             end = find_ends(ids, text.pool, self.eos_id)
             pooled = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
         norm = layer_norm(eps, dtype, "norm_post")
+        if not text.proj:
+            return norm(pooled).astype(jnp.float32), norm(x)
         options = {"bias": text.proj_bias, "out_dtype": jnp.float32, "name": "proj"}
         proj = Dense((self.options.embed_dim,), ("embed", "proj"), text.width**-0.5, dtype, **options)
         return proj(norm(pooled)), norm(x)
 
 
+def mask_as_coca(ids: Int[Array, "batch length"]) -> Bool[Array, "batch 1 1 length+1"]:
+    """Returns the mask of the tokens that may be attended to, where a class token follows each text, padded with 0.
+
+    It is open_clip's: shifted by one token, so that the first padding is attended to, and the class token only after a text
+    without padding. The published weights of CoCa were trained with it.
+    """
+    return jnp.pad(ids != 0, ((0, 0), (1, 0)), constant_values=True)[:, None, None]
+
+
 def find_ends(ids: Int[Array, "batch length"], pool: str, eos_id: int) -> Int[Array, "batch"]:
-    """Finds the position of the end token of each text, by the pool "eos" or "argmax"."""
+    """Finds the position of the end token of each text: the first one with the pool "eos", else the largest id."""
     return jnp.argmax(ids == eos_id if pool == "eos" else ids, axis=1)
 
 

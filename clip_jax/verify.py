@@ -41,23 +41,34 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
         pooling = "attention"
     else:
         blocks = f"{image.depth} layers, width {image.width}, {image.heads} heads"
-        tower = f"ViT, {blocks}, patches of {image.patch} px"
-        pooling = {"cls": "class token", "mean": "mean", "map": "attention (MAP)"}[image.pool]
-    text_pool = {"eos": f"first token {module.eos_id}", "argmax": "largest id", "last": "last position"}[text.pool]
+        more = "" if image.rope == "none" else f", rotary positions ({image.rope})"
+        more += ", gated MLPs" * image.gated_mlp + ", norms in the blocks' branches" * image.sub_norm
+        more += "" if image.key_bias else ", keys without bias"
+        tower = f"ViT, {blocks}, patches of {image.patch} px{more}"
+        pooling = {"cls": "class token", "mean": "mean", "map": "attention (MAP)", "query": "attention (CoCa)"}[image.pool]
+    text_pool = {
+        "eos": f"first token {module.eos_id}", "argmax": "largest id", "last": "last position", "cls": "class token"
+    }[text.pool]  # fmt: skip
     attention = "causal" if text.causal else "bidirectional"
+    text_layers = (text.activation or options.activation, text.eps or options.eps)
     return {
         "format": checkpoint.kind,
         "embedding": str(options.embed_dim),
         "image tower": f"{tower}; {image.size} px; pooling: {pooling}",
         "text tower": f"{text.depth} layers, width {text.width}, {text.heads} heads; "
         f"{attention} attention; pooling: {text_pool}",
-        "activation": f"{options.activation}, layer norms with eps {options.eps:g}",
+        "activation": _describe_layers(options.activation, options.eps)
+        + (f"; texts: {_describe_layers(*text_layers)}" if text_layers != (options.activation, options.eps) else ""),
         "loss": options.loss,
         "preprocessing": f"{preprocess.mode} to {preprocess.size} px, {preprocess.interpolation}, "
         f"mean {_join(preprocess.mean)}, std {_join(preprocess.std)}",
         "read from": checkpoint.files,
         "tokenizer": f"{type(tokenizer).__name__}, {tokenizer.vocab_size} tokens, rows of {text.context_length}",
     }
+
+
+def _describe_layers(activation: str, eps: float) -> str:
+    return f"{activation}, layer norms with eps {eps:g}"
 
 
 def _join(values) -> str:

@@ -1,18 +1,20 @@
 """Vision transformer (arXiv 2010.11929) as the image tower, with a patch stem or a convolutional stem."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from clip_jax.options import CLIPOptions
 from nn_jax.attention import CrossAttention, attend
 from nn_jax.convolution import Conv
 from nn_jax.layers import ACTIVATIONS, Dense, add_parameter, group_norm, layer_norm, with_axis_names
+from nn_jax.rotary import grid_angles, rotate
 from nn_jax.transformer import Transformer
 from train_jax.compute import TransformerCompute
 
@@ -62,6 +64,23 @@ class MapHead(nn.Module):
         return y + Dense((self.width,), ("mlp", "embed"), std, self.dtype, out_dtype=jnp.float32, name="mlp_out")(z)
 
 
+class AttentionalPooler(nn.Module):
+    """Attention pooling with one learned query, whose output has the width `features` (arXiv 2205.01917, section 3.2)."""
+
+    heads: int
+    features: int
+    eps: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch features"]:
+        init = with_axis_names(nn.initializers.normal(1.0), "length", "embed")
+        query = layer_norm(self.eps, self.dtype, "norm_query")(self.param("query", init, (1, self.features)))
+        query = jnp.broadcast_to(query[None], (x.shape[0], 1, self.features))
+        x = layer_norm(self.eps, self.dtype, "norm")(x)
+        return CrossAttention(self.heads, self.features, self.dtype, name="attention")(query, x)[:, 0]
+
+
 class VisionTower(nn.Module):
     """Vision transformer: encodes normalised images as features of width `embed_dim`.
 
@@ -87,25 +106,31 @@ class VisionTower(nn.Module):
         (arXiv 2112.01071, section 3.3).
         """
         image, dtype = self.options.image, self.compute.array_dtype
-        x = self._embed_patches(images.astype(dtype), deterministic)
+        x, patches = self._embed_patches(images.astype(dtype), deterministic)
         x = nn.with_logical_constraint(x, ("batch", None, None))
         if image.pre_norm:
             x = layer_norm(self.options.eps, dtype, "norm_pre")(x)
-        attentions, attention_index = (), ()
+        attentions = () if image.rope == "none" else (self._rotary_attention(patches),)
+        attention_index = ()
         if each_patch:
-            attentions = (attend, lambda q, k, v: v)  # a token that attends only to itself gets its own value
+            # A token that attends only to itself gets its own value.
+            attentions = (*(attentions or (attend,)), lambda q, k, v: v)
             attention_index = (0,) * (image.depth - 1) + (1,)
         attributes = {"mlp_ratio": image.mlp_ratio, "activation": self.options.activation, "eps": self.options.eps}
         attributes |= {"dropout": self.dropout, "attention_index": attention_index, **self.compute.transformer}
+        attributes |= {"gated": image.gated_mlp, "sub_norm": image.sub_norm, "key_bias": image.key_bias}
         transformer = Transformer(image.width, image.depth, image.heads, **attributes, name="transformer")
         x = self._pool(transformer(x, attentions, deterministic), each_patch)
         if not image.proj:
             return x
-        attributes = {"bias": False, "out_dtype": jnp.float32, "name": "proj"}
+        attributes = {"bias": image.proj_bias, "out_dtype": jnp.float32, "name": "proj"}
         return Dense((self.options.embed_dim,), ("embed", "proj"), image.width**-0.5, dtype, **attributes)(x)
 
     def _embed_patches(self, x, deterministic: bool):
-        """Embeds patches and adds position embeddings: [batch, tokens, width]. The class token, if any, comes first."""
+        """Embeds patches and adds position embeddings: [batch, tokens, width]. The class token, if any, comes first.
+
+        Returns the tokens and the indices of the patches [batch or 1, patches].
+        """
         image, dtype = self.options.image, self.compute.array_dtype
         std = image.width**-0.5
         if image.stem == "conv":
@@ -114,38 +139,56 @@ class VisionTower(nn.Module):
             options = {"stride": image.patch, "bias": image.stem_bias, "std": std, "axes": ("channels_in", "embed")}
             x = Conv(image.width, image.patch, dtype, **options, name="stem")(x)
         x = x.reshape(x.shape[0], -1, image.width)
-        first = int(image.pool == "cls")
+        first = int(image.has_class_token)
         shape = (x.shape[1] + first, image.width)
         positions = self.param("positions", with_axis_names(nn.initializers.normal(std), "length", "embed"), shape)
         x = add_parameter(x, positions[first:])
+        patches = jnp.arange(x.shape[1])[None]
         if self.patch_dropout and not deterministic:
-            x = patch_dropout(x, self.patch_dropout, self.make_rng("dropout"))
-        if image.pool == "cls":
+            patches = sample_patches(x.shape[:2], self.patch_dropout, self.make_rng("dropout"))
+            x = jnp.take_along_axis(x, patches[:, :, None], axis=1)
+        if image.has_class_token:
             token = self.param("cls", with_axis_names(nn.initializers.normal(std), "embed"), (image.width,))
             token = jnp.broadcast_to(token + positions[0], (x.shape[0], 1, image.width)).astype(dtype)
             x = jnp.concatenate([token, x], axis=1)
-        return x
+        return x, patches
+
+    def _rotary_attention(self, patches: Int[Array, "#batch patches"]) -> Callable:
+        """Returns attention `(q, k, v) -> y` with rotary embeddings of patches. A class token is not turned."""
+        image, side = self.options.image, self.options.image.size // self.options.image.patch
+        head_dim, is_xy = image.width // image.heads, image.rope == "columns_first"
+        angles = jnp.asarray(grid_angles(side, head_dim, is_xy, image.rope_offset, image.rope_grid or side))[patches]
+        angles = jnp.pad(angles, ((0, 0), (int(image.has_class_token), 0), (0, 0)))
+        return lambda q, k, v: attend(rotate(q, angles), rotate(k, angles), v)
 
     def _pool(self, x, each_patch: bool):
         image, eps, dtype = self.options.image, self.options.eps, self.compute.array_dtype
         norm = layer_norm(eps, dtype, "norm_post")
+        first = int(image.has_class_token)
         if image.pool == "cls":
-            return norm(x[:, 1:] if each_patch else x[:, 0])
+            return norm(x[:, first:] if each_patch else x[:, 0])
         if image.pool == "mean":
-            return norm(x) if each_patch else jnp.mean(norm(x), axis=1)
-        mlp_dim = round(image.mlp_ratio * image.width)
-        head = MapHead(image.width, image.heads, mlp_dim, self.options.activation, eps, dtype, name="head")
-        if each_patch:
-            return head(norm(x).reshape(-1, 1, image.width)).reshape(x.shape)
-        return head(norm(x))
+            x = x[:, first:]
+            if each_patch:
+                return norm(x)
+            return norm(jnp.mean(x, axis=1)) if image.norm_after_pool else jnp.mean(norm(x), axis=1)
+        heads = image.pool_heads or image.heads
+        if each_patch:  # each patch is pooled alone
+            x = x[:, first:]
+            num_patches, x = x.shape[1], x.reshape(-1, 1, image.width)
+        if image.pool == "query":
+            pooled = norm(AttentionalPooler(heads, self.options.embed_dim, eps, dtype, name="head")(x))
+        else:
+            mlp_dim = round((image.pool_mlp_ratio or image.mlp_ratio) * image.width)
+            pooled = MapHead(image.width, heads, mlp_dim, self.options.activation, eps, dtype, name="head")(norm(x))
+        return pooled.reshape(-1, num_patches, pooled.shape[-1]) if each_patch else pooled
 
 
-def patch_dropout(x: Float[Array, "batch length width"], rate: float, key) -> Float[Array, "batch kept width"]:
-    """Drops a random fraction of each image's patches (arXiv 2212.00794). The other patches keep their order."""
-    num_kept = max(1, int((1 - rate) * x.shape[1]))
+def sample_patches(shape: tuple[int, int], rate: float, key) -> Int[Array, "batch kept"]:
+    """Samples which of `shape` = (batch, patches) are kept, in order, if a fraction is dropped (arXiv 2212.00794)."""
+    num_kept = max(1, int((1 - rate) * shape[1]))
     # Not `lax.top_k`, for which the partitioner gathers the noise of the whole batch on every device.
-    positions = jnp.argsort(jax.random.uniform(key, x.shape[:2]), axis=1)[:, :num_kept]
-    return jnp.take_along_axis(x, jnp.sort(positions, axis=1)[:, :, None], axis=1)
+    return jnp.sort(jnp.argsort(jax.random.uniform(key, shape), axis=1)[:, :num_kept])
 
 
 def resize_positions(

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Int8
 
-from nn_jax.layers import Dense
+from nn_jax.layers import Dense, add_parameter, layer_norm, with_axis_names
 
 NAME = "attention"  # checkpoint name of the residuals of `recomputing_attention`
 
@@ -260,6 +260,8 @@ class SelfAttention(nn.Module):
     Attributes:
       causal: whether tokens attend only to themselves and to earlier tokens.
       float8: whether both products of parameters are of float8 numbers; see `nn_jax.float8`.
+      key_bias: whether keys have a bias; otherwise queries and values have the parameter `bias` [2, heads, head_dim].
+      norm_eps: epsilon of a layer norm before the output projection (arXiv 2210.06423); None: there is no such norm.
     """
 
     width: int
@@ -269,11 +271,18 @@ class SelfAttention(nn.Module):
     causal: bool
     dtype: DTypeLike
     float8: bool = False
+    key_bias: bool = True
+    norm_eps: float | None = None
 
     def setup(self):
         head_dim, float8 = self.width // self.heads, self.float8
         axes = ("embed", "qkv", "heads", "head_dim")
-        self.qkv = Dense((3, self.heads, head_dim), axes, self.std, self.dtype, float8=float8)
+        self.qkv = Dense((3, self.heads, head_dim), axes, self.std, self.dtype, bias=self.key_bias, float8=float8)
+        if not self.key_bias:
+            init = with_axis_names(nn.initializers.zeros_init(), *axes[1:])
+            self.bias = self.param("bias", init, (2, self.heads, head_dim))
+        if self.norm_eps is not None:
+            self.norm = layer_norm(self.norm_eps, self.dtype, None)
         axes = ("heads", "head_dim", "embed")
         self.out = Dense((self.width,), axes, self.out_std, self.dtype, inputs=2, float8=float8)
 
@@ -324,18 +333,24 @@ class SelfAttention(nn.Module):
     def _project(self, x, batch: int):
         """Computes queries, keys and values [B, T, N, H]."""
         if platform() == "tpu":  # XLA would copy each of three parts of a joint product to another layout
-            return tuple(x.reshape(batch, -1, *x.shape[-2:]) for x in self.qkv.unstacked(x))
-        qkv = self.qkv(x)
-        qkv = qkv.reshape(batch, -1, *qkv.shape[-3:])
-        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # (B, T, N, H)
+            q, k, v = (x.reshape(batch, -1, *x.shape[-2:]) for x in self.qkv.unstacked(x))
+        else:
+            qkv = self.qkv(x)
+            qkv = qkv.reshape(batch, -1, *qkv.shape[-3:])
+            q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # (B, T, N, H)
+        return (q, k, v) if self.key_bias else (add_parameter(q, self.bias[0]), k, add_parameter(v, self.bias[1]))
 
     def _merge(self, y, x):
         """Applies the output projection to the heads `y`, in the shape of `x`."""
+        if self.norm_eps is not None:
+            y = self.norm(y.reshape(x.shape)).reshape(y.shape)
         return self.out(y.reshape(*x.shape[:-1], *y.shape[-2:]))
 
 
 class CrossAttention(nn.Module):
     """Multi-head cross-attention. Kernels: `q`, `k`, `v` [width, heads, head_dim], `out` [heads, head_dim, features].
+
+    Heads divide the width of the queries; keys may have another width.
 
     Attributes:
       features: width of the output.
@@ -349,7 +364,7 @@ class CrossAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, queries: Float[Array, "batch n width"], keys: Float[Array, "batch m width"]
+        self, queries: Float[Array, "batch n width"], keys: Float[Array, "batch m key_width"]
     ) -> Float[Array, "batch n features"]:
         width = queries.shape[-1]
         std = width**-0.5

@@ -46,6 +46,8 @@ class Block(nn.Module):
     On a CPU the block computes on tokens flattened to [batch * length, width]. With reshapes between the matrix products,
     XLA's CPU compiler would recompute the gradient of the residual stream for each use, at a cost quadratic in the depth of
     unrolled blocks (a fifth to a third of a training step at depth 12). Other devices keep [batch, length, width].
+
+    Attributes: see `Transformer`.
     """
 
     width: int
@@ -59,13 +61,21 @@ class Block(nn.Module):
     causal: bool
     dtype: DTypeLike
     float8: bool = False
+    gated: bool = False
+    sub_norm: bool = False
+    key_bias: bool = True
 
     def setup(self):
         options = {"dtype": self.dtype, "float8": self.float8}
         self.norm1 = layer_norm(self.eps, self.dtype, None)
-        self.attention = SelfAttention(self.width, self.heads, self.std, self.out_std, self.causal, **options)
+        inner = {"key_bias": self.key_bias, "norm_eps": self.eps if self.sub_norm else None}
+        self.attention = SelfAttention(self.width, self.heads, self.std, self.out_std, self.causal, **options, **inner)
         self.norm2 = layer_norm(self.eps, self.dtype, None)
         self.mlp_in = Dense((self.mlp_dim,), ("embed", "mlp"), (2 * self.width) ** -0.5, **options)
+        if self.gated:
+            self.mlp_gate = Dense((self.mlp_dim,), ("embed", "mlp"), (2 * self.width) ** -0.5, **options)
+        if self.sub_norm:
+            self.mlp_norm = layer_norm(self.eps, self.dtype, None)
         self.mlp_out = Dense((self.width,), ("mlp", "embed"), self.out_std, **options)
         self.drop = nn.Dropout(self.dropout)
 
@@ -108,7 +118,9 @@ class Block(nn.Module):
             x = x.reshape(-1, self.width)
         y, cache = attention(self.norm1(x))
         x = x + self.drop(y, deterministic=deterministic)
-        y = ACTIVATIONS[self.activation](self.mlp_in(self.norm2(x)))
+        y, activation = self.norm2(x), ACTIVATIONS[self.activation]
+        y = activation(self.mlp_gate(y)) * self.mlp_in(y) if self.gated else activation(self.mlp_in(y))
+        y = self.mlp_norm(y) if self.sub_norm else y
         y = nn.with_logical_constraint(y, ("batch", "mlp") if as_rows else ("batch", None, "mlp"))
         x = x + self.drop(self.mlp_out(y), deterministic=deterministic)
         return nn.with_logical_constraint(x.reshape(shape), ("batch", None, None)), cache
@@ -126,6 +138,9 @@ class Transformer(nn.Module):
       remat: rematerialisation: "none", "full" (recomputes each block in the backward pass), "dots" (saves matrix products).
       float8: whether the blocks' products of parameters are of float8 numbers; see `nn_jax.float8`.
       attention_index: index of each block's attention among several; (): one for all blocks.
+      gated: whether the MLP has a gate (arXiv 2002.05202, section 2): the activation of a second product.
+      sub_norm: whether layer norms precede the output projections of attention and MLP, too (arXiv 2210.06423).
+      key_bias: whether keys have a bias.
     """
 
     width: int
@@ -141,6 +156,9 @@ class Transformer(nn.Module):
     dtype: DTypeLike = jnp.float32
     float8: bool = False
     attention_index: tuple[int, ...] = ()
+    gated: bool = False
+    sub_norm: bool = False
+    key_bias: bool = True
 
     def setup(self):
         if self.attention_index and len(self.attention_index) != self.depth:
@@ -162,6 +180,9 @@ class Transformer(nn.Module):
             "causal": self.causal,
             "dtype": self.dtype,
             "float8": self.float8,
+            "gated": self.gated,
+            "sub_norm": self.sub_norm,
+            "key_bias": self.key_bias,
         }
         if self.scan:
             self.blocks = block(**options)

@@ -16,6 +16,7 @@ from clip_jax.pretrained import (
     openai_file,
     run_directory,
     single_file,
+    timm,
 )
 from clip_jax.pretrained.checkpoint import Checkpoint
 from train_jax.data.images import Preprocess
@@ -31,9 +32,9 @@ _HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _HUB_FALLBACK = ("pytorch_model*.bin", "open_clip_pytorch_model.bin")
 _FORMATS = (
     "load opens run directories of train-jax (config.json with a task, tokenizer.json, preprocess.json, artifacts.json, "
-    "checkpoints/), Hugging Face directories of CLIP and SigLIP (config.json with a model_type), open_clip directories "
-    f"({open_clip.CONFIG}), weight files inside either directory, OpenAI's .pt files, big_vision's .npz "
-    "files, .safetensors files of clip_jax.save, and hf:org/name"
+    "checkpoints/), Hugging Face directories of CLIP, MetaCLIP 2 and SigLIP (config.json with a model_type), open_clip "
+    f"directories ({open_clip.CONFIG}), weight files inside either directory, .pt files of OpenAI and Long-CLIP, .npz files "
+    "of big_vision, .safetensors files of clip_jax.save, and hf:org/name"
 )
 
 
@@ -83,7 +84,7 @@ def _open_file(path: Path) -> Checkpoint | None:
     tensors = open_tensors(path)
     if holds(tensors, hugging_face.ANCHOR):
         return hugging_face.open_directory(path.parent, path)
-    if not holds(tensors, openai.ANCHOR):
+    if not any(holds(tensors, anchor) for anchor in (openai.ANCHOR, timm.ANCHOR)):
         raise LoadError(f"{path} holds no CLIP: neither {openai.ANCHOR} nor {hugging_face.ANCHOR} is among its tensors")
     if (path.parent / open_clip.CONFIG).is_file() and not openai_file.is_openai_file(path, tensors):
         return open_clip.open_directory(path.parent, path)

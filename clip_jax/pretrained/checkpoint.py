@@ -80,6 +80,17 @@ class Checkpoint:
         return variables, name
 
 
+def join_towers(image: Mapping, text: Mapping, **options) -> dict:
+    """Joins the options of two towers, each with its `activation` and `eps`, to those of a `CLIPOptions`.
+
+    Those of the image tower become the model's; the text tower keeps what differs from them.
+    """
+    shared = {name: image[name] for name in ("activation", "eps")}
+    image = {name: value for name, value in image.items() if name not in shared}
+    text = {name: value for name, value in text.items() if name not in shared or value != shared[name]}
+    return {"image": image, "text": text, **shared, **options}
+
+
 def abstract_variables(module: model_lib.CLIP) -> dict:
     """Infers the shapes and dtypes of the variables of a module, without Flax's metadata boxes."""
     size = module.options.image.size

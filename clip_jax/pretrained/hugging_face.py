@@ -1,4 +1,4 @@
-"""Hugging Face directories of CLIP and SigLIP, in the format of `transformers`.
+"""Hugging Face directories of CLIP, MetaCLIP 2 and SigLIP, in the format of `transformers`.
 
 Files: config.json, model.safetensors (or pytorch_model.bin, or shards with an index), tokenizer files,
 preprocessor_config.json
@@ -7,7 +7,7 @@ preprocessor_config.json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from clip_jax.pretrained.checkpoint import Checkpoint
+from clip_jax.pretrained.checkpoint import Checkpoint, join_towers
 from clip_jax.pretrained.image_processor import FILES, open_preprocess
 from clip_jax.pretrained.json_files import read_json, read_section
 from clip_jax.pretrained.openai import cross_attention_entries, linear_entries, norm_entries
@@ -18,8 +18,17 @@ from train_jax.weights.layout import Entry, from_peer
 from train_jax.weights.tensors import open_tensors
 from train_jax.weights.wrappers import unwrap
 
-ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+ACTIVATIONS = {
+    "quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "silu": "silu"
+}  # fmt: skip
 LEGACY_EOS = 2  # eos_token_id of older CLIP configs, for which transformers pools at the largest id
+# Supported values of `model_type`, with the options of their tokenizers.
+KINDS = {"clip": {}, "metaclip_2": {"is_padded": True, "clean": "none"}, "siglip": {}}
+_HALVES = {
+    f"{kind}_{half}_model": f"its {other}"
+    for kind in KINDS
+    for half, other in (("text", "image"), ("vision", "text"))
+}
 IGNORED = (r"embeddings\.position_ids$",)
 _WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin")
 ANCHOR = "text_model.embeddings.token_embedding.weight"  # present in every CLIP and SigLIP; identifies the format
@@ -39,24 +48,27 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     kind = config.get("model_type")
     if kind == "siglip2":
         raise LoadError(f"{file}: SigLIP 2 of variable resolution (NaFlex) is not supported; its fixed sizes are")
-    if kind not in ("clip", "siglip") or "vision_config" not in config or "text_config" not in config:
-        raise LoadError(f"{file}: model_type {kind!r} is neither a complete 'clip' nor a complete 'siglip' model")
+    if kind in _HALVES:
+        raise LoadError(f"{file}: model_type {kind!r} is half a CLIP, without {_HALVES[kind]} tower; load the whole model")
+    if kind not in KINDS or "vision_config" not in config or "text_config" not in config:
+        raise LoadError(f"{file}: model_type {kind!r} is no complete model of these: {', '.join(KINDS)}")
     config |= {name: _read_section(config, name, file) for name in ("text_config", "vision_config")}
-    model = convert_clip_options(config, file) if kind == "clip" else convert_siglip_options(config, file)
-    table = list_clip_entries if kind == "clip" else list_siglip_entries
+    is_siglip = kind == "siglip"
+    model = convert_siglip_options(config, file) if is_siglip else convert_clip_options(config, file)
+    table = list_siglip_entries if is_siglip else list_clip_entries
     files = [weights] if weights else find_weight_files(path)
     if not files:
         raise LoadError(f"{path} holds no weights: none of {', '.join(_WEIGHTS)}")
     source = str(weights or path)
     tensors = unwrap({name: x for part in files for name, x in open_tensors(part).items()}, ANCHOR, source)
-    preprocess = open_preprocess(path, model["image"]["size"], "CLIP" if kind == "clip" else "Siglip")
+    preprocess = open_preprocess(path, model["image"]["size"], "Siglip" if is_siglip else "CLIP")
     if preprocess is None:
         raise LoadError(f"{path}: {' or '.join(FILES)} is missing, which says how images are preprocessed")
     return Checkpoint(
         name=source,
         kind=f"Hugging Face {kind}",
         model=model,
-        tokenizer=open_matching_tokenizer(path, config["text_config"], model),
+        tokenizer=open_matching_tokenizer(path, config["text_config"], model, **KINDS[kind]),
         preprocess=preprocess,
         read=lambda: (from_peer(tensors, table(model), source, IGNORED), source),
         files=f"{files[0].name}, config.json, {next(name for name in FILES if (path / name).is_file())}",
@@ -92,20 +104,21 @@ def _convert_tower(section: Mapping, file: Path, defaults: Mapping) -> dict:
         "depth": config["num_hidden_layers"],
         "heads": config["num_attention_heads"],
         "mlp_ratio": config["intermediate_size"] / config["hidden_size"],
+        "activation": ACTIVATIONS[config["hidden_act"]],
+        "eps": config["layer_norm_eps"],
     }
 
 
-def _convert_shared_options(text: Mapping, image: Mapping, file: Path) -> dict:
-    """Converts the options that both towers share. Raises LoadError if the towers differ."""
-    if text["hidden_act"] != image["hidden_act"] or text["layer_norm_eps"] != image["layer_norm_eps"]:
-        raise LoadError(f"{file}: towers of different activations or layer norms are not supported")
-    return {"activation": ACTIVATIONS[text["hidden_act"]], "eps": text["layer_norm_eps"]}
+def _convert_image_size(config: Mapping) -> dict:
+    """Converts the size of images and patches. Convolutions of transformers drop pixels beyond the last whole patch."""
+    size, patch = config["image_size"], config["patch_size"]
+    return {"size": size, "patch": patch} | ({"drop_margin": True} if size % patch else {})
 
 
 def _read_section(config: Mapping, name: str, file: Path) -> dict:
     """Reads `text_config` or `vision_config`. In older CLIP files, `NAME_dict` and its defaults override it."""
     part, override = read_section(config, name, file), config.get(f"{name}_dict")
-    if override is None or config["model_type"] != "clip":
+    if override is None or config["model_type"] == "siglip":
         return part
     return part | (_CLIP_TEXT if name == "text_config" else _CLIP_IMAGE) | read_section(config, f"{name}_dict", file)
 
@@ -126,31 +139,20 @@ _SIGLIP_IMAGE = _SIGLIP | {"image_size": 224, "patch_size": 16}
 
 
 def convert_clip_options(config: Mapping, file: Path) -> dict:
-    """Converts the config of a CLIPModel to the options of `CLIPOptions`."""
+    """Converts the config of a CLIPModel or MetaClip2Model to the options of `CLIPOptions`."""
     text, image = _CLIP_TEXT | config["text_config"], _CLIP_IMAGE | config["vision_config"]
-    return {
-        "embed_dim": config.get("projection_dim", 512),
-        "image": {
-            **_convert_tower(image, file, _CLIP_IMAGE),
-            "size": image["image_size"],
-            "patch": image["patch_size"],
-            "pool": "cls",
-            "pre_norm": True,
-        },
-        "text": _convert_clip_text_options(text, file),
-        **_convert_shared_options(text, image, file),
-        "loss": "softmax",
-    }
+    image = {
+        **_convert_tower(image, file, _CLIP_IMAGE), **_convert_image_size(image), "pool": "cls", "pre_norm": True
+    }  # fmt: skip
+    text = _convert_clip_text_options(text, file) | ({"pool": "eos"} if config["model_type"] == "metaclip_2" else {})
+    return join_towers(image, text, embed_dim=config.get("projection_dim", 512), loss="softmax")
 
 
 def convert_text_model_options(config: Mapping, file: Path) -> dict:
     """Converts the config of a CLIPTextModelWithProjection to the options of `CLIPOptions`, without image tower."""
-    text = _CLIP_TEXT | config
-    return {
-        "embed_dim": config.get("projection_dim", 512),
-        "text": _convert_clip_text_options(text, file),
-        **_convert_shared_options(text, text, file),
-    }
+    text = _convert_clip_text_options(_CLIP_TEXT | config, file)
+    model = join_towers(text, text, embed_dim=config.get("projection_dim", 512))
+    return {name: value for name, value in model.items() if name != "image"}
 
 
 def _convert_clip_text_options(text: Mapping, file: Path) -> dict:
@@ -167,28 +169,24 @@ def convert_siglip_options(config: Mapping, file: Path) -> dict:
     text, image = _SIGLIP_TEXT | config["text_config"], _SIGLIP_IMAGE | config["vision_config"]
     if not image.get("vision_use_head", True):
         raise LoadError(f"{file}: a SigLIP without its pooling head (vision_use_head = false) has no embeddings")
-    return {
-        "embed_dim": text.get("projection_size") or text["hidden_size"],
-        "image": {
-            **_convert_tower(image, file, _SIGLIP_IMAGE),
-            "size": image["image_size"],
-            "patch": image["patch_size"],
-            "stem_bias": True,
-            "pool": "map",
-            "pre_norm": False,
-            "proj": False,
-        },
-        "text": {
-            **_convert_tower(text, file, _SIGLIP_TEXT),
-            "context_length": text["max_position_embeddings"],
-            "vocab_size": text["vocab_size"],
-            "causal": False,
-            "pool": "last",
-            "proj_bias": True,
-        },
-        **_convert_shared_options(text, image, file),
-        "loss": "sigmoid",
+    embed_dim = text.get("projection_size") or text["hidden_size"]
+    image = {
+        **_convert_tower(image, file, _SIGLIP_IMAGE),
+        **_convert_image_size(image),
+        "stem_bias": True,
+        "pool": "map",
+        "pre_norm": False,
+        "proj": False,
     }
+    text = {
+        **_convert_tower(text, file, _SIGLIP_TEXT),
+        "context_length": text["max_position_embeddings"],
+        "vocab_size": text["vocab_size"],
+        "causal": False,
+        "pool": "last",
+        "proj_bias": True,
+    }
+    return join_towers(image, text, embed_dim=embed_dim, loss="sigmoid")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -262,9 +260,9 @@ def list_siglip_entries(model: Mapping) -> list[Entry]:
 # Tokenizers
 
 
-def open_matching_tokenizer(path: Path, text_config: Mapping, model: Mapping) -> AnyTokenizer:
+def open_matching_tokenizer(path: Path, text_config: Mapping, model: Mapping, **options) -> AnyTokenizer:
     """Opens the tokenizer in a directory. Raises LoadError also if its end token is not that of the text tower."""
-    tokenizer = open_tokenizer(path, model)
+    tokenizer = open_tokenizer(path, model, **options)
     eos_id = text_config.get("eos_token_id", _CLIP_TEXT["eos_token_id"])
     if model["text"].get("pool") == "eos" and tokenizer.eos_id != eos_id:
         raise LoadError(
@@ -273,14 +271,20 @@ def open_matching_tokenizer(path: Path, text_config: Mapping, model: Mapping) ->
     return tokenizer
 
 
-def open_tokenizer(path: Path, model: Mapping) -> AnyTokenizer:
-    """Opens the tokenizer in a directory: CLIP's, or SigLIP's for a bidirectional text tower.
+def open_tokenizer(path: Path, model: Mapping, is_padded: bool | None = None, **options) -> AnyTokenizer:
+    """Opens the tokenizer in a directory.
+
+    Args:
+      is_padded: whether it is a `SentencePiece`; None: only for a bidirectional text tower. Otherwise it is CLIP's.
+      options: of `SentencePiece.load`.
 
     Raises LoadError if the tokenizer is missing or has more tokens than the model's token embedding.
     """
-    tokenizer_class = Tokenizer if model["text"].get("causal", True) else SentencePiece
+    if is_padded is None:
+        is_padded = not model["text"].get("causal", True)
+    tokenizer_class = SentencePiece if is_padded else Tokenizer
     try:
-        tokenizer = tokenizer_class.load(path, model["text"]["context_length"])
+        tokenizer = tokenizer_class.load(path, model["text"]["context_length"], **options)
     except (ValueError, FileNotFoundError) as error:
         raise LoadError(str(error)) from error
     if tokenizer.vocab_size > model["text"]["vocab_size"]:

@@ -5,7 +5,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from train_jax.errors import LoadError
 from train_jax.weights.layout import STATS, Entry
@@ -16,21 +16,33 @@ _HEAD_WIDTH = 64
 IGNORED = (r"^(input_resolution|context_length|vocab_size)$", r"num_batches_tracked$", r"attn_mask$")
 
 
-def list_entries(model: Mapping) -> list[Entry]:
-    """Lists the parameters of a model with their names in openai/CLIP. `model` has the options of `CLIPOptions`."""
-    image, text = model["image"], model["text"]
-    table = list(_resnet_entries(image) if image["tower"] == "resnet" else _vit_entries(image))
-    table += [
-        Entry("text/tokens", ("token_embedding.weight",)),
-        Entry("text/positions", ("positional_embedding",)),
-        *_block_entries("text/transformer", "transformer", text),
-        *norm_entries("text/norm_post", "ln_final"),
-        Entry("text/proj/kernel", ("text_projection",)),
-        Entry("logit_scale", ("logit_scale",), "scalar"),
-    ]
+def list_entries(model: Mapping, image_entries: Iterable[Entry] | None = None) -> list[Entry]:
+    """Lists the parameters of a model with their names in openai/CLIP. `model` has the options of `CLIPOptions`.
+
+    Args:
+      image_entries: parameters of an image tower with other names.
+    """
+    image = model["image"]
+    if image_entries is None:
+        image_entries = _resnet_entries(image) if image["tower"] == "resnet" else _vit_entries(image)
+    table = [*image_entries, *text_entries(model["text"]), Entry("logit_scale", ("logit_scale",), "scalar")]
     if model["loss"] == "sigmoid":
         table.append(Entry("logit_bias", ("logit_bias",), "scalar"))
     return table
+
+
+def text_entries(text: Mapping) -> Iterator[Entry]:
+    """Yields the parameters of a text tower with their names in openai/CLIP. `text` has the options of `TextOptions`."""
+    yield Entry("text/tokens", ("token_embedding.weight",))
+    yield Entry("text/positions", ("positional_embedding",))
+    if text.get("pool") == "cls":
+        yield Entry("text/cls", ("cls_emb",))
+    yield from _block_entries("text/transformer", "transformer", text)
+    yield from norm_entries("text/norm_post", "ln_final")
+    if text.get("proj_bias"):
+        yield from linear_entries("text/proj", "text_projection")
+    elif text.get("proj", True):
+        yield Entry("text/proj/kernel", ("text_projection",))
 
 
 def norm_entries(ours: str, theirs: str) -> Iterator[Entry]:
@@ -39,10 +51,13 @@ def norm_entries(ours: str, theirs: str) -> Iterator[Entry]:
     yield Entry(f"{ours}/bias", (f"{theirs}.bias",))
 
 
-def linear_entries(ours: str, theirs: str, kind: str = "linear", heads: int = 0) -> Iterator[Entry]:
-    """Yields the entries of a dense layer or convolution, which has PyTorch's `weight` and `bias`."""
+def linear_entries(
+    ours: str, theirs: str, kind: str = "linear", heads: int = 0, bias: bool = True
+) -> Iterator[Entry]:
+    """Yields the entries of a dense layer or convolution, which has PyTorch's `weight` and perhaps `bias`."""
     yield Entry(f"{ours}/kernel", (f"{theirs}.weight",), kind, heads)
-    yield Entry(f"{ours}/bias", (f"{theirs}.bias",))
+    if bias:
+        yield Entry(f"{ours}/bias", (f"{theirs}.bias",))
 
 
 def attention_entries(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
@@ -74,10 +89,24 @@ def _vit_entries(image: Mapping) -> Iterator[Entry]:
     yield Entry("vision/stem/kernel", ("visual.conv1.weight",), "conv")
     yield Entry("vision/cls", ("visual.class_embedding",))
     yield Entry("vision/positions", ("visual.positional_embedding",))
-    yield from norm_entries("vision/norm_pre", "visual.ln_pre")
+    if image.get("pre_norm", True):
+        yield from norm_entries("vision/norm_pre", "visual.ln_pre")
     yield from _block_entries("vision/transformer", "visual.transformer", image)
+    if image.get("pool") == "query":
+        yield from _pooler_entries("vision/head", "visual.attn_pool", image["pool_heads"])
     yield from norm_entries("vision/norm_post", "visual.ln_post")
     yield Entry("vision/proj/kernel", ("visual.proj",))
+
+
+def _pooler_entries(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
+    """Yields the entries of CoCa's attentional pooler, of whose queries the first is that of the contrastive loss."""
+    yield Entry(f"{ours}/query", (f"{theirs}.query",), "first_row")
+    yield from norm_entries(f"{ours}/norm_query", f"{theirs}.ln_q")
+    yield from norm_entries(f"{ours}/norm", f"{theirs}.ln_k")
+    for index, name in enumerate("qkv"):
+        yield Entry(f"{ours}/attention/{name}/kernel", (f"{theirs}.attn.{name}_proj_weight",), "split_heads", heads)
+        yield Entry(f"{ours}/attention/{name}/bias", (f"{theirs}.attn.in_proj_bias",), "heads_bias", heads, index)
+    yield from linear_entries(f"{ours}/attention/out", f"{theirs}.attn.out_proj", "merge_heads", heads)
 
 
 def _resnet_entries(image: Mapping) -> Iterator[Entry]:

@@ -23,32 +23,39 @@ from train_jax.weights import single_file
 from train_jax.weights.layout import flatten, to_peer
 
 _THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-# Option values that CLIPModel and SiglipModel of transformers support; other values cannot be saved.
+# Option values that the models of transformers support; other values cannot be saved.
+_VIT = {
+    "stem": "patch", "rope": "none", "gated_mlp": False, "sub_norm": False, "key_bias": True, "class_token": False,
+    "norm_after_pool": False, "proj_bias": False,
+}  # fmt: skip
 _CLIP = {
-    "image": {"stem": "patch", "stem_bias": False, "pool": "cls", "pre_norm": True, "proj": True},
-    "text": {"causal": True, "proj_bias": False},
-    "bias": False,
+    "image": _VIT | {"stem_bias": False, "pool": "cls", "pre_norm": True, "proj": True},
+    "text": {"causal": True, "proj": True, "proj_bias": False},
 }
+_METACLIP_2 = {"image": _CLIP["image"], "text": _CLIP["text"] | {"pool": "eos"}}
 _SIGLIP = {
-    "image": {"stem": "patch", "stem_bias": True, "pool": "map", "pre_norm": False, "proj": False},
-    "text": {"causal": False, "pool": "last", "proj_bias": True},
-    "bias": True,
+    "image": _VIT | {"stem_bias": True, "pool": "map", "pre_norm": False, "proj": False},
+    "text": {"causal": False, "pool": "last", "proj": True, "proj_bias": True},
 }
+_REQUIRED = {"clip": _CLIP, "metaclip_2": _METACLIP_2, "siglip": _SIGLIP}
+_CLASSES = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel"}
 
 
 def save_hf(clip, directory: str | Path) -> None:
-    """Saves `clip` (a `clip_jax.Clip`) as a Hugging Face directory of CLIPModel or SiglipModel.
+    """Saves `clip` (a `clip_jax.Clip`) as a Hugging Face directory of CLIPModel, MetaClip2Model or SiglipModel.
 
-    Also writes preprocessor_config.json and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or
-    tokenizer.json for AutoTokenizer. transformers always rounds an odd crop margin down, unlike some modes of
-    `clip.preprocess`.
+    SiglipModel has the sigmoid loss; MetaClip2Model has the softmax loss and another tokenizer than CLIP's. Also writes
+    preprocessor_config.json and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or tokenizer.json for
+    AutoTokenizer. transformers always rounds an odd crop margin down, unlike some modes of `clip.preprocess`, and does not
+    repair texts.
 
     Raises ValueError, which names the part, if transformers does not support the model (a ResNet, a convolutional stem,
     mean pooling, …), and FileExistsError if the directory is not empty.
     """
     module, directory = clip.module, Path(directory)
-    kind = "siglip" if module.options.loss == "sigmoid" else "clip"
-    _check_expressible(module.options, _SIGLIP if kind == "siglip" else _CLIP, kind)
+    kind = "metaclip_2" if isinstance(clip.tokenizer, SentencePiece) else "clip"
+    kind = "siglip" if module.options.loss == "sigmoid" else kind
+    _check_expressible(module.options, _REQUIRED[kind], kind)
     if clip.preprocess.interpolation not in RESAMPLE.values():
         raise ValueError(
             f"transformers has no interpolation {clip.preprocess.interpolation!r}: save_hf cannot write this preprocessing. "
@@ -91,18 +98,18 @@ def _make_tower_config(tower: ImageOptions | TextOptions, options: CLIPOptions) 
         "intermediate_size": round(tower.mlp_ratio * tower.width),
         "num_hidden_layers": tower.depth,
         "num_attention_heads": tower.heads,
-        "hidden_act": _THEIR_ACTIVATIONS[options.activation],
-        "layer_norm_eps": options.eps,
+        "hidden_act": _THEIR_ACTIVATIONS[getattr(tower, "activation", "") or options.activation],
+        "layer_norm_eps": getattr(tower, "eps", 0) or options.eps,
     }
 
 
 def _make_config(options: CLIPOptions, kind: str, tokenizer: AnyTokenizer) -> dict:
     image, embed_dim = options.image, options.embed_dim
     vision_config = _make_tower_config(image, options) | {"image_size": image.size, "patch_size": image.patch}
-    if kind == "clip":
+    if kind != "siglip":
         vision_config["projection_dim"] = embed_dim
     config = {
-        "architectures": ["SiglipModel" if kind == "siglip" else "CLIPModel"],
+        "architectures": [_CLASSES[kind]],
         "model_type": kind,
         "text_config": _make_text_config(options, kind, tokenizer),
         "vision_config": vision_config | {"model_type": f"{kind}_vision_model"},
@@ -121,7 +128,8 @@ def _make_text_config(options: CLIPOptions, kind: str, tokenizer: AnyTokenizer) 
     }
     if kind == "siglip":
         return config | {"projection_size": options.embed_dim}
-    return config | {"bos_token_id": tokenizer.bos_id, "projection_dim": options.embed_dim}
+    begin = {"bos_token_id": tokenizer.bos_id} if kind == "clip" else {}
+    return config | begin | {"projection_dim": options.embed_dim}
 
 
 def save_text_tower(
@@ -173,7 +181,7 @@ def _make_preprocessor_config(preprocess: Preprocess, kind: str) -> dict:
 def save_tokenizer(tokenizer: AnyTokenizer, directory: Path) -> None:
     """Writes the files of a tokenizer for transformers."""
     if isinstance(tokenizer, SentencePiece):
-        tokenizer.save(directory / "tokenizer.json")
+        (directory / "tokenizer.json").write_text(tokenizer.pieces.to_str(), "utf-8")
         pad = tokenizer.pieces.padding["pad_token"]
         end = tokenizer.pieces.id_to_token(tokenizer.eos_id)
         write_json(

@@ -26,11 +26,17 @@ def counted(image: dict, method: str | None = None) -> tuple[CLIPOptions, float]
     return module.options, program.lower(variables, *inputs).compile().cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("stem, pool", [("patch", "cls"), ("conv", "mean"), ("patch", "map")])
+@pytest.mark.parametrize("stem, pool", [("patch", "cls"), ("conv", "mean"), ("patch", "map"), ("patch", "query")])
 def test_flops_of_both_towers(stem, pool):
     """Norms, softmax and activations come on top of the formula."""
     options, expected = counted({"stem": stem, "pool": pool, "patch": 16, "width": 128, "depth": 2, "heads": 2})
     assert sum(flops.forward_flops(options)) == pytest.approx(expected, rel=0.06)
+
+
+def test_flops_of_gated_mlps():
+    image = {"patch": 16, "width": 128, "depth": 2, "heads": 2, "gated_mlp": True}
+    options, expected = counted(image, "encode_image")
+    assert flops.forward_flops(options)[0] == pytest.approx(expected, rel=0.06)
 
 
 def test_flops_of_a_resnet():

@@ -274,11 +274,152 @@ def test_tensor_and_fsdp_really_split_the_kernels(scan):
         ({"image": {"patch": 5}}, "patch = 5 does not divide size = 16"),
         ({"image": {"size": 18, "patch": 6, "stem": "conv"}}, "patch = 6 must be a power of two"),
         ({"text": {"context_length": 2}}, "context_length = 2"),
+        ({"image": {"size": 18, "stem": "conv", "drop_margin": True}}, "patch = 4 does not divide size = 18"),
+        ({"image": {"pool": "map", "norm_after_pool": True}}, "norm_after_pool = True with pool = 'map'"),
+        ({"image": {"pool": "query", "pool_heads": 5}}, "pool_heads = 5 does not divide 12, the width of the pool"),
+        ({"image": {"rope_offset": 1.0}}, "rope_offset and rope_grid have no meaning"),
+        ({"image": {"rope": "rows_first", "heads": 8}}, "makes heads of 2; rope needs a multiple of 4"),
+        ({"image": {"proj": False, "proj_bias": True}}, "proj_bias = True needs config.model.image.proj"),
+        ({"text": {"proj": False}}, "embed_dim = 12 must be text.width = 16"),
+        ({"text": {"eps": -1.0}}, "eps = -1"),
     ],
 )
 def test_values_that_are_not_allowed_are_named(changes, words):
     with pytest.raises(ConfigError, match=words):
         build(**changes)
+
+
+def test_options_that_are_not_set_leave_fingerprints_as_they_were():
+    """Indexes and results are found by them."""
+    identity = build().options.identity()
+    assert set(identity["image"]) == {
+        "tower", "size", "patch", "width", "depth", "heads", "mlp_ratio", "stem", "stem_bias", "pool", "pre_norm", "proj"
+    }  # fmt: skip
+    assert set(identity["text"]) == {
+        "context_length", "vocab_size", "width", "depth", "heads", "mlp_ratio", "causal", "pool", "proj_bias"
+    }  # fmt: skip
+    assert build(image=SMALL["image"] | {"class_token": True}).options.identity()["image"]["class_token"]
+
+
+def encode(module, params, method, x, **options):
+    return np.asarray(apply(module, {"params": params}, x, method=method, **options))
+
+
+def test_the_text_tower_may_have_its_own_activation_and_eps(random_params):
+    mixed = build(activation="gelu", eps=1e-5, text=SMALL["text"] | {"activation": "quick_gelu", "eps": 1e-2})
+    params, (images, ids) = random_params(mixed), inputs()
+    for method, x, activation, eps in (
+        ("encode_image", images, "gelu", 1e-5),
+        ("encode_text", ids, "quick_gelu", 1e-2),
+    ):
+        alone = build(activation=activation, eps=eps)
+        np.testing.assert_array_equal(encode(mixed, params, method, x), encode(alone, params, method, x))
+
+
+def test_pixels_beyond_the_last_patch_are_dropped(random_params):
+    ragged, whole = build(image=SMALL["image"] | {"size": 18, "drop_margin": True}), build()
+    images = jnp.pad(inputs()[0], ((0, 0), (0, 2), (0, 2), (0, 0)), constant_values=9.0)
+    params = random_params(whole)
+    expected = encode(whole, params, "encode_image", images[:, :16, :16])
+    np.testing.assert_allclose(encode(ragged, params, "encode_image", images), expected, atol=1e-6)
+
+
+def captured(module, params, method, x, name):
+    """The features, and the output of the module of this name in the tower."""
+    _, state = module.apply(
+        {"params": params}, x, method=method, capture_intermediates=lambda m, _: m.name == name, mutable=["intermediates"]
+    )
+    (tower,) = state["intermediates"].values()
+    return np.asarray(tower[name]["__call__"][0], np.float64)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def layer_norm(x, norm):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * norm["scale"] + norm["bias"]
+
+
+def test_the_mean_may_leave_out_a_class_token_and_precede_the_norm(random_params):
+    image = SMALL["image"] | {"pool": "mean", "class_token": True, "norm_after_pool": True, "proj_bias": True}
+    module = build(image=image)
+    params, images = random_params(module), inputs()[0]
+    tower = jax.tree.map(np.asarray, params["vision"])
+    assert tower["positions"].shape == (17, 16) and tower["cls"].shape == (16,)
+    tokens = captured(module, params, "encode_image", images, "transformer")
+    pooled = layer_norm(tokens[:, 1:].mean(1), tower["norm_post"])
+    expected = unit(pooled @ tower["proj"]["kernel"] + tower["proj"]["bias"])
+    np.testing.assert_allclose(encode(module, params, "encode_image", images), expected, atol=1e-6)
+    patches = encode(module, params, "encode_patches", images)
+    assert patches.shape == (2, 16, 12)
+
+
+ROPE = SMALL["image"] | {"heads": 2, "pool": "mean", "class_token": True, "rope": "rows_first", "rope_grid": 3}
+
+
+def test_rotary_positions_turn_patches_but_not_the_class_token(random_params, monkeypatch):
+    """Without learned positions, exchanging two patches changes the features only with rope."""
+    turned, plain = build(image=ROPE), build(image=ROPE | {"rope": "none", "rope_grid": 0})
+    params, images = random_params(plain), inputs()[0]
+    params["vision"]["positions"] = jnp.zeros_like(params["vision"]["positions"])
+    exchanged = images.at[:, :4, :4].set(images[:, 4:8, 8:12]).at[:, 4:8, 8:12].set(images[:, :4, :4])
+    for module, is_equal in ((plain, True), (turned, False)):
+        difference = encode(module, params, "encode_image", images) - encode(module, params, "encode_image", exchanged)
+        assert (np.abs(difference).max() < 1e-5) == is_equal
+    monkeypatch.setattr("clip_jax.vision.grid_angles", lambda *_: np.zeros((16, 4), np.float32))
+    zero = encode(turned, params, "encode_image", images)  # an angle of 0, which is that of the class token
+    np.testing.assert_allclose(zero, encode(plain, params, "encode_image", images), atol=1e-6)
+
+
+def test_rotary_positions_follow_patches_that_are_kept(random_params, monkeypatch):
+    """All patches "kept" in another order have the same mean."""
+    module = build(image=ROPE).clone(patch_dropout=0.5)
+    params, images = random_params(module), inputs()[0]
+    order = np.stack([np.random.default_rng(seed).permutation(16) for seed in range(2)])
+    monkeypatch.setattr("clip_jax.vision.sample_patches", lambda *_: jnp.asarray(order))
+    rngs = {"dropout": jax.random.key(0)}
+    shuffled = apply(module, {"params": params}, images, deterministic=False, method="encode_image", rngs=rngs)
+    np.testing.assert_allclose(shuffled, encode(module, params, "encode_image", images), atol=1e-5)
+
+
+def test_cocas_pool_is_one_query_and_no_mlp(random_params):
+    module = build(image=SMALL["image"] | {"pool": "query", "pool_heads": 3, "class_token": True})
+    params, images = random_params(module), inputs()[0]
+    tower = jax.tree.map(np.asarray, params["vision"])
+    head = tower["head"]
+    tokens = layer_norm(captured(module, params, "encode_image", images, "transformer"), head["norm"])
+    query, attention = layer_norm(head["query"], head["norm_query"])[0], head["attention"]
+
+    def project(x, name):
+        return np.einsum("...w,wnh->...nh", x, attention[name]["kernel"]) + attention[name]["bias"]
+
+    scores = np.einsum("nh,bsnh->bns", project(query, "q"), project(tokens, "k")) / 2  # heads of 4
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    y = np.einsum("bns,bsnh,nhe->be", weights, project(tokens, "v"), attention["out"]["kernel"]) + attention["out"]["bias"]
+    expected = unit(layer_norm(y, tower["norm_post"]) @ tower["proj"]["kernel"])
+    np.testing.assert_allclose(encode(module, params, "encode_image", images), expected, atol=1e-5)
+
+
+def test_cocas_class_token_of_a_text_reads_one_padding(random_params):
+    """As open_clip's: what may be attended to is shifted by one token."""
+    module = build(text=SMALL["text"] | {"pool": "cls"})
+    params, ids = random_params(module), inputs()[1].at[:, 6:].set(0)  # five tokens, the end at 5, two paddings
+    assert params["text"]["positions"].shape == (LENGTH + 1, 16)
+    features = encode(module, params, "encode_text", ids)
+    table = params["text"]["positions"]
+    for position, is_read in ((0, True), (5, True), (6, True), (7, False), (8, True)):
+        changed = params | {"text": params["text"] | {"positions": table.at[position, 0].add(1.0)}}
+        assert (np.abs(encode(module, changed, "encode_text", ids) - features).max() > 1e-6) == is_read, position
+
+
+def test_a_text_tower_without_projection(random_params):
+    module = build(embed_dim=16, text=SMALL["text"] | {"proj": False})
+    params, ids = random_params(module), inputs()[1]
+    assert "proj" not in params["text"]
+    tokens = captured(module, params, "encode_text", ids, "transformer")
+    expected = unit(layer_norm(tokens[:, 5], jax.tree.map(np.asarray, params["text"]["norm_post"])))
+    np.testing.assert_allclose(encode(module, params, "encode_text", ids), expected, atol=1e-6)
 
 
 def test_a_dict_from_json_builds_the_same_module():

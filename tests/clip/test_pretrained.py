@@ -76,9 +76,9 @@ def test_features_and_logits_are_the_peers(opened):
 # One file
 
 
-@pytest.mark.parametrize("kind", ["hf-siglip", "open-clip-resnet", "openai-vit"])
+@pytest.mark.parametrize("kind", ["hf-siglip", "open-clip-clipa", "open-clip-resnet", "openai-vit"])
 def test_a_model_is_saved_as_one_file(kind, tmp_path):
-    """SentencePiece, running statistics, and OpenAI's rule for the end token."""
+    """SentencePiece, WordPiece with repaired texts, running statistics, and OpenAI's rule for the end token."""
     clip, file = golden(kind), tmp_path / "clip.safetensors"
     clip_jax.save(clip, file)
     again = clip_jax.load(file)
@@ -113,7 +113,7 @@ def test_a_damaged_single_file_is_described(tmp_path):
 # Saving for transformers
 
 
-@pytest.mark.parametrize("kind", ["hf-clip", "hf-clip-legacy", "hf-siglip"])
+@pytest.mark.parametrize("kind", ["hf-clip", "hf-clip-legacy", "hf-metaclip2", "hf-siglip", "hf-siglip2"])
 def test_saved_for_transformers_as_transformers_saves(kind, tmp_path):
     """The tensors, names and configs are those that the peer itself writes."""
     clip_jax.save_hf(golden(kind), tmp_path / "saved")
@@ -130,14 +130,14 @@ def test_saved_for_transformers_as_transformers_saves(kind, tmp_path):
         for key, value in saved[part].items():
             if key not in ("pad_token_id", "bos_token_id", "eos_token_id", "projection_dim"):
                 assert expected[part][key] == value, (part, key)
-    if kind != "hf-siglip":
+    if "siglip" not in kind:
         assert saved["text_config"]["eos_token_id"] == expected["text_config"]["eos_token_id"]
     expected = json.loads((GOLDEN / kind / "preprocessor_config.json").read_text())
     for key, value in json.loads((tmp_path / "saved" / "preprocessor_config.json").read_text()).items():
         assert key in ("processor_class", "do_convert_rgb") or expected[key] == value, key
 
 
-@pytest.mark.parametrize("kind", ["hf-siglip", "open-clip-quick", "openai-vit"])
+@pytest.mark.parametrize("kind", ["hf-siglip", "open-clip-quick", "open-clip-metaclip2", "open-clip-siglip2", "openai-vit"])
 def test_a_saved_model_is_loaded_unchanged(kind, tmp_path):
     clip = golden(kind)
     clip_jax.save_hf(clip, tmp_path / "saved")
@@ -212,6 +212,14 @@ def edit(folder: Path, file: str, *path, **changes) -> None:
         part = part[key]
     part.update(changes)
     (folder / file).write_text(json.dumps(content))
+
+
+def vision(folder: Path, **changes) -> None:
+    edit(folder, "open_clip_config.json", "model_cfg", "vision_cfg", **changes)
+
+
+def text(folder: Path, **changes) -> None:
+    edit(folder, "open_clip_config.json", "model_cfg", "text_cfg", **changes)
 
 
 def test_the_legacy_rule_reads_at_the_largest_id(copy):
@@ -320,7 +328,24 @@ def test_a_damaged_file_is_named(kind, copy):
         ("hf-clip", lambda d: (d / "model.safetensors").unlink(), "holds no weights"),
         ("hf-clip", lambda d: [(d / f).unlink() for f in ("vocab.json", "tokenizer.json")], "no tokenizer at"),
         ("hf-clip", lambda d: (d / "preprocessor_config.json").unlink(), "processor_config.json is missing"),
-        ("hf-clip", lambda d: edit(d, "config.json", model_type="bert"), "model_type 'bert' is neither"),
+        ("hf-clip", lambda d: edit(d, "config.json", model_type="bert"), "model_type 'bert' is no complete model of"),
+        ("hf-clip", lambda d: edit(d, "config.json", model_type="clip_text_model"), "half a CLIP, without its image tower"),
+        ("hf-clip", lambda d: edit(d, "config.json", model_type="siglip_vision_model"), "half a CLIP, without its text"),
+        ("hf-metaclip2", lambda d: edit(d, "config.json", "text_config", eos_token_id=3), "end token is 2, but eos_"),
+        ("open-clip-siglip2", lambda d: vision(d, timm_pool="avg"), "timm_pool = 'avg'; vit_base_.* has 'map'"),
+        ("open-clip-siglip2", lambda d: vision(d, timm_proj="linear"), "timm_proj = 'linear'; vit_base_.* has 'none'"),
+        ("open-clip-siglip2", lambda d: vision(d, image_size=32), "image_size = 32; vit_base_.* has 24"),
+        ("open-clip-siglip2", lambda d: vision(d, timm_model_kwargs={"qk_norm": True}), "kwargs.qk_norm is not supported"),
+        ("open-clip-siglip2", lambda d: text(d, act_kwargs={"approximate": "erf"}), "act_kwargs = .*erf.* is not supported"),
+        ("open-clip-siglip2", lambda d: text(d, norm_kwargs={"bias": False}), "norm_kwargs = .*bias.* is not supported"),
+        ("open-clip-siglip2", lambda d: text(d, tokenizer_kwargs={"clean": "x"}), "tokenizer_kwargs = .* is not supported"),
+        ("open-clip-siglip2", lambda d: text(d, tokenizer_mode="clips"), "tokenizer_mode = 'clips' is not supported"),
+        ("open-clip-siglip2", lambda d: text(d, hf_model_name="roberta-base"), "hf_model_name = 'roberta-base' is not supp"),
+        ("open-clip-eva02", lambda d: vision(d, timm_model_name="eva02_enormous_patch14_clip_224"), "this trunk of timm"),
+        ("open-clip-metaclip2", lambda d: text(d, eos_id=1), "end token is 2, and text_cfg.eos_id is 1"),
+        ("open-clip-coca", lambda d: text(d, pad_id=1), "pad_id = 1 is not supported with embed_cls"),
+        ("open-clip-coca", lambda d: vision(d, attentional_pool="parallel"), "attentional_pool = 'parallel' is not"),
+        ("open-clip-coca", lambda d: vision(d, pool_type="avg"), "attentional_pool with .* is not supported"),
         ("hf-clip", lambda d: edit(d, "config.json", "text_config", vocab_size=300), "wrong tokenizer for the weights"),
         ("hf-clip", lambda d: edit(d, "config.json", projection_dim=7), r"text/proj/kernel has shape \(32, 7\) in the conf"),
         (
@@ -332,7 +357,7 @@ def test_a_damaged_file_is_named(kind, copy):
         (
             "open-clip",
             lambda d: edit(d, "open_clip_config.json", "model_cfg", "vision_cfg", timm_model_name="x"),
-            "from timm",
+            "timm_model_name = 'x': this trunk of timm is not supported",
         ),
         (
             "open-clip",

@@ -1,22 +1,25 @@
 """Makes `tests/golden/clip/`: tiny random models of every kind, saved by the peers, and what the peers compute with them.
 
-    python tests/golden/make_clip.py          (in an environment with the `peers` extra)
+    python tests/golden/make_clip.py          (in an environment with the `peers` extra, and once with transformers 5)
 
 Each folder holds a model as its users would find it, `pictures/*.png`, and `expected.npz`: `ids`, `image` and `text`
 features of unit norm, `logits` [images, texts]. Beside the folders, `clip_pixels.npz` holds what transformers' image
 processors make of pictures. The tests of `tests/clip/` need none of the peers.
 """
 
+import functools
 import json
 import shutil
 import sys
 import types
+import unittest.mock
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import packaging.version
 import sentencepiece
+import tokenizers
 import torch
 import transformers
 from PIL import Image
@@ -126,17 +129,69 @@ def hf_clip(name: str, eos_token_id: int | None, activation: str, seed: int) -> 
     expected(folder, batch["input_ids"], out.image_embeds, out.text_embeds, out.logits_per_image)
 
 
-def hf_siglip(name: str, seed: int) -> tuple[Path, transformers.SiglipModel]:
-    folder = new_folder(name)
+SIGLIP_IDS = {"pad_id": -1, "bos_id": -1, "eos_id": 1, "unk_id": 2, "control_symbols": ["<pad>"]}
+
+
+def sentencepiece_file(folder: Path, ids: dict = SIGLIP_IDS) -> Path:
+    """A small unigram vocabulary, by default of the layout of SigLIP's: </s> is 1, <unk> 2."""
     corpus = folder / "corpus.txt"
     corpus.write_text("\n".join([t.lower() for t in TEXTS] * 20 + ["a dog and a cat", "the red ship at night"] * 20))
     sentencepiece.SentencePieceTrainer.train(
         input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=60, model_type="unigram",
-        pad_id=-1, bos_id=-1, eos_id=1, unk_id=2, control_symbols=["<pad>"], hard_vocab_limit=False, minloglevel=2,
+        hard_vocab_limit=False, minloglevel=2, **ids,
     )  # fmt: skip
-    tokenizer = transformers.SiglipTokenizer(str(folder / "spiece.model"), model_max_length=LENGTH)
     corpus.unlink()
     (folder / "spiece.vocab").unlink()
+    return folder / "spiece.model"
+
+
+def t5_tokenizer(folder: Path) -> None:
+    """SigLIP's vocabulary as open_clip's directories hold it: tokenizer.json of T5's class."""
+    file = sentencepiece_file(folder)
+    tokenizer = transformers.T5TokenizerFast(str(file), extra_ids=0, pad_token="</s>", model_max_length=LENGTH)
+    file.unlink()
+    tokenizer.save_pretrained(folder)
+    (folder / "spiece.model").unlink(missing_ok=True)
+
+
+def xlm_tokenizer(folder: Path) -> transformers.XLMRobertaTokenizerFast:
+    """MetaCLIP 2's kind of vocabulary: <s> is 0, <pad> 1, </s> 2."""
+    file = sentencepiece_file(folder, {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1})
+    tokenizer = transformers.XLMRobertaTokenizerFast(str(file), model_max_length=LENGTH)
+    file.unlink()
+    tokenizer.save_pretrained(folder)
+    (folder / "sentencepiece.bpe.model").unlink(missing_ok=True)
+    return tokenizer
+
+
+def bert_tokenizer(folder: Path) -> None:
+    """CLIPA's kind of vocabulary: WordPiece, with [PAD] 0."""
+    pieces = ["a", "photo", "of", "cat", ".", ",", "two", "dog", "##s", "and", "red", "ball", "the", "sea", "ship", "4"]
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *pieces]) + "\n")
+    transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=LENGTH).save_pretrained(folder)
+
+
+def hf_metaclip2(name: str, seed: int) -> None:
+    folder = new_folder(name)
+    tokenizer = xlm_tokenizer(folder)
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": LENGTH, "eos_token_id": 2, "bos_token_id": 0}
+    config = transformers.MetaClip2Config(
+        text_config=TOWER | sizes, vision_config=TOWER | {"image_size": 24, "patch_size": 8}, projection_dim=20
+    )
+    model = transformers.MetaClip2Model(config).eval()
+    randomise(model, seed)
+    model.save_pretrained(folder)
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    processor.save_pretrained(folder)
+    pixels = processor(pictures(folder), return_tensors="pt")["pixel_values"]
+    ids = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")["input_ids"]
+    out = model(input_ids=ids, pixel_values=pixels)
+    expected(folder, ids, out.image_embeds, out.text_embeds, out.logits_per_image)
+
+
+def hf_siglip(name: str, seed: int) -> tuple[Path, transformers.SiglipModel]:
+    folder = new_folder(name)
+    tokenizer = transformers.SiglipTokenizer(str(sentencepiece_file(folder)), model_max_length=LENGTH)
     tokenizer.save_pretrained(folder)
     shared = {"layer_norm_eps": 1e-6}
     config = transformers.SiglipConfig(
@@ -153,6 +208,33 @@ def hf_siglip(name: str, seed: int) -> tuple[Path, transformers.SiglipModel]:
     out = model(input_ids=batch["input_ids"], pixel_values=pixels)
     expected(folder, batch["input_ids"], out.image_embeds, out.text_embeds, out.logits_per_image)
     return folder, model
+
+
+def hf_siglip2(name: str, seed: int) -> None:
+    """SigLIP 2 of a fixed size as transformers 5 saves it: Gemma's vocabulary in its class Siglip2Tokenizer."""
+    folder = new_folder(name)
+    characters = dict.fromkeys("▁" + "".join(sorted({*" ".join(TEXTS).lower()} - {" "})))
+    special = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+    merges = [("a", "t"), ("c", "at"), ("t", "h"), ("th", "e"), ("▁", "the"), ("m", "a"), ("▁", "cat")]
+    pieces = [*special, *characters, *("".join(pair) for pair in merges)]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    # Google's files pad on the right; the class alone would on the left.
+    tokenizer = transformers.Siglip2Tokenizer(vocabulary, merges, padding_side="right", model_max_length=LENGTH)
+    tokenizer._tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 1)]
+    )
+    tokenizer.save_pretrained(folder)
+    text = TOWER | {"vocab_size": 80, "max_position_embeddings": LENGTH, "projection_size": 32}
+    config = transformers.SiglipConfig(text_config=text, vision_config=TOWER | {"image_size": 24, "patch_size": 8})
+    model = transformers.SiglipModel(config).eval()
+    randomise(model, seed)
+    model.save_pretrained(folder)
+    processor = transformers.SiglipImageProcessorPil(size={"height": 24, "width": 24}, resample=2)
+    processor.save_pretrained(folder)
+    pixels = processor(pictures(folder), return_tensors="pt")["pixel_values"]
+    ids = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")["input_ids"]
+    out = model(input_ids=ids, pixel_values=pixels)
+    expected(folder, ids, out.image_embeds, out.text_embeds, out.logits_per_image)
 
 
 def big_vision(name: str, origin: Path, model: transformers.SiglipModel) -> None:
@@ -246,7 +328,10 @@ def without_torchvision() -> None:
     sys.modules["pkg_resources"].packaging = packaging
 
 
-def pixels_of(folder: Path, size: int) -> torch.Tensor:
+def pixels_of(folder: Path, size: int, squash: bool = False) -> torch.Tensor:
+    if squash:
+        processor = transformers.SiglipImageProcessor(size={"height": size, "width": size}, resample=3)
+        return processor(pictures(folder), return_tensors="pt")["pixel_values"]
     processor = transformers.CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     return processor(pictures(folder), return_tensors="pt")["pixel_values"]
 
@@ -257,20 +342,43 @@ def zero_padded(tokenizer) -> torch.Tensor:
     return batch["input_ids"] * batch["attention_mask"]
 
 
-def open_clip_directory(name: str, vision: dict, seed: int, training: bool = False, **options) -> None:
+def open_clip_directory(
+    name: str, vision: dict, seed: int, training: bool = False, text: dict | None = None, tokenizer=clip_tokenizer, **options
+) -> None:
+    """A directory of open_clip.
+
+    Args:
+      text: changes of the text tower; with `hf_tokenizer_name`, open_clip's own wrapper tokenizes the texts.
+      tokenizer: function that writes the tokenizer's files into a folder.
+    """
     import open_clip
+    import timm
     from safetensors.torch import save_file
 
     folder = new_folder(name)
-    tokenizer = clip_tokenizer(folder)
-    text = {"context_length": LENGTH, "vocab_size": len(tokenizer), "width": 32, "heads": 4, "layers": 2}
+    tokenizer = tokenizer(folder)
+    if text and "hf_tokenizer_name" in text:
+        tokenizer = open_clip.tokenizer.HFTokenizer(str(folder), LENGTH, **text.get("tokenizer_kwargs", {}))
+        ids, size = tokenizer(TEXTS), len(tokenizer.tokenizer)
+    else:
+        ids, size = zero_padded(tokenizer), len(tokenizer)
+    text = {"context_length": LENGTH, "vocab_size": size, "width": 32, "heads": 4, "layers": 2} | (text or {})
     config = {"embed_dim": 20, "vision_cfg": vision, "text_cfg": text} | options
     kind = open_clip.model.CustomTextCLIP if options.pop("custom_text", False) else open_clip.model.CLIP
+    kind = open_clip.CoCa if "multimodal_cfg" in config else kind
     arguments = {key: value for key, value in config.items() if key != "custom_text"}
-    model = kind(**arguments).eval()
+    # open_clip 3 has no `timm_model_kwargs`, which open_clip 4 hands on like this.
+    kwargs = {"timm_model_kwargs": vision.get("timm_model_kwargs", {})}
+    arguments["vision_cfg"] = {key: value for key, value in vision.items() if key not in kwargs}
+    create = functools.partial(timm.create_model, **kwargs["timm_model_kwargs"])
+    with unittest.mock.patch.object(open_clip.timm_model.timm, "create_model", create):
+        model = kind(**arguments).eval()
     randomise(model, seed)
+    is_siglip = options.get("init_logit_bias") is not None and "timm_model_name" in vision
     mean, std = open_clip.constants.OPENAI_DATASET_MEAN, open_clip.constants.OPENAI_DATASET_STD
     preprocess = {"mean": mean, "std": std, "interpolation": "bicubic", "resize_mode": "shortest"}
+    if is_siglip:
+        preprocess |= {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     if training:  # a checkpoint of open_clip's trainer, and a config in which every default is written out
         config["vision_cfg"] = asdict(open_clip.CLIPVisionCfg(**vision))
@@ -285,12 +393,73 @@ def open_clip_directory(name: str, vision: dict, seed: int, training: bool = Fal
     (folder / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2)
     )
-    ids, pixels = zero_padded(tokenizer), pixels_of(folder, vision["image_size"])
+    pixels = pixels_of(folder, vision["image_size"], squash=is_siglip)
     image, text = model.encode_image(pixels, normalize=True), model.encode_text(ids, normalize=True)
     logits = model.logit_scale.exp() * image @ text.T
-    if model.logit_bias is not None:
+    if getattr(model, "logit_bias", None) is not None:
         logits = logits + model.logit_bias
     expected(folder, ids, image, text, logits)
+
+
+VIT = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16, "mlp_ratio": 2.5}
+# Trunks of timm, small.
+TRUNK = {"img_size": 24, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+SIGLIP = {"image_size": 24, "timm_pool": "map", "timm_proj": "none", "timm_model_kwargs": TRUNK}
+SIGLIP_TEXT = {
+    "hf_tokenizer_name": "timm/SigLIP", "tokenizer_kwargs": {"clean": "canonicalize"}, "no_causal_mask": True,
+    "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6},
+}  # fmt: skip
+
+
+def open_clip_siglip(name: str, trunk: str, seed: int, **text) -> None:
+    """SigLIP (`act_kwargs` is absent) or SigLIP 2 (`act_kwargs={"approximate": "tanh"}`) as open_clip has them."""
+    vision = SIGLIP | {"timm_model_name": trunk}
+    options = {"embed_dim": 32, "custom_text": True, "init_logit_bias": -10}
+    open_clip_directory(name, vision, seed, text=SIGLIP_TEXT | text, tokenizer=t5_tokenizer, **options)
+
+
+def open_clip_metaclip2(name: str, seed: int) -> None:
+    text = {"hf_tokenizer_name": "facebook/xlm-v-base", "pool_type": "eos", "eos_id": 2}
+    open_clip_directory(name, VIT, seed, text=text, tokenizer=xlm_tokenizer, quick_gelu=True)
+
+
+def open_clip_clipa(name: str, seed: int, **vision) -> None:
+    vision = VIT | {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True} | vision
+    text = {
+        "hf_tokenizer_name": "bert-base-uncased", "tokenizer_kwargs": {"strip_sep_token": True}, "pool_type": "last",
+        "no_causal_mask": True,
+    }  # fmt: skip
+    open_clip_directory(name, vision, seed, text=text, tokenizer=bert_tokenizer)
+
+
+def open_clip_coca(name: str, seed: int) -> None:
+    vision = VIT | {"attentional_pool": True, "attn_pooler_heads": 5, "output_tokens": True}
+    text = {"embed_cls": True, "output_tokens": True}
+    decoder = {"context_length": LENGTH, "vocab_size": 600, "width": 20, "heads": 2, "layers": 1, "attn_pooler_heads": 2}
+    open_clip_directory(name, vision, seed, text=text, multimodal_cfg=decoder, custom_text=True)
+
+
+def long_clip(name: str, seed: int) -> None:
+    """Long-CLIP's file, from a checkout of beichenzbc/Long-CLIP; its context is always 248."""
+    from model.model_longclip import CLIP
+
+    folder = new_folder(name)
+    tokenizer = clip_tokenizer(folder)
+    model = CLIP(20, 24, 1, 64, 8, 248, len(tokenizer), 64, 1, 1, load_from_clip=False).eval()
+    randomise(model, seed)
+    model.half().float()
+    batch = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=248, return_tensors="pt")
+    ids, pixels = batch["input_ids"] * batch["attention_mask"], pixels_of(folder, 24)
+    image, text = model.encode_image(pixels), model.encode_text(ids)
+    torch.save({key: value.half() for key, value in model.state_dict().items()}, folder / "longclip-tiny.pt")
+    unit = [torch.nn.functional.normalize(x, dim=-1) for x in (image, text)]
+    expected(folder, ids, image, text, model.logit_scale.exp() * unit[0] @ unit[1].T)
+
+
+def open_clip_trunk(name: str, trunk: str, pool: str, seed: int) -> None:
+    """Perception Encoder, or EVA: positions turn queries and keys, on the coordinates of another grid."""
+    vision = {"image_size": 24, "timm_model_name": trunk, "timm_pool": pool, "timm_proj": None, "timm_model_kwargs": TRUNK}
+    open_clip_directory(name, vision, seed, custom_text=True)
 
 
 def openai_file(name: str, vision_layers, vision_width: int, seed: int, script: bool) -> None:
@@ -346,17 +515,27 @@ def image_processors() -> None:
 
 
 def main() -> None:
+    if transformers.__version__.startswith("5."):  # whose files differ from those of version 4
+        hf_siglip2("hf-siglip2", 14)
+        return
     image_processors()
     hf_clip("hf-clip", None, "quick_gelu", 1)
     hf_clip("hf-clip-legacy", 2, "gelu", 2)
+    hf_metaclip2("hf-metaclip2", 4)
     big_vision("big-vision", *hf_siglip("hf-siglip", 3))
     without_torchvision()
-    vit = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16, "mlp_ratio": 2.5}
-    open_clip_directory("open-clip", vit, 5)
-    open_clip_directory("open-clip-quick", vit, 6, quick_gelu=True)
-    open_clip_directory("open-clip-training", vit, 8, training=True)
-    open_clip_directory("open-clip-custom", vit, 7, custom_text=True, init_logit_bias=-10.0)
+    open_clip_directory("open-clip", VIT, 5)
+    open_clip_directory("open-clip-quick", VIT, 6, quick_gelu=True)
+    open_clip_directory("open-clip-training", VIT, 8, training=True)
+    open_clip_directory("open-clip-custom", VIT, 7, custom_text=True, init_logit_bias=-10.0)
     open_clip_directory("open-clip-resnet", {"image_size": 32, "layers": [1, 2, 1, 1], "width": 4, "head_width": 64}, 9)
+    open_clip_siglip("open-clip-siglip2", "vit_base_patch16_siglip_224", 13, act_kwargs={"approximate": "tanh"})
+    open_clip_metaclip2("open-clip-metaclip2", 17)
+    open_clip_clipa("open-clip-clipa", 19)
+    open_clip_coca("open-clip-coca", 27)
+    open_clip_trunk("open-clip-pe", "vit_pe_core_base_patch16_224", "map", 29)
+    open_clip_trunk("open-clip-eva02", "eva02_base_patch16_clip_224", "token", 31)
+    long_clip("long-clip", 12)
     openai_file("openai-vit", 1, 64, 10, script=True)
     openai_file("openai-resnet", (1, 1, 2, 1), 4, 11, script=False)
 

@@ -47,8 +47,11 @@ def twin_norm(x, p, eps):
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * p["scale"] + p["bias"]
 
 
-def twin_attention(x, p, causal, visible=None):
-    out = np.zeros_like(x) + p["out"]["bias"]
+def twin_attention(x, p, causal, visible=None, eps=1e-5):
+    if "bias" in p:  # of queries and values alone
+        q_bias, v_bias = p["bias"]
+        p = p | {"qkv": p["qkv"] | {"bias": np.stack([q_bias, np.zeros_like(q_bias), v_bias])}}
+    heads = np.zeros((*x.shape[:2], HEADS, WIDTH // HEADS))
     for row in range(x.shape[0]):
         for head in range(HEADS):
             q, k, v = (x[row] @ p["qkv"]["kernel"][:, part, head] + p["qkv"]["bias"][part, head] for part in range(3))
@@ -57,12 +60,19 @@ def twin_attention(x, p, causal, visible=None):
                 seen = seen if visible is None else seen[visible[row, seen]]
                 scores = k[seen] @ q[place] / math.sqrt(WIDTH // HEADS)
                 weights = np.exp(scores) / np.exp(scores).sum()
-                out[row, place] += (weights @ v[seen]) @ p["out"]["kernel"][head]
-    return out
+                heads[row, place, head] = weights @ v[seen]
+    if "norm" in p:
+        heads = twin_norm(heads.reshape(x.shape), p["norm"], eps).reshape(heads.shape)
+    return np.einsum("btnh,nhw->btw", heads, p["out"]["kernel"]) + p["out"]["bias"]
 
 
-def twin_mlp(x, p, activation):
-    hidden = np.vectorize(activation)(x @ p["mlp_in"]["kernel"] + p["mlp_in"]["bias"])
+def twin_mlp(x, p, activation, eps=1e-5):
+    hidden = x @ p["mlp_in"]["kernel"] + p["mlp_in"]["bias"]
+    if "mlp_gate" in p:
+        hidden = hidden * np.vectorize(activation)(x @ p["mlp_gate"]["kernel"] + p["mlp_gate"]["bias"])
+    else:
+        hidden = np.vectorize(activation)(hidden)
+    hidden = twin_norm(hidden, p["mlp_norm"], eps) if "mlp_norm" in p else hidden
     return hidden @ p["mlp_out"]["kernel"] + p["mlp_out"]["bias"]
 
 
@@ -74,8 +84,8 @@ def twin(x, params, *, causal=False, visible=None, eps=1e-5, activation=gelu):
     x, params = jax.tree.map(lambda a: np.asarray(a, np.float64), (x, params))
     for number in range(DEPTH):
         p = params[f"block_{number}"]
-        x = x + twin_attention(twin_norm(x, p["norm1"], eps), p["attention"], causal, visible)
-        x = x + twin_mlp(twin_norm(x, p["norm2"], eps), p, activation)
+        x = x + twin_attention(twin_norm(x, p["norm1"], eps), p["attention"], causal, visible, eps)
+        x = x + twin_mlp(twin_norm(x, p["norm2"], eps), p, activation, eps)
     return x
 
 
@@ -83,6 +93,17 @@ def twin(x, params, *, causal=False, visible=None, eps=1e-5, activation=gelu):
 def test_blocks_equal_their_twin(x, params, causal):
     actual = apply(make(causal=causal), {"params": params}, x)
     np.testing.assert_allclose(actual, twin(x, params, causal=causal), atol=1e-5)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("option", [{"gated": True, "activation": "silu"}, {"sub_norm": True}, {"key_bias": False}])
+def test_blocks_with_gates_norms_or_keys_without_bias_equal_their_twin(x, option, scan):
+    module, draw = make(scan=scan, **option), np.random.default_rng(1)
+    shapes = nn.unbox(jax.eval_shape(make(**option).init, jax.random.key(0), x))["params"]
+    params = jax.tree.map(lambda p: 0.4 * draw.standard_normal(p.shape).astype(np.float32), shapes)
+    activation = {"activation": lambda v: v / (1 + math.exp(-v))} if "gated" in option else {}
+    actual = apply(module, {"params": stacked(params) if scan else params}, x)
+    np.testing.assert_allclose(actual, twin(x, params, **activation), atol=1e-5)
 
 
 def test_tokens_are_rows_for_a_cpu_alone(x, params, monkeypatch):

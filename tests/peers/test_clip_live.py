@@ -17,7 +17,8 @@ from clip_jax import verify  # noqa: E402
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 TEXTS = ["a photo of a cat.", "two dogs", "the sea at night, with many, many, many ships far away", "42"]
-KINDS = ("hf-clip", "hf-clip-legacy", "hf-siglip")
+KINDS = ("hf-clip", "hf-clip-legacy", "hf-metaclip2", "hf-siglip")
+SAVED = ("big-vision", "open-clip-metaclip2", "open-clip-quick", "open-clip-siglip2", "openai-vit")
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,7 @@ def made(tmp_path_factory):
     make_clip.OUT = tmp_path_factory.mktemp("golden")
     make_clip.hf_clip("hf-clip", None, "quick_gelu", 1)
     make_clip.hf_clip("hf-clip-legacy", 2, "gelu", 2)
+    make_clip.hf_metaclip2("hf-metaclip2", 4)
     make_clip.hf_siglip("hf-siglip", 3)
     return make_clip.OUT
 
@@ -39,13 +41,13 @@ def test_the_committed_files_are_what_the_peers_make(made, kind):
         np.testing.assert_allclose(value, np.load(GOLDEN / "clip" / kind / "expected.npz")[name], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "hf-siglip2"])
 def test_every_layer_is_the_peers(kind):
     for row in verify.compare(GOLDEN / "clip" / kind):
         assert row.relative < 1e-5, row
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "open-clip-quick", "openai-vit", "big-vision"])
+@pytest.mark.parametrize("kind", [*KINDS, *SAVED])
 def test_transformers_opens_what_is_saved_with_the_same_outputs(kind, tmp_path):
     """Pictures and texts through transformers' own processor, tokenizer and model."""
     folder = GOLDEN / "clip" / kind

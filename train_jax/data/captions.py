@@ -1,9 +1,11 @@
 """Choice of captions, and their extraction from the formats of common data sets."""
 
 import dataclasses
+import html
 import json
 from collections.abc import Mapping, Sequence
 
+import ftfy
 import numpy as np
 
 from train_jax.data.errors import DataError
@@ -32,6 +34,11 @@ class CaptionChoice:
         """Chooses the index of one of `count` captions."""
         is_leading = self.prob > 0 and rng.random() < self.prob
         return int(rng.integers(min(self.leading, count) if is_leading else count))
+
+
+def repair(text: str) -> str:
+    """Repairs mojibake and unescapes HTML twice, as OpenAI's and open_clip's tokenizers do."""
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
 def extract_captions(value) -> list[str]:

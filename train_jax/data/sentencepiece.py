@@ -1,6 +1,6 @@
-"""SigLIP's tokenizer: a SentencePiece vocabulary, with padding to a fixed length.
+"""Tokenizers of SigLIP, MetaCLIP 2 and CLIPA: a SentencePiece or WordPiece vocabulary, with padding to a fixed length.
 
-Uses the `tokenizers` library. Normalisation, end-of-text token, truncation and padding are all part of the
+Uses the `tokenizers` library. Normalisation, special tokens, truncation and padding are all part of the
 `tokenizer.json`, so this one file defines the tokenizer.
 """
 
@@ -21,27 +21,56 @@ from train_jax.data import captions
 
 _SPACE = "▁"  # SentencePiece's symbol for a space
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # types of pieces in a SentencePiece model
+_REPAIR = "repair"  # key of our `tokenizer.json` for what no normaliser of the library can do
+
+_LOWER = normalizers.Lowercase()
+_NO_PUNCTUATION = normalizers.Replace(Regex("[" + "".join("\\" + c for c in string.punctuation) + "]"), "")
+_ONE_LINE = (normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip())
+# Clean-up of texts before a tokenizer's own normalisation, by name: SigLIP's, and those of open_clip.
+CLEANING = {
+    "siglip": (_LOWER, _NO_PUNCTUATION, *_ONE_LINE),  # the code of arXiv 2303.15343
+    "siglip2": (_LOWER,),
+    "canonicalize": (normalizers.Replace("_", " "), _LOWER, _NO_PUNCTUATION, *_ONE_LINE),
+    "lower": (_LOWER, *_ONE_LINE),
+    "whitespace": _ONE_LINE,
+    "none": (),  # transformers' of MetaCLIP 2
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class SentencePiece:
-    """SigLIP's tokenizer, whose padded token ids need no mask.
+    """Tokenizer whose padded token ids need no mask.
 
     Attributes:
       pieces: underlying `tokenizers.Tokenizer`, with truncation and padding.
       context_length: number of tokens per text.
+      repair: whether texts are repaired first (`train_jax.data.captions.repair`).
     """
 
     pieces: tokenizers.Tokenizer
     context_length: int
+    repair: bool = False
 
     def __post_init__(self):
         if not self.pieces.padding or self.pieces.padding.get("length") is None:
             raise ValueError("this tokenizer.json has no padding length: it was not made by SentencePiece.load")
 
     @classmethod
-    def load(cls, path: str | Path, context_length: int = 64) -> "SentencePiece":
+    def load(
+        cls,
+        path: str | Path,
+        context_length: int = 64,
+        clean: str | None = None,
+        repair: bool = False,
+        blank: str | None = None,
+    ) -> "SentencePiece":
         """Loads a tokenizer from a directory saved by `transformers`, or from a `tokenizer.json` saved by `save`.
+
+        Args:
+          clean: key of CLEANING; None: "siglip" for a unigram vocabulary, otherwise "siglip2". Class names, which differ
+            between versions of transformers, do not tell SigLIP and SigLIP 2 apart.
+          repair: whether texts are repaired first.
+          blank: special token in place of which texts get padding, such as CLIPA's "[SEP]".
 
         A directory must hold `tokenizer.json` or `spiece.model`. Raises FileNotFoundError, listing the expected files, if
         there is none; ValueError for another kind of tokenizer.
@@ -50,11 +79,11 @@ class SentencePiece:
         file = path if path.is_file() else path / "tokenizer.json"
         if file.is_file():
             try:
-                pieces = tokenizers.Tokenizer.from_file(str(paths.local(file)))
-            except Exception as error:  # the library raises no narrower class
-                raise ValueError(f"{file}: not a tokenizer.json ({error})") from error
-            if pieces.padding and pieces.padding.get("length") == context_length:
-                return cls(pieces, context_length)
+                pieces, is_repaired = _parse(file.read_text("utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
+            if clean is None and pieces.padding and pieces.padding.get("length") == context_length:
+                return cls(pieces, context_length, is_repaired)
         elif (path / "spiece.model").is_file():
             try:
                 pieces = _build_unigram_tokenizer((path / "spiece.model").read_bytes())
@@ -64,19 +93,18 @@ class SentencePiece:
             raise FileNotFoundError(f"no tokenizer at {path}: neither tokenizer.json nor spiece.model")
         config = path / "tokenizer_config.json"
         options = json.loads(config.read_text("utf-8")) if config.is_file() else {}
-        return cls(_add_preprocessing(pieces, options, context_length, path), context_length)
+        if clean is None:
+            clean = "siglip" if isinstance(pieces.model, models.Unigram) else "siglip2"
+        return cls(_add_preprocessing(pieces, options, context_length, path, clean, blank), context_length, repair)
 
     @classmethod
     def from_json(cls, text: str, context_length: int) -> "SentencePiece":
         """Parses the content of a `tokenizer.json` that `to_json` made. Raises ValueError for any other content."""
-        try:
-            pieces = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises no narrower class
-            raise ValueError(f"not a tokenizer.json ({error})") from error
+        pieces, is_repaired = _parse(text)
         length = (pieces.padding or {}).get("length")
         if length != context_length:
             raise ValueError(f"this tokenizer.json pads texts to {length} tokens; the model reads {context_length}")
-        return cls(pieces, context_length)
+        return cls(pieces, context_length, is_repaired)
 
     @property
     def vocab_size(self) -> int:
@@ -108,7 +136,8 @@ class SentencePiece:
 
     def encode_flagged(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
         """Tokenizes texts like `encode`; also returns a mask of the truncated texts."""
-        encodings = self.pieces.encode_batch(captions.check_texts(texts))
+        texts = captions.check_texts(texts)
+        encodings = self.pieces.encode_batch([captions.repair(text) for text in texts] if self.repair else texts)
         token_ids = np.array([encoding.ids for encoding in encodings], np.int32)
         token_ids = token_ids.reshape(len(texts), self.context_length)
         return token_ids, np.array([bool(encoding.overflowing) for encoding in encodings], bool)
@@ -119,37 +148,50 @@ class SentencePiece:
 
     def to_json(self) -> str:
         """Formats the tokenizer as the content of a `tokenizer.json`."""
-        return self.pieces.to_str(pretty=False)
+        content = self.pieces.to_str(pretty=False)
+        return f'{{"{_REPAIR}":true,{content[1:]}' if self.repair else content
 
     def save(self, path: str | Path) -> None:
         """Writes the tokenizer to a `tokenizer.json`."""
         paths.path(path).write_text(self.to_json(), "utf-8")
 
 
-def _add_preprocessing(
-    pieces: tokenizers.Tokenizer, options: Mapping, length: int, path: paths.AnyPath
-) -> tokenizers.Tokenizer:
-    """Adds SigLIP's normalisation, truncation and padding to `length`.
+def _parse(text: str) -> tuple[tokenizers.Tokenizer, bool]:
+    """Parses the content of a `tokenizer.json`: the tokenizer, and whether texts are repaired first."""
+    try:
+        content = json.loads(text)
+        is_repaired = content.pop(_REPAIR, False)
+        return tokenizers.Tokenizer.from_str(json.dumps(content) if is_repaired else text), bool(is_repaired)
+    except Exception as error:  # the library raises no narrower class
+        raise ValueError(f"not a tokenizer.json ({error})") from error
 
-    The normalisation is that of the code of arXiv 2303.15343: lower case, no punctuation. SigLIP and SigLIP 2 are
-    distinguished by their vocabularies, since class names differ between versions of transformers.
-    """
-    steps = [normalizers.Lowercase()]
-    if isinstance(pieces.model, models.Unigram):  # SigLIP; SigLIP 2 has Gemma's BPE vocabulary and keeps punctuation
-        steps += [
-            normalizers.Replace(Regex("[" + "".join("\\" + c for c in string.punctuation) + "]"), ""),
-            normalizers.Replace(Regex(r"\s+"), " "),
-            normalizers.Strip(),
-        ]
-    pieces.normalizer = normalizers.Sequence([*steps, *([pieces.normalizer] if pieces.normalizer else [])])
+
+def _add_preprocessing(
+    pieces: tokenizers.Tokenizer, options: Mapping, length: int, path: paths.AnyPath, clean: str, blank: str | None
+) -> tokenizers.Tokenizer:
+    """Adds clean-up, truncation and padding to `length`; see `SentencePiece.load`."""
+    if CLEANING[clean]:
+        pieces.normalizer = normalizers.Sequence([*CLEANING[clean], *([pieces.normalizer] if pieces.normalizer else [])])
     pad = options.get("pad_token") or "</s>"
     pad = pad["content"] if isinstance(pad, Mapping) else pad
     pad_id = pieces.token_to_id(pad)
     if pad_id is None:
         raise ValueError(f"{path}: the padding token {pad!r} is not in the vocabulary")
+    if blank is not None:
+        _replace_special_token(pieces, blank, pad)
     pieces.enable_truncation(length)
-    pieces.enable_padding(length=length, pad_id=pad_id, pad_token=pad)
+    pieces.enable_padding(direction=options.get("padding_side", "right"), length=length, pad_id=pad_id, pad_token=pad)
     return pieces
+
+
+def _replace_special_token(pieces: tokenizers.Tokenizer, token: str, replacement: str) -> None:
+    """Replaces one of the special tokens that are added to each text by another token of the vocabulary."""
+    sample, template = pieces.encode("a"), []
+    for name, is_special in zip(sample.tokens, sample.special_tokens_mask, strict=True):
+        part = (replacement if name == token else name) if is_special else "$A"
+        template += [part] if part != "$A" or part not in template else []
+    added = [(name, pieces.token_to_id(name)) for name in {*template} - {"$A"}]
+    pieces.post_processor = processors.TemplateProcessing(single=template, special_tokens=added)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

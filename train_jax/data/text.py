@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import gzip
 import hashlib
-import html
 import itertools
 import json
 import re
@@ -16,7 +15,6 @@ import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import ftfy
 import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int, Int32
@@ -35,8 +33,7 @@ SMALLEST_VOCABULARY = 2 * len(_BYTES) + 2
 
 def clean(text: str) -> str:
     """Normalises a text like CLIP: repairs mojibake, unescapes HTML twice, lowercases, collapses whitespace."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return re.sub(r"\s+", " ", text).strip().lower()
+    return re.sub(r"\s+", " ", captions.repair(text)).strip().lower()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,16 +32,20 @@ class Entry:
         conv1x1_to_linear  [out, in, 1, 1] -> [in, out]
         qkv                [3 * heads * head_dim, width], or three [heads * head_dim, width] -> [width, 3, heads, head_dim]
         qkv_bias           the same without `width`
+        qv_bias            [heads * head_dim] of queries and of values -> [2, heads, head_dim]
         merge_heads        [out, heads * head_dim] -> [heads, head_dim, out]
         split_heads        [heads * head_dim, width] -> [width, heads, head_dim]
         heads_bias         the same without `width`
         row, rows          [1, 1, width] -> [1, width], [1, length, width] -> [length, width]
+        vector             [1, 1, width] -> [width]
+        first_row          [length, width] -> [1, width]; only from a peer
         stack_first        several arrays of one shape, stacked along a new first axis
         stack_second       the same along a new second axis
         scalar             any shape with one element -> []
       heads: number of attention heads; 0 for other parameters.
       qkv_index: index of our parameter in the peer's array, which concatenates queries, keys and values along its first
         axis; None: the whole array.
+      qkv_parts: number of parameters in such an array; 2: keys and values.
     """
 
     ours: str
@@ -49,12 +53,13 @@ class Entry:
     kind: str = "same"
     heads: int = 0
     qkv_index: int | None = None
+    qkv_parts: int = 3
 
     def from_peer(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Converts the peer's arrays to our parameter, in float32."""
         arrays = [np.asarray(array).astype(np.float32) for array in arrays]
         if self.qkv_index is not None:
-            arrays = [np.split(array, 3)[self.qkv_index] for array in arrays]
+            arrays = [np.split(array, self.qkv_parts)[self.qkv_index] for array in arrays]
         if self.kind in ("stack_first", "stack_second"):
             return np.stack(arrays, axis=int(self.kind == "stack_second"))
         x = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
@@ -70,6 +75,8 @@ class Entry:
             return x.T.reshape(x.shape[1], 3, self.heads, -1)
         if self.kind == "qkv_bias":
             return x.reshape(3, self.heads, -1)
+        if self.kind == "qv_bias":
+            return x.reshape(2, self.heads, -1)
         if self.kind == "merge_heads":
             return x.T.reshape(self.heads, -1, x.shape[0])
         if self.kind == "split_heads":
@@ -78,6 +85,10 @@ class Entry:
             return x.reshape(self.heads, -1)
         if self.kind in ("row", "rows"):
             return x[0]
+        if self.kind == "vector":
+            return x[0, 0]
+        if self.kind == "first_row":
+            return x[:1]
         return x.reshape(()) if self.kind == "scalar" else x
 
     def to_peer(self, x: np.ndarray) -> list[np.ndarray]:
@@ -92,7 +103,7 @@ class Entry:
             x = x.T[:, :, None, None]
         elif self.kind == "qkv":
             x = x.reshape(x.shape[0], -1).T
-        elif self.kind in ("qkv_bias", "heads_bias"):
+        elif self.kind in ("qkv_bias", "qv_bias", "heads_bias"):
             x = x.reshape(-1)
         elif self.kind == "split_heads":
             x = x.reshape(x.shape[0], -1).T
@@ -100,6 +111,8 @@ class Entry:
             x = x.reshape(-1, x.shape[-1]).T
         elif self.kind in ("row", "rows"):
             x = x[None]
+        elif self.kind == "vector":
+            x = x[None, None]
         return [np.ascontiguousarray(part) for part in np.split(x, len(self.theirs))] if len(self.theirs) > 1 else [x]
 
 

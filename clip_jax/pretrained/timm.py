@@ -1,0 +1,148 @@
+"""Image towers of timm in open_clip directories: options by the name of the trunk, and names of parameters.
+
+The file of open_clip only names a trunk. Its sizes, activation and norms are those that timm 1.0 builds for the name. Of
+SigLIP's trunks (`vit_*_siglip_*`) these are the tanh approximation of GELU for `base_patch32`, `large` at 512 pixels,
+`so400m_patch16` and `giantopt`, and exact GELU for all others, although big_vision trained each with the approximation.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from clip_jax.pretrained.openai import linear_entries, norm_entries
+from train_jax.errors import LoadError
+from train_jax.weights.layout import Entry
+
+TRUNK = "visual.trunk"
+ANCHOR = f"{TRUNK}.patch_embed.proj.weight"  # present in every trunk that is supported; identifies the format
+_NAMES = (
+    re.compile(r"vit_(?P<scale>[a-z0-9]+)_patch(?P<patch>\d+)_(?P<family>siglip|clip)_(?P<quick>quickgelu_)?(?P<size>\d+)"),
+    re.compile(r"vit_(?P<family>pe_core)_(?P<scale>[a-z]+)_patch(?P<patch>\d+)_(?P<size>\d+)"),
+    re.compile(r"(?P<family>eva02)_(?P<scale>[a-z]+)_patch(?P<patch>\d+)_clip_(?P<size>\d+)"),
+    re.compile(r"(?P<family>eva)_(?P<scale>giant)_patch(?P<patch>14)_(?P<size>224)"),
+)
+_VIT = {"base": (768, 12, 12, 4.0), "large": (1024, 24, 16, 4.0)}
+# Width, depth, heads, and ratio of the MLP's width, by family and scale.
+_SCALES = {
+    "siglip": _VIT | {"so400m": (1152, 27, 16, 3.7362), "giantopt": (1536, 40, 16, 4.0)},
+    "clip": _VIT,
+    "pe_core": _VIT | {"tiny": (192, 12, 3, 4.0), "small": (384, 12, 6, 4.0), "gigantic": (1536, 50, 16, 8960 / 1536)},
+    "eva02": {"base": (768, 12, 12, 8 / 3), "large": (1024, 24, 16, 8 / 3)},
+    "eva": {"giant": (1408, 40, 16, 6144 / 1408)},
+}
+_TANH = re.compile(r"vit_(base_patch32_siglip|large_patch16_siglip_512|so400m_patch16|giantopt)")
+_POOLS = {"siglip": "map", "pe_core": "map"}  # of the others: token
+_PROJECTIONS = {"siglip": ("none",)}  # the others have the trunk's own
+_EVA02_GRID = 16  # on whose coordinates its rotary positions are, at any size
+_KWARGS = {"embed_dim": "width", "depth": "depth", "num_heads": "heads", "mlp_ratio": "mlp_ratio", "patch_size": "patch"}
+_KWARGS |= {"img_size": "size"}
+
+
+def match_name(name: str) -> re.Match | None:
+    """Matches the name of a supported trunk: its scale, patch, family (of `_SCALES`) and size."""
+    match = next((match for pattern in _NAMES if (match := pattern.fullmatch(name))), None)
+    return match if match and match["scale"] in _SCALES[match["family"]] else None
+
+
+def convert_options(config: Mapping, file: Path) -> dict:
+    """Converts `vision_cfg` with a trunk of timm to the options of `ImageOptions`, with `activation` and `eps`.
+
+    Raises LoadError for other trunks, and for another pooling, projection or image size than the trunk's.
+    """
+    name = config["timm_model_name"]
+    match = match_name(str(name))
+    if match is None:
+        raise LoadError(
+            f"{file}: vision_cfg.timm_model_name = {name!r}: this trunk of timm is not supported; supported are "
+            "vit_SCALE_patchP_siglip_SIZE, vit_SCALE_patchP_clip_SIZE, vit_pe_core_SCALE_patchP_SIZE, "
+            "eva02_SCALE_patchP_clip_SIZE and eva_giant_patch14_224"
+        )
+    family = match["family"]
+    width, depth, heads, mlp_ratio = _SCALES[family][match["scale"]]
+    sizes = {"size": int(match["size"]), "patch": int(match["patch"])}
+    sizes |= {"width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}
+    for key, value in (config.get("timm_model_kwargs") or {}).items():
+        if key not in _KWARGS:
+            raise LoadError(f"{file}: vision_cfg.timm_model_kwargs.{key} is not supported; supported: {', '.join(_KWARGS)}")
+        sizes[_KWARGS[key]] = value
+    sizes["mlp_ratio"] = int(sizes["mlp_ratio"] * sizes["width"]) / sizes["width"]  # timm rounds down
+    for key, allowed in (
+        ("timm_pool", (_POOLS.get(family, "token"),)),
+        ("timm_proj", _PROJECTIONS.get(family, (None, ""))),
+        ("image_size", (sizes["size"],)),
+    ):
+        if config.get(key) not in allowed:
+            raise LoadError(f"{file}: vision_cfg.{key} = {config.get(key)!r}; {name} has {allowed[0]!r}")
+    if sizes["size"] % sizes["patch"]:
+        sizes["drop_margin"] = True
+    if family == "siglip":
+        activation = "gelu_tanh" if _TANH.match(name) else "gelu"
+        options = {"stem_bias": True, "pool": "map", "pre_norm": False, "proj": False}
+        return {"tower": "vit", **sizes, **options, "activation": activation, "eps": 1e-6}
+    if family == "pe_core":
+        is_gigantic = match["scale"] == "gigantic"
+        options = {"pool": "map", "pool_heads": 8, "pool_mlp_ratio": 4.0, "class_token": not is_gigantic, "proj_bias": True}
+        options |= {"rope": "columns_first", "rope_offset": 0.0 if is_gigantic else 1.0}
+        options |= {"rope_grid": int(match["size"]) // int(match["patch"])}
+        return {"tower": "vit", **sizes, **options, "activation": "gelu", "eps": 1e-5}
+    if family in ("eva", "eva02"):
+        options = {"stem_bias": True, "pre_norm": False, "proj_bias": True, "key_bias": False}
+        if family == "eva":
+            return {"tower": "vit", **sizes, **options, "activation": "gelu", "eps": 1e-6}
+        options |= {"rope": "rows_first", "rope_grid": _EVA02_GRID, "gated_mlp": True, "sub_norm": True}
+        return {"tower": "vit", **sizes, **options, "activation": "silu", "eps": 1e-6}
+    activation = "quick_gelu" if match["quick"] else "gelu"
+    return {"tower": "vit", **sizes, "proj_bias": True, "activation": activation, "eps": 1e-5}
+
+
+def list_entries(image: Mapping) -> Iterator[Entry]:
+    """Lists the parameters of an image tower with their names in timm. `image` has the options of `ImageOptions`."""
+    heads = image["heads"]
+    yield from linear_entries("vision/stem", f"{TRUNK}.patch_embed.proj", "conv", bias=image.get("stem_bias", False))
+    if image.get("class_token", image.get("pool", "cls") == "cls"):
+        yield Entry("vision/cls", (f"{TRUNK}.cls_token",), "vector")
+    yield Entry("vision/positions", (f"{TRUNK}.pos_embed",), "rows")
+    if image.get("pre_norm", True):
+        yield from norm_entries("vision/norm_pre", f"{TRUNK}.norm_pre")
+    for index in range(image["depth"]):
+        yield from _block_entries(f"vision/transformer/block_{index}", f"{TRUNK}.blocks.{index}", image)
+    yield from norm_entries("vision/norm_post", f"{TRUNK}.norm")
+    if image.get("pool") == "map":
+        yield from _attention_pool_entries("vision/head", f"{TRUNK}.attn_pool", image.get("pool_heads", heads))
+    if image.get("proj", True):
+        yield from linear_entries("vision/proj", f"{TRUNK}.head")
+
+
+def _block_entries(ours: str, theirs: str, image: Mapping) -> Iterator[Entry]:
+    heads, attention, has_norms = image["heads"], f"{theirs}.attn", image.get("sub_norm", False)
+    yield from norm_entries(f"{ours}/norm1", f"{theirs}.norm1")
+    yield from norm_entries(f"{ours}/norm2", f"{theirs}.norm2")
+    is_joint = not has_norms  # EVA-02 has three products
+    qkv = (f"{attention}.qkv.weight",) if is_joint else tuple(f"{attention}.{part}_proj.weight" for part in "qkv")
+    yield Entry(f"{ours}/attention/qkv/kernel", qkv, "qkv", heads)
+    if image.get("key_bias", True):
+        yield Entry(f"{ours}/attention/qkv/bias", (f"{attention}.qkv.bias",), "qkv_bias", heads)
+    else:
+        biases = tuple(f"{attention}.{part}_bias" if is_joint else f"{attention}.{part}_proj.bias" for part in "qv")
+        yield Entry(f"{ours}/attention/bias", biases, "qv_bias", heads)
+    yield from linear_entries(f"{ours}/attention/out", f"{attention}.proj", "merge_heads", heads)
+    if has_norms:
+        yield from norm_entries(f"{ours}/attention/norm", f"{attention}.norm")
+        yield from norm_entries(f"{ours}/mlp_norm", f"{theirs}.mlp.norm")
+    if image.get("gated_mlp"):
+        yield from linear_entries(f"{ours}/mlp_gate", f"{theirs}.mlp.fc1_g")
+    yield from linear_entries(f"{ours}/mlp_in", f"{theirs}.mlp.{'fc1_x' if image.get('gated_mlp') else 'fc1'}")
+    yield from linear_entries(f"{ours}/mlp_out", f"{theirs}.mlp.fc2")
+
+
+def _attention_pool_entries(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
+    yield Entry(f"{ours}/probe", (f"{theirs}.latent",), "row")
+    yield Entry(f"{ours}/attention/q/kernel", (f"{theirs}.q.weight",), "split_heads", heads)
+    yield Entry(f"{ours}/attention/q/bias", (f"{theirs}.q.bias",), "heads_bias", heads)
+    for index, name in enumerate("kv"):
+        yield Entry(f"{ours}/attention/{name}/kernel", (f"{theirs}.kv.weight",), "split_heads", heads, index, 2)
+        yield Entry(f"{ours}/attention/{name}/bias", (f"{theirs}.kv.bias",), "heads_bias", heads, index, 2)
+    yield from linear_entries(f"{ours}/attention/out", f"{theirs}.proj", "merge_heads", heads)
+    yield from norm_entries(f"{ours}/norm", f"{theirs}.norm")
+    yield from linear_entries(f"{ours}/mlp_in", f"{theirs}.mlp.fc1")
+    yield from linear_entries(f"{ours}/mlp_out", f"{theirs}.mlp.fc2")

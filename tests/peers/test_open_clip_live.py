@@ -1,0 +1,122 @@
+"""open_clip itself: small models of its own, and all of its configs, with the parameters counted (`make test-peers`)."""
+
+import importlib.util
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.peers
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+SPEC = importlib.util.find_spec("open_clip")
+if SPEC is None or importlib.util.find_spec("timm") is None:
+    pytest.skip("open_clip and timm are not installed", allow_module_level=True)
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
+
+import make_clip  # noqa: E402
+
+import clip_jax  # noqa: E402
+from clip_jax import model as model_lib  # noqa: E402
+from clip_jax.pretrained import open_clip as ours  # noqa: E402
+from clip_jax.pretrained.checkpoint import abstract_variables  # noqa: E402
+
+CONFIGS = sorted((Path(SPEC.origin).parent / "model_configs").glob("*.json"))
+# Text towers of transformers, and image towers that are no plain transformers.
+UNSUPPORTED = re.compile(
+    r"roberta|mt5|nllb|convnext|ViTamin|swin|MobileCLIP2?-[SB]|vit_(medium|relpos)|EVA02-E|ViT-M-16-alt"
+)
+TANH = {"act_kwargs": {"approximate": "tanh"}}
+MODELS = {
+    "siglip": lambda name: make_clip.open_clip_siglip(name, "vit_large_patch16_siglip_256", 21),
+    "siglip2-so400m": lambda name: make_clip.open_clip_siglip(name, "vit_so400m_patch16_siglip_256", 22, **TANH),
+    "metaclip2": lambda name: make_clip.open_clip_metaclip2(name, 23),
+    "clipa": lambda name: make_clip.open_clip_clipa(name, 24),
+    "coca": lambda name: make_clip.open_clip_coca(name, 26),
+    "pe": lambda name: make_clip.open_clip_trunk(name, "vit_pe_core_large_patch14_336", "map", 27),
+    "pe-gigantic": lambda name: make_clip.open_clip_trunk(name, "vit_pe_core_gigantic_patch14_448", "map", 28),
+    "eva02": lambda name: make_clip.open_clip_trunk(name, "eva02_large_patch14_clip_224", "token", 29),
+    "eva": lambda name: make_clip.open_clip_trunk(name, "eva_giant_patch14_224", "token", 30),
+    "openvision": lambda name: make_clip.open_clip_clipa(name, 25, pos_embed_type="sin_cos_2d"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_torchvision():
+    """open_clip reads no pictures here; what stands for torchvision is removed for the tests of other files."""
+    before = {name: module for name, module in sys.modules.items() if name.startswith(("torchvision", "pkg_resources"))}
+    make_clip.without_torchvision()
+    yield
+    for name in [name for name in sys.modules if name.startswith(("torchvision", "pkg_resources"))]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_features_and_logits_are_those_of_open_clip(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(make_clip, "OUT", tmp_path)
+    MODELS[name](name)
+    clip, expected = clip_jax.load(tmp_path / name), np.load(tmp_path / name / "expected.npz")
+    pictures = sorted((tmp_path / name / "pictures").iterdir())
+    np.testing.assert_array_equal(clip.tokenizer.encode(make_clip.TEXTS), expected["ids"])
+    np.testing.assert_allclose(clip.encode_image(pictures), expected["image"], atol=1e-5)
+    np.testing.assert_allclose(clip.encode_text(make_clip.TEXTS), expected["text"], atol=1e-5)
+    np.testing.assert_allclose(clip.similarity(pictures, make_clip.TEXTS), expected["logits"], atol=2e-4)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_a_config_has_as_many_parameters_as_in_open_clip_or_is_refused(file):
+    import open_clip
+
+    config = json.loads(file.read_text())
+    if UNSUPPORTED.search(file.stem):
+        with pytest.raises(clip_jax.LoadError, match=r"_cfg\.\w+ = .*not supported"):
+            ours.convert_options(config, file)
+        return
+    options = ours.convert_options(config, file)
+    module = model_lib.build(options, options["text"]["vocab_size"], eos_id=2)
+    config["vision_cfg"].pop("timm_model_pretrained", None)
+    kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
+    is_coca = "multimodal_cfg" in config
+    with torch.device("meta"):
+        peer = open_clip.CoCa(**config) if is_coca else kind(**config)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(module)["params"]))
+    expected = sum(p.numel() for p in peer.parameters())
+    if is_coca:  # without what writes captions: the second text tower, and all queries but the first
+        expected -= sum(p.numel() for p in peer.text_decoder.parameters())
+        pooler = peer.visual.attn_pool
+        expected -= 0 if pooler is None else pooler.query[1:].numel()
+    assert count == expected
+
+
+def trunks() -> list[str]:
+    import timm
+
+    return sorted(name for name in timm.list_models(["vit_*", "eva*"]) if ours.timm.match_name(name))
+
+
+def test_trunks_have_the_activation_and_norms_of_timm(monkeypatch):
+    """Of all names that open, those of timm: activation, eps, heads, sizes."""
+    import timm
+
+    for name in trunks():
+        with torch.device("meta"):
+            trunk = timm.create_model(name)
+        family = ours.timm.match_name(name)["family"]
+        pool, proj = {"siglip": ("map", "none"), "pe_core": ("map", None)}.get(family, ("token", None))
+        size = trunk.patch_embed.img_size[0]
+        config = {"timm_model_name": name, "image_size": size, "timm_pool": pool, "timm_proj": proj}
+        options = ours.timm.convert_options(config, Path(name))
+        act = trunk.blocks[0].mlp.act
+        activation = {"GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}.get(type(act).__name__, "gelu")
+        assert options["activation"] == activation, (name, act)
+        assert options["eps"] == trunk.blocks[0].norm1.eps, name
+        assert (options["depth"], options["heads"]) == (len(trunk.blocks), trunk.blocks[0].attn.num_heads), name
+        assert round(options["mlp_ratio"] * options["width"]) == trunk.blocks[0].mlp.fc2.in_features, name
