@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from clip_jax.options import CLIPOptions
-from nn_jax.attention import CrossAttention, attend
+from nn_jax.attention import Context, CrossAttention, attend
 from nn_jax.convolution import Conv
 from nn_jax.layers import ACTIVATIONS, Dense, add_parameter, group_norm, layer_norm, with_axis_names
 from nn_jax.transformer import Transformer
@@ -55,7 +55,7 @@ class MapHead(nn.Module):
             "probe", with_axis_names(nn.initializers.xavier_uniform(), "length", "embed"), (1, self.width)
         )
         probe = jnp.broadcast_to(probe[None], (x.shape[0], 1, self.width))
-        y = CrossAttention(self.heads, self.width, self.dtype, name="attention")(probe, x)[:, 0]
+        y = CrossAttention(self.width, self.heads, self.width, self.dtype, name="attention")(probe, Context(x))[:, 0]
         z = layer_norm(self.eps, self.dtype, "norm")(y)
         z = Dense((self.mlp_dim,), ("embed", "mlp"), std, self.dtype, name="mlp_in")(z)
         z = ACTIVATIONS[self.activation](z)

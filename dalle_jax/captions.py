@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class _TextCondition:
     kind = "text"
     none = ""
     predicted = True
+    padding = None
     choose = CaptionChoice()
 
     @property
@@ -105,37 +106,44 @@ class Captions(_TextCondition):
 
 
 @dataclasses.dataclass(frozen=True)
-class CharBpeCaptions(_TextCondition):
-    """Captions of minDALL-E: character BPE without begin and end tokens, with one pad token for all positions.
+class SubwordCaptions(_TextCondition):
+    """Captions of other projects, by their tokenizer, with one pad token for all positions.
 
     Attributes:
-      bpe: lower-casing `tokenizers.Tokenizer`.
+      bpe: tokenizer, which adds begin and end tokens and truncates texts if the model has seen that in training.
       length: number of tokens per caption.
       vocabulary_size: vocabulary size of the model; the tokenizer's may be smaller.
       pad: id of the pad token.
+      normalize: normalisation of texts before the tokenizer's, except of the empty text, which is that of no caption.
+      droppable: whether the model was also trained without captions.
+      padding: `pad` if an encoder does not read it; see `vqgan_jax.stage2.condition.Condition`.
     """
 
     bpe: tokenizers.Tokenizer
     length: int
     vocabulary_size: int
     pad: int
-
-    droppable = False  # minDALL-E is trained without dropped captions
+    normalize: Callable[[str], str] | None = None
+    droppable: bool = False
+    padding: int | None = None
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.length} {self.bpe.to_str()}".encode()).hexdigest()
+        normalized = "" if self.normalize is None else f"{type(self.normalize).__name__} "
+        return hashlib.sha256(f"{normalized}{self.length} {self.bpe.to_str()}".encode()).hexdigest()
 
     def encode_flagged(
         self, texts: Sequence[str], rng: np.random.Generator | None = None
     ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
         """Tokenizes texts. Returns the token ids and a truncation flag per text."""
+        if self.normalize is not None:
+            texts = [self.normalize(text) if text else text for text in texts]
         token_ids = np.full((len(texts), self.length), self.pad, np.int32)
         truncated = np.zeros(len(texts), bool)
-        for i, encoding in enumerate(self.bpe.encode_batch(list(texts), add_special_tokens=False)):
+        for i, encoding in enumerate(self.bpe.encode_batch(list(texts))):
             ids = encoding.ids[: self.length]
             token_ids[i, : len(ids)] = ids
-            truncated[i] = len(encoding.ids) > self.length
+            truncated[i] = len(encoding.ids) > self.length or bool(encoding.overflowing)
         return token_ids, truncated
 
     def likelihood_mask(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:

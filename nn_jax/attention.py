@@ -142,12 +142,16 @@ class KVCache(NamedTuple):
     Attributes:
       key_scales, value_scales: factors of int8 keys and values, one for each head and position; None: keys and values are
         floats.
+      mask: positions that queries attend to; None: all.
+      context: of a prefix, the cache of the context to which the block cross-attends; None: no cross-attention.
     """
 
     keys: Float[Array, "batch heads length head_dim"] | Int8[Array, "batch heads length head_dim"]
     values: Float[Array, "batch heads length head_dim"] | Int8[Array, "batch heads length head_dim"]
     key_scales: Float32[Array, "batch heads length"] | None = None
     value_scales: Float32[Array, "batch heads length"] | None = None
+    mask: Bool[Array, "batch 1 length"] | None = None
+    context: "KVCache | None" = None
 
     @classmethod
     def empty(cls, batch: int, length: int, heads: int, head_dim: int, dtype: DTypeLike) -> "KVCache":
@@ -190,6 +194,8 @@ class KVCache(NamedTuple):
         )
         if self.key_scales is not None:
             products = products * self.key_scales[:, :, None]
+        if self.mask is not None:
+            products = jnp.where(self.mask[:, :, None], products, jnp.finfo(jnp.float32).min)
         return products.swapaxes(1, 2).reshape(*q.shape[:2], -1)
 
     def weigh(self, weights: Float32[Array, "b n length"], dtype: DTypeLike) -> Float32[Array, "b n h"]:
@@ -235,21 +241,31 @@ def attend_to_caches(
       prefixes: caches of prefixes: row i belongs to `prefixes[i % len(prefixes)]`, within which each row serves as many
         consecutive sequences.
     """
-    kinds = len(prefixes)
-
-    def of_prefixes(function: Callable, x: jax.Array) -> jax.Array:
-        x = x.reshape(-1, kinds, *x.shape[1:])
-        parts = [function(prefix, x[:, kind]) for kind, prefix in enumerate(prefixes)]
-        return jnp.stack(parts, axis=1).reshape(len(q), q.shape[1], -1)
-
     own = cache if visible.positions is None else cache.take(visible.positions)
-    scores = jnp.concatenate([of_prefixes(KVCache.scores, q), own.scores(q)], axis=-1) * q.shape[-1] ** -0.5
+    scores = jnp.concatenate([_of_prefixes(prefixes, KVCache.scores, q), own.scores(q)], axis=-1) * q.shape[-1] ** -0.5
     length = prefixes[0].length
     prefix_mask = jnp.ones(length, bool) if visible.prefix is None else visible.prefix
     mask = jnp.concatenate([prefix_mask, visible.mask])
     weights = jax.nn.softmax(jnp.where(mask[None, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
-    shared = of_prefixes(lambda prefix, w: prefix.weigh(w, q.dtype), weights[..., :length])
+    shared = _weigh_prefixes(prefixes, weights[..., :length], q.dtype)
     return (shared + own.weigh(weights[..., length:], q.dtype)).astype(q.dtype)
+
+
+def attend_to_prefixes(q: Float[Array, "b n h"], prefixes: tuple[KVCache, ...]) -> Float[Array, "b n h"]:
+    """Computes attention of one token per sequence to prefixes alone, as cross-attention does; see `attend_to_caches`."""
+    weights = jax.nn.softmax(_of_prefixes(prefixes, KVCache.scores, q) * q.shape[-1] ** -0.5, axis=-1)
+    return _weigh_prefixes(prefixes, weights, q.dtype).astype(q.dtype)
+
+
+def _of_prefixes(prefixes: tuple[KVCache, ...], function: Callable, x: Float[Array, "b n m"]) -> Float[Array, "b n k"]:
+    """Computes `function(prefix, rows)` for the rows of each prefix; row i belongs to `prefixes[i % len(prefixes)]`."""
+    by_kind = x.reshape(-1, len(prefixes), *x.shape[1:])
+    parts = [function(prefix, by_kind[:, kind]) for kind, prefix in enumerate(prefixes)]
+    return jnp.stack(parts, axis=1).reshape(*x.shape[:2], -1)
+
+
+def _weigh_prefixes(prefixes: tuple[KVCache, ...], weights: Float32[Array, "b n length"], dtype: DTypeLike):
+    return _of_prefixes(prefixes, lambda prefix, w: prefix.weigh(w, dtype), weights)
 
 
 class SelfAttention(nn.Module):
@@ -260,6 +276,7 @@ class SelfAttention(nn.Module):
     Attributes:
       causal: whether tokens attend only to themselves and to earlier tokens.
       float8: whether both products of parameters are of float8 numbers; see `nn_jax.float8`.
+      bias: whether both products have biases.
     """
 
     width: int
@@ -269,13 +286,14 @@ class SelfAttention(nn.Module):
     causal: bool
     dtype: DTypeLike
     float8: bool = False
+    bias: bool = True
 
     def setup(self):
-        head_dim, float8 = self.width // self.heads, self.float8
+        head_dim, options = self.width // self.heads, {"float8": self.float8, "bias": self.bias}
         axes = ("embed", "qkv", "heads", "head_dim")
-        self.qkv = Dense((3, self.heads, head_dim), axes, self.std, self.dtype, float8=float8)
+        self.qkv = Dense((3, self.heads, head_dim), axes, self.std, self.dtype, **options)
         axes = ("heads", "head_dim", "embed")
-        self.out = Dense((self.width,), axes, self.out_std, self.dtype, inputs=2, float8=float8)
+        self.out = Dense((self.width,), axes, self.out_std, self.dtype, inputs=2, **options)
 
     def __call__(
         self,
@@ -334,30 +352,56 @@ class SelfAttention(nn.Module):
         return self.out(y.reshape(*x.shape[:-1], *y.shape[-2:]))
 
 
+class Context(NamedTuple):
+    """Tokens to which other tokens cross-attend, and the mask of those that count; None: all."""
+
+    tokens: Float[Array, "batch m width"]
+    mask: Bool[Array, "batch m"] | None = None
+
+
 class CrossAttention(nn.Module):
     """Multi-head cross-attention. Kernels: `q`, `k`, `v` [width, heads, head_dim], `out` [heads, head_dim, features].
 
     Attributes:
+      width: width of the queries.
       features: width of the output.
       out_dtype: dtype of the output; see `Dense`.
+      bias, float8: see `SelfAttention`.
     """
 
+    width: int
     heads: int
     features: int
     dtype: DTypeLike
     out_dtype: DTypeLike | None = None
+    bias: bool = True
+    float8: bool = False
 
-    @nn.compact
+    def setup(self):
+        shape, axes, std = (self.heads, self.width // self.heads), ("embed", "heads", "head_dim"), self.width**-0.5
+        options = {"bias": self.bias, "float8": self.float8}
+        self.q = Dense(shape, axes, std, self.dtype, **options)
+        self.k = Dense(shape, axes, std, self.dtype, **options)
+        self.v = Dense(shape, axes, std, self.dtype, **options)
+        axes, options = ("heads", "head_dim", "embed"), {"inputs": 2, "out_dtype": self.out_dtype} | options
+        self.out = Dense((self.features,), axes, std, self.dtype, **options)
+
     def __call__(
-        self, queries: Float[Array, "batch n width"], keys: Float[Array, "batch m width"]
-    ) -> Float[Array, "batch n features"]:
-        width = queries.shape[-1]
-        std = width**-0.5
+        self, queries: Float[Array, "... width"], context: Context, batch: int | None = None
+    ) -> Float[Array, "... features"]:
+        """Computes attention of queries [batch, n, width], or [batch * n, width], to a context."""
+        q = self.q(queries)
+        mask = None if context.mask is None else context.mask[:, None, None]
+        y = attend(q.reshape(batch or len(q), -1, *q.shape[-2:]), self.k(context.tokens), self.v(context.tokens), mask=mask)
+        return self.out(y.reshape(q.shape))
 
-        def project(x, name: str):
-            features, axes = (self.heads, width // self.heads), ("embed", "heads", "head_dim")
-            return Dense(features, axes, std, self.dtype, name=name)(x)
+    def fill(self, context: Context, dtype: DTypeLike) -> KVCache:
+        """Computes the KV cache of a context, of a float dtype or int8."""
+        k, v = self.k(context.tokens), self.v(context.tokens)
+        cache = KVCache.empty(len(k), k.shape[1], *k.shape[2:], dtype).write(k, v, 0)
+        return cache._replace(mask=None if context.mask is None else context.mask[:, None])
 
-        y = attend(project(queries, "q"), project(keys, "k"), project(keys, "v"))
-        axes = ("heads", "head_dim", "embed")
-        return Dense((self.features,), axes, std, self.dtype, inputs=2, out_dtype=self.out_dtype, name="out")(y)
+    def decode_step(self, x: Float[Array, "... width"], contexts: tuple[KVCache, ...]):
+        """Computes attention of one token per sequence to the caches of `fill`; see `attend_to_caches`."""
+        q = self.q(x)
+        return self.out(attend_to_prefixes(q.reshape(-1, *q.shape[-2:]), contexts).reshape(q.shape))

@@ -5,6 +5,9 @@ The sequence is a condition (a class, or the tokens of a text) followed by a gri
     condition [B, C], codes [B, L] -> logits of condition tokens 1 to C - 1 [B, C - 1, T], and of all L codes [B, L, K]
 
 A condition may also be outputs of another network: `CodeTransformer.condition` is the module that embeds it.
+
+With an encoder (`encoder_depth`), the sequence is a start vector and the codes, which cross-attend to the encoded condition,
+as in BART (arXiv 1910.13461) and dalle-mini.
 """
 
 import functools
@@ -18,7 +21,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from nn_jax.attention import KVCache, Visible
+from nn_jax.attention import Context, KVCache, Visible
 from nn_jax.attention_patterns import attended_codes, attention_mask
 from nn_jax.layers import Dense, embedding_lookup, layer_norm, with_axis_names
 from nn_jax.sparse_attention import attend_in_pattern
@@ -68,8 +71,9 @@ class TokenEmbedding(nn.Module):
 class CodeTransformer(nn.Module):
     """Autoregressive transformer over a condition and a grid of codes.
 
-    Parameters: `condition` and `codes` (see `TokenEmbedding`), `transformer`, `norm`, `head`, and `condition_head` if
-    condition tokens are predicted with a separate vocabulary.
+    Parameters: `condition` and `codes` (see `TokenEmbedding`), `transformer`, `norm`, `head`; `condition_head` if condition
+    tokens are predicted with a separate vocabulary; with an encoder `encoder`, `encoder_norm` and `start` (a token); and with
+    `embedding_norm` `code_norm` of the sequence, and `condition_norm` of the encoder's.
 
     Attributes:
       condition: module that embeds a condition as vectors [B, C, width] with their positions: a `TokenEmbedding` of tokens
@@ -85,6 +89,10 @@ class CodeTransformer(nn.Module):
       conv_window: side of the window of the "conv" pattern.
       cache_dtype: dtype of KV caches: None for `dtype`, or int8, which has a relative error of 1/254 of the largest
         component of each key and value.
+      embedding_norm: whether embeddings are normalised before the first block.
+      encoder_depth: number of blocks of the condition's encoder; 0: the condition is a part of the sequence. The options of
+        `blocks` hold for both.
+      padding: condition token to which neither the encoder nor codes attend; None: they attend to all.
     """
 
     condition: nn.Module
@@ -102,11 +110,19 @@ class CodeTransformer(nn.Module):
     patterns: tuple[str, ...] = ("dense",)
     conv_window: int = 11
     cache_dtype: DTypeLike | None = None
+    embedding_norm: bool = False
+    encoder_depth: int = 0
+    padding: int | None = None
 
     @property
     def condition_length(self) -> int:
         """Number of condition tokens."""
         return self.condition.length
+
+    @property
+    def prefix_length(self) -> int:
+        """Number of positions of the sequence before the codes."""
+        return 1 if self.encoder_depth else self.condition_length
 
     @property
     def condition_size(self) -> int:
@@ -126,9 +142,19 @@ class CodeTransformer(nn.Module):
     def setup(self):
         self.codes = TokenEmbedding(self.num_codes, self.grid, self.width, self.axial)
         self.drop = nn.Dropout(self.dropout)
-        options = {"dropout": self.dropout, "causal": True, "dtype": self.dtype, **self.blocks}
-        self.transformer = Transformer(self.width, self.depth, self.heads, **options)
+        options = {"dropout": self.dropout, "dtype": self.dtype, **self.blocks}
+        has_encoder = self.encoder_depth > 0
+        self.transformer = Transformer(self.width, self.depth, self.heads, **options, causal=True, cross=has_encoder)
         self.norm = layer_norm(1e-5, self.dtype, None)
+        if has_encoder:
+            options["attention_index"] = ()
+            self.encoder = Transformer(self.width, self.encoder_depth, self.heads, **options)
+            self.encoder_norm = layer_norm(1e-5, self.dtype, None)
+            self.start = TokenEmbedding(1, (1, 1), self.width)
+        if self.embedding_norm:
+            self.code_norm = layer_norm(1e-5, self.dtype, None)
+            if has_encoder:
+                self.condition_norm = layer_norm(1e-5, self.dtype, None)
 
         def projection(features: int) -> Dense:
             return Dense((features,), ("embed", "vocab"), 0.02, self.dtype, bias=False, out_dtype=jnp.float32)
@@ -148,10 +174,10 @@ class CodeTransformer(nn.Module):
         `condition_logits` are those of condition tokens 1 to C - 1, or None if the condition is not predicted. With a joint
         vocabulary both are over condition tokens and codes; code k has index `code_offset + k`.
         """
-        x = self._embed(condition, codes[:, :-1])
+        x, context = self._embed(condition, codes[:, :-1], deterministic)
         x = self.drop(x, deterministic=deterministic)
-        x = self.norm(self.transformer(x, self._attentions(), deterministic))
-        last = self.condition_length - 1  # this token predicts the first code
+        x = self.norm(self.transformer(x, self._attentions(), deterministic, context=context))
+        last = self.prefix_length - 1  # this position predicts the first code
         condition_logits = None
         if self.predicts_condition:
             head = self.head if self.joint_vocabulary else self.condition_head
@@ -165,9 +191,9 @@ class CodeTransformer(nn.Module):
 
         Logits are over codes only. `decode_step` uses the caches as prefixes.
         """
-        x = self._embed(condition, codes)
+        x, context = self._embed(condition, codes)
         caches = self.transformer.empty_caches(len(x), x.shape[1], self.cache_dtype)
-        x, caches = self.transformer.prefill(x, caches, self._attentions())
+        x, caches = self.transformer.prefill(x, caches, self._attentions(), context)
         return self._code_logits(x[:, -1]), caches
 
     def empty_caches(self, batch: int) -> tuple[KVCache, ...]:
@@ -187,8 +213,8 @@ class CodeTransformer(nn.Module):
           prefixes: for each block, caches of the condition and the first codes; see `nn_jax.attention.attend_to_caches`.
           caches: for each block, the cache of the codes after the prefix, with room for the code at `index`.
         """
-        x = self.codes(codes[:, None], index).astype(self.dtype)
-        num_known = prefixes[0][0].length - self.condition_length
+        x = self._normalize(self.codes(codes[:, None], index)).astype(self.dtype)
+        num_known = prefixes[0][0].length - self.prefix_length
         visible = tuple(self._visible(p, index, num_known, caches[0].length) for p in self.patterns)
         x, caches = self.transformer.decode_step(x, prefixes, caches, index - num_known, visible)
         return self._code_logits(x[:, 0]), caches
@@ -200,21 +226,39 @@ class CodeTransformer(nn.Module):
             return Visible(None, None, jnp.arange(length) <= index - num_known)
         prefix_mask = None
         if num_known:
-            mask = attention_mask(pattern, self.condition_length, self.grid, self.conv_window)
-            prefix_mask = jnp.asarray(mask[self.condition_length :, : self.condition_length + num_known])[index]
+            mask = attention_mask(pattern, self.prefix_length, self.grid, self.conv_window)
+            prefix_mask = jnp.asarray(mask[self.prefix_length :, : self.prefix_length + num_known])[index]
         positions = jnp.asarray(attended)[index] - num_known
         return Visible(prefix_mask, positions, positions >= 0)
 
-    def _embed(self, condition, codes):
-        """Embeds condition and codes as one sequence."""
-        x = jnp.concatenate([self.condition(condition), self.codes(codes)], axis=1)
-        return nn.with_logical_constraint(x.astype(self.dtype), ("batch", None, None))
+    def _embed(self, condition, codes, deterministic: bool = True):
+        """Embeds condition and codes as one sequence. With an encoder, also returns the context of the codes."""
+        prefix, context = self.condition(condition), None
+        if self.encoder_depth:
+            context = self._encode(prefix, condition, deterministic)
+            prefix = self.start(jnp.zeros((len(codes), 1), jnp.int32))
+        x = self._normalize(jnp.concatenate([prefix, self.codes(codes)], axis=1))
+        return nn.with_logical_constraint(x.astype(self.dtype), ("batch", None, None)), context
+
+    def _encode(self, x, tokens, deterministic: bool) -> Context:
+        """Encodes the embedded tokens of a condition."""
+        if self.embedding_norm:
+            x = self.condition_norm(x)
+        x = nn.with_logical_constraint(x.astype(self.dtype), ("batch", None, None))
+        mask = None if self.padding is None else tokens != self.padding
+        x = self.drop(x, deterministic=deterministic)
+        x = self.encoder(x, (), deterministic, None if mask is None else mask[:, None, None])
+        return Context(self.encoder_norm(x), mask)
+
+    def _normalize(self, x):
+        """Applies the norm of embeddings of the sequence, if there is one."""
+        return self.code_norm(x) if self.embedding_norm else x
 
     def _attentions(self) -> tuple[Callable, ...]:
         """Returns the attention of each pattern; () if all blocks are dense."""
         if self.patterns == ("dense",):
             return ()
-        options = {"condition_length": self.condition_length, "grid": self.grid, "window": self.conv_window}
+        options = {"condition_length": self.prefix_length, "grid": self.grid, "window": self.conv_window}
         return tuple(functools.partial(attend_in_pattern, pattern=pattern, **options) for pattern in self.patterns)
 
     def _code_logits(self, x):
@@ -230,7 +274,8 @@ def unroll_for_decoding(module: CodeTransformer, params: Mapping[str, Any]) -> t
 
     The model can be hashed, as keys of compiled programs require.
     """
-    params = {**params, "transformer": unstack_blocks(params["transformer"])}
+    stacks = [name for name in ("encoder", "transformer") if name in params]
+    params = {**params, **{name: unstack_blocks(params[name]) for name in stacks}}
     return module.clone(blocks=flax.core.freeze({**module.blocks, **UNROLLED})), params
 
 

@@ -12,23 +12,28 @@ from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
 
 __all__ = ["LoadError", "open_checkpoint"]
 
-_HUB_FILES = ("config.yaml", "config.json", "stage1_last.ckpt", "stage2_last.ckpt", "tokenizer/*")
+_HUB_FILES = (
+    "config.yaml", "config.json", "stage1_last.ckpt", "stage2_last.ckpt", "tokenizer/*", "flax_model.msgpack",
+    "tokenizer.json", "enwiki-words-frequency.txt", "vqgan/*",
+)  # fmt: skip
 _FORMATS = (
     "load opens run directories of train-jax (config.json with the task dalle_jax.task, tokenizer.json, vqgan.safetensors, "
-    "checkpoints/), directories of minDALL-E (config.yaml, stage1_last.ckpt, stage2_last.ckpt, tokenizer/), and hf:org/name "
-    "for a repository with these"
+    "checkpoints/), directories of minDALL-E (config.yaml, stage1_last.ckpt, stage2_last.ckpt, tokenizer/) and of dalle-mini "
+    "(config.json, flax_model.msgpack, tokenizer.json, and the VQGAN in vqgan/), and hf:org/name for a repository with these"
 )
 
 
-def open_checkpoint(path: str | Path, step: int | None = None) -> Stage2Checkpoint:
+def open_checkpoint(path: str | Path, step: int | None = None, vqgan: str | Path | None = None) -> Stage2Checkpoint:
     """Opens the checkpoint at `path` (see `dalle_jax.load`). Raises LoadError if the format is unknown."""
     path = hub.resolve(path, _HUB_FILES)
     if not path.is_dir():
         contents = "it is a file" if path.is_file() else "there is no such folder"
         raise LoadError(f"{path} is not a DALL-E: {contents}. {_FORMATS}")
     checkpoint = run_directory.open_directory(path, step) or min_dalle.open_directory(path)
+    if checkpoint is not None and vqgan is not None:
+        raise LoadError(f"{path} contains the VQGAN of its codes: leave out vqgan = {str(vqgan)!r}")
+    checkpoint = checkpoint or dalle_mini.open_directory(path, vqgan)
     if checkpoint is None:
-        dalle_mini.reject(path)
         contents = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         raise LoadError(f"{path} is not a DALL-E: it holds {contents}. {_FORMATS}")
     return checkpoint

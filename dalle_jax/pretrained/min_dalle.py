@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers.implementations import CharBPETokenizer
 
-from dalle_jax.captions import CharBpeCaptions
+from dalle_jax.captions import SubwordCaptions
 from dalle_jax.options import DALLEOptions
 from train_jax.errors import LoadError
 from train_jax.weights import gpt
@@ -132,7 +132,7 @@ def _convert_options(hparams: Mapping, text_length: int) -> DALLEOptions:
     return DALLEOptions.parse(options, "model")
 
 
-def _open_tokenizer(folder: Path, length: int, size: int) -> CharBpeCaptions:
+def _open_tokenizer(folder: Path, length: int, size: int) -> SubwordCaptions:
     vocab, merges = folder / _VOCAB, folder / _MERGES
     for file in (vocab, merges):
         if not file.is_file():
@@ -144,7 +144,7 @@ def _open_tokenizer(folder: Path, length: int, size: int) -> CharBpeCaptions:
     bpe.add_special_tokens([_PAD])
     if bpe.get_vocab_size() > size:
         raise LoadError(f"{folder}: a tokenizer of {bpe.get_vocab_size()} tokens, but the model has {size}")
-    return CharBpeCaptions(bpe._tokenizer, length, size, bpe.token_to_id(_PAD))
+    return SubwordCaptions(bpe._tokenizer, length, size, bpe.token_to_id(_PAD))
 
 
 def _list_entries(hparams: Mapping) -> list[Entry]:

@@ -15,13 +15,18 @@ from nn_jax.layers import DTYPES
 TOKENS, CODES, GRID, DEPTH = 30, 20, (3, 4), 3
 LENGTH = GRID[0] * GRID[1]
 CLASS = {"condition_length": 1, "predicts_condition": False}  # the others are conditions of six tokens, as texts are
+ENCODER = {"encoder_depth": 2, "predicts_condition": False}
 VARIANTS = [
     {},
     {"joint_vocabulary": True, "axial": False, "scan": False, "activation": "quick_gelu"},
     {"attention": ("row", "column", "row", "row"), "last_attention": "conv", "conv_window": 3},
     {"attention": ("column", "dense"), "scan": False, "remat": "full"},
     CLASS | {"axial": False},
+    {"branch_norms": "sandwich", "gated": True, "activation": "silu", "embedding_norm": True},
+    ENCODER | {"branch_norms": "normformer", "gated": True, "bias": False, "embedding_norm": True, "padding": 3},
+    ENCODER | {"scan": False, "attention": ("row", "dense"), "condition_length": 1},
 ]
+STREAMS = [changes for changes in VARIANTS if "encoder_depth" not in changes]
 BFLOAT16 = [changes | {"dtype": "bfloat16"} for changes in (VARIANTS[1], VARIANTS[2], VARIANTS[4])]
 
 
@@ -34,11 +39,15 @@ def build(
     activation="gelu",
     dtype="float32",
     condition_length=6,
+    branch_norms="none",
+    gated=False,
+    bias=True,
     **changes,
 ):
     """`(module, parameters, condition, codes)`: weights that are far from their small beginnings."""
     patterns, attention_index = assign_patterns(attention, last_attention, DEPTH)
     blocks = {"scan": scan, "remat": remat, "activation": activation}
+    blocks |= {"branch_norms": branch_norms, "gated": gated, "bias": bias}
     blocks["attention_index"] = attention_index if len(patterns) > 1 else ()
     options = {
         "dropout": 0.0,
@@ -97,7 +106,7 @@ def test_decoding_with_a_cache_equals_the_whole_stream(changes):
             logits, caches = apply(unrolled, params, *step, method="decode_step")
 
 
-@pytest.mark.parametrize("changes", VARIANTS)
+@pytest.mark.parametrize("changes", STREAMS)
 def test_a_token_depends_on_exactly_what_its_masks_let_through(changes):
     """Logits that change with one token, against the masks multiplied through the blocks."""
     module, params, condition, codes = build(**changes)
@@ -123,6 +132,22 @@ def test_a_token_depends_on_exactly_what_its_masks_let_through(changes):
         changed = np.concatenate([np.abs(a - b).max(axis=(0, 2)) > 1e-6 for a, b in pairs])
         # Output number i stands at position i of the stream.
         assert changed.tolist() == reach[: n + LENGTH - 1, position].tolist(), position
+
+
+def test_codes_read_all_of_an_encoded_condition_but_its_padding():
+    module, params, condition, codes = build(**VARIANTS[6])
+    condition = jnp.asarray([[5, 7, 9, 3, 3, 3], [4, 8, 6, 11, 12, 3]], jnp.int32)
+    before = apply(module, params, condition, codes)[1]
+    other_padding = params | {"condition": params["condition"] | {"tokens": params["condition"]["tokens"].copy()}}
+    other_padding["condition"]["tokens"][3] += 1
+    np.testing.assert_array_equal(apply(module, other_padding, condition, codes)[1], before)
+    for position in range(3):
+        changed = apply(module, params, condition.at[:, position].add(1), codes)[1]
+        assert (np.abs(changed - before).max(axis=2) > 1e-6).all()
+    for position in range(LENGTH):
+        changed = apply(module, params, condition, codes.at[:, position].set((codes[:, position] + 1) % CODES))[1]
+        is_changed = np.abs(changed - before).max(axis=(0, 2)) > 1e-6
+        assert is_changed.tolist() == [index > position for index in range(LENGTH)]
 
 
 @pytest.mark.parametrize("changes", BFLOAT16)

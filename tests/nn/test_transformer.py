@@ -61,9 +61,15 @@ def twin_attention(x, p, causal, visible=None):
     return out
 
 
-def twin_mlp(x, p, activation):
-    hidden = np.vectorize(activation)(x @ p["mlp_in"]["kernel"] + p["mlp_in"]["bias"])
-    return hidden @ p["mlp_out"]["kernel"] + p["mlp_out"]["bias"]
+def twin_dense(x, p):
+    return x @ p["kernel"] + p.get("bias", 0)
+
+
+def twin_mlp(x, p, activation, inner=lambda y: y):
+    hidden = np.vectorize(activation)(twin_dense(x, p["mlp_gate" if "mlp_gate" in p else "mlp_in"]))
+    if "mlp_gate" in p:
+        hidden = hidden * twin_dense(x, p["mlp_in"])
+    return twin_dense(inner(hidden), p["mlp_out"])
 
 
 def gelu(v):
@@ -83,6 +89,53 @@ def twin(x, params, *, causal=False, visible=None, eps=1e-5, activation=gelu):
 def test_blocks_equal_their_twin(x, params, causal):
     actual = apply(make(causal=causal), {"params": params}, x)
     np.testing.assert_allclose(actual, twin(x, params, causal=causal), atol=1e-5)
+
+
+@pytest.mark.parametrize("branch_norms", transformer.BRANCH_NORMS)
+def test_gates_and_norms_of_branches_equal_their_twin(x, branch_norms):
+    module = make(causal=True, branch_norms=branch_norms, gated=True, activation="silu")
+    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), x))["params"]
+    draw = np.random.default_rng(1)
+    params = jax.tree.map(lambda p: 0.3 * draw.standard_normal(p.shape).astype(np.float32), shapes)
+    y = np.asarray(x, np.float64)
+    for number in range(DEPTH):
+        p = jax.tree.map(lambda a: np.asarray(a, np.float64), params[f"block_{number}"])
+
+        def norm(name, is_used, p=p):
+            return (lambda z: twin_norm(z, p[name], 1e-5)) if is_used else (lambda z: z)
+
+        attention_norm, mlp_norm = (norm(f"{name}_norm", branch_norms != "none") for name in ("attention", "mlp"))
+        y = y + attention_norm(twin_attention(twin_norm(y, p["norm1"], 1e-5), p["attention"], True))
+        inner, outer = (mlp_norm, norm("", False)) if branch_norms == "normformer" else (norm("", False), mlp_norm)
+        y = y + outer(twin_mlp(twin_norm(y, p["norm2"], 1e-5), p, lambda v: v / (1 + math.exp(-v)), inner))
+    np.testing.assert_allclose(apply(module, {"params": params}, x), y, atol=1e-5)
+
+
+@pytest.mark.parametrize("scan, remat", [(False, "none"), (True, "dots")])
+def test_cross_attention_equals_its_twin(x, scan, remat):
+    """Branches that do not cross-attend are silenced: only the second block's cross-attention adds to x."""
+    module = make(cross=True, bias=False)
+    draw = np.random.default_rng(2)
+    tokens, mask = draw.standard_normal((2, 4, WIDTH)), np.array([[True, True, False, True], [True] * 4])
+    context = attention.Context(jnp.asarray(tokens, jnp.float32), jnp.asarray(mask))
+    program = jax.eval_shape(lambda key: module.init(key, x, context=context), jax.random.key(0))
+    params = jax.tree.map(lambda p: 0.5 * draw.standard_normal(p.shape).astype(np.float32), nn.unbox(program)["params"])
+    for number in range(DEPTH):
+        for name in ("attention", "cross_attention")[: 1 + (number != 1)]:
+            params[f"block_{number}"][name]["out"]["kernel"] *= 0
+        params[f"block_{number}"]["mlp_out"]["kernel"] *= 0
+    p, y = params["block_1"]["cross_attention"], np.asarray(x, np.float64)
+    normed = twin_norm(y, params["block_1"]["cross_norm"], 1e-5)
+    for row in range(2):
+        for head in range(HEADS):
+            q, k, v = (z @ p[n]["kernel"][:, head] for n, z in (("q", normed[row]), ("k", tokens[row]), ("v", tokens[row])))
+            scores = np.where(mask[row], q @ k.T / math.sqrt(WIDTH // HEADS), -np.inf)
+            weights = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+            y[row] += weights @ v @ p["out"]["kernel"][head]
+    module = make(cross=True, bias=False, scan=scan, remat=remat)
+    variables = {"params": stacked(params) if scan else params}
+    actual = jax.jit(lambda v: module.apply(v, x, context=context))(variables)
+    np.testing.assert_allclose(actual, y, atol=1e-5)
 
 
 def test_tokens_are_rows_for_a_cpu_alone(x, params, monkeypatch):

@@ -6,12 +6,9 @@ The model uses pixels in [0, 1].
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-from flax.serialization import msgpack_restore
-from flax.traverse_util import flatten_dict
-
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer, unflatten
+from train_jax.weights.msgpack import read_arrays
 from vqgan_jax.pretrained import taming
 from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors, read_config
 
@@ -27,11 +24,7 @@ def open_directory(path: Path) -> Checkpoint | None:
         model = convert_config(read_config(path / "config.json"), path)
 
     def read() -> tuple[dict, str]:
-        try:
-            tree = msgpack_restore((path / WEIGHTS).read_bytes())
-            tensors = {".".join(name): np.asarray(x) for name, x in flatten_dict(tree).items()}
-        except Exception as error:  # msgpack's exceptions have no common base class
-            raise LoadError(f"{path / WEIGHTS} cannot be read: {type(error).__name__}: {error}") from error
+        tensors = read_arrays(path / WEIGHTS)
         return {"params": unflatten(from_peer(tensors, build_entries(model), str(path)), False)}, str(path)
 
     return Checkpoint(name=str(path), format="dalle-mini", model=model, read=read)
@@ -42,7 +35,7 @@ def convert_config(config: Mapping, path: Path) -> dict:
     if "ch_mult" not in config:
         raise LoadError(
             f"{path}: config.json describes no VQGAN of dalle-mini (no ch_mult; model_type "
-            f"{config.get('model_type', '?')!r}). dalle-mini's encoder-decoder for text is another architecture"
+            f"{config.get('model_type', '?')!r}). dalle_jax.load opens dalle-mini's transformer"
         )
     for key, value in _FIXED.items():
         if config.get(key, value) != value:

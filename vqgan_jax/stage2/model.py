@@ -5,6 +5,7 @@ import dataclasses
 from nn_jax.attention_patterns import PATTERNS, assign_patterns
 from nn_jax.code_transformer import CodeTransformer, TokenEmbedding
 from nn_jax.layers import ACTIVATIONS
+from nn_jax.transformer import BRANCH_NORMS
 from train_jax.compute import TransformerCompute
 from train_jax.options import Options, option
 from vqgan_jax.stage2.condition import Condition
@@ -32,12 +33,26 @@ class CodeTransformerOptions(Options):
     attention: tuple[str, ...] = option(("dense",), "attention patterns of the blocks in turn", choices=PATTERNS)
     last_attention: str = option("", "attention pattern of the last block; empty: no exception", choices=("", *PATTERNS))
     conv_window: int = option(11, "window side of convolutional attention", least=1)
+    branch_norms: str = option(
+        "none",
+        "further norms of blocks: sandwich, of the outputs of attention and MLP (CogView, arXiv 2105.13290); normformer, of "
+        "the outputs of attention and in the MLP (arXiv 2110.09456)",
+        choices=BRANCH_NORMS,
+    )
+    gated: bool = option(False, "gated MLPs, activation(x W) * (x V) (arXiv 2002.05202)")
+    bias: bool = option(True, "biases of the matrix products in blocks")
+    embedding_norm: bool = option(False, "norm of embeddings before the first block")
+    encoder_depth: int = option(
+        0, "number of blocks of an encoder of the condition, to which codes cross-attend; 0: one stream", least=0
+    )
 
     def check(self, path: str) -> None:
         self.require(self.width % self.heads == 0, path, "width", f"a multiple of config.{path}.heads = {self.heads}")
         self.require(round(self.mlp_ratio * self.width) >= 1, path, "mlp_ratio", "larger")
         self.require(bool(self.attention), path, "attention", f"one or more of {', '.join(PATTERNS)}")
         self.require(self.conv_window % 2 == 1, path, "conv_window", "odd and positive")
+        is_stream = self.encoder_depth == 0
+        self.require(self.vocabulary == "separate" or is_stream, path, "vocabulary", "separate with an encoder")
 
 
 def build(
@@ -56,11 +71,12 @@ def build(
       compute: precision of computations; None for the default.
       dropout: dropout rate of embeddings and blocks in training.
     """
-    is_joint = options.vocabulary == "joint"
+    is_joint, has_encoder = options.vocabulary == "joint", options.encoder_depth > 0
     options.require(not is_joint or condition.predicted, "model", "vocabulary", f"separate for a {condition.kind}")
     compute = compute or TransformerCompute()
     distinct, attention_index = assign_patterns(options.attention, options.last_attention, options.depth)
-    blocks = {"mlp_ratio": options.mlp_ratio, "activation": options.activation} | compute.blocks
+    names = ("mlp_ratio", "activation", "branch_norms", "gated", "bias")
+    blocks = {name: getattr(options, name) for name in names} | compute.blocks
     return CodeTransformer(
         condition=TokenEmbedding(condition.vocabulary_size, (1, condition.length), options.width),
         num_codes=num_codes,
@@ -69,11 +85,14 @@ def build(
         depth=options.depth,
         heads=options.heads,
         dropout=dropout,
-        predicts_condition=condition.predicted,
+        predicts_condition=condition.predicted and not has_encoder,
         joint_vocabulary=is_joint,
         axial=options.positions == "axial",
         patterns=distinct,
         conv_window=options.conv_window,
+        embedding_norm=options.embedding_norm,
+        encoder_depth=options.encoder_depth,
+        padding=condition.padding if has_encoder else None,
         dtype=compute.array_dtype,
         blocks=blocks | {"attention_index": attention_index if len(distinct) > 1 else ()},
     )

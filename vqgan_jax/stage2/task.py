@@ -221,8 +221,11 @@ def make_loss(module: CodeTransformer, condition: Condition, config: ConfigDict)
 
 
 def _forward_flops(module: CodeTransformer, options: CodeTransformerOptions) -> int:
-    stream = module.condition_length + module.length - 1
-    flops = transformer_flops(stream, options.width, options.depth, options.mlp_ratio)
+    size = {"width": options.width, "mlp_ratio": options.mlp_ratio, "gated": options.gated}
+    context = module.condition_length if options.encoder_depth else 0
+    stream = module.prefix_length + module.length - 1
+    flops = transformer_flops(stream, depth=options.depth, context=context, **size)
+    flops += transformer_flops(context, depth=options.encoder_depth, **size)
     if module.predicts_condition:
         flops += dense_flops(module.condition_length - 1, options.width, module.condition_size)
     return flops + dense_flops(module.length, options.width, module.code_offset + module.num_codes)
