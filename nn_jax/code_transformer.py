@@ -72,8 +72,8 @@ class CodeTransformer(nn.Module):
     """Autoregressive transformer over a condition and a grid of codes.
 
     Parameters: `condition` and `codes` (see `TokenEmbedding`), `transformer`, `norm`, `head`; `condition_head` if condition
-    tokens are predicted with a separate vocabulary; with an encoder `encoder`, `encoder_norm` and `start` (a token); and with
-    `embedding_norm` `code_norm` of the sequence, and `condition_norm` of the encoder's.
+    tokens are predicted with a separate vocabulary; with an encoder `encoder`, `encoder_norm` and `start`, a token; norms of
+    embeddings are `code_norm` and, of those that the encoder reads, `condition_norm`.
 
     Attributes:
       condition: module that embeds a condition as vectors [B, C, width] with their positions: a `TokenEmbedding` of tokens

@@ -162,7 +162,7 @@ def conv_flops(height: int, width: int, kernel: int, inputs: int, outputs: int) 
 def transformer_flops(
     length: int, width: int, depth: int, mlp_ratio: float = 4.0, gated: bool = False, context: int = 0
 ) -> int:
-    """Returns the FLOPs of `depth` transformer blocks on `length` tokens, which cross-attend to a context of `context` tokens.
+    """Returns the FLOPs of `depth` transformer blocks on `length` tokens, which cross-attend to `context` tokens if any.
 
     Counts projections, full attention (a causal mask saves nothing) and MLP, which has a third product if `gated`.
     """

@@ -18,8 +18,8 @@ _HUB_FILES = (
 )  # fmt: skip
 _FORMATS = (
     "load opens run directories of train-jax (config.json with the task dalle_jax.task, tokenizer.json, vqgan.safetensors, "
-    "checkpoints/), directories of minDALL-E (config.yaml, stage1_last.ckpt, stage2_last.ckpt, tokenizer/) and of dalle-mini "
-    "(config.json, flax_model.msgpack, tokenizer.json, and the VQGAN in vqgan/), and hf:org/name for a repository with these"
+    "checkpoints/), directories of minDALL-E (config.yaml, stage1_last.ckpt, stage2_last.ckpt, tokenizer/), of dalle-mini "
+    "(config.json, flax_model.msgpack, tokenizer.json, vqgan/), and hf:org/name for a repository with these"
 )
 
 

@@ -84,7 +84,7 @@ def _fill_defaults(config: Mapping, file: Path) -> dict:
     """Fills in defaults for missing options. Raises LoadError for options and values that are not supported."""
     if unknown := config.keys() - _DEFAULTS.keys() - _FIXED.keys() - _IGNORED:
         known = ", ".join(sorted(_DEFAULTS.keys() | _FIXED.keys()))
-        raise LoadError(f"{file} has {', '.join(sorted(unknown))}, not understood; of dalle-mini's options these are: {known}")
+        raise LoadError(f"{file} has {', '.join(sorted(unknown))}; the options of dalle-mini that are understood: {known}")
     for key, value in _FIXED.items():
         if config.get(key, value) != value:
             raise LoadError(f"{file}: {key} = {config[key]!r}; only {value!r} is supported")
@@ -219,10 +219,10 @@ def _list_attention(ours: str, theirs: str, heads: int, has_bias: bool, joint: b
     names = [f"{theirs}.{name}_proj" for name in "qkv"]
     groups = {"qkv": names} if joint else {"q": names[:1], "k": names[1:2], "v": names[2:]}
     for name, group in groups.items():
-        kernels = tuple(f"{x}.kernel" for x in group)
-        yield Entry(f"{ours}/{name}/kernel", kernels, "qkv" if joint else "split_heads", heads)
+        kind, bias_kind = ("qkv", "qkv_bias") if joint else ("split_heads", "heads_bias")
+        yield Entry(f"{ours}/{name}/kernel", tuple(f"{x}.kernel" for x in group), kind, heads)
         if has_bias:
-            yield Entry(f"{ours}/{name}/bias", tuple(f"{x}.bias" for x in group), "qkv_bias" if joint else "heads_bias", heads)
+            yield Entry(f"{ours}/{name}/bias", tuple(f"{x}.bias" for x in group), bias_kind, heads)
     yield Entry(f"{ours}/out/kernel", (f"{theirs}.out_proj.kernel",), "merge_heads", heads)
     if has_bias:
         yield Entry(f"{ours}/out/bias", (f"{theirs}.out_proj.bias",))

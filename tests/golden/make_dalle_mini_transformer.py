@@ -1,9 +1,9 @@
 """Makes `tests/golden/dalle/dalle-mini…`: tiny random models, and what borisdayma's own code computes with them.
 
-python tests/golden/make_dalle_mini_transformer.py DALLE_MINI VQGAN     (with the `peers` and `dalle-mini` extras, einops)
+python tests/golden/make_dalle_mini_transformer.py DALLE_MINI           (with the `peers` and `dalle-mini` extras, einops)
 
 DALLE_MINI is a checkout of borisdayma/dalle-mini, whose model, tokenizer and text normaliser run unchanged; wandb is a stub.
-VQGAN is `tests/golden/vqgan/dalle-mini`, of which `dalle-mini/vqgan` is a copy. Only numbers are stored.
+Their VQGAN is `tests/golden/vqgan/dalle-mini`. Only numbers are stored.
 """
 
 import importlib
@@ -123,7 +123,6 @@ def main() -> None:
             outputs |= {"guidance": scale, "sampled": np.asarray(sampled.sequences)[:, 1:].astype(np.int32)}
             outputs |= {"texts": TEXTS, "normalized": [normalize(t) for t in TEXTS]}
             outputs |= {"foreign": FOREIGN, "normalized_foreign": [normalize(t) for t in FOREIGN]}
-            shutil.copytree(sys.argv[2], folder / "vqgan", ignore=shutil.ignore_patterns("outputs.npz"))
         np.savez_compressed(folder / "outputs.npz", **{key: np.asarray(value) for key, value in outputs.items()})
         (folder / "generation_config.json").unlink(missing_ok=True)
 
