@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int, Int32
 
 from train_jax.data.captions import CaptionChoice
 from train_jax.data.text import Tokenizer
+from train_jax.data.yttm import YouTokenToMe
 from vqgan_jax.stage2.condition import Tokens
 
 log = logging.getLogger(__name__)
@@ -149,3 +150,51 @@ class SubwordCaptions(_TextCondition):
     def likelihood_mask(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
         """Returns a mask of the tokens in the loss: all tokens except padding."""
         return tokens != self.pad
+
+
+@dataclasses.dataclass(frozen=True)
+class YttmCaptions(_TextCondition):
+    """Captions of ruDALL-E: begin token, text tokens, end token, and a separate pad token for each position.
+
+    Texts that are too long lose their end token. The last tokens of the vocabulary are the pads.
+
+    Attributes:
+      bpe: tokenizer.
+      text_length: number of tokens per caption.
+      vocabulary_size: vocabulary size of the model, with the pads.
+      is_shifted: whether one more begin token precedes the caption, as in ruDALL-E's second version.
+    """
+
+    bpe: YouTokenToMe
+    text_length: int
+    vocabulary_size: int
+    is_shifted: bool = False
+
+    droppable = False  # ruDALL-E is trained without dropped captions
+
+    @property
+    def length(self) -> int:
+        return self.text_length + self.is_shifted
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.text_length} {self.is_shifted} {self.bpe.fingerprint}"
+
+    def encode_flagged(
+        self, texts: Sequence[str], rng: np.random.Generator | None = None
+    ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
+        """Tokenizes texts in lower case. Returns the token ids and a truncation flag per text."""
+        pads = np.arange(self.vocabulary_size - self.text_length, self.vocabulary_size)
+        token_ids = np.tile(pads.astype(np.int32), (len(texts), 1))
+        truncated = np.zeros(len(texts), bool)
+        for row, text in enumerate(texts):
+            ids = [self.bpe.begin, *self.bpe.encode(text.lower()), self.bpe.end]
+            truncated[row] = len(ids) > self.text_length
+            token_ids[row, : len(ids)] = ids[: self.text_length]
+        if self.is_shifted:
+            token_ids = np.pad(token_ids, ((0, 0), (1, 0)), constant_values=self.bpe.begin)
+        return token_ids, truncated
+
+    def likelihood_mask(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
+        """Returns a mask of the tokens in the loss: all tokens except padding."""
+        return tokens < self.vocabulary_size - self.text_length

@@ -73,7 +73,7 @@ class CodeTransformer(nn.Module):
 
     Parameters: `condition` and `codes` (see `TokenEmbedding`), `transformer`, `norm`, `head`; `condition_head` if condition
     tokens are predicted with a separate vocabulary; with an encoder `encoder`, `encoder_norm` and `start`, a token; norms of
-    embeddings are `code_norm` and, of those that the encoder reads, `condition_norm`.
+    embeddings are `code_norm` and, of those that the encoder reads, `condition_norm`; with `head_norm` `second_norm`.
 
     Attributes:
       condition: module that embeds a condition as vectors [B, C, width] with their positions: a `TokenEmbedding` of tokens
@@ -86,13 +86,16 @@ class CodeTransformer(nn.Module):
       axial: whether codes have axial position embeddings; see `TokenEmbedding`.
       patterns: distinct attention patterns of the blocks; see `nn_jax.attention_patterns`. `blocks["attention_index"]`
         assigns the patterns to blocks.
-      conv_window: side of the window of the "conv" pattern.
+      conv_window: side of the window of the patterns "conv", "window" and "torus".
+      shifted_patterns: whether patterns take the last position of the prefix for the first code, and each code for the next.
       cache_dtype: dtype of KV caches: None for `dtype`, or int8, which has a relative error of 1/254 of the largest
         component of each key and value.
       embedding_norm: whether embeddings are normalised before the first block.
       encoder_depth: number of blocks of the condition's encoder; 0: the condition is a part of the sequence. The options of
         `blocks` hold for both.
       padding: condition token to which neither the encoder nor codes attend; None: they attend to all.
+      head_norm: whether logits are of a second norm of `norm`'s output.
+      head_bias: whether logits have biases.
     """
 
     condition: nn.Module
@@ -109,10 +112,13 @@ class CodeTransformer(nn.Module):
     axial: bool = False
     patterns: tuple[str, ...] = ("dense",)
     conv_window: int = 11
+    shifted_patterns: bool = False
     cache_dtype: DTypeLike | None = None
     embedding_norm: bool = False
     encoder_depth: int = 0
     padding: int | None = None
+    head_norm: bool = False
+    head_bias: bool = False
 
     @property
     def condition_length(self) -> int:
@@ -146,6 +152,8 @@ class CodeTransformer(nn.Module):
         has_encoder = self.encoder_depth > 0
         self.transformer = Transformer(self.width, self.depth, self.heads, **options, causal=True, cross=has_encoder)
         self.norm = layer_norm(1e-5, self.dtype, None)
+        if self.head_norm:
+            self.second_norm = layer_norm(1e-5, self.dtype, None)
         if has_encoder:
             options["attention_index"] = ()
             self.encoder = Transformer(self.width, self.encoder_depth, self.heads, **options)
@@ -157,7 +165,8 @@ class CodeTransformer(nn.Module):
                 self.condition_norm = layer_norm(1e-5, self.dtype, None)
 
         def projection(features: int) -> Dense:
-            return Dense((features,), ("embed", "vocab"), 0.02, self.dtype, bias=False, out_dtype=jnp.float32)
+            options = {"bias": self.head_bias, "out_dtype": jnp.float32}
+            return Dense((features,), ("embed", "vocab"), 0.02, self.dtype, **options)
 
         self.head = projection(self.code_offset + self.num_codes)
         if self.predicts_condition and not self.joint_vocabulary:
@@ -176,7 +185,7 @@ class CodeTransformer(nn.Module):
         """
         x, context = self._embed(condition, codes[:, :-1], deterministic)
         x = self.drop(x, deterministic=deterministic)
-        x = self.norm(self.transformer(x, self._attentions(), deterministic, context=context))
+        x = self._final_norm(self.transformer(x, self._attentions(), deterministic, context=context))
         last = self.prefix_length - 1  # this position predicts the first code
         condition_logits = None
         if self.predicts_condition:
@@ -221,14 +230,14 @@ class CodeTransformer(nn.Module):
 
     def _visible(self, pattern: str, index: Int[Array, ""], num_known: int, length: int) -> Visible:
         """Returns what the code at `index` attends to, of a prefix with `num_known` codes and of a cache of `length`."""
-        attended = attended_codes(pattern, self.grid, self.conv_window)
+        attended, offset = attended_codes(pattern, self.grid, self.conv_window), int(self.shifted_patterns)
         if attended is None:
             return Visible(None, None, jnp.arange(length) <= index - num_known)
         prefix_mask = None
-        if num_known:
-            mask = attention_mask(pattern, self.prefix_length, self.grid, self.conv_window)
+        if num_known or offset:
+            mask = attention_mask(pattern, self.prefix_length - offset, self.grid, self.conv_window)
             prefix_mask = jnp.asarray(mask[self.prefix_length :, : self.prefix_length + num_known])[index]
-        positions = jnp.asarray(attended)[index] - num_known
+        positions = jnp.asarray(attended)[offset:][index] - offset - num_known
         return Visible(prefix_mask, positions, positions >= 0)
 
     def _embed(self, condition, codes, deterministic: bool = True):
@@ -258,12 +267,18 @@ class CodeTransformer(nn.Module):
         """Returns the attention of each pattern; () if all blocks are dense."""
         if self.patterns == ("dense",):
             return ()
-        options = {"condition_length": self.prefix_length, "grid": self.grid, "window": self.conv_window}
+        length = self.prefix_length - self.shifted_patterns
+        options = {"condition_length": length, "grid": self.grid, "window": self.conv_window}
         return tuple(functools.partial(attend_in_pattern, pattern=pattern, **options) for pattern in self.patterns)
 
     def _code_logits(self, x):
         """Computes logits over codes only."""
-        return self.head(self.norm(x))[:, self.code_offset :]
+        return self.head(self._final_norm(x))[:, self.code_offset :]
+
+    def _final_norm(self, x):
+        """Normalises the output of the last block."""
+        x = self.norm(x)
+        return self.second_norm(x) if self.head_norm else x
 
 
 UNROLLED = {"scan": False, "remat": "none", "float8": False}  # `CodeTransformer.blocks` for decoding

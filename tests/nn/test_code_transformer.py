@@ -15,6 +15,7 @@ from nn_jax.layers import DTYPES
 TOKENS, CODES, GRID, DEPTH = 30, 20, (3, 4), 3
 LENGTH = GRID[0] * GRID[1]
 CLASS = {"condition_length": 1, "predicts_condition": False}  # the others are conditions of six tokens, as texts are
+TORUS = {"attention": ("row", "column", "torus"), "conv_window": 3}
 ENCODER = {"encoder_depth": 2, "predicts_condition": False}
 VARIANTS = [
     {},
@@ -23,6 +24,7 @@ VARIANTS = [
     {"attention": ("column", "dense"), "scan": False, "remat": "full"},
     CLASS | {"axial": False},
     {"branch_norms": "sandwich", "gated": True, "activation": "silu", "embedding_norm": True},
+    TORUS | {"shifted_patterns": True, "head_norm": True, "head_bias": True},
     ENCODER | {"branch_norms": "normformer", "gated": True, "bias": False, "embedding_norm": True, "padding": 3},
     ENCODER | {"scan": False, "attention": ("row", "dense"), "condition_length": 1},
 ]
@@ -115,7 +117,9 @@ def test_a_token_depends_on_exactly_what_its_masks_let_through(changes):
     distinct, index = assign_patterns(patterns, changes.get("last_attention", ""), DEPTH)
     reach = np.eye(n + LENGTH, dtype=bool)
     for block in range(DEPTH):
-        mask = attention_mask(distinct[index[block]], n, GRID, changes.get("conv_window", 11))
+        offset = int(changes.get("shifted_patterns", False))
+        mask = attention_mask(distinct[index[block]], n - offset, GRID, changes.get("conv_window", 11))
+        mask = np.pad(mask, (0, offset))  # the stream is longer by what patterns take for codes
         reach = (mask.astype(int) @ reach.astype(int)) > 0
 
     def logits(condition, codes):
@@ -135,7 +139,7 @@ def test_a_token_depends_on_exactly_what_its_masks_let_through(changes):
 
 
 def test_codes_read_all_of_an_encoded_condition_but_its_padding():
-    module, params, condition, codes = build(**VARIANTS[6])
+    module, params, condition, codes = build(**VARIANTS[7])
     condition = jnp.asarray([[5, 7, 9, 3, 3, 3], [4, 8, 6, 11, 12, 3]], jnp.int32)
     before = apply(module, params, condition, codes)[1]
     other_padding = params | {"condition": params["condition"] | {"tokens": params["condition"]["tokens"].copy()}}

@@ -32,7 +32,10 @@ class CodeTransformerOptions(Options):
     )
     attention: tuple[str, ...] = option(("dense",), "attention patterns of the blocks in turn", choices=PATTERNS)
     last_attention: str = option("", "attention pattern of the last block; empty: no exception", choices=("", *PATTERNS))
-    conv_window: int = option(11, "window side of convolutional attention", least=1)
+    conv_window: int = option(11, "window side of convolutional attention (conv, window and torus)", least=1)
+    shifted_patterns: bool = option(
+        False, "attention patterns take the last condition token for the first code, and each code for the next"
+    )
     branch_norms: str = option(
         "none",
         "further norms of blocks: sandwich, of the outputs of attention and MLP (CogView, arXiv 2105.13290); normformer, of "
@@ -42,6 +45,8 @@ class CodeTransformerOptions(Options):
     gated: bool = option(False, "gated MLPs, activation(x W) * (x V) (arXiv 2002.05202)")
     bias: bool = option(True, "biases of the matrix products in blocks")
     embedding_norm: bool = option(False, "norm of embeddings before the first block")
+    head_norm: bool = option(False, "a second norm before the logits")
+    head_bias: bool = option(False, "biases of the logits")
     encoder_depth: int = option(
         0, "number of blocks of an encoder of the condition, to which codes cross-attend; 0: one stream", least=0
     )
@@ -72,6 +77,8 @@ def build(
       dropout: dropout rate of embeddings and blocks in training.
     """
     is_joint, has_encoder = options.vocabulary == "joint", options.encoder_depth > 0
+    can_shift = (condition.length > 1 and not has_encoder) or not options.shifted_patterns
+    options.require(can_shift, "model", "shifted_patterns", "False where one token precedes the codes")
     options.require(not is_joint or condition.predicted, "model", "vocabulary", f"separate for a {condition.kind}")
     compute = compute or TransformerCompute()
     distinct, attention_index = assign_patterns(options.attention, options.last_attention, options.depth)
@@ -90,7 +97,10 @@ def build(
         axial=options.positions == "axial",
         patterns=distinct,
         conv_window=options.conv_window,
+        shifted_patterns=options.shifted_patterns,
         embedding_norm=options.embedding_norm,
+        head_norm=options.head_norm,
+        head_bias=options.head_bias,
         encoder_depth=options.encoder_depth,
         padding=condition.padding if has_encoder else None,
         dtype=compute.array_dtype,
